@@ -1,0 +1,15 @@
+//! What both ends of Adit share: who a device is, what is said on the wire, how bytes are moved, and how people are told.
+//!
+//! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`]) name no runtime, no clock and no socket.
+
+pub mod control;
+pub mod door;
+pub mod frame;
+pub mod identity;
+pub mod invitation;
+pub mod private;
+pub mod report;
+pub mod splice;
+pub mod tls;
+pub mod transport;
+pub mod wire;

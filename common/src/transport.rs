@@ -1,0 +1,56 @@
+//! How QUIC is tuned, on both ends alike, and the UDP sockets under it.
+
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// How long a silent peer keeps its session: a sleep or an outage shorter than this loses nothing.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// Each end proves itself alive this often.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// A handshake that takes longer has failed.
+pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// Streams that a device may have open when it connects.
+pub const FIRST_STREAMS: u32 = 256;
+/// Streams that a device may ever have open at once.
+pub const MOST_STREAMS: u32 = 4096;
+
+/// Flow control per stream: two megabytes keep the queue in front of a token short, and still fill an ordinary path.
+const STREAM_WINDOW: u32 = 2 << 20;
+/// Flow control per connection: bounds the memory that one peer can make the other hold.
+const CONNECTION_WINDOW: u32 = 32 << 20;
+/// What the sender keeps until it is acknowledged: while the laptop sleeps, the server goes on reading from Ollama.
+const SEND_WINDOW: u64 = 8 << 20;
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first.
+pub fn settings(streams: u32) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))))
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_concurrent_bidi_streams(streams.into())
+        // The server's hello.
+        .max_concurrent_uni_streams(1u32.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(CONNECTION_WINDOW.into())
+        .send_window(SEND_WINDOW);
+    Arc::new(config)
+}
+
+/// A non-blocking UDP socket on `address` with large buffers, as far as the system grants them.
+pub fn socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // Each family has its own socket, so that `[::]` and `0.0.0.0` can stand side by side.
+        socket.set_only_v6(true)?;
+    }
+    // Asking for more than `net.core.rmem_max` is not an error, it just gets less.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,73 @@
+//! Reads requests, and says what is wrong with them in Ollama's words.
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::{StatusCode, body::Incoming};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Why a request gets no answer but an error.
+pub(super) struct Refusal {
+    pub(super) status: StatusCode,
+    pub(super) message: String,
+}
+
+/// Reads a whole body.
+pub(super) async fn read(body: Incoming) -> Result<Bytes, hyper::Error> {
+    Ok(body.collect().await?.to_bytes())
+}
+
+/// Parses a JSON body.
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() {
+        return Err(bad("missing request body"));
+    }
+    serde_json::from_slice(body).map_err(|error| bad(error.to_string()))
+}
+
+/// Checks that `wanted` is the model we have; a name without a tag means the latest.
+pub(super) fn check_model(wanted: &str, ours: &str) -> Result<(), Refusal> {
+    if wanted.is_empty() {
+        return Err(bad("model is required"));
+    }
+    if wanted == ours || ours.strip_suffix(":latest") == Some(wanted) {
+        return Ok(());
+    }
+    Err(Refusal {
+        status: StatusCode::NOT_FOUND,
+        message: format!("model '{wanted}' not found"),
+    })
+}
+
+fn bad(message: impl Into<String>) -> Refusal {
+    Refusal {
+        status: StatusCode::BAD_REQUEST,
+        message: message.into(),
+    }
+}
+
+/// The texts of a field that holds one, or a list of them.
+pub(super) fn texts(input: &Value) -> Vec<&str> {
+    match input {
+        Value::Array(inputs) => inputs.iter().filter_map(Value::as_str).collect(),
+        input => input.as_str().into_iter().collect(),
+    }
+}
+
+/// The number of words in all strings within a value: our idea of a prompt's tokens.
+pub(super) fn count_words(value: &Value) -> usize {
+    match value {
+        Value::String(text) => text.split_whitespace().count(),
+        Value::Array(items) => items.iter().map(count_words).sum(),
+        Value::Object(fields) => fields.values().map(count_words).sum(),
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+    }
+}
+
+/// A vector that depends on the text alone.
+pub(super) fn embedding(text: &str) -> Vec<f32> {
+    let seed = text.bytes().fold(0, |seed, byte| super::bytes::mix(seed ^ u64::from(byte)));
+    // The top byte of each word as a number from -1 to 1, exact in f32 and so printed alike everywhere.
+    let numbers = (0..16).map(|index| super::bytes::mix(seed ^ index).to_le_bytes()[7].cast_signed());
+    numbers.map(|number| f32::from(number) / 128.0).collect()
+}

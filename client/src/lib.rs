@@ -1,1 +1,15 @@
+//! `adit`: makes the Ollama of a far machine answer on `localhost:11434`.
+//!
+//! The way of a connection: [`listener`] → [`tunnel`] → `common::wire` → `common::splice`.
 
+pub mod answer;
+mod cli;
+pub mod dial;
+pub mod enroll;
+pub mod listener;
+pub mod profile;
+pub mod status;
+pub mod tunnel;
+pub mod up;
+
+pub use cli::run;

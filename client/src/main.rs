@@ -1,1 +1,5 @@
-fn main() {}
+//! `adit`.
+
+fn main() -> std::process::ExitCode {
+    client::run(std::env::args_os())
+}

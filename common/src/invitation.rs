@@ -22,6 +22,8 @@ pub struct Invitation {
     pub addresses: Vec<String>,
     /// SHA-256 of the CA's SubjectPublicKeyInfo: the only thing the device trusts before it has enrolled.
     pub ca: [u8; 32],
+    /// When the server closes it, Unix time: it then answers nothing any more, so the code itself has to tell.
+    pub expires: i64,
     /// The one-time secret.
     pub secret: Secret,
 }
@@ -75,6 +77,7 @@ impl Invitation {
     pub fn code(&self) -> String {
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.ca);
+        bytes.extend_from_slice(&self.expires.to_be_bytes());
         bytes.extend_from_slice(&self.secret.0);
         bytes.push(self.addresses.len() as u8);
         for address in &self.addresses {
@@ -140,6 +143,7 @@ fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
         return Err(CodeError::Version(version));
     }
     let ca = take::<32>(&mut rest)?;
+    let expires = i64::from_be_bytes(take::<8>(&mut rest)?);
     let secret = Secret(take::<16>(&mut rest)?);
     let [count] = take::<1>(&mut rest)?;
     let mut addresses = Vec::new();
@@ -152,7 +156,12 @@ fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
     if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !rest.is_empty() {
         return Err(CodeError::Damaged);
     }
-    Ok(Invitation { addresses, ca, secret })
+    Ok(Invitation {
+        addresses,
+        ca,
+        expires,
+        secret,
+    })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], CodeError> {
@@ -189,6 +198,7 @@ mod tests {
         Invitation {
             addresses: vec!["192.168.1.7:11435".into(), "[fd00::1]:11435".into(), "gpu.lan:443".into()],
             ca: [0xa5; 32],
+            expires: 1_800_000_000,
             secret: Secret::generate(),
         }
     }

@@ -8,6 +8,7 @@ pub mod frame;
 pub mod identity;
 pub mod invitation;
 pub mod private;
+pub mod process;
 pub mod report;
 pub mod splice;
 pub mod tls;

@@ -99,6 +99,11 @@ impl Sending {
         self.finished = true;
     }
 
+    /// Waits until the peer has all of a finished direction: before that, closing the connection would lose its tail.
+    pub async fn acknowledged(&self) {
+        let _ = self.stream.stopped().await;
+    }
+
     /// Ends this direction with a code, unless it is finished.
     pub fn reset(&mut self, code: Code) {
         if !self.finished {
@@ -119,13 +124,14 @@ pub async fn splice(mut tcp: TcpStream, mut send: Sending, mut recv: RecvStream,
     let mut head = Head::new(facing);
     let mut answered = false;
     let (end, stopped, received_all) = join(&mut tcp, &mut send, &mut recv, &mut head, &mut answered, meter).await;
-    match &end {
-        End::Done if !stopped => return Outcome { end, unanswered: None },
-        End::Done if facing == Facing::Application => {
+    if matches!(end, End::Done) && (!stopped || facing == Facing::Application) {
+        if stopped {
             drain(tcp).await;
-            return Outcome { end, unanswered: None };
+        } else {
+            drop(tcp);
+            send.acknowledged().await;
         }
-        _ => {}
+        return Outcome { end, unanswered: None };
     }
     send.reset(Code::Aborted);
     if !received_all {

@@ -27,7 +27,7 @@ pub const ADITD_PORT: u16 = 11435;
 pub enum StreamHead {
     /// Forward what follows to the named service.
     Forward(Name),
-    /// A [`RenewRequest`] follows.
+    /// A new certificate for the key of this connection, please: a [`RenewAnswer`] comes back.
     Renew,
 }
 
@@ -166,6 +166,14 @@ pub struct Service {
     pub kind: ServiceKind,
 }
 
+/// The client's first words on the connection that it has chosen, sent with the end of the handshake. Without them there is no session:
+/// of several attempts side by side only one becomes one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Greeting {
+    /// Version of `adit`.
+    pub version: String,
+}
+
 /// The server's first words on every tunnel: it has judged the certificate and found it good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -237,11 +245,15 @@ pub enum EnrollRefusal {
     ServerFailed,
 }
 
-/// What a device sends to have its certificate renewed for the same key.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RenewRequest {}
+/// What the server says after its hello, on the same stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Notice {
+    /// It takes no more streams: those that run go on to their end.
+    Draining,
+}
 
-/// The answer to a [`RenewRequest`].
+/// The answer to [`StreamHead::Renew`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RenewAnswer {
     /// The new certificate, DER in base64.

@@ -1,1 +1,22 @@
+//! `aditd`: lets enrolled devices use the Ollama beside it, and is silent to everybody else.
+//!
+//! The way of a stream: [`silence`] → [`door`] → [`session`] → [`policy`] → [`upstream`] → `common::splice`.
 
+pub mod ca;
+mod cli;
+pub mod config;
+pub mod devices;
+pub mod door;
+pub mod enroll;
+pub mod invite;
+pub mod live;
+pub mod policy;
+pub mod register;
+pub mod serve;
+pub mod session;
+pub mod silence;
+pub mod state;
+pub mod upstream;
+pub mod verifier;
+
+pub use cli::run;

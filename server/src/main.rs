@@ -1,1 +1,5 @@
-fn main() {}
+//! `aditd`.
+
+fn main() -> std::process::ExitCode {
+    server::run(std::env::args_os())
+}

@@ -20,9 +20,9 @@ const CONFESSION: &str = "This is a stand-in for Ollama, not a model: it sends f
 
 /// What seeded answers are made of; some take several bytes a character, as real tokens do.
 const WORDS: [&str; 32] = [
-    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass", "señal", "harbour",
-    "violet", "copper", "winter", "野原", "signal", "meadow", "lantern", "silver", "дом", "orchard", "thunder",
-    "pebble", "saffron", "willow", "🌊", "canyon", "velvet", "compass", "hollow", "tide",
+    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass", "señal", "harbour", "violet", "copper",
+    "winter", "野原", "signal", "meadow", "lantern", "silver", "дом", "orchard", "thunder", "pebble", "saffron", "willow", "🌊", "canyon",
+    "velvet", "compass", "hollow", "tide",
 ];
 
 /// What a request asks of a generation.

@@ -197,12 +197,8 @@ pub(super) async fn pull(app: &App, body: Incoming) -> Result<Reply, hyper::Erro
     let digest = format!("sha256:{DIGEST}");
     let layer = format!("pulling {}", &DIGEST[..12]);
     let mut steps = VecDeque::from([json!({ "status": "pulling manifest" })]);
-    steps.extend((0..=4).map(|quarter| {
-        json!({ "status": layer, "digest": digest, "total": SIZE, "completed": SIZE / 4 * quarter })
-    }));
-    steps.extend(
-        ["verifying sha256 digest", "writing manifest", "success"].map(|status| json!({ "status": status })),
-    );
+    steps.extend((0..=4).map(|quarter| json!({ "status": layer, "digest": digest, "total": SIZE, "completed": SIZE / 4 * quarter })));
+    steps.extend(["verifying sha256 digest", "writing manifest", "success"].map(|status| json!({ "status": status })));
     let pace = Pace::new(&app.options);
     Ok(reply::stream(NDJSON, Steps { steps, pace }).await)
 }

@@ -1,0 +1,87 @@
+//! The command line of `adit`.
+
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+
+use clap::{ArgAction, Parser, Subcommand};
+use common::{
+    identity::Name,
+    report::{self, Failure},
+};
+
+use crate::{
+    enroll::{self, Enroll},
+    profile::{self, Place},
+    status,
+    up::{self, UpFlags},
+};
+
+/// Use the Ollama of a far machine on localhost:11434
+#[derive(Debug, Parser)]
+#[command(name = "adit", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    /// Keep this device's keys in DIR [default: the user's data directory]
+    #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true)]
+    state_dir: Option<PathBuf>,
+    /// Say more in the log; twice for the most
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enroll this device with the code that `aditd invite` printed
+    Enroll(Enroll),
+    /// Open the tunnel and serve Ollama on localhost
+    Up(UpFlags),
+    /// Show the running tunnel
+    Status {
+        /// Show this server's [default: the only one, or the one called `default`]
+        name: Option<Name>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs `adit` with these arguments, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    report::start_log(cli.verbose);
+    report::log_panics();
+    report::finish(obey(cli))
+}
+
+fn obey(cli: Cli) -> Result<(), Failure> {
+    let dir = match cli.state_dir {
+        Some(dir) => dir,
+        None => profile::default_dir()?,
+    };
+    // One thread moves more bytes for less than several do.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
+            Command::Up(flags) => up::run(Place::choose(&dir, flags.name.clone())?, flags).await,
+            Command::Status { name, json } => status::run(&Place::choose(&dir, name)?, json).await,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

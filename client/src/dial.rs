@@ -1,0 +1,227 @@
+//! Opening a QUIC connection to one of several addresses, and saying why it could not be.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{
+    door::DoorKey,
+    transport,
+    wire::{Code, SERVER_NAME},
+};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig};
+use tokio::task::JoinSet;
+
+/// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(300);
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+
+// The alerts of RFC 8446 section 6 that tell people something.
+const BAD_CERTIFICATE: u64 = 42;
+const CERTIFICATE_REVOKED: u64 = 44;
+const CERTIFICATE_EXPIRED: u64 = 45;
+const CERTIFICATE_UNKNOWN: u64 = 46;
+const UNKNOWN_CA: u64 = 48;
+const DECRYPT_ERROR: u64 = 51;
+const CERTIFICATE_REQUIRED: u64 = 116;
+const NO_APPLICATION_PROTOCOL: u64 = 120;
+
+/// A connection, and how it came to be.
+#[derive(Debug)]
+pub struct Dialed {
+    /// The endpoint under it; the connection lives on when this is dropped.
+    pub endpoint: Endpoint,
+    /// The connection. The server may not have judged it yet.
+    pub connection: Connection,
+}
+
+/// Why there is no connection.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DialError {
+    /// Nobody answered anywhere.
+    #[error("no answer from {0}")]
+    NoAnswer(String),
+    /// A name could not be looked up.
+    #[error("cannot look up `{name}`: {why}")]
+    Resolve {
+        /// As it was given.
+        name: String,
+        /// What the resolver says.
+        why: String,
+    },
+    /// Whoever answers is not the server that this device trusts.
+    #[error("the server at {0} is not the one that this device enrolled with: its certificate comes from another CA")]
+    WrongServer(String),
+    /// A certificate is not valid now, by one of the two clocks.
+    #[error("the server's certificate is not valid at this computer's time, {now}")]
+    Clock {
+        /// This computer's time, for people.
+        now: String,
+    },
+    /// The server ended it with a code.
+    #[error("{}", .0.sentence())]
+    Refused(Code),
+    /// The peer speaks another version.
+    #[error("the server speaks another version of the protocol")]
+    Version,
+    /// Anything else of QUIC or TLS.
+    #[error("the connection failed: {0}")]
+    Other(String),
+    /// A socket could not be made.
+    #[error("cannot open a UDP socket: {0}")]
+    Socket(Arc<io::Error>),
+}
+
+impl DialError {
+    /// What cures it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::NoAnswer(_) => Some(
+                "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
+                 and does a firewall let UDP through?",
+            ),
+            Self::Resolve { .. } => Some("check the name and this computer's network"),
+            Self::WrongServer(_) => Some(
+                "if the server was set up anew: get an invitation there and run `adit enroll --replace`; if not, do not trust that address",
+            ),
+            Self::Clock { .. } => Some("set this computer's clock (and look at the server's)"),
+            Self::Version => Some("bring adit and aditd to the same version"),
+            Self::Refused(_) | Self::Other(_) | Self::Socket(_) => None,
+        }
+    }
+
+    /// Whether trying again soon is of no use: the server has said no.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Refused(Code::Revoked | Code::Superseded))
+    }
+
+    /// Says what a lost connection means. `to` is where it went.
+    pub fn from_connection(error: &ConnectionError, to: &str) -> Self {
+        let alert = |code: u64| match code.checked_sub(0x100) {
+            Some(CERTIFICATE_REVOKED) => Self::Refused(Code::Revoked),
+            Some(NO_APPLICATION_PROTOCOL) => Self::Version,
+            _ => Self::Other(error.to_string()),
+        };
+        match error {
+            ConnectionError::TimedOut => Self::NoAnswer(to.to_owned()),
+            ConnectionError::VersionMismatch => Self::Version,
+            ConnectionError::ApplicationClosed(close) => match Code::from_number(close.error_code.into_inner()) {
+                Some(code) => Self::Refused(code),
+                None => Self::Other(error.to_string()),
+            },
+            // The server's judgement of our certificate.
+            ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code).checked_sub(0x100) {
+                Some(CERTIFICATE_EXPIRED) => Self::Refused(Code::Expired),
+                Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR | CERTIFICATE_REQUIRED) => {
+                    Self::WrongServer(to.to_owned())
+                }
+                _ => alert(close.error_code.into()),
+            },
+            // Our judgement of the server's.
+            ConnectionError::TransportError(e) => match u64::from(e.code).checked_sub(0x100) {
+                Some(CERTIFICATE_EXPIRED) => Self::Clock {
+                    now: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
+                },
+                Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => Self::WrongServer(to.to_owned()),
+                _ => alert(e.code.into()),
+            },
+            ConnectionError::Reset => Self::Other("the server was restarted".to_owned()),
+            ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Self::Other(error.to_string()),
+        }
+    }
+}
+
+/// A client configuration whose first packets knock with `key`.
+pub fn config(crypto: QuicClientConfig, key: &DoorKey) -> ClientConfig {
+    let mut config = ClientConfig::new(Arc::new(crypto));
+    let key = key.clone();
+    config
+        .transport_config(transport::settings(0))
+        .initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
+    config
+}
+
+/// Connects to the first of `addresses` (`host:port`) that answers; each gets a head start over the next. Cancellation safe.
+///
+/// # Errors
+/// What the most telling attempt says: a refusal before silence, silence before a name that can't be looked up.
+pub async fn dial(config: &ClientConfig, addresses: &[String]) -> Result<Dialed, DialError> {
+    let mut worst = None;
+    let mut attempts = JoinSet::new();
+    let mut delay = Duration::ZERO;
+    for name in addresses {
+        match resolve(name).await {
+            Ok(found) => {
+                for address in found {
+                    attempts.spawn(attempt(config.clone(), address, name.clone(), delay));
+                    delay += STAGGER;
+                }
+            }
+            Err(e) => worst = Some(e),
+        }
+    }
+    while let Some(ended) = attempts.join_next().await {
+        match ended {
+            Ok(Ok(dialed)) => return Ok(dialed),
+            Ok(Err(e)) => worst = Some(more_telling(worst, e)),
+            Err(_) => {}
+        }
+    }
+    Err(match worst {
+        Some(DialError::NoAnswer(_)) | None => DialError::NoAnswer(addresses.join(" or ")),
+        Some(other) => other,
+    })
+}
+
+fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
+    let weight = |e: &DialError| match e {
+        DialError::Resolve { .. } => 0,
+        DialError::Socket(_) => 1,
+        DialError::NoAnswer(_) => 2,
+        _ => 3,
+    };
+    match before {
+        Some(before) if weight(&before) >= weight(&now) => before,
+        _ => now,
+    }
+}
+
+async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
+    let failed = |why: String| DialError::Resolve {
+        name: name.to_owned(),
+        why,
+    };
+    match tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host(name)).await {
+        Ok(Ok(found)) => Ok(found.collect()),
+        Ok(Err(e)) => Err(failed(e.to_string())),
+        Err(_) => Err(failed("the resolver does not answer".to_owned())),
+    }
+}
+
+async fn attempt(config: ClientConfig, address: SocketAddr, name: String, delay: Duration) -> Result<Dialed, DialError> {
+    tokio::time::sleep(delay).await;
+    let shown = if name == address.to_string() {
+        name
+    } else {
+        format!("{name} ({address})")
+    };
+    let local = if address.is_ipv4() {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
+    } else {
+        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
+    };
+    let socket = transport::socket(local).map_err(|e| DialError::Socket(Arc::new(e)))?;
+    let endpoint =
+        Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(|e| DialError::Socket(Arc::new(e)))?;
+    let connecting = endpoint
+        .connect_with(config, address, SERVER_NAME)
+        .map_err(|e| DialError::Other(e.to_string()))?;
+    match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
+        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection }),
+        Ok(Err(e)) => Err(DialError::from_connection(&e, &shown)),
+        Err(_) => Err(DialError::NoAnswer(shown)),
+    }
+}

@@ -1,0 +1,244 @@
+//! `adit enroll`: a code becomes a certificate. The private key is made here and never leaves.
+
+use std::{
+    io::{BufRead, IsTerminal, Read},
+    path::{Path, PathBuf},
+    time::{Duration, UNIX_EPOCH},
+};
+
+use clap::Args;
+use common::{
+    frame,
+    identity::{Certificate, Name},
+    invitation::{CodeError, Invitation, MAX_CODE_LEN},
+    process::unix_now,
+    report::{Exit, Failure, say},
+    tls,
+    wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
+};
+use data_encoding::BASE64;
+use indicatif::ProgressBar;
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+
+use crate::{
+    dial::{self, DialError},
+    profile::{DEFAULT_NAME, Place, Profile, SecretPem},
+};
+
+const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Flags of `enroll`.
+#[derive(Debug, Args)]
+pub struct Enroll {
+    /// Read the code from FILE instead of the terminal or standard input
+    #[arg(long, value_name = "FILE")]
+    code_file: Option<PathBuf>,
+    /// Call this server NAME on this device
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
+    name: Name,
+    /// Replace an enrollment of the same name
+    #[arg(long)]
+    replace: bool,
+}
+
+/// Enrolls this device.
+pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
+    let place = Place::new(state_dir, enroll.name.clone());
+    if place.is_enrolled()? && !enroll.replace {
+        return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
+            .hint("to use it: `adit up`; to enroll anew: `adit enroll --replace`")
+            .hint("to enroll at a second server: `adit enroll --name NAME`"));
+    }
+    let code = read_code(enroll.code_file.as_deref())?;
+    let invitation: Invitation = code.parse().map_err(wrong_code)?;
+    if invitation.expires <= unix_now() {
+        return Err(expired(&invitation));
+    }
+    let token = invitation.secret.token();
+    let key = place.pending_key(&token, make_key)?;
+    let spinner = spinner(format!("asking {}", invitation.addresses.join(", ")));
+    let answer = ask(&invitation, &key).await;
+    spinner.finish_and_clear();
+    let enrolled = match answer? {
+        EnrollAnswer::Enrolled(enrolled) => *enrolled,
+        EnrollAnswer::Refused(why) => return Err(refused(why)),
+    };
+    let profile = Profile::new(place, enrolled, key);
+    check(&profile, &invitation)?;
+    profile.save()?;
+    let Enrolled {
+        device,
+        device_id,
+        addresses,
+        ..
+    } = &profile.enrolled;
+    say(format!("Enrolled as {device} {device_id} at {}.", addresses.join(", ")));
+    let name = if profile.place.name.as_str() == DEFAULT_NAME {
+        String::new()
+    } else {
+        format!(" {}", profile.place.name)
+    };
+    say(format!("Now run `adit up{name}`, and use http://localhost:11434."));
+    Ok(())
+}
+
+fn read_code(file: Option<&Path>) -> Result<String, Failure> {
+    let mut code = String::new();
+    let limit = MAX_CODE_LEN as u64 + 1024;
+    let read = match file {
+        Some(path) => std::fs::File::open(path)
+            .and_then(|file| file.take(limit).read_to_string(&mut code))
+            .map_err(|e| {
+                Failure::new(format!("cannot read the code from `{}`", path.display()))
+                    .because(e)
+                    .exit(Exit::Usage)
+            }),
+        None if std::io::stdin().is_terminal() => {
+            eprint!("Code from `aditd invite`: ");
+            std::io::stdin()
+                .lock()
+                .read_line(&mut code)
+                .map_err(|e| Failure::new("cannot read the code").because(e))
+        }
+        None => {
+            let mut stdin = std::io::stdin().lock().take(limit);
+            stdin
+                .read_to_string(&mut code)
+                .map_err(|e| Failure::new("cannot read the code from standard input").because(e))
+        }
+    };
+    read.map(|_| code)
+}
+
+fn wrong_code(error: CodeError) -> Failure {
+    let hint = match error {
+        CodeError::Version(_) => "use the adit that belongs to that aditd",
+        _ => "copy the whole line that `aditd invite` printed, and paste it again",
+    };
+    Failure::new("that code is no good").because(error).hint(hint).exit(Exit::Usage)
+}
+
+fn expired(invitation: &Invitation) -> Failure {
+    let when = |at: i64| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64));
+    Failure::new("the invitation has expired")
+        .because(format!(
+            "it was good until {}, and this computer's clock says {}",
+            when(invitation.expires),
+            when(unix_now())
+        ))
+        .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
+}
+
+fn make_key() -> Result<SecretPem, Failure> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| Failure::new("cannot make a private key").because(e))?;
+    Ok(SecretPem(key.serialize_pem()))
+}
+
+async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
+    let crypto = tls::enroll_client(invitation.ca).map_err(|e| Failure::new("cannot set up TLS").because(e))?;
+    let config = dial::config(crypto, &invitation.secret.door_key());
+    let dialed = dial::dial(&config, &invitation.addresses).await.map_err(not_reached)?;
+    let request = EnrollRequest {
+        token: BASE64.encode(&invitation.secret.token()),
+        csr: BASE64.encode(&csr(key)?),
+    };
+    let exchange = async {
+        let (mut send, mut recv) = dialed.connection.open_bi().await?;
+        frame::write(&mut send, &request).await?;
+        frame::read::<EnrollAnswer>(&mut recv).await
+    };
+    let interrupted =
+        "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
+    let answer = match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
+        Ok(answer) => answer.map_err(|e| {
+            Failure::new("the server did not finish the enrollment")
+                .because(e)
+                .hint(interrupted)
+        }),
+        Err(_) => Err(Failure::new("the server did not finish the enrollment within 30 s").hint(interrupted)),
+    };
+    dialed.connection.close((common::wire::Code::Done as u32).into(), b"");
+    // So that the server hears the end now, and not only by time-out.
+    let _ = tokio::time::timeout(Duration::from_secs(1), dialed.endpoint.wait_idle()).await;
+    answer
+}
+
+fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
+    let unusable = |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
+    let key = KeyPair::from_pem(&key.0).map_err(unusable)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())
+}
+
+fn not_reached(error: DialError) -> Failure {
+    let failure = Failure::new("cannot enroll").because(error.clone());
+    let failure = match &error {
+        DialError::NoAnswer(_) => failure
+            .hint("the server is silent to a code that was replaced by a newer one: if in doubt, get another with `aditd invite NAME`"),
+        DialError::WrongServer(_) => {
+            return Failure::new("cannot enroll")
+                .because("whoever answers at that address is not the server that made the code: its certificate comes from another CA")
+                .hint("get a new code on the server itself; if this happens again, somebody may be in between");
+        }
+        _ => failure,
+    };
+    match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
+}
+
+fn refused(why: EnrollRefusal) -> Failure {
+    let hint = match why {
+        EnrollRefusal::Used | EnrollRefusal::Closed => "get a new one on the server: `aditd invite NAME`",
+        EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
+        EnrollRefusal::ServerFailed => "mend that on the server, then run `adit enroll` with the same code again",
+    };
+    let exit = if why == EnrollRefusal::Used {
+        Exit::NotAllowed
+    } else {
+        Exit::Failed
+    };
+    Failure::new("the server refused to enroll this device")
+        .because(why)
+        .hint(hint)
+        .exit(exit)
+}
+
+/// Before anything is stored: is it really ours, from the CA that the code names, and good now?
+fn check(profile: &Profile, invitation: &Invitation) -> Result<(), Failure> {
+    let bad = |why: &str| {
+        Failure::new("the server's answer does not fit this device")
+            .because(why.to_owned())
+            .hint("get a new code with `aditd invite NAME`")
+    };
+    let ca = profile.ca().map_err(|e| bad(&e.to_string()))?;
+    if tls::key_hash(&ca).map_err(|e| bad(&e.to_string()))?.0 != invitation.ca {
+        return Err(bad("its CA is not the one that the code names"));
+    }
+    // Fails for a certificate of another key.
+    profile.certified_key().map_err(|e| bad(&e.to_string()))?;
+    let Certificate {
+        device,
+        not_before,
+        not_after,
+        ..
+    } = profile.certificate().map_err(|e| bad(&e.to_string()))?;
+    if device != Some(profile.enrolled.device_id) {
+        return Err(bad("its certificate is for another device"));
+    }
+    if !(not_before..=not_after).contains(&unix_now()) {
+        return Err(Failure::new("the new certificate is not valid at this computer's time")
+            .because("the clocks of this computer and of the server are more than a day apart")
+            .hint("set the wrong one (`timedatectl`), then run `adit enroll` with the same code again"));
+    }
+    Ok(())
+}
+
+/// Shown on a terminal only, and only if it takes longer than a blink.
+fn spinner(message: String) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}

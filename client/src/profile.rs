@@ -1,0 +1,244 @@
+//! What a device keeps of each server: its own key and certificate, whom to trust, and where to go. One file each, for its owner alone.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use common::{
+    identity::{Certificate, Name},
+    invitation::sha256,
+    private::{self, FileError},
+    report::{Exit, Failure},
+    tls,
+    wire::Enrolled,
+};
+use data_encoding::BASE64;
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
+use serde::{Deserialize, Serialize};
+
+/// The name of the server that is meant when nobody names one.
+pub const DEFAULT_NAME: &str = "default";
+const IDENTITY: &str = "identity.json";
+const PENDING: &str = "pending.json";
+const SCHEMA: u32 = 1;
+
+/// A place for one server's profile: `servers/NAME` in the state directory.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The directory.
+    pub dir: PathBuf,
+    /// The server's name here.
+    pub name: Name,
+}
+
+/// What enrolling left: everything needed to connect.
+#[derive(Clone)]
+pub struct Profile {
+    /// Where it is kept.
+    pub place: Place,
+    /// What the server said of itself and of this device.
+    pub enrolled: Enrolled,
+    key: SecretPem,
+}
+
+/// The device's private key in PKCS #8 PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct SecretPem(pub String);
+
+impl fmt::Debug for SecretPem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretPem(…)")
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    schema: u32,
+    #[serde(flatten)]
+    enrolled: Enrolled,
+    private_key: SecretPem,
+}
+
+/// A key that has been offered with a code whose answer has not come yet: trying again with the code uses the same key.
+#[derive(Serialize, Deserialize)]
+struct Pending {
+    /// Of the code's token.
+    code: String,
+    private_key: SecretPem,
+}
+
+/// Where profiles are when nobody says otherwise.
+pub fn default_dir() -> Result<PathBuf, Failure> {
+    directories::ProjectDirs::from("", "", "adit")
+        .map(|dirs| dirs.data_local_dir().to_owned())
+        .ok_or_else(|| {
+            Failure::new("there is no home directory to keep this device's key in")
+                .hint("name a place with --state-dir or ADIT_STATE_DIR")
+                .exit(Exit::Usage)
+        })
+}
+
+impl Place {
+    /// The place of server `name` in a state directory.
+    pub fn new(state_dir: &Path, name: Name) -> Self {
+        Self {
+            dir: state_dir.join("servers").join(name.as_str()),
+            name,
+        }
+    }
+
+    /// The place that is meant: the named one; without a name `default`, or the only one there is.
+    pub fn choose(state_dir: &Path, name: Option<Name>) -> Result<Self, Failure> {
+        if let Some(name) = name {
+            return Ok(Self::new(state_dir, name));
+        }
+        let default = Self::new(state_dir, DEFAULT_NAME.parse().expect("the default name is a name"));
+        let known = known(state_dir)?;
+        match known.as_slice() {
+            [only] => Ok(Self::new(state_dir, only.clone())),
+            several if several.len() > 1 && !several.contains(&default.name) => {
+                let names = several.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
+                Err(Failure::new(format!("this device knows several servers: {names}"))
+                    .hint(format!("say which: `adit up {}`", several[0]))
+                    .exit(Exit::Usage))
+            }
+            _ => Ok(default),
+        }
+    }
+
+    /// Whether a profile is there.
+    pub fn is_enrolled(&self) -> Result<bool, FileError> {
+        let path = self.dir.join(IDENTITY);
+        path.try_exists().map_err(FileError::io("read", path))
+    }
+
+    /// Reads the profile.
+    pub fn read(&self) -> Result<Profile, Failure> {
+        let path = self.dir.join(IDENTITY);
+        let text = match private::read(&path) {
+            Err(e) if e.is_not_found() => {
+                return Err(Failure::new("this device is not enrolled")
+                    .because(format!("there is no `{}`", path.display()))
+                    .hint("on the server run `aditd invite NAME`, then here `adit enroll`"));
+            }
+            other => other?,
+        };
+        let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
+        if stored.schema > SCHEMA {
+            return Err(Failure::new(format!("`{}` was written by a newer version of adit", path.display())).hint("use the newer adit"));
+        }
+        let profile = Profile {
+            place: self.clone(),
+            enrolled: stored.enrolled,
+            key: stored.private_key,
+        };
+        profile.certified_key().map_err(|e| damaged(&path, e))?;
+        profile.certificate().map_err(|e| damaged(&path, e))?;
+        Ok(profile)
+    }
+
+    /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
+    pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
+        if let Some(root) = self.dir.parent().and_then(Path::parent) {
+            private::create_dir(root)?;
+        }
+        private::create_dir(&self.dir)?;
+        let path = self.dir.join(PENDING);
+        let code = BASE64.encode(&sha256(token));
+        match private::read(&path) {
+            Ok(bytes) => {
+                if let Ok(pending) = serde_json::from_slice::<Pending>(&bytes)
+                    && pending.code == code
+                {
+                    return Ok(pending.private_key);
+                }
+            }
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        let private_key = make()?;
+        let pending = Pending {
+            code,
+            private_key: private_key.clone(),
+        };
+        private::replace(&path, &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?)?;
+        Ok(private_key)
+    }
+}
+
+fn damaged(path: &Path, why: impl ToString) -> Failure {
+    Failure::from_error(FileError::damaged(path, why))
+        .hint("put it back from a backup, or enroll anew: on the server `aditd invite NAME`, then here `adit enroll --replace`")
+}
+
+/// The servers that this device is enrolled at, by name.
+pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
+    let dir = state_dir.join("servers");
+    let entries = match fs::read_dir(&dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(FileError::io("read", dir)(e).into()),
+    };
+    let mut names: Vec<Name> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .filter(|name: &Name| Place::new(state_dir, name.clone()).is_enrolled().unwrap_or(false))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
+impl Profile {
+    /// A profile that has just been made.
+    pub fn new(place: Place, enrolled: Enrolled, key: SecretPem) -> Self {
+        Self { place, enrolled, key }
+    }
+
+    /// Stores the profile: afterwards either all of it is there, or what was there before.
+    pub fn save(&self) -> Result<(), FileError> {
+        let path = self.place.dir.join(IDENTITY);
+        let stored = Stored {
+            schema: SCHEMA,
+            enrolled: self.enrolled.clone(),
+            private_key: self.key.clone(),
+        };
+        let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
+        private::replace(&path, &bytes)?;
+        match fs::remove_file(self.place.dir.join(PENDING)) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::io("remove", self.place.dir.join(PENDING))(e)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The device's certificate and key, for TLS.
+    pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
+        use rustls::pki_types::pem::PemObject;
+        let not_a_key = |_| rustls::Error::General("the private key can't be read".to_owned());
+        let key = PrivateKeyDer::from_pem_slice(self.key.0.as_bytes()).map_err(not_a_key)?;
+        let chain = vec![decode(&self.enrolled.certificate)?];
+        // Refuses a certificate of another key.
+        Ok(Arc::new(CertifiedKey::from_der(chain, key, &tls::provider())?))
+    }
+
+    /// The CA that vouches for the server.
+    pub fn ca(&self) -> Result<CertificateDer<'static>, rustls::Error> {
+        decode(&self.enrolled.ca)
+    }
+
+    /// What the device's certificate says.
+    pub fn certificate(&self) -> Result<Certificate, rustls::Error> {
+        Certificate::from_der(&decode(&self.enrolled.certificate)?).map_err(|e| rustls::Error::General(e.to_string()))
+    }
+}
+
+fn decode(base64: &str) -> Result<CertificateDer<'static>, rustls::Error> {
+    let der = BASE64
+        .decode(base64.as_bytes())
+        .map_err(|_| rustls::Error::General("a certificate is not base64".to_owned()))?;
+    Ok(CertificateDer::from(der))
+}

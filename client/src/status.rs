@@ -1,0 +1,212 @@
+//! `adit status`: what the running `adit up` says of itself.
+
+use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
+
+use common::{
+    control,
+    identity::{DeviceId, Name},
+    process::{day, unix_now},
+    report::{Failure, data},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    profile::Place,
+    tunnel::{Link, Tunnel},
+};
+
+/// The only request so far.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How are you?
+    Status,
+}
+
+/// A running `adit up`. Times are Unix seconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this document.
+    pub schema: u32,
+    /// Version of adit.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The server's name on this device.
+    pub server: Name,
+    /// What the server calls this device.
+    pub device: Name,
+    /// The device's id.
+    pub device_id: DeviceId,
+    /// The certificate's last second.
+    pub certificate_until: i64,
+    /// Where applications are served.
+    pub listening: Vec<String>,
+    /// The tunnel.
+    pub tunnel: TunnelStatus,
+    /// Connections that are being carried or held.
+    pub connections: usize,
+    /// Bytes from applications into the tunnel.
+    pub sent: u64,
+    /// Bytes from the tunnel to applications.
+    pub received: u64,
+    /// Tasks of the runtime, for those who look for leaks.
+    pub tasks: usize,
+}
+
+/// The state of the tunnel.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TunnelStatus {
+    /// The server answers.
+    Up(UpStatus),
+    /// The connection stands, and the server is silent.
+    Silent(UpStatus),
+    /// There is none.
+    Down {
+        /// For how many seconds.
+        seconds: u64,
+        /// Why, if that is known.
+        why: Option<String>,
+    },
+    /// The server has said no.
+    Refused {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A tunnel that stands.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UpStatus {
+    /// Since when.
+    pub since: i64,
+    /// How the packets go.
+    pub carrier: String,
+    /// Where they go.
+    pub remote: String,
+    /// Round-trip time in milliseconds.
+    pub rtt_ms: f64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets lost.
+    pub lost_packets: u64,
+    /// Version of aditd.
+    pub server_version: String,
+}
+
+/// Asks the running `adit up` of a place and prints what it says.
+pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
+    let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
+    let Some(status) = status else {
+        // Not enrolled is the better answer where it is true.
+        place.read()?;
+        return Err(Failure::new("adit is not running").hint("start it with `adit up`"));
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&status).map_err(|e| Failure::new("cannot write JSON").because(e))?;
+        return data(text);
+    }
+    data(status.to_text())
+}
+
+impl Status {
+    /// The status of a running tunnel.
+    pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize) -> Self {
+        let profile = tunnel.profile();
+        let state = match &*tunnel.link().borrow() {
+            Link::Up(up) => TunnelStatus::Up(UpStatus::of(up)),
+            Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up)),
+            Link::Down(down) => TunnelStatus::Down {
+                seconds: down.since.elapsed().as_secs(),
+                why: down.why.as_ref().map(ToString::to_string),
+            },
+            Link::Refused(why) => TunnelStatus::Refused { why: why.to_string() },
+        };
+        Self {
+            schema: 1,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            certificate_until: profile.certificate().map_or(0, |c| c.not_after),
+            server: profile.place.name,
+            device: profile.enrolled.device,
+            device_id: profile.enrolled.device_id,
+            listening: listening.to_vec(),
+            tunnel: state,
+            connections,
+            sent: tunnel.meter.sent.load(Relaxed),
+            received: tunnel.meter.received.load(Relaxed),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let lines = [
+            ("Tunnel", self.tunnel.to_text()),
+            (
+                "Listening",
+                self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", "),
+            ),
+            (
+                "Streams",
+                format!(
+                    "{} open, {} received, {} sent",
+                    self.connections,
+                    bytes(self.received),
+                    bytes(self.sent)
+                ),
+            ),
+            ("Device", format!("{} {}", self.device, self.device_id)),
+            ("Certificate", format!("good until {}", day(self.certificate_until))),
+        ];
+        lines.map(|(name, value)| format!("{name:<12} {value}")).join("\n")
+    }
+}
+
+impl UpStatus {
+    fn of(up: &crate::tunnel::Up) -> Self {
+        let stats = up.connection.stats();
+        Self {
+            since: up.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+            carrier: "udp".to_owned(),
+            remote: up.connection.remote_address().to_string(),
+            rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            server_version: up.hello.version.clone(),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let lost = self.lost_packets as f64 * 100.0 / self.sent_packets.max(1) as f64;
+        let since = std::time::Duration::from_secs((unix_now() - self.since).max(0) as u64);
+        format!(
+            "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost",
+            humantime::format_duration(since),
+            self.carrier.to_uppercase(),
+            self.remote,
+            self.rtt_ms
+        )
+    }
+}
+
+impl TunnelStatus {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Up(up) => format!("up for {}", up.to_text()),
+            Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
+            Self::Down { seconds, why } => {
+                let why = why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+                format!(
+                    "down for {}{why}",
+                    humantime::format_duration(std::time::Duration::from_secs(*seconds))
+                )
+            }
+            Self::Refused { why } => format!("refused: {why}"),
+        }
+    }
+}
+
+fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}

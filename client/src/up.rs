@@ -1,0 +1,152 @@
+//! `adit up`: puts the parts together, says when it is ready, and drains when it is told to stop.
+
+use std::time::Duration;
+
+use clap::Args;
+use common::{
+    control::{ClaimError, Control},
+    identity::Name,
+    process::Stop,
+    report::{Exit, Failure},
+    wire::{Code, DEFAULT_SERVICE},
+};
+use tokio::task::JoinSet;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    listener::{self, Front, Listen},
+    profile::Place,
+    status::{Request, Status},
+    tunnel::{Link, Tunnel},
+};
+
+/// Flags of `up`.
+#[derive(Debug, Args)]
+pub struct UpFlags {
+    /// Use this server [default: the only one, or the one called `default`]
+    pub name: Option<Name>,
+    /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4 and IPv6]
+    #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
+    listen: Vec<Listen>,
+    /// Hold connections this long while there is no tunnel, then answer 503
+    #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = humantime::parse_duration)]
+    hold: Duration,
+    /// Let running answers take this long when told to stop
+    #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = humantime::parse_duration)]
+    drain: Duration,
+}
+
+/// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that this device is not allowed.
+pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
+    let profile = place.read()?;
+    let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
+    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let listeners = listener::bind(&flags.listen)?;
+    let listening: Vec<String> = listeners
+        .iter()
+        .filter_map(|l| l.local_addr().ok())
+        .map(|a| a.to_string())
+        .collect();
+    info!("listening on http://{}", listening.join(" and http://"));
+
+    let (tunnel, keep_up) = Tunnel::new(profile);
+    let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+    let mut services = JoinSet::new();
+    services.spawn(keep_up);
+    services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));
+    let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
+    for listener in listeners {
+        let front = Front {
+            tunnel: tunnel.clone(),
+            service: service.clone(),
+            hold: flags.hold,
+        };
+        services.spawn(listener::accept(listener, front, connections.clone(), no_more.clone()));
+    }
+
+    let refused = tokio::select! {
+        refused = first_word(&tunnel) => refused,
+        () = stop.asked() => None,
+    };
+    if let Some(failure) = refused {
+        return Err(failure);
+    }
+    if tunnel.is_up() {
+        info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        stop.asked().await;
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    no_more.cancel();
+    connections.close();
+    if !connections.is_empty() {
+        info!(
+            "stopping: {} running connections have {} to end (press Ctrl-C again to end them now)",
+            connections.len(),
+            humantime::format_duration(flags.drain)
+        );
+        tokio::select! {
+            () = connections.wait() => {}
+            () = tokio::time::sleep(flags.drain) => warn!("cutting what still runs"),
+            () = stop.asked() => {}
+        }
+    }
+    tunnel.close().await;
+    // Each sees the end of its stream and aborts its application.
+    let _ = tokio::time::timeout(Duration::from_secs(1), connections.wait()).await;
+    services.shutdown().await;
+    Ok(())
+}
+
+/// Waits until the server has said yes (`None`) or no.
+async fn first_word(tunnel: &Tunnel) -> Option<Failure> {
+    let mut link = tunnel.link();
+    let word = link.wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_))).await;
+    match word.as_deref() {
+        Ok(Link::Refused(why)) => Some(
+            Failure::new("the server does not let this device in")
+                .because(why.clone())
+                .exit(Exit::NotAllowed),
+        ),
+        _ => None,
+    }
+}
+
+fn claimed(error: ClaimError, place: &Place) -> Failure {
+    match error {
+        ClaimError::Taken { .. } => Failure::new(format!("cannot start the tunnel `{}`", place.name))
+            .because(format!("adit up: {error}"))
+            .hint("see what it does with `adit status`; stop it with Ctrl-C in its terminal, or kill its pid"),
+        ClaimError::File(e) => e.into(),
+    }
+}
+
+async fn answer_control(control: Control, tunnel: Tunnel, listening: Vec<String>, connections: TaskTracker) {
+    let answer = move |request| {
+        let status = match request {
+            Request::Status => Status::of(&tunnel, &listening, connections.len()),
+        };
+        async move { status }
+    };
+    let failed = control.serve(answer).await;
+    tracing::error!("the control socket failed: {failed}");
+}
+
+impl Tunnel {
+    /// Whether the server has said hello and nothing has ended since.
+    pub fn is_up(&self) -> bool {
+        matches!(&*self.link().borrow(), Link::Up(_) | Link::Silent(_))
+    }
+
+    /// Tells the server that this is the end.
+    async fn close(&self) {
+        let connection = match &*self.link().borrow() {
+            Link::Up(up) | Link::Silent(up) => up.connection.clone(),
+            _ => return,
+        };
+        connection.close((Code::Done as u32).into(), b"");
+        // One packet; the process must not be gone before it is.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,98 @@
+//! The command line of `aditd`.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::{ArgAction, Parser, Subcommand};
+use common::report::{self, Failure, say};
+
+use crate::{
+    config::{Config, Flags, ServeFlags},
+    devices,
+    invite::{self, Invite},
+    serve,
+    state::State,
+};
+
+/// Let enrolled devices use the Ollama of this machine, and nobody else
+#[derive(Debug, Parser)]
+#[command(name = "aditd", version, propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    flags: Flags,
+    /// Say more in the log; twice for the most
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the server
+    Serve(ServeFlags),
+    /// Prepare the server's state without starting it
+    Init,
+    /// Invite a device: print a code for `adit enroll`
+    Invite(Invite),
+    /// Manage devices
+    #[command(subcommand)]
+    Device(devices::Command),
+    /// Show the running server
+    Status {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Runs `aditd` with these arguments, the program's name first.
+pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(e) => {
+            let _ = e.print();
+            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+        }
+    };
+    report::start_log(cli.verbose);
+    report::log_panics();
+    report::finish(obey(cli))
+}
+
+fn obey(cli: Cli) -> Result<(), Failure> {
+    let flags = &cli.flags;
+    let settled = || Config::settle(flags, &ServeFlags::default());
+    let on_one_thread = || -> Result<_, Failure> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new("cannot start").because(e))
+    };
+    match cli.command {
+        Command::Serve(serve) => {
+            let config = Config::settle(flags, &serve)?;
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            let runtime = runtime.map_err(|e| Failure::new("cannot start the server's threads").because(e))?;
+            runtime.block_on(serve::run(config))
+        }
+        Command::Init => {
+            let state = State::open_or_create(&settled()?.state_dir)?;
+            state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+            say(format!("The server's state is ready in `{}`.", state.dir.display()));
+            Ok(())
+        }
+        Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
+        Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?.state_dir, command)),
+        Command::Status { json } => on_one_thread()?.block_on(devices::status(&settled()?.state_dir, json)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

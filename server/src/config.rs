@@ -1,0 +1,300 @@
+//! The settings: flags before environment before file before defaults, checked once.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use common::{
+    invitation::{self, MAX_ADDRESSES},
+    report::{Exit, Failure},
+    wire::ADITD_PORT,
+};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::{silence::Audience, state, upstream::Upstream};
+
+/// What flags and environment can say.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Flags {
+    /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "ADITD_STATE_DIR", global = true)]
+    pub state_dir: Option<PathBuf>,
+    /// Read settings from FILE (TOML) [default: /etc/adit/aditd.toml if it exists]
+    #[arg(long, value_name = "FILE", env = "ADITD_CONFIG", global = true)]
+    pub config: Option<PathBuf>,
+}
+
+/// What `serve` can be told.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServeFlags {
+    /// Listen on this UDP address; may be given more than once [default: 127.0.0.1:11435 and [::1]:11435]
+    #[arg(long, value_name = "ADDR", env = "ADITD_LISTEN", value_delimiter = ',')]
+    pub listen: Vec<String>,
+    /// Let this network speak to addresses that are not loopback; may be given more than once
+    #[arg(long, value_name = "CIDR", env = "ADITD_ALLOW_FROM", value_delimiter = ',')]
+    pub allow_from: Vec<IpNet>,
+    /// Forward to this service on loopback [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
+    pub upstream: Option<Upstream>,
+    /// What devices are told.
+    #[command(flatten)]
+    pub advertise: AdvertiseFlags,
+}
+
+/// Where clients are told to find the server.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AdvertiseFlags {
+    /// Tell devices that the server is reached here; may be given more than once [default: the addresses that it listens on]
+    #[arg(long, value_name = "HOST:PORT", env = "ADITD_ADVERTISE", value_delimiter = ',')]
+    pub advertise: Vec<String>,
+}
+
+/// The file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    listen: Option<Vec<String>>,
+    allow_from: Option<Vec<IpNet>>,
+    upstream: Option<Upstream>,
+    advertise: Option<Vec<String>>,
+}
+
+/// All settings, complete and checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where the state is.
+    pub state_dir: PathBuf,
+    /// UDP addresses to listen on.
+    pub listen: Vec<SocketAddr>,
+    /// Who may speak to those that are not loopback.
+    pub audience: Audience,
+    /// Where streams go.
+    pub upstream: Upstream,
+    /// What devices are told, if the owner said so.
+    pub advertise: Vec<String>,
+}
+
+const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
+
+impl Config {
+    /// Settles every setting.
+    ///
+    /// # Errors
+    /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
+    pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
+        let file = read_file(flags.config.as_deref())?;
+        let state_dir = flags
+            .state_dir
+            .clone()
+            .or(file.state_dir)
+            .or_else(state::default_dir)
+            .ok_or_else(|| {
+                usage("there is no home directory to keep the server's state in").hint("name a place with --state-dir or ADITD_STATE_DIR")
+            })?;
+        let listen = first_of(&serve.listen, file.listen);
+        let listen = if listen.is_empty() {
+            vec![
+                SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)),
+                SocketAddr::from((Ipv6Addr::LOCALHOST, ADITD_PORT)),
+            ]
+        } else {
+            listen.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?
+        };
+        let networks = first_of(&serve.allow_from, file.allow_from);
+        if let Some(open) = listen
+            .iter()
+            .find(|address| !address.ip().to_canonical().is_loopback())
+            .filter(|_| networks.is_empty())
+        {
+            return Err(usage(format!(
+                "refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"
+            ))
+            .hint(format!(
+                "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
+            ))
+            .hint("or leave out --listen: with SSH to this machine no open port is needed"));
+        }
+        let advertise = first_of(&serve.advertise.advertise, file.advertise);
+        check_advertised(&advertise)?;
+        Ok(Self {
+            state_dir,
+            listen,
+            audience: Audience::new(networks),
+            upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
+            advertise,
+        })
+    }
+}
+
+/// The addresses that devices are told, given what the owner advertises and where the server really listens.
+pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
+    if !advertise.is_empty() {
+        return advertise.to_vec();
+    }
+    let own = if_addrs::get_if_addrs().unwrap_or_default();
+    let of_interfaces = |address: &SocketAddr| {
+        let port = address.port();
+        let fits = |ip: &IpAddr| !ip.is_loopback() && ip.is_ipv4() == address.is_ipv4() && audience.includes(*ip) && !is_link_local(*ip);
+        own.iter()
+            .map(|i| i.ip())
+            .filter(fits)
+            .map(|ip| SocketAddr::new(ip, port))
+            .collect::<Vec<_>>()
+    };
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for address in bound {
+        if address.ip().is_unspecified() {
+            all.extend(of_interfaces(address))
+        } else {
+            all.push(*address)
+        }
+    }
+    all.sort_by_key(|address| address.ip().is_loopback());
+    all.truncate(MAX_ADDRESSES);
+    all.iter().map(SocketAddr::to_string).collect()
+}
+
+/// Link-local IPv6 addresses mean nothing without the interface of the one who uses them.
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+fn check_advertised(addresses: &[String]) -> Result<(), Failure> {
+    if let Some(bad) = addresses.iter().find(|address| !invitation::is_address(address)) {
+        return Err(
+            usage(format!("`{bad}` can't be advertised")).hint("write it as HOST:PORT, for example gpu.lan:11435 or [fd00::1]:11435")
+        );
+    }
+    if addresses.len() > MAX_ADDRESSES {
+        return Err(usage(format!(
+            "{} addresses are advertised, at most {MAX_ADDRESSES} fit into an invitation",
+            addresses.len()
+        )));
+    }
+    Ok(())
+}
+
+fn first_of<T: Clone>(flags: &[T], file: Option<Vec<T>>) -> Vec<T> {
+    if flags.is_empty() {
+        file.unwrap_or_default()
+    } else {
+        flags.to_vec()
+    }
+}
+
+fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
+    text.parse()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)))
+        .map_err(|_| {
+            usage(format!("`{text}` is no address to listen on")).hint("write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435")
+        })
+}
+
+fn read_file(named: Option<&Path>) -> Result<File, Failure> {
+    let path = match named {
+        Some(path) => path,
+        None if Path::new(SYSTEM_FILE).exists() => Path::new(SYSTEM_FILE),
+        None => return Ok(File::default()),
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        usage(format!("cannot read the configuration `{}`", path.display()))
+            .because(e)
+            .hint("name another file with --config")
+    })?;
+    toml::from_str(&text).map_err(|e| {
+        usage(format!("the configuration `{}` is wrong", path.display()))
+            .because(e.to_string().trim_end().to_owned())
+            .hint("it may say: state_dir, listen, allow_from, upstream, advertise")
+    })
+}
+
+fn usage(what: impl std::fmt::Display) -> Failure {
+    Failure::new(what).exit(Exit::Usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settle(serve: ServeFlags, file: &str) -> Result<Config, Failure> {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join("aditd.toml");
+        std::fs::write(&path, file).expect("written");
+        Config::settle(
+            &Flags {
+                state_dir: Some("/nowhere".into()),
+                config: Some(path),
+            },
+            &serve,
+        )
+    }
+
+    #[test]
+    fn without_a_word_it_listens_on_loopback_and_forwards_to_ollama() {
+        let config = settle(ServeFlags::default(), "").expect("settled");
+        assert_eq!(
+            config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+            ["127.0.0.1:11435", "[::1]:11435"]
+        );
+        assert_eq!(config.upstream.to_string(), "http://127.0.0.1:11434");
+    }
+
+    #[test]
+    fn a_flag_overrules_the_file() {
+        let file = "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
+        let config = settle(
+            ServeFlags {
+                listen: vec!["127.0.0.1:9".into()],
+                ..Default::default()
+            },
+            file,
+        )
+        .expect("settled");
+        assert_eq!(config.listen[0].port(), 9);
+        assert_eq!(config.upstream.to_string(), "tcp://127.0.0.1:2");
+        assert_eq!(config.advertise, ["gpu.lan:3"]);
+    }
+
+    #[test]
+    fn an_address_that_is_not_loopback_needs_named_networks() {
+        let open = |allow: Vec<IpNet>| {
+            settle(
+                ServeFlags {
+                    listen: vec!["0.0.0.0:1".into()],
+                    allow_from: allow,
+                    ..Default::default()
+                },
+                "",
+            )
+        };
+        let error = open(vec![]).expect_err("refused").to_string();
+        assert!(error.contains("--allow-from 192.168.1.0/24"), "{error}");
+        open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
+        let file = settle(ServeFlags::default(), "listen = ['[::]:1']")
+            .expect_err("refused")
+            .to_string();
+        assert!(file.contains("not loopback"), "{file}");
+    }
+
+    #[test]
+    fn a_wrong_file_is_refused_with_the_place_in_it() {
+        for (file, says) in [
+            ("listen = ['127.0.0.1:1']\nlisten_on = 3", "line 2"),
+            ("upstream = 'http://10.0.0.1:1'", "not a loopback address"),
+            ("allow_from = ['10.0.0.0/99']", "line 1"),
+            ("listen = [", "line 1"),
+            ("listen = ['nonsense']", "IP:PORT"),
+            ("advertise = ['no port']", "HOST:PORT"),
+        ] {
+            let error = settle(ServeFlags::default(), file).expect_err(file).to_string();
+            assert!(error.contains(says), "{error}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! The door: which packets are looked at, which connection attempts are answered, and how many at once.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    num::NonZeroU32,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use common::door::DoorKey;
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::policy::Policy;
+
+/// Handshakes under way at once.
+const HANDSHAKES: usize = 64;
+/// Attempts of one address per second, and at once.
+const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
+const ATTEMPTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
+/// Addresses that are remembered; beyond it those are forgotten that have been quiet.
+const ADDRESSES: usize = 10_000;
+
+/// Which way an attempt goes in.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Not a sound.
+    Ignore(Reason),
+    /// Prove your address first (RFC 9000 section 8.1.2).
+    Retry,
+    /// To the tunnel, where a certificate is required. The permit is held until the handshake is over.
+    Tunnel(OwnedSemaphorePermit),
+    /// To enrollment, where an invitation is required.
+    Enroll(OwnedSemaphorePermit),
+}
+
+/// Why an attempt was ignored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reason {
+    /// No knock, or not with a key of ours.
+    Stranger,
+    /// Too many attempts from this address.
+    TooOften,
+    /// Too many handshakes at once.
+    Full,
+}
+
+/// Decides about connection attempts, before a handshake costs anything.
+pub struct Door {
+    key: DoorKey,
+    policy: Arc<Policy>,
+    handshakes: Arc<Semaphore>,
+    attempts: DefaultKeyedRateLimiter<IpAddr>,
+    ignored: HashMap<Reason, AtomicU64>,
+}
+
+impl Door {
+    /// A door whose own key is `key`; open invitations come from the policy's snapshot.
+    pub fn new(key: DoorKey, policy: Arc<Policy>) -> Self {
+        let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);
+        let ignored = [Reason::Stranger, Reason::TooOften, Reason::Full].map(|reason| (reason, AtomicU64::new(0)));
+        Self {
+            key,
+            policy,
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            attempts: RateLimiter::dashmap(quota),
+            ignored: ignored.into(),
+        }
+    }
+
+    /// Judges one attempt by its knock, its address, and whether that address has been proved. `now` is Unix time.
+    pub fn judge(&self, knock: &[u8], remote: SocketAddr, proved: bool, now: i64) -> Verdict {
+        let to_tunnel = self.key.opens_for(knock);
+        if !to_tunnel && !self.policy.snapshot().invites(knock, now) {
+            return self.ignore(Reason::Stranger);
+        }
+        let local = remote.ip().to_canonical().is_loopback();
+        // What comes by SSH comes from loopback, all of it; whoever is on this machine has cheaper ways to be a nuisance.
+        if !local {
+            if !proved {
+                return Verdict::Retry;
+            }
+            if self.attempts.len() > ADDRESSES {
+                self.attempts.retain_recent();
+            }
+            if self.attempts.check_key(&network(remote.ip())).is_err() {
+                return self.ignore(Reason::TooOften);
+            }
+        }
+        match self.handshakes.clone().try_acquire_owned() {
+            Ok(permit) if to_tunnel => Verdict::Tunnel(permit),
+            Ok(permit) => Verdict::Enroll(permit),
+            // The client sends its first packet again, a second later.
+            Err(_) => self.ignore(Reason::Full),
+        }
+    }
+
+    /// How many attempts were ignored, by reason.
+    pub fn ignored(&self, reason: Reason) -> u64 {
+        self.ignored.get(&reason).map_or(0, |count| count.load(Relaxed))
+    }
+
+    fn ignore(&self, reason: Reason) -> Verdict {
+        if let Some(count) = self.ignored.get(&reason) {
+            count.fetch_add(1, Relaxed);
+        }
+        Verdict::Ignore(reason)
+    }
+}
+
+/// What counts as one address: an IPv4 address, or the /64 of an IPv6 one.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{register::Snapshot, upstream::Upstream};
+
+    fn door() -> Door {
+        Door::new(
+            DoorKey::from_bytes([1; 32]),
+            Arc::new(Policy::new(Snapshot::default(), Upstream::default())),
+        )
+    }
+
+    fn lan() -> SocketAddr {
+        SocketAddr::from(([10, 0, 0, 7], 4000))
+    }
+
+    #[test]
+    fn without_a_knock_nothing_is_answered() {
+        let door = door();
+        for knock in [&[][..], &[0; 8], &DoorKey::generate().knock()] {
+            assert!(matches!(door.judge(knock, lan(), true, 0), Verdict::Ignore(Reason::Stranger)));
+        }
+        assert_eq!(door.ignored(Reason::Stranger), 3);
+    }
+
+    #[test]
+    fn an_address_off_this_machine_is_proved_before_a_handshake() {
+        let door = door();
+        let knock = door.key.knock();
+        assert!(matches!(door.judge(&knock, lan(), false, 0), Verdict::Retry));
+        assert!(matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)));
+        assert!(matches!(
+            door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0),
+            Verdict::Tunnel(_)
+        ));
+    }
+
+    #[test]
+    fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
+        let door = door();
+        let knock = door.key.knock();
+        let tries = (0..200)
+            .filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)))
+            .count();
+        assert!((50..100).contains(&tries), "{tries}");
+        assert!(matches!(
+            door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0),
+            Verdict::Tunnel(_)
+        ));
+        let v6 = |host: u16| SocketAddr::from(([0xfd00, 0, 0, 0, host, 0, 0, 1], 1));
+        let tries = (0..200)
+            .filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_)))
+            .count();
+        assert!(tries < 100, "the addresses of one /64 count as one: {tries}");
+    }
+
+    #[test]
+    fn handshakes_at_once_are_bounded() {
+        let door = door();
+        let knock = door.key.knock();
+        let local = SocketAddr::from(([127, 0, 0, 1], 1));
+        let held: Vec<_> = (0..HANDSHAKES).map(|_| door.judge(&knock, local, false, 0)).collect();
+        assert!(matches!(door.judge(&knock, local, false, 0), Verdict::Ignore(Reason::Full)));
+        drop(held);
+        assert!(matches!(door.judge(&knock, local, false, 0), Verdict::Tunnel(_)));
+    }
+}

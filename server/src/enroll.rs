@@ -1,0 +1,89 @@
+//! The enrollment side of the door: one request, one answer, one device. Nothing else can be reached from here.
+
+use std::{sync::Arc, time::Duration};
+
+use common::{
+    frame,
+    process::unix_now,
+    splice::Sending,
+    wire::{Code, EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
+};
+use data_encoding::BASE64;
+use quinn::Connection;
+use time::OffsetDateTime;
+use tracing::{info, warn};
+
+use crate::{
+    ca::{DEVICE_LIFE, DeviceKey},
+    live::close,
+    register::RegisterError,
+    serve::Server,
+};
+
+/// The whole exchange, in time.
+const WITHIN: Duration = Duration::from_secs(20);
+
+/// Serves one enrollment and closes the connection.
+pub async fn run(server: Arc<Server>, connection: Connection) {
+    if tokio::time::timeout(WITHIN, exchange(&server, &connection)).await.is_err() {
+        warn!(from = %connection.remote_address(), "an enrollment was not finished in time");
+    }
+    close(&connection, Code::Done);
+}
+
+async fn exchange(server: &Arc<Server>, connection: &Connection) {
+    let Ok((send, mut recv)) = connection.accept_bi().await else {
+        return;
+    };
+    let mut send = Sending::new(send);
+    let answer = match frame::read::<EnrollRequest>(&mut recv).await {
+        Ok(request) => match enroll(server, request).await {
+            Ok(enrolled) => {
+                info!(device = %enrolled.device, id = %enrolled.device_id, from = %connection.remote_address(), "enrolled");
+                EnrollAnswer::Enrolled(Box::new(enrolled))
+            }
+            Err(why) => {
+                warn!(from = %connection.remote_address(), "an enrollment was refused: {why}");
+                EnrollAnswer::Refused(why)
+            }
+        },
+        Err(_) => EnrollAnswer::Refused(EnrollRefusal::BadRequest),
+    };
+    let mut framed = Vec::new();
+    if frame::write(&mut framed, &answer).await.is_ok() && send.write_all(&framed).await.is_ok() {
+        send.finish();
+        send.acknowledged().await;
+    }
+}
+
+async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled, EnrollRefusal> {
+    let bad = |_| EnrollRefusal::BadRequest;
+    let token = BASE64.decode(request.token.as_bytes()).map_err(bad)?;
+    let csr = BASE64.decode(request.csr.as_bytes()).map_err(bad)?;
+    let key = DeviceKey::from_csr(&csr).map_err(|e| {
+        warn!("{e}");
+        EnrollRefusal::BadRequest
+    })?;
+    let now = OffsetDateTime::now_utc();
+    let (hash, not_after) = (key.hash, (now + DEVICE_LIFE).unix_timestamp());
+    let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
+    let device = server
+        .in_register(move |register| register.redeem(&token, hash, not_after, unix_now()))
+        .await
+        .map_err(failed)??;
+    // The device connects as soon as it has its certificate: the policy must know it by then.
+    server.refresh().await.map_err(failed)?;
+    let issued = server.state.ca.issue_device(device.id, &key, now).map_err(|e| {
+        warn!("cannot sign a certificate: {e}");
+        EnrollRefusal::ServerFailed
+    })?;
+    Ok(Enrolled {
+        device: device.name,
+        device_id: device.id,
+        certificate: BASE64.encode(&issued.certificate),
+        ca: BASE64.encode(server.state.ca.certificate()),
+        door_key: server.state.keys.door.clone(),
+        addresses: server.addresses.clone(),
+        services: server.policy.services(),
+    })
+}

@@ -1,0 +1,101 @@
+//! `aditd invite`: one code on standard output, and everything else on standard error.
+
+use std::time::Duration;
+
+use clap::Args;
+use common::{
+    control,
+    identity::Name,
+    invitation::{Invitation, Secret},
+    process::unix_now,
+    report::{Exit, Failure, data, say},
+};
+
+use crate::{
+    config::{AdvertiseFlags, Config, Flags, ServeFlags},
+    serve::{Answer, Request},
+    state::State,
+};
+
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Flags of `invite`.
+#[derive(Debug, Args)]
+pub struct Invite {
+    /// Name the device that is invited
+    device: Name,
+    /// Let the invitation end after this time, at most 7d
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    ttl: Duration,
+    /// Show the code as a QR code too
+    #[arg(long)]
+    qr: bool,
+    #[command(flatten)]
+    advertise: AdvertiseFlags,
+}
+
+/// Opens an invitation. Works beside a running server and without one.
+pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
+    if invite.ttl.is_zero() || invite.ttl > LONGEST {
+        return Err(Failure::new("an invitation lasts from one second to seven days")
+            .hint("for example `--ttl 1h`")
+            .exit(Exit::Usage));
+    }
+    let config = Config::settle(
+        flags,
+        &ServeFlags {
+            advertise: invite.advertise,
+            ..Default::default()
+        },
+    )?;
+    let state = State::open(&config.state_dir)?;
+    let addresses = match config.advertise {
+        named if !named.is_empty() => named,
+        _ => match state.register.addresses()? {
+            known if !known.is_empty() => known,
+            // It has never served: say what it will do with the same settings.
+            _ => crate::config::addresses(&[], &config.listen, &config.audience),
+        },
+    };
+    let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
+    let invitation = Invitation {
+        addresses,
+        ca: state.ca.key_hash(),
+        expires,
+        secret: Secret::generate(),
+    };
+    let withdrew = state.register.invite(&invite.device, &invitation.secret, expires, unix_now())?;
+    // The server notices by itself within a moment; this only spares that moment.
+    let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
+    let code = invitation.code();
+    data(&code)?;
+    let ttl = humantime::format_duration(invite.ttl);
+    say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
+    if withdrew {
+        say(format!("An older invitation for `{}` has been withdrawn.", invite.device));
+    }
+    if invite.qr {
+        say(qr(&code)?);
+    }
+    if invitation.addresses.iter().all(|address| is_loopback(address)) {
+        say(format!(
+            "Note: the server is on loopback only ({}), so this code works on this machine alone.\n      \
+             For other machines: aditd serve --listen 0.0.0.0:11435 --allow-from 192.168.1.0/24",
+            invitation.addresses.join(", ")
+        ));
+    }
+    if matches!(running, Ok(None)) {
+        say("Note: aditd is not running here; the code works when it is: start it with `aditd serve`.");
+    }
+    Ok(())
+}
+
+fn is_loopback(address: &str) -> bool {
+    address.starts_with("localhost:") || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
+}
+
+fn qr(code: &str) -> Result<String, Failure> {
+    // Upper case fits QR's alphanumeric mode; the code doesn't mind.
+    let qr = qrcode::QrCode::new(code.to_ascii_uppercase()).map_err(|e| Failure::new("the code does not fit into a QR code").because(e))?;
+    Ok(qr.render::<qrcode::render::unicode::Dense1x2>().build())
+}

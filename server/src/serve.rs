@@ -1,0 +1,386 @@
+//! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use common::{
+    control::{ClaimError, Control},
+    process::{Stop, unix_now},
+    report::Failure,
+    tls::{self, Admit},
+    transport,
+    wire::Code,
+};
+use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn_proto::HashedConnectionIdGenerator;
+use serde::{Deserialize, Serialize};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    config::{self, Config},
+    door::{Door, Verdict},
+    enroll,
+    live::{Live, SessionStatus},
+    policy::Policy,
+    register::{Register, RegisterError},
+    session,
+    silence::SilentSocket,
+    state::State,
+    verifier::DeviceVerifier,
+};
+
+/// How often the register is looked at for changes that nobody announced.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Running answers may take this long after the order to stop.
+const DRAIN_WITHIN: Duration = Duration::from_secs(30);
+/// Attempts that wait to be judged.
+const INCOMING: usize = 256;
+const INCOMING_BUFFER: u64 = 64 << 10;
+const INCOMING_BUFFERS: u64 = 4 << 20;
+
+/// What all parts of a running server share.
+pub struct Server {
+    /// The state directory.
+    pub state: State,
+    /// Who may do what.
+    pub policy: Arc<Policy>,
+    /// Who is connected.
+    pub live: Arc<Live>,
+    /// Where devices are told to find the server.
+    pub addresses: Vec<String>,
+    /// Cancelled when the server takes no more streams.
+    pub draining: CancellationToken,
+    listening: Vec<SocketAddr>,
+    version: AtomicI64,
+}
+
+/// What the other commands ask the running server.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// The register has been changed: obey it now.
+    Refresh,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(ServerStatus),
+    /// To [`Request::Refresh`]: how many sessions were cut.
+    Refreshed {
+        /// Sessions that were cut.
+        cut: usize,
+    },
+    /// It could not be done, and why.
+    Failed(String),
+}
+
+/// A running server, as `aditd status` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// UDP addresses that it listens on.
+    pub listening: Vec<String>,
+    /// What devices are told.
+    pub addresses: Vec<String>,
+    /// Sessions.
+    pub sessions: Vec<SessionStatus>,
+    /// Tasks of the runtime, for those who look for leaks.
+    pub tasks: usize,
+}
+
+/// Runs the server until it is told to stop (SIGINT, SIGTERM).
+pub async fn run(config: Config) -> Result<(), Failure> {
+    let state = State::open_or_create(&config.state_dir)?;
+    let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
+    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    // Before the snapshot: what changes between the two is then seen as a change.
+    let version = AtomicI64::new(state.register.version()?);
+    let snapshot = state.register.snapshot()?;
+    let policy = Arc::new(Policy::new(snapshot, config.upstream));
+    let (tunnel, enrollment) = tls_configs(&state, policy.clone())?;
+    let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
+    let endpoints = config
+        .listen
+        .iter()
+        .map(|address| listen(*address, &config, &state, tunnel.clone()))
+        .filter_map(|bound| skip_missing_ipv6(bound, &config))
+        .collect::<Result<Vec<_>, _>>()?;
+    let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
+    let addresses = config::addresses(&config.advertise, &listening, &config.audience);
+    state.register.set_addresses(&addresses)?;
+    for address in &listening {
+        info!("listening on {address} (UDP), forwarding to {}", config.upstream);
+    }
+    let draining = CancellationToken::new();
+    let server = Arc::new(Server {
+        state,
+        policy,
+        live: Arc::default(),
+        addresses,
+        draining: draining.clone(),
+        listening,
+        version,
+    });
+    let sessions = TaskTracker::new();
+    let mut services = tokio::task::JoinSet::new();
+    for endpoint in &endpoints {
+        let doors = Doors {
+            door: door.clone(),
+            tunnel: tunnel.clone(),
+            enrollment: enrollment.clone(),
+            server: server.clone(),
+        };
+        services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
+    }
+    services.spawn(server.clone().follow_register());
+    services.spawn(answer_control(control, server.clone()));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    stop.asked().await;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    draining.cancel();
+    sessions.close();
+    if !sessions.is_empty() {
+        info!(
+            "stopping: running answers have {} s to end (press Ctrl-C again to end them now)",
+            DRAIN_WITHIN.as_secs()
+        );
+        tokio::select! {
+            () = sessions.wait() => {}
+            () = tokio::time::sleep(DRAIN_WITHIN) => warn!("cutting what still runs"),
+            () = stop.asked() => {}
+        }
+    }
+    services.shutdown().await;
+    for endpoint in &endpoints {
+        endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
+    }
+    let farewell = async {
+        for endpoint in &endpoints {
+            endpoint.wait_idle().await;
+        }
+        sessions.wait().await;
+    };
+    // A client that is away doesn't hear it; it will notice the restart by a stateless reset.
+    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+    info!("stopped");
+    Ok(())
+}
+
+fn claimed(error: ClaimError, state: &State) -> Failure {
+    let failure = Failure::new(format!("cannot serve the state in `{}`", state.dir.display()));
+    match error {
+        ClaimError::Taken { .. } => failure
+            .because(format!("aditd: {error}"))
+            .hint("see what it does with `aditd status`; stop it with `systemctl stop aditd` or kill its pid"),
+        ClaimError::File(e) => e.into(),
+    }
+}
+
+fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
+    let identity = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+    let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").because(e);
+    let verifier = Arc::new(DeviceVerifier::new(state.ca.certificate().clone(), policy).map_err(wrong)?);
+    let build = |admit, streams| -> Result<Arc<ServerConfig>, Failure> {
+        let crypto = tls::server(admit, identity.chain.clone(), identity.key.clone_key()).map_err(wrong)?;
+        let mut config = ServerConfig::with_crypto(Arc::new(crypto));
+        config
+            .transport_config(transport::settings(streams))
+            .max_incoming(INCOMING)
+            .incoming_buffer_size(INCOMING_BUFFER)
+            .incoming_buffer_size_total(INCOMING_BUFFERS);
+        // Address tokens outlive a connection; we prove an address each time.
+        config.validation_token.sent(0);
+        Ok(Arc::new(config))
+    };
+    Ok((
+        build(Admit::Certified(verifier), transport::FIRST_STREAMS)?,
+        build(Admit::Anybody, 1)?,
+    ))
+}
+
+fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<ServerConfig>) -> Result<Endpoint, Failure> {
+    let failed = |e: std::io::Error| {
+        let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
+        match e.kind() {
+            std::io::ErrorKind::AddrInUse => failure
+                .because(e)
+                .hint(format!("see who has it: `ss -lupn 'sport = :{}'`", address.port()))
+                .hint("or choose another with --listen"),
+            std::io::ErrorKind::PermissionDenied => failure.because(e).hint("choose a port above 1023 with --listen"),
+            std::io::ErrorKind::AddrNotAvailable => failure
+                .because(e)
+                .hint("this machine has no such address: see those it has with `ip address`, or listen on 0.0.0.0"),
+            _ => failure.because(e),
+        }
+    };
+    let socket = TokioRuntime
+        .wrap_udp_socket(transport::socket(address).map_err(failed)?)
+        .map_err(failed)?;
+    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone()));
+    let mut endpoint = EndpointConfig::default();
+    let key = state.keys.connection_ids;
+    endpoint
+        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(
+            aws_lc_rs::hmac::HMAC_SHA256,
+            state.keys.reset.as_bytes(),
+        )))
+        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+    Endpoint::new_with_abstract_socket(endpoint, Some((*tunnel).clone()), silent, Arc::new(TokioRuntime)).map_err(failed)
+}
+
+/// A machine without IPv6 still has the other half of the default addresses.
+fn skip_missing_ipv6(bound: Result<Endpoint, Failure>, config: &Config) -> Option<Result<Endpoint, Failure>> {
+    let by_default = config.listen.len() == 2
+        && config
+            .listen
+            .iter()
+            .all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
+    match bound {
+        Err(e) if by_default && !has_ipv6() => {
+            debug!("no IPv6 on this machine: {e}");
+            None
+        }
+        other => Some(other),
+    }
+}
+
+fn has_ipv6() -> bool {
+    std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_ok()
+}
+
+struct Doors {
+    door: Arc<Door>,
+    tunnel: Arc<ServerConfig>,
+    enrollment: Arc<ServerConfig>,
+    server: Arc<Server>,
+}
+
+impl Doors {
+    /// Judges every attempt on one endpoint and starts what it asks for.
+    async fn attend(self, endpoint: Endpoint, sessions: TaskTracker) {
+        loop {
+            let incoming = tokio::select! {
+                incoming = endpoint.accept() => incoming,
+                () = self.server.draining.cancelled() => return,
+            };
+            let Some(incoming) = incoming else { return };
+            let (knock, remote, proved) = (
+                incoming.orig_dst_cid(),
+                incoming.remote_address(),
+                incoming.remote_address_validated(),
+            );
+            let (config, permit, enrolling) = match self.door.judge(&knock, remote, proved, unix_now()) {
+                Verdict::Ignore(reason) => {
+                    debug!(%remote, "ignored: {reason:?}");
+                    incoming.ignore();
+                    continue;
+                }
+                Verdict::Retry => {
+                    let _ = incoming.retry();
+                    continue;
+                }
+                Verdict::Tunnel(permit) => (&self.tunnel, permit, false),
+                Verdict::Enroll(permit) => (&self.enrollment, permit, true),
+            };
+            let Ok(connecting) = incoming.accept_with(config.clone()) else {
+                continue;
+            };
+            let server = self.server.clone();
+            sessions.spawn(async move {
+                let connection = match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
+                    Ok(Ok(connection)) => connection,
+                    Ok(Err(e)) => return info!(%remote, "refused a connection: {e}"),
+                    Err(_) => return info!(%remote, "gave up a handshake that took too long"),
+                };
+                drop(permit);
+                if enrolling {
+                    enroll::run(server, connection).await
+                } else {
+                    session::run(server, connection).await
+                }
+            });
+        }
+    }
+}
+
+impl Server {
+    /// Runs `work` on the register where blocking hurts nobody. A failure is logged here.
+    pub async fn in_register<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Register) -> Result<T, RegisterError> + Send + 'static,
+    ) -> Result<T, RegisterError> {
+        let register = self.state.register.clone();
+        let result = tokio::task::spawn_blocking(move || work(&register)).await;
+        let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        if let Err(e) = &result {
+            error!("{e}: {}", std::error::Error::source(e).map(ToString::to_string).unwrap_or_default());
+        }
+        result
+    }
+
+    /// Looks at the register and puts what it says in force; sessions that it no longer admits are cut. Returns how many.
+    pub async fn refresh(&self) -> Result<usize, RegisterError> {
+        let snapshot = self.in_register(Register::snapshot).await?;
+        self.policy.update(snapshot);
+        Ok(self.live.enforce(&self.policy))
+    }
+
+    /// Follows changes that other processes make, announced or not.
+    async fn follow_register(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(version) = self.in_register(Register::version).await else {
+                continue;
+            };
+            if version != self.version.load(Relaxed) && self.refresh().await.is_ok() {
+                self.version.store(version, Relaxed);
+            }
+        }
+    }
+
+    fn status(&self) -> ServerStatus {
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            listening: self.listening.iter().map(ToString::to_string).collect(),
+            addresses: self.addresses.clone(),
+            sessions: self.live.status(),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+}
+
+async fn answer_control(control: Control, server: Arc<Server>) {
+    let answer = move |request| {
+        let server = server.clone();
+        async move {
+            match request {
+                Request::Status => Answer::Status(server.status()),
+                Request::Refresh => match server.refresh().await {
+                    Ok(cut) => Answer::Refreshed { cut },
+                    Err(e) => Answer::Failed(e.to_string()),
+                },
+            }
+        }
+    };
+    let failed = control.serve(answer).await;
+    error!("the control socket failed: {failed}");
+}

@@ -1,0 +1,235 @@
+//! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined to what it may reach.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering::Relaxed},
+};
+
+use common::{
+    frame,
+    identity::{Certificate, Name},
+    process::unix_now,
+    splice::{Facing, Sending, splice},
+    transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS},
+    wire::{Code, Greeting, Hello, Notice, RenewAnswer, StreamHead},
+};
+use quinn::{Connection, RecvStream, SendStream};
+use rustls::pki_types::CertificateDer;
+use tokio::task::JoinSet;
+use tracing::{Instrument, debug, info, warn};
+
+use crate::{
+    ca::DeviceKey,
+    live::{Place, close},
+    policy::{Admitted, Permit},
+    serve::Server,
+    upstream,
+};
+
+/// Runs one tunnel until it ends. Its streams end with it.
+pub async fn run(server: Arc<Server>, connection: Connection) {
+    let Some((peer, spki)) = peer_certificate(&connection) else {
+        return close(&connection, Code::Protocol);
+    };
+    let Some(id) = peer.device else {
+        return close(&connection, Code::Revoked);
+    };
+    let greeting = async { frame::read::<Greeting>(&mut connection.accept_uni().await?).await };
+    match tokio::time::timeout(HANDSHAKE_WITHIN, greeting).await {
+        Ok(Ok(greeting)) => debug!(version = greeting.version, "greeted"),
+        _ => return close(&connection, Code::Protocol),
+    }
+    // First entered, then asked: a revocation between the handshake and now finds the session, or is found here.
+    let place = server.live.enter(id, &peer, &connection, unix_now());
+    let device = match server.policy.admit(&peer) {
+        Ok(device) => device,
+        Err(code) => return close(&connection, code),
+    };
+    let span = tracing::info_span!("session", device = %device.name, id = %device.id);
+    let not_after = AtomicI64::new(peer.not_after);
+    let session = Arc::new(Session {
+        server,
+        connection,
+        place,
+        peer,
+        spki,
+        device,
+        not_after,
+    });
+    session.run().instrument(span).await;
+}
+
+fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    let end_entity = chain.first()?;
+    let spki = rustls::server::ParsedCertificate::try_from(end_entity)
+        .ok()?
+        .subject_public_key_info()
+        .to_vec();
+    Some((Certificate::from_der(end_entity).ok()?, spki))
+}
+
+struct Session {
+    server: Arc<Server>,
+    connection: Connection,
+    place: Place,
+    peer: Certificate,
+    spki: Vec<u8>,
+    device: Admitted,
+    /// The end of its newest certificate: a renewal does not need a new connection.
+    not_after: AtomicI64,
+}
+
+impl Session {
+    async fn run(self: Arc<Self>) {
+        info!(from = %self.connection.remote_address(), "connected");
+        self.note_seen().await;
+        let mut streams = JoinSet::new();
+        match self.greet().await {
+            Ok(notices) => self.serve(&mut streams, notices).await,
+            Err(e) => {
+                debug!("cannot greet: {e}");
+                close(&self.connection, Code::Protocol);
+            }
+        }
+        let reason = self.connection.closed().await;
+        // Each ends by itself now: its stream has failed.
+        while streams.join_next().await.is_some() {}
+        let meter = &self.place.traffic.meter;
+        info!(
+            sent = meter.sent.load(Relaxed),
+            received = meter.received.load(Relaxed),
+            "disconnected: {reason}"
+        );
+        self.note_seen().await;
+    }
+
+    /// The server's first words, on a stream that stays open for notices.
+    async fn greet(&self) -> std::io::Result<SendStream> {
+        let mut stream = self.connection.open_uni().await?;
+        let hello = Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            device: self.device.name.clone(),
+            device_id: self.device.id,
+            services: self.server.policy.services(),
+            addresses: self.server.addresses.clone(),
+        };
+        frame::write(&mut stream, &hello).await?;
+        Ok(stream)
+    }
+
+    /// Serves streams until the connection ends; while the server drains, only those that run already.
+    async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, mut notices: SendStream) {
+        let mut limit = FIRST_STREAMS;
+        loop {
+            tokio::select! {
+                opened = self.connection.accept_bi() => {
+                    let Ok((send, recv)) = opened else { return };
+                    // A device that needs many streams gets room for them before it runs out: memory follows need.
+                    if streams.len() as u32 > limit / 2 && limit < MOST_STREAMS {
+                        limit *= 2;
+                        self.connection.set_max_concurrent_bi_streams(limit.into());
+                    }
+                    let session = self.clone();
+                    streams.spawn(async move { session.serve_stream(send, recv).await }.in_current_span());
+                }
+                Some(_) = streams.join_next() => {}
+                () = self.server.draining.cancelled() => break,
+            }
+        }
+        if frame::write(&mut notices, &Notice::Draining).await.is_ok() {
+            while streams.join_next().await.is_some() {}
+        }
+        close(&self.connection, Code::ShuttingDown);
+    }
+
+    async fn serve_stream(&self, send: SendStream, mut recv: RecvStream) {
+        let mut send = Sending::new(send);
+        let streams = &self.place.traffic.streams;
+        streams.fetch_add(1, Relaxed);
+        let refused = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
+            Ok(Ok(StreamHead::Forward(service))) => match self.permit(&service) {
+                Ok(permit) => match upstream::dial(&permit).await {
+                    Ok(tcp) => {
+                        let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter).await;
+                        debug!(%service, "stream ended: {:?}", outcome.end);
+                        streams.fetch_sub(1, Relaxed);
+                        return;
+                    }
+                    Err(code) => {
+                        warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
+                        code
+                    }
+                },
+                Err(code) => code,
+            },
+            Ok(Ok(StreamHead::Renew)) => match self.renew(&mut send).await {
+                Ok(()) => Code::Done,
+                Err(code) => code,
+            },
+            Ok(Err(code)) => code,
+            Err(_) => Code::Protocol,
+        };
+        send.reset(refused);
+        let _ = recv.stop((refused as u32).into());
+        streams.fetch_sub(1, Relaxed);
+    }
+
+    fn permit(&self, service: &Name) -> Result<Permit, Code> {
+        if self.not_after.load(Relaxed) < unix_now() {
+            return Err(Code::Expired);
+        }
+        self.server.policy.permit(&self.peer, service)
+    }
+
+    /// A new certificate for the key that this session's handshake has proved.
+    async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
+        let device = self.server.policy.admit(&self.peer)?;
+        let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;
+        let issued = self
+            .server
+            .state
+            .ca
+            .issue_device(device.id, &key, time::OffsetDateTime::now_utc())
+            .map_err(|e| {
+                warn!("cannot renew a certificate: {e}");
+                Code::Busy
+            })?;
+        let not_after = issued.not_after;
+        self.server
+            .in_register(move |register| register.renewed(device.id, not_after))
+            .await
+            .map_err(|_| Code::Busy)?;
+        let answer = RenewAnswer {
+            certificate: data_encoding::BASE64.encode(&issued.certificate),
+        };
+        let mut framed = Vec::new();
+        frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
+        send.write_all(&framed).await.map_err(|_| Code::Cut)?;
+        send.finish();
+        self.not_after.store(not_after, Relaxed);
+        info!("certificate renewed");
+        Ok(())
+    }
+
+    async fn note_seen(&self) {
+        let (id, now) = (self.device.id, unix_now());
+        // The log says why; a device is not refused for it.
+        let _ = self.server.in_register(move |register| register.seen(id, now)).await;
+    }
+}
+
+/// The head of a stream, and not a byte more.
+async fn read_head(recv: &mut RecvStream) -> Result<StreamHead, Code> {
+    let mut bytes = [0; StreamHead::MAX_LEN];
+    let (mut have, mut want) = (0, 2);
+    loop {
+        recv.read_exact(&mut bytes[have..want]).await.map_err(|_| Code::Protocol)?;
+        have = want;
+        match StreamHead::decode(&bytes[..have]) {
+            Ok(Some((head, _))) => return Ok(head),
+            Ok(None) => want = (2 + usize::from(bytes[1])).min(StreamHead::MAX_LEN),
+            Err(_) => return Err(Code::Protocol),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! The state directory of `aditd`: who it is, and the keys that let its clients recognise it after a restart.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use common::{
+    door::{DoorKey, fill_random},
+    private::{self, FileError},
+    report::Failure,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{ca::Ca, register::Register};
+
+/// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own data directory.
+pub fn default_dir() -> Option<PathBuf> {
+    if rustix::process::geteuid().is_root() {
+        return Some(PathBuf::from("/var/lib/adit"));
+    }
+    directories::ProjectDirs::from("", "", "aditd").map(|dirs| dirs.data_local_dir().to_owned())
+}
+
+/// An opened state directory.
+pub struct State {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// The authority.
+    pub ca: Ca,
+    /// Keys of the QUIC endpoints.
+    pub keys: EndpointKeys,
+    /// Devices and invitations.
+    pub register: Arc<Register>,
+}
+
+/// Keys that have to be the same after a restart (all secret).
+#[derive(Clone, Serialize, Deserialize)]
+pub struct EndpointKeys {
+    /// Makes and checks the knocks of enrolled devices.
+    pub door: DoorKey,
+    /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that its connection is gone.
+    pub reset: DoorKey,
+    /// Marks our connection IDs, so that resets go to nobody else.
+    pub connection_ids: u64,
+}
+
+impl EndpointKeys {
+    fn generate() -> Self {
+        let mut bytes = [0; 8];
+        fill_random(&mut bytes);
+        Self {
+            door: DoorKey::generate(),
+            reset: DoorKey::generate(),
+            connection_ids: u64::from_be_bytes(bytes),
+        }
+    }
+
+    fn read_or_create(path: &Path) -> Result<Self, FileError> {
+        let bytes = private::read_or_create(path, || serde_json::to_vec_pretty(&Self::generate()).unwrap_or_default())?;
+        serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(path, e))
+    }
+}
+
+impl State {
+    /// Opens the state in `dir` and makes whatever isn't there yet.
+    pub fn open_or_create(dir: &Path) -> Result<Self, Failure> {
+        private::create_dir(dir)?;
+        Ok(Self {
+            dir: dir.to_owned(),
+            ca: Ca::open(dir)?,
+            keys: EndpointKeys::read_or_create(&dir.join("endpoint.json"))?,
+            register: Arc::new(Register::open(&dir.join(Register::FILE))?),
+        })
+    }
+
+    /// Opens the state in `dir`, which has to be there: for the commands that only make sense on a server that has begun.
+    pub fn open(dir: &Path) -> Result<Self, Failure> {
+        match dir.join("ca.key").try_exists() {
+            Ok(true) => Self::open_or_create(dir),
+            Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
+                .hint("start the server once with `aditd serve`, or prepare it with `aditd init`")
+                .hint("if its state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo")),
+            Err(e) => Err(FileError::io("read", dir)(e).into()),
+        }
+    }
+}

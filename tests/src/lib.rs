@@ -1,1 +1,6 @@
+//! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
 
+pub mod ollama;
+pub mod process;
+pub mod skip;
+pub mod world;

@@ -1,0 +1,241 @@
+//! Real `adit` and `aditd` processes: started, waited for until they are ready, listened to, and ended with their owner.
+
+use std::{
+    ffi::OsStr,
+    io,
+    path::{Path, PathBuf},
+    process::{ExitStatus, Output, Stdio},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
+    net::UnixDatagram,
+    process::{Child, Command},
+    sync::watch,
+};
+
+/// Generous: a loaded machine starts processes slowly.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+
+/// Where the programs are: one file that is `adit` or `aditd` by the name it is called.
+#[derive(Debug, Clone)]
+pub struct Programs {
+    dir: PathBuf,
+}
+
+impl Programs {
+    /// Makes `adit` and `aditd` in `dir` out of the program `this`, which looks at its own name (see [`run_as_named`]).
+    pub fn link(this: &Path, dir: &Path) -> io::Result<Self> {
+        for name in ["adit", "aditd"] {
+            std::os::unix::fs::symlink(this, dir.join(name))?;
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// A command of one of them, with nothing of this process's own settings.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(self.dir.join(program));
+        command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ADIT")) {
+            command.env_remove(name);
+        }
+        command
+            .env("NO_COLOR", "1")
+            .env_remove("JOURNAL_STREAM")
+            .env_remove("NOTIFY_SOCKET");
+        command
+    }
+
+    /// Runs a command to its end, with `input` on its standard input.
+    pub async fn run(&self, program: &str, args: &[&str], input: &str) -> io::Result<Ended> {
+        let mut command = self.command(program, args);
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // It may end without reading.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        let output = tokio::time::timeout(READY_WITHIN, child.wait_with_output()).await??;
+        Ok(output.into())
+    }
+
+    /// Starts a program that runs until it is stopped. Its log is kept.
+    pub fn start(&self, program: &str, args: &[&str]) -> io::Result<Process> {
+        Process::spawn(self.command(program, args), program)
+    }
+}
+
+/// If this process was called `adit` or `aditd`, is that program; otherwise returns.
+pub fn run_as_named() {
+    let mut args = std::env::args_os();
+    let name = args.next().and_then(|name| Path::new(&name).file_name().map(OsStr::to_owned));
+    let code = match name.as_deref().and_then(OsStr::to_str) {
+        Some("adit") => client::run(std::env::args_os()),
+        Some("aditd") => server::run(std::env::args_os()),
+        _ => return,
+    };
+    // `ExitCode` can't be turned into a number, so leave the way `main` would.
+    std::process::exit(if code == std::process::ExitCode::SUCCESS {
+        0
+    } else {
+        exit_number(code)
+    });
+}
+
+fn exit_number(code: std::process::ExitCode) -> i32 {
+    (1..=255u8).find(|n| std::process::ExitCode::from(*n) == code).map_or(1, i32::from)
+}
+
+/// What a command left.
+#[derive(Debug, Clone)]
+pub struct Ended {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
+    }
+}
+
+/// A running program. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    name: String,
+    log: watch::Receiver<String>,
+    notify: Notify,
+}
+
+struct Notify {
+    socket: UnixDatagram,
+    _dir: tempfile::TempDir,
+}
+
+impl Process {
+    /// Spawns `command` and keeps its standard error.
+    pub fn spawn(mut command: Command, name: &str) -> io::Result<Self> {
+        // What systemd's Type=notify listens to: no need to guess when a program is ready.
+        let dir = tempfile::tempdir()?;
+        let path = dir.path().join("notify");
+        let socket = UnixDatagram::bind(&path)?;
+        let mut child = command
+            .env("NOTIFY_SOCKET", &path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
+        let (keep, log) = watch::channel(String::new());
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                keep.send_modify(|log| {
+                    log.push_str(&line);
+                    log.push('\n');
+                });
+            }
+        });
+        Ok(Self {
+            child,
+            name: name.to_owned(),
+            log,
+            notify: Notify { socket, _dir: dir },
+        })
+    }
+
+    /// Waits until the program says that it is ready.
+    ///
+    /// # Errors
+    /// What it said instead, if it ended.
+    pub async fn ready(&mut self) -> io::Result<()> {
+        let mut message = [0; 256];
+        let wait = async {
+            loop {
+                tokio::select! {
+                    received = self.notify.socket.recv(&mut message) => {
+                        let n = received?;
+                        if message[..n].starts_with(b"READY=1") {
+                            return Ok(());
+                        }
+                    }
+                    ended = self.child.wait() => {
+                        let ended = ended?;
+                        return Err(io::Error::other(format!("{} ended ({ended}): {}", self.name, self.log.borrow().as_str())));
+                    }
+                }
+            }
+        };
+        match tokio::time::timeout(READY_WITHIN, wait).await {
+            Ok(result) => result,
+            Err(_) => Err(io::Error::other(format!("{} is not ready: {}", self.name, self.log()))),
+        }
+    }
+
+    /// Its process id.
+    ///
+    /// # Panics
+    /// If it has ended.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        self.log.borrow().clone()
+    }
+
+    /// Waits until it says something with `text` in it.
+    ///
+    /// # Panics
+    /// If it doesn't.
+    pub async fn says(&mut self, text: &str) {
+        let said = tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text)))
+            .await
+            .is_ok_and(|said| said.is_ok());
+        assert!(said, "{} never said `{text}`:\n{}", self.name, self.log());
+    }
+
+    /// Sends a signal by its name.
+    pub fn signal(&self, name: &str) {
+        let sent = std::process::Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.pid().to_string())
+            .status();
+        assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {}", self.pid());
+    }
+
+    /// Ends it without a chance to say anything (SIGKILL).
+    pub async fn kill(&mut self) {
+        let _ = self.child.kill().await;
+    }
+
+    /// Waits for its end.
+    pub async fn ended(&mut self) -> io::Result<ExitStatus> {
+        tokio::time::timeout(READY_WITHIN, self.child.wait()).await?
+    }
+
+    /// Open file descriptors.
+    pub fn fds(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
+    }
+
+    /// Resident memory, in KiB.
+    pub fn rss(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+    }
+}

@@ -1,0 +1,210 @@
+//! A world in one line: a stand-in for Ollama, a real `aditd` beside it, and devices that a test enrolls and brings up.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    ollama::{Ollama, Options},
+    process::{Ended, Process, Programs},
+};
+
+/// Long enough for any machine, short enough for a person.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// The server's side: Ollama's stand-in and `aditd`, each on ports of their own.
+pub struct World {
+    /// The stand-in.
+    pub ollama: Ollama,
+    /// The server.
+    pub aditd: Process,
+    /// Both programs.
+    pub programs: Programs,
+    /// Flags of `aditd serve` besides the state directory.
+    pub serve_flags: Vec<String>,
+    dir: TempDir,
+}
+
+/// An enrolled device.
+pub struct Device {
+    /// Its state directory.
+    pub dir: PathBuf,
+    programs: Programs,
+}
+
+/// A running `adit up`.
+pub struct Up {
+    /// The process.
+    pub adit: Process,
+    /// Where applications connect.
+    pub address: SocketAddr,
+}
+
+impl World {
+    /// Starts everything with the programs in the file `this`; see [`Programs::link`].
+    pub async fn start(this: &str) -> Self {
+        Self::start_with(this, Options::default(), &[]).await
+    }
+
+    /// Like [`World::start`] with other options of the stand-in, and flags of `aditd serve`. Without `--upstream` among them it is the stand-in.
+    pub async fn start_with(this: &str, options: Options, flags: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let programs = Programs::link(Path::new(this), dir.path()).expect("links to the programs");
+        let ollama = Ollama::start(options).await.expect("the stand-in starts");
+        let mut serve_flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        if !flags.contains(&"--upstream") {
+            serve_flags.extend(["--upstream".to_owned(), format!("http://{}", ollama.addr())]);
+        }
+        if !flags.contains(&"--listen") {
+            serve_flags.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
+        }
+        let aditd = serve(&programs, dir.path(), &serve_flags).await;
+        let mut world = Self {
+            ollama,
+            aditd,
+            programs,
+            serve_flags,
+            dir,
+        };
+        world.keep_port().await;
+        world
+    }
+
+    /// The server's state directory.
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("server")
+    }
+
+    /// A directory for whatever a test wants to keep.
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs an `aditd` command on the server's state.
+    pub async fn aditd(&self, args: &[&str]) -> Ended {
+        let state = self.state();
+        let args = [args, &["--state-dir", state.to_str().expect("a path")]].concat();
+        self.programs.run("aditd", &args, "").await.expect("aditd runs")
+    }
+
+    /// What `aditd status --json` says.
+    pub async fn status(&self) -> Value {
+        let status = self.aditd(&["status", "--json"]).await;
+        serde_json::from_str(&status.stdout).unwrap_or_else(|e| panic!("{e}: {status:?}"))
+    }
+
+    /// The server's UDP address.
+    pub async fn address(&self) -> SocketAddr {
+        self.status().await["listening"][0]
+            .as_str()
+            .and_then(|a| a.parse().ok())
+            .expect("an address")
+    }
+
+    /// Opens an invitation and returns its code.
+    pub async fn invite(&self, name: &str) -> String {
+        let invited = self.aditd(&["invite", name]).await;
+        assert_eq!(invited.code, Some(0), "{}", invited.stderr);
+        invited.stdout
+    }
+
+    /// Enrolls a device of this name.
+    pub async fn device(&self, name: &str) -> Device {
+        let device = self.stranger(name);
+        let enrolled = device.enroll(&self.invite(name).await, &[]).await;
+        assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+        device
+    }
+
+    /// A device that has not enrolled.
+    pub fn stranger(&self, name: &str) -> Device {
+        Device {
+            dir: self.dir.path().join("devices").join(name),
+            programs: self.programs.clone(),
+        }
+    }
+
+    /// A device with a tunnel that is up.
+    pub async fn up(&self, name: &str) -> Up {
+        self.device(name).await.up(&[]).await
+    }
+
+    /// Kills the server without a word.
+    pub async fn kill_server(&mut self) {
+        self.aditd.kill().await;
+    }
+
+    /// Starts the server again, on the same port and with the same flags.
+    pub async fn restart_server(&mut self) {
+        self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags).await;
+    }
+
+    /// From the second start on the port is that of the first.
+    async fn keep_port(&mut self) {
+        if let Some(at) = self.serve_flags.iter().position(|f| f == "127.0.0.1:0") {
+            self.serve_flags[at] = self.address().await.to_string();
+        }
+    }
+}
+
+async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {
+    let state = dir.join("server");
+    let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
+    args.extend(flags.iter().map(String::as_str));
+    let mut aditd = programs.start("aditd", &args).expect("aditd starts");
+    aditd.ready().await.expect("aditd is ready");
+    aditd
+}
+
+impl Device {
+    /// Runs an `adit` command on this device.
+    pub async fn adit(&self, args: &[&str], input: &str) -> Ended {
+        let args = [args, &["--state-dir", self.dir()]].concat();
+        self.programs.run("adit", &args, input).await.expect("adit runs")
+    }
+
+    /// Enrolls with a code on standard input.
+    pub async fn enroll(&self, code: &str, flags: &[&str]) -> Ended {
+        self.adit(&[&["enroll"], flags].concat(), code).await
+    }
+
+    /// Starts `adit up` on a port of its own and waits until it is ready.
+    pub async fn up(&self, flags: &[&str]) -> Up {
+        let mut up = self.start(flags).await;
+        up.adit.ready().await.expect("adit is ready");
+        up
+    }
+
+    /// Starts `adit up` on a port of its own; there may be no tunnel yet.
+    pub async fn start(&self, flags: &[&str]) -> Up {
+        let args = [&["up", "--state-dir", self.dir(), "-v", "--listen", "127.0.0.1:0"], flags].concat();
+        let mut adit = self.programs.start("adit", &args).expect("adit starts");
+        adit.says("listening on http://").await;
+        let log = adit.log();
+        let line = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+        let address = line.and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
+        Up { adit, address }
+    }
+
+    /// What `adit status --json` says.
+    pub async fn status(&self) -> Value {
+        let status = self.adit(&["status", "--json"], "").await;
+        serde_json::from_str(&status.stdout).unwrap_or_else(|e| panic!("{e}: {status:?}"))
+    }
+
+    fn dir(&self) -> &str {
+        self.dir.to_str().expect("a path")
+    }
+}
+
+impl Up {
+    /// The URL of a path here.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+}

@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{ArgAction, Parser, Subcommand};
 use common::{
     identity::Name,
+    process,
     report::{self, Failure},
 };
 
@@ -56,6 +57,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     report::start_log(cli.verbose);
     report::log_panics();
+    process::raise_descriptor_limit();
     report::finish(obey(cli))
 }
 

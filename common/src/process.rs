@@ -42,3 +42,23 @@ impl Stop {
         }
     }
 }
+
+/// Lets this process have as many file descriptors as the system allows: every connection is one, and the usual soft limit of
+/// 1,024 is there for programs that use `select`, which these do not.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // macOS refuses more than OPEN_MAX, whatever the hard limit says.
+    let most = if cfg!(target_os = "macos") {
+        limit.maximum.map(|m| m.min(10_240)).or(Some(10_240))
+    } else {
+        limit.maximum
+    };
+    let _ = setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: most,
+            maximum: limit.maximum,
+        },
+    );
+}

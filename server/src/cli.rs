@@ -3,7 +3,10 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, Parser, Subcommand};
-use common::report::{self, Failure, say};
+use common::{
+    process,
+    report::{self, Failure, say},
+};
 
 use crate::{
     config::{Config, Flags, ServeFlags},
@@ -56,6 +59,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     report::start_log(cli.verbose);
     report::log_panics();
+    process::raise_descriptor_limit();
     report::finish(obey(cli))
 }
 

@@ -2,5 +2,6 @@
 
 pub mod ollama;
 pub mod process;
+pub mod raw;
 pub mod skip;
 pub mod world;

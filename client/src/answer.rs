@@ -37,7 +37,9 @@ impl ErrorAnswer {
     /// What a stream that was reset with `code` means to the application.
     pub fn for_code(code: Option<Code>) -> Self {
         let status = match code {
-            Some(Code::Revoked | Code::Expired | Code::ShuttingDown | Code::Busy | Code::Superseded) => Status::Unavailable,
+            Some(Code::Revoked | Code::Expired | Code::ShuttingDown | Code::Busy | Code::Superseded | Code::TooManyStreams) => {
+                Status::Unavailable
+            }
             Some(Code::UpstreamSilent) => Status::GatewayTimeout,
             _ => Status::BadGateway,
         };

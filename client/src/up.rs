@@ -107,6 +107,7 @@ async fn first_word(tunnel: &Tunnel) -> Option<Failure> {
         Ok(Link::Refused(why)) => Some(
             Failure::new("the server does not let this device in")
                 .because(why.clone())
+                .hint("get a new code on the server with `aditd invite NAME`, then run here `adit enroll --replace`")
                 .exit(Exit::NotAllowed),
         ),
         _ => None,

@@ -13,7 +13,7 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Streams that a device may have open when it connects.
 pub const FIRST_STREAMS: u32 = 256;
-/// Streams that a device may ever have open at once.
+/// Streams of one device that are served at once, at the most; more of them wait.
 pub const MOST_STREAMS: u32 = 4096;
 
 /// Flow control per stream: two megabytes keep the queue in front of a token short, and still fill an ordinary path.
@@ -24,7 +24,7 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first.
+/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first; see [`grant`].
 pub fn settings(streams: u32) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
@@ -38,6 +38,12 @@ pub fn settings(streams: u32) -> Arc<TransportConfig> {
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW);
     Arc::new(config)
+}
+
+/// What QUIC has to grant so that `streams` can always be open: it announces new credit (RFC 9000 section 4.6) only when an eighth
+/// of the grant has been given back, so up to an eighth of it may be out of reach.
+pub fn grant(streams: u32) -> u32 {
+    streams + streams.div_ceil(7)
 }
 
 /// A non-blocking UDP socket on `address` with large buffers, as far as the system grants them.

@@ -101,10 +101,12 @@ pub enum Code {
     Busy = 0x14,
     /// The other end of the tunnel went away.
     Cut = 0x15,
+    /// The device has as many streams open as it may.
+    TooManyStreams = 0x16,
 }
 
 impl Code {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -117,6 +119,7 @@ impl Code {
         Self::UnknownService,
         Self::Busy,
         Self::Cut,
+        Self::TooManyStreams,
     ];
 
     /// The code that `number` stands for, if this version knows it.
@@ -142,6 +145,7 @@ impl Code {
             Self::UpstreamSilent => "Ollama on the server does not answer: look there with `curl localhost:11434`",
             Self::UnknownService => "the server does not offer this service: look at `upstream` in its configuration",
             Self::Busy => "the server is out of resources: look at its log with `journalctl -u aditd`",
+            Self::TooManyStreams => "too many requests of this device are open at once: wait for some to end",
             Self::Cut => "the connection to the server was lost in the middle",
         }
     }

@@ -209,7 +209,7 @@ fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>,
         Ok(Arc::new(config))
     };
     Ok((
-        build(Admit::Certified(verifier), transport::FIRST_STREAMS)?,
+        build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?,
         build(Admit::Anybody, 1)?,
     ))
 }

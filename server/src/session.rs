@@ -1,8 +1,11 @@
 //! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined to what it may reach.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use common::{
@@ -10,12 +13,16 @@ use common::{
     identity::{Certificate, Name},
     process::unix_now,
     splice::{Facing, Sending, splice},
-    transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS},
+    transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, StreamHead},
 };
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::task::JoinSet;
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, SemaphorePermit},
+    task::JoinSet,
+};
 use tracing::{Instrument, debug, info, warn};
 
 use crate::{
@@ -55,6 +62,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         spki,
         device,
         not_after,
+        slots: Semaphore::new(MOST_STREAMS as usize),
     });
     session.run().instrument(span).await;
 }
@@ -78,7 +86,12 @@ struct Session {
     device: Admitted,
     /// The end of its newest certificate: a renewal does not need a new connection.
     not_after: AtomicI64,
+    /// One for each stream that is served.
+    slots: Semaphore,
 }
+
+/// How long a stream waits for another to end when there are too many.
+const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
     async fn run(self: Arc<Self>) {
@@ -128,7 +141,7 @@ impl Session {
                     // A device that needs many streams gets room for them before it runs out: memory follows need.
                     if streams.len() as u32 > limit / 2 && limit < MOST_STREAMS {
                         limit *= 2;
-                        self.connection.set_max_concurrent_bi_streams(limit.into());
+                        self.connection.set_max_concurrent_bi_streams(grant(limit).into());
                     }
                     let session = self.clone();
                     streams.spawn(async move { session.serve_stream(send, recv).await }.in_current_span());
@@ -144,35 +157,38 @@ impl Session {
     }
 
     async fn serve_stream(&self, send: SendStream, mut recv: RecvStream) {
+        let _counted = Counted::new(&self.place.traffic.streams);
         let mut send = Sending::new(send);
-        let streams = &self.place.traffic.streams;
-        streams.fetch_add(1, Relaxed);
-        let refused = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
-            Ok(Ok(StreamHead::Forward(service))) => match self.permit(&service) {
-                Ok(permit) => match upstream::dial(&permit).await {
-                    Ok(tcp) => {
-                        let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter).await;
-                        debug!(%service, "stream ended: {:?}", outcome.end);
-                        streams.fetch_sub(1, Relaxed);
-                        return;
-                    }
-                    Err(code) => {
-                        warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
-                        code
-                    }
-                },
-                Err(code) => code,
-            },
+        let tcp = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
+            Ok(Ok(StreamHead::Forward(service))) => self.reach(&service).await,
             Ok(Ok(StreamHead::Renew)) => match self.renew(&mut send).await {
-                Ok(()) => Code::Done,
-                Err(code) => code,
+                Ok(()) => return send.acknowledged().await,
+                Err(code) => Err(code),
             },
-            Ok(Err(code)) => code,
-            Err(_) => Code::Protocol,
+            Ok(Err(code)) => Err(code),
+            Err(_) => Err(Code::Protocol),
         };
-        send.reset(refused);
-        let _ = recv.stop((refused as u32).into());
-        streams.fetch_sub(1, Relaxed);
+        match tcp {
+            Ok((tcp, _slot)) => {
+                let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter).await;
+                debug!("stream ended: {:?}", outcome.end);
+            }
+            Err(code) => {
+                send.reset(code);
+                let _ = recv.stop((code as u32).into());
+            }
+        }
+    }
+
+    /// A connection to a service, and the place among the streams that are served at once.
+    async fn reach(&self, service: &Name) -> Result<(TcpStream, SemaphorePermit<'_>), Code> {
+        let permit = self.permit(service)?;
+        let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
+        let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
+        let tcp = upstream::dial(&permit)
+            .await
+            .inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
+        Ok((tcp, slot))
     }
 
     fn permit(&self, service: &Name) -> Result<Permit, Code> {
@@ -216,6 +232,22 @@ impl Session {
         let (id, now) = (self.device.id, unix_now());
         // The log says why; a device is not refused for it.
         let _ = self.server.in_register(move |register| register.seen(id, now)).await;
+    }
+}
+
+/// Counts a stream for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize);
+
+impl<'a> Counted<'a> {
+    fn new(streams: &'a AtomicUsize) -> Self {
+        streams.fetch_add(1, Relaxed);
+        Self(streams)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
     }
 }
 

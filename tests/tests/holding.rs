@@ -226,7 +226,7 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     let answer = raw::exchange(up.address, GET).await;
     let (status, error) = error_of(&answer);
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
-    assert!(error.contains("too many requests are open"), "{error}");
+    assert!(error.contains("too many requests of this device"), "{error}");
     // One goes, the next one gets its place.
     drop(open.pop());
     let mut app = raw::connect(up.address).await;

@@ -1,5 +1,6 @@
 //! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
 
+pub mod demo;
 pub mod ollama;
 pub mod process;
 pub mod raw;

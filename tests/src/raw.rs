@@ -107,6 +107,13 @@ impl Upstream {
         format!("{kind}://{}", self.listener.local_addr().expect("an address"))
     }
 
+    /// The next connection, whenever it comes.
+    pub async fn try_accept(&self) -> io::Result<TcpStream> {
+        let (tcp, _) = self.listener.accept().await?;
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    }
+
     /// The next connection.
     ///
     /// # Panics

@@ -1,5 +1,8 @@
-//! The demo: everything from enrolling to revocation, with real processes, in one command.
+//! The demo: everything from an invitation to a revocation, with real processes, in one command.
 
-fn main() {
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
     tests::process::run_as_named();
+    tests::demo::run(std::env::args_os())
 }

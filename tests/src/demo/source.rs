@@ -1,0 +1,180 @@
+//! Who answers in the demo: the Ollama of this machine if it can, else the stand-in.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use common::{
+    report::{Exit, Failure},
+    wire::{OLLAMA_PORT, ServiceKind},
+};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use server::upstream::Upstream;
+use tokio::time::timeout;
+
+use super::{http::Client, screen::Screen};
+use crate::ollama::{Ollama, Options};
+
+/// Ollama answers these at once; whatever takes longer is none, or one that would make the demo a long wait.
+const PROBE_WITHIN: Duration = Duration::from_secs(3);
+/// A person has either a few models or many; among this many there is one that can answer.
+const MODELS: usize = 16;
+
+/// Something that answers.
+pub(super) struct Source {
+    /// Where.
+    pub(super) address: SocketAddr,
+    /// The model that is asked.
+    pub(super) model: String,
+    /// The stand-in, if it is that.
+    pub(super) stand_in: Option<Ollama>,
+}
+
+/// What is at an address.
+enum Found {
+    Nobody,
+    WithoutModel { version: String },
+    Model { version: String, name: String },
+}
+
+impl Source {
+    /// Looks for an Ollama and says what it found. `named` is one that has to be there.
+    pub(super) async fn choose(named: Option<Upstream>, only_stand_in: bool, screen: &Screen) -> Result<Self, Failure> {
+        if only_stand_in {
+            return Self::start_stand_in("As you asked, a stand-in takes Ollama's place.", screen).await;
+        }
+        let address = named.map_or(Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))), address_of)?;
+        let found = timeout(PROBE_WITHIN, probe(address)).await.ok().flatten().unwrap_or(Found::Nobody);
+        match found {
+            Found::Model { version, name } => {
+                screen.talk(format_args!(
+                    "Ollama {version} answers at {address}; its model {name} will be asked."
+                ));
+                Ok(Self {
+                    address,
+                    model: name,
+                    stand_in: None,
+                })
+            }
+            Found::Nobody if named.is_some() => Err(Failure::new(format!("no Ollama answers at {address}"))
+                .hint("start it with `ollama serve`, or leave --ollama out: a stand-in will do")),
+            Found::WithoutModel { .. } if named.is_some() => {
+                Err(Failure::new(format!("the Ollama at {address} has no model that could answer"))
+                    .hint("get one with `ollama pull`, or leave --ollama out: a stand-in will do"))
+            }
+            Found::WithoutModel { version } => {
+                let why = format!("Ollama {version} answers at {address} but has no model that could, so a stand-in takes its place.");
+                Self::start_stand_in(&why, screen).await
+            }
+            Found::Nobody => Self::start_stand_in(&format!("No Ollama answers at {address}, so a stand-in takes its place."), screen).await,
+        }
+    }
+
+    async fn start_stand_in(why: &str, screen: &Screen) -> Result<Self, Failure> {
+        let options = Options {
+            token_interval: Duration::from_millis(30),
+            ..Options::default()
+        };
+        let model = options.model.clone();
+        let ollama = Ollama::start(options)
+            .await
+            .map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
+        screen.talk(format_args!(
+            "{why}\nIt is no model: it speaks HTTP as Ollama does and sends fixed words, one every 30 ms."
+        ));
+        Ok(Self {
+            address: ollama.addr(),
+            model,
+            stand_in: Some(ollama),
+        })
+    }
+
+    /// A question for people to read the answer of.
+    pub(super) fn question(&self) -> Value {
+        let mut question = json!({ "model": self.model, "prompt": "Why is the sky blue? Answer in two sentences." });
+        if self.stand_in.is_none() {
+            question["options"] = json!({ "num_predict": 96 });
+        }
+        question
+    }
+
+    /// A question whose answer is the same each time, as far as the model can do that.
+    pub(super) fn steady_question(&self, tokens: usize) -> Value {
+        json!({
+            "model": self.model,
+            "prompt": "Name the colours of the rainbow, and something that has each of them.",
+            "options": { "seed": 11, "temperature": 0, "num_predict": tokens },
+        })
+    }
+
+    /// A question whose answer does not end within a demo.
+    pub(super) fn endless_question(&self) -> Value {
+        let tokens = if self.stand_in.is_some() { -1 } else { 4096 };
+        json!({
+            "model": self.model,
+            "prompt": "Write a very long story about a river, from its spring to the sea.",
+            "options": { "seed": 5, "num_predict": tokens },
+        })
+    }
+}
+
+/// The address in an upstream, which is loopback by its type.
+fn address_of(upstream: Upstream) -> Result<SocketAddr, Failure> {
+    let shown = upstream.to_string();
+    let address = shown.strip_prefix("http://").and_then(|address| address.parse().ok());
+    match (upstream.kind, address) {
+        (ServiceKind::Http, Some(address)) => Ok(address),
+        _ => Err(Failure::new(format!("`{shown}` can't be an Ollama: write it as 127.0.0.1:PORT")).exit(Exit::Usage)),
+    }
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: String,
+}
+
+#[derive(Deserialize)]
+struct Tags {
+    models: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    name: String,
+    #[serde(default)]
+    size: u64,
+    /// Where it really runs, if that is not here.
+    #[serde(default)]
+    remote_host: String,
+}
+
+#[derive(Deserialize)]
+struct Details {
+    /// Absent in older versions, which then get the benefit of the doubt.
+    capabilities: Option<Vec<String>>,
+}
+
+/// Looks who is there; `None` if what it says is not what Ollama says.
+async fn probe(address: SocketAddr) -> Option<Found> {
+    let mut client = Client::connect(address).await.ok()?;
+    let Version { version } = parse(client.get("/api/version").await.ok()?)?;
+    let Tags { mut models } = parse(client.get("/api/tags").await.ok()?)?;
+    // A demo on this machine sends nothing to anybody else's.
+    models.retain(|model| model.remote_host.is_empty());
+    models.sort_by_key(|model| model.size);
+    for model in models.into_iter().take(MODELS) {
+        let shown = client.post("/api/show", &json!({ "model": model.name })).await.ok()?;
+        // The smallest is often one for embeddings, which can't speak; and some are broken.
+        let speaks = |details: Details| details.capabilities.is_none_or(|able| able.iter().any(|a| a == "completion"));
+        if parse(shown).is_some_and(speaks) {
+            return Some(Found::Model { version, name: model.name });
+        }
+    }
+    Some(Found::WithoutModel { version })
+}
+
+fn parse<T: DeserializeOwned>((status, body): (hyper::StatusCode, bytes::Bytes)) -> Option<T> {
+    status.is_success().then(|| serde_json::from_slice(&body).ok()).flatten()
+}

@@ -1,0 +1,158 @@
+//! Where the demo plays: a temporary directory, a real `aditd` and a real `adit`, and the end of all of it.
+
+use std::{io, net::SocketAddr, path::Path, time::Duration};
+
+use common::report::Failure;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+use crate::process::{Ended, Process, Programs};
+
+/// What the device is called.
+pub(super) const DEVICE: &str = "laptop";
+
+/// Both programs, their state, and those of them that run.
+pub(super) struct Stage {
+    dir: TempDir,
+    programs: Programs,
+    aditd: Option<Process>,
+    adit: Option<Process>,
+}
+
+impl Stage {
+    /// Makes the directory and the programs in it.
+    pub(super) fn new() -> Result<Self, Failure> {
+        let failed = |e: io::Error| Failure::new("cannot set up a temporary directory").because(e);
+        let this = std::env::current_exe().map_err(failed)?;
+        // A short name: the path of a socket in it may not be long.
+        let dir = tempfile::Builder::new().prefix("adit-demo-").tempdir().map_err(failed)?;
+        let programs = Programs::link(&this, dir.path()).map_err(failed)?;
+        // Instead of the system's, which belongs to another server.
+        std::fs::write(dir.path().join("aditd.toml"), "").map_err(failed)?;
+        Ok(Self {
+            dir,
+            programs,
+            aditd: None,
+            adit: None,
+        })
+    }
+
+    /// Where everything is.
+    pub(super) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What has to follow an `aditd` command to mean this server.
+    pub(super) fn server_flags(&self) -> [String; 4] {
+        let path = |name| self.dir.path().join(name).to_string_lossy().into_owned();
+        ["--config".to_owned(), path("aditd.toml"), "--state-dir".to_owned(), path("server")]
+    }
+
+    /// What has to follow an `adit` command to mean this device.
+    fn device_flags(&self) -> [String; 2] {
+        [
+            "--state-dir".to_owned(),
+            self.dir.path().join(DEVICE).to_string_lossy().into_owned(),
+        ]
+    }
+
+    /// Runs an `aditd` command, which has to succeed.
+    pub(super) async fn aditd(&self, args: &[&str]) -> Result<Ended, Failure> {
+        self.run("aditd", args, &self.server_flags(), "").await
+    }
+
+    /// Runs an `adit` command, which has to succeed, with `input` on its standard input.
+    pub(super) async fn adit(&self, args: &[&str], input: &str) -> Result<Ended, Failure> {
+        self.run("adit", args, &self.device_flags(), input).await
+    }
+
+    async fn run(&self, program: &str, args: &[&str], flags: &[String], input: &str) -> Result<Ended, Failure> {
+        let failed = || Failure::new(format!("`{program} {}` failed", args.join(" ")));
+        let ended = self.programs.run(program, &with(args, flags), input).await;
+        let ended = ended.map_err(|e| failed().because(e))?;
+        match ended.code {
+            Some(0) => Ok(ended),
+            _ => Err(failed().because(ended.stderr.trim().to_owned())),
+        }
+    }
+
+    /// Starts the server and returns its UDP address.
+    pub(super) async fn serve(&mut self, upstream: SocketAddr) -> Result<String, Failure> {
+        let upstream = format!("http://{upstream}");
+        let args = ["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream];
+        let command = self.programs.command("aditd", &with(&args, &self.server_flags()));
+        start(&mut self.aditd, command, "aditd").await?;
+        let status = self.aditd(&["status", "--json"]).await?;
+        listening(&status)
+    }
+
+    /// Brings the tunnel up and returns where Ollama is now.
+    pub(super) async fn up(&mut self) -> Result<SocketAddr, Failure> {
+        let command = self
+            .programs
+            .command("adit", &with(&["up", "--listen", "127.0.0.1:0"], &self.device_flags()));
+        start(&mut self.adit, command, "adit").await?;
+        let status = self.adit(&["status", "--json"], "").await?;
+        let address = listening(&status)?.parse();
+        address.map_err(|e| Failure::new("`adit status` shows no address").because(e))
+    }
+
+    /// Waits until one of both processes ends, which neither does by itself.
+    pub(super) async fn died(&mut self) -> Failure {
+        loop {
+            let (who, how, log) = tokio::select! {
+                Ok((how, log)) = end_of(&mut self.adit) => ("adit", how, log),
+                Ok((how, log)) = end_of(&mut self.aditd) => ("aditd", how, log),
+                // Nothing within the time that waiting has.
+                else => continue,
+            };
+            return Failure::new(format!("{who} ended by itself ({how})")).because(log);
+        }
+    }
+
+    /// Ends both processes and removes the directory.
+    pub(super) async fn clear(self) -> Result<(), Failure> {
+        for mut process in [self.adit, self.aditd].into_iter().flatten() {
+            // They keep nothing that will be needed again, so there is nothing to drain.
+            process.kill().await;
+        }
+        let path = self.dir.keep();
+        let mut removed = std::fs::remove_dir_all(&path);
+        // A command that Ctrl-C has interrupted may have left one more file while the others went.
+        for _ in 0..20 {
+            if removed.is_ok() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            removed = std::fs::remove_dir_all(&path);
+        }
+        removed.map_err(|e| Failure::new(format!("cannot remove {}", path.display())).because(e))
+    }
+}
+
+fn with<'a>(args: &[&'a str], flags: &'a [String]) -> Vec<&'a str> {
+    args.iter().copied().chain(flags.iter().map(String::as_str)).collect()
+}
+
+/// Starts a process into its place, where it is ended later even if it never becomes ready.
+async fn start(place: &mut Option<Process>, mut command: Command, name: &str) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::new(format!("cannot start {name}")).because(e);
+    // Ctrl-C in the terminal is for the demo, which ends the others in their turn.
+    command.process_group(0);
+    let process = place.insert(Process::spawn(command, name).map_err(failed)?);
+    process.ready().await.map_err(failed)
+}
+
+fn listening(status: &Ended) -> Result<String, Failure> {
+    let wrong = || Failure::new("a status shows no address");
+    let status: Value = serde_json::from_str(&status.stdout).map_err(|e| wrong().because(e))?;
+    status["listening"][0].as_str().map(str::to_owned).ok_or_else(wrong)
+}
+
+async fn end_of(process: &mut Option<Process>) -> io::Result<(std::process::ExitStatus, String)> {
+    match process {
+        Some(process) => Ok((process.ended().await?, process.log())),
+        None => std::future::pending().await,
+    }
+}

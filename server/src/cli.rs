@@ -75,8 +75,8 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(serve) => {
             let config = Config::settle(flags, &serve)?;
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| Failure::new("cannot start the server's threads").because(e))?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
             runtime.block_on(serve::run(config))
         }
         Command::Init => {

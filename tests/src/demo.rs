@@ -7,7 +7,7 @@ mod screen;
 mod source;
 mod stage;
 
-use std::{ffi::OsString, net::SocketAddr, process::ExitCode};
+use std::{ffi::OsString, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use common::{
@@ -15,7 +15,6 @@ use common::{
     report::{self, Failure},
 };
 use serde_json::Value;
-use server::upstream::Upstream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
@@ -36,8 +35,8 @@ struct Args {
     #[arg(long)]
     keep: bool,
     /// Ask this Ollama, which has to be on loopback [default: 127.0.0.1:11434 if one answers there, else a stand-in]
-    #[arg(long, value_name = "ADDR", conflicts_with = "stand_in")]
-    ollama: Option<Upstream>,
+    #[arg(long, value_name = "ADDR", conflicts_with = "stand_in", value_parser = source::address)]
+    ollama: Option<SocketAddr>,
     /// Ask the stand-in even if there is an Ollama
     #[arg(long)]
     stand_in: bool,
@@ -64,7 +63,12 @@ async fn demo(args: Args) -> Result<(), Failure> {
     let screen = Screen::new();
     let mut stage = Stage::new()?;
     let dir = stage.dir().display().to_string();
-    let played = play(&args, &mut stage, &mut orders, &screen).await;
+    let mut played = play(&args, &mut stage, &mut orders, &screen).await;
+    if played.is_err() {
+        // The failure may be no more than how a dead process looks from outside.
+        let died = tokio::time::timeout(Duration::from_millis(100), stage.died()).await;
+        played = died.map_or(played, Err);
+    }
     let cleared = stage.clear().await;
     let held = if played.is_ok() && !args.keep { "All of it held. " } else { "" };
     if cleared.is_ok() {

@@ -5,10 +5,7 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    report::{Exit, Failure},
-    wire::{OLLAMA_PORT, ServiceKind},
-};
+use common::{report::Failure, wire::OLLAMA_PORT};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use server::upstream::Upstream;
@@ -41,11 +38,11 @@ enum Found {
 
 impl Source {
     /// Looks for an Ollama and says what it found. `named` is one that has to be there.
-    pub(super) async fn choose(named: Option<Upstream>, only_stand_in: bool, screen: &Screen) -> Result<Self, Failure> {
+    pub(super) async fn choose(named: Option<SocketAddr>, only_stand_in: bool, screen: &Screen) -> Result<Self, Failure> {
         if only_stand_in {
             return Self::start_stand_in("As you asked, a stand-in takes Ollama's place.", screen).await;
         }
-        let address = named.map_or(Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))), address_of)?;
+        let address = named.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT)));
         let found = timeout(PROBE_WITHIN, probe(address)).await.ok().flatten().unwrap_or(Found::Nobody);
         match found {
             Found::Model { version, name } => {
@@ -120,14 +117,11 @@ impl Source {
     }
 }
 
-/// The address in an upstream, which is loopback by its type.
-fn address_of(upstream: Upstream) -> Result<SocketAddr, Failure> {
-    let shown = upstream.to_string();
+/// Reads `--ollama` as `aditd` reads its upstream, so that neither takes what the other refuses.
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
+    let shown = text.parse::<Upstream>().map_err(|e| e.to_string())?.to_string();
     let address = shown.strip_prefix("http://").and_then(|address| address.parse().ok());
-    match (upstream.kind, address) {
-        (ServiceKind::Http, Some(address)) => Ok(address),
-        _ => Err(Failure::new(format!("`{shown}` can't be an Ollama: write it as 127.0.0.1:PORT")).exit(Exit::Usage)),
-    }
+    address.ok_or_else(|| "Ollama speaks HTTP: write it as 127.0.0.1:PORT".to_owned())
 }
 
 #[derive(Deserialize)]

@@ -107,7 +107,7 @@ impl Stage {
                 // Nothing within the time that waiting has.
                 else => continue,
             };
-            return Failure::new(format!("{who} ended by itself ({how})")).because(log);
+            return Failure::new(format!("{who} ended by itself ({how})")).because(log.trim_end().to_owned());
         }
     }
 

@@ -16,15 +16,18 @@ use crate::{
     up::{self, UpFlags},
 };
 
+/// What every command understands stands by itself in its help.
+const GLOBAL: &str = "Global options";
+
 /// Use the Ollama of a far machine on localhost:11434
 #[derive(Debug, Parser)]
 #[command(name = "adit", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Keep this device's keys in DIR [default: the user's data directory]
-    #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true)]
+    #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true, help_heading = GLOBAL)]
     state_dir: Option<PathBuf>,
     /// Say more in the log; twice for the most
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,

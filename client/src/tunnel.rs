@@ -15,7 +15,7 @@ use common::{
     transport::{HANDSHAKE_WITHIN, KEEP_ALIVE},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
 };
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, Endpoint, RecvStream};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
@@ -61,6 +61,8 @@ pub struct Down {
 /// A tunnel that is up.
 #[derive(Debug)]
 pub struct Up {
+    /// The endpoint under it.
+    pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
     /// What the server said.
@@ -212,9 +214,9 @@ impl Keeper {
         let mut backoff = FIRST_BACKOFF;
         loop {
             let why = match self.connect().await {
-                Ok((dialed, up, notices)) => {
+                Ok((up, notices)) => {
                     backoff = FIRST_BACKOFF;
-                    let why = self.keep(dialed, up, notices).await;
+                    let why = self.keep(up, notices).await;
                     warn!("the tunnel ended: {why}");
                     why
                 }
@@ -255,25 +257,24 @@ impl Keeper {
         self.publish.send_replace(link);
     }
 
-    async fn connect(&self) -> Result<(Dialed, Arc<Up>, RecvStream), DialError> {
+    async fn connect(&self) -> Result<(Arc<Up>, RecvStream), DialError> {
         let profile = self.profile();
         let other = |e: rustls::Error| DialError::Other(e.to_string());
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
         let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
         let config = dial::config(crypto, &profile.enrolled.door_key);
-        let dialed = dial::dial(&config, &profile.enrolled.addresses).await?;
-        let to = dialed.connection.remote_address().to_string();
-        let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greet(&dialed.connection)).await;
+        let Dialed { endpoint, connection } = dial::dial(&config, &profile.enrolled.addresses).await?;
+        let to = connection.remote_address().to_string();
+        let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await;
         let (hello, notices) = match greeted {
             Ok(Ok(greeted)) => greeted,
             // The server judges after our handshake is done: what it says is the reason of the close.
             Ok(Err(e)) => {
-                let closed = tokio::time::timeout(Duration::from_secs(1), dialed.connection.closed()).await;
+                let closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
                 return Err(closed.map_or_else(|_| DialError::Other(e.to_string()), |e| DialError::from_connection(&e, &to)));
             }
             Err(_) => return Err(DialError::NoAnswer(to)),
         };
-        let connection = dialed.connection.clone();
         if profile.certificate().map_err(other)?.not_after <= unix_now() {
             // Past its end it is good for this one thing.
             self.renew(&connection).await?;
@@ -283,8 +284,8 @@ impl Keeper {
         info!("connected to {to} as {} {}", hello.device, hello.device_id);
         self.follow(&hello);
         Ok((
-            dialed,
             Arc::new(Up {
+                endpoint,
                 connection,
                 hello,
                 since: SystemTime::now(),
@@ -294,18 +295,18 @@ impl Keeper {
     }
 
     /// Publishes the tunnel and stays with it until it ends; says why it did.
-    async fn keep(&self, dialed: Dialed, up: Arc<Up>, notices: RecvStream) -> DialError {
-        let to = dialed.connection.remote_address().to_string();
+    async fn keep(&self, up: Arc<Up>, notices: RecvStream) -> DialError {
+        let to = up.connection.remote_address().to_string();
         self.publish.send_replace(Link::Up(up.clone()));
         tokio::select! {
-            why = dialed.connection.closed() => DialError::from_connection(&why, &to),
+            why = up.connection.closed() => DialError::from_connection(&why, &to),
             () = listen_to(notices) => {
                 info!("the server is stopping: running answers go on, new connections wait");
                 self.publish.send_replace(Link::Down(Down { since: Instant::now(), why: Some(DialError::Refused(Code::ShuttingDown)) }));
-                DialError::from_connection(&dialed.connection.closed().await, &to)
+                DialError::from_connection(&up.connection.closed().await, &to)
             }
             () = self.watch_silence(&up) => unreachable!("it watches for ever"),
-            () = self.keep_certificate(&dialed.connection) => unreachable!("it renews for ever"),
+            () = self.keep_certificate(&up.connection) => unreachable!("it renews for ever"),
         }
     }
 

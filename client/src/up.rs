@@ -21,6 +21,9 @@ use crate::{
     tunnel::{Link, Tunnel},
 };
 
+/// How long the server may take to hear that this is the end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// Flags of `up`.
 #[derive(Debug, Args)]
 pub struct UpFlags {
@@ -94,7 +97,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     }
     tunnel.close().await;
     // Each sees the end of its stream and aborts its application.
-    let _ = tokio::time::timeout(Duration::from_secs(1), connections.wait()).await;
+    let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
     services.shutdown().await;
     Ok(())
 }
@@ -142,12 +145,12 @@ impl Tunnel {
 
     /// Tells the server that this is the end.
     async fn close(&self) {
-        let connection = match &*self.link().borrow() {
-            Link::Up(up) | Link::Silent(up) => up.connection.clone(),
+        let up = match &*self.link().borrow() {
+            Link::Up(up) | Link::Silent(up) => up.clone(),
             _ => return,
         };
-        connection.close((Code::Done as u32).into(), b"");
-        // One packet; the process must not be gone before it is.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        up.connection.close((Code::Done as u32).into(), b"");
+        // The process must not be gone before its last packet is.
+        let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
     }
 }

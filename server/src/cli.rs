@@ -9,7 +9,7 @@ use common::{
 };
 
 use crate::{
-    config::{Config, Flags, ServeFlags},
+    config::{Config, Flags, GLOBAL, ServeFlags},
     devices,
     invite::{self, Invite},
     serve,
@@ -23,7 +23,7 @@ struct Cli {
     #[command(flatten)]
     flags: Flags,
     /// Say more in the log; twice for the most
-    #[arg(short, long, action = ArgAction::Count, global = true)]
+    #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,

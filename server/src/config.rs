@@ -16,14 +16,17 @@ use serde::Deserialize;
 
 use crate::{silence::Audience, state, upstream::Upstream};
 
+/// What every command understands stands by itself in its help.
+pub(crate) const GLOBAL: &str = "Global options";
+
 /// What flags and environment can say.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
     /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data directory]
-    #[arg(long, value_name = "DIR", env = "ADITD_STATE_DIR", global = true)]
+    #[arg(long, value_name = "DIR", env = "ADITD_STATE_DIR", global = true, help_heading = GLOBAL)]
     pub state_dir: Option<PathBuf>,
     /// Read settings from FILE (TOML) [default: /etc/adit/aditd.toml if it exists]
-    #[arg(long, value_name = "FILE", env = "ADITD_CONFIG", global = true)]
+    #[arg(long, value_name = "FILE", env = "ADITD_CONFIG", global = true, help_heading = GLOBAL)]
     pub config: Option<PathBuf>,
 }
 

@@ -18,6 +18,8 @@ use common::{
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 
 const SCHEMA_VERSION: i64 = 1;
+/// Invitations that may be open at once.
+pub const MOST_INVITATIONS: i64 = 64;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -155,6 +157,9 @@ pub enum DeviceError {
     /// The name of a new device belongs to a revoked one.
     #[error("the name `{0}` belongs to a revoked device")]
     NameOfRevoked(Name),
+    /// Every stranger's packet is tried against every open invitation.
+    #[error("{MOST_INVITATIONS} invitations are open already")]
+    TooManyInvitations,
     /// The register.
     #[error(transparent)]
     Register(#[from] RegisterError),
@@ -169,6 +174,7 @@ impl From<DeviceError> for Failure {
             }
             DeviceError::StillEnrolled(name) => format!("end its access first: `aditd device revoke {name}`"),
             DeviceError::NameTaken(name) => format!("choose another name, or end that device's access: `aditd device revoke {name}`"),
+            DeviceError::TooManyInvitations => "wait until some have expired or been used".to_owned(),
             DeviceError::Register(_) => String::new(),
         };
         match error {
@@ -262,18 +268,23 @@ impl Register {
             Some(device) => return Err(DeviceError::NameTaken(device.name)),
             None => {}
         }
-        Ok(self.change(|t| {
+        let withdrew = self.change(|t| {
             t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
             let withdrawn = t.execute(
                 "DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL",
                 params![name.as_str()],
             )?;
+            let open: i64 = t.query_row("SELECT count(*) FROM invitation", [], |row| row.get(0))?;
+            if open >= MOST_INVITATIONS {
+                return Ok(None);
+            }
             t.execute(
                 "INSERT INTO invitation (token, door_key, device_name, expires) VALUES (?1, ?2, ?3, ?4)",
                 params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires],
             )?;
-            Ok(withdrawn > 0)
-        })?)
+            Ok(Some(withdrawn > 0))
+        })?;
+        withdrew.ok_or(DeviceError::TooManyInvitations)
     }
 
     /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has made with it before.

@@ -128,6 +128,8 @@ fn table(direct: &mut Way, through: &mut Way) -> String {
 fn row(name: &str, direct: Option<Duration>, through: Option<Duration>) -> [String; 4] {
     let cell = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), shown);
     let added = match (direct, through) {
+        // Less than the table shows has no direction either.
+        (Some(direct), Some(through)) if through.abs_diff(direct) < Duration::from_micros(5) => shown(Duration::ZERO),
         (Some(direct), Some(through)) if through < direct => format!("-{}", shown(direct - through)),
         (Some(direct), Some(through)) => format!("+{}", shown(through - direct)),
         _ => String::new(),

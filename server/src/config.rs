@@ -119,7 +119,6 @@ impl Config {
             .hint(format!(
                 "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
             ))
-            .hint("or leave out --listen: with SSH to this machine no open port is needed"));
         }
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;

@@ -216,9 +216,7 @@ impl Keeper {
             let why = match self.connect().await {
                 Ok((up, notices)) => {
                     backoff = FIRST_BACKOFF;
-                    let why = self.keep(up, notices).await;
-                    warn!("the tunnel ended: {why}");
-                    why
+                    self.keep(up, notices).await
                 }
                 Err(why) => {
                     debug!("no tunnel: {why}");

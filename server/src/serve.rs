@@ -156,10 +156,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     draining.cancel();
     sessions.close();
     if !sessions.is_empty() {
-        info!(
-            "stopping: running answers have {} s to end (press Ctrl-C again to end them now)",
-            DRAIN_WITHIN.as_secs()
-        );
+        let streams: usize = server.live.status().iter().map(|session| session.streams).sum();
+        if streams > 0 {
+            info!("stopping: {streams} open streams have {} s to end (Ctrl-C again ends them now)", DRAIN_WITHIN.as_secs());
+        }
         tokio::select! {
             () = sessions.wait() => {}
             () = tokio::time::sleep(DRAIN_WITHIN) => warn!("cutting what still runs"),

@@ -118,7 +118,7 @@ impl Config {
             ))
             .hint(format!(
                 "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
-            ))
+            )));
         }
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;

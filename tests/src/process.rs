@@ -210,10 +210,8 @@ impl Process {
 
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
-        let sent = std::process::Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid().to_string())
-            .status();
+        // The shell's own: there need not be a program of that name.
+        let sent = std::process::Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.pid())).status();
         assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {}", self.pid());
     }
 

@@ -87,9 +87,12 @@ impl World {
 
     /// Runs an `aditd` command on the server's state.
     pub async fn aditd(&self, args: &[&str]) -> Ended {
-        let state = self.state();
-        let args = [args, &["--state-dir", state.to_str().expect("a path")]].concat();
-        self.programs.run("aditd", &args, "").await.expect("aditd runs")
+        let (state, config) = (self.state(), no_config(self.dir.path()));
+        let mut all = [args, &["--state-dir", state.to_str().expect("a path")]].concat();
+        if !args.contains(&"--config") {
+            all.extend(["--config", config.to_str().expect("a path")]);
+        }
+        self.programs.run("aditd", &all, "").await.expect("aditd runs")
     }
 
     /// What `aditd status --json` says.
@@ -152,9 +155,20 @@ impl World {
     }
 }
 
+/// An empty configuration, so that the machine's own does not count.
+fn no_config(dir: &Path) -> PathBuf {
+    let path = dir.join("empty.toml");
+    std::fs::write(&path, "").expect("written");
+    path
+}
+
 async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {
     let state = dir.join("server");
+    let config = no_config(dir);
     let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
+    if !flags.iter().any(|flag| flag == "--config") {
+        args.extend(["--config", config.to_str().expect("a path")]);
+    }
     args.extend(flags.iter().map(String::as_str));
     let mut aditd = programs.start("aditd", &args).expect("aditd starts");
     aditd.ready().await.expect("aditd is ready");

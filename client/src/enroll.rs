@@ -91,6 +91,7 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
             .map_err(|e| {
                 Failure::new(format!("cannot read the code from `{}`", path.display()))
                     .because(e)
+                    .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
                     .exit(Exit::Usage)
             }),
         None if std::io::stdin().is_terminal() => {

@@ -136,12 +136,12 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
     }
 }
 
-/// Takes connections until `stop`; each goes on by itself in `connections`.
-pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker, stop: CancellationToken) {
+/// Takes connections until the front's `stop`; each goes on by itself in `connections`.
+pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
+            () = front.stop.cancelled() => return,
         };
         match accepted {
             Ok((tcp, _)) => {
@@ -167,6 +167,8 @@ pub struct Front {
     pub service: Name,
     /// How long a connection waits for a tunnel.
     pub hold: Duration,
+    /// Cancelled when no more connections are taken and those without an answer under way are to end.
+    pub stop: CancellationToken,
 }
 
 impl Front {
@@ -186,7 +188,7 @@ impl Front {
             Ok(opened) => opened,
             Err(answer) => return self.answer_when_asked(tcp, &answer).await,
         };
-        let Outcome { end, unanswered } = splice(tcp, send, recv, Facing::Application, &self.tunnel.meter).await;
+        let Outcome { end, unanswered } = splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop).await;
         debug!("connection ended: {end:?}");
         let Some((tcp, head)) = unanswered else { return };
         if kind == ServiceKind::Tcp || head.is_empty() {
@@ -198,7 +200,7 @@ impl Front {
                 DialError::Refused(code) => ErrorAnswer::for_code(Some(code)),
                 _ => ErrorAnswer::for_code(Some(Code::Cut)),
             },
-            End::Done | End::Aborted => return,
+            End::Done | End::Drained | End::Aborted => return,
         };
         answer.send(tcp, &head).await;
     }

@@ -64,8 +64,9 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
             tunnel: tunnel.clone(),
             service: service.clone(),
             hold: flags.hold,
+            stop: no_more.clone(),
         };
-        services.spawn(listener::accept(listener, front, connections.clone(), no_more.clone()));
+        services.spawn(listener::accept(listener, front, connections.clone()));
     }
 
     let refused = tokio::select! {

@@ -4,6 +4,7 @@
 
 pub mod control;
 pub mod door;
+pub mod exchange;
 pub mod frame;
 pub mod identity;
 pub mod invitation;

@@ -7,9 +7,9 @@ use std::{
     io::{self, IoSlice},
     sync::{
         Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, Bytes};
@@ -22,7 +22,9 @@ use tokio::{
     },
 };
 
-use crate::wire::Code;
+use tokio_util::sync::CancellationToken;
+
+use crate::{exchange::Exchange, wire::Code};
 
 /// Read from TCP at once at the most, in bytes.
 const BUFFER: usize = 64 * 1024;
@@ -34,6 +36,8 @@ const CHUNKS: usize = 16;
 const HEAD: usize = 8 * 1024;
 /// How long an application may go on sending after it got an answer that the upstream gave early.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How often a connection that is to end is looked at.
+const IDLE_LOOK: Duration = Duration::from_millis(50);
 
 /// Which TCP peer a stream is joined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Meter {
 pub enum End {
     /// Both directions came to their own ends.
     Done,
+    /// The program is to stop, and nobody waited for anything here: both directions were ended in order.
+    Drained,
     /// The TCP peer aborted, and the tunnel's other end has been told.
     Aborted,
     /// The tunnel's other end reset the stream; the TCP peer has been told, unless it is handed back in `unanswered`.
@@ -119,33 +125,75 @@ impl Drop for Sending {
     }
 }
 
-/// Joins `tcp` to a stream until both directions have ended. Cancelling it cuts both.
-pub async fn splice(mut tcp: TcpStream, mut send: Sending, mut recv: RecvStream, facing: Facing, meter: &Meter) -> Outcome {
+/// Joins `tcp` to a stream until both directions have ended, or `draining` is cancelled and no answer is under way. Cancelling it cuts both.
+pub async fn splice(
+    mut tcp: TcpStream,
+    mut send: Sending,
+    mut recv: RecvStream,
+    facing: Facing,
+    meter: &Meter,
+    draining: &CancellationToken,
+) -> Outcome {
     let mut head = Head::new(facing);
-    let mut answered = false;
-    let (end, stopped, received_all) = join(&mut tcp, &mut send, &mut recv, &mut head, &mut answered, meter).await;
-    if matches!(end, End::Done) && (!stopped || facing == Facing::Application) {
-        if stopped {
-            drain(tcp).await;
-        } else {
+    let passed = Passed { facing, meter, exchange: Exchange::new(Instant::now()), answered: AtomicBool::new(false) };
+    let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining).await;
+    let Joined { end, stopped, received_all } = joined;
+    match end {
+        End::Done if stopped && facing == Facing::Application => drain(tcp).await,
+        End::Done if !stopped => {
             drop(tcp);
             send.acknowledged().await;
         }
-        return Outcome { end, unanswered: None };
+        End::Drained => {
+            send.finish();
+            if !received_all {
+                let _ = recv.stop((Code::Done as u32).into());
+            }
+            drop(tcp);
+            send.acknowledged().await;
+        }
+        end => {
+            send.reset(Code::Aborted);
+            if !received_all {
+                let _ = recv.stop((Code::Aborted as u32).into());
+            }
+            let by_caller = facing == Facing::Application && !passed.answered.load(Relaxed) && matches!(end, End::Reset(_) | End::Lost(_));
+            if by_caller {
+                return Outcome { end, unanswered: Some((tcp, head.bytes)) };
+            }
+            abort(tcp);
+            return Outcome { end, unanswered: None };
+        }
     }
-    send.reset(Code::Aborted);
-    if !received_all {
-        let _ = recv.stop((Code::Aborted as u32).into());
-    }
-    let told_by_caller = facing == Facing::Application && !answered && matches!(end, End::Reset(_) | End::Lost(_));
-    if told_by_caller {
-        return Outcome {
-            end,
-            unanswered: Some((tcp, head.bytes)),
-        };
-    }
-    abort(tcp);
     Outcome { end, unanswered: None }
+}
+
+/// What passes one splice, for all who want to know.
+struct Passed<'a> {
+    facing: Facing,
+    meter: &'a Meter,
+    exchange: Exchange,
+    answered: AtomicBool,
+}
+
+impl Passed<'_> {
+    /// From TCP into the tunnel.
+    fn up(&self, bytes: &[u8]) {
+        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
+        match self.facing {
+            Facing::Application => self.exchange.asked(),
+            Facing::Upstream => self.exchange.answered(bytes, Instant::now()),
+        }
+    }
+
+    /// From the tunnel on the way to TCP.
+    fn down(&self, chunk: &[u8]) {
+        self.answered.store(true, Relaxed);
+        match self.facing {
+            Facing::Application => self.exchange.answered(chunk, Instant::now()),
+            Facing::Upstream => self.exchange.asked(),
+        }
+    }
 }
 
 /// Closes a TCP connection with RST, so that it can't be mistaken for an end.
@@ -170,18 +218,27 @@ pub async fn drain(mut tcp: TcpStream) {
     let _ = tokio::time::timeout(DRAIN, until_end).await;
 }
 
+struct Joined {
+    end: End,
+    /// The other end takes no more of what TCP sends.
+    stopped: bool,
+    /// The other end's direction has ended by itself.
+    received_all: bool,
+}
+
 async fn join(
     tcp: &mut TcpStream,
     send: &mut Sending,
     recv: &mut RecvStream,
     head: &mut Head,
-    answered: &mut bool,
-    meter: &Meter,
-) -> (End, bool, bool) {
+    passed: &Passed<'_>,
+    draining: &CancellationToken,
+) -> Joined {
     let (read, write) = tcp.split();
-    let up = upload(&read, send, head, meter);
-    let down = download(recv, write, answered, meter);
-    tokio::pin!(up, down);
+    let up = upload(&read, send, head, passed);
+    let down = download(recv, write, passed);
+    let drained = drained(draining, &passed.exchange);
+    tokio::pin!(up, down, drained);
     let (mut up_end, mut down_end) = (None, None);
     let end = loop {
         tokio::select! {
@@ -198,12 +255,22 @@ async fn join(
             },
             // Nobody reads after the FIN, so nobody else would see an RST.
             _ = read.ready(Interest::ERROR), if up_end.is_some() => break End::Aborted,
+            () = &mut drained => break End::Drained,
         }
         if up_end.is_some() && down_end.is_some() {
             break End::Done;
         }
     };
-    (end, matches!(up_end, Some(UpEnd::Stopped)), down_end.is_some())
+    Joined { end, stopped: matches!(up_end, Some(UpEnd::Stopped)), received_all: down_end.is_some() }
+}
+
+/// Ends when the program is to stop and nobody waits for anything on this connection.
+async fn drained(draining: &CancellationToken, exchange: &Exchange) {
+    draining.cancelled().await;
+    let mut looks = tokio::time::interval(IDLE_LOOK);
+    while !exchange.is_idle(Instant::now()) {
+        looks.tick().await;
+    }
 }
 
 enum UpEnd {
@@ -216,7 +283,7 @@ enum UpEnd {
     Lost(ConnectionError),
 }
 
-async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, meter: &Meter) -> UpEnd {
+async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, passed: &Passed<'_>) -> UpEnd {
     let stopped = to.stream.stopped();
     tokio::pin!(stopped);
     loop {
@@ -247,10 +314,10 @@ async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, meter: &
                 _ = from.ready(Interest::ERROR) => return UpEnd::Aborted,
             };
             match written {
-                Ok(()) => meter.sent.fetch_add(n as u64, Relaxed),
+                Ok(()) => passed.up(&buffer.0[..n]),
                 Err(WriteError::ConnectionLost(e)) => return UpEnd::Lost(e),
                 Err(_) => return UpEnd::Stopped,
-            };
+            }
             if n < BUFFER {
                 break;
             }
@@ -267,7 +334,7 @@ enum DownEnd {
     Lost(ConnectionError),
 }
 
-async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, answered: &mut bool, meter: &Meter) -> DownEnd {
+async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<'_>) -> DownEnd {
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         let count = match from.read_chunks(&mut chunks).await {
@@ -282,8 +349,8 @@ async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, answered: &mut b
             Err(ReadError::ConnectionLost(e)) => return DownEnd::Lost(e),
             Err(_) => return DownEnd::Aborted,
         };
-        *answered = true;
-        if let Err(end) = write_all(&mut chunks[..count], &to, from, meter).await {
+        passed.down(&chunks[count - 1]);
+        if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.meter).await {
             return end;
         }
     }

@@ -170,7 +170,7 @@ impl Session {
         };
         match tcp {
             Ok((tcp, _slot)) => {
-                let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter).await;
+                let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter, &self.server.draining).await;
                 debug!("stream ended: {:?}", outcome.end);
             }
             Err(code) => {

@@ -270,3 +270,32 @@ async fn a_server_that_is_stopped_lets_running_answers_end() {
     assert!(String::from_utf8_lossy(&rest).contains("\"done\":true"), "to its end");
     assert_eq!(world.aditd.ended().await.expect("ended").code(), Some(0));
 }
+
+#[tokio::test]
+async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let kept = async |up: &tests::world::Up| {
+        let mut app = raw::connect(up.address).await;
+        let request = raw::generate(3, 1).replace("Connection: close\r\n", "");
+        app.write_all(request.as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"0\r\n\r\n") {
+            answer.extend(raw::read_exactly(&mut app, 1).await);
+        }
+        app
+    };
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = kept(&up).await;
+    up.adit.signal("INT");
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed), "it was between two requests");
+    assert_eq!(up.adit.ended().await.expect("ended").code(), Some(0));
+
+    let up = device.up(&[]).await;
+    let mut app = kept(&up).await;
+    let stopped = std::time::Instant::now();
+    world.aditd.signal("TERM");
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
+    assert_eq!(world.aditd.ended().await.expect("ended").code(), Some(0));
+    assert!(stopped.elapsed() < Duration::from_secs(25), "the drain would take 30 s");
+}

@@ -8,7 +8,7 @@ use std::{
 use common::{
     door::fill_random,
     frame,
-    identity::{Certificate, Name},
+    identity::Name,
     process::unix_now,
     splice::{Meter, Sending},
     tls,
@@ -32,7 +32,7 @@ const AFTER_REFUSAL: Duration = Duration::from_secs(60);
 /// Two keep-alives and a bit without an answer: the path is believed dead, and new connections wait.
 const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// How often the wall clock is compared with the certificate's end; a sleep does not delay it by more.
+/// The wall clock is compared with the certificate's end at least this often; a sleep of the machine does not delay it by more.
 const RENEWAL_CHECK: Duration = Duration::from_secs(60);
 const RENEW_WITHIN: Duration = Duration::from_secs(30);
 
@@ -332,19 +332,20 @@ impl Keeper {
         }
     }
 
-    /// Renews the certificate at two thirds of its life, give or take some, so that a fleet does not come all at once.
+    /// Renews the certificate in the last third of its life.
     async fn keep_certificate(&self, connection: &Connection) {
-        let mut ticks = tokio::time::interval(RENEWAL_CHECK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let jitter = random_fraction();
         loop {
-            ticks.tick().await;
-            let Ok(certificate) = self.profile().certificate() else { continue };
-            if unix_now() < renew_at(&certificate, jitter) {
+            let Ok(certificate) = self.profile().certificate() else { return std::future::pending().await };
+            let left = u64::try_from(certificate.renew_at(jitter) - unix_now()).unwrap_or(0);
+            if left > 0 {
+                // In short steps: a sleep of the machine stops this clock, but not the certificate's.
+                tokio::time::sleep(RENEWAL_CHECK.min(Duration::from_secs(left))).await;
                 continue;
             }
             if let Err(e) = self.renew(connection).await {
-                debug!("cannot renew the certificate yet: {e}");
+                warn!("{e}: trying again in {} s", RENEWAL_CHECK.as_secs());
+                tokio::time::sleep(RENEWAL_CHECK).await;
             }
         }
     }
@@ -427,12 +428,6 @@ async fn listen_to(mut notices: RecvStream) {
     }
 }
 
-/// Two thirds of the life, up to a twelfth of it later.
-fn renew_at(certificate: &Certificate, jitter: f64) -> i64 {
-    let life = (certificate.not_after - certificate.not_before) as f64;
-    certificate.not_before + (life * (2.0 / 3.0 + jitter / 12.0)) as i64
-}
-
 /// Half of the time at least, so that many clients of one server don't come at once.
 fn jittered(backoff: Duration) -> Duration {
     backoff.mul_f64(0.5 + random_fraction() / 2.0)
@@ -447,19 +442,6 @@ fn random_fraction() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::identity::KeyHash;
-
-    #[test]
-    fn a_certificate_is_renewed_in_its_last_third_and_well_before_its_end() {
-        let certificate = Certificate {
-            device: None,
-            key: KeyHash([0; 32]),
-            not_before: 0,
-            not_after: 30 * 86_400,
-        };
-        assert_eq!(renew_at(&certificate, 0.0), 20 * 86_400);
-        assert!(renew_at(&certificate, 1.0) < 23 * 86_400);
-    }
 
     #[test]
     fn the_pause_between_attempts_has_jitter_and_a_bound() {

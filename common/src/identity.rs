@@ -8,6 +8,8 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::{door::fill_random, invitation::sha256};
 
 const URI_PREFIX: &str = "urn:adit:device:";
+/// Clocks differ: a certificate is good from this many seconds (a day) before it was made.
+pub const CLOCK_SLACK: i64 = 24 * 3600;
 
 /// The id of a device: 32 random bits, shown as `d7c4-91ae`. It stays when the name changes and is never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -132,6 +134,13 @@ pub struct Certificate {
 }
 
 impl Certificate {
+    /// When its holder should have it renewed, Unix time: at two thirds of its life, and by `jitter` (0 to 1) up to a twelfth later, so that
+    /// not all come at once.
+    pub fn renew_at(&self, jitter: f64) -> i64 {
+        let issued = self.not_before + CLOCK_SLACK;
+        issued + ((self.not_after - issued) as f64 * (2.0 / 3.0 + jitter / 12.0)) as i64
+    }
+
     /// Reads a DER-encoded certificate.
     pub fn from_der(der: &[u8]) -> Result<Self, NotACertificate> {
         let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| NotACertificate)?;
@@ -180,6 +189,13 @@ mod tests {
         for bad in ["", ".", "..", "../x", "a/b", "a b", "é", "-x", "\u{1b}[2J", &long] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_renewed_in_its_last_third_and_well_before_its_end() {
+        let certificate = Certificate { device: None, key: KeyHash([0; 32]), not_before: -CLOCK_SLACK, not_after: 30 * 86_400 };
+        assert_eq!(certificate.renew_at(0.0), 20 * 86_400);
+        assert!(certificate.renew_at(1.0) < 23 * 86_400);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use common::{
     door::fill_random,
-    identity::{DeviceId, KeyHash},
+    identity::{CLOCK_SLACK, DeviceId, KeyHash},
     invitation::sha256,
     private::{self, FileError},
     wire::SERVER_NAME,
@@ -16,12 +16,8 @@ use rcgen::{
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 
-/// How long a device's certificate is good. It is renewed at two thirds of that.
-pub const DEVICE_LIFE: Duration = Duration::days(30);
 const SERVER_LIFE: Duration = Duration::days(3650);
 const CA_LIFE: Duration = Duration::days(7300);
-/// Clocks differ: a certificate is good from a day before it was made.
-const CLOCK_SLACK: Duration = Duration::hours(24);
 
 /// The authority: signs device and server certificates of its own making, whatever a request may ask for.
 pub struct Ca {
@@ -112,9 +108,9 @@ impl Ca {
         sha256(&self.issuer.key().subject_public_key_info())
     }
 
-    /// Certifies a device's key.
-    pub fn issue_device(&self, id: DeviceId, key: &DeviceKey, now: OffsetDateTime) -> Result<Issued, rcgen::Error> {
-        let mut params = leaf_params(now, DEVICE_LIFE);
+    /// Certifies a device's key for `life` from `now` on.
+    pub fn issue_device(&self, id: DeviceId, key: &DeviceKey, now: OffsetDateTime, life: std::time::Duration) -> Result<Issued, rcgen::Error> {
+        let mut params = leaf_params(now, Duration::seconds(life.as_secs() as i64));
         params.subject_alt_names = vec![SanType::URI(id.to_uri().try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let not_after = params.not_after.unix_timestamp();
@@ -176,7 +172,7 @@ fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
-    params.not_before = now - CLOCK_SLACK;
+    params.not_before = now - Duration::seconds(CLOCK_SLACK);
     params.not_after = now + life;
     params
 }
@@ -224,6 +220,8 @@ mod tests {
     use common::identity::Certificate;
     use x509_parser::prelude::{FromDer, X509Certificate};
 
+    const LIFE: std::time::Duration = std::time::Duration::from_secs(3600);
+
     fn hostile_csr(key: &KeyPair) -> Vec<u8> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -242,7 +240,7 @@ mod tests {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
         let id = DeviceId::generate();
         let device_key = DeviceKey::from_csr(&hostile_csr(&key)).expect("key");
-        let issued = ca.issue_device(id, &device_key, OffsetDateTime::now_utc()).expect("issued");
+        let issued = ca.issue_device(id, &device_key, OffsetDateTime::now_utc(), LIFE).expect("issued");
         let (_, parsed) = X509Certificate::from_der(&issued.certificate).expect("certificate");
         assert!(!parsed.is_ca());
         let usage = parsed.extended_key_usage().expect("extensions").expect("usage").value;
@@ -289,7 +287,7 @@ mod tests {
         let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("key");
         let serial = || {
             let issued = ca
-                .issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc())
+                .issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc(), LIFE)
                 .expect("issued");
             X509Certificate::from_der(&issued.certificate)
                 .expect("certificate")

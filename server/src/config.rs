@@ -3,6 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use clap::Args;
@@ -42,6 +43,9 @@ pub struct ServeFlags {
     /// Forward to this service on loopback [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
     pub upstream: Option<Upstream>,
+    /// Let a device's certificate be good for this long; it renews itself after two thirds [default: 30d]
+    #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = humantime::parse_duration)]
+    pub device_life: Option<Duration>,
     /// What devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
@@ -63,6 +67,7 @@ struct File {
     listen: Option<Vec<String>>,
     allow_from: Option<Vec<IpNet>>,
     upstream: Option<Upstream>,
+    device_life: Option<String>,
     advertise: Option<Vec<String>>,
 }
 
@@ -77,10 +82,14 @@ pub struct Config {
     pub audience: Audience,
     /// Where streams go.
     pub upstream: Upstream,
+    /// How long a device's certificate is good.
+    pub device_life: Duration,
     /// What devices are told, if the owner said so.
     pub advertise: Vec<String>,
 }
 
+const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
+const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 
 impl Config {
@@ -127,6 +136,7 @@ impl Config {
             listen,
             audience: Audience::new(networks),
             upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
+            device_life: device_life(serve.device_life, file.device_life.as_deref())?,
             advertise,
         })
     }
@@ -166,6 +176,16 @@ fn is_link_local(ip: IpAddr) -> bool {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
+}
+
+fn device_life(flag: Option<Duration>, file: Option<&str>) -> Result<Duration, Failure> {
+    let wrong = |text: &str| usage(format!("`{text}` is no life for a certificate")).hint("write it like 30d or 12h, from 1s to 3650d");
+    let life = match (flag, file) {
+        (Some(life), _) => life,
+        (None, Some(text)) => humantime::parse_duration(text).map_err(|_| wrong(text))?,
+        (None, None) => DEVICE_LIFE,
+    };
+    if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) { Ok(life) } else { Err(wrong(&humantime::format_duration(life).to_string())) }
 }
 
 fn check_advertised(addresses: &[String]) -> Result<(), Failure> {
@@ -213,7 +233,7 @@ fn read_file(named: Option<&Path>) -> Result<File, Failure> {
     toml::from_str(&text).map_err(|e| {
         usage(format!("the configuration `{}` is wrong", path.display()))
             .because(e.to_string().trim_end().to_owned())
-            .hint("it may say: state_dir, listen, allow_from, upstream, advertise")
+            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise")
     })
 }
 
@@ -293,6 +313,8 @@ mod tests {
             ("allow_from = ['10.0.0.0/99']", "line 1"),
             ("listen = [", "line 1"),
             ("listen = ['nonsense']", "IP:PORT"),
+            ("device_life = 'a while'", "30d or 12h"),
+            ("device_life = '0s'", "30d or 12h"),
             ("advertise = ['no port']", "HOST:PORT"),
         ] {
             let error = settle(ServeFlags::default(), file).expect_err(file).to_string();

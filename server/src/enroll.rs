@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::{
-    ca::{DEVICE_LIFE, DeviceKey},
+    ca::DeviceKey,
     live::close,
     register::RegisterError,
     serve::Server,
@@ -65,7 +65,7 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         EnrollRefusal::BadRequest
     })?;
     let now = OffsetDateTime::now_utc();
-    let (hash, not_after) = (key.hash, (now + DEVICE_LIFE).unix_timestamp());
+    let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
     let device = server
         .in_register(move |register| register.redeem(&token, hash, not_after, unix_now()))
@@ -73,7 +73,7 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         .map_err(failed)??;
     // The device connects as soon as it has its certificate: the policy must know it by then.
     server.refresh().await.map_err(failed)?;
-    let issued = server.state.ca.issue_device(device.id, &key, now).map_err(|e| {
+    let issued = server.state.ca.issue_device(device.id, &key, now, server.device_life).map_err(|e| {
         warn!("cannot sign a certificate: {e}");
         EnrollRefusal::ServerFailed
     })?;

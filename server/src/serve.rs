@@ -55,6 +55,8 @@ pub struct Server {
     pub live: Arc<Live>,
     /// Where devices are told to find the server.
     pub addresses: Vec<String>,
+    /// How long a device's certificate is good.
+    pub device_life: Duration,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
     listening: Vec<SocketAddr>,
@@ -132,6 +134,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         policy,
         live: Arc::default(),
         addresses,
+        device_life: config.device_life,
         draining: draining.clone(),
         listening,
         version,

@@ -206,7 +206,7 @@ impl Session {
             .server
             .state
             .ca
-            .issue_device(device.id, &key, time::OffsetDateTime::now_utc())
+            .issue_device(device.id, &key, time::OffsetDateTime::now_utc(), self.server.device_life)
             .map_err(|e| {
                 warn!("cannot renew a certificate: {e}");
                 Code::Busy

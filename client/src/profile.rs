@@ -145,10 +145,10 @@ impl Place {
 
     /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
     pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
-        if let Some(root) = self.dir.parent().and_then(Path::parent) {
-            private::create_dir(root)?;
+        // From the outside in: each only for its owner before anything is put into it.
+        for dir in self.dir.ancestors().take(3).collect::<Vec<_>>().into_iter().rev() {
+            private::create_dir(dir)?;
         }
-        private::create_dir(&self.dir)?;
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match private::read(&path) {

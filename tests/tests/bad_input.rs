@@ -963,7 +963,7 @@ async fn server_with_clock(dir: &Path, certificate_off: time::Duration, devices_
             let device_id = common::identity::DeviceId::generate();
             let issued = authority
                 .ca
-                .issue_device(device_id, &key, now + devices_off)
+                .issue_device(device_id, &key, now + devices_off, std::time::Duration::from_secs(30 * 86_400))
                 .expect("a certificate");
             let enrolled = Enrolled {
                 device: "laptop".parse().expect("a name"),
@@ -1035,7 +1035,7 @@ async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure
         let key = DeviceKey::from_spki(&rcgen::PublicKeyData::subject_public_key_info(&key)).expect("a key");
         let id = identity["device_id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
         let at = OffsetDateTime::now_utc() + time::Duration::days(days);
-        let issued = authority.issue_device(id, &key, at).expect("a certificate");
+        let issued = authority.issue_device(id, &key, at, std::time::Duration::from_secs(30 * 86_400)).expect("a certificate");
         identity["certificate"] = BASE64.encode(&issued.certificate).into();
         store(&device, &identity);
         let mut up = device.start(&["--hold", "0s"]).await;

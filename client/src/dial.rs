@@ -61,6 +61,9 @@ pub enum DialError {
         /// This computer's time, for people.
         now: String,
     },
+    /// The server finds this device's certificate out of its time, and too far to renew it.
+    #[error("the server does not accept the time of this device's certificate")]
+    OutOfTime,
     /// The server ended it with a code.
     #[error("{}", .0.sentence())]
     Refused(Code),
@@ -88,6 +91,10 @@ impl DialError {
                 "if the server was set up anew: get an invitation there and run `adit enroll --replace`; if not, do not trust that address",
             ),
             Self::Clock { .. } => Some("set this computer's clock (and look at the server's)"),
+            Self::OutOfTime => Some(
+                "compare this computer's clock with the server's; if both are right, it is over for too long: get a new invitation, \
+                 then run `adit enroll --replace`",
+            ),
             Self::Version => Some("bring adit and aditd to the same version"),
             Self::Refused(_) | Self::Other(_) | Self::Socket(_) => None,
         }
@@ -114,7 +121,7 @@ impl DialError {
             },
             // The server's judgement of our certificate.
             ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code).checked_sub(0x100) {
-                Some(CERTIFICATE_EXPIRED) => Self::Refused(Code::Expired),
+                Some(CERTIFICATE_EXPIRED) => Self::OutOfTime,
                 Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR | CERTIFICATE_REQUIRED) => {
                     Self::WrongServer(to.to_owned())
                 }

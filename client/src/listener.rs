@@ -9,6 +9,7 @@ use std::{
 use common::{
     control::is_passing,
     identity::Name,
+    process::{Protocol, port_holder},
     report::{Exit, Failure},
     splice::{self, End, Facing, Outcome, splice},
     wire::{Code, OLLAMA_PORT, ServiceKind},
@@ -106,26 +107,16 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
     let failure = Failure::new(format!("cannot listen on {shown}"));
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let holder = listeners::get_process_by_port(address.port(), listeners::Protocol::TCP).ok();
-            let cause = match &holder {
-                Some(process) => format!("address already in use by `{}` (pid {})", process.name, process.pid),
-                None => "address already in use".to_owned(),
-            };
             let other = if address.port() == 11500 { 11501 } else { 11500 };
-            let keep = match holder {
-                Some(process) => format!(
-                    "to keep `{}` there, choose another port: `adit up --listen localhost:{other}`",
-                    process.name
-                ),
-                None => format!(
-                    "choose another port: `adit up --listen localhost:{other}` (who has it: `sudo ss -ltnp 'sport = :{}'`)",
-                    address.port()
-                ),
-            };
-            failure
-                .because(cause)
-                .hint(keep)
-                .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
+            let run = format!("`adit up --listen localhost:{other}`");
+            match port_holder(address.port(), Protocol::TCP) {
+                Some(holder) => failure.because(format!("address already in use by {holder}")).hint(format!("to leave it there, choose another port: {run}")),
+                None => failure
+                    .because("address already in use")
+                    .hint(format!("choose another port: {run}"))
+                    .hint(format!("who has it: `sudo ss -ltnp 'sport = :{}'`", address.port())),
+            }
+            .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
         }
         io::ErrorKind::PermissionDenied => failure
             .because(error)

@@ -140,15 +140,16 @@ impl Place {
         };
         profile.certified_key().map_err(|e| damaged(&path, e))?;
         profile.certificate().map_err(|e| damaged(&path, e))?;
+        profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {e}")))?;
         Ok(profile)
     }
 
     /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
     pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
-        // From the outside in: each only for its owner before anything is put into it.
-        for dir in self.dir.ancestors().take(3).collect::<Vec<_>>().into_iter().rev() {
-            private::create_dir(dir)?;
-        }
+        let servers = self.dir.parent().unwrap_or(&self.dir);
+        private::create_dir(servers.parent().unwrap_or(servers))?;
+        private::create_dir(servers)?;
+        private::create_dir(&self.dir)?;
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match private::read(&path) {

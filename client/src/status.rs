@@ -99,7 +99,7 @@ pub struct UpStatus {
 pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
     let Some(status) = status else {
-        // Not enrolled is the better answer where it is true.
+        // Not enrolled, or damaged, is the better answer where it is true.
         place.read()?;
         return Err(Failure::new("adit is not running").hint("start it with `adit up`"));
     };

@@ -219,7 +219,7 @@ impl Keeper {
                     self.keep(up, notices).await
                 }
                 Err(why) => {
-                    debug!("no tunnel: {why}");
+                    debug!("an attempt failed: {why}");
                     why
                 }
             };

@@ -5,6 +5,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+pub use listeners::Protocol;
 use time::{OffsetDateTime, macros::format_description};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -61,4 +62,10 @@ pub fn raise_descriptor_limit() {
             maximum: limit.maximum,
         },
     );
+}
+
+/// Who has a port of this machine, as `` `ollama` (pid 812) ``, where that can be known.
+pub fn port_holder(port: u16, protocol: Protocol) -> Option<String> {
+    let process = listeners::get_process_by_port(port, protocol).ok()?;
+    Some(format!("`{}` (pid {})", process.name, process.pid))
 }

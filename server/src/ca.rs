@@ -13,7 +13,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer};
+use rustls::{
+    client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, UnixTime},
+};
 use time::{Duration, OffsetDateTime};
 
 const SERVER_LIFE: Duration = Duration::days(3650);
@@ -82,9 +85,12 @@ impl DeviceKey {
 impl Ca {
     /// Opens the authority in `dir`, or makes it there. Several processes that do so at once end up with the same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
-        let key_path = dir.join("ca.key");
+        let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
+        if !key_path.exists() && cert_path.exists() {
+            // A new one would lock out every device, and stand in the way of the backup.
+            return Err(FileError::damaged(key_path, "it is missing, and `ca.crt` is there"));
+        }
         let key = read_key(&key_path)?;
-        let cert_path = dir.join("ca.crt");
         let pem = private::read_or_create(&cert_path, || match self_signed(&key) {
             Ok(certificate) => pem("CERTIFICATE", &certificate).into_bytes(),
             Err(_) => Vec::new(),
@@ -124,7 +130,7 @@ impl Ca {
         let path = dir.join("server.crt");
         let hash = sha256(&key.subject_public_key_info());
         let kept = match private::read(&path) {
-            Ok(pem) => read_certificate(&pem).filter(|der| is_fresh(der, hash, now)),
+            Ok(pem) => read_certificate(&pem).filter(|der| is_fresh(der, hash, now) && self.vouches_for(der, now)),
             Err(e) if e.is_not_found() => None,
             Err(e) => return Err(e),
         };
@@ -141,6 +147,16 @@ impl Ca {
             chain: vec![certificate, self.certificate.clone()],
             key,
         })
+    }
+
+    /// Whether this very authority has signed a server's certificate.
+    fn vouches_for(&self, server: &CertificateDer<'_>, now: OffsetDateTime) -> bool {
+        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(now.unix_timestamp()).unwrap_or(0)));
+        let verifier = common::tls::roots(self.certificate.clone())
+            .ok()
+            .and_then(|roots| WebPkiServerVerifier::builder_with_provider(roots, common::tls::provider()).build().ok());
+        let (Some(verifier), Ok(name)) = (verifier, ServerName::try_from(SERVER_NAME)) else { return false };
+        verifier.verify_server_cert(server, &[], &name, &[], at).is_ok()
     }
 
     fn issue_server(&self, key: &KeyPair, now: OffsetDateTime) -> Result<CertificateDer<'static>, rcgen::Error> {

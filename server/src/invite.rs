@@ -52,11 +52,16 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let addresses = match config.advertise {
         named if !named.is_empty() => named,
         _ => match state.register.addresses()? {
-            known if !known.is_empty() => known,
+            Some(known) => known,
             // It has never served: say what it will do with the same settings.
-            _ => crate::config::addresses(&[], &config.listen, &config.audience),
+            None => crate::config::addresses(&[], &config.listen, &config.audience),
         },
     };
+    if addresses.is_empty() {
+        return Err(Failure::new("the server doesn't know where devices reach it")
+            .because("none of this machine's addresses is in a network of --allow-from")
+            .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
+    }
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation = Invitation {
         addresses,

@@ -362,21 +362,21 @@ impl Register {
             .map(drop)
     }
 
-    /// Where the server can be reached, as its last start said.
-    pub fn addresses(&self) -> Result<Vec<String>, RegisterError> {
+    /// Where the server can be reached, as its last start said; `None` before the first.
+    pub fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
         self.read(|t| {
             let text = t
                 .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| {
                     row.get::<_, String>(0)
                 })
                 .optional()?;
-            Ok(text.map(|t| t.split_whitespace().map(str::to_owned).collect()).unwrap_or_default())
+            Ok(text.map(|t| t.split_whitespace().map(str::to_owned).collect()))
         })
     }
 
     /// Keeps where the server can be reached.
     pub fn set_addresses(&self, addresses: &[String]) -> Result<(), RegisterError> {
-        if self.addresses()? == addresses {
+        if self.addresses()?.as_deref() == Some(addresses) {
             return Ok(());
         }
         self.change(|t| {

@@ -11,7 +11,7 @@ use std::{
 
 use common::{
     control::{ClaimError, Control},
-    process::{Stop, unix_now},
+    process::{Protocol, Stop, port_holder, unix_now},
     report::Failure,
     tls::{self, Admit},
     transport,
@@ -124,6 +124,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
+    if addresses.is_empty() {
+        warn!("this machine has no address in --allow-from: say where devices reach it with --advertise HOST:PORT");
+    }
     state.register.set_addresses(&addresses)?;
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
@@ -221,10 +224,11 @@ fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<Serve
     let failed = |e: std::io::Error| {
         let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
         match e.kind() {
-            std::io::ErrorKind::AddrInUse => failure
-                .because(e)
-                .hint(format!("see who has it: `ss -lupn 'sport = :{}'`", address.port()))
-                .hint("or choose another with --listen"),
+            std::io::ErrorKind::AddrInUse => match port_holder(address.port(), Protocol::UDP) {
+                Some(holder) => failure.because(format!("address already in use by {holder}")),
+                None => failure.because(e).hint(format!("see who has it: `sudo ss -lupn 'sport = :{}'`", address.port())),
+            }
+            .hint("choose another with --listen"),
             std::io::ErrorKind::PermissionDenied => failure.because(e).hint("choose a port above 1023 with --listen"),
             std::io::ErrorKind::AddrNotAvailable => failure
                 .because(e)

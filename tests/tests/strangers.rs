@@ -131,7 +131,10 @@ impl Gate {
     /// A certificate of the server's own authority that no honest server would issue now, and the key for it.
     fn issued(&self, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> Arc<CertifiedKey> {
         let device_key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
-        let issued = self.ca().issue_device(id, &device_key, at, std::time::Duration::from_secs(30 * 86_400)).expect("a certificate");
+        let issued = self
+            .ca()
+            .issue_device(id, &device_key, at, std::time::Duration::from_secs(30 * 86_400))
+            .expect("a certificate");
         certified(vec![issued.certificate], key)
     }
 
@@ -484,7 +487,10 @@ async fn a_certificate_of_another_authority_is_refused_whatever_it_calls_itself(
     let key = private_key(&gate.device);
     let device_key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
     let now = OffsetDateTime::now_utc();
-    let foreign = other.issue_device(gate.id(), &device_key, now, std::time::Duration::from_secs(30 * 86_400)).expect("a certificate").certificate;
+    let foreign = other
+        .issue_device(gate.id(), &device_key, now, std::time::Duration::from_secs(30 * 86_400))
+        .expect("a certificate")
+        .certificate;
     let chain = vec![foreign.clone(), other.certificate().clone()];
     for chain in [vec![foreign], chain] {
         let code = gate.attempt(Some(certified(chain, &key))).await.code();

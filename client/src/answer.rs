@@ -43,10 +43,7 @@ impl ErrorAnswer {
             Some(Code::UpstreamSilent) => Status::GatewayTimeout,
             _ => Status::BadGateway,
         };
-        Self {
-            status,
-            message: format!("adit: {}", code.unwrap_or(Code::Cut).sentence()),
-        }
+        Self { status, message: format!("adit: {}", code.unwrap_or(Code::Cut).sentence()) }
     }
 
     /// The answer's bytes for a request that begins with `head`; `None` if that is no HTTP/1.x request.
@@ -110,10 +107,7 @@ mod tests {
     use super::*;
 
     fn render(head: &str) -> Option<String> {
-        let answer = ErrorAnswer {
-            status: Status::Unavailable,
-            message: "adit: no \"tunnel\"".into(),
-        };
+        let answer = ErrorAnswer { status: Status::Unavailable, message: "adit: no \"tunnel\"".into() };
         answer.render(head.as_bytes()).map(|bytes| String::from_utf8(bytes).expect("text"))
     }
 
@@ -123,10 +117,7 @@ mod tests {
         assert!(answer.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{answer}");
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head");
         assert_eq!(body, r#"{"error":"adit: no \"tunnel\""}"#);
-        assert!(
-            head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.contains("Connection: close"),
-            "{head}"
-        );
+        assert!(head.contains(&format!("Content-Length: {}\r\n", body.len())) && head.contains("Connection: close"), "{head}");
     }
 
     #[test]
@@ -135,27 +126,14 @@ mod tests {
         assert!(head.ends_with("\r\n\r\n") && head.contains("Content-Length: 2"), "{head}");
         assert!(render("GET / HTTP/1.0\n").expect("http").starts_with("HTTP/1.0 503"));
         let v1 = render("POST /v1/chat/completions HTTP/1.1\r\n").expect("http");
-        assert!(
-            v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#),
-            "{v1}"
-        );
+        assert!(v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#), "{v1}");
     }
 
     #[test]
     fn what_is_no_http_gets_no_http() {
-        for bad in [
-            "",
-            "\x16\x03\x01\x02",
-            "hello",
-            "SSH-2.0-OpenSSH_9\r\n",
-            "PRI * HTTP/2.0\r\n",
-            "get / HTTP/1.1\r\n",
-        ] {
+        for bad in ["", "\x16\x03\x01\x02", "hello", "SSH-2.0-OpenSSH_9\r\n", "PRI * HTTP/2.0\r\n", "get / HTTP/1.1\r\n"] {
             assert_eq!(render(bad), None, "{bad}");
         }
-        assert!(
-            render(&format!("GET /{}", "x".repeat(9000))).is_some(),
-            "a line longer than what is remembered"
-        );
+        assert!(render(&format!("GET /{}", "x".repeat(9000))).is_some(), "a line longer than what is remembered");
     }
 }

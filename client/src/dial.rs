@@ -12,7 +12,9 @@ use common::{
     transport,
     wire::{Code, SERVER_NAME},
 };
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig,
+};
 use tokio::task::JoinSet;
 
 /// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).
@@ -129,9 +131,9 @@ impl DialError {
             },
             // Our judgement of the server's.
             ConnectionError::TransportError(e) => match u64::from(e.code).checked_sub(0x100) {
-                Some(CERTIFICATE_EXPIRED) => Self::Clock {
-                    now: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string(),
-                },
+                Some(CERTIFICATE_EXPIRED) => {
+                    Self::Clock { now: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string() }
+                }
                 Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => Self::WrongServer(to.to_owned()),
                 _ => alert(e.code.into()),
             },
@@ -197,10 +199,7 @@ fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
 }
 
 async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
-    let failed = |why: String| DialError::Resolve {
-        name: name.to_owned(),
-        why,
-    };
+    let failed = |why: String| DialError::Resolve { name: name.to_owned(), why };
     match tokio::time::timeout(RESOLVE_WITHIN, tokio::net::lookup_host(name)).await {
         Ok(Ok(found)) => Ok(found.collect()),
         Ok(Err(e)) => Err(failed(e.to_string())),
@@ -210,22 +209,16 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 
 async fn attempt(config: ClientConfig, address: SocketAddr, name: String, delay: Duration) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
-    let shown = if name == address.to_string() {
-        name
-    } else {
-        format!("{name} ({address})")
-    };
+    let shown = if name == address.to_string() { name } else { format!("{name} ({address})") };
     let local = if address.is_ipv4() {
         SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
     } else {
         SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
     };
     let socket = transport::socket(local).map_err(|e| DialError::Socket(Arc::new(e)))?;
-    let endpoint =
-        Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime)).map_err(|e| DialError::Socket(Arc::new(e)))?;
-    let connecting = endpoint
-        .connect_with(config, address, SERVER_NAME)
-        .map_err(|e| DialError::Other(e.to_string()))?;
+    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
+        .map_err(|e| DialError::Socket(Arc::new(e)))?;
+    let connecting = endpoint.connect_with(config, address, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection }),
         Ok(Err(e)) => Err(DialError::from_connection(&e, &shown)),

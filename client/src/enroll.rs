@@ -66,18 +66,9 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let profile = Profile::new(place, enrolled, key);
     check(&profile, &invitation)?;
     profile.save()?;
-    let Enrolled {
-        device,
-        device_id,
-        addresses,
-        ..
-    } = &profile.enrolled;
+    let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
     say(format!("Enrolled as {device} {device_id} at {}.", addresses.join(", ")));
-    let name = if profile.place.name.as_str() == DEFAULT_NAME {
-        String::new()
-    } else {
-        format!(" {}", profile.place.name)
-    };
+    let name = if profile.place.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", profile.place.name) };
     say(format!("Now run `adit up{name}`, and use http://localhost:11434."));
     Ok(())
 }
@@ -86,26 +77,19 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
     let mut code = String::new();
     let limit = MAX_CODE_LEN as u64 + 1024;
     let read = match file {
-        Some(path) => std::fs::File::open(path)
-            .and_then(|file| file.take(limit).read_to_string(&mut code))
-            .map_err(|e| {
-                Failure::new(format!("cannot read the code from `{}`", path.display()))
-                    .because(e)
-                    .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
-                    .exit(Exit::Usage)
-            }),
+        Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut code)).map_err(|e| {
+            Failure::new(format!("cannot read the code from `{}`", path.display()))
+                .because(e)
+                .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
+                .exit(Exit::Usage)
+        }),
         None if std::io::stdin().is_terminal() => {
             eprint!("Code from `aditd invite`: ");
-            std::io::stdin()
-                .lock()
-                .read_line(&mut code)
-                .map_err(|e| Failure::new("cannot read the code").because(e))
+            std::io::stdin().lock().read_line(&mut code).map_err(|e| Failure::new("cannot read the code").because(e))
         }
         None => {
             let mut stdin = std::io::stdin().lock().take(limit);
-            stdin
-                .read_to_string(&mut code)
-                .map_err(|e| Failure::new("cannot read the code from standard input").because(e))
+            stdin.read_to_string(&mut code).map_err(|e| Failure::new("cannot read the code from standard input").because(e))
         }
     };
     read.map(|_| code)
@@ -122,11 +106,7 @@ fn wrong_code(error: CodeError) -> Failure {
 fn expired(invitation: &Invitation) -> Failure {
     let when = |at: i64| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64));
     Failure::new("the invitation has expired")
-        .because(format!(
-            "it was good until {}, and this computer's clock says {}",
-            when(invitation.expires),
-            when(unix_now())
-        ))
+        .because(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
         .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
 }
 
@@ -139,10 +119,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
     let crypto = tls::enroll_client(invitation.ca).map_err(|e| Failure::new("cannot set up TLS").because(e))?;
     let config = dial::config(crypto, &invitation.secret.door_key());
     let dialed = dial::dial(&config, &invitation.addresses).await.map_err(not_reached)?;
-    let request = EnrollRequest {
-        token: BASE64.encode(&invitation.secret.token()),
-        csr: BASE64.encode(&csr(key)?),
-    };
+    let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)?) };
     let exchange = async {
         let (mut send, mut recv) = dialed.connection.open_bi().await?;
         frame::write(&mut send, &request).await?;
@@ -151,11 +128,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
     let interrupted =
         "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
     let answer = match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
-        Ok(answer) => answer.map_err(|e| {
-            Failure::new("the server did not finish the enrollment")
-                .because(e)
-                .hint(interrupted)
-        }),
+        Ok(answer) => answer.map_err(|e| Failure::new("the server did not finish the enrollment").because(e).hint(interrupted)),
         Err(_) => Err(Failure::new("the server did not finish the enrollment within 30 s").hint(interrupted)),
     };
     dialed.connection.close((common::wire::Code::Done as u32).into(), b"");
@@ -175,11 +148,14 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
 fn not_reached(error: DialError) -> Failure {
     let failure = Failure::new("cannot enroll").because(error.clone());
     let failure = match &error {
-        DialError::NoAnswer(_) => failure
-            .hint("the server is silent to a code that was replaced by a newer one: if in doubt, get another with `aditd invite NAME`"),
+        DialError::NoAnswer(_) => failure.hint(
+            "the server is silent to a code that was replaced by a newer one: if in doubt, get another with `aditd invite NAME`",
+        ),
         DialError::WrongServer(_) => {
             return Failure::new("cannot enroll")
-                .because("whoever answers at that address is not the server that made the code: its certificate comes from another CA")
+                .because(
+                    "whoever answers at that address is not the server that made the code: its certificate comes from another CA",
+                )
                 .hint("get a new code on the server itself; if this happens again, somebody may be in between");
         }
         _ => failure,
@@ -196,15 +172,8 @@ fn refused(why: EnrollRefusal) -> Failure {
         EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
         EnrollRefusal::ServerFailed => "mend that on the server, then run `adit enroll` with the same code again",
     };
-    let exit = if why == EnrollRefusal::Used {
-        Exit::NotAllowed
-    } else {
-        Exit::Failed
-    };
-    Failure::new("the server refused to enroll this device")
-        .because(why)
-        .hint(hint)
-        .exit(exit)
+    let exit = if why == EnrollRefusal::Used { Exit::NotAllowed } else { Exit::Failed };
+    Failure::new("the server refused to enroll this device").because(why).hint(hint).exit(exit)
 }
 
 /// Before anything is stored: is it really ours, from the CA that the code names, and good now?
@@ -220,12 +189,7 @@ fn check(profile: &Profile, invitation: &Invitation) -> Result<(), Failure> {
     }
     // Fails for a certificate of another key.
     profile.certified_key().map_err(|e| bad(&e.to_string()))?;
-    let Certificate {
-        device,
-        not_before,
-        not_after,
-        ..
-    } = profile.certificate().map_err(|e| bad(&e.to_string()))?;
+    let Certificate { device, not_before, not_after, .. } = profile.certificate().map_err(|e| bad(&e.to_string()))?;
     if device != Some(profile.enrolled.device_id) {
         return Err(bad("its certificate is for another device"));
     }

@@ -69,7 +69,9 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
-            Listen::Address(address) => listeners.push(bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?),
+            Listen::Address(address) => {
+                listeners.push(bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?)
+            }
             Listen::Localhost(port) => {
                 let shown = format!("localhost:{port}");
                 let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -92,11 +94,7 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() {
-        TcpSocket::new_v4()?
-    } else {
-        TcpSocket::new_v6()?
-    };
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     // A restart must not wait for old connections in TIME_WAIT.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
@@ -110,7 +108,9 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
             let other = if address.port() == 11500 { 11501 } else { 11500 };
             let run = format!("`adit up --listen localhost:{other}`");
             match port_holder(address.port(), Protocol::TCP) {
-                Some(holder) => failure.because(format!("address already in use by {holder}")).hint(format!("to leave it there, choose another port: {run}")),
+                Some(holder) => failure
+                    .because(format!("address already in use by {holder}"))
+                    .hint(format!("to leave it there, choose another port: {run}")),
                 None => failure
                     .because("address already in use")
                     .hint(format!("choose another port: {run}"))
@@ -118,10 +118,9 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
             }
             .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
         }
-        io::ErrorKind::PermissionDenied => failure
-            .because(error)
-            .hint("ports below 1024 need root: choose another with --listen")
-            .exit(Exit::Failed),
+        io::ErrorKind::PermissionDenied => {
+            failure.because(error).hint("ports below 1024 need root: choose another with --listen").exit(Exit::Failed)
+        }
         io::ErrorKind::AddrNotAvailable => failure.because(error).hint("this machine has no such address"),
         _ => failure.because(error),
     }
@@ -201,7 +200,8 @@ impl Front {
             return splice::abort(tcp);
         }
         let mut head = Vec::with_capacity(1024);
-        let line = async { while !head.contains(&b'\n') && head.len() < 8192 && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0) {} };
+        let line =
+            async { while !head.contains(&b'\n') && head.len() < 8192 && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0) {} };
         let _ = tokio::time::timeout(ASK_WITHIN, line).await;
         answer.send(tcp, &head).await;
     }
@@ -218,10 +218,7 @@ mod tests {
         }
         assert_eq!("localhost:7".parse(), Ok(Listen::Localhost(7)));
         assert_eq!("[::1]:7".parse(), Ok(Listen::Address("[::1]:7".parse().expect("address"))));
-        assert_eq!(
-            "127.0.0.2".parse(),
-            Ok(Listen::Address("127.0.0.2:11434".parse().expect("address")))
-        );
+        assert_eq!("127.0.0.2".parse(), Ok(Listen::Address("127.0.0.2:11434".parse().expect("address"))));
     }
 
     #[tokio::test]
@@ -229,10 +226,7 @@ mod tests {
         let first = bind(&[Listen::Localhost(0)]).expect("bound");
         let port = first[0].local_addr().expect("address").port();
         let error = bind(&[Listen::Localhost(port)]).expect_err("taken").to_string();
-        assert!(
-            error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())),
-            "{error}"
-        );
+        assert!(error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())), "{error}");
         assert!(error.contains("adit up --listen localhost:11500"), "{error}");
     }
 }

@@ -75,22 +75,17 @@ struct Pending {
 
 /// Where profiles are when nobody says otherwise.
 pub fn default_dir() -> Result<PathBuf, Failure> {
-    directories::ProjectDirs::from("", "", "adit")
-        .map(|dirs| dirs.data_local_dir().to_owned())
-        .ok_or_else(|| {
-            Failure::new("there is no home directory to keep this device's key in")
-                .hint("name a place with --state-dir or ADIT_STATE_DIR")
-                .exit(Exit::Usage)
-        })
+    directories::ProjectDirs::from("", "", "adit").map(|dirs| dirs.data_local_dir().to_owned()).ok_or_else(|| {
+        Failure::new("there is no home directory to keep this device's key in")
+            .hint("name a place with --state-dir or ADIT_STATE_DIR")
+            .exit(Exit::Usage)
+    })
 }
 
 impl Place {
     /// The place of server `name` in a state directory.
     pub fn new(state_dir: &Path, name: Name) -> Self {
-        Self {
-            dir: state_dir.join("servers").join(name.as_str()),
-            name,
-        }
+        Self { dir: state_dir.join("servers").join(name.as_str()), name }
     }
 
     /// The place that is meant: the named one; without a name `default`, or the only one there is.
@@ -131,13 +126,11 @@ impl Place {
         };
         let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         if stored.schema > SCHEMA {
-            return Err(Failure::new(format!("`{}` was written by a newer version of adit", path.display())).hint("use the newer adit"));
+            return Err(
+                Failure::new(format!("`{}` was written by a newer version of adit", path.display())).hint("use the newer adit")
+            );
         }
-        let profile = Profile {
-            place: self.clone(),
-            enrolled: stored.enrolled,
-            key: stored.private_key,
-        };
+        let profile = Profile { place: self.clone(), enrolled: stored.enrolled, key: stored.private_key };
         profile.certified_key().map_err(|e| damaged(&path, e))?;
         profile.certificate().map_err(|e| damaged(&path, e))?;
         profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {e}")))?;
@@ -164,10 +157,7 @@ impl Place {
             Err(e) => return Err(e.into()),
         }
         let private_key = make()?;
-        let pending = Pending {
-            code,
-            private_key: private_key.clone(),
-        };
+        let pending = Pending { code, private_key: private_key.clone() };
         private::replace(&path, &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?)?;
         Ok(private_key)
     }
@@ -203,11 +193,7 @@ impl Profile {
     /// Stores the profile: afterwards either all of it is there, or what was there before.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.place.dir.join(IDENTITY);
-        let stored = Stored {
-            schema: SCHEMA,
-            enrolled: self.enrolled.clone(),
-            private_key: self.key.clone(),
-        };
+        let stored = Stored { schema: SCHEMA, enrolled: self.enrolled.clone(), private_key: self.key.clone() };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
         private::replace(&path, &bytes)?;
         match fs::remove_file(self.place.dir.join(PENDING)) {
@@ -238,8 +224,6 @@ impl Profile {
 }
 
 fn decode(base64: &str) -> Result<CertificateDer<'static>, rustls::Error> {
-    let der = BASE64
-        .decode(base64.as_bytes())
-        .map_err(|_| rustls::Error::General("a certificate is not base64".to_owned()))?;
+    let der = BASE64.decode(base64.as_bytes()).map_err(|_| rustls::Error::General("a certificate is not base64".to_owned()))?;
     Ok(CertificateDer::from(der))
 }

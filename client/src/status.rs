@@ -117,10 +117,9 @@ impl Status {
         let state = match &*tunnel.link().borrow() {
             Link::Up(up) => TunnelStatus::Up(UpStatus::of(up)),
             Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up)),
-            Link::Down(down) => TunnelStatus::Down {
-                seconds: down.since.elapsed().as_secs(),
-                why: down.why.as_ref().map(ToString::to_string),
-            },
+            Link::Down(down) => {
+                TunnelStatus::Down { seconds: down.since.elapsed().as_secs(), why: down.why.as_ref().map(ToString::to_string) }
+            }
             Link::Refused(why) => TunnelStatus::Refused { why: why.to_string() },
         };
         Self {
@@ -143,19 +142,8 @@ impl Status {
     fn to_text(&self) -> String {
         let lines = [
             ("Tunnel", self.tunnel.to_text()),
-            (
-                "Listening",
-                self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", "),
-            ),
-            (
-                "Streams",
-                format!(
-                    "{} open, {} received, {} sent",
-                    self.connections,
-                    bytes(self.received),
-                    bytes(self.sent)
-                ),
-            ),
+            ("Listening", self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")),
+            ("Streams", format!("{} open, {} received, {} sent", self.connections, bytes(self.received), bytes(self.sent))),
             ("Device", format!("{} {}", self.device, self.device_id)),
             ("Certificate", format!("good until {}", day(self.certificate_until))),
         ];
@@ -197,10 +185,7 @@ impl TunnelStatus {
             Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
             Self::Down { seconds, why } => {
                 let why = why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
-                format!(
-                    "down for {}{why}",
-                    humantime::format_duration(std::time::Duration::from_secs(*seconds))
-                )
+                format!("down for {}{why}", humantime::format_duration(std::time::Duration::from_secs(*seconds)))
             }
             Self::Refused { why } => format!("refused: {why}"),
         }

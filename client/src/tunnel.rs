@@ -93,23 +93,10 @@ pub struct Opened {
 impl Tunnel {
     /// Starts the tunnel of a profile. The future keeps it up for as long as it is polled.
     pub fn new(profile: Profile) -> (Self, impl Future<Output = ()> + Send) {
-        let (publish, link) = watch::channel(Link::Down(Down {
-            since: Instant::now(),
-            why: None,
-        }));
+        let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why: None }));
         let profile = Arc::new(Mutex::new(profile));
-        let keeper = Keeper {
-            publish,
-            profile: profile.clone(),
-        };
-        (
-            Self {
-                link,
-                profile,
-                meter: Arc::default(),
-            },
-            keeper.run(),
-        )
+        let keeper = Keeper { publish, profile: profile.clone() };
+        (Self { link, profile, meter: Arc::default() }, keeper.run())
     }
 
     /// The state now, and its changes.
@@ -143,11 +130,7 @@ impl Tunnel {
         let opened = tokio::time::timeout(hold, async {
             let mut link = self.link.clone();
             loop {
-                let up = match link
-                    .wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_)))
-                    .await
-                    .as_deref()
-                {
+                let up = match link.wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_))).await.as_deref() {
                     Ok(Link::Up(up)) => up.clone(),
                     Ok(Link::Refused(why)) => return Err(unavailable(&why.to_string(), why.hint())),
                     _ => return Err(unavailable("adit is stopping", None)),
@@ -170,11 +153,7 @@ impl Tunnel {
         let (send, recv) = up.connection.open_bi().await?;
         let mut send = Sending::new(send);
         send.write_all(&StreamHead::Forward(service.clone()).encode()).await?;
-        Ok(Opened {
-            send,
-            recv,
-            kind: self.kind(service),
-        })
+        Ok(Opened { send, recv, kind: self.kind(service) })
     }
 
     fn still_held(&self, waited: Duration) -> ErrorAnswer {
@@ -197,10 +176,7 @@ fn unavailable(why: &str, hint: Option<&str>) -> ErrorAnswer {
         Some(hint) => format!("adit: {why} ({hint})"),
         None => format!("adit: {why}"),
     };
-    ErrorAnswer {
-        status: Status::Unavailable,
-        message,
-    }
+    ErrorAnswer { status: Status::Unavailable, message }
 }
 
 /// Keeps the tunnel up.
@@ -281,15 +257,7 @@ impl Keeper {
         }
         info!("connected to {to} as {} {}", hello.device, hello.device_id);
         self.follow(&hello);
-        Ok((
-            Arc::new(Up {
-                endpoint,
-                connection,
-                hello,
-                since: SystemTime::now(),
-            }),
-            notices,
-        ))
+        Ok((Arc::new(Up { endpoint, connection, hello, since: SystemTime::now() }), notices))
     }
 
     /// Publishes the tunnel and stays with it until it ends; says why it did.
@@ -360,9 +328,7 @@ impl Keeper {
             frame::read::<RenewAnswer>(&mut recv).await
         };
         let answer = tokio::time::timeout(RENEW_WITHIN, exchange).await;
-        let answer = answer
-            .map_err(|_| failed("the server does not answer".to_owned()))?
-            .map_err(|e| failed(e.to_string()))?;
+        let answer = answer.map_err(|_| failed("the server does not answer".to_owned()))?.map_err(|e| failed(e.to_string()))?;
         let mut renewed = self.profile();
         renewed.enrolled.certificate = answer.certificate;
         // Looked at before it takes the place of one that works.
@@ -408,13 +374,7 @@ impl Keeper {
 
 async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream)> {
     let mut send = connection.open_uni().await?;
-    frame::write(
-        &mut send,
-        &Greeting {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        },
-    )
-    .await?;
+    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
     let mut notices = connection.accept_uni().await?;
     let hello = frame::read(&mut notices).await?;
     Ok((hello, notices))

@@ -46,11 +46,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
-    let listening: Vec<String> = listeners
-        .iter()
-        .filter_map(|l| l.local_addr().ok())
-        .map(|a| a.to_string())
-        .collect();
+    let listening: Vec<String> = listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.to_string()).collect();
     info!("listening on http://{}", listening.join(" and http://"));
 
     let (tunnel, keep_up) = Tunnel::new(profile);
@@ -60,12 +56,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
-        let front = Front {
-            tunnel: tunnel.clone(),
-            service: service.clone(),
-            hold: flags.hold,
-            stop: no_more.clone(),
-        };
+        let front = Front { tunnel: tunnel.clone(), service: service.clone(), hold: flags.hold, stop: no_more.clone() };
         services.spawn(listener::accept(listener, front, connections.clone()));
     }
 

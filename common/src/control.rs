@@ -52,9 +52,7 @@ impl Control {
             Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
         }
         // Only a help for people: a full disk is no reason not to run.
-        let _ = lock
-            .set_len(0)
-            .and_then(|()| io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes()));
+        let _ = lock.set_len(0).and_then(|()| io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes()));
         let path = socket_path(dir)?;
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("remove", &path)(e).into()),
@@ -62,11 +60,7 @@ impl Control {
         }
         // The directory is 0700: nobody else reaches the socket.
         let listener = UnixListener::bind(&path).map_err(FileError::io("listen on", &path))?;
-        Ok(Self {
-            listener,
-            path,
-            _lock: lock,
-        })
+        Ok(Self { listener, path, _lock: lock })
     }
 
     /// Answers requests for as long as it is polled. One that is malformed or slow hurts only itself.
@@ -133,10 +127,7 @@ fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
     let path = dir.join("control.sock");
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         let why = format!("a socket's path has at most {MAX_SOCKET_PATH} bytes here: choose a shorter --state-dir");
-        return Err(FileError::io("listen on", path)(io::Error::new(
-            io::ErrorKind::InvalidFilename,
-            why,
-        )));
+        return Err(FileError::io("listen on", path)(io::Error::new(io::ErrorKind::InvalidFilename, why)));
     }
     Ok(path)
 }
@@ -148,7 +139,10 @@ pub fn is_passing(error: &io::Error) -> bool {
     const ENOBUFS: i32 = if cfg!(target_os = "macos") { 55 } else { 105 };
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted | io::ErrorKind::OutOfMemory
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+            | io::ErrorKind::OutOfMemory
     ) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS))
 }
 
@@ -163,7 +157,8 @@ mod tests {
         let control = Control::claim(tmp.path()).expect("claimed");
         assert!(matches!(Control::claim(tmp.path()), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id()));
         let asked = async { ask::<u32, u32>(tmp.path(), &20).await };
-        let answer = tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
+        let answer =
+            tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
         assert_eq!(answer.expect("no error"), Some(21));
         drop(control);
         assert!(ask::<_, u32>(tmp.path(), &1).await.expect("no error").is_none());
@@ -175,9 +170,7 @@ mod tests {
         let tmp = tempfile::tempdir().expect("tempdir");
         let deep = tmp.path().join("x".repeat(110));
         std::fs::create_dir(&deep).expect("dir");
-        let Err(ClaimError::File(e)) = Control::claim(&deep) else {
-            panic!("claimed")
-        };
+        let Err(ClaimError::File(e)) = Control::claim(&deep) else { panic!("claimed") };
         assert!(std::error::Error::source(&e).expect("a cause").to_string().contains("--state-dir"));
     }
 }

@@ -77,9 +77,7 @@ impl TryFrom<String> for DoorKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes = data_encoding::BASE64
-            .decode(text.as_bytes())
-            .map_err(|_| "a door key is 32 bytes in base64")?;
+        let bytes = data_encoding::BASE64.decode(text.as_bytes()).map_err(|_| "a door key is 32 bytes in base64")?;
         Ok(Self(bytes.try_into().map_err(|_| "a door key is 32 bytes in base64")?))
     }
 }

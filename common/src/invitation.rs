@@ -66,9 +66,7 @@ impl fmt::Debug for Secret {
 
 impl fmt::Debug for Invitation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invitation")
-            .field("addresses", &self.addresses)
-            .finish_non_exhaustive()
+        f.debug_struct("Invitation").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }
 
@@ -116,20 +114,13 @@ impl FromStr for Invitation {
         if text.is_empty() {
             return Err(CodeError::Empty);
         }
-        let body = text
-            .strip_prefix(PREFIX)
-            .filter(|_| text.len() <= MAX_CODE_LEN)
-            .ok_or(CodeError::NotACode)?;
+        let body = text.strip_prefix(PREFIX).filter(|_| text.len() <= MAX_CODE_LEN).ok_or(CodeError::NotACode)?;
         let alphabet = |c: char| c.is_ascii_lowercase() || ('2'..='7').contains(&c);
         if !body.chars().all(alphabet) {
             return Err(CodeError::NotACode);
         }
-        let bytes = data_encoding::BASE32_NOPAD
-            .decode(body.to_ascii_uppercase().as_bytes())
-            .map_err(|_| CodeError::Damaged)?;
-        let (payload, check) = bytes
-            .split_at_checked(bytes.len().saturating_sub(CHECK_LEN))
-            .ok_or(CodeError::Damaged)?;
+        let bytes = data_encoding::BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| CodeError::Damaged)?;
+        let (payload, check) = bytes.split_at_checked(bytes.len().saturating_sub(CHECK_LEN)).ok_or(CodeError::Damaged)?;
         if check.len() != CHECK_LEN || sha256(payload)[..CHECK_LEN] != *check {
             return Err(CodeError::Damaged);
         }
@@ -156,12 +147,7 @@ fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
     if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !rest.is_empty() {
         return Err(CodeError::Damaged);
     }
-    Ok(Invitation {
-        addresses,
-        ca,
-        expires,
-        secret,
-    })
+    Ok(Invitation { addresses, ca, expires, secret })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], CodeError> {

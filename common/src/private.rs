@@ -47,10 +47,7 @@ impl FileError {
 
     /// `path` is damaged, and how.
     pub fn damaged(path: impl Into<PathBuf>, why: impl ToString) -> Self {
-        Self::Damaged {
-            path: path.into(),
-            why: why.to_string(),
-        }
+        Self::Damaged { path: path.into(), why: why.to_string() }
     }
 
     /// Whether the file simply isn't there.
@@ -68,10 +65,7 @@ impl FileError {
             }
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    format!(
-                        "run this as the owner of `{}`, or name another place with --state-dir",
-                        path.display()
-                    )
+                    format!("run this as the owner of `{}`, or name another place with --state-dir", path.display())
                 }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     "free some disk space and run it again: nothing was changed".to_owned()
@@ -111,17 +105,13 @@ pub fn read_to_string(path: &Path) -> Result<String, FileError> {
 
 /// Replaces `path` by a file with these bytes (0600): afterwards it holds either all of the old or all of the new, whatever happens.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_beside(path, bytes)?
-        .persist(path)
-        .map_err(|e| FileError::io("write", path)(e.error))?;
+    write_beside(path, bytes)?.persist(path).map_err(|e| FileError::io("write", path)(e.error))?;
     sync_dir(path)
 }
 
 /// Like [`replace`], but fails with `AlreadyExists` if there is such a file.
 pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_beside(path, bytes)?
-        .persist_noclobber(path)
-        .map_err(|e| FileError::io("create", path)(e.error))?;
+    write_beside(path, bytes)?.persist_noclobber(path).map_err(|e| FileError::io("create", path)(e.error))?;
     sync_dir(path)
 }
 
@@ -142,32 +132,21 @@ pub fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec
 pub fn refuse_exposed(path: &Path) -> Result<(), FileError> {
     let mode = fs::metadata(path).map_err(FileError::io("read", path))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
-        return Err(FileError::Exposed {
-            path: path.to_owned(),
-            mode,
-        });
+        return Err(FileError::Exposed { path: path.to_owned(), mode });
     }
     Ok(())
 }
 
 /// Makes an empty file for the owner alone, if there is none.
 pub fn touch(path: &Path) -> Result<File, FileError> {
-    OpenOptions::new()
-        .create(true)
-        .read(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(FileError::io("create", path))
+    OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(FileError::io("create", path))
 }
 
 fn write_beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, FileError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     // tempfile makes it 0600.
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(FileError::io("write", path))?;
-    file.write_all(bytes)
-        .and_then(|()| file.as_file().sync_all())
-        .map_err(FileError::io("write", path))?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(FileError::io("write", path))?;
     Ok(file)
 }
 

@@ -29,10 +29,7 @@ pub struct Stop {
 impl Stop {
     /// From now on these signals no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-        })
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
     }
 
     /// Waits for the next order. Cancellation safe.
@@ -50,18 +47,8 @@ pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // macOS refuses more than OPEN_MAX, whatever the hard limit says.
-    let most = if cfg!(target_os = "macos") {
-        limit.maximum.map(|m| m.min(10_240)).or(Some(10_240))
-    } else {
-        limit.maximum
-    };
-    let _ = setrlimit(
-        Resource::Nofile,
-        Rlimit {
-            current: most,
-            maximum: limit.maximum,
-        },
-    );
+    let most = if cfg!(target_os = "macos") { limit.maximum.map(|m| m.min(10_240)).or(Some(10_240)) } else { limit.maximum };
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: limit.maximum });
 }
 
 /// Who has a port of this machine, as `` `ollama` (pid 812) ``, where that can be known.

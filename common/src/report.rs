@@ -26,22 +26,12 @@ pub struct Failure {
 impl Failure {
     /// Something failed.
     pub fn new(what: impl fmt::Display) -> Self {
-        Self {
-            what: what.to_string(),
-            source: None,
-            hints: Vec::new(),
-            exit: Exit::Failed,
-        }
+        Self { what: what.to_string(), source: None, hints: Vec::new(), exit: Exit::Failed }
     }
 
     /// An error, with its own sources as the causes.
     pub fn from_error(error: impl Error + Send + Sync + 'static) -> Self {
-        Self {
-            what: error.to_string(),
-            source: error.source().map(|s| flatten(s).into()),
-            hints: Vec::new(),
-            exit: Exit::Failed,
-        }
+        Self { what: error.to_string(), source: error.source().map(|s| flatten(s).into()), hints: Vec::new(), exit: Exit::Failed }
     }
 
     /// Why.
@@ -65,10 +55,7 @@ impl Failure {
 
 /// Keeps a chain of sources that can't be owned, as text.
 fn flatten(error: &(dyn Error + 'static)) -> Flat {
-    Flat {
-        text: error.to_string(),
-        source: error.source().map(|s| Box::new(flatten(s))),
-    }
+    Flat { text: error.to_string(), source: error.source().map(|s| Box::new(flatten(s))) }
 }
 
 #[derive(Debug)]
@@ -159,23 +146,14 @@ pub fn start_log(verbose: u8) {
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(default));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
     // Under systemd the journal has its own clock.
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(colour)
-        .with_target(verbose > 0);
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
-    };
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).with_target(verbose > 0);
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().try_init() } else { log.try_init() };
 }
 
 /// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.
 pub fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| {
-        tracing::error!("this is a defect in adit, please report it: {panic}")
-    }));
+    std::panic::set_hook(Box::new(|panic| tracing::error!("this is a defect in adit, please report it: {panic}")));
 }
 
 #[cfg(test)]

@@ -157,7 +157,8 @@ pub async fn splice(
             if !received_all {
                 let _ = recv.stop((Code::Aborted as u32).into());
             }
-            let by_caller = facing == Facing::Application && !passed.answered.load(Relaxed) && matches!(end, End::Reset(_) | End::Lost(_));
+            let by_caller =
+                facing == Facing::Application && !passed.answered.load(Relaxed) && matches!(end, End::Reset(_) | End::Lost(_));
             if by_caller {
                 return Outcome { end, unanswered: Some((tcp, head.bytes)) };
             }
@@ -404,10 +405,7 @@ struct Head {
 
 impl Head {
     fn new(facing: Facing) -> Self {
-        Self {
-            bytes: Vec::new(),
-            complete: facing == Facing::Upstream,
-        }
+        Self { bytes: Vec::new(), complete: facing == Facing::Upstream }
     }
 
     fn remember(&mut self, bytes: &[u8]) {

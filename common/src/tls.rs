@@ -59,7 +59,10 @@ pub fn server(
 }
 
 /// A client's side of the tunnel.
-pub fn tunnel_client(roots: Arc<RootCertStore>, identity: Arc<CertifiedKey>) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
+pub fn tunnel_client(
+    roots: Arc<RootCertStore>,
+    identity: Arc<CertifiedKey>,
+) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     let builder = client_builder()?.with_root_certificates(roots);
     let config = builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
     finish_client(config, wire::ALPN_TUNNEL)
@@ -68,10 +71,7 @@ pub fn tunnel_client(roots: Arc<RootCertStore>, identity: Arc<CertifiedKey>) -> 
 /// A client's side of enrollment: it knows nothing but the hash of the CA's key.
 pub fn enroll_client(ca: [u8; 32]) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     let verifier = Arc::new(PinnedCa { ca, provider: provider() });
-    let config = client_builder()?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
+    let config = client_builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
     finish_client(config, wire::ALPN_ENROLL)
 }
 

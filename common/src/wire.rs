@@ -131,7 +131,9 @@ impl Code {
     pub fn sentence(self) -> &'static str {
         match self {
             Self::Done => "the server ended the connection",
-            Self::Revoked => "this device was revoked: ask the owner of the server for a new invitation, then run `adit enroll --replace`",
+            Self::Revoked => {
+                "this device was revoked: ask the owner of the server for a new invitation, then run `adit enroll --replace`"
+            }
             Self::Superseded => {
                 "another `adit up` connected with this device's certificate: give every machine its own with `aditd invite`"
             }
@@ -283,15 +285,7 @@ mod tests {
 
     #[test]
     fn heads_of_another_kind_length_or_alphabet_are_refused() {
-        for bad in [
-            &b"\x00\x00"[..],
-            b"GET / HTTP/1.1",
-            b"\x01\x00",
-            b"\x01\x40",
-            b"\x02\x01x",
-            b"\x01\x02a/",
-            b"\xff\xff",
-        ] {
+        for bad in [&b"\x00\x00"[..], b"GET / HTTP/1.1", b"\x01\x00", b"\x01\x40", b"\x02\x01x", b"\x01\x02a/", b"\xff\xff"] {
             assert_eq!(StreamHead::decode(bad), Err(BadHead), "{bad:?}");
         }
     }

@@ -10,8 +10,8 @@ use common::{
     wire::SERVER_NAME,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
+    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
@@ -65,7 +65,8 @@ pub struct DeviceKey {
 impl DeviceKey {
     /// Takes the public key out of a signing request, and nothing else: names, extensions and constraints in it are ignored.
     pub fn from_csr(der: &[u8]) -> Result<Self, CsrError> {
-        let csr = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der)).map_err(CsrError::Invalid)?;
+        let csr =
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der)).map_err(CsrError::Invalid)?;
         Self::from_spki(&csr.public_key.subject_public_key_info())
     }
 
@@ -75,10 +76,7 @@ impl DeviceKey {
         if spki.algorithm() != &PKCS_ECDSA_P256_SHA256 {
             return Err(CsrError::KeyType);
         }
-        Ok(Self {
-            hash: KeyHash(sha256(&spki.subject_public_key_info())),
-            spki,
-        })
+        Ok(Self { hash: KeyHash(sha256(&spki.subject_public_key_info())), spki })
     }
 }
 
@@ -95,7 +93,8 @@ impl Ca {
             Ok(certificate) => pem("CERTIFICATE", &certificate).into_bytes(),
             Err(_) => Vec::new(),
         })?;
-        let certificate = read_certificate(&pem).ok_or_else(|| FileError::damaged(&cert_path, "it is not a certificate in PEM"))?;
+        let certificate =
+            read_certificate(&pem).ok_or_else(|| FileError::damaged(&cert_path, "it is not a certificate in PEM"))?;
         let hash = common::tls::key_hash(&certificate).map_err(|e| FileError::damaged(&cert_path, e))?;
         if hash.0 != sha256(&key.subject_public_key_info()) {
             return Err(FileError::damaged(&cert_path, "it belongs to another key than `ca.key`"));
@@ -115,7 +114,13 @@ impl Ca {
     }
 
     /// Certifies a device's key for `life` from `now` on.
-    pub fn issue_device(&self, id: DeviceId, key: &DeviceKey, now: OffsetDateTime, life: std::time::Duration) -> Result<Issued, rcgen::Error> {
+    pub fn issue_device(
+        &self,
+        id: DeviceId,
+        key: &DeviceKey,
+        now: OffsetDateTime,
+        life: std::time::Duration,
+    ) -> Result<Issued, rcgen::Error> {
         let mut params = leaf_params(now, Duration::seconds(life.as_secs() as i64));
         params.subject_alt_names = vec![SanType::URI(id.to_uri().try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
@@ -143,10 +148,7 @@ impl Ca {
             }
         };
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(ServerIdentity {
-            chain: vec![certificate, self.certificate.clone()],
-            key,
-        })
+        Ok(ServerIdentity { chain: vec![certificate, self.certificate.clone()], key })
     }
 
     /// Whether this very authority has signed a server's certificate.
@@ -195,7 +197,9 @@ fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
 
 fn is_fresh(der: &CertificateDer<'_>, key: [u8; 32], now: OffsetDateTime) -> bool {
     common::identity::Certificate::from_der(der).is_ok_and(|c| {
-        c.key.0 == key && c.not_before <= now.unix_timestamp() && c.not_after > now.unix_timestamp() + SERVER_LIFE.whole_seconds() / 3
+        c.key.0 == key
+            && c.not_before <= now.unix_timestamp()
+            && c.not_after > now.unix_timestamp() + SERVER_LIFE.whole_seconds() / 3
     })
 }
 
@@ -206,10 +210,7 @@ fn read_key(path: &Path) -> Result<KeyPair, FileError> {
         Err(_) => Vec::new(),
     })?;
     let not_a_key = || FileError::damaged(path, "it is not an ECDSA P-256 private key in PEM");
-    let key = std::str::from_utf8(&pem)
-        .ok()
-        .and_then(|pem| KeyPair::from_pem(pem).ok())
-        .ok_or_else(not_a_key)?;
+    let key = std::str::from_utf8(&pem).ok().and_then(|pem| KeyPair::from_pem(pem).ok()).ok_or_else(not_a_key)?;
     if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
         return Err(not_a_key());
     }
@@ -288,11 +289,7 @@ mod tests {
         assert_eq!(first.key_hash(), second.key_hash());
         let chain = |ca: &Ca, at| ca.server_identity(tmp.path(), at).expect("identity").chain;
         assert_eq!(chain(&first, now), chain(&second, now));
-        assert_ne!(
-            chain(&first, now),
-            chain(&first, now + SERVER_LIFE),
-            "an old certificate is replaced"
-        );
+        assert_ne!(chain(&first, now), chain(&first, now + SERVER_LIFE), "an old certificate is replaced");
     }
 
     #[test]
@@ -302,14 +299,8 @@ mod tests {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
         let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("key");
         let serial = || {
-            let issued = ca
-                .issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc(), LIFE)
-                .expect("issued");
-            X509Certificate::from_der(&issued.certificate)
-                .expect("certificate")
-                .1
-                .raw_serial()
-                .to_vec()
+            let issued = ca.issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc(), LIFE).expect("issued");
+            X509Certificate::from_der(&issued.certificate).expect("certificate").1.raw_serial().to_vec()
         };
         assert_ne!(serial(), serial());
     }

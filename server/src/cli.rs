@@ -67,10 +67,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
     let settled = || Config::settle(flags, &ServeFlags::default());
     let on_one_thread = || -> Result<_, Failure> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::new("cannot start").because(e))
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Failure::new("cannot start").because(e))
     };
     match cli.command {
         Command::Serve(serve) => {

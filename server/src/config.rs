@@ -99,35 +99,22 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let file = read_file(flags.config.as_deref())?;
-        let state_dir = flags
-            .state_dir
-            .clone()
-            .or(file.state_dir)
-            .or_else(state::default_dir)
-            .ok_or_else(|| {
-                usage("there is no home directory to keep the server's state in").hint("name a place with --state-dir or ADITD_STATE_DIR")
-            })?;
+        let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(|| {
+            usage("there is no home directory to keep the server's state in")
+                .hint("name a place with --state-dir or ADITD_STATE_DIR")
+        })?;
         let listen = first_of(&serve.listen, file.listen);
         let listen = if listen.is_empty() {
-            vec![
-                SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)),
-                SocketAddr::from((Ipv6Addr::LOCALHOST, ADITD_PORT)),
-            ]
+            vec![SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)), SocketAddr::from((Ipv6Addr::LOCALHOST, ADITD_PORT))]
         } else {
             listen.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?
         };
         let networks = first_of(&serve.allow_from, file.allow_from);
-        if let Some(open) = listen
-            .iter()
-            .find(|address| !address.ip().to_canonical().is_loopback())
-            .filter(|_| networks.is_empty())
+        if let Some(open) =
+            listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).filter(|_| networks.is_empty())
         {
-            return Err(usage(format!(
-                "refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"
-            ))
-            .hint(format!(
-                "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
-            )));
+            return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
+                .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
         }
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;
@@ -150,20 +137,13 @@ pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience
     let own = if_addrs::get_if_addrs().unwrap_or_default();
     let of_interfaces = |address: &SocketAddr| {
         let port = address.port();
-        let fits = |ip: &IpAddr| !ip.is_loopback() && ip.is_ipv4() == address.is_ipv4() && audience.includes(*ip) && !is_link_local(*ip);
-        own.iter()
-            .map(|i| i.ip())
-            .filter(fits)
-            .map(|ip| SocketAddr::new(ip, port))
-            .collect::<Vec<_>>()
+        let fits =
+            |ip: &IpAddr| !ip.is_loopback() && ip.is_ipv4() == address.is_ipv4() && audience.includes(*ip) && !is_link_local(*ip);
+        own.iter().map(|i| i.ip()).filter(fits).map(|ip| SocketAddr::new(ip, port)).collect::<Vec<_>>()
     };
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in bound {
-        if address.ip().is_unspecified() {
-            all.extend(of_interfaces(address))
-        } else {
-            all.push(*address)
-        }
+        if address.ip().is_unspecified() { all.extend(of_interfaces(address)) } else { all.push(*address) }
     }
     all.sort_by_key(|address| address.ip().is_loopback());
     all.truncate(MAX_ADDRESSES);
@@ -179,20 +159,24 @@ fn is_link_local(ip: IpAddr) -> bool {
 }
 
 fn device_life(flag: Option<Duration>, file: Option<&str>) -> Result<Duration, Failure> {
-    let wrong = |text: &str| usage(format!("`{text}` is no life for a certificate")).hint("write it like 30d or 12h, from 1s to 3650d");
+    let wrong =
+        |text: &str| usage(format!("`{text}` is no life for a certificate")).hint("write it like 30d or 12h, from 1s to 3650d");
     let life = match (flag, file) {
         (Some(life), _) => life,
         (None, Some(text)) => humantime::parse_duration(text).map_err(|_| wrong(text))?,
         (None, None) => DEVICE_LIFE,
     };
-    if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) { Ok(life) } else { Err(wrong(&humantime::format_duration(life).to_string())) }
+    if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) {
+        Ok(life)
+    } else {
+        Err(wrong(&humantime::format_duration(life).to_string()))
+    }
 }
 
 fn check_advertised(addresses: &[String]) -> Result<(), Failure> {
     if let Some(bad) = addresses.iter().find(|address| !invitation::is_address(address)) {
-        return Err(
-            usage(format!("`{bad}` can't be advertised")).hint("write it as HOST:PORT, for example gpu.lan:11435 or [fd00::1]:11435")
-        );
+        return Err(usage(format!("`{bad}` can't be advertised"))
+            .hint("write it as HOST:PORT, for example gpu.lan:11435 or [fd00::1]:11435"));
     }
     if addresses.len() > MAX_ADDRESSES {
         return Err(usage(format!(
@@ -204,19 +188,14 @@ fn check_advertised(addresses: &[String]) -> Result<(), Failure> {
 }
 
 fn first_of<T: Clone>(flags: &[T], file: Option<Vec<T>>) -> Vec<T> {
-    if flags.is_empty() {
-        file.unwrap_or_default()
-    } else {
-        flags.to_vec()
-    }
+    if flags.is_empty() { file.unwrap_or_default() } else { flags.to_vec() }
 }
 
 fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
-    text.parse()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)))
-        .map_err(|_| {
-            usage(format!("`{text}` is no address to listen on")).hint("write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435")
-        })
+    text.parse().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT))).map_err(|_| {
+        usage(format!("`{text}` is no address to listen on"))
+            .hint("write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435")
+    })
 }
 
 fn read_file(named: Option<&Path>) -> Result<File, Failure> {
@@ -226,9 +205,7 @@ fn read_file(named: Option<&Path>) -> Result<File, Failure> {
         None => return Ok(File::default()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| {
-        usage(format!("cannot read the configuration `{}`", path.display()))
-            .because(e)
-            .hint("name another file with --config")
+        usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
     toml::from_str(&text).map_err(|e| {
         usage(format!("the configuration `{}` is wrong", path.display()))
@@ -249,36 +226,20 @@ mod tests {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("aditd.toml");
         std::fs::write(&path, file).expect("written");
-        Config::settle(
-            &Flags {
-                state_dir: Some("/nowhere".into()),
-                config: Some(path),
-            },
-            &serve,
-        )
+        Config::settle(&Flags { state_dir: Some("/nowhere".into()), config: Some(path) }, &serve)
     }
 
     #[test]
     fn without_a_word_it_listens_on_loopback_and_forwards_to_ollama() {
         let config = settle(ServeFlags::default(), "").expect("settled");
-        assert_eq!(
-            config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
-            ["127.0.0.1:11435", "[::1]:11435"]
-        );
+        assert_eq!(config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(), ["127.0.0.1:11435", "[::1]:11435"]);
         assert_eq!(config.upstream.to_string(), "http://127.0.0.1:11434");
     }
 
     #[test]
     fn a_flag_overrules_the_file() {
         let file = "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
-        let config = settle(
-            ServeFlags {
-                listen: vec!["127.0.0.1:9".into()],
-                ..Default::default()
-            },
-            file,
-        )
-        .expect("settled");
+        let config = settle(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file).expect("settled");
         assert_eq!(config.listen[0].port(), 9);
         assert_eq!(config.upstream.to_string(), "tcp://127.0.0.1:2");
         assert_eq!(config.advertise, ["gpu.lan:3"]);
@@ -287,21 +248,12 @@ mod tests {
     #[test]
     fn an_address_that_is_not_loopback_needs_named_networks() {
         let open = |allow: Vec<IpNet>| {
-            settle(
-                ServeFlags {
-                    listen: vec!["0.0.0.0:1".into()],
-                    allow_from: allow,
-                    ..Default::default()
-                },
-                "",
-            )
+            settle(ServeFlags { listen: vec!["0.0.0.0:1".into()], allow_from: allow, ..Default::default() }, "")
         };
         let error = open(vec![]).expect_err("refused").to_string();
         assert!(error.contains("--allow-from 192.168.1.0/24"), "{error}");
         open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
-        let file = settle(ServeFlags::default(), "listen = ['[::]:1']")
-            .expect_err("refused")
-            .to_string();
+        let file = settle(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
         assert!(file.contains("not loopback"), "{file}");
     }
 

@@ -54,19 +54,11 @@ pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
     match command {
         Command::List { json } => {
             let devices = shown(state.register.devices()?, dir).await;
-            if json {
-                data(to_json(&Listing { schema: 1, devices })?)
-            } else {
-                list(&devices)
-            }
+            if json { data(to_json(&Listing { schema: 1, devices })?) } else { list(&devices) }
         }
         Command::Show { device, json } => {
             let device = shown(vec![state.register.find(&device)?], dir).await.remove(0);
-            if json {
-                data(to_json(&Single { schema: 1, device })?)
-            } else {
-                show(&device)
-            }
+            if json { data(to_json(&Single { schema: 1, device })?) } else { show(&device) }
         }
         Command::Revoke { device } => revoke(&state, &device).await,
         Command::Forget { device } => {
@@ -133,7 +125,9 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
 async fn ask_status(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     match control::ask(dir, &Request::Status).await? {
         Some(Answer::Status(status)) => Ok(Some(status)),
-        Some(_) => Err(Failure::new("the running aditd answered something else").hint("restart it: it may be of another version")),
+        Some(_) => {
+            Err(Failure::new("the running aditd answered something else").hint("restart it: it may be of another version"))
+        }
         None => Ok(None),
     }
 }
@@ -165,12 +159,7 @@ struct Shown {
 
 async fn shown(devices: Vec<Device>, dir: &Path) -> Vec<Shown> {
     // Without a running server there are no sessions, and the register still has the rest.
-    let sessions = ask_status(dir)
-        .await
-        .ok()
-        .flatten()
-        .map(|status| status.sessions)
-        .unwrap_or_default();
+    let sessions = ask_status(dir).await.ok().flatten().map(|status| status.sessions).unwrap_or_default();
     let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
     let one = |d: Device| Shown {
         session: sessions.remove(&d.id),
@@ -196,13 +185,7 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
         table.add_row([device.name.clone(), device.id.to_string(), seen(device), certificate(device)]);
     }
     let text = table.to_string();
-    data(
-        text.lines()
-            .map(str::trim_end)
-            .map(|line| line.strip_prefix(' ').unwrap_or(line))
-            .collect::<Vec<_>>()
-            .join("\n"),
-    )
+    data(text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n"))
 }
 
 fn show(device: &Shown) -> Result<(), Failure> {
@@ -215,16 +198,9 @@ fn show(device: &Shown) -> Result<(), Failure> {
     );
     text += &format!("Certificate  {}", certificate(device));
     if let Some(session) = &device.session {
-        text += &format!(
-            "\nSession      from {} since {}, {:.1} ms",
-            session.remote,
-            ago(session.since),
-            session.rtt_ms
-        );
-        text += &format!(
-            "\nStreams      {} open, {} bytes to it, {} bytes from it",
-            session.streams, session.sent, session.received
-        );
+        text += &format!("\nSession      from {} since {}, {:.1} ms", session.remote, ago(session.since), session.rtt_ms);
+        text +=
+            &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
     }
     data(text)
 }

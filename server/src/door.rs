@@ -125,10 +125,7 @@ mod tests {
     use crate::{register::Snapshot, upstream::Upstream};
 
     fn door() -> Door {
-        Door::new(
-            DoorKey::from_bytes([1; 32]),
-            Arc::new(Policy::new(Snapshot::default(), Upstream::default())),
-        )
+        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Upstream::default())))
     }
 
     fn lan() -> SocketAddr {
@@ -150,28 +147,18 @@ mod tests {
         let knock = door.key.knock();
         assert!(matches!(door.judge(&knock, lan(), false, 0), Verdict::Retry));
         assert!(matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)));
-        assert!(matches!(
-            door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0),
-            Verdict::Tunnel(_)
-        ));
+        assert!(matches!(door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0), Verdict::Tunnel(_)));
     }
 
     #[test]
     fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
         let door = door();
         let knock = door.key.knock();
-        let tries = (0..200)
-            .filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)))
-            .count();
+        let tries = (0..200).filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_))).count();
         assert!((50..100).contains(&tries), "{tries}");
-        assert!(matches!(
-            door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0),
-            Verdict::Tunnel(_)
-        ));
+        assert!(matches!(door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0), Verdict::Tunnel(_)));
         let v6 = |host: u16| SocketAddr::from(([0xfd00, 0, 0, 0, host, 0, 0, 1], 1));
-        let tries = (0..200)
-            .filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_)))
-            .count();
+        let tries = (0..200).filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_))).count();
         assert!(tries < 100, "the addresses of one /64 count as one: {tries}");
     }
 

@@ -13,12 +13,7 @@ use quinn::Connection;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use crate::{
-    ca::DeviceKey,
-    live::close,
-    register::RegisterError,
-    serve::Server,
-};
+use crate::{ca::DeviceKey, live::close, register::RegisterError, serve::Server};
 
 /// The whole exchange, in time.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -67,10 +62,8 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
-    let device = server
-        .in_register(move |register| register.redeem(&token, hash, not_after, unix_now()))
-        .await
-        .map_err(failed)??;
+    let device =
+        server.in_register(move |register| register.redeem(&token, hash, not_after, unix_now())).await.map_err(failed)??;
     // The device connects as soon as it has its certificate: the policy must know it by then.
     server.refresh().await.map_err(failed)?;
     let issued = server.state.ca.issue_device(device.id, &key, now, server.device_life).map_err(|e| {

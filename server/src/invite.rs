@@ -41,13 +41,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("for example `--ttl 1h`")
             .exit(Exit::Usage));
     }
-    let config = Config::settle(
-        flags,
-        &ServeFlags {
-            advertise: invite.advertise,
-            ..Default::default()
-        },
-    )?;
+    let config = Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
     let state = State::open(&config.state_dir)?;
     let addresses = match config.advertise {
         named if !named.is_empty() => named,
@@ -63,12 +57,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
     }
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
-    let invitation = Invitation {
-        addresses,
-        ca: state.ca.key_hash(),
-        expires,
-        secret: Secret::generate(),
-    };
+    let invitation = Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
     let withdrew = state.register.invite(&invite.device, &invitation.secret, expires, unix_now())?;
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
@@ -101,6 +90,7 @@ fn is_loopback(address: &str) -> bool {
 
 fn qr(code: &str) -> Result<String, Failure> {
     // Upper case fits QR's alphanumeric mode; the code doesn't mind.
-    let qr = qrcode::QrCode::new(code.to_ascii_uppercase()).map_err(|e| Failure::new("the code does not fit into a QR code").because(e))?;
+    let qr = qrcode::QrCode::new(code.to_ascii_uppercase())
+        .map_err(|e| Failure::new("the code does not fit into a QR code").because(e))?;
     Ok(qr.render::<qrcode::render::unicode::Dense1x2>().build())
 }

@@ -45,11 +45,7 @@ impl Policy {
     /// The rules for one service.
     pub fn new(snapshot: Snapshot, upstream: Upstream) -> Self {
         let service = DEFAULT_SERVICE.parse().expect("the default service's name is a name");
-        Self {
-            snapshot: RwLock::new(Arc::new(snapshot)),
-            service,
-            upstream,
-        }
+        Self { snapshot: RwLock::new(Arc::new(snapshot)), service, upstream }
     }
 
     /// What the register says now.
@@ -64,10 +60,7 @@ impl Policy {
 
     /// What a device may use.
     pub fn services(&self) -> Vec<Service> {
-        vec![Service {
-            name: self.service.clone(),
-            kind: self.upstream.kind,
-        }]
+        vec![Service { name: self.service.clone(), kind: self.upstream.kind }]
     }
 
     /// Whether the holder of this certificate, which TLS has verified, is in good standing.
@@ -78,10 +71,7 @@ impl Policy {
         let id = certificate.device.ok_or(Code::Revoked)?;
         let snapshot = self.snapshot();
         let device = snapshot.admits(id, certificate.key).ok_or(Code::Revoked)?;
-        Ok(Admitted {
-            id,
-            name: device.name.clone(),
-        })
+        Ok(Admitted { id, name: device.name.clone() })
     }
 
     /// Permission for one stream of a device to one service, asked anew for every stream.

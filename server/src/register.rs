@@ -127,11 +127,10 @@ impl From<RegisterError> for Failure {
             RegisterError::Newer { .. } => "use the newer aditd".to_owned(),
             RegisterError::Sql { source, path } => match source.sqlite_error_code() {
                 Some(ErrorCode::DiskFull) => "free some disk space and run it again: nothing was changed".to_owned(),
-                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => "another command is changing it: run it again".to_owned(),
-                _ => format!(
-                    "run this as the owner of `{}`, and look at the free space of its disk",
-                    path.display()
-                ),
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                    "another command is changing it: run it again".to_owned()
+                }
+                _ => format!("run this as the owner of `{}`, and look at the free space of its disk", path.display()),
             },
             RegisterError::File(e) => e.hint(),
         };
@@ -173,7 +172,9 @@ impl From<DeviceError> for Failure {
                 format!("to free its name: `aditd device forget {name}`")
             }
             DeviceError::StillEnrolled(name) => format!("end its access first: `aditd device revoke {name}`"),
-            DeviceError::NameTaken(name) => format!("choose another name, or end that device's access: `aditd device revoke {name}`"),
+            DeviceError::NameTaken(name) => {
+                format!("choose another name, or end that device's access: `aditd device revoke {name}`")
+            }
             DeviceError::TooManyInvitations => "wait until some have expired or been used".to_owned(),
             DeviceError::Register(_) => String::new(),
         };
@@ -201,10 +202,7 @@ impl Register {
         let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
         if verdict != "ok" {
             let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(verdict));
-            return Err(RegisterError::Damaged {
-                path: path.to_owned(),
-                source,
-            });
+            return Err(RegisterError::Damaged { path: path.to_owned(), source });
         }
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(error)? {
@@ -214,24 +212,16 @@ impl Register {
             }
             SCHEMA_VERSION => {}
             found => {
-                return Err(RegisterError::Newer {
-                    path: path.to_owned(),
-                    found,
-                });
+                return Err(RegisterError::Newer { path: path.to_owned(), found });
             }
         }
         transaction.commit().map_err(error)?;
-        Ok(Self {
-            db: Mutex::new(db),
-            path: path.to_owned(),
-        })
+        Ok(Self { db: Mutex::new(db), path: path.to_owned() })
     }
 
     /// A number that changes whenever another process has changed the register.
     pub fn version(&self) -> Result<i64, RegisterError> {
-        self.lock()
-            .query_row("PRAGMA data_version", [], |row| row.get(0))
-            .map_err(|e| classify(&self.path, e))
+        self.lock().query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(|e| classify(&self.path, e))
     }
 
     /// One look at everything that decides who may do what.
@@ -239,9 +229,8 @@ impl Register {
         self.read(|t| {
             let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
             let mut doors = t.prepare_cached("SELECT door_key, expires FROM invitation")?;
-            let doors = doors
-                .query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?
-                .collect::<Result<_, _>>()?;
+            let doors =
+                doors.query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?.collect::<Result<_, _>>()?;
             Ok(Snapshot { devices, doors })
         })
     }
@@ -253,10 +242,7 @@ impl Register {
 
     /// The device with this name or id.
     pub fn find(&self, name_or_id: &str) -> Result<Device, DeviceError> {
-        let found = self
-            .devices()?
-            .into_iter()
-            .find(|d| d.name.as_str() == name_or_id || d.id.to_string() == name_or_id);
+        let found = self.devices()?.into_iter().find(|d| d.name.as_str() == name_or_id || d.id.to_string() == name_or_id);
         found.ok_or_else(|| DeviceError::Unknown(name_or_id.to_owned()))
     }
 
@@ -270,10 +256,8 @@ impl Register {
         }
         let withdrew = self.change(|t| {
             t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
-            let withdrawn = t.execute(
-                "DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL",
-                params![name.as_str()],
-            )?;
+            let withdrawn =
+                t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL", params![name.as_str()])?;
             let open: i64 = t.query_row("SELECT count(*) FROM invitation", [], |row| row.get(0))?;
             if open >= MOST_INVITATIONS {
                 return Ok(None);
@@ -290,22 +274,24 @@ impl Register {
     /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has made with it before.
     ///
     /// Of any number of keys that redeem one invitation at once, one succeeds.
-    pub fn redeem(&self, token: &[u8], key: KeyHash, not_after: i64, now: i64) -> Result<Result<Device, EnrollRefusal>, RegisterError> {
+    pub fn redeem(
+        &self,
+        token: &[u8],
+        key: KeyHash,
+        not_after: i64,
+        now: i64,
+    ) -> Result<Result<Device, EnrollRefusal>, RegisterError> {
         self.change(|t| {
             let token = sha256(token);
             let found = t
-                .query_row(
-                    "SELECT device_name, expires, device, key FROM invitation WHERE token = ?1",
-                    params![token],
-                    |row| {
-                        Ok((
-                            row.get::<_, String>(0)?,
-                            row.get::<_, i64>(1)?,
-                            row.get::<_, Option<String>>(2)?,
-                            row.get::<_, Option<[u8; 32]>>(3)?,
-                        ))
-                    },
-                )
+                .query_row("SELECT device_name, expires, device, key FROM invitation WHERE token = ?1", params![token], |row| {
+                    Ok((
+                        row.get::<_, String>(0)?,
+                        row.get::<_, i64>(1)?,
+                        row.get::<_, Option<String>>(2)?,
+                        row.get::<_, Option<[u8; 32]>>(3)?,
+                    ))
+                })
                 .optional()?;
             let Some((name, expires, device, used_by)) = found.filter(|(_, expires, ..)| *expires > now) else {
                 return Ok(Err(EnrollRefusal::Closed));
@@ -314,9 +300,7 @@ impl Register {
             if let Some(device) = device {
                 let same_key = used_by == Some(key.0);
                 let again = if same_key {
-                    all_devices(t)?
-                        .into_iter()
-                        .find(|d| d.id.to_string() == device && d.revoked.is_none())
+                    all_devices(t)?.into_iter().find(|d| d.id.to_string() == device && d.revoked.is_none())
                 } else {
                     None
                 };
@@ -336,39 +320,31 @@ impl Register {
     /// Ends a device's access.
     pub fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
-            t.execute(
-                "UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
-                params![id.to_string(), now],
-            )
+            t.execute("UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL", params![id.to_string(), now])
         })
         .map(drop)
     }
 
     /// Removes a revoked device and frees its name.
     pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL", params![id.to_string()]))
-            .map(drop)
+        self.change(|t| t.execute("DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL", params![id.to_string()])).map(drop)
     }
 
     /// Notes when a device was seen.
     pub fn seen(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now]))
-            .map(drop)
+        self.change(|t| t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now])).map(drop)
     }
 
     /// Notes the end of a device's newest certificate.
     pub fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("UPDATE device SET not_after = ?2 WHERE id = ?1", params![id.to_string(), not_after]))
-            .map(drop)
+        self.change(|t| t.execute("UPDATE device SET not_after = ?2 WHERE id = ?1", params![id.to_string(), not_after])).map(drop)
     }
 
     /// Where the server can be reached, as its last start said; `None` before the first.
     pub fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
         self.read(|t| {
             let text = t
-                .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| {
-                    row.get::<_, String>(0)
-                })
+                .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| row.get::<_, String>(0))
                 .optional()?;
             Ok(text.map(|t| t.split_whitespace().map(str::to_owned).collect()))
         })
@@ -379,13 +355,8 @@ impl Register {
         if self.addresses()?.as_deref() == Some(addresses) {
             return Ok(());
         }
-        self.change(|t| {
-            t.execute(
-                "INSERT OR REPLACE INTO setting VALUES ('addresses', ?1)",
-                params![addresses.join(" ")],
-            )
-        })
-        .map(drop)
+        self.change(|t| t.execute("INSERT OR REPLACE INTO setting VALUES ('addresses', ?1)", params![addresses.join(" ")]))
+            .map(drop)
     }
 
     fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, RegisterError> {
@@ -434,16 +405,11 @@ fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
 
 fn insert_device(t: &Transaction<'_>, name: &str, key: KeyHash, not_after: i64, now: i64) -> rusqlite::Result<Option<Device>> {
     let name: Name = parsed(name.to_owned())?;
-    if t.query_row("SELECT 1 FROM device WHERE name = ?1", params![name.as_str()], |_| Ok(()))
-        .optional()?
-        .is_some()
-    {
+    if t.query_row("SELECT 1 FROM device WHERE name = ?1", params![name.as_str()], |_| Ok(())).optional()?.is_some() {
         return Ok(None);
     }
-    let unused = |id: &DeviceId| {
-        t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(()))
-            .optional()
-    };
+    let unused =
+        |id: &DeviceId| t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(())).optional();
     let mut id = DeviceId::generate();
     while unused(&id)?.is_some() {
         id = DeviceId::generate();
@@ -452,31 +418,18 @@ fn insert_device(t: &Transaction<'_>, name: &str, key: KeyHash, not_after: i64, 
         "INSERT INTO device (id, name, key, enrolled, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![id.to_string(), name.as_str(), key.0, now, not_after],
     )?;
-    Ok(Some(Device {
-        id,
-        name,
-        key,
-        enrolled: now,
-        not_after,
-        revoked: None,
-        seen: None,
-    }))
+    Ok(Some(Device { id, name, key, enrolled: now, not_after, revoked: None, seen: None }))
 }
 
 fn parsed<T: std::str::FromStr<Err = &'static str>>(text: String) -> rusqlite::Result<T> {
-    text.parse()
-        .map_err(|why: &str| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, why.into()))
+    text.parse().map_err(|why: &str| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, why.into()))
 }
 
 fn classify(path: &Path, source: rusqlite::Error) -> RegisterError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => RegisterError::Damaged { path, source },
-        None if matches!(
-            source,
-            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)
-        ) =>
-        {
+        None if matches!(source, rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)) => {
             RegisterError::Damaged { path, source }
         }
         _ => RegisterError::Sql { path, source },

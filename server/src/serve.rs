@@ -145,12 +145,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
     for endpoint in &endpoints {
-        let doors = Doors {
-            door: door.clone(),
-            tunnel: tunnel.clone(),
-            enrollment: enrollment.clone(),
-            server: server.clone(),
-        };
+        let doors = Doors { door: door.clone(), tunnel: tunnel.clone(), enrollment: enrollment.clone(), server: server.clone() };
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
     services.spawn(server.clone().follow_register());
@@ -214,10 +209,7 @@ fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>,
         config.validation_token.sent(0);
         Ok(Arc::new(config))
     };
-    Ok((
-        build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?,
-        build(Admit::Anybody, 1)?,
-    ))
+    Ok((build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?, build(Admit::Anybody, 1)?))
 }
 
 fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<ServerConfig>) -> Result<Endpoint, Failure> {
@@ -236,28 +228,20 @@ fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<Serve
             _ => failure.because(e),
         }
     };
-    let socket = TokioRuntime
-        .wrap_udp_socket(transport::socket(address).map_err(failed)?)
-        .map_err(failed)?;
+    let socket = TokioRuntime.wrap_udp_socket(transport::socket(address).map_err(failed)?).map_err(failed)?;
     let silent = Arc::new(SilentSocket::new(socket, config.audience.clone()));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;
     endpoint
-        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(
-            aws_lc_rs::hmac::HMAC_SHA256,
-            state.keys.reset.as_bytes(),
-        )))
+        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, state.keys.reset.as_bytes())))
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     Endpoint::new_with_abstract_socket(endpoint, Some((*tunnel).clone()), silent, Arc::new(TokioRuntime)).map_err(failed)
 }
 
 /// A machine without IPv6 still has the other half of the default addresses.
 fn skip_missing_ipv6(bound: Result<Endpoint, Failure>, config: &Config) -> Option<Result<Endpoint, Failure>> {
-    let by_default = config.listen.len() == 2
-        && config
-            .listen
-            .iter()
-            .all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
+    let by_default =
+        config.listen.len() == 2 && config.listen.iter().all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
     match bound {
         Err(e) if by_default && !has_ipv6() => {
             debug!("no IPv6 on this machine: {e}");
@@ -287,11 +271,8 @@ impl Doors {
                 () = self.server.draining.cancelled() => return,
             };
             let Some(incoming) = incoming else { return };
-            let (knock, remote, proved) = (
-                incoming.orig_dst_cid(),
-                incoming.remote_address(),
-                incoming.remote_address_validated(),
-            );
+            let (knock, remote, proved) =
+                (incoming.orig_dst_cid(), incoming.remote_address(), incoming.remote_address_validated());
             let (config, permit, enrolling) = match self.door.judge(&knock, remote, proved, unix_now()) {
                 Verdict::Ignore(reason) => {
                     debug!(%remote, "ignored: {reason:?}");
@@ -316,11 +297,7 @@ impl Doors {
                     Err(_) => return info!(%remote, "gave up a handshake that took too long"),
                 };
                 drop(permit);
-                if enrolling {
-                    enroll::run(server, connection).await
-                } else {
-                    session::run(server, connection).await
-                }
+                if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
             });
         }
     }

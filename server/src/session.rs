@@ -70,10 +70,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
 fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let end_entity = chain.first()?;
-    let spki = rustls::server::ParsedCertificate::try_from(end_entity)
-        .ok()?
-        .subject_public_key_info()
-        .to_vec();
+    let spki = rustls::server::ParsedCertificate::try_from(end_entity).ok()?.subject_public_key_info().to_vec();
     Some((Certificate::from_der(end_entity).ok()?, spki))
 }
 
@@ -109,11 +106,7 @@ impl Session {
         // Each ends by itself now: its stream has failed.
         while streams.join_next().await.is_some() {}
         let meter = &self.place.traffic.meter;
-        info!(
-            sent = meter.sent.load(Relaxed),
-            received = meter.received.load(Relaxed),
-            "disconnected: {reason}"
-        );
+        info!(sent = meter.sent.load(Relaxed), received = meter.received.load(Relaxed), "disconnected: {reason}");
         self.note_seen().await;
     }
 
@@ -185,9 +178,8 @@ impl Session {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
         let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
-        let tcp = upstream::dial(&permit)
-            .await
-            .inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
+        let tcp =
+            upstream::dial(&permit).await.inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
         Ok((tcp, slot))
     }
 
@@ -212,13 +204,8 @@ impl Session {
                 Code::Busy
             })?;
         let not_after = issued.not_after;
-        self.server
-            .in_register(move |register| register.renewed(device.id, not_after))
-            .await
-            .map_err(|_| Code::Busy)?;
-        let answer = RenewAnswer {
-            certificate: data_encoding::BASE64.encode(&issued.certificate),
-        };
+        self.server.in_register(move |register| register.renewed(device.id, not_after)).await.map_err(|_| Code::Busy)?;
+        let answer = RenewAnswer { certificate: data_encoding::BASE64.encode(&issued.certificate) };
         let mut framed = Vec::new();
         frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;

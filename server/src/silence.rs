@@ -66,11 +66,7 @@ impl AsyncUdpSocket for SilentSocket {
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
         for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
-            meta.len = if self.audience.includes(meta.addr.ip()) {
-                keep_ours(&mut buf[..meta.len], meta.stride)
-            } else {
-                0
-            };
+            meta.len = if self.audience.includes(meta.addr.ip()) { keep_ours(&mut buf[..meta.len], meta.stride) } else { 0 };
         }
         Poll::Ready(Ok(received))
     }
@@ -114,7 +110,8 @@ fn keep_ours(batch: &mut [u8], stride: usize) -> usize {
 fn may_pass(datagram: &[u8]) -> bool {
     match datagram {
         [first, rest @ ..] if first & 0x80 != 0 => {
-            rest.first_chunk() == Some(&VERSION_1) && matches!(rest.get(4).map(|len| usize::from(*len)), Some(KNOCK_LEN | OUR_CID_LEN))
+            rest.first_chunk() == Some(&VERSION_1)
+                && matches!(rest.get(4).map(|len| usize::from(*len)), Some(KNOCK_LEN | OUR_CID_LEN))
         }
         // Short headers with a connection ID that isn't ours get no answer from QUIC.
         datagram => !datagram.is_empty(),
@@ -136,16 +133,7 @@ mod tests {
     #[test]
     fn what_quic_would_answer_does_not_reach_it() {
         assert!(may_pass(&long(1, 20)) && may_pass(&long(1, 8)));
-        for (version, cid) in [
-            (0, 20),
-            (2, 20),
-            (0x0a1a_2a3a, 20),
-            (0x6b33_43cf, 8),
-            (1, 0),
-            (1, 7),
-            (1, 21),
-            (1, 255),
-        ] {
+        for (version, cid) in [(0, 20), (2, 20), (0x0a1a_2a3a, 20), (0x6b33_43cf, 8), (1, 0), (1, 7), (1, 21), (1, 255)] {
             assert!(!may_pass(&long(version, cid)), "version {version:#x}, connection ID of {cid}");
         }
         assert!(!may_pass(&[]) && !may_pass(&[0xc0]) && !may_pass(&[0xff, 0, 0]));

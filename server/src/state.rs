@@ -49,11 +49,7 @@ impl EndpointKeys {
     fn generate() -> Self {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
-        Self {
-            door: DoorKey::generate(),
-            reset: DoorKey::generate(),
-            connection_ids: u64::from_be_bytes(bytes),
-        }
+        Self { door: DoorKey::generate(), reset: DoorKey::generate(), connection_ids: u64::from_be_bytes(bytes) }
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {

@@ -53,10 +53,7 @@ pub enum UpstreamError {
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self {
-            kind: ServiceKind::Http,
-            address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))),
-        }
+        Self { kind: ServiceKind::Http, address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))) }
     }
 }
 
@@ -73,26 +70,17 @@ impl FromStr for Upstream {
         let address = match rest.rsplit_once(':') {
             Some(("localhost", port)) => port.parse().ok().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
             None if rest == "localhost" => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))),
-            _ => rest
-                .parse()
-                .ok()
-                .or_else(|| rest.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, OLLAMA_PORT)))),
+            _ => rest.parse().ok().or_else(|| rest.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, OLLAMA_PORT)))),
         };
         let address = match address {
             Some(address) => address,
             // A name would be looked up, and could then be anywhere.
-            None if rest
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
-            {
+            None if rest.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) => {
                 return Err(UpstreamError::NotLoopback(rest.to_owned()));
             }
             None => return Err(UpstreamError::Malformed(text.to_owned())),
         };
-        Ok(Self {
-            kind,
-            address: address.try_into()?,
-        })
+        Ok(Self { kind, address: address.try_into()? })
     }
 }
 

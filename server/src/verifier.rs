@@ -49,7 +49,8 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let certificate = Certificate::from_der(end_entity).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        let certificate =
+            Certificate::from_der(end_entity).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         // A device that slept past its certificate's end may come in to renew it; the policy lets it do nothing else.
         let late = now.as_secs() as i64 - certificate.not_after;
         let judged_at = match u64::try_from(certificate.not_after) {
@@ -57,9 +58,7 @@ impl ClientCertVerifier for DeviceVerifier {
             _ => now,
         };
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, judged_at)?;
-        self.policy
-            .admit(&certificate)
-            .map_err(|_| Error::InvalidCertificate(CertificateError::Revoked))?;
+        self.policy.admit(&certificate).map_err(|_| Error::InvalidCertificate(CertificateError::Revoked))?;
         Ok(verified)
     }
 

@@ -29,11 +29,7 @@ const TOKEN_SIZE: usize = 150;
 const IDLE: usize = 1000;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     runtime.block_on(run());
 }
 
@@ -78,11 +74,7 @@ impl Pair {
     fn print(&mut self, what: &str, unit: &str) {
         for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
             let [direct, adit] = [0, 1].map(|i| quantile(&mut self.0[i], q));
-            println!(
-                "{:<44} {direct:>12.0} {adit:>12.0} {:>+9.0} {unit}",
-                format!("{what}, {name}"),
-                adit - direct
-            );
+            println!("{:<44} {direct:>12.0} {adit:>12.0} {:>+9.0} {unit}", format!("{what}, {name}"), adit - direct);
         }
     }
 
@@ -186,11 +178,7 @@ async fn memory(world: &World, up: tests::world::Up) {
     let each = |before: u64, after: u64| (after.saturating_sub(before)) as f64 / IDLE as f64;
     println!("resident memory now, server and client: {} and {} KiB", before.0, before.1);
     println!("… with {IDLE} idle connections:         {} and {} KiB", after.0, after.1);
-    println!(
-        "each idle connection:                   {:.1} and {:.1} KiB",
-        each(before.0, after.0),
-        each(before.1, after.1)
-    );
+    println!("each idle connection:                   {:.1} and {:.1} KiB", each(before.0, after.0), each(before.1, after.1));
 }
 
 /// Microseconds since this process began; the service and its client share it.

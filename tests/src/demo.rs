@@ -115,9 +115,7 @@ async fn up_to_the_answer(args: &Args, stage: &mut Stage, screen: &Screen) -> Re
     screen.output(&enrolled.stderr);
     screen.command(At::Laptop, "adit up");
     let tunnel = stage.up().await?;
-    screen.talk(format_args!(
-        "The tunnel is up: here Ollama is on http://{tunnel}, so that port 11434 stays as it is."
-    ));
+    screen.talk(format_args!("The tunnel is up: here Ollama is on http://{tunnel}, so that port 11434 stays as it is."));
 
     screen.heading("An answer through the tunnel");
     let question = source.question();
@@ -133,7 +131,13 @@ async fn up_to_the_answer(args: &Args, stage: &mut Stage, screen: &Screen) -> Re
 }
 
 /// Leaves everything to the person at the terminal.
-async fn keep(stage: &mut Stage, orders: &mut Orders, source: &Source, tunnel: SocketAddr, screen: &Screen) -> Result<(), Failure> {
+async fn keep(
+    stage: &mut Stage,
+    orders: &mut Orders,
+    source: &Source,
+    tunnel: SocketAddr,
+    screen: &Screen,
+) -> Result<(), Failure> {
     let aditd = stage.dir().join("aditd");
     let flags = stage.server_flags().join(" ");
     screen.heading("Yours until Ctrl-C");
@@ -161,10 +165,7 @@ struct Orders {
 
 impl Orders {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self {
-            stop: Stop::listen()?,
-            hangup: signal(SignalKind::hangup())?,
-        })
+        Ok(Self { stop: Stop::listen()?, hangup: signal(SignalKind::hangup())? })
     }
 
     /// Waits for one of them. Cancellation safe.

@@ -78,11 +78,7 @@ impl Ollama {
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let addr = listener.local_addr()?;
-        let app = Arc::new(App {
-            options,
-            tally: Tally::default(),
-            blobs: Blobs::default(),
-        });
+        let app = Arc::new(App { options, tally: Tally::default(), blobs: Blobs::default() });
         let mut tasks = JoinSet::new();
         tasks.spawn(accept(listener, Arc::clone(&app)));
         Ok(Self { addr, app, tasks })
@@ -146,10 +142,7 @@ async fn connection(stream: TcpStream, app: Arc<App>) {
         .half_close(false)
         .header_read_timeout(None)
         .title_case_headers(true)
-        .serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| routes::answer(Arc::clone(&app), request)),
-        )
+        .serve_connection(TokioIo::new(stream), service_fn(move |request| routes::answer(Arc::clone(&app), request)))
         .without_shutdown()
         .await;
     if let Ok(parts) = served {

@@ -40,21 +40,14 @@ impl Programs {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ADIT")) {
             command.env_remove(name);
         }
-        command
-            .env("NO_COLOR", "1")
-            .env_remove("JOURNAL_STREAM")
-            .env_remove("NOTIFY_SOCKET");
+        command.env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
         command
     }
 
     /// Runs a command to its end, with `input` on its standard input.
     pub async fn run(&self, program: &str, args: &[&str], input: &str) -> io::Result<Ended> {
         let mut command = self.command(program, args);
-        let mut child = command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             // It may end without reading.
             let _ = stdin.write_all(input.as_bytes()).await;
@@ -79,11 +72,7 @@ pub fn run_as_named() {
         _ => return,
     };
     // `ExitCode` can't be turned into a number, so leave the way `main` would.
-    std::process::exit(if code == std::process::ExitCode::SUCCESS {
-        0
-    } else {
-        exit_number(code)
-    });
+    std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { exit_number(code) });
 }
 
 fn exit_number(code: std::process::ExitCode) -> i32 {
@@ -104,11 +93,7 @@ pub struct Ended {
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Self {
-            code: output.status.code(),
-            stdout: text(output.stdout),
-            stderr: text(output.stderr),
-        }
+        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
 }
 
@@ -132,11 +117,7 @@ impl Process {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path)?;
-        let mut child = command
-            .env("NOTIFY_SOCKET", &path)
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()?;
+        let mut child = command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let (keep, log) = watch::channel(String::new());
         tokio::spawn(async move {
@@ -148,12 +129,7 @@ impl Process {
                 });
             }
         });
-        Ok(Self {
-            child,
-            name: name.to_owned(),
-            log,
-            notify: Notify { socket, _dir: dir },
-        })
+        Ok(Self { child, name: name.to_owned(), log, notify: Notify { socket, _dir: dir } })
     }
 
     /// Waits until the program says that it is ready.
@@ -202,9 +178,8 @@ impl Process {
     /// # Panics
     /// If it doesn't.
     pub async fn says(&mut self, text: &str) {
-        let said = tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text)))
-            .await
-            .is_ok_and(|said| said.is_ok());
+        let said =
+            tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text))).await.is_ok_and(|said| said.is_ok());
         assert!(said, "{} never said `{text}`:\n{}", self.name, self.log());
     }
 

@@ -34,9 +34,7 @@ pub async fn connect(to: SocketAddr) -> TcpStream {
 /// If it doesn't end soon.
 pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
     let mut all = Vec::new();
-    let read = tokio::time::timeout(SOON, tcp.read_to_end(&mut all))
-        .await
-        .expect("the peer ends the connection");
+    let read = tokio::time::timeout(SOON, tcp.read_to_end(&mut all)).await.expect("the peer ends the connection");
     let ending = match read {
         Ok(_) => Ending::Closed,
         Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ending::Reset,
@@ -51,10 +49,7 @@ pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
 /// If they don't come soon.
 pub async fn read_exactly(tcp: &mut TcpStream, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
-    tokio::time::timeout(SOON, tcp.read_exact(&mut bytes))
-        .await
-        .expect("in time")
-        .expect("all bytes");
+    tokio::time::timeout(SOON, tcp.read_exact(&mut bytes)).await.expect("in time").expect("all bytes");
     bytes
 }
 
@@ -69,10 +64,7 @@ pub async fn exchange(to: SocketAddr, request: &str) -> String {
 
 /// A POST of JSON on a connection of its own, as bytes.
 pub fn post(path: &str, json: &str) -> String {
-    format!(
-        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}",
-        json.len()
-    )
+    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}", json.len())
 }
 
 /// A request for an answer of `tokens` tokens that depends on `seed` alone.
@@ -83,10 +75,7 @@ pub fn generate(tokens: i64, seed: u64) -> String {
 
 /// An answer without its only header that changes.
 pub fn without_date(answer: &str) -> String {
-    answer
-        .split_inclusive("\r\n")
-        .filter(|line| !line.to_ascii_lowercase().starts_with("date:"))
-        .collect()
+    answer.split_inclusive("\r\n").filter(|line| !line.to_ascii_lowercase().starts_with("date:")).collect()
 }
 
 /// A listener that is a service of its own, to be named with `--upstream`.
@@ -97,9 +86,7 @@ pub struct Upstream {
 impl Upstream {
     /// Listens on a port of its own.
     pub async fn start() -> Self {
-        Self {
-            listener: TcpListener::bind("127.0.0.1:0").await.expect("a port"),
-        }
+        Self { listener: TcpListener::bind("127.0.0.1:0").await.expect("a port") }
     }
 
     /// As `aditd` wants it, of this kind.
@@ -119,10 +106,7 @@ impl Upstream {
     /// # Panics
     /// If none comes soon.
     pub async fn accept(&self) -> TcpStream {
-        let (tcp, _) = tokio::time::timeout(SOON, self.listener.accept())
-            .await
-            .expect("a connection")
-            .expect("accepted");
+        let (tcp, _) = tokio::time::timeout(SOON, self.listener.accept()).await.expect("a connection").expect("accepted");
         tcp.set_nodelay(true).expect("nodelay");
         tcp
     }

@@ -8,10 +8,7 @@ use std::io::Write;
 /// With `ADIT_REQUIRE_ALL` set, as in CI: there nothing may be skipped.
 pub fn because(missing: &str) -> bool {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    assert!(
-        std::env::var_os("ADIT_REQUIRE_ALL").is_none(),
-        "{test}: {missing}, and ADIT_REQUIRE_ALL is set"
-    );
+    assert!(std::env::var_os("ADIT_REQUIRE_ALL").is_none(), "{test}: {missing}, and ADIT_REQUIRE_ALL is set");
     let _ = writeln!(std::io::stderr(), "skipped {test}: {missing}");
     true
 }

@@ -64,13 +64,7 @@ impl World {
             serve_flags.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
         }
         let aditd = serve(&programs, dir.path(), &serve_flags).await;
-        let mut world = Self {
-            ollama,
-            aditd,
-            programs,
-            serve_flags,
-            dir,
-        };
+        let mut world = Self { ollama, aditd, programs, serve_flags, dir };
         world.keep_port().await;
         world
     }
@@ -103,10 +97,7 @@ impl World {
 
     /// The server's UDP address.
     pub async fn address(&self) -> SocketAddr {
-        self.status().await["listening"][0]
-            .as_str()
-            .and_then(|a| a.parse().ok())
-            .expect("an address")
+        self.status().await["listening"][0].as_str().and_then(|a| a.parse().ok()).expect("an address")
     }
 
     /// Opens an invitation and returns its code.
@@ -126,10 +117,7 @@ impl World {
 
     /// A device that has not enrolled.
     pub fn stranger(&self, name: &str) -> Device {
-        Device {
-            dir: self.dir.path().join("devices").join(name),
-            programs: self.programs.clone(),
-        }
+        Device { dir: self.dir.path().join("devices").join(name), programs: self.programs.clone() }
     }
 
     /// A device with a tunnel that is up.

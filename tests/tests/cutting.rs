@@ -50,33 +50,17 @@ async fn an_application_that_closes_half_closes_or_aborts_stops_ollama() {
 
     let mut app = endless_answer(&up).await;
     app.shutdown().await.expect("half-closed");
-    world
-        .ollama
-        .wait_for(|c| c.cancelled == 2, SOON)
-        .await
-        .expect("a half-close stops it");
+    world.ollama.wait_for(|c| c.cancelled == 2, SOON).await.expect("a half-close stops it");
 
     let app = endless_answer(&up).await;
     app.set_zero_linger().expect("linger");
     drop(app);
-    world
-        .ollama
-        .wait_for(|c| c.cancelled == 3 && c.running == 0, SOON)
-        .await
-        .expect("an abort stops it");
+    world.ollama.wait_for(|c| c.cancelled == 3 && c.running == 0, SOON).await.expect("an abort stops it");
 }
 
 #[tokio::test]
 async fn a_request_that_waits_for_its_first_token_is_cancelled_too() {
-    let world = World::start_with(
-        PROGRAM,
-        Options {
-            load_time: Duration::from_secs(3600),
-            ..Options::default()
-        },
-        &[],
-    )
-    .await;
+    let world = World::start_with(PROGRAM, Options { load_time: Duration::from_secs(3600), ..Options::default() }, &[]).await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(5, 1).as_bytes()).await.expect("sent");
@@ -125,16 +109,10 @@ async fn a_service_that_aborts_while_the_application_reads_nothing_is_seen_at_on
     let up = world.up("laptop").await;
     let (app, mut service) = pair(&up, &upstream).await;
     let block = vec![1; 64 * 1024];
-    while tokio::time::timeout(Duration::from_secs(1), service.write_all(&block))
-        .await
-        .is_ok()
-    {}
+    while tokio::time::timeout(Duration::from_secs(1), service.write_all(&block)).await.is_ok() {}
     service.set_zero_linger().expect("linger");
     drop(service);
-    tokio::time::timeout(SOON, app.ready(tokio::io::Interest::ERROR))
-        .await
-        .expect("seen without reading")
-        .expect("ready");
+    tokio::time::timeout(SOON, app.ready(tokio::io::Interest::ERROR)).await.expect("seen without reading").expect("ready");
 }
 
 #[tokio::test]
@@ -148,7 +126,8 @@ async fn an_answer_that_comes_before_the_upload_has_ended_is_delivered_whole() {
         let mut answer = Vec::new();
         let block = vec![1; 64 * 1024];
         let upload = async { while write.write_all(&block).await.is_ok() {} };
-        let ended = tokio::select! { ended = read.read_to_end(&mut answer) => ended, () = upload => read.read_to_end(&mut answer).await };
+        let ended =
+            tokio::select! { ended = read.read_to_end(&mut answer) => ended, () = upload => read.read_to_end(&mut answer).await };
         (answer, ended.is_ok())
     });
     raw::read_exactly(&mut service, 200_000).await;
@@ -195,11 +174,7 @@ async fn a_server_that_is_killed_cuts_its_answers_and_serves_again_after_its_res
     let up = world.up("laptop").await;
     let mut app = endless_answer(&up).await;
     world.kill_server().await;
-    world
-        .ollama
-        .wait_for(|c| c.cancelled == 1, SOON)
-        .await
-        .expect("nobody reads any more");
+    world.ollama.wait_for(|c| c.cancelled == 1, SOON).await.expect("nobody reads any more");
     world.restart_server().await;
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset, "a cut never looks like an end");
     let again = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
@@ -214,17 +189,9 @@ async fn a_client_that_is_killed_gives_its_answers_up_when_it_comes_back() {
     let mut app = endless_answer(&up).await;
     up.adit.kill().await;
     // The kernel ends the connections of a dead process: the JSON lines are cut short, which any client sees.
-    while tokio::time::timeout(SOON, app.read(&mut [0; 4096]))
-        .await
-        .expect("it ends")
-        .is_ok_and(|n| n > 0)
-    {}
+    while tokio::time::timeout(SOON, app.read(&mut [0; 4096])).await.expect("it ends").is_ok_and(|n| n > 0) {}
     let up = device.up(&[]).await;
-    world
-        .ollama
-        .wait_for(|c| c.cancelled == 1 && c.running == 0, SOON)
-        .await
-        .expect("the new session replaces the old");
+    world.ollama.wait_for(|c| c.cancelled == 1 && c.running == 0, SOON).await.expect("the new session replaces the old");
     let again = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(again.ends_with("Ollama is running"), "{again}");
 }

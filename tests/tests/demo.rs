@@ -37,12 +37,7 @@ impl Demo {
             .spawn()
             .expect("the demo starts");
         let lines = BufReader::new(child.stdout.take().expect("its output")).lines();
-        Self {
-            child,
-            lines,
-            said: String::new(),
-            tmp,
-        }
+        Self { child, lines, said: String::new(), tmp }
     }
 
     /// Reads until a line has `text` in it, and returns that line.
@@ -162,12 +157,7 @@ async fn ctrl_c_in_the_middle_clears_up_and_is_no_success() {
     demo.says("The tunnel is up").await;
     demo.interrupt();
     let ended = demo.end().await;
-    assert_eq!(
-        (ended.code, ended.stderr.as_str()),
-        (Some(1), "error: stopped before the end\n"),
-        "{}",
-        ended.stdout
-    );
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), "error: stopped before the end\n"), "{}", ended.stdout);
 }
 
 #[tokio::test]
@@ -178,11 +168,5 @@ async fn an_ollama_that_is_named_has_to_be_there() {
     let address = socket.local_addr().expect("an address").to_string();
     let ended = Demo::start(&["--ollama", &address]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stdout);
-    assert!(
-        ended
-            .stderr
-            .starts_with(&format!("error: no Ollama answers at {address}\n\nhint: ")),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.stderr.starts_with(&format!("error: no Ollama answers at {address}\n\nhint: ")), "{}", ended.stderr);
 }

@@ -79,15 +79,9 @@ async fn redeem(invitation: &Invitation, key: &KeyPair) -> EnrollAnswer {
     let config = dial::config(crypto, &invitation.secret.door_key());
     let dialed = dial::dial(&config, &invitation.addresses).await.expect("an answer");
     let (mut send, mut recv) = dialed.connection.open_bi().await.expect("a stream");
-    let request = EnrollRequest {
-        token: BASE64.encode(&invitation.secret.token()),
-        csr: BASE64.encode(&csr(key)),
-    };
+    let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)) };
     frame::write(&mut send, &request).await.expect("sent");
-    let answer = tokio::time::timeout(SOON, frame::read(&mut recv))
-        .await
-        .expect("in time")
-        .expect("an answer");
+    let answer = tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer");
     dialed.connection.close(0u32.into(), b"");
     answer
 }
@@ -113,11 +107,7 @@ async fn the_code_stands_alone_on_standard_output_and_everything_else_on_standar
         assert!(!code.contains(char::is_whitespace), "{code:?}");
         assert_eq!(parse(code).addresses, [world.address().await.to_string()]);
         assert!(!invited.stderr.contains(code), "{}", invited.stderr);
-        assert!(
-            invited.stderr.contains("run `adit enroll` and paste the code"),
-            "{}",
-            invited.stderr
-        );
+        assert!(invited.stderr.contains("run `adit enroll` and paste the code"), "{}", invited.stderr);
         let drawn = invited.stderr.contains('█') && invited.stderr.contains('▀');
         assert_eq!(drawn, flags.contains(&"--qr"), "{}", invited.stderr);
     }
@@ -134,11 +124,7 @@ async fn a_code_is_read_from_standard_input_however_it_was_broken_into_lines() {
     assert_ok(&enrolled);
     assert_eq!(enrolled.stdout, "", "there is no data to pipe");
     let id = profile(&device, "default").enrolled.device_id.to_string();
-    assert!(
-        enrolled.stderr.contains(&format!("Enrolled as laptop {id} at")),
-        "{}",
-        enrolled.stderr
-    );
+    assert!(enrolled.stderr.contains(&format!("Enrolled as laptop {id} at")), "{}", enrolled.stderr);
     assert!(enrolled.stderr.contains("`adit up`"), "{}", enrolled.stderr);
     let up = device.up(&[]).await;
     assert!(raw::exchange(up.address, ROOT).await.ends_with("Ollama is running"));
@@ -171,11 +157,7 @@ async fn a_code_is_asked_for_on_a_terminal() {
     }
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
-    let command = format!(
-        "{} enroll --state-dir {}",
-        shell_quoted(&world.scratch("adit")),
-        shell_quoted(&device.dir)
-    );
+    let command = format!("{} enroll --state-dir {}", shell_quoted(&world.scratch("adit")), shell_quoted(&device.dir));
     let mut script = tokio::process::Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .env_remove("ADIT_STATE_DIR")
@@ -186,14 +168,9 @@ async fn a_code_is_asked_for_on_a_terminal() {
         .expect("script starts");
     let mut stdin = script.stdin.take().expect("a pipe");
     let code = world.invite("laptop").await;
-    tokio::io::AsyncWriteExt::write_all(&mut stdin, code.as_bytes())
-        .await
-        .expect("typed");
+    tokio::io::AsyncWriteExt::write_all(&mut stdin, code.as_bytes()).await.expect("typed");
     // Standard input stays open: one line is enough on a terminal.
-    let out = tokio::time::timeout(SOON, script.wait_with_output())
-        .await
-        .expect("it ends")
-        .expect("output");
+    let out = tokio::time::timeout(SOON, script.wait_with_output()).await.expect("it ends").expect("output");
     drop(stdin);
     let seen = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{seen}");
@@ -254,16 +231,7 @@ async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let refused = world.stranger("laptop").enroll(&invited.stdout, &[]).await;
-    assert_failed(
-        &refused,
-        1,
-        &[
-            "the invitation has expired",
-            "it was good until 20",
-            "clock says 20",
-            "aditd invite NAME",
-        ],
-    );
+    assert_failed(&refused, 1, &["the invitation has expired", "it was good until 20", "clock says 20", "aditd invite NAME"]);
 
     // Whoever's clock is wrong, or who rewrites the code, meets a server that does not answer.
     let mut forged = parse(&invited.stdout);
@@ -279,11 +247,7 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
     let older = world.invite("laptop").await;
     let other = world.invite("desk").await;
     let newer = world.aditd(&["invite", "laptop"]).await;
-    assert!(
-        newer.stderr.contains("An older invitation for `laptop` has been withdrawn"),
-        "{}",
-        newer.stderr
-    );
+    assert!(newer.stderr.contains("An older invitation for `laptop` has been withdrawn"), "{}", newer.stderr);
     let withdrawn = world.stranger("older").enroll(&older, &[]).await;
     assert_failed(&withdrawn, 1, &["no answer from", "replaced by a newer one", "aditd invite NAME"]);
     assert_ok(&world.stranger("newer").enroll(&newer.stdout, &[]).await);
@@ -320,11 +284,7 @@ async fn a_server_that_has_never_run_is_prepared_and_invites_to_where_it_will_li
     assert_eq!(prepared.stdout, "");
     let ca = fs::read(Path::new(state).join("ca.key")).expect("a key");
     assert_ok(&run(&["init"]).await);
-    assert_eq!(
-        fs::read(Path::new(state).join("ca.key")).expect("a key"),
-        ca,
-        "a second time changes nothing"
-    );
+    assert_eq!(fs::read(Path::new(state).join("ca.key")).expect("a key"), ca, "a second time changes nothing");
     let invited = run(&["invite", "laptop"]).await;
     assert_ok(&invited);
     assert_eq!(parse(&invited.stdout).addresses, ["127.0.0.1:11435", "[::1]:11435"]);
@@ -343,16 +303,12 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
     let kept = place.pending_key(&invitation.secret.token(), || Ok(SecretPem(key.serialize_pem())));
     assert_eq!(kept.expect("stored").0, key.serialize_pem());
-    let EnrollAnswer::Enrolled(lost) = redeem(&invitation, &key).await else {
-        panic!("refused")
-    };
+    let EnrollAnswer::Enrolled(lost) = redeem(&invitation, &key).await else { panic!("refused") };
 
     let thief = world.stranger("thief").enroll(&code, &[]).await;
     assert_failed(&thief, 4, &["used already"]);
     assert_ok(&device.enroll(&code, &[]).await);
-    let Enrolled {
-        device_id, certificate, ..
-    } = profile(&device, "default").enrolled;
+    let Enrolled { device_id, certificate, .. } = profile(&device, "default").enrolled;
     assert_eq!(device_id, lost.device_id);
     let read = |base64: &str| Certificate::from_der(&BASE64.decode(base64.as_bytes()).expect("base64")).expect("a certificate");
     assert_eq!(read(&certificate).key, read(&lost.certificate).key);
@@ -363,21 +319,15 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
 
     // A revoked device gets nothing by trying its old code again.
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
-    assert!(matches!(
-        redeem(&invitation, &key).await,
-        EnrollAnswer::Refused(EnrollRefusal::Used)
-    ));
+    assert!(matches!(redeem(&invitation, &key).await, EnrollAnswer::Refused(EnrollRefusal::Used)));
 }
 
 #[tokio::test]
 async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
     let world = World::start(PROGRAM).await;
     let careless = async |program: &str, args: &str, state: &Path, input: &str| {
-        let command = format!(
-            "umask 0; exec {} {args} --state-dir {}",
-            shell_quoted(&world.scratch(program)),
-            shell_quoted(state)
-        );
+        let command =
+            format!("umask 0; exec {} {args} --state-dir {}", shell_quoted(&world.scratch(program)), shell_quoted(state));
         let mut child = tokio::process::Command::new("sh")
             .args(["-c", &command])
             .stdin(std::process::Stdio::piped())
@@ -385,9 +335,7 @@ async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("sh starts");
-        tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes())
-            .await
-            .expect("written");
+        tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes()).await.expect("written");
         let ended = tokio::time::timeout(SOON, child.wait()).await.expect("it ends").expect("a status");
         assert!(ended.success(), "{command}");
     };
@@ -402,9 +350,7 @@ async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
             let mut command = tokio::process::Command::new("sh");
             let adit = shell_quoted(&world.scratch("adit"));
             let state = shell_quoted(&device);
-            command
-                .args(["-c", &format!("umask 0; exec {adit} up --listen 127.0.0.1:0 --state-dir {state}")])
-                .kill_on_drop(true);
+            command.args(["-c", &format!("umask 0; exec {adit} up --listen 127.0.0.1:0 --state-dir {state}")]).kill_on_drop(true);
             command
         },
         "adit",
@@ -528,21 +474,14 @@ async fn no_secret_is_ever_said_not_even_in_the_most_talkative_log() {
 
 #[tokio::test]
 async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
-    let of = |model: &str| tests::ollama::Options {
-        model: model.to_owned(),
-        ..Default::default()
-    };
+    let of = |model: &str| tests::ollama::Options { model: model.to_owned(), ..Default::default() };
     let home = World::start_with(PROGRAM, of("home:1"), &[]).await;
     let work = World::start_with(PROGRAM, of("work:1"), &[]).await;
     let device = home.device("laptop").await;
     let enrolled = device.enroll(&work.invite("laptop").await, &["--name", "work"]).await;
     assert_ok(&enrolled);
     assert!(enrolled.stderr.contains("`adit up work`"), "{}", enrolled.stderr);
-    assert_ne!(
-        private_key(&device),
-        profile_key(&device, "work"),
-        "each server gets a key of its own"
-    );
+    assert_ne!(private_key(&device), profile_key(&device, "work"), "each server gets a key of its own");
 
     // Both at once, from one state directory.
     let (at_home, at_work) = (device.up(&[]).await, device.up(&["work"]).await);
@@ -580,11 +519,7 @@ async fn enrolling_twice_is_refused_and_costs_neither_the_identity_nor_the_code(
     let before = fs::read(identity_file(&device)).expect("an identity");
     let code = world.invite("second").await;
     let refused = device.enroll(&code, &[]).await;
-    assert_failed(
-        &refused,
-        1,
-        &["enrolled already as `default`", "adit enroll --replace", "--name NAME"],
-    );
+    assert_failed(&refused, 1, &["enrolled already as `default`", "adit enroll --replace", "--name NAME"]);
     assert_eq!(fs::read(identity_file(&device)).expect("an identity"), before);
     // Asked before the code is: a person has pasted nothing in vain.
     assert_failed(&device.enroll("garbage", &[]).await, 1, &["enrolled already"]);
@@ -605,11 +540,7 @@ async fn a_revoked_device_comes_back_with_replace_as_another_device() {
     let before = fs::read(identity_file(&device)).expect("an identity");
     let failed = device.enroll("adit-nonsense", &["--replace"]).await;
     assert_failed(&failed, 2, &["that code is no good"]);
-    assert_eq!(
-        fs::read(identity_file(&device)).expect("an identity"),
-        before,
-        "a failed replacement loses nothing"
-    );
+    assert_eq!(fs::read(identity_file(&device)).expect("an identity"), before, "a failed replacement loses nothing");
 
     let taken = world.aditd(&["invite", "laptop"]).await;
     assert_failed(&taken, 1, &["belongs to a revoked device", "aditd device forget laptop"]);
@@ -657,10 +588,7 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
     let lines: Vec<Vec<&str>> = list.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "ID", "SEEN", "CERTIFICATE"]);
     assert_eq!((lines[1][0], &lines[1][2..4]), ("desk", &["never", "revoked"][..]));
-    assert_eq!(
-        (lines[2][0], lines[2][1], &lines[2][2..4]),
-        ("laptop", id.as_str(), &["now", "until"][..])
-    );
+    assert_eq!((lines[2][0], lines[2][1], &lines[2][2..4]), ("laptop", id.as_str(), &["now", "until"][..]));
     assert_eq!(lines.len(), 3);
     assert!(list.stdout.lines().all(|line| line == line.trim()), "{:?}", list.stdout);
 
@@ -671,14 +599,8 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
         assert!(shown.stdout.contains("\nSession      from 127.0.0.1:"), "{}", shown.stdout);
         let json = world.aditd(&["device", "show", name_or_id, "--json"]).await;
         let json: Value = serde_json::from_str(&json.stdout).expect("JSON");
-        assert_eq!(
-            (&json["schema"], &json["name"], &json["id"]),
-            (&1.into(), &"laptop".into(), &id.as_str().into())
-        );
-        assert!(
-            json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)),
-            "{json}"
-        );
+        assert_eq!((&json["schema"], &json["name"], &json["id"]), (&1.into(), &"laptop".into(), &id.as_str().into()));
+        assert!(json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)), "{json}");
         assert_eq!(json["revoked"], Value::Null);
         assert_eq!(json["session"]["device_id"], id.as_str());
         let until = profile(&laptop, "default").certificate().expect("a certificate").not_after;
@@ -713,13 +635,7 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
 
     let revoked = world.aditd(&["device", "revoke", &id]).await;
     assert_ok(&revoked);
-    assert!(
-        revoked
-            .stderr
-            .contains(&format!("Revoked laptop {id}; it was connected and has been cut.")),
-        "{}",
-        revoked.stderr
-    );
+    assert!(revoked.stderr.contains(&format!("Revoked laptop {id}; it was connected and has been cut.")), "{}", revoked.stderr);
     up.adit.says("this device was revoked").await;
     let answer = raw::exchange(up.address, ROOT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("revoked"), "{answer}");
@@ -728,20 +644,12 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
         1,
         &["`laptop` is revoked already", "aditd device forget laptop"],
     );
-    assert_failed(
-        &world.aditd(&["invite", "laptop"]).await,
-        1,
-        &["belongs to a revoked device", "aditd device forget laptop"],
-    );
+    assert_failed(&world.aditd(&["invite", "laptop"]).await, 1, &["belongs to a revoked device", "aditd device forget laptop"]);
 
     let forgotten = world.aditd(&["device", "forget", "laptop"]).await;
     assert_ok(&forgotten);
     assert!(forgotten.stderr.contains(&format!("Forgot laptop {id}.")), "{}", forgotten.stderr);
-    assert_failed(
-        &world.aditd(&["device", "show", "laptop"]).await,
-        1,
-        &["there is no device `laptop`"],
-    );
+    assert_failed(&world.aditd(&["device", "show", "laptop"]).await, 1, &["there is no device `laptop`"]);
     up.adit.kill().await;
     let shut_out = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
     assert_failed(&shut_out, 4, &["this device was revoked"]);
@@ -763,17 +671,11 @@ async fn a_certificate_names_its_device_and_grants_nothing_but_to_be_a_client() 
         assert_eq!(names.value.general_names, [GeneralName::URI(&format!("urn:adit:device:{id}"))]);
         assert_eq!(parsed.subject().iter().count(), 0, "the name may change, so it stands nowhere");
         let usage = parsed.extended_key_usage().expect("extensions").expect("a usage").value;
-        assert!(
-            usage.client_auth && !usage.server_auth && !usage.any && usage.other.is_empty(),
-            "{usage:?}"
-        );
+        assert!(usage.client_auth && !usage.server_auth && !usage.any && usage.other.is_empty(), "{usage:?}");
         let constraints = parsed.basic_constraints().expect("extensions").expect("constraints");
         assert!(!constraints.value.ca);
         let key_usage = parsed.key_usage().expect("extensions").expect("a usage").value;
-        assert!(
-            key_usage.digital_signature() && !key_usage.key_cert_sign() && !key_usage.crl_sign(),
-            "{key_usage:?}"
-        );
+        assert!(key_usage.digital_signature() && !key_usage.key_cert_sign() && !key_usage.crl_sign(), "{key_usage:?}");
         assert_eq!(parsed.raw_serial().len(), 16);
         assert!(serials.insert(parsed.raw_serial().to_vec()));
         let (from, until) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());

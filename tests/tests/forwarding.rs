@@ -23,10 +23,7 @@ async fn world_of(upstream: &Upstream, kind: &str) -> World {
 }
 
 fn fast() -> Options {
-    Options {
-        token_interval: Duration::from_millis(2),
-        ..Options::default()
-    }
+    Options { token_interval: Duration::from_millis(2), ..Options::default() }
 }
 
 #[tokio::test]
@@ -75,18 +72,13 @@ async fn localhost_answers_on_both_families() {
     let device = world.device("laptop").await;
     let mut adit = world
         .programs
-        .start(
-            "adit",
-            &["up", "--listen", "localhost:0", "--state-dir", device.dir.to_str().expect("a path")],
-        )
+        .start("adit", &["up", "--listen", "localhost:0", "--state-dir", device.dir.to_str().expect("a path")])
         .expect("adit starts");
     adit.ready().await.expect("ready");
     let status = device.status().await;
     let listening = status["listening"].as_array().expect("addresses");
-    let addresses: Vec<SocketAddr> = listening
-        .iter()
-        .map(|a| a.as_str().and_then(|a| a.parse().ok()).expect("an address"))
-        .collect();
+    let addresses: Vec<SocketAddr> =
+        listening.iter().map(|a| a.as_str().and_then(|a| a.parse().ok()).expect("an address")).collect();
     let v6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
     assert_eq!(addresses.len(), if v6 { 2 } else { 1 });
     for address in addresses {
@@ -189,10 +181,7 @@ async fn a_gigabyte_passes_whole_each_way() {
     }
     let (mut got, mut hash) = (0, aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256));
     loop {
-        let n = tokio::time::timeout(SOON, app.read(&mut block))
-            .await
-            .expect("goes on")
-            .expect("read");
+        let n = tokio::time::timeout(SOON, app.read(&mut block)).await.expect("goes on").expect("read");
         if n == 0 {
             break;
         }
@@ -208,10 +197,7 @@ async fn a_gigabyte_passes_whole_each_way() {
     let mut source = seeded_bytes(5);
     for _ in 0..SIZE / MB {
         source.read_exact(&mut block).expect("endless");
-        tokio::time::timeout(SOON, app.write_all(&block))
-            .await
-            .expect("goes on")
-            .expect("sent");
+        tokio::time::timeout(SOON, app.write_all(&block)).await.expect("goes on").expect("sent");
     }
     let (answer, _) = raw::read_to_end(&mut app).await;
     let answer = String::from_utf8(answer).expect("text");
@@ -236,10 +222,7 @@ async fn read_some(tcp: &mut tokio::net::TcpStream, bytes: u64) {
     let mut block = vec![0; 64 * 1024];
     let mut left = bytes;
     while left > 0 {
-        let n = tokio::time::timeout(SOON, tcp.read(&mut block))
-            .await
-            .expect("goes on")
-            .expect("read") as u64;
+        let n = tokio::time::timeout(SOON, tcp.read(&mut block)).await.expect("goes on").expect("read") as u64;
         assert!(n > 0, "it ended");
         left = left.saturating_sub(n);
     }

@@ -19,14 +19,8 @@ const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n";
 fn error_of(answer: &str) -> (&str, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     let json: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
-    assert!(
-        head.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())),
-        "{head}"
-    );
-    (
-        head.lines().next().unwrap_or_default(),
-        json["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned(),
-    )
+    assert!(head.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())), "{head}");
+    (head.lines().next().unwrap_or_default(), json["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned())
 }
 
 #[tokio::test]
@@ -53,11 +47,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
 
     let mut not_http = raw::connect(up.address).await;
     not_http.write_all(b"\x16\x03\x01\n").await.expect("sent");
-    assert_eq!(
-        raw::read_to_end(&mut not_http).await,
-        (vec![], Ending::Reset),
-        "what is no HTTP gets none"
-    );
+    assert_eq!(raw::read_to_end(&mut not_http).await, (vec![], Ending::Reset), "what is no HTTP gets none");
 }
 
 #[tokio::test]
@@ -109,22 +99,14 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
         (status.to_owned(), error)
     };
     assert_eq!(status, "HTTP/1.1 502 Bad Gateway");
-    assert!(
-        error.contains("Ollama is not running on the server") && error.contains("ollama serve"),
-        "{error}"
-    );
+    assert!(error.contains("Ollama is not running on the server") && error.contains("ollama serve"), "{error}");
     let v1 = raw::exchange(up.address, &raw::post("/v1/chat/completions", "{}")).await;
     assert!(v1.contains(r#"{"error":{"message":"adit: Ollama is not running"#), "{v1}");
     let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 502") && head.ends_with("\r\n\r\n"), "{head}");
 
     drop(reserved);
-    let _ollama = Ollama::start(Options {
-        listen: address,
-        ..Options::default()
-    })
-    .await
-    .expect("it starts");
+    let _ollama = Ollama::start(Options { listen: address, ..Options::default() }).await.expect("it starts");
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
 }
@@ -151,20 +133,13 @@ async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() 
     let answer = raw::exchange(up.address, GET).await;
     let (status, error) = error_of(&answer);
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
-    assert!(
-        error.contains("this device was revoked") && error.contains("adit enroll"),
-        "{error}"
-    );
+    assert!(error.contains("this device was revoked") && error.contains("adit enroll"), "{error}");
     assert_eq!(device.status().await["tunnel"]["state"], "refused");
     up.adit.kill().await;
 
     let again = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
     assert_eq!(again.code, Some(4), "{}", again.stderr);
-    assert!(
-        again.stderr.contains("error: ") && again.stderr.contains("revoked"),
-        "{}",
-        again.stderr
-    );
+    assert!(again.stderr.contains("error: ") && again.stderr.contains("revoked"), "{}", again.stderr);
 }
 
 #[tokio::test]
@@ -173,12 +148,7 @@ async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
     let device = world.device("laptop").await;
     let mut first = device.up(&[]).await;
     let copy = world.stranger("copy");
-    let copied = std::process::Command::new("cp")
-        .arg("-a")
-        .arg(&device.dir)
-        .arg(&copy.dir)
-        .status()
-        .expect("cp");
+    let copied = std::process::Command::new("cp").arg("-a").arg(&device.dir).arg(&copy.dir).status().expect("cp");
     assert!(copied.success());
     let second = copy.up(&[]).await;
     first.adit.says("another `adit up` connected with this device's certificate").await;
@@ -199,11 +169,7 @@ async fn one_profile_has_one_tunnel() {
     let up = device.up(&[]).await;
     let second = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
     assert_eq!(second.code, Some(1));
-    assert!(
-        second.stderr.contains(&format!("running already (pid {})", up.adit.pid())),
-        "{}",
-        second.stderr
-    );
+    assert!(second.stderr.contains(&format!("running already (pid {})", up.adit.pid())), "{}", second.stderr);
     assert!(second.stderr.contains("hint: "), "{}", second.stderr);
 }
 
@@ -218,9 +184,7 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     let mut open: Vec<(TcpStream, TcpStream)> = Vec::with_capacity(LIMIT);
     for i in 0..LIMIT {
         let mut app = raw::connect(up.address).await;
-        app.write_all(GET.as_bytes())
-            .await
-            .unwrap_or_else(|e| panic!("connection {i}: {e}"));
+        app.write_all(GET.as_bytes()).await.unwrap_or_else(|e| panic!("connection {i}: {e}"));
         open.push((app, upstream.accept().await));
     }
     let answer = raw::exchange(up.address, GET).await;

@@ -23,13 +23,15 @@ use common::{
     process::unix_now,
     tls, transport,
     wire::{
-        ALPN_ENROLL, ALPN_TUNNEL, Code, EnrollAnswer, EnrollRefusal, EnrollRequest, Greeting, Hello, RenewAnswer, SERVER_NAME, StreamHead,
+        ALPN_ENROLL, ALPN_TUNNEL, Code, EnrollAnswer, EnrollRefusal, EnrollRequest, Greeting, Hello, RenewAnswer, SERVER_NAME,
+        StreamHead,
     },
 };
 use data_encoding::BASE64;
 use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadToEndError, crypto::rustls::QuicClientConfig};
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData,
+    SanType,
 };
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -81,11 +83,7 @@ impl Service {
                 let _ = tcp.write_all(WELCOME).await;
             }
         });
-        Self {
-            address,
-            reached,
-            _task: task,
-        }
+        Self { address, reached, _task: task }
     }
 }
 
@@ -106,13 +104,7 @@ impl Gate {
         let address = world.address().await;
         let device = world.device("laptop").await;
         let profile = profile(&device);
-        Self {
-            world,
-            service,
-            address,
-            device,
-            profile,
-        }
+        Self { world, service, address, device, profile }
     }
 
     fn door(&self) -> DoorKey {
@@ -131,10 +123,8 @@ impl Gate {
     /// A certificate of the server's own authority that no honest server would issue now, and the key for it.
     fn issued(&self, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> Arc<CertifiedKey> {
         let device_key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
-        let issued = self
-            .ca()
-            .issue_device(id, &device_key, at, std::time::Duration::from_secs(30 * 86_400))
-            .expect("a certificate");
+        let issued =
+            self.ca().issue_device(id, &device_key, at, std::time::Duration::from_secs(30 * 86_400)).expect("a certificate");
         certified(vec![issued.certificate], key)
     }
 
@@ -160,9 +150,7 @@ async fn assert_served(up: &Up) {
 }
 
 fn profile(device: &Device) -> Profile {
-    Place::new(&device.dir, "default".parse().expect("a name"))
-        .read()
-        .expect("a profile")
+    Place::new(&device.dir, "default".parse().expect("a name")).read().expect("a profile")
 }
 
 fn private_key(device: &Device) -> KeyPair {
@@ -217,7 +205,13 @@ impl Outcome {
 }
 
 /// Knocks with `door`, shakes hands, and at once greets and asks for the service, as if all were well.
-async fn attempt(to: SocketAddr, profile: &Profile, identity: Option<Arc<CertifiedKey>>, alpn: &[&[u8]], door: &DoorKey) -> Outcome {
+async fn attempt(
+    to: SocketAddr,
+    profile: &Profile,
+    identity: Option<Arc<CertifiedKey>>,
+    alpn: &[&[u8]],
+    door: &DoorKey,
+) -> Outcome {
     let config = dial::config(crypto(profile, identity, alpn), door);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
@@ -271,9 +265,7 @@ async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> 
     let sink = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let id = quinn_proto::ConnectionId::new(dst_cid);
-    config
-        .transport_config(transport::settings(0))
-        .initial_dst_cid_provider(Arc::new(move || id));
+    config.transport_config(transport::settings(0)).initial_dst_cid_provider(Arc::new(move || id));
     let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
     let to = sink.local_addr().expect("an address");
     let _connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
@@ -281,10 +273,7 @@ async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> 
     // With a post-quantum key share it is two datagrams.
     while flight.len() < 2 {
         let mut datagram = vec![0; 2048];
-        let n = tokio::time::timeout(SOON, sink.recv(&mut datagram))
-            .await
-            .expect("in time")
-            .expect("received");
+        let n = tokio::time::timeout(SOON, sink.recv(&mut datagram)).await.expect("in time").expect("received");
         datagram.truncate(n);
         flight.push(datagram);
     }
@@ -343,22 +332,9 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
 
     let stranger = || crypto(&gate.profile, None, &[ALPN_TUNNEL]);
     let genuine = first_flight(stranger(), &random(7, 20)).await;
-    assert!(
-        genuine.iter().all(|datagram| datagram.len() >= 1200),
-        "{:?}",
-        genuine.iter().map(Vec::len).collect::<Vec<_>>()
-    );
+    assert!(genuine.iter().all(|datagram| datagram.len() >= 1200), "{:?}", genuine.iter().map(Vec::len).collect::<Vec<_>>());
     let mut versions = Vec::new();
-    for version in [
-        0,
-        2,
-        0x0a0a_0a0a,
-        0x0a1a_2a3a,
-        0x6b33_43cf,
-        0xff00_001d,
-        0xbaba_baba,
-        0xffff_ffffu32,
-    ] {
+    for version in [0, 2, 0x0a0a_0a0a, 0x0a1a_2a3a, 0x6b33_43cf, 0xff00_001d, 0xbaba_baba, 0xffff_ffffu32] {
         for cid in [8, 20] {
             versions.push(sealed(0xc0, version, &random(9, cid), &[], &noise));
         }
@@ -397,13 +373,7 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
     assert_no_answer("a knock with another server's key", &gate, &up, &knocks).await;
     let mut almost = gate.door().knock();
     almost[19] ^= 1;
-    assert_no_answer(
-        "a knock that is wrong by one bit",
-        &gate,
-        &up,
-        &first_flight(stranger(), &almost).await,
-    )
-    .await;
+    assert_no_answer("a knock that is wrong by one bit", &gate, &up, &first_flight(stranger(), &almost).await).await;
 
     // All of this would have shown: with the right knock there is an answer.
     let knock = Stranger::facing(gate.address).await;
@@ -423,9 +393,7 @@ async fn a_flood_of_first_packets_is_not_answered_and_the_tunnel_goes_on() {
     let stranger = Stranger::facing(gate.address).await;
     for round in 0..8u64 {
         for i in 0..512 {
-            stranger
-                .send(&sealed(0xc0 | (i % 16) as u8, 1, &random(round << 16 | i, 20), &[], &noise))
-                .await;
+            stranger.send(&sealed(0xc0 | (i % 16) as u8, 1, &random(round << 16 | i, 20), &[], &noise)).await;
         }
         assert_served(&up).await;
     }
@@ -439,12 +407,7 @@ async fn a_real_client_without_a_knock_is_met_with_silence_whatever_it_offers() 
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
     let identity = gate.profile.certified_key().expect("an identity");
     let mut attempts = tokio::task::JoinSet::new();
-    for (identity, alpn) in [
-        (Some(identity), ALPN_TUNNEL),
-        (None, ALPN_TUNNEL),
-        (None, ALPN_ENROLL),
-        (None, b"h3"),
-    ] {
+    for (identity, alpn) in [(Some(identity), ALPN_TUNNEL), (None, ALPN_TUNNEL), (None, ALPN_ENROLL), (None, b"h3")] {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto(&gate.profile, identity, &[alpn])));
         let mut impatient = quinn::TransportConfig::default();
         impatient.max_idle_timeout(Some(Duration::from_secs(3).try_into().expect("a time")));
@@ -463,10 +426,7 @@ async fn a_real_client_without_a_knock_is_met_with_silence_whatever_it_offers() 
         assert!(matches!(ended, Err(ConnectionError::TimedOut)), "{ended:?}");
     }
     // The invitation would have let one in all the time.
-    assert!(matches!(
-        enroll(&invitation, &invitation.secret.token(), csr_of(&new_key())).await,
-        EnrollAnswer::Enrolled(_)
-    ));
+    assert!(matches!(enroll(&invitation, &invitation.secret.token(), csr_of(&new_key())).await, EnrollAnswer::Enrolled(_)));
 }
 
 #[tokio::test]
@@ -512,9 +472,7 @@ async fn a_device_cannot_make_certificates_for_others() {
     let key = new_key();
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(
-        profile(&victim).enrolled.device_id.to_uri().try_into().expect("a URI"),
-    )];
+    params.subject_alt_names = vec![SanType::URI(profile(&victim).enrolled.device_id.to_uri().try_into().expect("a URI"))];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     let own = CertificateDer::from(BASE64.decode(gate.profile.enrolled.certificate.as_bytes()).expect("base64"));
@@ -532,11 +490,7 @@ async fn a_certificate_that_is_long_past_its_end_or_not_yet_begun_is_refused() {
     let now = OffsetDateTime::now_utc();
     for days in [-(30 + 91), -365, -3650, 2, 365] {
         let identity = gate.issued(gate.id(), &key, now + time::Duration::days(days));
-        assert_eq!(
-            gate.attempt(Some(identity)).await.code(),
-            CERTIFICATE_EXPIRED,
-            "issued {days} days from now"
-        );
+        assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_EXPIRED, "issued {days} days from now");
     }
     gate.assert_shut_and_still_working().await;
 }
@@ -548,27 +502,18 @@ async fn a_certificate_that_has_just_ended_is_good_for_its_renewal_and_nothing_e
     let ended = gate.issued(gate.id(), &key, OffsetDateTime::now_utc() - time::Duration::days(31));
     let outcome = gate.attempt(Some(ended)).await;
     let Outcome::In(connection) = outcome else { panic!("{outcome:?}") };
-    assert_eq!(
-        ask(&connection, &StreamHead::Forward("ollama".parse().expect("a name")).encode()).await,
-        Err(Code::Expired)
-    );
+    assert_eq!(ask(&connection, &StreamHead::Forward("ollama".parse().expect("a name")).encode()).await, Err(Code::Expired));
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
     send.write_all(&StreamHead::Renew.encode()).await.expect("sent");
     send.finish().expect("finished");
-    let renewed: RenewAnswer = tokio::time::timeout(SOON, frame::read(&mut recv))
-        .await
-        .expect("in time")
-        .expect("an answer");
+    let renewed: RenewAnswer = tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer");
     let renewed = BASE64.decode(renewed.certificate.as_bytes()).expect("base64");
     let read = Certificate::from_der(&renewed).expect("a certificate");
     assert_eq!(read.device, Some(gate.id()));
     assert!(read.not_after > unix_now());
     // Other streams of another, new connection: the renewed certificate is as good as any.
     drop(connection);
-    assert!(matches!(
-        gate.attempt(Some(certified(vec![renewed.into()], &key))).await,
-        Outcome::In(_)
-    ));
+    assert!(matches!(gate.attempt(Some(certified(vec![renewed.into()], &key))).await, Outcome::In(_)));
 }
 
 /// Opens a stream with these first bytes; what came back until its end, or the code of its reset.
@@ -607,50 +552,32 @@ async fn who_was_revoked_or_forgotten_or_never_enrolled_is_refused() {
     for (name, commands) in [("revoked", &["revoke"][..]), ("forgotten", &["revoke", "forget"])] {
         let device = gate.world.device(name).await;
         let identity = profile(&device).certified_key().expect("an identity");
-        assert!(
-            matches!(gate.attempt(Some(identity.clone())).await, Outcome::In(_)),
-            "{name} was let in before"
-        );
+        assert!(matches!(gate.attempt(Some(identity.clone())).await, Outcome::In(_)), "{name} was let in before");
         for command in commands {
             assert_eq!(gate.world.aditd(&["device", command, name]).await.code, Some(0));
         }
         assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_REVOKED, "{name}");
         let renewed = gate.issued(profile(&device).enrolled.device_id, &private_key(&device), now);
-        assert_eq!(
-            gate.attempt(Some(renewed)).await.code(),
-            CERTIFICATE_REVOKED,
-            "{name}, with a newer certificate"
-        );
+        assert_eq!(gate.attempt(Some(renewed)).await.code(), CERTIFICATE_REVOKED, "{name}, with a newer certificate");
     }
     let reached = gate.service.reached.swap(0, SeqCst);
     assert_eq!(reached, 2, "each reached the service once, while it was allowed");
 
     let key = new_key();
     let unknown = gate.issued(DeviceId::generate(), &key, now);
-    assert_eq!(
-        gate.attempt(Some(unknown)).await.code(),
-        CERTIFICATE_REVOKED,
-        "an id that is in no register"
-    );
+    assert_eq!(gate.attempt(Some(unknown)).await.code(), CERTIFICATE_REVOKED, "an id that is in no register");
     let stolen_name = gate.issued(gate.id(), &key, now);
-    assert_eq!(
-        gate.attempt(Some(stolen_name)).await.code(),
-        CERTIFICATE_REVOKED,
-        "an enrolled id with another key"
-    );
+    assert_eq!(gate.attempt(Some(stolen_name)).await.code(), CERTIFICATE_REVOKED, "an enrolled id with another key");
     let not_a_device = {
         let mut params = CertificateParams::default();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let ca_key = std::fs::read_to_string(gate.world.state().join("ca.key")).expect("a key");
-        let issuer = Issuer::from_ca_cert_der(gate.ca().certificate(), KeyPair::from_pem(&ca_key).expect("a key")).expect("an issuer");
+        let issuer =
+            Issuer::from_ca_cert_der(gate.ca().certificate(), KeyPair::from_pem(&ca_key).expect("a key")).expect("an issuer");
         params.signed_by(&key, &issuer).expect("a certificate").der().clone()
     };
-    assert_eq!(
-        gate.attempt(Some(certified(vec![not_a_device], &key))).await.code(),
-        CERTIFICATE_REVOKED,
-        "no id at all"
-    );
+    assert_eq!(gate.attempt(Some(certified(vec![not_a_device], &key))).await.code(), CERTIFICATE_REVOKED, "no id at all");
     gate.assert_shut_and_still_working().await;
 }
 
@@ -665,12 +592,7 @@ async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
         ("a later version", identity(), &[b"adit/2"], &tunnel),
         ("no protocol", identity(), &[], &tunnel),
         ("enrollment by the tunnel's door", None, &[ALPN_ENROLL], &tunnel),
-        (
-            "enrollment by the tunnel's door, with a certificate",
-            identity(),
-            &[ALPN_ENROLL],
-            &tunnel,
-        ),
+        ("enrollment by the tunnel's door, with a certificate", identity(), &[ALPN_ENROLL], &tunnel),
         ("the tunnel by an invitation's door", identity(), &[ALPN_TUNNEL], &guest),
     ] {
         let outcome = attempt(gate.address, &gate.profile, identity, alpn, door).await;
@@ -683,10 +605,7 @@ async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
     assert!(matches!(both, Outcome::Out(_)), "{both:?}");
     gate.assert_shut_and_still_working().await;
     // None of it has used the invitation up.
-    assert!(matches!(
-        enroll(&invitation, &invitation.secret.token(), csr_of(&new_key())).await,
-        EnrollAnswer::Enrolled(_)
-    ));
+    assert!(matches!(enroll(&invitation, &invitation.secret.token(), csr_of(&new_key())).await, EnrollAnswer::Enrolled(_)));
 }
 
 fn csr_of(key: &KeyPair) -> Vec<u8> {
@@ -695,24 +614,15 @@ fn csr_of(key: &KeyPair) -> Vec<u8> {
 
 async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key());
-    dial::dial(&config, &invitation.addresses)
-        .await
-        .expect("the enrollment door")
-        .connection
+    dial::dial(&config, &invitation.addresses).await.expect("the enrollment door").connection
 }
 
 async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
     let connection = at_enrollment(invitation).await;
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-    let request = EnrollRequest {
-        token: BASE64.encode(token),
-        csr: BASE64.encode(&csr),
-    };
+    let request = EnrollRequest { token: BASE64.encode(token), csr: BASE64.encode(&csr) };
     frame::write(&mut send, &request).await.expect("sent");
-    tokio::time::timeout(SOON, frame::read(&mut recv))
-        .await
-        .expect("in time")
-        .expect("an answer")
+    tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
 }
 
 #[tokio::test]
@@ -729,9 +639,7 @@ async fn a_request_that_asks_for_an_authority_and_anothers_name_gets_a_plain_cer
     ];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any];
     let csr = params.serialize_request(&key).expect("a CSR").der().to_vec();
-    let EnrollAnswer::Enrolled(enrolled) = enroll(&invitation, &invitation.secret.token(), csr).await else {
-        panic!("refused")
-    };
+    let EnrollAnswer::Enrolled(enrolled) = enroll(&invitation, &invitation.secret.token(), csr).await else { panic!("refused") };
     assert_ne!(enrolled.device_id, gate.id());
     assert_eq!(enrolled.device.as_str(), "hostile");
     let der = BASE64.decode(enrolled.certificate.as_bytes()).expect("base64");
@@ -765,10 +673,7 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
         ("a request cut short", csr_of(&key)[..60].to_vec()),
     ] {
         let answer = enroll(&invitation, &token, csr).await;
-        assert!(
-            matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)),
-            "{what}: {answer:?}"
-        );
+        assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)), "{what}: {answer:?}");
     }
     for token in [&[][..], &[0; 32], &random(3, 2000)] {
         let answer = enroll(&invitation, token, csr_of(&key)).await;
@@ -776,20 +681,12 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
     }
     // Not even the form of a request: beyond every bound, no JSON, the way to the service, and the end at once.
     let service = StreamHead::Forward("ollama".parse().expect("a name")).encode();
-    for first in [
-        &[0xff; 64][..],
-        b"\0\0\0\x04nope",
-        &[&service[..], b"GET / HTTP/1.1\r\n\r\n"].concat(),
-        b"",
-    ] {
+    for first in [&[0xff; 64][..], b"\0\0\0\x04nope", &[&service[..], b"GET / HTTP/1.1\r\n\r\n"].concat(), b""] {
         let connection = at_enrollment(&invitation).await;
         let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
         send.write_all(first).await.expect("sent");
         send.finish().expect("finished");
-        let answer: EnrollAnswer = tokio::time::timeout(SOON, frame::read(&mut recv))
-            .await
-            .expect("in time")
-            .expect("an answer");
+        let answer: EnrollAnswer = tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer");
         assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)), "{answer:?}");
         // And then it is over: there is no second stream to try something else on.
         tokio::time::timeout(SOON, connection.closed()).await.expect("the end");
@@ -859,9 +756,7 @@ async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in()
     let mut strangers = Vec::new();
     for _ in 0..80 {
         // One half of a ClientHello, with a knock of somebody who was enrolled once.
-        let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock())
-            .await
-            .remove(0);
+        let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await.remove(0);
         let stranger = Stranger::facing(gate.address).await;
         stranger.send(&half).await;
         strangers.push(stranger);
@@ -870,11 +765,7 @@ async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in()
     assert_served(&up).await;
     gate.world.aditd.says("gave up a handshake that took too long").await;
     let gave_up = gate.world.aditd.log().matches("gave up a handshake that took too long").count();
-    assert!(
-        (1..=64).contains(&gave_up),
-        "{gave_up} of the 64 that may be under way:\n{}",
-        gate.world.aditd.log()
-    );
+    assert!((1..=64).contains(&gave_up), "{gave_up} of the 64 that may be under way:\n{}", gate.world.aditd.log());
     drop(strangers);
 }
 
@@ -901,11 +792,7 @@ async fn an_address_that_is_not_loopback_is_not_listened_on_without_saying_who_m
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
         let refused = try_to_serve(&world, &["--listen", "127.0.0.1:0", "--listen", address]).await;
         assert_eq!(refused.code, Some(2), "{refused:?}");
-        assert!(
-            refused.stderr.contains(&format!("refusing to listen on {address}")),
-            "{}",
-            refused.stderr
-        );
+        assert!(refused.stderr.contains(&format!("refusing to listen on {address}")), "{}", refused.stderr);
         assert!(
             refused.stderr.contains("hint: ") && refused.stderr.contains("--allow-from 192.168.1.0/24"),
             "{}",
@@ -983,10 +870,7 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
         knock.send(&datagram).await;
     }
     let mut answer = [0; 2048];
-    let n = tokio::time::timeout(SOON, knock.socket.recv(&mut answer))
-        .await
-        .expect("an answer")
-        .expect("received");
+    let n = tokio::time::timeout(SOON, knock.socket.recv(&mut answer)).await.expect("an answer").expect("received");
     assert_eq!(answer[0] & 0xf0, 0xf0, "a Retry (RFC 9000 section 17.2.5)");
     assert!(n < 1200, "smaller than what asked for it: {n}");
 }

@@ -45,11 +45,7 @@ impl Client {
             // Whoever waits for an answer gets the error.
             let _ = connection.await;
         });
-        Ok(Self {
-            address,
-            requests,
-            _driver: driver,
-        })
+        Ok(Self { address, requests, _driver: driver })
     }
 
     /// Asks and takes the whole answer.
@@ -152,13 +148,7 @@ impl Answer {
             let why = String::from_utf8_lossy(&body).into_owned();
             return Err(Failure::new(format!("http://{address}{PATH} answered {status}")).because(why));
         }
-        Ok(Self {
-            _client: client,
-            body: response.into_body(),
-            asked,
-            raw: Vec::new(),
-            read: 0,
-        })
+        Ok(Self { _client: client, body: response.into_body(), asked, raw: Vec::new(), read: 0 })
     }
 
     /// Waits for the next piece. Cancellation safe.
@@ -166,7 +156,9 @@ impl Answer {
         loop {
             while let Some(line) = self.line()? {
                 match line {
-                    Line { error: Some(why), .. } => return Err(Failure::new("Ollama gave up in the middle of an answer").because(why)),
+                    Line { error: Some(why), .. } => {
+                        return Err(Failure::new("Ollama gave up in the middle of an answer").because(why));
+                    }
                     Line { done: true, .. } => return Ok(Event::Done),
                     Line { response, thinking, .. } => match thinking.unwrap_or_default() + &response {
                         nothing if nothing.is_empty() => {}
@@ -178,7 +170,9 @@ impl Answer {
                 Ok(Some(Ok(frame))) => self.raw.extend(frame.into_data().unwrap_or_default()),
                 Ok(Some(Err(_))) => return Ok(Event::Cut),
                 Ok(None) => return Err(Failure::new("an answer ended without its last line, as if it were complete")),
-                Err(_) => return Err(Failure::new("an answer stopped").because(format!("no token for {} s", NEXT_WITHIN.as_secs()))),
+                Err(_) => {
+                    return Err(Failure::new("an answer stopped").because(format!("no token for {} s", NEXT_WITHIN.as_secs())));
+                }
             }
         }
     }
@@ -217,7 +211,6 @@ impl Answer {
         };
         let line = serde_json::from_slice(&rest[..end]);
         self.read += end + 1;
-        line.map(Some)
-            .map_err(|e| Failure::new("an answer has a line in it that is no JSON of Ollama's").because(e))
+        line.map(Some).map_err(|e| Failure::new("an answer has a line in it that is no JSON of Ollama's").because(e))
     }
 }

@@ -35,9 +35,8 @@ pub(super) async fn run(source: &Source, tunnel: SocketAddr, screen: &Screen) ->
     // The stand-in needs no time to think: some more first tokens are free.
     let words = if source.stand_in.is_some() { 25 } else { 0 };
     let rounds = ANSWERS + words;
-    screen.piece(&format!(
-        "{rounds} short answers each way, each on a new connection, and {SMALL} small requests, all by turns:"
-    ));
+    screen
+        .piece(&format!("{rounds} short answers each way, each on a new connection, and {SMALL} small requests, all by turns:"));
     let (mut direct, mut through) = (Way::default(), Way::default());
     for round in 0..rounds {
         let question = source.steady_question(if round < ANSWERS { TOKENS } else { 1 });
@@ -109,18 +108,16 @@ fn table(direct: &mut Way, through: &mut Way) -> String {
         row("to the first token, p50", p50(&mut direct.first), p50(&mut through.first)),
         row("between tokens, p50", p50(&mut direct.gaps), p50(&mut through.gaps)),
         row("between tokens, max", max(&direct.gaps), max(&through.gaps)),
-        row(
-            "GET /api/version on a kept connection, p50",
-            p50(&mut direct.small),
-            p50(&mut through.small),
-        ),
+        row("GET /api/version on a kept connection, p50", p50(&mut direct.small), p50(&mut through.small)),
     ];
     // The difference of two extremes says nothing.
     rows[2][3].clear();
     let header = ["", "direct", "tunnel", "added"].map(str::to_owned);
     let lines: Vec<_> = std::iter::once(&header)
         .chain(&rows)
-        .map(|[name, direct, through, added]| format!("  {name:<42}  {direct:>8}  {through:>8}  {added:>9}").trim_end().to_owned())
+        .map(|[name, direct, through, added]| {
+            format!("  {name:<42}  {direct:>8}  {through:>8}  {added:>9}").trim_end().to_owned()
+        })
         .collect();
     lines.join("\n")
 }
@@ -152,12 +149,7 @@ mod tests {
 
     fn way(millis: &[u64]) -> Way {
         let times: Vec<_> = millis.iter().map(|ms| Duration::from_millis(*ms)).collect();
-        Way {
-            first: times.clone(),
-            gaps: times.clone(),
-            small: times,
-            answers: Vec::new(),
-        }
+        Way { first: times.clone(), gaps: times.clone(), small: times, answers: Vec::new() }
     }
 
     #[test]
@@ -174,9 +166,6 @@ mod tests {
     #[test]
     fn what_was_not_measured_leaves_no_number() {
         let table = table(&mut way(&[]), &mut way(&[1]));
-        assert!(
-            table.lines().skip(1).all(|row| row.contains(" - ") && !row.contains('+')),
-            "{table}"
-        );
+        assert!(table.lines().skip(1).all(|row| row.contains(" - ") && !row.contains('+')), "{table}");
     }
 }

@@ -28,9 +28,7 @@ impl Screen {
     /// Colours are for a terminal that can and whose owner wants them.
     pub(super) fn new() -> Self {
         let able = std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self {
-            colour: able && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
-        }
+        Self { colour: able && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
     }
 
     /// Begins a part.
@@ -73,11 +71,7 @@ impl Screen {
     }
 
     fn styled(&self, style: &str, text: &str) -> String {
-        if self.colour {
-            format!("{style}{text}{PLAIN}")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("{style}{text}{PLAIN}") } else { text.to_owned() }
     }
 }
 

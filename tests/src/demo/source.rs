@@ -46,14 +46,8 @@ impl Source {
         let found = timeout(PROBE_WITHIN, probe(address)).await.ok().flatten().unwrap_or(Found::Nobody);
         match found {
             Found::Model { version, name } => {
-                screen.talk(format_args!(
-                    "Ollama {version} answers at {address}; its model {name} will be asked."
-                ));
-                Ok(Self {
-                    address,
-                    model: name,
-                    stand_in: None,
-                })
+                screen.talk(format_args!("Ollama {version} answers at {address}; its model {name} will be asked."));
+                Ok(Self { address, model: name, stand_in: None })
             }
             Found::Nobody if named.is_some() => Err(Failure::new(format!("no Ollama answers at {address}"))
                 .hint("start it with `ollama serve`, or leave --ollama out: a stand-in will do")),
@@ -62,30 +56,22 @@ impl Source {
                     .hint("get one with `ollama pull`, or leave --ollama out: a stand-in will do"))
             }
             Found::WithoutModel { version } => {
-                let why = format!("Ollama {version} answers at {address} but has no model that could, so a stand-in takes its place.");
+                let why =
+                    format!("Ollama {version} answers at {address} but has no model that could, so a stand-in takes its place.");
                 Self::start_stand_in(&why, screen).await
             }
-            Found::Nobody => Self::start_stand_in(&format!("No Ollama answers at {address}, so a stand-in takes its place."), screen).await,
+            Found::Nobody => {
+                Self::start_stand_in(&format!("No Ollama answers at {address}, so a stand-in takes its place."), screen).await
+            }
         }
     }
 
     async fn start_stand_in(why: &str, screen: &Screen) -> Result<Self, Failure> {
-        let options = Options {
-            token_interval: Duration::from_millis(30),
-            ..Options::default()
-        };
+        let options = Options { token_interval: Duration::from_millis(30), ..Options::default() };
         let model = options.model.clone();
-        let ollama = Ollama::start(options)
-            .await
-            .map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
-        screen.talk(format_args!(
-            "{why}\nIt is no model: it speaks HTTP as Ollama does and sends fixed words, one every 30 ms."
-        ));
-        Ok(Self {
-            address: ollama.addr(),
-            model,
-            stand_in: Some(ollama),
-        })
+        let ollama = Ollama::start(options).await.map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
+        screen.talk(format_args!("{why}\nIt is no model: it speaks HTTP as Ollama does and sends fixed words, one every 30 ms."));
+        Ok(Self { address: ollama.addr(), model, stand_in: Some(ollama) })
     }
 
     /// A question for people to read the answer of.

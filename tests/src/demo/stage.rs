@@ -30,12 +30,7 @@ impl Stage {
         let programs = Programs::link(&this, dir.path()).map_err(failed)?;
         // Instead of the system's, which belongs to another server.
         std::fs::write(dir.path().join("aditd.toml"), "").map_err(failed)?;
-        Ok(Self {
-            dir,
-            programs,
-            aditd: None,
-            adit: None,
-        })
+        Ok(Self { dir, programs, aditd: None, adit: None })
     }
 
     /// Where everything is.
@@ -51,10 +46,7 @@ impl Stage {
 
     /// What has to follow an `adit` command to mean this device.
     fn device_flags(&self) -> [String; 2] {
-        [
-            "--state-dir".to_owned(),
-            self.dir.path().join(DEVICE).to_string_lossy().into_owned(),
-        ]
+        ["--state-dir".to_owned(), self.dir.path().join(DEVICE).to_string_lossy().into_owned()]
     }
 
     /// Runs an `aditd` command, which has to succeed.
@@ -89,9 +81,7 @@ impl Stage {
 
     /// Brings the tunnel up and returns where Ollama is now.
     pub(super) async fn up(&mut self) -> Result<SocketAddr, Failure> {
-        let command = self
-            .programs
-            .command("adit", &with(&["up", "--listen", "127.0.0.1:0"], &self.device_flags()));
+        let command = self.programs.command("adit", &with(&["up", "--listen", "127.0.0.1:0"], &self.device_flags()));
         start(&mut self.adit, command, "adit").await?;
         let status = self.adit(&["status", "--json"], "").await?;
         let address = listening(&status)?.parse();

@@ -23,11 +23,7 @@ const BLOCK: usize = 64 * 1024;
 
 /// An endless run of pseudo-random bytes that depends on `seed` alone, the same that `/test/bytes` sends.
 pub fn seeded_bytes(seed: u64) -> SeededBytes {
-    SeededBytes {
-        state: seed,
-        word: [0; 8],
-        used: 8,
-    }
+    SeededBytes { state: seed, word: [0; 8], used: 8 }
 }
 
 /// See [`seeded_bytes`]. It reads without end: use [`Read::take`].
@@ -89,10 +85,7 @@ pub(super) fn download(query: &str) -> Reply {
     let (Ok(left), Ok(seed)) = (number("n"), number("seed")) else {
         return reply::error(StatusCode::BAD_REQUEST, "n and seed must be whole numbers");
     };
-    let download = Download {
-        source: seeded_bytes(seed),
-        left,
-    };
+    let download = Download { source: seeded_bytes(seed), left };
     reply::with_type("application/octet-stream", download.boxed_unsync())
 }
 

@@ -57,10 +57,7 @@ impl Tally {
             counters.started += 1;
             counters.running += 1;
         });
-        Running {
-            tally: self.clone(),
-            complete: false,
-        }
+        Running { tally: self.clone(), complete: false }
     }
 }
 

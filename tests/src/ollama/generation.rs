@@ -20,9 +20,9 @@ const CONFESSION: &str = "This is a stand-in for Ollama, not a model: it sends f
 
 /// What seeded answers are made of; some take several bytes a character, as real tokens do.
 const WORDS: [&str; 32] = [
-    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass", "señal", "harbour", "violet", "copper",
-    "winter", "野原", "signal", "meadow", "lantern", "silver", "дом", "orchard", "thunder", "pebble", "saffron", "willow", "🌊", "canyon",
-    "velvet", "compass", "hollow", "tide",
+    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass", "señal", "harbour", "violet",
+    "copper", "winter", "野原", "signal", "meadow", "lantern", "silver", "дом", "orchard", "thunder", "pebble", "saffron",
+    "willow", "🌊", "canyon", "velvet", "compass", "hollow", "tide",
 ];
 
 /// What a request asks of a generation.
@@ -82,12 +82,7 @@ pub(super) struct Generation {
 
 impl Generation {
     pub(super) fn new(wish: Wish, options: &Options, running: Running) -> Self {
-        Self {
-            wish,
-            made: 0,
-            pace: Pace::new(options),
-            running: Some(running),
-        }
+        Self { wish, made: 0, pace: Pace::new(options), running: Some(running) }
     }
 
     /// The next token when its time has come; `None` after the last, which completes the generation.
@@ -122,10 +117,7 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(options: &Options) -> Self {
-        Self {
-            next: Box::pin(sleep_until(Instant::now() + options.load_time)),
-            interval: options.token_interval,
-        }
+        Self { next: Box::pin(sleep_until(Instant::now() + options.load_time)), interval: options.token_interval }
     }
 
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<()> {

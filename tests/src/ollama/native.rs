@@ -72,10 +72,7 @@ impl Ask {
 
     fn wish(&self) -> Wish {
         let options = self.options.as_ref();
-        Wish {
-            seed: options.and_then(|options| options.seed),
-            tokens: options.and_then(|options| options.num_predict),
-        }
+        Wish { seed: options.and_then(|options| options.seed), tokens: options.and_then(|options| options.num_predict) }
     }
 }
 
@@ -101,21 +98,14 @@ pub(super) async fn chat(app: &App, body: Incoming) -> Result<Reply, hyper::Erro
 /// Answers a prompt; `wrap` puts a piece of text where the route has it.
 async fn complete(app: &App, ask: &Ask, prompt: &Value, wrap: fn(&str) -> Value) -> Reply {
     let prompt_words = request::count_words(prompt);
-    let lines = Lines {
-        model: ask.model.clone(),
-        wrap,
-        end: end(&app.options, ask.wish(), prompt_words),
-    };
+    let lines = Lines { model: ask.model.clone(), wrap, end: end(&app.options, ask.wish(), prompt_words) };
     if prompt_words == 0 {
         // A request to load the model, which every chat of the `ollama` command begins with.
         return reply::json(&lines.line("", &json!({ "done": true, "done_reason": "load" })));
     }
     let generation = Generation::new(ask.wish(), &app.options, app.tally.generation());
     if ask.streams() {
-        let answer = Answer {
-            lines,
-            generation: Some(generation),
-        };
+        let answer = Answer { lines, generation: Some(generation) };
         return reply::stream(NDJSON, answer).await;
     }
     let text = generation.text().await;
@@ -197,7 +187,9 @@ pub(super) async fn pull(app: &App, body: Incoming) -> Result<Reply, hyper::Erro
     let digest = format!("sha256:{DIGEST}");
     let layer = format!("pulling {}", &DIGEST[..12]);
     let mut steps = VecDeque::from([json!({ "status": "pulling manifest" })]);
-    steps.extend((0..=4).map(|quarter| json!({ "status": layer, "digest": digest, "total": SIZE, "completed": SIZE / 4 * quarter })));
+    steps.extend(
+        (0..=4).map(|quarter| json!({ "status": layer, "digest": digest, "total": SIZE, "completed": SIZE / 4 * quarter })),
+    );
     steps.extend(["verifying sha256 digest", "writing manifest", "success"].map(|status| json!({ "status": status })));
     let pace = Pace::new(&app.options);
     Ok(reply::stream(NDJSON, Steps { steps, pace }).await)

@@ -50,10 +50,7 @@ impl Ask {
     }
 
     fn wish(&self) -> Wish {
-        Wish {
-            seed: self.seed,
-            tokens: self.max_completion_tokens.or(self.max_tokens),
-        }
+        Wish { seed: self.seed, tokens: self.max_completion_tokens.or(self.max_tokens) }
     }
 }
 
@@ -198,9 +195,8 @@ pub(super) async fn embeddings(app: &App, body: Incoming) -> Result<Reply, hyper
         Err(refusal) => return Ok(refuse(&refusal)),
     };
     let embeddings = request::texts(&ask.input).into_iter().map(request::embedding).enumerate();
-    let data: Vec<_> = embeddings
-        .map(|(index, embedding)| json!({ "object": "embedding", "index": index, "embedding": embedding }))
-        .collect();
+    let data: Vec<_> =
+        embeddings.map(|(index, embedding)| json!({ "object": "embedding", "index": index, "embedding": embedding })).collect();
     let words = request::count_words(&ask.input);
     Ok(reply::json(&json!({
         "object": "list",

@@ -65,12 +65,7 @@ pub(super) trait Source: Send + Unpin + 'static {
 /// Waits for the first frame and returns the response that begins with it, so that headers come no earlier.
 pub(super) async fn stream(content_type: &'static str, mut source: impl Source) -> Reply {
     let first = poll_fn(|cx| source.poll_next(cx)).await;
-    let frames = Frames {
-        ended: first.is_none(),
-        first,
-        source,
-        flushed: true,
-    };
+    let frames = Frames { ended: first.is_none(), first, source, flushed: true };
     with_type(content_type, frames.boxed_unsync())
 }
 

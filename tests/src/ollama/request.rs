@@ -33,17 +33,11 @@ pub(super) fn check_model(wanted: &str, ours: &str) -> Result<(), Refusal> {
     if wanted == ours || ours.strip_suffix(":latest") == Some(wanted) {
         return Ok(());
     }
-    Err(Refusal {
-        status: StatusCode::NOT_FOUND,
-        message: format!("model '{wanted}' not found"),
-    })
+    Err(Refusal { status: StatusCode::NOT_FOUND, message: format!("model '{wanted}' not found") })
 }
 
 fn bad(message: impl Into<String>) -> Refusal {
-    Refusal {
-        status: StatusCode::BAD_REQUEST,
-        message: message.into(),
-    }
+    Refusal { status: StatusCode::BAD_REQUEST, message: message.into() }
 }
 
 /// The texts of a field that holds one, or a list of them.

@@ -10,11 +10,7 @@ const ENDLESS: &str = r#"{"model":"stand-in","prompt":"hi","options":{"num_predi
 type Tested = Result<(), Box<dyn std::error::Error>>;
 
 async fn started() -> io::Result<Ollama> {
-    Ollama::start(Options {
-        token_interval: Duration::from_millis(1),
-        ..Options::default()
-    })
-    .await
+    Ollama::start(Options { token_interval: Duration::from_millis(1), ..Options::default() }).await
 }
 
 fn post(path: &str, body: &str) -> String {
@@ -61,11 +57,7 @@ async fn a_half_close_cancels_a_stream() -> Tested {
 
 #[tokio::test]
 async fn a_reset_cancels_a_generation_that_has_sent_nothing() -> Tested {
-    let ollama = Ollama::start(Options {
-        load_time: Duration::from_secs(3600),
-        ..Options::default()
-    })
-    .await?;
+    let ollama = Ollama::start(Options { load_time: Duration::from_secs(3600), ..Options::default() }).await?;
     let stream = send(&ollama, &post("/api/generate", ENDLESS)).await?;
     let running = ollama.wait_for(|now| now.running == 1, SOON).await;
     assert!(running.is_ok(), "{running:?}");
@@ -97,11 +89,7 @@ async fn stop_frees_the_port() -> Tested {
     let mut stream = send(&ollama, &post("/api/generate", ENDLESS)).await?;
     read_to(&mut stream, "\"done\":false").await?;
     ollama.stop().await;
-    Ollama::start(Options {
-        listen: addr,
-        ..Options::default()
-    })
-    .await?;
+    Ollama::start(Options { listen: addr, ..Options::default() }).await?;
     Ok(())
 }
 

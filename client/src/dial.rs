@@ -8,6 +8,7 @@ use std::{
 };
 
 use common::{
+    carrier::{self, UdpCarrier},
     door::DoorKey,
     transport,
     wire::{Code, SERVER_NAME},
@@ -38,6 +39,8 @@ pub struct Dialed {
     pub endpoint: Endpoint,
     /// The connection. The server may not have judged it yet.
     pub connection: Connection,
+    /// Where its datagrams go.
+    pub remote: SocketAddr,
 }
 
 /// Why there is no connection.
@@ -158,20 +161,34 @@ pub fn config(crypto: QuicClientConfig, key: &DoorKey) -> ClientConfig {
 /// # Errors
 /// What the most telling attempt says: a refusal before silence, silence before a name that can't be looked up.
 pub async fn dial(config: &ClientConfig, addresses: &[String]) -> Result<Dialed, DialError> {
-    let mut worst = None;
     let mut attempts = JoinSet::new();
-    let mut delay = Duration::ZERO;
-    for name in addresses {
-        match resolve(name).await {
-            Ok(found) => {
-                for address in found {
-                    attempts.spawn(attempt(config.clone(), address, name.clone(), delay));
-                    delay += STAGGER;
-                }
-            }
-            Err(e) => worst = Some(e),
-        }
+    for (name, delay) in addresses.iter().zip(staggered()) {
+        // Looked up side by side: a resolver that hangs holds up nobody else.
+        attempts.spawn(reach(config.clone(), name.clone(), delay));
     }
+    match first(attempts).await {
+        Err(Some(DialError::NoAnswer(_)) | None) => Err(DialError::NoAnswer(addresses.join(" or "))),
+        other => other.map_err(|why| why.unwrap_or(DialError::NoAnswer(String::new()))),
+    }
+}
+
+async fn reach(config: ClientConfig, name: String, delay: Duration) -> Result<Dialed, DialError> {
+    let found = resolve(&name).await?;
+    tokio::time::sleep(delay).await;
+    let mut attempts = JoinSet::new();
+    for (address, delay) in found.into_iter().zip(staggered()) {
+        attempts.spawn(attempt(config.clone(), address, name.clone(), delay));
+    }
+    first(attempts).await.map_err(|why| why.unwrap_or(DialError::NoAnswer(name)))
+}
+
+fn staggered() -> impl Iterator<Item = Duration> {
+    (0..).map(|i| STAGGER * i)
+}
+
+/// The first that succeeds, or the most telling of all failures.
+async fn first(mut attempts: JoinSet<Result<Dialed, DialError>>) -> Result<Dialed, Option<DialError>> {
+    let mut worst = None;
     while let Some(ended) = attempts.join_next().await {
         match ended {
             Ok(Ok(dialed)) => return Ok(dialed),
@@ -179,10 +196,7 @@ pub async fn dial(config: &ClientConfig, addresses: &[String]) -> Result<Dialed,
             Err(_) => {}
         }
     }
-    Err(match worst {
-        Some(DialError::NoAnswer(_)) | None => DialError::NoAnswer(addresses.join(" or ")),
-        Some(other) => other,
-    })
+    Err(worst)
 }
 
 fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
@@ -215,12 +229,13 @@ async fn attempt(config: ClientConfig, address: SocketAddr, name: String, delay:
     } else {
         SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
     };
-    let socket = transport::socket(local).map_err(|e| DialError::Socket(Arc::new(e)))?;
-    let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))
-        .map_err(|e| DialError::Socket(Arc::new(e)))?;
-    let connecting = endpoint.connect_with(config, address, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
+    let unusable = |e| DialError::Socket(Arc::new(e));
+    let carrier = UdpCarrier::new(transport::socket(local).map_err(unusable)?, address).map_err(unusable)?;
+    let runtime = Arc::new(TokioRuntime);
+    let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier, runtime).map_err(unusable)?;
+    let connecting = endpoint.connect_with(config, carrier::REMOTE, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
-        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection }),
+        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, remote: address }),
         Ok(Err(e)) => Err(DialError::from_connection(&e, &shown)),
         Err(_) => Err(DialError::NoAnswer(shown)),
     }

@@ -57,6 +57,11 @@ impl fmt::Debug for SecretPem {
     }
 }
 
+#[derive(Deserialize)]
+struct Version {
+    schema: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 struct Stored {
     schema: u32,
@@ -124,16 +129,18 @@ impl Place {
             }
             other => other?,
         };
-        let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
-        if stored.schema > SCHEMA {
+        // Looked at by itself: the rest may have changed with it.
+        let Version { schema } = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
+        if schema > SCHEMA {
             return Err(
                 Failure::new(format!("`{}` was written by a newer version of adit", path.display())).hint("use the newer adit")
             );
         }
+        let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         let profile = Profile { place: self.clone(), enrolled: stored.enrolled, key: stored.private_key };
-        profile.certified_key().map_err(|e| damaged(&path, e))?;
-        profile.certificate().map_err(|e| damaged(&path, e))?;
-        profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {e}")))?;
+        profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
+        profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
+        profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {}", plain(&e))))?;
         Ok(profile)
     }
 
@@ -166,6 +173,14 @@ impl Place {
 fn damaged(path: &Path, why: impl ToString) -> Failure {
     Failure::from_error(FileError::damaged(path, why))
         .hint("put it back from a backup, or enroll anew: on the server `aditd invite NAME`, then here `adit enroll --replace`")
+}
+
+/// Our own words without what the library puts in front of them.
+fn plain(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::General(text) => text.clone(),
+        other => other.to_string(),
+    }
 }
 
 /// The servers that this device is enrolled at, by name.

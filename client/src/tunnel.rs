@@ -1,6 +1,7 @@
 //! The tunnel: one connection to the server, opened again for ever, and the streams on it.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
@@ -65,6 +66,8 @@ pub struct Up {
     pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
+    /// Where its datagrams go.
+    pub remote: SocketAddr,
     /// What the server said.
     pub hello: Hello,
     /// Since when.
@@ -237,8 +240,8 @@ impl Keeper {
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
         let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
         let config = dial::config(crypto, &profile.enrolled.door_key);
-        let Dialed { endpoint, connection } = dial::dial(&config, &profile.enrolled.addresses).await?;
-        let to = connection.remote_address().to_string();
+        let Dialed { endpoint, connection, remote } = dial::dial(&config, &profile.enrolled.addresses).await?;
+        let to = remote.to_string();
         let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await;
         let (hello, notices) = match greeted {
             Ok(Ok(greeted)) => greeted,
@@ -257,12 +260,12 @@ impl Keeper {
         }
         info!("connected to {to} as {} {}", hello.device, hello.device_id);
         self.follow(&hello);
-        Ok((Arc::new(Up { endpoint, connection, hello, since: SystemTime::now() }), notices))
+        Ok((Arc::new(Up { endpoint, connection, remote, hello, since: SystemTime::now() }), notices))
     }
 
     /// Publishes the tunnel and stays with it until it ends; says why it did.
     async fn keep(&self, up: Arc<Up>, notices: RecvStream) -> DialError {
-        let to = up.connection.remote_address().to_string();
+        let to = up.remote.to_string();
         self.publish.send_replace(Link::Up(up.clone()));
         tokio::select! {
             why = up.connection.closed() => DialError::from_connection(&why, &to),

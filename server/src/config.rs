@@ -134,12 +134,14 @@ pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience
     if !advertise.is_empty() {
         return advertise.to_vec();
     }
-    let own = if_addrs::get_if_addrs().unwrap_or_default();
+    let own: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
+    let reachable = |ip: &IpAddr| !ip.is_loopback() && !is_link_local(*ip);
+    // Those in a named network are the likely ones; if there are none, the devices come from behind a router.
+    let in_audience = own.iter().any(|ip| reachable(ip) && audience.includes(*ip));
     let of_interfaces = |address: &SocketAddr| {
-        let port = address.port();
-        let fits =
-            |ip: &IpAddr| !ip.is_loopback() && ip.is_ipv4() == address.is_ipv4() && audience.includes(*ip) && !is_link_local(*ip);
-        own.iter().map(|i| i.ip()).filter(fits).map(|ip| SocketAddr::new(ip, port)).collect::<Vec<_>>()
+        let (port, v4) = (address.port(), address.is_ipv4());
+        let fits = |ip: &&IpAddr| reachable(ip) && ip.is_ipv4() == v4 && (!in_audience || audience.includes(**ip));
+        own.iter().filter(fits).map(|ip| SocketAddr::new(*ip, port)).collect::<Vec<_>>()
     };
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in bound {

@@ -1,11 +1,11 @@
 //! The door: which packets are looked at, which connection attempts are answered, and how many at once.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -18,6 +18,8 @@ use crate::policy::Policy;
 
 /// Handshakes under way at once.
 const HANDSHAKES: usize = 64;
+/// Handshakes of one address under way at once, if it isn't this machine's own: one that never finishes its own leaves room for others.
+const HANDSHAKES_EACH: usize = 8;
 /// Attempts of one address per second, and at once.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const ATTEMPTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
@@ -31,10 +33,10 @@ pub enum Verdict {
     Ignore(Reason),
     /// Prove your address first (RFC 9000 section 8.1.2).
     Retry,
-    /// To the tunnel, where a certificate is required. The permit is held until the handshake is over.
-    Tunnel(OwnedSemaphorePermit),
+    /// To the tunnel, where a certificate is required. The room is held until the handshake is over.
+    Tunnel(Room),
     /// To enrollment, where an invitation is required.
-    Enroll(OwnedSemaphorePermit),
+    Enroll(Room),
 }
 
 /// Why an attempt was ignored.
@@ -48,11 +50,33 @@ pub enum Reason {
     Full,
 }
 
+/// Room for one handshake; given back when dropped.
+#[derive(Debug)]
+pub struct Room {
+    _permit: OwnedSemaphorePermit,
+    under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    address: Option<IpAddr>,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let Some(address) = self.address else { return };
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Entry::Occupied(mut count) = under_way.entry(address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+}
+
 /// Decides about connection attempts, before a handshake costs anything.
 pub struct Door {
     key: DoorKey,
     policy: Arc<Policy>,
     handshakes: Arc<Semaphore>,
+    under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
     attempts: DefaultKeyedRateLimiter<IpAddr>,
     ignored: HashMap<Reason, AtomicU64>,
 }
@@ -66,6 +90,7 @@ impl Door {
             key,
             policy,
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            under_way: Arc::default(),
             attempts: RateLimiter::dashmap(quota),
             ignored: ignored.into(),
         }
@@ -90,12 +115,26 @@ impl Door {
                 return self.ignore(Reason::TooOften);
             }
         }
-        match self.handshakes.clone().try_acquire_owned() {
-            Ok(permit) if to_tunnel => Verdict::Tunnel(permit),
-            Ok(permit) => Verdict::Enroll(permit),
+        match self.room((!local).then(|| network(remote.ip()))) {
+            Some(room) if to_tunnel => Verdict::Tunnel(room),
+            Some(room) => Verdict::Enroll(room),
             // The client sends its first packet again, a second later.
-            Err(_) => self.ignore(Reason::Full),
+            None => self.ignore(Reason::Full),
         }
+    }
+
+    /// Room for a handshake in all, and for `address` if its own are counted.
+    fn room(&self, address: Option<IpAddr>) -> Option<Room> {
+        let permit = self.handshakes.clone().try_acquire_owned().ok()?;
+        if let Some(address) = address {
+            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = under_way.entry(address).or_default();
+            if *count >= HANDSHAKES_EACH {
+                return None;
+            }
+            *count += 1;
+        }
+        Some(Room { _permit: permit, under_way: self.under_way.clone(), address })
     }
 
     /// How many attempts were ignored, by reason.
@@ -160,6 +199,18 @@ mod tests {
         let v6 = |host: u16| SocketAddr::from(([0xfd00, 0, 0, 0, host, 0, 0, 1], 1));
         let tries = (0..200).filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_))).count();
         assert!(tries < 100, "the addresses of one /64 count as one: {tries}");
+    }
+
+    #[test]
+    fn one_address_cannot_take_the_room_of_all() {
+        let door = door();
+        let knock = door.key.knock();
+        let held: Vec<_> = (0..HANDSHAKES).map(|_| door.judge(&knock, lan(), true, 0)).collect();
+        assert_eq!(held.iter().filter(|v| matches!(v, Verdict::Tunnel(_))).count(), HANDSHAKES_EACH);
+        let neighbour = SocketAddr::from(([10, 0, 0, 8], 1));
+        assert!(matches!(door.judge(&knock, neighbour, true, 0), Verdict::Tunnel(_)));
+        drop(held);
+        assert!(door.under_way.lock().expect("no panic").is_empty(), "nothing is remembered of what is over");
     }
 
     #[test]

@@ -273,7 +273,7 @@ impl Doors {
             let Some(incoming) = incoming else { return };
             let (knock, remote, proved) =
                 (incoming.orig_dst_cid(), incoming.remote_address(), incoming.remote_address_validated());
-            let (config, permit, enrolling) = match self.door.judge(&knock, remote, proved, unix_now()) {
+            let (config, room, enrolling) = match self.door.judge(&knock, remote, proved, unix_now()) {
                 Verdict::Ignore(reason) => {
                     debug!(%remote, "ignored: {reason:?}");
                     incoming.ignore();
@@ -283,8 +283,8 @@ impl Doors {
                     let _ = incoming.retry();
                     continue;
                 }
-                Verdict::Tunnel(permit) => (&self.tunnel, permit, false),
-                Verdict::Enroll(permit) => (&self.enrollment, permit, true),
+                Verdict::Tunnel(room) => (&self.tunnel, room, false),
+                Verdict::Enroll(room) => (&self.enrollment, room, true),
             };
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
@@ -296,7 +296,7 @@ impl Doors {
                     Ok(Err(e)) => return info!(%remote, "refused a connection: {e}"),
                     Err(_) => return info!(%remote, "gave up a handshake that took too long"),
                 };
-                drop(permit);
+                drop(room);
                 if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
             });
         }

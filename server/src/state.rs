@@ -62,11 +62,17 @@ impl State {
     /// Opens the state in `dir` and makes whatever isn't there yet.
     pub fn open_or_create(dir: &Path) -> Result<Self, Failure> {
         private::create_dir(dir)?;
+        let register = dir.join(Register::FILE);
+        // The server's certificate is made after the register: an empty register beside it has lost what it held.
+        if dir.join("server.crt").exists() && std::fs::metadata(&register).is_ok_and(|file| file.len() == 0) {
+            let lost = FileError::damaged(&register, "it is empty, and this server has been in use");
+            return Err(Failure::from(lost).hint("without a backup, every device has to be enrolled again"));
+        }
         Ok(Self {
             dir: dir.to_owned(),
             ca: Ca::open(dir)?,
             keys: EndpointKeys::read_or_create(&dir.join("endpoint.json"))?,
-            register: Arc::new(Register::open(&dir.join(Register::FILE))?),
+            register: Arc::new(Register::open(&register)?),
         })
     }
 

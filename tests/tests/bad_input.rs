@@ -1075,3 +1075,19 @@ async fn a_disk_that_is_full_on_the_server_refuses_a_device_and_keeps_its_invita
     drop(up);
     tokio::time::timeout(SOON, aditd.ended()).await.expect("it ends").expect("a status");
 }
+
+#[tokio::test]
+async fn a_register_that_lost_all_it_held_is_told_and_never_taken_for_a_new_one() {
+    let mut world = World::start(PROGRAM).await;
+    world.device("laptop").await;
+    world.kill_server().await;
+    let path = world.state().join("register.sqlite");
+    for beside in ["register.sqlite-wal", "register.sqlite-shm"] {
+        let _ = fs::remove_file(world.state().join(beside));
+    }
+    fs::write(&path, "").expect("emptied");
+    for command in [&["device", "list"][..], &["serve", "--listen", "127.0.0.1:0"]] {
+        assert_told(&world.aditd(command).await, FAILED, &["register.sqlite", "it is empty", "backup"]);
+    }
+    assert_eq!(fs::metadata(&path).expect("it is there").len(), 0, "and nothing was written into it");
+}

@@ -34,6 +34,14 @@ impl Status {
 }
 
 impl ErrorAnswer {
+    /// What a connection that is held is told when `adit` stops.
+    pub fn stopping() -> Self {
+        Self {
+            status: Status::Unavailable,
+            message: "adit: it was told to stop on this computer: start it with `adit up`".to_owned(),
+        }
+    }
+
     /// What a stream that was reset with `code` means to the application.
     pub fn for_code(code: Option<Code>) -> Self {
         let status = match code {

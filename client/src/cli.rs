@@ -72,13 +72,16 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     // One thread moves more bytes for less than several do.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
-    runtime.block_on(async {
+    let result = runtime.block_on(async {
         match cli.command {
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => up::run(Place::choose(&dir, flags.name.clone())?, flags).await,
             Command::Status { name, json } => status::run(&Place::choose(&dir, name)?, json).await,
         }
-    })
+    });
+    // A look-up that hangs does not hold up the end.
+    runtime.shutdown_background();
+    result
 }
 
 #[cfg(test)]

@@ -1,11 +1,6 @@
 //! Opening a QUIC connection to one of several addresses, and saying why it could not be.
 
-use std::{
-    io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use common::{
     carrier::{self, UdpCarrier},
@@ -108,6 +103,16 @@ impl DialError {
     /// Whether trying again soon is of no use: the server has said no.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Refused(Code::Revoked | Code::Superseded))
+    }
+
+    /// Before the handshake is done, anybody on the way can say anything: a refusal then is no refusal.
+    fn unproved(self) -> Self {
+        match self {
+            Self::Refused(_) | Self::OutOfTime => {
+                Self::Other("the handshake was broken off, by the server or by somebody in between".to_owned())
+            }
+            other => other,
+        }
     }
 
     /// Says what a lost connection means. `to` is where it went.
@@ -224,19 +229,14 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 async fn attempt(config: ClientConfig, address: SocketAddr, name: String, delay: Duration) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
     let shown = if name == address.to_string() { name } else { format!("{name} ({address})") };
-    let local = if address.is_ipv4() {
-        SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))
-    } else {
-        SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))
-    };
     let unusable = |e| DialError::Socket(Arc::new(e));
-    let carrier = UdpCarrier::new(transport::socket(local).map_err(unusable)?, address).map_err(unusable)?;
+    let carrier = UdpCarrier::new(transport::any_socket(address).map_err(unusable)?, address).map_err(unusable)?;
     let runtime = Arc::new(TokioRuntime);
     let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier, runtime).map_err(unusable)?;
     let connecting = endpoint.connect_with(config, carrier::REMOTE, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, remote: address }),
-        Ok(Err(e)) => Err(DialError::from_connection(&e, &shown)),
+        Ok(Err(e)) => Err(DialError::from_connection(&e, &shown).unproved()),
         Err(_) => Err(DialError::NoAnswer(shown)),
     }
 }

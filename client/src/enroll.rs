@@ -8,6 +8,7 @@ use std::{
 
 use clap::Args;
 use common::{
+    control::{self, ClaimError},
     frame,
     identity::{Certificate, Name},
     invitation::{CodeError, Invitation, MAX_CODE_LEN},
@@ -55,6 +56,9 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
         return Err(expired(&invitation));
     }
     let token = invitation.secret.token();
+    place.prepare()?;
+    // A running `adit up` would go on with the old identity, and write it back.
+    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
     let key = place.pending_key(&token, make_key)?;
     let spinner = spinner(format!("asking {}", invitation.addresses.join(", ")));
     let answer = ask(&invitation, &key).await;
@@ -74,10 +78,10 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
 }
 
 fn read_code(file: Option<&Path>) -> Result<String, Failure> {
-    let mut code = String::new();
+    let mut code = Vec::new();
     let limit = MAX_CODE_LEN as u64 + 1024;
     let read = match file {
-        Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_string(&mut code)).map_err(|e| {
+        Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut code)).map_err(|e| {
             Failure::new(format!("cannot read the code from `{}`", path.display()))
                 .because(e)
                 .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
@@ -85,14 +89,26 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
         }),
         None if std::io::stdin().is_terminal() => {
             eprint!("Code from `aditd invite`: ");
-            std::io::stdin().lock().read_line(&mut code).map_err(|e| Failure::new("cannot read the code").because(e))
+            let mut stdin = std::io::stdin().lock().take(limit);
+            stdin.read_until(b'\n', &mut code).map_err(|e| Failure::new("cannot read the code").because(e))
         }
         None => {
             let mut stdin = std::io::stdin().lock().take(limit);
-            stdin.read_to_string(&mut code).map_err(|e| Failure::new("cannot read the code from standard input").because(e))
+            stdin.read_to_end(&mut code).map_err(|e| Failure::new("cannot read the code from standard input").because(e))
         }
     };
-    read.map(|_| code)
+    // What is no text is no code: that is for its parser to say.
+    read.map(|_| String::from_utf8_lossy(&code).into_owned())
+}
+
+fn in_use(error: ClaimError, place: &Place) -> Failure {
+    match error {
+        ClaimError::Taken { .. } => Failure::new(format!("the enrollment `{}` is in use", place.name))
+            .because(format!("adit up: {error}"))
+            .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
+            .hint("to enroll at a second server: `adit enroll --name NAME`"),
+        ClaimError::File(e) => e.into(),
+    }
 }
 
 fn wrong_code(error: CodeError) -> Failure {

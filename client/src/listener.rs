@@ -173,15 +173,18 @@ impl Front {
             opened = self.tunnel.open(&self.service, self.hold) => opened,
             // It has given up while it was held.
             _ = tcp.ready(Interest::ERROR) => return splice::abort(tcp),
+            () = self.stop.cancelled() => Err(ErrorAnswer::stopping()),
         };
-        let Opened { send, recv, kind } = match opened {
+        let Opened { send, recv, kind, since } = match opened {
             Ok(opened) => opened,
-            Err(answer) => return self.answer_when_asked(tcp, &answer).await,
+            Err(answer) => return self.answer_when_asked(tcp, Vec::new(), &answer).await,
         };
-        let Outcome { end, unanswered } = splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop).await;
+        let give_up = self.tunnel.unheard(since, self.hold);
+        let Outcome { end, unanswered } =
+            splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop, give_up).await;
         debug!("connection ended: {end:?}");
         let Some((tcp, head)) = unanswered else { return };
-        if kind == ServiceKind::Tcp || head.is_empty() {
+        if kind == ServiceKind::Tcp {
             return splice::abort(tcp);
         }
         let answer = match end {
@@ -190,19 +193,25 @@ impl Front {
                 DialError::Refused(code) => ErrorAnswer::for_code(Some(code)),
                 _ => ErrorAnswer::for_code(Some(Code::Cut)),
             },
+            End::GivenUp => self.tunnel.gave_up(),
             End::Done | End::Drained | End::Aborted => return,
         };
-        answer.send(tcp, &head).await;
+        self.answer_when_asked(tcp, head, &answer).await;
     }
 
-    async fn answer_when_asked(&self, mut tcp: TcpStream, answer: &ErrorAnswer) {
+    /// Answers a request of which `head` has been read so far; one that has not been made yet is waited for a little.
+    async fn answer_when_asked(&self, mut tcp: TcpStream, mut head: Vec<u8>, answer: &ErrorAnswer) {
         if self.tunnel.kind(&self.service) == ServiceKind::Tcp {
             return splice::abort(tcp);
         }
-        let mut head = Vec::with_capacity(1024);
         let line =
             async { while !head.contains(&b'\n') && head.len() < 8192 && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0) {} };
-        let _ = tokio::time::timeout(ASK_WITHIN, line).await;
+        let asked = tokio::select! {
+            asked = tokio::time::timeout(ASK_WITHIN, line) => asked.is_ok(),
+            // Nobody is made to wait for somebody who may never ask.
+            () = self.stop.cancelled() => false,
+        };
+        debug!(asked, "answered {:?}", answer.status);
         answer.send(tcp, &head).await;
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use common::{
@@ -34,6 +34,30 @@ pub struct Place {
     pub dir: PathBuf,
     /// The server's name here.
     pub name: Name,
+}
+
+/// The profile of a running tunnel, which changes while it runs. Clones share it.
+#[derive(Clone)]
+pub struct SharedProfile(Arc<Mutex<Profile>>);
+
+impl SharedProfile {
+    /// Shares a profile.
+    pub fn new(profile: Profile) -> Self {
+        Self(Arc::new(Mutex::new(profile)))
+    }
+
+    /// As it is now.
+    pub fn get(&self) -> Profile {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Takes a newer one into use, and stores it; if that fails it is used all the same.
+    pub fn store(&self, profile: Profile) {
+        if let Err(e) = profile.save() {
+            tracing::warn!("{e}: it is used, but a restart will not know it");
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = profile;
+    }
 }
 
 /// What enrolling left: everything needed to connect.
@@ -144,12 +168,16 @@ impl Place {
         Ok(profile)
     }
 
-    /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
-    pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
+    /// Makes the directory, for its owner alone.
+    pub fn prepare(&self) -> Result<(), FileError> {
         let servers = self.dir.parent().unwrap_or(&self.dir);
         private::create_dir(servers.parent().unwrap_or(servers))?;
         private::create_dir(servers)?;
-        private::create_dir(&self.dir)?;
+        private::create_dir(&self.dir)
+    }
+
+    /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
+    pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match private::read(&path) {

@@ -70,7 +70,13 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     if tunnel.is_up() {
         info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        stop.asked().await;
+        tokio::select! {
+            () = stop.asked() => {}
+            // None of them ends by itself: a tunnel that is dead must not look alive.
+            ended = services.join_next() => {
+                return Err(Failure::new("a part of adit ended by itself").because(format!("{ended:?}")).hint("its log says more"));
+            }
+        }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     no_more.cancel();

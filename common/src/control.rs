@@ -41,18 +41,8 @@ pub enum ClaimError {
 impl Control {
     /// Claims `dir`: takes its lock and listens on its `control.sock`.
     pub fn claim(dir: &Path) -> Result<Self, ClaimError> {
-        let lock_path = dir.join("lock");
-        let lock = private::touch(&lock_path)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let pid = std::fs::read_to_string(&lock_path).ok().and_then(|p| p.trim().parse().ok());
-                return Err(ClaimError::Taken { pid });
-            }
-            Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
-        }
-        // Only a help for people: a full disk is no reason not to run.
-        let _ = lock.set_len(0).and_then(|()| io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes()));
+        private::refuse_exposed(dir)?;
+        let lock = lock(dir)?;
         let path = socket_path(dir)?;
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("remove", &path)(e).into()),
@@ -91,6 +81,23 @@ impl Drop for Control {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it holds.
+pub fn lock(dir: &Path) -> Result<File, ClaimError> {
+    let lock_path = dir.join("lock");
+    let lock = private::touch(&lock_path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let pid = std::fs::read_to_string(&lock_path).ok().and_then(|p| p.trim().parse().ok());
+            return Err(ClaimError::Taken { pid });
+        }
+        Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
+    }
+    // Only a help for people: a full disk is no reason not to run.
+    let _ = lock.set_len(0).and_then(|()| io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes()));
+    Ok(lock)
 }
 
 async fn answer_one<Q: DeserializeOwned, A: Serialize, F: Future<Output = A>>(

@@ -1,72 +1,146 @@
 //! Whether an answer is under way on a connection, as far as its bytes tell: so that a program that is told to stop waits for
 //! answers, and not for connections that an application only keeps for later.
+//!
+//! It only looks, and it errs on one side: what it can't tell to be over is under way.
 
-use std::{
-    sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
-    time::{Duration, Instant},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The end of a chunked body without trailers (RFC 9112 section 7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-/// An answer that does not say where it ends has ended when nothing more has come for so long.
-const QUIET: Duration = Duration::from_secs(5);
-
-const NOTHING: u8 = 0;
-const ASKED: u8 = 1;
-const ANSWERING: u8 = 2;
-const COMPLETE: u8 = 3;
 
 /// What has passed on one connection, in brief.
-#[derive(Debug)]
-pub struct Exchange {
-    began: Instant,
-    state: AtomicU8,
-    /// Of the answer's last bytes, in milliseconds after the beginning.
-    answered_at: AtomicU64,
+#[derive(Debug, Default)]
+pub struct Exchange(Mutex<State>);
+
+#[derive(Debug, Default)]
+enum State {
+    /// Nobody waits for anything.
+    #[default]
+    Idle,
+    /// A request, or a part of one, has been sent.
+    Asked { head: bool },
+    /// An answer has begun.
+    Answering(Length),
+}
+
+/// How an answer tells its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Length {
+    /// So many bytes are still to come.
+    Left(u64),
+    /// By its last chunk, or not at all.
+    Unknown,
 }
 
 impl Exchange {
-    /// A connection on which nothing has passed.
-    pub fn new(now: Instant) -> Self {
-        Self { began: now, state: AtomicU8::new(NOTHING), answered_at: AtomicU64::new(0) }
+    /// The application sends these bytes.
+    pub fn asked(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        if !matches!(*state, State::Asked { .. }) {
+            *state = State::Asked { head: bytes.starts_with(b"HEAD ") };
+        }
     }
 
-    /// The application has sent something.
-    pub fn asked(&self) {
-        self.state.store(ASKED, Relaxed);
+    /// These bytes of the service are on their way to the application; only [`Exchange::delivered`] may end the answer.
+    pub fn answering(&self, bytes: &[u8]) {
+        let mut state = self.lock();
+        let length = match *state {
+            State::Asked { head } => length_left(bytes, head),
+            State::Idle => Length::Unknown,
+            State::Answering(Length::Left(left)) => match left.checked_sub(bytes.len() as u64) {
+                Some(left) => Length::Left(left),
+                None => Length::Unknown,
+            },
+            State::Answering(Length::Unknown) => Length::Unknown,
+        };
+        *state = State::Answering(length);
     }
 
-    /// The service has sent something that ends with these bytes.
-    pub fn answered(&self, bytes: &[u8], now: Instant) {
-        self.state.store(if bytes.ends_with(LAST_CHUNK) { COMPLETE } else { ANSWERING }, Relaxed);
-        self.answered_at.store(now.duration_since(self.began).as_millis() as u64, Relaxed);
+    /// All bytes so far have been delivered; these were the last.
+    pub fn delivered(&self, last: &[u8]) {
+        let mut state = self.lock();
+        match *state {
+            State::Answering(Length::Left(0)) => *state = State::Idle,
+            State::Answering(Length::Unknown) if last.ends_with(LAST_CHUNK) => *state = State::Idle,
+            _ => {}
+        }
     }
 
     /// Whether nobody waits for anything here.
-    pub fn is_idle(&self, now: Instant) -> bool {
-        match self.state.load(Relaxed) {
-            NOTHING | COMPLETE => true,
-            ANSWERING => now.duration_since(self.began) >= Duration::from_millis(self.answered_at.load(Relaxed)) + QUIET,
-            _ => false,
-        }
+    pub fn is_idle(&self) -> bool {
+        matches!(*self.lock(), State::Idle)
     }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is left of an answer that begins with these bytes (RFC 9112 section 6.3), if all of its head is in them.
+fn length_left(bytes: &[u8], to_head: bool) -> Length {
+    let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { return Length::Unknown };
+    let (head, body) = (String::from_utf8_lossy(&bytes[..end]), (bytes.len() - end - 4) as u64);
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+    let lengths: Vec<_> = lines
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+        .filter_map(|(_, value)| value.trim().parse::<u64>().ok())
+        .collect();
+    let length = match (status, lengths.as_slice()) {
+        // Interim: the answer is still to come.
+        (status, _) if status.starts_with('1') => return Length::Unknown,
+        ("204" | "304", _) => 0,
+        _ if to_head => 0,
+        (_, [length]) => *length,
+        _ => return Length::Unknown,
+    };
+    length.checked_sub(body).map_or(Length::Unknown, Length::Left)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn after(request: &[u8], answer: &[&[u8]]) -> bool {
+        let exchange = Exchange::default();
+        exchange.asked(request);
+        assert!(!exchange.is_idle(), "a model may load for long");
+        for part in answer {
+            exchange.answering(part);
+            assert!(!exchange.is_idle(), "it has not been delivered");
+            exchange.delivered(part);
+        }
+        exchange.is_idle()
+    }
+
     #[test]
     fn a_connection_is_idle_before_the_first_request_and_after_a_whole_answer() {
-        let began = Instant::now();
-        let exchange = Exchange::new(began);
-        assert!(exchange.is_idle(began));
-        exchange.asked();
-        assert!(!exchange.is_idle(began + Duration::from_secs(3600)), "a model may load for long");
-        exchange.answered(b"7\r\n{\"a\":1}\r\n", began + Duration::from_secs(1));
-        assert!(!exchange.is_idle(began + Duration::from_secs(2)));
-        assert!(exchange.is_idle(began + Duration::from_secs(6)), "no length and nothing more");
-        exchange.answered(b"0\r\n\r\n", began + Duration::from_secs(3));
-        assert!(exchange.is_idle(began + Duration::from_secs(3)));
+        assert!(Exchange::default().is_idle());
+        assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"]));
+        assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\ncontent-length:3\r\n\r\n", b"ab", b"c"]));
+        assert!(after(b"HEAD / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"]));
+        assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 204 No Content\r\n\r\n"]));
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        assert!(after(b"POST / HTTP/1.1\r\n\r\n", &[chunked, b"3\r\nabc\r\n", b"0\r\n\r\n"]));
+    }
+
+    #[test]
+    fn what_may_go_on_is_not_idle() {
+        let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for answer in [
+            &[&b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab"[..]][..],
+            &[chunked, b"3\r\nabc\r\n"],
+            // Its end is the connection's.
+            &[b"HTTP/1.0 200 OK\r\n\r\nsome"],
+            &[b"HTTP/1.1 100 Continue\r\n\r\n"],
+            // More than was announced, two lengths, half a head, no HTTP.
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc"],
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na"],
+            &[b"HTTP/1.1 200 OK\r\nConte"],
+            &[b"220 hello\r\n"],
+        ] {
+            assert!(!after(b"GET / HTTP/1.1\r\n\r\n", answer), "{answer:?}");
+        }
     }
 }

@@ -144,7 +144,8 @@ fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
         addresses.push(std::str::from_utf8(address).map_err(|_| CodeError::Damaged)?.to_owned());
         rest = after;
     }
-    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !rest.is_empty() {
+    let sound = addresses.iter().all(|address| is_address(address));
+    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !sound || !rest.is_empty() {
         return Err(CodeError::Damaged);
     }
     Ok(Invitation { addresses, ca, expires, secret })

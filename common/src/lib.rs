@@ -13,6 +13,7 @@ pub mod private;
 pub mod process;
 pub mod report;
 pub mod splice;
+pub mod stall;
 pub mod tls;
 pub mod transport;
 pub mod wire;

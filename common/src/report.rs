@@ -115,9 +115,21 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     }
 }
 
+/// What a peer has said may be in any text: what a terminal would obey is shown instead.
+struct Harmless<T>(T);
+
+impl<T: fmt::Display> fmt::Display for Harmless<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.to_string().chars() {
+            if c.is_control() && c != '\n' && c != '\t' { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+        }
+        Ok(())
+    }
+}
+
 /// Talk, to standard error. A closed terminal is no reason to die.
 pub fn say(text: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{text}");
+    let _ = writeln!(std::io::stderr(), "{}", Harmless(text));
 }
 
 /// Data, to standard output.
@@ -126,7 +138,7 @@ pub fn say(text: impl fmt::Display) {
 /// When standard output can't be written: the caller's data would be lost.
 pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match writeln!(out, "{}", Harmless(text)).and_then(|()| out.flush()) {
         // The reader has seen enough, as with `head`.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Failure::new("cannot write to standard output").because(e)),
@@ -172,6 +184,11 @@ mod tests {
             "error: cannot listen on localhost:11434\n  Caused by: address already in use by `ollama` (pid 812)\n\n\
              hint: run `adit up --listen localhost:11500`\n      or stop it"
         );
+    }
+
+    #[test]
+    fn what_a_terminal_would_obey_is_shown_and_not_obeyed() {
+        assert_eq!(Harmless("a\u{1b}[2J\u{9b}x\nö").to_string(), "a\\u{1b}[2J\\u{9b}x\nö");
     }
 
     #[test]

@@ -9,11 +9,11 @@ use std::{
         Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::{Buf, Bytes};
-use quinn::{ConnectionError, ReadError, RecvStream, ResetError, SendStream, StoppedError, VarInt, WriteError};
+use quinn::{ConnectionError, ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::{
@@ -70,6 +70,8 @@ pub enum End {
     Reset(VarInt),
     /// The connection was lost; likewise.
     Lost(ConnectionError),
+    /// It was given up before anything came back; likewise.
+    GivenUp,
 }
 
 /// What a splice leaves behind.
@@ -125,7 +127,8 @@ impl Drop for Sending {
     }
 }
 
-/// Joins `tcp` to a stream until both directions have ended, or `draining` is cancelled and no answer is under way. Cancelling it cuts both.
+/// Joins `tcp` to a stream until both directions have ended; or `draining` is cancelled and no answer is under way; or `give_up` ends,
+/// while nothing has come back yet. Cancelling it cuts both.
 pub async fn splice(
     mut tcp: TcpStream,
     mut send: Sending,
@@ -133,10 +136,11 @@ pub async fn splice(
     facing: Facing,
     meter: &Meter,
     draining: &CancellationToken,
+    give_up: impl Future<Output = ()>,
 ) -> Outcome {
     let mut head = Head::new(facing);
-    let passed = Passed { facing, meter, exchange: Exchange::new(Instant::now()), answered: AtomicBool::new(false) };
-    let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining).await;
+    let passed = Passed { facing, meter, exchange: Exchange::default(), answered: AtomicBool::new(false) };
+    let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all } = joined;
     match end {
         End::Done if stopped && facing == Facing::Application => drain(tcp).await,
@@ -157,8 +161,9 @@ pub async fn splice(
             if !received_all {
                 let _ = recv.stop((Code::Aborted as u32).into());
             }
-            let by_caller =
-                facing == Facing::Application && !passed.answered.load(Relaxed) && matches!(end, End::Reset(_) | End::Lost(_));
+            let by_caller = facing == Facing::Application
+                && !passed.answered.load(Relaxed)
+                && matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
             if by_caller {
                 return Outcome { end, unanswered: Some((tcp, head.bytes)) };
             }
@@ -178,21 +183,34 @@ struct Passed<'a> {
 }
 
 impl Passed<'_> {
-    /// From TCP into the tunnel.
+    /// From TCP, on their way into the tunnel.
     fn up(&self, bytes: &[u8]) {
-        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
         match self.facing {
-            Facing::Application => self.exchange.asked(),
-            Facing::Upstream => self.exchange.answered(bytes, Instant::now()),
+            Facing::Application => self.exchange.asked(bytes),
+            Facing::Upstream => self.exchange.answering(bytes),
         }
     }
 
-    /// From the tunnel on the way to TCP.
+    /// All of them are in the tunnel.
+    fn up_done(&self, bytes: &[u8]) {
+        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
+        if self.facing == Facing::Upstream {
+            self.exchange.delivered(bytes);
+        }
+    }
+
+    /// From the tunnel, on their way to TCP.
     fn down(&self, chunk: &[u8]) {
-        self.answered.store(true, Relaxed);
         match self.facing {
-            Facing::Application => self.exchange.answered(chunk, Instant::now()),
-            Facing::Upstream => self.exchange.asked(),
+            Facing::Application => self.exchange.answering(chunk),
+            Facing::Upstream => self.exchange.asked(chunk),
+        }
+    }
+
+    /// All of them are in TCP.
+    fn down_done(&self, last: &[u8]) {
+        if self.facing == Facing::Application {
+            self.exchange.delivered(last);
         }
     }
 }
@@ -234,18 +252,21 @@ async fn join(
     head: &mut Head,
     passed: &Passed<'_>,
     draining: &CancellationToken,
+    give_up: impl Future<Output = ()>,
 ) -> Joined {
     let (read, write) = tcp.split();
     let up = upload(&read, send, head, passed);
     let down = download(recv, write, passed);
     let drained = drained(draining, &passed.exchange);
-    tokio::pin!(up, down, drained);
+    tokio::pin!(up, down, drained, give_up);
     let (mut up_end, mut down_end) = (None, None);
     let end = loop {
         tokio::select! {
             way = &mut up, if up_end.is_none() => match way {
                 UpEnd::Aborted => break End::Aborted,
-                UpEnd::Lost(e) => break End::Lost(e),
+                UpEnd::Lost(e) if down_end.is_some() && passed.facing == Facing::Upstream => break End::Lost(e),
+                // What has been received is still the application's; the other direction sees the loss behind it.
+                UpEnd::Lost(_) => up_end = Some(UpEnd::Stopped),
                 end => up_end = Some(end),
             },
             way = &mut down, if down_end.is_none() => match way {
@@ -257,6 +278,8 @@ async fn join(
             // Nobody reads after the FIN, so nobody else would see an RST.
             _ = read.ready(Interest::ERROR), if up_end.is_some() => break End::Aborted,
             () = &mut drained => break End::Drained,
+            () = draining.cancelled(), if answer_over(passed.facing, up_end.is_some(), down_end.is_some()) => break End::Drained,
+            () = &mut give_up => break End::GivenUp,
         }
         if up_end.is_some() && down_end.is_some() {
             break End::Done;
@@ -265,11 +288,19 @@ async fn join(
     Joined { end, stopped: matches!(up_end, Some(UpEnd::Stopped)), received_all: down_end.is_some() }
 }
 
+/// Whether the direction that answers come by has ended.
+fn answer_over(facing: Facing, up: bool, down: bool) -> bool {
+    match facing {
+        Facing::Application => down,
+        Facing::Upstream => up,
+    }
+}
+
 /// Ends when the program is to stop and nobody waits for anything on this connection.
 async fn drained(draining: &CancellationToken, exchange: &Exchange) {
     draining.cancelled().await;
     let mut looks = tokio::time::interval(IDLE_LOOK);
-    while !exchange.is_idle(Instant::now()) {
+    while !exchange.is_idle() {
         looks.tick().await;
     }
 }
@@ -308,6 +339,7 @@ async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, passed: 
                 Err(_) => return UpEnd::Aborted,
             };
             head.remember(&buffer.0[..n]);
+            passed.up(&buffer.0[..n]);
             let written = tokio::select! {
                 biased;
                 written = to.write_all(&buffer.0[..n]) => written,
@@ -315,7 +347,7 @@ async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, passed: 
                 _ = from.ready(Interest::ERROR) => return UpEnd::Aborted,
             };
             match written {
-                Ok(()) => passed.up(&buffer.0[..n]),
+                Ok(()) => passed.up_done(&buffer.0[..n]),
                 Err(WriteError::ConnectionLost(e)) => return UpEnd::Lost(e),
                 Err(_) => return UpEnd::Stopped,
             }
@@ -350,10 +382,13 @@ async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<
             Err(ReadError::ConnectionLost(e)) => return DownEnd::Lost(e),
             Err(_) => return DownEnd::Aborted,
         };
-        passed.down(&chunks[count - 1]);
+        passed.answered.store(true, Relaxed);
+        chunks[..count].iter().for_each(|chunk| passed.down(chunk));
+        let last = chunks[count - 1].clone();
         if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.meter).await {
             return end;
         }
+        passed.down_done(&last);
     }
 }
 
@@ -390,8 +425,7 @@ async fn writable(to: &WriteHalf<'_>, from: &mut RecvStream) -> Result<(), DownE
         ready = to.writable() => ready.map_err(|_| DownEnd::Aborted),
         reset = from.received_reset() => match reset {
             Ok(Some(code)) => Err(DownEnd::Reset(code)),
-            Err(ResetError::ConnectionLost(e)) => Err(DownEnd::Lost(e)),
-            // All has been received: only this end can fail now.
+            // All has been received, or will not be: what has been is still to be delivered, and the next read says the rest.
             Ok(None) | Err(_) => to.writable().await.map_err(|_| DownEnd::Aborted),
         },
     }

@@ -1,7 +1,13 @@
 //! How QUIC is tuned, on both ends alike, and the UDP sockets under it.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
+use crate::stall::StallProofCubic;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -36,7 +42,8 @@ pub fn settings(streams: u32) -> Arc<TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
-        .send_window(SEND_WINDOW);
+        .send_window(SEND_WINDOW)
+        .congestion_controller_factory(Arc::new(StallProofCubic::default()));
     Arc::new(config)
 }
 
@@ -44,6 +51,19 @@ pub fn settings(streams: u32) -> Arc<TransportConfig> {
 /// of the grant has been given back, so up to an eighth of it may be out of reach.
 pub fn grant(streams: u32) -> u32 {
     streams + streams.div_ceil(7)
+}
+
+/// Any address of this machine, of the family of `remote`.
+pub fn any_address(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    }
+}
+
+/// A [`socket`] that can send to `remote`.
+pub fn any_socket(remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    socket(any_address(remote))
 }
 
 /// A non-blocking UDP socket on `address` with large buffers, as far as the system grants them.

@@ -189,6 +189,9 @@ pub struct Hello {
     pub device: Name,
     /// The device's id.
     pub device_id: DeviceId,
+    /// Its certificate is past its end by the server's clock: it can be renewed, and nothing else.
+    #[serde(default)]
+    pub certificate_expired: bool,
     /// What it may use.
     pub services: Vec<Service>,
     /// Where else the server can be reached, as `host:port`, best first; may have changed since enrolling.

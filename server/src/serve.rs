@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicI64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -61,6 +61,7 @@ pub struct Server {
     pub draining: CancellationToken,
     listening: Vec<SocketAddr>,
     version: AtomicI64,
+    refreshing: tokio::sync::Mutex<()>,
 }
 
 /// What the other commands ask the running server.
@@ -116,10 +117,11 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let policy = Arc::new(Policy::new(snapshot, config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone())?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
+    let deaf = Arc::new(AtomicBool::new(false));
     let endpoints = config
         .listen
         .iter()
-        .map(|address| listen(*address, &config, &state, tunnel.clone()))
+        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone()))
         .filter_map(|bound| skip_missing_ipv6(bound, &config))
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -141,6 +143,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         draining: draining.clone(),
         listening,
         version,
+        refreshing: tokio::sync::Mutex::default(),
     });
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
@@ -152,9 +155,16 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    stop.asked().await;
+    let failed = tokio::select! {
+        () = stop.asked() => None,
+        // None of them ends by itself: a server that is deaf must not look alive.
+        ended = services.join_next() => Some(ended),
+    };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     draining.cancel();
+    if let Some(ended) = failed {
+        return Err(Failure::new("a part of the server ended by itself").because(format!("{ended:?}")).hint("its log says more"));
+    }
     sessions.close();
     if !sessions.is_empty() {
         let streams: usize = server.live.status().iter().map(|session| session.streams).sum();
@@ -168,6 +178,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         }
     }
     services.shutdown().await;
+    // A closed endpoint refuses newcomers aloud.
+    deaf.store(true, Relaxed);
     for endpoint in &endpoints {
         endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
     }
@@ -212,7 +224,13 @@ fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>,
     Ok((build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?, build(Admit::Anybody, 1)?))
 }
 
-fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<ServerConfig>) -> Result<Endpoint, Failure> {
+fn listen(
+    address: SocketAddr,
+    config: &Config,
+    state: &State,
+    tunnel: Arc<ServerConfig>,
+    deaf: Arc<AtomicBool>,
+) -> Result<Endpoint, Failure> {
     let failed = |e: std::io::Error| {
         let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
         match e.kind() {
@@ -229,7 +247,7 @@ fn listen(address: SocketAddr, config: &Config, state: &State, tunnel: Arc<Serve
         }
     };
     let socket = TokioRuntime.wrap_udp_socket(transport::socket(address).map_err(failed)?).map_err(failed)?;
-    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone()));
+    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), deaf));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;
     endpoint
@@ -320,6 +338,8 @@ impl Server {
 
     /// Looks at the register and puts what it says in force; sessions that it no longer admits are cut. Returns how many.
     pub async fn refresh(&self) -> Result<usize, RegisterError> {
+        // One at a time: an older look must not take the place of a newer one.
+        let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
         Ok(self.live.enforce(&self.policy))

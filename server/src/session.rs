@@ -62,6 +62,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         spki,
         device,
         not_after,
+        renewed: AtomicI64::new(0),
         slots: Semaphore::new(MOST_STREAMS as usize),
     });
     session.run().instrument(span).await;
@@ -83,10 +84,14 @@ struct Session {
     device: Admitted,
     /// The end of its newest certificate: a renewal does not need a new connection.
     not_after: AtomicI64,
+    /// When it was renewed last in this session.
+    renewed: AtomicI64,
     /// One for each stream that is served.
     slots: Semaphore,
 }
 
+/// Renewals of one session are at least this far apart, or a tenth of a certificate's life.
+const RENEW_PAUSE: Duration = Duration::from_secs(60);
 /// How long a stream waits for another to end when there are too many.
 const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
@@ -117,6 +122,7 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             device: self.device.name.clone(),
             device_id: self.device.id,
+            certificate_expired: self.is_expired(),
             services: self.server.policy.services(),
             addresses: self.server.addresses.clone(),
         };
@@ -163,7 +169,8 @@ impl Session {
         };
         match tcp {
             Ok((tcp, _slot)) => {
-                let outcome = splice(tcp, send, recv, Facing::Upstream, &self.place.traffic.meter, &self.server.draining).await;
+                let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
+                let outcome = splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await;
                 debug!("stream ended: {:?}", outcome.end);
             }
             Err(code) => {
@@ -180,11 +187,19 @@ impl Session {
         let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
         let tcp =
             upstream::dial(&permit).await.inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
+        // What was buffered must not reach a service after a revocation.
+        if self.connection.close_reason().is_some() {
+            return Err(Code::Cut);
+        }
         Ok((tcp, slot))
     }
 
+    fn is_expired(&self) -> bool {
+        self.not_after.load(Relaxed) < unix_now()
+    }
+
     fn permit(&self, service: &Name) -> Result<Permit, Code> {
-        if self.not_after.load(Relaxed) < unix_now() {
+        if self.is_expired() {
             return Err(Code::Expired);
         }
         self.server.policy.permit(&self.peer, service)
@@ -193,6 +208,12 @@ impl Session {
     /// A new certificate for the key that this session's handshake has proved.
     async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
+        // Each costs a signature and a write to the disk; nobody needs another in the first tenth of its life.
+        let now = unix_now();
+        let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
+        if self.renewed.swap(now, Relaxed) > now - pause {
+            return Err(Code::Busy);
+        }
         let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;
         let issued = self
             .server

@@ -7,7 +7,10 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::{Context, Poll},
 };
 
@@ -45,12 +48,17 @@ impl Audience {
 pub struct SilentSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
+    deaf: Arc<AtomicBool>,
 }
 
 impl SilentSocket {
-    /// Listens on `inner` to `audience`.
-    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience) -> Self {
-        Self { inner, audience }
+    /// Listens on `inner` to `audience`; as soon as `deaf` is set, to no newcomer any more.
+    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, deaf: Arc<AtomicBool>) -> Self {
+        Self { inner, audience, deaf }
+    }
+
+    fn may_pass(&self, datagram: &[u8]) -> bool {
+        may_pass(datagram) && !(is_initial(datagram) && self.deaf.load(Relaxed))
     }
 }
 
@@ -66,7 +74,11 @@ impl AsyncUdpSocket for SilentSocket {
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
         for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
-            meta.len = if self.audience.includes(meta.addr.ip()) { keep_ours(&mut buf[..meta.len], meta.stride) } else { 0 };
+            meta.len = if self.audience.includes(meta.addr.ip()) {
+                keep(&mut buf[..meta.len], meta.stride, |datagram| self.may_pass(datagram))
+            } else {
+                0
+            };
         }
         Poll::Ready(Ok(received))
     }
@@ -89,7 +101,7 @@ impl AsyncUdpSocket for SilentSocket {
 }
 
 /// Closes the gaps that dropped datagrams leave in a batch (all but its last are `stride` long); returns the new length.
-fn keep_ours(batch: &mut [u8], stride: usize) -> usize {
+fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> usize {
     let (mut kept, mut at) = (0, 0);
     while at < batch.len() {
         let end = batch.len().min(at + stride.max(1));
@@ -118,6 +130,11 @@ fn may_pass(datagram: &[u8]) -> bool {
     }
 }
 
+/// The first packet of a connection (RFC 9000 section 17.2.2).
+fn is_initial(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0xb0 == 0x80)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,10 +161,17 @@ mod tests {
         let (good, bad) = (long(1, 20), long(9, 20));
         let short = vec![0x40; 50];
         let mut batch = [&good[..], &bad, &good, &bad, &short].concat();
-        let len = keep_ours(&mut batch, 1200);
+        let len = keep(&mut batch, 1200, may_pass);
         assert_eq!(batch[..len], [&good[..], &good, &short].concat());
         let mut all_bad = [&bad[..], &bad].concat();
-        assert_eq!(keep_ours(&mut all_bad, 1200), 0);
+        assert_eq!(keep(&mut all_bad, 1200, may_pass), 0);
+    }
+
+    #[test]
+    fn a_first_packet_is_told_from_what_belongs_to_a_connection() {
+        assert!(is_initial(&[0xc3]) && is_initial(&[0xcf]));
+        // 0-RTT, Handshake, Retry, short header.
+        assert!(![0xd0, 0xe0, 0xf0, 0x40].into_iter().any(|first| is_initial(&[first])));
     }
 
     #[test]

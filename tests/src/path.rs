@@ -1,0 +1,76 @@
+//! A UDP path that a test can cut, in user space: no root needed.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+};
+
+use tokio::{net::UdpSocket, task::JoinHandle};
+
+/// A path to a server. Dropping it cuts it for good.
+pub struct Path {
+    /// Where a client sends to.
+    pub address: SocketAddr,
+    cut: Arc<AtomicBool>,
+    task: JoinHandle<()>,
+}
+
+impl Path {
+    /// A path to `server`, on an address of its own that looks to the server like one client each.
+    pub async fn to(server: SocketAddr) -> Self {
+        let front = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let address = front.local_addr().expect("an address");
+        let cut = Arc::new(AtomicBool::new(false));
+        let task = tokio::spawn(carry(Arc::new(front), server, cut.clone()));
+        Self { address, cut, task }
+    }
+
+    /// Drops every datagram from now on, both ways.
+    pub fn cut(&self) {
+        self.cut.store(true, Relaxed);
+    }
+
+    /// Carries them again.
+    pub fn mend(&self) {
+        self.cut.store(false, Relaxed);
+    }
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<AtomicBool>) {
+    let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
+    let mut back = tokio::task::JoinSet::new();
+    let mut datagram = vec![0; 65_536];
+    loop {
+        let Ok((n, client)) = front.recv_from(&mut datagram).await else { continue };
+        if cut.load(Relaxed) {
+            continue;
+        }
+        if !clients.contains_key(&client) {
+            let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+            socket.connect(server).await.expect("connected");
+            clients.insert(client, socket.clone());
+            let (front, cut) = (front.clone(), cut.clone());
+            back.spawn(async move {
+                let mut datagram = vec![0; 65_536];
+                loop {
+                    // A server that is not there for a while (ICMP) may come back.
+                    let Ok(n) = socket.recv(&mut datagram).await else { continue };
+                    if !cut.load(Relaxed) {
+                        let _ = front.send_to(&datagram[..n], client).await;
+                    }
+                }
+            });
+        }
+        let _ = clients[&client].send(&datagram[..n]).await;
+    }
+}

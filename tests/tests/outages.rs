@@ -1,0 +1,109 @@
+//! A network that goes away and comes back, and a server that comes back elsewhere.
+
+#![allow(missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use tests::{
+    ollama::Options,
+    path::Path,
+    raw::{self, Ending},
+    world::{Device, SOON, World},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
+
+/// A device that reaches the server by these addresses alone, best first.
+async fn device_by(world: &World, addresses: &[String]) -> Device {
+    let device = world.stranger("laptop");
+    let args: Vec<&str> = addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();
+    let invited = world.aditd(&[&["invite", "laptop"], args.as_slice()].concat()).await;
+    assert_eq!(invited.code, Some(0), "{}", invited.stderr);
+    let enrolled = device.enroll(&invited.stdout, &[]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let path = device.dir.join("servers/default/identity.json");
+    let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("json");
+    identity["addresses"] = addresses.to_vec().into();
+    std::fs::write(&path, identity.to_string()).expect("written");
+    device
+}
+
+#[tokio::test]
+async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_at_once() {
+    let mut world = World::start(PROGRAM).await;
+    let path = Path::to(world.address().await).await;
+    // What the server itself advertises must not lead round the path.
+    world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
+    world.kill_server().await;
+    world.restart_server().await;
+    let device = device_by(&world, &[path.address.to_string()]).await;
+    let mut up = device.up(&[]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(600, 4).as_bytes()).await.expect("sent");
+    let mut answer = raw::read_exactly(&mut app, 1000).await;
+
+    path.cut();
+    up.adit.says("the server has been silent").await;
+    assert_eq!(device.status().await["tunnel"]["state"], "silent");
+    // What was on its way has come.
+    let mut block = vec![0; 65_536];
+    while let Ok(read) = tokio::time::timeout(Duration::from_secs(1), app.read(&mut block)).await {
+        answer.extend_from_slice(&block[..read.expect("still open")]);
+    }
+    path.mend();
+    let mended = Instant::now();
+    answer.extend(raw::read_exactly(&mut app, 1).await);
+    // Plain QUIC would take about as long as the outage was.
+    assert!(mended.elapsed() < Duration::from_secs(8), "{:?}", mended.elapsed());
+    let (rest, ending) = raw::read_to_end(&mut app).await;
+    answer.extend(rest);
+    assert_eq!(ending, Ending::Closed);
+    let direct = raw::exchange(world.ollama.addr(), &raw::generate(600, 4)).await;
+    let text = String::from_utf8(answer).expect("text");
+    assert_eq!(raw::without_date(&text), raw::without_date(&direct));
+    assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());
+}
+
+#[tokio::test]
+async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_ever() {
+    let mut world = World::start(PROGRAM).await;
+    let path = Path::to(world.address().await).await;
+    world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
+    world.kill_server().await;
+    world.restart_server().await;
+    let device = device_by(&world, &[path.address.to_string()]).await;
+    let up = device.up(&["--hold", "1s"]).await;
+    path.cut();
+    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("before it got this request"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
+    let mut world = World::start_with(PROGRAM, Options::default(), &[]).await;
+    let first = world.address().await.to_string();
+    // An address that nobody else gets meanwhile.
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let second = other.local_addr().expect("an address").to_string();
+    let device = device_by(&world, &[first.clone(), second.clone()]).await;
+    let up = device.up(&["--hold", "10m"]).await;
+    world.kill_server().await;
+    drop(other);
+    for flag in world.serve_flags.iter_mut().filter(|flag| **flag == first) {
+        flag.clone_from(&second);
+    }
+    world.restart_server().await;
+    let answer = tokio::time::timeout(SOON * 4, async {
+        let mut app = raw::connect(up.address).await;
+        app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+        let mut answer = Vec::new();
+        // The one that was sent into the old connection is cut; the next one goes through.
+        if app.read_to_end(&mut answer).await.is_err() || !answer.ends_with(b"Ollama is running") {
+            return raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    });
+    let answer = answer.await.expect("in time");
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}

@@ -184,8 +184,7 @@ impl Keeper {
     /// Looks for the server while it is silent, and returns when it has answered elsewhere or anew, and the old connection has not.
     async fn seek(&self, up: &Arc<Up>) -> Session {
         loop {
-            let heard = up.heard();
-            tokio::time::sleep(SEEK_AFTER).await;
+            let heard = silent_for(up, SEEK_AFTER).await;
             while up.heard() == heard {
                 if let Ok(dialed) = self.dial().await {
                     path::rebind(up);
@@ -218,6 +217,19 @@ impl Keeper {
         profile.enrolled.services.clone_from(&hello.services);
         self.profile.store(profile);
     }
+}
+
+/// Waits until nothing has been heard for so long; returns how much had been.
+async fn silent_for(up: &Up, time: Duration) -> u64 {
+    let (mut heard, mut since) = (up.heard(), Instant::now());
+    while since.elapsed() < time {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let now = up.heard();
+        if now != heard {
+            (heard, since) = (now, Instant::now());
+        }
+    }
+    heard
 }
 
 async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream)> {

@@ -34,7 +34,7 @@ pub struct Flags {
 /// What `serve` can be told.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ServeFlags {
-    /// Listen on this UDP address; may be given more than once [default: 127.0.0.1:11435 and [::1]:11435]
+    /// Listen on this UDP address; may be given more than once [default: port 11435 of 127.0.0.1 and of ::1]
     #[arg(long, value_name = "ADDR", env = "ADITD_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
     /// Let this network speak to addresses that are not loopback; may be given more than once

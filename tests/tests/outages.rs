@@ -14,6 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 
+/// At the stand-in's 50 ms each, longer than the outage.
+const TOKENS: i64 = 400;
+
 /// A device that reaches the server by these addresses alone, best first.
 async fn device_by(world: &World, addresses: &[String]) -> Device {
     let device = world.stranger("laptop");
@@ -39,8 +42,10 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     world.restart_server().await;
     let device = device_by(&world, &[path.address.to_string()]).await;
     let mut up = device.up(&[]).await;
+    let ollama = world.ollama.addr();
+    let direct = tokio::spawn(async move { raw::exchange(ollama, &raw::generate(TOKENS, 4)).await });
     let mut app = raw::connect(up.address).await;
-    app.write_all(raw::generate(600, 4).as_bytes()).await.expect("sent");
+    app.write_all(raw::generate(TOKENS, 4).as_bytes()).await.expect("sent");
     let mut answer = raw::read_exactly(&mut app, 1000).await;
 
     path.cut();
@@ -59,7 +64,7 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     let (rest, ending) = raw::read_to_end(&mut app).await;
     answer.extend(rest);
     assert_eq!(ending, Ending::Closed);
-    let direct = raw::exchange(world.ollama.addr(), &raw::generate(600, 4)).await;
+    let direct = direct.await.expect("no panic");
     let text = String::from_utf8(answer).expect("text");
     assert_eq!(raw::without_date(&text), raw::without_date(&direct));
     assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());

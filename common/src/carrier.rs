@@ -312,3 +312,122 @@ impl UdpPoller for Room {
         Poll::Pending
     }
 }
+
+/// The server's end of a [`StreamCarrier`]: copies its datagrams to and from the UDP address of a server on this machine, until the stream ends.
+pub async fn relay<R, W>(mut read: R, mut write: W, server: SocketAddr) -> io::Error
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let socket = match crate::transport::any_socket(server).and_then(tokio::net::UdpSocket::from_std) {
+        Ok(socket) => socket,
+        Err(e) => return e,
+    };
+    if let Err(e) = socket.connect(server).await {
+        return e;
+    }
+    let inward = async {
+        let mut bytes = BytesMut::with_capacity(1 << 17);
+        loop {
+            while let Some(datagram) = next_datagram(&mut bytes) {
+                // A server that is not there for a moment is a lost datagram.
+                let _ = socket.send(&datagram).await;
+            }
+            bytes.reserve(1 << 17);
+            match read.read_buf(&mut bytes).await {
+                Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
+                Ok(_) => {}
+                Err(e) => return e,
+            }
+        }
+    };
+    let outward = async {
+        let (mut datagram, mut batch) = (vec![0; MAX_DATAGRAM], BytesMut::new());
+        loop {
+            let Ok(n) = socket.recv(&mut datagram).await else { continue };
+            frame_datagram(&mut batch, &datagram[..n]);
+            while batch.len() < OUT_LIMIT / 2
+                && let Ok(n) = socket.try_recv(&mut datagram)
+            {
+                frame_datagram(&mut batch, &datagram[..n]);
+            }
+            let written = async {
+                write.write_all(&batch).await?;
+                write.flush().await
+            };
+            if let Err(e) = written.await {
+                return e;
+            }
+            batch.clear();
+        }
+    };
+    tokio::select! { end = inward => end, end = outward => end }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_are_cut_out_of_a_stream_wherever_it_is_broken() {
+        let mut wire = BytesMut::new();
+        for datagram in [&b"one"[..], b"", &[7; 1452]] {
+            frame_datagram(&mut wire, datagram);
+        }
+        for cut in 0..wire.len() {
+            let (mut first, rest) = (BytesMut::from(&wire[..cut]), &wire[cut..]);
+            let mut read: Vec<Bytes> = std::iter::from_fn(|| next_datagram(&mut first)).collect();
+            first.extend_from_slice(rest);
+            read.extend(std::iter::from_fn(|| next_datagram(&mut first)));
+            assert_eq!(read, [&b"one"[..], b"", &[7; 1452]], "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_dead_stream_swallows_what_is_sent_and_never_fails() {
+        let (near, far) = tokio::io::duplex(64);
+        let (read, write) = tokio::io::split(near);
+        let (carrier, moving) = StreamCarrier::new(read, write);
+        drop(far);
+        moving.await;
+        let transmit = Transmit { destination: REMOTE, ecn: None, contents: &[1; 5000], segment_size: Some(1000), src_ip: None };
+        for _ in 0..1000 {
+            carrier.try_send(&transmit).expect("swallowed");
+        }
+    }
+
+    #[tokio::test]
+    async fn datagrams_pass_a_stream_and_a_relay_and_come_back() {
+        let echo = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let server = echo.local_addr().expect("an address");
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (read, write) = tokio::io::split(far);
+        let relayed = tokio::spawn(relay(read, write, server));
+        let (read, write) = tokio::io::split(near);
+        let (carrier, moving) = StreamCarrier::new(read, write);
+        let moved = tokio::spawn(moving);
+        let transmit = Transmit { destination: REMOTE, ecn: None, contents: b"aaabb", segment_size: Some(3), src_ip: None };
+        carrier.try_send(&transmit).expect("sent");
+        let mut datagram = [0; 16];
+        for expected in [&b"aaa"[..], b"bb"] {
+            let (n, from) = echo.recv_from(&mut datagram).await.expect("received");
+            assert_eq!(&datagram[..n], expected);
+            echo.send_to(&datagram[..n], from).await.expect("sent");
+        }
+        let mut got = Vec::new();
+        while got.len() < 2 {
+            let mut buffers = [[0; 64]; 2];
+            let (lens, n) = {
+                let mut slices = buffers.each_mut().map(|b| IoSliceMut::new(b));
+                let mut meta = [RecvMeta::default(); 2];
+                let n = std::future::poll_fn(|cx| carrier.poll_recv(cx, &mut slices, &mut meta)).await.expect("received");
+                assert!(meta[..n].iter().all(|m| m.addr == REMOTE));
+                (meta.map(|m| m.len), n)
+            };
+            got.extend((0..n).map(|i| buffers[i][..lens[i]].to_vec()));
+        }
+        assert_eq!(got, [b"aaa".to_vec(), b"bb".to_vec()]);
+        relayed.abort();
+        moved.abort();
+    }
+}

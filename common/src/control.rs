@@ -160,23 +160,25 @@ mod tests {
     #[tokio::test]
     async fn one_process_claims_a_directory_and_answers_for_it() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        assert!(ask::<_, u32>(tmp.path(), &1).await.expect("no error").is_none());
-        let control = Control::claim(tmp.path()).expect("claimed");
-        assert!(matches!(Control::claim(tmp.path()), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id()));
-        let asked = async { ask::<u32, u32>(tmp.path(), &20).await };
+        let dir = &tmp.path().join("own");
+        private::create_dir(dir).expect("made");
+        assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
+        let control = Control::claim(dir).expect("claimed");
+        assert!(matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id()));
+        let asked = async { ask::<u32, u32>(dir, &20).await };
         let answer =
             tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
         assert_eq!(answer.expect("no error"), Some(21));
         drop(control);
-        assert!(ask::<_, u32>(tmp.path(), &1).await.expect("no error").is_none());
-        Control::claim(tmp.path()).expect("claimed again");
+        assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
+        Control::claim(dir).expect("claimed again");
     }
 
     #[tokio::test]
     async fn a_path_too_long_for_a_socket_is_said_with_its_cure() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let deep = tmp.path().join("x".repeat(110));
-        std::fs::create_dir(&deep).expect("dir");
+        private::create_dir(&deep).expect("dir");
         let Err(ClaimError::File(e)) = Control::claim(&deep) else { panic!("claimed") };
         assert!(std::error::Error::source(&e).expect("a cause").to_string().contains("--state-dir"));
     }

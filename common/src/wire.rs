@@ -236,6 +236,16 @@ pub struct Enrolled {
     pub services: Vec<Service>,
 }
 
+/// What a device sends to `aditd enroll-device`, over SSH.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct EnrollDevice {
+    /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts.
+    pub csr: String,
+}
+
+/// What a command over SSH prints before anything of ours: what comes earlier is a login shell's.
+pub const SSH_MARKER: &str = "\nadit/1 ready\n";
+
 /// Why a device was not enrolled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]

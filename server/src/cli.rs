@@ -4,6 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, Parser, Subcommand};
 use common::{
+    identity::Name,
     process,
     report::{self, Failure, say},
 };
@@ -12,7 +13,7 @@ use crate::{
     config::{Config, Flags, GLOBAL, ServeFlags},
     devices,
     invite::{self, Invite},
-    serve,
+    serve, ssh,
     state::State,
 };
 
@@ -40,6 +41,18 @@ enum Command {
     /// Manage devices
     #[command(subcommand)]
     Device(devices::Command),
+    /// Enroll a device over SSH: run by `adit enroll USER@HOST`
+    #[command(hide = true)]
+    EnrollDevice {
+        /// Name the device
+        device: Name,
+    },
+    /// Carry a tunnel over SSH: run by `adit up`, or as a key's forced command
+    Relay {
+        /// Relay to this UDP address [default: where the running server listens]
+        #[arg(long, value_name = "ADDR")]
+        to: Option<std::net::SocketAddr>,
+    },
     /// Show the running server
     Status {
         /// Print JSON
@@ -84,6 +97,14 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         }
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?.state_dir, command)),
+        Command::EnrollDevice { device } => on_one_thread()?.block_on(ssh::enroll_device(&settled()?, device)),
+        Command::Relay { to } => {
+            let runtime = on_one_thread()?;
+            let result = runtime.block_on(ssh::relay(&settled()?, to));
+            // The thread that reads standard input may never come back.
+            runtime.shutdown_background();
+            result
+        }
         Command::Status { json } => on_one_thread()?.block_on(devices::status(&settled()?.state_dir, json)),
     }
 }

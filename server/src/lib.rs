@@ -15,6 +15,7 @@ pub mod register;
 pub mod serve;
 pub mod session;
 pub mod silence;
+pub mod ssh;
 pub mod state;
 pub mod upstream;
 pub mod verifier;

@@ -309,15 +309,31 @@ impl Register {
                 };
                 return Ok(again.ok_or(EnrollRefusal::Used));
             }
-            let Some(device) = insert_device(t, &name, key, not_after, now)? else {
+            let name: Name = parsed(name)?;
+            if all_devices(t)?.iter().any(|device| device.name == name) {
                 return Ok(Err(EnrollRefusal::Closed));
-            };
+            }
+            let device = insert_device(t, &name, key, not_after, now)?;
             t.execute(
                 "UPDATE invitation SET device = ?2, key = ?3 WHERE token = ?1",
                 params![token, device.id.to_string(), key.0],
             )?;
             Ok(Ok(device))
         })
+    }
+
+    /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the same name is the same device.
+    pub fn enroll(&self, name: &Name, key: KeyHash, not_after: i64, now: i64) -> Result<Device, DeviceError> {
+        let made = self.change(|t| match all_devices(t)?.into_iter().find(|device| device.name == *name) {
+            Some(device) => Ok(Err(device)),
+            None => insert_device(t, name, key, not_after, now).map(Ok),
+        })?;
+        match made {
+            Ok(device) => Ok(device),
+            Err(device) if device.revoked.is_some() => Err(DeviceError::NameOfRevoked(device.name)),
+            Err(device) if device.key == key => Ok(device),
+            Err(device) => Err(DeviceError::NameTaken(device.name)),
+        }
     }
 
     /// Ends a device's access.
@@ -406,11 +422,7 @@ fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     rows.collect()
 }
 
-fn insert_device(t: &Transaction<'_>, name: &str, key: KeyHash, not_after: i64, now: i64) -> rusqlite::Result<Option<Device>> {
-    let name: Name = parsed(name.to_owned())?;
-    if t.query_row("SELECT 1 FROM device WHERE name = ?1", params![name.as_str()], |_| Ok(())).optional()?.is_some() {
-        return Ok(None);
-    }
+fn insert_device(t: &Transaction<'_>, name: &Name, key: KeyHash, not_after: i64, now: i64) -> rusqlite::Result<Device> {
     let unused =
         |id: &DeviceId| t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(())).optional();
     let mut id = DeviceId::generate();
@@ -421,7 +433,7 @@ fn insert_device(t: &Transaction<'_>, name: &str, key: KeyHash, not_after: i64, 
         "INSERT INTO device (id, name, key, enrolled, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
         params![id.to_string(), name.as_str(), key.0, now, not_after],
     )?;
-    Ok(Some(Device { id, name, key, enrolled: now, not_after, revoked: None, seen: None }))
+    Ok(Device { id, name: name.clone(), key, enrolled: now, not_after, revoked: None, seen: None })
 }
 
 fn parsed<T: std::str::FromStr<Err = &'static str>>(text: String) -> rusqlite::Result<T> {

@@ -1,0 +1,91 @@
+//! What a device runs here over SSH: `aditd enroll-device`, which needs no invitation because sshd has let its owner in, and
+//! `aditd relay`, which carries a tunnel's datagrams where no UDP port can be reached.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use common::{
+    carrier, control, frame,
+    identity::Name,
+    process::unix_now,
+    report::{Exit, Failure},
+    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER, Service},
+};
+use data_encoding::BASE64;
+use time::OffsetDateTime;
+use tokio::io::AsyncWriteExt;
+
+use crate::{
+    ca::DeviceKey,
+    config::Config,
+    serve::{Answer, Request},
+    state::State,
+};
+
+/// Enrolls the device whose signing request comes on standard input; its certificate goes to standard output.
+pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
+    let state = State::open(&config.state_dir)?;
+    let unreadable = |why: String| Failure::new("cannot read the device's request").because(why).exit(Exit::Usage);
+    let request: EnrollDevice = frame::read(&mut tokio::io::stdin()).await.map_err(|e| {
+        unreadable(e.to_string()).hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
+    })?;
+    let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
+    let key = DeviceKey::from_csr(&csr).map_err(|e| unreadable(e.to_string()))?;
+    let now = OffsetDateTime::now_utc();
+    let not_after = (now + config.device_life).unix_timestamp();
+    let device = state.register.enroll(&name, key.hash, not_after, unix_now())?;
+    let issued = state
+        .ca
+        .issue_device(device.id, &key, now, config.device_life)
+        .map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
+    let addresses = match &config.advertise {
+        named if !named.is_empty() => named.clone(),
+        _ => state.register.addresses()?.unwrap_or_default(),
+    };
+    let enrolled = Enrolled {
+        device: device.name,
+        device_id: device.id,
+        certificate: BASE64.encode(&issued.certificate),
+        ca: BASE64.encode(state.ca.certificate()),
+        door_key: state.keys.door.clone(),
+        addresses,
+        services: vec![Service { name: DEFAULT_SERVICE.parse().map_err(Failure::new)?, kind: config.upstream.kind }],
+    };
+    // The device connects as soon as it has this: the running server must know it by then.
+    let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
+    let mut answer = SSH_MARKER.as_bytes().to_vec();
+    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
+    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
+    let mut out = tokio::io::stdout();
+    out.write_all(&answer).await.map_err(unsent)?;
+    out.flush().await.map_err(unsent)
+}
+
+/// Relays between standard input and output and the server of this machine, until the stream ends.
+pub async fn relay(config: &Config, to: Option<SocketAddr>) -> Result<(), Failure> {
+    let to = match to {
+        Some(to) => to,
+        None => running(config).await,
+    };
+    let mut out = tokio::io::stdout();
+    let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);
+    out.write_all(SSH_MARKER.as_bytes()).await.map_err(gone)?;
+    out.flush().await.map_err(gone)?;
+    let end = carrier::relay(tokio::io::stdin(), out, to).await;
+    if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }
+}
+
+/// Where the running server listens, as seen from here. A key that may do nothing but relay needs no right to the server's state: then
+/// it is where the configuration says.
+async fn running(config: &Config) -> SocketAddr {
+    let told = match control::ask(&config.state_dir, &Request::Status).await {
+        Ok(Some(Answer::Status(status))) => status.listening.iter().filter_map(|a| a.parse().ok()).collect(),
+        _ => config.listen.clone(),
+    };
+    let first = told.iter().find(|address| address.ip().is_loopback()).or(told.first());
+    match first.copied() {
+        Some(SocketAddr::V4(a)) if a.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, a.port())),
+        Some(SocketAddr::V6(a)) if a.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, a.port())),
+        Some(address) => address,
+        None => SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)),
+    }
+}

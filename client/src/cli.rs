@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enroll this device with the code that `aditd invite` printed
+    /// Enroll this device, with the code that `aditd invite` printed or over SSH
     Enroll(Enroll),
     /// Open the tunnel and serve Ollama on localhost
     Up(UpFlags),

@@ -1,6 +1,6 @@
 //! Opening a QUIC connection to one of several addresses, and saying why it could not be.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use common::{
     carrier::{self, UdpCarrier},
@@ -9,9 +9,12 @@ use common::{
     wire::{Code, SERVER_NAME},
 };
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig,
+    AsyncUdpSocket, ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
+    crypto::rustls::QuicClientConfig,
 };
 use tokio::task::JoinSet;
+
+use crate::ssh::{SshCarrier, SshWay};
 
 /// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(300);
@@ -34,8 +37,49 @@ pub struct Dialed {
     pub endpoint: Endpoint,
     /// The connection. The server may not have judged it yet.
     pub connection: Connection,
-    /// Where its datagrams go.
-    pub remote: SocketAddr,
+    /// How its datagrams go.
+    pub way: Way,
+    /// What carries them, where that has to be kept alive.
+    pub carrying: Option<SshCarrier>,
+}
+
+/// How datagrams get to a server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Way {
+    /// UDP to an address.
+    Udp(SocketAddr),
+    /// Framed over SSH.
+    Ssh(SshWay),
+}
+
+impl Way {
+    /// The carrier's name, for people and programs.
+    pub fn carrier(&self) -> &'static str {
+        match self {
+            Self::Udp(_) => "udp",
+            Self::Ssh(_) => "ssh",
+        }
+    }
+
+    /// Opens a carrier on this way.
+    pub fn open(&self) -> io::Result<(Arc<dyn AsyncUdpSocket>, Option<SshCarrier>)> {
+        match self {
+            Self::Udp(remote) => Ok((UdpCarrier::new(transport::any_socket(*remote)?, *remote)?, None)),
+            Self::Ssh(way) => {
+                let (carrier, carrying) = way.open().map_err(io::Error::other)?;
+                Ok((carrier, Some(carrying)))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Udp(remote) => remote.fmt(f),
+            Self::Ssh(way) => write!(f, "{way} (SSH)"),
+        }
+    }
 }
 
 /// Why there is no connection.
@@ -70,6 +114,9 @@ pub enum DialError {
     /// The peer speaks another version.
     #[error("the server speaks another version of the protocol")]
     Version,
+    /// SSH did not get through.
+    #[error("{0}")]
+    Ssh(String),
     /// Anything else of QUIC or TLS.
     #[error("the connection failed: {0}")]
     Other(String),
@@ -96,6 +143,7 @@ impl DialError {
                  then run `adit enroll --replace`",
             ),
             Self::Version => Some("bring adit and aditd to the same version"),
+            Self::Ssh(_) => Some("try by hand whether ssh gets there and whether `aditd status` answers"),
             Self::Refused(_) | Self::Other(_) | Self::Socket(_) => None,
         }
     }
@@ -161,18 +209,26 @@ pub fn config(crypto: QuicClientConfig, key: &DoorKey) -> ClientConfig {
     config
 }
 
-/// Connects to the first of `addresses` (`host:port`) that answers; each gets a head start over the next. Cancellation safe.
+/// Connects to the first of `addresses` (`host:port`) that answers, or by SSH; each gets a head start over the next, UDP over SSH.
+/// Cancellation safe.
 ///
 /// # Errors
 /// What the most telling attempt says: a refusal before silence, silence before a name that can't be looked up.
-pub async fn dial(config: &ClientConfig, addresses: &[String]) -> Result<Dialed, DialError> {
+pub async fn dial(config: &ClientConfig, addresses: &[String], ssh: Option<&SshWay>) -> Result<Dialed, DialError> {
     let mut attempts = JoinSet::new();
     for (name, delay) in addresses.iter().zip(staggered()) {
         // Looked up side by side: a resolver that hangs holds up nobody else.
         attempts.spawn(reach(config.clone(), name.clone(), delay));
     }
+    if let Some(way) = ssh {
+        let delay = if addresses.is_empty() { Duration::ZERO } else { STAGGER };
+        attempts.spawn(attempt(config.clone(), Way::Ssh(way.clone()), way.to_string(), delay));
+    }
     match first(attempts).await {
-        Err(Some(DialError::NoAnswer(_)) | None) => Err(DialError::NoAnswer(addresses.join(" or "))),
+        Err(Some(DialError::NoAnswer(_)) | None) => {
+            let ssh = ssh.map(ToString::to_string);
+            Err(DialError::NoAnswer(addresses.iter().cloned().chain(ssh).collect::<Vec<_>>().join(" or ")))
+        }
         other => other.map_err(|why| why.unwrap_or(DialError::NoAnswer(String::new()))),
     }
 }
@@ -182,7 +238,7 @@ async fn reach(config: ClientConfig, name: String, delay: Duration) -> Result<Di
     tokio::time::sleep(delay).await;
     let mut attempts = JoinSet::new();
     for (address, delay) in found.into_iter().zip(staggered()) {
-        attempts.spawn(attempt(config.clone(), address, name.clone(), delay));
+        attempts.spawn(attempt(config.clone(), Way::Udp(address), name.clone(), delay));
     }
     first(attempts).await.map_err(|why| why.unwrap_or(DialError::NoAnswer(name)))
 }
@@ -226,16 +282,22 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
     }
 }
 
-async fn attempt(config: ClientConfig, address: SocketAddr, name: String, delay: Duration) -> Result<Dialed, DialError> {
+async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
-    let shown = if name == address.to_string() { name } else { format!("{name} ({address})") };
+    let shown = match &way {
+        Way::Udp(address) if name != address.to_string() => format!("{name} ({address})"),
+        way => way.to_string(),
+    };
     let unusable = |e| DialError::Socket(Arc::new(e));
-    let carrier = UdpCarrier::new(transport::any_socket(address).map_err(unusable)?, address).map_err(unusable)?;
+    let (carrier, carrying) = way.open().map_err(unusable)?;
+    if let Some(carrying) = &carrying {
+        carrying.ready().await.map_err(|e| DialError::Ssh(e.to_string()))?;
+    }
     let runtime = Arc::new(TokioRuntime);
     let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier, runtime).map_err(unusable)?;
     let connecting = endpoint.connect_with(config, carrier::REMOTE, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
-        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, remote: address }),
+        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrying }),
         Ok(Err(e)) => Err(DialError::from_connection(&e, &shown).unproved()),
         Err(_) => Err(DialError::NoAnswer(shown)),
     }

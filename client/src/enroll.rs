@@ -11,7 +11,7 @@ use common::{
     control::{self, ClaimError},
     frame,
     identity::{Certificate, Name},
-    invitation::{CodeError, Invitation, MAX_CODE_LEN},
+    invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
     process::unix_now,
     report::{Exit, Failure, say},
     tls,
@@ -24,6 +24,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use crate::{
     dial::{self, DialError},
     profile::{DEFAULT_NAME, Place, Profile, SecretPem},
+    ssh::SshWay,
 };
 
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
@@ -31,15 +32,30 @@ const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 /// Flags of `enroll`.
 #[derive(Debug, Args)]
 pub struct Enroll {
+    /// Enroll over SSH, without a code: USER@HOST or ssh://[USER@]HOST[:PORT]
+    #[arg(value_name = "USER@HOST")]
+    server: Option<SshWay>,
     /// Read the code from FILE instead of the terminal or standard input
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
     code_file: Option<PathBuf>,
     /// Call this server NAME on this device
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
     name: Name,
+    /// Call this device NAME on the server [default: this computer's name]
+    #[arg(long, value_name = "NAME", requires = "server")]
+    device: Option<Name>,
+    /// Run this program as aditd on the server [default: the first that is found]
+    #[arg(long, value_name = "PATH", requires = "server", value_parser = remote_command)]
+    remote_command: Option<String>,
     /// Replace an enrollment of the same name
     #[arg(long)]
     replace: bool,
+}
+
+/// It goes through a shell, so it may hold nothing that a shell would take for more than a path and words.
+fn remote_command(text: &str) -> Result<String, &'static str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~' | ' ' | '=');
+    if !text.is_empty() && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("write it as a plain path") }
 }
 
 /// Enrolls this device.
@@ -50,7 +66,23 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
             .hint("to use it: `adit up`; to enroll anew: `adit enroll --replace`")
             .hint("to enroll at a second server: `adit enroll --name NAME`"));
     }
-    let code = read_code(enroll.code_file.as_deref())?;
+    let profile = match &enroll.server {
+        Some(way) => {
+            let mut way = way.clone();
+            way.remote_command.clone_from(&enroll.remote_command);
+            by_ssh(place, way, enroll.device).await?
+        }
+        None => by_code(place, &read_code(enroll.code_file.as_deref())?).await?,
+    };
+    let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
+    let ways = addresses.iter().cloned().chain(profile.ssh.as_ref().map(ToString::to_string)).collect::<Vec<_>>();
+    say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
+    let name = if profile.place.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", profile.place.name) };
+    say(format!("Now run `adit up{name}`, and use http://localhost:11434."));
+    Ok(())
+}
+
+async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
     let invitation: Invitation = code.parse().map_err(wrong_code)?;
     if invitation.expires <= unix_now() {
         return Err(expired(&invitation));
@@ -67,14 +99,37 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
         EnrollAnswer::Enrolled(enrolled) => *enrolled,
         EnrollAnswer::Refused(why) => return Err(refused(why)),
     };
-    let profile = Profile::new(place, enrolled, key);
-    check(&profile, &invitation)?;
+    let profile = Profile::new(place, enrolled, None, key);
+    check(&profile, Some(invitation.ca))?;
     profile.save()?;
-    let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
-    say(format!("Enrolled as {device} {device_id} at {}.", addresses.join(", ")));
-    let name = if profile.place.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", profile.place.name) };
-    say(format!("Now run `adit up{name}`, and use http://localhost:11434."));
-    Ok(())
+    Ok(profile)
+}
+
+async fn by_ssh(place: Place, way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
+    let device = device.or_else(own_name).ok_or_else(|| {
+        Failure::new("this computer's name can't be a device's").hint("give it one with `--device NAME`").exit(Exit::Usage)
+    })?;
+    place.prepare()?;
+    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
+    // If the answer is lost, the same key makes it the same device.
+    let key = place.pending_key(format!("{way} {device}").as_bytes(), make_key)?;
+    let mut enrolled = way.enroll(&device, BASE64.encode(&csr(&key)?)).await.map_err(|e| {
+        let hint = e.hint();
+        Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
+    })?;
+    // What is loopback there is somebody else here.
+    enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
+    let profile = Profile::new(place, enrolled, Some(way), key);
+    check(&profile, None)?;
+    profile.save()?;
+    Ok(profile)
+}
+
+/// This computer's name, without its domain and what a name can't hold.
+fn own_name() -> Option<Name> {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_str().ok()?.split('.').next()?.to_owned();
+    host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>().parse().ok()
 }
 
 fn read_code(file: Option<&Path>) -> Result<String, Failure> {
@@ -134,7 +189,7 @@ fn make_key() -> Result<SecretPem, Failure> {
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca).map_err(|e| Failure::new("cannot set up TLS").because(e))?;
     let config = dial::config(crypto, &invitation.secret.door_key());
-    let dialed = dial::dial(&config, &invitation.addresses).await.map_err(not_reached)?;
+    let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
     let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)?) };
     let exchange = async {
         let (mut send, mut recv) = dialed.connection.open_bi().await?;
@@ -193,14 +248,15 @@ fn refused(why: EnrollRefusal) -> Failure {
 }
 
 /// Before anything is stored: is it really ours, from the CA that the code names, and good now?
-fn check(profile: &Profile, invitation: &Invitation) -> Result<(), Failure> {
+fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     let bad = |why: &str| {
         Failure::new("the server's answer does not fit this device")
             .because(why.to_owned())
             .hint("get a new code with `aditd invite NAME`")
     };
     let ca = profile.ca().map_err(|e| bad(&e.to_string()))?;
-    if tls::key_hash(&ca).map_err(|e| bad(&e.to_string()))?.0 != invitation.ca {
+    let hash = tls::key_hash(&ca).map_err(|e| bad(&e.to_string()))?.0;
+    if pinned.is_some_and(|pinned| pinned != hash) {
         return Err(bad("its CA is not the one that the code names"));
     }
     // Fails for a certificate of another key.

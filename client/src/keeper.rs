@@ -1,7 +1,7 @@
 //! Keeps the tunnel up: connects, waits for the end, and connects again, for ever.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -126,13 +126,13 @@ impl Keeper {
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
         let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
         let config = dial::config(crypto, &profile.enrolled.door_key);
-        dial::dial(&config, &profile.enrolled.addresses).await
+        dial::dial(&config, &profile.enrolled.addresses, profile.ssh.as_ref()).await
     }
 
     /// Makes a session of a connection: the server ends any other of this device.
     async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
-        let Dialed { endpoint, connection, remote } = dialed;
-        let to = remote.to_string();
+        let Dialed { endpoint, connection, way, carrying } = dialed;
+        let to = way.to_string();
         let (hello, notices) = match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
             Ok(Ok(greeted)) => greeted,
             // The server judges after our handshake is done: what it says is the reason of the close.
@@ -151,12 +151,13 @@ impl Keeper {
         }
         info!("connected to {to} as {} {}", hello.device, hello.device_id);
         self.follow(&hello);
-        Ok((Arc::new(Up { endpoint, connection, remote, hello, since: SystemTime::now() }), notices))
+        let carrying = Mutex::new(carrying);
+        Ok((Arc::new(Up { endpoint, connection, way, carrying, hello, since: SystemTime::now() }), notices))
     }
 
     /// Publishes a session and stays with it until it ends.
     async fn keep(&self, (up, notices): Session) -> Ended {
-        let to = up.remote.to_string();
+        let to = up.way.to_string();
         self.publish.send_replace(Link::Up(up.clone()));
         let over = async {
             tokio::select! {
@@ -204,7 +205,9 @@ impl Keeper {
     /// Keeps what the server says of itself for the next start.
     fn follow(&self, hello: &Hello) {
         let mut profile = self.profile.get();
-        let told = hello.addresses.iter().filter(|address| invitation::is_address(address));
+        let by_ssh = profile.ssh.is_some();
+        let ours = |address: &&String| invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address));
+        let told = hello.addresses.iter().filter(ours);
         let mut addresses: Vec<String> = told.cloned().collect();
         // An address that has just worked is not forgotten for one that may not.
         let known = profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));

@@ -11,6 +11,7 @@ pub mod listener;
 mod path;
 pub mod profile;
 mod renewal;
+pub mod ssh;
 pub mod status;
 pub mod tunnel;
 pub mod up;

@@ -2,18 +2,18 @@
 
 use std::{
     net::{IpAddr, UdpSocket},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
-use common::{
-    carrier::UdpCarrier,
-    transport::{self, KEEP_ALIVE},
-};
+use common::transport::{self, KEEP_ALIVE};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use crate::tunnel::{Link, Up};
+use crate::{
+    dial::Way,
+    tunnel::{Link, Up},
+};
 
 /// Two keep-alives and a bit without an answer: the path is believed dead, and new connections wait.
 pub(crate) const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);
@@ -22,6 +22,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 const REBIND_AT: [u64; 4] = [0, 1, 3, 5];
 /// While it is silent.
 const REBIND_EVERY: u64 = 5;
+/// What a login over SSH may take before another is tried.
+const LOGIN: Duration = Duration::from_secs(20);
 /// The wall clock went further than ours: the machine has slept.
 const SLEPT: Duration = Duration::from_secs(5);
 
@@ -33,6 +35,7 @@ pub(crate) async fn watch(up: &Arc<Up>, publish: &watch::Sender<Link>) {
     let mut source = source_address(up);
     let mut looked = (Instant::now(), SystemTime::now());
     let mut changed_at = None;
+    let mut rebound_at = Instant::now();
     loop {
         ticks.tick().await;
         let slept = has_slept(looked);
@@ -62,17 +65,26 @@ pub(crate) async fn watch(up: &Arc<Up>, publish: &watch::Sender<Link>) {
         let after_change = since_change.is_some_and(|s| REBIND_AT.contains(&s));
         let in_silence =
             heard_at.elapsed() > SILENT_AFTER && (REBIND_AT.contains(&silent_s) || silent_s.is_multiple_of(REBIND_EVERY));
-        if after_change || in_silence {
+        let dead = up.carrier_is_dead();
+        if dead {
+            info!("ssh has ended: starting it again");
+        }
+        // A login takes its time: it is not begun anew while it is under way.
+        let at_work = matches!(up.way, Way::Ssh(_)) && !dead && rebound_at.elapsed() < LOGIN;
+        if dead || ((after_change || in_silence) && !at_work) {
             rebind(up);
+            rebound_at = Instant::now();
         }
     }
 }
 
-/// Gives the session a new socket: to the server it then comes from a new address, with nothing held against it (RFC 9000 section 9.4).
+/// Gives the session a new carrier: to the server it then comes from a new address, with nothing held against it (RFC 9000 section 9.4).
 pub(crate) fn rebind(up: &Up) {
-    let carrier = transport::any_socket(up.remote).and_then(|socket| UdpCarrier::new(socket, up.remote));
-    match carrier.and_then(|carrier| up.endpoint.rebind_abstract(carrier)) {
-        Ok(()) => debug!("rebound"),
+    match up.way.open().and_then(|(carrier, carrying)| up.endpoint.rebind_abstract(carrier).map(|()| carrying)) {
+        Ok(carrying) => {
+            debug!("rebound to {}", up.way);
+            *up.carrying.lock().unwrap_or_else(PoisonError::into_inner) = carrying;
+        }
         Err(e) => debug!("cannot rebind yet: {e}"),
     }
 }
@@ -87,9 +99,10 @@ fn is_silent(publish: &watch::Sender<Link>) -> bool {
 
 /// The address that the kernel would send from. Nothing is sent.
 fn source_address(up: &Up) -> Option<IpAddr> {
-    let any = transport::any_address(up.remote);
-    let socket = UdpSocket::bind(any).ok()?;
-    socket.connect(up.remote).ok()?;
+    // ssh has its own connection, and its own look at it.
+    let Way::Udp(remote) = up.way else { return None };
+    let socket = UdpSocket::bind(transport::any_address(remote)).ok()?;
+    socket.connect(remote).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }
 

@@ -21,6 +21,8 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::ssh::SshWay;
+
 /// The name of the server that is meant when nobody names one.
 pub const DEFAULT_NAME: &str = "default";
 const IDENTITY: &str = "identity.json";
@@ -67,6 +69,8 @@ pub struct Profile {
     pub place: Place,
     /// What the server said of itself and of this device.
     pub enrolled: Enrolled,
+    /// The way through SSH, if the device came by it.
+    pub ssh: Option<SshWay>,
     key: SecretPem,
 }
 
@@ -91,6 +95,8 @@ struct Stored {
     schema: u32,
     #[serde(flatten)]
     enrolled: Enrolled,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ssh: Option<SshWay>,
     private_key: SecretPem,
 }
 
@@ -161,7 +167,7 @@ impl Place {
             );
         }
         let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
-        let profile = Profile { place: self.clone(), enrolled: stored.enrolled, key: stored.private_key };
+        let profile = Profile { place: self.clone(), enrolled: stored.enrolled, ssh: stored.ssh, key: stored.private_key };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
         profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
         profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {}", plain(&e))))?;
@@ -229,14 +235,15 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 
 impl Profile {
     /// A profile that has just been made.
-    pub fn new(place: Place, enrolled: Enrolled, key: SecretPem) -> Self {
-        Self { place, enrolled, key }
+    pub fn new(place: Place, enrolled: Enrolled, ssh: Option<SshWay>, key: SecretPem) -> Self {
+        Self { place, enrolled, ssh, key }
     }
 
     /// Stores the profile: afterwards either all of it is there, or what was there before.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.place.dir.join(IDENTITY);
-        let stored = Stored { schema: SCHEMA, enrolled: self.enrolled.clone(), private_key: self.key.clone() };
+        let stored =
+            Stored { schema: SCHEMA, enrolled: self.enrolled.clone(), ssh: self.ssh.clone(), private_key: self.key.clone() };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
         private::replace(&path, &bytes)?;
         match fs::remove_file(self.place.dir.join(PENDING)) {

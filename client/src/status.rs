@@ -156,8 +156,8 @@ impl UpStatus {
         let stats = up.connection.stats();
         Self {
             since: up.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
-            carrier: "udp".to_owned(),
-            remote: up.remote.to_string(),
+            carrier: up.way.carrier().to_owned(),
+            remote: up.way.to_string(),
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,

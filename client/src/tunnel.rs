@@ -1,8 +1,7 @@
 //! The tunnel: one connection to the server, opened again for ever, and the streams on it.
 
 use std::{
-    net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -17,9 +16,10 @@ use tracing::debug;
 
 use crate::{
     answer::{ErrorAnswer, Status},
-    dial::DialError,
+    dial::{DialError, Way},
     keeper::Keeper,
     profile::{Profile, SharedProfile},
+    ssh::SshCarrier,
 };
 
 /// The state of the way to the server.
@@ -51,8 +51,10 @@ pub struct Up {
     pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
-    /// Where its datagrams go.
-    pub remote: SocketAddr,
+    /// How its datagrams go.
+    pub way: Way,
+    /// What carries them, where that has to be kept alive.
+    pub carrying: Mutex<Option<SshCarrier>>,
     /// What the server said.
     pub hello: Hello,
     /// Since when.
@@ -60,6 +62,11 @@ pub struct Up {
 }
 
 impl Up {
+    /// Whether what carries the datagrams has ended.
+    pub fn carrier_is_dead(&self) -> bool {
+        self.carrying.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(SshCarrier::is_dead)
+    }
+
     /// How many datagrams have come from the server.
     pub fn heard(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams

@@ -140,10 +140,25 @@ impl StreamCarrier {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
+        Self::after(std::future::ready(Ok((read, write))))
+    }
+
+    /// Like [`StreamCarrier::new`], over a stream that is still being opened: what is sent meanwhile waits.
+    pub fn after<R, W>(
+        opening: impl Future<Output = io::Result<(R, W)>> + Send,
+    ) -> (Arc<Self>, impl Future<Output = io::Error> + Send)
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
         let carrier = Arc::new(Self { queues: Mutex::default(), written: Notify::new(), dead: AtomicBool::new(false) });
         let moved = carrier.clone();
         let moving = async move {
             let guard = Death(moved.clone());
+            let (read, write) = match opening.await {
+                Ok(halves) => halves,
+                Err(e) => return e,
+            };
             let end = tokio::select! { end = moved.read_from(read) => end, end = moved.write_to(write) => end };
             drop(guard);
             end

@@ -170,6 +170,11 @@ pub fn is_address(address: &str) -> bool {
         })
 }
 
+/// Whether `address` leads to the machine itself on which it is used.
+pub fn is_loopback(address: &str) -> bool {
+    address.starts_with("localhost:") || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
+}
+
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut out = [0; 32];

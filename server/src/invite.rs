@@ -6,7 +6,7 @@ use clap::Args;
 use common::{
     control,
     identity::Name,
-    invitation::{Invitation, Secret},
+    invitation::{Invitation, Secret, is_loopback},
     process::unix_now,
     report::{Exit, Failure, data, say},
 };
@@ -82,10 +82,6 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         say("Note: aditd is not running here; the code works when it is: start it with `aditd serve`.");
     }
     Ok(())
-}
-
-fn is_loopback(address: &str) -> bool {
-    address.starts_with("localhost:") || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
 }
 
 fn qr(code: &str) -> Result<String, Failure> {

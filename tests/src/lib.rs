@@ -6,4 +6,5 @@ pub mod path;
 pub mod process;
 pub mod raw;
 pub mod skip;
+pub mod sshd;
 pub mod world;

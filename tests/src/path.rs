@@ -55,22 +55,27 @@ async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<AtomicBool>) 
         if cut.load(Relaxed) {
             continue;
         }
-        if !clients.contains_key(&client) {
-            let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
-            socket.connect(server).await.expect("connected");
-            clients.insert(client, socket.clone());
-            let (front, cut) = (front.clone(), cut.clone());
-            back.spawn(async move {
-                let mut datagram = vec![0; 65_536];
-                loop {
-                    // A server that is not there for a while (ICMP) may come back.
-                    let Ok(n) = socket.recv(&mut datagram).await else { continue };
-                    if !cut.load(Relaxed) {
-                        let _ = front.send_to(&datagram[..n], client).await;
-                    }
-                }
-            });
+        let socket = match clients.get(&client) {
+            Some(socket) => socket.clone(),
+            None => {
+                let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+                socket.connect(server).await.expect("connected");
+                clients.insert(client, socket.clone());
+                back.spawn(answers(socket.clone(), front.clone(), client, cut.clone()));
+                socket
+            }
+        };
+        let _ = socket.send(&datagram[..n]).await;
+    }
+}
+
+async fn answers(from: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, cut: Arc<AtomicBool>) {
+    let mut datagram = vec![0; 65_536];
+    loop {
+        // A server that is not there for a while (ICMP) may come back.
+        let Ok(n) = from.recv(&mut datagram).await else { continue };
+        if !cut.load(Relaxed) {
+            let _ = front.send_to(&datagram[..n], client).await;
         }
-        let _ = clients[&client].send(&datagram[..n]).await;
     }
 }

@@ -614,7 +614,7 @@ fn csr_of(key: &KeyPair) -> Vec<u8> {
 
 async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key());
-    dial::dial(&config, &invitation.addresses).await.expect("the enrollment door").connection
+    dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }
 
 async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
@@ -740,7 +740,7 @@ async fn a_device_whose_greeting_is_nonsense_is_told_that_they_do_not_understand
     for greeting in [&[0xff; 16][..], b"\0\0\0\x02{}", b"\0\0\0\x04nope", b""] {
         let identity = gate.profile.certified_key().expect("an identity");
         let config = dial::config(crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]), &gate.door());
-        let dialed = dial::dial(&config, &[gate.address.to_string()]).await.expect("a connection");
+        let dialed = dial::dial(&config, &[gate.address.to_string()], None).await.expect("a connection");
         let mut send = dialed.connection.open_uni().await.expect("a stream");
         send.write_all(greeting).await.expect("sent");
         send.finish().expect("finished");

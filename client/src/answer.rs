@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn head_gets_no_body_http_1_0_its_own_version_and_v1_openais_shape() {
         let head = render("HEAD / HTTP/1.1\r\n").expect("http");
-        assert!(head.ends_with("\r\n\r\n") && head.contains("Content-Length: 2"), "{head}");
+        assert!(head.ends_with("\r\n\r\n") && head.contains("Content-Length: 31"), "{head}");
         assert!(render("GET / HTTP/1.0\n").expect("http").starts_with("HTTP/1.0 503"));
         let v1 = render("POST /v1/chat/completions HTTP/1.1\r\n").expect("http");
         assert!(v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#), "{v1}");

@@ -127,7 +127,10 @@ impl From<RegisterError> for Failure {
             RegisterError::Newer { .. } => "use the newer aditd".to_owned(),
             RegisterError::Sql { source, path } => match source.sqlite_error_code() {
                 Some(ErrorCode::SystemIoFailure) => {
-                    format!("is the disk full or failing? `df '{}'`; nothing was changed", path.display())
+                    format!(
+                        "is the disk full or failing (`df '{}'`)? free some disk space and run it again: nothing was changed",
+                        path.display()
+                    )
                 }
                 Some(ErrorCode::DiskFull) => "free some disk space and run it again: nothing was changed".to_owned(),
                 Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {

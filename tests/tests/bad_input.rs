@@ -148,7 +148,7 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
     let file = world.scratch("code");
     fs::write(&file, [0xff, 0xfe, 0x00]).expect("written");
     let binary = world.stranger("wrong").enroll("", &["--code-file", text(&file)]).await;
-    assert_told(&binary, USAGE, &["cannot read the code from"]);
+    assert_told(&binary, USAGE, &["error: that code is no good\n  Caused by: ", "this is not an invitation code"]);
     assert_ok(&world.stranger("laptop").enroll(&code, &[]).await);
 }
 
@@ -403,6 +403,7 @@ async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
     fs::copy(identity_file(&device), place.join("identity.json")).expect("copied");
     if ordinary.as_root {
         for path in [home.join("servers"), place.clone(), place.join("identity.json")] {
+            chmod(&path, if path.is_dir() { 0o700 } else { 0o600 });
             std::os::unix::fs::chown(&path, Some(65534), Some(65534)).expect("chown");
         }
     }
@@ -1024,7 +1025,8 @@ async fn a_disk_that_is_full_on_the_device_costs_neither_the_code_nor_the_device
             assert_ok(&enroll().await);
         }
         let place = fs::read_dir(state.join("servers/default")).expect("a directory");
-        let left: Vec<_> = place.map(|e| e.expect("an entry").file_name()).collect();
+        let left = place.map(|e| e.expect("an entry").file_name());
+        let left: Vec<_> = left.filter(|name| name != "lock").collect();
         assert_eq!(left, ["identity.json"]);
         assert_eq!(device_names(&world).await.iter().filter(|n| **n == name).count(), 1);
     }

@@ -301,6 +301,7 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     // As far as `adit enroll` came when its network was cut: the key stored, the request sent, no answer.
     let place = Place::new(&device.dir, "default".parse().expect("a name"));
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+    place.prepare().expect("a directory");
     let kept = place.pending_key(&invitation.secret.token(), || Ok(SecretPem(key.serialize_pem())));
     assert_eq!(kept.expect("stored").0, key.serialize_pem());
     let EnrollAnswer::Enrolled(lost) = redeem(&invitation, &key).await else { panic!("refused") };

@@ -143,7 +143,9 @@ impl DialError {
                  then run `adit enroll --replace`",
             ),
             Self::Version => Some("bring adit and aditd to the same version"),
-            Self::Ssh(_) => Some("try by hand whether ssh gets there and whether `aditd status` answers"),
+            Self::Ssh(_) => Some(
+                "does plain ssh get there without a question (`ssh-add` puts a key into the agent), and does `aditd status` answer there?",
+            ),
             Self::Refused(_) | Self::Other(_) | Self::Socket(_) => None,
         }
     }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use common::{
-    door::fill_random,
+    door::random_fraction,
     frame, invitation,
     process::unix_now,
     tls,
@@ -19,10 +19,10 @@ use tracing::{debug, info, warn};
 
 use crate::{
     dial::{self, DialError, Dialed},
+    link::{Down, Link, Up},
     path,
     profile::SharedProfile,
     renewal,
-    tunnel::{Down, Link, Up},
 };
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
@@ -257,13 +257,6 @@ async fn listen_to(mut notices: RecvStream) {
 /// Half of the time at least, so that many clients of one server don't come at once.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + random_fraction() / 2.0)
-}
-
-/// From 0 to 1.
-pub(crate) fn random_fraction() -> f64 {
-    let mut bytes = [0; 2];
-    fill_random(&mut bytes);
-    f64::from(u16::from_be_bytes(bytes)) / f64::from(u16::MAX)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod cli;
 pub mod dial;
 pub mod enroll;
 pub mod keeper;
+pub mod link;
 pub mod listener;
 mod path;
 pub mod profile;

@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     dial::Way,
-    tunnel::{Link, Up},
+    link::{Link, Up},
 };
 
 /// Two keep-alives and a bit without an answer: the path is believed dead, and new connections wait.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::{
+    door::random_fraction,
     frame,
     process::unix_now,
     splice::Sending,
@@ -11,7 +12,7 @@ use common::{
 use quinn::Connection;
 use tracing::{info, warn};
 
-use crate::{dial::DialError, keeper::random_fraction, profile::SharedProfile};
+use crate::{dial::DialError, profile::SharedProfile};
 
 /// The wall clock is compared with the certificate's end at least this often; a sleep of the machine does not delay it by more.
 const CHECK: Duration = Duration::from_secs(60);

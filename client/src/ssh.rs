@@ -76,6 +76,15 @@ impl fmt::Display for SshWay {
     }
 }
 
+/// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    /// On the terminal, as ever.
+    MayAsk,
+    /// No.
+    Silent,
+}
+
 /// Why SSH did not do it.
 #[derive(Debug, thiserror::Error)]
 pub enum SshError {
@@ -124,7 +133,7 @@ impl SshWay {
     /// # Errors
     /// With what ssh or the server said.
     pub async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
-        let mut child = self.start(&format!("enroll-device {name}"))?;
+        let mut child = self.start(&format!("enroll-device {name}"), Login::MayAsk)?;
         let said = Said::listen(child.stderr.take());
         let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(SshError::Ended { to: self.to_string(), said: String::new() });
@@ -147,7 +156,7 @@ impl SshWay {
     /// # Errors
     /// If ssh can't be started.
     pub fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
-        let mut child = self.start("relay")?;
+        let mut child = self.start("relay", Login::Silent)?;
         let said = Said::listen(child.stderr.take());
         let (ready, dead) = (CancellationToken::new(), CancellationToken::new());
         let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -172,7 +181,7 @@ impl SshWay {
         Ok((carrier, carrying))
     }
 
-    fn start(&self, arguments: &str) -> Result<Child, SshError> {
+    fn start(&self, arguments: &str, login: Login) -> Result<Child, SshError> {
         let program = std::env::var("ADIT_SSH").unwrap_or_else(|_| "ssh".to_owned());
         let remote = match &self.remote_command {
             Some(command) => format!("exec {command} {arguments}"),
@@ -183,13 +192,19 @@ impl SshWay {
         let mut command = Command::new(&program);
         // No terminal there, no forwarding, and the end of a dead connection within half a minute.
         command.args(["-T", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]);
+        if login == Login::Silent {
+            command.args(["-o", "BatchMode=yes"]);
+        }
         if let Some(port) = self.port {
             command.args(["-p", &port.to_string()]);
         }
         command.arg("--").arg(&self.destination).arg(format!("sh -c '{remote}'"));
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        // Ctrl-C in the terminal is for us: running answers go on over this very process.
-        command.process_group(0);
+        if login == Login::Silent {
+            // It comes back by itself, in the middle of the night too: there is nobody to ask. And Ctrl-C in the terminal is for us:
+            // running answers go on over this very process.
+            command.process_group(0);
+        }
         command.spawn().map_err(|source| SshError::NoProgram { program, source })
     }
 

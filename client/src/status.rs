@@ -11,8 +11,9 @@ use common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    link::{Link, Up},
     profile::Place,
-    tunnel::{Link, Tunnel},
+    tunnel::Tunnel,
 };
 
 /// The only request so far.
@@ -152,7 +153,7 @@ impl Status {
 }
 
 impl UpStatus {
-    fn of(up: &crate::tunnel::Up) -> Self {
+    fn of(up: &Up) -> Self {
         let stats = up.connection.stats();
         Self {
             since: up.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),

@@ -15,10 +15,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    link::Link,
     listener::{self, Front, Listen},
     profile::Place,
     status::{Request, Status},
-    tunnel::{Link, Tunnel},
+    tunnel::Tunnel,
 };
 
 /// How long the server may take to hear that this is the end.

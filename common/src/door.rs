@@ -90,6 +90,13 @@ pub fn fill_random(buffer: &mut [u8]) {
     rand::fill(buffer).expect("the operating system's random generator works");
 }
 
+/// A random number from 0 to 1, for jitter.
+pub fn random_fraction() -> f64 {
+    let mut bytes = [0; 2];
+    fill_random(&mut bytes);
+    f64::from(u16::from_be_bytes(bytes)) / f64::from(u16::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::{
     live::SessionStatus,
     register::Device,
-    serve::{Answer, Request, ServerStatus},
+    running::{Answer, Request, ServerStatus},
     state::State,
 };
 

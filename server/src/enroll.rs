@@ -13,7 +13,7 @@ use quinn::Connection;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use crate::{ca::DeviceKey, live::close, register::RegisterError, serve::Server};
+use crate::{ca::DeviceKey, live::close, register::RegisterError, running::Server};
 
 /// The whole exchange, in time.
 const WITHIN: Duration = Duration::from_secs(20);

@@ -13,7 +13,7 @@ use common::{
 
 use crate::{
     config::{AdvertiseFlags, Config, Flags, ServeFlags},
-    serve::{Answer, Request},
+    running::{Answer, Request},
     state::State,
 };
 

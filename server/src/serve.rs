@@ -4,7 +4,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicI64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -19,25 +19,21 @@ use common::{
 };
 use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
-use serde::{Deserialize, Serialize};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     config::{self, Config},
     door::{Door, Verdict},
     enroll,
-    live::{Live, SessionStatus},
     policy::Policy,
-    register::{Register, RegisterError},
+    running::{Answer, Request, Server},
     session,
     silence::SilentSocket,
     state::State,
     verifier::DeviceVerifier,
 };
 
-/// How often the register is looked at for changes that nobody announced.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// Running answers may take this long after the order to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// Attempts that wait to be judged.
@@ -45,74 +41,13 @@ const INCOMING: usize = 256;
 const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
 
-/// What all parts of a running server share.
-pub struct Server {
-    /// The state directory.
-    pub state: State,
-    /// Who may do what.
-    pub policy: Arc<Policy>,
-    /// Who is connected.
-    pub live: Arc<Live>,
-    /// Where devices are told to find the server.
-    pub addresses: Vec<String>,
-    /// How long a device's certificate is good.
-    pub device_life: Duration,
-    /// Cancelled when the server takes no more streams.
-    pub draining: CancellationToken,
-    listening: Vec<SocketAddr>,
-    version: AtomicI64,
-    refreshing: tokio::sync::Mutex<()>,
-}
-
-/// What the other commands ask the running server.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Request {
-    /// How are you?
-    Status,
-    /// The register has been changed: obey it now.
-    Refresh,
-}
-
-/// What it answers.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Answer {
-    /// To [`Request::Status`].
-    Status(ServerStatus),
-    /// To [`Request::Refresh`]: how many sessions were cut.
-    Refreshed {
-        /// Sessions that were cut.
-        cut: usize,
-    },
-    /// It could not be done, and why.
-    Failed(String),
-}
-
-/// A running server, as `aditd status` shows it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ServerStatus {
-    /// Its version.
-    pub version: String,
-    /// Its process id.
-    pub pid: u32,
-    /// UDP addresses that it listens on.
-    pub listening: Vec<String>,
-    /// What devices are told.
-    pub addresses: Vec<String>,
-    /// Sessions.
-    pub sessions: Vec<SessionStatus>,
-    /// Tasks of the runtime, for those who look for leaks.
-    pub tasks: usize,
-}
-
 /// Runs the server until it is told to stop (SIGINT, SIGTERM).
 pub async fn run(config: Config) -> Result<(), Failure> {
     let state = State::open_or_create(&config.state_dir)?;
     let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     // Before the snapshot: what changes between the two is then seen as a change.
-    let version = AtomicI64::new(state.register.version()?);
+    let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
     let policy = Arc::new(Policy::new(snapshot, config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone())?;
@@ -133,18 +68,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
-    let draining = CancellationToken::new();
-    let server = Arc::new(Server {
-        state,
-        policy,
-        live: Arc::default(),
-        addresses,
-        device_life: config.device_life,
-        draining: draining.clone(),
-        listening,
-        version,
-        refreshing: tokio::sync::Mutex::default(),
-    });
+    let server = Server::new(state, policy, version, &config, listening, addresses);
+    let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
     for endpoint in &endpoints {
@@ -317,57 +242,6 @@ impl Doors {
                 drop(room);
                 if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
             });
-        }
-    }
-}
-
-impl Server {
-    /// Runs `work` on the register where blocking hurts nobody. A failure is logged here.
-    pub async fn in_register<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Register) -> Result<T, RegisterError> + Send + 'static,
-    ) -> Result<T, RegisterError> {
-        let register = self.state.register.clone();
-        let result = tokio::task::spawn_blocking(move || work(&register)).await;
-        let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        if let Err(e) = &result {
-            error!("{e}: {}", std::error::Error::source(e).map(ToString::to_string).unwrap_or_default());
-        }
-        result
-    }
-
-    /// Looks at the register and puts what it says in force; sessions that it no longer admits are cut. Returns how many.
-    pub async fn refresh(&self) -> Result<usize, RegisterError> {
-        // One at a time: an older look must not take the place of a newer one.
-        let _turn = self.refreshing.lock().await;
-        let snapshot = self.in_register(Register::snapshot).await?;
-        self.policy.update(snapshot);
-        Ok(self.live.enforce(&self.policy))
-    }
-
-    /// Follows changes that other processes make, announced or not.
-    async fn follow_register(self: Arc<Self>) {
-        let mut ticks = tokio::time::interval(LOOK_EVERY);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            ticks.tick().await;
-            let Ok(version) = self.in_register(Register::version).await else {
-                continue;
-            };
-            if version != self.version.load(Relaxed) && self.refresh().await.is_ok() {
-                self.version.store(version, Relaxed);
-            }
-        }
-    }
-
-    fn status(&self) -> ServerStatus {
-        ServerStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            listening: self.listening.iter().map(ToString::to_string).collect(),
-            addresses: self.addresses.clone(),
-            sessions: self.live.status(),
-            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }
 }

@@ -29,7 +29,7 @@ use crate::{
     ca::DeviceKey,
     live::{Place, close},
     policy::{Admitted, Permit},
-    serve::Server,
+    running::Server,
     upstream,
 };
 

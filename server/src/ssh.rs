@@ -17,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use crate::{
     ca::DeviceKey,
     config::Config,
-    serve::{Answer, Request},
+    running::{Answer, Request},
     state::State,
 };
 

@@ -1,0 +1,162 @@
+//! The running server, as all its parts and the other commands see it.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use crate::{
+    config::Config,
+    live::{Live, SessionStatus},
+    policy::Policy,
+    register::{Register, RegisterError},
+    state::State,
+};
+
+/// How often the register is looked at for changes that nobody announced.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What all parts of a running server share.
+pub struct Server {
+    /// The state directory.
+    pub state: State,
+    /// Who may do what.
+    pub policy: Arc<Policy>,
+    /// Who is connected.
+    pub live: Arc<Live>,
+    /// Where devices are told to find the server.
+    pub addresses: Vec<String>,
+    /// How long a device's certificate is good.
+    pub device_life: Duration,
+    /// Cancelled when the server takes no more streams.
+    pub draining: CancellationToken,
+    /// UDP addresses that it listens on.
+    pub listening: Vec<SocketAddr>,
+    /// The register's, when it was last put in force.
+    version: AtomicI64,
+    refreshing: tokio::sync::Mutex<()>,
+}
+
+/// What the other commands ask the running server.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How are you?
+    Status,
+    /// The register has been changed: obey it now.
+    Refresh,
+}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Answer {
+    /// To [`Request::Status`].
+    Status(ServerStatus),
+    /// To [`Request::Refresh`]: how many sessions were cut.
+    Refreshed {
+        /// Sessions that were cut.
+        cut: usize,
+    },
+    /// It could not be done, and why.
+    Failed(String),
+}
+
+/// A running server, as `aditd status` shows it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ServerStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// UDP addresses that it listens on.
+    pub listening: Vec<String>,
+    /// What devices are told.
+    pub addresses: Vec<String>,
+    /// Sessions.
+    pub sessions: Vec<SessionStatus>,
+    /// Tasks of the runtime, for those who look for leaks.
+    pub tasks: usize,
+}
+
+impl Server {
+    /// Puts a server together on an opened state.
+    pub fn new(
+        state: State,
+        policy: Arc<Policy>,
+        version: i64,
+        config: &Config,
+        listening: Vec<SocketAddr>,
+        addresses: Vec<String>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            state,
+            policy,
+            live: Arc::default(),
+            addresses,
+            device_life: config.device_life,
+            draining: CancellationToken::new(),
+            listening,
+            version: AtomicI64::new(version),
+            refreshing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Runs `work` on the register where blocking hurts nobody. A failure is logged here.
+    pub async fn in_register<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Register) -> Result<T, RegisterError> + Send + 'static,
+    ) -> Result<T, RegisterError> {
+        let register = self.state.register.clone();
+        let result = tokio::task::spawn_blocking(move || work(&register)).await;
+        let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        if let Err(e) = &result {
+            error!("{e}: {}", std::error::Error::source(e).map(ToString::to_string).unwrap_or_default());
+        }
+        result
+    }
+
+    /// Looks at the register and puts what it says in force; sessions that it no longer admits are cut. Returns how many.
+    pub async fn refresh(&self) -> Result<usize, RegisterError> {
+        // One at a time: an older look must not take the place of a newer one.
+        let _turn = self.refreshing.lock().await;
+        let snapshot = self.in_register(Register::snapshot).await?;
+        self.policy.update(snapshot);
+        Ok(self.live.enforce(&self.policy))
+    }
+
+    /// Follows changes that other processes make, announced or not.
+    pub async fn follow_register(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let Ok(version) = self.in_register(Register::version).await else {
+                continue;
+            };
+            if version != self.version.load(Relaxed) && self.refresh().await.is_ok() {
+                self.version.store(version, Relaxed);
+            }
+        }
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> ServerStatus {
+        ServerStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            listening: self.listening.iter().map(ToString::to_string).collect(),
+            addresses: self.addresses.clone(),
+            sessions: self.live.status(),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+}

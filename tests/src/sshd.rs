@@ -70,6 +70,9 @@ impl Sshd {
 
     /// Kills sshd and every connection that it serves.
     pub fn kill(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) {
+            return;
+        }
         // Its children are the connections.
         let pid = self.child.id();
         let _ = Command::new("sh").arg("-c").arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children)")).status();

@@ -1,6 +1,6 @@
 //! `adit up`: puts the parts together, says when it is ready, and drains when it is told to stop.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 use common::{
@@ -15,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    dial::Way,
     link::Link,
     listener::{self, Front, Listen},
     profile::Place,
@@ -47,7 +48,8 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
-    let listening: Vec<String> = listeners.iter().filter_map(|l| l.local_addr().ok()).map(|a| a.to_string()).collect();
+    let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
 
     let (tunnel, keep_up) = Tunnel::new(profile);
@@ -67,6 +69,13 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     };
     if let Some(failure) = refused {
         return Err(failure);
+    }
+    if let Some(port) = tunnel.leads_back(&bound) {
+        return Err(Failure::new(format!(
+            "the server is this same computer, and expects its Ollama on port {port}, where adit would listen"
+        ))
+        .because("every request would come back here, for ever")
+        .hint("choose another port: `adit up --listen localhost:11500`"));
     }
     if tunnel.is_up() {
         info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
@@ -140,6 +149,15 @@ impl Tunnel {
     /// Whether the server has said hello and nothing has ended since.
     pub fn is_up(&self) -> bool {
         matches!(&*self.link().borrow(), Link::Up(_) | Link::Silent(_))
+    }
+
+    /// The port at which the server would call this very process, if it is on this computer.
+    fn leads_back(&self, bound: &[SocketAddr]) -> Option<u16> {
+        let link = self.link();
+        let Link::Up(up) = &*link.borrow() else { return None };
+        let here = matches!(up.way, Way::Udp(remote) if remote.ip().is_loopback());
+        let mut ports = up.hello.services.iter().filter_map(|service| service.port);
+        ports.find(|port| here && bound.iter().any(|address| address.port() == *port))
     }
 
     /// Tells the server that this is the end.

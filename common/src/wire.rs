@@ -170,6 +170,9 @@ pub struct Service {
     pub name: Name,
     /// What its bytes are.
     pub kind: ServiceKind,
+    /// Its port on the server's loopback: a client on that same machine must not listen there, or it would call itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
 }
 
 /// The client's first words on the connection that it has chosen, sent with the end of the handshake. Without them there is no session:

@@ -60,7 +60,7 @@ impl Policy {
 
     /// What a device may use.
     pub fn services(&self) -> Vec<Service> {
-        vec![Service { name: self.service.clone(), kind: self.upstream.kind }]
+        vec![self.upstream.as_service(self.service.clone())]
     }
 
     /// Whether the holder of this certificate, which TLS has verified, is in good standing.

@@ -8,7 +8,7 @@ use common::{
     identity::Name,
     process::unix_now,
     report::{Exit, Failure},
-    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER, Service},
+    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER},
 };
 use data_encoding::BASE64;
 use time::OffsetDateTime;
@@ -48,7 +48,7 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
         ca: BASE64.encode(state.ca.certificate()),
         door_key: state.keys.door.clone(),
         addresses,
-        services: vec![Service { name: DEFAULT_SERVICE.parse().map_err(Failure::new)?, kind: config.upstream.kind }],
+        services: vec![config.upstream.as_service(DEFAULT_SERVICE.parse().map_err(Failure::new)?)],
     };
     // The device connects as soon as it has this: the running server must know it by then.
     let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;

@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use common::wire::{Code, OLLAMA_PORT, ServiceKind};
+use common::{
+    identity::Name,
+    wire::{Code, OLLAMA_PORT, Service, ServiceKind},
+};
 use serde::Deserialize;
 use tokio::net::TcpStream;
 
@@ -54,6 +57,13 @@ pub enum UpstreamError {
 impl Default for Upstream {
     fn default() -> Self {
         Self { kind: ServiceKind::Http, address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))) }
+    }
+}
+
+impl Upstream {
+    /// As devices are told of it.
+    pub fn as_service(&self, name: Name) -> Service {
+        Service { name, kind: self.kind, port: Some(self.address.0.port()) }
     }
 }
 

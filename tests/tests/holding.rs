@@ -198,3 +198,21 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     app.write_all(b"here").await.expect("sent");
     assert_eq!(raw::read_exactly(&mut service, 4).await, b"here");
 }
+
+#[tokio::test]
+async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
+    // Where Ollama would be, if it ran.
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.set_reuseaddr(true).expect("reuse");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let device = world.device("laptop").await;
+    let refused = device.adit(&["up", "--listen", &address], "").await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("this same computer") && refused.stderr.contains("--listen localhost:"),
+        "{}",
+        refused.stderr
+    );
+}

@@ -114,6 +114,9 @@ pub enum DialError {
     /// The peer speaks another version.
     #[error("the server speaks another version of the protocol")]
     Version,
+    /// The server has forgotten the connection (a stateless reset, RFC 9000 section 10.3).
+    #[error("the server was restarted")]
+    Restarted,
     /// SSH did not get through.
     #[error("{0}")]
     Ssh(String),
@@ -146,7 +149,7 @@ impl DialError {
             Self::Ssh(_) => Some(
                 "does plain ssh get there without a question (`ssh-add` puts a key into the agent), and does `aditd status` answer there?",
             ),
-            Self::Refused(_) | Self::Other(_) | Self::Socket(_) => None,
+            Self::Refused(_) | Self::Restarted | Self::Other(_) | Self::Socket(_) => None,
         }
     }
 
@@ -195,7 +198,7 @@ impl DialError {
                 Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => Self::WrongServer(to.to_owned()),
                 _ => alert(e.code.into()),
             },
-            ConnectionError::Reset => Self::Other("the server was restarted".to_owned()),
+            ConnectionError::Reset => Self::Restarted,
             ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Self::Other(error.to_string()),
         }
     }

@@ -30,8 +30,9 @@ ask() {
     fetch --dump-header "$files.headers" --output "$files.body" --write-out '%{http_code} %{num_connects}\n' \
         "${@/#BASE/$base}" >"$files.status" 2>"$files.error" || code=$?
     echo "exit $code" >>"$files.status"
-    # Date differs by nature.
+    # Date differs by nature. With --head, curl gives the headers as the body too.
     sed -i '/^[Dd]ate:/d' "$files.headers"
+    if cmp -s <(sed '/^[Dd]ate:/d' "$files.body") "$files.headers"; then cp "$files.headers" "$files.body"; fi
 }
 
 # same WHAT STATUS CURL-ARGUMENTS...

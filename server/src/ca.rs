@@ -90,7 +90,7 @@ impl Ca {
         }
         let key = read_key(&key_path)?;
         let pem = private::read_or_create(&cert_path, || match self_signed(&key) {
-            Ok(certificate) => pem("CERTIFICATE", &certificate).into_bytes(),
+            Ok(certificate) => certificate.pem().into_bytes(),
             Err(_) => Vec::new(),
         })?;
         let certificate =
@@ -143,8 +143,8 @@ impl Ca {
             Some(certificate) => certificate,
             None => {
                 let made = self.issue_server(&key, now).map_err(|e| FileError::damaged(&path, e))?;
-                private::replace(&path, pem("CERTIFICATE", &made).as_bytes())?;
-                made
+                private::replace(&path, made.pem().as_bytes())?;
+                made.der().clone()
             }
         };
         let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
@@ -161,22 +161,22 @@ impl Ca {
         verifier.verify_server_cert(server, &[], &name, &[], at).is_ok()
     }
 
-    fn issue_server(&self, key: &KeyPair, now: OffsetDateTime) -> Result<CertificateDer<'static>, rcgen::Error> {
+    fn issue_server(&self, key: &KeyPair, now: OffsetDateTime) -> Result<rcgen::Certificate, rcgen::Error> {
         let mut params = leaf_params(now, SERVER_LIFE);
         params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+        params.signed_by(key, &self.issuer)
     }
 }
 
-fn self_signed(key: &KeyPair) -> Result<CertificateDer<'static>, rcgen::Error> {
+fn self_signed(key: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
     let now = OffsetDateTime::now_utc();
     let mut params = leaf_params(now, CA_LIFE);
     params.use_authority_key_identifier_extension = false;
     params.distinguished_name.push(DnType::CommonName, "Adit CA");
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    Ok(params.self_signed(key)?.der().clone())
+    params.self_signed(key)
 }
 
 fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
@@ -220,15 +220,6 @@ fn read_key(path: &Path) -> Result<KeyPair, FileError> {
 fn read_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {
     use rustls::pki_types::pem::PemObject;
     CertificateDer::from_pem_slice(pem).ok()
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let mut text = format!("-----BEGIN {label}-----\n");
-    for line in data_encoding::BASE64.encode(der).as_bytes().chunks(64) {
-        text.push_str(&String::from_utf8_lossy(line));
-        text.push('\n');
-    }
-    text + &format!("-----END {label}-----\n")
 }
 
 #[cfg(test)]

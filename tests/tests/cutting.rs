@@ -266,3 +266,26 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
     assert_eq!(world.aditd.ended().await.expect("ended").code(), Some(0));
     assert!(stopped.elapsed() < Duration::from_secs(25), "the drain would take 30 s");
 }
+
+#[tokio::test]
+async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop() {
+    let upstream = Upstream::start().await;
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = raw::connect(up.address).await;
+    let mut service = upstream.accept().await;
+    app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+    raw::read_exactly(&mut service, 18).await;
+    service.write_all(b"HTTP/1.0 200 OK\r\n\r\nfirst").await.expect("sent");
+    raw::read_exactly(&mut app, 24).await;
+    up.adit.signal("INT");
+    up.adit.says("1 running connections").await;
+    // Longer than any guess at what a pause may be.
+    let pause = tokio::time::timeout(Duration::from_secs(8), app.read(&mut [0; 16])).await;
+    assert!(pause.is_err(), "it was ended in the pause");
+    service.write_all(b"second").await.expect("sent");
+    drop(service);
+    assert_eq!(raw::read_to_end(&mut app).await, (b"second".to_vec(), Ending::Closed));
+    assert_eq!(up.adit.ended().await.expect("ended").code(), Some(0));
+}

@@ -112,6 +112,22 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
 }
 
 #[tokio::test]
+async fn an_application_that_connects_first_and_asks_later_is_told_in_words_too() {
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let mut world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let up = world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    // By now the stream has failed, and nothing has been asked yet.
+    world.aditd.says("cannot reach").await;
+    app.write_all(GET.as_bytes()).await.expect("sent");
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    assert!(answer.starts_with(b"HTTP/1.1 502 "), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(ending, Ending::Closed);
+}
+
+#[tokio::test]
 async fn a_tcp_service_that_does_not_run_is_an_abort_and_no_http() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");

@@ -213,7 +213,7 @@ impl SshWay {
         if code.and_then(|status| status.code()) == Some(NOT_FOUND) {
             return SshError::NoAditd(self.to_string());
         }
-        let said = said.text();
+        let said = said.text().await;
         let said = if said.is_empty() { error.to_string() } else { said };
         SshError::Ended { to: self.to_string(), said }
     }
@@ -237,7 +237,7 @@ impl SshCarrier {
     pub async fn ready(&self) -> Result<(), SshError> {
         tokio::select! {
             () = self.ready.cancelled() => Ok(()),
-            () = self.dead.cancelled() => Err(SshError::Ended { to: self.to.clone(), said: self.said.text() }),
+            () = self.dead.cancelled() => Err(SshError::Ended { to: self.to.clone(), said: self.said.text().await }),
             () = tokio::time::sleep(LOGIN_WITHIN) => Err(SshError::Silent(self.to.clone())),
         }
     }
@@ -263,32 +263,38 @@ async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
 }
 
 /// The last lines that ssh has said.
-#[derive(Debug, Clone)]
-struct Said(Arc<Mutex<Vec<String>>>);
+#[derive(Debug, Clone, Default)]
+struct Said {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// It says nothing more.
+    over: CancellationToken,
+}
 
 impl Said {
     fn listen(stderr: Option<ChildStderr>) -> Self {
-        let said = Self(Arc::default());
-        if let Some(stderr) = stderr {
-            let keep = said.clone();
-            // Ends with ssh.
-            tokio::spawn(async move {
-                let mut lines = BufReader::new(stderr).lines();
-                while let Ok(Some(line)) = lines.next_line().await {
-                    tracing::debug!("ssh: {line}");
-                    let mut kept = keep.0.lock().unwrap_or_else(PoisonError::into_inner);
-                    kept.push(line);
-                    if kept.len() > KEPT_LINES {
-                        kept.remove(0);
-                    }
+        let said = Self::default();
+        let (keep, over) = (said.lines.clone(), said.over.clone().drop_guard());
+        // Ends with ssh.
+        tokio::spawn(async move {
+            let _over = over;
+            let Some(stderr) = stderr else { return };
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                tracing::debug!("ssh: {line}");
+                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push(line);
+                if kept.len() > KEPT_LINES {
+                    kept.remove(0);
                 }
-            });
-        }
+            }
+        });
         said
     }
 
-    fn text(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).join("\n    ")
+    /// What it said, to its end if that comes soon.
+    async fn text(&self) -> String {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.over.cancelled()).await;
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n    ")
     }
 }
 

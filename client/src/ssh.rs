@@ -263,20 +263,20 @@ async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
 }
 
 /// The last lines that ssh has said.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug)]
 struct Said {
     lines: Arc<Mutex<Vec<String>>>,
     /// It says nothing more.
     over: CancellationToken,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl Said {
     fn listen(stderr: Option<ChildStderr>) -> Self {
-        let said = Self::default();
-        let (keep, over) = (said.lines.clone(), said.over.clone().drop_guard());
-        // Ends with ssh.
-        tokio::spawn(async move {
-            let _over = over;
+        let (lines, over) = (Arc::new(Mutex::new(Vec::<String>::new())), CancellationToken::new());
+        let (keep, ends) = (lines.clone(), over.clone().drop_guard());
+        let task = tokio::spawn(async move {
+            let _ends = ends;
             let Some(stderr) = stderr else { return };
             let mut lines = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = lines.next_line().await {
@@ -288,7 +288,7 @@ impl Said {
                 }
             }
         });
-        said
+        Self { lines, over, _task: AbortOnDropHandle::new(task) }
     }
 
     /// What it said, to its end if that comes soon.

@@ -32,8 +32,8 @@ async fn device_by(world: &World, addresses: &[String]) -> Device {
     device
 }
 
-#[tokio::test]
-async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_at_once() {
+/// A device whose only way to the server is a path that can be cut.
+async fn world_behind_a_path() -> (World, Path, Device) {
     let mut world = World::start(PROGRAM).await;
     let path = Path::to(world.address().await).await;
     // What the server itself advertises must not lead round the path.
@@ -41,6 +41,12 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     world.kill_server().await;
     world.restart_server().await;
     let device = device_by(&world, &[path.address.to_string()]).await;
+    (world, path, device)
+}
+
+#[tokio::test]
+async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_at_once() {
+    let (world, path, device) = world_behind_a_path().await;
     let mut up = device.up(&[]).await;
     let ollama = world.ollama.addr();
     let direct = tokio::spawn(async move { raw::exchange(ollama, &raw::generate(TOKENS, 4)).await });
@@ -72,12 +78,7 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
 
 #[tokio::test]
 async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_ever() {
-    let mut world = World::start(PROGRAM).await;
-    let path = Path::to(world.address().await).await;
-    world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
-    world.kill_server().await;
-    world.restart_server().await;
-    let device = device_by(&world, &[path.address.to_string()]).await;
+    let (_world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--hold", "1s"]).await;
     path.cut();
     let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n").await;

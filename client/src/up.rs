@@ -10,7 +10,7 @@ use common::{
     report::{Exit, Failure},
     wire::{Code, DEFAULT_SERVICE},
 };
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -54,13 +54,13 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
 
     let (tunnel, keep_up) = Tunnel::new(profile);
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
-    let mut services = JoinSet::new();
+    let (mut services, mut accepting) = (JoinSet::new(), JoinSet::new());
     services.spawn(keep_up);
     services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
         let front = Front { tunnel: tunnel.clone(), service: service.clone(), hold: flags.hold, stop: no_more.clone() };
-        services.spawn(listener::accept(listener, front, connections.clone()));
+        accepting.spawn(listener::accept(listener, front, connections.clone()));
     }
 
     let refused = tokio::select! {
@@ -83,13 +83,14 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
         tokio::select! {
             () = stop.asked() => {}
             // None of them ends by itself: a tunnel that is dead must not look alive.
-            ended = services.join_next() => {
-                return Err(Failure::new("a part of adit ended by itself").because(format!("{ended:?}")).hint("its log says more"));
-            }
+            ended = services.join_next() => return Err(ended_by_itself(ended)),
+            ended = accepting.join_next() => return Err(ended_by_itself(ended)),
         }
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     no_more.cancel();
+    // Whoever is told that no connection is taken any more must find it so.
+    while accepting.join_next().await.is_some() {}
     connections.close();
     if !connections.is_empty() {
         info!(
@@ -108,6 +109,10 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
     services.shutdown().await;
     Ok(())
+}
+
+fn ended_by_itself(ended: Option<Result<(), JoinError>>) -> Failure {
+    Failure::new("a part of adit ended by itself").because(format!("{ended:?}")).hint("its log says more")
 }
 
 /// Waits until the server has said yes (`None`) or no.

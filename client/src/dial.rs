@@ -1,20 +1,22 @@
 //! Opening a QUIC connection to one of several addresses, and saying why it could not be.
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use common::{
-    carrier::{self, UdpCarrier},
+    carrier,
     door::DoorKey,
     transport,
     wire::{Code, SERVER_NAME},
 };
 use quinn::{
-    AsyncUdpSocket, ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
-    crypto::rustls::QuicClientConfig,
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig,
 };
 use tokio::task::JoinSet;
 
-use crate::ssh::{SshCarrier, SshWay};
+use crate::{
+    ssh::SshWay,
+    way::{Carrier, Way},
+};
 
 /// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(300);
@@ -39,52 +41,16 @@ pub struct Dialed {
     pub connection: Connection,
     /// How its datagrams go.
     pub way: Way,
-    /// What carries them, where that has to be kept alive.
-    pub carrying: Option<SshCarrier>,
-}
-
-/// How datagrams get to a server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
-    /// UDP to an address.
-    Udp(SocketAddr),
-    /// Framed over SSH.
-    Ssh(SshWay),
-}
-
-impl Way {
-    /// The carrier's name, for people and programs.
-    pub fn carrier(&self) -> &'static str {
-        match self {
-            Self::Udp(_) => "udp",
-            Self::Ssh(_) => "ssh",
-        }
-    }
-
-    /// Opens a carrier on this way.
-    pub fn open(&self) -> io::Result<(Arc<dyn AsyncUdpSocket>, Option<SshCarrier>)> {
-        match self {
-            Self::Udp(remote) => Ok((UdpCarrier::new(transport::any_socket(*remote)?, *remote)?, None)),
-            Self::Ssh(way) => {
-                let (carrier, carrying) = way.open().map_err(io::Error::other)?;
-                Ok((carrier, Some(carrying)))
-            }
-        }
-    }
-}
-
-impl fmt::Display for Way {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Udp(remote) => remote.fmt(f),
-            Self::Ssh(way) => write!(f, "{way} (SSH)"),
-        }
-    }
+    /// What carries them.
+    pub carrier: Carrier,
 }
 
 /// Why there is no connection.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
+    /// There is nothing to try.
+    #[error("no way to the server is known: {0}")]
+    NoWay(&'static str),
     /// Nobody answered anywhere.
     #[error("no answer from {0}")]
     NoAnswer(String),
@@ -135,6 +101,9 @@ impl DialError {
             Self::NoAnswer(_) => Some(
                 "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
                  and does a firewall let UDP through?",
+            ),
+            Self::NoWay(_) => Some(
+                "enroll over SSH with `adit enroll --replace USER@HOST`, or let the server listen on an address that is reached from here",
             ),
             Self::Resolve { .. } => Some("check the name and this computer's network"),
             Self::WrongServer(_) => Some(
@@ -204,12 +173,12 @@ impl DialError {
     }
 }
 
-/// A client configuration whose first packets knock with `key`.
-pub fn config(crypto: QuicClientConfig, key: &DoorKey) -> ClientConfig {
+/// A client configuration whose first packets knock with `key`, and whose sessions are kept through a silence of `idle`.
+pub fn config(crypto: QuicClientConfig, key: &DoorKey, idle: Duration) -> ClientConfig {
     let mut config = ClientConfig::new(Arc::new(crypto));
     let key = key.clone();
     config
-        .transport_config(transport::settings(0))
+        .transport_config(transport::settings(0, idle))
         .initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
     config
 }
@@ -294,15 +263,14 @@ async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) 
         way => way.to_string(),
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
-    let (carrier, carrying) = way.open().map_err(unusable)?;
-    if let Some(carrying) = &carrying {
-        carrying.ready().await.map_err(|e| DialError::Ssh(e.to_string()))?;
-    }
+    let carrier = way.open().map_err(unusable)?;
+    carrier.ready().await.map_err(|e| DialError::Ssh(e.to_string()))?;
     let runtime = Arc::new(TokioRuntime);
-    let endpoint = Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier, runtime).map_err(unusable)?;
+    let endpoint =
+        Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier.socket(), runtime).map_err(unusable)?;
     let connecting = endpoint.connect_with(config, carrier::REMOTE, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
-        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrying }),
+        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),
         Ok(Err(e)) => Err(DialError::from_connection(&e, &shown).unproved()),
         Err(_) => Err(DialError::NoAnswer(shown)),
     }

@@ -188,7 +188,7 @@ fn make_key() -> Result<SecretPem, Failure> {
 
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca).map_err(|e| Failure::new("cannot set up TLS").because(e))?;
-    let config = dial::config(crypto, &invitation.secret.door_key());
+    let config = dial::config(crypto, &invitation.secret.door_key(), EXCHANGE_WITHIN);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
     let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)?) };
     let exchange = async {

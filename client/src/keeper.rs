@@ -1,27 +1,28 @@
 //! Keeps the tunnel up: connects, waits for the end, and connects again, for ever.
 
 use std::{
-    sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime},
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
 use common::{
     door::random_fraction,
     frame, invitation,
     process::unix_now,
-    tls,
+    splice::Meter,
     transport::HANDSHAKE_WITHIN,
     wire::{Code, Greeting, Hello, Notice},
 };
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::{
-    dial::{self, DialError, Dialed},
+    dial::{DialError, Dialed},
+    directions::Directions,
+    journal::Journal,
     link::{Down, Link, Up},
-    path,
-    profile::SharedProfile,
+    path::Path,
     renewal,
 };
 
@@ -31,21 +32,27 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
 /// each ends the other's session.
 const FIRST_REFUSAL: Duration = Duration::from_secs(60);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
-/// A server that has been silent for so long is sought anew, beside the connection that may yet come back.
-const SEEK_AFTER: Duration = Duration::from_secs(20);
-const SEEK_EVERY: Duration = Duration::from_secs(10);
-/// When the way is seen to be good, the old connection has this time to show that it is alive.
-const GRACE: Duration = Duration::from_secs(3);
 
 /// The owner of the tunnel's state.
 pub struct Keeper {
-    publish: watch::Sender<Link>,
-    profile: SharedProfile,
-    wanted: Arc<Notify>,
+    /// Where the state is published.
+    pub publish: watch::Sender<Link>,
+    /// Where the server may be found.
+    pub directions: Directions,
+    /// Notified when somebody waits for the tunnel.
+    pub wanted: Arc<Notify>,
+    /// What passes.
+    pub meter: Arc<Meter>,
+    /// What happens.
+    pub journal: Arc<Journal>,
 }
 
-/// A session, and the stream on which the server says what comes up.
-type Session = (Arc<Up>, RecvStream);
+/// A session, the stream on which the server says what comes up, and the one for probes.
+struct Session {
+    up: Arc<Up>,
+    notices: RecvStream,
+    probes: SendStream,
+}
 
 /// How a session ended.
 enum Ended {
@@ -55,11 +62,6 @@ enum Ended {
 }
 
 impl Keeper {
-    /// A keeper that publishes on `publish` and hurries when `wanted` is notified.
-    pub fn new(publish: watch::Sender<Link>, profile: SharedProfile, wanted: Arc<Notify>) -> Self {
-        Self { publish, profile, wanted }
-    }
-
     /// Keeps the tunnel up for as long as it is polled.
     pub async fn run(self) {
         let (mut backoff, mut refusal) = (FIRST_BACKOFF, FIRST_REFUSAL);
@@ -67,7 +69,10 @@ impl Keeper {
         loop {
             let session = match next.take() {
                 Some(session) => Ok(session),
-                None => self.connect().await,
+                None => match self.directions.dial().await {
+                    Ok(dialed) => self.enter(dialed).await,
+                    Err(why) => Err(why),
+                },
             };
             let why = match session {
                 Ok(session) => {
@@ -116,24 +121,11 @@ impl Keeper {
         self.publish.send_replace(link);
     }
 
-    async fn connect(&self) -> Result<Session, DialError> {
-        self.enter(self.dial().await?).await
-    }
-
-    async fn dial(&self) -> Result<Dialed, DialError> {
-        let profile = self.profile.get();
-        let other = |e: rustls::Error| DialError::Other(e.to_string());
-        let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
-        let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
-        let config = dial::config(crypto, &profile.enrolled.door_key);
-        dial::dial(&config, &profile.enrolled.addresses, profile.ssh.as_ref()).await
-    }
-
     /// Makes a session of a connection: the server ends any other of this device.
     async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
-        let Dialed { endpoint, connection, way, carrying } = dialed;
+        let Dialed { endpoint, connection, way, carrier } = dialed;
         let to = way.to_string();
-        let (hello, notices) = match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
+        let (hello, notices, probes) = match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
             Ok(Ok(greeted)) => greeted,
             // The server judges after our handshake is done: what it says is the reason of the close.
             Ok(Err(e)) => {
@@ -142,69 +134,56 @@ impl Keeper {
             }
             Err(_) => return Err(DialError::NoAnswer(to)),
         };
-        let expired_here = self.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
+        let expired_here = self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
         if hello.certificate_expired || expired_here {
             // Past its end it is good for this one thing.
-            renewal::renew(&self.profile, &connection).await?;
+            renewal::renew(&self.directions.profile, &connection).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
-        info!("connected to {to} as {} {}", hello.device, hello.device_id);
+        self.journal.note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
         self.follow(&hello);
-        let carrying = Mutex::new(carrying);
-        Ok((Arc::new(Up { endpoint, connection, way, carrying, hello, since: SystemTime::now() }), notices))
+        Ok(Session { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
     }
 
     /// Publishes a session and stays with it until it ends.
-    async fn keep(&self, (up, notices): Session) -> Ended {
-        let to = up.way.to_string();
+    async fn keep(&self, Session { up, notices, probes }: Session) -> Ended {
+        let to = up.way().to_string();
         self.publish.send_replace(Link::Up(up.clone()));
         let over = async {
             tokio::select! {
                 why = up.connection.closed() => DialError::from_connection(&why, &to),
                 () = listen_to(notices) => {
-                    info!("the server is stopping: running answers go on, new connections wait");
+                    self.journal.note("the server is stopping: running answers go on, new connections wait");
                     let why = Some(DialError::Refused(Code::ShuttingDown));
                     self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
                     DialError::from_connection(&up.connection.closed().await, &to)
                 }
             }
         };
-        tokio::select! {
-            why = over => Ended::Over(why),
-            session = self.seek(&up) => {
-                warn!("the server was found anew: what ran on the old connection is lost");
-                up.connection.close((Code::Done as u32).into(), b"");
-                Ended::Replaced(session)
-            }
-            () = path::watch(&up, &self.publish) => unreachable!("it watches for ever"),
-            () = renewal::keep(&self.profile, &up.connection) => unreachable!("it renews for ever"),
-        }
-    }
-
-    /// Looks for the server while it is silent, and returns when it has answered elsewhere or anew, and the old connection has not.
-    async fn seek(&self, up: &Arc<Up>) -> Session {
+        let renewing = renewal::keep(&self.directions.profile, &up.connection);
+        let mut path = Path::new(up.clone(), &self.publish, &self.journal, &self.meter, self.directions.clone(), probes);
+        tokio::pin!(over, renewing);
         loop {
-            let heard = silent_for(up, SEEK_AFTER).await;
-            while up.heard() == heard {
-                if let Ok(dialed) = self.dial().await {
-                    path::rebind(up);
-                    tokio::time::sleep(GRACE).await;
-                    if up.heard() != heard {
-                        break;
-                    }
-                    if let Ok(session) = self.enter(dialed).await {
-                        return session;
-                    }
+            let dialed = tokio::select! {
+                why = &mut over => return Ended::Over(why),
+                dialed = path.keep() => dialed,
+                () = &mut renewing => unreachable!("it renews for ever"),
+            };
+            match self.enter(dialed).await {
+                Ok(session) => {
+                    self.journal.note("the server has forgotten the session: what ran on it is lost");
+                    up.connection.close((Code::Done as u32).into(), b"");
+                    return Ended::Replaced(session);
                 }
-                tokio::time::sleep(jittered(SEEK_EVERY)).await;
+                Err(why) => debug!("no new session: {why}"),
             }
         }
     }
 
     /// Keeps what the server says of itself for the next start.
     fn follow(&self, hello: &Hello) {
-        let mut profile = self.profile.get();
+        let mut profile = self.directions.profile.get();
         let by_ssh = profile.ssh.is_some();
         let ours = |address: &&String| invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address));
         let told = hello.addresses.iter().filter(ours);
@@ -218,29 +197,16 @@ impl Keeper {
         }
         profile.enrolled.addresses = addresses;
         profile.enrolled.services.clone_from(&hello.services);
-        self.profile.store(profile);
+        self.directions.profile.store(profile);
     }
 }
 
-/// Waits until nothing has been heard for so long; returns how much had been.
-async fn silent_for(up: &Up, time: Duration) -> u64 {
-    let (mut heard, mut since) = (up.heard(), Instant::now());
-    while since.elapsed() < time {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = up.heard();
-        if now != heard {
-            (heard, since) = (now, Instant::now());
-        }
-    }
-    heard
-}
-
-async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream)> {
+async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {
     let mut send = connection.open_uni().await?;
     frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
     let mut notices = connection.accept_uni().await?;
     let hello = frame::read(&mut notices).await?;
-    Ok((hello, notices))
+    Ok((hello, notices, send))
 }
 
 /// Ends when the server says that it drains; a stream that fails says nothing that the connection doesn't say better.

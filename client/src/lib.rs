@@ -5,16 +5,21 @@
 pub mod answer;
 mod cli;
 pub mod dial;
+pub mod directions;
 pub mod enroll;
+pub mod journal;
 pub mod keeper;
 pub mod link;
 pub mod listener;
 mod path;
 pub mod profile;
 mod renewal;
+mod scout;
 pub mod ssh;
 pub mod status;
 pub mod tunnel;
 pub mod up;
+mod watch;
+pub mod way;
 
 pub use cli::run;

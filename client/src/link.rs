@@ -1,16 +1,16 @@
 //! The state of the way to the server, as all parts see it.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Instant, SystemTime},
 };
 
-use common::wire::Hello;
+use common::{process::unix_now, wire::Hello};
 use quinn::{Connection, Endpoint};
 
 use crate::{
-    dial::{DialError, Way},
-    ssh::SshCarrier,
+    dial::DialError,
+    way::{Carrier, Way},
 };
 
 /// The state of the way to the server.
@@ -42,20 +42,56 @@ pub struct Up {
     pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
-    /// How its datagrams go.
-    pub way: Way,
-    /// What carries them, where that has to be kept alive.
-    pub carrying: Mutex<Option<SshCarrier>>,
     /// What the server said.
     pub hello: Hello,
     /// Since when.
     pub since: SystemTime,
+    carried: Mutex<Carried>,
+}
+
+/// What carries a session now.
+#[derive(Debug)]
+pub struct Carried {
+    /// The way that it goes.
+    pub way: Way,
+    /// What goes it.
+    pub carrier: Carrier,
+    /// Since when, Unix seconds.
+    pub since: i64,
+    /// Why not another, if that is known.
+    pub why_not_other: Option<String>,
 }
 
 impl Up {
-    /// Whether what carries the datagrams has ended.
-    pub fn carrier_is_dead(&self) -> bool {
-        self.carrying.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(SshCarrier::is_dead)
+    /// A session that has begun now, on this carrier.
+    pub fn new(endpoint: Endpoint, connection: Connection, hello: Hello, way: Way, carrier: Carrier) -> Arc<Self> {
+        let carried = Carried { way, carrier, since: unix_now(), why_not_other: None };
+        Arc::new(Self { endpoint, connection, hello, since: SystemTime::now(), carried: Mutex::new(carried) })
+    }
+
+    /// What carries it now.
+    pub fn carried(&self) -> MutexGuard<'_, Carried> {
+        self.carried.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The way that it goes now.
+    pub fn way(&self) -> Way {
+        self.carried().way.clone()
+    }
+
+    /// Puts the session on another carrier and returns the one before: to the server it then comes from a new address, with nothing
+    /// held against it (RFC 9000 section 9.4).
+    ///
+    /// # Errors
+    /// If the carrier has no socket any more. The session stays where it was.
+    pub fn put_on(&self, way: Way, carrier: Carrier) -> std::io::Result<(Way, Carrier)> {
+        self.endpoint.rebind_abstract(carrier.socket())?;
+        let mut carried = self.carried();
+        if carried.way.carrier() != way.carrier() {
+            carried.since = unix_now();
+            carried.why_not_other = None;
+        }
+        Ok((std::mem::replace(&mut carried.way, way), std::mem::replace(&mut carried.carrier, carrier)))
     }
 
     /// How many datagrams have come from the server.

@@ -1,6 +1,9 @@
 //! `adit status`: what the running `adit up` says of itself.
 
-use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime},
+};
 
 use common::{
     control,
@@ -11,10 +14,15 @@ use common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    link::{Link, Up},
+    directions::Directions,
+    journal::Event,
+    link::{Carried, Link, Up},
     profile::Place,
     tunnel::Tunnel,
+    way::Way,
 };
+
+const EVENTS_SHOWN: usize = 6;
 
 /// The only request so far.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,6 +59,8 @@ pub struct Status {
     pub sent: u64,
     /// Bytes from the tunnel to applications.
     pub received: u64,
+    /// What has happened lately, oldest first.
+    pub events: Vec<Event>,
     /// Tasks of the runtime, for those who look for leaks.
     pub tasks: usize,
 }
@@ -82,10 +92,20 @@ pub enum TunnelStatus {
 pub struct UpStatus {
     /// Since when.
     pub since: i64,
-    /// How the packets go.
+    /// How the packets go now.
     pub carrier: String,
+    /// Since when.
+    pub carrier_since: i64,
     /// Where they go.
     pub remote: String,
+    /// Why the other carrier is not in use.
+    pub why_not_other: String,
+    /// For how many seconds of silence the session is kept.
+    pub idle_timeout: u64,
+    /// Whose limit that is: `device` or `server`.
+    pub idle_timeout_by: String,
+    /// What the system granted the UDP socket for receiving and sending, in bytes; none over SSH.
+    pub socket_buffers: Option<(usize, usize)>,
     /// Round-trip time in milliseconds.
     pub rtt_ms: f64,
     /// Packets sent.
@@ -116,8 +136,8 @@ impl Status {
     pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize) -> Self {
         let profile = tunnel.profile();
         let state = match &*tunnel.link().borrow() {
-            Link::Up(up) => TunnelStatus::Up(UpStatus::of(up)),
-            Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up)),
+            Link::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
+            Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
             Link::Down(down) => {
                 TunnelStatus::Down { seconds: down.since.elapsed().as_secs(), why: down.why.as_ref().map(ToString::to_string) }
             }
@@ -136,29 +156,45 @@ impl Status {
             connections,
             sent: tunnel.meter.sent.load(Relaxed),
             received: tunnel.meter.received.load(Relaxed),
+            events: tunnel.journal.events(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }
 
     fn to_text(&self) -> String {
-        let lines = [
-            ("Tunnel", self.tunnel.to_text()),
+        let mut lines = vec![("Tunnel", self.tunnel.to_text())];
+        if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
+            lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
+        }
+        lines.extend([
             ("Listening", self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")),
             ("Streams", format!("{} open, {} received, {} sent", self.connections, bytes(self.received), bytes(self.sent))),
             ("Device", format!("{} {}", self.device, self.device_id)),
             ("Certificate", format!("good until {}", day(self.certificate_until))),
-        ];
-        lines.map(|(name, value)| format!("{name:<12} {value}")).join("\n")
+        ]);
+        let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
+        let events = latest
+            .enumerate()
+            .map(|(i, event)| (if i == 0 { "Events" } else { "" }, format!("{}: {}", ago(event.at), event.what)));
+        let lines = lines.into_iter().chain(events);
+        lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
     }
 }
 
 impl UpStatus {
-    fn of(up: &Up) -> Self {
+    fn of(up: &Up, directions: &Directions) -> Self {
         let stats = up.connection.stats();
+        let carried = up.carried();
+        let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
         Self {
             since: up.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
-            carrier: up.way.carrier().to_owned(),
-            remote: up.way.to_string(),
+            carrier: carried.way.carrier().to_owned(),
+            carrier_since: carried.since,
+            remote: carried.way.to_string(),
+            why_not_other: why_not_other(&carried, directions),
+            idle_timeout: ours.min(theirs),
+            idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
+            socket_buffers: carried.carrier.buffers(),
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
@@ -166,9 +202,29 @@ impl UpStatus {
         }
     }
 
+    fn carrier_text(&self) -> String {
+        let other = if self.carrier == "udp" { "SSH" } else { "UDP" };
+        let kept = self.socket_buffers.map(|(receive, send)| {
+            format!("; socket buffers {} for receiving, {} for sending", bytes(receive as u64), bytes(send as u64))
+        });
+        format!(
+            "{} since {}; not {other}: {}{}",
+            self.carrier.to_uppercase(),
+            ago(self.carrier_since),
+            self.why_not_other,
+            kept.unwrap_or_default()
+        )
+    }
+
+    fn time_out_text(&self) -> String {
+        let time = humantime::format_duration(Duration::from_secs(self.idle_timeout));
+        let whose = if self.idle_timeout_by == "device" { "this device's" } else { "the server's" };
+        format!("the session is kept through {time} of silence ({whose} limit)")
+    }
+
     fn to_text(&self) -> String {
         let lost = self.lost_packets as f64 * 100.0 / self.sent_packets.max(1) as f64;
-        let since = std::time::Duration::from_secs((unix_now() - self.since).max(0) as u64);
+        let since = Duration::from_secs((unix_now() - self.since).max(0) as u64);
         format!(
             "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost",
             humantime::format_duration(since),
@@ -186,11 +242,29 @@ impl TunnelStatus {
             Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
             Self::Down { seconds, why } => {
                 let why = why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
-                format!("down for {}{why}", humantime::format_duration(std::time::Duration::from_secs(*seconds)))
+                format!("down for {}{why}", humantime::format_duration(Duration::from_secs(*seconds)))
             }
             Self::Refused { why } => format!("refused: {why}"),
         }
     }
+}
+
+fn why_not_other(carried: &Carried, directions: &Directions) -> String {
+    let (other, preferred) = match carried.way {
+        Way::Udp(_) => ("ssh", "UDP is preferred"),
+        Way::Ssh(_) => ("udp", "it has not answered yet"),
+    };
+    match (directions.why_never(other), &carried.why_not_other) {
+        (Some(never), _) => never.to_owned(),
+        (None, Some(why)) if other == "udp" => why.clone(),
+        _ => preferred.to_owned(),
+    }
+}
+
+/// How long ago a moment was, to the second.
+fn ago(at: i64) -> String {
+    let seconds = (unix_now() - at).max(0) as u64;
+    format!("{} ago", humantime::format_duration(Duration::from_secs(seconds)))
 }
 
 fn bytes(count: u64) -> String {

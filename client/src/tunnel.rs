@@ -16,20 +16,24 @@ use tracing::debug;
 
 use crate::{
     answer::{ErrorAnswer, Status},
+    directions::Directions,
+    journal::Journal,
     keeper::Keeper,
     link::{Down, Link, Up},
-    profile::{Profile, SharedProfile},
+    profile::Profile,
 };
 
 /// A way into the tunnel. Clones share it.
 #[derive(Clone)]
 pub struct Tunnel {
     link: watch::Receiver<Link>,
-    profile: SharedProfile,
     /// Tells the keeper that somebody waits.
     wanted: Arc<Notify>,
     /// Bytes that have passed.
     pub meter: Arc<Meter>,
+    /// What has happened.
+    pub journal: Arc<Journal>,
+    directions: Directions,
 }
 
 /// A stream that has been opened and asked for its service.
@@ -45,12 +49,18 @@ pub struct Opened {
 }
 
 impl Tunnel {
-    /// Starts the tunnel of a profile. The future keeps it up for as long as it is polled.
-    pub fn new(profile: Profile) -> (Self, impl Future<Output = ()> + Send) {
+    /// Starts the tunnel. The future keeps it up for as long as it is polled.
+    pub fn new(directions: Directions) -> (Self, impl Future<Output = ()> + Send) {
         let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why: None }));
-        let (profile, wanted) = (SharedProfile::new(profile), Arc::new(Notify::new()));
-        let keeper = Keeper::new(publish, profile.clone(), wanted.clone());
-        (Self { link, profile, wanted, meter: Arc::default() }, keeper.run())
+        let (wanted, meter, journal) = (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
+        let keeper = Keeper {
+            publish,
+            directions: directions.clone(),
+            wanted: wanted.clone(),
+            meter: meter.clone(),
+            journal: journal.clone(),
+        };
+        (Self { link, wanted, meter, journal, directions }, keeper.run())
     }
 
     /// The state now, and its changes.
@@ -58,9 +68,14 @@ impl Tunnel {
         self.link.clone()
     }
 
+    /// Where the server is sought.
+    pub fn directions(&self) -> &Directions {
+        &self.directions
+    }
+
     /// What this device knows of its server and itself.
     pub fn profile(&self) -> Profile {
-        self.profile.get()
+        self.directions.profile.get()
     }
 
     /// What the bytes of a service are, by the server's last word on it.

@@ -8,6 +8,7 @@ use common::{
     identity::Name,
     process::Stop,
     report::{Exit, Failure},
+    transport::parse_idle_timeout,
     wire::{Code, DEFAULT_SERVICE},
 };
 use tokio::task::{JoinError, JoinSet};
@@ -15,12 +16,13 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    dial::Way,
+    directions::Directions,
     link::Link,
     listener::{self, Front, Listen},
-    profile::Place,
+    profile::{Place, SharedProfile},
     status::{Request, Status},
     tunnel::Tunnel,
+    way::{CarrierChoice, Way},
 };
 
 /// How long the server may take to hear that this is the end.
@@ -40,6 +42,12 @@ pub struct UpFlags {
     /// Let running answers take this long when told to stop
     #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = humantime::parse_duration)]
     drain: Duration,
+    /// Carry the tunnel by this alone
+    #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
+    carrier: CarrierChoice,
+    /// Keep the session, and what runs in it, through a silence of this length (the server may allow less)
+    #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
+    idle_timeout: Duration,
 }
 
 /// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that this device is not allowed.
@@ -52,7 +60,8 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
 
-    let (tunnel, keep_up) = Tunnel::new(profile);
+    let directions = Directions { profile: SharedProfile::new(profile), choice: flags.carrier, idle_timeout: flags.idle_timeout };
+    let (tunnel, keep_up) = Tunnel::new(directions);
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
     let (mut services, mut accepting) = (JoinSet::new(), JoinSet::new());
     services.spawn(keep_up);
@@ -160,7 +169,7 @@ impl Tunnel {
     fn leads_back(&self, bound: &[SocketAddr]) -> Option<u16> {
         let link = self.link();
         let Link::Up(up) = &*link.borrow() else { return None };
-        let here = matches!(up.way, Way::Udp(remote) if remote.ip().is_loopback());
+        let here = matches!(up.way(), Way::Udp(remote) if remote.ip().is_loopback());
         let mut ports = up.hello.services.iter().filter_map(|service| service.port);
         ports.find(|port| here && bound.iter().any(|address| address.port() == *port))
     }

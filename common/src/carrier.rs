@@ -43,12 +43,18 @@ const MAX_DATAGRAM: usize = u16::MAX as usize;
 pub struct UdpCarrier {
     inner: Arc<dyn AsyncUdpSocket>,
     real: SocketAddr,
+    heard: AtomicBool,
 }
 
 impl UdpCarrier {
     /// Sends to and hears `real` alone.
     pub fn new(socket: std::net::UdpSocket, real: SocketAddr) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { inner: TokioRuntime.wrap_udp_socket(socket)?, real }))
+        Ok(Arc::new(Self { inner: TokioRuntime.wrap_udp_socket(socket)?, real, heard: AtomicBool::new(false) }))
+    }
+
+    /// Whether a datagram has come by it.
+    pub fn has_heard(&self) -> bool {
+        self.heard.load(Relaxed)
     }
 }
 
@@ -84,7 +90,9 @@ impl AsyncUdpSocket for UdpCarrier {
                 Ok(received) => {
                     for meta in &mut meta[..received] {
                         // Whoever else speaks to this port is not heard.
-                        if meta.addr != self.real {
+                        if meta.addr == self.real {
+                            self.heard.store(true, Relaxed);
+                        } else {
                             meta.len = 0;
                         }
                         meta.addr = REMOTE;
@@ -122,6 +130,7 @@ pub struct StreamCarrier {
     /// Something is to be written.
     written: Notify,
     dead: AtomicBool,
+    heard: AtomicBool,
 }
 
 #[derive(Default)]
@@ -151,7 +160,12 @@ impl StreamCarrier {
         R: AsyncRead + Unpin + Send,
         W: AsyncWrite + Unpin + Send,
     {
-        let carrier = Arc::new(Self { queues: Mutex::default(), written: Notify::new(), dead: AtomicBool::new(false) });
+        let carrier = Arc::new(Self {
+            queues: Mutex::default(),
+            written: Notify::new(),
+            dead: AtomicBool::new(false),
+            heard: AtomicBool::new(false),
+        });
         let moved = carrier.clone();
         let moving = async move {
             let guard = Death(moved.clone());
@@ -166,6 +180,11 @@ impl StreamCarrier {
         (carrier, moving)
     }
 
+    /// Whether a datagram has come by it.
+    pub fn has_heard(&self) -> bool {
+        self.heard.load(Relaxed)
+    }
+
     async fn read_from(&self, mut from: impl AsyncRead + Unpin) -> io::Error {
         let mut bytes = BytesMut::with_capacity(1 << 17);
         loop {
@@ -176,6 +195,7 @@ impl StreamCarrier {
             }
             let mut queues = self.lock();
             while let Some(datagram) = next_datagram(&mut bytes) {
+                self.heard.store(true, Relaxed);
                 // As in a socket's buffer: what does not fit is lost, and QUIC sees to it.
                 if queues.arrived.len() < IN_LIMIT {
                     queues.arrived.push_back(datagram);

@@ -3,14 +3,21 @@
 //!
 //! It only looks, and it errs on one side: what it can't tell to be over is under way.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{
+    Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicUsize, Ordering::Relaxed},
+};
 
 /// The end of a chunked body without trailers (RFC 9112 section 7.1).
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// What has passed on one connection, in brief.
-#[derive(Debug, Default)]
-pub struct Exchange(Mutex<State>);
+#[derive(Debug)]
+pub struct Exchange<'a> {
+    state: Mutex<State>,
+    /// Counts the exchanges of a program that are under way.
+    underway: &'a AtomicUsize,
+}
 
 #[derive(Debug, Default)]
 enum State {
@@ -32,12 +39,17 @@ enum Length {
     Unknown,
 }
 
-impl Exchange {
+impl<'a> Exchange<'a> {
+    /// An exchange that is counted in `underway` for as long as it is under way.
+    pub fn new(underway: &'a AtomicUsize) -> Self {
+        Self { state: Mutex::default(), underway }
+    }
+
     /// The application sends these bytes.
     pub fn asked(&self, bytes: &[u8]) {
         let mut state = self.lock();
         if !matches!(*state, State::Asked { .. }) {
-            *state = State::Asked { head: bytes.starts_with(b"HEAD ") };
+            self.change(&mut state, State::Asked { head: bytes.starts_with(b"HEAD ") });
         }
     }
 
@@ -53,15 +65,15 @@ impl Exchange {
             },
             State::Answering(Length::Unknown) => Length::Unknown,
         };
-        *state = State::Answering(length);
+        self.change(&mut state, State::Answering(length));
     }
 
     /// All bytes so far have been delivered; these were the last.
     pub fn delivered(&self, last: &[u8]) {
         let mut state = self.lock();
         match *state {
-            State::Answering(Length::Left(0)) => *state = State::Idle,
-            State::Answering(Length::Unknown) if last.ends_with(LAST_CHUNK) => *state = State::Idle,
+            State::Answering(Length::Left(0)) => self.change(&mut state, State::Idle),
+            State::Answering(Length::Unknown) if last.ends_with(LAST_CHUNK) => self.change(&mut state, State::Idle),
             _ => {}
         }
     }
@@ -71,8 +83,23 @@ impl Exchange {
         matches!(*self.lock(), State::Idle)
     }
 
+    fn change(&self, state: &mut State, to: State) {
+        match (matches!(state, State::Idle), matches!(to, State::Idle)) {
+            (true, false) => drop(self.underway.fetch_add(1, Relaxed)),
+            (false, true) => drop(self.underway.fetch_sub(1, Relaxed)),
+            _ => {}
+        }
+        *state = to;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Exchange<'_> {
+    fn drop(&mut self) {
+        self.change(&mut self.lock(), State::Idle);
     }
 }
 
@@ -103,20 +130,26 @@ mod tests {
     use super::*;
 
     fn after(request: &[u8], answer: &[&[u8]]) -> bool {
-        let exchange = Exchange::default();
+        let underway = AtomicUsize::new(0);
+        let exchange = Exchange::new(&underway);
         exchange.asked(request);
+        assert_eq!(underway.load(Relaxed), 1);
         assert!(!exchange.is_idle(), "a model may load for long");
         for part in answer {
             exchange.answering(part);
             assert!(!exchange.is_idle(), "it has not been delivered");
             exchange.delivered(part);
         }
-        exchange.is_idle()
+        let idle = exchange.is_idle();
+        assert_eq!(underway.load(Relaxed), usize::from(!idle));
+        drop(exchange);
+        assert_eq!(underway.load(Relaxed), 0, "a connection that has ended is not under way");
+        idle
     }
 
     #[test]
     fn a_connection_is_idle_before_the_first_request_and_after_a_whole_answer() {
-        assert!(Exchange::default().is_idle());
+        assert!(Exchange::new(&AtomicUsize::new(0)).is_idle());
         assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"]));
         assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\ncontent-length:3\r\n\r\n", b"ab", b"c"]));
         assert!(after(b"HEAD / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"]));

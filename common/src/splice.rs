@@ -7,7 +7,7 @@ use std::{
     io::{self, IoSlice},
     sync::{
         Mutex,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -55,6 +55,8 @@ pub struct Meter {
     pub sent: AtomicU64,
     /// From the tunnel to TCP.
     pub received: AtomicU64,
+    /// Connections on which an answer is under way.
+    pub underway: AtomicUsize,
 }
 
 /// How a splice ended.
@@ -139,7 +141,7 @@ pub async fn splice(
     give_up: impl Future<Output = ()>,
 ) -> Outcome {
     let mut head = Head::new(facing);
-    let passed = Passed { facing, meter, exchange: Exchange::default(), answered: AtomicBool::new(false) };
+    let passed = Passed { facing, meter, exchange: Exchange::new(&meter.underway), answered: AtomicBool::new(false) };
     let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all } = joined;
     match end {
@@ -178,7 +180,7 @@ pub async fn splice(
 struct Passed<'a> {
     facing: Facing,
     meter: &'a Meter,
-    exchange: Exchange,
+    exchange: Exchange<'a>,
     answered: AtomicBool,
 }
 
@@ -297,7 +299,7 @@ fn answer_over(facing: Facing, up: bool, down: bool) -> bool {
 }
 
 /// Ends when the program is to stop and nobody waits for anything on this connection.
-async fn drained(draining: &CancellationToken, exchange: &Exchange) {
+async fn drained(draining: &CancellationToken, exchange: &Exchange<'_>) {
     draining.cancelled().await;
     let mut looks = tokio::time::interval(IDLE_LOOK);
     while !exchange.is_idle() {

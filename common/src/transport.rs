@@ -11,7 +11,7 @@ use crate::stall::StallProofCubic;
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How long a silent peer keeps its session: a sleep or an outage shorter than this loses nothing.
+/// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter than this loses nothing.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Each end proves itself alive this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -30,14 +30,15 @@ const CONNECTION_WINDOW: u32 = 32 << 20;
 const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first; see [`grant`].
-pub fn settings(streams: u32) -> Arc<TransportConfig> {
+/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first; see [`grant`]. The session is
+/// kept through a silence of `idle`, or of the peer's if that is shorter (RFC 9000 section 10.1).
+pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle.as_millis().try_into().unwrap_or(u32::MAX)))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(streams.into())
-        // The server's hello.
+        // The first words of each end, and what follows them.
         .max_concurrent_uni_streams(1u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
@@ -51,6 +52,22 @@ pub fn settings(streams: u32) -> Arc<TransportConfig> {
 /// of the grant has been given back, so up to an eighth of it may be out of reach.
 pub fn grant(streams: u32) -> u32 {
     streams + streams.div_ceil(7)
+}
+
+/// What `--idle-timeout` takes: from twice the time that two keep-alives need to a week.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    let allowed = KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
+    if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
+}
+
+/// What the system has granted a socket for receiving and for sending, in bytes; Linux reports twice what can be used for data.
+pub fn buffer_sizes(socket: &std::net::UdpSocket) -> io::Result<(usize, usize)> {
+    let socket = socket2::SockRef::from(socket);
+    Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))
 }
 
 /// Any address of this machine, of the family of `remote`.

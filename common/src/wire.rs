@@ -176,7 +176,8 @@ pub struct Service {
 }
 
 /// The client's first words on the connection that it has chosen, sent with the end of the handshake. Without them there is no session:
-/// of several attempts side by side only one becomes one.
+/// of several attempts side by side only one becomes one. The stream stays open: single bytes without a meaning follow, so that the
+/// client sees whether its packets are still acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Version of `adit`.
@@ -195,10 +196,17 @@ pub struct Hello {
     /// Its certificate is past its end by the server's clock: it can be renewed, and nothing else.
     #[serde(default)]
     pub certificate_expired: bool,
+    /// For how long the server keeps a session through silence, in seconds. The shorter time of both ends holds (RFC 9000 section 10.1).
+    #[serde(default = "default_idle_timeout")]
+    pub idle_timeout: u64,
     /// What it may use.
     pub services: Vec<Service>,
     /// Where else the server can be reached, as `host:port`, best first; may have changed since enrolling.
     pub addresses: Vec<String>,
+}
+
+fn default_idle_timeout() -> u64 {
+    crate::transport::IDLE_TIMEOUT.as_secs()
 }
 
 /// What a device sends to be enrolled.

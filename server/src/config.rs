@@ -10,6 +10,7 @@ use clap::Args;
 use common::{
     invitation::{self, MAX_ADDRESSES},
     report::{Exit, Failure},
+    transport::{IDLE_TIMEOUT, parse_idle_timeout},
     wire::ADITD_PORT,
 };
 use ipnet::IpNet;
@@ -46,6 +47,9 @@ pub struct ServeFlags {
     /// Let a device's certificate be good for this long; it renews itself after two thirds [default: 30d]
     #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = humantime::parse_duration)]
     pub device_life: Option<Duration>,
+    /// Keep a silent device's session, and what runs in it, for this long [default: 30m]
+    #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
+    pub idle_timeout: Option<Duration>,
     /// What devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
@@ -68,6 +72,7 @@ struct File {
     allow_from: Option<Vec<IpNet>>,
     upstream: Option<Upstream>,
     device_life: Option<String>,
+    idle_timeout: Option<String>,
     advertise: Option<Vec<String>>,
 }
 
@@ -84,6 +89,8 @@ pub struct Config {
     pub upstream: Upstream,
     /// How long a device's certificate is good.
     pub device_life: Duration,
+    /// How long a silent device keeps its session.
+    pub idle_timeout: Duration,
     /// What devices are told, if the owner said so.
     pub advertise: Vec<String>,
 }
@@ -124,6 +131,13 @@ impl Config {
             audience: Audience::new(networks),
             upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
             device_life: device_life(serve.device_life, file.device_life.as_deref())?,
+            idle_timeout: match (serve.idle_timeout, file.idle_timeout) {
+                (Some(time), _) => time,
+                (None, Some(text)) => {
+                    parse_idle_timeout(&text).map_err(|why| usage(format!("`{text}` is no idle time-out: {why}")))?
+                }
+                (None, None) => IDLE_TIMEOUT,
+            },
             advertise,
         })
     }
@@ -212,7 +226,7 @@ fn read_file(named: Option<&Path>) -> Result<File, Failure> {
     toml::from_str(&text).map_err(|e| {
         usage(format!("the configuration `{}` is wrong", path.display()))
             .because(e.to_string().trim_end().to_owned())
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise")
+            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise")
     })
 }
 
@@ -269,6 +283,7 @@ mod tests {
             ("listen = ['nonsense']", "IP:PORT"),
             ("device_life = 'a while'", "30d or 12h"),
             ("device_life = '0s'", "30d or 12h"),
+            ("idle_timeout = '5s'", "between 20s and 7days"),
             ("advertise = ['no port']", "HOST:PORT"),
         ] {
             let error = settle(ServeFlags::default(), file).expect_err(file).to_string();

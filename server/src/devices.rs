@@ -114,6 +114,11 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
     let mut text = format!("Server       aditd {} (pid {})\n", status.version, status.pid);
     text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
     text += &format!("Advertised   {}\n", status.addresses.join(", "));
+    if let Some((receive, send)) = status.socket_buffers {
+        text += &format!("Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n");
+    }
+    let kept = humantime::format_duration(std::time::Duration::from_secs(status.idle_timeout));
+    text += &format!("Time-out     a silent device keeps its session for {kept}, or for less if it says so\n");
     text += &format!(
         "Devices      {} connected, {} streams open",
         status.sessions.len(),
@@ -199,6 +204,9 @@ fn show(device: &Shown) -> Result<(), Failure> {
     text += &format!("Certificate  {}", certificate(device));
     if let Some(session) = &device.session {
         text += &format!("\nSession      from {} since {}, {:.1} ms", session.remote, ago(session.since), session.rtt_ms);
+        if let Some(away) = session.away_since {
+            text += &format!("\nAway         since {}: what it runs is kept", ago(away));
+        }
         text +=
             &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
     }
@@ -207,6 +215,7 @@ fn show(device: &Shown) -> Result<(), Failure> {
 
 fn seen(device: &Shown) -> String {
     match (&device.session, device.seen) {
+        (Some(SessionStatus { away_since: Some(since), .. }), _) => format!("away since {}", ago(*since)),
         (Some(_), _) => "now".to_owned(),
         (None, Some(at)) => format!("{} ago", ago(at)),
         (None, None) => "never".to_owned(),

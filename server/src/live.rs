@@ -6,11 +6,14 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use common::{
     identity::{Certificate, DeviceId},
+    process::unix_now,
     splice::Meter,
+    transport::KEEP_ALIVE,
     wire::Code,
 };
 use serde::{Deserialize, Serialize};
@@ -28,7 +31,14 @@ struct Session {
     certificate: Certificate,
     since: i64,
     traffic: Arc<Traffic>,
+    /// How many datagrams had come when it was looked at last, and when there were new ones.
+    heard: (u64, i64),
 }
+
+/// How often sessions are looked at for silence.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Two keep-alives and a bit without a packet: the device is away.
+const AWAY_AFTER: i64 = KEEP_ALIVE.as_secs() as i64 * 5 / 2;
 
 /// What passes in one session.
 #[derive(Debug, Default)]
@@ -46,6 +56,8 @@ pub struct SessionStatus {
     pub device_id: DeviceId,
     /// When it began, Unix time.
     pub since: i64,
+    /// If nothing has been heard of it for a while: since when, Unix time.
+    pub away_since: Option<i64>,
     /// The device's address.
     pub remote: String,
     /// Round-trip time in milliseconds.
@@ -71,8 +83,13 @@ impl Live {
     /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its certificate was copied.
     pub fn enter(self: &Arc<Self>, id: DeviceId, certificate: &Certificate, connection: &quinn::Connection, now: i64) -> Place {
         let traffic = Arc::new(Traffic::default());
-        let session =
-            Session { connection: connection.clone(), certificate: certificate.clone(), since: now, traffic: traffic.clone() };
+        let session = Session {
+            connection: connection.clone(),
+            certificate: certificate.clone(),
+            since: now,
+            traffic: traffic.clone(),
+            heard: (0, now),
+        };
         if let Some(earlier) = self.lock().insert(id, session) {
             close(&earlier.connection, Code::Superseded);
         }
@@ -86,11 +103,29 @@ impl Live {
         denied.map(|(session, code)| close(&session.connection, code)).count()
     }
 
+    /// Watches for ever which devices are heard.
+    pub async fn watch(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = unix_now();
+            for session in self.lock().values_mut() {
+                let datagrams = session.connection.stats().udp_rx.datagrams;
+                if datagrams != session.heard.0 {
+                    session.heard = (datagrams, now);
+                }
+            }
+        }
+    }
+
     /// All sessions, as they are shown.
     pub fn status(&self) -> Vec<SessionStatus> {
+        let now = unix_now();
         let shown = |(id, session): (&DeviceId, &Session)| SessionStatus {
             device_id: *id,
             since: session.since,
+            away_since: (now - session.heard.1 > AWAY_AFTER).then_some(session.heard.1),
             remote: session.connection.remote_address().to_string(),
             rtt_ms: session.connection.rtt().as_secs_f64() * 1e3,
             streams: session.traffic.streams.load(Relaxed),

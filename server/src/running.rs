@@ -36,10 +36,14 @@ pub struct Server {
     pub addresses: Vec<String>,
     /// How long a device's certificate is good.
     pub device_life: Duration,
+    /// How long a silent device keeps its session.
+    pub idle_timeout: Duration,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
     /// UDP addresses that it listens on.
     pub listening: Vec<SocketAddr>,
+    /// What the system granted the first of their sockets for receiving and sending, in bytes.
+    pub socket_buffers: Option<(usize, usize)>,
     /// The register's, when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
@@ -81,6 +85,10 @@ pub struct ServerStatus {
     pub listening: Vec<String>,
     /// What devices are told.
     pub addresses: Vec<String>,
+    /// For how many seconds of silence a session is kept; a device may ask for less.
+    pub idle_timeout: u64,
+    /// What the system granted the first UDP socket for receiving and sending, in bytes.
+    pub socket_buffers: Option<(usize, usize)>,
     /// Sessions.
     pub sessions: Vec<SessionStatus>,
     /// Tasks of the runtime, for those who look for leaks.
@@ -95,6 +103,7 @@ impl Server {
         version: i64,
         config: &Config,
         listening: Vec<SocketAddr>,
+        socket_buffers: Option<(usize, usize)>,
         addresses: Vec<String>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -103,8 +112,10 @@ impl Server {
             live: Arc::default(),
             addresses,
             device_life: config.device_life,
+            idle_timeout: config.idle_timeout,
             draining: CancellationToken::new(),
             listening,
+            socket_buffers,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
         })
@@ -155,6 +166,8 @@ impl Server {
             pid: std::process::id(),
             listening: self.listening.iter().map(ToString::to_string).collect(),
             addresses: self.addresses.clone(),
+            idle_timeout: self.idle_timeout.as_secs(),
+            socket_buffers: self.socket_buffers,
             sessions: self.live.status(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }

@@ -50,13 +50,14 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
     let policy = Arc::new(Policy::new(snapshot, config.upstream));
-    let (tunnel, enrollment) = tls_configs(&state, policy.clone())?;
+    let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
     let deaf = Arc::new(AtomicBool::new(false));
+    let mut buffers = None;
     let endpoints = config
         .listen
         .iter()
-        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone()))
+        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone(), &mut buffers))
         .filter_map(|bound| skip_missing_ipv6(bound, &config))
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -68,7 +69,10 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
-    let server = Server::new(state, policy, version, &config, listening, addresses);
+    if let Some((receive, send)) = buffers {
+        debug!("the system grants {receive} bytes for receiving and {send} for sending on a UDP socket");
+    }
+    let server = Server::new(state, policy, version, &config, listening, buffers, addresses);
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
@@ -77,6 +81,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
     services.spawn(server.clone().follow_register());
+    services.spawn(server.live.clone().watch());
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -130,7 +135,7 @@ fn claimed(error: ClaimError, state: &State) -> Failure {
     }
 }
 
-fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
+fn tls_configs(state: &State, policy: Arc<Policy>, idle: Duration) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
     let identity = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
     let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").because(e);
     let verifier = Arc::new(DeviceVerifier::new(state.ca.certificate().clone(), policy).map_err(wrong)?);
@@ -138,7 +143,7 @@ fn tls_configs(state: &State, policy: Arc<Policy>) -> Result<(Arc<ServerConfig>,
         let crypto = tls::server(admit, identity.chain.clone(), identity.key.clone_key()).map_err(wrong)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(transport::settings(streams))
+            .transport_config(transport::settings(streams, idle))
             .max_incoming(INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
@@ -155,6 +160,7 @@ fn listen(
     state: &State,
     tunnel: Arc<ServerConfig>,
     deaf: Arc<AtomicBool>,
+    buffers: &mut Option<(usize, usize)>,
 ) -> Result<Endpoint, Failure> {
     let failed = |e: std::io::Error| {
         let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
@@ -171,7 +177,9 @@ fn listen(
             _ => failure.because(e),
         }
     };
-    let socket = TokioRuntime.wrap_udp_socket(transport::socket(address).map_err(failed)?).map_err(failed)?;
+    let socket = transport::socket(address).map_err(failed)?;
+    *buffers = buffers.or_else(|| transport::buffer_sizes(&socket).ok());
+    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
     let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), deaf));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;

@@ -23,6 +23,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
 use crate::{
@@ -41,11 +42,18 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
     let Some(id) = peer.device else {
         return close(&connection, Code::Revoked);
     };
-    let greeting = async { frame::read::<Greeting>(&mut connection.accept_uni().await?).await };
-    match tokio::time::timeout(HANDSHAKE_WITHIN, greeting).await {
-        Ok(Ok(greeting)) => debug!(version = greeting.version, "greeted"),
+    let greeting = async {
+        let mut stream = connection.accept_uni().await?;
+        let greeting = frame::read::<Greeting>(&mut stream).await?;
+        std::io::Result::Ok((greeting, stream))
+    };
+    let probes = match tokio::time::timeout(HANDSHAKE_WITHIN, greeting).await {
+        Ok(Ok((greeting, probes))) => {
+            debug!(version = greeting.version, "greeted");
+            probes
+        }
         _ => return close(&connection, Code::Protocol),
-    }
+    };
     // First entered, then asked: a revocation between the handshake and now finds the session, or is found here.
     let place = server.live.enter(id, &peer, &connection, unix_now());
     let device = match server.policy.admit(&peer) {
@@ -65,7 +73,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         renewed: AtomicI64::new(0),
         slots: Semaphore::new(MOST_STREAMS as usize),
     });
-    session.run().instrument(span).await;
+    session.run(probes).instrument(span).await;
 }
 
 fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
@@ -96,12 +104,15 @@ const RENEW_PAUSE: Duration = Duration::from_secs(60);
 const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, probes: RecvStream) {
         info!(from = %self.connection.remote_address(), "connected");
         self.note_seen().await;
         let mut streams = JoinSet::new();
         match self.greet().await {
-            Ok(notices) => self.serve(&mut streams, notices).await,
+            Ok(notices) => {
+                let _probes = AbortOnDropHandle::new(tokio::spawn(take_probes(probes)));
+                self.serve(&mut streams, notices).await;
+            }
             Err(e) => {
                 debug!("cannot greet: {e}");
                 close(&self.connection, Code::Protocol);
@@ -123,6 +134,7 @@ impl Session {
             device: self.device.name.clone(),
             device_id: self.device.id,
             certificate_expired: self.is_expired(),
+            idle_timeout: self.server.idle_timeout.as_secs(),
             services: self.server.policy.services(),
             addresses: self.server.addresses.clone(),
         };
@@ -241,6 +253,11 @@ impl Session {
         // The log says why; a device is not refused for it.
         let _ = self.server.in_register(move |register| register.seen(id, now)).await;
     }
+}
+
+/// Takes what means nothing but "are you there?": QUIC's acknowledgement is the answer.
+async fn take_probes(mut probes: RecvStream) {
+    while let Ok(Some(_)) = probes.read_chunk(64, true).await {}
 }
 
 /// Counts a stream for as long as it lives.

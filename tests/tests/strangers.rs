@@ -212,7 +212,7 @@ async fn attempt(
     alpn: &[&[u8]],
     door: &DoorKey,
 ) -> Outcome {
-    let config = dial::config(crypto(profile, identity, alpn), door);
+    let config = dial::config(crypto(profile, identity, alpn), door, transport::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
     let connection = match tokio::time::timeout(SOON, connecting).await.expect("an answer of some kind") {
@@ -265,7 +265,7 @@ async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> 
     let sink = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let id = quinn_proto::ConnectionId::new(dst_cid);
-    config.transport_config(transport::settings(0)).initial_dst_cid_provider(Arc::new(move || id));
+    config.transport_config(transport::settings(0, transport::IDLE_TIMEOUT)).initial_dst_cid_provider(Arc::new(move || id));
     let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
     let to = sink.local_addr().expect("an address");
     let _connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
@@ -613,7 +613,8 @@ fn csr_of(key: &KeyPair) -> Vec<u8> {
 }
 
 async fn at_enrollment(invitation: &Invitation) -> Connection {
-    let config = dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key());
+    let config =
+        dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key(), transport::IDLE_TIMEOUT);
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }
 
@@ -739,7 +740,7 @@ async fn a_device_whose_greeting_is_nonsense_is_told_that_they_do_not_understand
     let gate = Gate::start().await;
     for greeting in [&[0xff; 16][..], b"\0\0\0\x02{}", b"\0\0\0\x04nope", b""] {
         let identity = gate.profile.certified_key().expect("an identity");
-        let config = dial::config(crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]), &gate.door());
+        let config = dial::config(crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]), &gate.door(), transport::IDLE_TIMEOUT);
         let dialed = dial::dial(&config, &[gate.address.to_string()], None).await.expect("a connection");
         let mut send = dialed.connection.open_uni().await.expect("a stream");
         send.write_all(greeting).await.expect("sent");

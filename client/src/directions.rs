@@ -1,0 +1,91 @@
+//! Where the server may be found, and by which carriers: what the profile knows, as far as the owner allows it.
+
+use std::time::Duration;
+
+use common::tls;
+use quinn::ClientConfig;
+
+use crate::{
+    dial::{self, DialError, Dialed},
+    profile::SharedProfile,
+    ssh::SshWay,
+    way::CarrierChoice,
+};
+
+/// All that is needed to seek the server. Clones share the profile.
+#[derive(Clone)]
+pub struct Directions {
+    /// What is known of the server, and changes as it says more.
+    pub profile: SharedProfile,
+    /// Which carriers may be used.
+    pub choice: CarrierChoice,
+    /// For how long a session is kept through silence.
+    pub idle_timeout: Duration,
+}
+
+impl Directions {
+    /// Connects by whatever answers first, UDP with a head start. Cancellation safe.
+    ///
+    /// # Errors
+    /// The most telling failure.
+    pub async fn dial(&self) -> Result<Dialed, DialError> {
+        let (addresses, ssh) = (self.addresses(), self.ssh());
+        if addresses.is_empty() && ssh.is_none() {
+            return Err(DialError::NoWay(self.why_no_way()));
+        }
+        dial::dial(&self.config()?, &addresses, ssh.as_ref()).await
+    }
+
+    /// Connects by UDP. Cancellation safe.
+    ///
+    /// # Errors
+    /// The most telling failure.
+    pub async fn dial_udp(&self) -> Result<Dialed, DialError> {
+        dial::dial(&self.config()?, &self.addresses(), None).await
+    }
+
+    /// Connects by SSH. Cancellation safe.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn dial_ssh(&self) -> Result<Dialed, DialError> {
+        dial::dial(&self.config()?, &[], self.ssh().as_ref()).await
+    }
+
+    /// Where it may be reached by UDP, best first.
+    pub fn addresses(&self) -> Vec<String> {
+        if self.choice == CarrierChoice::Ssh { Vec::new() } else { self.profile.get().enrolled.addresses }
+    }
+
+    /// How it may be reached by SSH.
+    pub fn ssh(&self) -> Option<SshWay> {
+        if self.choice == CarrierChoice::Udp { None } else { self.profile.get().ssh }
+    }
+
+    /// Why the other carrier is not even tried, if it isn't.
+    pub fn why_never(&self, other: &str) -> Option<&'static str> {
+        match (other, self.choice) {
+            ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` says so"),
+            ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` says so"),
+            ("udp", _) if self.addresses().is_empty() => Some("the server has told no address but its own loopback"),
+            ("ssh", _) if self.ssh().is_none() => Some("this device was enrolled by a code, which names no SSH way"),
+            _ => None,
+        }
+    }
+
+    fn why_no_way(&self) -> &'static str {
+        match self.choice {
+            CarrierChoice::Udp => "the server has told no address but its own loopback, and `--carrier udp` forbids SSH",
+            CarrierChoice::Ssh => "this device was enrolled by a code, which names no SSH way, and `--carrier ssh` forbids UDP",
+            CarrierChoice::Auto => "the server has told no address but its own loopback",
+        }
+    }
+
+    fn config(&self) -> Result<ClientConfig, DialError> {
+        let profile = self.profile.get();
+        let other = |e: rustls::Error| DialError::Other(e.to_string());
+        let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
+        let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
+        Ok(dial::config(crypto, &profile.enrolled.door_key, self.idle_timeout))
+    }
+}

@@ -1,0 +1,145 @@
+//! Seeks other ways for a session, beside the one that it goes: while that one is silent with urgency, and a better one for ever.
+
+use std::time::{Duration, Instant};
+
+use common::door::random_fraction;
+use tokio::task::JoinSet;
+
+use crate::{
+    dial::{DialError, Dialed},
+    directions::Directions,
+    way::{Carrier, Way},
+};
+
+/// UDP has this head start over SSH (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(300);
+const UDP_EVERY: Duration = Duration::from_secs(3);
+/// A login whose first packets were lost may be late by far: another is begun beside it.
+const SSH_EVERY: Duration = Duration::from_secs(5);
+const AT_ONCE: usize = 3;
+/// A login that takes longer is given up.
+const LOGIN_WITHIN: Duration = Duration::from_secs(20);
+/// The better way is looked for at once, and then more and more rarely.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is to be sought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing: the best way is in use.
+    Nothing,
+    /// The better way, UDP.
+    Better,
+    /// Any way.
+    Any,
+}
+
+/// What an attempt has led to.
+pub(crate) enum Found {
+    /// A whole connection by UDP: the path is good, both ways.
+    Udp(Result<Dialed, DialError>),
+    /// A carrier over SSH that is logged in.
+    Ssh(Result<(Way, Carrier), String>),
+    /// A whole connection by SSH.
+    Anew(Result<Dialed, DialError>),
+}
+
+/// All attempts. Dropping it ends them.
+pub(crate) struct Scout {
+    directions: Directions,
+    need: Need,
+    attempts: JoinSet<Found>,
+    udp: Line,
+    ssh: Line,
+    pause: Duration,
+    anew: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Line {
+    running: usize,
+    next: Instant,
+}
+
+impl Scout {
+    pub(crate) fn new(directions: Directions) -> Self {
+        let line = Line { running: 0, next: Instant::now() };
+        let (need, attempts) = (Need::Nothing, JoinSet::new());
+        Self { directions, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
+    }
+
+    /// Begins the attempts that are due, and ends those that nobody needs any more.
+    pub(crate) fn urge(&mut self, now: Instant, need: Need) {
+        if need != self.need {
+            self.need = need;
+            self.attempts = JoinSet::new();
+            (self.udp, self.ssh) = (Line { running: 0, next: now }, Line { running: 0, next: now + STAGGER });
+            self.anew = false;
+        }
+        let udp = match need {
+            Need::Nothing => return,
+            Need::Better => self.udp.running == 0,
+            Need::Any => self.udp.running < AT_ONCE,
+        };
+        if udp && now >= self.udp.next && !self.directions.addresses().is_empty() {
+            let directions = self.directions.clone();
+            self.attempts.spawn(async move { Found::Udp(directions.dial_udp().await) });
+            self.udp.running += 1;
+            let pause = if need == Need::Better { self.pause } else { UDP_EVERY };
+            self.udp.next = now + pause.mul_f64(0.75 + random_fraction() / 2.0);
+            if need == Need::Better {
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+        if need == Need::Any
+            && self.ssh.running < AT_ONCE
+            && now >= self.ssh.next
+            && let Some(way) = self.directions.ssh()
+        {
+            self.attempts.spawn(async move { Found::Ssh(log_in(Way::Ssh(way)).await) });
+            self.ssh.running += 1;
+            self.ssh.next = now + SSH_EVERY;
+        }
+    }
+
+    /// Something has changed: what failed a minute ago may work now.
+    pub(crate) fn hurry(&mut self) {
+        (self.pause, self.udp.next) = (FIRST_PAUSE, Instant::now());
+    }
+
+    /// Makes a whole connection by SSH: for a server that has forgotten the session.
+    pub(crate) fn begin_anew(&mut self) {
+        if !self.anew && self.directions.ssh().is_some() {
+            self.anew = true;
+            let directions = self.directions.clone();
+            self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
+        }
+    }
+
+    /// Waits for the end of an attempt; for ever if there is none. Cancellation safe.
+    pub(crate) async fn found(&mut self) -> Found {
+        loop {
+            match self.attempts.join_next().await {
+                Some(Ok(found)) => {
+                    match &found {
+                        Found::Udp(_) => self.udp.running -= 1,
+                        Found::Ssh(_) => self.ssh.running -= 1,
+                        Found::Anew(_) => self.anew = false,
+                    }
+                    return found;
+                }
+                Some(Err(e)) => tracing::error!("an attempt failed by itself: {e}"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+async fn log_in(way: Way) -> Result<(Way, Carrier), String> {
+    let carrier = way.open().map_err(|e| e.to_string())?;
+    match tokio::time::timeout(LOGIN_WITHIN, carrier.ready()).await {
+        Ok(Ok(())) => Ok((way, carrier)),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(_) => Err(format!("{way} does not get through")),
+    }
+}

@@ -1,0 +1,260 @@
+//! Decides when a path is believed dead, and when something is to be done about it. It names no clock and no socket: time and what was
+//! seen come in, orders go out.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use common::transport::KEEP_ALIVE;
+
+/// Without a request: two keep-alives and a bit without an answer.
+const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);
+/// While a request runs, a silence of this length is asked about.
+const ASK_AFTER: Duration = Duration::from_millis(500);
+/// What is asked is answered within this time, or within three round trips if those take longer.
+const ANSWER_WITHIN: Duration = Duration::from_millis(600);
+/// While a request waits on a dead path, every packet may be the first that gets through.
+const PROBE_EVERY: Duration = Duration::from_millis(100);
+const PROBE_IDLE_EVERY: Duration = Duration::from_secs(5);
+/// After a change, the first attempt may come too early for the new network.
+const REBIND_AT: [Duration; 4] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
+/// And then, for as long as it is silent.
+const REBIND_EVERY: Duration = Duration::from_secs(5);
+/// So long a change makes the path doubtful, even if no request runs.
+const DOUBT: Duration = Duration::from_secs(6);
+
+/// What is seen at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    /// How many datagrams have come so far.
+    pub(crate) heard: u64,
+    /// Whether an answer is under way.
+    pub(crate) running: bool,
+    /// The round-trip time.
+    pub(crate) rtt: Duration,
+    /// The address that would be sent from.
+    pub(crate) source: Option<IpAddr>,
+    /// The computer has slept since the last look.
+    pub(crate) slept: bool,
+}
+
+/// What is to be done now.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Orders {
+    /// Make the server acknowledge something.
+    pub(crate) probe: bool,
+    /// Take a new socket.
+    pub(crate) rebind: bool,
+    /// Something is different from now on.
+    pub(crate) turn: Option<Turn>,
+}
+
+/// A turn of events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// The computer was asleep.
+    Slept,
+    /// It sends from another address.
+    NewNetwork,
+    /// The path is believed dead; nothing has been heard for so long.
+    Silent(Duration),
+    /// The server is heard again, after so long.
+    Back(Duration),
+}
+
+/// The watch over one path.
+#[derive(Debug)]
+pub(crate) struct Watch {
+    heard: u64,
+    heard_at: Instant,
+    source: Option<IpAddr>,
+    /// When the server was asked first since it was heard, and when last.
+    asked: Option<(Instant, Instant)>,
+    silent: bool,
+    /// When new sockets became necessary, and how many have been taken since.
+    trouble: Option<(Instant, usize)>,
+    doubt_until: Instant,
+}
+
+impl Watch {
+    /// Begins a watch.
+    pub(crate) fn new(now: Instant, source: Option<IpAddr>) -> Self {
+        Self { heard: 0, heard_at: now, source, asked: None, silent: false, trouble: None, doubt_until: now }
+    }
+
+    /// Looks once.
+    pub(crate) fn look(&mut self, now: Instant, seen: Seen) -> Orders {
+        let mut turn = None;
+        if seen.heard != self.heard {
+            if self.silent {
+                turn = Some(Turn::Back(now - self.heard_at));
+                self.trouble = None;
+            }
+            (self.heard, self.heard_at, self.asked, self.silent) = (seen.heard, now, None, false);
+        }
+        if seen.slept || seen.source != self.source {
+            turn = Some(if seen.slept { Turn::Slept } else { Turn::NewNetwork });
+            self.source = seen.source;
+            self.trouble = Some((now, 0));
+            self.doubt_until = now + DOUBT;
+        }
+        let eager = seen.running || now < self.doubt_until;
+        if !self.silent && self.is_overdue(now, eager, seen.rtt) {
+            self.silent = true;
+            self.trouble = Some((now, 0));
+            turn = Some(Turn::Silent(now - self.heard_at));
+        }
+        Orders { probe: self.probes(now, eager), rebind: self.rebinds(now), turn }
+    }
+
+    /// When to look again.
+    pub(crate) fn pace(&self, running: bool) -> Duration {
+        if running || self.silent || self.trouble.is_some() { PROBE_EVERY } else { Duration::from_secs(1) }
+    }
+
+    /// Whether the path is believed dead.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent
+    }
+
+    /// For how long nothing has been heard.
+    pub(crate) fn quiet_for(&self, now: Instant) -> Duration {
+        now - self.heard_at
+    }
+
+    fn is_overdue(&self, now: Instant, eager: bool, rtt: Duration) -> bool {
+        let unanswered = self.asked.is_some_and(|(first, _)| now - first > ANSWER_WITHIN.max(rtt * 3));
+        now - self.heard_at > SILENT_AFTER || (eager && unanswered)
+    }
+
+    fn probes(&mut self, now: Instant, eager: bool) -> bool {
+        let pause = match (self.silent, eager) {
+            (true, true) => PROBE_EVERY,
+            (true, false) => PROBE_IDLE_EVERY,
+            (false, true) if now - self.heard_at >= ASK_AFTER => ASK_AFTER,
+            (false, _) => return false,
+        };
+        let due = self.asked.is_none_or(|(_, last)| now - last >= pause);
+        if due {
+            self.asked = Some((self.asked.map_or(now, |(first, _)| first), now));
+        }
+        due
+    }
+
+    fn rebinds(&mut self, now: Instant) -> bool {
+        let Some((since, done)) = self.trouble else { return false };
+        let at = match REBIND_AT.get(done) {
+            Some(at) => *at,
+            None if self.silent => REBIND_AT[REBIND_AT.len() - 1] + REBIND_EVERY * (done - REBIND_AT.len() + 1) as u32,
+            None => {
+                self.trouble = None;
+                return false;
+            }
+        };
+        let due = now - since >= at;
+        if due {
+            self.trouble = Some((since, done + 1));
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A path whose observations a test writes; time goes by in steps of 100 ms.
+    struct Lab {
+        watch: Watch,
+        now: Instant,
+        seen: Seen,
+    }
+
+    impl Lab {
+        fn new(running: bool) -> Self {
+            let now = Instant::now();
+            let source = Some(IpAddr::from([10, 0, 0, 1]));
+            let seen = Seen { heard: 0, running, rtt: Duration::from_millis(20), source, slept: false };
+            Self { watch: Watch::new(now, source), now, seen }
+        }
+
+        /// Lets time go by; returns after how many tenths of a second each kind of order came.
+        fn pass(&mut self, seconds: f64, hears: bool) -> Vec<(u32, Orders)> {
+            let mut all = Vec::new();
+            for step in 1..=(seconds * 10.0).round() as u32 {
+                self.now += Duration::from_millis(100);
+                self.seen.heard += u64::from(hears);
+                let orders = self.watch.look(self.now, self.seen);
+                if orders != Orders::default() {
+                    all.push((step, orders));
+                }
+            }
+            all
+        }
+    }
+
+    fn rebinds(orders: &[(u32, Orders)]) -> Vec<u32> {
+        orders.iter().filter(|(_, o)| o.rebind).map(|(at, _)| *at).collect()
+    }
+
+    fn turn(orders: &[(u32, Orders)]) -> Vec<(u32, Turn)> {
+        orders.iter().filter_map(|(at, o)| o.turn.map(|turn| (*at, turn))).collect()
+    }
+
+    #[test]
+    fn a_path_that_answers_is_left_alone() {
+        let mut lab = Lab::new(true);
+        assert_eq!(lab.pass(60.0, true), []);
+        lab.seen.running = false;
+        lab.pass(1.0, true);
+        assert_eq!(lab.pass(10.0, false), [], "keep-alives are rare while nothing runs");
+    }
+
+    #[test]
+    fn under_a_running_answer_silence_is_asked_about_and_believed_within_a_second_and_a_bit() {
+        let mut lab = Lab::new(true);
+        lab.pass(1.0, true);
+        let orders = lab.pass(20.0, false);
+        assert!(orders[0].1.probe && orders[0].0 == 5, "{orders:?}");
+        assert_eq!(turn(&orders), [(12, Turn::Silent(Duration::from_millis(1200)))]);
+        assert_eq!(rebinds(&orders), [12, 22, 42, 62, 112, 162]);
+        let probes = orders.iter().filter(|(at, o)| o.probe && *at > 100).count();
+        assert!(probes >= 99, "one every tenth of a second: {probes}");
+        let back = lab.pass(0.1, true);
+        assert!(matches!(turn(&back)[..], [(1, Turn::Back(_))]));
+        assert_eq!(rebinds(&lab.pass(10.0, true)), [0; 0]);
+    }
+
+    #[test]
+    fn a_slow_path_has_three_round_trips_to_answer() {
+        let mut lab = Lab::new(true);
+        lab.seen.rtt = Duration::from_secs(1);
+        lab.pass(1.0, true);
+        assert_eq!(turn(&lab.pass(10.0, false)), [(36, Turn::Silent(Duration::from_millis(3600)))]);
+    }
+
+    #[test]
+    fn an_idle_path_is_silent_after_two_keep_alives_and_probed_rarely() {
+        let mut lab = Lab::new(false);
+        lab.pass(1.0, true);
+        let orders = lab.pass(60.0, false);
+        assert_eq!(turn(&orders), [(126, Turn::Silent(Duration::from_millis(12_600)))]);
+        assert!(orders.iter().filter(|(_, o)| o.probe).count() <= 11, "{orders:?}");
+    }
+
+    #[test]
+    fn a_sleep_and_a_new_network_bring_new_sockets_at_once_and_some_later() {
+        let mut lab = Lab::new(false);
+        lab.pass(1.0, true);
+        lab.seen.slept = true;
+        let first = lab.pass(0.1, true);
+        assert!(turn(&first) == [(1, Turn::Slept)] && rebinds(&first) == [1], "{first:?}");
+        lab.seen.slept = false;
+        assert_eq!(rebinds(&lab.pass(30.0, true)), [10, 30, 50], "counted from the change");
+        lab.seen.source = None;
+        assert_eq!(turn(&lab.pass(1.0, true)), [(1, Turn::NewNetwork)]);
+        let silent = lab.pass(2.0, false);
+        assert!(matches!(turn(&silent)[..], [(12, Turn::Silent(_))]), "doubt asks even if nothing runs: {silent:?}");
+    }
+}

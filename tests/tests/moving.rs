@@ -1,0 +1,142 @@
+//! One session over changing carriers: between UDP and a real sshd, under running answers.
+
+#![allow(missing_docs)]
+
+use tests::{
+    path::Path,
+    process::Process,
+    raw, skip,
+    sshd::Sshd,
+    world::{Device, SOON, Up, World},
+};
+use tokio::io::AsyncWriteExt;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
+
+/// At the stand-in's 50 ms each, longer than all moves take.
+const TOKENS: i64 = 20_000;
+
+/// A device that may go by a UDP path or by SSH.
+struct Crossroads {
+    world: World,
+    path: Path,
+    sshd: Sshd,
+    device: Device,
+}
+
+impl Crossroads {
+    async fn new() -> Self {
+        let world = World::start(PROGRAM).await;
+        let path = Path::to(world.address().await).await;
+        let bin = world.scratch("remote-bin");
+        std::fs::create_dir_all(&bin).expect("a directory");
+        let script = format!(
+            "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+            world.state().display(),
+            world.scratch("empty.toml").display(),
+            world.scratch("aditd").display()
+        );
+        std::fs::write(bin.join("aditd"), script).expect("written");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(bin.join("aditd"), executable).expect("chmod");
+        let sshd = Sshd::start(&world.scratch("sshd"), "", &bin).await;
+        let device = world.stranger("laptop");
+        let this = Self { world, path, sshd, device };
+        let enrolled = this.command(&["enroll", &this.sshd.url, "--device", "laptop"]).output();
+        let enrolled = tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
+        assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+        // A loopback address is not believed over SSH: it has to be known.
+        let file = this.device.dir.join("servers/default/identity.json");
+        let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");
+        identity["addresses"] = vec![this.path.address.to_string()].into();
+        std::fs::write(&file, identity.to_string()).expect("written");
+        this
+    }
+
+    fn command(&self, args: &[&str]) -> tokio::process::Command {
+        let mut command = self.world.programs.command("adit", args);
+        command.arg("--state-dir").arg(&self.device.dir).env("ADIT_SSH", &self.sshd.ssh);
+        command
+    }
+
+    async fn up(&self, flags: &[&str]) -> Up {
+        let command = self.command(&[&["up", "-v", "--listen", "127.0.0.1:0"], flags].concat());
+        let mut adit = Process::spawn(command, "adit").expect("it starts");
+        adit.ready().await.expect("ready");
+        let log = adit.log();
+        let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+        let address = address.and_then(|a| a.parse().ok()).expect("an address");
+        Up { adit, address }
+    }
+}
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+#[tokio::test]
+async fn an_answer_moves_from_udp_to_ssh_and_back_and_loses_nothing() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let crossroads = Crossroads::new().await;
+    let mut up = crossroads.up(&[]).await;
+    let status = crossroads.device.status().await;
+    assert_eq!(status["tunnel"]["carrier"], "udp", "it is the better one: {status}");
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(TOKENS, 5).as_bytes()).await.expect("sent");
+    let mut answer = raw::read_exactly(&mut app, 800).await;
+
+    crossroads.path.cut();
+    up.adit.says("the session goes over SSH now").await;
+    answer.extend(raw::read_exactly(&mut app, 2000).await);
+    let status = crossroads.device.status().await;
+    assert_eq!(status["tunnel"]["carrier"], "ssh", "{status}");
+    assert!(status["events"].to_string().contains("goes over SSH now"), "{status}");
+
+    crossroads.path.mend();
+    up.adit.says("the session goes over UDP now").await;
+    answer.extend(raw::read_exactly(&mut app, 2000).await);
+    assert_eq!(crossroads.device.status().await["tunnel"]["carrier"], "udp");
+
+    let mut direct = raw::connect(crossroads.world.ollama.addr()).await;
+    direct.write_all(raw::generate(TOKENS, 5).as_bytes()).await.expect("sent");
+    let direct = tokio::time::timeout(SOON * 10, raw::read_exactly(&mut direct, answer.len())).await.expect("in time");
+    let text = |bytes: &[u8]| raw::without_date(&String::from_utf8_lossy(bytes));
+    assert_eq!(text(&answer), text(&direct), "as far as it has come");
+    assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());
+}
+
+#[tokio::test]
+async fn where_udp_is_blocked_it_begins_over_ssh_and_says_why_and_udp_is_found_when_it_appears() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let crossroads = Crossroads::new().await;
+    crossroads.path.cut();
+    let mut up = crossroads.up(&[]).await;
+    let status = crossroads.device.status().await;
+    assert_eq!(status["tunnel"]["carrier"], "ssh", "{status}");
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    crossroads.path.mend();
+    up.adit.says("the session goes over UDP now").await;
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_carrier_that_was_named_is_the_only_one() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let crossroads = Crossroads::new().await;
+    for (named, other) in [("ssh", "udp"), ("udp", "ssh")] {
+        let up = crossroads.up(&["--carrier", named]).await;
+        let status = crossroads.device.status().await;
+        assert_eq!(status["tunnel"]["carrier"], named, "{status}");
+        let why = status["tunnel"]["why_not_other"].as_str().unwrap_or_default();
+        assert!(why.contains(&format!("--carrier {named}")), "not {other}: {why}");
+        drop(up);
+    }
+}

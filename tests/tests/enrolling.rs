@@ -76,7 +76,7 @@ fn csr(key: &KeyPair) -> Vec<u8> {
 /// Redeems an invitation as `adit enroll` does, without keeping anything.
 async fn redeem(invitation: &Invitation, key: &KeyPair) -> EnrollAnswer {
     let crypto = tls::enroll_client(invitation.ca).expect("TLS");
-    let config = dial::config(crypto, &invitation.secret.door_key());
+    let config = dial::config(crypto, &invitation.secret.door_key(), common::transport::IDLE_TIMEOUT);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.expect("an answer");
     let (mut send, mut recv) = dialed.connection.open_bi().await.expect("a stream");
     let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)) };

@@ -1,6 +1,8 @@
 //! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
 
+pub mod crossroads;
 pub mod demo;
+pub mod load;
 pub mod ollama;
 pub mod path;
 pub mod process;

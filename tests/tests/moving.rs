@@ -2,73 +2,13 @@
 
 #![allow(missing_docs)]
 
-use tests::{
-    path::Path,
-    process::Process,
-    raw, skip,
-    sshd::Sshd,
-    world::{Device, SOON, Up, World},
-};
+use tests::{crossroads::Crossroads, raw, skip, sshd::Sshd, world::SOON};
 use tokio::io::AsyncWriteExt;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 
 /// At the stand-in's 50 ms each, longer than all moves take.
 const TOKENS: i64 = 20_000;
-
-/// A device that may go by a UDP path or by SSH.
-struct Crossroads {
-    world: World,
-    path: Path,
-    sshd: Sshd,
-    device: Device,
-}
-
-impl Crossroads {
-    async fn new() -> Self {
-        let world = World::start(PROGRAM).await;
-        let path = Path::to(world.address().await).await;
-        let bin = world.scratch("remote-bin");
-        std::fs::create_dir_all(&bin).expect("a directory");
-        let script = format!(
-            "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
-            world.state().display(),
-            world.scratch("empty.toml").display(),
-            world.scratch("aditd").display()
-        );
-        std::fs::write(bin.join("aditd"), script).expect("written");
-        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        std::fs::set_permissions(bin.join("aditd"), executable).expect("chmod");
-        let sshd = Sshd::start(&world.scratch("sshd"), "", &bin).await;
-        let device = world.stranger("laptop");
-        let this = Self { world, path, sshd, device };
-        let enrolled = this.command(&["enroll", &this.sshd.url, "--device", "laptop"]).output();
-        let enrolled = tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
-        assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
-        // A loopback address is not believed over SSH: it has to be known.
-        let file = this.device.dir.join("servers/default/identity.json");
-        let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");
-        identity["addresses"] = vec![this.path.address.to_string()].into();
-        std::fs::write(&file, identity.to_string()).expect("written");
-        this
-    }
-
-    fn command(&self, args: &[&str]) -> tokio::process::Command {
-        let mut command = self.world.programs.command("adit", args);
-        command.arg("--state-dir").arg(&self.device.dir).env("ADIT_SSH", &self.sshd.ssh);
-        command
-    }
-
-    async fn up(&self, flags: &[&str]) -> Up {
-        let command = self.command(&[&["up", "-v", "--listen", "127.0.0.1:0"], flags].concat());
-        let mut adit = Process::spawn(command, "adit").expect("it starts");
-        adit.ready().await.expect("ready");
-        let log = adit.log();
-        let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
-        let address = address.and_then(|a| a.parse().ok()).expect("an address");
-        Up { adit, address }
-    }
-}
 
 fn there_is_no_sshd() -> bool {
     !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
@@ -79,7 +19,7 @@ async fn an_answer_moves_from_udp_to_ssh_and_back_and_loses_nothing() {
     if there_is_no_sshd() {
         return;
     }
-    let crossroads = Crossroads::new().await;
+    let crossroads = Crossroads::new(PROGRAM, &[]).await;
     let mut up = crossroads.up(&[]).await;
     let status = crossroads.device.status().await;
     assert_eq!(status["tunnel"]["carrier"], "udp", "it is the better one: {status}");
@@ -112,7 +52,7 @@ async fn where_udp_is_blocked_it_begins_over_ssh_and_says_why_and_udp_is_found_w
     if there_is_no_sshd() {
         return;
     }
-    let crossroads = Crossroads::new().await;
+    let crossroads = Crossroads::new(PROGRAM, &[]).await;
     crossroads.path.cut();
     let mut up = crossroads.up(&[]).await;
     let status = crossroads.device.status().await;
@@ -130,7 +70,7 @@ async fn a_carrier_that_was_named_is_the_only_one() {
     if there_is_no_sshd() {
         return;
     }
-    let crossroads = Crossroads::new().await;
+    let crossroads = Crossroads::new(PROGRAM, &[]).await;
     for (named, other) in [("ssh", "udp"), ("udp", "ssh")] {
         let up = crossroads.up(&["--carrier", named]).await;
         let status = crossroads.device.status().await;

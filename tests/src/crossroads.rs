@@ -1,0 +1,72 @@
+//! A device at a crossroads: a UDP path that can be cut, and a real sshd.
+
+use tokio::process::Command;
+
+use crate::{
+    ollama::Options,
+    path::Path,
+    process::Process,
+    sshd::Sshd,
+    world::{Device, SOON, Up, World},
+};
+
+/// A device that may go by a UDP path or by SSH.
+pub struct Crossroads {
+    /// The server's side.
+    pub world: World,
+    /// The device's UDP path to it.
+    pub path: Path,
+    /// The sshd beside it.
+    pub sshd: Sshd,
+    /// The device, enrolled over SSH.
+    pub device: Device,
+}
+
+impl Crossroads {
+    /// Puts it together with the programs in the file `this`, and `flags` of `aditd serve`.
+    pub async fn new(this: &str, flags: &[&str]) -> Self {
+        let world = World::start_with(this, Options::default(), flags).await;
+        let path = Path::to(world.address().await).await;
+        let bin = world.scratch("remote-bin");
+        std::fs::create_dir_all(&bin).expect("a directory");
+        let script = format!(
+            "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+            world.state().display(),
+            world.scratch("empty.toml").display(),
+            world.scratch("aditd").display()
+        );
+        std::fs::write(bin.join("aditd"), script).expect("written");
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(bin.join("aditd"), executable).expect("chmod");
+        let sshd = Sshd::start(&world.scratch("sshd"), "", &bin).await;
+        let device = world.stranger("laptop");
+        let this = Self { world, path, sshd, device };
+        let enrolled = this.command(&["enroll", &this.sshd.url, "--device", "laptop"]).output();
+        let enrolled = tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
+        assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+        // A loopback address is not believed over SSH: it has to be known.
+        let file = this.device.dir.join("servers/default/identity.json");
+        let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");
+        identity["addresses"] = vec![this.path.address.to_string()].into();
+        std::fs::write(&file, identity.to_string()).expect("written");
+        this
+    }
+
+    /// An `adit` command of this device.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = self.world.programs.command("adit", args);
+        command.arg("--state-dir").arg(&self.device.dir).env("ADIT_SSH", &self.sshd.ssh);
+        command
+    }
+
+    /// Starts `adit up` and waits until it is ready.
+    pub async fn up(&self, flags: &[&str]) -> Up {
+        let command = self.command(&[&["up", "-v", "--listen", "127.0.0.1:0"], flags].concat());
+        let mut adit = Process::spawn(command, "adit").expect("it starts");
+        adit.ready().await.expect("ready");
+        let log = adit.log();
+        let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+        let address = address.and_then(|a| a.parse().ok()).expect("an address");
+        Up { adit, address }
+    }
+}

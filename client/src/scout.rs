@@ -73,7 +73,8 @@ impl Scout {
         if need != self.need {
             self.need = need;
             self.attempts = JoinSet::new();
-            (self.udp, self.ssh) = (Line { running: 0, next: now }, Line { running: 0, next: now + STAGGER });
+            let head_start = if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
+            (self.udp, self.ssh) = (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
             self.anew = false;
         }
         let udp = match need {

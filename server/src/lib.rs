@@ -18,6 +18,7 @@ pub mod session;
 pub mod silence;
 pub mod ssh;
 pub mod state;
+mod stdio;
 pub mod upstream;
 pub mod verifier;
 

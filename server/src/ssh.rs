@@ -19,6 +19,7 @@ use crate::{
     config::Config,
     running::{Answer, Request},
     state::State,
+    stdio,
 };
 
 /// Enrolls the device whose signing request comes on standard input; its certificate goes to standard output.
@@ -66,11 +67,11 @@ pub async fn relay(config: &Config, to: Option<SocketAddr>) -> Result<(), Failur
         Some(to) => to,
         None => running(config).await,
     };
-    let mut out = tokio::io::stdout();
+    let mut out = stdio::output();
     let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);
     out.write_all(SSH_MARKER.as_bytes()).await.map_err(gone)?;
     out.flush().await.map_err(gone)?;
-    let end = carrier::relay(tokio::io::stdin(), out, to).await;
+    let end = carrier::relay(stdio::input(), out, to).await;
     if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }
 }
 

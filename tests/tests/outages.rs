@@ -113,3 +113,30 @@ async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
     let answer = answer.await.expect("in time");
     assert!(answer.ends_with("Ollama is running"), "{answer}");
 }
+
+#[tokio::test]
+async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_time_is_over() {
+    let (world, path, device) = world_behind_a_path().await;
+    let up = device.up(&["--idle-timeout", "20s"]).await;
+    let status = device.status().await;
+    assert_eq!((&status["tunnel"]["idle_timeout"], &status["tunnel"]["idle_timeout_by"]), (&20.into(), &"device".into()));
+    assert!(status["tunnel"]["socket_buffers"][0].as_u64().is_some_and(|n| n > 0), "{status}");
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 1000).await;
+    path.cut();
+    let away = async {
+        loop {
+            let listed = world.aditd(&["device", "list"]).await.stdout;
+            if listed.contains("away since") {
+                return;
+            }
+            assert_eq!(world.ollama.counters().cancelled, 0, "it is kept while the device may come back: {listed}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(SOON, away).await.expect("it is shown as away");
+    world.ollama.wait_for(|c| c.cancelled == 1, SOON * 2).await.expect("and then its time is over");
+    // Both ends agree that it is over: nothing looks like an end.
+    assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
+}

@@ -264,7 +264,7 @@ async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) 
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
     let carrier = way.open().map_err(unusable)?;
-    carrier.ready().await.map_err(|e| DialError::Ssh(e.to_string()))?;
+    carrier.ready().await.map_err(|e| DialError::Ssh(format!("{e} ({})", e.hint())))?;
     let runtime = Arc::new(TokioRuntime);
     let endpoint =
         Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier.socket(), runtime).map_err(unusable)?;

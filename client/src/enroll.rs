@@ -12,7 +12,7 @@ use common::{
     frame,
     identity::{Certificate, Name},
     invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
-    process::unix_now,
+    process::{Stop, unix_now},
     report::{Exit, Failure, say},
     tls,
     wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
@@ -24,7 +24,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use crate::{
     dial::{self, DialError},
     profile::{DEFAULT_NAME, Place, Profile, SecretPem},
-    ssh::SshWay,
+    ssh::{SshClient, SshWay},
 };
 
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
@@ -47,6 +47,9 @@ pub struct Enroll {
     /// Run this program as aditd on the server [default: the first that is found]
     #[arg(long, value_name = "PATH", requires = "server", value_parser = remote_command)]
     remote_command: Option<String>,
+    /// Speak SSH with this client, now and in `adit up` [default: builtin]
+    #[arg(long, value_name = "CLIENT", value_enum, env = "ADIT_SSH_CLIENT", hide_possible_values = true)]
+    ssh_client: Option<SshClient>,
     /// Replace an enrollment of the same name
     #[arg(long)]
     replace: bool,
@@ -70,6 +73,7 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
         Some(way) => {
             let mut way = way.clone();
             way.remote_command.clone_from(&enroll.remote_command);
+            way.client = enroll.ssh_client.unwrap_or_default();
             by_ssh(place, way, enroll.device).await?
         }
         None => by_code(place, &read_code(enroll.code_file.as_deref())?).await?,
@@ -113,7 +117,14 @@ async fn by_ssh(place: Place, way: SshWay, device: Option<Name>) -> Result<Profi
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
     // If the answer is lost, the same key makes it the same device.
     let key = place.pending_key(format!("{way} {device}").as_bytes(), make_key)?;
-    let mut enrolled = way.enroll(&device, BASE64.encode(&csr(&key)?)).await.map_err(|e| {
+    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let csr = BASE64.encode(&csr(&key)?);
+    let enrolled = tokio::select! {
+        enrolled = way.enroll(&device, csr) => enrolled,
+        // Not left to the signal itself: at a prompt the terminal has no echo, and gets it back only by an orderly end.
+        () = stop.asked() => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
+    };
+    let mut enrolled = enrolled.map_err(|e| {
         let hint = e.hint();
         Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
     })?;

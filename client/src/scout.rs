@@ -140,7 +140,7 @@ async fn log_in(way: Way) -> Result<(Way, Carrier), String> {
     let carrier = way.open().map_err(|e| e.to_string())?;
     match tokio::time::timeout(LOGIN_WITHIN, carrier.ready()).await {
         Ok(Ok(())) => Ok((way, carrier)),
-        Ok(Err(e)) => Err(e.to_string()),
+        Ok(Err(e)) => Err(format!("{e} ({})", e.hint())),
         Err(_) => Err(format!("{way} does not get through")),
     }
 }

@@ -1,37 +1,47 @@
-//! The way through SSH, with the system's own `ssh`: whatever its configuration, agent or hardware key can do, this can.
+//! The way through SSH: enrolls, and carries datagrams. With the client that is built in, or by choice with the system's own.
+
+mod ask;
+mod bounds;
+mod builtin;
+mod config;
+mod hosts;
+mod keys;
+mod known_hosts;
+mod login;
+mod session;
+mod system;
 
 use std::{
     fmt, io,
-    process::Stdio,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use clap::ValueEnum;
 use common::{
     carrier::StreamCarrier,
-    frame,
     identity::Name,
-    wire::{EnrollDevice, Enrolled, SSH_MARKER},
+    wire::{Enrolled, SSH_MARKER},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader},
-    process::{Child, ChildStderr, Command},
-};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use keys::Keyring;
+
+pub use hosts::HostKeyError;
+pub use login::Denied;
 
 /// A person may have to type a passphrase.
 const LOGIN_WITHIN: Duration = Duration::from_secs(120);
 /// What a login shell may say before the marker, in bytes.
 const NOISE: usize = 64 * 1024;
-/// Lines of ssh's own that are kept to say why it failed.
-const KEPT_LINES: usize = 12;
 /// Where `aditd` is looked for on the server, in this order.
 const PLACES: &str = r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
-const NOT_FOUND: i32 = 127;
+const NOT_FOUND: u32 = 127;
 
-/// Where ssh goes: `[user@]host` and a port, as the user said it.
+/// Where ssh goes: `[user@]host` and a port, as the user said it, and with which client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshWay {
     /// `user@host` or `host`; may be an alias of the user's configuration.
@@ -41,6 +51,29 @@ pub struct SshWay {
     /// The program on the server, if it isn't found by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_command: Option<String>,
+    /// Who speaks SSH.
+    #[serde(default, rename = "ssh_client")]
+    pub client: SshClient,
+    /// Who does it for now, whatever is kept.
+    #[serde(skip)]
+    pub client_now: Option<SshClient>,
+    /// The server's port on its own loopback, where its relay listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_port: Option<u16>,
+    /// What has been unlocked in this process; all clones share it.
+    #[serde(skip)]
+    keyring: Arc<Keyring>,
+}
+
+/// Who speaks SSH.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum SshClient {
+    /// adit itself
+    #[default]
+    Builtin,
+    /// The system's `ssh`: for FIDO2 keys, Kerberos, ProxyCommand
+    System,
 }
 
 impl FromStr for SshWay {
@@ -63,7 +96,15 @@ impl FromStr for SshWay {
         if !sound || destination.contains("@-") || !destination.chars().all(plain) {
             return Err(WHY);
         }
-        Ok(Self { destination, port, remote_command: None })
+        Ok(Self {
+            destination,
+            port,
+            remote_command: None,
+            client: SshClient::default(),
+            client_now: None,
+            relay_port: None,
+            keyring: Arc::default(),
+        })
     }
 }
 
@@ -76,17 +117,8 @@ impl fmt::Display for SshWay {
     }
 }
 
-/// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Login {
-    /// On the terminal, as ever.
-    MayAsk,
-    /// No.
-    Silent,
-}
-
 /// Why SSH did not do it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum SshError {
     /// There is no ssh on this computer.
     #[error("cannot run `{program}`")]
@@ -94,7 +126,15 @@ pub enum SshError {
         /// What was tried.
         program: String,
         /// Why not.
-        source: io::Error,
+        source: Arc<io::Error>,
+    },
+    /// `ssh -G` does not say what the configuration means.
+    #[error("cannot read the SSH configuration: `{program} -G` says: {said}")]
+    Config {
+        /// What was run.
+        program: String,
+        /// What it said.
+        said: String,
     },
     /// There is no `aditd` on the server.
     #[error("there is no aditd on {0}")]
@@ -107,9 +147,29 @@ pub enum SshError {
         /// What it said.
         said: String,
     },
+    /// The connection could not be made, or was lost.
+    #[error("no SSH connection to {to}: {why}")]
+    Broken {
+        /// Where to.
+        to: String,
+        /// Why not.
+        why: String,
+    },
     /// It takes too long.
     #[error("ssh to {0} does not get through")]
     Silent(String),
+    /// The host is not the one that is meant, or nobody knows.
+    #[error(transparent)]
+    HostKey(HostKeyError),
+    /// The host does not let this computer in.
+    #[error("{0}")]
+    Denied(Denied),
+    /// The built-in client can't do it.
+    #[error("the built-in SSH client can't do this: {what}")]
+    Beyond {
+        /// What.
+        what: String,
+    },
 }
 
 impl SshError {
@@ -117,12 +177,18 @@ impl SshError {
     pub fn hint(&self) -> String {
         match self {
             Self::NoProgram { .. } => "install OpenSSH's client, or name another program in ADIT_SSH".to_owned(),
+            Self::Config { .. } => "mend ~/.ssh/config, or name another program in ADIT_SSH".to_owned(),
             Self::NoAditd(to) => {
                 format!(
                     "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {to} --remote-command /path/to/aditd`"
                 )
             }
-            Self::Ended { to, .. } | Self::Silent(to) => format!("try by hand what is tried here: `ssh {to}`"),
+            Self::Ended { to, .. } | Self::Silent(to) | Self::Broken { to, .. } => {
+                format!("try by hand what is tried here: `ssh {to}`")
+            }
+            Self::HostKey(e) => e.hint(),
+            Self::Denied(denied) => denied.hint(),
+            Self::Beyond { .. } => "use the system's ssh: `--ssh-client system`".to_owned(),
         }
     }
 }
@@ -133,40 +199,24 @@ impl SshWay {
     /// # Errors
     /// With what ssh or the server said.
     pub async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
-        let mut child = self.start(&format!("enroll-device {name}"), Login::MayAsk)?;
-        let said = Said::listen(child.stderr.take());
-        let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(SshError::Ended { to: self.to_string(), said: String::new() });
-        };
-        let exchange = async {
-            frame::write(&mut stdin, &EnrollDevice { csr }).await?;
-            stdin.flush().await?;
-            past_marker(&mut stdout).await?;
-            frame::read::<Enrolled>(&mut stdout).await
-        };
-        match tokio::time::timeout(LOGIN_WITHIN, exchange).await {
-            Ok(Ok(enrolled)) => Ok(enrolled),
-            Ok(Err(e)) => Err(self.why(child, said, e).await),
-            Err(_) => Err(SshError::Silent(self.to_string())),
+        match self.client() {
+            SshClient::Builtin => builtin::enroll(self, name, csr).await,
+            SshClient::System => system::enroll(self, name, csr).await,
         }
     }
 
-    /// Opens a carrier: at once, while ssh is still logging in.
+    /// Opens a carrier: at once, while SSH is still logging in.
     ///
     /// # Errors
-    /// If ssh can't be started.
+    /// None as yet: what fails is told by [`SshCarrier::ready`].
     pub fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
-        let mut child = self.start("relay", Login::Silent)?;
-        let said = Said::listen(child.stderr.take());
-        let (ready, dead) = (CancellationToken::new(), CancellationToken::new());
-        let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(SshError::Ended { to: self.to_string(), said: String::new() });
-        };
-        let logged_in = ready.clone();
+        let (ready, dead, failed) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
+        let (way, state) = (self.clone(), State { ready: ready.clone(), failed: Arc::clone(&failed) });
         let opening = async move {
-            past_marker(&mut stdout).await?;
-            logged_in.cancel();
-            Ok((stdout, stdin))
+            state.opened(match way.client() {
+                SshClient::Builtin => builtin::carry(&way).await,
+                SshClient::System => system::carry(&way).await,
+            })
         };
         let (carrier, moving) = StreamCarrier::after(opening);
         let ended = dead.clone();
@@ -174,71 +224,77 @@ impl SshWay {
             let _end = ended.drop_guard();
             let why = moving.await;
             tracing::debug!("the SSH carrier ended: {why}");
-            // Held until now: dropping it ends ssh.
-            drop(child);
         });
-        let carrying = SshCarrier { ready, dead, said, to: self.to_string(), _task: AbortOnDropHandle::new(task) };
-        Ok((carrier, carrying))
+        Ok((carrier, SshCarrier { ready, dead, failed, to: self.to_string(), _task: AbortOnDropHandle::new(task) }))
     }
 
-    fn start(&self, arguments: &str, login: Login) -> Result<Child, SshError> {
-        let program = std::env::var("ADIT_SSH").unwrap_or_else(|_| "ssh".to_owned());
+    fn client(&self) -> SshClient {
+        self.client_now.unwrap_or(self.client)
+    }
+
+    /// What a shell on the server is told, so that `aditd` is found.
+    fn command(&self, arguments: &str) -> String {
         let remote = match &self.remote_command {
             Some(command) => format!("exec {command} {arguments}"),
             None => format!(
                 "for a in {PLACES}; do if command -v \"$a\" >/dev/null 2>&1; then exec \"$a\" {arguments}; fi; done; exit {NOT_FOUND}"
             ),
         };
-        let mut command = Command::new(&program);
-        // No terminal there, no forwarding, and the end of a dead connection within half a minute.
-        command.args(["-T", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]);
-        if login == Login::Silent {
-            command.args(["-o", "BatchMode=yes"]);
-        }
-        if let Some(port) = self.port {
-            command.args(["-p", &port.to_string()]);
-        }
-        command.arg("--").arg(&self.destination).arg(format!("sh -c '{remote}'"));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        if login == Login::Silent {
-            // It comes back by itself, in the middle of the night too: there is nobody to ask. And Ctrl-C in the terminal is for us:
-            // running answers go on over this very process.
-            command.process_group(0);
-        }
-        command.spawn().map_err(|source| SshError::NoProgram { program, source })
-    }
-
-    async fn why(&self, mut child: Child, said: Said, error: io::Error) -> SshError {
-        let code = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
-        if code.and_then(|status| status.code()) == Some(NOT_FOUND) {
-            return SshError::NoAditd(self.to_string());
-        }
-        let said = said.text().await;
-        let said = if said.is_empty() { error.to_string() } else { said };
-        SshError::Ended { to: self.to_string(), said }
+        format!("sh -c '{remote}'")
     }
 }
 
-/// A running ssh that carries datagrams. Dropping it ends it.
+/// The program that is the system's ssh.
+fn program() -> String {
+    std::env::var("ADIT_SSH").unwrap_or_else(|_| "ssh".to_owned())
+}
+
+/// Both directions of an opened carrier. What is under them lives as long as they do.
+type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+
+/// What the outside sees of a carrier that is being opened.
+struct State {
+    ready: CancellationToken,
+    failed: Arc<Mutex<Option<SshError>>>,
+}
+
+impl State {
+    fn opened<T>(&self, result: Result<T, SshError>) -> io::Result<T> {
+        match result {
+            Ok(opened) => {
+                self.ready.cancel();
+                Ok(opened)
+            }
+            Err(e) => {
+                *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(e.clone());
+                Err(io::Error::other(e))
+            }
+        }
+    }
+}
+
+/// A running SSH connection that carries datagrams. Dropping it ends it.
 #[derive(Debug)]
 pub struct SshCarrier {
     ready: CancellationToken,
     dead: CancellationToken,
-    said: Said,
+    failed: Arc<Mutex<Option<SshError>>>,
     to: String,
     _task: AbortOnDropHandle<()>,
 }
 
 impl SshCarrier {
-    /// Waits until ssh is logged in and the relay runs.
+    /// Waits until SSH is logged in and the relay runs.
     ///
     /// # Errors
     /// If it ends before, with what it said.
     pub async fn ready(&self) -> Result<(), SshError> {
         tokio::select! {
             () = self.ready.cancelled() => Ok(()),
-            () = self.dead.cancelled() => Err(SshError::Ended { to: self.to.clone(), said: self.said.text().await }),
-            () = tokio::time::sleep(LOGIN_WITHIN) => Err(SshError::Silent(self.to.clone())),
+            () = self.dead.cancelled() => {
+                let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                Err(failed.unwrap_or_else(|| SshError::Ended { to: self.to.clone(), said: String::new() }))
+            }
         }
     }
 
@@ -260,42 +316,6 @@ async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         read.push(from.read_u8().await?);
     }
     Ok(())
-}
-
-/// The last lines that ssh has said.
-#[derive(Debug)]
-struct Said {
-    lines: Arc<Mutex<Vec<String>>>,
-    /// It says nothing more.
-    over: CancellationToken,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl Said {
-    fn listen(stderr: Option<ChildStderr>) -> Self {
-        let (lines, over) = (Arc::new(Mutex::new(Vec::<String>::new())), CancellationToken::new());
-        let (keep, ends) = (lines.clone(), over.clone().drop_guard());
-        let task = tokio::spawn(async move {
-            let _ends = ends;
-            let Some(stderr) = stderr else { return };
-            let mut lines = BufReader::new(stderr).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                tracing::debug!("ssh: {line}");
-                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
-                kept.push(line);
-                if kept.len() > KEPT_LINES {
-                    kept.remove(0);
-                }
-            }
-        });
-        Self { lines, over, _task: AbortOnDropHandle::new(task) }
-    }
-
-    /// What it said, to its end if that comes soon.
-    async fn text(&self) -> String {
-        let _ = tokio::time::timeout(Duration::from_secs(1), self.over.cancelled()).await;
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n    ")
-    }
 }
 
 #[cfg(test)]

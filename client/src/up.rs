@@ -20,6 +20,7 @@ use crate::{
     link::Link,
     listener::{self, Front, Listen},
     profile::{Place, SharedProfile},
+    ssh::SshClient,
     status::{Request, Status},
     tunnel::Tunnel,
     way::{CarrierChoice, Way},
@@ -48,11 +49,17 @@ pub struct UpFlags {
     /// Keep the session, and what runs in it, through a silence of this length (the server may allow less)
     #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
     idle_timeout: Duration,
+    /// Speak SSH with this client [default: what was chosen at enrolling]
+    #[arg(long, value_name = "CLIENT", value_enum, env = "ADIT_SSH_CLIENT", hide_possible_values = true)]
+    ssh_client: Option<SshClient>,
 }
 
 /// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that this device is not allowed.
 pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
-    let profile = place.read()?;
+    let mut profile = place.read()?;
+    if let Some(way) = &mut profile.ssh {
+        way.client_now = flags.ssh_client;
+    }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;

@@ -127,6 +127,11 @@ impl<T: fmt::Display> fmt::Display for Harmless<T> {
     }
 }
 
+/// What a peer has said, as it may be shown on a terminal.
+pub fn harmless(text: impl fmt::Display) -> String {
+    Harmless(text).to_string()
+}
+
 /// Talk, to standard error. A closed terminal is no reason to die.
 pub fn say(text: impl fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{}", Harmless(text));

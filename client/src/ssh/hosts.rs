@@ -1,0 +1,219 @@
+//! Whether a host is the one that is meant: reads known_hosts, judges, asks about what is unknown, and keeps what was said yes to.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::Write,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use common::{door::fill_random, process::unix_now, report::say};
+use ssh_key::Algorithm;
+use tracing::{debug, warn};
+
+use super::{
+    ask,
+    config::{HostConfig, Strict},
+    known_hosts::{self, Judgement, Line, Offered, Place},
+};
+
+/// Why a host is not trusted.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum HostKeyError {
+    /// It has another key than it had.
+    #[error(
+        "the host key of {name} HAS CHANGED: somebody may be in between, or the host was set up anew.\n    \
+         It shows {fingerprint}, and another one stands in {}:{line}", file.display()
+    )]
+    Changed {
+        /// As known_hosts calls it.
+        name: String,
+        /// What it shows.
+        fingerprint: String,
+        /// Where another key is said to be its own.
+        file: PathBuf,
+        /// In which line.
+        line: usize,
+    },
+    /// The key, or its authority, was revoked.
+    #[error("the host key of {name} ({fingerprint}) is REVOKED in {}:{line}: somebody may have stolen it", file.display())]
+    Revoked {
+        /// As known_hosts calls it.
+        name: String,
+        /// What it shows.
+        fingerprint: String,
+        /// Where it is revoked.
+        file: PathBuf,
+        /// In which line.
+        line: usize,
+    },
+    /// Nobody knows it, and nobody said yes.
+    #[error("the host key of {name} ({fingerprint}) is not known{why}")]
+    Unknown {
+        /// As known_hosts calls it.
+        name: String,
+        /// What it shows.
+        fingerprint: String,
+        /// And what became of the question.
+        why: &'static str,
+    },
+}
+
+impl HostKeyError {
+    /// What cures it.
+    pub(crate) fn hint(&self) -> String {
+        match self {
+            Self::Changed { name, file, .. } => format!(
+                "ask the owner of that host for its fingerprint; if it is this one, forget the old key: `ssh-keygen -f '{}' -R '{name}'`",
+                file.display()
+            ),
+            Self::Revoked { .. } => "do not connect; ask the owner of that host".to_owned(),
+            Self::Unknown { .. } => {
+                "compare the fingerprint with the host's own (there: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), and say yes \
+                 to it once at a terminal with `adit enroll` or plain `ssh`"
+                    .to_owned()
+            }
+        }
+    }
+}
+
+/// What is known of one host.
+#[derive(Debug)]
+pub(crate) struct KnownHost {
+    name: String,
+    /// Without its port, as certificates name it; and as OpenSSH looks for it when the name with a port is unknown.
+    bare: String,
+    lines: Vec<Line>,
+    strict: Strict,
+    learn: Option<PathBuf>,
+    hash: bool,
+    may_ask: bool,
+}
+
+impl KnownHost {
+    /// Reads what the files say. With `may_ask`, an unknown key is a question, if there is somebody to ask.
+    pub(crate) fn read(config: &HostConfig, may_ask: bool) -> Self {
+        let bare = config.alias.as_ref().unwrap_or(&config.host_name).to_ascii_lowercase();
+        // An alias stands by itself.
+        let name = if config.alias.is_some() { bare.clone() } else { known_hosts::stored_name(&bare, config.port) };
+        let mut lines = Vec::new();
+        for file in config.user_known_hosts.iter().chain(&config.global_known_hosts) {
+            match fs::read(file) {
+                Ok(bytes) => lines.extend(known_hosts::parse(file, &String::from_utf8_lossy(&bytes))),
+                Err(e) => debug!("{}: {e}", file.display()),
+            }
+        }
+        let learn = config.user_known_hosts.first().cloned();
+        Self { name, bare, lines, strict: config.strict, learn, hash: config.hash_known_hosts, may_ask }
+    }
+
+    /// The kinds of keys that it is known by, and whether a certificate would count.
+    pub(crate) fn kinds(&self) -> (Vec<Algorithm>, bool) {
+        known_hosts::kinds(&self.lines, &self.name)
+    }
+
+    /// Judges what the host shows.
+    pub(crate) async fn check(&self, offered: &Offered) -> Result<(), HostKeyError> {
+        let (name, fingerprint) = (self.name.clone(), offered.fingerprint());
+        match self.judge(&self.name, offered) {
+            Judgement::Known | Judgement::ByAuthority => Ok(()),
+            Judgement::Changed(Place { file, line }) => Err(HostKeyError::Changed { name, fingerprint, file, line }),
+            Judgement::Revoked(Place { file, line }) => Err(HostKeyError::Revoked { name, fingerprint, file, line }),
+            Judgement::Unknown { others, because } => {
+                if let Some(why) = because {
+                    warn!("the certificate of {name} does not count: {why}");
+                }
+                // As OpenSSH does: a host that is known on its usual port may show the same key on another.
+                if self.name != self.bare && self.judge(&self.bare, offered) == Judgement::Known {
+                    return Ok(());
+                }
+                match self.ask(offered, &others).await {
+                    Ok(()) => Ok(()),
+                    Err(why) => Err(HostKeyError::Unknown { name, fingerprint, why }),
+                }
+            }
+        }
+    }
+
+    fn judge(&self, name: &str, offered: &Offered) -> Judgement {
+        known_hosts::judge(&self.lines, name, &self.bare, offered, unix_now().unsigned_abs())
+    }
+
+    async fn ask(&self, offered: &Offered, others: &[Place]) -> Result<(), &'static str> {
+        if self.strict == Strict::Refuse {
+            return Err(", and StrictHostKeyChecking forbids to ask");
+        }
+        if !self.may_ask || !ask::somebody_is_there() {
+            return Err(", and there is nobody to ask");
+        }
+        let kind = offered.key().algorithm();
+        say(format!("The authenticity of host '{}' can't be established.", self.name));
+        for Place { file, line } in others {
+            say(format!("It is known by a key of another kind: {}:{line}.", file.display()));
+        }
+        if self.strict == Strict::AskAnyway {
+            say("(StrictHostKeyChecking would take it without a question: adit asks.)");
+        }
+        say(format!("Its {} key has the fingerprint {}.", kind.as_str(), offered.fingerprint()));
+        if !ask::yes("Are you sure that you want to continue connecting (yes/no/[fingerprint])? ", &offered.fingerprint()).await {
+            return Err(", and it was not accepted");
+        }
+        if let Some(file) = &self.learn {
+            match self.keep(file, offered) {
+                Ok(()) => say(format!("Added '{}' to {}.", self.name, file.display())),
+                Err(e) => warn!("cannot add the key to {}: {e}", file.display()),
+            }
+        }
+        Ok(())
+    }
+
+    fn keep(&self, path: &Path, offered: &Offered) -> std::io::Result<()> {
+        let salt = self.hash.then(|| {
+            let mut salt = [0; 20];
+            fill_random(&mut salt);
+            salt
+        });
+        let line = known_hosts::line(&self.name, offered.key(), salt).ok_or(std::io::ErrorKind::InvalidData)?;
+        if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+            fs::DirBuilder::new().mode(0o700).create(dir)?;
+        }
+        let ends_well = fs::read(path).map_or(true, |bytes| bytes.last().is_none_or(|last| *last == b'\n'));
+        let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
+        file.write_all(format!("{}{line}", if ends_well { "" } else { "\n" }).as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_learned_key_begins_a_line_of_its_own() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let file = tmp.path().join("new/known_hosts");
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let key = ssh_key::PublicKey::from_openssh(key).expect("a key");
+        let host = |name: &str, hash| KnownHost {
+            name: name.to_owned(),
+            bare: name.to_owned(),
+            lines: Vec::new(),
+            strict: Strict::Ask,
+            learn: None,
+            hash,
+            may_ask: false,
+        };
+        let offered = Offered::Key(key.key_data().clone());
+        host("[gpu]:2222", false).keep(&file, &offered).expect("kept");
+        fs::write(&file, fs::read_to_string(&file).expect("read").trim_end()).expect("written");
+        host("box", true).keep(&file, &offered).expect("kept");
+        let text = fs::read_to_string(&file).expect("read");
+        assert!(
+            text.starts_with("[gpu]:2222 ssh-ed25519 ") && text.lines().nth(1).is_some_and(|l| l.starts_with("|1|")),
+            "{text}"
+        );
+        let lines = known_hosts::parse(&file, &text);
+        for name in ["[gpu]:2222", "box"] {
+            assert_eq!(known_hosts::judge(&lines, name, name, &offered, 0), Judgement::Known, "{name}");
+        }
+    }
+}

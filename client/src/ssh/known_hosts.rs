@@ -1,0 +1,214 @@
+//! Judges a host's key by the lines of known_hosts (`sshd(8)`, SSH_KNOWN_HOSTS FILE FORMAT). Pure: bytes in, a judgement out.
+
+use std::path::{Path, PathBuf};
+
+use aws_lc_rs::hmac;
+use ssh_key::{
+    Algorithm, Certificate, HashAlg, PublicKey,
+    certificate::CertType,
+    known_hosts::{HostPatterns, Marker},
+    public::KeyData,
+};
+
+/// One line that could be read.
+#[derive(Debug, Clone)]
+pub(crate) struct Line {
+    place: Place,
+    marker: Option<Marker>,
+    hosts: HostPatterns,
+    key: KeyData,
+}
+
+/// Where a line stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The file.
+    pub(crate) file: PathBuf,
+    /// From 1 on.
+    pub(crate) line: usize,
+}
+
+/// What a host shows of itself.
+#[derive(Debug, Clone)]
+pub(crate) enum Offered {
+    /// A key.
+    Key(KeyData),
+    /// A key, and who vouches for it.
+    Certificate(Box<Certificate>),
+}
+
+/// What the lines say of what a host has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// It is the host's key.
+    Known,
+    /// A trusted authority vouches for it.
+    ByAuthority,
+    /// The host has another key of this kind.
+    Changed(Place),
+    /// This key, or the authority behind it, is not to be trusted any more.
+    Revoked(Place),
+    /// Nobody has said anything of it.
+    Unknown {
+        /// But of keys of other kinds.
+        others: Vec<Place>,
+        /// Why a certificate of a trusted authority did not count.
+        because: Option<&'static str>,
+    },
+}
+
+impl Offered {
+    /// The key itself.
+    pub(crate) fn key(&self) -> &KeyData {
+        match self {
+            Self::Key(key) => key,
+            Self::Certificate(certificate) => certificate.public_key(),
+        }
+    }
+
+    /// As people compare it.
+    pub(crate) fn fingerprint(&self) -> String {
+        self.key().fingerprint(HashAlg::Sha256).to_string()
+    }
+}
+
+/// The name under which OpenSSH stores a host on a port.
+pub(crate) fn stored_name(host: &str, port: u16) -> String {
+    let host = host.to_ascii_lowercase();
+    if port == super::config::SSH_PORT { host } else { format!("[{host}]:{port}") }
+}
+
+/// Reads a file. Comments, broken lines, unknown markers and kinds of keys that nobody knows are passed over.
+pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
+    let read = |(at, line): (usize, &str)| {
+        let mut words = line.split_ascii_whitespace().peekable();
+        let marker = match words.peek()? {
+            word if word.starts_with('#') => return None,
+            word if word.starts_with('@') => Some(words.next()?.parse().ok()?),
+            _ => None,
+        };
+        let hosts = words.next()?.parse().ok()?;
+        let key = PublicKey::from_openssh(&format!("{} {}", words.next()?, words.next()?)).ok()?;
+        let place = Place { file: file.to_owned(), line: at + 1 };
+        Some(Line { place, marker, hosts, key: key.key_data().clone() })
+    };
+    text.lines().enumerate().filter_map(read).collect()
+}
+
+/// Judges what the host that is stored as `name` shows. `principal` is what its certificate has to name; `now` in Unix seconds.
+pub(crate) fn judge(lines: &[Line], name: &str, principal: &str, offered: &Offered, now: u64) -> Judgement {
+    let (key, certificate) = match offered {
+        Offered::Key(key) => (key, None),
+        Offered::Certificate(certificate) => (certificate.public_key(), Some(certificate)),
+    };
+    let of_host = || lines.iter().filter(|line| line.is_for(name));
+    let revoked = of_host().filter(|line| line.marker == Some(Marker::Revoked));
+    for line in revoked {
+        if line.key == *key || certificate.is_some_and(|c| *c.signature_key() == line.key) {
+            return Judgement::Revoked(line.place.clone());
+        }
+    }
+    let mut because = None;
+    if let Some(certificate) = certificate {
+        let mut authorities = of_host().filter(|line| line.marker == Some(Marker::CertAuthority));
+        if let Some(line) = authorities.find(|line| line.key == *certificate.signature_key()) {
+            match vouched(certificate, &line.key, principal, now) {
+                Ok(()) => return Judgement::ByAuthority,
+                Err(why) => because = Some(why),
+            }
+        }
+    }
+    let plain: Vec<&Line> = of_host().filter(|line| line.marker.is_none()).collect();
+    if plain.iter().any(|line| line.key == *key) {
+        return Judgement::Known;
+    }
+    match plain.iter().find(|line| line.key.algorithm() == key.algorithm()) {
+        Some(line) => Judgement::Changed(line.place.clone()),
+        None => Judgement::Unknown { others: plain.iter().map(|line| line.place.clone()).collect(), because },
+    }
+}
+
+/// The kinds of keys by which a host is known, and whether an authority vouches for it: those are asked for first.
+pub(crate) fn kinds(lines: &[Line], name: &str) -> (Vec<Algorithm>, bool) {
+    let (authorities, keys): (Vec<&Line>, Vec<&Line>) = lines
+        .iter()
+        .filter(|line| line.marker != Some(Marker::Revoked) && line.is_for(name))
+        .partition(|line| line.marker == Some(Marker::CertAuthority));
+    (keys.iter().map(|line| line.key.algorithm()).collect(), !authorities.is_empty())
+}
+
+/// A line for a host's key, as OpenSSH would write it; with a salt, under a hash of its name.
+pub(crate) fn line(name: &str, key: &KeyData, salt: Option<[u8; 20]>) -> Option<String> {
+    let hosts = match salt {
+        Some(salt) => HostPatterns::HashedName { salt: salt.to_vec(), hash: hashed(&salt, name) }.to_string(),
+        None => name.to_owned(),
+    };
+    Some(format!("{hosts} {}\n", PublicKey::new(key.clone(), "").to_openssh().ok()?))
+}
+
+fn vouched(certificate: &Certificate, authority: &KeyData, principal: &str, now: u64) -> Result<(), &'static str> {
+    let weak = matches!(certificate.signature().algorithm(), Algorithm::Rsa { hash: None } | Algorithm::Dsa);
+    if certificate.cert_type() != CertType::Host {
+        return Err("it is not a host's");
+    }
+    if weak {
+        return Err("it is signed with SHA-1");
+    }
+    if !certificate.critical_options().is_empty() {
+        return Err("it has critical options that nobody knows");
+    }
+    if !certificate.valid_principals().iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), principal)) {
+        return Err("it is for another host");
+    }
+    if now < certificate.valid_after() || now >= certificate.valid_before() {
+        return Err("it is not valid at this computer's time");
+    }
+    certificate.validate_at(now, [&authority.fingerprint(HashAlg::Sha256)]).map_err(|_| "its signature is wrong")
+}
+
+impl Line {
+    fn is_for(&self, name: &str) -> bool {
+        match &self.hosts {
+            HostPatterns::HashedName { salt, hash } => hashed(salt, name) == *hash,
+            HostPatterns::Patterns(patterns) => {
+                let matches = |pattern: &str| glob(&pattern.to_ascii_lowercase(), name);
+                let denied = patterns.iter().filter_map(|p| p.strip_prefix('!')).any(matches);
+                !denied && patterns.iter().filter(|p| !p.starts_with('!')).any(|p| matches(p))
+            }
+        }
+    }
+}
+
+fn hashed(salt: &[u8], name: &str) -> [u8; 20] {
+    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, salt), name.as_bytes());
+    let mut out = [0; 20];
+    out.copy_from_slice(tag.as_ref());
+    out
+}
+
+/// Whether `*` (anything) and `?` (one character) in `pattern` can stand for `text`. Never more than their product in steps.
+fn glob(pattern: &str, text: &str) -> bool {
+    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
+    let (mut p, mut t, mut star) = (0, 0, None);
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                star = Some((p, t));
+                p += 1;
+            }
+            Some(c) if *c == b'?' || *c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match star {
+                // The last star takes one more.
+                Some((at, taken)) => {
+                    star = Some((at, taken + 1));
+                    (p, t) = (at + 1, taken + 1);
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,287 @@
+//! Logging in, in OpenSSH's order: what the agent holds, key files, and at a terminal questions and a password as the last resort.
+
+use std::sync::Arc;
+
+use ssh_key::PublicKey;
+use tracing::{debug, warn};
+use zeroize::Zeroizing;
+
+use super::{
+    SshError, ask,
+    bounds::Patience,
+    config::HostConfig,
+    keys::{self, KeyFile, Keyring},
+    session::{Attempt, Methods, Session},
+};
+
+/// Wrong passphrases and passwords, before it is over.
+const TRIES: usize = 3;
+/// A host may want several things, one after the other.
+const ROUNDS: usize = 8;
+
+/// A login under way.
+pub(crate) struct Login<'a> {
+    /// The connection.
+    pub(crate) session: &'a mut Session,
+    /// What counts for this host.
+    pub(crate) config: &'a HostConfig,
+    /// What has been unlocked before.
+    pub(crate) keyring: &'a Keyring,
+    /// Whether somebody may be asked.
+    pub(crate) may_ask: bool,
+    /// How long the host may be silent.
+    pub(crate) patience: &'a Arc<Patience>,
+}
+
+/// Why a host has let nobody in.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Denied {
+    /// `user@host`.
+    pub(crate) who: String,
+    /// What the host would take.
+    pub(crate) methods: String,
+    /// Keys that nobody has unlocked.
+    pub(crate) locked: Vec<String>,
+    /// What kept other keys out.
+    pub(crate) unusable: Vec<String>,
+    /// Somebody was asked.
+    pub(crate) asked: bool,
+}
+
+/// What one way to log in has led to.
+enum Step {
+    In,
+    /// It was right, and more is wanted.
+    More(Methods),
+    Failed,
+}
+
+impl Login<'_> {
+    /// Logs in.
+    pub(crate) async fn run(mut self) -> Result<(), SshError> {
+        let user = self.config.user.clone();
+        let who = format!("{user}@{}", self.config.host_name);
+        let mut denied = Denied { who: who.clone(), asked: self.may_ask, ..Denied::default() };
+        let mut methods = match self.session.none(&user).await? {
+            Attempt::In => return Ok(()),
+            Attempt::Not { methods, .. } => methods,
+            Attempt::Asked(_) => Methods::default(),
+        };
+        for _ in 0..ROUNDS {
+            self.patience.again();
+            denied.methods.clone_from(&methods.names);
+            let mut step = Step::Failed;
+            if methods.public_key {
+                step = self.keys(&user, &mut denied).await?;
+            }
+            if matches!(step, Step::Failed) && methods.interactive {
+                step = self.interactive(&user, &who).await?;
+            }
+            if matches!(step, Step::Failed) && methods.password {
+                step = self.password(&user, &who).await?;
+            }
+            match step {
+                Step::In => return Ok(()),
+                Step::More(more) => methods = more,
+                Step::Failed => break,
+            }
+        }
+        Err(SshError::Denied(denied))
+    }
+
+    async fn keys(&mut self, user: &str, denied: &mut Denied) -> Result<Step, SshError> {
+        let named: Vec<PublicKey> = self.config.identity_files.iter().filter_map(|path| keys::public_half(path)).collect();
+        let mut tried: Vec<PublicKey> = Vec::new();
+        if let Some(path) = &self.config.agent {
+            let step = match self.session.agent_at(path).await {
+                Ok((mut agent, mut identities)) => {
+                    identities.retain(|identity| !self.config.identities_only || is_among(&named, &identity.key()));
+                    // Those that the configuration names come first.
+                    identities.sort_by_key(|identity| !is_among(&named, &identity.key()));
+                    let mut step = Step::Failed;
+                    for identity in identities {
+                        debug!("trying {} of the agent", identity.name());
+                        tried.push(identity.key().into_owned());
+                        // It may want a touch or a confirmation.
+                        let attempt = self.patience.with_a_person(self.session.agent(user, &mut agent, identity)).await?;
+                        step = settle(attempt);
+                        if !matches!(step, Step::Failed) {
+                            break;
+                        }
+                    }
+                    step
+                }
+                Err(why) => {
+                    denied.unusable.push(format!("the agent at `{}`: {why}", path.display()));
+                    Step::Failed
+                }
+            };
+            if !matches!(step, Step::Failed) {
+                return Ok(step);
+            }
+        }
+        for path in &self.config.identity_files {
+            self.patience.again();
+            let file = match KeyFile::read(path) {
+                Ok(Some(file)) => file,
+                Ok(None) => continue,
+                Err(e) => {
+                    denied.unusable.push(e.to_string());
+                    continue;
+                }
+            };
+            if file.public.as_ref().is_some_and(|public| is_among(&tried, public)) {
+                continue;
+            }
+            let Some(key) = self.unlocked(user, &file, denied).await? else { continue };
+            debug!("trying {}", path.display());
+            let step = settle(self.session.key(user, key).await?);
+            if !matches!(step, Step::Failed) {
+                return Ok(step);
+            }
+        }
+        Ok(Step::Failed)
+    }
+
+    /// The key in a file; for its passphrase somebody is asked only if the host would take it.
+    async fn unlocked(
+        &mut self,
+        user: &str,
+        file: &KeyFile,
+        denied: &mut Denied,
+    ) -> Result<Option<Arc<ssh_key::PrivateKey>>, SshError> {
+        if let Some(key) = self.keyring.key(&file.path) {
+            return Ok(Some(key));
+        }
+        let shown = file.path.display();
+        if !file.locked {
+            let key = file.open(None).await;
+            if key.is_none() {
+                denied.unusable.push(format!("`{shown}` can't be read as a private key"));
+            }
+            return Ok(key);
+        }
+        if let Some(public) = &file.public
+            && !self.session.would_take(user, public).await?
+        {
+            return Ok(None);
+        }
+        for _ in 0..TRIES {
+            if !self.may_ask {
+                break;
+            }
+            let prompt = format!("Enter passphrase for key '{shown}': ");
+            let Some(passphrase) = self.patience.with_a_person(ask::secret(&prompt)).await else { break };
+            if let Some(key) = file.open(Some(passphrase)).await {
+                self.keyring.keep_key(&file.path, key.clone());
+                return Ok(Some(key));
+            }
+            warn!("that is not the passphrase of {shown}");
+        }
+        denied.locked.push(shown.to_string());
+        Ok(None)
+    }
+
+    async fn interactive(&mut self, user: &str, who: &str) -> Result<Step, SshError> {
+        let kept = self.keyring.password(who);
+        if !self.may_ask && kept.is_none() {
+            return Ok(Step::Failed);
+        }
+        for _ in 0..TRIES {
+            let mut attempt = self.session.interactive(user).await?;
+            let mut typed = None;
+            for _ in 0..ROUNDS {
+                let Attempt::Asked(prompts) = attempt else { break };
+                // One hidden question for a password is the password by another name; a one-time code is not kept.
+                let password = matches!(prompts.as_slice(), [(text, false)] if text.to_ascii_lowercase().contains("password"));
+                let mut answers = Vec::new();
+                for (text, echo) in &prompts {
+                    let known = kept.clone().filter(|_| password && typed.is_none() && !self.may_ask);
+                    let answer = match known {
+                        Some(known) => Some(known),
+                        None if !self.may_ask => None,
+                        None if *echo => self.patience.with_a_person(ask::line(&format!("({who}) {text}"))).await,
+                        None => self.patience.with_a_person(ask::secret(&format!("({who}) {text}"))).await,
+                    };
+                    let Some(answer) = answer else { return Ok(Step::Failed) };
+                    if password {
+                        typed = Some(answer.clone());
+                    }
+                    answers.push(answer.to_string());
+                }
+                attempt = self.session.answer(answers).await?;
+            }
+            match settle(attempt) {
+                Step::Failed if self.may_ask => {}
+                step => {
+                    if let (Some(typed), Step::In) = (typed, &step) {
+                        self.keyring.keep_password(who, typed);
+                    }
+                    return Ok(step);
+                }
+            }
+        }
+        Ok(Step::Failed)
+    }
+
+    async fn password(&mut self, user: &str, who: &str) -> Result<Step, SshError> {
+        for _ in 0..TRIES {
+            let known = self.keyring.password(who);
+            let password = match known {
+                Some(known) => Some(known),
+                None if !self.may_ask => None,
+                None => self.patience.with_a_person(ask::secret(&format!("{who}'s password: "))).await,
+            };
+            let Some(password) = password else { break };
+            match settle(self.session.password(user, &password).await?) {
+                Step::Failed => self.keyring.forget_password(who),
+                step => {
+                    self.keyring.keep_password(who, Zeroizing::new(password.to_string()));
+                    return Ok(step);
+                }
+            }
+            if self.may_ask {
+                warn!("permission denied, please try again");
+            }
+        }
+        Ok(Step::Failed)
+    }
+}
+
+fn settle(attempt: Attempt) -> Step {
+    match attempt {
+        Attempt::In => Step::In,
+        Attempt::Not { partly: true, methods } => Step::More(methods),
+        Attempt::Not { .. } | Attempt::Asked(_) => Step::Failed,
+    }
+}
+
+fn is_among(keys: &[PublicKey], key: &PublicKey) -> bool {
+    keys.iter().any(|one| one.key_data() == key.key_data())
+}
+
+impl std::fmt::Display for Denied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} does not let this computer in (it takes: {})", self.who, self.methods)?;
+        if !self.locked.is_empty() {
+            write!(f, "; locked with a passphrase: {}", self.locked.join(", "))?;
+        }
+        if !self.unusable.is_empty() {
+            write!(f, "; of no use: {}", self.unusable.join(", "))?;
+        }
+        Ok(())
+    }
+}
+
+impl Denied {
+    /// What cures it.
+    pub(crate) fn hint(&self) -> String {
+        match self.locked.first() {
+            Some(key) if !self.asked => format!("put the key into the agent: `ssh-add '{key}'` (or start `adit up` at a terminal)"),
+            _ => {
+                "put a key that the host takes into the agent (`ssh-add`), or use what only the system's ssh can: `--ssh-client system`"
+                    .to_owned()
+            }
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The system's own `ssh` as a child: whatever its configuration, agent or hardware key can do, this can.
+
+use std::{
+    io,
+    pin::Pin,
+    process::Stdio,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use common::{
+    frame,
+    identity::Name,
+    wire::{EnrollDevice, Enrolled},
+};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, ReadBuf},
+    process::{Child, ChildStderr, ChildStdout, Command},
+};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use super::{Halves, LOGIN_WITHIN, NOT_FOUND, SshError, SshWay, past_marker, program};
+
+/// Lines of ssh's own that are kept to say why it failed.
+const KEPT_LINES: usize = 12;
+
+/// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Login {
+    /// On the terminal, as ever.
+    MayAsk,
+    /// No.
+    Silent,
+}
+
+/// What comes from a relay. Dropping it ends its ssh.
+struct Relayed {
+    stdout: ChildStdout,
+    _child: Child,
+    _said: Said,
+}
+
+impl AsyncRead for Relayed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stdout).poll_read(cx, buf)
+    }
+}
+
+/// Enrolls: ssh asks whatever it has to.
+pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
+    let mut child = start(way, &format!("enroll-device {name}"), Login::MayAsk)?;
+    let said = Said::listen(child.stderr.take());
+    let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(SshError::Ended { to: way.to_string(), said: String::new() });
+    };
+    let exchange = async {
+        frame::write(&mut stdin, &EnrollDevice { csr }).await?;
+        stdin.flush().await?;
+        past_marker(&mut stdout).await?;
+        frame::read::<Enrolled>(&mut stdout).await
+    };
+    match tokio::time::timeout(LOGIN_WITHIN, exchange).await {
+        Ok(Ok(enrolled)) => Ok(enrolled),
+        Ok(Err(e)) => Err(why(way.to_string(), child, said, e).await),
+        Err(_) => Err(SshError::Silent(way.to_string())),
+    }
+}
+
+/// Starts a relay, and waits until it runs.
+pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
+    let to = way.to_string();
+    let mut child = start(way, "relay", Login::Silent)?;
+    let said = Said::listen(child.stderr.take());
+    let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
+        return Err(SshError::Ended { to, said: String::new() });
+    };
+    match tokio::time::timeout(LOGIN_WITHIN, past_marker(&mut stdout)).await {
+        Ok(Ok(())) => Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin))),
+        Ok(Err(e)) => Err(why(to, child, said, e).await),
+        Err(_) => Err(SshError::Silent(to)),
+    }
+}
+
+fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError> {
+    let program = program();
+    let mut command = Command::new(&program);
+    // No terminal there, no forwarding, and the end of a dead connection within half a minute.
+    command.args(["-T", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]);
+    if login == Login::Silent {
+        command.args(["-o", "BatchMode=yes"]);
+    }
+    if let Some(port) = way.port {
+        command.args(["-p", &port.to_string()]);
+    }
+    command.arg("--").arg(&way.destination).arg(way.command(arguments));
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    if login == Login::Silent {
+        // It comes back by itself, in the middle of the night too: there is nobody to ask. And Ctrl-C in the terminal is for us:
+        // running answers go on over this very process.
+        command.process_group(0);
+    }
+    command.spawn().map_err(|source| SshError::NoProgram { program, source: Arc::new(source) })
+}
+
+async fn why(to: String, mut child: Child, said: Said, error: io::Error) -> SshError {
+    let code = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
+    if code.and_then(|status| status.code()) == i32::try_from(NOT_FOUND).ok() {
+        return SshError::NoAditd(to);
+    }
+    let said = said.text().await;
+    SshError::Ended { to, said: if said.is_empty() { error.to_string() } else { said } }
+}
+
+/// The last lines that ssh has said.
+#[derive(Debug)]
+struct Said {
+    lines: Arc<Mutex<Vec<String>>>,
+    /// It says nothing more.
+    over: CancellationToken,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Said {
+    fn listen(stderr: Option<ChildStderr>) -> Self {
+        let (lines, over) = (Arc::new(Mutex::new(Vec::<String>::new())), CancellationToken::new());
+        let (keep, ends) = (lines.clone(), over.clone().drop_guard());
+        let task = tokio::spawn(async move {
+            let _ends = ends;
+            let Some(stderr) = stderr else { return };
+            let mut lines = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                tracing::debug!("ssh: {line}");
+                let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
+                kept.push(line);
+                if kept.len() > KEPT_LINES {
+                    kept.remove(0);
+                }
+            }
+        });
+        Self { lines, over, _task: AbortOnDropHandle::new(task) }
+    }
+
+    /// What it said, to its end if that comes soon.
+    async fn text(&self) -> String {
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.over.cancelled()).await;
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n    ")
+    }
+}

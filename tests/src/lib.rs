@@ -2,6 +2,8 @@
 
 pub mod crossroads;
 pub mod demo;
+#[cfg(target_os = "linux")]
+pub mod lab;
 pub mod load;
 pub mod ollama;
 pub mod path;

@@ -66,13 +66,23 @@ impl Programs {
 pub fn run_as_named() {
     let mut args = std::env::args_os();
     let name = args.next().and_then(|name| Path::new(&name).file_name().map(OsStr::to_owned));
-    let code = match name.as_deref().and_then(OsStr::to_str) {
+    let name = name.as_deref().and_then(OsStr::to_str);
+    if matches!(name, Some("adit" | "aditd")) {
+        end_with_parent();
+    }
+    let code = match name {
         Some("adit") => client::run(std::env::args_os()),
         Some("aditd") => server::run(std::env::args_os()),
         _ => return,
     };
     // `ExitCode` can't be turned into a number, so leave the way `main` would.
     std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { exit_number(code) });
+}
+
+/// Whatever ends a test, SIGKILL included, ends what it started.
+fn end_with_parent() {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
 }
 
 fn exit_number(code: std::process::ExitCode) -> i32 {

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -13,11 +14,11 @@ const SSHD: &str = "/usr/sbin/sshd";
 
 /// A running sshd that lets this very user in. Dropping it ends it.
 pub struct Sshd {
-    /// Where it listens, as `ssh://USER@127.0.0.1:PORT`.
+    /// Where it listens, as `ssh://USER@ADDRESS:PORT`.
     pub url: String,
     /// A program that is `ssh` with the test's own configuration, for `ADIT_SSH`.
     pub ssh: PathBuf,
-    port: u16,
+    address: SocketAddr,
     dir: PathBuf,
     child: Child,
 }
@@ -31,6 +32,11 @@ impl Sshd {
 
     /// Starts it in `dir`. `authorized` stands before the key in authorized_keys: options, or nothing. `path` is where remote commands are found.
     pub async fn start(dir: &Path, authorized: &str, path: &Path) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), dir, authorized, path).await
+    }
+
+    /// Like [`Sshd::start`], on another address of this machine.
+    pub async fn start_at(ip: IpAddr, dir: &Path, authorized: &str, path: &Path) -> Self {
         fs::create_dir_all(dir).expect("a directory");
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("chmod");
         for key in ["host", "user"] {
@@ -42,18 +48,18 @@ impl Sshd {
         fs::write(dir.join("authorized_keys"), format!("{authorized} {user}")).expect("written");
         fs::set_permissions(dir.join("authorized_keys"), fs::Permissions::from_mode(0o600)).expect("chmod");
         // Given up again just before sshd takes it: sshd can't say which free port it took.
-        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").port();
+        let port = std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port").port();
         let name = user_name();
         let d = dir.display();
         let config = format!(
-            "ListenAddress 127.0.0.1:{port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\
+            "ListenAddress {ip}:{port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\
              StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
              SetEnv PATH={}:/usr/bin:/bin\nLogLevel ERROR\n",
             path.display()
         );
         fs::write(dir.join("sshd_config"), config).expect("written");
         let host = fs::read_to_string(dir.join("host.pub")).expect("a key");
-        fs::write(dir.join("known_hosts"), format!("[127.0.0.1]:{port} {host}")).expect("written");
+        fs::write(dir.join("known_hosts"), format!("[{ip}]:{port} {host}")).expect("written");
         let client = format!(
             "UserKnownHostsFile {d}/known_hosts\nGlobalKnownHostsFile none\nIdentityFile {d}/user\nIdentitiesOnly yes\n\
              IdentityAgent none\nBatchMode yes\nStrictHostKeyChecking yes\n"
@@ -63,7 +69,7 @@ impl Sshd {
         fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n")).expect("written");
         fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("chmod");
         let child = run(dir);
-        let sshd = Self { url: format!("ssh://{name}@127.0.0.1:{port}"), ssh, port, dir: dir.to_owned(), child };
+        let sshd = Self { url: format!("ssh://{name}@{ip}:{port}"), ssh, address: (ip, port).into(), dir: dir.to_owned(), child };
         sshd.answers().await;
         sshd
     }
@@ -87,7 +93,7 @@ impl Sshd {
 
     async fn answers(&self) {
         let answers = async {
-            while TcpStream::connect(("127.0.0.1", self.port)).await.is_err() {
+            while TcpStream::connect(self.address).await.is_err() {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;
             }
         };

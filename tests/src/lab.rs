@@ -1,0 +1,148 @@
+//! The lab: a laptop's network and a server's, real ones to all who are in them, with a path between that does what real paths do.
+//!
+//! Needs root and Linux. Each lab has two network namespaces of its own and touches nothing else on the machine; nothing is left
+//! behind, whatever ends the test.
+
+mod answer;
+mod chance;
+mod emulator;
+mod far;
+mod link;
+mod namespace;
+mod nat;
+mod packet;
+mod pipe;
+
+pub use answer::{Answered, Asked, Both};
+pub use chance::{Chance, seed};
+pub use far::{Carrier, Far, PORT, Setting};
+pub use link::{Holes, LADDER, LOOPBACK, Link, Loss, rung};
+pub use namespace::{Namespace, Within};
+
+use std::{
+    net::Ipv4Addr,
+    path::Path,
+    process::Command,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+};
+
+use tokio::sync::watch;
+
+use self::emulator::{Conditions, Ends, MTU};
+use crate::skip;
+
+/// The server's address, as the laptop sees it.
+pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// The network device, on either side.
+const DEVICE: &str = "wan";
+
+/// Two networks and the path between them.
+pub struct Lab {
+    /// Where the laptop is.
+    pub client: Arc<Namespace>,
+    /// Where the server is.
+    pub server: Arc<Namespace>,
+    conditions: Option<watch::Sender<Conditions>>,
+    emulator: Option<JoinHandle<()>>,
+    network: AtomicU8,
+    seed: u64,
+}
+
+impl Lab {
+    /// Whether a test has to stop here because there can be no lab on this machine; says why.
+    pub fn is_missing() -> bool {
+        let ip = Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success());
+        match (rustix::process::geteuid().is_root(), ip, Path::new("/dev/net/tun").exists()) {
+            (false, ..) => skip::because("the lab needs root"),
+            (_, false, _) => skip::because("there is no `ip` (iproute2)"),
+            (.., false) => skip::because("there is no /dev/net/tun"),
+            _ => Namespace::new().is_err() && skip::because("this root may not make network namespaces"),
+        }
+    }
+
+    /// A path over `link` that does the same each time for the same `seed`.
+    ///
+    /// # Panics
+    /// If the kernel refuses; see [`Lab::is_missing`].
+    pub fn new(link: Link, seed: u64) -> Self {
+        let namespace = || Arc::new(Namespace::new().expect("a network namespace"));
+        let (client, server) = (namespace(), namespace());
+        let now = Conditions { link, cut: false, longest: MTU, udp_blocked: false, nat: false, forgotten: 0 };
+        let (conditions, seen) = watch::channel(now);
+        let ends = Ends { client: client.clone(), server: server.clone(), server_address: SERVER };
+        let emulator = emulator::start(ends, seed, seen).expect("packets are carried");
+        Self { client, server, conditions: Some(conditions), emulator: Some(emulator), network: AtomicU8::new(0), seed }
+    }
+
+    /// Loses every packet from now on, both ways. Those on their way arrive.
+    pub fn cut(&self) {
+        self.change(|now| now.cut = true);
+    }
+
+    /// Carries them again.
+    pub fn mend(&self) {
+        self.change(|now| now.cut = false);
+    }
+
+    /// Makes it another link.
+    pub fn set_link(&self, link: Link) {
+        self.change(|now| now.link = link);
+    }
+
+    /// Loses packets longer than this many bytes without a word, as a misconfigured tunnel on the way does.
+    pub fn set_longest_packet(&self, bytes: usize) {
+        self.change(|now| now.longest = bytes);
+    }
+
+    /// Loses UDP and nothing else.
+    pub fn block_udp(&self, blocked: bool) {
+        self.change(|now| now.udp_blocked = blocked);
+    }
+
+    /// Puts the laptop behind an address translator that forgets a UDP flow after 30 s without a packet from inside.
+    pub fn put_behind_nat(&self) {
+        self.change(|now| now.nat = true);
+    }
+
+    /// Lets the translator forget all flows: the next packet of each gets another port.
+    pub fn rebind_nat(&self) {
+        self.change(|now| now.forgotten += 1);
+    }
+
+    /// Takes the laptop to another network: its address is gone, and it gets another.
+    ///
+    /// # Panics
+    /// If it can't be changed.
+    pub fn change_address(&self) {
+        let network = self.network.fetch_add(1, Relaxed) + 1;
+        let commands = format!("addr flush dev {DEVICE}\n{}", come_to(network));
+        self.client.ip(&commands).expect("another address");
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Conditions)) {
+        if let Some(conditions) = &self.conditions {
+            conditions.send_modify(change);
+        }
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("this lab's seed was {} (to repeat: ADIT_LAB_SEED)", self.seed);
+        }
+        self.conditions = None;
+        if let Some(emulator) = self.emulator.take() {
+            let _ = emulator.join();
+        }
+    }
+}
+
+/// The commands that bring the laptop into its `number`th network.
+fn come_to(number: u8) -> String {
+    format!("addr add 192.168.{number}.2/24 dev {DEVICE}\nroute replace default dev {DEVICE}")
+}

@@ -1,0 +1,163 @@
+//! An answer that is read as it comes: when each part came, and whether all of it did.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use aws_lc_rs::digest::{SHA256, digest as hash};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, tcp::ReadHalf},
+    sync::watch,
+    task::JoinHandle,
+};
+
+use crate::raw::{self, Ending};
+
+/// The SHA-256 of an answer, but for its date.
+fn digest(answer: &str) -> String {
+    data_encoding::HEXLOWER.encode(hash(&SHA256, raw::without_date(answer).as_bytes()).as_ref())
+}
+
+/// An answer that is being read. Dropping it closes the application's connection.
+pub struct Asked {
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<Answered>,
+}
+
+/// How far it is.
+#[derive(Debug, Clone, Copy)]
+struct Progress {
+    bytes: usize,
+    at: Instant,
+}
+
+/// An answer that has ended.
+#[derive(Debug)]
+pub struct Answered {
+    /// All that came.
+    pub text: String,
+    /// How it ended.
+    pub ending: Ending,
+    /// When each part came.
+    pub arrivals: Vec<Instant>,
+}
+
+impl Asked {
+    /// Asks on `tcp`, and reads until that ends.
+    pub fn on(tcp: TcpStream, request: Vec<u8>) -> Self {
+        let (tell, progress) = watch::channel(Progress { bytes: 0, at: Instant::now() });
+        Self { progress, task: tokio::spawn(exchange(tcp, request, tell)) }
+    }
+
+    /// Waits until so many bytes have come.
+    ///
+    /// # Panics
+    /// If they don't come within a time, with what has come until then.
+    pub async fn has(&mut self, bytes: usize, within: Duration) {
+        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
+        let came = came.is_ok_and(|came| came.is_ok());
+        assert!(came, "{bytes} bytes have not come within {within:?}, but {:?}", *self.progress.borrow());
+    }
+
+    /// Waits for the first bytes after a moment: how long after it they came.
+    ///
+    /// # Panics
+    /// If none come within a time.
+    pub async fn next_after(&mut self, moment: Instant, within: Duration) -> Duration {
+        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
+        let came = came.ok().and_then(|came| came.ok().map(|now| now.at));
+        let came = came.unwrap_or_else(|| panic!("nothing has come within {within:?} of the path's return"));
+        came - moment
+    }
+
+    /// How many bytes have come.
+    pub fn bytes(&self) -> usize {
+        self.progress.borrow().bytes
+    }
+
+    /// Whether it has ended.
+    pub fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Panics
+    /// If it does not end within a time.
+    pub async fn ended(mut self, within: Duration) -> Answered {
+        let ended = tokio::time::timeout(within, &mut self.task).await;
+        ended.unwrap_or_else(|_| panic!("no end within {within:?}, at {:?}", *self.progress.borrow())).expect("no panic")
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn exchange(mut tcp: TcpStream, request: Vec<u8>, tell: watch::Sender<Progress>) -> Answered {
+    let (from, mut to) = tcp.split();
+    // Whether it takes the whole request is told by what comes back.
+    let (answered, _) = tokio::join!(read(from, tell), to.write_all(&request));
+    answered
+}
+
+async fn read(mut from: ReadHalf<'_>, tell: watch::Sender<Progress>) -> Answered {
+    let (mut all, mut arrivals, mut block) = (Vec::new(), Vec::new(), vec![0; 65_536]);
+    let ending = loop {
+        match from.read(&mut block).await {
+            Ok(0) => break Ending::Closed,
+            Ok(n) => {
+                all.extend_from_slice(&block[..n]);
+                let at = Instant::now();
+                arrivals.push(at);
+                tell.send_replace(Progress { bytes: all.len(), at });
+            }
+            Err(e) if e.kind() == io::ErrorKind::ConnectionReset => break Ending::Reset,
+            Err(e) => panic!("{e}"),
+        }
+    };
+    // A cut may be in the middle of a character.
+    Answered { text: String::from_utf8_lossy(&all).into_owned(), ending, arrivals }
+}
+
+impl Answered {
+    /// Asserts that it ended as a whole one does, and is what `direct` is, to the last byte.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub fn is_what_came_directly(&self, direct: &Self) {
+        let tail: String = self.text.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
+        assert_eq!(self.ending, Ending::Closed, "cut after {} bytes: …{tail}", self.text.len());
+        assert_eq!(digest(&self.text), digest(&direct.text), "{} bytes: …{tail}", self.text.len());
+    }
+
+    /// The longest time between two parts.
+    pub fn largest_gap(&self) -> Duration {
+        self.arrivals.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+    }
+}
+
+/// One answer on two ways.
+pub struct Both {
+    /// Through the tunnel.
+    pub tunnelled: Asked,
+    /// Without one.
+    pub direct: Asked,
+}
+
+impl Both {
+    /// Waits until both have ended, and asserts that they are the same to the last byte.
+    ///
+    /// # Panics
+    /// If they are not, or if one doesn't end within a time.
+    pub async fn are_equal(self, within: Duration) -> Answered {
+        let (tunnelled, direct) = tokio::join!(self.tunnelled.ended(within), self.direct.ended(within));
+        assert_eq!(direct.ending, Ending::Closed);
+        tunnelled.is_what_came_directly(&direct);
+        tunnelled
+    }
+}

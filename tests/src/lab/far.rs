@@ -1,0 +1,175 @@
+//! A server and a laptop that are far from each other: real processes, each in its own network.
+
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Output,
+    time::Duration,
+};
+
+use tokio::process::Command;
+
+use super::{Asked, Both, LOOPBACK, Lab, Link, SERVER};
+use crate::{
+    ollama::Options,
+    process::Process,
+    raw,
+    sshd::Sshd,
+    world::{Device, SOON, Up, World},
+};
+
+/// aditd's port; nobody else is in its network.
+pub const PORT: u16 = 11_435;
+
+/// What a far world is like.
+#[derive(Debug, Clone)]
+pub struct Setting {
+    /// The path.
+    pub link: Link,
+    /// Decides about everything on the path.
+    pub seed: u64,
+    /// How the laptop reaches the server.
+    pub carrier: Carrier,
+    /// From one token to the next.
+    pub token_interval: Duration,
+    /// Whether the laptop is behind an address translator.
+    pub nat: bool,
+}
+
+/// How a laptop reaches its server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// By UDP; there is no sshd.
+    Udp,
+    /// By SSH; aditd listens on loopback alone.
+    Ssh,
+    /// By whichever passes; UDP is the better one.
+    Both,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self { link: LOOPBACK, seed: 1, carrier: Carrier::Udp, token_interval: Duration::from_millis(50), nat: false }
+    }
+}
+
+/// Both, and the path between them. Dropping it ends all of it.
+pub struct Far {
+    /// The running tunnel.
+    pub up: Up,
+    /// The laptop.
+    pub device: Device,
+    /// What the laptop may log in to.
+    pub sshd: Option<Sshd>,
+    /// The server's side.
+    pub world: World,
+    /// The path.
+    pub lab: Lab,
+}
+
+impl Far {
+    /// Starts all of it with the programs in the file `this`, and waits until the tunnel is up.
+    pub async fn start(this: &str, setting: Setting) -> Self {
+        Self::start_in(Lab::new(LOOPBACK, setting.seed), this, setting, &[]).await
+    }
+
+    /// Starts it in a lab that there is already, with flags of `aditd serve`.
+    pub async fn start_in(lab: Lab, this: &str, setting: Setting, flags: &[&str]) -> Self {
+        if setting.nat {
+            lab.put_behind_nat();
+        }
+        let options = Options { token_interval: setting.token_interval, ..Options::default() };
+        let listen_on = if setting.carrier == Carrier::Ssh { IpAddr::from([127, 0, 0, 1]) } else { SERVER.into() };
+        let listen = SocketAddr::new(listen_on, PORT).to_string();
+        let flags = [&["--listen", listen.as_str(), "--allow-from", "0.0.0.0/0"], flags].concat();
+        let world = lab.server.within(World::start_with(this, options, &flags)).await;
+        let (device, sshd) = match setting.carrier {
+            Carrier::Udp => (lab.client.within(world.device("laptop")).await, None),
+            Carrier::Ssh | Carrier::Both => {
+                let path = remote_aditd(&world);
+                let sshd = lab.server.within(Sshd::start_at(SERVER.into(), &world.scratch("sshd"), "", &path)).await;
+                let enroll = ["enroll", sshd.url.as_str(), "--device", "laptop"];
+                let device = world.stranger("laptop");
+                let enrolled = run(&lab, adit(&world, &device, Some(&sshd), &enroll)).await;
+                assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+                (device, Some(sshd))
+            }
+        };
+        // What is tried on a bad link is the tunnel.
+        lab.set_link(setting.link);
+        let up = up(&lab, adit(&world, &device, sshd.as_ref(), &["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"])).await;
+        Self { up, device, sshd, world, lab }
+    }
+
+    /// Restarts the server, on the same port.
+    pub async fn restart_server(&mut self) {
+        self.lab.server.within(self.world.restart_server()).await;
+    }
+
+    /// An application on the laptop sends this request.
+    pub async fn request(&self, request: Vec<u8>) -> Asked {
+        Asked::on(self.lab.client.within(raw::connect(self.up.address)).await, request)
+    }
+
+    /// An application on the laptop asks for an answer of `tokens` tokens that depends on `seed` alone.
+    pub async fn ask(&self, tokens: i64, seed: u64) -> Asked {
+        self.request(raw::generate(tokens, seed).into_bytes()).await
+    }
+
+    /// Asks for the same answer twice: through the tunnel, and beside Ollama without one.
+    pub async fn ask_both(&self, tokens: i64, seed: u64) -> Both {
+        let request = raw::generate(tokens, seed).into_bytes();
+        let beside = self.lab.server.within(raw::connect(self.world.ollama.addr())).await;
+        Both { direct: Asked::on(beside, request.clone()), tunnelled: self.request(request).await }
+    }
+
+    /// Asserts that all went over one session.
+    ///
+    /// # Panics
+    /// If it did not, with the client's log.
+    pub fn is_one_session(&self) {
+        let log = self.up.adit.log();
+        assert_eq!(log.matches("connected to").count(), 1, "one session: {log}");
+    }
+}
+
+/// A command of the laptop's.
+fn adit(world: &World, device: &Device, sshd: Option<&Sshd>, args: &[&str]) -> Command {
+    let mut command = world.programs.command("adit", args);
+    command.arg("--state-dir").arg(&device.dir);
+    if let Some(sshd) = sshd {
+        command.env("ADIT_SSH", &sshd.ssh);
+    }
+    command
+}
+
+async fn run(lab: &Lab, mut command: Command) -> Output {
+    let output = lab.client.within(async { command.output().await });
+    tokio::time::timeout(SOON, output).await.expect("in time").expect("it runs")
+}
+
+async fn up(lab: &Lab, command: Command) -> Up {
+    let mut adit = lab.client.inside(|| Process::spawn(command, "adit")).expect("adit starts");
+    adit.ready().await.expect("adit is ready");
+    let log = adit.log();
+    let address = log.split("listening on http://").nth(1).and_then(|line| line.split_whitespace().next());
+    let address = address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
+    Up { adit, address }
+}
+
+/// A directory with an `aditd` for remote commands that knows where the world's state is.
+fn remote_aditd(world: &World) -> PathBuf {
+    let dir = world.scratch("remote-bin");
+    fs::create_dir_all(&dir).expect("a directory");
+    let script = format!(
+        "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+        world.state().display(),
+        world.scratch("empty.toml").display(),
+        world.scratch("aditd").display()
+    );
+    fs::write(dir.join("aditd"), script).expect("written");
+    fs::set_permissions(dir.join("aditd"), fs::Permissions::from_mode(0o700)).expect("chmod");
+    dir
+}

@@ -1,0 +1,101 @@
+//! Network namespaces of a test's own. They are held by descriptors alone: whatever ends the test ends them.
+
+use std::{
+    fs::File,
+    io::{self, Write},
+    pin::Pin,
+    process::{Command, Stdio},
+    sync::OnceLock,
+    task::{Context, Poll},
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// Where this process itself is.
+static HOME: OnceLock<File> = OnceLock::new();
+/// The network namespace of whichever thread asks.
+const THIS_THREAD: &str = "/proc/thread-self/ns/net";
+
+/// A network of its own, with nothing in it but loopback.
+pub struct Namespace {
+    handle: File,
+}
+
+impl Namespace {
+    /// Makes one. Needs root.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn new() -> io::Result<Self> {
+        if HOME.get().is_none() {
+            let _ = HOME.set(File::open(THIS_THREAD)?);
+        }
+        // A thread that leaves cannot be missed: it ends here.
+        let made = std::thread::spawn(|| {
+            unshare(CloneFlags::CLONE_NEWNET)?;
+            File::open(THIS_THREAD)
+        });
+        let namespace = Self { handle: made.join().map_err(|_| io::Error::other("a panic"))?? };
+        namespace.ip("link set lo up")?;
+        Ok(namespace)
+    }
+
+    /// Runs `act` in here: the sockets and the processes that it makes are of this network.
+    pub fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
+        let _back = self.enter();
+        act()
+    }
+
+    /// Runs `future` in here, whenever it runs. What it spawns as a task of its own is outside.
+    pub fn within<F: Future>(&self, future: F) -> Within<'_, F> {
+        Within { namespace: self, future: Box::pin(future) }
+    }
+
+    /// Runs commands of `ip`, one per line.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn ip(&self, commands: &str) -> io::Result<()> {
+        let mut ip = Command::new("ip");
+        ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = self.inside(|| ip.spawn())?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin.write_all(commands.as_bytes())?;
+        }
+        let ended = child.wait_with_output()?;
+        match ended.status.success() {
+            true => Ok(()),
+            false => Err(io::Error::other(format!("ip: {}", String::from_utf8_lossy(&ended.stderr)))),
+        }
+    }
+
+    fn enter(&self) -> Back {
+        setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("a namespace can be entered");
+        Back
+    }
+}
+
+/// Leaves a namespace when it is dropped.
+struct Back;
+
+impl Drop for Back {
+    fn drop(&mut self) {
+        let home = HOME.get().expect("known before any namespace was made");
+        setns(home, CloneFlags::CLONE_NEWNET).expect("a thread can go home");
+    }
+}
+
+/// A future that runs in a namespace; see [`Namespace::within`].
+pub struct Within<'a, F> {
+    namespace: &'a Namespace,
+    future: Pin<Box<F>>,
+}
+
+impl<F: Future> Future for Within<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let _back = self.namespace.enter();
+        self.future.as_mut().poll(cx)
+    }
+}

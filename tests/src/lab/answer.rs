@@ -120,8 +120,12 @@ async fn read(mut from: ReadHalf<'_>, tell: watch::Sender<Progress>) -> Answered
             Err(e) => panic!("{e}"),
         }
     };
-    // A cut may be in the middle of a character.
-    Answered { text: String::from_utf8_lossy(&all).into_owned(), ending, arrivals }
+    Answered { text: text(all), ending, arrivals }
+}
+
+/// A cut may be in the middle of a character, and a download is no text: then a byte is a character.
+fn text(bytes: Vec<u8>) -> String {
+    String::from_utf8(bytes).unwrap_or_else(|e| e.into_bytes().into_iter().map(char::from).collect())
 }
 
 impl Answered {

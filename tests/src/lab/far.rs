@@ -36,6 +36,8 @@ pub struct Setting {
     pub token_interval: Duration,
     /// Whether the laptop is behind an address translator.
     pub nat: bool,
+    /// Whether UDP is lost from the beginning.
+    pub udp_blocked: bool,
 }
 
 /// How a laptop reaches its server.
@@ -51,7 +53,14 @@ pub enum Carrier {
 
 impl Default for Setting {
     fn default() -> Self {
-        Self { link: LOOPBACK, seed: 1, carrier: Carrier::Udp, token_interval: Duration::from_millis(50), nat: false }
+        Self {
+            link: LOOPBACK,
+            seed: 1,
+            carrier: Carrier::Udp,
+            token_interval: Duration::from_millis(50),
+            nat: false,
+            udp_blocked: false,
+        }
     }
 }
 
@@ -97,6 +106,7 @@ impl Far {
                 (device, Some(sshd))
             }
         };
+        lab.block_udp(setting.udp_blocked);
         // What is tried on a bad link is the tunnel.
         lab.set_link(setting.link);
         let up = up(&lab, adit(&world, &device, sshd.as_ref(), &["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"])).await;
@@ -120,7 +130,11 @@ impl Far {
 
     /// Asks for the same answer twice: through the tunnel, and beside Ollama without one.
     pub async fn ask_both(&self, tokens: i64, seed: u64) -> Both {
-        let request = raw::generate(tokens, seed).into_bytes();
+        self.twice(raw::generate(tokens, seed).into_bytes()).await
+    }
+
+    /// Sends a request through the tunnel, and beside Ollama without one.
+    pub async fn twice(&self, request: Vec<u8>) -> Both {
         let beside = self.lab.server.within(raw::connect(self.world.ollama.addr())).await;
         Both { direct: Asked::on(beside, request.clone()), tunnelled: self.request(request).await }
     }

@@ -69,6 +69,14 @@ impl Namespace {
         }
     }
 
+    /// Changes a setting of this network, by its path below `/proc/sys/net`.
+    ///
+    /// # Errors
+    /// If there is no such setting.
+    pub fn set(&self, name: &str, value: &str) -> io::Result<()> {
+        self.inside(|| std::fs::write(format!("/proc/sys/net/{name}"), value))
+    }
+
     fn enter(&self) -> Back {
         setns(&self.handle, CloneFlags::CLONE_NEWNET).expect("a namespace can be entered");
         Back

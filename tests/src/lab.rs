@@ -12,6 +12,7 @@ mod namespace;
 mod nat;
 mod packet;
 mod pipe;
+pub mod scan;
 
 pub use answer::{Answered, Asked, Both};
 pub use chance::{Chance, seed};

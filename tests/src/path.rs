@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -22,7 +22,12 @@ pub struct Path {
 impl Path {
     /// A path to `server`, on an address of its own that looks to the server like one client each.
     pub async fn to(server: SocketAddr) -> Self {
-        let front = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        Self::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), server).await
+    }
+
+    /// Like [`Path::to`], from this address.
+    pub async fn from(address: SocketAddr, server: SocketAddr) -> Self {
+        let front = UdpSocket::bind(address).await.expect("a port");
         let address = front.local_addr().expect("an address");
         let cut = Arc::new(AtomicBool::new(false));
         let task = tokio::spawn(carry(Arc::new(front), server, cut.clone()));

@@ -2,12 +2,17 @@
 
 #![allow(missing_docs)]
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use tests::{
     ollama::Options,
     path::Path,
+    process::Process,
     raw::{self, Ending},
+    skip,
     world::{Device, SOON, World},
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -112,6 +117,43 @@ async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
     });
     let answer = answer.await.expect("in time");
     assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
+    // A hosts file of its own takes the place of a name server.
+    let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
+    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have a hosts file of its own") {
+        return;
+    }
+    let (world, path, device) = world_behind_a_path().await;
+    let (old, port) = (path.address.ip(), path.address.port());
+    let second = Path::from(SocketAddr::from(([127, 0, 0, 2], port)), world.address().await).await;
+    let hosts = world.scratch("hosts");
+    std::fs::write(&hosts, format!("{old} gpu.adit.test\n")).expect("written");
+    let identity = device.dir.join("servers/default/identity.json");
+    let text =
+        std::fs::read_to_string(&identity).expect("read").replace(&format!("{old}:{port}"), &format!("gpu.adit.test:{port}"));
+    std::fs::write(&identity, text).expect("written");
+    let adit = world.programs.command("adit", &["up", "-v", "--listen", "127.0.0.1:0", "--state-dir"]);
+    let adit = adit.as_std();
+    let mut command = tokio::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
+    command.arg(adit.get_program()).args(adit.get_args()).arg(&device.dir).env("NO_COLOR", "1").kill_on_drop(true);
+    let mut adit = Process::spawn(command, "adit").expect("it starts");
+    adit.ready().await.expect("ready");
+    let log = adit.log();
+    assert!(log.contains(&format!("connected to {old}:{port}")), "{log}");
+    let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+    let mut app = raw::connect(address.and_then(|a| a.parse().ok()).expect("an address")).await;
+    app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 1000).await;
+
+    path.cut();
+    std::fs::write(&hosts, "127.0.0.2 gpu.adit.test\n").expect("written");
+    adit.says(&format!("the session goes over UDP now: {}", second.address)).await;
+    raw::read_exactly(&mut app, 4000).await;
+    assert_eq!(adit.log().matches("connected to").count(), 1, "one session: {}", adit.log());
 }
 
 #[tokio::test]

@@ -109,7 +109,7 @@ async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-async fn by_ssh(place: Place, way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
+async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
     let device = device.or_else(own_name).ok_or_else(|| {
         Failure::new("this computer's name can't be a device's").hint("give it one with `--device NAME`").exit(Exit::Usage)
     })?;
@@ -128,6 +128,7 @@ async fn by_ssh(place: Place, way: SshWay, device: Option<Name>) -> Result<Profi
         let hint = e.hint();
         Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
     })?;
+    way.relay_port = enrolled.relay_port;
     // What is loopback there is somebody else here.
     enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
     let profile = Profile::new(place, enrolled, Some(way), key);

@@ -245,6 +245,9 @@ pub struct Enrolled {
     pub addresses: Vec<String>,
     /// What the device may use.
     pub services: Vec<Service>,
+    /// The TCP port of the server's relay on its own loopback, for SSH keys that may only forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay_port: Option<u16>,
 }
 
 /// What a device sends to `aditd enroll-device`, over SSH.

@@ -50,6 +50,9 @@ pub struct ServeFlags {
     /// Keep a silent device's session, and what runs in it, for this long [default: 30m]
     #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
     pub idle_timeout: Option<Duration>,
+    /// Relay for SSH on TCP, on loopback beside each UDP port: what a key that may only forward needs [default: true]
+    #[arg(long, value_name = "true|false", env = "ADITD_TCP_RELAY")]
+    pub tcp_relay: Option<bool>,
     /// What devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
@@ -74,6 +77,7 @@ struct File {
     device_life: Option<String>,
     idle_timeout: Option<String>,
     advertise: Option<Vec<String>>,
+    tcp_relay: Option<bool>,
 }
 
 /// All settings, complete and checked.
@@ -93,6 +97,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// What devices are told, if the owner said so.
     pub advertise: Vec<String>,
+    /// Whether to relay for SSH on loopback.
+    pub tcp_relay: bool,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -139,6 +145,7 @@ impl Config {
                 (None, None) => IDLE_TIMEOUT,
             },
             advertise,
+            tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
         })
     }
 }
@@ -226,7 +233,7 @@ fn read_file(named: Option<&Path>) -> Result<File, Failure> {
     toml::from_str(&text).map_err(|e| {
         usage(format!("the configuration `{}` is wrong", path.display()))
             .because(e.to_string().trim_end().to_owned())
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise")
+            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay")
     })
 }
 

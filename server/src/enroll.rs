@@ -78,5 +78,6 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         door_key: server.state.keys.door.clone(),
         addresses: server.addresses.clone(),
         services: server.policy.services(),
+        relay_port: server.relay,
     })
 }

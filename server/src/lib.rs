@@ -12,6 +12,7 @@ pub mod invite;
 pub mod live;
 pub mod policy;
 pub mod register;
+pub mod relay;
 pub mod running;
 pub mod serve;
 pub mod session;

@@ -44,6 +44,8 @@ pub struct Server {
     pub listening: Vec<SocketAddr>,
     /// What the system granted the first of their sockets for receiving and sending, in bytes.
     pub socket_buffers: Option<(usize, usize)>,
+    /// The port of its relay on loopback.
+    pub relay: Option<u16>,
     /// The register's, when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
@@ -83,6 +85,9 @@ pub struct ServerStatus {
     pub pid: u32,
     /// UDP addresses that it listens on.
     pub listening: Vec<String>,
+    /// The port of its relay on loopback, for keys that may only forward.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub relay: Option<u16>,
     /// What devices are told.
     pub addresses: Vec<String>,
     /// For how many seconds of silence a session is kept; a device may ask for less.
@@ -103,7 +108,7 @@ impl Server {
         version: i64,
         config: &Config,
         listening: Vec<SocketAddr>,
-        socket_buffers: Option<(usize, usize)>,
+        (socket_buffers, relay): (Option<(usize, usize)>, Option<u16>),
         addresses: Vec<String>,
     ) -> Arc<Self> {
         Arc::new(Self {
@@ -116,6 +121,7 @@ impl Server {
             draining: CancellationToken::new(),
             listening,
             socket_buffers,
+            relay,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
         })
@@ -165,6 +171,7 @@ impl Server {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             listening: self.listening.iter().map(ToString::to_string).collect(),
+            relay: self.relay,
             addresses: self.addresses.clone(),
             idle_timeout: self.idle_timeout.as_secs(),
             socket_buffers: self.socket_buffers,

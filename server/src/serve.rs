@@ -27,6 +27,7 @@ use crate::{
     door::{Door, Verdict},
     enroll,
     policy::Policy,
+    relay::Relay,
     running::{Answer, Request, Server},
     session,
     silence::SilentSocket,
@@ -72,13 +73,18 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     if let Some((receive, send)) = buffers {
         debug!("the system grants {receive} bytes for receiving and {send} for sending on a UDP socket");
     }
-    let server = Server::new(state, policy, version, &config, listening, buffers, addresses);
+    let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
+    let relay = relays.first().map(Relay::port);
+    let server = Server::new(state, policy, version, &config, listening, (buffers, relay), addresses);
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
     for endpoint in &endpoints {
         let doors = Doors { door: door.clone(), tunnel: tunnel.clone(), enrollment: enrollment.clone(), server: server.clone() };
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
+    }
+    for relay in relays {
+        services.spawn(relay.serve());
     }
     services.spawn(server.clone().follow_register());
     services.spawn(server.live.clone().watch());

@@ -50,6 +50,7 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
         door_key: state.keys.door.clone(),
         addresses,
         services: vec![config.upstream.as_service(DEFAULT_SERVICE.parse().map_err(Failure::new)?)],
+        relay_port: relay_port(config, &state).await,
     };
     // The device connects as soon as it has this: the running server must know it by then.
     let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
@@ -59,6 +60,17 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
     let mut out = tokio::io::stdout();
     out.write_all(&answer).await.map_err(unsent)?;
     out.flush().await.map_err(unsent)
+}
+
+/// Where a key that may only forward finds the relay; if the server does not run now, where it will be.
+async fn relay_port(config: &Config, state: &State) -> Option<u16> {
+    match control::ask(&state.dir, &Request::Status).await {
+        Ok(Some(Answer::Status(status))) => status.relay,
+        _ if config.tcp_relay => {
+            config.listen.iter().find(|a| a.ip().is_loopback()).or(config.listen.first()).map(SocketAddr::port)
+        }
+        _ => None,
+    }
 }
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.

@@ -826,6 +826,7 @@ async fn server_with_clock(
                 door_key: DoorKey::generate(),
                 addresses: vec![address.clone()],
                 services: Vec::new(),
+                relay_port: None,
             };
             frame::write(&mut send, &EnrollAnswer::Enrolled(Box::new(enrolled))).await.expect("sent");
             send.finish().expect("finished");

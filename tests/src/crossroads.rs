@@ -3,6 +3,7 @@
 use tokio::process::Command;
 
 use crate::{
+    laptop::{address_in, remote_aditd},
     ollama::Options,
     path::Path,
     process::Process,
@@ -27,18 +28,7 @@ impl Crossroads {
     pub async fn new(this: &str, flags: &[&str]) -> Self {
         let world = World::start_with(this, Options::default(), flags).await;
         let path = Path::to(world.address().await).await;
-        let bin = world.scratch("remote-bin");
-        std::fs::create_dir_all(&bin).expect("a directory");
-        let script = format!(
-            "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
-            world.state().display(),
-            world.scratch("empty.toml").display(),
-            world.scratch("aditd").display()
-        );
-        std::fs::write(bin.join("aditd"), script).expect("written");
-        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o700);
-        std::fs::set_permissions(bin.join("aditd"), executable).expect("chmod");
-        let sshd = Sshd::start(&world.scratch("sshd"), "", &bin).await;
+        let sshd = Sshd::start(&world.scratch("sshd"), &remote_aditd(&world)).await;
         let device = world.stranger("laptop");
         let this = Self { world, path, sshd, device };
         let enrolled = this.command(&["enroll", &this.sshd.url, "--device", "laptop"]).output();
@@ -64,9 +54,7 @@ impl Crossroads {
         let command = self.command(&[&["up", "-v", "--listen", "127.0.0.1:0"], flags].concat());
         let mut adit = Process::spawn(command, "adit").expect("it starts");
         adit.ready().await.expect("ready");
-        let log = adit.log();
-        let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
-        let address = address.and_then(|a| a.parse().ok()).expect("an address");
+        let address = address_in(&adit.log()).expect("an address");
         Up { adit, address }
     }
 }

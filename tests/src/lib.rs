@@ -4,6 +4,7 @@ pub mod crossroads;
 pub mod demo;
 #[cfg(target_os = "linux")]
 pub mod lab;
+pub mod laptop;
 pub mod load;
 pub mod ollama;
 pub mod path;
@@ -11,4 +12,5 @@ pub mod process;
 pub mod raw;
 pub mod skip;
 pub mod sshd;
+pub mod terminal;
 pub mod world;

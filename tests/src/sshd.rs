@@ -14,12 +14,14 @@ const SSHD: &str = "/usr/sbin/sshd";
 
 /// A running sshd that lets this very user in. Dropping it ends it.
 pub struct Sshd {
-    /// Where it listens, as `ssh://USER@ADDRESS:PORT`.
+    /// Where it listens, as `ssh://USER@127.0.0.1:PORT`.
     pub url: String,
     /// A program that is `ssh` with the test's own configuration, for `ADIT_SSH`.
     pub ssh: PathBuf,
-    address: SocketAddr,
-    dir: PathBuf,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Where its files are: `host` and `user` (keys), `authorized_keys`, `known_hosts`, `ssh_config`.
+    pub dir: PathBuf,
     child: Child,
 }
 
@@ -30,48 +32,90 @@ impl Sshd {
         ssh && Path::new(SSHD).exists()
     }
 
-    /// Starts it in `dir`. `authorized` stands before the key in authorized_keys: options, or nothing. `path` is where remote commands are found.
-    pub async fn start(dir: &Path, authorized: &str, path: &Path) -> Self {
-        Self::start_at(Ipv4Addr::LOCALHOST.into(), dir, authorized, path).await
+    /// Starts it in `dir`. `path` is where remote commands are found.
+    pub async fn start(dir: &Path, path: &Path) -> Self {
+        Self::start_at(Ipv4Addr::LOCALHOST.into(), dir, path).await
     }
 
     /// Like [`Sshd::start`], on another address of this machine.
-    pub async fn start_at(ip: IpAddr, dir: &Path, authorized: &str, path: &Path) -> Self {
+    pub async fn start_at(ip: IpAddr, dir: &Path, path: &Path) -> Self {
         fs::create_dir_all(dir).expect("a directory");
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("chmod");
-        for key in ["host", "user"] {
-            let file = dir.join(key);
-            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&file).status();
-            assert!(made.is_ok_and(|status| status.success()), "ssh-keygen");
-        }
-        let user = fs::read_to_string(dir.join("user.pub")).expect("a key");
-        fs::write(dir.join("authorized_keys"), format!("{authorized} {user}")).expect("written");
-        fs::set_permissions(dir.join("authorized_keys"), fs::Permissions::from_mode(0o600)).expect("chmod");
+        keygen(&dir.join("host"), &["-t", "ed25519", "-N", ""]);
+        keygen(&dir.join("user"), &["-t", "ed25519", "-N", ""]);
         // Given up again just before sshd takes it: sshd can't say which free port it took.
-        let port = std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port").port();
-        let name = user_name();
+        let address = std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port");
         let d = dir.display();
         let config = format!(
-            "ListenAddress {ip}:{port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\
+            "ListenAddress {address}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\
              StrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin yes\n\
-             SetEnv PATH={}:/usr/bin:/bin\nLogLevel ERROR\n",
+             SetEnv PATH={}:/usr/bin:/bin\nLogLevel ERROR\nMaxStartups 100\n",
             path.display()
         );
         fs::write(dir.join("sshd_config"), config).expect("written");
-        let host = fs::read_to_string(dir.join("host.pub")).expect("a key");
-        fs::write(dir.join("known_hosts"), format!("[{ip}]:{port} {host}")).expect("written");
-        let client = format!(
-            "UserKnownHostsFile {d}/known_hosts\nGlobalKnownHostsFile none\nIdentityFile {d}/user\nIdentitiesOnly yes\n\
-             IdentityAgent none\nBatchMode yes\nStrictHostKeyChecking yes\n"
-        );
-        fs::write(dir.join("ssh_config"), client).expect("written");
         let ssh = dir.join("ssh");
         fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n")).expect("written");
         fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("chmod");
-        let child = run(dir);
-        let sshd = Self { url: format!("ssh://{name}@{ip}:{port}"), ssh, address: (ip, port).into(), dir: dir.to_owned(), child };
+        let url = format!("ssh://{}@{address}", user_name());
+        let sshd = Self { url, ssh, address, dir: dir.to_owned(), child: run(dir) };
+        sshd.authorize("user", "");
+        sshd.know(&sshd.line());
+        sshd.client("StrictHostKeyChecking yes\nBatchMode yes\n");
         sshd.answers().await;
         sshd
+    }
+
+    /// Lets the key `name` in, and no other, with these options of authorized_keys.
+    pub fn authorize(&self, name: &str, options: &str) {
+        let file = self.dir.join("authorized_keys");
+        fs::write(&file, format!("{options} {}", self.public(name)).trim_start()).expect("written");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
+    }
+
+    /// Makes a key `name` with these arguments of ssh-keygen.
+    pub fn key(&self, name: &str, arguments: &[&str]) -> PathBuf {
+        let path = self.dir.join(name);
+        keygen(&path, arguments);
+        path
+    }
+
+    /// The public half of a key.
+    pub fn public(&self, name: &str) -> String {
+        fs::read_to_string(self.dir.join(format!("{name}.pub"))).expect("a key")
+    }
+
+    /// Its name in known_hosts.
+    pub fn name(&self) -> String {
+        format!("[{}]:{}", self.address.ip(), self.address.port())
+    }
+
+    /// Its line in known_hosts.
+    pub fn line(&self) -> String {
+        format!("{} {}", self.name(), self.public("host"))
+    }
+
+    /// What the client knows of hosts.
+    pub fn know(&self, lines: &str) {
+        fs::write(self.dir.join("known_hosts"), lines).expect("written");
+    }
+
+    /// The client's configuration: the test's own files, and before them `lines`.
+    pub fn client(&self, lines: &str) {
+        let d = self.dir.display();
+        let rest = format!(
+            "UserKnownHostsFile {d}/known_hosts\nGlobalKnownHostsFile {d}/global_known_hosts\nIdentityFile {d}/user\nIdentitiesOnly yes\n\
+             IdentityAgent none\n"
+        );
+        fs::write(self.dir.join("ssh_config"), format!("{lines}{rest}")).expect("written");
+    }
+
+    /// Starts it again with more lines in its configuration.
+    pub async fn configure(&mut self, lines: &str) {
+        let file = self.dir.join("sshd_config");
+        let before = fs::read_to_string(&file).expect("read");
+        fs::write(&file, format!("{lines}{before}")).expect("written");
+        self.kill();
+        self.restart().await;
     }
 
     /// Kills sshd and every connection that it serves.
@@ -81,7 +125,8 @@ impl Sshd {
         }
         // Its children are the connections.
         let pid = self.child.id();
-        let _ = Command::new("sh").arg("-c").arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children)")).status();
+        let _ =
+            Command::new("sh").arg("-c").arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children) 2>/dev/null")).status();
         let _ = self.child.wait();
     }
 
@@ -107,13 +152,59 @@ impl Drop for Sshd {
     }
 }
 
+/// A running ssh-agent. Dropping it ends it.
+pub struct Agent {
+    /// Its socket.
+    pub socket: PathBuf,
+    child: Child,
+}
+
+impl Agent {
+    /// Starts one in `dir`, with these keys.
+    pub async fn start(dir: &Path, keys: &[&Path]) -> Self {
+        let socket = dir.join("agent.sock");
+        let mut command = Command::new("ssh-agent");
+        command.arg("-D").arg("-a").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let agent = Self { child: command.spawn().expect("ssh-agent starts"), socket };
+        let listens = async {
+            while tokio::net::UnixStream::connect(&agent.socket).await.is_err() {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(crate::world::SOON, listens).await.expect("ssh-agent listens");
+        for key in keys {
+            let added =
+                Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &agent.socket).stdin(Stdio::null()).output();
+            assert!(added.as_ref().is_ok_and(|out| out.status.success()), "{added:?}");
+        }
+        agent
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs ssh-keygen for a key at `path`.
+///
+/// # Panics
+/// If it fails.
+pub fn keygen(path: &Path, arguments: &[&str]) {
+    let made = Command::new("ssh-keygen").arg("-q").args(arguments).arg("-f").arg(path).stdin(Stdio::null()).output();
+    assert!(made.as_ref().is_ok_and(|out| out.status.success()), "{made:?}");
+}
+
 fn run(dir: &Path) -> Child {
     let mut command = Command::new(SSHD);
     command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sshd starts")
 }
 
-fn user_name() -> String {
+/// Who runs this.
+pub fn user_name() -> String {
     let out = Command::new("id").arg("-un").output().expect("id");
     String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }

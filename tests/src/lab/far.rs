@@ -1,10 +1,7 @@
 //! A server and a laptop that are far from each other: real processes, each in its own network.
 
 use std::{
-    fs,
     net::{IpAddr, SocketAddr},
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
     process::Output,
     time::Duration,
 };
@@ -13,6 +10,7 @@ use tokio::process::Command;
 
 use super::{Asked, Both, LOOPBACK, Lab, Link, SERVER};
 use crate::{
+    laptop::remote_aditd,
     ollama::Options,
     process::Process,
     raw,
@@ -98,7 +96,7 @@ impl Far {
             Carrier::Udp => (lab.client.within(world.device("laptop")).await, None),
             Carrier::Ssh | Carrier::Both => {
                 let path = remote_aditd(&world);
-                let sshd = lab.server.within(Sshd::start_at(SERVER.into(), &world.scratch("sshd"), "", &path)).await;
+                let sshd = lab.server.within(Sshd::start_at(SERVER.into(), &world.scratch("sshd"), &path)).await;
                 let enroll = ["enroll", sshd.url.as_str(), "--device", "laptop"];
                 let device = world.stranger("laptop");
                 let enrolled = run(&lab, adit(&world, &device, Some(&sshd), &enroll)).await;
@@ -171,19 +169,4 @@ async fn up(lab: &Lab, command: Command) -> Up {
     let address = log.split("listening on http://").nth(1).and_then(|line| line.split_whitespace().next());
     let address = address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
     Up { adit, address }
-}
-
-/// A directory with an `aditd` for remote commands that knows where the world's state is.
-fn remote_aditd(world: &World) -> PathBuf {
-    let dir = world.scratch("remote-bin");
-    fs::create_dir_all(&dir).expect("a directory");
-    let script = format!(
-        "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
-        world.state().display(),
-        world.scratch("empty.toml").display(),
-        world.scratch("aditd").display()
-    );
-    fs::write(dir.join("aditd"), script).expect("written");
-    fs::set_permissions(dir.join("aditd"), fs::Permissions::from_mode(0o700)).expect("chmod");
-    dir
 }

@@ -1,0 +1,98 @@
+//! A laptop that reaches a world's server by SSH alone: its `adit`, the sshd that it goes to, and the configuration that its ssh has.
+
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+};
+
+use crate::{
+    process::{Ended, Process},
+    sshd::Sshd,
+    terminal::Terminal,
+    world::{Device, SOON, Up, World},
+};
+
+/// A device, and its way in.
+pub struct Laptop {
+    /// The device.
+    pub device: Device,
+    /// The server's sshd.
+    pub sshd: Sshd,
+    /// More of the environment.
+    pub environment: Vec<(String, String)>,
+    devices: AtomicUsize,
+}
+
+impl Laptop {
+    /// A laptop whose key may do everything at the server.
+    pub async fn new(world: &World) -> Self {
+        let sshd = Sshd::start(&world.scratch("sshd"), &remote_aditd(world)).await;
+        Self { device: world.stranger("laptop"), sshd, environment: Vec::new(), devices: AtomicUsize::new(1) }
+    }
+
+    /// An `adit` command with this laptop's ssh.
+    pub fn command(&self, world: &World, args: &[&str]) -> tokio::process::Command {
+        let mut command = world.programs.command("adit", args);
+        command.arg("--state-dir").arg(&self.device.dir).env("ADIT_SSH", &self.sshd.ssh).env_remove("SSH_AUTH_SOCK");
+        command.envs(self.environment.iter().cloned());
+        command
+    }
+
+    /// Runs an `adit` command to its end, without a terminal.
+    pub async fn adit(&self, world: &World, args: &[&str]) -> Ended {
+        let run = self.command(world, args).output();
+        tokio::time::timeout(2 * SOON, run).await.expect("in time").expect("it runs").into()
+    }
+
+    /// `adit enroll` at the sshd, each time as another device, with more arguments.
+    pub async fn enroll(&self, world: &World, more: &[&str]) -> Ended {
+        let device = format!("laptop-{}", self.devices.fetch_add(1, Relaxed));
+        self.adit(world, &[&["enroll", &self.sshd.url, "--replace", "--device", &device], more].concat()).await
+    }
+
+    /// Enrolls.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub async fn enrolled(&self, world: &World, more: &[&str]) {
+        let enrolled = self.enroll(world, more).await;
+        assert!(enrolled.code == Some(0) && enrolled.stderr.contains("Enrolled as laptop"), "{}", enrolled.stderr);
+    }
+
+    /// `adit up`, ready.
+    pub async fn up(&self, world: &World, more: &[&str]) -> Up {
+        let command = self.command(world, &[&["up", "-v", "--listen", "127.0.0.1:0"], more].concat());
+        let mut adit = Process::spawn(command, "adit").expect("it starts");
+        adit.ready().await.expect("ready");
+        let log = adit.log();
+        let address = address_in(&log).unwrap_or_else(|| panic!("no address in {log}"));
+        Up { adit, address }
+    }
+
+    /// Starts an `adit` command at a terminal.
+    pub fn at_a_terminal(&self, world: &World, args: &[&str]) -> Terminal {
+        Terminal::run(&self.command(world, args))
+    }
+}
+
+/// Where a log says that `adit up` listens.
+pub fn address_in(log: &str) -> Option<std::net::SocketAddr> {
+    log.split("listening on http://").nth(1)?.split_whitespace().next()?.parse().ok()
+}
+
+/// A directory with an `aditd` for remote commands that knows where the world's state is.
+pub fn remote_aditd(world: &World) -> PathBuf {
+    let dir = world.scratch("remote-bin");
+    std::fs::create_dir_all(&dir).expect("a directory");
+    let (real, state, config) = (world.scratch("aditd"), world.state(), world.scratch("empty.toml"));
+    let script = format!(
+        "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+        state.display(),
+        config.display(),
+        real.display()
+    );
+    std::fs::write(dir.join("aditd"), script).expect("written");
+    std::fs::set_permissions(dir.join("aditd"), std::fs::Permissions::from_mode(0o700)).expect("chmod");
+    dir
+}

@@ -1,0 +1,85 @@
+//! A program at a terminal of its own, and a person who reads and types. The terminal is made by `script` (util-linux).
+
+use std::process::Stdio;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    process::{Child, ChildStdin, Command},
+    sync::watch,
+};
+
+use crate::world::SOON;
+
+/// A running program at a terminal. Dropping it hangs up.
+pub struct Terminal {
+    child: Child,
+    keyboard: ChildStdin,
+    screen: watch::Receiver<String>,
+}
+
+impl Terminal {
+    /// Whether this machine has what is needed.
+    pub fn is_there() -> bool {
+        let out = std::process::Command::new("script").args(["-qefc", "true", "/dev/null"]).stdin(Stdio::null()).output();
+        out.is_ok_and(|out| out.status.success())
+    }
+
+    /// Runs `command` at a new terminal.
+    ///
+    /// # Panics
+    /// Without `script`.
+    pub fn run(command: &Command) -> Self {
+        let command = command.as_std();
+        let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+        let line: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
+        let mut script = Command::new("script");
+        script.args(["-qefc", &line.join(" "), "/dev/null"]).env("SHELL", "/bin/sh");
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => script.env(name, value),
+                None => script.env_remove(name),
+            };
+        }
+        script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut child = script.spawn().expect("script starts");
+        let keyboard = child.stdin.take().expect("a keyboard");
+        let mut output = child.stdout.take().expect("a screen");
+        let (show, screen) = watch::channel(String::new());
+        tokio::spawn(async move {
+            let mut bytes = vec![0; 4096];
+            while let Ok(n @ 1..) = output.read(&mut bytes).await {
+                show.send_modify(|screen| screen.push_str(&String::from_utf8_lossy(&bytes[..n])));
+            }
+        });
+        Self { child, keyboard, screen }
+    }
+
+    /// Waits until `text` is on the screen.
+    ///
+    /// # Panics
+    /// If it doesn't come.
+    pub async fn shows(&mut self, text: &str) {
+        let shown = tokio::time::timeout(2 * SOON, self.screen.wait_for(|screen| screen.contains(text))).await;
+        assert!(shown.is_ok_and(|shown| shown.is_ok()), "`{text}` is not on the screen:\n{}", self.screen());
+    }
+
+    /// Types a line.
+    pub async fn types(&mut self, line: &str) {
+        self.keyboard.write_all(format!("{line}\n").as_bytes()).await.expect("typed");
+        self.keyboard.flush().await.expect("typed");
+    }
+
+    /// All that has been on the screen.
+    pub fn screen(&self) -> String {
+        self.screen.borrow().clone()
+    }
+
+    /// Waits for the program's end: its exit code.
+    ///
+    /// # Panics
+    /// If it doesn't end.
+    pub async fn ended(&mut self) -> Option<i32> {
+        let ended = tokio::time::timeout(2 * SOON, self.child.wait()).await;
+        ended.unwrap_or_else(|_| panic!("it does not end:\n{}", self.screen())).expect("its end").code()
+    }
+}

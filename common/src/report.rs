@@ -155,7 +155,7 @@ pub fn start_log(verbose: u8) {
     let default = match verbose {
         0 => "warn,client=info,server=info,common=info",
         1 => "warn,client=debug,server=debug,common=debug",
-        _ => "debug,client=trace,server=trace,common=trace",
+        _ => "debug,russh=info,client=trace,server=trace,common=trace",
     };
     let filter = std::env::var("ADIT_LOG")
         .ok()

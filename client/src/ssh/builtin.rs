@@ -24,6 +24,9 @@ use super::{
 
 /// More on the way are a circle.
 const MOST_HOSTS: usize = 9;
+/// Addresses of one name, and the time that each has.
+const MOST_ADDRESSES: usize = 8;
+const ADDRESS_WITHIN: Duration = Duration::from_secs(10);
 /// A command that is to be the relay is it by then; a forced command may be anything.
 const RELAY_WITHIN: Duration = Duration::from_secs(10);
 /// What a command that has ended may still have to say.
@@ -40,21 +43,22 @@ struct Way<'a> {
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let to = way.to_string();
     let (session, under) = connect(way, ask::somebody_is_there()).await?;
-    let mut piped = session.exec(&way.command(&format!("enroll-device {name}")), &to).await?;
     let exchange = async {
-        frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
-        piped.write.flush().await?;
-        past_marker(&mut piped.read).await?;
-        frame::read::<Enrolled>(&mut piped.read).await
+        let piped = session.exec(&way.command(&format!("enroll-device {name}")), &to).await?;
+        let mut piped = piped.over(under);
+        let talk = async {
+            frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
+            piped.write.flush().await?;
+            past_marker(&mut piped.read).await?;
+            frame::read::<Enrolled>(&mut piped.read).await
+        };
+        match talk.await {
+            Ok(enrolled) => Ok(enrolled),
+            Err(e) => Err(ended(&mut piped.read, to.clone(), &e.to_string()).await),
+        }
     };
     let answer = tokio::time::timeout(super::LOGIN_WITHIN, exchange).await;
-    let result = match answer {
-        Ok(Ok(enrolled)) => Ok(enrolled),
-        Ok(Err(e)) => Err(ended(&mut piped.read, to, &e.to_string()).await),
-        Err(_) => Err(SshError::Silent(to)),
-    };
-    drop((session, under));
-    result
+    answer.unwrap_or_else(|_| Err(SshError::Silent(to.clone())))
 }
 
 /// Opens a stream to the relay. Asks only at the first login of this process, and only if there is somebody.
@@ -79,13 +83,18 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
 /// Where it can't be run, the server's port on its loopback does the same, and it says so with the same first line.
 async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
     let to = way.to_string();
-    let by_command = match session.exec(&way.command("relay"), &to).await {
-        Ok(mut piped) => match tokio::time::timeout(RELAY_WITHIN, past_marker(&mut piped.read)).await {
-            Ok(Ok(())) => return Ok(piped),
-            Ok(Err(e)) => ended(&mut piped.read, to.clone(), &e.to_string()).await,
-            Err(_) => SshError::Silent(to.clone()),
-        },
-        Err(e) => e,
+    let by_command = async {
+        let mut piped = session.exec(&way.command("relay"), &to).await?;
+        match tokio::time::timeout(RELAY_WITHIN, past_marker(&mut piped.read)).await {
+            Ok(Ok(())) => Ok(piped),
+            Ok(Err(e)) => Err(ended(&mut piped.read, to.clone(), &e.to_string()).await),
+            Err(_) => Err(SshError::Silent(to.clone())),
+        }
+    };
+    let by_command = match tokio::time::timeout(RELAY_WITHIN + LAST_WORDS, by_command).await {
+        Ok(Ok(piped)) => return Ok(piped),
+        Ok(Err(e)) => e,
+        Err(_) => SshError::Silent(to.clone()),
     };
     let port = way.relay_port.unwrap_or(ADITD_PORT);
     debug!("no relay by command ({by_command}): trying port {port} of the server's loopback");
@@ -153,7 +162,8 @@ impl Way<'_> {
 
     async fn hop(&self, from: Option<&Session>, host: &HostConfig) -> Result<Session, SshError> {
         self.patience.again();
-        let known = KnownHost::read(host, self.may_ask);
+        let may_ask = self.may_ask && !host.batch;
+        let known = KnownHost::read(host, may_ask);
         let HostConfig { host_name, port, .. } = host;
         let to = format!("{host_name} port {port}");
         let mut session = match from {
@@ -162,9 +172,7 @@ impl Way<'_> {
                 Session::open(tokio::io::join(read, write), &to, known, &self.patience).await?
             }
             None => {
-                let reached = TcpStream::connect((host_name.as_str(), *port)).await;
-                let tcp = reached.map_err(|e| SshError::Broken { to: to.clone(), why: e.to_string() })?;
-                let _ = tcp.set_nodelay(true);
+                let tcp = self.reach(host_name, *port).await.map_err(|why| SshError::Broken { to: to.clone(), why })?;
                 Session::open(tcp, &to, known, &self.patience).await?
             }
         };
@@ -172,5 +180,23 @@ impl Way<'_> {
             Login { session: &mut session, config: host, keyring: self.keyring, may_ask: self.may_ask, patience: &self.patience };
         login.run().await?;
         Ok(session)
+    }
+
+    /// The first address that answers: one that is silent must not take the time of the others.
+    async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, String> {
+        let addresses = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?;
+        let mut why = "it has no address".to_owned();
+        for address in addresses.take(MOST_ADDRESSES) {
+            self.patience.again();
+            match tokio::time::timeout(ADDRESS_WITHIN, TcpStream::connect(address)).await {
+                Ok(Ok(tcp)) => {
+                    let _ = tcp.set_nodelay(true);
+                    return Ok(tcp);
+                }
+                Ok(Err(e)) => why = e.to_string(),
+                Err(_) => why = format!("{address} does not answer"),
+            }
+        }
+        Err(why)
     }
 }

@@ -43,6 +43,8 @@ pub(crate) struct HostConfig {
     pub(crate) strict: Strict,
     /// What is learned is stored under a hash of the name.
     pub(crate) hash_known_hosts: bool,
+    /// Nobody is to be asked anything (`BatchMode`).
+    pub(crate) batch: bool,
     /// What only the system's ssh can do.
     pub(crate) beyond: Option<&'static str>,
 }
@@ -138,6 +140,7 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
             _ => Strict::Ask,
         },
         hash_known_hosts: first("hashknownhosts") == Some("yes"),
+        batch: first("batchmode") == Some("yes"),
         beyond: first("proxycommand").map(|_| "ProxyCommand"),
     };
     let expand = |value: &str| expand(value, &config, host, here);

@@ -27,8 +27,7 @@ struct Kept {
     passwords: HashMap<String, Zeroizing<String>>,
 }
 
-/// A file that ought to hold a private key.
-#[derive(Debug)]
+/// A file that holds a private key.
 pub(crate) struct KeyFile {
     /// The file.
     pub(crate) path: PathBuf,

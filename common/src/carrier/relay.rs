@@ -1,6 +1,11 @@
 //! The server's end of a byte stream that carries datagrams.
 
-use std::{future::poll_fn, io, net::SocketAddr, sync::Arc};
+use std::{
+    future::poll_fn,
+    io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+};
 
 use bytes::{Bytes, BytesMut};
 use quinn::{
@@ -24,11 +29,21 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let socket = match transport::any_socket(server).and_then(|socket| UdpCarrier::new(socket, server)) {
+    let socket = match beside(server).and_then(|socket| UdpCarrier::new(socket, server)) {
         Ok(socket) => socket,
         Err(e) => return e,
     };
     tokio::select! { end = inward(read, socket.clone()) => end, end = outward(socket, write) => end }
+}
+
+/// A socket that only the server reaches: nobody else is to find an open port here.
+fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = transport::socket(SocketAddr::new(server.ip(), 0))?;
+    // Elsewhere a connected socket can't be told where to send to.
+    if cfg!(target_os = "linux") {
+        socket.connect(server)?;
+    }
+    Ok(socket)
 }
 
 /// From the stream to the server.

@@ -10,6 +10,8 @@ use data_encoding::HEXLOWER;
 use tests::{
     lab::{Carrier, Far, LADDER, Lab, Link, Setting, seed},
     ollama::seeded_bytes,
+    skip,
+    sshd::Sshd,
 };
 use tokio::task::JoinSet;
 
@@ -39,14 +41,27 @@ async fn climb(link: Link, carrier: Carrier, seed: u64) {
     println!("{} by {carrier:?}: up after {up:?}, all done after {:?}", link.name, began.elapsed());
 }
 
+/// All rungs side by side.
+async fn climb_all(carrier: Carrier, seed: u64) {
+    let mut climbs = JoinSet::new();
+    for (link, i) in LADDER.into_iter().zip(0..) {
+        climbs.spawn(climb(link, carrier, seed + i));
+    }
+    climbs.join_all().await;
+}
+
 #[tokio::test]
 async fn every_link_carries_answers_uploads_and_downloads_whole() {
     if Lab::is_missing() {
         return;
     }
-    let mut climbs = JoinSet::new();
-    for (link, i) in LADDER.into_iter().zip(0..) {
-        climbs.spawn(climb(link, Carrier::Udp, seed(500) + i));
+    climb_all(Carrier::Udp, seed(500)).await;
+}
+
+#[tokio::test]
+async fn every_link_carries_them_by_ssh_too() {
+    if Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client")) {
+        return;
     }
-    climbs.join_all().await;
+    climb_all(Carrier::Ssh, seed(550)).await;
 }

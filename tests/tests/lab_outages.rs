@@ -5,7 +5,11 @@
 
 use std::time::{Duration, Instant};
 
-use tests::lab::{Carrier, Chance, Far, Lab, Setting, rung, seed};
+use tests::{
+    lab::{Carrier, Chance, Far, Lab, Setting, rung, seed},
+    skip,
+    sshd::Sshd,
+};
 use tokio::task::JoinSet;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
@@ -15,9 +19,13 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// A minute of outage and what comes before and after, at 50 ms each.
 const LONG: i64 = 1500;
 
+fn is_missing() -> bool {
+    Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+}
+
 /// 25 outages of 0.05 to 3 s under three answers on one link. Returns how many of them met a running answer.
-async fn outages(link: &'static str, seed: u64) -> usize {
-    let far = Far::start(PROGRAM, Setting { link: rung(link), seed, ..Setting::default() }).await;
+async fn outages(link: &'static str, carrier: Carrier, seed: u64) -> usize {
+    let far = Far::start(PROGRAM, Setting { link: rung(link), seed, carrier, ..Setting::default() }).await;
     let mut chance = Chance::new(seed);
     let answers = [far.ask_both(LONG, seed).await, far.ask_both(LONG, seed + 1).await, far.ask_both(LONG, seed + 2).await];
     let mut met = 0;
@@ -37,16 +45,18 @@ async fn outages(link: &'static str, seed: u64) -> usize {
 
 #[tokio::test]
 async fn two_hundred_outages_at_any_moment_lose_no_token_and_double_none() {
-    if Lab::is_missing() {
+    if is_missing() {
         return;
     }
     let mut labs = JoinSet::new();
-    for (link, at) in ["lan", "wifi", "dsl", "lte", "sat", "hotel", "lte", "wifi"].into_iter().zip(0..) {
-        labs.spawn(outages(link, seed(100) + at * 10));
+    let by_udp = ["lan", "wifi", "dsl", "lte", "sat", "hotel", "lte", "wifi"].map(|link| (link, Carrier::Udp));
+    let by_ssh = ["wifi", "dsl"].map(|link| (link, Carrier::Ssh));
+    for ((link, carrier), at) in by_udp.into_iter().chain(by_ssh).zip(0..) {
+        labs.spawn(outages(link, carrier, seed(100) + at * 10));
     }
     let met: usize = labs.join_all().await.into_iter().sum();
-    // All 200, but on a machine that is too busy to keep to the times.
-    assert!(met > 100, "only {met} outages met a running answer");
+    // All 250, but on a machine that is too busy to keep to the times.
+    assert!(met > 125, "only {met} outages met a running answer");
 }
 
 /// A minute without a network, with the laptop awake or asleep.
@@ -67,7 +77,7 @@ async fn a_minute_away(carrier: Carrier, asleep: bool, seed: u64, next_within: D
         far.up.adit.signal("CONT");
     }
     for answer in &mut answers {
-        let next = answer.tunnelled.next_after(back, WITHIN).await;
+        let next = answer.tunnelled.next_after(back, WITHIN).await.expect("the next token");
         println!("{carrier:?}, asleep {asleep}: the next token came {next:?} after the path");
         assert!(next < next_within, "{next:?}");
     }
@@ -80,13 +90,14 @@ async fn a_minute_away(carrier: Carrier, asleep: bool, seed: u64, next_within: D
 
 #[tokio::test]
 async fn a_minute_without_a_network_or_asleep_costs_no_token() {
-    if Lab::is_missing() {
+    if is_missing() {
         return;
     }
-    // Plain QUIC would take about as long again as the outage was.
-    let next_within = Duration::from_secs(25);
+    // Plain QUIC would take about as long again as the outage was; and ssh has to log in.
     tokio::join!(
-        a_minute_away(Carrier::Udp, false, seed(200), next_within),
-        a_minute_away(Carrier::Udp, true, seed(210), next_within),
+        a_minute_away(Carrier::Udp, false, seed(200), Duration::from_secs(15)),
+        a_minute_away(Carrier::Udp, true, seed(210), Duration::from_secs(15)),
+        a_minute_away(Carrier::Ssh, false, seed(220), Duration::from_secs(60)),
+        a_minute_away(Carrier::Ssh, true, seed(230), Duration::from_secs(60)),
     );
 }

@@ -44,13 +44,13 @@ async fn when_udp_is_blocked_under_a_running_answer_it_goes_on_by_ssh_and_nothin
     }
     let far = Far::start(PROGRAM, setting(Carrier::Both, seed(620))).await;
     assert_eq!(carrier(&far).await, "udp");
-    let mut answer = far.ask_both(900, 2).await;
+    let mut answer = far.ask_both(500, 2).await;
     answer.tunnelled.has(2000, WITHIN).await;
     far.lab.block_udp(true);
     // What is on its way arrives.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let blocked = Instant::now();
-    let next = answer.tunnelled.next_after(blocked, WITHIN).await;
+    let next = answer.tunnelled.next_after(blocked, WITHIN).await.expect("the next token");
     println!("the next token came {next:?} after UDP was blocked, by {}", carrier(&far).await);
     answer.are_equal(WITHIN).await;
     far.is_one_session();
@@ -62,8 +62,8 @@ async fn a_killed_ssh_is_started_again_under_running_answers_and_loses_no_token(
         return;
     }
     let far = Far::start(PROGRAM, setting(Carrier::Ssh, seed(630))).await;
-    let mut answer = far.ask_both(600, 3).await;
-    for bytes in [2_000, 12_000, 22_000] {
+    let mut answer = far.ask_both(400, 3).await;
+    for bytes in [2_000, 8_000, 14_000] {
         answer.tunnelled.has(bytes, WITHIN).await;
         kill_ssh(far.up.adit.pid());
     }
@@ -76,23 +76,6 @@ fn kill_ssh(adit: u32) {
     let kill = format!("kill -9 $(cat /proc/{adit}/task/*/children)");
     let killed = std::process::Command::new("sh").arg("-c").arg(kill).status();
     assert!(killed.is_ok_and(|status| status.success()), "the client runs nothing");
-}
-
-#[tokio::test]
-async fn a_minute_without_a_network_costs_no_token_by_ssh_either() {
-    if is_missing() {
-        return;
-    }
-    let far = Far::start(PROGRAM, setting(Carrier::Ssh, seed(640))).await;
-    let mut answer = far.ask_both(1500, 4).await;
-    answer.tunnelled.has(2000, WITHIN).await;
-    far.lab.cut();
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    far.lab.mend();
-    let next = answer.tunnelled.next_after(Instant::now(), WITHIN).await;
-    println!("by SSH the next token came {next:?} after the path");
-    answer.are_equal(WITHIN).await;
-    far.is_one_session();
 }
 
 #[tokio::test]

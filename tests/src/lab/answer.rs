@@ -56,25 +56,25 @@ impl Asked {
     /// # Panics
     /// If they don't come within a time, with what has come until then.
     pub async fn has(&mut self, bytes: usize, within: Duration) {
-        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
-        let came = came.is_ok_and(|came| came.is_ok());
+        let came = self.has_within(bytes, within).await;
         assert!(came, "{bytes} bytes have not come within {within:?}, but {:?}", *self.progress.borrow());
     }
 
-    /// Waits for the first bytes after a moment: how long after it they came.
-    ///
-    /// # Panics
-    /// If none come within a time.
-    pub async fn next_after(&mut self, moment: Instant, within: Duration) -> Duration {
-        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
-        let came = came.ok().and_then(|came| came.ok().map(|now| now.at));
-        let came = came.unwrap_or_else(|| panic!("nothing has come within {within:?} of the path's return"));
-        came - moment
+    /// Waits until so many bytes have come, or until it has ended or the time is up, and says which.
+    pub async fn has_within(&mut self, bytes: usize, within: Duration) -> bool {
+        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
+        came.is_ok_and(|came| came.is_ok())
     }
 
-    /// How many bytes have come.
-    pub fn bytes(&self) -> usize {
-        self.progress.borrow().bytes
+    /// Waits for the first bytes after a moment: how long after it they came. `None` if they don't come within a time.
+    pub async fn next_after(&mut self, moment: Instant, within: Duration) -> Option<Duration> {
+        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
+        came.ok()?.ok().map(|now| now.at - moment)
+    }
+
+    /// When the last bytes came.
+    pub fn last(&self) -> Instant {
+        self.progress.borrow().at
     }
 
     /// Whether it has ended.

@@ -49,7 +49,7 @@ async fn a_translator_that_forgets_its_flows_again_and_again_loses_no_token() {
 }
 
 #[tokio::test]
-async fn behind_a_translator_that_forgets_after_thirty_seconds_an_idle_tunnel_is_still_there_after_thirty_five() {
+async fn a_forgetful_translator_has_not_forgotten_an_idle_tunnel_after_its_thirty_seconds() {
     if Lab::is_missing() {
         return;
     }

@@ -61,7 +61,8 @@ async fn a_killed_ssh_is_started_again_under_running_answers_and_loses_no_token(
     if is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, setting(Carrier::Ssh, seed(630))).await;
+    let up_flags = &["--ssh-client", "system"];
+    let far = Far::start(PROGRAM, Setting { up_flags, ..setting(Carrier::Ssh, seed(630)) }).await;
     let mut answer = far.ask_both(400, 3).await;
     for bytes in [2_000, 8_000, 14_000] {
         answer.tunnelled.has(bytes, WITHIN).await;

@@ -36,6 +36,8 @@ pub struct Setting {
     pub nat: bool,
     /// Whether UDP is lost from the beginning.
     pub udp_blocked: bool,
+    /// More flags of `adit up`.
+    pub up_flags: &'static [&'static str],
 }
 
 /// How a laptop reaches its server.
@@ -58,6 +60,7 @@ impl Default for Setting {
             token_interval: Duration::from_millis(50),
             nat: false,
             udp_blocked: false,
+            up_flags: &[],
         }
     }
 }
@@ -107,7 +110,8 @@ impl Far {
         lab.block_udp(setting.udp_blocked);
         // What is tried on a bad link is the tunnel.
         lab.set_link(setting.link);
-        let up = up(&lab, adit(&world, &device, sshd.as_ref(), &["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"])).await;
+        let command = [&["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"], setting.up_flags].concat();
+        let up = up(&lab, adit(&world, &device, sshd.as_ref(), &command)).await;
         Self { up, device, sshd, world, lab }
     }
 

@@ -111,6 +111,8 @@ async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() 
         skip::because("this kernel limits ICMP for all networks together");
         return;
     }
-    assert_eq!(scan::udp(&far.lab.client, SERVER).await, Vec::<u16>::new());
+    let open = scan::udp(&far.lab.client, SERVER).await;
+    let sockets = far.lab.server.inside(|| std::fs::read_to_string("/proc/thread-self/net/udp")).unwrap_or_default();
+    assert_eq!(open, Vec::<u16>::new(), "{sockets}");
     far.ask_both(10, 1).await.are_equal(WITHIN).await;
 }

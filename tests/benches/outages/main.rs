@@ -51,12 +51,15 @@ mod measure {
     const WITHIN: Duration = Duration::from_secs(400);
     const ENDLESS: i64 = -1;
 
+    /// The next token after an outage, and the largest gap, in ms.
+    type After = (f64, f64);
+
     /// What one way over one link costs.
     struct Row {
         link: &'static str,
         way: Way,
-        /// For each length of outage, what came after each: the next token, and the largest gap; `None` if the answer was cut.
-        outages: Vec<(Duration, Vec<Option<(f64, f64)>>)>,
+        /// For each length of outage, what came after each; `None` if the answer was cut.
+        outages: Vec<(Duration, Vec<Option<After>>)>,
         /// From an application's end to Ollama's.
         cancels: Vec<f64>,
     }
@@ -99,7 +102,7 @@ mod measure {
         row
     }
 
-    async fn outage(open: &Open, length: Duration) -> Option<(f64, f64)> {
+    async fn outage(open: &Open, length: Duration) -> Option<After> {
         let mut asked = open.ask(ENDLESS).await;
         if !asked.has_within(3_000, WITHIN).await {
             return None;

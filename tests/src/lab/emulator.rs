@@ -38,6 +38,13 @@ pub(super) struct Conditions {
     pub(super) forgotten: u32,
 }
 
+impl Conditions {
+    fn let_through(&self, packet: &[u8]) -> bool {
+        let Some(protocol) = packet::protocol(packet) else { return false };
+        !(self.cut || packet.len() > self.longest || (self.udp_blocked && protocol == UDP))
+    }
+}
+
 /// The ends of the path.
 pub(super) struct Ends {
     pub(super) client: Arc<Namespace>,
@@ -73,11 +80,12 @@ struct Emulator {
     down: Pipe,
     nat: Nat,
     conditions: watch::Receiver<Conditions>,
-    now: Conditions,
+    /// What the translator has been told to forget.
+    forgotten: u32,
 }
 
 impl Emulator {
-    fn new(ends: &Ends, seed: u64, mut conditions: watch::Receiver<Conditions>) -> io::Result<Self> {
+    fn new(ends: &Ends, seed: u64, conditions: watch::Receiver<Conditions>) -> io::Result<Self> {
         let device = |namespace: &Namespace, commands: &str| -> io::Result<Tun> {
             let built = namespace.inside(|| Tun::builder().name(super::DEVICE).mtu(MTU as i32).up().build());
             let tun = built.map_err(io::Error::other)?.pop().ok_or(io::ErrorKind::NotFound)?;
@@ -85,7 +93,6 @@ impl Emulator {
             Ok(tun)
         };
         let begun = Instant::now();
-        let now = *conditions.borrow_and_update();
         let server_side = format!("addr add {}/32 dev {d}\nroute add default dev {d}", ends.server_address, d = super::DEVICE);
         Ok(Self {
             client: device(&ends.client, &super::come_to(0))?,
@@ -94,7 +101,7 @@ impl Emulator {
             down: Pipe::new(seed.wrapping_mul(2) + 1, begun),
             nat: Nat::default(),
             conditions,
-            now,
+            forgotten: 0,
         })
     }
 
@@ -109,9 +116,8 @@ impl Emulator {
                 }
             };
             tokio::select! {
-                changed = self.conditions.changed() => match changed {
-                    Ok(()) => self.change(),
-                    Err(_) => return,
+                changed = self.conditions.changed() => if changed.is_err() {
+                    return;
                 },
                 () = due => {}
                 read = self.client.recv(&mut from_client) => match read {
@@ -127,42 +133,40 @@ impl Emulator {
         }
     }
 
-    fn change(&mut self) {
-        let before = self.now;
-        self.now = *self.conditions.borrow_and_update();
-        if before.forgotten != self.now.forgotten {
+    /// As they are at this moment: what a test changes holds for every packet that is sent afterwards.
+    fn conditions(&mut self) -> Conditions {
+        let now = *self.conditions.borrow();
+        if self.forgotten != now.forgotten {
+            self.forgotten = now.forgotten;
             self.nat.forget();
         }
+        now
     }
 
     fn upward(&mut self, mut packet: Vec<u8>) {
-        let now = Instant::now();
+        let (conditions, now) = (self.conditions(), Instant::now());
         // Translated even if it is lost behind that: the translator has seen it.
-        let passes = !self.now.nat || self.nat.outward(&mut packet, now);
-        if passes && self.lets_through(&packet) {
-            self.up.admit(&self.now.link, now, packet);
+        let passes = !conditions.nat || self.nat.outward(&mut packet, now);
+        if passes && conditions.let_through(&packet) {
+            self.up.admit(&conditions.link, now, packet);
         }
     }
 
     fn downward(&mut self, packet: Vec<u8>) {
-        if self.lets_through(&packet) {
-            self.down.admit(&self.now.link, Instant::now(), packet);
+        let conditions = self.conditions();
+        if conditions.let_through(&packet) {
+            self.down.admit(&conditions.link, Instant::now(), packet);
         }
     }
 
-    fn lets_through(&self, packet: &[u8]) -> bool {
-        let Some(protocol) = packet::protocol(packet) else { return false };
-        !(self.now.cut || packet.len() > self.now.longest || (self.now.udp_blocked && protocol == UDP))
-    }
-
     fn deliver(&mut self) {
-        let now = Instant::now();
+        let (conditions, now) = (self.conditions(), Instant::now());
         // A full device loses packets, as a full queue does.
         while let Some(packet) = self.up.arrived(now) {
             let _ = self.server.try_send(&packet);
         }
         while let Some(mut packet) = self.down.arrived(now) {
-            if !self.now.nat || self.nat.inward(&mut packet, now) {
+            if !conditions.nat || self.nat.inward(&mut packet, now) {
                 let _ = self.client.try_send(&packet);
             }
         }

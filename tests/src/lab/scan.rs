@@ -9,11 +9,11 @@ use std::{
 
 use super::Namespace;
 
-const THREADS: u16 = 4;
-/// A closed port says so at once; one that stays silent is not closed.
-const SILENT_AFTER: Duration = Duration::from_secs(2);
-/// What says so may be lost.
-const TRIES: usize = 3;
+const THREADS: usize = 4;
+/// A closed port says so at once.
+const SILENT_AFTER: Duration = Duration::from_secs(1);
+/// One that has not said so is asked again: on a busy machine, and by an ephemeral port, the first answer may be missed.
+const TRIES: u32 = 6;
 
 /// The TCP ports of `address` that are not closed.
 pub async fn tcp(from: &Arc<Namespace>, address: Ipv4Addr) -> Vec<u16> {
@@ -36,18 +36,19 @@ async fn scan<K>(from: &Arc<Namespace>, knock: K) -> Vec<u16>
 where
     K: Fn(u16) -> io::Result<()> + Copy + Send + 'static,
 {
-    let is_closed = move |port| {
-        let refused = |answer: io::Result<()>| answer.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-        (0..TRIES).any(|_| refused(knock(port)))
-    };
-    let part = |first: u16| {
-        let from = from.clone();
-        let ports = (first..=u16::MAX).step_by(THREADS.into());
-        tokio::task::spawn_blocking(move || from.inside(|| ports.filter(|port| !is_closed(*port)).collect::<Vec<_>>()))
-    };
-    let mut open = Vec::new();
-    for part in (1..=THREADS).map(part).collect::<Vec<_>>() {
-        open.extend(part.await.expect("no panic"));
+    let mut open: Vec<u16> = (1..=u16::MAX).collect();
+    for _ in 0..TRIES {
+        let parts: Vec<_> = (0..THREADS).map(|thread| open.iter().copied().skip(thread).step_by(THREADS).collect()).collect();
+        let knocking = parts.into_iter().map(|ports: Vec<u16>| {
+            let from = from.clone();
+            let is_open = move |port: &u16| !knock(*port).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
+            tokio::task::spawn_blocking(move || from.inside(|| ports.into_iter().filter(is_open).collect::<Vec<_>>()))
+        });
+        open.clear();
+        for part in knocking.collect::<Vec<_>>() {
+            open.extend(part.await.expect("no panic"));
+        }
+        open.sort_unstable();
     }
     open
 }

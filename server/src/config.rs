@@ -16,7 +16,7 @@ use common::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{silence::Audience, state, upstream::Upstream};
+use crate::{group, silence::Audience, state, upstream::Upstream};
 
 /// What every command understands stands by itself in its help.
 pub(crate) const GLOBAL: &str = "Global options";
@@ -53,6 +53,9 @@ pub struct ServeFlags {
     /// Relay for SSH on TCP, on loopback beside each UDP port: what a key that may only forward needs [default: true]
     #[arg(long, value_name = "true|false", env = "ADITD_TCP_RELAY")]
     pub tcp_relay: Option<bool>,
+    /// Let members of this group enroll devices over SSH, besides who owns the state [default: nobody]
+    #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
+    pub enroll_group: Option<String>,
     /// What devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
@@ -78,6 +81,8 @@ struct File {
     idle_timeout: Option<String>,
     advertise: Option<Vec<String>>,
     tcp_relay: Option<bool>,
+    enroll_group: Option<String>,
+    enroll_socket: Option<PathBuf>,
 }
 
 /// All settings, complete and checked.
@@ -99,6 +104,10 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// Whether to relay for SSH on loopback.
     pub tcp_relay: bool,
+    /// Whose members may enroll devices.
+    pub enroll_group: Option<String>,
+    /// Where they do it.
+    pub enroll_socket: PathBuf,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -146,6 +155,8 @@ impl Config {
             },
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
+            enroll_group: serve.enroll_group.clone().or(file.enroll_group),
+            enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
         })
     }
 }
@@ -231,9 +242,9 @@ fn read_file(named: Option<&Path>) -> Result<File, Failure> {
         usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
     toml::from_str(&text).map_err(|e| {
-        usage(format!("the configuration `{}` is wrong", path.display()))
-            .because(e.to_string().trim_end().to_owned())
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay")
+        usage(format!("the configuration `{}` is wrong", path.display())).because(e.to_string().trim_end().to_owned()).hint(
+            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket",
+        )
     })
 }
 

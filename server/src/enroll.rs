@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use common::{
     frame,
+    identity::Name,
     process::unix_now,
+    report::Failure,
     splice::Sending,
     wire::{Code, EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
 };
@@ -13,7 +15,12 @@ use quinn::Connection;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use crate::{ca::DeviceKey, live::close, register::RegisterError, running::Server};
+use crate::{
+    ca::DeviceKey,
+    live::close,
+    register::{Device, RegisterError},
+    running::Server,
+};
 
 /// The whole exchange, in time.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -64,12 +71,28 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
     let device =
         server.in_register(move |register| register.redeem(&token, hash, not_after, unix_now())).await.map_err(failed)??;
-    // The device connects as soon as it has its certificate: the policy must know it by then.
-    server.refresh().await.map_err(failed)?;
-    let issued = server.state.ca.issue_device(device.id, &key, now, server.device_life).map_err(|e| {
-        warn!("cannot sign a certificate: {e}");
+    issue(server, device, &key, now).await.map_err(|e| {
+        warn!("{e}");
         EnrollRefusal::ServerFailed
-    })?;
+    })
+}
+
+/// Enrolls a device without an invitation: who asks has been judged.
+pub(crate) async fn for_member(server: &Arc<Server>, name: Name, csr: Vec<u8>) -> Result<Enrolled, Failure> {
+    let key = DeviceKey::from_csr(&csr).map_err(Failure::from_error)?;
+    let now = OffsetDateTime::now_utc();
+    let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
+    let register = server.state.register.clone();
+    let made = tokio::task::spawn_blocking(move || register.enroll(&name, hash, not_after, unix_now()));
+    let device = made.await.map_err(|e| Failure::new("cannot enroll").because(e))??;
+    issue(server, device, &key, now).await
+}
+
+async fn issue(server: &Server, device: Device, key: &DeviceKey, now: OffsetDateTime) -> Result<Enrolled, Failure> {
+    // The device connects as soon as it has its certificate: the policy must know it by then.
+    server.refresh().await?;
+    let issued = server.state.ca.issue_device(device.id, key, now, server.device_life);
+    let issued = issued.map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
     Ok(Enrolled {
         device: device.name,
         device_id: device.id,

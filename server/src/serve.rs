@@ -26,6 +26,7 @@ use crate::{
     config::{self, Config},
     door::{Door, Verdict},
     enroll,
+    group::GroupSocket,
     policy::Policy,
     relay::Relay,
     running::{Answer, Request, Server},
@@ -82,6 +83,9 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     for endpoint in &endpoints {
         let doors = Doors { door: door.clone(), tunnel: tunnel.clone(), enrollment: enrollment.clone(), server: server.clone() };
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
+    }
+    if let Some(group) = &config.enroll_group {
+        services.spawn(GroupSocket::bind(&config.enroll_socket, group)?.serve(server.clone()));
     }
     for relay in relays {
         services.spawn(relay.serve());

@@ -17,6 +17,7 @@ use tokio::io::AsyncWriteExt;
 use crate::{
     ca::DeviceKey,
     config::Config,
+    group,
     running::{Answer, Request},
     state::State,
     stdio,
@@ -24,16 +25,36 @@ use crate::{
 
 /// Enrolls the device whose signing request comes on standard input; its certificate goes to standard output.
 pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
-    let state = State::open(&config.state_dir)?;
     let unreadable = |why: String| Failure::new("cannot read the device's request").because(why).exit(Exit::Usage);
     let request: EnrollDevice = frame::read(&mut tokio::io::stdin()).await.map_err(|e| {
         unreadable(e.to_string()).hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
     })?;
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
-    let key = DeviceKey::from_csr(&csr).map_err(|e| unreadable(e.to_string()))?;
+    let enrolled = match State::open(&config.state_dir) {
+        Ok(state) => enroll_here(config, &state, &name, &csr).await?,
+        // Not this user's: but perhaps the server lets a group in that this user is of.
+        Err(failure) => match group::ask(&config.enroll_socket, &name, &csr).await {
+            Some(answer) => answer?,
+            None => {
+                return Err(failure.hint(
+                    "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
+                ));
+            }
+        },
+    };
+    let mut answer = SSH_MARKER.as_bytes().to_vec();
+    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
+    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
+    let mut out = tokio::io::stdout();
+    out.write_all(&answer).await.map_err(unsent)?;
+    out.flush().await.map_err(unsent)
+}
+
+async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) -> Result<Enrolled, Failure> {
+    let key = DeviceKey::from_csr(csr).map_err(Failure::from_error)?;
     let now = OffsetDateTime::now_utc();
     let not_after = (now + config.device_life).unix_timestamp();
-    let device = state.register.enroll(&name, key.hash, not_after, unix_now())?;
+    let device = state.register.enroll(name, key.hash, not_after, unix_now())?;
     let issued = state
         .ca
         .issue_device(device.id, &key, now, config.device_life)
@@ -50,16 +71,11 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
         door_key: state.keys.door.clone(),
         addresses,
         services: vec![config.upstream.as_service(DEFAULT_SERVICE.parse().map_err(Failure::new)?)],
-        relay_port: relay_port(config, &state).await,
+        relay_port: relay_port(config, state).await,
     };
     // The device connects as soon as it has this: the running server must know it by then.
     let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
-    let mut answer = SSH_MARKER.as_bytes().to_vec();
-    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
-    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
-    let mut out = tokio::io::stdout();
-    out.write_all(&answer).await.map_err(unsent)?;
-    out.flush().await.map_err(unsent)
+    Ok(enrolled)
 }
 
 /// Where a key that may only forward finds the relay; if the server does not run now, where it will be.

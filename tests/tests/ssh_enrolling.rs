@@ -1,0 +1,71 @@
+//! Who may enroll devices over SSH, besides the owner of the server's state.
+
+#![allow(missing_docs)]
+
+use tests::{laptop::Laptop, ollama::Options, raw, skip, sshd::Sshd, world::World};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+fn own_group() -> String {
+    let out = std::process::Command::new("id").arg("-gn").output().expect("id");
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// Puts an `aditd` on the server's path that may not read the state, with this configuration.
+fn without_the_state(world: &World, config: &std::path::Path) {
+    let script = format!(
+        "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+        world.scratch("nobodys").display(),
+        config.display(),
+        world.scratch("aditd").display()
+    );
+    std::fs::write(world.scratch("remote-bin").join("aditd"), script).expect("written");
+}
+
+#[tokio::test]
+async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let tmp = tempfile::tempdir().expect("a directory");
+    let config = tmp.path().join("aditd.toml");
+    std::fs::write(&config, format!("enroll_socket = '{}'", tmp.path().join("enroll.sock").display())).expect("written");
+    let flags = ["--enroll-group", &own_group(), "--config", config.to_str().expect("a path")];
+    let mut world = World::start_with(PROGRAM, Options::default(), &flags).await;
+    let laptop = Laptop::new(&world).await;
+    without_the_state(&world, &config);
+    // Where the server listens they know from its configuration.
+    let told = std::fs::read_to_string(&config).expect("read");
+    std::fs::write(&config, format!("{told}\nlisten = ['{}']", world.address().await)).expect("written");
+    laptop.enrolled(&world, &[]).await;
+    let up = laptop.up(&world, &[]).await;
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    drop(up);
+    let again = laptop.adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"]).await;
+    assert!(again.code == Some(1) && again.stderr.contains("there is a device `laptop-1` already"), "{}", again.stderr);
+    world.kill_server().await;
+    let alone = laptop.enroll(&world, &[]).await;
+    assert!(alone.code == Some(1) && alone.stderr.contains("--enroll-group"), "{}", alone.stderr);
+}
+
+#[tokio::test]
+async fn whoever_may_not_enroll_is_told_who_may() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let config = world.scratch("other.toml");
+    std::fs::write(&config, format!("enroll_socket = '{}'", world.scratch("nothing.sock").display())).expect("written");
+    without_the_state(&world, &config);
+    let refused = laptop.enroll(&world, &[]).await;
+    assert_eq!(refused.code, Some(1));
+    for said in ["there is no server state", "the owner of the server's state, root, and the group"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+}

@@ -33,7 +33,7 @@ impl Terminal {
         let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
         let line: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
         let mut script = Command::new("script");
-        script.args(["-qefc", &line.join(" "), "/dev/null"]).env("SHELL", "/bin/sh");
+        script.args(["-qefc", &format!("exec {}", line.join(" ")), "/dev/null"]).env("SHELL", "/bin/sh");
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => script.env(name, value),
@@ -59,7 +59,16 @@ impl Terminal {
     /// # Panics
     /// If it doesn't come.
     pub async fn shows(&mut self, text: &str) {
-        let shown = tokio::time::timeout(2 * SOON, self.screen.wait_for(|screen| screen.contains(text))).await;
+        self.shows_times(text, 1).await;
+    }
+
+    /// Waits until `text` has been on the screen so many times: who types before a prompt is there is seen.
+    ///
+    /// # Panics
+    /// If it doesn't come.
+    pub async fn shows_times(&mut self, text: &str, times: usize) {
+        let shown = self.screen.wait_for(|screen| screen.matches(text).count() >= times);
+        let shown = tokio::time::timeout(2 * SOON, shown).await;
         assert!(shown.is_ok_and(|shown| shown.is_ok()), "`{text}` is not on the screen:\n{}", self.screen());
     }
 
@@ -79,7 +88,11 @@ impl Terminal {
     /// # Panics
     /// If it doesn't end.
     pub async fn ended(&mut self) -> Option<i32> {
-        let ended = tokio::time::timeout(2 * SOON, self.child.wait()).await;
+        let to_the_last_word = async {
+            while self.screen.changed().await.is_ok() {}
+            self.child.wait().await
+        };
+        let ended = tokio::time::timeout(2 * SOON, to_the_last_word).await;
         ended.unwrap_or_else(|_| panic!("it does not end:\n{}", self.screen())).expect("its end").code()
     }
 }

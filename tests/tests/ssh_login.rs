@@ -86,6 +86,7 @@ async fn a_passphrase_is_asked_for_at_a_terminal_not_shown_and_not_guessed() {
     terminal.shows("Enter passphrase for key").await;
     terminal.types("a wrong one").await;
     terminal.shows("that is not the passphrase").await;
+    terminal.shows_times("Enter passphrase for key", 2).await;
     terminal.types("open sesame").await;
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
     assert!(!terminal.screen().contains("sesame") && !terminal.screen().contains("wrong one"), "{}", terminal.screen());
@@ -127,7 +128,7 @@ async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
     let adit = laptop.command(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
     let mut shell = tokio::process::Command::new("sh");
-    shell.args(["-c", "\"$@\"; stty -a", "sh"]).arg(adit.as_std().get_program()).args(adit.as_std().get_args());
+    shell.args(["-c", "trap : INT; \"$@\"; stty -a", "sh"]).arg(adit.as_std().get_program()).args(adit.as_std().get_args());
     for (name, value) in adit.as_std().get_envs() {
         shell.env(name, value.unwrap_or_default());
     }

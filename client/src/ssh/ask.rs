@@ -6,7 +6,7 @@ use std::{
 };
 
 use common::report;
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
@@ -24,21 +24,12 @@ pub(crate) fn somebody_is_there() -> bool {
 
 /// Asks for something that must not be seen. `None` without an answer.
 pub(crate) async fn secret(prompt: &str) -> Option<Zeroizing<String>> {
-    let prompt = report::harmless(prompt);
-    answer(move || rpassword::prompt_password(prompt).ok().map(Zeroizing::new)).await
+    answer(prompt, Echo::Off).await
 }
 
 /// Asks for a line. `None` without an answer.
 pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
-    let prompt = report::harmless(prompt);
-    answer(move || {
-        let mut stderr = std::io::stderr();
-        let _ = write!(stderr, "{prompt}").and_then(|()| stderr.flush());
-        let mut line = Zeroizing::new(String::new());
-        let read = std::io::Read::take(std::io::stdin().lock(), LONGEST).read_line(&mut line).ok()?;
-        (read > 0).then(|| Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
-    })
-    .await
+    answer(prompt, Echo::On).await
 }
 
 /// Asks until it hears `yes` or `no`, or whether the answer is `also`, as OpenSSH takes a fingerprint for a yes.
@@ -55,20 +46,49 @@ pub(crate) async fn yes(prompt: &str, also: &str) -> bool {
     false
 }
 
-/// Lets `ask` block on a thread of its own. Whatever becomes of it, the terminal is left as it was found.
-async fn answer(ask: impl FnOnce() -> Option<Zeroizing<String>> + Send + 'static) -> Option<Zeroizing<String>> {
+/// Whether what is typed is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Echo {
+    On,
+    Off,
+}
+
+/// Reads a line on a thread of its own. Whatever becomes of it, the terminal is left as it was found.
+async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     let _turn = TURN.lock().await;
     if !somebody_is_there() {
         return None;
     }
-    let _as_it_was = tcgetattr(std::io::stdin()).ok().map(AsItWas);
-    tokio::time::timeout(PATIENCE, tokio::task::spawn_blocking(ask)).await.ok()?.ok()?
+    // Before the prompt: whoever types fast must not be seen either.
+    let _as_it_was = match echo {
+        Echo::On => None,
+        Echo::Off => Some(Hidden::begin()?),
+    };
+    let mut stderr = std::io::stderr();
+    let _ = write!(stderr, "{}", report::harmless(prompt)).and_then(|()| stderr.flush());
+    let read = tokio::task::spawn_blocking(|| {
+        let mut line = Zeroizing::new(String::with_capacity(LONGEST as usize));
+        let read = std::io::Read::take(std::io::stdin().lock(), LONGEST).read_line(&mut line).ok()?;
+        (read > 0).then(|| Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
+    });
+    tokio::time::timeout(PATIENCE, read).await.ok()?.ok()?
 }
 
-/// The terminal's settings: a program that is stopped at a prompt must not leave it without echo.
-struct AsItWas(Termios);
+/// A terminal without echo, until this is dropped: a program that is stopped at a prompt must not leave it so.
+struct Hidden(Termios);
 
-impl Drop for AsItWas {
+impl Hidden {
+    fn begin() -> Option<Self> {
+        let before = tcgetattr(std::io::stdin()).ok()?;
+        let mut hidden = before.clone();
+        hidden.local_modes.remove(LocalModes::ECHO);
+        hidden.local_modes.insert(LocalModes::ECHONL);
+        tcsetattr(std::io::stdin(), OptionalActions::Now, &hidden).ok()?;
+        Some(Self(before))
+    }
+}
+
+impl Drop for Hidden {
     fn drop(&mut self) {
         let _ = tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0);
     }

@@ -8,6 +8,7 @@ pub mod config;
 pub mod devices;
 pub mod door;
 pub mod enroll;
+pub mod gate;
 pub mod invite;
 pub mod live;
 pub mod policy;

@@ -1,13 +1,16 @@
 //! The settings: flags before environment before file before defaults, checked once.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::Args;
 use common::{
+    identity::Name,
     invitation::{self, MAX_ADDRESSES},
     report::{Exit, Failure},
     wire::ADITD_PORT,
@@ -15,7 +18,12 @@ use common::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{silence::Audience, state, upstream::Upstream};
+use crate::{
+    roles::{BadRole, DeviceFile, RoleFile, Rules},
+    silence::Audience,
+    state,
+    upstream::Upstream,
+};
 
 /// What every command understands stands by itself in its help.
 pub(crate) const GLOBAL: &str = "Global options";
@@ -69,6 +77,10 @@ struct File {
     upstream: Option<Upstream>,
     device_life: Option<String>,
     advertise: Option<Vec<String>>,
+    #[serde(default)]
+    roles: BTreeMap<Name, RoleFile>,
+    #[serde(default)]
+    devices: BTreeMap<Name, DeviceFile>,
 }
 
 /// All settings, complete and checked.
@@ -86,6 +98,8 @@ pub struct Config {
     pub device_life: Duration,
     /// What devices are told, if the owner said so.
     pub advertise: Vec<String>,
+    /// What roles and devices may do. In force at once when the file is read again.
+    pub rules: Arc<Rules>,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -98,7 +112,7 @@ impl Config {
     /// # Errors
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
-        let file = read_file(flags.config.as_deref())?;
+        let Read { file, rules } = read_file(flags.config.as_deref())?;
         let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(|| {
             usage("there is no home directory to keep the server's state in")
                 .hint("name a place with --state-dir or ADITD_STATE_DIR")
@@ -125,7 +139,21 @@ impl Config {
             upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
             device_life: device_life(serve.device_life, file.device_life.as_deref())?,
             advertise,
+            rules: Arc::new(rules),
         })
+    }
+
+    /// The settings in which another differs, but for those that are in force at once.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let all = [
+            ("state_dir", self.state_dir == other.state_dir),
+            ("listen", self.listen == other.listen),
+            ("allow_from", self.audience == other.audience),
+            ("upstream", self.upstream == other.upstream),
+            ("device_life", self.device_life == other.device_life),
+            ("advertise", self.advertise == other.advertise),
+        ];
+        all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }
 }
 
@@ -200,20 +228,39 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
-fn read_file(named: Option<&Path>) -> Result<File, Failure> {
+/// The file, with its roles checked.
+#[derive(Default)]
+struct Read {
+    file: File,
+    rules: Rules,
+}
+
+fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
     let path = match named {
         Some(path) => path,
         None if Path::new(SYSTEM_FILE).exists() => Path::new(SYSTEM_FILE),
-        None => return Ok(File::default()),
+        None => return Ok(Read::default()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| {
         usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
-    toml::from_str(&text).map_err(|e| {
+    let wrong = |why: String| {
         usage(format!("the configuration `{}` is wrong", path.display()))
-            .because(e.to_string().trim_end().to_owned())
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise")
-    })
+            .because(why)
+            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise, [roles.NAME] and [devices.NAME]")
+    };
+    let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
+    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
+    Ok(Read { file, rules })
+}
+
+fn line_of(text: &str, bad: &BadRole) -> usize {
+    let at = match bad {
+        BadRole::BuiltIn(_, at) => *at,
+        BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
+    };
+    text[..at].lines().count().max(1)
 }
 
 fn usage(what: impl std::fmt::Display) -> Failure {

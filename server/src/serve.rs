@@ -49,7 +49,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
-    let policy = Arc::new(Policy::new(snapshot, config.upstream));
+    let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone())?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
     let deaf = Arc::new(AtomicBool::new(false));

@@ -164,7 +164,7 @@ mod tests {
     use crate::{register::Snapshot, upstream::Upstream};
 
     fn door() -> Door {
-        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Upstream::default())))
+        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Arc::default(), Upstream::default())))
     }
 
     fn lan() -> SocketAddr {

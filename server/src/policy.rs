@@ -10,7 +10,7 @@ use common::{
 use crate::{
     gate::model::ModelPattern,
     register::Snapshot,
-    roles::{Rules, Wish, either},
+    roles::{Rules, Wish, default_role, either},
     upstream::Upstream,
 };
 
@@ -139,9 +139,8 @@ impl Leave {
     }
 
     /// What a device is told that may use some models, and whose request does not say which.
-    pub fn no_model(self, why: &'static str) -> Denied {
-        let models = self.models();
-        Denied::NoModel { device: self.device, role: self.role, models, why }
+    pub fn no_model(&self, why: &'static str) -> Denied {
+        Denied::NoModel { device: self.device.clone(), role: self.role.clone(), models: self.models(), why }
     }
 
     fn models(&self) -> String {
@@ -204,6 +203,13 @@ impl Policy {
             return Err(Code::UnknownService);
         }
         Ok(Permit { upstream: self.upstream })
+    }
+
+    /// The role of the holder of this certificate; the default one if it has none any more.
+    pub fn role(&self, certificate: &Certificate) -> Name {
+        let snapshot = self.snapshot();
+        let device = certificate.device.and_then(|id| snapshot.admits(id, certificate.key));
+        device.map_or_else(default_role, |device| device.role.clone())
     }
 
     /// Leave to use the route of one request, asked anew for every request and whenever the rules change.

@@ -15,6 +15,7 @@ use tracing::error;
 
 use crate::{
     config::Config,
+    gate::Gate,
     live::{Live, SessionStatus},
     policy::Policy,
     register::{Register, RegisterError},
@@ -30,6 +31,8 @@ pub struct Server {
     pub state: State,
     /// Who may do what.
     pub policy: Arc<Policy>,
+    /// What every request to an `http` service passes.
+    pub gate: Gate,
     /// Who is connected.
     pub live: Arc<Live>,
     /// Where devices are told to find the server.
@@ -92,6 +95,7 @@ impl Server {
     pub fn new(
         state: State,
         policy: Arc<Policy>,
+        gate: Gate,
         version: i64,
         config: &Config,
         listening: Vec<SocketAddr>,
@@ -100,6 +104,7 @@ impl Server {
         Arc::new(Self {
             state,
             policy,
+            gate,
             live: Arc::default(),
             addresses,
             device_life: config.device_life,
@@ -130,6 +135,7 @@ impl Server {
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
+        self.gate.judge_again();
         Ok(self.live.enforce(&self.policy))
     }
 

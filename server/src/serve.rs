@@ -26,6 +26,7 @@ use crate::{
     config::{self, Config},
     door::{Door, Verdict},
     enroll,
+    gate::{Gate, record::Nobody},
     policy::Policy,
     running::{Answer, Request, Server},
     session,
@@ -68,7 +69,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
-    let server = Server::new(state, policy, version, &config, listening, addresses);
+    let gate = Gate::new(policy.clone(), Arc::new(Nobody), Arc::new(Nobody));
+    let server = Server::new(state, policy, gate, version, &config, listening, addresses);
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();

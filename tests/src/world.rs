@@ -100,17 +100,27 @@ impl World {
         self.status().await["listening"][0].as_str().and_then(|a| a.parse().ok()).expect("an address")
     }
 
-    /// Opens an invitation and returns its code.
+    /// Opens an invitation and returns its code. The device may do everything: what roles keep from others is a matter of its own.
     pub async fn invite(&self, name: &str) -> String {
-        let invited = self.aditd(&["invite", name]).await;
+        self.invite_as(name, "admin").await
+    }
+
+    /// Opens an invitation for a device with this role.
+    pub async fn invite_as(&self, name: &str, role: &str) -> String {
+        let invited = self.aditd(&["invite", name, "--role", role]).await;
         assert_eq!(invited.code, Some(0), "{}", invited.stderr);
         invited.stdout
     }
 
-    /// Enrolls a device of this name.
+    /// Enrolls a device of this name, which may do everything.
     pub async fn device(&self, name: &str) -> Device {
+        self.device_as(name, "admin").await
+    }
+
+    /// Enrolls a device of this name with this role.
+    pub async fn device_as(&self, name: &str, role: &str) -> Device {
         let device = self.stranger(name);
-        let enrolled = device.enroll(&self.invite(name).await, &[]).await;
+        let enrolled = device.enroll(&self.invite_as(name, role).await, &[]).await;
         assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
         device
     }

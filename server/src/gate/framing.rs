@@ -53,6 +53,11 @@ impl Body {
         self.0 == State::Left(0)
     }
 
+    /// Whether only the end of its connection ends it.
+    pub fn ends_with_connection(&self) -> bool {
+        self.0 == State::UntilClose
+    }
+
     /// Follows the body through `bytes`: how many of them belong to it. What they say, without its framing, goes to `content`.
     ///
     /// # Errors

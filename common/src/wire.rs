@@ -266,6 +266,12 @@ pub enum EnrollRefusal {
     /// The request could not be read, or its signature is wrong.
     #[error("the server could not read this device's request")]
     BadRequest,
+    /// The server's owner has other rules besides, and they say no.
+    #[error("the server's own rules (`authorize`) do not allow this device; the invitation is still good")]
+    NotAllowed,
+    /// Those rules could not be asked.
+    #[error("the server could not ask its own rules (`authorize`; its log says why); the invitation is still good")]
+    NotAsked,
     /// The server could not store the device: disk full, register damaged.
     #[error("the server could not store the new device (its log says why); the invitation is still good")]
     ServerFailed,

@@ -19,6 +19,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    gate::authorize::{Address, At, Authority},
     roles::{BadRole, DeviceFile, RoleFile, Rules},
     silence::Audience,
     state,
@@ -77,6 +78,8 @@ struct File {
     upstream: Option<Upstream>,
     device_life: Option<String>,
     advertise: Option<Vec<String>>,
+    authorize: Option<Address>,
+    authorize_at: Option<Vec<At>>,
     #[serde(default)]
     roles: BTreeMap<Name, RoleFile>,
     #[serde(default)]
@@ -100,6 +103,7 @@ pub struct Config {
     pub advertise: Vec<String>,
     /// What roles and devices may do. In force at once when the file is read again.
     pub rules: Arc<Rules>,
+    authorize: Option<(Address, Vec<At>)>,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -140,7 +144,13 @@ impl Config {
             device_life: device_life(serve.device_life, file.device_life.as_deref())?,
             advertise,
             rules: Arc::new(rules),
+            authorize: file.authorize.map(|address| (address, file.authorize_at.unwrap_or_else(|| vec![At::Request]))),
         })
+    }
+
+    /// Whoever is asked besides the roles.
+    pub fn authority(&self) -> Option<Arc<Authority>> {
+        self.authorize.clone().map(|(address, at)| Arc::new(Authority::new(address, at)))
     }
 
     /// The settings in which another differs, but for those that are in force at once.
@@ -247,7 +257,7 @@ fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
     let wrong = |why: String| {
         usage(format!("the configuration `{}` is wrong", path.display()))
             .because(why)
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise, [roles.NAME] and [devices.NAME]")
+            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise, authorize, authorize_at, [roles.NAME] and [devices.NAME]")
     };
     let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));

@@ -6,15 +6,18 @@ use clap::Subcommand;
 use comfy_table::{Table, presets};
 use common::{
     control,
-    identity::DeviceId,
+    identity::{DeviceId, Name},
     process::{day, unix_now},
     report::{Failure, data, say},
 };
 use serde::Serialize;
 
 use crate::{
+    config::Config,
+    gate::model::ModelPattern,
     live::SessionStatus,
-    register::Device,
+    register::{Device, DeviceError},
+    roles::either,
     running::{Answer, Request, ServerStatus},
     state::State,
 };
@@ -36,6 +39,24 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give a device another role: infer, models, admin, or one of the configuration
+    Role {
+        /// Its name or id
+        device: String,
+        /// The role
+        role: Name,
+    },
+    /// Let a device use these models only, whatever its role may
+    Models {
+        /// Its name or id
+        device: String,
+        /// Names like `llama3.2:1b` or `llama3*`
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
+        models: Vec<ModelPattern>,
+        /// Let it use all models that its role may
+        #[arg(long)]
+        all: bool,
+    },
     /// End a device's access now, running answers included
     Revoke {
         /// Its name or id
@@ -49,9 +70,26 @@ pub enum Command {
 }
 
 /// Carries out one command.
-pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
+pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
+    let dir = config.state_dir.as_path();
     let state = State::open(dir)?;
     match command {
+        Command::Role { device, role } => {
+            config.rules.must_know(&role)?;
+            let device = enrolled(&state, &device)?;
+            state.register.set_role(device.id, &role)?;
+            in_force(&state).await?;
+            say(format!("{} {} has the role `{role}` now.", device.name, device.id));
+            Ok(())
+        }
+        Command::Models { device, models, all } => {
+            let device = enrolled(&state, &device)?;
+            state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
+            in_force(&state).await?;
+            let what = if all { "all models that its role may".to_owned() } else { format!("only {}", either(&models)) };
+            say(format!("{} {} may use {what} now.", device.name, device.id));
+            Ok(())
+        }
         Command::List { json } => {
             let devices = shown(state.register.devices()?, dir).await;
             if json { data(to_json(&Listing { schema: 1, devices })?) } else { list(&devices) }
@@ -64,7 +102,7 @@ pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
         Command::Forget { device } => {
             let device = state.register.find(&device)?;
             if device.revoked.is_none() {
-                return Err(crate::register::DeviceError::StillEnrolled(device.name).into());
+                return Err(DeviceError::StillEnrolled(device.name).into());
             }
             state.register.forget(device.id)?;
             say(format!("Forgot {} {}.", device.name, device.id));
@@ -73,10 +111,29 @@ pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
     }
 }
 
+/// A device that a right can be given to.
+fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
+    let device = state.register.find(name)?;
+    if device.revoked.is_some() { Err(DeviceError::AlreadyRevoked(device.name)) } else { Ok(device) }
+}
+
+/// The running server obeys the register now: what it no longer allows is cut.
+async fn in_force(state: &State) -> Result<(), Failure> {
+    let why = match control::ask(&state.dir, &Request::Refresh).await {
+        Ok(None | Some(Answer::Refreshed { .. })) => return Ok(()),
+        Ok(Some(Answer::Failed(why))) => why,
+        Ok(Some(_)) => "it answered something else".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    Err(Failure::new("the register is changed, but the running server could not be told")
+        .because(why)
+        .hint("it looks by itself four times a second; to be sure: `systemctl restart aditd`"))
+}
+
 async fn revoke(state: &State, name: &str) -> Result<(), Failure> {
     let device = state.register.find(name)?;
     if device.revoked.is_some() {
-        return Err(crate::register::DeviceError::AlreadyRevoked(device.name).into());
+        return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
     state.register.revoke(device.id, unix_now())?;
     match control::ask(&state.dir, &Request::Refresh).await {
@@ -85,7 +142,7 @@ async fn revoke(state: &State, name: &str) -> Result<(), Failure> {
         }
         Ok(None | Some(Answer::Refreshed { .. })) => say(format!("Revoked {} {}.", device.name, device.id)),
         Ok(Some(Answer::Failed(why))) => return Err(not_obeyed(&why)),
-        Ok(Some(Answer::Status(_))) => return Err(not_obeyed("it answered something else")),
+        Ok(Some(_)) => return Err(not_obeyed("it answered something else")),
         Err(e) => return Err(not_obeyed(&e.to_string())),
     }
     Ok(())
@@ -150,6 +207,9 @@ struct Single {
 struct Shown {
     name: String,
     id: DeviceId,
+    role: Name,
+    /// The only ones, or null.
+    models: Option<Vec<ModelPattern>>,
     enrolled: i64,
     seen: Option<i64>,
     certificate_until: i64,
@@ -165,6 +225,8 @@ async fn shown(devices: Vec<Device>, dir: &Path) -> Vec<Shown> {
         session: sessions.remove(&d.id),
         name: d.name.to_string(),
         id: d.id,
+        role: d.role,
+        models: d.models,
         enrolled: d.enrolled,
         seen: d.seen,
         certificate_until: d.not_after,
@@ -180,9 +242,9 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "ID", "SEEN", "CERTIFICATE"]);
+    table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     for device in devices {
-        table.add_row([device.name.clone(), device.id.to_string(), seen(device), certificate(device)]);
+        table.add_row([device.name.clone(), device.id.to_string(), device.role.to_string(), seen(device), certificate(device)]);
     }
     let text = table.to_string();
     data(text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n"))
@@ -190,9 +252,10 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
 
 fn show(device: &Shown) -> Result<(), Failure> {
     let mut text = format!(
-        "Device       {} {}\nEnrolled     {}\nSeen         {}\n",
+        "Device       {} {}\nRole         {}\nEnrolled     {}\nSeen         {}\n",
         device.name,
         device.id,
+        role(device),
         day(device.enrolled),
         seen(device)
     );
@@ -203,6 +266,13 @@ fn show(device: &Shown) -> Result<(), Failure> {
             &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
     }
     data(text)
+}
+
+fn role(device: &Shown) -> String {
+    match &device.models {
+        Some(models) => format!("{}, only {}", device.role, either(models)),
+        None => device.role.to_string(),
+    }
 }
 
 fn seen(device: &Shown) -> String {

@@ -13,7 +13,13 @@ use quinn::Connection;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use crate::{ca::DeviceKey, live::close, register::RegisterError, running::Server};
+use crate::{
+    ca::DeviceKey,
+    gate::authorize::{Question, Refusal},
+    live::close,
+    register::RegisterError,
+    running::Server,
+};
 
 /// The whole exchange, in time.
 const WITHIN: Duration = Duration::from_secs(20);
@@ -59,6 +65,7 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         warn!("{e}");
         EnrollRefusal::BadRequest
     })?;
+    authorized(server, &token).await?;
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
@@ -78,5 +85,17 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         door_key: server.state.keys.door.clone(),
         addresses: server.addresses.clone(),
         services: server.policy.services(),
+    })
+}
+
+/// Asks whoever else is to be asked about the device that an invitation is for.
+async fn authorized(server: &Arc<Server>, token: &[u8]) -> Result<(), EnrollRefusal> {
+    let Some(authority) = server.gate.authority() else { return Ok(()) };
+    let token = token.to_vec();
+    let invited = server.in_register(move |register| register.invited(&token, unix_now())).await;
+    let (name, role) = invited.map_err(|_| EnrollRefusal::ServerFailed)?.ok_or(EnrollRefusal::Closed)?;
+    authority.ask(Question::enrolling(name, role)).await.map_err(|refusal| match refusal {
+        Refusal::No => EnrollRefusal::NotAllowed,
+        Refusal::Failed(_) => EnrollRefusal::NotAsked,
     })
 }

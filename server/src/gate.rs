@@ -4,6 +4,7 @@
 //! One stream is one TCP connection, as with `common::splice`, and FIN, RST and the loss of the network mean the same. Requests are
 //! decided one after the other: the next one is looked at when the answer to the last has passed.
 
+pub mod authorize;
 mod conversation;
 mod exchange;
 pub mod framing;
@@ -19,7 +20,7 @@ mod running;
 pub mod tokens;
 pub mod tracker;
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use common::{
     identity::Certificate,
@@ -33,6 +34,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    authorize::Authority,
     conversation::{Conversation, Over},
     record::{Admission, Asker, Observer},
 };
@@ -46,6 +48,7 @@ pub struct Gate {
     policy: Arc<Policy>,
     admission: Arc<dyn Admission>,
     observer: Arc<dyn Observer>,
+    authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
     room: Semaphore,
 }
@@ -65,7 +68,24 @@ pub struct Line<'a> {
 impl Gate {
     /// A gate that asks these.
     pub fn new(policy: Arc<Policy>, admission: Arc<dyn Admission>, observer: Arc<dyn Observer>) -> Self {
-        Self { policy, admission, observer, changes: watch::Sender::new(()), room: Semaphore::new(MOST_READ) }
+        Self {
+            policy,
+            admission,
+            observer,
+            authority: RwLock::default(),
+            changes: watch::Sender::new(()),
+            room: Semaphore::new(MOST_READ),
+        }
+    }
+
+    /// Who is asked besides the policy.
+    pub fn authority(&self) -> Option<Arc<Authority>> {
+        self.authority.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Somebody else is asked from now on, or nobody.
+    pub fn set_authority(&self, authority: Option<Arc<Authority>>) {
+        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = authority;
     }
 
     /// The policy says something else than before: requests that run are judged again.

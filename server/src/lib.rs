@@ -13,6 +13,7 @@ pub mod invite;
 pub mod live;
 pub mod policy;
 pub mod register;
+pub mod reload;
 pub mod roles;
 pub mod running;
 pub mod serve;

@@ -14,11 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
-    config::Config,
     gate::Gate,
     live::{Live, SessionStatus},
     policy::Policy,
     register::{Register, RegisterError},
+    reload::Settings,
     state::State,
 };
 
@@ -43,6 +43,8 @@ pub struct Server {
     pub draining: CancellationToken,
     /// UDP addresses that it listens on.
     pub listening: Vec<SocketAddr>,
+    /// What it was started with.
+    pub settings: Settings,
     /// The register's, when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
@@ -56,6 +58,8 @@ pub enum Request {
     Status,
     /// The register has been changed: obey it now.
     Refresh,
+    /// The configuration has been changed: read it again.
+    Reload,
 }
 
 /// What it answers.
@@ -68,6 +72,11 @@ pub enum Answer {
     Refreshed {
         /// Sessions that were cut.
         cut: usize,
+    },
+    /// To [`Request::Reload`].
+    Reloaded {
+        /// Settings that need a restart.
+        later: Vec<String>,
     },
     /// It could not be done, and why.
     Failed(String),
@@ -97,7 +106,7 @@ impl Server {
         policy: Arc<Policy>,
         gate: Gate,
         version: i64,
-        config: &Config,
+        settings: Settings,
         listening: Vec<SocketAddr>,
         addresses: Vec<String>,
     ) -> Arc<Self> {
@@ -107,9 +116,10 @@ impl Server {
             gate,
             live: Arc::default(),
             addresses,
-            device_life: config.device_life,
+            device_life: settings.config.device_life,
             draining: CancellationToken::new(),
             listening,
+            settings,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
         })

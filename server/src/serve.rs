@@ -28,6 +28,7 @@ use crate::{
     enroll,
     gate::{Gate, record::Nobody},
     policy::Policy,
+    reload::{self, Settings},
     running::{Answer, Request, Server},
     session,
     silence::SilentSocket,
@@ -43,7 +44,8 @@ const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
 
 /// Runs the server until it is told to stop (SIGINT, SIGTERM).
-pub async fn run(config: Config) -> Result<(), Failure> {
+pub async fn run(settings: Settings) -> Result<(), Failure> {
+    let config = settings.config.clone();
     let state = State::open_or_create(&config.state_dir)?;
     let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
@@ -70,7 +72,8 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
     let gate = Gate::new(policy.clone(), Arc::new(Nobody), Arc::new(Nobody));
-    let server = Server::new(state, policy, gate, version, &config, listening, addresses);
+    gate.set_authority(config.authority());
+    let server = Server::new(state, policy, gate, version, settings, listening, addresses);
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
@@ -79,6 +82,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
     services.spawn(server.clone().follow_register());
+    services.spawn(reload::on_hangup(server.clone()));
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -254,6 +258,10 @@ async fn answer_control(control: Control, server: Arc<Server>) {
         async move {
             match request {
                 Request::Status => Answer::Status(server.status()),
+                Request::Reload => match server.reload().await {
+                    Ok(later) => Answer::Reloaded { later: later.into_iter().map(str::to_owned).collect() },
+                    Err(failure) => Answer::Failed(failure.to_string()),
+                },
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },
                     Err(e) => Answer::Failed(e.to_string()),

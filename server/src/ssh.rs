@@ -17,6 +17,8 @@ use tokio::io::AsyncWriteExt;
 use crate::{
     ca::DeviceKey,
     config::Config,
+    gate::authorize::Question,
+    roles::default_role,
     running::{Answer, Request},
     state::State,
 };
@@ -30,6 +32,9 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
     })?;
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
     let key = DeviceKey::from_csr(&csr).map_err(|e| unreadable(e.to_string()))?;
+    if let Some(authority) = config.authority() {
+        authority.ask(Question::enrolling(name.clone(), default_role())).await?;
+    }
     let now = OffsetDateTime::now_utc();
     let not_after = (now + config.device_life).unix_timestamp();
     let device = state.register.enroll(&name, key.hash, not_after, unix_now())?;

@@ -8,6 +8,7 @@ use tokio::sync::SemaphorePermit;
 
 use super::{
     Gate, Line,
+    authorize::{At, Question},
     conversation::{Conversation, Over},
     exchange::Request,
     framing::Body,
@@ -134,9 +135,15 @@ impl<'a> Conversation<'a> {
         content: &mut Content<'a>,
         running: &mut Running<'_>,
     ) -> Result<(Judged, super::record::Ticket), Stop> {
-        let models = if leave.needs_model() { self.models(&leave, &head, route, body, content, running).await? } else { None };
+        let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
+        let is_read = leave.needs_model() || authority.is_some();
+        let models = if is_read { self.models(&leave, &head, route, body, content, running).await? } else { None };
         running.set_model(models.as_ref().and_then(|models| models.first()).map(|model| model.as_str().into()));
         let pass = leave.with_models(models.as_deref().unwrap_or_default())?;
+        if let Some(authority) = authority {
+            let question = self.question(&head, &pass, models.clone().unwrap_or_default());
+            self.meanwhile(route.class, authority.ask(question)).await?.map_err(|why| Stop::Refused(why.into()))?;
+        }
         let asked = Asked {
             asker: self.line.asker.clone(),
             role: pass.role.clone(),
@@ -178,18 +185,35 @@ impl<'a> Conversation<'a> {
         let keys = match route.models {
             Models::None => return Ok(None),
             Models::Path => return Ok(Some(vec![decoded(Target::new(&head.target).path)])),
+            Models::Unread if !leave.needs_model() => return Ok(None),
             Models::Unread => return Err(leave.no_model("does not say its model where that can be checked").into()),
-            Models::Json(_) if head.encoded => return Err(leave.no_model("has a body that is compressed").into()),
+            Models::Json(_) if head.encoded => {
+                let sentence = "adit: which model a request with a compressed body names can't be checked: send it uncompressed";
+                return Err(Stop::Refused(Refused::new(400, Refusal::Malformed, sentence)));
+            }
             Models::Json(keys) => keys,
         };
         self.read(head, body, content, running).await?;
         let text = if head.body == BodyLength::Chunked { &content.text } else { &content.raw };
         let unreadable = |e: model::Unreadable| Stop::Refused(Refused::new(400, Refusal::Malformed, format!("adit: {e}")));
         let models = model::named(text, keys).map_err(unreadable)?;
-        if models.is_empty() {
+        if models.is_empty() && leave.needs_model() {
             return Err(leave.no_model("names none").into());
         }
         Ok(Some(models))
+    }
+
+    fn question(&self, head: &RequestHead, pass: &Pass, models: Vec<String>) -> Question {
+        Question {
+            at: At::Request,
+            device: self.line.asker.name.clone(),
+            device_id: Some(self.line.asker.id),
+            role: pass.role.clone(),
+            method: Some(head.method.clone()),
+            path: Some(Target::new(&head.target).path.into()),
+            model: models.first().cloned(),
+            models,
+        }
     }
 
     /// Reads a whole body.

@@ -1,6 +1,7 @@
 //! What an application is told instead of an answer of the service: in Ollama's shape, so that any tool shows it.
 
 use super::{
+    authorize,
     head::Fault,
     record::{NotNow, Refusal},
 };
@@ -90,6 +91,16 @@ impl From<Denied> for Refused {
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
         };
         Self::new(status, why, denied.to_string())
+    }
+}
+
+impl From<authorize::Refusal> for Refused {
+    fn from(refusal: authorize::Refusal) -> Self {
+        let (status, why) = match &refusal {
+            authorize::Refusal::No => (403, Refusal::Authorize),
+            authorize::Refusal::Failed(_) => (503, Refusal::AuthorizeFailed),
+        };
+        Self::new(status, why, format!("adit: {refusal}"))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! The way of a stream: [`silence`] → [`door`] → [`session`] → [`policy`] → [`upstream`] → `common::splice`.
 
+pub mod audit;
 pub mod ca;
 mod cli;
 pub mod config;

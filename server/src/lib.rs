@@ -13,6 +13,8 @@ pub mod gate;
 pub mod invite;
 pub mod limits;
 pub mod live;
+pub mod meters;
+pub mod metrics;
 pub mod policy;
 pub mod queue;
 pub mod register;

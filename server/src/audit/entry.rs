@@ -220,7 +220,7 @@ fn harmless(text: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;

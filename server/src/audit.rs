@@ -17,6 +17,7 @@ use std::{
 };
 
 use common::{private::FileError, report::say};
+use serde::Deserialize;
 
 use self::log::Log;
 
@@ -46,6 +47,22 @@ impl AuditSettings {
     /// What holds if nobody says otherwise, in this directory.
     pub fn in_dir(dir: &Path) -> Self {
         Self { dir: dir.to_owned(), required: false, size: Self::SIZE, keep: Self::KEEP, files: Self::FILES }
+    }
+}
+
+/// A length of time as a file writes it: `"30d"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Age(pub Duration);
+
+impl TryFrom<String> for Age {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match humantime::parse_duration(&text) {
+            Ok(age) if !age.is_zero() => Ok(Self(age)),
+            _ => Err(format!("`{text}` is no length of time: write it like \"30d\" or \"12h\"")),
+        }
     }
 }
 

@@ -10,6 +10,7 @@ use common::{
 };
 
 use crate::{
+    audit,
     config::{Config, Flags, GLOBAL, ServeFlags},
     devices,
     invite::{self, Invite},
@@ -56,6 +57,8 @@ enum Command {
     },
     /// Read the configuration again and put it in force, as on SIGHUP; a bad one changes nothing
     Reload,
+    /// Show what was done: requests, and who was let in or out
+    Audit(audit::show::Show),
     /// Show the running server
     Status {
         /// Print JSON
@@ -109,6 +112,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             result
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(&settled()?.state_dir)),
+        Command::Audit(show) => audit::show::run(&settled()?.meters.audit.dir, &show),
         Command::Status { json } => on_one_thread()?.block_on(devices::status(&settled()?.state_dir, json)),
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,7 +20,12 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::{
+    audit::{Age, AuditSettings},
     gate::authorize::{Address, At, Authority},
+    limits::{LimitSettings, LimitTable, Size},
+    meters::MeterSettings,
+    metrics::serve::MetricsAddr,
+    queue,
     roles::{BadRole, DeviceFile, RoleFile, Rules},
     silence::Audience,
     state,
@@ -81,6 +87,15 @@ struct File {
     authorize: Option<Address>,
     authorize_at: Option<Vec<At>>,
     #[serde(default)]
+    limits: LimitSettings,
+    max_in_flight: Option<NonZeroUsize>,
+    max_queue: Option<usize>,
+    audit_dir: Option<PathBuf>,
+    audit_required: Option<bool>,
+    audit_size: Option<Size>,
+    audit_keep: Option<Age>,
+    metrics: Option<MetricsAddr>,
+    #[serde(default)]
     roles: BTreeMap<Name, RoleFile>,
     #[serde(default)]
     devices: BTreeMap<Name, DeviceFile>,
@@ -104,6 +119,8 @@ pub struct Config {
     /// What roles and devices may do. In force at once when the file is read again.
     pub rules: Arc<Rules>,
     authorize: Option<(Address, Vec<At>)>,
+    /// How much may be asked for, and what is noted of it.
+    pub meters: MeterSettings,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -116,7 +133,7 @@ impl Config {
     /// # Errors
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
-        let Read { file, rules } = read_file(flags.config.as_deref())?;
+        let Read { file, rules, limits } = read_file(flags.config.as_deref())?;
         let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(|| {
             usage("there is no home directory to keep the server's state in")
                 .hint("name a place with --state-dir or ADITD_STATE_DIR")
@@ -134,6 +151,19 @@ impl Config {
             return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
                 .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
         }
+        let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
+        let meters = MeterSettings {
+            limits,
+            max_in_flight: file.max_in_flight,
+            max_queue: file.max_queue.unwrap_or(queue::ROOM),
+            audit: AuditSettings {
+                required: file.audit_required.unwrap_or(false),
+                size: file.audit_size.map_or(audit.size, |Size(bytes)| bytes),
+                keep: file.audit_keep.map_or(audit.keep, |Age(age)| age),
+                ..audit
+            },
+            metrics: file.metrics,
+        };
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;
         Ok(Self {
@@ -145,6 +175,7 @@ impl Config {
             advertise,
             rules: Arc::new(rules),
             authorize: file.authorize.map(|address| (address, file.authorize_at.unwrap_or_else(|| vec![At::Request]))),
+            meters,
         })
     }
 
@@ -162,6 +193,8 @@ impl Config {
             ("upstream", self.upstream == other.upstream),
             ("device_life", self.device_life == other.device_life),
             ("advertise", self.advertise == other.advertise),
+            ("audit_dir, audit_required, audit_size, audit_keep", self.meters.audit == other.meters.audit),
+            ("metrics", self.meters.metrics == other.meters.metrics),
         ];
         all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }
@@ -243,6 +276,7 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
 struct Read {
     file: File,
     rules: Rules,
+    limits: LimitTable,
 }
 
 fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
@@ -255,14 +289,20 @@ fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
         usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
     let wrong = |why: String| {
-        usage(format!("the configuration `{}` is wrong", path.display()))
-            .because(why)
-            .hint("it may say: state_dir, listen, allow_from, upstream, device_life, advertise, authorize, authorize_at, [roles.NAME] and [devices.NAME]")
+        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(
+            "it may say: state_dir, listen, allow_from, upstream, device_life, advertise, authorize, authorize_at, max_in_flight, max_queue, audit_dir, \
+                   audit_required, audit_size, audit_keep, metrics, [limits], [roles.NAME] and [devices.NAME]",
+        )
     };
     let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let limits = LimitTable {
+        default: file.limits,
+        roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
+        devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
+    };
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
     let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
-    Ok(Read { file, rules })
+    Ok(Read { file, rules, limits })
 }
 
 fn line_of(text: &str, bad: &BadRole) -> usize {
@@ -327,6 +367,11 @@ mod tests {
             ("device_life = 'a while'", "30d or 12h"),
             ("device_life = '0s'", "30d or 12h"),
             ("advertise = ['no port']", "HOST:PORT"),
+            ("[limits]\nat_once = 0", "line 2"),
+            ("[roles.infer.limits]\nbody = 'much'", "line 2"),
+            ("max_in_flight = 0", "line 1"),
+            ("audit_keep = 'long'", "30d"),
+            ("metrics = '0.0.0.0:9464'", "not a loopback address"),
         ] {
             let error = settle(ServeFlags::default(), file).expect_err(file).to_string();
             assert!(error.contains(says), "{error}");

@@ -14,6 +14,7 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::{
+    audit::{Event, entry::EnrolledBy},
     ca::DeviceKey,
     gate::authorize::{Question, Refusal},
     live::close,
@@ -41,10 +42,16 @@ async fn exchange(server: &Arc<Server>, connection: &Connection) {
         Ok(request) => match enroll(server, request).await {
             Ok(enrolled) => {
                 info!(device = %enrolled.device, id = %enrolled.device_id, from = %connection.remote_address(), "enrolled");
+                server.meters.audit.note(Event::Enroll {
+                    device: enrolled.device.clone(),
+                    device_id: enrolled.device_id,
+                    by: EnrolledBy::Invitation(connection.remote_address()),
+                });
                 EnrollAnswer::Enrolled(Box::new(enrolled))
             }
             Err(why) => {
                 warn!(from = %connection.remote_address(), "an enrollment was refused: {why}");
+                server.meters.audit.note(Event::EnrollRefused { remote: connection.remote_address(), why: why.to_string() });
                 EnrollAnswer::Refused(why)
             }
         },

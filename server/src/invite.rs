@@ -7,11 +7,12 @@ use common::{
     control,
     identity::Name,
     invitation::{Invitation, Secret, is_loopback},
-    process::unix_now,
+    process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
 
 use crate::{
+    audit::{self, Event},
     config::{AdvertiseFlags, Config, Flags, ServeFlags},
     roles,
     running::{Answer, Request},
@@ -64,6 +65,8 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation = Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
     let withdrew = state.register.invite(&invite.device, &invite.role, &invitation.secret, expires, unix_now())?;
+    let event = Event::Invite { device: invite.device.clone(), role: invite.role, expires, uid: process::uid() };
+    audit::note_or_say(&config.meters.audit, &event);
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();

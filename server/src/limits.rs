@@ -8,7 +8,7 @@ mod settings;
 mod store;
 
 pub use day::{Day, Usage};
-pub use settings::{LimitSettings, LimitTable, Limits};
+pub use settings::{LimitSettings, LimitTable, Limits, Size};
 pub use store::UsageFile;
 
 use std::{

@@ -1,20 +1,44 @@
 //! What stands behind the gate's two hooks: limits and the line before a request, the audit log and the metrics after it.
 
-use std::{sync::Arc, time::Duration};
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
-use common::process::unix_now;
+use common::{
+    process::unix_now,
+    report::{Exit, Failure},
+};
 
 use crate::{
-    audit::Audit,
+    audit::{Audit, AuditSettings, Event},
     gate::record::{Admission, Asked, BodyLength, End, NotNow, Observer, RequestRecord, RouteClass, Ticket, Waiting},
-    limits::{Asker, Limiter},
-    metrics::Metrics,
+    limits::{Asker, LimitTable, Limiter, UsageFile},
+    metrics::{
+        Metrics,
+        serve::{Exporter, MetricsAddr},
+    },
     queue::Queue,
 };
+
+/// How long the audit log may take to write what is left when the server stops.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
 
 /// Bytes of an answer that count as one token if it was broken off before it said how many there were: about the length of one piece.
 /// Otherwise breaking off would be free.
 const BYTES_PER_TOKEN: u64 = 128;
+
+/// What the configuration says of all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterSettings {
+    /// Limits.
+    pub limits: LimitTable,
+    /// Requests for the GPU that are forwarded at once.
+    pub max_in_flight: Option<NonZeroUsize>,
+    /// Requests that may wait.
+    pub max_queue: usize,
+    /// The audit log.
+    pub audit: AuditSettings,
+    /// Where metrics are told, if anywhere.
+    pub metrics: Option<MetricsAddr>,
+}
 
 /// All meters of one service.
 #[derive(Clone)]
@@ -27,6 +51,7 @@ pub struct Meters {
     pub audit: Arc<Audit>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    usage: Arc<UsageFile>,
 }
 
 impl Admission for Meters {
@@ -48,6 +73,42 @@ impl Observer for Meters {
 }
 
 impl Meters {
+    /// Opens the audit log, and remembers what has been used today. The state is in `dir`.
+    ///
+    /// # Errors
+    /// When a required audit log can't be written.
+    pub fn open(settings: &MeterSettings, dir: &Path) -> Result<Self, Failure> {
+        let usage = Arc::new(UsageFile::new(dir));
+        Ok(Self {
+            limiter: Limiter::new(settings.limits.clone(), usage.load()),
+            queue: Queue::new(settings.max_in_flight, settings.max_queue),
+            audit: Audit::start(settings.audit.clone())?,
+            metrics: Arc::default(),
+            usage,
+        })
+    }
+
+    /// Puts other limits in force at once. The audit log and the place of the metrics stay as they are.
+    pub fn update(&self, settings: &MeterSettings) {
+        self.limiter.update(settings.limits.clone());
+        self.queue.resize(settings.max_in_flight, settings.max_queue);
+    }
+
+    /// Keeps what is used, for as long as it is polled.
+    pub async fn keep(self) {
+        self.usage.keep(self.limiter).await;
+    }
+
+    /// Notes the server's end, and writes down all that is left to write.
+    pub async fn close(&self) {
+        self.audit.note(Event::Stop { pid: std::process::id() });
+        self.audit.flush(LAST_LINES_WITHIN).await;
+        if let Some(usage) = self.limiter.unsaved() {
+            // A failure has been said before, and the process ends.
+            let _ = self.usage.save(&usage);
+        }
+    }
+
     async fn enter(&self, asked: &Asked) -> Result<Ticket, NotNow> {
         if self.audit.refuses() {
             return Err(NotNow {
@@ -87,6 +148,19 @@ impl Meters {
     }
 }
 
+/// Opens the place where metrics are told.
+///
+/// # Errors
+/// When it is taken, or may not be used.
+pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
+    Exporter::bind(place).await.map_err(|e| {
+        Failure::new(format!("cannot tell metrics at {place}"))
+            .because(e)
+            .hint("choose another place with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
+            .exit(Exit::Usage)
+    })
+}
+
 /// What a request costs of the day's tokens.
 fn tokens(record: &RequestRecord) -> u64 {
     let told = [record.tokens_in, record.tokens_out].into_iter().flatten().fold(0, u64::saturating_add);
@@ -105,7 +179,6 @@ mod tests {
     use crate::{
         audit::{AuditSettings, entry::tests::record},
         limits::{LimitTable, Usage},
-        metrics::standing::Standing,
     };
 
     fn meters(dir: &std::path::Path, limits: &str) -> Meters {
@@ -114,7 +187,8 @@ mod tests {
             limiter: Limiter::new(table, Usage::default()),
             queue: Queue::new(NonZeroUsize::new(1), 1),
             audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
-            metrics: Arc::new(Metrics::new(Standing::default)),
+            metrics: Arc::default(),
+            usage: Arc::new(UsageFile::new(dir)),
         }
     }
 

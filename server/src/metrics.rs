@@ -2,6 +2,7 @@
 //!
 //! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred, devices and paths not at all.
 
+pub mod look;
 pub mod serve;
 pub mod standing;
 
@@ -16,6 +17,8 @@ use prometheus_client::{
 use self::standing::Standing;
 use crate::gate::record::{End, RequestRecord, RouteClass};
 
+/// What every name begins with.
+const PREFIX: &str = "adit";
 /// From a few milliseconds of a small model to the minutes in which a large one is loaded.
 const FIRST_BYTE: [f64; 13] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0];
 /// From one token to the next.
@@ -70,6 +73,12 @@ struct Route {
     route: &'static str,
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl fmt::Debug for Metrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Metrics").finish_non_exhaustive()
@@ -77,10 +86,10 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Counts from zero; `standing` is asked each time somebody looks.
-    pub fn new(standing: impl Fn() -> Standing + Send + Sync + 'static) -> Self {
+    /// Counts from zero.
+    pub fn new() -> Self {
         let mut metrics = Self {
-            registry: Registry::with_prefix("adit"),
+            registry: Registry::with_prefix(PREFIX),
             requests: Family::default(),
             ended: Family::default(),
             refused: Family::default(),
@@ -99,7 +108,6 @@ impl Metrics {
         registry.register("first_byte_seconds", "From a request's head to the first byte of its answer", first_byte.clone());
         registry.register("between_pieces_seconds", "From one piece of an answer to the next", between.clone());
         registry.register("queue_wait_seconds", "How long requests waited for their turn", waited.clone());
-        registry.register_collector(Box::new(standing::AtScrape::new(standing)));
         metrics
     }
 
@@ -133,10 +141,14 @@ impl Metrics {
     }
 
     /// Everything, in the text format of OpenMetrics.
-    pub fn text(&self) -> String {
+    pub fn text(&self, standing: Standing) -> String {
         let mut out = String::new();
+        let mut now = Registry::with_prefix(PREFIX);
+        now.register_collector(Box::new(standing));
         // Writing to a string does not fail.
-        let _ = text::encode(&mut out, &self.registry);
+        let _ = text::encode_registry(&mut out, &self.registry)
+            .and_then(|()| text::encode_registry(&mut out, &now))
+            .and_then(|()| text::encode_eof(&mut out));
         out
     }
 }
@@ -159,10 +171,6 @@ mod tests {
     use super::*;
     use crate::{audit::entry::tests::record, gate::record::Refusal};
 
-    fn metrics() -> Metrics {
-        Metrics::new(Standing::default)
-    }
-
     #[track_caller]
     fn assert_says(text: &str, line: &str) {
         assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
@@ -170,11 +178,11 @@ mod tests {
 
     #[test]
     fn a_request_is_counted_in_all_its_aspects() {
-        let metrics = metrics();
+        let metrics = Metrics::new();
         metrics.ended(&record(End::Done));
         metrics.ended(&record(End::Refused(Refusal::Limit("at_once"))));
         metrics.piece(RouteClass::Generate, Duration::from_millis(30));
-        let text = metrics.text();
+        let text = metrics.text(Standing::default());
         for line in [
             r#"adit_requests_total{role="infer",route="generate",status="2xx"} 2"#,
             r#"adit_requests_ended_total{route="generate",end="done"} 1"#,
@@ -192,10 +200,10 @@ mod tests {
 
     #[test]
     fn whatever_is_asked_for_there_are_no_more_lines() {
-        let metrics = metrics();
+        let metrics = Metrics::new();
         let mut sent = record(End::Done);
         metrics.ended(&sent);
-        let before = metrics.text().lines().count();
+        let before = metrics.text(Standing::default()).lines().count();
         for i in 0..1000 {
             sent.path = format!("/{i}").into();
             sent.method = format!("M{i}").into();
@@ -204,7 +212,7 @@ mod tests {
             sent.asker.id = common::identity::DeviceId::generate();
             metrics.ended(&sent);
         }
-        assert_eq!(metrics.text().lines().count(), before);
+        assert_eq!(metrics.text(Standing::default()).lines().count(), before);
     }
 
     #[test]

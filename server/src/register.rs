@@ -95,6 +95,11 @@ impl Snapshot {
         self.devices.get(&id).filter(|device| device.key == key && device.revoked.is_none())
     }
 
+    /// All devices.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
+    }
+
     /// Whether `knock` was made with the key of an invitation that is open at `now`.
     pub fn invites(&self, knock: &[u8], now: i64) -> bool {
         self.doors.iter().any(|(key, expires)| *expires > now && key.opens_for(knock))

@@ -17,6 +17,7 @@ use crate::gate::{
     record::RouteClass,
     route::{Pattern, Route, Target, named},
 };
+use crate::limits::LimitSettings;
 
 /// What a device gets when nobody says otherwise.
 pub const DEFAULT: &str = "infer";
@@ -35,6 +36,9 @@ pub struct RoleFile {
     pub allow: Option<Spanned<Vec<Pattern>>>,
     /// The only models that it may use.
     pub models: Option<Vec<ModelPattern>>,
+    /// How much a device with it may ask for.
+    #[serde(default)]
+    pub limits: LimitSettings,
 }
 
 /// A device, as the configuration says it.
@@ -43,6 +47,9 @@ pub struct RoleFile {
 pub struct DeviceFile {
     /// The only models that it may use.
     pub models: Option<Vec<ModelPattern>>,
+    /// How much it may ask for.
+    #[serde(default)]
+    pub limits: LimitSettings,
 }
 
 /// A role of the configuration that can't be.
@@ -109,7 +116,7 @@ impl Rules {
         let name = |text: &str| text.parse().expect("a role's name is a name");
         let built_in = BUILT_IN.into_iter().zip(allows).map(|(text, allow)| (name(text), Role { allow, models: None }));
         let mut all: BTreeMap<Name, Role> = built_in.collect();
-        for (name, RoleFile { allow, models }) in roles {
+        for (name, RoleFile { allow, models, limits: _ }) in roles {
             match (all.get_mut(&name), allow) {
                 (Some(_), Some(allow)) => return Err(BadRole::BuiltIn(name, allow.span().start)),
                 (Some(role), None) => role.models = models,

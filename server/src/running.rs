@@ -1,6 +1,7 @@
 //! The running server, as all its parts and the other commands see it.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{
         Arc,
@@ -14,8 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
+    audit::AuditStatus,
     gate::Gate,
     live::{Live, SessionStatus},
+    meters::Meters,
     policy::Policy,
     register::{Register, RegisterError},
     reload::Settings,
@@ -39,6 +42,8 @@ pub struct Server {
     pub addresses: Vec<String>,
     /// How long a device's certificate is good.
     pub device_life: Duration,
+    /// How much may be asked for, and what is noted of it.
+    pub meters: Meters,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
     /// UDP addresses that it listens on.
@@ -95,6 +100,10 @@ pub struct ServerStatus {
     pub addresses: Vec<String>,
     /// Sessions.
     pub sessions: Vec<SessionStatus>,
+    /// The audit log.
+    pub audit: AuditStatus,
+    /// Requests that wait for their turn.
+    pub waiting: usize,
     /// Tasks of the runtime, for those who look for leaks.
     pub tasks: usize,
 }
@@ -104,18 +113,20 @@ impl Server {
     pub fn new(
         state: State,
         policy: Arc<Policy>,
-        gate: Gate,
+        meters: Meters,
         version: i64,
         settings: Settings,
         listening: Vec<SocketAddr>,
         addresses: Vec<String>,
     ) -> Arc<Self> {
+        let hooks = Arc::new(meters.clone());
         Arc::new(Self {
+            gate: Gate::new(policy.clone(), hooks.clone(), hooks),
             state,
             policy,
-            gate,
             live: Arc::default(),
             addresses,
+            meters,
             device_life: settings.config.device_life,
             draining: CancellationToken::new(),
             listening,
@@ -146,6 +157,8 @@ impl Server {
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
         self.gate.judge_again();
+        let devices: HashSet<_> = self.policy.snapshot().devices().map(|device| device.id).collect();
+        self.meters.limiter.retain(|id| devices.contains(&id));
         Ok(self.live.enforce(&self.policy))
     }
 
@@ -172,6 +185,8 @@ impl Server {
             listening: self.listening.iter().map(ToString::to_string).collect(),
             addresses: self.addresses.clone(),
             sessions: self.live.status(),
+            audit: self.meters.audit.status(),
+            waiting: self.meters.queue.waiting(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use common::{
     control::{ClaimError, Control},
+    identity::Certificate,
     process::{Protocol, Stop, port_holder, unix_now},
     report::Failure,
     tls::{self, Admit},
@@ -23,10 +24,12 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    audit::Event,
     config::{self, Config},
-    door::{Door, Verdict},
+    door::{Door, Handshake, Verdict},
     enroll,
-    gate::{Gate, record::Nobody},
+    meters::{self, Meters},
+    metrics::look::Look,
     policy::Policy,
     reload::{self, Settings},
     running::{Answer, Request, Server},
@@ -48,6 +51,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let config = settings.config.clone();
     let state = State::open_or_create(&config.state_dir)?;
     let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
+    let meters = Meters::open(&config.meters, &state.dir)?;
+    let exporter = match &config.meters.metrics {
+        Some(place) => Some(meters::exporter(place).await?),
+        None => None,
+    };
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
@@ -71,9 +79,10 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
-    let gate = Gate::new(policy.clone(), Arc::new(Nobody), Arc::new(Nobody));
-    gate.set_authority(config.authority());
-    let server = Server::new(state, policy, gate, version, settings, listening, addresses);
+    let own = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+    let certificate_end = own.chain.first().and_then(|own| Certificate::from_der(own).ok()).map(|own| own.not_after);
+    let server = Server::new(state, policy, meters, version, settings, listening, addresses);
+    server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
@@ -82,6 +91,13 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
     services.spawn(server.clone().follow_register());
+    services.spawn(server.meters.clone().keep());
+    if let Some(exporter) = exporter {
+        info!("metrics at {}", exporter.address());
+        let look = Look { server: server.clone(), door: door.clone(), certificate_end };
+        services.spawn(exporter.serve(move || look.text()));
+    }
+    server.meters.audit.note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
     services.spawn(reload::on_hangup(server.clone()));
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -122,6 +138,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     };
     // A client that is away doesn't hear it; it will notice the restart by a stateless reset.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+    server.meters.close().await;
     info!("stopped");
     Ok(())
 }
@@ -238,14 +255,21 @@ impl Doors {
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
             };
-            let server = self.server.clone();
+            let (server, door) = (self.server.clone(), self.door.clone());
             sessions.spawn(async move {
                 let connection = match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
                     Ok(Ok(connection)) => connection,
-                    Ok(Err(e)) => return info!(%remote, "refused a connection: {e}"),
-                    Err(_) => return info!(%remote, "gave up a handshake that took too long"),
+                    Ok(Err(e)) => {
+                        door.shaken(Handshake::Failed);
+                        return info!(%remote, "refused a connection: {e}");
+                    }
+                    Err(_) => {
+                        door.shaken(Handshake::Late);
+                        return info!(%remote, "gave up a handshake that took too long");
+                    }
                 };
                 drop(room);
+                door.shaken(if enrolling { Handshake::Enrollment } else { Handshake::Tunnel });
                 if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
             });
         }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use common::{
     carrier, control, frame,
     identity::Name,
-    process::unix_now,
+    process::{self, unix_now},
     report::{Exit, Failure},
     wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER},
 };
@@ -15,6 +15,7 @@ use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
+    audit::{self, Event, entry::EnrolledBy},
     ca::DeviceKey,
     config::Config,
     gate::authorize::Question,
@@ -42,6 +43,8 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
         .ca
         .issue_device(device.id, &key, now, config.device_life)
         .map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
+    let event = Event::Enroll { device: device.name.clone(), device_id: device.id, by: EnrolledBy::Ssh(process::uid()) };
+    audit::note_or_say(&config.meters.audit, &event);
     let addresses = match &config.advertise {
         named if !named.is_empty() => named.clone(),
         _ => state.register.addresses()?.unwrap_or_default(),

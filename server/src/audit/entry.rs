@@ -25,8 +25,7 @@ pub enum Event {
         /// Its name.
         device: Name,
         /// The role that it will have.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        role: Option<Name>,
+        role: Name,
         /// When the invitation ends, Unix time.
         expires: i64,
         /// Which user of this machine did it.
@@ -38,9 +37,6 @@ pub enum Event {
         device: Name,
         /// Its id.
         device_id: DeviceId,
-        /// Its role.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        role: Option<Name>,
         /// By which way.
         by: EnrolledBy,
     },

@@ -7,7 +7,6 @@ use std::{
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
-    sync::Arc,
     time::Duration,
 };
 
@@ -26,8 +25,6 @@ use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinSet,
 };
-
-use super::Metrics;
 
 /// Connections at once; Prometheus needs one.
 const CONNECTIONS: usize = 16;
@@ -121,7 +118,7 @@ impl Exporter {
     }
 
     /// Answers for as long as it is polled.
-    pub async fn serve(self, metrics: Arc<Metrics>) {
+    pub async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
         let mut connections = JoinSet::new();
         loop {
             let accepted = tokio::select! {
@@ -129,7 +126,7 @@ impl Exporter {
                 Some(_) = connections.join_next() => continue,
             };
             match accepted {
-                Ok(connection) => drop(connections.spawn(serve_one(connection, metrics.clone()))),
+                Ok(connection) => drop(connections.spawn(serve_one(connection, text.clone()))),
                 // Out of descriptors, most likely.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
             }
@@ -172,9 +169,9 @@ fn remove_stale(path: &Path) -> io::Result<()> {
     }
 }
 
-async fn serve_one(connection: Box<dyn Stream>, metrics: Arc<Metrics>) {
+async fn serve_one(connection: Box<dyn Stream>, text: impl Fn() -> String) {
     let service = service_fn(move |request| {
-        let answer = answer(&request, &metrics);
+        let answer = answer(&request, &text);
         async move { Ok::<_, Infallible>(answer) }
     });
     let mut http = http1::Builder::new();
@@ -183,12 +180,12 @@ async fn serve_one(connection: Box<dyn Stream>, metrics: Arc<Metrics>) {
     let _ = http.serve_connection(TokioIo::new(connection), service).await;
 }
 
-fn answer(request: &Request<Incoming>, metrics: &Metrics) -> Response<Full<Bytes>> {
+fn answer(request: &Request<Incoming>, text: &impl Fn() -> String) -> Response<Full<Bytes>> {
     let mut response = Response::default();
     match (request.method(), request.uri().path()) {
         (&Method::GET | &Method::HEAD, "/metrics") => {
             response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
-            *response.body_mut() = metrics.text().into();
+            *response.body_mut() = text().into();
         }
         (_, "/metrics") => {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -207,7 +204,6 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
-    use crate::metrics::standing::Standing;
 
     #[test]
     fn only_this_machine_is_a_place_for_metrics() {
@@ -244,7 +240,6 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         let exporter = Exporter::bind(&place).await.expect("replaced");
         assert!(Exporter::bind(&place).await.is_err());
-        let metrics = Arc::new(Metrics::new(Standing::default));
         let asked = async {
             let answer = ask(&path, "GET /metrics").await;
             assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("# EOF\n"), "{answer}");
@@ -252,7 +247,7 @@ mod tests {
             assert!(ask(&path, "GET /").await.starts_with("HTTP/1.1 404 "));
             assert!(!ask(&path, "HEAD /metrics").await.contains("EOF"));
         };
-        tokio::select! { () = asked => {}, () = exporter.serve(metrics) => {} }
+        tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned()) => {} }
         assert!(!path.exists(), "it goes with its listener");
         std::fs::write(&path, "mine").expect("written");
         assert!(Exporter::bind(&place).await.is_err());

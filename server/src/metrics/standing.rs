@@ -35,24 +35,9 @@ pub struct Standing {
     pub audit_failing: bool,
 }
 
-/// Tells how things stand each time it is asked.
-pub(super) struct AtScrape<F>(F);
-
-impl<F> AtScrape<F> {
-    pub(super) fn new(standing: F) -> Self {
-        Self(standing)
-    }
-}
-
-impl<F> fmt::Debug for AtScrape<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("AtScrape")
-    }
-}
-
-impl<F: Fn() -> Standing + Send + Sync + 'static> Collector for AtScrape<F> {
+impl Collector for Standing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let now = (self.0)();
+        let now = self;
         let mut gauge = |name, help, label: Option<&'static str>, values: &[(&'static str, i64)]| -> fmt::Result {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (value, number) in values {
@@ -98,18 +83,16 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn how_things_stand_is_asked_each_time() {
-        let count = std::sync::atomic::AtomicU64::new(0);
-        let metrics = Metrics::new(move || Standing {
-            queue_waiting: count.fetch_add(1, std::sync::atomic::Ordering::Relaxed),
+    fn how_things_stand_is_told_in_one_line_each() {
+        let standing = Standing {
+            queue_waiting: 1,
             devices: vec![("up", 2), ("away", 1)],
             ignored: vec![("stranger", 9)],
             certificates: vec![("server", 1_800_000_000)],
             audit_lost: 3,
             ..Standing::default()
-        });
-        assert!(metrics.text().contains("\nadit_queue_waiting 0\n"));
-        let text = metrics.text();
+        };
+        let text = Metrics::new().text(standing);
         for line in [
             "adit_queue_waiting 1",
             r#"adit_devices{state="up"} 2"#,
@@ -119,5 +102,6 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
         }
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
     }
 }

@@ -1,6 +1,7 @@
 //! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
 
 pub mod demo;
+pub mod disk;
 pub mod ollama;
 pub mod path;
 pub mod process;

@@ -23,7 +23,7 @@ fn remote_aditd(world: &World) -> std::path::PathBuf {
     let dir = world.scratch("remote-bin");
     std::fs::create_dir_all(&dir).expect("a directory");
     let real = world.scratch("aditd");
-    let (state, config) = (world.state(), world.scratch("empty.toml"));
+    let (state, config) = (world.state(), world.config());
     let script = format!(
         "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
         state.display(),

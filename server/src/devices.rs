@@ -7,12 +7,13 @@ use comfy_table::{Table, presets};
 use common::{
     control,
     identity::{DeviceId, Name},
-    process::{day, unix_now},
+    process::{self, day, unix_now},
     report::{Failure, data, say},
 };
 use serde::Serialize;
 
 use crate::{
+    audit::{self, AuditSettings, Event},
     config::Config,
     gate::model::ModelPattern,
     live::SessionStatus,
@@ -71,13 +72,15 @@ pub enum Command {
 
 /// Carries out one command.
 pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
-    let dir = config.state_dir.as_path();
+    let (dir, audit) = (&*config.state_dir, &config.meters.audit);
     let state = State::open(dir)?;
     match command {
         Command::Role { device, role } => {
             config.rules.must_know(&role)?;
             let device = enrolled(&state, &device)?;
             state.register.set_role(device.id, &role)?;
+            let (name, device_id, before) = (device.name.clone(), device.id, device.role.clone());
+            audit::note_or_say(audit, &Event::Role { device: name, device_id, role: role.clone(), before, uid: process::uid() });
             in_force(&state).await?;
             say(format!("{} {} has the role `{role}` now.", device.name, device.id));
             Ok(())
@@ -85,6 +88,9 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
         Command::Models { device, models, all } => {
             let device = enrolled(&state, &device)?;
             state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
+            let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
+            let (name, device_id) = (device.name.clone(), device.id);
+            audit::note_or_say(audit, &Event::Models { device: name, device_id, models: named, uid: process::uid() });
             in_force(&state).await?;
             let what = if all { "all models that its role may".to_owned() } else { format!("only {}", either(&models)) };
             say(format!("{} {} may use {what} now.", device.name, device.id));
@@ -98,13 +104,15 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             let device = shown(vec![state.register.find(&device)?], dir).await.remove(0);
             if json { data(to_json(&Single { schema: 1, device })?) } else { show(&device) }
         }
-        Command::Revoke { device } => revoke(&state, &device).await,
+        Command::Revoke { device } => revoke(&state, audit, &device).await,
         Command::Forget { device } => {
             let device = state.register.find(&device)?;
             if device.revoked.is_none() {
                 return Err(DeviceError::StillEnrolled(device.name).into());
             }
             state.register.forget(device.id)?;
+            let event = Event::Forget { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+            audit::note_or_say(audit, &event);
             say(format!("Forgot {} {}.", device.name, device.id));
             Ok(())
         }
@@ -130,12 +138,14 @@ async fn in_force(state: &State) -> Result<(), Failure> {
         .hint("it looks by itself four times a second; to be sure: `systemctl restart aditd`"))
 }
 
-async fn revoke(state: &State, name: &str) -> Result<(), Failure> {
+async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
     let device = state.register.find(name)?;
     if device.revoked.is_some() {
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
     state.register.revoke(device.id, unix_now())?;
+    let event = Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+    audit::note_or_say(audit, &event);
     match control::ask(&state.dir, &Request::Refresh).await {
         Ok(Some(Answer::Refreshed { cut })) if cut > 0 => {
             say(format!("Revoked {} {}; it was connected and has been cut.", device.name, device.id))
@@ -176,6 +186,15 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
         status.sessions.len(),
         status.sessions.iter().map(|s| s.streams).sum::<usize>()
     );
+    if status.waiting > 0 {
+        text += &format!("\nQueue        {} requests wait for their turn", status.waiting);
+    }
+    if let Some(why) = &status.audit.failing {
+        text += &format!("\nAudit        can't be written: {why}");
+    }
+    if status.audit.lost > 0 {
+        text += &format!("\nAudit        {} lines were lost since the start", status.audit.lost);
+    }
     data(text)
 }
 

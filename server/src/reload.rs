@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
+    audit::Event,
     config::{Config, Flags, ServeFlags},
     running::{Answer, Request, Server},
 };
@@ -30,11 +31,19 @@ impl Server {
     /// # Errors
     /// What is wrong with the file, and where. Then all is as it was.
     pub async fn reload(&self) -> Result<Vec<&'static str>, Failure> {
+        let result = self.read_again().await;
+        let refused = result.as_ref().err().map(|why| why.to_string().replace('\n', " "));
+        self.meters.audit.note(Event::Reload { refused });
+        result
+    }
+
+    async fn read_again(&self) -> Result<Vec<&'static str>, Failure> {
         let Settings { flags, serve, config } = &self.settings;
         let (flags, serve) = (flags.clone(), serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
         let now = read.map_err(|e| Failure::new("cannot read the configuration").because(e))??;
         self.policy.set_rules(now.rules.clone());
+        self.meters.update(&now.meters);
         self.gate.set_authority(now.authority());
         self.gate.judge_again();
         let later = config.differences(&now);

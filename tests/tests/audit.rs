@@ -22,6 +22,11 @@ async fn start(config: &str) -> World {
     World::start_configured(PROGRAM, options, &[], config).await
 }
 
+/// A device that may infer and nothing else, with a tunnel that is up.
+async fn up(world: &World, name: &str) -> Up {
+    world.device_as(name, "infer").await.up(&[]).await
+}
+
 /// What `aditd audit --json` shows.
 async fn shown(world: &World, flags: &[&str]) -> Vec<Value> {
     let log = world.aditd(&[&["audit", "--json"], flags].concat()).await;
@@ -58,7 +63,7 @@ async fn endless(world: &World, up: &Up) -> TcpStream {
 #[tokio::test]
 async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
     let world = start("").await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let json = r#"{"model":"stand-in:latest","prompt":"PRIVATE-PROMPT","options":{"num_predict":7,"seed":3}}"#;
     let request = raw::post("/api/generate?PRIVATE-QUERY=1", json).replace("Host:", "Authorization: Bearer PRIVATE-KEY\r\nHost:");
     let answer = raw::exchange(up.address, &request).await;
@@ -112,7 +117,7 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
 #[tokio::test]
 async fn whatever_changes_who_may_do_what_is_noted() {
     let mut world = start("").await;
-    world.device("laptop").await;
+    world.device_as("laptop", "infer").await;
     for command in [&["role", "laptop", "admin"][..], &["revoke", "laptop"], &["forget", "laptop"]] {
         let ended = world.aditd(&[&["device"], command].concat()).await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
@@ -170,7 +175,7 @@ async fn status(world: &World, is_so: impl Fn(&Value) -> bool) -> Value {
 async fn a_disk_that_is_full_costs_lines_that_are_counted_and_told() {
     let Some(disk) = SmallDisk::mount("64k") else { return };
     let world = start(&format!("audit_dir = '{}'", text(&disk.path("audit")))).await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     line(&world, |line| line["event"] == "enroll").await;
     disk.fill_but(0);
     // The last page has room for some more.
@@ -192,7 +197,7 @@ async fn where_the_log_is_required_nothing_passes_without_it() {
     let Some(disk) = SmallDisk::mount("64k") else { return };
     let config = format!("audit_required = true\naudit_dir = '{}'", text(&disk.path("audit")));
     let world = start(&config).await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     disk.fill_but(0);
     let mut refused = String::new();
     // Each fills the last page a little more.
@@ -215,7 +220,7 @@ async fn where_the_log_is_required_nothing_passes_without_it() {
 async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
     const REQUESTS: usize = 40;
     let world = start("audit_size = '1KiB'").await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let (state, config) = (world.state(), world.config());
     let args = ["audit", "--follow", "--json", "--device", "laptop", "--state-dir", text(&state), "--config", text(&config)];
     let mut command = world.programs.command("aditd", &args);

@@ -6,7 +6,7 @@ use serde_json::Value;
 use tests::{
     ollama::Options,
     raw,
-    world::{SOON, World},
+    world::{SOON, Up, World},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -18,6 +18,11 @@ const ENDLESS: i64 = 1_000_000;
 async fn start(config: &str) -> World {
     let options = Options { token_interval: Duration::from_millis(5), ..Options::default() };
     World::start_configured(PROGRAM, options, &[], config).await
+}
+
+/// A device that may infer and nothing else, with a tunnel that is up.
+async fn up(world: &World, name: &str) -> Up {
+    world.device_as(name, "infer").await.up(&[]).await
 }
 
 /// A request whose answer does not end, once it has begun.
@@ -56,7 +61,7 @@ fn retry_after(answer: &str) -> Option<u64> {
 #[tokio::test]
 async fn one_device_that_asks_too_often_is_told_when_to_come_back_and_another_is_not() {
     let world = start("[limits]\nrequests_per_minute = 1\nburst = 2").await;
-    let (greedy, person) = (world.up("greedy").await, world.up("person").await);
+    let (greedy, person) = (up(&world, "greedy").await, up(&world, "person").await);
     for _ in 0..2 {
         assert!(raw::exchange(greedy.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
     }
@@ -70,7 +75,7 @@ async fn one_device_that_asks_too_often_is_told_when_to_come_back_and_another_is
 #[tokio::test]
 async fn requests_at_once_are_counted_until_they_end() {
     let world = start("[devices.laptop.limits]\nat_once = 1").await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let running = endless(&world, up.address).await;
     let refused = raw::exchange(up.address, VERSION).await;
     assert_eq!(told(&refused, "429"), "adit: device `laptop` may have 1 requests running at once; try again when one has ended");
@@ -87,7 +92,7 @@ async fn requests_at_once_are_counted_until_they_end() {
 #[tokio::test]
 async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
     let world = start("[roles.infer.limits]\nbody = '1KiB'").await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let json = format!(r#"{{"model":"stand-in:latest","prompt":"{}"}}"#, "x".repeat(2000));
     let refused = raw::exchange(up.address, &raw::post("/api/generate", &json)).await;
     assert_eq!(told(&refused, "413"), "adit: device `laptop` may send 1024 bytes with a request (limit `body`)");
@@ -107,7 +112,7 @@ async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
     let mut world = start("[limits]\ntokens_per_day = 20").await;
     let day = || common::process::unix_now() / 86_400;
     let today = day();
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let used = raw::exchange(up.address, &raw::generate(30, 1)).await;
     assert!(used.starts_with("HTTP/1.1 200 OK"), "what has begun is not cut: {used}");
     let kept = world.state().join("usage.json");
@@ -144,7 +149,7 @@ async fn ended(world: &World) -> Vec<(String, String)> {
 async fn a_person_waits_for_at_most_one_turn_of_a_greedy_script() {
     const GREEDY: u64 = 12;
     let world = start("max_in_flight = 1").await;
-    let (script, person) = (world.up("script").await, world.up("person").await);
+    let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     let first = endless(&world, script.address).await;
     let mut waiting = tokio::task::JoinSet::new();
     for _ in 0..GREEDY {
@@ -177,7 +182,7 @@ async fn a_person_waits_for_at_most_one_turn_of_a_greedy_script() {
 #[tokio::test]
 async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does() {
     let world = start("max_in_flight = 1\nmax_queue = 1").await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let running = endless(&world, up.address).await;
     for _ in 0..3 {
         let mut waits = raw::connect(up.address).await;

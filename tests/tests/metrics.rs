@@ -5,7 +5,7 @@ use std::process::Stdio;
 use tests::{
     ollama::Options,
     raw, skip,
-    world::{SOON, World},
+    world::{SOON, Up, World},
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
@@ -14,6 +14,11 @@ const CONFIG: &str = "metrics = 'unix:{dir}/metrics.sock'";
 async fn start(config: &str) -> World {
     let options = Options { token_interval: std::time::Duration::from_millis(1), ..Options::default() };
     World::start_configured(PROGRAM, options, &[], config).await
+}
+
+/// A device that may infer and nothing else, with a tunnel that is up.
+async fn up(world: &World, name: &str) -> Up {
+    world.device_as(name, "infer").await.up(&[]).await
 }
 
 /// What curl gets from the world's socket.
@@ -61,7 +66,7 @@ async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String
 #[tokio::test]
 async fn what_has_passed_is_counted() {
     let world = start(CONFIG).await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     world.device("away").await;
     for seed in 0..3 {
         let answer = raw::exchange(up.address, &raw::generate(5, seed)).await;
@@ -107,7 +112,7 @@ async fn what_has_passed_is_counted() {
 #[tokio::test]
 async fn whatever_is_asked_for_there_are_no_more_lines() {
     let world = start(CONFIG).await;
-    let up = world.up("laptop").await;
+    let up = up(&world, "laptop").await;
     let ask = async |path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = raw::exchange(up.address, &request).await;

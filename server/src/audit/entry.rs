@@ -94,8 +94,6 @@ pub enum Event {
         /// Why it changed nothing, if so.
         #[serde(skip_serializing_if = "Option::is_none")]
         refused: Option<String>,
-        /// Sessions that were cut by it.
-        cut: usize,
     },
     /// The server started.
     Start {

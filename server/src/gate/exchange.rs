@@ -98,10 +98,10 @@ impl<'a> Conversation<'a> {
                     end = &mut up, if replied.is_none() => match end {
                         Answered::Aborted => break Both::Ended(End::Aborted),
                         Answered::Lost(e) if asked.is_some() => break Both::Ended(End::Lost(e)),
-                        // What has been received is still the service's; the other direction sees the loss behind it.
-                        Answered::Lost(_) | Answered::Stopped => {
+                        // What has been received is still the service's.
+                        end @ (Answered::Lost(_) | Answered::Stopped) => {
                             answered.notify_one();
-                            replied = Some(Answered::Stopped);
+                            replied = Some(end);
                         }
                         end => replied = Some(end),
                     },
@@ -114,10 +114,10 @@ impl<'a> Conversation<'a> {
                         end => asked = Some(end),
                     },
                     // Nobody reads after the FIN, so nobody else would see an RST.
-                    _ = read.ready(Interest::ERROR), if matches!(replied, Some(Answered::Closed | Answered::Stopped)) => {
+                    _ = read.ready(Interest::ERROR), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
                         break Both::Ended(End::Aborted);
                     }
-                    () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped)) => {
+                    () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
                         break Both::Ended(End::Drained);
                     }
                     Ok(()) = changes.changed() => {
@@ -128,6 +128,7 @@ impl<'a> Conversation<'a> {
                 }
                 match (&replied, &asked) {
                     (Some(Answered::Whole), Some(_)) => break Both::Next,
+                    (Some(Answered::Lost(e)), Some(_)) => break Both::Ended(End::Lost(e.clone())),
                     (Some(_), Some(_)) => break Both::Ended(End::Done),
                     _ => {}
                 }

@@ -72,7 +72,7 @@ async fn what_has_passed_is_counted() {
         let answer = raw::exchange(up.address, &raw::generate(5, seed)).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     }
-    let denied = raw::exchange(up.address, &raw::post("/api/delete", r#"{"model":"x"}"#)).await;
+    let denied = raw::exchange(up.address, &raw::post("/api/pull", r#"{"model":"x"}"#)).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
     // A stranger's packet: no knock, not a sound.
     let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");

@@ -90,6 +90,17 @@ async fn requests_at_once_are_counted_until_they_end() {
 }
 
 #[tokio::test]
+async fn other_limits_are_in_force_when_the_configuration_is_read_again() {
+    let world = start("[limits]\nrequests_per_minute = 1").await;
+    let up = up(&world, "laptop").await;
+    assert!(raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
+    assert!(raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 429 "));
+    std::fs::write(world.config(), "[limits]\nrequests_per_minute = 'none'").expect("written");
+    assert_eq!(world.aditd(&["reload"]).await.code, Some(0));
+    assert!(raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
+}
+
+#[tokio::test]
 async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
     let world = start("[roles.infer.limits]\nbody = '1KiB'").await;
     let up = up(&world, "laptop").await;

@@ -253,9 +253,12 @@ fn refused(why: EnrollRefusal) -> Failure {
     let hint = match why {
         EnrollRefusal::Used | EnrollRefusal::Closed => "get a new one on the server: `aditd invite NAME`",
         EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
-        EnrollRefusal::ServerFailed => "mend that on the server, then run `adit enroll` with the same code again",
+        EnrollRefusal::NotAllowed => "ask the owner of the server",
+        EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
+            "mend that on the server, then run `adit enroll` with the same code again"
+        }
     };
-    let exit = if why == EnrollRefusal::Used { Exit::NotAllowed } else { Exit::Failed };
+    let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) { Exit::NotAllowed } else { Exit::Failed };
     Failure::new("the server refused to enroll this device").because(why).hint(hint).exit(exit)
 }
 

@@ -20,6 +20,11 @@ pub fn day(at: i64) -> String {
     date.format(format_description!("[year]-[month]-[day]")).unwrap_or_default()
 }
 
+/// The user that this process runs as.
+pub fn uid() -> u32 {
+    rustix::process::getuid().as_raw()
+}
+
 /// The orders to stop: SIGINT and SIGTERM.
 pub struct Stop {
     interrupt: Signal,

@@ -31,7 +31,7 @@ const BUFFER: usize = 64 * 1024;
 /// Buffers kept for reuse; an idle connection has none.
 const POOLED: usize = 32;
 /// Chunks of a stream that go into one `writev`.
-const CHUNKS: usize = 16;
+pub const CHUNKS: usize = 16;
 /// The beginning of a request that is remembered, so that a failure can be answered as the application expects.
 const HEAD: usize = 8 * 1024;
 /// How long an application may go on sending after it got an answer that the upstream gave early.
@@ -109,6 +109,11 @@ impl Sending {
         self.finished = true;
     }
 
+    /// Ends when the peer takes no more of this direction, or has all of it. Cancellation safe.
+    pub fn stopped(&self) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
+        self.stream.stopped()
+    }
+
     /// Waits until the peer has all of a finished direction: before that, closing the connection would lose its tail.
     pub async fn acknowledged(&self) {
         let _ = self.stream.stopped().await;
@@ -144,8 +149,24 @@ pub async fn splice(
     let passed = Passed { facing, meter, exchange: Exchange::new(&meter.underway), answered: AtomicBool::new(false) };
     let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all } = joined;
+    let by_caller = facing == Facing::Application
+        && !passed.answered.load(Relaxed)
+        && matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
+    if by_caller {
+        send.reset(Code::Aborted);
+        let _ = recv.stop((Code::Aborted as u32).into());
+        return Outcome { end, unanswered: Some((tcp, head.bytes)) };
+    }
     match end {
         End::Done if stopped && facing == Facing::Application => drain(tcp).await,
+        _ => close(tcp, send, recv, &end, stopped, received_all).await,
+    }
+    Outcome { end, unanswered: None }
+}
+
+/// Ends both connections as `end` demands, if the other end takes more (not `stopped`), and the rest of its own direction if it has not come.
+pub async fn close(tcp: TcpStream, mut send: Sending, mut recv: RecvStream, end: &End, stopped: bool, received_all: bool) {
+    match end {
         End::Done if !stopped => {
             drop(tcp);
             send.acknowledged().await;
@@ -158,22 +179,14 @@ pub async fn splice(
             drop(tcp);
             send.acknowledged().await;
         }
-        end => {
+        _ => {
             send.reset(Code::Aborted);
             if !received_all {
                 let _ = recv.stop((Code::Aborted as u32).into());
             }
-            let by_caller = facing == Facing::Application
-                && !passed.answered.load(Relaxed)
-                && matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
-            if by_caller {
-                return Outcome { end, unanswered: Some((tcp, head.bytes)) };
-            }
             abort(tcp);
-            return Outcome { end, unanswered: None };
         }
     }
-    Outcome { end, unanswered: None }
 }
 
 /// What passes one splice, for all who want to know.
@@ -360,13 +373,27 @@ async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, passed: 
     }
 }
 
-enum DownEnd {
+/// How the direction from the tunnel to TCP ended.
+#[derive(Debug)]
+pub enum DownEnd {
     /// The end of the stream was read and passed on as FIN.
     Finished,
     /// TCP takes no more.
     Aborted,
+    /// The tunnel's other end reset the stream.
     Reset(VarInt),
+    /// The connection was lost.
     Lost(ConnectionError),
+}
+
+impl From<ReadError> for DownEnd {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => Self::Reset(code),
+            ReadError::ConnectionLost(e) => Self::Lost(e),
+            _ => Self::Aborted,
+        }
+    }
 }
 
 async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<'_>) -> DownEnd {
@@ -380,9 +407,7 @@ async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<
                     Err(_) => DownEnd::Aborted,
                 };
             }
-            Err(ReadError::Reset(code)) => return DownEnd::Reset(code),
-            Err(ReadError::ConnectionLost(e)) => return DownEnd::Lost(e),
-            Err(_) => return DownEnd::Aborted,
+            Err(e) => return e.into(),
         };
         passed.answered.store(true, Relaxed);
         chunks[..count].iter().for_each(|chunk| passed.down(chunk));
@@ -394,14 +419,19 @@ async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<
     }
 }
 
-async fn write_all(chunks: &mut [Bytes], to: &WriteHalf<'_>, from: &mut RecvStream, meter: &Meter) -> Result<(), DownEnd> {
+/// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not wait behind a reader that has stopped.
+///
+/// # Errors
+/// When TCP takes no more, or the other end has aborted.
+pub async fn write_all(chunks: &mut [Bytes], to: &WriteHalf<'_>, from: &mut RecvStream, meter: &Meter) -> Result<(), DownEnd> {
     let mut next = 0;
     while next < chunks.len() {
         let mut slices = [IoSlice::new(&[]); CHUNKS];
+        let count = CHUNKS.min(chunks.len() - next);
         for (slice, chunk) in slices.iter_mut().zip(&chunks[next..]) {
             *slice = IoSlice::new(chunk);
         }
-        match to.try_write_vectored(&slices[..chunks.len() - next]) {
+        match to.try_write_vectored(&slices[..count]) {
             Ok(mut n) => {
                 meter.received.fetch_add(n as u64, Relaxed);
                 while next < chunks.len() && n >= chunks[next].len() {
@@ -456,13 +486,19 @@ impl Head {
 }
 
 /// A buffer that goes back to the pool when it is dropped.
-struct Buffer(Vec<u8>);
+pub struct Buffer(Vec<u8>);
 
 static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 impl Buffer {
-    fn take() -> Self {
+    /// One from the pool; what is in it is of no meaning.
+    pub fn take() -> Self {
         Self(POOL.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_else(|| vec![0; BUFFER]))
+    }
+
+    /// Its bytes.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 

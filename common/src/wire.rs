@@ -103,10 +103,12 @@ pub enum Code {
     Cut = 0x15,
     /// The device has as many streams open as it may.
     TooManyStreams = 0x16,
+    /// The device's role does not allow this any more.
+    Denied = 0x17,
 }
 
 impl Code {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -120,6 +122,7 @@ impl Code {
         Self::Busy,
         Self::Cut,
         Self::TooManyStreams,
+        Self::Denied,
     ];
 
     /// The code that `number` stands for, if this version knows it.
@@ -148,6 +151,7 @@ impl Code {
             Self::UnknownService => "the server does not offer this service: look at `upstream` in its configuration",
             Self::Busy => "the server is out of resources: look at its log with `journalctl -u aditd`",
             Self::TooManyStreams => "too many requests of this device are open at once: wait for some to end",
+            Self::Denied => "this device may not do that any more: ask the owner of the server for another role",
             Self::Cut => "the connection to the server was lost in the middle",
         }
     }
@@ -273,6 +277,12 @@ pub enum EnrollRefusal {
     /// The request could not be read, or its signature is wrong.
     #[error("the server could not read this device's request")]
     BadRequest,
+    /// The server's owner has other rules besides, and they say no.
+    #[error("the server's own rules (`authorize`) do not allow this device; the invitation is still good")]
+    NotAllowed,
+    /// Those rules could not be asked.
+    #[error("the server could not ask its own rules (`authorize`; its log says why); the invitation is still good")]
+    NotAsked,
     /// The server could not store the device: disk full, register damaged.
     #[error("the server could not store the new device (its log says why); the invitation is still good")]
     ServerFailed,

@@ -10,9 +10,11 @@ use common::{
 };
 
 use crate::{
+    audit,
     config::{Config, Flags, GLOBAL, ServeFlags},
     devices,
     invite::{self, Invite},
+    reload::{self, Settings},
     serve, ssh,
     state::State,
 };
@@ -53,6 +55,10 @@ enum Command {
         #[arg(long, value_name = "ADDR")]
         to: Option<std::net::SocketAddr>,
     },
+    /// Read the configuration again and put it in force, as on SIGHUP; a bad one changes nothing
+    Reload,
+    /// Show what was done: requests, and who was let in or out
+    Audit(audit::show::Show),
     /// Show the running server
     Status {
         /// Print JSON
@@ -87,7 +93,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             let config = Config::settle(flags, &serve)?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
-            runtime.block_on(serve::run(config))
+            runtime.block_on(serve::run(Settings { flags: flags.clone(), serve, config }))
         }
         Command::Init => {
             let state = State::open_or_create(&settled()?.state_dir)?;
@@ -96,7 +102,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
-        Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?.state_dir, command)),
+        Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?, command)),
         Command::EnrollDevice { device } => on_one_thread()?.block_on(ssh::enroll_device(&settled()?, device)),
         Command::Relay { to } => {
             let runtime = on_one_thread()?;
@@ -105,6 +111,8 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
+        Command::Reload => on_one_thread()?.block_on(reload::run(&settled()?.state_dir)),
+        Command::Audit(show) => audit::show::run(&settled()?.meters.audit.dir, &show),
         Command::Status { json } => on_one_thread()?.block_on(devices::status(&settled()?.state_dir, json)),
     }
 }

@@ -1,13 +1,17 @@
 //! The settings: flags before environment before file before defaults, checked once.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use clap::Args;
 use common::{
+    identity::Name,
     invitation::{self, MAX_ADDRESSES},
     report::{Exit, Failure},
     transport::{IDLE_TIMEOUT, parse_idle_timeout},
@@ -16,7 +20,19 @@ use common::{
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use crate::{group, silence::Audience, state, upstream::Upstream};
+use crate::{
+    audit::{Age, AuditSettings},
+    gate::authorize::{Address, At, Authority},
+    group,
+    limits::{LimitSettings, LimitTable, Size},
+    meters::MeterSettings,
+    metrics::serve::MetricsAddr,
+    queue,
+    roles::{BadRole, DeviceFile, RoleFile, Rules},
+    silence::Audience,
+    state,
+    upstream::Upstream,
+};
 
 /// What every command understands stands by itself in its help.
 pub(crate) const GLOBAL: &str = "Global options";
@@ -83,6 +99,21 @@ struct File {
     tcp_relay: Option<bool>,
     enroll_group: Option<String>,
     enroll_socket: Option<PathBuf>,
+    authorize: Option<Address>,
+    authorize_at: Option<Vec<At>>,
+    #[serde(default)]
+    limits: LimitSettings,
+    max_in_flight: Option<NonZeroUsize>,
+    max_queue: Option<usize>,
+    audit_dir: Option<PathBuf>,
+    audit_required: Option<bool>,
+    audit_size: Option<Size>,
+    audit_keep: Option<Age>,
+    metrics: Option<MetricsAddr>,
+    #[serde(default)]
+    roles: BTreeMap<Name, RoleFile>,
+    #[serde(default)]
+    devices: BTreeMap<Name, DeviceFile>,
 }
 
 /// All settings, complete and checked.
@@ -108,6 +139,11 @@ pub struct Config {
     pub enroll_group: Option<String>,
     /// Where they do it.
     pub enroll_socket: PathBuf,
+    /// What roles and devices may do. In force at once when the file is read again.
+    pub rules: Arc<Rules>,
+    authorize: Option<(Address, Vec<At>)>,
+    /// How much may be asked for, and what is noted of it.
+    pub meters: MeterSettings,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -120,7 +156,7 @@ impl Config {
     /// # Errors
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
-        let file = read_file(flags.config.as_deref())?;
+        let Read { file, rules, limits } = read_file(flags.config.as_deref())?;
         let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(|| {
             usage("there is no home directory to keep the server's state in")
                 .hint("name a place with --state-dir or ADITD_STATE_DIR")
@@ -138,6 +174,19 @@ impl Config {
             return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
                 .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
         }
+        let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
+        let meters = MeterSettings {
+            limits,
+            max_in_flight: file.max_in_flight,
+            max_queue: file.max_queue.unwrap_or(queue::ROOM),
+            audit: AuditSettings {
+                required: file.audit_required.unwrap_or(false),
+                size: file.audit_size.map_or(audit.size, |Size(bytes)| bytes),
+                keep: file.audit_keep.map_or(audit.keep, |Age(age)| age),
+                ..audit
+            },
+            metrics: file.metrics,
+        };
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;
         Ok(Self {
@@ -157,7 +206,34 @@ impl Config {
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
+            rules: Arc::new(rules),
+            authorize: file.authorize.map(|address| (address, file.authorize_at.unwrap_or_else(|| vec![At::Request]))),
+            meters,
         })
+    }
+
+    /// Whoever is asked besides the roles.
+    pub fn authority(&self) -> Option<Arc<Authority>> {
+        self.authorize.clone().map(|(address, at)| Arc::new(Authority::new(address, at)))
+    }
+
+    /// The settings in which another differs, but for those that are in force at once.
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let all = [
+            ("state_dir", self.state_dir == other.state_dir),
+            ("listen", self.listen == other.listen),
+            ("allow_from", self.audience == other.audience),
+            ("upstream", self.upstream == other.upstream),
+            ("device_life", self.device_life == other.device_life),
+            ("idle_timeout", self.idle_timeout == other.idle_timeout),
+            ("tcp_relay", self.tcp_relay == other.tcp_relay),
+            ("enroll_group", self.enroll_group == other.enroll_group),
+            ("enroll_socket", self.enroll_socket == other.enroll_socket),
+            ("advertise", self.advertise == other.advertise),
+            ("audit_dir, audit_required, audit_size, audit_keep", self.meters.audit == other.meters.audit),
+            ("metrics", self.meters.metrics == other.meters.metrics),
+        ];
+        all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }
 }
 
@@ -232,20 +308,47 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
-fn read_file(named: Option<&Path>) -> Result<File, Failure> {
+/// The file, with its roles checked.
+#[derive(Default)]
+struct Read {
+    file: File,
+    rules: Rules,
+    limits: LimitTable,
+}
+
+fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
     let path = match named {
         Some(path) => path,
         None if Path::new(SYSTEM_FILE).exists() => Path::new(SYSTEM_FILE),
-        None => return Ok(File::default()),
+        None => return Ok(Read::default()),
     };
     let text = std::fs::read_to_string(path).map_err(|e| {
         usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
-    toml::from_str(&text).map_err(|e| {
-        usage(format!("the configuration `{}` is wrong", path.display())).because(e.to_string().trim_end().to_owned()).hint(
-            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket",
+    let wrong = |why: String| {
+        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(
+            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket, \
+                    authorize, authorize_at, max_in_flight, max_queue, audit_dir, \
+                   audit_required, audit_size, audit_keep, metrics, [limits], [roles.NAME] and [devices.NAME]",
         )
-    })
+    };
+    let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let limits = LimitTable {
+        default: file.limits,
+        roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
+        devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
+    };
+    let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
+    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
+    Ok(Read { file, rules, limits })
+}
+
+fn line_of(text: &str, bad: &BadRole) -> usize {
+    let at = match bad {
+        BadRole::BuiltIn(_, at) => *at,
+        BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
+    };
+    text[..at].lines().count().max(1)
 }
 
 fn usage(what: impl std::fmt::Display) -> Failure {
@@ -303,6 +406,11 @@ mod tests {
             ("device_life = '0s'", "30d or 12h"),
             ("idle_timeout = '5s'", "between 20s and 7days"),
             ("advertise = ['no port']", "HOST:PORT"),
+            ("[limits]\nat_once = 0", "line 2"),
+            ("[roles.infer.limits]\nbody = 'much'", "line 2"),
+            ("max_in_flight = 0", "line 1"),
+            ("audit_keep = 'long'", "30d"),
+            ("metrics = '0.0.0.0:9464'", "not a loopback address"),
         ] {
             let error = settle(ServeFlags::default(), file).expect_err(file).to_string();
             assert!(error.contains(says), "{error}");

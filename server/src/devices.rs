@@ -6,15 +6,19 @@ use clap::Subcommand;
 use comfy_table::{Table, presets};
 use common::{
     control,
-    identity::DeviceId,
-    process::{day, unix_now},
+    identity::{DeviceId, Name},
+    process::{self, day, unix_now},
     report::{Failure, data, say},
 };
 use serde::Serialize;
 
 use crate::{
+    audit::{self, AuditSettings, Event},
+    config::Config,
+    gate::model::ModelPattern,
     live::SessionStatus,
-    register::Device,
+    register::{Device, DeviceError},
+    roles::either,
     running::{Answer, Request, ServerStatus},
     state::State,
 };
@@ -36,6 +40,24 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give a device another role: infer, models, admin, or one of the configuration
+    Role {
+        /// Its name or id
+        device: String,
+        /// The role
+        role: Name,
+    },
+    /// Let a device use these models only, whatever its role may
+    Models {
+        /// Its name or id
+        device: String,
+        /// Names like `llama3.2:1b` or `llama3*`
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
+        models: Vec<ModelPattern>,
+        /// Let it use all models that its role may
+        #[arg(long)]
+        all: bool,
+    },
     /// End a device's access now, running answers included
     Revoke {
         /// Its name or id
@@ -49,9 +71,31 @@ pub enum Command {
 }
 
 /// Carries out one command.
-pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
+pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
+    let (dir, audit) = (&*config.state_dir, &config.meters.audit);
     let state = State::open(dir)?;
     match command {
+        Command::Role { device, role } => {
+            config.rules.must_know(&role)?;
+            let device = enrolled(&state, &device)?;
+            state.register.set_role(device.id, &role)?;
+            let (name, device_id, before) = (device.name.clone(), device.id, device.role.clone());
+            audit::note_or_say(audit, &Event::Role { device: name, device_id, role: role.clone(), before, uid: process::uid() });
+            in_force(&state).await?;
+            say(format!("{} {} has the role `{role}` now.", device.name, device.id));
+            Ok(())
+        }
+        Command::Models { device, models, all } => {
+            let device = enrolled(&state, &device)?;
+            state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
+            let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
+            let (name, device_id) = (device.name.clone(), device.id);
+            audit::note_or_say(audit, &Event::Models { device: name, device_id, models: named, uid: process::uid() });
+            in_force(&state).await?;
+            let what = if all { "all models that its role may".to_owned() } else { format!("only {}", either(&models)) };
+            say(format!("{} {} may use {what} now.", device.name, device.id));
+            Ok(())
+        }
         Command::List { json } => {
             let devices = shown(state.register.devices()?, dir).await;
             if json { data(to_json(&Listing { schema: 1, devices })?) } else { list(&devices) }
@@ -60,32 +104,55 @@ pub async fn run(dir: &Path, command: Command) -> Result<(), Failure> {
             let device = shown(vec![state.register.find(&device)?], dir).await.remove(0);
             if json { data(to_json(&Single { schema: 1, device })?) } else { show(&device) }
         }
-        Command::Revoke { device } => revoke(&state, &device).await,
+        Command::Revoke { device } => revoke(&state, audit, &device).await,
         Command::Forget { device } => {
             let device = state.register.find(&device)?;
             if device.revoked.is_none() {
-                return Err(crate::register::DeviceError::StillEnrolled(device.name).into());
+                return Err(DeviceError::StillEnrolled(device.name).into());
             }
             state.register.forget(device.id)?;
+            let event = Event::Forget { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+            audit::note_or_say(audit, &event);
             say(format!("Forgot {} {}.", device.name, device.id));
             Ok(())
         }
     }
 }
 
-async fn revoke(state: &State, name: &str) -> Result<(), Failure> {
+/// A device that a right can be given to.
+fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
+    let device = state.register.find(name)?;
+    if device.revoked.is_some() { Err(DeviceError::AlreadyRevoked(device.name)) } else { Ok(device) }
+}
+
+/// The running server obeys the register now: what it no longer allows is cut.
+async fn in_force(state: &State) -> Result<(), Failure> {
+    let why = match control::ask(&state.dir, &Request::Refresh).await {
+        Ok(None | Some(Answer::Refreshed { .. })) => return Ok(()),
+        Ok(Some(Answer::Failed(why))) => why,
+        Ok(Some(_)) => "it answered something else".to_owned(),
+        Err(e) => e.to_string(),
+    };
+    Err(Failure::new("the register is changed, but the running server could not be told")
+        .because(why)
+        .hint("it looks by itself four times a second; to be sure: `systemctl restart aditd`"))
+}
+
+async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
     let device = state.register.find(name)?;
     if device.revoked.is_some() {
-        return Err(crate::register::DeviceError::AlreadyRevoked(device.name).into());
+        return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
     state.register.revoke(device.id, unix_now())?;
+    let event = Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+    audit::note_or_say(audit, &event);
     match control::ask(&state.dir, &Request::Refresh).await {
         Ok(Some(Answer::Refreshed { cut })) if cut > 0 => {
             say(format!("Revoked {} {}; it was connected and has been cut.", device.name, device.id))
         }
         Ok(None | Some(Answer::Refreshed { .. })) => say(format!("Revoked {} {}.", device.name, device.id)),
         Ok(Some(Answer::Failed(why))) => return Err(not_obeyed(&why)),
-        Ok(Some(Answer::Status(_))) => return Err(not_obeyed("it answered something else")),
+        Ok(Some(_)) => return Err(not_obeyed("it answered something else")),
         Err(e) => return Err(not_obeyed(&e.to_string())),
     }
     Ok(())
@@ -124,6 +191,15 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
         status.sessions.len(),
         status.sessions.iter().map(|s| s.streams).sum::<usize>()
     );
+    if status.waiting > 0 {
+        text += &format!("\nQueue        {} requests wait for their turn", status.waiting);
+    }
+    if let Some(why) = &status.audit.failing {
+        text += &format!("\nAudit        can't be written: {why}");
+    }
+    if status.audit.lost > 0 {
+        text += &format!("\nAudit        {} lines were lost since the start", status.audit.lost);
+    }
     data(text)
 }
 
@@ -155,6 +231,9 @@ struct Single {
 struct Shown {
     name: String,
     id: DeviceId,
+    role: Name,
+    /// The only ones, or null.
+    models: Option<Vec<ModelPattern>>,
     enrolled: i64,
     seen: Option<i64>,
     certificate_until: i64,
@@ -170,6 +249,8 @@ async fn shown(devices: Vec<Device>, dir: &Path) -> Vec<Shown> {
         session: sessions.remove(&d.id),
         name: d.name.to_string(),
         id: d.id,
+        role: d.role,
+        models: d.models,
         enrolled: d.enrolled,
         seen: d.seen,
         certificate_until: d.not_after,
@@ -185,9 +266,9 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
     }
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "ID", "SEEN", "CERTIFICATE"]);
+    table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     for device in devices {
-        table.add_row([device.name.clone(), device.id.to_string(), seen(device), certificate(device)]);
+        table.add_row([device.name.clone(), device.id.to_string(), device.role.to_string(), seen(device), certificate(device)]);
     }
     let text = table.to_string();
     data(text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n"))
@@ -195,9 +276,10 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
 
 fn show(device: &Shown) -> Result<(), Failure> {
     let mut text = format!(
-        "Device       {} {}\nEnrolled     {}\nSeen         {}\n",
+        "Device       {} {}\nRole         {}\nEnrolled     {}\nSeen         {}\n",
         device.name,
         device.id,
+        role(device),
         day(device.enrolled),
         seen(device)
     );
@@ -211,6 +293,13 @@ fn show(device: &Shown) -> Result<(), Failure> {
             &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
     }
     data(text)
+}
+
+fn role(device: &Shown) -> String {
+    match &device.models {
+        Some(models) => format!("{}, only {}", device.role, either(models)),
+        None => device.role.to_string(),
+    }
 }
 
 fn seen(device: &Shown) -> String {

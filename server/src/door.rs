@@ -50,6 +50,48 @@ pub enum Reason {
     Full,
 }
 
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Stranger, Self::TooOften, Self::Full];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stranger => "stranger",
+            Self::TooOften => "too_often",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// How a handshake ended, after the door had let it in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// It was a tunnel.
+    Tunnel,
+    /// It was an enrollment.
+    Enrollment,
+    /// It failed: a certificate that is not, or no longer, good, or none.
+    Failed,
+    /// It took too long.
+    Late,
+}
+
+impl Handshake {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Tunnel, Self::Enrollment, Self::Failed, Self::Late];
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tunnel => "tunnel",
+            Self::Enrollment => "enrollment",
+            Self::Failed => "failed",
+            Self::Late => "late",
+        }
+    }
+}
+
 /// Room for one handshake; given back when dropped.
 #[derive(Debug)]
 pub struct Room {
@@ -79,13 +121,14 @@ pub struct Door {
     under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
     attempts: DefaultKeyedRateLimiter<IpAddr>,
     ignored: HashMap<Reason, AtomicU64>,
+    handshaken: [AtomicU64; Handshake::ALL.len()],
 }
 
 impl Door {
     /// A door whose own key is `key`; open invitations come from the policy's snapshot.
     pub fn new(key: DoorKey, policy: Arc<Policy>) -> Self {
         let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);
-        let ignored = [Reason::Stranger, Reason::TooOften, Reason::Full].map(|reason| (reason, AtomicU64::new(0)));
+        let ignored = Reason::ALL.map(|reason| (reason, AtomicU64::new(0)));
         Self {
             key,
             policy,
@@ -93,6 +136,7 @@ impl Door {
             under_way: Arc::default(),
             attempts: RateLimiter::dashmap(quota),
             ignored: ignored.into(),
+            handshaken: Default::default(),
         }
     }
 
@@ -142,6 +186,16 @@ impl Door {
         self.ignored.get(&reason).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Counts a handshake that is over.
+    pub fn shaken(&self, how: Handshake) {
+        self.handshaken[how as usize].fetch_add(1, Relaxed);
+    }
+
+    /// How many handshakes ended so.
+    pub fn handshakes(&self, how: Handshake) -> u64 {
+        self.handshaken[how as usize].load(Relaxed)
+    }
+
     fn ignore(&self, reason: Reason) -> Verdict {
         if let Some(count) = self.ignored.get(&reason) {
             count.fetch_add(1, Relaxed);
@@ -164,7 +218,7 @@ mod tests {
     use crate::{register::Snapshot, upstream::Upstream};
 
     fn door() -> Door {
-        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Upstream::default())))
+        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Arc::default(), Upstream::default())))
     }
 
     fn lan() -> SocketAddr {

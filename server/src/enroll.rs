@@ -16,9 +16,12 @@ use time::OffsetDateTime;
 use tracing::{info, warn};
 
 use crate::{
+    audit::{Event, entry::EnrolledBy},
     ca::DeviceKey,
+    gate::authorize::{Question, Refusal},
     live::close,
     register::{Device, RegisterError},
+    roles::default_role,
     running::Server,
 };
 
@@ -42,10 +45,16 @@ async fn exchange(server: &Arc<Server>, connection: &Connection) {
         Ok(request) => match enroll(server, request).await {
             Ok(enrolled) => {
                 info!(device = %enrolled.device, id = %enrolled.device_id, from = %connection.remote_address(), "enrolled");
+                server.meters.audit.note(Event::Enroll {
+                    device: enrolled.device.clone(),
+                    device_id: enrolled.device_id,
+                    by: EnrolledBy::Invitation(connection.remote_address()),
+                });
                 EnrollAnswer::Enrolled(Box::new(enrolled))
             }
             Err(why) => {
                 warn!(from = %connection.remote_address(), "an enrollment was refused: {why}");
+                server.meters.audit.note(Event::EnrollRefused { remote: connection.remote_address(), why: why.to_string() });
                 EnrollAnswer::Refused(why)
             }
         },
@@ -66,6 +75,7 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         warn!("{e}");
         EnrollRefusal::BadRequest
     })?;
+    authorized(server, &token).await?;
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
@@ -78,14 +88,20 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
 }
 
 /// Enrolls a device without an invitation: who asks has been judged.
-pub(crate) async fn for_member(server: &Arc<Server>, name: Name, csr: Vec<u8>) -> Result<Enrolled, Failure> {
+pub(crate) async fn for_member(server: &Arc<Server>, user: u32, name: Name, csr: Vec<u8>) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(&csr).map_err(Failure::from_error)?;
+    if let Some(authority) = server.gate.authority() {
+        authority.ask(Question::enrolling(name.clone(), default_role())).await?;
+    }
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let register = server.state.register.clone();
     let made = tokio::task::spawn_blocking(move || register.enroll(&name, hash, not_after, unix_now()));
     let device = made.await.map_err(|e| Failure::new("cannot enroll").because(e))??;
-    issue(server, device, &key, now).await
+    let (name, id) = (device.name.clone(), device.id);
+    let enrolled = issue(server, device, &key, now).await?;
+    server.meters.audit.note(Event::Enroll { device: name, device_id: id, by: EnrolledBy::Ssh(user) });
+    Ok(enrolled)
 }
 
 async fn issue(server: &Server, device: Device, key: &DeviceKey, now: OffsetDateTime) -> Result<Enrolled, Failure> {
@@ -99,8 +115,20 @@ async fn issue(server: &Server, device: Device, key: &DeviceKey, now: OffsetDate
         certificate: BASE64.encode(&issued.certificate),
         ca: BASE64.encode(server.state.ca.certificate()),
         door_key: server.state.keys.door.clone(),
-        addresses: server.addresses.clone(),
+        addresses: server.open.addresses.clone(),
         services: server.policy.services(),
-        relay_port: server.relay,
+        relay_port: server.open.relay,
+    })
+}
+
+/// Asks whoever else is to be asked about the device that an invitation is for.
+async fn authorized(server: &Arc<Server>, token: &[u8]) -> Result<(), EnrollRefusal> {
+    let Some(authority) = server.gate.authority() else { return Ok(()) };
+    let token = token.to_vec();
+    let invited = server.in_register(move |register| register.invited(&token, unix_now())).await;
+    let (name, role) = invited.map_err(|_| EnrollRefusal::ServerFailed)?.ok_or(EnrollRefusal::Closed)?;
+    authority.ask(Question::enrolling(name, role)).await.map_err(|refusal| match refusal {
+        Refusal::No => EnrollRefusal::NotAllowed,
+        Refusal::Failed(_) => EnrollRefusal::NotAsked,
     })
 }

@@ -105,10 +105,10 @@ impl Drop for GroupSocket {
 }
 
 async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
-    let user = stream.peer_cred().map_or_else(|_| "somebody".to_owned(), |peer| format!("user {}", peer.uid()));
+    let user = stream.peer_cred()?.uid();
     let Asked { name, csr } = frame::read(&mut stream).await?;
-    info!("{user} asks to enroll {name}");
-    let answer = enroll::for_member(&server, name, csr).await.map_err(|failure| failure.to_string());
+    info!("user {user} asks to enroll {name}");
+    let answer = enroll::for_member(&server, user, name, csr).await.map_err(|failure| failure.to_string());
     frame::write(&mut stream, &answer).await
 }
 

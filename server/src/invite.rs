@@ -7,12 +7,14 @@ use common::{
     control,
     identity::Name,
     invitation::{Invitation, Secret, is_loopback},
-    process::unix_now,
+    process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
 
 use crate::{
+    audit::{self, Event},
     config::{AdvertiseFlags, Config, Flags, ServeFlags},
+    roles,
     running::{Answer, Request},
     state::State,
 };
@@ -30,6 +32,9 @@ pub struct Invite {
     /// Show the code as a QR code too
     #[arg(long)]
     qr: bool,
+    /// Give the device this role: infer, models, admin, or one of the configuration
+    #[arg(long, value_name = "ROLE", default_value = roles::DEFAULT)]
+    role: Name,
     #[command(flatten)]
     advertise: AdvertiseFlags,
 }
@@ -42,6 +47,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .exit(Exit::Usage));
     }
     let config = Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
+    config.rules.must_know(&invite.role)?;
     let state = State::open(&config.state_dir)?;
     let addresses = match config.advertise {
         named if !named.is_empty() => named,
@@ -58,7 +64,9 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation = Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
-    let withdrew = state.register.invite(&invite.device, &invitation.secret, expires, unix_now())?;
+    let withdrew = state.register.invite(&invite.device, &invite.role, &invitation.secret, expires, unix_now())?;
+    let event = Event::Invite { device: invite.device.clone(), role: invite.role, expires, uid: process::uid() };
+    audit::note_or_say(&config.meters.audit, &event);
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();

@@ -7,7 +7,12 @@ use common::{
     wire::{Code, DEFAULT_SERVICE, Service},
 };
 
-use crate::{register::Snapshot, upstream::Upstream};
+use crate::{
+    gate::model::ModelPattern,
+    register::Snapshot,
+    roles::{Rules, Wish, default_role, either},
+    upstream::Upstream,
+};
 
 /// How long after its certificate's end a device may still prove its key to get a new one, in seconds: 90 days.
 pub const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
@@ -15,6 +20,7 @@ pub const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
 /// The rules in force: what the register says now, and the services there are.
 pub struct Policy {
     snapshot: RwLock<Arc<Snapshot>>,
+    rules: RwLock<Arc<Rules>>,
     service: Name,
     upstream: Upstream,
 }
@@ -41,11 +47,114 @@ impl Permit {
     }
 }
 
+/// A device may use the route of one request; whether it may use the model too is another question. Only [`Policy::route`] makes one.
+#[derive(Debug)]
+pub struct Leave {
+    device: Name,
+    role: Name,
+    lists: Vec<Vec<ModelPattern>>,
+}
+
+/// Permission to forward one request. Only [`Leave`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// The role that it was given for.
+    pub role: Name,
+}
+
+/// Why a device may not make a request, in words for the person who made it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It is not, or no longer, enrolled.
+    #[error("adit: {}", .0.sentence())]
+    Device(Code),
+    /// Its role has no such route.
+    #[error("adit: device `{device}` has the role `{role}`, which may not {request}; {cure}")]
+    Role {
+        /// The device.
+        device: Name,
+        /// Its role.
+        role: Name,
+        /// Method and path.
+        request: String,
+        /// What would be needed.
+        cure: String,
+    },
+    /// It may not use the model.
+    #[error(
+        "adit: device `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
+         that: `aditd device models {device} MODEL…`, or `models` in the configuration"
+    )]
+    Model {
+        /// The device.
+        device: Name,
+        /// Its role.
+        role: Name,
+        /// The model.
+        model: String,
+        /// Those that it may.
+        models: String,
+    },
+    /// It may use some models only, and which one a request is about can't be told.
+    #[error(
+        "adit: device `{device}` (role `{role}`) may use only {models}, and this request {why}; the owner of the server can change \
+         that: `aditd device models {device} --all`, or `models` in the configuration"
+    )]
+    NoModel {
+        /// The device.
+        device: Name,
+        /// Its role.
+        role: Name,
+        /// Those that it may.
+        models: String,
+        /// Why not.
+        why: &'static str,
+    },
+}
+
+impl Leave {
+    /// Whether it depends on the model.
+    pub fn needs_model(&self) -> bool {
+        !self.lists.is_empty()
+    }
+
+    /// The device's role.
+    pub fn role(&self) -> &Name {
+        &self.role
+    }
+
+    /// Permission for a request that is about these models, and no others.
+    ///
+    /// # Errors
+    /// [`Denied::Model`].
+    pub fn with_models(self, models: &[String]) -> Result<Pass, Denied> {
+        let may = |model: &String| self.lists.iter().all(|list| list.iter().any(|pattern| pattern.means(model)));
+        match models.iter().find(|model| !may(model)) {
+            None => Ok(Pass { role: self.role }),
+            Some(model) => {
+                let models = self.models();
+                Err(Denied::Model { device: self.device, role: self.role, model: model.chars().take(100).collect(), models })
+            }
+        }
+    }
+
+    /// What a device is told that may use some models, and whose request does not say which.
+    pub fn no_model(&self, why: &'static str) -> Denied {
+        Denied::NoModel { device: self.device.clone(), role: self.role.clone(), models: self.models(), why }
+    }
+
+    fn models(&self) -> String {
+        let lists: Vec<_> =
+            self.lists.iter().map(|list| if list.is_empty() { "none".to_owned() } else { either(list) }).collect();
+        lists.join(" and of those ")
+    }
+}
+
 impl Policy {
     /// The rules for one service.
-    pub fn new(snapshot: Snapshot, upstream: Upstream) -> Self {
+    pub fn new(snapshot: Snapshot, rules: Arc<Rules>, upstream: Upstream) -> Self {
         let service = DEFAULT_SERVICE.parse().expect("the default service's name is a name");
-        Self { snapshot: RwLock::new(Arc::new(snapshot)), service, upstream }
+        Self { snapshot: RwLock::new(Arc::new(snapshot)), rules: RwLock::new(rules), service, upstream }
     }
 
     /// What the register says now.
@@ -56,6 +165,16 @@ impl Policy {
     /// Puts a newer look at the register in force.
     pub fn update(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
+    }
+
+    /// The roles in force.
+    pub fn rules(&self) -> Arc<Rules> {
+        self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Puts other roles in force.
+    pub fn set_rules(&self, rules: Arc<Rules>) {
+        *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// What a device may use.
@@ -85,4 +204,41 @@ impl Policy {
         }
         Ok(Permit { upstream: self.upstream })
     }
+
+    /// The role of the holder of this certificate; the default one if it has none any more.
+    pub fn role(&self, certificate: &Certificate) -> Name {
+        let snapshot = self.snapshot();
+        let device = certificate.device.and_then(|id| snapshot.admits(id, certificate.key));
+        device.map_or_else(default_role, |device| device.role.clone())
+    }
+
+    /// Leave to use the route of one request, asked anew for every request and whenever the rules change.
+    ///
+    /// # Errors
+    /// [`Denied::Device`] or [`Denied::Role`].
+    pub fn route(&self, certificate: &Certificate, wish: Wish<'_>) -> Result<Leave, Denied> {
+        let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
+        let (snapshot, rules) = (self.snapshot(), self.rules());
+        let device = snapshot.admits(id, certificate.key).ok_or(Denied::Device(Code::Revoked))?;
+        if !rules.may(&device.role, wish) {
+            return Err(role_denied(&rules, &device.name, &device.role, wish));
+        }
+        let own = device.models.as_deref();
+        let lists = rules.lists(&device.name, &device.role).chain(own).map(<[_]>::to_vec).collect();
+        Ok(Leave { device: device.name.clone(), role: device.role.clone(), lists })
+    }
+}
+
+fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: Wish<'_>) -> Denied {
+    let path: String = wish.target.path.chars().take(100).collect();
+    let those = rules.that_may(wish);
+    let needed = match those.first() {
+        Some(first) => format!(
+            "that needs the role {}: the owner of the server can run `aditd device role {device} {first}`",
+            either(&those)
+        ),
+        None => "no role may".to_owned(),
+    };
+    let cure = if rules.knows(role) { needed } else { format!("that role is not in the server's configuration; {needed}") };
+    Denied::Role { device: device.clone(), role: role.clone(), request: format!("{} {path}", wish.method), cure }
 }

@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     path::{Path, PathBuf},
+    str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,7 +18,9 @@ use common::{
 };
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior, params};
 
-const SCHEMA_VERSION: i64 = 1;
+use crate::{gate::model::ModelPattern, roles};
+
+const SCHEMA_VERSION: i64 = 2;
 /// Invitations that may be open at once.
 pub const MOST_INVITATIONS: i64 = 64;
 const SCHEMA: &str = "
@@ -40,6 +43,15 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ";
+/// From each format to the next; a new register takes all of them.
+const CHANGES: [&str; SCHEMA_VERSION as usize] = [
+    SCHEMA,
+    "
+    ALTER TABLE device ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
+    ALTER TABLE device ADD COLUMN models TEXT;
+    ALTER TABLE invitation ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
+",
+];
 
 /// The register of one server. Several processes may have it open at once.
 pub struct Register {
@@ -64,6 +76,10 @@ pub struct Device {
     pub revoked: Option<i64>,
     /// When its last session ended, or began if it hasn't.
     pub seen: Option<i64>,
+    /// What it may do.
+    pub role: Name,
+    /// The only models that it may use, whatever its role may; `None` for no such limit.
+    pub models: Option<Vec<ModelPattern>>,
 }
 
 /// What the hot path asks, held in memory: one look at the register at one time.
@@ -77,6 +93,11 @@ impl Snapshot {
     /// The device with this id and this key, if it is enrolled and not revoked.
     pub fn admits(&self, id: DeviceId, key: KeyHash) -> Option<&Device> {
         self.devices.get(&id).filter(|device| device.key == key && device.revoked.is_none())
+    }
+
+    /// All devices.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
     }
 
     /// Whether `knock` was made with the key of an invitation that is open at `now`.
@@ -212,11 +233,13 @@ impl Register {
         }
         let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(error)? {
-            0 => {
-                transaction.execute_batch(SCHEMA).map_err(error)?;
+            SCHEMA_VERSION => {}
+            found @ 0..SCHEMA_VERSION => {
+                for change in &CHANGES[found as usize..] {
+                    transaction.execute_batch(change).map_err(error)?;
+                }
                 transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(error)?;
             }
-            SCHEMA_VERSION => {}
             found => {
                 return Err(RegisterError::Newer { path: path.to_owned(), found });
             }
@@ -253,7 +276,7 @@ impl Register {
     }
 
     /// Opens an invitation for a device of this name until `expires`. An older one for the same name is withdrawn; says whether there was one.
-    pub fn invite(&self, name: &Name, secret: &Secret, expires: i64, now: i64) -> Result<bool, DeviceError> {
+    pub fn invite(&self, name: &Name, role: &Name, secret: &Secret, expires: i64, now: i64) -> Result<bool, DeviceError> {
         let taken = self.devices()?.into_iter().find(|device| device.name == *name);
         match taken {
             Some(device) if device.revoked.is_some() => return Err(DeviceError::NameOfRevoked(device.name)),
@@ -269,12 +292,20 @@ impl Register {
                 return Ok(None);
             }
             t.execute(
-                "INSERT INTO invitation (token, door_key, device_name, expires) VALUES (?1, ?2, ?3, ?4)",
-                params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires],
+                "INSERT INTO invitation (token, door_key, device_name, expires, role) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires, role.as_str()],
             )?;
             Ok(Some(withdrawn > 0))
         })?;
         withdrew.ok_or(DeviceError::TooManyInvitations)
+    }
+
+    /// Whom an invitation is for, and the role that it gives; `None` if there is none that is open.
+    pub fn invited(&self, token: &[u8], now: i64) -> Result<Option<(Name, Name)>, RegisterError> {
+        self.read(|t| {
+            let mut query = t.prepare_cached("SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2")?;
+            query.query_row(params![sha256(token), now], |row| Ok((parsed(row.get(0)?)?, parsed(row.get(1)?)?))).optional()
+        })
     }
 
     /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has made with it before.
@@ -290,19 +321,22 @@ impl Register {
         self.change(|t| {
             let token = sha256(token);
             let found = t
-                .query_row("SELECT device_name, expires, device, key FROM invitation WHERE token = ?1", params![token], |row| {
-                    Ok((
-                        row.get::<_, String>(0)?,
-                        row.get::<_, i64>(1)?,
-                        row.get::<_, Option<String>>(2)?,
-                        row.get::<_, Option<[u8; 32]>>(3)?,
-                    ))
-                })
+                .query_row(
+                    "SELECT device_name, role, device, key FROM invitation WHERE token = ?1 AND expires > ?2",
+                    params![token, now],
+                    |row| {
+                        Ok((
+                            row.get::<_, String>(0)?,
+                            row.get::<_, String>(1)?,
+                            row.get::<_, Option<String>>(2)?,
+                            row.get::<_, Option<[u8; 32]>>(3)?,
+                        ))
+                    },
+                )
                 .optional()?;
-            let Some((name, expires, device, used_by)) = found.filter(|(_, expires, ..)| *expires > now) else {
+            let Some((name, role, device, used_by)) = found else {
                 return Ok(Err(EnrollRefusal::Closed));
             };
-            let _ = expires;
             if let Some(device) = device {
                 let same_key = used_by == Some(key.0);
                 let again = if same_key {
@@ -316,7 +350,7 @@ impl Register {
             if all_devices(t)?.iter().any(|device| device.name == name) {
                 return Ok(Err(EnrollRefusal::Closed));
             }
-            let device = insert_device(t, &name, key, not_after, now)?;
+            let device = insert_device(t, &name, &parsed(role)?, key, not_after, now)?;
             t.execute(
                 "UPDATE invitation SET device = ?2, key = ?3 WHERE token = ?1",
                 params![token, device.id.to_string(), key.0],
@@ -329,7 +363,7 @@ impl Register {
     pub fn enroll(&self, name: &Name, key: KeyHash, not_after: i64, now: i64) -> Result<Device, DeviceError> {
         let made = self.change(|t| match all_devices(t)?.into_iter().find(|device| device.name == *name) {
             Some(device) => Ok(Err(device)),
-            None => insert_device(t, name, key, not_after, now).map(Ok),
+            None => insert_device(t, name, &roles::default_role(), key, not_after, now).map(Ok),
         })?;
         match made {
             Ok(device) => Ok(device),
@@ -350,6 +384,17 @@ impl Register {
     /// Removes a revoked device and frees its name.
     pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
         self.change(|t| t.execute("DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL", params![id.to_string()])).map(drop)
+    }
+
+    /// Gives a device another role.
+    pub fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
+        self.change(|t| t.execute("UPDATE device SET role = ?2 WHERE id = ?1", params![id.to_string(), role.as_str()])).map(drop)
+    }
+
+    /// Limits a device to these models, or to those of its role.
+    pub fn set_models(&self, id: DeviceId, models: Option<&[ModelPattern]>) -> Result<(), RegisterError> {
+        let text = models.map(|models| models.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        self.change(|t| t.execute("UPDATE device SET models = ?2 WHERE id = ?1", params![id.to_string(), text])).map(drop)
     }
 
     /// Notes when a device was seen.
@@ -410,7 +455,8 @@ impl Register {
 }
 
 fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
-    let mut query = t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen FROM device ORDER BY name")?;
+    let mut query =
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models FROM device ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -420,12 +466,21 @@ fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
             not_after: row.get(4)?,
             revoked: row.get(5)?,
             seen: row.get(6)?,
+            role: parsed(row.get(7)?)?,
+            models: row.get::<_, Option<String>>(8)?.map(models).transpose()?,
         })
     })?;
     rows.collect()
 }
 
-fn insert_device(t: &Transaction<'_>, name: &Name, key: KeyHash, not_after: i64, now: i64) -> rusqlite::Result<Device> {
+fn insert_device(
+    t: &Transaction<'_>,
+    name: &Name,
+    role: &Name,
+    key: KeyHash,
+    not_after: i64,
+    now: i64,
+) -> rusqlite::Result<Device> {
     let unused =
         |id: &DeviceId| t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(())).optional();
     let mut id = DeviceId::generate();
@@ -433,14 +488,21 @@ fn insert_device(t: &Transaction<'_>, name: &Name, key: KeyHash, not_after: i64,
         id = DeviceId::generate();
     }
     t.execute(
-        "INSERT INTO device (id, name, key, enrolled, not_after) VALUES (?1, ?2, ?3, ?4, ?5)",
-        params![id.to_string(), name.as_str(), key.0, now, not_after],
+        "INSERT INTO device (id, name, key, enrolled, not_after, role) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str()],
     )?;
-    Ok(Device { id, name: name.clone(), key, enrolled: now, not_after, revoked: None, seen: None })
+    let role = role.clone();
+    Ok(Device { id, name: name.clone(), key, enrolled: now, not_after, revoked: None, seen: None, role, models: None })
 }
 
-fn parsed<T: std::str::FromStr<Err = &'static str>>(text: String) -> rusqlite::Result<T> {
-    text.parse().map_err(|why: &str| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, why.into()))
+fn parsed<T: FromStr<Err: ToString>>(text: String) -> rusqlite::Result<T> {
+    let wrong = |why: T::Err| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, why.to_string().into());
+    text.parse().map_err(wrong)
+}
+
+/// No model's name has a space in it.
+fn models(text: String) -> rusqlite::Result<Vec<ModelPattern>> {
+    text.split(' ').filter(|name| !name.is_empty()).map(|name| parsed(name.to_owned())).collect()
 }
 
 fn classify(path: &Path, source: rusqlite::Error) -> RegisterError {

@@ -1,6 +1,7 @@
 //! The running server, as all its parts and the other commands see it.
 
 use std::{
+    collections::HashSet,
     net::SocketAddr,
     sync::{
         Arc,
@@ -14,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
-    config::Config,
+    audit::AuditStatus,
+    gate::Gate,
     live::{Live, SessionStatus},
+    meters::Meters,
     policy::Policy,
     register::{Register, RegisterError},
+    reload::Settings,
     state::State,
 };
 
@@ -30,22 +34,22 @@ pub struct Server {
     pub state: State,
     /// Who may do what.
     pub policy: Arc<Policy>,
+    /// What every request to an `http` service passes.
+    pub gate: Gate,
     /// Who is connected.
     pub live: Arc<Live>,
-    /// Where devices are told to find the server.
-    pub addresses: Vec<String>,
+    /// Where it is found.
+    pub open: Open,
     /// How long a device's certificate is good.
     pub device_life: Duration,
     /// How long a silent device keeps its session.
     pub idle_timeout: Duration,
+    /// How much may be asked for, and what is noted of it.
+    pub meters: Meters,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
-    /// UDP addresses that it listens on.
-    pub listening: Vec<SocketAddr>,
-    /// What the system granted the first of their sockets for receiving and sending, in bytes.
-    pub socket_buffers: Option<(usize, usize)>,
-    /// The port of its relay on loopback.
-    pub relay: Option<u16>,
+    /// What it was started with.
+    pub settings: Settings,
     /// The register's, when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
@@ -59,6 +63,8 @@ pub enum Request {
     Status,
     /// The register has been changed: obey it now.
     Refresh,
+    /// The configuration has been changed: read it again.
+    Reload,
 }
 
 /// What it answers.
@@ -71,6 +77,11 @@ pub enum Answer {
     Refreshed {
         /// Sessions that were cut.
         cut: usize,
+    },
+    /// To [`Request::Reload`].
+    Reloaded {
+        /// Settings that need a restart.
+        later: Vec<String>,
     },
     /// It could not be done, and why.
     Failed(String),
@@ -96,32 +107,42 @@ pub struct ServerStatus {
     pub socket_buffers: Option<(usize, usize)>,
     /// Sessions.
     pub sessions: Vec<SessionStatus>,
+    /// The audit log.
+    pub audit: AuditStatus,
+    /// Requests that wait for their turn.
+    pub waiting: usize,
     /// Tasks of the runtime, for those who look for leaks.
     pub tasks: usize,
 }
 
+/// Where a server is found.
+#[derive(Debug, Clone)]
+pub struct Open {
+    /// UDP addresses that it listens on.
+    pub listening: Vec<SocketAddr>,
+    /// What the system granted the first of their sockets for receiving and sending, in bytes.
+    pub socket_buffers: Option<(usize, usize)>,
+    /// The port of its relay on loopback.
+    pub relay: Option<u16>,
+    /// Where devices are told to find it.
+    pub addresses: Vec<String>,
+}
+
 impl Server {
     /// Puts a server together on an opened state.
-    pub fn new(
-        state: State,
-        policy: Arc<Policy>,
-        version: i64,
-        config: &Config,
-        listening: Vec<SocketAddr>,
-        (socket_buffers, relay): (Option<(usize, usize)>, Option<u16>),
-        addresses: Vec<String>,
-    ) -> Arc<Self> {
+    pub fn new(state: State, policy: Arc<Policy>, meters: Meters, version: i64, settings: Settings, open: Open) -> Arc<Self> {
+        let hooks = Arc::new(meters.clone());
         Arc::new(Self {
+            gate: Gate::new(policy.clone(), hooks.clone(), hooks),
             state,
             policy,
             live: Arc::default(),
-            addresses,
-            device_life: config.device_life,
-            idle_timeout: config.idle_timeout,
+            open,
+            meters,
+            device_life: settings.config.device_life,
+            idle_timeout: settings.config.idle_timeout,
             draining: CancellationToken::new(),
-            listening,
-            socket_buffers,
-            relay,
+            settings,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
         })
@@ -147,6 +168,9 @@ impl Server {
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
+        self.gate.judge_again();
+        let devices: HashSet<_> = self.policy.snapshot().devices().map(|device| device.id).collect();
+        self.meters.limiter.retain(|id| devices.contains(&id));
         Ok(self.live.enforce(&self.policy))
     }
 
@@ -170,12 +194,14 @@ impl Server {
         ServerStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
-            listening: self.listening.iter().map(ToString::to_string).collect(),
-            relay: self.relay,
-            addresses: self.addresses.clone(),
+            listening: self.open.listening.iter().map(ToString::to_string).collect(),
+            relay: self.open.relay,
+            addresses: self.open.addresses.clone(),
             idle_timeout: self.idle_timeout.as_secs(),
-            socket_buffers: self.socket_buffers,
+            socket_buffers: self.open.socket_buffers,
             sessions: self.live.status(),
+            audit: self.meters.audit.status(),
+            waiting: self.meters.queue.waiting(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use common::{
     control::{ClaimError, Control},
+    identity::Certificate,
     process::{Protocol, Stop, port_holder, unix_now},
     report::Failure,
     tls::{self, Admit},
@@ -23,13 +24,17 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    audit::Event,
     config::{self, Config},
-    door::{Door, Verdict},
+    door::{Door, Handshake, Verdict},
     enroll,
     group::GroupSocket,
+    meters::{self, Meters},
+    metrics::look::Look,
     policy::Policy,
     relay::Relay,
-    running::{Answer, Request, Server},
+    reload::{self, Settings},
+    running::{Answer, Open, Request, Server},
     session,
     silence::SilentSocket,
     state::State,
@@ -44,22 +49,28 @@ const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
 
 /// Runs the server until it is told to stop (SIGINT, SIGTERM).
-pub async fn run(config: Config) -> Result<(), Failure> {
+pub async fn run(settings: Settings) -> Result<(), Failure> {
+    let config = settings.config.clone();
     let state = State::open_or_create(&config.state_dir)?;
     let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
+    let meters = Meters::open(&config.meters, &state.dir)?;
+    let exporter = match &config.meters.metrics {
+        Some(place) => Some(meters::exporter(place).await?),
+        None => None,
+    };
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
-    let policy = Arc::new(Policy::new(snapshot, config.upstream));
+    let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
     let deaf = Arc::new(AtomicBool::new(false));
-    let mut buffers = None;
+    let mut socket_buffers = None;
     let endpoints = config
         .listen
         .iter()
-        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone(), &mut buffers))
+        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone(), &mut socket_buffers))
         .filter_map(|bound| skip_missing_ipv6(bound, &config))
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -71,12 +82,15 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
-    if let Some((receive, send)) = buffers {
+    if let Some((receive, send)) = socket_buffers {
         debug!("the system grants {receive} bytes for receiving and {send} for sending on a UDP socket");
     }
     let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
     let relay = relays.first().map(Relay::port);
-    let server = Server::new(state, policy, version, &config, listening, (buffers, relay), addresses);
+    let own = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+    let certificate_end = own.chain.first().and_then(|own| Certificate::from_der(own).ok()).map(|own| own.not_after);
+    let server = Server::new(state, policy, meters, version, settings, Open { listening, socket_buffers, relay, addresses });
+    server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
@@ -92,6 +106,14 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     }
     services.spawn(server.clone().follow_register());
     services.spawn(server.live.clone().watch());
+    services.spawn(server.meters.clone().keep());
+    if let Some(exporter) = exporter {
+        info!("metrics at {}", exporter.address());
+        let look = Look { server: server.clone(), door: door.clone(), certificate_end };
+        services.spawn(exporter.serve(move || look.text()));
+    }
+    server.meters.audit.note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
+    services.spawn(reload::on_hangup(server.clone()));
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
@@ -131,6 +153,7 @@ pub async fn run(config: Config) -> Result<(), Failure> {
     };
     // A client that is away doesn't hear it; it will notice the restart by a stateless reset.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+    server.meters.close().await;
     info!("stopped");
     Ok(())
 }
@@ -250,14 +273,21 @@ impl Doors {
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
             };
-            let server = self.server.clone();
+            let (server, door) = (self.server.clone(), self.door.clone());
             sessions.spawn(async move {
                 let connection = match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
                     Ok(Ok(connection)) => connection,
-                    Ok(Err(e)) => return info!(%remote, "refused a connection: {e}"),
-                    Err(_) => return info!(%remote, "gave up a handshake that took too long"),
+                    Ok(Err(e)) => {
+                        door.shaken(Handshake::Failed);
+                        return info!(%remote, "refused a connection: {e}");
+                    }
+                    Err(_) => {
+                        door.shaken(Handshake::Late);
+                        return info!(%remote, "gave up a handshake that took too long");
+                    }
                 };
                 drop(room);
+                door.shaken(if enrolling { Handshake::Enrollment } else { Handshake::Tunnel });
                 if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
             });
         }
@@ -270,6 +300,10 @@ async fn answer_control(control: Control, server: Arc<Server>) {
         async move {
             match request {
                 Request::Status => Answer::Status(server.status()),
+                Request::Reload => match server.reload().await {
+                    Ok(later) => Answer::Reloaded { later: later.into_iter().map(str::to_owned).collect() },
+                    Err(failure) => Answer::Failed(failure.to_string()),
+                },
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },
                     Err(e) => Answer::Failed(e.to_string()),

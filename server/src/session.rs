@@ -12,9 +12,9 @@ use common::{
     frame,
     identity::{Certificate, Name},
     process::unix_now,
-    splice::{Facing, Sending, splice},
+    splice::{End, Facing, Sending, splice},
     transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
-    wire::{Code, Greeting, Hello, Notice, RenewAnswer, StreamHead},
+    wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
 };
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -28,6 +28,10 @@ use tracing::{Instrument, debug, info, warn};
 
 use crate::{
     ca::DeviceKey,
+    gate::{
+        Line,
+        record::{Asker, Carrier},
+    },
     live::{Place, close},
     policy::{Admitted, Permit},
     running::Server,
@@ -136,7 +140,7 @@ impl Session {
             certificate_expired: self.is_expired(),
             idle_timeout: self.server.idle_timeout.as_secs(),
             services: self.server.policy.services(),
-            addresses: self.server.addresses.clone(),
+            addresses: self.server.open.addresses.clone(),
         };
         frame::write(&mut stream, &hello).await?;
         Ok(stream)
@@ -180,10 +184,9 @@ impl Session {
             Err(_) => Err(Code::Protocol),
         };
         match tcp {
-            Ok((tcp, _slot)) => {
-                let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
-                let outcome = splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await;
-                debug!("stream ended: {:?}", outcome.end);
+            Ok((tcp, kind, _slot)) => {
+                let end = self.carry(tcp, kind, send, recv).await;
+                debug!("stream ended: {end:?}");
             }
             Err(code) => {
                 send.reset(code);
@@ -192,8 +195,22 @@ impl Session {
         }
     }
 
-    /// A connection to a service, and the place among the streams that are served at once.
-    async fn reach(&self, service: &Name) -> Result<(TcpStream, SemaphorePermit<'_>), Code> {
+    /// Joins a stream to its service: through the gate, or byte for byte.
+    async fn carry(&self, tcp: TcpStream, kind: ServiceKind, send: Sending, recv: RecvStream) -> End {
+        let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
+        match kind {
+            ServiceKind::Http => {
+                let remote = self.connection.remote_address();
+                let asker = Asker { id: self.device.id, name: self.device.name.clone(), remote, carrier: Carrier::of(remote) };
+                let line = Line { certificate: &self.peer, asker, meter, draining };
+                self.server.gate.run(line, tcp, send, recv).await
+            }
+            ServiceKind::Tcp => splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await.end,
+        }
+    }
+
+    /// A connection to a service, what its bytes are, and the place among the streams that are served at once.
+    async fn reach(&self, service: &Name) -> Result<(TcpStream, ServiceKind, SemaphorePermit<'_>), Code> {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
         let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
@@ -203,7 +220,7 @@ impl Session {
         if self.connection.close_reason().is_some() {
             return Err(Code::Cut);
         }
-        Ok((tcp, slot))
+        Ok((tcp, permit.upstream().kind, slot))
     }
 
     fn is_expired(&self) -> bool {

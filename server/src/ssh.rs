@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use common::{
     carrier, control, frame,
     identity::Name,
-    process::unix_now,
+    process::{self, unix_now},
     report::{Exit, Failure},
     wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER},
 };
@@ -15,9 +15,12 @@ use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
+    audit::{self, Event, entry::EnrolledBy},
     ca::DeviceKey,
     config::Config,
+    gate::authorize::Question,
     group,
+    roles::default_role,
     running::{Answer, Request},
     state::State,
     stdio,
@@ -52,6 +55,9 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
 
 async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(csr).map_err(Failure::from_error)?;
+    if let Some(authority) = config.authority() {
+        authority.ask(Question::enrolling(name.clone(), default_role())).await?;
+    }
     let now = OffsetDateTime::now_utc();
     let not_after = (now + config.device_life).unix_timestamp();
     let device = state.register.enroll(name, key.hash, not_after, unix_now())?;
@@ -59,6 +65,8 @@ async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) ->
         .ca
         .issue_device(device.id, &key, now, config.device_life)
         .map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
+    let event = Event::Enroll { device: device.name.clone(), device_id: device.id, by: EnrolledBy::Ssh(process::uid()) };
+    audit::note_or_say(&config.meters.audit, &event);
     let addresses = match &config.advertise {
         named if !named.is_empty() => named.clone(),
         _ => state.register.addresses()?.unwrap_or_default(),

@@ -34,6 +34,13 @@ impl TryFrom<SocketAddr> for LoopbackAddr {
     }
 }
 
+impl LoopbackAddr {
+    /// The address.
+    pub fn get(self) -> SocketAddr {
+        self.0
+    }
+}
+
 /// A service and where it listens: `http://127.0.0.1:11434`, or `tcp://…` for what is not HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -61,6 +68,11 @@ impl Default for Upstream {
 }
 
 impl Upstream {
+    /// Where it listens.
+    pub fn address(&self) -> LoopbackAddr {
+        self.address
+    }
+
     /// As devices are told of it.
     pub fn as_service(&self, name: Name) -> Service {
         Service { name, kind: self.kind, port: Some(self.address.0.port()) }

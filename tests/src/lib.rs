@@ -2,6 +2,7 @@
 
 pub mod crossroads;
 pub mod demo;
+pub mod disk;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod laptop;

@@ -53,7 +53,14 @@ impl World {
 
     /// Like [`World::start`] with other options of the stand-in, and flags of `aditd serve`. Without `--upstream` among them it is the stand-in.
     pub async fn start_with(this: &str, options: Options, flags: &[&str]) -> Self {
+        Self::start_configured(this, options, flags, "").await
+    }
+
+    /// Like [`World::start_with`], with this configuration file; `{dir}` in it is a directory for whatever a test wants to keep.
+    pub async fn start_configured(this: &str, options: Options, flags: &[&str], config: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
+        let config = config.replace("{dir}", dir.path().to_str().expect("a path"));
+        std::fs::write(config_file(dir.path()), config).expect("written");
         let programs = Programs::link(Path::new(this), dir.path()).expect("links to the programs");
         let ollama = Ollama::start(options).await.expect("the stand-in starts");
         let mut serve_flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
@@ -74,6 +81,11 @@ impl World {
         self.dir.path().join("server")
     }
 
+    /// The server's configuration file.
+    pub fn config(&self) -> PathBuf {
+        config_file(self.dir.path())
+    }
+
     /// A directory for whatever a test wants to keep.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -81,7 +93,7 @@ impl World {
 
     /// Runs an `aditd` command on the server's state.
     pub async fn aditd(&self, args: &[&str]) -> Ended {
-        let (state, config) = (self.state(), no_config(self.dir.path()));
+        let (state, config) = (self.state(), self.config());
         let mut all = [args, &["--state-dir", state.to_str().expect("a path")]].concat();
         if !args.contains(&"--config") {
             all.extend(["--config", config.to_str().expect("a path")]);
@@ -100,17 +112,27 @@ impl World {
         self.status().await["listening"][0].as_str().and_then(|a| a.parse().ok()).expect("an address")
     }
 
-    /// Opens an invitation and returns its code.
+    /// Opens an invitation and returns its code. The device may do everything: what roles keep from others is a matter of its own.
     pub async fn invite(&self, name: &str) -> String {
-        let invited = self.aditd(&["invite", name]).await;
+        self.invite_as(name, "admin").await
+    }
+
+    /// Opens an invitation for a device with this role.
+    pub async fn invite_as(&self, name: &str, role: &str) -> String {
+        let invited = self.aditd(&["invite", name, "--role", role]).await;
         assert_eq!(invited.code, Some(0), "{}", invited.stderr);
         invited.stdout
     }
 
-    /// Enrolls a device of this name.
+    /// Enrolls a device of this name, which may do everything.
     pub async fn device(&self, name: &str) -> Device {
+        self.device_as(name, "admin").await
+    }
+
+    /// Enrolls a device of this name with this role.
+    pub async fn device_as(&self, name: &str, role: &str) -> Device {
         let device = self.stranger(name);
-        let enrolled = device.enroll(&self.invite(name).await, &[]).await;
+        let enrolled = device.enroll(&self.invite_as(name, role).await, &[]).await;
         assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
         device
     }
@@ -143,16 +165,14 @@ impl World {
     }
 }
 
-/// An empty configuration, so that the machine's own does not count.
-fn no_config(dir: &Path) -> PathBuf {
-    let path = dir.join("empty.toml");
-    std::fs::write(&path, "").expect("written");
-    path
+/// The world's own configuration, so that the machine's does not count.
+fn config_file(dir: &Path) -> PathBuf {
+    dir.join("aditd.toml")
 }
 
 async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {
     let state = dir.join("server");
-    let config = no_config(dir);
+    let config = config_file(dir);
     let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
     if !flags.iter().any(|flag| flag == "--config") {
         args.extend(["--config", config.to_str().expect("a path")]);

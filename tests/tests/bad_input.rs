@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::Write,
     net::SocketAddr,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -22,6 +21,7 @@ use data_encoding::BASE64;
 use serde_json::Value;
 use server::ca::{Ca, DeviceKey};
 use tests::{
+    disk::SmallDisk,
     process::Ended,
     raw, skip,
     world::{Device, SOON, World},
@@ -891,59 +891,6 @@ async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure
         up.adit.says(cure).await;
         let answer = raw::exchange(up.address, ROOT).await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(cure), "{name}: {answer}");
-    }
-}
-
-/// A disk of a few pages, which a test fills and frees. Needs root.
-struct SmallDisk {
-    dir: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    const PAGE: u64 = 4096;
-
-    fn mount(size: &str) -> Option<Self> {
-        let disk = Self { dir: tempfile::tempdir().expect("a directory") };
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size},mode=700"), "tmpfs"])
-            .arg(disk.dir.path())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success());
-        if !mounted {
-            skip::because("mounting a small disk needs root");
-            return None;
-        }
-        Some(disk)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    /// Leaves room for so many pages.
-    fn fill_but(&self, pages: u64) {
-        self.free();
-        let mut filler = fs::File::create(self.path("filler")).expect("created");
-        let mut len = 0;
-        while filler.write_all(&[0; Self::PAGE as usize]).is_ok() {
-            len += Self::PAGE;
-        }
-        assert!(len >= pages * Self::PAGE, "the disk is too small for the test");
-        filler.set_len(len - pages * Self::PAGE).expect("cut");
-    }
-
-    fn free(&self) {
-        match fs::remove_file(self.path("filler")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("{e}"),
-            _ => {}
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.dir.path()).status();
     }
 }
 

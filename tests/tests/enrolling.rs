@@ -486,7 +486,7 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
 
     // Both at once, from one state directory.
     let (at_home, at_work) = (device.up(&[]).await, device.up(&["work"]).await);
-    let tags = "GET /api/tags HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    let tags = "GET /api/tags HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     for (up, model, other) in [(&at_home, "home:1", "work:1"), (&at_work, "work:1", "home:1")] {
         let answer = raw::exchange(up.address, tags).await;
         assert!(answer.contains(model) && !answer.contains(other), "{answer}");

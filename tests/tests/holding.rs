@@ -13,7 +13,7 @@ use tests::{
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
-const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n";
+const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 /// The status line, and the text of Ollama's `{"error":"…"}`.
 fn error_of(answer: &str) -> (&str, String) {
@@ -37,7 +37,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
     assert!(error.contains("tunnel") || error.contains("no answer"), "{error}");
 
-    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 503") && head.ends_with("\r\n\r\n"), "{head}");
     let old = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 503"), "{old}");
@@ -102,7 +102,7 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
     assert!(error.contains("Ollama is not running on the server") && error.contains("ollama serve"), "{error}");
     let v1 = raw::exchange(up.address, &raw::post("/v1/chat/completions", "{}")).await;
     assert!(v1.contains(r#"{"error":{"message":"adit: Ollama is not running"#), "{v1}");
-    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 502") && head.ends_with("\r\n\r\n"), "{head}");
 
     drop(reserved);
@@ -211,8 +211,8 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     drop(open.pop());
     let mut app = raw::connect(up.address).await;
     let mut service = upstream.accept().await;
-    app.write_all(b"here").await.expect("sent");
-    assert_eq!(raw::read_exactly(&mut service, 4).await, b"here");
+    app.write_all(GET.as_bytes()).await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, GET.len()).await, GET.as_bytes());
 }
 
 #[tokio::test]

@@ -26,7 +26,7 @@ const TOKENS: i64 = 400;
 async fn device_by(world: &World, addresses: &[String]) -> Device {
     let device = world.stranger("laptop");
     let args: Vec<&str> = addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();
-    let invited = world.aditd(&[&["invite", "laptop"], args.as_slice()].concat()).await;
+    let invited = world.aditd(&[&["invite", "laptop", "--role", "admin"], args.as_slice()].concat()).await;
     assert_eq!(invited.code, Some(0), "{}", invited.stderr);
     let enrolled = device.enroll(&invited.stdout, &[]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
@@ -86,7 +86,7 @@ async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_e
     let (_world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--hold", "1s"]).await;
     path.cut();
-    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("before it got this request"), "{answer}");
 }
 

@@ -1,0 +1,277 @@
+//! What a line of the audit log says. No key, prompt, answer or query has a place in it.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+
+use common::identity::{DeviceId, Name};
+use serde::Serialize;
+use time::{OffsetDateTime, macros::format_description};
+
+use crate::gate::record::{End, RequestRecord};
+
+/// The longest path or model that is written whole, in characters: an application may send more, and each is one line here.
+const LONGEST: usize = 256;
+
+/// What happened.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A request has ended.
+    Request(Box<RequestEntry>),
+    /// A device was invited.
+    Invite {
+        /// Its name.
+        device: Name,
+        /// The role that it will have.
+        role: Name,
+        /// When the invitation ends, Unix time.
+        expires: i64,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
+    /// A device was enrolled.
+    Enroll {
+        /// Its name.
+        device: Name,
+        /// Its id.
+        device_id: DeviceId,
+        /// By which way.
+        by: EnrolledBy,
+    },
+    /// An enrollment was refused.
+    EnrollRefused {
+        /// From where it was tried.
+        remote: SocketAddr,
+        /// Why.
+        why: String,
+    },
+    /// A device's access was ended.
+    Revoke {
+        /// Its name.
+        device: Name,
+        /// Its id.
+        device_id: DeviceId,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
+    /// A revoked device was removed from the register.
+    Forget {
+        /// Its name.
+        device: Name,
+        /// Its id.
+        device_id: DeviceId,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
+    /// A device has another role.
+    Role {
+        /// Its name.
+        device: Name,
+        /// Its id.
+        device_id: DeviceId,
+        /// The role that it has now.
+        role: Name,
+        /// The role that it had.
+        before: Name,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
+    /// A device has another list of models.
+    Models {
+        /// Its name.
+        device: Name,
+        /// Its id.
+        device_id: DeviceId,
+        /// Those that it may use now; `None` if the role decides.
+        models: Option<Vec<String>>,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
+    /// The configuration was read again.
+    Reload {
+        /// Why it changed nothing, if so.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        refused: Option<String>,
+    },
+    /// The server started.
+    Start {
+        /// Its version.
+        version: &'static str,
+        /// Its process id.
+        pid: u32,
+    },
+    /// The server stopped in order.
+    Stop {
+        /// Its process id.
+        pid: u32,
+    },
+    /// Lines that should stand before this one could not be written.
+    Lost {
+        /// How many.
+        lines: u64,
+    },
+}
+
+/// How a device came in.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EnrolledBy {
+    /// With an invitation, from this address.
+    Invitation(SocketAddr),
+    /// Over SSH, by this user of this machine.
+    Ssh(u32),
+}
+
+/// A request, as it is written.
+#[derive(Debug, Clone, Serialize)]
+pub struct RequestEntry {
+    device: Name,
+    device_id: DeviceId,
+    role: Name,
+    carrier: &'static str,
+    remote: SocketAddr,
+    method: String,
+    path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<String>,
+    status: Option<u16>,
+    bytes_in: u64,
+    bytes_out: u64,
+    queued_ms: f64,
+    first_byte_ms: Option<f64>,
+    total_ms: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_in: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens_out: Option<u64>,
+    end: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<&'static str>,
+}
+
+impl From<&RequestRecord> for Event {
+    fn from(record: &RequestRecord) -> Self {
+        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
+        Self::Request(Box::new(RequestEntry {
+            device: record.asker.name.clone(),
+            device_id: record.asker.id,
+            role: record.role.clone(),
+            carrier: record.asker.carrier.as_str(),
+            remote: record.asker.remote,
+            method: harmless(&record.method),
+            path: harmless(&record.path),
+            model: record.model.as_deref().map(harmless),
+            status: record.status,
+            bytes_in: record.bytes_in,
+            bytes_out: record.bytes_out,
+            queued_ms: ms(record.queued),
+            first_byte_ms: record.first_byte.map(ms),
+            total_ms: ms(record.total),
+            tokens_in: record.tokens_in,
+            tokens_out: record.tokens_out,
+            end: record.end.as_str(),
+            why: match record.end {
+                End::Refused(why) => Some(why.as_str()),
+                _ => None,
+            },
+        }))
+    }
+}
+
+/// The line of an event at a moment, its end included.
+pub fn line(at: SystemTime, event: &Event) -> Vec<u8> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        // First, so that a file says by its first bytes how old it is.
+        time: String,
+        #[serde(flatten)]
+        event: &'a Event,
+    }
+    let mut bytes = serde_json::to_vec(&Line { time: timestamp(at), event }).unwrap_or_default();
+    bytes.push(b'\n');
+    bytes
+}
+
+/// A moment as RFC 3339 in UTC with milliseconds: always as long, so that times can be compared as text.
+pub fn timestamp(at: SystemTime) -> String {
+    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    OffsetDateTime::from(at).format(format).unwrap_or_default()
+}
+
+/// What an application has sent may be anything: what a terminal would obey is written as what it is, and length has an end.
+fn harmless(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(LONGEST));
+    for (i, c) in text.chars().enumerate() {
+        if i == LONGEST {
+            clean.push('…');
+            break;
+        }
+        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
+    }
+    clean
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::gate::record::{Asker, Carrier, Refusal, RouteClass};
+
+    pub(crate) fn record(end: End) -> RequestRecord {
+        RequestRecord {
+            at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123),
+            asker: Asker {
+                id: DeviceId::generate(),
+                name: "laptop".parse().expect("a name"),
+                remote: "10.0.0.7:4000".parse().expect("an address"),
+                carrier: Carrier::Udp,
+            },
+            role: "infer".parse().expect("a name"),
+            method: "POST".into(),
+            path: "/api/chat".into(),
+            route: RouteClass::Generate,
+            model: Some("llama3".into()),
+            status: Some(200),
+            bytes_in: 120,
+            bytes_out: 4567,
+            queued: Duration::ZERO,
+            first_byte: Some(Duration::from_micros(1500)),
+            total: Duration::from_millis(20),
+            tokens_in: Some(7),
+            tokens_out: Some(42),
+            end,
+        }
+    }
+
+    fn read(event: &Event) -> Value {
+        let line = line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
+        assert_eq!(line.iter().filter(|b| **b == b'\n').count(), 1);
+        serde_json::from_slice(&line).expect("JSON")
+    }
+
+    #[test]
+    fn a_request_is_one_line_of_json() {
+        let line = read(&Event::from(&record(End::Refused(Refusal::Limit("at_once")))));
+        let says = |name: &str| line[name].as_str().expect(name).to_owned();
+        assert_eq!((says("time"), says("event")), ("2027-01-15T08:00:00.123Z".into(), "request".into()));
+        assert_eq!((says("device"), says("role"), says("carrier")), ("laptop".into(), "infer".into(), "udp".into()));
+        assert_eq!((says("end"), says("why")), ("refused".into(), "at_once".into()));
+        assert_eq!((&line["first_byte_ms"], &line["total_ms"]), (&1.5.into(), &20.0.into()));
+        assert_eq!((&line["tokens_in"], &line["tokens_out"]), (&7.into(), &42.into()));
+    }
+
+    #[test]
+    fn what_an_application_sends_neither_breaks_the_line_nor_reaches_a_terminal() {
+        let mut sent = record(End::Done);
+        sent.path = "/\n{\"event\":\"revoke\"}\u{1b}[2J\u{9b}".repeat(1000).into();
+        sent.model = Some("\u{1b}]0;x\u{7}".into());
+        let line = read(&Event::from(&sent));
+        let path = line["path"].as_str().expect("a path");
+        assert!(path.len() < 4096 && path.ends_with('…') && !path.contains(char::is_control), "{path}");
+        assert_eq!(line["model"], "\\u{1b}]0;x\\u{7}");
+        assert_eq!(line["event"], "request");
+    }
+}

@@ -1,0 +1,287 @@
+//! Writes the audit log beside the requests: a bounded channel to one thread. What can't be written is counted, and said once.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
+    },
+    time::{Duration, SystemTime},
+};
+
+use common::private::FileError;
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::{
+    AuditSettings,
+    entry::{self, Event},
+    log::Log,
+};
+
+/// Events that may wait for the disk: some seconds of a busy server.
+const ROOM: usize = 4096;
+/// Lines that are written with one look at the file.
+const BATCH: usize = 256;
+/// While the log can't be written, it is tried so often.
+const RETRY: Duration = Duration::from_secs(1);
+/// How often old files are looked for.
+const TEND: Duration = Duration::from_secs(3600);
+
+/// The audit log of a running server. Noting never waits.
+pub struct Audit {
+    required: bool,
+    dir: PathBuf,
+    to_writer: SyncSender<Message>,
+    state: Arc<State>,
+}
+
+enum Message {
+    Event(SystemTime, Event),
+    Flush(oneshot::Sender<()>),
+}
+
+#[derive(Default)]
+struct State {
+    /// The last attempt to write failed, or there was no room to wait for it.
+    failing: AtomicBool,
+    /// Lines that were lost and whose loss is in no line yet.
+    untold: AtomicU64,
+    /// Lines that were lost since the start.
+    lost: AtomicU64,
+    why: Mutex<Option<String>>,
+}
+
+/// How the audit log does, for `aditd status`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditStatus {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// Lines that could not be written since the start.
+    pub lost: u64,
+    /// Why it can't be written now, if so.
+    pub failing: Option<String>,
+}
+
+impl Audit {
+    /// Starts the writer. It ends when what is returned is dropped.
+    ///
+    /// # Errors
+    /// When the log can't be written and is required.
+    pub fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
+        let mut log = Log::new(settings.clone());
+        let state = Arc::new(State::default());
+        if let Err(e) = log.tend(SystemTime::now()).and_then(|()| log.append(&[], SystemTime::now()).outcome) {
+            if settings.required {
+                return Err(e);
+            }
+            state.fails(&e);
+        }
+        let (to_writer, events) = sync_channel(ROOM);
+        let writer = Writer { log, state: state.clone() };
+        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&events));
+        thread.map_err(FileError::io("write", &settings.dir))?;
+        Ok(Arc::new(Self { required: settings.required, dir: settings.dir, to_writer, state }))
+    }
+
+    /// Notes what has just happened.
+    pub fn note(&self, event: Event) {
+        match self.to_writer.try_send(Message::Event(SystemTime::now(), event)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                self.state.lost(1);
+                if !self.state.failing.swap(true, Relaxed) {
+                    warn!("the audit log can't keep up: lines are lost");
+                }
+            }
+        }
+    }
+
+    /// Whether requests have to be refused because they could not be noted.
+    pub fn refuses(&self) -> bool {
+        self.required && self.state.failing.load(Relaxed)
+    }
+
+    /// How it does.
+    pub fn status(&self) -> AuditStatus {
+        let failing = self.state.failing.load(Relaxed);
+        let why = self.state.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        AuditStatus {
+            dir: self.dir.clone(),
+            lost: self.state.lost.load(Relaxed),
+            failing: failing.then(|| why.unwrap_or_else(|| "the disk is too slow".to_owned())),
+        }
+    }
+
+    /// Waits until everything that was noted is written, or given up.
+    pub async fn flush(&self, within: Duration) {
+        let (done, is_done) = oneshot::channel();
+        if self.to_writer.try_send(Message::Flush(done)).is_ok() {
+            let _ = tokio::time::timeout(within, is_done).await;
+        }
+    }
+}
+
+impl State {
+    fn lost(&self, lines: u64) {
+        self.lost.fetch_add(lines, Relaxed);
+        self.untold.fetch_add(lines, Relaxed);
+    }
+
+    /// Says a failure once, until it has passed.
+    fn fails(&self, error: &FileError) {
+        let why = match std::error::Error::source(error) {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        };
+        let mut said = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        self.failing.store(true, Relaxed);
+        if said.is_none() {
+            warn!("the audit log can't be written: {why}; {}", error.hint());
+            *said = Some(why);
+        }
+    }
+
+    fn works(&self, lost: u64) {
+        self.failing.store(false, Relaxed);
+        if self.why.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() || lost > 0 {
+            info!("the audit log is written again; {lost} lines were lost");
+        }
+    }
+}
+
+/// The thread's side.
+struct Writer {
+    log: Log,
+    state: Arc<State>,
+}
+
+impl Writer {
+    fn run(mut self, events: &Receiver<Message>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let failing = self.state.failing.load(Relaxed) || self.state.untold.load(Relaxed) > 0;
+            let mut flushes = Vec::new();
+            let mut take = |message, batch: &mut Vec<_>| match message {
+                Message::Event(at, event) => batch.push(entry::line(at, &event)),
+                Message::Flush(done) => flushes.push(done),
+            };
+            match events.recv_timeout(if failing { RETRY } else { TEND }) {
+                Ok(message) => take(message, &mut batch),
+                Err(RecvTimeoutError::Timeout) if !failing => {
+                    if let Err(e) = self.log.tend(SystemTime::now()) {
+                        self.state.fails(&e);
+                    }
+                    continue;
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+            while batch.len() < BATCH
+                && let Ok(message) = events.try_recv()
+            {
+                take(message, &mut batch);
+            }
+            self.write(&batch);
+            batch.clear();
+            for done in flushes {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn write(&mut self, batch: &[Vec<u8>]) {
+        let now = SystemTime::now();
+        // A loss is told before what came after it.
+        let untold = self.state.untold.load(Relaxed);
+        let told = (untold > 0).then(|| entry::line(now, &Event::Lost { lines: untold }));
+        let lines: Vec<_> = told.iter().chain(batch).cloned().collect();
+        let appended = self.log.append(&lines, now);
+        let of_batch = appended.lines.saturating_sub(usize::from(told.is_some()));
+        if told.is_some() && appended.lines > 0 {
+            self.state.untold.fetch_sub(untold, Relaxed);
+        }
+        self.state.lost((batch.len() - of_batch) as u64);
+        match appended.outcome {
+            Ok(()) => self.state.works(untold),
+            Err(e) => self.state.fails(&e),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    fn lines(dir: &Path) -> Vec<serde_json::Value> {
+        let text = fs::read_to_string(dir.join(super::super::log::FILE)).unwrap_or_default();
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
+    fn stop(pid: u32) -> Event {
+        Event::Stop { pid }
+    }
+
+    #[tokio::test]
+    async fn what_is_noted_is_written_in_order() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let audit = Audit::start(AuditSettings::in_dir(&tmp.path().join("log"))).expect("started");
+        for pid in 0..1000 {
+            audit.note(stop(pid));
+        }
+        audit.flush(LONG).await;
+        let pids: Vec<_> = lines(&tmp.path().join("log")).iter().map(|line| line["pid"].as_u64().expect("a pid")).collect();
+        assert_eq!(pids, (0..1000).collect::<Vec<_>>());
+        assert_eq!(audit.status().failing, None);
+    }
+
+    #[tokio::test]
+    async fn a_loss_is_counted_told_in_the_next_line_and_ends_by_itself() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let settings = AuditSettings { required: true, ..AuditSettings::in_dir(&tmp.path().join("log")) };
+        let audit = Audit::start(settings.clone()).expect("started");
+        audit.note(stop(1));
+        audit.flush(LONG).await;
+        let file = settings.dir.join(super::super::log::FILE);
+        // A directory in its place can't be written, whoever asks.
+        fs::rename(&file, settings.dir.join("kept")).expect("moved");
+        fs::create_dir(&file).expect("made");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).expect("chmod");
+        audit.note(stop(2));
+        audit.note(stop(3));
+        audit.flush(LONG).await;
+        assert!(audit.refuses());
+        assert_eq!(audit.status().lost, 2);
+        assert!(audit.status().failing.expect("why").contains("audit.jsonl"));
+        fs::remove_dir(&file).expect("removed");
+        for _ in 0..3000 {
+            if !audit.refuses() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        audit.note(stop(4));
+        audit.flush(LONG).await;
+        let lines = lines(&settings.dir);
+        assert_eq!((&lines[0]["event"], &lines[0]["lines"], &lines[1]["pid"]), (&"lost".into(), &2.into(), &4.into()));
+        assert_eq!(audit.status(), AuditStatus { dir: settings.dir, lost: 2, failing: None });
+    }
+
+    #[test]
+    fn a_required_log_that_cannot_be_written_is_an_error_at_the_start() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let dir = tmp.path().join("log");
+        fs::write(&dir, "in the way").expect("written");
+        let settings = AuditSettings { required: true, ..AuditSettings::in_dir(&dir) };
+        assert!(Audit::start(settings.clone()).is_err());
+        let audit = Audit::start(AuditSettings { required: false, ..settings }).expect("started");
+        assert!(!audit.refuses());
+        assert!(audit.status().failing.is_some());
+    }
+}

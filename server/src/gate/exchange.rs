@@ -1,0 +1,303 @@
+//! A request that may pass and its answer, both at once: each byte goes on as soon as it is there.
+
+use std::io;
+
+use bytes::Bytes;
+use common::{
+    splice::{Buffer, CHUNKS, DownEnd, End, Meter, Sending},
+    wire::Code,
+};
+use quinn::{ConnectionError, StoppedError, WriteError};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::tcp::{ReadHalf, WriteHalf},
+    sync::Notify,
+};
+
+use super::{
+    conversation::{Conversation, Over},
+    framing::Body,
+    head::Fault,
+    inbox::Inbox,
+    judge::Judged,
+    record::{self, BodyLength, Refusal},
+    refused::Refused,
+    running::{Incoming, Outgoing, Running},
+};
+
+/// A request on its way to the service.
+pub(super) struct Request {
+    /// What has been read of it, to go first.
+    pub(super) begun: Vec<Bytes>,
+    /// The rest of its body.
+    pub(super) body: Body,
+    /// A longer body is refused.
+    pub(super) most_body: u64,
+    /// How it was judged; `None` if nothing is asked.
+    pub(super) judged: Option<Judged>,
+}
+
+impl Request {
+    /// Nothing is asked.
+    pub(super) fn none() -> Self {
+        Self { begun: Vec::new(), body: Body::new(BodyLength::Known(0)), most_body: 0, judged: None }
+    }
+}
+
+/// How the device's direction ended.
+enum Asked {
+    /// The request is whole, and its answer has passed.
+    Whole,
+    /// The application has ended; FIN was passed on.
+    Finished,
+    /// Its body is not what it should be. The service has got nothing of that.
+    Fault(Fault),
+    /// Its body is longer than it may be.
+    TooLong,
+    Broken(DownEnd),
+}
+
+/// How the service's direction ended.
+enum Answered {
+    /// The answer has passed, and the request before it.
+    Whole,
+    /// FIN was passed on.
+    Closed,
+    /// The device takes no more.
+    Stopped,
+    /// RST, or more than an answer.
+    Aborted,
+    Lost(ConnectionError),
+}
+
+/// How both ended.
+enum Both {
+    Ended(End),
+    /// Not before the next request can be read.
+    Next,
+    Refused(Refused),
+}
+
+impl<'a> Conversation<'a> {
+    /// Carries a request and its answer. An error is the end of the connection.
+    pub(super) async fn exchange(&mut self, request: Request, mut running: Running<'a>) -> Result<(), Over> {
+        let Request { begun, mut body, most_body, judged } = request;
+        let line = begun.first().cloned().unwrap_or_default();
+        let (answered, sent) = (Notify::new(), Notify::new());
+        let (both, stopped) = {
+            let Self { read, write, send, inbox, changes, gate, line, .. } = self;
+            let Running { incoming, outgoing, .. } = &mut running;
+            let way = Way { most_body, meter: line.meter, sent: &sent, answered: &answered };
+            let down = ask(inbox, write, begun, &mut body, incoming, &way);
+            let up = answer(read, send, outgoing, &way);
+            tokio::pin!(down, up);
+            let (mut asked, mut replied) = (None, None);
+            let both = loop {
+                tokio::select! {
+                    biased;
+                    end = &mut up, if replied.is_none() => match end {
+                        Answered::Aborted => break Both::Ended(End::Aborted),
+                        Answered::Lost(e) if asked.is_some() => break Both::Ended(End::Lost(e)),
+                        // What has been received is still the service's.
+                        end @ (Answered::Lost(_) | Answered::Stopped) => {
+                            answered.notify_one();
+                            replied = Some(end);
+                        }
+                        end => replied = Some(end),
+                    },
+                    end = &mut down, if asked.is_none() => match end {
+                        Asked::Fault(fault) => break Both::Refused(fault.into()),
+                        Asked::TooLong => break Both::Refused(too_long(most_body)),
+                        Asked::Broken(DownEnd::Reset(code)) => break Both::Ended(End::Reset(code)),
+                        Asked::Broken(DownEnd::Lost(e)) => break Both::Ended(End::Lost(e)),
+                        Asked::Broken(_) => break Both::Ended(End::Aborted),
+                        end => asked = Some(end),
+                    },
+                    // Nobody reads after the FIN, so nobody else would see an RST.
+                    _ = read.ready(Interest::ERROR), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
+                        break Both::Ended(End::Aborted);
+                    }
+                    () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
+                        break Both::Ended(End::Drained);
+                    }
+                    Ok(()) = changes.changed() => {
+                        if let Some(Err(denied)) = judged.as_ref().map(|judged| judged.again(gate, line)) {
+                            break Both::Refused(denied.into());
+                        }
+                    }
+                }
+                match (&replied, &asked) {
+                    (Some(Answered::Whole), Some(_)) => break Both::Next,
+                    (Some(Answered::Lost(e)), Some(_)) => break Both::Ended(End::Lost(e.clone())),
+                    (Some(_), Some(_)) => break Both::Ended(End::Done),
+                    _ => {}
+                }
+            };
+            (both, matches!(replied, Some(Answered::Stopped)))
+        };
+        self.conclude(both, stopped, running, &line).await
+    }
+
+    async fn conclude(&mut self, both: Both, stopped: bool, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
+        let end = match both {
+            Both::Next => {
+                running.ended(record::End::Done, None);
+                return Ok(());
+            }
+            Both::Refused(refused) if running.outgoing.bytes == 0 => return Err(self.refuse(running, line, refused).await),
+            Both::Refused(refused) => {
+                let is_denied = !matches!(refused.why, Refusal::Malformed | Refusal::Limit(_));
+                running.ended(if is_denied { record::End::Cut } else { record::End::Refused(refused.why) }, None);
+                return Err(Over::Cut(if is_denied { Code::Denied } else { Code::Aborted }));
+            }
+            Both::Ended(end) => end,
+        };
+        let told = match &end {
+            _ if running.outgoing.tracker.is_whole_at_close() => record::End::Done,
+            End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => record::End::Cancelled,
+            End::Reset(_) | End::Lost(_) => record::End::Cut,
+            _ if stopped || self.inbox.is_finished() => record::End::Cancelled,
+            _ => record::End::Cut,
+        };
+        running.ended(told, None);
+        Err(Over::Ended { end, stopped })
+    }
+}
+
+pub(super) fn too_long(most: u64) -> Refused {
+    Refused::new(413, Refusal::Limit("body"), format!("adit: the request's body is longer than the {most} bytes that it may be"))
+}
+
+/// What both directions have to know.
+struct Way<'a> {
+    most_body: u64,
+    meter: &'a Meter,
+    /// The request is whole.
+    sent: &'a Notify,
+    /// The answer is.
+    answered: &'a Notify,
+}
+
+/// From the device to the service: one request, and then whether the application is still there.
+async fn ask(
+    inbox: &mut Inbox,
+    to: &mut WriteHalf<'_>,
+    begun: Vec<Bytes>,
+    body: &mut Body,
+    incoming: &mut Incoming,
+    way: &Way<'_>,
+) -> Asked {
+    let mut begun = begun.into_iter();
+    loop {
+        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        // What has been read goes with what is there already: one write, and no part of what is found faulty with it.
+        let first = begun.by_ref().take(2).enumerate().map(|(at, chunk)| chunks[at] = chunk).count();
+        let more = match (first, body.is_over()) {
+            (0, true) => break,
+            (_, true) => 0,
+            (0, false) => match inbox.next(&mut chunks).await {
+                Ok(0) => return finish(to).await,
+                Ok(count) => count,
+                Err(end) => return Asked::Broken(end),
+            },
+            (first, false) => inbox.ready(&mut chunks[first..]),
+        };
+        let mut count = first + more;
+        for at in first..count {
+            let taken = match body.follow(&chunks[at], |content| incoming.content(content)) {
+                Ok(taken) => taken,
+                Err(fault) => return Asked::Fault(fault),
+            };
+            if taken < chunks[at].len() {
+                let mut rest = chunks[at..count].to_vec();
+                rest[0] = chunks[at].split_off(taken);
+                inbox.put_back(rest.into_iter());
+                count = at + 1;
+                break;
+            }
+        }
+        if incoming.content > way.most_body {
+            return Asked::TooLong;
+        }
+        incoming.bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        if let Err(end) = inbox.forward(&mut chunks[..count], to, way.meter).await {
+            return Asked::Broken(end);
+        }
+    }
+    way.sent.notify_one();
+    tokio::select! {
+        biased;
+        () = way.answered.notified() => Asked::Whole,
+        end = inbox.watch() => match end {
+            DownEnd::Finished if inbox.is_over() => finish(to).await,
+            // It ends behind its next request.
+            DownEnd::Finished => {
+                way.answered.notified().await;
+                Asked::Whole
+            }
+            end => Asked::Broken(end),
+        }
+    }
+}
+
+async fn finish(to: &mut WriteHalf<'_>) -> Asked {
+    match to.shutdown().await {
+        Ok(()) => Asked::Finished,
+        Err(_) => Asked::Broken(DownEnd::Aborted),
+    }
+}
+
+/// From the service to the device: one answer, piece by piece as they come.
+async fn answer(from: &ReadHalf<'_>, to: &mut Sending, outgoing: &mut Outgoing<'_>, way: &Way<'_>) -> Answered {
+    let stopped = to.stopped();
+    tokio::pin!(stopped);
+    let mut whole = false;
+    loop {
+        if !whole && outgoing.tracker.is_complete() {
+            whole = true;
+            way.answered.notify_one();
+        }
+        tokio::select! {
+            biased;
+            () = way.sent.notified(), if whole => return Answered::Whole,
+            ready = from.readable() => if ready.is_err() { return Answered::Aborted },
+            stop = &mut stopped => return stop_of(stop.err()),
+        }
+        let mut buffer = Buffer::take();
+        let n = match from.try_read(buffer.bytes()) {
+            Ok(0) => {
+                to.finish();
+                return Answered::Closed;
+            }
+            Ok(_) if whole => return Answered::Aborted,
+            Ok(n) => n,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(_) => return Answered::Aborted,
+        };
+        let (held, piece) = outgoing.tracker.pass(&buffer.bytes()[..n]);
+        for piece in [held, piece] {
+            if piece.is_empty() {
+                continue;
+            }
+            outgoing.piece(piece);
+            let written = tokio::select! {
+                biased;
+                written = to.write_all(piece) => written,
+                // An abort must not wait behind what flow control holds back.
+                _ = from.ready(Interest::ERROR) => return Answered::Aborted,
+            };
+            match written {
+                Ok(()) => way.meter.sent.fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed),
+                Err(WriteError::ConnectionLost(e)) => return Answered::Lost(e),
+                Err(_) => return Answered::Stopped,
+            };
+        }
+    }
+}
+
+fn stop_of(error: Option<StoppedError>) -> Answered {
+    match error {
+        Some(StoppedError::ConnectionLost(e)) => Answered::Lost(e),
+        _ => Answered::Stopped,
+    }
+}

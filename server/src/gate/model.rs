@@ -1,0 +1,275 @@
+//! Which model a request is about, read as Go reads it: the last of doubled keys counts, and keys match without regard to case.
+
+use std::{borrow::Cow, fmt, str::FromStr};
+
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor},
+};
+
+/// The body is not what Ollama would read a model from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the body is not one JSON object that names its model as a string")]
+pub struct Unreadable;
+
+/// The models that a JSON body names: for each list of keys the first that is not empty, in Ollama's words `cmp.Or`.
+///
+/// # Errors
+/// If Ollama would not read it either, or could read something else.
+pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> {
+    let keys: Vec<&str> = lists.concat();
+    let mut json = serde_json::Deserializer::from_slice(body);
+    let values = Fields(&keys).deserialize(&mut json).map_err(|_| Unreadable)?;
+    // Ollama would read the first value and never see another.
+    json.end().map_err(|_| Unreadable)?;
+    let value = |key: &&str| keys.iter().position(|k| k == key).map_or("", |at| values[at].as_str());
+    Ok(lists.iter().filter_map(|list| list.iter().map(value).find(|value| !value.is_empty())).map(str::to_owned).collect())
+}
+
+/// The string values of these keys in an object.
+struct Fields<'a>(&'a [&'a str]);
+
+impl<'de> DeserializeSeed<'de> for Fields<'_> {
+    type Value = Vec<String>;
+
+    fn deserialize<D: Deserializer<'de>>(self, json: D) -> Result<Vec<String>, D::Error> {
+        json.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Fields<'_> {
+    type Value = Vec<String>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vec<String>, M::Error> {
+        let mut values = vec![String::new(); self.0.len()];
+        while let Some(key) = map.next_key::<Text<'de>>()? {
+            match self.0.iter().position(|wanted| is_same_key(wanted, &key.0)) {
+                // To Go, null leaves a string as it was.
+                Some(at) => match map.next_value::<Option<String>>()? {
+                    Some(value) if value.len() > MOST_NAME => return Err(M::Error::custom("too long")),
+                    Some(value) => values[at] = value,
+                    None => {}
+                },
+                None => drop(map.next_value::<IgnoredAny>()?),
+            }
+        }
+        Ok(values)
+    }
+}
+
+/// A string that is borrowed where it can be.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Go folds as Unicode does: two characters outside ASCII are letters within it.
+fn is_same_key(wanted: &str, key: &str) -> bool {
+    let folded = key.chars().map(|c| match c {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        c => c.to_ascii_lowercase(),
+    });
+    folded.eq(wanted.chars())
+}
+
+/// Longer than any name that Ollama takes.
+const MOST_NAME: usize = 512;
+
+/// Models that may be used: names as Ollama writes them, `*` for any characters but `/`; `*` alone for every model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ModelPattern {
+    text: String,
+    full: String,
+}
+
+impl ModelPattern {
+    /// Whether a model that a request names is one of these. A name that Ollama may read otherwise is none.
+    pub fn means(&self, model: &str) -> bool {
+        self.text == "*" || full_name(model, false).is_some_and(|name| glob(self.full.as_bytes(), name.as_bytes()))
+    }
+}
+
+impl FromStr for ModelPattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let full =
+            full_name(text, true).ok_or_else(|| format!("`{text}` names no model: write it like `llama3.2:1b` or `llama3*`"))?;
+        Ok(Self { text: text.to_owned(), full })
+    }
+}
+
+impl TryFrom<String> for ModelPattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl From<ModelPattern> for String {
+    fn from(pattern: ModelPattern) -> Self {
+        pattern.text
+    }
+}
+
+impl fmt::Display for ModelPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.text)
+    }
+}
+
+/// `HOST/NAMESPACE/MODEL:TAG` of a name, with Ollama's defaults for what is not said, in lower case: Ollama finds a model in any case.
+fn full_name(text: &str, pattern: bool) -> Option<String> {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b) || (pattern && b == b'*');
+    if text.is_empty() || text.len() > MOST_NAME || !text.bytes().all(known) {
+        return None;
+    }
+    let (path, model) = text.rsplit_once('/').map_or((None, text), |(path, model)| (Some(path), model));
+    let tagged = match model.split_once(':') {
+        Some((name, tag)) if !name.is_empty() && !tag.is_empty() && !tag.contains(':') => model.to_owned(),
+        Some(_) => return None,
+        // A pattern's star means the tags too.
+        None if model.ends_with('*') => model.to_owned(),
+        None if model.is_empty() => return None,
+        None => format!("{model}:latest"),
+    };
+    let (host, namespace) = match path {
+        None => ("registry.ollama.ai", "library"),
+        Some(path) => path.rsplit_once('/').unwrap_or(("registry.ollama.ai", path)),
+    };
+    let whole = |part: &str| !part.is_empty() && !part.contains('/');
+    (whole(host) && whole(namespace) && !namespace.contains(':'))
+        .then(|| format!("{host}/{namespace}/{tagged}").to_ascii_lowercase())
+}
+
+/// `*` is any number of characters, but no `/`.
+fn glob(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut p, mut t) = (0, 0);
+    // Where to go on when the last star has to take one character more.
+    let mut retry = None;
+    while t < text.len() {
+        match pattern.get(p) {
+            Some(b'*') => {
+                retry = Some((p + 1, t));
+                p += 1;
+            }
+            Some(c) if *c == text[t] => (p, t) = (p + 1, t + 1),
+            _ => match retry {
+                Some((after, taken)) if text[taken] != b'/' => {
+                    retry = Some((after, taken + 1));
+                    (p, t) = (after, taken + 1);
+                }
+                _ => return false,
+            },
+        }
+    }
+    pattern[p..].iter().all(|c| *c == b'*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one(body: &str) -> Result<String, Unreadable> {
+        named(body.as_bytes(), &[&["model", "name"]]).map(|names| names.first().cloned().unwrap_or_default())
+    }
+
+    #[test]
+    fn a_model_is_read_as_go_reads_it() {
+        for (body, model) in [
+            (r#"{"model":"a"}"#, "a"),
+            (r#"{"model":"a","model":"b"}"#, "b"),
+            (r#"{"model":"a","MODEL":"b"}"#, "b"),
+            (r#"{"Model":"b","model":"a"}"#, "a"),
+            (r#"{"mod\u0065l":"a"}"#, "a"),
+            (r#"{"model":"a","model":null}"#, "a"),
+            (r#"{"model":"","name":"n"}"#, "n"),
+            (r#"{"name":"n","model":"m"}"#, "m"),
+            (r#"{"name":"n"}"#, "n"),
+            (r#"{"options":{"model":"inner"},"model":"a","messages":[{"model":"x"}]}"#, "a"),
+            (r#"{}"#, ""),
+            (" {\"model\" : \"a\" } \n", "a"),
+            (r#"{"prompt":"\ud800 \u0000","model":"a"}"#, "a"),
+        ] {
+            assert_eq!(one(body).as_deref(), Ok(model), "{body}");
+        }
+        let long_s = named("{\"ſource\":\"a\",\"destination\":\"b\"}".as_bytes(), &[&["source"], &["destination"]]);
+        assert_eq!(long_s, Ok(vec!["a".to_owned(), "b".to_owned()]));
+        assert!(is_same_key("key", "\u{212a}EY"));
+    }
+
+    #[test]
+    fn what_go_would_not_read_or_could_read_otherwise_is_refused() {
+        for body in [
+            "",
+            "null",
+            "[]",
+            "\"model\"",
+            "{",
+            "{\"model\":1}",
+            "{\"model\":[\"a\"]}",
+            "{\"model\":{}}",
+            "{\"model\":\"a\"}{\"model\":\"b\"}",
+            "{\"model\":\"a\"} x",
+            "{\"model\":\"a\",}",
+            "{'model':'a'}",
+            "\u{feff}{\"model\":\"a\"}",
+            "{\"model\":\"\\ud800\"}",
+            "{\"model\":\"a\nb\"}",
+        ] {
+            assert_eq!(one(body), Err(Unreadable), "{body}");
+        }
+        assert_eq!(named(b"{\"model\":\"a\xff\"}", &[&["model"]]), Err(Unreadable));
+        assert_eq!(named(b"{\"mo\xffdel\":\"a\"}", &[&["model"]]), Err(Unreadable));
+        assert_eq!(one(&format!("{{\"model\":\"{}\"}}", "x".repeat(MOST_NAME + 1))), Err(Unreadable));
+        assert_eq!(named(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(), &[&["model"]]), Err(Unreadable));
+    }
+
+    #[test]
+    fn one_model_has_many_names_and_all_are_the_same() {
+        let means = |pattern: &str, model| pattern.parse::<ModelPattern>().expect(pattern).means(model);
+        for model in ["llama3", "llama3:latest", "LLAMA3", "library/llama3", "registry.ollama.ai/library/llama3:latest"] {
+            for pattern in [
+                "llama3",
+                "llama3:latest",
+                "library/llama3",
+                "registry.ollama.ai/library/llama3:latest",
+                "*",
+                "llama3*",
+                "llama3:*",
+            ] {
+                assert!(means(pattern, model), "{pattern} {model}");
+            }
+            for pattern in ["llama3:8b", "llama", "me/llama3", "hf.co/library/llama3", "*/llama3:8b"] {
+                assert!(!means(pattern, model), "{pattern} {model}");
+            }
+        }
+        assert!(means("llama3*", "llama3.2:1b") && means("*:1b", "llama3.2:1b") && !means("*:1b", "llama3.2"));
+        assert!(!means("llama3*", "evil.example/library/llama3") && !means("llama3*", "me/llama3"));
+        assert!(means("hf.co/bartowski/*", "hf.co/Bartowski/Llama-GGUF:Q4") && !means("hf.co/*", "hf.co/a/b"));
+        for odd in [
+            "",
+            "llama3@sha256:00",
+            "http://evil/library/llama3",
+            "a/b/c/d",
+            "llama3:",
+            ":latest",
+            "llama3 ",
+            "llama3:a:b",
+            "../llama3",
+            "/x",
+        ] {
+            assert!(!means("llama3*", odd), "{odd}");
+        }
+        assert!(
+            "".parse::<ModelPattern>().is_err()
+                && "a b".parse::<ModelPattern>().is_err()
+                && "a//b".parse::<ModelPattern>().is_err()
+        );
+    }
+}

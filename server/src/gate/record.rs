@@ -1,0 +1,262 @@
+//! What the gate tells of each request, and whom it asks before one is forwarded. Prompts, answers and queries are in neither.
+
+use std::{
+    fmt,
+    net::SocketAddr,
+    pin::Pin,
+    time::{Duration, SystemTime},
+};
+
+use common::identity::{DeviceId, Name};
+
+/// Who asks, on one connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// The device's id.
+    pub id: DeviceId,
+    /// What it is called.
+    pub name: Name,
+    /// Where its datagrams come from.
+    pub remote: SocketAddr,
+    /// What brings them.
+    pub carrier: Carrier,
+}
+
+/// What brings a device's datagrams, as far as the server can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// They come over the network.
+    Udp,
+    /// They come from this machine: from a relay (over SSH), or from a device on it.
+    Local,
+}
+
+impl Carrier {
+    /// The carrier behind an address.
+    pub fn of(remote: SocketAddr) -> Self {
+        if remote.ip().to_canonical().is_loopback() { Self::Local } else { Self::Udp }
+    }
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Local => "local",
+        }
+    }
+}
+
+/// Groups of routes, few enough to count by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteClass {
+    /// Generating text: `/api/generate`, `/api/chat`, `/v1/chat/completions` and their kind.
+    Generate,
+    /// Embeddings.
+    Embed,
+    /// What there is: `/`, `/api/version`, `/api/tags`, `/api/ps`, `/api/show`, `/v1/models`.
+    List,
+    /// Changing models: pull, push, create, copy, delete, blobs.
+    Models,
+    /// Everything else.
+    Other,
+}
+
+impl RouteClass {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Embed => "embed",
+            Self::List => "list",
+            Self::Models => "models",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// How long a request's body is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BodyLength {
+    /// So many bytes; 0 is none.
+    Known(u64),
+    /// It comes in chunks, and says when it ends.
+    Chunked,
+}
+
+/// A request that may pass, before it is forwarded.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// Who asks.
+    pub asker: Asker,
+    /// The device's role.
+    pub role: Name,
+    /// The method, as it was written.
+    pub method: Box<str>,
+    /// The path without its query.
+    pub path: Box<str>,
+    /// The group of its route.
+    pub route: RouteClass,
+    /// The model, if it had to be read before forwarding.
+    pub model: Option<Box<str>>,
+    /// How long its body is.
+    pub body: BodyLength,
+}
+
+/// Leave to forward one request, held until the request has ended.
+#[derive(Default)]
+pub struct Ticket {
+    /// A longer body is refused (413), also one that only turns out to be longer.
+    pub most_body: Option<u64>,
+    /// Dropped when the request has ended.
+    pub held: Option<Box<dyn Send + Sync>>,
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Ticket").field("most_body", &self.most_body).finish_non_exhaustive()
+    }
+}
+
+/// Why a request is not forwarded now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NotNow {
+    /// 413, 429 or 503.
+    pub status: u16,
+    /// For `Retry-After`, in seconds.
+    pub retry_after: Option<u64>,
+    /// What the application is told, `adit: …`.
+    pub sentence: String,
+    /// The limit in one word, for those who count.
+    pub limit: &'static str,
+}
+
+/// A future behind a trait object.
+pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Asked before each request is forwarded, after the policy has allowed it.
+pub trait Admission: Send + Sync {
+    /// May it be forwarded now? May wait for its turn. Dropped when the request is cancelled or cut while it waits.
+    fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>>;
+}
+
+/// Told of every request. None of its methods may block: they are called where bytes are moved.
+pub trait Observer: Send + Sync {
+    /// A piece of an answer has come, so long after the one before it.
+    fn piece(&self, _route: RouteClass, _after: Duration) {}
+
+    /// A request has ended.
+    fn ended(&self, record: &RequestRecord);
+}
+
+/// Everybody is admitted, and nobody told.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Nobody;
+
+impl Admission for Nobody {
+    fn admit<'a>(&'a self, _: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
+        Box::pin(std::future::ready(Ok(Ticket::default())))
+    }
+}
+
+impl Observer for Nobody {
+    fn ended(&self, _: &RequestRecord) {}
+}
+
+/// One request, when it has ended.
+#[derive(Debug, Clone)]
+pub struct RequestRecord {
+    /// When its head had been read.
+    pub at: SystemTime,
+    /// Who asked.
+    pub asker: Asker,
+    /// The device's role when it was judged.
+    pub role: Name,
+    /// The method; empty if it could not be read.
+    pub method: Box<str>,
+    /// The path without its query; empty if it could not be read.
+    pub path: Box<str>,
+    /// The group of its route.
+    pub route: RouteClass,
+    /// The model that it named, where that could be seen.
+    pub model: Option<Box<str>>,
+    /// The status that the application was told; `None` if it was told none.
+    pub status: Option<u16>,
+    /// Bytes from the device, the head included.
+    pub bytes_in: u64,
+    /// Bytes to the device, the head included.
+    pub bytes_out: u64,
+    /// So long it waited to be admitted.
+    pub queued: Duration,
+    /// From `at` to the first byte of the final answer.
+    pub first_byte: Option<Duration>,
+    /// From `at` to the end.
+    pub total: Duration,
+    /// Tokens of the prompt, where the answer says it.
+    pub tokens_in: Option<u64>,
+    /// Tokens of the answer, where it says it.
+    pub tokens_out: Option<u64>,
+    /// How it ended.
+    pub end: End,
+}
+
+/// How a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Its answer was delivered whole.
+    Done,
+    /// The application ended it before its answer was whole.
+    Cancelled,
+    /// It was cut: the service, the network, the device's right to it, or the server went away.
+    Cut,
+    /// It was not forwarded (or not whole), and the application was told why.
+    Refused(Refusal),
+}
+
+impl End {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Cancelled => "cancelled",
+            Self::Cut => "cut",
+            Self::Refused(_) => "refused",
+        }
+    }
+}
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// It could be read in more than one way, or in none.
+    Malformed,
+    /// `Host` names somebody else: most likely a web page that has rebound its name.
+    Host,
+    /// The device's role has no such route.
+    Role,
+    /// The device may not use the model.
+    Model,
+    /// `authorize` said no.
+    Authorize,
+    /// `authorize` could not be asked.
+    AuthorizeFailed,
+    /// A limit, by [`NotNow::limit`].
+    Limit(&'static str),
+    /// The service did not answer the request, or not in HTTP.
+    Upstream,
+}
+
+impl Refusal {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::Host => "host",
+            Self::Role => "role",
+            Self::Model => "model",
+            Self::Authorize => "authorize",
+            Self::AuthorizeFailed => "authorize_failed",
+            Self::Limit(limit) => limit,
+            Self::Upstream => "upstream",
+        }
+    }
+}

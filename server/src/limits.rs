@@ -1,0 +1,257 @@
+//! How much a device may ask for: requests per minute and at once, the size of a body, tokens per day.
+//!
+//! What may be asked is settled by three layers ([`settings`]); what has been used is counted per device, here. The clock and the
+//! time of day come in from outside.
+
+mod day;
+mod settings;
+mod store;
+
+pub use day::{Day, Usage};
+pub use settings::{LimitSettings, LimitTable, Limits, Size};
+pub use store::UsageFile;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    num::NonZeroU32,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use common::identity::{DeviceId, Name};
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::NoOpMiddleware,
+    state::{InMemoryState, NotKeyed},
+};
+
+/// When nobody knows how long a running request takes, this is when to ask again.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Counts what every device uses, and says when it is too much. Nothing is refused that no setting limits.
+pub struct Limiter<C: Clock = DefaultClock> {
+    clock: C,
+    inner: Mutex<Inner<C>>,
+}
+
+struct Inner<C: Clock> {
+    table: Arc<LimitTable>,
+    devices: HashMap<DeviceId, Counter<C>>,
+    tokens: Usage,
+}
+
+type Rate<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
+
+struct Counter<C: Clock> {
+    limits: Limits,
+    rate: Option<Rate<C>>,
+    at_once: u32,
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+pub struct Asker<'a> {
+    /// The device's id: what is used is counted by it, so that a new name is no new allowance.
+    pub id: DeviceId,
+    /// Its name.
+    pub name: &'a Name,
+    /// Its role.
+    pub role: &'a str,
+}
+
+/// Too much, and of what. Its text is a sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct Exceeded {
+    /// Which limit.
+    pub limit: Limit,
+    /// Whose.
+    pub device: Name,
+    /// When asking again may help; `None` if never.
+    pub retry_after: Option<Duration>,
+}
+
+/// A limit and how high it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// Requests per minute.
+    Rate(NonZeroU32),
+    /// Requests at once.
+    AtOnce(NonZeroU32),
+    /// Bytes of a request's body.
+    Body(u64),
+    /// Tokens per UTC day.
+    Tokens(u64),
+}
+
+impl Limit {
+    /// As metrics and the audit log call it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate(_) => "requests_per_minute",
+            Self::AtOnce(_) => "at_once",
+            Self::Body(_) => "body",
+            Self::Tokens(_) => "tokens_per_day",
+        }
+    }
+}
+
+impl Exceeded {
+    /// The HTTP status that says it.
+    pub fn status(&self) -> u16 {
+        if matches!(self.limit, Limit::Body(_)) { 413 } else { 429 }
+    }
+
+    /// The value of `Retry-After`: whole seconds, rounded up, for a client that comes back too early is refused again.
+    pub fn retry_after_secs(&self) -> Option<u64> {
+        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).map(|secs| secs.max(1))
+    }
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let device = &self.device;
+        match self.limit {
+            Limit::Rate(most) => write!(f, "device `{device}` may make {most} requests per minute")?,
+            Limit::AtOnce(most) => write!(f, "device `{device}` may have {most} requests running at once")?,
+            Limit::Body(most) => write!(f, "device `{device}` may send {most} bytes with a request (limit `body`)")?,
+            Limit::Tokens(most) => write!(f, "device `{device}` may use {most} tokens per day (UTC), and has used them")?,
+        }
+        match (self.limit, self.retry_after_secs()) {
+            (Limit::AtOnce(_), _) => f.write_str("; try again when one has ended"),
+            (_, Some(secs)) => write!(f, "; try again in {}", humantime::format_duration(Duration::from_secs(secs))),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+impl Limiter {
+    /// Obeys `table`, and goes on counting tokens from what had been used before.
+    pub fn new(table: LimitTable, tokens: Usage) -> Arc<Self> {
+        Self::with_clock(table, tokens, DefaultClock::default())
+    }
+}
+
+impl<C: Clock + Clone> Limiter<C> {
+    fn with_clock(table: LimitTable, tokens: Usage, clock: C) -> Arc<Self> {
+        let inner = Inner { table: Arc::new(table), devices: HashMap::new(), tokens };
+        Arc::new(Self { clock, inner: Mutex::new(inner) })
+    }
+
+    /// Puts other settings in force. What runs goes on, what has been used stays used.
+    pub fn update(&self, table: LimitTable) {
+        self.lock().table = Arc::new(table);
+    }
+
+    /// Forgets devices that are no more.
+    pub fn retain(&self, is_enrolled: impl Fn(DeviceId) -> bool) {
+        let mut inner = self.lock();
+        inner.devices.retain(|id, counter| counter.at_once > 0 || is_enrolled(*id));
+        inner.tokens.retain(is_enrolled);
+    }
+
+    /// How much of a body is allowed, for those who count one whose length nobody said.
+    pub fn body(&self, asker: Asker<'_>) -> Option<u64> {
+        self.lock().table.limits(asker.role, asker.name.as_str()).body
+    }
+
+    /// The body is longer than `most`.
+    pub fn body_too_long(asker: Asker<'_>, most: u64) -> Exceeded {
+        Exceeded { limit: Limit::Body(most), device: asker.name.clone(), retry_after: None }
+    }
+
+    /// Takes one request into account, whose body has `body` bytes if that was said. It counts as running until what is returned is
+    /// dropped. `now` is Unix time.
+    ///
+    /// # Errors
+    /// The first limit that is exceeded; then nothing has been counted.
+    pub fn enter(self: &Arc<Self>, asker: Asker<'_>, body: Option<u64>, now: i64) -> Result<Running<C>, Exceeded> {
+        let mut inner = self.lock();
+        let Inner { table, devices, tokens } = &mut *inner;
+        let limits = table.limits(asker.role, asker.name.as_str());
+        let exceeded = |limit, retry_after| Err(Exceeded { limit, device: asker.name.clone(), retry_after });
+        if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
+            return exceeded(Limit::Body(most), None);
+        }
+        let today = Day::of(now);
+        if let Some(most) = limits.tokens_per_day.filter(|most| tokens.used(asker.id, today) >= *most) {
+            return exceeded(Limit::Tokens(most), Some(today.left(now)));
+        }
+        let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
+        counter.obey(limits, &self.clock);
+        if let Some(most) = limits.at_once.filter(|most| counter.at_once >= most.get()) {
+            return exceeded(Limit::AtOnce(most), Some(SOON));
+        }
+        // Last, so that what is refused for another reason uses up nothing.
+        if let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate)
+            && let Err(until) = rate.check()
+        {
+            return exceeded(Limit::Rate(most), Some(until.wait_time_from(self.clock.now())));
+        }
+        counter.at_once += 1;
+        Ok(Running { limiter: self.clone(), id: asker.id })
+    }
+
+    /// Adds tokens that a request has used. They count when it has ended: only then are they known.
+    pub fn used(&self, id: DeviceId, tokens: u64, now: i64) {
+        if tokens > 0 {
+            self.lock().tokens.add(id, tokens, Day::of(now));
+        }
+    }
+
+    /// What has been used, for keeping; `None` if that is what it was when this was asked last.
+    pub fn unsaved(&self) -> Option<Usage> {
+        self.lock().tokens.unsaved()
+    }
+}
+
+impl<C: Clock> Limiter<C> {
+    fn lock(&self) -> MutexGuard<'_, Inner<C>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<C: Clock + Clone> Counter<C> {
+    fn new(limits: Limits, clock: &C) -> Self {
+        Self { limits, rate: rate(limits, clock), at_once: 0 }
+    }
+
+    /// A changed rate begins anew; an unchanged one remembers.
+    fn obey(&mut self, limits: Limits, clock: &C) {
+        let changed = (self.limits.requests_per_minute, self.limits.burst) != (limits.requests_per_minute, limits.burst);
+        if changed {
+            self.rate = rate(limits, clock);
+        }
+        self.limits = limits;
+    }
+}
+
+fn rate<C: Clock + Clone>(limits: Limits, clock: &C) -> Option<Rate<C>> {
+    let per_minute = limits.requests_per_minute?;
+    let quota = Quota::per_minute(per_minute).allow_burst(limits.burst.unwrap_or(per_minute));
+    Some(RateLimiter::direct_with_clock(quota, clock.clone()))
+}
+
+/// A request that counts as running.
+pub struct Running<C: Clock = DefaultClock> {
+    limiter: Arc<Limiter<C>>,
+    id: DeviceId,
+}
+
+impl<C: Clock> fmt::Debug for Running<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl<C: Clock> Drop for Running<C> {
+    fn drop(&mut self) {
+        if let Some(counter) = self.limiter.lock().devices.get_mut(&self.id) {
+            counter.at_once = counter.at_once.saturating_sub(1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

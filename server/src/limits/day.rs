@@ -1,0 +1,64 @@
+//! Tokens per day: how many each device has used since midnight, UTC.
+
+use std::{collections::HashMap, time::Duration};
+
+use common::identity::DeviceId;
+use serde::{Deserialize, Serialize};
+
+const SECONDS: i64 = 86_400;
+
+/// A day in UTC.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Day(i64);
+
+impl Day {
+    /// The day of a moment in Unix seconds.
+    pub fn of(now: i64) -> Self {
+        Self(now.div_euclid(SECONDS))
+    }
+
+    /// How much of it is left.
+    pub fn left(self, now: i64) -> Duration {
+        let end = (self.0 + 1).saturating_mul(SECONDS);
+        Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or(0))
+    }
+}
+
+/// What was used on one day.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    day: Day,
+    tokens: HashMap<DeviceId, u64>,
+    #[serde(skip)]
+    changed: bool,
+}
+
+impl Usage {
+    /// Tokens that a device has used on `day`.
+    pub fn used(&self, id: DeviceId, day: Day) -> u64 {
+        if day == self.day { self.tokens.get(&id).copied().unwrap_or(0) } else { 0 }
+    }
+
+    /// Adds tokens. Another day forgets the one before, and a later one too: a clock that ran ahead must not end all counting.
+    pub fn add(&mut self, id: DeviceId, tokens: u64, day: Day) {
+        if day != self.day {
+            self.tokens.clear();
+            self.day = day;
+        }
+        let used = self.tokens.entry(id).or_default();
+        *used = used.saturating_add(tokens);
+        self.changed = true;
+    }
+
+    /// Forgets devices that are no more.
+    pub fn retain(&mut self, is_enrolled: impl Fn(DeviceId) -> bool) {
+        self.tokens.retain(|id, _| is_enrolled(*id));
+    }
+
+    /// A copy to be kept, if anything has changed since the last.
+    pub fn unsaved(&mut self) -> Option<Self> {
+        std::mem::take(&mut self.changed).then(|| self.clone())
+    }
+}

@@ -1,0 +1,228 @@
+//! What the configuration says of limits: for all, for a role, for a device; the nearer one counts, limit by limit.
+
+use std::{collections::HashMap, num::NonZeroU32, str::FromStr};
+
+use serde::{Deserialize, Deserializer, de};
+
+/// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]` or `[devices.NAME.limits]`. What it doesn't say is left to the
+/// table behind it; `"none"` says that there is no limit, whatever is behind.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitSettings {
+    /// Requests that a device may make per minute, on the average.
+    pub requests_per_minute: Said<NonZeroU32>,
+    /// Requests that it may make without a pause; as many as per minute, if not said.
+    pub burst: Said<NonZeroU32>,
+    /// Requests of it that may run at once.
+    pub at_once: Said<NonZeroU32>,
+    /// Bytes of one request's body: a number, or text such as `"64MiB"`.
+    pub body: Said<Size>,
+    /// Tokens per UTC day, read and written ones together.
+    pub tokens_per_day: Said<Positive>,
+}
+
+/// What a table says of one limit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Said<T> {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// That there is none.
+    None,
+    /// How high it is.
+    At(T),
+}
+
+/// A number of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub u64);
+
+/// A number above zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Positive(pub u64);
+
+/// All tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct LimitTable {
+    /// `[limits]`.
+    pub default: LimitSettings,
+    /// `[roles.NAME.limits]`.
+    pub roles: HashMap<String, LimitSettings>,
+    /// `[devices.NAME.limits]`.
+    pub devices: HashMap<String, LimitSettings>,
+}
+
+/// The limits of one device, settled. `None` is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Requests per minute.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Requests without a pause.
+    pub burst: Option<NonZeroU32>,
+    /// Requests at once.
+    pub at_once: Option<NonZeroU32>,
+    /// Bytes of a body.
+    pub body: Option<u64>,
+    /// Tokens per UTC day.
+    pub tokens_per_day: Option<u64>,
+}
+
+impl LimitTable {
+    /// The limits of a device with this role and name.
+    pub fn limits(&self, role: &str, device: &str) -> Limits {
+        let layers = [self.devices.get(device), self.roles.get(role), Some(&self.default)];
+        let settle = |layers: &[Option<&LimitSettings>]| {
+            let layers = || layers.iter().flatten();
+            Limits {
+                requests_per_minute: nearest(layers().map(|l| l.requests_per_minute)),
+                burst: nearest(layers().map(|l| l.burst)),
+                at_once: nearest(layers().map(|l| l.at_once)),
+                body: nearest(layers().map(|l| l.body)).map(|Size(bytes)| bytes),
+                tokens_per_day: nearest(layers().map(|l| l.tokens_per_day)).map(|Positive(tokens)| tokens),
+            }
+        };
+        settle(&layers)
+    }
+}
+
+fn nearest<T: Copy>(said: impl Iterator<Item = Said<T>>) -> Option<T> {
+    for said in said {
+        match said {
+            Said::Nothing => {}
+            Said::None => return None,
+            Said::At(limit) => return Some(limit),
+        }
+    }
+    None
+}
+
+impl FromStr for Size {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WHY: &str = "a size is a number of bytes, or a number and KiB, MiB or GiB, for example \"64MiB\"";
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let factor: u64 = match unit.trim_start() {
+            "" | "B" => 1,
+            "kB" | "KB" => 1_000,
+            "KiB" | "K" | "k" => 1 << 10,
+            "MB" => 1_000_000,
+            "MiB" | "M" => 1 << 20,
+            "GB" => 1_000_000_000,
+            "GiB" | "G" => 1 << 30,
+            _ => return Err(WHY),
+        };
+        number.parse::<u64>().ok().and_then(|n| n.checked_mul(factor)).map(Self).ok_or(WHY)
+    }
+}
+
+/// A value as a file may write it.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Raw {
+    Number(i64),
+    Text(String),
+}
+
+/// What can stand for a limit in a file.
+trait Value: Sized {
+    const EXPECTED: &'static str;
+    fn from_raw(raw: &Raw) -> Option<Self>;
+}
+
+impl Value for NonZeroU32 {
+    const EXPECTED: &'static str = "a number from 1 to 4294967295, or \"none\"";
+    fn from_raw(raw: &Raw) -> Option<Self> {
+        let Raw::Number(number) = raw else { return None };
+        u32::try_from(*number).ok().and_then(Self::new)
+    }
+}
+
+impl Value for Positive {
+    const EXPECTED: &'static str = "a number above 0, or \"none\"";
+    fn from_raw(raw: &Raw) -> Option<Self> {
+        let Raw::Number(number) = raw else { return None };
+        u64::try_from(*number).ok().filter(|number| *number > 0).map(Self)
+    }
+}
+
+impl Value for Size {
+    const EXPECTED: &'static str = "a number of bytes, text such as \"64MiB\", or \"none\"";
+    fn from_raw(raw: &Raw) -> Option<Self> {
+        match raw {
+            Raw::Number(number) => u64::try_from(*number).ok().map(Self),
+            Raw::Text(text) => text.parse().ok(),
+        }
+    }
+}
+
+impl<'de, T: Value> Deserialize<'de> for Said<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let expected = || de::Error::custom(format!("expected {}", T::EXPECTED));
+        let raw = Raw::deserialize(deserializer).map_err(|_| expected())?;
+        if matches!(&raw, Raw::Text(text) if text == "none") {
+            return Ok(Self::None);
+        }
+        T::from_raw(&raw).map(Self::At).ok_or_else(expected)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let raw = Raw::deserialize(deserializer).map_err(|_| de::Error::custom("expected a size such as \"64MiB\""))?;
+        Self::from_raw(&raw).ok_or_else(|| de::Error::custom("expected a size such as \"64MiB\""))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings(text: &str) -> LimitSettings {
+        toml::from_str(text).expect(text)
+    }
+
+    #[test]
+    fn the_nearer_table_counts_limit_by_limit() {
+        let table = LimitTable {
+            default: settings("requests_per_minute = 60\nat_once = 4\nbody = '1MiB'"),
+            roles: [("infer".to_owned(), settings("at_once = 2\ntokens_per_day = 1000"))].into(),
+            devices: [("ci".to_owned(), settings("requests_per_minute = 600\nbody = 'none'"))].into(),
+        };
+        let of = |role, device| table.limits(role, device);
+        assert_eq!(of("admin", "laptop").at_once.map(NonZeroU32::get), Some(4));
+        assert_eq!(of("infer", "laptop").at_once.map(NonZeroU32::get), Some(2));
+        assert_eq!(of("infer", "laptop").body, Some(1 << 20));
+        let ci = of("infer", "ci");
+        assert_eq!((ci.requests_per_minute.map(NonZeroU32::get), ci.body, ci.tokens_per_day), (Some(600), None, Some(1000)));
+        assert_eq!(LimitTable::default().limits("infer", "ci"), Limits::default(), "without a word nothing is limited");
+    }
+
+    #[test]
+    fn a_limit_that_means_nothing_is_refused_with_what_was_expected() {
+        for (text, says) in [
+            ("requests_per_minute = 0", "a number from 1"),
+            ("at_once = -1", "a number from 1"),
+            ("burst = 'many'", "a number from 1"),
+            ("tokens_per_day = 0", "a number above 0"),
+            ("tokens_per_day = 1.5", "a number above 0"),
+            ("body = '64 parsecs'", "64MiB"),
+            ("body = '99999999999GiB'", "64MiB"),
+            ("request_per_minute = 1", "unknown field"),
+        ] {
+            let error = toml::from_str::<LimitSettings>(text).expect_err(text).to_string();
+            assert!(error.contains(says) && error.contains("line 1"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_size_is_written_as_people_write_it() {
+        for (text, bytes) in [("0", 0), ("512", 512), ("4KiB", 4096), ("64 MiB", 64 << 20), ("2GB", 2_000_000_000)] {
+            assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
+        }
+        for bad in ["", "MiB", "-1", "1e3", "1.5MiB", "1TiB ", "٣"] {
+            assert!(bad.parse::<Size>().is_err(), "{bad}");
+        }
+    }
+}

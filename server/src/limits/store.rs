@@ -1,0 +1,103 @@
+//! Where the tokens of a day are kept, so that a restart is no new allowance.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::private::{self, FileError};
+use tracing::warn;
+
+use super::{Limiter, Usage};
+
+/// A crash forgets no more than this.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// The file that keeps them.
+pub struct UsageFile {
+    path: PathBuf,
+}
+
+impl UsageFile {
+    /// Its name in the state directory.
+    pub const FILE: &str = "usage.json";
+
+    /// The file of a server whose state is in `dir`.
+    pub fn new(dir: &Path) -> Self {
+        Self { path: dir.join(Self::FILE) }
+    }
+
+    /// What has been used. A damaged file is no reason to let nobody in: it is said, and the day begins anew.
+    pub fn load(&self) -> Usage {
+        let read = private::read(&self.path)
+            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&self.path, e)));
+        match read {
+            Ok(usage) => usage,
+            Err(e) if e.is_not_found() => Usage::default(),
+            Err(e) => {
+                warn!("the tokens that were used today are forgotten: {e}");
+                Usage::default()
+            }
+        }
+    }
+
+    /// Writes what has been used. Blocks.
+    ///
+    /// # Errors
+    /// When it can't be written; the file is then as it was.
+    pub fn save(&self, usage: &Usage) -> Result<(), FileError> {
+        let bytes = serde_json::to_vec(usage).map_err(|e| FileError::damaged(&self.path, e))?;
+        private::replace(&self.path, &bytes)
+    }
+
+    /// Keeps what `limiter` counts for as long as it is polled, and says a failure once until it has passed.
+    pub async fn keep(self: Arc<Self>, limiter: Arc<Limiter>) {
+        let mut ticks = tokio::time::interval(EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let (mut unsaved, mut said) = (None, false);
+        loop {
+            ticks.tick().await;
+            let Some(usage) = limiter.unsaved().or_else(|| unsaved.take()) else { continue };
+            let file = self.clone();
+            match tokio::task::spawn_blocking(move || (file.save(&usage), usage)).await {
+                Ok((Ok(()), _)) => (unsaved, said) = (None, false),
+                Ok((Err(e), usage)) => {
+                    if !said {
+                        warn!("cannot keep the tokens that were used today: {e}");
+                    }
+                    (unsaved, said) = (Some(usage), true);
+                }
+                Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::identity::DeviceId;
+
+    use super::*;
+    use crate::limits::Day;
+
+    #[test]
+    fn what_was_used_today_is_known_after_a_restart() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let (file, id, today) = (UsageFile::new(tmp.path()), DeviceId::generate(), Day::of(1_800_000_000));
+        assert_eq!(file.load(), Usage::default());
+        let mut usage = Usage::default();
+        usage.add(id, 700, today);
+        file.save(&usage.unsaved().expect("changed")).expect("saved");
+        assert_eq!(file.load().used(id, today), 700);
+        assert!(usage.unsaved().is_none(), "what is kept need not be kept again");
+    }
+
+    #[test]
+    fn a_damaged_file_lets_the_server_start() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let file = UsageFile::new(tmp.path());
+        private::replace(&tmp.path().join(UsageFile::FILE), b"{\"day\":").expect("written");
+        assert_eq!(file.load(), Usage::default());
+    }
+}

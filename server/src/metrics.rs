@@ -1,0 +1,226 @@
+//! What Prometheus is told: requests as they end, and how things stand when it asks.
+//!
+//! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred, devices and paths not at all.
+
+pub mod look;
+pub mod serve;
+pub mod standing;
+
+use std::{fmt, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text},
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+
+use self::standing::Standing;
+use crate::gate::record::{End, RequestRecord, RouteClass};
+
+/// What every name begins with.
+const PREFIX: &str = "adit";
+/// From a few milliseconds of a small model to the minutes in which a large one is loaded.
+const FIRST_BYTE: [f64; 13] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0];
+/// From one token to the next.
+const BETWEEN: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0, 5.0, 30.0, 120.0];
+/// In the line.
+const WAIT: [f64; 11] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 600.0];
+
+/// All that is counted.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Request, Counter>,
+    ended: Family<Ended, Counter>,
+    refused: Family<Why, Counter>,
+    tokens: Family<Tokens, Counter>,
+    bytes: Family<Direction, Counter>,
+    first_byte: Family<Route, Histogram>,
+    between: Family<Route, Histogram>,
+    waited: Family<Route, Histogram>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Request {
+    role: String,
+    route: &'static str,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ended {
+    route: &'static str,
+    end: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Why {
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Tokens {
+    role: String,
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Direction {
+    direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Route {
+    route: &'static str,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics").finish_non_exhaustive()
+    }
+}
+
+impl Metrics {
+    /// Counts from zero.
+    pub fn new() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix(PREFIX),
+            requests: Family::default(),
+            ended: Family::default(),
+            refused: Family::default(),
+            tokens: Family::default(),
+            bytes: Family::default(),
+            first_byte: Family::new_with_constructor(|| Histogram::new(FIRST_BYTE)),
+            between: Family::new_with_constructor(|| Histogram::new(BETWEEN)),
+            waited: Family::new_with_constructor(|| Histogram::new(WAIT)),
+        };
+        let Self { registry, requests, ended, refused, tokens, bytes, first_byte, between, waited } = &mut metrics;
+        registry.register("requests", "Requests that have ended", requests.clone());
+        registry.register("requests_ended", "Requests by how they ended", ended.clone());
+        registry.register("requests_refused", "Requests that were refused, by reason", refused.clone());
+        registry.register("tokens", "Tokens that were read and written, where answers say it", tokens.clone());
+        registry.register("bytes", "Bytes of requests (in) and answers (out)", bytes.clone());
+        registry.register("first_byte_seconds", "From a request's head to the first byte of its answer", first_byte.clone());
+        registry.register("between_pieces_seconds", "From one piece of an answer to the next", between.clone());
+        registry.register("queue_wait_seconds", "How long requests waited for their turn", waited.clone());
+        metrics
+    }
+
+    /// A piece of an answer has come, so long after the one before it.
+    pub fn piece(&self, route: RouteClass, after: Duration) {
+        self.between.get_or_create(&Route { route: route.as_str() }).observe(after.as_secs_f64());
+    }
+
+    /// A request has ended.
+    pub fn ended(&self, record: &RequestRecord) {
+        let (role, route) = (record.role.as_str(), record.route.as_str());
+        self.requests.get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) }).inc();
+        self.ended.get_or_create(&Ended { route, end: record.end.as_str() }).inc();
+        if let End::Refused(why) = record.end {
+            self.refused.get_or_create(&Why { reason: why.as_str() }).inc();
+        }
+        for (direction, bytes, tokens) in
+            [("in", record.bytes_in, record.tokens_in), ("out", record.bytes_out, record.tokens_out)]
+        {
+            self.bytes.get_or_create(&Direction { direction }).inc_by(bytes);
+            if let Some(tokens) = tokens {
+                self.tokens.get_or_create(&Tokens { role: role.to_owned(), direction }).inc_by(tokens);
+            }
+        }
+        if let (Some(time), false) = (record.first_byte, matches!(record.end, End::Refused(_))) {
+            self.first_byte.get_or_create(&Route { route }).observe(time.as_secs_f64());
+        }
+        if matches!(record.route, RouteClass::Generate | RouteClass::Embed) {
+            self.waited.get_or_create(&Route { route }).observe(record.queued.as_secs_f64());
+        }
+    }
+
+    /// Everything, in the text format of OpenMetrics.
+    pub fn text(&self, standing: Standing) -> String {
+        let mut out = String::new();
+        let mut now = Registry::with_prefix(PREFIX);
+        now.register_collector(Box::new(standing));
+        // Writing to a string does not fail.
+        let _ = text::encode_registry(&mut out, &self.registry)
+            .and_then(|()| text::encode_registry(&mut out, &now))
+            .and_then(|()| text::encode_eof(&mut out));
+        out
+    }
+}
+
+/// The hundred of a status.
+fn class(status: Option<u16>) -> &'static str {
+    match status {
+        None => "none",
+        Some(100..=199) => "1xx",
+        Some(200..=299) => "2xx",
+        Some(300..=399) => "3xx",
+        Some(400..=499) => "4xx",
+        Some(500..=599) => "5xx",
+        Some(_) => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{audit::entry::tests::record, gate::record::Refusal};
+
+    #[track_caller]
+    fn assert_says(text: &str, line: &str) {
+        assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
+    }
+
+    #[test]
+    fn a_request_is_counted_in_all_its_aspects() {
+        let metrics = Metrics::new();
+        metrics.ended(&record(End::Done));
+        metrics.ended(&record(End::Refused(Refusal::Limit("at_once"))));
+        metrics.piece(RouteClass::Generate, Duration::from_millis(30));
+        let text = metrics.text(Standing::default());
+        for line in [
+            r#"adit_requests_total{role="infer",route="generate",status="2xx"} 2"#,
+            r#"adit_requests_ended_total{route="generate",end="done"} 1"#,
+            r#"adit_requests_refused_total{reason="at_once"} 1"#,
+            r#"adit_tokens_total{role="infer",direction="out"} 84"#,
+            r#"adit_bytes_total{direction="in"} 240"#,
+            r#"adit_first_byte_seconds_count{route="generate"} 1"#,
+            r#"adit_between_pieces_seconds_bucket{le="0.04",route="generate"} 1"#,
+            r#"adit_queue_wait_seconds_count{route="generate"} 2"#,
+            "# EOF",
+        ] {
+            assert_says(&text, line);
+        }
+    }
+
+    #[test]
+    fn whatever_is_asked_for_there_are_no_more_lines() {
+        let metrics = Metrics::new();
+        let mut sent = record(End::Done);
+        metrics.ended(&sent);
+        let before = metrics.text(Standing::default()).lines().count();
+        for i in 0..1000 {
+            sent.path = format!("/{i}").into();
+            sent.method = format!("M{i}").into();
+            sent.model = Some(format!("model{i}").into());
+            sent.asker.name = format!("device{i}").parse().expect("a name");
+            sent.asker.id = common::identity::DeviceId::generate();
+            metrics.ended(&sent);
+        }
+        assert_eq!(metrics.text(Standing::default()).lines().count(), before);
+    }
+
+    #[test]
+    fn any_status_has_a_class() {
+        for (status, expected) in
+            [(None, "none"), (Some(0), "other"), (Some(200), "2xx"), (Some(429), "4xx"), (Some(999), "other")]
+        {
+            assert_eq!(class(status), expected);
+        }
+    }
+}

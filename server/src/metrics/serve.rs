@@ -1,0 +1,256 @@
+//! Where Prometheus asks: a loopback address or a Unix socket, and no other, by type.
+
+use std::{
+    convert::Infallible,
+    fmt, io,
+    net::SocketAddr,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
+
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{ALLOW, CONTENT_TYPE, HeaderValue},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, UnixListener},
+    task::JoinSet,
+};
+
+/// Connections at once; Prometheus needs one.
+const CONNECTIONS: usize = 16;
+/// A connection that says nothing is closed.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+
+/// Where the metrics are: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MetricsAddr(Place);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Loopback(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl FromStr for MetricsAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(path) = text.strip_prefix("unix:") {
+            let path = Path::new(path);
+            return if path.is_absolute() {
+                Ok(Self(Place::Unix(path.to_owned())))
+            } else {
+                Err(format!("`{text}` is no place for metrics: the path of a socket begins with `/`"))
+            };
+        }
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Self(Place::Loopback(address))),
+            Ok(_) => Err(format!("`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])")),
+            Err(_) => Err(format!("`{text}` is no place for metrics: write it as 127.0.0.1:9464 or unix:/run/adit/metrics.sock")),
+        }
+    }
+}
+
+impl TryFrom<String> for MetricsAddr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for MetricsAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            Place::Loopback(address) => write!(f, "{address}"),
+            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// An open place where metrics are told.
+pub struct Exporter {
+    listener: Listener,
+}
+
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+impl Exporter {
+    /// Begins to listen. A socket that a killed server has left behind is replaced.
+    ///
+    /// # Errors
+    /// When the place is taken or may not be used.
+    pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
+        let listener = match &place.0 {
+            Place::Loopback(address) => Listener::Tcp(TcpListener::bind(address).await?),
+            Place::Unix(path) => {
+                remove_stale(path)?;
+                let listener = UnixListener::bind(path)?;
+                // The directory decides who comes near it; its group may ask.
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+                Listener::Unix(listener, path.clone())
+            }
+        };
+        Ok(Self { listener })
+    }
+
+    /// Where it listens, for the log.
+    pub fn address(&self) -> String {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().map(|a| format!("http://{a}/metrics")).unwrap_or_default(),
+            Listener::Unix(_, path) => format!("unix:{}", path.display()),
+        }
+    }
+
+    /// Answers for as long as it is polled.
+    pub async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            match accepted {
+                Ok(connection) => drop(connections.spawn(serve_one(connection, text.clone()))),
+                // Out of descriptors, most likely.
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        if let Listener::Unix(_, path) = &self.listener {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+impl Listener {
+    async fn accept(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(match self {
+            Self::Tcp(listener) => Box::new(listener.accept().await?.0),
+            Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
+        })
+    }
+}
+
+/// Only a socket that nobody listens to is removed.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => {}
+        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something there that is no socket")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e),
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => std::fs::remove_file(path),
+        Err(e) => Err(e),
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+    }
+}
+
+async fn serve_one(connection: Box<dyn Stream>, text: impl Fn() -> String) {
+    let service = service_fn(move |request| {
+        let answer = answer(&request, &text);
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
+    // A scraper that goes away is its own business.
+    let _ = http.serve_connection(TokioIo::new(connection), service).await;
+}
+
+fn answer(request: &Request<Incoming>, text: &impl Fn() -> String) -> Response<Full<Bytes>> {
+    let mut response = Response::default();
+    match (request.method(), request.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            response.headers_mut().insert(CONTENT_TYPE, OPENMETRICS);
+            *response.body_mut() = text().into();
+        }
+        (_, "/metrics") => {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+        }
+        _ => {
+            *response.status_mut() = StatusCode::NOT_FOUND;
+            *response.body_mut() = "metrics are at /metrics\n".into();
+        }
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_a_place_for_metrics() {
+        for good in ["127.0.0.1:9464", "[::1]:9464", "unix:/run/adit/metrics.sock"] {
+            assert_eq!(good.parse::<MetricsAddr>().expect(good).to_string(), good);
+        }
+        for (bad, says) in [
+            ("0.0.0.0:9464", "not a loopback address"),
+            ("192.168.1.7:9464", "not a loopback address"),
+            ("[::ffff:10.0.0.1]:1", "not a loopback address"),
+            ("9464", "write it as"),
+            ("localhost:9464", "write it as"),
+            ("unix:metrics.sock", "begins with `/`"),
+        ] {
+            let error = bad.parse::<MetricsAddr>().expect_err(bad);
+            assert!(error.contains(says), "{error}");
+        }
+    }
+
+    async fn ask(path: &Path, request: &str) -> String {
+        let mut stream = tokio::net::UnixStream::connect(path).await.expect("connected");
+        stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.expect("sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("answered");
+        answer
+    }
+
+    #[tokio::test]
+    async fn a_socket_is_served_replaced_when_stale_and_never_taken_from_another() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join("metrics.sock");
+        let place: MetricsAddr = format!("unix:{}", path.display()).parse().expect("a place");
+        // As a killed server leaves it.
+        drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
+        let exporter = Exporter::bind(&place).await.expect("replaced");
+        assert!(Exporter::bind(&place).await.is_err());
+        let asked = async {
+            let answer = ask(&path, "GET /metrics").await;
+            assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("# EOF\n"), "{answer}");
+            assert!(ask(&path, "POST /metrics").await.starts_with("HTTP/1.1 405 "));
+            assert!(ask(&path, "GET /").await.starts_with("HTTP/1.1 404 "));
+            assert!(!ask(&path, "HEAD /metrics").await.contains("EOF"));
+        };
+        tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned()) => {} }
+        assert!(!path.exists(), "it goes with its listener");
+        std::fs::write(&path, "mine").expect("written");
+        assert!(Exporter::bind(&place).await.is_err());
+        assert_eq!(std::fs::read_to_string(&path).expect("it is still there"), "mine");
+    }
+}

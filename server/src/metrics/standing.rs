@@ -1,0 +1,107 @@
+//! How things stand at the moment when somebody looks.
+
+use std::fmt;
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+};
+
+/// How things stand.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// Requests that wait for their turn.
+    pub queue_waiting: u64,
+    /// Requests that have a turn.
+    pub queue_running: u64,
+    /// Devices by state: `up`, `away`, `revoked`.
+    pub devices: Vec<(&'static str, u64)>,
+    /// Sessions by what carries them.
+    pub sessions: Vec<(&'static str, u64)>,
+    /// Open streams.
+    pub streams: u64,
+    /// Handshakes by their outcome, since the start.
+    pub handshakes: Vec<(&'static str, u64)>,
+    /// Attempts that were ignored at the door, by reason, since the start.
+    pub ignored: Vec<(&'static str, u64)>,
+    /// When certificates end, Unix time: the server's own, and the first of the devices' that are enrolled.
+    pub certificates: Vec<(&'static str, i64)>,
+    /// Devices whose certificate has ended.
+    pub expired: u64,
+    /// Lines of the audit log that were lost, since the start.
+    pub audit_lost: u64,
+    /// Whether the audit log can't be written.
+    pub audit_failing: bool,
+}
+
+impl Collector for Standing {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let now = self;
+        let mut gauge = |name, help, label: Option<&'static str>, values: &[(&'static str, i64)]| -> fmt::Result {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+            for (value, number) in values {
+                match label {
+                    Some(label) => ConstGauge::new(*number).encode(family.encode_family(&[(label, *value)])?)?,
+                    None => family.encode_gauge(number)?,
+                }
+            }
+            Ok(())
+        };
+        let one = |number: u64| [("", i64::try_from(number).unwrap_or(i64::MAX))];
+        let many = |numbers: &[(&'static str, u64)]| -> Vec<_> {
+            numbers.iter().map(|(label, number)| (*label, i64::try_from(*number).unwrap_or(i64::MAX))).collect()
+        };
+        gauge("queue_waiting", "Requests that wait for their turn", None, &one(now.queue_waiting))?;
+        gauge("queue_running", "Requests that have a turn", None, &one(now.queue_running))?;
+        gauge("devices", "Devices by state", Some("state"), &many(&now.devices))?;
+        gauge("sessions", "Sessions by what carries them", Some("carrier"), &many(&now.sessions))?;
+        gauge("streams", "Open streams", None, &one(now.streams))?;
+        let ends = "When the server's certificate and the first of the enrolled devices' ends, in Unix time";
+        gauge("certificate_end_timestamp_seconds", ends, Some("of"), &now.certificates)?;
+        gauge("devices_expired", "Enrolled devices whose certificate has ended", None, &one(now.expired))?;
+        gauge("audit_failing", "Whether the audit log can't be written", None, &one(u64::from(now.audit_failing)))?;
+        let mut counter = |name, help, label: Option<&'static str>, values: &[(&'static str, u64)]| -> fmt::Result {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            let Some(label) = label else {
+                return ConstCounter::new(values.iter().map(|(_, number)| number).sum::<u64>()).encode(family);
+            };
+            for (value, number) in values {
+                ConstCounter::new(*number).encode(family.encode_family(&[(label, *value)])?)?;
+            }
+            Ok(())
+        };
+        counter("handshakes", "Handshakes by their outcome", Some("outcome"), &now.handshakes)?;
+        counter("door_ignored", "Attempts that were ignored at the door, by reason", Some("reason"), &now.ignored)?;
+        counter("audit_lost_lines", "Lines of the audit log that could not be written", None, &[("", now.audit_lost)])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn how_things_stand_is_told_in_one_line_each() {
+        let standing = Standing {
+            queue_waiting: 1,
+            devices: vec![("up", 2), ("away", 1)],
+            ignored: vec![("stranger", 9)],
+            certificates: vec![("server", 1_800_000_000)],
+            audit_lost: 3,
+            ..Standing::default()
+        };
+        let text = Metrics::new().text(standing);
+        for line in [
+            "adit_queue_waiting 1",
+            r#"adit_devices{state="up"} 2"#,
+            r#"adit_door_ignored_total{reason="stranger"} 9"#,
+            r#"adit_certificate_end_timestamp_seconds{of="server"} 1800000000"#,
+            "adit_audit_lost_lines_total 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n") && text.matches("# EOF").count() == 1);
+    }
+}

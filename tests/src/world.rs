@@ -167,7 +167,7 @@ impl World {
 
 /// The world's own configuration, so that the machine's does not count.
 fn config_file(dir: &Path) -> PathBuf {
-    dir.join("aditd.toml")
+    dir.join("world.toml")
 }
 
 async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {

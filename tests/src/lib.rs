@@ -2,6 +2,7 @@
 
 pub mod demo;
 pub mod ollama;
+pub mod parsers;
 pub mod path;
 pub mod process;
 pub mod raw;

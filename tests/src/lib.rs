@@ -8,6 +8,7 @@ pub mod lab;
 pub mod laptop;
 pub mod load;
 pub mod ollama;
+pub mod parsers;
 pub mod path;
 pub mod process;
 pub mod raw;

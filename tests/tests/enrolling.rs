@@ -587,9 +587,9 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
     let list = world.aditd(&["device", "list"]).await;
     assert_ok(&list);
     let lines: Vec<Vec<&str>> = list.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], ["NAME", "ID", "SEEN", "CERTIFICATE"]);
-    assert_eq!((lines[1][0], &lines[1][2..4]), ("desk", &["never", "revoked"][..]));
-    assert_eq!((lines[2][0], lines[2][1], &lines[2][2..4]), ("laptop", id.as_str(), &["now", "until"][..]));
+    assert_eq!(lines[0], ["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
+    assert_eq!((lines[1][0], &lines[1][2..5]), ("desk", &["admin", "never", "revoked"][..]));
+    assert_eq!((lines[2][0], lines[2][1], &lines[2][2..5]), ("laptop", id.as_str(), &["admin", "now", "until"][..]));
     assert_eq!(lines.len(), 3);
     assert!(list.stdout.lines().all(|line| line == line.trim()), "{:?}", list.stdout);
 

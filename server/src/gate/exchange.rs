@@ -18,7 +18,7 @@ use super::{
     conversation::{Conversation, Over},
     framing::Body,
     head::Fault,
-    inbox::Inbox,
+    inbox::{BEHIND, Inbox},
     judge::Judged,
     record::{self, BodyLength, Refusal},
     refused::Refused,
@@ -228,7 +228,7 @@ async fn ask(
     tokio::select! {
         biased;
         () = way.answered.notified() => Asked::Whole,
-        end = inbox.watch() => match end {
+        end = inbox.watch(BEHIND) => match end {
             DownEnd::Finished if inbox.is_over() => finish(to).await,
             // It ends behind its next request.
             DownEnd::Finished => {

@@ -7,8 +7,10 @@ use common::splice::{CHUNKS, DownEnd, Meter, write_all};
 use quinn::RecvStream;
 use tokio::net::tcp::WriteHalf;
 
-/// Read ahead of its turn at the most, in bytes: enough to see that an application has gone behind a request of ordinary size.
-const MOST_AHEAD: usize = 256 * 1024;
+/// Read ahead at the most, in bytes, of what comes behind a request that runs.
+pub(super) const BEHIND: usize = 16 * 1024;
+/// And of a request that waits: enough to see behind one of ordinary size that its application has gone.
+pub(super) const WAITING: usize = 256 * 1024;
 
 /// The receiving half of a stream.
 pub(super) struct Inbox {
@@ -71,10 +73,10 @@ impl Inbox {
 
     /// Reads ahead until the application ends. Cancellation safe.
     ///
-    /// Behind more than [`MOST_AHEAD`] only an abort is seen.
-    pub(super) async fn watch(&mut self) -> DownEnd {
-        while !self.finished && self.len < MOST_AHEAD {
-            match self.recv.read_chunk(MOST_AHEAD - self.len, true).await {
+    /// Behind more than `most` bytes only an abort is seen.
+    pub(super) async fn watch(&mut self, most: usize) -> DownEnd {
+        while !self.finished && self.len < most {
+            match self.recv.read_chunk(most - self.len, true).await {
                 Ok(Some(chunk)) => {
                     self.len += chunk.bytes.len();
                     self.ahead.push_back(chunk.bytes);

@@ -14,6 +14,7 @@ use super::{
     framing::Body,
     head::RequestHead,
     host::{self, ThisMachine},
+    inbox::WAITING,
     model,
     record::{Asked, BodyLength, End, Refusal, RouteClass},
     refused::Refused,
@@ -269,7 +270,7 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             done = &mut work => Ok(done),
-            end = self.inbox.watch() => match end {
+            end = self.inbox.watch(WAITING) => match end {
                 DownEnd::Finished if !matches!(class, RouteClass::Generate | RouteClass::Embed) => Ok(work.await),
                 end => Err(Stop::Over(end.into())),
             },

@@ -117,12 +117,10 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
     // If the answer is lost, the same key makes it the same device.
     let key = place.pending_key(format!("{way} {device}").as_bytes(), make_key)?;
-    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let csr = BASE64.encode(&csr(&key)?);
     let enrolled = tokio::select! {
         enrolled = way.enroll(&device, csr) => enrolled,
-        // Not left to the signal itself: at a prompt the terminal has no echo, and gets it back only by an orderly end.
-        () = stop.asked() => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
+        () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
         let hint = e.hint();
@@ -135,6 +133,16 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
     check(&profile, None)?;
     profile.save()?;
     Ok(profile)
+}
+
+/// At a prompt of ours the terminal has no echo, and gets it back only by an orderly end. The system's ssh sees to that itself.
+async fn interrupted(way: &SshWay) {
+    if way.client == SshClient::Builtin
+        && let Ok(mut stop) = Stop::listen()
+    {
+        return stop.asked().await;
+    }
+    std::future::pending().await
 }
 
 /// This computer's name, without its domain and what a name can't hold.

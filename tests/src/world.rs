@@ -225,6 +225,11 @@ impl Device {
 }
 
 impl Up {
+    /// Kills it and waits until it is gone: its place is free then.
+    pub async fn end(mut self) {
+        self.adit.kill().await;
+    }
+
     /// The URL of a path here.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)

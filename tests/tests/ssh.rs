@@ -9,7 +9,7 @@ use tests::{
     raw::{self, Ending},
     skip,
     sshd::Sshd,
-    world::{SOON, World},
+    world::{SOON, Up, World},
 };
 use tokio::{io::AsyncWriteExt, task::JoinSet};
 
@@ -19,9 +19,10 @@ fn there_is_no_sshd() -> bool {
     !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
 }
 
-async fn works(up: &tests::world::Up) {
+async fn works(up: Up) {
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
+    up.end().await;
 }
 
 #[tokio::test]
@@ -33,9 +34,9 @@ async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
     let up = laptop.up(&world, &[]).await;
-    works(&up).await;
     let status = laptop.device.status().await;
     assert_eq!(status["tunnel"]["carrier"], "ssh", "the server advertises loopback alone: {status}");
+    works(up).await;
 }
 
 #[tokio::test]
@@ -54,10 +55,8 @@ async fn the_systems_ssh_does_the_same_for_who_chooses_it_and_the_choice_is_kept
     laptop.enrolled(&world, &["--ssh-client", "system"]).await;
     let kept = std::fs::read_to_string(laptop.device.dir.join("servers/default/identity.json")).expect("a profile");
     assert!(kept.contains(r#""ssh_client": "system""#), "{kept}");
-    let up = laptop.up(&world, &[]).await;
-    works(&up).await;
-    drop(up);
-    works(&laptop.up(&world, &["--ssh-client", "builtin"]).await).await;
+    works(laptop.up(&world, &[]).await).await;
+    works(laptop.up(&world, &["--ssh-client", "builtin"]).await).await;
 }
 
 #[tokio::test]
@@ -82,6 +81,7 @@ async fn an_answer_survives_the_death_of_its_ssh_connection_byte_for_byte() {
         let direct = raw::exchange(world.ollama.addr(), &raw::generate(150, 8)).await;
         assert_eq!(raw::without_date(&String::from_utf8_lossy(&answer)), raw::without_date(&direct));
         assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());
+        up.end().await;
     }
 }
 
@@ -133,7 +133,7 @@ async fn a_key_that_may_do_nothing_but_relay_is_enough_for_the_tunnel() {
     laptop.enrolled(&world, &[]).await;
     laptop.sshd.authorize("user", "restrict,command=\"aditd relay\"");
     for client in ["builtin", "system"] {
-        works(&laptop.up(&world, &["--ssh-client", client]).await).await;
+        works(laptop.up(&world, &["--ssh-client", client]).await).await;
     }
 }
 
@@ -148,7 +148,7 @@ async fn a_key_that_may_only_forward_to_the_relays_port_is_enough_for_the_tunnel
     let port = world.status().await["relay"].as_u64().expect("a relay");
     let only = format!("restrict,port-forwarding,permitopen=\"127.0.0.1:{port}\",command=\"/bin/false\"");
     laptop.sshd.authorize("user", &only);
-    works(&laptop.up(&world, &[]).await).await;
+    works(laptop.up(&world, &[]).await).await;
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
     let up = laptop.up(&world, &[]).await;
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
-    drop(up);
+    up.end().await;
     let again = laptop.adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"]).await;
     assert!(again.code == Some(1) && again.stderr.contains("there is a device `laptop-1` already"), "{}", again.stderr);
     world.kill_server().await;

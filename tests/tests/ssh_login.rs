@@ -168,7 +168,7 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
     let up = laptop.up(&world, &[]).await;
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
-    drop(up);
+    up.end().await;
     // There is no way around it.
     jump.kill();
     let gone = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;

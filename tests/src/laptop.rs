@@ -85,7 +85,7 @@ pub fn address_in(log: &str) -> Option<std::net::SocketAddr> {
 pub fn remote_aditd(world: &World) -> PathBuf {
     let dir = world.scratch("remote-bin");
     std::fs::create_dir_all(&dir).expect("a directory");
-    let (real, state, config) = (world.scratch("aditd"), world.state(), world.scratch("empty.toml"));
+    let (real, state, config) = (world.scratch("aditd"), world.state(), world.config());
     let script = format!(
         "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
         state.display(),

@@ -22,6 +22,8 @@ pub struct Sshd {
     pub address: SocketAddr,
     /// Where its files are: `host` and `user` (keys), `authorized_keys`, `known_hosts`, `ssh_config`.
     pub dir: PathBuf,
+    /// What it takes for /etc/shadow, if not the machine's own.
+    shadow: Option<PathBuf>,
     child: Child,
 }
 
@@ -57,7 +59,7 @@ impl Sshd {
         fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n")).expect("written");
         fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("chmod");
         let url = format!("ssh://{}@{address}", user_name());
-        let sshd = Self { url, ssh, address, dir: dir.to_owned(), child: run(dir) };
+        let sshd = Self { url, ssh, address, dir: dir.to_owned(), shadow: None, child: run(dir, None) };
         sshd.authorize("user", "");
         sshd.know(&sshd.line());
         sshd.client("StrictHostKeyChecking yes\nBatchMode yes\n");
@@ -118,6 +120,16 @@ impl Sshd {
         self.restart().await;
     }
 
+    /// Starts it again so that this very user logs in with a password alone, of which this is the hash (crypt(5)), and only here: in a
+    /// mount namespace of its own. For root.
+    pub async fn take_password(&mut self, hash: &str, lines: &str) {
+        let shadow = self.dir.join("shadow");
+        fs::write(&shadow, format!("{}:{hash}:20000:0:99999:7:::\n", user_name())).expect("written");
+        fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600)).expect("chmod");
+        self.shadow = Some(shadow);
+        self.configure(&format!("PubkeyAuthentication no\n{lines}")).await;
+    }
+
     /// Kills sshd and every connection that it serves.
     pub fn kill(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
@@ -132,7 +144,7 @@ impl Sshd {
 
     /// Starts it again, on the same port.
     pub async fn restart(&mut self) {
-        self.child = run(&self.dir);
+        self.child = run(&self.dir, self.shadow.as_deref());
         self.answers().await;
     }
 
@@ -197,8 +209,15 @@ pub fn keygen(path: &Path, arguments: &[&str]) {
     assert!(made.as_ref().is_ok_and(|out| out.status.success()), "{made:?}");
 }
 
-fn run(dir: &Path) -> Child {
-    let mut command = Command::new(SSHD);
+fn run(dir: &Path, shadow: Option<&Path>) -> Child {
+    let mut command = match shadow {
+        Some(shadow) => {
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/shadow && exec \"$@\""]).arg(shadow).arg(SSHD);
+            command
+        }
+        None => Command::new(SSHD),
+    };
     command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config"));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sshd starts")
 }

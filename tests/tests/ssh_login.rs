@@ -174,3 +174,32 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
     let gone = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;
     assert!(gone.code == Some(1) && gone.stderr.contains(&format!("port {}", jump.address.port())), "{}", gone.stderr);
 }
+
+/// `open sesame`, in crypt's SHA-512.
+const HASH: &str = "$6$aditadit$kS43ewz49BYpu9dfN8aIeoYPg42PNCtrZPeSQ1o6Xr188m1pj4YojvhFcNTpgIfwPg7/pQqeuQVcZKT.c8.05/";
+
+#[tokio::test]
+async fn where_no_key_is_taken_a_password_is_asked_for_at_a_terminal_and_nowhere_else() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
+    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have passwords of its own") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    let asked_by_pam = "UsePAM yes\nKbdInteractiveAuthentication yes\nPasswordAuthentication no\n";
+    for (lines, prompt, device) in [("PasswordAuthentication yes\n", "'s password: ", "one"), (asked_by_pam, "Password: ", "two")]
+    {
+        laptop.sshd.take_password(HASH, lines).await;
+        laptop.sshd.client("");
+        let nobody = laptop.enroll(&world, &[]).await;
+        assert!(nobody.code == Some(1) && nobody.stderr.contains("does not let this computer in"), "{}", nobody.stderr);
+        let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--replace", "--device", device]);
+        terminal.shows(prompt).await;
+        terminal.types("open sesame").await;
+        assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
+        assert!(!terminal.screen().contains("sesame"), "{}", terminal.screen());
+    }
+}

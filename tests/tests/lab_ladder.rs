@@ -27,9 +27,10 @@ async fn climb(link: Link, carrier: Carrier, seed: u64) {
     let mut bytes = vec![0; 300_000];
     seeded_bytes(seed).fill(&mut bytes);
     let expected = HEXLOWER.encode(digest(&SHA256, &bytes).as_ref());
-    let head = format!("POST /test/sha256 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
+    let head =
+        format!("POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
     let upload = far.request([head.into_bytes(), bytes].concat()).await;
-    let download = format!("GET /test/bytes?n=300000&seed={seed} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let download = format!("GET /test/bytes?n=300000&seed={seed} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let download = far.twice(download.into_bytes()).await;
     for answer in answers {
         answer.are_equal(WITHIN).await;

@@ -73,7 +73,8 @@ async fn a_path_that_swallows_packets_of_more_than_1280_bytes_carries_answers_an
     let mut upload = vec![0; 2 << 20];
     seeded_bytes(6).fill(&mut upload);
     let digest = HEXLOWER.encode(digest(&SHA256, &upload).as_ref());
-    let head = format!("POST /test/sha256 HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", upload.len());
+    let head =
+        format!("POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", upload.len());
     let uploaded = far.request([head.into_bytes(), upload].concat()).await.ended(WITHIN).await;
     assert!(uploaded.text.contains(&digest), "{}", uploaded.text);
     far.is_one_session();

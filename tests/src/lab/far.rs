@@ -104,6 +104,9 @@ impl Far {
                 let device = world.stranger("laptop");
                 let enrolled = run(&lab, adit(&world, &device, Some(&sshd), &enroll)).await;
                 assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
+                // What roles keep from a device is not what is tried here.
+                let admin = world.aditd(&["device", "role", "laptop", "admin"]).await;
+                assert_eq!(admin.code, Some(0), "{}", admin.stderr);
                 (device, Some(sshd))
             }
         };

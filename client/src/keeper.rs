@@ -211,11 +211,14 @@ async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, S
 
 /// Ends when the server says that it drains; a stream that fails says nothing that the connection doesn't say better.
 async fn listen_to(mut notices: RecvStream) {
-    match frame::read::<Notice>(&mut notices).await {
-        Ok(Notice::Draining) => {}
-        Err(e) => {
-            debug!("no more notices: {e}");
-            std::future::pending().await
+    loop {
+        match frame::read::<Notice>(&mut notices).await {
+            Ok(Notice::Here) => {}
+            Ok(Notice::Draining) => return,
+            Err(e) => {
+                debug!("no more notices: {e}");
+                return std::future::pending().await;
+            }
         }
     }
 }

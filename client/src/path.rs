@@ -24,7 +24,7 @@ use crate::{
 const TRIAL: Duration = Duration::from_secs(3);
 /// A server that has been silent for so long, over a new login too, may have forgotten the session.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
-/// The wall clock went further than ours: the machine has slept.
+/// Looks are a second apart at the most: after more than this, this program has slept.
 const SLEPT: Duration = Duration::from_secs(5);
 /// How often the kernel is asked what it would send from.
 const SOURCE_EVERY: Duration = Duration::from_secs(1);
@@ -107,7 +107,9 @@ impl<'a> Path<'a> {
     }
 
     fn look(&mut self, now: Instant) {
-        let slept = self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT);
+        // The wall clock went on without ours, or both went on without us.
+        let slept =
+            self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT) || self.looked.0.elapsed() > SLEPT;
         self.looked = (now, SystemTime::now());
         if slept || now - self.source.0 >= SOURCE_EVERY {
             self.source = (now, self.up.way().source());

@@ -21,6 +21,8 @@ const PROBE_IDLE_EVERY: Duration = Duration::from_secs(5);
 const REBIND_AT: [Duration; 4] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
 /// And then, for as long as it is silent.
 const REBIND_EVERY: Duration = Duration::from_secs(5);
+/// After a silence, so long every packet of the server's is worth a question, or for four round trips if those take longer.
+const URGE: Duration = Duration::from_secs(1);
 /// So long a change makes the path doubtful, even if no request runs.
 const DOUBT: Duration = Duration::from_secs(6);
 
@@ -75,12 +77,14 @@ pub(crate) struct Watch {
     /// When new sockets became necessary, and how many have been taken since.
     trouble: Option<(Instant, usize)>,
     doubt_until: Instant,
+    /// What was lost in a silence may be lost again on its second way.
+    urge_until: Instant,
 }
 
 impl Watch {
     /// Begins a watch.
     pub(crate) fn new(now: Instant, source: Option<IpAddr>) -> Self {
-        Self { heard: 0, heard_at: now, source, asked: None, silent: false, trouble: None, doubt_until: now }
+        Self { heard: 0, heard_at: now, source, asked: None, silent: false, trouble: None, doubt_until: now, urge_until: now }
     }
 
     /// Looks once.
@@ -90,6 +94,7 @@ impl Watch {
             if self.silent {
                 turn = Some(Turn::Back(now - self.heard_at));
                 self.trouble = None;
+                self.urge_until = now + URGE.max(seen.rtt * 4);
             }
             (self.heard, self.heard_at, self.asked, self.silent) = (seen.heard, now, None, false);
         }
@@ -131,6 +136,7 @@ impl Watch {
     fn probes(&mut self, now: Instant, eager: bool) -> bool {
         let pause = match (self.silent, eager) {
             (true, true) => PROBE_EVERY,
+            (false, true) if now < self.urge_until => PROBE_EVERY,
             (true, false) => PROBE_IDLE_EVERY,
             (false, true) if now - self.heard_at >= ASK_AFTER => ASK_AFTER,
             (false, _) => return false,

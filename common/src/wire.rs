@@ -180,8 +180,8 @@ pub struct Service {
 }
 
 /// The client's first words on the connection that it has chosen, sent with the end of the handshake. Without them there is no session:
-/// of several attempts side by side only one becomes one. The stream stays open: single bytes without a meaning follow, so that the
-/// client sees whether its packets are still acknowledged.
+/// of several attempts side by side only one becomes one. The stream stays open: single bytes without a meaning follow, as probes, and
+/// are answered with [`Notice::Here`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Version of `adit`.
@@ -292,6 +292,8 @@ pub enum EnrollRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
+    /// An answer to one or more probes. Its acknowledgement shows the server what it has lost.
+    Here,
     /// It takes no more streams: those that run go on to their end.
     Draining,
 }

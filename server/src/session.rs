@@ -114,7 +114,8 @@ impl Session {
         let mut streams = JoinSet::new();
         match self.greet().await {
             Ok(notices) => {
-                let _probes = AbortOnDropHandle::new(tokio::spawn(take_probes(probes)));
+                let notices = Arc::new(tokio::sync::Mutex::new(notices));
+                let _probes = AbortOnDropHandle::new(tokio::spawn(answer_probes(probes, notices.clone())));
                 self.serve(&mut streams, notices).await;
             }
             Err(e) => {
@@ -147,7 +148,7 @@ impl Session {
     }
 
     /// Serves streams until the connection ends; while the server drains, only those that run already.
-    async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, mut notices: SendStream) {
+    async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Arc<tokio::sync::Mutex<SendStream>>) {
         let mut limit = FIRST_STREAMS;
         loop {
             tokio::select! {
@@ -165,7 +166,8 @@ impl Session {
                 () = self.server.draining.cancelled() => break,
             }
         }
-        if frame::write(&mut notices, &Notice::Draining).await.is_ok() {
+        let told = frame::write(&mut *notices.lock().await, &Notice::Draining).await;
+        if told.is_ok() {
             while streams.join_next().await.is_some() {}
         }
         close(&self.connection, Code::ShuttingDown);
@@ -272,9 +274,13 @@ impl Session {
     }
 }
 
-/// Takes what means nothing but "are you there?": QUIC's acknowledgement is the answer.
-async fn take_probes(mut probes: RecvStream) {
-    while let Ok(Some(_)) = probes.read_chunk(64, true).await {}
+/// Answers what means nothing but "are you there?".
+async fn answer_probes(mut probes: RecvStream, notices: Arc<tokio::sync::Mutex<SendStream>>) {
+    while let Ok(Some(_)) = probes.read_chunk(1 << 16, true).await {
+        if frame::write(&mut *notices.lock().await, &Notice::Here).await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Counts a stream for as long as it lives.

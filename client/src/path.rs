@@ -22,8 +22,10 @@ use crate::{
 
 /// A new carrier has this time, or some round trips, to bring a packet of the session.
 const TRIAL: Duration = Duration::from_secs(3);
-/// A server that has been silent for so long, over a new login too, may have forgotten the session.
+/// A server that has been silent for so long, and through several trials on a path that is good, has forgotten the session. One trial
+/// proves nothing: the path may have gone again in the middle of it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
+const FORGOTTEN_TRIALS: u32 = 2;
 /// Looks are a second apart at the most: after more than this, this program has slept.
 const SLEPT: Duration = Duration::from_secs(5);
 /// How often the kernel is asked what it would send from.
@@ -39,6 +41,8 @@ pub(crate) struct Path<'a> {
     watch: Watch,
     scout: Scout,
     trial: Option<Trial>,
+    /// Trials that have failed since the server was heard.
+    failed_trials: u32,
     looked: (Instant, SystemTime),
     source: (Instant, Option<std::net::IpAddr>),
     /// A carrier that has ended is said once.
@@ -75,6 +79,7 @@ impl<'a> Path<'a> {
             watch: Watch::new(now, source),
             scout: Scout::new(directions),
             trial: None,
+            failed_trials: 0,
             looked: (now, SystemTime::now()),
             source: (now, source),
             told_dead: false,
@@ -133,6 +138,7 @@ impl<'a> Path<'a> {
                 self.publish_if(|link| matches!(link, Link::Up(_)), Link::Silent(self.up.clone()));
             }
             Some(Turn::Back(time)) => {
+                self.failed_trials = 0;
                 self.journal.note(format_args!("the server answers again, after {:.1} s", time.as_secs_f64()));
                 self.publish_if(|link| matches!(link, Link::Silent(_)), Link::Up(self.up.clone()));
             }
@@ -260,9 +266,14 @@ impl<'a> Path<'a> {
                 dismiss(dialed);
                 None
             }
-            None if dialed.is_some() => dialed,
             None => {
-                if self.watch.quiet_for(now) > FORGOTTEN_AFTER {
+                self.failed_trials += 1;
+                let forgotten = self.failed_trials >= FORGOTTEN_TRIALS && self.watch.quiet_for(now) > FORGOTTEN_AFTER;
+                if forgotten && dialed.is_some() {
+                    return dialed;
+                }
+                dismiss(dialed);
+                if forgotten {
                     self.scout.begin_anew();
                 }
                 None

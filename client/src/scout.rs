@@ -52,6 +52,7 @@ pub(crate) struct Scout {
     udp: Line,
     ssh: Line,
     pause: Duration,
+    /// A whole connection by SSH is wanted.
     anew: bool,
 }
 
@@ -75,7 +76,6 @@ impl Scout {
             self.attempts = JoinSet::new();
             let head_start = if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
             (self.udp, self.ssh) = (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
-            self.anew = false;
         }
         let udp = match need {
             Need::Nothing => return,
@@ -91,6 +91,10 @@ impl Scout {
             if need == Need::Better {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
+        }
+        if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
+            let directions = self.directions.clone();
+            self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
         }
         if need == Need::Any
             && self.ssh.running < AT_ONCE
@@ -108,13 +112,9 @@ impl Scout {
         (self.pause, self.udp.next) = (FIRST_PAUSE, Instant::now());
     }
 
-    /// Makes a whole connection by SSH: for a server that has forgotten the session.
+    /// A whole connection by SSH is wanted too: the server has forgotten the session.
     pub(crate) fn begin_anew(&mut self) {
-        if !self.anew && self.directions.ssh().is_some() {
-            self.anew = true;
-            let directions = self.directions.clone();
-            self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
-        }
+        self.anew = true;
     }
 
     /// Waits for the end of an attempt; for ever if there is none. Cancellation safe.
@@ -125,7 +125,7 @@ impl Scout {
                     match &found {
                         Found::Udp(_) => self.udp.running -= 1,
                         Found::Ssh(_) => self.ssh.running -= 1,
-                        Found::Anew(_) => self.anew = false,
+                        Found::Anew(_) => {}
                     }
                     return found;
                 }

@@ -175,7 +175,7 @@ impl Status {
         let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
         let events = latest
             .enumerate()
-            .map(|(i, event)| (if i == 0 { "Events" } else { "" }, format!("{}: {}", ago(event.at), event.what)));
+            .map(|(i, event)| (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what)));
         let lines = lines.into_iter().chain(events);
         lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
     }
@@ -208,9 +208,9 @@ impl UpStatus {
             format!("; socket buffers {} for receiving, {} for sending", bytes(receive as u64), bytes(send as u64))
         });
         format!(
-            "{} since {}; not {other}: {}{}",
+            "{} for {}; not {other}: {}{}",
             self.carrier.to_uppercase(),
-            ago(self.carrier_since),
+            since(self.carrier_since),
             self.why_not_other,
             kept.unwrap_or_default()
         )
@@ -224,10 +224,9 @@ impl UpStatus {
 
     fn to_text(&self) -> String {
         let lost = self.lost_packets as f64 * 100.0 / self.sent_packets.max(1) as f64;
-        let since = Duration::from_secs((unix_now() - self.since).max(0) as u64);
         format!(
             "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost",
-            humantime::format_duration(since),
+            since(self.since),
             self.carrier.to_uppercase(),
             self.remote,
             self.rtt_ms
@@ -261,10 +260,9 @@ fn why_not_other(carried: &Carried, directions: &Directions) -> String {
     }
 }
 
-/// How long ago a moment was, to the second.
-fn ago(at: i64) -> String {
-    let seconds = (unix_now() - at).max(0) as u64;
-    format!("{} ago", humantime::format_duration(Duration::from_secs(seconds)))
+/// The time since a moment, to the second.
+fn since(at: i64) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs((unix_now() - at).max(0) as u64))
 }
 
 fn bytes(count: u64) -> String {

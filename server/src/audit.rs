@@ -1,6 +1,6 @@
 //! The audit log: one line of JSON for each request and for each change of who may do what. Prompts, answers, queries and keys never.
 //!
-//! [`entry`] says what a line is, [`log`] puts lines into files, [`writer`] does so beside the requests, [`show`] is `aditd audit`.
+//! [`entry`] says what a line is, [`log`] puts lines into files, `writer` does so beside the requests, [`show`] is `aditd audit`.
 
 pub mod entry;
 pub mod log;

@@ -1,6 +1,6 @@
 //! How much a device may ask for: requests per minute and at once, the size of a body, tokens per day.
 //!
-//! What may be asked is settled by three layers ([`settings`]); what has been used is counted per device, here. The clock and the
+//! What may be asked is settled by three layers (`settings`); what has been used is counted per device, here. The clock and the
 //! time of day come in from outside.
 
 mod day;

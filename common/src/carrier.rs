@@ -13,7 +13,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 pub use self::{
     framing::{frame_datagram, next_datagram},
-    relay::relay,
+    relay::{RELAY_SOURCE, relay},
     stream::StreamCarrier,
     udp::UdpCarrier,
 };

@@ -37,6 +37,14 @@ async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
     let status = laptop.device.status().await;
     assert_eq!(status["tunnel"]["carrier"], "ssh", "the server advertises loopback alone: {status}");
     works(up).await;
+    if cfg!(target_os = "linux") {
+        let noted = async {
+            while !world.aditd(&["audit", "--json"]).await.stdout.contains(r#""carrier":"ssh""#) {
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(SOON, noted).await.expect("the server knows what came by SSH");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io,
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     sync::Arc,
 };
 
@@ -36,9 +36,17 @@ where
     tokio::select! { end = inward(read, socket.clone()) => end, end = outward(socket, write) => end }
 }
 
+/// Where relays send from, if this machine has the whole of 127.0.0.0/8: so the server can tell in its records what comes by SSH. It is
+/// no proof: anybody on this machine may send from there.
+pub const RELAY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
+
 /// A socket that only the server reaches: nobody else is to find an open port here.
 fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
-    let socket = transport::socket(SocketAddr::new(server.ip(), 0))?;
+    let own = || transport::socket(SocketAddr::new(server.ip(), 0));
+    let socket = match server.ip() {
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => transport::socket(SocketAddr::from((RELAY_SOURCE, 0))).or_else(|_| own())?,
+        _ => own()?,
+    };
     // Elsewhere a connected socket can't be told where to send to.
     if cfg!(target_os = "linux") {
         socket.connect(server)?;

@@ -2,12 +2,15 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     pin::Pin,
     time::{Duration, SystemTime},
 };
 
-use common::identity::{DeviceId, Name};
+use common::{
+    carrier::RELAY_SOURCE,
+    identity::{DeviceId, Name},
+};
 
 /// Who asks, on one connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,20 +30,27 @@ pub struct Asker {
 pub enum Carrier {
     /// They come over the network.
     Udp,
-    /// They come from this machine: from a relay (over SSH), or from a device on it.
+    /// They come from a relay on this machine, over SSH.
+    Ssh,
+    /// They come from this machine otherwise.
     Local,
 }
 
 impl Carrier {
     /// The carrier behind an address.
     pub fn of(remote: SocketAddr) -> Self {
-        if remote.ip().to_canonical().is_loopback() { Self::Local } else { Self::Udp }
+        match remote.ip().to_canonical() {
+            IpAddr::V4(RELAY_SOURCE) => Self::Ssh,
+            ip if ip.is_loopback() => Self::Local,
+            _ => Self::Udp,
+        }
     }
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Udp => "udp",
+            Self::Ssh => "ssh",
             Self::Local => "local",
         }
     }

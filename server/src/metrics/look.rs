@@ -38,7 +38,9 @@ impl Look {
         };
         let (now, snapshot) = (unix_now(), policy.snapshot());
         let enrolled = || snapshot.devices().filter(|device| device.revoked.is_none());
-        let up = enrolled().filter(|device| sessions.iter().any(|session| session.device_id == device.id)).count();
+        let up = enrolled()
+            .filter(|device| sessions.iter().any(|session| session.device_id == device.id && session.away_since.is_none()))
+            .count();
         let ends = [("server", self.certificate_end), ("first_device", enrolled().map(|device| device.not_after).min())];
         let audit = meters.audit.status();
         Standing {
@@ -49,7 +51,7 @@ impl Look {
                 ("away", (enrolled().count() - up) as u64),
                 ("revoked", (snapshot.devices().count() - enrolled().count()) as u64),
             ],
-            sessions: vec![of(Carrier::Udp), of(Carrier::Local)],
+            sessions: vec![of(Carrier::Udp), of(Carrier::Ssh), of(Carrier::Local)],
             streams: sessions.iter().map(|session| session.streams as u64).sum(),
             handshakes: Handshake::ALL.map(|how| (how.as_str(), self.door.handshakes(how))).into(),
             ignored: Reason::ALL.map(|reason| (reason.as_str(), self.door.ignored(reason))).into(),

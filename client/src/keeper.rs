@@ -143,21 +143,29 @@ impl Keeper {
         }
         self.journal.note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
         self.follow(&hello);
+        // Later logins come in the background, whatever brought the first session up.
+        if let Some(ssh) = &self.directions.profile.get().ssh {
+            ssh.ask_no_more();
+        }
         Ok(Session { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
     }
 
     /// Publishes a session and stays with it until it ends.
-    async fn keep(&self, Session { up, notices, probes }: Session) -> Ended {
+    async fn keep(&self, Session { up, mut notices, probes }: Session) -> Ended {
         let to = up.way().to_string();
         self.publish.send_replace(Link::Up(up.clone()));
         let over = async {
             tokio::select! {
                 why = up.connection.closed() => DialError::from_connection(&why, &to),
-                () = listen_to(notices) => {
+                () = listen_to(&mut notices) => {
                     self.journal.note("the server is stopping: running answers go on, new connections wait");
                     let why = Some(DialError::Refused(Code::ShuttingDown));
                     self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
-                    DialError::from_connection(&up.connection.closed().await, &to)
+                    // Read on: a stream that nobody reads would stop the answers to probes.
+                    tokio::select! {
+                        why = up.connection.closed() => DialError::from_connection(&why, &to),
+                        () = async { loop { listen_to(&mut notices).await } } => unreachable!("it listens for ever"),
+                    }
                 }
             }
         };
@@ -210,9 +218,9 @@ async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, S
 }
 
 /// Ends when the server says that it drains; a stream that fails says nothing that the connection doesn't say better.
-async fn listen_to(mut notices: RecvStream) {
+async fn listen_to(notices: &mut RecvStream) {
     loop {
-        match frame::read::<Notice>(&mut notices).await {
+        match frame::read::<Notice>(notices).await {
             Ok(Notice::Here) => {}
             Ok(Notice::Draining) => return,
             Err(e) => {

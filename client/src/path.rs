@@ -157,6 +157,12 @@ impl<'a> Path<'a> {
         self.told_dead = dead;
     }
 
+    /// After a move: another way may be sent from another address.
+    fn note_source(&mut self) {
+        self.source = (Instant::now(), self.up.way().source());
+        self.watch.moved(self.source.1);
+    }
+
     fn note_change(&mut self, what: &str) {
         self.journal.note(what);
         self.scout.hurry();
@@ -231,6 +237,7 @@ impl<'a> Path<'a> {
         let rtt = dialed.as_ref().map_or(Duration::ZERO, |dialed| dialed.connection.rtt());
         match moved.and_then(|carrier| self.up.put_on(way, carrier)) {
             Ok((way, carrier)) => {
+                self.note_source();
                 let works = !self.watch.is_silent() && !carrier.is_dead();
                 let before = works.then_some((way, carrier));
                 self.trial = Some(Trial { until: Instant::now() + TRIAL.max(rtt * 6), before, dialed });
@@ -261,6 +268,7 @@ impl<'a> Path<'a> {
                 debug!("{way} brings nothing of the session: back to {before}");
                 let failed = way.carrier();
                 if self.up.put_on(before, carrier).is_ok() {
+                    self.note_source();
                     self.failed(failed, "it was tried, and brought no packet of the session");
                 }
                 dismiss(dialed);

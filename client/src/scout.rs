@@ -95,6 +95,8 @@ impl Scout {
         if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
             let directions = self.directions.clone();
             self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
+            // Another login beside it would be faster, and lead to one more trial of what is forgotten.
+            self.ssh.next = now + LOGIN_WITHIN;
         }
         if need == Need::Any
             && self.ssh.running < AT_ONCE

@@ -228,6 +228,11 @@ impl SshWay {
         Ok((carrier, SshCarrier { ready, dead, failed, to: self.to_string(), _task: AbortOnDropHandle::new(task) }))
     }
 
+    /// From now on nobody is asked anything: somebody else is at the terminal.
+    pub fn ask_no_more(&self) {
+        self.keyring.ask_no_more();
+    }
+
     fn client(&self) -> SshClient {
         self.client_now.unwrap_or(self.client)
     }

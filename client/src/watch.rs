@@ -113,6 +113,11 @@ impl Watch {
         Orders { probe: self.probes(now, eager), rebind: self.rebinds(now), turn }
     }
 
+    /// The path goes another way now, and is sent from this address: that is no change of network.
+    pub(crate) fn moved(&mut self, source: Option<IpAddr>) {
+        self.source = source;
+    }
+
     /// When to look again.
     pub(crate) fn pace(&self, running: bool) -> Duration {
         if running || self.silent || self.trouble.is_some() { PROBE_EVERY } else { Duration::from_secs(1) }

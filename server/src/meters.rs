@@ -9,7 +9,7 @@ use common::{
 
 use crate::{
     audit::{Audit, AuditSettings, Event},
-    gate::record::{Admission, Asked, BodyLength, End, NotNow, Observer, RequestRecord, RouteClass, Ticket, Waiting},
+    gate::record::{Admission, Asked, BodyLength, NotNow, Observer, RequestRecord, RouteClass, Ticket, Waiting},
     limits::{Asker, LimitTable, Limiter, UsageFile},
     metrics::{
         Metrics,
@@ -21,8 +21,8 @@ use crate::{
 /// How long the audit log may take to write what is left when the server stops.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Bytes of an answer that count as one token if it was broken off before it said how many there were: about the length of one piece.
-/// Otherwise breaking off would be free.
+/// Bytes of an answer that count as one token if it did not say how many there were: about the length of one piece. Otherwise
+/// breaking off would be free, and so would a stream of /v1 that nobody asked for its usage.
 const BYTES_PER_TOKEN: u64 = 128;
 
 /// What the configuration says of all of them.
@@ -164,11 +164,10 @@ pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
 /// What a request costs of the day's tokens.
 fn tokens(record: &RequestRecord) -> u64 {
     let told = [record.tokens_in, record.tokens_out].into_iter().flatten().fold(0, u64::saturating_add);
-    let broken_off = matches!(record.end, End::Cancelled | End::Cut)
-        && record.route == RouteClass::Generate
+    let untold = record.route == RouteClass::Generate
         && record.status.is_some_and(|status| (200..300).contains(&status))
         && record.tokens_out.is_none();
-    if broken_off { told.saturating_add(record.bytes_out / BYTES_PER_TOKEN) } else { told }
+    if untold { told.saturating_add(record.bytes_out / BYTES_PER_TOKEN) } else { told }
 }
 
 #[cfg(test)]
@@ -178,6 +177,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::{AuditSettings, entry::tests::record},
+        gate::record::End,
         limits::{LimitTable, Usage},
     };
 

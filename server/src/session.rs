@@ -277,9 +277,8 @@ impl Session {
 /// Answers what means nothing but "are you there?".
 async fn answer_probes(mut probes: RecvStream, notices: Arc<tokio::sync::Mutex<SendStream>>) {
     while let Ok(Some(_)) = probes.read_chunk(1 << 16, true).await {
-        if frame::write(&mut *notices.lock().await, &Notice::Here).await.is_err() {
-            return;
-        }
+        // Nobody may want to hear it; the acknowledgement is an answer too.
+        let _ = frame::write(&mut *notices.lock().await, &Notice::Here).await;
     }
 }
 

@@ -176,8 +176,7 @@ impl Way<'_> {
                 Session::open(tcp, &to, known, &self.patience).await?
             }
         };
-        let login =
-            Login { session: &mut session, config: host, keyring: self.keyring, may_ask: self.may_ask, patience: &self.patience };
+        let login = Login { session: &mut session, config: host, keyring: self.keyring, may_ask, patience: &self.patience };
         login.run().await?;
         Ok(session)
     }

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::{
     SshError, ask,
     bounds::Patience,
-    config::HostConfig,
+    config::{self, HostConfig},
     keys::{self, KeyFile, Keyring},
     session::{Attempt, Methods, Session},
 };
@@ -60,7 +60,10 @@ impl Login<'_> {
     /// Logs in.
     pub(crate) async fn run(mut self) -> Result<(), SshError> {
         let user = self.config.user.clone();
-        let who = format!("{user}@{}", self.config.host_name);
+        let who = match self.config.port {
+            config::SSH_PORT => format!("{user}@{}", self.config.host_name),
+            port => format!("{user}@{}:{port}", self.config.host_name),
+        };
         let mut denied = Denied { who: who.clone(), asked: self.may_ask, ..Denied::default() };
         let mut methods = match self.session.none(&user).await? {
             Attempt::In => return Ok(()),
@@ -211,7 +214,12 @@ impl Login<'_> {
                 }
                 attempt = self.session.answer(answers).await?;
             }
-            match settle(attempt) {
+            let step = settle(attempt);
+            if matches!(step, Step::Failed) {
+                // It may have been changed: it is not offered again and again.
+                self.keyring.forget_password(who);
+            }
+            match step {
                 Step::Failed if self.may_ask => {}
                 step => {
                     if let (Some(typed), Step::In) = (typed, &step) {

@@ -87,9 +87,11 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
     let mut command = Command::new(&program);
     // No terminal there, no forwarding, and the end of a dead connection within half a minute.
     command.args(["-T", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]);
-    if login == Login::Silent {
-        command.args(["-o", "BatchMode=yes"]);
-    }
+    // Whatever the configuration says, no host key is accepted silently.
+    match login {
+        Login::Silent => command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]),
+        Login::MayAsk => command.args(["-o", "StrictHostKeyChecking=ask"]),
+    };
     if let Some(port) = way.port {
         command.args(["-p", &port.to_string()]);
     }

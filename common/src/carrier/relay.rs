@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +18,8 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
 use crate::transport;
 
+/// A session sends something every few seconds: one that has been silent for so long has gone, and only TCP does not know it yet.
+const SILENT: Duration = Duration::from_secs(60);
 /// What the kernel takes at once, in bytes.
 const MOST_BYTES: usize = 60_000;
 /// Room for what the kernel has put together into one.
@@ -63,10 +66,11 @@ async fn inward(mut read: impl AsyncRead + Unpin, socket: Arc<UdpCarrier>) -> io
         }
         batch.send().await;
         bytes.reserve(1 << 17);
-        match read.read_buf(&mut bytes).await {
-            Ok(0) => return io::ErrorKind::UnexpectedEof.into(),
-            Ok(_) => {}
-            Err(e) => return e,
+        match tokio::time::timeout(SILENT, read.read_buf(&mut bytes)).await {
+            Ok(Ok(0)) => return io::ErrorKind::UnexpectedEof.into(),
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => return e,
+            Err(_) => return io::ErrorKind::TimedOut.into(),
         }
     }
 }

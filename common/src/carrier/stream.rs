@@ -230,7 +230,9 @@ impl UdpPoller for Room {
         if queues.out.len() < OUT_LIMIT || self.0.dead.load(Relaxed) {
             return Poll::Ready(Ok(()));
         }
-        queues.writers.push(cx.waker().clone());
+        if !queues.writers.iter().any(|writer| writer.will_wake(cx.waker())) {
+            queues.writers.push(cx.waker().clone());
+        }
         Poll::Pending
     }
 }

@@ -21,6 +21,9 @@ use super::{
     running::Running,
 };
 
+/// A refusal that has not been taken after this time is not waited for.
+const TOLD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Why there are no more requests on a connection.
 #[derive(Debug)]
 pub(super) enum Over {
@@ -149,9 +152,10 @@ impl<'a> Conversation<'a> {
     pub(super) async fn refuse(&mut self, mut running: Running<'_>, line: &[u8], refused: Refused) -> Over {
         tracing::debug!("refused ({}): {}", refused.status, refused.sentence);
         let answer = refused.render(line);
-        let end = match self.send.write_all(&answer).await {
-            Ok(()) => record::End::Refused(refused.why),
-            Err(_) => record::End::Cancelled,
+        // Who takes nothing does not keep the service at work meanwhile.
+        let end = match tokio::time::timeout(TOLD_WITHIN, self.send.write_all(&answer)).await {
+            Ok(Ok(())) => record::End::Refused(refused.why),
+            _ => record::End::Cancelled,
         };
         running.outgoing.bytes += answer.len() as u64;
         running.ended(end, Some(refused.status));

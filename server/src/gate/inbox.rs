@@ -90,6 +90,7 @@ impl Inbox {
         }
         match self.recv.received_reset().await {
             Ok(Some(code)) => DownEnd::Reset(code),
+            Err(quinn::ResetError::ConnectionLost(e)) => DownEnd::Lost(e),
             // All has been received, or will not be: reading on says which.
             Ok(None) | Err(_) => pending().await,
         }

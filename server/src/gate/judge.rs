@@ -165,6 +165,10 @@ impl<'a> Conversation<'a> {
         {
             return Err(Stop::Refused(super::exchange::too_long(most)));
         }
+        if ticket.most_body.is_some_and(|most| content.text.len() as u64 > most) {
+            return Err(Stop::Refused(super::exchange::too_long(ticket.most_body.unwrap_or_default())));
+        }
+        content.text = Vec::new();
         // It may have waited for long.
         if self.changes.has_changed().unwrap_or(false) {
             self.changes.mark_unchanged();

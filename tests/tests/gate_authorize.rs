@@ -123,7 +123,8 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     let generate = r#"{"model":"stand-in","prompt":"x","options":{"num_predict":1}}"#;
     assert_eq!(status(&up, &raw::post("/api/generate", generate)).await, 200);
     assert_eq!(guarded.checker.last()["model"], "stand-in");
-    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await, 403);
+    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"secret"}"#)).await, 403);
+    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await, 400, "two readers");
 
     guarded.ask_at("no").await;
     let answer = raw::exchange(up.address, TAGS).await;

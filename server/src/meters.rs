@@ -15,7 +15,7 @@ use crate::{
         Metrics,
         serve::{Exporter, MetricsAddr},
     },
-    queue::Queue,
+    queue::{Full, Queue},
 };
 
 /// How long the audit log may take to write what is left when the server stops.
@@ -136,14 +136,9 @@ impl Meters {
         if !matches!(asked.route, RouteClass::Generate | RouteClass::Embed) {
             return Ok(Ticket { most_body, held: Some(Box::new(running)) });
         }
-        let turn = self.queue.enter(asked.asker.id).map_err(|full| NotNow {
-            status: 503,
-            retry_after: None,
-            // Word for word what Ollama says, for those who look for it.
-            sentence: full.to_string(),
-            limit: "queue",
-        })?;
-        let turn = turn.await;
+        // Word for word what Ollama says, for those who look for it.
+        let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
+        let turn = self.queue.enter(asked.asker.id).map_err(busy)?.await.map_err(busy)?;
         Ok(Ticket { most_body, held: Some(Box::new((running, turn))) })
     }
 }

@@ -63,12 +63,18 @@ impl Queue {
     /// Takes a place, or one in the line: what is returned is ready when it is its turn. Dropping it leaves the line at once.
     ///
     /// # Errors
-    /// [`Full`] if as many wait as may.
+    /// [`Full`] if as many wait as may; so is the turn of one that has to leave a full line, because its device has the most in it and
+    /// another one comes.
     pub fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
         let mut inner = self.lock();
-        match inner.line.enter(device) {
+        let entered = inner.line.enter(device);
+        match entered {
             Entered::Now => Ok(Waiting(State::Ready(Some(Turn { queue: Some(self.clone()) })))),
-            Entered::Waits(ticket) => {
+            Entered::Waits(ticket) | Entered::WaitsInsteadOf(ticket, _) => {
+                if let Entered::WaitsInsteadOf(_, evicted) = entered {
+                    // Its future sees that nobody will call it.
+                    inner.waiting.remove(&evicted);
+                }
                 let (call, called) = oneshot::channel();
                 inner.waiting.insert(ticket, call);
                 Ok(Waiting(State::InLine { queue: self.clone(), ticket, called }))
@@ -150,18 +156,19 @@ impl Waiting {
 }
 
 impl Future for Waiting {
-    type Output = Turn;
+    type Output = Result<Turn, Full>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Turn> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             // Polled once more after its end, it waits for ever rather than panics.
-            State::Ready(turn) => turn.take().map_or(Poll::Pending, Poll::Ready),
+            State::Ready(turn) => turn.take().map_or(Poll::Pending, |turn| Poll::Ready(Ok(turn))),
             State::InLine { called, .. } => match Pin::new(called).poll(context) {
                 Poll::Ready(Ok(turn)) => {
                     self.0 = State::Ready(None);
-                    Poll::Ready(turn)
+                    Poll::Ready(Ok(turn))
                 }
-                Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+                Poll::Ready(Err(_)) => Poll::Ready(Err(Full)),
+                Poll::Pending => Poll::Pending,
             },
         }
     }

@@ -18,6 +18,8 @@ pub(super) enum Entered {
     Now,
     /// It waits.
     Waits(Ticket),
+    /// It waits, and the second one does so no more: the line was full, mostly of that one's device.
+    WaitsInsteadOf(Ticket, Ticket),
     /// There is no room to wait.
     Full,
 }
@@ -50,8 +52,15 @@ impl<D: Copy + Eq + Hash> Line<D> {
             self.running += 1;
             return Entered::Now;
         }
+        let mut evicted = None;
         if self.owners.len() >= self.room {
-            return Entered::Full;
+            match self.newest_of_the_longest(device) {
+                Some(ticket) => evicted = Some(ticket),
+                None => return Entered::Full,
+            }
+        }
+        if let Some(ticket) = evicted {
+            self.leave(ticket);
         }
         let ticket = Ticket(self.next);
         self.next += 1;
@@ -61,7 +70,14 @@ impl<D: Copy + Eq + Hash> Line<D> {
         }
         mine.push_back(ticket);
         self.owners.insert(ticket, device);
-        Entered::Waits(ticket)
+        evicted.map_or(Entered::Waits(ticket), |evicted| Entered::WaitsInsteadOf(ticket, evicted))
+    }
+
+    /// Whoever came last for the device with the most in the line, if that are more than `device` would then have.
+    fn newest_of_the_longest(&self, device: D) -> Option<Ticket> {
+        let mine = self.waiting.get(&device).map_or(0, VecDeque::len);
+        let longest = self.waiting.values().max_by_key(|theirs| theirs.len())?;
+        if longest.len() > mine + 1 { longest.back().copied() } else { None }
     }
 
     /// Whose turn it is, if there is room; it has one from now on.

@@ -93,11 +93,31 @@ fn a_line_that_is_full_says_so() {
 }
 
 fn ready(waiting: &mut Waiting) -> Option<Turn> {
-    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-    match Future::poll(std::pin::Pin::new(waiting), &mut context) {
-        Poll::Ready(turn) => Some(turn),
+    match look(waiting) {
+        Poll::Ready(turn) => turn.ok(),
         Poll::Pending => None,
     }
+}
+
+fn look(waiting: &mut Waiting) -> Poll<Result<Turn, Full>> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    Future::poll(std::pin::Pin::new(waiting), &mut context)
+}
+
+#[test]
+fn one_who_fills_the_line_makes_room_for_others() {
+    let queue = Queue::new(most(1), 8);
+    let (script, person) = (DeviceId::generate(), DeviceId::generate());
+    let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
+    let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in line")).collect();
+    assert_eq!(queue.enter(script).err(), Some(Full));
+    let mut persons = queue.enter(person).expect("there is room for somebody else");
+    assert!(matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))), "who came last of those who are too many");
+    assert_eq!(queue.waiting(), 8);
+    drop(turn);
+    let first = ready(&mut waiting[0]).expect("it came first");
+    drop(first);
+    assert!(ready(&mut persons).is_some());
 }
 
 #[test]
@@ -146,7 +166,7 @@ fn more_room_calls_those_who_wait() {
 async fn a_task_that_waits_is_woken() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
-    let turn = queue.enter(id).expect("in").await;
+    let turn = queue.enter(id).expect("in").await.expect("a turn");
     let waiting = queue.enter(id).expect("in line");
     let (turn, ()) = tokio::join!(waiting, async move {
         tokio::task::yield_now().await;
@@ -188,8 +208,8 @@ proptest! {
                 Step::Enter(device) => waiting.extend(queue.enter(devices[device])),
                 Step::Poll(at) if !waiting.is_empty() => {
                     let at = at % waiting.len();
-                    if let Some(turn) = ready(&mut waiting[at]) {
-                        turns.push(turn);
+                    if let Poll::Ready(turn) = look(&mut waiting[at]) {
+                        turns.extend(turn);
                         drop(waiting.remove(at));
                     }
                 }
@@ -210,7 +230,7 @@ proptest! {
         turns.clear();
         while !waiting.is_empty() {
             let before = waiting.len();
-            waiting.retain_mut(|one| ready(one).is_none());
+            waiting.retain_mut(|one| look(one).is_pending());
             prop_assert!(waiting.len() < before, "somebody waits, and nobody is called");
         }
         prop_assert_eq!((queue.running(), queue.waiting()), (0, 0));

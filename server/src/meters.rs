@@ -136,7 +136,7 @@ impl Meters {
         if !matches!(asked.route, RouteClass::Generate | RouteClass::Embed) {
             return Ok(Ticket { most_body, held: Some(Box::new(running)) });
         }
-        // Word for word what Ollama says, for those who look for it.
+        // In the words of Ollama's own queue, for those who look for them.
         let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
         let turn = self.queue.enter(asked.asker.id).map_err(busy)?.await.map_err(busy)?;
         Ok(Ticket { most_body, held: Some(Box::new((running, turn))) })

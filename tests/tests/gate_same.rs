@@ -93,7 +93,7 @@ fn table() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn three_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
+async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
     let options = || Options { token_interval: Duration::from_millis(1), ..Options::default() };
     let world = World::start_with(PROGRAM, options(), &[]).await;
     // Of its own, because some requests leave something behind.

@@ -153,6 +153,17 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     std::fs::write(&hosts, "127.0.0.2 gpu.adit.test\n").expect("written");
     adit.says(&format!("the session goes over UDP now: {}", second.address)).await;
     raw::read_exactly(&mut app, 4000).await;
+
+    // And into the other address family.
+    let v6 = std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0));
+    if v6.is_err() && skip::because("there is no IPv6 here") {
+        return;
+    }
+    let third = Path::from(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)), world.address().await).await;
+    second.cut();
+    std::fs::write(&hosts, "::1 gpu.adit.test\n").expect("written");
+    adit.says(&format!("the session goes over UDP now: {}", third.address)).await;
+    raw::read_exactly(&mut app, 4000).await;
     assert_eq!(adit.log().matches("connected to").count(), 1, "one session: {}", adit.log());
 }
 

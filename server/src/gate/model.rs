@@ -1,4 +1,5 @@
-//! Which model a request is about, read as Go reads it: the last of doubled keys counts, and keys match without regard to case.
+//! Which model a request is about, as Ollama will read it. It has two readers, one to which case counts and one to which it doesn't:
+//! doubled keys, and keys in another case, have no one meaning and are refused.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 

@@ -86,7 +86,7 @@ impl Drop for Control {
 /// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it holds.
 pub fn lock(dir: &Path) -> Result<File, ClaimError> {
     let lock_path = dir.join("lock");
-    let lock = private::touch(&lock_path)?;
+    let lock = private::open_append(&lock_path)?;
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {

@@ -130,16 +130,24 @@ pub fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec
 
 /// Refuses a file or directory that group or others can read or change.
 pub fn refuse_exposed(path: &Path) -> Result<(), FileError> {
-    let mode = fs::metadata(path).map_err(FileError::io("read", path))?.permissions().mode() & 0o777;
+    refuse_mode(path, fs::metadata(path))
+}
+
+/// Opens a file to append to, made for the owner alone if there is none; one that exists must be that already.
+pub fn open_append(path: &Path) -> Result<File, FileError> {
+    let file =
+        OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(FileError::io("create", path))?;
+    // Not by its path: another process may have put another file there.
+    refuse_mode(path, file.metadata())?;
+    Ok(file)
+}
+
+fn refuse_mode(path: &Path, metadata: io::Result<fs::Metadata>) -> Result<(), FileError> {
+    let mode = metadata.map_err(FileError::io("read", path))?.permissions().mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(FileError::Exposed { path: path.to_owned(), mode });
     }
     Ok(())
-}
-
-/// Makes an empty file for the owner alone, if there is none.
-pub fn touch(path: &Path) -> Result<File, FileError> {
-    OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(FileError::io("create", path))
 }
 
 fn write_beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, FileError> {

@@ -219,8 +219,7 @@ impl Register {
     /// Opens the register and checks it whole; an absent one is made.
     pub fn open(path: &Path) -> Result<Self, RegisterError> {
         // SQLite gives its side files the mode of the main one.
-        drop(private::touch(path)?);
-        private::refuse_exposed(path)?;
+        drop(private::open_append(path)?);
         let error = |e| classify(path, e);
         let mut db = Connection::open(path).map_err(error)?;
         db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
@@ -524,7 +523,7 @@ mod tests {
     fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join(Register::FILE);
-        drop(private::touch(&path).expect("made"));
+        drop(private::open_append(&path).expect("made"));
         let db = Connection::open(&path).expect("opened");
         db.execute_batch(SCHEMA).expect("made");
         db.execute_batch(

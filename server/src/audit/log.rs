@@ -83,9 +83,7 @@ impl Log {
                 Some(file) => file,
                 None => {
                     private::create_dir(&self.settings.dir)?;
-                    let file = private::touch(&path)?;
-                    private::refuse_exposed(&path)?;
-                    file
+                    private::open_append(&path)?
                 }
             };
             let file = Locked::take(file).map_err(failed)?;

@@ -7,6 +7,7 @@ use std::{
 };
 
 use common::{
+    answer::ErrorAnswer,
     control::is_passing,
     identity::Name,
     process::{Protocol, port_holder},
@@ -22,7 +23,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
 use crate::{
-    answer::ErrorAnswer,
+    answer,
     dial::DialError,
     tunnel::{Opened, Tunnel},
 };
@@ -173,7 +174,7 @@ impl Front {
             opened = self.tunnel.open(&self.service, self.hold) => opened,
             // It has given up while it was held.
             _ = tcp.ready(Interest::ERROR) => return splice::abort(tcp),
-            () = self.stop.cancelled() => Err(ErrorAnswer::stopping()),
+            () = self.stop.cancelled() => Err(answer::stopping()),
         };
         let Opened { send, recv, kind, since } = match opened {
             Ok(opened) => opened,
@@ -188,10 +189,10 @@ impl Front {
             return splice::abort(tcp);
         }
         let answer = match end {
-            End::Reset(code) => ErrorAnswer::for_code(Code::from_number(code.into_inner())),
+            End::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
             End::Lost(e) => match DialError::from_connection(&e, "the server") {
-                DialError::Refused(code) => ErrorAnswer::for_code(Some(code)),
-                _ => ErrorAnswer::for_code(Some(Code::Cut)),
+                DialError::Refused(code) => answer::for_code(Some(code)),
+                _ => answer::for_code(Some(Code::Cut)),
             },
             End::GivenUp => self.tunnel.gave_up(),
             End::Done | End::Drained | End::Aborted => return,
@@ -211,8 +212,8 @@ impl Front {
             // Nobody is made to wait for somebody who may never ask.
             () = self.stop.cancelled() => false,
         };
-        debug!(asked, "answered {:?}", answer.status);
-        answer.send(tcp, &head).await;
+        debug!(asked, "answered {}", answer.status);
+        answer::send(answer, tcp, &head).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::{
 };
 
 use common::{
+    answer::ErrorAnswer,
     identity::Name,
     splice::{Meter, Sending},
     wire::{ServiceKind, StreamHead},
@@ -15,7 +16,6 @@ use tokio::sync::{Notify, watch};
 use tracing::debug;
 
 use crate::{
-    answer::{ErrorAnswer, Status},
     directions::Directions,
     journal::Journal,
     keeper::Keeper,
@@ -166,9 +166,9 @@ impl Tunnel {
 }
 
 fn unavailable(why: &str, hint: Option<&str>) -> ErrorAnswer {
-    let message = match hint {
+    let sentence = match hint {
         Some(hint) => format!("adit: {why} ({hint})"),
         None => format!("adit: {why}"),
     };
-    ErrorAnswer { status: Status::Unavailable, message }
+    ErrorAnswer::new(503, sentence)
 }

@@ -2,6 +2,7 @@
 //!
 //! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`]) name no runtime, no clock and no socket.
 
+pub mod answer;
 pub mod carrier;
 pub mod control;
 pub mod door;

@@ -172,12 +172,8 @@ pub async fn close(tcp: TcpStream, mut send: Sending, mut recv: RecvStream, end:
             send.acknowledged().await;
         }
         End::Drained => {
-            send.finish();
-            if !received_all {
-                let _ = recv.stop((Code::Done as u32).into());
-            }
             drop(tcp);
-            send.acknowledged().await;
+            finish(send, recv, received_all).await;
         }
         _ => {
             send.reset(Code::Aborted);
@@ -187,6 +183,15 @@ pub async fn close(tcp: TcpStream, mut send: Sending, mut recv: RecvStream, end:
             abort(tcp);
         }
     }
+}
+
+/// Ends both directions of a stream in order, whatever of the other end's has not come.
+pub async fn finish(mut send: Sending, mut recv: RecvStream, received_all: bool) {
+    send.finish();
+    if !received_all {
+        let _ = recv.stop((Code::Done as u32).into());
+    }
+    send.acknowledged().await;
 }
 
 /// What passes one splice, for all who want to know.

@@ -15,33 +15,34 @@ mod judge;
 pub mod model;
 pub mod record;
 pub mod refused;
+mod room;
 pub mod route;
 mod running;
 pub mod tokens;
 pub mod tracker;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
 
 use common::{
     identity::Certificate,
     splice::{self, End, Meter, Sending},
+    wire::Code,
 };
 use quinn::RecvStream;
-use tokio::{
-    net::TcpStream,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpStream, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
     authorize::Authority,
     conversation::{Conversation, Over},
+    head::{HeadReader, RequestHead},
+    inbox::{Head, Inbox},
     record::{Admission, Asker, Observer},
+    room::Room,
+    route::Route,
+    running::Running,
 };
 use crate::policy::Policy;
-
-/// Bodies that are read whole before they are forwarded, all together, in KiB.
-const MOST_READ: usize = 256 * 1024;
 
 /// What all connections through the gate share.
 pub struct Gate {
@@ -50,13 +51,15 @@ pub struct Gate {
     observer: Arc<dyn Observer>,
     authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
-    room: Semaphore,
+    room: Room,
 }
 
 /// One connection through the gate.
 pub struct Line<'a> {
     /// What the device has proved.
     pub certificate: &'a Certificate,
+    /// The end of its newest certificate, Unix time.
+    pub not_after: &'a AtomicI64,
     /// Who it is.
     pub asker: Asker,
     /// Counts what passes.
@@ -74,23 +77,74 @@ impl Gate {
             observer,
             authority: RwLock::default(),
             changes: watch::Sender::new(()),
-            room: Semaphore::new(MOST_READ),
+            room: Room::default(),
         }
     }
 
-    /// Who is asked besides the policy.
+    /// Who is asked besides the policy, if anybody.
     pub fn authority(&self) -> Option<Arc<Authority>> {
         self.authority.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Somebody else is asked from now on, or nobody.
     pub fn set_authority(&self, authority: Option<Arc<Authority>>) {
-        *self.authority.write().unwrap_or_else(PoisonError::into_inner) = authority;
+        let mut now = self.authority.write().unwrap_or_else(PoisonError::into_inner);
+        // What the same one has said is still true.
+        if let (Some(now), Some(authority)) = (now.as_ref(), &authority)
+            && now.is_same(authority)
+        {
+            return;
+        }
+        *now = authority;
     }
 
     /// The policy says something else than before: requests that run are judged again.
     pub fn judge_again(&self) {
         self.changes.send_replace(());
+    }
+
+    /// Tells whoever asks for a service that can't be reached why not, and records it.
+    pub async fn turn_away(&self, line: Line<'_>, why: Code, mut send: Sending, recv: RecvStream) {
+        let (mut inbox, mut reader) = (Inbox::new(recv), HeadReader::default());
+        let told = loop {
+            let head = tokio::select! {
+                head = inbox.head(&mut reader) => head,
+                () = line.draining.cancelled() => break true,
+            };
+            let (bytes, fault) = match head {
+                Ok(Head::More) => continue,
+                Ok(Head::Whole(bytes)) => (bytes, None),
+                Ok(Head::Fault(fault, bytes)) => (bytes, Some(fault)),
+                Ok(Head::None) => break true,
+                Err(_) => break false,
+            };
+            let head = fault.map_or_else(|| RequestHead::parse(&bytes), Err);
+            let (mut running, refused) = match &head {
+                // What is not allowed is not told how the service is.
+                Ok(head) => {
+                    let route = route::route(&head.method, route::Target::new(&head.target));
+                    let refused = self.leave(&line, head, route).err().unwrap_or_else(|| why.into());
+                    (self.begin(&line, Some((head, route))), refused)
+                }
+                Err(fault) => (self.nobody(&line), (*fault).into()),
+            };
+            running.incoming.bytes = bytes.len() as u64;
+            break refused.tell(&mut send, running, &bytes).await;
+        };
+        let (recv, received_all) = inbox.into_stream();
+        if told {
+            splice::finish(send, recv, received_all).await;
+        }
+    }
+
+    /// A request that begins now, and its record.
+    fn begin<'a>(&'a self, line: &Line<'_>, head: Option<(&RequestHead, Route)>) -> Running<'a> {
+        Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
+    }
+
+    /// The record of what is no request that could be read.
+    fn nobody<'a>(&'a self, line: &Line<'_>) -> Running<'a> {
+        self.begin(line, None)
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.

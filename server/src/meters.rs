@@ -3,13 +3,14 @@
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use common::{
+    identity::DeviceId,
     process::unix_now,
     report::{Exit, Failure},
 };
 
 use crate::{
     audit::{Audit, AuditSettings, Event},
-    gate::record::{Admission, Asked, BodyLength, NotNow, Observer, RequestRecord, RouteClass, Ticket, Waiting},
+    gate::record::{Admission, Asked, BodyLength, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket, Turn, Waiting},
     limits::{Asker, LimitTable, Limiter, UsageFile},
     metrics::{
         Metrics,
@@ -133,13 +134,21 @@ impl Meters {
         })?;
         let most_body = self.limiter.body(asker);
         // What needs no GPU need not wait for one.
-        if !matches!(asked.route, RouteClass::Generate | RouteClass::Embed) {
-            return Ok(Ticket { most_body, held: Some(Box::new(running)) });
-        }
-        // In the words of Ollama's own queue, for those who look for them.
-        let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
-        let turn = self.queue.enter(asked.asker.id).map_err(busy)?.await.map_err(busy)?;
-        Ok(Ticket { most_body, held: Some(Box::new((running, turn))) })
+        let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
+        Ok(Ticket { most_body, waits: turn.is_some() && self.queue.is_bounded(), turn, held: Some(Box::new(running)) })
+    }
+
+    fn turn(&self, device: DeviceId) -> Turn {
+        let queue = self.queue.clone();
+        Box::pin(async move {
+            let turn = match queue.enter(device) {
+                Ok(waiting) => waiting.await,
+                Err(full) => Err(full),
+            };
+            // In the words of Ollama's own queue, for those who look for them.
+            let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
+            turn.map(|turn| Box::new(turn) as Held).map_err(busy)
+        })
     }
 }
 
@@ -214,16 +223,20 @@ mod tests {
         let tmp = tempfile::tempdir().expect("tempdir");
         let meters = meters(tmp.path(), "");
         let generate = asked(RouteClass::Generate, BodyLength::Known(1));
-        let running = meters.admit(&generate).await.expect("in");
-        meters.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("a list waits for nobody");
-        let mut waiting = meters.admit(&generate);
+        let turn = async || meters.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
+        let running = turn().await.await.expect("its turn");
+        let list = meters.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
+        assert!(list.turn.is_none() && !list.waits, "a list waits for nobody");
+        // One that is not whole yet is not in the line.
+        let unfinished = turn().await;
+        let mut waiting = turn().await;
         tokio::select! { biased; _ = &mut waiting => panic!("it did not wait"), () = std::future::ready(()) => {} }
-        let refused = meters.admit(&generate).await.expect_err("full");
+        let refused = unfinished.await.err().expect("full");
         assert_eq!((refused.status, refused.limit), (503, "queue"));
         assert!(refused.sentence.starts_with("server busy"), "{refused:?}");
         drop(running);
         drop(waiting.await.expect("its turn"));
-        drop(meters.admit(&generate).await.expect("in"));
+        drop(turn().await.await.expect("its turn"));
         assert_eq!((meters.queue.running(), meters.queue.waiting()), (0, 0));
     }
 

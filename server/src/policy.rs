@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use common::{
     identity::{Certificate, DeviceId, Name},
-    wire::{Code, DEFAULT_SERVICE, Service},
+    wire::{Code, DEFAULT_SERVICE, Service, ServiceKind},
 };
 
 use crate::{
@@ -180,6 +180,11 @@ impl Policy {
     /// What a device may use.
     pub fn services(&self) -> Vec<Service> {
         vec![self.upstream.as_service(self.service.clone())]
+    }
+
+    /// What the bytes of a service are, if there is one of that name.
+    pub fn kind(&self, service: &Name) -> Option<ServiceKind> {
+        (*service == self.service).then_some(self.upstream.kind)
     }
 
     /// Whether the holder of this certificate, which TLS has verified, is in good standing.

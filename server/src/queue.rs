@@ -83,6 +83,11 @@ impl Queue {
         }
     }
 
+    /// Whether anybody may have to wait.
+    pub fn is_bounded(&self) -> bool {
+        self.lock().line.is_bounded()
+    }
+
     /// Requests that wait now.
     pub fn waiting(&self) -> usize {
         self.lock().line.waiting()

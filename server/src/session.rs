@@ -12,7 +12,7 @@ use common::{
     frame,
     identity::{Certificate, Name},
     process::unix_now,
-    splice::{End, Facing, Sending, splice},
+    splice::{Facing, Sending, splice},
     transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
 };
@@ -176,43 +176,39 @@ impl Session {
     async fn serve_stream(&self, send: SendStream, mut recv: RecvStream) {
         let _counted = Counted::new(&self.place.traffic.streams);
         let mut send = Sending::new(send);
-        let tcp = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
-            Ok(Ok(StreamHead::Forward(service))) => self.reach(&service).await,
-            Ok(Ok(StreamHead::Renew)) => match self.renew(&mut send).await {
-                Ok(()) => return send.acknowledged().await,
-                Err(code) => Err(code),
-            },
+        let end = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
+            Ok(Ok(StreamHead::Forward(service))) => return self.forward(&service, send, recv).await,
+            Ok(Ok(StreamHead::Renew)) => self.renew(&mut send).await,
             Ok(Err(code)) => Err(code),
             Err(_) => Err(Code::Protocol),
         };
-        match tcp {
-            Ok((tcp, kind, _slot)) => {
-                let end = self.carry(tcp, kind, send, recv).await;
-                debug!("stream ended: {end:?}");
-            }
-            Err(code) => {
-                send.reset(code);
-                let _ = recv.stop((code as u32).into());
-            }
+        match end {
+            Ok(()) => send.acknowledged().await,
+            Err(code) => refuse(send, recv, code),
         }
     }
 
     /// Joins a stream to its service: through the gate, or byte for byte.
-    async fn carry(&self, tcp: TcpStream, kind: ServiceKind, send: Sending, recv: RecvStream) -> End {
+    async fn forward(&self, service: &Name, send: Sending, recv: RecvStream) {
         let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
-        match kind {
-            ServiceKind::Http => {
-                let remote = self.connection.remote_address();
-                let asker = Asker { id: self.device.id, name: self.device.name.clone(), remote, carrier: Carrier::of(remote) };
-                let line = Line { certificate: &self.peer, asker, meter, draining };
-                self.server.gate.run(line, tcp, send, recv).await
+        let remote = self.connection.remote_address();
+        let asker = Asker { id: self.device.id, name: self.device.name.clone(), remote, carrier: Carrier::of(remote) };
+        let line = Line { certificate: &self.peer, not_after: &self.not_after, asker, meter, draining };
+        let is_http = self.server.policy.kind(service) == Some(ServiceKind::Http);
+        let end = match self.reach(service).await {
+            Ok((tcp, _slot)) if is_http => self.server.gate.run(line, tcp, send, recv).await,
+            Ok((tcp, _slot)) => splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await.end,
+            // What was buffered is not read after a revocation.
+            Err(code) if is_http && self.connection.close_reason().is_none() => {
+                return self.server.gate.turn_away(line, code, send, recv).await;
             }
-            ServiceKind::Tcp => splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await.end,
-        }
+            Err(code) => return refuse(send, recv, code),
+        };
+        debug!("stream ended: {end:?}");
     }
 
-    /// A connection to a service, what its bytes are, and the place among the streams that are served at once.
-    async fn reach(&self, service: &Name) -> Result<(TcpStream, ServiceKind, SemaphorePermit<'_>), Code> {
+    /// A connection to a service, and the place among the streams that are served at once.
+    async fn reach(&self, service: &Name) -> Result<(TcpStream, SemaphorePermit<'_>), Code> {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
         let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
@@ -222,7 +218,7 @@ impl Session {
         if self.connection.close_reason().is_some() {
             return Err(Code::Cut);
         }
-        Ok((tcp, permit.upstream().kind, slot))
+        Ok((tcp, slot))
     }
 
     fn is_expired(&self) -> bool {
@@ -272,6 +268,11 @@ impl Session {
         // The log says why; a device is not refused for it.
         let _ = self.server.in_register(move |register| register.seen(id, now)).await;
     }
+}
+
+fn refuse(mut send: Sending, mut recv: RecvStream, code: Code) {
+    send.reset(code);
+    let _ = recv.stop((code as u32).into());
 }
 
 /// Answers what means nothing but "are you there?".

@@ -153,6 +153,11 @@ impl Authority {
         Self { address, at, remembered: Mutex::default() }
     }
 
+    /// Whether both are the same, asked on the same occasions.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (&self.address, &self.at) == (&other.address, &other.at)
+    }
+
     /// Whether it is to be asked on this occasion.
     pub fn is_asked(&self, at: At) -> bool {
         self.at.contains(&at)

@@ -1,8 +1,7 @@
 //! One connection through the gate: its requests, one after the other.
 
-use bytes::Bytes;
 use common::{
-    splice::{CHUNKS, DownEnd, End, Sending},
+    splice::{DownEnd, End, Sending},
     wire::Code,
 };
 use quinn::{RecvStream, VarInt};
@@ -15,14 +14,10 @@ use super::{
     Gate, Line,
     exchange::Request,
     head::{Fault, HeadReader, RequestHead},
-    inbox::Inbox,
-    record,
+    inbox::{Head, Inbox},
     refused::Refused,
     running::Running,
 };
-
-/// A refusal that has not been taken after this time is not waited for.
-const TOLD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Why there are no more requests on a connection.
 #[derive(Debug)]
@@ -93,7 +88,7 @@ impl<'a> Conversation<'a> {
     async fn next(&mut self) -> Result<(), Over> {
         let Some(bytes) = self.head().await? else {
             // Nothing more is asked here; what the service says still passes.
-            let nothing = self.nobody().unrecorded();
+            let nothing = self.gate.nobody(self.line).unrecorded();
             return self.exchange(Request::none(), nothing).await.and(Err(End::Done.into()));
         };
         let head = match RequestHead::parse(&bytes) {
@@ -107,61 +102,34 @@ impl<'a> Conversation<'a> {
     async fn head(&mut self) -> Result<Option<Vec<u8>>, Over> {
         let mut reader = HeadReader::default();
         loop {
-            let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
             let mut one = [0];
-            let count = tokio::select! {
+            let is_asked = !reader.is_empty();
+            let head = tokio::select! {
                 biased;
-                got = self.inbox.next(&mut chunks) => got?,
+                head = self.inbox.head(&mut reader) => head?,
                 _ = self.read.peek(&mut one) => return Ok(None),
-                () = self.line.draining.cancelled(), if reader.is_empty() => return Err(End::Drained.into()),
+                () = self.line.draining.cancelled(), if !is_asked => return Err(End::Drained.into()),
             };
-            if count == 0 {
-                return Ok(None);
-            }
-            for at in 0..count {
-                match reader.take(&chunks[at]) {
-                    Ok(None) => {}
-                    Ok(Some(taken)) => {
-                        let mut rest = chunks[at..count].to_vec();
-                        rest[0] = rest[0].slice(taken..);
-                        self.inbox.put_back(rest.into_iter());
-                        return Ok(Some(reader.finish()));
-                    }
-                    Err(fault) => {
-                        let mut line = reader.finish();
-                        line.extend_from_slice(&chunks[at]);
-                        return Err(self.malformed(fault, &line).await);
-                    }
-                }
+            match head {
+                Head::More => {}
+                Head::Whole(bytes) => return Ok(Some(bytes)),
+                Head::None => return Ok(None),
+                Head::Fault(fault, line) => return Err(self.malformed(fault, &line).await),
             }
         }
     }
 
     async fn malformed(&mut self, fault: Fault, line: &[u8]) -> Over {
-        let mut running = self.nobody();
+        let mut running = self.gate.nobody(self.line);
         running.incoming.bytes = line.len() as u64;
         self.refuse(running, line, fault.into()).await
     }
 
-    /// The record of what is no request that could be read.
-    pub(super) fn nobody(&self) -> Running<'a> {
-        Running::new(&*self.gate.observer, &self.line.asker, self.gate.policy.role(self.line.certificate), None)
-    }
-
     /// Tells an application why it gets no other answer. `line` is the beginning of its request.
-    pub(super) async fn refuse(&mut self, mut running: Running<'_>, line: &[u8], refused: Refused) -> Over {
-        tracing::debug!("refused ({}): {}", refused.status, refused.sentence);
-        let answer = refused.render(line);
-        // Who takes nothing does not keep the service at work meanwhile.
-        let end = match tokio::time::timeout(TOLD_WITHIN, self.send.write_all(&answer)).await {
-            Ok(Ok(())) => record::End::Refused(refused.why),
-            _ => record::End::Cancelled,
-        };
-        running.outgoing.bytes += answer.len() as u64;
-        running.ended(end, Some(refused.status));
-        match end {
-            record::End::Refused(_) => Over::Refused,
-            _ => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
+    pub(super) async fn refuse(&mut self, running: Running<'_>, line: &[u8], refused: Refused) -> Over {
+        match refused.tell(self.send, running, line).await {
+            true => Over::Refused,
+            false => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
         }
     }
 }

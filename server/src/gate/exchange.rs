@@ -1,6 +1,6 @@
 //! A request that may pass and its answer, both at once: each byte goes on as soon as it is there.
 
-use std::io;
+use std::{io, time::Instant};
 
 use bytes::Bytes;
 use common::{
@@ -11,36 +11,41 @@ use quinn::{ConnectionError, StoppedError, WriteError};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::tcp::{ReadHalf, WriteHalf},
-    sync::Notify,
+    sync::{Notify, watch},
 };
 
 use super::{
+    Gate, Line,
     conversation::{Conversation, Over},
     framing::Body,
     head::Fault,
-    inbox::{BEHIND, Inbox},
+    inbox::{BEHIND, Inbox, WAITING},
     judge::Judged,
-    record::{self, BodyLength, Refusal},
+    record::{self, BodyLength, NotNow, Refusal, Ticket, Turn},
     refused::Refused,
+    room::Share,
     running::{Incoming, Outgoing, Running},
 };
 
 /// A request on its way to the service.
-pub(super) struct Request {
+pub(super) struct Request<'a> {
     /// What has been read of it, to go first.
     pub(super) begun: Vec<Bytes>,
+    /// The room that this takes.
+    pub(super) room: Option<Share<'a>>,
     /// The rest of its body.
     pub(super) body: Body,
-    /// A longer body is refused.
-    pub(super) most_body: u64,
     /// How it was judged; `None` if nothing is asked.
     pub(super) judged: Option<Judged>,
+    /// Leave to forward it.
+    pub(super) ticket: Ticket,
 }
 
-impl Request {
+impl Request<'_> {
     /// Nothing is asked.
     pub(super) fn none() -> Self {
-        Self { begun: Vec::new(), body: Body::new(BodyLength::Known(0)), most_body: 0, judged: None }
+        let body = Body::new(BodyLength::Known(0));
+        Self { begun: Vec::new(), room: None, body, judged: None, ticket: Ticket::default() }
     }
 }
 
@@ -53,7 +58,11 @@ enum Asked {
     /// Its body is not what it should be. The service has got nothing of that.
     Fault(Fault),
     /// Its body is longer than it may be.
-    TooLong,
+    TooLong(u64),
+    /// It was not its turn.
+    NotNow(NotNow),
+    /// The application did not wait for its turn.
+    Left(DownEnd),
     Broken(DownEnd),
 }
 
@@ -80,17 +89,19 @@ enum Both {
 
 impl<'a> Conversation<'a> {
     /// Carries a request and its answer. An error is the end of the connection.
-    pub(super) async fn exchange(&mut self, request: Request, mut running: Running<'a>) -> Result<(), Over> {
-        let Request { begun, mut body, most_body, judged } = request;
-        let line = begun.first().cloned().unwrap_or_default();
+    pub(super) async fn exchange(&mut self, mut request: Request<'a>, mut running: Running<'a>) -> Result<(), Over> {
+        let line = request.begun.first().cloned().unwrap_or_default();
+        let judged = request.judged.take();
+        let held = request.ticket.held.take();
         let (answered, sent) = (Notify::new(), Notify::new());
         let (both, stopped) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
-            let way = Way { most_body, meter: line.meter, sent: &sent, answered: &answered };
-            let down = ask(inbox, write, begun, &mut body, incoming, &way);
+            let way = Way { meter: line.meter, sent: &sent, answered: &answered };
+            let down = ask(inbox, write, request, incoming, &way);
             let up = answer(read, send, outgoing, &way);
-            tokio::pin!(down, up);
+            let overruled = overruled(judged, gate, line, changes.clone());
+            tokio::pin!(down, up, overruled);
             let (mut asked, mut replied) = (None, None);
             let both = loop {
                 tokio::select! {
@@ -107,10 +118,13 @@ impl<'a> Conversation<'a> {
                     },
                     end = &mut down, if asked.is_none() => match end {
                         Asked::Fault(fault) => break Both::Refused(fault.into()),
-                        Asked::TooLong => break Both::Refused(too_long(most_body)),
+                        Asked::TooLong(most) => break Both::Refused(too_long(most)),
+                        Asked::NotNow(not_now) => break Both::Refused(not_now.into()),
+                        Asked::Left(DownEnd::Finished) => break Both::Ended(End::Drained),
+                        Asked::Left(DownEnd::Reset(code)) => break Both::Ended(End::Reset(code)),
                         Asked::Broken(DownEnd::Reset(code)) => break Both::Ended(End::Reset(code)),
-                        Asked::Broken(DownEnd::Lost(e)) => break Both::Ended(End::Lost(e)),
-                        Asked::Broken(_) => break Both::Ended(End::Aborted),
+                        Asked::Broken(DownEnd::Lost(e)) | Asked::Left(DownEnd::Lost(e)) => break Both::Ended(End::Lost(e)),
+                        Asked::Broken(_) | Asked::Left(_) => break Both::Ended(End::Aborted),
                         end => asked = Some(end),
                     },
                     // Nobody reads after the FIN, so nobody else would see an RST.
@@ -120,11 +134,7 @@ impl<'a> Conversation<'a> {
                     () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
                         break Both::Ended(End::Drained);
                     }
-                    Ok(()) = changes.changed() => {
-                        if let Some(Err(denied)) = judged.as_ref().map(|judged| judged.again(gate, line)) {
-                            break Both::Refused(denied.into());
-                        }
-                    }
+                    refused = &mut overruled => break Both::Refused(refused),
                 }
                 match (&replied, &asked) {
                     (Some(Answered::Whole), Some(_)) => break Both::Next,
@@ -135,6 +145,8 @@ impl<'a> Conversation<'a> {
             };
             (both, matches!(replied, Some(Answered::Stopped)))
         };
+        running.incoming.turn = None;
+        drop(held);
         self.conclude(both, stopped, running, &line).await
     }
 
@@ -144,7 +156,7 @@ impl<'a> Conversation<'a> {
                 running.ended(record::End::Done, None);
                 return Ok(());
             }
-            Both::Refused(refused) if running.outgoing.bytes == 0 => return Err(self.refuse(running, line, refused).await),
+            Both::Refused(refused) if running.outgoing.is_free() => return Err(self.refuse(running, line, refused).await),
             Both::Refused(refused) => {
                 let is_denied = !matches!(refused.why, Refusal::Malformed | Refusal::Limit(_));
                 running.ended(if is_denied { record::End::Cut } else { record::End::Refused(refused.why) }, None);
@@ -170,7 +182,6 @@ pub(super) fn too_long(most: u64) -> Refused {
 
 /// What both directions have to know.
 struct Way<'a> {
-    most_body: u64,
     meter: &'a Meter,
     /// The request is whole.
     sent: &'a Notify,
@@ -178,15 +189,17 @@ struct Way<'a> {
     answered: &'a Notify,
 }
 
+async fn overruled(judged: Option<Judged>, gate: &Gate, line: &Line<'_>, changes: watch::Receiver<()>) -> Refused {
+    match judged {
+        Some(mut judged) => judged.overruled(gate, line, changes).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// From the device to the service: one request, and then whether the application is still there.
-async fn ask(
-    inbox: &mut Inbox,
-    to: &mut WriteHalf<'_>,
-    begun: Vec<Bytes>,
-    body: &mut Body,
-    incoming: &mut Incoming,
-    way: &Way<'_>,
-) -> Asked {
+async fn ask(inbox: &mut Inbox, to: &mut WriteHalf<'_>, request: Request<'_>, incoming: &mut Incoming, way: &Way<'_>) -> Asked {
+    let Request { begun, mut room, mut body, ticket, .. } = request;
+    let (most_body, mut turn) = (ticket.most_body.unwrap_or(u64::MAX), ticket.turn);
     let mut begun = begun.into_iter();
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
@@ -209,21 +222,28 @@ async fn ask(
                 Err(fault) => return Asked::Fault(fault),
             };
             if taken < chunks[at].len() {
-                let mut rest = chunks[at..count].to_vec();
-                rest[0] = chunks[at].split_off(taken);
-                inbox.put_back(rest.into_iter());
+                inbox.keep_behind(&mut chunks[at..count], taken);
                 count = at + 1;
                 break;
             }
         }
-        if incoming.content > way.most_body {
-            return Asked::TooLong;
+        if incoming.content > most_body {
+            return Asked::TooLong(most_body);
+        }
+        // The service begins when it has all, and not before: what is never finished takes nobody's turn.
+        if (body.is_over() || incoming.is_whole())
+            && let Some(turn) = turn.take()
+            && let Err(end) = in_line(turn, inbox, incoming, way).await
+        {
+            return end;
         }
         incoming.bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         if let Err(end) = inbox.forward(&mut chunks[..count], to, way.meter).await {
             return Asked::Broken(end);
         }
+        room = None;
     }
+    drop(room);
     way.sent.notify_one();
     tokio::select! {
         biased;
@@ -238,6 +258,24 @@ async fn ask(
             end => Asked::Broken(end),
         }
     }
+}
+
+/// Waits for its turn, while the application may go. One that half-closes gives up, as it does with Ollama.
+async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &Way<'_>) -> Result<(), Asked> {
+    let since = Instant::now();
+    let turn = tokio::select! {
+        biased;
+        turn = turn => Some(turn.map_err(Asked::NotNow)?),
+        // It has had its answer: whatever else it says starts nothing.
+        () = way.answered.notified() => {
+            way.answered.notify_one();
+            None
+        }
+        end = inbox.watch(WAITING) => return Err(Asked::Left(end)),
+    };
+    incoming.queued = since.elapsed();
+    incoming.turn = turn;
+    Ok(())
 }
 
 async fn finish(to: &mut WriteHalf<'_>) -> Asked {

@@ -7,10 +7,27 @@ use common::splice::{CHUNKS, DownEnd, Meter, write_all};
 use quinn::RecvStream;
 use tokio::net::tcp::WriteHalf;
 
+use super::head::{Fault, HeadReader};
+
 /// Read ahead at the most, in bytes, of what comes behind a request that runs.
 pub(super) const BEHIND: usize = 16 * 1024;
 /// And of a request that waits: enough to see behind one of ordinary size that its application has gone.
 pub(super) const WAITING: usize = 256 * 1024;
+
+/// A shorter chunk is copied when it has to wait: it is a piece of a buffer that may be much larger.
+const SHORT: usize = 4 * 1024;
+
+/// How far the head of the next request has come.
+pub(super) enum Head {
+    /// Not to its end.
+    More,
+    /// To its end, the empty line included.
+    Whole(Vec<u8>),
+    /// There is none any more.
+    None,
+    /// It is none, and these bytes are its beginning.
+    Fault(Fault, Vec<u8>),
+}
 
 /// The receiving half of a stream.
 pub(super) struct Inbox {
@@ -51,6 +68,36 @@ impl Inbox {
         Ok(count.unwrap_or(0))
     }
 
+    /// Reads more of a head; what is behind it stays. Cancellation safe, if `reader` is kept.
+    pub(super) async fn head(&mut self, reader: &mut HeadReader) -> Result<Head, DownEnd> {
+        let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
+        let count = self.next(&mut chunks).await?;
+        if count == 0 {
+            return Ok(Head::None);
+        }
+        for at in 0..count {
+            match reader.take(&chunks[at]) {
+                Ok(None) => {}
+                Ok(Some(taken)) => {
+                    self.keep_behind(&mut chunks[at..count], taken);
+                    return Ok(Head::Whole(reader.finish()));
+                }
+                Err(fault) => {
+                    let mut line = reader.finish();
+                    line.extend_from_slice(&chunks[at]);
+                    return Ok(Head::Fault(fault, line));
+                }
+            }
+        }
+        Ok(Head::More)
+    }
+
+    /// Of these chunks, what is behind the first `taken` bytes of the first has to wait.
+    pub(super) fn keep_behind(&mut self, chunks: &mut [Bytes], taken: usize) {
+        let first = chunks[0].split_off(taken);
+        self.put_back(std::iter::once(first).chain(chunks[1..].iter().cloned()));
+    }
+
     /// What has been read ahead, as far as there is room for it.
     pub(super) fn ready(&mut self, room: &mut [Bytes]) -> usize {
         let mut count = 0;
@@ -64,7 +111,7 @@ impl Inbox {
     }
 
     /// Bytes whose turn has not come.
-    pub(super) fn put_back(&mut self, chunks: impl DoubleEndedIterator<Item = Bytes>) {
+    fn put_back(&mut self, chunks: impl DoubleEndedIterator<Item = Bytes>) {
         for chunk in chunks.rev().filter(|chunk| !chunk.is_empty()) {
             self.len += chunk.len();
             self.ahead.push_front(chunk);
@@ -78,8 +125,9 @@ impl Inbox {
         while !self.finished && self.len < most {
             match self.recv.read_chunk(most - self.len, true).await {
                 Ok(Some(chunk)) => {
-                    self.len += chunk.bytes.len();
-                    self.ahead.push_back(chunk.bytes);
+                    let bytes = chunk.bytes;
+                    self.len += bytes.len();
+                    self.ahead.push_back(if bytes.len() < SHORT { Bytes::copy_from_slice(&bytes) } else { bytes });
                 }
                 Ok(None) => self.finished = true,
                 Err(e) => return e.into(),

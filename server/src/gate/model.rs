@@ -72,7 +72,7 @@ impl<'de> Visitor<'de> for Fields<'_> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Go folds as Unicode does: two characters outside ASCII are letters within it.
-fn is_same_key(wanted: &str, key: &str) -> bool {
+pub(super) fn is_same_key(wanted: &str, key: &str) -> bool {
     let folded = key.chars().map(|c| match c {
         'ſ' => 's',
         '\u{212a}' => 'k',

@@ -72,6 +72,11 @@ pub enum RouteClass {
 }
 
 impl RouteClass {
+    /// Whether the model itself is at work for it.
+    pub fn needs_gpu(self) -> bool {
+        matches!(self, Self::Generate | Self::Embed)
+    }
+
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -117,13 +122,25 @@ pub struct Asked {
 pub struct Ticket {
     /// A longer body is refused (413), also one that only turns out to be longer.
     pub most_body: Option<u64>,
+    /// What it has to wait for before its last byte may go.
+    pub turn: Option<Turn>,
+    /// Whether that may be long.
+    pub waits: bool,
     /// Dropped when the request has ended.
-    pub held: Option<Box<dyn Send + Sync>>,
+    pub held: Option<Held>,
 }
+
+/// What a request holds while it runs.
+pub type Held = Box<dyn Send + Sync>;
+
+/// Waits for a request's turn at the service. Nobody is in the line before this is polled: what is not whole yet takes no one's place.
+/// Dropped while it waits, it leaves the line at once.
+pub type Turn = Waiting<'static, Result<Held, NotNow>>;
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Ticket").field("most_body", &self.most_body).finish_non_exhaustive()
+        let Self { most_body, waits, turn: _, held: _ } = self;
+        f.debug_struct("Ticket").field("most_body", most_body).field("waits", waits).finish_non_exhaustive()
     }
 }
 
@@ -145,7 +162,7 @@ pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Asked before each request is forwarded, after the policy has allowed it.
 pub trait Admission: Send + Sync {
-    /// May it be forwarded now? May wait for its turn. Dropped when the request is cancelled or cut while it waits.
+    /// May it be forwarded now? Dropped when the request is cancelled or cut meanwhile.
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>>;
 }
 
@@ -241,6 +258,8 @@ pub enum Refusal {
     Malformed,
     /// `Host` names somebody else: most likely a web page that has rebound its name.
     Host,
+    /// The device's certificate has expired, or it is not enrolled any more.
+    Certificate,
     /// The device's role has no such route.
     Role,
     /// The device may not use the model.
@@ -251,7 +270,7 @@ pub enum Refusal {
     AuthorizeFailed,
     /// A limit, by [`NotNow::limit`].
     Limit(&'static str),
-    /// The service did not answer the request, or not in HTTP.
+    /// The service could not be reached.
     Upstream,
 }
 
@@ -261,6 +280,7 @@ impl Refusal {
         match self {
             Self::Malformed => "malformed",
             Self::Host => "host",
+            Self::Certificate => "certificate",
             Self::Role => "role",
             Self::Model => "model",
             Self::Authorize => "authorize",

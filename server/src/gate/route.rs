@@ -17,6 +17,29 @@ impl<'a> Target<'a> {
         let path = target.split_once('?').map_or(target, |(path, _)| path);
         Self { path, canonical: is_canonical(path) }
     }
+
+    /// What is behind its last slash, decoded.
+    pub fn last_segment(&self) -> String {
+        decoded(self.path.rsplit_once('/').map_or(self.path, |(_, segment)| segment))
+    }
+}
+
+/// A path with everything decoded that is encoded, as Ollama reads it.
+fn decoded(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let [byte, after @ ..] = rest {
+        let encoded = match (byte, after) {
+            (b'%', [high, low, after @ ..]) => {
+                std::str::from_utf8(&[*high, *low]).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(|b| (b, after))
+            }
+            _ => None,
+        };
+        let (byte, after) = encoded.unwrap_or((*byte, after));
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be, no encoded slash (RFC 3986 section 6.2.2).
@@ -108,6 +131,9 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("HEAD", "/api/blobs/*", RouteClass::Models, Models::None),
 ];
 
+/// Routes that no role names, but that need the GPU.
+const UNNAMED: &[(&str, &str, RouteClass, Models)] = &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
+
 /// The routes of a group of roles, as patterns.
 pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
     let of = |(method, path, class, _): &(&str, &str, RouteClass, Models)| {
@@ -118,9 +144,12 @@ pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
 
 /// What is known of the route of a request.
 pub fn route(method: &str, target: Target<'_>) -> Route {
-    let known = ROUTES.iter().find(|(m, path, ..)| target.canonical && is_method(m, method) && matches(path, target.path));
+    let is = |path: &str| ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path));
+    let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
     match known {
-        Some((.., class, models)) => Route { class: *class, models: *models },
+        Some((.., class, models)) if target.canonical => Route { class: *class, models: *models },
+        // It is not that route to any role; but whoever may all the same is at the same work.
+        Some((.., class, _)) => Route { class: *class, models: Models::Unread },
         // A browser's question in advance is about no model.
         None if method == "OPTIONS" => Route { class: RouteClass::Other, models: Models::None },
         None => Route { class: RouteClass::Other, models: Models::Unread },
@@ -236,6 +265,8 @@ mod tests {
         assert_eq!(class("HEAD", "/"), RouteClass::List);
         assert_eq!(class("GET", "/api/chat"), RouteClass::Other);
         assert_eq!(class("POST", "/API/chat"), RouteClass::Other);
+        assert_eq!(class("POST", "/api/%63hat"), RouteClass::Generate);
+        assert_eq!(class("POST", "/v1/images/generations"), RouteClass::Generate);
         assert_eq!(class("GET", "/v1/models/"), RouteClass::Other);
         assert_eq!(class("GET", "/debug/pprof/heap"), RouteClass::Other);
         assert_eq!(class("DELETE", "/api/delete"), RouteClass::Models);

@@ -6,9 +6,9 @@ use common::identity::Name;
 
 use super::{
     head::RequestHead,
-    record::{Asker, End, Observer, RequestRecord, RouteClass},
+    record::{Asker, End, Held, Observer, RequestRecord, RouteClass},
     route::{Models, Route, Target},
-    tokens::ModelScan,
+    tokens::JsonScan,
     tracker::Tracker,
 };
 
@@ -32,7 +32,11 @@ pub(super) struct Incoming {
     pub(super) bytes: u64,
     /// Those of the body's content.
     pub(super) content: u64,
-    scan: Option<ModelScan>,
+    scan: Option<JsonScan>,
+    /// So long it has waited for its turn.
+    pub(super) queued: Duration,
+    /// Its turn at the service, for as long as it runs.
+    pub(super) turn: Option<Held>,
 }
 
 /// The answer's bytes.
@@ -72,7 +76,7 @@ impl<'a> Running<'a> {
             tokens_out: None,
             end: End::Cut,
         };
-        let scan = head.filter(|(_, route)| matches!(route.models, Models::Json(_))).map(|_| ModelScan::default());
+        let scan = head.filter(|(_, route)| matches!(route.models, Models::Json(_))).map(|_| JsonScan::default());
         let counted = matches!(route, RouteClass::Generate | RouteClass::Embed);
         let outgoing = Outgoing {
             observer,
@@ -104,11 +108,6 @@ impl<'a> Running<'a> {
         self.record.model = model;
     }
 
-    /// It has waited to be admitted.
-    pub(super) fn waited(&mut self, since: Instant) {
-        self.record.queued = since.elapsed();
-    }
-
     /// It has ended. `status` if it was ours.
     pub(super) fn ended(mut self, end: End, status: Option<u16>) {
         self.record.end = end;
@@ -124,6 +123,7 @@ impl<'a> Running<'a> {
         let out = &self.outgoing;
         self.record.total = out.began.elapsed();
         (self.record.bytes_in, self.record.bytes_out) = (self.incoming.bytes, out.bytes);
+        self.record.queued = self.incoming.queued;
         (self.record.first_byte, self.record.status) = (out.first, out.status);
         (self.record.tokens_in, self.record.tokens_out) = out.tracker.tokens();
         self.outgoing.observer.ended(&self.record);
@@ -139,6 +139,11 @@ impl Drop for Running<'_> {
 }
 
 impl Incoming {
+    /// Whether what has passed is all that the service needs to begin, so far as that can be followed.
+    pub(super) fn is_whole(&self) -> bool {
+        self.scan.as_ref().is_some_and(JsonScan::is_whole)
+    }
+
     /// Bytes of the body's content.
     pub(super) fn content(&mut self, bytes: &[u8]) {
         self.content += bytes.len() as u64;
@@ -149,6 +154,11 @@ impl Incoming {
 }
 
 impl Outgoing<'_> {
+    /// Whether something else can still be said: nothing has come but interim answers.
+    pub(super) fn is_free(&self) -> bool {
+        self.bytes == 0 || self.tracker.is_between_heads()
+    }
+
     /// A piece of the answer passes.
     pub(super) fn piece(&mut self, bytes: &[u8]) {
         self.tracker.follow(bytes);

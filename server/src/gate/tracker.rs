@@ -127,6 +127,11 @@ impl Tracker {
         self.is_complete() || (!self.lost && self.body.as_ref().is_some_and(Body::ends_with_connection))
     }
 
+    /// Whether nothing has come but whole interim answers.
+    pub fn is_between_heads(&self) -> bool {
+        self.body.is_none() && self.head.is_empty()
+    }
+
     /// Its status, when that has come.
     pub fn status(&self) -> Option<u16> {
         self.status

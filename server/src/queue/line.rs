@@ -122,6 +122,10 @@ impl<D: Copy + Eq + Hash> Line<D> {
         self.owners.len()
     }
 
+    pub(super) fn is_bounded(&self) -> bool {
+        self.most.is_some()
+    }
+
     fn has_room(&self) -> bool {
         self.most.is_none_or(|most| self.running < most.get())
     }

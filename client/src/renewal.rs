@@ -7,9 +7,9 @@ use common::{
     frame,
     process::unix_now,
     splice::Sending,
-    wire::{RenewAnswer, StreamHead},
+    wire::{Code, RenewAnswer, StreamHead},
 };
-use quinn::Connection;
+use quinn::{Connection, ReadError};
 use tracing::{info, warn};
 
 use crate::{dial::DialError, profile::SharedProfile};
@@ -17,6 +17,8 @@ use crate::{dial::DialError, profile::SharedProfile};
 /// The wall clock is compared with the certificate's end at least this often; a sleep of the machine does not delay it by more.
 const CHECK: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
+/// Between attempts when the certificate has ended and nothing passes without a new one.
+const ENDED: Duration = Duration::from_secs(10);
 
 /// Renews for ever, in the last third of each certificate's life.
 pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
@@ -36,11 +38,21 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
                 tokio::time::sleep(CHECK).await;
             }
             Err(e) => {
-                warn!("{e}: trying again in {} s", CHECK.as_secs());
-                tokio::time::sleep(CHECK).await;
+                let pause = if certificate.not_after < unix_now() { ENDED } else { CHECK };
+                warn!("{e}: trying again in {} s", pause.as_secs());
+                tokio::time::sleep(pause).await;
             }
         }
     }
+}
+
+/// What the server means by an end of the stream, if it is that.
+fn reason(error: &std::io::Error) -> String {
+    let reset = match error.get_ref().and_then(|e| e.downcast_ref()) {
+        Some(ReadError::Reset(code)) => Code::from_number(code.into_inner()),
+        _ => None,
+    };
+    reset.map_or_else(|| error.to_string(), |code| code.sentence().to_owned())
 }
 
 /// Renews once, and stores the new certificate.
@@ -54,7 +66,7 @@ pub(crate) async fn renew(profile: &SharedProfile, connection: &Connection) -> R
         frame::read::<RenewAnswer>(&mut recv).await
     };
     let answer = tokio::time::timeout(WITHIN, exchange).await;
-    let answer = answer.map_err(|_| failed("the server does not answer".to_owned()))?.map_err(|e| failed(e.to_string()))?;
+    let answer = answer.map_err(|_| failed("the server does not answer".to_owned()))?.map_err(|e| failed(reason(&e)))?;
     let mut renewed = profile.get();
     renewed.enrolled.certificate = answer.certificate;
     // Looked at before it takes the place of one that works.

@@ -71,14 +71,7 @@ pub struct Line<'a> {
 impl Gate {
     /// A gate that asks these.
     pub fn new(policy: Arc<Policy>, admission: Arc<dyn Admission>, observer: Arc<dyn Observer>) -> Self {
-        Self {
-            policy,
-            admission,
-            observer,
-            authority: RwLock::default(),
-            changes: watch::Sender::new(()),
-            room: Room::default(),
-        }
+        Self { policy, admission, observer, authority: RwLock::default(), changes: watch::Sender::new(()), room: Room::default() }
     }
 
     /// Who is asked besides the policy, if anybody.

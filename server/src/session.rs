@@ -96,7 +96,7 @@ struct Session {
     device: Admitted,
     /// The end of its newest certificate: a renewal does not need a new connection.
     not_after: AtomicI64,
-    /// When it was renewed last in this session.
+    /// When a renewal was tried last in this session.
     renewed: AtomicI64,
     /// One for each stream that is served.
     slots: Semaphore,
@@ -110,7 +110,11 @@ const SLOT_WITHIN: Duration = Duration::from_secs(10);
 impl Session {
     async fn run(self: Arc<Self>, probes: RecvStream) {
         info!(from = %self.connection.remote_address(), "connected");
-        self.note_seen().await;
+        // The disk may be slow, and nobody waits for what it says.
+        let seen = tokio::spawn({
+            let session = self.clone();
+            async move { session.note_seen().await }.in_current_span()
+        });
         let mut streams = JoinSet::new();
         match self.greet().await {
             Ok(notices) => {
@@ -128,6 +132,7 @@ impl Session {
         while streams.join_next().await.is_some() {}
         let meter = &self.place.traffic.meter;
         info!(sent = meter.sent.load(Relaxed), received = meter.received.load(Relaxed), "disconnected: {reason}");
+        let _ = seen.await;
         self.note_seen().await;
     }
 
@@ -238,7 +243,8 @@ impl Session {
         // Each costs a signature and a write to the disk; nobody needs another in the first tenth of its life.
         let now = unix_now();
         let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
-        if self.renewed.swap(now, Relaxed) > now - pause {
+        let is_due = |last| (last <= now - pause).then_some(now);
+        if self.renewed.fetch_update(Relaxed, Relaxed, is_due).is_err() {
             return Err(Code::Busy);
         }
         let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;

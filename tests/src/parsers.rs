@@ -9,7 +9,7 @@ use server::gate::{
     model::{self, ModelPattern},
     record::BodyLength,
     route::{Pattern, Target, route},
-    tokens::{ModelScan, Tail},
+    tokens::{JsonScan, Tail},
     tracker::Tracker,
 };
 
@@ -98,7 +98,7 @@ pub fn check_answer(bytes: &[u8], cuts: &[usize]) {
         assert_eq!(pass(&parts(bytes, cuts)), pass(&[bytes]));
     }
     let scan = |parts: &[&[u8]]| {
-        let (mut scan, mut tail) = (ModelScan::default(), Tail::default());
+        let (mut scan, mut tail) = (JsonScan::default(), Tail::default());
         parts.iter().for_each(|part| {
             scan.push(part);
             tail.push(part);

@@ -115,6 +115,27 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
 }
 
 #[tokio::test]
+async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
+    // Taken, but nobody listens.
+    let reserved = tokio::net::TcpSocket::new_v4().expect("a socket");
+    reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
+    let nobody = reserved.local_addr().expect("an address");
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &nobody.to_string()]).await;
+    let up = up(&world, "laptop").await;
+    let answer = raw::exchange(up.address, VERSION).await;
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("adit: Ollama is not running on the server"), "{answer}");
+    let noted = line(&world, |line| line["path"] == "/api/version").await;
+    assert_eq!((&noted["end"], &noted["why"], &noted["status"]), (&"refused".into(), &"upstream".into(), &502.into()));
+    assert_eq!((&noted["bytes_in"], &noted["bytes_out"]), (&VERSION.len().into(), &answer.len().into()));
+    let denied = raw::exchange(up.address, &raw::post("/api/delete", "{}")).await;
+    assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
+    assert_eq!(line(&world, |line| line["path"] == "/api/delete").await["why"], "role");
+    let torn = raw::exchange(up.address, "GET /x HTTP/1.1\nHost: x\n\n").await;
+    assert!(torn.starts_with("HTTP/1.1 400 "), "{torn}");
+    assert_eq!(line(&world, |line| line["why"] == "malformed").await["status"], 400);
+}
+
+#[tokio::test]
 async fn whatever_changes_who_may_do_what_is_noted() {
     let mut world = start("").await;
     world.device_as("laptop", "infer").await;

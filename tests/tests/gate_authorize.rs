@@ -150,6 +150,30 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
 }
 
 #[tokio::test]
+async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
+    let guarded = Guarded::start("model", "['request']").await;
+    let up = guarded.world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    let endless = raw::post("/api/generate", r#"{"model":"stand-in","prompt":"x","options":{"num_predict":-1}}"#);
+    app.write_all(endless.as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 500).await;
+    assert_eq!(guarded.checker.count(), 1);
+    // The same one is not asked the same again.
+    guarded.ask_at("model").await;
+    raw::read_exactly(&mut app, 1000).await;
+    assert_eq!(guarded.checker.count(), 1);
+    guarded.ask_at("yes").await;
+    raw::read_exactly(&mut app, 1000).await;
+    let again = guarded.checker.last();
+    assert_eq!((&again["path"], &again["model"]), (&"/api/generate".into(), &"stand-in".into()));
+    assert_eq!(guarded.checker.count(), 2);
+    guarded.ask_at("no").await;
+    let (_, ending) = raw::read_to_end(&mut app).await;
+    assert_eq!(ending, raw::Ending::Reset, "a cut never looks like an end");
+    guarded.world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("it stops");
+}
+
+#[tokio::test]
 async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_again() {
     let guarded = Guarded::start("no", "['enroll']").await;
     let device = guarded.world.stranger("laptop");

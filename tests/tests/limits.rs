@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use serde_json::Value;
 use tests::{
     ollama::Options,
-    raw,
+    raw::{self, Upstream},
     world::{SOON, Up, World},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -214,5 +214,74 @@ async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does(
     assert_eq!(world.ollama.counters().started, 1, "nobody who gave up has reached the service");
     drop(running);
     let answer = raw::exchange(up.address, &raw::generate(1, 1)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_whole_takes_nobodys_turn() {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
+    let service = Upstream::start().await;
+    let world =
+        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let (script, person) = (up(&world, "script").await, up(&world, "person").await);
+    // Long enough to be whole as JSON before it is whole as a body.
+    let json = r#"{"model":"stand-in","prompt":"x"}"#;
+    let (half, rest) = json.split_at(20);
+    let head = format!(
+        "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        json.len() + 1
+    );
+    let mut unfinished = raw::connect(script.address).await;
+    unfinished.write_all(format!("{head}{half}").as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    assert_eq!(raw::read_exactly(&mut at_service, head.len() + half.len()).await, format!("{head}{half}").as_bytes());
+
+    // Its turn is still to come: a person's is now.
+    let whole = raw::post("/api/generate", json);
+    let mut asked = raw::connect(person.address).await;
+    asked.write_all(whole.as_bytes()).await.expect("sent");
+    let mut running = service.accept().await;
+    raw::read_exactly(&mut running, whole.len()).await;
+
+    // And while the person's request runs, what would begin the other one waits.
+    unfinished.write_all(rest.as_bytes()).await.expect("sent");
+    line_has(&world, 1).await;
+    let early = at_service.try_read(&mut [0; 64]);
+    assert!(early.as_ref().is_err_and(|e| e.kind() == std::io::ErrorKind::WouldBlock), "{early:?}");
+    running.write_all(ANSWER).await.expect("answered");
+    drop(running);
+    assert!(raw::read_to_end(&mut asked).await.0.ends_with(b"ok"));
+    assert_eq!(raw::read_exactly(&mut at_service, rest.len()).await, rest.as_bytes());
+    unfinished.write_all(b" ").await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut at_service, 1).await, b" ");
+    at_service.write_all(ANSWER).await.expect("answered");
+    drop(at_service);
+    assert!(raw::read_to_end(&mut unfinished).await.0.ends_with(b"ok"));
+}
+
+#[tokio::test]
+async fn bodies_that_are_never_finished_leave_others_room_to_be_read() {
+    let world = start("[roles.infer]\nmodels = ['stand-in']").await;
+    let (script, person) = (up(&world, "script").await, up(&world, "person").await);
+    // Two of the longest are all that one device gets; each is held open one byte before its end.
+    const LONG: usize = 31 << 20;
+    let head = format!("POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n");
+    let beginning = [head.as_bytes(), &vec![b' '; LONG - 1]].concat();
+    let mut held = Vec::new();
+    for _ in 0..2 {
+        let mut tcp = raw::connect(script.address).await;
+        tcp.write_all(&beginning).await.expect("sent");
+        held.push(tcp);
+    }
+    let third = async {
+        let mut tcp = raw::connect(script.address).await;
+        // It may be refused in the middle.
+        let _ = tcp.write_all(&beginning).await;
+        raw::read_to_end(&mut tcp).await.0
+    };
+    let refused = String::from_utf8(third.await).expect("text");
+    let sentence = told(&refused, "503");
+    assert!(sentence.contains("too many long requests of this device"), "{sentence}");
+    let answer = raw::exchange(person.address, &raw::generate(1, 1)).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }

@@ -57,3 +57,39 @@ async fn a_device_that_slept_past_its_certificates_end_recovers_unless_it_was_re
     assert_eq!(refused.code, Some(4), "{}", refused.stderr);
     assert!(refused.stderr.contains("revoked"), "{}", refused.stderr);
 }
+
+#[tokio::test]
+async fn a_certificate_that_could_not_be_renewed_ends_on_connections_that_are_open_too() {
+    let world = World::start_with(PROGRAM, Options::default(), &["--device-life", "3s"]).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&[]).await;
+    // Whoever holds the register keeps the server from noting that it has renewed one.
+    let register = rusqlite::Connection::open(world.state().join("register.sqlite")).expect("opened");
+    register.execute_batch("BEGIN IMMEDIATE").expect("held");
+    let mut app = raw::connect(up.address).await;
+    const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let answer = async |app: &mut tokio::net::TcpStream| {
+        app.write_all(GET).await.expect("sent");
+        String::from_utf8(raw::read_exactly(app, 16).await).expect("text")
+    };
+    let mut beginning = answer(&mut app).await;
+    assert_eq!(beginning, "HTTP/1.1 200 OK\r");
+    let ends = async {
+        while beginning.starts_with("HTTP/1.1 200") {
+            while raw::read_exactly(&mut app, 1).await != b"}" {}
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            beginning = answer(&mut app).await;
+        }
+    };
+    tokio::time::timeout(SOON, ends).await.expect("the certificate ends");
+    let (rest, _) = raw::read_to_end(&mut app).await;
+    let refused = beginning + &String::from_utf8(rest).expect("text");
+    assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("certificate has expired"), "{refused}");
+    drop(register);
+    let served = async {
+        while !raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await.ends_with("Ollama is running") {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(SOON, served).await.expect("it is renewed");
+}

@@ -306,7 +306,8 @@ impl Content<'_> {
     /// Takes room for what has been read.
     fn has_room(&mut self) -> Result<(), Refused> {
         if self.raw.len() > MOST_BODY {
-            let sentence = format!("adit: the body is longer than {} MiB, and it has to be read before it may pass", MOST_BODY >> 20);
+            let sentence =
+                format!("adit: the body is longer than {} MiB, and it has to be read before it may pass", MOST_BODY >> 20);
             return Err(Refused::new(413, Refusal::Limit("body"), sentence));
         }
         let whose = match self.room.grow(self.raw.len() + self.text.len()) {

@@ -28,8 +28,10 @@ use crate::{enroll, running::Server};
 
 /// Where the socket is when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/adit/enroll.sock";
-/// One request and its answer.
+/// A request, and then its answer, are taken within this time.
 const WITHIN: Duration = Duration::from_secs(10);
+/// A member waits this long: for a register that others hold, and for whoever else is asked.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// At once.
 const MOST: usize = 16;
 
@@ -62,16 +64,17 @@ impl GroupSocket {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("remove", path)(e).into()),
             _ => {}
         }
-        let listener = UnixListener::bind(path).map_err(FileError::io("listen on", path))?;
-        // Before the group is set nobody else may write, and so nobody else connect.
-        let socket = Self { listener, path: path.to_owned() };
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(FileError::io("set the mode of", path))?;
-        chown(path, None, Some(found.gid.as_raw())).map_err(|e| {
+        let hall = Hall::beside(path)?;
+        let made = hall.0.join("s");
+        let listener = UnixListener::bind(&made).map_err(FileError::io("listen on", path))?;
+        chown(&made, None, Some(found.gid.as_raw())).map_err(|e| {
             Failure::from(FileError::io("give to the group", path)(e)).hint(format!(
                 "only root, or a member of it, can give a socket to `{group}`: for the service, `SupplementaryGroups={group}`"
             ))
         })?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(FileError::io("set the mode of", path))?;
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o660)).map_err(FileError::io("set the mode of", path))?;
+        fs::rename(&made, path).map_err(FileError::io("make", path))?;
+        let socket = Self { listener, path: path.to_owned() };
         info!("members of the group {group} may enroll devices, at {}", path.display());
         Ok(socket)
     }
@@ -83,7 +86,7 @@ impl GroupSocket {
             tokio::select! {
                 accepted = self.listener.accept(), if asked.len() < MOST => match accepted {
                     Ok((stream, _)) => {
-                        asked.spawn(tokio::time::timeout(WITHIN, answer(stream, server.clone())));
+                        asked.spawn(answer(stream, server.clone()));
                     }
                     Err(e) if control::is_passing(&e) => tokio::time::sleep(Duration::from_millis(100)).await,
                     Err(e) => {
@@ -98,6 +101,25 @@ impl GroupSocket {
     }
 }
 
+/// A directory for this user alone, in which a socket gets its group and mode before anybody else can see it.
+struct Hall(PathBuf);
+
+impl Hall {
+    fn beside(path: &Path) -> Result<Self, Failure> {
+        let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
+        // One that was killed in this moment has left its own, and numbers come again.
+        let _ = fs::remove_dir_all(&hall.0);
+        fs::DirBuilder::new().mode(0o700).create(&hall.0).map_err(FileError::io("create", &hall.0))?;
+        Ok(hall)
+    }
+}
+
+impl Drop for Hall {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
 impl Drop for GroupSocket {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.path);
@@ -106,10 +128,11 @@ impl Drop for GroupSocket {
 
 async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
-    let Asked { name, csr } = frame::read(&mut stream).await?;
+    let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
+    // Not cut short: what has been written in the register has to be noted in the log.
     let answer = enroll::for_member(&server, user, name, csr).await.map_err(|failure| failure.to_string());
-    frame::write(&mut stream, &answer).await
+    tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
 
 /// Asks the server that runs here to enroll a device. `None` if there is none that would listen to this user.
@@ -120,7 +143,7 @@ pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled
         frame::read::<Result<Enrolled, String>>(&mut stream).await
     };
     let failed = |e: io::Error| Failure::new("the server did not enroll the device").because(e);
-    Some(match tokio::time::timeout(WITHIN, exchange).await {
+    Some(match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
         Ok(Ok(Ok(enrolled))) => Ok(enrolled),
         Ok(Ok(Err(why))) => Err(Failure::new(why.strip_prefix("error: ").unwrap_or(&why))),
         Ok(Err(e)) => Err(failed(e)),

@@ -22,9 +22,10 @@ use tokio::{
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
-const ROUNDS: usize = 5;
-const REQUESTS: usize = 1000;
-const TOKENS: usize = 200;
+// Short turns, many of them: what else the machine does then falls on all alike.
+const ROUNDS: usize = 60;
+const REQUESTS: usize = 100;
+const TOKENS: usize = 40;
 const TOKEN_PERIOD: Duration = Duration::from_millis(3);
 const TOKEN: usize = 150;
 const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost:11434\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";

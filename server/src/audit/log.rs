@@ -49,7 +49,7 @@ impl Log {
     }
 
     /// Appends lines, each of which ends with a newline. Blocks.
-    pub fn append(&mut self, lines: &[Vec<u8>], now: SystemTime) -> Appended {
+    pub fn append(&mut self, lines: &[impl AsRef<[u8]>], now: SystemTime) -> Appended {
         let mut done = 0;
         let outcome = self.newest(now).and_then(|locked| {
             locked.write(lines, &mut done).map_err(FileError::io("write", self.path()))?;
@@ -196,10 +196,10 @@ impl Locked {
     }
 
     /// Writes lines and counts those that are whole.
-    fn write(&self, lines: &[Vec<u8>], done: &mut usize) -> io::Result<()> {
+    fn write(&self, lines: &[impl AsRef<[u8]>], done: &mut usize) -> io::Result<()> {
         let mut torn = !ends_with_newline(&self.0)?;
-        for line in lines {
-            if torn { write_once(&self.0, &[b"\n", line.as_slice()].concat()) } else { write_once(&self.0, line) }?;
+        for line in lines.iter().map(AsRef::as_ref) {
+            if torn { write_once(&self.0, &[b"\n", line].concat()) } else { write_once(&self.0, line) }?;
             torn = false;
             *done += 1;
         }

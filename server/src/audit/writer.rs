@@ -25,6 +25,8 @@ use super::{
 const ROOM: usize = 4096;
 /// Lines that are written with one look at the file.
 const BATCH: usize = 256;
+/// So long lines are gathered: one look at the file for many, and no wake-up for each while requests are served.
+const GATHER: Duration = Duration::from_millis(5);
 /// While the log can't be written, it is tried so often.
 const RETRY: Duration = Duration::from_secs(1);
 /// How often old files are looked for.
@@ -73,7 +75,7 @@ impl Audit {
     pub fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
         let mut log = Log::new(settings.clone());
         let state = Arc::new(State::default());
-        if let Err(e) = log.tend(SystemTime::now()).and_then(|()| log.append(&[], SystemTime::now()).outcome) {
+        if let Err(e) = log.tend(SystemTime::now()).and_then(|()| log.append(&[[0; 0]; 0], SystemTime::now()).outcome) {
             if settings.required {
                 return Err(e);
             }
@@ -169,7 +171,10 @@ impl Writer {
                 Message::Flush(done) => flushes.push(done),
             };
             match events.recv_timeout(if failing { RETRY } else { TEND }) {
-                Ok(message) => take(message, &mut batch),
+                Ok(message) => {
+                    std::thread::sleep(GATHER);
+                    take(message, &mut batch);
+                }
                 Err(RecvTimeoutError::Timeout) if !failing => {
                     if let Err(e) = self.log.tend(SystemTime::now()) {
                         self.state.fails(&e);
@@ -197,7 +202,7 @@ impl Writer {
         // A loss is told before what came after it.
         let untold = self.state.untold.load(Relaxed);
         let told = (untold > 0).then(|| entry::line(now, &Event::Lost { lines: untold }));
-        let lines: Vec<_> = told.iter().chain(batch).cloned().collect();
+        let lines: Vec<&[u8]> = told.iter().chain(batch).map(Vec::as_slice).collect();
         let appended = self.log.append(&lines, now);
         let of_batch = appended.lines.saturating_sub(usize::from(told.is_some()));
         if told.is_some() && appended.lines > 0 {

@@ -72,7 +72,7 @@ impl Lab {
     pub fn new(link: Link, seed: u64) -> Self {
         let namespace = || Arc::new(Namespace::new().expect("a network namespace"));
         let (client, server) = (namespace(), namespace());
-        let now = Conditions { link, cut: false, longest: MTU, udp_blocked: false, nat: false, forgotten: 0 };
+        let now = Conditions { link, cut: false, longest: MTU, nat: false, forgotten: 0 };
         let (conditions, seen) = watch::channel(now);
         let ends = Ends { client: client.clone(), server: server.clone(), server_address: SERVER };
         let emulator = emulator::start(ends, seed, seen).expect("packets are carried");
@@ -99,9 +99,43 @@ impl Lab {
         self.change(|now| now.longest = bytes);
     }
 
-    /// Loses UDP and nothing else.
+    /// Loses UDP and nothing else, or lets it pass again: both networks drop what comes in, as a firewall does that says nothing.
+    ///
+    /// # Panics
+    /// If nftables refuses; see [`Lab::has_no_firewall`].
     pub fn block_udp(&self, blocked: bool) {
-        self.change(|now| now.udp_blocked = blocked);
+        let mut rules = "add table inet lab\ndelete table inet lab\n".to_owned();
+        if blocked {
+            rules += "add table inet lab\nadd chain inet lab in { type filter hook input priority 0 ; }\n";
+            rules += &format!("add rule inet lab in iifname {DEVICE} meta l4proto udp drop\n");
+        }
+        for network in [&self.client, &self.server] {
+            network.nft(&rules).expect("rules");
+        }
+    }
+
+    /// Whether a test that blocks UDP has to stop here; says why.
+    pub fn has_no_firewall() -> bool {
+        Self::is_missing()
+            || Namespace::new().and_then(|network| network.nft("add table inet lab\n")).is_err()
+                && skip::because("there is no nftables")
+    }
+
+    /// Takes the laptop's only interface away, with its address and its routes.
+    ///
+    /// # Panics
+    /// If it can't be taken.
+    pub fn unplug(&self) {
+        self.client.ip(&format!("addr flush dev {DEVICE}\nlink set {DEVICE} down")).expect("no interface");
+    }
+
+    /// Brings it back, in another network.
+    ///
+    /// # Panics
+    /// If it does not come.
+    pub fn plug_in(&self) {
+        let network = self.network.fetch_add(1, Relaxed) + 1;
+        self.client.ip(&format!("link set {DEVICE} up\n{}", come_to(network))).expect("an interface");
     }
 
     /// Puts the laptop behind an address translator that forgets a UDP flow after 30 s without a packet from inside.

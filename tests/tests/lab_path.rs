@@ -34,6 +34,23 @@ async fn a_laptop_that_gets_another_address_every_five_seconds_loses_no_token() 
 }
 
 #[tokio::test]
+async fn an_interface_that_disappears_and_comes_back_elsewhere_loses_no_token() {
+    if Lab::is_missing() {
+        return;
+    }
+    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(15), ..Setting::default() }).await;
+    let mut answer = far.ask_both(300, 7).await;
+    for (bytes, away) in [(2_000, 1), (6_000, 4), (10_000, 8)] {
+        answer.tunnelled.has(bytes, WITHIN).await;
+        far.lab.unplug();
+        tokio::time::sleep(Duration::from_secs(away)).await;
+        far.lab.plug_in();
+    }
+    answer.are_equal(WITHIN).await;
+    far.is_one_session();
+}
+
+#[tokio::test]
 async fn a_translator_that_forgets_its_flows_again_and_again_loses_no_token() {
     if Lab::is_missing() {
         return;

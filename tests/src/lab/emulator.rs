@@ -11,13 +11,7 @@ use std::{
 use tokio::sync::watch;
 use tokio_tun::Tun;
 
-use super::{
-    link::Link,
-    namespace::Namespace,
-    nat::Nat,
-    packet::{self, UDP},
-    pipe::Pipe,
-};
+use super::{link::Link, namespace::Namespace, nat::Nat, packet, pipe::Pipe};
 
 /// What ordinary networks carry.
 pub(super) const MTU: usize = 1500;
@@ -30,8 +24,6 @@ pub(super) struct Conditions {
     pub(super) cut: bool,
     /// Longer packets are lost without a word.
     pub(super) longest: usize,
-    /// UDP is lost.
-    pub(super) udp_blocked: bool,
     /// The laptop is behind a translator.
     pub(super) nat: bool,
     /// How often that has forgotten everything.
@@ -40,8 +32,7 @@ pub(super) struct Conditions {
 
 impl Conditions {
     fn let_through(&self, packet: &[u8]) -> bool {
-        let Some(protocol) = packet::protocol(packet) else { return false };
-        !(self.cut || packet.len() > self.longest || (self.udp_blocked && protocol == UDP))
+        packet::protocol(packet).is_some() && !(self.cut || packet.len() > self.longest)
     }
 }
 

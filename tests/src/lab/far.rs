@@ -110,7 +110,9 @@ impl Far {
                 (device, Some(sshd))
             }
         };
-        lab.block_udp(setting.udp_blocked);
+        if setting.udp_blocked {
+            lab.block_udp(true);
+        }
         // What is tried on a bad link is the tunnel.
         lab.set_link(setting.link);
         let command = [&["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"], setting.up_flags].concat();

@@ -56,16 +56,28 @@ impl Namespace {
     /// # Errors
     /// What it said.
     pub fn ip(&self, commands: &str) -> io::Result<()> {
-        let mut ip = Command::new("ip");
-        ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let mut child = self.inside(|| ip.spawn())?;
+        self.run("ip", &["-batch", "-"], commands)
+    }
+
+    /// Changes this network's firewall, in the words of `nft`: all of it, or nothing.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn nft(&self, rules: &str) -> io::Result<()> {
+        self.run("nft", &["-f", "-"], rules)
+    }
+
+    fn run(&self, program: &str, args: &[&str], input: &str) -> io::Result<()> {
+        let mut command = Command::new(program);
+        command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = self.inside(|| command.spawn())?;
         if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(commands.as_bytes())?;
+            stdin.write_all(input.as_bytes())?;
         }
         let ended = child.wait_with_output()?;
         match ended.status.success() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("ip: {}", String::from_utf8_lossy(&ended.stderr)))),
+            false => Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&ended.stderr)))),
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) struct Path<'a> {
 /// A carrier that has still to prove itself.
 struct Trial {
     until: Instant,
+    /// How much of the session had been heard when it began: anybody can send something to a socket.
+    heard: u64,
     /// What the session goes back to if it doesn't.
     before: Option<(Way, Carrier)>,
     /// A connection of its own on the same path, in case the server has forgotten the session.
@@ -238,9 +240,10 @@ impl<'a> Path<'a> {
         match moved.and_then(|carrier| self.up.put_on(way, carrier)) {
             Ok((way, carrier)) => {
                 self.note_source();
+                let heard = self.up.heard();
                 let works = !self.watch.is_silent() && !carrier.is_dead();
                 let before = works.then_some((way, carrier));
-                self.trial = Some(Trial { until: Instant::now() + TRIAL.max(rtt * 6), before, dialed });
+                self.trial = Some(Trial { until: Instant::now() + TRIAL.max(rtt * 6), heard, before, dialed });
                 self.probe();
             }
             Err(e) => {
@@ -252,15 +255,15 @@ impl<'a> Path<'a> {
 
     /// Ends a trial when it is decided. Returns a connection that takes the session's place.
     fn judge_trial(&mut self, now: Instant) -> Option<Dialed> {
-        let Trial { until, before, dialed } = self.trial.take()?;
+        let Trial { until, heard, before, dialed } = self.trial.take()?;
         let way = self.up.way();
-        if self.up.carried().carrier.has_heard() {
+        if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
             self.journal.note(format_args!("the session goes over {} now: {way}", way.carrier().to_uppercase()));
             dismiss(dialed);
             return None;
         }
         if now < until {
-            self.trial = Some(Trial { until, before, dialed });
+            self.trial = Some(Trial { until, heard, before, dialed });
             return None;
         }
         match before {

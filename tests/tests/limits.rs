@@ -8,7 +8,10 @@ use tests::{
     raw::{self, Upstream},
     world::{SOON, Up, World},
 };
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 const VERSION: &str = "GET /api/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
@@ -267,19 +270,22 @@ async fn bodies_that_are_never_finished_leave_others_room_to_be_read() {
     const LONG: usize = 31 << 20;
     let head = format!("POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n");
     let beginning = [head.as_bytes(), &vec![b' '; LONG - 1]].concat();
-    let mut held = Vec::new();
-    for _ in 0..2 {
-        let mut tcp = raw::connect(script.address).await;
-        tcp.write_all(&beginning).await.expect("sent");
-        held.push(tcp);
+    let mut held = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let beginning = beginning.clone();
+        held.spawn(async move {
+            let (mut read, mut write) = raw::connect(script.address).await.into_split();
+            let mut answer = vec![0; 1024];
+            let n = tokio::select! {
+                n = read.read(&mut answer) => n.expect("read"),
+                // It may be refused in the middle.
+                () = async { let _ = write.write_all(&beginning).await; } => read.read(&mut answer).await.expect("read"),
+            };
+            String::from_utf8_lossy(&answer[..n]).into_owned()
+        });
     }
-    let third = async {
-        let mut tcp = raw::connect(script.address).await;
-        // It may be refused in the middle.
-        let _ = tcp.write_all(&beginning).await;
-        raw::read_to_end(&mut tcp).await.0
-    };
-    let refused = String::from_utf8(third.await).expect("text");
+    // One of them, whichever comes last; the others are held.
+    let refused = tokio::time::timeout(SOON, held.join_next()).await.expect("one is refused").expect("one").expect("read");
     let sentence = told(&refused, "503");
     assert!(sentence.contains("too many long requests of this device"), "{sentence}");
     let answer = raw::exchange(person.address, &raw::generate(1, 1)).await;

@@ -91,9 +91,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(serve) => {
             let config = Config::settle(flags, &serve)?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
-            runtime.block_on(serve::run(Settings { flags: flags.clone(), serve, config }))
+            on_one_thread()?.block_on(serve::run(Settings { flags: flags.clone(), serve, config }))
         }
         Command::Init => {
             let state = State::open_or_create(&settled()?.state_dir)?;

@@ -1,13 +1,16 @@
 //! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
 
+pub mod credentials;
 pub mod crossroads;
 pub mod demo;
 pub mod disk;
+pub mod kept;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod laptop;
 pub mod load;
 pub mod ollama;
+pub mod ordinary;
 pub mod parsers;
 pub mod path;
 pub mod process;
@@ -15,4 +18,5 @@ pub mod raw;
 pub mod skip;
 pub mod sshd;
 pub mod terminal;
+pub mod told;
 pub mod world;

@@ -9,6 +9,9 @@ use tokio::{
 
 use crate::world::SOON;
 
+/// Asks Ollama whether it is running.
+pub const ROOT: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
 /// How the peer ended a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {

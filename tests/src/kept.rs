@@ -1,0 +1,52 @@
+//! What a device and a server keep: read as a test reads it, damaged, or opened to others.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value;
+
+use crate::{
+    told::assert_ok,
+    world::{Device, World},
+};
+
+/// A path as an argument of a command.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("a path")
+}
+
+/// Changes who may do what with a file or directory.
+pub fn chmod(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
+}
+
+/// What a device has kept of its enrollment at the server `default`.
+pub fn identity_file(device: &Device) -> PathBuf {
+    device.dir.join("servers/default/identity.json")
+}
+
+/// What stands in the [`identity_file`].
+pub fn stored(device: &Device) -> Value {
+    serde_json::from_slice(&fs::read(identity_file(device)).expect("an identity")).expect("JSON")
+}
+
+/// Writes the [`identity_file`] anew.
+pub fn store(device: &Device, identity: &Value) {
+    fs::write(identity_file(device), identity.to_string()).expect("written");
+}
+
+/// The devices that are enrolled, as `aditd device list --json` lists them.
+pub async fn devices(world: &World) -> Vec<Value> {
+    let listed = world.aditd(&["device", "list", "--json"]).await;
+    assert_ok(&listed);
+    let listed: Value = serde_json::from_str(&listed.stdout).expect("JSON");
+    listed["devices"].as_array().expect("devices").clone()
+}
+
+/// Their names.
+pub async fn device_names(world: &World) -> Vec<String> {
+    devices(world).await.iter().map(|d| d["name"].as_str().expect("a name").to_owned()).collect()
+}

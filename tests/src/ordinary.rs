@@ -1,0 +1,74 @@
+//! Somebody without root's rights.
+
+use std::{
+    fs,
+    os::unix::fs::{chown, symlink},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::{kept::chmod, process::Ended, skip};
+
+/// Somebody without root's rights: ourselves, or `nobody` if we have them.
+pub struct Ordinary {
+    /// Whether we have root's rights.
+    pub as_root: bool,
+    dir: tempfile::TempDir,
+}
+
+impl Ordinary {
+    const NOBODY: u32 = 65534;
+
+    /// Somebody who can run the programs in the file `this`, where that can be had; elsewhere it says that a test is skipped.
+    ///
+    /// # Panics
+    /// If there is no place for them.
+    pub fn new(this: &str) -> Option<Self> {
+        let as_root = fs::read_to_string("/proc/self/status")
+            .ok()?
+            .lines()
+            .any(|line| line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0")));
+        let dir = tempfile::tempdir().expect("a directory");
+        chmod(dir.path(), 0o711);
+        for name in ["adit", "aditd"] {
+            symlink(this, dir.path().join(name)).expect("a link");
+        }
+        let ordinary = Self { as_root, dir };
+        let runs = ordinary.run("aditd", &["--version"]);
+        if runs.is_none_or(|ended| ended.code != Some(0)) {
+            skip::because("root can't give up its rights here with `setpriv`");
+            return None;
+        }
+        Some(ordinary)
+    }
+
+    /// A directory of their own.
+    pub fn home(&self, name: &str) -> PathBuf {
+        let home = self.dir.path().join(name);
+        fs::create_dir(&home).expect("a directory");
+        chmod(&home, 0o700);
+        self.give(&home);
+        home
+    }
+
+    /// Makes a file or directory theirs.
+    pub fn give(&self, path: &Path) {
+        if self.as_root {
+            chown(path, Some(Self::NOBODY), Some(Self::NOBODY)).expect("chown");
+        }
+    }
+
+    /// Runs a command to its end, if it can be run.
+    pub fn run(&self, program: &str, args: &[&str]) -> Option<Ended> {
+        let program = self.dir.path().join(program);
+        let mut command = if self.as_root {
+            let mut command = Command::new("setpriv");
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
+            command
+        } else {
+            Command::new(&program)
+        };
+        let out = command.args(args).env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").stdin(Stdio::null()).output();
+        out.ok().map(Ended::from)
+    }
+}

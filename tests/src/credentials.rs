@@ -1,18 +1,35 @@
-//! Keys and certificates that a test makes itself, with an authority of its own or with that of a server.
+//! Keys, certificates and enrollments that a test makes itself, with an authority of its own or with that of a server.
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use common::identity::DeviceId;
-use rcgen::{KeyPair, PublicKeyData};
-use rustls::pki_types::CertificateDer;
+use client::dial;
+use common::{
+    frame,
+    identity::DeviceId,
+    invitation::Invitation,
+    process::unix_now,
+    tls, transport,
+    wire::{EnrollAnswer, EnrollRequest},
+};
+use data_encoding::BASE64;
+use quinn::Connection;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    sign::CertifiedKey,
+};
 use server::ca::{Ca, DeviceKey};
 use time::OffsetDateTime;
 
-use crate::kept::chmod;
+use crate::{
+    kept::{chmod, private_key},
+    world::{Device, SOON},
+};
 
 /// How long certificates are good that a test has made.
 pub const LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -38,4 +55,58 @@ impl Authority {
 pub fn issued(ca: &Ca, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> CertificateDer<'static> {
     let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
     ca.issue_device(id, &key, at, LIFE).expect("a certificate").certificate
+}
+
+/// A key as devices have it.
+pub fn new_key() -> KeyPair {
+    KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key")
+}
+
+/// The key that a device has made when it enrolled.
+pub fn key_pair(device: &Device) -> KeyPair {
+    KeyPair::from_pem(&private_key(device)).expect("a key")
+}
+
+/// A chain and its key, as rustls wants them.
+pub fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Arc::new(CertifiedKey::from_der(chain, key, &tls::provider()).expect("a certificate and its key"))
+}
+
+/// A request for a certificate, which asks for nothing.
+pub fn csr(key: &KeyPair) -> Vec<u8> {
+    CertificateParams::default().serialize_request(key).expect("a CSR").der().to_vec()
+}
+
+/// A connection to the door that an invitation opens.
+pub async fn at_enrollment(invitation: &Invitation) -> Connection {
+    let config =
+        dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key(), transport::IDLE_TIMEOUT);
+    dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
+}
+
+/// Asks there for a certificate, as `adit enroll` does; keeps nothing.
+pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
+    let connection = at_enrollment(invitation).await;
+    let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+    let request = EnrollRequest { token: BASE64.encode(token), csr: BASE64.encode(&csr) };
+    frame::write(&mut send, &request).await.expect("sent");
+    tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
+}
+
+/// Redeems an invitation, as `adit enroll` does; keeps nothing.
+pub async fn redeem(invitation: &Invitation, key: &KeyPair) -> EnrollAnswer {
+    enroll(invitation, &invitation.secret.token(), csr(key)).await
+}
+
+/// Waits until an invitation has ended.
+///
+/// # Panics
+/// If the clock stands still.
+pub async fn has_ended(invitation: &Invitation) {
+    let give_up = Instant::now() + SOON;
+    while unix_now() < invitation.expires {
+        assert!(Instant::now() < give_up, "the clock stands still");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }

@@ -6,6 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use client::profile::{Place, Profile};
 use serde_json::Value;
 
 use crate::{
@@ -36,6 +37,16 @@ pub fn stored(device: &Device) -> Value {
 /// Writes the [`identity_file`] anew.
 pub fn store(device: &Device, identity: &Value) {
     fs::write(identity_file(device), identity.to_string()).expect("written");
+}
+
+/// What `adit` itself reads there.
+pub fn profile(device: &Device) -> Profile {
+    Place::new(&device.dir, "default".parse().expect("a name")).read().expect("a profile")
+}
+
+/// The private key there, as PEM.
+pub fn private_key(device: &Device) -> String {
+    stored(device)["private_key"].as_str().expect("a key").to_owned()
 }
 
 /// The devices that are enrolled, as `aditd device list --json` lists them.

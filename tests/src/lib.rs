@@ -17,6 +17,7 @@ pub mod process;
 pub mod raw;
 pub mod skip;
 pub mod sshd;
+pub mod stranger;
 pub mod terminal;
 pub mod told;
 pub mod world;

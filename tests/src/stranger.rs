@@ -1,0 +1,273 @@
+//! What a stranger could have got hold of and could try, at a server with one honest device and a service that counts.
+
+use std::{
+    io::Read,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::SeqCst},
+    },
+    time::Duration,
+};
+
+use client::{dial, profile::Profile};
+use common::{
+    door::DoorKey,
+    frame,
+    identity::DeviceId,
+    tls, transport,
+    wire::{ALPN_TUNNEL, Code, Greeting, Hello, SERVER_NAME, StreamHead},
+};
+use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadToEndError, crypto::rustls::QuicClientConfig};
+use rcgen::KeyPair;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use server::ca::Ca;
+use time::OffsetDateTime;
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpListener, UdpSocket},
+};
+
+use crate::{
+    credentials::{self, certified},
+    kept::profile,
+    ollama::{Options, seeded_bytes},
+    raw,
+    world::{Device, SOON, Up, World},
+};
+
+/// Looked at after the server has proved that it works off what it gets, so this only has to cover the way back.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// What the service says to whoever reaches it.
+pub const WELCOME: &[u8] = b"this is the service\n";
+
+/// A service that says who it is and counts those who have reached it.
+pub struct Service {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// How many have reached it.
+    pub reached: Arc<AtomicUsize>,
+    _task: tokio::task::JoinSet<()>,
+}
+
+impl Service {
+    /// Starts it on a port of its own.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (address, reached) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+        let mut task = tokio::task::JoinSet::new();
+        let count = reached.clone();
+        task.spawn(async move {
+            while let Ok((mut tcp, _)) = listener.accept().await {
+                count.fetch_add(1, SeqCst);
+                let _ = tcp.write_all(WELCOME).await;
+            }
+        });
+        Self { address, reached, _task: task }
+    }
+}
+
+/// A server with one honest device, a service that counts, and everything that a stranger could have got hold of.
+pub struct Gate {
+    /// The world.
+    pub world: World,
+    /// What stands behind the server.
+    pub service: Service,
+    /// The server's UDP address.
+    pub address: SocketAddr,
+    /// The honest device.
+    pub device: Device,
+    /// What it has kept.
+    pub profile: Profile,
+}
+
+impl Gate {
+    /// Starts all of it with the programs in the file `this`.
+    pub async fn start(this: &str) -> Self {
+        let service = Service::start().await;
+        let upstream = format!("tcp://{}", service.address);
+        let world = World::start_with(this, Options::default(), &["--upstream", &upstream]).await;
+        let address = world.address().await;
+        let device = world.device("laptop").await;
+        let profile = profile(&device);
+        Self { world, service, address, device, profile }
+    }
+
+    /// The key of the tunnel's knock.
+    pub fn door(&self) -> DoorKey {
+        self.profile.enrolled.door_key.clone()
+    }
+
+    /// The honest device's id.
+    pub fn id(&self) -> DeviceId {
+        self.profile.enrolled.device_id
+    }
+
+    /// The authority itself, as only the owner of the server's state has it.
+    pub fn ca(&self) -> Ca {
+        Ca::open(&self.world.state()).expect("the authority")
+    }
+
+    /// A certificate of the server's own authority that no honest server would issue now, and the key for it.
+    pub fn issued(&self, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> Arc<CertifiedKey> {
+        certified(vec![credentials::issued(&self.ca(), id, key, at)], key)
+    }
+
+    /// Tries to get in and to the service with the tunnel's knock and protocol.
+    pub async fn attempt(&self, identity: Option<Arc<CertifiedKey>>) -> Outcome {
+        attempt(self.address, &self.profile, identity, &[ALPN_TUNNEL], &self.door()).await
+    }
+
+    /// That nothing has reached the service so far, and that the honest device does.
+    pub async fn assert_shut_and_still_working(&self) {
+        assert_eq!(self.service.reached.load(SeqCst), 0, "a stranger has reached the service");
+        let mut up = self.device.up(&[]).await;
+        assert_served(&up).await;
+        assert_eq!(self.service.reached.load(SeqCst), 1);
+        assert!(!self.world.aditd.log().contains("defect"), "{}", self.world.aditd.log());
+        up.adit.kill().await;
+    }
+}
+
+/// That the service is reached through this tunnel.
+pub async fn assert_served(up: &Up) {
+    let mut tcp = raw::connect(up.address).await;
+    assert_eq!(raw::read_exactly(&mut tcp, WELCOME.len()).await, WELCOME);
+}
+
+/// TLS as a client of ours does it, but for what a stranger may choose.
+pub fn crypto(profile: &Profile, identity: Option<Arc<CertifiedKey>>, alpn: &[&[u8]]) -> QuicClientConfig {
+    let roots = tls::roots(profile.ca().expect("a CA")).expect("roots");
+    let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some(identity) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    QuicClientConfig::try_from(config).expect("QUIC")
+}
+
+/// What became of an attempt.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The server said hello.
+    In(Connection),
+    /// The server refused it, or was silent.
+    Out(ConnectionError),
+}
+
+impl Outcome {
+    /// The code with which the server ended it: of TLS or of QUIC, or our own.
+    #[track_caller]
+    pub fn code(&self) -> u64 {
+        match self {
+            Self::Out(ConnectionError::ConnectionClosed(close)) => close.error_code.into(),
+            Self::Out(ConnectionError::ApplicationClosed(close)) => close.error_code.into_inner(),
+            other => panic!("the server did not refuse it: {other:?}"),
+        }
+    }
+}
+
+/// Knocks with `door`, shakes hands, and at once greets and asks for the service, as if all were well.
+pub async fn attempt(
+    to: SocketAddr,
+    profile: &Profile,
+    identity: Option<Arc<CertifiedKey>>,
+    alpn: &[&[u8]],
+    door: &DoorKey,
+) -> Outcome {
+    let config = dial::config(crypto(profile, identity, alpn), door, transport::IDLE_TIMEOUT);
+    let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
+    let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
+    let connection = match tokio::time::timeout(SOON, connecting).await.expect("an answer of some kind") {
+        Ok(connection) => connection,
+        Err(e) => return Outcome::Out(e),
+    };
+    let greeted = async {
+        let mut send = connection.open_uni().await.ok()?;
+        let version = "stranger".to_owned();
+        frame::write(&mut send, &Greeting { version }).await.ok()?;
+        let (mut ask, _answer) = connection.open_bi().await.ok()?;
+        let head = StreamHead::Forward("ollama".parse().expect("a name")).encode();
+        ask.write_all(&[&head[..], b"let me in"].concat()).await.ok()?;
+        let mut hello = connection.accept_uni().await.ok()?;
+        frame::read::<Hello>(&mut hello).await.ok()
+    };
+    if tokio::time::timeout(SOON, greeted).await.expect("an answer of some kind").is_some() {
+        return Outcome::In(connection);
+    }
+    Outcome::Out(tokio::time::timeout(SOON, connection.closed()).await.expect("the end"))
+}
+
+/// Opens a stream with these first bytes; what came back until its end, or the code of its reset.
+pub async fn ask(connection: &Connection, first: &[u8]) -> Result<Vec<u8>, Code> {
+    let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
+    // The server may have judged by the first bytes.
+    let _ = send.write_all(first).await;
+    let _ = send.finish();
+    match tokio::time::timeout(SOON, recv.read_to_end(1 << 20)).await.expect("in time") {
+        Ok(bytes) => Ok(bytes),
+        Err(ReadToEndError::Read(ReadError::Reset(code))) => Err(Code::from_number(code.into_inner()).expect("a code of ours")),
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// A socket from which a stranger sends, and to which nothing may come back.
+pub struct Stranger {
+    /// The socket.
+    pub socket: UdpSocket,
+}
+
+impl Stranger {
+    /// A socket of its own that sends to this server.
+    pub async fn facing(server: SocketAddr) -> Self {
+        let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).await.expect("a socket");
+        socket.connect(server).await.expect("connected");
+        Self { socket }
+    }
+
+    /// Sends.
+    pub async fn send(&self, datagram: &[u8]) {
+        self.socket.send(datagram).await.expect("sent");
+    }
+
+    /// That nothing has come back, a while after all was worked off.
+    pub async fn assert_heard_nothing(&self, after: &str) {
+        let mut answer = [0; 2048];
+        if let Ok(received) = tokio::time::timeout(QUIET, self.socket.recv(&mut answer)).await {
+            let n = received.expect("the port is open");
+            panic!("{n} bytes came back after {after}: {:02x?}", &answer[..n.min(32)]);
+        }
+    }
+}
+
+/// The first flight of a real QUIC client with this connection ID: the datagrams of its ClientHello.
+pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> {
+    let sink = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    let id = quinn_proto::ConnectionId::new(dst_cid);
+    config.transport_config(transport::settings(0, transport::IDLE_TIMEOUT)).initial_dst_cid_provider(Arc::new(move || id));
+    let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
+    let to = sink.local_addr().expect("an address");
+    let _connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
+    let mut flight = Vec::new();
+    // With a post-quantum key share it is two datagrams.
+    while flight.len() < 2 {
+        let mut datagram = vec![0; 2048];
+        let n = tokio::time::timeout(SOON, sink.recv(&mut datagram)).await.expect("in time").expect("received");
+        datagram.truncate(n);
+        flight.push(datagram);
+    }
+    flight
+}
+
+/// Bytes that depend on `seed` alone.
+pub fn random(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    seeded_bytes(seed).read_exact(&mut bytes).expect("endless");
+    bytes
+}

@@ -78,6 +78,14 @@ pub fn csr(key: &KeyPair) -> Vec<u8> {
     CertificateParams::default().serialize_request(key).expect("a CSR").der().to_vec()
 }
 
+/// The invitation that a code is.
+///
+/// # Panics
+/// If it is none.
+pub fn parse(code: &str) -> Invitation {
+    code.parse().unwrap_or_else(|e| panic!("{e}: {code}"))
+}
+
 /// A connection to the door that an invitation opens.
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config =

@@ -19,6 +19,11 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
 }
 
+/// A path as a word of the shell's.
+pub fn shell_quoted(path: &Path) -> String {
+    format!("'{}'", path.display())
+}
+
 /// Changes who may do what with a file or directory.
 pub fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
@@ -26,12 +31,12 @@ pub fn chmod(path: &Path, mode: u32) {
 
 /// What a device has kept of its enrollment at the server `default`.
 pub fn identity_file(device: &Device) -> PathBuf {
-    device.dir.join("servers/default/identity.json")
+    identity_file_for(device, "default")
 }
 
 /// What stands in the [`identity_file`].
 pub fn stored(device: &Device) -> Value {
-    serde_json::from_slice(&fs::read(identity_file(device)).expect("an identity")).expect("JSON")
+    read(&identity_file(device))
 }
 
 /// Writes the [`identity_file`] anew.
@@ -46,7 +51,20 @@ pub fn profile(device: &Device) -> Profile {
 
 /// The private key there, as PEM.
 pub fn private_key(device: &Device) -> String {
-    stored(device)["private_key"].as_str().expect("a key").to_owned()
+    private_key_for(device, "default")
+}
+
+/// The private key for another server.
+pub fn private_key_for(device: &Device, server: &str) -> String {
+    read(&identity_file_for(device, server))["private_key"].as_str().expect("a key").to_owned()
+}
+
+fn identity_file_for(device: &Device, server: &str) -> PathBuf {
+    device.dir.join("servers").join(server).join("identity.json")
+}
+
+fn read(identity_file: &Path) -> Value {
+    serde_json::from_slice(&fs::read(identity_file).expect("an identity")).expect("JSON")
 }
 
 /// The devices that are enrolled, as `aditd device list --json` lists them.

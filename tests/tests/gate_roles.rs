@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::Value;
 use tests::{
     ollama::Options,
-    raw::{self, Ending},
+    raw::{self, Ending, Upstream},
     world::{Device, SOON, Up, World},
 };
 use tokio::io::AsyncWriteExt;
@@ -131,6 +131,33 @@ async fn a_role_that_is_taken_away_cuts_what_runs_under_it_and_nothing_else() {
     assert_eq!(ask(&up, &line("GET", "/api/tags")).await.0, 200);
     let (status, error) = ask(&up, &raw::generate(1, 1)).await;
     assert!(status == 403 && error.contains("the role `list`, which may not POST /api/generate"), "{error}");
+}
+
+#[tokio::test]
+async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is_whole() {
+    let service = Upstream::start().await;
+    // What has a list of models is read whole before a byte of it leaves.
+    let flags = ["--upstream", &service.flag("http")];
+    let world = World::start_configured(PROGRAM, Options::default(), &flags, "roles.models.models = ['*']").await;
+    let up = world.device_as("laptop", "models").await.up(&[]).await;
+    let json = r#"{"model":"stand-in"}"#;
+    let (half, rest) = json.split_at(10);
+    let head = format!(
+        "DELETE /api/delete HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: {}\r\n\r\n",
+        json.len()
+    );
+    let mut app = raw::connect(up.address).await;
+    app.write_all(head.as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    let go_on = b"HTTP/1.1 100 Continue\r\n\r\n";
+    assert_eq!(raw::read_exactly(&mut app, go_on.len()).await, go_on, "its head has been judged");
+    app.write_all(half.as_bytes()).await.expect("sent");
+    assert_eq!(world.aditd(&["device", "role", "laptop", "infer"]).await.code, Some(0));
+    app.write_all(rest.as_bytes()).await.expect("sent");
+    let (answer, _) = raw::read_to_end(&mut app).await;
+    let answer = String::from_utf8(answer).expect("text");
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("DELETE /api/delete"), "{answer}");
+    assert_eq!(raw::read_to_end(&mut at_service).await, (Vec::new(), Ending::Reset), "nothing of it has left");
 }
 
 #[tokio::test]

@@ -116,6 +116,8 @@ impl<'a> Conversation<'a> {
                         }
                         end => replied = Some(end),
                     },
+                    // Before anything more of the request leaves.
+                    refused = &mut overruled => break Both::Refused(refused),
                     end = &mut down, if asked.is_none() => match end {
                         Asked::Fault(fault) => break Both::Refused(fault.into()),
                         Asked::TooLong(most) => break Both::Refused(too_long(most)),
@@ -134,7 +136,6 @@ impl<'a> Conversation<'a> {
                     () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
                         break Both::Ended(End::Drained);
                     }
-                    refused = &mut overruled => break Both::Refused(refused),
                 }
                 match (&replied, &asked) {
                     (Some(Answered::Whole), Some(_)) => break Both::Next,

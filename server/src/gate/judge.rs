@@ -202,7 +202,14 @@ impl<'a> Conversation<'a> {
             return Err(super::exchange::too_long(most).into());
         }
         content.text = Vec::new();
-        Ok((Judged { head, route, models, pass, authority }, ticket))
+        let mut judged = Judged { head, route, models, pass, authority };
+        // Its body may have been long in coming, and the rules have changed meanwhile.
+        while self.changes.has_changed().unwrap_or(false) {
+            self.changes.mark_unchanged();
+            let line = self.line;
+            self.meanwhile(route.class, judged.again(gate, line)).await??;
+        }
+        Ok((judged, ticket))
     }
 
     /// The models that a request is about, read as Ollama will; `None` if it is about none.

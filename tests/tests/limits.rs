@@ -263,6 +263,31 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
 }
 
 #[tokio::test]
+async fn what_waits_for_its_turn_when_its_tunnel_is_lost_never_reaches_the_service() {
+    let service = Upstream::start().await;
+    let world =
+        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let person = up(&world, "person").await;
+    let device = world.device_as("laptop", "infer").await;
+    let lost = device.up(&[]).await;
+    let request = raw::generate(1, 1);
+    let mut asked = raw::connect(person.address).await;
+    asked.write_all(request.as_bytes()).await.expect("sent");
+    let mut running = service.accept().await;
+    raw::read_exactly(&mut running, request.len()).await;
+
+    let mut waits = raw::connect(lost.address).await;
+    waits.write_all(request.as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    line_has(&world, 1).await;
+    lost.end().await;
+    // The new tunnel ends the one before it.
+    let _again = device.up(&[]).await;
+    assert_eq!(raw::read_to_end(&mut at_service).await, (Vec::new(), raw::Ending::Reset));
+    line_has(&world, 0).await;
+}
+
+#[tokio::test]
 async fn bodies_that_are_never_finished_leave_others_room_to_be_read() {
     let world = start("[roles.infer]\nmodels = ['stand-in']").await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);

@@ -1,6 +1,10 @@
 //! A request that may pass and its answer, both at once: each byte goes on as soon as it is there.
 
-use std::{io, time::Instant};
+use std::{
+    io,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::Instant,
+};
 
 use bytes::Bytes;
 use common::{
@@ -63,6 +67,8 @@ enum Asked {
     NotNow(NotNow),
     /// The application did not wait for its turn.
     Left(DownEnd),
+    /// Nobody is there to take an answer: it did not get a turn.
+    Gone,
     Broken(DownEnd),
 }
 
@@ -97,7 +103,7 @@ impl<'a> Conversation<'a> {
         let (both, stopped) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
-            let way = Way { meter: line.meter, sent: &sent, answered: &answered };
+            let way = Way { meter: line.meter, sent: &sent, answered: &answered, gone: AtomicBool::new(false) };
             let down = ask(inbox, write, request, incoming, &way);
             let up = answer(read, send, outgoing, &way);
             let overruled = overruled(judged, gate, line, changes.clone());
@@ -109,8 +115,9 @@ impl<'a> Conversation<'a> {
                     end = &mut up, if replied.is_none() => match end {
                         Answered::Aborted => break Both::Ended(End::Aborted),
                         Answered::Lost(e) if asked.is_some() => break Both::Ended(End::Lost(e)),
-                        // What has been received is still the service's.
+                        // What has been received is still the service's, unless it needs a turn.
                         end @ (Answered::Lost(_) | Answered::Stopped) => {
+                            way.gone.store(true, Relaxed);
                             answered.notify_one();
                             replied = Some(end);
                         }
@@ -186,8 +193,10 @@ struct Way<'a> {
     meter: &'a Meter,
     /// The request is whole.
     sent: &'a Notify,
-    /// The answer is.
+    /// The answer is, or nobody takes it.
     answered: &'a Notify,
+    /// Nobody takes it.
+    gone: AtomicBool,
 }
 
 async fn overruled(judged: Option<Judged>, gate: &Gate, line: &Line<'_>, changes: watch::Receiver<()>) -> Refused {
@@ -266,12 +275,15 @@ async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &W
     let since = Instant::now();
     let turn = tokio::select! {
         biased;
-        turn = turn => Some(turn.map_err(Asked::NotNow)?),
-        // It has had its answer: whatever else it says starts nothing.
         () = way.answered.notified() => {
             way.answered.notify_one();
+            if way.gone.load(Relaxed) {
+                return Err(Asked::Gone);
+            }
+            // It has had its answer: whatever else it says starts nothing.
             None
         }
+        turn = turn => Some(turn.map_err(Asked::NotNow)?),
         end = inbox.watch(WAITING) => return Err(Asked::Left(end)),
     };
     incoming.queued = since.elapsed();
@@ -326,7 +338,7 @@ async fn answer(from: &ReadHalf<'_>, to: &mut Sending, outgoing: &mut Outgoing<'
                 _ = from.ready(Interest::ERROR) => return Answered::Aborted,
             };
             match written {
-                Ok(()) => way.meter.sent.fetch_add(piece.len() as u64, std::sync::atomic::Ordering::Relaxed),
+                Ok(()) => way.meter.sent.fetch_add(piece.len() as u64, Relaxed),
                 Err(WriteError::ConnectionLost(e)) => return Answered::Lost(e),
                 Err(_) => return Answered::Stopped,
             };

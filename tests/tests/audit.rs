@@ -6,7 +6,7 @@ use serde_json::Value;
 use tests::{
     disk::SmallDisk,
     ollama::Options,
-    raw,
+    raw::{self, Upstream},
     world::{SOON, Up, World},
 };
 use tokio::{
@@ -133,6 +133,37 @@ async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
     let torn = raw::exchange(up.address, "GET /x HTTP/1.1\nHost: x\n\n").await;
     assert!(torn.starts_with("HTTP/1.1 400 "), "{torn}");
     assert_eq!(line(&world, |line| line["why"] == "malformed").await["status"], 400);
+}
+
+#[tokio::test]
+async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_was_broken_off() {
+    let service = Upstream::start().await;
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")]).await;
+    let up = up(&world, "laptop").await;
+    let half = b"HTTP/1.0 200 OK\r\n\r\n{\"response\":\"half";
+    for (path, expected) in [("/api/generate", "cancelled"), ("/api/chat", "cut"), ("/api/embed", "done")] {
+        let request = raw::post(path, r#"{"model":"stand-in"}"#).replace("HTTP/1.1", "HTTP/1.0");
+        let mut app = raw::connect(up.address).await;
+        app.write_all(request.as_bytes()).await.expect("sent");
+        let mut at_service = service.accept().await;
+        raw::read_exactly(&mut at_service, request.len()).await;
+        at_service.write_all(half).await.expect("answered");
+        raw::read_exactly(&mut app, half.len()).await;
+        match expected {
+            "cancelled" => app.set_zero_linger().expect("linger"),
+            "cut" => at_service.set_zero_linger().expect("linger"),
+            _ => {
+                at_service.shutdown().await.expect("ended");
+                assert_eq!(raw::read_to_end(&mut app).await, (Vec::new(), raw::Ending::Closed));
+            }
+        }
+        if expected == "cut" {
+            drop(at_service);
+        } else {
+            drop(app);
+        }
+        assert_eq!(line(&world, |line| line["path"] == path).await["end"], expected);
+    }
 }
 
 #[tokio::test]

@@ -100,7 +100,7 @@ impl<'a> Conversation<'a> {
         let judged = request.judged.take();
         let held = request.ticket.held.take();
         let (answered, sent) = (Notify::new(), Notify::new());
-        let (both, stopped) = {
+        let (both, replied) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
             let way = Way { meter: line.meter, sent: &sent, answered: &answered, gone: AtomicBool::new(false) };
@@ -151,14 +151,15 @@ impl<'a> Conversation<'a> {
                     _ => {}
                 }
             };
-            (both, matches!(replied, Some(Answered::Stopped)))
+            (both, replied)
         };
         running.incoming.turn = None;
         drop(held);
-        self.conclude(both, stopped, running, &line).await
+        self.conclude(both, replied, running, &line).await
     }
 
-    async fn conclude(&mut self, both: Both, stopped: bool, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
+    async fn conclude(&mut self, both: Both, replied: Option<Answered>, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
+        let (closed, stopped) = (matches!(replied, Some(Answered::Closed)), matches!(replied, Some(Answered::Stopped)));
         let end = match both {
             Both::Next => {
                 running.ended(record::End::Done, None);
@@ -173,7 +174,8 @@ impl<'a> Conversation<'a> {
             Both::Ended(end) => end,
         };
         let told = match &end {
-            _ if running.outgoing.tracker.is_whole_at_close() => record::End::Done,
+            _ if running.outgoing.tracker.is_complete() => record::End::Done,
+            _ if closed && running.outgoing.tracker.is_whole_at_close() => record::End::Done,
             End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => record::End::Cancelled,
             End::Reset(_) | End::Lost(_) => record::End::Cut,
             _ if stopped || self.inbox.is_finished() => record::End::Cancelled,

@@ -66,9 +66,11 @@ enum Key {
 }
 
 impl JsonScan {
-    /// More of the body.
+    /// More of the body. Nobody reads what is behind the object.
     pub fn push(&mut self, mut bytes: &[u8]) {
-        while let [byte, after @ ..] = bytes {
+        while let [byte, after @ ..] = bytes
+            && !self.whole
+        {
             if self.in_string {
                 bytes = self.string(bytes);
                 continue;
@@ -186,6 +188,9 @@ mod tests {
             (r#"{"prompt":"model"}"#, None),
             (r#"{"prompt":"\\","model":"x"}"#, Some("x")),
             (r#"["model","x"]"#, None),
+            (r#"{"model":"a"}{"model":"b"}"#, Some("a")),
+            (r#"{"model":"a"}"b""#, Some("a")),
+            (r#"{}{"model":"b"}"#, None),
             ("", None),
         ] {
             for cut in 0..=body.len() {

@@ -10,7 +10,7 @@ use common::{
 
 use crate::{
     audit::{Audit, AuditSettings, Event},
-    gate::record::{Admission, Asked, BodyLength, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket, Turn, Waiting},
+    gate::record::{Admission, Asked, BodyLength, End, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket, Turn, Waiting},
     limits::{Asker, LimitTable, Limiter, UsageFile},
     metrics::{
         Metrics,
@@ -167,11 +167,14 @@ pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
 
 /// What a request costs of the day's tokens.
 fn tokens(record: &RequestRecord) -> u64 {
-    let told = [record.tokens_in, record.tokens_out].into_iter().flatten().fold(0, u64::saturating_add);
-    let untold = record.route == RouteClass::Generate
-        && record.status.is_some_and(|status| (200..300).contains(&status))
-        && record.tokens_out.is_none();
-    if untold { told.saturating_add(record.bytes_out / BYTES_PER_TOKEN) } else { told }
+    let is_answered = record.route == RouteClass::Generate && record.status.is_some_and(|status| (200..300).contains(&status));
+    let seen = if is_answered { record.bytes_out / BYTES_PER_TOKEN } else { 0 };
+    let out = match (record.tokens_out, record.end) {
+        (Some(told), End::Done) => told,
+        // An answer that was broken off may have said a number too, but not its last.
+        (told, _) => told.unwrap_or(0).max(seen),
+    };
+    record.tokens_in.unwrap_or(0).saturating_add(out)
 }
 
 #[cfg(test)]
@@ -181,7 +184,6 @@ mod tests {
     use super::*;
     use crate::{
         audit::{AuditSettings, entry::tests::record},
-        gate::record::End,
         limits::{LimitTable, Usage},
     };
 
@@ -244,6 +246,11 @@ mod tests {
     fn breaking_off_is_not_free() {
         let mut record = record(End::Cancelled);
         assert_eq!(tokens(&record), 49);
+        // What an answer says of itself at its beginning is not all.
+        record.tokens_out = Some(1);
+        assert_eq!(tokens(&record), 7 + 4567 / BYTES_PER_TOKEN);
+        record.end = End::Done;
+        assert_eq!(tokens(&record), 8);
         (record.tokens_in, record.tokens_out) = (None, None);
         assert_eq!(tokens(&record), 4567 / BYTES_PER_TOKEN);
         record.status = None;

@@ -263,6 +263,29 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
 }
 
 #[tokio::test]
+async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection() {
+    let service = Upstream::start().await;
+    let world =
+        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let (script, person) = (up(&world, "script").await, up(&world, "person").await);
+    // An answer that the service ends by closing.
+    let request = raw::generate(1, 1).replace("HTTP/1.1", "HTTP/1.0");
+    let mut kept = raw::connect(script.address).await;
+    kept.write_all(request.as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    raw::read_exactly(&mut at_service, request.len()).await;
+    at_service.write_all(b"HTTP/1.0 200 OK\r\n\r\nok").await.expect("answered");
+    drop(at_service);
+    assert!(raw::read_to_end(&mut kept).await.0.ends_with(b"ok"));
+    let request = raw::generate(1, 2);
+    let mut asked = raw::connect(person.address).await;
+    asked.write_all(request.as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    assert_eq!(raw::read_exactly(&mut at_service, request.len()).await, request.as_bytes());
+    drop(kept);
+}
+
+#[tokio::test]
 async fn what_waits_for_its_turn_when_its_tunnel_is_lost_never_reaches_the_service() {
     let service = Upstream::start().await;
     let world =

@@ -2,7 +2,10 @@
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -25,7 +28,7 @@ use super::{
     head::Fault,
     inbox::{BEHIND, Inbox, WAITING},
     judge::Judged,
-    record::{self, BodyLength, NotNow, Refusal, Ticket, Turn},
+    record::{self, BodyLength, Held, NotNow, Refusal, Ticket, Turn},
     refused::Refused,
     room::Share,
     running::{Incoming, Outgoing, Running},
@@ -103,7 +106,8 @@ impl<'a> Conversation<'a> {
         let (both, replied) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
-            let way = Way { meter: line.meter, sent: &sent, answered: &answered, gone: AtomicBool::new(false) };
+            let way =
+                Way { meter: line.meter, sent: &sent, answered: &answered, gone: AtomicBool::new(false), turn: Mutex::default() };
             let down = ask(inbox, write, request, incoming, &way);
             let up = answer(read, send, outgoing, &way);
             let overruled = overruled(judged, gate, line, changes.clone());
@@ -153,7 +157,6 @@ impl<'a> Conversation<'a> {
             };
             (both, replied)
         };
-        running.incoming.turn = None;
         drop(held);
         self.conclude(both, replied, running, &line).await
     }
@@ -199,6 +202,14 @@ struct Way<'a> {
     answered: &'a Notify,
     /// Nobody takes it.
     gone: AtomicBool,
+    /// The request's turn at the service, until that has said all.
+    turn: Mutex<Option<Held>>,
+}
+
+impl Way<'_> {
+    fn turn(&self) -> MutexGuard<'_, Option<Held>> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 async fn overruled(judged: Option<Judged>, gate: &Gate, line: &Line<'_>, changes: watch::Receiver<()>) -> Refused {
@@ -289,7 +300,7 @@ async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &W
         end = inbox.watch(WAITING) => return Err(Asked::Left(end)),
     };
     incoming.queued = since.elapsed();
-    incoming.turn = turn;
+    *way.turn() = turn;
     Ok(())
 }
 
@@ -319,6 +330,7 @@ async fn answer(from: &ReadHalf<'_>, to: &mut Sending, outgoing: &mut Outgoing<'
         let mut buffer = Buffer::take();
         let n = match from.try_read(buffer.bytes()) {
             Ok(0) => {
+                drop(way.turn().take());
                 to.finish();
                 return Answered::Closed;
             }
@@ -333,6 +345,10 @@ async fn answer(from: &ReadHalf<'_>, to: &mut Sending, outgoing: &mut Outgoing<'
                 continue;
             }
             outgoing.piece(piece);
+            // Whoever takes its end slowly, or not at all, keeps nobody from the service.
+            if outgoing.tracker.is_complete() {
+                drop(way.turn().take());
+            }
             let written = tokio::select! {
                 biased;
                 written = to.write_all(piece) => written,

@@ -6,7 +6,7 @@ use common::identity::Name;
 
 use super::{
     head::RequestHead,
-    record::{Asker, End, Held, Observer, RequestRecord, RouteClass},
+    record::{Asker, End, Observer, RequestRecord, RouteClass},
     route::{Models, Route, Target},
     tokens::JsonScan,
     tracker::Tracker,
@@ -35,8 +35,6 @@ pub(super) struct Incoming {
     scan: Option<JsonScan>,
     /// So long it has waited for its turn.
     pub(super) queued: Duration,
-    /// Its turn at the service, for as long as it runs.
-    pub(super) turn: Option<Held>,
 }
 
 /// The answer's bytes.

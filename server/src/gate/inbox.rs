@@ -14,7 +14,8 @@ pub(super) const BEHIND: usize = 16 * 1024;
 /// And of a request that waits: enough to see behind one of ordinary size that its application has gone.
 pub(super) const WAITING: usize = 256 * 1024;
 
-/// A shorter chunk is copied when it has to wait: it is a piece of a buffer that may be much larger.
+/// A shorter chunk is copied when it has to wait, to the one before it where there is room: it is a piece of a buffer that may be much
+/// larger, and there may be as many as bytes.
 const SHORT: usize = 4 * 1024;
 
 /// How far the head of the next request has come.
@@ -127,7 +128,7 @@ impl Inbox {
                 Ok(Some(chunk)) => {
                     let bytes = chunk.bytes;
                     self.len += bytes.len();
-                    self.ahead.push_back(if bytes.len() < SHORT { Bytes::copy_from_slice(&bytes) } else { bytes });
+                    keep(&mut self.ahead, bytes);
                 }
                 Ok(None) => self.finished = true,
                 Err(e) => return e.into(),
@@ -147,5 +148,46 @@ impl Inbox {
     /// Writes chunks to the service, in order and unchanged. Not cancellation safe.
     pub(super) async fn forward(&mut self, chunks: &mut [Bytes], to: &WriteHalf<'_>, meter: &Meter) -> Result<(), DownEnd> {
         write_all(chunks, to, &mut self.recv, meter).await
+    }
+}
+
+/// Puts a chunk behind the others.
+fn keep(ahead: &mut VecDeque<Bytes>, chunk: Bytes) {
+    if chunk.len() >= SHORT {
+        return ahead.push_back(chunk);
+    }
+    let last = ahead.pop_back_if(|last| last.len() + chunk.len() <= SHORT).map(Bytes::try_into_mut);
+    match last {
+        Some(Ok(mut last)) => {
+            last.extend_from_slice(&chunk);
+            ahead.push_back(last.freeze());
+        }
+        other => {
+            ahead.extend(other.and_then(Result::err));
+            ahead.push_back(Bytes::copy_from_slice(&chunk));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_byte_by_byte_is_kept_in_few_pieces() {
+        let mut ahead = VecDeque::new();
+        let long = Bytes::from(vec![b'x'; SHORT]);
+        let mut all = Vec::new();
+        for i in 0..3 * SHORT {
+            let chunk = if i == SHORT { long.clone() } else { Bytes::from(vec![i as u8]) };
+            all.extend_from_slice(&chunk);
+            keep(&mut ahead, chunk);
+        }
+        assert_eq!(ahead.iter().flatten().copied().collect::<Vec<_>>(), all);
+        assert!(ahead.len() <= 5, "{}", ahead.len());
+        // One that somebody else holds too is left as it is.
+        let mut ahead: VecDeque<_> = [long.slice(..1)].into();
+        keep(&mut ahead, Bytes::from_static(b"y"));
+        assert_eq!(ahead, [&b"x"[..], b"y"]);
     }
 }

@@ -32,6 +32,8 @@ use crate::upstream::{LoopbackAddr, Upstream};
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// Answers that are remembered at once, and for how long at the most.
 const MOST_REMEMBERED: usize = 4096;
+/// Bytes of a question whose answer is remembered, in what the application has written of it.
+const MOST_QUESTION: usize = 1024;
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// Where it is: `http://127.0.0.1:9000/check` or `unix:/run/check.sock:/check`.
@@ -126,6 +128,12 @@ impl Question {
     pub fn enrolling(device: Name, role: Name) -> Self {
         Self { at: At::Enroll, device, device_id: None, role, method: None, path: None, model: None, models: Vec::new() }
     }
+
+    /// Bytes that the application has written.
+    fn written(&self) -> usize {
+        let texts = [self.method.as_deref(), self.path.as_deref(), self.model.as_deref()];
+        texts.into_iter().flatten().chain(self.models.iter().map(String::as_str)).map(str::len).sum()
+    }
 }
 
 /// Why there is no yes.
@@ -206,7 +214,7 @@ impl Authority {
     }
 
     fn remember(&self, question: Question, verdict: bool, good_for: Duration) {
-        if good_for.is_zero() {
+        if good_for.is_zero() || question.written() > MOST_QUESTION {
             return;
         }
         let (mut remembered, now) = (self.remembered.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
@@ -325,6 +333,9 @@ mod tests {
         };
         authority.remember(question("/old".into()), true, Duration::from_nanos(1));
         assert_eq!(authority.remembered(&question("/old".into())), None);
+        let long = format!("/{}", "x".repeat(MOST_QUESTION));
+        authority.remember(question(long.clone()), true, Duration::from_secs(60));
+        assert_eq!(authority.remembered(&question(long)), None);
         for i in 0..2 * MOST_REMEMBERED {
             authority.remember(question(format!("/{i}")), i == 0, Duration::from_secs(60));
         }

@@ -161,6 +161,23 @@ impl<C: Clock + Clone> Limiter<C> {
         Exceeded { limit: Limit::Body(most), device: asker.name.clone(), retry_after: None }
     }
 
+    /// Takes note that a request has come, whatever becomes of it.
+    ///
+    /// # Errors
+    /// If they come too often; then this one is not counted.
+    pub fn arrive(&self, asker: Asker<'_>) -> Result<(), Exceeded> {
+        let mut inner = self.lock();
+        let Inner { table, devices, .. } = &mut *inner;
+        let limits = table.limits(asker.role, asker.name.as_str());
+        let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
+        counter.obey(limits, &self.clock);
+        let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else { return Ok(()) };
+        rate.check().map_err(|until| {
+            let retry_after = Some(until.wait_time_from(self.clock.now()));
+            Exceeded { limit: Limit::Rate(most), device: asker.name.clone(), retry_after }
+        })
+    }
+
     /// Takes one request into account, whose body has `body` bytes if that was said. It counts as running until what is returned is
     /// dropped. `now` is Unix time.
     ///
@@ -182,12 +199,6 @@ impl<C: Clock + Clone> Limiter<C> {
         counter.obey(limits, &self.clock);
         if let Some(most) = limits.at_once.filter(|most| counter.at_once >= most.get()) {
             return exceeded(Limit::AtOnce(most), Some(SOON));
-        }
-        // Last, so that what is refused for another reason uses up nothing.
-        if let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate)
-            && let Err(until) = rate.check()
-        {
-            return exceeded(Limit::Rate(most), Some(until.wait_time_from(self.clock.now())));
         }
         counter.at_once += 1;
         Ok(Running { limiter: self.clone(), id: asker.id })

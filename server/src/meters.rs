@@ -3,15 +3,16 @@
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use common::{
-    identity::DeviceId,
+    identity::{DeviceId, Name},
     process::unix_now,
     report::{Exit, Failure},
 };
 
 use crate::{
     audit::{Audit, AuditSettings, Event},
+    gate,
     gate::record::{Admission, Asked, BodyLength, End, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket, Turn, Waiting},
-    limits::{Asker, LimitTable, Limiter, UsageFile},
+    limits::{Asker, Exceeded, LimitTable, Limiter, UsageFile},
     metrics::{
         Metrics,
         serve::{Exporter, MetricsAddr},
@@ -56,6 +57,20 @@ pub struct Meters {
 }
 
 impl Admission for Meters {
+    fn arrive(&self, asker: &gate::record::Asker, role: &Name) -> Result<(), NotNow> {
+        if self.audit.refuses() {
+            return Err(NotNow {
+                status: 503,
+                retry_after: None,
+                sentence:
+                    "adit: the audit log can't be written, and without it nothing is forwarded; see `aditd status` on the server"
+                        .to_owned(),
+                limit: "audit",
+            });
+        }
+        self.limiter.arrive(Asker { id: asker.id, name: &asker.name, role: role.as_str() }).map_err(NotNow::from)
+    }
+
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
         Box::pin(self.enter(asked))
     }
@@ -111,27 +126,12 @@ impl Meters {
     }
 
     async fn enter(&self, asked: &Asked) -> Result<Ticket, NotNow> {
-        if self.audit.refuses() {
-            return Err(NotNow {
-                status: 503,
-                retry_after: None,
-                sentence:
-                    "adit: the audit log can't be written, and without it nothing is forwarded; see `aditd status` on the server"
-                        .to_owned(),
-                limit: "audit",
-            });
-        }
         let asker = Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
         let body = match asked.body {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
         };
-        let running = self.limiter.enter(asker, body, unix_now()).map_err(|exceeded| NotNow {
-            status: exceeded.status(),
-            retry_after: exceeded.retry_after_secs(),
-            sentence: format!("adit: {exceeded}"),
-            limit: exceeded.limit.as_str(),
-        })?;
+        let running = self.limiter.enter(asker, body, unix_now())?;
         let most_body = self.limiter.body(asker);
         // What needs no GPU need not wait for one.
         let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
@@ -149,6 +149,17 @@ impl Meters {
             let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
             turn.map(|turn| Box::new(turn) as Held).map_err(busy)
         })
+    }
+}
+
+impl From<Exceeded> for NotNow {
+    fn from(exceeded: Exceeded) -> Self {
+        Self {
+            status: exceeded.status(),
+            retry_after: exceeded.retry_after_secs(),
+            sentence: format!("adit: {exceeded}"),
+            limit: exceeded.limit.as_str(),
+        }
     }
 }
 
@@ -211,7 +222,8 @@ mod tests {
         assert_eq!((refused.status, refused.limit, refused.retry_after), (413, "body", None));
         let one = asked(RouteClass::List, BodyLength::Chunked);
         assert_eq!(meters.admit(&one).await.expect("in").most_body, Some(10));
-        let refused = meters.admit(&one).await.expect_err("too often");
+        meters.arrive(&one.asker, &one.role).expect("the first");
+        let refused = meters.arrive(&one.asker, &one.role).expect_err("too often");
         assert_eq!((refused.status, refused.limit), (429, "requests_per_minute"));
         assert!(refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)), "{refused:?}");
         assert!(

@@ -163,6 +163,7 @@ struct Writer {
 impl Writer {
     fn run(mut self, events: &Receiver<Message>) {
         let mut batch = Vec::with_capacity(BATCH);
+        let mut is_behind = false;
         loop {
             let failing = self.state.failing.load(Relaxed) || self.state.untold.load(Relaxed) > 0;
             let mut flushes = Vec::new();
@@ -172,7 +173,9 @@ impl Writer {
             };
             match events.recv_timeout(if failing { RETRY } else { TEND }) {
                 Ok(message) => {
-                    std::thread::sleep(GATHER);
+                    if !is_behind {
+                        std::thread::sleep(GATHER);
+                    }
                     take(message, &mut batch);
                 }
                 Err(RecvTimeoutError::Timeout) if !failing => {
@@ -189,6 +192,7 @@ impl Writer {
             {
                 take(message, &mut batch);
             }
+            is_behind = batch.len() == BATCH;
             self.write(&batch);
             batch.clear();
             for done in flushes {

@@ -30,7 +30,8 @@ use crate::upstream::{LoopbackAddr, Upstream};
 
 /// An answer that takes longer is none.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Answers that are remembered at once, and for how long at the most.
+/// Answers that are remembered at once, of one device and of all, and for how long at the most.
+const MOST_OF_ONE: usize = 256;
 const MOST_REMEMBERED: usize = 4096;
 /// Bytes of a question whose answer is remembered, in what the application has written of it.
 const MOST_QUESTION: usize = 1024;
@@ -218,11 +219,13 @@ impl Authority {
             return;
         }
         let (mut remembered, now) = (self.remembered.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        if remembered.len() >= MOST_REMEMBERED {
+        let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
+        if remembered.len() >= MOST_REMEMBERED || of_one >= MOST_OF_ONE {
             remembered.retain(|_, (_, until)| *until > now);
         }
+        let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
         // Still full: it is asked again, which is only slower.
-        if remembered.len() < MOST_REMEMBERED {
+        if remembered.len() < MOST_REMEMBERED && of_one < MOST_OF_ONE {
             remembered.insert(question, (verdict, now + good_for));
         }
     }
@@ -336,11 +339,18 @@ mod tests {
         let long = format!("/{}", "x".repeat(MOST_QUESTION));
         authority.remember(question(long.clone()), true, Duration::from_secs(60));
         assert_eq!(authority.remembered(&question(long)), None);
-        for i in 0..2 * MOST_REMEMBERED {
+        for i in 0..2 * MOST_OF_ONE {
             authority.remember(question(format!("/{i}")), i == 0, Duration::from_secs(60));
         }
-        assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_REMEMBERED);
+        assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_OF_ONE);
         assert_eq!(authority.remembered(&question("/0".into())), Some(true));
+        for _ in 0..2 * MOST_REMEMBERED / MOST_OF_ONE {
+            let device_id = Some(DeviceId::generate());
+            for i in 0..MOST_OF_ONE {
+                authority.remember(Question { device_id, ..question(format!("/{i}")) }, true, Duration::from_secs(60));
+            }
+        }
+        assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_REMEMBERED);
         assert_eq!(authority.remembered(&question("/1".into())), Some(false));
     }
 }

@@ -168,7 +168,11 @@ impl<'a> Conversation<'a> {
                 running.ended(record::End::Done, None);
                 return Ok(());
             }
-            Both::Refused(refused) if running.outgoing.is_free() => return Err(self.refuse(running, line, refused).await),
+            Both::Refused(refused) if running.outgoing.is_free() => {
+                // The service stops now, however long it takes to tell.
+                let _ = self.write.shutdown().await;
+                return Err(self.refuse(running, line, refused).await);
+            }
             Both::Refused(refused) => {
                 let is_denied = !matches!(refused.why, Refusal::Malformed | Refusal::Limit(_));
                 running.ended(if is_denied { record::End::Cut } else { record::End::Refused(refused.why) }, None);
@@ -224,6 +228,9 @@ async fn ask(inbox: &mut Inbox, to: &mut WriteHalf<'_>, request: Request<'_>, in
     let Request { begun, mut room, mut body, ticket, .. } = request;
     let (most_body, mut turn) = (ticket.most_body.unwrap_or(u64::MAX), ticket.turn);
     let mut begun = begun.into_iter();
+    // What would let the service begin, until it is its turn.
+    let mut kept = Vec::new();
+    let mut behind = 0;
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         // What has been read goes with what is there already: one write, and no part of what is found faulty with it.
@@ -253,15 +260,29 @@ async fn ask(inbox: &mut Inbox, to: &mut WriteHalf<'_>, request: Request<'_>, in
         if incoming.content > most_body {
             return Asked::TooLong(most_body);
         }
-        // The service begins when it has all, and not before: what is never finished takes nobody's turn.
-        if (body.is_over() || incoming.is_whole())
-            && let Some(turn) = turn.take()
-            && let Err(end) = in_line(turn, inbox, incoming, way).await
-        {
-            return end;
-        }
-        incoming.bytes += chunks[..count].iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        if let Err(end) = inbox.forward(&mut chunks[..count], to, way.meter).await {
+        let length: usize = chunks[..count].iter().map(Bytes::len).sum();
+        incoming.bytes += length as u64;
+        let chunks = match &turn {
+            Some(_) if incoming.is_whole() || body.is_over() => {
+                behind += if kept.is_empty() { 0 } else { length };
+                kept.extend_from_slice(&chunks[..count]);
+                // What is never finished takes nobody's turn, and the service would begin before its end.
+                if !body.is_over() {
+                    if behind > BEHIND {
+                        return Asked::Fault(Fault::Behind);
+                    }
+                    continue;
+                }
+                if let Some(turn) = turn.take()
+                    && let Err(end) = in_line(turn, inbox, incoming, way).await
+                {
+                    return end;
+                }
+                &mut kept[..]
+            }
+            _ => &mut chunks[..count],
+        };
+        if let Err(end) = inbox.forward(chunks, to, way.meter).await {
             return Asked::Broken(end);
         }
         room = None;
@@ -286,6 +307,13 @@ async fn ask(inbox: &mut Inbox, to: &mut WriteHalf<'_>, request: Request<'_>, in
 /// Waits for its turn, while the application may go. One that half-closes gives up, as it does with Ollama.
 async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &Way<'_>) -> Result<(), Asked> {
     let since = Instant::now();
+    let left = async {
+        match inbox.watch(WAITING).await {
+            // It ends behind its next request.
+            DownEnd::Finished if inbox.has_more() => std::future::pending().await,
+            end => end,
+        }
+    };
     let turn = tokio::select! {
         biased;
         () = way.answered.notified() => {
@@ -297,7 +325,7 @@ async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &W
             None
         }
         turn = turn => Some(turn.map_err(Asked::NotNow)?),
-        end = inbox.watch(WAITING) => return Err(Asked::Left(end)),
+        end = left => return Err(Asked::Left(end)),
     };
     incoming.queued = since.elapsed();
     *way.turn() = turn;

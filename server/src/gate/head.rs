@@ -43,6 +43,9 @@ pub enum Fault {
     /// Anything but `chunked`, once, in HTTP/1.1.
     #[error("has a Transfer-Encoding other than `chunked`")]
     Encoding,
+    /// More than the service reads.
+    #[error("goes on behind the JSON that it consists of")]
+    Behind,
     /// Malformed chunks.
     #[error("has a malformed chunk in its body")]
     Chunk,

@@ -53,6 +53,11 @@ impl Inbox {
         self.finished && self.ahead.is_empty()
     }
 
+    /// Something has been read ahead of its turn.
+    pub(super) fn has_more(&self) -> bool {
+        !self.ahead.is_empty()
+    }
+
     /// The application has ended; something of it may be left.
     pub(super) fn is_finished(&self) -> bool {
         self.finished

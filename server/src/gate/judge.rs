@@ -25,6 +25,7 @@ use super::{
     room::{Full, Share},
     route::{Models, Route, Target, route},
     running::Running,
+    tracker,
 };
 use crate::{
     policy::{Denied, Leave, Pass},
@@ -117,12 +118,17 @@ struct Content<'a> {
     room: Share<'a>,
 }
 
+impl Line<'_> {
+    fn is_in_time(&self) -> Result<(), Denied> {
+        if self.not_after.load(Relaxed) < unix_now() { Err(Denied::Device(Code::Expired)) } else { Ok(()) }
+    }
+}
+
 impl Gate {
     /// What needs nothing but the head.
     pub(super) fn leave(&self, line: &Line<'_>, head: &RequestHead, route: Route) -> Result<Leave, Refused> {
-        if line.not_after.load(Relaxed) < unix_now() {
-            return Err(Denied::Device(Code::Expired).into());
-        }
+        line.is_in_time()?;
+        self.admission.arrive(&line.asker, &self.policy.role(line.certificate))?;
         if !host::allows(&head.host, &ThisMachine) {
             let sentence = format!(
                 "adit: this is not `{}`: Ollama answers to localhost, to private addresses and to the server's own name",
@@ -172,7 +178,7 @@ impl<'a> Conversation<'a> {
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
         let is_read = leave.needs_model() || authority.is_some();
         let models = if is_read { self.models(&leave, &head, route, body, content, running).await? } else { None };
-        running.set_model(models.as_ref().and_then(|models| models.first()).map(|model| model.as_str().into()));
+        running.set_model(models.as_ref().filter(|models| !models.is_empty()).map(|models| models.join(", ").into()));
         let pass = leave.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
             let question = question(&head, self.line, &pass, models.clone());
@@ -202,6 +208,8 @@ impl<'a> Conversation<'a> {
             return Err(super::exchange::too_long(most).into());
         }
         content.text = Vec::new();
+        content.room.shrink(content.raw.len());
+        self.line.is_in_time()?;
         let mut judged = Judged { head, route, models, pass, authority };
         // Its body may have been long in coming, and the rules have changed meanwhile.
         while self.changes.has_changed().unwrap_or(false) {
@@ -253,7 +261,8 @@ impl<'a> Conversation<'a> {
         if head.expects && !body.is_over() {
             running.outgoing.tracker.continued();
             let gone = |_| Stop::Over(common::splice::End::Aborted.into());
-            self.send.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").await.map_err(gone)?;
+            running.outgoing.bytes += tracker::CONTINUE.len() as u64;
+            self.send.write_all(tracker::CONTINUE).await.map_err(gone)?;
         }
         let chunked = head.body == BodyLength::Chunked;
         while !body.is_over() {
@@ -289,7 +298,8 @@ impl<'a> Conversation<'a> {
             biased;
             done = &mut work => Ok(done),
             end = self.inbox.watch(WAITING) => match end {
-                DownEnd::Finished if !matches!(class, RouteClass::Generate | RouteClass::Embed) => Ok(work.await),
+                // Or it ends behind its next request.
+                DownEnd::Finished if !class.needs_gpu() || self.inbox.has_more() => Ok(work.await),
                 end => Err(Stop::Over(end.into())),
             },
         }
@@ -317,14 +327,11 @@ impl Content<'_> {
                 format!("adit: the body is longer than {} MiB, and it has to be read before it may pass", MOST_BODY >> 20);
             return Err(Refused::new(413, Refusal::Limit("body"), sentence));
         }
-        let whose = match self.room.grow(self.raw.len() + self.text.len()) {
-            Ok(()) => return Ok(()),
-            Err(Full::Device) => "of this device ",
-            Err(Full::All) => "",
-        };
-        let sentence = format!("adit: the server is reading too many long requests {whose}at once: try again in a moment");
-        let mut refused = Refused::new(503, Refusal::Limit("room"), sentence);
-        refused.answer.retry_after = Some(1);
-        Err(refused)
+        self.room.grow(self.raw.len() + self.text.len()).map_err(|Full| {
+            let sentence = "adit: the server is reading too many long requests at once: try again in a moment";
+            let mut refused = Refused::new(503, Refusal::Limit("room"), sentence);
+            refused.answer.retry_after = Some(1);
+            refused
+        })
     }
 }

@@ -160,9 +160,18 @@ pub struct NotNow {
 /// A future behind a trait object.
 pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Asked before each request is forwarded, after the policy has allowed it.
+/// Asked about each request.
 pub trait Admission: Send + Sync {
-    /// May it be forwarded now? Dropped when the request is cancelled or cut meanwhile.
+    /// A request of this device has come, whatever will become of it. Asked first of all, so that what is asked too often costs nobody
+    /// else anything.
+    ///
+    /// # Errors
+    /// Why it is not even looked at.
+    fn arrive(&self, _asker: &Asker, _role: &Name) -> Result<(), NotNow> {
+        Ok(())
+    }
+
+    /// May it be forwarded now? Asked after the policy has allowed it. Dropped when the request is cancelled or cut meanwhile.
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>>;
 }
 

@@ -36,7 +36,7 @@ impl Refused {
         // Who takes nothing does not keep the service at work meanwhile.
         let told = matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(&answer)).await, Ok(Ok(())));
         running.outgoing.bytes += answer.len() as u64;
-        running.ended(if told { End::Refused(self.why) } else { End::Cancelled }, Some(self.answer.status));
+        running.ended(End::Refused(self.why), Some(self.answer.status));
         told
     }
 }

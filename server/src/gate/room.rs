@@ -1,4 +1,5 @@
-//! Memory for requests that are read whole before they are forwarded: so much for all, and no device has more than its share.
+//! Memory for requests that are read whole before they are forwarded. A device may have as much of it as it leaves free: so one that
+//! takes all it can get leaves half, two a third, and whoever comes next finds some.
 
 use std::{
     collections::HashMap,
@@ -8,9 +9,7 @@ use std::{
 use common::identity::DeviceId;
 
 /// For all devices together, in bytes.
-const MOST: usize = 256 << 20;
-/// For one of them.
-const SHARE: usize = MOST / 4;
+const MOST: usize = 128 << 20;
 
 /// All of it.
 #[derive(Debug, Default)]
@@ -22,14 +21,9 @@ struct Taken {
     by_device: HashMap<DeviceId, usize>,
 }
 
-/// There is no more now.
+/// There is no more for this device now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
-    /// For this device.
-    Device,
-    /// For anybody.
-    All,
-}
+pub(super) struct Full;
 
 /// What one request takes of it; given back when dropped.
 #[derive(Debug)]
@@ -62,28 +56,36 @@ impl Share<'_> {
         }
         let mut taken = self.room.lock();
         let mine = taken.by_device.get(&self.device).copied().unwrap_or(0) + more;
-        match (mine > SHARE, taken.all + more > MOST) {
-            (true, _) => return Err(Full::Device),
-            (_, true) => return Err(Full::All),
-            _ => {}
+        if mine + taken.all + more > MOST {
+            return Err(Full);
         }
         taken.by_device.insert(self.device, mine);
         taken.all += more;
         self.bytes = bytes;
         Ok(())
     }
-}
 
-impl Drop for Share<'_> {
-    fn drop(&mut self) {
+    /// Gives back what it has above `bytes`.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        if less == 0 {
+            return;
+        }
+        self.bytes -= less;
         let mut taken = self.room.lock();
-        taken.all -= self.bytes;
+        taken.all -= less;
         if let Some(mine) = taken.by_device.get_mut(&self.device) {
-            *mine -= self.bytes;
+            *mine -= less;
             if *mine == 0 {
                 taken.by_device.remove(&self.device);
             }
         }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.shrink(0);
     }
 }
 
@@ -92,17 +94,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nobody_takes_more_than_a_share_and_all_is_given_back() {
+    fn whoever_takes_all_that_there_is_leaves_as_much_and_all_is_given_back() {
         let room = Room::default();
-        let [first, others @ ..] = std::array::from_fn::<_, 5, _>(|_| DeviceId::generate());
-        let mut mine = room.share(first);
-        assert_eq!(mine.grow(SHARE), Ok(()));
-        assert_eq!(mine.grow(SHARE - 1), Ok(()), "it has that already");
-        assert_eq!(room.share(first).grow(1), Err(Full::Device));
-        let mut theirs: Vec<_> = others.iter().map(|device| room.share(*device)).collect();
-        let grown: Vec<_> = theirs.iter_mut().map(|share| share.grow(SHARE)).collect();
-        assert_eq!(grown, [Ok(()), Ok(()), Ok(()), Err(Full::All)]);
-        drop((mine, theirs));
+        let all_of_it = || {
+            let mut share = room.share(DeviceId::generate());
+            let step = MOST / 60;
+            let steps = (1..).take_while(|n| share.grow(n * step).is_ok()).count();
+            (share, steps)
+        };
+        let (first, half) = all_of_it();
+        assert_eq!(half, 30);
+        assert_eq!(room.share(first.device).grow(MOST / 60), Err(Full), "it has its part, however many its requests");
+        let (mut second, third) = all_of_it();
+        assert_eq!(third, 15);
+        assert_eq!(second.grow(MOST / 60), Ok(()), "it has that already");
+        second.shrink(MOST / 60);
+        assert_eq!(all_of_it().1, 14);
+        drop((first, second));
         assert!(room.lock().all == 0 && room.lock().by_device.is_empty());
     }
 }

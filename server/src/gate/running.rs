@@ -74,7 +74,8 @@ impl<'a> Running<'a> {
             tokens_out: None,
             end: End::Cut,
         };
-        let scan = head.filter(|(_, route)| matches!(route.models, Models::Json(_))).map(|_| JsonScan::default());
+        let is_json = |head: &RequestHead, route: Route| matches!(route.models, Models::Json(_)) && !head.encoded;
+        let scan = head.filter(|(head, route)| is_json(head, *route)).map(|_| JsonScan::default());
         let counted = matches!(route, RouteClass::Generate | RouteClass::Embed);
         let outgoing = Outgoing {
             observer,

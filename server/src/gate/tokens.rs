@@ -82,8 +82,8 @@ impl JsonScan {
                 }
                 b'{' | b'[' => self.depth = self.depth.saturating_add(1),
                 b'}' | b']' => {
+                    self.whole |= self.depth == 1;
                     self.depth = self.depth.saturating_sub(1);
-                    self.whole |= self.depth == 0;
                 }
                 b':' if self.depth == 1 => {
                     let key = unescaped(&self.text);
@@ -204,6 +204,9 @@ mod tests {
 
     #[test]
     fn a_reader_begins_when_the_object_is_whole_and_not_before() {
+        let mut none = JsonScan::default();
+        none.push(b"}]}");
+        assert!(!none.is_whole(), "nothing was begun");
         for body in [r#"{"model":"a","messages":[{"content":"}}\"}"}]}"#, " \n[[]]", r#"{"a":{}}"#] {
             for cut in 0..body.len() {
                 let mut scan = JsonScan::default();

@@ -3,7 +3,7 @@
 use super::{framing::Body, head::AnswerHead, head::HeadReader, tokens::Tail};
 
 /// What Go sends when a handler begins to read a body that was announced with `Expect`.
-const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The answer to one request.
 #[derive(Debug)]

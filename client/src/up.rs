@@ -6,7 +6,7 @@ use clap::Args;
 use common::{
     control::{ClaimError, Control},
     identity::Name,
-    process::Stop,
+    process::{Stop, loopback_id},
     report::{Exit, Failure},
     transport::parse_idle_timeout,
     wire::{Code, DEFAULT_SERVICE},
@@ -176,7 +176,8 @@ impl Tunnel {
     fn leads_back(&self, bound: &[SocketAddr]) -> Option<u16> {
         let link = self.link();
         let Link::Up(up) = &*link.borrow() else { return None };
-        let here = matches!(up.way(), Way::Udp(remote) if remote.ip().is_loopback());
+        let same = up.hello.loopback.is_some() && up.hello.loopback == loopback_id();
+        let here = same || matches!(up.way(), Way::Udp(remote) if remote.ip().is_loopback());
         let mut ports = up.hello.services.iter().filter_map(|service| service.port);
         ports.find(|port| here && bound.iter().any(|address| address.port() == *port))
     }

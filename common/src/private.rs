@@ -3,7 +3,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
     path::{Path, PathBuf},
 };
 
@@ -133,12 +133,21 @@ pub fn refuse_exposed(path: &Path) -> Result<(), FileError> {
     refuse_mode(path, fs::metadata(path))
 }
 
-/// Opens a file to append to, made for the owner alone if there is none; one that exists must be that already.
+/// Opens a file to append to, made for the owner alone if there is none; one that exists must be that already. Root leaves it to the
+/// owner of its directory.
 pub fn open_append(path: &Path) -> Result<File, FileError> {
     let file =
         OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(FileError::io("create", path))?;
     // Not by its path: another process may have put another file there.
-    refuse_mode(path, file.metadata())?;
+    let metadata = file.metadata().map_err(FileError::io("read", path))?;
+    // What root makes for a service has to be the service's.
+    if let Some(dir) = path.parent().and_then(|dir| fs::metadata(dir).ok())
+        && dir.uid() != metadata.uid()
+        && rustix::process::geteuid().is_root()
+    {
+        fchown(&file, Some(dir.uid()), Some(dir.gid())).map_err(FileError::io("give to its service", path))?;
+    }
+    refuse_mode(path, Ok(metadata))?;
     Ok(file)
 }
 

@@ -5,9 +5,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use data_encoding::HEXLOWER;
 pub use listeners::Protocol;
 use time::{OffsetDateTime, macros::format_description};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::invitation::sha256;
 
 /// Now, in Unix seconds.
 pub fn unix_now() -> i64 {
@@ -18,6 +21,15 @@ pub fn unix_now() -> i64 {
 pub fn day(at: i64) -> String {
     let date = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     date.format(format_description!("[year]-[month]-[day]")).unwrap_or_default()
+}
+
+/// Which loopback this process is on, where that can be known: two processes that can reach each other there say the same. It tells
+/// nothing else about the machine.
+pub fn loopback_id() -> Option<String> {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let network = std::fs::read_link("/proc/self/ns/net").ok()?;
+    let hash = sha256(&[&boot, network.as_os_str().as_encoded_bytes()].concat());
+    Some(HEXLOWER.encode(&hash[..8]))
 }
 
 /// The user that this process runs as.

@@ -207,6 +207,9 @@ pub struct Hello {
     pub services: Vec<Service>,
     /// Where else the server can be reached, as `host:port`, best first; may have changed since enrolling.
     pub addresses: Vec<String>,
+    /// [`process::loopback_id`](crate::process::loopback_id) of the server: a device that says the same is on its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loopback: Option<String>,
 }
 
 fn default_idle_timeout() -> u64 {

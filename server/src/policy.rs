@@ -8,9 +8,9 @@ use common::{
 };
 
 use crate::{
-    gate::model::ModelPattern,
+    gate::{model::ModelPattern, record::RouteClass},
     register::Snapshot,
-    roles::{Rules, Wish, default_role, either},
+    roles::{Rules, Whose, Wish, default_role, either},
     upstream::Upstream,
 };
 
@@ -52,7 +52,7 @@ impl Permit {
 pub struct Leave {
     device: Name,
     role: Name,
-    lists: Vec<Vec<ModelPattern>>,
+    lists: Vec<(Whose, Vec<ModelPattern>)>,
 }
 
 /// Permission to forward one request. Only [`Leave`] makes one.
@@ -83,7 +83,7 @@ pub enum Denied {
     /// It may not use the model.
     #[error(
         "adit: device `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
-         that: `aditd device models {device} MODEL…`, or `models` in the configuration"
+         that: {cure}"
     )]
     Model {
         /// The device.
@@ -94,11 +94,13 @@ pub enum Denied {
         model: String,
         /// Those that it may.
         models: String,
+        /// Where that is said.
+        cure: String,
     },
     /// It may use some models only, and which one a request is about can't be told.
     #[error(
         "adit: device `{device}` (role `{role}`) may use only {models}, and this request {why}; the owner of the server can change \
-         that: `aditd device models {device} --all`, or `models` in the configuration"
+         that: {cure}"
     )]
     NoModel {
         /// The device.
@@ -109,6 +111,8 @@ pub enum Denied {
         models: String,
         /// Why not.
         why: &'static str,
+        /// Where that is said.
+        cure: String,
     },
 }
 
@@ -128,24 +132,39 @@ impl Leave {
     /// # Errors
     /// [`Denied::Model`].
     pub fn with_models(self, models: &[String]) -> Result<Pass, Denied> {
-        let may = |model: &String| self.lists.iter().all(|list| list.iter().any(|pattern| pattern.means(model)));
-        match models.iter().find(|model| !may(model)) {
-            None => Ok(Pass { role: self.role }),
-            Some(model) => {
-                let models = self.models();
-                Err(Denied::Model { device: self.device, role: self.role, model: model.chars().take(100).collect(), models })
+        let lacks = |list: &[ModelPattern], model: &str| !list.iter().any(|pattern| pattern.means(model));
+        for model in models {
+            let without: Vec<_> = self.lists.iter().filter(|(_, list)| lacks(list, model)).map(|(whose, _)| *whose).collect();
+            if !without.is_empty() {
+                let (cure, models) = (self.cure(&without, "MODEL…"), self.models());
+                let model = model.chars().take(100).collect();
+                return Err(Denied::Model { device: self.device, role: self.role, model, models, cure });
             }
         }
+        Ok(Pass { role: self.role })
     }
 
     /// What a device is told that may use some models, and whose request does not say which.
     pub fn no_model(&self, why: &'static str) -> Denied {
-        Denied::NoModel { device: self.device.clone(), role: self.role.clone(), models: self.models(), why }
+        let all: Vec<_> = self.lists.iter().map(|(whose, _)| *whose).collect();
+        let cure = self.cure(&all, "--all");
+        Denied::NoModel { device: self.device.clone(), role: self.role.clone(), models: self.models(), why, cure }
+    }
+
+    /// What has to be changed: each of these lists.
+    fn cure(&self, lists: &[Whose], models: &str) -> String {
+        let Self { device, role, .. } = self;
+        let one = |whose: &Whose| match whose {
+            Whose::Role => format!("`models` of `[roles.{role}]` in the configuration"),
+            Whose::Device => format!("`models` of `[devices.{device}]` in the configuration"),
+            Whose::Register => format!("`aditd device models {device} {models}`"),
+        };
+        lists.iter().map(one).collect::<Vec<_>>().join(", and ")
     }
 
     fn models(&self) -> String {
         let lists: Vec<_> =
-            self.lists.iter().map(|list| if list.is_empty() { "none".to_owned() } else { either(list) }).collect();
+            self.lists.iter().map(|(_, list)| if list.is_empty() { "none".to_owned() } else { either(list) }).collect();
         lists.join(" and of those ")
     }
 }
@@ -228,8 +247,8 @@ impl Policy {
         if !rules.may(&device.role, wish) {
             return Err(role_denied(&rules, &device.name, &device.role, wish));
         }
-        let own = device.models.as_deref();
-        let lists = rules.lists(&device.name, &device.role).chain(own).map(<[_]>::to_vec).collect();
+        let own = device.models.as_deref().map(|list| (Whose::Register, list));
+        let lists = rules.lists(&device.name, &device.role).chain(own).map(|(whose, list)| (whose, list.to_vec())).collect();
         Ok(Leave { device: device.name.clone(), role: device.role.clone(), lists })
     }
 }
@@ -237,9 +256,12 @@ impl Policy {
 fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: Wish<'_>) -> Denied {
     let path: String = wish.target.path.chars().take(100).collect();
     let those = rules.that_may(wish);
+    // The highest of all rights is no cure for a path that is written wrongly.
+    let is_unknown = those.len() == 1 && wish.route.class == RouteClass::Other;
+    let doubt = if is_unknown { ", for no other has this route (is the path right?)" } else { "" };
     let needed = match those.first() {
         Some(first) => format!(
-            "that needs the role {}: the owner of the server can run `aditd device role {device} {first}`",
+            "that needs the role {}{doubt}: the owner of the server can run `aditd device role {device} {first}`",
             either(&those)
         ),
         None => "no role may".to_owned(),

@@ -82,6 +82,17 @@ enum Allow {
     Routes(Vec<Pattern>),
 }
 
+/// Whose a list of models is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// `[roles.NAME]` in the configuration.
+    Role,
+    /// `[devices.NAME]` in the configuration.
+    Device,
+    /// The device's in the register, by `aditd device models`.
+    Register,
+}
+
 /// What a request wants, before its body is read.
 #[derive(Debug, Clone, Copy)]
 pub struct Wish<'a> {
@@ -168,10 +179,11 @@ impl Rules {
         all
     }
 
-    /// The lists of models that limit a device of this name and role; each of them has to have a model.
-    pub fn lists<'a>(&'a self, device: &Name, role: &Name) -> impl Iterator<Item = &'a [ModelPattern]> {
+    /// The lists of models that limit a device of this name and role, and whose they are; each of them has to have a model.
+    pub fn lists<'a>(&'a self, device: &Name, role: &Name) -> impl Iterator<Item = (Whose, &'a [ModelPattern])> {
         let of_role = self.roles.get(role).and_then(|role| role.models.as_deref());
-        of_role.into_iter().chain(self.devices.get(device).map(Vec::as_slice))
+        let of_device = self.devices.get(device).map(Vec::as_slice);
+        of_role.map(|list| (Whose::Role, list)).into_iter().chain(of_device.map(|list| (Whose::Device, list)))
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 use common::{
     frame,
     identity::{Certificate, Name},
-    process::unix_now,
+    process::{loopback_id, unix_now},
     splice::{Facing, Sending, splice},
     transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
@@ -147,6 +147,7 @@ impl Session {
             idle_timeout: self.server.idle_timeout.as_secs(),
             services: self.server.policy.services(),
             addresses: self.server.open.addresses.clone(),
+            loopback: loopback_id(),
         };
         frame::write(&mut stream, &hello).await?;
         Ok(stream)

@@ -164,6 +164,18 @@ async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_w
         }
         assert_eq!(line(&world, |line| line["path"] == path).await["end"], expected);
     }
+    // A service that is killed leaves an end in the middle, after which the application ends too.
+    let request = raw::post("/api/embeddings", r#"{"model":"stand-in"}"#);
+    let mut app = raw::connect(up.address).await;
+    app.write_all(request.as_bytes()).await.expect("sent");
+    let mut at_service = service.accept().await;
+    raw::read_exactly(&mut at_service, request.len()).await;
+    let torn = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab";
+    at_service.write_all(torn).await.expect("answered");
+    drop(at_service);
+    assert_eq!(raw::read_to_end(&mut app).await, (torn.to_vec(), raw::Ending::Closed));
+    drop(app);
+    assert_eq!(line(&world, |line| line["path"] == "/api/embeddings").await["end"], "cut");
 }
 
 #[tokio::test]
@@ -196,6 +208,7 @@ async fn whatever_changes_who_may_do_what_is_noted() {
 #[tokio::test]
 async fn a_log_that_was_torn_by_a_crash_goes_on() {
     let mut world = start("").await;
+    line(&world, |line| line["event"] == "start").await;
     world.kill_server().await;
     let path = world.state().join("audit.jsonl");
     let mut file = fs::OpenOptions::new().append(true).open(&path).expect("a log");

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tests::{
     laptop::Laptop,
+    ollama::Options,
     raw::{self, Ending},
     skip,
     sshd::Sshd,
@@ -65,6 +66,24 @@ async fn the_systems_ssh_does_the_same_for_who_chooses_it_and_the_choice_is_kept
     assert!(kept.contains(r#""ssh_client": "system""#), "{kept}");
     works(laptop.up(&world, &[]).await).await;
     works(laptop.up(&world, &["--ssh-client", "builtin"]).await).await;
+}
+
+#[tokio::test]
+async fn a_tunnel_by_ssh_that_would_lead_back_to_itself_is_refused() {
+    if there_is_no_sshd() {
+        return;
+    }
+    // Where Ollama would be, if it ran.
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.set_reuseaddr(true).expect("reuse");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.enrolled(&world, &[]).await;
+    let refused = laptop.adit(&world, &["up", "--carrier", "ssh", "--listen", &address]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(refused.stderr.contains("this same computer"), "{}", refused.stderr);
 }
 
 #[tokio::test]

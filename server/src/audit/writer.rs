@@ -173,7 +173,8 @@ impl Writer {
             };
             match events.recv_timeout(if failing { RETRY } else { TEND }) {
                 Ok(message) => {
-                    if !is_behind {
+                    // Who was let in or out is on the disk at once.
+                    if !is_behind && matches!(message, Message::Event(_, Event::Request(_))) {
                         std::thread::sleep(GATHER);
                     }
                     take(message, &mut batch);

@@ -88,6 +88,15 @@ enum Answered {
     Lost(ConnectionError),
 }
 
+/// Who went away before an answer was whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LeftBy {
+    Nobody,
+    /// The device takes no more.
+    Device,
+    Service,
+}
+
 /// How both ended.
 enum Both {
     Ended(End),
@@ -103,7 +112,7 @@ impl<'a> Conversation<'a> {
         let judged = request.judged.take();
         let held = request.ticket.held.take();
         let (answered, sent) = (Notify::new(), Notify::new());
-        let (both, replied) = {
+        let (both, left_by) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
             let way =
@@ -113,14 +122,27 @@ impl<'a> Conversation<'a> {
             let overruled = overruled(judged, gate, line, changes.clone());
             tokio::pin!(down, up, overruled);
             let (mut asked, mut replied) = (None, None);
+            let mut left_by = LeftBy::Nobody;
             let both = loop {
                 tokio::select! {
                     biased;
                     end = &mut up, if replied.is_none() => match end {
-                        Answered::Aborted => break Both::Ended(End::Aborted),
+                        end @ (Answered::Aborted | Answered::Closed) => {
+                            // The service also closes when the application has gone.
+                            if !matches!(asked, Some(Asked::Finished)) {
+                                left_by = LeftBy::Service;
+                            }
+                            if let Answered::Aborted = end {
+                                break Both::Ended(End::Aborted);
+                            }
+                            replied = Some(end);
+                        }
                         Answered::Lost(e) if asked.is_some() => break Both::Ended(End::Lost(e)),
                         // What has been received is still the service's, unless it needs a turn.
                         end @ (Answered::Lost(_) | Answered::Stopped) => {
+                            if let Answered::Stopped = end {
+                                left_by = LeftBy::Device;
+                            }
                             way.gone.store(true, Relaxed);
                             answered.notify_one();
                             replied = Some(end);
@@ -155,14 +177,14 @@ impl<'a> Conversation<'a> {
                     _ => {}
                 }
             };
-            (both, replied)
+            (both, left_by)
         };
         drop(held);
-        self.conclude(both, replied, running, &line).await
+        self.conclude(both, left_by, running, &line).await
     }
 
-    async fn conclude(&mut self, both: Both, replied: Option<Answered>, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
-        let (closed, stopped) = (matches!(replied, Some(Answered::Closed)), matches!(replied, Some(Answered::Stopped)));
+    async fn conclude(&mut self, both: Both, left_by: LeftBy, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
+        let stopped = left_by == LeftBy::Device;
         let end = match both {
             Both::Next => {
                 running.ended(record::End::Done, None);
@@ -182,12 +204,17 @@ impl<'a> Conversation<'a> {
         };
         let told = match &end {
             _ if running.outgoing.tracker.is_complete() => record::End::Done,
-            _ if closed && running.outgoing.tracker.is_whole_at_close() => record::End::Done,
+            End::Aborted if left_by == LeftBy::Service => record::End::Cut,
+            _ if left_by == LeftBy::Service && running.outgoing.tracker.is_whole_at_close() => record::End::Done,
+            _ if left_by == LeftBy::Service => record::End::Cut,
             End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => record::End::Cancelled,
             End::Reset(_) | End::Lost(_) => record::End::Cut,
             _ if stopped || self.inbox.is_finished() => record::End::Cancelled,
             _ => record::End::Cut,
         };
+        if told == record::End::Cut && left_by == LeftBy::Service && !running.is_told() {
+            tracing::warn!("the service ended its connection before its answer was whole: look at its log");
+        }
         running.ended(told, None);
         Err(Over::Ended { end, stopped })
     }

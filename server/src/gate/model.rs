@@ -1,7 +1,7 @@
 //! Which model a request is about, as Ollama will read it. It has two readers, one to which case counts and one to which it doesn't:
 //! doubled keys, and keys in another case, have no one meaning and are refused.
 
-use std::{borrow::Cow, fmt, str::FromStr};
+use std::{borrow::Cow, cell::Cell, fmt, str::FromStr};
 
 use serde::{
     Deserialize, Serialize,
@@ -10,8 +10,14 @@ use serde::{
 
 /// The body is not what Ollama would read a model from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the body is not one JSON object that names its model as a string")]
-pub struct Unreadable;
+pub enum Unreadable {
+    /// Ollama would not read it either.
+    #[error("the body is not one JSON object that names its model as a string")]
+    Malformed,
+    /// Two readers could take two models from it.
+    #[error("the body names its model twice, or by a key in another case: two readers could take two models from it")]
+    Ambiguous,
+}
 
 /// The models that a JSON body names: for each list of keys the first that is not empty, in Ollama's words `cmp.Or`.
 ///
@@ -20,15 +26,24 @@ pub struct Unreadable;
 pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> {
     let keys: Vec<&str> = lists.concat();
     let mut json = serde_json::Deserializer::from_slice(body);
-    let values = Fields(&keys).deserialize(&mut json).map_err(|_| Unreadable)?;
+    let ambiguous = Cell::new(false);
+    let fields = Fields { keys: &keys, ambiguous: &ambiguous };
+    let values = fields.deserialize(&mut json).map_err(|_| match ambiguous.get() {
+        true => Unreadable::Ambiguous,
+        false => Unreadable::Malformed,
+    })?;
     // Ollama would read the first value and never see another.
-    json.end().map_err(|_| Unreadable)?;
+    json.end().map_err(|_| Unreadable::Malformed)?;
     let value = |key: &&str| keys.iter().position(|k| k == key).map_or("", |at| values[at].as_str());
     Ok(lists.iter().filter_map(|list| list.iter().map(value).find(|value| !value.is_empty())).map(str::to_owned).collect())
 }
 
 /// The string values of these keys in an object.
-struct Fields<'a>(&'a [&'a str]);
+struct Fields<'a> {
+    keys: &'a [&'a str],
+    /// Why it could not be read.
+    ambiguous: &'a Cell<bool>,
+}
 
 impl<'de> DeserializeSeed<'de> for Fields<'_> {
     type Value = Vec<String>;
@@ -46,12 +61,13 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vec<String>, M::Error> {
-        let (mut values, mut seen) = (vec![String::new(); self.0.len()], vec![false; self.0.len()]);
+        let (mut values, mut seen) = (vec![String::new(); self.keys.len()], vec![false; self.keys.len()]);
         while let Some(key) = map.next_key::<Text<'de>>()? {
-            match self.0.iter().position(|wanted| is_same_key(wanted, &key.0)) {
+            match self.keys.iter().position(|wanted| is_same_key(wanted, &key.0)) {
                 // Go's structs take the last of doubled keys whatever their case, and Ollama's way to its cloud reads a map, where case
                 // counts: two readers, so such a body has no one model.
-                Some(at) if std::mem::replace(&mut seen[at], true) || key.0 != self.0[at] => {
+                Some(at) if std::mem::replace(&mut seen[at], true) || key.0 != self.keys[at] => {
+                    self.ambiguous.set(true);
                     return Err(M::Error::custom("could be read in two ways"));
                 }
                 // To Go, null is no value.
@@ -212,6 +228,10 @@ mod tests {
             r#"{"MODEL":"a"}"#,
             r#"{"model":"a","model":null}"#,
             "{\"model\":\"a\",\"mode\u{17f}\":\"b\",\"\u{17f}\":1,\"MODEL\":\"x\"}",
+        ] {
+            assert_eq!(one(body), Err(Unreadable::Ambiguous), "{body}");
+        }
+        for body in [
             "",
             "null",
             "[]",
@@ -228,12 +248,15 @@ mod tests {
             "{\"model\":\"\\ud800\"}",
             "{\"model\":\"a\nb\"}",
         ] {
-            assert_eq!(one(body), Err(Unreadable), "{body}");
+            assert_eq!(one(body), Err(Unreadable::Malformed), "{body}");
         }
-        assert_eq!(named(b"{\"model\":\"a\xff\"}", &[&["model"]]), Err(Unreadable));
-        assert_eq!(named(b"{\"mo\xffdel\":\"a\"}", &[&["model"]]), Err(Unreadable));
-        assert_eq!(one(&format!("{{\"model\":\"{}\"}}", "x".repeat(MOST_NAME + 1))), Err(Unreadable));
-        assert_eq!(named(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(), &[&["model"]]), Err(Unreadable));
+        assert_eq!(named(b"{\"model\":\"a\xff\"}", &[&["model"]]), Err(Unreadable::Malformed));
+        assert_eq!(named(b"{\"mo\xffdel\":\"a\"}", &[&["model"]]), Err(Unreadable::Malformed));
+        assert_eq!(one(&format!("{{\"model\":\"{}\"}}", "x".repeat(MOST_NAME + 1))), Err(Unreadable::Malformed));
+        assert_eq!(
+            named(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(), &[&["model"]]),
+            Err(Unreadable::Malformed)
+        );
     }
 
     #[test]

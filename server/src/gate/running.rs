@@ -97,6 +97,11 @@ impl<'a> Running<'a> {
         self
     }
 
+    /// Whether it needs no record any more.
+    pub(super) fn is_told(&self) -> bool {
+        self.told
+    }
+
     /// The model that it has named so far.
     pub(super) fn model(&self) -> Option<Box<str>> {
         self.record.model.clone().or_else(|| self.incoming.scan.as_ref()?.model())

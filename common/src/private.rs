@@ -203,6 +203,17 @@ mod tests {
     }
 
     #[test]
+    fn what_root_makes_in_a_services_directory_is_the_services() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let owner = if rustix::process::geteuid().is_root() { 65_534 } else { rustix::process::geteuid().as_raw() };
+        std::os::unix::fs::chown(tmp.path(), Some(owner), None).expect("chown");
+        for _ in 0..2 {
+            let file = open_append(&tmp.path().join("log")).expect("opened");
+            assert_eq!(file.metadata().expect("there").uid(), owner);
+        }
+    }
+
+    #[test]
     fn a_write_that_fails_leaves_the_old_file_and_nothing_else() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("key");

@@ -174,6 +174,22 @@ async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
 }
 
 #[tokio::test]
+async fn about_a_device_that_asks_too_often_nobody_is_asked() {
+    let guarded = Guarded::start("no", "['request']").await;
+    let up = guarded.world.up("laptop").await;
+    let limited = format!("authorize = '{}/no'\n[limits]\nrequests_per_minute = 2", guarded.address);
+    std::fs::write(&guarded.config, limited).expect("written");
+    assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        told.push(status(&up, TAGS).await);
+    }
+    // One more may pass on a machine that is so slow that half a minute goes by.
+    assert_eq!((&told[..2], told[4]), (&[403, 403][..], 429), "{told:?}");
+    assert_eq!(guarded.checker.count(), told.iter().filter(|status| **status == 403).count());
+}
+
+#[tokio::test]
 async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_again() {
     let guarded = Guarded::start("no", "['enroll']").await;
     let device = guarded.world.stranger("laptop");

@@ -212,6 +212,14 @@ async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_a
     assert_eq!(guarded.checker.count(), before, "requests are not asked about");
 }
 
+async fn question_in(asked: &mut tokio::net::UnixStream) -> String {
+    let mut question = Vec::new();
+    while !question.ends_with(b"}") {
+        assert!(asked.read_buf(&mut question).await.expect("read") > 0, "no question");
+    }
+    String::from_utf8_lossy(&question).into_owned()
+}
+
 #[tokio::test]
 async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it_thinks_never_runs() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -225,18 +233,16 @@ async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
     let mut asked = accept().await;
+    let question = question_in(&mut asked).await;
+    assert!(question.contains("\"model\":\"stand-in:latest\""), "{question}");
     drop::<TcpStream>(app);
-    let mut question = Vec::new();
-    tokio::time::timeout(SOON, asked.read_to_end(&mut question)).await.expect("it is given up").expect("read");
-    assert!(String::from_utf8_lossy(&question).contains("\"model\":\"stand-in:latest\""));
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, asked.read_to_end(&mut rest)).await.expect("it is given up").expect("read");
 
     let mut app = raw::connect(up.address).await;
     app.write_all(TAGS.as_bytes()).await.expect("sent");
     let mut asked = accept().await;
-    let mut question = Vec::new();
-    while !question.ends_with(b"}") {
-        assert!(asked.read_buf(&mut question).await.expect("read") > 0, "no question");
-    }
+    question_in(&mut asked).await;
     asked.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("answered");
     let (answer, _) = raw::read_to_end(&mut app).await;
     assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));

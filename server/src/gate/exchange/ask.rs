@@ -182,3 +182,22 @@ async fn finish(to: &mut WriteHalf<'_>) -> Asked {
         Err(_) => Asked::Broken(DownEnd::Aborted),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_kept_in_order_and_is_not_endless() {
+        let mut kept = Kept::default();
+        let long = Bytes::from(vec![b'x'; 2 * BEHIND]);
+        kept.add(std::slice::from_ref(&long)).expect("it came at once");
+        for _ in 0..BEHIND {
+            kept.add(&[Bytes::from_static(b"y")]).expect("a little behind it");
+        }
+        assert_eq!(kept.add(&[Bytes::from_static(b"z")]), Err(Fault::Behind));
+        let all = kept.take();
+        assert_eq!((all[0].len(), all[1].len(), all.len()), (2 * BEHIND, BEHIND + 1, 2));
+        assert!(all[0] == long && all[1].ends_with(b"yz"));
+    }
+}

@@ -6,7 +6,7 @@ use std::{
     num::NonZeroU32,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
 };
 
@@ -39,9 +39,13 @@ pub enum Verdict {
     Enroll(Room),
 }
 
-/// Why an attempt was ignored.
+/// Why an attempt, or a datagram, was ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reason {
+    /// It came from a network that nobody named.
+    Network,
+    /// It was no packet of QUIC version 1 that could be for us.
+    Datagram,
     /// No knock, or not with a key of ours.
     Stranger,
     /// Too many attempts from this address.
@@ -52,11 +56,13 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Stranger, Self::TooOften, Self::Full];
+    pub const ALL: [Self; 5] = [Self::Network, Self::Datagram, Self::Stranger, Self::TooOften, Self::Full];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Network => "network",
+            Self::Datagram => "datagram",
             Self::Stranger => "stranger",
             Self::TooOften => "too_often",
             Self::Full => "full",
@@ -120,6 +126,7 @@ pub struct Door {
     handshakes: Arc<Semaphore>,
     under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
     attempts: DefaultKeyedRateLimiter<IpAddr>,
+    closed: AtomicBool,
     ignored: HashMap<Reason, AtomicU64>,
     handshaken: [AtomicU64; Handshake::ALL.len()],
 }
@@ -135,6 +142,7 @@ impl Door {
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
             under_way: Arc::default(),
             attempts: RateLimiter::dashmap(quota),
+            closed: AtomicBool::new(false),
             ignored: ignored.into(),
             handshaken: Default::default(),
         }
@@ -196,10 +204,25 @@ impl Door {
         self.handshaken[how as usize].load(Relaxed)
     }
 
-    fn ignore(&self, reason: Reason) -> Verdict {
+    /// No newcomer is heard from now on: a closed endpoint refuses them aloud.
+    pub fn close(&self) {
+        self.closed.store(true, Relaxed);
+    }
+
+    /// Whether newcomers are heard no more.
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Relaxed)
+    }
+
+    /// Counts something that is ignored.
+    pub fn count(&self, reason: Reason) {
         if let Some(count) = self.ignored.get(&reason) {
             count.fetch_add(1, Relaxed);
         }
+    }
+
+    fn ignore(&self, reason: Reason) -> Verdict {
+        self.count(reason);
         Verdict::Ignore(reason)
     }
 }

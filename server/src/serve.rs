@@ -1,13 +1,6 @@
 //! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use common::{
     control::{ClaimError, Control},
@@ -65,12 +58,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
-    let deaf = Arc::new(AtomicBool::new(false));
     let mut socket_buffers = None;
     let endpoints = config
         .listen
         .iter()
-        .map(|address| listen(*address, &config, &state, tunnel.clone(), deaf.clone(), &mut socket_buffers))
+        .map(|address| listen(*address, &config, &state, tunnel.clone(), door.clone(), &mut socket_buffers))
         .filter_map(|bound| skip_missing_ipv6(bound, &config))
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -141,7 +133,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     }
     services.shutdown().await;
     // A closed endpoint refuses newcomers aloud.
-    deaf.store(true, Relaxed);
+    door.close();
     for endpoint in &endpoints {
         endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
     }
@@ -192,7 +184,7 @@ fn listen(
     config: &Config,
     state: &State,
     tunnel: Arc<ServerConfig>,
-    deaf: Arc<AtomicBool>,
+    door: Arc<Door>,
     buffers: &mut Option<(usize, usize)>,
 ) -> Result<Endpoint, Failure> {
     let failed = |e: std::io::Error| {
@@ -213,7 +205,7 @@ fn listen(
     let socket = transport::socket(address).map_err(failed)?;
     *buffers = buffers.or_else(|| transport::buffer_sizes(&socket).ok());
     let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
-    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), deaf));
+    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), door));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;
     endpoint

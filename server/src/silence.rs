@@ -4,13 +4,11 @@
 //! Both would tell a port-scanner that somebody is here.
 
 use std::{
+    fmt,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -20,6 +18,8 @@ use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+
+use crate::door::{Door, Reason};
 
 /// QUIC version 1 (RFC 9000 section 15).
 const VERSION_1: [u8; 4] = [0, 0, 0, 1];
@@ -44,21 +44,30 @@ impl Audience {
 }
 
 /// A UDP socket that hands QUIC only what it may see.
-#[derive(Debug)]
 pub struct SilentSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
-    deaf: Arc<AtomicBool>,
+    door: Arc<Door>,
+}
+
+impl fmt::Debug for SilentSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SilentSocket").field("inner", &self.inner).field("audience", &self.audience).finish_non_exhaustive()
+    }
 }
 
 impl SilentSocket {
-    /// Listens on `inner` to `audience`; as soon as `deaf` is set, to no newcomer any more.
-    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, deaf: Arc<AtomicBool>) -> Self {
-        Self { inner, audience, deaf }
+    /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is dropped is counted there.
+    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
+        Self { inner, audience, door }
     }
 
     fn may_pass(&self, datagram: &[u8]) -> bool {
-        may_pass(datagram) && !(is_initial(datagram) && self.deaf.load(Relaxed))
+        if !may_pass(datagram) {
+            self.door.count(Reason::Datagram);
+            return false;
+        }
+        !(is_initial(datagram) && self.door.is_closed())
     }
 }
 
@@ -77,6 +86,7 @@ impl AsyncUdpSocket for SilentSocket {
             meta.len = if self.audience.includes(meta.addr.ip()) {
                 keep(&mut buf[..meta.len], meta.stride, |datagram| self.may_pass(datagram))
             } else {
+                self.door.count(Reason::Network);
                 0
             };
         }

@@ -107,6 +107,9 @@ async fn what_has_passed_is_counted() {
     assert!(value(&text, r#"adit_bytes_total{direction="out"}"#) > 1000.0, "{text}");
     assert!(value(&text, r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#) > 1.7e9, "{text}");
     scrape_until(&world, r#"adit_door_ignored_total{reason="stranger"}"#, 1.0).await.expect("metrics");
+    let garbage = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    garbage.send_to(&[0xff; 1200], world.address().await).await.expect("sent");
+    scrape_until(&world, r#"adit_door_ignored_total{reason="datagram"}"#, 1.0).await.expect("metrics");
 }
 
 #[tokio::test]

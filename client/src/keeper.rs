@@ -15,6 +15,7 @@ use common::{
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
@@ -45,6 +46,8 @@ pub struct Keeper {
     pub meter: Arc<Meter>,
     /// What happens.
     pub journal: Arc<Journal>,
+    /// Cancelled when this program is told to stop: a session then goes on to its end, and no other comes after it.
+    pub stop: CancellationToken,
 }
 
 /// A session, the stream on which the server says what comes up, and the one for probes.
@@ -69,9 +72,10 @@ impl Keeper {
         loop {
             let session = match next.take() {
                 Some(session) => Ok(session),
-                None => match self.directions.dial().await {
-                    Ok(dialed) => self.enter(dialed).await,
-                    Err(why) => Err(why),
+                None => tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return self.rest(None).await,
+                    session = self.begin() => session,
                 },
             };
             let why = match session {
@@ -87,9 +91,15 @@ impl Keeper {
                 }
                 Err(why) => why,
             };
+            if self.stop.is_cancelled() {
+                return self.rest(Some(why)).await;
+            }
             if why.is_final() {
                 self.publish_and_tell(Link::Refused(why));
-                tokio::time::sleep(jittered(refusal)).await;
+                tokio::select! {
+                    () = tokio::time::sleep(jittered(refusal)) => {}
+                    () = self.stop.cancelled() => {}
+                }
                 refusal = (refusal * 2).min(LONGEST_REFUSAL);
                 continue;
             }
@@ -105,6 +115,23 @@ impl Keeper {
             }
             backoff = (backoff * 2).min(LONGEST_BACKOFF);
         }
+    }
+
+    async fn begin(&self) -> Result<Session, DialError> {
+        let dialed = self.directions.dial().await?;
+        self.enter(dialed).await
+    }
+
+    /// The last session has ended as it was asked to: that is no news, and nothing is sought any more.
+    async fn rest(&self, why: Option<DialError>) {
+        self.publish.send_if_modified(|link| {
+            let was_up = matches!(link, Link::Up(_) | Link::Silent(_));
+            if was_up {
+                *link = Link::Down(Down { since: Instant::now(), why });
+            }
+            was_up
+        });
+        std::future::pending().await
     }
 
     /// Publishes, and tells people what they don't know yet.
@@ -178,6 +205,13 @@ impl Keeper {
                 dialed = path.keep() => dialed,
                 () = &mut renewing => unreachable!("it renews for ever"),
             };
+            if self.stop.is_cancelled() {
+                // What ran is lost, and nothing new begins.
+                for connection in [&dialed.connection, &up.connection] {
+                    connection.close((Code::Done as u32).into(), b"");
+                }
+                return Ended::Over(DialError::Restarted);
+            }
             match self.enter(dialed).await {
                 Ok(session) => {
                     self.journal.note("the server has forgotten the session: what ran on it is lost");

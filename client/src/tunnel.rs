@@ -13,6 +13,7 @@ use common::{
 };
 use quinn::RecvStream;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
@@ -49,8 +50,8 @@ pub struct Opened {
 }
 
 impl Tunnel {
-    /// Starts the tunnel. The future keeps it up for as long as it is polled.
-    pub fn new(directions: Directions) -> (Self, impl Future<Output = ()> + Send) {
+    /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it begins nothing new.
+    pub fn new(directions: Directions, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
         let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why: None }));
         let (wanted, meter, journal) = (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
         let keeper = Keeper {
@@ -59,6 +60,7 @@ impl Tunnel {
             wanted: wanted.clone(),
             meter: meter.clone(),
             journal: journal.clone(),
+            stop,
         };
         (Self { link, wanted, meter, journal, directions }, keeper.run())
     }

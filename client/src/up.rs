@@ -68,8 +68,8 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     info!("listening on http://{}", listening.join(" and http://"));
 
     let directions = Directions { profile: SharedProfile::new(profile), choice: flags.carrier, idle_timeout: flags.idle_timeout };
-    let (tunnel, keep_up) = Tunnel::new(directions);
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+    let (tunnel, keep_up) = Tunnel::new(directions, no_more.clone());
     let (mut services, mut accepting) = (JoinSet::new(), JoinSet::new());
     services.spawn(keep_up);
     services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));

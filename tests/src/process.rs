@@ -210,6 +210,15 @@ impl Process {
         tokio::time::timeout(READY_WITHIN, self.child.wait()).await?
     }
 
+    /// Waits for its end, and returns all that it has said.
+    pub async fn ended_saying(&mut self) -> io::Result<(ExitStatus, String)> {
+        let status = self.ended().await?;
+        let mut log = self.log.clone();
+        // Its end closes the pipe, and whoever reads that drops the other half of this.
+        tokio::time::timeout(READY_WITHIN, async { while log.changed().await.is_ok() {} }).await?;
+        Ok((status, self.log()))
+    }
+
     /// Open file descriptors.
     pub fn fds(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)

@@ -224,6 +224,42 @@ async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_
     world.ollama.wait_for(|c| c.cancelled == 1, SOON).await.expect("it is cancelled");
 }
 
+/// It ends well, and neither warns of what it was told to do nor connects again.
+async fn ends_in_peace(mut up: tests::world::Up, connected: usize) {
+    let (status, log) = up.adit.ended_saying().await.expect("it ends");
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("WARN") && !log.contains("no tunnel"), "{log}");
+    assert_eq!(log.matches("connected to").count(), connected, "{log}");
+}
+
+#[tokio::test]
+async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    for order in ["INT", "TERM"] {
+        let up = device.up(&[]).await;
+        up.adit.signal(order);
+        ends_in_peace(up, 1).await;
+    }
+    // Its session ends while it waits for a running answer, and the server would take it back.
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = endless_answer(&up).await;
+    up.adit.signal("INT");
+    up.adit.says("1 running connections").await;
+    world.kill_server().await;
+    world.restart_server().await;
+    assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
+    ends_in_peace(up, 1).await;
+    // It has not found the server yet.
+    world.kill_server().await;
+    let up = device.start(&["--hold", "1h"]).await;
+    let held = raw::connect(up.address).await;
+    while device.status().await["connections"] != 1 {}
+    up.adit.signal("TERM");
+    ends_in_peace(up, 0).await;
+    drop(held);
+}
+
 #[tokio::test]
 async fn a_server_that_is_stopped_lets_running_answers_end() {
     let mut world = World::start(PROGRAM).await;

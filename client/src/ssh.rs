@@ -21,8 +21,9 @@ use std::{
 use clap::ValueEnum;
 use common::{
     carrier::StreamCarrier,
+    frame,
     identity::Name,
-    wire::{Enrolled, SSH_MARKER},
+    wire::{Enrolled, SSH_MARKER, SSH_RELAY},
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
@@ -139,8 +140,37 @@ pub enum SshError {
     /// There is no `aditd` on the server.
     #[error("there is no aditd on {0}")]
     NoAditd(String),
-    /// ssh or the command on the server ended without an answer.
-    #[error("ssh to {to} ended{}", if .said.is_empty() { String::new() } else { format!(": {said}") })]
+    /// The key is limited to the relay.
+    #[error("the key with which {0} lets this computer in may only relay")]
+    OnlyRelays(String),
+    /// aditd was run, and said no.
+    #[error("aditd on {to} says: {what}")]
+    Refused {
+        /// Where.
+        to: String,
+        /// What it said.
+        what: String,
+        /// What it said of the cure.
+        hint: Option<String>,
+    },
+    /// The command ended, and it was not aditd that ended it.
+    #[error(
+        "`{run}` was asked for on {to}, and what was run there ended without an answer{}, and said {}",
+        code.map_or_else(String::new, |code| format!(" (exit code {code})")),
+        if said.is_empty() { "nothing".to_owned() } else { format!("on standard error: {}", indented(said)) }
+    )]
+    NoAnswer {
+        /// Where.
+        to: String,
+        /// What was asked for.
+        run: String,
+        /// Its exit code.
+        code: Option<u32>,
+        /// What it said.
+        said: String,
+    },
+    /// ssh itself ended.
+    #[error("ssh to {to} ended{}", if .said.is_empty() { String::new() } else { format!(": {}", indented(said)) })]
     Ended {
         /// Where to.
         to: String,
@@ -183,6 +213,17 @@ impl SshError {
                     "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {to} --remote-command /path/to/aditd`"
                 )
             }
+            Self::OnlyRelays(_) => {
+                "enroll with a key that may run `aditd enroll-device` (or by a code from `aditd invite NAME`, if the server is reached \
+                 by UDP), and limit the key afterwards"
+                    .to_owned()
+            }
+            Self::Refused { hint, .. } => hint.clone().unwrap_or_else(|| "look at aditd there: `aditd status`".to_owned()),
+            Self::NoAnswer { run, .. } => format!(
+                "does a `command=` in authorized_keys or the login shell there run something else? This needs a key that may run \
+                 `{}`; limit it afterwards",
+                run.rsplit_once(' ').map_or(run.as_str(), |(run, _)| run)
+            ),
             Self::Ended { to, .. } | Self::Silent(to) | Self::Broken { to, .. } => {
                 format!("try by hand what is tried here: `ssh {to}`")
             }
@@ -235,6 +276,32 @@ impl SshWay {
 
     fn client(&self) -> SshClient {
         self.client_now.unwrap_or(self.client)
+    }
+
+    /// What is run on the server, as a person would write it.
+    fn run(&self, arguments: &str) -> String {
+        format!("{} {arguments}", self.remote_command.as_deref().unwrap_or("aditd"))
+    }
+
+    /// What it means that what was run there ended without an answer.
+    fn ended(&self, arguments: &str, code: Option<u32>, said: &str) -> SshError {
+        let to = self.to_string();
+        if code == Some(NOT_FOUND) {
+            return SshError::NoAditd(to);
+        }
+        // What aditd says of itself ends with its error, and that with its cure.
+        let begins_a_line = |at: usize| at == 0 || said[..at].ends_with('\n');
+        match said.rmatch_indices("error: ").find(|(at, _)| begins_a_line(*at)) {
+            Some((at, prefix)) => {
+                let error = &said[at + prefix.len()..];
+                let (what, hint) = match error.split_once("\n\nhint: ") {
+                    Some((what, hint)) => (what, Some(hint.to_owned())),
+                    None => (error, None),
+                };
+                SshError::Refused { to, what: what.to_owned(), hint }
+            }
+            None => SshError::NoAnswer { to, run: self.run(arguments), code, said: said.to_owned() },
+        }
     }
 
     /// What a shell on the server is told, so that `aditd` is found.
@@ -309,8 +376,21 @@ impl SshCarrier {
     }
 }
 
-/// Reads up to and with the marker, and not a byte more.
-async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
+/// What others have said, under our own words.
+fn indented(said: &str) -> String {
+    said.replace('\n', "\n    ")
+}
+
+/// Reads the answer of `aditd enroll-device`. `None` if it is a relay that answers.
+async fn certificate(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Enrolled>> {
+    if past_marker(from).await?.ends_with(SSH_RELAY.as_bytes()) {
+        return Ok(None);
+    }
+    frame::read(from).await.map(Some)
+}
+
+/// Reads up to and with the marker, and not a byte more; returns what came before it.
+async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let marker = SSH_MARKER.as_bytes();
     let mut read = Vec::new();
     // The marker may be the first that comes, without the line that would end before it.
@@ -320,7 +400,8 @@ async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<()> {
         }
         read.push(from.read_u8().await?);
     }
-    Ok(())
+    read.truncate(read.len() - marker.len());
+    Ok(read)
 }
 
 #[cfg(test)]
@@ -358,8 +439,24 @@ mod tests {
     #[tokio::test]
     async fn what_a_login_shell_says_is_passed_over_and_its_endless_talk_is_not() {
         let mut stream = &b"Welcome!\nLast login: now\n\nadit/1 ready\nrest"[..];
-        past_marker(&mut stream).await.expect("found");
+        assert_eq!(past_marker(&mut stream).await.expect("found"), b"Welcome!\nLast login: now\n");
         assert_eq!(stream, b"rest");
         assert!(past_marker(&mut &vec![b'x'; 100_000][..]).await.is_err());
+        let relay = format!("Welcome!\n{SSH_RELAY}{SSH_MARKER}");
+        assert!(certificate(&mut relay.as_bytes()).await.expect("an answer").is_none());
+    }
+
+    #[test]
+    fn what_aditd_says_is_told_from_what_something_else_says() {
+        let way: SshWay = "me@gpu".parse().expect("a way");
+        let said = "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
+        let SshError::Refused { what, hint, .. } = way.ended("relay", Some(1), said) else { panic!("it is aditd's") };
+        assert_eq!((what.as_str(), hint.as_deref()), ("no room\n  Caused by: a crowd", Some("wait\n      or go")));
+        assert!(matches!(way.ended("relay", Some(NOT_FOUND), ""), SshError::NoAditd(_)));
+        let other = way.ended("relay", Some(2), "terminal\nerror").to_string();
+        assert!(
+            other.contains("`aditd relay`") && other.contains("exit code 2") && other.contains("terminal\n    error"),
+            "{other}"
+        );
     }
 }

@@ -266,6 +266,8 @@ pub struct EnrollDevice {
 
 /// What a command over SSH prints before anything of ours: what comes earlier is a login shell's.
 pub const SSH_MARKER: &str = "\nadit/1 ready\n";
+/// What `aditd relay` prints before [`SSH_MARKER`]: a key that is limited to it runs it whatever it is asked for.
+pub const SSH_RELAY: &str = "\nadit/1 relay";
 
 /// Why a device was not enrolled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

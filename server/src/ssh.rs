@@ -8,7 +8,7 @@ use common::{
     identity::Name,
     process::{self, unix_now},
     report::{Exit, Failure},
-    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER},
+    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER, SSH_RELAY},
 };
 use data_encoding::BASE64;
 use time::OffsetDateTime;
@@ -105,7 +105,7 @@ pub async fn relay(config: &Config, to: Option<SocketAddr>) -> Result<(), Failur
     };
     let mut out = stdio::output();
     let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);
-    out.write_all(SSH_MARKER.as_bytes()).await.map_err(gone)?;
+    out.write_all(format!("{SSH_RELAY}{SSH_MARKER}").as_bytes()).await.map_err(gone)?;
     out.flush().await.map_err(gone)?;
     let end = carrier::relay(stdio::input(), out, to).await;
     if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }

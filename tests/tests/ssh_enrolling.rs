@@ -2,7 +2,14 @@
 
 #![allow(missing_docs)]
 
-use tests::{laptop::Laptop, ollama::Options, raw, skip, sshd::Sshd, world::World};
+use tests::{
+    laptop::Laptop,
+    ollama::Options,
+    raw, skip,
+    sshd::Sshd,
+    told::{FAILED, assert_told},
+    world::{SOON, World},
+};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 
@@ -51,6 +58,31 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
     world.kill_server().await;
     let alone = laptop.enroll(&world, &[]).await;
     assert!(alone.code == Some(1) && alone.stderr.contains("--enroll-group"), "{}", alone.stderr);
+}
+
+#[tokio::test]
+async fn a_key_that_may_do_less_than_enroll_is_told_so_at_once() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let only_forwards = "restrict,port-forwarding,permitopen=\"127.0.0.1:11435\",command=";
+    for client in ["builtin", "system"] {
+        let enroll = async |options: &str, says: &[&str]| {
+            laptop.sshd.authorize("user", options);
+            let begun = std::time::Instant::now();
+            let told = laptop.enroll(&world, &["--ssh-client", client]).await;
+            assert_told(&told, FAILED, says);
+            assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        };
+        enroll("restrict,command=\"aditd relay\"", &["may only relay", "`aditd enroll-device`", "limit the key afterwards"])
+            .await;
+        let ended = ["`aditd enroll-device laptop-", "ended without an answer (exit code 1), and said nothing", "`command=`"];
+        enroll(&format!("{only_forwards}\"/bin/false\""), &ended).await;
+        let said = ["exit code 3", "on standard error: keep out", "`command=`"];
+        enroll(&format!("{only_forwards}\"echo keep out >&2; exit 3\""), &said).await;
+    }
 }
 
 #[tokio::test]

@@ -12,8 +12,9 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{
-    Halves, NOT_FOUND, SshError, SshWay, ask,
+    Halves, SshError, SshWay, ask,
     bounds::{HOST_WITHIN, Patience},
+    certificate,
     config::{self, HostConfig},
     hosts::KnownHost,
     keys::Keyring,
@@ -44,17 +45,17 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     let to = way.to_string();
     let (session, under) = connect(way, ask::somebody_is_there()).await?;
     let exchange = async {
-        let piped = session.exec(&way.command(&format!("enroll-device {name}")), &to).await?;
+        let run = format!("enroll-device {name}");
+        let piped = session.exec(&way.command(&run), &to).await?;
         let mut piped = piped.over(under);
         let talk = async {
             frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
             piped.write.flush().await?;
-            past_marker(&mut piped.read).await?;
-            frame::read::<Enrolled>(&mut piped.read).await
+            certificate(&mut piped.read).await
         };
         match talk.await {
-            Ok(enrolled) => Ok(enrolled),
-            Err(e) => Err(ended(&mut piped.read, to.clone(), &e.to_string()).await),
+            Ok(enrolled) => enrolled.ok_or_else(|| SshError::OnlyRelays(to.clone())),
+            Err(e) => Err(ended(way, &run, &mut piped.read, &e.to_string()).await),
         }
     };
     let answer = tokio::time::timeout(super::LOGIN_WITHIN, exchange).await;
@@ -86,8 +87,8 @@ async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
     let by_command = async {
         let mut piped = session.exec(&way.command("relay"), &to).await?;
         match tokio::time::timeout(RELAY_WITHIN, past_marker(&mut piped.read)).await {
-            Ok(Ok(())) => Ok(piped),
-            Ok(Err(e)) => Err(ended(&mut piped.read, to.clone(), &e.to_string()).await),
+            Ok(Ok(_)) => Ok(piped),
+            Ok(Err(e)) => Err(ended(way, "relay", &mut piped.read, &e.to_string()).await),
             Err(_) => Err(SshError::Silent(to.clone())),
         }
     };
@@ -113,11 +114,10 @@ async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
     }
 }
 
-async fn ended(read: &mut Reading, to: String, why: &str) -> SshError {
+async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> SshError {
     match tokio::time::timeout(LAST_WORDS, read.end()).await {
-        Ok((Some(NOT_FOUND), _)) => SshError::NoAditd(to),
-        Ok((_, said)) if !said.is_empty() => SshError::Ended { to, said: said.replace('\n', "\n    ") },
-        _ => SshError::Ended { to, said: why.to_owned() },
+        Ok((code, said)) => way.ended(arguments, code, &said),
+        Err(_) => SshError::Ended { to: way.to_string(), said: why.to_owned() },
     }
 }
 

@@ -20,10 +20,12 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Halves, LOGIN_WITHIN, NOT_FOUND, SshError, SshWay, past_marker, program};
+use super::{Halves, LOGIN_WITHIN, SshError, SshWay, certificate, past_marker, program};
 
 /// Lines of ssh's own that are kept to say why it failed.
 const KEPT_LINES: usize = 12;
+/// How ssh ends when it is not the command that has failed.
+const OWN_FAILURE: u32 = 255;
 
 /// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +51,8 @@ impl AsyncRead for Relayed {
 
 /// Enrolls: ssh asks whatever it has to.
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
-    let mut child = start(way, &format!("enroll-device {name}"), Login::MayAsk)?;
+    let run = format!("enroll-device {name}");
+    let mut child = start(way, &run, Login::MayAsk)?;
     let said = Said::listen(child.stderr.take());
     let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(SshError::Ended { to: way.to_string(), said: String::new() });
@@ -57,12 +60,11 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     let exchange = async {
         frame::write(&mut stdin, &EnrollDevice { csr }).await?;
         stdin.flush().await?;
-        past_marker(&mut stdout).await?;
-        frame::read::<Enrolled>(&mut stdout).await
+        certificate(&mut stdout).await
     };
     match tokio::time::timeout(LOGIN_WITHIN, exchange).await {
-        Ok(Ok(enrolled)) => Ok(enrolled),
-        Ok(Err(e)) => Err(why(way.to_string(), child, said, e).await),
+        Ok(Ok(enrolled)) => enrolled.ok_or_else(|| SshError::OnlyRelays(way.to_string())),
+        Ok(Err(e)) => Err(ended(way, &run, child, said, e).await),
         Err(_) => Err(SshError::Silent(way.to_string())),
     }
 }
@@ -76,8 +78,8 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
         return Err(SshError::Ended { to, said: String::new() });
     };
     match tokio::time::timeout(LOGIN_WITHIN, past_marker(&mut stdout)).await {
-        Ok(Ok(())) => Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin))),
-        Ok(Err(e)) => Err(why(to, child, said, e).await),
+        Ok(Ok(_)) => Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin))),
+        Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
         Err(_) => Err(SshError::Silent(to)),
     }
 }
@@ -105,13 +107,14 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
     command.spawn().map_err(|source| SshError::NoProgram { program, source: Arc::new(source) })
 }
 
-async fn why(to: String, mut child: Child, said: Said, error: io::Error) -> SshError {
-    let code = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
-    if code.and_then(|status| status.code()) == i32::try_from(NOT_FOUND).ok() {
-        return SshError::NoAditd(to);
-    }
+async fn ended(way: &SshWay, arguments: &str, mut child: Child, said: Said, error: io::Error) -> SshError {
+    let status = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
+    let code = status.and_then(|status| status.code()).and_then(|code| u32::try_from(code).ok());
     let said = said.text().await;
-    SshError::Ended { to, said: if said.is_empty() { error.to_string() } else { said } }
+    match code {
+        Some(code) if code != OWN_FAILURE => way.ended(arguments, Some(code), &said),
+        _ => SshError::Ended { to: way.to_string(), said: if said.is_empty() { error.to_string() } else { said } },
+    }
 }
 
 /// The last lines that ssh has said.
@@ -146,6 +149,6 @@ impl Said {
     /// What it said, to its end if that comes soon.
     async fn text(&self) -> String {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.over.cancelled()).await;
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n    ")
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")
     }
 }

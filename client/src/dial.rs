@@ -84,8 +84,13 @@ pub enum DialError {
     #[error("the server was restarted")]
     Restarted,
     /// SSH did not get through.
-    #[error("{0}")]
-    Ssh(String),
+    #[error("{why}")]
+    Ssh {
+        /// Why not.
+        why: String,
+        /// What cures it.
+        hint: String,
+    },
     /// Anything else of QUIC or TLS.
     #[error("the connection failed: {0}")]
     Other(String),
@@ -96,7 +101,7 @@ pub enum DialError {
 
 impl DialError {
     /// What cures it.
-    pub fn hint(&self) -> Option<&'static str> {
+    pub fn hint(&self) -> Option<&str> {
         match self {
             Self::NoAnswer(_) => Some(
                 "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
@@ -115,9 +120,7 @@ impl DialError {
                  then run `adit enroll --replace`",
             ),
             Self::Version => Some("bring adit and aditd to the same version"),
-            Self::Ssh(_) => Some(
-                "does plain ssh get there without a question (`ssh-add` puts a key into the agent), and does `aditd status` answer there?",
-            ),
+            Self::Ssh { hint, .. } => Some(hint),
             Self::Refused(_) | Self::Restarted | Self::Other(_) | Self::Socket(_) => None,
         }
     }
@@ -264,7 +267,10 @@ async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) 
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
     let carrier = way.open().map_err(unusable)?;
-    carrier.ready().await.map_err(|e| DialError::Ssh(format!("{e} ({})", e.hint())))?;
+    carrier.ready().await.map_err(|e| {
+        let hint = if let Way::Ssh(way) = &way { e.hint(way) } else { String::new() };
+        DialError::Ssh { why: e.to_string(), hint }
+    })?;
     let runtime = Arc::new(TokioRuntime);
     let endpoint =
         Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier.socket(), runtime).map_err(unusable)?;

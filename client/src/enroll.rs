@@ -123,7 +123,7 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
         () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
-        let hint = e.hint();
+        let hint = e.hint(&way);
         Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
     })?;
     way.relay_port = enrolled.relay_port;

@@ -137,7 +137,9 @@ impl Keeper {
     /// Publishes, and tells people what they don't know yet.
     fn publish_and_tell(&self, link: Link) {
         let why_of = |link: &Link| match link {
-            Link::Down(Down { why: Some(why), .. }) | Link::Refused(why) => Some((why.to_string(), why.hint())),
+            Link::Down(Down { why: Some(why), .. }) | Link::Refused(why) => {
+                Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
+            }
             _ => None,
         };
         if let Some((why, hint)) = why_of(&link)

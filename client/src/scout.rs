@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use crate::{
     dial::{DialError, Dialed},
     directions::Directions,
+    ssh::SshWay,
     way::{Carrier, Way},
 };
 
@@ -103,7 +104,7 @@ impl Scout {
             && now >= self.ssh.next
             && let Some(way) = self.directions.ssh()
         {
-            self.attempts.spawn(async move { Found::Ssh(log_in(Way::Ssh(way)).await) });
+            self.attempts.spawn(async move { Found::Ssh(log_in(way).await) });
             self.ssh.running += 1;
             self.ssh.next = now + SSH_EVERY;
         }
@@ -138,11 +139,12 @@ impl Scout {
     }
 }
 
-async fn log_in(way: Way) -> Result<(Way, Carrier), String> {
+async fn log_in(to: SshWay) -> Result<(Way, Carrier), String> {
+    let way = Way::Ssh(to.clone());
     let carrier = way.open().map_err(|e| e.to_string())?;
     match tokio::time::timeout(LOGIN_WITHIN, carrier.ready()).await {
         Ok(Ok(())) => Ok((way, carrier)),
-        Ok(Err(e)) => Err(format!("{e} ({})", e.hint())),
+        Ok(Err(e)) => Err(format!("{e} ({})", e.hint(&to))),
         Err(_) => Err(format!("{way} does not get through")),
     }
 }

@@ -203,14 +203,15 @@ pub enum SshError {
 }
 
 impl SshError {
-    /// What cures it.
-    pub fn hint(&self) -> String {
+    /// What cures it, on the way that was gone.
+    pub fn hint(&self, way: &SshWay) -> String {
         match self {
             Self::NoProgram { .. } => "install OpenSSH's client, or name another program in ADIT_SSH".to_owned(),
             Self::Config { .. } => "mend ~/.ssh/config, or name another program in ADIT_SSH".to_owned(),
-            Self::NoAditd(to) => {
+            Self::NoAditd(_) => {
                 format!(
-                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {to} --remote-command /path/to/aditd`"
+                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {} --remote-command /path/to/aditd`",
+                    way.argument()
                 )
             }
             Self::OnlyRelays(_) => {
@@ -224,8 +225,8 @@ impl SshError {
                  `{}`; limit it afterwards",
                 run.rsplit_once(' ').map_or(run.as_str(), |(run, _)| run)
             ),
-            Self::Ended { to, .. } | Self::Silent(to) | Self::Broken { to, .. } => {
-                format!("try by hand what is tried here: `ssh {to}`")
+            Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
+                format!("try by hand what is tried here: `{}`", way.by_hand())
             }
             Self::HostKey(e) => e.hint(),
             Self::Denied(denied) => denied.hint(),
@@ -272,6 +273,26 @@ impl SshWay {
     /// From now on nobody is asked anything: somebody else is at the terminal.
     pub fn ask_no_more(&self) {
         self.keyring.ask_no_more();
+    }
+
+    /// As `adit enroll` takes it.
+    pub fn argument(&self) -> String {
+        let (user, host) = self
+            .destination
+            .rsplit_once('@')
+            .map_or((String::new(), self.destination.as_str()), |(user, host)| (format!("{user}@"), host));
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
+        match self.port {
+            Some(port) => format!("ssh://{user}{host}:{port}"),
+            None if user.is_empty() || host.starts_with('[') => format!("ssh://{user}{host}"),
+            None => format!("{user}{host}"),
+        }
+    }
+
+    /// The command by which a person goes the same way.
+    pub fn by_hand(&self) -> String {
+        let port = self.port.map_or_else(String::new, |port| format!(" -p {port}"));
+        format!("{}{port} {}", program(), self.destination)
     }
 
     fn client(&self) -> SshClient {
@@ -416,9 +437,14 @@ mod tests {
             ("ssh://me@gpu.lan:2222", "ssh://me@gpu.lan:2222"),
             ("ssh://me@gpu.lan/", "me@gpu.lan"),
             ("ssh://[fd00::1]:22", "ssh://fd00::1:22"),
+            ("ssh://[fd00::1]", "fd00::1"),
         ] {
-            assert_eq!(text.parse::<SshWay>().expect(text).to_string(), shown);
+            let way = text.parse::<SshWay>().expect(text);
+            assert_eq!(way.to_string(), shown);
+            assert_eq!(way.argument().parse(), Ok(way), "adit takes what it shows");
         }
+        let by_hand = |text: &str| text.parse::<SshWay>().expect(text).by_hand();
+        assert!(by_hand("ssh://me@gpu:2222").ends_with(" -p 2222 me@gpu") && by_hand("ssh://gpu").ends_with("ssh gpu"));
         for bad in [
             "gpu",
             "",

@@ -14,6 +14,7 @@ use common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    dial::DialError,
     directions::Directions,
     journal::Event,
     link::{Carried, Link, Up},
@@ -79,11 +80,15 @@ pub enum TunnelStatus {
         seconds: u64,
         /// Why, if that is known.
         why: Option<String>,
+        /// What cures it, if that is known.
+        hint: Option<String>,
     },
     /// The server has said no.
     Refused {
         /// Why.
         why: String,
+        /// What cures it, if the reason does not say so itself.
+        hint: Option<String>,
     },
 }
 
@@ -138,10 +143,12 @@ impl Status {
         let state = match &*tunnel.link().borrow() {
             Link::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
             Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
-            Link::Down(down) => {
-                TunnelStatus::Down { seconds: down.since.elapsed().as_secs(), why: down.why.as_ref().map(ToString::to_string) }
-            }
-            Link::Refused(why) => TunnelStatus::Refused { why: why.to_string() },
+            Link::Down(down) => TunnelStatus::Down {
+                seconds: down.since.elapsed().as_secs(),
+                why: down.why.as_ref().map(ToString::to_string),
+                hint: down.why.as_ref().and_then(DialError::hint).map(ToOwned::to_owned),
+            },
+            Link::Refused(why) => TunnelStatus::Refused { why: why.to_string(), hint: why.hint().map(ToOwned::to_owned) },
         };
         Self {
             schema: 1,
@@ -239,13 +246,17 @@ impl TunnelStatus {
         match self {
             Self::Up(up) => format!("up for {}", up.to_text()),
             Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
-            Self::Down { seconds, why } => {
-                let why = why.as_ref().map(|w| format!(": {w}")).unwrap_or_default();
+            Self::Down { seconds, why, hint } => {
+                let why = why.as_ref().map(|w| format!(": {w}{}", bracketed(hint))).unwrap_or_default();
                 format!("down for {}{why}", humantime::format_duration(Duration::from_secs(*seconds)))
             }
-            Self::Refused { why } => format!("refused: {why}"),
+            Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
         }
     }
+}
+
+fn bracketed(hint: &Option<String>) -> String {
+    hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default()
 }
 
 fn why_not_other(carried: &Carried, directions: &Directions) -> String {

@@ -91,6 +91,11 @@ impl Sshd {
         format!("[{}]:{}", self.address.ip(), self.address.port())
     }
 
+    /// The command by which a person logs in there.
+    pub fn by_hand(&self) -> String {
+        format!("{} -p {} {}@{}", self.ssh.display(), self.address.port(), user_name(), self.address.ip())
+    }
+
     /// Its line in known_hosts.
     pub fn line(&self) -> String {
         format!("{} {}", self.name(), self.public("host"))

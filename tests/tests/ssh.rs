@@ -7,6 +7,7 @@ use std::time::Instant;
 use tests::{
     laptop::Laptop,
     ollama::Options,
+    process::Process,
     raw::{self, Ending},
     skip,
     sshd::Sshd,
@@ -195,11 +196,42 @@ async fn what_fails_over_ssh_says_whether_it_was_ssh_or_aditd_and_keeps_nothing(
         assert!(taken.stderr.contains("there is a device `taken` already"), "{taken:?}");
     }
     laptop.sshd.kill();
+    let by_hand = format!("try by hand what is tried here: `{}`", laptop.sshd.by_hand());
     for client in ["builtin", "system"] {
         let dead = laptop.enroll(&world, &["--ssh-client", client]).await;
-        assert!(dead.stderr.contains("Connection refused") && dead.stderr.contains("try by hand"), "{dead:?}");
+        assert!(dead.stderr.contains("Connection refused") && dead.stderr.contains(&by_hand), "{dead:?}");
     }
     assert!(!laptop.device.dir.join("servers/default/identity.json").exists());
+}
+
+#[tokio::test]
+async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    laptop.enrolled(&world, &[]).await;
+    let down = async |laptop: &Laptop, says: &str, cure: &str| {
+        let command = laptop.command(&world, &["up", "--listen", "127.0.0.1:0"]);
+        let mut adit = Process::spawn(command, "adit").expect("it starts");
+        adit.says(cure).await;
+        let said = adit.log();
+        let status = laptop.adit(&world, &["status"]).await.stdout;
+        for told in [&said, &status] {
+            assert!(told.contains(says) && told.contains(cure), "{told}");
+            let hints = ["try by hand", "ssh-add", "ssh-keygen -f"].iter().filter(|hint| told.contains(**hint)).count();
+            assert_eq!(hints, 1, "one cure: {told}");
+        }
+        adit.kill().await;
+    };
+    laptop.sshd.key("other", &["-t", "ed25519", "-N", ""]);
+    laptop.sshd.know(&format!("{} {}", laptop.sshd.name(), laptop.sshd.public("other")));
+    down(&laptop, "HAS CHANGED", "ssh-keygen -f").await;
+    laptop.sshd.know(&laptop.sshd.line());
+    laptop.sshd.kill();
+    let by_hand = laptop.sshd.by_hand();
+    down(&laptop, "Connection refused", &format!("try by hand what is tried here: `{by_hand}`")).await;
 }
 
 #[tokio::test]

@@ -177,7 +177,11 @@ impl Way<'_> {
             }
         };
         let login = Login { session: &mut session, config: host, keyring: self.keyring, may_ask, patience: &self.patience };
-        login.run().await?;
+        login.run().await.map_err(|e| match e {
+            // A login does not know where it is.
+            SshError::Broken { why, .. } => SshError::Broken { to, why },
+            other => other,
+        })?;
         Ok(session)
     }
 

@@ -24,6 +24,7 @@ use crate::{
     register::{Device, RegisterError},
     roles::default_role,
     running::Server,
+    ssh::not_enrolled,
 };
 
 /// A request, and then its answer, are taken within this time.
@@ -103,7 +104,7 @@ pub(crate) async fn for_member(server: &Arc<Server>, user: u32, name: Name, csr:
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let register = server.state.register.clone();
     let made = tokio::task::spawn_blocking(move || register.enroll(&name, hash, not_after, unix_now()));
-    let device = made.await.map_err(|e| Failure::new("cannot enroll").because(e))??;
+    let device = made.await.map_err(|e| Failure::new("cannot enroll").because(e))?.map_err(not_enrolled)?;
     let (name, id) = (device.name.clone(), device.id);
     let enrolled = issue(server, device, &key, now).await?;
     server.meters.audit.note(Event::Enroll { device: name, device_id: id, by: EnrolledBy::Ssh(user) });

@@ -20,6 +20,7 @@ use crate::{
     config::Config,
     gate::authorize::Question,
     group,
+    register::DeviceError,
     roles::default_role,
     running::{Answer, Request},
     state::State,
@@ -60,7 +61,7 @@ async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) ->
     }
     let now = OffsetDateTime::now_utc();
     let not_after = (now + config.device_life).unix_timestamp();
-    let device = state.register.enroll(name, key.hash, not_after, unix_now())?;
+    let device = state.register.enroll(name, key.hash, not_after, unix_now()).map_err(not_enrolled)?;
     let issued = state
         .ca
         .issue_device(device.id, &key, now, config.device_life)
@@ -84,6 +85,19 @@ async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) ->
     // The device connects as soon as it has this: the running server must know it by then.
     let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     Ok(enrolled)
+}
+
+/// Who reads this sits at the device: names are chosen there.
+pub(crate) fn not_enrolled(error: DeviceError) -> Failure {
+    let (name, frees) = match &error {
+        DeviceError::NameTaken(name) => (name, format!("aditd device revoke {name}` and `aditd device forget {name}")),
+        DeviceError::NameOfRevoked(name) => (name, format!("aditd device forget {name}")),
+        _ => return error.into(),
+    };
+    let hint = format!(
+        "choose another name with `adit enroll … --device NAME`; or, if this is what became of `{name}`, free the name on the server: `{frees}`"
+    );
+    Failure::from_error(error).hint(hint)
 }
 
 /// Where a key that may only forward finds the relay; if the server does not run now, where it will be.

@@ -11,6 +11,7 @@ use tests::{
     raw::{self, Ending},
     skip,
     sshd::Sshd,
+    told::{FAILED, assert_told},
     world::{SOON, Up, World},
 };
 use tokio::{io::AsyncWriteExt, task::JoinSet};
@@ -193,7 +194,8 @@ async fn what_fails_over_ssh_says_whether_it_was_ssh_or_aditd_and_keeps_nothing(
         assert!(absent.stderr.contains("there is no aditd on") && absent.stderr.contains("--remote-command"), "{absent:?}");
         let args = ["enroll", &laptop.sshd.url, "--device", "taken", "--ssh-client", client];
         let taken = laptop.adit(&world, &args).await;
-        assert!(taken.stderr.contains("there is a device `taken` already"), "{taken:?}");
+        assert_told(&taken, FAILED, &["there is a device `taken` already", "--device NAME", "`aditd device forget taken`"]);
+        assert!(!taken.stderr.contains("by hand"), "SSH has worked: {}", taken.stderr);
     }
     laptop.sshd.kill();
     let by_hand = format!("try by hand what is tried here: `{}`", laptop.sshd.by_hand());

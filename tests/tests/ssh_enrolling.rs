@@ -54,7 +54,7 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
     assert!(answer.ends_with("Ollama is running"), "{answer}");
     up.end().await;
     let again = laptop.adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"]).await;
-    assert!(again.code == Some(1) && again.stderr.contains("there is a device `laptop-1` already"), "{}", again.stderr);
+    assert_told(&again, FAILED, &["there is a device `laptop-1` already", "--device NAME"]);
     world.kill_server().await;
     let alone = laptop.enroll(&world, &[]).await;
     assert!(alone.code == Some(1) && alone.stderr.contains("--enroll-group"), "{}", alone.stderr);

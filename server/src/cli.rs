@@ -91,7 +91,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(serve) => {
             let config = Config::settle(flags, &serve)?;
-            on_one_thread()?.block_on(serve::run(Settings { flags: flags.clone(), serve, config }))
+            // It is this file that is read again, wherever another would be found by then.
+            let flags = Flags { config: config.file.clone(), ..flags.clone() };
+            on_one_thread()?.block_on(serve::run(Settings { flags, serve, config }))
         }
         Command::Init => {
             let state = State::open_or_create(&settled()?.state_dir)?;
@@ -109,9 +111,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             runtime.shutdown_background();
             result
         }
-        Command::Reload => on_one_thread()?.block_on(reload::run(&settled()?.state_dir)),
+        Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
         Command::Audit(show) => audit::show::run(&settled()?.meters.audit.dir, &show),
-        Command::Status { json } => on_one_thread()?.block_on(devices::status(&settled()?.state_dir, json)),
+        Command::Status { json } => on_one_thread()?.block_on(devices::status(&flags.state_dir()?, json)),
     }
 }
 

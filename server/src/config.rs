@@ -1,34 +1,32 @@
 //! The settings: flags before environment before file before defaults, checked once.
 
+mod file;
+
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    num::NonZeroUsize,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use clap::Args;
 use common::{
-    identity::Name,
     invitation::{self, MAX_ADDRESSES},
     report::{Exit, Failure},
     transport::{IDLE_TIMEOUT, parse_idle_timeout},
     wire::ADITD_PORT,
 };
 use ipnet::IpNet;
-use serde::Deserialize;
 
+use self::file::Read;
 use crate::{
     audit::{Age, AuditSettings},
     gate::authorize::{Address, At, Authority},
     group,
-    limits::{LimitSettings, LimitTable, Size},
+    limits::Size,
     meters::MeterSettings,
-    metrics::serve::MetricsAddr,
     queue,
-    roles::{BadRole, DeviceFile, RoleFile, Rules},
+    roles::Rules,
     silence::Audience,
     state,
     upstream::Upstream,
@@ -85,40 +83,11 @@ pub struct AdvertiseFlags {
     pub advertise: Vec<String>,
 }
 
-/// The file.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct File {
-    state_dir: Option<PathBuf>,
-    listen: Option<Vec<String>>,
-    allow_from: Option<Vec<IpNet>>,
-    upstream: Option<Upstream>,
-    device_life: Option<String>,
-    idle_timeout: Option<String>,
-    advertise: Option<Vec<String>>,
-    tcp_relay: Option<bool>,
-    enroll_group: Option<String>,
-    enroll_socket: Option<PathBuf>,
-    authorize: Option<Address>,
-    authorize_at: Option<Vec<At>>,
-    #[serde(default)]
-    limits: LimitSettings,
-    max_in_flight: Option<NonZeroUsize>,
-    max_queue: Option<usize>,
-    audit_dir: Option<PathBuf>,
-    audit_required: Option<bool>,
-    audit_size: Option<Size>,
-    audit_keep: Option<Age>,
-    metrics: Option<MetricsAddr>,
-    #[serde(default)]
-    roles: BTreeMap<Name, RoleFile>,
-    #[serde(default)]
-    devices: BTreeMap<Name, DeviceFile>,
-}
-
 /// All settings, complete and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The file that was read, if any.
+    pub file: Option<PathBuf>,
     /// Where the state is.
     pub state_dir: PathBuf,
     /// UDP addresses to listen on.
@@ -148,7 +117,23 @@ pub struct Config {
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
 const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
-const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
+
+impl Flags {
+    /// The file to be read, by a path that means the same from everywhere.
+    pub fn file(&self) -> Option<PathBuf> {
+        let named = self.config.as_ref().map(|named| std::path::absolute(named).unwrap_or_else(|_| named.clone()));
+        named.or_else(file::of_system)
+    }
+
+    /// Where the state is, for what needs to know nothing else: whatever is wrong with the file is for the server to say.
+    ///
+    /// # Errors
+    /// Exit code 2 if there is no place for it.
+    pub fn state_dir(&self) -> Result<PathBuf, Failure> {
+        let of_file = || self.file().and_then(|path| file::state_dir(&path));
+        self.state_dir.clone().or_else(of_file).or_else(state::default_dir).ok_or_else(homeless)
+    }
+}
 
 impl Config {
     /// Settles every setting.
@@ -156,11 +141,9 @@ impl Config {
     /// # Errors
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
-        let Read { file, rules, limits } = read_file(flags.config.as_deref())?;
-        let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(|| {
-            usage("there is no home directory to keep the server's state in")
-                .hint("name a place with --state-dir or ADITD_STATE_DIR")
-        })?;
+        let path = flags.file();
+        let Read { file, rules, limits } = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(homeless)?;
         let listen = first_of(&serve.listen, file.listen);
         let listen = if listen.is_empty() {
             vec![SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)), SocketAddr::from((Ipv6Addr::LOCALHOST, ADITD_PORT))]
@@ -190,6 +173,7 @@ impl Config {
         let advertise = first_of(&serve.advertise.advertise, file.advertise);
         check_advertised(&advertise)?;
         Ok(Self {
+            file: path,
             state_dir,
             listen,
             audience: Audience::new(networks),
@@ -308,47 +292,8 @@ fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
     })
 }
 
-/// The file, with its roles checked.
-#[derive(Default)]
-struct Read {
-    file: File,
-    rules: Rules,
-    limits: LimitTable,
-}
-
-fn read_file(named: Option<&Path>) -> Result<Read, Failure> {
-    let path = match named {
-        Some(path) => path,
-        None if Path::new(SYSTEM_FILE).exists() => Path::new(SYSTEM_FILE),
-        None => return Ok(Read::default()),
-    };
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
-    })?;
-    let wrong = |why: String| {
-        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(
-            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket, \
-                    authorize, authorize_at, max_in_flight, max_queue, audit_dir, \
-                   audit_required, audit_size, audit_keep, metrics, [limits], [roles.NAME] and [devices.NAME]",
-        )
-    };
-    let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
-    let limits = LimitTable {
-        default: file.limits,
-        roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
-        devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
-    };
-    let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
-    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
-    Ok(Read { file, rules, limits })
-}
-
-fn line_of(text: &str, bad: &BadRole) -> usize {
-    let at = match bad {
-        BadRole::BuiltIn(_, at) => *at,
-        BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
-    };
-    text[..at].lines().count().max(1)
+fn homeless() -> Failure {
+    usage("there is no home directory to keep the server's state in").hint("name a place with --state-dir or ADITD_STATE_DIR")
 }
 
 fn usage(what: impl std::fmt::Display) -> Failure {

@@ -1,6 +1,10 @@
 //! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes nothing.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use common::{
     control,
@@ -25,21 +29,40 @@ pub struct Settings {
     pub config: Config,
 }
 
+/// What was read again.
+pub struct Reloaded {
+    /// The file.
+    pub file: PathBuf,
+    /// Settings that need a restart.
+    pub later: Vec<&'static str>,
+}
+
 impl Server {
-    /// Puts what the file says now in force; settings that need a restart are named.
+    /// Puts what the file says now in force; settings that need a restart are named. If somebody `named` a file, it has to be that one.
     ///
     /// # Errors
-    /// What is wrong with the file, and where. Then all is as it was.
-    pub async fn reload(&self) -> Result<Vec<&'static str>, Failure> {
-        let result = self.read_again().await;
+    /// What is wrong with the file, and where. Then all is as it was, and the log says why.
+    pub async fn reload(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
+        let result = self.read_again(named).await;
+        if let Err(failure) = &result {
+            error!("the settings stay as they were: {failure}");
+        }
         let refused = result.as_ref().err().map(|why| why.to_string().replace('\n', " "));
         self.meters.audit.note(Event::Reload { refused });
         result
     }
 
-    async fn read_again(&self) -> Result<Vec<&'static str>, Failure> {
+    async fn read_again(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
         let Settings { flags, serve, config } = &self.settings;
-        let (flags, serve) = (flags.clone(), serve.clone());
+        let Some(file) = flags.file() else {
+            return Err(Failure::new("aditd was started without a configuration file: there is none to read again")
+                .hint("start it again with `aditd serve --config FILE`, or with the file at /etc/adit/aditd.toml"));
+        };
+        if let Some(named) = named.filter(|named| !is_same(named, &file)) {
+            return Err(Failure::new(format!("the server's configuration is `{}`, not `{}`", file.display(), named.display()))
+                .hint("to read that again: `aditd reload` without --config; to use another, start aditd with it"));
+        }
+        let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
         let now = read.map_err(|e| Failure::new("cannot read the configuration").because(e))??;
         self.policy.set_rules(now.rules.clone());
@@ -47,12 +70,18 @@ impl Server {
         self.gate.set_authority(now.authority());
         self.gate.judge_again();
         let later = config.differences(&now);
-        info!("the configuration has been read again");
+        info!("`{}` has been read again and is in force", file.display());
         if !later.is_empty() {
             warn!("in force after a restart: {}", later.join(", "));
         }
-        Ok(later)
+        Ok(Reloaded { file, later })
     }
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    one == other || place(one).is_some_and(|at| place(other) == Some(at))
 }
 
 /// Reads the settings again on each SIGHUP.
@@ -62,17 +91,18 @@ pub async fn on_hangup(server: Arc<Server>) {
         Err(e) => return error!("cannot listen for SIGHUP: {e}"),
     };
     while hangups.recv().await.is_some() {
-        if let Err(failure) = server.reload().await {
-            error!("the settings stay as they were: {failure}");
-        }
+        // A failure is in the log.
+        let _ = server.reload(None).await;
     }
 }
 
-/// `aditd reload`.
-pub async fn run(dir: &Path) -> Result<(), Failure> {
-    match control::ask(dir, &Request::Reload).await? {
-        Some(Answer::Reloaded { later }) => {
-            say("The configuration has been read again and is in force.");
+/// `aditd reload`: the server reads its own file; one that is named here is only compared with it.
+pub async fn run(flags: &Flags) -> Result<(), Failure> {
+    let dir = flags.state_dir()?;
+    let named = flags.config.is_some().then(|| flags.file()).flatten();
+    match control::ask(&dir, &Request::Reload { named }).await? {
+        Some(Answer::Reloaded { file, later }) => {
+            say(format!("`{}` has been read again and is in force.", file.display()));
             if !later.is_empty() {
                 say(format!("Note: in force after a restart: {}.", later.join(", ")));
             }

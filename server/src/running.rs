@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicI64, Ordering::Relaxed},
@@ -64,7 +65,10 @@ pub enum Request {
     /// The register has been changed: obey it now.
     Refresh,
     /// The configuration has been changed: read it again.
-    Reload,
+    Reload {
+        /// The file that has been changed, if it was named.
+        named: Option<PathBuf>,
+    },
 }
 
 /// What it answers.
@@ -80,6 +84,8 @@ pub enum Answer {
     },
     /// To [`Request::Reload`].
     Reloaded {
+        /// The file that has been read.
+        file: PathBuf,
         /// Settings that need a restart.
         later: Vec<String>,
     },

@@ -26,7 +26,7 @@ use crate::{
     metrics::look::Look,
     policy::Policy,
     relay::Relay,
-    reload::{self, Settings},
+    reload::{self, Reloaded, Settings},
     running::{Answer, Open, Request, Server},
     session,
     silence::SilentSocket,
@@ -292,8 +292,10 @@ async fn answer_control(control: Control, server: Arc<Server>) {
         async move {
             match request {
                 Request::Status => Answer::Status(server.status()),
-                Request::Reload => match server.reload().await {
-                    Ok(later) => Answer::Reloaded { later: later.into_iter().map(str::to_owned).collect() },
+                Request::Reload { named } => match server.reload(named.as_deref()).await {
+                    Ok(Reloaded { file, later }) => {
+                        Answer::Reloaded { file, later: later.into_iter().map(str::to_owned).collect() }
+                    }
                     Err(failure) => Answer::Failed(failure.to_string()),
                 },
                 Request::Refresh => match server.refresh().await {

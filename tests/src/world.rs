@@ -83,7 +83,8 @@ impl World {
 
     /// The server's configuration file.
     pub fn config(&self) -> PathBuf {
-        config_file(self.dir.path())
+        let named = self.serve_flags.iter().position(|flag| flag == "--config").and_then(|at| self.serve_flags.get(at + 1));
+        named.map_or_else(|| config_file(self.dir.path()), PathBuf::from)
     }
 
     /// A directory for whatever a test wants to keep.

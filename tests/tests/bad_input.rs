@@ -1,6 +1,6 @@
 //! What goes wrong on the way in: each is told once, with its cause and its cure, and nothing is lost or half done by it.
 
-use std::{fs, net::SocketAddr};
+use std::{fs, net::SocketAddr, path::Path};
 
 use common::invitation::{Invitation, sha256};
 use data_encoding::BASE64;
@@ -8,6 +8,7 @@ use tests::{
     credentials::Authority,
     kept::{device_names, identity_file, store, stored, text},
     raw::{self, ROOT},
+    skip,
     told::{FAILED, USAGE, assert_ok, assert_told, assert_usage, up_to_its_end},
     world::World,
 };
@@ -211,6 +212,47 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
     fs::write(&file, [0xff, 0xfe]).expect("written");
     assert_told(&serve().await, USAGE, &["cannot read the configuration"]);
     assert!(!state.exists(), "refused before anything is made");
+}
+
+#[tokio::test]
+async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
+    let mut world = World::start(PROGRAM).await;
+    let own = world.config();
+    let (state, other) = (world.state(), world.scratch("b.toml"));
+    let run = async |args: &[&str]| world.programs.run("aditd", args, "").await.expect("aditd runs");
+    let again = format!("`{}` has been read again and is in force.", own.display());
+    for args in [&["reload", "--state-dir", text(&state)][..], &["reload", "--state-dir", text(&state), "--config", text(&own)]] {
+        let reloaded = run(args).await;
+        assert_ok(&reloaded);
+        assert!(reloaded.stderr.contains(&again), "{}", reloaded.stderr);
+    }
+    // Another file tells where the state is, and nothing else, however wrong it is.
+    for text in ["", "nonsense = 1", "listen = ["] {
+        fs::write(&other, format!("state_dir = '{}'\n{text}", state.display())).expect("written");
+        let told = run(&["reload", "--config", self::text(&other)]).await;
+        let says = format!("the server's configuration is `{}`, not `{}`", own.display(), other.display());
+        assert_told(&told, USAGE, &["the settings stay as they were", &says]);
+    }
+    world.aditd.says("the settings stay as they were").await;
+}
+
+#[tokio::test]
+async fn a_server_without_a_file_has_nothing_to_read_again() {
+    if Path::new("/etc/adit/aditd.toml").exists() && skip::because("every server here has a file") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let state = world.scratch("bare");
+    let mut bare =
+        world.programs.start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)]).expect("aditd");
+    bare.ready().await.expect("aditd is ready");
+    let told = world.programs.run("aditd", &["reload", "--state-dir", text(&state)], "").await.expect("aditd runs");
+    assert_told(
+        &told,
+        USAGE,
+        &["the settings stay as they were", "aditd was started without a configuration file", "--config FILE"],
+    );
+    bare.says("the settings stay as they were").await;
 }
 
 #[tokio::test]

@@ -1,0 +1,105 @@
+//! The file of the settings: where it is, what it may say, and where in it something is wrong.
+
+use std::{
+    collections::BTreeMap,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
+
+use common::{identity::Name, report::Failure};
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use super::usage;
+use crate::{
+    audit::Age,
+    gate::authorize::{Address, At},
+    limits::{LimitSettings, LimitTable, Size},
+    metrics::serve::MetricsAddr,
+    roles::{BadRole, DeviceFile, RoleFile, Rules},
+    upstream::Upstream,
+};
+
+const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
+
+/// The file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) listen: Option<Vec<String>>,
+    pub(super) allow_from: Option<Vec<IpNet>>,
+    pub(super) upstream: Option<Upstream>,
+    pub(super) device_life: Option<String>,
+    pub(super) idle_timeout: Option<String>,
+    pub(super) advertise: Option<Vec<String>>,
+    pub(super) tcp_relay: Option<bool>,
+    pub(super) enroll_group: Option<String>,
+    pub(super) enroll_socket: Option<PathBuf>,
+    pub(super) authorize: Option<Address>,
+    pub(super) authorize_at: Option<Vec<At>>,
+    #[serde(default)]
+    pub(super) limits: LimitSettings,
+    pub(super) max_in_flight: Option<NonZeroUsize>,
+    pub(super) max_queue: Option<usize>,
+    pub(super) audit_dir: Option<PathBuf>,
+    pub(super) audit_required: Option<bool>,
+    pub(super) audit_size: Option<Size>,
+    pub(super) audit_keep: Option<Age>,
+    pub(super) metrics: Option<MetricsAddr>,
+    #[serde(default)]
+    pub(super) roles: BTreeMap<Name, RoleFile>,
+    #[serde(default)]
+    pub(super) devices: BTreeMap<Name, DeviceFile>,
+}
+
+/// The file, with its roles checked.
+#[derive(Default)]
+pub(super) struct Read {
+    pub(super) file: File,
+    pub(super) rules: Rules,
+    pub(super) limits: LimitTable,
+}
+
+/// The file that is read if nobody names another.
+pub(super) fn of_system() -> Option<PathBuf> {
+    Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists())
+}
+
+/// What a file says of the place of the state, however wrong the rest of it is.
+pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let (table, _) = toml::de::DeTable::parse_recoverable(&text);
+    Some(table.get_ref().get("state_dir")?.get_ref().as_str()?.into())
+}
+
+/// Reads the file.
+pub(super) fn read(path: &Path) -> Result<Read, Failure> {
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
+    })?;
+    let wrong = |why: String| {
+        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(
+            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket, \
+                    authorize, authorize_at, max_in_flight, max_queue, audit_dir, \
+                   audit_required, audit_size, audit_keep, metrics, [limits], [roles.NAME] and [devices.NAME]",
+        )
+    };
+    let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let limits = LimitTable {
+        default: file.limits,
+        roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
+        devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
+    };
+    let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
+    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
+    Ok(Read { file, rules, limits })
+}
+
+fn line_of(text: &str, bad: &BadRole) -> usize {
+    let at = match bad {
+        BadRole::BuiltIn(_, at) => *at,
+        BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
+    };
+    text[..at].lines().count().max(1)
+}

@@ -17,6 +17,7 @@ use common::{
     wire::ADITD_PORT,
 };
 use ipnet::IpNet;
+use toml::Spanned;
 
 use self::file::Read;
 use crate::{
@@ -191,7 +192,9 @@ impl Config {
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
             rules: Arc::new(rules),
-            authorize: file.authorize.map(|address| (address, file.authorize_at.unwrap_or_else(|| vec![At::Request]))),
+            authorize: file
+                .authorize
+                .map(|address| (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))),
             meters,
         })
     }
@@ -354,6 +357,9 @@ mod tests {
             ("[limits]\nat_once = 0", "line 2"),
             ("[roles.infer.limits]\nbody = 'much'", "line 2"),
             ("max_in_flight = 0", "line 1"),
+            ("authorize = 'http://127.0.0.1:1/x'\nauthorize_at = []", "line 2: `authorize_at` is empty"),
+            ("\nauthorize_at = ['request']", "line 2: `authorize_at` says when to ask, and no `authorize`"),
+            ("authorize_at = []", "line 1: "),
             ("audit_keep = 'long'", "30d"),
             ("metrics = '0.0.0.0:9464'", "not a loopback address"),
         ] {

@@ -9,6 +9,7 @@ use std::{
 use common::{identity::Name, report::Failure};
 use ipnet::IpNet;
 use serde::Deserialize;
+use toml::Spanned;
 
 use super::usage;
 use crate::{
@@ -37,7 +38,7 @@ pub(super) struct File {
     pub(super) enroll_group: Option<String>,
     pub(super) enroll_socket: Option<PathBuf>,
     pub(super) authorize: Option<Address>,
-    pub(super) authorize_at: Option<Vec<At>>,
+    pub(super) authorize_at: Option<Spanned<Vec<At>>>,
     #[serde(default)]
     pub(super) limits: LimitSettings,
     pub(super) max_in_flight: Option<NonZeroUsize>,
@@ -86,20 +87,39 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
         )
     };
     let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    if let Some((at, why)) = asks_nobody(&file) {
+        return Err(wrong(format!("line {}: {why}", line_at(&text, at))));
+    }
     let limits = LimitTable {
         default: file.limits,
         roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
         devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
     };
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
-    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_of(&text, &e))))?;
+    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_at(&text, place_of(&text, &e)))))?;
     Ok(Read { file, rules, limits })
 }
 
-fn line_of(text: &str, bad: &BadRole) -> usize {
-    let at = match bad {
+/// Where it says when to ask somebody, so that nobody is asked after all; and why.
+fn asks_nobody(file: &File) -> Option<(usize, &'static str)> {
+    let at = file.authorize_at.as_ref()?;
+    let why = match file.authorize {
+        None => "`authorize_at` says when to ask, and no `authorize` says whom",
+        Some(_) if at.get_ref().is_empty() => {
+            "`authorize_at` is empty, so nobody would be asked: name \"enroll\", \"request\" or both, or leave out `authorize` too"
+        }
+        Some(_) => return None,
+    };
+    Some((at.span().start, why))
+}
+
+fn place_of(text: &str, bad: &BadRole) -> usize {
+    match bad {
         BadRole::BuiltIn(_, at) => *at,
         BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
-    };
-    text[..at].lines().count().max(1)
+    }
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or(text).matches('\n').count() + 1
 }

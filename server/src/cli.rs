@@ -38,7 +38,7 @@ enum Command {
     Serve(ServeFlags),
     /// Prepare the server's state without starting it
     Init,
-    /// Invite a device: print a code for `adit enroll`
+    /// Invite a device: print a code for `adit enroll`; or list the invitations that are open
     Invite(Invite),
     /// Manage devices
     #[command(subcommand)]

@@ -16,6 +16,7 @@ use crate::{
     audit::{self, AuditSettings, Event},
     config::Config,
     gate::model::ModelPattern,
+    invite,
     live::SessionStatus,
     register::{Device, DeviceError},
     roles::either,
@@ -58,7 +59,7 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// End a device's access now, running answers included
+    /// End a device's access now, running answers included; or withdraw an invitation that nobody has used
     Revoke {
         /// Its name or id
         device: String,
@@ -98,7 +99,16 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
         }
         Command::List { json } => {
             let devices = shown(state.register.devices()?, dir).await;
-            if json { data(to_json(&Listing { schema: 1, devices })?) } else { list(&devices) }
+            if json {
+                return data(to_json(&Listing { schema: 1, devices })?);
+            }
+            list(&devices)?;
+            // What reads the table expects devices there.
+            let open = state.register.invitations(unix_now())?;
+            if !open.is_empty() {
+                say(format!("Open invitations:\n{}", invite::table(&open)));
+            }
+            Ok(())
         }
         Command::Show { device, json } => {
             let device = shown(vec![state.register.find(&device)?], dir).await.remove(0);
@@ -139,7 +149,15 @@ async fn in_force(state: &State) -> Result<(), Failure> {
 }
 
 async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
-    let device = state.register.find(name)?;
+    let device = match state.register.find(name) {
+        Err(DeviceError::Unknown(_)) if state.register.withdraw(name, unix_now())? => {
+            audit::note_or_say(audit, &Event::Withdraw { device: name.to_owned(), uid: process::uid() });
+            in_force(state).await?;
+            say(format!("The invitation for `{name}` is withdrawn."));
+            return Ok(());
+        }
+        found => found?,
+    };
     if device.revoked.is_some() {
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
@@ -265,13 +283,18 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
         return Ok(());
     }
     let mut table = Table::new();
-    table.load_style(presets::NOTHING);
     table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     for device in devices {
         table.add_row([device.name.clone(), device.id.to_string(), device.role.to_string(), seen(device), certificate(device)]);
     }
+    data(plain(table))
+}
+
+/// A table as text without any lines around it.
+pub(crate) fn plain(mut table: Table) -> String {
+    table.load_style(presets::NOTHING);
     let text = table.to_string();
-    data(text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n"))
+    text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn show(device: &Shown) -> Result<(), Failure> {
@@ -329,6 +352,6 @@ fn ago(at: i64) -> String {
     humantime::format_duration(std::time::Duration::from_secs(coarse)).to_string()
 }
 
-fn to_json(value: &impl Serialize) -> Result<String, Failure> {
+pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").because(e))
 }

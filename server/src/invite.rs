@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
+use comfy_table::Table;
 use common::{
     control,
     identity::Name,
@@ -10,10 +11,14 @@ use common::{
     process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
+use serde::Serialize;
+use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
     audit::{self, Event},
     config::{AdvertiseFlags, Config, Flags, ServeFlags},
+    devices::{plain, to_json},
+    register::Invited,
     roles,
     running::{Answer, Request},
     state::State,
@@ -25,7 +30,14 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 #[derive(Debug, Args)]
 pub struct Invite {
     /// Name the device that is invited
-    device: Name,
+    #[arg(required_unless_present = "list")]
+    device: Option<Name>,
+    /// List the invitations that are open, instead of making one; `aditd device revoke DEVICE` withdraws one
+    #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "advertise"])]
+    list: bool,
+    /// Print JSON
+    #[arg(long, requires = "list")]
+    json: bool,
     /// Let the invitation end after this time, at most 7d
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
     ttl: Duration,
@@ -39,8 +51,11 @@ pub struct Invite {
     advertise: AdvertiseFlags,
 }
 
-/// Opens an invitation. Works beside a running server and without one.
+/// Opens an invitation, or lists those that are open. Works beside a running server and without one.
 pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
+    let Some(device) = invite.device else {
+        return list(&State::open(&Config::settle(flags, &ServeFlags::default())?.state_dir)?, invite.json);
+    };
     if invite.ttl.is_zero() || invite.ttl > LONGEST {
         return Err(Failure::new("an invitation lasts from one second to seven days")
             .hint("for example `--ttl 1h`")
@@ -64,8 +79,8 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation = Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
-    let withdrew = state.register.invite(&invite.device, &invite.role, &invitation.secret, expires, unix_now())?;
-    let event = Event::Invite { device: invite.device.clone(), role: invite.role, expires, uid: process::uid() };
+    let withdrew = state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
+    let event = Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
     audit::note_or_say(&config.meters.audit, &event);
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
@@ -74,7 +89,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let ttl = humantime::format_duration(invite.ttl);
     say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
     if withdrew {
-        say(format!("An older invitation for `{}` has been withdrawn.", invite.device));
+        say(format!("An older invitation for `{}` has been withdrawn.", device));
     }
     if invite.qr {
         say(qr(&code)?);
@@ -90,6 +105,35 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         say("Note: aditd is not running here; the code works when it is: start it with `aditd serve`.");
     }
     Ok(())
+}
+
+fn list(state: &State, json: bool) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Listing {
+        schema: u32,
+        invitations: Vec<Invited>,
+    }
+    let invitations = state.register.invitations(unix_now())?;
+    if json {
+        return data(to_json(&Listing { schema: 1, invitations })?);
+    }
+    if invitations.is_empty() {
+        say("No invitation is open: invite a device with `aditd invite NAME`.");
+        return Ok(());
+    }
+    data(table(&invitations))
+}
+
+/// Invitations for people.
+pub(crate) fn table(invitations: &[Invited]) -> String {
+    let mut table = Table::new();
+    table.set_header(["NAME", "ROLE", "UNTIL (UTC)"]);
+    for Invited { name, role, expires } in invitations {
+        let until = OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let until = until.format(format_description!("[year]-[month]-[day] [hour]:[minute]")).unwrap_or_default();
+        table.add_row([name.to_string(), role.to_string(), until]);
+    }
+    plain(table)
 }
 
 fn qr(code: &str) -> Result<String, Failure> {

@@ -6,7 +6,7 @@ mod invitations;
 
 pub use devices::Device;
 pub use errors::{DeviceError, RegisterError};
-pub use invitations::MOST_INVITATIONS;
+pub use invitations::{Invited, MOST_INVITATIONS};
 
 use std::{
     collections::HashMap,

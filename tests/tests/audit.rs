@@ -182,7 +182,8 @@ async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_w
 async fn whatever_changes_who_may_do_what_is_noted() {
     let mut world = start("").await;
     world.device_as("laptop", "infer").await;
-    for command in [&["role", "laptop", "admin"][..], &["revoke", "laptop"], &["forget", "laptop"]] {
+    world.invite("tmp").await;
+    for command in [&["role", "laptop", "admin"][..], &["revoke", "laptop"], &["forget", "laptop"], &["revoke", "tmp"]] {
         let ended = world.aditd(&[&["device"], command].concat()).await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
@@ -195,10 +196,14 @@ async fn whatever_changes_who_may_do_what_is_noted() {
     world.aditd.ended().await.expect("it ends");
     let lines = shown(&world, &[]).await;
     let events: Vec<_> = lines.iter().map(|line| line["event"].as_str().expect("an event")).collect();
-    assert_eq!(events, ["start", "invite", "enroll", "role", "revoke", "forget", "reload", "reload", "stop"]);
-    let role = &lines[3];
+    assert_eq!(
+        events,
+        ["start", "invite", "enroll", "invite", "role", "revoke", "forget", "withdraw", "reload", "reload", "stop"]
+    );
+    let role = &lines[4];
     assert_eq!((&role["device"], &role["before"], &role["role"]), (&"laptop".into(), &"infer".into(), &"admin".into()));
-    assert!(lines[7]["refused"].as_str().is_some_and(|why| why.contains("nonsense")), "{:#}", lines[7]);
+    assert_eq!(lines[7]["device"], "tmp");
+    assert!(lines[9]["refused"].as_str().is_some_and(|why| why.contains("nonsense")), "{:#}", lines[9]);
     let of_device = shown(&world, &["--device", "laptop", "--since", "1h"]).await;
     assert_eq!(of_device.len(), 5);
     let table = world.aditd(&["audit"]).await.stdout;

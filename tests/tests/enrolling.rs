@@ -9,12 +9,14 @@ use std::{
 use client::profile::{Place, SecretPem};
 use common::{
     identity::Certificate,
+    process::unix_now,
     wire::{EnrollAnswer, EnrollRefusal, Enrolled},
 };
 use data_encoding::BASE64;
+use serde_json::Value;
 use tests::{
     credentials::{has_ended, new_key, parse, redeem},
-    kept::{devices, identity_file, private_key, profile, shell_quoted},
+    kept::{device_names, devices, identity_file, private_key, profile, shell_quoted},
     raw::{self, ROOT},
     skip,
     told::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told},
@@ -239,4 +241,37 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     // A revoked device gets nothing by trying its old code again.
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
     assert!(matches!(redeem(&invitation, &key).await, EnrollAnswer::Refused(EnrollRefusal::Used)));
+}
+
+#[tokio::test]
+async fn an_invitation_is_listed_until_it_is_used_or_withdrawn_and_then_its_code_is_good_no_more() {
+    let world = World::start(PROGRAM).await;
+    let none = world.aditd(&["invite", "--list"]).await;
+    assert_ok(&none);
+    assert_eq!(none.stdout, "");
+    let before = unix_now();
+    let (code, _) = (world.invite("tmp").await, world.invite_as("laptop", "infer").await);
+    let table = world.aditd(&["invite", "--list"]).await;
+    assert_ok(&table);
+    let rows: Vec<Vec<_>> = table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(
+        (&rows[0][..2], &rows[1][..2], &rows[2][..2]),
+        (&["NAME", "ROLE"][..], &["laptop", "infer"][..], &["tmp", "admin"][..])
+    );
+    let json: Value = serde_json::from_str(&world.aditd(&["invite", "--list", "--json"]).await.stdout).expect("JSON");
+    let (one, expires) = (&json["invitations"][1], json["invitations"][1]["expires"].as_i64().expect("a time"));
+    assert_eq!((&json["schema"], &one["name"], &one["role"]), (&1.into(), &"tmp".into(), &"admin".into()));
+    assert!((before + 600..=unix_now() + 600).contains(&expires), "{json}");
+    // Whoever reads the list of devices gets devices.
+    let list = world.aditd(&["device", "list"]).await;
+    assert!(list.stdout.is_empty() && list.stderr.contains("Open invitations:") && list.stderr.contains("tmp"), "{list:?}");
+    assert!(device_names(&world).await.is_empty());
+
+    let withdrawn = world.aditd(&["device", "revoke", "tmp"]).await;
+    assert_ok(&withdrawn);
+    assert!(withdrawn.stderr.contains("The invitation for `tmp` is withdrawn."), "{}", withdrawn.stderr);
+    assert_told(&world.stranger("tmp").enroll(&code, &[]).await, FAILED, &["error: cannot enroll"]);
+    assert_told(&world.aditd(&["device", "revoke", "tmp"]).await, FAILED, &["there is no device `tmp`"]);
+    world.device("laptop").await;
+    assert_eq!(world.aditd(&["invite", "--list"]).await.stdout, "");
 }

@@ -31,6 +31,13 @@ pub enum Event {
         /// Which user of this machine did it.
         uid: u32,
     },
+    /// An invitation was withdrawn before anybody had used it.
+    Withdraw {
+        /// The name of the device that was invited.
+        device: String,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
     /// A device was enrolled.
     Enroll {
         /// Its name.

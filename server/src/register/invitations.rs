@@ -6,6 +6,7 @@ use common::{
     wire::EnrollRefusal,
 };
 use rusqlite::{OptionalExtension, params};
+use serde::Serialize;
 
 use super::{
     Device, DeviceError, Register, RegisterError,
@@ -15,6 +16,17 @@ use super::{
 
 /// Invitations that may be open at once.
 pub const MOST_INVITATIONS: i64 = 64;
+
+/// An invitation that nobody has used yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Invited {
+    /// For whom.
+    pub name: Name,
+    /// The role that it gives.
+    pub role: Name,
+    /// When it ends, Unix time.
+    pub expires: i64,
+}
 
 impl Register {
     /// Opens an invitation for a device of this name until `expires`. An older one for the same name is withdrawn; says whether there was one.
@@ -40,6 +52,27 @@ impl Register {
             Ok(Some(withdrawn > 0))
         })?;
         withdrew.ok_or(DeviceError::TooManyInvitations)
+    }
+
+    /// The invitations that are open, by name.
+    pub fn invitations(&self, now: i64) -> Result<Vec<Invited>, RegisterError> {
+        self.read(|t| {
+            let mut query = t.prepare_cached(
+                "SELECT device_name, role, expires FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
+            )?;
+            let rows = query.query_map([now], |row| {
+                Ok(Invited { name: parsed(row.get(0)?)?, role: parsed(row.get(1)?)?, expires: row.get(2)? })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Ends the open invitation for a device of this name; says whether there was one.
+    pub fn withdraw(&self, name: &str, now: i64) -> Result<bool, RegisterError> {
+        let withdrawn = self.change(|t| {
+            t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2", params![name, now])
+        })?;
+        Ok(withdrawn > 0)
     }
 
     /// Whom an invitation is for, and the role that it gives; `None` if there is none that is open.

@@ -112,7 +112,10 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             result
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
-        Command::Audit(show) => audit::show::run(&settled()?.meters.audit.dir, &show),
+        Command::Audit(show) => {
+            let config = settled()?;
+            audit::show::run(&config.meters.audit.dir, &config.state_dir, &show)
+        }
         Command::Status { json } => on_one_thread()?.block_on(devices::status(&flags.state_dir()?, json)),
     }
 }

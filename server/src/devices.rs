@@ -18,7 +18,7 @@ use crate::{
     gate::model::ModelPattern,
     invite,
     live::SessionStatus,
-    register::{Device, DeviceError},
+    register::{Device, DeviceError, RegisterError},
     roles::either,
     running::{Answer, Request, ServerStatus},
     state::State,
@@ -150,7 +150,7 @@ async fn in_force(state: &State) -> Result<(), Failure> {
 
 async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
     let device = match state.register.find(name) {
-        Err(DeviceError::Unknown(_)) if state.register.withdraw(name, unix_now())? => {
+        Err(DeviceError::Unknown(_)) if state.register.withdraw(name, unix_now()).map_err(not_cut)? => {
             audit::note_or_say(audit, &Event::Withdraw { device: name.to_owned(), uid: process::uid() });
             in_force(state).await?;
             say(format!("The invitation for `{name}` is withdrawn."));
@@ -161,7 +161,7 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
     if device.revoked.is_some() {
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
-    state.register.revoke(device.id, unix_now())?;
+    state.register.revoke(device.id, unix_now()).map_err(not_cut)?;
     let event = Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
     audit::note_or_say(audit, &event);
     match control::ask(&state.dir, &Request::Refresh).await {
@@ -174,6 +174,11 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
         Err(e) => return Err(not_obeyed(&e.to_string())),
     }
     Ok(())
+}
+
+/// Who has to be cut off must not stay because the register can't be written.
+fn not_cut(error: RegisterError) -> Failure {
+    Failure::from(error).hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
 }
 
 fn not_obeyed(why: &str) -> Failure {

@@ -78,12 +78,21 @@ impl State {
 
     /// Opens the state in `dir`, which has to be there: for the commands that only make sense on a server that has begun.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
-        match dir.join("ca.key").try_exists() {
-            Ok(true) => Self::open_or_create(dir),
-            Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
-                .hint("start the server once with `aditd serve`, or prepare it with `aditd init`")
-                .hint("if its state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo")),
-            Err(e) => Err(FileError::io("read", dir)(e).into()),
-        }
+        must_exist(dir)?;
+        Self::open_or_create(dir)
+    }
+}
+
+/// That there is a state in `dir`, without opening it.
+///
+/// # Errors
+/// How to begin.
+pub fn must_exist(dir: &Path) -> Result<(), Failure> {
+    match dir.join("ca.key").try_exists() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
+            .hint("start the server once with `aditd serve`, or prepare it with `aditd init`")
+            .hint("if its state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo")),
+        Err(e) => Err(FileError::io("read", dir)(e).into()),
     }
 }

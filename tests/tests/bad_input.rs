@@ -164,7 +164,9 @@ async fn what_is_not_running_or_not_enrolled_is_told_with_how_to_begin() {
     world.kill_server().await;
     assert_told(&world.aditd(&["status"]).await, FAILED, &["aditd is not running on", "start it with `aditd serve`"]);
     fs::remove_dir_all(world.state()).expect("removed");
-    for command in [&["invite", "x"][..], &["device", "list"], &["device", "revoke", "x"]] {
+    for command in
+        [&["invite", "x"][..], &["device", "list"], &["device", "revoke", "x"], &["audit"], &["audit", "--json", "--follow"]]
+    {
         assert_told(&world.aditd(command).await, FAILED, &["there is no server state in", "aditd init"]);
     }
     assert!(!world.state().exists());

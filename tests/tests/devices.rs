@@ -7,7 +7,8 @@ use data_encoding::BASE64;
 use serde_json::Value;
 use tests::{
     credentials::{key_pair, parse},
-    kept::{devices, identity_file, private_key, private_key_for, profile},
+    disk::SmallDisk,
+    kept::{devices, identity_file, private_key, private_key_for, profile, text},
     ollama::Options,
     raw::{self, ROOT},
     told::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, up_to_its_end},
@@ -198,6 +199,31 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
     assert_told(&shut_out, NOT_ALLOWED, &["this device was revoked"]);
     assert_eq!(world.ollama.counters().started, 0);
     world.device("laptop-again").await;
+}
+
+#[tokio::test]
+async fn a_revocation_that_a_full_disk_keeps_out_is_told_with_the_way_to_cut_everybody() {
+    let Some(disk) = SmallDisk::mount("1m") else { return };
+    let world = World::start(PROGRAM).await;
+    let state = disk.path("state");
+    let run = async |args: &[&str]| {
+        let args = [args, &["--state-dir", text(&state)]].concat();
+        world.programs.run("aditd", &args, "").await.expect("aditd runs")
+    };
+    let mut aditd =
+        world.programs.start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)]).expect("aditd starts");
+    aditd.ready().await.expect("aditd is ready");
+    assert_ok(&world.stranger("laptop").enroll(&run(&["invite", "laptop"]).await.stdout, &[]).await);
+    assert_ok(&run(&["invite", "tmp"]).await);
+    disk.fill_but(0);
+    for name in ["laptop", "tmp"] {
+        let says = ["nothing was changed", "to cut everybody now, stop aditd until there is room: `systemctl stop aditd`"];
+        assert_told(&run(&["device", "revoke", name]).await, FAILED, &says);
+    }
+    disk.free();
+    for name in ["laptop", "tmp"] {
+        assert_ok(&run(&["device", "revoke", name]).await);
+    }
 }
 
 #[tokio::test]

@@ -34,6 +34,11 @@ impl Lines {
         Ok(lines)
     }
 
+    /// Whether there is no file to read yet.
+    pub(super) fn is_without_files(&self) -> bool {
+        self.newest.is_none() && self.older.is_empty()
+    }
+
     /// The next line, without its end; `None` if there is none yet.
     pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
         let path = self.dir.join(FILE);

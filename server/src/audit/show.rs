@@ -11,6 +11,7 @@ use common::report::{Exit, Failure};
 use serde_json::Value;
 
 use super::{entry::timestamp, read::Lines};
+use crate::state;
 
 /// How often the log is looked at for new lines.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -32,17 +33,21 @@ pub struct Show {
     json: bool,
 }
 
-/// Shows the log in `dir`. Blocks, and with `--follow` until it is stopped or nobody reads any more.
+/// Shows the log in `dir` of the server whose state is in `state_dir`. Blocks, and with `--follow` until it is stopped or nobody reads any more.
 ///
 /// # Errors
-/// When the log can't be read, or standard output can't be written.
-pub fn run(dir: &Path, show: &Show) -> Result<(), Failure> {
+/// When there is neither a log nor a server, when the log can't be read, or standard output can't be written.
+pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     let since = match show.since.map(|since| SystemTime::now().checked_sub(since)) {
         None => None,
         Some(Some(since)) => Some(since),
         Some(None) => return Err(Failure::new("--since goes back too far").exit(Exit::Usage)),
     };
     let mut lines = Lines::open(dir, since)?;
+    if lines.is_without_files() {
+        // A server that has not noted anything yet is another thing than none.
+        state::must_exist(state_dir)?;
+    }
     let mut out = io::BufWriter::new(io::stdout().lock());
     let from = since.map(timestamp);
     let mut printed = if show.json { Ok(()) } else { writeln!(out, "{HEADER}") };

@@ -1,17 +1,18 @@
 //! `adit enroll`: a code becomes a certificate. The private key is made here and never leaves.
 
 use std::{
+    fmt,
     io::{BufRead, IsTerminal, Read},
     path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
 };
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use common::{
     control::{self, ClaimError},
     frame,
     identity::{Certificate, Name},
-    invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
+    invitation::{CodeError, Invitation, MAX_CODE_LEN, PREFIX, is_address, is_loopback},
     process::{Stop, unix_now},
     report::{Exit, Failure, say},
     tls,
@@ -28,13 +29,18 @@ use crate::{
 };
 
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
+/// A word that is no longer may be the alias of a host, and gives nothing away.
+const SHORTEST_SECRET: usize = 24;
 
 /// Flags of `enroll`.
 #[derive(Debug, Args)]
 pub struct Enroll {
     /// Enroll over SSH, without a code: USER@HOST or ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "USER@HOST")]
-    server: Option<SshWay>,
+    server: Option<Word>,
+    /// Whatever follows, so that it is not shown: a code that was broken into words
+    #[arg(hide = true, requires = "server")]
+    more: Vec<Word>,
     /// Read the code from FILE instead of the terminal or standard input
     #[arg(long, value_name = "FILE", conflicts_with = "server")]
     code_file: Option<PathBuf>,
@@ -42,10 +48,10 @@ pub struct Enroll {
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
     name: Name,
     /// Call this device NAME on the server [default: this computer's name]
-    #[arg(long, value_name = "NAME", requires = "server")]
+    #[arg(long, value_name = "NAME")]
     device: Option<Name>,
     /// Run this program as aditd on the server [default: the first that is found]
-    #[arg(long, value_name = "PATH", requires = "server", value_parser = remote_command)]
+    #[arg(long, value_name = "PATH", value_parser = remote_command)]
     remote_command: Option<String>,
     /// Speak SSH with this client, now and in `adit up` [default: builtin]
     #[arg(long, value_name = "CLIENT", value_enum, env = "ADIT_SSH_CLIENT", hide_possible_values = true)]
@@ -61,17 +67,89 @@ fn remote_command(text: &str) -> Result<String, &'static str> {
     if !text.is_empty() && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("write it as a plain path") }
 }
 
+/// A word of the command line that may be a code by mistake, and is shown to nobody.
+#[derive(Clone)]
+struct Word(String);
+
+impl From<String> for Word {
+    fn from(word: String) -> Self {
+        Self(word)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Word(…)")
+    }
+}
+
+impl Enroll {
+    /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH means anything.
+    fn server(&self) -> Result<Option<SshWay>, Failure> {
+        let Some(Word(word)) = &self.server else {
+            return match self.flag_of_ssh() {
+                Some((flag, hint)) => {
+                    let what = format!("`{flag}` is for enrolling over SSH, and without USER@HOST this device enrolls by a code");
+                    Err(Failure::new(what).hint(hint).exit(Exit::Usage))
+                }
+                None => Ok(None),
+            };
+        };
+        if looks_like_a_code(word) {
+            return Err(code_on_the_command_line());
+        }
+        match word.parse() {
+            Ok(way) if self.more.is_empty() => Ok(Some(way)),
+            Ok(_) => Err(Failure::new("one server at a time is enrolled at")
+                .hint("write it as one word: `adit enroll USER@HOST`")
+                .exit(Exit::Usage)),
+            Err(why) => Err(Failure::new("that is no server to enroll at over SSH")
+                .because(why)
+                .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+                .exit(Exit::Usage)),
+        }
+    }
+
+    fn flag_of_ssh(&self) -> Option<(&'static str, &'static str)> {
+        // What the environment says is for all commands.
+        let named = std::env::var("ADIT_SSH_CLIENT").ok().and_then(|name| SshClient::from_str(&name, true).ok());
+        if self.device.is_some() {
+            Some(("--device", "a device that enrolls by a code has the name that `aditd invite NAME` was given on the server"))
+        } else if self.remote_command.is_some() {
+            Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
+        } else if self.ssh_client.is_some() && self.ssh_client != named {
+            Some(("--ssh-client", "leave it out, or name the server: `adit enroll USER@HOST`"))
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether it is one, or a part of one, or one with a typing error.
+fn looks_like_a_code(word: &str) -> bool {
+    let word = word.trim().to_ascii_lowercase();
+    word.starts_with(PREFIX)
+        && word.len() > SHORTEST_SECRET
+        && word.chars().all(|c| c.is_ascii_alphanumeric() || c.is_whitespace())
+}
+
+fn code_on_the_command_line() -> Failure {
+    Failure::new("that is a code: it is a secret, and what stands on a command line others can see")
+        .hint("run `adit enroll` alone, and paste the code when it asks; or give it a file: `adit enroll --code-file FILE`")
+        .exit(Exit::Usage)
+}
+
 /// Enrolls this device.
 pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
+    let server = enroll.server()?;
     let place = Place::new(state_dir, enroll.name.clone());
     if place.is_enrolled()? && !enroll.replace {
         return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
             .hint("to use it: `adit up`; to enroll anew: `adit enroll --replace`")
             .hint("to enroll at a second server: `adit enroll --name NAME`"));
     }
-    let profile = match &enroll.server {
-        Some(way) => {
-            let mut way = way.clone();
+    let profile = match server {
+        Some(mut way) => {
             way.remote_command.clone_from(&enroll.remote_command);
             way.client = enroll.ssh_client.unwrap_or_default();
             by_ssh(place, way, enroll.device).await?
@@ -156,6 +234,7 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
     let mut code = Vec::new();
     let limit = MAX_CODE_LEN as u64 + 1024;
     let read = match file {
+        Some(path) if path.to_str().is_some_and(looks_like_a_code) && !path.exists() => return Err(code_on_the_command_line()),
         Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut code)).map_err(|e| {
             Failure::new(format!("cannot read the code from `{}`", path.display()))
                 .because(e)

@@ -7,7 +7,8 @@ use aws_lc_rs::{digest, hmac};
 use crate::door::{DoorKey, fill_random};
 
 const VERSION: u8 = 1;
-const PREFIX: &str = "adit";
+/// What every code begins with.
+pub const PREFIX: &str = "adit";
 const CHECK_LEN: usize = 4;
 /// Addresses that one code can carry.
 pub const MAX_ADDRESSES: usize = 8;

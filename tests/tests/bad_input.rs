@@ -60,6 +60,45 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
 }
 
 #[tokio::test]
+async fn a_code_on_the_command_line_is_refused_and_never_shown() {
+    let world = World::start(PROGRAM).await;
+    let device = world.stranger("laptop");
+    let code = world.invite("laptop").await.trim().to_owned();
+    let (upper, damaged) = (code.to_uppercase(), code[..code.len() - 1].to_owned());
+    let (head, tail) = code.split_at(code.len() / 2);
+    for words in [&["enroll", &code][..], &["enroll", &upper], &["enroll", &damaged], &["enroll", head, tail]] {
+        let told = device.adit(words, "").await;
+        assert_told(&told, USAGE, &["error: that is a code", "run `adit enroll` alone, and paste the code"]);
+        let told = told.stderr.to_lowercase();
+        assert!(!told.contains(&code[4..40]) && !told.contains(&tail[..tail.len() - 1]), "{told}");
+    }
+    let as_a_file = device.adit(&["enroll", "--code-file", &code], "").await;
+    assert_told(&as_a_file, USAGE, &["error: that is a code"]);
+    assert!(!as_a_file.stderr.contains(tail), "{}", as_a_file.stderr);
+    // What is neither a code nor a server might be a part of one.
+    let neither = device.adit(&["enroll", "adit", tail], "").await;
+    assert_told(&neither, USAGE, &["USER@HOST", "to enroll by a code"]);
+    assert!(!neither.stderr.contains(tail), "{}", neither.stderr);
+    assert!(!device.dir.exists(), "refused before anything is made");
+    assert_ok(&device.enroll(&code, &[]).await);
+}
+
+#[tokio::test]
+async fn flags_that_mean_nothing_without_ssh_are_refused_where_a_code_enrolls() {
+    let world = World::start(PROGRAM).await;
+    let device = world.stranger("laptop");
+    let (code, file) = (world.invite("laptop").await, world.scratch("code"));
+    fs::write(&file, &code).expect("written");
+    for flag in [&["--device", "other"][..], &["--remote-command", "/opt/aditd"], &["--ssh-client", "system"]] {
+        let says = format!("`{}` is for enrolling over SSH", flag[0]);
+        assert_told(&device.enroll(&code, flag).await, USAGE, &[&says]);
+        assert_told(&device.enroll("", &[&["--code-file", text(&file)], flag].concat()).await, USAGE, &[&says]);
+    }
+    assert!(!device.dir.exists(), "refused before anything is made");
+    assert_ok(&device.enroll("", &["--code-file", text(&file)]).await);
+}
+
+#[tokio::test]
 async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
     let mut world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await;

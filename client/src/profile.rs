@@ -153,9 +153,7 @@ impl Place {
         let path = self.dir.join(IDENTITY);
         let text = match private::read(&path) {
             Err(e) if e.is_not_found() => {
-                return Err(Failure::new("this device is not enrolled")
-                    .because(format!("there is no `{}`", path.display()))
-                    .hint("on the server run `aditd invite NAME`, then here `adit enroll`"));
+                return Err(self.not_enrolled(&path)?);
             }
             other => other?,
         };
@@ -172,6 +170,26 @@ impl Place {
         profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
         profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {}", plain(&e))))?;
         Ok(profile)
+    }
+
+    /// That there is no such server here, and which there are.
+    fn not_enrolled(&self, path: &Path) -> Result<Failure, Failure> {
+        let known = match self.dir.parent().and_then(Path::parent) {
+            Some(state_dir) => known(state_dir)?,
+            None => Vec::new(),
+        };
+        let named = if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {}", self.name) };
+        let enroll = format!("on the server run `aditd invite NAME`, then here `adit enroll{named}`");
+        let failure = |what: String| Failure::new(what).because(format!("there is no `{}`", path.display()));
+        Ok(match known.as_slice() {
+            [] => failure("this device is not enrolled".to_owned()).hint(enroll),
+            [first, ..] => {
+                let names = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                failure(format!("this device is not enrolled at a server `{}`: it knows {names}", self.name))
+                    .hint(format!("to use that one: `adit up {first}`"))
+                    .hint(format!("to enroll at another: {enroll}"))
+            }
+        })
     }
 
     /// Makes the directory, for its owner alone.

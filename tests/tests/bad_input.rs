@@ -199,6 +199,13 @@ async fn what_is_not_running_or_not_enrolled_is_told_with_how_to_begin() {
     }
     assert!(!stranger.dir.exists());
     let device = world.device("desk").await;
+    let elsewhere = device.adit(&["up", "lab"], "").await;
+    assert_told(
+        &elsewhere,
+        FAILED,
+        &["not enrolled at a server `lab`: it knows `default`", "`adit up default`", "`adit enroll --name lab`"],
+    );
+    assert_ok(&device.enroll(&world.invite("lab").await, &["--name", "lab"]).await);
     assert_told(&device.adit(&["status"], "").await, FAILED, &["adit is not running", "start it with `adit up`"]);
     world.kill_server().await;
     assert_told(&world.aditd(&["status"]).await, FAILED, &["aditd is not running on", "start it with `aditd serve`"]);

@@ -68,7 +68,7 @@ impl Keeper {
     /// Keeps the tunnel up for as long as it is polled.
     pub async fn run(self) {
         let (mut backoff, mut refusal) = (FIRST_BACKOFF, FIRST_REFUSAL);
-        let mut next = None;
+        let (mut next, mut been_up) = (None, false);
         loop {
             let session = match next.take() {
                 Some(session) => Ok(session),
@@ -80,7 +80,7 @@ impl Keeper {
             };
             let why = match session {
                 Ok(session) => {
-                    backoff = FIRST_BACKOFF;
+                    (backoff, been_up) = (FIRST_BACKOFF, true);
                     match self.keep(session).await {
                         Ended::Over(why) => why,
                         Ended::Replaced(session) => {
@@ -95,7 +95,12 @@ impl Keeper {
                 return self.rest(Some(why)).await;
             }
             if why.is_final() {
-                self.publish_and_tell(Link::Refused(why));
+                // Before there was a session `adit up` ends with this, and says it itself.
+                if been_up {
+                    self.publish_and_tell(Link::Refused(why));
+                } else {
+                    self.publish.send_replace(Link::Refused(why));
+                }
                 tokio::select! {
                     () = tokio::time::sleep(jittered(refusal)) => {}
                     () = self.stop.cancelled() => {}

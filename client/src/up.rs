@@ -16,10 +16,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
+    dial::DialError,
     directions::Directions,
     link::Link,
     listener::{self, Front, Listen},
-    profile::{Place, SharedProfile},
+    profile::{DEFAULT_NAME, Place, Profile, SharedProfile},
     ssh::SshClient,
     status::{Request, Status},
     tunnel::Tunnel,
@@ -136,14 +137,31 @@ async fn first_word(tunnel: &Tunnel) -> Option<Failure> {
     let mut link = tunnel.link();
     let word = link.wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_))).await;
     match word.as_deref() {
-        Ok(Link::Refused(why)) => Some(
-            Failure::new("the server does not let this device in")
-                .because(why.clone())
-                .hint("get a new code on the server with `aditd invite NAME`, then run here `adit enroll --replace`")
-                .exit(Exit::NotAllowed),
-        ),
+        Ok(Link::Refused(why)) => Some(refused(why, &tunnel.profile())),
         _ => None,
     }
+}
+
+/// What was refused, and once, with the names that count here, how to be let in again.
+fn refused(why: &DialError, profile: &Profile) -> Failure {
+    let failure = Failure::new("the server does not let this device in").exit(Exit::NotAllowed);
+    let told = why.to_string();
+    if !matches!(why, DialError::Refused(Code::Revoked)) {
+        return match told.split_once(": ") {
+            Some((what, cure)) => failure.because(what).hint(cure),
+            None => failure.because(why.clone()),
+        };
+    }
+    let (device, server) = (&profile.enrolled.device, &profile.place.name);
+    let name = if server.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {server}") };
+    let (invite, enroll) = match &profile.ssh {
+        Some(way) => (String::new(), format!("adit enroll --replace{name} --device {device} {}", way.argument())),
+        None => (format!(", then `aditd invite {device}` for a new code"), format!("adit enroll --replace{name}")),
+    };
+    failure
+        .because(told.split_once(": ").map_or(told.as_str(), |(what, _)| what).to_owned())
+        .hint(format!("if it is to be let in again: the owner runs `aditd device forget {device}` on the server{invite}"))
+        .hint(format!("and here it is `{enroll}`"))
 }
 
 fn claimed(error: ClaimError, place: &Place) -> Failure {

@@ -135,7 +135,8 @@ impl Code {
         match self {
             Self::Done => "the server ended the connection",
             Self::Revoked => {
-                "this device was revoked: ask the owner of the server for a new invitation, then run `adit enroll --replace`"
+                "this device was revoked: the owner of the server can free its name with `aditd device forget NAME` and invite it anew with \
+                 `aditd invite NAME`; then run here `adit enroll --replace`"
             }
             Self::Superseded => {
                 "another `adit up` connected with this device's certificate: give every machine its own with `aditd invite`"

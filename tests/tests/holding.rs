@@ -8,6 +8,7 @@ use serde_json::Value;
 use tests::{
     ollama::{Ollama, Options},
     raw::{self, Ending, Upstream},
+    told::{NOT_ALLOWED, assert_told},
     world::{SOON, World},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -154,8 +155,20 @@ async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() 
     up.adit.kill().await;
 
     let again = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
-    assert_eq!(again.code, Some(4), "{}", again.stderr);
-    assert!(again.stderr.contains("error: ") && again.stderr.contains("revoked"), "{}", again.stderr);
+    assert_told(
+        &again,
+        NOT_ALLOWED,
+        &["revoked", "`aditd device forget laptop`", "`aditd invite laptop`", "`adit enroll --replace`"],
+    );
+    for once in ["revoked", "aditd invite", "adit enroll"] {
+        assert_eq!(again.stderr.matches(once).count(), 1, "{}", again.stderr);
+    }
+    // And that is the cure.
+    assert_eq!(world.aditd(&["device", "forget", "laptop"]).await.code, Some(0));
+    let enrolled = device.enroll(&world.invite("laptop").await, &["--replace"]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let answer = raw::exchange(device.up(&[]).await.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
 }
 
 #[tokio::test]

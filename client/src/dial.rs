@@ -49,8 +49,16 @@ pub struct Dialed {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DialError {
     /// There is nothing to try.
-    #[error("no way to the server is known: {0}")]
-    NoWay(&'static str),
+    #[error("there is no way to the server: {why}")]
+    NoWay {
+        /// Why not.
+        why: &'static str,
+        /// What cures it.
+        hint: &'static str,
+    },
+    /// The first attempt is still under way.
+    #[error("no answer yet from {0}")]
+    NoAnswerYet(String),
     /// Nobody answered anywhere.
     #[error("no answer from {0}")]
     NoAnswer(String),
@@ -107,9 +115,8 @@ impl DialError {
                 "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
                  and does a firewall let UDP through?",
             ),
-            Self::NoWay(_) => Some(
-                "enroll over SSH with `adit enroll --replace USER@HOST`, or let the server listen on an address that is reached from here",
-            ),
+            Self::NoWay { hint, .. } => Some(hint),
+            Self::NoAnswerYet(_) => Some("is this computer online, and the server up?"),
             Self::Resolve { .. } => Some("check the name and this computer's network"),
             Self::WrongServer(_) => Some(
                 "if the server was set up anew: get an invitation there and run `adit enroll --replace`; if not, do not trust that address",
@@ -202,12 +209,14 @@ pub async fn dial(config: &ClientConfig, addresses: &[String], ssh: Option<&SshW
         attempts.spawn(attempt(config.clone(), Way::Ssh(way.clone()), way.to_string(), delay));
     }
     match first(attempts).await {
-        Err(Some(DialError::NoAnswer(_)) | None) => {
-            let ssh = ssh.map(ToString::to_string);
-            Err(DialError::NoAnswer(addresses.iter().cloned().chain(ssh).collect::<Vec<_>>().join(" or ")))
-        }
+        Err(Some(DialError::NoAnswer(_)) | None) => Err(DialError::NoAnswer(all_of(addresses, ssh))),
         other => other.map_err(|why| why.unwrap_or(DialError::NoAnswer(String::new()))),
     }
+}
+
+/// Everywhere that is asked, for people.
+pub fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
+    addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
 
 async fn reach(config: ClientConfig, name: String, delay: Duration) -> Result<Dialed, DialError> {

@@ -29,11 +29,10 @@ impl Directions {
     /// # Errors
     /// The most telling failure.
     pub async fn dial(&self) -> Result<Dialed, DialError> {
-        let (addresses, ssh) = (self.addresses(), self.ssh());
-        if addresses.is_empty() && ssh.is_none() {
-            return Err(DialError::NoWay(self.why_no_way()));
+        if let Some(none) = self.no_way() {
+            return Err(none);
         }
-        dial::dial(&self.config()?, &addresses, ssh.as_ref()).await
+        dial::dial(&self.config()?, &self.addresses(), self.ssh().as_ref()).await
     }
 
     /// Connects by UDP. Cancellation safe.
@@ -73,12 +72,31 @@ impl Directions {
         }
     }
 
-    fn why_no_way(&self) -> &'static str {
-        match self.choice {
-            CarrierChoice::Udp => "the server has told no address but its own loopback, and `--carrier udp` forbids SSH",
-            CarrierChoice::Ssh => "this device was enrolled by a code, which names no SSH way, and `--carrier ssh` forbids UDP",
-            CarrierChoice::Auto => "the server has told no address but its own loopback",
+    /// That there is nothing to try, if so. No time mends it: what the server says anew is heard in a session alone.
+    pub fn no_way(&self) -> Option<DialError> {
+        if !self.addresses().is_empty() || self.ssh().is_some() {
+            return None;
         }
+        let (why, hint) = match self.choice {
+            CarrierChoice::Udp => (
+                "the server has told no address but its own loopback, and `--carrier udp` forbids SSH",
+                "leave out `--carrier udp`: UDP is preferred anyway, as soon as the server advertises an address that is reached from here",
+            ),
+            CarrierChoice::Ssh => (
+                "this device was enrolled by a code, which names no SSH way, and `--carrier ssh` forbids UDP",
+                "leave out `--carrier ssh`, or enroll this device over SSH: `adit enroll --replace USER@HOST`",
+            ),
+            CarrierChoice::Auto => (
+                "the server has told no address but its own loopback",
+                "let it listen on an address that is reached from here, or enroll over SSH: `adit enroll --replace USER@HOST`",
+            ),
+        };
+        Some(DialError::NoWay { why, hint })
+    }
+
+    /// Where it is sought, for people.
+    pub fn sought(&self) -> String {
+        dial::all_of(&self.addresses(), self.ssh().as_ref())
     }
 
     fn config(&self) -> Result<ClientConfig, DialError> {

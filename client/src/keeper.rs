@@ -112,7 +112,7 @@ impl Keeper {
                 Link::Down(down) => down.since,
                 _ => Instant::now(),
             };
-            self.publish_and_tell(Link::Down(Down { since, why: Some(why) }));
+            self.publish_and_tell(Link::Down(Down { since, why }));
             tokio::time::sleep(FIRST_BACKOFF).await;
             tokio::select! {
                 () = tokio::time::sleep(jittered(backoff)) => {}
@@ -129,22 +129,16 @@ impl Keeper {
 
     /// The last session has ended as it was asked to: that is no news, and nothing is sought any more.
     async fn rest(&self, why: Option<DialError>) {
-        self.publish.send_if_modified(|link| {
-            let was_up = matches!(link, Link::Up(_) | Link::Silent(_));
-            if was_up {
-                *link = Link::Down(Down { since: Instant::now(), why });
-            }
-            was_up
-        });
+        if let Some(why) = why {
+            self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
+        }
         std::future::pending().await
     }
 
     /// Publishes, and tells people what they don't know yet.
     fn publish_and_tell(&self, link: Link) {
         let why_of = |link: &Link| match link {
-            Link::Down(Down { why: Some(why), .. }) | Link::Refused(why) => {
-                Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
-            }
+            Link::Down(Down { why, .. }) | Link::Refused(why) => Some((why.to_string(), why.hint().map(ToOwned::to_owned))),
             _ => None,
         };
         if let Some((why, hint)) = why_of(&link)
@@ -193,7 +187,7 @@ impl Keeper {
                 why = up.connection.closed() => DialError::from_connection(&why, &to),
                 () = listen_to(&mut notices) => {
                     self.journal.note("the server is stopping: running answers go on, new connections wait");
-                    let why = Some(DialError::Refused(Code::ShuttingDown));
+                    let why = DialError::Refused(Code::ShuttingDown);
                     self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
                     // Read on: a stream that nobody reads would stop the answers to probes.
                     tokio::select! {

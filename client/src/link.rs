@@ -31,8 +31,8 @@ pub enum Link {
 pub struct Down {
     /// Since when.
     pub since: Instant,
-    /// Why the last one ended or the last attempt failed; `None` before the first has.
-    pub why: Option<DialError>,
+    /// Why the last one ended or the last attempt failed; before the first has, whose answer is waited for.
+    pub why: DialError,
 }
 
 /// A tunnel that is up.

@@ -14,7 +14,6 @@ use common::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dial::DialError,
     directions::Directions,
     journal::Event,
     link::{Carried, Link, Up},
@@ -78,8 +77,8 @@ pub enum TunnelStatus {
     Down {
         /// For how many seconds.
         seconds: u64,
-        /// Why, if that is known.
-        why: Option<String>,
+        /// Why.
+        why: String,
         /// What cures it, if that is known.
         hint: Option<String>,
     },
@@ -145,8 +144,8 @@ impl Status {
             Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
             Link::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
-                why: down.why.as_ref().map(ToString::to_string),
-                hint: down.why.as_ref().and_then(DialError::hint).map(ToOwned::to_owned),
+                why: down.why.to_string(),
+                hint: down.why.hint().map(ToOwned::to_owned),
             },
             Link::Refused(why) => TunnelStatus::Refused { why: why.to_string(), hint: why.hint().map(ToOwned::to_owned) },
         };
@@ -247,8 +246,8 @@ impl TunnelStatus {
             Self::Up(up) => format!("up for {}", up.to_text()),
             Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
             Self::Down { seconds, why, hint } => {
-                let why = why.as_ref().map(|w| format!(": {w}{}", bracketed(hint))).unwrap_or_default();
-                format!("down for {}{why}", humantime::format_duration(Duration::from_secs(*seconds)))
+                let time = humantime::format_duration(Duration::from_secs(*seconds));
+                format!("down for {time}: {why}{}", bracketed(hint))
             }
             Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
         }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
+    dial::DialError,
     directions::Directions,
     journal::Journal,
     keeper::Keeper,
@@ -52,7 +53,8 @@ pub struct Opened {
 impl Tunnel {
     /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it begins nothing new.
     pub fn new(directions: Directions, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
-        let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why: None }));
+        let why = DialError::NoAnswerYet(directions.sought());
+        let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why }));
         let (wanted, meter, journal) = (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
         let keeper = Keeper {
             publish,
@@ -161,8 +163,7 @@ impl Tunnel {
                 Some("is this computer online, and the server up?"),
             ),
             Link::Refused(why) => unavailable(&why.to_string(), why.hint()),
-            Link::Down(Down { why: Some(why), .. }) => unavailable(&format!("{waited} for a tunnel: {why}"), why.hint()),
-            Link::Down(_) => unavailable(&format!("{waited} for a tunnel to the server"), Some("see `adit status`")),
+            Link::Down(Down { why, .. }) => unavailable(&format!("{waited} for a tunnel: {why}"), why.hint()),
         }
     }
 }

@@ -61,6 +61,11 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     if let Some(way) = &mut profile.ssh {
         way.client_now = flags.ssh_client;
     }
+    let directions = Directions { profile: SharedProfile::new(profile), choice: flags.carrier, idle_timeout: flags.idle_timeout };
+    if let Some(none) = directions.no_way() {
+        let hint = none.hint().unwrap_or_default().to_owned();
+        return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
+    }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
@@ -68,7 +73,6 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
 
-    let directions = Directions { profile: SharedProfile::new(profile), choice: flags.carrier, idle_timeout: flags.idle_timeout };
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
     let (tunnel, keep_up) = Tunnel::new(directions, no_more.clone());
     let (mut services, mut accepting) = (JoinSet::new(), JoinSet::new());

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tests::{
     ollama::{Ollama, Options},
     raw::{self, Ending, Upstream},
-    told::{NOT_ALLOWED, assert_told},
+    told::{NOT_ALLOWED, USAGE, assert_told},
     world::{SOON, World},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -28,6 +28,7 @@ fn error_of(answer: &str) -> (&str, String) {
 async fn without_a_server_a_request_is_held_and_then_told_why() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
+    let server = world.address().await;
     world.kill_server().await;
     let up = device.start(&["--hold", "1s"]).await;
 
@@ -36,7 +37,11 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     assert!(started.elapsed() >= Duration::from_secs(1), "it was held");
     let (status, error) = error_of(&answer);
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
-    assert!(error.contains("tunnel") || error.contains("no answer"), "{error}");
+    // The first attempt may have failed by now, on a slow machine, or still be under way.
+    for said in [error, device.adit(&["status"], "").await.stdout] {
+        assert!(said.contains("no answer ") && said.contains(&format!("from {server}")), "{said}");
+        assert!(said.contains("is this computer online, and the server up?") || said.contains("is aditd running there"), "{said}");
+    }
 
     let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 503") && head.ends_with("\r\n\r\n"), "{head}");
@@ -189,6 +194,15 @@ async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
     assert!(error.contains("aditd invite"), "{error}");
     let answer = raw::exchange(second.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let told = device.adit(&["up", "--listen", "127.0.0.1:0", "--carrier", "ssh"], "").await;
+    assert_told(&told, USAGE, &["enrolled by a code, which names no SSH way", "leave out `--carrier ssh`", "`adit enroll --replace"]);
+    assert!(!told.stderr.contains("let the server listen"), "{}", told.stderr);
 }
 
 #[tokio::test]

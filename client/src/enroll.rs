@@ -174,7 +174,8 @@ async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
     // A running `adit up` would go on with the old identity, and write it back.
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
     let key = place.pending_key(&token, make_key)?;
-    let spinner = spinner(format!("asking {}", invitation.addresses.join(", ")));
+    say(format!("Asking {} …", invitation.addresses.join(", ")));
+    let spinner = spinner();
     let answer = ask(&invitation, &key).await;
     spinner.finish_and_clear();
     let enrolled = match answer? {
@@ -317,22 +318,21 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
 
 fn not_reached(error: DialError) -> Failure {
     let failure = Failure::new("cannot enroll").because(error.clone());
-    let failure = match &error {
-        DialError::NoAnswer(_) => failure.hint(
-            "the server is silent to a code that was replaced by a newer one: if in doubt, get another with `aditd invite NAME`",
-        ),
-        DialError::WrongServer(_) => {
-            return Failure::new("cannot enroll")
-                .because(
-                    "whoever answers at that address is not the server that made the code: its certificate comes from another CA",
-                )
-                .hint("get a new code on the server itself; if this happens again, somebody may be in between");
-        }
-        _ => failure,
-    };
-    match error.hint() {
+    if let DialError::WrongServer(_) = error {
+        let why = "whoever answers at that address is not the server that made the code: its certificate comes from another CA";
+        return Failure::new("cannot enroll")
+            .because(why)
+            .hint("get a new code on the server itself; if this happens again, somebody may be in between");
+    }
+    let failure = match error.hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
+    };
+    match error {
+        DialError::NoAnswer(_) => failure.hint(
+            "if all that is so: a code that was replaced by a newer one or has ended meets silence, too; get another with `aditd invite NAME`",
+        ),
+        _ => failure,
     }
 }
 
@@ -376,8 +376,8 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
 }
 
 /// Shown on a terminal only, and only if it takes longer than a blink.
-fn spinner(message: String) -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message(message);
+fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message("waiting for an answer");
     spinner.enable_steady_tick(Duration::from_millis(120));
     spinner
 }

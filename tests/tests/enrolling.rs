@@ -170,6 +170,10 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
     assert!(newer.stderr.contains("An older invitation for `laptop` has been withdrawn"), "{}", newer.stderr);
     let withdrawn = world.stranger("older").enroll(&older, &[]).await;
     assert_told(&withdrawn, FAILED, &["no answer from", "replaced by a newer one", "aditd invite NAME"]);
+    let asked = format!("Asking {} …\n", world.address().await);
+    assert!(withdrawn.stderr.starts_with(&asked), "nobody waits without knowing for whom: {}", withdrawn.stderr);
+    let (here, code) = (withdrawn.stderr.find("is aditd running there"), withdrawn.stderr.find("replaced by"));
+    assert!(here.is_some() && here < code, "what is likelier comes first: {}", withdrawn.stderr);
     assert_ok(&world.stranger("newer").enroll(&newer.stdout, &[]).await);
     assert_ok(&world.stranger("desk").enroll(&other, &[]).await);
 }

@@ -40,7 +40,10 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     // The first attempt may have failed by now, on a slow machine, or still be under way.
     for said in [error, device.adit(&["status"], "").await.stdout] {
         assert!(said.contains("no answer ") && said.contains(&format!("from {server}")), "{said}");
-        assert!(said.contains("is this computer online, and the server up?") || said.contains("is aditd running there"), "{said}");
+        assert!(
+            said.contains("is this computer online, and the server up?") || said.contains("is aditd running there"),
+            "{said}"
+        );
     }
 
     let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
@@ -201,7 +204,11 @@ async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let told = device.adit(&["up", "--listen", "127.0.0.1:0", "--carrier", "ssh"], "").await;
-    assert_told(&told, USAGE, &["enrolled by a code, which names no SSH way", "leave out `--carrier ssh`", "`adit enroll --replace"]);
+    assert_told(
+        &told,
+        USAGE,
+        &["enrolled by a code, which names no SSH way", "leave out `--carrier ssh`", "`adit enroll --replace"],
+    );
     assert!(!told.stderr.contains("let the server listen"), "{}", told.stderr);
 }
 

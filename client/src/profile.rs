@@ -142,6 +142,16 @@ impl Place {
         }
     }
 
+    /// Its name behind a command, with a space before it; the usual one need not be said.
+    pub fn argument(&self) -> String {
+        if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", self.name) }
+    }
+
+    /// The same for `adit enroll`.
+    pub fn flag(&self) -> String {
+        if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {}", self.name) }
+    }
+
     /// Whether a profile is there.
     pub fn is_enrolled(&self) -> Result<bool, FileError> {
         let path = self.dir.join(IDENTITY);
@@ -178,8 +188,7 @@ impl Place {
             Some(state_dir) => known(state_dir)?,
             None => Vec::new(),
         };
-        let named = if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {}", self.name) };
-        let enroll = format!("on the server run `aditd invite NAME`, then here `adit enroll{named}`");
+        let enroll = format!("on the server run `aditd invite NAME`, then here `adit enroll{}`", self.flag());
         let failure = |what: String| Failure::new(what).because(format!("there is no `{}`", path.display()));
         Ok(match known.as_slice() {
             [] => failure("this device is not enrolled".to_owned()).hint(enroll),

@@ -4,6 +4,7 @@ mod ask;
 mod bounds;
 mod builtin;
 mod config;
+mod error;
 mod hosts;
 mod keys;
 mod known_hosts;
@@ -31,6 +32,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use keys::Keyring;
 
+pub use error::SshError;
 pub use hosts::HostKeyError;
 pub use login::Denied;
 
@@ -118,123 +120,6 @@ impl fmt::Display for SshWay {
     }
 }
 
-/// Why SSH did not do it.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SshError {
-    /// There is no ssh on this computer.
-    #[error("cannot run `{program}`")]
-    NoProgram {
-        /// What was tried.
-        program: String,
-        /// Why not.
-        source: Arc<io::Error>,
-    },
-    /// `ssh -G` does not say what the configuration means.
-    #[error("cannot read the SSH configuration: `{program} -G` says: {said}")]
-    Config {
-        /// What was run.
-        program: String,
-        /// What it said.
-        said: String,
-    },
-    /// There is no `aditd` on the server.
-    #[error("there is no aditd on {0}")]
-    NoAditd(String),
-    /// The key is limited to the relay.
-    #[error("the key with which {0} lets this computer in may only relay")]
-    OnlyRelays(String),
-    /// aditd was run, and said no.
-    #[error("aditd on {to} says: {what}")]
-    Refused {
-        /// Where.
-        to: String,
-        /// What it said.
-        what: String,
-        /// What it said of the cure.
-        hint: Option<String>,
-    },
-    /// The command ended, and it was not aditd that ended it.
-    #[error(
-        "`{run}` was asked for on {to}, and what was run there ended without an answer{}, and said {}",
-        code.map_or_else(String::new, |code| format!(" (exit code {code})")),
-        if said.is_empty() { "nothing".to_owned() } else { format!("on standard error: {}", indented(said)) }
-    )]
-    NoAnswer {
-        /// Where.
-        to: String,
-        /// What was asked for.
-        run: String,
-        /// Its exit code.
-        code: Option<u32>,
-        /// What it said.
-        said: String,
-    },
-    /// ssh itself ended.
-    #[error("ssh to {to} ended{}", if .said.is_empty() { String::new() } else { format!(": {}", indented(said)) })]
-    Ended {
-        /// Where to.
-        to: String,
-        /// What it said.
-        said: String,
-    },
-    /// The connection could not be made, or was lost.
-    #[error("no SSH connection to {to}: {why}")]
-    Broken {
-        /// Where to.
-        to: String,
-        /// Why not.
-        why: String,
-    },
-    /// It takes too long.
-    #[error("ssh to {0} does not get through")]
-    Silent(String),
-    /// The host is not the one that is meant, or nobody knows.
-    #[error(transparent)]
-    HostKey(HostKeyError),
-    /// The host does not let this computer in.
-    #[error("{0}")]
-    Denied(Denied),
-    /// The built-in client can't do it.
-    #[error("the built-in SSH client can't do this: {what}")]
-    Beyond {
-        /// What.
-        what: String,
-    },
-}
-
-impl SshError {
-    /// What cures it, on the way that was gone.
-    pub fn hint(&self, way: &SshWay) -> String {
-        match self {
-            Self::NoProgram { .. } => "install OpenSSH's client, or name another program in ADIT_SSH".to_owned(),
-            Self::Config { .. } => "mend ~/.ssh/config, or name another program in ADIT_SSH".to_owned(),
-            Self::NoAditd(_) => {
-                format!(
-                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {} --remote-command /path/to/aditd`",
-                    way.argument()
-                )
-            }
-            Self::OnlyRelays(_) => {
-                "enroll with a key that may run `aditd enroll-device` (or by a code from `aditd invite NAME`, if the server is reached \
-                 by UDP), and limit the key afterwards"
-                    .to_owned()
-            }
-            Self::Refused { hint, .. } => hint.clone().unwrap_or_else(|| "look at aditd there: `aditd status`".to_owned()),
-            Self::NoAnswer { run, .. } => format!(
-                "does a `command=` in authorized_keys or the login shell there run something else? This needs a key that may run \
-                 `{}`; limit it afterwards",
-                run.rsplit_once(' ').map_or(run.as_str(), |(run, _)| run)
-            ),
-            Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
-                format!("try by hand what is tried here: `{}`", way.by_hand())
-            }
-            Self::HostKey(e) => e.hint(),
-            Self::Denied(denied) => denied.hint(),
-            Self::Beyond { .. } => "use the system's ssh: `--ssh-client system`".to_owned(),
-        }
-    }
-}
-
 impl SshWay {
     /// Enrolls this device under `name` with a signing request (DER in base64).
     ///
@@ -302,27 +187,6 @@ impl SshWay {
     /// What is run on the server, as a person would write it.
     fn run(&self, arguments: &str) -> String {
         format!("{} {arguments}", self.remote_command.as_deref().unwrap_or("aditd"))
-    }
-
-    /// What it means that what was run there ended without an answer.
-    fn ended(&self, arguments: &str, code: Option<u32>, said: &str) -> SshError {
-        let to = self.to_string();
-        if code == Some(NOT_FOUND) {
-            return SshError::NoAditd(to);
-        }
-        // What aditd says of itself ends with its error, and that with its cure.
-        let begins_a_line = |at: usize| at == 0 || said[..at].ends_with('\n');
-        match said.rmatch_indices("error: ").find(|(at, _)| begins_a_line(*at)) {
-            Some((at, prefix)) => {
-                let error = &said[at + prefix.len()..];
-                let (what, hint) = match error.split_once("\n\nhint: ") {
-                    Some((what, hint)) => (what, Some(hint.to_owned())),
-                    None => (error, None),
-                };
-                SshError::Refused { to, what: what.to_owned(), hint }
-            }
-            None => SshError::NoAnswer { to, run: self.run(arguments), code, said: said.to_owned() },
-        }
     }
 
     /// What a shell on the server is told, so that `aditd` is found.
@@ -397,11 +261,6 @@ impl SshCarrier {
     }
 }
 
-/// What others have said, under our own words.
-fn indented(said: &str) -> String {
-    said.replace('\n', "\n    ")
-}
-
 /// Reads the answer of `aditd enroll-device`. `None` if it is a relay that answers.
 async fn certificate(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Enrolled>> {
     if past_marker(from).await?.ends_with(SSH_RELAY.as_bytes()) {
@@ -470,19 +329,5 @@ mod tests {
         assert!(past_marker(&mut &vec![b'x'; 100_000][..]).await.is_err());
         let relay = format!("Welcome!\n{SSH_RELAY}{SSH_MARKER}");
         assert!(certificate(&mut relay.as_bytes()).await.expect("an answer").is_none());
-    }
-
-    #[test]
-    fn what_aditd_says_is_told_from_what_something_else_says() {
-        let way: SshWay = "me@gpu".parse().expect("a way");
-        let said = "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
-        let SshError::Refused { what, hint, .. } = way.ended("relay", Some(1), said) else { panic!("it is aditd's") };
-        assert_eq!((what.as_str(), hint.as_deref()), ("no room\n  Caused by: a crowd", Some("wait\n      or go")));
-        assert!(matches!(way.ended("relay", Some(NOT_FOUND), ""), SshError::NoAditd(_)));
-        let other = way.ended("relay", Some(2), "terminal\nerror").to_string();
-        assert!(
-            other.contains("`aditd relay`") && other.contains("exit code 2") && other.contains("terminal\n    error"),
-            "{other}"
-        );
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     directions::Directions,
     link::Link,
     listener::{self, Front, Listen},
-    profile::{DEFAULT_NAME, Place, Profile, SharedProfile},
+    profile::{Place, Profile, SharedProfile},
     ssh::SshClient,
     status::{Request, Status},
     tunnel::Tunnel,
@@ -156,8 +156,7 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
             None => failure.because(why.clone()),
         };
     }
-    let (device, server) = (&profile.enrolled.device, &profile.place.name);
-    let name = if server.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {server}") };
+    let (device, name) = (&profile.enrolled.device, profile.place.flag());
     let (invite, enroll) = match &profile.ssh {
         Some(way) => (String::new(), format!("adit enroll --replace{name} --device {device} {}", way.argument())),
         None => (format!(", then `aditd invite {device}` for a new code"), format!("adit enroll --replace{name}")),

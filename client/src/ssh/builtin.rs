@@ -116,7 +116,7 @@ async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
 
 async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> SshError {
     match tokio::time::timeout(LAST_WORDS, read.end()).await {
-        Ok((code, said)) => way.ended(arguments, code, &said),
+        Ok((code, said)) => SshError::of_command(way, arguments, code, &said),
         Err(_) => SshError::Ended { to: way.to_string(), said: why.to_owned() },
     }
 }

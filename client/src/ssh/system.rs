@@ -112,7 +112,7 @@ async fn ended(way: &SshWay, arguments: &str, mut child: Child, said: Said, erro
     let code = status.and_then(|status| status.code()).and_then(|code| u32::try_from(code).ok());
     let said = said.text().await;
     match code {
-        Some(code) if code != OWN_FAILURE => way.ended(arguments, Some(code), &said),
+        Some(code) if code != OWN_FAILURE => SshError::of_command(way, arguments, Some(code), &said),
         _ => SshError::Ended { to: way.to_string(), said: if said.is_empty() { error.to_string() } else { said } },
     }
 }

@@ -1,0 +1,171 @@
+//! What can go wrong on the way through SSH, and what cures it.
+
+use std::{io, sync::Arc};
+
+use super::{Denied, HostKeyError, NOT_FOUND, SshWay};
+
+/// Why SSH did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SshError {
+    /// There is no ssh on this computer.
+    #[error("cannot run `{program}`")]
+    NoProgram {
+        /// What was tried.
+        program: String,
+        /// Why not.
+        source: Arc<io::Error>,
+    },
+    /// `ssh -G` does not say what the configuration means.
+    #[error("cannot read the SSH configuration: `{program} -G` says: {said}")]
+    Config {
+        /// What was run.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+    /// There is no `aditd` on the server.
+    #[error("there is no aditd on {0}")]
+    NoAditd(String),
+    /// The key is limited to the relay.
+    #[error("the key with which {0} lets this computer in may only relay")]
+    OnlyRelays(String),
+    /// aditd was run, and said no.
+    #[error("aditd on {to} says: {what}")]
+    Refused {
+        /// Where.
+        to: String,
+        /// What it said.
+        what: String,
+        /// What it said of the cure.
+        hint: Option<String>,
+    },
+    /// The command ended, and it was not aditd that ended it.
+    #[error(
+        "`{run}` was asked for on {to}, and what was run there ended without an answer{}, and said {}",
+        code.map_or_else(String::new, |code| format!(" (exit code {code})")),
+        if said.is_empty() { "nothing".to_owned() } else { format!("on standard error: {}", indented(said)) }
+    )]
+    NoAnswer {
+        /// Where.
+        to: String,
+        /// What was asked for.
+        run: String,
+        /// Its exit code.
+        code: Option<u32>,
+        /// What it said.
+        said: String,
+    },
+    /// ssh itself ended.
+    #[error("ssh to {to} ended{}", if .said.is_empty() { String::new() } else { format!(": {}", indented(said)) })]
+    Ended {
+        /// Where to.
+        to: String,
+        /// What it said.
+        said: String,
+    },
+    /// The connection could not be made, or was lost.
+    #[error("no SSH connection to {to}: {why}")]
+    Broken {
+        /// Where to.
+        to: String,
+        /// Why not.
+        why: String,
+    },
+    /// It takes too long.
+    #[error("ssh to {0} does not get through")]
+    Silent(String),
+    /// The host is not the one that is meant, or nobody knows.
+    #[error(transparent)]
+    HostKey(HostKeyError),
+    /// The host does not let this computer in.
+    #[error("{0}")]
+    Denied(Denied),
+    /// The built-in client can't do it.
+    #[error("the built-in SSH client can't do this: {what}")]
+    Beyond {
+        /// What.
+        what: String,
+    },
+}
+
+impl SshError {
+    /// What cures it, on the way that was gone.
+    pub fn hint(&self, way: &SshWay) -> String {
+        match self {
+            Self::NoProgram { .. } => "install OpenSSH's client, or name another program in ADIT_SSH".to_owned(),
+            Self::Config { .. } => "mend ~/.ssh/config, or name another program in ADIT_SSH".to_owned(),
+            Self::NoAditd(_) => {
+                format!(
+                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {} --remote-command /path/to/aditd`",
+                    way.argument()
+                )
+            }
+            Self::OnlyRelays(_) => {
+                "enroll with a key that may run `aditd enroll-device` (or by a code from `aditd invite NAME`, if the server is reached \
+                 by UDP), and limit the key afterwards"
+                    .to_owned()
+            }
+            Self::Refused { hint, .. } => hint.clone().unwrap_or_else(|| "look at aditd there: `aditd status`".to_owned()),
+            Self::NoAnswer { run, .. } => {
+                let needed = match run.split_once(" enroll-device ") {
+                    Some((aditd, _)) => format!("enrolling needs a key that may run `{aditd} enroll-device`: limit it afterwards"),
+                    None => format!("the tunnel needs a key that may run `{run}`, or forward to the server's port on its loopback"),
+                };
+                format!("does a `command=` in authorized_keys, or the login shell, run something else there? {needed}")
+            }
+            Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
+                format!("try by hand what is tried here: `{}`", way.by_hand())
+            }
+            Self::HostKey(e) => e.hint(),
+            Self::Denied(denied) => denied.hint(),
+            Self::Beyond { .. } => "use the system's ssh: `--ssh-client system`".to_owned(),
+        }
+    }
+
+    /// What it means that what was run there ended without an answer.
+    pub(super) fn of_command(way: &SshWay, arguments: &str, code: Option<u32>, said: &str) -> Self {
+        let to = way.to_string();
+        if code == Some(NOT_FOUND) {
+            return Self::NoAditd(to);
+        }
+        // What aditd says of itself ends with its error, and that with its cure.
+        let begins_a_line = |at: usize| at == 0 || said[..at].ends_with('\n');
+        match said.rmatch_indices("error: ").find(|(at, _)| begins_a_line(*at)) {
+            Some((at, prefix)) => {
+                let error = &said[at + prefix.len()..];
+                let (what, hint) = match error.split_once("\n\nhint: ") {
+                    Some((what, hint)) => (what, Some(hint.to_owned())),
+                    None => (error, None),
+                };
+                Self::Refused { to, what: what.to_owned(), hint }
+            }
+            None => Self::NoAnswer { to, run: way.run(arguments), code, said: said.to_owned() },
+        }
+    }
+}
+
+/// What others have said, under our own words.
+fn indented(said: &str) -> String {
+    said.replace('\n', "\n    ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_aditd_says_is_told_from_what_something_else_says() {
+        let way: SshWay = "me@gpu".parse().expect("a way");
+        let said = "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
+        let SshError::Refused { what, hint, .. } = SshError::of_command(&way, "relay", Some(1), said) else {
+            panic!("it is aditd's")
+        };
+        assert_eq!((what.as_str(), hint.as_deref()), ("no room\n  Caused by: a crowd", Some("wait\n      or go")));
+        assert!(matches!(SshError::of_command(&way, "relay", Some(NOT_FOUND), ""), SshError::NoAditd(_)));
+        let other = SshError::of_command(&way, "relay", Some(2), "terminal\nerror").to_string();
+        assert!(
+            other.contains("`aditd relay`") && other.contains("exit code 2") && other.contains("terminal\n    error"),
+            "{other}"
+        );
+    }
+}

@@ -1,6 +1,7 @@
 //! The settings: flags before environment before file before defaults, checked once.
 
 mod file;
+mod values;
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -11,7 +12,7 @@ use std::{
 
 use clap::Args;
 use common::{
-    invitation::{self, MAX_ADDRESSES},
+    invitation::MAX_ADDRESSES,
     report::{Exit, Failure},
     transport::{IDLE_TIMEOUT, parse_idle_timeout},
     wire::ADITD_PORT,
@@ -19,7 +20,10 @@ use common::{
 use ipnet::IpNet;
 use toml::Spanned;
 
-use self::file::Read;
+use self::{
+    file::Read,
+    values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
+};
 use crate::{
     audit::{Age, AuditSettings},
     gate::authorize::{Address, At, Authority},
@@ -117,7 +121,6 @@ pub struct Config {
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
-const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 
 impl Flags {
     /// The file to be read, by a path that means the same from everywhere.
@@ -145,12 +148,11 @@ impl Config {
         let path = flags.file();
         let Read { file, rules, limits } = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
         let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(homeless)?;
-        let listen = first_of(&serve.listen, file.listen);
-        let listen = if listen.is_empty() {
-            vec![SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)), SocketAddr::from((Ipv6Addr::LOCALHOST, ADITD_PORT))]
-        } else {
-            listen.iter().map(|text| parse_listen(text)).collect::<Result<_, _>>()?
-        };
+        let named = serve.listen.iter().cloned().map(Listen::try_from).collect::<Result<Vec<_>, _>>()?;
+        let mut listen: Vec<_> = first_of(&named, file.listen).into_iter().map(|Listen(address)| address).collect();
+        if listen.is_empty() {
+            listen = vec![(Ipv4Addr::LOCALHOST, ADITD_PORT).into(), (Ipv6Addr::LOCALHOST, ADITD_PORT).into()];
+        }
         let networks = first_of(&serve.allow_from, file.allow_from);
         if let Some(open) =
             listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).filter(|_| networks.is_empty())
@@ -161,8 +163,8 @@ impl Config {
         let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
         let meters = MeterSettings {
             limits,
-            max_in_flight: file.max_in_flight,
-            max_queue: file.max_queue.unwrap_or(queue::ROOM),
+            max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
+            max_queue: file.max_queue.map_or(queue::ROOM, |Whole(most)| most),
             audit: AuditSettings {
                 required: file.audit_required.unwrap_or(false),
                 size: file.audit_size.map_or(audit.size, |Size(bytes)| bytes),
@@ -171,22 +173,17 @@ impl Config {
             },
             metrics: file.metrics,
         };
-        let advertise = first_of(&serve.advertise.advertise, file.advertise);
-        check_advertised(&advertise)?;
+        let Advertised(named) = serve.advertise.advertise.clone().try_into()?;
+        let Advertised(advertise) = if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
+        let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
         Ok(Self {
             file: path,
             state_dir,
             listen,
             audience: Audience::new(networks),
             upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
-            device_life: device_life(serve.device_life, file.device_life.as_deref())?,
-            idle_timeout: match (serve.idle_timeout, file.idle_timeout) {
-                (Some(time), _) => time,
-                (None, Some(text)) => {
-                    parse_idle_timeout(&text).map_err(|why| usage(format!("`{text}` is no idle time-out: {why}")))?
-                }
-                (None, None) => IDLE_TIMEOUT,
-            },
+            device_life: life.map_or(DEVICE_LIFE, |Life(life)| life),
+            idle_timeout: serve.idle_timeout.or(file.idle_timeout.map(|IdleTimeout(time)| time)).unwrap_or(IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
@@ -206,6 +203,7 @@ impl Config {
 
     /// The settings in which another differs, but for those that are in force at once.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let (audit, other_audit) = (&self.meters.audit, &other.meters.audit);
         let all = [
             ("state_dir", self.state_dir == other.state_dir),
             ("listen", self.listen == other.listen),
@@ -217,7 +215,10 @@ impl Config {
             ("enroll_group", self.enroll_group == other.enroll_group),
             ("enroll_socket", self.enroll_socket == other.enroll_socket),
             ("advertise", self.advertise == other.advertise),
-            ("audit_dir, audit_required, audit_size, audit_keep", self.meters.audit == other.meters.audit),
+            ("audit_dir", audit.dir == other_audit.dir),
+            ("audit_required", audit.required == other_audit.required),
+            ("audit_size", audit.size == other_audit.size),
+            ("audit_keep", audit.keep == other_audit.keep),
             ("metrics", self.meters.metrics == other.meters.metrics),
         ];
         all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
@@ -255,44 +256,14 @@ fn is_link_local(ip: IpAddr) -> bool {
     }
 }
 
-fn device_life(flag: Option<Duration>, file: Option<&str>) -> Result<Duration, Failure> {
-    let wrong =
-        |text: &str| usage(format!("`{text}` is no life for a certificate")).hint("write it like 30d or 12h, from 1s to 3650d");
-    let life = match (flag, file) {
-        (Some(life), _) => life,
-        (None, Some(text)) => humantime::parse_duration(text).map_err(|_| wrong(text))?,
-        (None, None) => DEVICE_LIFE,
-    };
-    if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) {
-        Ok(life)
-    } else {
-        Err(wrong(&humantime::format_duration(life).to_string()))
-    }
-}
-
-fn check_advertised(addresses: &[String]) -> Result<(), Failure> {
-    if let Some(bad) = addresses.iter().find(|address| !invitation::is_address(address)) {
-        return Err(usage(format!("`{bad}` can't be advertised"))
-            .hint("write it as HOST:PORT, for example gpu.lan:11435 or [fd00::1]:11435"));
-    }
-    if addresses.len() > MAX_ADDRESSES {
-        return Err(usage(format!(
-            "{} addresses are advertised, at most {MAX_ADDRESSES} fit into an invitation",
-            addresses.len()
-        )));
-    }
-    Ok(())
-}
-
 fn first_of<T: Clone>(flags: &[T], file: Option<Vec<T>>) -> Vec<T> {
     if flags.is_empty() { file.unwrap_or_default() } else { flags.to_vec() }
 }
 
-fn parse_listen(text: &str) -> Result<SocketAddr, Failure> {
-    text.parse().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT))).map_err(|_| {
-        usage(format!("`{text}` is no address to listen on"))
-            .hint("write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435")
-    })
+impl From<Wrong> for Failure {
+    fn from(Wrong { what, form }: Wrong) -> Self {
+        usage(what).hint(form)
+    }
 }
 
 fn homeless() -> Failure {

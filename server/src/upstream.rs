@@ -57,7 +57,9 @@ pub enum UpstreamError {
     #[error("`{0}` is no upstream: write it as [http://|tcp://]127.0.0.1:PORT")]
     Malformed(String),
     /// An address of another machine, or one that all machines reach.
-    #[error("`{0}` is not a loopback address: aditd forwards to its own machine only (127.0.0.0/8, [::1] or localhost)")]
+    #[error(
+        "`{0}` is not a loopback address: aditd speaks to services on its own machine only (127.0.0.0/8, [::1] or localhost)"
+    )]
     NotLoopback(String),
 }
 

@@ -7,6 +7,7 @@ use data_encoding::BASE64;
 use tests::{
     credentials::Authority,
     kept::{device_names, identity_file, store, stored, text},
+    process::Ended,
     raw::{self, ROOT},
     skip,
     told::{FAILED, USAGE, assert_ok, assert_told, assert_usage, up_to_its_end},
@@ -229,30 +230,45 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
     };
     let missing = serve().await;
     assert_told(&missing, USAGE, &["error: cannot read the configuration `", "Caused by: No such file", "--config"]);
+    let says_file = format!("error: the configuration `{}` is wrong\n  Caused by: ", file.display());
+    for (what, says, keys) in [
+        (
+            "listen_on = '127.0.0.1:1'",
+            "unknown field `listen_on`\n",
+            "here it may say `state_dir`, `listen`, `allow_from`, `upstream`, ",
+        ),
+        ("\n[limits]\nrate = 1", "unknown field `rate`\n", "here it may say `requests_per_minute`, `burst`, `at_once`, "),
+        ("[devices.laptop]\nallow = []", "unknown field `allow`\n", "here it may say `models` or `limits`"),
+    ] {
+        fs::write(&file, what).expect("written");
+        assert_told(&serve().await, USAGE, &[&says_file, says, keys]);
+    }
     for (what, says) in [
-        ("listen_on = '127.0.0.1:1'", "unknown field `listen_on`"),
         ("listen = '127.0.0.1:1'", "line 1"),
         ("\n\nlisten = [", "line 3"),
         ("allow_from = ['10.0.0.0/99']", "line 1"),
         ("upstream = 'http://10.0.0.1:11434'", "`10.0.0.1:11434` is not a loopback address"),
         ("upstream = 'ftp://127.0.0.1:1'", "is no upstream"),
         ("upstream = 11434", "line 1"),
-    ] {
-        fs::write(&file, what).expect("written");
-        let says_file = format!("error: the configuration `{}` is wrong\n  Caused by: ", file.display());
-        assert_told(&serve().await, USAGE, &[&says_file, says, "it may say: state_dir, listen, allow_from, upstream, "]);
-    }
-    for (what, says) in [
+        ("authorize = 'http://10.0.0.1/check'", "aditd speaks to services on its own machine only"),
+        ("max_in_flight = 0", "expected a whole number above zero"),
+        ("max_in_flight = 'many'", "expected a whole number above zero"),
+        ("max_queue = -1", "expected a whole number, zero or above"),
+        ("\nadvertise = ['nonsense']", "line 2"),
         ("listen = ['nonsense']", "`nonsense` is no address to listen on"),
         ("listen = ['gpu.lan:1']", "`gpu.lan:1` is no address to listen on"),
-        ("listen = ['0.0.0.0:0']", "refusing to listen on 0.0.0.0:0"),
         ("advertise = ['nowhere']", "`nowhere` can't be advertised"),
         ("device_life = 'a while'", "`a while` is no life for a certificate"),
         ("device_life = '0s'", "is no life for a certificate"),
+        ("idle_timeout = '1s'", "`1s` is no idle time-out: choose between 20s and 7days"),
     ] {
         fs::write(&file, what).expect("written");
-        assert_told(&serve().await, USAGE, &[says]);
+        let told = serve().await;
+        assert_told(&told, USAGE, &[&says_file, says, "hint: correct line "]);
+        assert!(!told.stderr.contains("it may say"), "{}", told.stderr);
     }
+    fs::write(&file, "listen = ['0.0.0.0:0']").expect("written");
+    assert_told(&serve().await, USAGE, &["refusing to listen on 0.0.0.0:0"]);
     fs::write(&file, format!("advertise = [{}]", "'a:1',".repeat(9))).expect("written");
     let many = serve().await;
     assert_eq!(many.code, Some(USAGE));
@@ -269,6 +285,10 @@ async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
     let (state, other) = (world.state(), world.scratch("b.toml"));
     let run = async |args: &[&str]| world.programs.run("aditd", args, "").await.expect("aditd runs");
     let again = format!("`{}` has been read again and is in force.", own.display());
+    // A variable that is set to nothing names no file.
+    let mut command = world.programs.command("aditd", &["reload", "--state-dir", text(&state)]);
+    let reloaded = command.env("ADITD_CONFIG", "").env("ADITD_STATE_DIR", "").output().await.expect("aditd runs").into();
+    assert_ok(&reloaded);
     for args in [&["reload", "--state-dir", text(&state)][..], &["reload", "--state-dir", text(&state), "--config", text(&own)]] {
         let reloaded = run(args).await;
         assert_ok(&reloaded);
@@ -340,6 +360,13 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
     ] {
         assert_usage(&run("adit", args).await, &[says]);
     }
+    let mut command = world.programs.command("aditd", &["serve", "--listen", "nonsense"]);
+    for name in ["ADITD_STATE_DIR", "ADITD_CONFIG", "ADITD_IDLE_TIMEOUT", "ADITD_ALLOW_FROM", "ADITD_TCP_RELAY", "ADITD_UPSTREAM"]
+    {
+        command.env(name, "");
+    }
+    let ended: Ended = command.output().await.expect("aditd runs").into();
+    assert_told(&ended, USAGE, &["`nonsense` is no address to listen on"]);
     for ttl in ["0s", "8d"] {
         assert_told(
             &run("aditd", &["invite", "laptop", "--ttl", ttl]).await,

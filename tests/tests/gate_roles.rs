@@ -276,10 +276,10 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     world.aditd.says("in_a_hurry").await;
     raw::read_exactly(&mut running, 500).await;
 
-    std::fs::write(&path, "roles.mine.allow = ['GET /api/tags']\ndevice_life = '7d'").expect("written");
+    std::fs::write(&path, "roles.mine.allow = ['GET /api/tags']\ndevice_life = '7d'\naudit_keep = '9d'").expect("written");
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
-    assert!(reload.stderr.contains("after a restart: device_life"), "{}", reload.stderr);
+    assert!(reload.stderr.contains("after a restart: device_life, audit_keep."), "{}", reload.stderr);
     assert_eq!(raw::read_to_end(&mut running).await.1, Ending::Reset);
     assert_eq!(ask(&up, &raw::generate(1, 1)).await.0, 403);
     assert_eq!(ask(&up, &line("GET", "/api/tags")).await.0, 200);

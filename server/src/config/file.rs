@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    num::NonZeroUsize,
     path::{Path, PathBuf},
 };
 
@@ -11,7 +10,10 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::usage;
+use super::{
+    usage,
+    values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole},
+};
 use crate::{
     audit::Age,
     gate::authorize::{Address, At},
@@ -28,12 +30,12 @@ const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
     pub(super) state_dir: Option<PathBuf>,
-    pub(super) listen: Option<Vec<String>>,
+    pub(super) listen: Option<Vec<Listen>>,
     pub(super) allow_from: Option<Vec<IpNet>>,
     pub(super) upstream: Option<Upstream>,
-    pub(super) device_life: Option<String>,
-    pub(super) idle_timeout: Option<String>,
-    pub(super) advertise: Option<Vec<String>>,
+    pub(super) device_life: Option<Life>,
+    pub(super) idle_timeout: Option<IdleTimeout>,
+    pub(super) advertise: Option<Advertised>,
     pub(super) tcp_relay: Option<bool>,
     pub(super) enroll_group: Option<String>,
     pub(super) enroll_socket: Option<PathBuf>,
@@ -41,8 +43,8 @@ pub(super) struct File {
     pub(super) authorize_at: Option<Spanned<Vec<At>>>,
     #[serde(default)]
     pub(super) limits: LimitSettings,
-    pub(super) max_in_flight: Option<NonZeroUsize>,
-    pub(super) max_queue: Option<usize>,
+    pub(super) max_in_flight: Option<AboveZero>,
+    pub(super) max_queue: Option<Whole>,
     pub(super) audit_dir: Option<PathBuf>,
     pub(super) audit_required: Option<bool>,
     pub(super) audit_size: Option<Size>,
@@ -79,16 +81,18 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
     })?;
-    let wrong = |why: String| {
-        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(
-            "it may say: state_dir, listen, allow_from, upstream, device_life, idle_timeout, advertise, tcp_relay, enroll_group, enroll_socket, \
-                    authorize, authorize_at, max_in_flight, max_queue, audit_dir, \
-                   audit_required, audit_size, audit_keep, metrics, [limits], [roles.NAME] and [devices.NAME]",
-        )
+    let wrong =
+        |why: String, hint: String| usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(hint);
+    let wrong_at = |at: usize, why: &dyn std::fmt::Display| {
+        let line = line_at(&text, at);
+        wrong(format!("line {line}: {why}"), correct(line))
     };
-    let mut file: File = toml::from_str(&text).map_err(|e| wrong(e.to_string().trim_end().to_owned()))?;
+    let mut file: File = toml::from_str(&text).map_err(|e| {
+        let (why, hint) = explained(&text, &e);
+        wrong(why, hint)
+    })?;
     if let Some((at, why)) = asks_nobody(&file) {
-        return Err(wrong(format!("line {}: {why}", line_at(&text, at))));
+        return Err(wrong_at(at, &why));
     }
     let limits = LimitTable {
         default: file.limits,
@@ -96,8 +100,24 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
         devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
     };
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
-    let rules = rules.map_err(|e| wrong(format!("line {}: {e}", line_at(&text, place_of(&text, &e)))))?;
+    let rules = rules.map_err(|e| wrong_at(place_of(&text, &e), &e))?;
     Ok(Read { file, rules, limits })
+}
+
+/// What is wrong, with its place, and what cures it: of an unknown setting those that there are in its table.
+fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
+    let (full, message) = (error.to_string(), error.message());
+    let full = full.trim_end();
+    match message.split_once(", expected ").filter(|_| message.starts_with("unknown field ")) {
+        Some((unknown, known)) => {
+            (full.replace(message, unknown), format!("here it may say {}", known.strip_prefix("one of ").unwrap_or(known)))
+        }
+        None => (full.to_owned(), correct(line_at(text, error.span().map_or(0, |span| span.start)))),
+    }
+}
+
+fn correct(line: usize) -> String {
+    format!("correct line {line} and run it again")
 }
 
 /// Where it says when to ask somebody, so that nobody is asked after all; and why.

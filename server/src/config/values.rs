@@ -1,0 +1,130 @@
+//! What the file may write for a setting, judged while it is read: so an error has its place in the file.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
+    time::Duration,
+};
+
+use common::{
+    invitation::{self, MAX_ADDRESSES},
+    transport::parse_idle_timeout,
+    wire::ADITD_PORT,
+};
+use serde::{Deserialize, Deserializer, de};
+
+const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
+
+/// Why a value can't be: what is wrong with it, and how it should be written.
+#[derive(Debug, thiserror::Error)]
+#[error("{what}: {form}")]
+pub(super) struct Wrong {
+    pub(super) what: String,
+    pub(super) form: &'static str,
+}
+
+/// An address to listen on.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Listen(pub(super) SocketAddr);
+
+impl TryFrom<String> for Listen {
+    type Error = Wrong;
+
+    fn try_from(text: String) -> Result<Self, Wrong> {
+        let address = text.parse().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)));
+        address.map(Self).map_err(|_| Wrong {
+            what: format!("`{text}` is no address to listen on"),
+            form: "write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435",
+        })
+    }
+}
+
+/// The addresses that devices are told.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(try_from = "Vec<String>")]
+pub(super) struct Advertised(pub(super) Vec<String>);
+
+impl TryFrom<Vec<String>> for Advertised {
+    type Error = Wrong;
+
+    fn try_from(addresses: Vec<String>) -> Result<Self, Wrong> {
+        if let Some(bad) = addresses.iter().find(|address| !invitation::is_address(address)) {
+            let form = "write it as HOST:PORT, for example gpu.lan:11435 or [fd00::1]:11435";
+            return Err(Wrong { what: format!("`{bad}` can't be advertised"), form });
+        }
+        if addresses.len() > MAX_ADDRESSES {
+            let what = format!("{} addresses are advertised, at most {MAX_ADDRESSES} fit into an invitation", addresses.len());
+            return Err(Wrong { what, form: "name those that devices need" });
+        }
+        Ok(Self(addresses))
+    }
+}
+
+/// How long a certificate is good.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct Life(pub(super) Duration);
+
+impl Life {
+    const FORM: &str = "write it like 30d or 12h, from 1s to 3650d";
+}
+
+impl TryFrom<String> for Life {
+    type Error = Wrong;
+
+    fn try_from(text: String) -> Result<Self, Wrong> {
+        let life = humantime::parse_duration(&text);
+        life.map_err(|_| Wrong { what: format!("`{text}` is no life for a certificate"), form: Self::FORM })?.try_into()
+    }
+}
+
+impl TryFrom<Duration> for Life {
+    type Error = Wrong;
+
+    fn try_from(life: Duration) -> Result<Self, Wrong> {
+        if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) {
+            return Ok(Self(life));
+        }
+        let what = format!("`{}` is no life for a certificate", humantime::format_duration(life));
+        Err(Wrong { what, form: Self::FORM })
+    }
+}
+
+/// How long a silent session is kept.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct IdleTimeout(pub(super) Duration);
+
+impl TryFrom<String> for IdleTimeout {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        parse_idle_timeout(&text).map(Self).map_err(|why| format!("`{text}` is no idle time-out: {why}"))
+    }
+}
+
+/// A number of requests that may run.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct AboveZero(pub(super) NonZeroUsize);
+
+/// A number of requests that may wait.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whole(pub(super) usize);
+
+impl<'de> Deserialize<'de> for AboveZero {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let number = whole(deserializer).and_then(NonZeroUsize::new);
+        number.map(Self).ok_or_else(|| de::Error::custom("expected a whole number above zero"))
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        whole(deserializer).map(Self).ok_or_else(|| de::Error::custom("expected a whole number, zero or above"))
+    }
+}
+
+fn whole<'de, D: Deserializer<'de>>(deserializer: D) -> Option<usize> {
+    usize::try_from(i64::deserialize(deserializer).ok()?).ok()
+}

@@ -4,6 +4,7 @@ mod file;
 mod values;
 
 use std::{
+    collections::HashSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
@@ -153,6 +154,9 @@ impl Config {
         if listen.is_empty() {
             listen = vec![(Ipv4Addr::LOCALHOST, ADITD_PORT).into(), (Ipv6Addr::LOCALHOST, ADITD_PORT).into()];
         }
+        // One address named twice is one; port 0 is another port each time.
+        let mut known = HashSet::new();
+        listen.retain(|address| address.port() == 0 || known.insert(*address));
         let networks = first_of(&serve.allow_from, file.allow_from);
         if let Some(open) =
             listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).filter(|_| networks.is_empty())

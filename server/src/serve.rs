@@ -6,7 +6,7 @@ use common::{
     control::{ClaimError, Control},
     identity::Certificate,
     process::{Protocol, Stop, port_holder, unix_now},
-    report::Failure,
+    report::{Exit, Failure},
     tls::{self, Admit},
     transport,
     wire::Code,
@@ -48,7 +48,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
     let meters = Meters::open(&config.meters, &state.dir)?;
     let exporter = match &config.meters.metrics {
-        Some(place) => Some(meters::exporter(place).await?),
+        Some(place) => Some(meters::exporter(place).await.map_err(|failure| {
+            // The configuration may be good: it is the machine that has no room for it now.
+            let failure = failure.exit(Exit::Failed);
+            place.cure().into_iter().fold(failure, Failure::hint)
+        })?),
         None => None,
     };
     let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
@@ -190,6 +194,9 @@ fn listen(
     let failed = |e: std::io::Error| {
         let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
         match e.kind() {
+            std::io::ErrorKind::AddrInUse if let Some(other) = earlier(config, address) => failure
+                .because(format!("aditd itself listens on {other} already, and that is there too"))
+                .hint("name one of both only"),
             std::io::ErrorKind::AddrInUse => match port_holder(address.port(), Protocol::UDP) {
                 Some(holder) => failure.because(format!("address already in use by {holder}")),
                 None => failure.because(e).hint(format!("see who has it: `sudo ss -lupn 'sport = :{}'`", address.port())),
@@ -212,6 +219,15 @@ fn listen(
         .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, state.keys.reset.as_bytes())))
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     Endpoint::new_with_abstract_socket(endpoint, Some((*tunnel).clone()), silent, Arc::new(TokioRuntime)).map_err(failed)
+}
+
+/// An address of ours, opened before this one, that covers it or is covered by it.
+fn earlier(config: &Config, address: SocketAddr) -> Option<SocketAddr> {
+    let covers = |other: &&SocketAddr| {
+        let any = other.ip().is_unspecified() || address.ip().is_unspecified();
+        any && other.port() == address.port() && other.is_ipv4() == address.is_ipv4()
+    };
+    config.listen.iter().take_while(|other| **other != address).find(covers).copied()
 }
 
 /// A machine without IPv6 still has the other half of the default addresses.

@@ -55,6 +55,40 @@ async fn a_port_that_is_taken_is_told_with_who_has_it() {
 }
 
 #[tokio::test]
+async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() {
+    let mut world = World::start(PROGRAM).await;
+    let address = world.address().await;
+    world.serve_flags.extend(["--listen".to_owned(), address.to_string()]);
+    world.kill_server().await;
+    world.restart_server().await;
+    assert_eq!(world.status().await["listening"], serde_json::json!([address.to_string()]));
+    world.kill_server().await;
+    let (open, inside) = (format!("0.0.0.0:{}", address.port()), address.to_string());
+    let told = try_to_serve(&world, &["--listen", &open, "--listen", &inside, "--allow-from", "203.0.113.0/24"]).await;
+    let says = format!("error: cannot listen on {inside} (UDP)\n  Caused by: aditd itself listens on {open} already");
+    assert_told(&told, FAILED, &[&says, "name one of both only"]);
+}
+
+#[tokio::test]
+async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address() {
+    let world = World::start(PROGRAM).await;
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address").to_string();
+    let (file, missing) = (world.scratch("metrics.toml"), world.scratch("missing"));
+    let serve = async |place: &str| {
+        fs::write(&file, format!("metrics = '{place}'")).expect("written");
+        try_to_serve(&world, &["--listen", "127.0.0.1:0", "--config", text(&file)]).await
+    };
+    let told = serve(&taken).await;
+    let pid = format!("(pid {})", std::process::id());
+    let says = format!("error: cannot tell metrics at {taken}\n  Caused by: ");
+    assert_told(&told, FAILED, &[&says, "address already in use by `", &pid, "with `metrics`"]);
+    let told = serve(&format!("unix:{}/metrics.sock", missing.display())).await;
+    let why = format!("Caused by: there is no directory `{}`", missing.display());
+    assert_told(&told, FAILED, &[&why, &format!("`mkdir -p '{}'`", missing.display())]);
+}
+
+#[tokio::test]
 async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
     let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if first.trim().parse::<u16>().is_ok_and(|first| first < 2) && skip::because("every port is free to everybody here") {

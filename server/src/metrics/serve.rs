@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use common::process::{Protocol, port_holder};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -41,6 +42,24 @@ pub struct MetricsAddr(Place);
 enum Place {
     Loopback(SocketAddr),
     Unix(PathBuf),
+}
+
+impl MetricsAddr {
+    /// What helps if it can't be opened, besides another place.
+    pub fn cure(&self) -> Option<String> {
+        let dir = self.missing_directory()?;
+        let make = format!("make the directory: `mkdir -p '{}'`", dir.display());
+        Some(match dir.strip_prefix("/run") {
+            Ok(name) => format!("{make}; in a unit of systemd, `RuntimeDirectory={}` makes it at every start", name.display()),
+            Err(_) => make,
+        })
+    }
+
+    /// The directory of a socket, if it isn't there.
+    fn missing_directory(&self) -> Option<&Path> {
+        let Place::Unix(path) = &self.0 else { return None };
+        path.parent().filter(|dir| !dir.exists())
+    }
 }
 
 impl FromStr for MetricsAddr {
@@ -97,10 +116,13 @@ impl Exporter {
     /// When the place is taken or may not be used.
     pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
         let listener = match &place.0 {
-            Place::Loopback(address) => Listener::Tcp(TcpListener::bind(address).await?),
+            Place::Loopback(address) => Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, address.port()))?),
             Place::Unix(path) => {
                 remove_stale(path)?;
-                let listener = UnixListener::bind(path)?;
+                let listener = UnixListener::bind(path).map_err(|e| match place.missing_directory() {
+                    Some(dir) => io::Error::new(e.kind(), format!("there is no directory `{}`", dir.display())),
+                    None => e,
+                })?;
                 // The directory decides who comes near it; its group may ask.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
                 Listener::Unix(listener, path.clone())
@@ -152,6 +174,11 @@ impl Listener {
             Self::Unix(listener, _) => Box::new(listener.accept().await?.0),
         })
     }
+}
+
+fn taken(error: io::Error, port: u16) -> io::Error {
+    let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| port_holder(port, Protocol::TCP)).flatten();
+    holder.map_or(error, |holder| io::Error::new(io::ErrorKind::AddrInUse, format!("address already in use by {holder}")))
 }
 
 /// Only a socket that nobody listens to is removed.
@@ -221,6 +248,16 @@ mod tests {
             let error = bad.parse::<MetricsAddr>().expect_err(bad);
             assert!(error.contains(says), "{error}");
         }
+    }
+
+    #[test]
+    fn a_missing_directory_is_made_by_hand_or_by_the_unit() {
+        let cure = |place: &str| place.parse::<MetricsAddr>().expect("a place").cure();
+        let cured = cure("unix:/run/no-such-adit/metrics.sock").expect("a cure");
+        assert!(cured.contains("`mkdir -p '/run/no-such-adit'`") && cured.contains("`RuntimeDirectory=no-such-adit`"), "{cured}");
+        let elsewhere = cure("unix:/no-such-adit/metrics.sock").expect("a cure");
+        assert_eq!(elsewhere, "make the directory: `mkdir -p '/no-such-adit'`");
+        assert_eq!((cure("unix:/metrics.sock"), cure("127.0.0.1:1")), (None, None));
     }
 
     async fn ask(path: &Path, request: &str) -> String {

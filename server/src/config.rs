@@ -13,6 +13,7 @@ use std::{
 
 use clap::Args;
 use common::{
+    identity::Name,
     invitation::MAX_ADDRESSES,
     report::{Exit, Failure},
     transport::{IDLE_TIMEOUT, parse_idle_timeout},
@@ -116,6 +117,8 @@ pub struct Config {
     pub enroll_socket: PathBuf,
     /// What roles and devices may do. In force at once when the file is read again.
     pub rules: Arc<Rules>,
+    /// The devices that the file has something to say of.
+    pub devices: Vec<Name>,
     authorize: Option<(Address, Vec<At>)>,
     /// How much may be asked for, and what is noted of it.
     pub meters: MeterSettings,
@@ -147,7 +150,7 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits } = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        let Read { file, rules, limits, devices } = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
         let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(homeless)?;
         let named = serve.listen.iter().cloned().map(Listen::try_from).collect::<Result<Vec<_>, _>>()?;
         let mut listen: Vec<_> = first_of(&named, file.listen).into_iter().map(|Listen(address)| address).collect();
@@ -193,6 +196,7 @@ impl Config {
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
             rules: Arc::new(rules),
+            devices,
             authorize: file
                 .authorize
                 .map(|address| (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))),

@@ -98,7 +98,7 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::List { json } => {
-            let devices = shown(state.register.devices()?, dir).await;
+            let devices = shown(state.register.devices()?, config).await;
             if json {
                 return data(to_json(&Listing { schema: 1, devices })?);
             }
@@ -111,7 +111,7 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Show { device, json } => {
-            let device = shown(vec![state.register.find(&device)?], dir).await.remove(0);
+            let device = shown(vec![state.register.find(&device)?], config).await.remove(0);
             if json { data(to_json(&Single { schema: 1, device })?) } else { show(&device) }
         }
         Command::Revoke { device } => revoke(&state, audit, &device).await,
@@ -262,16 +262,24 @@ struct Shown {
     certificate_until: i64,
     revoked: Option<i64>,
     session: Option<SessionStatus>,
+    #[serde(skip)]
+    role_is_known: bool,
 }
 
-async fn shown(devices: Vec<Device>, dir: &Path) -> Vec<Shown> {
+async fn shown(devices: Vec<Device>, config: &Config) -> Vec<Shown> {
     // Without a running server there are no sessions, and the register still has the rest.
-    let sessions = ask_status(dir).await.ok().flatten().map(|status| status.sessions).unwrap_or_default();
+    let status = ask_status(&config.state_dir).await.ok().flatten();
+    // The server's configuration counts, whichever this command has read.
+    let (sessions, roles) = match status {
+        Some(status) => (status.sessions, status.roles),
+        None => (Vec::new(), config.rules.names().cloned().collect()),
+    };
     let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
     let one = |d: Device| Shown {
         session: sessions.remove(&d.id),
         name: d.name.to_string(),
         id: d.id,
+        role_is_known: roles.contains(&d.role),
         role: d.role,
         models: d.models,
         enrolled: d.enrolled,
@@ -290,7 +298,7 @@ fn list(devices: &[Shown]) -> Result<(), Failure> {
     let mut table = Table::new();
     table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     for device in devices {
-        table.add_row([device.name.clone(), device.id.to_string(), device.role.to_string(), seen(device), certificate(device)]);
+        table.add_row([device.name.clone(), device.id.to_string(), marked(device), seen(device), certificate(device)]);
     }
     data(plain(table))
 }
@@ -325,9 +333,13 @@ fn show(device: &Shown) -> Result<(), Failure> {
 
 fn role(device: &Shown) -> String {
     match &device.models {
-        Some(models) => format!("{}, only {}", device.role, either(models)),
-        None => device.role.to_string(),
+        Some(models) => format!("{}, only {}", marked(device), either(models)),
+        None => marked(device),
     }
+}
+
+fn marked(device: &Shown) -> String {
+    if device.role_is_known { device.role.to_string() } else { format!("{} (not in the configuration)", device.role) }
 }
 
 fn seen(device: &Shown) -> String {

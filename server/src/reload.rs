@@ -1,6 +1,7 @@
 //! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes nothing.
 
 use std::{
+    collections::BTreeMap,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     sync::Arc,
@@ -8,6 +9,7 @@ use std::{
 
 use common::{
     control,
+    identity::Name,
     report::{Exit, Failure, say},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,6 +18,7 @@ use tracing::{error, info, warn};
 use crate::{
     audit::Event,
     config::{Config, Flags, ServeFlags},
+    register::Snapshot,
     running::{Answer, Request, Server},
 };
 
@@ -35,6 +38,28 @@ pub struct Reloaded {
     pub file: PathBuf,
     /// Settings that need a restart.
     pub later: Vec<&'static str>,
+    /// See [`Config::remarks`].
+    pub remarks: Vec<String>,
+}
+
+impl Config {
+    /// What is no error, and yet hardly meant: roles that devices have and the configuration has not, devices of the configuration
+    /// that there are not.
+    pub fn remarks(&self, register: &Snapshot) -> Vec<String> {
+        let mut lost = BTreeMap::<_, Vec<_>>::new();
+        for device in register.devices().filter(|device| device.revoked.is_none() && !self.rules.knows(&device.role)) {
+            lost.entry(&device.role).or_default().push(format!("`{}`", device.name));
+        }
+        let roles = lost.into_iter().map(|(role, mut devices)| {
+            devices.sort();
+            format!("the role `{role}` is not in the configuration, so whoever has it may do nothing: {}", devices.join(", "))
+        });
+        let is_there = |name: &Name| register.devices().any(|device| device.name == *name);
+        let devices = self.devices.iter().filter(|name| !is_there(name));
+        roles
+            .chain(devices.map(|name| format!("`[devices.{name}]` is in the configuration, and there is no such device")))
+            .collect()
+    }
 }
 
 impl Server {
@@ -74,7 +99,11 @@ impl Server {
         if !later.is_empty() {
             warn!("in force after a restart: {}", later.join(", "));
         }
-        Ok(Reloaded { file, later })
+        let remarks = now.remarks(&self.policy.snapshot());
+        for remark in &remarks {
+            warn!("{remark}");
+        }
+        Ok(Reloaded { file, later, remarks })
     }
 }
 
@@ -101,10 +130,13 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
     let dir = flags.state_dir()?;
     let named = flags.config.is_some().then(|| flags.file()).flatten();
     match control::ask(&dir, &Request::Reload { named }).await? {
-        Some(Answer::Reloaded { file, later }) => {
+        Some(Answer::Reloaded { file, later, remarks }) => {
             say(format!("`{}` has been read again and is in force.", file.display()));
             if !later.is_empty() {
                 say(format!("Note: in force after a restart: {}.", later.join(", ")));
+            }
+            for remark in remarks {
+                say(format!("Note: {remark}."));
             }
             Ok(())
         }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use common::identity::Name;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -88,6 +89,8 @@ pub enum Answer {
         file: PathBuf,
         /// Settings that need a restart.
         later: Vec<String>,
+        /// What is hardly meant.
+        remarks: Vec<String>,
     },
     /// It could not be done, and why.
     Failed(String),
@@ -107,6 +110,8 @@ pub struct ServerStatus {
     pub relay: Option<u16>,
     /// What devices are told.
     pub addresses: Vec<String>,
+    /// The roles there are.
+    pub roles: Vec<Name>,
     /// For how many seconds of silence a session is kept; a device may ask for less.
     pub idle_timeout: u64,
     /// What the system granted the first UDP socket for receiving and sending, in bytes.
@@ -203,6 +208,7 @@ impl Server {
             listening: self.open.listening.iter().map(ToString::to_string).collect(),
             relay: self.open.relay,
             addresses: self.open.addresses.clone(),
+            roles: self.policy.rules().names().cloned().collect(),
             idle_timeout: self.idle_timeout.as_secs(),
             socket_buffers: self.open.socket_buffers,
             sessions: self.live.status(),

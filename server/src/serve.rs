@@ -59,6 +59,9 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
+    for remark in config.remarks(&snapshot) {
+        warn!("{remark}");
+    }
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
@@ -309,8 +312,8 @@ async fn answer_control(control: Control, server: Arc<Server>) {
             match request {
                 Request::Status => Answer::Status(server.status()),
                 Request::Reload { named } => match server.reload(named.as_deref()).await {
-                    Ok(Reloaded { file, later }) => {
-                        Answer::Reloaded { file, later: later.into_iter().map(str::to_owned).collect() }
+                    Ok(Reloaded { file, later, remarks }) => {
+                        Answer::Reloaded { file, later: later.into_iter().map(str::to_owned).collect(), remarks }
                     }
                     Err(failure) => Answer::Failed(failure.to_string()),
                 },

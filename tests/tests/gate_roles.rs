@@ -288,8 +288,23 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     world.aditd.signal("HUP");
     let allowed = async { while ask(&up, &raw::generate(1, 1)).await.0 != 200 {} };
     tokio::time::timeout(SOON, allowed).await.expect("SIGHUP does the same");
-    std::fs::write(&path, "").expect("written");
-    assert_eq!(world.aditd(&["reload"]).await.code, Some(0));
+    assert!(!world.aditd(&["device", "list"]).await.stdout.contains("not in the configuration"));
+    std::fs::write(&path, "devices.ghost.limits.at_once = 1").expect("written");
+    let reload = world.aditd(&["reload"]).await;
+    assert_eq!(reload.code, Some(0), "{}", reload.stderr);
+    let lost = "the role `mine` is not in the configuration, so whoever has it may do nothing: `laptop`";
+    let ghost = "`[devices.ghost]` is in the configuration, and there is no such device";
+    assert!(reload.stderr.contains(lost) && reload.stderr.contains(ghost), "{}", reload.stderr);
+    world.aditd.says(ghost).await;
+    for command in [&["device", "list"][..], &["device", "show", "laptop"]] {
+        let shown = world.aditd(command).await.stdout;
+        assert!(shown.contains("mine (not in the configuration)"), "{shown}");
+    }
     let (status, error) = ask(&up, &line("GET", "/api/tags")).await;
     assert!(status == 403 && error.contains("that role is not in the server's configuration"), "{error}");
+    world.kill_server().await;
+    world.restart_server().await;
+    world.aditd.says(lost).await;
+    world.aditd.says(ghost).await;
+    assert!(world.aditd(&["device", "list"]).await.stdout.contains("mine (not in the configuration)"));
 }

@@ -62,6 +62,8 @@ pub(super) struct Read {
     pub(super) file: File,
     pub(super) rules: Rules,
     pub(super) limits: LimitTable,
+    /// The devices that it names.
+    pub(super) devices: Vec<Name>,
 }
 
 /// The file that is read if nobody names another.
@@ -99,9 +101,10 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
         roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
         devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
     };
+    let devices = file.devices.keys().cloned().collect();
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
     let rules = rules.map_err(|e| wrong_at(place_of(&text, &e), &e))?;
-    Ok(Read { file, rules, limits })
+    Ok(Read { file, rules, limits, devices })
 }
 
 /// What is wrong, with its place, and what cures it: of an unknown setting those that there are in its table.

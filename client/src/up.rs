@@ -6,7 +6,7 @@ use clap::Args;
 use common::{
     control::{ClaimError, Control},
     identity::Name,
-    process::{Stop, loopback_id},
+    process::{Stop, loopback_id, parse_time},
     report::{Exit, Failure},
     transport::parse_idle_timeout,
     wire::{Code, DEFAULT_SERVICE},
@@ -39,10 +39,10 @@ pub struct UpFlags {
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     listen: Vec<Listen>,
     /// Hold connections this long while there is no tunnel, then answer 503
-    #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = parse_time)]
     hold: Duration,
     /// Let running answers take this long when told to stop
-    #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = parse_time)]
     drain: Duration,
     /// Carry the tunnel by this alone
     #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]

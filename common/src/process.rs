@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::HEXLOWER;
@@ -30,6 +30,14 @@ pub fn loopback_id() -> Option<String> {
     let network = std::fs::read_link("/proc/self/ns/net").ok()?;
     let hash = sha256(&[&boot, network.as_os_str().as_encoded_bytes()].concat());
     Some(HEXLOWER.encode(&hash[..8]))
+}
+
+/// A length of time as people write it on a command line.
+///
+/// # Errors
+/// How it is written.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
 }
 
 /// The user that this process runs as.

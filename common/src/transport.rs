@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::stall::StallProofCubic;
+use crate::{process::parse_time, stall::StallProofCubic};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -59,7 +59,7 @@ pub fn grant(streams: u32) -> u32 {
 /// # Errors
 /// What is wrong with it.
 pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    let time = parse_time(text)?;
     let allowed = KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
     if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
 }

@@ -15,6 +15,7 @@ use clap::Args;
 use common::{
     identity::Name,
     invitation::MAX_ADDRESSES,
+    process::parse_time,
     report::{Exit, Failure},
     transport::{IDLE_TIMEOUT, parse_idle_timeout},
     wire::ADITD_PORT,
@@ -66,7 +67,7 @@ pub struct ServeFlags {
     #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
     pub upstream: Option<Upstream>,
     /// Let a device's certificate be good for this long; it renews itself after two thirds [default: 30d]
-    #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = parse_time)]
     pub device_life: Option<Duration>,
     /// Keep a silent device's session, and what runs in it, for this long [default: 30m]
     #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]

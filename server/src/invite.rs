@@ -39,7 +39,7 @@ pub struct Invite {
     #[arg(long, requires = "list")]
     json: bool,
     /// Let the invitation end after this time, at most 7d
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = process::parse_time)]
     ttl: Duration,
     /// Show the code as a QR code too
     #[arg(long)]

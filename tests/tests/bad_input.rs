@@ -344,6 +344,9 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         (&["invite", "../laptop"], "a name has 1 to 63"),
         (&["invite", "lap top"], "a name has 1 to 63"),
         (&["invite", "laptop", "--ttl", "soon"], "'soon' for '--ttl"),
+        (&["audit", "--since", "yesterday"], "write a length of time: 30s, 30m, 2h or 1d"),
+        (&["serve", "--device-life", "x"], "write a length of time: 30s, 30m, 2h or 1d"),
+        (&["serve", "--idle-timeout", "x"], "write a length of time: 30s, 30m, 2h or 1d"),
         (&["device", "delete", "laptop"], "'delete'"),
     ] {
         assert_usage(&run("aditd", args).await, &[says]);
@@ -353,6 +356,7 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         (&["up", "--listen", "192.168.1.7:1"], "only this machine's own loopback"),
         (&["up", "--listen", "nonsense"], "write it as localhost:PORT"),
         (&["up", "--hold", "long"], "'long' for '--hold"),
+        (&["up", "--drain", "x"], "write a length of time: 30s, 30m, 2h or 1d"),
         (&["up", "../x"], "a name has 1 to 63"),
         (&["enroll", "--name", "a/b"], "a name has 1 to 63"),
         (&["enroll", "--force"], "'--force'"),

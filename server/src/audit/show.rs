@@ -7,7 +7,10 @@ use std::{
 };
 
 use clap::Args;
-use common::report::{Exit, Failure};
+use common::{
+    process::parse_time,
+    report::{Exit, Failure},
+};
 use serde_json::Value;
 
 use super::{entry::timestamp, read::Lines};
@@ -23,7 +26,7 @@ pub struct Show {
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Begin so long ago, for example 2h [default: with the oldest line that is kept]
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Duration>,
     /// Wait for new lines and show them as they come
     #[arg(long)]

@@ -15,12 +15,12 @@ use serde::Serialize;
 use crate::{
     audit::{self, AuditSettings, Event},
     config::Config,
-    gate::model::ModelPattern,
+    gate::{model::ModelPattern, record::Carrier},
     invite,
     live::SessionStatus,
     register::{Device, DeviceError, RegisterError},
     roles::either,
-    running::{Answer, Request, ServerStatus},
+    running::{Answer, Request, ServerStatus, TokensToday},
     state::State,
 };
 
@@ -112,7 +112,11 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
         }
         Command::Show { device, json } => {
             let device = shown(vec![state.register.find(&device)?], config).await.remove(0);
-            if json { data(to_json(&Single { schema: 1, device })?) } else { show(&device) }
+            let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await {
+                Ok(Some(Answer::Tokens(today))) => today,
+                _ => None,
+            };
+            if json { data(to_json(&Single { schema: 1, device, tokens_today })?) } else { show(&device, tokens_today) }
         }
         Command::Revoke { device } => revoke(&state, audit, &device).await,
         Command::Forget { device } => {
@@ -204,6 +208,13 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
     let mut text = format!("Server       aditd {} (pid {})\n", status.version, status.pid);
     text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
     text += &format!("Advertised   {}\n", status.addresses.join(", "));
+    text += &format!("Upstream     {}\n", status.upstream);
+    let config = status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
+    text += &format!("Configured   by {config}\n");
+    let networks: String = status.allow_from.iter().map(|network| format!(", {network}")).collect();
+    text += &format!("Allow from   this machine{networks}\n");
+    text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
+    text += &format!("Audit log    {}\n", status.audit.dir.display());
     if let Some((receive, send)) = status.socket_buffers {
         text += &format!("Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n");
     }
@@ -228,7 +239,7 @@ pub async fn status(dir: &Path, json: bool) -> Result<(), Failure> {
 
 async fn ask_status(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     match control::ask(dir, &Request::Status).await? {
-        Some(Answer::Status(status)) => Ok(Some(status)),
+        Some(Answer::Status(status)) => Ok(Some(*status)),
         Some(_) => {
             Err(Failure::new("the running aditd answered something else").hint("restart it: it may be of another version"))
         }
@@ -247,6 +258,8 @@ struct Single {
     schema: u32,
     #[serde(flatten)]
     device: Shown,
+    /// If it has used any, or may use so many only, and the server runs.
+    tokens_today: Option<TokensToday>,
 }
 
 /// A device as people and programs see it. Times are Unix seconds.
@@ -310,7 +323,7 @@ pub(crate) fn plain(mut table: Table) -> String {
     text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
 }
 
-fn show(device: &Shown) -> Result<(), Failure> {
+fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {
     let mut text = format!(
         "Device       {} {}\nRole         {}\nEnrolled     {}\nSeen         {}\n",
         device.name,
@@ -321,14 +334,27 @@ fn show(device: &Shown) -> Result<(), Failure> {
     );
     text += &format!("Certificate  {}", certificate(device));
     if let Some(session) = &device.session {
-        text += &format!("\nSession      from {} since {}, {:.1} ms", session.remote, ago(session.since), session.rtt_ms);
+        let from = from(&session.remote);
+        text += &format!("\nSession      from {from} since {}, {:.1} ms", ago(session.since), session.rtt_ms);
         if let Some(away) = session.away_since {
             text += &format!("\nAway         since {}: what it runs is kept", ago(away));
         }
         text +=
             &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
     }
+    if let Some(today) = tokens {
+        text += &format!("\nTokens       {} used today (UTC)", today.used);
+        text += &today.limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+    }
     data(text)
+}
+
+/// The address of a relay on this machine says nothing of where a device is.
+fn from(remote: &str) -> String {
+    match remote.parse().map(Carrier::of) {
+        Ok(Carrier::Ssh) => format!("SSH, relayed at {remote},"),
+        _ => remote.to_owned(),
+    }
 }
 
 fn role(device: &Shown) -> String {

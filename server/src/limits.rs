@@ -211,6 +211,12 @@ impl<C: Clock + Clone> Limiter<C> {
         }
     }
 
+    /// Tokens that a device has used on the day of `now` in UTC, and how many it may. `now` is Unix time.
+    pub fn tokens(&self, asker: Asker<'_>, now: i64) -> (u64, Option<u64>) {
+        let inner = self.lock();
+        (inner.tokens.used(asker.id, Day::of(now)), inner.table.limits(asker.role, asker.name.as_str()).tokens_per_day)
+    }
+
     /// What has been used, for keeping; `None` if that is what it was when this was asked last.
     pub fn unsaved(&self) -> Option<Usage> {
         self.lock().tokens.unsaved()

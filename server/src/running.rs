@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use common::identity::Name;
+use common::{
+    identity::{DeviceId, Name},
+    process::unix_now,
+};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -19,6 +22,7 @@ use tracing::error;
 use crate::{
     audit::AuditStatus,
     gate::Gate,
+    limits::Asker,
     live::{Live, SessionStatus},
     meters::Meters,
     policy::Policy,
@@ -63,6 +67,11 @@ pub struct Server {
 pub enum Request {
     /// How are you?
     Status,
+    /// What has this device used of the day's tokens?
+    Tokens {
+        /// Its id.
+        device: DeviceId,
+    },
     /// The register has been changed: obey it now.
     Refresh,
     /// The configuration has been changed: read it again.
@@ -77,7 +86,9 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
     /// To [`Request::Status`].
-    Status(ServerStatus),
+    Status(Box<ServerStatus>),
+    /// To [`Request::Tokens`].
+    Tokens(Option<TokensToday>),
     /// To [`Request::Refresh`]: how many sessions were cut.
     Refreshed {
         /// Sessions that were cut.
@@ -110,6 +121,14 @@ pub struct ServerStatus {
     pub relay: Option<u16>,
     /// What devices are told.
     pub addresses: Vec<String>,
+    /// The configuration file, if it has one.
+    pub config: Option<PathBuf>,
+    /// Where it forwards to.
+    pub upstream: String,
+    /// The networks that may speak to it, besides this machine.
+    pub allow_from: Vec<String>,
+    /// Where metrics are told, if anywhere.
+    pub metrics: Option<String>,
     /// The roles there are.
     pub roles: Vec<Name>,
     /// For how many seconds of silence a session is kept; a device may ask for less.
@@ -124,6 +143,15 @@ pub struct ServerStatus {
     pub waiting: usize,
     /// Tasks of the runtime, for those who look for leaks.
     pub tasks: usize,
+}
+
+/// What a device has used of the day's tokens.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct TokensToday {
+    /// Read and written ones together.
+    pub used: u64,
+    /// How many it may use.
+    pub limit: Option<u64>,
 }
 
 /// Where a server is found.
@@ -202,12 +230,17 @@ impl Server {
 
     /// What it is doing.
     pub fn status(&self) -> ServerStatus {
+        let config = &self.settings.config;
         ServerStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             listening: self.open.listening.iter().map(ToString::to_string).collect(),
             relay: self.open.relay,
             addresses: self.open.addresses.clone(),
+            config: config.file.clone(),
+            upstream: config.upstream.to_string(),
+            allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
+            metrics: config.meters.metrics.as_ref().map(ToString::to_string),
             roles: self.policy.rules().names().cloned().collect(),
             idle_timeout: self.idle_timeout.as_secs(),
             socket_buffers: self.open.socket_buffers,
@@ -216,5 +249,14 @@ impl Server {
             waiting: self.meters.queue.waiting(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
+    }
+
+    /// What a device has used of the day's tokens, if it has used some or may use so many only.
+    pub fn tokens_today(&self, id: DeviceId) -> Option<TokensToday> {
+        let register = self.policy.snapshot();
+        let device = register.devices().find(|device| device.id == id)?;
+        let asker = Asker { id, name: &device.name, role: device.role.as_str() };
+        let (used, limit) = self.meters.limiter.tokens(asker, unix_now());
+        (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
     }
 }

@@ -310,7 +310,8 @@ async fn answer_control(control: Control, server: Arc<Server>) {
         let server = server.clone();
         async move {
             match request {
-                Request::Status => Answer::Status(server.status()),
+                Request::Status => Answer::Status(Box::new(server.status())),
+                Request::Tokens { device } => Answer::Tokens(server.tokens_today(device)),
                 Request::Reload { named } => match server.reload(named.as_deref()).await {
                     Ok(Reloaded { file, later, remarks }) => {
                         Answer::Reloaded { file, later: later.into_iter().map(str::to_owned).collect(), remarks }

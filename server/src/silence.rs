@@ -36,6 +36,11 @@ impl Audience {
         Self(networks)
     }
 
+    /// The named networks.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.0
+    }
+
     /// Whether `address` belongs to it.
     pub fn includes(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();

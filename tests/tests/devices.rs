@@ -12,7 +12,7 @@ use tests::{
     ollama::Options,
     raw::{self, ROOT},
     told::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, up_to_its_end},
-    world::World,
+    world::{SOON, World},
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -56,6 +56,7 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
         assert!(json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)), "{json}");
         assert_eq!(json["revoked"], Value::Null);
         assert_eq!(json["session"]["device_id"], id.as_str());
+        assert_eq!(json["tokens_today"], Value::Null);
         let until = profile(&laptop).certificate().expect("a certificate").not_after;
         assert_eq!(json["certificate_until"], until);
     }
@@ -69,6 +70,37 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
     }
     let failed = world.aditd(&["device", "show", "nobody", "--json"]).await;
     assert_told(&failed, FAILED, &["there is no device `nobody`"]);
+}
+
+#[tokio::test]
+async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_today() {
+    let flags = ["--allow-from", "203.0.113.0/24"];
+    let world = World::start_configured(PROGRAM, Options::default(), &flags, "devices.laptop.limits.tokens_per_day = 1000").await;
+    let status = world.aditd(&["status"]).await.stdout;
+    for line in [
+        format!("Upstream     http://{}", world.ollama.addr()),
+        format!("Configured   by {}", world.config().display()),
+        "Allow from   this machine, 203.0.113.0/24".to_owned(),
+        "Metrics      none".to_owned(),
+        format!("Audit log    {}", world.state().display()),
+    ] {
+        assert!(status.lines().any(|said| said == line), "no `{line}` in:\n{status}");
+    }
+    let (up, other) = (world.up("laptop").await, world.up("desk").await);
+    let unused = world.aditd(&["device", "show", "laptop"]).await.stdout;
+    assert!(unused.ends_with("\nTokens       0 used today (UTC) of 1000\n"), "{unused}");
+    assert!(!world.aditd(&["device", "show", "desk"]).await.stdout.contains("Tokens"), "no limit, and none used");
+    for address in [up.address, other.address] {
+        assert!(raw::exchange(address, &raw::generate(5, 1)).await.starts_with("HTTP/1.1 200 OK"));
+    }
+    let counted = async {
+        for name in ["laptop", "desk"] {
+            while !world.aditd(&["device", "show", name, "--json"]).await.stdout.contains("\"used\"")
+                || world.aditd(&["device", "show", name]).await.stdout.contains("Tokens       0 used")
+            {}
+        }
+    };
+    tokio::time::timeout(SOON, counted).await.expect("a request counts when it has ended");
 }
 
 #[tokio::test]

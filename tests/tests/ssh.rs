@@ -5,6 +5,7 @@
 use std::time::Instant;
 
 use tests::{
+    kept::device_names,
     laptop::Laptop,
     ollama::Options,
     process::Process,
@@ -39,6 +40,10 @@ async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
     let up = laptop.up(&world, &[]).await;
     let status = laptop.device.status().await;
     assert_eq!(status["tunnel"]["carrier"], "ssh", "the server advertises loopback alone: {status}");
+    if cfg!(target_os = "linux") {
+        let shown = world.aditd(&["device", "show", &device_names(&world).await[0]]).await.stdout;
+        assert!(shown.contains("\nSession      from SSH, relayed at 127.0.0.2:"), "{shown}");
+    }
     works(up).await;
     if cfg!(target_os = "linux") {
         let noted = async {

@@ -250,13 +250,13 @@ async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
     world.restart_server().await;
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
     ends_in_peace(up, 1).await;
-    // It has not found the server yet.
+    // It has not found the server yet, which a slow machine may have told by now.
     world.kill_server().await;
-    let up = device.start(&["--hold", "1h"]).await;
+    let mut up = device.start(&["--hold", "1h"]).await;
     let held = raw::connect(up.address).await;
     while device.status().await["connections"] != 1 {}
     up.adit.signal("TERM");
-    ends_in_peace(up, 0).await;
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
     drop(held);
 }
 

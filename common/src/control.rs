@@ -13,6 +13,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::{frame, private, private::FileError};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The longest answer, in bytes: it may tell of thousands of sessions.
+const MAX_ANSWER: usize = 16 << 20;
 /// What `sockaddr_un` holds on the narrowest system that we know (macOS), less the final NUL.
 const MAX_SOCKET_PATH: usize = 103;
 
@@ -122,7 +124,7 @@ pub async fn ask<Q: Serialize, A: DeserializeOwned>(dir: &Path, request: &Q) -> 
     };
     let exchange = async {
         frame::write(&mut stream, request).await?;
-        frame::read(&mut stream).await
+        frame::read_long(&mut stream, MAX_ANSWER).await
     };
     match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
         Ok(answer) => answer.map(Some).map_err(failed),

@@ -22,12 +22,17 @@ pub async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T
 /// # Errors
 /// `InvalidData` for a message that is too long or isn't the JSON that was expected, `UnexpectedEof` for half of one.
 pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    read_long(from, MAX_LEN).await
+}
+
+/// Like [`read`], with another bound in bytes: for one who can be trusted with memory.
+///
+/// # Errors
+/// Likewise.
+pub async fn read_long<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), most: usize) -> io::Result<T> {
     let len = from.read_u32().await? as usize;
-    if len > MAX_LEN {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a message of {len} bytes, at most {MAX_LEN} are allowed"),
-        ));
+    if len > most {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {len} bytes, at most {most} are allowed")));
     }
     let mut body = vec![0; len];
     from.read_exact(&mut body).await?;

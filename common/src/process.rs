@@ -23,6 +23,12 @@ pub fn day(at: i64) -> String {
     date.format(format_description!("[year]-[month]-[day]")).unwrap_or_default()
 }
 
+/// The minute of a moment in Unix seconds, as `2026-11-21T08:00` (UTC).
+pub fn minute(at: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]")).unwrap_or_default()
+}
+
 /// Which loopback this process is on, where that can be known: two processes that can reach each other there say the same. It tells
 /// nothing else about the machine.
 pub fn loopback_id() -> Option<String> {

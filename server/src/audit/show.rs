@@ -8,7 +8,7 @@ use std::{
 
 use clap::Args;
 use common::{
-    process::parse_time,
+    process::{self, parse_time},
     report::{Exit, Failure},
 };
 use serde_json::Value;
@@ -132,11 +132,22 @@ fn event(entry: &Value) -> String {
         if ["time", "event", "device"].contains(&name.as_str()) || value.is_null() {
             continue;
         }
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        what += &format!(" {name}={value}");
+        what += &format!(" {name}={}", told(name, value));
     }
     // Only our own lines are here, but the file may have been edited.
     what.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// A value as people read it.
+fn told(name: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(at) if name == "expires" => at.as_i64().map(process::minute).unwrap_or_default(),
+        Value::Object(one) => {
+            one.iter().map(|(name, value)| format!("{name}:{}", told(name, value))).collect::<Vec<_>>().join(",")
+        }
+        other => other.to_string(),
+    }
 }
 
 fn duration(ms: f64) -> String {
@@ -182,6 +193,8 @@ mod tests {
     fn other_events_say_what_they_are() {
         let row = show(&Event::Stop { pid: 7 }, &all(), None);
         assert!(row.starts_with("2027-01-15 08:00:00  -") && row.ends_with("stop pid=7\n"), "{row}");
+        let event: Value = serde_json::from_str(r#"{"event":"enroll","by":{"ssh":7},"expires":1800000000}"#).expect("JSON");
+        assert_eq!(super::event(&event), "enroll by=ssh:7 expires=2027-01-15T08:00");
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     reload::{self, Settings},
     serve, ssh,
     state::State,
+    status,
 };
 
 /// Let enrolled devices use the Ollama of this machine, and nobody else
@@ -129,7 +130,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             let config = settled()?;
             audit::show::run(&config.meters.audit.dir, &config.state_dir, &show)
         }
-        Command::Status { json } => on_one_thread()?.block_on(devices::status(&flags.state_dir()?, json)),
+        Command::Status { json } => on_one_thread()?.block_on(status::run(&flags.state_dir()?, json)),
     }
 }
 

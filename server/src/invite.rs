@@ -17,11 +17,11 @@ use time::{OffsetDateTime, macros::format_description};
 use crate::{
     audit::{self, Event},
     config::{AdvertiseFlags, Config, Flags, ServeFlags},
-    devices::{plain, to_json},
     register::Invited,
     roles,
     running::{Answer, Request},
     state::State,
+    status::{plain, to_json},
 };
 
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);

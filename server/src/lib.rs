@@ -28,6 +28,7 @@ pub mod session;
 pub mod silence;
 pub mod ssh;
 pub mod state;
+pub mod status;
 mod stdio;
 pub mod upstream;
 pub mod verifier;

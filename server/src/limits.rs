@@ -156,11 +156,6 @@ impl<C: Clock + Clone> Limiter<C> {
         self.lock().table.limits(asker.role, asker.name.as_str()).body
     }
 
-    /// The body is longer than `most`.
-    pub fn body_too_long(asker: Asker<'_>, most: u64) -> Exceeded {
-        Exceeded { limit: Limit::Body(most), device: asker.name.clone(), retry_after: None }
-    }
-
     /// Takes note that a request has come, whatever becomes of it.
     ///
     /// # Errors

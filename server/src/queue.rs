@@ -153,13 +153,6 @@ enum State {
     InLine { queue: Arc<Queue>, ticket: Ticket, called: oneshot::Receiver<Turn> },
 }
 
-impl Waiting {
-    /// Whether it is its turn already.
-    pub fn is_ready(&self) -> bool {
-        matches!(self.0, State::Ready(_))
-    }
-}
-
 impl Future for Waiting {
     type Output = Result<Turn, Full>;
 

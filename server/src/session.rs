@@ -111,10 +111,8 @@ impl Session {
     async fn run(self: Arc<Self>, probes: RecvStream) {
         info!(from = %self.connection.remote_address(), "connected");
         // The disk may be slow, and nobody waits for what it says.
-        let seen = tokio::spawn({
-            let session = self.clone();
-            async move { session.note_seen().await }.in_current_span()
-        });
+        let session = self.clone();
+        let seen = AbortOnDropHandle::new(tokio::spawn(async move { session.note_seen().await }.in_current_span()));
         let mut streams = JoinSet::new();
         match self.greet().await {
             Ok(notices) => {

@@ -219,13 +219,15 @@ impl Authority {
             return;
         }
         let (mut remembered, now) = (self.remembered.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
-        let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
-        if remembered.len() >= MOST_REMEMBERED || of_one >= MOST_OF_ONE {
+        let is_full = |remembered: &HashMap<Question, _>| {
+            let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
+            remembered.len() >= MOST_REMEMBERED || of_one >= MOST_OF_ONE
+        };
+        if is_full(&remembered) {
             remembered.retain(|_, (_, until)| *until > now);
         }
-        let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
         // Still full: it is asked again, which is only slower.
-        if remembered.len() < MOST_REMEMBERED && of_one < MOST_OF_ONE {
+        if !is_full(&remembered) {
             remembered.insert(question, (verdict, now + good_for));
         }
     }

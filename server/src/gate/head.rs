@@ -262,11 +262,6 @@ impl HeadReader {
         self.line = Line::First;
         std::mem::take(&mut self.bytes)
     }
-
-    /// The request line as far as it has come, to answer in the version of who asks.
-    pub fn so_far(&self) -> &[u8] {
-        &self.bytes
-    }
 }
 
 #[cfg(test)]

@@ -89,8 +89,7 @@ pub(super) async fn ask(
             },
             Some(its) if body.is_over() => {
                 turn = None;
-                let added = kept.add(&chunks[..count]);
-                if let Err(fault) = added {
+                if let Err(fault) = kept.add(&chunks[..count]) {
                     return Asked::Fault(fault);
                 }
                 if let Err(end) = in_line(its, inbox, incoming, way).await {

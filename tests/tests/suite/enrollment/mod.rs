@@ -1,0 +1,8 @@
+//! How a device gets its certificate, keeps it and loses it.
+
+mod bad_certificates;
+mod bad_clock;
+mod devices;
+mod enrolling;
+mod renewing;
+mod secrets;

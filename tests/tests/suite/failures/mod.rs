@@ -1,0 +1,7 @@
+//! Bad input, damaged state, and a full disk.
+
+mod bad_input;
+mod bad_state;
+mod demo;
+mod full_disk;
+mod nonsense;

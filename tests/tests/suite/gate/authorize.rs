@@ -1,0 +1,248 @@
+//! A system of the owner's own is asked, and what it says counts.
+
+use std::{path::PathBuf, sync::Arc};
+
+use serde_json::Value;
+use tests::{
+    ollama::Options,
+    raw::{self, Upstream},
+    world::{SOON, World},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UnixListener},
+    sync::watch,
+    task::JoinSet,
+};
+
+use crate::PROGRAM;
+
+/// Keeps each question, and answers by the path that it was asked at.
+struct Checker {
+    asked: watch::Receiver<Vec<(String, Value)>>,
+    _tasks: JoinSet<()>,
+}
+
+impl Checker {
+    fn of(upstream: Arc<Upstream>) -> Self {
+        let (keep, asked) = watch::channel(Vec::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok(tcp) = upstream.try_accept().await {
+                connections.spawn(answer(tcp, keep.clone()));
+            }
+        });
+        Self { asked, _tasks: tasks }
+    }
+
+    fn count(&self) -> usize {
+        self.asked.borrow().len()
+    }
+
+    fn last(&self) -> Value {
+        self.asked.borrow().last().expect("a question").1.clone()
+    }
+}
+
+async fn answer(mut tcp: impl AsyncReadExt + AsyncWriteExt + Unpin, keep: watch::Sender<Vec<(String, Value)>>) {
+    let mut bytes = Vec::new();
+    let (path, question) = loop {
+        if tcp.read_buf(&mut bytes).await.is_ok_and(|n| n > 0)
+            && let Some((head, body)) = String::from_utf8_lossy(&bytes).split_once("\r\n\r\n")
+            && let Ok(question) = serde_json::from_str::<Value>(body)
+        {
+            break (head.split(' ').nth(1).expect("a path").to_owned(), question);
+        }
+        assert!(bytes.len() < 10_000, "no question");
+    };
+    let model = question["model"].as_str().unwrap_or_default().to_owned();
+    keep.send_modify(|all| all.push((path.clone(), question)));
+    let (status, field) = match path.as_str() {
+        "/yes" => ("204 No Content", ""),
+        "/cached" => ("200 OK", "Cache-Control: private, max-age=600\r\n"),
+        "/no" => ("403 Forbidden", ""),
+        "/model" if model == "stand-in" => ("200 OK", ""),
+        "/model" => ("401 Unauthorized", ""),
+        "/silent" => return std::future::pending().await,
+        _ => ("500 Internal Server Error", ""),
+    };
+    let length = if status.starts_with("204") { "" } else { "Content-Length: 0\r\n" };
+    let _ = tcp.write_all(format!("HTTP/1.1 {status}\r\n{field}{length}\r\n").as_bytes()).await;
+}
+
+struct Guarded {
+    world: World,
+    checker: Checker,
+    address: String,
+    config: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Guarded {
+    async fn start(path: &str, at: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().join("aditd.toml");
+        let upstream = Arc::new(Upstream::start().await);
+        let address = upstream.flag("http");
+        std::fs::write(&config, format!("authorize = '{address}/{path}'\nauthorize_at = {at}")).expect("written");
+        let world = World::start_with(PROGRAM, Options::default(), &["--config", config.to_str().expect("a path")]).await;
+        Self { world, checker: Checker::of(upstream), address, config, _dir: dir }
+    }
+
+    async fn ask_at(&self, path: &str) {
+        std::fs::write(&self.config, format!("authorize = '{}/{path}'", self.address)).expect("written");
+        let reload = self.world.aditd(&["reload"]).await;
+        assert_eq!(reload.code, Some(0), "{}", reload.stderr);
+    }
+}
+
+const TAGS: &str = "GET /api/tags?secret=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+
+async fn status(up: &tests::world::Up, request: &str) -> u16 {
+    let answer = raw::exchange(up.address, request).await;
+    answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
+}
+
+#[tokio::test]
+async fn each_request_is_asked_about_and_the_answer_counts() {
+    let guarded = Guarded::start("yes", "['request']").await;
+    let up = guarded.world.up("laptop").await;
+    assert_eq!(guarded.checker.count(), 0, "enrolling is not asked about");
+    assert_eq!(status(&up, TAGS).await, 200);
+    let question = guarded.checker.last();
+    assert_eq!((&question["at"], &question["device"], &question["role"]), (&"request".into(), &"laptop".into(), &"admin".into()));
+    assert_eq!((&question["method"], &question["path"]), (&"GET".into(), &"/api/tags".into()));
+    assert_eq!(question["model"], Value::Null);
+    assert_eq!(status(&up, TAGS).await, 200);
+    assert_eq!(guarded.checker.count(), 2, "nothing said that it may be remembered");
+
+    guarded.ask_at("model").await;
+    let generate = r#"{"model":"stand-in","prompt":"x","options":{"num_predict":1}}"#;
+    assert_eq!(status(&up, &raw::post("/api/generate", generate)).await, 200);
+    assert_eq!(guarded.checker.last()["model"], "stand-in");
+    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"secret"}"#)).await, 403);
+    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await, 400, "two readers");
+
+    guarded.ask_at("no").await;
+    let answer = raw::exchange(up.address, TAGS).await;
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("`authorize`"), "{answer}");
+    guarded.ask_at("broken").await;
+    assert_eq!(status(&up, TAGS).await, 503);
+    guarded.ask_at("silent").await;
+    assert_eq!(status(&up, TAGS).await, 503);
+
+    guarded.ask_at("cached").await;
+    let before = guarded.checker.count();
+    for _ in 0..5 {
+        assert_eq!(status(&up, TAGS).await, 200);
+    }
+    assert_eq!(guarded.checker.count(), before + 1);
+    assert_eq!(status(&up, "GET / HTTP/1.0\r\n\r\n").await, 200);
+    assert_eq!(guarded.checker.count(), before + 2, "another question");
+
+    std::fs::write(&guarded.config, "authorize = 'http://127.0.0.1:1/nobody'").expect("written");
+    assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
+    assert_eq!(status(&up, TAGS).await, 503, "who can't be asked says no");
+    assert_eq!(guarded.world.ollama.counters().started, 1, "what was refused has not reached Ollama");
+}
+
+#[tokio::test]
+async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
+    let guarded = Guarded::start("model", "['request']").await;
+    let up = guarded.world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    let endless = raw::post("/api/generate", r#"{"model":"stand-in","prompt":"x","options":{"num_predict":-1}}"#);
+    app.write_all(endless.as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 500).await;
+    assert_eq!(guarded.checker.count(), 1);
+    // The same one is not asked the same again.
+    guarded.ask_at("model").await;
+    raw::read_exactly(&mut app, 1000).await;
+    assert_eq!(guarded.checker.count(), 1);
+    guarded.ask_at("yes").await;
+    raw::read_exactly(&mut app, 1000).await;
+    let again = guarded.checker.last();
+    assert_eq!((&again["path"], &again["model"]), (&"/api/generate".into(), &"stand-in".into()));
+    assert_eq!(guarded.checker.count(), 2);
+    guarded.ask_at("no").await;
+    let (_, ending) = raw::read_to_end(&mut app).await;
+    assert_eq!(ending, raw::Ending::Reset, "a cut never looks like an end");
+    guarded.world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("it stops");
+}
+
+#[tokio::test]
+async fn about_a_device_that_asks_too_often_nobody_is_asked() {
+    let guarded = Guarded::start("no", "['request']").await;
+    let up = guarded.world.up("laptop").await;
+    let limited = format!("authorize = '{}/no'\n[limits]\nrequests_per_minute = 2", guarded.address);
+    std::fs::write(&guarded.config, limited).expect("written");
+    assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
+    let mut told = Vec::new();
+    for _ in 0..5 {
+        told.push(status(&up, TAGS).await);
+    }
+    // One more may pass on a machine that is so slow that half a minute goes by.
+    assert_eq!((&told[..2], told[4]), (&[403, 403][..], 429), "{told:?}");
+    assert_eq!(guarded.checker.count(), told.iter().filter(|status| **status == 403).count());
+}
+
+#[tokio::test]
+async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_again() {
+    let guarded = Guarded::start("no", "['enroll']").await;
+    let device = guarded.world.stranger("laptop");
+    let code = guarded.world.invite_as("laptop", "infer").await;
+    let refused = device.enroll(&code, &[]).await;
+    assert_eq!(refused.code, Some(4), "{}", refused.stderr);
+    assert!(refused.stderr.contains("own rules"), "{}", refused.stderr);
+    let question = guarded.checker.last();
+    assert_eq!((&question["at"], &question["device"], &question["role"]), (&"enroll".into(), &"laptop".into(), &"infer".into()));
+    assert!(guarded.world.aditd(&["device", "list"]).await.stdout.is_empty());
+
+    std::fs::write(&guarded.config, format!("authorize = '{}/yes'\nauthorize_at = ['enroll']", guarded.address))
+        .expect("written");
+    assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
+    let enrolled = device.enroll(&code, &[]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let up = device.up(&[]).await;
+    let before = guarded.checker.count();
+    assert_eq!(status(&up, TAGS).await, 200);
+    assert_eq!(guarded.checker.count(), before, "requests are not asked about");
+}
+
+async fn question_in(asked: &mut tokio::net::UnixStream) -> String {
+    let mut question = Vec::new();
+    while !question.ends_with(b"}") {
+        assert!(asked.read_buf(&mut question).await.expect("read") > 0, "no question");
+    }
+    String::from_utf8_lossy(&question).into_owned()
+}
+
+#[tokio::test]
+async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it_thinks_never_runs() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (socket, config) = (dir.path().join("s"), dir.path().join("aditd.toml"));
+    let listener = UnixListener::bind(&socket).expect("bound");
+    std::fs::write(&config, format!("authorize = 'unix:{}:/check'", socket.display())).expect("written");
+    let world = World::start_with(PROGRAM, Options::default(), &["--config", config.to_str().expect("a path")]).await;
+    let up = world.up("laptop").await;
+    let accept = async || tokio::time::timeout(SOON, listener.accept()).await.expect("asked").expect("accepted").0;
+
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
+    let mut asked = accept().await;
+    let question = question_in(&mut asked).await;
+    assert!(question.contains("\"model\":\"stand-in:latest\""), "{question}");
+    drop::<TcpStream>(app);
+    let mut rest = Vec::new();
+    tokio::time::timeout(SOON, asked.read_to_end(&mut rest)).await.expect("it is given up").expect("read");
+
+    let mut app = raw::connect(up.address).await;
+    app.write_all(TAGS.as_bytes()).await.expect("sent");
+    let mut asked = accept().await;
+    question_in(&mut asked).await;
+    asked.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("answered");
+    let (answer, _) = raw::read_to_end(&mut app).await;
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(world.ollama.counters().started, 0);
+}

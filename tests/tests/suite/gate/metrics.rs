@@ -1,0 +1,155 @@
+//! Metrics: what Prometheus is told of what has passed, in no more lines than there are kinds of things.
+
+use std::process::Stdio;
+
+use tests::{
+    ollama::Options,
+    raw, skip,
+    world::{SOON, Up, World},
+};
+
+use crate::PROGRAM;
+
+const CONFIG: &str = "metrics = 'unix:{dir}/metrics.sock'";
+
+async fn start(config: &str) -> World {
+    let options = Options { token_interval: std::time::Duration::from_millis(1), ..Options::default() };
+    World::start_configured(PROGRAM, options, &[], config).await
+}
+
+/// A device that may infer and nothing else, with a tunnel that is up.
+async fn up(world: &World, name: &str) -> Up {
+    world.device_as(name, "infer").await.up(&[]).await
+}
+
+/// What curl gets from the world's socket.
+async fn scrape(world: &World) -> Option<String> {
+    let socket = world.scratch("metrics.sock");
+    let mut curl = tokio::process::Command::new("curl");
+    curl.args(["-sS", "--fail", "--max-time", "30", "--unix-socket"]).arg(socket).arg("http://localhost/metrics");
+    match curl.stdin(Stdio::null()).output().await {
+        Ok(output) => {
+            assert!(output.status.success(), "{output:?}");
+            let text = String::from_utf8(output.stdout).expect("text");
+            assert!(text.ends_with("# EOF\n"), "{text}");
+            Some(text)
+        }
+        Err(_) => {
+            skip::because("there is no curl");
+            None
+        }
+    }
+}
+
+/// The value of a line, 0 if there is none.
+fn value(text: &str, line: &str) -> f64 {
+    let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
+    found.map_or(0.0, |value| value.parse().expect("a number"))
+}
+
+/// Scrapes until something has been counted: a request is counted when it is over, which its client may know a moment earlier.
+async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String> {
+    let wait = async {
+        loop {
+            let text = scrape(world).await?;
+            if value(&text, line) >= at_least {
+                return Some(text);
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    match tokio::time::timeout(SOON, wait).await {
+        Ok(text) => text,
+        Err(_) => panic!("never {at_least} of `{line}`:\n{}", scrape(world).await.unwrap_or_default()),
+    }
+}
+
+#[tokio::test]
+async fn what_has_passed_is_counted() {
+    let world = start(CONFIG).await;
+    let up = up(&world, "laptop").await;
+    world.device("away").await;
+    for seed in 0..3 {
+        let answer = raw::exchange(up.address, &raw::generate(5, seed)).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    }
+    let denied = raw::exchange(up.address, &raw::post("/api/pull", r#"{"model":"x"}"#)).await;
+    assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
+    // A stranger's packet: no knock, not a sound.
+    let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let mut initial = vec![0xc0, 0, 0, 0, 1, 20];
+    initial.extend([7; 20]);
+    initial.extend([0, 0, 0x44, 0x90]);
+    initial.resize(1200, 0);
+    stranger.send_to(&initial, world.address().await).expect("sent");
+    let refused = r#"adit_requests_refused_total{reason="role"}"#;
+    if scrape_until(&world, refused, 1.0).await.is_none() {
+        return;
+    }
+    let done = r#"adit_requests_ended_total{route="generate",end="done"}"#;
+    let text = scrape_until(&world, done, 3.0).await.expect("metrics");
+    for (line, expected) in [
+        (r#"adit_requests_total{role="infer",route="generate",status="2xx"}"#, 3.0),
+        (r#"adit_requests_total{role="infer",route="models",status="4xx"}"#, 1.0),
+        (refused, 1.0),
+        (r#"adit_tokens_total{role="infer",direction="out"}"#, 15.0),
+        (r#"adit_first_byte_seconds_count{route="generate"}"#, 3.0),
+        (r#"adit_devices{state="up"}"#, 1.0),
+        (r#"adit_devices{state="away"}"#, 1.0),
+        (r#"adit_sessions{carrier="local"}"#, 1.0),
+        (r#"adit_handshakes_total{outcome="tunnel"}"#, 1.0),
+        (r#"adit_handshakes_total{outcome="enrollment"}"#, 2.0),
+        ("adit_audit_failing", 0.0),
+    ] {
+        assert_eq!(value(&text, line), expected, "{line} in:\n{text}");
+    }
+    // An answer comes in at least two pieces: its tokens are flushed one by one, but may meet on the way.
+    assert!(value(&text, r#"adit_between_pieces_seconds_count{route="generate"}"#) >= 1.0, "{text}");
+    assert!(value(&text, r#"adit_bytes_total{direction="out"}"#) > 1000.0, "{text}");
+    assert!(value(&text, r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#) > 1.7e9, "{text}");
+    scrape_until(&world, r#"adit_door_ignored_total{reason="stranger"}"#, 1.0).await.expect("metrics");
+    let garbage = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    garbage.send_to(&[0xff; 1200], world.address().await).await.expect("sent");
+    scrape_until(&world, r#"adit_door_ignored_total{reason="datagram"}"#, 1.0).await.expect("metrics");
+}
+
+#[tokio::test]
+async fn whatever_is_asked_for_there_are_no_more_lines() {
+    let world = start(CONFIG).await;
+    let up = up(&world, "laptop").await;
+    let ask = async |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let answer = raw::exchange(up.address, &request).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    };
+    let all = r#"adit_requests_refused_total{reason="role"}"#;
+    ask("/unknown").await;
+    let Some(before) = scrape_until(&world, all, 1.0).await else { return };
+    for i in 0..100 {
+        ask(&format!("/unknown/{i}?secret={i}")).await;
+    }
+    let after = scrape_until(&world, all, 101.0).await.expect("metrics");
+    assert_eq!(after.lines().count(), before.lines().count(), "{after}");
+    assert!(!after.contains("unknown") && !after.contains("laptop"), "{after}");
+}
+
+#[tokio::test]
+async fn metrics_are_off_unless_asked_for_and_never_on_another_address() {
+    let world = start("").await;
+    assert!(!world.aditd.log().contains("metrics at"), "{}", world.aditd.log());
+    std::fs::write(world.config(), "metrics = '0.0.0.0:9464'").expect("written");
+    let told = world.aditd(&["serve", "--listen", "127.0.0.1:0"]).await;
+    assert_eq!(told.code, Some(2), "{told:?}");
+    assert!(told.stderr.contains("not a loopback address") && told.stderr.contains("line 1"), "{}", told.stderr);
+}
+
+#[tokio::test]
+async fn a_tcp_port_of_this_machine_tells_them_too() {
+    let mut world = start("metrics = '127.0.0.1:0'").await;
+    world.aditd.says("metrics at http://127.0.0.1:").await;
+    let log = world.aditd.log();
+    let at = log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
+    let answer =
+        raw::exchange(at.parse().expect("an address"), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("application/openmetrics-text"), "{answer}");
+}

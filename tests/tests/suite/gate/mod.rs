@@ -1,0 +1,11 @@
+//! What the gate lets pass, counts and records.
+
+mod ambiguous;
+mod audit;
+mod authorize;
+mod cancel;
+mod limits;
+mod metrics;
+mod parsers;
+mod roles;
+mod same;

@@ -1,0 +1,199 @@
+//! What may pass looks through the tunnel as it looks without: a table of requests, each sent both ways.
+
+use std::time::Duration;
+
+use tests::{
+    ollama::Options,
+    raw::{self, Ending, Upstream},
+    world::World,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::PROGRAM;
+
+/// Requests of applications, several on a line where they go together.
+fn table() -> Vec<String> {
+    let mut all = Vec::new();
+    let versions =
+        [("HTTP/1.1", "Host: localhost:11434\r\nConnection: close\r\n"), ("HTTP/1.0", ""), ("HTTP/1.0", "Host: 127.0.0.1\r\n")];
+    let paths = [
+        "/",
+        "/api/version",
+        "/api/tags",
+        "/api/ps",
+        "/v1/models",
+        "/v1/models/stand-in",
+        "/no/such/route",
+        "/api/generate",
+        "/x?q=1#f",
+        "//",
+        "/api/./tags",
+        "/%61pi/tags",
+        "/api/tags/",
+        "/api%2Ftags",
+    ];
+    for (version, fields) in versions {
+        for path in paths {
+            for method in ["GET", "HEAD", "DELETE", "OPTIONS"] {
+                all.push(format!("{method} {path} {version}\r\n{fields}\r\n"));
+            }
+        }
+    }
+    let model = r#""model":"stand-in""#;
+    for (path, json) in [
+        ("/api/generate", format!(r#"{{{model},"prompt":"a b","options":{{"num_predict":9,"seed":1}}}}"#)),
+        ("/api/generate", format!(r#"{{{model},"prompt":"a b","stream":false,"options":{{"num_predict":9,"seed":1}}}}"#)),
+        ("/api/generate", format!("{{{model}}}")),
+        ("/api/generate", r#"{"model":"absent","prompt":"x"}"#.to_owned()),
+        ("/api/generate", "{".to_owned()),
+        ("/api/generate", String::new()),
+        ("/api/generate", format!(r#"{{"model":"absent",{model},"prompt":"x"}}"#)),
+        (
+            "/api/chat",
+            format!(r#"{{{model},"messages":[{{"role":"user","content":"ü \ud83d\ude00"}}],"options":{{"num_predict":5}}}}"#),
+        ),
+        (
+            "/api/chat",
+            format!(r#"{{{model},"messages":[{{"content":"{}"}}],"options":{{"num_predict":2}}}}"#, "word ".repeat(40_000)),
+        ),
+        ("/api/embed", format!(r#"{{{model},"input":["a","b"]}}"#)),
+        ("/api/show", r#"{"name":"stand-in"}"#.to_owned()),
+        ("/api/pull", r#"{"model":"stand-in"}"#.to_owned()),
+        ("/v1/chat/completions", format!(r#"{{"messages":[{{"content":"x"}}],{model},"stream":true,"max_tokens":6}}"#)),
+        ("/v1/chat/completions", format!(r#"{{{model},"messages":[{{"content":"x"}}],"max_tokens":6}}"#)),
+        (
+            "/v1/completions",
+            format!(r#"{{{model},"prompt":"x","max_tokens":3,"stream":true,"stream_options":{{"include_usage":true}}}}"#),
+        ),
+        ("/v1/embeddings", format!(r#"{{{model},"input":"a"}}"#)),
+    ] {
+        all.push(raw::post(path, &json));
+        let (half, rest) = json.split_at(json.len() / 2);
+        if !half.is_empty() {
+            let chunks = format!("{:x}\r\n{half}\r\n{:x};ext=1\r\n{rest}\r\n0\r\nTrailer: yes\r\n\r\n", half.len(), rest.len());
+            let head =
+                format!("POST {path} HTTP/1.1\r\nhost: LOCALHOST\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n");
+            all.push(head + &chunks);
+        }
+        all.push(format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{json}", json.len()));
+        // Three on one connection, sent at once.
+        let kept = raw::post(path, &json).replace("Connection: close\r\n", "");
+        all.push(format!("{kept}HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n{}", raw::post(path, &json)));
+    }
+    let upgrade = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
+    all.push(upgrade.to_owned());
+    let blob = "/api/blobs/sha256:b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
+    all.push(raw::post(blob, "hello world"));
+    all.push(raw::post(blob, "another"));
+    all.push(format!("HEAD {blob} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+    all.push(raw::post("/api/blobs/sha256:xyz", "hello"));
+    all
+}
+
+#[tokio::test]
+async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
+    let options = || Options { token_interval: Duration::from_millis(1), ..Options::default() };
+    let world = World::start_with(PROGRAM, options(), &[]).await;
+    // Of its own, because some requests leave something behind.
+    let other = tests::ollama::Ollama::start(options()).await.expect("a stand-in");
+    let up = world.up("laptop").await;
+    let table = table();
+    assert!(table.len() > 200, "{}", table.len());
+    for request in table {
+        let direct = raw::exchange(other.addr(), &request).await;
+        let tunnelled = raw::exchange(up.address, &request).await;
+        assert!(!direct.is_empty(), "{request}");
+        assert_eq!(raw::without_date(&tunnelled), raw::without_date(&direct), "{request}");
+    }
+}
+
+/// An application and a service, joined through the gate.
+async fn pair(up: &tests::world::Up, upstream: &Upstream) -> (tokio::net::TcpStream, tokio::net::TcpStream) {
+    let app = raw::connect(up.address).await;
+    (app, upstream.accept().await)
+}
+
+async fn world_of(upstream: &Upstream) -> World {
+    World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await
+}
+
+const POST: &[u8] =
+    b"POST /api/blobs/x HTTP/1.1\r\nhOsT: localhost\r\nX-Odd:   spaces  \r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n";
+
+#[tokio::test]
+async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_service_gives_it() {
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream).await;
+    let up = world.up("laptop").await;
+    let (mut app, mut service) = pair(&up, &upstream).await;
+    app.write_all(POST).await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, POST.len()).await, POST);
+    assert!(tokio::time::timeout(Duration::from_millis(300), app.read_u8()).await.is_err(), "100 is the service's to say");
+    for interim in [&b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"[..], b"HTTP/1.1 100 Continue\r\n\r\n"] {
+        service.write_all(interim).await.expect("sent");
+        assert_eq!(raw::read_exactly(&mut app, interim.len()).await, interim);
+    }
+    app.write_all(b"0123456789").await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, 10).await, b"0123456789");
+    let answer =
+        b"HTTP/1.1 201 Created\r\nlower: 1\r\nUPPER:2\r\nTransfer-Encoding: chunked\r\n\r\n1;e\r\na\r\n0\r\nTrailer: t\r\n\r\n";
+    for byte in answer {
+        service.write_all(&[*byte]).await.expect("sent");
+        assert_eq!(raw::read_exactly(&mut app, 1).await, [*byte], "each byte at once");
+    }
+    // The connection is good for another, and an end of the service reaches the application.
+    app.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+    raw::read_exactly(&mut service, 35).await;
+    service.write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await.expect("sent");
+    drop(service);
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    assert_eq!((answer.as_slice(), ending), (&b"HTTP/1.1 200 OK\r\n\r\nuntil the end"[..], Ending::Closed));
+}
+
+#[tokio::test]
+async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_away_is_seen() {
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream).await;
+    let up = world.up("laptop").await;
+    let (mut app, mut service) = pair(&up, &upstream).await;
+    app.write_all(POST).await.expect("sent");
+    raw::read_exactly(&mut service, POST.len()).await;
+    service.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut app, 38).await.len(), 38, "before the body");
+    app.write_all(b"0123456789").await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, 10).await, b"0123456789");
+    // Between two requests.
+    service.shutdown().await.expect("half-closed");
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
+
+    let (mut app, mut service) = pair(&up, &upstream).await;
+    app.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+    raw::read_exactly(&mut service, 35).await;
+    service.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await.expect("sent");
+    raw::read_exactly(&mut app, 42).await;
+    service.set_zero_linger().expect("linger");
+    drop(service);
+    assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset, "a cut is never an end");
+}
+
+#[tokio::test]
+async fn an_application_that_goes_between_within_or_behind_requests_is_gone_for_the_service_too() {
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream).await;
+    let up = world.up("laptop").await;
+    for sent in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", POST] {
+        for abort in [false, true] {
+            let (mut app, mut service) = pair(&up, &upstream).await;
+            app.write_all(sent).await.expect("sent");
+            if sent.ends_with(b"\r\n\r\n") {
+                raw::read_exactly(&mut service, sent.len()).await;
+            }
+            if abort {
+                app.set_zero_linger().expect("linger");
+            }
+            drop(app);
+            let (rest, ending) = raw::read_to_end(&mut service).await;
+            assert_eq!((rest.len(), ending), (0, if abort { Ending::Reset } else { Ending::Closed }), "{abort}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! In network namespaces joined by an emulated path.
+
+mod cancelling;
+mod ladder;
+mod outages;
+mod path;
+mod server;
+mod ssh;

@@ -1,0 +1,116 @@
+//! The same over SSH: what holds by UDP holds where only sshd is reached.
+
+use std::time::{Duration, Instant};
+
+use tests::{
+    lab::{Carrier, Far, Lab, SERVER, Setting, rung, scan, seed},
+    skip,
+    sshd::Sshd,
+};
+
+use crate::PROGRAM;
+
+const WITHIN: Duration = Duration::from_secs(240);
+
+fn is_missing() -> bool {
+    Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+}
+
+fn setting(carrier: Carrier, seed: u64) -> Setting {
+    Setting { link: rung("dsl"), seed, carrier, ..Setting::default() }
+}
+
+async fn carrier(far: &Far) -> String {
+    far.device.status().await["tunnel"]["carrier"].as_str().unwrap_or("none").to_owned()
+}
+
+#[tokio::test]
+async fn where_udp_is_blocked_the_tunnel_goes_by_ssh() {
+    if is_missing() || Lab::has_no_firewall() {
+        return;
+    }
+    let far = Far::start(PROGRAM, Setting { udp_blocked: true, ..setting(Carrier::Both, seed(610)) }).await;
+    assert_eq!(carrier(&far).await, "ssh");
+    far.ask_both(60, 1).await.are_equal(WITHIN).await;
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn when_udp_is_blocked_under_a_running_answer_it_goes_on_by_ssh_and_nothing_is_lost() {
+    if is_missing() || Lab::has_no_firewall() {
+        return;
+    }
+    let far = Far::start(PROGRAM, setting(Carrier::Both, seed(620))).await;
+    assert_eq!(carrier(&far).await, "udp");
+    let mut answer = far.ask_both(500, 2).await;
+    answer.tunnelled.has(2000, WITHIN).await;
+    far.lab.block_udp(true);
+    // What is on its way arrives.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let blocked = Instant::now();
+    let next = answer.tunnelled.next_after(blocked, WITHIN).await.expect("the next token");
+    println!("the next token came {next:?} after UDP was blocked, by {}", carrier(&far).await);
+    answer.are_equal(WITHIN).await;
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn a_killed_ssh_is_started_again_under_running_answers_and_loses_no_token() {
+    if is_missing() {
+        return;
+    }
+    let up_flags = &["--ssh-client", "system"];
+    let far = Far::start(PROGRAM, Setting { up_flags, ..setting(Carrier::Ssh, seed(630)) }).await;
+    let mut answer = far.ask_both(400, 3).await;
+    for bytes in [2_000, 8_000, 14_000] {
+        answer.tunnelled.has(bytes, WITHIN).await;
+        kill_ssh(far.up.adit.pid());
+    }
+    answer.are_equal(WITHIN).await;
+    far.is_one_session();
+}
+
+/// Kills what the client runs.
+fn kill_ssh(adit: u32) {
+    let kill = format!("kill -9 $(cat /proc/{adit}/task/*/children)");
+    let killed = std::process::Command::new("sh").arg("-c").arg(kill).status();
+    assert!(killed.is_ok_and(|status| status.success()), "the client runs nothing");
+}
+
+#[tokio::test]
+async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_path_is_back_by_ssh_too() {
+    if is_missing() {
+        return;
+    }
+    let far = Far::start(PROGRAM, setting(Carrier::Ssh, seed(650))).await;
+    let mut goes = far.ask(-1, 1).await;
+    goes.has(1000, WITHIN).await;
+    far.lab.cut();
+    drop(goes);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(far.world.ollama.counters().cancelled, 0);
+    far.lab.mend();
+    let cancelled = far.world.ollama.wait_for(|now| now.cancelled == 1, WITHIN).await;
+    assert!(cancelled.is_ok(), "{cancelled:?}");
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() {
+    if is_missing() {
+        return;
+    }
+    let far = Far::start(PROGRAM, Setting { link: tests::lab::LOOPBACK, ..setting(Carrier::Ssh, seed(660)) }).await;
+    let sshd: u16 = far.sshd.as_ref().and_then(|sshd| sshd.url.rsplit(':').next()?.parse().ok()).expect("a port");
+    assert_eq!(scan::tcp(&far.lab.client, SERVER).await, [sshd]);
+    // Linux says `closed` rarely to one and the same, else.
+    let limits = [("icmp_ratelimit", "0"), ("icmp_msgs_per_sec", "1000000"), ("icmp_msgs_burst", "1000000")];
+    if limits.iter().any(|(limit, value)| far.lab.server.set(&format!("ipv4/{limit}"), value).is_err()) {
+        skip::because("this kernel limits ICMP for all networks together");
+        return;
+    }
+    let open = scan::udp(&far.lab.client, SERVER).await;
+    let sockets = far.lab.server.inside(|| std::fs::read_to_string("/proc/thread-self/net/udp")).unwrap_or_default();
+    assert_eq!(open, Vec::<u16>::new(), "{sockets}");
+    far.ask_both(10, 1).await.are_equal(WITHIN).await;
+}

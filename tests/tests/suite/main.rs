@@ -1,0 +1,14 @@
+//! Behaviours that need both ends, one sentence each. One binary: each would link QUIC, SQLite and SSH again.
+
+#![allow(missing_docs)]
+
+mod enrollment;
+mod failures;
+mod gate;
+#[cfg(target_os = "linux")]
+mod lab;
+mod ssh;
+mod tunnel;
+
+/// `adit` and `aditd` in one file: the programs under test.
+const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");

@@ -1,0 +1,101 @@
+//! Who may enroll devices over SSH, besides the owner of the server's state.
+
+use tests::{
+    laptop::Laptop,
+    ollama::Options,
+    raw, skip,
+    sshd::Sshd,
+    told::{FAILED, assert_told},
+    world::{SOON, World},
+};
+
+use crate::PROGRAM;
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+fn own_group() -> String {
+    let out = std::process::Command::new("id").arg("-gn").output().expect("id");
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}
+
+/// Puts an `aditd` on the server's path that may not read the state, with this configuration.
+fn without_the_state(world: &World, config: &std::path::Path) {
+    let script = format!(
+        "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
+        world.scratch("nobodys").display(),
+        config.display(),
+        world.scratch("aditd").display()
+    );
+    std::fs::write(world.scratch("remote-bin").join("aditd"), script).expect("written");
+}
+
+#[tokio::test]
+async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let tmp = tempfile::tempdir().expect("a directory");
+    let config = tmp.path().join("aditd.toml");
+    std::fs::write(&config, format!("enroll_socket = '{}'", tmp.path().join("enroll.sock").display())).expect("written");
+    let flags = ["--enroll-group", &own_group(), "--config", config.to_str().expect("a path")];
+    let mut world = World::start_with(PROGRAM, Options::default(), &flags).await;
+    let laptop = Laptop::new(&world).await;
+    without_the_state(&world, &config);
+    // Where the server listens they know from its configuration.
+    let told = std::fs::read_to_string(&config).expect("read");
+    std::fs::write(&config, format!("{told}\nlisten = ['{}']", world.address().await)).expect("written");
+    laptop.enrolled(&world, &[]).await;
+    let up = laptop.up(&world, &[]).await;
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    up.end().await;
+    let again = laptop.adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"]).await;
+    assert_told(&again, FAILED, &["there is a device `laptop-1` already", "--device NAME"]);
+    world.kill_server().await;
+    let alone = laptop.enroll(&world, &[]).await;
+    assert!(alone.code == Some(1) && alone.stderr.contains("--enroll-group"), "{}", alone.stderr);
+}
+
+#[tokio::test]
+async fn a_key_that_may_do_less_than_enroll_is_told_so_at_once() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let only_forwards = "restrict,port-forwarding,permitopen=\"127.0.0.1:11435\",command=";
+    for client in ["builtin", "system"] {
+        let enroll = async |options: &str, says: &[&str]| {
+            laptop.sshd.authorize("user", options);
+            let begun = std::time::Instant::now();
+            let told = laptop.enroll(&world, &["--ssh-client", client]).await;
+            assert_told(&told, FAILED, says);
+            assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
+        };
+        enroll("restrict,command=\"aditd relay\"", &["may only relay", "`aditd enroll-device`", "limit the key afterwards"])
+            .await;
+        let ended = ["`aditd enroll-device laptop-", "ended without an answer (exit code 1), and said nothing", "`command=`"];
+        enroll(&format!("{only_forwards}\"/bin/false\""), &ended).await;
+        let said = ["exit code 3", "on standard error: keep out", "`command=`"];
+        enroll(&format!("{only_forwards}\"echo keep out >&2; exit 3\""), &said).await;
+    }
+}
+
+#[tokio::test]
+async fn whoever_may_not_enroll_is_told_who_may() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let config = world.scratch("other.toml");
+    std::fs::write(&config, format!("enroll_socket = '{}'", world.scratch("nothing.sock").display())).expect("written");
+    without_the_state(&world, &config);
+    let refused = laptop.enroll(&world, &[]).await;
+    assert_eq!(refused.code, Some(1));
+    for said in ["there is no server state", "the owner of the server's state, root, and the group"] {
+        assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
+    }
+}

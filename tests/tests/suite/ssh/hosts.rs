@@ -1,0 +1,200 @@
+//! Whether an sshd is the one that is meant: known, unknown, changed and revoked keys, and authorities.
+
+use tests::{
+    laptop::Laptop,
+    skip,
+    sshd::{Sshd, keygen, user_name},
+    terminal::Terminal,
+    world::World,
+};
+
+use crate::PROGRAM;
+
+const UNKNOWN: &str = "is not known";
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+fn there_is_no_terminal() -> bool {
+    there_is_no_sshd() || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+}
+
+fn known_hosts(laptop: &Laptop) -> String {
+    std::fs::read_to_string(laptop.sshd.dir.join("known_hosts")).expect("read")
+}
+
+#[tokio::test]
+async fn an_unknown_host_is_refused_without_a_terminal_whatever_the_configuration_says() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.sshd.know("");
+    for strict in ["yes", "ask", "accept-new", "no"] {
+        laptop.sshd.client(&format!("StrictHostKeyChecking {strict}\n"));
+        let refused = laptop.enroll(&world, &[]).await;
+        assert_eq!(refused.code, Some(1), "{strict}");
+        assert!(refused.stderr.contains(UNKNOWN) && refused.stderr.contains("SHA256:"), "{strict}: {}", refused.stderr);
+    }
+    assert_eq!(known_hosts(&laptop), "", "nothing was learned");
+}
+
+#[tokio::test]
+async fn at_a_terminal_an_unknown_host_is_a_question_and_a_yes_is_remembered() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.sshd.know("# mine, without a newline");
+    laptop.sshd.client("StrictHostKeyChecking accept-new\n");
+    let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
+    let mut terminal = laptop.at_a_terminal(&world, &args);
+    terminal.shows("(yes/no/[fingerprint])?").await;
+    terminal.types("no").await;
+    assert_eq!(terminal.ended().await, Some(1));
+    assert!(terminal.screen().contains("was not accepted"), "{}", terminal.screen());
+    assert_eq!(known_hosts(&laptop), "# mine, without a newline");
+    let mut terminal = laptop.at_a_terminal(&world, &args);
+    terminal.shows("SHA256:").await;
+    terminal.shows("adit asks").await;
+    terminal.shows("(yes/no/[fingerprint])?").await;
+    terminal.types("maybe").await;
+    terminal.shows("Please type").await;
+    terminal.types("yes").await;
+    assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
+    let line = laptop.sshd.line();
+    assert!(
+        known_hosts(&laptop).contains(line.rsplit_once(' ').map_or(line.as_str(), |(line, _)| line)),
+        "{}",
+        known_hosts(&laptop)
+    );
+    // ssh agrees, and nothing is asked any more.
+    let ssh = std::process::Command::new(&laptop.sshd.ssh);
+    let mut ssh = ssh;
+    let seen = ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "--", &laptop.sshd.url, "true"]).output();
+    assert!(seen.as_ref().is_ok_and(|out| out.status.success()), "{seen:?}");
+    laptop.enrolled(&world, &[]).await;
+}
+
+#[tokio::test]
+async fn a_changed_key_stops_everything_and_says_where_the_old_one_stands_and_what_to_do() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.sshd.key("other", &["-t", "ed25519", "-N", ""]);
+    laptop.sshd.know(&format!("# old\n{} {}", laptop.sshd.name(), laptop.sshd.public("other")));
+    laptop.sshd.client("StrictHostKeyChecking no\n");
+    let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
+    assert_eq!(terminal.ended().await, Some(1), "no question: {}", terminal.screen());
+    for said in ["HAS CHANGED", "SHA256:", "known_hosts:2", "ssh-keygen -f", &format!("-R '{}'", laptop.sshd.name())] {
+        assert!(terminal.screen().contains(said), "{said}: {}", terminal.screen());
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_key_is_refused_even_if_it_is_known() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.sshd.know(&laptop.sshd.line());
+    // In the file of all users.
+    let revoked = format!("@revoked * {}", laptop.sshd.public("host"));
+    std::fs::write(laptop.sshd.dir.join("global_known_hosts"), revoked).expect("written");
+    let refused = laptop.enroll(&world, &[]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("REVOKED") && refused.stderr.contains("global_known_hosts:1"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn an_authority_vouches_for_a_host_that_nobody_has_seen_and_for_no_other() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    let authority = laptop.sshd.key("authority", &["-t", "ed25519", "-N", ""]);
+    let host = laptop.sshd.dir.join("host.pub");
+    let certify = |principal: &str| {
+        let sign = ["-q", "-s", authority.to_str().expect("a path"), "-h", "-I", "test", "-n", principal];
+        let signed = std::process::Command::new("ssh-keygen").args(sign).arg(&host).output();
+        assert!(signed.as_ref().is_ok_and(|out| out.status.success()), "{signed:?}");
+    };
+    certify("127.0.0.1");
+    let certificate = format!("HostCertificate {}/host-cert.pub\n", laptop.sshd.dir.display());
+    laptop.sshd.configure(&certificate).await;
+    laptop.sshd.know(&format!("@cert-authority [127.0.0.*]:* {}", laptop.sshd.public("authority")));
+    laptop.enrolled(&world, &[]).await;
+    certify("elsewhere");
+    laptop.sshd.kill();
+    laptop.sshd.restart().await;
+    let refused = laptop.enroll(&world, &[]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains(UNKNOWN), "{}", refused.stderr);
+    assert!(refused.stderr.contains("it is for another host"), "{}", refused.stderr);
+    // An authority that nobody knows does no harm to a key that somebody knows.
+    laptop.sshd.know(&laptop.sshd.line());
+    laptop.enrolled(&world, &[]).await;
+}
+
+#[tokio::test]
+async fn hashed_names_patterns_and_kinds_that_nobody_knows_are_read_as_ssh_reads_them() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let (name, key) = (laptop.sshd.name(), laptop.sshd.public("host"));
+    let noise = format!("{name} ssh-xyz QUJD\n{name} ssh-ed25519 !!\n@strange {name} {key}\nnonsense\n\n# {name} x\n");
+    laptop.sshd.know(&format!("{noise}{}", laptop.sshd.line()));
+    laptop.enrolled(&world, &[]).await;
+    laptop.sshd.know(&format!("{noise}[127.0.0.*]:*,!{name} {key}"));
+    let refused = laptop.enroll(&world, &[]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains(UNKNOWN), "{}", refused.stderr);
+    laptop.sshd.know(&format!("{noise}[127.0.0.*]:* {key}"));
+    laptop.enrolled(&world, &[]).await;
+    laptop.sshd.know(&laptop.sshd.line());
+    let hashed = std::process::Command::new("ssh-keygen").arg("-H").arg("-f").arg(laptop.sshd.dir.join("known_hosts")).output();
+    assert!(hashed.as_ref().is_ok_and(|out| out.status.success()) && known_hosts(&laptop).starts_with("|1|"), "{hashed:?}");
+    laptop.enrolled(&world, &[]).await;
+}
+
+#[tokio::test]
+async fn a_host_with_several_keys_is_asked_for_the_one_that_it_is_known_by() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    for (name, arguments) in
+        [("host_rsa", ["-t", "rsa", "-b", "2048", "-N", ""]), ("host_ecdsa", ["-t", "ecdsa", "-b", "256", "-N", ""])]
+    {
+        keygen(&laptop.sshd.dir.join(name), &arguments);
+    }
+    let d = laptop.sshd.dir.display().to_string();
+    laptop.sshd.configure(&format!("HostKey {d}/host_rsa\nHostKey {d}/host_ecdsa\n")).await;
+    for name in ["host_rsa", "host_ecdsa", "host"] {
+        laptop.sshd.know(&format!("{} {}", laptop.sshd.name(), laptop.sshd.public(name)));
+        laptop.enrolled(&world, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn an_alias_is_the_name_under_which_a_key_is_known() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let port = laptop.sshd.address.port();
+    let user = user_name();
+    laptop.sshd.client(&format!("Host gpu\nHostName 127.0.0.1\nPort {port}\nUser {user}\nHostKeyAlias the-box\nHost *\n"));
+    laptop.sshd.know(&format!("the-box {}", laptop.sshd.public("host")));
+    let enrolled = laptop.adit(&world, &["enroll", "ssh://gpu", "--device", "laptop"]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+}

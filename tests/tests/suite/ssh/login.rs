@@ -1,0 +1,203 @@
+//! Logging in through a real sshd: agents, keys of all kinds, passphrases at a terminal, and jump hosts.
+
+use tests::{
+    laptop::{Laptop, address_in},
+    raw, skip,
+    sshd::{Agent, Sshd, user_name},
+    terminal::Terminal,
+    world::World,
+};
+
+use crate::PROGRAM;
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+fn there_is_no_terminal() -> bool {
+    there_is_no_sshd() || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+}
+
+#[tokio::test]
+async fn keys_of_all_kinds_log_in() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    for (name, arguments) in [
+        ("rsa", &["-t", "rsa", "-b", "2048", "-N", ""][..]),
+        ("ecdsa", &["-t", "ecdsa", "-b", "256", "-N", ""]),
+        ("ecdsa521", &["-t", "ecdsa", "-b", "521", "-N", ""]),
+        ("pem", &["-t", "rsa", "-b", "2048", "-m", "PEM", "-N", ""]),
+    ] {
+        let key = laptop.sshd.key(name, arguments);
+        laptop.sshd.authorize(name, "");
+        // The wrong ones are passed over.
+        laptop.sshd.client(&format!("IdentityFile {}/missing\nIdentityFile {}\n", laptop.sshd.dir.display(), key.display()));
+        laptop.enrolled(&world, &[]).await;
+    }
+}
+
+#[tokio::test]
+async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if_it_says_so() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    let keys = ["held", "held_rsa"].map(|name| {
+        let kind = if name == "held" { "ed25519" } else { "rsa" };
+        laptop.sshd.key(name, &["-t", kind, "-N", ""])
+    });
+    let agent = Agent::start(&laptop.sshd.dir, &[&keys[0], &keys[1]]).await;
+    for (name, key) in ["held", "held_rsa"].iter().zip(&keys) {
+        // Nobody but the agent has it.
+        std::fs::remove_file(key).expect("removed");
+        laptop.sshd.authorize(name, "");
+        laptop.sshd.client(&format!("IdentityAgent {}\nIdentitiesOnly no\n", agent.socket.display()));
+        laptop.enrolled(&world, &[]).await;
+    }
+    laptop.sshd.client(&format!("IdentityAgent {}\n", agent.socket.display()));
+    let refused = laptop.enroll(&world, &[]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("does not let this computer in"), "{}", refused.stderr);
+    // Named by its public half, and found by the environment.
+    laptop.environment.push(("SSH_AUTH_SOCK".to_owned(), agent.socket.display().to_string()));
+    laptop.sshd.client(&format!("IdentityAgent SSH_AUTH_SOCK\nIdentityFile {}\n", keys[1].display()));
+    laptop.enrolled(&world, &[]).await;
+}
+
+#[tokio::test]
+async fn a_passphrase_is_asked_for_at_a_terminal_not_shown_and_not_guessed() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
+    laptop.sshd.authorize("locked", "");
+    laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
+    let nobody = laptop.enroll(&world, &[]).await;
+    assert_eq!(nobody.code, Some(1));
+    assert!(nobody.stderr.contains("locked with a passphrase") && nobody.stderr.contains("ssh-add"), "{}", nobody.stderr);
+    let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
+    terminal.shows("Enter passphrase for key").await;
+    terminal.types("a wrong one").await;
+    terminal.shows("that is not the passphrase").await;
+    terminal.shows_times("Enter passphrase for key", 2).await;
+    terminal.types("open sesame").await;
+    assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
+    assert!(!terminal.screen().contains("sesame") && !terminal.screen().contains("wrong one"), "{}", terminal.screen());
+}
+
+#[tokio::test]
+async fn the_tunnel_asks_once_and_comes_back_by_itself() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    laptop.enrolled(&world, &[]).await;
+    let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
+    laptop.sshd.authorize("locked", "");
+    laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
+    let mut terminal = laptop.at_a_terminal(&world, &["up", "-v", "--listen", "127.0.0.1:0"]);
+    terminal.shows("Enter passphrase for key").await;
+    terminal.types("open sesame").await;
+    terminal.shows("ready: Ollama").await;
+    let address = address_in(&terminal.screen()).expect("an address");
+    laptop.sshd.kill();
+    terminal.shows("ssh has ended").await;
+    laptop.sshd.restart().await;
+    let answer = raw::exchange(address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    assert_eq!(terminal.screen().matches("Enter passphrase").count(), 1, "{}", terminal.screen());
+}
+
+#[tokio::test]
+async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
+    laptop.sshd.authorize("locked", "");
+    laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
+    let adit = laptop.command(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", "trap : INT; \"$@\"; stty -a", "sh"]).arg(adit.as_std().get_program()).args(adit.as_std().get_args());
+    for (name, value) in adit.as_std().get_envs() {
+        shell.env(name, value.unwrap_or_default());
+    }
+    let mut terminal = Terminal::run(&shell);
+    terminal.shows("Enter passphrase for key").await;
+    terminal.types("\u{3}").await;
+    terminal.ended().await;
+    let screen = terminal.screen();
+    assert!(screen.contains("interrupted") && screen.contains(" echo ") && screen.contains(" icanon "), "{screen}");
+}
+
+#[tokio::test]
+async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let mut jump = Sshd::start(&world.scratch("jump"), &world.scratch("nothing")).await;
+    let (user, d) = (user_name(), jump.dir.display().to_string());
+    let configure = |known: &str| {
+        laptop.sshd.client(&format!(
+            "Host gpu\nHostName 127.0.0.1\nPort {}\nUser {user}\nProxyJump {user}@jump\nHost jump\nHostName 127.0.0.1\nPort {}\n\
+             IdentityFile {d}/user\nUserKnownHostsFile {d}/{known}\nHost *\n",
+            laptop.sshd.address.port(),
+            jump.address.port()
+        ));
+    };
+    let enroll = ["enroll", "ssh://gpu", "--device", "laptop"];
+    configure("nobody_known");
+    let unknown = laptop.adit(&world, &enroll).await;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("is not known"), "{}", unknown.stderr);
+    assert!(unknown.stderr.contains(&jump.name()), "the jump host's: {}", unknown.stderr);
+    configure("known_hosts");
+    let enrolled = laptop.adit(&world, &enroll).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let up = laptop.up(&world, &[]).await;
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    up.end().await;
+    // There is no way around it.
+    jump.kill();
+    let gone = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;
+    assert!(gone.code == Some(1) && gone.stderr.contains(&format!("port {}", jump.address.port())), "{}", gone.stderr);
+}
+
+/// `open sesame`, in crypt's SHA-512.
+const HASH: &str = "$6$aditadit$kS43ewz49BYpu9dfN8aIeoYPg42PNCtrZPeSQ1o6Xr188m1pj4YojvhFcNTpgIfwPg7/pQqeuQVcZKT.c8.05/";
+
+#[tokio::test]
+async fn where_no_key_is_taken_a_password_is_asked_for_at_a_terminal_and_nowhere_else() {
+    if there_is_no_terminal() {
+        return;
+    }
+    let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
+    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have passwords of its own") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    let asked_by_pam = "UsePAM yes\nKbdInteractiveAuthentication yes\nPasswordAuthentication no\n";
+    for (lines, prompt, device) in [("PasswordAuthentication yes\n", "'s password: ", "one"), (asked_by_pam, "Password: ", "two")]
+    {
+        laptop.sshd.take_password(HASH, lines).await;
+        laptop.sshd.client("");
+        let nobody = laptop.enroll(&world, &[]).await;
+        assert!(nobody.code == Some(1) && nobody.stderr.contains("does not let this computer in"), "{}", nobody.stderr);
+        let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--replace", "--device", device]);
+        terminal.shows(prompt).await;
+        terminal.types("open sesame").await;
+        assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
+        assert!(!terminal.screen().contains("sesame"), "{}", terminal.screen());
+    }
+}

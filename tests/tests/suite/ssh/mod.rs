@@ -1,0 +1,6 @@
+//! Over a real sshd: enrollment and the carrier.
+
+mod carrier;
+mod enrolling;
+mod hosts;
+mod login;

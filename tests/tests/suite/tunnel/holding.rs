@@ -1,0 +1,267 @@
+//! While there is no way to Ollama: connections wait, and are then told why, in words that any tool shows.
+
+use std::{net::SocketAddr, time::Duration};
+
+use serde_json::Value;
+use tests::{
+    ollama::{Ollama, Options},
+    raw::{self, Ending, Upstream},
+    told::{NOT_ALLOWED, USAGE, assert_told},
+    world::{SOON, World},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::PROGRAM;
+
+const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// The status line, and the text of Ollama's `{"error":"…"}`.
+fn error_of(answer: &str) -> (&str, String) {
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
+    let json: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
+    assert!(head.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())), "{head}");
+    (head.lines().next().unwrap_or_default(), json["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned())
+}
+
+#[tokio::test]
+async fn without_a_server_a_request_is_held_and_then_told_why() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let server = world.address().await;
+    world.kill_server().await;
+    let up = device.start(&["--hold", "1s"]).await;
+
+    let started = std::time::Instant::now();
+    let answer = raw::exchange(up.address, GET).await;
+    assert!(started.elapsed() >= Duration::from_secs(1), "it was held");
+    let (status, error) = error_of(&answer);
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    // The first attempt may have failed by now, on a slow machine, or still be under way.
+    for said in [error, device.adit(&["status"], "").await.stdout] {
+        assert!(said.contains("no answer ") && said.contains(&format!("from {server}")), "{said}");
+        assert!(
+            said.contains("is this computer online, and the server up?") || said.contains("is aditd running there"),
+            "{said}"
+        );
+    }
+
+    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 503") && head.ends_with("\r\n\r\n"), "{head}");
+    let old = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(old.starts_with("HTTP/1.0 503"), "{old}");
+    // A body that is on its way does not destroy the answer.
+    let upload = raw::exchange(up.address, &raw::post("/api/chat", &"x".repeat(1_000_000))).await;
+    assert!(upload.starts_with("HTTP/1.1 503"), "{upload}");
+
+    let mut not_http = raw::connect(up.address).await;
+    not_http.write_all(b"\x16\x03\x01\n").await.expect("sent");
+    assert_eq!(raw::read_to_end(&mut not_http).await, (vec![], Ending::Reset), "what is no HTTP gets none");
+}
+
+#[tokio::test]
+async fn a_held_request_goes_through_when_the_server_comes_and_tells_by_then_what_it_waits_for() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    world.kill_server().await;
+    let up = device.start(&["--hold", "10m"]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+    let status = device.status().await;
+    assert_eq!(status["tunnel"]["state"], "down", "{status}");
+    assert_eq!(status["schema"], 1);
+    world.restart_server().await;
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    assert!(answer.ends_with(b"Ollama is running"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(ending, Ending::Closed);
+    assert_eq!(device.status().await["tunnel"]["state"], "up");
+}
+
+#[tokio::test]
+async fn an_application_that_leaves_while_it_is_held_is_forgotten() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    world.kill_server().await;
+    let up = device.start(&["--hold", "10m"]).await;
+    let app = raw::connect(up.address).await;
+    let held = |status: &Value| status["connections"].as_u64();
+    while held(&device.status().await) != Some(1) {}
+    app.set_zero_linger().expect("linger");
+    drop(app);
+    let gone = async { while held(&device.status().await) != Some(0) {} };
+    tokio::time::timeout(SOON, gone).await.expect("given up");
+}
+
+#[tokio::test]
+async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_finds_it() {
+    // A port that nobody listens on, and that nobody else gets meanwhile.
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.set_reuseaddr(true).expect("reuse");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address: SocketAddr = reserved.local_addr().expect("address");
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address.to_string()]).await;
+    let up = world.up("laptop").await;
+
+    let (status, error) = {
+        let answer = raw::exchange(up.address, GET).await;
+        let (status, error) = error_of(&answer);
+        (status.to_owned(), error)
+    };
+    assert_eq!(status, "HTTP/1.1 502 Bad Gateway");
+    assert!(error.contains("Ollama is not running on the server") && error.contains("ollama serve"), "{error}");
+    let v1 = raw::exchange(up.address, &raw::post("/v1/chat/completions", "{}")).await;
+    assert!(v1.contains(r#"{"error":{"message":"adit: Ollama is not running"#), "{v1}");
+    let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 502") && head.ends_with("\r\n\r\n"), "{head}");
+
+    drop(reserved);
+    let _ollama = Ollama::start(Options { listen: address, ..Options::default() }).await.expect("it starts");
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn an_application_that_connects_first_and_asks_later_is_told_in_words_too() {
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let mut world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let up = world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    // By now the stream has failed, and nothing has been asked yet.
+    world.aditd.says("cannot reach").await;
+    app.write_all(GET.as_bytes()).await.expect("sent");
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    assert!(answer.starts_with(b"HTTP/1.1 502 "), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(ending, Ending::Closed);
+}
+
+#[tokio::test]
+async fn a_tcp_service_that_does_not_run_is_an_abort_and_no_http() {
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let flag = format!("tcp://{}", reserved.local_addr().expect("address"));
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &flag]).await;
+    let up = world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    let _ = app.write_all(GET.as_bytes()).await;
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Reset));
+}
+
+#[tokio::test]
+async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--hold", "10m"]).await;
+    assert_eq!(world.aditd(&["device", "revoke", "laptop"]).await.code, Some(0));
+    up.adit.says("revoked").await;
+    let answer = raw::exchange(up.address, GET).await;
+    let (status, error) = error_of(&answer);
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(error.contains("this device was revoked") && error.contains("adit enroll"), "{error}");
+    assert_eq!(device.status().await["tunnel"]["state"], "refused");
+    up.adit.kill().await;
+
+    let again = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
+    assert_told(
+        &again,
+        NOT_ALLOWED,
+        &["revoked", "`aditd device forget laptop`", "`aditd invite laptop`", "`adit enroll --replace`"],
+    );
+    for once in ["revoked", "aditd invite", "adit enroll"] {
+        assert_eq!(again.stderr.matches(once).count(), 1, "{}", again.stderr);
+    }
+    // And that is the cure.
+    assert_eq!(world.aditd(&["device", "forget", "laptop"]).await.code, Some(0));
+    let enrolled = device.enroll(&world.invite("laptop").await, &["--replace"]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let answer = raw::exchange(device.up(&[]).await.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut first = device.up(&[]).await;
+    let copy = world.stranger("copy");
+    let copied = std::process::Command::new("cp").arg("-a").arg(&device.dir).arg(&copy.dir).status().expect("cp");
+    assert!(copied.success());
+    let second = copy.up(&[]).await;
+    first.adit.says("another `adit up` connected with this device's certificate").await;
+    let (_, error) = {
+        let answer = raw::exchange(first.address, GET).await;
+        let (status, error) = error_of(&answer);
+        (status.to_owned(), error)
+    };
+    assert!(error.contains("aditd invite"), "{error}");
+    let answer = raw::exchange(second.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let told = device.adit(&["up", "--listen", "127.0.0.1:0", "--carrier", "ssh"], "").await;
+    assert_told(
+        &told,
+        USAGE,
+        &["enrolled by a code, which names no SSH way", "leave out `--carrier ssh`", "`adit enroll --replace"],
+    );
+    assert!(!told.stderr.contains("let the server listen"), "{}", told.stderr);
+}
+
+#[tokio::test]
+async fn one_profile_has_one_tunnel() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&[]).await;
+    let second = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
+    assert_eq!(second.code, Some(1));
+    assert!(second.stderr.contains(&format!("running already (pid {})", up.adit.pid())), "{}", second.stderr);
+    assert!(second.stderr.contains("hint: "), "{}", second.stderr);
+}
+
+#[tokio::test]
+async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hanging() {
+    const LIMIT: usize = common::transport::MOST_STREAMS as usize;
+    common::process::raise_descriptor_limit();
+    let upstream = Upstream::start().await;
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&["--hold", "2s"]).await;
+    let mut open: Vec<(TcpStream, TcpStream)> = Vec::with_capacity(LIMIT);
+    for i in 0..LIMIT {
+        let mut app = raw::connect(up.address).await;
+        app.write_all(GET.as_bytes()).await.unwrap_or_else(|e| panic!("connection {i}: {e}"));
+        open.push((app, upstream.accept().await));
+    }
+    let answer = raw::exchange(up.address, GET).await;
+    let (status, error) = error_of(&answer);
+    assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
+    assert!(error.contains("too many requests of this device"), "{error}");
+    // One goes, the next one gets its place.
+    drop(open.pop());
+    let mut app = raw::connect(up.address).await;
+    let mut service = upstream.accept().await;
+    app.write_all(GET.as_bytes()).await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, GET.len()).await, GET.as_bytes());
+}
+
+#[tokio::test]
+async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
+    // Where Ollama would be, if it ran.
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.set_reuseaddr(true).expect("reuse");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let device = world.device("laptop").await;
+    let refused = device.adit(&["up", "--listen", &address], "").await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("this same computer") && refused.stderr.contains("--listen localhost:"),
+        "{}",
+        refused.stderr
+    );
+}

@@ -1,0 +1,252 @@
+//! The addresses that are listened on: which are refused or taken, and who is heard there.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+};
+
+use common::{door::DoorKey, invitation::Invitation, wire::ALPN_TUNNEL};
+use tests::{
+    kept::{chmod, identity_file, profile, text},
+    ollama::Options,
+    ordinary::Ordinary,
+    process::Ended,
+    skip,
+    stranger::{Gate, Service, Stranger, assert_served, crypto, first_flight},
+    told::{FAILED, assert_ok, assert_told},
+    world::{SOON, World},
+};
+
+use crate::PROGRAM;
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_told_with_who_has_it() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address").to_string();
+    let told = device.adit(&["up", "--listen", &taken], "").await;
+    let pid = format!("(pid {})", std::process::id());
+    assert_told(
+        &told,
+        FAILED,
+        &[
+            &format!("error: cannot listen on {taken}\n  Caused by: address already in use by `"),
+            &pid,
+            "adit up --listen localhost:11500",
+        ],
+    );
+    let localhost = format!("localhost:{}", holder.local_addr().expect("an address").port());
+    let told = device.adit(&["up", "--listen", &localhost], "").await;
+    assert_told(&told, FAILED, &[&format!("error: cannot listen on {localhost}\n"), &pid]);
+
+    let holder = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address");
+    let state = world.scratch("second");
+    let args = ["serve", "--listen", &taken.to_string(), "--state-dir", text(&state)];
+    let told = world.programs.run("aditd", &args, "").await.expect("aditd runs");
+    assert_told(
+        &told,
+        FAILED,
+        &[&format!("error: cannot listen on {taken} (UDP)\n  Caused by: "), "ddress already in use", "another with --listen"],
+    );
+    assert!(told.stderr.contains(&pid), "it doesn't say who has it:\n{}", told.stderr);
+}
+
+#[tokio::test]
+async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() {
+    let mut world = World::start(PROGRAM).await;
+    let address = world.address().await;
+    world.serve_flags.extend(["--listen".to_owned(), address.to_string()]);
+    world.kill_server().await;
+    world.restart_server().await;
+    assert_eq!(world.status().await["listening"], serde_json::json!([address.to_string()]));
+    world.kill_server().await;
+    let (open, inside) = (format!("0.0.0.0:{}", address.port()), address.to_string());
+    let told = try_to_serve(&world, &["--listen", &open, "--listen", &inside, "--allow-from", "203.0.113.0/24"]).await;
+    let says = format!("error: cannot listen on {inside} (UDP)\n  Caused by: aditd itself listens on {open} already");
+    assert_told(&told, FAILED, &[&says, "name one of both only"]);
+}
+
+#[tokio::test]
+async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address() {
+    let world = World::start(PROGRAM).await;
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let taken = holder.local_addr().expect("an address").to_string();
+    let (file, missing) = (world.scratch("metrics.toml"), world.scratch("missing"));
+    let serve = async |place: &str| {
+        fs::write(&file, format!("metrics = '{place}'")).expect("written");
+        try_to_serve(&world, &["--listen", "127.0.0.1:0", "--config", text(&file)]).await
+    };
+    let told = serve(&taken).await;
+    let pid = format!("(pid {})", std::process::id());
+    let says = format!("error: cannot tell metrics at {taken}\n  Caused by: ");
+    assert_told(&told, FAILED, &[&says, "address already in use by `", &pid, "with `metrics`"]);
+    let told = serve(&format!("unix:{}/metrics.sock", missing.display())).await;
+    let why = format!("Caused by: there is no directory `{}`", missing.display());
+    assert_told(&told, FAILED, &[&why, &format!("`mkdir -p '{}'`", missing.display())]);
+}
+
+#[tokio::test]
+async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
+    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if first.trim().parse::<u16>().is_ok_and(|first| first < 2) && skip::because("every port is free to everybody here") {
+        return;
+    }
+    let Some(ordinary) = Ordinary::new(PROGRAM) else { return };
+    let state = ordinary.home("server");
+    let told = ordinary.run("aditd", &["serve", "--listen", "127.0.0.1:1", "--state-dir", text(&state)]).expect("aditd runs");
+    assert_told(
+        &told,
+        FAILED,
+        &["error: cannot listen on 127.0.0.1:1 (UDP)\n  Caused by: Permission denied", "above 1023 with --listen"],
+    );
+
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let home = ordinary.home("device");
+    let place = home.join("servers/default");
+    fs::create_dir_all(&place).expect("a directory");
+    fs::copy(identity_file(&device), place.join("identity.json")).expect("copied");
+    if ordinary.as_root {
+        for path in [home.join("servers"), place.clone(), place.join("identity.json")] {
+            chmod(&path, if path.is_dir() { 0o700 } else { 0o600 });
+            ordinary.give(&path);
+        }
+    }
+    let told = ordinary.run("adit", &["up", "--listen", "127.0.0.1:1", "--state-dir", text(&home)]).expect("adit runs");
+    assert_told(
+        &told,
+        FAILED,
+        &["error: cannot listen on 127.0.0.1:1\n  Caused by: Permission denied", "choose another with --listen"],
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_knows_no_address_of_its_own_makes_no_code_that_leads_nowhere() {
+    let mut world = World::start(PROGRAM).await;
+    let port = world.address().await.port();
+    // As behind a router: nobody of the network that may come in is an interface of this machine.
+    restart_on(&format!("0.0.0.0:{port}"), &mut world, &["--allow-from", "203.0.113.0/24"]).await;
+    let invited = world.aditd(&["invite", "laptop"]).await;
+    if invited.code == Some(0) {
+        let invitation: Invitation = invited.stdout.parse().expect("a code");
+        assert!(!invitation.addresses.is_empty());
+        let leads_here = |address: &String| address.ends_with(&format!(":{port}"));
+        assert!(invitation.addresses.iter().all(leads_here), "{:?} but the server is on port {port}", invitation.addresses);
+    } else {
+        assert_told(&invited, FAILED, &["--advertise"]);
+    }
+}
+
+/// Starts the server anew with another address instead of its own, and these flags.
+async fn restart_on(address: &str, world: &mut World, flags: &[&str]) {
+    let former = world.address().await.to_string();
+    for flag in world.serve_flags.iter_mut().filter(|flag| **flag == former) {
+        address.clone_into(flag);
+    }
+    world.serve_flags.extend(flags.iter().map(ToString::to_string));
+    world.kill_server().await;
+    world.restart_server().await;
+}
+
+/// An address of this machine that is not loopback.
+fn own_address() -> Option<Ipv4Addr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    // Nothing is sent; the documentation's network (RFC 5737) stands for "anywhere".
+    socket.connect("203.0.113.1:9").ok()?;
+    match socket.local_addr().ok()?.ip() {
+        IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
+        _ => None,
+    }
+}
+
+async fn try_to_serve(world: &World, flags: &[&str]) -> Ended {
+    let state = world.scratch("another");
+    let args = [&["serve", "--state-dir", state.to_str().expect("a path")], flags].concat();
+    world.programs.run("aditd", &args, "").await.expect("aditd runs")
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_loopback_is_not_listened_on_without_saying_who_may_speak_to_it() {
+    let world = World::start(PROGRAM).await;
+    for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
+        let refused = try_to_serve(&world, &["--listen", "127.0.0.1:0", "--listen", address]).await;
+        assert_eq!(refused.code, Some(2), "{refused:?}");
+        assert!(refused.stderr.contains(&format!("refusing to listen on {address}")), "{}", refused.stderr);
+        assert!(
+            refused.stderr.contains("hint: ") && refused.stderr.contains("--allow-from 192.168.1.0/24"),
+            "{}",
+            refused.stderr
+        );
+    }
+    assert!(!Path::new(&world.scratch("another")).exists(), "refused before anything is made");
+}
+
+#[tokio::test]
+async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_named_is_not() {
+    let mut gate = Gate::start(PROGRAM).await;
+    let port = gate.address.port();
+    // Begun on loopback, so that the port is known; now the same on all addresses.
+    let open = format!("0.0.0.0:{port}");
+    let loopback = gate.address.to_string();
+    restart_on(&open, &mut gate.world, &["--allow-from", "203.0.113.0/24", "--advertise", &loopback]).await;
+    assert_eq!(gate.world.address().await.to_string(), open);
+    let up = gate.device.up(&[]).await;
+    assert_served(&up).await;
+
+    let Some(own) = own_address() else {
+        skip::because("this machine has no address besides loopback");
+        return;
+    };
+    let knocks = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await;
+    let outsider = Stranger::facing((own, port).into()).await;
+    for datagram in &knocks {
+        outsider.send(datagram).await;
+    }
+    assert_served(&up).await;
+    outsider.assert_heard_nothing("a knock from a network that nobody named").await;
+}
+
+#[tokio::test]
+async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
+    let Some(own) = own_address() else {
+        skip::because("this machine has no address besides loopback");
+        return;
+    };
+    let network = format!("{own}/32");
+    let service = Service::start().await;
+    let upstream = format!("tcp://{}", service.address);
+    let flags = ["--listen", "0.0.0.0:0", "--allow-from", &network, "--upstream", &upstream];
+    let world = World::start_with(PROGRAM, Options::default(), &flags).await;
+    let port = world.address().await.port();
+    let code = world.invite("laptop").await;
+    let invitation: Invitation = code.parse().expect("a code");
+    assert_eq!(invitation.addresses, [format!("{own}:{port}")], "only where somebody may come from");
+    let device = world.stranger("laptop");
+    let enrolled = device.enroll(&code, &[]).await;
+    assert_ok(&enrolled);
+    let up = device.up(&[]).await;
+    assert_served(&up).await;
+    let status = device.status().await;
+    assert_eq!(status["tunnel"]["remote"], format!("{own}:{port}"));
+
+    // Asked to prove its address first, and without a knock not even that.
+    let profile = profile(&device);
+    let door = profile.enrolled.door_key.clone();
+    let stranger = Stranger::facing((own, port).into()).await;
+    for datagram in first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &DoorKey::generate().knock()).await {
+        stranger.send(&datagram).await;
+    }
+    assert_served(&up).await;
+    stranger.assert_heard_nothing("a stranger on a named network").await;
+    let knock = Stranger::facing((own, port).into()).await;
+    for datagram in first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &door.knock()).await {
+        knock.send(&datagram).await;
+    }
+    let mut answer = [0; 2048];
+    let n = tokio::time::timeout(SOON, knock.socket.recv(&mut answer)).await.expect("an answer").expect("received");
+    assert_eq!(answer[0] & 0xf0, 0xf0, "a Retry (RFC 9000 section 17.2.5)");
+    assert!(n < 1200, "smaller than what asked for it: {n}");
+}

@@ -1,0 +1,11 @@
+//! What passes through the tunnel, and who may open one.
+
+mod clients;
+mod cutting;
+mod forwarding;
+mod holding;
+mod lasting;
+mod listening;
+mod moving;
+mod outages;
+mod strangers;

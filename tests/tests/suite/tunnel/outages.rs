@@ -1,0 +1,193 @@
+//! A network that goes away and comes back, and a server that comes back elsewhere.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use tests::{
+    ollama::Options,
+    path::Path,
+    process::Process,
+    raw::{self, Ending},
+    skip,
+    world::{Device, SOON, World},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::PROGRAM;
+
+/// At the stand-in's 50 ms each, longer than the outage.
+const TOKENS: i64 = 400;
+
+/// A device that reaches the server by these addresses alone, best first.
+async fn device_by(world: &World, addresses: &[String]) -> Device {
+    let device = world.stranger("laptop");
+    let args: Vec<&str> = addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();
+    let invited = world.aditd(&[&["invite", "laptop", "--role", "admin"], args.as_slice()].concat()).await;
+    assert_eq!(invited.code, Some(0), "{}", invited.stderr);
+    let enrolled = device.enroll(&invited.stdout, &[]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    let path = device.dir.join("servers/default/identity.json");
+    let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("json");
+    identity["addresses"] = addresses.to_vec().into();
+    std::fs::write(&path, identity.to_string()).expect("written");
+    device
+}
+
+/// A device whose only way to the server is a path that can be cut.
+async fn world_behind_a_path() -> (World, Path, Device) {
+    let mut world = World::start(PROGRAM).await;
+    let path = Path::to(world.address().await).await;
+    // What the server itself advertises must not lead round the path.
+    world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
+    world.kill_server().await;
+    world.restart_server().await;
+    let device = device_by(&world, &[path.address.to_string()]).await;
+    (world, path, device)
+}
+
+#[tokio::test]
+async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_at_once() {
+    let (world, path, device) = world_behind_a_path().await;
+    let mut up = device.up(&[]).await;
+    let ollama = world.ollama.addr();
+    let direct = tokio::spawn(async move { raw::exchange(ollama, &raw::generate(TOKENS, 4)).await });
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(TOKENS, 4).as_bytes()).await.expect("sent");
+    let mut answer = raw::read_exactly(&mut app, 1000).await;
+
+    path.cut();
+    up.adit.says("the server has been silent").await;
+    assert_eq!(device.status().await["tunnel"]["state"], "silent");
+    // What was on its way has come.
+    let mut block = vec![0; 65_536];
+    while let Ok(read) = tokio::time::timeout(Duration::from_secs(1), app.read(&mut block)).await {
+        answer.extend_from_slice(&block[..read.expect("still open")]);
+    }
+    path.mend();
+    let mended = Instant::now();
+    answer.extend(raw::read_exactly(&mut app, 1).await);
+    // Plain QUIC would take about as long as the outage was.
+    assert!(mended.elapsed() < Duration::from_secs(8), "{:?}", mended.elapsed());
+    let (rest, ending) = raw::read_to_end(&mut app).await;
+    answer.extend(rest);
+    assert_eq!(ending, Ending::Closed);
+    let direct = direct.await.expect("no panic");
+    let text = String::from_utf8(answer).expect("text");
+    assert_eq!(raw::without_date(&text), raw::without_date(&direct));
+    assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());
+}
+
+#[tokio::test]
+async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_ever() {
+    let (_world, path, device) = world_behind_a_path().await;
+    let up = device.up(&["--hold", "1s"]).await;
+    path.cut();
+    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("before it got this request"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
+    let mut world = World::start_with(PROGRAM, Options::default(), &[]).await;
+    let first = world.address().await.to_string();
+    // An address that nobody else gets meanwhile.
+    let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let second = other.local_addr().expect("an address").to_string();
+    let device = device_by(&world, &[first.clone(), second.clone()]).await;
+    let up = device.up(&["--hold", "10m"]).await;
+    world.kill_server().await;
+    drop(other);
+    for flag in world.serve_flags.iter_mut().filter(|flag| **flag == first) {
+        flag.clone_from(&second);
+    }
+    world.restart_server().await;
+    let answer = tokio::time::timeout(SOON * 4, async {
+        let mut app = raw::connect(up.address).await;
+        app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+        let mut answer = Vec::new();
+        // The one that was sent into the old connection is cut; the next one goes through.
+        if app.read_to_end(&mut answer).await.is_err() || !answer.ends_with(b"Ollama is running") {
+            return raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+        }
+        String::from_utf8_lossy(&answer).into_owned()
+    });
+    let answer = answer.await.expect("in time");
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
+    // A hosts file of its own takes the place of a name server.
+    let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
+    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have a hosts file of its own") {
+        return;
+    }
+    let (world, path, device) = world_behind_a_path().await;
+    let (old, port) = (path.address.ip(), path.address.port());
+    let second = Path::from(SocketAddr::from(([127, 0, 0, 2], port)), world.address().await).await;
+    let hosts = world.scratch("hosts");
+    std::fs::write(&hosts, format!("{old} gpu.adit.test\n")).expect("written");
+    let identity = device.dir.join("servers/default/identity.json");
+    let text =
+        std::fs::read_to_string(&identity).expect("read").replace(&format!("{old}:{port}"), &format!("gpu.adit.test:{port}"));
+    std::fs::write(&identity, text).expect("written");
+    let adit = world.programs.command("adit", &["up", "-v", "--listen", "127.0.0.1:0", "--state-dir"]);
+    let adit = adit.as_std();
+    let mut command = tokio::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
+    command.arg(adit.get_program()).args(adit.get_args()).arg(&device.dir).env("NO_COLOR", "1").kill_on_drop(true);
+    let mut adit = Process::spawn(command, "adit").expect("it starts");
+    adit.ready().await.expect("ready");
+    let log = adit.log();
+    assert!(log.contains(&format!("connected to {old}:{port}")), "{log}");
+    let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+    let mut app = raw::connect(address.and_then(|a| a.parse().ok()).expect("an address")).await;
+    app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 1000).await;
+
+    path.cut();
+    std::fs::write(&hosts, "127.0.0.2 gpu.adit.test\n").expect("written");
+    adit.says(&format!("the session goes over UDP now: {}", second.address)).await;
+    raw::read_exactly(&mut app, 4000).await;
+
+    // And into the other address family.
+    let v6 = std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0));
+    if v6.is_err() && skip::because("there is no IPv6 here") {
+        return;
+    }
+    let third = Path::from(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)), world.address().await).await;
+    second.cut();
+    std::fs::write(&hosts, "::1 gpu.adit.test\n").expect("written");
+    adit.says(&format!("the session goes over UDP now: {}", third.address)).await;
+    raw::read_exactly(&mut app, 4000).await;
+    assert_eq!(adit.log().matches("connected to").count(), 1, "one session: {}", adit.log());
+}
+
+#[tokio::test]
+async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_time_is_over() {
+    let (world, path, device) = world_behind_a_path().await;
+    let up = device.up(&["--idle-timeout", "20s"]).await;
+    let status = device.status().await;
+    assert_eq!((&status["tunnel"]["idle_timeout"], &status["tunnel"]["idle_timeout_by"]), (&20.into(), &"device".into()));
+    assert!(status["tunnel"]["socket_buffers"][0].as_u64().is_some_and(|n| n > 0), "{status}");
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 1000).await;
+    path.cut();
+    let away = async {
+        loop {
+            let listed = world.aditd(&["device", "list"]).await.stdout;
+            if listed.contains("away since") {
+                return;
+            }
+            assert_eq!(world.ollama.counters().cancelled, 0, "it is kept while the device may come back: {listed}");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::time::timeout(SOON, away).await.expect("it is shown as away");
+    world.ollama.wait_for(|c| c.cancelled == 1, SOON * 2).await.expect("and then its time is over");
+    // Both ends agree that it is over: nothing looks like an end.
+    assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
+}

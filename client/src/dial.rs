@@ -9,7 +9,8 @@ use common::{
     wire::{Code, SERVER_NAME},
 };
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime, crypto::rustls::QuicClientConfig,
+    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
+    crypto::rustls::QuicClientConfig,
 };
 use tokio::task::JoinSet;
 
@@ -71,7 +72,9 @@ pub enum DialError {
         why: String,
     },
     /// Whoever answers is not the server that this device trusts.
-    #[error("the server at {0} is not the one that this device enrolled with: its certificate comes from another CA")]
+    #[error(
+        "the server at {0} is not the one that this device enrolled with: its certificate comes from another CA"
+    )]
     WrongServer(String),
     /// A certificate is not valid now, by one of the two clocks.
     #[error("the server's certificate is not valid at this computer's time, {now}")]
@@ -137,12 +140,13 @@ impl DialError {
         matches!(self, Self::Refused(Code::Revoked | Code::Superseded))
     }
 
-    /// Before the handshake is done, anybody on the way can say anything: a refusal then is no refusal.
+    /// Before the handshake is done, anybody on the way can say anything: a refusal then is no
+    /// refusal.
     fn unproved(self) -> Self {
         match self {
-            Self::Refused(_) | Self::OutOfTime => {
-                Self::Other("the handshake was broken off, by the server or by somebody in between".to_owned())
-            }
+            Self::Refused(_) | Self::OutOfTime => Self::Other(
+                "the handshake was broken off, by the server or by somebody in between".to_owned(),
+            ),
             other => other,
         }
     }
@@ -157,33 +161,44 @@ impl DialError {
         match error {
             ConnectionError::TimedOut => Self::NoAnswer(to.to_owned()),
             ConnectionError::VersionMismatch => Self::Version,
-            ConnectionError::ApplicationClosed(close) => match Code::from_number(close.error_code.into_inner()) {
-                Some(code) => Self::Refused(code),
-                None => Self::Other(error.to_string()),
-            },
-            // The server's judgement of our certificate.
-            ConnectionError::ConnectionClosed(close) => match u64::from(close.error_code).checked_sub(0x100) {
-                Some(CERTIFICATE_EXPIRED) => Self::OutOfTime,
-                Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR | CERTIFICATE_REQUIRED) => {
-                    Self::WrongServer(to.to_owned())
+            ConnectionError::ApplicationClosed(close) => {
+                match Code::from_number(close.error_code.into_inner()) {
+                    Some(code) => Self::Refused(code),
+                    None => Self::Other(error.to_string()),
                 }
-                _ => alert(close.error_code.into()),
-            },
+            }
+            // The server's judgement of our certificate.
+            ConnectionError::ConnectionClosed(close) => {
+                match u64::from(close.error_code).checked_sub(0x100) {
+                    Some(CERTIFICATE_EXPIRED) => Self::OutOfTime,
+                    Some(
+                        UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR
+                        | CERTIFICATE_REQUIRED,
+                    ) => Self::WrongServer(to.to_owned()),
+                    _ => alert(close.error_code.into()),
+                }
+            }
             // Our judgement of the server's.
             ConnectionError::TransportError(e) => match u64::from(e.code).checked_sub(0x100) {
-                Some(CERTIFICATE_EXPIRED) => {
-                    Self::Clock { now: humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string() }
+                Some(CERTIFICATE_EXPIRED) => Self::Clock {
+                    now: humantime::format_rfc3339_seconds(std::time::SystemTime::now())
+                        .to_string(),
+                },
+                Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => {
+                    Self::WrongServer(to.to_owned())
                 }
-                Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => Self::WrongServer(to.to_owned()),
                 _ => alert(e.code.into()),
             },
             ConnectionError::Reset => Self::Restarted,
-            ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => Self::Other(error.to_string()),
+            ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => {
+                Self::Other(error.to_string())
+            }
         }
     }
 }
 
-/// A client configuration whose first packets knock with `key`, and whose sessions are kept through a silence of `idle`.
+/// A client configuration whose first packets knock with `key`, and whose sessions are kept through
+/// a silence of `idle`.
 pub fn config(crypto: QuicClientConfig, key: &DoorKey, idle: Duration) -> ClientConfig {
     let mut config = ClientConfig::new(Arc::new(crypto));
     let key = key.clone();
@@ -193,12 +208,17 @@ pub fn config(crypto: QuicClientConfig, key: &DoorKey, idle: Duration) -> Client
     config
 }
 
-/// Connects to the first of `addresses` (`host:port`) that answers, or by SSH; each gets a head start over the next, UDP over SSH.
-/// Cancellation safe.
+/// Connects to the first of `addresses` (`host:port`) that answers, or by SSH; each gets a head
+/// start over the next, UDP over SSH. Cancellation safe.
 ///
 /// # Errors
-/// What the most telling attempt says: a refusal before silence, silence before a name that can't be looked up.
-pub async fn dial(config: &ClientConfig, addresses: &[String], ssh: Option<&SshWay>) -> Result<Dialed, DialError> {
+/// What the most telling attempt says: a refusal before silence, silence before a name that can't
+/// be looked up.
+pub async fn dial(
+    config: &ClientConfig,
+    addresses: &[String],
+    ssh: Option<&SshWay>,
+) -> Result<Dialed, DialError> {
     let mut attempts = JoinSet::new();
     for (name, delay) in addresses.iter().zip(staggered()) {
         // Looked up side by side: a resolver that hangs holds up nobody else.
@@ -209,7 +229,9 @@ pub async fn dial(config: &ClientConfig, addresses: &[String], ssh: Option<&SshW
         attempts.spawn(attempt(config.clone(), Way::Ssh(way.clone()), way.to_string(), delay));
     }
     match first(attempts).await {
-        Err(Some(DialError::NoAnswer(_)) | None) => Err(DialError::NoAnswer(all_of(addresses, ssh))),
+        Err(Some(DialError::NoAnswer(_)) | None) => {
+            Err(DialError::NoAnswer(all_of(addresses, ssh)))
+        }
         other => other.map_err(|why| why.unwrap_or(DialError::NoAnswer(String::new()))),
     }
 }
@@ -234,7 +256,9 @@ fn staggered() -> impl Iterator<Item = Duration> {
 }
 
 /// The first that succeeds, or the most telling of all failures.
-async fn first(mut attempts: JoinSet<Result<Dialed, DialError>>) -> Result<Dialed, Option<DialError>> {
+async fn first(
+    mut attempts: JoinSet<Result<Dialed, DialError>>,
+) -> Result<Dialed, Option<DialError>> {
     let mut worst = None;
     while let Some(ended) = attempts.join_next().await {
         match ended {
@@ -268,7 +292,12 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
     }
 }
 
-async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) -> Result<Dialed, DialError> {
+async fn attempt(
+    config: ClientConfig,
+    way: Way,
+    name: String,
+    delay: Duration,
+) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
     let shown = match &way {
         Way::Udp(address) if name != address.to_string() => format!("{name} ({address})"),
@@ -281,9 +310,16 @@ async fn attempt(config: ClientConfig, way: Way, name: String, delay: Duration) 
         DialError::Ssh { why: e.to_string(), hint }
     })?;
     let runtime = Arc::new(TokioRuntime);
-    let endpoint =
-        Endpoint::new_with_abstract_socket(EndpointConfig::default(), None, carrier.socket(), runtime).map_err(unusable)?;
-    let connecting = endpoint.connect_with(config, carrier::REMOTE, SERVER_NAME).map_err(|e| DialError::Other(e.to_string()))?;
+    let endpoint = Endpoint::new_with_abstract_socket(
+        EndpointConfig::default(),
+        None,
+        carrier.socket(),
+        runtime,
+    )
+    .map_err(unusable)?;
+    let connecting = endpoint
+        .connect_with(config, carrier::REMOTE, SERVER_NAME)
+        .map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),
         Ok(Err(e)) => Err(DialError::from_connection(&e, &shown).unproved()),

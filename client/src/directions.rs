@@ -1,4 +1,5 @@
-//! Where the server may be found, and by which carriers: what the profile knows, as far as the owner allows it.
+//! Where the server may be found, and by which carriers: what the profile knows, as far as the
+//! owner allows it.
 
 use std::time::Duration;
 
@@ -53,7 +54,11 @@ impl Directions {
 
     /// Where it may be reached by UDP, best first.
     pub fn addresses(&self) -> Vec<String> {
-        if self.choice == CarrierChoice::Ssh { Vec::new() } else { self.profile.get().enrolled.addresses }
+        if self.choice == CarrierChoice::Ssh {
+            Vec::new()
+        } else {
+            self.profile.get().enrolled.addresses
+        }
     }
 
     /// How it may be reached by SSH.
@@ -66,13 +71,18 @@ impl Directions {
         match (other, self.choice) {
             ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` says so"),
             ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` says so"),
-            ("udp", _) if self.addresses().is_empty() => Some("the server has told no address but its own loopback"),
-            ("ssh", _) if self.ssh().is_none() => Some("this device was enrolled by a code, which names no SSH way"),
+            ("udp", _) if self.addresses().is_empty() => {
+                Some("the server has told no address but its own loopback")
+            }
+            ("ssh", _) if self.ssh().is_none() => {
+                Some("this device was enrolled by a code, which names no SSH way")
+            }
             _ => None,
         }
     }
 
-    /// That there is nothing to try, if so. No time mends it: what the server says anew is heard in a session alone.
+    /// That there is nothing to try, if so. No time mends it: what the server says anew is heard in
+    /// a session alone.
     pub fn no_way(&self) -> Option<DialError> {
         if !self.addresses().is_empty() || self.ssh().is_some() {
             return None;
@@ -103,7 +113,8 @@ impl Directions {
         let profile = self.profile.get();
         let other = |e: rustls::Error| DialError::Other(e.to_string());
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
-        let crypto = tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
+        let crypto =
+            tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
         Ok(dial::config(crypto, &profile.enrolled.door_key, self.idle_timeout))
     }
 }

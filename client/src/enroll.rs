@@ -39,7 +39,11 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let place = Place::new(state_dir, enroll.name.clone());
     if place.is_enrolled()? && !enroll.replace {
         return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
-            .hint(format!("to use it: `adit up{}`; to enroll anew: `adit enroll --replace{}`", place.argument(), place.flag()))
+            .hint(format!(
+                "to use it: `adit up{}`; to enroll anew: `adit enroll --replace{}`",
+                place.argument(),
+                place.flag()
+            ))
             .hint("to enroll at a second server: `adit enroll --name NAME`"));
     }
     let profile = match server {
@@ -51,7 +55,11 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
         None => by_code(place, &read_code(enroll.code_file.as_deref())?).await?,
     };
     let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
-    let ways = addresses.iter().cloned().chain(profile.ssh.as_ref().map(ToString::to_string)).collect::<Vec<_>>();
+    let ways = addresses
+        .iter()
+        .cloned()
+        .chain(profile.ssh.as_ref().map(ToString::to_string))
+        .collect::<Vec<_>>();
     say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
     say(format!("Now run `adit up{}`, and use http://localhost:11434.", profile.place.argument()));
     Ok(())
@@ -83,7 +91,9 @@ async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
 
 async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
     let device = device.or_else(own_name).ok_or_else(|| {
-        Failure::new("this computer's name can't be a device's").hint("give it one with `--device NAME`").exit(Exit::Usage)
+        Failure::new("this computer's name can't be a device's")
+            .hint("give it one with `--device NAME`")
+            .exit(Exit::Usage)
     })?;
     place.prepare()?;
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
@@ -107,7 +117,8 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
     Ok(profile)
 }
 
-/// At a prompt of ours the terminal has no echo, and gets it back only by an orderly end. The system's ssh sees to that itself.
+/// At a prompt of ours the terminal has no echo, and gets it back only by an orderly end. The
+/// system's ssh sees to that itself.
 async fn interrupted(way: &SshWay) {
     if way.client == SshClient::Builtin
         && let Ok(mut stop) = Stop::listen()
@@ -121,7 +132,11 @@ async fn interrupted(way: &SshWay) {
 fn own_name() -> Option<Name> {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_str().ok()?.split('.').next()?.to_owned();
-    host.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect::<String>().parse().ok()
+    host.chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect::<String>()
+        .parse()
+        .ok()
 }
 
 fn read_code(file: Option<&Path>) -> Result<String, Failure> {
@@ -151,10 +166,12 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
 
 fn in_use(error: ClaimError, place: &Place) -> Failure {
     match error {
-        ClaimError::Taken { .. } => Failure::new(format!("the enrollment `{}` is in use", place.name))
-            .because(format!("adit up: {error}"))
-            .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
-            .hint("to enroll at a second server: `adit enroll --name NAME`"),
+        ClaimError::Taken { .. } => {
+            Failure::new(format!("the enrollment `{}` is in use", place.name))
+                .because(format!("adit up: {error}"))
+                .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
+                .hint("to enroll at a second server: `adit enroll --name NAME`")
+        }
         ClaimError::File(e) => e.into(),
     }
 }
@@ -168,32 +185,43 @@ fn wrong_code(error: CodeError) -> Failure {
 }
 
 fn expired(invitation: &Invitation) -> Failure {
-    let when = |at: i64| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64));
+    let when = |at: i64| {
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64))
+    };
     Failure::new("the invitation has expired")
         .because(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
         .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
 }
 
 fn make_key() -> Result<SecretPem, Failure> {
-    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(|e| Failure::new("cannot make a private key").because(e))?;
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        .map_err(|e| Failure::new("cannot make a private key").because(e))?;
     Ok(SecretPem(key.serialize_pem()))
 }
 
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
-    let crypto = tls::enroll_client(invitation.ca).map_err(|e| Failure::new("cannot set up TLS").because(e))?;
+    let crypto = tls::enroll_client(invitation.ca)
+        .map_err(|e| Failure::new("cannot set up TLS").because(e))?;
     let config = dial::config(crypto, &invitation.secret.door_key(), EXCHANGE_WITHIN);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
-    let request = EnrollRequest { token: BASE64.encode(&invitation.secret.token()), csr: BASE64.encode(&csr(key)?) };
+    let request = EnrollRequest {
+        token: BASE64.encode(&invitation.secret.token()),
+        csr: BASE64.encode(&csr(key)?),
+    };
     let exchange = async {
         let (mut send, mut recv) = dialed.connection.open_bi().await?;
         frame::write(&mut send, &request).await?;
         frame::read::<EnrollAnswer>(&mut recv).await
     };
-    let interrupted =
-        "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
+    let interrupted = "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
     let answer = match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
-        Ok(answer) => answer.map_err(|e| Failure::new("the server did not finish the enrollment").because(e).hint(interrupted)),
-        Err(_) => Err(Failure::new("the server did not finish the enrollment within 30 s").hint(interrupted)),
+        Ok(answer) => answer.map_err(|e| {
+            Failure::new("the server did not finish the enrollment").because(e).hint(interrupted)
+        }),
+        Err(_) => {
+            Err(Failure::new("the server did not finish the enrollment within 30 s")
+                .hint(interrupted))
+        }
     };
     dialed.connection.close((common::wire::Code::Done as u32).into(), b"");
     // So that the server hears the end now, and not only by time-out.
@@ -202,7 +230,8 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
 }
 
 fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
-    let unusable = |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
+    let unusable =
+        |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
     let key = KeyPair::from_pem(&key.0).map_err(unusable)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -231,14 +260,20 @@ fn not_reached(error: DialError) -> Failure {
 
 fn refused(why: EnrollRefusal) -> Failure {
     let hint = match why {
-        EnrollRefusal::Used | EnrollRefusal::Closed => "get a new one on the server: `aditd invite NAME`",
+        EnrollRefusal::Used | EnrollRefusal::Closed => {
+            "get a new one on the server: `aditd invite NAME`"
+        }
         EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
         EnrollRefusal::NotAllowed => "ask the owner of the server",
         EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
             "mend that on the server, then run `adit enroll` with the same code again"
         }
     };
-    let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) { Exit::NotAllowed } else { Exit::Failed };
+    let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) {
+        Exit::NotAllowed
+    } else {
+        Exit::Failed
+    };
     Failure::new("the server refused to enroll this device").because(why).hint(hint).exit(exit)
 }
 
@@ -256,7 +291,8 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     }
     // Fails for a certificate of another key.
     profile.certified_key().map_err(|e| bad(&e.to_string()))?;
-    let Certificate { device, not_before, not_after, .. } = profile.certificate().map_err(|e| bad(&e.to_string()))?;
+    let Certificate { device, not_before, not_after, .. } =
+        profile.certificate().map_err(|e| bad(&e.to_string()))?;
     if device != Some(profile.enrolled.device_id) {
         return Err(bad("its certificate is for another device"));
     }

@@ -29,8 +29,8 @@ use crate::{
 
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
-/// A server that has said no is asked again after this time, and then more and more rarely: of two machines with one certificate
-/// each ends the other's session.
+/// A server that has said no is asked again after this time, and then more and more rarely: of two
+/// machines with one certificate each ends the other's session.
 const FIRST_REFUSAL: Duration = Duration::from_secs(60);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
 
@@ -46,7 +46,8 @@ pub struct Keeper {
     pub meter: Arc<Meter>,
     /// What happens.
     pub journal: Arc<Journal>,
-    /// Cancelled when this program is told to stop: a session then goes on to its end, and no other comes after it.
+    /// Cancelled when this program is told to stop: a session then goes on to its end, and no other
+    /// comes after it.
     pub stop: CancellationToken,
 }
 
@@ -127,7 +128,8 @@ impl Keeper {
         self.enter(dialed).await
     }
 
-    /// The last session has ended as it was asked to: that is no news, and nothing is sought any more.
+    /// The last session has ended as it was asked to: that is no news, and nothing is sought any
+    /// more.
     async fn rest(&self, why: Option<DialError>) {
         if let Some(why) = why {
             self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
@@ -138,7 +140,9 @@ impl Keeper {
     /// Publishes, and tells people what they don't know yet.
     fn publish_and_tell(&self, link: Link) {
         let why_of = |link: &Link| match link {
-            Link::Down(Down { why, .. }) | Link::Refused(why) => Some((why.to_string(), why.hint().map(ToOwned::to_owned))),
+            Link::Down(Down { why, .. }) | Link::Refused(why) => {
+                Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
+            }
             _ => None,
         };
         if let Some((why, hint)) = why_of(&link)
@@ -153,23 +157,31 @@ impl Keeper {
     async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
         let Dialed { endpoint, connection, way, carrier } = dialed;
         let to = way.to_string();
-        let (hello, notices, probes) = match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
-            Ok(Ok(greeted)) => greeted,
-            // The server judges after our handshake is done: what it says is the reason of the close.
-            Ok(Err(e)) => {
-                let closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
-                return Err(closed.map_or_else(|_| DialError::Other(e.to_string()), |e| DialError::from_connection(&e, &to)));
-            }
-            Err(_) => return Err(DialError::NoAnswer(to)),
-        };
-        let expired_here = self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
+        let (hello, notices, probes) =
+            match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
+                Ok(Ok(greeted)) => greeted,
+                // The server judges after our handshake is done: what it says is the reason of the
+                // close.
+                Ok(Err(e)) => {
+                    let closed =
+                        tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
+                    return Err(closed.map_or_else(
+                        |_| DialError::Other(e.to_string()),
+                        |e| DialError::from_connection(&e, &to),
+                    ));
+                }
+                Err(_) => return Err(DialError::NoAnswer(to)),
+            };
+        let expired_here =
+            self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
         if hello.certificate_expired || expired_here {
             // Past its end it is good for this one thing.
             renewal::renew(&self.directions.profile, &connection).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
-        self.journal.note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
+        self.journal
+            .note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
         self.follow(&hello);
         // Later logins come in the background, whatever brought the first session up.
         if let Some(ssh) = &self.directions.profile.get().ssh {
@@ -198,7 +210,14 @@ impl Keeper {
             }
         };
         let renewing = renewal::keep(&self.directions.profile, &up.connection);
-        let mut path = Path::new(up.clone(), &self.publish, &self.journal, &self.meter, self.directions.clone(), probes);
+        let mut path = Path::new(
+            up.clone(),
+            &self.publish,
+            &self.journal,
+            &self.meter,
+            self.directions.clone(),
+            probes,
+        );
         tokio::pin!(over, renewing);
         loop {
             let dialed = tokio::select! {
@@ -215,7 +234,8 @@ impl Keeper {
             }
             match self.enter(dialed).await {
                 Ok(session) => {
-                    self.journal.note("the server has forgotten the session: what ran on it is lost");
+                    self.journal
+                        .note("the server has forgotten the session: what ran on it is lost");
                     up.connection.close((Code::Done as u32).into(), b"");
                     return Ended::Replaced(session);
                 }
@@ -228,11 +248,14 @@ impl Keeper {
     fn follow(&self, hello: &Hello) {
         let mut profile = self.directions.profile.get();
         let by_ssh = profile.ssh.is_some();
-        let ours = |address: &&String| invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address));
+        let ours = |address: &&String| {
+            invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address))
+        };
         let told = hello.addresses.iter().filter(ours);
         let mut addresses: Vec<String> = told.cloned().collect();
         // An address that has just worked is not forgotten for one that may not.
-        let known = profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
+        let known =
+            profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
         addresses.extend(known.cloned());
         addresses.truncate(invitation::MAX_ADDRESSES);
         if profile.enrolled.addresses == addresses && profile.enrolled.services == hello.services {
@@ -252,7 +275,8 @@ async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, S
     Ok((hello, notices, send))
 }
 
-/// Ends when the server says that it drains; a stream that fails says nothing that the connection doesn't say better.
+/// Ends when the server says that it drains; a stream that fails says nothing that the connection
+/// doesn't say better.
 async fn listen_to(notices: &mut RecvStream) {
     loop {
         match frame::read::<Notice>(notices).await {

@@ -31,7 +31,8 @@ pub enum Link {
 pub struct Down {
     /// Since when.
     pub since: Instant,
-    /// Why the last one ended or the last attempt failed; before the first has, whose answer is waited for.
+    /// Why the last one ended or the last attempt failed; before the first has, whose answer is
+    /// waited for.
     pub why: DialError,
 }
 
@@ -64,9 +65,21 @@ pub struct Carried {
 
 impl Up {
     /// A session that has begun now, on this carrier.
-    pub fn new(endpoint: Endpoint, connection: Connection, hello: Hello, way: Way, carrier: Carrier) -> Arc<Self> {
+    pub fn new(
+        endpoint: Endpoint,
+        connection: Connection,
+        hello: Hello,
+        way: Way,
+        carrier: Carrier,
+    ) -> Arc<Self> {
         let carried = Carried { way, carrier, since: unix_now(), why_not_other: None };
-        Arc::new(Self { endpoint, connection, hello, since: SystemTime::now(), carried: Mutex::new(carried) })
+        Arc::new(Self {
+            endpoint,
+            connection,
+            hello,
+            since: SystemTime::now(),
+            carried: Mutex::new(carried),
+        })
     }
 
     /// What carries it now.
@@ -79,8 +92,8 @@ impl Up {
         self.carried().way.clone()
     }
 
-    /// Puts the session on another carrier and returns the one before: to the server it then comes from a new address, with nothing
-    /// held against it (RFC 9000 section 9.4).
+    /// Puts the session on another carrier and returns the one before: to the server it then comes
+    /// from a new address, with nothing held against it (RFC 9000 section 9.4).
     ///
     /// # Errors
     /// If the carrier has no socket any more. The session stays where it was.
@@ -91,7 +104,10 @@ impl Up {
             carried.since = unix_now();
             carried.why_not_other = None;
         }
-        Ok((std::mem::replace(&mut carried.way, way), std::mem::replace(&mut carried.carrier, carrier)))
+        Ok((
+            std::mem::replace(&mut carried.way, way),
+            std::mem::replace(&mut carried.carrier, carrier),
+        ))
     }
 
     /// How many datagrams have come from the server.

@@ -54,7 +54,9 @@ impl std::str::FromStr for Listen {
             Err(_) => SocketAddr::new(text.parse::<IpAddr>().map_err(|_| WHY)?, OLLAMA_PORT),
         };
         if !address.ip().to_canonical().is_loopback() {
-            return Err("only this machine's own loopback: others would get in without a certificate of their own");
+            return Err(
+                "only this machine's own loopback: others would get in without a certificate of their own",
+            );
         }
         Ok(Self::Address(address))
     }
@@ -70,9 +72,9 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
-            Listen::Address(address) => {
-                listeners.push(bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?)
-            }
+            Listen::Address(address) => listeners.push(
+                bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?,
+            ),
             Listen::Localhost(port) => {
                 let shown = format!("localhost:{port}");
                 let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -83,7 +85,12 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
                 let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
                 match bind_one(v6) {
                     Ok(second) => listeners.push(second),
-                    Err(e) if matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) => {
+                    Err(e)
+                        if matches!(
+                            e.kind(),
+                            io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+                        ) =>
+                    {
                         debug!("no IPv6 here: {e}")
                     }
                     Err(e) => return Err(cannot_listen(v6, &shown, e)),
@@ -119,10 +126,13 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
             }
             .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
         }
-        io::ErrorKind::PermissionDenied => {
-            failure.because(error).hint("ports below 1024 need root: choose another with --listen").exit(Exit::Failed)
+        io::ErrorKind::PermissionDenied => failure
+            .because(error)
+            .hint("ports below 1024 need root: choose another with --listen")
+            .exit(Exit::Failed),
+        io::ErrorKind::AddrNotAvailable => {
+            failure.because(error).hint("this machine has no such address")
         }
-        io::ErrorKind::AddrNotAvailable => failure.because(error).hint("this machine has no such address"),
         _ => failure.because(error),
     }
 }
@@ -139,7 +149,8 @@ pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracke
                 let front = front.clone();
                 connections.spawn(async move { front.carry(tcp).await });
             }
-            // Short of file descriptors or memory: those that wait in the backlog are taken a little later.
+            // Short of file descriptors or memory: those that wait in the backlog are taken a
+            // little later.
             Err(e) if is_passing(&e) => {
                 warn!("cannot take a connection: {e}");
                 tokio::time::sleep(Duration::from_millis(100)).await;
@@ -158,7 +169,8 @@ pub struct Front {
     pub service: Name,
     /// How long a connection waits for a tunnel.
     pub hold: Duration,
-    /// Cancelled when no more connections are taken and those without an answer under way are to end.
+    /// Cancelled when no more connections are taken and those without an answer under way are to
+    /// end.
     pub stop: CancellationToken,
 }
 
@@ -182,7 +194,8 @@ impl Front {
         };
         let give_up = self.tunnel.unheard(since, self.hold);
         let Outcome { end, unanswered } =
-            splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop, give_up).await;
+            splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop, give_up)
+                .await;
         debug!("connection ended: {end:?}");
         let Some((tcp, head)) = unanswered else { return };
         if kind == ServiceKind::Tcp {
@@ -200,13 +213,18 @@ impl Front {
         self.answer_when_asked(tcp, head, &answer).await;
     }
 
-    /// Answers a request of which `head` has been read so far; one that has not been made yet is waited for a little.
+    /// Answers a request of which `head` has been read so far; one that has not been made yet is
+    /// waited for a little.
     async fn answer_when_asked(&self, mut tcp: TcpStream, mut head: Vec<u8>, answer: &ErrorAnswer) {
         if self.tunnel.kind(&self.service) == ServiceKind::Tcp {
             return splice::abort(tcp);
         }
-        let line =
-            async { while !head.contains(&b'\n') && head.len() < 8192 && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0) {} };
+        let line = async {
+            while !head.contains(&b'\n')
+                && head.len() < 8192
+                && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+            {}
+        };
         let asked = tokio::select! {
             asked = tokio::time::timeout(ASK_WITHIN, line) => asked.is_ok(),
             // Nobody is made to wait for somebody who may never ask.
@@ -223,12 +241,17 @@ mod tests {
 
     #[test]
     fn only_loopback_can_be_listened_on() {
-        for bad in ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "gpu.lan:1", "nonsense", "localhost"] {
+        for bad in
+            ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "gpu.lan:1", "nonsense", "localhost"]
+        {
             assert!(bad.parse::<Listen>().is_err(), "{bad}");
         }
         assert_eq!("localhost:7".parse(), Ok(Listen::Localhost(7)));
         assert_eq!("[::1]:7".parse(), Ok(Listen::Address("[::1]:7".parse().expect("address"))));
-        assert_eq!("127.0.0.2".parse(), Ok(Listen::Address("127.0.0.2:11434".parse().expect("address"))));
+        assert_eq!(
+            "127.0.0.2".parse(),
+            Ok(Listen::Address("127.0.0.2:11434".parse().expect("address")))
+        );
     }
 
     #[tokio::test]
@@ -236,7 +259,10 @@ mod tests {
         let first = bind(&[Listen::Localhost(0)]).expect("bound");
         let port = first[0].local_addr().expect("address").port();
         let error = bind(&[Listen::Localhost(port)]).expect_err("taken").to_string();
-        assert!(error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())), "{error}");
+        assert!(
+            error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
         assert!(error.contains("adit up --listen localhost:11500"), "{error}");
     }
 }

@@ -1,4 +1,5 @@
-//! Keeps a session on a path that carries: watches it, takes new sockets, and moves it between carriers under whatever runs.
+//! Keeps a session on a path that carries: watches it, takes new sockets, and moves it between
+//! carriers under whatever runs.
 
 use std::{
     sync::Arc,
@@ -22,8 +23,9 @@ use crate::{
 
 /// A new carrier has this time, or some round trips, to bring a packet of the session.
 const TRIAL: Duration = Duration::from_secs(3);
-/// A server that has been silent for so long, and through several trials on a path that is good, has forgotten the session. One trial
-/// proves nothing: the path may have gone again in the middle of it.
+/// A server that has been silent for so long, and through several trials on a path that is good,
+/// has forgotten the session. One trial proves nothing: the path may have gone again in the middle
+/// of it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
 const FORGOTTEN_TRIALS: u32 = 2;
 /// Looks are a second apart at the most: after more than this, this program has slept.
@@ -52,7 +54,8 @@ pub(crate) struct Path<'a> {
 /// A carrier that has still to prove itself.
 struct Trial {
     until: Instant,
-    /// How much of the session had been heard when it began: anybody can send something to a socket.
+    /// How much of the session had been heard when it began: anybody can send something to a
+    /// socket.
     heard: u64,
     /// What the session goes back to if it doesn't.
     before: Option<(Way, Carrier)>,
@@ -88,7 +91,8 @@ impl<'a> Path<'a> {
         }
     }
 
-    /// Keeps the session on its way. Returns a new connection when the server answers, but knows the session no more. Cancellation safe.
+    /// Keeps the session on its way. Returns a new connection when the server answers, but knows
+    /// the session no more. Cancellation safe.
     pub(crate) async fn keep(&mut self) -> Dialed {
         let mut next = tokio::time::Instant::now();
         loop {
@@ -116,7 +120,8 @@ impl<'a> Path<'a> {
     fn look(&mut self, now: Instant) {
         // The wall clock went on without ours, or both went on without us.
         let slept =
-            self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT) || self.looked.0.elapsed() > SLEPT;
+            self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT)
+                || self.looked.0.elapsed() > SLEPT;
         self.looked = (now, SystemTime::now());
         if slept || now - self.source.0 >= SOURCE_EVERY {
             self.source = (now, self.up.way().source());
@@ -141,7 +146,10 @@ impl<'a> Path<'a> {
             }
             Some(Turn::Back(time)) => {
                 self.failed_trials = 0;
-                self.journal.note(format_args!("the server answers again, after {:.1} s", time.as_secs_f64()));
+                self.journal.note(format_args!(
+                    "the server answers again, after {:.1} s",
+                    time.as_secs_f64()
+                ));
                 self.publish_if(|link| matches!(link, Link::Silent(_)), Link::Up(self.up.clone()));
             }
             None => {}
@@ -210,8 +218,12 @@ impl<'a> Path<'a> {
     fn consider(&mut self, found: Found) -> Option<Dialed> {
         let in_need = self.need();
         match found {
-            Found::Udp(Ok(dialed)) if in_need != Need::Nothing => self.try_out(dialed.way.clone(), None, Some(dialed)),
-            Found::Ssh(Ok((way, carrier))) if in_need == Need::Any => self.try_out(way, Some(carrier), None),
+            Found::Udp(Ok(dialed)) if in_need != Need::Nothing => {
+                self.try_out(dialed.way.clone(), None, Some(dialed))
+            }
+            Found::Ssh(Ok((way, carrier))) if in_need == Need::Any => {
+                self.try_out(way, Some(carrier), None)
+            }
             Found::Anew(Ok(dialed)) if in_need == Need::Any => return Some(dialed),
             Found::Udp(Ok(dialed)) | Found::Anew(Ok(dialed)) => dismiss(Some(dialed)),
             Found::Ssh(Ok(_)) => {}
@@ -243,7 +255,12 @@ impl<'a> Path<'a> {
                 let heard = self.up.heard();
                 let works = !self.watch.is_silent() && !carrier.is_dead();
                 let before = works.then_some((way, carrier));
-                self.trial = Some(Trial { until: Instant::now() + TRIAL.max(rtt * 6), heard, before, dialed });
+                self.trial = Some(Trial {
+                    until: Instant::now() + TRIAL.max(rtt * 6),
+                    heard,
+                    before,
+                    dialed,
+                });
                 self.probe();
             }
             Err(e) => {
@@ -258,7 +275,10 @@ impl<'a> Path<'a> {
         let Trial { until, heard, before, dialed } = self.trial.take()?;
         let way = self.up.way();
         if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
-            self.journal.note(format_args!("the session goes over {} now: {way}", way.carrier().to_uppercase()));
+            self.journal.note(format_args!(
+                "the session goes over {} now: {way}",
+                way.carrier().to_uppercase()
+            ));
             dismiss(dialed);
             return None;
         }
@@ -279,7 +299,8 @@ impl<'a> Path<'a> {
             }
             None => {
                 self.failed_trials += 1;
-                let forgotten = self.failed_trials >= FORGOTTEN_TRIALS && self.watch.quiet_for(now) > FORGOTTEN_AFTER;
+                let forgotten = self.failed_trials >= FORGOTTEN_TRIALS
+                    && self.watch.quiet_for(now) > FORGOTTEN_AFTER;
                 if forgotten && dialed.is_some() {
                     return dialed;
                 }

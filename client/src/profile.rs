@@ -1,4 +1,5 @@
-//! What a device keeps of each server: its own key and certificate, whom to trust, and where to go. One file each, for its owner alone.
+//! What a device keeps of each server: its own key and certificate, whom to trust, and where to go.
+//! One file each, for its owner alone.
 
 use std::{
     fmt, fs,
@@ -100,7 +101,8 @@ struct Stored {
     private_key: SecretPem,
 }
 
-/// A key that has been offered with a code whose answer has not come yet: trying again with the code uses the same key.
+/// A key that has been offered with a code whose answer has not come yet: trying again with the
+/// code uses the same key.
 #[derive(Serialize, Deserialize)]
 struct Pending {
     /// Of the code's token.
@@ -110,11 +112,13 @@ struct Pending {
 
 /// Where profiles are when nobody says otherwise.
 pub fn default_dir() -> Result<PathBuf, Failure> {
-    directories::ProjectDirs::from("", "", "adit").map(|dirs| dirs.data_local_dir().to_owned()).ok_or_else(|| {
-        Failure::new("there is no home directory to keep this device's key in")
-            .hint("name a place with --state-dir or ADIT_STATE_DIR")
-            .exit(Exit::Usage)
-    })
+    directories::ProjectDirs::from("", "", "adit")
+        .map(|dirs| dirs.data_local_dir().to_owned())
+        .ok_or_else(|| {
+            Failure::new("there is no home directory to keep this device's key in")
+                .hint("name a place with --state-dir or ADIT_STATE_DIR")
+                .exit(Exit::Usage)
+        })
 }
 
 impl Place {
@@ -128,7 +132,8 @@ impl Place {
         if let Some(name) = name {
             return Ok(Self::new(state_dir, name));
         }
-        let default = Self::new(state_dir, DEFAULT_NAME.parse().expect("the default name is a name"));
+        let default =
+            Self::new(state_dir, DEFAULT_NAME.parse().expect("the default name is a name"));
         let known = known(state_dir)?;
         match known.as_slice() {
             [only] => Ok(Self::new(state_dir, only.clone())),
@@ -149,7 +154,11 @@ impl Place {
 
     /// The same for `adit enroll`.
     pub fn flag(&self) -> String {
-        if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" --name {}", self.name) }
+        if self.name.as_str() == DEFAULT_NAME {
+            String::new()
+        } else {
+            format!(" --name {}", self.name)
+        }
     }
 
     /// Whether a profile is there.
@@ -170,15 +179,25 @@ impl Place {
         // Looked at by itself: the rest may have changed with it.
         let Version { schema } = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         if schema > SCHEMA {
-            return Err(
-                Failure::new(format!("`{}` was written by a newer version of adit", path.display())).hint("use the newer adit")
-            );
+            return Err(Failure::new(format!(
+                "`{}` was written by a newer version of adit",
+                path.display()
+            ))
+            .hint("use the newer adit"));
         }
         let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
-        let profile = Profile { place: self.clone(), enrolled: stored.enrolled, ssh: stored.ssh, key: stored.private_key };
+        let profile = Profile {
+            place: self.clone(),
+            enrolled: stored.enrolled,
+            ssh: stored.ssh,
+            key: stored.private_key,
+        };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
         profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
-        profile.ca().and_then(tls::roots).map_err(|e| damaged(&path, format!("the server's authority: {}", plain(&e))))?;
+        profile
+            .ca()
+            .and_then(tls::roots)
+            .map_err(|e| damaged(&path, format!("the server's authority: {}", plain(&e))))?;
         Ok(profile)
     }
 
@@ -188,15 +207,23 @@ impl Place {
             Some(state_dir) => known(state_dir)?,
             None => Vec::new(),
         };
-        let enroll = format!("on the server run `aditd invite NAME`, then here `adit enroll{}`", self.flag());
-        let failure = |what: String| Failure::new(what).because(format!("there is no `{}`", path.display()));
+        let enroll = format!(
+            "on the server run `aditd invite NAME`, then here `adit enroll{}`",
+            self.flag()
+        );
+        let failure =
+            |what: String| Failure::new(what).because(format!("there is no `{}`", path.display()));
         Ok(match known.as_slice() {
             [] => failure("this device is not enrolled".to_owned()).hint(enroll),
             [first, ..] => {
-                let names = known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-                failure(format!("this device is not enrolled at a server `{}`: it knows {names}", self.name))
-                    .hint(format!("to use that one: `adit up {first}`"))
-                    .hint(format!("to enroll at another: {enroll}"))
+                let names =
+                    known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+                failure(format!(
+                    "this device is not enrolled at a server `{}`: it knows {names}",
+                    self.name
+                ))
+                .hint(format!("to use that one: `adit up {first}`"))
+                .hint(format!("to enroll at another: {enroll}"))
             }
         })
     }
@@ -209,8 +236,13 @@ impl Place {
         private::create_dir(&self.dir)
     }
 
-    /// The key to offer with a code: the one that was offered with it before, or what `make` makes, stored before it is used.
-    pub fn pending_key(&self, token: &[u8], make: impl FnOnce() -> Result<SecretPem, Failure>) -> Result<SecretPem, Failure> {
+    /// The key to offer with a code: the one that was offered with it before, or what `make` makes,
+    /// stored before it is used.
+    pub fn pending_key(
+        &self,
+        token: &[u8],
+        make: impl FnOnce() -> Result<SecretPem, Failure>,
+    ) -> Result<SecretPem, Failure> {
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match private::read(&path) {
@@ -226,7 +258,10 @@ impl Place {
         }
         let private_key = make()?;
         let pending = Pending { code, private_key: private_key.clone() };
-        private::replace(&path, &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?)?;
+        private::replace(
+            &path,
+            &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?,
+        )?;
         Ok(private_key)
     }
 }
@@ -269,12 +304,18 @@ impl Profile {
     /// Stores the profile: afterwards either all of it is there, or what was there before.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.place.dir.join(IDENTITY);
-        let stored =
-            Stored { schema: SCHEMA, enrolled: self.enrolled.clone(), ssh: self.ssh.clone(), private_key: self.key.clone() };
+        let stored = Stored {
+            schema: SCHEMA,
+            enrolled: self.enrolled.clone(),
+            ssh: self.ssh.clone(),
+            private_key: self.key.clone(),
+        };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
         private::replace(&path, &bytes)?;
         match fs::remove_file(self.place.dir.join(PENDING)) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::io("remove", self.place.dir.join(PENDING))(e)),
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                Err(FileError::io("remove", self.place.dir.join(PENDING))(e))
+            }
             _ => Ok(()),
         }
     }
@@ -296,11 +337,14 @@ impl Profile {
 
     /// What the device's certificate says.
     pub fn certificate(&self) -> Result<Certificate, rustls::Error> {
-        Certificate::from_der(&decode(&self.enrolled.certificate)?).map_err(|e| rustls::Error::General(e.to_string()))
+        Certificate::from_der(&decode(&self.enrolled.certificate)?)
+            .map_err(|e| rustls::Error::General(e.to_string()))
     }
 }
 
 fn decode(base64: &str) -> Result<CertificateDer<'static>, rustls::Error> {
-    let der = BASE64.decode(base64.as_bytes()).map_err(|_| rustls::Error::General("a certificate is not base64".to_owned()))?;
+    let der = BASE64
+        .decode(base64.as_bytes())
+        .map_err(|_| rustls::Error::General("a certificate is not base64".to_owned()))?;
     Ok(CertificateDer::from(der))
 }

@@ -14,7 +14,8 @@ use tracing::{info, warn};
 
 use crate::{dial::DialError, profile::SharedProfile};
 
-/// The wall clock is compared with the certificate's end at least this often; a sleep of the machine does not delay it by more.
+/// The wall clock is compared with the certificate's end at least this often; a sleep of the
+/// machine does not delay it by more.
 const CHECK: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
 /// Between attempts when the certificate has ended and nothing passes without a new one.
@@ -24,7 +25,9 @@ const ENDED: Duration = Duration::from_secs(10);
 pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
     let jitter = random_fraction();
     loop {
-        let Ok(certificate) = profile.get().certificate() else { return std::future::pending().await };
+        let Ok(certificate) = profile.get().certificate() else {
+            return std::future::pending().await;
+        };
         let left = u64::try_from(certificate.renew_at(jitter) - unix_now()).unwrap_or(0);
         if left > 0 {
             // In short steps: a sleep of the machine stops this clock, but not the certificate's.
@@ -32,7 +35,11 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
             continue;
         }
         match renew(profile, connection).await {
-            Ok(()) if profile.get().certificate().is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
+            Ok(())
+                if profile
+                    .get()
+                    .certificate()
+                    .is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
             Ok(()) => {
                 warn!("a new certificate is old already by this computer's clock: is it right?");
                 tokio::time::sleep(CHECK).await;
@@ -56,7 +63,10 @@ fn reason(error: &std::io::Error) -> String {
 }
 
 /// Renews once, and stores the new certificate.
-pub(crate) async fn renew(profile: &SharedProfile, connection: &Connection) -> Result<(), DialError> {
+pub(crate) async fn renew(
+    profile: &SharedProfile,
+    connection: &Connection,
+) -> Result<(), DialError> {
     let failed = |e: String| DialError::Other(format!("cannot renew the certificate: {e}"));
     let exchange = async {
         let (send, mut recv) = connection.open_bi().await?;
@@ -66,7 +76,9 @@ pub(crate) async fn renew(profile: &SharedProfile, connection: &Connection) -> R
         frame::read::<RenewAnswer>(&mut recv).await
     };
     let answer = tokio::time::timeout(WITHIN, exchange).await;
-    let answer = answer.map_err(|_| failed("the server does not answer".to_owned()))?.map_err(|e| failed(reason(&e)))?;
+    let answer = answer
+        .map_err(|_| failed("the server does not answer".to_owned()))?
+        .map_err(|e| failed(reason(&e)))?;
     let mut renewed = profile.get();
     renewed.enrolled.certificate = answer.certificate;
     // Looked at before it takes the place of one that works.

@@ -1,4 +1,5 @@
-//! Seeks other ways for a session, beside the one that it goes: while that one is silent with urgency, and a better one for ever.
+//! Seeks other ways for a session, beside the one that it goes: while that one is silent with
+//! urgency, and a better one for ever.
 
 use std::time::{Duration, Instant};
 
@@ -75,8 +76,10 @@ impl Scout {
         if need != self.need {
             self.need = need;
             self.attempts = JoinSet::new();
-            let head_start = if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
-            (self.udp, self.ssh) = (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
+            let head_start =
+                if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
+            (self.udp, self.ssh) =
+                (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
         }
         let udp = match need {
             Need::Nothing => return,
@@ -96,7 +99,8 @@ impl Scout {
         if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
             let directions = self.directions.clone();
             self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
-            // Another login beside it would be faster, and lead to one more trial of what is forgotten.
+            // Another login beside it would be faster, and lead to one more trial of what is
+            // forgotten.
             self.ssh.next = now + LOGIN_WITHIN;
         }
         if need == Need::Any

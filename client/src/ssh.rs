@@ -1,4 +1,5 @@
-//! The way through SSH: enrolls, and carries datagrams. With the client that is built in, or by choice with the system's own.
+//! The way through SSH: enrolls, and carries datagrams. With the client that is built in, or by
+//! choice with the system's own.
 
 mod ask;
 mod bounds;
@@ -41,7 +42,8 @@ const LOGIN_WITHIN: Duration = Duration::from_secs(120);
 /// What a login shell may say before the marker, in bytes.
 const NOISE: usize = 64 * 1024;
 /// Where `aditd` is looked for on the server, in this order.
-const PLACES: &str = r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
+const PLACES: &str =
+    r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
 const NOT_FOUND: u32 = 127;
 
 /// Where ssh goes: `[user@]host` and a port, as the user said it, and with which client.
@@ -86,16 +88,22 @@ impl FromStr for SshWay {
         const WHY: &str = "write it as USER@HOST or ssh://[USER@]HOST[:PORT]";
         let (rest, port) = match text.strip_prefix("ssh://") {
             Some(rest) => match rest.trim_end_matches('/').rsplit_once(':') {
-                Some((host, port)) if !port.contains(']') => (host, Some(port.parse().map_err(|_| WHY)?)),
+                Some((host, port)) if !port.contains(']') => {
+                    (host, Some(port.parse().map_err(|_| WHY)?))
+                }
                 _ => (rest.trim_end_matches('/'), None),
             },
             None if text.contains('@') => (text, None),
             None => return Err(WHY),
         };
         let destination = rest.replace(['[', ']'], "");
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | ':' | '%' | '+');
+        let plain = |c: char| {
+            c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | ':' | '%' | '+')
+        };
         // ssh takes what begins with a dash for an option.
-        let sound = !destination.is_empty() && !destination.starts_with(['-', '@']) && !destination.ends_with('@');
+        let sound = !destination.is_empty()
+            && !destination.starts_with(['-', '@'])
+            && !destination.ends_with('@');
         if !sound || destination.contains("@-") || !destination.chars().all(plain) {
             return Err(WHY);
         }
@@ -137,8 +145,10 @@ impl SshWay {
     /// # Errors
     /// None as yet: what fails is told by [`SshCarrier::ready`].
     pub fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
-        let (ready, dead, failed) = (CancellationToken::new(), CancellationToken::new(), Arc::default());
-        let (way, state) = (self.clone(), State { ready: ready.clone(), failed: Arc::clone(&failed) });
+        let (ready, dead, failed) =
+            (CancellationToken::new(), CancellationToken::new(), Arc::default());
+        let (way, state) =
+            (self.clone(), State { ready: ready.clone(), failed: Arc::clone(&failed) });
         let opening = async move {
             state.opened(match way.client() {
                 SshClient::Builtin => builtin::carry(&way).await,
@@ -152,7 +162,16 @@ impl SshWay {
             let why = moving.await;
             tracing::debug!("the SSH carrier ended: {why}");
         });
-        Ok((carrier, SshCarrier { ready, dead, failed, to: self.to_string(), _task: AbortOnDropHandle::new(task) }))
+        Ok((
+            carrier,
+            SshCarrier {
+                ready,
+                dead,
+                failed,
+                to: self.to_string(),
+                _task: AbortOnDropHandle::new(task),
+            },
+        ))
     }
 
     /// From now on nobody is asked anything: somebody else is at the terminal.
@@ -165,7 +184,9 @@ impl SshWay {
         let (user, host) = self
             .destination
             .rsplit_once('@')
-            .map_or((String::new(), self.destination.as_str()), |(user, host)| (format!("{user}@"), host));
+            .map_or((String::new(), self.destination.as_str()), |(user, host)| {
+                (format!("{user}@"), host)
+            });
         let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         match self.port {
             Some(port) => format!("ssh://{user}{host}:{port}"),
@@ -276,7 +297,10 @@ async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>>
     // The marker may be the first that comes, without the line that would end before it.
     while !read.ends_with(marker) {
         if read.len() > NOISE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "what answers there is not aditd"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "what answers there is not aditd",
+            ));
         }
         read.push(from.read_u8().await?);
     }
@@ -303,7 +327,10 @@ mod tests {
             assert_eq!(way.argument().parse(), Ok(way), "adit takes what it shows");
         }
         let by_hand = |text: &str| text.parse::<SshWay>().expect(text).by_hand();
-        assert!(by_hand("ssh://me@gpu:2222").ends_with(" -p 2222 me@gpu") && by_hand("ssh://gpu").ends_with("ssh gpu"));
+        assert!(
+            by_hand("ssh://me@gpu:2222").ends_with(" -p 2222 me@gpu")
+                && by_hand("ssh://gpu").ends_with("ssh gpu")
+        );
         for bad in [
             "gpu",
             "",

@@ -129,7 +129,8 @@ pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
         return Err(Failure::new("adit is not running").hint("start it with `adit up`"));
     };
     if json {
-        let text = serde_json::to_string_pretty(&status).map_err(|e| Failure::new("cannot write JSON").because(e))?;
+        let text = serde_json::to_string_pretty(&status)
+            .map_err(|e| Failure::new("cannot write JSON").because(e))?;
         return data(text);
     }
     data(status.to_text())
@@ -147,7 +148,10 @@ impl Status {
                 why: down.why.to_string(),
                 hint: down.why.hint().map(ToOwned::to_owned),
             },
-            Link::Refused(why) => TunnelStatus::Refused { why: why.to_string(), hint: why.hint().map(ToOwned::to_owned) },
+            Link::Refused(why) => TunnelStatus::Refused {
+                why: why.to_string(),
+                hint: why.hint().map(ToOwned::to_owned),
+            },
         };
         Self {
             schema: 1,
@@ -173,15 +177,26 @@ impl Status {
             lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
         }
         lines.extend([
-            ("Listening", self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")),
-            ("Streams", format!("{} open, {} received, {} sent", self.connections, bytes(self.received), bytes(self.sent))),
+            (
+                "Listening",
+                self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", "),
+            ),
+            (
+                "Streams",
+                format!(
+                    "{} open, {} received, {} sent",
+                    self.connections,
+                    bytes(self.received),
+                    bytes(self.sent)
+                ),
+            ),
             ("Device", format!("{} {}", self.device, self.device_id)),
             ("Certificate", format!("good until {}", day(self.certificate_until))),
         ]);
         let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
-        let events = latest
-            .enumerate()
-            .map(|(i, event)| (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what)));
+        let events = latest.enumerate().map(|(i, event)| {
+            (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what))
+        });
         let lines = lines.into_iter().chain(events);
         lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
     }
@@ -193,7 +208,10 @@ impl UpStatus {
         let carried = up.carried();
         let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
         Self {
-            since: up.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64),
+            since: up
+                .since
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs() as i64),
             carrier: carried.way.carrier().to_owned(),
             carrier_since: carried.since,
             remote: carried.way.to_string(),
@@ -211,7 +229,11 @@ impl UpStatus {
     fn carrier_text(&self) -> String {
         let other = if self.carrier == "udp" { "SSH" } else { "UDP" };
         let kept = self.socket_buffers.map(|(receive, send)| {
-            format!("; socket buffers {} for receiving, {} for sending", bytes(receive as u64), bytes(send as u64))
+            format!(
+                "; socket buffers {} for receiving, {} for sending",
+                bytes(receive as u64),
+                bytes(send as u64)
+            )
         });
         format!(
             "{} for {}; not {other}: {}{}",

@@ -51,11 +51,16 @@ pub struct Opened {
 }
 
 impl Tunnel {
-    /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it begins nothing new.
-    pub fn new(directions: Directions, stop: CancellationToken) -> (Self, impl Future<Output = ()> + Send) {
+    /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it
+    /// begins nothing new.
+    pub fn new(
+        directions: Directions,
+        stop: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
         let why = DialError::NoAnswerYet(directions.sought());
         let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why }));
-        let (wanted, meter, journal) = (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
+        let (wanted, meter, journal) =
+            (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
         let keeper = Keeper {
             publish,
             directions: directions.clone(),
@@ -84,7 +89,9 @@ impl Tunnel {
 
     /// What the bytes of a service are, by the server's last word on it.
     pub fn kind(&self, service: &Name) -> ServiceKind {
-        let of = |services: &[common::wire::Service]| services.iter().find(|s| s.name == *service).map(|s| s.kind);
+        let of = |services: &[common::wire::Service]| {
+            services.iter().find(|s| s.name == *service).map(|s| s.kind)
+        };
         let now = match &*self.link.borrow() {
             Link::Up(up) | Link::Silent(up) => of(&up.hello.services),
             _ => None,
@@ -92,7 +99,8 @@ impl Tunnel {
         now.or_else(|| of(&self.profile().enrolled.services)).unwrap_or(ServiceKind::Http)
     }
 
-    /// Opens a stream to a service, waiting at most `hold` for a tunnel or for room in it. Cancellation safe.
+    /// Opens a stream to a service, waiting at most `hold` for a tunnel or for room in it.
+    /// Cancellation safe.
     ///
     /// The head is on its way when this returns; bytes may follow at once.
     ///
@@ -104,14 +112,21 @@ impl Tunnel {
             let mut link = self.link.clone();
             loop {
                 self.wanted.notify_one();
-                let up = match link.wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_))).await.as_deref() {
+                let up = match link
+                    .wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_)))
+                    .await
+                    .as_deref()
+                {
                     Ok(Link::Up(up)) => up.clone(),
-                    Ok(Link::Refused(why)) => return Err(unavailable(&why.to_string(), why.hint())),
+                    Ok(Link::Refused(why)) => {
+                        return Err(unavailable(&why.to_string(), why.hint()));
+                    }
                     _ => return Err(unavailable("adit is stopping", None)),
                 };
                 match self.open_on(&up, service).await {
                     Ok(opened) => return Ok(opened),
-                    // It ended in this moment: the next one will do. The keeper sees it too and publishes.
+                    // It ended in this moment: the next one will do. The keeper sees it too and
+                    // publishes.
                     Err(e) => debug!("cannot open a stream: {e}"),
                 }
                 let _ = link.changed().await;
@@ -131,15 +146,21 @@ impl Tunnel {
         Ok(Opened { send, recv, kind: self.kind(service), since: (up.clone(), heard) })
     }
 
-    /// Ends when the server has been silent for `hold` and was never heard since a stream was opened: the request has most likely
-    /// not arrived, and its application need not wait for ever. Once the server has been heard, the request may be at work there.
+    /// Ends when the server has been silent for `hold` and was never heard since a stream was
+    /// opened: the request has most likely not arrived, and its application need not wait for ever.
+    /// Once the server has been heard, the request may be at work there.
     pub async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
         let mut link = self.link.clone();
         loop {
-            if link.wait_for(|link| matches!(link, Link::Silent(_))).await.is_err() || up.heard() != heard {
+            if link.wait_for(|link| matches!(link, Link::Silent(_))).await.is_err()
+                || up.heard() != heard
+            {
                 return std::future::pending().await;
             }
-            let spoke = tokio::time::timeout(hold, link.wait_for(|link| !matches!(link, Link::Silent(_)))).await.is_ok();
+            let spoke =
+                tokio::time::timeout(hold, link.wait_for(|link| !matches!(link, Link::Silent(_))))
+                    .await
+                    .is_ok();
             if !spoke && up.heard() == heard {
                 return;
             }
@@ -157,13 +178,18 @@ impl Tunnel {
     fn still_held(&self, waited: Duration) -> ErrorAnswer {
         let waited = format!("waited {} s", waited.as_secs());
         match &*self.link.borrow() {
-            Link::Up(_) => unavailable(&format!("{waited} for a free stream: too many requests are open at once"), None),
+            Link::Up(_) => unavailable(
+                &format!("{waited} for a free stream: too many requests are open at once"),
+                None,
+            ),
             Link::Silent(_) => unavailable(
                 &format!("{waited}: the server does not answer any more"),
                 Some("is this computer online, and the server up?"),
             ),
             Link::Refused(why) => unavailable(&why.to_string(), why.hint()),
-            Link::Down(Down { why, .. }) => unavailable(&format!("{waited} for a tunnel: {why}"), why.hint()),
+            Link::Down(Down { why, .. }) => {
+                unavailable(&format!("{waited} for a tunnel: {why}"), why.hint())
+            }
         }
     }
 }

@@ -35,7 +35,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 pub struct UpFlags {
     /// Use this server [default: the only one, or the one called `default`]
     pub name: Option<Name>,
-    /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4 and IPv6]
+    /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
+    /// and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     listen: Vec<Listen>,
     /// Hold connections this long while there is no tunnel, then answer 503
@@ -47,27 +48,40 @@ pub struct UpFlags {
     /// Carry the tunnel by this alone
     #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
     carrier: CarrierChoice,
-    /// Keep the session, and what runs in it, through a silence of this length (the server may allow less)
+    /// Keep the session, and what runs in it, through a silence of this length (the server may
+    /// allow less)
     #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
     idle_timeout: Duration,
     /// Speak SSH with this client [default: what was chosen at enrolling]
-    #[arg(long, value_name = "CLIENT", value_enum, env = "ADIT_SSH_CLIENT", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_enum,
+        env = "ADIT_SSH_CLIENT",
+        hide_possible_values = true
+    )]
     ssh_client: Option<SshClient>,
 }
 
-/// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that this device is not allowed.
+/// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that
+/// this device is not allowed.
 pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let mut profile = place.read()?;
     if let Some(way) = &mut profile.ssh {
         way.client_now = flags.ssh_client;
     }
-    let directions = Directions { profile: SharedProfile::new(profile), choice: flags.carrier, idle_timeout: flags.idle_timeout };
+    let directions = Directions {
+        profile: SharedProfile::new(profile),
+        choice: flags.carrier,
+        idle_timeout: flags.idle_timeout,
+    };
     if let Some(none) = directions.no_way() {
         let hint = none.hint().unwrap_or_default().to_owned();
         return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
     }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
-    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let mut stop =
+        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
@@ -80,7 +94,12 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
-        let front = Front { tunnel: tunnel.clone(), service: service.clone(), hold: flags.hold, stop: no_more.clone() };
+        let front = Front {
+            tunnel: tunnel.clone(),
+            service: service.clone(),
+            hold: flags.hold,
+            stop: no_more.clone(),
+        };
         accepting.spawn(listener::accept(listener, front, connections.clone()));
     }
 
@@ -133,7 +152,9 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
 }
 
 fn ended_by_itself(ended: Option<Result<(), JoinError>>) -> Failure {
-    Failure::new("a part of adit ended by itself").because(format!("{ended:?}")).hint("its log says more")
+    Failure::new("a part of adit ended by itself")
+        .because(format!("{ended:?}"))
+        .hint("its log says more")
 }
 
 /// Waits until the server has said yes (`None`) or no.
@@ -158,8 +179,14 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
     }
     let (device, name) = (&profile.enrolled.device, profile.place.flag());
     let (invite, enroll) = match &profile.ssh {
-        Some(way) => (String::new(), format!("adit enroll --replace{name} --device {device} {}", way.argument())),
-        None => (format!(", then `aditd invite {device}` for a new code"), format!("adit enroll --replace{name}")),
+        Some(way) => (
+            String::new(),
+            format!("adit enroll --replace{name} --device {device} {}", way.argument()),
+        ),
+        None => (
+            format!(", then `aditd invite {device}` for a new code"),
+            format!("adit enroll --replace{name}"),
+        ),
     };
     failure
         .because(told.split_once(": ").map_or(told.as_str(), |(what, _)| what).to_owned())
@@ -176,7 +203,12 @@ fn claimed(error: ClaimError, place: &Place) -> Failure {
     }
 }
 
-async fn answer_control(control: Control, tunnel: Tunnel, listening: Vec<String>, connections: TaskTracker) {
+async fn answer_control(
+    control: Control,
+    tunnel: Tunnel,
+    listening: Vec<String>,
+    connections: TaskTracker,
+) {
     let answer = move |request| {
         let status = match request {
             Request::Status => Status::of(&tunnel, &listening, connections.len()),

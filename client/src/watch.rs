@@ -1,5 +1,5 @@
-//! Decides when a path is believed dead, and when something is to be done about it. It names no clock and no socket: time and what was
-//! seen come in, orders go out.
+//! Decides when a path is believed dead, and when something is to be done about it. It names no
+//! clock and no socket: time and what was seen come in, orders go out.
 
 use std::{
     net::IpAddr,
@@ -18,10 +18,12 @@ const ANSWER_WITHIN: Duration = Duration::from_millis(600);
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 const PROBE_IDLE_EVERY: Duration = Duration::from_secs(5);
 /// After a change, the first attempt may come too early for the new network.
-const REBIND_AT: [Duration; 4] = [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
+const REBIND_AT: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
 /// And then, for as long as it is silent.
 const REBIND_EVERY: Duration = Duration::from_secs(5);
-/// After a silence, so long every packet of the server's is worth a question, or for four round trips if those take longer.
+/// After a silence, so long every packet of the server's is worth a question, or for four round
+/// trips if those take longer.
 const URGE: Duration = Duration::from_secs(1);
 /// So long a change makes the path doubtful, even if no request runs.
 const DOUBT: Duration = Duration::from_secs(6);
@@ -84,7 +86,16 @@ pub(crate) struct Watch {
 impl Watch {
     /// Begins a watch.
     pub(crate) fn new(now: Instant, source: Option<IpAddr>) -> Self {
-        Self { heard: 0, heard_at: now, source, asked: None, silent: false, trouble: None, doubt_until: now, urge_until: now }
+        Self {
+            heard: 0,
+            heard_at: now,
+            source,
+            asked: None,
+            silent: false,
+            trouble: None,
+            doubt_until: now,
+            urge_until: now,
+        }
     }
 
     /// Looks once.
@@ -120,7 +131,11 @@ impl Watch {
 
     /// When to look again.
     pub(crate) fn pace(&self, running: bool) -> Duration {
-        if running || self.silent || self.trouble.is_some() { PROBE_EVERY } else { Duration::from_secs(1) }
+        if running || self.silent || self.trouble.is_some() {
+            PROBE_EVERY
+        } else {
+            Duration::from_secs(1)
+        }
     }
 
     /// Whether the path is believed dead.
@@ -134,7 +149,8 @@ impl Watch {
     }
 
     fn is_overdue(&self, now: Instant, eager: bool, rtt: Duration) -> bool {
-        let unanswered = self.asked.is_some_and(|(first, _)| now - first > ANSWER_WITHIN.max(rtt * 3));
+        let unanswered =
+            self.asked.is_some_and(|(first, _)| now - first > ANSWER_WITHIN.max(rtt * 3));
         now - self.heard_at > SILENT_AFTER || (eager && unanswered)
     }
 
@@ -157,7 +173,9 @@ impl Watch {
         let Some((since, done)) = self.trouble else { return false };
         let at = match REBIND_AT.get(done) {
             Some(at) => *at,
-            None if self.silent => REBIND_AT[REBIND_AT.len() - 1] + REBIND_EVERY * (done - REBIND_AT.len() + 1) as u32,
+            None if self.silent => {
+                REBIND_AT[REBIND_AT.len() - 1] + REBIND_EVERY * (done - REBIND_AT.len() + 1) as u32
+            }
             None => {
                 self.trouble = None;
                 return false;
@@ -186,7 +204,8 @@ mod tests {
         fn new(running: bool) -> Self {
             let now = Instant::now();
             let source = Some(IpAddr::from([10, 0, 0, 1]));
-            let seen = Seen { heard: 0, running, rtt: Duration::from_millis(20), source, slept: false };
+            let seen =
+                Seen { heard: 0, running, rtt: Duration::from_millis(20), source, slept: false };
             Self { watch: Watch::new(now, source), now, seen }
         }
 
@@ -266,6 +285,9 @@ mod tests {
         lab.seen.source = None;
         assert_eq!(turn(&lab.pass(1.0, true)), [(1, Turn::NewNetwork)]);
         let silent = lab.pass(2.0, false);
-        assert!(matches!(turn(&silent)[..], [(12, Turn::Silent(_))]), "doubt asks even if nothing runs: {silent:?}");
+        assert!(
+            matches!(turn(&silent)[..], [(12, Turn::Silent(_))]),
+            "doubt asks even if nothing runs: {silent:?}"
+        );
     }
 }

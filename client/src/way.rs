@@ -64,7 +64,8 @@ impl Way {
     pub fn source(&self) -> Option<std::net::IpAddr> {
         let remote = match self {
             Self::Udp(remote) => *remote,
-            // Where ssh goes is its own affair: whatever leads to the rest of the world (an address of RFC 5737) will do.
+            // Where ssh goes is its own affair: whatever leads to the rest of the world (an address
+            // of RFC 5737) will do.
             Self::Ssh(_) => SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
         };
         let socket = UdpSocket::bind(transport::any_address(remote)).ok()?;

@@ -1,4 +1,5 @@
-//! What we answer an application ourselves, instead of the service: in Ollama's own shape, so that any tool shows it.
+//! What we answer an application ourselves, instead of the service: in Ollama's own shape, so that
+//! any tool shows it.
 
 use crate::wire::Code;
 
@@ -19,18 +20,25 @@ impl ErrorAnswer {
         Self { status, retry_after: None, sentence: sentence.into() }
     }
 
-    /// The answer as bytes, for the request that begins with `line`, as far as that is known. The connection closes behind it.
+    /// The answer as bytes, for the request that begins with `line`, as far as that is known. The
+    /// connection closes behind it.
     pub fn render(&self, line: &[u8]) -> Vec<u8> {
         let line = RequestLine::of(line);
         let sentence = serde_json::Value::from(self.sentence.as_str());
         // Ollama answers in OpenAI's shape below /v1.
         let body = if line.target.starts_with(b"/v1/") {
-            format!("{{\"error\":{{\"message\":{sentence},\"type\":\"{}\",\"param\":null,\"code\":null}}}}", self.kind())
+            format!(
+                "{{\"error\":{{\"message\":{sentence},\"type\":\"{}\",\"param\":null,\"code\":null}}}}",
+                self.kind()
+            )
         } else {
             format!("{{\"error\":{sentence}}}")
         };
         let date = httpdate::fmt_http_date(std::time::SystemTime::now());
-        let retry = self.retry_after.map(|seconds| format!("Retry-After: {seconds}\r\n")).unwrap_or_default();
+        let retry = self
+            .retry_after
+            .map(|seconds| format!("Retry-After: {seconds}\r\n"))
+            .unwrap_or_default();
         let mut answer = format!(
             "{} {} {}\r\nContent-Type: application/json; charset=utf-8\r\nDate: {date}\r\n{retry}Content-Length: {}\r\nConnection: close\r\n\r\n",
             if line.version == Some(b"HTTP/1.0") { "HTTP/1.0" } else { "HTTP/1.1" },
@@ -58,7 +66,12 @@ impl From<Code> for ErrorAnswer {
     /// Why there is no stream to the service.
     fn from(code: Code) -> Self {
         let status = match code {
-            Code::Revoked | Code::Expired | Code::ShuttingDown | Code::Busy | Code::Superseded | Code::TooManyStreams => 503,
+            Code::Revoked
+            | Code::Expired
+            | Code::ShuttingDown
+            | Code::Busy
+            | Code::Superseded
+            | Code::TooManyStreams => 503,
             Code::UpstreamSilent => 504,
             _ => 502,
         };
@@ -96,11 +109,13 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// Whether these bytes begin a request of HTTP/1.x. A line that was too long to be remembered whole is still one.
+/// Whether these bytes begin a request of HTTP/1.x. A line that was too long to be remembered whole
+/// is still one.
 pub fn is_request(head: &[u8]) -> bool {
     let RequestLine { method, target, version } = RequestLine::of(head);
     let is_method = !method.is_empty() && method.iter().all(u8::is_ascii_uppercase);
-    let is_version = version.is_none_or(|version| version == b"HTTP/1.0" || b"HTTP/1.1".starts_with(version));
+    let is_version =
+        version.is_none_or(|version| version == b"HTTP/1.0" || b"HTTP/1.1".starts_with(version));
     is_method && is_version && matches!(target.first(), Some(b'/' | b'*' | b'h'))
 }
 
@@ -114,9 +129,14 @@ mod tests {
 
     #[test]
     fn an_error_is_ollamas_json_with_its_length_and_the_connection_closes() {
-        let answer = ErrorAnswer { retry_after: Some(7), ..ErrorAnswer::new(429, "adit: \"slow\"") };
+        let answer =
+            ErrorAnswer { retry_after: Some(7), ..ErrorAnswer::new(429, "adit: \"slow\"") };
         let plain = text(&answer, "POST /api/chat HTTP/1.1\r\nHost: x");
-        assert!(plain.starts_with("HTTP/1.1 429 Too Many Requests\r\n") && plain.contains("Retry-After: 7\r\n"), "{plain}");
+        assert!(
+            plain.starts_with("HTTP/1.1 429 Too Many Requests\r\n")
+                && plain.contains("Retry-After: 7\r\n"),
+            "{plain}"
+        );
         assert!(plain.contains("Content-Length: 26\r\nConnection: close\r\n\r\n"), "{plain}");
         assert!(plain.ends_with("\r\n\r\n{\"error\":\"adit: \\\"slow\\\"\"}"), "{plain}");
         assert!(text(&answer, "\x16\x03").starts_with("HTTP/1.1 429"));
@@ -129,17 +149,31 @@ mod tests {
         assert!(head.ends_with("\r\n\r\n") && head.contains("Content-Length: 31"), "{head}");
         assert!(text(&answer, "GET / HTTP/1.0\n").starts_with("HTTP/1.0 503"));
         let v1 = text(&answer, "POST /v1/chat/completions HTTP/1.1\r\n");
-        assert!(v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#), "{v1}");
+        assert!(
+            v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#),
+            "{v1}"
+        );
     }
 
     #[test]
     fn what_is_no_http_is_told_from_what_is() {
-        for bad in ["", "\x16\x03\x01\x02", "hello", "SSH-2.0-OpenSSH_9\r\n", "PRI * HTTP/2.0\r\n", "get / HTTP/1.1\r\n"] {
+        for bad in [
+            "",
+            "\x16\x03\x01\x02",
+            "hello",
+            "SSH-2.0-OpenSSH_9\r\n",
+            "PRI * HTTP/2.0\r\n",
+            "get / HTTP/1.1\r\n",
+        ] {
             assert!(!is_request(bad.as_bytes()), "{bad}");
         }
-        for good in ["GET / HTTP/1.1\r\n", "HEAD /x HTTP/1.0\r\n", "POST /api/chat HTTP/1", "GET /"] {
+        for good in ["GET / HTTP/1.1\r\n", "HEAD /x HTTP/1.0\r\n", "POST /api/chat HTTP/1", "GET /"]
+        {
             assert!(is_request(good.as_bytes()), "{good}");
         }
-        assert!(is_request(format!("GET /{}", "x".repeat(9000)).as_bytes()), "a line longer than what is remembered");
+        assert!(
+            is_request(format!("GET /{}", "x".repeat(9000)).as_bytes()),
+            "a line longer than what is remembered"
+        );
     }
 }

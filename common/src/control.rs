@@ -1,4 +1,5 @@
-//! The control socket: how a command on the same machine asks the process that is running. One request, one answer, in JSON.
+//! The control socket: how a command on the same machine asks the process that is running. One
+//! request, one answer, in JSON.
 
 use std::{
     fs::{File, TryLockError},
@@ -18,11 +19,13 @@ const MAX_ANSWER: usize = 16 << 20;
 /// What `sockaddr_un` holds on the narrowest system that we know (macOS), less the final NUL.
 const MAX_SOCKET_PATH: usize = 103;
 
-/// The right to be the one running process of a directory, and its control socket. Given up when dropped or when the process ends.
+/// The right to be the one running process of a directory, and its control socket. Given up when
+/// dropped or when the process ends.
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
-    // Held for its lock; the file itself stays, as removing it would let two processes hold "the" lock.
+    // Held for its lock; the file itself stays, as removing it would let two processes hold "the"
+    // lock.
     _lock: File,
 }
 
@@ -47,7 +50,9 @@ impl Control {
         let lock = lock(dir)?;
         let path = socket_path(dir)?;
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("remove", &path)(e).into()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", &path)(e).into());
+            }
             _ => {}
         }
         // The directory is 0700: nobody else reaches the socket.
@@ -55,8 +60,12 @@ impl Control {
         Ok(Self { listener, path, _lock: lock })
     }
 
-    /// Answers requests for as long as it is polled. One that is malformed or slow hurts only itself.
-    pub async fn serve<Q, A, F>(&self, answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static) -> io::Error
+    /// Answers requests for as long as it is polled. One that is malformed or slow hurts only
+    /// itself.
+    pub async fn serve<Q, A, F>(
+        &self,
+        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+    ) -> io::Error
     where
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + Sync + 'static,
@@ -85,7 +94,8 @@ impl Drop for Control {
     }
 }
 
-/// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it holds.
+/// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it
+/// holds.
 pub fn lock(dir: &Path) -> Result<File, ClaimError> {
     let lock_path = dir.join("lock");
     let lock = private::open_append(&lock_path)?;
@@ -98,7 +108,9 @@ pub fn lock(dir: &Path) -> Result<File, ClaimError> {
         Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
     }
     // Only a help for people: a full disk is no reason not to run.
-    let _ = lock.set_len(0).and_then(|()| io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes()));
+    let _ = lock.set_len(0).and_then(|()| {
+        io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
+    });
     Ok(lock)
 }
 
@@ -114,12 +126,19 @@ async fn answer_one<Q: DeserializeOwned, A: Serialize, F: Future<Output = A>>(
 ///
 /// # Errors
 /// When one runs but does not answer within ten seconds, or may not be asked.
-pub async fn ask<Q: Serialize, A: DeserializeOwned>(dir: &Path, request: &Q) -> Result<Option<A>, FileError> {
+pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+    dir: &Path,
+    request: &Q,
+) -> Result<Option<A>, FileError> {
     let path = socket_path(dir)?;
     let failed = |e| FileError::io("ask the running process at", &path)(e);
     let mut stream = match UnixStream::connect(&path).await {
         Ok(stream) => stream,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => return Ok(None),
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            return Ok(None);
+        }
         Err(e) => return Err(failed(e)),
     };
     let exchange = async {
@@ -135,13 +154,19 @@ pub async fn ask<Q: Serialize, A: DeserializeOwned>(dir: &Path, request: &Q) -> 
 fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
     let path = dir.join("control.sock");
     if path.as_os_str().len() > MAX_SOCKET_PATH {
-        let why = format!("a socket's path has at most {MAX_SOCKET_PATH} bytes here: choose a shorter --state-dir");
-        return Err(FileError::io("listen on", path)(io::Error::new(io::ErrorKind::InvalidFilename, why)));
+        let why = format!(
+            "a socket's path has at most {MAX_SOCKET_PATH} bytes here: choose a shorter --state-dir"
+        );
+        return Err(FileError::io("listen on", path)(io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            why,
+        )));
     }
     Ok(path)
 }
 
-/// Whether an error of `accept` says something of one connection or of a passing shortage, and not of the listener.
+/// Whether an error of `accept` says something of one connection or of a passing shortage, and not
+/// of the listener.
 pub fn is_passing(error: &io::Error) -> bool {
     const EMFILE: i32 = 24;
     const ENFILE: i32 = 23;
@@ -166,10 +191,11 @@ mod tests {
         private::create_dir(dir).expect("made");
         assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
         let control = Control::claim(dir).expect("claimed");
-        assert!(matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id()));
+        assert!(
+            matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id())
+        );
         let asked = async { ask::<u32, u32>(dir, &20).await };
-        let answer =
-            tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
+        let answer = tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
         assert_eq!(answer.expect("no error"), Some(21));
         drop(control);
         assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
@@ -182,6 +208,8 @@ mod tests {
         let deep = tmp.path().join("x".repeat(110));
         private::create_dir(&deep).expect("dir");
         let Err(ClaimError::File(e)) = Control::claim(&deep) else { panic!("claimed") };
-        assert!(std::error::Error::source(&e).expect("a cause").to_string().contains("--state-dir"));
+        assert!(
+            std::error::Error::source(&e).expect("a cause").to_string().contains("--state-dir")
+        );
     }
 }

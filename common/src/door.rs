@@ -1,8 +1,10 @@
-//! The MAC that a client's first packet carries, so that the server can stay silent to everybody else.
+//! The MAC that a client's first packet carries, so that the server can stay silent to everybody
+//! else.
 //!
-//! A client chooses the Destination Connection ID of its first Initial packet (RFC 9000 section 7.2: at least 8 bytes,
-//! unpredictable). Ours is 8 random bytes followed by 12 bytes of HMAC-SHA-256 over them. Without the key nobody can make
-//! one, and the server answers nothing that lacks it.
+//! A client chooses the Destination Connection ID of its first Initial packet (RFC 9000 section
+//! 7.2: at least 8 bytes, unpredictable). Ours is 8 random bytes followed by 12 bytes of
+//! HMAC-SHA-256 over them. Without the key nobody can make one, and the server answers nothing that
+//! lacks it.
 
 use std::fmt;
 
@@ -77,7 +79,9 @@ impl TryFrom<String> for DoorKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes = data_encoding::BASE64.decode(text.as_bytes()).map_err(|_| "a door key is 32 bytes in base64")?;
+        let bytes = data_encoding::BASE64
+            .decode(text.as_bytes())
+            .map_err(|_| "a door key is 32 bytes in base64")?;
         Ok(Self(bytes.try_into().map_err(|_| "a door key is 32 bytes in base64")?))
     }
 }

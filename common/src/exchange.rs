@@ -1,5 +1,6 @@
-//! Whether an answer is under way on a connection, as far as its bytes tell: so that a program that is told to stop waits for
-//! answers, and not for connections that an application only keeps for later.
+//! Whether an answer is under way on a connection, as far as its bytes tell: so that a program that
+//! is told to stop waits for answers, and not for connections that an application only keeps for
+//! later.
 //!
 //! It only looks, and it errs on one side: what it can't tell to be over is under way.
 
@@ -53,7 +54,8 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    /// These bytes of the service are on their way to the application; only [`Exchange::delivered`] may end the answer.
+    /// These bytes of the service are on their way to the application; only [`Exchange::delivered`]
+    /// may end the answer.
     pub fn answering(&self, bytes: &[u8]) {
         let mut state = self.lock();
         let length = match *state {
@@ -73,7 +75,9 @@ impl<'a> Exchange<'a> {
         let mut state = self.lock();
         match *state {
             State::Answering(Length::Left(0)) => self.change(&mut state, State::Idle),
-            State::Answering(Length::Unknown) if last.ends_with(LAST_CHUNK) => self.change(&mut state, State::Idle),
+            State::Answering(Length::Unknown) if last.ends_with(LAST_CHUNK) => {
+                self.change(&mut state, State::Idle)
+            }
             _ => {}
         }
     }
@@ -103,7 +107,8 @@ impl Drop for Exchange<'_> {
     }
 }
 
-/// What is left of an answer that begins with these bytes (RFC 9112 section 6.3), if all of its head is in them.
+/// What is left of an answer that begins with these bytes (RFC 9112 section 6.3), if all of its
+/// head is in them.
 fn length_left(bytes: &[u8], to_head: bool) -> Length {
     let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { return Length::Unknown };
     let (head, body) = (String::from_utf8_lossy(&bytes[..end]), (bytes.len() - end - 4) as u64);
@@ -150,9 +155,18 @@ mod tests {
     #[test]
     fn a_connection_is_idle_before_the_first_request_and_after_a_whole_answer() {
         assert!(Exchange::new(&AtomicUsize::new(0)).is_idle());
-        assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"]));
-        assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\ncontent-length:3\r\n\r\n", b"ab", b"c"]));
-        assert!(after(b"HEAD / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"]));
+        assert!(after(
+            b"GET / HTTP/1.1\r\n\r\n",
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc"]
+        ));
+        assert!(after(
+            b"GET / HTTP/1.1\r\n\r\n",
+            &[b"HTTP/1.1 200 OK\r\ncontent-length:3\r\n\r\n", b"ab", b"c"]
+        ));
+        assert!(after(
+            b"HEAD / HTTP/1.1\r\n\r\n",
+            &[b"HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n"]
+        ));
         assert!(after(b"GET / HTTP/1.1\r\n\r\n", &[b"HTTP/1.1 204 No Content\r\n\r\n"]));
         let chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
         assert!(after(b"POST / HTTP/1.1\r\n\r\n", &[chunked, b"3\r\nabc\r\n", b"0\r\n\r\n"]));

@@ -9,7 +9,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 pub const MAX_LEN: usize = 64 * 1024;
 
 /// Writes one message. Not cancellation safe: a part may have been written.
-pub async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T) -> io::Result<()> {
+pub async fn write<T: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     let mut framed = Vec::with_capacity(4 + body.len());
     framed.extend_from_slice(&(body.len() as u32).to_be_bytes());
@@ -20,7 +23,8 @@ pub async fn write<T: Serialize>(to: &mut (impl AsyncWrite + Unpin), message: &T
 /// Reads one message of at most [`MAX_LEN`] bytes. Not cancellation safe.
 ///
 /// # Errors
-/// `InvalidData` for a message that is too long or isn't the JSON that was expected, `UnexpectedEof` for half of one.
+/// `InvalidData` for a message that is too long or isn't the JSON that was expected,
+/// `UnexpectedEof` for half of one.
 pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
     read_long(from, MAX_LEN).await
 }
@@ -29,10 +33,16 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> i
 ///
 /// # Errors
 /// Likewise.
-pub async fn read_long<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin), most: usize) -> io::Result<T> {
+pub async fn read_long<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    most: usize,
+) -> io::Result<T> {
     let len = from.read_u32().await? as usize;
     if len > most {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {len} bytes, at most {most} are allowed")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a message of {len} bytes, at most {most} are allowed"),
+        ));
     }
     let mut body = vec![0; len];
     from.read_exact(&mut body).await?;

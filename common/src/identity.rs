@@ -11,7 +11,8 @@ const URI_PREFIX: &str = "urn:adit:device:";
 /// Clocks differ: a certificate is good from this many seconds (a day) before it was made.
 pub const CLOCK_SLACK: i64 = 24 * 3600;
 
-/// The id of a device: 32 random bits, shown as `d7c4-91ae`. It stays when the name changes and is never used again.
+/// The id of a device: 32 random bits, shown as `d7c4-91ae`. It stays when the name changes and is
+/// never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeviceId(u32);
@@ -65,7 +66,8 @@ impl TryFrom<String> for DeviceId {
     }
 }
 
-/// A name for a device or a server: 1 to 63 of letters, digits, `.`, `_` and `-`, beginning with a letter or a digit.
+/// A name for a device or a server: 1 to 63 of letters, digits, `.`, `_` and `-`, beginning with a
+/// letter or a digit.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Name(String);
@@ -88,10 +90,15 @@ impl FromStr for Name {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-        if text.len() <= 63 && text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain) {
+        if text.len() <= 63
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(plain)
+        {
             Ok(Self(text.to_owned()))
         } else {
-            Err("a name has 1 to 63 letters, digits, `.`, `_` or `-` and begins with a letter or a digit")
+            Err(
+                "a name has 1 to 63 letters, digits, `.`, `_` or `-` and begins with a letter or a digit",
+            )
         }
     }
 }
@@ -120,7 +127,8 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// What a certificate says, read without judging it: whether it may be believed is for the TLS verifier.
+/// What a certificate says, read without judging it: whether it may be believed is for the TLS
+/// verifier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The device it was issued to; `None` for a server's or a CA's.
@@ -134,8 +142,8 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// When its holder should have it renewed, Unix time: at two thirds of its life, and by `jitter` (0 to 1) up to a twelfth later, so that
-    /// not all come at once.
+    /// When its holder should have it renewed, Unix time: at two thirds of its life, and by
+    /// `jitter` (0 to 1) up to a twelfth later, so that not all come at once.
     pub fn renew_at(&self, jitter: f64) -> i64 {
         let issued = self.not_before + CLOCK_SLACK;
         issued + ((self.not_after - issued) as f64 * (2.0 / 3.0 + jitter / 12.0)) as i64
@@ -149,7 +157,9 @@ impl Certificate {
         }
         let names = parsed.subject_alternative_name().map_err(|_| NotACertificate)?;
         let device = match names.as_ref().map(|n| n.value.general_names.as_slice()) {
-            Some([GeneralName::URI(uri)]) => uri.strip_prefix(URI_PREFIX).and_then(|id| id.parse().ok()),
+            Some([GeneralName::URI(uri)]) => {
+                uri.strip_prefix(URI_PREFIX).and_then(|id| id.parse().ok())
+            }
             _ => None,
         };
         Ok(Self {
@@ -193,7 +203,12 @@ mod tests {
 
     #[test]
     fn a_certificate_is_renewed_in_its_last_third_and_well_before_its_end() {
-        let certificate = Certificate { device: None, key: KeyHash([0; 32]), not_before: -CLOCK_SLACK, not_after: 30 * 86_400 };
+        let certificate = Certificate {
+            device: None,
+            key: KeyHash([0; 32]),
+            not_before: -CLOCK_SLACK,
+            not_after: 30 * 86_400,
+        };
         assert_eq!(certificate.renew_at(0.0), 20 * 86_400);
         assert!(certificate.renew_at(1.0) < 23 * 86_400);
     }

@@ -1,4 +1,5 @@
-//! The code that a person carries from the server to a device: where the server is, which CA it has, and a one-time secret.
+//! The code that a person carries from the server to a device: where the server is, which CA it
+//! has, and a one-time secret.
 
 use std::{fmt, str::FromStr};
 
@@ -16,20 +17,24 @@ const MAX_ADDRESS_LEN: usize = 255;
 /// A code is never longer than this many characters; what is longer is not a code.
 pub const MAX_CODE_LEN: usize = 4096;
 
-/// What an invitation says. Its text form is the code: `adit` and base32, case-insensitive, with a checksum against typing errors.
+/// What an invitation says. Its text form is the code: `adit` and base32, case-insensitive, with a
+/// checksum against typing errors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
     /// Where the server listens, as `host:port`, best first.
     pub addresses: Vec<String>,
-    /// SHA-256 of the CA's SubjectPublicKeyInfo: the only thing the device trusts before it has enrolled.
+    /// SHA-256 of the CA's SubjectPublicKeyInfo: the only thing the device trusts before it has
+    /// enrolled.
     pub ca: [u8; 32],
-    /// When the server closes it, Unix time: it then answers nothing any more, so the code itself has to tell.
+    /// When the server closes it, Unix time: it then answers nothing any more, so the code itself
+    /// has to tell.
     pub expires: i64,
     /// The one-time secret.
     pub secret: Secret,
 }
 
-/// The one-time secret of an invitation. Both what opens the door and what is redeemed are derived from it, and it never travels.
+/// The one-time secret of an invitation. Both what opens the door and what is redeemed are derived
+/// from it, and it never travels.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 16]);
 
@@ -96,7 +101,9 @@ pub enum CodeError {
     #[error("the code is empty")]
     Empty,
     /// Not ours at all.
-    #[error("this is not an invitation code: one begins with `{PREFIX}` and has only letters and the digits 2 to 7")]
+    #[error(
+        "this is not an invitation code: one begins with `{PREFIX}` and has only letters and the digits 2 to 7"
+    )]
     NotACode,
     /// A character is missing or changed.
     #[error("the code is incomplete or has a typing error in it (its checksum does not match)")]
@@ -111,17 +118,25 @@ impl FromStr for Invitation {
 
     fn from_str(text: &str) -> Result<Self, CodeError> {
         // Mail programs and chats break long words: white space carries no meaning.
-        let text: String = text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_ascii_lowercase();
+        let text: String =
+            text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_ascii_lowercase();
         if text.is_empty() {
             return Err(CodeError::Empty);
         }
-        let body = text.strip_prefix(PREFIX).filter(|_| text.len() <= MAX_CODE_LEN).ok_or(CodeError::NotACode)?;
+        let body = text
+            .strip_prefix(PREFIX)
+            .filter(|_| text.len() <= MAX_CODE_LEN)
+            .ok_or(CodeError::NotACode)?;
         let alphabet = |c: char| c.is_ascii_lowercase() || ('2'..='7').contains(&c);
         if !body.chars().all(alphabet) {
             return Err(CodeError::NotACode);
         }
-        let bytes = data_encoding::BASE32_NOPAD.decode(body.to_ascii_uppercase().as_bytes()).map_err(|_| CodeError::Damaged)?;
-        let (payload, check) = bytes.split_at_checked(bytes.len().saturating_sub(CHECK_LEN)).ok_or(CodeError::Damaged)?;
+        let bytes = data_encoding::BASE32_NOPAD
+            .decode(body.to_ascii_uppercase().as_bytes())
+            .map_err(|_| CodeError::Damaged)?;
+        let (payload, check) = bytes
+            .split_at_checked(bytes.len().saturating_sub(CHECK_LEN))
+            .ok_or(CodeError::Damaged)?;
         if check.len() != CHECK_LEN || sha256(payload)[..CHECK_LEN] != *check {
             return Err(CodeError::Damaged);
         }
@@ -165,7 +180,12 @@ pub fn is_address(address: &str) -> bool {
             let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
             let host_is_fine = match bare {
                 Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
-                None => !host.is_empty() && host.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_')),
+                None => {
+                    !host.is_empty()
+                        && host
+                            .chars()
+                            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+                }
             };
             host_is_fine && port.parse::<u16>().is_ok_and(|p| p != 0)
         })
@@ -173,7 +193,8 @@ pub fn is_address(address: &str) -> bool {
 
 /// Whether `address` leads to the machine itself on which it is used.
 pub fn is_loopback(address: &str) -> bool {
-    address.starts_with("localhost:") || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
+    address.starts_with("localhost:")
+        || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
 }
 
 /// SHA-256 of `bytes`.
@@ -189,7 +210,11 @@ mod tests {
 
     fn sample() -> Invitation {
         Invitation {
-            addresses: vec!["192.168.1.7:11435".into(), "[fd00::1]:11435".into(), "gpu.lan:443".into()],
+            addresses: vec![
+                "192.168.1.7:11435".into(),
+                "[fd00::1]:11435".into(),
+                "gpu.lan:443".into(),
+            ],
             ca: [0xa5; 32],
             expires: 1_800_000_000,
             secret: Secret::generate(),
@@ -231,7 +256,9 @@ mod tests {
         for good in ["gpu.lan:11435", "10.0.0.1:1", "[::1]:11435"] {
             assert!(is_address(good), "{good}");
         }
-        for bad in ["gpu.lan", ":11435", "gpu.lan:0", "gpu.lan:99999", "::1:11435", "a b:1", "[x]:1"] {
+        for bad in
+            ["gpu.lan", ":11435", "gpu.lan:0", "gpu.lan:99999", "::1:11435", "a b:1", "[x]:1"]
+        {
             assert!(!is_address(bad), "{bad}");
         }
     }

@@ -1,6 +1,8 @@
-//! What both ends of Adit share: who a device is, what is said on the wire, how bytes are moved, and how people are told.
+//! What both ends of Adit share: who a device is, what is said on the wire, how bytes are moved,
+//! and how people are told.
 //!
-//! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`]) name no runtime, no clock and no socket.
+//! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`]) name no runtime, no clock and
+//! no socket.
 
 pub mod answer;
 pub mod carrier;

@@ -65,20 +65,29 @@ impl FileError {
             }
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
-                    format!("run this as the owner of `{}`, or name another place with --state-dir", path.display())
+                    format!(
+                        "run this as the owner of `{}`, or name another place with --state-dir",
+                        path.display()
+                    )
                 }
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                     "free some disk space and run it again: nothing was changed".to_owned()
                 }
-                io::ErrorKind::ReadOnlyFilesystem => "name a writable place with --state-dir".to_owned(),
+                io::ErrorKind::ReadOnlyFilesystem => {
+                    "name a writable place with --state-dir".to_owned()
+                }
                 _ => format!("look at it with `ls -ld '{}'`", path.display()),
             },
-            Self::Damaged { path, .. } => format!("put `{}` back from a backup, or move it away and begin anew", path.display()),
+            Self::Damaged { path, .. } => format!(
+                "put `{}` back from a backup, or move it away and begin anew",
+                path.display()
+            ),
         }
     }
 }
 
-/// Makes `path` and its parents, `path` itself for the owner alone (0700); one that exists must be that already.
+/// Makes `path` and its parents, `path` itself for the owner alone (0700); one that exists must be
+/// that already.
 pub fn create_dir(path: &Path) -> Result<(), FileError> {
     if !path.is_dir() {
         if let Some(parent) = path.parent() {
@@ -103,7 +112,8 @@ pub fn read_to_string(path: &Path) -> Result<String, FileError> {
     String::from_utf8(read(path)?).map_err(|_| FileError::damaged(path, "it is not text"))
 }
 
-/// Replaces `path` by a file with these bytes (0600): afterwards it holds either all of the old or all of the new, whatever happens.
+/// Replaces `path` by a file with these bytes (0600): afterwards it holds either all of the old or
+/// all of the new, whatever happens.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_beside(path, bytes)?.persist(path).map_err(|e| FileError::io("write", path)(e.error))?;
     sync_dir(path)
@@ -111,11 +121,14 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 /// Like [`replace`], but fails with `AlreadyExists` if there is such a file.
 pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    write_beside(path, bytes)?.persist_noclobber(path).map_err(|e| FileError::io("create", path)(e.error))?;
+    write_beside(path, bytes)?
+        .persist_noclobber(path)
+        .map_err(|e| FileError::io("create", path)(e.error))?;
     sync_dir(path)
 }
 
-/// Reads `path`, or makes it with what `make` returns. Of several processes that do so at once, all get the same bytes.
+/// Reads `path`, or makes it with what `make` returns. Of several processes that do so at once, all
+/// get the same bytes.
 pub fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, FileError> {
     match read(path) {
         Err(e) if e.is_not_found() => {}
@@ -133,11 +146,16 @@ pub fn refuse_exposed(path: &Path) -> Result<(), FileError> {
     refuse_mode(path, fs::metadata(path))
 }
 
-/// Opens a file to append to, made for the owner alone if there is none; one that exists must be that already. Root leaves it to the
-/// owner of its directory.
+/// Opens a file to append to, made for the owner alone if there is none; one that exists must be
+/// that already. Root leaves it to the owner of its directory.
 pub fn open_append(path: &Path) -> Result<File, FileError> {
-    let file =
-        OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path).map_err(FileError::io("create", path))?;
+    let file = OpenOptions::new()
+        .create(true)
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(FileError::io("create", path))?;
     // Not by its path: another process may have put another file there.
     let metadata = file.metadata().map_err(FileError::io("read", path))?;
     // What root makes for a service has to be the service's.
@@ -145,7 +163,8 @@ pub fn open_append(path: &Path) -> Result<File, FileError> {
         && dir.uid() != metadata.uid()
         && rustix::process::geteuid().is_root()
     {
-        fchown(&file, Some(dir.uid()), Some(dir.gid())).map_err(FileError::io("give to its service", path))?;
+        fchown(&file, Some(dir.uid()), Some(dir.gid()))
+            .map_err(FileError::io("give to its service", path))?;
     }
     refuse_mode(path, Ok(metadata))?;
     Ok(file)
@@ -163,7 +182,9 @@ fn write_beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, Fi
     let dir = path.parent().unwrap_or(Path::new("."));
     // tempfile makes it 0600.
     let mut file = tempfile::NamedTempFile::new_in(dir).map_err(FileError::io("write", path))?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(FileError::io("write", path))?;
+    file.write_all(bytes)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(FileError::io("write", path))?;
     Ok(file)
 }
 
@@ -205,7 +226,11 @@ mod tests {
     #[test]
     fn what_root_makes_in_a_services_directory_is_the_services() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let owner = if rustix::process::geteuid().is_root() { 65_534 } else { rustix::process::geteuid().as_raw() };
+        let owner = if rustix::process::geteuid().is_root() {
+            65_534
+        } else {
+            rustix::process::geteuid().as_raw()
+        };
         std::os::unix::fs::chown(tmp.path(), Some(owner), None).expect("chown");
         for _ in 0..2 {
             let file = open_append(&tmp.path().join("log")).expect("opened");
@@ -229,7 +254,8 @@ mod tests {
         let path = tmp.path().join("key");
         let all: Vec<_> = std::thread::scope(|s| {
             let path = &path;
-            let tasks: Vec<_> = (0..16u8).map(|i| s.spawn(move || read_or_create(path, || vec![i; 64]))).collect();
+            let tasks: Vec<_> =
+                (0..16u8).map(|i| s.spawn(move || read_or_create(path, || vec![i; 64]))).collect();
             tasks.into_iter().map(|t| t.join().expect("no panic").expect("read")).collect()
         });
         assert!(all.iter().all(|bytes| *bytes == all[0]));

@@ -29,8 +29,8 @@ pub fn minute(at: i64) -> String {
     time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]")).unwrap_or_default()
 }
 
-/// Which loopback this process is on, where that can be known: two processes that can reach each other there say the same. It tells
-/// nothing else about the machine.
+/// Which loopback this process is on, where that can be known: two processes that can reach each
+/// other there say the same. It tells nothing else about the machine.
 pub fn loopback_id() -> Option<String> {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
     let network = std::fs::read_link("/proc/self/ns/net").ok()?;
@@ -43,7 +43,8 @@ pub fn loopback_id() -> Option<String> {
 /// # Errors
 /// How it is written.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
+    humantime::parse_duration(text)
+        .map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
 }
 
 /// The user that this process runs as.
@@ -60,7 +61,10 @@ pub struct Stop {
 impl Stop {
     /// From now on these signals no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
     }
 
     /// Waits for the next order. Cancellation safe.
@@ -72,13 +76,17 @@ impl Stop {
     }
 }
 
-/// Lets this process have as many file descriptors as the system allows: every connection is one, and the usual soft limit of
-/// 1,024 is there for programs that use `select`, which these do not.
+/// Lets this process have as many file descriptors as the system allows: every connection is one,
+/// and the usual soft limit of 1,024 is there for programs that use `select`, which these do not.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     // macOS refuses more than OPEN_MAX, whatever the hard limit says.
-    let most = if cfg!(target_os = "macos") { limit.maximum.map(|m| m.min(10_240)).or(Some(10_240)) } else { limit.maximum };
+    let most = if cfg!(target_os = "macos") {
+        limit.maximum.map(|m| m.min(10_240)).or(Some(10_240))
+    } else {
+        limit.maximum
+    };
     let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: limit.maximum });
 }
 

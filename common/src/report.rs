@@ -31,7 +31,12 @@ impl Failure {
 
     /// An error, with its own sources as the causes.
     pub fn from_error(error: impl Error + Send + Sync + 'static) -> Self {
-        Self { what: error.to_string(), source: error.source().map(|s| flatten(s).into()), hints: Vec::new(), exit: Exit::Failed }
+        Self {
+            what: error.to_string(),
+            source: error.source().map(|s| flatten(s).into()),
+            hints: Vec::new(),
+            exit: Exit::Failed,
+        }
     }
 
     /// Why.
@@ -121,7 +126,11 @@ struct Harmless<T>(T);
 impl<T: fmt::Display> fmt::Display for Harmless<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
-            if c.is_control() && c != '\n' && c != '\t' { write!(f, "{}", c.escape_default())? } else { write!(f, "{c}")? }
+            if c.is_control() && c != '\n' && c != '\t' {
+                write!(f, "{}", c.escape_default())?
+            } else {
+                write!(f, "{c}")?
+            }
         }
         Ok(())
     }
@@ -150,7 +159,8 @@ pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
     }
 }
 
-/// Sends the log to standard error. `verbose` counts `-v`; the environment variable `ADIT_LOG` overrules it.
+/// Sends the log to standard error. `verbose` counts `-v`; the environment variable `ADIT_LOG`
+/// overrules it.
 pub fn start_log(verbose: u8) {
     let default = match verbose {
         0 => "warn,client=info,server=info,common=info",
@@ -161,16 +171,26 @@ pub fn start_log(verbose: u8) {
         .ok()
         .and_then(|f| f.parse().ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(default));
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr())
+        && std::env::var_os("NO_COLOR").is_none();
     // Under systemd the journal has its own clock.
-    let log =
-        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour).with_target(verbose > 0);
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() { log.without_time().try_init() } else { log.try_init() };
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colour)
+        .with_target(verbose > 0);
+    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        log.without_time().try_init()
+    } else {
+        log.try_init()
+    };
 }
 
 /// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.
 pub fn log_panics() {
-    std::panic::set_hook(Box::new(|panic| tracing::error!("this is a defect in adit, please report it: {panic}")));
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("this is a defect in adit, please report it: {panic}")
+    }));
 }
 
 #[cfg(test)]
@@ -179,7 +199,10 @@ mod tests {
 
     #[test]
     fn an_error_shows_what_why_and_the_cure() {
-        let cause = std::io::Error::new(std::io::ErrorKind::AddrInUse, "address already in use by `ollama` (pid 812)");
+        let cause = std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            "address already in use by `ollama` (pid 812)",
+        );
         let failure = Failure::new("cannot listen on localhost:11434")
             .because(cause)
             .hint("run `adit up --listen localhost:11500`")
@@ -198,7 +221,8 @@ mod tests {
 
     #[test]
     fn the_whole_chain_of_causes_is_kept_and_nothing_is_said_twice() {
-        let error = crate::private::FileError::io("read", "/x")(std::io::Error::other("disk on fire"));
+        let error =
+            crate::private::FileError::io("read", "/x")(std::io::Error::other("disk on fire"));
         let text = Failure::from(error).to_string();
         assert!(text.starts_with("error: cannot read `/x`\n  Caused by: disk on fire"), "{text}");
     }

@@ -1,7 +1,9 @@
-//! The byte mover: joins one TCP connection to one QUIC stream, both ways, so that neither end could tell it from one connection.
+//! The byte mover: joins one TCP connection to one QUIC stream, both ways, so that neither end
+//! could tell it from one connection.
 //!
-//! What keeps its meaning: the end of one direction (FIN), an abort (RST), back-pressure, and the size of what is written at once.
-//! A cut never looks like an end: every way out either finished a direction or reset it.
+//! What keeps its meaning: the end of one direction (FIN), an abort (RST), back-pressure, and the
+//! size of what is written at once. A cut never looks like an end: every way out either finished a
+//! direction or reset it.
 
 mod buffer;
 mod down;
@@ -63,11 +65,13 @@ pub struct Meter {
 pub enum End {
     /// Both directions came to their own ends.
     Done,
-    /// The program is to stop, and nobody waited for anything here: both directions were ended in order.
+    /// The program is to stop, and nobody waited for anything here: both directions were ended in
+    /// order.
     Drained,
     /// The TCP peer aborted, and the tunnel's other end has been told.
     Aborted,
-    /// The tunnel's other end reset the stream; the TCP peer has been told, unless it is handed back in `unanswered`.
+    /// The tunnel's other end reset the stream; the TCP peer has been told, unless it is handed
+    /// back in `unanswered`.
     Reset(VarInt),
     /// The connection was lost; likewise.
     Lost(ConnectionError),
@@ -80,12 +84,14 @@ pub enum End {
 pub struct Outcome {
     /// How it ended.
     pub end: End,
-    /// An application that has not got a single byte yet, for the caller to answer: the connection and what it had asked.
+    /// An application that has not got a single byte yet, for the caller to answer: the connection
+    /// and what it had asked.
     pub unanswered: Option<(TcpStream, Vec<u8>)>,
 }
 
-/// Joins `tcp` to a stream until both directions have ended; or `draining` is cancelled and no answer is under way; or `give_up` ends,
-/// while nothing has come back yet. Cancelling it cuts both.
+/// Joins `tcp` to a stream until both directions have ended; or `draining` is cancelled and no
+/// answer is under way; or `give_up` ends, while nothing has come back yet. Cancelling it cuts
+/// both.
 pub async fn splice(
     mut tcp: TcpStream,
     mut send: Sending,
@@ -96,7 +102,12 @@ pub async fn splice(
     give_up: impl Future<Output = ()>,
 ) -> Outcome {
     let mut head = Head::new(facing);
-    let passed = Passed { facing, meter, exchange: Exchange::new(&meter.underway), answered: AtomicBool::new(false) };
+    let passed = Passed {
+        facing,
+        meter,
+        exchange: Exchange::new(&meter.underway),
+        answered: AtomicBool::new(false),
+    };
     let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all } = joined;
     let by_caller = facing == Facing::Application
@@ -114,8 +125,16 @@ pub async fn splice(
     Outcome { end, unanswered: None }
 }
 
-/// Ends both connections as `end` demands, if the other end takes more (not `stopped`), and the rest of its own direction if it has not come.
-pub async fn close(tcp: TcpStream, mut send: Sending, mut recv: RecvStream, end: &End, stopped: bool, received_all: bool) {
+/// Ends both connections as `end` demands, if the other end takes more (not `stopped`), and the
+/// rest of its own direction if it has not come.
+pub async fn close(
+    tcp: TcpStream,
+    mut send: Sending,
+    mut recv: RecvStream,
+    end: &End,
+    stopped: bool,
+    received_all: bool,
+) {
     match end {
         End::Done if !stopped => {
             drop(tcp);
@@ -149,7 +168,8 @@ pub fn abort(tcp: TcpStream) {
     let _ = tcp.set_zero_linger();
 }
 
-/// Lets the peer read what it was sent: closing with its bytes unread would be an RST, which may overtake our last bytes.
+/// Lets the peer read what it was sent: closing with its bytes unread would be an RST, which may
+/// overtake our last bytes.
 pub async fn drain(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut sink = Buffer::take();
@@ -194,7 +214,8 @@ async fn join(
             way = &mut up, if up_end.is_none() => match way {
                 UpEnd::Aborted => break End::Aborted,
                 UpEnd::Lost(e) if down_end.is_some() && passed.facing == Facing::Upstream => break End::Lost(e),
-                // What has been received is still the application's; the other direction sees the loss behind it.
+                // What has been received is still the application's; the other direction sees the
+                // loss behind it.
                 UpEnd::Lost(_) => up_end = Some(UpEnd::Stopped),
                 end => up_end = Some(end),
             },
@@ -214,7 +235,11 @@ async fn join(
             break End::Done;
         }
     };
-    Joined { end, stopped: matches!(up_end, Some(UpEnd::Stopped)), received_all: down_end.is_some() }
+    Joined {
+        end,
+        stopped: matches!(up_end, Some(UpEnd::Stopped)),
+        received_all: down_end.is_some(),
+    }
 }
 
 /// Whether the direction that answers come by has ended.

@@ -1,8 +1,9 @@
 //! A congestion controller that cannot be stalled by an outage.
 //!
-//! While nothing is acknowledged, quinn may send only what its window has room for, keep-alives and the probes of a new path included,
-//! and its probe time-out (RFC 9002 section 6.2) doubles without a useful bound: after a long outage a running answer would come back
-//! minutes late. So the window grows a little while it is silent, until the first acknowledgement.
+//! While nothing is acknowledged, quinn may send only what its window has room for, keep-alives and
+//! the probes of a new path included, and its probe time-out (RFC 9002 section 6.2) doubles without
+//! a useful bound: after a long outage a running answer would come back minutes late. So the window
+//! grows a little while it is silent, until the first acknowledgement.
 
 use std::{
     any::Any,
@@ -26,7 +27,11 @@ pub struct StallProofCubic(Arc<CubicConfig>);
 
 impl ControllerFactory for StallProofCubic {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(StallProof { inner: self.0.clone().build(now, mtu), acknowledged: now, mtu: mtu.into() })
+        Box::new(StallProof {
+            inner: self.0.clone().build(now, mtu),
+            acknowledged: now,
+            mtu: mtu.into(),
+        })
     }
 }
 
@@ -53,17 +58,36 @@ impl Controller for StallProof {
         self.inner.on_sent(now, bytes, last_packet_number);
     }
 
-    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+    fn on_ack(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        bytes: u64,
+        app_limited: bool,
+        rtt: &RttEstimator,
+    ) {
         self.acknowledged = now;
         self.inner.on_ack(now, sent, bytes, app_limited, rtt);
     }
 
-    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+    fn on_end_acks(
+        &mut self,
+        now: Instant,
+        in_flight: u64,
+        app_limited: bool,
+        largest_packet_num_acked: Option<u64>,
+    ) {
         self.acknowledged = now;
         self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
     }
 
-    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent_congestion: bool, lost_bytes: u64) {
+    fn on_congestion_event(
+        &mut self,
+        now: Instant,
+        sent: Instant,
+        is_persistent_congestion: bool,
+        lost_bytes: u64,
+    ) {
         self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
     }
 
@@ -77,7 +101,11 @@ impl Controller for StallProof {
     }
 
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self { inner: self.inner.clone_box(), acknowledged: self.acknowledged, mtu: self.mtu })
+        Box::new(Self {
+            inner: self.inner.clone_box(),
+            acknowledged: self.acknowledged,
+            mtu: self.mtu,
+        })
     }
 
     fn initial_window(&self) -> u64 {
@@ -96,7 +124,11 @@ mod tests {
     #[test]
     fn the_window_grows_while_nothing_is_acknowledged_and_no_longer() {
         let began = Instant::now();
-        let mut proof = StallProof { inner: Arc::new(CubicConfig::default()).build(began, 1200), acknowledged: began, mtu: 1200 };
+        let mut proof = StallProof {
+            inner: Arc::new(CubicConfig::default()).build(began, 1200),
+            acknowledged: began,
+            mtu: 1200,
+        };
         let normal = proof.inner.window();
         assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal);
         assert_eq!(proof.window_at(began + Duration::from_secs(2)), normal + 2 * 1200);

@@ -1,10 +1,12 @@
-//! What the TLS configurations of both ends have in common: TLS 1.3 alone, aws-lc-rs, hybrid post-quantum key exchange first,
-//! and no way for a session to outlive the judgement that began it.
+//! What the TLS configurations of both ends have in common: TLS 1.3 alone, aws-lc-rs, hybrid
+//! post-quantum key exchange first, and no way for a session to outlive the judgement that began
+//! it.
 
 use std::sync::Arc;
 
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore,
+    ServerConfig, SignatureScheme,
     client::{
         Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -39,15 +41,19 @@ pub enum Admit {
     Anybody,
 }
 
-/// A server's side for QUIC (RFC 9001): no tickets (RFC 8446 section 4.6.1) and no 0-RTT, as both would carry an old judgement past a revocation.
+/// A server's side for QUIC (RFC 9001): no tickets (RFC 8446 section 4.6.1) and no 0-RTT, as both
+/// would carry an old judgement past a revocation.
 pub fn server(
     admit: Admit,
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, Error> {
-    let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])?;
+    let builder = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?;
     let (builder, alpn) = match admit {
-        Admit::Certified(verifier) => (builder.with_client_cert_verifier(verifier), wire::ALPN_TUNNEL),
+        Admit::Certified(verifier) => {
+            (builder.with_client_cert_verifier(verifier), wire::ALPN_TUNNEL)
+        }
         Admit::Anybody => (builder.with_no_client_auth(), wire::ALPN_ENROLL),
     };
     let mut config = builder.with_single_cert(chain, key)?;
@@ -64,30 +70,41 @@ pub fn tunnel_client(
     identity: Arc<CertifiedKey>,
 ) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     let builder = client_builder()?.with_root_certificates(roots);
-    let config = builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
+    let config =
+        builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
     finish_client(config, wire::ALPN_TUNNEL)
 }
 
 /// A client's side of enrollment: it knows nothing but the hash of the CA's key.
 pub fn enroll_client(ca: [u8; 32]) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     let verifier = Arc::new(PinnedCa { ca, provider: provider() });
-    let config = client_builder()?.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    let config = client_builder()?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
     finish_client(config, wire::ALPN_ENROLL)
 }
 
 fn client_builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
-    ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&rustls::version::TLS13])
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
 }
 
-fn finish_client(mut config: ClientConfig, alpn: &[u8]) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
+fn finish_client(
+    mut config: ClientConfig,
+    alpn: &[u8],
+) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     no_initial_suite(quinn::crypto::rustls::QuicClientConfig::try_from(config))
 }
 
-/// Our provider always has AES-128-GCM, which the first packets need (RFC 9001 section 5.2); should that change, it is an error, not a panic.
-fn no_initial_suite<T>(built: Result<T, quinn::crypto::rustls::NoInitialCipherSuite>) -> Result<T, Error> {
+/// Our provider always has AES-128-GCM, which the first packets need (RFC 9001 section 5.2); should
+/// that change, it is an error, not a panic.
+fn no_initial_suite<T>(
+    built: Result<T, quinn::crypto::rustls::NoInitialCipherSuite>,
+) -> Result<T, Error> {
     built.map_err(|e| Error::General(e.to_string()))
 }
 
@@ -107,9 +124,13 @@ impl ServerCertVerifier for PinnedCa {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let pinned = intermediates.iter().find(|der| key_hash(der).is_ok_and(|hash| hash.0 == self.ca));
+        let pinned =
+            intermediates.iter().find(|der| key_hash(der).is_ok_and(|hash| hash.0 == self.ca));
         let ca = pinned.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(roots(ca.clone().into_owned())?, self.provider.clone());
+        let verifier = WebPkiServerVerifier::builder_with_provider(
+            roots(ca.clone().into_owned())?,
+            self.provider.clone(),
+        );
         let verifier = verifier.build().map_err(|e| Error::General(e.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now)
     }
@@ -129,7 +150,12 @@ impl ServerCertVerifier for PinnedCa {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        rustls::crypto::verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

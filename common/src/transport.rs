@@ -11,7 +11,8 @@ use crate::{process::parse_time, stall::StallProofCubic};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter than this loses nothing.
+/// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter
+/// than this loses nothing.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// Each end proves itself alive this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -22,20 +23,25 @@ pub const FIRST_STREAMS: u32 = 256;
 /// Streams of one device that are served at once, at the most; more of them wait.
 pub const MOST_STREAMS: u32 = 4096;
 
-/// Flow control per stream: two megabytes keep the queue in front of a token short, and still fill an ordinary path.
+/// Flow control per stream: two megabytes keep the queue in front of a token short, and still fill
+/// an ordinary path.
 const STREAM_WINDOW: u32 = 2 << 20;
 /// Flow control per connection: bounds the memory that one peer can make the other hold.
 const CONNECTION_WINDOW: u32 = 32 << 20;
-/// What the sender keeps until it is acknowledged: while the laptop sleeps, the server goes on reading from Ollama.
+/// What the sender keeps until it is acknowledged: while the laptop sleeps, the server goes on
+/// reading from Ollama.
 const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
 
-/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at first; see [`grant`]. The session is
-/// kept through a silence of `idle`, or of the peer's if that is shorter (RFC 9000 section 10.1).
+/// The settings of one connection. `streams` is how many bidirectional streams the peer may open at
+/// first; see [`grant`]. The session is kept through a silence of `idle`, or of the peer's if that
+/// is shorter (RFC 9000 section 10.1).
 pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
-        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(idle.as_millis().try_into().unwrap_or(u32::MAX)))))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
+            idle.as_millis().try_into().unwrap_or(u32::MAX),
+        ))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(streams.into())
         // The first words of each end, and what follows them.
@@ -48,8 +54,9 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
     Arc::new(config)
 }
 
-/// What QUIC has to grant so that `streams` can always be open: it announces new credit (RFC 9000 section 4.6) only when an eighth
-/// of the grant has been given back, so up to an eighth of it may be out of reach.
+/// What QUIC has to grant so that `streams` can always be open: it announces new credit (RFC 9000
+/// section 4.6) only when an eighth of the grant has been given back, so up to an eighth of it may
+/// be out of reach.
 pub fn grant(streams: u32) -> u32 {
     streams + streams.div_ceil(7)
 }
@@ -64,7 +71,8 @@ pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
     if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
 }
 
-/// What the system has granted a socket for receiving and for sending, in bytes; Linux reports twice what can be used for data.
+/// What the system has granted a socket for receiving and for sending, in bytes; Linux reports
+/// twice what can be used for data.
 pub fn buffer_sizes(socket: &std::net::UdpSocket) -> io::Result<(usize, usize)> {
     let socket = socket2::SockRef::from(socket);
     Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))

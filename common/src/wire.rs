@@ -1,6 +1,8 @@
-//! What is said on the wire, and nothing about how: ALPN names, the head of a stream, codes, and the messages of both ends.
+//! What is said on the wire, and nothing about how: ALPN names, the head of a stream, codes, and
+//! the messages of both ends.
 //!
-//! The version is the ALPN name (RFC 7301): a change that an older peer could not understand gets a new one.
+//! The version is the ALPN name (RFC 7301): a change that an older peer could not understand gets a
+//! new one.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +15,8 @@ use crate::{
 pub const ALPN_TUNNEL: &[u8] = b"adit/1";
 /// ALPN of enrollment: no client certificate, and nothing but enrollment can be reached.
 pub const ALPN_ENROLL: &[u8] = b"adit-enroll/1";
-/// The DNS name in every server certificate. It is private, so that a box may change its address and its public name.
+/// The DNS name in every server certificate. It is private, so that a box may change its address
+/// and its public name.
 pub const SERVER_NAME: &str = "server.adit.internal";
 /// The service that a client asks for when nobody says otherwise.
 pub const DEFAULT_SERVICE: &str = "ollama";
@@ -62,7 +65,9 @@ impl StreamHead {
         let head = if *kind == Self::RENEW {
             Self::Renew
         } else {
-            Self::Forward(std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(BadHead)?)
+            Self::Forward(
+                std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(BadHead)?,
+            )
         };
         Ok(Some((head, 2 + usize::from(*len))))
     }
@@ -141,18 +146,32 @@ impl Code {
             Self::Superseded => {
                 "another `adit up` connected with this device's certificate: give every machine its own with `aditd invite`"
             }
-            Self::ShuttingDown => "aditd is stopping on the server: it will be reached again when it is back",
-            Self::Protocol => "client and server do not understand each other: bring both to the same version",
+            Self::ShuttingDown => {
+                "aditd is stopping on the server: it will be reached again when it is back"
+            }
+            Self::Protocol => {
+                "client and server do not understand each other: bring both to the same version"
+            }
             Self::Expired => "this device's certificate has expired: it is being renewed",
             Self::Aborted => "the service on the server aborted the connection",
             Self::UpstreamRefused => {
                 "Ollama is not running on the server: start it there with `ollama serve` (or `systemctl start ollama`)"
             }
-            Self::UpstreamSilent => "Ollama on the server does not answer: look there with `curl localhost:11434`",
-            Self::UnknownService => "the server does not offer this service: look at `upstream` in its configuration",
-            Self::Busy => "the server is out of resources: look at its log with `journalctl -u aditd`",
-            Self::TooManyStreams => "too many requests of this device are open at once: wait for some to end",
-            Self::Denied => "this device may not do that any more: ask the owner of the server for another role",
+            Self::UpstreamSilent => {
+                "Ollama on the server does not answer: look there with `curl localhost:11434`"
+            }
+            Self::UnknownService => {
+                "the server does not offer this service: look at `upstream` in its configuration"
+            }
+            Self::Busy => {
+                "the server is out of resources: look at its log with `journalctl -u aditd`"
+            }
+            Self::TooManyStreams => {
+                "too many requests of this device are open at once: wait for some to end"
+            }
+            Self::Denied => {
+                "this device may not do that any more: ask the owner of the server for another role"
+            }
             Self::Cut => "the connection to the server was lost in the middle",
         }
     }
@@ -175,14 +194,16 @@ pub struct Service {
     pub name: Name,
     /// What its bytes are.
     pub kind: ServiceKind,
-    /// Its port on the server's loopback: a client on that same machine must not listen there, or it would call itself.
+    /// Its port on the server's loopback: a client on that same machine must not listen there, or
+    /// it would call itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
-/// The client's first words on the connection that it has chosen, sent with the end of the handshake. Without them there is no session:
-/// of several attempts side by side only one becomes one. The stream stays open: single bytes without a meaning follow, as probes, and
-/// are answered with [`Notice::Here`].
+/// The client's first words on the connection that it has chosen, sent with the end of the
+/// handshake. Without them there is no session: of several attempts side by side only one becomes
+/// one. The stream stays open: single bytes without a meaning follow, as probes, and are answered
+/// with [`Notice::Here`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Version of `adit`.
@@ -201,14 +222,17 @@ pub struct Hello {
     /// Its certificate is past its end by the server's clock: it can be renewed, and nothing else.
     #[serde(default)]
     pub certificate_expired: bool,
-    /// For how long the server keeps a session through silence, in seconds. The shorter time of both ends holds (RFC 9000 section 10.1).
+    /// For how long the server keeps a session through silence, in seconds. The shorter time of
+    /// both ends holds (RFC 9000 section 10.1).
     #[serde(default = "default_idle_timeout")]
     pub idle_timeout: u64,
     /// What it may use.
     pub services: Vec<Service>,
-    /// Where else the server can be reached, as `host:port`, best first; may have changed since enrolling.
+    /// Where else the server can be reached, as `host:port`, best first; may have changed since
+    /// enrolling.
     pub addresses: Vec<String>,
-    /// [`process::loopback_id`](crate::process::loopback_id) of the server: a device that says the same is on its machine.
+    /// [`process::loopback_id`](crate::process::loopback_id) of the server: a device that says the
+    /// same is on its machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
 }
@@ -222,7 +246,8 @@ fn default_idle_timeout() -> u64 {
 pub struct EnrollRequest {
     /// [`crate::invitation::Secret::token`], in base64.
     pub token: String,
-    /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts; nothing it asks for is granted.
+    /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts; nothing it asks
+    /// for is granted.
     pub csr: String,
 }
 
@@ -267,7 +292,8 @@ pub struct EnrollDevice {
 
 /// What a command over SSH prints before anything of ours: what comes earlier is a login shell's.
 pub const SSH_MARKER: &str = "\nadit/1 ready\n";
-/// What `aditd relay` prints before [`SSH_MARKER`]: a key that is limited to it runs it whatever it is asked for.
+/// What `aditd relay` prints before [`SSH_MARKER`]: a key that is limited to it runs it whatever it
+/// is asked for.
 pub const SSH_RELAY: &str = "\nadit/1 relay";
 
 /// Why a device was not enrolled.
@@ -284,13 +310,19 @@ pub enum EnrollRefusal {
     #[error("the server could not read this device's request")]
     BadRequest,
     /// The server's owner has other rules besides, and they say no.
-    #[error("the server's own rules (`authorize`) do not allow this device; the invitation is still good")]
+    #[error(
+        "the server's own rules (`authorize`) do not allow this device; the invitation is still good"
+    )]
     NotAllowed,
     /// Those rules could not be asked.
-    #[error("the server could not ask its own rules (`authorize`; its log says why); the invitation is still good")]
+    #[error(
+        "the server could not ask its own rules (`authorize`; its log says why); the invitation is still good"
+    )]
     NotAsked,
     /// The server could not store the device: disk full, register damaged.
-    #[error("the server could not store the new device (its log says why); the invitation is still good")]
+    #[error(
+        "the server could not store the new device (its log says why); the invitation is still good"
+    )]
     ServerFailed,
 }
 
@@ -330,7 +362,15 @@ mod tests {
 
     #[test]
     fn heads_of_another_kind_length_or_alphabet_are_refused() {
-        for bad in [&b"\x00\x00"[..], b"GET / HTTP/1.1", b"\x01\x00", b"\x01\x40", b"\x02\x01x", b"\x01\x02a/", b"\xff\xff"] {
+        for bad in [
+            &b"\x00\x00"[..],
+            b"GET / HTTP/1.1",
+            b"\x01\x00",
+            b"\x01\x40",
+            b"\x02\x01x",
+            b"\x01\x02a/",
+            b"\xff\xff",
+        ] {
             assert_eq!(StreamHead::decode(bad), Err(BadHead), "{bad:?}");
         }
     }

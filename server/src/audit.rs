@@ -1,6 +1,8 @@
-//! The audit log: one line of JSON for each request and for each change of who may do what. Prompts, answers, queries and keys never.
+//! The audit log: one line of JSON for each request and for each change of who may do what.
+//! Prompts, answers, queries and keys never.
 //!
-//! [`entry`] says what a line is, [`log`] puts lines into files, `writer` does so beside the requests, [`show`] is `aditd audit`.
+//! [`entry`] says what a line is, [`log`] puts lines into files, `writer` does so beside the
+//! requests, [`show`] is `aditd audit`.
 
 pub mod entry;
 pub mod log;
@@ -46,7 +48,13 @@ impl AuditSettings {
 
     /// What holds if nobody says otherwise, in this directory.
     pub fn in_dir(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), required: false, size: Self::SIZE, keep: Self::KEEP, files: Self::FILES }
+        Self {
+            dir: dir.to_owned(),
+            required: false,
+            size: Self::SIZE,
+            keep: Self::KEEP,
+            files: Self::FILES,
+        }
     }
 }
 

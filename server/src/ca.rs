@@ -10,19 +10,23 @@ use common::{
     wire::SERVER_NAME,
 };
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose,
-    IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
-    pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, UnixTime},
+    pki_types::{
+        CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, UnixTime,
+    },
 };
 use time::{Duration, OffsetDateTime};
 
 const SERVER_LIFE: Duration = Duration::days(3650);
 const CA_LIFE: Duration = Duration::days(7300);
 
-/// The authority: signs device and server certificates of its own making, whatever a request may ask for.
+/// The authority: signs device and server certificates of its own making, whatever a request may
+/// ask for.
 pub struct Ca {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
@@ -63,10 +67,12 @@ pub struct DeviceKey {
 }
 
 impl DeviceKey {
-    /// Takes the public key out of a signing request, and nothing else: names, extensions and constraints in it are ignored.
+    /// Takes the public key out of a signing request, and nothing else: names, extensions and
+    /// constraints in it are ignored.
     pub fn from_csr(der: &[u8]) -> Result<Self, CsrError> {
         let csr =
-            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der)).map_err(CsrError::Invalid)?;
+            CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der))
+                .map_err(CsrError::Invalid)?;
         Self::from_spki(&csr.public_key.subject_public_key_info())
     }
 
@@ -81,7 +87,8 @@ impl DeviceKey {
 }
 
 impl Ca {
-    /// Opens the authority in `dir`, or makes it there. Several processes that do so at once end up with the same one.
+    /// Opens the authority in `dir`, or makes it there. Several processes that do so at once end up
+    /// with the same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
         if !key_path.exists() && cert_path.exists() {
@@ -93,13 +100,15 @@ impl Ca {
             Ok(certificate) => certificate.pem().into_bytes(),
             Err(_) => Vec::new(),
         })?;
-        let certificate =
-            read_certificate(&pem).ok_or_else(|| FileError::damaged(&cert_path, "it is not a certificate in PEM"))?;
-        let hash = common::tls::key_hash(&certificate).map_err(|e| FileError::damaged(&cert_path, e))?;
+        let certificate = read_certificate(&pem)
+            .ok_or_else(|| FileError::damaged(&cert_path, "it is not a certificate in PEM"))?;
+        let hash =
+            common::tls::key_hash(&certificate).map_err(|e| FileError::damaged(&cert_path, e))?;
         if hash.0 != sha256(&key.subject_public_key_info()) {
             return Err(FileError::damaged(&cert_path, "it belongs to another key than `ca.key`"));
         }
-        let issuer = Issuer::from_ca_cert_der(&certificate, key).map_err(|e| FileError::damaged(&cert_path, e))?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key)
+            .map_err(|e| FileError::damaged(&cert_path, e))?;
         Ok(Self { issuer, certificate })
     }
 
@@ -129,20 +138,27 @@ impl Ca {
         Ok(Issued { certificate, not_after })
     }
 
-    /// The server's identity in `dir`: kept while at least a third of its life is left, else made anew.
-    pub fn server_identity(&self, dir: &Path, now: OffsetDateTime) -> Result<ServerIdentity, FileError> {
+    /// The server's identity in `dir`: kept while at least a third of its life is left, else made
+    /// anew.
+    pub fn server_identity(
+        &self,
+        dir: &Path,
+        now: OffsetDateTime,
+    ) -> Result<ServerIdentity, FileError> {
         let key = read_key(&dir.join("server.key"))?;
         let path = dir.join("server.crt");
         let hash = sha256(&key.subject_public_key_info());
         let kept = match private::read(&path) {
-            Ok(pem) => read_certificate(&pem).filter(|der| is_fresh(der, hash, now) && self.vouches_for(der, now)),
+            Ok(pem) => read_certificate(&pem)
+                .filter(|der| is_fresh(der, hash, now) && self.vouches_for(der, now)),
             Err(e) if e.is_not_found() => None,
             Err(e) => return Err(e),
         };
         let certificate = match kept {
             Some(certificate) => certificate,
             None => {
-                let made = self.issue_server(&key, now).map_err(|e| FileError::damaged(&path, e))?;
+                let made =
+                    self.issue_server(&key, now).map_err(|e| FileError::damaged(&path, e))?;
                 private::replace(&path, made.pem().as_bytes())?;
                 made.der().clone()
             }
@@ -153,15 +169,23 @@ impl Ca {
 
     /// Whether this very authority has signed a server's certificate.
     fn vouches_for(&self, server: &CertificateDer<'_>, now: OffsetDateTime) -> bool {
-        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(u64::try_from(now.unix_timestamp()).unwrap_or(0)));
-        let verifier = common::tls::roots(self.certificate.clone())
-            .ok()
-            .and_then(|roots| WebPkiServerVerifier::builder_with_provider(roots, common::tls::provider()).build().ok());
-        let (Some(verifier), Ok(name)) = (verifier, ServerName::try_from(SERVER_NAME)) else { return false };
+        let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            u64::try_from(now.unix_timestamp()).unwrap_or(0),
+        ));
+        let verifier = common::tls::roots(self.certificate.clone()).ok().and_then(|roots| {
+            WebPkiServerVerifier::builder_with_provider(roots, common::tls::provider()).build().ok()
+        });
+        let (Some(verifier), Ok(name)) = (verifier, ServerName::try_from(SERVER_NAME)) else {
+            return false;
+        };
         verifier.verify_server_cert(server, &[], &name, &[], at).is_ok()
     }
 
-    fn issue_server(&self, key: &KeyPair, now: OffsetDateTime) -> Result<rcgen::Certificate, rcgen::Error> {
+    fn issue_server(
+        &self,
+        key: &KeyPair,
+        now: OffsetDateTime,
+    ) -> Result<rcgen::Certificate, rcgen::Error> {
         let mut params = leaf_params(now, SERVER_LIFE);
         params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -180,7 +204,8 @@ fn self_signed(key: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
 }
 
 fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
-    // Positive, and 16 bytes long (RFC 5280 section 4.1.2.2). The library's default repeats for one key.
+    // Positive, and 16 bytes long (RFC 5280 section 4.1.2.2). The library's default repeats for one
+    // key.
     let mut serial = [0; 16];
     fill_random(&mut serial);
     serial[0] = serial[0] & 0x7f | 0x40;
@@ -204,13 +229,17 @@ fn is_fresh(der: &CertificateDer<'_>, key: [u8; 32], now: OffsetDateTime) -> boo
 }
 
 fn read_key(path: &Path) -> Result<KeyPair, FileError> {
-    let pem = private::read_or_create(path, || match KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256) {
-        Ok(key) => key.serialize_pem().into_bytes(),
-        // Nothing is written for it that could be taken for a key; reading it back says so.
-        Err(_) => Vec::new(),
-    })?;
+    let pem =
+        private::read_or_create(path, || match KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256) {
+            Ok(key) => key.serialize_pem().into_bytes(),
+            // Nothing is written for it that could be taken for a key; reading it back says so.
+            Err(_) => Vec::new(),
+        })?;
     let not_a_key = || FileError::damaged(path, "it is not an ECDSA P-256 private key in PEM");
-    let key = std::str::from_utf8(&pem).ok().and_then(|pem| KeyPair::from_pem(pem).ok()).ok_or_else(not_a_key)?;
+    let key = std::str::from_utf8(&pem)
+        .ok()
+        .and_then(|pem| KeyPair::from_pem(pem).ok())
+        .ok_or_else(not_a_key)?;
     if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
         return Err(not_a_key());
     }
@@ -248,7 +277,8 @@ mod tests {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
         let id = DeviceId::generate();
         let device_key = DeviceKey::from_csr(&hostile_csr(&key)).expect("key");
-        let issued = ca.issue_device(id, &device_key, OffsetDateTime::now_utc(), LIFE).expect("issued");
+        let issued =
+            ca.issue_device(id, &device_key, OffsetDateTime::now_utc(), LIFE).expect("issued");
         let (_, parsed) = X509Certificate::from_der(&issued.certificate).expect("certificate");
         assert!(!parsed.is_ca());
         let usage = parsed.extended_key_usage().expect("extensions").expect("usage").value;
@@ -280,7 +310,11 @@ mod tests {
         assert_eq!(first.key_hash(), second.key_hash());
         let chain = |ca: &Ca, at| ca.server_identity(tmp.path(), at).expect("identity").chain;
         assert_eq!(chain(&first, now), chain(&second, now));
-        assert_ne!(chain(&first, now), chain(&first, now + SERVER_LIFE), "an old certificate is replaced");
+        assert_ne!(
+            chain(&first, now),
+            chain(&first, now + SERVER_LIFE),
+            "an old certificate is replaced"
+        );
     }
 
     #[test]
@@ -290,8 +324,14 @@ mod tests {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("key");
         let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("key");
         let serial = || {
-            let issued = ca.issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc(), LIFE).expect("issued");
-            X509Certificate::from_der(&issued.certificate).expect("certificate").1.raw_serial().to_vec()
+            let issued = ca
+                .issue_device(DeviceId::generate(), &key, OffsetDateTime::now_utc(), LIFE)
+                .expect("issued");
+            X509Certificate::from_der(&issued.certificate)
+                .expect("certificate")
+                .1
+                .raw_serial()
+                .to_vec()
         };
         assert_ne!(serial(), serial());
     }

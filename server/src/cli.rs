@@ -90,9 +90,16 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
 
 /// A variable that is set to nothing says nothing, as everywhere in the shell.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    let is_empty =
+        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
     command
-        .mut_args(|arg| if arg.get_env().is_some_and(is_empty) { arg.env(clap::builder::Resettable::Reset) } else { arg })
+        .mut_args(|arg| {
+            if arg.get_env().is_some_and(is_empty) {
+                arg.env(clap::builder::Resettable::Reset)
+            } else {
+                arg
+            }
+        })
         .mut_subcommands(without_empty_variables)
 }
 
@@ -100,7 +107,10 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
     let settled = || Config::settle(flags, &ServeFlags::default());
     let on_one_thread = || -> Result<_, Failure> {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| Failure::new("cannot start").because(e))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| Failure::new("cannot start").because(e))
     };
     match cli.command {
         Command::Serve(serve) => {
@@ -117,7 +127,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         }
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?, command)),
-        Command::EnrollDevice { device } => on_one_thread()?.block_on(ssh::enroll_device(&settled()?, device)),
+        Command::EnrollDevice { device } => {
+            on_one_thread()?.block_on(ssh::enroll_device(&settled()?, device))
+        }
         Command::Relay { to } => {
             let runtime = on_one_thread()?;
             let result = runtime.block_on(ssh::relay(&settled()?, to));
@@ -130,7 +142,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             let config = settled()?;
             audit::show::run(&config.meters.audit.dir, &config.state_dir, &show)
         }
-        Command::Status { json } => on_one_thread()?.block_on(status::run(&flags.state_dir()?, json)),
+        Command::Status { json } => {
+            on_one_thread()?.block_on(status::run(&flags.state_dir()?, json))
+        }
     }
 }
 

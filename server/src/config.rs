@@ -46,7 +46,8 @@ pub(crate) const GLOBAL: &str = "Global options";
 /// What flags and environment can say.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
-    /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data directory]
+    /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data
+    /// directory]
     #[arg(long, value_name = "DIR", env = "ADITD_STATE_DIR", global = true, help_heading = GLOBAL)]
     pub state_dir: Option<PathBuf>,
     /// Read settings from FILE (TOML) [default: /etc/adit/aditd.toml if it exists]
@@ -57,7 +58,8 @@ pub struct Flags {
 /// What `serve` can be told.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ServeFlags {
-    /// Listen on this UDP address; may be given more than once [default: port 11435 of 127.0.0.1 and of ::1]
+    /// Listen on this UDP address; may be given more than once [default: port 11435 of 127.0.0.1
+    /// and of ::1]
     #[arg(long, value_name = "ADDR", env = "ADITD_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
     /// Let this network speak to addresses that are not loopback; may be given more than once
@@ -66,16 +68,19 @@ pub struct ServeFlags {
     /// Forward to this service on loopback [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
     pub upstream: Option<Upstream>,
-    /// Let a device's certificate be good for this long; it renews itself after two thirds [default: 30d]
+    /// Let a device's certificate be good for this long; it renews itself after two thirds
+    /// [default: 30d]
     #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = parse_time)]
     pub device_life: Option<Duration>,
     /// Keep a silent device's session, and what runs in it, for this long [default: 30m]
     #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
     pub idle_timeout: Option<Duration>,
-    /// Relay for SSH on TCP, on loopback beside each UDP port: what a key that may only forward needs [default: true]
+    /// Relay for SSH on TCP, on loopback beside each UDP port: what a key that may only forward
+    /// needs [default: true]
     #[arg(long, value_name = "true|false", env = "ADITD_TCP_RELAY")]
     pub tcp_relay: Option<bool>,
-    /// Let members of this group enroll devices over SSH, besides who owns the state [default: nobody]
+    /// Let members of this group enroll devices over SSH, besides who owns the state [default:
+    /// nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
     /// What devices are told.
@@ -86,7 +91,8 @@ pub struct ServeFlags {
 /// Where clients are told to find the server.
 #[derive(Debug, Clone, Default, Args)]
 pub struct AdvertiseFlags {
-    /// Tell devices that the server is reached here; may be given more than once [default: the addresses that it listens on]
+    /// Tell devices that the server is reached here; may be given more than once [default: the
+    /// addresses that it listens on]
     #[arg(long, value_name = "HOST:PORT", env = "ADITD_ADVERTISE", value_delimiter = ',')]
     pub advertise: Vec<String>,
 }
@@ -130,11 +136,15 @@ const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
 impl Flags {
     /// The file to be read, by a path that means the same from everywhere.
     pub fn file(&self) -> Option<PathBuf> {
-        let named = self.config.as_ref().map(|named| std::path::absolute(named).unwrap_or_else(|_| named.clone()));
+        let named = self
+            .config
+            .as_ref()
+            .map(|named| std::path::absolute(named).unwrap_or_else(|_| named.clone()));
         named.or_else(file::of_system)
     }
 
-    /// Where the state is, for what needs to know nothing else: whatever is wrong with the file is for the server to say.
+    /// Where the state is, for what needs to know nothing else: whatever is wrong with the file is
+    /// for the server to say.
     ///
     /// # Errors
     /// Exit code 2 if there is no place for it.
@@ -151,19 +161,32 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits, devices } = path.as_deref().map(file::read).transpose()?.unwrap_or_default();
-        let state_dir = flags.state_dir.clone().or(file.state_dir).or_else(state::default_dir).ok_or_else(homeless)?;
-        let named = serve.listen.iter().cloned().map(Listen::try_from).collect::<Result<Vec<_>, _>>()?;
-        let mut listen: Vec<_> = first_of(&named, file.listen).into_iter().map(|Listen(address)| address).collect();
+        let Read { file, rules, limits, devices } =
+            path.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        let state_dir = flags
+            .state_dir
+            .clone()
+            .or(file.state_dir)
+            .or_else(state::default_dir)
+            .ok_or_else(homeless)?;
+        let named =
+            serve.listen.iter().cloned().map(Listen::try_from).collect::<Result<Vec<_>, _>>()?;
+        let mut listen: Vec<_> =
+            first_of(&named, file.listen).into_iter().map(|Listen(address)| address).collect();
         if listen.is_empty() {
-            listen = vec![(Ipv4Addr::LOCALHOST, ADITD_PORT).into(), (Ipv6Addr::LOCALHOST, ADITD_PORT).into()];
+            listen = vec![
+                (Ipv4Addr::LOCALHOST, ADITD_PORT).into(),
+                (Ipv6Addr::LOCALHOST, ADITD_PORT).into(),
+            ];
         }
         // One address named twice is one; port 0 is another port each time.
         let mut known = HashSet::new();
         listen.retain(|address| address.port() == 0 || known.insert(*address));
         let networks = first_of(&serve.allow_from, file.allow_from);
-        if let Some(open) =
-            listen.iter().find(|address| !address.ip().to_canonical().is_loopback()).filter(|_| networks.is_empty())
+        if let Some(open) = listen
+            .iter()
+            .find(|address| !address.ip().to_canonical().is_loopback())
+            .filter(|_| networks.is_empty())
         {
             return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
                 .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
@@ -182,7 +205,8 @@ impl Config {
             metrics: file.metrics,
         };
         let Advertised(named) = serve.advertise.advertise.clone().try_into()?;
-        let Advertised(advertise) = if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
+        let Advertised(advertise) =
+            if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
         Ok(Self {
             file: path,
@@ -191,16 +215,19 @@ impl Config {
             audience: Audience::new(networks),
             upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
             device_life: life.map_or(DEVICE_LIFE, |Life(life)| life),
-            idle_timeout: serve.idle_timeout.or(file.idle_timeout.map(|IdleTimeout(time)| time)).unwrap_or(IDLE_TIMEOUT),
+            idle_timeout: serve
+                .idle_timeout
+                .or(file.idle_timeout.map(|IdleTimeout(time)| time))
+                .unwrap_or(IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
             rules: Arc::new(rules),
             devices,
-            authorize: file
-                .authorize
-                .map(|address| (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))),
+            authorize: file.authorize.map(|address| {
+                (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))
+            }),
             meters,
         })
     }
@@ -234,23 +261,32 @@ impl Config {
     }
 }
 
-/// The addresses that devices are told, given what the owner advertises and where the server really listens.
+/// The addresses that devices are told, given what the owner advertises and where the server really
+/// listens.
 pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
     if !advertise.is_empty() {
         return advertise.to_vec();
     }
-    let own: Vec<IpAddr> = if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
+    let own: Vec<IpAddr> =
+        if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
     let reachable = |ip: &IpAddr| !ip.is_loopback() && !is_link_local(*ip);
-    // Those in a named network are the likely ones; if there are none, the devices come from behind a router.
+    // Those in a named network are the likely ones; if there are none, the devices come from behind
+    // a router.
     let in_audience = own.iter().any(|ip| reachable(ip) && audience.includes(*ip));
     let of_interfaces = |address: &SocketAddr| {
         let (port, v4) = (address.port(), address.is_ipv4());
-        let fits = |ip: &&IpAddr| reachable(ip) && ip.is_ipv4() == v4 && (!in_audience || audience.includes(**ip));
+        let fits = |ip: &&IpAddr| {
+            reachable(ip) && ip.is_ipv4() == v4 && (!in_audience || audience.includes(**ip))
+        };
         own.iter().filter(fits).map(|ip| SocketAddr::new(*ip, port)).collect::<Vec<_>>()
     };
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in bound {
-        if address.ip().is_unspecified() { all.extend(of_interfaces(address)) } else { all.push(*address) }
+        if address.ip().is_unspecified() {
+            all.extend(of_interfaces(address))
+        } else {
+            all.push(*address)
+        }
     }
     all.sort_by_key(|address| address.ip().is_loopback());
     all.truncate(MAX_ADDRESSES);
@@ -276,7 +312,8 @@ impl From<Wrong> for Failure {
 }
 
 fn homeless() -> Failure {
-    usage("there is no home directory to keep the server's state in").hint("name a place with --state-dir or ADITD_STATE_DIR")
+    usage("there is no home directory to keep the server's state in")
+        .hint("name a place with --state-dir or ADITD_STATE_DIR")
 }
 
 fn usage(what: impl std::fmt::Display) -> Failure {
@@ -297,14 +334,20 @@ mod tests {
     #[test]
     fn without_a_word_it_listens_on_loopback_and_forwards_to_ollama() {
         let config = settle(ServeFlags::default(), "").expect("settled");
-        assert_eq!(config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(), ["127.0.0.1:11435", "[::1]:11435"]);
+        assert_eq!(
+            config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
+            ["127.0.0.1:11435", "[::1]:11435"]
+        );
         assert_eq!(config.upstream.to_string(), "http://127.0.0.1:11434");
     }
 
     #[test]
     fn a_flag_overrules_the_file() {
-        let file = "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
-        let config = settle(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file).expect("settled");
+        let file =
+            "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
+        let config =
+            settle(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file)
+                .expect("settled");
         assert_eq!(config.listen[0].port(), 9);
         assert_eq!(config.upstream.to_string(), "tcp://127.0.0.1:2");
         assert_eq!(config.advertise, ["gpu.lan:3"]);
@@ -313,12 +356,20 @@ mod tests {
     #[test]
     fn an_address_that_is_not_loopback_needs_named_networks() {
         let open = |allow: Vec<IpNet>| {
-            settle(ServeFlags { listen: vec!["0.0.0.0:1".into()], allow_from: allow, ..Default::default() }, "")
+            settle(
+                ServeFlags {
+                    listen: vec!["0.0.0.0:1".into()],
+                    allow_from: allow,
+                    ..Default::default()
+                },
+                "",
+            )
         };
         let error = open(vec![]).expect_err("refused").to_string();
         assert!(error.contains("--allow-from 192.168.1.0/24"), "{error}");
         open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
-        let file = settle(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
+        let file =
+            settle(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
         assert!(file.contains("not loopback"), "{file}");
     }
 
@@ -337,8 +388,14 @@ mod tests {
             ("[limits]\nat_once = 0", "line 2"),
             ("[roles.infer.limits]\nbody = 'much'", "line 2"),
             ("max_in_flight = 0", "line 1"),
-            ("authorize = 'http://127.0.0.1:1/x'\nauthorize_at = []", "line 2: `authorize_at` is empty"),
-            ("\nauthorize_at = ['request']", "line 2: `authorize_at` says when to ask, and no `authorize`"),
+            (
+                "authorize = 'http://127.0.0.1:1/x'\nauthorize_at = []",
+                "line 2: `authorize_at` is empty",
+            ),
+            (
+                "\nauthorize_at = ['request']",
+                "line 2: `authorize_at` says when to ask, and no `authorize`",
+            ),
             ("authorize_at = []", "line 1: "),
             ("audit_keep = 'long'", "30d"),
             ("metrics = '0.0.0.0:9464'", "not a loopback address"),

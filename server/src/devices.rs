@@ -59,7 +59,8 @@ pub enum Command {
         #[arg(long)]
         all: bool,
     },
-    /// End a device's access now, running answers included; or withdraw an invitation that nobody has used
+    /// End a device's access now, running answers included; or withdraw an invitation that nobody
+    /// has used
     Revoke {
         /// Its name or id
         device: String,
@@ -81,7 +82,16 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             let device = enrolled(&state, &device)?;
             state.register.set_role(device.id, &role)?;
             let (name, device_id, before) = (device.name.clone(), device.id, device.role.clone());
-            audit::note_or_say(audit, &Event::Role { device: name, device_id, role: role.clone(), before, uid: process::uid() });
+            audit::note_or_say(
+                audit,
+                &Event::Role {
+                    device: name,
+                    device_id,
+                    role: role.clone(),
+                    before,
+                    uid: process::uid(),
+                },
+            );
             in_force(&state).await?;
             say(format!("{} {} has the role `{role}` now.", device.name, device.id));
             Ok(())
@@ -91,7 +101,10 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
             let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
             let (name, device_id) = (device.name.clone(), device.id);
-            audit::note_or_say(audit, &Event::Models { device: name, device_id, models: named, uid: process::uid() });
+            audit::note_or_say(
+                audit,
+                &Event::Models { device: name, device_id, models: named, uid: process::uid() },
+            );
             in_force(&state).await?;
             let what = if all {
                 "all models that its role may".to_owned()
@@ -116,11 +129,16 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
         }
         Command::Show { device, json } => {
             let device = shown(vec![state.register.find(&device)?], config).await.remove(0);
-            let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await {
+            let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await
+            {
                 Ok(Some(Answer::Tokens(today))) => today,
                 _ => None,
             };
-            if json { data(to_json(&Single { schema: 1, device, tokens_today })?) } else { show(&device, tokens_today) }
+            if json {
+                data(to_json(&Single { schema: 1, device, tokens_today })?)
+            } else {
+                show(&device, tokens_today)
+            }
         }
         Command::Revoke { device } => revoke(&state, audit, &device).await,
         Command::Forget { device } => {
@@ -129,7 +147,11 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
                 return Err(DeviceError::StillEnrolled(device.name).into());
             }
             state.register.forget(device.id)?;
-            let event = Event::Forget { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+            let event = Event::Forget {
+                device: device.name.clone(),
+                device_id: device.id,
+                uid: process::uid(),
+            };
             audit::note_or_say(audit, &event);
             say(format!("Forgot {} {}.", device.name, device.id));
             Ok(())
@@ -140,7 +162,11 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
 /// A device that a right can be given to.
 fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
     let device = state.register.find(name)?;
-    if device.revoked.is_some() { Err(DeviceError::AlreadyRevoked(device.name)) } else { Ok(device) }
+    if device.revoked.is_some() {
+        Err(DeviceError::AlreadyRevoked(device.name))
+    } else {
+        Ok(device)
+    }
 }
 
 /// The running server obeys the register now: what it no longer allows is cut.
@@ -158,8 +184,13 @@ async fn in_force(state: &State) -> Result<(), Failure> {
 
 async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
     let device = match state.register.find(name) {
-        Err(DeviceError::Unknown(_)) if state.register.withdraw(name, unix_now()).map_err(not_cut)? => {
-            audit::note_or_say(audit, &Event::Withdraw { device: name.to_owned(), uid: process::uid() });
+        Err(DeviceError::Unknown(_))
+            if state.register.withdraw(name, unix_now()).map_err(not_cut)? =>
+        {
+            audit::note_or_say(
+                audit,
+                &Event::Withdraw { device: name.to_owned(), uid: process::uid() },
+            );
             in_force(state).await?;
             say(format!("The invitation for `{name}` is withdrawn."));
             return Ok(());
@@ -170,13 +201,17 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
     state.register.revoke(device.id, unix_now()).map_err(not_cut)?;
-    let event = Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+    let event =
+        Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
     audit::note_or_say(audit, &event);
     match control::ask(&state.dir, &Request::Refresh).await {
-        Ok(Some(Answer::Refreshed { cut })) if cut > 0 => {
-            say(format!("Revoked {} {}; it was connected and has been cut.", device.name, device.id))
+        Ok(Some(Answer::Refreshed { cut })) if cut > 0 => say(format!(
+            "Revoked {} {}; it was connected and has been cut.",
+            device.name, device.id
+        )),
+        Ok(None | Some(Answer::Refreshed { .. })) => {
+            say(format!("Revoked {} {}.", device.name, device.id))
         }
-        Ok(None | Some(Answer::Refreshed { .. })) => say(format!("Revoked {} {}.", device.name, device.id)),
         Ok(Some(Answer::Failed(why))) => return Err(not_obeyed(&why)),
         Ok(Some(_)) => return Err(not_obeyed("it answered something else")),
         Err(e) => return Err(not_obeyed(&e.to_string())),
@@ -186,7 +221,8 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
 
 /// Who has to be cut off must not stay because the register can't be written.
 fn not_cut(error: RegisterError) -> Failure {
-    Failure::from(error).hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
+    Failure::from(error)
+        .hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
 }
 
 fn not_obeyed(why: &str) -> Failure {

@@ -1,4 +1,5 @@
-//! The door: which packets are looked at, which connection attempts are answered, and how many at once.
+//! The door: which packets are looked at, which connection attempts are answered, and how many at
+//! once.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -18,7 +19,8 @@ use crate::policy::Policy;
 
 /// Handshakes under way at once.
 const HANDSHAKES: usize = 64;
-/// Handshakes of one address under way at once, if it isn't this machine's own: one that never finishes its own leaves room for others.
+/// Handshakes of one address under way at once, if it isn't this machine's own: one that never
+/// finishes its own leaves room for others.
 const HANDSHAKES_EACH: usize = 8;
 /// Attempts of one address per second, and at once.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
@@ -33,7 +35,8 @@ pub enum Verdict {
     Ignore(Reason),
     /// Prove your address first (RFC 9000 section 8.1.2).
     Retry,
-    /// To the tunnel, where a certificate is required. The room is held until the handshake is over.
+    /// To the tunnel, where a certificate is required. The room is held until the handshake is
+    /// over.
     Tunnel(Room),
     /// To enrollment, where an invitation is required.
     Enroll(Room),
@@ -56,7 +59,8 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Network, Self::Datagram, Self::Stranger, Self::TooOften, Self::Full];
+    pub const ALL: [Self; 5] =
+        [Self::Network, Self::Datagram, Self::Stranger, Self::TooOften, Self::Full];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
@@ -148,14 +152,16 @@ impl Door {
         }
     }
 
-    /// Judges one attempt by its knock, its address, and whether that address has been proved. `now` is Unix time.
+    /// Judges one attempt by its knock, its address, and whether that address has been proved.
+    /// `now` is Unix time.
     pub fn judge(&self, knock: &[u8], remote: SocketAddr, proved: bool, now: i64) -> Verdict {
         let to_tunnel = self.key.opens_for(knock);
         if !to_tunnel && !self.policy.snapshot().invites(knock, now) {
             return self.ignore(Reason::Stranger);
         }
         let local = remote.ip().to_canonical().is_loopback();
-        // What comes by SSH comes from loopback, all of it; whoever is on this machine has cheaper ways to be a nuisance.
+        // What comes by SSH comes from loopback, all of it; whoever is on this machine has cheaper
+        // ways to be a nuisance.
         if !local {
             if !proved {
                 return Verdict::Retry;
@@ -241,7 +247,10 @@ mod tests {
     use crate::{register::Snapshot, upstream::Upstream};
 
     fn door() -> Door {
-        Door::new(DoorKey::from_bytes([1; 32]), Arc::new(Policy::new(Snapshot::default(), Arc::default(), Upstream::default())))
+        Door::new(
+            DoorKey::from_bytes([1; 32]),
+            Arc::new(Policy::new(Snapshot::default(), Arc::default(), Upstream::default())),
+        )
     }
 
     fn lan() -> SocketAddr {
@@ -263,18 +272,28 @@ mod tests {
         let knock = door.key.knock();
         assert!(matches!(door.judge(&knock, lan(), false, 0), Verdict::Retry));
         assert!(matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)));
-        assert!(matches!(door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0), Verdict::Tunnel(_)));
+        assert!(matches!(
+            door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0),
+            Verdict::Tunnel(_)
+        ));
     }
 
     #[test]
     fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
         let door = door();
         let knock = door.key.knock();
-        let tries = (0..200).filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_))).count();
+        let tries = (0..200)
+            .filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)))
+            .count();
         assert!((50..100).contains(&tries), "{tries}");
-        assert!(matches!(door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0), Verdict::Tunnel(_)));
+        assert!(matches!(
+            door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0),
+            Verdict::Tunnel(_)
+        ));
         let v6 = |host: u16| SocketAddr::from(([0xfd00, 0, 0, 0, host, 0, 0, 1], 1));
-        let tries = (0..200).filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_))).count();
+        let tries = (0..200)
+            .filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_)))
+            .count();
         assert!(tries < 100, "the addresses of one /64 count as one: {tries}");
     }
 
@@ -283,11 +302,17 @@ mod tests {
         let door = door();
         let knock = door.key.knock();
         let held: Vec<_> = (0..HANDSHAKES).map(|_| door.judge(&knock, lan(), true, 0)).collect();
-        assert_eq!(held.iter().filter(|v| matches!(v, Verdict::Tunnel(_))).count(), HANDSHAKES_EACH);
+        assert_eq!(
+            held.iter().filter(|v| matches!(v, Verdict::Tunnel(_))).count(),
+            HANDSHAKES_EACH
+        );
         let neighbour = SocketAddr::from(([10, 0, 0, 8], 1));
         assert!(matches!(door.judge(&knock, neighbour, true, 0), Verdict::Tunnel(_)));
         drop(held);
-        assert!(door.under_way.lock().expect("no panic").is_empty(), "nothing is remembered of what is over");
+        assert!(
+            door.under_way.lock().expect("no panic").is_empty(),
+            "nothing is remembered of what is over"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The enrollment side of the door: one request, one answer, one device. Nothing else can be reached from here.
+//! The enrollment side of the door: one request, one answer, one device. Nothing else can be
+//! reached from here.
 
 use std::{sync::Arc, time::Duration};
 
@@ -38,7 +39,8 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
     close(&connection, Code::Done);
 }
 
-/// What has been written in the register is noted in the log: only the peer's part is bounded in time, the rest by itself.
+/// What has been written in the register is noted in the log: only the peer's part is bounded in
+/// time, the rest by itself.
 async fn exchange(server: &Arc<Server>, connection: &Connection) -> Result<(), Elapsed> {
     let asked = async {
         let (send, mut recv) = connection.accept_bi().await?;
@@ -58,7 +60,10 @@ async fn exchange(server: &Arc<Server>, connection: &Connection) -> Result<(), E
             }
             Err(why) => {
                 warn!(from = %connection.remote_address(), "an enrollment was refused: {why}");
-                server.meters.audit.note(Event::EnrollRefused { remote: connection.remote_address(), why: why.to_string() });
+                server.meters.audit.note(Event::EnrollRefused {
+                    remote: connection.remote_address(),
+                    why: why.to_string(),
+                });
                 EnrollAnswer::Refused(why)
             }
         },
@@ -66,7 +71,8 @@ async fn exchange(server: &Arc<Server>, connection: &Connection) -> Result<(), E
     };
     let mut framed = Vec::new();
     let told = async {
-        if frame::write(&mut framed, &answer).await.is_ok() && send.write_all(&framed).await.is_ok() {
+        if frame::write(&mut framed, &answer).await.is_ok() && send.write_all(&framed).await.is_ok()
+        {
             send.finish();
             send.acknowledged().await;
         }
@@ -86,8 +92,10 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let failed = |_: RegisterError| EnrollRefusal::ServerFailed;
-    let device =
-        server.in_register(move |register| register.redeem(&token, hash, not_after, unix_now())).await.map_err(failed)??;
+    let device = server
+        .in_register(move |register| register.redeem(&token, hash, not_after, unix_now()))
+        .await
+        .map_err(failed)??;
     issue(server, device, &key, now).await.map_err(|e| {
         warn!("{e}");
         EnrollRefusal::ServerFailed
@@ -95,7 +103,12 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
 }
 
 /// Enrolls a device without an invitation: who asks has been judged.
-pub(crate) async fn for_member(server: &Arc<Server>, user: u32, name: Name, csr: Vec<u8>) -> Result<Enrolled, Failure> {
+pub(crate) async fn for_member(
+    server: &Arc<Server>,
+    user: u32,
+    name: Name,
+    csr: Vec<u8>,
+) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(&csr).map_err(Failure::from_error)?;
     if let Some(authority) = server.gate.authority() {
         authority.ask(Question::enrolling(name.clone(), default_role())).await?;
@@ -103,15 +116,26 @@ pub(crate) async fn for_member(server: &Arc<Server>, user: u32, name: Name, csr:
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
     let register = server.state.register.clone();
-    let made = tokio::task::spawn_blocking(move || register.enroll(&name, hash, not_after, unix_now()));
-    let device = made.await.map_err(|e| Failure::new("cannot enroll").because(e))?.map_err(not_enrolled)?;
+    let made =
+        tokio::task::spawn_blocking(move || register.enroll(&name, hash, not_after, unix_now()));
+    let device =
+        made.await.map_err(|e| Failure::new("cannot enroll").because(e))?.map_err(not_enrolled)?;
     let (name, id) = (device.name.clone(), device.id);
     let enrolled = issue(server, device, &key, now).await?;
-    server.meters.audit.note(Event::Enroll { device: name, device_id: id, by: EnrolledBy::Ssh(user) });
+    server.meters.audit.note(Event::Enroll {
+        device: name,
+        device_id: id,
+        by: EnrolledBy::Ssh(user),
+    });
     Ok(enrolled)
 }
 
-async fn issue(server: &Server, device: Device, key: &DeviceKey, now: OffsetDateTime) -> Result<Enrolled, Failure> {
+async fn issue(
+    server: &Server,
+    device: Device,
+    key: &DeviceKey,
+    now: OffsetDateTime,
+) -> Result<Enrolled, Failure> {
     // The device connects as soon as it has its certificate: the policy must know it by then.
     server.refresh().await?;
     let issued = server.state.ca.issue_device(device.id, key, now, server.device_life);
@@ -133,7 +157,8 @@ async fn authorized(server: &Arc<Server>, token: &[u8]) -> Result<(), EnrollRefu
     let Some(authority) = server.gate.authority() else { return Ok(()) };
     let token = token.to_vec();
     let invited = server.in_register(move |register| register.invited(&token, unix_now())).await;
-    let (name, role) = invited.map_err(|_| EnrollRefusal::ServerFailed)?.ok_or(EnrollRefusal::Closed)?;
+    let (name, role) =
+        invited.map_err(|_| EnrollRefusal::ServerFailed)?.ok_or(EnrollRefusal::Closed)?;
     authority.ask(Question::enrolling(name, role)).await.map_err(|refusal| match refusal {
         Refusal::No => EnrollRefusal::NotAllowed,
         Refusal::Failed(_) => EnrollRefusal::NotAsked,

@@ -1,8 +1,10 @@
-//! The gate: what stands between a device's stream and an `http` service. It reads every request strictly, asks whether it may pass, and
-//! then lets the very bytes through that it has read; of answers it only follows where they end.
+//! The gate: what stands between a device's stream and an `http` service. It reads every request
+//! strictly, asks whether it may pass, and then lets the very bytes through that it has read; of
+//! answers it only follows where they end.
 //!
-//! One stream is one TCP connection, as with `common::splice`, and FIN, RST and the loss of the network mean the same. Requests are
-//! decided one after the other: the next one is looked at when the answer to the last has passed.
+//! One stream is one TCP connection, as with `common::splice`, and FIN, RST and the loss of the
+//! network mean the same. Requests are decided one after the other: the next one is looked at when
+//! the answer to the last has passed.
 
 pub mod authorize;
 mod conversation;
@@ -70,8 +72,19 @@ pub struct Line<'a> {
 
 impl Gate {
     /// A gate that asks these.
-    pub fn new(policy: Arc<Policy>, admission: Arc<dyn Admission>, observer: Arc<dyn Observer>) -> Self {
-        Self { policy, admission, observer, authority: RwLock::default(), changes: watch::Sender::new(()), room: Room::default() }
+    pub fn new(
+        policy: Arc<Policy>,
+        admission: Arc<dyn Admission>,
+        observer: Arc<dyn Observer>,
+    ) -> Self {
+        Self {
+            policy,
+            admission,
+            observer,
+            authority: RwLock::default(),
+            changes: watch::Sender::new(()),
+            room: Room::default(),
+        }
     }
 
     /// Who is asked besides the policy, if anybody.
@@ -116,7 +129,8 @@ impl Gate {
                 // What is not allowed is not told how the service is.
                 Ok(head) => {
                     let route = route::route(&head.method, route::Target::new(&head.target));
-                    let refused = self.leave(&line, head, route).err().unwrap_or_else(|| why.into());
+                    let refused =
+                        self.leave(&line, head, route).err().unwrap_or_else(|| why.into());
                     (self.begin(&line, Some((head, route))), refused)
                 }
                 Err(fault) => (self.nobody(&line), (*fault).into()),
@@ -141,9 +155,16 @@ impl Gate {
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.
-    pub async fn run(&self, line: Line<'_>, mut tcp: TcpStream, mut send: Sending, recv: RecvStream) -> End {
+    pub async fn run(
+        &self,
+        line: Line<'_>,
+        mut tcp: TcpStream,
+        mut send: Sending,
+        recv: RecvStream,
+    ) -> End {
         let (read, write) = tcp.split();
-        let (over, recv, received_all) = Conversation::new(self, &line, read, write, &mut send, recv).run().await;
+        let (over, recv, received_all) =
+            Conversation::new(self, &line, read, write, &mut send, recv).run().await;
         let (end, stopped) = match over {
             Over::Ended { end, stopped } => (end, stopped),
             Over::Refused => {

@@ -1,5 +1,6 @@
-//! Lets the members of one group enroll devices without a right to the server's state: a socket that only they may connect to, on which
-//! the running server does it for them. Who is a member is the kernel's to say, by the socket's group and mode.
+//! Lets the members of one group enroll devices without a right to the server's state: a socket
+//! that only they may connect to, on which the running server does it for them. Who is a member is
+//! the kernel's to say, by the socket's group and mode.
 
 use std::{
     fs, io,
@@ -61,7 +62,9 @@ impl GroupSocket {
             fs::DirBuilder::new().mode(0o755).create(dir).map_err(FileError::io("create", dir))?;
         }
         match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("remove", path)(e).into()),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", path)(e).into());
+            }
             _ => {}
         }
         let hall = Hall::beside(path)?;
@@ -72,7 +75,8 @@ impl GroupSocket {
                 "only root, or a member of it, can give a socket to `{group}`: for the service, `SupplementaryGroups={group}`"
             ))
         })?;
-        fs::set_permissions(&made, fs::Permissions::from_mode(0o660)).map_err(FileError::io("set the mode of", path))?;
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o660))
+            .map_err(FileError::io("set the mode of", path))?;
         fs::rename(&made, path).map_err(FileError::io("make", path))?;
         let socket = Self { listener, path: path.to_owned() };
         info!("members of the group {group} may enroll devices, at {}", path.display());
@@ -101,7 +105,8 @@ impl GroupSocket {
     }
 }
 
-/// A directory for this user alone, in which a socket gets its group and mode before anybody else can see it.
+/// A directory for this user alone, in which a socket gets its group and mode before anybody else
+/// can see it.
 struct Hall(PathBuf);
 
 impl Hall {
@@ -109,7 +114,10 @@ impl Hall {
         let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
         // One that was killed in this moment has left its own, and numbers come again.
         let _ = fs::remove_dir_all(&hall.0);
-        fs::DirBuilder::new().mode(0o700).create(&hall.0).map_err(FileError::io("create", &hall.0))?;
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&hall.0)
+            .map_err(FileError::io("create", &hall.0))?;
         Ok(hall)
     }
 }
@@ -131,11 +139,13 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
     // Not cut short: what has been written in the register has to be noted in the log.
-    let answer = enroll::for_member(&server, user, name, csr).await.map_err(|failure| failure.to_string());
+    let answer =
+        enroll::for_member(&server, user, name, csr).await.map_err(|failure| failure.to_string());
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
 
-/// Asks the server that runs here to enroll a device. `None` if there is none that would listen to this user.
+/// Asks the server that runs here to enroll a device. `None` if there is none that would listen to
+/// this user.
 pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
     let mut stream = UnixStream::connect(path).await.ok()?;
     let exchange = async {
@@ -165,17 +175,23 @@ mod tests {
         use std::os::unix::fs::MetadataExt;
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("adit/enroll.sock");
-        let socket = GroupSocket::bind(&path, &own_group()).map_err(|e| e.to_string()).expect("bound");
+        let socket =
+            GroupSocket::bind(&path, &own_group()).map_err(|e| e.to_string()).expect("bound");
         let there = fs::metadata(&path).expect("there");
         assert_eq!((there.mode() & 0o777, there.gid()), (0o660, nix::unistd::getegid().as_raw()));
         drop(socket);
-        assert!(!path.exists() && ask(&path, &"laptop".parse().expect("a name"), b"").await.is_none());
+        assert!(
+            !path.exists() && ask(&path, &"laptop".parse().expect("a name"), b"").await.is_none()
+        );
     }
 
     #[tokio::test]
     async fn a_group_that_is_not_there_is_told_with_the_command_that_makes_it() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let refused = GroupSocket::bind(&tmp.path().join("s"), "no-such-group").err().expect("refused").to_string();
+        let refused = GroupSocket::bind(&tmp.path().join("s"), "no-such-group")
+            .err()
+            .expect("refused")
+            .to_string();
         assert!(refused.contains("groupadd --system no-such-group"), "{refused}");
     }
 }

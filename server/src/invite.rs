@@ -32,7 +32,8 @@ pub struct Invite {
     /// Name the device that is invited
     #[arg(required_unless_present = "list")]
     device: Option<Name>,
-    /// List the invitations that are open, instead of making one; `aditd device revoke DEVICE` withdraws one
+    /// List the invitations that are open, instead of making one; `aditd device revoke DEVICE`
+    /// withdraws one
     #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "advertise"])]
     list: bool,
     /// Print JSON
@@ -51,17 +52,22 @@ pub struct Invite {
     advertise: AdvertiseFlags,
 }
 
-/// Opens an invitation, or lists those that are open. Works beside a running server and without one.
+/// Opens an invitation, or lists those that are open. Works beside a running server and without
+/// one.
 pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let Some(device) = invite.device else {
-        return list(&State::open(&Config::settle(flags, &ServeFlags::default())?.state_dir)?, invite.json);
+        return list(
+            &State::open(&Config::settle(flags, &ServeFlags::default())?.state_dir)?,
+            invite.json,
+        );
     };
     if invite.ttl.is_zero() || invite.ttl > LONGEST {
         return Err(Failure::new("an invitation lasts from one second to seven days")
             .hint("for example `--ttl 1h`")
             .exit(Exit::Usage));
     }
-    let config = Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
+    let config =
+        Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
     config.rules.must_know(&invite.role)?;
     let state = State::open(&config.state_dir)?;
     let addresses = match config.advertise {
@@ -78,9 +84,12 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
     }
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
-    let invitation = Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
-    let withdrew = state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
-    let event = Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
+    let invitation =
+        Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
+    let withdrew =
+        state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
+    let event =
+        Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
     audit::note_or_say(&config.meters.audit, &event);
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
@@ -102,7 +111,9 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         ));
     }
     if matches!(running, Ok(None)) {
-        say("Note: aditd is not running here; the code works when it is: start it with `aditd serve`.");
+        say(
+            "Note: aditd is not running here; the code works when it is: start it with `aditd serve`.",
+        );
     }
     Ok(())
 }
@@ -129,8 +140,11 @@ pub(crate) fn table(invitations: &[Invited]) -> String {
     let mut table = Table::new();
     table.set_header(["NAME", "ROLE", "UNTIL (UTC)"]);
     for Invited { name, role, expires } in invitations {
-        let until = OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let until = until.format(format_description!("[year]-[month]-[day] [hour]:[minute]")).unwrap_or_default();
+        let until =
+            OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let until = until
+            .format(format_description!("[year]-[month]-[day] [hour]:[minute]"))
+            .unwrap_or_default();
         table.add_row([name.to_string(), role.to_string(), until]);
     }
     plain(table)

@@ -1,6 +1,7 @@
 //! `aditd`: lets enrolled devices use the Ollama beside it, and is silent to everybody else.
 //!
-//! The way of a stream: [`silence`] → [`door`] → [`session`] → [`policy`] → [`upstream`] → `common::splice`.
+//! The way of a stream: [`silence`] → [`door`] → [`session`] → [`policy`] → [`upstream`] →
+//! `common::splice`.
 
 pub mod audit;
 pub mod ca;

@@ -1,7 +1,8 @@
-//! How much a device may ask for: requests per minute and at once, the size of a body, tokens per day.
+//! How much a device may ask for: requests per minute and at once, the size of a body, tokens per
+//! day.
 //!
-//! What may be asked is settled by three layers (`settings`); what has been used is counted per device, here. The clock and the
-//! time of day come in from outside.
+//! What may be asked is settled by three layers (`settings`); what has been used is counted per
+//! device, here. The clock and the time of day come in from outside.
 
 mod day;
 mod settings;
@@ -30,7 +31,8 @@ use governor::{
 /// When nobody knows how long a running request takes, this is when to ask again.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Counts what every device uses, and says when it is too much. Nothing is refused that no setting limits.
+/// Counts what every device uses, and says when it is too much. Nothing is refused that no setting
+/// limits.
 pub struct Limiter<C: Clock = DefaultClock> {
     clock: C,
     inner: Mutex<Inner<C>>,
@@ -103,9 +105,12 @@ impl Exceeded {
         if matches!(self.limit, Limit::Body(_)) { 413 } else { 429 }
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, for a client that comes back too early is refused again.
+    /// The value of `Retry-After`: whole seconds, rounded up, for a client that comes back too
+    /// early is refused again.
     pub fn retry_after_secs(&self) -> Option<u64> {
-        self.retry_after.map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0)).map(|secs| secs.max(1))
+        self.retry_after
+            .map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
+            .map(|secs| secs.max(1))
     }
 }
 
@@ -113,14 +118,27 @@ impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let device = &self.device;
         match self.limit {
-            Limit::Rate(most) => write!(f, "device `{device}` may make {most} requests per minute")?,
-            Limit::AtOnce(most) => write!(f, "device `{device}` may have {most} requests running at once")?,
-            Limit::Body(most) => write!(f, "device `{device}` may send {most} bytes with a request (limit `body`)")?,
-            Limit::Tokens(most) => write!(f, "device `{device}` may use {most} tokens per day (UTC), and has used them")?,
+            Limit::Rate(most) => {
+                write!(f, "device `{device}` may make {most} requests per minute")?
+            }
+            Limit::AtOnce(most) => {
+                write!(f, "device `{device}` may have {most} requests running at once")?
+            }
+            Limit::Body(most) => {
+                write!(f, "device `{device}` may send {most} bytes with a request (limit `body`)")?
+            }
+            Limit::Tokens(most) => write!(
+                f,
+                "device `{device}` may use {most} tokens per day (UTC), and has used them"
+            )?,
         }
         match (self.limit, self.retry_after_secs()) {
             (Limit::AtOnce(_), _) => f.write_str("; try again when one has ended"),
-            (_, Some(secs)) => write!(f, "; try again in {}", humantime::format_duration(Duration::from_secs(secs))),
+            (_, Some(secs)) => write!(
+                f,
+                "; try again in {}",
+                humantime::format_duration(Duration::from_secs(secs))
+            ),
             (_, None) => Ok(()),
         }
     }
@@ -166,28 +184,38 @@ impl<C: Clock + Clone> Limiter<C> {
         let limits = table.limits(asker.role, asker.name.as_str());
         let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
         counter.obey(limits, &self.clock);
-        let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else { return Ok(()) };
+        let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else {
+            return Ok(());
+        };
         rate.check().map_err(|until| {
             let retry_after = Some(until.wait_time_from(self.clock.now()));
             Exceeded { limit: Limit::Rate(most), device: asker.name.clone(), retry_after }
         })
     }
 
-    /// Takes one request into account, whose body has `body` bytes if that was said. It counts as running until what is returned is
-    /// dropped. `now` is Unix time.
+    /// Takes one request into account, whose body has `body` bytes if that was said. It counts as
+    /// running until what is returned is dropped. `now` is Unix time.
     ///
     /// # Errors
     /// The first limit that is exceeded; then nothing has been counted.
-    pub fn enter(self: &Arc<Self>, asker: Asker<'_>, body: Option<u64>, now: i64) -> Result<Running<C>, Exceeded> {
+    pub fn enter(
+        self: &Arc<Self>,
+        asker: Asker<'_>,
+        body: Option<u64>,
+        now: i64,
+    ) -> Result<Running<C>, Exceeded> {
         let mut inner = self.lock();
         let Inner { table, devices, tokens } = &mut *inner;
         let limits = table.limits(asker.role, asker.name.as_str());
-        let exceeded = |limit, retry_after| Err(Exceeded { limit, device: asker.name.clone(), retry_after });
+        let exceeded =
+            |limit, retry_after| Err(Exceeded { limit, device: asker.name.clone(), retry_after });
         if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
             return exceeded(Limit::Body(most), None);
         }
         let today = Day::of(now);
-        if let Some(most) = limits.tokens_per_day.filter(|most| tokens.used(asker.id, today) >= *most) {
+        if let Some(most) =
+            limits.tokens_per_day.filter(|most| tokens.used(asker.id, today) >= *most)
+        {
             return exceeded(Limit::Tokens(most), Some(today.left(now)));
         }
         let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
@@ -206,10 +234,14 @@ impl<C: Clock + Clone> Limiter<C> {
         }
     }
 
-    /// Tokens that a device has used on the day of `now` in UTC, and how many it may. `now` is Unix time.
+    /// Tokens that a device has used on the day of `now` in UTC, and how many it may. `now` is Unix
+    /// time.
     pub fn tokens(&self, asker: Asker<'_>, now: i64) -> (u64, Option<u64>) {
         let inner = self.lock();
-        (inner.tokens.used(asker.id, Day::of(now)), inner.table.limits(asker.role, asker.name.as_str()).tokens_per_day)
+        (
+            inner.tokens.used(asker.id, Day::of(now)),
+            inner.table.limits(asker.role, asker.name.as_str()).tokens_per_day,
+        )
     }
 
     /// What has been used, for keeping; `None` if that is what it was when this was asked last.
@@ -231,7 +263,8 @@ impl<C: Clock + Clone> Counter<C> {
 
     /// A changed rate begins anew; an unchanged one remembers.
     fn obey(&mut self, limits: Limits, clock: &C) {
-        let changed = (self.limits.requests_per_minute, self.limits.burst) != (limits.requests_per_minute, limits.burst);
+        let changed = (self.limits.requests_per_minute, self.limits.burst)
+            != (limits.requests_per_minute, limits.burst);
         if changed {
             self.rate = rate(limits, clock);
         }

@@ -80,8 +80,15 @@ pub struct Place {
 }
 
 impl Live {
-    /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its certificate was copied.
-    pub fn enter(self: &Arc<Self>, id: DeviceId, certificate: &Certificate, connection: &quinn::Connection, now: i64) -> Place {
+    /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its
+    /// certificate was copied.
+    pub fn enter(
+        self: &Arc<Self>,
+        id: DeviceId,
+        certificate: &Certificate,
+        connection: &quinn::Connection,
+        now: i64,
+    ) -> Place {
         let traffic = Arc::new(Traffic::default());
         let session = Session {
             connection: connection.clone(),
@@ -99,7 +106,9 @@ impl Live {
     /// Ends every session that the policy no longer admits, streams and all; returns how many.
     pub fn enforce(&self, policy: &Policy) -> usize {
         let sessions = self.lock();
-        let denied = sessions.values().filter_map(|s| policy.admit(&s.certificate).err().map(|code| (s, code)));
+        let denied = sessions
+            .values()
+            .filter_map(|s| policy.admit(&s.certificate).err().map(|code| (s, code)));
         denied.map(|(session, code)| close(&session.connection, code)).count()
     }
 
@@ -144,7 +153,10 @@ impl Drop for Place {
     fn drop(&mut self) {
         let mut sessions = self.live.lock();
         // A later session of the same device may have taken the place.
-        if sessions.get(&self.id).is_some_and(|s| s.connection.stable_id() == self.connection.stable_id()) {
+        if sessions
+            .get(&self.id)
+            .is_some_and(|s| s.connection.stable_id() == self.connection.stable_id())
+        {
             sessions.remove(&self.id);
         }
     }

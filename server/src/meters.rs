@@ -1,4 +1,5 @@
-//! What stands behind the gate's two hooks: limits and the line before a request, the audit log and the metrics after it.
+//! What stands behind the gate's two hooks: limits and the line before a request, the audit log and
+//! the metrics after it.
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
@@ -11,7 +12,10 @@ use common::{
 use crate::{
     audit::{Audit, AuditSettings, Event},
     gate,
-    gate::record::{Admission, Asked, BodyLength, End, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket, Turn, Waiting},
+    gate::record::{
+        Admission, Asked, BodyLength, End, Held, NotNow, Observer, RequestRecord, RouteClass,
+        Ticket, Turn, Waiting,
+    },
     limits::{Asker, Exceeded, LimitTable, Limiter, UsageFile},
     metrics::{
         Metrics,
@@ -23,8 +27,9 @@ use crate::{
 /// How long the audit log may take to write what is left when the server stops.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
 
-/// Bytes of an answer that count as one token if it did not say how many there were: about the length of one piece. Otherwise
-/// breaking off would be free, and so would a stream of /v1 that nobody asked for its usage.
+/// Bytes of an answer that count as one token if it did not say how many there were: about the
+/// length of one piece. Otherwise breaking off would be free, and so would a stream of /v1 that
+/// nobody asked for its usage.
 const BYTES_PER_TOKEN: u64 = 128;
 
 /// What the configuration says of all of them.
@@ -68,7 +73,9 @@ impl Admission for Meters {
                 limit: "audit",
             });
         }
-        self.limiter.arrive(Asker { id: asker.id, name: &asker.name, role: role.as_str() }).map_err(NotNow::from)
+        self.limiter
+            .arrive(Asker { id: asker.id, name: &asker.name, role: role.as_str() })
+            .map_err(NotNow::from)
     }
 
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
@@ -104,7 +111,8 @@ impl Meters {
         })
     }
 
-    /// Puts other limits in force at once. The audit log and the place of the metrics stay as they are.
+    /// Puts other limits in force at once. The audit log and the place of the metrics stay as they
+    /// are.
     pub fn update(&self, settings: &MeterSettings) {
         self.limiter.update(settings.limits.clone());
         self.queue.resize(settings.max_in_flight, settings.max_queue);
@@ -126,7 +134,8 @@ impl Meters {
     }
 
     async fn enter(&self, asked: &Asked) -> Result<Ticket, NotNow> {
-        let asker = Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
+        let asker =
+            Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
         let body = match asked.body {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
@@ -135,7 +144,12 @@ impl Meters {
         let most_body = self.limiter.body(asker);
         // What needs no GPU need not wait for one.
         let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
-        Ok(Ticket { most_body, waits: turn.is_some() && self.queue.is_bounded(), turn, held: Some(Box::new(running)) })
+        Ok(Ticket {
+            most_body,
+            waits: turn.is_some() && self.queue.is_bounded(),
+            turn,
+            held: Some(Box::new(running)),
+        })
     }
 
     fn turn(&self, device: DeviceId) -> Turn {
@@ -146,7 +160,12 @@ impl Meters {
                 Err(full) => Err(full),
             };
             // In the words of Ollama's own queue, for those who look for them.
-            let busy = |full: Full| NotNow { status: 503, retry_after: None, sentence: full.to_string(), limit: "queue" };
+            let busy = |full: Full| NotNow {
+                status: 503,
+                retry_after: None,
+                sentence: full.to_string(),
+                limit: "queue",
+            };
             turn.map(|turn| Box::new(turn) as Held).map_err(busy)
         })
     }
@@ -178,7 +197,8 @@ pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
 
 /// What a request costs of the day's tokens.
 fn tokens(record: &RequestRecord) -> u64 {
-    let is_answered = record.route == RouteClass::Generate && record.status.is_some_and(|status| (200..300).contains(&status));
+    let is_answered = record.route == RouteClass::Generate
+        && record.status.is_some_and(|status| (200..300).contains(&status));
     let seen = if is_answered { record.bytes_out / BYTES_PER_TOKEN } else { 0 };
     let out = match (record.tokens_out, record.end) {
         (Some(told), End::Done) => told,
@@ -199,7 +219,8 @@ mod tests {
     };
 
     fn meters(dir: &std::path::Path, limits: &str) -> Meters {
-        let table = LimitTable { default: toml::from_str(limits).expect(limits), ..Default::default() };
+        let table =
+            LimitTable { default: toml::from_str(limits).expect(limits), ..Default::default() };
         Meters {
             limiter: Limiter::new(table, Usage::default()),
             queue: Queue::new(NonZeroUsize::new(1), 1),
@@ -218,7 +239,10 @@ mod tests {
     async fn a_limit_is_told_with_its_name_and_its_end() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let meters = meters(tmp.path(), "requests_per_minute = 1\nbody = 10");
-        let refused = meters.admit(&asked(RouteClass::List, BodyLength::Known(11))).await.expect_err("too long");
+        let refused = meters
+            .admit(&asked(RouteClass::List, BodyLength::Known(11)))
+            .await
+            .expect_err("too long");
         assert_eq!((refused.status, refused.limit, refused.retry_after), (413, "body", None));
         let one = asked(RouteClass::List, BodyLength::Chunked);
         assert_eq!(meters.admit(&one).await.expect("in").most_body, Some(10));
@@ -227,7 +251,9 @@ mod tests {
         assert_eq!((refused.status, refused.limit), (429, "requests_per_minute"));
         assert!(refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)), "{refused:?}");
         assert!(
-            refused.sentence.starts_with("adit: device `laptop` may make 1 requests per minute; try again in "),
+            refused
+                .sentence
+                .starts_with("adit: device `laptop` may make 1 requests per minute; try again in "),
             "{refused:?}"
         );
     }
@@ -237,7 +263,8 @@ mod tests {
         let tmp = tempfile::tempdir().expect("tempdir");
         let meters = meters(tmp.path(), "");
         let generate = asked(RouteClass::Generate, BodyLength::Known(1));
-        let turn = async || meters.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
+        let turn =
+            async || meters.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
         let running = turn().await.await.expect("its turn");
         let list = meters.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
         assert!(list.turn.is_none() && !list.waits, "a list waits for nobody");

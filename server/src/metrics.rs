@@ -1,6 +1,7 @@
 //! What Prometheus is told: requests as they end, and how things stand when it asks.
 //!
-//! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred, devices and paths not at all.
+//! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred,
+//! devices and paths not at all.
 
 pub mod look;
 pub mod serve;
@@ -20,9 +21,11 @@ use crate::gate::record::{End, RequestRecord, RouteClass};
 /// What every name begins with.
 const PREFIX: &str = "adit";
 /// From a few milliseconds of a small model to the minutes in which a large one is loaded.
-const FIRST_BYTE: [f64; 13] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0];
+const FIRST_BYTE: [f64; 13] =
+    [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0];
 /// From one token to the next.
-const BETWEEN: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0, 5.0, 30.0, 120.0];
+const BETWEEN: [f64; 13] =
+    [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0, 5.0, 30.0, 120.0];
 /// In the line.
 const WAIT: [f64; 11] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 600.0];
 
@@ -99,15 +102,36 @@ impl Metrics {
             between: Family::new_with_constructor(|| Histogram::new(BETWEEN)),
             waited: Family::new_with_constructor(|| Histogram::new(WAIT)),
         };
-        let Self { registry, requests, ended, refused, tokens, bytes, first_byte, between, waited } = &mut metrics;
+        let Self { registry, requests, ended, refused, tokens, bytes, first_byte, between, waited } =
+            &mut metrics;
         registry.register("requests", "Requests that have ended", requests.clone());
         registry.register("requests_ended", "Requests by how they ended", ended.clone());
-        registry.register("requests_refused", "Requests that were refused, by reason", refused.clone());
-        registry.register("tokens", "Tokens that were read and written, where answers say it", tokens.clone());
+        registry.register(
+            "requests_refused",
+            "Requests that were refused, by reason",
+            refused.clone(),
+        );
+        registry.register(
+            "tokens",
+            "Tokens that were read and written, where answers say it",
+            tokens.clone(),
+        );
         registry.register("bytes", "Bytes of requests (in) and answers (out)", bytes.clone());
-        registry.register("first_byte_seconds", "From a request's head to the first byte of its answer", first_byte.clone());
-        registry.register("between_pieces_seconds", "From one piece of an answer to the next", between.clone());
-        registry.register("queue_wait_seconds", "How long requests waited for their turn", waited.clone());
+        registry.register(
+            "first_byte_seconds",
+            "From a request's head to the first byte of its answer",
+            first_byte.clone(),
+        );
+        registry.register(
+            "between_pieces_seconds",
+            "From one piece of an answer to the next",
+            between.clone(),
+        );
+        registry.register(
+            "queue_wait_seconds",
+            "How long requests waited for their turn",
+            waited.clone(),
+        );
         metrics
     }
 
@@ -119,17 +143,22 @@ impl Metrics {
     /// A request has ended.
     pub fn ended(&self, record: &RequestRecord) {
         let (role, route) = (record.role.as_str(), record.route.as_str());
-        self.requests.get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) }).inc();
+        self.requests
+            .get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) })
+            .inc();
         self.ended.get_or_create(&Ended { route, end: record.end.as_str() }).inc();
         if let End::Refused(why) = record.end {
             self.refused.get_or_create(&Why { reason: why.as_str() }).inc();
         }
-        for (direction, bytes, tokens) in
-            [("in", record.bytes_in, record.tokens_in), ("out", record.bytes_out, record.tokens_out)]
-        {
+        for (direction, bytes, tokens) in [
+            ("in", record.bytes_in, record.tokens_in),
+            ("out", record.bytes_out, record.tokens_out),
+        ] {
             self.bytes.get_or_create(&Direction { direction }).inc_by(bytes);
             if let Some(tokens) = tokens {
-                self.tokens.get_or_create(&Tokens { role: role.to_owned(), direction }).inc_by(tokens);
+                self.tokens
+                    .get_or_create(&Tokens { role: role.to_owned(), direction })
+                    .inc_by(tokens);
             }
         }
         if let (Some(time), false) = (record.first_byte, matches!(record.end, End::Refused(_))) {
@@ -217,9 +246,13 @@ mod tests {
 
     #[test]
     fn any_status_has_a_class() {
-        for (status, expected) in
-            [(None, "none"), (Some(0), "other"), (Some(200), "2xx"), (Some(429), "4xx"), (Some(999), "other")]
-        {
+        for (status, expected) in [
+            (None, "none"),
+            (Some(0), "other"),
+            (Some(200), "2xx"),
+            (Some(429), "4xx"),
+            (Some(999), "other"),
+        ] {
             assert_eq!(class(status), expected);
         }
     }

@@ -14,7 +14,8 @@ use crate::{
     upstream::Upstream,
 };
 
-/// How long after its certificate's end a device may still prove its key to get a new one, in seconds: 90 days.
+/// How long after its certificate's end a device may still prove its key to get a new one, in
+/// seconds: 90 days.
 pub const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
 
 /// The rules in force: what the register says now, and the services there are.
@@ -47,7 +48,8 @@ impl Permit {
     }
 }
 
-/// A device may use the route of one request; whether it may use the model too is another question. Only [`Policy::route`] makes one.
+/// A device may use the route of one request; whether it may use the model too is another question.
+/// Only [`Policy::route`] makes one.
 #[derive(Debug)]
 pub struct Leave {
     device: Name,
@@ -132,13 +134,25 @@ impl Leave {
     /// # Errors
     /// [`Denied::Model`].
     pub fn with_models(self, models: &[String]) -> Result<Pass, Denied> {
-        let lacks = |list: &[ModelPattern], model: &str| !list.iter().any(|pattern| pattern.means(model));
+        let lacks =
+            |list: &[ModelPattern], model: &str| !list.iter().any(|pattern| pattern.means(model));
         for model in models {
-            let without: Vec<_> = self.lists.iter().filter(|(_, list)| lacks(list, model)).map(|(whose, _)| *whose).collect();
+            let without: Vec<_> = self
+                .lists
+                .iter()
+                .filter(|(_, list)| lacks(list, model))
+                .map(|(whose, _)| *whose)
+                .collect();
             if !without.is_empty() {
                 let (cure, models) = (self.cure(&without, "MODEL…"), self.models());
                 let model = model.chars().take(100).collect();
-                return Err(Denied::Model { device: self.device, role: self.role, model, models, cure });
+                return Err(Denied::Model {
+                    device: self.device,
+                    role: self.role,
+                    model,
+                    models,
+                    cure,
+                });
             }
         }
         Ok(Pass { role: self.role })
@@ -148,7 +162,13 @@ impl Leave {
     pub fn no_model(&self, why: &'static str) -> Denied {
         let all: Vec<_> = self.lists.iter().map(|(whose, _)| *whose).collect();
         let cure = self.cure(&all, "--all");
-        Denied::NoModel { device: self.device.clone(), role: self.role.clone(), models: self.models(), why, cure }
+        Denied::NoModel {
+            device: self.device.clone(),
+            role: self.role.clone(),
+            models: self.models(),
+            why,
+            cure,
+        }
     }
 
     /// What has to be changed: each of these lists.
@@ -163,8 +183,11 @@ impl Leave {
     }
 
     fn models(&self) -> String {
-        let lists: Vec<_> =
-            self.lists.iter().map(|(_, list)| if list.is_empty() { "none".to_owned() } else { either(list) }).collect();
+        let lists: Vec<_> = self
+            .lists
+            .iter()
+            .map(|(_, list)| if list.is_empty() { "none".to_owned() } else { either(list) })
+            .collect();
         lists.join(" and of those ")
     }
 }
@@ -173,7 +196,12 @@ impl Policy {
     /// The rules for one service.
     pub fn new(snapshot: Snapshot, rules: Arc<Rules>, upstream: Upstream) -> Self {
         let service = DEFAULT_SERVICE.parse().expect("the default service's name is a name");
-        Self { snapshot: RwLock::new(Arc::new(snapshot)), rules: RwLock::new(rules), service, upstream }
+        Self {
+            snapshot: RwLock::new(Arc::new(snapshot)),
+            rules: RwLock::new(rules),
+            service,
+            upstream,
+        }
     }
 
     /// What the register says now.
@@ -236,7 +264,8 @@ impl Policy {
         device.map_or_else(default_role, |device| device.role.clone())
     }
 
-    /// Leave to use the route of one request, asked anew for every request and whenever the rules change.
+    /// Leave to use the route of one request, asked anew for every request and whenever the rules
+    /// change.
     ///
     /// # Errors
     /// [`Denied::Device`] or [`Denied::Role`].
@@ -248,7 +277,11 @@ impl Policy {
             return Err(role_denied(&rules, &device.name, &device.role, wish));
         }
         let own = device.models.as_deref().map(|list| (Whose::Register, list));
-        let lists = rules.lists(&device.name, &device.role).chain(own).map(|(whose, list)| (whose, list.to_vec())).collect();
+        let lists = rules
+            .lists(&device.name, &device.role)
+            .chain(own)
+            .map(|(whose, list)| (whose, list.to_vec()))
+            .collect();
         Ok(Leave { device: device.name.clone(), role: device.role.clone(), lists })
     }
 }
@@ -266,6 +299,15 @@ fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: Wish<'_>) -> Den
         ),
         None => "no role may".to_owned(),
     };
-    let cure = if rules.knows(role) { needed } else { format!("that role is not in the server's configuration; {needed}") };
-    Denied::Role { device: device.clone(), role: role.clone(), request: format!("{} {path}", wish.method), cure }
+    let cure = if rules.knows(role) {
+        needed
+    } else {
+        format!("that role is not in the server's configuration; {needed}")
+    };
+    Denied::Role {
+        device: device.clone(),
+        role: role.clone(),
+        request: format!("{} {path}", wish.method),
+        cure,
+    }
 }

@@ -1,4 +1,5 @@
-//! Who is next: so many requests at once for a service, and the others wait in a bounded line that serves the devices in turn.
+//! Who is next: so many requests at once for a service, and the others wait in a bounded line that
+//! serves the devices in turn.
 //!
 //! [`line`] decides; this file lets tasks wait for what it decides.
 
@@ -44,27 +45,35 @@ pub struct Full;
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let inner = self.lock();
-        f.debug_struct("Queue").field("running", &inner.line.running()).field("waiting", &inner.line.waiting()).finish()
+        f.debug_struct("Queue")
+            .field("running", &inner.line.running())
+            .field("waiting", &inner.line.waiting())
+            .finish()
     }
 }
 
 impl Queue {
-    /// A queue for a service that takes `most` requests at once (all, if `None`), with room for `room` that wait.
+    /// A queue for a service that takes `most` requests at once (all, if `None`), with room for
+    /// `room` that wait.
     pub fn new(most: Option<NonZeroUsize>, room: usize) -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::new(Inner { line: Line::new(most, room), waiting: HashMap::new() }) })
+        Arc::new(Self {
+            inner: Mutex::new(Inner { line: Line::new(most, room), waiting: HashMap::new() }),
+        })
     }
 
-    /// Puts other bounds in force. What waits and has room now goes on at once; nothing that waits or runs is thrown out.
+    /// Puts other bounds in force. What waits and has room now goes on at once; nothing that waits
+    /// or runs is thrown out.
     pub fn resize(self: &Arc<Self>, most: Option<NonZeroUsize>, room: usize) {
         self.lock().line.resize(most, room);
         self.call();
     }
 
-    /// Takes a place, or one in the line: what is returned is ready when it is its turn. Dropping it leaves the line at once.
+    /// Takes a place, or one in the line: what is returned is ready when it is its turn. Dropping
+    /// it leaves the line at once.
     ///
     /// # Errors
-    /// [`Full`] if as many wait as may; so is the turn of one that has to leave a full line, because its device has the most in it and
-    /// another one comes.
+    /// [`Full`] if as many wait as may; so is the turn of one that has to leave a full line,
+    /// because its device has the most in it and another one comes.
     pub fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
         let mut inner = self.lock();
         let entered = inner.line.enter(device);

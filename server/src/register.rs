@@ -1,4 +1,5 @@
-//! The register: devices, invitations and revocations, in SQLite. Every change is one transaction, on the disk before it counts.
+//! The register: devices, invitations and revocations, in SQLite. Every change is one transaction,
+//! on the disk before it counts.
 
 mod devices;
 mod errors;
@@ -99,12 +100,17 @@ impl Register {
         db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
         db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
         db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
-        let verdict: String = db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
+        let verdict: String =
+            db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
         if verdict != "ok" {
-            let source = rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT), Some(verdict));
+            let source = rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(verdict),
+            );
             return Err(RegisterError::Damaged { path: path.to_owned(), source });
         }
-        let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        let transaction =
+            db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
         match transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(error)? {
             SCHEMA_VERSION => {}
             found @ 0..SCHEMA_VERSION => {
@@ -123,7 +129,9 @@ impl Register {
 
     /// A number that changes whenever another process has changed the register.
     pub fn version(&self) -> Result<i64, RegisterError> {
-        self.lock().query_row("PRAGMA data_version", [], |row| row.get(0)).map_err(|e| classify(&self.path, e))
+        self.lock()
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(|e| classify(&self.path, e))
     }
 
     /// One look at everything that decides who may do what.
@@ -131,8 +139,9 @@ impl Register {
         self.read(|t| {
             let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
             let mut doors = t.prepare_cached("SELECT door_key, expires FROM invitation")?;
-            let doors =
-                doors.query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?.collect::<Result<_, _>>()?;
+            let doors = doors
+                .query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?
+                .collect::<Result<_, _>>()?;
             Ok(Snapshot { devices, doors })
         })
     }
@@ -141,7 +150,9 @@ impl Register {
     pub fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
         self.read(|t| {
             let text = t
-                .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| row.get::<_, String>(0))
+                .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| {
+                    row.get::<_, String>(0)
+                })
                 .optional()?;
             Ok(text.map(|t| t.split_whitespace().map(str::to_owned).collect()))
         })
@@ -152,15 +163,26 @@ impl Register {
         if self.addresses()?.as_deref() == Some(addresses) {
             return Ok(());
         }
-        self.change(|t| t.execute("INSERT OR REPLACE INTO setting VALUES ('addresses', ?1)", params![addresses.join(" ")]))
-            .map(drop)
+        self.change(|t| {
+            t.execute(
+                "INSERT OR REPLACE INTO setting VALUES ('addresses', ?1)",
+                params![addresses.join(" ")],
+            )
+        })
+        .map(drop)
     }
 
-    fn read<T>(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, RegisterError> {
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, RegisterError> {
         self.transact(TransactionBehavior::Deferred, work)
     }
 
-    fn change<T>(&self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>) -> Result<T, RegisterError> {
+    fn change<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, RegisterError> {
         self.transact(TransactionBehavior::Immediate, work)
     }
 
@@ -185,7 +207,13 @@ impl Register {
 }
 
 fn parsed<T: FromStr<Err: ToString>>(text: String) -> rusqlite::Result<T> {
-    let wrong = |why: T::Err| rusqlite::Error::FromSqlConversionFailure(0, rusqlite::types::Type::Text, why.to_string().into());
+    let wrong = |why: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(
+            0,
+            rusqlite::types::Type::Text,
+            why.to_string().into(),
+        )
+    };
     text.parse().map_err(wrong)
 }
 

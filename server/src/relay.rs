@@ -1,5 +1,6 @@
-//! The relay on loopback: what a key that may only forward reaches over SSH. It carries framed datagrams to the UDP port of the same
-//! number, so that who connects here can do what they could do with UDP on this machine, and nothing more.
+//! The relay on loopback: what a key that may only forward reaches over SSH. It carries framed
+//! datagrams to the UDP port of the same number, so that who connects here can do what they could
+//! do with UDP on this machine, and nothing more.
 
 use std::{
     io,
@@ -43,13 +44,17 @@ impl Relay {
         relays
     }
 
-    /// Listens on the same port as the UDP socket. One that is taken is a warning and no failure: `aditd relay` works without this.
+    /// Listens on the same port as the UDP socket. One that is taken is a warning and no failure:
+    /// `aditd relay` works without this.
     async fn bind(to: SocketAddr) -> Option<Self> {
         match TcpListener::bind(to).await {
             Ok(listener) => Some(Self { listener, to }),
             Err(e) => {
-                let holder = port_holder(to.port(), Protocol::TCP).map_or_else(String::new, |holder| format!(", by {holder}"));
-                warn!("no relay for SSH keys that may only forward: cannot listen on {to} (TCP): {e}{holder}");
+                let holder = port_holder(to.port(), Protocol::TCP)
+                    .map_or_else(String::new, |holder| format!(", by {holder}"));
+                warn!(
+                    "no relay for SSH keys that may only forward: cannot listen on {to} (TCP): {e}{holder}"
+                );
                 None
             }
         }

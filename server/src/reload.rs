@@ -1,4 +1,5 @@
-//! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes nothing.
+//! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes
+//! nothing.
 
 use std::{
     collections::BTreeMap,
@@ -43,11 +44,14 @@ pub struct Reloaded {
 }
 
 impl Config {
-    /// What is no error, and yet hardly meant: roles that devices have and the configuration has not, devices of the configuration
-    /// that there are not.
+    /// What is no error, and yet hardly meant: roles that devices have and the configuration has
+    /// not, devices of the configuration that there are not.
     pub fn remarks(&self, register: &Snapshot) -> Vec<String> {
         let mut lost = BTreeMap::<_, Vec<_>>::new();
-        for device in register.devices().filter(|device| device.revoked.is_none() && !self.rules.knows(&device.role)) {
+        for device in register
+            .devices()
+            .filter(|device| device.revoked.is_none() && !self.rules.knows(&device.role))
+        {
             lost.entry(&device.role).or_default().push(format!("`{}`", device.name));
         }
         let roles = lost.into_iter().map(|(role, mut devices)| {
@@ -57,13 +61,16 @@ impl Config {
         let is_there = |name: &Name| register.devices().any(|device| device.name == *name);
         let devices = self.devices.iter().filter(|name| !is_there(name));
         roles
-            .chain(devices.map(|name| format!("`[devices.{name}]` is in the configuration, and there is no such device")))
+            .chain(devices.map(|name| {
+                format!("`[devices.{name}]` is in the configuration, and there is no such device")
+            }))
             .collect()
     }
 }
 
 impl Server {
-    /// Puts what the file says now in force; settings that need a restart are named. If somebody `named` a file, it has to be that one.
+    /// Puts what the file says now in force; settings that need a restart are named. If somebody
+    /// `named` a file, it has to be that one.
     ///
     /// # Errors
     /// What is wrong with the file, and where. Then all is as it was, and the log says why.
@@ -144,9 +151,9 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
             let why = why.strip_prefix("error: ").unwrap_or(&why).to_owned();
             Err(Failure::new("the settings stay as they were").because(why).exit(Exit::Usage))
         }
-        Some(_) => {
-            Err(Failure::new("the running aditd answered something else").hint("restart it: it may be of another version"))
-        }
-        None => Err(Failure::new(format!("aditd is not running on `{}`", dir.display())).hint("start it with `aditd serve`")),
+        Some(_) => Err(Failure::new("the running aditd answered something else")
+            .hint("restart it: it may be of another version")),
+        None => Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
+            .hint("start it with `aditd serve`")),
     }
 }

@@ -1,4 +1,5 @@
-//! Roles: which routes and which models a device has. Three are built in, others come from the configuration.
+//! Roles: which routes and which models a device has. Three are built in, others come from the
+//! configuration.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -59,7 +60,9 @@ pub enum BadRole {
     #[error("the routes of `{0}` are built in: give a role of your own another name")]
     BuiltIn(Name, usize),
     /// No routes.
-    #[error("the role `{0}` has no `allow`: name its routes, like allow = [\"GET /api/tags\", \"POST /api/chat\"]")]
+    #[error(
+        "the role `{0}` has no `allow`: name its routes, like allow = [\"GET /api/tags\", \"POST /api/chat\"]"
+    )]
     NoRoutes(Name),
 }
 
@@ -117,7 +120,10 @@ impl Rules {
     ///
     /// # Errors
     /// A role that can't be.
-    pub fn new(roles: BTreeMap<Name, RoleFile>, devices: BTreeMap<Name, DeviceFile>) -> Result<Self, BadRole> {
+    pub fn new(
+        roles: BTreeMap<Name, RoleFile>,
+        devices: BTreeMap<Name, DeviceFile>,
+    ) -> Result<Self, BadRole> {
         use RouteClass::{Embed, Generate, List, Models};
         let allows = [
             Allow::Routes(named(&[List, Generate, Embed])),
@@ -125,17 +131,23 @@ impl Rules {
             Allow::Everything,
         ];
         let name = |text: &str| text.parse().expect("a role's name is a name");
-        let built_in = BUILT_IN.into_iter().zip(allows).map(|(text, allow)| (name(text), Role { allow, models: None }));
+        let built_in = BUILT_IN
+            .into_iter()
+            .zip(allows)
+            .map(|(text, allow)| (name(text), Role { allow, models: None }));
         let mut all: BTreeMap<Name, Role> = built_in.collect();
         for (name, RoleFile { allow, models, limits: _ }) in roles {
             match (all.get_mut(&name), allow) {
                 (Some(_), Some(allow)) => return Err(BadRole::BuiltIn(name, allow.span().start)),
                 (Some(role), None) => role.models = models,
-                (None, Some(allow)) => drop(all.insert(name, Role { allow: Allow::Routes(allow.into_inner()), models })),
+                (None, Some(allow)) => drop(
+                    all.insert(name, Role { allow: Allow::Routes(allow.into_inner()), models }),
+                ),
                 (None, None) => return Err(BadRole::NoRoutes(name)),
             }
         }
-        let devices = devices.into_iter().filter_map(|(name, device)| Some((name, device.models?))).collect();
+        let devices =
+            devices.into_iter().filter_map(|(name, device)| Some((name, device.models?))).collect();
         Ok(Self { roles: all, devices })
     }
 
@@ -159,7 +171,10 @@ impl Rules {
         }
         let all: Vec<_> = self.names().collect();
         Err(Failure::new(format!("there is no role `{role}`"))
-            .hint(format!("there are {}; your own begin with `[roles.{role}]` in the configuration", either(&all)))
+            .hint(format!(
+                "there are {}; your own begin with `[roles.{role}]` in the configuration",
+                either(&all)
+            ))
             .exit(Exit::Usage))
     }
 
@@ -170,20 +185,31 @@ impl Rules {
 
     /// The roles that have a route, the least first.
     pub fn that_may(&self, wish: Wish<'_>) -> Vec<&Name> {
-        let mut all: Vec<_> = self.roles.iter().filter(|(_, role)| role.may(wish)).map(|(name, _)| name).collect();
-        all.sort_by_key(|name| match BUILT_IN.iter().position(|built_in| *built_in == name.as_str()) {
-            Some(at) if at + 1 < BUILT_IN.len() => at,
-            None => BUILT_IN.len(),
-            Some(_) => usize::MAX,
+        let mut all: Vec<_> =
+            self.roles.iter().filter(|(_, role)| role.may(wish)).map(|(name, _)| name).collect();
+        all.sort_by_key(|name| {
+            match BUILT_IN.iter().position(|built_in| *built_in == name.as_str()) {
+                Some(at) if at + 1 < BUILT_IN.len() => at,
+                None => BUILT_IN.len(),
+                Some(_) => usize::MAX,
+            }
         });
         all
     }
 
-    /// The lists of models that limit a device of this name and role, and whose they are; each of them has to have a model.
-    pub fn lists<'a>(&'a self, device: &Name, role: &Name) -> impl Iterator<Item = (Whose, &'a [ModelPattern])> {
+    /// The lists of models that limit a device of this name and role, and whose they are; each of
+    /// them has to have a model.
+    pub fn lists<'a>(
+        &'a self,
+        device: &Name,
+        role: &Name,
+    ) -> impl Iterator<Item = (Whose, &'a [ModelPattern])> {
         let of_role = self.roles.get(role).and_then(|role| role.models.as_deref());
         let of_device = self.devices.get(device).map(Vec::as_slice);
-        of_role.map(|list| (Whose::Role, list)).into_iter().chain(of_device.map(|list| (Whose::Device, list)))
+        of_role
+            .map(|list| (Whose::Role, list))
+            .into_iter()
+            .chain(of_device.map(|list| (Whose::Device, list)))
     }
 }
 
@@ -191,7 +217,9 @@ impl Role {
     fn may(&self, wish: Wish<'_>) -> bool {
         match &self.allow {
             Allow::Everything => true,
-            Allow::Routes(patterns) => patterns.iter().any(|p| p.means(wish.method, wish.preflight, wish.target)),
+            Allow::Routes(patterns) => {
+                patterns.iter().any(|p| p.means(wish.method, wish.preflight, wish.target))
+            }
         }
     }
 }
@@ -258,11 +286,17 @@ mod tests {
 
     #[test]
     fn a_role_of_ones_own_has_what_it_names_and_no_more() {
-        let rules = rules("roles.tags.allow = ['GET /api/tags', 'POST /v1/*']\nroles.infer.models = ['llama3*']").expect("good");
+        let rules = rules(
+            "roles.tags.allow = ['GET /api/tags', 'POST /v1/*']\nroles.infer.models = ['llama3*']",
+        )
+        .expect("good");
         assert_eq!(that_may(&rules, "GET", "/api/tags"), "`infer`, `models`, `tags` or `admin`");
         assert_eq!(that_may(&rules, "POST", "/v1/images/generations"), "`tags` or `admin`");
         assert_eq!(rules.lists(&"x".parse().expect("name"), &default_role()).count(), 1);
-        assert_eq!(rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(), 0);
+        assert_eq!(
+            rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(),
+            0
+        );
     }
 
     #[test]

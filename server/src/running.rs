@@ -169,7 +169,14 @@ pub struct Open {
 
 impl Server {
     /// Puts a server together on an opened state.
-    pub fn new(state: State, policy: Arc<Policy>, meters: Meters, version: i64, settings: Settings, open: Open) -> Arc<Self> {
+    pub fn new(
+        state: State,
+        policy: Arc<Policy>,
+        meters: Meters,
+        version: i64,
+        settings: Settings,
+        open: Open,
+    ) -> Arc<Self> {
         let hooks = Arc::new(meters.clone());
         Arc::new(Self {
             gate: Gate::new(policy.clone(), hooks.clone(), hooks),
@@ -196,19 +203,24 @@ impl Server {
         let result = tokio::task::spawn_blocking(move || work(&register)).await;
         let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         if let Err(e) = &result {
-            error!("{e}: {}", std::error::Error::source(e).map(ToString::to_string).unwrap_or_default());
+            error!(
+                "{e}: {}",
+                std::error::Error::source(e).map(ToString::to_string).unwrap_or_default()
+            );
         }
         result
     }
 
-    /// Looks at the register and puts what it says in force; sessions that it no longer admits are cut. Returns how many.
+    /// Looks at the register and puts what it says in force; sessions that it no longer admits are
+    /// cut. Returns how many.
     pub async fn refresh(&self) -> Result<usize, RegisterError> {
         // One at a time: an older look must not take the place of a newer one.
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
         self.gate.judge_again();
-        let devices: HashSet<_> = self.policy.snapshot().devices().map(|device| device.id).collect();
+        let devices: HashSet<_> =
+            self.policy.snapshot().devices().map(|device| device.id).collect();
         self.meters.limiter.retain(|id| devices.contains(&id));
         Ok(self.live.enforce(&self.policy))
     }

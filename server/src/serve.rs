@@ -55,7 +55,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         })?),
         None => None,
     };
-    let mut stop = Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let mut stop =
+        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
@@ -69,32 +70,51 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let endpoints = config
         .listen
         .iter()
-        .map(|address| listen(*address, &config, &state, tunnel.clone(), door.clone(), &mut socket_buffers))
+        .map(|address| {
+            listen(*address, &config, &state, tunnel.clone(), door.clone(), &mut socket_buffers)
+        })
         .filter_map(|bound| skip_missing_ipv6(bound, &config))
         .collect::<Result<Vec<_>, _>>()?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     if addresses.is_empty() {
-        warn!("this machine has no address in --allow-from: say where devices reach it with --advertise HOST:PORT");
+        warn!(
+            "this machine has no address in --allow-from: say where devices reach it with --advertise HOST:PORT"
+        );
     }
     state.register.set_addresses(&addresses)?;
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
     }
     if let Some((receive, send)) = socket_buffers {
-        debug!("the system grants {receive} bytes for receiving and {send} for sending on a UDP socket");
+        debug!(
+            "the system grants {receive} bytes for receiving and {send} for sending on a UDP socket"
+        );
     }
     let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
     let relay = relays.first().map(Relay::port);
     let own = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
-    let certificate_end = own.chain.first().and_then(|own| Certificate::from_der(own).ok()).map(|own| own.not_after);
-    let server = Server::new(state, policy, meters, version, settings, Open { listening, socket_buffers, relay, addresses });
+    let certificate_end =
+        own.chain.first().and_then(|own| Certificate::from_der(own).ok()).map(|own| own.not_after);
+    let server = Server::new(
+        state,
+        policy,
+        meters,
+        version,
+        settings,
+        Open { listening, socket_buffers, relay, addresses },
+    );
     server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
     for endpoint in &endpoints {
-        let doors = Doors { door: door.clone(), tunnel: tunnel.clone(), enrollment: enrollment.clone(), server: server.clone() };
+        let doors = Doors {
+            door: door.clone(),
+            tunnel: tunnel.clone(),
+            enrollment: enrollment.clone(),
+            server: server.clone(),
+        };
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
     if let Some(group) = &config.enroll_group {
@@ -111,7 +131,10 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         let look = Look { server: server.clone(), door: door.clone(), certificate_end };
         services.spawn(exporter.serve(move || look.text()));
     }
-    server.meters.audit.note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
+    server
+        .meters
+        .audit
+        .note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
     services.spawn(reload::on_hangup(server.clone()));
     services.spawn(answer_control(control, server.clone()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -124,13 +147,18 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     draining.cancel();
     if let Some(ended) = failed {
-        return Err(Failure::new("a part of the server ended by itself").because(format!("{ended:?}")).hint("its log says more"));
+        return Err(Failure::new("a part of the server ended by itself")
+            .because(format!("{ended:?}"))
+            .hint("its log says more"));
     }
     sessions.close();
     if !sessions.is_empty() {
         let streams: usize = server.live.status().iter().map(|session| session.streams).sum();
         if streams > 0 {
-            info!("stopping: {streams} open streams have {} s to end (Ctrl-C again ends them now)", DRAIN_WITHIN.as_secs());
+            info!(
+                "stopping: {streams} open streams have {} s to end (Ctrl-C again ends them now)",
+                DRAIN_WITHIN.as_secs()
+            );
         }
         tokio::select! {
             () = sessions.wait() => {}
@@ -142,7 +170,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     // A closed endpoint refuses newcomers aloud.
     door.close();
     for endpoint in &endpoints {
-        endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
+        endpoint
+            .close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
     }
     let farewell = async {
         for endpoint in &endpoints {
@@ -167,12 +196,18 @@ fn claimed(error: ClaimError, state: &State) -> Failure {
     }
 }
 
-fn tls_configs(state: &State, policy: Arc<Policy>, idle: Duration) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
+fn tls_configs(
+    state: &State,
+    policy: Arc<Policy>,
+    idle: Duration,
+) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
     let identity = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
     let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").because(e);
-    let verifier = Arc::new(DeviceVerifier::new(state.ca.certificate().clone(), policy).map_err(wrong)?);
+    let verifier =
+        Arc::new(DeviceVerifier::new(state.ca.certificate().clone(), policy).map_err(wrong)?);
     let build = |admit, streams| -> Result<Arc<ServerConfig>, Failure> {
-        let crypto = tls::server(admit, identity.chain.clone(), identity.key.clone_key()).map_err(wrong)?;
+        let crypto =
+            tls::server(admit, identity.chain.clone(), identity.key.clone_key()).map_err(wrong)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config
             .transport_config(transport::settings(streams, idle))
@@ -183,7 +218,10 @@ fn tls_configs(state: &State, policy: Arc<Policy>, idle: Duration) -> Result<(Ar
         config.validation_token.sent(0);
         Ok(Arc::new(config))
     };
-    Ok((build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?, build(Admit::Anybody, 1)?))
+    Ok((
+        build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?,
+        build(Admit::Anybody, 1)?,
+    ))
 }
 
 fn listen(
@@ -219,9 +257,18 @@ fn listen(
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;
     endpoint
-        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, state.keys.reset.as_bytes())))
+        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(
+            aws_lc_rs::hmac::HMAC_SHA256,
+            state.keys.reset.as_bytes(),
+        )))
         .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-    Endpoint::new_with_abstract_socket(endpoint, Some((*tunnel).clone()), silent, Arc::new(TokioRuntime)).map_err(failed)
+    Endpoint::new_with_abstract_socket(
+        endpoint,
+        Some((*tunnel).clone()),
+        silent,
+        Arc::new(TokioRuntime),
+    )
+    .map_err(failed)
 }
 
 /// An address of ours, opened before this one, that covers it or is covered by it.
@@ -234,9 +281,15 @@ fn earlier(config: &Config, address: SocketAddr) -> Option<SocketAddr> {
 }
 
 /// A machine without IPv6 still has the other half of the default addresses.
-fn skip_missing_ipv6(bound: Result<Endpoint, Failure>, config: &Config) -> Option<Result<Endpoint, Failure>> {
-    let by_default =
-        config.listen.len() == 2 && config.listen.iter().all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
+fn skip_missing_ipv6(
+    bound: Result<Endpoint, Failure>,
+    config: &Config,
+) -> Option<Result<Endpoint, Failure>> {
+    let by_default = config.listen.len() == 2
+        && config
+            .listen
+            .iter()
+            .all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
     match bound {
         Err(e) if by_default && !has_ipv6() => {
             debug!("no IPv6 on this machine: {e}");
@@ -266,40 +319,49 @@ impl Doors {
                 () = self.server.draining.cancelled() => return,
             };
             let Some(incoming) = incoming else { return };
-            let (knock, remote, proved) =
-                (incoming.orig_dst_cid(), incoming.remote_address(), incoming.remote_address_validated());
-            let (config, room, enrolling) = match self.door.judge(&knock, remote, proved, unix_now()) {
-                Verdict::Ignore(reason) => {
-                    debug!(%remote, "ignored: {reason:?}");
-                    incoming.ignore();
-                    continue;
-                }
-                Verdict::Retry => {
-                    let _ = incoming.retry();
-                    continue;
-                }
-                Verdict::Tunnel(room) => (&self.tunnel, room, false),
-                Verdict::Enroll(room) => (&self.enrollment, room, true),
-            };
+            let (knock, remote, proved) = (
+                incoming.orig_dst_cid(),
+                incoming.remote_address(),
+                incoming.remote_address_validated(),
+            );
+            let (config, room, enrolling) =
+                match self.door.judge(&knock, remote, proved, unix_now()) {
+                    Verdict::Ignore(reason) => {
+                        debug!(%remote, "ignored: {reason:?}");
+                        incoming.ignore();
+                        continue;
+                    }
+                    Verdict::Retry => {
+                        let _ = incoming.retry();
+                        continue;
+                    }
+                    Verdict::Tunnel(room) => (&self.tunnel, room, false),
+                    Verdict::Enroll(room) => (&self.enrollment, room, true),
+                };
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
             };
             let (server, door) = (self.server.clone(), self.door.clone());
             sessions.spawn(async move {
-                let connection = match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
-                    Ok(Ok(connection)) => connection,
-                    Ok(Err(e)) => {
-                        door.shaken(Handshake::Failed);
-                        return info!(%remote, "refused a connection: {e}");
-                    }
-                    Err(_) => {
-                        door.shaken(Handshake::Late);
-                        return info!(%remote, "gave up a handshake that took too long");
-                    }
-                };
+                let connection =
+                    match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
+                        Ok(Ok(connection)) => connection,
+                        Ok(Err(e)) => {
+                            door.shaken(Handshake::Failed);
+                            return info!(%remote, "refused a connection: {e}");
+                        }
+                        Err(_) => {
+                            door.shaken(Handshake::Late);
+                            return info!(%remote, "gave up a handshake that took too long");
+                        }
+                    };
                 drop(room);
                 door.shaken(if enrolling { Handshake::Enrollment } else { Handshake::Tunnel });
-                if enrolling { enroll::run(server, connection).await } else { session::run(server, connection).await }
+                if enrolling {
+                    enroll::run(server, connection).await
+                } else {
+                    session::run(server, connection).await
+                }
             });
         }
     }
@@ -313,9 +375,11 @@ async fn answer_control(control: Control, server: Arc<Server>) {
                 Request::Status => Answer::Status(Box::new(server.status())),
                 Request::Tokens { device } => Answer::Tokens(server.tokens_today(device)),
                 Request::Reload { named } => match server.reload(named.as_deref()).await {
-                    Ok(Reloaded { file, later, remarks }) => {
-                        Answer::Reloaded { file, later: later.into_iter().map(str::to_owned).collect(), remarks }
-                    }
+                    Ok(Reloaded { file, later, remarks }) => Answer::Reloaded {
+                        file,
+                        later: later.into_iter().map(str::to_owned).collect(),
+                        remarks,
+                    },
                     Err(failure) => Answer::Failed(failure.to_string()),
                 },
                 Request::Refresh => match server.refresh().await {

@@ -1,4 +1,5 @@
-//! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined to what it may reach.
+//! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined
+//! to what it may reach.
 
 use std::{
     sync::{
@@ -58,7 +59,8 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         }
         _ => return close(&connection, Code::Protocol),
     };
-    // First entered, then asked: a revocation between the handshake and now finds the session, or is found here.
+    // First entered, then asked: a revocation between the handshake and now finds the session, or
+    // is found here.
     let place = server.live.enter(id, &peer, &connection, unix_now());
     let device = match server.policy.admit(&peer) {
         Ok(device) => device,
@@ -83,7 +85,10 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
 fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
     let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
     let end_entity = chain.first()?;
-    let spki = rustls::server::ParsedCertificate::try_from(end_entity).ok()?.subject_public_key_info().to_vec();
+    let spki = rustls::server::ParsedCertificate::try_from(end_entity)
+        .ok()?
+        .subject_public_key_info()
+        .to_vec();
     Some((Certificate::from_der(end_entity).ok()?, spki))
 }
 
@@ -112,12 +117,15 @@ impl Session {
         info!(from = %self.connection.remote_address(), "connected");
         // The disk may be slow, and nobody waits for what it says.
         let session = self.clone();
-        let seen = AbortOnDropHandle::new(tokio::spawn(async move { session.note_seen().await }.in_current_span()));
+        let seen = AbortOnDropHandle::new(tokio::spawn(
+            async move { session.note_seen().await }.in_current_span(),
+        ));
         let mut streams = JoinSet::new();
         match self.greet().await {
             Ok(notices) => {
                 let notices = Arc::new(tokio::sync::Mutex::new(notices));
-                let _probes = AbortOnDropHandle::new(tokio::spawn(answer_probes(probes, notices.clone())));
+                let _probes =
+                    AbortOnDropHandle::new(tokio::spawn(answer_probes(probes, notices.clone())));
                 self.serve(&mut streams, notices).await;
             }
             Err(e) => {
@@ -129,7 +137,11 @@ impl Session {
         // Each ends by itself now: its stream has failed.
         while streams.join_next().await.is_some() {}
         let meter = &self.place.traffic.meter;
-        info!(sent = meter.sent.load(Relaxed), received = meter.received.load(Relaxed), "disconnected: {reason}");
+        info!(
+            sent = meter.sent.load(Relaxed),
+            received = meter.received.load(Relaxed),
+            "disconnected: {reason}"
+        );
         let _ = seen.await;
         self.note_seen().await;
     }
@@ -151,14 +163,20 @@ impl Session {
         Ok(stream)
     }
 
-    /// Serves streams until the connection ends; while the server drains, only those that run already.
-    async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Arc<tokio::sync::Mutex<SendStream>>) {
+    /// Serves streams until the connection ends; while the server drains, only those that run
+    /// already.
+    async fn serve(
+        self: &Arc<Self>,
+        streams: &mut JoinSet<()>,
+        notices: Arc<tokio::sync::Mutex<SendStream>>,
+    ) {
         let mut limit = FIRST_STREAMS;
         loop {
             tokio::select! {
                 opened = self.connection.accept_bi() => {
                     let Ok((send, recv)) = opened else { return };
-                    // A device that needs many streams gets room for them before it runs out: memory follows need.
+                    // A device that needs many streams gets room for them before it runs out:
+                    // memory follows need.
                     if streams.len() as u32 > limit / 2 && limit < MOST_STREAMS {
                         limit *= 2;
                         self.connection.set_max_concurrent_bi_streams(grant(limit).into());
@@ -181,7 +199,9 @@ impl Session {
         let _counted = Counted::new(&self.place.traffic.streams);
         let mut send = Sending::new(send);
         let end = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
-            Ok(Ok(StreamHead::Forward(service))) => return self.forward(&service, send, recv).await,
+            Ok(Ok(StreamHead::Forward(service))) => {
+                return self.forward(&service, send, recv).await;
+            }
             Ok(Ok(StreamHead::Renew)) => self.renew(&mut send).await,
             Ok(Err(code)) => Err(code),
             Err(_) => Err(Code::Protocol),
@@ -196,12 +216,22 @@ impl Session {
     async fn forward(&self, service: &Name, send: Sending, recv: RecvStream) {
         let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
         let remote = self.connection.remote_address();
-        let asker = Asker { id: self.device.id, name: self.device.name.clone(), remote, carrier: Carrier::of(remote) };
-        let line = Line { certificate: &self.peer, not_after: &self.not_after, asker, meter, draining };
+        let asker = Asker {
+            id: self.device.id,
+            name: self.device.name.clone(),
+            remote,
+            carrier: Carrier::of(remote),
+        };
+        let line =
+            Line { certificate: &self.peer, not_after: &self.not_after, asker, meter, draining };
         let is_http = self.server.policy.kind(service) == Some(ServiceKind::Http);
         let end = match self.reach(service).await {
             Ok((tcp, _slot)) if is_http => self.server.gate.run(line, tcp, send, recv).await,
-            Ok((tcp, _slot)) => splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending()).await.end,
+            Ok((tcp, _slot)) => {
+                splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending())
+                    .await
+                    .end
+            }
             // What was buffered is not read after a revocation.
             Err(code) if is_http && self.connection.close_reason().is_none() => {
                 return self.server.gate.turn_away(line, code, send, recv).await;
@@ -216,8 +246,9 @@ impl Session {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
         let slot = slot.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
-        let tcp =
-            upstream::dial(&permit).await.inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
+        let tcp = upstream::dial(&permit)
+            .await
+            .inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
         // What was buffered must not reach a service after a revocation.
         if self.connection.close_reason().is_some() {
             return Err(Code::Cut);
@@ -239,7 +270,8 @@ impl Session {
     /// A new certificate for the key that this session's handshake has proved.
     async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
-        // Each costs a signature and a write to the disk; nobody needs another in the first tenth of its life.
+        // Each costs a signature and a write to the disk; nobody needs another in the first tenth
+        // of its life.
         let now = unix_now();
         let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
         let is_due = |last| (last <= now - pause).then_some(now);
@@ -257,7 +289,10 @@ impl Session {
                 Code::Busy
             })?;
         let not_after = issued.not_after;
-        self.server.in_register(move |register| register.renewed(device.id, not_after)).await.map_err(|_| Code::Busy)?;
+        self.server
+            .in_register(move |register| register.renewed(device.id, not_after))
+            .await
+            .map_err(|_| Code::Busy)?;
         let answer = RenewAnswer { certificate: data_encoding::BASE64.encode(&issued.certificate) };
         let mut framed = Vec::new();
         frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;

@@ -1,7 +1,8 @@
-//! Below QUIC: drops the datagrams to which QUIC itself would answer a stranger, and all that come from networks nobody named.
+//! Below QUIC: drops the datagrams to which QUIC itself would answer a stranger, and all that come
+//! from networks nobody named.
 //!
-//! A QUIC server answers an unknown version with its own (RFC 9000 section 6) and some malformed first packets with a close.
-//! Both would tell a port-scanner that somebody is here.
+//! A QUIC server answers an unknown version with its own (RFC 9000 section 6) and some malformed
+//! first packets with a close. Both would tell a port-scanner that somebody is here.
 
 use std::{
     fmt,
@@ -57,12 +58,16 @@ pub struct SilentSocket {
 
 impl fmt::Debug for SilentSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SilentSocket").field("inner", &self.inner).field("audience", &self.audience).finish_non_exhaustive()
+        f.debug_struct("SilentSocket")
+            .field("inner", &self.inner)
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
     }
 }
 
 impl SilentSocket {
-    /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is dropped is counted there.
+    /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is
+    /// dropped is counted there.
     pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
         Self { inner, audience, door }
     }
@@ -85,7 +90,12 @@ impl AsyncUdpSocket for SilentSocket {
         self.inner.try_send(transmit)
     }
 
-    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
         for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
             meta.len = if self.audience.includes(meta.addr.ip()) {
@@ -115,7 +125,8 @@ impl AsyncUdpSocket for SilentSocket {
     }
 }
 
-/// Closes the gaps that dropped datagrams leave in a batch (all but its last are `stride` long); returns the new length.
+/// Closes the gaps that dropped datagrams leave in a batch (all but its last are `stride` long);
+/// returns the new length.
 fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> usize {
     let (mut kept, mut at) = (0, 0);
     while at < batch.len() {
@@ -133,7 +144,8 @@ fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> us
 
 /// Whether QUIC can handle this datagram without answering a stranger.
 ///
-/// Long headers (RFC 8999 section 5.1) must be of version 1, and go to a connection ID as long as a knock or as ours.
+/// Long headers (RFC 8999 section 5.1) must be of version 1, and go to a connection ID as long as a
+/// knock or as ours.
 fn may_pass(datagram: &[u8]) -> bool {
     match datagram {
         [first, rest @ ..] if first & 0x80 != 0 => {
@@ -165,7 +177,16 @@ mod tests {
     #[test]
     fn what_quic_would_answer_does_not_reach_it() {
         assert!(may_pass(&long(1, 20)) && may_pass(&long(1, 8)));
-        for (version, cid) in [(0, 20), (2, 20), (0x0a1a_2a3a, 20), (0x6b33_43cf, 8), (1, 0), (1, 7), (1, 21), (1, 255)] {
+        for (version, cid) in [
+            (0, 20),
+            (2, 20),
+            (0x0a1a_2a3a, 20),
+            (0x6b33_43cf, 8),
+            (1, 0),
+            (1, 7),
+            (1, 21),
+            (1, 255),
+        ] {
             assert!(!may_pass(&long(version, cid)), "version {version:#x}, connection ID of {cid}");
         }
         assert!(!may_pass(&[]) && !may_pass(&[0xc0]) && !may_pass(&[0xff, 0, 0]));
@@ -191,7 +212,10 @@ mod tests {
 
     #[test]
     fn only_named_networks_and_this_machine_are_heard() {
-        let audience = Audience::new(vec!["10.0.0.0/8".parse().expect("net"), "fd00::/8".parse().expect("net")]);
+        let audience = Audience::new(vec![
+            "10.0.0.0/8".parse().expect("net"),
+            "fd00::/8".parse().expect("net"),
+        ]);
         for (address, heard) in [
             ("10.1.2.3", true),
             ("::ffff:10.1.2.3", true),
@@ -203,6 +227,9 @@ mod tests {
         ] {
             assert_eq!(audience.includes(address.parse().expect("address")), heard, "{address}");
         }
-        assert!(Audience::new(vec!["0.0.0.0/0".parse().expect("net")]).includes("203.0.113.9".parse().expect("address")));
+        assert!(
+            Audience::new(vec!["0.0.0.0/0".parse().expect("net")])
+                .includes("203.0.113.9".parse().expect("address"))
+        );
     }
 }

@@ -1,5 +1,6 @@
-//! What a device runs here over SSH: `aditd enroll-device`, which needs no invitation because sshd has let its owner in, and
-//! `aditd relay`, which carries a tunnel's datagrams where no UDP port can be reached.
+//! What a device runs here over SSH: `aditd enroll-device`, which needs no invitation because sshd
+//! has let its owner in, and `aditd relay`, which carries a tunnel's datagrams where no UDP port
+//! can be reached.
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -27,11 +28,15 @@ use crate::{
     stdio,
 };
 
-/// Enrolls the device whose signing request comes on standard input; its certificate goes to standard output.
+/// Enrolls the device whose signing request comes on standard input; its certificate goes to
+/// standard output.
 pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
-    let unreadable = |why: String| Failure::new("cannot read the device's request").because(why).exit(Exit::Usage);
+    let unreadable = |why: String| {
+        Failure::new("cannot read the device's request").because(why).exit(Exit::Usage)
+    };
     let request: EnrollDevice = frame::read(&mut tokio::io::stdin()).await.map_err(|e| {
-        unreadable(e.to_string()).hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
+        unreadable(e.to_string())
+            .hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
     })?;
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
     let enrolled = match State::open(&config.state_dir) {
@@ -54,19 +59,29 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
     out.flush().await.map_err(unsent)
 }
 
-async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) -> Result<Enrolled, Failure> {
+async fn enroll_here(
+    config: &Config,
+    state: &State,
+    name: &Name,
+    csr: &[u8],
+) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(csr).map_err(Failure::from_error)?;
     if let Some(authority) = config.authority() {
         authority.ask(Question::enrolling(name.clone(), default_role())).await?;
     }
     let now = OffsetDateTime::now_utc();
     let not_after = (now + config.device_life).unix_timestamp();
-    let device = state.register.enroll(name, key.hash, not_after, unix_now()).map_err(not_enrolled)?;
+    let device =
+        state.register.enroll(name, key.hash, not_after, unix_now()).map_err(not_enrolled)?;
     let issued = state
         .ca
         .issue_device(device.id, &key, now, config.device_life)
         .map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
-    let event = Event::Enroll { device: device.name.clone(), device_id: device.id, by: EnrolledBy::Ssh(process::uid()) };
+    let event = Event::Enroll {
+        device: device.name.clone(),
+        device_id: device.id,
+        by: EnrolledBy::Ssh(process::uid()),
+    };
     audit::note_or_say(&config.meters.audit, &event);
     let addresses = match &config.advertise {
         named if !named.is_empty() => named.clone(),
@@ -90,7 +105,9 @@ async fn enroll_here(config: &Config, state: &State, name: &Name, csr: &[u8]) ->
 /// Who reads this sits at the device: names are chosen there.
 pub(crate) fn not_enrolled(error: DeviceError) -> Failure {
     let (name, frees) = match &error {
-        DeviceError::NameTaken(name) => (name, format!("aditd device revoke {name}` and `aditd device forget {name}")),
+        DeviceError::NameTaken(name) => {
+            (name, format!("aditd device revoke {name}` and `aditd device forget {name}"))
+        }
         DeviceError::NameOfRevoked(name) => (name, format!("aditd device forget {name}")),
         _ => return error.into(),
     };
@@ -100,13 +117,17 @@ pub(crate) fn not_enrolled(error: DeviceError) -> Failure {
     Failure::from_error(error).hint(hint)
 }
 
-/// Where a key that may only forward finds the relay; if the server does not run now, where it will be.
+/// Where a key that may only forward finds the relay; if the server does not run now, where it will
+/// be.
 async fn relay_port(config: &Config, state: &State) -> Option<u16> {
     match control::ask(&state.dir, &Request::Status).await {
         Ok(Some(Answer::Status(status))) => status.relay,
-        _ if config.tcp_relay => {
-            config.listen.iter().find(|a| a.ip().is_loopback()).or(config.listen.first()).map(SocketAddr::port)
-        }
+        _ if config.tcp_relay => config
+            .listen
+            .iter()
+            .find(|a| a.ip().is_loopback())
+            .or(config.listen.first())
+            .map(SocketAddr::port),
         _ => None,
     }
 }
@@ -125,17 +146,23 @@ pub async fn relay(config: &Config, to: Option<SocketAddr>) -> Result<(), Failur
     if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }
 }
 
-/// Where the running server listens, as seen from here. A key that may do nothing but relay needs no right to the server's state: then
-/// it is where the configuration says.
+/// Where the running server listens, as seen from here. A key that may do nothing but relay needs
+/// no right to the server's state: then it is where the configuration says.
 async fn running(config: &Config) -> SocketAddr {
     let told = match control::ask(&config.state_dir, &Request::Status).await {
-        Ok(Some(Answer::Status(status))) => status.listening.iter().filter_map(|a| a.parse().ok()).collect(),
+        Ok(Some(Answer::Status(status))) => {
+            status.listening.iter().filter_map(|a| a.parse().ok()).collect()
+        }
         _ => config.listen.clone(),
     };
     let first = told.iter().find(|address| address.ip().is_loopback()).or(told.first());
     match first.copied() {
-        Some(SocketAddr::V4(a)) if a.ip().is_unspecified() => SocketAddr::from((Ipv4Addr::LOCALHOST, a.port())),
-        Some(SocketAddr::V6(a)) if a.ip().is_unspecified() => SocketAddr::from((Ipv6Addr::LOCALHOST, a.port())),
+        Some(SocketAddr::V4(a)) if a.ip().is_unspecified() => {
+            SocketAddr::from((Ipv4Addr::LOCALHOST, a.port()))
+        }
+        Some(SocketAddr::V6(a)) if a.ip().is_unspecified() => {
+            SocketAddr::from((Ipv6Addr::LOCALHOST, a.port()))
+        }
         Some(address) => address,
         None => SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)),
     }

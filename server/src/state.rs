@@ -1,4 +1,5 @@
-//! The state directory of `aditd`: who it is, and the keys that let its clients recognise it after a restart.
+//! The state directory of `aditd`: who it is, and the keys that let its clients recognise it after
+//! a restart.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,7 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ca::Ca, register::Register};
 
-/// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own data directory.
+/// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own
+/// data directory.
 pub fn default_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/adit"));
@@ -39,7 +41,8 @@ pub struct State {
 pub struct EndpointKeys {
     /// Makes and checks the knocks of enrolled devices.
     pub door: DoorKey,
-    /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that its connection is gone.
+    /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that
+    /// its connection is gone.
     pub reset: DoorKey,
     /// Marks our connection IDs, so that resets go to nobody else.
     pub connection_ids: u64,
@@ -49,11 +52,17 @@ impl EndpointKeys {
     fn generate() -> Self {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
-        Self { door: DoorKey::generate(), reset: DoorKey::generate(), connection_ids: u64::from_be_bytes(bytes) }
+        Self {
+            door: DoorKey::generate(),
+            reset: DoorKey::generate(),
+            connection_ids: u64::from_be_bytes(bytes),
+        }
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {
-        let bytes = private::read_or_create(path, || serde_json::to_vec_pretty(&Self::generate()).unwrap_or_default())?;
+        let bytes = private::read_or_create(path, || {
+            serde_json::to_vec_pretty(&Self::generate()).unwrap_or_default()
+        })?;
         serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(path, e))
     }
 }
@@ -63,10 +72,16 @@ impl State {
     pub fn open_or_create(dir: &Path) -> Result<Self, Failure> {
         private::create_dir(dir)?;
         let register = dir.join(Register::FILE);
-        // The server's certificate is made after the register: an empty register beside it has lost what it held.
-        if dir.join("server.crt").exists() && std::fs::metadata(&register).is_ok_and(|file| file.len() == 0) {
-            let lost = FileError::damaged(&register, "it is empty, and this server has been in use");
-            return Err(Failure::from(lost).hint("without a backup, every device has to be enrolled again"));
+        // The server's certificate is made after the register: an empty register beside it has lost
+        // what it held.
+        if dir.join("server.crt").exists()
+            && std::fs::metadata(&register).is_ok_and(|file| file.len() == 0)
+        {
+            let lost =
+                FileError::damaged(&register, "it is empty, and this server has been in use");
+            return Err(
+                Failure::from(lost).hint("without a backup, every device has to be enrolled again")
+            );
         }
         Ok(Self {
             dir: dir.to_owned(),
@@ -76,7 +91,8 @@ impl State {
         })
     }
 
-    /// Opens the state in `dir`, which has to be there: for the commands that only make sense on a server that has begun.
+    /// Opens the state in `dir`, which has to be there: for the commands that only make sense on a
+    /// server that has begun.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
         must_exist(dir)?;
         Self::open_or_create(dir)

@@ -14,7 +14,8 @@ use crate::running::{Answer, Request, ServerStatus};
 /// Shows the running server.
 pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     let Some(status) = ask(dir).await? else {
-        return Err(Failure::new(format!("aditd is not running on `{}`", dir.display())).hint("start it with `aditd serve`"));
+        return Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
+            .hint("start it with `aditd serve`"));
     };
     if json {
         #[derive(Serialize)]
@@ -29,17 +30,22 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
     text += &format!("Advertised   {}\n", status.addresses.join(", "));
     text += &format!("Upstream     {}\n", status.upstream);
-    let config = status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
+    let config =
+        status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
     text += &format!("Configured   by {config}\n");
     let networks: String = status.allow_from.iter().map(|network| format!(", {network}")).collect();
     text += &format!("Allow from   this machine{networks}\n");
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.display());
     if let Some((receive, send)) = status.socket_buffers {
-        text += &format!("Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n");
+        text += &format!(
+            "Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n"
+        );
     }
     let kept = humantime::format_duration(std::time::Duration::from_secs(status.idle_timeout));
-    text += &format!("Time-out     a silent device keeps its session for {kept}, or for less if it says so\n");
+    text += &format!(
+        "Time-out     a silent device keeps its session for {kept}, or for less if it says so\n"
+    );
     text += &format!(
         "Devices      {} connected, {} streams open",
         status.sessions.len(),
@@ -61,9 +67,8 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
 pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     match control::ask(dir, &Request::Status).await? {
         Some(Answer::Status(status)) => Ok(Some(*status)),
-        Some(_) => {
-            Err(Failure::new("the running aditd answered something else").hint("restart it: it may be of another version"))
-        }
+        Some(_) => Err(Failure::new("the running aditd answered something else")
+            .hint("restart it: it may be of another version")),
         None => Ok(None),
     }
 }
@@ -72,7 +77,11 @@ pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
 pub(crate) fn plain(mut table: Table) -> String {
     table.load_style(presets::NOTHING);
     let text = table.to_string();
-    text.lines().map(str::trim_end).map(|line| line.strip_prefix(' ').unwrap_or(line)).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .map(str::trim_end)
+        .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// JSON as people read it too.

@@ -1,4 +1,5 @@
-//! Standard input and output without a thread in between, where they are pipes or sockets, as sshd makes them.
+//! Standard input and output without a thread in between, where they are pipes or sockets, as sshd
+//! makes them.
 
 use std::{
     fs::File,
@@ -17,7 +18,9 @@ use tokio::{
 /// Standard input.
 pub(crate) fn input() -> Box<dyn AsyncRead + Send + Unpin> {
     match kind(io::stdin()) {
-        Ok(Kind::Pipe(fd)) => pipe::Receiver::from_owned_fd(fd).map_or_else(|_| slow_input(), |pipe| Box::new(pipe)),
+        Ok(Kind::Pipe(fd)) => {
+            pipe::Receiver::from_owned_fd(fd).map_or_else(|_| slow_input(), |pipe| Box::new(pipe))
+        }
         Ok(Kind::Socket(socket)) => Box::new(socket),
         _ => slow_input(),
     }
@@ -26,7 +29,9 @@ pub(crate) fn input() -> Box<dyn AsyncRead + Send + Unpin> {
 /// Standard output.
 pub(crate) fn output() -> Box<dyn AsyncWrite + Send + Unpin> {
     match kind(io::stdout()) {
-        Ok(Kind::Pipe(fd)) => pipe::Sender::from_owned_fd(fd).map_or_else(|_| slow_output(), |pipe| Box::new(pipe)),
+        Ok(Kind::Pipe(fd)) => {
+            pipe::Sender::from_owned_fd(fd).map_or_else(|_| slow_output(), |pipe| Box::new(pipe))
+        }
         Ok(Kind::Socket(socket)) => Box::new(socket),
         _ => slow_output(),
     }

@@ -65,7 +65,10 @@ pub enum UpstreamError {
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self { kind: ServiceKind::Http, address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))) }
+        Self {
+            kind: ServiceKind::Http,
+            address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))),
+        }
     }
 }
 
@@ -92,14 +95,23 @@ impl FromStr for Upstream {
             None => (ServiceKind::Http, text),
         };
         let address = match rest.rsplit_once(':') {
-            Some(("localhost", port)) => port.parse().ok().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
-            None if rest == "localhost" => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))),
-            _ => rest.parse().ok().or_else(|| rest.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, OLLAMA_PORT)))),
+            Some(("localhost", port)) => {
+                port.parse().ok().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+            }
+            None if rest == "localhost" => {
+                Some(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT)))
+            }
+            _ => rest.parse().ok().or_else(|| {
+                rest.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, OLLAMA_PORT)))
+            }),
         };
         let address = match address {
             Some(address) => address,
             // A name would be looked up, and could then be anywhere.
-            None if rest.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) => {
+            None if rest
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
+            {
                 return Err(UpstreamError::NotLoopback(rest.to_owned()));
             }
             None => return Err(UpstreamError::Malformed(text.to_owned())),
@@ -134,7 +146,9 @@ pub async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
     let LoopbackAddr(address) = permit.upstream().address;
     let tcp = match tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
         Ok(Ok(tcp)) => tcp,
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => return Err(Code::UpstreamRefused),
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
+            return Err(Code::UpstreamRefused);
+        }
         Ok(Err(e)) if common::control::is_passing(&e) => return Err(Code::Busy),
         Ok(Err(_)) | Err(_) => return Err(Code::UpstreamSilent),
     };

@@ -1,4 +1,5 @@
-//! The judgement inside the handshake: the certificate is this CA's, for a device, in time, and the register admits its device.
+//! The judgement inside the handshake: the certificate is this CA's, for a device, in time, and the
+//! register admits its device.
 
 use std::{fmt, sync::Arc};
 
@@ -49,16 +50,21 @@ impl ClientCertVerifier for DeviceVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let certificate =
-            Certificate::from_der(end_entity).map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        // A device that slept past its certificate's end may come in to renew it; the policy lets it do nothing else.
+        let certificate = Certificate::from_der(end_entity)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
+        // A device that slept past its certificate's end may come in to renew it; the policy lets
+        // it do nothing else.
         let late = now.as_secs() as i64 - certificate.not_after;
         let judged_at = match u64::try_from(certificate.not_after) {
-            Ok(end) if (1..=RECOVER_WITHIN).contains(&late) => UnixTime::since_unix_epoch(std::time::Duration::from_secs(end)),
+            Ok(end) if (1..=RECOVER_WITHIN).contains(&late) => {
+                UnixTime::since_unix_epoch(std::time::Duration::from_secs(end))
+            }
             _ => now,
         };
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, judged_at)?;
-        self.policy.admit(&certificate).map_err(|_| Error::InvalidCertificate(CertificateError::Revoked))?;
+        self.policy
+            .admit(&certificate)
+            .map_err(|_| Error::InvalidCertificate(CertificateError::Revoked))?;
         Ok(verified)
     }
 

@@ -1,5 +1,5 @@
-//! What the carriers cost, and what a change between them costs a running answer: UDP and SSH through `adit`, beside `ssh -L` to the
-//! same sshd and beside no tunnel at all, in the same run.
+//! What the carriers cost, and what a change between them costs a running answer: UDP and SSH
+//! through `adit`, beside `ssh -L` to the same sshd and beside no tunnel at all, in the same run.
 //!
 //! `cargo bench -p adit-tests --bench carriers`. Needs OpenSSH's server and client.
 
@@ -28,7 +28,11 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 const ROUNDS: usize = 3;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(async {
         if !Sshd::is_there() {
             return println!("there is no OpenSSH server and client here: nothing to measure");
@@ -48,7 +52,8 @@ async fn from_the_first_command() {
         let mut crossroads = Crossroads::new(PROGRAM, &[]).await;
         crossroads.device = crossroads.world.stranger("newcomer");
         let began = Instant::now();
-        let enrolled = crossroads.command(&["enroll", &crossroads.sshd.url, "--device", "newcomer"]).output();
+        let enrolled =
+            crossroads.command(&["enroll", &crossroads.sshd.url, "--device", "newcomer"]).output();
         assert!(enrolled.await.is_ok_and(|out| out.status.success()));
         let enrolled = began.elapsed();
         let up = crossroads.up(&[]).await;
@@ -58,14 +63,21 @@ async fn from_the_first_command() {
         took.push([enrolled, ready, began.elapsed()].map(|t| t.as_secs_f64() * 1e3));
     }
     let median = |i: usize| quantile(&mut took.iter().map(|t| t[i]).collect::<Vec<_>>(), 0.5);
-    println!("first command to: enrolled {:.0} ms, tunnel up {:.0} ms, first token {:.0} ms", median(0), median(1), median(2));
+    println!(
+        "first command to: enrolled {:.0} ms, tunnel up {:.0} ms, first token {:.0} ms",
+        median(0),
+        median(1),
+        median(2)
+    );
 }
 
 /// The largest gap in an answer of 20 tokens a second, in ms.
 async fn changes() {
-    for (what, flags) in
-        [("ssh dies", ["--carrier", "ssh"]), ("UDP appears", ["--carrier", "auto"]), ("UDP is blocked", ["--carrier", "auto"])]
-    {
+    for (what, flags) in [
+        ("ssh dies", ["--carrier", "ssh"]),
+        ("UDP appears", ["--carrier", "auto"]),
+        ("UDP is blocked", ["--carrier", "auto"]),
+    ] {
         let mut gaps = Vec::new();
         for _ in 0..ROUNDS {
             let mut crossroads = Crossroads::new(PROGRAM, &[]).await;
@@ -93,7 +105,9 @@ async fn changes() {
             gaps.push(watched.await.expect("no panic"));
         }
         let (median, worst) = (quantile(&mut gaps, 0.5), quantile(&mut gaps, 1.0));
-        println!("largest gap at 50 ms a token when {what:<15} median {median:>6.0} ms, worst {worst:>6.0} ms");
+        println!(
+            "largest gap at 50 ms a token when {what:<15} median {median:>6.0} ms, worst {worst:>6.0} ms"
+        );
     }
 }
 
@@ -107,7 +121,10 @@ async fn largest_gap(mut app: TcpStream, during: Duration) -> f64 {
     let (began, mut last, mut largest) = (Instant::now(), Instant::now(), Duration::ZERO);
     let mut block = [0; 65_536];
     while began.elapsed() < during {
-        let read = tokio::time::timeout(SOON, app.read(&mut block)).await.expect("in time").expect("it goes on");
+        let read = tokio::time::timeout(SOON, app.read(&mut block))
+            .await
+            .expect("in time")
+            .expect("it goes on");
         assert!(read > 0, "an answer was cut");
         largest = largest.max(last.elapsed());
         last = Instant::now();
@@ -118,7 +135,8 @@ async fn largest_gap(mut app: TcpStream, during: Duration) -> f64 {
 /// Latency and bulk, each way in turn.
 async fn costs() {
     let upstream = Upstream::start().await;
-    let direct: SocketAddr = upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
+    let direct: SocketAddr =
+        upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
     let crossroads = Crossroads::new(PROGRAM, &["--upstream", &upstream.flag("tcp")]).await;
     tokio::spawn(serve(upstream));
     let (forwarded, _ssh) = forward(&crossroads.sshd, direct).await;
@@ -139,7 +157,10 @@ async fn costs() {
             up_bulk.push(upload(to).await);
         }
     }
-    println!("{:<34} {:>10} {:>10} {:>10} {:>10}", "", "direct", "ssh -L", "adit, ssh", "adit, udp");
+    println!(
+        "{:<34} {:>10} {:>10} {:>10} {:>10}",
+        "", "direct", "ssh -L", "adit, ssh", "adit, udp"
+    );
     let rows = [
         ("small request, p50, µs", 0, 0.5),
         ("new connection, p50, µs", 1, 0.5),
@@ -156,11 +177,17 @@ async fn costs() {
 
 /// `ssh -L` to the same sshd.
 async fn forward(sshd: &Sshd, to: SocketAddr) -> (SocketAddr, Child) {
-    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port");
     let mut command = Command::new(&sshd.ssh);
     let url = sshd.url.clone();
     command.args(["-N", "-o", "ExitOnForwardFailure=yes", "-L", &format!("{free}:{to}"), &url]);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit()).kill_on_drop(true).spawn();
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::inherit())
+        .kill_on_drop(true)
+        .spawn();
     let listens = async {
         while TcpStream::connect(free).await.is_err() {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,6 +1,7 @@
 //! What the gate costs: the same service as `tcp` and as `http`, in turn, in the same run.
 //!
-//! `cargo bench -p adit-tests --bench gate`. Absolute figures belong to the machine; the differences are what counts.
+//! `cargo bench -p adit-tests --bench gate`. Absolute figures belong to the machine; the
+//! differences are what counts.
 
 #![allow(missing_docs)]
 
@@ -32,14 +33,21 @@ const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost:11434\r\nUser-
 const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 20\r\n\r\n{\"version\":\"0.33.0\"}";
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(run());
 }
 
 async fn run() {
     let upstream = Arc::new(Upstream::start().await);
-    let direct: SocketAddr = upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
-    let of = async |kind: &str| World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag(kind)]).await;
+    let direct: SocketAddr =
+        upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
+    let of = async |kind: &str| {
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag(kind)]).await
+    };
     let (tcp, http) = (of("tcp").await, of("http").await);
     let began = Instant::now();
     let serving = upstream.clone();
@@ -61,7 +69,11 @@ async fn run() {
     for (what, at) in [("small request, kept connection", 0), ("a token's lateness", 1)] {
         for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
             let [direct, tcp, http] = [0, 1, 2].map(|way| quantile(&mut samples[way][at], q));
-            println!("{:<40} {direct:>10.1} {tcp:>10.1} {http:>10.1} {:>+10.1}", format!("{what}, {name}"), http - tcp);
+            println!(
+                "{:<40} {direct:>10.1} {tcp:>10.1} {http:>10.1} {:>+10.1}",
+                format!("{what}, {name}"),
+                http - tcp
+            );
         }
     }
 }
@@ -112,8 +124,11 @@ async fn tokens(to: SocketAddr, began: Instant) -> Vec<f64> {
     let mut all = Vec::with_capacity(TOKENS);
     for _ in 0..TOKENS {
         let token = raw::read_exactly(&mut tcp, TOKEN + 6).await;
-        let made: u128 =
-            String::from_utf8_lossy(&token[4..]).split_whitespace().next().and_then(|n| n.parse().ok()).expect("a time");
+        let made: u128 = String::from_utf8_lossy(&token[4..])
+            .split_whitespace()
+            .next()
+            .and_then(|n| n.parse().ok())
+            .expect("a time");
         all.push(began.elapsed().as_nanos().saturating_sub(made) as f64 / 1e3);
     }
     all

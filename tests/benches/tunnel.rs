@@ -1,6 +1,8 @@
-//! What the tunnel costs: every row measured direct and through real `aditd` and `adit` processes, in turn, in the same run.
+//! What the tunnel costs: every row measured direct and through real `aditd` and `adit` processes,
+//! in turn, in the same run.
 //!
-//! `cargo bench -p adit-tests --bench tunnel`. Absolute figures belong to the machine; the differences and ratios are what counts.
+//! `cargo bench -p adit-tests --bench tunnel`. Absolute figures belong to the machine; the
+//! differences and ratios are what counts.
 
 #![allow(missing_docs)]
 
@@ -18,15 +20,22 @@ const ROUNDS: usize = 3;
 const IDLE: usize = 1000;
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(run());
 }
 
 async fn run() {
     common::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
-    let direct: SocketAddr = upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("tcp")]).await;
+    let direct: SocketAddr =
+        upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("tcp")])
+            .await;
     tokio::spawn(serve(upstream));
     let up = world.up("bench").await;
     let ways = [("direct", direct), ("adit", up.address)];
@@ -63,7 +72,11 @@ impl Pair {
     fn print(&mut self, what: &str, unit: &str) {
         for (name, q) in [("p50", 0.5), ("p99", 0.99)] {
             let [direct, adit] = [0, 1].map(|i| quantile(&mut self.0[i], q));
-            println!("{:<44} {direct:>12.0} {adit:>12.0} {:>+9.0} {unit}", format!("{what}, {name}"), adit - direct);
+            println!(
+                "{:<44} {direct:>12.0} {adit:>12.0} {:>+9.0} {unit}",
+                format!("{what}, {name}"),
+                adit - direct
+            );
         }
     }
 
@@ -85,5 +98,9 @@ async fn memory(world: &World, up: tests::world::Up) {
     let each = |before: u64, after: u64| (after.saturating_sub(before)) as f64 / IDLE as f64;
     println!("resident memory now, server and client: {} and {} KiB", before.0, before.1);
     println!("… with {IDLE} idle connections:         {} and {} KiB", after.0, after.1);
-    println!("each idle connection:                   {:.1} and {:.1} KiB", each(before.0, after.0), each(before.1, after.1));
+    println!(
+        "each idle connection:                   {:.1} and {:.1} KiB",
+        each(before.0, after.0),
+        each(before.1, after.1)
+    );
 }

@@ -1,4 +1,5 @@
-//! Keys, certificates and enrollments that a test makes itself, with an authority of its own or with that of a server.
+//! Keys, certificates and enrollments that a test makes itself, with an authority of its own or
+//! with that of a server.
 
 use std::{
     fs,
@@ -51,7 +52,8 @@ impl Authority {
     }
 }
 
-/// A certificate for this device and key, whatever an honest server would say to it, issued at this time.
+/// A certificate for this device and key, whatever an honest server would say to it, issued at this
+/// time.
 pub fn issued(ca: &Ca, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> CertificateDer<'static> {
     let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
     ca.issue_device(id, &key, at, LIFE).expect("a certificate").certificate
@@ -70,7 +72,9 @@ pub fn key_pair(device: &Device) -> KeyPair {
 /// A chain and its key, as rustls wants them.
 pub fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    Arc::new(CertifiedKey::from_der(chain, key, &tls::provider()).expect("a certificate and its key"))
+    Arc::new(
+        CertifiedKey::from_der(chain, key, &tls::provider()).expect("a certificate and its key"),
+    )
 }
 
 /// A request for a certificate, which asks for nothing.
@@ -88,8 +92,11 @@ pub fn parse(code: &str) -> Invitation {
 
 /// A connection to the door that an invitation opens.
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
-    let config =
-        dial::config(tls::enroll_client(invitation.ca).expect("TLS"), &invitation.secret.door_key(), transport::IDLE_TIMEOUT);
+    let config = dial::config(
+        tls::enroll_client(invitation.ca).expect("TLS"),
+        &invitation.secret.door_key(),
+        transport::IDLE_TIMEOUT,
+    );
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }
 

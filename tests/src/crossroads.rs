@@ -32,11 +32,13 @@ impl Crossroads {
         let device = world.stranger("laptop");
         let this = Self { world, path, sshd, device };
         let enrolled = this.command(&["enroll", &this.sshd.url, "--device", "laptop"]).output();
-        let enrolled = tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
+        let enrolled =
+            tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
         assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
         // A loopback address is not believed over SSH: it has to be known.
         let file = this.device.dir.join("servers/default/identity.json");
-        let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");
+        let mut identity: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");
         identity["addresses"] = vec![this.path.address.to_string()].into();
         std::fs::write(&file, identity.to_string()).expect("written");
         this

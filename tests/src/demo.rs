@@ -1,4 +1,5 @@
-//! The demo: a server, a device, an answer through the tunnel, what that costs, and the device's end. Real processes, one command.
+//! The demo: a server, a device, an answer through the tunnel, what that costs, and the device's
+//! end. Real processes, one command.
 
 mod http;
 mod measure;
@@ -24,17 +25,20 @@ use self::{
     stage::{DEVICE, Stage},
 };
 
-/// Show Adit at work on this machine: enroll a device, ask Ollama through the tunnel, measure, revoke
+/// Show Adit at work on this machine: enroll a device, ask Ollama through the tunnel, measure,
+/// revoke
 ///
-/// It needs no root, and no Ollama: without one a stand-in answers. It runs real `aditd` and `adit` processes in a
-/// temporary directory on free loopback ports, and leaves nothing behind. The exit code is 0 only if everything held.
+/// It needs no root, and no Ollama: without one a stand-in answers. It runs real `aditd` and `adit`
+/// processes in a temporary directory on free loopback ports, and leaves nothing behind. The exit
+/// code is 0 only if everything held.
 #[derive(Debug, Parser)]
 #[command(name = "adit-demo", version)]
 struct Args {
     /// Leave everything running before the revocation, until Ctrl-C
     #[arg(long)]
     keep: bool,
-    /// Ask this Ollama, which has to be on loopback [default: 127.0.0.1:11434 if one answers there, else a stand-in]
+    /// Ask this Ollama, which has to be on loopback [default: 127.0.0.1:11434 if one answers there,
+    /// else a stand-in]
     #[arg(long, value_name = "ADDR", conflicts_with = "stand_in", value_parser = source::address)]
     ollama: Option<SocketAddr>,
     /// Ask the stand-in even if there is an Ollama
@@ -52,14 +56,16 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     // The stand-in gets a thread of its own, as the process that it stands for has.
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e));
     report::finish(runtime.and_then(|runtime| runtime.block_on(demo(args))))
 }
 
 /// Plays, and clears up however that ended.
 async fn demo(args: Args) -> Result<(), Failure> {
-    let mut orders = Orders::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let mut orders =
+        Orders::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let screen = Screen::new();
     let mut stage = Stage::new()?;
     let dir = stage.dir().display().to_string();
@@ -77,7 +83,12 @@ async fn demo(args: Args) -> Result<(), Failure> {
     played.and(cleared)
 }
 
-async fn play(args: &Args, stage: &mut Stage, orders: &mut Orders, screen: &Screen) -> Result<(), Failure> {
+async fn play(
+    args: &Args,
+    stage: &mut Stage,
+    orders: &mut Orders,
+    screen: &Screen,
+) -> Result<(), Failure> {
     let (source, tunnel) = unless_stopped(orders, up_to_the_answer(args, stage, screen)).await?;
     if args.keep {
         return keep(stage, orders, &source, tunnel, screen).await;
@@ -87,7 +98,11 @@ async fn play(args: &Args, stage: &mut Stage, orders: &mut Orders, screen: &Scre
 }
 
 /// Everything before the revocation. Returns who answers, and where the tunnel begins.
-async fn up_to_the_answer(args: &Args, stage: &mut Stage, screen: &Screen) -> Result<(Source, SocketAddr), Failure> {
+async fn up_to_the_answer(
+    args: &Args,
+    stage: &mut Stage,
+    screen: &Screen,
+) -> Result<(Source, SocketAddr), Failure> {
     screen.talk(format_args!(
         "Adit from an invitation to a revocation, with a server and a laptop that are both this machine.\n\
          Their state is in {}, which is gone afterwards. The commands are those that\n\
@@ -115,7 +130,9 @@ async fn up_to_the_answer(args: &Args, stage: &mut Stage, screen: &Screen) -> Re
     screen.output(&enrolled.stderr);
     screen.command(At::Laptop, "adit up");
     let tunnel = stage.up().await?;
-    screen.talk(format_args!("The tunnel is up: here Ollama is on http://{tunnel}, so that port 11434 stays as it is."));
+    screen.talk(format_args!(
+        "The tunnel is up: here Ollama is on http://{tunnel}, so that port 11434 stays as it is."
+    ));
 
     screen.heading("An answer through the tunnel");
     let question = source.question();
@@ -177,7 +194,10 @@ impl Orders {
     }
 }
 
-async fn unless_stopped<T>(orders: &mut Orders, part: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+async fn unless_stopped<T>(
+    orders: &mut Orders,
+    part: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     tokio::select! {
         // First: Ctrl-C reaches a command that is running too, and its failure is not the news.
         biased;

@@ -1,7 +1,8 @@
-//! The lab: a laptop's network and a server's, real ones to all who are in them, with a path between that does what real paths do.
+//! The lab: a laptop's network and a server's, real ones to all who are in them, with a path
+//! between that does what real paths do.
 //!
-//! Needs root and Linux. Each lab has two network namespaces of its own and touches nothing else on the machine; nothing is left
-//! behind, whatever ends the test.
+//! Needs root and Linux. Each lab has two network namespaces of its own and touches nothing else on
+//! the machine; nothing is left behind, whatever ends the test.
 
 mod answer;
 mod chance;
@@ -61,7 +62,10 @@ impl Lab {
             (false, ..) => skip::because("the lab needs root"),
             (_, false, _) => skip::because("there is no `ip` (iproute2)"),
             (.., false) => skip::because("there is no /dev/net/tun"),
-            _ => Namespace::new().is_err() && skip::because("this root may not make network namespaces"),
+            _ => {
+                Namespace::new().is_err()
+                    && skip::because("this root may not make network namespaces")
+            }
         }
     }
 
@@ -76,7 +80,14 @@ impl Lab {
         let (conditions, seen) = watch::channel(now);
         let ends = Ends { client: client.clone(), server: server.clone(), server_address: SERVER };
         let emulator = emulator::start(ends, seed, seen).expect("packets are carried");
-        Self { client, server, conditions: Some(conditions), emulator: Some(emulator), network: AtomicU8::new(0), seed }
+        Self {
+            client,
+            server,
+            conditions: Some(conditions),
+            emulator: Some(emulator),
+            network: AtomicU8::new(0),
+            seed,
+        }
     }
 
     /// Loses every packet from now on, both ways. Those on their way arrive.
@@ -94,12 +105,14 @@ impl Lab {
         self.change(|now| now.link = link);
     }
 
-    /// Loses packets longer than this many bytes without a word, as a misconfigured tunnel on the way does.
+    /// Loses packets longer than this many bytes without a word, as a misconfigured tunnel on the
+    /// way does.
     pub fn set_longest_packet(&self, bytes: usize) {
         self.change(|now| now.longest = bytes);
     }
 
-    /// Loses UDP and nothing else, or lets it pass again: both networks drop what comes in, as a firewall does that says nothing.
+    /// Loses UDP and nothing else, or lets it pass again: both networks drop what comes in, as a
+    /// firewall does that says nothing.
     ///
     /// # Panics
     /// If nftables refuses; see [`Lab::has_no_firewall`].
@@ -126,7 +139,9 @@ impl Lab {
     /// # Panics
     /// If it can't be taken.
     pub fn unplug(&self) {
-        self.client.ip(&format!("addr flush dev {DEVICE}\nlink set {DEVICE} down")).expect("no interface");
+        self.client
+            .ip(&format!("addr flush dev {DEVICE}\nlink set {DEVICE} down"))
+            .expect("no interface");
     }
 
     /// Brings it back, in another network.
@@ -135,10 +150,13 @@ impl Lab {
     /// If it does not come.
     pub fn plug_in(&self) {
         let network = self.network.fetch_add(1, Relaxed) + 1;
-        self.client.ip(&format!("link set {DEVICE} up\n{}", come_to(network))).expect("an interface");
+        self.client
+            .ip(&format!("link set {DEVICE} up\n{}", come_to(network)))
+            .expect("an interface");
     }
 
-    /// Puts the laptop behind an address translator that forgets a UDP flow after 30 s without a packet from inside.
+    /// Puts the laptop behind an address translator that forgets a UDP flow after 30 s without a
+    /// packet from inside.
     pub fn put_behind_nat(&self) {
         self.change(|now| now.nat = true);
     }

@@ -1,4 +1,5 @@
-//! A laptop that reaches a world's server by SSH alone: its `adit`, the sshd that it goes to, and the configuration that its ssh has.
+//! A laptop that reaches a world's server by SSH alone: its `adit`, the sshd that it goes to, and
+//! the configuration that its ssh has.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -28,13 +29,22 @@ impl Laptop {
     /// A laptop whose key may do everything at the server.
     pub async fn new(world: &World) -> Self {
         let sshd = Sshd::start(&world.scratch("sshd"), &remote_aditd(world)).await;
-        Self { device: world.stranger("laptop"), sshd, environment: Vec::new(), devices: AtomicUsize::new(1) }
+        Self {
+            device: world.stranger("laptop"),
+            sshd,
+            environment: Vec::new(),
+            devices: AtomicUsize::new(1),
+        }
     }
 
     /// An `adit` command with this laptop's ssh.
     pub fn command(&self, world: &World, args: &[&str]) -> tokio::process::Command {
         let mut command = world.programs.command("adit", args);
-        command.arg("--state-dir").arg(&self.device.dir).env("ADIT_SSH", &self.sshd.ssh).env_remove("SSH_AUTH_SOCK");
+        command
+            .arg("--state-dir")
+            .arg(&self.device.dir)
+            .env("ADIT_SSH", &self.sshd.ssh)
+            .env_remove("SSH_AUTH_SOCK");
         command.envs(self.environment.iter().cloned());
         command
     }
@@ -48,7 +58,11 @@ impl Laptop {
     /// `adit enroll` at the sshd, each time as another device, with more arguments.
     pub async fn enroll(&self, world: &World, more: &[&str]) -> Ended {
         let device = format!("laptop-{}", self.devices.fetch_add(1, Relaxed));
-        self.adit(world, &[&["enroll", &self.sshd.url, "--replace", "--device", &device], more].concat()).await
+        self.adit(
+            world,
+            &[&["enroll", &self.sshd.url, "--replace", "--device", &device], more].concat(),
+        )
+        .await
     }
 
     /// Enrolls.
@@ -57,12 +71,17 @@ impl Laptop {
     /// If that fails.
     pub async fn enrolled(&self, world: &World, more: &[&str]) {
         let enrolled = self.enroll(world, more).await;
-        assert!(enrolled.code == Some(0) && enrolled.stderr.contains("Enrolled as laptop"), "{}", enrolled.stderr);
+        assert!(
+            enrolled.code == Some(0) && enrolled.stderr.contains("Enrolled as laptop"),
+            "{}",
+            enrolled.stderr
+        );
     }
 
     /// `adit up`, ready.
     pub async fn up(&self, world: &World, more: &[&str]) -> Up {
-        let command = self.command(world, &[&["up", "-v", "--listen", "127.0.0.1:0"], more].concat());
+        let command =
+            self.command(world, &[&["up", "-v", "--listen", "127.0.0.1:0"], more].concat());
         let mut adit = Process::spawn(command, "adit").expect("it starts");
         adit.ready().await.expect("ready");
         let log = adit.log();
@@ -93,6 +112,7 @@ pub fn remote_aditd(world: &World) -> PathBuf {
         real.display()
     );
     std::fs::write(dir.join("aditd"), script).expect("written");
-    std::fs::set_permissions(dir.join("aditd"), std::fs::Permissions::from_mode(0o700)).expect("chmod");
+    std::fs::set_permissions(dir.join("aditd"), std::fs::Permissions::from_mode(0o700))
+        .expect("chmod");
     dir
 }

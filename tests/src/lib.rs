@@ -1,4 +1,5 @@
-//! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in for Ollama.
+//! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in
+//! for Ollama.
 
 pub mod credentials;
 pub mod crossroads;

@@ -1,4 +1,5 @@
-//! Load for the benchmarks: a service that answers by the first byte it gets, and what is measured on the way to it.
+//! Load for the benchmarks: a service that answers by the first byte it gets, and what is measured
+//! on the way to it.
 
 use std::{
     net::SocketAddr,
@@ -103,7 +104,9 @@ pub async fn upload(to: SocketAddr) -> f64 {
     }
     tcp.shutdown().await.expect("half-closed");
     let arrived = raw::read_exactly(&mut tcp, 8).await;
-    u64::from_le_bytes(arrived.try_into().expect("eight bytes")) as f64 / started.elapsed().as_secs_f64() / 1e6
+    u64::from_le_bytes(arrived.try_into().expect("eight bytes")) as f64
+        / started.elapsed().as_secs_f64()
+        / 1e6
 }
 
 /// Microseconds since this process began; the service and its client share it.

@@ -1,9 +1,10 @@
 //! A stand-in for Ollama, for tests and for the demo.
 //!
-//! It speaks HTTP as Ollama does where a tunnel could notice the difference: one flush per token, headers that
-//! come only with the first token, an early answer to an upload nobody needs, and a generation that is cancelled
-//! as soon as the client's side of the connection ends. Its answers depend on the request alone (no clock, no
-//! chance), so two ways to the same stand-in can be compared byte for byte.
+//! It speaks HTTP as Ollama does where a tunnel could notice the difference: one flush per token,
+//! headers that come only with the first token, an early answer to an upload nobody needs, and a
+//! generation that is cancelled as soon as the client's side of the connection ends. Its answers
+//! depend on the request alone (no clock, no chance), so two ways to the same stand-in can be
+//! compared byte for byte.
 
 mod blobs;
 mod bytes;
@@ -36,8 +37,8 @@ use tokio::{
 
 use self::{blobs::Blobs, counters::Tally};
 
-/// How long a connection that was answered early stays up, as long as Go's HTTP server leaves it: enough for the
-/// client to read the answer before the reset that unread data in the socket brings.
+/// How long a connection that was answered early stays up, as long as Go's HTTP server leaves it:
+/// enough for the client to read the answer before the reset that unread data in the socket brings.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How a stand-in behaves.
@@ -45,7 +46,8 @@ const LINGER: Duration = Duration::from_millis(500);
 pub struct Options {
     /// Where it listens; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// From one token to the next; zero sends as fast as the client reads, still one flush per token.
+    /// From one token to the next; zero sends as fast as the client reads, still one flush per
+    /// token.
     pub token_interval: Duration,
     /// From a request to its first token, and so to its headers.
     pub load_time: Duration,
@@ -94,8 +96,13 @@ impl Ollama {
         self.app.tally.now()
     }
 
-    /// Waits until `pred` holds for the counters; `Err` carries what they were when the time was up.
-    pub async fn wait_for(&self, pred: impl Fn(&Counters) -> bool, within: Duration) -> Result<Counters, Counters> {
+    /// Waits until `pred` holds for the counters; `Err` carries what they were when the time was
+    /// up.
+    pub async fn wait_for(
+        &self,
+        pred: impl Fn(&Counters) -> bool,
+        within: Duration,
+    ) -> Result<Counters, Counters> {
         self.app.tally.wait_for(pred, within).await
     }
 
@@ -138,11 +145,15 @@ async fn connection(stream: TcpStream, app: Arc<App>) {
     }
     let app = Arc::clone(&app);
     let served = http1::Builder::new()
-        // A half-close cancels: hyper then drops the handler or the body, and with it the generation.
+        // A half-close cancels: hyper then drops the handler or the body, and with it the
+        // generation.
         .half_close(false)
         .header_read_timeout(None)
         .title_case_headers(true)
-        .serve_connection(TokioIo::new(stream), service_fn(move |request| routes::answer(Arc::clone(&app), request)))
+        .serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| routes::answer(Arc::clone(&app), request)),
+        )
         .without_shutdown()
         .await;
     if let Ok(parts) = served {
@@ -150,8 +161,8 @@ async fn connection(stream: TcpStream, app: Arc<App>) {
     }
 }
 
-/// Ends our side, then closes: at once if the client has ended too, else after [`LINGER`] with whatever it still
-/// sends left unread, as Go's HTTP server does.
+/// Ends our side, then closes: at once if the client has ended too, else after [`LINGER`] with
+/// whatever it still sends left unread, as Go's HTTP server does.
 async fn hang_up(mut stream: TcpStream) {
     if stream.shutdown().await.is_err() {
         return;

@@ -19,15 +19,15 @@ pub struct Ordinary {
 impl Ordinary {
     const NOBODY: u32 = 65534;
 
-    /// Somebody who can run the programs in the file `this`, where that can be had; elsewhere it says that a test is skipped.
+    /// Somebody who can run the programs in the file `this`, where that can be had; elsewhere it
+    /// says that a test is skipped.
     ///
     /// # Panics
     /// If there is no place for them.
     pub fn new(this: &str) -> Option<Self> {
-        let as_root = fs::read_to_string("/proc/self/status")
-            .ok()?
-            .lines()
-            .any(|line| line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0")));
+        let as_root = fs::read_to_string("/proc/self/status").ok()?.lines().any(|line| {
+            line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0"))
+        });
         let dir = tempfile::tempdir().expect("a directory");
         chmod(dir.path(), 0o711);
         for name in ["adit", "aditd"] {
@@ -68,7 +68,12 @@ impl Ordinary {
         } else {
             Command::new(&program)
         };
-        let out = command.args(args).env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").stdin(Stdio::null()).output();
+        let out = command
+            .args(args)
+            .env("NO_COLOR", "1")
+            .env_remove("JOURNAL_STREAM")
+            .stdin(Stdio::null())
+            .output();
         out.ok().map(Ended::from)
     }
 }

@@ -63,7 +63,12 @@ pub fn check_body(bytes: &[u8], cuts: &[usize]) {
         }
         Ok((taken, body.is_over(), text))
     };
-    for length in [BodyLength::Chunked, BodyLength::Known(0), BodyLength::Known(7), BodyLength::Known(u64::MAX)] {
+    for length in [
+        BodyLength::Chunked,
+        BodyLength::Known(0),
+        BodyLength::Known(7),
+        BodyLength::Known(u64::MAX),
+    ] {
         let whole = follow(length, &[bytes]);
         assert_eq!(follow(length, &parts(bytes, cuts)), whole);
         if let Ok((taken, over, text)) = whole {
@@ -134,7 +139,15 @@ pub fn check_names(bytes: &[u8]) {
     let target = Target::new(&text);
     let _ = route("POST", target);
     if target.canonical {
-        assert!(!target.path.contains("//") && !target.path.contains("/../") && !target.path.contains("/./"), "{text}");
-        assert!(!target.path.contains('\\') && !target.path.to_ascii_lowercase().contains("%2f"), "{text}");
+        assert!(
+            !target.path.contains("//")
+                && !target.path.contains("/../")
+                && !target.path.contains("/./"),
+            "{text}"
+        );
+        assert!(
+            !target.path.contains('\\') && !target.path.to_ascii_lowercase().contains("%2f"),
+            "{text}"
+        );
     }
 }

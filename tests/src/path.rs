@@ -74,7 +74,12 @@ async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<AtomicBool>) 
     }
 }
 
-async fn answers(from: Arc<UdpSocket>, front: Arc<UdpSocket>, client: SocketAddr, cut: Arc<AtomicBool>) {
+async fn answers(
+    from: Arc<UdpSocket>,
+    front: Arc<UdpSocket>,
+    client: SocketAddr,
+    cut: Arc<AtomicBool>,
+) {
     let mut datagram = vec![0; 65_536];
     loop {
         // A server that is not there for a while (ICMP) may come back.

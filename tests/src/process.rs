@@ -1,4 +1,5 @@
-//! Real `adit` and `aditd` processes: started, waited for until they are ready, listened to, and ended with their owner.
+//! Real `adit` and `aditd` processes: started, waited for until they are ready, listened to, and
+//! ended with their owner.
 
 use std::{
     ffi::OsStr,
@@ -25,7 +26,8 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// Makes `adit` and `aditd` in `dir` out of the program `this`, which looks at its own name (see [`run_as_named`]).
+    /// Makes `adit` and `aditd` in `dir` out of the program `this`, which looks at its own name
+    /// (see [`run_as_named`]).
     pub fn link(this: &Path, dir: &Path) -> io::Result<Self> {
         for name in ["adit", "aditd"] {
             std::os::unix::fs::symlink(this, dir.join(name))?;
@@ -37,7 +39,9 @@ impl Programs {
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(self.dir.join(program));
         command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ADIT")) {
+        for (name, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ADIT"))
+        {
             command.env_remove(name);
         }
         command.env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
@@ -47,7 +51,8 @@ impl Programs {
     /// Runs a command to its end, with `input` on its standard input.
     pub async fn run(&self, program: &str, args: &[&str], input: &str) -> io::Result<Ended> {
         let mut command = self.command(program, args);
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
             // It may end without reading.
             let _ = stdin.write_all(input.as_bytes()).await;
@@ -103,7 +108,11 @@ pub struct Ended {
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
         let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-        Self { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+        Self {
+            code: output.status.code(),
+            stdout: text(output.stdout),
+            stderr: text(output.stderr),
+        }
     }
 }
 
@@ -127,7 +136,11 @@ impl Process {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path)?;
-        let mut child = command.env("NOTIFY_SOCKET", &path).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+        let mut child = command
+            .env("NOTIFY_SOCKET", &path)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
         let stderr = child.stderr.take().ok_or(io::ErrorKind::BrokenPipe)?;
         let (keep, log) = watch::channel(String::new());
         tokio::spawn(async move {
@@ -188,15 +201,19 @@ impl Process {
     /// # Panics
     /// If it doesn't.
     pub async fn says(&mut self, text: &str) {
-        let said =
-            tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text))).await.is_ok_and(|said| said.is_ok());
+        let said = tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text)))
+            .await
+            .is_ok_and(|said| said.is_ok());
         assert!(said, "{} never said `{text}`:\n{}", self.name, self.log());
     }
 
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
         // The shell's own: there need not be a program of that name.
-        let sent = std::process::Command::new("sh").arg("-c").arg(format!("kill -{name} {}", self.pid())).status();
+        let sent = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -{name} {}", self.pid()))
+            .status();
         assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {}", self.pid());
     }
 
@@ -226,7 +243,8 @@ impl Process {
 
     /// Resident memory, in KiB.
     pub fn rss(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     }

@@ -1,4 +1,5 @@
-//! Plain sockets on both sides of a tunnel, for tests that care about every byte and about how a connection ends.
+//! Plain sockets on both sides of a tunnel, for tests that care about every byte and about how a
+//! connection ends.
 
 use std::{io, net::SocketAddr};
 
@@ -37,7 +38,9 @@ pub async fn connect(to: SocketAddr) -> TcpStream {
 /// If it doesn't end soon.
 pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
     let mut all = Vec::new();
-    let read = tokio::time::timeout(SOON, tcp.read_to_end(&mut all)).await.expect("the peer ends the connection");
+    let read = tokio::time::timeout(SOON, tcp.read_to_end(&mut all))
+        .await
+        .expect("the peer ends the connection");
     let ending = match read {
         Ok(_) => Ending::Closed,
         Err(e) if e.kind() == io::ErrorKind::ConnectionReset => Ending::Reset,
@@ -52,7 +55,10 @@ pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
 /// If they don't come soon.
 pub async fn read_exactly(tcp: &mut TcpStream, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
-    tokio::time::timeout(SOON, tcp.read_exact(&mut bytes)).await.expect("in time").expect("all bytes");
+    tokio::time::timeout(SOON, tcp.read_exact(&mut bytes))
+        .await
+        .expect("in time")
+        .expect("all bytes");
     bytes
 }
 
@@ -67,18 +73,26 @@ pub async fn exchange(to: SocketAddr, request: &str) -> String {
 
 /// A POST of JSON on a connection of its own, as bytes.
 pub fn post(path: &str, json: &str) -> String {
-    format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}", json.len())
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}",
+        json.len()
+    )
 }
 
 /// A request for an answer of `tokens` tokens that depends on `seed` alone.
 pub fn generate(tokens: i64, seed: u64) -> String {
-    let json = format!(r#"{{"model":"stand-in:latest","prompt":"x","options":{{"num_predict":{tokens},"seed":{seed}}}}}"#);
+    let json = format!(
+        r#"{{"model":"stand-in:latest","prompt":"x","options":{{"num_predict":{tokens},"seed":{seed}}}}}"#
+    );
     post("/api/generate", &json)
 }
 
 /// An answer without its only header that changes.
 pub fn without_date(answer: &str) -> String {
-    answer.split_inclusive("\r\n").filter(|line| !line.to_ascii_lowercase().starts_with("date:")).collect()
+    answer
+        .split_inclusive("\r\n")
+        .filter(|line| !line.to_ascii_lowercase().starts_with("date:"))
+        .collect()
 }
 
 /// A listener that is a service of its own, to be named with `--upstream`.
@@ -109,7 +123,10 @@ impl Upstream {
     /// # Panics
     /// If none comes soon.
     pub async fn accept(&self) -> TcpStream {
-        let (tcp, _) = tokio::time::timeout(SOON, self.listener.accept()).await.expect("a connection").expect("accepted");
+        let (tcp, _) = tokio::time::timeout(SOON, self.listener.accept())
+            .await
+            .expect("a connection")
+            .expect("accepted");
         tcp.set_nodelay(true).expect("nodelay");
         tcp
     }

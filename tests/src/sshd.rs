@@ -1,4 +1,5 @@
-//! A real sshd of a test's own: its own keys, configuration and port, and a client configuration that knows only it.
+//! A real sshd of a test's own: its own keys, configuration and port, and a client configuration
+//! that knows only it.
 
 use std::{
     fs,
@@ -20,7 +21,8 @@ pub struct Sshd {
     pub ssh: PathBuf,
     /// Where it listens.
     pub address: SocketAddr,
-    /// Where its files are: `host` and `user` (keys), `authorized_keys`, `known_hosts`, `ssh_config`.
+    /// Where its files are: `host` and `user` (keys), `authorized_keys`, `known_hosts`,
+    /// `ssh_config`.
     pub dir: PathBuf,
     /// What it takes for /etc/shadow, if not the machine's own.
     shadow: Option<PathBuf>,
@@ -46,7 +48,8 @@ impl Sshd {
         keygen(&dir.join("host"), &["-t", "ed25519", "-N", ""]);
         keygen(&dir.join("user"), &["-t", "ed25519", "-N", ""]);
         // Given up again just before sshd takes it: sshd can't say which free port it took.
-        let address = std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port");
+        let address =
+            std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port");
         let d = dir.display();
         let config = format!(
             "ListenAddress {address}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\
@@ -56,10 +59,12 @@ impl Sshd {
         );
         fs::write(dir.join("sshd_config"), config).expect("written");
         let ssh = dir.join("ssh");
-        fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n")).expect("written");
+        fs::write(&ssh, format!("#!/bin/sh\nexec ssh -F {d}/ssh_config \"$@\"\n"))
+            .expect("written");
         fs::set_permissions(&ssh, fs::Permissions::from_mode(0o700)).expect("chmod");
         let url = format!("ssh://{}@{address}", user_name());
-        let sshd = Self { url, ssh, address, dir: dir.to_owned(), shadow: None, child: run(dir, None) };
+        let sshd =
+            Self { url, ssh, address, dir: dir.to_owned(), shadow: None, child: run(dir, None) };
         sshd.authorize("user", "");
         sshd.know(&sshd.line());
         sshd.client("StrictHostKeyChecking yes\nBatchMode yes\n");
@@ -93,7 +98,13 @@ impl Sshd {
 
     /// The command by which a person logs in there.
     pub fn by_hand(&self) -> String {
-        format!("{} -p {} {}@{}", self.ssh.display(), self.address.port(), user_name(), self.address.ip())
+        format!(
+            "{} -p {} {}@{}",
+            self.ssh.display(),
+            self.address.port(),
+            user_name(),
+            self.address.ip()
+        )
     }
 
     /// Its line in known_hosts.
@@ -125,11 +136,12 @@ impl Sshd {
         self.restart().await;
     }
 
-    /// Starts it again so that this very user logs in with a password alone, of which this is the hash (crypt(5)), and only here: in a
-    /// mount namespace of its own. For root.
+    /// Starts it again so that this very user logs in with a password alone, of which this is the
+    /// hash (crypt(5)), and only here: in a mount namespace of its own. For root.
     pub async fn take_password(&mut self, hash: &str, lines: &str) {
         let shadow = self.dir.join("shadow");
-        fs::write(&shadow, format!("{}:{hash}:20000:0:99999:7:::\n", user_name())).expect("written");
+        fs::write(&shadow, format!("{}:{hash}:20000:0:99999:7:::\n", user_name()))
+            .expect("written");
         fs::set_permissions(&shadow, fs::Permissions::from_mode(0o600)).expect("chmod");
         self.shadow = Some(shadow);
         self.configure(&format!("PubkeyAuthentication no\n{lines}")).await;
@@ -142,8 +154,10 @@ impl Sshd {
         }
         // Its children are the connections.
         let pid = self.child.id();
-        let _ =
-            Command::new("sh").arg("-c").arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children) 2>/dev/null")).status();
+        let _ = Command::new("sh")
+            .arg("-c")
+            .arg(format!("kill -9 {pid} $(cat /proc/{pid}/task/*/children) 2>/dev/null"))
+            .status();
         let _ = self.child.wait();
     }
 
@@ -181,7 +195,13 @@ impl Agent {
     pub async fn start(dir: &Path, keys: &[&Path]) -> Self {
         let socket = dir.join("agent.sock");
         let mut command = Command::new("ssh-agent");
-        command.arg("-D").arg("-a").arg(&socket).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+            .arg("-D")
+            .arg("-a")
+            .arg(&socket)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null());
         let agent = Self { child: command.spawn().expect("ssh-agent starts"), socket };
         let listens = async {
             while tokio::net::UnixStream::connect(&agent.socket).await.is_err() {
@@ -190,8 +210,12 @@ impl Agent {
         };
         tokio::time::timeout(crate::world::SOON, listens).await.expect("ssh-agent listens");
         for key in keys {
-            let added =
-                Command::new("ssh-add").arg("-q").arg(key).env("SSH_AUTH_SOCK", &agent.socket).stdin(Stdio::null()).output();
+            let added = Command::new("ssh-add")
+                .arg("-q")
+                .arg(key)
+                .env("SSH_AUTH_SOCK", &agent.socket)
+                .stdin(Stdio::null())
+                .output();
             assert!(added.as_ref().is_ok_and(|out| out.status.success()), "{added:?}");
         }
         agent
@@ -210,7 +234,13 @@ impl Drop for Agent {
 /// # Panics
 /// If it fails.
 pub fn keygen(path: &Path, arguments: &[&str]) {
-    let made = Command::new("ssh-keygen").arg("-q").args(arguments).arg("-f").arg(path).stdin(Stdio::null()).output();
+    let made = Command::new("ssh-keygen")
+        .arg("-q")
+        .args(arguments)
+        .arg("-f")
+        .arg(path)
+        .stdin(Stdio::null())
+        .output();
     assert!(made.as_ref().is_ok_and(|out| out.status.success()), "{made:?}");
 }
 
@@ -218,13 +248,21 @@ fn run(dir: &Path, shadow: Option<&Path>) -> Child {
     let mut command = match shadow {
         Some(shadow) => {
             let mut command = Command::new("unshare");
-            command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/shadow && exec \"$@\""]).arg(shadow).arg(SSHD);
+            command
+                .args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/shadow && exec \"$@\""])
+                .arg(shadow)
+                .arg(SSHD);
             command
         }
         None => Command::new(SSHD),
     };
     command.arg("-D").arg("-e").arg("-f").arg(dir.join("sshd_config"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("sshd starts")
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sshd starts")
 }
 
 /// Who runs this.

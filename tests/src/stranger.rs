@@ -1,4 +1,5 @@
-//! What a stranger could have got hold of and could try, at a server with one honest device and a service that counts.
+//! What a stranger could have got hold of and could try, at a server with one honest device and a
+//! service that counts.
 
 use std::{
     io::Read,
@@ -18,7 +19,10 @@ use common::{
     tls, transport,
     wire::{ALPN_TUNNEL, Code, Greeting, Hello, SERVER_NAME, StreamHead},
 };
-use quinn::{Connection, ConnectionError, Endpoint, ReadError, ReadToEndError, crypto::rustls::QuicClientConfig};
+use quinn::{
+    Connection, ConnectionError, Endpoint, ReadError, ReadToEndError,
+    crypto::rustls::QuicClientConfig,
+};
 use rcgen::KeyPair;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use server::ca::Ca;
@@ -36,7 +40,8 @@ use crate::{
     world::{Device, SOON, Up, World},
 };
 
-/// Looked at after the server has proved that it works off what it gets, so this only has to cover the way back.
+/// Looked at after the server has proved that it works off what it gets, so this only has to cover
+/// the way back.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// What the service says to whoever reaches it.
@@ -55,7 +60,8 @@ impl Service {
     /// Starts it on a port of its own.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let (address, reached) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+        let (address, reached) =
+            (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
         let mut task = tokio::task::JoinSet::new();
         let count = reached.clone();
         task.spawn(async move {
@@ -68,7 +74,8 @@ impl Service {
     }
 }
 
-/// A server with one honest device, a service that counts, and everything that a stranger could have got hold of.
+/// A server with one honest device, a service that counts, and everything that a stranger could
+/// have got hold of.
 pub struct Gate {
     /// The world.
     pub world: World,
@@ -109,7 +116,8 @@ impl Gate {
         Ca::open(&self.world.state()).expect("the authority")
     }
 
-    /// A certificate of the server's own authority that no honest server would issue now, and the key for it.
+    /// A certificate of the server's own authority that no honest server would issue now, and the
+    /// key for it.
     pub fn issued(&self, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> Arc<CertifiedKey> {
         certified(vec![credentials::issued(&self.ca(), id, key, at)], key)
     }
@@ -137,14 +145,20 @@ pub async fn assert_served(up: &Up) {
 }
 
 /// TLS as a client of ours does it, but for what a stranger may choose.
-pub fn crypto(profile: &Profile, identity: Option<Arc<CertifiedKey>>, alpn: &[&[u8]]) -> QuicClientConfig {
+pub fn crypto(
+    profile: &Profile,
+    identity: Option<Arc<CertifiedKey>>,
+    alpn: &[&[u8]],
+) -> QuicClientConfig {
     let roots = tls::roots(profile.ca().expect("a CA")).expect("roots");
     let builder = rustls::ClientConfig::builder_with_provider(tls::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3")
         .with_root_certificates(roots);
     let mut config = match identity {
-        Some(identity) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity))),
+        Some(identity) => {
+            builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(identity)))
+        }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
@@ -172,7 +186,8 @@ impl Outcome {
     }
 }
 
-/// Knocks with `door`, shakes hands, and at once greets and asks for the service, as if all were well.
+/// Knocks with `door`, shakes hands, and at once greets and asks for the service, as if all were
+/// well.
 pub async fn attempt(
     to: SocketAddr,
     profile: &Profile,
@@ -183,10 +198,11 @@ pub async fn attempt(
     let config = dial::config(crypto(profile, identity, alpn), door, transport::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
-    let connection = match tokio::time::timeout(SOON, connecting).await.expect("an answer of some kind") {
-        Ok(connection) => connection,
-        Err(e) => return Outcome::Out(e),
-    };
+    let connection =
+        match tokio::time::timeout(SOON, connecting).await.expect("an answer of some kind") {
+            Ok(connection) => connection,
+            Err(e) => return Outcome::Out(e),
+        };
     let greeted = async {
         let mut send = connection.open_uni().await.ok()?;
         let version = "stranger".to_owned();
@@ -211,7 +227,9 @@ pub async fn ask(connection: &Connection, first: &[u8]) -> Result<Vec<u8>, Code>
     let _ = send.finish();
     match tokio::time::timeout(SOON, recv.read_to_end(1 << 20)).await.expect("in time") {
         Ok(bytes) => Ok(bytes),
-        Err(ReadToEndError::Read(ReadError::Reset(code))) => Err(Code::from_number(code.into_inner()).expect("a code of ours")),
+        Err(ReadToEndError::Read(ReadError::Reset(code))) => {
+            Err(Code::from_number(code.into_inner()).expect("a code of ours"))
+        }
         Err(e) => panic!("{e}"),
     }
 }
@@ -245,12 +263,15 @@ impl Stranger {
     }
 }
 
-/// The first flight of a real QUIC client with this connection ID: the datagrams of its ClientHello.
+/// The first flight of a real QUIC client with this connection ID: the datagrams of its
+/// ClientHello.
 pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> {
     let sink = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let id = quinn_proto::ConnectionId::new(dst_cid);
-    config.transport_config(transport::settings(0, transport::IDLE_TIMEOUT)).initial_dst_cid_provider(Arc::new(move || id));
+    config
+        .transport_config(transport::settings(0, transport::IDLE_TIMEOUT))
+        .initial_dst_cid_provider(Arc::new(move || id));
     let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
     let to = sink.local_addr().expect("an address");
     let _connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
@@ -258,7 +279,10 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     // With a post-quantum key share it is two datagrams.
     while flight.len() < 2 {
         let mut datagram = vec![0; 2048];
-        let n = tokio::time::timeout(SOON, sink.recv(&mut datagram)).await.expect("in time").expect("received");
+        let n = tokio::time::timeout(SOON, sink.recv(&mut datagram))
+            .await
+            .expect("in time")
+            .expect("received");
         datagram.truncate(n);
         flight.push(datagram);
     }

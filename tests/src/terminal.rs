@@ -1,4 +1,5 @@
-//! A program at a terminal of its own, and a person who reads and types. The terminal is made by `script` (util-linux).
+//! A program at a terminal of its own, and a person who reads and types. The terminal is made by
+//! `script` (util-linux).
 
 use std::process::Stdio;
 
@@ -20,7 +21,10 @@ pub struct Terminal {
 impl Terminal {
     /// Whether this machine has what is needed.
     pub fn is_there() -> bool {
-        let out = std::process::Command::new("script").args(["-qefc", "true", "/dev/null"]).stdin(Stdio::null()).output();
+        let out = std::process::Command::new("script")
+            .args(["-qefc", "true", "/dev/null"])
+            .stdin(Stdio::null())
+            .output();
         out.is_ok_and(|out| out.status.success())
     }
 
@@ -30,17 +34,25 @@ impl Terminal {
     /// Without `script`.
     pub fn run(command: &Command) -> Self {
         let command = command.as_std();
-        let quoted = |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
-        let line: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
+        let quoted =
+            |word: &std::ffi::OsStr| format!("'{}'", word.to_string_lossy().replace('\'', r"'\''"));
+        let line: Vec<String> =
+            std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect();
         let mut script = Command::new("script");
-        script.args(["-qefc", &format!("exec {}", line.join(" ")), "/dev/null"]).env("SHELL", "/bin/sh");
+        script
+            .args(["-qefc", &format!("exec {}", line.join(" ")), "/dev/null"])
+            .env("SHELL", "/bin/sh");
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => script.env(name, value),
                 None => script.env_remove(name),
             };
         }
-        script.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        script
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
         let mut child = script.spawn().expect("script starts");
         let keyboard = child.stdin.take().expect("a keyboard");
         let mut output = child.stdout.take().expect("a screen");
@@ -62,14 +74,19 @@ impl Terminal {
         self.shows_times(text, 1).await;
     }
 
-    /// Waits until `text` has been on the screen so many times: who types before a prompt is there is seen.
+    /// Waits until `text` has been on the screen so many times: who types before a prompt is there
+    /// is seen.
     ///
     /// # Panics
     /// If it doesn't come.
     pub async fn shows_times(&mut self, text: &str, times: usize) {
         let shown = self.screen.wait_for(|screen| screen.matches(text).count() >= times);
         let shown = tokio::time::timeout(2 * SOON, shown).await;
-        assert!(shown.is_ok_and(|shown| shown.is_ok()), "`{text}` is not on the screen:\n{}", self.screen());
+        assert!(
+            shown.is_ok_and(|shown| shown.is_ok()),
+            "`{text}` is not on the screen:\n{}",
+            self.screen()
+        );
     }
 
     /// Types a line.
@@ -93,6 +110,9 @@ impl Terminal {
             self.child.wait().await
         };
         let ended = tokio::time::timeout(2 * SOON, to_the_last_word).await;
-        ended.unwrap_or_else(|_| panic!("it does not end:\n{}", self.screen())).expect("its end").code()
+        ended
+            .unwrap_or_else(|_| panic!("it does not end:\n{}", self.screen()))
+            .expect("its end")
+            .code()
     }
 }

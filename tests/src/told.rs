@@ -9,7 +9,8 @@ pub const USAGE: i32 = 2;
 /// The exit code of a device that is not allowed, or no longer.
 pub const NOT_ALLOWED: i32 = 4;
 
-/// That a command ended with one error that says these things, one cure, and this exit code, and gave no data.
+/// That a command ended with one error that says these things, one cure, and this exit code, and
+/// gave no data.
 #[track_caller]
 pub fn assert_told(ended: &Ended, code: i32, says: &[&str]) {
     assert_one_error(ended, code, says);

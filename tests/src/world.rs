@@ -1,4 +1,5 @@
-//! A world in one line: a stand-in for Ollama, a real `aditd` beside it, and devices that a test enrolls and brings up.
+//! A world in one line: a stand-in for Ollama, a real `aditd` beside it, and devices that a test
+//! enrolls and brings up.
 
 use std::{
     net::SocketAddr,
@@ -51,13 +52,20 @@ impl World {
         Self::start_with(this, Options::default(), &[]).await
     }
 
-    /// Like [`World::start`] with other options of the stand-in, and flags of `aditd serve`. Without `--upstream` among them it is the stand-in.
+    /// Like [`World::start`] with other options of the stand-in, and flags of `aditd serve`.
+    /// Without `--upstream` among them it is the stand-in.
     pub async fn start_with(this: &str, options: Options, flags: &[&str]) -> Self {
         Self::start_configured(this, options, flags, "").await
     }
 
-    /// Like [`World::start_with`], with this configuration file; `{dir}` in it is a directory for whatever a test wants to keep.
-    pub async fn start_configured(this: &str, options: Options, flags: &[&str], config: &str) -> Self {
+    /// Like [`World::start_with`], with this configuration file; `{dir}` in it is a directory for
+    /// whatever a test wants to keep.
+    pub async fn start_configured(
+        this: &str,
+        options: Options,
+        flags: &[&str],
+        config: &str,
+    ) -> Self {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let config = config.replace("{dir}", dir.path().to_str().expect("a path"));
         std::fs::write(config_file(dir.path()), config).expect("written");
@@ -83,7 +91,11 @@ impl World {
 
     /// The server's configuration file.
     pub fn config(&self) -> PathBuf {
-        let named = self.serve_flags.iter().position(|flag| flag == "--config").and_then(|at| self.serve_flags.get(at + 1));
+        let named = self
+            .serve_flags
+            .iter()
+            .position(|flag| flag == "--config")
+            .and_then(|at| self.serve_flags.get(at + 1));
         named.map_or_else(|| config_file(self.dir.path()), PathBuf::from)
     }
 
@@ -110,10 +122,14 @@ impl World {
 
     /// The server's UDP address.
     pub async fn address(&self) -> SocketAddr {
-        self.status().await["listening"][0].as_str().and_then(|a| a.parse().ok()).expect("an address")
+        self.status().await["listening"][0]
+            .as_str()
+            .and_then(|a| a.parse().ok())
+            .expect("an address")
     }
 
-    /// Opens an invitation and returns its code. The device may do everything: what roles keep from others is a matter of its own.
+    /// Opens an invitation and returns its code. The device may do everything: what roles keep from
+    /// others is a matter of its own.
     pub async fn invite(&self, name: &str) -> String {
         self.invite_as(name, "admin").await
     }
@@ -205,12 +221,15 @@ impl Device {
 
     /// Starts `adit up` on a port of its own; there may be no tunnel yet.
     pub async fn start(&self, flags: &[&str]) -> Up {
-        let args = [&["up", "--state-dir", self.dir(), "-v", "--listen", "127.0.0.1:0"], flags].concat();
+        let args =
+            [&["up", "--state-dir", self.dir(), "-v", "--listen", "127.0.0.1:0"], flags].concat();
         let mut adit = self.programs.start("adit", &args).expect("adit starts");
         adit.says("listening on http://").await;
         let log = adit.log();
-        let line = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
-        let address = line.and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
+        let line =
+            log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+        let address =
+            line.and_then(|a| a.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
         Up { adit, address }
     }
 

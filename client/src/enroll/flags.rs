@@ -39,17 +39,29 @@ pub struct Enroll {
     #[arg(long, value_name = "PATH", value_parser = remote_command)]
     pub(super) remote_command: Option<String>,
     /// Speak SSH with this client, now and in `adit up` [default: builtin]
-    #[arg(long, value_name = "CLIENT", value_enum, env = "ADIT_SSH_CLIENT", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_enum,
+        env = "ADIT_SSH_CLIENT",
+        hide_possible_values = true
+    )]
     pub(super) ssh_client: Option<SshClient>,
     /// Replace an enrollment of the same name
     #[arg(long)]
     pub(super) replace: bool,
 }
 
-/// It goes through a shell, so it may hold nothing that a shell would take for more than a path and words.
+/// It goes through a shell, so it may hold nothing that a shell would take for more than a path and
+/// words.
 fn remote_command(text: &str) -> Result<String, &'static str> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~' | ' ' | '=');
-    if !text.is_empty() && text.chars().all(plain) { Ok(text.to_owned()) } else { Err("write it as a plain path") }
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~' | ' ' | '=');
+    if !text.is_empty() && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("write it as a plain path")
+    }
 }
 
 /// A word of the command line that may be a code by mistake, and is shown to nobody.
@@ -69,12 +81,15 @@ impl fmt::Debug for Word {
 }
 
 impl Enroll {
-    /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH means anything.
+    /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH
+    /// means anything.
     pub(super) fn server(&self) -> Result<Option<SshWay>, Failure> {
         let Some(Word(word)) = &self.server else {
             return match self.flag_of_ssh() {
                 Some((flag, hint)) => {
-                    let what = format!("`{flag}` is for enrolling over SSH, and without USER@HOST this device enrolls by a code");
+                    let what = format!(
+                        "`{flag}` is for enrolling over SSH, and without USER@HOST this device enrolls by a code"
+                    );
                     Err(Failure::new(what).hint(hint).exit(Exit::Usage))
                 }
                 None => Ok(None),
@@ -97,9 +112,14 @@ impl Enroll {
 
     fn flag_of_ssh(&self) -> Option<(&'static str, &'static str)> {
         // What the environment says is for all commands.
-        let named = std::env::var("ADIT_SSH_CLIENT").ok().and_then(|name| SshClient::from_str(&name, true).ok());
+        let named = std::env::var("ADIT_SSH_CLIENT")
+            .ok()
+            .and_then(|name| SshClient::from_str(&name, true).ok());
         if self.device.is_some() {
-            Some(("--device", "a device that enrolls by a code has the name that `aditd invite NAME` was given on the server"))
+            Some((
+                "--device",
+                "a device that enrolls by a code has the name that `aditd invite NAME` was given on the server",
+            ))
         } else if self.remote_command.is_some() {
             Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
         } else if self.ssh_client.is_some() && self.ssh_client != named {

@@ -1,4 +1,5 @@
-//! Questions to the person at the terminal. Without a terminal there are none, and nobody waits for an answer.
+//! Questions to the person at the terminal. Without a terminal there are none, and nobody waits for
+//! an answer.
 
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -32,7 +33,8 @@ pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::On).await
 }
 
-/// Asks until it hears `yes` or `no`, or whether the answer is `also`, as OpenSSH takes a fingerprint for a yes.
+/// Asks until it hears `yes` or `no`, or whether the answer is `also`, as OpenSSH takes a
+/// fingerprint for a yes.
 pub(crate) async fn yes(prompt: &str, also: &str) -> bool {
     let mut answer = line(prompt).await;
     for _ in 0..3 {
@@ -53,7 +55,8 @@ enum Echo {
     Off,
 }
 
-/// Reads a line on a thread of its own. Whatever becomes of it, the terminal is left as it was found.
+/// Reads a line on a thread of its own. Whatever becomes of it, the terminal is left as it was
+/// found.
 async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     let _turn = TURN.lock().await;
     if !somebody_is_there() {
@@ -68,13 +71,15 @@ async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     let _ = write!(stderr, "{}", report::harmless(prompt)).and_then(|()| stderr.flush());
     let read = tokio::task::spawn_blocking(|| {
         let mut line = Zeroizing::new(String::with_capacity(LONGEST as usize));
-        let read = std::io::Read::take(std::io::stdin().lock(), LONGEST).read_line(&mut line).ok()?;
+        let read =
+            std::io::Read::take(std::io::stdin().lock(), LONGEST).read_line(&mut line).ok()?;
         (read > 0).then(|| Zeroizing::new(line.trim_end_matches(['\r', '\n']).to_owned()))
     });
     tokio::time::timeout(PATIENCE, read).await.ok()?.ok()?
 }
 
-/// A terminal without echo, until this is dropped: a program that is stopped at a prompt must not leave it so.
+/// A terminal without echo, until this is dropped: a program that is stopped at a prompt must not
+/// leave it so.
 struct Hidden(Termios);
 
 impl Hidden {

@@ -1,4 +1,5 @@
-//! Bounds of a conversation with a host: how long it may be silent, and that it ends with its owner.
+//! Bounds of a conversation with a host: how long it may be silent, and that it ends with its
+//! owner.
 
 use std::{
     io,
@@ -85,13 +86,21 @@ fn over<T>() -> Poll<io::Result<T>> {
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Mortal<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.is_over(cx) { over() } else { Pin::new(&mut self.stream).poll_read(cx, buf) }
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Mortal<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.is_over(cx) { over() } else { Pin::new(&mut self.stream).poll_write(cx, bytes) }
     }
 
@@ -127,7 +136,8 @@ mod tests {
         let patience = Patience::new(Duration::from_millis(50));
         assert!(patience.bound(std::future::pending::<()>()).await.is_none());
         patience.again();
-        let answer = patience.bound(patience.with_a_person(tokio::time::sleep(Duration::from_millis(200))));
+        let answer =
+            patience.bound(patience.with_a_person(tokio::time::sleep(Duration::from_millis(200))));
         assert!(answer.await.is_some());
     }
 }

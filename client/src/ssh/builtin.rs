@@ -1,4 +1,5 @@
-//! The built-in client: goes where the user's configuration says, through its jump hosts, and opens there what is needed.
+//! The built-in client: goes where the user's configuration says, through its jump hosts, and opens
+//! there what is needed.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -62,7 +63,8 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     answer.unwrap_or_else(|_| Err(SshError::Silent(to.clone())))
 }
 
-/// Opens a stream to the relay. Asks only at the first login of this process, and only if there is somebody.
+/// Opens a stream to the relay. Asks only at the first login of this process, and only if there is
+/// somebody.
 pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let may_ask = way.keyring.may_ask() && ask::somebody_is_there();
     let (session, mut under) = match connect(way, may_ask).await {
@@ -80,8 +82,9 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     Ok((Box::new(read), write))
 }
 
-/// The command first: it finds the server wherever it listens, it is what a key's forced command is, and it needs no right to forward.
-/// Where it can't be run, the server's port on its loopback does the same, and it says so with the same first line.
+/// The command first: it finds the server wherever it listens, it is what a key's forced command
+/// is, and it needs no right to forward. Where it can't be run, the server's port on its loopback
+/// does the same, and it says so with the same first line.
 async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
     let to = way.to_string();
     let by_command = async {
@@ -101,7 +104,9 @@ async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
     debug!("no relay by command ({by_command}): trying port {port} of the server's loopback");
     let forwarded = async {
         let mut piped = session.direct("127.0.0.1", port, &to).await?;
-        past_marker(&mut piped.read).await.map_err(|e| SshError::Broken { to: to.clone(), why: e.to_string() })?;
+        past_marker(&mut piped.read)
+            .await
+            .map_err(|e| SshError::Broken { to: to.clone(), why: e.to_string() })?;
         Ok::<_, SshError>(piped)
     };
     match tokio::time::timeout(RELAY_WITHIN, forwarded).await {
@@ -123,20 +128,31 @@ async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> 
 
 /// Logs in at the host that is meant; with it come the connections under its own.
 async fn connect(way: &SshWay, may_ask: bool) -> Result<(Session, Vec<Session>), SshError> {
-    let going = Way { keyring: &way.keyring, may_ask, patience: Arc::new(Patience::new(HOST_WITHIN)) };
+    let going =
+        Way { keyring: &way.keyring, may_ask, patience: Arc::new(Patience::new(HOST_WITHIN)) };
     let patience = going.patience.clone();
     let going = going.to(&way.destination, way.port);
     patience.bound(going).await.unwrap_or_else(|| Err(SshError::Silent(way.to_string())))
 }
 
 impl Way<'_> {
-    async fn to(&self, destination: &str, port: Option<u16>) -> Result<(Session, Vec<Session>), SshError> {
+    async fn to(
+        &self,
+        destination: &str,
+        port: Option<u16>,
+    ) -> Result<(Session, Vec<Session>), SshError> {
         let mut hosts = VecDeque::from([config::of(destination, port).await?]);
-        // Before the host go its jumps, before the first of those its own, and so on to one that is reached directly.
-        while let Some(jumps) = hosts.front_mut().map(|first| std::mem::take(&mut first.jumps)).filter(|jumps| !jumps.is_empty())
+        // Before the host go its jumps, before the first of those its own, and so on to one that is
+        // reached directly.
+        while let Some(jumps) = hosts
+            .front_mut()
+            .map(|first| std::mem::take(&mut first.jumps))
+            .filter(|jumps| !jumps.is_empty())
         {
             if hosts.len() + jumps.len() > MOST_HOSTS {
-                return Err(SshError::Beyond { what: format!("more than {MOST_HOSTS} hosts are on the way to {destination}") });
+                return Err(SshError::Beyond {
+                    what: format!("more than {MOST_HOSTS} hosts are on the way to {destination}"),
+                });
             }
             for (at, jump) in jumps.iter().enumerate().rev() {
                 self.patience.again();
@@ -172,11 +188,20 @@ impl Way<'_> {
                 Session::open(tokio::io::join(read, write), &to, known, &self.patience).await?
             }
             None => {
-                let tcp = self.reach(host_name, *port).await.map_err(|why| SshError::Broken { to: to.clone(), why })?;
+                let tcp = self
+                    .reach(host_name, *port)
+                    .await
+                    .map_err(|why| SshError::Broken { to: to.clone(), why })?;
                 Session::open(tcp, &to, known, &self.patience).await?
             }
         };
-        let login = Login { session: &mut session, config: host, keyring: self.keyring, may_ask, patience: &self.patience };
+        let login = Login {
+            session: &mut session,
+            config: host,
+            keyring: self.keyring,
+            may_ask,
+            patience: &self.patience,
+        };
         login.run().await.map_err(|e| match e {
             // A login does not know where it is.
             SshError::Broken { why, .. } => SshError::Broken { to, why },

@@ -1,4 +1,5 @@
-//! What the user's configuration says of a host: `ssh -G` where there is an ssh, and OpenSSH's defaults where there is none.
+//! What the user's configuration says of a host: `ssh -G` where there is an ssh, and OpenSSH's
+//! defaults where there is none.
 
 use std::{
     path::{Path, PathBuf},
@@ -70,9 +71,11 @@ pub(crate) struct Here {
 
 impl Here {
     fn look() -> Self {
-        let home = directories::BaseDirs::new().map_or_else(|| PathBuf::from("/"), |dirs| dirs.home_dir().to_owned());
+        let home = directories::BaseDirs::new()
+            .map_or_else(|| PathBuf::from("/"), |dirs| dirs.home_dir().to_owned());
         let variable = |name: &str| std::env::var(name).ok();
-        let user = variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "root".to_owned());
+        let user =
+            variable("USER").or_else(|| variable("LOGNAME")).unwrap_or_else(|| "root".to_owned());
         Self { home, user, variable }
     }
 }
@@ -89,9 +92,14 @@ pub(crate) async fn of(destination: &str, port: Option<u16>) -> Result<HostConfi
     let wrong = |said: String| SshError::Config { program: program.clone(), said };
     let here = Here::look();
     match tokio::time::timeout(ANSWER_WITHIN, command.output()).await {
-        Ok(Ok(out)) if out.status.success() => Ok(parse(&String::from_utf8_lossy(&out.stdout), destination, port, &here)),
+        Ok(Ok(out)) if out.status.success() => {
+            Ok(parse(&String::from_utf8_lossy(&out.stdout), destination, port, &here))
+        }
         Ok(Ok(out)) => Err(wrong(String::from_utf8_lossy(&out.stderr).trim().to_owned())),
-        Ok(Err(e)) if e.kind() == std::io::ErrorKind::NotFound && std::env::var_os("ADIT_SSH").is_none() => {
+        Ok(Err(e))
+            if e.kind() == std::io::ErrorKind::NotFound
+                && std::env::var_os("ADIT_SSH").is_none() =>
+        {
             Ok(parse("", destination, port, &here))
         }
         Ok(Err(e)) => Err(wrong(e.to_string())),
@@ -102,7 +110,8 @@ pub(crate) async fn of(destination: &str, port: Option<u16>) -> Result<HostConfi
 /// Splits `[user@]host[:port]` as it stands in a `ProxyJump`.
 pub(crate) fn split_jump(jump: &str) -> (String, Option<u16>) {
     let rest = jump.strip_prefix("ssh://").unwrap_or(jump).trim_end_matches('/');
-    let (user, host) = rest.rsplit_once('@').map_or((None, rest), |(user, host)| (Some(user), host));
+    let (user, host) =
+        rest.rsplit_once('@').map_or((None, rest), |(user, host)| (Some(user), host));
     let (host, port) = match host.strip_prefix('[').and_then(|h| h.split_once(']')) {
         Some((inner, after)) => (inner, after.strip_prefix(':').and_then(|p| p.parse().ok())),
         None => match host.rsplit_once(':') {
@@ -115,7 +124,8 @@ pub(crate) fn split_jump(jump: &str) -> (String, Option<u16>) {
 
 /// Reads what `ssh -G` printed; what it did not say is as OpenSSH has it by default.
 fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostConfig {
-    let (user, host) = destination.rsplit_once('@').map_or((None, destination), |(user, host)| (Some(user), host));
+    let (user, host) =
+        destination.rsplit_once('@').map_or((None, destination), |(user, host)| (Some(user), host));
     let said = |key: &'static str| {
         text.lines().filter_map(move |line| {
             let (name, value) = line.split_once(' ')?;
@@ -130,7 +140,9 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
         identity_files: Vec::new(),
         identities_only: first("identitiesonly") == Some("yes"),
         agent: None,
-        jumps: first("proxyjump").map(|jumps| jumps.split(',').map(|jump| jump.trim().to_owned()).collect()).unwrap_or_default(),
+        jumps: first("proxyjump")
+            .map(|jumps| jumps.split(',').map(|jump| jump.trim().to_owned()).collect())
+            .unwrap_or_default(),
         alias: first("hostkeyalias").map(ToOwned::to_owned),
         user_known_hosts: Vec::new(),
         global_known_hosts: Vec::new(),
@@ -149,20 +161,28 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
         if values.peek().is_none() {
             return default.iter().map(|value| expand(value)).collect();
         }
-        values.flat_map(str::split_whitespace).filter(|v| !v.eq_ignore_ascii_case("none")).map(expand).collect()
+        values
+            .flat_map(str::split_whitespace)
+            .filter(|v| !v.eq_ignore_ascii_case("none"))
+            .map(expand)
+            .collect()
     };
     let known = |dir: &str, name: &str| [format!("{dir}/{name}"), format!("{dir}/{name}2")];
     let user_known_hosts = files("userknownhostsfile", &known("~/.ssh", "known_hosts"));
     let global_known_hosts = files("globalknownhostsfile", &known("/etc/ssh", "ssh_known_hosts"));
     // One a line: a name with blanks in it is one name.
     let identity_files = match said("identityfile").next() {
-        Some(_) => said("identityfile").filter(|v| !v.eq_ignore_ascii_case("none")).map(expand).collect(),
+        Some(_) => {
+            said("identityfile").filter(|v| !v.eq_ignore_ascii_case("none")).map(expand).collect()
+        }
         None => KEY_NAMES.iter().map(|name| expand(&format!("~/.ssh/{name}"))).collect(),
     };
     let agent = match said("identityagent").next() {
         Some(none) if none.eq_ignore_ascii_case("none") => None,
         Some(named) if named != "SSH_AUTH_SOCK" => match named.strip_prefix('$') {
-            Some(variable) if !variable.starts_with('{') => (here.variable)(variable).map(PathBuf::from),
+            Some(variable) if !variable.starts_with('{') => {
+                (here.variable)(variable).map(PathBuf::from)
+            }
             _ => Some(expand(named)),
         },
         _ => (here.variable)("SSH_AUTH_SOCK").map(PathBuf::from),
@@ -214,7 +234,9 @@ mod tests {
     use super::*;
 
     fn here() -> Here {
-        let variable = |name: &str| (name == "SSH_AUTH_SOCK" || name == "AGENT").then(|| format!("/run/{name}"));
+        let variable = |name: &str| {
+            (name == "SSH_AUTH_SOCK" || name == "AGENT").then(|| format!("/run/{name}"))
+        };
         Here { home: "/home/me".into(), user: "me".into(), variable }
     }
 
@@ -225,9 +247,15 @@ mod tests {
     #[test]
     fn without_an_ssh_the_defaults_of_openssh_count() {
         let config = parse("", "you@gpu", Some(2222), &here());
-        assert_eq!((config.host_name.as_str(), config.port, config.user.as_str()), ("gpu", 2222, "you"));
+        assert_eq!(
+            (config.host_name.as_str(), config.port, config.user.as_str()),
+            ("gpu", 2222, "you")
+        );
         assert_eq!(paths(&config.identity_files)[0], "/home/me/.ssh/id_ed25519");
-        assert_eq!(paths(&config.user_known_hosts), ["/home/me/.ssh/known_hosts", "/home/me/.ssh/known_hosts2"]);
+        assert_eq!(
+            paths(&config.user_known_hosts),
+            ["/home/me/.ssh/known_hosts", "/home/me/.ssh/known_hosts2"]
+        );
         assert_eq!(config.agent.as_deref(), Some(Path::new("/run/SSH_AUTH_SOCK")));
         assert_eq!((config.strict, config.jumps.len(), config.beyond), (Strict::Ask, 0, None));
         assert_eq!(parse("", "gpu", None, &here()).user, "me");
@@ -239,23 +267,48 @@ mod tests {
                     identityfile none\nidentitiesonly yes\nidentityagent ${AGENT}\nproxyjump a@b:33,c\nhostkeyalias box\n\
                     userknownhostsfile ~/k1 /k2\nglobalknownhostsfile none\nstricthostkeychecking true\nhashknownhosts yes\n";
         let config = parse(said, "gpu", None, &here());
-        assert_eq!((config.host_name.as_str(), config.port, config.user.as_str()), ("10.0.0.7", 2200, "you"));
-        assert_eq!(paths(&config.identity_files), ["/home/me/.ssh/my key", "/home/me/you@10.0.0.7:2200-gpu%"]);
+        assert_eq!(
+            (config.host_name.as_str(), config.port, config.user.as_str()),
+            ("10.0.0.7", 2200, "you")
+        );
+        assert_eq!(
+            paths(&config.identity_files),
+            ["/home/me/.ssh/my key", "/home/me/you@10.0.0.7:2200-gpu%"]
+        );
         assert_eq!(config.agent.as_deref(), Some(Path::new("/run/AGENT")));
-        assert_eq!((config.jumps.as_slice(), config.alias.as_deref()), (&["a@b:33".to_owned(), "c".to_owned()][..], Some("box")));
+        assert_eq!(
+            (config.jumps.as_slice(), config.alias.as_deref()),
+            (&["a@b:33".to_owned(), "c".to_owned()][..], Some("box"))
+        );
         assert_eq!(paths(&config.user_known_hosts), ["/home/me/k1", "/k2"]);
-        assert!(config.global_known_hosts.is_empty() && config.identities_only && config.hash_known_hosts);
+        assert!(
+            config.global_known_hosts.is_empty()
+                && config.identities_only
+                && config.hash_known_hosts
+        );
         assert_eq!(config.strict, Strict::Refuse);
     }
 
     #[test]
     fn nothing_is_taken_silently_and_what_cannot_be_done_is_seen() {
         for lax in ["no", "false", "off", "accept-new"] {
-            assert_eq!(parse(&format!("stricthostkeychecking {lax}"), "gpu", None, &here()).strict, Strict::AskAnyway);
+            assert_eq!(
+                parse(&format!("stricthostkeychecking {lax}"), "gpu", None, &here()).strict,
+                Strict::AskAnyway
+            );
         }
-        assert_eq!(parse("proxycommand nc %h %p\n", "gpu", None, &here()).beyond, Some("ProxyCommand"));
-        assert_eq!(parse("proxycommand none\nidentityagent none\n", "gpu", None, &here()).agent, None);
-        assert_eq!(parse("identityagent $AGENT\n", "g", None, &here()).agent.as_deref(), Some(Path::new("/run/AGENT")));
+        assert_eq!(
+            parse("proxycommand nc %h %p\n", "gpu", None, &here()).beyond,
+            Some("ProxyCommand")
+        );
+        assert_eq!(
+            parse("proxycommand none\nidentityagent none\n", "gpu", None, &here()).agent,
+            None
+        );
+        assert_eq!(
+            parse("identityagent $AGENT\n", "g", None, &here()).agent.as_deref(),
+            Some(Path::new("/run/AGENT"))
+        );
     }
 
     #[test]

@@ -156,15 +156,26 @@ mod tests {
     #[test]
     fn what_aditd_says_is_told_from_what_something_else_says() {
         let way: SshWay = "me@gpu".parse().expect("a way");
-        let said = "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
-        let SshError::Refused { what, hint, .. } = SshError::of_command(&way, "relay", Some(1), said) else {
+        let said =
+            "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
+        let SshError::Refused { what, hint, .. } =
+            SshError::of_command(&way, "relay", Some(1), said)
+        else {
             panic!("it is aditd's")
         };
-        assert_eq!((what.as_str(), hint.as_deref()), ("no room\n  Caused by: a crowd", Some("wait\n      or go")));
-        assert!(matches!(SshError::of_command(&way, "relay", Some(NOT_FOUND), ""), SshError::NoAditd(_)));
+        assert_eq!(
+            (what.as_str(), hint.as_deref()),
+            ("no room\n  Caused by: a crowd", Some("wait\n      or go"))
+        );
+        assert!(matches!(
+            SshError::of_command(&way, "relay", Some(NOT_FOUND), ""),
+            SshError::NoAditd(_)
+        ));
         let other = SshError::of_command(&way, "relay", Some(2), "terminal\nerror").to_string();
         assert!(
-            other.contains("`aditd relay`") && other.contains("exit code 2") && other.contains("terminal\n    error"),
+            other.contains("`aditd relay`")
+                && other.contains("exit code 2")
+                && other.contains("terminal\n    error"),
             "{other}"
         );
     }

@@ -1,4 +1,5 @@
-//! Whether a host is the one that is meant: reads known_hosts, judges, asks about what is unknown, and keeps what was said yes to.
+//! Whether a host is the one that is meant: reads known_hosts, judges, asks about what is unknown,
+//! and keeps what was said yes to.
 
 use std::{
     fs::{self, OpenOptions},
@@ -81,7 +82,8 @@ impl HostKeyError {
 #[derive(Debug)]
 pub(crate) struct KnownHost {
     name: String,
-    /// Without its port, as certificates name it; and as OpenSSH looks for it when the name with a port is unknown.
+    /// Without its port, as certificates name it; and as OpenSSH looks for it when the name with a
+    /// port is unknown.
     bare: String,
     lines: Vec<Line>,
     strict: Strict,
@@ -91,20 +93,35 @@ pub(crate) struct KnownHost {
 }
 
 impl KnownHost {
-    /// Reads what the files say. With `may_ask`, an unknown key is a question, if there is somebody to ask.
+    /// Reads what the files say. With `may_ask`, an unknown key is a question, if there is somebody
+    /// to ask.
     pub(crate) fn read(config: &HostConfig, may_ask: bool) -> Self {
         let bare = config.alias.as_ref().unwrap_or(&config.host_name).to_ascii_lowercase();
         // An alias stands by itself.
-        let name = if config.alias.is_some() { bare.clone() } else { known_hosts::stored_name(&bare, config.port) };
+        let name = if config.alias.is_some() {
+            bare.clone()
+        } else {
+            known_hosts::stored_name(&bare, config.port)
+        };
         let mut lines = Vec::new();
         for file in config.user_known_hosts.iter().chain(&config.global_known_hosts) {
             match fs::read(file) {
-                Ok(bytes) => lines.extend(known_hosts::parse(file, &String::from_utf8_lossy(&bytes))),
+                Ok(bytes) => {
+                    lines.extend(known_hosts::parse(file, &String::from_utf8_lossy(&bytes)))
+                }
                 Err(e) => debug!("{}: {e}", file.display()),
             }
         }
         let learn = config.user_known_hosts.first().cloned();
-        Self { name, bare, lines, strict: config.strict, learn, hash: config.hash_known_hosts, may_ask }
+        Self {
+            name,
+            bare,
+            lines,
+            strict: config.strict,
+            learn,
+            hash: config.hash_known_hosts,
+            may_ask,
+        }
     }
 
     /// The kinds of keys that it is known by, and whether a certificate would count.
@@ -117,13 +134,18 @@ impl KnownHost {
         let (name, fingerprint) = (self.name.clone(), offered.fingerprint());
         match self.judge(&self.name, offered) {
             Judgement::Known | Judgement::ByAuthority => Ok(()),
-            Judgement::Changed(Place { file, line }) => Err(HostKeyError::Changed { name, fingerprint, file, line }),
-            Judgement::Revoked(Place { file, line }) => Err(HostKeyError::Revoked { name, fingerprint, file, line }),
+            Judgement::Changed(Place { file, line }) => {
+                Err(HostKeyError::Changed { name, fingerprint, file, line })
+            }
+            Judgement::Revoked(Place { file, line }) => {
+                Err(HostKeyError::Revoked { name, fingerprint, file, line })
+            }
             Judgement::Unknown { others, because } => {
                 if let Some(why) = because {
                     warn!("the certificate of {name} does not count: {why}");
                 }
-                // As OpenSSH does: a host that is known on its usual port may show the same key on another.
+                // As OpenSSH does: a host that is known on its usual port may show the same key on
+                // another.
                 if self.name != self.bare && self.judge(&self.bare, offered) == Judgement::Known {
                     return Ok(());
                 }
@@ -155,7 +177,12 @@ impl KnownHost {
             say("(StrictHostKeyChecking would take it without a question: adit asks.)");
         }
         say(format!("Its {} key has the fingerprint {}.", kind.as_str(), offered.fingerprint()));
-        if !ask::yes("Are you sure that you want to continue connecting (yes/no/[fingerprint])? ", &offered.fingerprint()).await {
+        if !ask::yes(
+            "Are you sure that you want to continue connecting (yes/no/[fingerprint])? ",
+            &offered.fingerprint(),
+        )
+        .await
+        {
             return Err(", and it was not accepted");
         }
         if let Some(file) = &self.learn {
@@ -173,11 +200,13 @@ impl KnownHost {
             fill_random(&mut salt);
             salt
         });
-        let line = known_hosts::line(&self.name, offered.key(), salt).ok_or(std::io::ErrorKind::InvalidData)?;
+        let line = known_hosts::line(&self.name, offered.key(), salt)
+            .ok_or(std::io::ErrorKind::InvalidData)?;
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
             fs::DirBuilder::new().mode(0o700).create(dir)?;
         }
-        let ends_well = fs::read(path).map_or(true, |bytes| bytes.last().is_none_or(|last| *last == b'\n'));
+        let ends_well =
+            fs::read(path).map_or(true, |bytes| bytes.last().is_none_or(|last| *last == b'\n'));
         let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
         file.write_all(format!("{}{line}", if ends_well { "" } else { "\n" }).as_bytes())
     }
@@ -191,7 +220,8 @@ mod tests {
     fn a_learned_key_begins_a_line_of_its_own() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let file = tmp.path().join("new/known_hosts");
-        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let key =
+            "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
         let key = ssh_key::PublicKey::from_openssh(key).expect("a key");
         let host = |name: &str, hash| KnownHost {
             name: name.to_owned(),
@@ -208,12 +238,17 @@ mod tests {
         host("box", true).keep(&file, &offered).expect("kept");
         let text = fs::read_to_string(&file).expect("read");
         assert!(
-            text.starts_with("[gpu]:2222 ssh-ed25519 ") && text.lines().nth(1).is_some_and(|l| l.starts_with("|1|")),
+            text.starts_with("[gpu]:2222 ssh-ed25519 ")
+                && text.lines().nth(1).is_some_and(|l| l.starts_with("|1|")),
             "{text}"
         );
         let lines = known_hosts::parse(&file, &text);
         for name in ["[gpu]:2222", "box"] {
-            assert_eq!(known_hosts::judge(&lines, name, name, &offered, 0), Judgement::Known, "{name}");
+            assert_eq!(
+                known_hosts::judge(&lines, name, name, &offered, 0),
+                Judgement::Known,
+                "{name}"
+            );
         }
     }
 }

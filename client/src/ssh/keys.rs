@@ -13,7 +13,8 @@ use std::{
 use ssh_key::{Algorithm, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-/// What a person has unlocked or typed, for later logins of the same process. Never stored; wiped when the last way that shares it goes.
+/// What a person has unlocked or typed, for later logins of the same process. Never stored; wiped
+/// when the last way that shares it goes.
 #[derive(Default)]
 pub(crate) struct Keyring {
     kept: Mutex<Kept>,
@@ -72,28 +73,41 @@ impl KeyFile {
             Some(key) => key.is_encrypted(),
             None => text.contains("ENCRYPTED"),
         };
-        let hardware = |key: &PublicKey| matches!(key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256);
+        let hardware = |key: &PublicKey| {
+            matches!(key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256)
+        };
         if !text.contains("PRIVATE KEY-----") || public.as_ref().is_some_and(hardware) {
             return Err(KeyError::Unknown(path.to_owned()));
         }
         Ok(Some(Self { path: path.to_owned(), public, locked, text }))
     }
 
-    /// The key itself, with its passphrase if it has one. `None` if that is wrong, or the file is broken.
-    pub(crate) async fn open(&self, passphrase: Option<Zeroizing<String>>) -> Option<Arc<PrivateKey>> {
+    /// The key itself, with its passphrase if it has one. `None` if that is wrong, or the file is
+    /// broken.
+    pub(crate) async fn open(
+        &self,
+        passphrase: Option<Zeroizing<String>>,
+    ) -> Option<Arc<PrivateKey>> {
         let text = self.text.clone();
         // A passphrase is made to take long.
         let opened = tokio::task::spawn_blocking(move || {
-            super::session::read_key(&text, passphrase.as_ref().map(|passphrase| passphrase.as_str()))
+            super::session::read_key(
+                &text,
+                passphrase.as_ref().map(|passphrase| passphrase.as_str()),
+            )
         });
         opened.await.ok()?.map(Arc::new)
     }
 }
 
-/// The public half of the key in `path`, where it can be known without reading secrets: for finding it in an agent.
+/// The public half of the key in `path`, where it can be known without reading secrets: for finding
+/// it in an agent.
 pub(crate) fn public_half(path: &Path) -> Option<PublicKey> {
     let own = || KeyFile::read(path).ok()??.public;
-    PublicKey::read_openssh_file(beside(path)).or_else(|_| PublicKey::read_openssh_file(path)).ok().or_else(own)
+    PublicKey::read_openssh_file(beside(path))
+        .or_else(|_| PublicKey::read_openssh_file(path))
+        .ok()
+        .or_else(own)
 }
 
 fn beside(path: &Path) -> PathBuf {
@@ -103,7 +117,8 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 impl Keyring {
-    /// Whether a login without a person at its beginning may still ask one: until the first has succeeded or was left unanswered.
+    /// Whether a login without a person at its beginning may still ask one: until the first has
+    /// succeeded or was left unanswered.
     pub(crate) fn may_ask(&self) -> bool {
         !self.quiet.load(Relaxed)
     }

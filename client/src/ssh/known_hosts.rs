@@ -1,4 +1,5 @@
-//! Judges a host's key by the lines of known_hosts (`sshd(8)`, SSH_KNOWN_HOSTS FILE FORMAT). Pure: bytes in, a judgement out.
+//! Judges a host's key by the lines of known_hosts (`sshd(8)`, SSH_KNOWN_HOSTS FILE FORMAT). Pure:
+//! bytes in, a judgement out.
 
 use std::path::{Path, PathBuf};
 
@@ -78,7 +79,8 @@ pub(crate) fn stored_name(host: &str, port: u16) -> String {
     if port == super::config::SSH_PORT { host } else { format!("[{host}]:{port}") }
 }
 
-/// Reads a file. Comments, broken lines, unknown markers and kinds of keys that nobody knows are passed over.
+/// Reads a file. Comments, broken lines, unknown markers and kinds of keys that nobody knows are
+/// passed over.
 pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
     let read = |(at, line): (usize, &str)| {
         let mut words = line.split_ascii_whitespace().peekable();
@@ -95,8 +97,15 @@ pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
     text.lines().enumerate().filter_map(read).collect()
 }
 
-/// Judges what the host that is stored as `name` shows. `principal` is what its certificate has to name; `now` in Unix seconds.
-pub(crate) fn judge(lines: &[Line], name: &str, principal: &str, offered: &Offered, now: u64) -> Judgement {
+/// Judges what the host that is stored as `name` shows. `principal` is what its certificate has to
+/// name; `now` in Unix seconds.
+pub(crate) fn judge(
+    lines: &[Line],
+    name: &str,
+    principal: &str,
+    offered: &Offered,
+    now: u64,
+) -> Judgement {
     let (key, certificate) = match offered {
         Offered::Key(key) => (key, None),
         Offered::Certificate(certificate) => (certificate.public_key(), Some(certificate)),
@@ -124,11 +133,15 @@ pub(crate) fn judge(lines: &[Line], name: &str, principal: &str, offered: &Offer
     }
     match plain.iter().find(|line| line.key.algorithm() == key.algorithm()) {
         Some(line) => Judgement::Changed(line.place.clone()),
-        None => Judgement::Unknown { others: plain.iter().map(|line| line.place.clone()).collect(), because },
+        None => Judgement::Unknown {
+            others: plain.iter().map(|line| line.place.clone()).collect(),
+            because,
+        },
     }
 }
 
-/// The kinds of keys by which a host is known, and whether an authority vouches for it: those are asked for first.
+/// The kinds of keys by which a host is known, and whether an authority vouches for it: those are
+/// asked for first.
 pub(crate) fn kinds(lines: &[Line], name: &str) -> (Vec<Algorithm>, bool) {
     let (authorities, keys): (Vec<&Line>, Vec<&Line>) = lines
         .iter()
@@ -140,14 +153,24 @@ pub(crate) fn kinds(lines: &[Line], name: &str) -> (Vec<Algorithm>, bool) {
 /// A line for a host's key, as OpenSSH would write it; with a salt, under a hash of its name.
 pub(crate) fn line(name: &str, key: &KeyData, salt: Option<[u8; 20]>) -> Option<String> {
     let hosts = match salt {
-        Some(salt) => HostPatterns::HashedName { salt: salt.to_vec(), hash: hashed(&salt, name) }.to_string(),
+        Some(salt) => {
+            HostPatterns::HashedName { salt: salt.to_vec(), hash: hashed(&salt, name) }.to_string()
+        }
         None => name.to_owned(),
     };
     Some(format!("{hosts} {}\n", PublicKey::new(key.clone(), "").to_openssh().ok()?))
 }
 
-fn vouched(certificate: &Certificate, authority: &KeyData, principal: &str, now: u64) -> Result<(), &'static str> {
-    let weak = matches!(certificate.signature().algorithm(), Algorithm::Rsa { hash: None } | Algorithm::Dsa);
+fn vouched(
+    certificate: &Certificate,
+    authority: &KeyData,
+    principal: &str,
+    now: u64,
+) -> Result<(), &'static str> {
+    let weak = matches!(
+        certificate.signature().algorithm(),
+        Algorithm::Rsa { hash: None } | Algorithm::Dsa
+    );
     if certificate.cert_type() != CertType::Host {
         return Err("it is not a host's");
     }
@@ -157,13 +180,19 @@ fn vouched(certificate: &Certificate, authority: &KeyData, principal: &str, now:
     if !certificate.critical_options().is_empty() {
         return Err("it has critical options that nobody knows");
     }
-    if !certificate.valid_principals().iter().any(|pattern| glob(&pattern.to_ascii_lowercase(), principal)) {
+    if !certificate
+        .valid_principals()
+        .iter()
+        .any(|pattern| glob(&pattern.to_ascii_lowercase(), principal))
+    {
         return Err("it is for another host");
     }
     if now < certificate.valid_after() || now >= certificate.valid_before() {
         return Err("it is not valid at this computer's time");
     }
-    certificate.validate_at(now, [&authority.fingerprint(HashAlg::Sha256)]).map_err(|_| "its signature is wrong")
+    certificate
+        .validate_at(now, [&authority.fingerprint(HashAlg::Sha256)])
+        .map_err(|_| "its signature is wrong")
 }
 
 impl Line {
@@ -180,13 +209,15 @@ impl Line {
 }
 
 fn hashed(salt: &[u8], name: &str) -> [u8; 20] {
-    let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, salt), name.as_bytes());
+    let tag =
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, salt), name.as_bytes());
     let mut out = [0; 20];
     out.copy_from_slice(tag.as_ref());
     out
 }
 
-/// Whether `*` (anything) and `?` (one character) in `pattern` can stand for `text`. Never more than their product in steps.
+/// Whether `*` (anything) and `?` (one character) in `pattern` can stand for `text`. Never more
+/// than their product in steps.
 fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t, mut star) = (0, 0, None);

@@ -1,4 +1,5 @@
-//! Logging in, in OpenSSH's order: what the agent holds, key files, and at a terminal questions and a password as the last resort.
+//! Logging in, in OpenSSH's order: what the agent holds, key files, and at a terminal questions and
+//! a password as the last resort.
 
 use std::sync::Arc;
 
@@ -93,12 +94,15 @@ impl Login<'_> {
     }
 
     async fn keys(&mut self, user: &str, denied: &mut Denied) -> Result<Step, SshError> {
-        let named: Vec<PublicKey> = self.config.identity_files.iter().filter_map(|path| keys::public_half(path)).collect();
+        let named: Vec<PublicKey> =
+            self.config.identity_files.iter().filter_map(|path| keys::public_half(path)).collect();
         let mut tried: Vec<PublicKey> = Vec::new();
         if let Some(path) = &self.config.agent {
             let step = match self.session.agent_at(path).await {
                 Ok((mut agent, mut identities)) => {
-                    identities.retain(|identity| !self.config.identities_only || is_among(&named, &identity.key()));
+                    identities.retain(|identity| {
+                        !self.config.identities_only || is_among(&named, &identity.key())
+                    });
                     // Those that the configuration names come first.
                     identities.sort_by_key(|identity| !is_among(&named, &identity.key()));
                     let mut step = Step::Failed;
@@ -106,7 +110,10 @@ impl Login<'_> {
                         debug!("trying {} of the agent", identity.name());
                         tried.push(identity.key().into_owned());
                         // It may want a touch or a confirmation.
-                        let attempt = self.patience.with_a_person(self.session.agent(user, &mut agent, identity)).await?;
+                        let attempt = self
+                            .patience
+                            .with_a_person(self.session.agent(user, &mut agent, identity))
+                            .await?;
                         step = settle(attempt);
                         if !matches!(step, Step::Failed) {
                             break;
@@ -174,7 +181,9 @@ impl Login<'_> {
                 break;
             }
             let prompt = format!("Enter passphrase for key '{shown}': ");
-            let Some(passphrase) = self.patience.with_a_person(ask::secret(&prompt)).await else { break };
+            let Some(passphrase) = self.patience.with_a_person(ask::secret(&prompt)).await else {
+                break;
+            };
             if let Some(key) = file.open(Some(passphrase)).await {
                 self.keyring.keep_key(&file.path, key.clone());
                 return Ok(Some(key));
@@ -195,16 +204,24 @@ impl Login<'_> {
             let mut typed = None;
             for _ in 0..ROUNDS {
                 let Attempt::Asked(prompts) = attempt else { break };
-                // One hidden question for a password is the password by another name; a one-time code is not kept.
+                // One hidden question for a password is the password by another name; a one-time
+                // code is not kept.
                 let password = matches!(prompts.as_slice(), [(text, false)] if text.to_ascii_lowercase().contains("password"));
                 let mut answers = Vec::new();
                 for (text, echo) in &prompts {
-                    let known = kept.clone().filter(|_| password && typed.is_none() && !self.may_ask);
+                    let known =
+                        kept.clone().filter(|_| password && typed.is_none() && !self.may_ask);
                     let answer = match known {
                         Some(known) => Some(known),
                         None if !self.may_ask => None,
-                        None if *echo => self.patience.with_a_person(ask::line(&format!("({who}) {text}"))).await,
-                        None => self.patience.with_a_person(ask::secret(&format!("({who}) {text}"))).await,
+                        None if *echo => {
+                            self.patience.with_a_person(ask::line(&format!("({who}) {text}"))).await
+                        }
+                        None => {
+                            self.patience
+                                .with_a_person(ask::secret(&format!("({who}) {text}")))
+                                .await
+                        }
                     };
                     let Some(answer) = answer else { return Ok(Step::Failed) };
                     if password {
@@ -238,7 +255,9 @@ impl Login<'_> {
             let password = match known {
                 Some(known) => Some(known),
                 None if !self.may_ask => None,
-                None => self.patience.with_a_person(ask::secret(&format!("{who}'s password: "))).await,
+                None => {
+                    self.patience.with_a_person(ask::secret(&format!("{who}'s password: "))).await
+                }
             };
             let Some(password) = password else { break };
             match settle(self.session.password(user, &password).await?) {

@@ -1,4 +1,5 @@
-//! One SSH connection, with russh: the only file that knows it. Everything here ends when the [`Session`] is dropped.
+//! One SSH connection, with russh: the only file that knows it. Everything here ends when the
+//! [`Session`] is dropped.
 
 use std::{
     borrow::Cow,
@@ -12,7 +13,10 @@ use bytes::{Buf, Bytes};
 use russh::{
     Channel, ChannelMsg, ChannelReadHalf, MethodKind, MethodSet, cipher,
     client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse, Msg},
-    keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate, agent::AgentIdentity, agent::client::AgentClient},
+    keys::{
+        PrivateKeyWithHashAlg, PublicKeyOrCertificate, agent::AgentIdentity,
+        agent::client::AgentClient,
+    },
 };
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PublicKey};
 use tokio::{
@@ -88,10 +92,15 @@ struct Host {
 impl client::Handler for Host {
     type Error = russh::Error;
 
-    async fn check_server_key(&mut self, shown: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+    async fn check_server_key(
+        &mut self,
+        shown: &PublicKeyOrCertificate,
+    ) -> Result<bool, Self::Error> {
         let offered = match shown {
             PublicKeyOrCertificate::PublicKey { key, .. } => Offered::Key(key.key_data().clone()),
-            PublicKeyOrCertificate::Certificate(certificate) => Offered::Certificate(Box::new(certificate.clone())),
+            PublicKeyOrCertificate::Certificate(certificate) => {
+                Offered::Certificate(Box::new(certificate.clone()))
+            }
         };
         let checked = self.patience.with_a_person(self.known.check(&offered)).await;
         let good = checked.is_ok();
@@ -99,12 +108,19 @@ impl client::Handler for Host {
         Ok(good)
     }
 
-    async fn auth_banner(&mut self, banner: &str, _: &mut client::Session) -> Result<(), Self::Error> {
+    async fn auth_banner(
+        &mut self,
+        banner: &str,
+        _: &mut client::Session,
+    ) -> Result<(), Self::Error> {
         tracing::debug!("the host says: {}", common::report::harmless(banner.trim_end()));
         Ok(())
     }
 
-    async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
+    async fn disconnected(
+        &mut self,
+        reason: DisconnectReason<Self::Error>,
+    ) -> Result<(), Self::Error> {
         let goodbye = match reason {
             DisconnectReason::ReceivedDisconnect(info) => common::report::harmless(info.message),
             DisconnectReason::Error(e) => e.to_string(),
@@ -123,10 +139,17 @@ fn settings(known: &KnownHost) -> client::Config {
         ..Default::default()
     };
     // What the processor does in hardware, first.
-    let ciphers = [cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_256_CTR, cipher::AES_128_CTR];
+    let ciphers = [
+        cipher::AES_128_GCM,
+        cipher::AES_256_GCM,
+        cipher::CHACHA20_POLY1305,
+        cipher::AES_256_CTR,
+        cipher::AES_128_CTR,
+    ];
     config.preferred.cipher = Cow::Owned(ciphers.to_vec());
     config.preferred.compression = Cow::Owned(vec![russh::compression::NONE]);
-    // The kinds that the host is known by come first: another kind of key would look like an unknown host. No SHA-1.
+    // The kinds that the host is known by come first: another kind of key would look like an
+    // unknown host. No SHA-1.
     let (kinds, vouched) = known.kinds();
     let ecdsa = |curve| Algorithm::Ecdsa { curve };
     let rsa = |hash| Algorithm::Rsa { hash: Some(hash) };
@@ -148,7 +171,12 @@ fn settings(known: &KnownHost) -> client::Config {
 
 impl Session {
     /// Shakes hands over `stream` with the host that ought to be behind it.
-    pub(crate) async fn open<S>(stream: S, to: &str, known: KnownHost, patience: &Arc<Patience>) -> Result<Self, SshError>
+    pub(crate) async fn open<S>(
+        stream: S,
+        to: &str,
+        known: KnownHost,
+        patience: &Arc<Patience>,
+    ) -> Result<Self, SshError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -169,14 +197,23 @@ impl Session {
     }
 
     /// Logs in with a key.
-    pub(crate) async fn key(&mut self, user: &str, key: Arc<PrivateKey>) -> Result<Attempt, SshError> {
+    pub(crate) async fn key(
+        &mut self,
+        user: &str,
+        key: Arc<PrivateKey>,
+    ) -> Result<Attempt, SshError> {
         let hash = self.hash_for(&key.algorithm()).await;
-        let result = self.handle.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, hash)).await;
+        let result =
+            self.handle.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, hash)).await;
         self.attempt(result)
     }
 
     /// Whether the host would take a key, before anybody is asked for its passphrase.
-    pub(crate) async fn would_take(&mut self, user: &str, key: &PublicKey) -> Result<bool, SshError> {
+    pub(crate) async fn would_take(
+        &mut self,
+        user: &str,
+        key: &PublicKey,
+    ) -> Result<bool, SshError> {
         let hash = self.hash_for(&key.algorithm()).await;
         let mut signer = Probe { wanted: false };
         let _ = self.handle.authenticate_publickey_with(user, key.clone(), hash, &mut signer).await;
@@ -184,24 +221,40 @@ impl Session {
     }
 
     /// Logs in with what an agent holds.
-    pub(crate) async fn agent(&mut self, user: &str, agent: &mut Agent, identity: Identity) -> Result<Attempt, SshError> {
+    pub(crate) async fn agent(
+        &mut self,
+        user: &str,
+        agent: &mut Agent,
+        identity: Identity,
+    ) -> Result<Attempt, SshError> {
         let hash = self.hash_for(&identity.0.public_key().algorithm()).await;
         let result = match identity.0 {
-            AgentIdentity::PublicKey { key, .. } => self.handle.authenticate_publickey_with(user, key, hash, &mut agent.0).await,
+            AgentIdentity::PublicKey { key, .. } => {
+                self.handle.authenticate_publickey_with(user, key, hash, &mut agent.0).await
+            }
             AgentIdentity::Certificate { certificate, .. } => {
-                self.handle.authenticate_certificate_with(user, certificate, hash, &mut agent.0).await
+                self.handle
+                    .authenticate_certificate_with(user, certificate, hash, &mut agent.0)
+                    .await
             }
         };
         // An agent that does not sign is no reason to give up.
         let refused = |e| {
             tracing::debug!("the agent did not sign: {e}");
-            AuthResult::Failure { remaining_methods: [MethodKind::PublicKey].as_slice().into(), partial_success: false }
+            AuthResult::Failure {
+                remaining_methods: [MethodKind::PublicKey].as_slice().into(),
+                partial_success: false,
+            }
         };
         self.attempt(Ok(result.unwrap_or_else(refused)))
     }
 
     /// Logs in with a password.
-    pub(crate) async fn password(&mut self, user: &str, password: &str) -> Result<Attempt, SshError> {
+    pub(crate) async fn password(
+        &mut self,
+        user: &str,
+        password: &str,
+    ) -> Result<Attempt, SshError> {
         let result = self.handle.authenticate_password(user, password).await;
         self.attempt(result)
     }
@@ -219,7 +272,10 @@ impl Session {
     }
 
     /// Connects to the agent at `path`; it is told for which connection it signs.
-    pub(crate) async fn agent_at(&self, path: &std::path::Path) -> Result<(Agent, Vec<Identity>), String> {
+    pub(crate) async fn agent_at(
+        &self,
+        path: &std::path::Path,
+    ) -> Result<(Agent, Vec<Identity>), String> {
         let mut agent = AgentClient::connect_uds(path).await.map_err(|e| e.to_string())?;
         if let Some(binding) = self.handle.agent_session_binding() {
             // Older agents don't know it.
@@ -247,7 +303,10 @@ impl Session {
         if !self.handle.is_closed() {
             return Ok(());
         }
-        let goodbye = lock(&self.told).goodbye.clone().unwrap_or_else(|| "it ended the connection".to_owned());
+        let goodbye = lock(&self.told)
+            .goodbye
+            .clone()
+            .unwrap_or_else(|| "it ended the connection".to_owned());
         Err(SshError::Broken { to: String::new(), why: goodbye })
     }
 
@@ -262,13 +321,18 @@ impl Session {
         }
     }
 
-    fn asked(&self, reply: Result<KeyboardInteractiveAuthResponse, russh::Error>) -> Result<Attempt, SshError> {
+    fn asked(
+        &self,
+        reply: Result<KeyboardInteractiveAuthResponse, russh::Error>,
+    ) -> Result<Attempt, SshError> {
         match reply {
             Ok(KeyboardInteractiveAuthResponse::InfoRequest { name, instructions, prompts }) => {
                 for text in [name, instructions].iter().filter(|text| !text.trim().is_empty()) {
                     common::report::say(text.trim_end());
                 }
-                Ok(Attempt::Asked(prompts.into_iter().map(|prompt| (prompt.prompt, prompt.echo)).collect()))
+                Ok(Attempt::Asked(
+                    prompts.into_iter().map(|prompt| (prompt.prompt, prompt.echo)).collect(),
+                ))
             }
             Ok(KeyboardInteractiveAuthResponse::Success) => Ok(Attempt::In),
             Ok(KeyboardInteractiveAuthResponse::Failure { remaining_methods, partial_success }) => {
@@ -320,7 +384,12 @@ struct Probe {
 impl russh::Signer for Probe {
     type Error = russh::AgentAuthError;
 
-    async fn auth_sign(&mut self, _: &AgentIdentity, _: Option<HashAlg>, _: Vec<u8>) -> Result<Vec<u8>, Self::Error> {
+    async fn auth_sign(
+        &mut self,
+        _: &AgentIdentity,
+        _: Option<HashAlg>,
+        _: Vec<u8>,
+    ) -> Result<Vec<u8>, Self::Error> {
         self.wanted = true;
         Err(russh::SendError {}.into())
     }
@@ -353,7 +422,14 @@ pub(crate) struct Reading {
 impl Piped {
     fn new(channel: Channel<Msg>) -> Self {
         let (half, write) = channel.split();
-        let read = Reading { half, left: Bytes::new(), said: Vec::new(), code: None, over: false, keep: Vec::new() };
+        let read = Reading {
+            half,
+            left: Bytes::new(),
+            said: Vec::new(),
+            code: None,
+            over: false,
+            keep: Vec::new(),
+        };
         Self { read, write: Box::new(Box::pin(write.make_writer())) }
     }
 
@@ -390,7 +466,11 @@ impl Reading {
 }
 
 impl AsyncRead for Reading {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         while self.left.is_empty() && !self.over {
             ready!(pin!(self.next()).poll(cx));
         }
@@ -409,9 +489,14 @@ fn failed(to: &str, error: &russh::Error) -> SshError {
     let to = to.to_owned();
     match error {
         russh::Error::NoCommonAlgo { kind, theirs, .. } => SshError::Beyond {
-            what: format!("{to} offers no {kind:?} algorithm that the built-in client has: {}", theirs.join(", ")),
+            what: format!(
+                "{to} offers no {kind:?} algorithm that the built-in client has: {}",
+                theirs.join(", ")
+            ),
         },
-        russh::Error::ChannelOpenFailure(why) => SshError::Broken { to, why: format!("it refuses to forward ({why:?})") },
+        russh::Error::ChannelOpenFailure(why) => {
+            SshError::Broken { to, why: format!("it refuses to forward ({why:?})") }
+        }
         russh::Error::IO(e) => SshError::Broken { to, why: e.to_string() },
         e => SshError::Broken { to, why: e.to_string() },
     }

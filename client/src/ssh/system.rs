@@ -1,4 +1,5 @@
-//! The system's own `ssh` as a child: whatever its configuration, agent or hardware key can do, this can.
+//! The system's own `ssh` as a child: whatever its configuration, agent or hardware key can do,
+//! this can.
 
 use std::{
     io,
@@ -44,7 +45,11 @@ struct Relayed {
 }
 
 impl AsyncRead for Relayed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stdout).poll_read(cx, buf)
     }
 }
@@ -78,7 +83,9 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
         return Err(SshError::Ended { to, said: String::new() });
     };
     match tokio::time::timeout(LOGIN_WITHIN, past_marker(&mut stdout)).await {
-        Ok(Ok(_)) => Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin))),
+        Ok(Ok(_)) => {
+            Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin)))
+        }
         Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
         Err(_) => Err(SshError::Silent(to)),
     }
@@ -88,7 +95,15 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
     let program = program();
     let mut command = Command::new(&program);
     // No terminal there, no forwarding, and the end of a dead connection within half a minute.
-    command.args(["-T", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3"]);
+    command.args([
+        "-T",
+        "-o",
+        "ClearAllForwardings=yes",
+        "-o",
+        "ServerAliveInterval=10",
+        "-o",
+        "ServerAliveCountMax=3",
+    ]);
     // Whatever the configuration says, no host key is accepted silently.
     match login {
         Login::Silent => command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]),
@@ -100,20 +115,32 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
     command.arg("--").arg(&way.destination).arg(way.command(arguments));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if login == Login::Silent {
-        // It comes back by itself, in the middle of the night too: there is nobody to ask. And Ctrl-C in the terminal is for us:
-        // running answers go on over this very process.
+        // It comes back by itself, in the middle of the night too: there is nobody to ask. And
+        // Ctrl-C in the terminal is for us: running answers go on over this very process.
         command.process_group(0);
     }
     command.spawn().map_err(|source| SshError::NoProgram { program, source: Arc::new(source) })
 }
 
-async fn ended(way: &SshWay, arguments: &str, mut child: Child, said: Said, error: io::Error) -> SshError {
-    let status = tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
+async fn ended(
+    way: &SshWay,
+    arguments: &str,
+    mut child: Child,
+    said: Said,
+    error: io::Error,
+) -> SshError {
+    let status =
+        tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
     let code = status.and_then(|status| status.code()).and_then(|code| u32::try_from(code).ok());
     let said = said.text().await;
     match code {
-        Some(code) if code != OWN_FAILURE => SshError::of_command(way, arguments, Some(code), &said),
-        _ => SshError::Ended { to: way.to_string(), said: if said.is_empty() { error.to_string() } else { said } },
+        Some(code) if code != OWN_FAILURE => {
+            SshError::of_command(way, arguments, Some(code), &said)
+        }
+        _ => SshError::Ended {
+            to: way.to_string(),
+            said: if said.is_empty() { error.to_string() } else { said },
+        },
     }
 }
 

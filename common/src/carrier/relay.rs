@@ -18,15 +18,16 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
 use crate::transport;
 
-/// A session sends something every few seconds: one that has been silent for so long has gone, and only TCP does not know it yet.
+/// A session sends something every few seconds: one that has been silent for so long has gone, and
+/// only TCP does not know it yet.
 const SILENT: Duration = Duration::from_secs(60);
 /// What the kernel takes at once, in bytes.
 const MOST_BYTES: usize = 60_000;
 /// Room for what the kernel has put together into one.
 const RECEIVED: usize = u16::MAX as usize + 1;
 
-/// The server's end of a [`super::StreamCarrier`]: copies its datagrams to and from the UDP address of a server on this machine, until the
-/// stream ends.
+/// The server's end of a [`super::StreamCarrier`]: copies its datagrams to and from the UDP address
+/// of a server on this machine, until the stream ends.
 pub async fn relay<R, W>(read: R, write: W, server: SocketAddr) -> io::Error
 where
     R: AsyncRead + Unpin,
@@ -39,15 +40,17 @@ where
     tokio::select! { end = inward(read, socket.clone()) => end, end = outward(socket, write) => end }
 }
 
-/// Where relays send from, if this machine has the whole of 127.0.0.0/8: so the server can tell in its records what comes by SSH. It is
-/// no proof: anybody on this machine may send from there.
+/// Where relays send from, if this machine has the whole of 127.0.0.0/8: so the server can tell in
+/// its records what comes by SSH. It is no proof: anybody on this machine may send from there.
 pub const RELAY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
 /// A socket that only the server reaches: nobody else is to find an open port here.
 fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
     let own = || transport::socket(SocketAddr::new(server.ip(), 0));
     let socket = match server.ip() {
-        IpAddr::V4(Ipv4Addr::LOCALHOST) => transport::socket(SocketAddr::from((RELAY_SOURCE, 0))).or_else(|_| own())?,
+        IpAddr::V4(Ipv4Addr::LOCALHOST) => {
+            transport::socket(SocketAddr::from((RELAY_SOURCE, 0))).or_else(|_| own())?
+        }
         _ => own()?,
     };
     // Elsewhere a connected socket can't be told where to send to.
@@ -108,9 +111,16 @@ impl Batch {
             return;
         }
         let segment_size = (self.count > 1).then_some(self.size);
-        let transmit = Transmit { destination: REMOTE, ecn: None, contents: &self.bytes, segment_size, src_ip: None };
+        let transmit = Transmit {
+            destination: REMOTE,
+            ecn: None,
+            contents: &self.bytes,
+            segment_size,
+            src_ip: None,
+        };
         // A server that is not there for a moment is a lost datagram.
-        while self.socket.try_send(&transmit).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock) {
+        while self.socket.try_send(&transmit).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
+        {
             let mut room = self.socket.clone().create_io_poller();
             if poll_fn(|cx| room.as_mut().poll_writable(cx)).await.is_err() {
                 break;
@@ -128,7 +138,8 @@ async fn outward(socket: Arc<UdpCarrier>, mut write: impl AsyncWrite + Unpin) ->
     loop {
         let mut meta = [RecvMeta::default(); BATCH_SIZE];
         let received = poll_fn(|cx| {
-            let mut slices: Vec<_> = buffers.iter_mut().map(|buffer| io::IoSliceMut::new(buffer)).collect();
+            let mut slices: Vec<_> =
+                buffers.iter_mut().map(|buffer| io::IoSliceMut::new(buffer)).collect();
             socket.poll_recv(cx, &mut slices, &mut meta)
         });
         let received = match received.await {
@@ -167,7 +178,13 @@ mod tests {
         let (read, write) = tokio::io::split(near);
         let (carrier, moving) = StreamCarrier::new(read, write);
         let moved = tokio::spawn(moving);
-        let transmit = Transmit { destination: REMOTE, ecn: None, contents: b"aaabb", segment_size: Some(3), src_ip: None };
+        let transmit = Transmit {
+            destination: REMOTE,
+            ecn: None,
+            contents: b"aaabb",
+            segment_size: Some(3),
+            src_ip: None,
+        };
         carrier.try_send(&transmit).expect("sent");
         let mut datagram = [0; 16];
         for expected in [&b"aaa"[..], b"bb"] {
@@ -181,7 +198,9 @@ mod tests {
             let (lens, n) = {
                 let mut slices = buffers.each_mut().map(|b| io::IoSliceMut::new(b));
                 let mut meta = [RecvMeta::default(); 2];
-                let n = std::future::poll_fn(|cx| carrier.poll_recv(cx, &mut slices, &mut meta)).await.expect("received");
+                let n = std::future::poll_fn(|cx| carrier.poll_recv(cx, &mut slices, &mut meta))
+                    .await
+                    .expect("received");
                 assert!(meta[..n].iter().all(|m| m.addr == REMOTE));
                 (meta.map(|m| m.len), n)
             };

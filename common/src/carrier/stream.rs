@@ -28,7 +28,8 @@ use super::{LOCAL, OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, frame_datagram, next_dat
 /// Datagrams that wait for QUIC.
 const IN_LIMIT: usize = 1024;
 
-/// QUIC datagrams over a reliable byte stream, each as a length of two bytes, big-endian, and itself.
+/// QUIC datagrams over a reliable byte stream, each as a length of two bytes, big-endian, and
+/// itself.
 pub struct StreamCarrier {
     queues: Mutex<Queues>,
     /// Something is to be written.
@@ -47,7 +48,8 @@ struct Queues {
 }
 
 impl StreamCarrier {
-    /// A carrier over `read` and `write`. The future moves its bytes and ends when the stream does; dropping it is the carrier's death.
+    /// A carrier over `read` and `write`. The future moves its bytes and ends when the stream does;
+    /// dropping it is the carrier's death.
     pub fn new<R, W>(read: R, write: W) -> (Arc<Self>, impl Future<Output = io::Error> + Send)
     where
         R: AsyncRead + Unpin + Send,
@@ -56,7 +58,8 @@ impl StreamCarrier {
         Self::after(std::future::ready(Ok((read, write))))
     }
 
-    /// Like [`StreamCarrier::new`], over a stream that is still being opened: what is sent meanwhile waits.
+    /// Like [`StreamCarrier::new`], over a stream that is still being opened: what is sent
+    /// meanwhile waits.
     pub fn after<R, W>(
         opening: impl Future<Output = io::Result<(R, W)>> + Send,
     ) -> (Arc<Self>, impl Future<Output = io::Error> + Send)
@@ -177,7 +180,10 @@ impl AsyncUdpSocket for StreamCarrier {
             return Err(io::ErrorKind::WouldBlock.into());
         }
         // One call may hold several datagrams, all but the last of the same size.
-        for datagram in transmit.contents.chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1)) {
+        for datagram in transmit
+            .contents
+            .chunks(transmit.segment_size.unwrap_or(transmit.contents.len()).max(1))
+        {
             frame_datagram(&mut queues.out, datagram);
         }
         drop(queues);
@@ -185,12 +191,18 @@ impl AsyncUdpSocket for StreamCarrier {
         Ok(())
     }
 
-    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
         let mut queues = self.lock();
         let mut received = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta) {
             let Some(datagram) = queues.arrived.pop_front() else { break };
-            // One that is longer than any of ours is not ours: it is shortened here and fails QUIC's authentication.
+            // One that is longer than any of ours is not ours: it is shortened here and fails
+            // QUIC's authentication.
             let len = datagram.len().min(buf.len());
             buf[..len].copy_from_slice(&datagram[..len]);
             *meta = RecvMeta { addr: REMOTE, len, stride: len.max(1), ecn: None, dst_ip: None };
@@ -248,7 +260,13 @@ mod tests {
         let (carrier, moving) = StreamCarrier::new(read, write);
         drop(far);
         moving.await;
-        let transmit = Transmit { destination: REMOTE, ecn: None, contents: &[1; 5000], segment_size: Some(1000), src_ip: None };
+        let transmit = Transmit {
+            destination: REMOTE,
+            ecn: None,
+            contents: &[1; 5000],
+            segment_size: Some(1000),
+            src_ip: None,
+        };
         for _ in 0..1000 {
             carrier.try_send(&transmit).expect("swallowed");
         }

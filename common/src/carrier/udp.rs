@@ -29,7 +29,11 @@ pub struct UdpCarrier {
 impl UdpCarrier {
     /// Sends to and hears `real` alone.
     pub fn new(socket: std::net::UdpSocket, real: SocketAddr) -> io::Result<Arc<Self>> {
-        Ok(Arc::new(Self { inner: TokioRuntime.wrap_udp_socket(socket)?, real, heard: AtomicBool::new(false) }))
+        Ok(Arc::new(Self {
+            inner: TokioRuntime.wrap_udp_socket(socket)?,
+            real,
+            heard: AtomicBool::new(false),
+        }))
     }
 
     /// Whether a datagram has come by it.
@@ -64,7 +68,12 @@ impl AsyncUdpSocket for UdpCarrier {
         }
     }
 
-    fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
         loop {
             match std::task::ready!(self.inner.poll_recv(cx, bufs, meta)) {
                 Ok(received) => {
@@ -81,7 +90,11 @@ impl AsyncUdpSocket for UdpCarrier {
                     return Poll::Ready(Ok(received));
                 }
                 // A port that was unreachable a moment ago (ICMP): the next datagram may do better.
-                Err(e) if matches!(e.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset) => {}
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
+                    ) => {}
                 Err(_) => return Poll::Pending,
             }
         }

@@ -37,7 +37,11 @@ impl From<ReadError> for DownEnd {
     }
 }
 
-pub(super) async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passed: &Passed<'_>) -> DownEnd {
+pub(super) async fn download(
+    from: &mut RecvStream,
+    mut to: WriteHalf<'_>,
+    passed: &Passed<'_>,
+) -> DownEnd {
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         let count = match from.read_chunks(&mut chunks).await {
@@ -60,11 +64,17 @@ pub(super) async fn download(from: &mut RecvStream, mut to: WriteHalf<'_>, passe
     }
 }
 
-/// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not wait behind a reader that has stopped.
+/// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not
+/// wait behind a reader that has stopped.
 ///
 /// # Errors
 /// When TCP takes no more, or the other end has aborted.
-pub async fn write_all(chunks: &mut [Bytes], to: &WriteHalf<'_>, from: &mut RecvStream, meter: &Meter) -> Result<(), DownEnd> {
+pub async fn write_all(
+    chunks: &mut [Bytes],
+    to: &WriteHalf<'_>,
+    from: &mut RecvStream,
+    meter: &Meter,
+) -> Result<(), DownEnd> {
     let mut next = 0;
     while next < chunks.len() {
         let mut slices = [IoSlice::new(&[]); CHUNKS];
@@ -91,14 +101,16 @@ pub async fn write_all(chunks: &mut [Bytes], to: &WriteHalf<'_>, from: &mut Recv
     Ok(())
 }
 
-/// Waits until TCP takes bytes again; an abort from the other end does not wait for a reader that has stopped reading.
+/// Waits until TCP takes bytes again; an abort from the other end does not wait for a reader that
+/// has stopped reading.
 async fn writable(to: &WriteHalf<'_>, from: &mut RecvStream) -> Result<(), DownEnd> {
     tokio::select! {
         biased;
         ready = to.writable() => ready.map_err(|_| DownEnd::Aborted),
         reset = from.received_reset() => match reset {
             Ok(Some(code)) => Err(DownEnd::Reset(code)),
-            // All has been received, or will not be: what has been is still to be delivered, and the next read says the rest.
+            // All has been received, or will not be: what has been is still to be delivered, and
+            // the next read says the rest.
             Ok(None) | Err(_) => to.writable().await.map_err(|_| DownEnd::Aborted),
         },
     }

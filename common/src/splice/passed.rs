@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use super::{Facing, Meter};
 use crate::exchange::Exchange;
 
-/// The beginning of a request that is remembered, so that a failure can be answered as the application expects.
+/// The beginning of a request that is remembered, so that a failure can be answered as the
+/// application expects.
 const HEAD: usize = 8 * 1024;
 
 /// What passes one splice, for all who want to know.

@@ -4,7 +4,8 @@ use quinn::{SendStream, StoppedError, VarInt, WriteError};
 
 use crate::wire::Code;
 
-/// A stream's sending half that resets when it is dropped before its end: quinn's own would finish, and look complete.
+/// A stream's sending half that resets when it is dropped before its end: quinn's own would finish,
+/// and look complete.
 pub struct Sending {
     stream: SendStream,
     finished: bool,
@@ -29,11 +30,14 @@ impl Sending {
     }
 
     /// Ends when the peer takes no more of this direction, or has all of it. Cancellation safe.
-    pub fn stopped(&self) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
+    pub fn stopped(
+        &self,
+    ) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
         self.stream.stopped()
     }
 
-    /// Waits until the peer has all of a finished direction: before that, closing the connection would lose its tail.
+    /// Waits until the peer has all of a finished direction: before that, closing the connection
+    /// would lose its tail.
     pub async fn acknowledged(&self) {
         let _ = self.stream.stopped().await;
     }

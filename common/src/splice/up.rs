@@ -22,7 +22,12 @@ pub(super) enum UpEnd {
     Lost(ConnectionError),
 }
 
-pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, head: &mut Head, passed: &Passed<'_>) -> UpEnd {
+pub(super) async fn upload(
+    from: &ReadHalf<'_>,
+    to: &mut Sending,
+    head: &mut Head,
+    passed: &Passed<'_>,
+) -> UpEnd {
     let stopped = to.stopped();
     tokio::pin!(stopped);
     loop {

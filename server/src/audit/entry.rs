@@ -11,7 +11,8 @@ use time::{OffsetDateTime, macros::format_description};
 
 use crate::gate::record::{End, RequestRecord};
 
-/// The longest path or model that is written whole, in characters: an application may send more, and each is one line here.
+/// The longest path or model that is written whole, in characters: an application may send more,
+/// and each is one line here.
 const LONGEST: usize = 256;
 
 /// What happened.
@@ -201,13 +202,16 @@ pub fn line(at: SystemTime, event: &Event) -> Vec<u8> {
     bytes
 }
 
-/// A moment as RFC 3339 in UTC with milliseconds: always as long, so that times can be compared as text.
+/// A moment as RFC 3339 in UTC with milliseconds: always as long, so that times can be compared as
+/// text.
 pub fn timestamp(at: SystemTime) -> String {
-    let format = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
+    let format =
+        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     OffsetDateTime::from(at).format(format).unwrap_or_default()
 }
 
-/// What an application has sent may be anything: what a terminal would obey is written as what it is, and length has an end.
+/// What an application has sent may be anything: what a terminal would obey is written as what it
+/// is, and length has an end.
 fn harmless(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(LONGEST));
     for (i, c) in text.chars().enumerate() {
@@ -263,8 +267,14 @@ pub(crate) mod tests {
     fn a_request_is_one_line_of_json() {
         let line = read(&Event::from(&record(End::Refused(Refusal::Limit("at_once")))));
         let says = |name: &str| line[name].as_str().expect(name).to_owned();
-        assert_eq!((says("time"), says("event")), ("2027-01-15T08:00:00.123Z".into(), "request".into()));
-        assert_eq!((says("device"), says("role"), says("carrier")), ("laptop".into(), "infer".into(), "udp".into()));
+        assert_eq!(
+            (says("time"), says("event")),
+            ("2027-01-15T08:00:00.123Z".into(), "request".into())
+        );
+        assert_eq!(
+            (says("device"), says("role"), says("carrier")),
+            ("laptop".into(), "infer".into(), "udp".into())
+        );
         assert_eq!((says("end"), says("why")), ("refused".into(), "at_once".into()));
         assert_eq!((&line["first_byte_ms"], &line["total_ms"]), (&1.5.into(), &20.0.into()));
         assert_eq!((&line["tokens_in"], &line["tokens_out"]), (&7.into(), &42.into()));
@@ -277,7 +287,10 @@ pub(crate) mod tests {
         sent.model = Some("\u{1b}]0;x\u{7}".into());
         let line = read(&Event::from(&sent));
         let path = line["path"].as_str().expect("a path");
-        assert!(path.len() < 4096 && path.ends_with('…') && !path.contains(char::is_control), "{path}");
+        assert!(
+            path.len() < 4096 && path.ends_with('…') && !path.contains(char::is_control),
+            "{path}"
+        );
         assert_eq!(line["model"], "\\u{1b}]0;x\\u{7}");
         assert_eq!(line["event"], "request");
     }

@@ -1,7 +1,9 @@
-//! The files of the audit log: `audit.jsonl`, and those before it by the time when they were put aside.
+//! The files of the audit log: `audit.jsonl`, and those before it by the time when they were put
+//! aside.
 //!
-//! Several processes write. Each takes the file's lock, looks whether it is still the newest, and writes each line with one call; so a
-//! file can be put aside by any of them, and a line that a crash has torn is seen by the next.
+//! Several processes write. Each takes the file's lock, looks whether it is still the newest, and
+//! writes each line with one call; so a file can be put aside by any of them, and a line that a
+//! crash has torn is seen by the next.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -53,8 +55,13 @@ impl Log {
         let mut done = 0;
         let outcome = self.newest(now).and_then(|locked| {
             locked.write(lines, &mut done).map_err(FileError::io("write", self.path()))?;
-            // Only who refuses requests for want of a log needs to know that each line is on the disk.
-            if self.settings.required { locked.0.sync_data().map_err(FileError::io("write", self.path())) } else { Ok(()) }
+            // Only who refuses requests for want of a log needs to know that each line is on the
+            // disk.
+            if self.settings.required {
+                locked.0.sync_data().map_err(FileError::io("write", self.path()))
+            } else {
+                Ok(())
+            }
         });
         if outcome.is_err() {
             // The next attempt begins with a fresh look.
@@ -133,7 +140,9 @@ impl Log {
             let too_old = now.duration_since(written).is_ok_and(|age| age > self.settings.keep);
             if i < too_many || too_old {
                 match fs::remove_file(path) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(FileError::io("delete", path)(e)),
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        return Err(FileError::io("delete", path)(e));
+                    }
                     _ => {}
                 }
             }
@@ -188,8 +197,12 @@ impl Locked {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(Self(file)),
-                Err(TryLockError::WouldBlock) if Instant::now() < until => std::thread::sleep(Duration::from_millis(1)),
-                Err(TryLockError::WouldBlock) => return Err(io::Error::other("another process holds its lock")),
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(1))
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(io::Error::other("another process holds its lock"));
+                }
                 Err(TryLockError::Error(e)) => return Err(e),
             }
         }
@@ -199,7 +212,11 @@ impl Locked {
     fn write(&self, lines: &[impl AsRef<[u8]>], done: &mut usize) -> io::Result<()> {
         let mut torn = !ends_with_newline(&self.0)?;
         for line in lines.iter().map(AsRef::as_ref) {
-            if torn { write_once(&self.0, &[b"\n", line].concat()) } else { write_once(&self.0, line) }?;
+            if torn {
+                write_once(&self.0, &[b"\n", line].concat())
+            } else {
+                write_once(&self.0, line)
+            }?;
             torn = false;
             *done += 1;
         }

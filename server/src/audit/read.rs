@@ -29,7 +29,14 @@ pub(super) struct Lines {
 impl Lines {
     /// All of the log in `dir`, but for files that were written last before `since`.
     pub(super) fn open(dir: &Path, since: Option<SystemTime>) -> Result<Self, FileError> {
-        let mut lines = Self { dir: dir.to_owned(), since, older: VecDeque::new(), newest: None, done: None, begun: Vec::new() };
+        let mut lines = Self {
+            dir: dir.to_owned(),
+            since,
+            older: VecDeque::new(),
+            newest: None,
+            done: None,
+            begun: Vec::new(),
+        };
         lines.look()?;
         Ok(lines)
     }
@@ -89,8 +96,10 @@ impl Lines {
             if Some(metadata.ino()) == self.done {
                 break;
             }
-            let is_old = self.since.is_some_and(|since| metadata.modified().is_ok_and(|at| at < since));
-            let is_newest = newest.as_ref().is_some_and(|newest| is_same(newest, &path).unwrap_or(false));
+            let is_old =
+                self.since.is_some_and(|since| metadata.modified().is_ok_and(|at| at < since));
+            let is_newest =
+                newest.as_ref().is_some_and(|newest| is_same(newest, &path).unwrap_or(false));
             if !is_old && !is_newest {
                 self.older.push_front(BufReader::new(file));
             }
@@ -129,13 +138,15 @@ mod tests {
     use crate::audit::{AuditSettings, entry::timestamp, log::Log};
 
     fn line(text: &str) -> Vec<u8> {
-        format!("{{\"time\":\"{}\",\"text\":\"{text}\"}}\n", timestamp(SystemTime::now())).into_bytes()
+        format!("{{\"time\":\"{}\",\"text\":\"{text}\"}}\n", timestamp(SystemTime::now()))
+            .into_bytes()
     }
 
     fn drain(lines: &mut Lines) -> Vec<String> {
         let mut read = Vec::new();
         while let Some(line) = lines.next().expect("read") {
-            let text = serde_json::from_slice::<serde_json::Value>(&line).map(|line| line["text"].as_str().map(str::to_owned));
+            let text = serde_json::from_slice::<serde_json::Value>(&line)
+                .map(|line| line["text"].as_str().map(str::to_owned));
             read.push(text.ok().flatten().unwrap_or_else(|| "torn".to_owned()));
         }
         read
@@ -144,9 +155,11 @@ mod tests {
     #[test]
     fn a_reader_follows_into_every_new_file() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let settings = AuditSettings { size: 150, ..AuditSettings::in_dir(&tmp.path().join("log")) };
+        let settings =
+            AuditSettings { size: 150, ..AuditSettings::in_dir(&tmp.path().join("log")) };
         let mut log = Log::new(settings.clone());
-        let mut append = |text: &str| log.append(&[line(text)], SystemTime::now()).outcome.expect("written");
+        let mut append =
+            |text: &str| log.append(&[line(text)], SystemTime::now()).outcome.expect("written");
         let mut early = Lines::open(&settings.dir, None).expect("there need not be a log yet");
         assert_eq!(drain(&mut early), [""; 0]);
         let mut expected = Vec::new();
@@ -165,8 +178,12 @@ mod tests {
     fn half_a_line_is_no_line_until_its_end_is_there() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let settings = AuditSettings::in_dir(&tmp.path().join("log"));
-        Log::new(settings.clone()).append(&[line("whole")], SystemTime::now()).outcome.expect("written");
-        let mut file = OpenOptions::new().append(true).open(settings.dir.join(FILE)).expect("opened");
+        Log::new(settings.clone())
+            .append(&[line("whole")], SystemTime::now())
+            .outcome
+            .expect("written");
+        let mut file =
+            OpenOptions::new().append(true).open(settings.dir.join(FILE)).expect("opened");
         let late = line("late");
         file.write_all(&late[..10]).expect("written");
         let mut lines = Lines::open(&settings.dir, None).expect("opened");

@@ -36,10 +36,12 @@ pub struct Show {
     json: bool,
 }
 
-/// Shows the log in `dir` of the server whose state is in `state_dir`. Blocks, and with `--follow` until it is stopped or nobody reads any more.
+/// Shows the log in `dir` of the server whose state is in `state_dir`. Blocks, and with `--follow`
+/// until it is stopped or nobody reads any more.
 ///
 /// # Errors
-/// When there is neither a log nor a server, when the log can't be read, or standard output can't be written.
+/// When there is neither a log nor a server, when the log can't be read, or standard output can't
+/// be written.
 pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     let since = match show.since.map(|since| SystemTime::now().checked_sub(since)) {
         None => None,
@@ -75,7 +77,9 @@ fn pause() -> io::Result<()> {
     let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
     let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
     match poll(&mut fds, Some(&timeout)) {
-        Ok(_) if fds[0].revents().intersects(PollFlags::ERR) => Err(io::ErrorKind::BrokenPipe.into()),
+        Ok(_) if fds[0].revents().intersects(PollFlags::ERR) => {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
         Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
         // A terminal that hung up, a descriptor that can't be polled: sleep instead.
         _ => {
@@ -89,7 +93,10 @@ fn print(out: &mut impl Write, line: &[u8], show: &Show, from: Option<&str>) -> 
     // What a crash has torn is no line.
     let Ok(entry) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
     let text = |name: &str| entry[name].as_str().unwrap_or("");
-    let is_wanted = show.device.as_ref().is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()))
+    let is_wanted = show
+        .device
+        .as_ref()
+        .is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()))
         && from.is_none_or(|from| text("time") >= from);
     match (is_wanted, show.json) {
         (false, _) => Ok(()),
@@ -101,27 +108,36 @@ fn print(out: &mut impl Write, line: &[u8], show: &Show, from: Option<&str>) -> 
     }
 }
 
-const HEADER: &str = "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT";
+const HEADER: &str =
+    "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT";
 
 fn row(entry: &Value) -> String {
     let text = |name: &str| entry[name].as_str().unwrap_or("");
     let at = text("time").replacen('T', " ", 1);
     let at = at.get(..19).unwrap_or(&at);
     let device = if text("device").is_empty() { "-" } else { text("device") };
-    let (mut status, mut ended, mut tokens, mut time) = (String::new(), String::new(), String::new(), String::new());
+    let (mut status, mut ended, mut tokens, mut time) =
+        (String::new(), String::new(), String::new(), String::new());
     let what = if text("event") == "request" {
         status = entry["status"].as_u64().map_or("-".to_owned(), |status| status.to_string());
-        ended = if text("why").is_empty() { text("end").to_owned() } else { text("why").to_owned() };
-        let counted: Vec<_> = [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
+        ended =
+            if text("why").is_empty() { text("end").to_owned() } else { text("why").to_owned() };
+        let counted: Vec<_> =
+            [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
         if !counted.is_empty() {
             tokens = counted.iter().sum::<u64>().to_string();
         }
         time = entry["total_ms"].as_f64().map_or(String::new(), duration);
-        [text("method"), text("path"), text("model")].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+        [text("method"), text("path"), text("model")]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
     } else {
         event(entry)
     };
-    let row = format!("{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {time:>9}  {what}");
+    let row =
+        format!("{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {time:>9}  {what}");
     row.trim_end().to_owned()
 }
 
@@ -142,10 +158,14 @@ fn event(entry: &Value) -> String {
 fn told(name: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
-        Value::Number(at) if name == "expires" => at.as_i64().map(process::minute).unwrap_or_default(),
-        Value::Object(one) => {
-            one.iter().map(|(name, value)| format!("{name}:{}", told(name, value))).collect::<Vec<_>>().join(",")
+        Value::Number(at) if name == "expires" => {
+            at.as_i64().map(process::minute).unwrap_or_default()
         }
+        Value::Object(one) => one
+            .iter()
+            .map(|(name, value)| format!("{name}:{}", told(name, value)))
+            .collect::<Vec<_>>()
+            .join(","),
         other => other.to_string(),
     }
 }
@@ -167,7 +187,8 @@ mod tests {
     };
 
     fn show(event: &Event, show: &Show, from: Option<&str>) -> String {
-        let line = entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
+        let line =
+            entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
         let mut out = Vec::new();
         print(&mut out, line.trim_ascii_end(), show, from).expect("printed");
         String::from_utf8(out).expect("text")
@@ -192,8 +213,13 @@ mod tests {
     #[test]
     fn other_events_say_what_they_are() {
         let row = show(&Event::Stop { pid: 7 }, &all(), None);
-        assert!(row.starts_with("2027-01-15 08:00:00  -") && row.ends_with("stop pid=7\n"), "{row}");
-        let event: Value = serde_json::from_str(r#"{"event":"enroll","by":{"ssh":7},"expires":1800000000}"#).expect("JSON");
+        assert!(
+            row.starts_with("2027-01-15 08:00:00  -") && row.ends_with("stop pid=7\n"),
+            "{row}"
+        );
+        let event: Value =
+            serde_json::from_str(r#"{"event":"enroll","by":{"ssh":7},"expires":1800000000}"#)
+                .expect("JSON");
         assert_eq!(super::event(&event), "enroll by=ssh:7 expires=2027-01-15T08:00");
     }
 

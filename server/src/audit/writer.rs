@@ -1,4 +1,5 @@
-//! Writes the audit log beside the requests: a bounded channel to one thread. What can't be written is counted, and said once.
+//! Writes the audit log beside the requests: a bounded channel to one thread. What can't be written
+//! is counted, and said once.
 
 use std::{
     path::PathBuf,
@@ -25,7 +26,8 @@ use super::{
 const ROOM: usize = 4096;
 /// Lines that are written with one look at the file.
 const BATCH: usize = 256;
-/// So long lines are gathered: one look at the file for many, and no wake-up for each while requests are served.
+/// So long lines are gathered: one look at the file for many, and no wake-up for each while
+/// requests are served.
 const GATHER: Duration = Duration::from_millis(5);
 /// While the log can't be written, it is tried so often.
 const RETRY: Duration = Duration::from_secs(1);
@@ -75,7 +77,10 @@ impl Audit {
     pub fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
         let mut log = Log::new(settings.clone());
         let state = Arc::new(State::default());
-        if let Err(e) = log.tend(SystemTime::now()).and_then(|()| log.append(&[[0; 0]; 0], SystemTime::now()).outcome) {
+        if let Err(e) = log
+            .tend(SystemTime::now())
+            .and_then(|()| log.append(&[[0; 0]; 0], SystemTime::now()).outcome)
+        {
             if settings.required {
                 return Err(e);
             }
@@ -83,7 +88,8 @@ impl Audit {
         }
         let (to_writer, events) = sync_channel(ROOM);
         let writer = Writer { log, state: state.clone() };
-        let thread = std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&events));
+        let thread =
+            std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&events));
         thread.map_err(FileError::io("write", &settings.dir))?;
         Ok(Arc::new(Self { required: settings.required, dir: settings.dir, to_writer, state }))
     }
@@ -246,7 +252,10 @@ mod tests {
             audit.note(stop(pid));
         }
         audit.flush(LONG).await;
-        let pids: Vec<_> = lines(&tmp.path().join("log")).iter().map(|line| line["pid"].as_u64().expect("a pid")).collect();
+        let pids: Vec<_> = lines(&tmp.path().join("log"))
+            .iter()
+            .map(|line| line["pid"].as_u64().expect("a pid"))
+            .collect();
         assert_eq!(pids, (0..1000).collect::<Vec<_>>());
         assert_eq!(audit.status().failing, None);
     }
@@ -254,7 +263,8 @@ mod tests {
     #[tokio::test]
     async fn a_loss_is_counted_told_in_the_next_line_and_ends_by_itself() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let settings = AuditSettings { required: true, ..AuditSettings::in_dir(&tmp.path().join("log")) };
+        let settings =
+            AuditSettings { required: true, ..AuditSettings::in_dir(&tmp.path().join("log")) };
         let audit = Audit::start(settings.clone()).expect("started");
         audit.note(stop(1));
         audit.flush(LONG).await;
@@ -279,7 +289,10 @@ mod tests {
         audit.note(stop(4));
         audit.flush(LONG).await;
         let lines = lines(&settings.dir);
-        assert_eq!((&lines[0]["event"], &lines[0]["lines"], &lines[1]["pid"]), (&"lost".into(), &2.into(), &4.into()));
+        assert_eq!(
+            (&lines[0]["event"], &lines[0]["lines"], &lines[1]["pid"]),
+            (&"lost".into(), &2.into(), &4.into())
+        );
         assert_eq!(audit.status(), AuditStatus { dir: settings.dir, lost: 2, failing: None });
     }
 

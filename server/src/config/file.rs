@@ -81,10 +81,13 @@ pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| {
-        usage(format!("cannot read the configuration `{}`", path.display())).because(e).hint("name another file with --config")
+        usage(format!("cannot read the configuration `{}`", path.display()))
+            .because(e)
+            .hint("name another file with --config")
     })?;
-    let wrong =
-        |why: String, hint: String| usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(hint);
+    let wrong = |why: String, hint: String| {
+        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(hint)
+    };
     let wrong_at = |at: usize, why: &dyn std::fmt::Display| {
         let line = line_at(&text, at);
         wrong(format!("line {line}: {why}"), correct(line))
@@ -99,7 +102,11 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let limits = LimitTable {
         default: file.limits,
         roles: file.roles.iter().map(|(name, role)| (name.to_string(), role.limits)).collect(),
-        devices: file.devices.iter().map(|(name, device)| (name.to_string(), device.limits)).collect(),
+        devices: file
+            .devices
+            .iter()
+            .map(|(name, device)| (name.to_string(), device.limits))
+            .collect(),
     };
     let devices = file.devices.keys().cloned().collect();
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
@@ -107,15 +114,19 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     Ok(Read { file, rules, limits, devices })
 }
 
-/// What is wrong, with its place, and what cures it: of an unknown setting those that there are in its table.
+/// What is wrong, with its place, and what cures it: of an unknown setting those that there are in
+/// its table.
 fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
     let (full, message) = (error.to_string(), error.message());
     let full = full.trim_end();
     match message.split_once(", expected ").filter(|_| message.starts_with("unknown field ")) {
-        Some((unknown, known)) => {
-            (full.replace(message, unknown), format!("here it may say {}", known.strip_prefix("one of ").unwrap_or(known)))
+        Some((unknown, known)) => (
+            full.replace(message, unknown),
+            format!("here it may say {}", known.strip_prefix("one of ").unwrap_or(known)),
+        ),
+        None => {
+            (full.to_owned(), correct(line_at(text, error.span().map_or(0, |span| span.start))))
         }
-        None => (full.to_owned(), correct(line_at(text, error.span().map_or(0, |span| span.start)))),
     }
 }
 

@@ -1,4 +1,5 @@
-//! What the file may write for a setting, judged while it is read: so an error has its place in the file.
+//! What the file may write for a setting, judged while it is read: so an error has its place in the
+//! file.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -32,7 +33,9 @@ impl TryFrom<String> for Listen {
     type Error = Wrong;
 
     fn try_from(text: String) -> Result<Self, Wrong> {
-        let address = text.parse().or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)));
+        let address = text
+            .parse()
+            .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)));
         address.map(Self).map_err(|_| Wrong {
             what: format!("`{text}` is no address to listen on"),
             form: "write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435",
@@ -54,7 +57,10 @@ impl TryFrom<Vec<String>> for Advertised {
             return Err(Wrong { what: format!("`{bad}` can't be advertised"), form });
         }
         if addresses.len() > MAX_ADDRESSES {
-            let what = format!("{} addresses are advertised, at most {MAX_ADDRESSES} fit into an invitation", addresses.len());
+            let what = format!(
+                "{} addresses are advertised, at most {MAX_ADDRESSES} fit into an invitation",
+                addresses.len()
+            );
             return Err(Wrong { what, form: "name those that devices need" });
         }
         Ok(Self(addresses))
@@ -75,7 +81,11 @@ impl TryFrom<String> for Life {
 
     fn try_from(text: String) -> Result<Self, Wrong> {
         let life = humantime::parse_duration(&text);
-        life.map_err(|_| Wrong { what: format!("`{text}` is no life for a certificate"), form: Self::FORM })?.try_into()
+        life.map_err(|_| Wrong {
+            what: format!("`{text}` is no life for a certificate"),
+            form: Self::FORM,
+        })?
+        .try_into()
     }
 }
 
@@ -100,7 +110,9 @@ impl TryFrom<String> for IdleTimeout {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        parse_idle_timeout(&text).map(Self).map_err(|why| format!("`{text}` is no idle time-out: {why}"))
+        parse_idle_timeout(&text)
+            .map(Self)
+            .map_err(|why| format!("`{text}` is no idle time-out: {why}"))
     }
 }
 
@@ -121,7 +133,9 @@ impl<'de> Deserialize<'de> for AboveZero {
 
 impl<'de> Deserialize<'de> for Whole {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        whole(deserializer).map(Self).ok_or_else(|| de::Error::custom("expected a whole number, zero or above"))
+        whole(deserializer)
+            .map(Self)
+            .ok_or_else(|| de::Error::custom("expected a whole number, zero or above"))
     }
 }
 

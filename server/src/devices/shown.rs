@@ -84,7 +84,13 @@ pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
     let mut table = Table::new();
     table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     for device in devices {
-        table.add_row([device.name.clone(), device.id.to_string(), marked(device), seen(device), certificate(device)]);
+        table.add_row([
+            device.name.clone(),
+            device.id.to_string(),
+            marked(device),
+            seen(device),
+            certificate(device),
+        ]);
     }
     data(plain(table))
 }
@@ -101,12 +107,18 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
     text += &format!("Certificate  {}", certificate(device));
     if let Some(session) = &device.session {
         let from = from(&session.remote);
-        text += &format!("\nSession      from {from} since {}, {:.1} ms", ago(session.since), session.rtt_ms);
+        text += &format!(
+            "\nSession      from {from} since {}, {:.1} ms",
+            ago(session.since),
+            session.rtt_ms
+        );
         if let Some(away) = session.away_since {
             text += &format!("\nAway         since {}: what it runs is kept", ago(away));
         }
-        text +=
-            &format!("\nStreams      {} open, {} bytes to it, {} bytes from it", session.streams, session.sent, session.received);
+        text += &format!(
+            "\nStreams      {} open, {} bytes to it, {} bytes from it",
+            session.streams, session.sent, session.received
+        );
     }
     if let Some(today) = tokens {
         text += &format!("\nTokens       {} used today (UTC)", today.used);
@@ -131,12 +143,18 @@ fn role(device: &Shown) -> String {
 }
 
 fn marked(device: &Shown) -> String {
-    if device.role_is_known { device.role.to_string() } else { format!("{} (not in the configuration)", device.role) }
+    if device.role_is_known {
+        device.role.to_string()
+    } else {
+        format!("{} (not in the configuration)", device.role)
+    }
 }
 
 fn seen(device: &Shown) -> String {
     match (&device.session, device.seen) {
-        (Some(SessionStatus { away_since: Some(since), .. }), _) => format!("away since {}", ago(*since)),
+        (Some(SessionStatus { away_since: Some(since), .. }), _) => {
+            format!("away since {}", ago(*since))
+        }
         (Some(_), _) => "now".to_owned(),
         (None, Some(at)) => format!("{} ago", ago(at)),
         (None, None) => "never".to_owned(),

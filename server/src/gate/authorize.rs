@@ -55,8 +55,11 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("`{text}` is no `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check");
+        let wrong = || {
+            format!(
+                "`{text}` is no `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check"
+            )
+        };
         let (place, path) = if let Some(rest) = text.strip_prefix("unix:") {
             let (socket, path) = rest.rsplit_once(":/").unwrap_or((rest, ""));
             if !socket.starts_with('/') {
@@ -66,7 +69,8 @@ impl FromStr for Address {
         } else {
             let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let upstream: Upstream = format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
+            let upstream: Upstream =
+                format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
             (Place::Tcp(upstream.address()), path)
         };
         if !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
@@ -127,13 +131,27 @@ pub struct Question {
 impl Question {
     /// Whether a device may enroll.
     pub fn enrolling(device: Name, role: Name) -> Self {
-        Self { at: At::Enroll, device, device_id: None, role, method: None, path: None, model: None, models: Vec::new() }
+        Self {
+            at: At::Enroll,
+            device,
+            device_id: None,
+            role,
+            method: None,
+            path: None,
+            model: None,
+            models: Vec::new(),
+        }
     }
 
     /// Bytes that the application has written.
     fn written(&self) -> usize {
         let texts = [self.method.as_deref(), self.path.as_deref(), self.model.as_deref()];
-        texts.into_iter().flatten().chain(self.models.iter().map(String::as_str)).map(str::len).sum()
+        texts
+            .into_iter()
+            .flatten()
+            .chain(self.models.iter().map(String::as_str))
+            .map(str::len)
+            .sum()
     }
 }
 
@@ -172,7 +190,8 @@ impl Authority {
         self.at.contains(&at)
     }
 
-    /// Asks, if it is to be asked on this occasion and has not answered the same lately. Cancellation safe.
+    /// Asks, if it is to be asked on this occasion and has not answered the same lately.
+    /// Cancellation safe.
     ///
     /// # Errors
     /// A no, or no answer; the log says why.
@@ -184,7 +203,12 @@ impl Authority {
             Some(verdict) => verdict,
             None => {
                 let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(&question)).await;
-                let silent = || io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", ANSWER_WITHIN.as_secs()));
+                let silent = || {
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        format!("silent for {} s", ANSWER_WITHIN.as_secs()),
+                    )
+                };
                 let (verdict, good_for) = asked.unwrap_or_else(|_| Err(silent())).map_err(|e| {
                     tracing::warn!("cannot ask {}: {e}", self.address);
                     Refusal::Failed(e)
@@ -199,8 +223,12 @@ impl Authority {
     async fn ask_now(&self, question: &Question) -> io::Result<(bool, Duration)> {
         let json = serde_json::to_vec(question)?;
         match &self.address.place {
-            Place::Tcp(address) => exchange(TcpStream::connect(address.get()).await?, &self.address.path, json).await,
-            Place::Unix(socket) => exchange(UnixStream::connect(socket).await?, &self.address.path, json).await,
+            Place::Tcp(address) => {
+                exchange(TcpStream::connect(address.get()).await?, &self.address.path, json).await
+            }
+            Place::Unix(socket) => {
+                exchange(UnixStream::connect(socket).await?, &self.address.path, json).await
+            }
         }
     }
 
@@ -218,9 +246,11 @@ impl Authority {
         if good_for.is_zero() || question.written() > MOST_QUESTION {
             return;
         }
-        let (mut remembered, now) = (self.remembered.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
+        let (mut remembered, now) =
+            (self.remembered.lock().unwrap_or_else(PoisonError::into_inner), Instant::now());
         let is_full = |remembered: &HashMap<Question, _>| {
-            let of_one = remembered.keys().filter(|other| other.device_id == question.device_id).count();
+            let of_one =
+                remembered.keys().filter(|other| other.device_id == question.device_id).count();
             remembered.len() >= MOST_REMEMBERED || of_one >= MOST_OF_ONE
         };
         if is_full(&remembered) {
@@ -238,8 +268,9 @@ async fn exchange(
     path: &str,
     json: Vec<u8>,
 ) -> io::Result<(bool, Duration)> {
-    let (mut requests, connection) =
-        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .map_err(io::Error::other)?;
     let request = Request::post(path)
         .header(HOST, HeaderValue::from_static("localhost"))
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
@@ -253,7 +284,11 @@ async fn exchange(
         _ = &mut connection => answer.await,
     };
     let answer = answer.map_err(io::Error::other)?;
-    let good_for = answer.headers().get(CACHE_CONTROL).and_then(|value| value.to_str().ok()).map_or(Duration::ZERO, max_age);
+    let good_for = answer
+        .headers()
+        .get(CACHE_CONTROL)
+        .and_then(|value| value.to_str().ok())
+        .map_or(Duration::ZERO, max_age);
     match answer.status() {
         status if status.is_success() => Ok((true, good_for)),
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok((false, good_for)),
@@ -266,7 +301,9 @@ fn max_age(value: &str) -> Duration {
     let mut age = Duration::ZERO;
     for directive in value.split(',').map(|directive| directive.trim().to_ascii_lowercase()) {
         match directive.split_once('=') {
-            Some(("max-age", seconds)) => age = seconds.parse().map_or(Duration::ZERO, Duration::from_secs),
+            Some(("max-age", seconds)) => {
+                age = seconds.parse().map_or(Duration::ZERO, Duration::from_secs)
+            }
             _ if directive == "no-store" || directive == "no-cache" => return Duration::ZERO,
             _ => {}
         }
@@ -349,7 +386,11 @@ mod tests {
         for _ in 0..2 * MOST_REMEMBERED / MOST_OF_ONE {
             let device_id = Some(DeviceId::generate());
             for i in 0..MOST_OF_ONE {
-                authority.remember(Question { device_id, ..question(format!("/{i}")) }, true, Duration::from_secs(60));
+                authority.remember(
+                    Question { device_id, ..question(format!("/{i}")) },
+                    true,
+                    Duration::from_secs(60),
+                );
             }
         }
         assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_REMEMBERED);

@@ -71,7 +71,15 @@ impl<'a> Conversation<'a> {
         send: &'a mut Sending,
         recv: RecvStream,
     ) -> Self {
-        Self { gate, line, read, write, send, inbox: Inbox::new(recv), changes: gate.changes.subscribe() }
+        Self {
+            gate,
+            line,
+            read,
+            write,
+            send,
+            inbox: Inbox::new(recv),
+            changes: gate.changes.subscribe(),
+        }
     }
 
     /// Until nothing more can come; also gives the stream back, and whether all of it had come.
@@ -98,7 +106,8 @@ impl<'a> Conversation<'a> {
         self.judge(head, bytes.into()).await
     }
 
-    /// The next request's head, its empty line included. `None` if there will be none: an end, or a service that speaks unasked.
+    /// The next request's head, its empty line included. `None` if there will be none: an end, or a
+    /// service that speaks unasked.
     async fn head(&mut self) -> Result<Option<Vec<u8>>, Over> {
         let mut reader = HeadReader::default();
         loop {
@@ -126,7 +135,12 @@ impl<'a> Conversation<'a> {
     }
 
     /// Tells an application why it gets no other answer. `line` is the beginning of its request.
-    pub(super) async fn refuse(&mut self, running: Running<'_>, line: &[u8], refused: Refused) -> Over {
+    pub(super) async fn refuse(
+        &mut self,
+        running: Running<'_>,
+        line: &[u8],
+        refused: Refused,
+    ) -> Over {
         match refused.tell(self.send, running, line).await {
             true => Over::Refused,
             false => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),

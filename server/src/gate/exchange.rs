@@ -74,7 +74,11 @@ enum Both {
 
 impl<'a> Conversation<'a> {
     /// Carries a request and its answer. An error is the end of the connection.
-    pub(super) async fn exchange(&mut self, mut request: Request<'a>, mut running: Running<'a>) -> Result<(), Over> {
+    pub(super) async fn exchange(
+        &mut self,
+        mut request: Request<'a>,
+        mut running: Running<'a>,
+    ) -> Result<(), Over> {
         let line = request.begun.first().cloned().unwrap_or_default();
         let judged = request.judged.take();
         let held = request.ticket.held.take();
@@ -82,8 +86,13 @@ impl<'a> Conversation<'a> {
         let (both, left_by) = {
             let Self { read, write, send, inbox, changes, gate, line, .. } = self;
             let Running { incoming, outgoing, .. } = &mut running;
-            let way =
-                Way { meter: line.meter, sent: &sent, answered: &answered, gone: AtomicBool::new(false), turn: Mutex::default() };
+            let way = Way {
+                meter: line.meter,
+                sent: &sent,
+                answered: &answered,
+                gone: AtomicBool::new(false),
+                turn: Mutex::default(),
+            };
             let down = ask(inbox, write, request, incoming, &way);
             let up = answer(read, send, outgoing, &way);
             let overruled = overruled(judged, gate, line, changes.clone());
@@ -150,7 +159,13 @@ impl<'a> Conversation<'a> {
         self.conclude(both, left_by, running, &line).await
     }
 
-    async fn conclude(&mut self, both: Both, left_by: LeftBy, running: Running<'a>, line: &[u8]) -> Result<(), Over> {
+    async fn conclude(
+        &mut self,
+        both: Both,
+        left_by: LeftBy,
+        running: Running<'a>,
+        line: &[u8],
+    ) -> Result<(), Over> {
         let stopped = left_by == LeftBy::Device;
         let end = match both {
             Both::Next => {
@@ -164,7 +179,10 @@ impl<'a> Conversation<'a> {
             }
             Both::Refused(refused) => {
                 let is_denied = !matches!(refused.why, Refusal::Malformed | Refusal::Limit(_));
-                running.ended(if is_denied { record::End::Cut } else { record::End::Refused(refused.why) }, None);
+                running.ended(
+                    if is_denied { record::End::Cut } else { record::End::Refused(refused.why) },
+                    None,
+                );
                 return Err(Over::Cut(if is_denied { Code::Denied } else { Code::Aborted }));
             }
             Both::Ended(end) => end,
@@ -172,15 +190,21 @@ impl<'a> Conversation<'a> {
         let told = match &end {
             _ if running.outgoing.tracker.is_complete() => record::End::Done,
             End::Aborted if left_by == LeftBy::Service => record::End::Cut,
-            _ if left_by == LeftBy::Service && running.outgoing.tracker.is_whole_at_close() => record::End::Done,
+            _ if left_by == LeftBy::Service && running.outgoing.tracker.is_whole_at_close() => {
+                record::End::Done
+            }
             _ if left_by == LeftBy::Service => record::End::Cut,
-            End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => record::End::Cancelled,
+            End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => {
+                record::End::Cancelled
+            }
             End::Reset(_) | End::Lost(_) => record::End::Cut,
             _ if stopped || self.inbox.is_finished() => record::End::Cancelled,
             _ => record::End::Cut,
         };
         if told == record::End::Cut && left_by == LeftBy::Service && !running.is_told() {
-            tracing::warn!("the service ended its connection before its answer was whole: look at its log");
+            tracing::warn!(
+                "the service ended its connection before its answer was whole: look at its log"
+            );
         }
         running.ended(told, None);
         Err(Over::Ended { end, stopped })
@@ -188,7 +212,11 @@ impl<'a> Conversation<'a> {
 }
 
 pub(super) fn too_long(most: u64) -> Refused {
-    Refused::new(413, Refusal::Limit("body"), format!("adit: the request's body is longer than the {most} bytes that it may be"))
+    Refused::new(
+        413,
+        Refusal::Limit("body"),
+        format!("adit: the request's body is longer than the {most} bytes that it may be"),
+    )
 }
 
 /// What both directions have to know.
@@ -210,7 +238,12 @@ impl Way<'_> {
     }
 }
 
-async fn overruled(judged: Option<Judged>, gate: &Gate, line: &Line<'_>, changes: watch::Receiver<()>) -> Refused {
+async fn overruled(
+    judged: Option<Judged>,
+    gate: &Gate,
+    line: &Line<'_>,
+    changes: watch::Receiver<()>,
+) -> Refused {
     match judged {
         Some(mut judged) => judged.overruled(gate, line, changes).await,
         None => std::future::pending().await,

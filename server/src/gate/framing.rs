@@ -1,4 +1,5 @@
-//! Where a message's body ends (RFC 9112 sections 6 and 7). It only follows: the bytes pass as they are.
+//! Where a message's body ends (RFC 9112 sections 6 and 7). It only follows: the bytes pass as they
+//! are.
 
 use super::{head::Fault, record::BodyLength};
 
@@ -58,7 +59,8 @@ impl Body {
         self.0 == State::UntilClose
     }
 
-    /// Follows the body through `bytes`: how many of them belong to it. What they say, without its framing, goes to `content`.
+    /// Follows the body through `bytes`: how many of them belong to it. What they say, without its
+    /// framing, goes to `content`.
     ///
     /// # Errors
     /// [`Fault::Chunk`] at whatever is not exactly a chunk.
@@ -95,16 +97,26 @@ impl State {
     /// One byte of a chunk's frame.
     fn step(&self, byte: u8) -> Result<Self, Fault> {
         Ok(match (self, byte) {
-            (Self::Size { line, .. } | Self::Extension { line, .. }, _) if *line >= MOST_SIZE_LINE => return Err(Fault::Chunk),
+            (Self::Size { line, .. } | Self::Extension { line, .. }, _)
+                if *line >= MOST_SIZE_LINE =>
+            {
+                return Err(Fault::Chunk);
+            }
             // 15 digits: less than what either end counts with.
-            (Self::Size { size, digits, line }, byte) if byte.is_ascii_hexdigit() && *digits < 15 => {
+            (Self::Size { size, digits, line }, byte)
+                if byte.is_ascii_hexdigit() && *digits < 15 =>
+            {
                 let digit = (byte as char).to_digit(16).map_or(0, u64::from);
                 Self::Size { size: size * 16 + digit, digits: digits + 1, line: line + 1 }
             }
             (Self::Size { size, digits: 1.., .. }, b'\r') => Self::SizeLf { size: *size },
-            (Self::Size { size, digits: 1.., line }, b';') => Self::Extension { size: *size, line: *line },
+            (Self::Size { size, digits: 1.., line }, b';') => {
+                Self::Extension { size: *size, line: *line }
+            }
             (Self::Extension { size, .. }, b'\r') => Self::SizeLf { size: *size },
-            (Self::Extension { size, line }, b'\t' | b' '..=b'~') => Self::Extension { size: *size, line: line + 1 },
+            (Self::Extension { size, line }, b'\t' | b' '..=b'~') => {
+                Self::Extension { size: *size, line: line + 1 }
+            }
             (Self::SizeLf { size: 0 }, b'\n') => Self::Trailer { place: Place::Start, len: 0 },
             (Self::SizeLf { size }, b'\n') => Self::Data(*size),
             (Self::DataCr, b'\r') => Self::DataLf,
@@ -137,7 +149,8 @@ impl Place {
 mod tests {
     use super::*;
 
-    /// How many bytes belong to the body, whether it is over, and its content, for every way to cut them in two.
+    /// How many bytes belong to the body, whether it is over, and its content, for every way to cut
+    /// them in two.
     fn follow(length: BodyLength, bytes: &[u8]) -> Result<(usize, bool, Vec<u8>), Fault> {
         let run = |cuts: &[&[u8]]| {
             let (mut body, mut content, mut taken) = (Body::new(length), Vec::new(), 0);
@@ -169,8 +182,15 @@ mod tests {
             ("1\r\na\r\n0\r\nDigest: x y\r\nEmpty:\r\n\r\n", "a"),
         ] {
             let with_more = format!("{bytes}GET / HTTP/1.1\r\n");
-            assert_eq!(follow(BodyLength::Chunked, with_more.as_bytes()), Ok((bytes.len(), true, content.into())), "{bytes:?}");
-            assert!(matches!(follow(BodyLength::Chunked, &bytes.as_bytes()[..bytes.len() - 1]), Ok((_, false, _))));
+            assert_eq!(
+                follow(BodyLength::Chunked, with_more.as_bytes()),
+                Ok((bytes.len(), true, content.into())),
+                "{bytes:?}"
+            );
+            assert!(matches!(
+                follow(BodyLength::Chunked, &bytes.as_bytes()[..bytes.len() - 1]),
+                Ok((_, false, _))
+            ));
         }
     }
 
@@ -201,7 +221,10 @@ mod tests {
         ] {
             assert_eq!(follow(BodyLength::Chunked, bad.as_bytes()), Err(Fault::Chunk), "{bad:?}");
         }
-        assert_eq!(follow(BodyLength::Chunked, format!("1;{}\r\n", "x".repeat(300)).as_bytes()), Err(Fault::Chunk));
+        assert_eq!(
+            follow(BodyLength::Chunked, format!("1;{}\r\n", "x".repeat(300)).as_bytes()),
+            Err(Fault::Chunk)
+        );
         let trailers = format!("0\r\n{}\r\n", "X: 1\r\n".repeat(4000));
         let mut body = Body::new(BodyLength::Chunked);
         assert_eq!(body.follow(trailers.as_bytes(), |_| {}), Err(Fault::Chunk));

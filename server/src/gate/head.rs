@@ -1,6 +1,8 @@
-//! Heads of requests and answers (RFC 9112), read strictly: what two readers could understand differently is a fault, and is not repaired.
+//! Heads of requests and answers (RFC 9112), read strictly: what two readers could understand
+//! differently is a fault, and is not repaired.
 //!
-//! httparse knows the grammar; the lines and the framing are judged here. The verdict does not depend on where the bytes are cut.
+//! httparse knows the grammar; the lines and the framing are judged here. The verdict does not
+//! depend on where the bytes are cut.
 
 use std::fmt;
 
@@ -85,10 +87,15 @@ impl RequestHead {
             Err(httparse::Error::TooManyHeaders) => return Err(Fault::TooLong),
             _ => return Err(Fault::Syntax),
         }
-        let (Some(method), Some(target), Some(version)) = (request.method, request.path, request.version) else {
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
             return Err(Fault::Syntax);
         };
-        if !target.starts_with('/') || method == "CONNECT" || !target.bytes().all(|b| b.is_ascii_graphic()) {
+        if !target.starts_with('/')
+            || method == "CONNECT"
+            || !target.bytes().all(|b| b.is_ascii_graphic())
+        {
             return Err(Fault::Target);
         }
         let old = version == 0;
@@ -103,19 +110,27 @@ impl RequestHead {
         let body = match (length, coding) {
             (None, None) => BodyLength::Known(0),
             (Some(length), None) => BodyLength::Known(number(length).ok_or(Fault::Length)?),
-            (None, Some(coding)) if !old && coding.eq_ignore_ascii_case(b"chunked") => BodyLength::Chunked,
+            (None, Some(coding)) if !old && coding.eq_ignore_ascii_case(b"chunked") => {
+                BodyLength::Chunked
+            }
             (None, Some(_)) => return Err(Fault::Encoding),
             (Some(_), Some(_)) => return Err(Fault::Length),
         };
-        let preflight = one(fields, "access-control-request-method").ok().flatten().and_then(text).map(Into::into);
+        let preflight = one(fields, "access-control-request-method")
+            .ok()
+            .flatten()
+            .and_then(text)
+            .map(Into::into);
         Ok(Self {
             method: method.into(),
             target: target.into(),
             old,
             host: host.into(),
             body,
-            expects: !old && all(fields, "expect").any(|value| value.eq_ignore_ascii_case(b"100-continue")),
-            encoded: all(fields, "content-encoding").any(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")),
+            expects: !old
+                && all(fields, "expect").any(|value| value.eq_ignore_ascii_case(b"100-continue")),
+            encoded: all(fields, "content-encoding")
+                .any(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")),
             preflight: preflight.filter(|_| method == "OPTIONS"),
         })
     }
@@ -144,9 +159,12 @@ impl AnswerHead {
         }
         let status = answer.code.ok_or(Fault::Syntax)?;
         let fields = answer.headers;
-        let chunked = all(fields, "transfer-encoding").any(|value| value.eq_ignore_ascii_case(b"chunked"));
+        let chunked =
+            all(fields, "transfer-encoding").any(|value| value.eq_ignore_ascii_case(b"chunked"));
         let body = match one(fields, "content-length") {
-            _ if to_head || status < 200 || status == 204 || status == 304 => Some(BodyLength::Known(0)),
+            _ if to_head || status < 200 || status == 204 || status == 304 => {
+                Some(BodyLength::Known(0))
+            }
             _ if chunked => Some(BodyLength::Chunked),
             Ok(Some(length)) => Some(BodyLength::Known(number(length).ok_or(Fault::Length)?)),
             Ok(None) => None,
@@ -157,7 +175,10 @@ impl AnswerHead {
 }
 
 fn all<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-    fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name)).map(|field| field.value.trim_ascii())
+    fields
+        .iter()
+        .filter(move |field| field.name.eq_ignore_ascii_case(name))
+        .map(|field| field.value.trim_ascii())
 }
 
 struct Several;
@@ -276,9 +297,18 @@ mod tests {
 
     #[test]
     fn a_request_is_read_as_it_is_written() {
-        let head = read(b"POST /api/chat?x=1 HTTP/1.1\r\nHost: localhost:11434\r\ncontent-LENGTH: 12\r\n\r\n").expect("read");
-        assert_eq!((&*head.method, &*head.target, &*head.host), ("POST", "/api/chat?x=1", "localhost:11434"));
-        assert_eq!((head.body, head.old, head.expects, head.encoded), (BodyLength::Known(12), false, false, false));
+        let head = read(
+            b"POST /api/chat?x=1 HTTP/1.1\r\nHost: localhost:11434\r\ncontent-LENGTH: 12\r\n\r\n",
+        )
+        .expect("read");
+        assert_eq!(
+            (&*head.method, &*head.target, &*head.host),
+            ("POST", "/api/chat?x=1", "localhost:11434")
+        );
+        assert_eq!(
+            (head.body, head.old, head.expects, head.encoded),
+            (BodyLength::Known(12), false, false, false)
+        );
         let head = read(b"PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\nExpect: 100-Continue\r\n\r\n").expect("read");
         assert_eq!((head.body, head.expects, &*head.host), (BodyLength::Chunked, true, ""));
         assert!(read(b"GET / HTTP/1.0\r\n\r\n").expect("read").old);
@@ -342,7 +372,8 @@ mod tests {
 
     #[test]
     fn a_head_that_is_too_long_is_refused_and_one_that_just_fits_is_not() {
-        let head = |fill: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(fill));
+        let head =
+            |fill: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(fill));
         let fits = MOST_HEAD - head(0).len();
         read(head(fits).as_bytes()).expect("fits");
         assert_eq!(read(head(fits + 1).as_bytes()), Err(Fault::TooLong));
@@ -352,12 +383,26 @@ mod tests {
 
     #[test]
     fn an_answer_says_how_long_it_is() {
-        let read = |head: &str, to_head| AnswerHead::parse(head.as_bytes(), to_head).map(|head| (head.status, head.body));
-        assert_eq!(read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false), Ok((200, Some(BodyLength::Known(5)))));
-        assert_eq!(read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true), Ok((200, Some(BodyLength::Known(0)))));
-        assert_eq!(read("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false), Ok((200, Some(BodyLength::Chunked))));
+        let read = |head: &str, to_head| {
+            AnswerHead::parse(head.as_bytes(), to_head).map(|head| (head.status, head.body))
+        };
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false),
+            Ok((200, Some(BodyLength::Known(5))))
+        );
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true),
+            Ok((200, Some(BodyLength::Known(0))))
+        );
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+            Ok((200, Some(BodyLength::Chunked)))
+        );
         assert_eq!(read("HTTP/1.0 200 OK\r\n\r\n", false), Ok((200, None)));
-        assert_eq!(read("HTTP/1.1 204 No Content\r\n\r\n", false), Ok((204, Some(BodyLength::Known(0)))));
+        assert_eq!(
+            read("HTTP/1.1 204 No Content\r\n\r\n", false),
+            Ok((204, Some(BodyLength::Known(0))))
+        );
         assert_eq!(read("220 hello\r\n\r\n", false), Err(Fault::Syntax));
     }
 }

@@ -1,5 +1,5 @@
-//! Ollama's own check of `Host`, made for it: it skips it when it is bound to more than loopback. A web page that has rebound its name
-//! to this machine asks with that name, and gets nothing.
+//! Ollama's own check of `Host`, made for it: it skips it when it is bound to more than loopback. A
+//! web page that has rebound its name to this machine asks with that name, and gets nothing.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -18,7 +18,9 @@ pub fn allows(host: &str, own: &impl Own) -> bool {
         return is_near(address.to_canonical()) || own.is_address(address);
     }
     let host = host.to_ascii_lowercase();
-    let suffix = ["localhost", "local", "internal"].iter().any(|name| host.strip_suffix(name).is_some_and(|h| h.ends_with('.')));
+    let suffix = ["localhost", "local", "internal"]
+        .iter()
+        .any(|name| host.strip_suffix(name).is_some_and(|h| h.ends_with('.')));
     host.is_empty() || host == "localhost" || suffix || own.is_name(&host)
 }
 
@@ -26,7 +28,9 @@ pub fn allows(host: &str, own: &impl Own) -> bool {
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, _)) => match name.strip_prefix('[') {
-            Some(inner) => inner.strip_suffix(']').filter(|inner| !inner.contains(['[', ']'])).unwrap_or(host),
+            Some(inner) => {
+                inner.strip_suffix(']').filter(|inner| !inner.contains(['[', ']'])).unwrap_or(host)
+            }
             None if name.contains([':', '[', ']']) => host,
             None => name,
         },
@@ -52,7 +56,8 @@ impl Own for ThisMachine {
     }
 
     fn is_address(&self, address: IpAddr) -> bool {
-        if_addrs::get_if_addrs().is_ok_and(|all| all.iter().any(|interface| interface.ip() == address))
+        if_addrs::get_if_addrs()
+            .is_ok_and(|all| all.iter().any(|interface| interface.ip() == address))
     }
 }
 

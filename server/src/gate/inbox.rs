@@ -11,11 +11,12 @@ use super::head::{Fault, HeadReader};
 
 /// Read ahead at the most, in bytes, of what comes behind a request that runs.
 pub(super) const BEHIND: usize = 16 * 1024;
-/// And of a request that waits: enough to see behind one of ordinary size that its application has gone.
+/// And of a request that waits: enough to see behind one of ordinary size that its application has
+/// gone.
 pub(super) const WAITING: usize = 256 * 1024;
 
-/// A shorter chunk is copied when it has to wait, to the one before it where there is room: it is a piece of a buffer that may be much
-/// larger, and there may be as many as bytes.
+/// A shorter chunk is copied when it has to wait, to the one before it where there is room: it is a
+/// piece of a buffer that may be much larger, and there may be as many as bytes.
 const SHORT: usize = 4 * 1024;
 
 /// How far the head of the next request has come.
@@ -151,7 +152,12 @@ impl Inbox {
     }
 
     /// Writes chunks to the service, in order and unchanged. Not cancellation safe.
-    pub(super) async fn forward(&mut self, chunks: &mut [Bytes], to: &WriteHalf<'_>, meter: &Meter) -> Result<(), DownEnd> {
+    pub(super) async fn forward(
+        &mut self,
+        chunks: &mut [Bytes],
+        to: &WriteHalf<'_>,
+        meter: &Meter,
+    ) -> Result<(), DownEnd> {
         write_all(chunks, to, &mut self.recv, meter).await
     }
 }

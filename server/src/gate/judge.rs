@@ -1,4 +1,5 @@
-//! Whether a request may pass: asked in this order, certificate, Host, route, model, `authorize`, limits; and again when the rules change.
+//! Whether a request may pass: asked in this order, certificate, Host, route, model, `authorize`,
+//! limits; and again when the rules change.
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
@@ -32,7 +33,8 @@ use crate::{
     roles::Wish,
 };
 
-/// The longest body that is read whole before it is forwarded, because some of its device's models are not for it.
+/// The longest body that is read whole before it is forwarded, because some of its device's models
+/// are not for it.
 const MOST_BODY: usize = 32 << 20;
 
 /// A request that may pass, and what that depends on.
@@ -59,7 +61,12 @@ impl<T: Into<Refused>> From<T> for Stop {
 
 impl Judged {
     /// Ends when the rules have changed and it may not pass any more. Cancellation safe.
-    pub(super) async fn overruled(&mut self, gate: &Gate, line: &Line<'_>, mut changes: watch::Receiver<()>) -> Refused {
+    pub(super) async fn overruled(
+        &mut self,
+        gate: &Gate,
+        line: &Line<'_>,
+        mut changes: watch::Receiver<()>,
+    ) -> Refused {
         while changes.changed().await.is_ok() {
             if let Err(refused) = self.again(gate, line).await {
                 return refused;
@@ -80,11 +87,15 @@ impl Judged {
         let authority = gate.authority().filter(|authority| authority.is_asked(At::Request));
         let Some(authority) = authority else { return Ok(()) };
         // The same is not asked the same again: what it has said was about the whole request.
-        if self.pass == pass && self.authority.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, &authority)) {
+        if self.pass == pass
+            && self.authority.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, &authority))
+        {
             return Ok(());
         }
         if is_unknown {
-            let sentence = format!("adit: this request {BEFORE}: `authorize` can't be asked without its model");
+            let sentence = format!(
+                "adit: this request {BEFORE}: `authorize` can't be asked without its model"
+            );
             return Err(Refused::new(403, Refusal::Authorize, sentence));
         }
         authority.ask(question(&self.head, line, &pass, self.models.clone())).await?;
@@ -93,7 +104,12 @@ impl Judged {
     }
 }
 
-fn question(head: &RequestHead, line: &Line<'_>, pass: &Pass, models: Option<Vec<String>>) -> Question {
+fn question(
+    head: &RequestHead,
+    line: &Line<'_>,
+    pass: &Pass,
+    models: Option<Vec<String>>,
+) -> Question {
     let models = models.unwrap_or_default();
     Question {
         at: At::Request,
@@ -108,7 +124,12 @@ fn question(head: &RequestHead, line: &Line<'_>, pass: &Pass, models: Option<Vec
 }
 
 fn wish(head: &RequestHead, route: Route) -> Wish<'_> {
-    Wish { method: &head.method, preflight: head.preflight.as_deref(), target: Target::new(&head.target), route }
+    Wish {
+        method: &head.method,
+        preflight: head.preflight.as_deref(),
+        target: Target::new(&head.target),
+        route,
+    }
 }
 
 /// The body of a request, as far as it had to be read.
@@ -120,13 +141,22 @@ struct Content<'a> {
 
 impl Line<'_> {
     fn is_in_time(&self) -> Result<(), Denied> {
-        if self.not_after.load(Relaxed) < unix_now() { Err(Denied::Device(Code::Expired)) } else { Ok(()) }
+        if self.not_after.load(Relaxed) < unix_now() {
+            Err(Denied::Device(Code::Expired))
+        } else {
+            Ok(())
+        }
     }
 }
 
 impl Gate {
     /// What needs nothing but the head.
-    pub(super) fn leave(&self, line: &Line<'_>, head: &RequestHead, route: Route) -> Result<Leave, Refused> {
+    pub(super) fn leave(
+        &self,
+        line: &Line<'_>,
+        head: &RequestHead,
+        route: Route,
+    ) -> Result<Leave, Refused> {
         line.is_in_time()?;
         self.admission.arrive(&line.asker, &self.policy.role(line.certificate))?;
         if !host::allows(&head.host, &ThisMachine) {
@@ -148,11 +178,22 @@ impl<'a> Conversation<'a> {
         let route = route(&head.method, Target::new(&head.target));
         let mut running = self.gate.begin(self.line, Some((&head, route)));
         let mut body = Body::new(head.body);
-        let mut content = Content { raw: Vec::new(), text: Vec::new(), room: self.gate.room.share(self.line.asker.id) };
+        let mut content = Content {
+            raw: Vec::new(),
+            text: Vec::new(),
+            room: self.gate.room.share(self.line.asker.id),
+        };
         match self.admit(head, route, &mut body, &mut content, &mut running).await {
             Ok((judged, ticket)) => {
-                let begun = [bytes, content.raw.into()].into_iter().filter(|bytes| !bytes.is_empty()).collect();
-                self.exchange(Request { begun, room: Some(content.room), body, judged: Some(judged), ticket }, running).await
+                let begun = [bytes, content.raw.into()]
+                    .into_iter()
+                    .filter(|bytes| !bytes.is_empty())
+                    .collect();
+                self.exchange(
+                    Request { begun, room: Some(content.room), body, judged: Some(judged), ticket },
+                    running,
+                )
+                .await
             }
             Err(Stop::Refused(refused)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
@@ -160,7 +201,10 @@ impl<'a> Conversation<'a> {
             }
             Err(Stop::Over(over)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
-                running.ended(if self.inbox.is_finished() { End::Cancelled } else { End::of(&over) }, None);
+                running.ended(
+                    if self.inbox.is_finished() { End::Cancelled } else { End::of(&over) },
+                    None,
+                );
                 Err(over)
             }
         }
@@ -177,8 +221,17 @@ impl<'a> Conversation<'a> {
         let leave = self.gate.leave(self.line, &head, route)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
         let is_read = leave.needs_model() || authority.is_some();
-        let models = if is_read { self.models(&leave, &head, route, body, content, running).await? } else { None };
-        running.set_model(models.as_ref().filter(|models| !models.is_empty()).map(|models| models.join(", ").into()));
+        let models = if is_read {
+            self.models(&leave, &head, route, body, content, running).await?
+        } else {
+            None
+        };
+        running.set_model(
+            models
+                .as_ref()
+                .filter(|models| !models.is_empty())
+                .map(|models| models.join(", ").into()),
+        );
         let pass = leave.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
             let question = question(&head, self.line, &pass, models.clone());
@@ -234,7 +287,11 @@ impl<'a> Conversation<'a> {
             Models::None => return Ok(None),
             Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
             Models::Unread if !leave.needs_model() => return Ok(None),
-            Models::Unread => return Err(leave.no_model("does not say its model where that can be checked").into()),
+            Models::Unread => {
+                return Err(leave
+                    .no_model("does not say its model where that can be checked")
+                    .into());
+            }
             Models::Json(_) if head.encoded => {
                 let sentence = "adit: which model a request with a compressed body names can't be checked: send it uncompressed";
                 return Err(Refused::new(400, Refusal::Malformed, sentence).into());
@@ -243,7 +300,8 @@ impl<'a> Conversation<'a> {
         };
         self.read(head, body, content, running).await?;
         let text = if head.body == BodyLength::Chunked { &content.text } else { &content.raw };
-        let models = model::named(text, keys).map_err(|e| Refused::new(400, Refusal::Malformed, format!("adit: {e}")))?;
+        let models = model::named(text, keys)
+            .map_err(|e| Refused::new(400, Refusal::Malformed, format!("adit: {e}")))?;
         if models.is_empty() && leave.needs_model() {
             return Err(leave.no_model("names none").into());
         }
@@ -291,8 +349,13 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Waits for something while the application may go. One that half-closes gives up what would take long, as it does with Ollama.
-    async fn meanwhile<T>(&mut self, class: RouteClass, work: impl Future<Output = T>) -> Result<T, Stop> {
+    /// Waits for something while the application may go. One that half-closes gives up what would
+    /// take long, as it does with Ollama.
+    async fn meanwhile<T>(
+        &mut self,
+        class: RouteClass,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stop> {
         tokio::pin!(work);
         tokio::select! {
             biased;
@@ -323,12 +386,15 @@ impl Content<'_> {
     /// Takes room for what has been read.
     fn has_room(&mut self) -> Result<(), Refused> {
         if self.raw.len() > MOST_BODY {
-            let sentence =
-                format!("adit: the body is longer than {} MiB, and it has to be read before it may pass", MOST_BODY >> 20);
+            let sentence = format!(
+                "adit: the body is longer than {} MiB, and it has to be read before it may pass",
+                MOST_BODY >> 20
+            );
             return Err(Refused::new(413, Refusal::Limit("body"), sentence));
         }
         self.room.grow(self.raw.len() + self.text.len()).map_err(|Full| {
-            let sentence = "adit: the server is reading too many long requests at once: try again in a moment";
+            let sentence =
+                "adit: the server is reading too many long requests at once: try again in a moment";
             let mut refused = Refused::new(503, Refusal::Limit("room"), sentence);
             refused.answer.retry_after = Some(1);
             refused

@@ -1,5 +1,6 @@
-//! Which model a request is about, as Ollama will read it. It has two readers, one to which case counts and one to which it doesn't:
-//! doubled keys, and keys in another case, have no one meaning and are refused.
+//! Which model a request is about, as Ollama will read it. It has two readers, one to which case
+//! counts and one to which it doesn't: doubled keys, and keys in another case, have no one meaning
+//! and are refused.
 
 use std::{borrow::Cow, cell::Cell, fmt, str::FromStr};
 
@@ -15,11 +16,14 @@ pub enum Unreadable {
     #[error("the body is not one JSON object that names its model as a string")]
     Malformed,
     /// Two readers could take two models from it.
-    #[error("the body names its model twice, or by a key in another case: two readers could take two models from it")]
+    #[error(
+        "the body names its model twice, or by a key in another case: two readers could take two models from it"
+    )]
     Ambiguous,
 }
 
-/// The models that a JSON body names: for each list of keys the first that is not empty, in Ollama's words `cmp.Or`.
+/// The models that a JSON body names: for each list of keys the first that is not empty, in
+/// Ollama's words `cmp.Or`.
 ///
 /// # Errors
 /// If Ollama would not read it either, or could read something else.
@@ -34,8 +38,13 @@ pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> 
     })?;
     // Ollama would read the first value and never see another.
     json.end().map_err(|_| Unreadable::Malformed)?;
-    let value = |key: &&str| keys.iter().position(|k| k == key).map_or("", |at| values[at].as_str());
-    Ok(lists.iter().filter_map(|list| list.iter().map(value).find(|value| !value.is_empty())).map(str::to_owned).collect())
+    let value =
+        |key: &&str| keys.iter().position(|k| k == key).map_or("", |at| values[at].as_str());
+    Ok(lists
+        .iter()
+        .filter_map(|list| list.iter().map(value).find(|value| !value.is_empty()))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// The string values of these keys in an object.
@@ -61,18 +70,22 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 
     fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Vec<String>, M::Error> {
-        let (mut values, mut seen) = (vec![String::new(); self.keys.len()], vec![false; self.keys.len()]);
+        let (mut values, mut seen) =
+            (vec![String::new(); self.keys.len()], vec![false; self.keys.len()]);
         while let Some(key) = map.next_key::<Text<'de>>()? {
             match self.keys.iter().position(|wanted| is_same_key(wanted, &key.0)) {
-                // Go's structs take the last of doubled keys whatever their case, and Ollama's way to its cloud reads a map, where case
-                // counts: two readers, so such a body has no one model.
+                // Go's structs take the last of doubled keys whatever their case, and Ollama's way
+                // to its cloud reads a map, where case counts: two readers, so such a body has no
+                // one model.
                 Some(at) if std::mem::replace(&mut seen[at], true) || key.0 != self.keys[at] => {
                     self.ambiguous.set(true);
                     return Err(M::Error::custom("could be read in two ways"));
                 }
                 // To Go, null is no value.
                 Some(at) => match map.next_value::<Option<String>>()? {
-                    Some(value) if value.len() > MOST_NAME => return Err(M::Error::custom("too long")),
+                    Some(value) if value.len() > MOST_NAME => {
+                        return Err(M::Error::custom("too long"));
+                    }
                     Some(value) => values[at] = value,
                     None => {}
                 },
@@ -100,7 +113,8 @@ pub(super) fn is_same_key(wanted: &str, key: &str) -> bool {
 /// Longer than any name that Ollama takes.
 const MOST_NAME: usize = 512;
 
-/// Models that may be used: names as Ollama writes them, `*` for any characters but `/`; `*` alone for every model.
+/// Models that may be used: names as Ollama writes them, `*` for any characters but `/`; `*` alone
+/// for every model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelPattern {
@@ -109,9 +123,12 @@ pub struct ModelPattern {
 }
 
 impl ModelPattern {
-    /// Whether a model that a request names is one of these. A name that Ollama may read otherwise is none.
+    /// Whether a model that a request names is one of these. A name that Ollama may read otherwise
+    /// is none.
     pub fn means(&self, model: &str) -> bool {
-        self.text == "*" || full_name(model, false).is_some_and(|name| glob(self.full.as_bytes(), name.as_bytes()))
+        self.text == "*"
+            || full_name(model, false)
+                .is_some_and(|name| glob(self.full.as_bytes(), name.as_bytes()))
     }
 }
 
@@ -119,8 +136,9 @@ impl FromStr for ModelPattern {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let full =
-            full_name(text, true).ok_or_else(|| format!("`{text}` names no model: write it like `llama3.2:1b` or `llama3*`"))?;
+        let full = full_name(text, true).ok_or_else(|| {
+            format!("`{text}` names no model: write it like `llama3.2:1b` or `llama3*`")
+        })?;
         Ok(Self { text: text.to_owned(), full })
     }
 }
@@ -145,15 +163,20 @@ impl fmt::Display for ModelPattern {
     }
 }
 
-/// `HOST/NAMESPACE/MODEL:TAG` of a name, with Ollama's defaults for what is not said, in lower case: Ollama finds a model in any case.
+/// `HOST/NAMESPACE/MODEL:TAG` of a name, with Ollama's defaults for what is not said, in lower
+/// case: Ollama finds a model in any case.
 fn full_name(text: &str, pattern: bool) -> Option<String> {
-    let known = |b: u8| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b) || (pattern && b == b'*');
+    let known =
+        |b: u8| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b) || (pattern && b == b'*');
     if text.is_empty() || text.len() > MOST_NAME || !text.bytes().all(known) {
         return None;
     }
-    let (path, model) = text.rsplit_once('/').map_or((None, text), |(path, model)| (Some(path), model));
+    let (path, model) =
+        text.rsplit_once('/').map_or((None, text), |(path, model)| (Some(path), model));
     let tagged = match model.split_once(':') {
-        Some((name, tag)) if !name.is_empty() && !tag.is_empty() && !tag.contains(':') => model.to_owned(),
+        Some((name, tag)) if !name.is_empty() && !tag.is_empty() && !tag.contains(':') => {
+            model.to_owned()
+        }
         Some(_) => return None,
         // A pattern's star means the tags too.
         None if model.ends_with('*') => model.to_owned(),
@@ -198,7 +221,8 @@ mod tests {
     use super::*;
 
     fn one(body: &str) -> Result<String, Unreadable> {
-        named(body.as_bytes(), &[&["model", "name"]]).map(|names| names.first().cloned().unwrap_or_default())
+        named(body.as_bytes(), &[&["model", "name"]])
+            .map(|names| names.first().cloned().unwrap_or_default())
     }
 
     #[test]
@@ -252,17 +276,30 @@ mod tests {
         }
         assert_eq!(named(b"{\"model\":\"a\xff\"}", &[&["model"]]), Err(Unreadable::Malformed));
         assert_eq!(named(b"{\"mo\xffdel\":\"a\"}", &[&["model"]]), Err(Unreadable::Malformed));
-        assert_eq!(one(&format!("{{\"model\":\"{}\"}}", "x".repeat(MOST_NAME + 1))), Err(Unreadable::Malformed));
         assert_eq!(
-            named(format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(), &[&["model"]]),
+            one(&format!("{{\"model\":\"{}\"}}", "x".repeat(MOST_NAME + 1))),
+            Err(Unreadable::Malformed)
+        );
+        assert_eq!(
+            named(
+                format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000)).as_bytes(),
+                &[&["model"]]
+            ),
             Err(Unreadable::Malformed)
         );
     }
 
     #[test]
     fn one_model_has_many_names_and_all_are_the_same() {
-        let means = |pattern: &str, model| pattern.parse::<ModelPattern>().expect(pattern).means(model);
-        for model in ["llama3", "llama3:latest", "LLAMA3", "library/llama3", "registry.ollama.ai/library/llama3:latest"] {
+        let means =
+            |pattern: &str, model| pattern.parse::<ModelPattern>().expect(pattern).means(model);
+        for model in [
+            "llama3",
+            "llama3:latest",
+            "LLAMA3",
+            "library/llama3",
+            "registry.ollama.ai/library/llama3:latest",
+        ] {
             for pattern in [
                 "llama3",
                 "llama3:latest",
@@ -274,13 +311,22 @@ mod tests {
             ] {
                 assert!(means(pattern, model), "{pattern} {model}");
             }
-            for pattern in ["llama3:8b", "llama", "me/llama3", "hf.co/library/llama3", "*/llama3:8b"] {
+            for pattern in
+                ["llama3:8b", "llama", "me/llama3", "hf.co/library/llama3", "*/llama3:8b"]
+            {
                 assert!(!means(pattern, model), "{pattern} {model}");
             }
         }
-        assert!(means("llama3*", "llama3.2:1b") && means("*:1b", "llama3.2:1b") && !means("*:1b", "llama3.2"));
+        assert!(
+            means("llama3*", "llama3.2:1b")
+                && means("*:1b", "llama3.2:1b")
+                && !means("*:1b", "llama3.2")
+        );
         assert!(!means("llama3*", "evil.example/library/llama3") && !means("llama3*", "me/llama3"));
-        assert!(means("hf.co/bartowski/*", "hf.co/Bartowski/Llama-GGUF:Q4") && !means("hf.co/*", "hf.co/a/b"));
+        assert!(
+            means("hf.co/bartowski/*", "hf.co/Bartowski/Llama-GGUF:Q4")
+                && !means("hf.co/*", "hf.co/a/b")
+        );
         for odd in [
             "",
             "llama3@sha256:00",

@@ -1,4 +1,5 @@
-//! What the gate tells of each request, and whom it asks before one is forwarded. Prompts, answers and queries are in neither.
+//! What the gate tells of each request, and whom it asks before one is forwarded. Prompts, answers
+//! and queries are in neither.
 
 use std::{
     fmt,
@@ -133,14 +134,17 @@ pub struct Ticket {
 /// What a request holds while it runs.
 pub type Held = Box<dyn Send + Sync>;
 
-/// Waits for a request's turn at the service. Nobody is in the line before this is polled: what is not whole yet takes no one's place.
-/// Dropped while it waits, it leaves the line at once.
+/// Waits for a request's turn at the service. Nobody is in the line before this is polled: what is
+/// not whole yet takes no one's place. Dropped while it waits, it leaves the line at once.
 pub type Turn = Waiting<'static, Result<Held, NotNow>>;
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { most_body, waits, turn: _, held: _ } = self;
-        f.debug_struct("Ticket").field("most_body", most_body).field("waits", waits).finish_non_exhaustive()
+        f.debug_struct("Ticket")
+            .field("most_body", most_body)
+            .field("waits", waits)
+            .finish_non_exhaustive()
     }
 }
 
@@ -162,8 +166,8 @@ pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Asked about each request.
 pub trait Admission: Send + Sync {
-    /// A request of this device has come, whatever will become of it. Asked first of all, so that what is asked too often costs nobody
-    /// else anything.
+    /// A request of this device has come, whatever will become of it. Asked first of all, so that
+    /// what is asked too often costs nobody else anything.
     ///
     /// # Errors
     /// Why it is not even looked at.
@@ -171,7 +175,8 @@ pub trait Admission: Send + Sync {
         Ok(())
     }
 
-    /// May it be forwarded now? Asked after the policy has allowed it. Dropped when the request is cancelled or cut meanwhile.
+    /// May it be forwarded now? Asked after the policy has allowed it. Dropped when the request is
+    /// cancelled or cut meanwhile.
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>>;
 }
 

@@ -28,13 +28,19 @@ impl Refused {
         Self { answer: ErrorAnswer::new(status, sentence), why }
     }
 
-    /// Tells an application why it gets no other answer, and records it; whether it has been taken. `line` is the beginning of the
-    /// request.
-    pub(super) async fn tell(self, send: &mut Sending, mut running: Running<'_>, line: &[u8]) -> bool {
+    /// Tells an application why it gets no other answer, and records it; whether it has been taken.
+    /// `line` is the beginning of the request.
+    pub(super) async fn tell(
+        self,
+        send: &mut Sending,
+        mut running: Running<'_>,
+        line: &[u8],
+    ) -> bool {
         tracing::debug!("refused ({}): {}", self.answer.status, self.answer.sentence);
         let answer = self.answer.render(line);
         // Who takes nothing does not keep the service at work meanwhile.
-        let told = matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(&answer)).await, Ok(Ok(())));
+        let told =
+            matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(&answer)).await, Ok(Ok(())));
         running.outgoing.bytes += answer.len() as u64;
         running.ended(End::Refused(self.why), Some(self.answer.status));
         told

@@ -1,5 +1,6 @@
-//! Memory for requests that are read whole before they are forwarded. A device may have as much of it as it leaves free: so one that
-//! takes all it can get leaves half, two a third, and whoever comes next finds some.
+//! Memory for requests that are read whole before they are forwarded. A device may have as much of
+//! it as it leaves free: so one that takes all it can get leaves half, two a third, and whoever
+//! comes next finds some.
 
 use std::{
     collections::HashMap,
@@ -104,7 +105,11 @@ mod tests {
         };
         let (first, half) = all_of_it();
         assert_eq!(half, 30);
-        assert_eq!(room.share(first.device).grow(MOST / 60), Err(Full), "it has its part, however many its requests");
+        assert_eq!(
+            room.share(first.device).grow(MOST / 60),
+            Err(Full),
+            "it has its part, however many its requests"
+        );
         let (mut second, third) = all_of_it();
         assert_eq!(third, 15);
         assert_eq!(second.grow(MOST / 60), Ok(()), "it has that already");

@@ -1,4 +1,5 @@
-//! What a request asks for: its path, if that is written in the one canonical way, and what Ollama does there.
+//! What a request asks for: its path, if that is written in the one canonical way, and what Ollama
+//! does there.
 
 use super::record::RouteClass;
 
@@ -7,7 +8,8 @@ use super::record::RouteClass;
 pub struct Target<'a> {
     /// Everything before the first `?`.
     pub path: &'a str,
-    /// Whether the path is written as only it can be. One that is not is not the route it resembles.
+    /// Whether the path is written as only it can be. One that is not is not the route it
+    /// resembles.
     pub canonical: bool,
 }
 
@@ -30,9 +32,10 @@ fn decoded(path: &str) -> String {
     let mut rest = path.as_bytes();
     while let [byte, after @ ..] = rest {
         let encoded = match (byte, after) {
-            (b'%', [high, low, after @ ..]) => {
-                std::str::from_utf8(&[*high, *low]).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(|b| (b, after))
-            }
+            (b'%', [high, low, after @ ..]) => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+                .map(|b| (b, after)),
             _ => None,
         };
         let (byte, after) = encoded.unwrap_or((*byte, after));
@@ -42,17 +45,26 @@ fn decoded(path: &str) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be, no encoded slash (RFC 3986 section 6.2.2).
+/// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be,
+/// no encoded slash (RFC 3986 section 6.2.2).
 fn is_canonical(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else { return false };
-    rest.is_empty() || rest.split('/').all(|segment| !matches!(segment, "" | "." | "..") && is_plain(segment.as_bytes()))
+    rest.is_empty()
+        || rest
+            .split('/')
+            .all(|segment| !matches!(segment, "" | "." | "..") && is_plain(segment.as_bytes()))
 }
 
 fn is_plain(mut segment: &[u8]) -> bool {
     while let [byte, rest @ ..] = segment {
         segment = match (byte, rest) {
             (b'%', [high, low, rest @ ..]) => match encoded(*high, *low) {
-                Some(byte) if !is_unreserved(byte) && !matches!(byte, b'/' | b'\\' | b'%' | 0..b' ' | 0x7f) => rest,
+                Some(byte)
+                    if !is_unreserved(byte)
+                        && !matches!(byte, b'/' | b'\\' | b'%' | 0..b' ' | 0x7f) =>
+                {
+                    rest
+                }
                 _ => return false,
             },
             (b'%', _) => return false,
@@ -102,7 +114,8 @@ pub struct Route {
 const MODEL: Models = Models::Json(&[&["model"]]);
 const MODEL_OR_NAME: Models = Models::Json(&[&["model", "name"]]);
 
-/// Every route that a role names (but `admin`): methods, path, group, models. A path that ends with `*` means whatever follows.
+/// Every route that a role names (but `admin`): methods, path, group, models. A path that ends with
+/// `*` means whatever follows.
 #[rustfmt::skip]
 const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("GET", "/", RouteClass::List, Models::None),
@@ -132,19 +145,24 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
 ];
 
 /// Routes that no role names, but that need the GPU.
-const UNNAMED: &[(&str, &str, RouteClass, Models)] = &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
+const UNNAMED: &[(&str, &str, RouteClass, Models)] =
+    &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
 
 /// The routes of a group of roles, as patterns.
 pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
     let of = |(method, path, class, _): &(&str, &str, RouteClass, Models)| {
-        classes.contains(class).then(|| Pattern { method: Some((*method).into()), path: (*path).into() })
+        classes
+            .contains(class)
+            .then(|| Pattern { method: Some((*method).into()), path: (*path).into() })
     };
     ROUTES.iter().filter_map(of).collect()
 }
 
 /// What is known of the route of a request.
 pub fn route(method: &str, target: Target<'_>) -> Route {
-    let is = |path: &str| ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path));
+    let is = |path: &str| {
+        ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path))
+    };
     let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
     match known {
         Some((.., class, models)) if target.canonical => Route { class: *class, models: *models },
@@ -183,7 +201,9 @@ impl Pattern {
             ("OPTIONS", Some(wanted)) => wanted,
             _ => method,
         };
-        target.canonical && self.method.as_ref().is_none_or(|named| is_method(named, method)) && matches(&self.path, target.path)
+        target.canonical
+            && self.method.as_ref().is_none_or(|named| is_method(named, method))
+            && matches(&self.path, target.path)
     }
 }
 
@@ -195,14 +215,23 @@ impl std::str::FromStr for Pattern {
             Some((method, path)) => (Some(method), path),
             None => (None, text),
         };
-        let wrong = || format!("`{text}` is no route: write it like `GET /api/tags` or `POST /v1/*`");
+        let wrong =
+            || format!("`{text}` is no route: write it like `GET /api/tags` or `POST /v1/*`");
         if method.is_some_and(|m| m.is_empty() || !m.bytes().all(|b| b.is_ascii_uppercase())) {
             return Err(wrong());
         }
         let fixed = path.strip_suffix('*').unwrap_or(path);
         let whole_segment = !path.ends_with('*') || fixed.ends_with('/');
-        let plain = is_canonical(if fixed.len() > 1 { fixed.strip_suffix('/').unwrap_or(fixed) } else { fixed });
-        if fixed.contains('*') || !whole_segment || !plain || (path.len() > 1 && path.ends_with('/')) {
+        let plain = is_canonical(if fixed.len() > 1 {
+            fixed.strip_suffix('/').unwrap_or(fixed)
+        } else {
+            fixed
+        });
+        if fixed.contains('*')
+            || !whole_segment
+            || !plain
+            || (path.len() > 1 && path.ends_with('/'))
+        {
             return Err(wrong());
         }
         Ok(Self { method: method.map(Into::into), path: path.into() })
@@ -223,8 +252,15 @@ mod tests {
 
     #[test]
     fn a_path_that_could_be_written_otherwise_is_not_canonical() {
-        for good in ["/", "/api/chat", "/v1/models/llama3:8b", "/v1/models/a%20b", "/api/blobs/sha256:00ff", "/a/...", "/a;b=c@d"]
-        {
+        for good in [
+            "/",
+            "/api/chat",
+            "/v1/models/llama3:8b",
+            "/v1/models/a%20b",
+            "/api/blobs/sha256:00ff",
+            "/a/...",
+            "/a;b=c@d",
+        ] {
             assert!(Target::new(good).canonical, "{good}");
         }
         for bad in [
@@ -255,7 +291,10 @@ mod tests {
             assert!(!Target::new(bad).canonical, "{bad}");
             assert_eq!(route("POST", Target::new(bad)).models, Models::Unread, "{bad}");
         }
-        assert_eq!(Target::new("/api/chat?x=//../%2e"), Target { path: "/api/chat", canonical: true });
+        assert_eq!(
+            Target::new("/api/chat?x=//../%2e"),
+            Target { path: "/api/chat", canonical: true }
+        );
     }
 
     #[test]

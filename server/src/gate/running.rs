@@ -53,8 +53,15 @@ pub(super) struct Outgoing<'a> {
 
 impl<'a> Running<'a> {
     /// Begins with a head; or with none, if it could not be read.
-    pub(super) fn new(observer: &'a dyn Observer, asker: &Asker, role: Name, head: Option<(&RequestHead, Route)>) -> Self {
-        let path = |head: &RequestHead| Target::new(&head.target).path.chars().take(MOST_PATH).collect::<String>().into();
+    pub(super) fn new(
+        observer: &'a dyn Observer,
+        asker: &Asker,
+        role: Name,
+        head: Option<(&RequestHead, Route)>,
+    ) -> Self {
+        let path = |head: &RequestHead| {
+            Target::new(&head.target).path.chars().take(MOST_PATH).collect::<String>().into()
+        };
         let route = head.map_or(RouteClass::Other, |(_, route)| route.class);
         let record = RequestRecord {
             at: SystemTime::now(),
@@ -74,7 +81,9 @@ impl<'a> Running<'a> {
             tokens_out: None,
             end: End::Cut,
         };
-        let is_json = |head: &RequestHead, route: Route| matches!(route.models, Models::Json(_)) && !head.encoded;
+        let is_json = |head: &RequestHead, route: Route| {
+            matches!(route.models, Models::Json(_)) && !head.encoded
+        };
         let scan = head.filter(|(head, route)| is_json(head, *route)).map(|_| JsonScan::default());
         let counted = matches!(route, RouteClass::Generate | RouteClass::Embed);
         let outgoing = Outgoing {
@@ -143,7 +152,8 @@ impl Drop for Running<'_> {
 }
 
 impl Incoming {
-    /// Whether what has passed is all that the service needs to begin, so far as that can be followed.
+    /// Whether what has passed is all that the service needs to begin, so far as that can be
+    /// followed.
     pub(super) fn is_whole(&self) -> bool {
         self.scan.as_ref().is_some_and(JsonScan::is_whole)
     }

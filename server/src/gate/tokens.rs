@@ -1,8 +1,10 @@
-//! What can be seen in passing, with bounded memory: the model in a request's JSON, and the tokens at an answer's end.
+//! What can be seen in passing, with bounded memory: the model in a request's JSON, and the tokens
+//! at an answer's end.
 
 use super::model::is_same_key;
 
-/// The end of an answer that is kept: its counts are in the last line, behind everything that is long.
+/// The end of an answer that is kept: its counts are in the last line, behind everything that is
+/// long.
 const TAIL: usize = 4 * 1024;
 /// Of a key or a model's name this much is read, as it is written.
 const MOST_TEXT: usize = 2 * 1024;
@@ -22,17 +24,23 @@ impl Tail {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Tokens of the prompt and of the answer, where it says them: Ollama's own counts, OpenAI's or Anthropic's usage.
+    /// Tokens of the prompt and of the answer, where it says them: Ollama's own counts, OpenAI's or
+    /// Anthropic's usage.
     pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
-        let last = |keys: [&str; 3]| keys.iter().filter_map(|key| number_behind(&self.0, key)).max_by_key(|(at, _)| *at);
+        let last = |keys: [&str; 3]| {
+            keys.iter().filter_map(|key| number_behind(&self.0, key)).max_by_key(|(at, _)| *at)
+        };
         (
-            last(["\"prompt_eval_count\":", "\"prompt_tokens\":", "\"input_tokens\":"]).map(|(_, count)| count),
-            last(["\"eval_count\":", "\"completion_tokens\":", "\"output_tokens\":"]).map(|(_, count)| count),
+            last(["\"prompt_eval_count\":", "\"prompt_tokens\":", "\"input_tokens\":"])
+                .map(|(_, count)| count),
+            last(["\"eval_count\":", "\"completion_tokens\":", "\"output_tokens\":"])
+                .map(|(_, count)| count),
         )
     }
 }
 
-/// Where a key stands last, and the number behind it. In a string the key's quotes would be escaped, so that no answer can say it.
+/// Where a key stands last, and the number behind it. In a string the key's quotes would be
+/// escaped, so that no answer can say it.
 fn number_behind(text: &[u8], key: &str) -> Option<(usize, u64)> {
     let at = memchr::memmem::rfind(text, key.as_bytes())?;
     let rest = text[at + key.len()..].trim_ascii_start();
@@ -40,15 +48,16 @@ fn number_behind(text: &[u8], key: &str) -> Option<(usize, u64)> {
     Some((at, std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()?))
 }
 
-/// Follows a JSON object that passes: which model it names, for the record alone; and whether it is whole, because then Ollama begins,
-/// whatever comes behind it.
+/// Follows a JSON object that passes: which model it names, for the record alone; and whether it is
+/// whole, because then Ollama begins, whatever comes behind it.
 #[derive(Debug, Default)]
 pub struct JsonScan {
     depth: u32,
     whole: bool,
     in_string: bool,
     escaped: bool,
-    /// At the top level: what the string that is being read, or was read last, says, as it is written.
+    /// At the top level: what the string that is being read, or was read last, says, as it is
+    /// written.
     text: Vec<u8>,
     key: Key,
     found: Option<String>,
@@ -87,7 +96,8 @@ impl JsonScan {
                 }
                 b':' if self.depth == 1 => {
                     let key = unescaped(&self.text);
-                    let model = is_same_key("model", &key) || (self.found.is_none() && is_same_key("name", &key));
+                    let model = is_same_key("model", &key)
+                        || (self.found.is_none() && is_same_key("name", &key));
                     self.key = if model { Key::Model } else { Key::Other };
                 }
                 b',' if self.depth == 1 => self.key = Key::Next,
@@ -162,8 +172,9 @@ mod tests {
     #[test]
     fn tokens_are_found_at_the_end_of_each_kind_of_answer() {
         let context = format!("[{}1]", "12345,".repeat(3000));
-        let last =
-            format!(r#"{{"done":true,"context":{context},"prompt_eval_count":26,"prompt_eval_duration":1,"eval_count": 290}}"#);
+        let last = format!(
+            r#"{{"done":true,"context":{context},"prompt_eval_count":26,"prompt_eval_duration":1,"eval_count": 290}}"#
+        );
         assert_eq!(tokens(&format!("{{\"response\":\"a\"}}\n{last}\n")), (Some(26), Some(290)));
         let sse = "data: {\"choices\":[]}\n\ndata: {\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":9,\"total_tokens\":16}}\n\ndata: [DONE]\n\n";
         assert_eq!(tokens(sse), (Some(7), Some(9)));
@@ -180,7 +191,10 @@ mod tests {
     fn a_model_is_seen_wherever_it_stands_and_however_the_body_is_cut() {
         for (body, model) in [
             (r#"{"model":"a:b","messages":[]}"#, Some("a:b")),
-            (r#"{"messages":[{"model":"inner","content":"\"model\":\"no\""}],"model" : "outer"}"#, Some("outer")),
+            (
+                r#"{"messages":[{"model":"inner","content":"\"model\":\"no\""}],"model" : "outer"}"#,
+                Some("outer"),
+            ),
             (r#"{"name":"n"}"#, Some("n")),
             (r#"{"model":"m","name":"n"}"#, Some("m")),
             (r#"{"mod\u0065l":"\u0061:b"}"#, Some("a:b")),
@@ -207,7 +221,8 @@ mod tests {
         let mut none = JsonScan::default();
         none.push(b"}]}");
         assert!(!none.is_whole(), "nothing was begun");
-        for body in [r#"{"model":"a","messages":[{"content":"}}\"}"}]}"#, " \n[[]]", r#"{"a":{}}"#] {
+        for body in [r#"{"model":"a","messages":[{"content":"}}\"}"}]}"#, " \n[[]]", r#"{"a":{}}"#]
+        {
             for cut in 0..body.len() {
                 let mut scan = JsonScan::default();
                 scan.push(&body.as_bytes()[..cut]);

@@ -1,4 +1,5 @@
-//! Follows the answers of a service through the bytes that pass: where one ends, and what it says of itself.
+//! Follows the answers of a service through the bytes that pass: where one ends, and what it says
+//! of itself.
 
 use super::{framing::Body, head::AnswerHead, head::HeadReader, tokens::Tail};
 
@@ -12,7 +13,8 @@ pub struct Tracker {
     to_head: bool,
     body: Option<Body>,
     status: Option<u16>,
-    /// It is not, or no longer, what the framing says: it can only end with the connection, and no other may follow.
+    /// It is not, or no longer, what the framing says: it can only end with the connection, and no
+    /// other may follow.
     lost: bool,
     tail: Option<Tail>,
     /// We have said 100 ourselves: the service's own is not passed on. So much of it has come.
@@ -20,7 +22,8 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// The answer to a request; to one of HEAD, which has no body; with its end kept, for the counts in it.
+    /// The answer to a request; to one of HEAD, which has no body; with its end kept, for the
+    /// counts in it.
     pub fn new(to_head: bool, keep_tail: bool) -> Self {
         Self {
             head: HeadReader::lenient(),
@@ -43,7 +46,8 @@ impl Tracker {
         self.swallow = Some(0);
     }
 
-    /// The part of `bytes` that the application is to get, behind what was held back of it (which is returned first).
+    /// The part of `bytes` that the application is to get, behind what was held back of it (which
+    /// is returned first).
     pub fn pass<'a>(&mut self, bytes: &'a [u8]) -> (&'static [u8], &'a [u8]) {
         let Some(have) = self.swallow else { return (b"", bytes) };
         let same = CONTINUE[have..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
@@ -95,7 +99,9 @@ impl Tracker {
     fn follow_head(&mut self, bytes: &[u8]) -> usize {
         let head = match self.head.take(bytes) {
             Ok(None) => return bytes.len(),
-            Ok(Some(taken)) => AnswerHead::parse(&self.head.finish(), self.to_head).map(|head| (head, taken)),
+            Ok(Some(taken)) => {
+                AnswerHead::parse(&self.head.finish(), self.to_head).map(|head| (head, taken))
+            }
             Err(fault) => Err(fault),
         };
         match head {
@@ -122,9 +128,11 @@ impl Tracker {
         !self.lost && self.body.as_ref().is_some_and(Body::is_over)
     }
 
-    /// Whether an answer that has come to the end of its connection is whole, as far as anybody can tell.
+    /// Whether an answer that has come to the end of its connection is whole, as far as anybody can
+    /// tell.
     pub fn is_whole_at_close(&self) -> bool {
-        self.is_complete() || (!self.lost && self.body.as_ref().is_some_and(Body::ends_with_connection))
+        self.is_complete()
+            || (!self.lost && self.body.as_ref().is_some_and(Body::ends_with_connection))
     }
 
     /// Whether nothing has come but whole interim answers.
@@ -163,11 +171,23 @@ mod tests {
 
     #[test]
     fn the_end_of_an_answer_is_where_its_framing_says() {
-        assert_eq!(after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", false), (true, true, Some(200)));
-        assert_eq!(after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", false), (false, false, Some(200)));
-        assert_eq!(after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true), (true, true, Some(200)));
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", false),
+            (true, true, Some(200))
+        );
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", false),
+            (false, false, Some(200))
+        );
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true),
+            (true, true, Some(200))
+        );
         assert_eq!(after("HTTP/1.1 204 No Content\r\n\r\n", false), (true, true, Some(204)));
-        assert_eq!(after("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n", false), (true, true, Some(304)));
+        assert_eq!(
+            after("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n", false),
+            (true, true, Some(304))
+        );
         let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
         assert_eq!(after(chunked, false), (false, false, Some(200)));
         assert_eq!(after(&format!("{chunked}0\r\nX: 1\r\n\r\n"), false), (true, true, Some(200)));

@@ -41,7 +41,8 @@ impl Usage {
         if day == self.day { self.tokens.get(&id).copied().unwrap_or(0) } else { 0 }
     }
 
-    /// Adds tokens. Another day forgets the one before, and a later one too: a clock that ran ahead must not end all counting.
+    /// Adds tokens. Another day forgets the one before, and a later one too: a clock that ran ahead
+    /// must not end all counting.
     pub fn add(&mut self, id: DeviceId, tokens: u64, day: Day) {
         if day != self.day {
             self.tokens.clear();

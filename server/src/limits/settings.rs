@@ -1,11 +1,13 @@
-//! What the configuration says of limits: for all, for a role, for a device; the nearer one counts, limit by limit.
+//! What the configuration says of limits: for all, for a role, for a device; the nearer one counts,
+//! limit by limit.
 
 use std::{collections::HashMap, num::NonZeroU32, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
-/// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]` or `[devices.NAME.limits]`. What it doesn't say is left to the
-/// table behind it; `"none"` says that there is no limit, whatever is behind.
+/// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]` or
+/// `[devices.NAME.limits]`. What it doesn't say is left to the table behind it; `"none"` says that
+/// there is no limit, whatever is behind.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitSettings {
@@ -78,7 +80,8 @@ impl LimitTable {
                 burst: nearest(layers().map(|l| l.burst)),
                 at_once: nearest(layers().map(|l| l.at_once)),
                 body: nearest(layers().map(|l| l.body)).map(|Size(bytes)| bytes),
-                tokens_per_day: nearest(layers().map(|l| l.tokens_per_day)).map(|Positive(tokens)| tokens),
+                tokens_per_day: nearest(layers().map(|l| l.tokens_per_day))
+                    .map(|Positive(tokens)| tokens),
             }
         };
         settle(&layers)
@@ -100,7 +103,8 @@ impl FromStr for Size {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WHY: &str = "a size is a number of bytes, or a number and KiB, MiB or GiB, for example \"64MiB\"";
+        const WHY: &str =
+            "a size is a number of bytes, or a number and KiB, MiB or GiB, for example \"64MiB\"";
         let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, unit) = text.split_at(digits);
         let factor: u64 = match unit.trim_start() {
@@ -170,7 +174,8 @@ impl<'de, T: Value> Deserialize<'de> for Said<T> {
 
 impl<'de> Deserialize<'de> for Size {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let raw = Raw::deserialize(deserializer).map_err(|_| de::Error::custom("expected a size such as \"64MiB\""))?;
+        let raw = Raw::deserialize(deserializer)
+            .map_err(|_| de::Error::custom("expected a size such as \"64MiB\""))?;
         Self::from_raw(&raw).ok_or_else(|| de::Error::custom("expected a size such as \"64MiB\""))
     }
 }
@@ -188,15 +193,23 @@ mod tests {
         let table = LimitTable {
             default: settings("requests_per_minute = 60\nat_once = 4\nbody = '1MiB'"),
             roles: [("infer".to_owned(), settings("at_once = 2\ntokens_per_day = 1000"))].into(),
-            devices: [("ci".to_owned(), settings("requests_per_minute = 600\nbody = 'none'"))].into(),
+            devices: [("ci".to_owned(), settings("requests_per_minute = 600\nbody = 'none'"))]
+                .into(),
         };
         let of = |role, device| table.limits(role, device);
         assert_eq!(of("admin", "laptop").at_once.map(NonZeroU32::get), Some(4));
         assert_eq!(of("infer", "laptop").at_once.map(NonZeroU32::get), Some(2));
         assert_eq!(of("infer", "laptop").body, Some(1 << 20));
         let ci = of("infer", "ci");
-        assert_eq!((ci.requests_per_minute.map(NonZeroU32::get), ci.body, ci.tokens_per_day), (Some(600), None, Some(1000)));
-        assert_eq!(LimitTable::default().limits("infer", "ci"), Limits::default(), "without a word nothing is limited");
+        assert_eq!(
+            (ci.requests_per_minute.map(NonZeroU32::get), ci.body, ci.tokens_per_day),
+            (Some(600), None, Some(1000))
+        );
+        assert_eq!(
+            LimitTable::default().limits("infer", "ci"),
+            Limits::default(),
+            "without a word nothing is limited"
+        );
     }
 
     #[test]
@@ -218,7 +231,9 @@ mod tests {
 
     #[test]
     fn a_size_is_written_as_people_write_it() {
-        for (text, bytes) in [("0", 0), ("512", 512), ("4KiB", 4096), ("64 MiB", 64 << 20), ("2GB", 2_000_000_000)] {
+        for (text, bytes) in
+            [("0", 0), ("512", 512), ("4KiB", 4096), ("64 MiB", 64 << 20), ("2GB", 2_000_000_000)]
+        {
             assert_eq!(text.parse(), Ok(Size(bytes)), "{text}");
         }
         for bad in ["", "MiB", "-1", "1e3", "1.5MiB", "1TiB ", "٣"] {

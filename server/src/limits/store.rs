@@ -28,10 +28,12 @@ impl UsageFile {
         Self { path: dir.join(Self::FILE) }
     }
 
-    /// What has been used. A damaged file is no reason to let nobody in: it is said, and the day begins anew.
+    /// What has been used. A damaged file is no reason to let nobody in: it is said, and the day
+    /// begins anew.
     pub fn load(&self) -> Usage {
-        let read = private::read(&self.path)
-            .and_then(|bytes| serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&self.path, e)));
+        let read = private::read(&self.path).and_then(|bytes| {
+            serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&self.path, e))
+        });
         match read {
             Ok(usage) => usage,
             Err(e) if e.is_not_found() => Usage::default(),
@@ -51,7 +53,8 @@ impl UsageFile {
         private::replace(&self.path, &bytes)
     }
 
-    /// Keeps what `limiter` counts for as long as it is polled, and says a failure once until it has passed.
+    /// Keeps what `limiter` counts for as long as it is polled, and says a failure once until it
+    /// has passed.
     pub async fn keep(self: Arc<Self>, limiter: Arc<Limiter>) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -84,7 +87,8 @@ mod tests {
     #[test]
     fn what_was_used_today_is_known_after_a_restart() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let (file, id, today) = (UsageFile::new(tmp.path()), DeviceId::generate(), Day::of(1_800_000_000));
+        let (file, id, today) =
+            (UsageFile::new(tmp.path()), DeviceId::generate(), Day::of(1_800_000_000));
         assert_eq!(file.load(), Usage::default());
         let mut usage = Usage::default();
         usage.add(id, 700, today);

@@ -15,7 +15,8 @@ struct Bench {
 
 impl Bench {
     fn new(settings: &str) -> Self {
-        let table = LimitTable { default: toml::from_str(settings).expect(settings), ..Default::default() };
+        let table =
+            LimitTable { default: toml::from_str(settings).expect(settings), ..Default::default() };
         let clock = FakeRelativeClock::default();
         let limiter = Limiter::with_clock(table, Usage::default(), clock.clone());
         Self { limiter, clock, name: "laptop".parse().expect("a name"), id: DeviceId::generate() }
@@ -42,10 +43,20 @@ fn a_burst_passes_and_then_the_rate_counts() {
         bench.enter().expect("within the burst");
     }
     let refused = bench.refused();
-    assert_eq!((refused.status(), refused.limit.as_str(), refused.retry_after_secs()), (429, "requests_per_minute", Some(1)));
-    assert_eq!(refused.to_string(), "device `laptop` may make 60 requests per minute; try again in 1s");
+    assert_eq!(
+        (refused.status(), refused.limit.as_str(), refused.retry_after_secs()),
+        (429, "requests_per_minute", Some(1))
+    );
+    assert_eq!(
+        refused.to_string(),
+        "device `laptop` may make 60 requests per minute; try again in 1s"
+    );
     bench.clock.advance(Duration::from_millis(900));
-    assert_eq!(bench.refused().retry_after_secs(), Some(1), "rounded up: a second too early is refused again");
+    assert_eq!(
+        bench.refused().retry_after_secs(),
+        Some(1),
+        "rounded up: a second too early is refused again"
+    );
     bench.clock.advance(Duration::from_millis(100));
     bench.enter().expect("a second later there is room for one");
     bench.refused();
@@ -67,7 +78,10 @@ fn requests_at_once_are_counted_until_they_end() {
     let first = bench.enter().ok();
     let _second = bench.enter().expect("two at once");
     let refused = bench.refused();
-    assert_eq!(refused.to_string(), "device `laptop` may have 2 requests running at once; try again when one has ended");
+    assert_eq!(
+        refused.to_string(),
+        "device `laptop` may have 2 requests running at once; try again when one has ended"
+    );
     drop(first);
     bench.enter().expect("one has ended");
 }
@@ -90,7 +104,8 @@ fn tokens_are_counted_until_midnight() {
     bench.limiter.used(bench.id, 50, NOON);
     let refused = bench.refused();
     assert_eq!(refused.retry_after_secs(), Some(43_200));
-    let sentence = "device `laptop` may use 100 tokens per day (UTC), and has used them; try again in 12h";
+    let sentence =
+        "device `laptop` may use 100 tokens per day (UTC), and has used them; try again in 12h";
     assert_eq!(refused.to_string(), sentence);
     let other = Asker { id: DeviceId::generate(), ..bench.asker() };
     bench.limiter.enter(other, None, NOON).expect("another device has its own");
@@ -118,7 +133,10 @@ fn what_is_refused_for_another_reason_has_come_all_the_same() {
 fn other_settings_are_obeyed_at_once_and_what_runs_still_counts() {
     let bench = Bench::new("at_once = 5");
     let running: Vec<_> = (0..3).map(|_| bench.enter().expect("in")).collect();
-    let table = LimitTable { default: toml::from_str("at_once = 3").expect("settings"), ..Default::default() };
+    let table = LimitTable {
+        default: toml::from_str("at_once = 3").expect("settings"),
+        ..Default::default()
+    };
     bench.limiter.update(table);
     bench.refused();
     bench.limiter.retain(|_| false);

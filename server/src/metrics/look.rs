@@ -34,14 +34,24 @@ impl Look {
         let sessions = live.status();
         let of = |carrier: Carrier| {
             let remotes = sessions.iter().filter_map(|session| session.remote.parse().ok());
-            (carrier.as_str(), remotes.filter(|remote| Carrier::of(*remote) == carrier).count() as u64)
+            (
+                carrier.as_str(),
+                remotes.filter(|remote| Carrier::of(*remote) == carrier).count() as u64,
+            )
         };
         let (now, snapshot) = (unix_now(), policy.snapshot());
         let enrolled = || snapshot.devices().filter(|device| device.revoked.is_none());
         let up = enrolled()
-            .filter(|device| sessions.iter().any(|session| session.device_id == device.id && session.away_since.is_none()))
+            .filter(|device| {
+                sessions
+                    .iter()
+                    .any(|session| session.device_id == device.id && session.away_since.is_none())
+            })
             .count();
-        let ends = [("server", self.certificate_end), ("first_device", enrolled().map(|device| device.not_after).min())];
+        let ends = [
+            ("server", self.certificate_end),
+            ("first_device", enrolled().map(|device| device.not_after).min()),
+        ];
         let audit = meters.audit.status();
         Standing {
             queue_waiting: meters.queue.waiting() as u64,

@@ -31,7 +31,8 @@ use tokio::{
 const CONNECTIONS: usize = 16;
 /// A connection that says nothing is closed.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
-const OPENMETRICS: HeaderValue = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+const OPENMETRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
 /// Where the metrics are: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -50,7 +51,10 @@ impl MetricsAddr {
         let dir = self.missing_directory()?;
         let make = format!("make the directory: `mkdir -p '{}'`", dir.display());
         Some(match dir.strip_prefix("/run") {
-            Ok(name) => format!("{make}; in a unit of systemd, `RuntimeDirectory={}` makes it at every start", name.display()),
+            Ok(name) => format!(
+                "{make}; in a unit of systemd, `RuntimeDirectory={}` makes it at every start",
+                name.display()
+            ),
             Err(_) => make,
         })
     }
@@ -71,13 +75,21 @@ impl FromStr for MetricsAddr {
             return if path.is_absolute() {
                 Ok(Self(Place::Unix(path.to_owned())))
             } else {
-                Err(format!("`{text}` is no place for metrics: the path of a socket begins with `/`"))
+                Err(format!(
+                    "`{text}` is no place for metrics: the path of a socket begins with `/`"
+                ))
             };
         }
         match text.parse::<SocketAddr>() {
-            Ok(address) if address.ip().to_canonical().is_loopback() => Ok(Self(Place::Loopback(address))),
-            Ok(_) => Err(format!("`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])")),
-            Err(_) => Err(format!("`{text}` is no place for metrics: write it as 127.0.0.1:9464 or unix:/run/adit/metrics.sock")),
+            Ok(address) if address.ip().to_canonical().is_loopback() => {
+                Ok(Self(Place::Loopback(address)))
+            }
+            Ok(_) => Err(format!(
+                "`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])"
+            )),
+            Err(_) => Err(format!(
+                "`{text}` is no place for metrics: write it as 127.0.0.1:9464 or unix:/run/adit/metrics.sock"
+            )),
         }
     }
 }
@@ -116,13 +128,19 @@ impl Exporter {
     /// When the place is taken or may not be used.
     pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
         let listener = match &place.0 {
-            Place::Loopback(address) => Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, address.port()))?),
+            Place::Loopback(address) => Listener::Tcp(
+                TcpListener::bind(address).await.map_err(|e| taken(e, address.port()))?,
+            ),
             Place::Unix(path) => {
                 remove_stale(path)?;
-                let listener = UnixListener::bind(path).map_err(|e| match place.missing_directory() {
-                    Some(dir) => io::Error::new(e.kind(), format!("there is no directory `{}`", dir.display())),
-                    None => e,
-                })?;
+                let listener =
+                    UnixListener::bind(path).map_err(|e| match place.missing_directory() {
+                        Some(dir) => io::Error::new(
+                            e.kind(),
+                            format!("there is no directory `{}`", dir.display()),
+                        ),
+                        None => e,
+                    })?;
                 // The directory decides who comes near it; its group may ask.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
                 Listener::Unix(listener, path.clone())
@@ -134,7 +152,9 @@ impl Exporter {
     /// Where it listens, for the log.
     pub fn address(&self) -> String {
         match &self.listener {
-            Listener::Tcp(listener) => listener.local_addr().map(|a| format!("http://{a}/metrics")).unwrap_or_default(),
+            Listener::Tcp(listener) => {
+                listener.local_addr().map(|a| format!("http://{a}/metrics")).unwrap_or_default()
+            }
             Listener::Unix(_, path) => format!("unix:{}", path.display()),
         }
     }
@@ -177,15 +197,24 @@ impl Listener {
 }
 
 fn taken(error: io::Error, port: u16) -> io::Error {
-    let holder = (error.kind() == io::ErrorKind::AddrInUse).then(|| port_holder(port, Protocol::TCP)).flatten();
-    holder.map_or(error, |holder| io::Error::new(io::ErrorKind::AddrInUse, format!("address already in use by {holder}")))
+    let holder = (error.kind() == io::ErrorKind::AddrInUse)
+        .then(|| port_holder(port, Protocol::TCP))
+        .flatten();
+    holder.map_or(error, |holder| {
+        io::Error::new(io::ErrorKind::AddrInUse, format!("address already in use by {holder}"))
+    })
 }
 
 /// Only a socket that nobody listens to is removed.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {}
-        Ok(_) => return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something there that is no socket")),
+        Ok(_) => {
+            return Err(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is something there that is no socket",
+            ));
+        }
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     }
@@ -254,7 +283,11 @@ mod tests {
     fn a_missing_directory_is_made_by_hand_or_by_the_unit() {
         let cure = |place: &str| place.parse::<MetricsAddr>().expect("a place").cure();
         let cured = cure("unix:/run/no-such-adit/metrics.sock").expect("a cure");
-        assert!(cured.contains("`mkdir -p '/run/no-such-adit'`") && cured.contains("`RuntimeDirectory=no-such-adit`"), "{cured}");
+        assert!(
+            cured.contains("`mkdir -p '/run/no-such-adit'`")
+                && cured.contains("`RuntimeDirectory=no-such-adit`"),
+            "{cured}"
+        );
         let elsewhere = cure("unix:/no-such-adit/metrics.sock").expect("a cure");
         assert_eq!(elsewhere, "make the directory: `mkdir -p '/no-such-adit'`");
         assert_eq!((cure("unix:/metrics.sock"), cure("127.0.0.1:1")), (None, None));
@@ -262,7 +295,12 @@ mod tests {
 
     async fn ask(path: &Path, request: &str) -> String {
         let mut stream = tokio::net::UnixStream::connect(path).await.expect("connected");
-        stream.write_all(format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes()).await.expect("sent");
+        stream
+            .write_all(
+                format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").as_bytes(),
+            )
+            .await
+            .expect("sent");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.expect("answered");
         answer
@@ -279,7 +317,10 @@ mod tests {
         assert!(Exporter::bind(&place).await.is_err());
         let asked = async {
             let answer = ask(&path, "GET /metrics").await;
-            assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("# EOF\n"), "{answer}");
+            assert!(
+                answer.starts_with("HTTP/1.1 200 OK") && answer.ends_with("# EOF\n"),
+                "{answer}"
+            );
             assert!(ask(&path, "POST /metrics").await.starts_with("HTTP/1.1 405 "));
             assert!(ask(&path, "GET /").await.starts_with("HTTP/1.1 404 "));
             assert!(!ask(&path, "HEAD /metrics").await.contains("EOF"));

@@ -25,7 +25,8 @@ pub struct Standing {
     pub handshakes: Vec<(&'static str, u64)>,
     /// Attempts that were ignored at the door, by reason, since the start.
     pub ignored: Vec<(&'static str, u64)>,
-    /// When certificates end, Unix time: the server's own, and the first of the devices' that are enrolled.
+    /// When certificates end, Unix time: the server's own, and the first of the devices' that are
+    /// enrolled.
     pub certificates: Vec<(&'static str, i64)>,
     /// Devices whose certificate has ended.
     pub expired: u64,
@@ -38,11 +39,16 @@ pub struct Standing {
 impl Collector for Standing {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let now = self;
-        let mut gauge = |name, help, label: Option<&'static str>, values: &[(&'static str, i64)]| -> fmt::Result {
+        let mut gauge = |name,
+                         help,
+                         label: Option<&'static str>,
+                         values: &[(&'static str, i64)]|
+         -> fmt::Result {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
             for (value, number) in values {
                 match label {
-                    Some(label) => ConstGauge::new(*number).encode(family.encode_family(&[(label, *value)])?)?,
+                    Some(label) => ConstGauge::new(*number)
+                        .encode(family.encode_family(&[(label, *value)])?)?,
                     None => family.encode_gauge(number)?,
                 }
             }
@@ -50,7 +56,10 @@ impl Collector for Standing {
         };
         let one = |number: u64| [("", i64::try_from(number).unwrap_or(i64::MAX))];
         let many = |numbers: &[(&'static str, u64)]| -> Vec<_> {
-            numbers.iter().map(|(label, number)| (*label, i64::try_from(*number).unwrap_or(i64::MAX))).collect()
+            numbers
+                .iter()
+                .map(|(label, number)| (*label, i64::try_from(*number).unwrap_or(i64::MAX)))
+                .collect()
         };
         gauge("queue_waiting", "Requests that wait for their turn", None, &one(now.queue_waiting))?;
         gauge("queue_running", "Requests that have a turn", None, &one(now.queue_running))?;
@@ -59,12 +68,27 @@ impl Collector for Standing {
         gauge("streams", "Open streams", None, &one(now.streams))?;
         let ends = "When the server's certificate and the first of the enrolled devices' ends, in Unix time";
         gauge("certificate_end_timestamp_seconds", ends, Some("of"), &now.certificates)?;
-        gauge("devices_expired", "Enrolled devices whose certificate has ended", None, &one(now.expired))?;
-        gauge("audit_failing", "Whether the audit log can't be written", None, &one(u64::from(now.audit_failing)))?;
-        let mut counter = |name, help, label: Option<&'static str>, values: &[(&'static str, u64)]| -> fmt::Result {
+        gauge(
+            "devices_expired",
+            "Enrolled devices whose certificate has ended",
+            None,
+            &one(now.expired),
+        )?;
+        gauge(
+            "audit_failing",
+            "Whether the audit log can't be written",
+            None,
+            &one(u64::from(now.audit_failing)),
+        )?;
+        let mut counter = |name,
+                           help,
+                           label: Option<&'static str>,
+                           values: &[(&'static str, u64)]|
+         -> fmt::Result {
             let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
             let Some(label) = label else {
-                return ConstCounter::new(values.iter().map(|(_, number)| number).sum::<u64>()).encode(family);
+                return ConstCounter::new(values.iter().map(|(_, number)| number).sum::<u64>())
+                    .encode(family);
             };
             for (value, number) in values {
                 ConstCounter::new(*number).encode(family.encode_family(&[(label, *value)])?)?;
@@ -72,8 +96,18 @@ impl Collector for Standing {
             Ok(())
         };
         counter("handshakes", "Handshakes by their outcome", Some("outcome"), &now.handshakes)?;
-        counter("door_ignored", "Attempts that were ignored at the door, by reason", Some("reason"), &now.ignored)?;
-        counter("audit_lost_lines", "Lines of the audit log that could not be written", None, &[("", now.audit_lost)])
+        counter(
+            "door_ignored",
+            "Attempts that were ignored at the door, by reason",
+            Some("reason"),
+            &now.ignored,
+        )?;
+        counter(
+            "audit_lost_lines",
+            "Lines of the audit log that could not be written",
+            None,
+            &[("", now.audit_lost)],
+        )
     }
 }
 

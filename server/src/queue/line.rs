@@ -1,5 +1,5 @@
-//! A bounded line that serves devices in turn, and each device's requests in the order in which they came. It only decides: no task, no
-//! clock.
+//! A bounded line that serves devices in turn, and each device's requests in the order in which
+//! they came. It only decides: no task, no clock.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -18,7 +18,8 @@ pub(super) enum Entered {
     Now,
     /// It waits.
     Waits(Ticket),
-    /// It waits, and the second one does so no more: the line was full, mostly of that one's device.
+    /// It waits, and the second one does so no more: the line was full, mostly of that one's
+    /// device.
     WaitsInsteadOf(Ticket, Ticket),
     /// There is no room to wait.
     Full,
@@ -30,7 +31,8 @@ pub(super) struct Line<D> {
     room: usize,
     running: usize,
     next: u64,
-    /// Devices with somebody in the line, whose turn is first in front. Each stands here once, however many it sends.
+    /// Devices with somebody in the line, whose turn is first in front. Each stands here once,
+    /// however many it sends.
     turns: VecDeque<D>,
     waiting: HashMap<D, VecDeque<Ticket>>,
     owners: HashMap<Ticket, D>,
@@ -38,7 +40,15 @@ pub(super) struct Line<D> {
 
 impl<D: Copy + Eq + Hash> Line<D> {
     pub(super) fn new(most: Option<NonZeroUsize>, room: usize) -> Self {
-        Self { most, room, running: 0, next: 0, turns: VecDeque::new(), waiting: HashMap::new(), owners: HashMap::new() }
+        Self {
+            most,
+            room,
+            running: 0,
+            next: 0,
+            turns: VecDeque::new(),
+            waiting: HashMap::new(),
+            owners: HashMap::new(),
+        }
     }
 
     pub(super) fn resize(&mut self, most: Option<NonZeroUsize>, room: usize) {
@@ -73,7 +83,8 @@ impl<D: Copy + Eq + Hash> Line<D> {
         evicted.map_or(Entered::Waits(ticket), |evicted| Entered::WaitsInsteadOf(ticket, evicted))
     }
 
-    /// Whoever came last for the device with the most in the line, if that are more than `device` would then have.
+    /// Whoever came last for the device with the most in the line, if that are more than `device`
+    /// would then have.
     fn newest_of_the_longest(&self, device: D) -> Option<Ticket> {
         let mine = self.waiting.get(&device).map_or(0, VecDeque::len);
         let longest = self.waiting.values().max_by_key(|theirs| theirs.len())?;

@@ -112,7 +112,10 @@ fn one_who_fills_the_line_makes_room_for_others() {
     let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in line")).collect();
     assert_eq!(queue.enter(script).err(), Some(Full));
     let mut persons = queue.enter(person).expect("there is room for somebody else");
-    assert!(matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))), "who came last of those who are too many");
+    assert!(
+        matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))),
+        "who came last of those who are too many"
+    );
     assert_eq!(queue.waiting(), 8);
     drop(turn);
     let first = ready(&mut waiting[0]).expect("it came first");

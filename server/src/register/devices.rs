@@ -37,15 +37,27 @@ impl Register {
 
     /// The device with this name or id.
     pub fn find(&self, name_or_id: &str) -> Result<Device, DeviceError> {
-        let found = self.devices()?.into_iter().find(|d| d.name.as_str() == name_or_id || d.id.to_string() == name_or_id);
+        let found = self
+            .devices()?
+            .into_iter()
+            .find(|d| d.name.as_str() == name_or_id || d.id.to_string() == name_or_id);
         found.ok_or_else(|| DeviceError::Unknown(name_or_id.to_owned()))
     }
 
-    /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the same name is the same device.
-    pub fn enroll(&self, name: &Name, key: KeyHash, not_after: i64, now: i64) -> Result<Device, DeviceError> {
-        let made = self.change(|t| match all_devices(t)?.into_iter().find(|device| device.name == *name) {
-            Some(device) => Ok(Err(device)),
-            None => insert_device(t, name, &roles::default_role(), key, not_after, now).map(Ok),
+    /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the
+    /// same name is the same device.
+    pub fn enroll(
+        &self,
+        name: &Name,
+        key: KeyHash,
+        not_after: i64,
+        now: i64,
+    ) -> Result<Device, DeviceError> {
+        let made = self.change(|t| {
+            match all_devices(t)?.into_iter().find(|device| device.name == *name) {
+                Some(device) => Ok(Err(device)),
+                None => insert_device(t, name, &roles::default_role(), key, not_after, now).map(Ok),
+            }
         })?;
         match made {
             Ok(device) => Ok(device),
@@ -58,35 +70,67 @@ impl Register {
     /// Ends a device's access.
     pub fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
-            t.execute("UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL", params![id.to_string(), now])
+            t.execute(
+                "UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
+                params![id.to_string(), now],
+            )
         })
         .map(drop)
     }
 
     /// Removes a revoked device and frees its name.
     pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL", params![id.to_string()])).map(drop)
+        self.change(|t| {
+            t.execute(
+                "DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL",
+                params![id.to_string()],
+            )
+        })
+        .map(drop)
     }
 
     /// Gives a device another role.
     pub fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("UPDATE device SET role = ?2 WHERE id = ?1", params![id.to_string(), role.as_str()])).map(drop)
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET role = ?2 WHERE id = ?1",
+                params![id.to_string(), role.as_str()],
+            )
+        })
+        .map(drop)
     }
 
     /// Limits a device to these models, or to those of its role.
-    pub fn set_models(&self, id: DeviceId, models: Option<&[ModelPattern]>) -> Result<(), RegisterError> {
-        let text = models.map(|models| models.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
-        self.change(|t| t.execute("UPDATE device SET models = ?2 WHERE id = ?1", params![id.to_string(), text])).map(drop)
+    pub fn set_models(
+        &self,
+        id: DeviceId,
+        models: Option<&[ModelPattern]>,
+    ) -> Result<(), RegisterError> {
+        let text = models
+            .map(|models| models.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        self.change(|t| {
+            t.execute("UPDATE device SET models = ?2 WHERE id = ?1", params![id.to_string(), text])
+        })
+        .map(drop)
     }
 
     /// Notes when a device was seen.
     pub fn seen(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now])).map(drop)
+        self.change(|t| {
+            t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now])
+        })
+        .map(drop)
     }
 
     /// Notes the end of a device's newest certificate.
     pub fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
-        self.change(|t| t.execute("UPDATE device SET not_after = ?2 WHERE id = ?1", params![id.to_string(), not_after])).map(drop)
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET not_after = ?2 WHERE id = ?1",
+                params![id.to_string(), not_after],
+            )
+        })
+        .map(drop)
     }
 }
 
@@ -117,8 +161,10 @@ pub(super) fn insert_device(
     not_after: i64,
     now: i64,
 ) -> rusqlite::Result<Device> {
-    let unused =
-        |id: &DeviceId| t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(())).optional();
+    let unused = |id: &DeviceId| {
+        t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(()))
+            .optional()
+    };
     let mut id = DeviceId::generate();
     while unused(&id)?.is_some() {
         id = DeviceId::generate();
@@ -128,7 +174,17 @@ pub(super) fn insert_device(
         params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str()],
     )?;
     let role = role.clone();
-    Ok(Device { id, name: name.clone(), key, enrolled: now, not_after, revoked: None, seen: None, role, models: None })
+    Ok(Device {
+        id,
+        name: name.clone(),
+        key,
+        enrolled: now,
+        not_after,
+        revoked: None,
+        seen: None,
+        role,
+        models: None,
+    })
 }
 
 /// No model's name has a space in it.

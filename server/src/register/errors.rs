@@ -54,11 +54,16 @@ impl From<RegisterError> for Failure {
                         path.display()
                     )
                 }
-                Some(ErrorCode::DiskFull) => "free some disk space and run it again: nothing was changed".to_owned(),
+                Some(ErrorCode::DiskFull) => {
+                    "free some disk space and run it again: nothing was changed".to_owned()
+                }
                 Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
                     "another command is changing it: run it again".to_owned()
                 }
-                _ => format!("run this as the owner of `{}`, and look at the free space of its disk", path.display()),
+                _ => format!(
+                    "run this as the owner of `{}`, and look at the free space of its disk",
+                    path.display()
+                ),
             },
             RegisterError::File(e) => e.hint(),
         };
@@ -99,11 +104,17 @@ impl From<DeviceError> for Failure {
             DeviceError::AlreadyRevoked(name) | DeviceError::NameOfRevoked(name) => {
                 format!("to free its name: `aditd device forget {name}`")
             }
-            DeviceError::StillEnrolled(name) => format!("end its access first: `aditd device revoke {name}`"),
-            DeviceError::NameTaken(name) => {
-                format!("choose another name, or end that device's access: `aditd device revoke {name}`")
+            DeviceError::StillEnrolled(name) => {
+                format!("end its access first: `aditd device revoke {name}`")
             }
-            DeviceError::TooManyInvitations => "wait until some have expired or been used".to_owned(),
+            DeviceError::NameTaken(name) => {
+                format!(
+                    "choose another name, or end that device's access: `aditd device revoke {name}`"
+                )
+            }
+            DeviceError::TooManyInvitations => {
+                "wait until some have expired or been used".to_owned()
+            }
             DeviceError::Register(_) => String::new(),
         };
         match error {
@@ -116,8 +127,14 @@ impl From<DeviceError> for Failure {
 pub(super) fn classify(path: &Path, source: rusqlite::Error) -> RegisterError {
     let path = path.to_owned();
     match source.sqlite_error_code() {
-        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => RegisterError::Damaged { path, source },
-        None if matches!(source, rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)) => {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            RegisterError::Damaged { path, source }
+        }
+        None if matches!(
+            source,
+            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)
+        ) =>
+        {
             RegisterError::Damaged { path, source }
         }
         _ => RegisterError::Sql { path, source },

@@ -29,11 +29,21 @@ pub struct Invited {
 }
 
 impl Register {
-    /// Opens an invitation for a device of this name until `expires`. An older one for the same name is withdrawn; says whether there was one.
-    pub fn invite(&self, name: &Name, role: &Name, secret: &Secret, expires: i64, now: i64) -> Result<bool, DeviceError> {
+    /// Opens an invitation for a device of this name until `expires`. An older one for the same
+    /// name is withdrawn; says whether there was one.
+    pub fn invite(
+        &self,
+        name: &Name,
+        role: &Name,
+        secret: &Secret,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
         let taken = self.devices()?.into_iter().find(|device| device.name == *name);
         match taken {
-            Some(device) if device.revoked.is_some() => return Err(DeviceError::NameOfRevoked(device.name)),
+            Some(device) if device.revoked.is_some() => {
+                return Err(DeviceError::NameOfRevoked(device.name));
+            }
             Some(device) => return Err(DeviceError::NameTaken(device.name)),
             None => {}
         }
@@ -70,7 +80,10 @@ impl Register {
     /// Ends the open invitation for a device of this name; says whether there was one.
     pub fn withdraw(&self, name: &str, now: i64) -> Result<bool, RegisterError> {
         let withdrawn = self.change(|t| {
-            t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2", params![name, now])
+            t.execute(
+                "DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2",
+                params![name, now],
+            )
         })?;
         Ok(withdrawn > 0)
     }
@@ -78,12 +91,19 @@ impl Register {
     /// Whom an invitation is for, and the role that it gives; `None` if there is none that is open.
     pub fn invited(&self, token: &[u8], now: i64) -> Result<Option<(Name, Name)>, RegisterError> {
         self.read(|t| {
-            let mut query = t.prepare_cached("SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2")?;
-            query.query_row(params![sha256(token), now], |row| Ok((parsed(row.get(0)?)?, parsed(row.get(1)?)?))).optional()
+            let mut query = t.prepare_cached(
+                "SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2",
+            )?;
+            query
+                .query_row(params![sha256(token), now], |row| {
+                    Ok((parsed(row.get(0)?)?, parsed(row.get(1)?)?))
+                })
+                .optional()
         })
     }
 
-    /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has made with it before.
+    /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has
+    /// made with it before.
     ///
     /// Of any number of keys that redeem one invitation at once, one succeeds.
     pub fn redeem(

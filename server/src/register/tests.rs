@@ -22,7 +22,10 @@ fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
     for _ in 0..2 {
         let register = Register::open(&path).expect("opened");
         let device = register.find("laptop").expect("there");
-        assert_eq!((device.role, device.models, device.seen), (roles::default_role(), None, Some(3)));
+        assert_eq!(
+            (device.role, device.models, device.seen),
+            (roles::default_role(), None, Some(3))
+        );
     }
 }
 
@@ -35,7 +38,10 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     register.invite(&name, &role, &secret, 100, 1).expect("invited");
     assert_eq!(register.invited(&secret.token(), 1).expect("read"), Some((name, role.clone())));
     assert_eq!(register.invited(&secret.token(), 100).expect("read"), None);
-    let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read").expect("redeemed");
+    let device = register
+        .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
+        .expect("read")
+        .expect("redeemed");
     assert_eq!((&device.role, &device.models), (&role, &None));
     let models = ["llama3*".parse().expect("a pattern"), "x:1b".parse().expect("a pattern")];
     register.set_models(device.id, Some(&models)).expect("set");
@@ -43,7 +49,11 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     let now = register.find("laptop").expect("there");
     assert_eq!((now.role.as_str(), now.models.as_deref()), ("admin", Some(&models[..])));
     register.set_models(device.id, Some(&[])).expect("set");
-    assert_eq!(register.find("laptop").expect("there").models, Some(vec![]), "none at all is not all");
+    assert_eq!(
+        register.find("laptop").expect("there").models,
+        Some(vec![]),
+        "none at all is not all"
+    );
     register.set_models(device.id, None).expect("set");
     assert_eq!(register.find("laptop").expect("there").models, None);
 }

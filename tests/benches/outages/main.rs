@@ -1,8 +1,10 @@
-//! What an outage costs beyond itself: from "the path is back" to the next token, over every link of the lab's ladder, by `adit` over
-//! UDP and over SSH, and beside them plain QUIC and `ssh -L` in the same lab.
+//! What an outage costs beyond itself: from "the path is back" to the next token, over every link
+//! of the lab's ladder, by `adit` over UDP and over SSH, and beside them plain QUIC and `ssh -L` in
+//! the same lab.
 //!
-//! `cargo bench -p adit-tests --bench outages [-- [--long] [LINK…]]`; `--long` adds an outage of 300 s. Needs root and OpenSSH.
-//! All links and ways are tried side by side: nearly all of the time they wait.
+//! `cargo bench -p adit-tests --bench outages [-- [--long] [LINK…]]`; `--long` adds an outage of
+//! 300 s. Needs root and OpenSSH. All links and ways are tried side by side: nearly all of the time
+//! they wait.
 
 #![allow(missing_docs)]
 
@@ -29,11 +31,16 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let long = args.iter().any(|arg| arg == "--long");
     let named = |name: &str| args.iter().any(|arg| arg == name);
-    let links: Vec<_> = match LADDER.into_iter().filter(|link| named(link.name)).collect::<Vec<_>>() {
+    let links: Vec<_> = match LADDER.into_iter().filter(|link| named(link.name)).collect::<Vec<_>>()
+    {
         none if none.is_empty() => LADDER.to_vec(),
         some => some,
     };
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .expect("a runtime");
     runtime.block_on(measure::all(links, long));
 }
 
@@ -88,13 +95,15 @@ mod measure {
             row.cancels.extend(cancel(&open).await);
         }
         let mut chance = Chance::new(seed(901));
-        let lengths = [(300, 8), (2_000, 6), (10_000, 4), (60_000, 2), (300_000, usize::from(long))];
+        let lengths =
+            [(300, 8), (2_000, 6), (10_000, 4), (60_000, 2), (300_000, usize::from(long))];
         for (ms, count) in lengths.into_iter().filter(|(_, count)| *count > 0) {
             let length = Duration::from_millis(ms);
             let mut came = Vec::new();
             for _ in 0..count {
                 // Not always at the same moment of everybody's timers.
-                tokio::time::sleep(chance.between(Duration::from_secs(1), Duration::from_secs(4))).await;
+                tokio::time::sleep(chance.between(Duration::from_secs(1), Duration::from_secs(4)))
+                    .await;
                 came.push(outage(&open, length).await);
             }
             row.outages.push((length, came));
@@ -133,11 +142,16 @@ mod measure {
             let name = format!("{} {}", self.link, self.way.name());
             let cancel = match self.cancels.is_empty() {
                 true => "-".to_owned(),
-                false => format!("{:.0} / {:.0}", quantile(&mut self.cancels, 0.5), quantile(&mut self.cancels, 1.0)),
+                false => format!(
+                    "{:.0} / {:.0}",
+                    quantile(&mut self.cancels, 0.5),
+                    quantile(&mut self.cancels, 1.0)
+                ),
             };
             println!("{name:<20} cancel {cancel}");
             for (length, came) in self.outages {
-                let (mut next, mut gaps): (Vec<f64>, Vec<f64>) = came.iter().flatten().copied().unzip();
+                let (mut next, mut gaps): (Vec<f64>, Vec<f64>) =
+                    came.iter().flatten().copied().unzip();
                 let cut = came.len() - next.len();
                 let numbers = match next.is_empty() {
                     true => String::new(),
@@ -148,7 +162,11 @@ mod measure {
                         quantile(&mut gaps, 1.0)
                     ),
                 };
-                let cut = if cut > 0 { format!("  {cut} of {} cut or late", came.len()) } else { String::new() };
+                let cut = if cut > 0 {
+                    format!("  {cut} of {} cut or late", came.len())
+                } else {
+                    String::new()
+                };
                 println!("{name:<20} {:>6.1} s  {numbers}{cut}", length.as_secs_f64());
             }
         }

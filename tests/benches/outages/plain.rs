@@ -1,8 +1,12 @@
-//! A plain forwarder over QUIC: one stream for each connection, a keep-alive of 5 s, and otherwise quinn as it comes.
+//! A plain forwarder over QUIC: one stream for each connection, a keep-alive of 5 s, and otherwise
+//! quinn as it comes.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use quinn::{ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ClientConfig, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use tests::lab::{Lab, Namespace, SERVER};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -25,12 +29,15 @@ impl Plain {
     pub(crate) async fn open(lab: &Lab, upstream: SocketAddr) -> Self {
         let cert = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
         let der = cert.cert.der().clone();
-        let key = rustls::pki_types::PrivateKeyDer::try_from(cert.signing_key.serialize_der()).expect("a key");
-        let mut server = ServerConfig::with_single_cert(vec![der.clone()], key).expect("a configuration");
+        let key = rustls::pki_types::PrivateKeyDer::try_from(cert.signing_key.serialize_der())
+            .expect("a key");
+        let mut server =
+            ServerConfig::with_single_cert(vec![der.clone()], key).expect("a configuration");
         server.transport_config(transport());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(der).expect("a root");
-        let mut client = ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
+        let mut client =
+            ClientConfig::with_root_certificates(Arc::new(roots)).expect("a configuration");
         client.transport_config(transport());
 
         let mut tasks = JoinSet::new();
@@ -60,7 +67,8 @@ fn transport() -> Arc<TransportConfig> {
 
 fn endpoint(at: &Namespace, address: SocketAddr, server: Option<ServerConfig>) -> Endpoint {
     let socket = at.inside(|| std::net::UdpSocket::bind(address)).expect("a port");
-    Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime)).expect("an endpoint")
+    Endpoint::new(EndpointConfig::default(), server, socket, Arc::new(TokioRuntime))
+        .expect("an endpoint")
 }
 
 async fn listen(listener: TcpListener, connection: Connection, _endpoint: Endpoint) {
@@ -82,9 +90,12 @@ async fn serve(endpoint: Endpoint, network: Arc<Namespace>, upstream: SocketAddr
         while let Ok((send, recv)) = connection.accept_bi().await {
             let network = network.clone();
             running.spawn(async move {
-                let Ok(mut tcp) = network.within(TcpStream::connect(upstream)).await else { return };
+                let Ok(mut tcp) = network.within(TcpStream::connect(upstream)).await else {
+                    return;
+                };
                 let _ = tcp.set_nodelay(true);
-                let _ = tokio::io::copy_bidirectional(&mut tcp, &mut tokio::io::join(recv, send)).await;
+                let _ =
+                    tokio::io::copy_bidirectional(&mut tcp, &mut tokio::io::join(recv, send)).await;
             });
         }
     }

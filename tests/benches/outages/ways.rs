@@ -24,7 +24,8 @@ pub(crate) enum Way {
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 4] = [Self::AditUdp, Self::AditSsh, Self::PlainQuic, Self::SshForward];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::AditUdp, Self::AditSsh, Self::PlainQuic, Self::SshForward];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -48,12 +49,15 @@ pub(crate) struct Open {
 impl Open {
     /// Opens one; `None` if that does not work on this link.
     pub(crate) async fn new(link: Link, way: Way, seed: u64) -> Option<Self> {
-        let carrier = if matches!(way, Way::AditUdp | Way::PlainQuic) { Carrier::Udp } else { Carrier::Ssh };
+        let carrier =
+            if matches!(way, Way::AditUdp | Way::PlainQuic) { Carrier::Udp } else { Carrier::Ssh };
         let far = Far::start(PROGRAM, Setting { link, seed, carrier, ..Setting::default() }).await;
         let (mut plain, mut ssh) = (None, None);
         let address = match way {
             Way::AditUdp | Way::AditSsh => far.up.address,
-            Way::PlainQuic => plain.insert(Plain::open(&far.lab, far.world.ollama.addr()).await).address,
+            Way::PlainQuic => {
+                plain.insert(Plain::open(&far.lab, far.world.ollama.addr()).await).address
+            }
             Way::SshForward => {
                 let (address, child) = forward(&far)?;
                 ssh = Some(child);
@@ -62,7 +66,8 @@ impl Open {
         };
         let open = Self { address, _plain: plain, _ssh: ssh, far };
         let answers = async {
-            while open.far.lab.client.within(tokio::net::TcpStream::connect(address)).await.is_err() {
+            while open.far.lab.client.within(tokio::net::TcpStream::connect(address)).await.is_err()
+            {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };

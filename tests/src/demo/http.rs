@@ -19,7 +19,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
-/// For everything that needs no model. Longer than `adit up` holds a request while it has no tunnel.
+/// For everything that needs no model. Longer than `adit up` holds a request while it has no
+/// tunnel.
 const SMALL_WITHIN: Duration = Duration::from_secs(40);
 /// A large model may have to come from a slow disk before it says a word.
 const FIRST_WITHIN: Duration = Duration::from_secs(300);
@@ -39,7 +40,8 @@ impl Client {
         let failed = || Failure::new(format!("cannot connect to {address}"));
         let tcp = TcpStream::connect(address).await.map_err(|e| failed().because(e))?;
         tcp.set_nodelay(true).map_err(|e| failed().because(e))?;
-        let (requests, connection) = http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed().because(e))?;
+        let (requests, connection) =
+            http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed().because(e))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             // Whoever waits for an answer gets the error.
@@ -56,13 +58,23 @@ impl Client {
     }
 
     /// Sends JSON and takes the whole answer.
-    pub(super) async fn post(&mut self, path: &str, json: &Value) -> Result<(StatusCode, Bytes), Failure> {
-        let asked = async { whole(self.send(Method::POST, path, json.to_string().into()).await?).await };
+    pub(super) async fn post(
+        &mut self,
+        path: &str,
+        json: &Value,
+    ) -> Result<(StatusCode, Bytes), Failure> {
+        let asked =
+            async { whole(self.send(Method::POST, path, json.to_string().into()).await?).await };
         let asked = timeout(SMALL_WITHIN, asked).await;
         self.judge(path, asked)
     }
 
-    async fn send(&mut self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, hyper::Error> {
+    async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, hyper::Error> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         // Both are made of what is always fit for a header or a path.
@@ -78,7 +90,11 @@ impl Client {
         self.requests.send_request(request).await
     }
 
-    fn judge<T>(&self, path: &str, asked: Result<Result<T, hyper::Error>, tokio::time::error::Elapsed>) -> Result<T, Failure> {
+    fn judge<T>(
+        &self,
+        path: &str,
+        asked: Result<Result<T, hyper::Error>, tokio::time::error::Elapsed>,
+    ) -> Result<T, Failure> {
         let failed = || Failure::new(format!("http://{}{path} did not answer", self.address));
         match asked {
             Ok(answer) => answer.map_err(|e| failed().because(e)),
@@ -140,13 +156,17 @@ impl Answer {
         const PATH: &str = "/api/generate";
         let asked = Instant::now();
         let mut client = Client::connect(address).await?;
-        let answer = timeout(FIRST_WITHIN, client.send(Method::POST, PATH, question.to_string().into())).await;
+        let answer =
+            timeout(FIRST_WITHIN, client.send(Method::POST, PATH, question.to_string().into()))
+                .await;
         let response = client.judge(PATH, answer)?;
         if response.status() != StatusCode::OK {
             let said = timeout(SMALL_WITHIN, whole(response)).await;
             let (status, body) = client.judge(PATH, said)?;
             let why = String::from_utf8_lossy(&body).into_owned();
-            return Err(Failure::new(format!("http://{address}{PATH} answered {status}")).because(why));
+            return Err(
+                Failure::new(format!("http://{address}{PATH} answered {status}")).because(why)
+            );
         }
         Ok(Self { _client: client, body: response.into_body(), asked, raw: Vec::new(), read: 0 })
     }
@@ -157,21 +177,30 @@ impl Answer {
             while let Some(line) = self.line()? {
                 match line {
                     Line { error: Some(why), .. } => {
-                        return Err(Failure::new("Ollama gave up in the middle of an answer").because(why));
+                        return Err(
+                            Failure::new("Ollama gave up in the middle of an answer").because(why)
+                        );
                     }
                     Line { done: true, .. } => return Ok(Event::Done),
-                    Line { response, thinking, .. } => match thinking.unwrap_or_default() + &response {
-                        nothing if nothing.is_empty() => {}
-                        token => return Ok(Event::Token(token)),
-                    },
+                    Line { response, thinking, .. } => {
+                        match thinking.unwrap_or_default() + &response {
+                            nothing if nothing.is_empty() => {}
+                            token => return Ok(Event::Token(token)),
+                        }
+                    }
                 }
             }
             match timeout(NEXT_WITHIN, self.body.frame()).await {
                 Ok(Some(Ok(frame))) => self.raw.extend(frame.into_data().unwrap_or_default()),
                 Ok(Some(Err(_))) => return Ok(Event::Cut),
-                Ok(None) => return Err(Failure::new("an answer ended without its last line, as if it were complete")),
+                Ok(None) => {
+                    return Err(Failure::new(
+                        "an answer ended without its last line, as if it were complete",
+                    ));
+                }
                 Err(_) => {
-                    return Err(Failure::new("an answer stopped").because(format!("no token for {} s", NEXT_WITHIN.as_secs())));
+                    return Err(Failure::new("an answer stopped")
+                        .because(format!("no token for {} s", NEXT_WITHIN.as_secs())));
                 }
             }
         }
@@ -211,6 +240,8 @@ impl Answer {
         };
         let line = serde_json::from_slice(&rest[..end]);
         self.read += end + 1;
-        line.map(Some).map_err(|e| Failure::new("an answer has a line in it that is no JSON of Ollama's").because(e))
+        line.map(Some).map_err(|e| {
+            Failure::new("an answer has a line in it that is no JSON of Ollama's").because(e)
+        })
     }
 }

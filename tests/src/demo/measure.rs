@@ -31,7 +31,11 @@ struct Way {
 }
 
 /// Measures, prints the table, and makes sure that both ways gave the same answers.
-pub(super) async fn run(source: &Source, tunnel: SocketAddr, screen: &Screen) -> Result<(), Failure> {
+pub(super) async fn run(
+    source: &Source,
+    tunnel: SocketAddr,
+    screen: &Screen,
+) -> Result<(), Failure> {
     // The stand-in needs no time to think: some more first tokens are free.
     let words = if source.stand_in.is_some() { 25 } else { 0 };
     let rounds = ANSWERS + words;
@@ -86,7 +90,8 @@ async fn small_requests(ways: [(&mut Way, SocketAddr); 2]) -> Result<(), Failure
     Ok(())
 }
 
-/// The stand-in owes the same bytes each time; a real model on a GPU may well change a word, which is no fault of the tunnel's.
+/// The stand-in owes the same bytes each time; a real model on a GPU may well change a word, which
+/// is no fault of the tunnel's.
 fn compare(source: &Source, direct: &Way, through: &Way, screen: &Screen) -> Result<(), Failure> {
     let mut pairs = direct.answers.iter().zip(&through.answers);
     let count = direct.answers.len();
@@ -108,7 +113,11 @@ fn table(direct: &mut Way, through: &mut Way) -> String {
         row("to the first token, p50", p50(&mut direct.first), p50(&mut through.first)),
         row("between tokens, p50", p50(&mut direct.gaps), p50(&mut through.gaps)),
         row("between tokens, max", max(&direct.gaps), max(&through.gaps)),
-        row("GET /api/version on a kept connection, p50", p50(&mut direct.small), p50(&mut through.small)),
+        row(
+            "GET /api/version on a kept connection, p50",
+            p50(&mut direct.small),
+            p50(&mut through.small),
+        ),
     ];
     // The difference of two extremes says nothing.
     rows[2][3].clear();
@@ -126,8 +135,12 @@ fn row(name: &str, direct: Option<Duration>, through: Option<Duration>) -> [Stri
     let cell = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), shown);
     let added = match (direct, through) {
         // Less than the table shows has no direction either.
-        (Some(direct), Some(through)) if through.abs_diff(direct) < Duration::from_micros(5) => shown(Duration::ZERO),
-        (Some(direct), Some(through)) if through < direct => format!("-{}", shown(direct - through)),
+        (Some(direct), Some(through)) if through.abs_diff(direct) < Duration::from_micros(5) => {
+            shown(Duration::ZERO)
+        }
+        (Some(direct), Some(through)) if through < direct => {
+            format!("-{}", shown(direct - through))
+        }
         (Some(direct), Some(through)) => format!("+{}", shown(through - direct)),
         _ => String::new(),
     };
@@ -166,6 +179,9 @@ mod tests {
     #[test]
     fn what_was_not_measured_leaves_no_number() {
         let table = table(&mut way(&[]), &mut way(&[1]));
-        assert!(table.lines().skip(1).all(|row| row.contains(" - ") && !row.contains('+')), "{table}");
+        assert!(
+            table.lines().skip(1).all(|row| row.contains(" - ") && !row.contains('+')),
+            "{table}"
+        );
     }
 }

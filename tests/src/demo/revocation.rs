@@ -24,7 +24,12 @@ const TOKENS: usize = 16;
 const CUT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Revokes the device while it is being answered, and makes sure that this was the end.
-pub(super) async fn run(stage: &Stage, source: &Source, tunnel: SocketAddr, screen: &Screen) -> Result<(), Failure> {
+pub(super) async fn run(
+    stage: &Stage,
+    source: &Source,
+    tunnel: SocketAddr,
+    screen: &Screen,
+) -> Result<(), Failure> {
     let question = source.endless_question();
     screen.command(At::Laptop, &curl(tunnel, &question));
     let mut answer = Answer::ask(tunnel, &question).await?;
@@ -33,14 +38,17 @@ pub(super) async fn run(stage: &Stage, source: &Source, tunnel: SocketAddr, scre
         match answer.next().await? {
             Event::Token(token) => screen.piece(&token),
             Event::Done => return Err(too_short()),
-            Event::Cut => return Err(Failure::new("the answer was cut before the device was revoked")),
+            Event::Cut => {
+                return Err(Failure::new("the answer was cut before the device was revoked"));
+            }
         }
     }
     screen.talk(" …");
 
     screen.command(At::Server, &format!("aditd device revoke {DEVICE}"));
     let entered = Instant::now();
-    let (revoked, cut) = tokio::try_join!(stage.aditd(&["device", "revoke", DEVICE]), until_cut(answer, entered))?;
+    let (revoked, cut) =
+        tokio::try_join!(stage.aditd(&["device", "revoke", DEVICE]), until_cut(answer, entered))?;
     screen.output(&revoked.stderr);
     screen.talk(format_args!(
         "The answer was cut in the middle, {} after that command was entered (its own start included).",
@@ -48,8 +56,12 @@ pub(super) async fn run(stage: &Stage, source: &Source, tunnel: SocketAddr, scre
     ));
     if let Some(stand_in) = &source.stand_in {
         let idle = stand_in.wait_for(|now| now.running == 0, CUT_WITHIN).await;
-        idle.map_err(|_| Failure::new("the answer was cut, but Ollama's stand-in goes on making it"))?;
-        screen.talk("The stand-in was told as well, and makes no more of it: a GPU would be free again.");
+        idle.map_err(|_| {
+            Failure::new("the answer was cut, but Ollama's stand-in goes on making it")
+        })?;
+        screen.talk(
+            "The stand-in was told as well, and makes no more of it: a GPU would be free again.",
+        );
     }
     refused(tunnel, &source.question(), screen).await
 }
@@ -70,7 +82,12 @@ async fn until_cut(mut answer: Answer, entered: Instant) -> Result<Duration, Fai
             }
         }
     });
-    let went_on = |_| Failure::new(format!("the answer went on for {} s after the revocation", CUT_WITHIN.as_secs()));
+    let went_on = |_| {
+        Failure::new(format!(
+            "the answer went on for {} s after the revocation",
+            CUT_WITHIN.as_secs()
+        ))
+    };
     cut.await.map_err(went_on)?
 }
 
@@ -86,7 +103,8 @@ async fn refused(tunnel: SocketAddr, question: &Value, screen: &Screen) -> Resul
     let why = error.as_ref().and_then(|error| error["error"].as_str()).unwrap_or_default();
     // A stand-in that is out of order could refuse too, but not in these words.
     if status != StatusCode::SERVICE_UNAVAILABLE || !why.contains("revoked") {
-        return Err(Failure::new("the next request was not refused as it should be").because(format!("{status}: {said}")));
+        return Err(Failure::new("the next request was not refused as it should be")
+            .because(format!("{status}: {said}")));
     }
     screen.talk(format_args!("The next request is refused with {status}, after {}.", shown(took)));
     Ok(())

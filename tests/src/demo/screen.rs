@@ -28,7 +28,9 @@ impl Screen {
     /// Colours are for a terminal that can and whose owner wants them.
     pub(super) fn new() -> Self {
         let able = std::env::var_os("TERM").is_none_or(|term| term != "dumb");
-        Self { colour: able && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+        Self {
+            colour: able && io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        }
     }
 
     /// Begins a part.
@@ -60,7 +62,8 @@ impl Screen {
     /// Writes a piece of an answer, at once.
     pub(super) fn piece(&self, text: &str) {
         // A model may say anything, but it may not steer the terminal.
-        let harmless: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
+        let harmless: String =
+            text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
         self.write(format_args!("{harmless}"));
     }
 
@@ -92,7 +95,9 @@ mod tests {
 
     #[test]
     fn a_duration_is_short_at_every_size() {
-        for (micros, text) in [(42, "0.04 ms"), (9_876, "9.88 ms"), (30_040, "30.0 ms"), (1_234_000, "1.23 s")] {
+        for (micros, text) in
+            [(42, "0.04 ms"), (9_876, "9.88 ms"), (30_040, "30.0 ms"), (1_234_000, "1.23 s")]
+        {
             assert_eq!(shown(Duration::from_micros(micros)), text);
         }
     }

@@ -14,7 +14,8 @@ use tokio::time::timeout;
 use super::{http::Client, screen::Screen};
 use crate::ollama::{Ollama, Options};
 
-/// Ollama answers these at once; whatever takes longer is none, or one that would make the demo a long wait.
+/// Ollama answers these at once; whatever takes longer is none, or one that would make the demo a
+/// long wait.
 const PROBE_WITHIN: Duration = Duration::from_secs(3);
 /// A person has either a few models or many; among this many there is one that can answer.
 const MODELS: usize = 16;
@@ -38,30 +39,45 @@ enum Found {
 
 impl Source {
     /// Looks for an Ollama and says what it found. `named` is one that has to be there.
-    pub(super) async fn choose(named: Option<SocketAddr>, only_stand_in: bool, screen: &Screen) -> Result<Self, Failure> {
+    pub(super) async fn choose(
+        named: Option<SocketAddr>,
+        only_stand_in: bool,
+        screen: &Screen,
+    ) -> Result<Self, Failure> {
         if only_stand_in {
-            return Self::start_stand_in("As you asked, a stand-in takes Ollama's place.", screen).await;
+            return Self::start_stand_in("As you asked, a stand-in takes Ollama's place.", screen)
+                .await;
         }
         let address = named.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT)));
-        let found = timeout(PROBE_WITHIN, probe(address)).await.ok().flatten().unwrap_or(Found::Nobody);
+        let found =
+            timeout(PROBE_WITHIN, probe(address)).await.ok().flatten().unwrap_or(Found::Nobody);
         match found {
             Found::Model { version, name } => {
-                screen.talk(format_args!("Ollama {version} answers at {address}; its model {name} will be asked."));
+                screen.talk(format_args!(
+                    "Ollama {version} answers at {address}; its model {name} will be asked."
+                ));
                 Ok(Self { address, model: name, stand_in: None })
             }
-            Found::Nobody if named.is_some() => Err(Failure::new(format!("no Ollama answers at {address}"))
-                .hint("start it with `ollama serve`, or leave --ollama out: a stand-in will do")),
+            Found::Nobody if named.is_some() => Err(Failure::new(format!(
+                "no Ollama answers at {address}"
+            ))
+            .hint("start it with `ollama serve`, or leave --ollama out: a stand-in will do")),
             Found::WithoutModel { .. } if named.is_some() => {
                 Err(Failure::new(format!("the Ollama at {address} has no model that could answer"))
                     .hint("get one with `ollama pull`, or leave --ollama out: a stand-in will do"))
             }
             Found::WithoutModel { version } => {
-                let why =
-                    format!("Ollama {version} answers at {address} but has no model that could, so a stand-in takes its place.");
+                let why = format!(
+                    "Ollama {version} answers at {address} but has no model that could, so a stand-in takes its place."
+                );
                 Self::start_stand_in(&why, screen).await
             }
             Found::Nobody => {
-                Self::start_stand_in(&format!("No Ollama answers at {address}, so a stand-in takes its place."), screen).await
+                Self::start_stand_in(
+                    &format!("No Ollama answers at {address}, so a stand-in takes its place."),
+                    screen,
+                )
+                .await
             }
         }
     }
@@ -69,7 +85,9 @@ impl Source {
     async fn start_stand_in(why: &str, screen: &Screen) -> Result<Self, Failure> {
         let options = Options { token_interval: Duration::from_millis(30), ..Options::default() };
         let model = options.model.clone();
-        let ollama = Ollama::start(options).await.map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
+        let ollama = Ollama::start(options)
+            .await
+            .map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
         screen.talk(format_args!("{why}\nIt is no model: it speaks HTTP as Ollama does and sends fixed words, one every 30 ms."));
         Ok(Self { address: ollama.addr(), model, stand_in: Some(ollama) })
     }
@@ -147,7 +165,9 @@ async fn probe(address: SocketAddr) -> Option<Found> {
     for model in models.into_iter().take(MODELS) {
         let shown = client.post("/api/show", &json!({ "model": model.name })).await.ok()?;
         // The smallest is often one for embeddings, which can't speak; and some are broken.
-        let speaks = |details: Details| details.capabilities.is_none_or(|able| able.iter().any(|a| a == "completion"));
+        let speaks = |details: Details| {
+            details.capabilities.is_none_or(|able| able.iter().any(|a| a == "completion"))
+        };
         if parse(shown).is_some_and(speaks) {
             return Some(Found::Model { version, name: model.name });
         }

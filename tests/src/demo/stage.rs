@@ -1,4 +1,5 @@
-//! Where the demo plays: a temporary directory, a real `aditd` and a real `adit`, and the end of all of it.
+//! Where the demo plays: a temporary directory, a real `aditd` and a real `adit`, and the end of
+//! all of it.
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
@@ -59,7 +60,13 @@ impl Stage {
         self.run("adit", args, &self.device_flags(), input).await
     }
 
-    async fn run(&self, program: &str, args: &[&str], flags: &[String], input: &str) -> Result<Ended, Failure> {
+    async fn run(
+        &self,
+        program: &str,
+        args: &[&str],
+        flags: &[String],
+        input: &str,
+    ) -> Result<Ended, Failure> {
         let failed = || Failure::new(format!("`{program} {}` failed", args.join(" ")));
         let ended = self.programs.run(program, &with(args, flags), input).await;
         let ended = ended.map_err(|e| failed().because(e))?;
@@ -81,7 +88,9 @@ impl Stage {
 
     /// Brings the tunnel up and returns where Ollama is now.
     pub(super) async fn up(&mut self) -> Result<SocketAddr, Failure> {
-        let command = self.programs.command("adit", &with(&["up", "--listen", "127.0.0.1:0"], &self.device_flags()));
+        let command = self
+            .programs
+            .command("adit", &with(&["up", "--listen", "127.0.0.1:0"], &self.device_flags()));
         start(&mut self.adit, command, "adit").await?;
         let status = self.adit(&["status", "--json"], "").await?;
         let address = listening(&status)?.parse();
@@ -97,7 +106,8 @@ impl Stage {
                 // Nothing within the time that waiting has.
                 else => continue,
             };
-            return Failure::new(format!("{who} ended by itself ({how})")).because(log.trim_end().to_owned());
+            return Failure::new(format!("{who} ended by itself ({how})"))
+                .because(log.trim_end().to_owned());
         }
     }
 
@@ -126,7 +136,11 @@ fn with<'a>(args: &[&'a str], flags: &'a [String]) -> Vec<&'a str> {
 }
 
 /// Starts a process into its place, where it is ended later even if it never becomes ready.
-async fn start(place: &mut Option<Process>, mut command: Command, name: &str) -> Result<(), Failure> {
+async fn start(
+    place: &mut Option<Process>,
+    mut command: Command,
+    name: &str,
+) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::new(format!("cannot start {name}")).because(e);
     // Ctrl-C in the terminal is for the demo, which ends the others in their turn.
     command.process_group(0);

@@ -57,18 +57,26 @@ impl Asked {
     /// If they don't come within a time, with what has come until then.
     pub async fn has(&mut self, bytes: usize, within: Duration) {
         let came = self.has_within(bytes, within).await;
-        assert!(came, "{bytes} bytes have not come within {within:?}, but {:?}", *self.progress.borrow());
+        assert!(
+            came,
+            "{bytes} bytes have not come within {within:?}, but {:?}",
+            *self.progress.borrow()
+        );
     }
 
-    /// Waits until so many bytes have come, or until it has ended or the time is up, and says which.
+    /// Waits until so many bytes have come, or until it has ended or the time is up, and says
+    /// which.
     pub async fn has_within(&mut self, bytes: usize, within: Duration) -> bool {
-        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
+        let came =
+            tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
         came.is_ok_and(|came| came.is_ok())
     }
 
-    /// Waits for the first bytes after a moment: how long after it they came. `None` if they don't come within a time.
+    /// Waits for the first bytes after a moment: how long after it they came. `None` if they don't
+    /// come within a time.
     pub async fn next_after(&mut self, moment: Instant, within: Duration) -> Option<Duration> {
-        let came = tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
+        let came =
+            tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
         came.ok()?.ok().map(|now| now.at - moment)
     }
 
@@ -88,7 +96,11 @@ impl Asked {
     /// If it does not end within a time.
     pub async fn ended(mut self, within: Duration) -> Answered {
         let ended = tokio::time::timeout(within, &mut self.task).await;
-        ended.unwrap_or_else(|_| panic!("no end within {within:?}, at {:?}", *self.progress.borrow())).expect("no panic")
+        ended
+            .unwrap_or_else(|_| {
+                panic!("no end within {within:?}, at {:?}", *self.progress.borrow())
+            })
+            .expect("no panic")
     }
 }
 
@@ -123,9 +135,11 @@ async fn read(mut from: ReadHalf<'_>, tell: watch::Sender<Progress>) -> Answered
     Answered { text: text(all), ending, arrivals }
 }
 
-/// A cut may be in the middle of a character, and a download is no text: then a byte is a character.
+/// A cut may be in the middle of a character, and a download is no text: then a byte is a
+/// character.
 fn text(bytes: Vec<u8>) -> String {
-    String::from_utf8(bytes).unwrap_or_else(|e| e.into_bytes().into_iter().map(char::from).collect())
+    String::from_utf8(bytes)
+        .unwrap_or_else(|e| e.into_bytes().into_iter().map(char::from).collect())
 }
 
 impl Answered {
@@ -134,7 +148,8 @@ impl Answered {
     /// # Panics
     /// If it is not.
     pub fn is_what_came_directly(&self, direct: &Self) {
-        let tail: String = self.text.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
+        let tail: String =
+            self.text.chars().rev().take(300).collect::<Vec<_>>().into_iter().rev().collect();
         assert_eq!(self.ending, Ending::Closed, "cut after {} bytes: …{tail}", self.text.len());
         assert_eq!(digest(&self.text), digest(&direct.text), "{} bytes: …{tail}", self.text.len());
     }
@@ -159,7 +174,8 @@ impl Both {
     /// # Panics
     /// If they are not, or if one doesn't end within a time.
     pub async fn are_equal(self, within: Duration) -> Answered {
-        let (tunnelled, direct) = tokio::join!(self.tunnelled.ended(within), self.direct.ended(within));
+        let (tunnelled, direct) =
+            tokio::join!(self.tunnelled.ended(within), self.direct.ended(within));
         assert_eq!(direct.ending, Ending::Closed);
         tunnelled.is_what_came_directly(&direct);
         tunnelled

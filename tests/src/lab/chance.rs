@@ -42,5 +42,6 @@ impl Chance {
 /// # Panics
 /// If that is no number.
 pub fn seed(otherwise: u64) -> u64 {
-    std::env::var("ADIT_LAB_SEED").map_or(otherwise, |seed| seed.parse().expect("ADIT_LAB_SEED is a number"))
+    std::env::var("ADIT_LAB_SEED")
+        .map_or(otherwise, |seed| seed.parse().expect("ADIT_LAB_SEED is a number"))
 }

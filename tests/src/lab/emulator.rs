@@ -44,7 +44,11 @@ pub(super) struct Ends {
 }
 
 /// Starts to carry; ends when nobody can change `conditions` any more.
-pub(super) fn start(ends: Ends, seed: u64, conditions: watch::Receiver<Conditions>) -> io::Result<JoinHandle<()>> {
+pub(super) fn start(
+    ends: Ends,
+    seed: u64,
+    conditions: watch::Receiver<Conditions>,
+) -> io::Result<JoinHandle<()>> {
     let (tell, told) = mpsc::sync_channel(1);
     let thread = std::thread::Builder::new().name("link".to_owned()).spawn(move || {
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -78,13 +82,18 @@ struct Emulator {
 impl Emulator {
     fn new(ends: &Ends, seed: u64, conditions: watch::Receiver<Conditions>) -> io::Result<Self> {
         let device = |namespace: &Namespace, commands: &str| -> io::Result<Tun> {
-            let built = namespace.inside(|| Tun::builder().name(super::DEVICE).mtu(MTU as i32).up().build());
+            let built = namespace
+                .inside(|| Tun::builder().name(super::DEVICE).mtu(MTU as i32).up().build());
             let tun = built.map_err(io::Error::other)?.pop().ok_or(io::ErrorKind::NotFound)?;
             namespace.ip(commands)?;
             Ok(tun)
         };
         let begun = Instant::now();
-        let server_side = format!("addr add {}/32 dev {d}\nroute add default dev {d}", ends.server_address, d = super::DEVICE);
+        let server_side = format!(
+            "addr add {}/32 dev {d}\nroute add default dev {d}",
+            ends.server_address,
+            d = super::DEVICE
+        );
         Ok(Self {
             client: device(&ends.client, &super::come_to(0))?,
             server: device(&ends.server, &server_side)?,
@@ -124,7 +133,8 @@ impl Emulator {
         }
     }
 
-    /// As they are at this moment: what a test changes holds for every packet that is sent afterwards.
+    /// As they are at this moment: what a test changes holds for every packet that is sent
+    /// afterwards.
     fn conditions(&mut self) -> Conditions {
         let now = *self.conditions.borrow();
         if self.forgotten != now.forgotten {

@@ -91,7 +91,11 @@ impl Far {
             lab.put_behind_nat();
         }
         let options = Options { token_interval: setting.token_interval, ..Options::default() };
-        let listen_on = if setting.carrier == Carrier::Ssh { IpAddr::from([127, 0, 0, 1]) } else { SERVER.into() };
+        let listen_on = if setting.carrier == Carrier::Ssh {
+            IpAddr::from([127, 0, 0, 1])
+        } else {
+            SERVER.into()
+        };
         let listen = SocketAddr::new(listen_on, PORT).to_string();
         let flags = [&["--listen", listen.as_str(), "--allow-from", "0.0.0.0/0"], flags].concat();
         let world = lab.server.within(World::start_with(this, options, &flags)).await;
@@ -99,7 +103,10 @@ impl Far {
             Carrier::Udp => (lab.client.within(world.device("laptop")).await, None),
             Carrier::Ssh | Carrier::Both => {
                 let path = remote_aditd(&world);
-                let sshd = lab.server.within(Sshd::start_at(SERVER.into(), &world.scratch("sshd"), &path)).await;
+                let sshd = lab
+                    .server
+                    .within(Sshd::start_at(SERVER.into(), &world.scratch("sshd"), &path))
+                    .await;
                 let enroll = ["enroll", sshd.url.as_str(), "--device", "laptop"];
                 let device = world.stranger("laptop");
                 let enrolled = run(&lab, adit(&world, &device, Some(&sshd), &enroll)).await;
@@ -115,7 +122,8 @@ impl Far {
         }
         // What is tried on a bad link is the tunnel.
         lab.set_link(setting.link);
-        let command = [&["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"], setting.up_flags].concat();
+        let command =
+            [&["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"], setting.up_flags].concat();
         let up = up(&lab, adit(&world, &device, sshd.as_ref(), &command)).await;
         Self { up, device, sshd, world, lab }
     }
@@ -130,7 +138,8 @@ impl Far {
         Asked::on(self.lab.client.within(raw::connect(self.up.address)).await, request)
     }
 
-    /// An application on the laptop asks for an answer of `tokens` tokens that depends on `seed` alone.
+    /// An application on the laptop asks for an answer of `tokens` tokens that depends on `seed`
+    /// alone.
     pub async fn ask(&self, tokens: i64, seed: u64) -> Asked {
         self.request(raw::generate(tokens, seed).into_bytes()).await
     }
@@ -178,7 +187,10 @@ async fn up(lab: &Lab, command: Command) -> Up {
         adit.ready().await.expect("adit is ready");
     }
     let log = adit.log();
-    let address = log.split("listening on http://").nth(1).and_then(|line| line.split_whitespace().next());
-    let address = address.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no address in {log}"));
+    let address =
+        log.split("listening on http://").nth(1).and_then(|line| line.split_whitespace().next());
+    let address = address
+        .and_then(|address| address.parse().ok())
+        .unwrap_or_else(|| panic!("no address in {log}"));
     Up { adit, address }
 }

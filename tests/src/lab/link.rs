@@ -76,7 +76,14 @@ pub const LADDER: [Link; 8] = [
         rate: Some(100_000_000),
         ..LOOPBACK
     },
-    Link { name: "dsl", delay: ms(15), jitter: ms(2), rate: Some(10_000_000), queue: ms(200), ..LOOPBACK },
+    Link {
+        name: "dsl",
+        delay: ms(15),
+        jitter: ms(2),
+        rate: Some(10_000_000),
+        queue: ms(200),
+        ..LOOPBACK
+    },
     Link {
         name: "lte",
         delay: ms(30),
@@ -87,8 +94,22 @@ pub const LADDER: [Link; 8] = [
         reorder: 0.02,
         ..LOOPBACK
     },
-    Link { name: "sat", delay: ms(280), jitter: ms(10), loss: Loss::Random(0.01), rate: Some(20_000_000), ..LOOPBACK },
-    Link { name: "hotel", delay: ms(60), jitter: ms(10), loss: Loss::Random(0.03), rate: Some(20_000_000), ..LOOPBACK },
+    Link {
+        name: "sat",
+        delay: ms(280),
+        jitter: ms(10),
+        loss: Loss::Random(0.01),
+        rate: Some(20_000_000),
+        ..LOOPBACK
+    },
+    Link {
+        name: "hotel",
+        delay: ms(60),
+        jitter: ms(10),
+        loss: Loss::Random(0.03),
+        rate: Some(20_000_000),
+        ..LOOPBACK
+    },
     Link {
         name: "train",
         delay: ms(200),
@@ -106,5 +127,8 @@ pub const LADDER: [Link; 8] = [
 /// # Panics
 /// If there is none.
 pub fn rung(name: &str) -> Link {
-    *LADDER.iter().find(|link| link.name == name).unwrap_or_else(|| panic!("no link is called {name}"))
+    *LADDER
+        .iter()
+        .find(|link| link.name == name)
+        .unwrap_or_else(|| panic!("no link is called {name}"))
 }

@@ -1,4 +1,5 @@
-//! Network namespaces of a test's own. They are held by descriptors alone: whatever ends the test ends them.
+//! Network namespaces of a test's own. They are held by descriptors alone: whatever ends the test
+//! ends them.
 
 use std::{
     fs::File,
@@ -77,7 +78,10 @@ impl Namespace {
         let ended = child.wait_with_output()?;
         match ended.status.success() {
             true => Ok(()),
-            false => Err(io::Error::other(format!("{program}: {}", String::from_utf8_lossy(&ended.stderr)))),
+            false => Err(io::Error::other(format!(
+                "{program}: {}",
+                String::from_utf8_lossy(&ended.stderr)
+            ))),
         }
     }
 

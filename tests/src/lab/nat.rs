@@ -1,4 +1,5 @@
-//! An address translator as homes and hotels have it: the server sees one address, and a port that may change.
+//! An address translator as homes and hotels have it: the server sees one address, and a port that
+//! may change.
 
 use std::{
     collections::HashMap,
@@ -54,11 +55,15 @@ impl Nat {
         true
     }
 
-    /// Changes a packet on its way in; `false` if nobody inside has spoken on that port, or it was too long ago.
+    /// Changes a packet on its way in; `false` if nobody inside has spoken on that port, or it was
+    /// too long ago.
     pub(super) fn inward(&mut self, packet: &mut [u8], now: Instant) -> bool {
         let Some(mut packet) = Packet::read(packet) else { return false };
         let (protocol, to) = (packet.protocol(), packet.destination());
-        let Some(inside) = self.inside.get(&(protocol, to.port())).filter(|_| *to.ip() == PUBLIC) else { return false };
+        let Some(inside) = self.inside.get(&(protocol, to.port())).filter(|_| *to.ip() == PUBLIC)
+        else {
+            return false;
+        };
         if self.flows.get(&(protocol, *inside)).is_none_or(|flow| flow.is_over(protocol, now)) {
             return false;
         }
@@ -109,7 +114,8 @@ mod tests {
 
     /// Both checksums, as a receiver adds them up.
     fn is_sound(bytes: &[u8]) -> bool {
-        folded(0, &bytes[..20]) == 0xffff && folded(u32::from(bytes[9]) + bytes.len() as u32 - 20, &bytes[12..]) == 0xffff
+        folded(0, &bytes[..20]) == 0xffff
+            && folded(u32::from(bytes[9]) + bytes.len() as u32 - 20, &bytes[12..]) == 0xffff
     }
 
     #[test]
@@ -139,7 +145,12 @@ mod tests {
     fn a_stranger_gets_in_by_no_port() {
         let mut nat = Nat::default();
         for port in [0, FIRST_PORT, FIRST_PORT + 1, 11435] {
-            assert!(!nat.inward(&mut packet(UDP, SERVER, SocketAddrV4::new(PUBLIC, port)), Instant::now()));
+            assert!(
+                !nat.inward(
+                    &mut packet(UDP, SERVER, SocketAddrV4::new(PUBLIC, port)),
+                    Instant::now()
+                )
+            );
         }
         assert!(!nat.outward(&mut [0x45; 12], Instant::now()));
     }

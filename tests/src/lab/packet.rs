@@ -22,9 +22,13 @@ pub(super) struct Packet<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Reads one; `None` for what a translator can do nothing with: another protocol, a fragment, a stump.
+    /// Reads one; `None` for what a translator can do nothing with: another protocol, a fragment, a
+    /// stump.
     pub(super) fn read(bytes: &'a mut [u8]) -> Option<Self> {
-        if bytes.len() < 20 || bytes[0] >> 4 != 4 || u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff != 0 {
+        if bytes.len() < 20
+            || bytes[0] >> 4 != 4
+            || u16::from_be_bytes([bytes[6], bytes[7]]) & 0x3fff != 0
+        {
             return None;
         }
         let payload = usize::from(bytes[0] & 15) * 4;

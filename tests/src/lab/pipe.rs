@@ -68,7 +68,8 @@ impl Pipe {
             if self.free_at.saturating_duration_since(now) > link.queue {
                 return None;
             }
-            self.free_at = self.free_at.max(now) + Duration::from_secs_f64(len as f64 * 8.0 / rate as f64);
+            self.free_at =
+                self.free_at.max(now) + Duration::from_secs_f64(len as f64 * 8.0 / rate as f64);
             due = self.free_at;
         }
         due += link.delay + self.chance.between(Duration::ZERO, link.jitter);
@@ -133,7 +134,8 @@ mod tests {
     #[test]
     fn a_link_carries_what_its_rate_allows_and_makes_nothing_wait_longer_than_its_queue() {
         // 8 Mbit/s come in.
-        let times = tried(Link { rate: Some(4_000_000), queue: Duration::from_millis(50), ..LOOPBACK });
+        let times =
+            tried(Link { rate: Some(4_000_000), queue: Duration::from_millis(50), ..LOOPBACK });
         assert!((lost(&times) - 0.5).abs() < 0.01, "{}", lost(&times));
         assert!(times.iter().flatten().all(|time| *time < Duration::from_millis(53)));
         assert!(tried(Link { rate: Some(9_000_000), ..LOOPBACK }).iter().all(Option::is_some));
@@ -141,10 +143,17 @@ mod tests {
 
     #[test]
     fn the_order_changes_only_where_the_link_says_so_and_the_seed_decides_everything() {
-        let jitter = Link { delay: Duration::from_millis(10), jitter: Duration::from_millis(20), ..LOOPBACK };
+        let jitter = Link {
+            delay: Duration::from_millis(10),
+            jitter: Duration::from_millis(20),
+            ..LOOPBACK
+        };
         let overtaken = |link: Link| {
-            let arrivals: Vec<_> =
-                tried(link).into_iter().enumerate().map(|(i, t)| Duration::from_millis(i as u64) + t.expect("kept")).collect();
+            let arrivals: Vec<_> = tried(link)
+                .into_iter()
+                .enumerate()
+                .map(|(i, t)| Duration::from_millis(i as u64) + t.expect("kept"))
+                .collect();
             arrivals.windows(2).filter(|two| two[0] > two[1]).count()
         };
         assert_eq!(overtaken(jitter), 0);

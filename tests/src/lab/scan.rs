@@ -12,12 +12,16 @@ use super::Namespace;
 const THREADS: usize = 4;
 /// A closed port says so at once.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// One that has not said so is asked again: on a busy machine, and by an ephemeral port, the first answer may be missed.
+/// One that has not said so is asked again: on a busy machine, and by an ephemeral port, the first
+/// answer may be missed.
 const TRIES: u32 = 6;
 
 /// The TCP ports of `address` that are not closed.
 pub async fn tcp(from: &Arc<Namespace>, address: Ipv4Addr) -> Vec<u16> {
-    scan(from, move |port| TcpStream::connect_timeout(&SocketAddr::from((address, port)), SILENT_AFTER).map(drop)).await
+    scan(from, move |port| {
+        TcpStream::connect_timeout(&SocketAddr::from((address, port)), SILENT_AFTER).map(drop)
+    })
+    .await
 }
 
 /// The UDP ports of `address` that are not closed.
@@ -38,11 +42,17 @@ where
 {
     let mut open: Vec<u16> = (1..=u16::MAX).collect();
     for _ in 0..TRIES {
-        let parts: Vec<_> = (0..THREADS).map(|thread| open.iter().copied().skip(thread).step_by(THREADS).collect()).collect();
+        let parts: Vec<_> = (0..THREADS)
+            .map(|thread| open.iter().copied().skip(thread).step_by(THREADS).collect())
+            .collect();
         let knocking = parts.into_iter().map(|ports: Vec<u16>| {
             let from = from.clone();
-            let is_open = move |port: &u16| !knock(*port).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused);
-            tokio::task::spawn_blocking(move || from.inside(|| ports.into_iter().filter(is_open).collect::<Vec<_>>()))
+            let is_open = move |port: &u16| {
+                !knock(*port).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+            };
+            tokio::task::spawn_blocking(move || {
+                from.inside(|| ports.into_iter().filter(is_open).collect::<Vec<_>>())
+            })
         });
         open.clear();
         for part in knocking.collect::<Vec<_>>() {

@@ -43,7 +43,8 @@ impl Blobs {
             return reply::error(StatusCode::INTERNAL_SERVER_ERROR, "unexpected EOF");
         };
         if digest.strip_prefix("sha256:") != Some(&actual) {
-            let message = format!("digest mismatch, expected \"{digest}\", got \"sha256:{actual}\"");
+            let message =
+                format!("digest mismatch, expected \"{digest}\", got \"sha256:{actual}\"");
             return reply::error(StatusCode::BAD_REQUEST, &message);
         }
         self.locked(|known| known.insert(digest.to_owned()));
@@ -58,10 +59,13 @@ impl Blobs {
 
 fn well_formed(digest: &str) -> bool {
     let hex = digest.strip_prefix("sha256:");
-    hex.is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')))
+    hex.is_some_and(|hex| {
+        hex.len() == 64 && hex.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
 }
 
-/// Says that the connection ends with this answer, because the body of its request is not going to be read.
+/// Says that the connection ends with this answer, because the body of its request is not going to
+/// be read.
 fn early(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply

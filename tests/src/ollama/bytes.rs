@@ -21,7 +21,8 @@ use super::reply::{self, Reply};
 /// What `/test/bytes` sends at a time.
 const BLOCK: usize = 64 * 1024;
 
-/// An endless run of pseudo-random bytes that depends on `seed` alone, the same that `/test/bytes` sends.
+/// An endless run of pseudo-random bytes that depends on `seed` alone, the same that `/test/bytes`
+/// sends.
 pub fn seeded_bytes(seed: u64) -> SeededBytes {
     SeededBytes { state: seed, word: [0; 8], used: 8 }
 }
@@ -30,7 +31,8 @@ pub fn seeded_bytes(seed: u64) -> SeededBytes {
 #[derive(Clone, Debug)]
 pub struct SeededBytes {
     state: u64,
-    /// The word that the last fill may have left half used, so that the bytes do not depend on how they are read.
+    /// The word that the last fill may have left half used, so that the bytes do not depend on how
+    /// they are read.
     word: [u8; 8],
     used: usize,
 }
@@ -98,7 +100,10 @@ impl Body for Download {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.left == 0 {
             return Poll::Ready(None);
         }

@@ -29,7 +29,11 @@ impl Tally {
         *self.0.borrow()
     }
 
-    pub(super) async fn wait_for(&self, pred: impl Fn(&Counters) -> bool, within: Duration) -> Result<Counters, Counters> {
+    pub(super) async fn wait_for(
+        &self,
+        pred: impl Fn(&Counters) -> bool,
+        within: Duration,
+    ) -> Result<Counters, Counters> {
         let mut counters = self.0.subscribe();
         match timeout(within, counters.wait_for(pred)).await {
             Ok(Ok(now)) => Ok(*now),

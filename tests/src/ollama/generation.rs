@@ -20,9 +20,10 @@ const CONFESSION: &str = "This is a stand-in for Ollama, not a model: it sends f
 
 /// What seeded answers are made of; some take several bytes a character, as real tokens do.
 const WORDS: [&str; 32] = [
-    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass", "señal", "harbour", "violet",
-    "copper", "winter", "野原", "signal", "meadow", "lantern", "silver", "дом", "orchard", "thunder", "pebble", "saffron",
-    "willow", "🌊", "canyon", "velvet", "compass", "hollow", "tide",
+    "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass",
+    "señal", "harbour", "violet", "copper", "winter", "野原", "signal", "meadow", "lantern",
+    "silver", "дом", "orchard", "thunder", "pebble", "saffron", "willow", "🌊", "canyon", "velvet",
+    "compass", "hollow", "tide",
 ];
 
 /// What a request asks of a generation.
@@ -68,7 +69,8 @@ impl Wish {
 }
 
 fn pick<'a>(words: &[&'a str], number: u64) -> &'a str {
-    let index = usize::try_from(number % words.len() as u64).expect("less than the length of a slice");
+    let index =
+        usize::try_from(number % words.len() as u64).expect("less than the length of a slice");
     words[index]
 }
 
@@ -85,7 +87,8 @@ impl Generation {
         Self { wish, made: 0, pace: Pace::new(options), running: Some(running) }
     }
 
-    /// The next token when its time has come; `None` after the last, which completes the generation.
+    /// The next token when its time has come; `None` after the last, which completes the
+    /// generation.
     pub(super) fn poll_token(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         if self.made == self.wish.count() {
             if let Some(running) = self.running.take() {
@@ -109,7 +112,8 @@ impl Generation {
     }
 }
 
-/// Ticks first after the load time and then once per interval. A late tick does not delay the ones after it.
+/// Ticks first after the load time and then once per interval. A late tick does not delay the ones
+/// after it.
 pub(super) struct Pace {
     next: Pin<Box<Sleep>>,
     interval: Duration,
@@ -117,7 +121,10 @@ pub(super) struct Pace {
 
 impl Pace {
     pub(super) fn new(options: &Options) -> Self {
-        Self { next: Box::pin(sleep_until(Instant::now() + options.load_time)), interval: options.token_interval }
+        Self {
+            next: Box::pin(sleep_until(Instant::now() + options.load_time)),
+            interval: options.token_interval,
+        }
     }
 
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<()> {

@@ -72,7 +72,10 @@ impl Ask {
 
     fn wish(&self) -> Wish {
         let options = self.options.as_ref();
-        Wish { seed: options.and_then(|options| options.seed), tokens: options.and_then(|options| options.num_predict) }
+        Wish {
+            seed: options.and_then(|options| options.seed),
+            tokens: options.and_then(|options| options.num_predict),
+        }
     }
 }
 
@@ -98,7 +101,8 @@ pub(super) async fn chat(app: &App, body: Incoming) -> Result<Reply, hyper::Erro
 /// Answers a prompt; `wrap` puts a piece of text where the route has it.
 async fn complete(app: &App, ask: &Ask, prompt: &Value, wrap: fn(&str) -> Value) -> Reply {
     let prompt_words = request::count_words(prompt);
-    let lines = Lines { model: ask.model.clone(), wrap, end: end(&app.options, ask.wish(), prompt_words) };
+    let lines =
+        Lines { model: ask.model.clone(), wrap, end: end(&app.options, ask.wish(), prompt_words) };
     if prompt_words == 0 {
         // A request to load the model, which every chat of the `ollama` command begins with.
         return reply::json(&lines.line("", &json!({ "done": true, "done_reason": "load" })));
@@ -112,7 +116,8 @@ async fn complete(app: &App, ask: &Ask, prompt: &Value, wrap: fn(&str) -> Value)
     reply::json(&lines.line(&text, &lines.end))
 }
 
-/// What the last line of an answer says; its durations are what they ought to be, not what they were.
+/// What the last line of an answer says; its durations are what they ought to be, not what they
+/// were.
 fn end(options: &Options, wish: Wish, prompt_words: usize) -> Value {
     let load = options.load_time.as_nanos();
     let eval = options.token_interval.as_nanos().saturating_mul(u128::from(wish.count()));
@@ -190,7 +195,10 @@ pub(super) async fn pull(app: &App, body: Incoming) -> Result<Reply, hyper::Erro
     steps.extend(
         (0..=4).map(|quarter| json!({ "status": layer, "digest": digest, "total": SIZE, "completed": SIZE / 4 * quarter })),
     );
-    steps.extend(["verifying sha256 digest", "writing manifest", "success"].map(|status| json!({ "status": status })));
+    steps.extend(
+        ["verifying sha256 digest", "writing manifest", "success"]
+            .map(|status| json!({ "status": status })),
+    );
     let pace = Pace::new(&app.options);
     Ok(reply::stream(NDJSON, Steps { steps, pace }).await)
 }
@@ -216,7 +224,8 @@ pub(super) async fn embed(app: &App, body: Incoming) -> Result<Reply, hyper::Err
     let body = request::read(body).await?;
     Ok(match Ask::for_model(&body, &app.options.model) {
         Ok(ask) => {
-            let embeddings: Vec<_> = request::texts(&ask.input).into_iter().map(request::embedding).collect();
+            let embeddings: Vec<_> =
+                request::texts(&ask.input).into_iter().map(request::embedding).collect();
             reply::json(&json!({
                 "model": ask.model,
                 "embeddings": embeddings,

@@ -103,7 +103,8 @@ async fn complete(app: &App, ask: &Ask, prompt: &Value, shape: &'static Shape) -
     let generation = Generation::new(ask.wish(), &app.options, app.tally.generation());
     let usage = usage(request::count_words(prompt) as u64, ask.wish().count());
     if ask.stream {
-        let include_usage = ask.stream_options.as_ref().is_some_and(|options| options.include_usage);
+        let include_usage =
+            ask.stream_options.as_ref().is_some_and(|options| options.include_usage);
         let answer = Answer {
             model: ask.model.clone(),
             shape,
@@ -115,7 +116,8 @@ async fn complete(app: &App, ask: &Ask, prompt: &Value, shape: &'static Shape) -
     }
     let text = generation.text().await;
     let choice = (shape.in_whole)(&text);
-    let mut answer = envelope(shape.whole, shape, &ask.model, &[finished(choice, ask.wish().end_reason())]);
+    let mut answer =
+        envelope(shape.whole, shape, &ask.model, &[finished(choice, ask.wish().end_reason())]);
     answer["usage"] = usage;
     reply::json(&answer)
 }
@@ -144,7 +146,8 @@ fn usage(prompt: u64, completion: u64) -> Value {
     })
 }
 
-/// A streamed answer: an event per token, then why it ended, what it used if that was asked for, and `[DONE]`.
+/// A streamed answer: an event per token, then why it ended, what it used if that was asked for,
+/// and `[DONE]`.
 struct Answer {
     model: String,
     shape: &'static Shape,

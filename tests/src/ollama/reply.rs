@@ -40,7 +40,10 @@ pub(super) fn empty(status: StatusCode) -> Reply {
 }
 
 /// 200 with a body of the given type.
-pub(super) fn with_type(content_type: &'static str, body: UnsyncBoxBody<Bytes, Infallible>) -> Reply {
+pub(super) fn with_type(
+    content_type: &'static str,
+    body: UnsyncBoxBody<Bytes, Infallible>,
+) -> Reply {
     let mut reply = Response::new(body);
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
@@ -62,7 +65,8 @@ pub(super) trait Source: Send + Unpin + 'static {
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
 }
 
-/// Waits for the first frame and returns the response that begins with it, so that headers come no earlier.
+/// Waits for the first frame and returns the response that begins with it, so that headers come no
+/// earlier.
 pub(super) async fn stream(content_type: &'static str, mut source: impl Source) -> Reply {
     let first = poll_fn(|cx| source.poll_next(cx)).await;
     let frames = Frames { ended: first.is_none(), first, source, flushed: true };
@@ -80,12 +84,15 @@ impl<S: Source> Body for Frames<S> {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.ended && self.first.is_none() {
             return Poll::Ready(None);
         }
-        // hyper flushes when the body has nothing ready, and would otherwise put frames that follow each other
-        // closely into one write.
+        // hyper flushes when the body has nothing ready, and would otherwise put frames that follow
+        // each other closely into one write.
         if !self.flushed {
             self.flushed = true;
             cx.waker().wake_by_ref();

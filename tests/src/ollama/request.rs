@@ -61,7 +61,9 @@ pub(super) fn count_words(value: &Value) -> usize {
 /// A vector that depends on the text alone.
 pub(super) fn embedding(text: &str) -> Vec<f32> {
     let seed = text.bytes().fold(0, |seed, byte| super::bytes::mix(seed ^ u64::from(byte)));
-    // The top byte of each word as a number from -1 to 1, exact in f32 and so printed alike everywhere.
-    let numbers = (0..16).map(|index| super::bytes::mix(seed ^ index).to_le_bytes()[7].cast_signed());
+    // The top byte of each word as a number from -1 to 1, exact in f32 and so printed alike
+    // everywhere.
+    let numbers =
+        (0..16).map(|index| super::bytes::mix(seed ^ index).to_le_bytes()[7].cast_signed());
     numbers.map(|number| f32::from(number) / 128.0).collect()
 }

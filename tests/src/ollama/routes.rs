@@ -66,7 +66,10 @@ impl<'a> Route<'a> {
 }
 
 /// Answers one request. An error means that its body broke off; the connection ends with it.
-pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<Reply, hyper::Error> {
+pub(super) async fn answer(
+    app: Arc<App>,
+    request: Request<Incoming>,
+) -> Result<Reply, hyper::Error> {
     let (head, body) = request.into_parts();
     let Some((route, allowed)) = Route::find(head.uri.path()) else {
         return Ok(reply::text(StatusCode::NOT_FOUND, "text/plain", "404 page not found"));
@@ -75,7 +78,9 @@ pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<
         return Ok(not_allowed(allowed));
     }
     Ok(match route {
-        Route::Greeting => reply::text(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running"),
+        Route::Greeting => {
+            reply::text(StatusCode::OK, "text/plain; charset=utf-8", "Ollama is running")
+        }
         Route::Version => reply::json(&json!({ "version": native::VERSION })),
         Route::Tags => native::tags(&app),
         Route::Running => native::running(&app),
@@ -96,7 +101,8 @@ pub(super) async fn answer(app: Arc<App>, request: Request<Incoming>) -> Result<
 }
 
 fn not_allowed(allowed: &[Method]) -> Reply {
-    let mut reply = reply::text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed");
+    let mut reply =
+        reply::text(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "405 method not allowed");
     let names: Vec<_> = allowed.iter().map(Method::as_str).collect();
     let names = HeaderValue::from_str(&names.join(", ")).expect("method names are printable ASCII");
     reply.headers_mut().insert(ALLOW, names);

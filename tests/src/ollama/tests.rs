@@ -57,7 +57,9 @@ async fn a_half_close_cancels_a_stream() -> Tested {
 
 #[tokio::test]
 async fn a_reset_cancels_a_generation_that_has_sent_nothing() -> Tested {
-    let ollama = Ollama::start(Options { load_time: Duration::from_secs(3600), ..Options::default() }).await?;
+    let ollama =
+        Ollama::start(Options { load_time: Duration::from_secs(3600), ..Options::default() })
+            .await?;
     let stream = send(&ollama, &post("/api/generate", ENDLESS)).await?;
     let running = ollama.wait_for(|now| now.running == 1, SOON).await;
     assert!(running.is_ok(), "{running:?}");
@@ -71,7 +73,8 @@ async fn a_reset_cancels_a_generation_that_has_sent_nothing() -> Tested {
 #[tokio::test]
 async fn an_upload_nobody_needs_is_answered_before_its_body() -> Tested {
     let ollama = started().await?;
-    let head = "POST /api/blobs/sha256:x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
+    let head =
+        "POST /api/blobs/sha256:x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
     let mut stream = send(&ollama, head).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;

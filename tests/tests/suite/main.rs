@@ -1,4 +1,5 @@
-//! Behaviours that need both ends, one sentence each. One binary: each would link QUIC, SQLite and SSH again.
+//! Behaviours that need both ends, one sentence each. One binary: each would link QUIC, SQLite and
+//! SSH again.
 
 #![allow(missing_docs)]
 

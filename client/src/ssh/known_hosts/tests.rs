@@ -115,7 +115,11 @@ fn a_certificate_counts_by_its_authority_and_else_the_key_in_it() {
         ("@cert-authority gpu {ca}\n@revoked * {a}", "gpu", "good-cert", NOW, Revoked(at(2))),
         ("@cert-authority gpu {ca}\n@revoked * {ca}", "gpu", "good-cert", NOW, Revoked(at(2))),
     ] {
-        assert_eq!(judged(lines, host, &certificate(shown), now), says, "{lines:?} for {host}: {shown} at {now}");
+        assert_eq!(
+            judged(lines, host, &certificate(shown), now),
+            says,
+            "{lines:?} for {host}: {shown} at {now}"
+        );
     }
 }
 
@@ -125,8 +129,12 @@ fn a_certificate_that_was_changed_is_not_what_the_authority_signed() {
     let mut bytes = good.to_bytes().expect("bytes");
     let at = bytes.windows(5).position(|part| part == b"*.lan").expect("its principal");
     bytes[at..at + 5].copy_from_slice(b"*.net");
-    let forged = Offered::Certificate(Box::new(Certificate::from_bytes(&bytes).expect("a certificate")));
-    assert_eq!(judged("@cert-authority * {ca}", "gpu", &forged, NOW), distrusted("its signature is wrong"));
+    let forged =
+        Offered::Certificate(Box::new(Certificate::from_bytes(&bytes).expect("a certificate")));
+    assert_eq!(
+        judged("@cert-authority * {ca}", "gpu", &forged, NOW),
+        distrusted("its signature is wrong")
+    );
 }
 
 #[test]
@@ -161,14 +169,21 @@ fn lines_that_nobody_understands_neither_count_nor_disturb() {
         "\u{feff}",
         "@cert-authority",
     ] {
-        assert_eq!(judged(&format!("{broken}\ngpu {{a}}"), "gpu", &key("a"), NOW), Judgement::Known, "{broken}");
+        assert_eq!(
+            judged(&format!("{broken}\ngpu {{a}}"), "gpu", &key("a"), NOW),
+            Judgement::Known,
+            "{broken}"
+        );
         assert_eq!(judged(broken, "gpu", &key("b"), NOW), unknown(&[]), "{broken}");
     }
 }
 
 #[test]
 fn no_part_of_a_line_makes_it_panic() {
-    let whole = format!("@cert-authority |1|aOZML3ygJyjE/t9d2NqV8mtbC9g=|gM4S2bX4bsY+H+67UnMRMQbArV4= {}", text("a"));
+    let whole = format!(
+        "@cert-authority |1|aOZML3ygJyjE/t9d2NqV8mtbC9g=|gM4S2bX4bsY+H+67UnMRMQbArV4= {}",
+        text("a")
+    );
     for from in 0..whole.len() {
         for to in (from..=whole.len()).step_by(7) {
             let _ = judged(&whole[from..to], "gpu", &key("a"), NOW);
@@ -194,7 +209,8 @@ fn a_pattern_takes_no_longer_than_the_product_of_both() {
 
 #[test]
 fn the_kinds_by_which_a_host_is_known_are_known() {
-    let lines = format!("gpu {}\n@revoked * {}\n@cert-authority gpu {}", text("e"), text("a"), text("ca"));
+    let lines =
+        format!("gpu {}\n@revoked * {}\n@cert-authority gpu {}", text("e"), text("a"), text("ca"));
     let lines = parse(Path::new("/known"), &lines);
     let (kinds, vouched) = kinds(&lines, "gpu");
     assert_eq!(kinds.iter().map(Algorithm::as_str).collect::<Vec<_>>(), ["ecdsa-sha2-nistp256"]);

@@ -8,7 +8,8 @@ const DAY: Duration = Duration::from_secs(86_400);
 
 /// Of today, because what tells the age of a file is the real clock.
 fn noon() -> SystemTime {
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
+    let now =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
     SystemTime::UNIX_EPOCH + Duration::from_secs(now - now % 86_400 + 43_200)
 }
 
@@ -31,9 +32,11 @@ fn append(log: &mut Log, at: SystemTime, text: &str) {
 fn texts(dir: &Path) -> (Vec<String>, usize) {
     let mut files = put_aside(dir).expect("files");
     files.push(dir.join(FILE));
-    let all: String = files.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
+    let all: String =
+        files.iter().map(|path| fs::read_to_string(path).unwrap_or_default()).collect();
     let read = all.lines().map(serde_json::from_str::<serde_json::Value>);
-    let good: Vec<_> = read.filter_map(|line| Some(line.ok()?["text"].as_str()?.to_owned())).collect();
+    let good: Vec<_> =
+        read.filter_map(|line| Some(line.ok()?["text"].as_str()?.to_owned())).collect();
     let torn = all.lines().count() - good.len();
     (good, torn)
 }
@@ -51,7 +54,10 @@ fn a_line_that_a_crash_has_torn_costs_no_other() {
     append(&mut log, noon(), "after");
     file.write_all(b"{\"ti").expect("torn");
     append(&mut Log::new(settings.clone()), noon(), "another process");
-    assert_eq!(texts(&settings.dir), (vec!["whole".into(), "after".into(), "another process".into()], 2));
+    assert_eq!(
+        texts(&settings.dir),
+        (vec!["whole".into(), "after".into(), "another process".into()], 2)
+    );
 }
 
 #[test]

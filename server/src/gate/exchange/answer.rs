@@ -23,7 +23,12 @@ pub(super) enum Answered {
 }
 
 /// From the service to the device: one answer, piece by piece as they come.
-pub(super) async fn answer(from: &ReadHalf<'_>, to: &mut Sending, outgoing: &mut Outgoing<'_>, way: &Way<'_>) -> Answered {
+pub(super) async fn answer(
+    from: &ReadHalf<'_>,
+    to: &mut Sending,
+    outgoing: &mut Outgoing<'_>,
+    way: &Way<'_>,
+) -> Answered {
     let stopped = to.stopped();
     tokio::pin!(stopped);
     let mut whole = false;

@@ -54,8 +54,10 @@ pub(super) async fn ask(
     let mut kept = Kept::default();
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-        // What has been read goes with what is there already: one write, and no part of what is found faulty with it.
-        let first = begun.by_ref().take(2).enumerate().map(|(at, chunk)| chunks[at] = chunk).count();
+        // What has been read goes with what is there already: one write, and no part of what is
+        // found faulty with it.
+        let first =
+            begun.by_ref().take(2).enumerate().map(|(at, chunk)| chunks[at] = chunk).count();
         let more = match (first, body.is_over()) {
             (0, true) => break,
             (_, true) => 0,
@@ -121,8 +123,9 @@ pub(super) async fn ask(
     }
 }
 
-/// What would let the service begin, until it is its turn. The service needs no more than the end of the JSON object, and what is never
-/// finished takes nobody's turn: so that waits for the request's end, and the request's end for the turn.
+/// What would let the service begin, until it is its turn. The service needs no more than the end
+/// of the JSON object, and what is never finished takes nobody's turn: so that waits for the
+/// request's end, and the request's end for the turn.
 #[derive(Default)]
 struct Kept {
     chunks: Vec<Bytes>,
@@ -147,8 +150,14 @@ impl Kept {
     }
 }
 
-/// Waits for its turn, while the application may go. One that half-closes gives up, as it does with Ollama.
-async fn in_line(turn: Turn, inbox: &mut Inbox, incoming: &mut Incoming, way: &Way<'_>) -> Result<(), Asked> {
+/// Waits for its turn, while the application may go. One that half-closes gives up, as it does with
+/// Ollama.
+async fn in_line(
+    turn: Turn,
+    inbox: &mut Inbox,
+    incoming: &mut Incoming,
+    way: &Way<'_>,
+) -> Result<(), Asked> {
     let since = Instant::now();
     let left = async {
         match inbox.watch(WAITING).await {

@@ -1,4 +1,5 @@
-//! Certificates that are not good, or are not good for this: refused by the alert that says why, and never the way to the service.
+//! Certificates that are not good, or are not good for this: refused by the alert that says why,
+//! and never the way to the service.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -57,10 +58,13 @@ async fn a_device_cannot_make_certificates_for_others() {
     let key = new_key();
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(profile(&victim).enrolled.device_id.to_uri().try_into().expect("a URI"))];
+    params.subject_alt_names =
+        vec![SanType::URI(profile(&victim).enrolled.device_id.to_uri().try_into().expect("a URI"))];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
-    let own = CertificateDer::from(BASE64.decode(gate.profile.enrolled.certificate.as_bytes()).expect("base64"));
+    let own = CertificateDer::from(
+        BASE64.decode(gate.profile.enrolled.certificate.as_bytes()).expect("base64"),
+    );
     let as_issuer = Issuer::from_ca_cert_der(&own, key_pair(&gate.device)).expect("an issuer");
     let forged = params.signed_by(&key, &as_issuer).expect("a certificate").der().clone();
     let code = gate.attempt(Some(certified(vec![forged, own], &key))).await.code();
@@ -75,7 +79,11 @@ async fn a_certificate_that_is_long_past_its_end_or_not_yet_begun_is_refused() {
     let now = OffsetDateTime::now_utc();
     for days in [-(30 + 91), -365, -3650, 2, 365] {
         let identity = gate.issued(gate.id(), &key, now + time::Duration::days(days));
-        assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_EXPIRED, "issued {days} days from now");
+        assert_eq!(
+            gate.attempt(Some(identity)).await.code(),
+            CERTIFICATE_EXPIRED,
+            "issued {days} days from now"
+        );
     }
     gate.assert_shut_and_still_working().await;
 }
@@ -87,25 +95,35 @@ async fn a_certificate_that_has_just_ended_is_good_for_its_renewal_and_nothing_e
     let ended = gate.issued(gate.id(), &key, OffsetDateTime::now_utc() - time::Duration::days(31));
     let outcome = gate.attempt(Some(ended)).await;
     let Outcome::In(connection) = outcome else { panic!("{outcome:?}") };
-    assert_eq!(ask(&connection, &StreamHead::Forward("ollama".parse().expect("a name")).encode()).await, Err(Code::Expired));
+    assert_eq!(
+        ask(&connection, &StreamHead::Forward("ollama".parse().expect("a name")).encode()).await,
+        Err(Code::Expired)
+    );
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
     send.write_all(&StreamHead::Renew.encode()).await.expect("sent");
     send.finish().expect("finished");
-    let renewed: RenewAnswer = tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer");
+    let renewed: RenewAnswer = tokio::time::timeout(SOON, frame::read(&mut recv))
+        .await
+        .expect("in time")
+        .expect("an answer");
     let renewed = BASE64.decode(renewed.certificate.as_bytes()).expect("base64");
     let read = Certificate::from_der(&renewed).expect("a certificate");
     assert_eq!(read.device, Some(gate.id()));
     assert!(read.not_after > unix_now());
     // Other streams of another, new connection: the renewed certificate is as good as any.
     drop(connection);
-    assert!(matches!(gate.attempt(Some(certified(vec![renewed.into()], &key))).await, Outcome::In(_)));
+    assert!(matches!(
+        gate.attempt(Some(certified(vec![renewed.into()], &key))).await,
+        Outcome::In(_)
+    ));
 }
 
 #[tokio::test]
 async fn the_servers_own_certificate_is_no_devices() {
     let gate = Gate::start(PROGRAM).await;
     let read = |name: &str| std::fs::read(gate.world.state().join(name)).expect(name);
-    let key = KeyPair::from_pem(&String::from_utf8(read("server.key")).expect("text")).expect("a key");
+    let key =
+        KeyPair::from_pem(&String::from_utf8(read("server.key")).expect("text")).expect("a key");
     let certificate = CertificateDer::from_pem_slice(&read("server.crt")).expect("a certificate");
     let code = gate.attempt(Some(certified(vec![certificate], &key))).await.code();
     assert_eq!(code, UNSUPPORTED_CERTIFICATE);
@@ -124,31 +142,53 @@ async fn who_was_revoked_or_forgotten_or_never_enrolled_is_refused() {
     for (name, commands) in [("revoked", &["revoke"][..]), ("forgotten", &["revoke", "forget"])] {
         let device = gate.world.device(name).await;
         let identity = profile(&device).certified_key().expect("an identity");
-        assert!(matches!(gate.attempt(Some(identity.clone())).await, Outcome::In(_)), "{name} was let in before");
+        assert!(
+            matches!(gate.attempt(Some(identity.clone())).await, Outcome::In(_)),
+            "{name} was let in before"
+        );
         for command in commands {
             assert_eq!(gate.world.aditd(&["device", command, name]).await.code, Some(0));
         }
         assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_REVOKED, "{name}");
         let renewed = gate.issued(profile(&device).enrolled.device_id, &key_pair(&device), now);
-        assert_eq!(gate.attempt(Some(renewed)).await.code(), CERTIFICATE_REVOKED, "{name}, with a newer certificate");
+        assert_eq!(
+            gate.attempt(Some(renewed)).await.code(),
+            CERTIFICATE_REVOKED,
+            "{name}, with a newer certificate"
+        );
     }
     let reached = gate.service.reached.swap(0, SeqCst);
     assert_eq!(reached, 2, "each reached the service once, while it was allowed");
 
     let key = new_key();
     let unknown = gate.issued(DeviceId::generate(), &key, now);
-    assert_eq!(gate.attempt(Some(unknown)).await.code(), CERTIFICATE_REVOKED, "an id that is in no register");
+    assert_eq!(
+        gate.attempt(Some(unknown)).await.code(),
+        CERTIFICATE_REVOKED,
+        "an id that is in no register"
+    );
     let stolen_name = gate.issued(gate.id(), &key, now);
-    assert_eq!(gate.attempt(Some(stolen_name)).await.code(), CERTIFICATE_REVOKED, "an enrolled id with another key");
+    assert_eq!(
+        gate.attempt(Some(stolen_name)).await.code(),
+        CERTIFICATE_REVOKED,
+        "an enrolled id with another key"
+    );
     let not_a_device = {
         let mut params = CertificateParams::default();
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         let ca_key = std::fs::read_to_string(gate.world.state().join("ca.key")).expect("a key");
-        let issuer =
-            Issuer::from_ca_cert_der(gate.ca().certificate(), KeyPair::from_pem(&ca_key).expect("a key")).expect("an issuer");
+        let issuer = Issuer::from_ca_cert_der(
+            gate.ca().certificate(),
+            KeyPair::from_pem(&ca_key).expect("a key"),
+        )
+        .expect("an issuer");
         params.signed_by(&key, &issuer).expect("a certificate").der().clone()
     };
-    assert_eq!(gate.attempt(Some(certified(vec![not_a_device], &key))).await.code(), CERTIFICATE_REVOKED, "no id at all");
+    assert_eq!(
+        gate.attempt(Some(certified(vec![not_a_device], &key))).await.code(),
+        CERTIFICATE_REVOKED,
+        "no id at all"
+    );
     gate.assert_shut_and_still_working().await;
 }

@@ -1,4 +1,5 @@
-//! Clocks that are wrong: told with what sets them right, and nothing is kept of what they have spoilt.
+//! Clocks that are wrong: told with what sets them right, and nothing is kept of what they have
+//! spoilt.
 
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
@@ -31,10 +32,12 @@ async fn server_with_clock(
 ) -> (quinn::Endpoint, String) {
     let authority = Authority::new(dir);
     let now = OffsetDateTime::now_utc();
-    let identity = authority.ca.server_identity(&authority.dir, now + certificate_off).expect("an identity");
+    let identity =
+        authority.ca.server_identity(&authority.dir, now + certificate_off).expect("an identity");
     let crypto = tls::server(Admit::Anybody, identity.chain, identity.key).expect("TLS");
     let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
+    let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0)))
+        .expect("an endpoint");
     let address = endpoint.local_addr().expect("an address").to_string();
     let invitation = Invitation {
         addresses: vec![address.clone()],
@@ -53,7 +56,10 @@ async fn server_with_clock(
             let csr = BASE64.decode(request.csr.as_bytes()).expect("base64");
             let key = DeviceKey::from_csr(&csr).expect("a key");
             let device_id = common::identity::DeviceId::generate();
-            let issued = authority.ca.issue_device(device_id, &key, now + devices_off, credentials::LIFE).expect("a certificate");
+            let issued = authority
+                .ca
+                .issue_device(device_id, &key, now + devices_off, credentials::LIFE)
+                .expect("a certificate");
             let enrolled = Enrolled {
                 device: "laptop".parse().expect("a name"),
                 device_id,
@@ -64,7 +70,9 @@ async fn server_with_clock(
                 services: Vec::new(),
                 relay_port: None,
             };
-            frame::write(&mut send, &EnrollAnswer::Enrolled(Box::new(enrolled))).await.expect("sent");
+            frame::write(&mut send, &EnrollAnswer::Enrolled(Box::new(enrolled)))
+                .await
+                .expect("sent");
             send.finish().expect("finished");
             connection.closed().await;
         }
@@ -99,7 +107,10 @@ async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kep
         assert_told(
             &told,
             FAILED,
-            &["error: the new certificate is not valid at this computer's time\n  Caused by: the clocks", "timedatectl"],
+            &[
+                "error: the new certificate is not valid at this computer's time\n  Caused by: the clocks",
+                "timedatectl",
+            ],
         );
         unmade(&device);
     }
@@ -113,13 +124,17 @@ async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kep
 async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure_that_works() {
     let world = World::start(PROGRAM).await;
     let authority = Ca::open(&world.state()).expect("the authority");
-    for (name, days, cure) in [("ahead", 365, "clock"), ("long-over", -365, "adit enroll --replace")] {
+    for (name, days, cure) in
+        [("ahead", 365, "clock"), ("long-over", -365, "adit enroll --replace")]
+    {
         let device = world.device(name).await;
         let mut identity = stored(&device);
-        let key = rcgen::KeyPair::from_pem(identity["private_key"].as_str().expect("a key")).expect("a key");
+        let key = rcgen::KeyPair::from_pem(identity["private_key"].as_str().expect("a key"))
+            .expect("a key");
         let id = identity["device_id"].as_str().and_then(|id| id.parse().ok()).expect("an id");
         let at = OffsetDateTime::now_utc() + time::Duration::days(days);
-        identity["certificate"] = BASE64.encode(&credentials::issued(&authority, id, &key, at)).into();
+        identity["certificate"] =
+            BASE64.encode(&credentials::issued(&authority, id, &key, at)).into();
         store(&device, &identity);
         let mut up = device.start(&["--hold", "0s"]).await;
         up.adit.says(cure).await;

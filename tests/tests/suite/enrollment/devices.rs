@@ -1,4 +1,5 @@
-//! Devices once they are in: how they are listed and shown, which servers they know, and how their access ends or is replaced.
+//! Devices once they are in: how they are listed and shown, which servers they know, and how their
+//! access ends or is replaced.
 
 use std::{collections::HashSet, fs};
 
@@ -38,22 +39,36 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
 
     let list = world.aditd(&["device", "list"]).await;
     assert_ok(&list);
-    let lines: Vec<Vec<&str>> = list.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let lines: Vec<Vec<&str>> =
+        list.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(lines[0], ["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
     assert_eq!((lines[1][0], &lines[1][2..5]), ("desk", &["admin", "never", "revoked"][..]));
-    assert_eq!((lines[2][0], lines[2][1], &lines[2][2..5]), ("laptop", id.as_str(), &["admin", "now", "until"][..]));
+    assert_eq!(
+        (lines[2][0], lines[2][1], &lines[2][2..5]),
+        ("laptop", id.as_str(), &["admin", "now", "until"][..])
+    );
     assert_eq!(lines.len(), 3);
     assert!(list.stdout.lines().all(|line| line == line.trim()), "{:?}", list.stdout);
 
     for name_or_id in ["laptop", &id] {
         let shown = world.aditd(&["device", "show", name_or_id]).await;
         assert_ok(&shown);
-        assert!(shown.stdout.starts_with(&format!("Device       laptop {id}\n")), "{}", shown.stdout);
+        assert!(
+            shown.stdout.starts_with(&format!("Device       laptop {id}\n")),
+            "{}",
+            shown.stdout
+        );
         assert!(shown.stdout.contains("\nSession      from 127.0.0.1:"), "{}", shown.stdout);
         let json = world.aditd(&["device", "show", name_or_id, "--json"]).await;
         let json: Value = serde_json::from_str(&json.stdout).expect("JSON");
-        assert_eq!((&json["schema"], &json["name"], &json["id"]), (&1.into(), &"laptop".into(), &id.as_str().into()));
-        assert!(json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)), "{json}");
+        assert_eq!(
+            (&json["schema"], &json["name"], &json["id"]),
+            (&1.into(), &"laptop".into(), &id.as_str().into())
+        );
+        assert!(
+            json["enrolled"].as_i64().is_some_and(|at| (before..=unix_now()).contains(&at)),
+            "{json}"
+        );
         assert_eq!(json["revoked"], Value::Null);
         assert_eq!(json["session"]["device_id"], id.as_str());
         assert_eq!(json["tokens_today"], Value::Null);
@@ -65,7 +80,11 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
     for command in ["show", "revoke", "forget"] {
         for unknown in ["nobody", "0000-0000", "LAPTOP", ""] {
             let failed = world.aditd(&["device", command, unknown]).await;
-            assert_told(&failed, FAILED, &[&format!("there is no device `{unknown}`"), "aditd device list"]);
+            assert_told(
+                &failed,
+                FAILED,
+                &[&format!("there is no device `{unknown}`"), "aditd device list"],
+            );
         }
     }
     let failed = world.aditd(&["device", "show", "nobody", "--json"]).await;
@@ -75,7 +94,13 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
 #[tokio::test]
 async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_today() {
     let flags = ["--allow-from", "203.0.113.0/24"];
-    let world = World::start_configured(PROGRAM, Options::default(), &flags, "devices.laptop.limits.tokens_per_day = 1000").await;
+    let world = World::start_configured(
+        PROGRAM,
+        Options::default(),
+        &flags,
+        "devices.laptop.limits.tokens_per_day = 1000",
+    )
+    .await;
     let status = world.aditd(&["status"]).await.stdout;
     for line in [
         format!("Upstream     http://{}", world.ollama.addr()),
@@ -89,14 +114,25 @@ async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_toda
     let (up, other) = (world.up("laptop").await, world.up("desk").await);
     let unused = world.aditd(&["device", "show", "laptop"]).await.stdout;
     assert!(unused.ends_with("\nTokens       0 used today (UTC) of 1000\n"), "{unused}");
-    assert!(!world.aditd(&["device", "show", "desk"]).await.stdout.contains("Tokens"), "no limit, and none used");
+    assert!(
+        !world.aditd(&["device", "show", "desk"]).await.stdout.contains("Tokens"),
+        "no limit, and none used"
+    );
     for address in [up.address, other.address] {
         assert!(raw::exchange(address, &raw::generate(5, 1)).await.starts_with("HTTP/1.1 200 OK"));
     }
     let counted = async {
         for name in ["laptop", "desk"] {
-            while !world.aditd(&["device", "show", name, "--json"]).await.stdout.contains("\"used\"")
-                || world.aditd(&["device", "show", name]).await.stdout.contains("Tokens       0 used")
+            while !world
+                .aditd(&["device", "show", name, "--json"])
+                .await
+                .stdout
+                .contains("\"used\"")
+                || world
+                    .aditd(&["device", "show", name])
+                    .await
+                    .stdout
+                    .contains("Tokens       0 used")
             {}
         }
     };
@@ -112,7 +148,11 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
     let enrolled = device.enroll(&work.invite("laptop").await, &["--name", "work"]).await;
     assert_ok(&enrolled);
     assert!(enrolled.stderr.contains("`adit up work`"), "{}", enrolled.stderr);
-    assert_ne!(private_key(&device), private_key_for(&device, "work"), "each server gets a key of its own");
+    assert_ne!(
+        private_key(&device),
+        private_key_for(&device, "work"),
+        "each server gets a key of its own"
+    );
 
     // Both at once, from one state directory.
     let (at_home, at_work) = (device.up(&[]).await, device.up(&["work"]).await);
@@ -144,7 +184,11 @@ async fn enrolling_twice_is_refused_and_costs_neither_the_identity_nor_the_code(
     let before = fs::read(identity_file(&device)).expect("an identity");
     let code = world.invite("second").await;
     let refused = device.enroll(&code, &[]).await;
-    assert_told(&refused, FAILED, &["enrolled already as `default`", "adit enroll --replace", "--name NAME"]);
+    assert_told(
+        &refused,
+        FAILED,
+        &["enrolled already as `default`", "adit enroll --replace", "--name NAME"],
+    );
     assert_eq!(fs::read(identity_file(&device)).expect("an identity"), before);
     // Asked before the code is: a person has pasted nothing in vain.
     assert_told(&device.enroll("garbage", &[]).await, FAILED, &["enrolled already"]);
@@ -165,7 +209,11 @@ async fn a_revoked_device_comes_back_with_replace_as_another_device() {
     let before = fs::read(identity_file(&device)).expect("an identity");
     let failed = device.enroll("adit-nonsense", &["--replace"]).await;
     assert_told(&failed, USAGE, &["that code is no good"]);
-    assert_eq!(fs::read(identity_file(&device)).expect("an identity"), before, "a failed replacement loses nothing");
+    assert_eq!(
+        fs::read(identity_file(&device)).expect("an identity"),
+        before,
+        "a failed replacement loses nothing"
+    );
 
     let taken = world.aditd(&["invite", "laptop"]).await;
     assert_told(&taken, FAILED, &["belongs to a revoked device", "aditd device forget laptop"]);
@@ -203,11 +251,21 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
         &["there is a device `laptop` already", "aditd device revoke laptop"],
     );
     let enrolled = world.aditd(&["device", "forget", "laptop"]).await;
-    assert_told(&enrolled, FAILED, &["device `laptop` is still enrolled", "aditd device revoke laptop"]);
+    assert_told(
+        &enrolled,
+        FAILED,
+        &["device `laptop` is still enrolled", "aditd device revoke laptop"],
+    );
 
     let revoked = world.aditd(&["device", "revoke", &id]).await;
     assert_ok(&revoked);
-    assert!(revoked.stderr.contains(&format!("Revoked laptop {id}; it was connected and has been cut.")), "{}", revoked.stderr);
+    assert!(
+        revoked
+            .stderr
+            .contains(&format!("Revoked laptop {id}; it was connected and has been cut.")),
+        "{}",
+        revoked.stderr
+    );
     up.adit.says("this device was revoked").await;
     let answer = raw::exchange(up.address, ROOT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("revoked"), "{answer}");
@@ -225,7 +283,11 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
     let forgotten = world.aditd(&["device", "forget", "laptop"]).await;
     assert_ok(&forgotten);
     assert!(forgotten.stderr.contains(&format!("Forgot laptop {id}.")), "{}", forgotten.stderr);
-    assert_told(&world.aditd(&["device", "show", "laptop"]).await, FAILED, &["there is no device `laptop`"]);
+    assert_told(
+        &world.aditd(&["device", "show", "laptop"]).await,
+        FAILED,
+        &["there is no device `laptop`"],
+    );
     up.adit.kill().await;
     let shut_out = up_to_its_end(&device).await;
     assert_told(&shut_out, NOT_ALLOWED, &["this device was revoked"]);
@@ -242,14 +304,21 @@ async fn a_revocation_that_a_full_disk_keeps_out_is_told_with_the_way_to_cut_eve
         let args = [args, &["--state-dir", text(&state)]].concat();
         world.programs.run("aditd", &args, "").await.expect("aditd runs")
     };
-    let mut aditd =
-        world.programs.start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)]).expect("aditd starts");
+    let mut aditd = world
+        .programs
+        .start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)])
+        .expect("aditd starts");
     aditd.ready().await.expect("aditd is ready");
-    assert_ok(&world.stranger("laptop").enroll(&run(&["invite", "laptop"]).await.stdout, &[]).await);
+    assert_ok(
+        &world.stranger("laptop").enroll(&run(&["invite", "laptop"]).await.stdout, &[]).await,
+    );
     assert_ok(&run(&["invite", "tmp"]).await);
     disk.fill_but(0);
     for name in ["laptop", "tmp"] {
-        let says = ["nothing was changed", "to cut everybody now, stop aditd until there is room: `systemctl stop aditd`"];
+        let says = [
+            "nothing was changed",
+            "to cut everybody now, stop aditd until there is room: `systemctl stop aditd`",
+        ];
         assert_told(&run(&["device", "revoke", name]).await, FAILED, &says);
     }
     disk.free();
@@ -272,14 +341,21 @@ async fn a_certificate_names_its_device_and_grants_nothing_but_to_be_a_client() 
         assert_eq!(names.value.general_names, [GeneralName::URI(&format!("urn:adit:device:{id}"))]);
         assert_eq!(parsed.subject().iter().count(), 0, "the name may change, so it stands nowhere");
         let usage = parsed.extended_key_usage().expect("extensions").expect("a usage").value;
-        assert!(usage.client_auth && !usage.server_auth && !usage.any && usage.other.is_empty(), "{usage:?}");
+        assert!(
+            usage.client_auth && !usage.server_auth && !usage.any && usage.other.is_empty(),
+            "{usage:?}"
+        );
         let constraints = parsed.basic_constraints().expect("extensions").expect("constraints");
         assert!(!constraints.value.ca);
         let key_usage = parsed.key_usage().expect("extensions").expect("a usage").value;
-        assert!(key_usage.digital_signature() && !key_usage.key_cert_sign() && !key_usage.crl_sign(), "{key_usage:?}");
+        assert!(
+            key_usage.digital_signature() && !key_usage.key_cert_sign() && !key_usage.crl_sign(),
+            "{key_usage:?}"
+        );
         assert_eq!(parsed.raw_serial().len(), 16);
         assert!(serials.insert(parsed.raw_serial().to_vec()));
-        let (from, until) = (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
+        let (from, until) =
+            (parsed.validity().not_before.timestamp(), parsed.validity().not_after.timestamp());
         let (before, life) = (unix_now() - from, until - from);
         assert!((86_400..86_400 + 120).contains(&before), "a day of slack for clocks: {before}");
         assert_eq!(life, 31 * 86_400);
@@ -287,7 +363,10 @@ async fn a_certificate_names_its_device_and_grants_nothing_but_to_be_a_client() 
         let (_, ca) = X509Certificate::from_der(&ca).expect("a certificate");
         assert!(ca.is_ca());
         parsed.verify_signature(Some(ca.public_key())).expect("the CA's signature");
-        assert_eq!(parse(&world.invite(&format!("{name}-pin")).await).ca, sha256(ca.public_key().raw));
+        assert_eq!(
+            parse(&world.invite(&format!("{name}-pin")).await).ca,
+            sha256(ca.public_key().raw)
+        );
         let key = key_pair(&device);
         assert_eq!(rcgen::PublicKeyData::subject_public_key_info(&key), parsed.public_key().raw);
     }

@@ -1,4 +1,5 @@
-//! How a device gets in by an invitation's code: where the code comes from, how often it is good, and for how long.
+//! How a device gets in by an invitation's code: where the code comes from, how often it is good,
+//! and for how long.
 
 use std::{
     fs,
@@ -35,7 +36,11 @@ async fn the_code_stands_alone_on_standard_output_and_everything_else_on_standar
         assert!(!code.contains(char::is_whitespace), "{code:?}");
         assert_eq!(parse(code).addresses, [world.address().await.to_string()]);
         assert!(!invited.stderr.contains(code), "{}", invited.stderr);
-        assert!(invited.stderr.contains("run `adit enroll` and paste the code"), "{}", invited.stderr);
+        assert!(
+            invited.stderr.contains("run `adit enroll` and paste the code"),
+            "{}",
+            invited.stderr
+        );
         let drawn = invited.stderr.contains('█') && invited.stderr.contains('▀');
         assert_eq!(drawn, flags.contains(&"--qr"), "{}", invited.stderr);
     }
@@ -52,7 +57,11 @@ async fn a_code_is_read_from_standard_input_however_it_was_broken_into_lines() {
     assert_ok(&enrolled);
     assert_eq!(enrolled.stdout, "", "there is no data to pipe");
     let id = profile(&device).enrolled.device_id.to_string();
-    assert!(enrolled.stderr.contains(&format!("Enrolled as laptop {id} at")), "{}", enrolled.stderr);
+    assert!(
+        enrolled.stderr.contains(&format!("Enrolled as laptop {id} at")),
+        "{}",
+        enrolled.stderr
+    );
     assert!(enrolled.stderr.contains("`adit up`"), "{}", enrolled.stderr);
     let up = device.up(&[]).await;
     assert!(raw::exchange(up.address, ROOT).await.ends_with("Ollama is running"));
@@ -85,7 +94,11 @@ async fn a_code_is_asked_for_on_a_terminal() {
     }
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
-    let command = format!("{} enroll --state-dir {}", shell_quoted(&world.scratch("adit")), shell_quoted(&device.dir));
+    let command = format!(
+        "{} enroll --state-dir {}",
+        shell_quoted(&world.scratch("adit")),
+        shell_quoted(&device.dir)
+    );
     let mut script = tokio::process::Command::new("script")
         .args(["--quiet", "--return", "--command", &command, "/dev/null"])
         .env_remove("ADIT_STATE_DIR")
@@ -98,7 +111,10 @@ async fn a_code_is_asked_for_on_a_terminal() {
     let code = world.invite("laptop").await;
     tokio::io::AsyncWriteExt::write_all(&mut stdin, code.as_bytes()).await.expect("typed");
     // Standard input stays open: one line is enough on a terminal.
-    let out = tokio::time::timeout(SOON, script.wait_with_output()).await.expect("it ends").expect("output");
+    let out = tokio::time::timeout(SOON, script.wait_with_output())
+        .await
+        .expect("it ends")
+        .expect("output");
     drop(stdin);
     let seen = String::from_utf8_lossy(&out.stdout);
     assert!(out.status.success(), "{seen}");
@@ -138,7 +154,11 @@ async fn a_code_that_was_used_is_refused_and_the_device_that_used_it_stays() {
     assert_ok(&first.enroll(&code, &[]).await);
     let second = world.stranger("second");
     let refused = second.enroll(&code, &[]).await;
-    assert_told(&refused, NOT_ALLOWED, &["the invitation has been used already", "aditd invite NAME"]);
+    assert_told(
+        &refused,
+        NOT_ALLOWED,
+        &["the invitation has been used already", "aditd invite NAME"],
+    );
     assert!(!identity_file(&second).exists());
     assert_eq!(devices(&world).await.len(), 1);
     first.up(&[]).await;
@@ -151,7 +171,16 @@ async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
     assert_ok(&invited);
     has_ended(&parse(&invited.stdout)).await;
     let refused = world.stranger("laptop").enroll(&invited.stdout, &[]).await;
-    assert_told(&refused, FAILED, &["the invitation has expired", "it was good until 20", "clock says 20", "aditd invite NAME"]);
+    assert_told(
+        &refused,
+        FAILED,
+        &[
+            "the invitation has expired",
+            "it was good until 20",
+            "clock says 20",
+            "aditd invite NAME",
+        ],
+    );
 
     // Whoever's clock is wrong, or who rewrites the code, meets a server that does not answer.
     let mut forged = parse(&invited.stdout);
@@ -167,12 +196,25 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
     let older = world.invite("laptop").await;
     let other = world.invite("desk").await;
     let newer = world.aditd(&["invite", "laptop"]).await;
-    assert!(newer.stderr.contains("An older invitation for `laptop` has been withdrawn"), "{}", newer.stderr);
+    assert!(
+        newer.stderr.contains("An older invitation for `laptop` has been withdrawn"),
+        "{}",
+        newer.stderr
+    );
     let withdrawn = world.stranger("older").enroll(&older, &[]).await;
-    assert_told(&withdrawn, FAILED, &["no answer from", "replaced by a newer one", "aditd invite NAME"]);
+    assert_told(
+        &withdrawn,
+        FAILED,
+        &["no answer from", "replaced by a newer one", "aditd invite NAME"],
+    );
     let asked = format!("Asking {} …\n", world.address().await);
-    assert!(withdrawn.stderr.starts_with(&asked), "nobody waits without knowing for whom: {}", withdrawn.stderr);
-    let (here, code) = (withdrawn.stderr.find("is aditd running there"), withdrawn.stderr.find("replaced by"));
+    assert!(
+        withdrawn.stderr.starts_with(&asked),
+        "nobody waits without knowing for whom: {}",
+        withdrawn.stderr
+    );
+    let (here, code) =
+        (withdrawn.stderr.find("is aditd running there"), withdrawn.stderr.find("replaced by"));
     assert!(here.is_some() && here < code, "what is likelier comes first: {}", withdrawn.stderr);
     assert_ok(&world.stranger("newer").enroll(&newer.stdout, &[]).await);
     assert_ok(&world.stranger("desk").enroll(&other, &[]).await);
@@ -208,7 +250,11 @@ async fn a_server_that_has_never_run_is_prepared_and_invites_to_where_it_will_li
     assert_eq!(prepared.stdout, "");
     let ca = fs::read(Path::new(state).join("ca.key")).expect("a key");
     assert_ok(&run(&["init"]).await);
-    assert_eq!(fs::read(Path::new(state).join("ca.key")).expect("a key"), ca, "a second time changes nothing");
+    assert_eq!(
+        fs::read(Path::new(state).join("ca.key")).expect("a key"),
+        ca,
+        "a second time changes nothing"
+    );
     let invited = run(&["invite", "laptop"]).await;
     assert_ok(&invited);
     assert_eq!(parse(&invited.stdout).addresses, ["127.0.0.1:11435", "[::1]:11435"]);
@@ -222,7 +268,8 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     let code = world.invite("laptop").await;
     let invitation = parse(&code);
     let device = world.stranger("laptop");
-    // As far as `adit enroll` came when its network was cut: the key stored, the request sent, no answer.
+    // As far as `adit enroll` came when its network was cut: the key stored, the request sent, no
+    // answer.
     let place = Place::new(&device.dir, "default".parse().expect("a name"));
     let key = new_key();
     place.prepare().expect("a directory");
@@ -235,7 +282,10 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     assert_ok(&device.enroll(&code, &[]).await);
     let Enrolled { device_id, certificate, .. } = profile(&device).enrolled;
     assert_eq!(device_id, lost.device_id);
-    let read = |base64: &str| Certificate::from_der(&BASE64.decode(base64.as_bytes()).expect("base64")).expect("a certificate");
+    let read = |base64: &str| {
+        Certificate::from_der(&BASE64.decode(base64.as_bytes()).expect("base64"))
+            .expect("a certificate")
+    };
     assert_eq!(read(&certificate).key, read(&lost.certificate).key);
     assert_eq!(private_key(&device), key.serialize_pem());
     assert!(!place.dir.join("pending.json").exists(), "nothing is pending any more");
@@ -257,25 +307,45 @@ async fn an_invitation_is_listed_until_it_is_used_or_withdrawn_and_then_its_code
     let (code, _) = (world.invite("tmp").await, world.invite_as("laptop", "infer").await);
     let table = world.aditd(&["invite", "--list"]).await;
     assert_ok(&table);
-    let rows: Vec<Vec<_>> = table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
+    let rows: Vec<Vec<_>> =
+        table.stdout.lines().map(|line| line.split_whitespace().collect()).collect();
     assert_eq!(
         (&rows[0][..2], &rows[1][..2], &rows[2][..2]),
         (&["NAME", "ROLE"][..], &["laptop", "infer"][..], &["tmp", "admin"][..])
     );
-    let json: Value = serde_json::from_str(&world.aditd(&["invite", "--list", "--json"]).await.stdout).expect("JSON");
-    let (one, expires) = (&json["invitations"][1], json["invitations"][1]["expires"].as_i64().expect("a time"));
-    assert_eq!((&json["schema"], &one["name"], &one["role"]), (&1.into(), &"tmp".into(), &"admin".into()));
+    let json: Value =
+        serde_json::from_str(&world.aditd(&["invite", "--list", "--json"]).await.stdout)
+            .expect("JSON");
+    let (one, expires) =
+        (&json["invitations"][1], json["invitations"][1]["expires"].as_i64().expect("a time"));
+    assert_eq!(
+        (&json["schema"], &one["name"], &one["role"]),
+        (&1.into(), &"tmp".into(), &"admin".into())
+    );
     assert!((before + 600..=unix_now() + 600).contains(&expires), "{json}");
     // Whoever reads the list of devices gets devices.
     let list = world.aditd(&["device", "list"]).await;
-    assert!(list.stdout.is_empty() && list.stderr.contains("Open invitations:") && list.stderr.contains("tmp"), "{list:?}");
+    assert!(
+        list.stdout.is_empty()
+            && list.stderr.contains("Open invitations:")
+            && list.stderr.contains("tmp"),
+        "{list:?}"
+    );
     assert!(device_names(&world).await.is_empty());
 
     let withdrawn = world.aditd(&["device", "revoke", "tmp"]).await;
     assert_ok(&withdrawn);
-    assert!(withdrawn.stderr.contains("The invitation for `tmp` is withdrawn."), "{}", withdrawn.stderr);
+    assert!(
+        withdrawn.stderr.contains("The invitation for `tmp` is withdrawn."),
+        "{}",
+        withdrawn.stderr
+    );
     assert_told(&world.stranger("tmp").enroll(&code, &[]).await, FAILED, &["error: cannot enroll"]);
-    assert_told(&world.aditd(&["device", "revoke", "tmp"]).await, FAILED, &["there is no device `tmp`"]);
+    assert_told(
+        &world.aditd(&["device", "revoke", "tmp"]).await,
+        FAILED,
+        &["there is no device `tmp`"],
+    );
     world.device("laptop").await;
     assert_eq!(world.aditd(&["invite", "--list"]).await.stdout, "");
 }

@@ -1,4 +1,5 @@
-//! Certificates renew themselves, and a device that slept past the end of its own comes back by itself.
+//! Certificates renew themselves, and a device that slept past the end of its own comes back by
+//! itself.
 
 use tests::{
     ollama::Options,
@@ -24,13 +25,19 @@ async fn a_certificate_renews_itself_under_a_running_answer_and_the_old_end_pass
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
     up.adit.says("certificate renewed").await;
     assert!(certificate_until(&device) > first, "and it is stored");
-    // Tokens go on until the first certificate has been dead for a while; so do new requests on the same connection.
+    // Tokens go on until the first certificate has been dead for a while; so do new requests on the
+    // same connection.
     while common::process::unix_now() < first + 2 {
         raw::read_exactly(&mut app, 200).await;
     }
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
-    assert_eq!(up.adit.log().matches("connected to").count(), 1, "the connection was never dropped: {}", up.adit.log());
+    assert_eq!(
+        up.adit.log().matches("connected to").count(),
+        1,
+        "the connection was never dropped: {}",
+        up.adit.log()
+    );
 }
 
 #[tokio::test]
@@ -62,7 +69,8 @@ async fn a_certificate_that_could_not_be_renewed_ends_on_connections_that_are_op
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
     // Whoever holds the register keeps the server from noting that it has renewed one.
-    let register = rusqlite::Connection::open(world.state().join("register.sqlite")).expect("opened");
+    let register =
+        rusqlite::Connection::open(world.state().join("register.sqlite")).expect("opened");
     register.execute_batch("BEGIN IMMEDIATE").expect("held");
     let mut app = raw::connect(up.address).await;
     const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n\r\n";
@@ -82,10 +90,16 @@ async fn a_certificate_that_could_not_be_renewed_ends_on_connections_that_are_op
     tokio::time::timeout(SOON, ends).await.expect("the certificate ends");
     let (rest, _) = raw::read_to_end(&mut app).await;
     let refused = beginning + &String::from_utf8(rest).expect("text");
-    assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("certificate has expired"), "{refused}");
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ") && refused.contains("certificate has expired"),
+        "{refused}"
+    );
     drop(register);
     let served = async {
-        while !raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await.ends_with("Ollama is running") {
+        while !raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n")
+            .await
+            .ends_with("Ollama is running")
+        {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };

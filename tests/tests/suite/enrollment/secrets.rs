@@ -21,8 +21,11 @@ use crate::PROGRAM;
 async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
     let world = World::start(PROGRAM).await;
     let careless = async |program: &str, args: &str, state: &Path, input: &str| {
-        let command =
-            format!("umask 0; exec {} {args} --state-dir {}", shell_quoted(&world.scratch(program)), shell_quoted(state));
+        let command = format!(
+            "umask 0; exec {} {args} --state-dir {}",
+            shell_quoted(&world.scratch(program)),
+            shell_quoted(state)
+        );
         let mut child = tokio::process::Command::new("sh")
             .args(["-c", &command])
             .stdin(Stdio::piped())
@@ -30,8 +33,14 @@ async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh starts");
-        tokio::io::AsyncWriteExt::write_all(&mut child.stdin.take().expect("a pipe"), input.as_bytes()).await.expect("written");
-        let ended = tokio::time::timeout(SOON, child.wait()).await.expect("it ends").expect("a status");
+        tokio::io::AsyncWriteExt::write_all(
+            &mut child.stdin.take().expect("a pipe"),
+            input.as_bytes(),
+        )
+        .await
+        .expect("written");
+        let ended =
+            tokio::time::timeout(SOON, child.wait()).await.expect("it ends").expect("a status");
         assert!(ended.success(), "{command}");
     };
     let (server, device) = (world.scratch("careless-server"), world.scratch("careless-device"));
@@ -45,7 +54,12 @@ async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
             let mut command = tokio::process::Command::new("sh");
             let adit = shell_quoted(&world.scratch("adit"));
             let state = shell_quoted(&device);
-            command.args(["-c", &format!("umask 0; exec {adit} up --listen 127.0.0.1:0 --state-dir {state}")]).kill_on_drop(true);
+            command
+                .args([
+                    "-c",
+                    &format!("umask 0; exec {adit} up --listen 127.0.0.1:0 --state-dir {state}"),
+                ])
+                .kill_on_drop(true);
             command
         },
         "adit",
@@ -118,17 +132,23 @@ async fn no_secret_is_ever_said_not_even_in_the_most_talkative_log() {
     secrets.extend(spellings(invitation.secret.door_key().as_bytes()));
     secrets.extend(spellings_of_pem(&key));
     for name in ["ca.key", "server.key"] {
-        secrets.extend(spellings_of_pem(&fs::read_to_string(world.state().join(name)).expect("a key")));
+        secrets.extend(spellings_of_pem(
+            &fs::read_to_string(world.state().join(name)).expect("a key"),
+        ));
     }
-    let endpoint: Value = serde_json::from_slice(&fs::read(world.state().join("endpoint.json")).expect("keys")).expect("JSON");
+    let endpoint: Value =
+        serde_json::from_slice(&fs::read(world.state().join("endpoint.json")).expect("keys"))
+            .expect("JSON");
     for name in ["door", "reset"] {
-        let bytes = BASE64.decode(endpoint[name].as_str().expect("base64").as_bytes()).expect("base64");
+        let bytes =
+            BASE64.decode(endpoint[name].as_str().expect("base64").as_bytes()).expect("base64");
         secrets.extend(spellings(&bytes));
     }
     secrets.push(endpoint["connection_ids"].to_string());
 
     let commands = [&enrolled, &again, &damaged, &status, &shown, &revoked, &refused];
-    let mut said: Vec<(&str, String)> = commands.map(|e| ("a command", format!("{}{}", e.stdout, e.stderr))).into();
+    let mut said: Vec<(&str, String)> =
+        commands.map(|e| ("a command", format!("{}{}", e.stdout, e.stderr))).into();
     said.push(("invite's talk", invited.stderr));
     said.push(("aditd's log", world.aditd.log()));
     said.push(("adit's log", log));
@@ -160,7 +180,8 @@ fn spellings_of_pem(pem: &str) -> Vec<String> {
     let lines = pem.lines().filter(|line| !line.starts_with("-----") && line.len() > 16);
     let mut all: Vec<String> = lines.map(str::to_owned).collect();
     let der = key.serialize_der();
-    // PKCS #8 of P-256 (RFC 5915): the 32 bytes of the private value follow the tag and length of its octet string.
+    // PKCS #8 of P-256 (RFC 5915): the 32 bytes of the private value follow the tag and length of
+    // its octet string.
     let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
     all.extend(spellings(&der[at..at + 32]));
     all.extend(spellings(&der));

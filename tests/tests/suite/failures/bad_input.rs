@@ -1,4 +1,5 @@
-//! What goes wrong on the way in: each is told once, with its cause and its cure, and nothing is lost or half done by it.
+//! What goes wrong on the way in: each is told once, with its cause and its cure, and nothing is
+//! lost or half done by it.
 
 use std::{fs, net::SocketAddr, path::Path};
 
@@ -38,11 +39,23 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
         ("another word", "hello".to_owned(), "this is not an invitation code"),
         ("a URL", "https://example.com/adit".to_owned(), "this is not an invitation code"),
         ("an escape sequence", "adit\u{1b}[31mred".to_owned(), "this is not an invitation code"),
-        ("bytes that a terminal wouldn't show", "adit\0\0\0".to_owned(), "this is not an invitation code"),
+        (
+            "bytes that a terminal wouldn't show",
+            "adit\0\0\0".to_owned(),
+            "this is not an invitation code",
+        ),
         ("the prefix alone", "adit".to_owned(), "incomplete or has a typing error"),
         ("the first half", code[..code.len() / 2].to_owned(), "incomplete or has a typing error"),
-        ("all but the last letter", code[..code.len() - 1].to_owned(), "incomplete or has a typing error"),
-        ("a wrong letter", format!("{}{swapped}", &code[..code.len() - 1]), "incomplete or has a typing error"),
+        (
+            "all but the last letter",
+            code[..code.len() - 1].to_owned(),
+            "incomplete or has a typing error",
+        ),
+        (
+            "a wrong letter",
+            format!("{}{swapped}", &code[..code.len() - 1]),
+            "incomplete or has a typing error",
+        ),
         ("twice", format!("{code}{code}"), ""),
         ("a book", "adit".repeat(50_000), "this is not an invitation code"),
         ("a code of a newer server", newer, "a newer version of aditd (format 2)"),
@@ -56,7 +69,11 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
     let file = world.scratch("code");
     fs::write(&file, [0xff, 0xfe, 0x00]).expect("written");
     let binary = world.stranger("wrong").enroll("", &["--code-file", text(&file)]).await;
-    assert_told(&binary, USAGE, &["error: that code is no good\n  Caused by: ", "this is not an invitation code"]);
+    assert_told(
+        &binary,
+        USAGE,
+        &["error: that code is no good\n  Caused by: ", "this is not an invitation code"],
+    );
     assert_ok(&world.stranger("laptop").enroll(&code, &[]).await);
 }
 
@@ -67,9 +84,18 @@ async fn a_code_on_the_command_line_is_refused_and_never_shown() {
     let code = world.invite("laptop").await.trim().to_owned();
     let (upper, damaged) = (code.to_uppercase(), code[..code.len() - 1].to_owned());
     let (head, tail) = code.split_at(code.len() / 2);
-    for words in [&["enroll", &code][..], &["enroll", &upper], &["enroll", &damaged], &["enroll", head, tail]] {
+    for words in [
+        &["enroll", &code][..],
+        &["enroll", &upper],
+        &["enroll", &damaged],
+        &["enroll", head, tail],
+    ] {
         let told = device.adit(words, "").await;
-        assert_told(&told, USAGE, &["error: that is a code", "run `adit enroll` alone, and paste the code"]);
+        assert_told(
+            &told,
+            USAGE,
+            &["error: that is a code", "run `adit enroll` alone, and paste the code"],
+        );
         let told = told.stderr.to_lowercase();
         assert!(!told.contains(&code[4..40]) && !told.contains(&tail[..tail.len() - 1]), "{told}");
     }
@@ -90,10 +116,18 @@ async fn flags_that_mean_nothing_without_ssh_are_refused_where_a_code_enrolls() 
     let device = world.stranger("laptop");
     let (code, file) = (world.invite("laptop").await, world.scratch("code"));
     fs::write(&file, &code).expect("written");
-    for flag in [&["--device", "other"][..], &["--remote-command", "/opt/aditd"], &["--ssh-client", "system"]] {
+    for flag in [
+        &["--device", "other"][..],
+        &["--remote-command", "/opt/aditd"],
+        &["--ssh-client", "system"],
+    ] {
         let says = format!("`{}` is for enrolling over SSH", flag[0]);
         assert_told(&device.enroll(&code, flag).await, USAGE, &[&says]);
-        assert_told(&device.enroll("", &[&["--code-file", text(&file)], flag].concat()).await, USAGE, &[&says]);
+        assert_told(
+            &device.enroll("", &[&["--code-file", text(&file)], flag].concat()).await,
+            USAGE,
+            &[&says],
+        );
     }
     assert!(!device.dir.exists(), "refused before anything is made");
     assert_ok(&device.enroll("", &["--code-file", text(&file)]).await);
@@ -110,7 +144,10 @@ async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
     assert_told(
         &told,
         FAILED,
-        &[&format!("error: cannot enroll\n  Caused by: no answer from {address}"), "is aditd running there"],
+        &[
+            &format!("error: cannot enroll\n  Caused by: no answer from {address}"),
+            "is aditd running there",
+        ],
     );
     assert!(!identity_file(&device).exists());
     world.restart_server().await;
@@ -123,7 +160,14 @@ async fn an_address_that_cannot_be_looked_up_is_told_by_its_name() {
     let invited = world.aditd(&["invite", "laptop", "--advertise", "no-such-host.invalid:7"]).await;
     assert_ok(&invited);
     let told = world.stranger("laptop").enroll(&invited.stdout, &[]).await;
-    assert_told(&told, FAILED, &["error: cannot enroll\n  Caused by: cannot look up `no-such-host.invalid:7`", "check the name"]);
+    assert_told(
+        &told,
+        FAILED,
+        &[
+            "error: cannot enroll\n  Caused by: cannot look up `no-such-host.invalid:7`",
+            "check the name",
+        ],
+    );
     // One bad address among good ones is no error.
     let address = world.address().await.to_string();
     let both = format!("no-such-host.invalid:7,{},{address}", closed_port());
@@ -153,10 +197,16 @@ async fn a_server_of_another_authority_is_not_believed() {
     identity["ca"] = BASE64.encode(other.ca.certificate()).into();
     store(&device, &identity);
     let mut up = device.start(&["--hold", "0s"]).await;
-    up.adit.says("is not the one that this device enrolled with: its certificate comes from another CA").await;
+    up.adit
+        .says(
+            "is not the one that this device enrolled with: its certificate comes from another CA",
+        )
+        .await;
     let answer = raw::exchange(up.address, ROOT).await;
     assert!(
-        answer.starts_with("HTTP/1.1 503 ") && answer.contains("comes from another CA") && answer.contains("--replace"),
+        answer.starts_with("HTTP/1.1 503 ")
+            && answer.contains("comes from another CA")
+            && answer.contains("--replace"),
         "{answer}"
     );
 }
@@ -170,7 +220,14 @@ async fn a_server_that_was_set_up_anew_is_silent_to_the_codes_and_devices_of_the
     fs::rename(world.state(), world.scratch("old")).expect("moved");
     world.restart_server().await;
     let told = world.stranger("desk").enroll(&code, &[]).await;
-    assert_told(&told, FAILED, &["error: cannot enroll\n  Caused by: no answer from", "get another with `aditd invite NAME`"]);
+    assert_told(
+        &told,
+        FAILED,
+        &[
+            "error: cannot enroll\n  Caused by: no answer from",
+            "get another with `aditd invite NAME`",
+        ],
+    );
     // The cure that the error of an enrolled device names works.
     assert_ok(&device.enroll(&world.invite("laptop").await, &["--replace"]).await);
     device.up(&[]).await;
@@ -181,22 +238,43 @@ async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
     let world = World::start(PROGRAM).await;
     let told = world.aditd(&["serve", "--listen", "127.0.0.1:0"]).await;
     let pid = format!("it is running already (pid {})", world.aditd.pid());
-    assert_told(&told, FAILED, &[&format!("cannot serve the state in `{}`", world.state().display()), &pid, "aditd status"]);
+    assert_told(
+        &told,
+        FAILED,
+        &[
+            &format!("cannot serve the state in `{}`", world.state().display()),
+            &pid,
+            "aditd status",
+        ],
+    );
     let device = world.device("laptop").await;
     let first = device.up(&[]).await;
     let pid = format!("it is running already (pid {})", first.adit.pid());
-    assert_told(&up_to_its_end(&device).await, FAILED, &["cannot start the tunnel `default`", &pid, "adit status"]);
-    assert!(raw::exchange(first.address, ROOT).await.ends_with("Ollama is running"), "the first goes on");
+    assert_told(
+        &up_to_its_end(&device).await,
+        FAILED,
+        &["cannot start the tunnel `default`", &pid, "adit status"],
+    );
+    assert!(
+        raw::exchange(first.address, ROOT).await.ends_with("Ollama is running"),
+        "the first goes on"
+    );
 }
 
 #[tokio::test]
 async fn what_is_not_running_or_not_enrolled_is_told_with_how_to_begin() {
     let mut world = World::start(PROGRAM).await;
     let stranger = world.stranger("laptop");
-    for told in
-        [up_to_its_end(&stranger).await, stranger.adit(&["status"], "").await, stranger.adit(&["status", "--json"], "").await]
-    {
-        assert_told(&told, FAILED, &["this device is not enrolled", "Caused by: there is no `", "aditd invite NAME"]);
+    for told in [
+        up_to_its_end(&stranger).await,
+        stranger.adit(&["status"], "").await,
+        stranger.adit(&["status", "--json"], "").await,
+    ] {
+        assert_told(
+            &told,
+            FAILED,
+            &["this device is not enrolled", "Caused by: there is no `", "aditd invite NAME"],
+        );
     }
     assert!(!stranger.dir.exists());
     let device = world.device("desk").await;
@@ -204,17 +282,37 @@ async fn what_is_not_running_or_not_enrolled_is_told_with_how_to_begin() {
     assert_told(
         &elsewhere,
         FAILED,
-        &["not enrolled at a server `lab`: it knows `default`", "`adit up default`", "`adit enroll --name lab`"],
+        &[
+            "not enrolled at a server `lab`: it knows `default`",
+            "`adit up default`",
+            "`adit enroll --name lab`",
+        ],
     );
     assert_ok(&device.enroll(&world.invite("lab").await, &["--name", "lab"]).await);
-    assert_told(&device.adit(&["status"], "").await, FAILED, &["adit is not running", "start it with `adit up`"]);
+    assert_told(
+        &device.adit(&["status"], "").await,
+        FAILED,
+        &["adit is not running", "start it with `adit up`"],
+    );
     world.kill_server().await;
-    assert_told(&world.aditd(&["status"]).await, FAILED, &["aditd is not running on", "start it with `aditd serve`"]);
+    assert_told(
+        &world.aditd(&["status"]).await,
+        FAILED,
+        &["aditd is not running on", "start it with `aditd serve`"],
+    );
     fs::remove_dir_all(world.state()).expect("removed");
-    for command in
-        [&["invite", "x"][..], &["device", "list"], &["device", "revoke", "x"], &["audit"], &["audit", "--json", "--follow"]]
-    {
-        assert_told(&world.aditd(command).await, FAILED, &["there is no server state in", "aditd init"]);
+    for command in [
+        &["invite", "x"][..],
+        &["device", "list"],
+        &["device", "revoke", "x"],
+        &["audit"],
+        &["audit", "--json", "--follow"],
+    ] {
+        assert_told(
+            &world.aditd(command).await,
+            FAILED,
+            &["there is no server state in", "aditd init"],
+        );
     }
     assert!(!world.state().exists());
 }
@@ -229,16 +327,29 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
         world.programs.run("aditd", &args, "").await.expect("aditd runs")
     };
     let missing = serve().await;
-    assert_told(&missing, USAGE, &["error: cannot read the configuration `", "Caused by: No such file", "--config"]);
-    let says_file = format!("error: the configuration `{}` is wrong\n  Caused by: ", file.display());
+    assert_told(
+        &missing,
+        USAGE,
+        &["error: cannot read the configuration `", "Caused by: No such file", "--config"],
+    );
+    let says_file =
+        format!("error: the configuration `{}` is wrong\n  Caused by: ", file.display());
     for (what, says, keys) in [
         (
             "listen_on = '127.0.0.1:1'",
             "unknown field `listen_on`\n",
             "here it may say `state_dir`, `listen`, `allow_from`, `upstream`, ",
         ),
-        ("\n[limits]\nrate = 1", "unknown field `rate`\n", "here it may say `requests_per_minute`, `burst`, `at_once`, "),
-        ("[devices.laptop]\nallow = []", "unknown field `allow`\n", "here it may say `models` or `limits`"),
+        (
+            "\n[limits]\nrate = 1",
+            "unknown field `rate`\n",
+            "here it may say `requests_per_minute`, `burst`, `at_once`, ",
+        ),
+        (
+            "[devices.laptop]\nallow = []",
+            "unknown field `allow`\n",
+            "here it may say `models` or `limits`",
+        ),
     ] {
         fs::write(&file, what).expect("written");
         assert_told(&serve().await, USAGE, &[&says_file, says, keys]);
@@ -283,13 +394,23 @@ async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
     let mut world = World::start(PROGRAM).await;
     let own = world.config();
     let (state, other) = (world.state(), world.scratch("b.toml"));
-    let run = async |args: &[&str]| world.programs.run("aditd", args, "").await.expect("aditd runs");
+    let run =
+        async |args: &[&str]| world.programs.run("aditd", args, "").await.expect("aditd runs");
     let again = format!("`{}` has been read again and is in force.", own.display());
     // A variable that is set to nothing names no file.
     let mut command = world.programs.command("aditd", &["reload", "--state-dir", text(&state)]);
-    let reloaded = command.env("ADITD_CONFIG", "").env("ADITD_STATE_DIR", "").output().await.expect("aditd runs").into();
+    let reloaded = command
+        .env("ADITD_CONFIG", "")
+        .env("ADITD_STATE_DIR", "")
+        .output()
+        .await
+        .expect("aditd runs")
+        .into();
     assert_ok(&reloaded);
-    for args in [&["reload", "--state-dir", text(&state)][..], &["reload", "--state-dir", text(&state), "--config", text(&own)]] {
+    for args in [
+        &["reload", "--state-dir", text(&state)][..],
+        &["reload", "--state-dir", text(&state), "--config", text(&own)],
+    ] {
         let reloaded = run(args).await;
         assert_ok(&reloaded);
         assert!(reloaded.stderr.contains(&again), "{}", reloaded.stderr);
@@ -298,7 +419,8 @@ async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
     for text in ["", "nonsense = 1", "listen = ["] {
         fs::write(&other, format!("state_dir = '{}'\n{text}", state.display())).expect("written");
         let told = run(&["reload", "--config", self::text(&other)]).await;
-        let says = format!("the server's configuration is `{}`, not `{}`", own.display(), other.display());
+        let says =
+            format!("the server's configuration is `{}`, not `{}`", own.display(), other.display());
         assert_told(&told, USAGE, &["the settings stay as they were", &says]);
     }
     world.aditd.says("the settings stay as they were").await;
@@ -311,14 +433,24 @@ async fn a_server_without_a_file_has_nothing_to_read_again() {
     }
     let world = World::start(PROGRAM).await;
     let state = world.scratch("bare");
-    let mut bare =
-        world.programs.start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)]).expect("aditd");
+    let mut bare = world
+        .programs
+        .start("aditd", &["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)])
+        .expect("aditd");
     bare.ready().await.expect("aditd is ready");
-    let told = world.programs.run("aditd", &["reload", "--state-dir", text(&state)], "").await.expect("aditd runs");
+    let told = world
+        .programs
+        .run("aditd", &["reload", "--state-dir", text(&state)], "")
+        .await
+        .expect("aditd runs");
     assert_told(
         &told,
         USAGE,
-        &["the settings stay as they were", "aditd was started without a configuration file", "--config FILE"],
+        &[
+            "the settings stay as they were",
+            "aditd was started without a configuration file",
+            "--config FILE",
+        ],
     );
     bare.says("the settings stay as they were").await;
 }
@@ -365,8 +497,14 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         assert_usage(&run("adit", args).await, &[says]);
     }
     let mut command = world.programs.command("aditd", &["serve", "--listen", "nonsense"]);
-    for name in ["ADITD_STATE_DIR", "ADITD_CONFIG", "ADITD_IDLE_TIMEOUT", "ADITD_ALLOW_FROM", "ADITD_TCP_RELAY", "ADITD_UPSTREAM"]
-    {
+    for name in [
+        "ADITD_STATE_DIR",
+        "ADITD_CONFIG",
+        "ADITD_IDLE_TIMEOUT",
+        "ADITD_ALLOW_FROM",
+        "ADITD_TCP_RELAY",
+        "ADITD_UPSTREAM",
+    ] {
         command.env(name, "");
     }
     let ended: Ended = command.output().await.expect("aditd runs").into();

@@ -1,4 +1,5 @@
-//! State that others can read, that may not be read, that is damaged or lost: named with its cure, left as it is, and never replaced.
+//! State that others can read, that may not be read, that is damaged or lost: named with its cure,
+//! left as it is, and never replaced.
 
 use std::{fs, path::Path, process::Command};
 
@@ -18,14 +19,20 @@ async fn a_server_state_that_others_can_read_is_refused_until_the_hint_is_follow
     world.device("laptop").await;
     world.kill_server().await;
     let state = world.state();
-    for name in ["ca.key", "ca.crt", "endpoint.json", "register.sqlite", "server.key", "server.crt", ""] {
+    for name in
+        ["ca.key", "ca.crt", "endpoint.json", "register.sqlite", "server.key", "server.crt", ""]
+    {
         let path = if name.is_empty() { state.clone() } else { state.join(name) };
         let (open, closed) = if path.is_dir() { (0o755, "700") } else { (0o644, "600") };
         let before = (!path.is_dir()).then(|| fs::read(&path).expect("bytes"));
         chmod(&path, open);
         let mut commands: Vec<&[&str]> = vec![&["serve", "--listen", "127.0.0.1:0"], &["init"]];
         if !name.starts_with("server.") {
-            commands.extend([&["invite", "desk"][..], &["device", "list"], &["device", "revoke", "laptop"]]);
+            commands.extend([
+                &["invite", "desk"][..],
+                &["device", "list"],
+                &["device", "revoke", "laptop"],
+            ]);
         }
         for command in commands {
             let told = world.aditd(command).await;
@@ -40,7 +47,11 @@ async fn a_server_state_that_others_can_read_is_refused_until_the_hint_is_follow
         assert!(Command::new("sh").args(["-c", &hint]).status().is_ok_and(|s| s.success()));
     }
     world.restart_server().await;
-    assert_eq!(device_names(&world).await, ["laptop"], "nothing was done by a command that was refused");
+    assert_eq!(
+        device_names(&world).await,
+        ["laptop"],
+        "nothing was done by a command that was refused"
+    );
 }
 
 #[tokio::test]
@@ -48,11 +59,17 @@ async fn a_device_state_that_others_can_read_is_refused_until_the_hint_is_follow
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let path = identity_file(&device);
-    let says = |mode: &str, path: &Path| format!("`{}` can be read by other users (mode {mode})", path.display());
+    let says = |mode: &str, path: &Path| {
+        format!("`{}` can be read by other users (mode {mode})", path.display())
+    };
     for mode in [0o644, 0o640, 0o602] {
         chmod(&path, mode);
         for told in [up_to_its_end(&device).await, device.adit(&["status"], "").await] {
-            assert_told(&told, FAILED, &[&says(&format!("{mode:o}"), &path), &format!("`chmod 600 '{}'`", path.display())]);
+            assert_told(
+                &told,
+                FAILED,
+                &[&says(&format!("{mode:o}"), &path), &format!("`chmod 600 '{}'`", path.display())],
+            );
         }
     }
     chmod(&path, 0o600);
@@ -68,8 +85,15 @@ async fn a_device_state_that_others_can_read_is_refused_until_the_hint_is_follow
     for open in &places {
         chmod(open, 0o755);
         let told = desk.enroll(&code, &[]).await;
-        assert_told(&told, FAILED, &[&says("755", open), &format!("`chmod 700 '{}'`", open.display())]);
-        assert!(!desk.dir.join("servers/default/pending.json").exists(), "no key was made where others can read it");
+        assert_told(
+            &told,
+            FAILED,
+            &[&says("755", open), &format!("`chmod 700 '{}'`", open.display())],
+        );
+        assert!(
+            !desk.dir.join("servers/default/pending.json").exists(),
+            "no key was made where others can read it"
+        );
         chmod(open, 0o700);
     }
     assert_ok(&desk.enroll(&code, &[]).await);
@@ -86,13 +110,17 @@ async fn a_state_that_may_not_be_read_is_told_with_its_owner_as_the_cure() {
     };
     let aditd = |command: &[&'static str]| {
         let args = args(command);
-        ordinary.run("aditd", &args.iter().map(String::as_str).collect::<Vec<_>>()).expect("aditd runs")
+        ordinary
+            .run("aditd", &args.iter().map(String::as_str).collect::<Vec<_>>())
+            .expect("aditd runs")
     };
     assert_ok(&aditd(&["init"]));
     for name in ["ca.key", "endpoint.json", "register.sqlite", ""] {
         let path = if name.is_empty() { state.clone() } else { state.join(name) };
         chmod(&path, 0o000);
-        for command in [&["serve", "--listen", "127.0.0.1:0"][..], &["invite", "laptop"], &["device", "list"]] {
+        for command in
+            [&["serve", "--listen", "127.0.0.1:0"][..], &["invite", "laptop"], &["device", "list"]]
+        {
             let told = aditd(command);
             assert_told(&told, FAILED, &["Caused by: ", "run this as the owner of", "--state-dir"]);
             assert!(told.stderr.to_lowercase().contains("permission denied"), "{}", told.stderr);
@@ -106,7 +134,9 @@ async fn a_state_that_may_not_be_read_is_told_with_its_owner_as_the_cure() {
     fs::create_dir(&place).expect("a directory");
     chmod(&place, 0o500);
     ordinary.give(&place);
-    let told = ordinary.run("aditd", &["init", "--state-dir", text(&place.join("state"))]).expect("aditd runs");
+    let told = ordinary
+        .run("aditd", &["init", "--state-dir", text(&place.join("state"))])
+        .expect("aditd runs");
     assert_told(&told, FAILED, &["Permission denied", "run this as the owner of"]);
 }
 
@@ -118,7 +148,10 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
     assert_eq!(device_names(&world).await, ["laptop"]);
     let path = world.state().join("register.sqlite");
     let good = fs::read(&path).expect("a register");
-    assert!(good.len() >= 8192 && !path.with_extension("sqlite-wal").exists(), "all of it is in the one file");
+    assert!(
+        good.len() >= 8192 && !path.with_extension("sqlite-wal").exists(),
+        "all of it is in the one file"
+    );
     let mut scribbled = good.clone();
     scribbled[100..].fill(0xaa);
     let mut half = good.clone();
@@ -140,7 +173,8 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
             &["init"],
         ] {
             let told = world.aditd(command).await;
-            let says = format!("error: the register `{}` is damaged\n  Caused by: ", path.display());
+            let says =
+                format!("error: the register `{}` is damaged\n  Caused by: ", path.display());
             assert_told(&told, FAILED, &[&says, "put it back from a backup"]);
             assert!(fs::read(&path).expect("bytes") == bad, "{what}: `{command:?}` has changed it");
         }
@@ -164,9 +198,17 @@ async fn a_register_that_lost_all_it_held_is_told_and_never_taken_for_a_new_one(
     }
     fs::write(&path, "").expect("emptied");
     for command in [&["device", "list"][..], &["serve", "--listen", "127.0.0.1:0"]] {
-        assert_told(&world.aditd(command).await, FAILED, &["register.sqlite", "it is empty", "backup"]);
+        assert_told(
+            &world.aditd(command).await,
+            FAILED,
+            &["register.sqlite", "it is empty", "backup"],
+        );
     }
-    assert_eq!(fs::metadata(&path).expect("it is there").len(), 0, "and nothing was written into it");
+    assert_eq!(
+        fs::metadata(&path).expect("it is there").len(),
+        0,
+        "and nothing was written into it"
+    );
 }
 
 #[tokio::test]
@@ -183,7 +225,10 @@ async fn keys_of_the_server_that_are_damaged_are_named_and_never_replaced() {
             assert_told(
                 &told,
                 FAILED,
-                &[&format!("error: `{}` is damaged: ", path.display()), &format!("put `{}` back from a backup", path.display())],
+                &[
+                    &format!("error: `{}` is damaged: ", path.display()),
+                    &format!("put `{}` back from a backup", path.display()),
+                ],
             );
             assert_eq!(fs::read(&path).expect("bytes"), bad, "{name}");
         }
@@ -250,14 +295,22 @@ async fn an_identity_that_is_damaged_is_named_and_left_as_it_is() {
     ] {
         fs::write(&path, &bad).expect("written");
         for told in [up_to_its_end(&device).await, device.adit(&["status"], "").await] {
-            assert_told(&told, FAILED, &[&format!("error: `{}` is damaged: ", path.display()), "adit enroll --replace"]);
+            assert_told(
+                &told,
+                FAILED,
+                &[&format!("error: `{}` is damaged: ", path.display()), "adit enroll --replace"],
+            );
         }
         assert_eq!(fs::read(&path).expect("bytes"), bad, "{what}");
         let told = device.enroll("garbage", &[]).await;
         assert_told(&told, FAILED, &["enrolled already"]);
     }
     fs::write(&path, with("schema", 99.into())).expect("written");
-    assert_told(&up_to_its_end(&device).await, FAILED, &["was written by a newer version of adit", "use the newer adit"]);
+    assert_told(
+        &up_to_its_end(&device).await,
+        FAILED,
+        &["was written by a newer version of adit", "use the newer adit"],
+    );
     fs::write(&path, "garbage").expect("written");
     assert_ok(&device.enroll(&world.invite("again").await, &["--replace"]).await);
     device.up(&[]).await;
@@ -273,7 +326,11 @@ async fn an_identity_whose_authority_is_damaged_is_named_before_anything_is_trie
         identity["ca"] = bad.into();
         store(&device, &identity);
         let told = device.adit(&["status"], "").await;
-        assert_told(&told, FAILED, &[&format!("error: `{}` is damaged: ", path.display()), "adit enroll --replace"]);
+        assert_told(
+            &told,
+            FAILED,
+            &[&format!("error: `{}` is damaged: ", path.display()), "adit enroll --replace"],
+        );
     }
 }
 
@@ -290,7 +347,11 @@ async fn a_key_that_waits_for_its_answer_and_is_damaged_is_made_anew() {
     fs::write(&pending, "{\"code\": ").expect("written");
     chmod(&pending, 0o644);
     let code = world.invite("laptop").await;
-    assert_told(&device.enroll(&code, &[]).await, FAILED, &["pending.json", "mode 644", "chmod 600"]);
+    assert_told(
+        &device.enroll(&code, &[]).await,
+        FAILED,
+        &["pending.json", "mode 644", "chmod 600"],
+    );
     chmod(&pending, 0o600);
     assert_ok(&device.enroll(&code, &[]).await);
     assert!(!pending.exists());

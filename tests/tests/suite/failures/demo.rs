@@ -59,7 +59,8 @@ impl Demo {
     fn interrupt(&self) {
         let pid = self.child.id().expect("it runs");
         // The shell's own `kill`: not every machine has another.
-        let sent = std::process::Command::new("sh").arg("-c").arg(format!("kill -INT {pid}")).status();
+        let sent =
+            std::process::Command::new("sh").arg("-c").arg(format!("kill -INT {pid}")).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -INT {pid}");
     }
 
@@ -71,7 +72,8 @@ impl Demo {
             }
             self.child.wait_with_output().await.expect("its end")
         });
-        let mut ended = Ended::from(rest.await.unwrap_or_else(|_| panic!("it does not end:\n{}", self.said)));
+        let mut ended =
+            Ended::from(rest.await.unwrap_or_else(|_| panic!("it does not end:\n{}", self.said)));
         ended.stdout = self.said;
         let files: Vec<_> = std::fs::read_dir(self.tmp.path()).expect("a directory").collect();
         assert!(files.is_empty(), "left behind: {files:?}");
@@ -157,7 +159,12 @@ async fn ctrl_c_in_the_middle_clears_up_and_is_no_success() {
     demo.says("The tunnel is up").await;
     demo.interrupt();
     let ended = demo.end().await;
-    assert_eq!((ended.code, ended.stderr.as_str()), (Some(1), "error: stopped before the end\n"), "{}", ended.stdout);
+    assert_eq!(
+        (ended.code, ended.stderr.as_str()),
+        (Some(1), "error: stopped before the end\n"),
+        "{}",
+        ended.stdout
+    );
 }
 
 #[tokio::test]
@@ -168,5 +175,9 @@ async fn an_ollama_that_is_named_has_to_be_there() {
     let address = socket.local_addr().expect("an address").to_string();
     let ended = Demo::start(&["--ollama", &address]).end().await;
     assert_eq!(ended.code, Some(1), "{}", ended.stdout);
-    assert!(ended.stderr.starts_with(&format!("error: no Ollama answers at {address}\n\nhint: ")), "{}", ended.stderr);
+    assert!(
+        ended.stderr.starts_with(&format!("error: no Ollama answers at {address}\n\nhint: ")),
+        "{}",
+        ended.stderr
+    );
 }

@@ -1,4 +1,5 @@
-//! Disks that are full: told with the cure, and they cost neither a code nor a device nor what was there before.
+//! Disks that are full: told with the cure, and they cost neither a code nor a device nor what was
+//! there before.
 
 use std::fs;
 
@@ -14,11 +15,15 @@ use tests::{
 
 use crate::PROGRAM;
 
-/// That a command failed for want of room and said so; SQLite calls some of its ways to run out of it an I/O error.
+/// That a command failed for want of room and said so; SQLite calls some of its ways to run out of
+/// it an I/O error.
 #[track_caller]
 fn assert_told_full(ended: &Ended) {
     assert_told(ended, FAILED, &["\n  Caused by: "]);
-    let cure = ["free some disk space and run it again: nothing was changed", "look at the free space of its disk"];
+    let cure = [
+        "free some disk space and run it again: nothing was changed",
+        "look at the free space of its disk",
+    ];
     assert!(cure.iter().any(|words| ended.stderr.contains(words)), "{}", ended.stderr);
 }
 
@@ -29,7 +34,13 @@ async fn a_disk_that_is_full_while_a_server_is_prepared_costs_nothing() {
     let (mut failures, mut successes) = (0, 0);
     for pages in 0..=40 {
         let state = disk.path("state");
-        let init = async || world.programs.run("aditd", &["init", "--state-dir", text(&state)], "").await.expect("aditd runs");
+        let init = async || {
+            world
+                .programs
+                .run("aditd", &["init", "--state-dir", text(&state)], "")
+                .await
+                .expect("aditd runs")
+        };
         disk.fill_but(pages);
         let first = init().await;
         if first.code == Some(0) {
@@ -40,8 +51,14 @@ async fn a_disk_that_is_full_while_a_server_is_prepared_costs_nothing() {
         }
         disk.free();
         assert_ok(&init().await);
-        let left: Vec<_> = fs::read_dir(&state).expect("a directory").map(|e| e.expect("an entry").file_name()).collect();
-        assert!(left.iter().all(|name| !name.to_string_lossy().starts_with(".tmp")), "half-written files stay: {left:?}");
+        let left: Vec<_> = fs::read_dir(&state)
+            .expect("a directory")
+            .map(|e| e.expect("an entry").file_name())
+            .collect();
+        assert!(
+            left.iter().all(|name| !name.to_string_lossy().starts_with(".tmp")),
+            "half-written files stay: {left:?}"
+        );
         fs::remove_dir_all(&state).expect("removed");
     }
     assert!(failures >= 5 && successes >= 1, "{failures} failures, {successes} successes");
@@ -81,8 +98,13 @@ async fn a_disk_that_is_full_on_the_device_costs_neither_the_code_nor_the_device
         let name = format!("laptop{pages}");
         let code = world.invite(&name).await;
         let state = disk.path(&name);
-        let enroll =
-            async || world.programs.run("adit", &["enroll", "--state-dir", text(&state)], &code).await.expect("adit runs");
+        let enroll = async || {
+            world
+                .programs
+                .run("adit", &["enroll", "--state-dir", text(&state)], &code)
+                .await
+                .expect("adit runs")
+        };
         disk.fill_but(pages);
         let first = enroll().await;
         disk.free();
@@ -109,7 +131,19 @@ async fn a_disk_that_is_full_on_the_server_refuses_a_device_and_keeps_its_invita
     let upstream = format!("http://{}", world.ollama.addr());
     let mut aditd = world
         .programs
-        .start("aditd", &["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream, "--state-dir", text(&state), "-v"])
+        .start(
+            "aditd",
+            &[
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--upstream",
+                &upstream,
+                "--state-dir",
+                text(&state),
+                "-v",
+            ],
+        )
         .expect("aditd starts");
     aditd.ready().await.expect("aditd is ready");
     let run = async |args: &[&str]| {

@@ -1,4 +1,5 @@
-//! What makes no sense, said by those who got in: it is answered by its code, and hurts nobody else.
+//! What makes no sense, said by those who got in: it is answered by its code, and hurts nobody
+//! else.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -33,9 +34,14 @@ async fn a_request_that_asks_for_an_authority_and_anothers_name_gets_a_plain_cer
         SanType::URI(gate.id().to_uri().try_into().expect("a URI")),
         SanType::DnsName(SERVER_NAME.try_into().expect("a name")),
     ];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any];
+    params.extended_key_usages =
+        vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any];
     let csr = params.serialize_request(&key).expect("a CSR").der().to_vec();
-    let EnrollAnswer::Enrolled(enrolled) = enroll(&invitation, &invitation.secret.token(), csr).await else { panic!("refused") };
+    let EnrollAnswer::Enrolled(enrolled) =
+        enroll(&invitation, &invitation.secret.token(), csr).await
+    else {
+        panic!("refused")
+    };
     assert_ne!(enrolled.device_id, gate.id());
     assert_eq!(enrolled.device.as_str(), "hostile");
     let der = BASE64.decode(enrolled.certificate.as_bytes()).expect("base64");
@@ -69,20 +75,32 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
         ("a request cut short", csr(&key)[..60].to_vec()),
     ] {
         let answer = enroll(&invitation, &token, csr).await;
-        assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)), "{what}: {answer:?}");
+        assert!(
+            matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)),
+            "{what}: {answer:?}"
+        );
     }
     for token in [&[][..], &[0; 32], &random(3, 2000)] {
         let answer = enroll(&invitation, token, csr(&key)).await;
         assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::Closed)), "{answer:?}");
     }
-    // Not even the form of a request: beyond every bound, no JSON, the way to the service, and the end at once.
+    // Not even the form of a request: beyond every bound, no JSON, the way to the service, and the
+    // end at once.
     let service = StreamHead::Forward("ollama".parse().expect("a name")).encode();
-    for first in [&[0xff; 64][..], b"\0\0\0\x04nope", &[&service[..], b"GET / HTTP/1.1\r\n\r\n"].concat(), b""] {
+    for first in [
+        &[0xff; 64][..],
+        b"\0\0\0\x04nope",
+        &[&service[..], b"GET / HTTP/1.1\r\n\r\n"].concat(),
+        b"",
+    ] {
         let connection = at_enrollment(&invitation).await;
         let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
         send.write_all(first).await.expect("sent");
         send.finish().expect("finished");
-        let answer: EnrollAnswer = tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer");
+        let answer: EnrollAnswer = tokio::time::timeout(SOON, frame::read(&mut recv))
+            .await
+            .expect("in time")
+            .expect("an answer");
         assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)), "{answer:?}");
         // And then it is over: there is no second stream to try something else on.
         tokio::time::timeout(SOON, connection.closed()).await.expect("the end");
@@ -134,8 +152,13 @@ async fn a_device_whose_greeting_is_nonsense_is_told_that_they_do_not_understand
     let gate = Gate::start(PROGRAM).await;
     for greeting in [&[0xff; 16][..], b"\0\0\0\x02{}", b"\0\0\0\x04nope", b""] {
         let identity = gate.profile.certified_key().expect("an identity");
-        let config = dial::config(crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]), &gate.door(), transport::IDLE_TIMEOUT);
-        let dialed = dial::dial(&config, &[gate.address.to_string()], None).await.expect("a connection");
+        let config = dial::config(
+            crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]),
+            &gate.door(),
+            transport::IDLE_TIMEOUT,
+        );
+        let dialed =
+            dial::dial(&config, &[gate.address.to_string()], None).await.expect("a connection");
         let mut send = dialed.connection.open_uni().await.expect("a stream");
         send.write_all(greeting).await.expect("sent");
         send.finish().expect("finished");

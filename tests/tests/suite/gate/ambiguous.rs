@@ -34,7 +34,9 @@ impl Recorder {
                     while let Ok(n @ 1..) = tcp.read(&mut block).await {
                         keep.send_modify(|all| all.extend_from_slice(&block[..n]));
                         if block[..n].ends_with(b"\r\n\r\n") {
-                            let _ = tcp.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+                            let _ = tcp
+                                .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+                                .await;
                         }
                     }
                 });
@@ -51,7 +53,9 @@ impl Recorder {
 
 async fn world() -> (Recorder, World) {
     let upstream = Arc::new(Upstream::start().await);
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
+            .await;
     (Recorder::of(upstream), world)
 }
 
@@ -160,8 +164,15 @@ async fn an_ambiguous_head_is_refused_and_not_a_byte_of_it_reaches_the_service()
     let up = world.up("laptop").await;
     for head in HEADS {
         let answer = refused(&up, &request(head)).await;
-        assert!(answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.0 400 "), "{head:?}: {answer}");
-        assert!(answer.contains("\r\nConnection: close\r\n") && answer.contains("{\"error\":\"adit: the request "), "{answer}");
+        assert!(
+            answer.starts_with("HTTP/1.1 400 ") || answer.starts_with("HTTP/1.0 400 "),
+            "{head:?}: {answer}"
+        );
+        assert!(
+            answer.contains("\r\nConnection: close\r\n")
+                && answer.contains("{\"error\":\"adit: the request "),
+            "{answer}"
+        );
     }
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(70_000));
     assert!(refused(&up, long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
@@ -184,7 +195,11 @@ async fn a_malformed_chunk_ends_the_request_and_nothing_from_it_on_reaches_the_s
     let up = world.up("laptop").await;
     let head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     for chunk in CHUNKS {
-        let answer = refused(&up, format!("{head}{chunk}GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes()).await;
+        let answer = refused(
+            &up,
+            format!("{head}{chunk}GET /smuggled HTTP/1.1\r\nHost: localhost\r\n\r\n").as_bytes(),
+        )
+        .await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{chunk:?}: {answer}");
     }
     // One that comes when the head has long passed.
@@ -206,7 +221,9 @@ async fn a_malformed_chunk_ends_the_request_and_nothing_from_it_on_reaches_the_s
 async fn a_request_that_comes_byte_by_byte_is_judged_as_one_that_comes_at_once() {
     let (mut recorder, world) = world().await;
     let up = world.up("laptop").await;
-    let good = request("POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n");
+    let good = request(
+        "POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nX: y\r\n\r\n",
+    );
     let mut app = raw::connect(up.address).await;
     for byte in &good {
         app.write_all(&[*byte]).await.expect("sent");

@@ -1,6 +1,10 @@
-//! The audit log: it says truthfully what was done and how it ended, and nothing of what was said; no disk and no crash makes it lie.
+//! The audit log: it says truthfully what was done and how it ended, and nothing of what was said;
+//! no disk and no crash makes it lie.
 
-use std::{collections::BTreeSet, fs, io::Write, os::unix::fs::PermissionsExt, path::Path, process::Stdio, time::Duration};
+use std::{
+    collections::BTreeSet, fs, io::Write, os::unix::fs::PermissionsExt, path::Path, process::Stdio,
+    time::Duration,
+};
 
 use serde_json::Value;
 use tests::{
@@ -32,7 +36,10 @@ async fn up(world: &World, name: &str) -> Up {
 async fn shown(world: &World, flags: &[&str]) -> Vec<Value> {
     let log = world.aditd(&[&["audit", "--json"], flags].concat()).await;
     assert_eq!((log.code, log.stderr.as_str()), (Some(0), ""));
-    log.stdout.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+    log.stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+        .collect()
 }
 
 /// Waits until the log has a line like this: it is written beside the requests.
@@ -66,7 +73,8 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
     let world = start("").await;
     let up = up(&world, "laptop").await;
     let json = r#"{"model":"stand-in:latest","prompt":"PRIVATE-PROMPT","options":{"num_predict":7,"seed":3}}"#;
-    let request = raw::post("/api/generate?PRIVATE-QUERY=1", json).replace("Host:", "Authorization: Bearer PRIVATE-KEY\r\nHost:");
+    let request = raw::post("/api/generate?PRIVATE-QUERY=1", json)
+        .replace("Host:", "Authorization: Bearer PRIVATE-KEY\r\nHost:");
     let answer = raw::exchange(up.address, &request).await;
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
     let done = line(&world, |line| line["end"] == "done").await;
@@ -85,15 +93,20 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
         assert_eq!(done[name], expected, "{name} in {done:#}");
     }
     assert!(
-        done["first_byte_ms"].as_f64() <= done["total_ms"].as_f64() && done["first_byte_ms"].as_f64() > Some(0.0),
+        done["first_byte_ms"].as_f64() <= done["total_ms"].as_f64()
+            && done["first_byte_ms"].as_f64() > Some(0.0),
         "{done:#}"
     );
     drop(endless(&world, &up).await);
     assert_eq!(line(&world, |line| line["end"] == "cancelled").await["status"], 200);
-    let denied = raw::exchange(up.address, &raw::post("/api/delete", r#"{"model":"PRIVATE-MODEL"}"#)).await;
+    let denied =
+        raw::exchange(up.address, &raw::post("/api/delete", r#"{"model":"PRIVATE-MODEL"}"#)).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
     let refused = line(&world, |line| line["end"] == "refused").await;
-    assert_eq!((&refused["why"], &refused["status"], &refused["path"]), (&"role".into(), &403.into(), &"/api/delete".into()));
+    assert_eq!(
+        (&refused["why"], &refused["status"], &refused["path"]),
+        (&"role".into(), &403.into(), &"/api/delete".into())
+    );
     let mut cut = endless(&world, &up).await;
     assert_eq!(world.aditd(&["device", "revoke", "laptop"]).await.code, Some(0));
     raw::read_to_end(&mut cut).await;
@@ -105,14 +118,19 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
             .split_whitespace()
             .collect();
     for line in shown(&world, &[]).await.iter().filter(|line| line["event"] == "request") {
-        let names: BTreeSet<_> = line.as_object().expect("an object").keys().map(String::as_str).collect();
+        let names: BTreeSet<_> =
+            line.as_object().expect("an object").keys().map(String::as_str).collect();
         assert!(names.is_subset(&known), "{line:#}");
     }
     let log = fs::read_to_string(world.state().join("audit.jsonl")).expect("a log");
     for private in ["PRIVATE-PROMPT", "PRIVATE-QUERY", "PRIVATE-KEY"] {
         assert!(!log.contains(private), "{private} in {log}");
     }
-    assert_eq!(fs::metadata(world.state().join("audit.jsonl")).expect("a log").permissions().mode() & 0o777, 0o600);
+    assert_eq!(
+        fs::metadata(world.state().join("audit.jsonl")).expect("a log").permissions().mode()
+            & 0o777,
+        0o600
+    );
 }
 
 #[tokio::test]
@@ -121,13 +139,24 @@ async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("a socket");
     reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let nobody = reserved.local_addr().expect("an address");
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &nobody.to_string()]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &nobody.to_string()]).await;
     let up = up(&world, "laptop").await;
     let answer = raw::exchange(up.address, VERSION).await;
-    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("adit: Ollama is not running on the server"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 502 ")
+            && answer.contains("adit: Ollama is not running on the server"),
+        "{answer}"
+    );
     let noted = line(&world, |line| line["path"] == "/api/version").await;
-    assert_eq!((&noted["end"], &noted["why"], &noted["status"]), (&"refused".into(), &"upstream".into(), &502.into()));
-    assert_eq!((&noted["bytes_in"], &noted["bytes_out"]), (&VERSION.len().into(), &answer.len().into()));
+    assert_eq!(
+        (&noted["end"], &noted["why"], &noted["status"]),
+        (&"refused".into(), &"upstream".into(), &502.into())
+    );
+    assert_eq!(
+        (&noted["bytes_in"], &noted["bytes_out"]),
+        (&VERSION.len().into(), &answer.len().into())
+    );
     let denied = raw::exchange(up.address, &raw::post("/api/delete", "{}")).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
     assert_eq!(line(&world, |line| line["path"] == "/api/delete").await["why"], "role");
@@ -139,10 +168,14 @@ async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
 #[tokio::test]
 async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_was_broken_off() {
     let service = Upstream::start().await;
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
+            .await;
     let up = up(&world, "laptop").await;
     let half = b"HTTP/1.0 200 OK\r\n\r\n{\"response\":\"half";
-    for (path, expected) in [("/api/generate", "cancelled"), ("/api/chat", "cut"), ("/api/embed", "done")] {
+    for (path, expected) in
+        [("/api/generate", "cancelled"), ("/api/chat", "cut"), ("/api/embed", "done")]
+    {
         let request = raw::post(path, r#"{"model":"stand-in"}"#).replace("HTTP/1.1", "HTTP/1.0");
         let mut app = raw::connect(up.address).await;
         app.write_all(request.as_bytes()).await.expect("sent");
@@ -184,7 +217,12 @@ async fn whatever_changes_who_may_do_what_is_noted() {
     let mut world = start("").await;
     world.device_as("laptop", "infer").await;
     world.invite("tmp").await;
-    for command in [&["role", "laptop", "admin"][..], &["revoke", "laptop"], &["forget", "laptop"], &["revoke", "tmp"]] {
+    for command in [
+        &["role", "laptop", "admin"][..],
+        &["revoke", "laptop"],
+        &["forget", "laptop"],
+        &["revoke", "tmp"],
+    ] {
         let ended = world.aditd(&[&["device"], command].concat()).await;
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     }
@@ -196,15 +234,26 @@ async fn whatever_changes_who_may_do_what_is_noted() {
     world.aditd.signal("TERM");
     world.aditd.ended().await.expect("it ends");
     let lines = shown(&world, &[]).await;
-    let events: Vec<_> = lines.iter().map(|line| line["event"].as_str().expect("an event")).collect();
+    let events: Vec<_> =
+        lines.iter().map(|line| line["event"].as_str().expect("an event")).collect();
     assert_eq!(
         events,
-        ["start", "invite", "enroll", "invite", "role", "revoke", "forget", "withdraw", "reload", "reload", "stop"]
+        [
+            "start", "invite", "enroll", "invite", "role", "revoke", "forget", "withdraw",
+            "reload", "reload", "stop"
+        ]
     );
     let role = &lines[4];
-    assert_eq!((&role["device"], &role["before"], &role["role"]), (&"laptop".into(), &"infer".into(), &"admin".into()));
+    assert_eq!(
+        (&role["device"], &role["before"], &role["role"]),
+        (&"laptop".into(), &"infer".into(), &"admin".into())
+    );
     assert_eq!(lines[7]["device"], "tmp");
-    assert!(lines[9]["refused"].as_str().is_some_and(|why| why.contains("nonsense")), "{:#}", lines[9]);
+    assert!(
+        lines[9]["refused"].as_str().is_some_and(|why| why.contains("nonsense")),
+        "{:#}",
+        lines[9]
+    );
     let of_device = shown(&world, &["--device", "laptop", "--since", "1h"]).await;
     assert_eq!(of_device.len(), 5);
     let table = world.aditd(&["audit"]).await.stdout;
@@ -252,15 +301,28 @@ async fn a_disk_that_is_full_costs_lines_that_are_counted_and_told() {
     disk.fill_but(0);
     // The last page has room for some more.
     for _ in 0..40 {
-        assert!(raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"), "no request is refused for it");
+        assert!(
+            raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"),
+            "no request is refused for it"
+        );
     }
-    let full = status(&world, |audit| audit["failing"].is_string() && audit["lost"].as_u64() > Some(0)).await;
+    let full =
+        status(&world, |audit| audit["failing"].is_string() && audit["lost"].as_u64() > Some(0))
+            .await;
     assert!(full["failing"].as_str().is_some_and(|why| why.contains("audit.jsonl")), "{full}");
-    assert_eq!(world.aditd.log().matches("the audit log can't be written").count(), 1, "{}", world.aditd.log());
+    assert_eq!(
+        world.aditd.log().matches("the audit log can't be written").count(),
+        1,
+        "{}",
+        world.aditd.log()
+    );
     disk.free();
-    let lost = status(&world, |audit| audit["failing"].is_null()).await["lost"].as_u64().expect("a number");
+    let lost = status(&world, |audit| audit["failing"].is_null()).await["lost"]
+        .as_u64()
+        .expect("a number");
     assert_eq!(line(&world, |line| line["event"] == "lost").await["lines"], lost);
-    let noted = shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count() as u64;
+    let noted =
+        shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count() as u64;
     assert_eq!(noted + lost, 40);
 }
 
@@ -280,7 +342,11 @@ async fn where_the_log_is_required_nothing_passes_without_it() {
             break;
         }
     }
-    assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("adit: the audit log can't be written"), "{refused}");
+    assert!(
+        refused.starts_with("HTTP/1.1 503 ")
+            && refused.contains("adit: the audit log can't be written"),
+        "{refused}"
+    );
     disk.free();
     status(&world, |audit| audit["failing"].is_null()).await;
     let answer = raw::exchange(up.address, VERSION).await;
@@ -294,13 +360,26 @@ async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
     let world = start("audit_size = '1KiB'").await;
     let up = up(&world, "laptop").await;
     let (state, config) = (world.state(), world.config());
-    let args = ["audit", "--follow", "--json", "--device", "laptop", "--state-dir", text(&state), "--config", text(&config)];
+    let args = [
+        "audit",
+        "--follow",
+        "--json",
+        "--device",
+        "laptop",
+        "--state-dir",
+        text(&state),
+        "--config",
+        text(&config),
+    ];
     let mut command = world.programs.command("aditd", &args);
-    let mut follower = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+    let mut follower =
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
     let mut lines = BufReader::new(follower.stdout.take().expect("piped")).lines();
     let asked = async {
         for i in 0..REQUESTS {
-            let request = VERSION.replace("/api/version", &format!("/api/version?{i}")).replace("GET", "HEAD");
+            let request = VERSION
+                .replace("/api/version", &format!("/api/version?{i}"))
+                .replace("GET", "HEAD");
             assert!(raw::exchange(up.address, &request).await.starts_with("HTTP/1.1 200 OK"));
         }
     };
@@ -312,10 +391,21 @@ async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
             requests += usize::from(line["event"] == "request");
         }
     };
-    tokio::time::timeout(SOON, async { tokio::join!(asked, read) }).await.expect("all of them are shown");
-    assert!(fs::read_dir(&state).expect("a directory").count() > 5 + REQUESTS / 5, "the log is put aside again and again");
-    assert_eq!(shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count(), REQUESTS);
+    tokio::time::timeout(SOON, async { tokio::join!(asked, read) })
+        .await
+        .expect("all of them are shown");
+    assert!(
+        fs::read_dir(&state).expect("a directory").count() > 5 + REQUESTS / 5,
+        "the log is put aside again and again"
+    );
+    assert_eq!(
+        shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count(),
+        REQUESTS
+    );
     drop(lines);
-    let ended = tokio::time::timeout(SOON, follower.wait_with_output()).await.expect("it ends").expect("a status");
+    let ended = tokio::time::timeout(SOON, follower.wait_with_output())
+        .await
+        .expect("it ends")
+        .expect("a status");
     assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(0), &b""[..]));
 }

@@ -45,7 +45,10 @@ impl Checker {
     }
 }
 
-async fn answer(mut tcp: impl AsyncReadExt + AsyncWriteExt + Unpin, keep: watch::Sender<Vec<(String, Value)>>) {
+async fn answer(
+    mut tcp: impl AsyncReadExt + AsyncWriteExt + Unpin,
+    keep: watch::Sender<Vec<(String, Value)>>,
+) {
     let mut bytes = Vec::new();
     let (path, question) = loop {
         if tcp.read_buf(&mut bytes).await.is_ok_and(|n| n > 0)
@@ -85,19 +88,27 @@ impl Guarded {
         let config = dir.path().join("aditd.toml");
         let upstream = Arc::new(Upstream::start().await);
         let address = upstream.flag("http");
-        std::fs::write(&config, format!("authorize = '{address}/{path}'\nauthorize_at = {at}")).expect("written");
-        let world = World::start_with(PROGRAM, Options::default(), &["--config", config.to_str().expect("a path")]).await;
+        std::fs::write(&config, format!("authorize = '{address}/{path}'\nauthorize_at = {at}"))
+            .expect("written");
+        let world = World::start_with(
+            PROGRAM,
+            Options::default(),
+            &["--config", config.to_str().expect("a path")],
+        )
+        .await;
         Self { world, checker: Checker::of(upstream), address, config, _dir: dir }
     }
 
     async fn ask_at(&self, path: &str) {
-        std::fs::write(&self.config, format!("authorize = '{}/{path}'", self.address)).expect("written");
+        std::fs::write(&self.config, format!("authorize = '{}/{path}'", self.address))
+            .expect("written");
         let reload = self.world.aditd(&["reload"]).await;
         assert_eq!(reload.code, Some(0), "{}", reload.stderr);
     }
 }
 
-const TAGS: &str = "GET /api/tags?secret=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+const TAGS: &str =
+    "GET /api/tags?secret=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 async fn status(up: &tests::world::Up, request: &str) -> u16 {
     let answer = raw::exchange(up.address, request).await;
@@ -111,7 +122,10 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     assert_eq!(guarded.checker.count(), 0, "enrolling is not asked about");
     assert_eq!(status(&up, TAGS).await, 200);
     let question = guarded.checker.last();
-    assert_eq!((&question["at"], &question["device"], &question["role"]), (&"request".into(), &"laptop".into(), &"admin".into()));
+    assert_eq!(
+        (&question["at"], &question["device"], &question["role"]),
+        (&"request".into(), &"laptop".into(), &"admin".into())
+    );
     assert_eq!((&question["method"], &question["path"]), (&"GET".into(), &"/api/tags".into()));
     assert_eq!(question["model"], Value::Null);
     assert_eq!(status(&up, TAGS).await, 200);
@@ -122,7 +136,11 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     assert_eq!(status(&up, &raw::post("/api/generate", generate)).await, 200);
     assert_eq!(guarded.checker.last()["model"], "stand-in");
     assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"secret"}"#)).await, 403);
-    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await, 400, "two readers");
+    assert_eq!(
+        status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await,
+        400,
+        "two readers"
+    );
 
     guarded.ask_at("no").await;
     let answer = raw::exchange(up.address, TAGS).await;
@@ -144,7 +162,11 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     std::fs::write(&guarded.config, "authorize = 'http://127.0.0.1:1/nobody'").expect("written");
     assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
     assert_eq!(status(&up, TAGS).await, 503, "who can't be asked says no");
-    assert_eq!(guarded.world.ollama.counters().started, 1, "what was refused has not reached Ollama");
+    assert_eq!(
+        guarded.world.ollama.counters().started,
+        1,
+        "what was refused has not reached Ollama"
+    );
 }
 
 #[tokio::test]
@@ -152,7 +174,10 @@ async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
     let guarded = Guarded::start("model", "['request']").await;
     let up = guarded.world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
-    let endless = raw::post("/api/generate", r#"{"model":"stand-in","prompt":"x","options":{"num_predict":-1}}"#);
+    let endless = raw::post(
+        "/api/generate",
+        r#"{"model":"stand-in","prompt":"x","options":{"num_predict":-1}}"#,
+    );
     app.write_all(endless.as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 500).await;
     assert_eq!(guarded.checker.count(), 1);
@@ -175,7 +200,8 @@ async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
 async fn about_a_device_that_asks_too_often_nobody_is_asked() {
     let guarded = Guarded::start("no", "['request']").await;
     let up = guarded.world.up("laptop").await;
-    let limited = format!("authorize = '{}/no'\n[limits]\nrequests_per_minute = 2", guarded.address);
+    let limited =
+        format!("authorize = '{}/no'\n[limits]\nrequests_per_minute = 2", guarded.address);
     std::fs::write(&guarded.config, limited).expect("written");
     assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
     let mut told = Vec::new();
@@ -196,11 +222,17 @@ async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_a
     assert_eq!(refused.code, Some(4), "{}", refused.stderr);
     assert!(refused.stderr.contains("own rules"), "{}", refused.stderr);
     let question = guarded.checker.last();
-    assert_eq!((&question["at"], &question["device"], &question["role"]), (&"enroll".into(), &"laptop".into(), &"infer".into()));
+    assert_eq!(
+        (&question["at"], &question["device"], &question["role"]),
+        (&"enroll".into(), &"laptop".into(), &"infer".into())
+    );
     assert!(guarded.world.aditd(&["device", "list"]).await.stdout.is_empty());
 
-    std::fs::write(&guarded.config, format!("authorize = '{}/yes'\nauthorize_at = ['enroll']", guarded.address))
-        .expect("written");
+    std::fs::write(
+        &guarded.config,
+        format!("authorize = '{}/yes'\nauthorize_at = ['enroll']", guarded.address),
+    )
+    .expect("written");
     assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
     let enrolled = device.enroll(&code, &[]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
@@ -219,14 +251,23 @@ async fn question_in(asked: &mut tokio::net::UnixStream) -> String {
 }
 
 #[tokio::test]
-async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it_thinks_never_runs() {
+async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it_thinks_never_runs()
+{
     let dir = tempfile::tempdir().expect("a directory");
     let (socket, config) = (dir.path().join("s"), dir.path().join("aditd.toml"));
     let listener = UnixListener::bind(&socket).expect("bound");
-    std::fs::write(&config, format!("authorize = 'unix:{}:/check'", socket.display())).expect("written");
-    let world = World::start_with(PROGRAM, Options::default(), &["--config", config.to_str().expect("a path")]).await;
+    std::fs::write(&config, format!("authorize = 'unix:{}:/check'", socket.display()))
+        .expect("written");
+    let world = World::start_with(
+        PROGRAM,
+        Options::default(),
+        &["--config", config.to_str().expect("a path")],
+    )
+    .await;
     let up = world.up("laptop").await;
-    let accept = async || tokio::time::timeout(SOON, listener.accept()).await.expect("asked").expect("accepted").0;
+    let accept = async || {
+        tokio::time::timeout(SOON, listener.accept()).await.expect("asked").expect("accepted").0
+    };
 
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
@@ -235,7 +276,10 @@ async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it
     assert!(question.contains("\"model\":\"stand-in:latest\""), "{question}");
     drop::<TcpStream>(app);
     let mut rest = Vec::new();
-    tokio::time::timeout(SOON, asked.read_to_end(&mut rest)).await.expect("it is given up").expect("read");
+    tokio::time::timeout(SOON, asked.read_to_end(&mut rest))
+        .await
+        .expect("it is given up")
+        .expect("read");
 
     let mut app = raw::connect(up.address).await;
     app.write_all(TAGS.as_bytes()).await.expect("sent");

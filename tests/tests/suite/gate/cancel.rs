@@ -26,7 +26,9 @@ async fn cancelled(address: std::net::SocketAddr, way: usize) {
         1 => app.set_zero_linger().expect("linger"),
         _ => {
             app.shutdown().await.expect("half-closed");
-            let _ = tokio::time::timeout(SOON, app.read_to_end(&mut Vec::new())).await.expect("it ends");
+            let _ = tokio::time::timeout(SOON, app.read_to_end(&mut Vec::new()))
+                .await
+                .expect("it ends");
         }
     }
 }
@@ -46,7 +48,11 @@ async fn a_thousand_of_a_thousand_cancelled_answers_stop_the_service() {
     while let Some(ended) = running.join_next().await {
         ended.expect("no panic");
     }
-    let all = world.ollama.wait_for(|c| c.cancelled + c.completed == 1000, SOON).await.expect("all have ended");
+    let all = world
+        .ollama
+        .wait_for(|c| c.cancelled + c.completed == 1000, SOON)
+        .await
+        .expect("all have ended");
     assert_eq!((all.started, all.cancelled, all.running), (1000, 1000, 0));
 }
 
@@ -66,6 +72,10 @@ async fn answers_that_come_whole_or_have_not_begun_are_cancelled_too() {
         }
         world.ollama.wait_for(|c| c.started == before.started + 10, SOON).await.expect("all wait");
         drop(waiting);
-        world.ollama.wait_for(|c| c.cancelled == before.cancelled + 10 && c.running == 0, SOON).await.expect("all are cancelled");
+        world
+            .ollama
+            .wait_for(|c| c.cancelled == before.cancelled + 10 && c.running == 0, SOON)
+            .await
+            .expect("all are cancelled");
     }
 }

@@ -1,4 +1,5 @@
-//! How much a device may ask for, and who is next: told in words, and never at another device's cost.
+//! How much a device may ask for, and who is next: told in words, and never at another device's
+//! cost.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -45,7 +46,9 @@ async fn line_has(world: &World, waiting: u64) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(SOON, wait).await.unwrap_or_else(|_| panic!("the line never had {waiting}"));
+    tokio::time::timeout(SOON, wait)
+        .await
+        .unwrap_or_else(|_| panic!("the line never had {waiting}"));
 }
 
 /// The sentence of an answer with this status.
@@ -58,7 +61,9 @@ fn told(answer: &str, status: &str) -> String {
 }
 
 fn retry_after(answer: &str) -> Option<u64> {
-    let line = answer.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after: ").map(str::to_owned));
+    let line = answer.lines().find_map(|line| {
+        line.to_ascii_lowercase().strip_prefix("retry-after: ").map(str::to_owned)
+    });
     line.map(|secs| secs.trim().parse().expect("seconds"))
 }
 
@@ -71,7 +76,10 @@ async fn one_device_that_asks_too_often_is_told_when_to_come_back_and_another_is
     }
     let refused = raw::exchange(greedy.address, VERSION).await;
     let sentence = told(&refused, "429");
-    assert!(sentence.starts_with("adit: device `greedy` may make 1 requests per minute; try again in "), "{sentence}");
+    assert!(
+        sentence.starts_with("adit: device `greedy` may make 1 requests per minute; try again in "),
+        "{sentence}"
+    );
     assert!(retry_after(&refused).is_some_and(|secs| (1..=60).contains(&secs)), "{refused}");
     assert!(raw::exchange(person.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
 }
@@ -82,7 +90,10 @@ async fn requests_at_once_are_counted_until_they_end() {
     let up = up(&world, "laptop").await;
     let running = endless(&world, up.address).await;
     let refused = raw::exchange(up.address, VERSION).await;
-    assert_eq!(told(&refused, "429"), "adit: device `laptop` may have 1 requests running at once; try again when one has ended");
+    assert_eq!(
+        told(&refused, "429"),
+        "adit: device `laptop` may have 1 requests running at once; try again when one has ended"
+    );
     assert_eq!(retry_after(&refused), Some(1));
     drop(running);
     let wait = async {
@@ -110,7 +121,10 @@ async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
     let up = up(&world, "laptop").await;
     let json = format!(r#"{{"model":"stand-in:latest","prompt":"{}"}}"#, "x".repeat(2000));
     let refused = raw::exchange(up.address, &raw::post("/api/generate", &json)).await;
-    assert_eq!(told(&refused, "413"), "adit: device `laptop` may send 1024 bytes with a request (limit `body`)");
+    assert_eq!(
+        told(&refused, "413"),
+        "adit: device `laptop` may send 1024 bytes with a request (limit `body`)"
+    );
     let chunked = format!(
         "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{json}\r\n0\r\n\r\n",
         json.len()
@@ -154,8 +168,16 @@ async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
             return;
         }
         let sentence = told(&refused, "429");
-        assert!(sentence.starts_with("adit: device `laptop` may use 20 tokens per day (UTC), and has used them"), "{sentence}");
-        assert!(retry_after(&refused).is_some_and(|secs| (1..=86_400).contains(&secs)), "{refused}");
+        assert!(
+            sentence.starts_with(
+                "adit: device `laptop` may use 20 tokens per day (UTC), and has used them"
+            ),
+            "{sentence}"
+        );
+        assert!(
+            retry_after(&refused).is_some_and(|secs| (1..=86_400).contains(&secs)),
+            "{refused}"
+        );
     }
 }
 
@@ -164,7 +186,10 @@ async fn ended(world: &World) -> Vec<(String, String)> {
     let log = world.aditd(&["audit", "--json"]).await;
     let lines = log.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let text = |line: &Value, name: &str| line[name].as_str().expect("text").to_owned();
-    lines.filter(|l| l["event"] == "request").map(|l| (text(&l, "device"), text(&l, "end"))).collect()
+    lines
+        .filter(|l| l["event"] == "request")
+        .map(|l| (text(&l, "device"), text(&l, "end")))
+        .collect()
 }
 
 #[tokio::test]
@@ -195,7 +220,12 @@ async fn a_person_waits_for_at_most_one_turn_of_a_greedy_script() {
         }
     });
     let all = all.await.expect("all are noted");
-    let turns: Vec<_> = all.iter().skip_while(|(_, end)| end != "cancelled").skip(1).map(|(device, _)| device).collect();
+    let turns: Vec<_> = all
+        .iter()
+        .skip_while(|(_, end)| end != "cancelled")
+        .skip(1)
+        .map(|(device, _)| device)
+        .collect();
     let at = turns.iter().position(|device| *device == "person").expect("the person was served");
     assert!(at <= 1, "{at} turns of the script came first: {turns:?}");
     assert_eq!(turns.len() as u64, GREEDY + 1);
@@ -211,7 +241,10 @@ async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does(
         waits.write_all(raw::generate(1, 1).as_bytes()).await.expect("sent");
         line_has(&world, 1).await;
         let refused = raw::exchange(up.address, &raw::generate(1, 1)).await;
-        assert_eq!(told(&refused, "503"), "server busy, please try again.  maximum pending requests exceeded");
+        assert_eq!(
+            told(&refused, "503"),
+            "server busy, please try again.  maximum pending requests exceeded"
+        );
         drop(waits);
         line_has(&world, 0).await;
     }
@@ -225,8 +258,13 @@ async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does(
 async fn a_request_that_is_not_whole_takes_nobodys_turn() {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let service = Upstream::start().await;
-    let world =
-        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let world = World::start_configured(
+        PROGRAM,
+        Options::default(),
+        &["--upstream", &service.flag("http")],
+        "max_in_flight = 1",
+    )
+    .await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     // Long enough to be whole as JSON before it is whole as a body.
     let json = r#"{"model":"stand-in","prompt":"x"}"#;
@@ -238,7 +276,10 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
     let mut unfinished = raw::connect(script.address).await;
     unfinished.write_all(format!("{head}{half}").as_bytes()).await.expect("sent");
     let mut at_service = service.accept().await;
-    assert_eq!(raw::read_exactly(&mut at_service, head.len() + half.len()).await, format!("{head}{half}").as_bytes());
+    assert_eq!(
+        raw::read_exactly(&mut at_service, head.len() + half.len()).await,
+        format!("{head}{half}").as_bytes()
+    );
 
     // Its turn is still to come: a person's is now.
     let whole = raw::post("/api/generate", json);
@@ -247,7 +288,8 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
     let mut running = service.accept().await;
     raw::read_exactly(&mut running, whole.len()).await;
 
-    // While that runs, a whole JSON object is no whole request: it does not reach the service, and is not in the line.
+    // While that runs, a whole JSON object is no whole request: it does not reach the service, and
+    // is not in the line.
     unfinished.write_all(rest.as_bytes()).await.expect("sent");
     let mut next = raw::connect(person.address).await;
     next.write_all(whole.as_bytes()).await.expect("sent");
@@ -264,7 +306,10 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
     running.write_all(ANSWER).await.expect("answered");
     drop(running);
     assert!(raw::read_to_end(&mut next).await.0.ends_with(b"ok"));
-    assert_eq!(raw::read_exactly(&mut at_service, rest.len() + 1).await, format!("{rest} ").as_bytes());
+    assert_eq!(
+        raw::read_exactly(&mut at_service, rest.len() + 1).await,
+        format!("{rest} ").as_bytes()
+    );
     at_service.write_all(ANSWER).await.expect("answered");
     drop(at_service);
     assert!(raw::read_to_end(&mut unfinished).await.0.ends_with(b"ok"));
@@ -273,8 +318,13 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
 #[tokio::test]
 async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection() {
     let service = Upstream::start().await;
-    let world =
-        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let world = World::start_configured(
+        PROGRAM,
+        Options::default(),
+        &["--upstream", &service.flag("http")],
+        "max_in_flight = 1",
+    )
+    .await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     // An answer that the service ends by closing.
     let request = raw::generate(1, 1).replace("HTTP/1.1", "HTTP/1.0");
@@ -296,8 +346,13 @@ async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection
 #[tokio::test]
 async fn what_waits_for_its_turn_when_its_tunnel_is_lost_never_reaches_the_service() {
     let service = Upstream::start().await;
-    let world =
-        World::start_configured(PROGRAM, Options::default(), &["--upstream", &service.flag("http")], "max_in_flight = 1").await;
+    let world = World::start_configured(
+        PROGRAM,
+        Options::default(),
+        &["--upstream", &service.flag("http")],
+        "max_in_flight = 1",
+    )
+    .await;
     let person = up(&world, "person").await;
     let device = world.device_as("laptop", "infer").await;
     let lost = device.up(&[]).await;
@@ -324,7 +379,8 @@ async fn bodies_that_are_never_finished_leave_others_room_to_be_read() {
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     // Two of the longest are all that one device gets; each is held open one byte before its end.
     const LONG: usize = 31 << 20;
-    let head = format!("POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n");
+    let head =
+        format!("POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {LONG}\r\n\r\n");
     let beginning = [head.as_bytes(), &vec![b' '; LONG - 1]].concat();
     let mut held = tokio::task::JoinSet::new();
     for _ in 0..3 {
@@ -341,7 +397,11 @@ async fn bodies_that_are_never_finished_leave_others_room_to_be_read() {
         });
     }
     // One of them, whichever comes last; the others are held.
-    let refused = tokio::time::timeout(SOON, held.join_next()).await.expect("one is refused").expect("one").expect("read");
+    let refused = tokio::time::timeout(SOON, held.join_next())
+        .await
+        .expect("one is refused")
+        .expect("one")
+        .expect("read");
     let sentence = told(&refused, "503");
     assert!(sentence.contains("too many long requests"), "{sentence}");
     let answer = raw::exchange(person.address, &raw::generate(1, 1)).await;

@@ -1,4 +1,5 @@
-//! Metrics: what Prometheus is told of what has passed, in no more lines than there are kinds of things.
+//! Metrics: what Prometheus is told of what has passed, in no more lines than there are kinds of
+//! things.
 
 use std::process::Stdio;
 
@@ -13,7 +14,8 @@ use crate::PROGRAM;
 const CONFIG: &str = "metrics = 'unix:{dir}/metrics.sock'";
 
 async fn start(config: &str) -> World {
-    let options = Options { token_interval: std::time::Duration::from_millis(1), ..Options::default() };
+    let options =
+        Options { token_interval: std::time::Duration::from_millis(1), ..Options::default() };
     World::start_configured(PROGRAM, options, &[], config).await
 }
 
@@ -26,7 +28,9 @@ async fn up(world: &World, name: &str) -> Up {
 async fn scrape(world: &World) -> Option<String> {
     let socket = world.scratch("metrics.sock");
     let mut curl = tokio::process::Command::new("curl");
-    curl.args(["-sS", "--fail", "--max-time", "30", "--unix-socket"]).arg(socket).arg("http://localhost/metrics");
+    curl.args(["-sS", "--fail", "--max-time", "30", "--unix-socket"])
+        .arg(socket)
+        .arg("http://localhost/metrics");
     match curl.stdin(Stdio::null()).output().await {
         Ok(output) => {
             assert!(output.status.success(), "{output:?}");
@@ -47,7 +51,8 @@ fn value(text: &str, line: &str) -> f64 {
     found.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
-/// Scrapes until something has been counted: a request is counted when it is over, which its client may know a moment earlier.
+/// Scrapes until something has been counted: a request is counted when it is over, which its client
+/// may know a moment earlier.
 async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String> {
     let wait = async {
         loop {
@@ -60,7 +65,9 @@ async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String
     };
     match tokio::time::timeout(SOON, wait).await {
         Ok(text) => text,
-        Err(_) => panic!("never {at_least} of `{line}`:\n{}", scrape(world).await.unwrap_or_default()),
+        Err(_) => {
+            panic!("never {at_least} of `{line}`:\n{}", scrape(world).await.unwrap_or_default())
+        }
     }
 }
 
@@ -103,14 +110,25 @@ async fn what_has_passed_is_counted() {
     ] {
         assert_eq!(value(&text, line), expected, "{line} in:\n{text}");
     }
-    // An answer comes in at least two pieces: its tokens are flushed one by one, but may meet on the way.
-    assert!(value(&text, r#"adit_between_pieces_seconds_count{route="generate"}"#) >= 1.0, "{text}");
+    // An answer comes in at least two pieces: its tokens are flushed one by one, but may meet on
+    // the way.
+    assert!(
+        value(&text, r#"adit_between_pieces_seconds_count{route="generate"}"#) >= 1.0,
+        "{text}"
+    );
     assert!(value(&text, r#"adit_bytes_total{direction="out"}"#) > 1000.0, "{text}");
-    assert!(value(&text, r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#) > 1.7e9, "{text}");
-    scrape_until(&world, r#"adit_door_ignored_total{reason="stranger"}"#, 1.0).await.expect("metrics");
+    assert!(
+        value(&text, r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#) > 1.7e9,
+        "{text}"
+    );
+    scrape_until(&world, r#"adit_door_ignored_total{reason="stranger"}"#, 1.0)
+        .await
+        .expect("metrics");
     let garbage = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     garbage.send_to(&[0xff; 1200], world.address().await).await.expect("sent");
-    scrape_until(&world, r#"adit_door_ignored_total{reason="datagram"}"#, 1.0).await.expect("metrics");
+    scrape_until(&world, r#"adit_door_ignored_total{reason="datagram"}"#, 1.0)
+        .await
+        .expect("metrics");
 }
 
 #[tokio::test]
@@ -118,7 +136,8 @@ async fn whatever_is_asked_for_there_are_no_more_lines() {
     let world = start(CONFIG).await;
     let up = up(&world, "laptop").await;
     let ask = async |path: &str| {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = raw::exchange(up.address, &request).await;
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     };
@@ -140,7 +159,11 @@ async fn metrics_are_off_unless_asked_for_and_never_on_another_address() {
     std::fs::write(world.config(), "metrics = '0.0.0.0:9464'").expect("written");
     let told = world.aditd(&["serve", "--listen", "127.0.0.1:0"]).await;
     assert_eq!(told.code, Some(2), "{told:?}");
-    assert!(told.stderr.contains("not a loopback address") && told.stderr.contains("line 1"), "{}", told.stderr);
+    assert!(
+        told.stderr.contains("not a loopback address") && told.stderr.contains("line 1"),
+        "{}",
+        told.stderr
+    );
 }
 
 #[tokio::test]
@@ -148,8 +171,18 @@ async fn a_tcp_port_of_this_machine_tells_them_too() {
     let mut world = start("metrics = '127.0.0.1:0'").await;
     world.aditd.says("metrics at http://127.0.0.1:").await;
     let log = world.aditd.log();
-    let at = log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next()).expect("an address");
-    let answer =
-        raw::exchange(at.parse().expect("an address"), "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("application/openmetrics-text"), "{answer}");
+    let at = log
+        .split("metrics at http://")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .expect("an address");
+    let answer = raw::exchange(
+        at.parse().expect("an address"),
+        "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    )
+    .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200 OK") && answer.contains("application/openmetrics-text"),
+        "{answer}"
+    );
 }

@@ -1,4 +1,5 @@
-//! What the gate reads itself: any bytes, cut anywhere, get one verdict, and never a panic. `tests/fuzz` looks further, with the same checks.
+//! What the gate reads itself: any bytes, cut anywhere, get one verdict, and never a panic.
+//! `tests/fuzz` looks further, with the same checks.
 
 use proptest::prelude::*;
 use tests::parsers::{check_answer, check_body, check_names, check_request};

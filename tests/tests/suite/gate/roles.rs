@@ -17,12 +17,19 @@ async fn configured(config: &str) -> (World, PathBuf, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("aditd.toml");
     std::fs::write(&path, config).expect("written");
-    let world = World::start_with(PROGRAM, Options::default(), &["--config", path.to_str().expect("a path")]).await;
+    let world = World::start_with(
+        PROGRAM,
+        Options::default(),
+        &["--config", path.to_str().expect("a path")],
+    )
+    .await;
     (world, path, dir)
 }
 
 async fn device(world: &World, path: &std::path::Path, name: &str, role: &str) -> (Device, Up) {
-    let invited = world.aditd(&["invite", name, "--role", role, "--config", path.to_str().expect("a path")]).await;
+    let invited = world
+        .aditd(&["invite", name, "--role", role, "--config", path.to_str().expect("a path")])
+        .await;
     assert_eq!(invited.code, Some(0), "{}", invited.stderr);
     let device = world.stranger(name);
     let enrolled = device.enroll(&invited.stdout, &[]).await;
@@ -38,8 +45,13 @@ fn line(method: &str, path: &str) -> String {
 /// The status, and what `error` says.
 async fn ask(up: &Up, request: &str) -> (u16, String) {
     let answer = raw::exchange(up.address, request).await;
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
-    let json: Value = answer.split("\r\n\r\n").nth(1).and_then(|body| serde_json::from_str(body).ok()).unwrap_or_default();
+    let status =
+        answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{answer}"));
+    let json: Value = answer
+        .split("\r\n\r\n")
+        .nth(1)
+        .and_then(|body| serde_json::from_str(body).ok())
+        .unwrap_or_default();
     let error = &json["error"];
     (status, error.as_str().or(error["message"].as_str()).unwrap_or_default().to_owned())
 }
@@ -83,12 +95,20 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
     ] {
         let (status, error) = ask(&up, &request).await;
         assert_eq!(status, 403, "{request}");
-        assert!(error.starts_with("adit: device `laptop` has the role `infer`, which may not "), "{error}");
-        assert!(error.contains(&format!("needs the role {roles}")) && error.contains("`aditd device role laptop "), "{error}");
+        assert!(
+            error.starts_with("adit: device `laptop` has the role `infer`, which may not "),
+            "{error}"
+        );
+        assert!(
+            error.contains(&format!("needs the role {roles}"))
+                && error.contains("`aditd device role laptop "),
+            "{error}"
+        );
     }
     // A browser asks in advance what it is going to do.
     let preflight = |path: &str, method: &str| {
-        let fields = format!("Origin: http://localhost:3000\r\nAccess-Control-Request-Method: {method}\r\n");
+        let fields =
+            format!("Origin: http://localhost:3000\r\nAccess-Control-Request-Method: {method}\r\n");
         line("OPTIONS", path).replace("Connection", &format!("{fields}Connection"))
     };
     assert_ne!(ask(&up, &preflight("/api/chat", "POST")).await.0, 403);
@@ -101,12 +121,18 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
     assert_eq!(world.aditd(&["device", "role", "laptop", "admin"]).await.code, Some(0));
     assert_eq!(ask(&up, &line("GET", "/test/counters")).await.0, 200);
 
-    let listed: Value = serde_json::from_str(&world.aditd(&["device", "list", "--json"]).await.stdout).expect("json");
+    let listed: Value =
+        serde_json::from_str(&world.aditd(&["device", "list", "--json"]).await.stdout)
+            .expect("json");
     assert_eq!(listed["devices"][0]["role"], "admin");
     assert!(world.aditd(&["device", "show", "laptop"]).await.stdout.contains("Role         admin"));
     let unknown = world.aditd(&["device", "role", "laptop", "nobody"]).await;
     assert_eq!(unknown.code, Some(2));
-    assert!(unknown.stderr.contains("there are `admin`, `infer` or `models`"), "{}", unknown.stderr);
+    assert!(
+        unknown.stderr.contains("there are `admin`, `infer` or `models`"),
+        "{}",
+        unknown.stderr
+    );
     assert_eq!(world.aditd(&["invite", "desk", "--role", "nobody"]).await.code, Some(2));
 }
 
@@ -121,14 +147,27 @@ async fn a_role_that_is_taken_away_cuts_what_runs_under_it_and_nothing_else() {
     let mut other = raw::connect(bystander.address).await;
     other.write_all(endless().as_bytes()).await.expect("sent");
     raw::read_exactly(&mut other, 300).await;
-    let set = world.aditd(&["device", "role", "laptop", "list", "--config", path.to_str().expect("a path")]).await;
+    let set = world
+        .aditd(&["device", "role", "laptop", "list", "--config", path.to_str().expect("a path")])
+        .await;
     assert_eq!(set.code, Some(0), "{}", set.stderr);
-    assert_eq!(raw::read_to_end(&mut running).await.1, Ending::Reset, "a cut never looks like an end");
-    world.ollama.wait_for(|c| c.cancelled == 1 && c.running == 1, SOON).await.expect("it is cancelled");
+    assert_eq!(
+        raw::read_to_end(&mut running).await.1,
+        Ending::Reset,
+        "a cut never looks like an end"
+    );
+    world
+        .ollama
+        .wait_for(|c| c.cancelled == 1 && c.running == 1, SOON)
+        .await
+        .expect("it is cancelled");
     raw::read_exactly(&mut other, 500).await;
     assert_eq!(ask(&up, &line("GET", "/api/tags")).await.0, 200);
     let (status, error) = ask(&up, &raw::generate(1, 1)).await;
-    assert!(status == 403 && error.contains("the role `list`, which may not POST /api/generate"), "{error}");
+    assert!(
+        status == 403 && error.contains("the role `list`, which may not POST /api/generate"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -136,7 +175,9 @@ async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is
     let service = Upstream::start().await;
     // What has a list of models is read whole before a byte of it leaves.
     let flags = ["--upstream", &service.flag("http")];
-    let world = World::start_configured(PROGRAM, Options::default(), &flags, "roles.models.models = ['*']").await;
+    let world =
+        World::start_configured(PROGRAM, Options::default(), &flags, "roles.models.models = ['*']")
+            .await;
     let up = world.device_as("laptop", "models").await.up(&[]).await;
     let json = r#"{"model":"stand-in"}"#;
     let (half, rest) = json.split_at(10);
@@ -154,8 +195,15 @@ async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is
     app.write_all(rest.as_bytes()).await.expect("sent");
     let (answer, _) = raw::read_to_end(&mut app).await;
     let answer = String::from_utf8(answer).expect("text");
-    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("DELETE /api/delete"), "{answer}");
-    assert_eq!(raw::read_to_end(&mut at_service).await, (Vec::new(), Ending::Reset), "nothing of it has left");
+    assert!(
+        answer.starts_with("HTTP/1.1 403 ") && answer.contains("DELETE /api/delete"),
+        "{answer}"
+    );
+    assert_eq!(
+        raw::read_to_end(&mut at_service).await,
+        (Vec::new(), Ending::Reset),
+        "nothing of it has left"
+    );
 }
 
 #[tokio::test]
@@ -163,7 +211,10 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
     let (world, path, _dir) = configured("devices.desk.models = ['other']").await;
     let (_device, up) = device(&world, &path, "laptop", "admin").await;
     let (_desk, desk) = device(&world, &path, "desk", "infer").await;
-    assert_eq!(world.aditd(&["device", "models", "laptop", "stand-in", "llama3*"]).await.code, Some(0));
+    assert_eq!(
+        world.aditd(&["device", "models", "laptop", "stand-in", "llama3*"]).await.code,
+        Some(0)
+    );
     let chat = |json: &str| raw::post("/api/chat", json);
     for good in [
         chat(r#"{"model":"stand-in"}"#),
@@ -195,8 +246,15 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
         line("GET", "/v1/models/secret"),
     ] {
         let (status, error) = ask(&up, &bad).await;
-        assert!(status == 403 && error.starts_with("adit: device `laptop` (role `admin`) may "), "{bad}: {status} {error}");
-        assert!(error.contains("`stand-in` or `llama3*`") && error.contains("`aditd device models laptop "), "{error}");
+        assert!(
+            status == 403 && error.starts_with("adit: device `laptop` (role `admin`) may "),
+            "{bad}: {status} {error}"
+        );
+        assert!(
+            error.contains("`stand-in` or `llama3*`")
+                && error.contains("`aditd device models laptop "),
+            "{error}"
+        );
     }
     for unreadable in [
         // Two readers could take two models from it.
@@ -209,11 +267,16 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
         chat(r#"{"model":1}"#),
         chat(r#"{"model":"stand-in"}{"model":"secret"}"#),
         chat("{\"model\":\"stand-in\""),
-        raw::post("/api/chat", r#"{"model":"stand-in"}"#).replace("Connection", "Content-Encoding: zstd\r\nConnection"),
+        raw::post("/api/chat", r#"{"model":"stand-in"}"#)
+            .replace("Connection", "Content-Encoding: zstd\r\nConnection"),
     ] {
         assert_eq!(ask(&up, &unreadable).await.0, 400, "{unreadable}");
     }
-    assert_eq!(ask(&desk, &chat(r#"{"model":"stand-in"}"#)).await.0, 403, "the configuration limits a device too");
+    assert_eq!(
+        ask(&desk, &chat(r#"{"model":"stand-in"}"#)).await.0,
+        403,
+        "the configuration limits a device too"
+    );
 
     let mut running = raw::connect(up.address).await;
     running.write_all(endless().as_bytes()).await.expect("sent");
@@ -221,7 +284,11 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
     assert_eq!(world.aditd(&["device", "models", "laptop", "other"]).await.code, Some(0));
     assert_eq!(raw::read_to_end(&mut running).await.1, Ending::Reset);
     assert_eq!(world.aditd(&["device", "models", "laptop", "--all"]).await.code, Some(0));
-    assert_eq!(ask(&up, &chat(r#"{"model":"secret"}"#)).await.0, 404, "which is Ollama's own answer");
+    assert_eq!(
+        ask(&up, &chat(r#"{"model":"secret"}"#)).await.0,
+        404,
+        "which is Ollama's own answer"
+    );
 }
 
 #[tokio::test]
@@ -248,7 +315,8 @@ async fn a_page_that_has_rebound_its_name_gets_nothing() {
 
 #[tokio::test]
 async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_changes_nothing() {
-    let (mut world, path, _dir) = configured("roles.mine.allow = ['GET /api/tags', 'POST /api/*']").await;
+    let (mut world, path, _dir) =
+        configured("roles.mine.allow = ['GET /api/tags', 'POST /api/*']").await;
     let (_device, up) = device(&world, &path, "laptop", "mine").await;
     let mut running = raw::connect(up.address).await;
     running.write_all(endless().as_bytes()).await.expect("sent");
@@ -265,7 +333,11 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
         // The command itself needs none of it.
         let reload = world.aditd(&["reload"]).await;
         assert_eq!(reload.code, Some(2), "{bad}: {}", reload.stderr);
-        assert!(reload.stderr.contains("stay as they were") && reload.stderr.contains(says), "{}", reload.stderr);
+        assert!(
+            reload.stderr.contains("stay as they were") && reload.stderr.contains(says),
+            "{}",
+            reload.stderr
+        );
         assert!(reload.stderr.contains(path.to_str().expect("a path")), "{}", reload.stderr);
         world.aditd.says(says).await;
     }
@@ -274,10 +346,18 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     world.aditd.says("in_a_hurry").await;
     raw::read_exactly(&mut running, 500).await;
 
-    std::fs::write(&path, "roles.mine.allow = ['GET /api/tags']\ndevice_life = '7d'\naudit_keep = '9d'").expect("written");
+    std::fs::write(
+        &path,
+        "roles.mine.allow = ['GET /api/tags']\ndevice_life = '7d'\naudit_keep = '9d'",
+    )
+    .expect("written");
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
-    assert!(reload.stderr.contains("after a restart: device_life, audit_keep."), "{}", reload.stderr);
+    assert!(
+        reload.stderr.contains("after a restart: device_life, audit_keep."),
+        "{}",
+        reload.stderr
+    );
     assert_eq!(raw::read_to_end(&mut running).await.1, Ending::Reset);
     assert_eq!(ask(&up, &raw::generate(1, 1)).await.0, 403);
     assert_eq!(ask(&up, &line("GET", "/api/tags")).await.0, 200);
@@ -290,7 +370,8 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     std::fs::write(&path, "devices.ghost.limits.at_once = 1").expect("written");
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
-    let lost = "the role `mine` is not in the configuration, so whoever has it may do nothing: `laptop`";
+    let lost =
+        "the role `mine` is not in the configuration, so whoever has it may do nothing: `laptop`";
     let ghost = "`[devices.ghost]` is in the configuration, and there is no such device";
     assert!(reload.stderr.contains(lost) && reload.stderr.contains(ghost), "{}", reload.stderr);
     world.aditd.says(ghost).await;
@@ -299,10 +380,15 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
         assert!(shown.contains("mine (not in the configuration)"), "{shown}");
     }
     let (status, error) = ask(&up, &line("GET", "/api/tags")).await;
-    assert!(status == 403 && error.contains("that role is not in the server's configuration"), "{error}");
+    assert!(
+        status == 403 && error.contains("that role is not in the server's configuration"),
+        "{error}"
+    );
     world.kill_server().await;
     world.restart_server().await;
     world.aditd.says(lost).await;
     world.aditd.says(ghost).await;
-    assert!(world.aditd(&["device", "list"]).await.stdout.contains("mine (not in the configuration)"));
+    assert!(
+        world.aditd(&["device", "list"]).await.stdout.contains("mine (not in the configuration)")
+    );
 }

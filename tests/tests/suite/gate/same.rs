@@ -1,4 +1,5 @@
-//! What may pass looks through the tunnel as it looks without: a table of requests, each sent both ways.
+//! What may pass looks through the tunnel as it looks without: a table of requests, each sent both
+//! ways.
 
 use std::time::Duration;
 
@@ -14,8 +15,11 @@ use crate::PROGRAM;
 /// Requests of applications, several on a line where they go together.
 fn table() -> Vec<String> {
     let mut all = Vec::new();
-    let versions =
-        [("HTTP/1.1", "Host: localhost:11434\r\nConnection: close\r\n"), ("HTTP/1.0", ""), ("HTTP/1.0", "Host: 127.0.0.1\r\n")];
+    let versions = [
+        ("HTTP/1.1", "Host: localhost:11434\r\nConnection: close\r\n"),
+        ("HTTP/1.0", ""),
+        ("HTTP/1.0", "Host: 127.0.0.1\r\n"),
+    ];
     let paths = [
         "/",
         "/api/version",
@@ -41,8 +45,16 @@ fn table() -> Vec<String> {
     }
     let model = r#""model":"stand-in""#;
     for (path, json) in [
-        ("/api/generate", format!(r#"{{{model},"prompt":"a b","options":{{"num_predict":9,"seed":1}}}}"#)),
-        ("/api/generate", format!(r#"{{{model},"prompt":"a b","stream":false,"options":{{"num_predict":9,"seed":1}}}}"#)),
+        (
+            "/api/generate",
+            format!(r#"{{{model},"prompt":"a b","options":{{"num_predict":9,"seed":1}}}}"#),
+        ),
+        (
+            "/api/generate",
+            format!(
+                r#"{{{model},"prompt":"a b","stream":false,"options":{{"num_predict":9,"seed":1}}}}"#
+            ),
+        ),
         ("/api/generate", format!("{{{model}}}")),
         ("/api/generate", r#"{"model":"absent","prompt":"x"}"#.to_owned()),
         ("/api/generate", "{".to_owned()),
@@ -50,35 +62,56 @@ fn table() -> Vec<String> {
         ("/api/generate", format!(r#"{{"model":"absent",{model},"prompt":"x"}}"#)),
         (
             "/api/chat",
-            format!(r#"{{{model},"messages":[{{"role":"user","content":"ü \ud83d\ude00"}}],"options":{{"num_predict":5}}}}"#),
+            format!(
+                r#"{{{model},"messages":[{{"role":"user","content":"ü \ud83d\ude00"}}],"options":{{"num_predict":5}}}}"#
+            ),
         ),
         (
             "/api/chat",
-            format!(r#"{{{model},"messages":[{{"content":"{}"}}],"options":{{"num_predict":2}}}}"#, "word ".repeat(40_000)),
+            format!(
+                r#"{{{model},"messages":[{{"content":"{}"}}],"options":{{"num_predict":2}}}}"#,
+                "word ".repeat(40_000)
+            ),
         ),
         ("/api/embed", format!(r#"{{{model},"input":["a","b"]}}"#)),
         ("/api/show", r#"{"name":"stand-in"}"#.to_owned()),
         ("/api/pull", r#"{"model":"stand-in"}"#.to_owned()),
-        ("/v1/chat/completions", format!(r#"{{"messages":[{{"content":"x"}}],{model},"stream":true,"max_tokens":6}}"#)),
-        ("/v1/chat/completions", format!(r#"{{{model},"messages":[{{"content":"x"}}],"max_tokens":6}}"#)),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{"messages":[{{"content":"x"}}],{model},"stream":true,"max_tokens":6}}"#),
+        ),
+        (
+            "/v1/chat/completions",
+            format!(r#"{{{model},"messages":[{{"content":"x"}}],"max_tokens":6}}"#),
+        ),
         (
             "/v1/completions",
-            format!(r#"{{{model},"prompt":"x","max_tokens":3,"stream":true,"stream_options":{{"include_usage":true}}}}"#),
+            format!(
+                r#"{{{model},"prompt":"x","max_tokens":3,"stream":true,"stream_options":{{"include_usage":true}}}}"#
+            ),
         ),
         ("/v1/embeddings", format!(r#"{{{model},"input":"a"}}"#)),
     ] {
         all.push(raw::post(path, &json));
         let (half, rest) = json.split_at(json.len() / 2);
         if !half.is_empty() {
-            let chunks = format!("{:x}\r\n{half}\r\n{:x};ext=1\r\n{rest}\r\n0\r\nTrailer: yes\r\n\r\n", half.len(), rest.len());
-            let head =
-                format!("POST {path} HTTP/1.1\r\nhost: LOCALHOST\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n");
+            let chunks = format!(
+                "{:x}\r\n{half}\r\n{:x};ext=1\r\n{rest}\r\n0\r\nTrailer: yes\r\n\r\n",
+                half.len(),
+                rest.len()
+            );
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: LOCALHOST\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+            );
             all.push(head + &chunks);
         }
         all.push(format!("POST {path} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{json}", json.len()));
         // Three on one connection, sent at once.
         let kept = raw::post(path, &json).replace("Connection: close\r\n", "");
-        all.push(format!("{kept}HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n{}", raw::post(path, &json)));
+        all.push(format!(
+            "{kept}HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n{}",
+            raw::post(path, &json)
+        ));
     }
     let upgrade = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings, close\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n";
     all.push(upgrade.to_owned());
@@ -108,7 +141,10 @@ async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
 }
 
 /// An application and a service, joined through the gate.
-async fn pair(up: &tests::world::Up, upstream: &Upstream) -> (tokio::net::TcpStream, tokio::net::TcpStream) {
+async fn pair(
+    up: &tests::world::Up,
+    upstream: &Upstream,
+) -> (tokio::net::TcpStream, tokio::net::TcpStream) {
     let app = raw::connect(up.address).await;
     (app, upstream.accept().await)
 }
@@ -128,8 +164,13 @@ async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_serv
     let (mut app, mut service) = pair(&up, &upstream).await;
     app.write_all(POST).await.expect("sent");
     assert_eq!(raw::read_exactly(&mut service, POST.len()).await, POST);
-    assert!(tokio::time::timeout(Duration::from_millis(300), app.read_u8()).await.is_err(), "100 is the service's to say");
-    for interim in [&b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"[..], b"HTTP/1.1 100 Continue\r\n\r\n"] {
+    assert!(
+        tokio::time::timeout(Duration::from_millis(300), app.read_u8()).await.is_err(),
+        "100 is the service's to say"
+    );
+    for interim in
+        [&b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n"[..], b"HTTP/1.1 100 Continue\r\n\r\n"]
+    {
         service.write_all(interim).await.expect("sent");
         assert_eq!(raw::read_exactly(&mut app, interim.len()).await, interim);
     }
@@ -147,7 +188,10 @@ async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_serv
     service.write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await.expect("sent");
     drop(service);
     let (answer, ending) = raw::read_to_end(&mut app).await;
-    assert_eq!((answer.as_slice(), ending), (&b"HTTP/1.1 200 OK\r\n\r\nuntil the end"[..], Ending::Closed));
+    assert_eq!(
+        (answer.as_slice(), ending),
+        (&b"HTTP/1.1 200 OK\r\n\r\nuntil the end"[..], Ending::Closed)
+    );
 }
 
 #[tokio::test]
@@ -193,7 +237,11 @@ async fn an_application_that_goes_between_within_or_behind_requests_is_gone_for_
             }
             drop(app);
             let (rest, ending) = raw::read_to_end(&mut service).await;
-            assert_eq!((rest.len(), ending), (0, if abort { Ending::Reset } else { Ending::Closed }), "{abort}");
+            assert_eq!(
+                (rest.len(), ending),
+                (0, if abort { Ending::Reset } else { Ending::Closed }),
+                "{abort}"
+            );
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The other way: what an application gives up ends at Ollama, however bad the path is, and nothing else does.
+//! The other way: what an application gives up ends at Ollama, however bad the path is, and nothing
+//! else does.
 
 use std::{
     sync::Arc,
@@ -15,7 +16,9 @@ const ENDLESS: i64 = -1;
 
 /// Goes away while there is no path, over one of the carriers.
 async fn gone_during_an_outage(carrier: Carrier, seed: u64) {
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed, carrier, ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed, carrier, ..Setting::default() })
+            .await;
     let stays = far.ask_both(200, seed).await;
     let mut goes = far.ask(ENDLESS, seed).await;
     goes.has(1000, WITHIN).await;
@@ -48,7 +51,9 @@ async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_c
         return;
     }
     let seed = seed(310);
-    let far = Arc::new(Far::start(PROGRAM, Setting { link: rung("lte"), seed, ..Setting::default() }).await);
+    let far = Arc::new(
+        Far::start(PROGRAM, Setting { link: rung("lte"), seed, ..Setting::default() }).await,
+    );
     let at_once = Arc::new(Semaphore::new(50));
     let (mut cancels, mut kept) = (JoinSet::new(), JoinSet::new());
     for i in 0..1000 {
@@ -78,7 +83,8 @@ async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_c
     while let Some(whole) = kept.join_next().await {
         whole.expect("no panic");
     }
-    let settled = far.world.ollama.wait_for(|now| now.running == 0, WITHIN).await.expect("nothing runs on");
+    let settled =
+        far.world.ollama.wait_for(|now| now.running == 0, WITHIN).await.expect("nothing runs on");
     // Each that was kept was asked directly too.
     assert_eq!((settled.started, settled.cancelled, settled.completed), (1040, 1000, 40));
     far.is_one_session();

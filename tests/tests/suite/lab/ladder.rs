@@ -21,14 +21,22 @@ async fn climb(link: Link, carrier: Carrier, seed: u64) {
     let began = Instant::now();
     let far = Far::start(PROGRAM, Setting { link, seed, carrier, ..Setting::default() }).await;
     let up = began.elapsed();
-    let answers = [far.ask_both(200, seed).await, far.ask_both(300, seed + 1).await, far.ask_both(1, seed + 2).await];
+    let answers = [
+        far.ask_both(200, seed).await,
+        far.ask_both(300, seed + 1).await,
+        far.ask_both(1, seed + 2).await,
+    ];
     let mut bytes = vec![0; 300_000];
     seeded_bytes(seed).fill(&mut bytes);
     let expected = HEXLOWER.encode(digest(&SHA256, &bytes).as_ref());
-    let head =
-        format!("POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len());
+    let head = format!(
+        "POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        bytes.len()
+    );
     let upload = far.request([head.into_bytes(), bytes].concat()).await;
-    let download = format!("GET /test/bytes?n=300000&seed={seed} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let download = format!(
+        "GET /test/bytes?n=300000&seed={seed} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    );
     let download = far.twice(download.into_bytes()).await;
     for answer in answers {
         answer.are_equal(WITHIN).await;
@@ -59,7 +67,9 @@ async fn every_link_carries_answers_uploads_and_downloads_whole() {
 
 #[tokio::test]
 async fn every_link_carries_them_by_ssh_too() {
-    if Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client")) {
+    if Lab::is_missing()
+        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+    {
         return;
     }
     climb_all(Carrier::Ssh, seed(550)).await;

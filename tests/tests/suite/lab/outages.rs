@@ -1,4 +1,5 @@
-//! A network that is not there for a while, under running answers: a moment or a minute, and a laptop that sleeps.
+//! A network that is not there for a while, under running answers: a moment or a minute, and a
+//! laptop that sleeps.
 
 use std::time::{Duration, Instant};
 
@@ -18,20 +19,30 @@ const MINUTE: Duration = Duration::from_secs(60);
 const LONG: i64 = 1500;
 
 fn is_missing() -> bool {
-    Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+    Lab::is_missing()
+        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
 }
 
-/// 25 outages of 0.05 to 3 s under three answers on one link. Returns how many of them met a running answer.
+/// 25 outages of 0.05 to 3 s under three answers on one link. Returns how many of them met a
+/// running answer.
 async fn outages(link: &'static str, carrier: Carrier, seed: u64) -> usize {
-    let far = Far::start(PROGRAM, Setting { link: rung(link), seed, carrier, ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung(link), seed, carrier, ..Setting::default() })
+            .await;
     let mut chance = Chance::new(seed);
-    let answers = [far.ask_both(LONG, seed).await, far.ask_both(LONG, seed + 1).await, far.ask_both(LONG, seed + 2).await];
+    let answers = [
+        far.ask_both(LONG, seed).await,
+        far.ask_both(LONG, seed + 1).await,
+        far.ask_both(LONG, seed + 2).await,
+    ];
     let mut met = 0;
     for _ in 0..25 {
-        tokio::time::sleep(chance.between(Duration::from_millis(50), Duration::from_millis(1000))).await;
+        tokio::time::sleep(chance.between(Duration::from_millis(50), Duration::from_millis(1000)))
+            .await;
         met += usize::from(answers.iter().any(|answer| !answer.tunnelled.is_over()));
         far.lab.cut();
-        tokio::time::sleep(chance.between(Duration::from_millis(50), Duration::from_millis(3000))).await;
+        tokio::time::sleep(chance.between(Duration::from_millis(50), Duration::from_millis(3000)))
+            .await;
         far.lab.mend();
     }
     for answer in answers {
@@ -47,7 +58,8 @@ async fn two_hundred_outages_at_any_moment_lose_no_token_and_double_none() {
         return;
     }
     let mut labs = JoinSet::new();
-    let by_udp = ["lan", "wifi", "dsl", "lte", "sat", "hotel", "lte", "wifi"].map(|link| (link, Carrier::Udp));
+    let by_udp = ["lan", "wifi", "dsl", "lte", "sat", "hotel", "lte", "wifi"]
+        .map(|link| (link, Carrier::Udp));
     let by_ssh = ["wifi", "dsl"].map(|link| (link, Carrier::Ssh));
     for ((link, carrier), at) in by_udp.into_iter().chain(by_ssh).zip(0..) {
         labs.spawn(outages(link, carrier, seed(100) + at * 10));
@@ -59,7 +71,9 @@ async fn two_hundred_outages_at_any_moment_lose_no_token_and_double_none() {
 
 /// A minute without a network, with the laptop awake or asleep.
 async fn a_minute_away(carrier: Carrier, asleep: bool, seed: u64, next_within: Duration) {
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed, carrier, ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed, carrier, ..Setting::default() })
+            .await;
     let mut answers = [far.ask_both(LONG, seed).await, far.ask_both(LONG, seed + 1).await];
     for answer in &mut answers {
         answer.tunnelled.has(2_000, WITHIN).await;
@@ -81,7 +95,11 @@ async fn a_minute_away(carrier: Carrier, asleep: bool, seed: u64, next_within: D
     }
     for answer in answers {
         let answered = answer.are_equal(WITHIN).await;
-        assert!(answered.largest_gap() > MINUTE / 2, "the outage was none: {:?}", answered.largest_gap());
+        assert!(
+            answered.largest_gap() > MINUTE / 2,
+            "the outage was none: {:?}",
+            answered.largest_gap()
+        );
     }
     far.is_one_session();
 }

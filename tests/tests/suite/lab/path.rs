@@ -1,4 +1,5 @@
-//! A path that changes its shape under running answers: another address, a forgetful translator, a hole for large packets.
+//! A path that changes its shape under running answers: another address, a forgetful translator, a
+//! hole for large packets.
 
 use std::time::Duration;
 
@@ -19,7 +20,9 @@ async fn a_laptop_that_gets_another_address_every_five_seconds_loses_no_token() 
     if Lab::is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(11), ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(11), ..Setting::default() })
+            .await;
     let answers = [far.ask_both(450, 1).await, far.ask_both(450, 2).await];
     for _ in 0..4 {
         tokio::time::sleep(Duration::from_secs(5)).await;
@@ -36,7 +39,9 @@ async fn an_interface_that_disappears_and_comes_back_elsewhere_loses_no_token() 
     if Lab::is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(15), ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(15), ..Setting::default() })
+            .await;
     let mut answer = far.ask_both(300, 7).await;
     for (bytes, away) in [(2_000, 1), (6_000, 4), (10_000, 8)] {
         answer.tunnelled.has(bytes, WITHIN).await;
@@ -53,7 +58,11 @@ async fn a_translator_that_forgets_its_flows_again_and_again_loses_no_token() {
     if Lab::is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(12), nat: true, ..Setting::default() }).await;
+    let far = Far::start(
+        PROGRAM,
+        Setting { link: rung("dsl"), seed: seed(12), nat: true, ..Setting::default() },
+    )
+    .await;
     let mut answer = far.ask_both(250, 3).await;
     for bytes in [2_000, 6_000, 10_000, 14_000, 18_000] {
         answer.tunnelled.has(bytes, WITHIN).await;
@@ -68,7 +77,11 @@ async fn a_forgetful_translator_has_not_forgotten_an_idle_tunnel_after_its_thirt
     if Lab::is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(13), nat: true, ..Setting::default() }).await;
+    let far = Far::start(
+        PROGRAM,
+        Setting { link: rung("dsl"), seed: seed(13), nat: true, ..Setting::default() },
+    )
+    .await;
     tokio::time::sleep(Duration::from_secs(35)).await;
     far.ask_both(20, 4).await.are_equal(WITHIN).await;
     far.is_one_session();
@@ -79,7 +92,9 @@ async fn a_path_that_swallows_packets_of_more_than_1280_bytes_carries_answers_an
     if Lab::is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(14), ..Setting::default() }).await;
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(14), ..Setting::default() })
+            .await;
     let answer = far.ask_both(200, 5).await;
     // QUIC has found out what passes by now, and it is more than will pass.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -88,8 +103,10 @@ async fn a_path_that_swallows_packets_of_more_than_1280_bytes_carries_answers_an
     let mut upload = vec![0; 2 << 20];
     seeded_bytes(6).fill(&mut upload);
     let digest = HEXLOWER.encode(digest(&SHA256, &upload).as_ref());
-    let head =
-        format!("POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", upload.len());
+    let head = format!(
+        "POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        upload.len()
+    );
     let uploaded = far.request([head.into_bytes(), upload].concat()).await.ended(WITHIN).await;
     assert!(uploaded.text.contains(&digest), "{}", uploaded.text);
     far.is_one_session();

@@ -18,7 +18,9 @@ async fn a_restarted_server_is_noticed_within_a_keep_alive_and_what_it_ran_befor
     if Lab::is_missing() {
         return;
     }
-    let mut far = Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(400), ..Setting::default() }).await;
+    let mut far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(400), ..Setting::default() })
+            .await;
     let mut answers = [far.ask(400, 1).await, far.ask(400, 2).await];
     for answer in &mut answers {
         answer.has(2000, WITHIN).await;
@@ -45,7 +47,8 @@ fn letters(count: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn while_the_client_is_away_the_server_reads_on_until_its_window_is_full_and_then_the_service_waits() {
+async fn while_the_client_is_away_the_server_reads_on_until_its_window_is_full_and_then_the_service_waits()
+ {
     const ALL: usize = 48 << 20;
     if Lab::is_missing() {
         return;
@@ -61,7 +64,9 @@ async fn while_the_client_is_away_the_server_reads_on_until_its_window_is_full_a
     let all = letters(ALL);
     let mut sent = 0;
     // Nothing taken for so long: it waits.
-    while let Ok(taken) = tokio::time::timeout(Duration::from_secs(8), service.write(&all[sent..])).await {
+    while let Ok(taken) =
+        tokio::time::timeout(Duration::from_secs(8), service.write(&all[sent..])).await
+    {
         sent += taken.expect("still open");
         assert!(sent < ALL, "a client that is away was sent everything");
     }

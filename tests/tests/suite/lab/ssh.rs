@@ -13,7 +13,8 @@ use crate::PROGRAM;
 const WITHIN: Duration = Duration::from_secs(240);
 
 fn is_missing() -> bool {
-    Lab::is_missing() || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+    Lab::is_missing()
+        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
 }
 
 fn setting(carrier: Carrier, seed: u64) -> Setting {
@@ -29,7 +30,9 @@ async fn where_udp_is_blocked_the_tunnel_goes_by_ssh() {
     if is_missing() || Lab::has_no_firewall() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { udp_blocked: true, ..setting(Carrier::Both, seed(610)) }).await;
+    let far =
+        Far::start(PROGRAM, Setting { udp_blocked: true, ..setting(Carrier::Both, seed(610)) })
+            .await;
     assert_eq!(carrier(&far).await, "ssh");
     far.ask_both(60, 1).await.are_equal(WITHIN).await;
     far.is_one_session();
@@ -78,7 +81,8 @@ fn kill_ssh(adit: u32) {
 }
 
 #[tokio::test]
-async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_path_is_back_by_ssh_too() {
+async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_path_is_back_by_ssh_too()
+ {
     if is_missing() {
         return;
     }
@@ -100,17 +104,33 @@ async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() 
     if is_missing() {
         return;
     }
-    let far = Far::start(PROGRAM, Setting { link: tests::lab::LOOPBACK, ..setting(Carrier::Ssh, seed(660)) }).await;
-    let sshd: u16 = far.sshd.as_ref().and_then(|sshd| sshd.url.rsplit(':').next()?.parse().ok()).expect("a port");
+    let far = Far::start(
+        PROGRAM,
+        Setting { link: tests::lab::LOOPBACK, ..setting(Carrier::Ssh, seed(660)) },
+    )
+    .await;
+    let sshd: u16 = far
+        .sshd
+        .as_ref()
+        .and_then(|sshd| sshd.url.rsplit(':').next()?.parse().ok())
+        .expect("a port");
     assert_eq!(scan::tcp(&far.lab.client, SERVER).await, [sshd]);
     // Linux says `closed` rarely to one and the same, else.
-    let limits = [("icmp_ratelimit", "0"), ("icmp_msgs_per_sec", "1000000"), ("icmp_msgs_burst", "1000000")];
-    if limits.iter().any(|(limit, value)| far.lab.server.set(&format!("ipv4/{limit}"), value).is_err()) {
+    let limits =
+        [("icmp_ratelimit", "0"), ("icmp_msgs_per_sec", "1000000"), ("icmp_msgs_burst", "1000000")];
+    if limits
+        .iter()
+        .any(|(limit, value)| far.lab.server.set(&format!("ipv4/{limit}"), value).is_err())
+    {
         skip::because("this kernel limits ICMP for all networks together");
         return;
     }
     let open = scan::udp(&far.lab.client, SERVER).await;
-    let sockets = far.lab.server.inside(|| std::fs::read_to_string("/proc/thread-self/net/udp")).unwrap_or_default();
+    let sockets = far
+        .lab
+        .server
+        .inside(|| std::fs::read_to_string("/proc/thread-self/net/udp"))
+        .unwrap_or_default();
     assert_eq!(open, Vec::<u16>::new(), "{sockets}");
     far.ask_both(10, 1).await.are_equal(WITHIN).await;
 }

@@ -1,4 +1,5 @@
-//! Through a real sshd: enrolling with one command, and a tunnel where no UDP port can be reached, with both clients.
+//! Through a real sshd: enrolling with one command, and a tunnel where no UDP port can be reached,
+//! with both clients.
 
 use std::time::Instant;
 
@@ -37,7 +38,10 @@ async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
     laptop.enrolled(&world, &[]).await;
     let up = laptop.up(&world, &[]).await;
     let status = laptop.device.status().await;
-    assert_eq!(status["tunnel"]["carrier"], "ssh", "the server advertises loopback alone: {status}");
+    assert_eq!(
+        status["tunnel"]["carrier"], "ssh",
+        "the server advertises loopback alone: {status}"
+    );
     if cfg!(target_os = "linux") {
         let shown = world.aditd(&["device", "show", &device_names(&world).await[0]]).await.stdout;
         assert!(shown.contains("\nSession      from SSH, relayed at 127.0.0.2:"), "{shown}");
@@ -64,10 +68,15 @@ async fn the_systems_ssh_does_the_same_for_who_chooses_it_and_the_choice_is_kept
     laptop.sshd.client("ProxyCommand nc 127.0.0.1 %p\nStrictHostKeyChecking yes\n");
     let builtin = laptop.enroll(&world, &[]).await;
     assert_eq!(builtin.code, Some(1));
-    assert!(builtin.stderr.contains("ProxyCommand") && builtin.stderr.contains("--ssh-client system"), "{}", builtin.stderr);
+    assert!(
+        builtin.stderr.contains("ProxyCommand") && builtin.stderr.contains("--ssh-client system"),
+        "{}",
+        builtin.stderr
+    );
     laptop.sshd.client("StrictHostKeyChecking yes\nBatchMode yes\n");
     laptop.enrolled(&world, &["--ssh-client", "system"]).await;
-    let kept = std::fs::read_to_string(laptop.device.dir.join("servers/default/identity.json")).expect("a profile");
+    let kept = std::fs::read_to_string(laptop.device.dir.join("servers/default/identity.json"))
+        .expect("a profile");
     assert!(kept.contains(r#""ssh_client": "system""#), "{kept}");
     works(laptop.up(&world, &[]).await).await;
     works(laptop.up(&world, &["--ssh-client", "builtin"]).await).await;
@@ -111,8 +120,16 @@ async fn an_answer_survives_the_death_of_its_ssh_connection_byte_for_byte() {
         answer.extend(rest);
         assert_eq!(ending, Ending::Closed);
         let direct = raw::exchange(world.ollama.addr(), &raw::generate(150, 8)).await;
-        assert_eq!(raw::without_date(&String::from_utf8_lossy(&answer)), raw::without_date(&direct));
-        assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());
+        assert_eq!(
+            raw::without_date(&String::from_utf8_lossy(&answer)),
+            raw::without_date(&direct)
+        );
+        assert_eq!(
+            up.adit.log().matches("connected to").count(),
+            1,
+            "one session: {}",
+            up.adit.log()
+        );
         up.end().await;
     }
 }
@@ -144,10 +161,15 @@ async fn sixty_four_running_answers_survive_it_too() {
         let ollama = world.ollama.addr();
         ends.spawn(async move {
             let request = raw::generate(100, seed);
-            let ((rest, ending), direct) = tokio::join!(raw::read_to_end(&mut app), raw::exchange(ollama, &request));
+            let ((rest, ending), direct) =
+                tokio::join!(raw::read_to_end(&mut app), raw::exchange(ollama, &request));
             answer.extend(rest);
             assert_eq!(ending, Ending::Closed, "answer {seed}");
-            assert_eq!(raw::without_date(&String::from_utf8_lossy(&answer)), raw::without_date(&direct), "answer {seed}");
+            assert_eq!(
+                raw::without_date(&String::from_utf8_lossy(&answer)),
+                raw::without_date(&direct),
+                "answer {seed}"
+            );
         });
     }
     while let Some(ended) = ends.join_next().await {
@@ -178,7 +200,8 @@ async fn a_key_that_may_only_forward_to_the_relays_port_is_enough_for_the_tunnel
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
     let port = world.status().await["relay"].as_u64().expect("a relay");
-    let only = format!("restrict,port-forwarding,permitopen=\"127.0.0.1:{port}\",command=\"/bin/false\"");
+    let only =
+        format!("restrict,port-forwarding,permitopen=\"127.0.0.1:{port}\",command=\"/bin/false\"");
     laptop.sshd.authorize("user", &only);
     works(laptop.up(&world, &[]).await).await;
 }
@@ -192,19 +215,32 @@ async fn what_fails_over_ssh_says_whether_it_was_ssh_or_aditd_and_keeps_nothing(
     let mut laptop = Laptop::new(&world).await;
     world.device("taken").await;
     for client in ["builtin", "system"] {
-        let absent = laptop.enroll(&world, &["--ssh-client", client, "--remote-command", "/nowhere/aditd"]).await;
+        let absent = laptop
+            .enroll(&world, &["--ssh-client", client, "--remote-command", "/nowhere/aditd"])
+            .await;
         assert_eq!(absent.code, Some(1));
-        assert!(absent.stderr.contains("there is no aditd on") && absent.stderr.contains("--remote-command"), "{absent:?}");
+        assert!(
+            absent.stderr.contains("there is no aditd on")
+                && absent.stderr.contains("--remote-command"),
+            "{absent:?}"
+        );
         let args = ["enroll", &laptop.sshd.url, "--device", "taken", "--ssh-client", client];
         let taken = laptop.adit(&world, &args).await;
-        assert_told(&taken, FAILED, &["there is a device `taken` already", "--device NAME", "`aditd device forget taken`"]);
+        assert_told(
+            &taken,
+            FAILED,
+            &["there is a device `taken` already", "--device NAME", "`aditd device forget taken`"],
+        );
         assert!(!taken.stderr.contains("by hand"), "SSH has worked: {}", taken.stderr);
     }
     laptop.sshd.kill();
     let by_hand = format!("try by hand what is tried here: `{}`", laptop.sshd.by_hand());
     for client in ["builtin", "system"] {
         let dead = laptop.enroll(&world, &["--ssh-client", client]).await;
-        assert!(dead.stderr.contains("Connection refused") && dead.stderr.contains(&by_hand), "{dead:?}");
+        assert!(
+            dead.stderr.contains("Connection refused") && dead.stderr.contains(&by_hand),
+            "{dead:?}"
+        );
     }
     assert!(!laptop.device.dir.join("servers/default/identity.json").exists());
 }
@@ -225,7 +261,10 @@ async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
         let status = laptop.adit(&world, &["status"]).await.stdout;
         for told in [&said, &status] {
             assert!(told.contains(says) && told.contains(cure), "{told}");
-            let hints = ["try by hand", "ssh-add", "ssh-keygen -f"].iter().filter(|hint| told.contains(**hint)).count();
+            let hints = ["try by hand", "ssh-add", "ssh-keygen -f"]
+                .iter()
+                .filter(|hint| told.contains(**hint))
+                .count();
             assert_eq!(hints, 1, "one cure: {told}");
         }
         adit.kill().await;
@@ -236,7 +275,8 @@ async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
     laptop.sshd.know(&laptop.sshd.line());
     laptop.sshd.kill();
     let by_hand = laptop.sshd.by_hand();
-    down(&laptop, "Connection refused", &format!("try by hand what is tried here: `{by_hand}`")).await;
+    down(&laptop, "Connection refused", &format!("try by hand what is tried here: `{by_hand}`"))
+        .await;
 }
 
 #[tokio::test]
@@ -250,7 +290,11 @@ async fn a_server_that_was_never_started_is_told_with_the_command_that_starts_it
     std::fs::remove_dir_all(world.state()).expect("removed");
     let enrolled = laptop.enroll(&world, &[]).await;
     assert_eq!(enrolled.code, Some(1));
-    assert!(enrolled.stderr.contains("there is no server state") && enrolled.stderr.contains("aditd serve"), "{enrolled:?}");
+    assert!(
+        enrolled.stderr.contains("there is no server state")
+            && enrolled.stderr.contains("aditd serve"),
+        "{enrolled:?}"
+    );
 }
 
 #[tokio::test]

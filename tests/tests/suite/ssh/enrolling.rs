@@ -38,20 +38,27 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
     }
     let tmp = tempfile::tempdir().expect("a directory");
     let config = tmp.path().join("aditd.toml");
-    std::fs::write(&config, format!("enroll_socket = '{}'", tmp.path().join("enroll.sock").display())).expect("written");
+    std::fs::write(
+        &config,
+        format!("enroll_socket = '{}'", tmp.path().join("enroll.sock").display()),
+    )
+    .expect("written");
     let flags = ["--enroll-group", &own_group(), "--config", config.to_str().expect("a path")];
     let mut world = World::start_with(PROGRAM, Options::default(), &flags).await;
     let laptop = Laptop::new(&world).await;
     without_the_state(&world, &config);
     // Where the server listens they know from its configuration.
     let told = std::fs::read_to_string(&config).expect("read");
-    std::fs::write(&config, format!("{told}\nlisten = ['{}']", world.address().await)).expect("written");
+    std::fs::write(&config, format!("{told}\nlisten = ['{}']", world.address().await))
+        .expect("written");
     laptop.enrolled(&world, &[]).await;
     let up = laptop.up(&world, &[]).await;
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
     up.end().await;
-    let again = laptop.adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"]).await;
+    let again = laptop
+        .adit(&world, &["enroll", &laptop.sshd.url, "--device", "laptop-1", "--name", "other"])
+        .await;
     assert_told(&again, FAILED, &["there is a device `laptop-1` already", "--device NAME"]);
     world.kill_server().await;
     let alone = laptop.enroll(&world, &[]).await;
@@ -74,9 +81,16 @@ async fn a_key_that_may_do_less_than_enroll_is_told_so_at_once() {
             assert_told(&told, FAILED, says);
             assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
         };
-        enroll("restrict,command=\"aditd relay\"", &["may only relay", "`aditd enroll-device`", "limit the key afterwards"])
-            .await;
-        let ended = ["`aditd enroll-device laptop-", "ended without an answer (exit code 1), and said nothing", "`command=`"];
+        enroll(
+            "restrict,command=\"aditd relay\"",
+            &["may only relay", "`aditd enroll-device`", "limit the key afterwards"],
+        )
+        .await;
+        let ended = [
+            "`aditd enroll-device laptop-",
+            "ended without an answer (exit code 1), and said nothing",
+            "`command=`",
+        ];
         enroll(&format!("{only_forwards}\"/bin/false\""), &ended).await;
         let said = ["exit code 3", "on standard error: keep out", "`command=`"];
         enroll(&format!("{only_forwards}\"echo keep out >&2; exit 3\""), &said).await;
@@ -91,11 +105,16 @@ async fn whoever_may_not_enroll_is_told_who_may() {
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     let config = world.scratch("other.toml");
-    std::fs::write(&config, format!("enroll_socket = '{}'", world.scratch("nothing.sock").display())).expect("written");
+    std::fs::write(
+        &config,
+        format!("enroll_socket = '{}'", world.scratch("nothing.sock").display()),
+    )
+    .expect("written");
     without_the_state(&world, &config);
     let refused = laptop.enroll(&world, &[]).await;
     assert_eq!(refused.code, Some(1));
-    for said in ["there is no server state", "the owner of the server's state, root, and the group"] {
+    for said in ["there is no server state", "the owner of the server's state, root, and the group"]
+    {
         assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
     }
 }

@@ -1,4 +1,5 @@
-//! Whether an sshd is the one that is meant: known, unknown, changed and revoked keys, and authorities.
+//! Whether an sshd is the one that is meant: known, unknown, changed and revoked keys, and
+//! authorities.
 
 use tests::{
     laptop::Laptop,
@@ -17,7 +18,8 @@ fn there_is_no_sshd() -> bool {
 }
 
 fn there_is_no_terminal() -> bool {
-    there_is_no_sshd() || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+    there_is_no_sshd()
+        || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
 }
 
 fn known_hosts(laptop: &Laptop) -> String {
@@ -36,7 +38,11 @@ async fn an_unknown_host_is_refused_without_a_terminal_whatever_the_configuratio
         laptop.sshd.client(&format!("StrictHostKeyChecking {strict}\n"));
         let refused = laptop.enroll(&world, &[]).await;
         assert_eq!(refused.code, Some(1), "{strict}");
-        assert!(refused.stderr.contains(UNKNOWN) && refused.stderr.contains("SHA256:"), "{strict}: {}", refused.stderr);
+        assert!(
+            refused.stderr.contains(UNKNOWN) && refused.stderr.contains("SHA256:"),
+            "{strict}: {}",
+            refused.stderr
+        );
     }
     assert_eq!(known_hosts(&laptop), "", "nothing was learned");
 }
@@ -67,14 +73,25 @@ async fn at_a_terminal_an_unknown_host_is_a_question_and_a_yes_is_remembered() {
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
     let line = laptop.sshd.line();
     assert!(
-        known_hosts(&laptop).contains(line.rsplit_once(' ').map_or(line.as_str(), |(line, _)| line)),
+        known_hosts(&laptop)
+            .contains(line.rsplit_once(' ').map_or(line.as_str(), |(line, _)| line)),
         "{}",
         known_hosts(&laptop)
     );
     // ssh agrees, and nothing is asked any more.
     let ssh = std::process::Command::new(&laptop.sshd.ssh);
     let mut ssh = ssh;
-    let seen = ssh.args(["-o", "StrictHostKeyChecking=yes", "-o", "BatchMode=yes", "--", &laptop.sshd.url, "true"]).output();
+    let seen = ssh
+        .args([
+            "-o",
+            "StrictHostKeyChecking=yes",
+            "-o",
+            "BatchMode=yes",
+            "--",
+            &laptop.sshd.url,
+            "true",
+        ])
+        .output();
     assert!(seen.as_ref().is_ok_and(|out| out.status.success()), "{seen:?}");
     laptop.enrolled(&world, &[]).await;
 }
@@ -89,9 +106,16 @@ async fn a_changed_key_stops_everything_and_says_where_the_old_one_stands_and_wh
     laptop.sshd.key("other", &["-t", "ed25519", "-N", ""]);
     laptop.sshd.know(&format!("# old\n{} {}", laptop.sshd.name(), laptop.sshd.public("other")));
     laptop.sshd.client("StrictHostKeyChecking no\n");
-    let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
+    let mut terminal =
+        laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
     assert_eq!(terminal.ended().await, Some(1), "no question: {}", terminal.screen());
-    for said in ["HAS CHANGED", "SHA256:", "known_hosts:2", "ssh-keygen -f", &format!("-R '{}'", laptop.sshd.name())] {
+    for said in [
+        "HAS CHANGED",
+        "SHA256:",
+        "known_hosts:2",
+        "ssh-keygen -f",
+        &format!("-R '{}'", laptop.sshd.name()),
+    ] {
         assert!(terminal.screen().contains(said), "{said}: {}", terminal.screen());
     }
 }
@@ -109,7 +133,11 @@ async fn a_revoked_key_is_refused_even_if_it_is_known() {
     std::fs::write(laptop.sshd.dir.join("global_known_hosts"), revoked).expect("written");
     let refused = laptop.enroll(&world, &[]).await;
     assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr.contains("REVOKED") && refused.stderr.contains("global_known_hosts:1"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("REVOKED") && refused.stderr.contains("global_known_hosts:1"),
+        "{}",
+        refused.stderr
+    );
 }
 
 #[tokio::test]
@@ -122,7 +150,8 @@ async fn an_authority_vouches_for_a_host_that_nobody_has_seen_and_for_no_other()
     let authority = laptop.sshd.key("authority", &["-t", "ed25519", "-N", ""]);
     let host = laptop.sshd.dir.join("host.pub");
     let certify = |principal: &str| {
-        let sign = ["-q", "-s", authority.to_str().expect("a path"), "-h", "-I", "test", "-n", principal];
+        let sign =
+            ["-q", "-s", authority.to_str().expect("a path"), "-h", "-I", "test", "-n", principal];
         let signed = std::process::Command::new("ssh-keygen").args(sign).arg(&host).output();
         assert!(signed.as_ref().is_ok_and(|out| out.status.success()), "{signed:?}");
     };
@@ -150,7 +179,9 @@ async fn hashed_names_patterns_and_kinds_that_nobody_knows_are_read_as_ssh_reads
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     let (name, key) = (laptop.sshd.name(), laptop.sshd.public("host"));
-    let noise = format!("{name} ssh-xyz QUJD\n{name} ssh-ed25519 !!\n@strange {name} {key}\nnonsense\n\n# {name} x\n");
+    let noise = format!(
+        "{name} ssh-xyz QUJD\n{name} ssh-ed25519 !!\n@strange {name} {key}\nnonsense\n\n# {name} x\n"
+    );
     laptop.sshd.know(&format!("{noise}{}", laptop.sshd.line()));
     laptop.enrolled(&world, &[]).await;
     laptop.sshd.know(&format!("{noise}[127.0.0.*]:*,!{name} {key}"));
@@ -159,8 +190,16 @@ async fn hashed_names_patterns_and_kinds_that_nobody_knows_are_read_as_ssh_reads
     laptop.sshd.know(&format!("{noise}[127.0.0.*]:* {key}"));
     laptop.enrolled(&world, &[]).await;
     laptop.sshd.know(&laptop.sshd.line());
-    let hashed = std::process::Command::new("ssh-keygen").arg("-H").arg("-f").arg(laptop.sshd.dir.join("known_hosts")).output();
-    assert!(hashed.as_ref().is_ok_and(|out| out.status.success()) && known_hosts(&laptop).starts_with("|1|"), "{hashed:?}");
+    let hashed = std::process::Command::new("ssh-keygen")
+        .arg("-H")
+        .arg("-f")
+        .arg(laptop.sshd.dir.join("known_hosts"))
+        .output();
+    assert!(
+        hashed.as_ref().is_ok_and(|out| out.status.success())
+            && known_hosts(&laptop).starts_with("|1|"),
+        "{hashed:?}"
+    );
     laptop.enrolled(&world, &[]).await;
 }
 
@@ -171,9 +210,10 @@ async fn a_host_with_several_keys_is_asked_for_the_one_that_it_is_known_by() {
     }
     let world = World::start(PROGRAM).await;
     let mut laptop = Laptop::new(&world).await;
-    for (name, arguments) in
-        [("host_rsa", ["-t", "rsa", "-b", "2048", "-N", ""]), ("host_ecdsa", ["-t", "ecdsa", "-b", "256", "-N", ""])]
-    {
+    for (name, arguments) in [
+        ("host_rsa", ["-t", "rsa", "-b", "2048", "-N", ""]),
+        ("host_ecdsa", ["-t", "ecdsa", "-b", "256", "-N", ""]),
+    ] {
         keygen(&laptop.sshd.dir.join(name), &arguments);
     }
     let d = laptop.sshd.dir.display().to_string();
@@ -193,7 +233,9 @@ async fn an_alias_is_the_name_under_which_a_key_is_known() {
     let laptop = Laptop::new(&world).await;
     let port = laptop.sshd.address.port();
     let user = user_name();
-    laptop.sshd.client(&format!("Host gpu\nHostName 127.0.0.1\nPort {port}\nUser {user}\nHostKeyAlias the-box\nHost *\n"));
+    laptop.sshd.client(&format!(
+        "Host gpu\nHostName 127.0.0.1\nPort {port}\nUser {user}\nHostKeyAlias the-box\nHost *\n"
+    ));
     laptop.sshd.know(&format!("the-box {}", laptop.sshd.public("host")));
     let enrolled = laptop.adit(&world, &["enroll", "ssh://gpu", "--device", "laptop"]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);

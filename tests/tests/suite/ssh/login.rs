@@ -1,4 +1,5 @@
-//! Logging in through a real sshd: agents, keys of all kinds, passphrases at a terminal, and jump hosts.
+//! Logging in through a real sshd: agents, keys of all kinds, passphrases at a terminal, and jump
+//! hosts.
 
 use tests::{
     laptop::{Laptop, address_in},
@@ -15,7 +16,8 @@ fn there_is_no_sshd() -> bool {
 }
 
 fn there_is_no_terminal() -> bool {
-    there_is_no_sshd() || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+    there_is_no_sshd()
+        || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
 }
 
 #[tokio::test]
@@ -34,7 +36,11 @@ async fn keys_of_all_kinds_log_in() {
         let key = laptop.sshd.key(name, arguments);
         laptop.sshd.authorize(name, "");
         // The wrong ones are passed over.
-        laptop.sshd.client(&format!("IdentityFile {}/missing\nIdentityFile {}\n", laptop.sshd.dir.display(), key.display()));
+        laptop.sshd.client(&format!(
+            "IdentityFile {}/missing\nIdentityFile {}\n",
+            laptop.sshd.dir.display(),
+            key.display()
+        ));
         laptop.enrolled(&world, &[]).await;
     }
 }
@@ -55,15 +61,23 @@ async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if
         // Nobody but the agent has it.
         std::fs::remove_file(key).expect("removed");
         laptop.sshd.authorize(name, "");
-        laptop.sshd.client(&format!("IdentityAgent {}\nIdentitiesOnly no\n", agent.socket.display()));
+        laptop
+            .sshd
+            .client(&format!("IdentityAgent {}\nIdentitiesOnly no\n", agent.socket.display()));
         laptop.enrolled(&world, &[]).await;
     }
     laptop.sshd.client(&format!("IdentityAgent {}\n", agent.socket.display()));
     let refused = laptop.enroll(&world, &[]).await;
-    assert!(refused.code == Some(1) && refused.stderr.contains("does not let this computer in"), "{}", refused.stderr);
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("does not let this computer in"),
+        "{}",
+        refused.stderr
+    );
     // Named by its public half, and found by the environment.
     laptop.environment.push(("SSH_AUTH_SOCK".to_owned(), agent.socket.display().to_string()));
-    laptop.sshd.client(&format!("IdentityAgent SSH_AUTH_SOCK\nIdentityFile {}\n", keys[1].display()));
+    laptop
+        .sshd
+        .client(&format!("IdentityAgent SSH_AUTH_SOCK\nIdentityFile {}\n", keys[1].display()));
     laptop.enrolled(&world, &[]).await;
 }
 
@@ -79,15 +93,24 @@ async fn a_passphrase_is_asked_for_at_a_terminal_not_shown_and_not_guessed() {
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
     let nobody = laptop.enroll(&world, &[]).await;
     assert_eq!(nobody.code, Some(1));
-    assert!(nobody.stderr.contains("locked with a passphrase") && nobody.stderr.contains("ssh-add"), "{}", nobody.stderr);
-    let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
+    assert!(
+        nobody.stderr.contains("locked with a passphrase") && nobody.stderr.contains("ssh-add"),
+        "{}",
+        nobody.stderr
+    );
+    let mut terminal =
+        laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
     terminal.shows("Enter passphrase for key").await;
     terminal.types("a wrong one").await;
     terminal.shows("that is not the passphrase").await;
     terminal.shows_times("Enter passphrase for key", 2).await;
     terminal.types("open sesame").await;
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
-    assert!(!terminal.screen().contains("sesame") && !terminal.screen().contains("wrong one"), "{}", terminal.screen());
+    assert!(
+        !terminal.screen().contains("sesame") && !terminal.screen().contains("wrong one"),
+        "{}",
+        terminal.screen()
+    );
 }
 
 #[tokio::test]
@@ -126,7 +149,10 @@ async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
     let adit = laptop.command(&world, &["enroll", &laptop.sshd.url, "--device", "laptop"]);
     let mut shell = tokio::process::Command::new("sh");
-    shell.args(["-c", "trap : INT; \"$@\"; stty -a", "sh"]).arg(adit.as_std().get_program()).args(adit.as_std().get_args());
+    shell
+        .args(["-c", "trap : INT; \"$@\"; stty -a", "sh"])
+        .arg(adit.as_std().get_program())
+        .args(adit.as_std().get_args());
     for (name, value) in adit.as_std().get_envs() {
         shell.env(name, value.unwrap_or_default());
     }
@@ -135,7 +161,10 @@ async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
     terminal.types("\u{3}").await;
     terminal.ended().await;
     let screen = terminal.screen();
-    assert!(screen.contains("interrupted") && screen.contains(" echo ") && screen.contains(" icanon "), "{screen}");
+    assert!(
+        screen.contains("interrupted") && screen.contains(" echo ") && screen.contains(" icanon "),
+        "{screen}"
+    );
 }
 
 #[tokio::test]
@@ -158,7 +187,11 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
     let enroll = ["enroll", "ssh://gpu", "--device", "laptop"];
     configure("nobody_known");
     let unknown = laptop.adit(&world, &enroll).await;
-    assert!(unknown.code == Some(1) && unknown.stderr.contains("is not known"), "{}", unknown.stderr);
+    assert!(
+        unknown.code == Some(1) && unknown.stderr.contains("is not known"),
+        "{}",
+        unknown.stderr
+    );
     assert!(unknown.stderr.contains(&jump.name()), "the jump host's: {}", unknown.stderr);
     configure("known_hosts");
     let enrolled = laptop.adit(&world, &enroll).await;
@@ -170,7 +203,11 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
     // There is no way around it.
     jump.kill();
     let gone = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;
-    assert!(gone.code == Some(1) && gone.stderr.contains(&format!("port {}", jump.address.port())), "{}", gone.stderr);
+    assert!(
+        gone.code == Some(1) && gone.stderr.contains(&format!("port {}", jump.address.port())),
+        "{}",
+        gone.stderr
+    );
 }
 
 /// `open sesame`, in crypt's SHA-512.
@@ -182,19 +219,28 @@ async fn where_no_key_is_taken_a_password_is_asked_for_at_a_terminal_and_nowhere
         return;
     }
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
-    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have passwords of its own") {
+    if !private.is_ok_and(|out| out.status.success())
+        && skip::because("only root may have passwords of its own")
+    {
         return;
     }
     let world = World::start(PROGRAM).await;
     let mut laptop = Laptop::new(&world).await;
     let asked_by_pam = "UsePAM yes\nKbdInteractiveAuthentication yes\nPasswordAuthentication no\n";
-    for (lines, prompt, device) in [("PasswordAuthentication yes\n", "'s password: ", "one"), (asked_by_pam, "Password: ", "two")]
-    {
+    for (lines, prompt, device) in [
+        ("PasswordAuthentication yes\n", "'s password: ", "one"),
+        (asked_by_pam, "Password: ", "two"),
+    ] {
         laptop.sshd.take_password(HASH, lines).await;
         laptop.sshd.client("");
         let nobody = laptop.enroll(&world, &[]).await;
-        assert!(nobody.code == Some(1) && nobody.stderr.contains("does not let this computer in"), "{}", nobody.stderr);
-        let mut terminal = laptop.at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--replace", "--device", device]);
+        assert!(
+            nobody.code == Some(1) && nobody.stderr.contains("does not let this computer in"),
+            "{}",
+            nobody.stderr
+        );
+        let mut terminal = laptop
+            .at_a_terminal(&world, &["enroll", &laptop.sshd.url, "--replace", "--device", device]);
         terminal.shows(prompt).await;
         terminal.types("open sesame").await;
         assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());

@@ -1,4 +1,5 @@
-//! Real programs, unmodified, through the tunnel: curl, and the client libraries that applications use.
+//! Real programs, unmodified, through the tunnel: curl, and the client libraries that applications
+//! use.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,8 +22,12 @@ fn has(program: &str, args: &[&str]) -> bool {
 
 /// Runs one client script against the tunnel and the stand-in behind it.
 async fn passes(program: &str, name: &str) {
-    let world =
-        World::start_with(PROGRAM, Options { token_interval: Duration::from_millis(20), ..Options::default() }, &[]).await;
+    let world = World::start_with(
+        PROGRAM,
+        Options { token_interval: Duration::from_millis(20), ..Options::default() },
+        &[],
+    )
+    .await;
     let up = world.up("laptop").await;
     let mut command = tokio::process::Command::new(program);
     command
@@ -30,10 +35,13 @@ async fn passes(program: &str, name: &str) {
         .env("ADIT_URL", up.url(""))
         .env("ADIT_DIRECT", format!("http://{}", world.ollama.addr()))
         .kill_on_drop(true);
-    for proxy in ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+    for proxy in
+        ["http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"]
+    {
         command.env_remove(proxy);
     }
-    let out = tokio::time::timeout(WITHIN, command.output()).await.expect("in time").expect("it runs");
+    let out =
+        tokio::time::timeout(WITHIN, command.output()).await.expect("in time").expect("it runs");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     assert!(out.status.success(), "{name}: {}\n{}", text(&out.stdout), text(&out.stderr));
 }
@@ -68,9 +76,12 @@ async fn the_python_package_openai_works_and_its_aborts_reach_ollama() {
 
 #[tokio::test]
 async fn the_npm_package_ollama_works_and_its_aborts_reach_ollama() {
-    let there = std::env::var("ADIT_TEST_NODE_PATH").is_ok_and(|path| Path::new(&path).join("ollama").is_dir())
+    let there = std::env::var("ADIT_TEST_NODE_PATH")
+        .is_ok_and(|path| Path::new(&path).join("ollama").is_dir())
         && has("node", &["--version"]);
-    if !there && skip::because("node or the npm package `ollama` is not installed (ADIT_TEST_NODE_PATH)") {
+    if !there
+        && skip::because("node or the npm package `ollama` is not installed (ADIT_TEST_NODE_PATH)")
+    {
         return;
     }
     passes("node", "ollama_client.mjs").await;

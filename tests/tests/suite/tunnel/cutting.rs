@@ -1,4 +1,5 @@
-//! How connections end: what the application or the service did reaches the other as it was, and a cut never looks like an end.
+//! How connections end: what the application or the service did reaches the other as it was, and a
+//! cut never looks like an end.
 
 use std::time::Duration;
 
@@ -53,12 +54,21 @@ async fn an_application_that_closes_half_closes_or_aborts_stops_ollama() {
     let app = endless_answer(&up).await;
     app.set_zero_linger().expect("linger");
     drop(app);
-    world.ollama.wait_for(|c| c.cancelled == 3 && c.running == 0, SOON).await.expect("an abort stops it");
+    world
+        .ollama
+        .wait_for(|c| c.cancelled == 3 && c.running == 0, SOON)
+        .await
+        .expect("an abort stops it");
 }
 
 #[tokio::test]
 async fn a_request_that_waits_for_its_first_token_is_cancelled_too() {
-    let world = World::start_with(PROGRAM, Options { load_time: Duration::from_secs(3600), ..Options::default() }, &[]).await;
+    let world = World::start_with(
+        PROGRAM,
+        Options { load_time: Duration::from_secs(3600), ..Options::default() },
+        &[],
+    )
+    .await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(5, 1).as_bytes()).await.expect("sent");
@@ -77,7 +87,8 @@ async fn an_abort_reaches_the_service_as_an_abort_even_behind_bytes_that_it_does
     while tokio::time::timeout(Duration::from_secs(1), app.write_all(&block)).await.is_ok() {}
     app.set_zero_linger().expect("linger");
     drop(app);
-    // As without a tunnel the service may still read what had reached its machine; then comes the abort, and no end.
+    // As without a tunnel the service may still read what had reached its machine; then comes the
+    // abort, and no end.
     let mut sink = vec![0; 64 * 1024];
     let ending = loop {
         match tokio::time::timeout(SOON, service.read(&mut sink)).await.expect("it ends") {
@@ -110,7 +121,10 @@ async fn a_service_that_aborts_while_the_application_reads_nothing_is_seen_at_on
     while tokio::time::timeout(Duration::from_secs(1), service.write_all(&block)).await.is_ok() {}
     service.set_zero_linger().expect("linger");
     drop(service);
-    tokio::time::timeout(SOON, app.ready(tokio::io::Interest::ERROR)).await.expect("seen without reading").expect("ready");
+    tokio::time::timeout(SOON, app.ready(tokio::io::Interest::ERROR))
+        .await
+        .expect("seen without reading")
+        .expect("ready");
 }
 
 #[tokio::test]
@@ -124,14 +138,14 @@ async fn an_answer_that_comes_before_the_upload_has_ended_is_delivered_whole() {
         let mut answer = Vec::new();
         let block = vec![1; 64 * 1024];
         let upload = async { while write.write_all(&block).await.is_ok() {} };
-        let ended =
-            tokio::select! { ended = read.read_to_end(&mut answer) => ended, () = upload => read.read_to_end(&mut answer).await };
+        let ended = tokio::select! { ended = read.read_to_end(&mut answer) => ended, () = upload => read.read_to_end(&mut answer).await };
         (answer, ended.is_ok())
     });
     raw::read_exactly(&mut service, 200_000).await;
     service.write_all(&vec![b'!'; 100_000]).await.expect("sent");
     service.shutdown().await.expect("half-closed");
-    let (answer, whole) = tokio::time::timeout(SOON, uploading).await.expect("in time").expect("no panic");
+    let (answer, whole) =
+        tokio::time::timeout(SOON, uploading).await.expect("in time").expect("no panic");
     assert_eq!((answer.len(), whole), (100_000, true));
 }
 
@@ -144,9 +158,12 @@ async fn a_blob_that_exists_is_answered_before_it_is_uploaded() {
     let first = raw::exchange(up.address, &raw::post(&path, "hello world")).await;
     assert!(first.starts_with("HTTP/1.1 201"), "{first}");
     let mut app = raw::connect(up.address).await;
-    app.write_all(format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n").as_bytes())
-        .await
-        .expect("sent");
+    app.write_all(
+        format!("POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n")
+            .as_bytes(),
+    )
+    .await
+    .expect("sent");
     let (answer, ending) = raw::read_to_end(&mut app).await;
     assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
     assert_eq!(ending, Ending::Closed);
@@ -186,16 +203,26 @@ async fn a_client_that_is_killed_gives_its_answers_up_when_it_comes_back() {
     let mut up = device.up(&[]).await;
     let mut app = endless_answer(&up).await;
     up.adit.kill().await;
-    // The kernel ends the connections of a dead process: the JSON lines are cut short, which any client sees.
-    while tokio::time::timeout(SOON, app.read(&mut [0; 4096])).await.expect("it ends").is_ok_and(|n| n > 0) {}
+    // The kernel ends the connections of a dead process: the JSON lines are cut short, which any
+    // client sees.
+    while tokio::time::timeout(SOON, app.read(&mut [0; 4096]))
+        .await
+        .expect("it ends")
+        .is_ok_and(|n| n > 0)
+    {}
     let up = device.up(&[]).await;
-    world.ollama.wait_for(|c| c.cancelled == 1 && c.running == 0, SOON).await.expect("the new session replaces the old");
+    world
+        .ollama
+        .wait_for(|c| c.cancelled == 1 && c.running == 0, SOON)
+        .await
+        .expect("the new session replaces the old");
     let again = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(again.ends_with("Ollama is running"), "{again}");
 }
 
 #[tokio::test]
-async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_order_ends_them_at_once() {
+async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_order_ends_them_at_once()
+ {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
 
@@ -289,7 +316,11 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = kept(&up).await;
     up.adit.signal("INT");
-    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed), "it was between two requests");
+    assert_eq!(
+        raw::read_to_end(&mut app).await,
+        (vec![], Ending::Closed),
+        "it was between two requests"
+    );
     assert_eq!(up.adit.ended().await.expect("ended").code(), Some(0));
 
     let up = device.up(&[]).await;
@@ -304,7 +335,9 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
 #[tokio::test]
 async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop() {
     let upstream = Upstream::start().await;
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
+            .await;
     let device = world.device("laptop").await;
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = raw::connect(up.address).await;

@@ -29,7 +29,9 @@ fn fast() -> Options {
 async fn an_application_sees_through_the_tunnel_what_it_sees_without() {
     let world = World::start_with(PROGRAM, fast(), &[]).await;
     let up = world.up("laptop").await;
-    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost:11434\r\nConnection: close\r\n\r\n");
+    let get = |path: &str| {
+        format!("GET {path} HTTP/1.1\r\nHost: localhost:11434\r\nConnection: close\r\n\r\n")
+    };
     let requests = [
         get("/"),
         "HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".to_owned(),
@@ -70,13 +72,18 @@ async fn localhost_answers_on_both_families() {
     let device = world.device("laptop").await;
     let mut adit = world
         .programs
-        .start("adit", &["up", "--listen", "localhost:0", "--state-dir", device.dir.to_str().expect("a path")])
+        .start(
+            "adit",
+            &["up", "--listen", "localhost:0", "--state-dir", device.dir.to_str().expect("a path")],
+        )
         .expect("adit starts");
     adit.ready().await.expect("ready");
     let status = device.status().await;
     let listening = status["listening"].as_array().expect("addresses");
-    let addresses: Vec<SocketAddr> =
-        listening.iter().map(|a| a.as_str().and_then(|a| a.parse().ok()).expect("an address")).collect();
+    let addresses: Vec<SocketAddr> = listening
+        .iter()
+        .map(|a| a.as_str().and_then(|a| a.parse().ok()).expect("an address"))
+        .collect();
     let v6 = std::net::UdpSocket::bind("[::1]:0").is_ok();
     assert_eq!(addresses.len(), if v6 { 2 } else { 1 });
     for address in addresses {
@@ -143,7 +150,8 @@ async fn two_hundred_and_fifty_six_answers_stream_at_once_each_its_own() {
     let mut streams = JoinSet::new();
     for seed in 0..256 {
         let address = up.address;
-        streams.spawn(async move { (seed, raw::exchange(address, &raw::generate(20, seed)).await) });
+        streams
+            .spawn(async move { (seed, raw::exchange(address, &raw::generate(20, seed)).await) });
     }
     let mut seen = 0;
     while let Some(answer) = streams.join_next().await {
@@ -179,7 +187,8 @@ async fn a_gigabyte_passes_whole_each_way() {
     }
     let (mut got, mut hash) = (0, aws_lc_rs::digest::Context::new(&aws_lc_rs::digest::SHA256));
     loop {
-        let n = tokio::time::timeout(SOON, app.read(&mut block)).await.expect("goes on").expect("read");
+        let n =
+            tokio::time::timeout(SOON, app.read(&mut block)).await.expect("goes on").expect("read");
         if n == 0 {
             break;
         }
@@ -190,7 +199,9 @@ async fn a_gigabyte_passes_whole_each_way() {
     assert_eq!(hash.finish().as_ref(), expected.as_ref());
 
     let mut app = raw::connect(up.address).await;
-    let head = format!("POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {SIZE}\r\nConnection: close\r\n\r\n"
+    );
     app.write_all(head.as_bytes()).await.expect("sent");
     let mut source = seeded_bytes(5);
     for _ in 0..SIZE / MB {
@@ -220,7 +231,9 @@ async fn read_some(tcp: &mut tokio::net::TcpStream, bytes: u64) {
     let mut block = vec![0; 64 * 1024];
     let mut left = bytes;
     while left > 0 {
-        let n = tokio::time::timeout(SOON, tcp.read(&mut block)).await.expect("goes on").expect("read") as u64;
+        let n =
+            tokio::time::timeout(SOON, tcp.read(&mut block)).await.expect("goes on").expect("read")
+                as u64;
         assert!(n > 0, "it ended");
         left = left.saturating_sub(n);
     }

@@ -1,4 +1,5 @@
-//! While there is no way to Ollama: connections wait, and are then told why, in words that any tool shows.
+//! While there is no way to Ollama: connections wait, and are then told why, in words that any tool
+//! shows.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -19,8 +20,14 @@ const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n";
 fn error_of(answer: &str) -> (&str, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{answer}"));
     let json: Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"));
-    assert!(head.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())), "{head}");
-    (head.lines().next().unwrap_or_default(), json["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned())
+    assert!(
+        head.to_ascii_lowercase().contains(&format!("content-length: {}", body.len())),
+        "{head}"
+    );
+    (
+        head.lines().next().unwrap_or_default(),
+        json["error"].as_str().unwrap_or_else(|| panic!("{answer}")).to_owned(),
+    )
 }
 
 #[tokio::test]
@@ -40,7 +47,8 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     for said in [error, device.adit(&["status"], "").await.stdout] {
         assert!(said.contains("no answer ") && said.contains(&format!("from {server}")), "{said}");
         assert!(
-            said.contains("is this computer online, and the server up?") || said.contains("is aditd running there"),
+            said.contains("is this computer online, and the server up?")
+                || said.contains("is aditd running there"),
             "{said}"
         );
     }
@@ -55,7 +63,11 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
 
     let mut not_http = raw::connect(up.address).await;
     not_http.write_all(b"\x16\x03\x01\n").await.expect("sent");
-    assert_eq!(raw::read_to_end(&mut not_http).await, (vec![], Ending::Reset), "what is no HTTP gets none");
+    assert_eq!(
+        raw::read_to_end(&mut not_http).await,
+        (vec![], Ending::Reset),
+        "what is no HTTP gets none"
+    );
 }
 
 #[tokio::test]
@@ -98,7 +110,8 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address: SocketAddr = reserved.local_addr().expect("address");
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address.to_string()]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &address.to_string()]).await;
     let up = world.up("laptop").await;
 
     let (status, error) = {
@@ -107,14 +120,18 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
         (status.to_owned(), error)
     };
     assert_eq!(status, "HTTP/1.1 502 Bad Gateway");
-    assert!(error.contains("Ollama is not running on the server") && error.contains("ollama serve"), "{error}");
+    assert!(
+        error.contains("Ollama is not running on the server") && error.contains("ollama serve"),
+        "{error}"
+    );
     let v1 = raw::exchange(up.address, &raw::post("/v1/chat/completions", "{}")).await;
     assert!(v1.contains(r#"{"error":{"message":"adit: Ollama is not running"#), "{v1}");
     let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 502") && head.ends_with("\r\n\r\n"), "{head}");
 
     drop(reserved);
-    let _ollama = Ollama::start(Options { listen: address, ..Options::default() }).await.expect("it starts");
+    let _ollama =
+        Ollama::start(Options { listen: address, ..Options::default() }).await.expect("it starts");
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
 }
@@ -165,7 +182,12 @@ async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() 
     assert_told(
         &again,
         NOT_ALLOWED,
-        &["revoked", "`aditd device forget laptop`", "`aditd invite laptop`", "`adit enroll --replace`"],
+        &[
+            "revoked",
+            "`aditd device forget laptop`",
+            "`aditd invite laptop`",
+            "`adit enroll --replace`",
+        ],
     );
     for once in ["revoked", "aditd invite", "adit enroll"] {
         assert_eq!(again.stderr.matches(once).count(), 1, "{}", again.stderr);
@@ -184,7 +206,12 @@ async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
     let device = world.device("laptop").await;
     let mut first = device.up(&[]).await;
     let copy = world.stranger("copy");
-    let copied = std::process::Command::new("cp").arg("-a").arg(&device.dir).arg(&copy.dir).status().expect("cp");
+    let copied = std::process::Command::new("cp")
+        .arg("-a")
+        .arg(&device.dir)
+        .arg(&copy.dir)
+        .status()
+        .expect("cp");
     assert!(copied.success());
     let second = copy.up(&[]).await;
     first.adit.says("another `adit up` connected with this device's certificate").await;
@@ -206,7 +233,11 @@ async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
     assert_told(
         &told,
         USAGE,
-        &["enrolled by a code, which names no SSH way", "leave out `--carrier ssh`", "`adit enroll --replace"],
+        &[
+            "enrolled by a code, which names no SSH way",
+            "leave out `--carrier ssh`",
+            "`adit enroll --replace",
+        ],
     );
     assert!(!told.stderr.contains("let the server listen"), "{}", told.stderr);
 }
@@ -218,7 +249,11 @@ async fn one_profile_has_one_tunnel() {
     let up = device.up(&[]).await;
     let second = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
     assert_eq!(second.code, Some(1));
-    assert!(second.stderr.contains(&format!("running already (pid {})", up.adit.pid())), "{}", second.stderr);
+    assert!(
+        second.stderr.contains(&format!("running already (pid {})", up.adit.pid())),
+        "{}",
+        second.stderr
+    );
     assert!(second.stderr.contains("hint: "), "{}", second.stderr);
 }
 
@@ -227,7 +262,9 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     const LIMIT: usize = common::transport::MOST_STREAMS as usize;
     common::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
+            .await;
     let device = world.device("laptop").await;
     let up = device.up(&["--hold", "2s"]).await;
     let mut open: Vec<(TcpStream, TcpStream)> = Vec::with_capacity(LIMIT);
@@ -260,7 +297,8 @@ async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
     let refused = device.adit(&["up", "--listen", &address], "").await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
     assert!(
-        refused.stderr.contains("this same computer") && refused.stderr.contains("--listen localhost:"),
+        refused.stderr.contains("this same computer")
+            && refused.stderr.contains("--listen localhost:"),
         "{}",
         refused.stderr
     );

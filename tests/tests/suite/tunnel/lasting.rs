@@ -61,12 +61,16 @@ async fn ten_thousand_short_connections_leave_no_descriptor_no_task_and_no_memor
         let settled = async {
             loop {
                 let now = held(&world, &device, &up).await;
-                if device.status().await["connections"] == 0 && world.status().await["sessions"][0]["streams"] == 0 {
+                if device.status().await["connections"] == 0
+                    && world.status().await["sessions"][0]["streams"] == 0
+                {
                     return now;
                 }
             }
         };
-        tokio::time::timeout(SOON, settled).await.unwrap_or_else(|_| panic!("{what}: connections stay open"))
+        tokio::time::timeout(SOON, settled)
+            .await
+            .unwrap_or_else(|_| panic!("{what}: connections stay open"))
     };
     let before = quiet("before").await;
     short_connections(&up, 10_000).await;
@@ -79,7 +83,13 @@ async fn ten_thousand_short_connections_leave_no_descriptor_no_task_and_no_memor
         after = quiet("later").await;
     }
     assert!(after.fds.0 <= before.fds.0 && after.fds.1 <= before.fds.1, "{before:?} {after:?}");
-    assert!(after.tasks.0 <= before.tasks.0 && after.tasks.1 <= before.tasks.1, "{before:?} {after:?}");
-    let grown = (after.rss_kib.0.saturating_sub(before.rss_kib.0), after.rss_kib.1.saturating_sub(before.rss_kib.1));
+    assert!(
+        after.tasks.0 <= before.tasks.0 && after.tasks.1 <= before.tasks.1,
+        "{before:?} {after:?}"
+    );
+    let grown = (
+        after.rss_kib.0.saturating_sub(before.rss_kib.0),
+        after.rss_kib.1.saturating_sub(before.rss_kib.1),
+    );
     assert!(grown.0 < 10_000 && grown.1 < 10_000, "{before:?} {after:?}");
 }

@@ -49,7 +49,11 @@ async fn a_port_that_is_taken_is_told_with_who_has_it() {
     assert_told(
         &told,
         FAILED,
-        &[&format!("error: cannot listen on {taken} (UDP)\n  Caused by: "), "ddress already in use", "another with --listen"],
+        &[
+            &format!("error: cannot listen on {taken} (UDP)\n  Caused by: "),
+            "ddress already in use",
+            "another with --listen",
+        ],
     );
     assert!(told.stderr.contains(&pid), "it doesn't say who has it:\n{}", told.stderr);
 }
@@ -64,8 +68,14 @@ async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() 
     assert_eq!(world.status().await["listening"], serde_json::json!([address.to_string()]));
     world.kill_server().await;
     let (open, inside) = (format!("0.0.0.0:{}", address.port()), address.to_string());
-    let told = try_to_serve(&world, &["--listen", &open, "--listen", &inside, "--allow-from", "203.0.113.0/24"]).await;
-    let says = format!("error: cannot listen on {inside} (UDP)\n  Caused by: aditd itself listens on {open} already");
+    let told = try_to_serve(
+        &world,
+        &["--listen", &open, "--listen", &inside, "--allow-from", "203.0.113.0/24"],
+    )
+    .await;
+    let says = format!(
+        "error: cannot listen on {inside} (UDP)\n  Caused by: aditd itself listens on {open} already"
+    );
     assert_told(&told, FAILED, &[&says, "name one of both only"]);
 }
 
@@ -90,17 +100,25 @@ async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address()
 
 #[tokio::test]
 async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
-    let first = fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
-    if first.trim().parse::<u16>().is_ok_and(|first| first < 2) && skip::because("every port is free to everybody here") {
+    let first =
+        fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
+    if first.trim().parse::<u16>().is_ok_and(|first| first < 2)
+        && skip::because("every port is free to everybody here")
+    {
         return;
     }
     let Some(ordinary) = Ordinary::new(PROGRAM) else { return };
     let state = ordinary.home("server");
-    let told = ordinary.run("aditd", &["serve", "--listen", "127.0.0.1:1", "--state-dir", text(&state)]).expect("aditd runs");
+    let told = ordinary
+        .run("aditd", &["serve", "--listen", "127.0.0.1:1", "--state-dir", text(&state)])
+        .expect("aditd runs");
     assert_told(
         &told,
         FAILED,
-        &["error: cannot listen on 127.0.0.1:1 (UDP)\n  Caused by: Permission denied", "above 1023 with --listen"],
+        &[
+            "error: cannot listen on 127.0.0.1:1 (UDP)\n  Caused by: Permission denied",
+            "above 1023 with --listen",
+        ],
     );
 
     let world = World::start(PROGRAM).await;
@@ -115,11 +133,16 @@ async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
             ordinary.give(&path);
         }
     }
-    let told = ordinary.run("adit", &["up", "--listen", "127.0.0.1:1", "--state-dir", text(&home)]).expect("adit runs");
+    let told = ordinary
+        .run("adit", &["up", "--listen", "127.0.0.1:1", "--state-dir", text(&home)])
+        .expect("adit runs");
     assert_told(
         &told,
         FAILED,
-        &["error: cannot listen on 127.0.0.1:1\n  Caused by: Permission denied", "choose another with --listen"],
+        &[
+            "error: cannot listen on 127.0.0.1:1\n  Caused by: Permission denied",
+            "choose another with --listen",
+        ],
     );
 }
 
@@ -134,7 +157,11 @@ async fn a_server_that_knows_no_address_of_its_own_makes_no_code_that_leads_nowh
         let invitation: Invitation = invited.stdout.parse().expect("a code");
         assert!(!invitation.addresses.is_empty());
         let leads_here = |address: &String| address.ends_with(&format!(":{port}"));
-        assert!(invitation.addresses.iter().all(leads_here), "{:?} but the server is on port {port}", invitation.addresses);
+        assert!(
+            invitation.addresses.iter().all(leads_here),
+            "{:?} but the server is on port {port}",
+            invitation.addresses
+        );
     } else {
         assert_told(&invited, FAILED, &["--advertise"]);
     }
@@ -174,9 +201,14 @@ async fn an_address_that_is_not_loopback_is_not_listened_on_without_saying_who_m
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
         let refused = try_to_serve(&world, &["--listen", "127.0.0.1:0", "--listen", address]).await;
         assert_eq!(refused.code, Some(2), "{refused:?}");
-        assert!(refused.stderr.contains(&format!("refusing to listen on {address}")), "{}", refused.stderr);
         assert!(
-            refused.stderr.contains("hint: ") && refused.stderr.contains("--allow-from 192.168.1.0/24"),
+            refused.stderr.contains(&format!("refusing to listen on {address}")),
+            "{}",
+            refused.stderr
+        );
+        assert!(
+            refused.stderr.contains("hint: ")
+                && refused.stderr.contains("--allow-from 192.168.1.0/24"),
             "{}",
             refused.stderr
         );
@@ -191,7 +223,12 @@ async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_name
     // Begun on loopback, so that the port is known; now the same on all addresses.
     let open = format!("0.0.0.0:{port}");
     let loopback = gate.address.to_string();
-    restart_on(&open, &mut gate.world, &["--allow-from", "203.0.113.0/24", "--advertise", &loopback]).await;
+    restart_on(
+        &open,
+        &mut gate.world,
+        &["--allow-from", "203.0.113.0/24", "--advertise", &loopback],
+    )
+    .await;
     assert_eq!(gate.world.address().await.to_string(), open);
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
@@ -200,7 +237,8 @@ async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_name
         skip::because("this machine has no address besides loopback");
         return;
     };
-    let knocks = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await;
+    let knocks =
+        first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await;
     let outsider = Stranger::facing((own, port).into()).await;
     for datagram in &knocks {
         outsider.send(datagram).await;
@@ -223,7 +261,11 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
     let port = world.address().await.port();
     let code = world.invite("laptop").await;
     let invitation: Invitation = code.parse().expect("a code");
-    assert_eq!(invitation.addresses, [format!("{own}:{port}")], "only where somebody may come from");
+    assert_eq!(
+        invitation.addresses,
+        [format!("{own}:{port}")],
+        "only where somebody may come from"
+    );
     let device = world.stranger("laptop");
     let enrolled = device.enroll(&code, &[]).await;
     assert_ok(&enrolled);
@@ -236,7 +278,9 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
     let profile = profile(&device);
     let door = profile.enrolled.door_key.clone();
     let stranger = Stranger::facing((own, port).into()).await;
-    for datagram in first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &DoorKey::generate().knock()).await {
+    for datagram in
+        first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &DoorKey::generate().knock()).await
+    {
         stranger.send(&datagram).await;
     }
     assert_served(&up).await;
@@ -246,7 +290,10 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
         knock.send(&datagram).await;
     }
     let mut answer = [0; 2048];
-    let n = tokio::time::timeout(SOON, knock.socket.recv(&mut answer)).await.expect("an answer").expect("received");
+    let n = tokio::time::timeout(SOON, knock.socket.recv(&mut answer))
+        .await
+        .expect("an answer")
+        .expect("received");
     assert_eq!(answer[0] & 0xf0, 0xf0, "a Retry (RFC 9000 section 17.2.5)");
     assert!(n < 1200, "smaller than what asked for it: {n}");
 }

@@ -39,7 +39,9 @@ async fn an_answer_moves_from_udp_to_ssh_and_back_and_loses_nothing() {
 
     let mut direct = raw::connect(crossroads.world.ollama.addr()).await;
     direct.write_all(raw::generate(TOKENS, 5).as_bytes()).await.expect("sent");
-    let direct = tokio::time::timeout(SOON * 10, raw::read_exactly(&mut direct, answer.len())).await.expect("in time");
+    let direct = tokio::time::timeout(SOON * 10, raw::read_exactly(&mut direct, answer.len()))
+        .await
+        .expect("in time");
     let text = |bytes: &[u8]| raw::without_date(&String::from_utf8_lossy(bytes));
     assert_eq!(text(&answer), text(&direct), "as far as it has come");
     assert_eq!(up.adit.log().matches("connected to").count(), 1, "one session: {}", up.adit.log());

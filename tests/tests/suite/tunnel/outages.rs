@@ -23,13 +23,16 @@ const TOKENS: i64 = 400;
 /// A device that reaches the server by these addresses alone, best first.
 async fn device_by(world: &World, addresses: &[String]) -> Device {
     let device = world.stranger("laptop");
-    let args: Vec<&str> = addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();
-    let invited = world.aditd(&[&["invite", "laptop", "--role", "admin"], args.as_slice()].concat()).await;
+    let args: Vec<&str> =
+        addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();
+    let invited =
+        world.aditd(&[&["invite", "laptop", "--role", "admin"], args.as_slice()].concat()).await;
     assert_eq!(invited.code, Some(0), "{}", invited.stderr);
     let enrolled = device.enroll(&invited.stdout, &[]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
     let path = device.dir.join("servers/default/identity.json");
-    let mut identity: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("json");
+    let mut identity: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).expect("read")).expect("json");
     identity["addresses"] = addresses.to_vec().into();
     std::fs::write(&path, identity.to_string()).expect("written");
     device
@@ -52,7 +55,8 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     let (world, path, device) = world_behind_a_path().await;
     let mut up = device.up(&[]).await;
     let ollama = world.ollama.addr();
-    let direct = tokio::spawn(async move { raw::exchange(ollama, &raw::generate(TOKENS, 4)).await });
+    let direct =
+        tokio::spawn(async move { raw::exchange(ollama, &raw::generate(TOKENS, 4)).await });
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(TOKENS, 4).as_bytes()).await.expect("sent");
     let mut answer = raw::read_exactly(&mut app, 1000).await;
@@ -84,8 +88,12 @@ async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_e
     let (_world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--hold", "1s"]).await;
     path.cut();
-    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("before it got this request"), "{answer}");
+    let answer =
+        raw::exchange(up.address, "GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(
+        answer.starts_with("HTTP/1.1 503 ") && answer.contains("before it got this request"),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +129,9 @@ async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
 async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     // A hosts file of its own takes the place of a name server.
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
-    if !private.is_ok_and(|out| out.status.success()) && skip::because("only root may have a hosts file of its own") {
+    if !private.is_ok_and(|out| out.status.success())
+        && skip::because("only root may have a hosts file of its own")
+    {
         return;
     }
     let (world, path, device) = world_behind_a_path().await;
@@ -130,19 +140,29 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     let hosts = world.scratch("hosts");
     std::fs::write(&hosts, format!("{old} gpu.adit.test\n")).expect("written");
     let identity = device.dir.join("servers/default/identity.json");
-    let text =
-        std::fs::read_to_string(&identity).expect("read").replace(&format!("{old}:{port}"), &format!("gpu.adit.test:{port}"));
+    let text = std::fs::read_to_string(&identity)
+        .expect("read")
+        .replace(&format!("{old}:{port}"), &format!("gpu.adit.test:{port}"));
     std::fs::write(&identity, text).expect("written");
-    let adit = world.programs.command("adit", &["up", "-v", "--listen", "127.0.0.1:0", "--state-dir"]);
+    let adit =
+        world.programs.command("adit", &["up", "-v", "--listen", "127.0.0.1:0", "--state-dir"]);
     let adit = adit.as_std();
     let mut command = tokio::process::Command::new("unshare");
-    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""]).arg(&hosts);
-    command.arg(adit.get_program()).args(adit.get_args()).arg(&device.dir).env("NO_COLOR", "1").kill_on_drop(true);
+    command
+        .args(["--mount", "sh", "-c", "mount --bind \"$0\" /etc/hosts && exec \"$@\""])
+        .arg(&hosts);
+    command
+        .arg(adit.get_program())
+        .args(adit.get_args())
+        .arg(&device.dir)
+        .env("NO_COLOR", "1")
+        .kill_on_drop(true);
     let mut adit = Process::spawn(command, "adit").expect("it starts");
     adit.ready().await.expect("ready");
     let log = adit.log();
     assert!(log.contains(&format!("connected to {old}:{port}")), "{log}");
-    let address = log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
+    let address =
+        log.split("listening on http://").nth(1).and_then(|l| l.split_whitespace().next());
     let mut app = raw::connect(address.and_then(|a| a.parse().ok()).expect("an address")).await;
     app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 1000).await;
@@ -157,7 +177,9 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     if v6.is_err() && skip::because("there is no IPv6 here") {
         return;
     }
-    let third = Path::from(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)), world.address().await).await;
+    let third =
+        Path::from(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)), world.address().await)
+            .await;
     second.cut();
     std::fs::write(&hosts, "::1 gpu.adit.test\n").expect("written");
     adit.says(&format!("the session goes over UDP now: {}", third.address)).await;
@@ -170,7 +192,10 @@ async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_tim
     let (world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--idle-timeout", "20s"]).await;
     let status = device.status().await;
-    assert_eq!((&status["tunnel"]["idle_timeout"], &status["tunnel"]["idle_timeout_by"]), (&20.into(), &"device".into()));
+    assert_eq!(
+        (&status["tunnel"]["idle_timeout"], &status["tunnel"]["idle_timeout_by"]),
+        (&20.into(), &"device".into())
+    );
     assert!(status["tunnel"]["socket_buffers"][0].as_u64().is_some_and(|n| n > 0), "{status}");
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(100_000, 4).as_bytes()).await.expect("sent");
@@ -182,7 +207,11 @@ async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_tim
             if listed.contains("away since") {
                 return;
             }
-            assert_eq!(world.ollama.counters().cancelled, 0, "it is kept while the device may come back: {listed}");
+            assert_eq!(
+                world.ollama.counters().cancelled,
+                0,
+                "it is kept while the device may come back: {listed}"
+            );
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };

@@ -1,4 +1,5 @@
-//! What those meet who have no business here: silence if they have no knock, a refusal if they have no certificate, and never the service.
+//! What those meet who have no business here: silence if they have no knock, a refusal if they have
+//! no certificate, and never the service.
 
 use std::{
     net::SocketAddr,
@@ -24,7 +25,8 @@ use crate::PROGRAM;
 const CERTIFICATE_REQUIRED: u64 = 0x100 + 116;
 const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
 
-/// A first packet that is well-formed as far as a server can tell before it has opened it (RFC 9000 section 17.2.2).
+/// A first packet that is well-formed as far as a server can tell before it has opened it (RFC 9000
+/// section 17.2.2).
 fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut packet = vec![first_byte];
     packet.extend_from_slice(&version.to_be_bytes());
@@ -39,7 +41,8 @@ fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8
     packet
 }
 
-/// Sends all of these, then lets the honest device prove that the server has worked them off, and listens for an answer.
+/// Sends all of these, then lets the honest device prove that the server has worked them off, and
+/// listens for an answer.
 async fn assert_no_answer(what: &str, gate: &Gate, up: &Up, datagrams: &[Vec<u8>]) {
     let stranger = Stranger::facing(gate.address).await;
     for datagram in datagrams {
@@ -70,9 +73,15 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
 
     let stranger = || crypto(&gate.profile, None, &[ALPN_TUNNEL]);
     let genuine = first_flight(stranger(), &random(7, 20)).await;
-    assert!(genuine.iter().all(|datagram| datagram.len() >= 1200), "{:?}", genuine.iter().map(Vec::len).collect::<Vec<_>>());
+    assert!(
+        genuine.iter().all(|datagram| datagram.len() >= 1200),
+        "{:?}",
+        genuine.iter().map(Vec::len).collect::<Vec<_>>()
+    );
     let mut versions = Vec::new();
-    for version in [0, 2, 0x0a0a_0a0a, 0x0a1a_2a3a, 0x6b33_43cf, 0xff00_001d, 0xbaba_baba, 0xffff_ffffu32] {
+    for version in
+        [0, 2, 0x0a0a_0a0a, 0x0a1a_2a3a, 0x6b33_43cf, 0xff00_001d, 0xbaba_baba, 0xffff_ffffu32]
+    {
         for cid in [8, 20] {
             versions.push(sealed(0xc0, version, &random(9, cid), &[], &noise));
         }
@@ -87,18 +96,25 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
         lengths.extend(first_flight(stranger(), &random(11, cid)).await);
     }
     for cid in [0, 4, 7, 8, 20, 21, 64, 255] {
-        // What comes after the header looks different to the server each time: all four values of its reserved bits come up.
-        lengths.extend((0..16).map(|i| sealed(0xc0 | i, 1, &random(13, cid), &[], &noise[usize::from(i)..])));
+        // What comes after the header looks different to the server each time: all four values of
+        // its reserved bits come up.
+        lengths.extend(
+            (0..16).map(|i| sealed(0xc0 | i, 1, &random(13, cid), &[], &noise[usize::from(i)..])),
+        );
     }
-    assert_no_answer("first packets with connection IDs of all lengths", &gate, &up, &lengths).await;
+    assert_no_answer("first packets with connection IDs of all lengths", &gate, &up, &lengths)
+        .await;
 
     let mut tokens = Vec::new();
     for len in [1, 16, 60, 100, 300] {
         for cid in [0, 8, 20] {
-            tokens.extend((0..16).map(|i| sealed(0xc0 | i, 1, &random(15, cid), &random(17, len), &noise[usize::from(i)..])));
+            tokens.extend((0..16).map(|i| {
+                sealed(0xc0 | i, 1, &random(15, cid), &random(17, len), &noise[usize::from(i)..])
+            }));
         }
     }
-    assert_no_answer("first packets with tokens that the server didn't give", &gate, &up, &tokens).await;
+    assert_no_answer("first packets with tokens that the server didn't give", &gate, &up, &tokens)
+        .await;
 
     let kinds: Vec<_> = [0xd0, 0xe0, 0xf0, 0x80, 0x90, 0xff]
         .into_iter()
@@ -111,7 +127,13 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
     assert_no_answer("a knock with another server's key", &gate, &up, &knocks).await;
     let mut almost = gate.door().knock();
     almost[19] ^= 1;
-    assert_no_answer("a knock that is wrong by one bit", &gate, &up, &first_flight(stranger(), &almost).await).await;
+    assert_no_answer(
+        "a knock that is wrong by one bit",
+        &gate,
+        &up,
+        &first_flight(stranger(), &almost).await,
+    )
+    .await;
 
     // All of this would have shown: with the right knock there is an answer.
     let knock = Stranger::facing(gate.address).await;
@@ -131,7 +153,9 @@ async fn a_flood_of_first_packets_is_not_answered_and_the_tunnel_goes_on() {
     let stranger = Stranger::facing(gate.address).await;
     for round in 0..8u64 {
         for i in 0..512 {
-            stranger.send(&sealed(0xc0 | (i % 16) as u8, 1, &random(round << 16 | i, 20), &[], &noise)).await;
+            stranger
+                .send(&sealed(0xc0 | (i % 16) as u8, 1, &random(round << 16 | i, 20), &[], &noise))
+                .await;
         }
         assert_served(&up).await;
     }
@@ -145,14 +169,18 @@ async fn a_real_client_without_a_knock_is_met_with_silence_whatever_it_offers() 
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
     let identity = gate.profile.certified_key().expect("an identity");
     let mut attempts = tokio::task::JoinSet::new();
-    for (identity, alpn) in [(Some(identity), ALPN_TUNNEL), (None, ALPN_TUNNEL), (None, ALPN_ENROLL), (None, b"h3")] {
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto(&gate.profile, identity, &[alpn])));
+    for (identity, alpn) in
+        [(Some(identity), ALPN_TUNNEL), (None, ALPN_TUNNEL), (None, ALPN_ENROLL), (None, b"h3")]
+    {
+        let mut config =
+            quinn::ClientConfig::new(Arc::new(crypto(&gate.profile, identity, &[alpn])));
         let mut impatient = quinn::TransportConfig::default();
         impatient.max_idle_timeout(Some(Duration::from_secs(3).try_into().expect("a time")));
         config.transport_config(Arc::new(impatient));
         let to = gate.address;
         attempts.spawn(async move {
-            let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
+            let endpoint =
+                Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
             endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins").await
         });
     }
@@ -185,16 +213,23 @@ async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
         ("a later version", identity(), &[b"adit/2"], &tunnel),
         ("no protocol", identity(), &[], &tunnel),
         ("enrollment by the tunnel's door", None, &[ALPN_ENROLL], &tunnel),
-        ("enrollment by the tunnel's door, with a certificate", identity(), &[ALPN_ENROLL], &tunnel),
+        (
+            "enrollment by the tunnel's door, with a certificate",
+            identity(),
+            &[ALPN_ENROLL],
+            &tunnel,
+        ),
         ("the tunnel by an invitation's door", identity(), &[ALPN_TUNNEL], &guest),
     ] {
         let outcome = attempt(gate.address, &gate.profile, identity, alpn, door).await;
         assert_eq!(outcome.code(), NO_APPLICATION_PROTOCOL, "{what}");
     }
     // Of two that it offers, each door takes its own.
-    let both = attempt(gate.address, &gate.profile, None, &[ALPN_ENROLL, ALPN_TUNNEL], &tunnel).await;
+    let both =
+        attempt(gate.address, &gate.profile, None, &[ALPN_ENROLL, ALPN_TUNNEL], &tunnel).await;
     assert_eq!(both.code(), CERTIFICATE_REQUIRED);
-    let both = attempt(gate.address, &gate.profile, identity(), &[ALPN_TUNNEL, ALPN_ENROLL], &guest).await;
+    let both =
+        attempt(gate.address, &gate.profile, identity(), &[ALPN_TUNNEL, ALPN_ENROLL], &guest).await;
     assert!(matches!(both, Outcome::Out(_)), "{both:?}");
     gate.assert_shut_and_still_working().await;
     // None of it has used the invitation up.
@@ -207,7 +242,9 @@ async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in()
     let mut strangers = Vec::new();
     for _ in 0..80 {
         // One half of a ClientHello, with a knock of somebody who was enrolled once.
-        let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await.remove(0);
+        let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock())
+            .await
+            .remove(0);
         let stranger = Stranger::facing(gate.address).await;
         stranger.send(&half).await;
         strangers.push(stranger);
@@ -216,18 +253,27 @@ async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in()
     assert_served(&up).await;
     gate.world.aditd.says("gave up a handshake that took too long").await;
     let gave_up = gate.world.aditd.log().matches("gave up a handshake that took too long").count();
-    assert!((1..=64).contains(&gave_up), "{gave_up} of the 64 that may be under way:\n{}", gate.world.aditd.log());
+    assert!(
+        (1..=64).contains(&gave_up),
+        "{gave_up} of the 64 that may be under way:\n{}",
+        gate.world.aditd.log()
+    );
     drop(strangers);
 }
 
 #[tokio::test]
 async fn an_aditd_that_nobody_can_enroll_at_still_hears_its_devices() {
-    // No open invitation, no enrollment door: the used one's secret opens nothing once it has ended.
+    // No open invitation, no enrollment door: the used one's secret opens nothing once it has
+    // ended.
     let gate = Gate::start(PROGRAM).await;
     let invited = gate.world.aditd(&["invite", "guest", "--ttl", "1s"]).await;
     let invitation: Invitation = invited.stdout.parse().expect("a code");
     has_ended(&invitation).await;
     let up = gate.device.up(&[]).await;
-    let knocks = first_flight(crypto(&gate.profile, None, &[ALPN_ENROLL]), &invitation.secret.door_key().knock()).await;
+    let knocks = first_flight(
+        crypto(&gate.profile, None, &[ALPN_ENROLL]),
+        &invitation.secret.door_key().knock(),
+    )
+    .await;
     assert_no_answer("the knock of an invitation that has ended", &gate, &up, &knocks).await;
 }

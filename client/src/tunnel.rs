@@ -6,7 +6,7 @@ use std::{
 };
 
 use common::{
-    answer::ErrorAnswer,
+    answer::{ErrorAnswer, RETRY_SOON},
     identity::Name,
     splice::{Meter, Sending},
     wire::{ServiceKind, StreamHead},
@@ -186,7 +186,7 @@ impl Tunnel {
                 &format!("{waited}: the server does not answer any more"),
                 Some("is this computer online, and the server up?"),
             ),
-            Link::Refused(why) => unavailable(&why.to_string(), why.hint()),
+            Link::Refused(why) => unavailable(&why.to_string(), why.hint()).retry_after(None),
             Link::Down(Down { why, .. }) => {
                 unavailable(&format!("{waited} for a tunnel: {why}"), why.hint())
             }
@@ -199,5 +199,5 @@ fn unavailable(why: &str, hint: Option<&str>) -> ErrorAnswer {
         Some(hint) => format!("adit: {why} ({hint})"),
         None => format!("adit: {why}"),
     };
-    ErrorAnswer::new(503, sentence)
+    ErrorAnswer::new(503, sentence).retry_after(RETRY_SOON)
 }

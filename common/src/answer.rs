@@ -3,6 +3,9 @@
 
 use crate::wire::Code;
 
+/// When to ask again if nobody knows when it will help, in seconds.
+pub const RETRY_SOON: u64 = 5;
+
 /// An answer that is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorAnswer {
@@ -18,6 +21,11 @@ impl ErrorAnswer {
     /// An answer without `Retry-After`.
     pub fn new(status: u16, sentence: impl Into<String>) -> Self {
         Self { status, retry_after: None, sentence: sentence.into() }
+    }
+
+    /// The answer with `Retry-After`, in seconds.
+    pub fn retry_after(self, seconds: impl Into<Option<u64>>) -> Self {
+        Self { retry_after: seconds.into(), ..self }
     }
 
     /// The answer as bytes, for the request that begins with `line`, as far as that is known. The
@@ -75,7 +83,10 @@ impl From<Code> for ErrorAnswer {
             Code::UpstreamSilent => 504,
             _ => 502,
         };
+        // Asking again does not help where the server's owner has to do something first.
+        let passes_by_itself = status == 503 && !matches!(code, Code::Revoked | Code::Superseded);
         Self::new(status, format!("adit: {}", code.sentence()))
+            .retry_after(passes_by_itself.then_some(RETRY_SOON))
     }
 }
 
@@ -153,6 +164,16 @@ mod tests {
             v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#),
             "{v1}"
         );
+    }
+
+    #[test]
+    fn a_503_that_passes_by_itself_says_when_to_ask_again() {
+        for code in (0..=u8::MAX).filter_map(|number| Code::from_number(number.into())) {
+            let answer = ErrorAnswer::from(code);
+            let needs_a_person = matches!(code, Code::Revoked | Code::Superseded);
+            let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
+            assert_eq!(answer.retry_after, retry, "{code:?}");
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use common::{
+    answer::RETRY_SOON,
     identity::{DeviceId, Name},
     process::unix_now,
     report::{Exit, Failure},
@@ -66,7 +67,7 @@ impl Admission for Meters {
         if self.audit.refuses() {
             return Err(NotNow {
                 status: 503,
-                retry_after: None,
+                retry_after: Some(RETRY_SOON),
                 sentence:
                     "adit: the audit log can't be written, and without it nothing is forwarded; see `aditd status` on the server"
                         .to_owned(),
@@ -162,7 +163,7 @@ impl Meters {
             // In the words of Ollama's own queue, for those who look for them.
             let busy = |full: Full| NotNow {
                 status: 503,
-                retry_after: None,
+                retry_after: Some(RETRY_SOON),
                 sentence: full.to_string(),
                 limit: "queue",
             };
@@ -274,6 +275,7 @@ mod tests {
         tokio::select! { biased; _ = &mut waiting => panic!("it did not wait"), () = std::future::ready(()) => {} }
         let refused = unfinished.await.err().expect("full");
         assert_eq!((refused.status, refused.limit), (503, "queue"));
+        assert_eq!(refused.retry_after, Some(RETRY_SOON));
         assert!(refused.sentence.starts_with("server busy"), "{refused:?}");
         drop(running);
         drop(waiting.await.expect("its turn"));

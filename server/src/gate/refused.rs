@@ -1,6 +1,10 @@
 //! What an application is told instead of an answer of the service.
 
-use common::{answer::ErrorAnswer, splice::Sending, wire::Code};
+use common::{
+    answer::{ErrorAnswer, RETRY_SOON},
+    splice::Sending,
+    wire::Code,
+};
 
 use super::{
     authorize,
@@ -57,7 +61,7 @@ impl From<Fault> for Refused {
 impl From<Denied> for Refused {
     fn from(denied: Denied) -> Self {
         let (status, why) = match &denied {
-            Denied::Device(_) => (503, Refusal::Certificate),
+            Denied::Device(code) => return (*code).into(),
             Denied::Role { .. } => (403, Refusal::Role),
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
         };
@@ -71,7 +75,9 @@ impl From<authorize::Refusal> for Refused {
             authorize::Refusal::No => (403, Refusal::Authorize),
             authorize::Refusal::Failed(_) => (503, Refusal::AuthorizeFailed),
         };
-        Self::new(status, why, format!("adit: {refusal}"))
+        let answer = ErrorAnswer::new(status, format!("adit: {refusal}"))
+            .retry_after((status == 503).then_some(RETRY_SOON));
+        Self { answer, why }
     }
 }
 
@@ -91,5 +97,28 @@ impl From<Code> for Refused {
             _ => Refusal::Upstream,
         };
         Self { answer: code.into(), why }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_that_cannot_be_asked_is_asked_again_and_a_no_is_not() {
+        let failed = authorize::Refusal::Failed(std::io::ErrorKind::TimedOut.into());
+        let told = |refusal| {
+            let Refused { answer, .. } = Refused::from(refusal);
+            (answer.status, answer.retry_after)
+        };
+        assert_eq!(told(failed), (503, Some(RETRY_SOON)));
+        assert_eq!(told(authorize::Refusal::No), (403, None));
+    }
+
+    #[test]
+    fn a_device_is_told_the_same_in_a_stream_and_before_it() {
+        for code in [Code::Expired, Code::Revoked] {
+            assert_eq!(Refused::from(Denied::Device(code)), code.into(), "{code:?}");
+        }
     }
 }

@@ -344,6 +344,7 @@ async fn where_the_log_is_required_nothing_passes_without_it() {
     }
     assert!(
         refused.starts_with("HTTP/1.1 503 ")
+            && refused.contains("\r\nRetry-After: ")
             && refused.contains("adit: the audit log can't be written"),
         "{refused}"
     );

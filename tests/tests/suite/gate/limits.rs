@@ -245,6 +245,7 @@ async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does(
             told(&refused, "503"),
             "server busy, please try again.  maximum pending requests exceeded"
         );
+        assert!(retry_after(&refused).is_some(), "{refused}");
         drop(waits);
         line_has(&world, 0).await;
     }

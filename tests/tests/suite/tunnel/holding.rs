@@ -55,6 +55,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
 
     let head = raw::exchange(up.address, "HEAD / HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
     assert!(head.starts_with("HTTP/1.1 503") && head.ends_with("\r\n\r\n"), "{head}");
+    assert!(head.contains("\r\nRetry-After: "), "{head}");
     let old = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 503"), "{old}");
     // A body that is on its way does not destroy the answer.

@@ -11,6 +11,7 @@ pub mod journal;
 pub mod keeper;
 pub mod link;
 pub mod listener;
+pub mod owner;
 mod path;
 pub mod profile;
 mod renewal;

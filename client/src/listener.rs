@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +26,7 @@ use tracing::{debug, warn};
 use crate::{
     answer,
     dial::DialError,
+    owner::{Owners, Refused},
     tunnel::{Opened, Tunnel},
 };
 
@@ -163,6 +165,8 @@ pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracke
 /// What every local connection is carried with.
 #[derive(Clone)]
 pub struct Front {
+    /// Whose connections are taken.
+    pub owners: Arc<Owners>,
     /// The way in.
     pub tunnel: Tunnel,
     /// Which service this listener stands for.
@@ -180,6 +184,9 @@ impl Front {
         // A token must leave when it comes.
         if tcp.set_nodelay(true).is_err() {
             return;
+        }
+        if let Err(refused) = self.judge(&tcp) {
+            return self.turn_away(tcp, refused).await;
         }
         let opened = tokio::select! {
             biased;
@@ -211,6 +218,22 @@ impl Front {
             End::Done | End::Drained | End::Aborted => return,
         };
         self.answer_when_asked(tcp, head, &answer).await;
+    }
+
+    fn judge(&self, tcp: &TcpStream) -> Result<(), Refused> {
+        match (tcp.peer_addr(), tcp.local_addr()) {
+            (Ok(peer), Ok(local)) => self.owners.judge(peer, local),
+            // It has been aborted already.
+            _ => Err(Refused::Closed),
+        }
+    }
+
+    async fn turn_away(&self, tcp: TcpStream, refused: Refused) {
+        debug!("refused a local connection: {refused:?}");
+        match refused.answer().await {
+            Some(answer) => self.answer_when_asked(tcp, Vec::new(), &answer).await,
+            None => splice::abort(tcp),
+        }
     }
 
     /// Answers a request of which `head` has been read so far; one that has not been made yet is

@@ -1,8 +1,8 @@
 //! `adit up`: puts the parts together, says when it is ready, and drains when it is told to stop.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use clap::Args;
+use clap::{Args, builder::FalseyValueParser};
 use common::{
     control::{ClaimError, Control},
     identity::Name,
@@ -11,7 +11,10 @@ use common::{
     transport::parse_idle_timeout,
     wire::{Code, DEFAULT_SERVICE},
 };
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
@@ -20,6 +23,7 @@ use crate::{
     directions::Directions,
     link::Link,
     listener::{self, Front, Listen},
+    owner::Owners,
     profile::{Place, Profile, SharedProfile},
     ssh::SshClient,
     status::{Request, Status},
@@ -39,6 +43,10 @@ pub struct UpFlags {
     /// and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     listen: Vec<Listen>,
+    /// Let every user of this computer in, and not only the one who runs this and root. Only Linux
+    /// tells who makes a connection: on other systems everybody is let in anyway
+    #[arg(long, env = "ADIT_ANY_USER", value_parser = FalseyValueParser::new())]
+    any_user: bool,
     /// Hold connections this long while there is no tunnel, then answer 503
     #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = parse_time)]
     hold: Duration,
@@ -83,6 +91,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let mut stop =
         Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
+    let owners = Arc::new(let_in(flags.any_user, &listeners)?);
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
@@ -95,6 +104,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
         let front = Front {
+            owners: owners.clone(),
             tunnel: tunnel.clone(),
             service: service.clone(),
             hold: flags.hold,
@@ -149,6 +159,17 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
     services.shutdown().await;
     Ok(())
+}
+
+/// Which users of this computer are let in.
+fn let_in(any_user: bool, listeners: &[TcpListener]) -> Result<Owners, Failure> {
+    let listening = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
+    Owners::own(listening).map_err(|e| {
+        Failure::new("cannot keep other users of this computer out of the tunnel")
+            .because(format!("the kernel does not tell who makes a connection: {e}"))
+            .hint("to let every user of this computer in: `adit up --any-user`")
+    })
 }
 
 fn ended_by_itself(ended: Option<Result<(), JoinError>>) -> Failure {

@@ -17,7 +17,8 @@ pub struct Ordinary {
 }
 
 impl Ordinary {
-    const NOBODY: u32 = 65534;
+    /// The uid of `nobody`.
+    pub const NOBODY: u32 = 65534;
 
     /// Somebody who can run the programs in the file `this`, where that can be had; elsewhere it
     /// says that a test is skipped.
@@ -60,20 +61,25 @@ impl Ordinary {
 
     /// Runs a command to its end, if it can be run.
     pub fn run(&self, program: &str, args: &[&str]) -> Option<Ended> {
-        let program = self.dir.path().join(program);
-        let mut command = if self.as_root {
-            let mut command = Command::new("setpriv");
-            command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program);
-            command
-        } else {
-            Command::new(&program)
-        };
-        let out = command
-            .args(args)
-            .env("NO_COLOR", "1")
-            .env_remove("JOURNAL_STREAM")
-            .stdin(Stdio::null())
-            .output();
-        out.ok().map(Ended::from)
+        self.command(program, args).stdin(Stdio::null()).output().ok().map(Ended::from)
     }
+
+    /// A command of one of the programs.
+    pub fn command(&self, program: &str, args: &[&str]) -> Command {
+        let program = self.dir.path().join(program);
+        let mut command =
+            if self.as_root { as_user(Self::NOBODY, &program) } else { Command::new(&program) };
+        command.args(args).env("NO_COLOR", "1").env_remove("JOURNAL_STREAM");
+        command
+    }
+}
+
+/// A program that root runs as another user.
+pub fn as_user(uid: u32, program: &Path) -> Command {
+    let mut command = Command::new("setpriv");
+    command
+        .args([format!("--reuid={uid}"), format!("--regid={uid}")])
+        .args(["--clear-groups", "--"])
+        .arg(program);
+    command
 }

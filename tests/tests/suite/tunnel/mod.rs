@@ -7,5 +7,6 @@ mod holding;
 mod lasting;
 mod listening;
 mod moving;
+mod other_users;
 mod outages;
 mod strangers;

@@ -1,7 +1,7 @@
 //! What both ends of Adit share: who a device is, what is said on the wire, how bytes are moved,
 //! and how people are told.
 //!
-//! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`]) name no runtime, no clock and
+//! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`], [`failure`]) name no runtime, no clock and
 //! no socket.
 
 pub mod answer;
@@ -9,6 +9,7 @@ pub mod carrier;
 pub mod control;
 pub mod door;
 pub mod exchange;
+pub mod failure;
 pub mod frame;
 pub mod identity;
 pub mod invitation;

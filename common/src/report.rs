@@ -1,106 +1,8 @@
-//! What people see: errors with their causes and their cure, exit codes, and the log.
+//! What people see: failures, exit codes, and the log.
 
-use std::{error::Error, fmt, io::Write, process::ExitCode};
+use std::{fmt, io::Write, process::ExitCode};
 
-/// How a command ended, for scripts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Exit {
-    /// It failed.
-    Failed = 1,
-    /// Wrong usage or configuration.
-    Usage = 2,
-    /// This device is not, or no longer, allowed.
-    NotAllowed = 4,
-}
-
-/// An error as the person at the terminal meets it: what failed, why, and what cures it.
-#[derive(Debug)]
-pub struct Failure {
-    what: String,
-    source: Option<Box<dyn Error + Send + Sync>>,
-    hints: Vec<String>,
-    exit: Exit,
-}
-
-impl Failure {
-    /// Something failed.
-    pub fn new(what: impl fmt::Display) -> Self {
-        Self { what: what.to_string(), source: None, hints: Vec::new(), exit: Exit::Failed }
-    }
-
-    /// An error, with its own sources as the causes.
-    pub fn from_error(error: impl Error + Send + Sync + 'static) -> Self {
-        Self {
-            what: error.to_string(),
-            source: error.source().map(|s| flatten(s).into()),
-            hints: Vec::new(),
-            exit: Exit::Failed,
-        }
-    }
-
-    /// Why.
-    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.source = Some(source.into());
-        self
-    }
-
-    /// What cures it, best with the exact command. May be said more than once.
-    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
-        self.hints.push(hint.to_string());
-        self
-    }
-
-    /// The exit code, if it isn't 1.
-    pub fn exit(mut self, exit: Exit) -> Self {
-        self.exit = exit;
-        self
-    }
-}
-
-/// Keeps a chain of sources that can't be owned, as text.
-fn flatten(error: &(dyn Error + 'static)) -> Flat {
-    Flat { text: error.to_string(), source: error.source().map(|s| Box::new(flatten(s))) }
-}
-
-#[derive(Debug)]
-struct Flat {
-    text: String,
-    source: Option<Box<Flat>>,
-}
-
-impl fmt::Display for Flat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Error for Flat {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        self.source.as_deref().map(|s| s as _)
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.what)?;
-        let mut cause = self.source.as_deref().map(|s| s as &dyn Error);
-        let mut said = self.what.clone();
-        while let Some(c) = cause {
-            let text = c.to_string();
-            if text != said {
-                write!(f, "\n  Caused by: {text}")?;
-            }
-            said = text;
-            cause = c.source();
-        }
-        for (i, hint) in self.hints.iter().enumerate() {
-            f.write_str(if i == 0 { "\n\nhint: " } else { "\n      " })?;
-            f.write_str(hint)?;
-        }
-        Ok(())
-    }
-}
+pub use crate::failure::{Exit, Failure};
 
 impl From<crate::private::FileError> for Failure {
     fn from(error: crate::private::FileError) -> Self {
@@ -115,7 +17,7 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             say(&failure);
-            ExitCode::from(failure.exit as u8)
+            ExitCode::from(u8::from(failure.exit_code()))
         }
     }
 }
@@ -196,23 +98,6 @@ pub fn log_panics() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_error_shows_what_why_and_the_cure() {
-        let cause = std::io::Error::new(
-            std::io::ErrorKind::AddrInUse,
-            "address already in use by `ollama` (pid 812)",
-        );
-        let failure = Failure::new("cannot listen on localhost:11434")
-            .because(cause)
-            .hint("run `adit up --listen localhost:11500`")
-            .hint("or stop it");
-        assert_eq!(
-            failure.to_string(),
-            "error: cannot listen on localhost:11434\n  Caused by: address already in use by `ollama` (pid 812)\n\n\
-             hint: run `adit up --listen localhost:11500`\n      or stop it"
-        );
-    }
 
     #[test]
     fn what_a_terminal_would_obey_is_shown_and_not_obeyed() {

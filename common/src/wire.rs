@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     door::DoorKey,
+    failure::Failure,
     identity::{DeviceId, Name},
 };
 
@@ -136,43 +137,71 @@ impl Code {
     }
 
     /// What happened and what to do, in words for the person at the client.
-    pub fn sentence(self) -> &'static str {
+    pub fn sentence(self) -> String {
+        match self.cure() {
+            Some(cure) => format!("{}: {cure}", self.what()),
+            None => self.what().to_owned(),
+        }
+    }
+
+    /// What happened.
+    pub fn what(self) -> &'static str {
+        self.what_and_cure().0
+    }
+
+    /// What the person at the client can do, or what happens next without them.
+    pub fn cure(self) -> Option<&'static str> {
+        self.what_and_cure().1
+    }
+
+    fn what_and_cure(self) -> (&'static str, Option<&'static str>) {
         match self {
-            Self::Done => "the server ended the connection",
-            Self::Revoked => {
-                "this device was revoked: the owner of the server can free its name with `aditd device forget NAME` and invite it anew with \
-                 `aditd invite NAME`; then run here `adit enroll --replace`"
-            }
-            Self::Superseded => {
-                "another `adit up` connected with this device's certificate: give every machine its own with `aditd invite`"
-            }
-            Self::ShuttingDown => {
-                "aditd is stopping on the server: it will be reached again when it is back"
-            }
-            Self::Protocol => {
-                "client and server do not understand each other: bring both to the same version"
-            }
-            Self::Expired => "this device's certificate has expired: it is being renewed",
-            Self::Aborted => "the service on the server aborted the connection",
-            Self::UpstreamRefused => {
-                "Ollama is not running on the server: start it there with `ollama serve` (or `systemctl start ollama`)"
-            }
-            Self::UpstreamSilent => {
-                "Ollama on the server does not answer: look there with `curl localhost:11434`"
-            }
-            Self::UnknownService => {
-                "the server does not offer this service: look at `upstream` in its configuration"
-            }
-            Self::Busy => {
-                "the server is out of resources: look at its log with `journalctl -u aditd`"
-            }
+            Self::Done => ("the server ended the connection", None),
+            Self::Revoked => (
+                "this device was revoked",
+                Some(
+                    "the owner of the server can free its name with `aditd device forget NAME` and invite it anew with \
+                     `aditd invite NAME`; then run here `adit enroll --replace`",
+                ),
+            ),
+            Self::Superseded => (
+                "another `adit up` connected with this device's certificate",
+                Some("give every machine its own with `aditd invite`"),
+            ),
+            Self::ShuttingDown => (
+                "aditd is stopping on the server",
+                Some("it will be reached again when it is back"),
+            ),
+            Self::Protocol => (
+                "client and server do not understand each other",
+                Some("bring both to the same version"),
+            ),
+            Self::Expired => ("this device's certificate has expired", Some("it is being renewed")),
+            Self::Aborted => ("the service on the server aborted the connection", None),
+            Self::UpstreamRefused => (
+                "Ollama is not running on the server",
+                Some("start it there with `ollama serve` (or `systemctl start ollama`)"),
+            ),
+            Self::UpstreamSilent => (
+                "Ollama on the server does not answer",
+                Some("look there with `curl localhost:11434`"),
+            ),
+            Self::UnknownService => (
+                "the server does not offer this service",
+                Some("look at `upstream` in its configuration"),
+            ),
+            Self::Busy => (
+                "the server is out of resources",
+                Some("look at its log with `journalctl -u aditd`"),
+            ),
             Self::TooManyStreams => {
-                "too many requests of this device are open at once: wait for some to end"
+                ("too many requests of this device are open at once", Some("wait for some to end"))
             }
-            Self::Denied => {
-                "this device may not do that any more: ask the owner of the server for another role"
-            }
-            Self::Cut => "the connection to the server was lost in the middle",
+            Self::Denied => (
+                "this device may not do that any more",
+                Some("ask the owner of the server for another role"),
+            ),
+            Self::Cut => ("the connection to the server was lost in the middle", None),
         }
     }
 }
@@ -295,6 +324,30 @@ pub const SSH_MARKER: &str = "\nadit/1 ready\n";
 /// What `aditd relay` prints before [`SSH_MARKER`]: a key that is limited to it runs it whatever it
 /// is asked for.
 pub const SSH_RELAY: &str = "\nadit/1 relay";
+/// What a command over SSH prints in place of [`SSH_MARKER`] when it fails before it has begun. An
+/// [`SshFailed`] follows, framed. The same failure is on standard error, for people and for clients
+/// that do not know this.
+pub const SSH_FAILED: &str = "\nadit/1 failed\n";
+
+/// Why a command over SSH has done nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SshFailed {
+    /// The version of this message: [`SshFailed::SCHEMA`]. A later one may have more fields.
+    pub schema: u32,
+    /// What failed, why, and what cures it.
+    pub failure: Failure,
+}
+
+impl SshFailed {
+    /// The version that is written.
+    pub const SCHEMA: u32 = 1;
+}
+
+impl From<Failure> for SshFailed {
+    fn from(failure: Failure) -> Self {
+        Self { schema: Self::SCHEMA, failure }
+    }
+}
 
 /// Why a device was not enrolled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

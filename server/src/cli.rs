@@ -4,7 +4,6 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::{
-    identity::Name,
     process,
     report::{self, Failure, say},
 };
@@ -48,7 +47,7 @@ enum Command {
     #[command(hide = true)]
     EnrollDevice {
         /// Name the device
-        device: Name,
+        device: String,
     },
     /// Carry a tunnel over SSH: run by `adit up`, or as a key's forced command
     Relay {
@@ -128,11 +127,11 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?, command)),
         Command::EnrollDevice { device } => {
-            on_one_thread()?.block_on(ssh::enroll_device(&settled()?, device))
+            on_one_thread()?.block_on(ssh::enroll_device(settled(), &device))
         }
         Command::Relay { to } => {
             let runtime = on_one_thread()?;
-            let result = runtime.block_on(ssh::relay(&settled()?, to));
+            let result = runtime.block_on(ssh::relay(settled(), to));
             // The thread that reads standard input may never come back.
             runtime.shutdown_background();
             result

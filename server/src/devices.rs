@@ -2,12 +2,14 @@
 
 mod shown;
 
+use std::path::Path;
+
 use clap::Subcommand;
 use common::{
     control,
     identity::Name,
     process::{self, unix_now},
-    report::{Failure, data, say},
+    report::{Exit, Failure, data, say},
 };
 
 use crate::{
@@ -171,15 +173,9 @@ fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
 
 /// The running server obeys the register now: what it no longer allows is cut.
 async fn in_force(state: &State) -> Result<(), Failure> {
-    let why = match control::ask(&state.dir, &Request::Refresh).await {
-        Ok(None | Some(Answer::Refreshed { .. })) => return Ok(()),
-        Ok(Some(Answer::Failed(why))) => why,
-        Ok(Some(_)) => "it answered something else".to_owned(),
-        Err(e) => e.to_string(),
-    };
-    Err(Failure::new("the register is changed, but the running server could not be told")
-        .because(why)
-        .hint("it looks by itself four times a second; to be sure: `systemctl restart aditd`"))
+    refresh(&state.dir).await.map(drop).map_err(|why| {
+        not_told("the register is changed, but the running server could not be told", why)
+    })
 }
 
 async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
@@ -204,18 +200,13 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
     let event =
         Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
     audit::note_or_say(audit, &event);
-    match control::ask(&state.dir, &Request::Refresh).await {
-        Ok(Some(Answer::Refreshed { cut })) if cut > 0 => say(format!(
-            "Revoked {} {}; it was connected and has been cut.",
-            device.name, device.id
-        )),
-        Ok(None | Some(Answer::Refreshed { .. })) => {
-            say(format!("Revoked {} {}.", device.name, device.id))
-        }
-        Ok(Some(Answer::Failed(why))) => return Err(not_obeyed(&why)),
-        Ok(Some(_)) => return Err(not_obeyed("it answered something else")),
-        Err(e) => return Err(not_obeyed(&e.to_string())),
-    }
+    let cut = refresh(&state.dir).await.map_err(|why| {
+        let what =
+            "the device is revoked in the register, but the running server could not be told";
+        not_told(what, why)
+    })?;
+    let and_cut = if cut > 0 { "; it was connected and has been cut" } else { "" };
+    say(format!("Revoked {} {}{and_cut}.", device.name, device.id));
     Ok(())
 }
 
@@ -225,8 +216,20 @@ fn not_cut(error: RegisterError) -> Failure {
         .hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
 }
 
-fn not_obeyed(why: &str) -> Failure {
-    Failure::new("the device is revoked in the register, but the running server could not be told")
-        .because(why.to_owned())
-        .hint("it looks by itself four times a second; to be sure: `systemctl restart aditd`")
+/// The running server puts the register in force now. Returns how many sessions it has cut; none if
+/// no server runs.
+async fn refresh(dir: &Path) -> Result<usize, Failure> {
+    match control::ask(dir, &Request::Refresh).await? {
+        None => Ok(0),
+        Some(Answer::Refreshed { cut }) => Ok(cut),
+        Some(Answer::Failed(why)) => Err(why),
+        Some(_) => Err(Failure::new("it answered something else")),
+    }
+}
+
+/// The register is changed, and the running server may not know it yet.
+fn not_told(what: &str, why: Failure) -> Failure {
+    let hint = "it looks by itself four times a second; to be sure: `systemctl restart aditd`";
+    // The command has done its part: the server's own cure is for its own log.
+    Failure::new(what).caused_by(why.without_hints()).hint(hint).exit(Exit::Failed)
 }

@@ -139,8 +139,7 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
     // Not cut short: what has been written in the register has to be noted in the log.
-    let answer =
-        enroll::for_member(&server, user, name, csr).await.map_err(|failure| failure.to_string());
+    let answer = enroll::for_member(&server, user, name, csr).await;
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
 
@@ -150,12 +149,11 @@ pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled
     let mut stream = UnixStream::connect(path).await.ok()?;
     let exchange = async {
         frame::write(&mut stream, &Asked { name: name.clone(), csr: csr.to_owned() }).await?;
-        frame::read::<Result<Enrolled, String>>(&mut stream).await
+        frame::read::<Result<Enrolled, Failure>>(&mut stream).await
     };
     let failed = |e: io::Error| Failure::new("the server did not enroll the device").because(e);
     Some(match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
-        Ok(Ok(Ok(enrolled))) => Ok(enrolled),
-        Ok(Ok(Err(why))) => Err(Failure::new(why.strip_prefix("error: ").unwrap_or(&why))),
+        Ok(Ok(answer)) => answer,
         Ok(Err(e)) => Err(failed(e)),
         Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
     })

@@ -88,11 +88,13 @@ impl Server {
         let Settings { flags, serve, config } = &self.settings;
         let Some(file) = flags.file() else {
             return Err(Failure::new("aditd was started without a configuration file: there is none to read again")
-                .hint("start it again with `aditd serve --config FILE`, or with the file at /etc/adit/aditd.toml"));
+                .hint("start it again with `aditd serve --config FILE`, or with the file at /etc/adit/aditd.toml")
+                .exit(Exit::Usage));
         };
         if let Some(named) = named.filter(|named| !is_same(named, &file)) {
             return Err(Failure::new(format!("the server's configuration is `{}`, not `{}`", file.display(), named.display()))
-                .hint("to read that again: `aditd reload` without --config; to use another, start aditd with it"));
+                .hint("to read that again: `aditd reload` without --config; to use another, start aditd with it")
+                .exit(Exit::Usage));
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
@@ -148,8 +150,7 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
             Ok(())
         }
         Some(Answer::Failed(why)) => {
-            let why = why.strip_prefix("error: ").unwrap_or(&why).to_owned();
-            Err(Failure::new("the settings stay as they were").because(why).exit(Exit::Usage))
+            Err(Failure::new("the settings stay as they were").caused_by(why))
         }
         Some(_) => Err(Failure::new("the running aditd answered something else")
             .hint("restart it: it may be of another version")),

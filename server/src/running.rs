@@ -14,6 +14,7 @@ use std::{
 use common::{
     identity::{DeviceId, Name},
     process::unix_now,
+    report::Failure,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
@@ -103,8 +104,8 @@ pub enum Answer {
         /// What is hardly meant.
         remarks: Vec<String>,
     },
-    /// It could not be done, and why.
-    Failed(String),
+    /// It could not be done, why, and what cures it.
+    Failed(Failure),
 }
 
 /// A running server, as `aditd status` shows it.

@@ -380,11 +380,11 @@ async fn answer_control(control: Control, server: Arc<Server>) {
                         later: later.into_iter().map(str::to_owned).collect(),
                         remarks,
                     },
-                    Err(failure) => Answer::Failed(failure.to_string()),
+                    Err(failure) => Answer::Failed(failure),
                 },
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },
-                    Err(e) => Answer::Failed(e.to_string()),
+                    Err(e) => Answer::Failed(e.into()),
                 },
             }
         }

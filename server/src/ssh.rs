@@ -2,14 +2,20 @@
 //! has let its owner in, and `aditd relay`, which carries a tunnel's datagrams where no UDP port
 //! can be reached.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    io::{IsTerminal, Write},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use common::{
     carrier, control, frame,
     identity::Name,
     process::{self, unix_now},
     report::{Exit, Failure},
-    wire::{ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_MARKER, SSH_RELAY},
+    wire::{
+        ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY,
+        SshFailed,
+    },
 };
 use data_encoding::BASE64;
 use time::OffsetDateTime;
@@ -28,9 +34,43 @@ use crate::{
     stdio,
 };
 
+/// Runs what a command over SSH does before its first word. Its failure goes to standard output too,
+/// for the client; people read it on standard error.
+async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let result = work.await;
+    if let Err(failure) = &result
+        && !std::io::stdout().is_terminal()
+    {
+        let mut answer = SSH_FAILED.as_bytes().to_vec();
+        let framed = frame::write(&mut answer, &SshFailed::from(failure.clone())).await;
+        // If nobody reads it, the exit code and standard error still say it.
+        let _ = framed.and_then(|()| {
+            let mut out = std::io::stdout();
+            out.write_all(&answer).and_then(|()| out.flush())
+        });
+    }
+    result
+}
+
 /// Enrolls the device whose signing request comes on standard input; its certificate goes to
 /// standard output.
-pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
+pub async fn enroll_device(config: Result<Config, Failure>, name: &str) -> Result<(), Failure> {
+    let enrolled = told(async { enroll(&config?, name).await }).await?;
+    let mut answer = SSH_MARKER.as_bytes().to_vec();
+    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
+    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
+    let mut out = tokio::io::stdout();
+    out.write_all(&answer).await.map_err(unsent)?;
+    out.flush().await.map_err(unsent)
+}
+
+async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
+    let name: Name = name.parse().map_err(|why| {
+        Failure::new(format!("`{name}` can't be a device's name"))
+            .because(why)
+            .hint("choose another with `adit enroll … --device NAME`")
+            .exit(Exit::Usage)
+    })?;
     let unreadable = |why: String| {
         Failure::new("cannot read the device's request").because(why).exit(Exit::Usage)
     };
@@ -39,24 +79,15 @@ pub async fn enroll_device(config: &Config, name: Name) -> Result<(), Failure> {
             .hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
     })?;
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
-    let enrolled = match State::open(&config.state_dir) {
-        Ok(state) => enroll_here(config, &state, &name, &csr).await?,
+    match State::open(&config.state_dir) {
+        Ok(state) => enroll_here(config, &state, &name, &csr).await,
         // Not this user's: but perhaps the server lets a group in that this user is of.
-        Err(failure) => match group::ask(&config.enroll_socket, &name, &csr).await {
-            Some(answer) => answer?,
-            None => {
-                return Err(failure.hint(
-                    "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
-                ));
-            }
-        },
-    };
-    let mut answer = SSH_MARKER.as_bytes().to_vec();
-    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
-    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
-    let mut out = tokio::io::stdout();
-    out.write_all(&answer).await.map_err(unsent)?;
-    out.flush().await.map_err(unsent)
+        Err(failure) => group::ask(&config.enroll_socket, &name, &csr).await.unwrap_or_else(|| {
+            Err(failure.hint(
+                "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
+            ))
+        }),
+    }
 }
 
 async fn enroll_here(
@@ -133,10 +164,10 @@ async fn relay_port(config: &Config, state: &State) -> Option<u16> {
 }
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.
-pub async fn relay(config: &Config, to: Option<SocketAddr>) -> Result<(), Failure> {
+pub async fn relay(config: Result<Config, Failure>, to: Option<SocketAddr>) -> Result<(), Failure> {
     let to = match to {
         Some(to) => to,
-        None => running(config).await,
+        None => told(async { Ok(running(&config?).await) }).await?,
     };
     let mut out = stdio::output();
     let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);

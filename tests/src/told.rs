@@ -54,3 +54,9 @@ pub fn assert_ok(ended: &Ended) {
 pub async fn up_to_its_end(device: &Device) -> Ended {
     device.adit(&["up", "--listen", "127.0.0.1:0"], "").await
 }
+
+/// The name of this user's own group.
+pub fn own_group() -> String {
+    let out = std::process::Command::new("id").arg("-gn").output().expect("id");
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}

@@ -1,5 +1,6 @@
 //! Bad input, damaged state, and a full disk.
 
+mod as_data;
 mod bad_input;
 mod bad_state;
 mod demo;

@@ -5,7 +5,7 @@ use tests::{
     ollama::Options,
     raw, skip,
     sshd::Sshd,
-    told::{FAILED, assert_told},
+    told::{FAILED, assert_told, own_group},
     world::{SOON, World},
 };
 
@@ -13,11 +13,6 @@ use crate::PROGRAM;
 
 fn there_is_no_sshd() -> bool {
     !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
-}
-
-fn own_group() -> String {
-    let out = std::process::Command::new("id").arg("-gn").output().expect("id");
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
 }
 
 /// Puts an `aditd` on the server's path that may not read the state, with this configuration.

@@ -19,8 +19,8 @@ const UDP_EVERY: Duration = Duration::from_secs(3);
 /// A login whose first packets were lost may be late by far: another is begun beside it.
 const SSH_EVERY: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 3;
-/// A login that takes longer is given up.
-const LOGIN_WITHIN: Duration = Duration::from_secs(20);
+/// A login that leads to a whole connection has this head start over one that leads to a carrier.
+const ANEW_WITHIN: Duration = Duration::from_secs(20);
 /// The better way is looked for at once, and then more and more rarely.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ impl Scout {
             self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
             // Another login beside it would be faster, and lead to one more trial of what is
             // forgotten.
-            self.ssh.next = now + LOGIN_WITHIN;
+            self.ssh.next = now + ANEW_WITHIN;
         }
         if need == Need::Any
             && self.ssh.running < AT_ONCE
@@ -146,9 +146,9 @@ impl Scout {
 async fn log_in(to: SshWay) -> Result<(Way, Carrier), String> {
     let way = Way::Ssh(to.clone());
     let carrier = way.open().map_err(|e| e.to_string())?;
-    match tokio::time::timeout(LOGIN_WITHIN, carrier.ready()).await {
-        Ok(Ok(())) => Ok((way, carrier)),
-        Ok(Err(e)) => Err(format!("{e} ({})", e.hint(&to))),
-        Err(_) => Err(format!("{way} does not get through")),
+    // How long it may be silent is known there.
+    match carrier.ready().await {
+        Ok(()) => Ok((way, carrier)),
+        Err(e) => Err(format!("{e} ({})", e.hint(&to))),
     }
 }

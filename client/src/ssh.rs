@@ -10,6 +10,7 @@ mod hosts;
 mod keys;
 mod known_hosts;
 mod login;
+mod pace;
 mod session;
 mod system;
 
@@ -17,7 +18,6 @@ use std::{
     fmt, io,
     str::FromStr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use clap::ValueEnum;
@@ -32,13 +32,13 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use keys::Keyring;
+use pace::Pace;
 
+pub use bounds::Silence;
 pub use error::SshError;
 pub use hosts::HostKeyError;
 pub use login::Denied;
 
-/// A person may have to type a passphrase.
-const LOGIN_WITHIN: Duration = Duration::from_secs(120);
 /// What a login shell may say before the marker, in bytes.
 const NOISE: usize = 64 * 1024;
 /// Where `aditd` is looked for on the server, in this order.
@@ -65,6 +65,9 @@ pub struct SshWay {
     /// The server's port on its own loopback, where its relay listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_port: Option<u16>,
+    /// How slow it has been.
+    #[serde(default, skip_serializing_if = "Pace::is_usual")]
+    pace: Pace,
     /// What has been unlocked in this process; all clones share it.
     #[serde(skip)]
     keyring: Arc<Keyring>,
@@ -114,6 +117,7 @@ impl FromStr for SshWay {
             client: SshClient::default(),
             client_now: None,
             relay_port: None,
+            pace: Pace::default(),
             keyring: Arc::default(),
         })
     }

@@ -2,62 +2,121 @@
 //! owner.
 
 use std::{
-    io,
+    fmt, io,
     pin::Pin,
     task::{Context, Poll},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
-    time::Instant,
 };
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
-use super::ask;
+use super::{
+    ask,
+    pace::{Bounds, Slowest, State, Step, Verdict},
+};
 
-/// A host that answers does so in this time.
-pub(crate) const HOST_WITHIN: Duration = Duration::from_secs(15);
+/// Who is told what is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// The person at the terminal.
+    Person,
+    /// The log.
+    Log,
+    /// Nobody, unless the log says more than usual.
+    Nobody,
+}
 
-/// A deadline that is put off with every step, and further while a person is asked.
+/// A deadline that is put off with every answer, and further while a person is asked.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    until: watch::Sender<Instant>,
-    within: Duration,
+    state: watch::Sender<State>,
+    tell: Tell,
+}
+
+/// A host has been silent for too long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// Which host.
+    pub(crate) host: String,
+    /// What was waited for.
+    pub(crate) step: Step,
+    /// For how long.
+    pub(crate) within: Duration,
 }
 
 impl Patience {
-    /// Each step has so long, the first from now on.
-    pub(crate) fn new(within: Duration) -> Self {
-        Self { until: watch::Sender::new(Instant::now() + within), within }
+    /// Waits for `host` from now on.
+    pub(crate) fn new(host: &str, bounds: Bounds, tell: Tell) -> Self {
+        Self { state: watch::Sender::new(State::new(Instant::now(), host, bounds)), tell }
     }
 
-    /// A step is done: the next has as much time again.
+    /// From now on `step` is waited for at `host`; `within` if the user's configuration says so.
+    pub(crate) fn step(&self, step: Step, host: &str, within: Option<Duration>) {
+        self.state.send_modify(|state| state.begin(Instant::now(), step, host, within));
+    }
+
+    /// The host has said something: what comes next has as much time again.
     pub(crate) fn again(&self) {
-        self.until.send_replace(Instant::now() + self.within);
+        self.state.send_modify(|state| state.heard(Instant::now()));
     }
 
     /// Somebody may be asked something meanwhile, here or by an agent.
     pub(crate) async fn with_a_person<T>(&self, work: impl Future<Output = T>) -> T {
-        self.until.send_replace(Instant::now() + ask::PATIENCE + self.within);
+        self.state.send_modify(|state| state.asked(Instant::now(), ask::PATIENCE));
         let done = work.await;
-        self.again();
+        self.state.send_modify(|state| state.answered(Instant::now()));
         done
     }
 
-    /// Does `work` for as long as the patience lasts. `None` if it is over.
-    pub(crate) async fn bound<T>(&self, work: impl Future<Output = T>) -> Option<T> {
-        tokio::select! { done = work => Some(done), () = self.over() => None }
+    /// Does `work` for as long as the host is not silent for too long. Cancellation safe if `work`
+    /// is.
+    ///
+    /// # Errors
+    /// What was waited for in vain.
+    pub(crate) async fn bound<T>(&self, work: impl Future<Output = T>) -> Result<T, Silence> {
+        tokio::select! { done = work => Ok(done), silence = self.over() => Err(silence) }
     }
 
-    async fn over(&self) {
-        let mut deadline = self.until.subscribe();
+    /// The longest silence of each step so far.
+    pub(crate) fn slowest(&self) -> Slowest {
+        self.state.borrow().slowest
+    }
+
+    async fn over(&self) -> Silence {
+        let mut state = self.state.subscribe();
         loop {
-            let until = *deadline.borrow_and_update();
-            tokio::select! {
-                () = tokio::time::sleep_until(until) => return,
-                _ = deadline.changed() => {}
+            let verdict = state.borrow_and_update().judge(Instant::now());
+            match verdict {
+                Verdict::Over(silence) => return silence,
+                Verdict::Tell(what) => {
+                    match self.tell {
+                        Tell::Person => common::report::say(format!("Waiting: {what} …")),
+                        Tell::Log => tracing::info!("waiting: {what}"),
+                        Tell::Nobody => tracing::debug!("waiting: {what}"),
+                    }
+                    self.state.send_modify(State::told);
+                }
+                Verdict::WaitUntil(until) => tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => {}
+                    _ = state.changed() => {}
+                },
+            }
+        }
+    }
+}
+
+impl fmt::Display for Silence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.within.as_secs();
+        match self.step {
+            Step::Greeting => write!(f, "it has not answered for {seconds} s"),
+            Step::Login => write!(f, "it has not said for {seconds} s whether it lets us in"),
+            Step::Command => {
+                write!(f, "the command that we run there has been silent for {seconds} s")
             }
         }
     }
@@ -133,11 +192,12 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_borne_for_a_bounded_time_and_longer_while_a_person_is_asked() {
-        let patience = Patience::new(Duration::from_millis(50));
-        assert!(patience.bound(std::future::pending::<()>()).await.is_none());
+        let patience = Patience::new("gpu", Bounds::default(), Tell::Nobody);
+        patience.step(Step::Login, "jump", Some(Duration::from_millis(50)));
+        let silence = patience.bound(std::future::pending::<()>()).await.expect_err("silent");
+        assert_eq!((silence.host.as_str(), silence.step), ("jump", Step::Login));
         patience.again();
-        let answer =
-            patience.bound(patience.with_a_person(tokio::time::sleep(Duration::from_millis(200))));
-        assert!(answer.await.is_some());
+        let asked = patience.with_a_person(tokio::time::sleep(Duration::from_millis(200)));
+        assert!(patience.bound(asked).await.is_ok());
     }
 }

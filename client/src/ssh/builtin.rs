@@ -14,12 +14,13 @@ use tracing::debug;
 
 use super::{
     Halves, SshError, SshWay, ask,
-    bounds::{HOST_WITHIN, Patience},
+    bounds::{Patience, Tell},
     certificate,
     config::{self, HostConfig},
     hosts::KnownHost,
     keys::Keyring,
     login::Login,
+    pace::Step,
     past_marker,
     session::{Piped, Reading, Session},
 };
@@ -29,8 +30,14 @@ const MOST_HOSTS: usize = 9;
 /// Addresses of one name, and the time that each has.
 const MOST_ADDRESSES: usize = 8;
 const ADDRESS_WITHIN: Duration = Duration::from_secs(10);
-/// A command that is to be the relay is it by then; a forced command may be anything.
-const RELAY_WITHIN: Duration = Duration::from_secs(10);
+/// A dead network ends a connection in this time, however patiently the host is waited for.
+#[cfg(target_os = "linux")]
+const DEAD_AFTER: Duration = Duration::from_secs(30);
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The command has this head start over the port of the server's relay.
+const HEAD_START: Duration = Duration::from_secs(3);
+/// The relay's first line, once a connection to its port is asked for.
+const FORWARD_WITHIN: Duration = Duration::from_secs(10);
 /// What a command that has ended may still have to say.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
@@ -44,11 +51,14 @@ struct Way<'a> {
 /// Enrolls: asks whatever has to be asked.
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let to = way.to_string();
-    let (session, under) = connect(way, ask::somebody_is_there()).await?;
+    let there = ask::somebody_is_there();
+    let patience = patience(way, if there { Tell::Person } else { Tell::Nobody });
     let exchange = async {
+        let (session, under) = connect(way, there, &patience).await?;
         let run = format!("enroll-device {name}");
         let piped = session.exec(&way.command(&run), &to).await?;
         let mut piped = piped.over(under);
+        piped.read.tells(&patience);
         let talk = async {
             frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
             piped.write.flush().await?;
@@ -59,15 +69,19 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
             Err(e) => Err(ended(way, &run, &mut piped.read, &e.to_string()).await),
         }
     };
-    let answer = tokio::time::timeout(super::LOGIN_WITHIN, exchange).await;
-    answer.unwrap_or_else(|_| Err(SshError::Silent(to.clone())))
+    let enrolled = patience.bound(exchange).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
+    way.pace.learn(patience.slowest());
+    Ok(enrolled)
 }
 
 /// Opens a stream to the relay. Asks only at the first login of this process, and only if there is
 /// somebody.
 pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
-    let may_ask = way.keyring.may_ask() && ask::somebody_is_there();
-    let (session, mut under) = match connect(way, may_ask).await {
+    let first = way.keyring.may_ask();
+    let may_ask = first && ask::somebody_is_there();
+    let patience = patience(way, if first { Tell::Log } else { Tell::Nobody });
+    let connecting = patience.bound(connect(way, may_ask, &patience)).await;
+    let (session, mut under) = match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
         Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
             // Whoever has not answered once is not asked again and again.
             way.keyring.ask_no_more();
@@ -76,47 +90,83 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
         other => other?,
     };
     way.keyring.ask_no_more();
-    let piped = relay(way, &session).await?;
+    let piped = relay(way, &session, &patience).await?;
+    way.pace.learn(patience.slowest());
     under.push(session);
     let Piped { read, write } = piped.over(under);
     Ok((Box::new(read), write))
 }
 
+fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
+    Arc::new(Patience::new(&way.to_string(), way.pace.bounds(), tell))
+}
+
 /// The command first: it finds the server wherever it listens, it is what a key's forced command
-/// is, and it needs no right to forward. Where it can't be run, the server's port on its loopback
-/// does the same, and it says so with the same first line.
-async fn relay(way: &SshWay, session: &Session) -> Result<Piped, SshError> {
-    let to = way.to_string();
-    let by_command = async {
-        let mut piped = session.exec(&way.command("relay"), &to).await?;
-        match tokio::time::timeout(RELAY_WITHIN, past_marker(&mut piped.read)).await {
-            Ok(Ok(_)) => Ok(piped),
-            Ok(Err(e)) => Err(ended(way, "relay", &mut piped.read, &e.to_string()).await),
-            Err(_) => Err(SshError::Silent(to.clone())),
+/// is, and it needs no right to forward. Where it can't be run, or takes its time, the server's
+/// port on its loopback does the same, and it says so with the same first line.
+async fn relay(
+    way: &SshWay,
+    session: &Session,
+    patience: &Arc<Patience>,
+) -> Result<Piped, SshError> {
+    let by_command = by_command(way, session, patience);
+    let beside = async {
+        // A port that nobody has told may be another server's.
+        let Some(port) = way.relay_port else { return std::future::pending().await };
+        tokio::time::sleep(HEAD_START).await;
+        match forwarded(way, session, port).await {
+            Ok(piped) => piped,
+            Err(e) => {
+                debug!("no relay by forwarding yet: {e}");
+                std::future::pending().await
+            }
         }
     };
-    let by_command = match tokio::time::timeout(RELAY_WITHIN + LAST_WORDS, by_command).await {
-        Ok(Ok(piped)) => return Ok(piped),
-        Ok(Err(e)) => e,
-        Err(_) => SshError::Silent(to.clone()),
+    let failed = tokio::select! {
+        relay = by_command => match relay {
+            Ok(piped) => return Ok(piped),
+            Err(e) => e,
+        },
+        piped = beside => return Ok(piped),
     };
     let port = way.relay_port.unwrap_or(ADITD_PORT);
-    debug!("no relay by command ({by_command}): trying port {port} of the server's loopback");
-    let forwarded = async {
-        let mut piped = session.direct("127.0.0.1", port, &to).await?;
-        past_marker(&mut piped.read)
-            .await
-            .map_err(|e| SshError::Broken { to: to.clone(), why: e.to_string() })?;
-        Ok::<_, SshError>(piped)
-    };
-    match tokio::time::timeout(RELAY_WITHIN, forwarded).await {
-        Ok(Ok(piped)) => Ok(piped),
-        Ok(Err(e)) => {
-            debug!("no relay by forwarding: {e}");
-            Err(by_command)
+    debug!("no relay by command ({failed}): trying port {port} of the server's loopback");
+    forwarded(way, session, port).await.map_err(|e| {
+        debug!("no relay by forwarding: {e}");
+        failed
+    })
+}
+
+async fn by_command(
+    way: &SshWay,
+    session: &Session,
+    patience: &Arc<Patience>,
+) -> Result<Piped, SshError> {
+    let to = way.to_string();
+    patience.step(Step::Command, &to, None);
+    let started = async {
+        let mut piped = session.exec(&way.command("relay"), &to).await?;
+        piped.read.tells(patience);
+        match past_marker(&mut piped.read).await {
+            Ok(_) => Ok(piped),
+            Err(e) => Err(ended(way, "relay", &mut piped.read, &e.to_string()).await),
         }
-        Err(_) => Err(by_command),
-    }
+    };
+    let mut piped = patience.bound(started).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
+    piped.read.tells_nobody();
+    Ok(piped)
+}
+
+async fn forwarded(way: &SshWay, session: &Session, port: u16) -> Result<Piped, SshError> {
+    let to = way.to_string();
+    let broken = |why: String| SshError::Broken { to: to.clone(), why };
+    let opened = async {
+        let mut piped = session.direct("127.0.0.1", port, &to).await?;
+        past_marker(&mut piped.read).await.map_err(|e| broken(e.to_string()))?;
+        Ok(piped)
+    };
+    let opened = tokio::time::timeout(FORWARD_WITHIN, opened).await;
+    opened.unwrap_or_else(|_| Err(broken("its relay does not answer".to_owned())))
 }
 
 async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> SshError {
@@ -127,12 +177,15 @@ async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> 
 }
 
 /// Logs in at the host that is meant; with it come the connections under its own.
-async fn connect(way: &SshWay, may_ask: bool) -> Result<(Session, Vec<Session>), SshError> {
-    let going =
-        Way { keyring: &way.keyring, may_ask, patience: Arc::new(Patience::new(HOST_WITHIN)) };
-    let patience = going.patience.clone();
-    let going = going.to(&way.destination, way.port);
-    patience.bound(going).await.unwrap_or_else(|| Err(SshError::Silent(way.to_string())))
+async fn connect(
+    way: &SshWay,
+    may_ask: bool,
+    patience: &Arc<Patience>,
+) -> Result<(Session, Vec<Session>), SshError> {
+    let going = Way { keyring: &way.keyring, may_ask, patience: patience.clone() };
+    let connected = going.to(&way.destination, way.port).await?;
+    patience.step(Step::Command, &way.to_string(), None);
+    Ok(connected)
 }
 
 impl Way<'_> {
@@ -172,29 +225,35 @@ impl Way<'_> {
             let session = self.hop(sessions.last(), host).await?;
             sessions.push(session);
         }
-        let last = sessions.pop().ok_or_else(|| SshError::Silent(destination.to_owned()))?;
+        let nobody = || SshError::Broken {
+            to: destination.to_owned(),
+            why: "there is no host on the way".to_owned(),
+        };
+        let last = sessions.pop().ok_or_else(nobody)?;
         Ok((last, sessions))
     }
 
     async fn hop(&self, from: Option<&Session>, host: &HostConfig) -> Result<Session, SshError> {
-        self.patience.again();
         let may_ask = self.may_ask && !host.batch;
         let known = KnownHost::read(host, may_ask);
-        let HostConfig { host_name, port, .. } = host;
+        let HostConfig { host_name, port, connect_timeout, .. } = host;
         let to = format!("{host_name} port {port}");
+        self.patience.step(Step::Greeting, &to, *connect_timeout);
         let mut session = match from {
             Some(jump) => {
                 let Piped { read, write } = jump.direct(host_name, *port, &to).await?;
+                self.patience.again();
                 Session::open(tokio::io::join(read, write), &to, known, &self.patience).await?
             }
             None => {
                 let tcp = self
-                    .reach(host_name, *port)
+                    .reach(host_name, *port, connect_timeout.unwrap_or(ADDRESS_WITHIN))
                     .await
                     .map_err(|why| SshError::Broken { to: to.clone(), why })?;
                 Session::open(tcp, &to, known, &self.patience).await?
             }
         };
+        self.patience.step(Step::Login, &to, None);
         let login = Login {
             session: &mut session,
             config: host,
@@ -211,14 +270,15 @@ impl Way<'_> {
     }
 
     /// The first address that answers: one that is silent must not take the time of the others.
-    async fn reach(&self, host: &str, port: u16) -> Result<TcpStream, String> {
+    async fn reach(&self, host: &str, port: u16, within: Duration) -> Result<TcpStream, String> {
         let addresses = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?;
         let mut why = "it has no address".to_owned();
         for address in addresses.take(MOST_ADDRESSES) {
             self.patience.again();
-            match tokio::time::timeout(ADDRESS_WITHIN, TcpStream::connect(address)).await {
+            match tokio::time::timeout(within, TcpStream::connect(address)).await {
                 Ok(Ok(tcp)) => {
-                    let _ = tcp.set_nodelay(true);
+                    notice_a_dead_network(&tcp);
+                    self.patience.again();
                     return Ok(tcp);
                 }
                 Ok(Err(e)) => why = e.to_string(),
@@ -227,4 +287,15 @@ impl Way<'_> {
         }
         Err(why)
     }
+}
+
+/// A host may think for minutes before it lets somebody in: whether its network is still there is
+/// the kernel's to find out meanwhile.
+fn notice_a_dead_network(tcp: &TcpStream) {
+    let _ = tcp.set_nodelay(true);
+    let socket = socket2::SockRef::from(tcp);
+    let probes = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
+    let _ = socket.set_tcp_keepalive(&probes);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(DEAD_AFTER));
 }

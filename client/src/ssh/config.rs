@@ -46,6 +46,8 @@ pub(crate) struct HostConfig {
     pub(crate) hash_known_hosts: bool,
     /// Nobody is to be asked anything (`BatchMode`).
     pub(crate) batch: bool,
+    /// `ConnectTimeout`: for TCP and for the exchange of keys.
+    pub(crate) connect_timeout: Option<Duration>,
     /// What only the system's ssh can do.
     pub(crate) beyond: Option<&'static str>,
 }
@@ -153,6 +155,10 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
         },
         hash_known_hosts: first("hashknownhosts") == Some("yes"),
         batch: first("batchmode") == Some("yes"),
+        connect_timeout: first("connecttimeout")
+            .and_then(|seconds| seconds.parse().ok())
+            .filter(|seconds| *seconds > 0)
+            .map(Duration::from_secs),
         beyond: first("proxycommand").map(|_| "ProxyCommand"),
     };
     let expand = |value: &str| expand(value, &config, host, here);
@@ -265,7 +271,8 @@ mod tests {
     fn what_ssh_says_counts() {
         let said = "host gpu\nuser you\nhostname 10.0.0.7\nport 2200\nidentityfile ~/.ssh/my key\nidentityfile %d/%r@%h:%p-%n%%\n\
                     identityfile none\nidentitiesonly yes\nidentityagent ${AGENT}\nproxyjump a@b:33,c\nhostkeyalias box\n\
-                    userknownhostsfile ~/k1 /k2\nglobalknownhostsfile none\nstricthostkeychecking true\nhashknownhosts yes\n";
+                    userknownhostsfile ~/k1 /k2\nglobalknownhostsfile none\nstricthostkeychecking true\nhashknownhosts yes\n\
+                    connecttimeout 7\n";
         let config = parse(said, "gpu", None, &here());
         assert_eq!(
             (config.host_name.as_str(), config.port, config.user.as_str()),
@@ -287,6 +294,7 @@ mod tests {
                 && config.hash_known_hosts
         );
         assert_eq!(config.strict, Strict::Refuse);
+        assert_eq!(config.connect_timeout, Some(Duration::from_secs(7)));
     }
 
     #[test]

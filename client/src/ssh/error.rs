@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use super::{Denied, HostKeyError, NOT_FOUND, SshWay};
+use super::{Denied, HostKeyError, NOT_FOUND, SshWay, bounds::Silence};
 
 /// Why SSH did not do it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -72,8 +72,8 @@ pub enum SshError {
         why: String,
     },
     /// It takes too long.
-    #[error("ssh to {0} does not get through")]
-    Silent(String),
+    #[error("ssh to {} does not get through: {}", .0.host, .0)]
+    Silent(Silence),
     /// The host is not the one that is meant, or nobody knows.
     #[error(transparent)]
     HostKey(HostKeyError),

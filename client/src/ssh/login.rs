@@ -71,6 +71,7 @@ impl Login<'_> {
             Attempt::Not { methods, .. } => methods,
             Attempt::Asked(_) => Methods::default(),
         };
+        self.patience.again();
         for _ in 0..ROUNDS {
             self.patience.again();
             denied.methods.clone_from(&methods.names);
@@ -146,6 +147,7 @@ impl Login<'_> {
             let Some(key) = self.unlocked(user, &file, denied).await? else { continue };
             debug!("trying {}", path.display());
             let step = settle(self.session.key(user, key).await?);
+            self.patience.again();
             if !matches!(step, Step::Failed) {
                 return Ok(step);
             }
@@ -171,10 +173,12 @@ impl Login<'_> {
             }
             return Ok(key);
         }
-        if let Some(public) = &file.public
-            && !self.session.would_take(user, public).await?
-        {
-            return Ok(None);
+        if let Some(public) = &file.public {
+            let wanted = self.session.would_take(user, public).await?;
+            self.patience.again();
+            if !wanted {
+                return Ok(None);
+            }
         }
         for _ in 0..TRIES {
             if !self.may_ask {
@@ -201,6 +205,7 @@ impl Login<'_> {
         }
         for _ in 0..TRIES {
             let mut attempt = self.session.interactive(user).await?;
+            self.patience.again();
             let mut typed = None;
             for _ in 0..ROUNDS {
                 let Attempt::Asked(prompts) = attempt else { break };
@@ -230,6 +235,7 @@ impl Login<'_> {
                     answers.push(answer.to_string());
                 }
                 attempt = self.session.answer(answers).await?;
+                self.patience.again();
             }
             let step = settle(attempt);
             if matches!(step, Step::Failed) {
@@ -260,7 +266,9 @@ impl Login<'_> {
                 }
             };
             let Some(password) = password else { break };
-            match settle(self.session.password(user, &password).await?) {
+            let attempt = self.session.password(user, &password).await?;
+            self.patience.again();
+            match settle(attempt) {
                 Step::Failed => self.keyring.forget_password(who),
                 step => {
                     self.keyring.keep_password(who, Zeroizing::new(password.to_string()));

@@ -415,6 +415,8 @@ pub(crate) struct Reading {
     said: Vec<u8>,
     code: Option<u32>,
     over: bool,
+    /// Who waits for it.
+    waiting: Option<Arc<Patience>>,
     /// The connections under it.
     keep: Vec<Session>,
 }
@@ -428,6 +430,7 @@ impl Piped {
             said: Vec::new(),
             code: None,
             over: false,
+            waiting: None,
             keep: Vec::new(),
         };
         Self { read, write: Box::new(Box::pin(write.make_writer())) }
@@ -441,6 +444,16 @@ impl Piped {
 }
 
 impl Reading {
+    /// Whatever comes is told to who waits for it.
+    pub(crate) fn tells(&mut self, patience: &Arc<Patience>) {
+        self.waiting = Some(patience.clone());
+    }
+
+    /// Nobody waits for it any more.
+    pub(crate) fn tells_nobody(&mut self) {
+        self.waiting = None;
+    }
+
     /// Reads on to the end: the exit code, if there is one, and what was said on standard error.
     pub(crate) async fn end(&mut self) -> (Option<u32>, String) {
         while !self.over {
@@ -451,7 +464,13 @@ impl Reading {
     }
 
     async fn next(&mut self) {
-        match self.half.wait().await {
+        let message = self.half.wait().await;
+        if let (Some(patience), Some(ChannelMsg::Data { .. } | ChannelMsg::ExtendedData { .. })) =
+            (&self.waiting, &message)
+        {
+            patience.again();
+        }
+        match message {
             Some(ChannelMsg::Data { data }) => self.left = data,
             Some(ChannelMsg::ExtendedData { data, .. }) => {
                 self.said.extend_from_slice(&data);

@@ -21,7 +21,13 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use super::{Halves, LOGIN_WITHIN, SshError, SshWay, certificate, past_marker, program};
+use super::{
+    Halves, SshError, SshWay, ask,
+    bounds::{Patience, Tell},
+    certificate,
+    pace::Step,
+    past_marker, program,
+};
 
 /// Lines of ssh's own that are kept to say why it failed.
 const KEPT_LINES: usize = 12;
@@ -58,7 +64,8 @@ impl AsyncRead for Relayed {
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let run = format!("enroll-device {name}");
     let mut child = start(way, &run, Login::MayAsk)?;
-    let said = Said::listen(child.stderr.take());
+    let patience = patience(way, Tell::Nobody);
+    let said = Said::listen(child.stderr.take(), &patience);
     let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(SshError::Ended { to: way.to_string(), said: String::new() });
     };
@@ -67,10 +74,18 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
         stdin.flush().await?;
         certificate(&mut stdout).await
     };
-    match tokio::time::timeout(LOGIN_WITHIN, exchange).await {
-        Ok(Ok(enrolled)) => enrolled.ok_or_else(|| SshError::OnlyRelays(way.to_string())),
+    // It may be asking a person, who can end it too.
+    let answer = match ask::somebody_is_there() {
+        true => Ok(exchange.await),
+        false => patience.bound(exchange).await,
+    };
+    match answer {
+        Ok(Ok(enrolled)) => {
+            way.pace.learn(patience.slowest());
+            enrolled.ok_or_else(|| SshError::OnlyRelays(way.to_string()))
+        }
         Ok(Err(e)) => Err(ended(way, &run, child, said, e).await),
-        Err(_) => Err(SshError::Silent(way.to_string())),
+        Err(silence) => Err(SshError::Silent(silence)),
     }
 }
 
@@ -78,17 +93,28 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
 pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let to = way.to_string();
     let mut child = start(way, "relay", Login::Silent)?;
-    let said = Said::listen(child.stderr.take());
+    let patience = patience(way, if way.keyring.may_ask() { Tell::Log } else { Tell::Nobody });
+    let said = Said::listen(child.stderr.take(), &patience);
     let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(SshError::Ended { to, said: String::new() });
     };
-    match tokio::time::timeout(LOGIN_WITHIN, past_marker(&mut stdout)).await {
+    match patience.bound(past_marker(&mut stdout)).await {
         Ok(Ok(_)) => {
+            patience.again();
+            way.pace.learn(patience.slowest());
             Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin)))
         }
         Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
-        Err(_) => Err(SshError::Silent(to)),
+        Err(silence) => Err(SshError::Silent(silence)),
     }
+}
+
+/// What ssh waits for is not seen here: the login and the command share their time.
+fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
+    let (to, bounds) = (way.to_string(), way.pace.bounds());
+    let patience = Patience::new(&to, bounds, tell);
+    patience.step(Step::Login, &to, Some(bounds.login_and_command()));
+    Arc::new(patience)
 }
 
 fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError> {
@@ -154,7 +180,8 @@ struct Said {
 }
 
 impl Said {
-    fn listen(stderr: Option<ChildStderr>) -> Self {
+    fn listen(stderr: Option<ChildStderr>, patience: &Arc<Patience>) -> Self {
+        let patience = patience.clone();
         let (lines, over) = (Arc::new(Mutex::new(Vec::<String>::new())), CancellationToken::new());
         let (keep, ends) = (lines.clone(), over.clone().drop_guard());
         let task = tokio::spawn(async move {
@@ -163,6 +190,7 @@ impl Said {
             let mut lines = BufReader::new(stderr).lines();
             while let Ok(Some(line)) = lines.next_line().await {
                 tracing::debug!("ssh: {line}");
+                patience.again();
                 let mut kept = keep.lock().unwrap_or_else(PoisonError::into_inner);
                 kept.push(line);
                 if kept.len() > KEPT_LINES {

@@ -4,3 +4,4 @@ mod carrier;
 mod enrolling;
 mod hosts;
 mod login;
+mod slow;

@@ -1,0 +1,107 @@
+//! Hosts that take their time: a login that asks others, a login shell that is slow to start, a
+//! command that never says anything.
+
+use tests::{
+    laptop::Laptop,
+    process::Process,
+    raw, skip,
+    sshd::{Sshd, user_name},
+    terminal::Terminal,
+    told::{FAILED, assert_told},
+    world::{Up, World},
+};
+
+use crate::PROGRAM;
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+async fn works(up: Up) {
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+    up.end().await;
+}
+
+/// Makes sshd ask a command for the keys, which sleeps for this long the first time.
+async fn ask_slowly(laptop: &mut Laptop, seconds: u32) {
+    let dir = laptop.sshd.dir.clone();
+    let (script, d) = (dir.join("keys"), dir.display());
+    std::fs::write(
+        &script,
+        format!("mkdir {d}/slept 2>/dev/null && sleep {seconds}\ncat {d}/authorized_keys\n"),
+    )
+    .expect("written");
+    laptop
+        .sshd
+        .configure(&format!(
+            "AuthorizedKeysFile none\nAuthorizedKeysCommand /bin/sh {}\n\
+             AuthorizedKeysCommandUser {}\n",
+            script.display(),
+            user_name()
+        ))
+        .await;
+}
+
+#[tokio::test]
+async fn a_login_that_takes_its_time_is_waited_for_and_a_person_sees_it() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let alone = !Terminal::is_there() && skip::because("there is no `script`");
+    if alone || (user_name() != "root" && skip::because("only root's sshd asks a command")) {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    ask_slowly(&mut laptop, 17).await;
+    let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
+    let mut terminal = laptop.at_a_terminal(&world, &args);
+    terminal.shows("has not said yet whether it lets us in").await;
+    assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
+    works(laptop.up(&world, &[]).await).await;
+}
+
+#[tokio::test]
+async fn a_login_shell_that_is_slow_to_start_is_waited_for() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.enrolled(&world, &[]).await;
+    // No forwarding: there is no other way to the relay.
+    let slow = r#"restrict,command="sleep 12; eval \"$SSH_ORIGINAL_COMMAND\"""#;
+    laptop.sshd.authorize("user", slow);
+    works(laptop.up(&world, &[]).await).await;
+}
+
+#[tokio::test]
+async fn a_command_that_says_nothing_does_not_keep_the_port_of_the_relay_waiting() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    laptop.enrolled(&world, &[]).await;
+    laptop.sshd.authorize("user", r#"restrict,port-forwarding,command="sleep 600""#);
+    let command = laptop.command(&world, &["up", "-v", "--listen", "127.0.0.1:0"]);
+    let begun = std::time::Instant::now();
+    Process::spawn(command, "adit").expect("it starts").ready().await.expect("ready");
+    // The command alone would be waited for longer.
+    assert!(begun.elapsed() < std::time::Duration::from_secs(45), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn how_long_a_host_may_take_to_greet_is_what_the_configuration_says() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("ssh://somebody@{}", silent.local_addr().expect("an address"));
+    laptop.sshd.client("ConnectTimeout 1\n");
+    let ended = laptop.adit(&world, &["enroll", &url, "--device", "laptop"]).await;
+    assert_told(&ended, FAILED, &["does not get through", "has not answered for 1 s"]);
+}

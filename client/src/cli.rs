@@ -5,6 +5,7 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 use clap::{ArgAction, Parser, Subcommand};
 use common::{
     identity::Name,
+    owner::become_owner_of,
     process,
     report::{self, Failure},
 };
@@ -69,6 +70,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         Some(dir) => dir,
         None => profile::default_dir()?,
     };
+    become_owner_of(&dir)?;
     // One thread moves more bytes for less than several do.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;

@@ -46,7 +46,7 @@ pub enum ClaimError {
 impl Control {
     /// Claims `dir`: takes its lock and listens on its `control.sock`.
     pub fn claim(dir: &Path) -> Result<Self, ClaimError> {
-        private::refuse_exposed(dir)?;
+        private::refuse_exposed_dir(dir)?;
         let lock = lock(dir)?;
         let path = socket_path(dir)?;
         match std::fs::remove_file(&path) {
@@ -102,7 +102,7 @@ pub fn lock(dir: &Path) -> Result<File, ClaimError> {
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let pid = std::fs::read_to_string(&lock_path).ok().and_then(|p| p.trim().parse().ok());
+            let pid = io::read_to_string(&lock).ok().and_then(|p| p.trim().parse().ok());
             return Err(ClaimError::Taken { pid });
         }
         Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),

@@ -13,6 +13,7 @@ pub mod failure;
 pub mod frame;
 pub mod identity;
 pub mod invitation;
+pub mod owner;
 pub mod private;
 pub mod process;
 pub mod report;

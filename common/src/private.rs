@@ -2,10 +2,13 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown},
+    io::{self, Read, Write},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
+
+use rustix::fs::OFlags;
+use zeroize::Zeroizing;
 
 /// What went wrong with one of our own files.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +20,32 @@ pub enum FileError {
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
+    },
+    /// Another user owns it.
+    #[error("`{}` belongs to another user (uid {owner})", path.display())]
+    Foreign {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its owner's uid.
+        owner: u32,
+    },
+    /// Another user could put something else in its place.
+    #[error("another user (uid {owner}) can replace `{}`", path.display())]
+    Replaceable {
+        /// The directory that is used.
+        path: PathBuf,
+        /// The directory or link above it that the user can change.
+        by: PathBuf,
+        /// That user's uid.
+        owner: u32,
+    },
+    /// It is a link, or something that is not a regular file.
+    #[error("`{}` is {what}", path.display())]
+    NotPlain {
+        /// Where.
+        path: PathBuf,
+        /// What it is, with an article.
+        what: &'static str,
     },
     /// The operating system refused.
     #[error("cannot {doing} `{}`", path.display())]
@@ -63,6 +92,25 @@ impl FileError {
                 let _ = mode;
                 format!("if nobody has copied it: `chmod {wanted} '{}'`", path.display())
             }
+            Self::Foreign { path, owner } => {
+                let own = rustix::process::geteuid().as_raw();
+                let path = path.display();
+                if own == *owner {
+                    format!("look at it with `ls -ld '{path}'`")
+                } else {
+                    format!(
+                        "if you know how it came there: `sudo chown --no-dereference {own} '{path}'`; if not, remove it"
+                    )
+                }
+            }
+            Self::Replaceable { by, .. } => format!(
+                "look at `ls -ld '{}'`, and keep the state where only root can change each directory above it",
+                by.display()
+            ),
+            Self::NotPlain { path, .. } => format!(
+                "only a regular file with one name is used: look at `ls -l '{0}'`; if nobody needs it: `rm '{0}'`",
+                path.display()
+            ),
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
                     format!(
@@ -98,18 +146,36 @@ pub fn create_dir(path: &Path) -> Result<(), FileError> {
             other => other.map_err(FileError::io("create", path))?,
         }
     }
-    refuse_exposed(path)
+    refuse_exposed_dir(path)
 }
 
-/// Reads a file that must be for its owner alone.
-pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    refuse_exposed(path)?;
-    fs::read(path).map_err(FileError::io("read", path))
+/// Reads a file that must be this user's and for this user alone.
+///
+/// # Errors
+/// Also when it is a link or not a regular file.
+pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let (mut file, metadata) = open(path, OpenOptions::new().read(true), "read")?;
+    refuse_exposed(path, &metadata)?;
+    // Of the right size at once: a buffer that grows leaves copies behind.
+    let len = usize::try_from(metadata.len()).unwrap_or(0);
+    let mut bytes = Zeroizing::new(Vec::with_capacity(len + 1));
+    file.read_to_end(&mut bytes).map_err(FileError::io("read", path))?;
+    Ok(bytes)
+}
+
+/// Opens a file of this user's to read it, whoever else may read it.
+///
+/// # Errors
+/// Also when it is a link or not a regular file.
+pub fn open_read(path: &Path) -> Result<File, FileError> {
+    open(path, OpenOptions::new().read(true), "read").map(|(file, _)| file)
 }
 
 /// Like [`read`], for text.
 pub fn read_to_string(path: &Path) -> Result<String, FileError> {
-    String::from_utf8(read(path)?).map_err(|_| FileError::damaged(path, "it is not text"))
+    let bytes = read(path)?;
+    let text = std::str::from_utf8(&bytes);
+    text.map(str::to_owned).map_err(|_| FileError::damaged(path, "it is not text"))
 }
 
 /// Replaces `path` by a file with these bytes (0600): afterwards it holds either all of the old or
@@ -129,49 +195,89 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
 
 /// Reads `path`, or makes it with what `make` returns. Of several processes that do so at once, all
 /// get the same bytes.
-pub fn read_or_create(path: &Path, make: impl FnOnce() -> Vec<u8>) -> Result<Vec<u8>, FileError> {
+pub fn read_or_create<B: AsRef<[u8]>>(
+    path: &Path,
+    make: impl FnOnce() -> B,
+) -> Result<Zeroizing<Vec<u8>>, FileError> {
     match read(path) {
         Err(e) if e.is_not_found() => {}
         other => return other,
     }
-    match create(path, &make()) {
+    match create(path, make().as_ref()) {
         Err(FileError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {}
         other => other?,
     }
     read(path)
 }
 
-/// Refuses a file or directory that group or others can read or change.
-pub fn refuse_exposed(path: &Path) -> Result<(), FileError> {
-    refuse_mode(path, fs::metadata(path))
+/// Refuses a directory that is not this user's, or that group or others can read or change.
+pub fn refuse_exposed_dir(path: &Path) -> Result<(), FileError> {
+    let metadata = fs::metadata(path).map_err(FileError::io("read", path))?;
+    refuse_foreign(path, &metadata)?;
+    refuse_exposed(path, &metadata)
+}
+
+/// Refuses a directory in which another user could replace what this process is about to make:
+/// it must belong to this user or to root, and others may change it only if it is sticky.
+pub fn refuse_shared_dir(path: &Path) -> Result<(), FileError> {
+    let metadata = fs::metadata(path).map_err(FileError::io("read", path))?;
+    if metadata.uid() != 0 {
+        refuse_foreign(path, &metadata)?;
+    }
+    if metadata.mode() & 0o022 != 0 && metadata.mode() & 0o1000 == 0 {
+        let (path, owner) = (path.to_owned(), metadata.uid());
+        return Err(FileError::Replaceable { by: path.clone(), path, owner });
+    }
+    Ok(())
 }
 
 /// Opens a file to append to, made for the owner alone if there is none; one that exists must be
-/// that already. Root leaves it to the owner of its directory.
+/// that already, and have no second name.
 pub fn open_append(path: &Path) -> Result<File, FileError> {
-    let file = OpenOptions::new()
-        .create(true)
-        .read(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(FileError::io("create", path))?;
-    // Not by its path: another process may have put another file there.
-    let metadata = file.metadata().map_err(FileError::io("read", path))?;
-    // What root makes for a service has to be the service's.
-    if let Some(dir) = path.parent().and_then(|dir| fs::metadata(dir).ok())
-        && dir.uid() != metadata.uid()
-        && rustix::process::geteuid().is_root()
-    {
-        fchown(&file, Some(dir.uid()), Some(dir.gid()))
-            .map_err(FileError::io("give to its service", path))?;
+    let options = &mut OpenOptions::new();
+    let options = options.create(true).read(true).append(true).mode(0o600);
+    let (file, metadata) = open(path, options, "create")?;
+    if metadata.nlink() > 1 {
+        return Err(FileError::NotPlain { path: path.to_owned(), what: "a hard link" });
     }
-    refuse_mode(path, Ok(metadata))?;
+    refuse_exposed(path, &metadata)?;
     Ok(file)
 }
 
-fn refuse_mode(path: &Path, metadata: io::Result<fs::Metadata>) -> Result<(), FileError> {
-    let mode = metadata.map_err(FileError::io("read", path))?.permissions().mode() & 0o777;
+/// Opens a regular file of this user's, and never follows a link to it.
+fn open(
+    path: &Path,
+    options: &mut OpenOptions,
+    doing: &'static str,
+) -> Result<(File, fs::Metadata), FileError> {
+    // A pipe would keep this process waiting for its other end.
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let not_plain = |what| FileError::NotPlain { path: path.to_owned(), what };
+    let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
+        Err(_) if fs::symlink_metadata(path).is_ok_and(|file| file.is_symlink()) => {
+            return Err(not_plain("a symbolic link"));
+        }
+        opened => opened.map_err(FileError::io(doing, path))?,
+    };
+    // Not by its path: another process may have put another file there.
+    let metadata = file.metadata().map_err(FileError::io("read", path))?;
+    if !metadata.is_file() {
+        let is_pipe = metadata.file_type().is_fifo();
+        return Err(not_plain(if is_pipe { "a pipe" } else { "not a regular file" }));
+    }
+    refuse_foreign(path, &metadata)?;
+    Ok((file, metadata))
+}
+
+fn refuse_foreign(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
+    if metadata.uid() == rustix::process::geteuid().as_raw() {
+        return Ok(());
+    }
+    Err(FileError::Foreign { path: path.to_owned(), owner: metadata.uid() })
+}
+
+fn refuse_exposed(path: &Path, metadata: &fs::Metadata) -> Result<(), FileError> {
+    let mode = metadata.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(FileError::Exposed { path: path.to_owned(), mode });
     }
@@ -196,6 +302,8 @@ fn sync_dir(path: &Path) -> Result<(), FileError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -209,7 +317,7 @@ mod tests {
         create_dir(&dir).expect("created");
         replace(&dir.join("key"), b"secret").expect("written");
         assert_eq!((mode(&dir), mode(&dir.join("key"))), (0o700, 0o600));
-        assert_eq!(read(&dir.join("key")).expect("read"), b"secret");
+        assert_eq!(*read(&dir.join("key")).expect("read"), b"secret");
     }
 
     #[test]
@@ -224,17 +332,35 @@ mod tests {
     }
 
     #[test]
-    fn what_root_makes_in_a_services_directory_is_the_services() {
+    fn what_is_not_an_own_regular_file_with_one_name_is_refused_and_left_as_it_is() {
+        use std::os::unix::fs::symlink;
         let tmp = tempfile::tempdir().expect("tempdir");
-        let owner = if rustix::process::geteuid().is_root() {
-            65_534
-        } else {
-            rustix::process::geteuid().as_raw()
-        };
-        std::os::unix::fs::chown(tmp.path(), Some(owner), None).expect("chown");
-        for _ in 0..2 {
-            let file = open_append(&tmp.path().join("log")).expect("opened");
-            assert_eq!(file.metadata().expect("there").uid(), owner);
+        let canary = tmp.path().join("canary");
+        replace(&canary, b"canary").expect("written");
+        let path = |name: &str| tmp.path().join(name);
+        symlink(&canary, path("link")).expect("linked");
+        symlink(path("nowhere"), path("dangling")).expect("linked");
+        fs::create_dir(path("directory")).expect("made");
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("pipe"), rustix::fs::Mode::RWXU).expect("made");
+        for name in ["link", "dangling", "directory", "pipe"] {
+            assert!(read(&path(name)).is_err() && open_append(&path(name)).is_err(), "{name}");
+        }
+        assert!(!path("nowhere").exists());
+        fs::hard_link(&canary, path("second name")).expect("linked");
+        assert!(matches!(
+            open_append(&path("second name")),
+            Err(FileError::NotPlain { what: "a hard link", .. })
+        ));
+        assert_eq!(fs::read(&canary).expect("read"), b"canary");
+        if rustix::process::geteuid().is_root() {
+            replace(&path("theirs"), b"x").expect("written");
+            std::os::unix::fs::chown(path("theirs"), Some(1234), None).expect("chown");
+            let owners = [read(&path("theirs")).map(drop), open_append(&path("theirs")).map(drop)]
+                .map(|refused| match refused {
+                    Err(FileError::Foreign { owner, .. }) => owner,
+                    other => panic!("{other:?}"),
+                });
+            assert_eq!(owners, [1234; 2]);
         }
     }
 
@@ -244,7 +370,7 @@ mod tests {
         let path = tmp.path().join("key");
         create(&path, b"old").expect("written");
         assert!(create(&path, b"new").is_err());
-        assert_eq!(read(&path).expect("read"), b"old");
+        assert_eq!(*read(&path).expect("read"), b"old");
         assert_eq!(fs::read_dir(tmp.path()).expect("dir").count(), 1);
     }
 

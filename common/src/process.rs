@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -47,9 +48,11 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
 }
 
-/// The user that this process runs as.
+/// The user who started this process, even if it has given up that user's rights since then (see
+/// [`crate::owner`]).
 pub fn uid() -> u32 {
-    rustix::process::getuid().as_raw()
+    static STARTED_BY: OnceLock<u32> = OnceLock::new();
+    *STARTED_BY.get_or_init(|| rustix::process::getuid().as_raw())
 }
 
 /// The orders to stop: SIGINT and SIGTERM.

@@ -343,6 +343,6 @@ mod tests {
         private::replace(&tmp.path().join("ca.key"), b"garbage").expect("written");
         let Err(error) = Ca::open(tmp.path()) else { panic!("opened") };
         assert!(error.to_string().contains("ca.key"), "{error}");
-        assert_eq!(private::read(&tmp.path().join("ca.key")).expect("read"), b"garbage");
+        assert_eq!(*private::read(&tmp.path().join("ca.key")).expect("read"), b"garbage");
     }
 }

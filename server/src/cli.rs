@@ -4,6 +4,7 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::{
+    owner::become_owner_of,
     process,
     report::{self, Failure, say},
 };
@@ -104,7 +105,11 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 
 fn obey(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
-    let settled = || Config::settle(flags, &ServeFlags::default());
+    let settled = || {
+        let config = Config::settle(flags, &ServeFlags::default())?;
+        become_owner_of(&config.state_dir)?;
+        Ok::<_, Failure>(config)
+    };
     let on_one_thread = || -> Result<_, Failure> {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -114,6 +119,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     match cli.command {
         Command::Serve(serve) => {
             let config = Config::settle(flags, &serve)?;
+            become_owner_of(&config.state_dir)?;
             // It is this file that is read again, wherever another would be found by then.
             let flags = Flags { config: config.file.clone(), ..flags.clone() };
             on_one_thread()?.block_on(serve::run(Settings { flags, serve, config }))
@@ -138,11 +144,14 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
         Command::Audit(show) => {
-            let config = settled()?;
+            let config = Config::settle(flags, &ServeFlags::default())?;
+            become_owner_of(&config.meters.audit.dir)?;
             audit::show::run(&config.meters.audit.dir, &config.state_dir, &show)
         }
         Command::Status { json } => {
-            on_one_thread()?.block_on(status::run(&flags.state_dir()?, json))
+            let dir = flags.state_dir()?;
+            become_owner_of(&dir)?;
+            on_one_thread()?.block_on(status::run(&dir, json))
         }
     }
 }

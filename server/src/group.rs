@@ -13,7 +13,7 @@ use std::{
 use common::{
     control, frame,
     identity::Name,
-    private::FileError,
+    private::{self, FileError},
     report::{Exit, Failure},
     wire::Enrolled,
 };
@@ -60,6 +60,9 @@ impl GroupSocket {
         })?;
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
             fs::DirBuilder::new().mode(0o755).create(dir).map_err(FileError::io("create", dir))?;
+        }
+        if let Some(dir) = path.parent() {
+            private::refuse_shared_dir(dir)?;
         }
         match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {

@@ -8,6 +8,7 @@ use common::{
     control,
     identity::Name,
     invitation::{Invitation, Secret, is_loopback},
+    owner::become_owner_of,
     process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
@@ -56,10 +57,9 @@ pub struct Invite {
 /// one.
 pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let Some(device) = invite.device else {
-        return list(
-            &State::open(&Config::settle(flags, &ServeFlags::default())?.state_dir)?,
-            invite.json,
-        );
+        let config = Config::settle(flags, &ServeFlags::default())?;
+        become_owner_of(&config.state_dir)?;
+        return list(&State::open(&config.state_dir)?, invite.json);
     };
     if invite.ttl.is_zero() || invite.ttl > LONGEST {
         return Err(Failure::new("an invitation lasts from one second to seven days")
@@ -69,6 +69,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let config =
         Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
     config.rules.must_know(&invite.role)?;
+    become_owner_of(&config.state_dir)?;
     let state = State::open(&config.state_dir)?;
     let addresses = match config.advertise {
         named if !named.is_empty() => named,

@@ -20,9 +20,11 @@ use std::{
 use common::{
     door::DoorKey,
     identity::{DeviceId, KeyHash},
-    private,
+    private::{self, FileError},
 };
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
 
 use self::{devices::all_devices, errors::classify};
 
@@ -96,7 +98,13 @@ impl Register {
         // SQLite gives its side files the mode of the main one.
         drop(private::open_append(path)?);
         let error = |e| classify(path, e);
-        let mut db = Connection::open(path).map_err(error)?;
+        // The directory may be a link (systemd makes one), the register and its side files never.
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let dir = dir.canonicalize().map_err(FileError::io("read", dir))?;
+        let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut db =
+            Connection::open_with_flags(dir.join(path.file_name().unwrap_or_default()), flags)
+                .map_err(error)?;
         db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
         db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
         db.pragma_update(None, "synchronous", "FULL").map_err(error)?;

@@ -11,6 +11,7 @@ use std::{
 use common::{
     control,
     identity::Name,
+    owner::become_owner_of,
     report::{Exit, Failure, say},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -138,6 +139,7 @@ pub async fn on_hangup(server: Arc<Server>) {
 pub async fn run(flags: &Flags) -> Result<(), Failure> {
     let dir = flags.state_dir()?;
     let named = flags.config.is_some().then(|| flags.file()).flatten();
+    become_owner_of(&dir)?;
     match control::ask(&dir, &Request::Reload { named }).await? {
         Some(Answer::Reloaded { file, later, remarks }) => {
             say(format!("`{}` has been read again and is in force.", file.display()));

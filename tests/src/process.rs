@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use crate::kept::chmod;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixDatagram,
@@ -136,6 +137,9 @@ impl Process {
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path)?;
+        // As with systemd's: a program that has given up root's rights reaches it, too.
+        chmod(dir.path(), 0o711);
+        chmod(&path, 0o777);
         let mut child = command
             .env("NOTIFY_SOCKET", &path)
             .stdout(Stdio::null())

@@ -9,7 +9,7 @@ use std::{
     time::SystemTime,
 };
 
-use common::private::FileError;
+use common::private::{self, FileError};
 
 use super::log::{FILE, is_same, put_aside};
 
@@ -123,10 +123,10 @@ fn read_line(file: &mut BufReader<File>, begun: &mut Vec<u8>) -> io::Result<Opti
 
 /// A file, unless it has gone in the meantime.
 fn open(path: &Path) -> Result<Option<File>, FileError> {
-    match File::open(path) {
+    match private::open_read(path) {
         Ok(file) => Ok(Some(file)),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(FileError::io("read", path)(e)),
+        Err(e) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
     }
 }
 

@@ -10,7 +10,10 @@ use std::{
     time::Duration,
 };
 
-use common::process::{Protocol, port_holder};
+use common::{
+    private,
+    process::{Protocol, port_holder},
+};
 use http_body_util::Full;
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -132,6 +135,10 @@ impl Exporter {
                 TcpListener::bind(address).await.map_err(|e| taken(e, address.port()))?,
             ),
             Place::Unix(path) => {
+                // Or the mode below could be given to another file.
+                if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
+                    private::refuse_shared_dir(dir).map_err(io::Error::other)?;
+                }
                 remove_stale(path)?;
                 let listener =
                     UnixListener::bind(path).map_err(|e| match place.missing_directory() {

@@ -5,4 +5,5 @@ mod bad_input;
 mod bad_state;
 mod demo;
 mod full_disk;
+mod links;
 mod nonsense;

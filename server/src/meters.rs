@@ -1,6 +1,8 @@
 //! What stands behind the gate's two hooks: limits and the line before a request, the audit log and
 //! the metrics after it.
 
+pub mod charge;
+
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
 use common::{
@@ -10,12 +12,13 @@ use common::{
     report::{Exit, Failure},
 };
 
+use self::charge::{Charge, Speed};
 use crate::{
     audit::{Audit, AuditSettings, Event},
     gate,
     gate::record::{
-        Admission, Asked, BodyLength, End, Held, NotNow, Observer, RequestRecord, RouteClass,
-        Ticket, Turn, Waiting,
+        Admission, Asked, BodyLength, Held, NotNow, Observer, RequestRecord, RouteClass, Ticket,
+        Turn, Waiting,
     },
     limits::{Asker, Exceeded, LimitTable, Limiter, UsageFile},
     metrics::{
@@ -27,11 +30,6 @@ use crate::{
 
 /// How long the audit log may take to write what is left when the server stops.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
-
-/// Bytes of an answer that count as one token if it did not say how many there were: about the
-/// length of one piece. Otherwise breaking off would be free, and so would a stream of /v1 that
-/// nobody asked for its usage.
-const BYTES_PER_TOKEN: u64 = 128;
 
 /// What the configuration says of all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +58,7 @@ pub struct Meters {
     /// What is counted.
     pub metrics: Arc<Metrics>,
     usage: Arc<UsageFile>,
+    speed: Arc<Speed>,
 }
 
 impl Admission for Meters {
@@ -90,9 +89,11 @@ impl Observer for Meters {
     }
 
     fn ended(&self, record: &RequestRecord) {
-        self.limiter.used(record.asker.id, tokens(record), unix_now());
-        self.metrics.ended(record);
-        self.audit.note(record.into());
+        let charge = Charge::of(record, self.speed.get());
+        self.speed.learn(record);
+        self.limiter.used(record.asker.id, charge.sum(), unix_now());
+        self.metrics.ended(record, &charge);
+        self.audit.note(Event::request(record, &charge));
     }
 }
 
@@ -109,6 +110,7 @@ impl Meters {
             audit: Audit::start(settings.audit.clone())?,
             metrics: Arc::default(),
             usage,
+            speed: Arc::default(),
         })
     }
 
@@ -196,19 +198,6 @@ pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
     })
 }
 
-/// What a request costs of the day's tokens.
-fn tokens(record: &RequestRecord) -> u64 {
-    let is_answered = record.route == RouteClass::Generate
-        && record.status.is_some_and(|status| (200..300).contains(&status));
-    let seen = if is_answered { record.bytes_out / BYTES_PER_TOKEN } else { 0 };
-    let out = match (record.tokens_out, record.end) {
-        (Some(told), End::Done) => told,
-        // An answer that was broken off may have said a number too, but not its last.
-        (told, _) => told.unwrap_or(0).max(seen),
-    };
-    record.tokens_in.unwrap_or(0).saturating_add(out)
-}
-
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroUsize;
@@ -216,6 +205,7 @@ mod tests {
     use super::*;
     use crate::{
         audit::{AuditSettings, entry::tests::record},
+        gate::record::End,
         limits::{LimitTable, Usage},
     };
 
@@ -228,6 +218,7 @@ mod tests {
             audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
             metrics: Arc::default(),
             usage: Arc::new(UsageFile::new(dir)),
+            speed: Arc::default(),
         }
     }
 
@@ -281,20 +272,5 @@ mod tests {
         drop(waiting.await.expect("its turn"));
         drop(turn().await.await.expect("its turn"));
         assert_eq!((meters.queue.running(), meters.queue.waiting()), (0, 0));
-    }
-
-    #[test]
-    fn breaking_off_is_not_free() {
-        let mut record = record(End::Cancelled);
-        assert_eq!(tokens(&record), 49);
-        // What an answer says of itself at its beginning is not all.
-        record.tokens_out = Some(1);
-        assert_eq!(tokens(&record), 7 + 4567 / BYTES_PER_TOKEN);
-        record.end = End::Done;
-        assert_eq!(tokens(&record), 8);
-        (record.tokens_in, record.tokens_out) = (None, None);
-        assert_eq!(tokens(&record), 4567 / BYTES_PER_TOKEN);
-        record.status = None;
-        assert_eq!(tokens(&record), 0);
     }
 }

@@ -16,7 +16,10 @@ use prometheus_client::{
 };
 
 use self::standing::Standing;
-use crate::gate::record::{End, RequestRecord, RouteClass};
+use crate::{
+    gate::record::{End, RequestRecord, RouteClass},
+    meters::charge::Charge,
+};
 
 /// What every name begins with.
 const PREFIX: &str = "adit";
@@ -113,7 +116,7 @@ impl Metrics {
         );
         registry.register(
             "tokens",
-            "Tokens that were read and written, where answers say it",
+            "Tokens that were read and written, estimated where answers do not say it",
             tokens.clone(),
         );
         registry.register("bytes", "Bytes of requests (in) and answers (out)", bytes.clone());
@@ -141,7 +144,7 @@ impl Metrics {
     }
 
     /// A request has ended.
-    pub fn ended(&self, record: &RequestRecord) {
+    pub fn ended(&self, record: &RequestRecord, charge: &Charge) {
         let (role, route) = (record.role.as_str(), record.route.as_str());
         self.requests
             .get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) })
@@ -150,10 +153,9 @@ impl Metrics {
         if let End::Refused(why) = record.end {
             self.refused.get_or_create(&Why { reason: why.as_str() }).inc();
         }
-        for (direction, bytes, tokens) in [
-            ("in", record.bytes_in, record.tokens_in),
-            ("out", record.bytes_out, record.tokens_out),
-        ] {
+        for (direction, bytes, tokens) in
+            [("in", record.bytes_in, charge.read), ("out", record.bytes_out, charge.written)]
+        {
             self.bytes.get_or_create(&Direction { direction }).inc_by(bytes);
             if let Some(tokens) = tokens {
                 self.tokens
@@ -200,6 +202,10 @@ mod tests {
     use super::*;
     use crate::{audit::entry::tests::record, gate::record::Refusal};
 
+    fn ended(metrics: &Metrics, record: &RequestRecord) {
+        metrics.ended(record, &Charge::of(record, 0.0));
+    }
+
     #[track_caller]
     fn assert_says(text: &str, line: &str) {
         assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
@@ -208,8 +214,8 @@ mod tests {
     #[test]
     fn a_request_is_counted_in_all_its_aspects() {
         let metrics = Metrics::new();
-        metrics.ended(&record(End::Done));
-        metrics.ended(&record(End::Refused(Refusal::Limit("at_once"))));
+        ended(&metrics, &record(End::Done));
+        ended(&metrics, &record(End::Refused(Refusal::Limit("at_once"))));
         metrics.piece(RouteClass::Generate, Duration::from_millis(30));
         let text = metrics.text(Standing::default());
         for line in [
@@ -231,7 +237,7 @@ mod tests {
     fn whatever_is_asked_for_there_are_no_more_lines() {
         let metrics = Metrics::new();
         let mut sent = record(End::Done);
-        metrics.ended(&sent);
+        ended(&metrics, &sent);
         let before = metrics.text(Standing::default()).lines().count();
         for i in 0..1000 {
             sent.path = format!("/{i}").into();
@@ -239,7 +245,7 @@ mod tests {
             sent.model = Some(format!("model{i}").into());
             sent.asker.name = format!("device{i}").parse().expect("a name");
             sent.asker.id = common::identity::DeviceId::generate();
-            metrics.ended(&sent);
+            ended(&metrics, &sent);
         }
         assert_eq!(metrics.text(Standing::default()).lines().count(), before);
     }

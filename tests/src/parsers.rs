@@ -9,7 +9,7 @@ use server::gate::{
     model::{self, ModelPattern},
     record::BodyLength,
     route::{Pattern, Target, route},
-    tokens::{JsonScan, Tail},
+    tokens::{AnswerUsage, JsonScan},
     tracker::Tracker,
 };
 
@@ -86,7 +86,8 @@ pub fn check_answer(bytes: &[u8], cuts: &[usize]) {
         let follow = |parts: &[&[u8]]| {
             let mut tracker = Tracker::new(to_head, true);
             parts.iter().for_each(|part| tracker.follow(part));
-            (tracker.is_complete(), tracker.is_whole_at_close(), tracker.status(), tracker.tokens())
+            let ends = (tracker.is_complete(), tracker.is_whole_at_close());
+            (ends, tracker.status(), tracker.tokens(), tracker.pieces())
         };
         let pass = |parts: &[&[u8]]| {
             let mut tracker = Tracker::new(to_head, false);
@@ -103,12 +104,12 @@ pub fn check_answer(bytes: &[u8], cuts: &[usize]) {
         assert_eq!(pass(&parts(bytes, cuts)), pass(&[bytes]));
     }
     let scan = |parts: &[&[u8]]| {
-        let (mut scan, mut tail) = (JsonScan::default(), Tail::default());
+        let (mut scan, mut usage) = (JsonScan::default(), AnswerUsage::default());
         parts.iter().for_each(|part| {
             scan.push(part);
-            tail.push(part);
+            usage.push(part);
         });
-        (scan.model(), tail.tokens())
+        ((scan.model(), scan.stream(), scan.prompt_tokens()), usage.tokens(), usage.pieces())
     };
     assert_eq!(scan(&parts(bytes, cuts)), scan(&[bytes]));
 }

@@ -9,7 +9,10 @@ use common::identity::{DeviceId, Name};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
-use crate::gate::record::{End, RequestRecord};
+use crate::{
+    gate::record::{End, RequestRecord},
+    meters::charge::Charge,
+};
 
 /// The longest path or model that is written whole, in characters: an application may send more,
 /// and each is one line here.
@@ -154,13 +157,16 @@ pub struct RequestEntry {
     tokens_in: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     tokens_out: Option<u64>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    tokens_estimated: bool,
     end: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'static str>,
 }
 
-impl From<&RequestRecord> for Event {
-    fn from(record: &RequestRecord) -> Self {
+impl Event {
+    /// The line of a request that has ended, and of what it was charged.
+    pub fn request(record: &RequestRecord, charge: &Charge) -> Self {
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         Self::Request(Box::new(RequestEntry {
             device: record.asker.name.clone(),
@@ -177,8 +183,9 @@ impl From<&RequestRecord> for Event {
             queued_ms: ms(record.queued),
             first_byte_ms: record.first_byte.map(ms),
             total_ms: ms(record.total),
-            tokens_in: record.tokens_in,
-            tokens_out: record.tokens_out,
+            tokens_in: charge.read,
+            tokens_out: charge.written,
+            tokens_estimated: charge.is_estimated,
             end: record.end.as_str(),
             why: match record.end {
                 End::Refused(why) => Some(why.as_str()),
@@ -229,7 +236,7 @@ pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::gate::record::{Asker, Carrier, Refusal, RouteClass};
+    use crate::gate::record::{Asker, Carrier, Refusal, RouteClass, TokenFacts};
 
     pub(crate) fn record(end: End) -> RequestRecord {
         RequestRecord {
@@ -251,10 +258,20 @@ pub(crate) mod tests {
             queued: Duration::ZERO,
             first_byte: Some(Duration::from_micros(1500)),
             total: Duration::from_millis(20),
-            tokens_in: Some(7),
-            tokens_out: Some(42),
+            tokens: TokenFacts {
+                told_in: Some(7),
+                told_out: Some(42),
+                pieces: 42,
+                prompt: 9,
+                is_stream: true,
+                at_work: Some(Duration::from_millis(19)),
+            },
             end,
         }
+    }
+
+    pub(crate) fn event(record: &RequestRecord) -> Event {
+        Event::request(record, &Charge::of(record, 0.0))
     }
 
     fn read(event: &Event) -> Value {
@@ -265,7 +282,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_request_is_one_line_of_json() {
-        let line = read(&Event::from(&record(End::Refused(Refusal::Limit("at_once")))));
+        let line = read(&event(&record(End::Refused(Refusal::Limit("at_once")))));
         let says = |name: &str| line[name].as_str().expect(name).to_owned();
         assert_eq!(
             (says("time"), says("event")),
@@ -278,6 +295,10 @@ pub(crate) mod tests {
         assert_eq!((says("end"), says("why")), ("refused".into(), "at_once".into()));
         assert_eq!((&line["first_byte_ms"], &line["total_ms"]), (&1.5.into(), &20.0.into()));
         assert_eq!((&line["tokens_in"], &line["tokens_out"]), (&7.into(), &42.into()));
+        assert_eq!(line["tokens_estimated"], Value::Null, "only where it is so");
+        let charge = Charge { is_estimated: true, ..Charge::default() };
+        let line = read(&Event::request(&record(End::Cancelled), &charge));
+        assert_eq!(line["tokens_estimated"], true);
     }
 
     #[test]
@@ -285,7 +306,7 @@ pub(crate) mod tests {
         let mut sent = record(End::Done);
         sent.path = "/\n{\"event\":\"revoke\"}\u{1b}[2J\u{9b}".repeat(1000).into();
         sent.model = Some("\u{1b}]0;x\u{7}".into());
-        let line = read(&Event::from(&sent));
+        let line = read(&event(&sent));
         let path = line["path"].as_str().expect("a path");
         assert!(
             path.len() < 4096 && path.ends_with('…') && !path.contains(char::is_control),

@@ -125,7 +125,8 @@ fn row(entry: &Value) -> String {
         let counted: Vec<_> =
             [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
         if !counted.is_empty() {
-            tokens = counted.iter().sum::<u64>().to_string();
+            let about = if entry["tokens_estimated"] == true { "~" } else { "" };
+            tokens = format!("{about}{}", counted.iter().sum::<u64>());
         }
         time = entry["total_ms"].as_f64().map_or(String::new(), duration);
         [text("method"), text("path"), text("model")]
@@ -182,8 +183,12 @@ fn duration(ms: f64) -> String {
 mod tests {
     use super::*;
     use crate::{
-        audit::entry::{self, Event, tests::record},
+        audit::entry::{
+            self, Event,
+            tests::{event as event_of, record},
+        },
         gate::record::{End, Refusal},
+        meters::charge::Charge,
     };
 
     fn show(event: &Event, show: &Show, from: Option<&str>) -> String {
@@ -200,13 +205,16 @@ mod tests {
 
     #[test]
     fn a_request_is_one_row_under_the_header() {
-        let row = show(&Event::from(&record(End::Done)), &all(), None);
+        let row = show(&event_of(&record(End::Done)), &all(), None);
         assert_eq!(
             format!("{HEADER}\n{row}"),
             "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT\n\
              2027-01-15 08:00:00  laptop           200     done                 49    20.0 ms  POST /api/chat llama3\n"
         );
-        let row = show(&Event::from(&record(End::Refused(Refusal::Role))), &all(), None);
+        let charge = Charge { read: Some(9), written: Some(0), is_estimated: true };
+        let row = show(&Event::request(&record(End::Cancelled), &charge), &all(), None);
+        assert!(row.contains(" ~9 "), "{row}");
+        let row = show(&event_of(&record(End::Refused(Refusal::Role))), &all(), None);
         assert!(row.contains(" role "), "{row}");
     }
 
@@ -225,7 +233,7 @@ mod tests {
 
     #[test]
     fn only_what_is_asked_for_is_shown() {
-        let event = Event::from(&record(End::Done));
+        let event = event_of(&record(End::Done));
         let of = |device: &str| Show { device: Some(device.to_owned()), ..all() };
         assert_ne!(show(&event, &of("laptop"), None), "");
         assert_eq!(show(&event, &of("lap"), None), "");

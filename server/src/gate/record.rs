@@ -232,12 +232,27 @@ pub struct RequestRecord {
     pub first_byte: Option<Duration>,
     /// From `at` to the end.
     pub total: Duration,
-    /// Tokens of the prompt, where the answer says it.
-    pub tokens_in: Option<u64>,
-    /// Tokens of the answer, where it says it.
-    pub tokens_out: Option<u64>,
+    /// What is known of its tokens.
+    pub tokens: TokenFacts,
     /// How it ended.
     pub end: End,
+}
+
+/// What is known of the tokens of one request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// Tokens of the prompt, where the answer says it.
+    pub told_in: Option<u64>,
+    /// Tokens of the answer, where it says it.
+    pub told_out: Option<u64>,
+    /// Pieces of text that came in a stream: each is one token.
+    pub pieces: u64,
+    /// About how many tokens the prompt has, by the bytes of its text.
+    pub prompt: u64,
+    /// Whether the answer comes piece by piece, as far as the request says it.
+    pub is_stream: bool,
+    /// How long the service had all that it needs to begin; `None` if it never had.
+    pub at_work: Option<Duration>,
 }
 
 /// How a request ended.

@@ -6,7 +6,7 @@ use common::identity::Name;
 
 use super::{
     head::RequestHead,
-    record::{Asker, End, Observer, RequestRecord, RouteClass},
+    record::{Asker, End, Observer, RequestRecord, RouteClass, TokenFacts},
     route::{Models, Route, Target},
     tokens::JsonScan,
     tracker::Tracker,
@@ -35,6 +35,8 @@ pub(super) struct Incoming {
     scan: Option<JsonScan>,
     /// So long it has waited for its turn.
     pub(super) queued: Duration,
+    /// Since when the service has all that it needs to begin.
+    at_work: Option<Instant>,
 }
 
 /// The answer's bytes.
@@ -77,8 +79,7 @@ impl<'a> Running<'a> {
             queued: Duration::ZERO,
             first_byte: None,
             total: Duration::ZERO,
-            tokens_in: None,
-            tokens_out: None,
+            tokens: TokenFacts::default(),
             end: End::Cut,
         };
         let is_json = |head: &RequestHead, route: Route| {
@@ -138,8 +139,24 @@ impl<'a> Running<'a> {
         (self.record.bytes_in, self.record.bytes_out) = (self.incoming.bytes, out.bytes);
         self.record.queued = self.incoming.queued;
         (self.record.first_byte, self.record.status) = (out.first, out.status);
-        (self.record.tokens_in, self.record.tokens_out) = out.tracker.tokens();
+        self.record.tokens = self.tokens();
         self.outgoing.observer.ended(&self.record);
+    }
+
+    fn tokens(&self) -> TokenFacts {
+        let (scan, tracker) = (self.incoming.scan.as_ref(), &self.outgoing.tracker);
+        let (told_in, told_out) = tracker.tokens();
+        TokenFacts {
+            told_in,
+            told_out,
+            pieces: tracker.pieces(),
+            prompt: scan.map_or(0, JsonScan::prompt_tokens),
+            // What Ollama's own routes do if nobody says otherwise, and those of others do not.
+            is_stream: scan
+                .and_then(JsonScan::stream)
+                .unwrap_or_else(|| self.record.path.starts_with("/api/")),
+            at_work: self.incoming.at_work.map(|since| since.elapsed()),
+        }
     }
 }
 
@@ -156,6 +173,13 @@ impl Incoming {
     /// followed.
     pub(super) fn is_whole(&self) -> bool {
         self.scan.as_ref().is_some_and(JsonScan::is_whole)
+    }
+
+    /// The service has got what there is of it; `all` if that is the whole request.
+    pub(super) fn forwarded(&mut self, all: bool) {
+        if self.at_work.is_none() && (all || self.is_whole()) {
+            self.at_work = Some(Instant::now());
+        }
     }
 
     /// Bytes of the body's content.

@@ -1,5 +1,5 @@
-//! What can be seen in passing, with bounded memory: the model in a request's JSON, and the tokens
-//! at an answer's end.
+//! What can be seen in passing, with bounded memory: the model in a request's JSON and about how
+//! many tokens its prompt has, the pieces of an answer, and the token counts at its end.
 
 use super::model::is_same_key;
 
@@ -8,14 +8,107 @@ use super::model::is_same_key;
 const TAIL: usize = 4 * 1024;
 /// Of a key or a model's name this much is read, as it is written.
 const MOST_TEXT: usize = 2 * 1024;
+/// Of one line of a stream this much is read: what says whether it is a piece stands before that.
+const MOST_LINE: usize = 2 * 1024;
+/// Bytes of text that are one token, on the average.
+const BYTES_PER_TOKEN: u64 = 4;
+/// A string of JSON that is longer and has neither a space nor a character outside of ASCII is no
+/// text but an image in base64.
+const LONGEST_WORD: u64 = 1024;
+/// Tokens of one image, about.
+const IMAGE: u64 = 256;
+
+/// Reads what an answer says of its tokens.
+#[derive(Debug, Default)]
+pub struct AnswerUsage {
+    tail: Tail,
+    pieces: Pieces,
+}
+
+impl AnswerUsage {
+    /// More of the answer.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.tail.push(bytes);
+        self.pieces.push(bytes);
+    }
+
+    /// Tokens of the prompt and of the answer, where it says them: Ollama's own counts, OpenAI's or
+    /// Anthropic's usage.
+    pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
+        self.tail.tokens()
+    }
+
+    /// Pieces of text that have come in a stream. Ollama sends each token in a piece of its own.
+    pub fn pieces(&self) -> u64 {
+        self.pieces.count
+    }
+}
+
+/// Counts the lines of a stream that bring text: NDJSON of `/api`, server-sent events of `/v1`.
+#[derive(Debug, Default)]
+struct Pieces {
+    count: u64,
+    /// The beginning of the line that has not ended yet.
+    line: Vec<u8>,
+}
+
+impl Pieces {
+    fn push(&mut self, mut bytes: &[u8]) {
+        while let Some(end) = memchr::memchr(b'\n', bytes) {
+            let (rest, next) = (&bytes[..end], &bytes[end + 1..]);
+            let is_piece = if self.line.is_empty() {
+                is_piece(&rest[..rest.len().min(MOST_LINE)])
+            } else {
+                self.keep(rest);
+                is_piece(&self.line)
+            };
+            self.count += u64::from(is_piece);
+            self.line.clear();
+            bytes = next;
+        }
+        self.keep(bytes);
+    }
+
+    fn keep(&mut self, bytes: &[u8]) {
+        let room = MOST_LINE.saturating_sub(self.line.len());
+        self.line.extend_from_slice(&bytes[..bytes.len().min(room)]);
+    }
+}
+
+/// Whether a line of a stream brings text. In a string of JSON the quotes of these keys would be
+/// escaped, so that no text looks like one.
+fn is_piece(line: &[u8]) -> bool {
+    let has = |text: &str| memchr::memmem::find(line, text.as_bytes()).is_some();
+    if line.starts_with(b"{") {
+        let is_cut = line.len() == MOST_LINE;
+        return has("\"done\":false") || (is_cut && !has("\"done\":true"));
+    }
+    if let Some(event) = line.strip_prefix(b"event:") {
+        // Anthropic's and the Responses API's names of events.
+        let event = event.trim_ascii();
+        return event == b"content_block_delta"
+            || (event.starts_with(b"response.") && event.ends_with(b".delta"));
+    }
+    line.starts_with(b"data:") && has("\"choices\":") && brings_text(line)
+}
+
+/// Whether a chunk of OpenAI's has text in it. Its last one has none, and says why it is the last.
+fn brings_text(chunk: &[u8]) -> bool {
+    const TEXTS: [&str; 4] =
+        ["\"content\":\"", "\"text\":\"", "\"reasoning\":\"", "\"reasoning_content\":\""];
+    let is_filled = |key: &str| {
+        memchr::memmem::find_iter(chunk, key.as_bytes())
+            .any(|at| chunk.get(at + key.len()).is_some_and(|next| *next != b'"'))
+    };
+    TEXTS.into_iter().any(is_filled) || memchr::memmem::find(chunk, b"\"tool_calls\":[{").is_some()
+}
 
 /// The last bytes of an answer.
 #[derive(Debug, Default)]
-pub struct Tail(Vec<u8>);
+struct Tail(Vec<u8>);
 
 impl Tail {
-    /// More of the answer.
-    pub fn push(&mut self, bytes: &[u8]) {
+    fn push(&mut self, bytes: &[u8]) {
         let bytes = &bytes[bytes.len().saturating_sub(TAIL)..];
         if self.0.len() + bytes.len() > 2 * TAIL {
             let cut = self.0.len().saturating_sub(TAIL - bytes.len());
@@ -24,9 +117,7 @@ impl Tail {
         self.0.extend_from_slice(bytes);
     }
 
-    /// Tokens of the prompt and of the answer, where it says them: Ollama's own counts, OpenAI's or
-    /// Anthropic's usage.
-    pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
+    fn tokens(&self) -> (Option<u64>, Option<u64>) {
         let last = |keys: [&str; 3]| {
             keys.iter().filter_map(|key| number_behind(&self.0, key)).max_by_key(|(at, _)| *at)
         };
@@ -61,6 +152,14 @@ pub struct JsonScan {
     text: Vec<u8>,
     key: Key,
     found: Option<String>,
+    /// What `stream` says.
+    stream: Option<bool>,
+    /// The string that is being read: its length, and whether it may be no text.
+    length: u64,
+    is_one_word: bool,
+    /// Bytes of text in all strings.
+    text_bytes: u64,
+    images: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +171,8 @@ enum Key {
     Other,
     /// The model's.
     Model,
+    /// That of `stream`.
+    Stream,
 }
 
 impl JsonScan {
@@ -88,6 +189,7 @@ impl JsonScan {
                 b'"' => {
                     self.in_string = true;
                     self.text.clear();
+                    (self.length, self.is_one_word) = (0, true);
                 }
                 b'{' | b'[' => self.depth = self.depth.saturating_add(1),
                 b'}' | b']' => {
@@ -98,7 +200,15 @@ impl JsonScan {
                     let key = unescaped(&self.text);
                     let model = is_same_key("model", &key)
                         || (self.found.is_none() && is_same_key("name", &key));
-                    self.key = if model { Key::Model } else { Key::Other };
+                    self.key = match (model, key.as_str()) {
+                        (true, _) => Key::Model,
+                        (_, "stream") => Key::Stream,
+                        _ => Key::Other,
+                    };
+                }
+                b't' | b'f' if self.depth == 1 && self.key == Key::Stream => {
+                    self.stream = Some(*byte == b't');
+                    self.key = Key::Other;
                 }
                 b',' if self.depth == 1 => self.key = Key::Next,
                 _ => {}
@@ -111,22 +221,36 @@ impl JsonScan {
     fn string<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         if std::mem::take(&mut self.escaped) {
             self.keep(&bytes[..1]);
+            self.length += 1;
             return &bytes[1..];
         }
         let end = memchr::memchr2(b'"', b'\\', bytes).unwrap_or(bytes.len());
         let (content, rest) = bytes.split_at(end);
         self.keep(content);
+        self.weigh(content);
         let Some((last, rest)) = rest.split_first() else { return rest };
         if *last == b'\\' {
             self.keep(b"\\");
             self.escaped = true;
         } else {
             self.in_string = false;
+            if self.is_one_word && self.length > LONGEST_WORD {
+                self.images += 1;
+            } else {
+                self.text_bytes += self.length;
+            }
             if self.depth == 1 && self.key == Key::Model && !self.text.is_empty() {
                 self.found = Some(unescaped(&self.text));
             }
         }
         rest
+    }
+
+    fn weigh(&mut self, content: &[u8]) {
+        self.length += content.len() as u64;
+        if self.is_one_word {
+            self.is_one_word = content.is_ascii() && memchr::memchr(b' ', content).is_none();
+        }
     }
 
     fn keep(&mut self, bytes: &[u8]) {
@@ -139,6 +263,16 @@ impl JsonScan {
     /// The model, if one was named.
     pub fn model(&self) -> Option<Box<str>> {
         self.found.as_deref().map(Into::into)
+    }
+
+    /// What it says of `stream`.
+    pub fn stream(&self) -> Option<bool> {
+        self.stream
+    }
+
+    /// About how many tokens a prompt has that says this.
+    pub fn prompt_tokens(&self) -> u64 {
+        self.text_bytes.div_ceil(BYTES_PER_TOKEN) + self.images * IMAGE
     }
 
     /// Whether a reader has all that it needs, although the body may go on.
@@ -161,12 +295,96 @@ mod tests {
     use super::*;
 
     fn tokens(answer: &str) -> (Option<u64>, Option<u64>) {
-        let mut whole = Tail::default();
-        whole.push(answer.as_bytes());
-        let mut bytewise = Tail::default();
-        answer.bytes().for_each(|b| bytewise.push(&[b]));
+        let (whole, bytewise) = read(answer);
         assert_eq!(whole.tokens(), bytewise.tokens());
         whole.tokens()
+    }
+
+    fn read(answer: &str) -> (AnswerUsage, AnswerUsage) {
+        let mut whole = AnswerUsage::default();
+        whole.push(answer.as_bytes());
+        let mut bytewise = AnswerUsage::default();
+        answer.bytes().for_each(|b| bytewise.push(&[b]));
+        (whole, bytewise)
+    }
+
+    /// Streams of each API with the number of their tokens, as Ollama sends them.
+    #[test]
+    fn each_piece_of_a_stream_is_a_token_and_nothing_else_is() {
+        let long = "x".repeat(2 * MOST_LINE);
+        for (answer, pieces) in [
+            // /api/generate and /api/chat
+            (
+                "{\"model\":\"m\",\"response\":\"a\",\"done\":false}\n{\"response\":\"b\\n\",\"done\":false}\n{\"response\":\"\",\"done\":true,\"eval_count\":2}\n",
+                2,
+            ),
+            ("{\"message\":{\"content\":\"\\\"done\\\":false\"},\"done\":true}\n", 0),
+            ("{\"error\":\"no\"}\n{\"status\":\"pulling\"}\n", 0),
+            (&format!("{{\"message\":{{\"content\":\"{long}\"}},\"done\":false}}\n"), 1),
+            (&format!("{{\"response\":\"\",\"done\":true,\"context\":[{long}]}}\n"), 0),
+            ("{\"response\":\"all of it\",\"done\":true}", 0),
+            // /v1/chat/completions and /v1/completions
+            (
+                "data: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"a\"}}]}\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"\"},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n",
+                1,
+            ),
+            ("data: {\"choices\":[{\"delta\":{\"content\":\"\",\"reasoning\":\"hm\"}}]}\n\n", 1),
+            (
+                "data: {\"choices\":[{\"delta\":{\"content\":\"\",\"tool_calls\":[{\"id\":\"1\"}]}}]}\r\n\r\n",
+                1,
+            ),
+            (
+                "data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: {\"choices\":[{\"text\":\" b\"}]}\n\n",
+                2,
+            ),
+            (
+                "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":9}}\n\n",
+                0,
+            ),
+            // /v1/messages
+            (
+                "event: message_start\ndata: {\"type\":\"message_start\"}\n\nevent: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\nevent: message_delta\ndata: {\"delta\":{\"stop_reason\":\"end_turn\"}}\n\n",
+                1,
+            ),
+            // /v1/responses
+            (
+                "event: response.created\ndata: {}\n\nevent: response.output_text.delta\ndata: {\"delta\":\"a\"}\n\nevent: response.output_text.done\ndata: {\"text\":\"a\"}\n\nevent: response.completed\ndata: {}\n\n",
+                1,
+            ),
+        ] {
+            let (whole, bytewise) = read(answer);
+            assert_eq!((whole.pieces(), bytewise.pieces()), (pieces, pieces), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_prompt_is_estimated_by_its_text_and_an_image_is_not_text() {
+        let scanned = |body: &str| {
+            let mut scan = JsonScan::default();
+            body.as_bytes().chunks(7).for_each(|part| scan.push(part));
+            scan.prompt_tokens()
+        };
+        let words = "word ".repeat(1000);
+        assert_eq!(scanned(&format!("{{\"prompt\":\"{words}\"}}")), 1252);
+        assert_eq!(scanned(&format!("[\"{}\"]", "字".repeat(1000))), 750);
+        let image = "iVBORw0KGgo".repeat(100_000);
+        assert_eq!(scanned(&format!("{{\"images\":[\"{image}\"]}}")), 2 + IMAGE);
+        assert_eq!(scanned("{}"), 0);
+    }
+
+    #[test]
+    fn whether_an_answer_is_a_stream_is_read_at_the_top_alone() {
+        for (body, stream) in [
+            (r#"{"model":"a","stream":false}"#, Some(false)),
+            (r#"{"stream" : true,"model":"true"}"#, Some(true)),
+            (r#"{"stream":null,"a":false}"#, None),
+            (r#"{"options":{"stream":true},"prompt":"\"stream\":false"}"#, None),
+            ("{}", None),
+        ] {
+            let mut scan = JsonScan::default();
+            body.bytes().for_each(|b| scan.push(&[b]));
+            assert_eq!(scan.stream(), stream, "{body}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Follows the answers of a service through the bytes that pass: where one ends, and what it says
 //! of itself.
 
-use super::{framing::Body, head::AnswerHead, head::HeadReader, tokens::Tail};
+use super::{framing::Body, head::AnswerHead, head::HeadReader, tokens::AnswerUsage};
 
 /// What Go sends when a handler begins to read a body that was announced with `Expect`.
 pub(super) const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -16,22 +16,21 @@ pub struct Tracker {
     /// It is not, or no longer, what the framing says: it can only end with the connection, and no
     /// other may follow.
     lost: bool,
-    tail: Option<Tail>,
+    usage: Option<AnswerUsage>,
     /// We have said 100 ourselves: the service's own is not passed on. So much of it has come.
     swallow: Option<usize>,
 }
 
 impl Tracker {
-    /// The answer to a request; to one of HEAD, which has no body; with its end kept, for the
-    /// counts in it.
-    pub fn new(to_head: bool, keep_tail: bool) -> Self {
+    /// The answer to a request; to one of HEAD, which has no body; with its tokens counted.
+    pub fn new(to_head: bool, counts_tokens: bool) -> Self {
         Self {
             head: HeadReader::lenient(),
             to_head,
             body: None,
             status: None,
             lost: false,
-            tail: keep_tail.then(Tail::default),
+            usage: counts_tokens.then(AnswerUsage::default),
             swallow: None,
         }
     }
@@ -79,10 +78,10 @@ impl Tracker {
                     bytes.len()
                 }
                 Some(body) => {
-                    let tail = &mut self.tail;
+                    let usage = &mut self.usage;
                     let taken = body.follow(bytes, |content| {
-                        if let Some(tail) = tail {
-                            tail.push(content);
+                        if let Some(usage) = usage {
+                            usage.push(content);
                         }
                     });
                     taken.unwrap_or_else(|_| {
@@ -147,7 +146,12 @@ impl Tracker {
 
     /// Tokens in and out, where it says them.
     pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
-        self.tail.as_ref().map_or((None, None), Tail::tokens)
+        self.usage.as_ref().map_or((None, None), AnswerUsage::tokens)
+    }
+
+    /// Pieces of text that have come in a stream.
+    pub fn pieces(&self) -> u64 {
+        self.usage.as_ref().map_or(0, AnswerUsage::pieces)
     }
 }
 

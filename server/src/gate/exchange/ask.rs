@@ -104,6 +104,7 @@ pub(super) async fn ask(
         if let Err(end) = forwarded {
             return Asked::Broken(end);
         }
+        incoming.forwarded(body.is_over());
         room = None;
     }
     drop(room);

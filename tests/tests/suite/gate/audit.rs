@@ -114,7 +114,7 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
     // Whatever else there was to say, there is no place for it.
     let known: BTreeSet<_> =
         "time event device device_id role carrier remote method path model status bytes_in bytes_out queued_ms \
-                              first_byte_ms total_ms tokens_in tokens_out end why"
+                              first_byte_ms total_ms tokens_in tokens_out tokens_estimated end why"
             .split_whitespace()
             .collect();
     for line in shown(&world, &[]).await.iter().filter(|line| line["event"] == "request") {

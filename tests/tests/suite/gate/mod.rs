@@ -9,3 +9,4 @@ mod metrics;
 mod parsers;
 mod roles;
 mod same;
+mod tokens;

@@ -299,6 +299,9 @@ impl Session {
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;
         send.finish();
         self.not_after.store(not_after, Relaxed);
+        // What is held in memory still has the old end. A failure is in the log, and the new
+        // certificate is good all the same.
+        let _ = self.server.refresh().await;
         info!("certificate renewed");
         Ok(())
     }

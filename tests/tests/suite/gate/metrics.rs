@@ -132,6 +132,22 @@ async fn what_has_passed_is_counted() {
 }
 
 #[tokio::test]
+async fn after_a_renewal_the_new_end_of_the_certificate_counts() {
+    let flags = ["--device-life", "4s"];
+    let world = World::start_configured(PROGRAM, Options::default(), &flags, CONFIG).await;
+    let device = world.device("laptop").await;
+    let enrolled = common::process::unix_now();
+    if scrape_until(&world, "adit_devices_expired", 1.0).await.is_none() {
+        return;
+    }
+    let _up = device.up(&[]).await;
+    let first = r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#;
+    // Its first certificate ended 4 s after it was enrolled, and it is up with another one.
+    let text = scrape_until(&world, first, (enrolled + 5) as f64).await.expect("metrics");
+    assert_eq!(value(&text, "adit_devices_expired"), 0.0, "{text}");
+}
+
+#[tokio::test]
 async fn whatever_is_asked_for_there_are_no_more_lines() {
     let world = start(CONFIG).await;
     let up = up(&world, "laptop").await;

@@ -218,12 +218,14 @@ impl Keeper {
             self.directions.clone(),
             probes,
         );
-        tokio::pin!(over, renewing);
+        let credit = up.credit.exchange(&up.connection);
+        tokio::pin!(over, renewing, credit);
         loop {
             let dialed = tokio::select! {
                 why = &mut over => return Ended::Over(why),
                 dialed = path.keep() => dialed,
                 () = &mut renewing => unreachable!("it renews for ever"),
+                () = &mut credit => unreachable!("it waits for ever"),
             };
             if self.stop.is_cancelled() {
                 // What ran is lost, and nothing new begins.

@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use common::{process::unix_now, wire::Hello};
+use common::{credit::Credit, process::unix_now, wire::Hello};
 use quinn::{Connection, Endpoint};
 
 use crate::{
@@ -47,6 +47,8 @@ pub struct Up {
     pub hello: Hello,
     /// Since when.
     pub since: SystemTime,
+    /// What its streams may send.
+    pub credit: Arc<Credit>,
     carried: Mutex<Carried>,
 }
 
@@ -78,6 +80,7 @@ impl Up {
             connection,
             hello,
             since: SystemTime::now(),
+            credit: Credit::new(),
             carried: Mutex::new(carried),
         })
     }

@@ -14,6 +14,7 @@ use common::{
     process::{Protocol, port_holder},
     report::{Exit, Failure},
     splice::{self, End, Facing, Outcome, splice},
+    transport,
     wire::{Code, OLLAMA_PORT, ServiceKind},
 };
 use tokio::{
@@ -181,8 +182,7 @@ pub struct Front {
 impl Front {
     /// Carries one connection to its end.
     async fn carry(&self, tcp: TcpStream) {
-        // A token must leave when it comes.
-        if tcp.set_nodelay(true).is_err() {
+        if transport::prepare_local(&tcp).is_err() {
             return;
         }
         if let Err(refused) = self.judge(&tcp) {

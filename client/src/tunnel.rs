@@ -8,10 +8,9 @@ use std::{
 use common::{
     answer::{ErrorAnswer, RETRY_SOON},
     identity::Name,
-    splice::{Meter, Sending},
+    splice::{Meter, Receiving, Sending},
     wire::{ServiceKind, StreamHead},
 };
-use quinn::RecvStream;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -43,7 +42,7 @@ pub struct Opened {
     /// To the service.
     pub send: Sending,
     /// From it.
-    pub recv: RecvStream,
+    pub recv: Receiving,
     /// What its bytes are.
     pub kind: ServiceKind,
     /// On which connection, and what had been heard there by then.
@@ -141,7 +140,8 @@ impl Tunnel {
     async fn open_on(&self, up: &Arc<Up>, service: &Name) -> Result<Opened, quinn::WriteError> {
         let heard = up.heard();
         let (send, recv) = up.connection.open_bi().await?;
-        let mut send = Sending::new(send);
+        let mut send = Sending::within(send, &up.credit);
+        let recv = Receiving::new(recv, &up.credit);
         send.write_all(&StreamHead::Forward(service.clone()).encode()).await?;
         Ok(Opened { send, recv, kind: self.kind(service), since: (up.clone(), heard) })
     }

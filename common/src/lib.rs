@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod carrier;
 pub mod control;
+pub mod credit;
 pub mod door;
 pub mod exchange;
 pub mod failure;

@@ -8,11 +8,13 @@
 mod buffer;
 mod down;
 mod passed;
+mod receiving;
 mod sending;
 mod up;
 
 pub use buffer::Buffer;
 pub use down::{CHUNKS, DownEnd, write_all};
+pub use receiving::Receiving;
 pub use sending::Sending;
 
 use std::{
@@ -21,7 +23,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{ConnectionError, RecvStream, VarInt};
+use quinn::{ConnectionError, VarInt};
 use tokio::{
     io::{AsyncWriteExt, Interest},
     net::TcpStream,
@@ -95,7 +97,7 @@ pub struct Outcome {
 pub async fn splice(
     mut tcp: TcpStream,
     mut send: Sending,
-    mut recv: RecvStream,
+    mut recv: Receiving,
     facing: Facing,
     meter: &Meter,
     draining: &CancellationToken,
@@ -115,7 +117,7 @@ pub async fn splice(
         && matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
     if by_caller {
         send.reset(Code::Aborted);
-        let _ = recv.stop((Code::Aborted as u32).into());
+        recv.stop((Code::Aborted as u32).into());
         return Outcome { end, unanswered: Some((tcp, head.bytes)) };
     }
     match end {
@@ -130,7 +132,7 @@ pub async fn splice(
 pub async fn close(
     tcp: TcpStream,
     mut send: Sending,
-    mut recv: RecvStream,
+    mut recv: Receiving,
     end: &End,
     stopped: bool,
     received_all: bool,
@@ -147,7 +149,7 @@ pub async fn close(
         _ => {
             send.reset(Code::Aborted);
             if !received_all {
-                let _ = recv.stop((Code::Aborted as u32).into());
+                recv.stop((Code::Aborted as u32).into());
             }
             abort(tcp);
         }
@@ -155,10 +157,10 @@ pub async fn close(
 }
 
 /// Ends both directions of a stream in order, whatever of the other end's has not come.
-pub async fn finish(mut send: Sending, mut recv: RecvStream, received_all: bool) {
+pub async fn finish(mut send: Sending, mut recv: Receiving, received_all: bool) {
     send.finish();
     if !received_all {
-        let _ = recv.stop((Code::Done as u32).into());
+        recv.stop((Code::Done as u32).into());
     }
     send.acknowledged().await;
 }
@@ -197,7 +199,7 @@ struct Joined {
 async fn join(
     tcp: &mut TcpStream,
     send: &mut Sending,
-    recv: &mut RecvStream,
+    recv: &mut Receiving,
     head: &mut Head,
     passed: &Passed<'_>,
     draining: &CancellationToken,

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{process::parse_time, stall::StallProofCubic};
+use crate::{credit, process::parse_time, stall::StallProofCubic};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -26,12 +26,21 @@ pub const MOST_STREAMS: u32 = 4096;
 /// Flow control per stream: two megabytes keep the queue in front of a token short, and still fill
 /// an ordinary path.
 const STREAM_WINDOW: u32 = 2 << 20;
-/// Flow control per connection: bounds the memory that one peer can make the other hold.
-const CONNECTION_WINDOW: u32 = 32 << 20;
+/// What all streams share beyond their floors.
+const POOL: u32 = 32 << 20;
+/// The first words of each end and what follows them do not count: see [`settings`].
+const TALK: u32 = 2 * STREAM_WINDOW;
+/// Flow control per connection, in bytes: 68 MiB. It bounds what one peer can make the other keep
+/// unread, on however many streams, and holds a floor for each stream that can be open.
+const CONNECTION_WINDOW: u32 = SHARED_WINDOW + TALK;
+/// The part of it that streams to services share, in bytes.
+pub const SHARED_WINDOW: u32 = POOL + credit::FLOOR as u32 * MOST_STREAMS;
 /// What the sender keeps until it is acknowledged: while the laptop sleeps, the server goes on
 /// reading from Ollama.
 const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
+/// What the kernel keeps for the reader of a local connection, in bytes; Linux reserves twice that.
+const LOCAL_BUFFER: usize = 256 << 10;
 
 /// The settings of one connection. `streams` is how many bidirectional streams the peer may open at
 /// first; see [`grant`]. The session is kept through a silence of `idle`, or of the peer's if that
@@ -44,8 +53,8 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
         ))))
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_concurrent_bidi_streams(streams.into())
-        // The first words of each end, and what follows them.
-        .max_concurrent_uni_streams(1u32.into())
+        // The first words of each end and what follows them; and what it has read.
+        .max_concurrent_uni_streams(2u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
@@ -89,6 +98,18 @@ pub fn any_address(remote: SocketAddr) -> SocketAddr {
 /// A [`socket`] that can send to `remote`.
 pub fn any_socket(remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
     socket(any_address(remote))
+}
+
+/// Prepares a TCP connection on this machine, whose bytes go through a tunnel.
+///
+/// A token must leave when it comes. And what its reader does not read stands here at most as long
+/// as [`LOCAL_BUFFER`]: the kernel's own limit is megabytes for each connection.
+///
+/// # Errors
+/// If the connection has failed already.
+pub fn prepare_local(tcp: &tokio::net::TcpStream) -> io::Result<()> {
+    tcp.set_nodelay(true)?;
+    socket2::SockRef::from(tcp).set_send_buffer_size(LOCAL_BUFFER)
 }
 
 /// A non-blocking UDP socket on `address` with large buffers, as far as the system grants them.

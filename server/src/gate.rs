@@ -27,10 +27,9 @@ use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
 
 use common::{
     identity::Certificate,
-    splice::{self, End, Meter, Sending},
+    splice::{self, End, Meter, Receiving, Sending},
     wire::Code,
 };
-use quinn::RecvStream;
 use tokio::{net::TcpStream, sync::watch};
 use tokio_util::sync::CancellationToken;
 
@@ -110,7 +109,7 @@ impl Gate {
     }
 
     /// Tells whoever asks for a service that can't be reached why not, and records it.
-    pub async fn turn_away(&self, line: Line<'_>, why: Code, mut send: Sending, recv: RecvStream) {
+    pub async fn turn_away(&self, line: Line<'_>, why: Code, mut send: Sending, recv: Receiving) {
         let (mut inbox, mut reader) = (Inbox::new(recv), HeadReader::default());
         let told = loop {
             let head = tokio::select! {
@@ -160,7 +159,7 @@ impl Gate {
         line: Line<'_>,
         mut tcp: TcpStream,
         mut send: Sending,
-        recv: RecvStream,
+        recv: Receiving,
     ) -> End {
         let (read, write) = tcp.split();
         let (over, recv, received_all) =

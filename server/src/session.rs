@@ -10,10 +10,11 @@ use std::{
 };
 
 use common::{
+    credit::Credit,
     frame,
     identity::{Certificate, Name},
     process::{loopback_id, unix_now},
-    splice::{Facing, Sending, splice},
+    splice::{Facing, Receiving, Sending, splice},
     transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
 };
@@ -78,6 +79,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         not_after,
         renewed: AtomicI64::new(0),
         slots: Semaphore::new(MOST_STREAMS as usize),
+        credit: Credit::new(),
     });
     session.run(probes).instrument(span).await;
 }
@@ -105,6 +107,8 @@ struct Session {
     renewed: AtomicI64,
     /// One for each stream that is served.
     slots: Semaphore,
+    /// What its streams may send.
+    credit: Arc<Credit>,
 }
 
 /// Renewals of one session are at least this far apart, or a tenth of a certificate's life.
@@ -119,6 +123,10 @@ impl Session {
         let session = self.clone();
         let seen = AbortOnDropHandle::new(tokio::spawn(
             async move { session.note_seen().await }.in_current_span(),
+        ));
+        let session = self.clone();
+        let _credit = AbortOnDropHandle::new(tokio::spawn(
+            async move { session.credit.exchange(&session.connection).await }.in_current_span(),
         ));
         let mut streams = JoinSet::new();
         match self.greet().await {
@@ -195,9 +203,10 @@ impl Session {
         close(&self.connection, Code::ShuttingDown);
     }
 
-    async fn serve_stream(&self, send: SendStream, mut recv: RecvStream) {
+    async fn serve_stream(&self, send: SendStream, recv: RecvStream) {
         let _counted = Counted::new(&self.place.traffic.streams);
-        let mut send = Sending::new(send);
+        let mut send = Sending::within(send, &self.credit);
+        let mut recv = Receiving::new(recv, &self.credit);
         let end = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
             Ok(Ok(StreamHead::Forward(service))) => {
                 return self.forward(&service, send, recv).await;
@@ -213,7 +222,7 @@ impl Session {
     }
 
     /// Joins a stream to its service: through the gate, or byte for byte.
-    async fn forward(&self, service: &Name, send: Sending, recv: RecvStream) {
+    async fn forward(&self, service: &Name, send: Sending, recv: Receiving) {
         let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
         let remote = self.connection.remote_address();
         let asker = Asker {
@@ -313,9 +322,9 @@ impl Session {
     }
 }
 
-fn refuse(mut send: Sending, mut recv: RecvStream, code: Code) {
+fn refuse(mut send: Sending, mut recv: Receiving, code: Code) {
     send.reset(code);
-    let _ = recv.stop((code as u32).into());
+    recv.stop((code as u32).into());
 }
 
 /// Answers what means nothing but "are you there?".
@@ -343,7 +352,7 @@ impl Drop for Counted<'_> {
 }
 
 /// The head of a stream, and not a byte more.
-async fn read_head(recv: &mut RecvStream) -> Result<StreamHead, Code> {
+async fn read_head(recv: &mut Receiving) -> Result<StreamHead, Code> {
     let mut bytes = [0; StreamHead::MAX_LEN];
     let (mut have, mut want) = (0, 2);
     loop {

@@ -9,6 +9,7 @@ use std::{
 
 use common::{
     identity::Name,
+    transport,
     wire::{Code, OLLAMA_PORT, Service, ServiceKind},
 };
 use serde::Deserialize;
@@ -152,8 +153,7 @@ pub async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
         Ok(Err(e)) if common::control::is_passing(&e) => return Err(Code::Busy),
         Ok(Err(_)) | Err(_) => return Err(Code::UpstreamSilent),
     };
-    // A token must leave when it is written.
-    tcp.set_nodelay(true).map_err(|_| Code::Busy)?;
+    transport::prepare_local(&tcp).map_err(|_| Code::Busy)?;
     Ok(tcp)
 }
 

@@ -5,12 +5,14 @@ use std::{
     sync::atomic::Ordering::Relaxed,
 };
 
-use bytes::{Buf, Bytes};
-use quinn::{ConnectionError, ReadError, RecvStream, VarInt};
+use bytes::{Buf, Bytes, BytesMut};
+use quinn::{ConnectionError, ReadError, VarInt};
 use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 
-use super::{Meter, passed::Passed};
+use super::{Meter, Receiving, passed::Passed};
 
+/// Bytes of the last chunk that are looked at again when all has been written.
+const TAIL: usize = 8;
 /// Chunks of a stream that go into one `writev`.
 pub const CHUNKS: usize = 16;
 
@@ -38,7 +40,7 @@ impl From<ReadError> for DownEnd {
 }
 
 pub(super) async fn download(
-    from: &mut RecvStream,
+    from: &mut Receiving,
     mut to: WriteHalf<'_>,
     passed: &Passed<'_>,
 ) -> DownEnd {
@@ -56,12 +58,21 @@ pub(super) async fn download(
         };
         passed.answered.store(true, Relaxed);
         chunks[..count].iter().for_each(|chunk| passed.down(chunk));
-        let last = chunks[count - 1].clone();
+        // A copy, as the chunk may be a piece of much more.
+        let last = tail(&chunks[count - 1]);
         if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.meter).await {
             return end;
         }
         passed.down_done(&last);
     }
+}
+
+/// What tells the end of an answer.
+fn tail(chunk: &[u8]) -> [u8; TAIL] {
+    let mut tail = [0; TAIL];
+    let len = chunk.len().min(TAIL);
+    tail[TAIL - len..].copy_from_slice(&chunk[chunk.len() - len..]);
+    tail
 }
 
 /// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not
@@ -72,10 +83,10 @@ pub(super) async fn download(
 pub async fn write_all(
     chunks: &mut [Bytes],
     to: &WriteHalf<'_>,
-    from: &mut RecvStream,
+    from: &mut Receiving,
     meter: &Meter,
 ) -> Result<(), DownEnd> {
-    let mut next = 0;
+    let (mut next, mut joined) = (0, false);
     while next < chunks.len() {
         let mut slices = [IoSlice::new(&[]); CHUNKS];
         let count = CHUNKS.min(chunks.len() - next);
@@ -94,16 +105,34 @@ pub async fn write_all(
                     chunks[next].advance(n);
                 }
             }
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => writable(to, from).await?,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                if !joined {
+                    join(&mut chunks[next..]);
+                    joined = true;
+                }
+                writable(to, from).await?;
+            }
             Err(_) => return Err(DownEnd::Aborted),
         }
     }
     Ok(())
 }
 
+/// Copies chunks that have to wait into the first of them: each is a piece of what came from the
+/// network at once, and would keep up to 64 KiB of it.
+fn join(chunks: &mut [Bytes]) {
+    let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
+    for chunk in &mut *chunks {
+        joined.extend_from_slice(&std::mem::take(chunk));
+    }
+    if let Some(first) = chunks.first_mut() {
+        *first = joined.freeze();
+    }
+}
+
 /// Waits until TCP takes bytes again; an abort from the other end does not wait for a reader that
 /// has stopped reading.
-async fn writable(to: &WriteHalf<'_>, from: &mut RecvStream) -> Result<(), DownEnd> {
+async fn writable(to: &WriteHalf<'_>, from: &mut Receiving) -> Result<(), DownEnd> {
     tokio::select! {
         biased;
         ready = to.writable() => ready.map_err(|_| DownEnd::Aborted),

@@ -1,10 +1,10 @@
 //! One connection through the gate: its requests, one after the other.
 
 use common::{
-    splice::{DownEnd, End, Sending},
+    splice::{DownEnd, End, Receiving, Sending},
     wire::Code,
 };
-use quinn::{RecvStream, VarInt};
+use quinn::VarInt;
 use tokio::{
     net::tcp::{ReadHalf, WriteHalf},
     sync::watch,
@@ -69,7 +69,7 @@ impl<'a> Conversation<'a> {
         read: ReadHalf<'a>,
         write: WriteHalf<'a>,
         send: &'a mut Sending,
-        recv: RecvStream,
+        recv: Receiving,
     ) -> Self {
         Self {
             gate,
@@ -83,7 +83,7 @@ impl<'a> Conversation<'a> {
     }
 
     /// Until nothing more can come; also gives the stream back, and whether all of it had come.
-    pub(super) async fn run(mut self) -> (Over, RecvStream, bool) {
+    pub(super) async fn run(mut self) -> (Over, Receiving, bool) {
         let over = loop {
             if let Err(over) = self.next().await {
                 break over;

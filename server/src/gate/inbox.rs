@@ -3,8 +3,7 @@
 use std::{collections::VecDeque, future::pending};
 
 use bytes::Bytes;
-use common::splice::{CHUNKS, DownEnd, Meter, write_all};
-use quinn::RecvStream;
+use common::splice::{CHUNKS, DownEnd, Meter, Receiving, write_all};
 use tokio::net::tcp::WriteHalf;
 
 use super::head::{Fault, HeadReader};
@@ -33,19 +32,19 @@ pub(super) enum Head {
 
 /// The receiving half of a stream.
 pub(super) struct Inbox {
-    recv: RecvStream,
+    recv: Receiving,
     ahead: VecDeque<Bytes>,
     len: usize,
     finished: bool,
 }
 
 impl Inbox {
-    pub(super) fn new(recv: RecvStream) -> Self {
+    pub(super) fn new(recv: Receiving) -> Self {
         Self { recv, ahead: VecDeque::new(), len: 0, finished: false }
     }
 
     /// The stream itself, when all is over; and whether all of it has come.
-    pub(super) fn into_stream(self) -> (RecvStream, bool) {
+    pub(super) fn into_stream(self) -> (Receiving, bool) {
         (self.recv, self.finished)
     }
 
@@ -130,7 +129,7 @@ impl Inbox {
     /// Behind more than `most` bytes only an abort is seen.
     pub(super) async fn watch(&mut self, most: usize) -> DownEnd {
         while !self.finished && self.len < most {
-            match self.recv.read_chunk(most - self.len, true).await {
+            match self.recv.read_chunk(most - self.len).await {
                 Ok(Some(chunk)) => {
                     let bytes = chunk.bytes;
                     self.len += bytes.len();

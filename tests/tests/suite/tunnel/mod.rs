@@ -9,4 +9,5 @@ mod listening;
 mod moving;
 mod other_users;
 mod outages;
+mod stalled;
 mod strangers;

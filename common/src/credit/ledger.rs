@@ -1,0 +1,205 @@
+//! What has been sent and not yet been read, stream by stream. It names no runtime and no socket.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::Waker,
+};
+
+use crate::transport::MOST_STREAMS;
+
+/// What every stream may have unread, whatever the others have, in bytes: enough for tokens.
+pub const FLOOR: u64 = 8 << 10;
+/// A stream may have this part of what the others leave, beyond its floor.
+const SHARES: u64 = 8;
+/// Streams that have ended here and were not read to their end there, at the most. Of more, the
+/// oldest are taken for read: a peer that does not say what it has read only hurts itself.
+const ENDED: usize = 8192;
+
+/// Keeps what is unread of each stream under its share.
+///
+/// Every stream has a floor of its own. What the window holds beyond all floors is a pool: a
+/// stream may use an eighth of what is free of it. So one stream alone can fill a fast path, and
+/// many that are not read leave less and less to each, but never take the last of it.
+#[derive(Default)]
+pub(super) struct Ledger {
+    /// What the peer's window holds beyond all floors; unknown, there is no limit.
+    pool: Option<u64>,
+    /// What is used of the pool.
+    used: u64,
+    streams: HashMap<u64, Stream>,
+    ended: VecDeque<u64>,
+}
+
+#[derive(Default)]
+struct Stream {
+    sent: u64,
+    read: u64,
+    ended: bool,
+    waiting: Option<Waker>,
+}
+
+impl Stream {
+    fn unread(&self) -> u64 {
+        self.sent.saturating_sub(self.read)
+    }
+
+    fn beyond_floor(&self) -> u64 {
+        self.unread().saturating_sub(FLOOR)
+    }
+}
+
+impl Ledger {
+    /// The peer has said how much it holds unread of all streams, in bytes.
+    pub(super) fn set_window(&mut self, window: u64) {
+        self.pool = Some(window.saturating_sub(FLOOR * u64::from(MOST_STREAMS)));
+    }
+
+    pub(super) fn begin(&mut self, id: u64) {
+        self.streams.insert(id, Stream::default());
+    }
+
+    /// Takes what a stream may send now, `most` at the most. 0 if it has to wait.
+    pub(super) fn take(&mut self, id: u64, most: u64) -> u64 {
+        let Some(stream) = self.streams.get_mut(&id) else { return most };
+        let share = match self.pool {
+            Some(pool) => FLOOR + pool.saturating_sub(self.used) / SHARES,
+            None => u64::MAX,
+        };
+        let taken = most.min(share.saturating_sub(stream.unread()));
+        let before = stream.beyond_floor();
+        stream.sent += taken;
+        self.used += stream.beyond_floor() - before;
+        taken
+    }
+
+    /// `waker` is woken when something of the stream has been read.
+    pub(super) fn wait(&mut self, id: u64, waker: &Waker) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.waiting = Some(waker.clone());
+        }
+    }
+
+    /// The peer has read a stream as far as `offset`. Returns who waited for that.
+    #[must_use]
+    pub(super) fn read(&mut self, id: u64, offset: u64) -> Option<Waker> {
+        let stream = self.streams.get_mut(&id)?;
+        let before = stream.beyond_floor();
+        stream.read = stream.read.max(offset);
+        self.used -= before - stream.beyond_floor();
+        let waiting = stream.waiting.take();
+        if stream.ended && stream.unread() == 0 {
+            self.streams.remove(&id);
+        }
+        waiting
+    }
+
+    pub(super) fn end(&mut self, id: u64) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.unread() == 0 {
+            self.streams.remove(&id);
+            return;
+        }
+        stream.ended = true;
+        self.ended.push_back(id);
+        // Those that have been read to their end meanwhile are not there any more.
+        while self.ended.len() > ENDED
+            && let Some(oldest) = self.ended.pop_front()
+        {
+            if let Some(stream) = self.streams.remove(&oldest) {
+                self.used -= stream.beyond_floor();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::SHARED_WINDOW;
+
+    const WINDOW: u64 = SHARED_WINDOW as u64;
+
+    fn ledger(streams: u64) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.set_window(WINDOW);
+        (0..streams).for_each(|id| ledger.begin(id));
+        ledger
+    }
+
+    /// Sends on a stream that nobody reads, until it has to wait; returns how much it has sent.
+    fn fill(ledger: &mut Ledger, id: u64) -> u64 {
+        let mut sent = 0;
+        loop {
+            match ledger.take(id, 64 << 10) {
+                0 => return sent,
+                taken => sent += taken,
+            }
+        }
+    }
+
+    #[test]
+    fn streams_that_nobody_reads_never_take_the_last_of_the_window() {
+        let all = u64::from(MOST_STREAMS);
+        let mut ledger = ledger(all);
+        let mut unread = 0;
+        for id in 0..all - 1 {
+            let sent = fill(&mut ledger, id);
+            assert!(sent >= FLOOR, "the {id}th: {sent}");
+            unread += sent;
+        }
+        assert!(unread <= WINDOW, "{unread}");
+        let live = all - 1;
+        for round in 1..100 {
+            assert!(fill(&mut ledger, live) >= FLOOR);
+            assert!(ledger.read(live, round * FLOOR).is_none());
+        }
+    }
+
+    #[test]
+    fn a_few_streams_have_whole_stream_windows_and_many_have_less_each() {
+        let mut ledger = ledger(64);
+        let sent: Vec<u64> = (0..64).map(|id| fill(&mut ledger, id)).collect();
+        assert!(sent[0] >= 2 << 20, "{sent:?}");
+        assert!(sent.is_sorted_by(|before, after| before >= after), "{sent:?}");
+        assert!(sent[15] >= 256 << 10 && sent[63] < 64 << 10, "{sent:?}");
+    }
+
+    #[test]
+    fn what_is_read_comes_back_and_wakes_who_waits() {
+        let mut ledger = ledger(2);
+        let first = fill(&mut ledger, 0);
+        ledger.wait(0, Waker::noop());
+        assert!(ledger.read(1, 0).is_none());
+        assert!(ledger.read(0, first).is_some());
+        assert_eq!(fill(&mut ledger, 0), first);
+        // A peer that has read more than was sent has read all of it.
+        assert!(ledger.read(0, u64::MAX).is_none());
+        assert_eq!(ledger.used, 0);
+    }
+
+    #[test]
+    fn a_stream_that_has_ended_counts_until_it_is_read() {
+        let mut ledger = ledger(2);
+        let first = fill(&mut ledger, 0);
+        let used = ledger.used;
+        ledger.end(0);
+        assert_eq!(ledger.used, used);
+        assert!(ledger.read(0, first).is_none());
+        assert_eq!((ledger.used, ledger.streams.len()), (0, 1));
+        ledger.end(1);
+        assert!(ledger.streams.is_empty());
+    }
+
+    #[test]
+    fn a_peer_that_never_says_what_it_reads_makes_nothing_grow() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.take(7, 1 << 30), 1 << 30, "no limit without a window");
+        ledger.set_window(WINDOW);
+        for id in 0..100_000 {
+            ledger.begin(id);
+            assert!(ledger.take(id, 100) == 100);
+            ledger.end(id);
+        }
+        assert!(ledger.streams.len() <= ENDED && ledger.ended.len() <= ENDED);
+    }
+}

@@ -14,6 +14,7 @@ pub mod gate;
 pub mod group;
 pub mod invite;
 pub mod limits;
+mod listen;
 pub mod live;
 pub mod meters;
 pub mod metrics;

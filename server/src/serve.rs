@@ -1,11 +1,11 @@
 //! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
 use common::{
     control::{ClaimError, Control},
     identity::Certificate,
-    process::{Protocol, Stop, port_holder, unix_now},
+    process::{Stop, unix_now},
     report::{Exit, Failure},
     tls::{self, Admit},
     transport,
@@ -22,6 +22,7 @@ use crate::{
     door::{Door, Handshake, Verdict},
     enroll,
     group::GroupSocket,
+    listen,
     meters::{self, Meters},
     metrics::look::Look,
     policy::Policy,
@@ -44,9 +45,11 @@ const INCOMING_BUFFERS: u64 = 4 << 20;
 /// Runs the server until it is told to stop (SIGINT, SIGTERM).
 pub async fn run(settings: Settings) -> Result<(), Failure> {
     let config = settings.config.clone();
-    let state = State::open_or_create(&config.state_dir)?;
-    let control = Control::claim(&state.dir).map_err(|e| claimed(e, &state))?;
-    let meters = Meters::open(&config.meters, &state.dir)?;
+    // What can fail for want of a port or a group comes first: a first start that fails must not
+    // leave a state behind into which devices then enroll.
+    let claim = || Control::claim(&config.state_dir).map_err(|e| claimed(e, &config));
+    let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
+    let sockets = listen::bind(&config)?;
     let exporter = match &config.meters.metrics {
         Some(place) => Some(meters::exporter(place).await.map_err(|failure| {
             // The configuration may be good: it is the machine that has no room for it now.
@@ -57,6 +60,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     };
     let mut stop =
         Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let group = config.enroll_group.as_ref();
+    let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
+    let state = State::open_or_create(&config.state_dir)?;
+    let control = claimed_before.map_or_else(claim, Ok)?;
+    let meters = Meters::open(&config.meters, &state.dir)?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
@@ -66,15 +74,12 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
-    let mut socket_buffers = None;
-    let endpoints = config
-        .listen
-        .iter()
-        .map(|address| {
-            listen(*address, &config, &state, tunnel.clone(), door.clone(), &mut socket_buffers)
-        })
-        .filter_map(|bound| skip_missing_ipv6(bound, &config))
-        .collect::<Result<Vec<_>, _>>()?;
+    let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
+    let endpoints = sockets
+        .into_iter()
+        .map(|socket| endpoint(socket, &config, &state, tunnel.clone(), door.clone()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| Failure::new("cannot use a UDP socket").because(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     if addresses.is_empty() {
@@ -117,8 +122,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         };
         services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     }
-    if let Some(group) = &config.enroll_group {
-        services.spawn(GroupSocket::bind(&config.enroll_socket, group)?.serve(server.clone()));
+    if let Some(group) = group {
+        services.spawn(group.serve(server.clone()));
     }
     for relay in relays {
         services.spawn(relay.serve());
@@ -186,8 +191,9 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     Ok(())
 }
 
-fn claimed(error: ClaimError, state: &State) -> Failure {
-    let failure = Failure::new(format!("cannot serve the state in `{}`", state.dir.display()));
+fn claimed(error: ClaimError, config: &Config) -> Failure {
+    let failure =
+        Failure::new(format!("cannot serve the state in `{}`", config.state_dir.display()));
     match error {
         ClaimError::Taken { .. } => failure
             .because(format!("aditd: {error}"))
@@ -224,35 +230,15 @@ fn tls_configs(
     ))
 }
 
-fn listen(
-    address: SocketAddr,
+/// The QUIC endpoint on a socket of [`listen::bind`].
+fn endpoint(
+    socket: UdpSocket,
     config: &Config,
     state: &State,
     tunnel: Arc<ServerConfig>,
     door: Arc<Door>,
-    buffers: &mut Option<(usize, usize)>,
-) -> Result<Endpoint, Failure> {
-    let failed = |e: std::io::Error| {
-        let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
-        match e.kind() {
-            std::io::ErrorKind::AddrInUse if let Some(other) = earlier(config, address) => failure
-                .because(format!("aditd itself listens on {other} already, and that is there too"))
-                .hint("name one of both only"),
-            std::io::ErrorKind::AddrInUse => match port_holder(address.port(), Protocol::UDP) {
-                Some(holder) => failure.because(format!("address already in use by {holder}")),
-                None => failure.because(e).hint(format!("see who has it: `sudo ss -lupn 'sport = :{}'`", address.port())),
-            }
-            .hint("choose another with --listen"),
-            std::io::ErrorKind::PermissionDenied => failure.because(e).hint("choose a port above 1023 with --listen"),
-            std::io::ErrorKind::AddrNotAvailable => failure
-                .because(e)
-                .hint("this machine has no such address: see those it has with `ip address`, or listen on 0.0.0.0"),
-            _ => failure.because(e),
-        }
-    };
-    let socket = transport::socket(address).map_err(failed)?;
-    *buffers = buffers.or_else(|| transport::buffer_sizes(&socket).ok());
-    let socket = TokioRuntime.wrap_udp_socket(socket).map_err(failed)?;
+) -> io::Result<Endpoint> {
+    let socket = TokioRuntime.wrap_udp_socket(socket)?;
     let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), door));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;
@@ -268,39 +254,6 @@ fn listen(
         silent,
         Arc::new(TokioRuntime),
     )
-    .map_err(failed)
-}
-
-/// An address of ours, opened before this one, that covers it or is covered by it.
-fn earlier(config: &Config, address: SocketAddr) -> Option<SocketAddr> {
-    let covers = |other: &&SocketAddr| {
-        let any = other.ip().is_unspecified() || address.ip().is_unspecified();
-        any && other.port() == address.port() && other.is_ipv4() == address.is_ipv4()
-    };
-    config.listen.iter().take_while(|other| **other != address).find(covers).copied()
-}
-
-/// A machine without IPv6 still has the other half of the default addresses.
-fn skip_missing_ipv6(
-    bound: Result<Endpoint, Failure>,
-    config: &Config,
-) -> Option<Result<Endpoint, Failure>> {
-    let by_default = config.listen.len() == 2
-        && config
-            .listen
-            .iter()
-            .all(|a| a.ip().is_loopback() && a.port() == common::wire::ADITD_PORT);
-    match bound {
-        Err(e) if by_default && !has_ipv6() => {
-            debug!("no IPv6 on this machine: {e}");
-            None
-        }
-        other => Some(other),
-    }
-}
-
-fn has_ipv6() -> bool {
-    std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0)).is_ok()
 }
 
 struct Doors {

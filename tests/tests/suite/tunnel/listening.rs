@@ -59,6 +59,43 @@ async fn a_port_that_is_taken_is_told_with_who_has_it() {
 }
 
 #[tokio::test]
+async fn a_first_start_that_fails_leaves_no_state_to_enroll_into() {
+    let world = World::start(PROGRAM).await;
+    let holders = (
+        std::net::UdpSocket::bind("127.0.0.1:0").expect("a port"),
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port"),
+    );
+    let udp = holders.0.local_addr().expect("an address").to_string();
+    let metrics = world.scratch("metrics.toml");
+    let tcp = holders.1.local_addr().expect("an address");
+    fs::write(&metrics, format!("metrics = '{tcp}'")).expect("written");
+    for (i, (flags, says)) in [
+        (&["--listen", &udp][..], "ddress already in use"),
+        (&["--listen", "127.0.0.1:0", "--listen", &udp], "ddress already in use"),
+        (&["--listen", "127.0.0.1:0", "--config", text(&metrics)], "ddress already in use"),
+        (&["--listen", "127.0.0.1:0", "--enroll-group", "no-such-group"], "no-such-group"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let absent = world.scratch(&format!("absent-{i}"));
+        let empty = world.scratch(&format!("empty-{i}"));
+        fs::create_dir(&empty).expect("made");
+        chmod(&empty, 0o700);
+        for state in [&absent, &empty] {
+            let aditd = async |args: &[&str]| {
+                let args = [args, &["--state-dir", text(state)]].concat();
+                world.programs.run("aditd", &args, "").await.expect("aditd runs")
+            };
+            let failed = aditd(&[&["serve"], flags].concat()).await;
+            assert!(failed.code != Some(0) && failed.stderr.contains(says), "{failed:?}");
+            assert_told(&aditd(&["invite", "laptop"]).await, FAILED, &["there is no server state"]);
+        }
+        assert!(!absent.exists(), "{flags:?} has made `{}`", absent.display());
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() {
     let mut world = World::start(PROGRAM).await;
     let address = world.address().await;
@@ -76,7 +113,7 @@ async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() 
     let says = format!(
         "error: cannot listen on {inside} (UDP)\n  Caused by: aditd itself listens on {open} already"
     );
-    assert_told(&told, FAILED, &[&says, "name one of both only"]);
+    assert_told(&told, FAILED, &[&says, "name only one of the two"]);
 }
 
 #[tokio::test]

@@ -71,11 +71,15 @@ impl Config {
 
 impl Server {
     /// Puts what the file says now in force; settings that need a restart are named. If somebody
-    /// `named` a file, it has to be that one.
+    /// `named` a file, it has to be that one. Reloads take turns. Dropped before its end, it changes
+    /// nothing.
     ///
     /// # Errors
     /// What is wrong with the file, and where. Then all is as it was, and the log says why.
     pub async fn reload(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
+        // One at a time, and the file is read within the turn: otherwise one that was read earlier
+        // could be put in force later, and bring back a right that has been withdrawn.
+        let _turn = self.reloading.lock().await;
         let result = self.read_again(named).await;
         if let Err(failure) = &result {
             error!("the settings stay as they were: {failure}");

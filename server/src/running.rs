@@ -60,6 +60,8 @@ pub struct Server {
     /// The register's, when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
+    /// Held from before the configuration is read until it is in force.
+    pub(crate) reloading: tokio::sync::Mutex<()>,
 }
 
 /// What the other commands ask the running server.
@@ -192,6 +194,7 @@ impl Server {
             settings,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
+            reloading: tokio::sync::Mutex::default(),
         })
     }
 

@@ -392,3 +392,43 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
         world.aditd(&["device", "list"]).await.stdout.contains("mine (not in the configuration)")
     );
 }
+
+#[tokio::test]
+async fn of_two_reloads_at_once_the_newer_file_wins() {
+    let (world, path, dir) = configured("roles.mine.allow = ['GET /api/tags']").await;
+    let (_device, up) = device(&world, &path, "laptop", "mine").await;
+    // A file that is read slowly: its text comes when the test writes it.
+    let slow = dir.path().join("slow");
+    let made = std::process::Command::new("mkfifo").arg(&slow).status().expect("mkfifo");
+    assert!(made.success());
+    std::fs::rename(&slow, &path).expect("moved");
+    let reload = async || world.aditd(&["reload"]).await;
+    let (first, second) = (reload(), reload());
+    tokio::pin!(first, second);
+    // It opens when the first reload has begun to read.
+    let fifo = path.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        std::fs::OpenOptions::new().write(true).open(fifo).expect("opened")
+    });
+    let mut older = tokio::select! {
+        older = opened => older.expect("no panic"),
+        ended = &mut first => panic!("{ended:?}"),
+    };
+    let newer = dir.path().join("newer");
+    std::fs::write(&newer, "roles.mine.allow = ['GET /api/version']").expect("written");
+    std::fs::rename(&newer, &path).expect("moved");
+    // Without turns the second is through here, before the text that the first one reads is there.
+    let at_once = tokio::time::timeout(std::time::Duration::from_millis(500), &mut second).await;
+    std::io::Write::write_all(&mut older, b"roles.mine.allow = ['GET /api/tags']")
+        .expect("written");
+    drop(older);
+    let second = match at_once {
+        Ok(ended) => ended,
+        Err(_) => second.await,
+    };
+    for ended in [first.await, second] {
+        assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    }
+    assert_eq!(ask(&up, &line("GET", "/api/tags")).await.0, 403, "the right was withdrawn");
+    assert_eq!(ask(&up, &line("GET", "/api/version")).await.0, 200);
+}

@@ -77,6 +77,12 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether a reader could take it for a [`DeviceId`]. No new device gets such a name; one that an
+    /// older version has let in can still be read.
+    pub fn looks_like_id(&self) -> bool {
+        self.0.to_ascii_lowercase().parse::<DeviceId>().is_ok()
+    }
 }
 
 impl fmt::Display for Name {
@@ -198,6 +204,17 @@ mod tests {
         let long = "x".repeat(64);
         for bad in ["", ".", "..", "../x", "a/b", "a b", "é", "-x", "\u{1b}[2J", &long] {
             assert!(bad.parse::<Name>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_a_reader_could_take_for_an_id_is_found() {
+        let name = |text: &str| text.parse::<Name>().expect(text);
+        for like in ["d7c4-91ae", "D7C4-91AE", "0000-0000"] {
+            assert!(name(like).looks_like_id(), "{like}");
+        }
+        for unlike in ["laptop", "d7c4-91a", "d7c4_91ae", "d7c4-91ag", "d7c4-91ae-2"] {
+            assert!(!name(unlike).looks_like_id(), "{unlike}");
         }
     }
 

@@ -140,6 +140,11 @@ pub(crate) fn not_enrolled(error: DeviceError) -> Failure {
             (name, format!("aditd device revoke {name}` and `aditd device forget {name}"))
         }
         DeviceError::NameOfRevoked(name) => (name, format!("aditd device forget {name}")),
+        DeviceError::LooksLikeId(_) => {
+            return Failure::from_error(error)
+                .hint("choose another name with `adit enroll … --device NAME`")
+                .exit(Exit::Usage);
+        }
         _ => return error.into(),
     };
     let hint = format!(

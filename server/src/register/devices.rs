@@ -35,13 +35,24 @@ impl Register {
         self.read(all_devices)
     }
 
-    /// The device with this name or id.
-    pub fn find(&self, name_or_id: &str) -> Result<Device, DeviceError> {
-        let found = self
-            .devices()?
-            .into_iter()
-            .find(|d| d.name.as_str() == name_or_id || d.id.to_string() == name_or_id);
-        found.ok_or_else(|| DeviceError::Unknown(name_or_id.to_owned()))
+    /// The device with this id or name.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unknown`]; [`DeviceError::Ambiguous`] if it is the id of one and the name of
+    /// another.
+    pub fn find(&self, id_or_name: &str) -> Result<Device, DeviceError> {
+        let devices = self.devices()?;
+        let by_id = id_or_name.parse().ok().and_then(|id| devices.iter().find(|d| d.id == id));
+        let by_name = devices.iter().find(|device| device.name.as_str() == id_or_name);
+        match (by_id, by_name) {
+            (Some(by_id), Some(by_name)) if by_id.id != by_name.id => Err(DeviceError::Ambiguous {
+                text: id_or_name.to_owned(),
+                name: by_id.name.clone(),
+                id: by_name.id,
+            }),
+            (Some(device), _) | (None, Some(device)) => Ok(device.clone()),
+            (None, None) => Err(DeviceError::Unknown(id_or_name.to_owned())),
+        }
     }
 
     /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the
@@ -53,6 +64,7 @@ impl Register {
         not_after: i64,
         now: i64,
     ) -> Result<Device, DeviceError> {
+        refuse_like_id(name)?;
         let made = self.change(|t| {
             match all_devices(t)?.into_iter().find(|device| device.name == *name) {
                 Some(device) => Ok(Err(device)),
@@ -132,6 +144,11 @@ impl Register {
         })
         .map(drop)
     }
+}
+
+/// A name that looks like an id could be taken for another device.
+pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
+    if name.looks_like_id() { Err(DeviceError::LooksLikeId(name.clone())) } else { Ok(()) }
 }
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {

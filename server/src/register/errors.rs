@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use common::{identity::Name, private::FileError, report::Failure};
+use common::{
+    identity::{DeviceId, Name},
+    private::FileError,
+    report::Failure,
+};
 use rusqlite::ErrorCode;
 
 use super::MOST_INVITATIONS;
@@ -77,6 +81,20 @@ pub enum DeviceError {
     /// No such device.
     #[error("there is no device `{0}`")]
     Unknown(String),
+    /// One device has this id, and another has it for a name. Only an older version has let that
+    /// name in.
+    #[error("`{text}` is the id of one device and the name of another")]
+    Ambiguous {
+        /// What was asked for.
+        text: String,
+        /// The name of the device with this id.
+        name: Name,
+        /// The id of the device with this name.
+        id: DeviceId,
+    },
+    /// The name of a new device looks like an id.
+    #[error("`{0}` looks like a device's id, so it can't be a device's name")]
+    LooksLikeId(Name),
     /// Already revoked.
     #[error("device `{0}` is revoked already")]
     AlreadyRevoked(Name),
@@ -101,6 +119,15 @@ impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         let hint = match &error {
             DeviceError::Unknown(_) => "see which there are with `aditd device list`".to_owned(),
+            DeviceError::Ambiguous { name, id, text } => {
+                format!(
+                    "the device with the id `{text}` is `{name}`; the device with that name is `{id}`"
+                )
+            }
+            DeviceError::LooksLikeId(_) => {
+                "choose a name that says whose or which device it is, like `alice-laptop`"
+                    .to_owned()
+            }
             DeviceError::AlreadyRevoked(name) | DeviceError::NameOfRevoked(name) => {
                 format!("to free its name: `aditd device forget {name}`")
             }

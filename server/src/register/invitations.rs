@@ -10,11 +10,12 @@ use serde::Serialize;
 
 use super::{
     Device, DeviceError, Register, RegisterError,
-    devices::{all_devices, insert_device},
+    devices::{all_devices, insert_device, refuse_like_id},
     parsed,
 };
 
-/// Invitations that may be open at once.
+/// Invitations that may be open at once. Of used ones, as many are kept until they expire, so that
+/// a device whose answer was lost can ask again.
 pub const MOST_INVITATIONS: i64 = 64;
 
 /// An invitation that nobody has used yet.
@@ -39,6 +40,7 @@ impl Register {
         expires: i64,
         now: i64,
     ) -> Result<bool, DeviceError> {
+        refuse_like_id(name)?;
         let taken = self.devices()?.into_iter().find(|device| device.name == *name);
         match taken {
             Some(device) if device.revoked.is_some() => {
@@ -51,10 +53,20 @@ impl Register {
             t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
             let withdrawn =
                 t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL", params![name.as_str()])?;
-            let open: i64 = t.query_row("SELECT count(*) FROM invitation", [], |row| row.get(0))?;
+            let open: i64 = t.query_row(
+                "SELECT count(*) FROM invitation WHERE device IS NULL",
+                [],
+                |row| row.get(0),
+            )?;
             if open >= MOST_INVITATIONS {
                 return Ok(None);
             }
+            // A first packet is tried against these too: the oldest go.
+            t.execute(
+                "DELETE FROM invitation WHERE device IS NOT NULL AND rowid NOT IN
+                 (SELECT rowid FROM invitation WHERE device IS NOT NULL ORDER BY rowid DESC LIMIT ?1)",
+                params![MOST_INVITATIONS],
+            )?;
             t.execute(
                 "INSERT INTO invitation (token, door_key, device_name, expires, role) VALUES (?1, ?2, ?3, ?4, ?5)",
                 params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires, role.as_str()],
@@ -142,6 +154,10 @@ impl Register {
                 return Ok(again.ok_or(EnrollRefusal::Used));
             }
             let name: Name = parsed(name)?;
+            if name.looks_like_id() {
+                // An older version has made this invitation.
+                return Ok(Err(EnrollRefusal::Closed));
+            }
             if all_devices(t)?.iter().any(|device| device.name == name) {
                 return Ok(Err(EnrollRefusal::Closed));
             }

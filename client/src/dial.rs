@@ -85,6 +85,11 @@ pub enum DialError {
     /// The server finds this device's certificate out of its time, and too far to renew it.
     #[error("the server does not accept the time of this device's certificate")]
     OutOfTime,
+    /// The server is this same computer, and its Ollama would be this program.
+    #[error(
+        "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here, for ever"
+    )]
+    LeadsBack(u16),
     /// The server ended it with a code.
     #[error("{}", .0.sentence())]
     Refused(Code),
@@ -130,14 +135,15 @@ impl DialError {
                  then run `adit enroll --replace`",
             ),
             Self::Version => Some("bring adit and aditd to the same version"),
+            Self::LeadsBack(_) => Some("choose another port: `adit up --listen localhost:11500`"),
             Self::Ssh { hint, .. } => Some(hint),
             Self::Refused(_) | Self::Restarted | Self::Other(_) | Self::Socket(_) => None,
         }
     }
 
-    /// Whether trying again soon is of no use: the server has said no.
+    /// Whether trying again soon is of no use: the server has said no, or must not be used.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(Code::Revoked | Code::Superseded))
+        matches!(self, Self::Refused(Code::Revoked | Code::Superseded) | Self::LeadsBack(_))
     }
 
     /// Before the handshake is done, anybody on the way can say anything: a refusal then is no

@@ -1,6 +1,7 @@
 //! Keeps the tunnel up: connects, waits for the end, and connects again, for ever.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,31 +9,26 @@ use std::{
 use common::{
     door::random_fraction,
     frame, invitation,
-    process::unix_now,
+    process::{loopback_id, unix_now},
     splice::Meter,
     transport::HANDSHAKE_WITHIN,
     wire::{Code, Greeting, Hello, Notice},
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
+    backoff::{self, Backoff, Pause},
     dial::{DialError, Dialed},
     directions::Directions,
     journal::Journal,
-    link::{Down, Link, Up},
+    link::{Down, Link, Refusal, Up},
     path::Path,
     renewal,
+    way::Way,
 };
-
-const FIRST_BACKOFF: Duration = Duration::from_millis(200);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(15);
-/// A server that has said no is asked again after this time, and then more and more rarely: of two
-/// machines with one certificate each ends the other's session.
-const FIRST_REFUSAL: Duration = Duration::from_secs(60);
-const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
 
 /// The owner of the tunnel's state.
 pub struct Keeper {
@@ -40,8 +36,10 @@ pub struct Keeper {
     pub publish: watch::Sender<Link>,
     /// Where the server may be found.
     pub directions: Directions,
-    /// Notified when somebody waits for the tunnel.
-    pub wanted: Arc<Notify>,
+    /// How many connections wait for the tunnel.
+    pub wanted: watch::Receiver<usize>,
+    /// Where applications are served.
+    pub listening: Vec<SocketAddr>,
     /// What passes.
     pub meter: Arc<Meter>,
     /// What happens.
@@ -67,8 +65,8 @@ enum Ended {
 
 impl Keeper {
     /// Keeps the tunnel up for as long as it is polled.
-    pub async fn run(self) {
-        let (mut backoff, mut refusal) = (FIRST_BACKOFF, FIRST_REFUSAL);
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new();
         let (mut next, mut been_up) = (None, false);
         loop {
             let session = match next.take() {
@@ -79,47 +77,60 @@ impl Keeper {
                     session = self.begin() => session,
                 },
             };
-            let why = match session {
+            let (why, session) = match session {
                 Ok(session) => {
-                    (backoff, been_up) = (FIRST_BACKOFF, true);
+                    been_up = true;
+                    let begun = Instant::now();
                     match self.keep(session).await {
-                        Ended::Over(why) => why,
+                        Ended::Over(why) => (why, Some(begun.elapsed())),
                         Ended::Replaced(session) => {
                             next = Some(session);
                             continue;
                         }
                     }
                 }
-                Err(why) => why,
+                Err(why) => (why, None),
             };
             if self.stop.is_cancelled() {
                 return self.rest(Some(why)).await;
             }
-            if why.is_final() {
-                // Before there was a session `adit up` ends with this, and says it itself.
-                if been_up {
-                    self.publish_and_tell(Link::Refused(why));
-                } else {
-                    self.publish.send_replace(Link::Refused(why));
-                }
-                tokio::select! {
-                    () = tokio::time::sleep(jittered(refusal)) => {}
-                    () = self.stop.cancelled() => {}
-                }
-                refusal = (refusal * 2).min(LONGEST_REFUSAL);
-                continue;
-            }
+            let pause = backoff.after(backoff::Ended { session, refused: why.is_final() });
+            self.publish_end(why, pause, been_up);
+            self.wait(pause).await;
+        }
+    }
+
+    /// Publishes why there is no tunnel now.
+    fn publish_end(&self, why: DialError, pause: Pause, been_up: bool) {
+        if !why.is_final() {
             let since = match &*self.publish.borrow() {
                 Link::Down(down) => down.since,
                 _ => Instant::now(),
             };
-            self.publish_and_tell(Link::Down(Down { since, why }));
-            tokio::time::sleep(FIRST_BACKOFF).await;
-            tokio::select! {
-                () = tokio::time::sleep(jittered(backoff)) => {}
-                () = self.wanted.notified() => {}
+            return self.publish_and_tell(Link::Down(Down { since, why }));
+        }
+        let refused = Link::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
+        // Before there was a session `adit up` ends with this, and says it itself.
+        if been_up {
+            self.publish_and_tell(refused);
+        } else {
+            self.publish.send_replace(refused);
+        }
+    }
+
+    /// Waits before the next attempt.
+    async fn wait(&mut self, pause: Pause) {
+        let wanted = async {
+            tokio::time::sleep(pause.wanted).await;
+            // It fails only when the tunnel has no user any more.
+            if self.wanted.wait_for(|waiting| *waiting > 0).await.is_err() {
+                std::future::pending().await
             }
-            backoff = (backoff * 2).min(LONGEST_BACKOFF);
+        };
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause.unwanted).max(pause.wanted)) => {}
+            () = wanted => {}
+            () = self.stop.cancelled() => {}
         }
     }
 
@@ -140,7 +151,7 @@ impl Keeper {
     /// Publishes, and tells people what they don't know yet.
     fn publish_and_tell(&self, link: Link) {
         let why_of = |link: &Link| match link {
-            Link::Down(Down { why, .. }) | Link::Refused(why) => {
+            Link::Down(Down { why, .. }) | Link::Refused(Refusal { why, .. }) => {
                 Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
             }
             _ => None,
@@ -179,6 +190,11 @@ impl Keeper {
             renewal::renew(&self.directions.profile, &connection).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
+        }
+        // Before any application's bytes go there.
+        if let Some(port) = leads_back(&hello, &way, &self.listening) {
+            connection.close((Code::Done as u32).into(), b"");
+            return Err(DialError::LeadsBack(port));
         }
         self.journal
             .note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
@@ -269,6 +285,14 @@ impl Keeper {
     }
 }
 
+/// The port at which the server would call this very program, if it is on this computer.
+fn leads_back(hello: &Hello, way: &Way, listening: &[SocketAddr]) -> Option<u16> {
+    let same = hello.loopback.is_some() && hello.loopback == loopback_id();
+    let is_here = same || matches!(way, Way::Udp(remote) if remote.ip().is_loopback());
+    let mut ports = hello.services.iter().filter_map(|service| service.port);
+    ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
+}
+
 async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {
     let mut send = connection.open_uni().await?;
     frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
@@ -302,10 +326,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_pause_between_attempts_has_jitter_and_a_bound() {
+    fn the_pause_between_attempts_has_jitter() {
         for _ in 0..100 {
-            let pause = jittered(LONGEST_BACKOFF);
-            assert!(pause >= LONGEST_BACKOFF / 2 && pause <= LONGEST_BACKOFF);
+            let longest = Duration::from_secs(15);
+            let pause = jittered(longest);
+            assert!(pause >= longest / 2 && pause <= longest);
         }
     }
 }

@@ -3,6 +3,7 @@
 //! The way of a connection: [`listener`] → [`tunnel`] → `common::wire` → `common::splice`.
 
 pub mod answer;
+mod backoff;
 mod cli;
 pub mod dial;
 pub mod directions;

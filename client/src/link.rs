@@ -22,8 +22,17 @@ pub enum Link {
     Up(Arc<Up>),
     /// The connection stands, but nothing has come over it for a while.
     Silent(Arc<Up>),
-    /// The server has said no.
-    Refused(DialError),
+    /// The server has said no, or it must not be connected to.
+    Refused(Refusal),
+}
+
+/// Why there is no tunnel, though the server was reached.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// Why.
+    pub why: DialError,
+    /// From then on a connection that waits brings the next attempt.
+    pub wake_at: Instant,
 }
 
 /// Since when there is no tunnel, and why.

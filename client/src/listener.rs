@@ -8,8 +8,8 @@ use std::{
 };
 
 use common::{
+    accept,
     answer::ErrorAnswer,
-    control::is_passing,
     identity::Name,
     process::{Protocol, port_holder},
     report::{Exit, Failure},
@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpSocket, TcpStream},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
     answer,
@@ -143,23 +143,12 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
 /// Takes connections until the front's `stop`; each goes on by itself in `connections`.
 pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+        let (tcp, _) = tokio::select! {
+            taken = accept::accept("applications", || listener.accept()) => taken,
             () = front.stop.cancelled() => return,
         };
-        match accepted {
-            Ok((tcp, _)) => {
-                let front = front.clone();
-                connections.spawn(async move { front.carry(tcp).await });
-            }
-            // Short of file descriptors or memory: those that wait in the backlog are taken a
-            // little later.
-            Err(e) if is_passing(&e) => {
-                warn!("cannot take a connection: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-            Err(e) => return tracing::error!("the listener failed: {e}"),
-        }
+        let front = front.clone();
+        connections.spawn(async move { front.carry(tcp).await });
     }
 }
 

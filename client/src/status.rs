@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     directions::Directions,
     journal::Event,
-    link::{Carried, Link, Up},
+    link::{Carried, Link, Refusal, Up},
     profile::Place,
     tunnel::Tunnel,
     way::Way,
@@ -148,7 +148,7 @@ impl Status {
                 why: down.why.to_string(),
                 hint: down.why.hint().map(ToOwned::to_owned),
             },
-            Link::Refused(why) => TunnelStatus::Refused {
+            Link::Refused(Refusal { why, .. }) => TunnelStatus::Refused {
                 why: why.to_string(),
                 hint: why.hint().map(ToOwned::to_owned),
             },

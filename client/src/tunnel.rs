@@ -1,6 +1,7 @@
 //! The tunnel: one connection to the server, opened again for ever, and the streams on it.
 
 use std::{
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,9 +10,9 @@ use common::{
     answer::{ErrorAnswer, RETRY_SOON},
     identity::Name,
     splice::{Meter, Receiving, Sending},
-    wire::{ServiceKind, StreamHead},
+    wire::{Code, ServiceKind, StreamHead},
 };
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -20,7 +21,7 @@ use crate::{
     directions::Directions,
     journal::Journal,
     keeper::Keeper,
-    link::{Down, Link, Up},
+    link::{Down, Link, Refusal, Up},
     profile::Profile,
 };
 
@@ -28,8 +29,8 @@ use crate::{
 #[derive(Clone)]
 pub struct Tunnel {
     link: watch::Receiver<Link>,
-    /// Tells the keeper that somebody waits.
-    wanted: Arc<Notify>,
+    /// How many connections wait for it.
+    waiting: Arc<watch::Sender<usize>>,
     /// Bytes that have passed.
     pub meter: Arc<Meter>,
     /// What has happened.
@@ -51,24 +52,28 @@ pub struct Opened {
 
 impl Tunnel {
     /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it
-    /// begins nothing new.
+    /// begins nothing new. `listening` are the addresses at which applications are served: the
+    /// tunnel must not lead back to them.
     pub fn new(
         directions: Directions,
+        listening: Vec<SocketAddr>,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let why = DialError::NoAnswerYet(directions.sought());
         let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why }));
-        let (wanted, meter, journal) =
-            (Arc::<Notify>::default(), Arc::<Meter>::default(), Arc::<Journal>::default());
+        let (meter, journal) = (Arc::<Meter>::default(), Arc::<Journal>::default());
+        let (waiting, wanted) = watch::channel(0);
         let keeper = Keeper {
             publish,
             directions: directions.clone(),
-            wanted: wanted.clone(),
+            wanted,
+            listening,
             meter: meter.clone(),
             journal: journal.clone(),
             stop,
         };
-        (Self { link, wanted, meter, journal, directions }, keeper.run())
+        let waiting = Arc::new(waiting);
+        (Self { link, waiting, meter, journal, directions }, keeper.run())
     }
 
     /// The state now, and its changes.
@@ -108,27 +113,29 @@ impl Tunnel {
     pub async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
         let started = Instant::now();
         let opened = tokio::time::timeout(hold, async {
-            let mut link = self.link.clone();
+            let (mut link, mut waiting) = (self.link.clone(), None);
             loop {
-                self.wanted.notify_one();
-                let up = match link
-                    .wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_)))
-                    .await
-                    .as_deref()
-                {
-                    Ok(Link::Up(up)) => up.clone(),
-                    Ok(Link::Refused(why)) => {
-                        return Err(unavailable(&why.to_string(), why.hint()));
+                let up = match &*link.borrow_and_update() {
+                    Link::Up(up) => Some(up.clone()),
+                    Link::Refused(refusal) if Instant::now() < refusal.wake_at => {
+                        return Err(refused(refusal));
                     }
-                    _ => return Err(unavailable("adit is stopping", None)),
+                    _ => None,
                 };
-                match self.open_on(&up, service).await {
-                    Ok(opened) => return Ok(opened),
-                    // It ended in this moment: the next one will do. The keeper sees it too and
-                    // publishes.
-                    Err(e) => debug!("cannot open a stream: {e}"),
+                match up {
+                    Some(up) => match self.open_on(&up, service).await {
+                        Ok(opened) => return Ok(opened),
+                        // It ended in this moment: the next one will do. The keeper sees it too and
+                        // publishes.
+                        Err(e) => debug!("cannot open a stream: {e}"),
+                    },
+                    None => {
+                        waiting.get_or_insert_with(|| Waiting::new(&self.waiting));
+                    }
                 }
-                let _ = link.changed().await;
+                if link.changed().await.is_err() {
+                    return Err(unavailable("adit is stopping", None));
+                }
             }
         });
         match opened.await {
@@ -186,12 +193,36 @@ impl Tunnel {
                 &format!("{waited}: the server does not answer any more"),
                 Some("is this computer online, and the server up?"),
             ),
-            Link::Refused(why) => unavailable(&why.to_string(), why.hint()).retry_after(None),
+            Link::Refused(refusal) => refused(refusal),
             Link::Down(Down { why, .. }) => {
                 unavailable(&format!("{waited} for a tunnel: {why}"), why.hint())
             }
         }
     }
+}
+
+/// A connection that waits for the tunnel, counted for as long as it does.
+struct Waiting<'a>(&'a watch::Sender<usize>);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a watch::Sender<usize>) -> Self {
+        waiting.send_modify(|waiting| *waiting += 1);
+        Self(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|waiting| *waiting -= 1);
+    }
+}
+
+fn refused(Refusal { why, wake_at }: &Refusal) -> ErrorAnswer {
+    let answer = unavailable(&why.to_string(), why.hint());
+    // Nothing else of these passes by itself.
+    let wait = matches!(why, DialError::Refused(Code::Superseded))
+        .then(|| wake_at.saturating_duration_since(Instant::now()).as_secs() + 1);
+    answer.retry_after(wait)
 }
 
 fn unavailable(why: &str, hint: Option<&str>) -> ErrorAnswer {

@@ -6,7 +6,7 @@ use clap::{Args, builder::FalseyValueParser};
 use common::{
     control::{ClaimError, Control},
     identity::Name,
-    process::{Stop, loopback_id, parse_time},
+    process::{Stop, parse_time},
     report::{Exit, Failure},
     transport::parse_idle_timeout,
     wire::{Code, DEFAULT_SERVICE},
@@ -21,14 +21,14 @@ use tracing::{info, warn};
 use crate::{
     dial::DialError,
     directions::Directions,
-    link::Link,
+    link::{Link, Refusal},
     listener::{self, Front, Listen},
     owner::Owners,
     profile::{Place, Profile, SharedProfile},
     ssh::SshClient,
     status::{Request, Status},
     tunnel::Tunnel,
-    way::{CarrierChoice, Way},
+    way::CarrierChoice,
 };
 
 /// How long the server may take to hear that this is the end.
@@ -97,10 +97,11 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     info!("listening on http://{}", listening.join(" and http://"));
 
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
-    let (tunnel, keep_up) = Tunnel::new(directions, no_more.clone());
-    let (mut services, mut accepting) = (JoinSet::new(), JoinSet::new());
-    services.spawn(keep_up);
-    services.spawn(answer_control(control, tunnel.clone(), listening.clone(), connections.clone()));
+    let (tunnel, keep_up) = Tunnel::new(directions, bound, no_more.clone());
+    let mut parts = Parts::default();
+    parts.services.spawn(keep_up);
+    let answering = answer_control(control, tunnel.clone(), listening.clone(), connections.clone());
+    parts.services.spawn(answering);
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
         let front = Front {
@@ -110,37 +111,25 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
             hold: flags.hold,
             stop: no_more.clone(),
         };
-        accepting.spawn(listener::accept(listener, front, connections.clone()));
+        parts.accepting.spawn(listener::accept(listener, front, connections.clone()));
     }
 
-    let refused = tokio::select! {
-        refused = first_word(&tunnel) => refused,
-        () = stop.asked() => None,
-    };
-    if let Some(failure) = refused {
-        return Err(failure);
-    }
-    if let Some(port) = tunnel.leads_back(&bound) {
-        return Err(Failure::new(format!(
-            "the server is this same computer, and expects its Ollama on port {port}, where adit would listen"
-        ))
-        .because("every request would come back here, for ever")
-        .hint("choose another port: `adit up --listen localhost:11500`"));
-    }
-    if tunnel.is_up() {
-        info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
+    let serving = async {
+        first_word(&tunnel).await?;
+        let first = listening.first().map_or("localhost", String::as_str);
+        info!("ready: Ollama on http://{first}");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        tokio::select! {
-            () = stop.asked() => {}
-            // None of them ends by itself: a tunnel that is dead must not look alive.
-            ended = services.join_next() => return Err(ended_by_itself(ended)),
-            ended = accepting.join_next() => return Err(ended_by_itself(ended)),
-        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = stop.asked() => {}
+        refused = serving => return refused,
+        ended = parts.ended() => return Err(ended),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     no_more.cancel();
     // Whoever is told that no connection is taken any more must find it so.
-    while accepting.join_next().await.is_some() {}
+    parts.accept_no_more().await?;
     connections.close();
     if !connections.is_empty() {
         info!(
@@ -152,13 +141,45 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
             () = connections.wait() => {}
             () = tokio::time::sleep(flags.drain) => warn!("cutting what still runs"),
             () = stop.asked() => {}
+            ended = parts.ended() => return Err(ended),
         }
     }
     tunnel.close().await;
     // Each sees the end of its stream and aborts its application.
     let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
-    services.shutdown().await;
+    parts.services.shutdown().await;
     Ok(())
+}
+
+/// The tasks without which there is no tunnel: one that has ended must not look alive.
+#[derive(Default)]
+struct Parts {
+    /// None of these ends by itself.
+    services: JoinSet<()>,
+    /// Each of these ends when no connection is to be taken any more.
+    accepting: JoinSet<()>,
+}
+
+impl Parts {
+    /// Waits until one of them has ended, though nobody asked it to. Cancellation safe.
+    async fn ended(&mut self) -> Failure {
+        let ended = tokio::select! {
+            Some(ended) = self.services.join_next() => ended,
+            Some(ended) = self.accepting.join_next() => ended,
+            else => std::future::pending().await,
+        };
+        ended_by_itself(ended)
+    }
+
+    /// Waits until no connection is taken any more, as all have been told.
+    async fn accept_no_more(&mut self) -> Result<(), Failure> {
+        while let Some(ended) = self.accepting.join_next().await {
+            if ended.is_err() {
+                return Err(ended_by_itself(ended));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Which users of this computer are let in.
@@ -172,32 +193,45 @@ fn let_in(any_user: bool, listeners: &[TcpListener]) -> Result<Owners, Failure> 
     })
 }
 
-fn ended_by_itself(ended: Option<Result<(), JoinError>>) -> Failure {
-    Failure::new("a part of adit ended by itself")
-        .because(format!("{ended:?}"))
-        .hint("its log says more")
+fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
+    let how = ended.map_or_else(|e| e.to_string(), |()| "it returned".to_owned());
+    Failure::new("a part of adit ended by itself").because(how).hint("its log says more")
 }
 
-/// Waits until the server has said yes (`None`) or no.
-async fn first_word(tunnel: &Tunnel) -> Option<Failure> {
+/// Waits until the server has said yes.
+///
+/// # Errors
+/// If it says no.
+async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
     let mut link = tunnel.link();
-    let word = link.wait_for(|link| matches!(link, Link::Up(_) | Link::Refused(_))).await;
-    match word.as_deref() {
-        Ok(Link::Refused(why)) => Some(refused(why, &tunnel.profile())),
-        _ => None,
+    loop {
+        match &*link.borrow_and_update() {
+            Link::Up(_) => return Ok(()),
+            Link::Refused(Refusal { why, .. }) => return Err(refused(why, &tunnel.profile())),
+            Link::Down(_) | Link::Silent(_) => {}
+        }
+        if link.changed().await.is_err() {
+            // Whoever watches the keeper says what has become of it.
+            return std::future::pending().await;
+        }
     }
 }
 
 /// What was refused, and once, with the names that count here, how to be let in again.
 fn refused(why: &DialError, profile: &Profile) -> Failure {
     let failure = Failure::new("the server does not let this device in").exit(Exit::NotAllowed);
-    let told = why.to_string();
-    if !matches!(why, DialError::Refused(Code::Revoked)) {
-        return match told.split_once(": ") {
-            Some((what, cure)) => failure.because(what).hint(cure),
-            None => failure.because(why.clone()),
-        };
-    }
+    let code = match why {
+        DialError::Refused(Code::Revoked) => Code::Revoked,
+        DialError::Refused(code) => {
+            let failure = failure.because(code.what());
+            return code.cure().into_iter().fold(failure, Failure::hint);
+        }
+        // Nothing that the server has refused.
+        why => {
+            let failure = Failure::from_error(why.clone());
+            return why.hint().into_iter().fold(failure, Failure::hint);
+        }
+    };
     let (device, name) = (&profile.enrolled.device, profile.place.flag());
     let (invite, enroll) = match &profile.ssh {
         Some(way) => (
@@ -210,7 +244,7 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
         ),
     };
     failure
-        .because(told.split_once(": ").map_or(told.as_str(), |(what, _)| what).to_owned())
+        .because(code.what())
         .hint(format!("if it is to be let in again: the owner runs `aditd device forget {device}` on the server{invite}"))
         .hint(format!("and here it is `{enroll}`"))
 }
@@ -236,26 +270,10 @@ async fn answer_control(
         };
         async move { status }
     };
-    let failed = control.serve(answer).await;
-    tracing::error!("the control socket failed: {failed}");
+    match control.serve(answer).await {}
 }
 
 impl Tunnel {
-    /// Whether the server has said hello and nothing has ended since.
-    pub fn is_up(&self) -> bool {
-        matches!(&*self.link().borrow(), Link::Up(_) | Link::Silent(_))
-    }
-
-    /// The port at which the server would call this very process, if it is on this computer.
-    fn leads_back(&self, bound: &[SocketAddr]) -> Option<u16> {
-        let link = self.link();
-        let Link::Up(up) = &*link.borrow() else { return None };
-        let same = up.hello.loopback.is_some() && up.hello.loopback == loopback_id();
-        let here = same || matches!(up.way(), Way::Udp(remote) if remote.ip().is_loopback());
-        let mut ports = up.hello.services.iter().filter_map(|service| service.port);
-        ports.find(|port| here && bound.iter().any(|address| address.port() == *port))
-    }
-
     /// Tells the server that this is the end.
     async fn close(&self) {
         let up = match &*self.link().borrow() {
@@ -265,5 +283,39 @@ impl Tunnel {
         up.connection.close((Code::Done as u32).into(), b"");
         // The process must not be gone before its last packet is.
         let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> Parts {
+        let mut parts = Parts::default();
+        parts.services.spawn(std::future::pending());
+        parts.accepting.spawn(std::future::pending());
+        parts
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_or_dies_is_a_failure_whichever_it_is() {
+        let (mut returns, mut dies, mut deaf) = (parts(), parts(), parts());
+        returns.services.spawn(async {});
+        dies.services.spawn(async { panic!("a defect") });
+        deaf.accepting.spawn(async { panic!("a defect") });
+        for parts in [&mut returns, &mut dies, &mut deaf] {
+            let failure = parts.ended().await;
+            assert_eq!(failure.what(), "a part of adit ended by itself");
+            assert_eq!(failure.exit_code(), Exit::Failed);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stops_listening_as_told_is_no_failure_and_what_dies_of_it_is() {
+        let mut parts = Parts::default();
+        parts.accepting.spawn(async {});
+        assert!(parts.accept_no_more().await.is_ok());
+        parts.accepting.spawn(async { panic!("a defect") });
+        assert!(parts.accept_no_more().await.is_err());
     }
 }

@@ -2,6 +2,7 @@
 //! request, one answer, in JSON.
 
 use std::{
+    convert::Infallible,
     fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
@@ -11,7 +12,7 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::{frame, private, private::FileError};
+use crate::{accept::accept, frame, private, private::FileError};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// The longest answer, in bytes: it may tell of thousands of sessions.
@@ -65,7 +66,7 @@ impl Control {
     pub async fn serve<Q, A, F>(
         &self,
         answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
-    ) -> io::Error
+    ) -> Infallible
     where
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + Sync + 'static,
@@ -74,14 +75,10 @@ impl Control {
         let mut asked = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
-                stream = self.listener.accept() => match stream {
-                    Ok((stream, _)) => {
-                        let answer = answer.clone();
-                        asked.spawn(tokio::time::timeout(ANSWER_WITHIN, async move { answer_one(stream, answer).await }));
-                    }
-                    Err(e) if is_passing(&e) => tokio::time::sleep(Duration::from_millis(100)).await,
-                    Err(e) => return e,
-                },
+                (stream, _) = accept("the control socket", || self.listener.accept()) => {
+                    let answer = answer.clone();
+                    asked.spawn(tokio::time::timeout(ANSWER_WITHIN, async move { answer_one(stream, answer).await }));
+                }
                 Some(_) = asked.join_next() => {}
             }
         }
@@ -165,21 +162,6 @@ fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
     Ok(path)
 }
 
-/// Whether an error of `accept` says something of one connection or of a passing shortage, and not
-/// of the listener.
-pub fn is_passing(error: &io::Error) -> bool {
-    const EMFILE: i32 = 24;
-    const ENFILE: i32 = 23;
-    const ENOBUFS: i32 = if cfg!(target_os = "macos") { 55 } else { 105 };
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::Interrupted
-            | io::ErrorKind::OutOfMemory
-    ) || matches!(error.raw_os_error(), Some(EMFILE | ENFILE | ENOBUFS))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,7 +177,7 @@ mod tests {
             matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id())
         );
         let asked = async { ask::<u32, u32>(dir, &20).await };
-        let answer = tokio::select! { answer = asked => answer, e = control.serve(|q: u32| async move { q + 1 }) => panic!("{e}") };
+        let answer = tokio::select! { answer = asked => answer, never = control.serve(|q: u32| async move { q + 1 }) => match never {} };
         assert_eq!(answer.expect("no error"), Some(21));
         drop(control);
         assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());

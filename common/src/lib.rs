@@ -4,6 +4,7 @@
 //! The pure parts ([`wire`], [`invitation`], [`door`], [`identity`], [`failure`]) name no runtime, no clock and
 //! no socket.
 
+pub mod accept;
 pub mod answer;
 pub mod carrier;
 pub mod control;

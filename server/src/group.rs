@@ -11,7 +11,8 @@ use std::{
 };
 
 use common::{
-    control, frame,
+    accept::accept,
+    frame,
     identity::Name,
     private::{self, FileError},
     report::{Exit, Failure},
@@ -23,7 +24,7 @@ use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
 };
-use tracing::{error, info};
+use tracing::info;
 
 use crate::{enroll, running::Server};
 
@@ -91,17 +92,9 @@ impl GroupSocket {
         let mut asked = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = self.listener.accept(), if asked.len() < MOST => match accepted {
-                    Ok((stream, _)) => {
-                        asked.spawn(answer(stream, server.clone()));
-                    }
-                    Err(e) if control::is_passing(&e) => tokio::time::sleep(Duration::from_millis(100)).await,
-                    Err(e) => {
-                        error!("the socket for members of the group has failed: {e}");
-                        // The server itself lives on.
-                        return std::future::pending().await;
-                    }
-                },
+                (stream, _) = accept("the enroll group", || self.listener.accept()), if asked.len() < MOST => {
+                    asked.spawn(answer(stream, server.clone()));
+                }
                 Some(_) = asked.join_next() => {}
             }
         }

@@ -9,7 +9,8 @@ use std::{
 };
 
 use common::{
-    carrier, control,
+    accept::accept,
+    carrier,
     process::{Protocol, port_holder},
     wire::SSH_MARKER,
 };
@@ -71,25 +72,17 @@ impl Relay {
         let mut connections = JoinSet::new();
         loop {
             tokio::select! {
-                accepted = self.listener.accept() => match accepted {
-                    Ok((tcp, from)) if connections.len() >= MOST => {
+                (tcp, from) = accept("the relay for SSH", || self.listener.accept()) => {
+                    if connections.len() >= MOST {
                         debug!(%from, "{MOST} connections to the relay are open: no more");
-                        drop(tcp);
+                        continue;
                     }
-                    Ok((tcp, from)) => {
-                        let to = self.to;
-                        connections.spawn(async move {
-                            let end = carry(tcp, to).await;
-                            debug!(%from, "a relayed connection ended: {end}");
-                        });
-                    }
-                    Err(e) if control::is_passing(&e) => tokio::time::sleep(Duration::from_millis(100)).await,
-                    Err(e) => {
-                        warn!("the relay for SSH has failed: {e}");
-                        // The server itself lives on.
-                        return std::future::pending().await;
-                    }
-                },
+                    let to = self.to;
+                    connections.spawn(async move {
+                        let end = carry(tcp, to).await;
+                        debug!(%from, "a relayed connection ended: {end}");
+                    });
+                }
                 Some(_) = connections.join_next() => {}
             }
         }

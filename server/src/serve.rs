@@ -14,7 +14,7 @@ use common::{
 use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     audit::Event,
@@ -342,6 +342,5 @@ async fn answer_control(control: Control, server: Arc<Server>) {
             }
         }
     };
-    let failed = control.serve(answer).await;
-    error!("the control socket failed: {failed}");
+    match control.serve(answer).await {}
 }

@@ -150,7 +150,7 @@ pub async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
         Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
             return Err(Code::UpstreamRefused);
         }
-        Ok(Err(e)) if common::control::is_passing(&e) => return Err(Code::Busy),
+        Ok(Err(e)) if common::accept::is_shortage(&e) => return Err(Code::Busy),
         Ok(Err(_)) | Err(_) => return Err(Code::UpstreamSilent),
     };
     transport::prepare_local(&tcp).map_err(|_| Code::Busy)?;

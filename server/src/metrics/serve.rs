@@ -11,6 +11,7 @@ use std::{
 };
 
 use common::{
+    accept::accept,
     private,
     process::{Protocol, port_holder},
 };
@@ -170,15 +171,11 @@ impl Exporter {
     pub async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
         let mut connections = JoinSet::new();
         loop {
-            let accepted = tokio::select! {
-                accepted = self.listener.accept(), if connections.len() < CONNECTIONS => accepted,
+            let connection = tokio::select! {
+                taken = accept("metrics", || self.listener.accept()), if connections.len() < CONNECTIONS => taken,
                 Some(_) = connections.join_next() => continue,
             };
-            match accepted {
-                Ok(connection) => drop(connections.spawn(serve_one(connection, text.clone()))),
-                // Out of descriptors, most likely.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
+            connections.spawn(serve_one(connection, text.clone()));
         }
     }
 }

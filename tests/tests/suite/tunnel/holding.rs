@@ -304,3 +304,58 @@ async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
         refused.stderr
     );
 }
+
+#[tokio::test]
+async fn a_request_that_is_held_does_not_flow_into_a_tunnel_that_leads_back_to_itself() {
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.set_reuseaddr(true).expect("reuse");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let mut world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let device = world.device("laptop").await;
+    world.kill_server().await;
+    // It also listens where the server expects its Ollama.
+    let mut up = device.start(&["--listen", &address, "--hold", "1h"]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(GET.as_bytes()).await.expect("sent");
+    while device.status().await["connections"] != 1 {}
+    world.restart_server().await;
+    let (status, log) = up.adit.ended_saying().await.expect("it ends");
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(log.contains("this same computer"), "{log}");
+    let _ = raw::read_to_end(&mut app).await;
+    let audit = world.aditd(&["audit", "--json"]).await;
+    assert_eq!((audit.code, audit.stdout.contains("/api/tags")), (Some(0), false), "{audit:?}");
+}
+
+#[tokio::test]
+async fn of_two_machines_with_one_certificate_the_one_that_is_left_serves_when_it_is_asked() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let first = device.up(&[]).await;
+    let copy = world.stranger("copy");
+    let copied = std::process::Command::new("cp").arg("-a").args([&device.dir, &copy.dir]).status();
+    assert!(copied.expect("cp").success());
+    let mut second = copy.up(&[]).await;
+    let refused = async { while device.status().await["tunnel"]["state"] != "refused" {} };
+    tokio::time::timeout(SOON, refused).await.expect("the second has taken the session");
+    second.adit.signal("TERM");
+    assert_eq!(second.adit.ended().await.expect("it ends").code(), Some(0));
+
+    // Without a request it would ask again after half a minute at the earliest.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(25);
+    let served = async {
+        loop {
+            let answer = raw::exchange(first.address, "GET / HTTP/1.0\r\n\r\n").await;
+            if answer.ends_with("Ollama is running") {
+                return;
+            }
+            assert!(answer.starts_with("HTTP/1.0 503"), "{answer}");
+            let wait = answer.split("Retry-After: ").nth(1).and_then(|rest| rest.lines().next());
+            let wait: u64 = wait.and_then(|wait| wait.parse().ok()).expect("when to come again");
+            assert!(wait <= 20, "{answer}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout_at(deadline, served).await.expect("a waiting request wakes an attempt");
+}

@@ -1,0 +1,118 @@
+//! When the next attempt to connect is made. It names no clock: what happened comes in, and pauses
+//! go out.
+
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(200);
+const LONGEST: Duration = Duration::from_secs(15);
+/// A server that has said no is asked again after this time, and then more and more rarely: of two
+/// machines with one certificate each ends the other's session.
+const FIRST_REFUSAL: Duration = Duration::from_secs(60);
+const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
+/// A request that waits brings the next attempt forward to this time after a refusal. The longest
+/// is shorter than the time that a connection is held by default.
+const FIRST_WAKE: Duration = Duration::from_secs(5);
+const LONGEST_WAKE: Duration = Duration::from_secs(20);
+/// A session that lasted so long shows that the refusals before it are over.
+const LASTED: Duration = Duration::from_secs(60);
+
+/// How an attempt, or the session that it led to, has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// How long there was a session, if there was one.
+    pub(crate) session: Option<Duration>,
+    /// Whether the server has said no.
+    pub(crate) refused: bool,
+}
+
+/// How long to wait before the next attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pause {
+    /// If a request waits.
+    pub(crate) wanted: Duration,
+    /// If none does.
+    pub(crate) unwanted: Duration,
+}
+
+/// The pauses to come.
+#[derive(Debug)]
+pub(crate) struct Backoff {
+    pause: Duration,
+    refusal: Duration,
+    wake: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self { pause: FIRST, refusal: FIRST_REFUSAL, wake: FIRST_WAKE }
+    }
+
+    /// The pause after this end.
+    pub(crate) fn after(&mut self, ended: Ended) -> Pause {
+        if ended.session.is_some() {
+            self.pause = FIRST;
+        }
+        if ended.session.is_some_and(|time| time >= LASTED) {
+            (self.refusal, self.wake) = (FIRST_REFUSAL, FIRST_WAKE);
+        }
+        if ended.refused {
+            let pause = Pause { wanted: self.wake, unwanted: self.refusal };
+            self.refusal = (self.refusal * 2).min(LONGEST_REFUSAL);
+            self.wake = (self.wake * 2).min(LONGEST_WAKE);
+            pause
+        } else {
+            let pause = Pause { wanted: FIRST, unwanted: FIRST + self.pause };
+            self.pause = (self.pause * 2).min(LONGEST);
+            pause
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn refused(session: Option<u32>) -> Ended {
+        Ended { session: session.map(|seconds| SECOND * seconds), refused: true }
+    }
+
+    fn lost(session: Option<u32>) -> Ended {
+        Ended { refused: false, ..refused(session) }
+    }
+
+    /// The pauses after these ends, in seconds: if a request waits, and if none does.
+    fn pauses(ends: &[Ended]) -> Vec<(f64, f64)> {
+        let mut backoff = Backoff::new();
+        let pauses = ends.iter().map(|end| backoff.after(*end));
+        pauses.map(|p| (p.wanted.as_secs_f64(), p.unwanted.as_secs_f64())).collect()
+    }
+
+    #[test]
+    fn after_a_refusal_a_waiting_request_waits_for_seconds_at_most_and_nobody_else_hurries() {
+        let pauses = pauses(&[refused(None); 9]);
+        let wanted: Vec<_> = pauses.iter().map(|pause| pause.0).collect();
+        assert_eq!(wanted, [5.0, 10.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0]);
+        let unwanted: Vec<_> = pauses.iter().map(|pause| pause.1).collect();
+        assert_eq!(unwanted, [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0]);
+    }
+
+    #[test]
+    fn a_session_that_lasted_makes_refusals_forgotten_and_a_short_one_does_not() {
+        let short = [refused(Some(59)); 3];
+        assert_eq!(pauses(&short), [(5.0, 60.0), (10.0, 120.0), (20.0, 240.0)]);
+        let ends = [refused(None), refused(None), refused(Some(60)), refused(None)];
+        assert_eq!(pauses(&ends), [(5.0, 60.0), (10.0, 120.0), (5.0, 60.0), (10.0, 120.0)]);
+        let ends = [refused(None), lost(Some(3600)), refused(None)];
+        assert_eq!(pauses(&ends)[2], (5.0, 60.0));
+    }
+
+    #[test]
+    fn after_silence_the_pause_grows_to_a_bound_and_any_session_makes_it_short_again() {
+        let ends = [&[lost(None); 9][..], &[lost(Some(1))]].concat();
+        let unwanted: Vec<_> = pauses(&ends).iter().map(|pause| pause.1).collect();
+        assert_eq!(unwanted, [0.4, 0.6, 1.0, 1.8, 3.4, 6.6, 13.0, 15.2, 15.2, 0.4]);
+        assert!(pauses(&ends).iter().all(|pause| pause.0 == 0.2));
+    }
+}

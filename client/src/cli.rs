@@ -3,18 +3,20 @@
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, Parser, Subcommand};
-use common::{
-    identity::Name,
+use common::machine::{
     owner::become_owner_of,
     process,
     report::{self, Failure},
 };
+use proto::identity::Name;
 
 use crate::{
-    enroll::{self, Enroll},
+    commands::{
+        enroll::{self, Enroll},
+        status,
+        up::{self, UpFlags},
+    },
     profile::{self, Place},
-    status,
-    up::{self, UpFlags},
 };
 
 /// What every command understands stands by itself in its help.

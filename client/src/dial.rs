@@ -1,11 +1,13 @@
 //! Opening a QUIC connection to one of several addresses, and saying why it could not be.
 
+pub mod plan;
+pub mod route;
+
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use common::{
-    carrier,
-    door::DoorKey,
-    transport,
+use common::transport::{self, carrier};
+use proto::{
+    knock::DoorKey,
     wire::{Code, SERVER_NAME},
 };
 use quinn::{
@@ -15,8 +17,8 @@ use quinn::{
 use tokio::task::JoinSet;
 
 use crate::{
+    dial::route::{Carrier, Way},
     ssh::SshWay,
-    way::{Carrier, Way},
 };
 
 /// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).

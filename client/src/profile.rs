@@ -8,14 +8,18 @@ use std::{
 };
 
 use common::{
-    identity::{Certificate, Name},
-    invitation::sha256,
-    private::{self, FileError},
-    report::{Exit, Failure},
-    tls,
-    wire::Enrolled,
+    machine::{
+        files::{self, FileError},
+        report::{Exit, Failure},
+    },
+    transport::tls,
 };
 use data_encoding::BASE64;
+use proto::{
+    identity::{Certificate, Name},
+    invitation::sha256,
+    wire::Enrolled,
+};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
@@ -170,7 +174,7 @@ impl Place {
     /// Reads the profile.
     pub fn read(&self) -> Result<Profile, Failure> {
         let path = self.dir.join(IDENTITY);
-        let text = match private::read(&path) {
+        let text = match files::read(&path) {
             Err(e) if e.is_not_found() => {
                 return Err(self.not_enrolled(&path)?);
             }
@@ -231,9 +235,9 @@ impl Place {
     /// Makes the directory, for its owner alone.
     pub fn prepare(&self) -> Result<(), FileError> {
         let servers = self.dir.parent().unwrap_or(&self.dir);
-        private::create_dir(servers.parent().unwrap_or(servers))?;
-        private::create_dir(servers)?;
-        private::create_dir(&self.dir)
+        files::create_dir(servers.parent().unwrap_or(servers))?;
+        files::create_dir(servers)?;
+        files::create_dir(&self.dir)
     }
 
     /// The key to offer with a code: the one that was offered with it before, or what `make` makes,
@@ -245,7 +249,7 @@ impl Place {
     ) -> Result<SecretPem, Failure> {
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
-        match private::read(&path) {
+        match files::read(&path) {
             Ok(bytes) => {
                 if let Ok(pending) = serde_json::from_slice::<Pending>(&bytes)
                     && pending.code == code
@@ -258,7 +262,7 @@ impl Place {
         }
         let private_key = make()?;
         let pending = Pending { code, private_key: private_key.clone() };
-        private::replace(
+        files::replace(
             &path,
             &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?,
         )?;
@@ -311,7 +315,7 @@ impl Profile {
             private_key: self.key.clone(),
         };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
-        private::replace(&path, &bytes)?;
+        files::replace(&path, &bytes)?;
         match fs::remove_file(self.place.dir.join(PENDING)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(FileError::io("remove", self.place.dir.join(PENDING))(e))

@@ -21,18 +21,16 @@ use std::{
 };
 
 use clap::ValueEnum;
-use common::{
-    carrier::StreamCarrier,
-    frame,
+use common::transport::{carrier::StreamCarrier, frame};
+use keys::Keyring;
+use pace::Pace;
+use proto::{
     identity::Name,
     wire::{Enrolled, SSH_MARKER, SSH_RELAY},
 };
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-
-use keys::Keyring;
-use pace::Pace;
 
 pub use bounds::Silence;
 pub use error::SshError;

@@ -1,15 +1,24 @@
 //! The tunnel: one connection to the server, opened again for ever, and the streams on it.
 
+mod backoff;
+pub mod events;
+mod liveness;
+mod migration;
+mod path_probe;
+pub mod reconnect;
+mod renewal;
+pub mod state;
+
 use std::{
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use common::{
-    answer::{ErrorAnswer, RETRY_SOON},
+use common::transport::splice::{Meter, Receiving, Sending};
+use proto::{
     identity::Name,
-    splice::{Meter, Receiving, Sending},
+    ollama::answer::{ErrorAnswer, RETRY_SOON},
     wire::{Code, ServiceKind, StreamHead},
 };
 use tokio::sync::watch;
@@ -17,12 +26,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    dial::DialError,
-    directions::Directions,
-    journal::Journal,
-    keeper::Keeper,
-    link::{Down, Link, Refusal, Up},
+    dial::{DialError, plan::Directions},
     profile::Profile,
+    tunnel::{
+        events::Journal,
+        reconnect::Keeper,
+        state::{Down, Link, Refusal, Up},
+    },
 };
 
 /// A way into the tunnel. Clones share it.
@@ -93,7 +103,7 @@ impl Tunnel {
 
     /// What the bytes of a service are, by the server's last word on it.
     pub fn kind(&self, service: &Name) -> ServiceKind {
-        let of = |services: &[common::wire::Service]| {
+        let of = |services: &[proto::wire::Service]| {
             services.iter().find(|s| s.name == *service).map(|s| s.kind)
         };
         let now = match &*self.link.borrow() {

@@ -1,5 +1,14 @@
 //! How QUIC is tuned, on both ends alike, and the UDP sockets under it.
 
+pub mod accept;
+pub mod carrier;
+pub mod congestion;
+pub mod credit;
+pub mod exchange;
+pub mod frame;
+pub mod splice;
+pub mod tls;
+
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -7,13 +16,11 @@ use std::{
     time::Duration,
 };
 
-use crate::{credit, process::parse_time, stall::StallProofCubic};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-/// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter
-/// than this loses nothing.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+use crate::{machine::process::parse_time, transport::congestion::StallProofCubic};
+
 /// Each end proves itself alive this often.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A handshake that takes longer has failed.

@@ -2,12 +2,11 @@
 //! Prompts, answers, queries and keys never.
 //!
 //! [`entry`] says what a line is, [`log`] puts lines into files, `writer` does so beside the
-//! requests, [`show`] is `aditd audit`.
+//! requests, [`crate::commands::audit`] is `aditd audit`.
 
 pub mod entry;
 pub mod log;
-mod read;
-pub mod show;
+pub mod read;
 mod writer;
 
 pub use entry::Event;
@@ -18,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::{private::FileError, report::say};
+use common::machine::{files::FileError, report::say};
 use serde::Deserialize;
 
 use self::log::Log;

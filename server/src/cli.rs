@@ -3,21 +3,24 @@
 use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
-use common::{
+use common::machine::{
     owner::become_owner_of,
     process,
     report::{self, Failure, say},
 };
 
 use crate::{
-    audit,
+    commands::{
+        audit, devices,
+        invite::{self, Invite},
+        over_ssh, status,
+    },
     config::{Config, Flags, GLOBAL, ServeFlags},
-    devices,
-    invite::{self, Invite},
-    reload::{self, Settings},
-    serve, ssh,
+    serve::{
+        self,
+        reload::{self, Settings},
+    },
     state::State,
-    status,
 };
 
 /// Let enrolled devices use the Ollama of this machine, and nobody else
@@ -59,7 +62,7 @@ enum Command {
     /// Read the configuration again and put it in force, as on SIGHUP; a bad one changes nothing
     Reload,
     /// Show what was done: requests, and who was let in or out
-    Audit(audit::show::Show),
+    Audit(audit::Show),
     /// Show the running server
     Status {
         /// Print JSON
@@ -133,11 +136,11 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?, command)),
         Command::EnrollDevice { device } => {
-            on_one_thread()?.block_on(ssh::enroll_device(settled(), &device))
+            on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }
         Command::Relay { to } => {
             let runtime = on_one_thread()?;
-            let result = runtime.block_on(ssh::relay(settled(), to));
+            let result = runtime.block_on(over_ssh::relay(settled(), to));
             // The thread that reads standard input may never come back.
             runtime.shutdown_background();
             result
@@ -146,7 +149,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         Command::Audit(show) => {
             let config = Config::settle(flags, &ServeFlags::default())?;
             become_owner_of(&config.meters.audit.dir)?;
-            audit::show::run(&config.meters.audit.dir, &config.state_dir, &show)
+            audit::run(&config.meters.audit.dir, &config.state_dir, &show)
         }
         Command::Status { json } => {
             let dir = flags.state_dir()?;

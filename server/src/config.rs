@@ -13,14 +13,14 @@ use std::{
 
 use clap::Args;
 use common::{
-    identity::Name,
-    invitation::MAX_ADDRESSES,
-    process::parse_time,
-    report::{Exit, Failure},
-    transport::{IDLE_TIMEOUT, parse_idle_timeout},
-    wire::ADITD_PORT,
+    machine::{
+        process::parse_time,
+        report::{Exit, Failure},
+    },
+    transport::parse_idle_timeout,
 };
 use ipnet::IpNet;
+use proto::{identity::Name, invitation::MAX_ADDRESSES, wire::ADITD_PORT};
 use toml::Spanned;
 
 use self::{
@@ -28,16 +28,17 @@ use self::{
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
 use crate::{
+    accounting::{MeterSettings, queue},
     audit::{Age, AuditSettings},
-    gate::authorize::{Address, At, Authority},
-    group,
+    ingress::filter::Audience,
     limits::Size,
-    meters::MeterSettings,
-    queue,
-    roles::Rules,
-    silence::Audience,
+    policy::{
+        authorize::{Address, At, Authority},
+        roles::Rules,
+        upstream::Upstream,
+    },
+    session::enroll_socket,
     state,
-    upstream::Upstream,
 };
 
 /// What every command understands stands by itself in its help.
@@ -218,11 +219,13 @@ impl Config {
             idle_timeout: serve
                 .idle_timeout
                 .or(file.idle_timeout.map(|IdleTimeout(time)| time))
-                .unwrap_or(IDLE_TIMEOUT),
+                .unwrap_or(proto::wire::IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
-            enroll_socket: file.enroll_socket.unwrap_or_else(|| group::DEFAULT_SOCKET.into()),
+            enroll_socket: file
+                .enroll_socket
+                .unwrap_or_else(|| enroll_socket::DEFAULT_SOCKET.into()),
             rules: Arc::new(rules),
             devices,
             authorize: file.authorize.map(|address| {

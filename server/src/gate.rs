@@ -2,48 +2,41 @@
 //! strictly, asks whether it may pass, and then lets the very bytes through that it has read; of
 //! answers it only follows where they end.
 //!
-//! One stream is one TCP connection, as with `common::splice`, and FIN, RST and the loss of the
+//! One stream is one TCP connection, as with `common::transport::splice`, and FIN, RST and the loss of the
 //! network mean the same. Requests are decided one after the other: the next one is looked at when
 //! the answer to the last has passed.
 
-pub mod authorize;
 mod conversation;
 mod exchange;
-pub mod framing;
-pub mod head;
-pub mod host;
 mod inbox;
 mod judge;
-pub mod model;
-pub mod record;
 pub mod refused;
 mod room;
-pub mod route;
 mod running;
-pub mod tokens;
-pub mod tracker;
+mod this_machine;
 
 use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
 
-use common::{
+use common::transport::splice::{self, End, Meter, Receiving, Sending};
+use proto::{
+    http1::head::{HeadReader, RequestHead},
     identity::Certificate,
-    splice::{self, End, Meter, Receiving, Sending},
+    ollama::route::{Route, Target, route},
     wire::Code,
 };
 use tokio::{net::TcpStream, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    authorize::Authority,
     conversation::{Conversation, Over},
-    head::{HeadReader, RequestHead},
     inbox::{Head, Inbox},
-    record::{Admission, Asker, Observer},
     room::Room,
-    route::Route,
     running::Running,
 };
-use crate::policy::Policy;
+use crate::{
+    policy::{Policy, authorize::Authority},
+    record::{Admission, Asker, Observer},
+};
 
 /// What all connections through the gate share.
 pub struct Gate {
@@ -127,7 +120,7 @@ impl Gate {
             let (mut running, refused) = match &head {
                 // What is not allowed is not told how the service is.
                 Ok(head) => {
-                    let route = route::route(&head.method, route::Target::new(&head.target));
+                    let route = route(&head.method, Target::new(&head.target));
                     let refused =
                         self.leave(&line, head, route).err().unwrap_or_else(|| why.into());
                     (self.begin(&line, Some((head, route))), refused)

@@ -20,13 +20,13 @@ use std::{
     time::Duration,
 };
 
-use common::identity::{DeviceId, Name};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::NoOpMiddleware,
     state::{InMemoryState, NotKeyed},
 };
+use proto::identity::{DeviceId, Name};
 
 /// When nobody knows how long a running request takes, this is when to ask again.
 const SOON: Duration = Duration::from_secs(1);

@@ -3,7 +3,6 @@
 //! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred,
 //! devices and paths not at all.
 
-pub mod look;
 pub mod serve;
 pub mod standing;
 
@@ -14,11 +13,12 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, histogram::Histogram},
     registry::Registry,
 };
+use proto::ollama::route::RouteClass;
 
 use self::standing::Standing;
 use crate::{
-    gate::record::{End, RequestRecord, RouteClass},
-    meters::charge::Charge,
+    accounting::charge::Charge,
+    record::{End, RequestRecord},
 };
 
 /// What every name begins with.
@@ -200,7 +200,7 @@ fn class(status: Option<u16>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{audit::entry::tests::record, gate::record::Refusal};
+    use crate::{audit::entry::tests::record, record::Refusal};
 
     fn ended(metrics: &Metrics, record: &RequestRecord) {
         metrics.ended(record, &Charge::of(record, 0.0));
@@ -244,7 +244,7 @@ mod tests {
             sent.method = format!("M{i}").into();
             sent.model = Some(format!("model{i}").into());
             sent.asker.name = format!("device{i}").parse().expect("a name");
-            sent.asker.id = common::identity::DeviceId::generate();
+            sent.asker.id = proto::identity::DeviceId::generate();
             ended(&metrics, &sent);
         }
         assert_eq!(metrics.text(Standing::default()).lines().count(), before);

@@ -1,17 +1,23 @@
 //! Who may do what. The only maker of permits: whatever needs permission takes one.
 
+pub mod authorize;
+pub mod roles;
+pub mod upstream;
+
 use std::sync::{Arc, PoisonError, RwLock};
 
-use common::{
+use proto::{
     identity::{Certificate, DeviceId, Name},
+    ollama::{model::ModelPattern, route::RouteClass},
     wire::{Code, DEFAULT_SERVICE, Service, ServiceKind},
 };
 
 use crate::{
-    gate::{model::ModelPattern, record::RouteClass},
-    register::Snapshot,
-    roles::{Rules, Whose, Wish, default_role, either},
-    upstream::Upstream,
+    policy::{
+        roles::{Rules, Whose, Wish, default_role, either},
+        upstream::Upstream,
+    },
+    state::register::Snapshot,
 };
 
 /// How long after its certificate's end a device may still prove its key to get a new one, in

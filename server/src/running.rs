@@ -1,5 +1,7 @@
 //! The running server, as all its parts and the other commands see it.
 
+pub mod sessions;
+
 use std::{
     collections::HashSet,
     net::SocketAddr,
@@ -11,25 +13,24 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    identity::{DeviceId, Name},
-    process::unix_now,
-    report::Failure,
-};
+use common::machine::{process::unix_now, report::Failure};
+use proto::identity::{DeviceId, Name};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use crate::{
+    accounting::Meters,
     audit::AuditStatus,
     gate::Gate,
     limits::Asker,
-    live::{Live, SessionStatus},
-    meters::Meters,
     policy::Policy,
-    register::{Register, RegisterError},
-    reload::Settings,
-    state::State,
+    running::sessions::{Live, SessionStatus},
+    serve::reload::Settings,
+    state::{
+        State,
+        register::{Register, RegisterError},
+    },
 };
 
 /// How often the register is looked at for changes that nobody announced.

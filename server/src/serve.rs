@@ -1,38 +1,46 @@
 //! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
 
+mod listen;
+pub mod look;
+pub mod reload;
+
 use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
 use common::{
-    control::{ClaimError, Control},
-    identity::Certificate,
-    process::{Stop, unix_now},
-    report::{Exit, Failure},
-    tls::{self, Admit},
-    transport,
-    wire::Code,
+    machine::{
+        control::{ClaimError, Control},
+        process::{Stop, unix_now},
+        report::{Exit, Failure},
+    },
+    transport::{
+        self,
+        tls::{self, Admit},
+    },
 };
+use proto::{identity::Certificate, wire::Code};
 use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::{
+    accounting::{self, Meters},
     audit::Event,
     config::{self, Config},
-    door::{Door, Handshake, Verdict},
-    enroll,
-    group::GroupSocket,
-    listen,
-    meters::{self, Meters},
-    metrics::look::Look,
+    ingress::{
+        admission::{Door, Handshake, Verdict},
+        filter::SilentSocket,
+        relay::Relay,
+        verifier::DeviceVerifier,
+    },
     policy::Policy,
-    relay::Relay,
-    reload::{self, Reloaded, Settings},
     running::{Answer, Open, Request, Server},
-    session,
-    silence::SilentSocket,
+    serve::{
+        look::Look,
+        reload::{Reloaded, Settings},
+    },
+    session::{self, enroll, enroll_socket::GroupSocket},
     state::State,
-    verifier::DeviceVerifier,
 };
 
 /// Running answers may take this long after the order to stop.
@@ -51,7 +59,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
     let sockets = listen::bind(&config)?;
     let exporter = match &config.meters.metrics {
-        Some(place) => Some(meters::exporter(place).await.map_err(|failure| {
+        Some(place) => Some(accounting::exporter(place).await.map_err(|failure| {
             // The configuration may be good: it is the machine that has no room for it now.
             let failure = failure.exit(Exit::Failed);
             place.cure().into_iter().fold(failure, Failure::hint)

@@ -1,6 +1,9 @@
 //! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined
 //! to what it may reach.
 
+pub mod enroll;
+pub mod enroll_socket;
+
 use std::{
     sync::{
         Arc,
@@ -10,12 +13,16 @@ use std::{
 };
 
 use common::{
-    credit::Credit,
-    frame,
+    machine::process::{loopback_id, unix_now},
+    transport::{
+        FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS,
+        credit::Credit,
+        frame, grant,
+        splice::{Facing, Receiving, Sending, splice},
+    },
+};
+use proto::{
     identity::{Certificate, Name},
-    process::{loopback_id, unix_now},
-    splice::{Facing, Receiving, Sending, splice},
-    transport::{FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS, grant},
     wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
 };
 use quinn::{Connection, RecvStream, SendStream};
@@ -29,15 +36,14 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
 use crate::{
-    ca::DeviceKey,
-    gate::{
-        Line,
-        record::{Asker, Carrier},
+    gate::Line,
+    policy::{Admitted, Permit, upstream},
+    record::{Asker, Carrier},
+    running::{
+        Server,
+        sessions::{Place, close},
     },
-    live::{Place, close},
-    policy::{Admitted, Permit},
-    running::Server,
-    upstream,
+    state::ca::DeviceKey,
 };
 
 /// Runs one tunnel until it ends. Its streams end with it.

@@ -1,19 +1,22 @@
 //! The state directory of `aditd`: who it is, and the keys that let its clients recognise it after
 //! a restart.
 
+pub mod ca;
+pub mod register;
+
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use common::{
-    door::{DoorKey, fill_random},
-    private::{self, FileError},
+use common::machine::{
+    files::{self, FileError},
     report::Failure,
 };
+use proto::knock::{DoorKey, fill_random};
 use serde::{Deserialize, Serialize};
 
-use crate::{ca::Ca, register::Register};
+use crate::state::{ca::Ca, register::Register};
 
 /// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own
 /// data directory.
@@ -60,7 +63,7 @@ impl EndpointKeys {
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {
-        let bytes = private::read_or_create(path, || {
+        let bytes = files::read_or_create(path, || {
             serde_json::to_vec_pretty(&Self::generate()).unwrap_or_default()
         })?;
         serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(path, e))
@@ -70,7 +73,7 @@ impl EndpointKeys {
 impl State {
     /// Opens the state in `dir` and makes whatever isn't there yet.
     pub fn open_or_create(dir: &Path) -> Result<Self, Failure> {
-        private::create_dir(dir)?;
+        files::create_dir(dir)?;
         let register = dir.join(Register::FILE);
         // The server's certificate is made after the register: an empty register beside it has lost
         // what it held.

@@ -37,7 +37,7 @@ fn main() {
         if !Sshd::is_there() {
             return println!("there is no OpenSSH server and client here: nothing to measure");
         }
-        common::process::raise_descriptor_limit();
+        common::machine::process::raise_descriptor_limit();
         from_the_first_command().await;
         changes().await;
         costs().await;

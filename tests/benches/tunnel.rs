@@ -29,7 +29,7 @@ fn main() {
 }
 
 async fn run() {
-    common::process::raise_descriptor_limit();
+    common::machine::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
     let direct: SocketAddr =
         upstream.flag("tcp").trim_start_matches("tcp://").parse().expect("an address");

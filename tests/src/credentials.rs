@@ -10,21 +10,22 @@ use std::{
 
 use client::dial;
 use common::{
-    frame,
-    identity::DeviceId,
-    invitation::Invitation,
-    process::unix_now,
-    tls, transport,
-    wire::{EnrollAnswer, EnrollRequest},
+    machine::process::unix_now,
+    transport::{frame, tls},
 };
 use data_encoding::BASE64;
+use proto::{
+    identity::DeviceId,
+    invitation::Invitation,
+    wire::{EnrollAnswer, EnrollRequest},
+};
 use quinn::Connection;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
-use server::ca::{Ca, DeviceKey};
+use server::state::ca::{Ca, DeviceKey};
 use time::OffsetDateTime;
 
 use crate::{
@@ -95,7 +96,7 @@ pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(
         tls::enroll_client(invitation.ca).expect("TLS"),
         &invitation.secret.door_key(),
-        transport::IDLE_TIMEOUT,
+        proto::wire::IDLE_TIMEOUT,
     );
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }

@@ -11,7 +11,7 @@ mod stage;
 use std::{ffi::OsString, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Parser;
-use common::{
+use common::machine::{
     process::Stop,
     report::{self, Failure},
 };

@@ -2,15 +2,19 @@
 
 use std::net::IpAddr;
 
-use server::gate::{
-    framing::Body,
-    head::{Fault, HeadReader, RequestHead},
-    host::{self, Own},
-    model::{self, ModelPattern},
-    record::BodyLength,
-    route::{Pattern, Target, route},
-    tokens::{AnswerUsage, JsonScan},
-    tracker::Tracker,
+use proto::{
+    http1::{
+        BodyLength,
+        framing::Body,
+        head::{Fault, HeadReader, RequestHead},
+        response::Tracker,
+    },
+    ollama::{
+        host::{self, Own},
+        model::{self, ModelPattern},
+        route::{Pattern, Target, route},
+        usage::{AnswerUsage, JsonScan},
+    },
 };
 
 /// The bytes in the parts that these places cut them into.

@@ -12,11 +12,10 @@ use std::{
 };
 
 use client::{dial, profile::Profile};
-use common::{
-    door::DoorKey,
-    frame,
+use common::transport::{self, frame, tls};
+use proto::{
     identity::DeviceId,
-    tls, transport,
+    knock::DoorKey,
     wire::{ALPN_TUNNEL, Code, Greeting, Hello, SERVER_NAME, StreamHead},
 };
 use quinn::{
@@ -25,7 +24,7 @@ use quinn::{
 };
 use rcgen::KeyPair;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use server::ca::Ca;
+use server::state::ca::Ca;
 use time::OffsetDateTime;
 use tokio::{
     io::AsyncWriteExt,
@@ -195,7 +194,7 @@ pub async fn attempt(
     alpn: &[&[u8]],
     door: &DoorKey,
 ) -> Outcome {
-    let config = dial::config(crypto(profile, identity, alpn), door, transport::IDLE_TIMEOUT);
+    let config = dial::config(crypto(profile, identity, alpn), door, proto::wire::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
     let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
     let connection =
@@ -270,7 +269,7 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let id = quinn_proto::ConnectionId::new(dst_cid);
     config
-        .transport_config(transport::settings(0, transport::IDLE_TIMEOUT))
+        .transport_config(transport::settings(0, proto::wire::IDLE_TIMEOUT))
         .initial_dst_cid_provider(Arc::new(move || id));
     let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
     let to = sink.local_addr().expect("an address");

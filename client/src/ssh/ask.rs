@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use common::report;
+use common::machine::report;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;

@@ -94,7 +94,7 @@ impl Patience {
                 Verdict::Over(silence) => return silence,
                 Verdict::Tell(what) => {
                     match self.tell {
-                        Tell::Person => common::report::say(format!("Waiting: {what} …")),
+                        Tell::Person => common::machine::report::say(format!("Waiting: {what} …")),
                         Tell::Log => tracing::info!("waiting: {what}"),
                         Tell::Nobody => tracing::debug!("waiting: {what}"),
                     }

@@ -3,13 +3,12 @@
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use common::{
-    frame,
+use common::transport::frame;
+use proto::{
     identity::Name,
     wire::{ADITD_PORT, EnrollDevice, Enrolled},
 };
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tracing::debug;
 
 use super::{

@@ -8,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{door::fill_random, process::unix_now, report::say};
+use common::machine::{process::unix_now, report::say};
+use proto::knock::fill_random;
 use ssh_key::Algorithm;
 use tracing::{debug, warn};
 

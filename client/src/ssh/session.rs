@@ -14,8 +14,8 @@ use russh::{
     Channel, ChannelMsg, ChannelReadHalf, MethodKind, MethodSet, cipher,
     client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse, Msg},
     keys::{
-        PrivateKeyWithHashAlg, PublicKeyOrCertificate, agent::AgentIdentity,
-        agent::client::AgentClient,
+        PrivateKeyWithHashAlg, PublicKeyOrCertificate,
+        agent::{AgentIdentity, client::AgentClient},
     },
 };
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PublicKey};
@@ -113,7 +113,7 @@ impl client::Handler for Host {
         banner: &str,
         _: &mut client::Session,
     ) -> Result<(), Self::Error> {
-        tracing::debug!("the host says: {}", common::report::harmless(banner.trim_end()));
+        tracing::debug!("the host says: {}", common::machine::report::harmless(banner.trim_end()));
         Ok(())
     }
 
@@ -122,7 +122,9 @@ impl client::Handler for Host {
         reason: DisconnectReason<Self::Error>,
     ) -> Result<(), Self::Error> {
         let goodbye = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => common::report::harmless(info.message),
+            DisconnectReason::ReceivedDisconnect(info) => {
+                common::machine::report::harmless(info.message)
+            }
             DisconnectReason::Error(e) => e.to_string(),
         };
         lock(&self.told).goodbye = Some(goodbye);
@@ -328,7 +330,7 @@ impl Session {
         match reply {
             Ok(KeyboardInteractiveAuthResponse::InfoRequest { name, instructions, prompts }) => {
                 for text in [name, instructions].iter().filter(|text| !text.trim().is_empty()) {
-                    common::report::say(text.trim_end());
+                    common::machine::report::say(text.trim_end());
                 }
                 Ok(Attempt::Asked(
                     prompts.into_iter().map(|prompt| (prompt.prompt, prompt.echo)).collect(),
@@ -460,7 +462,10 @@ impl Reading {
             self.next().await;
             self.left.clear();
         }
-        (self.code, common::report::harmless(String::from_utf8_lossy(&self.said).trim_end()))
+        (
+            self.code,
+            common::machine::report::harmless(String::from_utf8_lossy(&self.said).trim_end()),
+        )
     }
 
     async fn next(&mut self) {

@@ -10,8 +10,8 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    frame,
+use common::transport::frame;
+use proto::{
     identity::Name,
     wire::{EnrollDevice, Enrolled},
 };

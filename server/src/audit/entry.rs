@@ -5,13 +5,13 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::identity::{DeviceId, Name};
+use proto::identity::{DeviceId, Name};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
-    gate::record::{End, RequestRecord},
-    meters::charge::Charge,
+    accounting::charge::Charge,
+    record::{End, RequestRecord},
 };
 
 /// The longest path or model that is written whole, in characters: an application may send more,
@@ -236,7 +236,8 @@ pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::gate::record::{Asker, Carrier, Refusal, RouteClass, TokenFacts};
+    use crate::record::{Asker, Carrier, Refusal, TokenFacts};
+    use proto::ollama::route::RouteClass;
 
     pub(crate) fn record(end: End) -> RequestRecord {
         RequestRecord {

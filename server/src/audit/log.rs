@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::private::{self, FileError};
+use common::machine::files::{self, FileError};
 
 use super::{AuditSettings, entry::timestamp};
 
@@ -89,8 +89,8 @@ impl Log {
             let file = match self.file.take() {
                 Some(file) => file,
                 None => {
-                    private::create_dir(&self.settings.dir)?;
-                    private::open_append(&path)?
+                    files::create_dir(&self.settings.dir)?;
+                    files::open_append(&path)?
                 }
             };
             let file = Locked::take(file).map_err(failed)?;

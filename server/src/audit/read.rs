@@ -9,12 +9,12 @@ use std::{
     time::SystemTime,
 };
 
-use common::private::{self, FileError};
+use common::machine::files::{self, FileError};
 
 use super::log::{FILE, is_same, put_aside};
 
 /// Reads lines, oldest first.
-pub(super) struct Lines {
+pub struct Lines {
     dir: PathBuf,
     since: Option<SystemTime>,
     /// Files that are read before the newest.
@@ -28,7 +28,7 @@ pub(super) struct Lines {
 
 impl Lines {
     /// All of the log in `dir`, but for files that were written last before `since`.
-    pub(super) fn open(dir: &Path, since: Option<SystemTime>) -> Result<Self, FileError> {
+    pub fn open(dir: &Path, since: Option<SystemTime>) -> Result<Self, FileError> {
         let mut lines = Self {
             dir: dir.to_owned(),
             since,
@@ -42,12 +42,12 @@ impl Lines {
     }
 
     /// Whether there is no file to read yet.
-    pub(super) fn is_without_files(&self) -> bool {
+    pub fn is_without_files(&self) -> bool {
         self.newest.is_none() && self.older.is_empty()
     }
 
     /// The next line, without its end; `None` if there is none yet.
-    pub(super) fn next(&mut self) -> Result<Option<Vec<u8>>, FileError> {
+    pub fn read_line(&mut self) -> Result<Option<Vec<u8>>, FileError> {
         let path = self.dir.join(FILE);
         let failed = |e| FileError::io("read", &path)(e);
         loop {
@@ -123,7 +123,7 @@ fn read_line(file: &mut BufReader<File>, begun: &mut Vec<u8>) -> io::Result<Opti
 
 /// A file, unless it has gone in the meantime.
 fn open(path: &Path) -> Result<Option<File>, FileError> {
-    match private::open_read(path) {
+    match files::open_read(path) {
         Ok(file) => Ok(Some(file)),
         Err(e) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
@@ -144,7 +144,7 @@ mod tests {
 
     fn drain(lines: &mut Lines) -> Vec<String> {
         let mut read = Vec::new();
-        while let Some(line) = lines.next().expect("read") {
+        while let Some(line) = lines.read_line().expect("read") {
             let text = serde_json::from_slice::<serde_json::Value>(&line)
                 .map(|line| line["text"].as_str().map(str::to_owned));
             read.push(text.ok().flatten().unwrap_or_else(|| "torn".to_owned()));

@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use common::{identity::Name, report::Failure};
+use common::machine::report::Failure;
 use ipnet::IpNet;
+use proto::identity::Name;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -16,11 +17,13 @@ use super::{
 };
 use crate::{
     audit::Age,
-    gate::authorize::{Address, At},
     limits::{LimitSettings, LimitTable, Size},
     metrics::serve::MetricsAddr,
-    roles::{BadRole, DeviceFile, RoleFile, Rules},
-    upstream::Upstream,
+    policy::{
+        authorize::{Address, At},
+        roles::{BadRole, DeviceFile, RoleFile, Rules},
+        upstream::Upstream,
+    },
 };
 
 const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";

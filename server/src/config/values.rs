@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use common::{
+use common::transport::parse_idle_timeout;
+use proto::{
     invitation::{self, MAX_ADDRESSES},
-    transport::parse_idle_timeout,
     wire::ADITD_PORT,
 };
 use serde::{Deserialize, Deserializer, de};

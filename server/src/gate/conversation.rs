@@ -1,7 +1,8 @@
 //! One connection through the gate: its requests, one after the other.
 
-use common::{
-    splice::{DownEnd, End, Receiving, Sending},
+use common::transport::splice::{DownEnd, End, Receiving, Sending};
+use proto::{
+    http1::head::{Fault, HeadReader, RequestHead},
     wire::Code,
 };
 use quinn::VarInt;
@@ -13,7 +14,6 @@ use tokio::{
 use super::{
     Gate, Line,
     exchange::Request,
-    head::{Fault, HeadReader, RequestHead},
     inbox::{Head, Inbox},
     refused::Refused,
     running::Running,

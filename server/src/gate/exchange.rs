@@ -9,8 +9,9 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use common::{
-    splice::{DownEnd, End, Meter},
+use common::transport::splice::{DownEnd, End, Meter};
+use proto::{
+    http1::{BodyLength, framing::Body},
     wire::Code,
 };
 use tokio::{
@@ -25,13 +26,12 @@ use self::{
 use super::{
     Gate, Line,
     conversation::{Conversation, Over},
-    framing::Body,
     judge::Judged,
-    record::{self, BodyLength, Held, Refusal, Ticket},
     refused::Refused,
     room::Share,
     running::Running,
 };
+use crate::record::{self, Held, Refusal, Ticket};
 
 /// A request on its way to the service.
 pub(super) struct Request<'a> {

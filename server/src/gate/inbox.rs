@@ -3,10 +3,9 @@
 use std::{collections::VecDeque, future::pending};
 
 use bytes::Bytes;
-use common::splice::{CHUNKS, DownEnd, Meter, Receiving, write_all};
+use common::transport::splice::{CHUNKS, DownEnd, Meter, Receiving, write_all};
+use proto::http1::head::{Fault, HeadReader};
 use tokio::net::tcp::WriteHalf;
-
-use super::head::{Fault, HeadReader};
 
 /// Read ahead at the most, in bytes, of what comes behind a request that runs.
 pub(super) const BEHIND: usize = 16 * 1024;

@@ -5,32 +5,36 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
 use common::{
-    process::unix_now,
-    splice::{CHUNKS, DownEnd},
+    machine::process::unix_now,
+    transport::splice::{CHUNKS, DownEnd},
+};
+use proto::{
+    http1::{BodyLength, framing::Body, head::RequestHead, response},
+    ollama::{
+        host, model,
+        route::{Models, Route, RouteClass, Target, route},
+    },
     wire::Code,
 };
 use tokio::sync::watch;
 
 use super::{
     Gate, Line,
-    authorize::{At, Authority, Question},
     conversation::{Conversation, Over},
     exchange::Request,
-    framing::Body,
-    head::RequestHead,
-    host::{self, ThisMachine},
     inbox::WAITING,
-    model,
-    record::{Asked, BodyLength, End, Refusal, RouteClass, Ticket},
     refused::Refused,
     room::{Full, Share},
-    route::{Models, Route, Target, route},
     running::Running,
-    tracker,
 };
 use crate::{
-    policy::{Denied, Leave, Pass},
-    roles::Wish,
+    gate::this_machine::ThisMachine,
+    policy::{
+        Denied, Leave, Pass,
+        authorize::{At, Authority, Question},
+        roles::Wish,
+    },
+    record::{Asked, End, Refusal, Ticket},
 };
 
 /// The longest body that is read whole before it is forwarded, because some of its device's models
@@ -318,9 +322,9 @@ impl<'a> Conversation<'a> {
     ) -> Result<(), Stop> {
         if head.expects && !body.is_over() {
             running.outgoing.tracker.continued();
-            let gone = |_| Stop::Over(common::splice::End::Aborted.into());
-            running.outgoing.bytes += tracker::CONTINUE.len() as u64;
-            self.send.write_all(tracker::CONTINUE).await.map_err(gone)?;
+            let gone = |_| Stop::Over(common::transport::splice::End::Aborted.into());
+            running.outgoing.bytes += response::CONTINUE.len() as u64;
+            self.send.write_all(response::CONTINUE).await.map_err(gone)?;
         }
         let chunked = head.body == BodyLength::Chunked;
         while !body.is_over() {
@@ -372,8 +376,8 @@ impl<'a> Conversation<'a> {
 impl End {
     fn of(over: &Over) -> Self {
         match over {
-            Over::Ended { end: common::splice::End::Reset(code), .. }
-                if code.into_inner() == u64::from(common::wire::Code::Aborted as u32) =>
+            Over::Ended { end: common::transport::splice::End::Reset(code), .. }
+                if code.into_inner() == u64::from(proto::wire::Code::Aborted as u32) =>
             {
                 Self::Cancelled
             }

@@ -1,18 +1,17 @@
 //! What an application is told instead of an answer of the service.
 
-use common::{
-    answer::{ErrorAnswer, RETRY_SOON},
-    splice::Sending,
+use common::transport::splice::Sending;
+use proto::{
+    http1::head::Fault,
+    ollama::answer::{ErrorAnswer, RETRY_SOON},
     wire::Code,
 };
 
-use super::{
-    authorize,
-    head::Fault,
+use super::running::Running;
+use crate::{
+    policy::{Denied, authorize},
     record::{End, NotNow, Refusal},
-    running::Running,
 };
-use crate::policy::Denied;
 
 /// A refusal that has not been taken after this time is not waited for.
 const TOLD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
@@ -41,7 +40,7 @@ impl Refused {
         line: &[u8],
     ) -> bool {
         tracing::debug!("refused ({}): {}", self.answer.status, self.answer.sentence);
-        let answer = self.answer.render(line);
+        let answer = self.answer.render(line, std::time::SystemTime::now());
         // Who takes nothing does not keep the service at work meanwhile.
         let told =
             matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(&answer)).await, Ok(Ok(())));

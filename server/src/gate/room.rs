@@ -7,7 +7,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use common::identity::DeviceId;
+use proto::identity::DeviceId;
 
 /// For all devices together, in bytes.
 const MOST: usize = 128 << 20;

@@ -2,15 +2,16 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use common::identity::Name;
-
-use super::{
-    head::RequestHead,
-    record::{Asker, End, Observer, RequestRecord, RouteClass, TokenFacts},
-    route::{Models, Route, Target},
-    tokens::JsonScan,
-    tracker::Tracker,
+use proto::{
+    http1::{head::RequestHead, response::Tracker},
+    identity::Name,
+    ollama::{
+        route::{Models, Route, RouteClass, Target},
+        usage::JsonScan,
+    },
 };
+
+use crate::record::{Asker, End, Observer, RequestRecord, TokenFacts};
 
 /// A path is recorded up to this length.
 const MOST_PATH: usize = 1024;

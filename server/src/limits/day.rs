@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use common::identity::DeviceId;
+use proto::identity::DeviceId;
 use serde::{Deserialize, Serialize};
 
 const SECONDS: i64 = 86_400;

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use common::private::{self, FileError};
+use common::machine::files::{self, FileError};
 use tracing::warn;
 
 use super::{Limiter, Usage};
@@ -31,7 +31,7 @@ impl UsageFile {
     /// What has been used. A damaged file is no reason to let nobody in: it is said, and the day
     /// begins anew.
     pub fn load(&self) -> Usage {
-        let read = private::read(&self.path).and_then(|bytes| {
+        let read = files::read(&self.path).and_then(|bytes| {
             serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&self.path, e))
         });
         match read {
@@ -50,7 +50,7 @@ impl UsageFile {
     /// When it can't be written; the file is then as it was.
     pub fn save(&self, usage: &Usage) -> Result<(), FileError> {
         let bytes = serde_json::to_vec(usage).map_err(|e| FileError::damaged(&self.path, e))?;
-        private::replace(&self.path, &bytes)
+        files::replace(&self.path, &bytes)
     }
 
     /// Keeps what `limiter` counts for as long as it is polled, and says a failure once until it
@@ -79,7 +79,7 @@ impl UsageFile {
 
 #[cfg(test)]
 mod tests {
-    use common::identity::DeviceId;
+    use proto::identity::DeviceId;
 
     use super::*;
     use crate::limits::Day;
@@ -101,7 +101,7 @@ mod tests {
     fn a_damaged_file_lets_the_server_start() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let file = UsageFile::new(tmp.path());
-        private::replace(&tmp.path().join(UsageFile::FILE), b"{\"day\":").expect("written");
+        files::replace(&tmp.path().join(UsageFile::FILE), b"{\"day\":").expect("written");
         assert_eq!(file.load(), Usage::default());
     }
 }

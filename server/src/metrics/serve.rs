@@ -11,9 +11,11 @@ use std::{
 };
 
 use common::{
-    accept::accept,
-    private,
-    process::{Protocol, port_holder},
+    machine::{
+        files,
+        process::{Protocol, port_holder},
+    },
+    transport::accept::accept,
 };
 use http_body_util::Full;
 use hyper::{
@@ -138,7 +140,7 @@ impl Exporter {
             Place::Unix(path) => {
                 // Or the mode below could be given to another file.
                 if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
-                    private::refuse_shared_dir(dir).map_err(io::Error::other)?;
+                    files::refuse_shared_dir(dir).map_err(io::Error::other)?;
                 }
                 remove_stale(path)?;
                 let listener =

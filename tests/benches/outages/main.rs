@@ -27,7 +27,7 @@ fn main() {
     if Lab::is_missing() || !Sshd::is_there() {
         return println!("no lab, or no OpenSSH server and client here: nothing to measure");
     }
-    common::process::raise_descriptor_limit();
+    common::machine::process::raise_descriptor_limit();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let long = args.iter().any(|arg| arg == "--long");
     let named = |name: &str| args.iter().any(|arg| arg == name);

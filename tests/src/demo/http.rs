@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use common::report::Failure;
+use common::machine::report::Failure;
 use http_body_util::{BodyExt, Full};
 use hyper::{
     Method, Request, Response, StatusCode,

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::report::Failure;
+use common::machine::report::Failure;
 use hyper::StatusCode;
 use serde_json::Value;
 use tokio::time::timeout;

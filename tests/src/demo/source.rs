@@ -5,10 +5,11 @@ use std::{
     time::Duration,
 };
 
-use common::{report::Failure, wire::OLLAMA_PORT};
+use common::machine::report::Failure;
+use proto::wire::OLLAMA_PORT;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use server::upstream::Upstream;
+use server::policy::upstream::Upstream;
 use tokio::time::timeout;
 
 use super::{http::Client, screen::Screen};

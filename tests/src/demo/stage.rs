@@ -3,7 +3,7 @@
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
-use common::report::Failure;
+use common::machine::report::Failure;
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::process::Command;

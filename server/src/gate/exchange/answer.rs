@@ -2,7 +2,7 @@
 
 use std::{io, sync::atomic::Ordering::Relaxed};
 
-use common::splice::{Buffer, Sending};
+use common::transport::splice::{Buffer, Sending};
 use quinn::{ConnectionError, StoppedError, WriteError};
 use tokio::{io::Interest, net::tcp::ReadHalf};
 

@@ -3,15 +3,17 @@
 use std::{sync::atomic::Ordering::Relaxed, time::Instant};
 
 use bytes::Bytes;
-use common::splice::{CHUNKS, DownEnd};
+use common::transport::splice::{CHUNKS, DownEnd};
+use proto::http1::head::Fault;
 use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 
 use super::{Request, Way};
-use crate::gate::{
-    head::Fault,
-    inbox::{BEHIND, Inbox, WAITING},
+use crate::{
+    gate::{
+        inbox::{BEHIND, Inbox, WAITING},
+        running::Incoming,
+    },
     record::{NotNow, Turn},
-    running::Incoming,
 };
 
 /// How the device's direction ended.

@@ -3,13 +3,12 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use common::{
-    frame,
+use common::{machine::process::unix_now, transport::frame};
+use data_encoding::BASE64;
+use proto::{
     identity::{Certificate, DeviceId},
-    process::unix_now,
     wire::{Code, RenewAnswer, StreamHead},
 };
-use data_encoding::BASE64;
 use quinn::ConnectionError;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, pem::PemObject};

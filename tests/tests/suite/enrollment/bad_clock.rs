@@ -4,15 +4,19 @@
 use std::{net::SocketAddr, path::Path, sync::Arc};
 
 use common::{
-    door::DoorKey,
-    frame,
-    invitation::{Invitation, Secret},
-    process::unix_now,
-    tls::{self, Admit},
-    wire::{EnrollAnswer, EnrollRequest, Enrolled},
+    machine::process::unix_now,
+    transport::{
+        frame,
+        tls::{self, Admit},
+    },
 };
 use data_encoding::BASE64;
-use server::ca::{Ca, DeviceKey};
+use proto::{
+    invitation::{Invitation, Secret},
+    knock::DoorKey,
+    wire::{EnrollAnswer, EnrollRequest, Enrolled},
+};
+use server::state::ca::{Ca, DeviceKey};
 use tests::{
     credentials::{self, Authority},
     kept::{identity_file, store, stored},
@@ -55,7 +59,7 @@ async fn server_with_clock(
             let request: EnrollRequest = frame::read(&mut recv).await.expect("a request");
             let csr = BASE64.decode(request.csr.as_bytes()).expect("base64");
             let key = DeviceKey::from_csr(&csr).expect("a key");
-            let device_id = common::identity::DeviceId::generate();
+            let device_id = proto::identity::DeviceId::generate();
             let issued = authority
                 .ca
                 .issue_device(device_id, &key, now + devices_off, credentials::LIFE)

@@ -3,8 +3,9 @@
 
 use std::{collections::HashSet, fs};
 
-use common::{identity::DeviceId, invitation::sha256, process::unix_now};
+use common::machine::process::unix_now;
 use data_encoding::BASE64;
+use proto::{identity::DeviceId, invitation::sha256};
 use serde_json::Value;
 use tests::{
     credentials::{key_pair, parse},

@@ -8,12 +8,12 @@ use std::{
 };
 
 use client::profile::{Place, SecretPem};
-use common::{
+use common::machine::process::unix_now;
+use data_encoding::BASE64;
+use proto::{
     identity::Certificate,
-    process::unix_now,
     wire::{EnrollAnswer, EnrollRefusal, Enrolled},
 };
-use data_encoding::BASE64;
 use serde_json::Value;
 use tests::{
     credentials::{has_ended, new_key, parse, redeem},

@@ -27,7 +27,7 @@ async fn a_certificate_renews_itself_under_a_running_answer_and_the_old_end_pass
     assert!(certificate_until(&device) > first, "and it is stored");
     // Tokens go on until the first certificate has been dead for a while; so do new requests on the
     // same connection.
-    while common::process::unix_now() < first + 2 {
+    while common::machine::process::unix_now() < first + 2 {
         raw::read_exactly(&mut app, 200).await;
     }
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
@@ -47,7 +47,7 @@ async fn a_device_that_slept_past_its_certificates_end_recovers_unless_it_was_re
     assert_eq!(world.aditd(&["device", "revoke", "lost"]).await.code, Some(0));
     let end = certificate_until(&laptop).max(certificate_until(&lost));
     let passed = async {
-        while common::process::unix_now() <= end {
+        while common::machine::process::unix_now() <= end {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };

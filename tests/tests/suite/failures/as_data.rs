@@ -4,11 +4,14 @@
 use std::{path::Path, process::Stdio};
 
 use common::{
-    control, frame,
-    report::{Exit, Failure},
-    wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SshFailed},
+    machine::{
+        control,
+        report::{Exit, Failure},
+    },
+    transport::frame,
 };
 use data_encoding::BASE64;
+use proto::wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SshFailed};
 use server::running::{Answer, Request};
 use tests::{
     credentials::{csr, new_key},

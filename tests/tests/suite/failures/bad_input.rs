@@ -3,8 +3,8 @@
 
 use std::{fs, net::SocketAddr, path::Path};
 
-use common::invitation::{Invitation, sha256};
 use data_encoding::BASE64;
+use proto::invitation::{Invitation, sha256};
 use tests::{
     credentials::Authority,
     kept::{device_names, identity_file, store, stored, text},

@@ -4,13 +4,12 @@
 use std::sync::atomic::Ordering::SeqCst;
 
 use client::dial;
-use common::{
-    frame,
+use common::transport::frame;
+use data_encoding::BASE64;
+use proto::{
     invitation::Invitation,
-    transport,
     wire::{ALPN_TUNNEL, Code, EnrollAnswer, EnrollRefusal, SERVER_NAME, StreamHead},
 };
-use data_encoding::BASE64;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
 use tests::{
     credentials::{at_enrollment, csr, enroll, new_key},
@@ -155,7 +154,7 @@ async fn a_device_whose_greeting_is_nonsense_is_told_that_they_do_not_understand
         let config = dial::config(
             crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]),
             &gate.door(),
-            transport::IDLE_TIMEOUT,
+            proto::wire::IDLE_TIMEOUT,
         );
         let dialed =
             dial::dial(&config, &[gate.address.to_string()], None).await.expect("a connection");

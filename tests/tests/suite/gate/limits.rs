@@ -139,7 +139,7 @@ async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
 #[tokio::test]
 async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
     let mut world = start("[limits]\ntokens_per_day = 20").await;
-    let day = || common::process::unix_now() / 86_400;
+    let day = || common::machine::process::unix_now() / 86_400;
     let today = day();
     let up = up(&world, "laptop").await;
     let used = raw::exchange(up.address, &raw::generate(30, 1)).await;

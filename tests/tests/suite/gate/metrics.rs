@@ -136,7 +136,7 @@ async fn after_a_renewal_the_new_end_of_the_certificate_counts() {
     let flags = ["--device-life", "4s"];
     let world = World::start_configured(PROGRAM, Options::default(), &flags, CONFIG).await;
     let device = world.device("laptop").await;
-    let enrolled = common::process::unix_now();
+    let enrolled = common::machine::process::unix_now();
     if scrape_until(&world, "adit_devices_expired", 1.0).await.is_none() {
         return;
     }

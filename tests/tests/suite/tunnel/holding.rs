@@ -261,7 +261,7 @@ async fn one_profile_has_one_tunnel() {
 #[tokio::test]
 async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hanging() {
     const LIMIT: usize = common::transport::MOST_STREAMS as usize;
-    common::process::raise_descriptor_limit();
+    common::machine::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use common::{door::DoorKey, invitation::Invitation, wire::ALPN_TUNNEL};
+use proto::{invitation::Invitation, knock::DoorKey, wire::ALPN_TUNNEL};
 use tests::{
     kept::{chmod, identity_file, profile, text},
     ollama::Options,

@@ -7,9 +7,9 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    door::DoorKey,
+use proto::{
     invitation::Invitation,
+    knock::DoorKey,
     wire::{ALPN_ENROLL, ALPN_TUNNEL, EnrollAnswer, SERVER_NAME},
 };
 use quinn::{ConnectionError, Endpoint};

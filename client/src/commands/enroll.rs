@@ -1,0 +1,315 @@
+//! `adit enroll`: a code becomes a certificate. The private key is made here and never leaves.
+
+mod flags;
+
+use std::{
+    io::{BufRead, IsTerminal, Read},
+    path::Path,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use common::{
+    machine::{
+        control::{self, ClaimError},
+        process::{Stop, unix_now},
+        report::{Exit, Failure, say},
+    },
+    transport::{frame, tls},
+};
+use data_encoding::BASE64;
+use indicatif::ProgressBar;
+use proto::{
+    identity::{Certificate, Name},
+    invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
+    wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
+};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
+
+use crate::{
+    dial::{self, DialError},
+    profile::{Place, Profile, SecretPem},
+    ssh::{SshClient, SshWay},
+};
+
+pub use flags::Enroll;
+use flags::{code_on_the_command_line, looks_like_a_code};
+
+const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
+
+/// Enrolls this device.
+pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
+    let server = enroll.server()?;
+    let place = Place::new(state_dir, enroll.name.clone());
+    if place.is_enrolled()? && !enroll.replace {
+        return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
+            .hint(format!(
+                "to use it: `adit up{}`; to enroll anew: `adit enroll --replace{}`",
+                place.argument(),
+                place.flag()
+            ))
+            .hint("to enroll at a second server: `adit enroll --name NAME`"));
+    }
+    let profile = match server {
+        Some(mut way) => {
+            way.remote_command.clone_from(&enroll.remote_command);
+            way.client = enroll.ssh_client.unwrap_or_default();
+            by_ssh(place, way, enroll.device).await?
+        }
+        None => by_code(place, &read_code(enroll.code_file.as_deref())?).await?,
+    };
+    let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
+    let ways = addresses
+        .iter()
+        .cloned()
+        .chain(profile.ssh.as_ref().map(ToString::to_string))
+        .collect::<Vec<_>>();
+    say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
+    say(format!("Now run `adit up{}`, and use http://localhost:11434.", profile.place.argument()));
+    Ok(())
+}
+
+async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
+    let invitation: Invitation = code.parse().map_err(wrong_code)?;
+    if invitation.expires <= unix_now() {
+        return Err(expired(&invitation));
+    }
+    let token = invitation.secret.token();
+    place.prepare()?;
+    // A running `adit up` would go on with the old identity, and write it back.
+    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
+    let key = place.pending_key(&token, make_key)?;
+    say(format!("Asking {} …", invitation.addresses.join(", ")));
+    let spinner = spinner();
+    let answer = ask(&invitation, &key).await;
+    spinner.finish_and_clear();
+    let enrolled = match answer? {
+        EnrollAnswer::Enrolled(enrolled) => *enrolled,
+        EnrollAnswer::Refused(why) => return Err(refused(why)),
+    };
+    let profile = Profile::new(place, enrolled, None, key);
+    check(&profile, Some(invitation.ca))?;
+    profile.save()?;
+    Ok(profile)
+}
+
+async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
+    let device = device.or_else(own_name).ok_or_else(|| {
+        Failure::new("this computer's name can't be a device's")
+            .hint("give it one with `--device NAME`")
+            .exit(Exit::Usage)
+    })?;
+    place.prepare()?;
+    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
+    // If the answer is lost, the same key makes it the same device.
+    let key = place.pending_key(format!("{way} {device}").as_bytes(), make_key)?;
+    let csr = BASE64.encode(&csr(&key)?);
+    let enrolled = tokio::select! {
+        enrolled = way.enroll(&device, csr) => enrolled,
+        () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
+    };
+    let mut enrolled = enrolled.map_err(|e| {
+        let hint = e.hint(&way);
+        Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
+    })?;
+    way.relay_port = enrolled.relay_port;
+    // What is loopback there is somebody else here.
+    enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
+    let profile = Profile::new(place, enrolled, Some(way), key);
+    check(&profile, None)?;
+    profile.save()?;
+    Ok(profile)
+}
+
+/// At a prompt of ours the terminal has no echo, and gets it back only by an orderly end. The
+/// system's ssh sees to that itself.
+async fn interrupted(way: &SshWay) {
+    if way.client == SshClient::Builtin
+        && let Ok(mut stop) = Stop::listen()
+    {
+        return stop.asked().await;
+    }
+    std::future::pending().await
+}
+
+/// This computer's name, without its domain and what a name can't hold.
+fn own_name() -> Option<Name> {
+    let uname = rustix::system::uname();
+    let host = uname.nodename().to_str().ok()?.split('.').next()?.to_owned();
+    host.chars()
+        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
+        .collect::<String>()
+        .parse()
+        .ok()
+}
+
+fn read_code(file: Option<&Path>) -> Result<String, Failure> {
+    let mut code = Vec::new();
+    let limit = MAX_CODE_LEN as u64 + 1024;
+    let read = match file {
+        Some(path) if path.to_str().is_some_and(looks_like_a_code) && !path.exists() => return Err(code_on_the_command_line()),
+        Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut code)).map_err(|e| {
+            Failure::new(format!("cannot read the code from `{}`", path.display()))
+                .because(e)
+                .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
+                .exit(Exit::Usage)
+        }),
+        None if std::io::stdin().is_terminal() => {
+            eprint!("Code from `aditd invite`: ");
+            let mut stdin = std::io::stdin().lock().take(limit);
+            stdin.read_until(b'\n', &mut code).map_err(|e| Failure::new("cannot read the code").because(e))
+        }
+        None => {
+            let mut stdin = std::io::stdin().lock().take(limit);
+            stdin.read_to_end(&mut code).map_err(|e| Failure::new("cannot read the code from standard input").because(e))
+        }
+    };
+    // What is no text is no code: that is for its parser to say.
+    read.map(|_| String::from_utf8_lossy(&code).into_owned())
+}
+
+fn in_use(error: ClaimError, place: &Place) -> Failure {
+    match error {
+        ClaimError::Taken { .. } => {
+            Failure::new(format!("the enrollment `{}` is in use", place.name))
+                .because(format!("adit up: {error}"))
+                .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
+                .hint("to enroll at a second server: `adit enroll --name NAME`")
+        }
+        ClaimError::File(e) => e.into(),
+    }
+}
+
+fn wrong_code(error: CodeError) -> Failure {
+    let hint = match error {
+        CodeError::Version(_) => "use the adit that belongs to that aditd",
+        _ => "copy the whole line that `aditd invite` printed, and paste it again",
+    };
+    Failure::new("that code is no good").because(error).hint(hint).exit(Exit::Usage)
+}
+
+fn expired(invitation: &Invitation) -> Failure {
+    let when = |at: i64| {
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64))
+    };
+    Failure::new("the invitation has expired")
+        .because(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
+        .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
+}
+
+fn make_key() -> Result<SecretPem, Failure> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
+        .map_err(|e| Failure::new("cannot make a private key").because(e))?;
+    Ok(SecretPem(key.serialize_pem()))
+}
+
+async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
+    let crypto = tls::enroll_client(invitation.ca)
+        .map_err(|e| Failure::new("cannot set up TLS").because(e))?;
+    let config = dial::config(crypto, &invitation.secret.door_key(), EXCHANGE_WITHIN);
+    let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
+    let request = EnrollRequest {
+        token: BASE64.encode(&invitation.secret.token()),
+        csr: BASE64.encode(&csr(key)?),
+    };
+    let exchange = async {
+        let (mut send, mut recv) = dialed.connection.open_bi().await?;
+        frame::write(&mut send, &request).await?;
+        frame::read::<EnrollAnswer>(&mut recv).await
+    };
+    let interrupted = "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
+    let answer = match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
+        Ok(answer) => answer.map_err(|e| {
+            Failure::new("the server did not finish the enrollment").because(e).hint(interrupted)
+        }),
+        Err(_) => {
+            Err(Failure::new("the server did not finish the enrollment within 30 s")
+                .hint(interrupted))
+        }
+    };
+    dialed.connection.close((proto::wire::Code::Done as u32).into(), b"");
+    // So that the server hears the end now, and not only by time-out.
+    let _ = tokio::time::timeout(Duration::from_secs(1), dialed.endpoint.wait_idle()).await;
+    answer
+}
+
+fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
+    let unusable =
+        |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
+    let key = KeyPair::from_pem(&key.0).map_err(unusable)?;
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())
+}
+
+fn not_reached(error: DialError) -> Failure {
+    let failure = Failure::new("cannot enroll").because(error.clone());
+    if let DialError::WrongServer(_) = error {
+        let why = "whoever answers at that address is not the server that made the code: its certificate comes from another CA";
+        return Failure::new("cannot enroll")
+            .because(why)
+            .hint("get a new code on the server itself; if this happens again, somebody may be in between");
+    }
+    let failure = match error.hint() {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    };
+    match error {
+        DialError::NoAnswer(_) => failure.hint(
+            "if all that is so: a code that was replaced by a newer one or has ended meets silence, too; get another with `aditd invite NAME`",
+        ),
+        _ => failure,
+    }
+}
+
+fn refused(why: EnrollRefusal) -> Failure {
+    let hint = match why {
+        EnrollRefusal::Used | EnrollRefusal::Closed => {
+            "get a new one on the server: `aditd invite NAME`"
+        }
+        EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
+        EnrollRefusal::NotAllowed => "ask the owner of the server",
+        EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
+            "mend that on the server, then run `adit enroll` with the same code again"
+        }
+    };
+    let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) {
+        Exit::NotAllowed
+    } else {
+        Exit::Failed
+    };
+    Failure::new("the server refused to enroll this device").because(why).hint(hint).exit(exit)
+}
+
+/// Before anything is stored: is it really ours, from the CA that the code names, and good now?
+fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
+    let bad = |why: &str| {
+        Failure::new("the server's answer does not fit this device")
+            .because(why.to_owned())
+            .hint("get a new code with `aditd invite NAME`")
+    };
+    let ca = profile.ca().map_err(|e| bad(&e.to_string()))?;
+    let hash = tls::key_hash(&ca).map_err(|e| bad(&e.to_string()))?.0;
+    if pinned.is_some_and(|pinned| pinned != hash) {
+        return Err(bad("its CA is not the one that the code names"));
+    }
+    // Fails for a certificate of another key.
+    profile.certified_key().map_err(|e| bad(&e.to_string()))?;
+    let Certificate { device, not_before, not_after, .. } =
+        profile.certificate().map_err(|e| bad(&e.to_string()))?;
+    if device != Some(profile.enrolled.device_id) {
+        return Err(bad("its certificate is for another device"));
+    }
+    if !(not_before..=not_after).contains(&unix_now()) {
+        return Err(Failure::new("the new certificate is not valid at this computer's time")
+            .because("the clocks of this computer and of the server are more than a day apart")
+            .hint("set the wrong one (`timedatectl`), then run `adit enroll` with the same code again"));
+    }
+    Ok(())
+}
+
+/// Shown on a terminal only, and only if it takes longer than a blink.
+fn spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message("waiting for an answer");
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
+}

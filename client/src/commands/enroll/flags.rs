@@ -1,0 +1,143 @@
+//! What `adit enroll` is told on its command line, where a code must never stand.
+
+use std::{fmt, path::PathBuf};
+
+use clap::{Args, ValueEnum};
+use common::machine::report::{Exit, Failure};
+use proto::{identity::Name, invitation::PREFIX};
+
+use crate::{
+    profile::DEFAULT_NAME,
+    ssh::{SshClient, SshWay},
+};
+
+/// A word that is no longer may be the alias of a host, and gives nothing away.
+const SHORTEST_SECRET: usize = 24;
+
+/// Flags of `enroll`.
+#[derive(Debug, Args)]
+pub struct Enroll {
+    /// Enroll over SSH, without a code: USER@HOST or ssh://[USER@]HOST[:PORT]
+    #[arg(value_name = "USER@HOST")]
+    server: Option<Word>,
+    /// Whatever follows, so that it is not shown: a code that was broken into words
+    #[arg(hide = true, requires = "server")]
+    more: Vec<Word>,
+    /// Read the code from FILE instead of the terminal or standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "server")]
+    pub(super) code_file: Option<PathBuf>,
+    /// Call this server NAME on this device
+    #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
+    pub(super) name: Name,
+    /// Call this device NAME on the server [default: this computer's name]
+    #[arg(long, value_name = "NAME")]
+    pub(super) device: Option<Name>,
+    /// Run this program as aditd on the server [default: the first that is found]
+    #[arg(long, value_name = "PATH", value_parser = remote_command)]
+    pub(super) remote_command: Option<String>,
+    /// Speak SSH with this client, now and in `adit up` [default: builtin]
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_enum,
+        env = "ADIT_SSH_CLIENT",
+        hide_possible_values = true
+    )]
+    pub(super) ssh_client: Option<SshClient>,
+    /// Replace an enrollment of the same name
+    #[arg(long)]
+    pub(super) replace: bool,
+}
+
+/// It goes through a shell, so it may hold nothing that a shell would take for more than a path and
+/// words.
+fn remote_command(text: &str) -> Result<String, &'static str> {
+    let plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~' | ' ' | '=');
+    if !text.is_empty() && text.chars().all(plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("write it as a plain path")
+    }
+}
+
+/// A word of the command line that may be a code by mistake, and is shown to nobody.
+#[derive(Clone)]
+struct Word(String);
+
+impl From<String> for Word {
+    fn from(word: String) -> Self {
+        Self(word)
+    }
+}
+
+impl fmt::Debug for Word {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Word(…)")
+    }
+}
+
+impl Enroll {
+    /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH
+    /// means anything.
+    pub(super) fn server(&self) -> Result<Option<SshWay>, Failure> {
+        let Some(Word(word)) = &self.server else {
+            return match self.flag_of_ssh() {
+                Some((flag, hint)) => {
+                    let what = format!(
+                        "`{flag}` is for enrolling over SSH, and without USER@HOST this device enrolls by a code"
+                    );
+                    Err(Failure::new(what).hint(hint).exit(Exit::Usage))
+                }
+                None => Ok(None),
+            };
+        };
+        if looks_like_a_code(word) {
+            return Err(code_on_the_command_line());
+        }
+        match word.parse() {
+            Ok(way) if self.more.is_empty() => Ok(Some(way)),
+            Ok(_) => Err(Failure::new("one server at a time is enrolled at")
+                .hint("write it as one word: `adit enroll USER@HOST`")
+                .exit(Exit::Usage)),
+            Err(why) => Err(Failure::new("that is no server to enroll at over SSH")
+                .because(why)
+                .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+                .exit(Exit::Usage)),
+        }
+    }
+
+    fn flag_of_ssh(&self) -> Option<(&'static str, &'static str)> {
+        // What the environment says is for all commands.
+        let named = std::env::var("ADIT_SSH_CLIENT")
+            .ok()
+            .and_then(|name| SshClient::from_str(&name, true).ok());
+        if self.device.is_some() {
+            Some((
+                "--device",
+                "a device that enrolls by a code has the name that `aditd invite NAME` was given on the server",
+            ))
+        } else if self.remote_command.is_some() {
+            Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
+        } else if self.ssh_client.is_some() && self.ssh_client != named {
+            Some(("--ssh-client", "leave it out, or name the server: `adit enroll USER@HOST`"))
+        } else {
+            None
+        }
+    }
+}
+
+/// Whether a word is a code, or a part of one, or one with a typing error.
+pub(super) fn looks_like_a_code(word: &str) -> bool {
+    let word = word.trim().to_ascii_lowercase();
+    word.starts_with(PREFIX)
+        && word.len() > SHORTEST_SECRET
+        && word.chars().all(|c| c.is_ascii_alphanumeric() || c.is_whitespace())
+}
+
+/// A code was given where a server or a file is expected.
+pub(super) fn code_on_the_command_line() -> Failure {
+    Failure::new("that is a code: it is a secret, and what stands on a command line others can see")
+        .hint("run `adit enroll` alone, and paste the code when it asks; or give it a file: `adit enroll --code-file FILE`")
+        .exit(Exit::Usage)
+}

@@ -1,0 +1,303 @@
+//! `adit status`: what the running `adit up` says of itself.
+
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, SystemTime},
+};
+
+use common::machine::{
+    control,
+    process::{day, unix_now},
+    report::{Failure, data},
+};
+use proto::identity::{DeviceId, Name};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    dial::{plan::Directions, route::Way},
+    profile::Place,
+    tunnel::{
+        Tunnel,
+        events::Event,
+        state::{Carried, Link, Refusal, Up},
+    },
+};
+
+const EVENTS_SHOWN: usize = 6;
+
+/// The only request so far.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// How are you?
+    Status,
+}
+
+/// A running `adit up`. Times are Unix seconds.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of this document.
+    pub schema: u32,
+    /// Version of adit.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// The server's name on this device.
+    pub server: Name,
+    /// What the server calls this device.
+    pub device: Name,
+    /// The device's id.
+    pub device_id: DeviceId,
+    /// The certificate's last second.
+    pub certificate_until: i64,
+    /// Where applications are served.
+    pub listening: Vec<String>,
+    /// The tunnel.
+    pub tunnel: TunnelStatus,
+    /// Connections that are being carried or held.
+    pub connections: usize,
+    /// Bytes from applications into the tunnel.
+    pub sent: u64,
+    /// Bytes from the tunnel to applications.
+    pub received: u64,
+    /// What has happened lately, oldest first.
+    pub events: Vec<Event>,
+    /// Tasks of the runtime, for those who look for leaks.
+    pub tasks: usize,
+}
+
+/// The state of the tunnel.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum TunnelStatus {
+    /// The server answers.
+    Up(UpStatus),
+    /// The connection stands, and the server is silent.
+    Silent(UpStatus),
+    /// There is none.
+    Down {
+        /// For how many seconds.
+        seconds: u64,
+        /// Why.
+        why: String,
+        /// What cures it, if that is known.
+        hint: Option<String>,
+    },
+    /// The server has said no.
+    Refused {
+        /// Why.
+        why: String,
+        /// What cures it, if the reason does not say so itself.
+        hint: Option<String>,
+    },
+}
+
+/// A tunnel that stands.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct UpStatus {
+    /// Since when.
+    pub since: i64,
+    /// How the packets go now.
+    pub carrier: String,
+    /// Since when.
+    pub carrier_since: i64,
+    /// Where they go.
+    pub remote: String,
+    /// Why the other carrier is not in use.
+    pub why_not_other: String,
+    /// For how many seconds of silence the session is kept.
+    pub idle_timeout: u64,
+    /// Whose limit that is: `device` or `server`.
+    pub idle_timeout_by: String,
+    /// What the system granted the UDP socket for receiving and sending, in bytes; none over SSH.
+    pub socket_buffers: Option<(usize, usize)>,
+    /// Round-trip time in milliseconds.
+    pub rtt_ms: f64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Packets lost.
+    pub lost_packets: u64,
+    /// Version of aditd.
+    pub server_version: String,
+}
+
+/// Asks the running `adit up` of a place and prints what it says.
+pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
+    let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
+    let Some(status) = status else {
+        // Not enrolled, or damaged, is the better answer where it is true.
+        place.read()?;
+        return Err(Failure::new("adit is not running").hint("start it with `adit up`"));
+    };
+    if json {
+        let text = serde_json::to_string_pretty(&status)
+            .map_err(|e| Failure::new("cannot write JSON").because(e))?;
+        return data(text);
+    }
+    data(status.to_text())
+}
+
+impl Status {
+    /// The status of a running tunnel.
+    pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize) -> Self {
+        let profile = tunnel.profile();
+        let state = match &*tunnel.link().borrow() {
+            Link::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
+            Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
+            Link::Down(down) => TunnelStatus::Down {
+                seconds: down.since.elapsed().as_secs(),
+                why: down.why.to_string(),
+                hint: down.why.hint().map(ToOwned::to_owned),
+            },
+            Link::Refused(Refusal { why, .. }) => TunnelStatus::Refused {
+                why: why.to_string(),
+                hint: why.hint().map(ToOwned::to_owned),
+            },
+        };
+        Self {
+            schema: 1,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            certificate_until: profile.certificate().map_or(0, |c| c.not_after),
+            server: profile.place.name,
+            device: profile.enrolled.device,
+            device_id: profile.enrolled.device_id,
+            listening: listening.to_vec(),
+            tunnel: state,
+            connections,
+            sent: tunnel.meter.sent.load(Relaxed),
+            received: tunnel.meter.received.load(Relaxed),
+            events: tunnel.journal.events(),
+            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+
+    fn to_text(&self) -> String {
+        let mut lines = vec![("Tunnel", self.tunnel.to_text())];
+        if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
+            lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
+        }
+        lines.extend([
+            (
+                "Listening",
+                self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", "),
+            ),
+            (
+                "Streams",
+                format!(
+                    "{} open, {} received, {} sent",
+                    self.connections,
+                    bytes(self.received),
+                    bytes(self.sent)
+                ),
+            ),
+            ("Device", format!("{} {}", self.device, self.device_id)),
+            ("Certificate", format!("good until {}", day(self.certificate_until))),
+        ]);
+        let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
+        let events = latest.enumerate().map(|(i, event)| {
+            (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what))
+        });
+        let lines = lines.into_iter().chain(events);
+        lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl UpStatus {
+    fn of(up: &Up, directions: &Directions) -> Self {
+        let stats = up.connection.stats();
+        let carried = up.carried();
+        let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
+        Self {
+            since: up
+                .since
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |d| d.as_secs() as i64),
+            carrier: carried.way.carrier().to_owned(),
+            carrier_since: carried.since,
+            remote: carried.way.to_string(),
+            why_not_other: why_not_other(&carried, directions),
+            idle_timeout: ours.min(theirs),
+            idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
+            socket_buffers: carried.carrier.buffers(),
+            rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
+            sent_packets: stats.path.sent_packets,
+            lost_packets: stats.path.lost_packets,
+            server_version: up.hello.version.clone(),
+        }
+    }
+
+    fn carrier_text(&self) -> String {
+        let other = if self.carrier == "udp" { "SSH" } else { "UDP" };
+        let kept = self.socket_buffers.map(|(receive, send)| {
+            format!(
+                "; socket buffers {} for receiving, {} for sending",
+                bytes(receive as u64),
+                bytes(send as u64)
+            )
+        });
+        format!(
+            "{} for {}; not {other}: {}{}",
+            self.carrier.to_uppercase(),
+            since(self.carrier_since),
+            self.why_not_other,
+            kept.unwrap_or_default()
+        )
+    }
+
+    fn time_out_text(&self) -> String {
+        let time = humantime::format_duration(Duration::from_secs(self.idle_timeout));
+        let whose = if self.idle_timeout_by == "device" { "this device's" } else { "the server's" };
+        format!("the session is kept through {time} of silence ({whose} limit)")
+    }
+
+    fn to_text(&self) -> String {
+        let lost = self.lost_packets as f64 * 100.0 / self.sent_packets.max(1) as f64;
+        format!(
+            "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost",
+            since(self.since),
+            self.carrier.to_uppercase(),
+            self.remote,
+            self.rtt_ms
+        )
+    }
+}
+
+impl TunnelStatus {
+    fn to_text(&self) -> String {
+        match self {
+            Self::Up(up) => format!("up for {}", up.to_text()),
+            Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
+            Self::Down { seconds, why, hint } => {
+                let time = humantime::format_duration(Duration::from_secs(*seconds));
+                format!("down for {time}: {why}{}", bracketed(hint))
+            }
+            Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
+        }
+    }
+}
+
+fn bracketed(hint: &Option<String>) -> String {
+    hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default()
+}
+
+fn why_not_other(carried: &Carried, directions: &Directions) -> String {
+    let (other, preferred) = match carried.way {
+        Way::Udp(_) => ("ssh", "UDP is preferred"),
+        Way::Ssh(_) => ("udp", "it has not answered yet"),
+    };
+    match (directions.why_never(other), &carried.why_not_other) {
+        (Some(never), _) => never.to_owned(),
+        (None, Some(why)) if other == "udp" => why.clone(),
+        _ => preferred.to_owned(),
+    }
+}
+
+/// The time since a moment, to the second.
+fn since(at: i64) -> humantime::FormattedDuration {
+    humantime::format_duration(Duration::from_secs((unix_now() - at).max(0) as u64))
+}
+
+fn bytes(count: u64) -> String {
+    indicatif::HumanBytes(count).to_string()
+}

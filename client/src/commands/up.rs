@@ -1,0 +1,327 @@
+//! `adit up`: puts the parts together, says when it is ready, and drains when it is told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use clap::{Args, builder::FalseyValueParser};
+use common::{
+    machine::{
+        control::{ClaimError, Control},
+        process::{Stop, parse_time},
+        report::{Exit, Failure},
+    },
+    transport::parse_idle_timeout,
+};
+use proto::{
+    identity::Name,
+    wire::{Code, DEFAULT_SERVICE},
+};
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use crate::{
+    commands::status::{Request, Status},
+    dial::{DialError, plan::Directions, route::CarrierChoice},
+    local::{
+        listener::{self, Front, Listen},
+        owner::Owners,
+    },
+    profile::{Place, Profile, SharedProfile},
+    ssh::SshClient,
+    tunnel::{
+        Tunnel,
+        state::{Link, Refusal},
+    },
+};
+
+/// How long the server may take to hear that this is the end.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// Flags of `up`.
+#[derive(Debug, Args)]
+pub struct UpFlags {
+    /// Use this server [default: the only one, or the one called `default`]
+    pub name: Option<Name>,
+    /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
+    /// and IPv6]
+    #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
+    listen: Vec<Listen>,
+    /// Let every user of this computer in, and not only the one who runs this and root. Only Linux
+    /// tells who makes a connection: on other systems everybody is let in anyway
+    #[arg(long, env = "ADIT_ANY_USER", value_parser = FalseyValueParser::new())]
+    any_user: bool,
+    /// Hold connections this long while there is no tunnel, then answer 503
+    #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = parse_time)]
+    hold: Duration,
+    /// Let running answers take this long when told to stop
+    #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = parse_time)]
+    drain: Duration,
+    /// Carry the tunnel by this alone
+    #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
+    carrier: CarrierChoice,
+    /// Keep the session, and what runs in it, through a silence of this length (the server may
+    /// allow less)
+    #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
+    idle_timeout: Duration,
+    /// Speak SSH with this client [default: what was chosen at enrolling]
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_enum,
+        env = "ADIT_SSH_CLIENT",
+        hide_possible_values = true
+    )]
+    ssh_client: Option<SshClient>,
+}
+
+/// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that
+/// this device is not allowed.
+pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
+    let mut profile = place.read()?;
+    if let Some(way) = &mut profile.ssh {
+        way.client_now = flags.ssh_client;
+    }
+    let directions = Directions {
+        profile: SharedProfile::new(profile),
+        choice: flags.carrier,
+        idle_timeout: flags.idle_timeout,
+    };
+    if let Some(none) = directions.no_way() {
+        let hint = none.hint().unwrap_or_default().to_owned();
+        return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
+    }
+    let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
+    let mut stop =
+        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let listeners = listener::bind(&flags.listen)?;
+    let owners = Arc::new(let_in(flags.any_user, &listeners)?);
+    let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+    let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
+    info!("listening on http://{}", listening.join(" and http://"));
+
+    let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+    let (tunnel, keep_up) = Tunnel::new(directions, bound, no_more.clone());
+    let mut parts = Parts::default();
+    parts.services.spawn(keep_up);
+    let answering = answer_control(control, tunnel.clone(), listening.clone(), connections.clone());
+    parts.services.spawn(answering);
+    let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
+    for listener in listeners {
+        let front = Front {
+            owners: owners.clone(),
+            tunnel: tunnel.clone(),
+            service: service.clone(),
+            hold: flags.hold,
+            stop: no_more.clone(),
+        };
+        parts.accepting.spawn(listener::accept(listener, front, connections.clone()));
+    }
+
+    let serving = async {
+        first_word(&tunnel).await?;
+        let first = listening.first().map_or("localhost", String::as_str);
+        info!("ready: Ollama on http://{first}");
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        std::future::pending().await
+    };
+    tokio::select! {
+        () = stop.asked() => {}
+        refused = serving => return refused,
+        ended = parts.ended() => return Err(ended),
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    no_more.cancel();
+    // Whoever is told that no connection is taken any more must find it so.
+    parts.accept_no_more().await?;
+    connections.close();
+    if !connections.is_empty() {
+        info!(
+            "stopping: {} running connections have {} to end (press Ctrl-C again to end them now)",
+            connections.len(),
+            humantime::format_duration(flags.drain)
+        );
+        tokio::select! {
+            () = connections.wait() => {}
+            () = tokio::time::sleep(flags.drain) => warn!("cutting what still runs"),
+            () = stop.asked() => {}
+            ended = parts.ended() => return Err(ended),
+        }
+    }
+    tunnel.close().await;
+    // Each sees the end of its stream and aborts its application.
+    let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
+    parts.services.shutdown().await;
+    Ok(())
+}
+
+/// The tasks without which there is no tunnel: one that has ended must not look alive.
+#[derive(Default)]
+struct Parts {
+    /// None of these ends by itself.
+    services: JoinSet<()>,
+    /// Each of these ends when no connection is to be taken any more.
+    accepting: JoinSet<()>,
+}
+
+impl Parts {
+    /// Waits until one of them has ended, though nobody asked it to. Cancellation safe.
+    async fn ended(&mut self) -> Failure {
+        let ended = tokio::select! {
+            Some(ended) = self.services.join_next() => ended,
+            Some(ended) = self.accepting.join_next() => ended,
+            else => std::future::pending().await,
+        };
+        ended_by_itself(ended)
+    }
+
+    /// Waits until no connection is taken any more, as all have been told.
+    async fn accept_no_more(&mut self) -> Result<(), Failure> {
+        while let Some(ended) = self.accepting.join_next().await {
+            if ended.is_err() {
+                return Err(ended_by_itself(ended));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Which users of this computer are let in.
+fn let_in(any_user: bool, listeners: &[TcpListener]) -> Result<Owners, Failure> {
+    let listening = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
+    Owners::own(listening).map_err(|e| {
+        Failure::new("cannot keep other users of this computer out of the tunnel")
+            .because(format!("the kernel does not tell who makes a connection: {e}"))
+            .hint("to let every user of this computer in: `adit up --any-user`")
+    })
+}
+
+fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
+    let how = ended.map_or_else(|e| e.to_string(), |()| "it returned".to_owned());
+    Failure::new("a part of adit ended by itself").because(how).hint("its log says more")
+}
+
+/// Waits until the server has said yes.
+///
+/// # Errors
+/// If it says no.
+async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
+    let mut link = tunnel.link();
+    loop {
+        match &*link.borrow_and_update() {
+            Link::Up(_) => return Ok(()),
+            Link::Refused(Refusal { why, .. }) => return Err(refused(why, &tunnel.profile())),
+            Link::Down(_) | Link::Silent(_) => {}
+        }
+        if link.changed().await.is_err() {
+            // Whoever watches the keeper says what has become of it.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// What was refused, and once, with the names that count here, how to be let in again.
+fn refused(why: &DialError, profile: &Profile) -> Failure {
+    let failure = Failure::new("the server does not let this device in").exit(Exit::NotAllowed);
+    let code = match why {
+        DialError::Refused(Code::Revoked) => Code::Revoked,
+        DialError::Refused(code) => {
+            let failure = failure.because(code.what());
+            return code.cure().into_iter().fold(failure, Failure::hint);
+        }
+        // Nothing that the server has refused.
+        why => {
+            let failure = Failure::from_error(why.clone());
+            return why.hint().into_iter().fold(failure, Failure::hint);
+        }
+    };
+    let (device, name) = (&profile.enrolled.device, profile.place.flag());
+    let (invite, enroll) = match &profile.ssh {
+        Some(way) => (
+            String::new(),
+            format!("adit enroll --replace{name} --device {device} {}", way.argument()),
+        ),
+        None => (
+            format!(", then `aditd invite {device}` for a new code"),
+            format!("adit enroll --replace{name}"),
+        ),
+    };
+    failure
+        .because(code.what())
+        .hint(format!("if it is to be let in again: the owner runs `aditd device forget {device}` on the server{invite}"))
+        .hint(format!("and here it is `{enroll}`"))
+}
+
+fn claimed(error: ClaimError, place: &Place) -> Failure {
+    match error {
+        ClaimError::Taken { .. } => Failure::new(format!("cannot start the tunnel `{}`", place.name))
+            .because(format!("adit up: {error}"))
+            .hint("see what it does with `adit status`; stop it with Ctrl-C in its terminal, or kill its pid"),
+        ClaimError::File(e) => e.into(),
+    }
+}
+
+async fn answer_control(
+    control: Control,
+    tunnel: Tunnel,
+    listening: Vec<String>,
+    connections: TaskTracker,
+) {
+    let answer = move |request| {
+        let status = match request {
+            Request::Status => Status::of(&tunnel, &listening, connections.len()),
+        };
+        async move { status }
+    };
+    match control.serve(answer).await {}
+}
+
+impl Tunnel {
+    /// Tells the server that this is the end.
+    async fn close(&self) {
+        let up = match &*self.link().borrow() {
+            Link::Up(up) | Link::Silent(up) => up.clone(),
+            _ => return,
+        };
+        up.connection.close((Code::Done as u32).into(), b"");
+        // The process must not be gone before its last packet is.
+        let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> Parts {
+        let mut parts = Parts::default();
+        parts.services.spawn(std::future::pending());
+        parts.accepting.spawn(std::future::pending());
+        parts
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_or_dies_is_a_failure_whichever_it_is() {
+        let (mut returns, mut dies, mut deaf) = (parts(), parts(), parts());
+        returns.services.spawn(async {});
+        dies.services.spawn(async { panic!("a defect") });
+        deaf.accepting.spawn(async { panic!("a defect") });
+        for parts in [&mut returns, &mut dies, &mut deaf] {
+            let failure = parts.ended().await;
+            assert_eq!(failure.what(), "a part of adit ended by itself");
+            assert_eq!(failure.exit_code(), Exit::Failed);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stops_listening_as_told_is_no_failure_and_what_dies_of_it_is() {
+        let mut parts = Parts::default();
+        parts.accepting.spawn(async {});
+        assert!(parts.accept_no_more().await.is_ok());
+        parts.accepting.spawn(async { panic!("a defect") });
+        assert!(parts.accept_no_more().await.is_err());
+    }
+}

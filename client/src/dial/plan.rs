@@ -1,0 +1,119 @@
+//! Where the server may be found, and by which carriers: what the profile knows, as far as the
+//! owner allows it.
+
+use std::time::Duration;
+
+use common::transport::tls;
+use quinn::ClientConfig;
+
+use crate::{
+    dial::{self, DialError, Dialed, route::CarrierChoice},
+    profile::SharedProfile,
+    ssh::SshWay,
+};
+
+/// All that is needed to seek the server. Clones share the profile.
+#[derive(Clone)]
+pub struct Directions {
+    /// What is known of the server, and changes as it says more.
+    pub profile: SharedProfile,
+    /// Which carriers may be used.
+    pub choice: CarrierChoice,
+    /// For how long a session is kept through silence.
+    pub idle_timeout: Duration,
+}
+
+impl Directions {
+    /// Connects by whatever answers first, UDP with a head start. Cancellation safe.
+    ///
+    /// # Errors
+    /// The most telling failure.
+    pub async fn dial(&self) -> Result<Dialed, DialError> {
+        if let Some(none) = self.no_way() {
+            return Err(none);
+        }
+        dial::dial(&self.config()?, &self.addresses(), self.ssh().as_ref()).await
+    }
+
+    /// Connects by UDP. Cancellation safe.
+    ///
+    /// # Errors
+    /// The most telling failure.
+    pub async fn dial_udp(&self) -> Result<Dialed, DialError> {
+        dial::dial(&self.config()?, &self.addresses(), None).await
+    }
+
+    /// Connects by SSH. Cancellation safe.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn dial_ssh(&self) -> Result<Dialed, DialError> {
+        dial::dial(&self.config()?, &[], self.ssh().as_ref()).await
+    }
+
+    /// Where it may be reached by UDP, best first.
+    pub fn addresses(&self) -> Vec<String> {
+        if self.choice == CarrierChoice::Ssh {
+            Vec::new()
+        } else {
+            self.profile.get().enrolled.addresses
+        }
+    }
+
+    /// How it may be reached by SSH.
+    pub fn ssh(&self) -> Option<SshWay> {
+        if self.choice == CarrierChoice::Udp { None } else { self.profile.get().ssh }
+    }
+
+    /// Why the other carrier is not even tried, if it isn't.
+    pub fn why_never(&self, other: &str) -> Option<&'static str> {
+        match (other, self.choice) {
+            ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` says so"),
+            ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` says so"),
+            ("udp", _) if self.addresses().is_empty() => {
+                Some("the server has told no address but its own loopback")
+            }
+            ("ssh", _) if self.ssh().is_none() => {
+                Some("this device was enrolled by a code, which names no SSH way")
+            }
+            _ => None,
+        }
+    }
+
+    /// That there is nothing to try, if so. No time mends it: what the server says anew is heard in
+    /// a session alone.
+    pub fn no_way(&self) -> Option<DialError> {
+        if !self.addresses().is_empty() || self.ssh().is_some() {
+            return None;
+        }
+        let (why, hint) = match self.choice {
+            CarrierChoice::Udp => (
+                "the server has told no address but its own loopback, and `--carrier udp` forbids SSH",
+                "leave out `--carrier udp`: UDP is preferred anyway, as soon as the server advertises an address that is reached from here",
+            ),
+            CarrierChoice::Ssh => (
+                "this device was enrolled by a code, which names no SSH way, and `--carrier ssh` forbids UDP",
+                "leave out `--carrier ssh`, or enroll this device over SSH: `adit enroll --replace USER@HOST`",
+            ),
+            CarrierChoice::Auto => (
+                "the server has told no address but its own loopback",
+                "let it listen on an address that is reached from here, or enroll over SSH: `adit enroll --replace USER@HOST`",
+            ),
+        };
+        Some(DialError::NoWay { why, hint })
+    }
+
+    /// Where it is sought, for people.
+    pub fn sought(&self) -> String {
+        dial::all_of(&self.addresses(), self.ssh().as_ref())
+    }
+
+    fn config(&self) -> Result<ClientConfig, DialError> {
+        let profile = self.profile.get();
+        let other = |e: rustls::Error| DialError::Other(e.to_string());
+        let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
+        let crypto =
+            tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
+        Ok(dial::config(crypto, &profile.enrolled.door_key, self.idle_timeout))
+    }
+}

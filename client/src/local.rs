@@ -1,0 +1,5 @@
+//! The side that applications see: the listener where Ollama would be, and what it answers itself.
+
+pub mod answer;
+pub mod listener;
+pub mod owner;

@@ -1,0 +1,287 @@
+//! The local side: listens where Ollama would, and takes every connection into the tunnel.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{
+    machine::{
+        process::{Protocol, port_holder},
+        report::{Exit, Failure},
+    },
+    transport::{
+        self, accept,
+        splice::{self, End, Facing, Outcome, splice},
+    },
+};
+use proto::{
+    identity::Name,
+    ollama::answer::ErrorAnswer,
+    wire::{Code, OLLAMA_PORT, ServiceKind},
+};
+use tokio::{
+    io::{AsyncReadExt, Interest},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use crate::{
+    dial::DialError,
+    local::{
+        answer,
+        owner::{Owners, Refused},
+    },
+    tunnel::{Opened, Tunnel},
+};
+
+const BACKLOG: u32 = 1024;
+/// A connection that has been held in vain is answered when it asks; it may take this long to.
+const ASK_WITHIN: Duration = Duration::from_secs(5);
+
+/// What `--listen` names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Listen {
+    /// `localhost:PORT`: this port of 127.0.0.1 and of ::1.
+    Localhost(u16),
+    /// One address.
+    Address(SocketAddr),
+}
+
+impl std::str::FromStr for Listen {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WHY: &str = "write it as localhost:PORT, 127.0.0.1:PORT or [::1]:PORT";
+        if let Some(port) = text.strip_prefix("localhost:") {
+            return Ok(Self::Localhost(port.parse().map_err(|_| WHY)?));
+        }
+        let address: SocketAddr = match text.parse() {
+            Ok(address) => address,
+            Err(_) => SocketAddr::new(text.parse::<IpAddr>().map_err(|_| WHY)?, OLLAMA_PORT),
+        };
+        if !address.ip().to_canonical().is_loopback() {
+            return Err(
+                "only this machine's own loopback: others would get in without a certificate of their own",
+            );
+        }
+        Ok(Self::Address(address))
+    }
+}
+
+/// Binds every address; without any, Ollama's own port of both families.
+///
+/// # Errors
+/// A port that is taken, with the process that has it where that can be known.
+pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
+    let default = [Listen::Localhost(OLLAMA_PORT)];
+    let wanted = if listen.is_empty() { &default[..] } else { listen };
+    let mut listeners = Vec::new();
+    for listen in wanted {
+        match *listen {
+            Listen::Address(address) => listeners.push(
+                bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?,
+            ),
+            Listen::Localhost(port) => {
+                let shown = format!("localhost:{port}");
+                let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+                let first = bind_one(v4).map_err(|e| cannot_listen(v4, &shown, e))?;
+                // With port 0 both families get the same one.
+                let port = first.local_addr().map_or(port, |a| a.port());
+                listeners.push(first);
+                let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+                match bind_one(v6) {
+                    Ok(second) => listeners.push(second),
+                    Err(e)
+                        if matches!(
+                            e.kind(),
+                            io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
+                        ) =>
+                    {
+                        debug!("no IPv6 here: {e}")
+                    }
+                    Err(e) => return Err(cannot_listen(v6, &shown, e)),
+                }
+            }
+        }
+    }
+    Ok(listeners)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart must not wait for old connections in TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure {
+    let failure = Failure::new(format!("cannot listen on {shown}"));
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            let other = if address.port() == 11500 { 11501 } else { 11500 };
+            let run = format!("`adit up --listen localhost:{other}`");
+            match port_holder(address.port(), Protocol::TCP) {
+                Some(holder) => failure
+                    .because(format!("address already in use by {holder}"))
+                    .hint(format!("to leave it there, choose another port: {run}")),
+                None => failure
+                    .because("address already in use")
+                    .hint(format!("choose another port: {run}"))
+                    .hint(format!("who has it: `sudo ss -ltnp 'sport = :{}'`", address.port())),
+            }
+            .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
+        }
+        io::ErrorKind::PermissionDenied => failure
+            .because(error)
+            .hint("ports below 1024 need root: choose another with --listen")
+            .exit(Exit::Failed),
+        io::ErrorKind::AddrNotAvailable => {
+            failure.because(error).hint("this machine has no such address")
+        }
+        _ => failure.because(error),
+    }
+}
+
+/// Takes connections until the front's `stop`; each goes on by itself in `connections`.
+pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
+    loop {
+        let (tcp, _) = tokio::select! {
+            taken = accept::accept("applications", || listener.accept()) => taken,
+            () = front.stop.cancelled() => return,
+        };
+        let front = front.clone();
+        connections.spawn(async move { front.carry(tcp).await });
+    }
+}
+
+/// What every local connection is carried with.
+#[derive(Clone)]
+pub struct Front {
+    /// Whose connections are taken.
+    pub owners: Arc<Owners>,
+    /// The way in.
+    pub tunnel: Tunnel,
+    /// Which service this listener stands for.
+    pub service: Name,
+    /// How long a connection waits for a tunnel.
+    pub hold: Duration,
+    /// Cancelled when no more connections are taken and those without an answer under way are to
+    /// end.
+    pub stop: CancellationToken,
+}
+
+impl Front {
+    /// Carries one connection to its end.
+    async fn carry(&self, tcp: TcpStream) {
+        if transport::prepare_local(&tcp).is_err() {
+            return;
+        }
+        if let Err(refused) = self.judge(&tcp) {
+            return self.turn_away(tcp, refused).await;
+        }
+        let opened = tokio::select! {
+            biased;
+            opened = self.tunnel.open(&self.service, self.hold) => opened,
+            // It has given up while it was held.
+            _ = tcp.ready(Interest::ERROR) => return splice::abort(tcp),
+            () = self.stop.cancelled() => Err(answer::stopping()),
+        };
+        let Opened { send, recv, kind, since } = match opened {
+            Ok(opened) => opened,
+            Err(answer) => return self.answer_when_asked(tcp, Vec::new(), &answer).await,
+        };
+        let give_up = self.tunnel.unheard(since, self.hold);
+        let Outcome { end, unanswered } =
+            splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop, give_up)
+                .await;
+        debug!("connection ended: {end:?}");
+        let Some((tcp, head)) = unanswered else { return };
+        if kind == ServiceKind::Tcp {
+            return splice::abort(tcp);
+        }
+        let answer = match end {
+            End::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
+            End::Lost(e) => match DialError::from_connection(&e, "the server") {
+                DialError::Refused(code) => answer::for_code(Some(code)),
+                _ => answer::for_code(Some(Code::Cut)),
+            },
+            End::GivenUp => self.tunnel.gave_up(),
+            End::Done | End::Drained | End::Aborted => return,
+        };
+        self.answer_when_asked(tcp, head, &answer).await;
+    }
+
+    fn judge(&self, tcp: &TcpStream) -> Result<(), Refused> {
+        match (tcp.peer_addr(), tcp.local_addr()) {
+            (Ok(peer), Ok(local)) => self.owners.judge(peer, local),
+            // It has been aborted already.
+            _ => Err(Refused::Closed),
+        }
+    }
+
+    async fn turn_away(&self, tcp: TcpStream, refused: Refused) {
+        debug!("refused a local connection: {refused:?}");
+        match refused.answer().await {
+            Some(answer) => self.answer_when_asked(tcp, Vec::new(), &answer).await,
+            None => splice::abort(tcp),
+        }
+    }
+
+    /// Answers a request of which `head` has been read so far; one that has not been made yet is
+    /// waited for a little.
+    async fn answer_when_asked(&self, mut tcp: TcpStream, mut head: Vec<u8>, answer: &ErrorAnswer) {
+        if self.tunnel.kind(&self.service) == ServiceKind::Tcp {
+            return splice::abort(tcp);
+        }
+        let line = async {
+            while !head.contains(&b'\n')
+                && head.len() < 8192
+                && tcp.read_buf(&mut head).await.is_ok_and(|n| n > 0)
+            {}
+        };
+        let asked = tokio::select! {
+            asked = tokio::time::timeout(ASK_WITHIN, line) => asked.is_ok(),
+            // Nobody is made to wait for somebody who may never ask.
+            () = self.stop.cancelled() => false,
+        };
+        debug!(asked, "answered {}", answer.status);
+        answer::send(answer, tcp, &head).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_can_be_listened_on() {
+        for bad in
+            ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "gpu.lan:1", "nonsense", "localhost"]
+        {
+            assert!(bad.parse::<Listen>().is_err(), "{bad}");
+        }
+        assert_eq!("localhost:7".parse(), Ok(Listen::Localhost(7)));
+        assert_eq!("[::1]:7".parse(), Ok(Listen::Address("[::1]:7".parse().expect("address"))));
+        assert_eq!(
+            "127.0.0.2".parse(),
+            Ok(Listen::Address("127.0.0.2:11434".parse().expect("address")))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_refused_with_a_way_out() {
+        let first = bind(&[Listen::Localhost(0)]).expect("bound");
+        let port = first[0].local_addr().expect("address").port();
+        let error = bind(&[Listen::Localhost(port)]).expect_err("taken").to_string();
+        assert!(
+            error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())),
+            "{error}"
+        );
+        assert!(error.contains("adit up --listen localhost:11500"), "{error}");
+    }
+}

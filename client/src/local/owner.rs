@@ -1,0 +1,221 @@
+//! Which user of this computer has the other end of a local connection, and whether that user may
+//! use the tunnel.
+//!
+//! The kernel knows the owner of each TCP socket. Linux tells it to everybody; other systems tell
+//! it to nobody, or only to root: there every user of the computer is let in.
+
+#[cfg(target_os = "linux")]
+mod linux;
+
+use std::{fmt, io, net::SocketAddr, time::Duration};
+
+use proto::ollama::answer::ErrorAnswer;
+
+/// The user database may be on a server that does not answer.
+const NAME_WITHIN: Duration = Duration::from_secs(1);
+
+/// What the kernel says of a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Socket {
+    /// The user who made it.
+    pub(crate) uid: u32,
+    /// Whether a process still has it open. The kernel says uid 0 of a socket that none has.
+    pub(crate) is_open: bool,
+}
+
+/// Who is let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Allowed {
+    /// The user who runs this program.
+    uid: u32,
+    /// The uid that stands for every user whom this user namespace does not know, if there are such
+    /// users (user_namespaces(7)).
+    overflow: Option<u32>,
+}
+
+/// Why a connection is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Another user made it.
+    OtherUser {
+        /// That user.
+        uid: u32,
+        /// The user who runs this program.
+        allowed: u32,
+    },
+    /// A user made it whom this user namespace does not know.
+    UnknownUser,
+    /// The application has closed it already, and nobody waits for an answer.
+    Closed,
+    /// The kernel did not say who made it.
+    NotTold,
+}
+
+impl Allowed {
+    fn judge(self, socket: io::Result<Option<Socket>>) -> Result<(), Refused> {
+        match socket {
+            Ok(Some(Socket { is_open: false, .. }) | None) => Err(Refused::Closed),
+            Ok(Some(Socket { uid, .. })) if Some(uid) == self.overflow => Err(Refused::UnknownUser),
+            Ok(Some(Socket { uid, .. })) if uid == self.uid || uid == 0 => Ok(()),
+            Ok(Some(Socket { uid, .. })) => Err(Refused::OtherUser { uid, allowed: self.uid }),
+            Err(_) => Err(Refused::NotTold),
+        }
+    }
+}
+
+/// Lets the user who runs this program in, and root; or everybody.
+#[derive(Debug)]
+pub struct Owners {
+    #[cfg(target_os = "linux")]
+    checked: Option<(Allowed, linux::Sockets)>,
+}
+
+impl Owners {
+    /// Lets every user of this computer in.
+    pub fn any() -> Self {
+        Self {
+            #[cfg(target_os = "linux")]
+            checked: None,
+        }
+    }
+
+    /// Lets the user who runs this program in, and root. `listening` is a socket that this program
+    /// listens on: the kernel is asked about it, so that a kernel that does not answer is noticed
+    /// at start. Where the system can't tell, everybody is let in.
+    ///
+    /// # Errors
+    /// If this is Linux, and its kernel does not tell.
+    #[cfg(target_os = "linux")]
+    pub fn own(listening: SocketAddr) -> io::Result<Self> {
+        let allowed =
+            Allowed { uid: rustix::process::geteuid().as_raw(), overflow: linux::overflow_uid() };
+        Ok(Self { checked: Some((allowed, linux::Sockets::open(listening)?)) })
+    }
+
+    /// Lets every user of this computer in: this system does not tell who makes a connection.
+    ///
+    /// # Errors
+    /// None here.
+    #[cfg(not(target_os = "linux"))]
+    pub fn own(_listening: SocketAddr) -> io::Result<Self> {
+        Ok(Self::any())
+    }
+
+    /// Judges a connection between `peer` and `local`, an address of this program.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), Refused> {
+        #[cfg(target_os = "linux")]
+        if let Some((allowed, sockets)) = &self.checked {
+            return allowed.judge(sockets.find(peer, local));
+        }
+        let _ = (peer, local);
+        Ok(())
+    }
+}
+
+impl Refused {
+    /// What to tell the application, unless it is gone.
+    pub async fn answer(self) -> Option<ErrorAnswer> {
+        let who = match self {
+            Self::Closed => return None,
+            Self::OtherUser { uid, allowed } => {
+                let (user, allowed) = (User::find(uid).await, User::find(allowed).await);
+                format!("the user {user} may not use the adit of {allowed}")
+            }
+            Self::UnknownUser => {
+                "a user whom adit's container does not know may not use it".to_owned()
+            }
+            Self::NotTold => {
+                "the kernel does not tell adit which user made this connection".to_owned()
+            }
+        };
+        Some(ErrorAnswer::new(
+            403,
+            format!(
+                "adit: {who} (to let every user of this computer in, start it with `adit up --any-user`)"
+            ),
+        ))
+    }
+}
+
+/// A user, for people.
+struct User {
+    uid: u32,
+    name: Option<String>,
+}
+
+impl User {
+    async fn find(uid: u32) -> Self {
+        let found = tokio::task::spawn_blocking(move || {
+            nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
+        });
+        let found = tokio::time::timeout(NAME_WITHIN, found).await;
+        Self { uid, name: found.ok().and_then(Result::ok).flatten() }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "`{name}` (uid {})", self.uid),
+            None => write!(f, "with uid {}", self.uid),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN: Socket = Socket { uid: 1000, is_open: true };
+
+    #[test]
+    fn the_user_who_runs_it_and_root_are_let_in_and_nobody_else() {
+        let own = Allowed { uid: 1000, overflow: None };
+        assert_eq!(own.judge(Ok(Some(OPEN))), Ok(()));
+        assert_eq!(own.judge(Ok(Some(Socket { uid: 0, ..OPEN }))), Ok(()));
+        for uid in [1, 999, 1001, 65534, u32::MAX] {
+            let refused = Refused::OtherUser { uid, allowed: 1000 };
+            assert_eq!(own.judge(Ok(Some(Socket { uid, ..OPEN }))), Err(refused));
+        }
+        let root = Allowed { uid: 0, overflow: None };
+        assert_eq!(root.judge(Ok(Some(OPEN))), Err(Refused::OtherUser { uid: 1000, allowed: 0 }));
+        assert_eq!(own.judge(Err(io::ErrorKind::PermissionDenied.into())), Err(Refused::NotTold));
+    }
+
+    #[test]
+    fn a_socket_that_no_process_has_is_nobodys_though_the_kernel_says_root() {
+        let own = Allowed { uid: 1000, overflow: None };
+        assert_eq!(own.judge(Ok(Some(Socket { uid: 0, is_open: false }))), Err(Refused::Closed));
+        assert_eq!(own.judge(Ok(None)), Err(Refused::Closed));
+    }
+
+    #[test]
+    fn in_a_container_the_uid_that_stands_for_all_unknown_users_is_nobodys() {
+        for uid in [0, 65534] {
+            let own = Allowed { uid, overflow: Some(65534) };
+            let socket = Socket { uid: 65534, ..OPEN };
+            assert_eq!(own.judge(Ok(Some(socket))), Err(Refused::UnknownUser));
+        }
+        let own = Allowed { uid: 65534, overflow: None };
+        assert_eq!(own.judge(Ok(Some(Socket { uid: 65534, ..OPEN }))), Ok(()), "it is `nobody`");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_names_the_user_and_the_cure() {
+        let refused = Refused::OtherUser { uid: 3_999_999_999, allowed: 0 };
+        let answer = refused.answer().await.expect("an answer");
+        assert_eq!(answer.status, 403);
+        assert!(
+            answer.sentence.starts_with(
+                "adit: the user with uid 3999999999 may not use the adit of `root` (uid 0)"
+            ),
+            "{}",
+            answer.sentence
+        );
+        assert!(answer.sentence.contains("`adit up --any-user`"), "{}", answer.sentence);
+        assert_eq!(Refused::Closed.answer().await, None);
+    }
+}

@@ -1,0 +1,44 @@
+//! What has happened to the tunnel lately, for the log and for `adit status`.
+
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
+
+use common::machine::process::unix_now;
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+const KEPT: usize = 32;
+
+/// The last events.
+#[derive(Debug, Default)]
+pub struct Journal(Mutex<VecDeque<Event>>);
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When, Unix seconds.
+    pub at: i64,
+    /// What, in words.
+    pub what: String,
+}
+
+impl Journal {
+    /// Notes an event, and logs it.
+    pub fn note(&self, what: impl fmt::Display) {
+        let what = what.to_string();
+        info!("{what}");
+        let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if events.len() == KEPT {
+            events.pop_front();
+        }
+        events.push_back(Event { at: unix_now(), what });
+    }
+
+    /// The last events, oldest first.
+    pub fn events(&self) -> Vec<Event> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}

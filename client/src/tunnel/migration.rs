@@ -1,0 +1,330 @@
+//! Keeps a session on a path that carries: watches it, takes new sockets, and moves it between
+//! carriers under whatever runs.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use common::transport::splice::Meter;
+use proto::wire::Code;
+use quinn::SendStream;
+use tokio::sync::watch;
+use tracing::debug;
+
+use crate::{
+    dial::{
+        Dialed,
+        plan::Directions,
+        route::{Carrier, Way},
+    },
+    tunnel::{
+        events::Journal,
+        liveness::{Seen, Turn, Watch},
+        path_probe::{Found, Need, Scout},
+        state::{Link, Up},
+    },
+};
+
+/// A new carrier has this time, or some round trips, to bring a packet of the session.
+const TRIAL: Duration = Duration::from_secs(3);
+/// A server that has been silent for so long, and through several trials on a path that is good,
+/// has forgotten the session. One trial proves nothing: the path may have gone again in the middle
+/// of it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
+const FORGOTTEN_TRIALS: u32 = 2;
+/// Looks are a second apart at the most: after more than this, this program has slept.
+const SLEPT: Duration = Duration::from_secs(5);
+/// How often the kernel is asked what it would send from.
+const SOURCE_EVERY: Duration = Duration::from_secs(1);
+
+/// The path under one session.
+pub(crate) struct Path<'a> {
+    up: Arc<Up>,
+    publish: &'a watch::Sender<Link>,
+    journal: &'a Journal,
+    meter: &'a Meter,
+    probes: SendStream,
+    watch: Watch,
+    scout: Scout,
+    trial: Option<Trial>,
+    /// Trials that have failed since the server was heard.
+    failed_trials: u32,
+    looked: (Instant, SystemTime),
+    source: (Instant, Option<std::net::IpAddr>),
+    /// A carrier that has ended is said once.
+    told_dead: bool,
+}
+
+/// A carrier that has still to prove itself.
+struct Trial {
+    until: Instant,
+    /// How much of the session had been heard when it began: anybody can send something to a
+    /// socket.
+    heard: u64,
+    /// What the session goes back to if it doesn't.
+    before: Option<(Way, Carrier)>,
+    /// A connection of its own on the same path, in case the server has forgotten the session.
+    dialed: Option<Dialed>,
+}
+
+impl<'a> Path<'a> {
+    pub(crate) fn new(
+        up: Arc<Up>,
+        publish: &'a watch::Sender<Link>,
+        journal: &'a Journal,
+        meter: &'a Meter,
+        directions: Directions,
+        probes: SendStream,
+    ) -> Self {
+        // A probe that waits behind a bulk upload proves nothing.
+        let _ = probes.set_priority(i32::MAX);
+        let (now, source) = (Instant::now(), up.way().source());
+        Self {
+            up,
+            publish,
+            journal,
+            meter,
+            probes,
+            watch: Watch::new(now, source),
+            scout: Scout::new(directions),
+            trial: None,
+            failed_trials: 0,
+            looked: (now, SystemTime::now()),
+            source: (now, source),
+            told_dead: false,
+        }
+    }
+
+    /// Keeps the session on its way. Returns a new connection when the server answers, but knows
+    /// the session no more. Cancellation safe.
+    pub(crate) async fn keep(&mut self) -> Dialed {
+        let mut next = tokio::time::Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {
+                    let now = Instant::now();
+                    self.look(now);
+                    if let Some(dialed) = self.judge_trial(now) {
+                        return dialed;
+                    }
+                    let need = self.need();
+                    self.scout.urge(now, need);
+                    let trying = self.trial.is_some() || need == Need::Any;
+                    next += self.watch.pace(trying || self.is_running());
+                    // A computer that has slept does not make up for what it missed.
+                    next = next.max(tokio::time::Instant::now());
+                }
+                found = self.scout.found() => if let Some(dialed) = self.consider(found) {
+                    return dialed;
+                },
+            }
+        }
+    }
+
+    fn look(&mut self, now: Instant) {
+        // The wall clock went on without ours, or both went on without us.
+        let slept =
+            self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT)
+                || self.looked.0.elapsed() > SLEPT;
+        self.looked = (now, SystemTime::now());
+        if slept || now - self.source.0 >= SOURCE_EVERY {
+            self.source = (now, self.up.way().source());
+        }
+        let seen = Seen {
+            heard: self.up.heard(),
+            running: self.is_running(),
+            rtt: self.up.connection.rtt(),
+            source: self.source.1,
+            slept,
+        };
+        let orders = self.watch.look(now, seen);
+        match orders.turn {
+            Some(Turn::Slept) => self.note_change("this computer has slept"),
+            Some(Turn::NewNetwork) => self.note_change("this computer's network has changed"),
+            Some(Turn::Silent(time)) => {
+                self.journal.note(format_args!(
+                    "the server has been silent for {:.1} s: running answers are kept, new connections wait",
+                    time.as_secs_f64()
+                ));
+                self.publish_if(|link| matches!(link, Link::Up(_)), Link::Silent(self.up.clone()));
+            }
+            Some(Turn::Back(time)) => {
+                self.failed_trials = 0;
+                self.journal.note(format_args!(
+                    "the server answers again, after {:.1} s",
+                    time.as_secs_f64()
+                ));
+                self.publish_if(|link| matches!(link, Link::Silent(_)), Link::Up(self.up.clone()));
+            }
+            None => {}
+        }
+        if orders.rebind && self.trial.is_none() {
+            self.rebind();
+        }
+        if orders.probe || self.trial.is_some() {
+            self.probe();
+        }
+        let dead = self.up.carried().carrier.is_dead();
+        if dead && !self.told_dead {
+            self.journal.note("ssh has ended: starting it again");
+        }
+        self.told_dead = dead;
+    }
+
+    /// After a move: another way may be sent from another address.
+    fn note_source(&mut self) {
+        self.source = (Instant::now(), self.up.way().source());
+        self.watch.moved(self.source.1);
+    }
+
+    fn note_change(&mut self, what: &str) {
+        self.journal.note(what);
+        self.scout.hurry();
+    }
+
+    /// A server that drains is not announced as up again.
+    fn publish_if(&self, from: impl FnOnce(&Link) -> bool, link: Link) {
+        if from(&self.publish.borrow()) {
+            self.publish.send_replace(link);
+        }
+    }
+
+    /// Takes a new socket to the same address. A login over SSH takes longer, and is the scout's.
+    fn rebind(&self) {
+        let way = self.up.way();
+        if let Way::Udp(_) = way {
+            match way.open().and_then(|carrier| self.up.put_on(way, carrier)) {
+                Ok(_) => debug!("rebound"),
+                Err(e) => debug!("cannot rebind yet: {e}"),
+            }
+        }
+    }
+
+    /// Makes the server acknowledge something, if there is room for a byte.
+    fn probe(&mut self) {
+        let written = std::pin::pin!(self.probes.write(&[0]));
+        // Polled once: a full window has packets of its own under way.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let _ = written.poll(&mut context);
+    }
+
+    fn need(&self) -> Need {
+        let carried = self.up.carried();
+        match (&carried.way, self.watch.is_silent() || carried.carrier.is_dead()) {
+            _ if self.trial.is_some() => Need::Nothing,
+            (_, true) => Need::Any,
+            (Way::Udp(_), false) => Need::Nothing,
+            (Way::Ssh(_), false) => Need::Better,
+        }
+    }
+
+    /// Looks at what the scout has found.
+    fn consider(&mut self, found: Found) -> Option<Dialed> {
+        let in_need = self.need();
+        match found {
+            Found::Udp(Ok(dialed)) if in_need != Need::Nothing => {
+                self.try_out(dialed.way.clone(), None, Some(dialed))
+            }
+            Found::Ssh(Ok((way, carrier))) if in_need == Need::Any => {
+                self.try_out(way, Some(carrier), None)
+            }
+            Found::Anew(Ok(dialed)) if in_need == Need::Any => return Some(dialed),
+            Found::Udp(Ok(dialed)) | Found::Anew(Ok(dialed)) => dismiss(Some(dialed)),
+            Found::Ssh(Ok(_)) => {}
+            Found::Udp(Err(e)) => self.failed("udp", &e.to_string()),
+            Found::Anew(Err(e)) => self.failed("ssh", &e.to_string()),
+            Found::Ssh(Err(e)) => self.failed("ssh", &e),
+        }
+        None
+    }
+
+    fn failed(&self, carrier: &str, why: &str) {
+        debug!("{carrier}: {why}");
+        let mut carried = self.up.carried();
+        if carried.way.carrier() != carrier {
+            carried.why_not_other = Some(why.to_owned());
+        }
+    }
+
+    /// Moves the session to another way, on trial.
+    fn try_out(&mut self, way: Way, carrier: Option<Carrier>, dialed: Option<Dialed>) {
+        let moved = match carrier {
+            Some(carrier) => Ok(carrier),
+            None => way.open(),
+        };
+        let rtt = dialed.as_ref().map_or(Duration::ZERO, |dialed| dialed.connection.rtt());
+        match moved.and_then(|carrier| self.up.put_on(way, carrier)) {
+            Ok((way, carrier)) => {
+                self.note_source();
+                let heard = self.up.heard();
+                let works = !self.watch.is_silent() && !carrier.is_dead();
+                let before = works.then_some((way, carrier));
+                self.trial = Some(Trial {
+                    until: Instant::now() + TRIAL.max(rtt * 6),
+                    heard,
+                    before,
+                    dialed,
+                });
+                self.probe();
+            }
+            Err(e) => {
+                debug!("cannot move: {e}");
+                dismiss(dialed);
+            }
+        }
+    }
+
+    /// Ends a trial when it is decided. Returns a connection that takes the session's place.
+    fn judge_trial(&mut self, now: Instant) -> Option<Dialed> {
+        let Trial { until, heard, before, dialed } = self.trial.take()?;
+        let way = self.up.way();
+        if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
+            self.journal.note(format_args!(
+                "the session goes over {} now: {way}",
+                way.carrier().to_uppercase()
+            ));
+            dismiss(dialed);
+            return None;
+        }
+        if now < until {
+            self.trial = Some(Trial { until, heard, before, dialed });
+            return None;
+        }
+        match before {
+            Some((before, carrier)) => {
+                debug!("{way} brings nothing of the session: back to {before}");
+                let failed = way.carrier();
+                if self.up.put_on(before, carrier).is_ok() {
+                    self.note_source();
+                    self.failed(failed, "it was tried, and brought no packet of the session");
+                }
+                dismiss(dialed);
+                None
+            }
+            None => {
+                self.failed_trials += 1;
+                let forgotten = self.failed_trials >= FORGOTTEN_TRIALS
+                    && self.watch.quiet_for(now) > FORGOTTEN_AFTER;
+                if forgotten && dialed.is_some() {
+                    return dialed;
+                }
+                dismiss(dialed);
+                if forgotten {
+                    self.scout.begin_anew();
+                }
+                None
+            }
+        }
+    }
+
+    fn is_running(&self) -> bool {
+        self.meter.underway.load(std::sync::atomic::Ordering::Relaxed) > 0
+    }
+}
+
+fn dismiss(dialed: Option<Dialed>) {
+    if let Some(dialed) = dialed {
+        dialed.connection.close((Code::Done as u32).into(), b"");
+    }
+}

@@ -1,0 +1,156 @@
+//! Seeks other ways for a session, beside the one that it goes: while that one is silent with
+//! urgency, and a better one for ever.
+
+use std::time::{Duration, Instant};
+
+use proto::knock::random_fraction;
+use tokio::task::JoinSet;
+
+use crate::{
+    dial::{
+        DialError, Dialed,
+        plan::Directions,
+        route::{Carrier, Way},
+    },
+    ssh::SshWay,
+};
+
+/// UDP has this head start over SSH (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(300);
+const UDP_EVERY: Duration = Duration::from_secs(3);
+/// A login whose first packets were lost may be late by far: another is begun beside it.
+const SSH_EVERY: Duration = Duration::from_secs(5);
+const AT_ONCE: usize = 3;
+/// A login that leads to a whole connection has this head start over one that leads to a carrier.
+const ANEW_WITHIN: Duration = Duration::from_secs(20);
+/// The better way is looked for at once, and then more and more rarely.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// What is to be sought.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Nothing: the best way is in use.
+    Nothing,
+    /// The better way, UDP.
+    Better,
+    /// Any way.
+    Any,
+}
+
+/// What an attempt has led to.
+pub(crate) enum Found {
+    /// A whole connection by UDP: the path is good, both ways.
+    Udp(Result<Dialed, DialError>),
+    /// A carrier over SSH that is logged in.
+    Ssh(Result<(Way, Carrier), String>),
+    /// A whole connection by SSH.
+    Anew(Result<Dialed, DialError>),
+}
+
+/// All attempts. Dropping it ends them.
+pub(crate) struct Scout {
+    directions: Directions,
+    need: Need,
+    attempts: JoinSet<Found>,
+    udp: Line,
+    ssh: Line,
+    pause: Duration,
+    /// A whole connection by SSH is wanted.
+    anew: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Line {
+    running: usize,
+    next: Instant,
+}
+
+impl Scout {
+    pub(crate) fn new(directions: Directions) -> Self {
+        let line = Line { running: 0, next: Instant::now() };
+        let (need, attempts) = (Need::Nothing, JoinSet::new());
+        Self { directions, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
+    }
+
+    /// Begins the attempts that are due, and ends those that nobody needs any more.
+    pub(crate) fn urge(&mut self, now: Instant, need: Need) {
+        if need != self.need {
+            self.need = need;
+            self.attempts = JoinSet::new();
+            let head_start =
+                if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
+            (self.udp, self.ssh) =
+                (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
+        }
+        let udp = match need {
+            Need::Nothing => return,
+            Need::Better => self.udp.running == 0,
+            Need::Any => self.udp.running < AT_ONCE,
+        };
+        if udp && now >= self.udp.next && !self.directions.addresses().is_empty() {
+            let directions = self.directions.clone();
+            self.attempts.spawn(async move { Found::Udp(directions.dial_udp().await) });
+            self.udp.running += 1;
+            let pause = if need == Need::Better { self.pause } else { UDP_EVERY };
+            self.udp.next = now + pause.mul_f64(0.75 + random_fraction() / 2.0);
+            if need == Need::Better {
+                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+        if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
+            let directions = self.directions.clone();
+            self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
+            // Another login beside it would be faster, and lead to one more trial of what is
+            // forgotten.
+            self.ssh.next = now + ANEW_WITHIN;
+        }
+        if need == Need::Any
+            && self.ssh.running < AT_ONCE
+            && now >= self.ssh.next
+            && let Some(way) = self.directions.ssh()
+        {
+            self.attempts.spawn(async move { Found::Ssh(log_in(way).await) });
+            self.ssh.running += 1;
+            self.ssh.next = now + SSH_EVERY;
+        }
+    }
+
+    /// Something has changed: what failed a minute ago may work now.
+    pub(crate) fn hurry(&mut self) {
+        (self.pause, self.udp.next) = (FIRST_PAUSE, Instant::now());
+    }
+
+    /// A whole connection by SSH is wanted too: the server has forgotten the session.
+    pub(crate) fn begin_anew(&mut self) {
+        self.anew = true;
+    }
+
+    /// Waits for the end of an attempt; for ever if there is none. Cancellation safe.
+    pub(crate) async fn found(&mut self) -> Found {
+        loop {
+            match self.attempts.join_next().await {
+                Some(Ok(found)) => {
+                    match &found {
+                        Found::Udp(_) => self.udp.running -= 1,
+                        Found::Ssh(_) => self.ssh.running -= 1,
+                        Found::Anew(_) => {}
+                    }
+                    return found;
+                }
+                Some(Err(e)) => tracing::error!("an attempt failed by itself: {e}"),
+                None => std::future::pending().await,
+            }
+        }
+    }
+}
+
+async fn log_in(to: SshWay) -> Result<(Way, Carrier), String> {
+    let way = Way::Ssh(to.clone());
+    let carrier = way.open().map_err(|e| e.to_string())?;
+    // How long it may be silent is known there.
+    match carrier.ready().await {
+        Ok(()) => Ok((way, carrier)),
+        Err(e) => Err(format!("{e} ({})", e.hint(&to))),
+    }
+}

@@ -1,0 +1,337 @@
+//! Keeps the tunnel up: connects, waits for the end, and connects again, for ever.
+
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::{
+    machine::process::{loopback_id, unix_now},
+    transport::{HANDSHAKE_WITHIN, frame, splice::Meter},
+};
+use proto::{
+    invitation,
+    knock::random_fraction,
+    wire::{Code, Greeting, Hello, Notice},
+};
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+use crate::{
+    dial::{DialError, Dialed, plan::Directions, route::Way},
+    tunnel::{
+        backoff::{self, Backoff, Pause},
+        events::Journal,
+        migration::Path,
+        renewal,
+        state::{Down, Link, Refusal, Up},
+    },
+};
+
+/// The owner of the tunnel's state.
+pub struct Keeper {
+    /// Where the state is published.
+    pub publish: watch::Sender<Link>,
+    /// Where the server may be found.
+    pub directions: Directions,
+    /// How many connections wait for the tunnel.
+    pub wanted: watch::Receiver<usize>,
+    /// Where applications are served.
+    pub listening: Vec<SocketAddr>,
+    /// What passes.
+    pub meter: Arc<Meter>,
+    /// What happens.
+    pub journal: Arc<Journal>,
+    /// Cancelled when this program is told to stop: a session then goes on to its end, and no other
+    /// comes after it.
+    pub stop: CancellationToken,
+}
+
+/// A session, the stream on which the server says what comes up, and the one for probes.
+struct Session {
+    up: Arc<Up>,
+    notices: RecvStream,
+    probes: SendStream,
+}
+
+/// How a session ended.
+enum Ended {
+    Over(DialError),
+    /// Its server is somewhere else, or has forgotten it.
+    Replaced(Session),
+}
+
+impl Keeper {
+    /// Keeps the tunnel up for as long as it is polled.
+    pub async fn run(mut self) {
+        let mut backoff = Backoff::new();
+        let (mut next, mut been_up) = (None, false);
+        loop {
+            let session = match next.take() {
+                Some(session) => Ok(session),
+                None => tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return self.rest(None).await,
+                    session = self.begin() => session,
+                },
+            };
+            let (why, session) = match session {
+                Ok(session) => {
+                    been_up = true;
+                    let begun = Instant::now();
+                    match self.keep(session).await {
+                        Ended::Over(why) => (why, Some(begun.elapsed())),
+                        Ended::Replaced(session) => {
+                            next = Some(session);
+                            continue;
+                        }
+                    }
+                }
+                Err(why) => (why, None),
+            };
+            if self.stop.is_cancelled() {
+                return self.rest(Some(why)).await;
+            }
+            let pause = backoff.after(backoff::Ended { session, refused: why.is_final() });
+            self.publish_end(why, pause, been_up);
+            self.wait(pause).await;
+        }
+    }
+
+    /// Publishes why there is no tunnel now.
+    fn publish_end(&self, why: DialError, pause: Pause, been_up: bool) {
+        if !why.is_final() {
+            let since = match &*self.publish.borrow() {
+                Link::Down(down) => down.since,
+                _ => Instant::now(),
+            };
+            return self.publish_and_tell(Link::Down(Down { since, why }));
+        }
+        let refused = Link::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
+        // Before there was a session `adit up` ends with this, and says it itself.
+        if been_up {
+            self.publish_and_tell(refused);
+        } else {
+            self.publish.send_replace(refused);
+        }
+    }
+
+    /// Waits before the next attempt.
+    async fn wait(&mut self, pause: Pause) {
+        let wanted = async {
+            tokio::time::sleep(pause.wanted).await;
+            // It fails only when the tunnel has no user any more.
+            if self.wanted.wait_for(|waiting| *waiting > 0).await.is_err() {
+                std::future::pending().await
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(jittered(pause.unwanted).max(pause.wanted)) => {}
+            () = wanted => {}
+            () = self.stop.cancelled() => {}
+        }
+    }
+
+    async fn begin(&self) -> Result<Session, DialError> {
+        let dialed = self.directions.dial().await?;
+        self.enter(dialed).await
+    }
+
+    /// The last session has ended as it was asked to: that is no news, and nothing is sought any
+    /// more.
+    async fn rest(&self, why: Option<DialError>) {
+        if let Some(why) = why {
+            self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
+        }
+        std::future::pending().await
+    }
+
+    /// Publishes, and tells people what they don't know yet.
+    fn publish_and_tell(&self, link: Link) {
+        let why_of = |link: &Link| match link {
+            Link::Down(Down { why, .. }) | Link::Refused(Refusal { why, .. }) => {
+                Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
+            }
+            _ => None,
+        };
+        if let Some((why, hint)) = why_of(&link)
+            && why_of(&self.publish.borrow()).is_none_or(|(told, _)| told != why)
+        {
+            warn!("no tunnel: {why}{}", hint.map(|h| format!(" ({h})")).unwrap_or_default());
+        }
+        self.publish.send_replace(link);
+    }
+
+    /// Makes a session of a connection: the server ends any other of this device.
+    async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
+        let Dialed { endpoint, connection, way, carrier } = dialed;
+        let to = way.to_string();
+        let (hello, notices, probes) =
+            match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
+                Ok(Ok(greeted)) => greeted,
+                // The server judges after our handshake is done: what it says is the reason of the
+                // close.
+                Ok(Err(e)) => {
+                    let closed =
+                        tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
+                    return Err(closed.map_or_else(
+                        |_| DialError::Other(e.to_string()),
+                        |e| DialError::from_connection(&e, &to),
+                    ));
+                }
+                Err(_) => return Err(DialError::NoAnswer(to)),
+            };
+        let expired_here =
+            self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
+        if hello.certificate_expired || expired_here {
+            // Past its end it is good for this one thing.
+            renewal::renew(&self.directions.profile, &connection).await?;
+            connection.close((Code::Done as u32).into(), b"");
+            return Err(DialError::Refused(Code::Expired));
+        }
+        // Before any application's bytes go there.
+        if let Some(port) = leads_back(&hello, &way, &self.listening) {
+            connection.close((Code::Done as u32).into(), b"");
+            return Err(DialError::LeadsBack(port));
+        }
+        self.journal
+            .note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
+        self.follow(&hello);
+        // Later logins come in the background, whatever brought the first session up.
+        if let Some(ssh) = &self.directions.profile.get().ssh {
+            ssh.ask_no_more();
+        }
+        Ok(Session { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
+    }
+
+    /// Publishes a session and stays with it until it ends.
+    async fn keep(&self, Session { up, mut notices, probes }: Session) -> Ended {
+        let to = up.way().to_string();
+        self.publish.send_replace(Link::Up(up.clone()));
+        let over = async {
+            tokio::select! {
+                why = up.connection.closed() => DialError::from_connection(&why, &to),
+                () = listen_to(&mut notices) => {
+                    self.journal.note("the server is stopping: running answers go on, new connections wait");
+                    let why = DialError::Refused(Code::ShuttingDown);
+                    self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
+                    // Read on: a stream that nobody reads would stop the answers to probes.
+                    tokio::select! {
+                        why = up.connection.closed() => DialError::from_connection(&why, &to),
+                        () = async { loop { listen_to(&mut notices).await } } => unreachable!("it listens for ever"),
+                    }
+                }
+            }
+        };
+        let renewing = renewal::keep(&self.directions.profile, &up.connection);
+        let mut path = Path::new(
+            up.clone(),
+            &self.publish,
+            &self.journal,
+            &self.meter,
+            self.directions.clone(),
+            probes,
+        );
+        let credit = up.credit.exchange(&up.connection);
+        tokio::pin!(over, renewing, credit);
+        loop {
+            let dialed = tokio::select! {
+                why = &mut over => return Ended::Over(why),
+                dialed = path.keep() => dialed,
+                () = &mut renewing => unreachable!("it renews for ever"),
+                () = &mut credit => unreachable!("it waits for ever"),
+            };
+            if self.stop.is_cancelled() {
+                // What ran is lost, and nothing new begins.
+                for connection in [&dialed.connection, &up.connection] {
+                    connection.close((Code::Done as u32).into(), b"");
+                }
+                return Ended::Over(DialError::Restarted);
+            }
+            match self.enter(dialed).await {
+                Ok(session) => {
+                    self.journal
+                        .note("the server has forgotten the session: what ran on it is lost");
+                    up.connection.close((Code::Done as u32).into(), b"");
+                    return Ended::Replaced(session);
+                }
+                Err(why) => debug!("no new session: {why}"),
+            }
+        }
+    }
+
+    /// Keeps what the server says of itself for the next start.
+    fn follow(&self, hello: &Hello) {
+        let mut profile = self.directions.profile.get();
+        let by_ssh = profile.ssh.is_some();
+        let ours = |address: &&String| {
+            invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address))
+        };
+        let told = hello.addresses.iter().filter(ours);
+        let mut addresses: Vec<String> = told.cloned().collect();
+        // An address that has just worked is not forgotten for one that may not.
+        let known =
+            profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
+        addresses.extend(known.cloned());
+        addresses.truncate(invitation::MAX_ADDRESSES);
+        if profile.enrolled.addresses == addresses && profile.enrolled.services == hello.services {
+            return;
+        }
+        profile.enrolled.addresses = addresses;
+        profile.enrolled.services.clone_from(&hello.services);
+        self.directions.profile.store(profile);
+    }
+}
+
+/// The port at which the server would call this very program, if it is on this computer.
+fn leads_back(hello: &Hello, way: &Way, listening: &[SocketAddr]) -> Option<u16> {
+    let same = hello.loopback.is_some() && hello.loopback == loopback_id();
+    let is_here = same || matches!(way, Way::Udp(remote) if remote.ip().is_loopback());
+    let mut ports = hello.services.iter().filter_map(|service| service.port);
+    ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
+}
+
+async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {
+    let mut send = connection.open_uni().await?;
+    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+    let mut notices = connection.accept_uni().await?;
+    let hello = frame::read(&mut notices).await?;
+    Ok((hello, notices, send))
+}
+
+/// Ends when the server says that it drains; a stream that fails says nothing that the connection
+/// doesn't say better.
+async fn listen_to(notices: &mut RecvStream) {
+    loop {
+        match frame::read::<Notice>(notices).await {
+            Ok(Notice::Here) => {}
+            Ok(Notice::Draining) => return,
+            Err(e) => {
+                debug!("no more notices: {e}");
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// Half of the time at least, so that many clients of one server don't come at once.
+fn jittered(pause: Duration) -> Duration {
+    pause.mul_f64(0.5 + random_fraction() / 2.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_between_attempts_has_jitter() {
+        for _ in 0..100 {
+            let longest = Duration::from_secs(15);
+            let pause = jittered(longest);
+            assert!(pause >= longest / 2 && pause <= longest);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Renews the device's certificate in the tunnel, for the same key, without anyone noticing.
+
+use std::time::Duration;
+
+use common::{
+    machine::process::unix_now,
+    transport::{frame, splice::Sending},
+};
+use proto::{
+    knock::random_fraction,
+    wire::{Code, RenewAnswer, StreamHead},
+};
+use quinn::{Connection, ReadError};
+use tracing::{info, warn};
+
+use crate::{dial::DialError, profile::SharedProfile};
+
+/// The wall clock is compared with the certificate's end at least this often; a sleep of the
+/// machine does not delay it by more.
+const CHECK: Duration = Duration::from_secs(60);
+const WITHIN: Duration = Duration::from_secs(30);
+/// Between attempts when the certificate has ended and nothing passes without a new one.
+const ENDED: Duration = Duration::from_secs(10);
+
+/// Renews for ever, in the last third of each certificate's life.
+pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
+    let jitter = random_fraction();
+    loop {
+        let Ok(certificate) = profile.get().certificate() else {
+            return std::future::pending().await;
+        };
+        let left = u64::try_from(certificate.renew_at(jitter) - unix_now()).unwrap_or(0);
+        if left > 0 {
+            // In short steps: a sleep of the machine stops this clock, but not the certificate's.
+            tokio::time::sleep(CHECK.min(Duration::from_secs(left))).await;
+            continue;
+        }
+        match renew(profile, connection).await {
+            Ok(())
+                if profile
+                    .get()
+                    .certificate()
+                    .is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
+            Ok(()) => {
+                warn!("a new certificate is old already by this computer's clock: is it right?");
+                tokio::time::sleep(CHECK).await;
+            }
+            Err(e) => {
+                let pause = if certificate.not_after < unix_now() { ENDED } else { CHECK };
+                warn!("{e}: trying again in {} s", pause.as_secs());
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// What the server means by an end of the stream, if it is that.
+fn reason(error: &std::io::Error) -> String {
+    let reset = match error.get_ref().and_then(|e| e.downcast_ref()) {
+        Some(ReadError::Reset(code)) => Code::from_number(code.into_inner()),
+        _ => None,
+    };
+    reset.map_or_else(|| error.to_string(), |code| code.sentence().to_owned())
+}
+
+/// Renews once, and stores the new certificate.
+pub(crate) async fn renew(
+    profile: &SharedProfile,
+    connection: &Connection,
+) -> Result<(), DialError> {
+    let failed = |e: String| DialError::Other(format!("cannot renew the certificate: {e}"));
+    let exchange = async {
+        let (send, mut recv) = connection.open_bi().await?;
+        let mut send = Sending::new(send);
+        send.write_all(&StreamHead::Renew.encode()).await?;
+        send.finish();
+        frame::read::<RenewAnswer>(&mut recv).await
+    };
+    let answer = tokio::time::timeout(WITHIN, exchange).await;
+    let answer = answer
+        .map_err(|_| failed("the server does not answer".to_owned()))?
+        .map_err(|e| failed(reason(&e)))?;
+    let mut renewed = profile.get();
+    renewed.enrolled.certificate = answer.certificate;
+    // Looked at before it takes the place of one that works.
+    renewed.certified_key().map_err(|e| failed(e.to_string()))?;
+    let certificate = renewed.certificate().map_err(|e| failed(e.to_string()))?;
+    if certificate.device != Some(renewed.enrolled.device_id) {
+        return Err(failed("what the server sent is for another device".to_owned()));
+    }
+    if !(certificate.not_before..=certificate.not_after).contains(&unix_now()) {
+        return Err(DialError::OutOfTime);
+    }
+    profile.store(renewed);
+    info!("certificate renewed");
+    Ok(())
+}

@@ -1,0 +1,300 @@
+//! A failure as data: what failed, why, what cures it, and the exit code. Programs pass it on as it
+//! is; only the last one makes text of it. Names no runtime and no socket.
+
+use std::{error::Error, fmt};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Bytes of text in one failure that another program has sent, and in one that is sent. Written as
+/// JSON, where a byte may become six, that is less than [`MAX_LEN`](crate::wire::MAX_LEN).
+const MOST_TEXT: usize = 8 * 1024;
+/// Causes, and hints, of such a failure.
+const MOST_LINES: usize = 8;
+
+/// How a command ended, for scripts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(into = "u8", from = "i64")]
+#[repr(u8)]
+pub enum Exit {
+    /// It failed.
+    #[default]
+    Failed = 1,
+    /// Wrong usage or configuration.
+    Usage = 2,
+    /// This device is not, or no longer, allowed.
+    NotAllowed = 4,
+}
+
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit as Self
+    }
+}
+
+impl From<i64> for Exit {
+    /// A number that this version does not know is a failure all the same.
+    fn from(number: i64) -> Self {
+        match number {
+            2 => Self::Usage,
+            4 => Self::NotAllowed,
+            _ => Self::Failed,
+        }
+    }
+}
+
+/// An error as the person at the terminal meets it: what failed, why, and what cures it.
+///
+/// As JSON it is `{"what", "causes", "hints", "exit"}`. Unknown fields are ignored, all but `what`
+/// may be missing, and what is longer than 8 KiB or 8 lines is cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    what: String,
+    causes: Vec<String>,
+    hints: Vec<String>,
+    exit: Exit,
+}
+
+impl Failure {
+    /// Something failed.
+    pub fn new(what: impl fmt::Display) -> Self {
+        Self {
+            what: what.to_string(),
+            causes: Vec::new(),
+            hints: Vec::new(),
+            exit: Exit::default(),
+        }
+    }
+
+    /// An error, with its own sources as the causes.
+    pub fn from_error(error: impl Error + Send + Sync + 'static) -> Self {
+        let mut failure = Self::new(&error);
+        failure.add_causes(error.source());
+        failure
+    }
+
+    /// Why: this error and its sources, in place of the causes so far.
+    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let source = source.into();
+        self.causes.clear();
+        self.add_causes(Some(&*source));
+        self
+    }
+
+    /// Why: another failure, for example one that another program has sent. Its causes come after
+    /// it, its hints are kept, and its exit code is the exit code.
+    pub fn caused_by(mut self, other: Self) -> Self {
+        self.causes.clear();
+        self.add_cause(other.what);
+        for cause in other.causes {
+            self.add_cause(cause);
+        }
+        self.hints.extend(other.hints);
+        self.exit = other.exit;
+        self
+    }
+
+    /// What cures it, best with the exact command. May be said more than once.
+    pub fn hint(mut self, hint: impl fmt::Display) -> Self {
+        self.hints.push(hint.to_string());
+        self
+    }
+
+    /// Drops the hints so far: the caller knows a better cure.
+    pub fn without_hints(mut self) -> Self {
+        self.hints.clear();
+        self
+    }
+
+    /// The exit code, if it isn't 1.
+    pub fn exit(mut self, exit: Exit) -> Self {
+        self.exit = exit;
+        self
+    }
+
+    /// What failed.
+    pub fn what(&self) -> &str {
+        &self.what
+    }
+
+    /// Why, the nearest cause first.
+    pub fn causes(&self) -> &[String] {
+        &self.causes
+    }
+
+    /// What cures it, the likeliest first.
+    pub fn hints(&self) -> &[String] {
+        &self.hints
+    }
+
+    /// How the command ends.
+    pub fn exit_code(&self) -> Exit {
+        self.exit
+    }
+
+    fn add_causes(&mut self, mut cause: Option<&(dyn Error + 'static)>) {
+        while let Some(error) = cause {
+            self.add_cause(error.to_string());
+            cause = error.source();
+        }
+    }
+
+    /// An error often repeats its source: nothing is said twice.
+    fn add_cause(&mut self, cause: String) {
+        if self.causes.last().unwrap_or(&self.what) != &cause {
+            self.causes.push(cause);
+        }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.what)?;
+        for cause in &self.causes {
+            write!(f, "\n  Caused by: {cause}")?;
+        }
+        for (i, hint) in self.hints.iter().enumerate() {
+            f.write_str(if i == 0 { "\n\nhint: " } else { "\n      " })?;
+            f.write_str(hint)?;
+        }
+        Ok(())
+    }
+}
+
+/// A failure as it is sent.
+#[derive(Serialize, Deserialize)]
+struct Message {
+    what: String,
+    #[serde(default)]
+    causes: Vec<String>,
+    #[serde(default)]
+    hints: Vec<String>,
+    #[serde(default)]
+    exit: Exit,
+}
+
+/// What is read: a failure, or the text that versions before 0.2 sent.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Received {
+    Message(Message),
+    Text(String),
+}
+
+impl Message {
+    fn bounded(self) -> Self {
+        let mut left = MOST_TEXT;
+        let mut take = |mut text: String| {
+            let end = (0..=left.min(text.len())).rev().find(|at| text.is_char_boundary(*at));
+            text.truncate(end.unwrap_or(0));
+            left -= text.len();
+            text
+        };
+        let what = take(self.what);
+        // The cures are short, and worth more than the last causes.
+        let hints = self.hints.into_iter().take(MOST_LINES).map(&mut take).collect();
+        let causes = self.causes.into_iter().take(MOST_LINES).map(&mut take).collect();
+        Self { what, causes, hints, exit: self.exit }
+    }
+}
+
+impl Serialize for Failure {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self { what, causes, hints, exit } = self.clone();
+        Message { what, causes, hints, exit }.bounded().serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Failure {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(match Received::deserialize(deserializer)? {
+            Received::Message(message) => {
+                let Message { what, causes, hints, exit } = message.bounded();
+                Self { what, causes, hints, exit }
+            }
+            Received::Text(text) => Self::new(text.strip_prefix("error: ").unwrap_or(&text)),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn taken() -> Failure {
+        let cause = std::io::Error::new(
+            std::io::ErrorKind::AddrInUse,
+            "address already in use by `ollama` (pid 812)",
+        );
+        Failure::new("cannot listen on localhost:11434")
+            .because(cause)
+            .hint("run `adit up --listen localhost:11500`")
+            .hint("or stop it")
+            .exit(Exit::Usage)
+    }
+
+    fn read(value: serde_json::Value) -> Failure {
+        serde_json::from_value(value).expect("a failure")
+    }
+
+    #[test]
+    fn an_error_shows_what_why_and_the_cure() {
+        assert_eq!(
+            taken().to_string(),
+            "error: cannot listen on localhost:11434\n  Caused by: address already in use by `ollama` (pid 812)\n\n\
+             hint: run `adit up --listen localhost:11500`\n      or stop it"
+        );
+    }
+
+    #[test]
+    fn a_failure_is_read_as_it_was_sent() {
+        let sent = serde_json::to_value(taken()).expect("JSON");
+        assert_eq!(
+            sent,
+            json!({
+                "what": "cannot listen on localhost:11434",
+                "causes": ["address already in use by `ollama` (pid 812)"],
+                "hints": ["run `adit up --listen localhost:11500`", "or stop it"],
+                "exit": 2,
+            })
+        );
+        assert_eq!(read(sent), taken());
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_absent_ones_say_nothing() {
+        let read = read(json!({"what": "x", "exit": 777, "severity": {"of": "a later version"}}));
+        assert_eq!(read, Failure::new("x"));
+        for bad in [json!({"causes": []}), json!(7), json!(null), json!({"what": ["x"]})] {
+            assert!(serde_json::from_value::<Failure>(bad.clone()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_text_of_an_older_program_is_what_failed() {
+        assert_eq!(read(json!("error: no room\n  Caused by: x")).what(), "no room\n  Caused by: x");
+    }
+
+    #[test]
+    fn a_failure_fits_into_a_frame_however_long_its_texts_are() {
+        let long = "\u{1b}ä".repeat(50_000);
+        let mut failure = Failure::new(&long);
+        for _ in 0..100 {
+            failure = failure.hint("free some disk space");
+            failure.causes.push(long.clone());
+        }
+        let sent = serde_json::to_vec(&failure).expect("JSON");
+        assert!(sent.len() < crate::wire::MAX_LEN, "{}", sent.len());
+        let read: Failure = serde_json::from_slice(&sent).expect("a failure");
+        assert!(read.hints.len() <= MOST_LINES && read.what.starts_with("\u{1b}ä"));
+    }
+
+    #[test]
+    fn a_failure_that_another_caused_keeps_its_cure_and_its_exit_code() {
+        let told = Failure::new("the settings stay as they were").caused_by(taken());
+        assert_eq!(told.causes().first().map(String::as_str), Some(taken().what()));
+        assert_eq!((told.causes().len(), told.hints()), (2, taken().hints()));
+        assert_eq!(told.exit_code(), Exit::Usage);
+    }
+}

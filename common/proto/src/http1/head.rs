@@ -1,0 +1,408 @@
+//! Heads of requests and answers (RFC 9112), read strictly: what two readers could understand
+//! differently is a fault, and is not repaired.
+//!
+//! httparse knows the grammar; the lines and the framing are judged here. The verdict does not
+//! depend on where the bytes are cut.
+
+use std::fmt;
+
+use super::BodyLength;
+
+/// The longest head, in bytes.
+pub const MOST_HEAD: usize = 64 * 1024;
+const MOST_FIELDS: usize = 200;
+
+/// Why a message can't be read in exactly one way. Its text completes "the request …".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// CR without LF, or LF without CR.
+    #[error("has a line that does not end with CR LF")]
+    BareLine,
+    /// A control character.
+    #[error("has a control character in its head")]
+    Control,
+    /// A field that goes on in the next line (obs-fold).
+    #[error("has a header field that goes on in the next line")]
+    Fold,
+    /// An empty line before the request.
+    #[error("begins with an empty line")]
+    EmptyLine,
+    /// Longer than [`MOST_HEAD`], or too many fields.
+    #[error("has a head that is too long")]
+    TooLong,
+    /// No HTTP/1.0 or 1.1.
+    #[error("is not HTTP/1.0 or HTTP/1.1, or has a malformed line in its head")]
+    Syntax,
+    /// Not `/…`.
+    #[error("has a target that is not a path")]
+    Target,
+    /// None in HTTP/1.1, or several.
+    #[error("has no Host, or more than one")]
+    Host,
+    /// Several, not a number, or beside Transfer-Encoding.
+    #[error("has a Content-Length that is doubled, malformed, or beside a Transfer-Encoding")]
+    Length,
+    /// Anything but `chunked`, once, in HTTP/1.1.
+    #[error("has a Transfer-Encoding other than `chunked`")]
+    Encoding,
+    /// More than the service reads.
+    #[error("goes on behind the JSON that it consists of")]
+    Behind,
+    /// Malformed chunks.
+    #[error("has a malformed chunk in its body")]
+    Chunk,
+}
+
+/// A request's head, as far as the gate needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestHead {
+    /// The method, as written.
+    pub method: Box<str>,
+    /// Path and query, as written.
+    pub target: Box<str>,
+    /// Whether it is HTTP/1.0.
+    pub old: bool,
+    /// Host, as written; empty if there is none.
+    pub host: Box<str>,
+    /// How long the body is.
+    pub body: BodyLength,
+    /// The application waits for 100 before it sends the body.
+    pub expects: bool,
+    /// The body is compressed or otherwise encoded.
+    pub encoded: bool,
+    /// The method that a browser wants to use, in a preflight.
+    pub preflight: Option<Box<str>>,
+}
+
+impl RequestHead {
+    /// Reads a complete head, empty line included.
+    ///
+    /// # Errors
+    /// What makes it ambiguous or malformed.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Fault> {
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        match request.parse(bytes) {
+            Ok(httparse::Status::Complete(len)) if len == bytes.len() => {}
+            Err(httparse::Error::TooManyHeaders) => return Err(Fault::TooLong),
+            _ => return Err(Fault::Syntax),
+        }
+        let (Some(method), Some(target), Some(version)) =
+            (request.method, request.path, request.version)
+        else {
+            return Err(Fault::Syntax);
+        };
+        if !target.starts_with('/')
+            || method == "CONNECT"
+            || !target.bytes().all(|b| b.is_ascii_graphic())
+        {
+            return Err(Fault::Target);
+        }
+        let old = version == 0;
+        let fields = request.headers;
+        let host = match one(fields, "host") {
+            Ok(Some(host)) => text(host).ok_or(Fault::Host)?,
+            Ok(None) if old => "",
+            _ => return Err(Fault::Host),
+        };
+        let length = one(fields, "content-length").map_err(|_| Fault::Length)?;
+        let coding = one(fields, "transfer-encoding").map_err(|_| Fault::Encoding)?;
+        let body = match (length, coding) {
+            (None, None) => BodyLength::Known(0),
+            (Some(length), None) => BodyLength::Known(number(length).ok_or(Fault::Length)?),
+            (None, Some(coding)) if !old && coding.eq_ignore_ascii_case(b"chunked") => {
+                BodyLength::Chunked
+            }
+            (None, Some(_)) => return Err(Fault::Encoding),
+            (Some(_), Some(_)) => return Err(Fault::Length),
+        };
+        let preflight = one(fields, "access-control-request-method")
+            .ok()
+            .flatten()
+            .and_then(text)
+            .map(Into::into);
+        Ok(Self {
+            method: method.into(),
+            target: target.into(),
+            old,
+            host: host.into(),
+            body,
+            expects: !old
+                && all(fields, "expect").any(|value| value.eq_ignore_ascii_case(b"100-continue")),
+            encoded: all(fields, "content-encoding")
+                .any(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")),
+            preflight: preflight.filter(|_| method == "OPTIONS"),
+        })
+    }
+}
+
+/// An answer's head, as far as the gate needs it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AnswerHead {
+    /// The status.
+    pub status: u16,
+    /// How long its body is; `None` until the connection closes.
+    pub body: Option<BodyLength>,
+}
+
+impl AnswerHead {
+    /// Reads a complete head. The service is trusted to mean what it says: this only follows.
+    ///
+    /// # Errors
+    /// If it is no answer of HTTP/1.x.
+    pub fn parse(bytes: &[u8], to_head: bool) -> Result<Self, Fault> {
+        let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
+        let mut answer = httparse::Response::new(&mut fields);
+        match answer.parse(bytes) {
+            Ok(httparse::Status::Complete(_)) => {}
+            _ => return Err(Fault::Syntax),
+        }
+        let status = answer.code.ok_or(Fault::Syntax)?;
+        let fields = answer.headers;
+        let chunked =
+            all(fields, "transfer-encoding").any(|value| value.eq_ignore_ascii_case(b"chunked"));
+        let body = match one(fields, "content-length") {
+            _ if to_head || status < 200 || status == 204 || status == 304 => {
+                Some(BodyLength::Known(0))
+            }
+            _ if chunked => Some(BodyLength::Chunked),
+            Ok(Some(length)) => Some(BodyLength::Known(number(length).ok_or(Fault::Length)?)),
+            Ok(None) => None,
+            Err(_) => return Err(Fault::Length),
+        };
+        Ok(Self { status, body })
+    }
+}
+
+fn all<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+    fields
+        .iter()
+        .filter(move |field| field.name.eq_ignore_ascii_case(name))
+        .map(|field| field.value.trim_ascii())
+}
+
+struct Several;
+
+fn one<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> Result<Option<&'a [u8]>, Several> {
+    let mut found = all(fields, name);
+    match (found.next(), found.next()) {
+        (value, None) => Ok(value),
+        _ => Err(Several),
+    }
+}
+
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))
+}
+
+/// Digits and nothing else, as many as fit.
+fn number(value: &[u8]) -> Option<u64> {
+    let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
+}
+
+/// Collects a head as its bytes come.
+#[derive(Default)]
+pub struct HeadReader {
+    bytes: Vec<u8>,
+    line: Line,
+    /// Whether faults in the lines are told, or passed over.
+    lenient: bool,
+}
+
+/// Where in a line the next byte stands.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Line {
+    #[default]
+    First,
+    Start,
+    Middle,
+    /// After a CR in a line with something in it, or in an empty one.
+    Cr {
+        empty: bool,
+    },
+    End,
+}
+
+impl fmt::Debug for HeadReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "HeadReader({} bytes)", self.bytes.len())
+    }
+}
+
+impl HeadReader {
+    /// A reader for answers: a service's oddities are passed on, not judged.
+    pub fn lenient() -> Self {
+        Self { lenient: true, ..Self::default() }
+    }
+
+    /// Takes as much of `bytes` as belongs to the head; how much, if it ends there.
+    ///
+    /// # Errors
+    /// The first fault in the order of the bytes.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<Option<usize>, Fault> {
+        for (at, byte) in bytes.iter().enumerate() {
+            if self.bytes.len() + at == MOST_HEAD {
+                return Err(Fault::TooLong);
+            }
+            self.line = self.step(*byte)?;
+            if self.line == Line::End {
+                self.bytes.extend_from_slice(&bytes[..=at]);
+                return Ok(Some(at + 1));
+            }
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(None)
+    }
+
+    fn step(&self, byte: u8) -> Result<Line, Fault> {
+        match (self.line, byte) {
+            (Line::Cr { empty: true }, b'\n') => Ok(Line::End),
+            (Line::Cr { empty: false }, b'\n') => Ok(Line::Start),
+            (Line::First, b'\r' | b'\n') => Err(Fault::EmptyLine),
+            (Line::Start, b'\r') => Ok(Line::Cr { empty: true }),
+            (Line::Middle, b'\r') => Ok(Line::Cr { empty: false }),
+            (Line::Start, b'\n') if self.lenient => Ok(Line::End),
+            (Line::Middle, b'\n') if self.lenient => Ok(Line::Start),
+            _ if self.lenient => Ok(Line::Middle),
+            (Line::Cr { .. }, _) | (_, b'\n') => Err(Fault::BareLine),
+            (Line::Start, b' ' | b'\t') => Err(Fault::Fold),
+            (_, 0x7f) => Err(Fault::Control),
+            (_, byte) if byte < b' ' && byte != b'\t' => Err(Fault::Control),
+            _ => Ok(Line::Middle),
+        }
+    }
+
+    /// Whether nothing has come yet.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// What has been collected, for the next head to begin afresh.
+    pub fn finish(&mut self) -> Vec<u8> {
+        self.line = Line::First;
+        std::mem::take(&mut self.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> Result<RequestHead, Fault> {
+        let mut reader = HeadReader::default();
+        reader.take(bytes)?.expect("a whole head");
+        RequestHead::parse(&reader.finish())
+    }
+
+    #[test]
+    fn a_request_is_read_as_it_is_written() {
+        let head = read(
+            b"POST /api/chat?x=1 HTTP/1.1\r\nHost: localhost:11434\r\ncontent-LENGTH: 12\r\n\r\n",
+        )
+        .expect("read");
+        assert_eq!(
+            (&*head.method, &*head.target, &*head.host),
+            ("POST", "/api/chat?x=1", "localhost:11434")
+        );
+        assert_eq!(
+            (head.body, head.old, head.expects, head.encoded),
+            (BodyLength::Known(12), false, false, false)
+        );
+        let head = read(b"PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\nExpect: 100-Continue\r\n\r\n").expect("read");
+        assert_eq!((head.body, head.expects, &*head.host), (BodyLength::Chunked, true, ""));
+        assert!(read(b"GET / HTTP/1.0\r\n\r\n").expect("read").old);
+    }
+
+    #[test]
+    fn what_can_be_read_in_two_ways_is_a_fault() {
+        use Fault::*;
+        for (fields, fault) in [
+            ("Host: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n", Length),
+            ("Host: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n", Length),
+            ("Host: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n", Length),
+            ("Host: a\r\nContent-Length: 1, 1\r\n", Length),
+            ("Host: a\r\nContent-Length: +1\r\n", Length),
+            ("Host: a\r\nContent-Length: 0x1\r\n", Length),
+            ("Host: a\r\nContent-Length:\r\n", Length),
+            ("Host: a\r\nContent-Length: 99999999999999999999\r\n", Length),
+            ("Host: a\r\nTransfer-Encoding: gzip, chunked\r\n", Encoding),
+            ("Host: a\r\nTransfer-Encoding: identity\r\n", Encoding),
+            ("Host: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Encoding),
+            ("Host: a\r\nTransfer-Encoding: \"chunked\"\r\n", Encoding),
+            ("Host: a\r\nTransfer-Encoding : chunked\r\n", Syntax),
+            ("Host: a\r\nX: 1\r\n folded\r\n", Fold),
+            ("Host: a\r\n\tfolded: 1\r\n", Fold),
+            ("Host: a\r\nX: 1\nY: 2\r\n", BareLine),
+            ("Host: a\r\nX: 1\rY: 2\r\n", BareLine),
+            ("Host: a\r\nX: \0\r\n", Control),
+            ("Host: a\r\nX\x01: 1\r\n", Control),
+            ("Host: a\r\n: 1\r\n", Syntax),
+            ("Host: a\r\nno colon\r\n", Syntax),
+            ("X: 1\r\n", Host),
+            ("Host: a\r\nhost: b\r\n", Host),
+            ("Host: a b\r\n", Host),
+        ] {
+            let request = format!("POST / HTTP/1.1\r\n{fields}\r\n");
+            assert_eq!(read(request.as_bytes()), Err(fault), "{fields:?}");
+        }
+        assert_eq!(read(b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n"), Err(Encoding));
+    }
+
+    #[test]
+    fn only_a_path_is_a_target_and_only_http_1_is_http() {
+        for (line, fault) in [
+            ("GET http://localhost/ HTTP/1.1", Fault::Target),
+            ("OPTIONS * HTTP/1.1", Fault::Target),
+            ("CONNECT localhost:1 HTTP/1.1", Fault::Target),
+            ("CONNECT / HTTP/1.1", Fault::Target),
+            ("GET api HTTP/1.1", Fault::Target),
+            ("GET / HTTP/2.0", Fault::Syntax),
+            ("GET / HTTP/1.2", Fault::Syntax),
+            ("GET /", Fault::Syntax),
+            ("GET  / HTTP/1.1", Fault::Syntax),
+            ("GET / HTTP/1.1 x", Fault::Syntax),
+            ("G@T / HTTP/1.1", Fault::Syntax),
+        ] {
+            assert_eq!(read(format!("{line}\r\nHost: a\r\n\r\n").as_bytes()), Err(fault), "{line}");
+        }
+        assert_eq!(read(b"\r\nGET / HTTP/1.1\r\n\r\n"), Err(Fault::EmptyLine));
+        assert_eq!(read(b"\x16\x03\x01"), Err(Fault::Control));
+    }
+
+    #[test]
+    fn a_head_that_is_too_long_is_refused_and_one_that_just_fits_is_not() {
+        let head =
+            |fill: usize| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(fill));
+        let fits = MOST_HEAD - head(0).len();
+        read(head(fits).as_bytes()).expect("fits");
+        assert_eq!(read(head(fits + 1).as_bytes()), Err(Fault::TooLong));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(MOST_FIELDS));
+        assert_eq!(read(many.as_bytes()), Err(Fault::TooLong));
+    }
+
+    #[test]
+    fn an_answer_says_how_long_it_is() {
+        let read = |head: &str, to_head| {
+            AnswerHead::parse(head.as_bytes(), to_head).map(|head| (head.status, head.body))
+        };
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", false),
+            Ok((200, Some(BodyLength::Known(5))))
+        );
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", true),
+            Ok((200, Some(BodyLength::Known(0))))
+        );
+        assert_eq!(
+            read("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+            Ok((200, Some(BodyLength::Chunked)))
+        );
+        assert_eq!(read("HTTP/1.0 200 OK\r\n\r\n", false), Ok((200, None)));
+        assert_eq!(
+            read("HTTP/1.1 204 No Content\r\n\r\n", false),
+            Ok((204, Some(BodyLength::Known(0))))
+        );
+        assert_eq!(read("220 hello\r\n\r\n", false), Err(Fault::Syntax));
+    }
+}

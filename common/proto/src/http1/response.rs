@@ -1,0 +1,240 @@
+//! Follows the answers of a service through the bytes that pass: where one ends, and what it says
+//! of itself.
+
+use super::{
+    framing::Body,
+    head::{AnswerHead, HeadReader},
+};
+use crate::ollama::usage::AnswerUsage;
+
+/// What Go sends when a handler begins to read a body that was announced with `Expect`.
+pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// The answer to one request.
+#[derive(Debug)]
+pub struct Tracker {
+    head: HeadReader,
+    to_head: bool,
+    body: Option<Body>,
+    status: Option<u16>,
+    /// It is not, or no longer, what the framing says: it can only end with the connection, and no
+    /// other may follow.
+    lost: bool,
+    usage: Option<AnswerUsage>,
+    /// We have said 100 ourselves: the service's own is not passed on. So much of it has come.
+    swallow: Option<usize>,
+}
+
+impl Tracker {
+    /// The answer to a request; to one of HEAD, which has no body; with its tokens counted.
+    pub fn new(to_head: bool, counts_tokens: bool) -> Self {
+        Self {
+            head: HeadReader::lenient(),
+            to_head,
+            body: None,
+            status: None,
+            lost: false,
+            usage: counts_tokens.then(AnswerUsage::default),
+            swallow: None,
+        }
+    }
+
+    /// What comes without having been asked for.
+    pub fn unasked() -> Self {
+        Self { body: Some(Body::until_close()), lost: true, ..Self::new(false, false) }
+    }
+
+    /// The application has been told to go on already.
+    pub fn continued(&mut self) {
+        self.swallow = Some(0);
+    }
+
+    /// The part of `bytes` that the application is to get, behind what was held back of it (which
+    /// is returned first).
+    pub fn pass<'a>(&mut self, bytes: &'a [u8]) -> (&'static [u8], &'a [u8]) {
+        let Some(have) = self.swallow else { return (b"", bytes) };
+        let same = CONTINUE[have..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
+        match (have + same == CONTINUE.len(), same == bytes.len()) {
+            (true, _) => {
+                self.swallow = None;
+                (b"", &bytes[same..])
+            }
+            (false, true) => {
+                self.swallow = Some(have + same);
+                (b"", b"")
+            }
+            (false, false) => {
+                self.swallow = None;
+                (&CONTINUE[..have], bytes)
+            }
+        }
+    }
+
+    /// These bytes are part of it.
+    pub fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let taken = match &mut self.body {
+                None => self.follow_head(bytes),
+                Some(body) if body.is_over() => {
+                    // More than it announced.
+                    *body = Body::until_close();
+                    self.lost = true;
+                    bytes.len()
+                }
+                Some(body) => {
+                    let usage = &mut self.usage;
+                    let taken = body.follow(bytes, |content| {
+                        if let Some(usage) = usage {
+                            usage.push(content);
+                        }
+                    });
+                    taken.unwrap_or_else(|_| {
+                        *body = Body::until_close();
+                        self.lost = true;
+                        bytes.len()
+                    })
+                }
+            };
+            bytes = &bytes[taken..];
+        }
+    }
+
+    fn follow_head(&mut self, bytes: &[u8]) -> usize {
+        let head = match self.head.take(bytes) {
+            Ok(None) => return bytes.len(),
+            Ok(Some(taken)) => {
+                AnswerHead::parse(&self.head.finish(), self.to_head).map(|head| (head, taken))
+            }
+            Err(fault) => Err(fault),
+        };
+        match head {
+            // Another protocol from here on; nobody could ask for one.
+            Ok((head, _)) if head.status == 101 => self.lose(bytes.len()),
+            Ok((head, taken)) if head.status < 200 => taken,
+            Ok((head, taken)) => {
+                self.status = Some(head.status);
+                self.body = Some(head.body.map_or_else(Body::until_close, Body::new));
+                taken
+            }
+            Err(_) => self.lose(bytes.len()),
+        }
+    }
+
+    fn lose(&mut self, rest: usize) -> usize {
+        self.lost = true;
+        self.body = Some(Body::until_close());
+        rest
+    }
+
+    /// Whether all of it has come, and the connection is good for another.
+    pub fn is_complete(&self) -> bool {
+        !self.lost && self.body.as_ref().is_some_and(Body::is_over)
+    }
+
+    /// Whether an answer that has come to the end of its connection is whole, as far as anybody can
+    /// tell.
+    pub fn is_whole_at_close(&self) -> bool {
+        self.is_complete()
+            || (!self.lost && self.body.as_ref().is_some_and(Body::ends_with_connection))
+    }
+
+    /// Whether nothing has come but whole interim answers.
+    pub fn is_between_heads(&self) -> bool {
+        self.body.is_none() && self.head.is_empty()
+    }
+
+    /// Its status, when that has come.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
+
+    /// Tokens in and out, where it says them.
+    pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
+        self.usage.as_ref().map_or((None, None), AnswerUsage::tokens)
+    }
+
+    /// Pieces of text that have come in a stream.
+    pub fn pieces(&self) -> u64 {
+        self.usage.as_ref().map_or(0, AnswerUsage::pieces)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Complete, whole at the close, status; for every way to cut the answer in two.
+    fn after(answer: &str, to_head: bool) -> (bool, bool, Option<u16>) {
+        let of = |parts: [&str; 2]| {
+            let mut tracker = Tracker::new(to_head, false);
+            parts.iter().for_each(|part| tracker.follow(part.as_bytes()));
+            (tracker.is_complete(), tracker.is_whole_at_close(), tracker.status())
+        };
+        let whole = of([answer, ""]);
+        for cut in 0..answer.len() {
+            assert_eq!(of([&answer[..cut], &answer[cut..]]), whole, "{answer} cut at {cut}");
+        }
+        whole
+    }
+
+    #[test]
+    fn the_end_of_an_answer_is_where_its_framing_says() {
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", false),
+            (true, true, Some(200))
+        );
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab", false),
+            (false, false, Some(200))
+        );
+        assert_eq!(
+            after("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", true),
+            (true, true, Some(200))
+        );
+        assert_eq!(after("HTTP/1.1 204 No Content\r\n\r\n", false), (true, true, Some(204)));
+        assert_eq!(
+            after("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 304 Not Modified\r\n\r\n", false),
+            (true, true, Some(304))
+        );
+        let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
+        assert_eq!(after(chunked, false), (false, false, Some(200)));
+        assert_eq!(after(&format!("{chunked}0\r\nX: 1\r\n\r\n"), false), (true, true, Some(200)));
+        assert_eq!(after("HTTP/1.0 200 OK\r\n\r\nsome", false), (false, true, Some(200)));
+    }
+
+    #[test]
+    fn what_is_no_answer_ends_with_its_connection_and_no_other_follows() {
+        for odd in [
+            "220 hello\r\n\r\nx",
+            "HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\nx",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\na",
+        ] {
+            let (complete, whole, _) = after(odd, false);
+            assert!(!complete && !whole, "{odd}");
+        }
+    }
+
+    #[test]
+    fn a_second_100_is_swallowed_and_nothing_else_is() {
+        for cut in 0..=CONTINUE.len() {
+            let mut tracker = Tracker::new(false, false);
+            tracker.continued();
+            let mut bytes = CONTINUE.to_vec();
+            bytes.extend_from_slice(b"HTTP/1.1 200");
+            let mut passed = Vec::new();
+            for part in [&bytes[..cut], &bytes[cut..]] {
+                let (held, rest) = tracker.pass(part);
+                passed.extend_from_slice(held);
+                passed.extend_from_slice(rest);
+            }
+            assert_eq!(passed, b"HTTP/1.1 200", "cut at {cut}");
+        }
+        let mut tracker = Tracker::new(false, false);
+        tracker.continued();
+        assert_eq!(tracker.pass(b"HTTP/1.1 "), (&b""[..], &b""[..]));
+        assert_eq!(tracker.pass(b"400 Bad"), (&b"HTTP/1.1 "[..], &b"400 Bad"[..]));
+        assert_eq!(tracker.pass(b" Request"), (&b""[..], &b" Request"[..]));
+    }
+}

@@ -1,0 +1,265 @@
+//! The code that a person carries from the server to a device: where the server is, which CA it
+//! has, and a one-time secret.
+
+use std::{fmt, str::FromStr};
+
+use aws_lc_rs::{digest, hmac};
+
+use crate::knock::{DoorKey, fill_random};
+
+const VERSION: u8 = 1;
+/// What every code begins with.
+pub const PREFIX: &str = "adit";
+const CHECK_LEN: usize = 4;
+/// Addresses that one code can carry.
+pub const MAX_ADDRESSES: usize = 8;
+const MAX_ADDRESS_LEN: usize = 255;
+/// A code is never longer than this many characters; what is longer is not a code.
+pub const MAX_CODE_LEN: usize = 4096;
+
+/// What an invitation says. Its text form is the code: `adit` and base32, case-insensitive, with a
+/// checksum against typing errors.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Invitation {
+    /// Where the server listens, as `host:port`, best first.
+    pub addresses: Vec<String>,
+    /// SHA-256 of the CA's SubjectPublicKeyInfo: the only thing the device trusts before it has
+    /// enrolled.
+    pub ca: [u8; 32],
+    /// When the server closes it, Unix time: it then answers nothing any more, so the code itself
+    /// has to tell.
+    pub expires: i64,
+    /// The one-time secret.
+    pub secret: Secret,
+}
+
+/// The one-time secret of an invitation. Both what opens the door and what is redeemed are derived
+/// from it, and it never travels.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret([u8; 16]);
+
+impl Secret {
+    /// A fresh random secret.
+    pub fn generate() -> Self {
+        let mut bytes = [0; 16];
+        fill_random(&mut bytes);
+        Self(bytes)
+    }
+
+    /// The key whose knock opens the enrollment door for as long as the invitation is open.
+    pub fn door_key(&self) -> DoorKey {
+        DoorKey::from_bytes(self.derive(b"adit/1 invitation door"))
+    }
+
+    /// What the device shows to redeem the invitation. The server keeps only its hash.
+    pub fn token(&self) -> [u8; 32] {
+        self.derive(b"adit/1 invitation token")
+    }
+
+    fn derive(&self, label: &[u8]) -> [u8; 32] {
+        let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), label);
+        let mut out = [0; 32];
+        out.copy_from_slice(tag.as_ref());
+        out
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl fmt::Debug for Invitation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Invitation").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Invitation {
+    /// The code as a person sees it.
+    pub fn code(&self) -> String {
+        let mut bytes = vec![VERSION];
+        bytes.extend_from_slice(&self.ca);
+        bytes.extend_from_slice(&self.expires.to_be_bytes());
+        bytes.extend_from_slice(&self.secret.0);
+        bytes.push(self.addresses.len() as u8);
+        for address in &self.addresses {
+            bytes.push(address.len() as u8);
+            bytes.extend_from_slice(address.as_bytes());
+        }
+        let check = sha256(&bytes);
+        bytes.extend_from_slice(&check[..CHECK_LEN]);
+        format!("{PREFIX}{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+    }
+}
+
+/// Why some text is not an invitation code.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CodeError {
+    /// There is nothing.
+    #[error("the code is empty")]
+    Empty,
+    /// Not ours at all.
+    #[error(
+        "this is not an invitation code: one begins with `{PREFIX}` and has only letters and the digits 2 to 7"
+    )]
+    NotACode,
+    /// A character is missing or changed.
+    #[error("the code is incomplete or has a typing error in it (its checksum does not match)")]
+    Damaged,
+    /// From a newer server.
+    #[error("the code was made by a newer version of aditd (format {0})")]
+    Version(u8),
+}
+
+impl FromStr for Invitation {
+    type Err = CodeError;
+
+    fn from_str(text: &str) -> Result<Self, CodeError> {
+        // Mail programs and chats break long words: white space carries no meaning.
+        let text: String =
+            text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_ascii_lowercase();
+        if text.is_empty() {
+            return Err(CodeError::Empty);
+        }
+        let body = text
+            .strip_prefix(PREFIX)
+            .filter(|_| text.len() <= MAX_CODE_LEN)
+            .ok_or(CodeError::NotACode)?;
+        let alphabet = |c: char| c.is_ascii_lowercase() || ('2'..='7').contains(&c);
+        if !body.chars().all(alphabet) {
+            return Err(CodeError::NotACode);
+        }
+        let bytes = data_encoding::BASE32_NOPAD
+            .decode(body.to_ascii_uppercase().as_bytes())
+            .map_err(|_| CodeError::Damaged)?;
+        let (payload, check) = bytes
+            .split_at_checked(bytes.len().saturating_sub(CHECK_LEN))
+            .ok_or(CodeError::Damaged)?;
+        if check.len() != CHECK_LEN || sha256(payload)[..CHECK_LEN] != *check {
+            return Err(CodeError::Damaged);
+        }
+        parse(payload)
+    }
+}
+
+fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
+    let [version] = take::<1>(&mut rest)?;
+    if version != VERSION {
+        return Err(CodeError::Version(version));
+    }
+    let ca = take::<32>(&mut rest)?;
+    let expires = i64::from_be_bytes(take::<8>(&mut rest)?);
+    let secret = Secret(take::<16>(&mut rest)?);
+    let [count] = take::<1>(&mut rest)?;
+    let mut addresses = Vec::new();
+    for _ in 0..count {
+        let [len] = take::<1>(&mut rest)?;
+        let (address, after) = rest.split_at_checked(len.into()).ok_or(CodeError::Damaged)?;
+        addresses.push(std::str::from_utf8(address).map_err(|_| CodeError::Damaged)?.to_owned());
+        rest = after;
+    }
+    let sound = addresses.iter().all(|address| is_address(address));
+    if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !sound || !rest.is_empty() {
+        return Err(CodeError::Damaged);
+    }
+    Ok(Invitation { addresses, ca, expires, secret })
+}
+
+fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], CodeError> {
+    let (head, tail) = rest.split_first_chunk::<N>().ok_or(CodeError::Damaged)?;
+    *rest = tail;
+    Ok(*head)
+}
+
+/// Whether `address` fits into a code: `host:port`, at most 255 bytes.
+pub fn is_address(address: &str) -> bool {
+    address.len() <= MAX_ADDRESS_LEN
+        && address.rsplit_once(':').is_some_and(|(host, port)| {
+            let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
+            let host_is_fine = match bare {
+                Some(v6) => v6.parse::<std::net::Ipv6Addr>().is_ok(),
+                None => {
+                    !host.is_empty()
+                        && host
+                            .chars()
+                            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_'))
+                }
+            };
+            host_is_fine && port.parse::<u16>().is_ok_and(|p| p != 0)
+        })
+}
+
+/// Whether `address` leads to the machine itself on which it is used.
+pub fn is_loopback(address: &str) -> bool {
+    address.starts_with("localhost:")
+        || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
+}
+
+/// SHA-256 of `bytes`.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Invitation {
+        Invitation {
+            addresses: vec![
+                "192.168.1.7:11435".into(),
+                "[fd00::1]:11435".into(),
+                "gpu.lan:443".into(),
+            ],
+            ca: [0xa5; 32],
+            expires: 1_800_000_000,
+            secret: Secret::generate(),
+        }
+    }
+
+    #[test]
+    fn a_code_says_what_the_invitation_said() {
+        let invitation = sample();
+        let code = invitation.code();
+        assert_eq!(code.parse::<Invitation>(), Ok(invitation.clone()));
+        let folded = format!("  {}\n{} ", &code[..30].to_ascii_uppercase(), &code[30..]);
+        assert_eq!(folded.parse::<Invitation>(), Ok(invitation));
+    }
+
+    #[test]
+    fn a_typing_error_anywhere_is_found_before_anything_is_sent() {
+        let code = sample().code();
+        for at in PREFIX.len()..code.len() {
+            let mut bad: Vec<u8> = code.clone().into_bytes();
+            bad[at] = if bad[at] == b'a' { b'b' } else { b'a' };
+            let bad = String::from_utf8(bad).expect("ascii");
+            assert!(bad.parse::<Invitation>().is_err(), "position {at}");
+            assert!(code[..at].parse::<Invitation>().is_err(), "cut at {at}");
+        }
+        assert_eq!("".parse::<Invitation>(), Err(CodeError::Empty));
+        assert_eq!("hello".parse::<Invitation>(), Err(CodeError::NotACode));
+        assert_eq!("adit-é".parse::<Invitation>(), Err(CodeError::NotACode));
+    }
+
+    #[test]
+    fn the_secret_shows_in_no_debug_output() {
+        let text = format!("{:?}", sample());
+        assert!(!text.contains("ecret"), "{text}");
+    }
+
+    #[test]
+    fn addresses_are_host_and_port() {
+        for good in ["gpu.lan:11435", "10.0.0.1:1", "[::1]:11435"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in
+            ["gpu.lan", ":11435", "gpu.lan:0", "gpu.lan:99999", "::1:11435", "a b:1", "[x]:1"]
+        {
+            assert!(!is_address(bad), "{bad}");
+        }
+    }
+}

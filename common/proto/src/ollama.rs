@@ -1,0 +1,7 @@
+//! What Ollama means by a request, and what people and programs read in its answers.
+
+pub mod answer;
+pub mod host;
+pub mod model;
+pub mod route;
+pub mod usage;

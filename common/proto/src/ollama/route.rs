@@ -1,0 +1,381 @@
+//! What a request asks for: its path, if that is written in the one canonical way, and what Ollama
+//! does there.
+
+/// Groups of routes, few enough to count by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RouteClass {
+    /// Generating text: `/api/generate`, `/api/chat`, `/v1/chat/completions` and their kind.
+    Generate,
+    /// Embeddings.
+    Embed,
+    /// What there is: `/`, `/api/version`, `/api/tags`, `/api/ps`, `/api/show`, `/v1/models`.
+    List,
+    /// Changing models: pull, push, create, copy, delete, blobs.
+    Models,
+    /// Everything else.
+    Other,
+}
+
+impl RouteClass {
+    /// Whether the model itself is at work for it.
+    pub fn needs_gpu(self) -> bool {
+        matches!(self, Self::Generate | Self::Embed)
+    }
+
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Generate => "generate",
+            Self::Embed => "embed",
+            Self::List => "list",
+            Self::Models => "models",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// The path and the query of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// Everything before the first `?`.
+    pub path: &'a str,
+    /// Whether the path is written as only it can be. One that is not is not the route it
+    /// resembles.
+    pub canonical: bool,
+}
+
+impl<'a> Target<'a> {
+    /// Reads the target of a request, which begins with `/`.
+    pub fn new(target: &'a str) -> Self {
+        let path = target.split_once('?').map_or(target, |(path, _)| path);
+        Self { path, canonical: is_canonical(path) }
+    }
+
+    /// What is behind its last slash, decoded.
+    pub fn last_segment(&self) -> String {
+        decoded(self.path.rsplit_once('/').map_or(self.path, |(_, segment)| segment))
+    }
+}
+
+/// A path with everything decoded that is encoded, as Ollama reads it.
+fn decoded(path: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = path.as_bytes();
+    while let [byte, after @ ..] = rest {
+        let encoded = match (byte, after) {
+            (b'%', [high, low, after @ ..]) => std::str::from_utf8(&[*high, *low])
+                .ok()
+                .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+                .map(|b| (b, after)),
+            _ => None,
+        };
+        let (byte, after) = encoded.unwrap_or((*byte, after));
+        bytes.push(byte);
+        rest = after;
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be,
+/// no encoded slash (RFC 3986 section 6.2.2).
+fn is_canonical(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix('/') else { return false };
+    rest.is_empty()
+        || rest
+            .split('/')
+            .all(|segment| !matches!(segment, "" | "." | "..") && is_plain(segment.as_bytes()))
+}
+
+fn is_plain(mut segment: &[u8]) -> bool {
+    while let [byte, rest @ ..] = segment {
+        segment = match (byte, rest) {
+            (b'%', [high, low, rest @ ..]) => match encoded(*high, *low) {
+                Some(byte)
+                    if !is_unreserved(byte)
+                        && !matches!(byte, b'/' | b'\\' | b'%' | 0..b' ' | 0x7f) =>
+                {
+                    rest
+                }
+                _ => return false,
+            },
+            (b'%', _) => return false,
+            (byte, rest) if is_unreserved(*byte) || b"!$&'()*+,;=:@".contains(byte) => rest,
+            _ => return false,
+        };
+    }
+    true
+}
+
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+}
+
+fn encoded(high: u8, low: u8) -> Option<u8> {
+    // Lower case would be a second way to write the same.
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    };
+    Some(digit(high)? << 4 | digit(low)?)
+}
+
+/// How a route says which models it is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Models {
+    /// It is about none.
+    None,
+    /// Its JSON does: for each list, the first of these keys that is not empty.
+    Json(&'static [&'static [&'static str]]),
+    /// The last segment of its path does.
+    Path,
+    /// In a way that the gate does not read.
+    Unread,
+}
+
+/// What is known of a request's route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Its group.
+    pub class: RouteClass,
+    /// Its models.
+    pub models: Models,
+}
+
+const MODEL: Models = Models::Json(&[&["model"]]);
+const MODEL_OR_NAME: Models = Models::Json(&[&["model", "name"]]);
+
+/// Every route that a role names (but `admin`): methods, path, group, models. A path that ends with
+/// `*` means whatever follows.
+#[rustfmt::skip]
+const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
+    ("GET", "/", RouteClass::List, Models::None),
+    ("GET", "/api/version", RouteClass::List, Models::None),
+    ("GET", "/api/tags", RouteClass::List, Models::None),
+    ("GET", "/api/ps", RouteClass::List, Models::None),
+    ("GET", "/v1/models", RouteClass::List, Models::None),
+    ("GET", "/v1/models/*", RouteClass::List, Models::Path),
+    ("POST", "/api/show", RouteClass::List, MODEL_OR_NAME),
+    ("POST", "/api/generate", RouteClass::Generate, MODEL),
+    ("POST", "/api/chat", RouteClass::Generate, MODEL),
+    ("POST", "/v1/chat/completions", RouteClass::Generate, MODEL),
+    ("POST", "/v1/completions", RouteClass::Generate, MODEL),
+    ("POST", "/v1/responses", RouteClass::Generate, MODEL),
+    ("POST", "/v1/messages", RouteClass::Generate, MODEL),
+    ("POST", "/v1/audio/transcriptions", RouteClass::Generate, Models::Unread),
+    ("POST", "/api/embed", RouteClass::Embed, MODEL),
+    ("POST", "/api/embeddings", RouteClass::Embed, MODEL),
+    ("POST", "/v1/embeddings", RouteClass::Embed, MODEL),
+    ("POST", "/api/pull", RouteClass::Models, MODEL_OR_NAME),
+    ("POST", "/api/push", RouteClass::Models, MODEL_OR_NAME),
+    ("POST", "/api/create", RouteClass::Models, Models::Json(&[&["model", "name"], &["from"]])),
+    ("POST", "/api/copy", RouteClass::Models, Models::Json(&[&["source"], &["destination"]])),
+    ("DELETE", "/api/delete", RouteClass::Models, MODEL_OR_NAME),
+    ("POST", "/api/blobs/*", RouteClass::Models, Models::None),
+    ("HEAD", "/api/blobs/*", RouteClass::Models, Models::None),
+];
+
+/// Routes that no role names, but that need the GPU.
+const UNNAMED: &[(&str, &str, RouteClass, Models)] =
+    &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
+
+/// The routes of a group of roles, as patterns.
+pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
+    let of = |(method, path, class, _): &(&str, &str, RouteClass, Models)| {
+        classes
+            .contains(class)
+            .then(|| Pattern { method: Some((*method).into()), path: (*path).into() })
+    };
+    ROUTES.iter().filter_map(of).collect()
+}
+
+/// What is known of the route of a request.
+pub fn route(method: &str, target: Target<'_>) -> Route {
+    let is = |path: &str| {
+        ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path))
+    };
+    let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
+    match known {
+        Some((.., class, models)) if target.canonical => Route { class: *class, models: *models },
+        // It is not that route to any role; but whoever may all the same is at the same work.
+        Some((.., class, _)) => Route { class: *class, models: Models::Unread },
+        // A browser's question in advance is about no model.
+        None if method == "OPTIONS" => Route { class: RouteClass::Other, models: Models::None },
+        None => Route { class: RouteClass::Other, models: Models::Unread },
+    }
+}
+
+/// GET is also HEAD.
+fn is_method(named: &str, method: &str) -> bool {
+    named == method || named == "GET" && method == "HEAD"
+}
+
+fn matches(pattern: &str, path: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => path.len() > prefix.len() && path.starts_with(prefix),
+        None => path == pattern,
+    }
+}
+
+/// Routes that a role names: `GET /api/tags`, `POST /v1/*`, `/x` for every method.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
+#[serde(try_from = "String")]
+pub struct Pattern {
+    method: Option<Box<str>>,
+    path: Box<str>,
+}
+
+impl Pattern {
+    /// Whether a request is meant. A preflight is, if what it asks for is.
+    pub fn means(&self, method: &str, preflight: Option<&str>, target: Target<'_>) -> bool {
+        let method = match (method, preflight) {
+            ("OPTIONS", Some(wanted)) => wanted,
+            _ => method,
+        };
+        target.canonical
+            && self.method.as_ref().is_none_or(|named| is_method(named, method))
+            && matches(&self.path, target.path)
+    }
+}
+
+impl std::str::FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (method, path) = match text.split_once(' ') {
+            Some((method, path)) => (Some(method), path),
+            None => (None, text),
+        };
+        let wrong =
+            || format!("`{text}` is no route: write it like `GET /api/tags` or `POST /v1/*`");
+        if method.is_some_and(|m| m.is_empty() || !m.bytes().all(|b| b.is_ascii_uppercase())) {
+            return Err(wrong());
+        }
+        let fixed = path.strip_suffix('*').unwrap_or(path);
+        let whole_segment = !path.ends_with('*') || fixed.ends_with('/');
+        let plain = is_canonical(if fixed.len() > 1 {
+            fixed.strip_suffix('/').unwrap_or(fixed)
+        } else {
+            fixed
+        });
+        if fixed.contains('*')
+            || !whole_segment
+            || !plain
+            || (path.len() > 1 && path.ends_with('/'))
+        {
+            return Err(wrong());
+        }
+        Ok(Self { method: method.map(Into::into), path: path.into() })
+    }
+}
+
+impl TryFrom<String> for Pattern {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_that_could_be_written_otherwise_is_not_canonical() {
+        for good in [
+            "/",
+            "/api/chat",
+            "/v1/models/llama3:8b",
+            "/v1/models/a%20b",
+            "/api/blobs/sha256:00ff",
+            "/a/...",
+            "/a;b=c@d",
+        ] {
+            assert!(Target::new(good).canonical, "{good}");
+        }
+        for bad in [
+            "//",
+            "//api/chat",
+            "/api//chat",
+            "/api/chat/",
+            "/./api/chat",
+            "/api/../api/chat",
+            "/api/chat/.",
+            "/%61pi/chat",
+            "/api%2Fchat",
+            "/api%2fchat",
+            "/api/%2e%2e/chat",
+            "/api/%2E",
+            "/api\\chat",
+            "/api%5Cchat",
+            "/api/chat%00",
+            "/api/chat%0A",
+            "/api/chat%",
+            "/api/chat%2",
+            "/api/chat%zz",
+            "/api/chat%3a",
+            "/api/%2570i",
+            "/api/chat#x",
+            "/api/{chat}",
+        ] {
+            assert!(!Target::new(bad).canonical, "{bad}");
+            assert_eq!(route("POST", Target::new(bad)).models, Models::Unread, "{bad}");
+        }
+        assert_eq!(
+            Target::new("/api/chat?x=//../%2e"),
+            Target { path: "/api/chat", canonical: true }
+        );
+    }
+
+    #[test]
+    fn a_route_is_found_by_method_and_path() {
+        let class = |method, target| route(method, Target::new(target)).class;
+        assert_eq!(class("POST", "/api/chat"), RouteClass::Generate);
+        assert_eq!(class("HEAD", "/"), RouteClass::List);
+        assert_eq!(class("GET", "/api/chat"), RouteClass::Other);
+        assert_eq!(class("POST", "/API/chat"), RouteClass::Other);
+        assert_eq!(class("POST", "/api/%63hat"), RouteClass::Generate);
+        assert_eq!(class("POST", "/v1/images/generations"), RouteClass::Generate);
+        assert_eq!(class("GET", "/v1/models/"), RouteClass::Other);
+        assert_eq!(class("GET", "/debug/pprof/heap"), RouteClass::Other);
+        assert_eq!(class("DELETE", "/api/delete"), RouteClass::Models);
+    }
+
+    #[test]
+    fn a_pattern_means_its_method_its_path_and_the_question_in_advance() {
+        let means = |pattern: &str, method: &str, preflight, target| {
+            pattern.parse::<Pattern>().expect(pattern).means(method, preflight, Target::new(target))
+        };
+        assert!(means("POST /v1/*", "POST", None, "/v1/chat/completions"));
+        assert!(!means("POST /v1/*", "GET", None, "/v1/models"));
+        assert!(!means("POST /v1/*", "POST", None, "/v1/"));
+        assert!(!means("POST /v1/*", "POST", None, "/v1/../api/delete"));
+        assert!(means("GET /api/tags", "HEAD", None, "/api/tags"));
+        assert!(means("/metrics", "PUT", None, "/metrics"));
+        assert!(means("POST /api/chat", "OPTIONS", Some("POST"), "/api/chat"));
+        assert!(!means("POST /api/chat", "OPTIONS", Some("DELETE"), "/api/chat"));
+        assert!(!means("POST /api/chat", "OPTIONS", None, "/api/chat"));
+        assert!(means("/*", "POST", None, "/anything/at/all"));
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_refused() {
+        for bad in [
+            "",
+            "GET",
+            "get /x",
+            " /x",
+            "GET  /x",
+            "GET x",
+            "GET /a*b",
+            "GET /a*",
+            "GET //",
+            "GET /a/../b",
+            "GET /%61",
+            "GET /a/",
+        ] {
+            assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! What touches the machine: files, processes, the terminal.
+
+pub mod control;
+pub mod files;
+pub mod owner;
+pub mod process;
+pub mod report;

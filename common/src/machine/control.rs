@@ -1,0 +1,200 @@
+//! The control socket: how a command on the same machine asks the process that is running. One
+//! request, one answer, in JSON.
+
+use std::{
+    convert::Infallible,
+    fs::{File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::{
+    machine::files::{self, FileError},
+    transport::{accept::accept, frame},
+};
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// The longest answer, in bytes: it may tell of thousands of sessions.
+const MAX_ANSWER: usize = 16 << 20;
+/// What `sockaddr_un` holds on the narrowest system that we know (macOS), less the final NUL.
+const MAX_SOCKET_PATH: usize = 103;
+
+/// The right to be the one running process of a directory, and its control socket. Given up when
+/// dropped or when the process ends.
+pub struct Control {
+    listener: UnixListener,
+    path: PathBuf,
+    // Held for its lock; the file itself stays, as removing it would let two processes hold "the"
+    // lock.
+    _lock: File,
+}
+
+/// Why a process cannot be the one that runs.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimError {
+    /// Another one does.
+    #[error("it is running already{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    Taken {
+        /// Its process id, where it is known.
+        pid: Option<u32>,
+    },
+    /// The lock or the socket can't be made.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl Control {
+    /// Claims `dir`: takes its lock and listens on its `control.sock`.
+    pub fn claim(dir: &Path) -> Result<Self, ClaimError> {
+        files::refuse_exposed_dir(dir)?;
+        let lock = lock(dir)?;
+        let path = socket_path(dir)?;
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", &path)(e).into());
+            }
+            _ => {}
+        }
+        // The directory is 0700: nobody else reaches the socket.
+        let listener = UnixListener::bind(&path).map_err(FileError::io("listen on", &path))?;
+        Ok(Self { listener, path, _lock: lock })
+    }
+
+    /// Answers requests for as long as it is polled. One that is malformed or slow hurts only
+    /// itself.
+    pub async fn serve<Q, A, F>(
+        &self,
+        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+    ) -> Infallible
+    where
+        Q: DeserializeOwned + Send + 'static,
+        A: Serialize + Send + Sync + 'static,
+        F: Future<Output = A> + Send,
+    {
+        let mut asked = tokio::task::JoinSet::new();
+        loop {
+            tokio::select! {
+                (stream, _) = accept("the control socket", || self.listener.accept()) => {
+                    let answer = answer.clone();
+                    asked.spawn(tokio::time::timeout(ANSWER_WITHIN, async move { answer_one(stream, answer).await }));
+                }
+                Some(_) = asked.join_next() => {}
+            }
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it
+/// holds.
+pub fn lock(dir: &Path) -> Result<File, ClaimError> {
+    let lock_path = dir.join("lock");
+    let lock = files::open_append(&lock_path)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let pid = io::read_to_string(&lock).ok().and_then(|p| p.trim().parse().ok());
+            return Err(ClaimError::Taken { pid });
+        }
+        Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
+    }
+    // Only a help for people: a full disk is no reason not to run.
+    let _ = lock.set_len(0).and_then(|()| {
+        io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
+    });
+    Ok(lock)
+}
+
+async fn answer_one<Q: DeserializeOwned, A: Serialize, F: Future<Output = A>>(
+    mut stream: UnixStream,
+    answer: impl Fn(Q) -> F,
+) -> io::Result<()> {
+    let request = frame::read(&mut stream).await?;
+    frame::write(&mut stream, &answer(request).await).await
+}
+
+/// Asks the process that runs on `dir`. `Ok(None)` if none does.
+///
+/// # Errors
+/// When one runs but does not answer within ten seconds, or may not be asked.
+pub async fn ask<Q: Serialize, A: DeserializeOwned>(
+    dir: &Path,
+    request: &Q,
+) -> Result<Option<A>, FileError> {
+    let path = socket_path(dir)?;
+    let failed = |e| FileError::io("ask the running process at", &path)(e);
+    let mut stream = match UnixStream::connect(&path).await {
+        Ok(stream) => stream,
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+        {
+            return Ok(None);
+        }
+        Err(e) => return Err(failed(e)),
+    };
+    let exchange = async {
+        frame::write(&mut stream, request).await?;
+        frame::read_long(&mut stream, MAX_ANSWER).await
+    };
+    match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
+        Ok(answer) => answer.map(Some).map_err(failed),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    }
+}
+
+fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
+    let path = dir.join("control.sock");
+    if path.as_os_str().len() > MAX_SOCKET_PATH {
+        let why = format!(
+            "a socket's path has at most {MAX_SOCKET_PATH} bytes here: choose a shorter --state-dir"
+        );
+        return Err(FileError::io("listen on", path)(io::Error::new(
+            io::ErrorKind::InvalidFilename,
+            why,
+        )));
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_process_claims_a_directory_and_answers_for_it() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let dir = &tmp.path().join("own");
+        files::create_dir(dir).expect("made");
+        assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
+        let control = Control::claim(dir).expect("claimed");
+        assert!(
+            matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id())
+        );
+        let asked = async { ask::<u32, u32>(dir, &20).await };
+        let answer = tokio::select! { answer = asked => answer, never = control.serve(|q: u32| async move { q + 1 }) => match never {} };
+        assert_eq!(answer.expect("no error"), Some(21));
+        drop(control);
+        assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
+        Control::claim(dir).expect("claimed again");
+    }
+
+    #[tokio::test]
+    async fn a_path_too_long_for_a_socket_is_said_with_its_cure() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let deep = tmp.path().join("x".repeat(110));
+        files::create_dir(&deep).expect("dir");
+        let Err(ClaimError::File(e)) = Control::claim(&deep) else { panic!("claimed") };
+        assert!(
+            std::error::Error::source(&e).expect("a cause").to_string().contains("--state-dir")
+        );
+    }
+}

@@ -1,0 +1,100 @@
+//! What every program of ours needs of its surroundings: the time of day, and the orders to stop.
+
+use std::{
+    io,
+    sync::OnceLock,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use data_encoding::HEXLOWER;
+pub use listeners::Protocol;
+use time::{OffsetDateTime, macros::format_description};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use proto::invitation::sha256;
+
+/// Now, in Unix seconds.
+pub fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
+}
+
+/// The day of a moment in Unix seconds, as `2026-11-21` (UTC).
+pub fn day(at: i64) -> String {
+    let date = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    date.format(format_description!("[year]-[month]-[day]")).unwrap_or_default()
+}
+
+/// The minute of a moment in Unix seconds, as `2026-11-21T08:00` (UTC).
+pub fn minute(at: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]")).unwrap_or_default()
+}
+
+/// Which loopback this process is on, where that can be known: two processes that can reach each
+/// other there say the same. It tells nothing else about the machine.
+pub fn loopback_id() -> Option<String> {
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
+    let network = std::fs::read_link("/proc/self/ns/net").ok()?;
+    let hash = sha256(&[&boot, network.as_os_str().as_encoded_bytes()].concat());
+    Some(HEXLOWER.encode(&hash[..8]))
+}
+
+/// A length of time as people write it on a command line.
+///
+/// # Errors
+/// How it is written.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
+}
+
+/// The user who started this process, even if it has given up that user's rights since then (see
+/// [`crate::machine::owner`]).
+pub fn uid() -> u32 {
+    static STARTED_BY: OnceLock<u32> = OnceLock::new();
+    *STARTED_BY.get_or_init(|| rustix::process::getuid().as_raw())
+}
+
+/// The orders to stop: SIGINT and SIGTERM.
+pub struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Stop {
+    /// From now on these signals no longer end the process by themselves.
+    pub fn listen() -> io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    /// Waits for the next order. Cancellation safe.
+    pub async fn asked(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Lets this process have as many file descriptors as the system allows: every connection is one,
+/// and the usual soft limit of 1,024 is there for programs that use `select`, which these do not.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // macOS refuses more than OPEN_MAX, whatever the hard limit says.
+    let most = if cfg!(target_os = "macos") {
+        limit.maximum.map(|m| m.min(10_240)).or(Some(10_240))
+    } else {
+        limit.maximum
+    };
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: limit.maximum });
+}
+
+/// Who has a port of this machine, as `` `ollama` (pid 812) ``, where that can be known.
+pub fn port_holder(port: u16, protocol: Protocol) -> Option<String> {
+    let process = listeners::get_process_by_port(port, protocol).ok()?;
+    Some(format!("`{}` (pid {})", process.name, process.pid))
+}

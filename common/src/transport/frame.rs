@@ -1,0 +1,69 @@
+//! Small messages on a stream: a length of four bytes, big-endian, then that many bytes of JSON.
+
+use std::io;
+
+use proto::wire::MAX_LEN;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+/// Writes one message. Not cancellation safe: a part may have been written.
+pub async fn write<T: Serialize>(
+    to: &mut (impl AsyncWrite + Unpin),
+    message: &T,
+) -> io::Result<()> {
+    let body = serde_json::to_vec(message)?;
+    let mut framed = Vec::with_capacity(4 + body.len());
+    framed.extend_from_slice(&(body.len() as u32).to_be_bytes());
+    framed.extend_from_slice(&body);
+    to.write_all(&framed).await
+}
+
+/// Reads one message of at most [`MAX_LEN`] bytes. Not cancellation safe.
+///
+/// # Errors
+/// `InvalidData` for a message that is too long or isn't the JSON that was expected,
+/// `UnexpectedEof` for half of one.
+pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> io::Result<T> {
+    read_long(from, MAX_LEN).await
+}
+
+/// Like [`read`], with another bound in bytes: for one who can be trusted with memory.
+///
+/// # Errors
+/// Likewise.
+pub async fn read_long<T: DeserializeOwned>(
+    from: &mut (impl AsyncRead + Unpin),
+    most: usize,
+) -> io::Result<T> {
+    let len = from.read_u32().await? as usize;
+    if len > most {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("a message of {len} bytes, at most {most} are allowed"),
+        ));
+    }
+    let mut body = vec![0; len];
+    from.read_exact(&mut body).await?;
+    serde_json::from_slice(&body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_written_is_read_and_half_of_it_is_an_error() {
+        let mut wire = Vec::new();
+        write(&mut wire, &vec!["a", "b"]).await.expect("written");
+        assert_eq!(read::<Vec<String>>(&mut &wire[..]).await.expect("read"), ["a", "b"]);
+        for cut in 0..wire.len() {
+            assert!(read::<Vec<String>>(&mut &wire[..cut]).await.is_err(), "cut at {cut}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_length_beyond_the_bound_is_refused_before_anything_is_allocated() {
+        let error = read::<String>(&mut &[0xff_u8; 8][..]).await.expect_err("too long");
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+}

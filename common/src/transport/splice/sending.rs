@@ -1,0 +1,93 @@
+//! A stream's sending half that never looks complete when it is not.
+
+use std::sync::Arc;
+
+use proto::wire::Code;
+use quinn::{SendStream, StoppedError, VarInt, WriteError};
+
+use crate::transport::credit::Credit;
+
+/// A stream's sending half that resets when it is dropped before its end: quinn's own would finish,
+/// and look complete.
+pub struct Sending {
+    stream: SendStream,
+    finished: bool,
+    credit: Option<Arc<Credit>>,
+}
+
+impl Sending {
+    /// Takes charge of `stream`.
+    pub fn new(stream: SendStream) -> Self {
+        Self { stream, finished: false, credit: None }
+    }
+
+    /// Takes charge of `stream`, which sends no more than its share of this credit.
+    pub fn within(stream: SendStream, credit: &Arc<Credit>) -> Self {
+        credit.begin(stream.id());
+        Self { stream, finished: false, credit: Some(credit.clone()) }
+    }
+
+    /// Writes all of `bytes`. Not cancellation safe: a part may have been written.
+    pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let Some(credit) = &self.credit else { return self.stream.write_all(bytes).await };
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(self.may_send(credit, rest.len()).await?);
+            self.stream.write_all(now).await?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Waits for a share of the credit; a peer that takes no more, or is lost, ends that.
+    async fn may_send(&self, credit: &Credit, most: usize) -> Result<usize, WriteError> {
+        let share = credit.take(self.stream.id(), most);
+        tokio::select! {
+            biased;
+            share = share => Ok(share),
+            end = self.stream.stopped() => Err(match end {
+                Ok(Some(code)) => WriteError::Stopped(code),
+                Ok(None) => WriteError::ClosedStream,
+                Err(StoppedError::ConnectionLost(e)) => WriteError::ConnectionLost(e),
+                Err(StoppedError::ZeroRttRejected) => WriteError::ZeroRttRejected,
+            }),
+        }
+    }
+
+    /// The end of this direction.
+    pub fn finish(&mut self) {
+        // The only error is a stream that has ended otherwise already.
+        let _ = self.stream.finish();
+        self.finished = true;
+    }
+
+    /// Ends when the peer takes no more of this direction, or has all of it. Cancellation safe.
+    pub fn stopped(
+        &self,
+    ) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
+        self.stream.stopped()
+    }
+
+    /// Waits until the peer has all of a finished direction: before that, closing the connection
+    /// would lose its tail.
+    pub async fn acknowledged(&self) {
+        let _ = self.stream.stopped().await;
+    }
+
+    /// Ends this direction with a code, unless it is finished.
+    pub fn reset(&mut self, code: Code) {
+        if !self.finished {
+            let _ = self.stream.reset((code as u32).into());
+            self.finished = true;
+        }
+    }
+}
+
+impl Drop for Sending {
+    fn drop(&mut self) {
+        self.reset(Code::Cut);
+        if let Some(credit) = &self.credit {
+            credit.end(self.stream.id());
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! What stands behind the gate's two hooks: limits and the line before a request, the audit log and
+//! the metrics after it.
+
+pub mod charge;
+pub mod queue;
+
+use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+
+use common::machine::{
+    process::unix_now,
+    report::{Exit, Failure},
+};
+use proto::{
+    http1::BodyLength,
+    identity::{DeviceId, Name},
+    ollama::{answer::RETRY_SOON, route::RouteClass},
+};
+
+use self::charge::{Charge, Speed};
+use crate::{
+    accounting::queue::{Full, Queue},
+    audit::{Audit, AuditSettings, Event},
+    limits::{Asker, Exceeded, LimitTable, Limiter, UsageFile},
+    metrics::{
+        Metrics,
+        serve::{Exporter, MetricsAddr},
+    },
+    record::{Admission, Asked, Held, NotNow, Observer, RequestRecord, Ticket, Turn, Waiting},
+};
+
+/// How long the audit log may take to write what is left when the server stops.
+const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
+
+/// What the configuration says of all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeterSettings {
+    /// Limits.
+    pub limits: LimitTable,
+    /// Requests for the GPU that are forwarded at once.
+    pub max_in_flight: Option<NonZeroUsize>,
+    /// Requests that may wait.
+    pub max_queue: usize,
+    /// The audit log.
+    pub audit: AuditSettings,
+    /// Where metrics are told, if anywhere.
+    pub metrics: Option<MetricsAddr>,
+}
+
+/// All meters of one service.
+#[derive(Clone)]
+pub struct Meters {
+    /// How much a device may ask for.
+    pub limiter: Arc<Limiter>,
+    /// Who is next.
+    pub queue: Arc<Queue>,
+    /// What was done.
+    pub audit: Arc<Audit>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    usage: Arc<UsageFile>,
+    speed: Arc<Speed>,
+}
+
+impl Admission for Meters {
+    fn arrive(&self, asker: &crate::record::Asker, role: &Name) -> Result<(), NotNow> {
+        if self.audit.refuses() {
+            return Err(NotNow {
+                status: 503,
+                retry_after: Some(RETRY_SOON),
+                sentence:
+                    "adit: the audit log can't be written, and without it nothing is forwarded; see `aditd status` on the server"
+                        .to_owned(),
+                limit: "audit",
+            });
+        }
+        self.limiter
+            .arrive(Asker { id: asker.id, name: &asker.name, role: role.as_str() })
+            .map_err(NotNow::from)
+    }
+
+    fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
+        Box::pin(self.enter(asked))
+    }
+}
+
+impl Observer for Meters {
+    fn piece(&self, route: RouteClass, after: Duration) {
+        self.metrics.piece(route, after);
+    }
+
+    fn ended(&self, record: &RequestRecord) {
+        let charge = Charge::of(record, self.speed.get());
+        self.speed.learn(record);
+        self.limiter.used(record.asker.id, charge.sum(), unix_now());
+        self.metrics.ended(record, &charge);
+        self.audit.note(Event::request(record, &charge));
+    }
+}
+
+impl Meters {
+    /// Opens the audit log, and remembers what has been used today. The state is in `dir`.
+    ///
+    /// # Errors
+    /// When a required audit log can't be written.
+    pub fn open(settings: &MeterSettings, dir: &Path) -> Result<Self, Failure> {
+        let usage = Arc::new(UsageFile::new(dir));
+        Ok(Self {
+            limiter: Limiter::new(settings.limits.clone(), usage.load()),
+            queue: Queue::new(settings.max_in_flight, settings.max_queue),
+            audit: Audit::start(settings.audit.clone())?,
+            metrics: Arc::default(),
+            usage,
+            speed: Arc::default(),
+        })
+    }
+
+    /// Puts other limits in force at once. The audit log and the place of the metrics stay as they
+    /// are.
+    pub fn update(&self, settings: &MeterSettings) {
+        self.limiter.update(settings.limits.clone());
+        self.queue.resize(settings.max_in_flight, settings.max_queue);
+    }
+
+    /// Keeps what is used, for as long as it is polled.
+    pub async fn keep(self) {
+        self.usage.keep(self.limiter).await;
+    }
+
+    /// Notes the server's end, and writes down all that is left to write.
+    pub async fn close(&self) {
+        self.audit.note(Event::Stop { pid: std::process::id() });
+        self.audit.flush(LAST_LINES_WITHIN).await;
+        if let Some(usage) = self.limiter.unsaved() {
+            // A failure has been said before, and the process ends.
+            let _ = self.usage.save(&usage);
+        }
+    }
+
+    async fn enter(&self, asked: &Asked) -> Result<Ticket, NotNow> {
+        let asker =
+            Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
+        let body = match asked.body {
+            BodyLength::Known(bytes) => Some(bytes),
+            BodyLength::Chunked => None,
+        };
+        let running = self.limiter.enter(asker, body, unix_now())?;
+        let most_body = self.limiter.body(asker);
+        // What needs no GPU need not wait for one.
+        let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
+        Ok(Ticket {
+            most_body,
+            waits: turn.is_some() && self.queue.is_bounded(),
+            turn,
+            held: Some(Box::new(running)),
+        })
+    }
+
+    fn turn(&self, device: DeviceId) -> Turn {
+        let queue = self.queue.clone();
+        Box::pin(async move {
+            let turn = match queue.enter(device) {
+                Ok(waiting) => waiting.await,
+                Err(full) => Err(full),
+            };
+            // In the words of Ollama's own queue, for those who look for them.
+            let busy = |full: Full| NotNow {
+                status: 503,
+                retry_after: Some(RETRY_SOON),
+                sentence: full.to_string(),
+                limit: "queue",
+            };
+            turn.map(|turn| Box::new(turn) as Held).map_err(busy)
+        })
+    }
+}
+
+impl From<Exceeded> for NotNow {
+    fn from(exceeded: Exceeded) -> Self {
+        Self {
+            status: exceeded.status(),
+            retry_after: exceeded.retry_after_secs(),
+            sentence: format!("adit: {exceeded}"),
+            limit: exceeded.limit.as_str(),
+        }
+    }
+}
+
+/// Opens the place where metrics are told.
+///
+/// # Errors
+/// When it is taken, or may not be used.
+pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
+    Exporter::bind(place).await.map_err(|e| {
+        Failure::new(format!("cannot tell metrics at {place}"))
+            .because(e)
+            .hint("choose another place with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
+            .exit(Exit::Usage)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use super::*;
+    use crate::{
+        audit::{AuditSettings, entry::tests::record},
+        limits::{LimitTable, Usage},
+        record::End,
+    };
+
+    fn meters(dir: &std::path::Path, limits: &str) -> Meters {
+        let table =
+            LimitTable { default: toml::from_str(limits).expect(limits), ..Default::default() };
+        Meters {
+            limiter: Limiter::new(table, Usage::default()),
+            queue: Queue::new(NonZeroUsize::new(1), 1),
+            audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
+            metrics: Arc::default(),
+            usage: Arc::new(UsageFile::new(dir)),
+            speed: Arc::default(),
+        }
+    }
+
+    fn asked(route: RouteClass, body: BodyLength) -> Asked {
+        let RequestRecord { asker, role, method, path, model, .. } = record(End::Done);
+        Asked { asker, role, method, path, route, model, body }
+    }
+
+    #[tokio::test]
+    async fn a_limit_is_told_with_its_name_and_its_end() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let meters = meters(tmp.path(), "requests_per_minute = 1\nbody = 10");
+        let refused = meters
+            .admit(&asked(RouteClass::List, BodyLength::Known(11)))
+            .await
+            .expect_err("too long");
+        assert_eq!((refused.status, refused.limit, refused.retry_after), (413, "body", None));
+        let one = asked(RouteClass::List, BodyLength::Chunked);
+        assert_eq!(meters.admit(&one).await.expect("in").most_body, Some(10));
+        meters.arrive(&one.asker, &one.role).expect("the first");
+        let refused = meters.arrive(&one.asker, &one.role).expect_err("too often");
+        assert_eq!((refused.status, refused.limit), (429, "requests_per_minute"));
+        assert!(refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)), "{refused:?}");
+        assert!(
+            refused
+                .sentence
+                .starts_with("adit: device `laptop` may make 1 requests per minute; try again in "),
+            "{refused:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn only_what_needs_the_gpu_waits_for_it() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let meters = meters(tmp.path(), "");
+        let generate = asked(RouteClass::Generate, BodyLength::Known(1));
+        let turn =
+            async || meters.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
+        let running = turn().await.await.expect("its turn");
+        let list = meters.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
+        assert!(list.turn.is_none() && !list.waits, "a list waits for nobody");
+        // One that is not whole yet is not in the line.
+        let unfinished = turn().await;
+        let mut waiting = turn().await;
+        tokio::select! { biased; _ = &mut waiting => panic!("it did not wait"), () = std::future::ready(()) => {} }
+        let refused = unfinished.await.err().expect("full");
+        assert_eq!((refused.status, refused.limit), (503, "queue"));
+        assert_eq!(refused.retry_after, Some(RETRY_SOON));
+        assert!(refused.sentence.starts_with("server busy"), "{refused:?}");
+        drop(running);
+        drop(waiting.await.expect("its turn"));
+        drop(turn().await.await.expect("its turn"));
+        assert_eq!((meters.queue.running(), meters.queue.waiting()), (0, 0));
+    }
+}

@@ -1,0 +1,242 @@
+//! The line by itself, and tasks that wait in it.
+
+use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, task::Poll};
+
+use proptest::prelude::*;
+use proto::identity::DeviceId;
+
+use super::{
+    Full, Queue, Turn, Waiting,
+    line::{Entered, Line, Ticket},
+};
+
+fn most(n: usize) -> Option<NonZeroUsize> {
+    NonZeroUsize::new(n)
+}
+
+fn line(most_at_once: usize, room: usize) -> Line<u8> {
+    Line::new(most(most_at_once), room)
+}
+
+fn waits(entered: Entered) -> Ticket {
+    match entered {
+        Entered::Waits(ticket) => ticket,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_device_waits_for_at_most_one_turn_of_a_greedy_one() {
+    let mut line = line(1, 512);
+    assert_eq!(line.enter(b'g'), Entered::Now);
+    let greedy: Vec<_> = (0..100).map(|_| waits(line.enter(b'g'))).collect();
+    let person = waits(line.enter(b'p'));
+    line.end();
+    let mut order = Vec::new();
+    while let Some(ticket) = line.next() {
+        order.push(ticket);
+        line.end();
+    }
+    let at = order.iter().position(|ticket| *ticket == person).expect("served");
+    assert!(at <= 1, "{at} turns of the other came first");
+    order.remove(at);
+    assert_eq!(order, greedy, "within a device, first come, first served");
+}
+
+#[test]
+fn many_devices_are_served_in_turn() {
+    let mut line = line(2, 512);
+    let mut owner = HashMap::new();
+    for device in 0..4u8 {
+        for _ in 0..5 {
+            match line.enter(device) {
+                Entered::Waits(ticket) => {
+                    owner.insert(ticket, device);
+                }
+                entered => assert_eq!((entered, device), (Entered::Now, 0)),
+            }
+        }
+    }
+    line.end();
+    line.end();
+    let mut order = Vec::new();
+    while let Some(ticket) = line.next() {
+        order.push(owner[&ticket]);
+        line.end();
+    }
+    assert_eq!(order[..8], [0, 1, 2, 3, 0, 1, 2, 3]);
+    assert_eq!(order.len(), 18);
+}
+
+#[test]
+fn nobody_passes_those_who_wait() {
+    let mut line = line(1, 512);
+    assert_eq!(line.enter(1), Entered::Now);
+    let second = waits(line.enter(2));
+    line.end();
+    // The place is free and not yet given: one who comes now is not first.
+    let third = waits(line.enter(3));
+    assert_eq!((line.next(), line.next()), (Some(second), None));
+    line.end();
+    assert_eq!(line.next(), Some(third));
+}
+
+#[test]
+fn a_line_that_is_full_says_so() {
+    let mut line = line(1, 2);
+    line.enter(1);
+    let first = waits(line.enter(1));
+    waits(line.enter(2));
+    assert_eq!(line.enter(3), Entered::Full);
+    line.leave(first);
+    waits(line.enter(3));
+}
+
+fn ready(waiting: &mut Waiting) -> Option<Turn> {
+    match look(waiting) {
+        Poll::Ready(turn) => turn.ok(),
+        Poll::Pending => None,
+    }
+}
+
+fn look(waiting: &mut Waiting) -> Poll<Result<Turn, Full>> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    Future::poll(std::pin::Pin::new(waiting), &mut context)
+}
+
+#[test]
+fn one_who_fills_the_line_makes_room_for_others() {
+    let queue = Queue::new(most(1), 8);
+    let (script, person) = (DeviceId::generate(), DeviceId::generate());
+    let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
+    let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in line")).collect();
+    assert_eq!(queue.enter(script).err(), Some(Full));
+    let mut persons = queue.enter(person).expect("there is room for somebody else");
+    assert!(
+        matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))),
+        "who came last of those who are too many"
+    );
+    assert_eq!(queue.waiting(), 8);
+    drop(turn);
+    let first = ready(&mut waiting[0]).expect("it came first");
+    drop(first);
+    assert!(ready(&mut persons).is_some());
+}
+
+#[test]
+fn one_who_leaves_the_line_is_out_of_it_at_once() {
+    let queue = Queue::new(most(1), 1);
+    let (one, two) = (DeviceId::generate(), DeviceId::generate());
+    let turn = ready(&mut queue.enter(one).expect("in")).expect("now");
+    let waiting = queue.enter(one).expect("in line");
+    assert_eq!(queue.enter(two).err(), Some(Full));
+    drop(waiting);
+    assert_eq!(queue.waiting(), 0);
+    let mut waiting = queue.enter(two).expect("there is room again");
+    assert!(ready(&mut waiting).is_none());
+    drop(turn);
+    assert!(ready(&mut waiting).is_some());
+    assert_eq!(queue.running(), 0);
+}
+
+#[test]
+fn a_turn_that_was_given_to_one_who_left_goes_to_the_next() {
+    let queue = Queue::new(most(1), 8);
+    let id = DeviceId::generate();
+    let turn = ready(&mut queue.enter(id).expect("in")).expect("now");
+    let called = queue.enter(id).expect("in line");
+    let mut next = queue.enter(id).expect("in line");
+    drop(turn);
+    assert!(ready(&mut next).is_none(), "the first has been called, and has not looked yet");
+    drop(called);
+    assert!(ready(&mut next).is_some());
+}
+
+#[test]
+fn more_room_calls_those_who_wait() {
+    let queue = Queue::new(most(1), 8);
+    let id = DeviceId::generate();
+    let _turn = ready(&mut queue.enter(id).expect("in")).expect("now");
+    let mut waiting: Vec<_> = (0..3).map(|_| queue.enter(id).expect("in line")).collect();
+    queue.resize(most(3), 8);
+    let turns: Vec<_> = waiting.iter_mut().filter_map(ready).collect();
+    assert_eq!((turns.len(), queue.running()), (2, 3));
+    queue.resize(None, 8);
+    assert!(ready(&mut waiting[2]).is_some());
+}
+
+#[tokio::test]
+async fn a_task_that_waits_is_woken() {
+    let queue = Queue::new(most(1), 8);
+    let id = DeviceId::generate();
+    let turn = queue.enter(id).expect("in").await.expect("a turn");
+    let waiting = queue.enter(id).expect("in line");
+    let (turn, ()) = tokio::join!(waiting, async move {
+        tokio::task::yield_now().await;
+        drop(turn);
+    });
+    drop(turn);
+    assert_eq!((queue.running(), queue.waiting()), (0, 0));
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Enter(usize),
+    Poll(usize),
+    Leave(usize),
+    End(usize),
+    Resize(usize),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0..4usize).prop_map(Step::Enter),
+        4 => (0..64usize).prop_map(Step::Poll),
+        2 => (0..64usize).prop_map(Step::Leave),
+        3 => (0..64usize).prop_map(Step::End),
+        1 => (0..4usize).prop_map(Step::Resize),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+proptest! {
+    #[test]
+    fn no_turn_is_ever_lost_or_given_twice(at_once in 1..4usize, steps in steps()) {
+        let devices: Vec<_> = (0..4).map(|_| DeviceId::generate()).collect();
+        let queue = Queue::new(most(at_once), 16);
+        let (mut waiting, mut turns): (Vec<Waiting>, Vec<Turn>) = Default::default();
+        let mut bound = at_once;
+        for step in steps {
+            match step {
+                Step::Enter(device) => waiting.extend(queue.enter(devices[device])),
+                Step::Poll(at) if !waiting.is_empty() => {
+                    let at = at % waiting.len();
+                    if let Poll::Ready(turn) = look(&mut waiting[at]) {
+                        turns.extend(turn);
+                        drop(waiting.remove(at));
+                    }
+                }
+                Step::Leave(at) if !waiting.is_empty() => drop(waiting.remove(at % waiting.len())),
+                Step::End(at) if !turns.is_empty() => drop(turns.remove(at % turns.len())),
+                Step::Resize(n) => {
+                    queue.resize(most(n), 16);
+                    bound = if n == 0 { usize::MAX } else { n.max(queue.running()) };
+                }
+                _ => {}
+            }
+            prop_assert!(queue.running() >= turns.len());
+            prop_assert!(queue.running() <= bound);
+            prop_assert!(queue.waiting() <= waiting.len());
+        }
+        queue.resize(most(1), 16);
+        // With one place, all that are left come to it one after the other, and then it is empty.
+        turns.clear();
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            waiting.retain_mut(|one| look(one).is_pending());
+            prop_assert!(waiting.len() < before, "somebody waits, and nobody is called");
+        }
+        prop_assert_eq!((queue.running(), queue.waiting()), (0, 0));
+        prop_assert_eq!(Arc::strong_count(&queue), 1);
+    }
+}

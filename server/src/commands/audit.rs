@@ -1,0 +1,248 @@
+//! `aditd audit`: the audit log for people, or as it is.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    time::{Duration, SystemTime},
+};
+
+use clap::Args;
+use common::machine::{
+    process::{self, parse_time},
+    report::{Exit, Failure},
+};
+use serde_json::Value;
+
+use crate::{
+    audit::{entry::timestamp, read::Lines},
+    state,
+};
+
+/// How often the log is looked at for new lines.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Flags of `audit`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Show one device only, by its name or id
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<String>,
+    /// Begin so long ago, for example 2h [default: with the oldest line that is kept]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    since: Option<Duration>,
+    /// Wait for new lines and show them as they come
+    #[arg(long)]
+    follow: bool,
+    /// Print the lines as they are, one JSON object each
+    #[arg(long)]
+    json: bool,
+}
+
+/// Shows the log in `dir` of the server whose state is in `state_dir`. Blocks, and with `--follow`
+/// until it is stopped or nobody reads any more.
+///
+/// # Errors
+/// When there is neither a log nor a server, when the log can't be read, or standard output can't
+/// be written.
+pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
+    let since = match show.since.map(|since| SystemTime::now().checked_sub(since)) {
+        None => None,
+        Some(Some(since)) => Some(since),
+        Some(None) => return Err(Failure::new("--since goes back too far").exit(Exit::Usage)),
+    };
+    let mut lines = Lines::open(dir, since)?;
+    if lines.is_without_files() {
+        // A server that has not noted anything yet is another thing than none.
+        state::must_exist(state_dir)?;
+    }
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let from = since.map(timestamp);
+    let mut printed = if show.json { Ok(()) } else { writeln!(out, "{HEADER}") };
+    while printed.is_ok() {
+        match lines.read_line()? {
+            Some(line) => printed = print(&mut out, &line, show, from.as_deref()),
+            None if show.follow => printed = out.flush().and_then(|()| pause()),
+            None => break,
+        }
+    }
+    match printed.and_then(|()| out.flush()) {
+        // The reader has seen enough, as with `head`.
+        Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.map_err(|e| Failure::new("cannot write to standard output").because(e)),
+    }
+}
+
+/// Waits a moment; one who has stopped reading is noticed even if there is nothing to say.
+fn pause() -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let stdout = io::stdout();
+    let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+    let timeout = Timespec { tv_sec: 0, tv_nsec: LOOK_EVERY.subsec_nanos().into() };
+    match poll(&mut fds, Some(&timeout)) {
+        Ok(_) if fds[0].revents().intersects(PollFlags::ERR) => {
+            Err(io::ErrorKind::BrokenPipe.into())
+        }
+        Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
+        // A terminal that hung up, a descriptor that can't be polled: sleep instead.
+        _ => {
+            std::thread::sleep(LOOK_EVERY);
+            Ok(())
+        }
+    }
+}
+
+fn print(out: &mut impl Write, line: &[u8], show: &Show, from: Option<&str>) -> io::Result<()> {
+    // What a crash has torn is no line.
+    let Ok(entry) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
+    let text = |name: &str| entry[name].as_str().unwrap_or("");
+    let is_wanted = show
+        .device
+        .as_ref()
+        .is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()))
+        && from.is_none_or(|from| text("time") >= from);
+    match (is_wanted, show.json) {
+        (false, _) => Ok(()),
+        (true, true) => {
+            out.write_all(line)?;
+            out.write_all(b"\n")
+        }
+        (true, false) => writeln!(out, "{}", row(&entry)),
+    }
+}
+
+const HEADER: &str =
+    "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT";
+
+fn row(entry: &Value) -> String {
+    let text = |name: &str| entry[name].as_str().unwrap_or("");
+    let at = text("time").replacen('T', " ", 1);
+    let at = at.get(..19).unwrap_or(&at);
+    let device = if text("device").is_empty() { "-" } else { text("device") };
+    let (mut status, mut ended, mut tokens, mut time) =
+        (String::new(), String::new(), String::new(), String::new());
+    let what = if text("event") == "request" {
+        status = entry["status"].as_u64().map_or("-".to_owned(), |status| status.to_string());
+        ended =
+            if text("why").is_empty() { text("end").to_owned() } else { text("why").to_owned() };
+        let counted: Vec<_> =
+            [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
+        if !counted.is_empty() {
+            let about = if entry["tokens_estimated"] == true { "~" } else { "" };
+            tokens = format!("{about}{}", counted.iter().sum::<u64>());
+        }
+        time = entry["total_ms"].as_f64().map_or(String::new(), duration);
+        [text("method"), text("path"), text("model")]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ")
+    } else {
+        event(entry)
+    };
+    let row =
+        format!("{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {time:>9}  {what}");
+    row.trim_end().to_owned()
+}
+
+/// An event that is no request: its kind, and whatever it says besides.
+fn event(entry: &Value) -> String {
+    let mut what = entry["event"].as_str().unwrap_or("").replace('_', " ");
+    for (name, value) in entry.as_object().into_iter().flatten() {
+        if ["time", "event", "device"].contains(&name.as_str()) || value.is_null() {
+            continue;
+        }
+        what += &format!(" {name}={}", told(name, value));
+    }
+    // Only our own lines are here, but the file may have been edited.
+    what.chars().filter(|c| !c.is_control()).collect()
+}
+
+/// A value as people read it.
+fn told(name: &str, value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Number(at) if name == "expires" => {
+            at.as_i64().map(process::minute).unwrap_or_default()
+        }
+        Value::Object(one) => one
+            .iter()
+            .map(|(name, value)| format!("{name}:{}", told(name, value)))
+            .collect::<Vec<_>>()
+            .join(","),
+        other => other.to_string(),
+    }
+}
+
+fn duration(ms: f64) -> String {
+    match ms {
+        ms if ms < 1e3 => format!("{ms:.1} ms"),
+        ms if ms < 6e5 => format!("{:.1} s", ms / 1e3),
+        ms => format!("{:.0} min", ms / 6e4),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        accounting::charge::Charge,
+        audit::entry::{
+            self, Event,
+            tests::{event as event_of, record},
+        },
+        record::{End, Refusal},
+    };
+
+    fn show(event: &Event, show: &Show, from: Option<&str>) -> String {
+        let line =
+            entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
+        let mut out = Vec::new();
+        print(&mut out, line.trim_ascii_end(), show, from).expect("printed");
+        String::from_utf8(out).expect("text")
+    }
+
+    fn all() -> Show {
+        Show { device: None, since: None, follow: false, json: false }
+    }
+
+    #[test]
+    fn a_request_is_one_row_under_the_header() {
+        let row = show(&event_of(&record(End::Done)), &all(), None);
+        assert_eq!(
+            format!("{HEADER}\n{row}"),
+            "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT\n\
+             2027-01-15 08:00:00  laptop           200     done                 49    20.0 ms  POST /api/chat llama3\n"
+        );
+        let charge = Charge { read: Some(9), written: Some(0), is_estimated: true };
+        let row = show(&Event::request(&record(End::Cancelled), &charge), &all(), None);
+        assert!(row.contains(" ~9 "), "{row}");
+        let row = show(&event_of(&record(End::Refused(Refusal::Role))), &all(), None);
+        assert!(row.contains(" role "), "{row}");
+    }
+
+    #[test]
+    fn other_events_say_what_they_are() {
+        let row = show(&Event::Stop { pid: 7 }, &all(), None);
+        assert!(
+            row.starts_with("2027-01-15 08:00:00  -") && row.ends_with("stop pid=7\n"),
+            "{row}"
+        );
+        let event: Value =
+            serde_json::from_str(r#"{"event":"enroll","by":{"ssh":7},"expires":1800000000}"#)
+                .expect("JSON");
+        assert_eq!(super::event(&event), "enroll by=ssh:7 expires=2027-01-15T08:00");
+    }
+
+    #[test]
+    fn only_what_is_asked_for_is_shown() {
+        let event = event_of(&record(End::Done));
+        let of = |device: &str| Show { device: Some(device.to_owned()), ..all() };
+        assert_ne!(show(&event, &of("laptop"), None), "");
+        assert_eq!(show(&event, &of("lap"), None), "");
+        assert_eq!(show(&event, &all(), Some("2027-01-15T08:00:00.124Z")), "");
+        assert_ne!(show(&event, &all(), Some("2027-01-15T08:00:00.123Z")), "");
+        let mut out = Vec::new();
+        print(&mut out, b"{\"time\":\"2027", &all(), None).expect("a torn line is passed over");
+        assert!(out.is_empty());
+    }
+}

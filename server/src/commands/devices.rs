@@ -1,0 +1,234 @@
+//! `aditd device …`: who is enrolled, what it may do, and the end of it.
+
+mod shown;
+
+use std::path::Path;
+
+use clap::Subcommand;
+use common::machine::{
+    control,
+    process::{self, unix_now},
+    report::{Exit, Failure, data, say},
+};
+use proto::{identity::Name, ollama::model::ModelPattern};
+
+use self::shown::{Listing, Single, list, show, shown};
+use crate::{
+    audit::{self, AuditSettings, Event},
+    commands::{invite, status::to_json},
+    config::Config,
+    policy::roles::either,
+    running::{Answer, Request},
+    state::{
+        State,
+        register::{Device, DeviceError, RegisterError},
+    },
+};
+
+/// What can be done to devices.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// List all devices
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one device and its session
+    Show {
+        /// Its name or id
+        device: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a device another role: infer, models, admin, or one of the configuration
+    Role {
+        /// Its name or id
+        device: String,
+        /// The role
+        role: Name,
+    },
+    /// Let a device use these models only, of those that its role may
+    Models {
+        /// Its name or id
+        device: String,
+        /// Names like `llama3.2:1b` or `llama3*`
+        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
+        models: Vec<ModelPattern>,
+        /// Let it use all models that its role may
+        #[arg(long)]
+        all: bool,
+    },
+    /// End a device's access now, running answers included; or withdraw an invitation that nobody
+    /// has used
+    Revoke {
+        /// Its name or id
+        device: String,
+    },
+    /// Remove a revoked device and free its name
+    Forget {
+        /// Its name or id
+        device: String,
+    },
+}
+
+/// Carries out one command.
+pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
+    let (dir, audit) = (&*config.state_dir, &config.meters.audit);
+    let state = State::open(dir)?;
+    match command {
+        Command::Role { device, role } => {
+            config.rules.must_know(&role)?;
+            let device = enrolled(&state, &device)?;
+            state.register.set_role(device.id, &role)?;
+            let (name, device_id, before) = (device.name.clone(), device.id, device.role.clone());
+            audit::note_or_say(
+                audit,
+                &Event::Role {
+                    device: name,
+                    device_id,
+                    role: role.clone(),
+                    before,
+                    uid: process::uid(),
+                },
+            );
+            in_force(&state).await?;
+            say(format!("{} {} has the role `{role}` now.", device.name, device.id));
+            Ok(())
+        }
+        Command::Models { device, models, all } => {
+            let device = enrolled(&state, &device)?;
+            state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
+            let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
+            let (name, device_id) = (device.name.clone(), device.id);
+            audit::note_or_say(
+                audit,
+                &Event::Models { device: name, device_id, models: named, uid: process::uid() },
+            );
+            in_force(&state).await?;
+            let what = if all {
+                "all models that its role may".to_owned()
+            } else {
+                format!("only {}, of those that its role may,", either(&models))
+            };
+            say(format!("{} {} may use {what} now.", device.name, device.id));
+            Ok(())
+        }
+        Command::List { json } => {
+            let devices = shown(state.register.devices()?, config).await;
+            if json {
+                return data(to_json(&Listing { schema: 1, devices })?);
+            }
+            list(&devices)?;
+            // What reads the table expects devices there.
+            let open = state.register.invitations(unix_now())?;
+            if !open.is_empty() {
+                say(format!("Open invitations:\n{}", invite::table(&open)));
+            }
+            Ok(())
+        }
+        Command::Show { device, json } => {
+            let device = shown(vec![state.register.find(&device)?], config).await.remove(0);
+            let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await
+            {
+                Ok(Some(Answer::Tokens(today))) => today,
+                _ => None,
+            };
+            if json {
+                data(to_json(&Single { schema: 1, device, tokens_today })?)
+            } else {
+                show(&device, tokens_today)
+            }
+        }
+        Command::Revoke { device } => revoke(&state, audit, &device).await,
+        Command::Forget { device } => {
+            let device = state.register.find(&device)?;
+            if device.revoked.is_none() {
+                return Err(DeviceError::StillEnrolled(device.name).into());
+            }
+            state.register.forget(device.id)?;
+            let event = Event::Forget {
+                device: device.name.clone(),
+                device_id: device.id,
+                uid: process::uid(),
+            };
+            audit::note_or_say(audit, &event);
+            say(format!("Forgot {} {}.", device.name, device.id));
+            Ok(())
+        }
+    }
+}
+
+/// A device that a right can be given to.
+fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
+    let device = state.register.find(name)?;
+    if device.revoked.is_some() {
+        Err(DeviceError::AlreadyRevoked(device.name))
+    } else {
+        Ok(device)
+    }
+}
+
+/// The running server obeys the register now: what it no longer allows is cut.
+async fn in_force(state: &State) -> Result<(), Failure> {
+    refresh(&state.dir).await.map(drop).map_err(|why| {
+        not_told("the register is changed, but the running server could not be told", why)
+    })
+}
+
+async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
+    let device = match state.register.find(name) {
+        Err(DeviceError::Unknown(_))
+            if state.register.withdraw(name, unix_now()).map_err(not_cut)? =>
+        {
+            audit::note_or_say(
+                audit,
+                &Event::Withdraw { device: name.to_owned(), uid: process::uid() },
+            );
+            in_force(state).await?;
+            say(format!("The invitation for `{name}` is withdrawn."));
+            return Ok(());
+        }
+        found => found?,
+    };
+    if device.revoked.is_some() {
+        return Err(DeviceError::AlreadyRevoked(device.name).into());
+    }
+    state.register.revoke(device.id, unix_now()).map_err(not_cut)?;
+    let event =
+        Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+    audit::note_or_say(audit, &event);
+    let cut = refresh(&state.dir).await.map_err(|why| {
+        let what =
+            "the device is revoked in the register, but the running server could not be told";
+        not_told(what, why)
+    })?;
+    let and_cut = if cut > 0 { "; it was connected and has been cut" } else { "" };
+    say(format!("Revoked {} {}{and_cut}.", device.name, device.id));
+    Ok(())
+}
+
+/// Who has to be cut off must not stay because the register can't be written.
+fn not_cut(error: RegisterError) -> Failure {
+    Failure::from(error)
+        .hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
+}
+
+/// The running server puts the register in force now. Returns how many sessions it has cut; none if
+/// no server runs.
+async fn refresh(dir: &Path) -> Result<usize, Failure> {
+    match control::ask(dir, &Request::Refresh).await? {
+        None => Ok(0),
+        Some(Answer::Refreshed { cut }) => Ok(cut),
+        Some(Answer::Failed(why)) => Err(why),
+        Some(_) => Err(Failure::new("it answered something else")),
+    }
+}
+
+/// The register is changed, and the running server may not know it yet.
+fn not_told(what: &str, why: Failure) -> Failure {
+    let hint = "it looks by itself four times a second; to be sure: `systemctl restart aditd`";
+    // The command has done its part: the server's own cure is for its own log.
+    Failure::new(what).caused_by(why.without_hints()).hint(hint).exit(Exit::Failed)
+}

@@ -1,0 +1,182 @@
+//! Devices as people and programs see them.
+
+use std::collections::HashMap;
+
+use comfy_table::Table;
+use common::machine::{
+    process::{day, unix_now},
+    report::{Failure, data, say},
+};
+use proto::{
+    identity::{DeviceId, Name},
+    ollama::model::ModelPattern,
+};
+use serde::Serialize;
+
+use crate::{
+    commands::status::{self, plain},
+    config::Config,
+    policy::roles::either,
+    record::Carrier,
+    running::{TokensToday, sessions::SessionStatus},
+    state::register::Device,
+};
+
+#[derive(Serialize)]
+pub(super) struct Listing {
+    pub(super) schema: u32,
+    pub(super) devices: Vec<Shown>,
+}
+
+#[derive(Serialize)]
+pub(super) struct Single {
+    pub(super) schema: u32,
+    #[serde(flatten)]
+    pub(super) device: Shown,
+    /// If it has used any, or may use so many only, and the server runs.
+    pub(super) tokens_today: Option<TokensToday>,
+}
+
+/// A device as people and programs see it. Times are Unix seconds.
+#[derive(Serialize)]
+pub(super) struct Shown {
+    name: String,
+    pub(super) id: DeviceId,
+    role: Name,
+    /// The only ones, or null.
+    models: Option<Vec<ModelPattern>>,
+    enrolled: i64,
+    seen: Option<i64>,
+    certificate_until: i64,
+    revoked: Option<i64>,
+    session: Option<SessionStatus>,
+    #[serde(skip)]
+    role_is_known: bool,
+}
+
+pub(super) async fn shown(devices: Vec<Device>, config: &Config) -> Vec<Shown> {
+    // Without a running server there are no sessions, and the register still has the rest.
+    let status = status::ask(&config.state_dir).await.ok().flatten();
+    // The server's configuration counts, whichever this command has read.
+    let (sessions, roles) = match status {
+        Some(status) => (status.sessions, status.roles),
+        None => (Vec::new(), config.rules.names().cloned().collect()),
+    };
+    let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
+    let one = |d: Device| Shown {
+        session: sessions.remove(&d.id),
+        name: d.name.to_string(),
+        id: d.id,
+        role_is_known: roles.contains(&d.role),
+        role: d.role,
+        models: d.models,
+        enrolled: d.enrolled,
+        seen: d.seen,
+        certificate_until: d.not_after,
+        revoked: d.revoked,
+    };
+    devices.into_iter().map(one).collect()
+}
+
+pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
+    if devices.is_empty() {
+        say("No devices yet: invite one with `aditd invite NAME`.");
+        return Ok(());
+    }
+    let mut table = Table::new();
+    table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
+    for device in devices {
+        table.add_row([
+            device.name.clone(),
+            device.id.to_string(),
+            marked(device),
+            seen(device),
+            certificate(device),
+        ]);
+    }
+    data(plain(table))
+}
+
+pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {
+    let mut text = format!(
+        "Device       {} {}\nRole         {}\nEnrolled     {}\nSeen         {}\n",
+        device.name,
+        device.id,
+        role(device),
+        day(device.enrolled),
+        seen(device)
+    );
+    text += &format!("Certificate  {}", certificate(device));
+    if let Some(session) = &device.session {
+        let from = from(&session.remote);
+        text += &format!(
+            "\nSession      from {from} since {}, {:.1} ms",
+            ago(session.since),
+            session.rtt_ms
+        );
+        if let Some(away) = session.away_since {
+            text += &format!("\nAway         since {}: what it runs is kept", ago(away));
+        }
+        text += &format!(
+            "\nStreams      {} open, {} bytes to it, {} bytes from it",
+            session.streams, session.sent, session.received
+        );
+    }
+    if let Some(today) = tokens {
+        text += &format!("\nTokens       {} used today (UTC)", today.used);
+        text += &today.limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+    }
+    data(text)
+}
+
+/// The address of a relay on this machine says nothing of where a device is.
+fn from(remote: &str) -> String {
+    match remote.parse().map(Carrier::of) {
+        Ok(Carrier::Ssh) => format!("SSH, relayed at {remote},"),
+        _ => remote.to_owned(),
+    }
+}
+
+fn role(device: &Shown) -> String {
+    match &device.models {
+        Some(models) => format!("{}, only {}", marked(device), either(models)),
+        None => marked(device),
+    }
+}
+
+fn marked(device: &Shown) -> String {
+    if device.role_is_known {
+        device.role.to_string()
+    } else {
+        format!("{} (not in the configuration)", device.role)
+    }
+}
+
+fn seen(device: &Shown) -> String {
+    match (&device.session, device.seen) {
+        (Some(SessionStatus { away_since: Some(since), .. }), _) => {
+            format!("away since {}", ago(*since))
+        }
+        (Some(_), _) => "now".to_owned(),
+        (None, Some(at)) => format!("{} ago", ago(at)),
+        (None, None) => "never".to_owned(),
+    }
+}
+
+fn certificate(device: &Shown) -> String {
+    match device.revoked {
+        Some(at) => format!("revoked {}", day(at)),
+        None => format!("until {}", day(device.certificate_until)),
+    }
+}
+
+/// The coarsest two units say enough.
+fn ago(at: i64) -> String {
+    let seconds = unix_now().saturating_sub(at).max(0) as u64;
+    let coarse = match seconds {
+        s if s >= 86_400 => s - s % 3600,
+        s if s >= 3600 => s - s % 60,
+        s => s,
+    };
+    humantime::format_duration(std::time::Duration::from_secs(coarse)).to_string()
+}

@@ -1,0 +1,160 @@
+//! `aditd invite`: one code on standard output, and everything else on standard error.
+
+use std::time::Duration;
+
+use clap::Args;
+use comfy_table::Table;
+use common::machine::{
+    control,
+    owner::become_owner_of,
+    process::{self, unix_now},
+    report::{Exit, Failure, data, say},
+};
+use proto::{
+    identity::Name,
+    invitation::{Invitation, Secret, is_loopback},
+};
+use serde::Serialize;
+use time::{OffsetDateTime, macros::format_description};
+
+use crate::{
+    audit::{self, Event},
+    commands::status::{plain, to_json},
+    config::{AdvertiseFlags, Config, Flags, ServeFlags},
+    policy::roles,
+    running::{Answer, Request},
+    state::{State, register::Invited},
+};
+
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Flags of `invite`.
+#[derive(Debug, Args)]
+pub struct Invite {
+    /// Name the device that is invited
+    #[arg(required_unless_present = "list")]
+    device: Option<Name>,
+    /// List the invitations that are open, instead of making one; `aditd device revoke DEVICE`
+    /// withdraws one
+    #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "advertise"])]
+    list: bool,
+    /// Print JSON
+    #[arg(long, requires = "list")]
+    json: bool,
+    /// Let the invitation end after this time, at most 7d
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = process::parse_time)]
+    ttl: Duration,
+    /// Show the code as a QR code too
+    #[arg(long)]
+    qr: bool,
+    /// Give the device this role: infer, models, admin, or one of the configuration
+    #[arg(long, value_name = "ROLE", default_value = roles::DEFAULT)]
+    role: Name,
+    #[command(flatten)]
+    advertise: AdvertiseFlags,
+}
+
+/// Opens an invitation, or lists those that are open. Works beside a running server and without
+/// one.
+pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
+    let Some(device) = invite.device else {
+        let config = Config::settle(flags, &ServeFlags::default())?;
+        become_owner_of(&config.state_dir)?;
+        return list(&State::open(&config.state_dir)?, invite.json);
+    };
+    if invite.ttl.is_zero() || invite.ttl > LONGEST {
+        return Err(Failure::new("an invitation lasts from one second to seven days")
+            .hint("for example `--ttl 1h`")
+            .exit(Exit::Usage));
+    }
+    let config =
+        Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
+    config.rules.must_know(&invite.role)?;
+    become_owner_of(&config.state_dir)?;
+    let state = State::open(&config.state_dir)?;
+    let addresses = match config.advertise {
+        named if !named.is_empty() => named,
+        _ => match state.register.addresses()? {
+            Some(known) => known,
+            // It has never served: say what it will do with the same settings.
+            None => crate::config::addresses(&[], &config.listen, &config.audience),
+        },
+    };
+    if addresses.is_empty() {
+        return Err(Failure::new("the server doesn't know where devices reach it")
+            .because("none of this machine's addresses is in a network of --allow-from")
+            .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
+    }
+    let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
+    let invitation =
+        Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
+    let withdrew =
+        state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
+    let event =
+        Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
+    audit::note_or_say(&config.meters.audit, &event);
+    // The server notices by itself within a moment; this only spares that moment.
+    let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
+    let code = invitation.code();
+    data(&code)?;
+    let ttl = humantime::format_duration(invite.ttl);
+    say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
+    if withdrew {
+        say(format!("An older invitation for `{}` has been withdrawn.", device));
+    }
+    if invite.qr {
+        say(qr(&code)?);
+    }
+    if invitation.addresses.iter().all(|address| is_loopback(address)) {
+        say(format!(
+            "Note: the server is on loopback only ({}), so this code works on this machine alone.\n      \
+             For other machines: aditd serve --listen 0.0.0.0:11435 --allow-from 192.168.1.0/24",
+            invitation.addresses.join(", ")
+        ));
+    }
+    if matches!(running, Ok(None)) {
+        say(
+            "Note: aditd is not running here; the code works when it is: start it with `aditd serve`.",
+        );
+    }
+    Ok(())
+}
+
+fn list(state: &State, json: bool) -> Result<(), Failure> {
+    #[derive(Serialize)]
+    struct Listing {
+        schema: u32,
+        invitations: Vec<Invited>,
+    }
+    let invitations = state.register.invitations(unix_now())?;
+    if json {
+        return data(to_json(&Listing { schema: 1, invitations })?);
+    }
+    if invitations.is_empty() {
+        say("No invitation is open: invite a device with `aditd invite NAME`.");
+        return Ok(());
+    }
+    data(table(&invitations))
+}
+
+/// Invitations for people.
+pub(crate) fn table(invitations: &[Invited]) -> String {
+    let mut table = Table::new();
+    table.set_header(["NAME", "ROLE", "UNTIL (UTC)"]);
+    for Invited { name, role, expires } in invitations {
+        let until =
+            OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let until = until
+            .format(format_description!("[year]-[month]-[day] [hour]:[minute]"))
+            .unwrap_or_default();
+        table.add_row([name.to_string(), role.to_string(), until]);
+    }
+    plain(table)
+}
+
+fn qr(code: &str) -> Result<String, Failure> {
+    // Upper case fits QR's alphanumeric mode; the code doesn't mind.
+    let qr = qrcode::QrCode::new(code.to_ascii_uppercase())
+        .map_err(|e| Failure::new("the code does not fit into a QR code").because(e))?;
+    Ok(qr.render::<qrcode::render::unicode::Dense1x2>().build())
+}

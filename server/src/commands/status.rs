@@ -1,0 +1,90 @@
+//! `aditd status`: the running server, and how commands print what they have.
+
+use std::path::Path;
+
+use comfy_table::{Table, presets};
+use common::machine::{
+    control,
+    report::{Failure, data},
+};
+use serde::Serialize;
+
+use crate::running::{Answer, Request, ServerStatus};
+
+/// Shows the running server.
+pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
+    let Some(status) = ask(dir).await? else {
+        return Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
+            .hint("start it with `aditd serve`"));
+    };
+    if json {
+        #[derive(Serialize)]
+        struct Document {
+            schema: u32,
+            #[serde(flatten)]
+            status: ServerStatus,
+        }
+        return data(to_json(&Document { schema: 1, status })?);
+    }
+    let mut text = format!("Server       aditd {} (pid {})\n", status.version, status.pid);
+    text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
+    text += &format!("Advertised   {}\n", status.addresses.join(", "));
+    text += &format!("Upstream     {}\n", status.upstream);
+    let config =
+        status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
+    text += &format!("Configured   by {config}\n");
+    let networks: String = status.allow_from.iter().map(|network| format!(", {network}")).collect();
+    text += &format!("Allow from   this machine{networks}\n");
+    text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
+    text += &format!("Audit log    {}\n", status.audit.dir.display());
+    if let Some((receive, send)) = status.socket_buffers {
+        text += &format!(
+            "Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n"
+        );
+    }
+    let kept = humantime::format_duration(std::time::Duration::from_secs(status.idle_timeout));
+    text += &format!(
+        "Time-out     a silent device keeps its session for {kept}, or for less if it says so\n"
+    );
+    text += &format!(
+        "Devices      {} connected, {} streams open",
+        status.sessions.len(),
+        status.sessions.iter().map(|s| s.streams).sum::<usize>()
+    );
+    if status.waiting > 0 {
+        text += &format!("\nQueue        {} requests wait for their turn", status.waiting);
+    }
+    if let Some(why) = &status.audit.failing {
+        text += &format!("\nAudit        can't be written: {why}");
+    }
+    if status.audit.lost > 0 {
+        text += &format!("\nAudit        {} lines were lost since the start", status.audit.lost);
+    }
+    data(text)
+}
+
+/// What the running server says of itself, if it runs.
+pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
+    match control::ask(dir, &Request::Status).await? {
+        Some(Answer::Status(status)) => Ok(Some(*status)),
+        Some(_) => Err(Failure::new("the running aditd answered something else")
+            .hint("restart it: it may be of another version")),
+        None => Ok(None),
+    }
+}
+
+/// A table as text without any lines around it.
+pub(crate) fn plain(mut table: Table) -> String {
+    table.load_style(presets::NOTHING);
+    let text = table.to_string();
+    text.lines()
+        .map(str::trim_end)
+        .map(|line| line.strip_prefix(' ').unwrap_or(line))
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+/// JSON as people read it too.
+pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Failure> {
+    serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").because(e))
+}

@@ -1,0 +1,235 @@
+//! Below QUIC: drops the datagrams to which QUIC itself would answer a stranger, and all that come
+//! from networks nobody named.
+//!
+//! A QUIC server answers an unknown version with its own (RFC 9000 section 6) and some malformed
+//! first packets with a close. Both would tell a port-scanner that somebody is here.
+
+use std::{
+    fmt,
+    io::{self, IoSliceMut},
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use ipnet::IpNet;
+use proto::knock::KNOCK_LEN;
+use quinn::{
+    AsyncUdpSocket, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+
+use crate::ingress::admission::{Door, Reason};
+
+/// QUIC version 1 (RFC 9000 section 15).
+const VERSION_1: [u8; 4] = [0, 0, 0, 1];
+/// The length of the connection IDs that we give out.
+const OUR_CID_LEN: usize = 8;
+
+/// Who may speak to a socket at all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Audience(Vec<IpNet>);
+
+impl Audience {
+    /// The named networks; loopback always belongs to it, so that this machine can reach itself.
+    pub fn new(networks: Vec<IpNet>) -> Self {
+        Self(networks)
+    }
+
+    /// The named networks.
+    pub fn networks(&self) -> &[IpNet] {
+        &self.0
+    }
+
+    /// Whether `address` belongs to it.
+    pub fn includes(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        address.is_loopback() || self.0.iter().any(|network| network.contains(&address))
+    }
+}
+
+/// A UDP socket that hands QUIC only what it may see.
+pub struct SilentSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    audience: Audience,
+    door: Arc<Door>,
+}
+
+impl fmt::Debug for SilentSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SilentSocket")
+            .field("inner", &self.inner)
+            .field("audience", &self.audience)
+            .finish_non_exhaustive()
+    }
+}
+
+impl SilentSocket {
+    /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is
+    /// dropped is counted there.
+    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
+        Self { inner, audience, door }
+    }
+
+    fn may_pass(&self, datagram: &[u8]) -> bool {
+        if !may_pass(datagram) {
+            self.door.count(Reason::Datagram);
+            return false;
+        }
+        !(is_initial(datagram) && self.door.is_closed())
+    }
+}
+
+impl AsyncUdpSocket for SilentSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
+        for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
+            meta.len = if self.audience.includes(meta.addr.ip()) {
+                keep(&mut buf[..meta.len], meta.stride, |datagram| self.may_pass(datagram))
+            } else {
+                self.door.count(Reason::Network);
+                0
+            };
+        }
+        Poll::Ready(Ok(received))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+/// Closes the gaps that dropped datagrams leave in a batch (all but its last are `stride` long);
+/// returns the new length.
+fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> usize {
+    let (mut kept, mut at) = (0, 0);
+    while at < batch.len() {
+        let end = batch.len().min(at + stride.max(1));
+        if may_pass(&batch[at..end]) {
+            if kept != at {
+                batch.copy_within(at..end, kept);
+            }
+            kept += end - at;
+        }
+        at = end;
+    }
+    kept
+}
+
+/// Whether QUIC can handle this datagram without answering a stranger.
+///
+/// Long headers (RFC 8999 section 5.1) must be of version 1, and go to a connection ID as long as a
+/// knock or as ours.
+fn may_pass(datagram: &[u8]) -> bool {
+    match datagram {
+        [first, rest @ ..] if first & 0x80 != 0 => {
+            rest.first_chunk() == Some(&VERSION_1)
+                && matches!(rest.get(4).map(|len| usize::from(*len)), Some(KNOCK_LEN | OUR_CID_LEN))
+        }
+        // Short headers with a connection ID that isn't ours get no answer from QUIC.
+        datagram => !datagram.is_empty(),
+    }
+}
+
+/// The first packet of a connection (RFC 9000 section 17.2.2).
+fn is_initial(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0xb0 == 0x80)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn long(version: u32, cid_len: u8) -> Vec<u8> {
+        let mut packet = vec![0xc0];
+        packet.extend_from_slice(&version.to_be_bytes());
+        packet.push(cid_len);
+        packet.resize(1200, 0);
+        packet
+    }
+
+    #[test]
+    fn what_quic_would_answer_does_not_reach_it() {
+        assert!(may_pass(&long(1, 20)) && may_pass(&long(1, 8)));
+        for (version, cid) in [
+            (0, 20),
+            (2, 20),
+            (0x0a1a_2a3a, 20),
+            (0x6b33_43cf, 8),
+            (1, 0),
+            (1, 7),
+            (1, 21),
+            (1, 255),
+        ] {
+            assert!(!may_pass(&long(version, cid)), "version {version:#x}, connection ID of {cid}");
+        }
+        assert!(!may_pass(&[]) && !may_pass(&[0xc0]) && !may_pass(&[0xff, 0, 0]));
+    }
+
+    #[test]
+    fn a_bad_datagram_in_a_batch_takes_no_good_one_with_it() {
+        let (good, bad) = (long(1, 20), long(9, 20));
+        let short = vec![0x40; 50];
+        let mut batch = [&good[..], &bad, &good, &bad, &short].concat();
+        let len = keep(&mut batch, 1200, may_pass);
+        assert_eq!(batch[..len], [&good[..], &good, &short].concat());
+        let mut all_bad = [&bad[..], &bad].concat();
+        assert_eq!(keep(&mut all_bad, 1200, may_pass), 0);
+    }
+
+    #[test]
+    fn a_first_packet_is_told_from_what_belongs_to_a_connection() {
+        assert!(is_initial(&[0xc3]) && is_initial(&[0xcf]));
+        // 0-RTT, Handshake, Retry, short header.
+        assert!(![0xd0, 0xe0, 0xf0, 0x40].into_iter().any(|first| is_initial(&[first])));
+    }
+
+    #[test]
+    fn only_named_networks_and_this_machine_are_heard() {
+        let audience = Audience::new(vec![
+            "10.0.0.0/8".parse().expect("net"),
+            "fd00::/8".parse().expect("net"),
+        ]);
+        for (address, heard) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("fd00::1", true),
+            ("192.168.1.1", false),
+            ("2001:db8::1", false),
+        ] {
+            assert_eq!(audience.includes(address.parse().expect("address")), heard, "{address}");
+        }
+        assert!(
+            Audience::new(vec!["0.0.0.0/0".parse().expect("net")])
+                .includes("203.0.113.9".parse().expect("address"))
+        );
+    }
+}

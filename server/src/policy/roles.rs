@@ -1,0 +1,306 @@
+//! Roles: which routes and which models a device has. Three are built in, others come from the
+//! configuration.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use common::machine::report::{Exit, Failure};
+use proto::{
+    identity::Name,
+    ollama::{
+        model::ModelPattern,
+        route::{Pattern, Route, RouteClass, Target, named},
+    },
+};
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::limits::LimitSettings;
+
+/// What a device gets when nobody says otherwise.
+pub const DEFAULT: &str = "infer";
+const BUILT_IN: [&str; 3] = [DEFAULT, "models", "admin"];
+
+/// The role of a device for which nobody has named one.
+pub fn default_role() -> Name {
+    DEFAULT.parse().expect("a role's name is a name")
+}
+
+/// A role, as the configuration says it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleFile {
+    /// Its routes. The built-in roles have theirs.
+    pub allow: Option<Spanned<Vec<Pattern>>>,
+    /// The only models that it may use.
+    pub models: Option<Vec<ModelPattern>>,
+    /// How much a device with it may ask for.
+    #[serde(default)]
+    pub limits: LimitSettings,
+}
+
+/// A device, as the configuration says it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFile {
+    /// The only models that it may use.
+    pub models: Option<Vec<ModelPattern>>,
+    /// How much it may ask for.
+    #[serde(default)]
+    pub limits: LimitSettings,
+}
+
+/// A role of the configuration that can't be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadRole {
+    /// The routes of a built-in role.
+    #[error("the routes of `{0}` are built in: give a role of your own another name")]
+    BuiltIn(Name, usize),
+    /// No routes.
+    #[error(
+        "the role `{0}` has no `allow`: name its routes, like allow = [\"GET /api/tags\", \"POST /api/chat\"]"
+    )]
+    NoRoutes(Name),
+}
+
+/// All roles, and what single devices are limited to.
+#[derive(Debug)]
+pub struct Rules {
+    roles: BTreeMap<Name, Role>,
+    devices: HashMap<Name, Vec<ModelPattern>>,
+}
+
+#[derive(Debug)]
+struct Role {
+    allow: Allow,
+    models: Option<Vec<ModelPattern>>,
+}
+
+#[derive(Debug)]
+enum Allow {
+    Everything,
+    Routes(Vec<Pattern>),
+}
+
+/// Whose a list of models is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// `[roles.NAME]` in the configuration.
+    Role,
+    /// `[devices.NAME]` in the configuration.
+    Device,
+    /// The device's in the register, by `aditd device models`.
+    Register,
+}
+
+/// What a request wants, before its body is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Wish<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The method that a preflight asks about.
+    pub preflight: Option<&'a str>,
+    /// The path.
+    pub target: Target<'a>,
+    /// What is known of both.
+    pub route: Route,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::new(BTreeMap::new(), BTreeMap::new()).expect("the built-in roles are good")
+    }
+}
+
+impl Rules {
+    /// The built-in roles, and those of the configuration.
+    ///
+    /// # Errors
+    /// A role that can't be.
+    pub fn new(
+        roles: BTreeMap<Name, RoleFile>,
+        devices: BTreeMap<Name, DeviceFile>,
+    ) -> Result<Self, BadRole> {
+        use RouteClass::{Embed, Generate, List, Models};
+        let allows = [
+            Allow::Routes(named(&[List, Generate, Embed])),
+            Allow::Routes(named(&[List, Generate, Embed, Models])),
+            Allow::Everything,
+        ];
+        let name = |text: &str| text.parse().expect("a role's name is a name");
+        let built_in = BUILT_IN
+            .into_iter()
+            .zip(allows)
+            .map(|(text, allow)| (name(text), Role { allow, models: None }));
+        let mut all: BTreeMap<Name, Role> = built_in.collect();
+        for (name, RoleFile { allow, models, limits: _ }) in roles {
+            match (all.get_mut(&name), allow) {
+                (Some(_), Some(allow)) => return Err(BadRole::BuiltIn(name, allow.span().start)),
+                (Some(role), None) => role.models = models,
+                (None, Some(allow)) => drop(
+                    all.insert(name, Role { allow: Allow::Routes(allow.into_inner()), models }),
+                ),
+                (None, None) => return Err(BadRole::NoRoutes(name)),
+            }
+        }
+        let devices =
+            devices.into_iter().filter_map(|(name, device)| Some((name, device.models?))).collect();
+        Ok(Self { roles: all, devices })
+    }
+
+    /// The roles there are.
+    pub fn names(&self) -> impl Iterator<Item = &Name> {
+        self.roles.keys()
+    }
+
+    /// Whether there is such a role.
+    pub fn knows(&self, role: &Name) -> bool {
+        self.roles.contains_key(role)
+    }
+
+    /// That a command names a role there is.
+    ///
+    /// # Errors
+    /// Those there are.
+    pub fn must_know(&self, role: &Name) -> Result<(), Failure> {
+        if self.knows(role) {
+            return Ok(());
+        }
+        let all: Vec<_> = self.names().collect();
+        Err(Failure::new(format!("there is no role `{role}`"))
+            .hint(format!(
+                "there are {}; your own begin with `[roles.{role}]` in the configuration",
+                either(&all)
+            ))
+            .exit(Exit::Usage))
+    }
+
+    /// Whether a role has a route.
+    pub fn may(&self, role: &Name, wish: Wish<'_>) -> bool {
+        self.roles.get(role).is_some_and(|role| role.may(wish))
+    }
+
+    /// The roles that have a route, the least first.
+    pub fn that_may(&self, wish: Wish<'_>) -> Vec<&Name> {
+        let mut all: Vec<_> =
+            self.roles.iter().filter(|(_, role)| role.may(wish)).map(|(name, _)| name).collect();
+        all.sort_by_key(|name| {
+            match BUILT_IN.iter().position(|built_in| *built_in == name.as_str()) {
+                Some(at) if at + 1 < BUILT_IN.len() => at,
+                None => BUILT_IN.len(),
+                Some(_) => usize::MAX,
+            }
+        });
+        all
+    }
+
+    /// The lists of models that limit a device of this name and role, and whose they are; each of
+    /// them has to have a model.
+    pub fn lists<'a>(
+        &'a self,
+        device: &Name,
+        role: &Name,
+    ) -> impl Iterator<Item = (Whose, &'a [ModelPattern])> {
+        let of_role = self.roles.get(role).and_then(|role| role.models.as_deref());
+        let of_device = self.devices.get(device).map(Vec::as_slice);
+        of_role
+            .map(|list| (Whose::Role, list))
+            .into_iter()
+            .chain(of_device.map(|list| (Whose::Device, list)))
+    }
+}
+
+impl Role {
+    fn may(&self, wish: Wish<'_>) -> bool {
+        match &self.allow {
+            Allow::Everything => true,
+            Allow::Routes(patterns) => {
+                patterns.iter().any(|p| p.means(wish.method, wish.preflight, wish.target))
+            }
+        }
+    }
+}
+
+/// Names for a sentence: `a`, `b` or `c`.
+pub fn either<T: fmt::Display>(names: &[T]) -> String {
+    match names {
+        [] => String::new(),
+        [one] => format!("`{one}`"),
+        [most @ .., last] => {
+            let most: Vec<_> = most.iter().map(|name| format!("`{name}`")).collect();
+            format!("{} or `{last}`", most.join(", "))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proto::ollama::route::route;
+
+    fn that_may(rules: &Rules, method: &str, path: &str) -> String {
+        let target = Target::new(path);
+        let wish = Wish { method, preflight: None, target, route: route(method, target) };
+        either(&rules.that_may(wish))
+    }
+
+    #[derive(Deserialize)]
+    struct File {
+        roles: BTreeMap<Name, RoleFile>,
+    }
+
+    fn rules(roles: &str) -> Result<Rules, BadRole> {
+        Rules::new(toml::from_str::<File>(roles).expect("toml").roles, BTreeMap::new())
+    }
+
+    #[test]
+    fn each_route_of_ollama_belongs_to_the_roles_that_need_it() {
+        let rules = Rules::default();
+        for (requests, roles) in [
+            (
+                "HEAD /, GET /, GET /api/version, HEAD /api/tags, GET /api/ps, POST /api/show, POST /api/generate, POST /api/chat, \
+                 POST /api/embed, POST /api/embeddings, GET /v1/models, GET /v1/models/x, POST /v1/chat/completions, \
+                 POST /v1/completions, POST /v1/embeddings, POST /v1/responses, POST /v1/messages, POST /v1/audio/transcriptions",
+                "`infer`, `models` or `admin`",
+            ),
+            (
+                "POST /api/pull, POST /api/push, POST /api/create, POST /api/copy, DELETE /api/delete, POST /api/blobs/sha256:00, \
+                 HEAD /api/blobs/sha256:00",
+                "`models` or `admin`",
+            ),
+            (
+                "GET /debug/pprof/, POST /api/me, POST /api/signout, GET /api/experimental/x, GET /api/chat, POST /api/tags, \
+                 POST //api/chat, POST /api/%63hat, DELETE /, PUT /api/delete, GET /api/blobs/sha256:00, POST /api/chat/",
+                "`admin`",
+            ),
+        ] {
+            for request in requests.split(", ") {
+                let (method, path) = request.split_once(' ').expect("both");
+                assert_eq!(that_may(&rules, method, path), roles, "{request}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_role_of_ones_own_has_what_it_names_and_no_more() {
+        let rules = rules(
+            "roles.tags.allow = ['GET /api/tags', 'POST /v1/*']\nroles.infer.models = ['llama3*']",
+        )
+        .expect("good");
+        assert_eq!(that_may(&rules, "GET", "/api/tags"), "`infer`, `models`, `tags` or `admin`");
+        assert_eq!(that_may(&rules, "POST", "/v1/images/generations"), "`tags` or `admin`");
+        assert_eq!(rules.lists(&"x".parse().expect("name"), &default_role()).count(), 1);
+        assert_eq!(
+            rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(),
+            0
+        );
+    }
+
+    #[test]
+    fn a_role_that_cannot_be_is_refused() {
+        assert!(matches!(rules("roles.infer.allow = ['/*']"), Err(BadRole::BuiltIn(..))));
+        assert!(matches!(rules("roles.mine.models = ['x']"), Err(BadRole::NoRoutes(_))));
+    }
+}

@@ -1,0 +1,169 @@
+//! Who is connected now: one session per device, and the means to end it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use common::{
+    machine::process::unix_now,
+    transport::{KEEP_ALIVE, splice::Meter},
+};
+use proto::{
+    identity::{Certificate, DeviceId},
+    wire::Code,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::policy::Policy;
+
+/// All sessions.
+#[derive(Default)]
+pub struct Live {
+    sessions: Mutex<HashMap<DeviceId, Session>>,
+}
+
+struct Session {
+    connection: quinn::Connection,
+    certificate: Certificate,
+    since: i64,
+    traffic: Arc<Traffic>,
+    /// How many datagrams had come when it was looked at last, and when there were new ones.
+    heard: (u64, i64),
+}
+
+/// How often sessions are looked at for silence.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// Two keep-alives and a bit without a packet: the device is away.
+const AWAY_AFTER: i64 = KEEP_ALIVE.as_secs() as i64 * 5 / 2;
+
+/// What passes in one session.
+#[derive(Debug, Default)]
+pub struct Traffic {
+    /// Streams open now.
+    pub streams: AtomicUsize,
+    /// Bytes; `sent` is from the service to the device.
+    pub meter: Meter,
+}
+
+/// A session as `aditd status` and `aditd device` show it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionStatus {
+    /// Whose.
+    pub device_id: DeviceId,
+    /// When it began, Unix time.
+    pub since: i64,
+    /// If nothing has been heard of it for a while: since when, Unix time.
+    pub away_since: Option<i64>,
+    /// The device's address.
+    pub remote: String,
+    /// Round-trip time in milliseconds.
+    pub rtt_ms: f64,
+    /// Streams open now.
+    pub streams: usize,
+    /// Bytes from the service to the device.
+    pub sent: u64,
+    /// Bytes from the device to the service.
+    pub received: u64,
+}
+
+/// A session's place among the live ones; given up when dropped.
+pub struct Place {
+    live: Arc<Live>,
+    id: DeviceId,
+    connection: quinn::Connection,
+    /// What passes in it.
+    pub traffic: Arc<Traffic>,
+}
+
+impl Live {
+    /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its
+    /// certificate was copied.
+    pub fn enter(
+        self: &Arc<Self>,
+        id: DeviceId,
+        certificate: &Certificate,
+        connection: &quinn::Connection,
+        now: i64,
+    ) -> Place {
+        let traffic = Arc::new(Traffic::default());
+        let session = Session {
+            connection: connection.clone(),
+            certificate: certificate.clone(),
+            since: now,
+            traffic: traffic.clone(),
+            heard: (0, now),
+        };
+        if let Some(earlier) = self.lock().insert(id, session) {
+            close(&earlier.connection, Code::Superseded);
+        }
+        Place { live: self.clone(), id, connection: connection.clone(), traffic }
+    }
+
+    /// Ends every session that the policy no longer admits, streams and all; returns how many.
+    pub fn enforce(&self, policy: &Policy) -> usize {
+        let sessions = self.lock();
+        let denied = sessions
+            .values()
+            .filter_map(|s| policy.admit(&s.certificate).err().map(|code| (s, code)));
+        denied.map(|(session, code)| close(&session.connection, code)).count()
+    }
+
+    /// Watches for ever which devices are heard.
+    pub async fn watch(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let now = unix_now();
+            for session in self.lock().values_mut() {
+                let datagrams = session.connection.stats().udp_rx.datagrams;
+                if datagrams != session.heard.0 {
+                    session.heard = (datagrams, now);
+                }
+            }
+        }
+    }
+
+    /// All sessions, as they are shown.
+    pub fn status(&self) -> Vec<SessionStatus> {
+        let now = unix_now();
+        let shown = |(id, session): (&DeviceId, &Session)| SessionStatus {
+            device_id: *id,
+            since: session.since,
+            away_since: (now - session.heard.1 > AWAY_AFTER).then_some(session.heard.1),
+            remote: session.connection.remote_address().to_string(),
+            rtt_ms: session.connection.rtt().as_secs_f64() * 1e3,
+            streams: session.traffic.streams.load(Relaxed),
+            sent: session.traffic.meter.sent.load(Relaxed),
+            received: session.traffic.meter.received.load(Relaxed),
+        };
+        self.lock().iter().map(shown).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Session>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sessions = self.live.lock();
+        // A later session of the same device may have taken the place.
+        if sessions
+            .get(&self.id)
+            .is_some_and(|s| s.connection.stable_id() == self.connection.stable_id())
+        {
+            sessions.remove(&self.id);
+        }
+    }
+}
+
+/// Ends a connection with a code, and its sentence for whoever reads packets.
+pub fn close(connection: &quinn::Connection, code: Code) {
+    connection.close((code as u32).into(), code.sentence().as_bytes());
+}

@@ -1,0 +1,74 @@
+//! A look at the running server, for whoever asks for metrics.
+
+use std::sync::Arc;
+
+use common::machine::process::unix_now;
+
+use crate::{
+    ingress::admission::{Door, Handshake, Reason},
+    metrics::standing::Standing,
+    record::Carrier,
+    running::Server,
+};
+
+/// What it takes to see how things stand.
+#[derive(Clone)]
+pub struct Look {
+    /// The server.
+    pub server: Arc<Server>,
+    /// Its door.
+    pub door: Arc<Door>,
+    /// When the server's certificate ends, Unix time.
+    pub certificate_end: Option<i64>,
+}
+
+impl Look {
+    /// All metrics, as text.
+    pub fn text(&self) -> String {
+        self.server.meters.metrics.text(self.standing())
+    }
+
+    /// How things stand.
+    pub fn standing(&self) -> Standing {
+        let Server { live, policy, meters, .. } = &*self.server;
+        let sessions = live.status();
+        let of = |carrier: Carrier| {
+            let remotes = sessions.iter().filter_map(|session| session.remote.parse().ok());
+            (
+                carrier.as_str(),
+                remotes.filter(|remote| Carrier::of(*remote) == carrier).count() as u64,
+            )
+        };
+        let (now, snapshot) = (unix_now(), policy.snapshot());
+        let enrolled = || snapshot.devices().filter(|device| device.revoked.is_none());
+        let up = enrolled()
+            .filter(|device| {
+                sessions
+                    .iter()
+                    .any(|session| session.device_id == device.id && session.away_since.is_none())
+            })
+            .count();
+        let ends = [
+            ("server", self.certificate_end),
+            ("first_device", enrolled().map(|device| device.not_after).min()),
+        ];
+        let audit = meters.audit.status();
+        Standing {
+            queue_waiting: meters.queue.waiting() as u64,
+            queue_running: meters.queue.running() as u64,
+            devices: vec![
+                ("up", up as u64),
+                ("away", (enrolled().count() - up) as u64),
+                ("revoked", (snapshot.devices().count() - enrolled().count()) as u64),
+            ],
+            sessions: vec![of(Carrier::Udp), of(Carrier::Ssh), of(Carrier::Local)],
+            streams: sessions.iter().map(|session| session.streams as u64).sum(),
+            handshakes: Handshake::ALL.map(|how| (how.as_str(), self.door.handshakes(how))).into(),
+            ignored: Reason::ALL.map(|reason| (reason.as_str(), self.door.ignored(reason))).into(),
+            certificates: ends.into_iter().filter_map(|(of, end)| Some((of, end?))).collect(),
+            expired: enrolled().filter(|device| device.not_after < now).count() as u64,
+            audit_lost: audit.lost,
+            audit_failing: audit.failing.is_some(),
+        }
+    }
+}

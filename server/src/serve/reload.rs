@@ -1,0 +1,166 @@
+//! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes
+//! nothing.
+
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use common::machine::{
+    control,
+    owner::become_owner_of,
+    report::{Exit, Failure, say},
+};
+use proto::identity::Name;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::{
+    audit::Event,
+    config::{Config, Flags, ServeFlags},
+    running::{Answer, Request, Server},
+    state::register::Snapshot,
+};
+
+/// What the server was started with.
+pub struct Settings {
+    /// Flags of every command.
+    pub flags: Flags,
+    /// Flags of `serve`.
+    pub serve: ServeFlags,
+    /// What they and the file came to.
+    pub config: Config,
+}
+
+/// What was read again.
+pub struct Reloaded {
+    /// The file.
+    pub file: PathBuf,
+    /// Settings that need a restart.
+    pub later: Vec<&'static str>,
+    /// See [`Config::remarks`].
+    pub remarks: Vec<String>,
+}
+
+impl Config {
+    /// What is no error, and yet hardly meant: roles that devices have and the configuration has
+    /// not, devices of the configuration that there are not.
+    pub fn remarks(&self, register: &Snapshot) -> Vec<String> {
+        let mut lost = BTreeMap::<_, Vec<_>>::new();
+        for device in register
+            .devices()
+            .filter(|device| device.revoked.is_none() && !self.rules.knows(&device.role))
+        {
+            lost.entry(&device.role).or_default().push(format!("`{}`", device.name));
+        }
+        let roles = lost.into_iter().map(|(role, mut devices)| {
+            devices.sort();
+            format!("the role `{role}` is not in the configuration, so whoever has it may do nothing: {}", devices.join(", "))
+        });
+        let is_there = |name: &Name| register.devices().any(|device| device.name == *name);
+        let devices = self.devices.iter().filter(|name| !is_there(name));
+        roles
+            .chain(devices.map(|name| {
+                format!("`[devices.{name}]` is in the configuration, and there is no such device")
+            }))
+            .collect()
+    }
+}
+
+impl Server {
+    /// Puts what the file says now in force; settings that need a restart are named. If somebody
+    /// `named` a file, it has to be that one. Reloads take turns. Dropped before its end, it changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the file, and where. Then all is as it was, and the log says why.
+    pub async fn reload(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
+        // One at a time, and the file is read within the turn: otherwise one that was read earlier
+        // could be put in force later, and bring back a right that has been withdrawn.
+        let _turn = self.reloading.lock().await;
+        let result = self.read_again(named).await;
+        if let Err(failure) = &result {
+            error!("the settings stay as they were: {failure}");
+        }
+        let refused = result.as_ref().err().map(|why| why.to_string().replace('\n', " "));
+        self.meters.audit.note(Event::Reload { refused });
+        result
+    }
+
+    async fn read_again(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
+        let Settings { flags, serve, config } = &self.settings;
+        let Some(file) = flags.file() else {
+            return Err(Failure::new("aditd was started without a configuration file: there is none to read again")
+                .hint("start it again with `aditd serve --config FILE`, or with the file at /etc/adit/aditd.toml")
+                .exit(Exit::Usage));
+        };
+        if let Some(named) = named.filter(|named| !is_same(named, &file)) {
+            return Err(Failure::new(format!("the server's configuration is `{}`, not `{}`", file.display(), named.display()))
+                .hint("to read that again: `aditd reload` without --config; to use another, start aditd with it")
+                .exit(Exit::Usage));
+        }
+        let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
+        let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
+        let now = read.map_err(|e| Failure::new("cannot read the configuration").because(e))??;
+        self.policy.set_rules(now.rules.clone());
+        self.meters.update(&now.meters);
+        self.gate.set_authority(now.authority());
+        self.gate.judge_again();
+        let later = config.differences(&now);
+        info!("`{}` has been read again and is in force", file.display());
+        if !later.is_empty() {
+            warn!("in force after a restart: {}", later.join(", "));
+        }
+        let remarks = now.remarks(&self.policy.snapshot());
+        for remark in &remarks {
+            warn!("{remark}");
+        }
+        Ok(Reloaded { file, later, remarks })
+    }
+}
+
+/// Whether two paths lead to one file.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let place = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    one == other || place(one).is_some_and(|at| place(other) == Some(at))
+}
+
+/// Reads the settings again on each SIGHUP.
+pub async fn on_hangup(server: Arc<Server>) {
+    let mut hangups = match signal(SignalKind::hangup()) {
+        Ok(hangups) => hangups,
+        Err(e) => return error!("cannot listen for SIGHUP: {e}"),
+    };
+    while hangups.recv().await.is_some() {
+        // A failure is in the log.
+        let _ = server.reload(None).await;
+    }
+}
+
+/// `aditd reload`: the server reads its own file; one that is named here is only compared with it.
+pub async fn run(flags: &Flags) -> Result<(), Failure> {
+    let dir = flags.state_dir()?;
+    let named = flags.config.is_some().then(|| flags.file()).flatten();
+    become_owner_of(&dir)?;
+    match control::ask(&dir, &Request::Reload { named }).await? {
+        Some(Answer::Reloaded { file, later, remarks }) => {
+            say(format!("`{}` has been read again and is in force.", file.display()));
+            if !later.is_empty() {
+                say(format!("Note: in force after a restart: {}.", later.join(", ")));
+            }
+            for remark in remarks {
+                say(format!("Note: {remark}."));
+            }
+            Ok(())
+        }
+        Some(Answer::Failed(why)) => {
+            Err(Failure::new("the settings stay as they were").caused_by(why))
+        }
+        Some(_) => Err(Failure::new("the running aditd answered something else")
+            .hint("restart it: it may be of another version")),
+        None => Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
+            .hint("start it with `aditd serve`")),
+    }
+}

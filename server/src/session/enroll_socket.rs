@@ -1,0 +1,191 @@
+//! Lets the members of one group enroll devices without a right to the server's state: a socket
+//! that only they may connect to, on which the running server does it for them. Who is a member is
+//! the kernel's to say, by the socket's group and mode.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use common::{
+    machine::{
+        files::{self, FileError},
+        report::{Exit, Failure},
+    },
+    transport::{accept::accept, frame},
+};
+use nix::unistd::Group;
+use proto::{identity::Name, wire::Enrolled};
+use serde::{Deserialize, Serialize};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    task::JoinSet,
+};
+use tracing::info;
+
+use crate::{running::Server, session::enroll};
+
+/// Where the socket is when nobody says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/adit/enroll.sock";
+/// A request, and then its answer, are taken within this time.
+const WITHIN: Duration = Duration::from_secs(10);
+/// A member waits this long: for a register that others hold, and for whoever else is asked.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// At once.
+const MOST: usize = 16;
+
+/// What a member asks.
+#[derive(Debug, Serialize, Deserialize)]
+struct Asked {
+    name: Name,
+    /// A PKCS #10 request (RFC 2986), DER.
+    csr: Vec<u8>,
+}
+
+/// A socket for the members of a group.
+pub struct GroupSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl GroupSocket {
+    /// Listens at `path` for the members of `group`.
+    pub fn bind(path: &Path, group: &str) -> Result<Self, Failure> {
+        let found = Group::from_name(group).ok().flatten().ok_or_else(|| {
+            Failure::new(format!("there is no group `{group}` on this machine"))
+                .hint(format!("make it with `sudo groupadd --system {group}`, or name another with --enroll-group"))
+                .exit(Exit::Usage)
+        })?;
+        if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
+            fs::DirBuilder::new().mode(0o755).create(dir).map_err(FileError::io("create", dir))?;
+        }
+        if let Some(dir) = path.parent() {
+            files::refuse_shared_dir(dir)?;
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::io("remove", path)(e).into());
+            }
+            _ => {}
+        }
+        let hall = Hall::beside(path)?;
+        let made = hall.0.join("s");
+        let listener = UnixListener::bind(&made).map_err(FileError::io("listen on", path))?;
+        chown(&made, None, Some(found.gid.as_raw())).map_err(|e| {
+            Failure::from(FileError::io("give to the group", path)(e)).hint(format!(
+                "only root, or a member of it, can give a socket to `{group}`: for the service, `SupplementaryGroups={group}`"
+            ))
+        })?;
+        fs::set_permissions(&made, fs::Permissions::from_mode(0o660))
+            .map_err(FileError::io("set the mode of", path))?;
+        fs::rename(&made, path).map_err(FileError::io("make", path))?;
+        let socket = Self { listener, path: path.to_owned() };
+        info!("members of the group {group} may enroll devices, at {}", path.display());
+        Ok(socket)
+    }
+
+    /// Enrolls for members, for as long as it is polled.
+    pub async fn serve(self, server: Arc<Server>) {
+        let mut asked = JoinSet::new();
+        loop {
+            tokio::select! {
+                (stream, _) = accept("the enroll group", || self.listener.accept()), if asked.len() < MOST => {
+                    asked.spawn(answer(stream, server.clone()));
+                }
+                Some(_) = asked.join_next() => {}
+            }
+        }
+    }
+}
+
+/// A directory for this user alone, in which a socket gets its group and mode before anybody else
+/// can see it.
+struct Hall(PathBuf);
+
+impl Hall {
+    fn beside(path: &Path) -> Result<Self, Failure> {
+        let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
+        // One that was killed in this moment has left its own, and numbers come again.
+        let _ = fs::remove_dir_all(&hall.0);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&hall.0)
+            .map_err(FileError::io("create", &hall.0))?;
+        Ok(hall)
+    }
+}
+
+impl Drop for Hall {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl Drop for GroupSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
+    let user = stream.peer_cred()?.uid();
+    let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
+    info!("user {user} asks to enroll {name}");
+    // Not cut short: what has been written in the register has to be noted in the log.
+    let answer = enroll::for_member(&server, user, name, csr).await;
+    tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
+}
+
+/// Asks the server that runs here to enroll a device. `None` if there is none that would listen to
+/// this user.
+pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
+    let mut stream = UnixStream::connect(path).await.ok()?;
+    let exchange = async {
+        frame::write(&mut stream, &Asked { name: name.clone(), csr: csr.to_owned() }).await?;
+        frame::read::<Result<Enrolled, Failure>>(&mut stream).await
+    };
+    let failed = |e: io::Error| Failure::new("the server did not enroll the device").because(e);
+    Some(match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(e)) => Err(failed(e)),
+        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_group() -> String {
+        let group = Group::from_gid(nix::unistd::getegid()).expect("looked up").expect("a group");
+        group.name
+    }
+
+    #[tokio::test]
+    async fn the_socket_is_for_the_group_and_goes_with_its_owner() {
+        use std::os::unix::fs::MetadataExt;
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join("adit/enroll.sock");
+        let socket =
+            GroupSocket::bind(&path, &own_group()).map_err(|e| e.to_string()).expect("bound");
+        let there = fs::metadata(&path).expect("there");
+        assert_eq!((there.mode() & 0o777, there.gid()), (0o660, nix::unistd::getegid().as_raw()));
+        drop(socket);
+        assert!(
+            !path.exists() && ask(&path, &"laptop".parse().expect("a name"), b"").await.is_none()
+        );
+    }
+
+    #[tokio::test]
+    async fn a_group_that_is_not_there_is_told_with_the_command_that_makes_it() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let refused = GroupSocket::bind(&tmp.path().join("s"), "no-such-group")
+            .err()
+            .expect("refused")
+            .to_string();
+        assert!(refused.contains("groupadd --system no-such-group"), "{refused}");
+    }
+}

@@ -1,0 +1,229 @@
+//! The register: devices, invitations and revocations, in SQLite. Every change is one transaction,
+//! on the disk before it counts.
+
+mod devices;
+mod errors;
+mod invitations;
+
+pub use devices::Device;
+pub use errors::{DeviceError, RegisterError};
+pub use invitations::{Invited, MOST_INVITATIONS};
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use common::machine::files::{self, FileError};
+use proto::{
+    identity::{DeviceId, KeyHash},
+    knock::DoorKey,
+};
+use rusqlite::{
+    Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
+};
+
+use self::{devices::all_devices, errors::classify};
+
+const SCHEMA_VERSION: i64 = 2;
+const SCHEMA: &str = "
+    CREATE TABLE device (
+        id          TEXT PRIMARY KEY,
+        name        TEXT NOT NULL UNIQUE,
+        key         BLOB NOT NULL,
+        enrolled    INTEGER NOT NULL,
+        not_after   INTEGER NOT NULL,
+        revoked     INTEGER,
+        seen        INTEGER
+    ) STRICT;
+    CREATE TABLE invitation (
+        token       BLOB PRIMARY KEY,
+        door_key    BLOB NOT NULL,
+        device_name TEXT NOT NULL,
+        expires     INTEGER NOT NULL,
+        device      TEXT,
+        key         BLOB
+    ) STRICT;
+    CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+";
+/// From each format to the next; a new register takes all of them.
+const CHANGES: [&str; SCHEMA_VERSION as usize] = [
+    SCHEMA,
+    "
+    ALTER TABLE device ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
+    ALTER TABLE device ADD COLUMN models TEXT;
+    ALTER TABLE invitation ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
+",
+];
+
+/// The register of one server. Several processes may have it open at once.
+pub struct Register {
+    db: Mutex<Connection>,
+    path: PathBuf,
+}
+
+/// What the hot path asks, held in memory: one look at the register at one time.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    devices: HashMap<DeviceId, Device>,
+    doors: Vec<(DoorKey, i64)>,
+}
+
+impl Snapshot {
+    /// The device with this id and this key, if it is enrolled and not revoked.
+    pub fn admits(&self, id: DeviceId, key: KeyHash) -> Option<&Device> {
+        self.devices.get(&id).filter(|device| device.key == key && device.revoked.is_none())
+    }
+
+    /// All devices.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.devices.values()
+    }
+
+    /// Whether `knock` was made with the key of an invitation that is open at `now`.
+    pub fn invites(&self, knock: &[u8], now: i64) -> bool {
+        self.doors.iter().any(|(key, expires)| *expires > now && key.opens_for(knock))
+    }
+}
+
+impl Register {
+    /// Its file in the state directory.
+    pub const FILE: &str = "register.sqlite";
+
+    /// Opens the register and checks it whole; an absent one is made.
+    pub fn open(path: &Path) -> Result<Self, RegisterError> {
+        // SQLite gives its side files the mode of the main one.
+        drop(files::open_append(path)?);
+        let error = |e| classify(path, e);
+        // The directory may be a link (systemd makes one), the register and its side files never.
+        let dir = path.parent().unwrap_or(Path::new("."));
+        let dir = dir.canonicalize().map_err(FileError::io("read", dir))?;
+        let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut db =
+            Connection::open_with_flags(dir.join(path.file_name().unwrap_or_default()), flags)
+                .map_err(error)?;
+        db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
+        db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
+        db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+        let verdict: String =
+            db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
+        if verdict != "ok" {
+            let source = rusqlite::Error::SqliteFailure(
+                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
+                Some(verdict),
+            );
+            return Err(RegisterError::Damaged { path: path.to_owned(), source });
+        }
+        let transaction =
+            db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
+        match transaction.query_row("PRAGMA user_version", [], |row| row.get(0)).map_err(error)? {
+            SCHEMA_VERSION => {}
+            found @ 0..SCHEMA_VERSION => {
+                for change in &CHANGES[found as usize..] {
+                    transaction.execute_batch(change).map_err(error)?;
+                }
+                transaction.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(error)?;
+            }
+            found => {
+                return Err(RegisterError::Newer { path: path.to_owned(), found });
+            }
+        }
+        transaction.commit().map_err(error)?;
+        Ok(Self { db: Mutex::new(db), path: path.to_owned() })
+    }
+
+    /// A number that changes whenever another process has changed the register.
+    pub fn version(&self) -> Result<i64, RegisterError> {
+        self.lock()
+            .query_row("PRAGMA data_version", [], |row| row.get(0))
+            .map_err(|e| classify(&self.path, e))
+    }
+
+    /// One look at everything that decides who may do what.
+    pub fn snapshot(&self) -> Result<Snapshot, RegisterError> {
+        self.read(|t| {
+            let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
+            let mut doors = t.prepare_cached("SELECT door_key, expires FROM invitation")?;
+            let doors = doors
+                .query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?
+                .collect::<Result<_, _>>()?;
+            Ok(Snapshot { devices, doors })
+        })
+    }
+
+    /// Where the server can be reached, as its last start said; `None` before the first.
+    pub fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
+        self.read(|t| {
+            let text = t
+                .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| {
+                    row.get::<_, String>(0)
+                })
+                .optional()?;
+            Ok(text.map(|t| t.split_whitespace().map(str::to_owned).collect()))
+        })
+    }
+
+    /// Keeps where the server can be reached.
+    pub fn set_addresses(&self, addresses: &[String]) -> Result<(), RegisterError> {
+        if self.addresses()?.as_deref() == Some(addresses) {
+            return Ok(());
+        }
+        self.change(|t| {
+            t.execute(
+                "INSERT OR REPLACE INTO setting VALUES ('addresses', ?1)",
+                params![addresses.join(" ")],
+            )
+        })
+        .map(drop)
+    }
+
+    fn read<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, RegisterError> {
+        self.transact(TransactionBehavior::Deferred, work)
+    }
+
+    fn change<T>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, RegisterError> {
+        self.transact(TransactionBehavior::Immediate, work)
+    }
+
+    fn transact<T>(
+        &self,
+        behavior: TransactionBehavior,
+        work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<T>,
+    ) -> Result<T, RegisterError> {
+        let mut db = self.lock();
+        let result = db.transaction_with_behavior(behavior).and_then(|t| {
+            let done = work(&t)?;
+            t.commit()?;
+            Ok(done)
+        });
+        result.map_err(|e| classify(&self.path, e))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Connection> {
+        // A panic inside a transaction has rolled it back.
+        self.db.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn parsed<T: FromStr<Err: ToString>>(text: String) -> rusqlite::Result<T> {
+    let wrong = |why: T::Err| {
+        rusqlite::Error::FromSqlConversionFailure(
+            0,
+            rusqlite::types::Type::Text,
+            why.to_string().into(),
+        )
+    };
+    text.parse().map_err(wrong)
+}
+
+#[cfg(test)]
+mod tests;

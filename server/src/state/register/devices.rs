@@ -1,0 +1,213 @@
+//! The devices in the register: looked up, made, changed, revoked and forgotten.
+
+use proto::{
+    identity::{DeviceId, KeyHash, Name},
+    ollama::model::ModelPattern,
+};
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{DeviceError, Register, RegisterError, parsed};
+use crate::policy::roles;
+
+/// A device as the register knows it. Times are Unix seconds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// Never changes, never used twice.
+    pub id: DeviceId,
+    /// Unique.
+    pub name: Name,
+    /// The key that it enrolled with.
+    pub key: KeyHash,
+    /// When it enrolled.
+    pub enrolled: i64,
+    /// When its newest certificate ends.
+    pub not_after: i64,
+    /// When it was revoked.
+    pub revoked: Option<i64>,
+    /// When its last session ended, or began if it hasn't.
+    pub seen: Option<i64>,
+    /// What it may do.
+    pub role: Name,
+    /// The only models that it may use, whatever its role may; `None` for no such limit.
+    pub models: Option<Vec<ModelPattern>>,
+}
+
+impl Register {
+    /// All devices, by name.
+    pub fn devices(&self) -> Result<Vec<Device>, RegisterError> {
+        self.read(all_devices)
+    }
+
+    /// The device with this id or name.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unknown`]; [`DeviceError::Ambiguous`] if it is the id of one and the name of
+    /// another.
+    pub fn find(&self, id_or_name: &str) -> Result<Device, DeviceError> {
+        let devices = self.devices()?;
+        let by_id = id_or_name.parse().ok().and_then(|id| devices.iter().find(|d| d.id == id));
+        let by_name = devices.iter().find(|device| device.name.as_str() == id_or_name);
+        match (by_id, by_name) {
+            (Some(by_id), Some(by_name)) if by_id.id != by_name.id => Err(DeviceError::Ambiguous {
+                text: id_or_name.to_owned(),
+                name: by_id.name.clone(),
+                id: by_name.id,
+            }),
+            (Some(device), _) | (None, Some(device)) => Ok(device.clone()),
+            (None, None) => Err(DeviceError::Unknown(id_or_name.to_owned())),
+        }
+    }
+
+    /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the
+    /// same name is the same device.
+    pub fn enroll(
+        &self,
+        name: &Name,
+        key: KeyHash,
+        not_after: i64,
+        now: i64,
+    ) -> Result<Device, DeviceError> {
+        refuse_like_id(name)?;
+        let made = self.change(|t| {
+            match all_devices(t)?.into_iter().find(|device| device.name == *name) {
+                Some(device) => Ok(Err(device)),
+                None => insert_device(t, name, &roles::default_role(), key, not_after, now).map(Ok),
+            }
+        })?;
+        match made {
+            Ok(device) => Ok(device),
+            Err(device) if device.revoked.is_some() => Err(DeviceError::NameOfRevoked(device.name)),
+            Err(device) if device.key == key => Ok(device),
+            Err(device) => Err(DeviceError::NameTaken(device.name)),
+        }
+    }
+
+    /// Ends a device's access.
+    pub fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
+                params![id.to_string(), now],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Removes a revoked device and frees its name.
+    pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL",
+                params![id.to_string()],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Gives a device another role.
+    pub fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET role = ?2 WHERE id = ?1",
+                params![id.to_string(), role.as_str()],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Limits a device to these models, or to those of its role.
+    pub fn set_models(
+        &self,
+        id: DeviceId,
+        models: Option<&[ModelPattern]>,
+    ) -> Result<(), RegisterError> {
+        let text = models
+            .map(|models| models.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        self.change(|t| {
+            t.execute("UPDATE device SET models = ?2 WHERE id = ?1", params![id.to_string(), text])
+        })
+        .map(drop)
+    }
+
+    /// Notes when a device was seen.
+    pub fn seen(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now])
+        })
+        .map(drop)
+    }
+
+    /// Notes the end of a device's newest certificate.
+    pub fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET not_after = ?2 WHERE id = ?1",
+                params![id.to_string(), not_after],
+            )
+        })
+        .map(drop)
+    }
+}
+
+/// A name that looks like an id could be taken for another device.
+pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
+    if name.looks_like_id() { Err(DeviceError::LooksLikeId(name.clone())) } else { Ok(()) }
+}
+
+pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
+    let mut query =
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models FROM device ORDER BY name")?;
+    let rows = query.query_map([], |row| {
+        Ok(Device {
+            id: parsed(row.get(0)?)?,
+            name: parsed(row.get(1)?)?,
+            key: KeyHash(row.get(2)?),
+            enrolled: row.get(3)?,
+            not_after: row.get(4)?,
+            revoked: row.get(5)?,
+            seen: row.get(6)?,
+            role: parsed(row.get(7)?)?,
+            models: row.get::<_, Option<String>>(8)?.map(models).transpose()?,
+        })
+    })?;
+    rows.collect()
+}
+
+pub(super) fn insert_device(
+    t: &Transaction<'_>,
+    name: &Name,
+    role: &Name,
+    key: KeyHash,
+    not_after: i64,
+    now: i64,
+) -> rusqlite::Result<Device> {
+    let unused = |id: &DeviceId| {
+        t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(()))
+            .optional()
+    };
+    let mut id = DeviceId::generate();
+    while unused(&id)?.is_some() {
+        id = DeviceId::generate();
+    }
+    t.execute(
+        "INSERT INTO device (id, name, key, enrolled, not_after, role) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str()],
+    )?;
+    let role = role.clone();
+    Ok(Device {
+        id,
+        name: name.clone(),
+        key,
+        enrolled: now,
+        not_after,
+        revoked: None,
+        seen: None,
+        role,
+        models: None,
+    })
+}
+
+/// No model's name has a space in it.
+fn models(text: String) -> rusqlite::Result<Vec<ModelPattern>> {
+    text.split(' ').filter(|name| !name.is_empty()).map(|name| parsed(name.to_owned())).collect()
+}

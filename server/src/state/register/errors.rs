@@ -1,0 +1,166 @@
+//! What can go wrong with the register, and what cures it.
+
+use std::path::{Path, PathBuf};
+
+use common::machine::{files::FileError, report::Failure};
+use proto::identity::{DeviceId, Name};
+use rusqlite::ErrorCode;
+
+use super::MOST_INVITATIONS;
+
+/// Why the register could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RegisterError {
+    /// It isn't a register any more.
+    #[error("the register `{}` is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// A newer version wrote it.
+    #[error("the register `{}` was written by a newer version of aditd (format {found})", path.display())]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+    },
+    /// Anything else: a full disk, missing permission.
+    #[error("cannot use the register `{}`", path.display())]
+    Sql {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
+    /// Its file.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+impl From<RegisterError> for Failure {
+    fn from(error: RegisterError) -> Self {
+        let hint = match &error {
+            RegisterError::Damaged { path, .. } => format!(
+                "put it back from a backup; without one, move `{}` away: every device then has to be enrolled again",
+                path.display()
+            ),
+            RegisterError::Newer { .. } => "use the newer aditd".to_owned(),
+            RegisterError::Sql { source, path } => match source.sqlite_error_code() {
+                Some(ErrorCode::SystemIoFailure) => {
+                    format!(
+                        "is the disk full or failing (`df '{}'`)? free some disk space and run it again: nothing was changed",
+                        path.display()
+                    )
+                }
+                Some(ErrorCode::DiskFull) => {
+                    "free some disk space and run it again: nothing was changed".to_owned()
+                }
+                Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+                    "another command is changing it: run it again".to_owned()
+                }
+                _ => format!(
+                    "run this as the owner of `{}`, and look at the free space of its disk",
+                    path.display()
+                ),
+            },
+            RegisterError::File(e) => e.hint(),
+        };
+        Self::from_error(error).hint(hint)
+    }
+}
+
+/// What to do to a device by its name or id did not fit the register.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// No such device.
+    #[error("there is no device `{0}`")]
+    Unknown(String),
+    /// One device has this id, and another has it for a name. Only an older version has let that
+    /// name in.
+    #[error("`{text}` is the id of one device and the name of another")]
+    Ambiguous {
+        /// What was asked for.
+        text: String,
+        /// The name of the device with this id.
+        name: Name,
+        /// The id of the device with this name.
+        id: DeviceId,
+    },
+    /// The name of a new device looks like an id.
+    #[error("`{0}` looks like a device's id, so it can't be a device's name")]
+    LooksLikeId(Name),
+    /// Already revoked.
+    #[error("device `{0}` is revoked already")]
+    AlreadyRevoked(Name),
+    /// Only a revoked device can be forgotten.
+    #[error("device `{0}` is still enrolled")]
+    StillEnrolled(Name),
+    /// The name of a new device belongs to another.
+    #[error("there is a device `{0}` already")]
+    NameTaken(Name),
+    /// The name of a new device belongs to a revoked one.
+    #[error("the name `{0}` belongs to a revoked device")]
+    NameOfRevoked(Name),
+    /// Every stranger's packet is tried against every open invitation.
+    #[error("{MOST_INVITATIONS} invitations are open already")]
+    TooManyInvitations,
+    /// The register.
+    #[error(transparent)]
+    Register(#[from] RegisterError),
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        let hint = match &error {
+            DeviceError::Unknown(_) => "see which there are with `aditd device list`".to_owned(),
+            DeviceError::Ambiguous { name, id, text } => {
+                format!(
+                    "the device with the id `{text}` is `{name}`; the device with that name is `{id}`"
+                )
+            }
+            DeviceError::LooksLikeId(_) => {
+                "choose a name that says whose or which device it is, like `alice-laptop`"
+                    .to_owned()
+            }
+            DeviceError::AlreadyRevoked(name) | DeviceError::NameOfRevoked(name) => {
+                format!("to free its name: `aditd device forget {name}`")
+            }
+            DeviceError::StillEnrolled(name) => {
+                format!("end its access first: `aditd device revoke {name}`")
+            }
+            DeviceError::NameTaken(name) => {
+                format!(
+                    "choose another name, or end that device's access: `aditd device revoke {name}`"
+                )
+            }
+            DeviceError::TooManyInvitations => {
+                "wait until some have expired or been used".to_owned()
+            }
+            DeviceError::Register(_) => String::new(),
+        };
+        match error {
+            DeviceError::Register(e) => e.into(),
+            other => Self::from_error(other).hint(hint),
+        }
+    }
+}
+
+pub(super) fn classify(path: &Path, source: rusqlite::Error) -> RegisterError {
+    let path = path.to_owned();
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            RegisterError::Damaged { path, source }
+        }
+        None if matches!(
+            source,
+            rusqlite::Error::FromSqlConversionFailure(..) | rusqlite::Error::InvalidColumnType(..)
+        ) =>
+        {
+            RegisterError::Damaged { path, source }
+        }
+        _ => RegisterError::Sql { path, source },
+    }
+}

@@ -1,0 +1,172 @@
+//! The invitations in the register: each makes one device.
+
+use proto::{
+    identity::{KeyHash, Name},
+    invitation::{Secret, sha256},
+    wire::EnrollRefusal,
+};
+use rusqlite::{OptionalExtension, params};
+use serde::Serialize;
+
+use super::{
+    Device, DeviceError, Register, RegisterError,
+    devices::{all_devices, insert_device, refuse_like_id},
+    parsed,
+};
+
+/// Invitations that may be open at once. Of used ones, as many are kept until they expire, so that
+/// a device whose answer was lost can ask again.
+pub const MOST_INVITATIONS: i64 = 64;
+
+/// An invitation that nobody has used yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Invited {
+    /// For whom.
+    pub name: Name,
+    /// The role that it gives.
+    pub role: Name,
+    /// When it ends, Unix time.
+    pub expires: i64,
+}
+
+impl Register {
+    /// Opens an invitation for a device of this name until `expires`. An older one for the same
+    /// name is withdrawn; says whether there was one.
+    pub fn invite(
+        &self,
+        name: &Name,
+        role: &Name,
+        secret: &Secret,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
+        refuse_like_id(name)?;
+        let taken = self.devices()?.into_iter().find(|device| device.name == *name);
+        match taken {
+            Some(device) if device.revoked.is_some() => {
+                return Err(DeviceError::NameOfRevoked(device.name));
+            }
+            Some(device) => return Err(DeviceError::NameTaken(device.name)),
+            None => {}
+        }
+        let withdrew = self.change(|t| {
+            t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
+            let withdrawn =
+                t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL", params![name.as_str()])?;
+            let open: i64 = t.query_row(
+                "SELECT count(*) FROM invitation WHERE device IS NULL",
+                [],
+                |row| row.get(0),
+            )?;
+            if open >= MOST_INVITATIONS {
+                return Ok(None);
+            }
+            // A first packet is tried against these too: the oldest go.
+            t.execute(
+                "DELETE FROM invitation WHERE device IS NOT NULL AND rowid NOT IN
+                 (SELECT rowid FROM invitation WHERE device IS NOT NULL ORDER BY rowid DESC LIMIT ?1)",
+                params![MOST_INVITATIONS],
+            )?;
+            t.execute(
+                "INSERT INTO invitation (token, door_key, device_name, expires, role) VALUES (?1, ?2, ?3, ?4, ?5)",
+                params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires, role.as_str()],
+            )?;
+            Ok(Some(withdrawn > 0))
+        })?;
+        withdrew.ok_or(DeviceError::TooManyInvitations)
+    }
+
+    /// The invitations that are open, by name.
+    pub fn invitations(&self, now: i64) -> Result<Vec<Invited>, RegisterError> {
+        self.read(|t| {
+            let mut query = t.prepare_cached(
+                "SELECT device_name, role, expires FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
+            )?;
+            let rows = query.query_map([now], |row| {
+                Ok(Invited { name: parsed(row.get(0)?)?, role: parsed(row.get(1)?)?, expires: row.get(2)? })
+            })?;
+            rows.collect()
+        })
+    }
+
+    /// Ends the open invitation for a device of this name; says whether there was one.
+    pub fn withdraw(&self, name: &str, now: i64) -> Result<bool, RegisterError> {
+        let withdrawn = self.change(|t| {
+            t.execute(
+                "DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2",
+                params![name, now],
+            )
+        })?;
+        Ok(withdrawn > 0)
+    }
+
+    /// Whom an invitation is for, and the role that it gives; `None` if there is none that is open.
+    pub fn invited(&self, token: &[u8], now: i64) -> Result<Option<(Name, Name)>, RegisterError> {
+        self.read(|t| {
+            let mut query = t.prepare_cached(
+                "SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2",
+            )?;
+            query
+                .query_row(params![sha256(token), now], |row| {
+                    Ok((parsed(row.get(0)?)?, parsed(row.get(1)?)?))
+                })
+                .optional()
+        })
+    }
+
+    /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has
+    /// made with it before.
+    ///
+    /// Of any number of keys that redeem one invitation at once, one succeeds.
+    pub fn redeem(
+        &self,
+        token: &[u8],
+        key: KeyHash,
+        not_after: i64,
+        now: i64,
+    ) -> Result<Result<Device, EnrollRefusal>, RegisterError> {
+        self.change(|t| {
+            let token = sha256(token);
+            let found = t
+                .query_row(
+                    "SELECT device_name, role, device, key FROM invitation WHERE token = ?1 AND expires > ?2",
+                    params![token, now],
+                    |row| {
+                        Ok((
+                            row.get::<_, String>(0)?,
+                            row.get::<_, String>(1)?,
+                            row.get::<_, Option<String>>(2)?,
+                            row.get::<_, Option<[u8; 32]>>(3)?,
+                        ))
+                    },
+                )
+                .optional()?;
+            let Some((name, role, device, used_by)) = found else {
+                return Ok(Err(EnrollRefusal::Closed));
+            };
+            if let Some(device) = device {
+                let same_key = used_by == Some(key.0);
+                let again = if same_key {
+                    all_devices(t)?.into_iter().find(|d| d.id.to_string() == device && d.revoked.is_none())
+                } else {
+                    None
+                };
+                return Ok(again.ok_or(EnrollRefusal::Used));
+            }
+            let name: Name = parsed(name)?;
+            if name.looks_like_id() {
+                // An older version has made this invitation.
+                return Ok(Err(EnrollRefusal::Closed));
+            }
+            if all_devices(t)?.iter().any(|device| device.name == name) {
+                return Ok(Err(EnrollRefusal::Closed));
+            }
+            let device = insert_device(t, &name, &parsed(role)?, key, not_after, now)?;
+            t.execute(
+                "UPDATE invitation SET device = ?2, key = ?3 WHERE token = ?1",
+                params![token, device.id.to_string(), key.0],
+            )?;
+            Ok(Ok(device))
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! What a register keeps, and what a newer format makes of an older one.
+
+use proto::{identity::Name, invitation::Secret};
+
+use super::*;
+use crate::policy::roles;
+
+#[test]
+fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let path = tmp.path().join(Register::FILE);
+    drop(files::open_append(&path).expect("made"));
+    let db = Connection::open(&path).expect("opened");
+    db.execute_batch(SCHEMA).expect("made");
+    db.execute_batch(
+        "INSERT INTO device VALUES ('d7c4-91ae', 'laptop', zeroblob(32), 1, 2, NULL, 3);
+         INSERT INTO invitation VALUES (x'00', zeroblob(32), 'desk', 9, NULL, NULL);
+         PRAGMA user_version = 1",
+    )
+    .expect("filled");
+    drop(db);
+    for _ in 0..2 {
+        let register = Register::open(&path).expect("opened");
+        let device = register.find("laptop").expect("there");
+        assert_eq!(
+            (device.role, device.models, device.seen),
+            (roles::default_role(), None, Some(3))
+        );
+    }
+}
+
+#[test]
+fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
+    let (name, role) = ("laptop".parse().expect("a name"), "models".parse().expect("a name"));
+    let secret = Secret::generate();
+    register.invite(&name, &role, &secret, 100, 1).expect("invited");
+    assert_eq!(register.invited(&secret.token(), 1).expect("read"), Some((name, role.clone())));
+    assert_eq!(register.invited(&secret.token(), 100).expect("read"), None);
+    let device = register
+        .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
+        .expect("read")
+        .expect("redeemed");
+    assert_eq!((&device.role, &device.models), (&role, &None));
+    let models = ["llama3*".parse().expect("a pattern"), "x:1b".parse().expect("a pattern")];
+    register.set_models(device.id, Some(&models)).expect("set");
+    register.set_role(device.id, &"admin".parse().expect("a name")).expect("set");
+    let now = register.find("laptop").expect("there");
+    assert_eq!((now.role.as_str(), now.models.as_deref()), ("admin", Some(&models[..])));
+    register.set_models(device.id, Some(&[])).expect("set");
+    assert_eq!(
+        register.find("laptop").expect("there").models,
+        Some(vec![]),
+        "none at all is not all"
+    );
+    register.set_models(device.id, None).expect("set");
+    assert_eq!(register.find("laptop").expect("there").models, None);
+}
+
+fn register() -> (tempfile::TempDir, Register) {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
+    (tmp, register)
+}
+
+fn name(text: &str) -> Name {
+    text.parse().expect(text)
+}
+
+#[test]
+fn a_name_that_looks_like_an_id_is_given_to_no_device() {
+    let (_tmp, register) = register();
+    let laptop = register.enroll(&name("laptop"), KeyHash([1; 32]), 200, 1).expect("enrolled");
+    let decoy = name(&laptop.id.to_string());
+    let secret = Secret::generate();
+    let invited = register.invite(&decoy, &roles::default_role(), &secret, 100, 1);
+    assert!(matches!(invited, Err(DeviceError::LooksLikeId(_))), "{invited:?}");
+    let enrolled = register.enroll(&decoy, KeyHash([2; 32]), 200, 1);
+    assert!(matches!(enrolled, Err(DeviceError::LooksLikeId(_))), "{enrolled:?}");
+    assert_eq!(register.find(decoy.as_str()).expect("found").name, laptop.name);
+}
+
+#[test]
+fn what_is_the_id_of_one_device_and_the_name_of_another_is_refused() {
+    let (_tmp, register) = register();
+    let laptop = register.enroll(&name("laptop"), KeyHash([1; 32]), 200, 1).expect("enrolled");
+    let other = register.enroll(&name("desk"), KeyHash([2; 32]), 200, 1).expect("enrolled");
+    // As an older version would have let it in.
+    let rename = "UPDATE device SET name = ?1 WHERE id = ?2";
+    let (id, decoy) = (laptop.id.to_string(), other.id.to_string());
+    register.change(|t| t.execute(rename, params![id, decoy])).expect("renamed");
+    let found = register.find(&id);
+    assert!(
+        matches!(&found, Err(DeviceError::Ambiguous { name, id, .. }) if *name == laptop.name && *id == other.id),
+        "{found:?}"
+    );
+    assert_eq!(register.find("laptop").expect("found").id, laptop.id);
+    assert_eq!(register.find(&decoy).expect("found").id, other.id);
+}
+
+#[test]
+fn only_open_invitations_count_and_few_used_ones_are_kept() {
+    let (_tmp, register) = register();
+    let invite = |i: i64| {
+        let (secret, name) = (Secret::generate(), name(&format!("device-{i}")));
+        register.invite(&name, &roles::default_role(), &secret, 100, 1).map(|_| secret)
+    };
+    let redeem =
+        |secret: &Secret| register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
+    let mut used = Vec::new();
+    for i in 0..3 * MOST_INVITATIONS {
+        let secret = invite(i).expect("invited");
+        redeem(&secret).expect("redeemed");
+        used.push(secret);
+    }
+    let newest = used.last().expect("one");
+    redeem(newest).expect("a lost answer is asked for again");
+    assert!(register.snapshot().expect("read").doors.len() <= MOST_INVITATIONS as usize + 1);
+    for i in 0..MOST_INVITATIONS {
+        invite(1000 + i).expect("so many may be open");
+    }
+    let refused = invite(2000).err();
+    assert!(matches!(refused, Some(DeviceError::TooManyInvitations)), "{refused:?}");
+}

@@ -1,5 +1,6 @@
 //! The side that applications see: the listener where Ollama would be, and what it answers itself.
 
 pub mod answer;
+mod holder;
 pub mod listener;
 pub mod owner;

@@ -52,6 +52,22 @@ impl Ordinary {
         home
     }
 
+    /// The state directory of a device of their own, with a copy of this identity in it.
+    ///
+    /// # Panics
+    /// If there is no place for it.
+    pub fn device(&self, identity: &Path) -> PathBuf {
+        let home = self.home("device");
+        let place = home.join("servers/default");
+        fs::create_dir_all(&place).expect("a directory");
+        fs::copy(identity, place.join("identity.json")).expect("copied");
+        for path in [home.join("servers"), place.clone(), place.join("identity.json")] {
+            chmod(&path, if path.is_dir() { 0o700 } else { 0o600 });
+            self.give(&path);
+        }
+        home
+    }
+
     /// Makes a file or directory theirs.
     pub fn give(&self, path: &Path) {
         if self.as_root {

@@ -8,10 +8,7 @@ use std::{
 };
 
 use common::{
-    machine::{
-        process::{Protocol, port_holder},
-        report::{Exit, Failure},
-    },
+    machine::report::{Exit, Failure},
     transport::{
         self, accept,
         splice::{self, End, Facing, Outcome, splice},
@@ -32,7 +29,7 @@ use tracing::debug;
 use crate::{
     dial::DialError,
     local::{
-        answer,
+        answer, holder,
         owner::{Owners, Refused},
     },
     tunnel::{Opened, Tunnel},
@@ -82,33 +79,41 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
-            Listen::Address(address) => listeners.push(
-                bind_one(address).map_err(|e| cannot_listen(address, &address.to_string(), e))?,
-            ),
-            Listen::Localhost(port) => {
-                let shown = format!("localhost:{port}");
-                let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-                let first = bind_one(v4).map_err(|e| cannot_listen(v4, &shown, e))?;
-                // With port 0 both families get the same one.
-                let port = first.local_addr().map_or(port, |a| a.port());
-                listeners.push(first);
-                let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-                match bind_one(v6) {
-                    Ok(second) => listeners.push(second),
-                    Err(e)
-                        if matches!(
-                            e.kind(),
-                            io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported
-                        ) =>
-                    {
-                        debug!("no IPv6 here: {e}")
-                    }
-                    Err(e) => return Err(cannot_listen(v6, &shown, e)),
-                }
-            }
+            Listen::Address(address) => bind_once(&mut listeners, address)
+                .map_err(|e| cannot_listen(address, &address.to_string(), e))?,
+            Listen::Localhost(port) => bind_localhost(&mut listeners, port)?,
         }
     }
     Ok(listeners)
+}
+
+/// Binds a port of both families, or of IPv4 where there is no IPv6. With port 0 both get the same
+/// one.
+fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16) -> Result<(), Failure> {
+    let shown = format!("localhost:{port}");
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    bind_once(listeners, v4).map_err(|e| cannot_listen(v4, &shown, e))?;
+    let given = listeners.last().and_then(|last| last.local_addr().ok());
+    let port = if port == 0 { given.map_or(0, |given| given.port()) } else { port };
+    let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+    match bind_once(listeners, v6) {
+        Err(e)
+            if matches!(e.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::Unsupported) =>
+        {
+            debug!("no IPv6 here: {e}");
+            Ok(())
+        }
+        bound => bound.map_err(|e| cannot_listen(v6, &shown, e)),
+    }
+}
+
+/// Binds an address, unless it has been named before.
+fn bind_once(listeners: &mut Vec<TcpListener>, address: SocketAddr) -> io::Result<()> {
+    let is_bound = |listener: &TcpListener| listener.local_addr().is_ok_and(|a| a == address);
+    if !listeners.iter().any(is_bound) {
+        listeners.push(bind_one(address)?);
+    }
+    Ok(())
 }
 
 fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
@@ -125,16 +130,15 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure 
         io::ErrorKind::AddrInUse => {
             let other = if address.port() == 11500 { 11501 } else { 11500 };
             let run = format!("`adit up --listen localhost:{other}`");
-            match port_holder(address.port(), Protocol::TCP) {
-                Some(holder) => failure
-                    .because(format!("address already in use by {holder}"))
-                    .hint(format!("to leave it there, choose another port: {run}")),
-                None => failure
-                    .because("address already in use")
-                    .hint(format!("choose another port: {run}"))
-                    .hint(format!("who has it: `sudo ss -ltnp 'sport = :{}'`", address.port())),
+            let holder = holder::of(address);
+            let failure = failure
+                .because(format!("address already in use by {holder}"))
+                .hint(format!("to leave it there, choose another port: {run}"))
+                .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
+            if holder.contains("(pid ") {
+                return failure;
             }
-            .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"))
+            failure.hint(format!("which one it is: `sudo ss -ltnp 'sport = :{}'`", address.port()))
         }
         io::ErrorKind::PermissionDenied => failure
             .because(error)
@@ -278,10 +282,9 @@ mod tests {
         let first = bind(&[Listen::Localhost(0)]).expect("bound");
         let port = first[0].local_addr().expect("address").port();
         let error = bind(&[Listen::Localhost(port)]).expect_err("taken").to_string();
-        assert!(
-            error.contains("in use by") && error.contains(&format!("pid {}", std::process::id())),
-            "{error}"
-        );
+        assert!(error.contains("in use by"), "{error}");
+        let own = format!("pid {}", std::process::id());
+        assert!(!error.contains(&own), "this process itself is no news: {error}");
         assert!(error.contains("adit up --listen localhost:11500"), "{error}");
     }
 }

@@ -2,12 +2,14 @@
 
 use std::{
     io,
+    net::{IpAddr, SocketAddr},
     sync::OnceLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use data_encoding::HEXLOWER;
 pub use listeners::Protocol;
+use listeners::{Listener, SocketState};
 use time::{OffsetDateTime, macros::format_description};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -93,8 +95,21 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: limit.maximum });
 }
 
-/// Who has a port of this machine, as `` `ollama` (pid 812) ``, where that can be known.
-pub fn port_holder(port: u16, protocol: Protocol) -> Option<String> {
-    let process = listeners::get_process_by_port(port, protocol).ok()?;
+/// Which other process has an address of this machine, as `` `ollama` (pid 812) ``, where that can
+/// be known: those of other users are told to root alone.
+pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {
+    let is_same = |ip: IpAddr| ip.to_canonical() == address.ip().to_canonical();
+    let is_holder = |listener: &Listener| {
+        let is_listening = protocol == Protocol::UDP || listener.state == SocketState::Listen;
+        listener.protocol == protocol
+            && is_listening
+            && listener.socket.port() == address.port()
+            && (is_same(listener.socket.ip())
+                || listener.socket.ip().is_unspecified()
+                || address.ip().is_unspecified())
+            && listener.process.pid != std::process::id()
+    };
+    let holders = listeners::get_all().ok()?.into_iter().filter(is_holder);
+    let Listener { process, .. } = holders.min_by_key(|holder| !is_same(holder.socket.ip()))?;
     Some(format!("`{}` (pid {})", process.name, process.pid))
 }

@@ -50,7 +50,7 @@ impl Relay {
         match TcpListener::bind(to).await {
             Ok(listener) => Some(Self { listener, to }),
             Err(e) => {
-                let holder = port_holder(to.port(), Protocol::TCP)
+                let holder = port_holder(to, Protocol::TCP)
                     .map_or_else(String::new, |holder| format!(", by {holder}"));
                 warn!(
                     "no relay for SSH keys that may only forward: cannot listen on {to} (TCP): {e}{holder}"

@@ -134,9 +134,9 @@ impl Exporter {
     /// When the place is taken or may not be used.
     pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
         let listener = match &place.0 {
-            Place::Loopback(address) => Listener::Tcp(
-                TcpListener::bind(address).await.map_err(|e| taken(e, address.port()))?,
-            ),
+            Place::Loopback(address) => {
+                Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, *address))?)
+            }
             Place::Unix(path) => {
                 // Or the mode below could be given to another file.
                 if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
@@ -202,9 +202,9 @@ impl Listener {
     }
 }
 
-fn taken(error: io::Error, port: u16) -> io::Error {
+fn taken(error: io::Error, address: SocketAddr) -> io::Error {
     let holder = (error.kind() == io::ErrorKind::AddrInUse)
-        .then(|| port_holder(port, Protocol::TCP))
+        .then(|| port_holder(address, Protocol::TCP))
         .flatten();
     holder.map_or(error, |holder| {
         io::Error::new(io::ErrorKind::AddrInUse, format!("address already in use by {holder}"))

@@ -37,7 +37,7 @@ fn failed(address: SocketAddr, error: io::Error, all: &[SocketAddr]) -> Failure 
         io::ErrorKind::AddrInUse if let Some(other) = earlier(all, address) => failure
             .because(format!("aditd itself listens on {other} already, and {address} is a part of that"))
             .hint("name only one of the two"),
-        io::ErrorKind::AddrInUse => match port_holder(address.port(), Protocol::UDP) {
+        io::ErrorKind::AddrInUse => match port_holder(address, Protocol::UDP) {
             Some(holder) => failure.because(format!("address already in use by {holder}")),
             None => failure
                 .because(error)

@@ -96,6 +96,35 @@ async fn a_first_start_that_fails_leaves_no_state_to_enroll_into() {
 }
 
 #[tokio::test]
+async fn a_port_that_is_taken_on_ipv6_alone_is_told_with_who_has_it_there() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let Ok(holder) = std::net::TcpListener::bind("[::1]:0") else {
+        skip::because("there is no IPv6 here");
+        return;
+    };
+    let localhost = format!("localhost:{}", holder.local_addr().expect("an address").port());
+    let told = device.adit(&["up", "--listen", &localhost], "").await;
+    let pid = format!("(pid {})", std::process::id());
+    assert_told(&told, FAILED, &[&format!("error: cannot listen on {localhost}\n"), &pid]);
+}
+
+#[tokio::test]
+async fn a_holder_that_may_not_be_known_is_told_by_what_it_answers() {
+    let Some(ordinary) = Ordinary::new(PROGRAM).filter(|ordinary| ordinary.as_root) else { return };
+    let world = World::start(PROGRAM).await;
+    let home = ordinary.device(&identity_file(&world.device("laptop").await));
+    let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let other = other.local_addr().expect("an address");
+    for (taken, by) in [(world.ollama.addr(), "another Ollama"), (other, "another program")] {
+        let args = ["up", "--listen", &taken.to_string(), "--state-dir", text(&home)];
+        let mut adit = tokio::process::Command::from(ordinary.command("adit", &args));
+        let told = adit.output().await.expect("adit runs").into();
+        assert_told(&told, FAILED, &[&format!("already in use by {by}"), "`sudo ss -ltnp "]);
+    }
+}
+
+#[tokio::test]
 async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() {
     let mut world = World::start(PROGRAM).await;
     let address = world.address().await;
@@ -160,16 +189,7 @@ async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
 
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
-    let home = ordinary.home("device");
-    let place = home.join("servers/default");
-    fs::create_dir_all(&place).expect("a directory");
-    fs::copy(identity_file(&device), place.join("identity.json")).expect("copied");
-    if ordinary.as_root {
-        for path in [home.join("servers"), place.clone(), place.join("identity.json")] {
-            chmod(&path, if path.is_dir() { 0o700 } else { 0o600 });
-            ordinary.give(&path);
-        }
-    }
+    let home = ordinary.device(&identity_file(&device));
     let told = ordinary
         .run("adit", &["up", "--listen", "127.0.0.1:1", "--state-dir", text(&home)])
         .expect("adit runs");

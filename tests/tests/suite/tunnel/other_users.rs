@@ -1,13 +1,13 @@
 //! Who may use the local listener: the user who runs `adit`, and root.
 
-use std::{fs, net::SocketAddr, path::Path, process::Command};
+use std::{net::SocketAddr, path::Path, process::Command};
 
 use tests::{
-    kept::{chmod, identity_file, text},
+    kept::{identity_file, text},
     ordinary::{Ordinary, as_user},
     process::{Ended, Process},
     skip,
-    world::{Device, Up, World},
+    world::{Up, World},
 };
 
 use crate::PROGRAM;
@@ -34,19 +34,6 @@ fn can_be_others() -> Option<Ordinary> {
         return None;
     }
     ordinary
-}
-
-/// Gives a copy of what a device keeps to `nobody`.
-fn give_to_nobody(ordinary: &Ordinary, device: &Device) -> String {
-    let home = ordinary.home("device");
-    let place = home.join("servers/default");
-    fs::create_dir_all(&place).expect("a directory");
-    fs::copy(identity_file(device), place.join("identity.json")).expect("copied");
-    for path in [home.join("servers"), place.clone(), place.join("identity.json")] {
-        chmod(&path, if path.is_dir() { 0o700 } else { 0o600 });
-        ordinary.give(&path);
-    }
-    text(&home).to_owned()
 }
 
 /// An `adit up` that is ready. What `nobody` runs can't notify us of that.
@@ -101,8 +88,8 @@ async fn another_user_is_refused_in_words_and_let_in_when_every_user_is() {
 async fn the_user_who_runs_it_and_root_are_let_in() {
     let Some(ordinary) = can_be_others() else { return };
     let world = World::start(PROGRAM).await;
-    let home = give_to_nobody(&ordinary, &world.device("laptop").await);
-    let args = ["up", "--listen", "127.0.0.1:0", "--state-dir", &home];
+    let home = ordinary.device(&identity_file(&world.device("laptop").await));
+    let args = ["up", "--listen", "127.0.0.1:0", "--state-dir", text(&home)];
     let up = started(ordinary.command("adit", &args).into()).await;
     for uid in [0, Ordinary::NOBODY] {
         assert!(asked_by(uid, up.address, "/").ends_with("Ollama is running"), "{uid}");

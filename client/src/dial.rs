@@ -1,23 +1,27 @@
 //! Opening a QUIC connection to one of several addresses, and saying why it could not be.
 
+pub mod clocks;
 pub mod plan;
 pub mod route;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use common::transport::{self, carrier};
+use common::transport::{
+    self, carrier,
+    tls::{ClientTls, SeenTime},
+};
 use proto::{
     knock::DoorKey,
     wire::{Code, SERVER_NAME},
 };
-use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime,
-    crypto::rustls::QuicClientConfig,
-};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
 use tokio::task::JoinSet;
 
 use crate::{
-    dial::route::{Carrier, Way},
+    dial::{
+        clocks::Clocks,
+        route::{Carrier, Way},
+    },
     ssh::SshWay,
 };
 
@@ -79,11 +83,8 @@ pub enum DialError {
     )]
     WrongServer(String),
     /// A certificate is not valid now, by one of the two clocks.
-    #[error("the server's certificate is not valid at this computer's time, {now}")]
-    Clock {
-        /// This computer's time, for people.
-        now: String,
-    },
+    #[error("{0}")]
+    Clock(Clocks),
     /// The server finds this device's certificate out of its time, and too far to renew it.
     #[error("the server does not accept the time of this device's certificate")]
     OutOfTime,
@@ -131,7 +132,7 @@ impl DialError {
             Self::WrongServer(_) => Some(
                 "if the server was set up anew: get an invitation there and run `adit enroll --replace`; if not, do not trust that address",
             ),
-            Self::Clock { .. } => Some("set this computer's clock (and look at the server's)"),
+            Self::Clock(clocks) => Some(clocks.hint()),
             Self::OutOfTime => Some(
                 "compare this computer's clock with the server's; if both are right, it is over for too long: get a new invitation, \
                  then run `adit enroll --replace`",
@@ -171,6 +172,10 @@ impl DialError {
             ConnectionError::VersionMismatch => Self::Version,
             ConnectionError::ApplicationClosed(close) => {
                 match Code::from_number(close.error_code.into_inner()) {
+                    Some(Code::ServerClock) => {
+                        let shows = std::str::from_utf8(&close.reason).ok();
+                        Self::Clock(Clocks::admitted(shows.and_then(|at| at.parse().ok())))
+                    }
                     Some(code) => Self::Refused(code),
                     None => Self::Other(error.to_string()),
                 }
@@ -188,10 +193,7 @@ impl DialError {
             }
             // Our judgement of the server's.
             ConnectionError::TransportError(e) => match u64::from(e.code).checked_sub(0x100) {
-                Some(CERTIFICATE_EXPIRED) => Self::Clock {
-                    now: humantime::format_rfc3339_seconds(std::time::SystemTime::now())
-                        .to_string(),
-                },
+                Some(CERTIFICATE_EXPIRED) => Self::Clock(Clocks::certificate(None)),
                 Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => {
                     Self::WrongServer(to.to_owned())
                 }
@@ -205,15 +207,24 @@ impl DialError {
     }
 }
 
+/// How to connect.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// For QUIC.
+    pub quic: ClientConfig,
+    seen: SeenTime,
+}
+
 /// A client configuration whose first packets knock with `key`, and whose sessions are kept through
 /// a silence of `idle`.
-pub fn config(crypto: QuicClientConfig, key: &DoorKey, idle: Duration) -> ClientConfig {
-    let mut config = ClientConfig::new(Arc::new(crypto));
+pub fn config(crypto: impl Into<ClientTls>, key: &DoorKey, idle: Duration) -> Config {
+    let ClientTls { quic, seen } = crypto.into();
+    let mut config = ClientConfig::new(Arc::new(quic));
     let key = key.clone();
     config
         .transport_config(transport::settings(0, idle))
         .initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
-    config
+    Config { quic: config, seen }
 }
 
 /// Connects to the first of `addresses` (`host:port`) that answers, or by SSH; each gets a head
@@ -223,7 +234,7 @@ pub fn config(crypto: QuicClientConfig, key: &DoorKey, idle: Duration) -> Client
 /// What the most telling attempt says: a refusal before silence, silence before a name that can't
 /// be looked up.
 pub async fn dial(
-    config: &ClientConfig,
+    config: &Config,
     addresses: &[String],
     ssh: Option<&SshWay>,
 ) -> Result<Dialed, DialError> {
@@ -249,7 +260,7 @@ pub fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
     addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
 
-async fn reach(config: ClientConfig, name: String, delay: Duration) -> Result<Dialed, DialError> {
+async fn reach(config: Config, name: String, delay: Duration) -> Result<Dialed, DialError> {
     let found = resolve(&name).await?;
     tokio::time::sleep(delay).await;
     let mut attempts = JoinSet::new();
@@ -301,7 +312,7 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 }
 
 async fn attempt(
-    config: ClientConfig,
+    config: Config,
     way: Way,
     name: String,
     delay: Duration,
@@ -326,11 +337,14 @@ async fn attempt(
     )
     .map_err(unusable)?;
     let connecting = endpoint
-        .connect_with(config, carrier::REMOTE, SERVER_NAME)
+        .connect_with(config.quic, carrier::REMOTE, SERVER_NAME)
         .map_err(|e| DialError::Other(e.to_string()))?;
     match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),
-        Ok(Err(e)) => Err(DialError::from_connection(&e, &shown).unproved()),
+        Ok(Err(e)) => Err(match DialError::from_connection(&e, &shown).unproved() {
+            DialError::Clock(_) => DialError::Clock(Clocks::certificate(config.seen.take())),
+            other => other,
+        }),
         Err(_) => Err(DialError::NoAnswer(shown)),
     }
 }

@@ -1,5 +1,6 @@
 //! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
 
+pub mod certificate;
 mod listen;
 pub mod look;
 pub mod reload;
@@ -17,7 +18,7 @@ use common::{
         tls::{self, Admit},
     },
 };
-use proto::{identity::Certificate, wire::Code};
+use proto::wire::Code;
 use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::task::TaskTracker;
@@ -36,6 +37,7 @@ use crate::{
     policy::Policy,
     running::{Answer, Open, Request, Server},
     serve::{
+        certificate::ServerCertificate,
         look::Look,
         reload::{Reloaded, Settings},
     },
@@ -80,7 +82,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         warn!("{remark}");
     }
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
-    let (tunnel, enrollment) = tls_configs(&state, policy.clone(), config.idle_timeout)?;
+    let certificate = ServerCertificate::new(
+        state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?,
+    );
+    let (tunnel, enrollment) =
+        tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
     let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let endpoints = sockets
@@ -106,9 +112,6 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     }
     let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
     let relay = relays.first().map(Relay::port);
-    let own = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
-    let certificate_end =
-        own.chain.first().and_then(|own| Certificate::from_der(own).ok()).map(|own| own.not_after);
     let server = Server::new(
         state,
         policy,
@@ -137,11 +140,13 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         services.spawn(relay.serve());
     }
     services.spawn(server.clone().follow_register());
+    let (held, following) = (certificate.clone(), server.clone());
+    services.spawn(async move { held.follow(&following.state).await });
     services.spawn(server.live.clone().watch());
     services.spawn(server.meters.clone().keep());
     if let Some(exporter) = exporter {
         info!("metrics at {}", exporter.address());
-        let look = Look { server: server.clone(), door: door.clone(), certificate_end };
+        let look = Look { server: server.clone(), door: door.clone(), certificate };
         services.spawn(exporter.serve(move || look.text()));
     }
     server
@@ -212,16 +217,14 @@ fn claimed(error: ClaimError, config: &Config) -> Failure {
 
 fn tls_configs(
     state: &State,
+    certificate: &Arc<ServerCertificate>,
     policy: Arc<Policy>,
     idle: Duration,
 ) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
-    let identity = state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
     let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").because(e);
-    let verifier =
-        Arc::new(DeviceVerifier::new(state.ca.certificate().clone(), policy).map_err(wrong)?);
+    let verifier = Arc::new(DeviceVerifier::new(&state.ca, policy).map_err(wrong)?);
     let build = |admit, streams| -> Result<Arc<ServerConfig>, Failure> {
-        let crypto =
-            tls::server(admit, identity.chain.clone(), identity.key.clone_key()).map_err(wrong)?;
+        let crypto = tls::server(admit, certificate.clone()).map_err(wrong)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config
             .transport_config(transport::settings(streams, idle))

@@ -54,6 +54,10 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
     let Some(id) = peer.device else {
         return close(&connection, Code::Revoked);
     };
+    if let Err(wrong) = server.state.ca.check_clock(unix_now()) {
+        let shows = wrong.now.to_string();
+        return connection.close((Code::ServerClock as u32).into(), shows.as_bytes());
+    }
     let greeting = async {
         let mut stream = connection.accept_uni().await?;
         let greeting = frame::read::<Greeting>(&mut stream).await?;
@@ -285,6 +289,7 @@ impl Session {
     /// A new certificate for the key that this session's handshake has proved.
     async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
+        self.server.state.ca.check_clock(unix_now()).map_err(|_| Code::ServerClock)?;
         // Each costs a signature and a write to the disk; nobody needs another in the first tenth
         // of its life.
         let now = unix_now();

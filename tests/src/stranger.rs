@@ -196,7 +196,8 @@ pub async fn attempt(
 ) -> Outcome {
     let config = dial::config(crypto(profile, identity, alpn), door, proto::wire::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
-    let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
+    let connecting =
+        endpoint.connect_with(config.quic, to, SERVER_NAME).expect("a connection begins");
     let connection =
         match tokio::time::timeout(SOON, connecting).await.expect("an answer of some kind") {
             Ok(connection) => connection,

@@ -26,7 +26,7 @@ use proto::{
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::{
-    dial::{self, DialError},
+    dial::{self, DialError, clocks::Clocks},
     profile::{Place, Profile, SecretPem},
     ssh::{SshClient, SshWay},
 };
@@ -268,6 +268,13 @@ fn refused(why: EnrollRefusal) -> Failure {
         }
         EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
         EnrollRefusal::NotAllowed => "ask the owner of the server",
+        EnrollRefusal::Clock { shows } => {
+            let clocks = Clocks::admitted(Some(shows));
+            return Failure::new("the server refused to enroll this device")
+                .because(clocks)
+                .hint(clocks.hint())
+                .hint("then run `adit enroll` with the same code again");
+        }
         EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
             "mend that on the server, then run `adit enroll` with the same code again"
         }
@@ -300,9 +307,11 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
         return Err(bad("its certificate is for another device"));
     }
     if !(not_before..=not_after).contains(&unix_now()) {
+        let clocks = Clocks::issued(not_before);
         return Err(Failure::new("the new certificate is not valid at this computer's time")
-            .because("the clocks of this computer and of the server are more than a day apart")
-            .hint("set the wrong one (`timedatectl`), then run `adit enroll` with the same code again"));
+            .because(clocks)
+            .hint(clocks.hint())
+            .hint("then run `adit enroll` with the same code again"));
     }
     Ok(())
 }

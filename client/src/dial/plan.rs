@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use common::transport::tls;
-use quinn::ClientConfig;
 
 use crate::{
     dial::{self, DialError, Dialed, route::CarrierChoice},
@@ -108,7 +107,7 @@ impl Directions {
         dial::all_of(&self.addresses(), self.ssh().as_ref())
     }
 
-    fn config(&self) -> Result<ClientConfig, DialError> {
+    fn config(&self) -> Result<dial::Config, DialError> {
         let profile = self.profile.get();
         let other = |e: rustls::Error| DialError::Other(e.to_string());
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;

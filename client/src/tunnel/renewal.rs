@@ -13,7 +13,10 @@ use proto::{
 use quinn::{Connection, ReadError};
 use tracing::{info, warn};
 
-use crate::{dial::DialError, profile::SharedProfile};
+use crate::{
+    dial::{DialError, clocks::Clocks},
+    profile::SharedProfile,
+};
 
 /// The wall clock is compared with the certificate's end at least this often; a sleep of the
 /// machine does not delay it by more.
@@ -89,7 +92,7 @@ pub(crate) async fn renew(
         return Err(failed("what the server sent is for another device".to_owned()));
     }
     if !(certificate.not_before..=certificate.not_after).contains(&unix_now()) {
-        return Err(DialError::OutOfTime);
+        return Err(DialError::Clock(Clocks::issued(certificate.not_before)));
     }
     profile.store(renewed);
     info!("certificate renewed");

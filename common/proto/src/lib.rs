@@ -1,6 +1,7 @@
 //! What is said and decided in Adit, without anything that says or does it: no runtime, no QUIC, no
 //! socket and no clock. Bytes and times come in; verdicts and bytes come out.
 
+pub mod clock;
 pub mod failure;
 pub mod http1;
 pub mod identity;

@@ -102,6 +102,9 @@ pub enum Code {
     Protocol = 0x04,
     /// The certificate has expired and may only be used to renew it.
     Expired = 0x05,
+    /// The server's clock cannot be right, so it can judge no certificate. What the clock shows, in
+    /// Unix seconds as decimal digits, is the reason of the close.
+    ServerClock = 0x06,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
     /// Nothing listens at the service's address.
@@ -121,13 +124,14 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 15] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
         Self::ShuttingDown,
         Self::Protocol,
         Self::Expired,
+        Self::ServerClock,
         Self::Aborted,
         Self::UpstreamRefused,
         Self::UpstreamSilent,
@@ -184,6 +188,10 @@ impl Code {
                 Some("bring both to the same version"),
             ),
             Self::Expired => ("this device's certificate has expired", Some("it is being renewed")),
+            Self::ServerClock => (
+                "the server's clock is wrong",
+                Some("set it on the server: `sudo timedatectl set-ntp true`"),
+            ),
             Self::Aborted => ("the service on the server aborted the connection", None),
             Self::UpstreamRefused => (
                 "Ollama is not running on the server",
@@ -378,6 +386,12 @@ pub enum EnrollRefusal {
         "the server could not ask its own rules (`authorize`; its log says why); the invitation is still good"
     )]
     NotAsked,
+    /// The server's clock cannot be right.
+    #[error("the server's clock is wrong; the invitation is still good")]
+    Clock {
+        /// What it shows, in Unix seconds.
+        shows: i64,
+    },
     /// The server could not store the device: disk full, register damaged.
     #[error(
         "the server could not store the new device (its log says why); the invitation is still good"

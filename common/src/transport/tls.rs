@@ -2,7 +2,7 @@
 //! post-quantum key exchange first, and no way for a session to outlive the judgement that began
 //! it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use proto::{identity::KeyHash, invitation::sha256, wire};
 use rustls::{
@@ -13,8 +13,8 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::{CryptoProvider, aws_lc_rs},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
-    server::{NoServerSessionStorage, danger::ClientCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+    server::{NoServerSessionStorage, ResolvesServerCert, danger::ClientCertVerifier},
     sign::CertifiedKey,
 };
 
@@ -44,8 +44,7 @@ pub enum Admit {
 /// would carry an old judgement past a revocation.
 pub fn server(
     admit: Admit,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
+    certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<quinn::crypto::rustls::QuicServerConfig, Error> {
     let builder = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?;
@@ -55,7 +54,7 @@ pub fn server(
         }
         Admit::Anybody => (builder.with_no_client_auth(), wire::ALPN_ENROLL),
     };
-    let mut config = builder.with_single_cert(chain, key)?;
+    let mut config = builder.with_cert_resolver(certificate);
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -63,25 +62,79 @@ pub fn server(
     no_initial_suite(quinn::crypto::rustls::QuicServerConfig::try_from(config))
 }
 
+/// A client's TLS, and what it has seen of the server's certificate.
+pub struct ClientTls {
+    /// For QUIC.
+    pub quic: quinn::crypto::rustls::QuicClientConfig,
+    /// See [`SeenTime`].
+    pub seen: SeenTime,
+}
+
+impl From<quinn::crypto::rustls::QuicClientConfig> for ClientTls {
+    fn from(quic: quinn::crypto::rustls::QuicClientConfig) -> Self {
+        Self { quic, seen: SeenTime::default() }
+    }
+}
+
+/// Why a certificate is not valid now, in Unix seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CertificateTime {
+    /// It begins then.
+    Begins(i64),
+    /// It ended then.
+    Ended(i64),
+}
+
+/// The time of the last certificate that was refused for its time: the error of a connection keeps
+/// only an alert. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct SeenTime(Arc<Mutex<Option<CertificateTime>>>);
+
+impl SeenTime {
+    /// What was seen since the last call.
+    pub fn take(&self) -> Option<CertificateTime> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn note(&self, error: &Error) {
+        let seconds = |time: &UnixTime| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        let Error::InvalidCertificate(error) = error else { return };
+        let time = match error {
+            CertificateError::NotValidYetContext { not_before, .. } => {
+                CertificateTime::Begins(seconds(not_before))
+            }
+            CertificateError::ExpiredContext { not_after, .. } => {
+                CertificateTime::Ended(seconds(not_after))
+            }
+            _ => return,
+        };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(time);
+    }
+}
+
 /// A client's side of the tunnel.
 pub fn tunnel_client(
     roots: Arc<RootCertStore>,
     identity: Arc<CertifiedKey>,
-) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
-    let builder = client_builder()?.with_root_certificates(roots);
-    let config =
-        builder.with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
-    finish_client(config, wire::ALPN_TUNNEL)
+) -> Result<ClientTls, Error> {
+    let verifier = Trusted::new(Ca::Known(roots));
+    let seen = verifier.seen.clone();
+    let config = client_builder()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_client_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(identity)));
+    Ok(ClientTls { quic: finish_client(config, wire::ALPN_TUNNEL)?, seen })
 }
 
 /// A client's side of enrollment: it knows nothing but the hash of the CA's key.
-pub fn enroll_client(ca: [u8; 32]) -> Result<quinn::crypto::rustls::QuicClientConfig, Error> {
-    let verifier = Arc::new(PinnedCa { ca, provider: provider() });
+pub fn enroll_client(ca: [u8; 32]) -> Result<ClientTls, Error> {
+    let verifier = Trusted::new(Ca::Pinned(ca));
+    let seen = verifier.seen.clone();
     let config = client_builder()?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
+        .with_custom_certificate_verifier(Arc::new(verifier))
         .with_no_client_auth();
-    finish_client(config, wire::ALPN_ENROLL)
+    Ok(ClientTls { quic: finish_client(config, wire::ALPN_ENROLL)?, seen })
 }
 
 fn client_builder() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, Error> {
@@ -107,14 +160,29 @@ fn no_initial_suite<T>(
     built.map_err(|e| Error::General(e.to_string()))
 }
 
-/// Believes the CA whose key has one hash, and what that CA vouches for.
+/// Believes one CA, and what that CA vouches for.
 #[derive(Debug)]
-struct PinnedCa {
-    ca: [u8; 32],
+struct Trusted {
+    ca: Ca,
     provider: Arc<CryptoProvider>,
+    seen: SeenTime,
 }
 
-impl ServerCertVerifier for PinnedCa {
+#[derive(Debug)]
+enum Ca {
+    /// This one.
+    Known(Arc<RootCertStore>),
+    /// The one that the server shows, if its key has this hash.
+    Pinned([u8; 32]),
+}
+
+impl Trusted {
+    fn new(ca: Ca) -> Self {
+        Self { ca, provider: provider(), seen: SeenTime::default() }
+    }
+}
+
+impl ServerCertVerifier for Trusted {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -123,15 +191,20 @@ impl ServerCertVerifier for PinnedCa {
         ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let pinned =
-            intermediates.iter().find(|der| key_hash(der).is_ok_and(|hash| hash.0 == self.ca));
-        let ca = pinned.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(
-            roots(ca.clone().into_owned())?,
-            self.provider.clone(),
-        );
+        let roots = match &self.ca {
+            Ca::Known(roots) => roots.clone(),
+            Ca::Pinned(hash) => {
+                let pinned =
+                    intermediates.iter().find(|der| key_hash(der).is_ok_and(|own| own.0 == *hash));
+                let ca =
+                    pinned.ok_or(Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+                roots(ca.clone().into_owned())?
+            }
+        };
+        let verifier = WebPkiServerVerifier::builder_with_provider(roots, self.provider.clone());
         let verifier = verifier.build().map_err(|e| Error::General(e.to_string()))?;
-        verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now)
+        let verified = verifier.verify_server_cert(end_entity, intermediates, name, ocsp, now);
+        verified.inspect_err(|e| self.seen.note(e))
     }
 
     fn verify_tls12_signature(

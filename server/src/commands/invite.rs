@@ -72,6 +72,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     config.rules.must_know(&invite.role)?;
     become_owner_of(&config.state_dir)?;
     let state = State::open(&config.state_dir)?;
+    state.ca.check_clock(unix_now())?;
     let addresses = match config.advertise {
         named if !named.is_empty() => named,
         _ => match state.register.addresses()? {

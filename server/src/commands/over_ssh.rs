@@ -99,6 +99,7 @@ async fn enroll_here(
     csr: &[u8],
 ) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(csr).map_err(Failure::from_error)?;
+    state.ca.check_clock(unix_now())?;
     if let Some(authority) = config.authority() {
         authority.ask(Question::enrolling(name.clone(), default_role())).await?;
     }

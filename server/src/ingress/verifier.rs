@@ -15,21 +15,27 @@ use rustls::{
     },
 };
 
-use crate::policy::{Policy, RECOVER_WITHIN};
+use crate::{
+    policy::{Policy, RECOVER_WITHIN},
+    state::ca::Ca,
+};
 
 /// Asks webpki, then the live register.
 pub struct DeviceVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     policy: Arc<Policy>,
+    /// See [`Ca::earliest`].
+    earliest: i64,
 }
 
 impl DeviceVerifier {
     /// A verifier for certificates of `ca`.
-    pub fn new(ca: CertificateDer<'static>, policy: Arc<Policy>) -> Result<Self, Error> {
-        let webpki = WebPkiClientVerifier::builder_with_provider(tls::roots(ca)?, tls::provider())
+    pub fn new(ca: &Ca, policy: Arc<Policy>) -> Result<Self, Error> {
+        let roots = tls::roots(ca.certificate().clone())?;
+        let webpki = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
-        Ok(Self { webpki, policy })
+        Ok(Self { webpki, policy, earliest: ca.earliest() })
     }
 }
 
@@ -55,12 +61,19 @@ impl ClientCertVerifier for DeviceVerifier {
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
         // A device that slept past its certificate's end may come in to renew it; the policy lets
         // it do nothing else.
+        let at = |seconds| {
+            let seconds = u64::try_from(seconds).unwrap_or(0);
+            UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
+        };
         let late = now.as_secs() as i64 - certificate.not_after;
-        let judged_at = match u64::try_from(certificate.not_after) {
-            Ok(end) if (1..=RECOVER_WITHIN).contains(&late) => {
-                UnixTime::since_unix_epoch(std::time::Duration::from_secs(end))
-            }
-            _ => now,
+        let judged_at = if (1..=RECOVER_WITHIN).contains(&late) {
+            at(certificate.not_after)
+        } else if (now.as_secs() as i64) < self.earliest {
+            // A clock that cannot be right judges no time. The session ends before it begins, and
+            // says whose clock is wrong.
+            at(certificate.not_before)
+        } else {
+            now
         };
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, judged_at)?;
         self.policy

@@ -9,6 +9,7 @@ use crate::{
     metrics::standing::Standing,
     record::Carrier,
     running::Server,
+    serve::certificate::ServerCertificate,
 };
 
 /// What it takes to see how things stand.
@@ -18,8 +19,8 @@ pub struct Look {
     pub server: Arc<Server>,
     /// Its door.
     pub door: Arc<Door>,
-    /// When the server's certificate ends, Unix time.
-    pub certificate_end: Option<i64>,
+    /// The server's certificate.
+    pub certificate: Arc<ServerCertificate>,
 }
 
 impl Look {
@@ -49,7 +50,7 @@ impl Look {
             })
             .count();
         let ends = [
-            ("server", self.certificate_end),
+            ("server", self.certificate.end()),
             ("first_device", enrolled().map(|device| device.not_after).min()),
         ];
         let audit = meters.audit.status();

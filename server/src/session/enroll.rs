@@ -91,6 +91,10 @@ async fn enroll(server: &Arc<Server>, request: EnrollRequest) -> Result<Enrolled
         warn!("{e}");
         EnrollRefusal::BadRequest
     })?;
+    server.state.ca.check_clock(unix_now()).map_err(|e| {
+        warn!("{e}");
+        EnrollRefusal::Clock { shows: e.now }
+    })?;
     authorized(server, &token).await?;
     let now = OffsetDateTime::now_utc();
     let (hash, not_after) = (key.hash, (now + server.device_life).unix_timestamp());
@@ -113,6 +117,7 @@ pub(crate) async fn for_member(
     csr: Vec<u8>,
 ) -> Result<Enrolled, Failure> {
     let key = DeviceKey::from_csr(&csr).map_err(Failure::from_error)?;
+    server.state.ca.check_clock(unix_now())?;
     if let Some(authority) = server.gate.authority() {
         authority.ask(Question::enrolling(name.clone(), default_role())).await?;
     }

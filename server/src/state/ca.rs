@@ -1,9 +1,15 @@
 //! The certificate authority of one server. Its private key is read here and nowhere else.
 
-use std::path::Path;
+mod key;
 
-use common::machine::files::{self, FileError};
+use std::{path::Path, sync::Arc};
+
+use common::machine::{
+    files::{self, FileError},
+    report::Failure,
+};
 use proto::{
+    clock::{self, shown},
     identity::{CLOCK_SLACK, DeviceId, KeyHash},
     invitation::sha256,
     knock::fill_random,
@@ -11,16 +17,21 @@ use proto::{
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::aws_lc_rs::sign::any_ecdsa_type,
     pki_types::{
-        CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, ServerName, UnixTime,
+        CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+        ServerName, UnixTime,
     },
+    sign::CertifiedKey,
 };
 use time::{Duration, OffsetDateTime};
+
+use self::key::CaKey;
 
 const SERVER_LIFE: Duration = Duration::days(3650);
 const CA_LIFE: Duration = Duration::days(7300);
@@ -28,8 +39,10 @@ const CA_LIFE: Duration = Duration::days(7300);
 /// The authority: signs device and server certificates of its own making, whatever a request may
 /// ask for.
 pub struct Ca {
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Issuer<'static, CaKey>,
     certificate: CertificateDer<'static>,
+    /// Unix time; no right clock shows less.
+    earliest: i64,
 }
 
 /// A certificate and the end of its validity.
@@ -40,12 +53,23 @@ pub struct Issued {
     pub not_after: i64,
 }
 
-/// The server's certificate chain (its own, then the CA's) and private key.
-pub struct ServerIdentity {
-    /// End entity first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The key of the first.
-    pub key: PrivateKeyDer<'static>,
+/// The clock of this machine shows a time that cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "this machine's clock is wrong: it shows {}, and it has been {} already",
+    shown(*.now), shown(*.earliest)
+)]
+pub struct ClockError {
+    /// What it shows, in Unix seconds.
+    pub now: i64,
+    /// What it has been, in Unix seconds.
+    pub earliest: i64,
+}
+
+impl From<ClockError> for Failure {
+    fn from(error: ClockError) -> Self {
+        Self::from_error(error).hint("set it: `sudo timedatectl set-ntp true`")
+    }
 }
 
 /// Why a signing request was refused.
@@ -90,13 +114,18 @@ impl Ca {
     /// Opens the authority in `dir`, or makes it there. Several processes that do so at once end up
     /// with the same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
+        Self::open_at(dir, OffsetDateTime::now_utc())
+    }
+
+    /// [`Ca::open`] by a clock that shows `now`.
+    fn open_at(dir: &Path, now: OffsetDateTime) -> Result<Self, FileError> {
         let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
         if !key_path.exists() && cert_path.exists() {
             // A new one would lock out every device, and stand in the way of the backup.
             return Err(FileError::damaged(key_path, "it is missing, and `ca.crt` is there"));
         }
-        let key = read_key(&key_path)?;
-        let pem = files::read_or_create(&cert_path, || match self_signed(&key) {
+        let key = CaKey::read_or_create(&key_path)?;
+        let pem = files::read_or_create(&cert_path, || match self_signed(&key, now) {
             Ok(certificate) => certificate.pem().into_bytes(),
             Err(_) => Vec::new(),
         })?;
@@ -107,9 +136,28 @@ impl Ca {
         if hash.0 != sha256(&key.subject_public_key_info()) {
             return Err(FileError::damaged(&cert_path, "it belongs to another key than `ca.key`"));
         }
+        let not_before = proto::identity::Certificate::from_der(&certificate)
+            .map_err(|e| FileError::damaged(&cert_path, e))?
+            .not_before;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|e| FileError::damaged(&cert_path, e))?;
-        Ok(Self { issuer, certificate })
+        Ok(Self { issuer, certificate, earliest: not_before.max(clock::RELEASED) })
+    }
+
+    /// The earliest time, in Unix seconds, that a right clock can show.
+    pub fn earliest(&self) -> i64 {
+        self.earliest
+    }
+
+    /// Whether a clock that shows `now`, in Unix seconds, can be right.
+    ///
+    /// # Errors
+    /// When it shows a time before this authority was made or before this version was released.
+    pub fn check_clock(&self, now: i64) -> Result<(), ClockError> {
+        if now < self.earliest {
+            return Err(ClockError { now, earliest: self.earliest });
+        }
+        Ok(())
     }
 
     /// The CA's own certificate.
@@ -122,7 +170,8 @@ impl Ca {
         sha256(&self.issuer.key().subject_public_key_info())
     }
 
-    /// Certifies a device's key for `life` from `now` on.
+    /// Certifies a device's key for `life` from `now` on. Whether that time can be right is for the
+    /// caller to ask first, with [`Ca::check_clock`].
     pub fn issue_device(
         &self,
         id: DeviceId,
@@ -138,19 +187,26 @@ impl Ca {
         Ok(Issued { certificate, not_after })
     }
 
-    /// The server's identity in `dir`: kept while at least a third of its life is left, else made
-    /// anew.
+    /// The server's certificate and key in `dir`: kept while at least a third of its life is left,
+    /// else made anew. While the clock cannot be right, what is there is kept.
     pub fn server_identity(
         &self,
         dir: &Path,
         now: OffsetDateTime,
-    ) -> Result<ServerIdentity, FileError> {
-        let key = read_key(&dir.join("server.key"))?;
+    ) -> Result<Arc<CertifiedKey>, FileError> {
+        let key_path = dir.join("server.key");
+        let der = key::read_or_create(&key_path)?;
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
+        let key = any_ecdsa_type(&der).map_err(|e| FileError::damaged(&key_path, e))?;
+        let spki = key.public_key().map(|spki| SubjectPublicKeyInfo::from_der(&spki));
+        let spki = match spki {
+            Some(Ok(spki)) => spki,
+            _ => return Err(FileError::damaged(&key_path, "it has no public key")),
+        };
         let path = dir.join("server.crt");
-        let hash = sha256(&key.subject_public_key_info());
+        let hash = sha256(&spki.subject_public_key_info());
         let kept = match files::read(&path) {
-            Ok(pem) => read_certificate(&pem)
-                .filter(|der| is_fresh(der, hash, now) && self.vouches_for(der, now)),
+            Ok(pem) => read_certificate(&pem).filter(|der| self.keeps(der, hash, now)),
             Err(e) if e.is_not_found() => None,
             Err(e) => return Err(e),
         };
@@ -158,19 +214,31 @@ impl Ca {
             Some(certificate) => certificate,
             None => {
                 let made =
-                    self.issue_server(&key, now).map_err(|e| FileError::damaged(&path, e))?;
+                    self.issue_server(&spki, now).map_err(|e| FileError::damaged(&path, e))?;
                 files::replace(&path, made.pem().as_bytes())?;
                 made.der().clone()
             }
         };
-        let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-        Ok(ServerIdentity { chain: vec![certificate, self.certificate.clone()], key })
+        Ok(Arc::new(CertifiedKey::new(vec![certificate, self.certificate.clone()], key)))
     }
 
-    /// Whether this very authority has signed a server's certificate.
-    fn vouches_for(&self, server: &CertificateDer<'_>, now: OffsetDateTime) -> bool {
+    /// Whether a server's certificate for the key of this hash stays in use at `now`.
+    fn keeps(&self, der: &CertificateDer<'_>, key: [u8; 32], now: OffsetDateTime) -> bool {
+        let Ok(certificate) = proto::identity::Certificate::from_der(der) else { return false };
+        let now = now.unix_timestamp();
+        let stays = certificate.key.0 == key
+            && match self.check_clock(now) {
+                Ok(()) => is_fresh(&certificate, now),
+                // Nobody knows the time: what is there was made when somebody did.
+                Err(_) => certificate.not_after > self.earliest,
+            };
+        stays && self.vouches_for(der, now.clamp(certificate.not_before, certificate.not_after))
+    }
+
+    /// Whether this very authority has signed a server's certificate that is valid at `at`.
+    fn vouches_for(&self, server: &CertificateDer<'_>, at: i64) -> bool {
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
-            u64::try_from(now.unix_timestamp()).unwrap_or(0),
+            u64::try_from(at).unwrap_or(0),
         ));
         let verifier =
             common::transport::tls::roots(self.certificate.clone()).ok().and_then(|roots| {
@@ -189,9 +257,10 @@ impl Ca {
 
     fn issue_server(
         &self,
-        key: &KeyPair,
+        key: &SubjectPublicKeyInfo,
         now: OffsetDateTime,
     ) -> Result<rcgen::Certificate, rcgen::Error> {
+        let now = at_least(now, self.earliest);
         let mut params = leaf_params(now, SERVER_LIFE);
         params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into()?)];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -199,8 +268,8 @@ impl Ca {
     }
 }
 
-fn self_signed(key: &KeyPair) -> Result<rcgen::Certificate, rcgen::Error> {
-    let now = OffsetDateTime::now_utc();
+fn self_signed(key: &CaKey, now: OffsetDateTime) -> Result<rcgen::Certificate, rcgen::Error> {
+    let now = at_least(now, clock::RELEASED);
     let mut params = leaf_params(now, CA_LIFE);
     params.use_authority_key_identifier_extension = false;
     params.distinguished_name.push(DnType::CommonName, "Adit CA");
@@ -226,30 +295,12 @@ fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
     params
 }
 
-fn is_fresh(der: &CertificateDer<'_>, key: [u8; 32], now: OffsetDateTime) -> bool {
-    proto::identity::Certificate::from_der(der).is_ok_and(|c| {
-        c.key.0 == key
-            && c.not_before <= now.unix_timestamp()
-            && c.not_after > now.unix_timestamp() + SERVER_LIFE.whole_seconds() / 3
-    })
+fn is_fresh(certificate: &proto::identity::Certificate, now: i64) -> bool {
+    certificate.not_before <= now && certificate.not_after > now + SERVER_LIFE.whole_seconds() / 3
 }
 
-fn read_key(path: &Path) -> Result<KeyPair, FileError> {
-    let pem =
-        files::read_or_create(path, || match KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256) {
-            Ok(key) => key.serialize_pem().into_bytes(),
-            // Nothing is written for it that could be taken for a key; reading it back says so.
-            Err(_) => Vec::new(),
-        })?;
-    let not_a_key = || FileError::damaged(path, "it is not an ECDSA P-256 private key in PEM");
-    let key = std::str::from_utf8(&pem)
-        .ok()
-        .and_then(|pem| KeyPair::from_pem(pem).ok())
-        .ok_or_else(not_a_key)?;
-    if key.algorithm() != &PKCS_ECDSA_P256_SHA256 {
-        return Err(not_a_key());
-    }
-    Ok(key)
+fn at_least(now: OffsetDateTime, earliest: i64) -> OffsetDateTime {
+    OffsetDateTime::from_unix_timestamp(earliest).map_or(now, |earliest| now.max(earliest))
 }
 
 fn read_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {
@@ -261,6 +312,7 @@ fn read_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {
 mod tests {
     use super::*;
     use proto::identity::Certificate;
+    use rcgen::KeyPair;
     use x509_parser::prelude::{FromDer, X509Certificate};
 
     const LIFE: std::time::Duration = std::time::Duration::from_secs(3600);
@@ -314,13 +366,58 @@ mod tests {
         let first = Ca::open(tmp.path()).expect("ca");
         let second = Ca::open(tmp.path()).expect("ca");
         assert_eq!(first.key_hash(), second.key_hash());
-        let chain = |ca: &Ca, at| ca.server_identity(tmp.path(), at).expect("identity").chain;
+        let chain =
+            |ca: &Ca, at| ca.server_identity(tmp.path(), at).expect("identity").cert.clone();
         assert_eq!(chain(&first, now), chain(&second, now));
         assert_ne!(
             chain(&first, now),
             chain(&first, now + SERVER_LIFE),
             "an old certificate is replaced"
         );
+    }
+
+    #[test]
+    fn a_clock_that_cannot_be_right_changes_nothing_and_issues_nothing() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let (now, boot) = (OffsetDateTime::now_utc(), OffsetDateTime::UNIX_EPOCH);
+        let ca = Ca::open(tmp.path()).expect("ca");
+        let chain = |at| ca.server_identity(tmp.path(), at).expect("identity").cert.clone();
+        let good = chain(now);
+        assert_eq!(chain(boot), good, "what is there is kept");
+        assert_eq!(chain(now), good);
+        // One that an earlier version made in 1970 is nothing to keep.
+        let spki = SubjectPublicKeyInfo::from_der(&spki_of(&good[0])).expect("a key");
+        let mut params = leaf_params(boot, SERVER_LIFE);
+        params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into().expect("a name"))];
+        let old = params.signed_by(&spki, &ca.issuer).expect("signed");
+        for at in [boot, now] {
+            files::replace(&tmp.path().join("server.crt"), old.pem().as_bytes()).expect("written");
+            assert_ne!(chain(at)[0], *old.der());
+            let made = Certificate::from_der(&chain(at)[0]).expect("a certificate");
+            assert!(
+                made.not_before <= now.unix_timestamp() && made.not_after > now.unix_timestamp()
+            );
+        }
+    }
+
+    #[test]
+    fn a_first_start_in_1970_makes_what_is_good_when_the_clock_is_set() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let (now, boot) = (OffsetDateTime::now_utc(), OffsetDateTime::UNIX_EPOCH);
+        let ca = Ca::open_at(tmp.path(), boot).expect("ca");
+        let first = ca.server_identity(tmp.path(), boot).expect("identity");
+        let later = ca.server_identity(tmp.path(), now).expect("identity");
+        assert_eq!(first.cert, later.cert);
+        for der in &first.cert {
+            let made = Certificate::from_der(der).expect("a certificate");
+            assert!((made.not_before..made.not_after).contains(&now.unix_timestamp()));
+        }
+        assert!(ca.check_clock(0).is_err() && ca.check_clock(now.unix_timestamp()).is_ok());
+    }
+
+    fn spki_of(der: &CertificateDer<'_>) -> Vec<u8> {
+        let parsed = rustls::server::ParsedCertificate::try_from(der).expect("parsed");
+        parsed.subject_public_key_info().to_vec()
     }
 
     #[test]

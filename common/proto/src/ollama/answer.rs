@@ -78,6 +78,7 @@ impl From<Code> for ErrorAnswer {
         let status = match code {
             Code::Revoked
             | Code::Expired
+            | Code::ServerClock
             | Code::ShuttingDown
             | Code::Busy
             | Code::Superseded

@@ -1,7 +1,7 @@
 //! Clocks that are wrong: told with what sets them right, and nothing is kept of what they have
 //! spoilt.
 
-use std::{net::SocketAddr, path::Path, sync::Arc};
+use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
 use common::{
     machine::process::unix_now,
@@ -16,10 +16,16 @@ use proto::{
     knock::DoorKey,
     wire::{EnrollAnswer, EnrollRequest, Enrolled},
 };
-use server::state::ca::{Ca, DeviceKey};
+use server::{
+    serve::certificate::ServerCertificate,
+    state::{
+        State,
+        ca::{Ca, DeviceKey},
+    },
+};
 use tests::{
     credentials::{self, Authority},
-    kept::{identity_file, store, stored},
+    kept::{device_names, identity_file, store, stored},
     raw::{self, ROOT},
     told::{FAILED, assert_ok, assert_told},
     world::{Device, World},
@@ -33,12 +39,13 @@ async fn server_with_clock(
     dir: &Path,
     certificate_off: time::Duration,
     devices_off: time::Duration,
-) -> (quinn::Endpoint, String) {
+) -> (quinn::Endpoint, String, Arc<ServerCertificate>) {
     let authority = Authority::new(dir);
     let now = OffsetDateTime::now_utc();
     let identity =
         authority.ca.server_identity(&authority.dir, now + certificate_off).expect("an identity");
-    let crypto = tls::server(Admit::Anybody, identity.chain, identity.key).expect("TLS");
+    let certificate = ServerCertificate::new(identity);
+    let crypto = tls::server(Admit::Anybody, certificate.clone()).expect("TLS");
     let config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0)))
         .expect("an endpoint");
@@ -81,7 +88,7 @@ async fn server_with_clock(
             connection.closed().await;
         }
     });
-    (endpoint, invitation.code())
+    (endpoint, invitation.code(), certificate)
 }
 
 #[tokio::test]
@@ -91,28 +98,34 @@ async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kep
     let none = time::Duration::ZERO;
     let unmade = |device: &Device| assert!(!identity_file(device).exists());
 
-    let (_server, code) = server_with_clock(&world.scratch("ahead"), year, year).await;
+    let (_server, code, _) = server_with_clock(&world.scratch("ahead"), year, year).await;
     let device = world.stranger("ahead");
     let told = device.enroll(&code, &[]).await;
     assert_told(
         &told,
         FAILED,
         &[
-            "error: cannot enroll\n  Caused by: the server's certificate is not valid at this computer's time, 20",
-            "set this computer's clock",
+            "error: cannot enroll\n  Caused by: this computer's clock or the server's is wrong: this computer's shows 20",
+            "Z, the server's showed 20",
+            "timedatectl",
         ],
     );
     unmade(&device);
 
-    for (name, off) in [("behind", -year), ("half-ahead", year)] {
-        let (_server, code) = server_with_clock(&world.scratch(name), none, off).await;
+    for (name, off, whose) in
+        [("behind", -year, "the server's"), ("half-ahead", year, "this computer's")]
+    {
+        let (_server, code, _) = server_with_clock(&world.scratch(name), none, off).await;
         let device = world.stranger(name);
         let told = device.enroll(&code, &[]).await;
         assert_told(
             &told,
             FAILED,
             &[
-                "error: the new certificate is not valid at this computer's time\n  Caused by: the clocks",
+                &format!(
+                    "error: the new certificate is not valid at this computer's time\n  Caused by: {whose} clock"
+                ),
+                "Z, the server's 20",
                 "timedatectl",
             ],
         );
@@ -120,7 +133,7 @@ async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kep
     }
 
     // And where all is well nothing of this is said.
-    let (_server, code) = server_with_clock(&world.scratch("right"), none, none).await;
+    let (_server, code, _) = server_with_clock(&world.scratch("right"), none, none).await;
     assert_ok(&world.stranger("right").enroll(&code, &[]).await);
 }
 
@@ -145,4 +158,72 @@ async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure
         let answer = raw::exchange(up.address, ROOT).await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(cure), "{name}: {answer}");
     }
+}
+
+#[tokio::test]
+async fn a_certificate_is_looked_at_again_when_the_clock_was_set() {
+    let world = World::start(PROGRAM).await;
+    let (ahead, none) = (time::Duration::days(365), time::Duration::ZERO);
+    let dir = world.scratch("ahead");
+    let (_server, code, certificate) = server_with_clock(&dir, ahead, none).await;
+    let device = world.stranger("laptop");
+    assert_told(&device.enroll(&code, &[]).await, FAILED, &["the server's showed 20"]);
+    let state = State::open_or_create(&dir).expect("the state");
+    certificate.look_again(&state, OffsetDateTime::now_utc());
+    assert_ok(&device.enroll(&code, &[]).await);
+    // And in 1970 it stays as it is.
+    certificate.look_again(&state, OffsetDateTime::UNIX_EPOCH);
+    assert_ok(&device.enroll(&code, &["--replace"]).await);
+}
+
+/// Lets the authority of a server have been made two days from now, as it is seen by a clock that
+/// is behind: the same key, so that whatever it has signed stays good.
+fn put_clock_behind(state: &Path) {
+    let key = fs::read_to_string(state.join("ca.key")).expect("a key");
+    let key = rcgen::KeyPair::from_pem(&key).expect("a key");
+    let now = OffsetDateTime::now_utc();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Adit CA");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    params.not_before = now + time::Duration::days(2);
+    params.not_after = now + time::Duration::days(1000);
+    let certificate = params.self_signed(&key).expect("signed");
+    fs::write(state.join("ca.crt"), certificate.pem()).expect("written");
+}
+
+#[tokio::test]
+async fn a_server_whose_clock_is_behind_keeps_what_it_has_and_says_that_it_is_wrong() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let code = world.invite("desk").await;
+    world.kill_server().await;
+    let certificate = world.state().join("server.crt");
+    let (good, authority) = (fs::read(&certificate), fs::read(world.state().join("ca.crt")));
+    let (good, authority) = (good.expect("a certificate"), authority.expect("a certificate"));
+    put_clock_behind(&world.state());
+    world.restart_server().await;
+    assert_eq!(fs::read(&certificate).expect("a certificate"), good);
+
+    let year = &OffsetDateTime::now_utc().year().to_string();
+    let both = format!("this machine's clock is wrong: it shows {year}");
+    let told = world.aditd(&["invite", "tablet"]).await;
+    assert_told(&told, FAILED, &[&both, "and it has been 20", "timedatectl"]);
+    let whose = format!("the server's clock is wrong: this computer's shows {year}");
+    let told = world.stranger("desk").enroll(&code, &[]).await;
+    let both = format!("Z, the server's {year}");
+    assert_told(&told, FAILED, &[&whose, &both, "set the clock on the server"]);
+    assert_eq!(device_names(&world).await, ["laptop"]);
+    let mut up = device.start(&["--hold", "0s"]).await;
+    up.adit.says(&whose).await;
+    let answer = raw::exchange(up.address, ROOT).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(&whose), "{answer}");
+
+    // When the clock is right again, nothing else has to be done on either side.
+    world.kill_server().await;
+    fs::write(world.state().join("ca.crt"), authority).expect("written");
+    world.restart_server().await;
+    up.adit.ready().await.expect("it comes up by itself");
+    assert_ok(&world.stranger("desk").enroll(&code, &[]).await);
 }

@@ -1,0 +1,134 @@
+//! What people are told when clocks disagree: whose is wrong, and both times.
+
+use std::fmt;
+
+use common::{machine::process::unix_now, transport::tls::CertificateTime};
+use proto::{
+    clock::{self, Wrong, shown},
+    identity::CLOCK_SLACK,
+};
+
+/// Clocks that do not fit. Times are in Unix seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Clocks {
+    here: i64,
+    there: There,
+}
+
+/// What is known of the server's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum There {
+    /// It shows this now, and the server itself says that it is wrong.
+    Admitted(i64),
+    /// It shows this now.
+    Shows(i64),
+    /// It showed this when the server made its certificate, which is not valid yet.
+    Showed(i64),
+    /// The server's certificate ended then.
+    Ended(i64),
+    /// Nothing.
+    Unknown,
+}
+
+impl Clocks {
+    fn now(there: There) -> Self {
+        Self { here: unix_now(), there }
+    }
+
+    /// The server has said that its clock is wrong; `there` is what that shows.
+    pub fn admitted(there: Option<i64>) -> Self {
+        Self::now(there.map_or(There::Unknown, There::Admitted))
+    }
+
+    /// The server has issued a certificate just now that begins at `not_before`.
+    pub fn issued(not_before: i64) -> Self {
+        Self::now(There::Shows(not_before.saturating_add(CLOCK_SLACK)))
+    }
+
+    /// The server's certificate is not valid by this computer's clock.
+    pub fn certificate(time: Option<CertificateTime>) -> Self {
+        Self::now(match time {
+            Some(CertificateTime::Begins(at)) => There::Showed(at.saturating_add(CLOCK_SLACK)),
+            Some(CertificateTime::Ended(at)) => There::Ended(at),
+            None => There::Unknown,
+        })
+    }
+
+    /// Whose clock is wrong.
+    pub fn wrong(&self) -> Wrong {
+        let is_old = |at| at < clock::RELEASED;
+        match self.there {
+            There::Admitted(_) => Wrong::There,
+            _ if is_old(self.here) => Wrong::Here,
+            There::Shows(at) | There::Ended(at) if is_old(at) => Wrong::There,
+            _ => Wrong::One,
+        }
+    }
+
+    /// What cures it.
+    pub fn hint(&self) -> &'static str {
+        match self.wrong() {
+            Wrong::Here => "set this computer's clock: `sudo timedatectl set-ntp true`",
+            Wrong::There => "set the clock on the server: `sudo timedatectl set-ntp true`",
+            Wrong::One => {
+                "run `timedatectl` on both, and where it is wrong: `sudo timedatectl set-ntp true`"
+            }
+        }
+    }
+}
+
+impl std::error::Error for Clocks {}
+
+impl fmt::Display for Clocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.wrong() {
+            Wrong::Here => "this computer's clock is wrong",
+            Wrong::There => "the server's clock is wrong",
+            Wrong::One => "this computer's clock or the server's is wrong",
+        })?;
+        write!(f, ": this computer's shows {}", shown(self.here))?;
+        match self.there {
+            There::Admitted(at) | There::Shows(at) => write!(f, ", the server's {}", shown(at)),
+            There::Showed(at) => {
+                write!(f, ", the server's showed {} when it made its certificate", shown(at))
+            }
+            There::Ended(at) => write!(f, ", and the server's certificate ended at {}", shown(at)),
+            There::Unknown => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whose_clock_is_wrong_is_said_with_both_times() {
+        let now = clock::RELEASED + 86_400;
+        for (here, there, wrong, times) in [
+            (
+                now,
+                There::Admitted(7),
+                Wrong::There,
+                "2026-11-02T00:00:00Z, the server's 1970-01-01T00:00:07Z",
+            ),
+            (
+                7,
+                There::Shows(now),
+                Wrong::Here,
+                "1970-01-01T00:00:07Z, the server's 2026-11-02T00:00:00Z",
+            ),
+            (now, There::Shows(7), Wrong::There, "the server's 1970-01-01T00:00:07Z"),
+            (now, There::Shows(2 * now), Wrong::One, "2026-11-02T00:00:00Z, the server's 20"),
+            (7, There::Showed(now), Wrong::Here, "showed 2026-11-02T00:00:00Z"),
+            (now, There::Showed(2 * now), Wrong::One, "the server's showed 20"),
+            (now, There::Ended(7), Wrong::There, "ended at 1970-01-01T00:00:07Z"),
+            (2 * now, There::Ended(now), Wrong::One, "ended at 2026-11-02T00:00:00Z"),
+            (7, There::Unknown, Wrong::Here, "shows 1970-01-01T00:00:07Z"),
+        ] {
+            let clocks = Clocks { here, there };
+            assert_eq!(clocks.wrong(), wrong, "{clocks}");
+            assert!(clocks.to_string().contains(times), "{clocks}");
+        }
+    }
+}

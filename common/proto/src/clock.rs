@@ -1,0 +1,101 @@
+//! What a wall clock is worth: which times cannot be right, and whose clock is the wrong one.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+/// 2026-11-01: this version was not there earlier, so no right clock shows an earlier time. A
+/// machine without a battery for its clock starts in 1970.
+pub const RELEASED: i64 = 1_793_491_200;
+
+/// Two clocks may differ by so many seconds without a word: a minute is a slow network's.
+const ALIKE: i64 = 120;
+
+/// Which of two clocks is wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wrong {
+    /// This computer's.
+    Here,
+    /// The server's.
+    There,
+    /// One of them; the times alone do not say which.
+    One,
+}
+
+/// Judges two clocks, in Unix seconds, that were read at the same moment. `None` if they agree.
+pub fn compare(here: i64, there: i64) -> Option<Wrong> {
+    match (here < RELEASED, there < RELEASED) {
+        (true, _) => Some(Wrong::Here),
+        (false, true) => Some(Wrong::There),
+        _ if (here - there).abs() <= ALIKE => None,
+        _ => Some(Wrong::One),
+    }
+}
+
+/// A moment in Unix seconds, for people.
+pub fn shown(at: i64) -> String {
+    let at = Duration::from_secs(u64::try_from(at).unwrap_or(0));
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
+}
+
+/// Notices that a wall clock was set, or that the machine slept: both change what is valid.
+#[derive(Debug, Clone, Copy)]
+pub struct StepWatch {
+    wall: Duration,
+    steady: Duration,
+}
+
+impl StepWatch {
+    /// A wall clock may be slewed; this is more than that.
+    const STEP: Duration = Duration::from_secs(5);
+
+    /// Begins to watch. `wall` is the time since the Unix epoch, `steady` that of a clock which
+    /// nobody sets.
+    pub fn new(wall: Duration, steady: Duration) -> Self {
+        Self { wall, steady }
+    }
+
+    /// Whether the wall clock was set since the last call.
+    pub fn stepped(&mut self, wall: Duration, steady: Duration) -> bool {
+        let expected = self.wall + steady.saturating_sub(self.steady);
+        *self = Self { wall, steady };
+        wall.abs_diff(expected) > Self::STEP
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_two_clocks_the_one_before_the_release_is_wrong() {
+        let now = RELEASED + 86_400;
+        for (here, there, wrong) in [
+            (now, now + 60, None),
+            (5, now, Some(Wrong::Here)),
+            (now, 5, Some(Wrong::There)),
+            (5, 5, Some(Wrong::Here)),
+            (now, now + 86_400, Some(Wrong::One)),
+            (now + 86_400, now, Some(Wrong::One)),
+        ] {
+            assert_eq!(compare(here, there), wrong, "{here} {there}");
+        }
+        assert_eq!(shown(RELEASED), "2026-11-01T00:00:00Z");
+        assert_eq!(shown(-5), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_is_a_step_and_one_that_runs_is_none() {
+        let s = Duration::from_secs;
+        let mut watch = StepWatch::new(s(100), s(1));
+        for (wall, steady, stepped) in [
+            (s(101), s(2), false),
+            (s(165), s(65), false),
+            (s(2_000_000_000), s(66), true),
+            (s(2_000_000_001), s(67), false),
+            (s(1_999_999_000), s(68), true),
+            // It slept.
+            (s(1_999_999_600), s(69), true),
+        ] {
+            assert_eq!(watch.stepped(wall, steady), stepped, "{wall:?}");
+        }
+    }
+}

@@ -39,6 +39,8 @@ pub struct Admitted {
     pub id: DeviceId,
     /// What it is called.
     pub name: Name,
+    /// The user of this machine who enrolled it over SSH.
+    pub uid: Option<u32>,
 }
 
 /// Permission to reach one service, for one stream. Only [`Policy::permit`] makes one.
@@ -248,7 +250,7 @@ impl Policy {
         let id = certificate.device.ok_or(Code::Revoked)?;
         let snapshot = self.snapshot();
         let device = snapshot.admits(id, certificate.key).ok_or(Code::Revoked)?;
-        Ok(Admitted { id, name: device.name.clone() })
+        Ok(Admitted { id, name: device.name.clone(), uid: device.uid })
     }
 
     /// Permission for one stream of a device to one service, asked anew for every stream.

@@ -22,6 +22,8 @@ pub struct Asker {
     pub id: DeviceId,
     /// What it is called.
     pub name: Name,
+    /// The user of the server's machine who enrolled it over SSH.
+    pub uid: Option<u32>,
     /// Where its datagrams come from.
     pub remote: SocketAddr,
     /// What brings them.

@@ -14,7 +14,10 @@ use std::{
 };
 
 use common::machine::{process::unix_now, report::Failure};
-use proto::identity::{DeviceId, Name};
+use proto::{
+    identity::{DeviceId, Name},
+    wire::Enrolled,
+};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -78,6 +81,15 @@ pub enum Request {
     },
     /// The register has been changed: obey it now.
     Refresh,
+    /// A user who may write the state wants this device enrolled.
+    Enroll {
+        /// Its name.
+        name: Name,
+        /// A PKCS #10 request (RFC 2986), DER.
+        csr: Vec<u8>,
+        /// The user.
+        uid: u32,
+    },
     /// The configuration has been changed: read it again.
     Reload {
         /// The file that has been changed, if it was named.
@@ -98,6 +110,8 @@ pub enum Answer {
         /// Sessions that were cut.
         cut: usize,
     },
+    /// To [`Request::Enroll`].
+    Enrolled(Box<Enrolled>),
     /// To [`Request::Reload`].
     Reloaded {
         /// The file that has been read.
@@ -109,6 +123,12 @@ pub enum Answer {
     },
     /// It could not be done, why, and what cures it.
     Failed(Failure),
+}
+
+/// The running server does not answer what it was asked.
+pub(crate) fn of_another_version() -> Failure {
+    Failure::new("the running aditd answered something else")
+        .hint("restart it: it may be of another version")
 }
 
 /// A running server, as `aditd status` shows it.

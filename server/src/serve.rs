@@ -41,8 +41,12 @@ use crate::{
         look::Look,
         reload::{Reloaded, Settings},
     },
-    session::{self, enroll, enroll_socket::GroupSocket},
-    state::State,
+    session::{
+        self, enroll,
+        enroll_socket::GroupSocket,
+        enrollment::{self, Claim},
+    },
+    state::{State, register::User},
 };
 
 /// Running answers may take this long after the order to stop.
@@ -346,6 +350,13 @@ async fn answer_control(control: Control, server: Arc<Server>) {
                     },
                     Err(failure) => Answer::Failed(failure),
                 },
+                Request::Enroll { name, csr, uid } => {
+                    let claim = Claim::User { user: User { uid, is_owner: true }, name };
+                    match enrollment::enroll(&server, claim, &csr).await {
+                        Ok(enrolled) => Answer::Enrolled(Box::new(enrolled)),
+                        Err(why) => Answer::Failed(why.into()),
+                    }
+                }
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },
                     Err(e) => Answer::Failed(e.into()),

@@ -3,6 +3,7 @@
 
 pub mod enroll;
 pub mod enroll_socket;
+pub mod enrollment;
 
 use std::{
     sync::{
@@ -238,6 +239,7 @@ impl Session {
         let asker = Asker {
             id: self.device.id,
             name: self.device.name.clone(),
+            uid: self.device.uid,
             remote,
             carrier: Carrier::of(remote),
         };

@@ -12,6 +12,7 @@ pub mod laptop;
 pub mod load;
 pub mod ollama;
 pub mod ordinary;
+pub mod over_ssh;
 pub mod parsers;
 pub mod path;
 pub mod process;

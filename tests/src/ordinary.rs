@@ -43,6 +43,21 @@ impl Ordinary {
         Some(ordinary)
     }
 
+    /// Their uid.
+    pub fn uid(&self) -> u32 {
+        if self.as_root { Self::NOBODY } else { nix::unistd::getuid().as_raw() }
+    }
+
+    /// The name of their group.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn group(&self) -> String {
+        let gid = if self.as_root { Self::NOBODY } else { nix::unistd::getgid().as_raw() };
+        let group = nix::unistd::Group::from_gid(gid.into()).expect("looked up");
+        group.expect("a group").name
+    }
+
     /// A directory of their own.
     pub fn home(&self, name: &str) -> PathBuf {
         let home = self.dir.path().join(name);

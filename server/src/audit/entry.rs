@@ -44,44 +44,53 @@ pub enum Event {
     },
     /// A device was enrolled.
     Enroll {
-        /// Its name.
-        device: Name,
-        /// Its id.
-        device_id: DeviceId,
+        /// Which.
+        #[serde(flatten)]
+        device: Subject,
         /// By which way.
         by: EnrolledBy,
     },
     /// An enrollment was refused.
     EnrollRefused {
-        /// From where it was tried.
-        remote: SocketAddr,
+        /// The name that the device would have had, where that is known.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device: Option<Name>,
+        /// By which way it was tried.
+        by: EnrolledBy,
         /// Why.
         why: String,
     },
+    /// The name of a forgotten device was given up: anybody may have it.
+    FreeName {
+        /// The name.
+        device: Name,
+        /// The user who enrolled that device over SSH.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        device_uid: Option<u32>,
+        /// Which user of this machine did it.
+        uid: u32,
+    },
     /// A device's access was ended.
     Revoke {
-        /// Its name.
-        device: Name,
-        /// Its id.
-        device_id: DeviceId,
+        /// Which.
+        #[serde(flatten)]
+        device: Subject,
         /// Which user of this machine did it.
         uid: u32,
     },
     /// A revoked device was removed from the register.
     Forget {
-        /// Its name.
-        device: Name,
-        /// Its id.
-        device_id: DeviceId,
+        /// Which.
+        #[serde(flatten)]
+        device: Subject,
         /// Which user of this machine did it.
         uid: u32,
     },
     /// A device has another role.
     Role {
-        /// Its name.
-        device: Name,
-        /// Its id.
-        device_id: DeviceId,
+        /// Which.
+        #[serde(flatten)]
+        device: Subject,
         /// The role that it has now.
         role: Name,
         /// The role that it had.
@@ -91,10 +100,9 @@ pub enum Event {
     },
     /// A device has another list of models.
     Models {
-        /// Its name.
-        device: Name,
-        /// Its id.
-        device_id: DeviceId,
+        /// Which.
+        #[serde(flatten)]
+        device: Subject,
         /// Those that it may use now; `None` if the role decides.
         models: Option<Vec<String>>,
         /// Which user of this machine did it.
@@ -125,6 +133,18 @@ pub enum Event {
     },
 }
 
+/// A device, as each line about it says who it is.
+#[derive(Debug, Clone, Serialize)]
+pub struct Subject {
+    /// Its name.
+    pub device: Name,
+    /// Its id.
+    pub device_id: DeviceId,
+    /// The user of this machine who enrolled it over SSH.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device_uid: Option<u32>,
+}
+
 /// How a device came in.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -138,8 +158,8 @@ pub enum EnrolledBy {
 /// A request, as it is written.
 #[derive(Debug, Clone, Serialize)]
 pub struct RequestEntry {
-    device: Name,
-    device_id: DeviceId,
+    #[serde(flatten)]
+    device: Subject,
     role: Name,
     carrier: &'static str,
     remote: SocketAddr,
@@ -169,8 +189,11 @@ impl Event {
     pub fn request(record: &RequestRecord, charge: &Charge) -> Self {
         let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         Self::Request(Box::new(RequestEntry {
-            device: record.asker.name.clone(),
-            device_id: record.asker.id,
+            device: Subject {
+                device: record.asker.name.clone(),
+                device_id: record.asker.id,
+                device_uid: record.asker.uid,
+            },
             role: record.role.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
@@ -245,6 +268,7 @@ pub(crate) mod tests {
             asker: Asker {
                 id: DeviceId::generate(),
                 name: "laptop".parse().expect("a name"),
+                uid: None,
                 remote: "10.0.0.7:4000".parse().expect("an address"),
                 carrier: Carrier::Udp,
             },

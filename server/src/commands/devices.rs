@@ -66,10 +66,13 @@ pub enum Command {
         /// Its name or id
         device: String,
     },
-    /// Remove a revoked device and free its name
+    /// Remove a revoked device; its name is kept for the user who enrolled it
     Forget {
         /// Its name or id
         device: String,
+        /// Let any user have the name, also that of a device that was forgotten before
+        #[arg(long)]
+        free_name: bool,
     },
 }
 
@@ -82,14 +85,12 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             config.rules.must_know(&role)?;
             let device = enrolled(&state, &device)?;
             state.register.set_role(device.id, &role)?;
-            let (name, device_id, before) = (device.name.clone(), device.id, device.role.clone());
             audit::note_or_say(
                 audit,
                 &Event::Role {
-                    device: name,
-                    device_id,
+                    device: device.subject(),
                     role: role.clone(),
-                    before,
+                    before: device.role.clone(),
                     uid: process::uid(),
                 },
             );
@@ -101,10 +102,9 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             let device = enrolled(&state, &device)?;
             state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
             let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
-            let (name, device_id) = (device.name.clone(), device.id);
             audit::note_or_say(
                 audit,
-                &Event::Models { device: name, device_id, models: named, uid: process::uid() },
+                &Event::Models { device: device.subject(), models: named, uid: process::uid() },
             );
             in_force(&state).await?;
             let what = if all {
@@ -142,21 +142,7 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             }
         }
         Command::Revoke { device } => revoke(&state, audit, &device).await,
-        Command::Forget { device } => {
-            let device = state.register.find(&device)?;
-            if device.revoked.is_none() {
-                return Err(DeviceError::StillEnrolled(device.name).into());
-            }
-            state.register.forget(device.id)?;
-            let event = Event::Forget {
-                device: device.name.clone(),
-                device_id: device.id,
-                uid: process::uid(),
-            };
-            audit::note_or_say(audit, &event);
-            say(format!("Forgot {} {}.", device.name, device.id));
-            Ok(())
-        }
+        Command::Forget { device, free_name } => forget(&state, audit, &device, free_name),
     }
 }
 
@@ -196,8 +182,7 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
     state.register.revoke(device.id, unix_now()).map_err(not_cut)?;
-    let event =
-        Event::Revoke { device: device.name.clone(), device_id: device.id, uid: process::uid() };
+    let event = Event::Revoke { device: device.subject(), uid: process::uid() };
     audit::note_or_say(audit, &event);
     let cut = refresh(&state.dir).await.map_err(|why| {
         let what =
@@ -206,6 +191,39 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
     })?;
     let and_cut = if cut > 0 { "; it was connected and has been cut" } else { "" };
     say(format!("Revoked {} {}{and_cut}.", device.name, device.id));
+    Ok(())
+}
+
+fn forget(
+    state: &State,
+    audit: &AuditSettings,
+    device: &str,
+    free_name: bool,
+) -> Result<(), Failure> {
+    let name = match (state.register.find(device), device.parse::<Name>()) {
+        // It was forgotten before.
+        (Err(DeviceError::Unknown(_)), Ok(name))
+            if free_name && state.register.freed_name(&name)?.is_some() =>
+        {
+            name
+        }
+        (found, _) => {
+            let device = found?;
+            if device.revoked.is_none() {
+                return Err(DeviceError::StillEnrolled(device.name).into());
+            }
+            state.register.forget(device.id)?;
+            let event = Event::Forget { device: device.subject(), uid: process::uid() };
+            audit::note_or_say(audit, &event);
+            say(format!("Forgot {} {}.", device.name, device.id));
+            device.name
+        }
+    };
+    if free_name && let Some(freed) = state.register.free_name(&name)? {
+        let (device, device_uid) = (name.clone(), freed.uid);
+        audit::note_or_say(audit, &Event::FreeName { device, device_uid, uid: process::uid() });
+        say(format!("Any user may have the name `{name}` now."));
+    }
     Ok(())
 }
 

@@ -86,6 +86,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .because("none of this machine's addresses is in a network of --allow-from")
             .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
     }
+    let freed = state.register.freed_name(&device)?;
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation =
         Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
@@ -102,6 +103,11 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
     if withdrew {
         say(format!("An older invitation for `{}` has been withdrawn.", device));
+    }
+    if let Some(uid) = freed.and_then(|freed| freed.uid) {
+        say(format!(
+            "Note: `{device}` was the name of a device of another user (uid {uid}); whoever uses this code gets it."
+        ));
     }
     if invite.qr {
         say(qr(&code)?);

@@ -10,7 +10,8 @@ use std::{
 use common::{
     machine::{
         control,
-        process::{self, unix_now},
+        owner::become_owner_of,
+        process,
         report::{Exit, Failure},
     },
     transport::{carrier, frame},
@@ -18,22 +19,16 @@ use common::{
 use data_encoding::BASE64;
 use proto::{
     identity::Name,
-    wire::{
-        ADITD_PORT, DEFAULT_SERVICE, EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY,
-        SshFailed,
-    },
+    wire::{ADITD_PORT, EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
 };
-use time::OffsetDateTime;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
-    audit::{self, Event, entry::EnrolledBy},
     commands::stdio,
     config::Config,
-    policy::{authorize::Question, roles::default_role},
-    running::{Answer, Request},
+    running::{self, Answer, Request},
     session::enroll_socket,
-    state::{State, ca::DeviceKey, register::DeviceError},
+    state,
 };
 
 /// Runs what a command over SSH does before its first word. Its failure goes to standard output too,
@@ -81,94 +76,35 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
             .hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
     })?;
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
-    match State::open(&config.state_dir) {
-        Ok(state) => enroll_here(config, &state, &name, &csr).await,
-        // Not this user's: but perhaps the server lets a group in that this user is of.
-        Err(failure) => enroll_socket::ask(&config.enroll_socket, &name, &csr).await.unwrap_or_else(|| {
-            Err(failure.hint(
-                "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
-            ))
-        }),
+    // The running server does it, so that there is one way to enroll, with its settings and not ours.
+    let request = Request::Enroll { name: name.clone(), csr: csr.clone(), uid: process::uid() };
+    let asked = match become_owner_of(&config.state_dir) {
+        Ok(()) => control::ask(&config.state_dir, &request).await,
+        Err(e) => Err(e),
+    };
+    let unavailable = match asked {
+        Ok(Some(Answer::Enrolled(enrolled))) => return Ok(*enrolled),
+        Ok(Some(Answer::Failed(failure))) => return Err(failure),
+        Ok(Some(_)) => return Err(running::of_another_version()),
+        Ok(None) => state::must_exist(&config.state_dir).map(drop),
+        Err(e) => Err(e.into()),
+    };
+    // Not this user's, or nobody's: but perhaps the server lets a group in that this user is of.
+    if let Some(answer) = enroll_socket::ask(&config.enroll_socket, &name, &csr).await {
+        return answer;
     }
+    Err(match unavailable {
+        Err(failure) => failure.hint(
+            "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
+        ),
+        Ok(()) => not_running(config),
+    })
 }
 
-async fn enroll_here(
-    config: &Config,
-    state: &State,
-    name: &Name,
-    csr: &[u8],
-) -> Result<Enrolled, Failure> {
-    let key = DeviceKey::from_csr(csr).map_err(Failure::from_error)?;
-    state.ca.check_clock(unix_now())?;
-    if let Some(authority) = config.authority() {
-        authority.ask(Question::enrolling(name.clone(), default_role())).await?;
-    }
-    let now = OffsetDateTime::now_utc();
-    let not_after = (now + config.device_life).unix_timestamp();
-    let device =
-        state.register.enroll(name, key.hash, not_after, unix_now()).map_err(not_enrolled)?;
-    let issued = state
-        .ca
-        .issue_device(device.id, &key, now, config.device_life)
-        .map_err(|e| Failure::new("cannot sign a certificate").because(e))?;
-    let event = Event::Enroll {
-        device: device.name.clone(),
-        device_id: device.id,
-        by: EnrolledBy::Ssh(process::uid()),
-    };
-    audit::note_or_say(&config.meters.audit, &event);
-    let addresses = match &config.advertise {
-        named if !named.is_empty() => named.clone(),
-        _ => state.register.addresses()?.unwrap_or_default(),
-    };
-    let enrolled = Enrolled {
-        device: device.name,
-        device_id: device.id,
-        certificate: BASE64.encode(&issued.certificate),
-        ca: BASE64.encode(state.ca.certificate()),
-        door_key: state.keys.door.clone(),
-        addresses,
-        services: vec![config.upstream.as_service(DEFAULT_SERVICE.parse().map_err(Failure::new)?)],
-        relay_port: relay_port(config, state).await,
-    };
-    // The device connects as soon as it has this: the running server must know it by then.
-    let _ = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
-    Ok(enrolled)
-}
-
-/// Who reads this sits at the device: names are chosen there.
-pub(crate) fn not_enrolled(error: DeviceError) -> Failure {
-    let (name, frees) = match &error {
-        DeviceError::NameTaken(name) => {
-            (name, format!("aditd device revoke {name}` and `aditd device forget {name}"))
-        }
-        DeviceError::NameOfRevoked(name) => (name, format!("aditd device forget {name}")),
-        DeviceError::LooksLikeId(_) => {
-            return Failure::from_error(error)
-                .hint("choose another name with `adit enroll … --device NAME`")
-                .exit(Exit::Usage);
-        }
-        _ => return error.into(),
-    };
-    let hint = format!(
-        "choose another name with `adit enroll … --device NAME`; or, if this is what became of `{name}`, free the name on the server: `{frees}`"
-    );
-    Failure::from_error(error).hint(hint)
-}
-
-/// Where a key that may only forward finds the relay; if the server does not run now, where it will
-/// be.
-async fn relay_port(config: &Config, state: &State) -> Option<u16> {
-    match control::ask(&state.dir, &Request::Status).await {
-        Ok(Some(Answer::Status(status))) => status.relay,
-        _ if config.tcp_relay => config
-            .listen
-            .iter()
-            .find(|a| a.ip().is_loopback())
-            .or(config.listen.first())
-            .map(SocketAddr::port),
-        _ => None,
-    }
+fn not_running(config: &Config) -> Failure {
+    Failure::new("aditd is not running on the server")
+        .because(format!("no process serves the state in `{}`", config.state_dir.display()))
+        .hint("start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service")
 }
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.

@@ -9,7 +9,7 @@ use common::machine::{
 };
 use serde::Serialize;
 
-use crate::running::{Answer, Request, ServerStatus};
+use crate::running::{self, Answer, Request, ServerStatus};
 
 /// Shows the running server.
 pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
@@ -67,8 +67,7 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
 pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     match control::ask(dir, &Request::Status).await? {
         Some(Answer::Status(status)) => Ok(Some(*status)),
-        Some(_) => Err(Failure::new("the running aditd answered something else")
-            .hint("restart it: it may be of another version")),
+        Some(_) => Err(running::of_another_version()),
         None => Ok(None),
     }
 }

@@ -119,6 +119,7 @@ fn question(
         at: At::Request,
         device: line.asker.name.clone(),
         device_id: Some(line.asker.id),
+        device_uid: line.asker.uid,
         role: pass.role.clone(),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),

@@ -114,6 +114,8 @@ pub struct Question {
     pub device: Name,
     /// Its id, if it has one already.
     pub device_id: Option<DeviceId>,
+    /// The user of this machine who enrolls it, or has enrolled it, over SSH.
+    pub device_uid: Option<u32>,
     /// Its role.
     pub role: Name,
     /// The request's method.
@@ -128,11 +130,12 @@ pub struct Question {
 
 impl Question {
     /// Whether a device may enroll.
-    pub fn enrolling(device: Name, role: Name) -> Self {
+    pub fn enrolling(device: Name, device_uid: Option<u32>, role: Name) -> Self {
         Self {
             at: At::Enroll,
             device,
             device_id: None,
+            device_uid,
             role,
             method: None,
             path: None,
@@ -365,6 +368,7 @@ mod tests {
             at: At::Request,
             device: "laptop".parse().expect("a name"),
             device_id: None,
+            device_uid: None,
             role: "infer".parse().expect("a name"),
             method: Some("GET".into()),
             path: Some(path.into()),

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     audit::Event,
     config::{Config, Flags, ServeFlags},
-    running::{Answer, Request, Server},
+    running::{self, Answer, Request, Server},
     state::register::Snapshot,
 };
 
@@ -158,8 +158,7 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
         Some(Answer::Failed(why)) => {
             Err(Failure::new("the settings stay as they were").caused_by(why))
         }
-        Some(_) => Err(Failure::new("the running aditd answered something else")
-            .hint("restart it: it may be of another version")),
+        Some(_) => Err(running::of_another_version()),
         None => Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
             .hint("start it with `aditd serve`")),
     }

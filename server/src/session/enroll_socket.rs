@@ -26,7 +26,11 @@ use tokio::{
 };
 use tracing::info;
 
-use crate::{running::Server, session::enroll};
+use crate::{
+    running::Server,
+    session::enrollment::{self, Claim},
+    state::register::User,
+};
 
 /// Where the socket is when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/adit/enroll.sock";
@@ -135,7 +139,9 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
     // Not cut short: what has been written in the register has to be noted in the log.
-    let answer = enroll::for_member(&server, user, name, csr).await;
+    let user = User { uid: user, is_owner: false };
+    let answer = enrollment::enroll(&server, Claim::User { user, name }, &csr).await;
+    let answer = answer.map_err(Failure::from);
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
 

@@ -4,10 +4,12 @@
 mod devices;
 mod errors;
 mod invitations;
+mod names;
 
 pub use devices::Device;
 pub use errors::{DeviceError, RegisterError};
 pub use invitations::{Invited, MOST_INVITATIONS};
+pub use names::{FreedName, User};
 
 use std::{
     collections::HashMap,
@@ -28,7 +30,7 @@ use rusqlite::{
 
 use self::{devices::all_devices, errors::classify};
 
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -57,6 +59,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     ALTER TABLE device ADD COLUMN models TEXT;
     ALTER TABLE invitation ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
 ",
+    names::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.

@@ -46,6 +46,10 @@ pub(super) struct Shown {
     /// The only ones, or null.
     models: Option<Vec<ModelPattern>>,
     enrolled: i64,
+    /// The user of this machine who enrolled it over SSH, or null.
+    uid: Option<u32>,
+    /// Their name, if this machine knows one.
+    user: Option<String>,
     seen: Option<i64>,
     certificate_until: i64,
     revoked: Option<i64>,
@@ -71,6 +75,8 @@ pub(super) async fn shown(devices: Vec<Device>, config: &Config) -> Vec<Shown> {
         role: d.role,
         models: d.models,
         enrolled: d.enrolled,
+        uid: d.uid,
+        user: d.uid.and_then(user_name),
         seen: d.seen,
         certificate_until: d.not_after,
         revoked: d.revoked,
@@ -99,11 +105,12 @@ pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
 
 pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {
     let mut text = format!(
-        "Device       {} {}\nRole         {}\nEnrolled     {}\nSeen         {}\n",
+        "Device       {} {}\nRole         {}\nEnrolled     {}{}\nSeen         {}\n",
         device.name,
         device.id,
         role(device),
         day(device.enrolled),
+        by_user(device),
         seen(device)
     );
     text += &format!("Certificate  {}", certificate(device));
@@ -135,6 +142,20 @@ fn from(remote: &str) -> String {
         Ok(Carrier::Ssh) => format!("SSH, relayed at {remote},"),
         _ => remote.to_owned(),
     }
+}
+
+/// Who enrolled it, if a user of this machine did.
+fn by_user(device: &Shown) -> String {
+    match (device.uid, &device.user) {
+        (Some(uid), Some(user)) => format!(" by {user} (uid {uid})"),
+        (Some(uid), None) => format!(" by uid {uid}"),
+        (None, _) => String::new(),
+    }
+}
+
+/// What this machine calls a user.
+pub(crate) fn user_name(uid: u32) -> Option<String> {
+    nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
 
 fn role(device: &Shown) -> String {

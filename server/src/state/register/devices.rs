@@ -6,8 +6,8 @@ use proto::{
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{DeviceError, Register, RegisterError, parsed};
-use crate::policy::roles;
+use super::{DeviceError, Register, RegisterError, User, names, parsed};
+use crate::{audit::entry::Subject, policy::roles};
 
 /// A device as the register knows it. Times are Unix seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +30,15 @@ pub struct Device {
     pub role: Name,
     /// The only models that it may use, whatever its role may; `None` for no such limit.
     pub models: Option<Vec<ModelPattern>>,
+    /// The user of this machine who enrolled it over SSH; `None` if it came by an invitation.
+    pub uid: Option<u32>,
+}
+
+impl Device {
+    /// How the audit log names it.
+    pub fn subject(&self) -> Subject {
+        Subject { device: self.name.clone(), device_id: self.id, device_uid: self.uid }
+    }
 }
 
 impl Register {
@@ -58,28 +67,35 @@ impl Register {
         }
     }
 
-    /// Enrolls a device without an invitation: sshd has judged who asks. The same key under the
-    /// same name is the same device.
+    /// Enrolls a device without an invitation: sshd has judged who asks. The same key of the same
+    /// user under the same name is the same device.
+    ///
+    /// # Errors
+    /// A name that is not this user's to take.
     pub fn enroll(
         &self,
         name: &Name,
+        user: User,
         key: KeyHash,
         not_after: i64,
         now: i64,
     ) -> Result<Device, DeviceError> {
-        refuse_like_id(name)?;
-        let made = self.change(|t| {
-            match all_devices(t)?.into_iter().find(|device| device.name == *name) {
-                Some(device) => Ok(Err(device)),
-                None => insert_device(t, name, &roles::default_role(), key, not_after, now).map(Ok),
+        self.change(|t| {
+            let is_same = |device: &Device| {
+                device.name == *name
+                    && device.key == key
+                    && device.revoked.is_none()
+                    && device.uid.is_none_or(|uid| uid == user.uid)
+            };
+            if let Some(device) = all_devices(t)?.into_iter().find(is_same) {
+                return Ok(Ok(device));
             }
-        })?;
-        match made {
-            Ok(device) => Ok(device),
-            Err(device) if device.revoked.is_some() => Err(DeviceError::NameOfRevoked(device.name)),
-            Err(device) if device.key == key => Ok(device),
-            Err(device) => Err(DeviceError::NameTaken(device.name)),
-        }
+            if let Err(why) = names::check(t, name, user, now)? {
+                return Ok(Err(why));
+            }
+            let role = roles::default_role();
+            insert_device(t, name, &role, Some(user.uid), key, not_after, now).map(Ok)
+        })?
     }
 
     /// Ends a device's access.
@@ -93,15 +109,15 @@ impl Register {
         .map(drop)
     }
 
-    /// Removes a revoked device and frees its name.
+    /// Removes a revoked device. Its name is kept for the user who enrolled it; see
+    /// [`Register::free_name`].
     pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
         self.change(|t| {
-            t.execute(
-                "DELETE FROM device WHERE id = ?1 AND revoked IS NOT NULL",
-                params![id.to_string()],
-            )
+            let revoked = |device: &Device| device.id == id && device.revoked.is_some();
+            let Some(device) = all_devices(t)?.into_iter().find(revoked) else { return Ok(()) };
+            t.execute("DELETE FROM device WHERE id = ?1", params![id.to_string()])?;
+            names::forgotten(t, &device.name, device.uid)
         })
-        .map(drop)
     }
 
     /// Gives a device another role.
@@ -156,7 +172,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models FROM device ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid FROM device ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -168,6 +184,7 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
             seen: row.get(6)?,
             role: parsed(row.get(7)?)?,
             models: row.get::<_, Option<String>>(8)?.map(models).transpose()?,
+            uid: row.get(9)?,
         })
     })?;
     rows.collect()
@@ -177,6 +194,7 @@ pub(super) fn insert_device(
     t: &Transaction<'_>,
     name: &Name,
     role: &Name,
+    uid: Option<u32>,
     key: KeyHash,
     not_after: i64,
     now: i64,
@@ -190,9 +208,10 @@ pub(super) fn insert_device(
         id = DeviceId::generate();
     }
     t.execute(
-        "INSERT INTO device (id, name, key, enrolled, not_after, role) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str()],
+        "INSERT INTO device (id, name, key, enrolled, not_after, role, uid) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str(), uid],
     )?;
+    names::taken(t, name)?;
     let role = role.clone();
     Ok(Device {
         id,
@@ -204,6 +223,7 @@ pub(super) fn insert_device(
         seen: None,
         role,
         models: None,
+        uid,
     })
 }
 

@@ -104,6 +104,20 @@ pub enum DeviceError {
     /// The name of a new device belongs to a revoked one.
     #[error("the name `{0}` belongs to a revoked device")]
     NameOfRevoked(Name),
+    /// The name of a new device was that of a forgotten one, which somebody else had.
+    #[error(
+        "the name `{name}` was that of a device of {}",
+        uid.map_or_else(|| "somebody else".to_owned(), |uid| format!("another user (uid {uid})"))
+    )]
+    NameOfAnother {
+        /// The name.
+        name: Name,
+        /// Who enrolled that device over SSH; `None` if it came by an invitation.
+        uid: Option<u32>,
+    },
+    /// The name of a new device is that of an open invitation.
+    #[error("an invitation for `{0}` is open")]
+    NameInvited(Name),
     /// Every stranger's packet is tried against every open invitation.
     #[error("{MOST_INVITATIONS} invitations are open already")]
     TooManyInvitations,
@@ -135,6 +149,14 @@ impl From<DeviceError> for Failure {
                 format!(
                     "choose another name, or end that device's access: `aditd device revoke {name}`"
                 )
+            }
+            DeviceError::NameOfAnother { name, .. } => {
+                format!(
+                    "choose another name, or let anybody have it: `aditd device forget {name} --free-name`"
+                )
+            }
+            DeviceError::NameInvited(name) => {
+                format!("use its code, or withdraw it: `aditd device revoke {name}`")
             }
             DeviceError::TooManyInvitations => {
                 "wait until some have expired or been used".to_owned()

@@ -161,7 +161,7 @@ impl Register {
             if all_devices(t)?.iter().any(|device| device.name == name) {
                 return Ok(Err(EnrollRefusal::Closed));
             }
-            let device = insert_device(t, &name, &parsed(role)?, key, not_after, now)?;
+            let device = insert_device(t, &name, &parsed(role)?, None, key, not_after, now)?;
             t.execute(
                 "UPDATE invitation SET device = ?2, key = ?3 WHERE token = ?1",
                 params![token, device.id.to_string(), key.0],

@@ -23,8 +23,8 @@ fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
         let register = Register::open(&path).expect("opened");
         let device = register.find("laptop").expect("there");
         assert_eq!(
-            (device.role, device.models, device.seen),
-            (roles::default_role(), None, Some(3))
+            (device.role, device.models, device.seen, device.uid),
+            (roles::default_role(), None, Some(3), None)
         );
     }
 }
@@ -64,6 +64,9 @@ fn register() -> (tempfile::TempDir, Register) {
     (tmp, register)
 }
 
+const ALICE: User = User { uid: 1000, is_owner: false };
+const BOB: User = User { uid: 1001, is_owner: false };
+
 fn name(text: &str) -> Name {
     text.parse().expect(text)
 }
@@ -71,12 +74,13 @@ fn name(text: &str) -> Name {
 #[test]
 fn a_name_that_looks_like_an_id_is_given_to_no_device() {
     let (_tmp, register) = register();
-    let laptop = register.enroll(&name("laptop"), KeyHash([1; 32]), 200, 1).expect("enrolled");
+    let laptop =
+        register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
     let decoy = name(&laptop.id.to_string());
     let secret = Secret::generate();
     let invited = register.invite(&decoy, &roles::default_role(), &secret, 100, 1);
     assert!(matches!(invited, Err(DeviceError::LooksLikeId(_))), "{invited:?}");
-    let enrolled = register.enroll(&decoy, KeyHash([2; 32]), 200, 1);
+    let enrolled = register.enroll(&decoy, ALICE, KeyHash([2; 32]), 200, 1);
     assert!(matches!(enrolled, Err(DeviceError::LooksLikeId(_))), "{enrolled:?}");
     assert_eq!(register.find(decoy.as_str()).expect("found").name, laptop.name);
 }
@@ -84,8 +88,9 @@ fn a_name_that_looks_like_an_id_is_given_to_no_device() {
 #[test]
 fn what_is_the_id_of_one_device_and_the_name_of_another_is_refused() {
     let (_tmp, register) = register();
-    let laptop = register.enroll(&name("laptop"), KeyHash([1; 32]), 200, 1).expect("enrolled");
-    let other = register.enroll(&name("desk"), KeyHash([2; 32]), 200, 1).expect("enrolled");
+    let laptop =
+        register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
+    let other = register.enroll(&name("desk"), ALICE, KeyHash([2; 32]), 200, 1).expect("enrolled");
     // As an older version would have let it in.
     let rename = "UPDATE device SET name = ?1 WHERE id = ?2";
     let (id, decoy) = (laptop.id.to_string(), other.id.to_string());
@@ -122,4 +127,41 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
     }
     let refused = invite(2000).err();
     assert!(matches!(refused, Some(DeviceError::TooManyInvitations)), "{refused:?}");
+}
+
+#[test]
+fn the_name_of_a_forgotten_device_is_kept_for_whoever_had_it_until_its_owner_frees_it() {
+    let (_tmp, register) = register();
+    let name = name("alice-laptop");
+    let enroll = |user, key| register.enroll(&name, user, KeyHash([key; 32]), 200, 1);
+    let forget = |device: Device| {
+        register.revoke(device.id, 2).expect("revoked");
+        register.forget(device.id).expect("forgotten");
+    };
+    let first = enroll(ALICE, 1).expect("enrolled");
+    assert_eq!(first.uid, Some(ALICE.uid));
+    assert_eq!(enroll(ALICE, 1).expect("the same key").id, first.id);
+    assert!(enroll(BOB, 1).is_err(), "a key that somebody else holds too");
+    forget(first);
+    let refused = enroll(BOB, 2).expect_err("it was alice's");
+    assert!(
+        matches!(&refused, DeviceError::NameOfAnother { uid: Some(uid), .. } if *uid == ALICE.uid),
+        "{refused:?}"
+    );
+    forget(enroll(ALICE, 3).expect("it is hers"));
+    let had = register.free_name(&name).expect("freed");
+    assert_eq!(had, Some(FreedName { uid: Some(ALICE.uid) }));
+    let bobs = enroll(BOB, 4).expect("the owner has freed it");
+    assert_eq!((bobs.uid, register.freed_name(&name).expect("read")), (Some(BOB.uid), None));
+}
+
+#[test]
+fn a_name_that_is_invited_is_taken_by_its_code_alone() {
+    let (_tmp, register) = register();
+    let (name, secret) = (name("alice-laptop"), Secret::generate());
+    register.invite(&name, &roles::default_role(), &secret, 100, 1).expect("invited");
+    let refused = register.enroll(&name, BOB, KeyHash([2; 32]), 200, 1);
+    assert!(matches!(refused, Err(DeviceError::NameInvited(_))), "{refused:?}");
+    let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
+    assert_eq!(device.expect("redeemed").uid, None);
 }

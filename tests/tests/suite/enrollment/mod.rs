@@ -4,5 +4,6 @@ mod bad_certificates;
 mod bad_clock;
 mod devices;
 mod enrolling;
+mod every_way;
 mod renewing;
 mod secrets;

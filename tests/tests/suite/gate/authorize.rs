@@ -4,7 +4,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use serde_json::Value;
 use tests::{
+    credentials::new_key,
     ollama::Options,
+    over_ssh::{OverSsh, keep},
     raw::{self, Upstream},
     world::{SOON, World},
 };
@@ -289,4 +291,40 @@ async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it
     let (answer, _) = raw::read_to_end(&mut app).await;
     assert!(answer.starts_with(b"HTTP/1.1 200 "), "{}", String::from_utf8_lossy(&answer));
     assert_eq!(world.ollama.counters().started, 0);
+}
+
+#[tokio::test]
+async fn whoever_enrolled_a_device_over_ssh_is_part_of_every_question_and_line_about_it() {
+    let guarded = Guarded::start("yes", "['enroll', 'request']").await;
+    let (world, key) = (&guarded.world, new_key());
+    let mut command = world.programs.command("aditd", &["enroll-device", "laptop"]);
+    command.env("ADITD_STATE_DIR", world.state()).env("ADITD_CONFIG", &guarded.config);
+    let enrolled = OverSsh::enroll(command, &key).await.enrolled().await;
+    let uid = nix::unistd::getuid().as_raw();
+    let question = guarded.checker.last();
+    assert_eq!((&question["at"], &question["device_uid"]), (&"enroll".into(), &uid.into()));
+    let device = world.stranger("laptop");
+    keep(&device, enrolled, &key);
+    let up = device.up(&[]).await;
+    assert_eq!(status(&up, TAGS).await, 200);
+    let question = guarded.checker.last();
+    assert_eq!((&question["at"], &question["device_uid"]), (&"request".into(), &uid.into()));
+    for command in [&["role", "laptop", "admin"][..], &["revoke", "laptop"], &["forget", "laptop"]]
+    {
+        assert_eq!(world.aditd(&[&["device"], command].concat()).await.code, Some(0));
+    }
+    let lines = async || {
+        let log = world.aditd(&["audit", "--json", "--device", "laptop"]).await.stdout;
+        log.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect::<Vec<Value>>()
+    };
+    // The server writes its own lines beside the requests.
+    let written = async { while lines().await.len() < 5 {} };
+    tokio::time::timeout(SOON, written).await.expect("enroll, request, role, revoke, forget");
+    for line in lines().await {
+        assert_eq!(line["device_uid"], uid, "{line}");
+    }
+
+    let invited = world.up("desk").await;
+    assert_eq!(status(&invited, TAGS).await, 200);
+    assert_eq!(guarded.checker.last()["device_uid"], Value::Null);
 }

@@ -1,0 +1,247 @@
+//! How a device is enrolled, whoever asks: authorize, register, note in the audit log, sign, refresh.
+//! The three ways in (an invitation, the owner over SSH, a member of the enroll group over SSH) differ
+//! in their [`Claim`] and in nothing else.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use common::machine::{
+    process::unix_now,
+    report::{Exit, Failure},
+};
+use data_encoding::BASE64;
+use proto::{
+    identity::Name,
+    wire::{EnrollRefusal, Enrolled},
+};
+use time::OffsetDateTime;
+use tracing::{info, warn};
+
+use crate::{
+    audit::{Event, entry::EnrolledBy},
+    policy::{
+        authorize::{Question, Refusal},
+        roles::default_role,
+    },
+    running::Server,
+    state::{
+        ca::{ClockError, CsrError, DeviceKey, Issued},
+        register::{Device, DeviceError, User},
+    },
+};
+
+/// By what right a device is to be enrolled.
+#[derive(Debug, Clone)]
+pub enum Claim {
+    /// It has the token of an invitation.
+    Invitation {
+        /// What the device sends of the invitation's secret.
+        token: Vec<u8>,
+        /// Where it comes from.
+        from: SocketAddr,
+    },
+    /// A user of this machine asks for it, whom sshd has let in.
+    User {
+        /// Who.
+        user: User,
+        /// The name that they choose.
+        name: Name,
+    },
+}
+
+/// Why a device was not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub enum NotEnrolled {
+    /// Its request can't be read, or its signature is wrong.
+    #[error(transparent)]
+    Request(#[from] CsrError),
+    /// The server's clock can't be right.
+    #[error(transparent)]
+    Clock(#[from] ClockError),
+    /// The invitation is used or closed.
+    #[error(transparent)]
+    Invitation(EnrollRefusal),
+    /// `authorize` has not said yes.
+    #[error(transparent)]
+    Authorize(#[from] Refusal),
+    /// The name can't be had, or the register can't be written.
+    #[error(transparent)]
+    Register(#[from] DeviceError),
+    /// No certificate could be made.
+    #[error("cannot sign a certificate")]
+    Sign(#[from] rcgen::Error),
+}
+
+/// Enrolls the device whose signing request (PKCS #10, DER) this is.
+///
+/// # Errors
+/// Nothing has changed then; only after [`NotEnrolled::Sign`] the device is in the register, and the
+/// same key gets its certificate later.
+///
+/// # Cancel safety
+/// A device that is in the register has its line in the audit log, even if this is dropped.
+pub async fn enroll(
+    server: &Arc<Server>,
+    claim: Claim,
+    csr: &[u8],
+) -> Result<Enrolled, NotEnrolled> {
+    let (by, mut name) = (claim.by(), None);
+    let result = claim.run(server, csr, &mut name).await;
+    match &result {
+        Ok(enrolled) => info!(device = %enrolled.device, id = %enrolled.device_id, ?by, "enrolled"),
+        Err(why) => {
+            warn!(?by, "an enrollment was refused: {}", with_sources(why));
+            let why = why.to_string();
+            server.meters.audit.note(Event::EnrollRefused { device: name, by, why });
+        }
+    }
+    result
+}
+
+impl Claim {
+    fn by(&self) -> EnrolledBy {
+        match self {
+            Self::Invitation { from, .. } => EnrolledBy::Invitation(*from),
+            Self::User { user, .. } => EnrolledBy::Ssh(user.uid),
+        }
+    }
+
+    /// `name` is set as soon as it is known.
+    async fn run(
+        self,
+        server: &Arc<Server>,
+        csr: &[u8],
+        name: &mut Option<Name>,
+    ) -> Result<Enrolled, NotEnrolled> {
+        let key = DeviceKey::from_csr(csr)?;
+        server.state.ca.check_clock(unix_now())?;
+        let question = self.question(server).await?;
+        *name = Some(question.device.clone());
+        if let Some(authority) = server.gate.authority() {
+            authority.ask(question).await?;
+        }
+        let at = server.clone();
+        // A blocking task runs to its end: what the register has, the audit log has too.
+        let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key));
+        let made = made.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let (device, issued) = made?;
+        // The device connects as soon as it has its certificate: the policy must know it by then. If
+        // the register can't be read now, the log says so, and the server looks again by itself.
+        let _ = server.refresh().await;
+        Ok(Enrolled {
+            device: device.name,
+            device_id: device.id,
+            certificate: BASE64.encode(&issued.certificate),
+            ca: BASE64.encode(server.state.ca.certificate()),
+            door_key: server.state.keys.door.clone(),
+            addresses: server.open.addresses.clone(),
+            services: server.policy.services(),
+            relay_port: server.open.relay,
+        })
+    }
+
+    /// What `authorize` is asked.
+    async fn question(&self, server: &Server) -> Result<Question, NotEnrolled> {
+        match self {
+            Self::User { user, name } => {
+                Ok(Question::enrolling(name.clone(), Some(user.uid), default_role()))
+            }
+            Self::Invitation { token, .. } => {
+                let token = token.clone();
+                let invited =
+                    server.in_register(move |register| register.invited(&token, unix_now())).await;
+                let (name, role) = invited
+                    .map_err(DeviceError::Register)?
+                    .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?;
+                Ok(Question::enrolling(name, None, role))
+            }
+        }
+    }
+
+    /// Registers, notes and signs. Blocks.
+    fn put_in(self, server: &Server, key: &DeviceKey) -> Result<(Device, Issued), NotEnrolled> {
+        let by = self.by();
+        let now = OffsetDateTime::now_utc();
+        let (now_unix, life) = (now.unix_timestamp(), server.device_life);
+        let not_after = (now + life).unix_timestamp();
+        let register = &server.state.register;
+        let device = match self {
+            Self::Invitation { token, .. } => register
+                .redeem(&token, key.hash, not_after, now_unix)
+                .map_err(DeviceError::Register)?
+                .map_err(NotEnrolled::Invitation)?,
+            Self::User { user, name } => {
+                register.enroll(&name, user, key.hash, not_after, now_unix)?
+            }
+        };
+        server.meters.audit.note(Event::Enroll { device: device.subject(), by });
+        let issued = server.state.ca.issue_device(device.id, key, now, life)?;
+        Ok((device, issued))
+    }
+}
+
+impl NotEnrolled {
+    /// What a device with an invitation is told: no more than it has to know.
+    pub fn refusal(&self) -> EnrollRefusal {
+        match self {
+            Self::Request(_) => EnrollRefusal::BadRequest,
+            Self::Clock(ClockError { now, .. }) => EnrollRefusal::Clock { shows: *now },
+            Self::Invitation(why) => *why,
+            Self::Authorize(Refusal::No) => EnrollRefusal::NotAllowed,
+            Self::Authorize(Refusal::Failed(_)) => EnrollRefusal::NotAsked,
+            Self::Register(_) | Self::Sign(_) => EnrollRefusal::ServerFailed,
+        }
+    }
+}
+
+fn with_sources(error: &NotEnrolled) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text += &format!(": {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// What a user of this machine is told. Who reads it sits at the device: names are chosen there.
+impl From<NotEnrolled> for Failure {
+    fn from(why: NotEnrolled) -> Self {
+        match why {
+            NotEnrolled::Register(why) => name_refused(why),
+            NotEnrolled::Authorize(why) => why.into(),
+            NotEnrolled::Clock(why) => why.into(),
+            other => Self::from_error(other),
+        }
+    }
+}
+
+fn name_refused(error: DeviceError) -> Failure {
+    const OTHER: &str = "choose another name with `adit enroll … --device NAME`";
+    let frees = match &error {
+        DeviceError::NameTaken(name) => {
+            format!(
+                "if this is what became of `{name}`, free the name on the server: `aditd device revoke {name}` and `aditd device forget {name}`"
+            )
+        }
+        DeviceError::NameOfRevoked(name) => {
+            format!(
+                "if this is what became of `{name}`, free the name on the server: `aditd device forget {name}`"
+            )
+        }
+        DeviceError::NameOfAnother { name, .. } => {
+            format!(
+                "if you are to have it, the owner of the server runs `aditd device forget {name} --free-name`"
+            )
+        }
+        DeviceError::NameInvited(name) => {
+            format!(
+                "use its code; or the owner of the server withdraws it: `aditd device revoke {name}`"
+            )
+        }
+        DeviceError::LooksLikeId(_) => {
+            return Failure::from_error(error).hint(OTHER).exit(Exit::Usage);
+        }
+        _ => return error.into(),
+    };
+    Failure::from_error(error).hint(format!("{OTHER}; or, {frees}"))
+}

@@ -1,0 +1,165 @@
+//! Whose a device's name is. A name stands for a person in `authorize` and in the audit log: what a
+//! forgotten device was called does not pass to another user by itself.
+
+use proto::identity::Name;
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::{Device, DeviceError, Register, RegisterError, devices::all_devices};
+
+/// The third format: who enrolled a device, and the names of forgotten ones.
+pub(super) const CHANGE: &str = "
+    ALTER TABLE device ADD COLUMN uid INTEGER;
+    CREATE TABLE freed_name (name TEXT PRIMARY KEY, uid INTEGER) STRICT;
+";
+
+/// A user of this machine who enrolls a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct User {
+    /// Their uid.
+    pub uid: u32,
+    /// Whether they may write the server's state: then every name is theirs to give.
+    pub is_owner: bool,
+}
+
+/// The name of a forgotten device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FreedName {
+    /// The user who enrolled that device over SSH; `None` if it came by an invitation.
+    pub uid: Option<u32>,
+}
+
+impl FreedName {
+    /// Whether this user may have the name.
+    fn is_for(self, user: User) -> bool {
+        match self.uid {
+            Some(uid) => uid == user.uid,
+            None => user.is_owner,
+        }
+    }
+}
+
+impl Register {
+    /// Who had this name, if its device was forgotten and nobody has the name now.
+    pub fn freed_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
+        self.read(|t| freed(t, name))
+    }
+
+    /// Lets anybody have the name of a forgotten device. Says who had it; `None` if it was not kept.
+    pub fn free_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
+        self.change(|t| {
+            let had = freed(t, name)?;
+            taken(t, name)?;
+            Ok(had)
+        })
+    }
+}
+
+/// Whether this user may give a new device this name.
+pub(super) fn check(
+    t: &Transaction<'_>,
+    name: &Name,
+    user: User,
+    now: i64,
+) -> rusqlite::Result<Result<(), DeviceError>> {
+    let device = all_devices(t)?.into_iter().find(|device| device.name == *name);
+    Ok(judge(
+        name,
+        user,
+        device.as_ref(),
+        freed(t, name)?,
+        !user.is_owner && invited(t, name, now)?,
+    ))
+}
+
+fn judge(
+    name: &Name,
+    user: User,
+    device: Option<&Device>,
+    freed: Option<FreedName>,
+    is_invited: bool,
+) -> Result<(), DeviceError> {
+    match (device, freed) {
+        _ if name.looks_like_id() => Err(DeviceError::LooksLikeId(name.clone())),
+        (Some(device), _) if device.revoked.is_some() => {
+            Err(DeviceError::NameOfRevoked(name.clone()))
+        }
+        (Some(_), _) => Err(DeviceError::NameTaken(name.clone())),
+        (None, Some(freed)) if !freed.is_for(user) => {
+            Err(DeviceError::NameOfAnother { name: name.clone(), uid: freed.uid })
+        }
+        _ if is_invited && !user.is_owner => Err(DeviceError::NameInvited(name.clone())),
+        _ => Ok(()),
+    }
+}
+
+/// A device has been forgotten: its name is kept for whoever had it.
+pub(super) fn forgotten(
+    t: &Transaction<'_>,
+    name: &Name,
+    uid: Option<u32>,
+) -> rusqlite::Result<()> {
+    t.execute("INSERT OR REPLACE INTO freed_name VALUES (?1, ?2)", params![name.as_str(), uid])
+        .map(drop)
+}
+
+/// A device has this name now, or anybody may.
+pub(super) fn taken(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<()> {
+    t.execute("DELETE FROM freed_name WHERE name = ?1", params![name.as_str()]).map(drop)
+}
+
+fn freed(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<Option<FreedName>> {
+    let mut query = t.prepare_cached("SELECT uid FROM freed_name WHERE name = ?1")?;
+    query.query_row([name.as_str()], |row| Ok(FreedName { uid: row.get(0)? })).optional()
+}
+
+fn invited(t: &Transaction<'_>, name: &Name, now: i64) -> rusqlite::Result<bool> {
+    t.prepare_cached(
+        "SELECT 1 FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2",
+    )?
+    .exists(params![name.as_str(), now])
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::identity::{DeviceId, KeyHash};
+
+    use super::*;
+    use crate::policy::roles;
+
+    const ALICE: User = User { uid: 1000, is_owner: false };
+    const BOB: User = User { uid: 1001, is_owner: false };
+    const OWNER: User = User { uid: 0, is_owner: true };
+
+    #[test]
+    fn a_name_is_for_whoever_had_it_and_for_nobody_else() {
+        let name: Name = "alice-laptop".parse().expect("a name");
+        let device = |revoked| Device {
+            id: DeviceId::generate(),
+            name: name.clone(),
+            key: KeyHash([1; 32]),
+            enrolled: 1,
+            not_after: 2,
+            revoked,
+            seen: None,
+            role: roles::default_role(),
+            models: None,
+            uid: Some(ALICE.uid),
+        };
+        let (enrolled, revoked) = (device(None), device(Some(1)));
+        let of = |uid| Some(FreedName { uid });
+        let table = [
+            (None, None, false, [true, true, true]),
+            (None, None, true, [false, false, true]),
+            (None, of(Some(1000)), false, [true, false, false]),
+            (None, of(None), false, [false, false, true]),
+            (Some(&enrolled), None, false, [false; 3]),
+            (Some(&revoked), None, false, [false; 3]),
+            (Some(&revoked), of(Some(1000)), false, [false; 3]),
+        ];
+        for (device, freed, is_invited, expected) in table {
+            let may = [ALICE, BOB, OWNER]
+                .map(|user| judge(&name, user, device, freed, is_invited).is_ok());
+            assert_eq!(may, expected, "{device:?} {freed:?} {is_invited}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! However a device is enrolled, it leaves the same behind: a row in the register, a line in the
+//! audit log, and a server that knows it at once. Whose its name is stays known.
+
+use std::path::PathBuf;
+
+use common::machine::{control, report::Exit};
+use proto::wire::{EnrollAnswer, Enrolled};
+use serde_json::{Value, json};
+use server::running::{Answer, Request};
+use tests::{
+    credentials::{new_key, parse, redeem},
+    kept::{chmod, devices, text},
+    ollama::Options,
+    ordinary::Ordinary,
+    over_ssh::OverSsh,
+    told::{FAILED, assert_ok, assert_told},
+    world::{SOON, World},
+};
+
+use crate::PROGRAM;
+
+/// A world whose server lets a group enroll devices, and a member of it who may not read the state:
+/// `nobody`, if the test has root's rights.
+struct Members {
+    world: World,
+    member: Ordinary,
+    dir: tempfile::TempDir,
+}
+
+impl Members {
+    async fn start() -> Option<Self> {
+        let member = Ordinary::new(PROGRAM)?;
+        let dir = tempfile::tempdir().expect("a directory");
+        // The member gets to the configuration and to the socket.
+        chmod(dir.path(), 0o711);
+        let config = dir.path().join("aditd.toml");
+        let socket = format!(
+            "enroll_socket = '{}'\nlimits.tokens_per_day = 100",
+            dir.path().join("enroll.sock").display()
+        );
+        std::fs::write(&config, socket).expect("written");
+        chmod(&config, 0o644);
+        let flags = ["--enroll-group", &member.group(), "--config", text(&config)];
+        let world = World::start_with(PROGRAM, Options::default(), &flags).await;
+        Some(Self { world, member, dir })
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("aditd.toml")
+    }
+
+    async fn by_owner(&self, name: &str) -> OverSsh {
+        let mut command = self.world.programs.command("aditd", &["enroll-device", name]);
+        command.env("ADITD_STATE_DIR", self.world.state()).env("ADITD_CONFIG", self.config());
+        OverSsh::enroll(command, &new_key()).await
+    }
+
+    async fn by_member(&self, name: &str) -> OverSsh {
+        let mut command = self.member.command("aditd", &["enroll-device", name]);
+        command
+            .env("ADITD_STATE_DIR", self.dir.path().join("state"))
+            .env("ADITD_CONFIG", self.config());
+        OverSsh::enroll(command.into(), &new_key()).await
+    }
+
+    /// The lines of the audit log about a device, when there are so many.
+    async fn lines(&self, name: &str, many: usize) -> Vec<Value> {
+        let enough = async {
+            loop {
+                let log = self.world.aditd(&["audit", "--json", "--device", name]).await.stdout;
+                if log.lines().count() >= many {
+                    return log.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
+                }
+            }
+        };
+        tokio::time::timeout(SOON, enough).await.expect("the lines are written")
+    }
+
+    async fn revoke_and_forget(&self, name: &str) {
+        for command in ["revoke", "forget"] {
+            assert_ok(&self.world.aditd(&["device", command, name]).await);
+        }
+    }
+}
+
+#[tokio::test]
+async fn each_way_to_enroll_leaves_a_row_a_line_and_a_server_that_knows_the_device() {
+    let Some(members) = Members::start().await else { return };
+    let world = &members.world;
+    let own = nix::unistd::getuid().as_raw();
+    let member = members.member.uid();
+    let invitation = parse(&world.invite_as("by-code", "infer").await);
+    let EnrollAnswer::Enrolled(by_code) = redeem(&invitation, &new_key()).await else {
+        panic!("refused")
+    };
+    let by_owner = members.by_owner("by-owner").await.enrolled().await;
+    let by_member = members.by_member("by-member").await.enrolled().await;
+    for (enrolled, uid, by) in [
+        (*by_code, None, None),
+        (by_owner, Some(own), Some(json!({"ssh": own}))),
+        (by_member, Some(member), Some(json!({"ssh": member}))),
+    ] {
+        let Enrolled { device, device_id, .. } = enrolled;
+        // It answers for devices that it knows.
+        let tokens = Request::Tokens { device: device_id };
+        let known = control::ask::<_, Answer>(&world.state(), &tokens).await.expect("it answers");
+        assert!(matches!(known, Some(Answer::Tokens(Some(_)))), "{device}: {known:?}");
+        let rows = devices(world).await;
+        let row = rows.iter().find(|row| row["name"] == device.as_str()).expect("a row");
+        assert_eq!((&row["id"], &row["uid"]), (&json!(device_id), &json!(uid)));
+        assert_eq!(row["role"], "infer");
+        let lines = members.lines(device.as_str(), 1).await;
+        let lines: Vec<_> = lines.iter().filter(|line| line["event"] == "enroll").collect();
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert_eq!(lines[0]["device_id"], json!(device_id));
+        assert_eq!(lines[0]["device_uid"], json!(uid));
+        match by {
+            Some(by) => assert_eq!(lines[0]["by"], by),
+            None => assert!(lines[0]["by"]["invitation"].is_string(), "{lines:?}"),
+        }
+    }
+    let shown = world.aditd(&["device", "show", "by-member"]).await.stdout;
+    assert!(shown.contains(&format!("(uid {member})\n")), "{shown}");
+}
+
+#[tokio::test]
+async fn a_refused_enrollment_leaves_a_line_by_each_way() {
+    let Some(members) = Members::start().await else { return };
+    let invitation = parse(&members.world.invite("laptop").await);
+    redeem(&invitation, &new_key()).await;
+    // Used, taken, and taken.
+    redeem(&invitation, &new_key()).await;
+    assert!(members.by_owner("laptop").await.answer.is_err());
+    assert!(members.by_member("laptop").await.answer.is_err());
+    // Besides: invited, enrolled.
+    let lines = members.lines("laptop", 5).await;
+    let refused: Vec<_> =
+        lines.iter().filter(|line| line["event"] == "enroll_refused").map(|l| &l["by"]).collect();
+    assert_eq!(refused.len(), 3, "{lines:?}");
+    assert!(refused[0]["invitation"].is_string(), "{refused:?}");
+    let uids = [nix::unistd::getuid().as_raw(), members.member.uid()];
+    assert_eq!(refused[1..], [&json!({"ssh": uids[0]}), &json!({"ssh": uids[1]})]);
+}
+
+#[tokio::test]
+async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_says_so() {
+    let Some(members) = Members::start().await else { return };
+    if !members.member.as_root && tests::skip::because("there is only one user") {
+        return;
+    }
+    let world = &members.world;
+    members.by_owner("root-laptop").await.enrolled().await;
+    members.revoke_and_forget("root-laptop").await;
+    let refused = members.by_member("root-laptop").await;
+    let free = "aditd device forget root-laptop --free-name";
+    let what = "the name `root-laptop` was that of a device of another user (uid 0)";
+    refused.assert_failed(what, free, Exit::Failed);
+    members.by_owner("root-laptop").await.enrolled().await;
+    members.revoke_and_forget("root-laptop").await;
+    // The cure, as it is written.
+    let words: Vec<_> = free.split(' ').skip(1).collect();
+    assert_ok(&world.aditd(&words).await);
+    members.by_member("root-laptop").await.enrolled().await;
+    let freed = members.lines("root-laptop", 9).await;
+    let freed = freed.iter().find(|line| line["event"] == "free_name").expect("a line");
+    assert_eq!(freed["device_uid"], 0);
+    let nothing = world.aditd(&["device", "forget", "nobodys", "--free-name"]).await;
+    assert_told(&nothing, FAILED, &["there is no device `nobodys`"]);
+
+    // A name that has been given by an invitation is the owner's to give again.
+    world.device("code-laptop").await;
+    members.revoke_and_forget("code-laptop").await;
+    let refused = members.by_member("code-laptop").await;
+    let what = "the name `code-laptop` was that of a device of somebody else";
+    refused.assert_failed(what, "--free-name", Exit::Failed);
+    world.invite("code-laptop").await;
+    let refused = members.by_member("code-laptop").await;
+    refused.assert_failed(what, "--free-name", Exit::Failed);
+    world.invite("new-laptop").await;
+    let refused = members.by_member("new-laptop").await;
+    let what = "an invitation for `new-laptop` is open";
+    refused.assert_failed(what, "aditd device revoke new-laptop", Exit::Failed);
+}

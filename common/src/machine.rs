@@ -2,6 +2,7 @@
 
 pub mod control;
 pub mod files;
+pub mod log;
 pub mod owner;
 pub mod process;
 pub mod report;

@@ -2,6 +2,10 @@
 
 use std::{fmt, io::Write, process::ExitCode};
 
+use tracing_subscriber::{Layer, filter::FilterExt, layer::SubscriberExt, util::SubscriberInitExt};
+
+use crate::machine::log;
+
 pub use proto::failure::{Exit, Failure};
 
 impl From<crate::machine::files::FileError> for Failure {
@@ -64,28 +68,23 @@ pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
 /// Sends the log to standard error. `verbose` counts `-v`; the environment variable `ADIT_LOG`
 /// overrules it.
 pub fn start_log(verbose: u8) {
-    let default = match verbose {
-        0 => "warn,client=info,server=info,common=info",
-        1 => "warn,client=debug,server=debug,common=debug",
-        _ => "debug,russh=info,client=trace,server=trace,common=trace",
-    };
     let filter = std::env::var("ADIT_LOG")
         .ok()
         .and_then(|f| f.parse().ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(default));
+        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(log::directives(verbose)));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr())
         && std::env::var_os("NO_COLOR").is_none();
     // Under systemd the journal has its own clock.
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .with_target(verbose > 0);
-    let _ = if std::env::var_os("JOURNAL_STREAM").is_some() {
-        log.without_time().try_init()
-    } else {
-        log.try_init()
+    let lines = match std::env::var_os("JOURNAL_STREAM") {
+        Some(_) => lines.without_time().boxed(),
+        None => lines.boxed(),
     };
+    let lines = lines.with_filter(filter.and(log::Bounded::default()));
+    let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
 /// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.

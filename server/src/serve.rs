@@ -15,11 +15,12 @@ use common::{
     },
     transport::{
         self,
+        carrier::SystemSocket,
         tls::{self, Admit},
     },
 };
 use proto::wire::Code;
-use quinn::{Endpoint, EndpointConfig, Runtime, ServerConfig, TokioRuntime};
+use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
@@ -253,7 +254,7 @@ fn endpoint(
     tunnel: Arc<ServerConfig>,
     door: Arc<Door>,
 ) -> io::Result<Endpoint> {
-    let socket = TokioRuntime.wrap_udp_socket(socket)?;
+    let socket = SystemSocket::new(socket)?;
     let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), door));
     let mut endpoint = EndpointConfig::default();
     let key = state.keys.connection_ids;

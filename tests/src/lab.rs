@@ -76,7 +76,14 @@ impl Lab {
     pub fn new(link: Link, seed: u64) -> Self {
         let namespace = || Arc::new(Namespace::new().expect("a network namespace"));
         let (client, server) = (namespace(), namespace());
-        let now = Conditions { link, cut: false, longest: MTU, nat: false, forgotten: 0 };
+        let now = Conditions {
+            link,
+            cut: false,
+            longest: MTU,
+            unmarked_only: false,
+            nat: false,
+            forgotten: 0,
+        };
         let (conditions, seen) = watch::channel(now);
         let ends = Ends { client: client.clone(), server: server.clone(), server_address: SERVER };
         let emulator = emulator::start(ends, seed, seen).expect("packets are carried");
@@ -109,6 +116,11 @@ impl Lab {
     /// way does.
     pub fn set_longest_packet(&self, bytes: usize) {
         self.change(|now| now.longest = bytes);
+    }
+
+    /// Loses packets with ECN marks without a word, both ways, or lets them pass again.
+    pub fn lose_marked(&self, lost: bool) {
+        self.change(|now| now.unmarked_only = lost);
     }
 
     /// Loses UDP and nothing else, or lets it pass again: both networks drop what comes in, as a

@@ -111,6 +111,10 @@ pub struct UpStatus {
     pub idle_timeout_by: String,
     /// What the system granted the UDP socket for receiving and sending, in bytes; none over SSH.
     pub socket_buffers: Option<(usize, usize)>,
+    /// Whether packets carry ECN marks (RFC 3168) now.
+    pub ecn_marks: bool,
+    /// Whether they carry none because with marks they were not answered on this network.
+    pub drops_ecn_marks: bool,
     /// Round-trip time in milliseconds.
     pub rtt_ms: f64,
     /// Packets sent.
@@ -220,6 +224,8 @@ impl UpStatus {
             idle_timeout: ours.min(theirs),
             idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
             socket_buffers: carried.carrier.buffers(),
+            ecn_marks: carried.carrier.has_marks(),
+            drops_ecn_marks: carried.carrier.is_unmarked(),
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
@@ -237,11 +243,12 @@ impl UpStatus {
             )
         });
         format!(
-            "{} for {}; not {other}: {}{}",
+            "{} for {}; not {other}: {}{}{}",
             self.carrier.to_uppercase(),
             since(self.carrier_since),
             self.why_not_other,
-            kept.unwrap_or_default()
+            kept.unwrap_or_default(),
+            if self.drops_ecn_marks { "; without ECN marks, which this network drops" } else { "" }
         )
     }
 

@@ -2,14 +2,15 @@
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
-    sync::Arc,
+    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use clap::ValueEnum;
 use common::transport::{
     self,
-    carrier::{StreamCarrier, UdpCarrier},
+    carrier::{Marks, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
 
@@ -51,7 +52,12 @@ impl Way {
             Self::Udp(remote) => {
                 let socket = transport::any_socket(*remote)?;
                 let buffers = transport::buffer_sizes(&socket).ok();
-                Ok(Carrier::Udp(UdpCarrier::new(socket, *remote)?, buffers))
+                let marks = if self.source().is_some_and(drops_marks) {
+                    Marks::Without
+                } else {
+                    Marks::NEW
+                };
+                Ok(Carrier::Udp(UdpCarrier::new(socket, *remote, marks)?, buffers))
             }
             Self::Ssh(way) => {
                 let (stream, ssh) = way.open().map_err(io::Error::other)?;
@@ -61,7 +67,7 @@ impl Way {
     }
 
     /// The address that the kernel would send from. Nothing is sent.
-    pub fn source(&self) -> Option<std::net::IpAddr> {
+    pub fn source(&self) -> Option<IpAddr> {
         let remote = match self {
             Self::Udp(remote) => *remote,
             // Where ssh goes is its own affair: whatever leads to the rest of the world (an address
@@ -72,6 +78,29 @@ impl Way {
         socket.connect(remote).ok()?;
         Some(socket.local_addr().ok()?.ip())
     }
+}
+
+/// A network that dropped packets with ECN marks is not tried with them for this long.
+const WITHOUT_MARKS: Duration = Duration::from_secs(3600);
+/// Networks that are remembered at the most.
+const NETWORKS: usize = 16;
+
+/// Networks that dropped packets with ECN marks, by the address that is sent from there, and when
+/// that was found out. All connections of this program share it.
+static DROPPING: Mutex<Vec<(IpAddr, Instant)>> = Mutex::new(Vec::new());
+
+fn drops_marks(source: IpAddr) -> bool {
+    let known = DROPPING.lock().unwrap_or_else(PoisonError::into_inner);
+    known.iter().any(|(other, at)| *other == source && at.elapsed() < WITHOUT_MARKS)
+}
+
+/// Remembers that packets with ECN marks are dropped where `source` is sent from.
+pub(crate) fn remember_dropping(source: IpAddr) {
+    let mut known = DROPPING.lock().unwrap_or_else(PoisonError::into_inner);
+    known.retain(|(other, _)| *other != source);
+    known.push((source, Instant::now()));
+    let forgotten = known.len().saturating_sub(NETWORKS);
+    known.drain(..forgotten);
 }
 
 impl fmt::Display for Way {
@@ -117,6 +146,24 @@ impl Carrier {
         match self {
             Self::Udp(socket, _) => socket.has_heard(),
             Self::Ssh(stream, _) => stream.has_heard(),
+        }
+    }
+
+    /// Whether it goes without ECN marks, because it was answered only so.
+    pub fn is_unmarked(&self) -> bool {
+        matches!(self, Self::Udp(socket, _) if socket.is_unmarked())
+    }
+
+    /// Whether what is sent by it carries ECN marks.
+    pub fn has_marks(&self) -> bool {
+        matches!(self, Self::Udp(socket, _) if socket.has_marks())
+    }
+
+    /// Why the system sends nothing by it at present, if so.
+    pub fn send_error(&self) -> Option<io::Error> {
+        match self {
+            Self::Udp(socket, _) => socket.send_error(),
+            Self::Ssh(..) => None,
         }
     }
 

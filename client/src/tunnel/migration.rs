@@ -16,7 +16,7 @@ use crate::{
     dial::{
         Dialed,
         plan::Directions,
-        route::{Carrier, Way},
+        route::{Carrier, Way, remember_dropping},
     },
     tunnel::{
         events::Journal,
@@ -52,8 +52,16 @@ pub(crate) struct Path<'a> {
     failed_trials: u32,
     looked: (Instant, SystemTime),
     source: (Instant, Option<std::net::IpAddr>),
-    /// A carrier that has ended is said once.
-    told_dead: bool,
+    /// What is wrong with the carrier is said once.
+    told: Told,
+}
+
+/// What has been said of the carrier.
+#[derive(Default)]
+struct Told {
+    dead: bool,
+    unmarked: bool,
+    cannot_send: bool,
 }
 
 /// A carrier that has still to prove itself.
@@ -92,7 +100,7 @@ impl<'a> Path<'a> {
             failed_trials: 0,
             looked: (now, SystemTime::now()),
             source: (now, source),
-            told_dead: false,
+            told: Told::default(),
         }
     }
 
@@ -151,6 +159,7 @@ impl<'a> Path<'a> {
             }
             Some(Turn::Back(time)) => {
                 self.failed_trials = 0;
+                self.told.cannot_send = false;
                 self.journal.note(format_args!(
                     "the server answers again, after {:.1} s",
                     time.as_secs_f64()
@@ -165,11 +174,36 @@ impl<'a> Path<'a> {
         if orders.probe || self.trial.is_some() {
             self.probe();
         }
-        let dead = self.up.carried().carrier.is_dead();
-        if dead && !self.told_dead {
+        self.note_carrier();
+    }
+
+    /// Says once what is wrong with the carrier.
+    fn note_carrier(&mut self) {
+        let (dead, unmarked, send_error) = {
+            let carrier = &self.up.carried().carrier;
+            (carrier.is_dead(), carrier.is_unmarked(), carrier.send_error())
+        };
+        if dead && !self.told.dead {
             self.journal.note("ssh has ended: starting it again");
         }
-        self.told_dead = dead;
+        self.told.dead = dead;
+        if unmarked && !self.told.unmarked {
+            self.journal.note(
+                "packets with ECN marks were not answered on this network: going without them",
+            );
+            if let Some(source) = self.source.1 {
+                remember_dropping(source);
+            }
+        }
+        self.told.unmarked = unmarked;
+        // An error that comes and goes with each new socket is still the same trouble: it is over
+        // when the server answers.
+        if let Some(e) = send_error
+            && !std::mem::replace(&mut self.told.cannot_send, true)
+        {
+            self.journal
+                .note(format_args!("this computer cannot send to the server now: {}", words(&e)));
+        }
     }
 
     /// After a move: another way may be sent from another address.
@@ -321,6 +355,12 @@ impl<'a> Path<'a> {
     fn is_running(&self) -> bool {
         self.meter.underway.load(std::sync::atomic::Ordering::Relaxed) > 0
     }
+}
+
+/// What the system says, without its number.
+fn words(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
 fn dismiss(dialed: Option<Dialed>) {

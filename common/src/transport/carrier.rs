@@ -6,7 +6,9 @@
 //! an error would end the connection.
 
 mod framing;
+mod marks;
 mod relay;
+mod socket;
 mod stream;
 mod udp;
 
@@ -14,7 +16,9 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 pub use self::{
     framing::{frame_datagram, next_datagram},
+    marks::{Marks, Unmarked},
     relay::{RELAY_SOURCE, relay},
+    socket::SystemSocket,
     stream::StreamCarrier,
     udp::UdpCarrier,
 };

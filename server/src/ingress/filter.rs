@@ -9,10 +9,11 @@ use std::{
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
 
+use common::transport::carrier::Unmarked;
 use ipnet::IpNet;
 use proto::knock::KNOCK_LEN;
 use quinn::{
@@ -54,6 +55,8 @@ pub struct SilentSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
     door: Arc<Door>,
+    /// Where packets with ECN marks do not arrive.
+    unmarked: Mutex<Unmarked>,
 }
 
 impl fmt::Debug for SilentSocket {
@@ -69,7 +72,11 @@ impl SilentSocket {
     /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is
     /// dropped is counted there.
     pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
-        Self { inner, audience, door }
+        Self { inner, audience, door, unmarked: Mutex::default() }
+    }
+
+    fn unmarked(&self) -> MutexGuard<'_, Unmarked> {
+        self.unmarked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn may_pass(&self, datagram: &[u8]) -> bool {
@@ -87,7 +94,14 @@ impl AsyncUdpSocket for SilentSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let marked = transmit.ecn.filter(|_| !self.unmarked().contains(transmit.destination));
+        self.inner.try_send(&Transmit {
+            destination: transmit.destination,
+            ecn: marked,
+            contents: transmit.contents,
+            segment_size: transmit.segment_size,
+            src_ip: transmit.src_ip,
+        })
     }
 
     fn poll_recv(
@@ -104,6 +118,9 @@ impl AsyncUdpSocket for SilentSocket {
                 self.door.count(Reason::Network);
                 0
             };
+            if meta.len > 0 {
+                self.unmarked().heard(meta.addr, meta.ecn.is_some());
+            }
         }
         Poll::Ready(Ok(received))
     }

@@ -24,6 +24,8 @@ pub(super) struct Conditions {
     pub(super) cut: bool,
     /// Longer packets are lost without a word.
     pub(super) longest: usize,
+    /// Packets with ECN marks are lost without a word.
+    pub(super) unmarked_only: bool,
     /// The laptop is behind a translator.
     pub(super) nat: bool,
     /// How often that has forgotten everything.
@@ -32,7 +34,10 @@ pub(super) struct Conditions {
 
 impl Conditions {
     fn let_through(&self, packet: &[u8]) -> bool {
-        packet::protocol(packet).is_some() && !(self.cut || packet.len() > self.longest)
+        packet::protocol(packet).is_some()
+            && !(self.cut
+                || packet.len() > self.longest
+                || (self.unmarked_only && packet::is_marked(packet)))
     }
 }
 

@@ -12,6 +12,11 @@ const HEADER_SUM: usize = 10;
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 
+/// Whether an IPv4 packet says that its ends understand ECN (RFC 3168 section 5).
+pub(super) fn is_marked(packet: &[u8]) -> bool {
+    packet.get(1).is_some_and(|service| service & 0b11 != 0)
+}
+
 /// A whole IPv4 packet with TCP or UDP in it.
 pub(super) struct Packet<'a> {
     bytes: &'a mut [u8],

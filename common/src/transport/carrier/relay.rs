@@ -15,7 +15,9 @@ use quinn::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
+use super::{
+    Marks, OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram,
+};
 use crate::transport;
 
 /// A session sends something every few seconds: one that has been silent for so long has gone, and
@@ -33,10 +35,11 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let socket = match beside(server).and_then(|socket| UdpCarrier::new(socket, server)) {
-        Ok(socket) => socket,
-        Err(e) => return e,
-    };
+    let socket =
+        match beside(server).and_then(|socket| UdpCarrier::new(socket, server, Marks::Without)) {
+            Ok(socket) => socket,
+            Err(e) => return e,
+        };
     tokio::select! { end = inward(read, socket.clone()) => end, end = outward(socket, write) => end }
 }
 

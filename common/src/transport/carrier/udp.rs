@@ -6,34 +6,66 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Instant,
 };
 
 use quinn::{
-    AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
+    AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 
-use super::{LOCAL, RECEIVE_SEGMENTS, REMOTE};
+use super::{LOCAL, Marks, RECEIVE_SEGMENTS, REMOTE, SystemSocket};
 
 /// A UDP socket to one address.
 pub struct UdpCarrier {
-    inner: Arc<dyn AsyncUdpSocket>,
+    inner: Arc<SystemSocket>,
     real: SocketAddr,
     heard: AtomicBool,
+    marks: Mutex<Marks>,
+    /// What was sent last carries a mark.
+    marked: AtomicBool,
 }
 
 impl UdpCarrier {
-    /// Sends to and hears `real` alone.
-    pub fn new(socket: std::net::UdpSocket, real: SocketAddr) -> io::Result<Arc<Self>> {
+    /// Sends to and hears `real` alone, with ECN marks or without.
+    ///
+    /// # Errors
+    /// If the system can't do with the socket what QUIC needs.
+    pub fn new(
+        socket: std::net::UdpSocket,
+        real: SocketAddr,
+        marks: Marks,
+    ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            inner: TokioRuntime.wrap_udp_socket(socket)?,
+            inner: SystemSocket::new(socket)?,
             real,
             heard: AtomicBool::new(false),
+            marks: Mutex::new(marks),
+            marked: AtomicBool::new(false),
         }))
+    }
+
+    /// Whether it goes without ECN marks because it was answered only so.
+    pub fn is_unmarked(&self) -> bool {
+        *self.lock() == Marks::Without
+    }
+
+    /// Whether what it sends carries ECN marks.
+    pub fn has_marks(&self) -> bool {
+        self.marked.load(Relaxed)
+    }
+
+    /// Why nothing can be sent at present, if the system says so.
+    pub fn send_error(&self) -> Option<io::Error> {
+        self.inner.send_error()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Marks> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether a datagram has come by it.
@@ -54,18 +86,17 @@ impl AsyncUdpSocket for UdpCarrier {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let marked = self.lock().send(Instant::now(), transmit.ecn.is_some());
+        self.marked.store(marked, Relaxed);
         let real = Transmit {
             destination: self.real,
-            ecn: transmit.ecn,
+            ecn: transmit.ecn.filter(|_| marked),
             contents: transmit.contents,
             segment_size: transmit.segment_size,
             src_ip: None,
         };
-        match self.inner.try_send(&real) {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
-            // No route, no interface: as good as lost on the way.
-            _ => Ok(()),
-        }
+        // No route, no interface: as good as lost on the way.
+        self.inner.try_send(&real)
     }
 
     fn poll_recv(
@@ -74,30 +105,20 @@ impl AsyncUdpSocket for UdpCarrier {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        loop {
-            match std::task::ready!(self.inner.poll_recv(cx, bufs, meta)) {
-                Ok(received) => {
-                    for meta in &mut meta[..received] {
-                        // Whoever else speaks to this port is not heard.
-                        if meta.addr == self.real {
-                            self.heard.store(true, Relaxed);
-                        } else {
-                            meta.len = 0;
-                        }
-                        meta.addr = REMOTE;
-                        meta.dst_ip = None;
-                    }
-                    return Poll::Ready(Ok(received));
-                }
-                // A port that was unreachable a moment ago (ICMP): the next datagram may do better.
-                Err(e)
-                    if matches!(
-                        e.kind(),
-                        io::ErrorKind::ConnectionRefused | io::ErrorKind::ConnectionReset
-                    ) => {}
-                Err(_) => return Poll::Pending,
+        let Ok(received) = std::task::ready!(self.inner.poll_recv(cx, bufs, meta)) else {
+            return Poll::Pending;
+        };
+        for meta in &mut meta[..received] {
+            // Whoever else speaks to this port is not heard.
+            if meta.addr != self.real {
+                meta.len = 0;
+            } else if !self.heard.swap(true, Relaxed) {
+                self.lock().heard(Instant::now());
             }
+            meta.addr = REMOTE;
+            meta.dst_ip = None;
         }
+        Poll::Ready(Ok(received))
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -2,6 +2,7 @@
 
 mod cancelling;
 mod ladder;
+mod marks;
 mod outages;
 mod path;
 mod server;

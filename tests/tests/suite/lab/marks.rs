@@ -1,0 +1,80 @@
+//! Networks that drop packets with ECN marks, and what a computer says that cannot send at all.
+
+use std::time::Duration;
+
+use tests::{
+    lab::{Far, LOOPBACK, Lab, Setting, rung, seed},
+    world::SOON,
+};
+
+use crate::PROGRAM;
+
+const WITHIN: Duration = Duration::from_secs(180);
+
+/// Whether the session marks its packets, and whether the network drops those with marks, by its
+/// own account.
+async fn marks(far: &Far) -> (Option<bool>, Option<bool>) {
+    let status = far.device.status().await;
+    let says = |what: &str| status["tunnel"][what].as_bool();
+    (says("ecn_marks"), says("drops_ecn_marks"))
+}
+
+/// How often something has happened, by the client's own account.
+async fn happened(far: &Far, what: &str) -> usize {
+    let status = far.device.status().await;
+    let events = status["events"].as_array().expect("events").iter();
+    events.filter(|event| event["what"].as_str().is_some_and(|text| text.contains(what))).count()
+}
+
+#[tokio::test]
+async fn a_path_that_drops_marked_packets_carries_a_tunnel_without_marks() {
+    if Lab::is_missing() {
+        return;
+    }
+    let lab = Lab::new(LOOPBACK, seed(500));
+    lab.lose_marked(true);
+    let setting = Setting { link: rung("dsl"), ..Setting::default() };
+    let far = Far::start_in(lab, PROGRAM, setting, &[]).await;
+    far.ask_both(20, 1).await.are_equal(WITHIN).await;
+    assert_eq!(marks(&far).await, (Some(false), Some(true)));
+    assert_eq!(happened(&far, "ECN").await, 1);
+    // What was found out holds for the next session on this network.
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn a_path_that_begins_to_drop_marked_packets_under_an_answer_loses_no_token() {
+    if Lab::is_missing() {
+        return;
+    }
+    let setting = Setting { link: rung("dsl"), seed: seed(501), ..Setting::default() };
+    let far = Far::start(PROGRAM, setting).await;
+    let mut answer = far.ask_both(300, 1).await;
+    answer.tunnelled.has(2_000, WITHIN).await;
+    assert_eq!(marks(&far).await, (Some(true), Some(false)));
+    far.lab.lose_marked(true);
+    answer.are_equal(WITHIN).await;
+    far.is_one_session();
+    assert_eq!(marks(&far).await, (Some(false), Some(true)));
+}
+
+#[tokio::test]
+async fn a_computer_that_cannot_send_says_so_once_and_in_its_own_words() {
+    if Lab::is_missing() {
+        return;
+    }
+    let setting = Setting { link: rung("dsl"), seed: seed(502), ..Setting::default() };
+    let far = Far::start(PROGRAM, setting).await;
+    let mut answer = far.ask_both(200, 1).await;
+    answer.tunnelled.has(2_000, WITHIN).await;
+    far.lab.unplug();
+    let said = async { while happened(&far, "cannot send").await == 0 {} };
+    tokio::time::timeout(SOON, said).await.expect("it says so");
+    // Sockets are taken anew meanwhile, and each fails again.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(happened(&far, "network is unreachable").await, 1);
+    far.lab.plug_in();
+    answer.are_equal(WITHIN).await;
+    let log = far.up.adit.log();
+    assert!(!log.contains("Os {"), "a library's own words: {log}");
+}

@@ -245,7 +245,7 @@ mod tests {
         assert!(
             refused
                 .sentence
-                .starts_with("adit: device `laptop` may make 1 requests per minute; try again in "),
+                .starts_with("adit: device `laptop` may make 1 request per minute; try again in "),
             "{refused:?}"
         );
     }

@@ -26,7 +26,10 @@ use governor::{
     middleware::NoOpMiddleware,
     state::{InMemoryState, NotKeyed},
 };
-use proto::identity::{DeviceId, Name};
+use proto::{
+    human::{self, count},
+    identity::{DeviceId, Name},
+};
 
 /// When nobody knows how long a running request takes, this is when to ask again.
 const SOON: Duration = Duration::from_secs(1);
@@ -119,26 +122,27 @@ impl fmt::Display for Exceeded {
         let device = &self.device;
         match self.limit {
             Limit::Rate(most) => {
-                write!(f, "device `{device}` may make {most} requests per minute")?
+                let requests = count(most.get(), "request");
+                write!(f, "device `{device}` may make {requests} per minute")?
             }
             Limit::AtOnce(most) => {
-                write!(f, "device `{device}` may have {most} requests running at once")?
+                let requests = count(most.get(), "request");
+                write!(f, "device `{device}` may have {requests} running at once")?
             }
             Limit::Body(most) => {
-                write!(f, "device `{device}` may send {most} bytes with a request (limit `body`)")?
+                let most = human::size(most);
+                write!(f, "device `{device}` may send {most} with a request (limit `body`)")?
             }
-            Limit::Tokens(most) => write!(
-                f,
-                "device `{device}` may use {most} tokens per day (UTC), and has used them"
-            )?,
+            Limit::Tokens(most) => {
+                let tokens = count(most, "token");
+                write!(f, "device `{device}` may use {tokens} per day (UTC), and has used them")?
+            }
         }
         match (self.limit, self.retry_after_secs()) {
             (Limit::AtOnce(_), _) => f.write_str("; try again when one has ended"),
-            (_, Some(secs)) => write!(
-                f,
-                "; try again in {}",
-                humantime::format_duration(Duration::from_secs(secs))
-            ),
+            (_, Some(secs)) => {
+                write!(f, "; try again in {}", human::time(Duration::from_secs(secs)))
+            }
             (_, None) => Ok(()),
         }
     }

@@ -19,7 +19,7 @@ use common::{
         tls::{self, Admit},
     },
 };
-use proto::wire::Code;
+use proto::{human, wire::Code};
 use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use quinn_proto::HashedConnectionIdGenerator;
 use tokio_util::task::TaskTracker;
@@ -112,7 +112,9 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     }
     if let Some((receive, send)) = socket_buffers {
         debug!(
-            "the system grants {receive} bytes for receiving and {send} for sending on a UDP socket"
+            "the system grants {} for receiving and {} for sending on a UDP socket",
+            human::size(receive as u64),
+            human::size(send as u64)
         );
     }
     let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
@@ -179,7 +181,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         let streams: usize = server.live.status().iter().map(|session| session.streams).sum();
         if streams > 0 {
             info!(
-                "stopping: {streams} open streams have {} s to end (Ctrl-C again ends them now)",
+                "stopping: {} running, with {} s to end (Ctrl-C again ends them now)",
+                human::count(streams as u64, "stream"),
                 DRAIN_WITHIN.as_secs()
             );
         }

@@ -4,13 +4,14 @@
 pub mod enroll;
 pub mod enroll_socket;
 pub mod enrollment;
+mod notes;
 
 use std::{
     sync::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -39,7 +40,6 @@ use tracing::{Instrument, debug, info, warn};
 use crate::{
     gate::Line,
     policy::{Admitted, Permit, upstream},
-    record::{Asker, Carrier},
     running::{
         Server,
         sessions::{Place, close},
@@ -129,6 +129,8 @@ const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
     async fn run(self: Arc<Self>, probes: RecvStream) {
+        let began = Instant::now();
+        self.note_begin();
         info!(from = %self.connection.remote_address(), "connected");
         // The disk may be slow, and nobody waits for what it says.
         let session = self.clone();
@@ -149,18 +151,14 @@ impl Session {
             }
             Err(e) => {
                 debug!("cannot greet: {e}");
-                close(&self.connection, Code::Protocol);
+                self.place.traffic.close(&self.connection, Code::Protocol);
             }
         }
         let reason = self.connection.closed().await;
         // Each ends by itself now: its stream has failed.
         while streams.join_next().await.is_some() {}
-        let meter = &self.place.traffic.meter;
-        info!(
-            sent = meter.sent.load(Relaxed),
-            received = meter.received.load(Relaxed),
-            "disconnected: {reason}"
-        );
+        info!("disconnected: {reason}");
+        self.note_end(&reason, began.elapsed());
         let _ = seen.await;
         self.note_seen().await;
     }
@@ -211,7 +209,7 @@ impl Session {
         if told.is_ok() {
             while streams.join_next().await.is_some() {}
         }
-        close(&self.connection, Code::ShuttingDown);
+        self.place.traffic.close(&self.connection, Code::ShuttingDown);
     }
 
     async fn serve_stream(&self, send: SendStream, recv: RecvStream) {
@@ -234,32 +232,43 @@ impl Session {
 
     /// Joins a stream to its service: through the gate, or byte for byte.
     async fn forward(&self, service: &Name, send: Sending, recv: Receiving) {
-        let (meter, draining) = (&self.place.traffic.meter, &self.server.draining);
-        let remote = self.connection.remote_address();
-        let asker = Asker {
-            id: self.device.id,
-            name: self.device.name.clone(),
-            uid: self.device.uid,
-            remote,
-            carrier: Carrier::of(remote),
+        if self.server.policy.kind(service) != Some(ServiceKind::Http) {
+            return self.forward_bytes(service, send, recv).await;
+        }
+        let line = Line {
+            certificate: &self.peer,
+            not_after: &self.not_after,
+            asker: self.asker(),
+            meter: &self.place.traffic.meter,
+            draining: &self.server.draining,
         };
-        let line =
-            Line { certificate: &self.peer, not_after: &self.not_after, asker, meter, draining };
-        let is_http = self.server.policy.kind(service) == Some(ServiceKind::Http);
         let end = match self.reach(service).await {
-            Ok((tcp, _slot)) if is_http => self.server.gate.run(line, tcp, send, recv).await,
-            Ok((tcp, _slot)) => {
-                splice(tcp, send, recv, Facing::Upstream, meter, draining, std::future::pending())
-                    .await
-                    .end
-            }
+            Ok((tcp, _slot)) => self.server.gate.run(line, tcp, send, recv).await,
             // What was buffered is not read after a revocation.
-            Err(code) if is_http && self.connection.close_reason().is_none() => {
+            Err(code) if self.connection.close_reason().is_none() => {
                 return self.server.gate.turn_away(line, code, send, recv).await;
             }
             Err(code) => return refuse(send, recv, code),
         };
         debug!("stream ended: {end:?}");
+    }
+
+    /// Joins a stream to a service of which nothing but bytes is known, and notes it.
+    async fn forward_bytes(&self, service: &Name, send: Sending, recv: Receiving) {
+        let (began, counted) = (Instant::now(), self.place.traffic.stream());
+        let (meter, draining) = (&*counted.meter, &self.server.draining);
+        let (end, why) = match self.reach(service).await {
+            Ok((tcp, _slot)) => {
+                let never = std::future::pending();
+                let splice = splice(tcp, send, recv, Facing::Upstream, meter, draining, never);
+                self.end_of(splice.await.end)
+            }
+            Err(code) => {
+                refuse(send, recv, code);
+                ("refused", Some(code.as_str()))
+            }
+        };
+        self.note_stream(service, meter, began.elapsed(), (end, why));
     }
 
     /// A connection to a service, and the place among the streams that are served at once.

@@ -12,6 +12,7 @@ use common::{
     transport::parse_idle_timeout,
 };
 use proto::{
+    human,
     identity::Name,
     wire::{Code, DEFAULT_SERVICE},
 };
@@ -139,9 +140,9 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     connections.close();
     if !connections.is_empty() {
         info!(
-            "stopping: {} running connections have {} to end (press Ctrl-C again to end them now)",
-            connections.len(),
-            humantime::format_duration(flags.drain)
+            "stopping: {} with {} to end (press Ctrl-C again to end them now)",
+            human::count(connections.len() as u64, "running connection"),
+            human::time(flags.drain)
         );
         tokio::select! {
             () = connections.wait() => {}

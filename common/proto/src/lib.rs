@@ -4,6 +4,7 @@
 pub mod clock;
 pub mod failure;
 pub mod http1;
+pub mod human;
 pub mod identity;
 pub mod invitation;
 pub mod knock;

@@ -147,6 +147,27 @@ impl Code {
         Self::ALL.into_iter().find(|c| u64::from(*c as u32) == number)
     }
 
+    /// In one word, for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Revoked => "revoked",
+            Self::Superseded => "superseded",
+            Self::ShuttingDown => "shutting_down",
+            Self::Protocol => "protocol",
+            Self::Expired => "expired",
+            Self::ServerClock => "server_clock",
+            Self::Aborted => "aborted",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::UpstreamSilent => "upstream_silent",
+            Self::UnknownService => "unknown_service",
+            Self::Busy => "busy",
+            Self::Cut => "cut",
+            Self::TooManyStreams => "too_many_streams",
+            Self::Denied => "denied",
+        }
+    }
+
     /// What happened and what to do, in words for the person at the client.
     pub fn sentence(self) -> String {
         match self.cure() {

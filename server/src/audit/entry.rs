@@ -11,7 +11,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
     accounting::charge::Charge,
-    record::{End, RequestRecord},
+    record::{Asker, End, RequestRecord},
 };
 
 /// The longest path or model that is written whole, in characters: an application may send more,
@@ -24,6 +24,56 @@ const LONGEST: usize = 256;
 pub enum Event {
     /// A request has ended.
     Request(Box<RequestEntry>),
+    /// A device has connected: its session begins.
+    Connect {
+        /// Which.
+        #[serde(flatten)]
+        who: Peer,
+    },
+    /// A second connection of the same device has ended the first: its `adit` was started again, or
+    /// its certificate is in use on two machines.
+    TakenOver {
+        /// Which, and from where the second connection comes.
+        #[serde(flatten)]
+        who: Peer,
+        /// From where the first one came.
+        before: SocketAddr,
+        /// Whether packets of the first one came until just now.
+        was_alive: bool,
+    },
+    /// A session has ended.
+    Disconnect {
+        /// Whose, and from where its last packets came.
+        #[serde(flatten)]
+        who: Peer,
+        /// Why.
+        why: &'static str,
+        /// Bytes from the device, of all its streams.
+        bytes_in: u64,
+        /// Bytes to the device.
+        bytes_out: u64,
+        /// How long it lasted, in milliseconds.
+        total_ms: f64,
+    },
+    /// A stream to a `tcp` service has ended.
+    Stream {
+        /// Whose.
+        #[serde(flatten)]
+        who: Peer,
+        /// To which service.
+        service: Name,
+        /// Bytes from the device.
+        bytes_in: u64,
+        /// Bytes to the device.
+        bytes_out: u64,
+        /// How long it lasted, in milliseconds.
+        total_ms: f64,
+        /// How it ended.
+        end: &'static str,
+        /// Why, if it was refused or cut.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        why: Option<&'static str>,
+    },
     /// A device was invited.
     Invite {
         /// Its name.
@@ -145,6 +195,27 @@ pub struct Subject {
     pub device_uid: Option<u32>,
 }
 
+impl From<&Asker> for Subject {
+    fn from(asker: &Asker) -> Self {
+        Self { device: asker.name.clone(), device_id: asker.id, device_uid: asker.uid }
+    }
+}
+
+/// Who is at the other end of a session.
+#[derive(Debug, Clone, Serialize)]
+pub struct Peer {
+    #[serde(flatten)]
+    device: Subject,
+    carrier: &'static str,
+    remote: SocketAddr,
+}
+
+impl From<&Asker> for Peer {
+    fn from(asker: &Asker) -> Self {
+        Self { device: asker.into(), carrier: asker.carrier.as_str(), remote: asker.remote }
+    }
+}
+
 /// How a device came in.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -187,13 +258,8 @@ pub struct RequestEntry {
 impl Event {
     /// The line of a request that has ended, and of what it was charged.
     pub fn request(record: &RequestRecord, charge: &Charge) -> Self {
-        let ms = |time: Duration| (time.as_secs_f64() * 1e6).round() / 1e3;
         Self::Request(Box::new(RequestEntry {
-            device: Subject {
-                device: record.asker.name.clone(),
-                device_id: record.asker.id,
-                device_uid: record.asker.uid,
-            },
+            device: (&record.asker).into(),
             role: record.role.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
@@ -216,6 +282,11 @@ impl Event {
             },
         }))
     }
+}
+
+/// Milliseconds, to the microsecond.
+pub fn ms(time: Duration) -> f64 {
+    (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
 /// The line of an event at a moment, its end included.
@@ -259,7 +330,7 @@ pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::record::{Asker, Carrier, Refusal, TokenFacts};
+    use crate::record::{Carrier, Refusal, TokenFacts};
     use proto::ollama::route::RouteClass;
 
     pub(crate) fn record(end: End) -> RequestRecord {

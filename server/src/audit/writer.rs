@@ -12,6 +12,7 @@ use std::{
 };
 
 use common::machine::files::FileError;
+use proto::human::count;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -155,7 +156,7 @@ impl State {
     fn works(&self, lost: u64) {
         self.failing.store(false, Relaxed);
         if self.why.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() || lost > 0 {
-            info!("the audit log is written again; {lost} lines were lost");
+            info!("the audit log is written again; lost: {}", count(lost, "line"));
         }
     }
 }
@@ -180,7 +181,11 @@ impl Writer {
             match events.recv_timeout(if failing { RETRY } else { TEND }) {
                 Ok(message) => {
                     // Who was let in or out is on the disk at once.
-                    if !is_behind && matches!(message, Message::Event(_, Event::Request(_))) {
+                    let can_wait = matches!(
+                        message,
+                        Message::Event(_, Event::Request(_) | Event::Stream { .. })
+                    );
+                    if !is_behind && can_wait {
                         std::thread::sleep(GATHER);
                     }
                     take(message, &mut batch);

@@ -1,6 +1,7 @@
 //! `aditd audit`: the audit log for people, or as it is.
 
 use std::{
+    collections::BTreeSet,
     io::{self, Write},
     path::Path,
     time::{Duration, SystemTime},
@@ -11,13 +12,16 @@ use common::machine::{
     process::{self, parse_time},
     report::{Exit, Failure},
 };
+use proto::human;
 use serde_json::Value;
 
 use crate::{
     audit::{entry::timestamp, read::Lines},
-    state,
+    state::{self, State, register::DeviceError},
 };
 
+/// Of the names in the log so many are remembered, to name them in an error.
+const MOST_NAMED: usize = 64;
 /// How often the log is looked at for new lines.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -57,10 +61,16 @@ pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
     let from = since.map(timestamp);
+    let mut matched = Matched::default();
     let mut printed = if show.json { Ok(()) } else { writeln!(out, "{HEADER}") };
     while printed.is_ok() {
         match lines.read_line()? {
-            Some(line) => printed = print(&mut out, &line, show, from.as_deref()),
+            Some(line) => printed = print(&mut out, &line, show, from.as_deref(), &mut matched),
+            None if let Some(unknown) = matched.unknown(show, state_dir) => {
+                // Not even the header: nothing else has been printed.
+                let _ = out.into_parts();
+                return Err(unknown.into());
+            }
             None if show.follow => printed = out.flush().and_then(|()| pause()),
             None => break,
         }
@@ -91,15 +101,55 @@ fn pause() -> io::Result<()> {
     }
 }
 
-fn print(out: &mut impl Write, line: &[u8], show: &Show, from: Option<&str>) -> io::Result<()> {
+/// Whether the device that is asked for has been seen in the log.
+#[derive(Default)]
+struct Matched {
+    seen: bool,
+    known: BTreeSet<String>,
+    checked: bool,
+}
+
+impl Matched {
+    /// A line is about this device.
+    fn device(&mut self, name: &str, is_asked_for: bool) {
+        self.seen |= is_asked_for;
+        if !name.is_empty() && self.known.len() < MOST_NAMED && !self.known.contains(name) {
+            self.known.insert(name.to_owned());
+        }
+    }
+
+    /// That there is no such device, neither in the log nor in the register. Looked at once.
+    fn unknown(&mut self, show: &Show, state_dir: &Path) -> Option<DeviceError> {
+        let text = show.device.clone().filter(|_| !self.seen && !self.checked)?;
+        self.checked = true;
+        // Without a register the log alone says which devices there are.
+        let in_register = match State::open(state_dir).map(|state| state.register.find(&text)) {
+            Ok(Err(DeviceError::Unknown { known, .. })) => known,
+            Ok(_) => return None,
+            Err(_) => Vec::new(),
+        };
+        let in_log = self.known.iter().filter_map(|name| name.parse().ok());
+        let known: BTreeSet<_> = in_register.into_iter().chain(in_log).collect();
+        Some(DeviceError::Unknown { text, known: known.into_iter().collect() })
+    }
+}
+
+fn print(
+    out: &mut impl Write,
+    line: &[u8],
+    show: &Show,
+    from: Option<&str>,
+    matched: &mut Matched,
+) -> io::Result<()> {
     // What a crash has torn is no line.
     let Ok(entry) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
     let text = |name: &str| entry[name].as_str().unwrap_or("");
-    let is_wanted = show
+    let is_asked_for = show
         .device
         .as_ref()
-        .is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()))
-        && from.is_none_or(|from| text("time") >= from);
+        .is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()));
+    matched.device(text("device"), is_asked_for);
+    let is_wanted = is_asked_for && from.is_none_or(|from| text("time") >= from);
     match (is_wanted, show.json) {
         (false, _) => Ok(()),
         (true, true) => {
@@ -118,27 +168,49 @@ fn row(entry: &Value) -> String {
     let at = text("time").replacen('T', " ", 1);
     let at = at.get(..19).unwrap_or(&at);
     let device = if text("device").is_empty() { "-" } else { text("device") };
-    let (mut status, mut ended, mut tokens, mut time) =
-        (String::new(), String::new(), String::new(), String::new());
-    let what = if text("event") == "request" {
-        status = entry["status"].as_u64().map_or("-".to_owned(), |status| status.to_string());
-        ended =
-            if text("why").is_empty() { text("end").to_owned() } else { text("why").to_owned() };
-        let counted: Vec<_> =
-            [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
-        if !counted.is_empty() {
-            let about = if entry["tokens_estimated"] == true { "~" } else { "" };
-            tokens = format!("{about}{}", counted.iter().sum::<u64>());
+    let (mut status, mut tokens) = (String::new(), String::new());
+    let ended = if text("why").is_empty() { text("end") } else { text("why") };
+    let time = entry["total_ms"].as_f64().map_or(String::new(), duration);
+    let size = |name: &str| human::size(entry[name].as_u64().unwrap_or(0));
+    let bytes = || format!("{} in, {} out", size("bytes_in"), size("bytes_out"));
+    let peer = || format!("{} over {}", text("remote"), text("carrier"));
+    let mut what = match text("event") {
+        "request" => {
+            status = entry["status"].as_u64().map_or("-".to_owned(), |status| status.to_string());
+            tokens = counted(entry);
+            [text("method"), text("path"), text("model")]
+                .into_iter()
+                .filter(|part| !part.is_empty())
+                .collect::<Vec<_>>()
+                .join(" ")
         }
-        time = entry["total_ms"].as_f64().map_or(String::new(), duration);
-        [text("method"), text("path"), text("model")]
-            .into_iter()
-            .filter(|part| !part.is_empty())
-            .collect::<Vec<_>>()
-            .join(" ")
-    } else {
-        event(entry)
+        "connect" => format!("connected from {}", peer()),
+        "taken_over" => {
+            let was = if entry["was_alive"] == true { "was alive" } else { "was silent" };
+            format!("session taken over by {}; that of {} {was}", peer(), text("before"))
+        }
+        "disconnect" => format!("disconnected from {}, {}", peer(), bytes()),
+        "stream" => format!("tcp stream to `{}`, {}", text("service"), bytes()),
+        _ => return row_of(at, device, ["", "", "", ""], &event(entry)),
     };
+    // Only our own lines are here, but the file may have been edited.
+    what.retain(|c| !c.is_control());
+    row_of(at, device, [&status, ended, &tokens, &time], &what)
+}
+
+/// The tokens of a request, those of its prompt and of its answer together.
+fn counted(entry: &Value) -> String {
+    let counted: Vec<_> =
+        [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
+    if counted.is_empty() {
+        return String::new();
+    }
+    let about = if entry["tokens_estimated"] == true { "~" } else { "" };
+    format!("{about}{}", counted.iter().sum::<u64>())
+}
+
+fn row_of(at: &str, device: &str, columns: [&str; 4], what: &str) -> String {
+    let [status, ended, tokens, time] = columns;
     let row =
         format!("{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {time:>9}  {what}");
     row.trim_end().to_owned()
@@ -176,8 +248,8 @@ fn told(name: &str, value: &Value) -> String {
 fn duration(ms: f64) -> String {
     match ms {
         ms if ms < 1e3 => format!("{ms:.1} ms"),
-        ms if ms < 6e5 => format!("{:.1} s", ms / 1e3),
-        ms => format!("{:.0} min", ms / 6e4),
+        ms if ms < 6e4 => format!("{:.1} s", ms / 1e3),
+        ms => human::time(Duration::from_millis(ms as u64)),
     }
 }
 
@@ -187,7 +259,7 @@ mod tests {
     use crate::{
         accounting::charge::Charge,
         audit::entry::{
-            self, Event,
+            self, Event, Peer,
             tests::{event as event_of, record},
         },
         record::{End, Refusal},
@@ -197,7 +269,8 @@ mod tests {
         let line =
             entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
         let mut out = Vec::new();
-        print(&mut out, line.trim_ascii_end(), show, from).expect("printed");
+        print(&mut out, line.trim_ascii_end(), show, from, &mut Matched::default())
+            .expect("printed");
         String::from_utf8(out).expect("text")
     }
 
@@ -218,6 +291,49 @@ mod tests {
         assert!(row.contains(" ~9 "), "{row}");
         let row = show(&event_of(&record(End::Refused(Refusal::Role))), &all(), None);
         assert!(row.contains(" role "), "{row}");
+    }
+
+    #[test]
+    fn sessions_and_tcp_streams_are_told_in_words() {
+        let who = || Peer::from(&record(End::Done).asker);
+        let rows = [
+            (Event::Connect { who: who() }, "laptop connected from 10.0.0.7:4000 over udp"),
+            (
+                Event::TakenOver {
+                    who: who(),
+                    before: "10.0.0.8:1".parse().expect("one"),
+                    was_alive: true,
+                },
+                "laptop session taken over by 10.0.0.7:4000 over udp; that of 10.0.0.8:1 was alive",
+            ),
+            (
+                Event::Disconnect {
+                    who: who(),
+                    why: "silent",
+                    bytes_in: 2048,
+                    bytes_out: 3 << 30,
+                    total_ms: 11_520_000.0,
+                },
+                "laptop silent 3h 12m disconnected from 10.0.0.7:4000 over udp, 2 KiB in, 3 GiB out",
+            ),
+            (
+                Event::Stream {
+                    who: who(),
+                    service: "db".parse().expect("a name"),
+                    bytes_in: 1,
+                    bytes_out: 0,
+                    total_ms: 1.5,
+                    end: "done",
+                    why: None,
+                },
+                "laptop done 1.5 ms tcp stream to `db`, 1 byte in, 0 bytes out",
+            ),
+        ];
+        for (event, row) in rows {
+            let shown = show(&event, &all(), None);
+            let words: Vec<_> = shown.split_whitespace().skip(2).collect();
+            assert_eq!(words.join(" "), row);
+        }
     }
 
     #[test]
@@ -242,7 +358,8 @@ mod tests {
         assert_eq!(show(&event, &all(), Some("2027-01-15T08:00:00.124Z")), "");
         assert_ne!(show(&event, &all(), Some("2027-01-15T08:00:00.123Z")), "");
         let mut out = Vec::new();
-        print(&mut out, b"{\"time\":\"2027", &all(), None).expect("a torn line is passed over");
+        print(&mut out, b"{\"time\":\"2027", &all(), None, &mut Matched::default())
+            .expect("a torn line is passed over");
         assert!(out.is_empty());
     }
 }

@@ -165,7 +165,7 @@ async fn in_force(state: &State) -> Result<(), Failure> {
 
 async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
     let device = match state.register.find(name) {
-        Err(DeviceError::Unknown(_))
+        Err(DeviceError::Unknown { .. })
             if state.register.withdraw(name, unix_now()).map_err(not_cut)? =>
         {
             audit::note_or_say(
@@ -202,7 +202,7 @@ fn forget(
 ) -> Result<(), Failure> {
     let name = match (state.register.find(device), device.parse::<Name>()) {
         // It was forgotten before.
-        (Err(DeviceError::Unknown(_)), Ok(name))
+        (Err(DeviceError::Unknown { .. }), Ok(name))
             if free_name && state.register.freed_name(&name)?.is_some() =>
         {
             name

@@ -11,6 +11,7 @@ use common::machine::{
     report::{Exit, Failure, data, say},
 };
 use proto::{
+    human,
     identity::Name,
     invitation::{Invitation, Secret, is_loopback},
 };
@@ -99,7 +100,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();
     data(&code)?;
-    let ttl = humantime::format_duration(invite.ttl);
+    let ttl = human::time(invite.ttl);
     say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
     if withdrew {
         say(format!("An older invitation for `{}` has been withdrawn.", device));

@@ -7,6 +7,7 @@ use common::machine::{
     control,
     report::{Failure, data},
 };
+use proto::human::{self, count};
 use serde::Serialize;
 
 use crate::running::{self, Answer, Request, ServerStatus};
@@ -38,27 +39,29 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.display());
     if let Some((receive, send)) = status.socket_buffers {
+        let (receive, send) = (human::size(receive as u64), human::size(send as u64));
         text += &format!(
-            "Buffers      {receive} bytes for receiving, {send} for sending on each UDP socket\n"
+            "Buffers      {receive} for receiving, {send} for sending on each UDP socket\n"
         );
     }
-    let kept = humantime::format_duration(std::time::Duration::from_secs(status.idle_timeout));
+    let kept = human::time(std::time::Duration::from_secs(status.idle_timeout));
     text += &format!(
         "Time-out     a silent device keeps its session for {kept}, or for less if it says so\n"
     );
     text += &format!(
-        "Devices      {} connected, {} streams open",
+        "Devices      {} connected, {} open",
         status.sessions.len(),
-        status.sessions.iter().map(|s| s.streams).sum::<usize>()
+        count(status.sessions.iter().map(|s| s.streams as u64).sum::<u64>(), "stream")
     );
     if status.waiting > 0 {
-        text += &format!("\nQueue        {} requests wait for their turn", status.waiting);
+        text += &format!("\nQueue        {} waiting", count(status.waiting as u64, "request"));
     }
     if let Some(why) = &status.audit.failing {
         text += &format!("\nAudit        can't be written: {why}");
     }
     if status.audit.lost > 0 {
-        text += &format!("\nAudit        {} lines were lost since the start", status.audit.lost);
+        text +=
+            &format!("\nAudit        {} lost since the start", count(status.audit.lost, "line"));
     }
     data(text)
 }

@@ -96,7 +96,7 @@ impl TryFrom<Duration> for Life {
         if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) {
             return Ok(Self(life));
         }
-        let what = format!("`{}` is no life for a certificate", humantime::format_duration(life));
+        let what = format!("`{}` is no life for a certificate", proto::human::time(life));
         Err(Wrong { what, form: Self::FORM })
     }
 }

@@ -215,7 +215,7 @@ pub(super) fn too_long(most: u64) -> Refused {
     Refused::new(
         413,
         Refusal::Limit("body"),
-        format!("adit: the request's body is longer than the {most} bytes that it may be"),
+        format!("adit: the request's body is longer than {}", proto::human::size(most)),
     )
 }
 

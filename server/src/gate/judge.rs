@@ -392,8 +392,8 @@ impl Content<'_> {
     fn has_room(&mut self) -> Result<(), Refused> {
         if self.raw.len() > MOST_BODY {
             let sentence = format!(
-                "adit: the body is longer than {} MiB, and it has to be read before it may pass",
-                MOST_BODY >> 20
+                "adit: the body is longer than {}, and it has to be read before it may pass",
+                proto::human::size(MOST_BODY as u64)
             );
             return Err(Refused::new(413, Refusal::Limit("body"), sentence));
         }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
@@ -46,8 +47,65 @@ const AWAY_AFTER: i64 = KEEP_ALIVE.as_secs() as i64 * 5 / 2;
 pub struct Traffic {
     /// Streams open now.
     pub streams: AtomicUsize,
-    /// Bytes; `sent` is from the service to the device.
+    /// Bytes; `sent` is from the service to the device. Those of running `tcp` streams are not in
+    /// it yet.
     pub meter: Meter,
+    /// Those of running `tcp` streams.
+    apart: Mutex<Vec<Arc<Meter>>>,
+    /// Why we have ended it, if so.
+    ended: OnceLock<Code>,
+}
+
+/// Counts the bytes of one stream apart, and for the session too.
+pub struct StreamMeter<'a> {
+    traffic: &'a Traffic,
+    /// The stream's bytes.
+    pub meter: Arc<Meter>,
+}
+
+impl Traffic {
+    /// A meter for one stream.
+    pub fn stream(&self) -> StreamMeter<'_> {
+        let meter = Arc::<Meter>::default();
+        self.apart().push(meter.clone());
+        StreamMeter { traffic: self, meter }
+    }
+
+    /// Bytes to the device, and from it.
+    pub fn bytes(&self) -> (u64, u64) {
+        let apart = self.apart();
+        let of = |meter: &Meter| (meter.sent.load(Relaxed), meter.received.load(Relaxed));
+        apart
+            .iter()
+            .map(|meter| of(meter))
+            .fold(of(&self.meter), |all, one| (all.0 + one.0, all.1 + one.1))
+    }
+
+    /// Ends the session's connection with a code.
+    pub fn close(&self, connection: &quinn::Connection, code: Code) {
+        // The first reason is the one.
+        let _ = self.ended.set(code);
+        close(connection, code);
+    }
+
+    /// Why we have ended the session, if we have.
+    pub fn ended(&self) -> Option<Code> {
+        self.ended.get().copied()
+    }
+
+    fn apart(&self) -> MutexGuard<'_, Vec<Arc<Meter>>> {
+        self.apart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for StreamMeter<'_> {
+    fn drop(&mut self) {
+        let mut apart = self.traffic.apart();
+        apart.retain(|other| !Arc::ptr_eq(other, &self.meter));
+        let all = &self.traffic.meter;
+        all.sent.fetch_add(self.meter.sent.load(Relaxed), Relaxed);
+        all.received.fetch_add(self.meter.received.load(Relaxed), Relaxed);
+    }
 }
 
 /// A session as `aditd status` and `aditd device` show it.
@@ -78,6 +136,17 @@ pub struct Place {
     connection: quinn::Connection,
     /// What passes in it.
     pub traffic: Arc<Traffic>,
+    /// The session of the same device that it has ended.
+    pub earlier: Option<Earlier>,
+}
+
+/// A session that another one of the same device has ended.
+#[derive(Debug, Clone, Copy)]
+pub struct Earlier {
+    /// From where its last packets came.
+    pub remote: SocketAddr,
+    /// Whether they came until just now.
+    pub was_alive: bool,
 }
 
 impl Live {
@@ -98,10 +167,15 @@ impl Live {
             traffic: traffic.clone(),
             heard: (0, now),
         };
-        if let Some(earlier) = self.lock().insert(id, session) {
-            close(&earlier.connection, Code::Superseded);
-        }
-        Place { live: self.clone(), id, connection: connection.clone(), traffic }
+        let earlier = self.lock().insert(id, session).map(|earlier| {
+            let is_open = earlier.connection.close_reason().is_none();
+            earlier.close(Code::Superseded);
+            Earlier {
+                remote: earlier.connection.remote_address(),
+                was_alive: is_open && !earlier.is_away(now),
+            }
+        });
+        Place { live: self.clone(), id, connection: connection.clone(), traffic, earlier }
     }
 
     /// Ends every session that the policy no longer admits, streams and all; returns how many.
@@ -110,7 +184,7 @@ impl Live {
         let denied = sessions
             .values()
             .filter_map(|s| policy.admit(&s.certificate).err().map(|code| (s, code)));
-        denied.map(|(session, code)| close(&session.connection, code)).count()
+        denied.map(|(session, code)| session.close(code)).count()
     }
 
     /// Watches for ever which devices are heard.
@@ -132,21 +206,34 @@ impl Live {
     /// All sessions, as they are shown.
     pub fn status(&self) -> Vec<SessionStatus> {
         let now = unix_now();
-        let shown = |(id, session): (&DeviceId, &Session)| SessionStatus {
-            device_id: *id,
-            since: session.since,
-            away_since: (now - session.heard.1 > AWAY_AFTER).then_some(session.heard.1),
-            remote: session.connection.remote_address().to_string(),
-            rtt_ms: session.connection.rtt().as_secs_f64() * 1e3,
-            streams: session.traffic.streams.load(Relaxed),
-            sent: session.traffic.meter.sent.load(Relaxed),
-            received: session.traffic.meter.received.load(Relaxed),
+        let shown = |(id, session): (&DeviceId, &Session)| {
+            let (sent, received) = session.traffic.bytes();
+            SessionStatus {
+                device_id: *id,
+                since: session.since,
+                away_since: session.is_away(now).then_some(session.heard.1),
+                remote: session.connection.remote_address().to_string(),
+                rtt_ms: session.connection.rtt().as_secs_f64() * 1e3,
+                streams: session.traffic.streams.load(Relaxed),
+                sent,
+                received,
+            }
         };
         self.lock().iter().map(shown).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Session>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Session {
+    fn close(&self, code: Code) {
+        self.traffic.close(&self.connection, code);
+    }
+
+    fn is_away(&self, now: i64) -> bool {
+        now - self.heard.1 > AWAY_AFTER
     }
 }
 

@@ -87,7 +87,8 @@ impl From<Code> for ErrorAnswer {
             _ => 502,
         };
         // Asking again does not help where the server's owner has to do something first.
-        let passes_by_itself = status == 503 && !matches!(code, Code::Revoked | Code::Superseded);
+        let passes_by_itself =
+            status == 503 && !matches!(code, Code::Revoked | Code::Superseded | Code::ServerClock);
         Self::new(status, format!("adit: {}", code.sentence()))
             .retry_after(passes_by_itself.then_some(RETRY_SOON))
     }
@@ -173,7 +174,8 @@ mod tests {
     fn a_503_that_passes_by_itself_says_when_to_ask_again() {
         for code in (0..=u8::MAX).filter_map(|number| Code::from_number(number.into())) {
             let answer = ErrorAnswer::from(code);
-            let needs_a_person = matches!(code, Code::Revoked | Code::Superseded);
+            let needs_a_person =
+                matches!(code, Code::Revoked | Code::Superseded | Code::ServerClock);
             let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
             assert_eq!(answer.retry_after, retry, "{code:?}");
         }

@@ -8,6 +8,7 @@ use common::machine::{
     report::{Failure, data, say},
 };
 use proto::{
+    human,
     identity::{DeviceId, Name},
     ollama::model::ModelPattern,
 };
@@ -125,8 +126,10 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
             text += &format!("\nAway         since {}: what it runs is kept", ago(away));
         }
         text += &format!(
-            "\nStreams      {} open, {} bytes to it, {} bytes from it",
-            session.streams, session.sent, session.received
+            "\nStreams      {} open, {} to it, {} from it",
+            session.streams,
+            human::size(session.sent),
+            human::size(session.received)
         );
     }
     if let Some(today) = tokens {
@@ -191,13 +194,7 @@ fn certificate(device: &Shown) -> String {
     }
 }
 
-/// The coarsest two units say enough.
+/// The time since a moment.
 fn ago(at: i64) -> String {
-    let seconds = unix_now().saturating_sub(at).max(0) as u64;
-    let coarse = match seconds {
-        s if s >= 86_400 => s - s % 3600,
-        s if s >= 3600 => s - s % 60,
-        s => s,
-    };
-    humantime::format_duration(std::time::Duration::from_secs(coarse)).to_string()
+    human::time(std::time::Duration::from_secs(unix_now().saturating_sub(at).max(0) as u64))
 }

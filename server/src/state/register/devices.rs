@@ -63,7 +63,10 @@ impl Register {
                 id: by_name.id,
             }),
             (Some(device), _) | (None, Some(device)) => Ok(device.clone()),
-            (None, None) => Err(DeviceError::Unknown(id_or_name.to_owned())),
+            (None, None) => Err(DeviceError::Unknown {
+                text: id_or_name.to_owned(),
+                known: devices.into_iter().map(|device| device.name).collect(),
+            }),
         }
     }
 

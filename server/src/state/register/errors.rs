@@ -8,6 +8,9 @@ use rusqlite::ErrorCode;
 
 use super::MOST_INVITATIONS;
 
+/// Of the devices that there are, an error names so many.
+const FEW: usize = 10;
+
 /// Why the register could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
@@ -76,8 +79,13 @@ impl From<RegisterError> for Failure {
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
     /// No such device.
-    #[error("there is no device `{0}`")]
-    Unknown(String),
+    #[error("there is no device `{text}`")]
+    Unknown {
+        /// What was asked for.
+        text: String,
+        /// The devices that there are.
+        known: Vec<Name>,
+    },
     /// One device has this id, and another has it for a name. Only an older version has let that
     /// name in.
     #[error("`{text}` is the id of one device and the name of another")]
@@ -129,7 +137,14 @@ pub enum DeviceError {
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         let hint = match &error {
-            DeviceError::Unknown(_) => "see which there are with `aditd device list`".to_owned(),
+            DeviceError::Unknown { known, .. } => match known.as_slice() {
+                [] => "none is enrolled yet: invite one with `aditd invite NAME`".to_owned(),
+                known => format!(
+                    "the devices are {}{}; `aditd device list` says more",
+                    known.iter().take(FEW).map(|n| format!("`{n}`")).collect::<Vec<_>>().join(", "),
+                    if known.len() > FEW { " and others" } else { "" }
+                ),
+            },
             DeviceError::Ambiguous { name, id, text } => {
                 format!(
                     "the device with the id `{text}` is `{name}`; the device with that name is `{id}`"

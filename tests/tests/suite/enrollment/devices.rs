@@ -84,9 +84,18 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
             assert_told(
                 &failed,
                 FAILED,
-                &[&format!("there is no device `{unknown}`"), "aditd device list"],
+                &[&format!("there is no device `{unknown}`"), "the devices are `desk`, `laptop`"],
             );
         }
+    }
+    for command in [&["device", "role"][..], &["device", "models"], &["audit", "--device"]] {
+        let args = [command, &["latop"], if command[0] == "device" { &["infer"][..] } else { &[] }];
+        let failed = world.aditd(&args.concat()).await;
+        assert_told(
+            &failed,
+            FAILED,
+            &["there is no device `latop`", "the devices are `desk`, `laptop`"],
+        );
     }
     let failed = world.aditd(&["device", "show", "nobody", "--json"]).await;
     assert_told(&failed, FAILED, &["there is no device `nobody`"]);

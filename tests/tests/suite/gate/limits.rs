@@ -77,7 +77,7 @@ async fn one_device_that_asks_too_often_is_told_when_to_come_back_and_another_is
     let refused = raw::exchange(greedy.address, VERSION).await;
     let sentence = told(&refused, "429");
     assert!(
-        sentence.starts_with("adit: device `greedy` may make 1 requests per minute; try again in "),
+        sentence.starts_with("adit: device `greedy` may make 1 request per minute; try again in "),
         "{sentence}"
     );
     assert!(retry_after(&refused).is_some_and(|secs| (1..=60).contains(&secs)), "{refused}");
@@ -92,7 +92,7 @@ async fn requests_at_once_are_counted_until_they_end() {
     let refused = raw::exchange(up.address, VERSION).await;
     assert_eq!(
         told(&refused, "429"),
-        "adit: device `laptop` may have 1 requests running at once; try again when one has ended"
+        "adit: device `laptop` may have 1 request running at once; try again when one has ended"
     );
     assert_eq!(retry_after(&refused), Some(1));
     drop(running);
@@ -123,7 +123,7 @@ async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
     let refused = raw::exchange(up.address, &raw::post("/api/generate", &json)).await;
     assert_eq!(
         told(&refused, "413"),
-        "adit: device `laptop` may send 1024 bytes with a request (limit `body`)"
+        "adit: device `laptop` may send 1 KiB with a request (limit `body`)"
     );
     let chunked = format!(
         "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{json}\r\n0\r\n\r\n",

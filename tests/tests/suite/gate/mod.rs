@@ -9,4 +9,5 @@ mod metrics;
 mod parsers;
 mod roles;
 mod same;
+mod sessions;
 mod tokens;

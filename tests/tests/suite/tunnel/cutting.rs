@@ -231,7 +231,7 @@ async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_
     app.write_all(raw::generate(40, 9).as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 300).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connections").await;
+    up.adit.says("1 running connection with").await;
     assert!(TcpStream::connect(up.address).await.is_err(), "no new connections");
     let (rest, ending) = raw::read_to_end(&mut app).await;
     assert_eq!(ending, Ending::Closed);
@@ -242,7 +242,7 @@ async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = endless_answer(&up).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connections").await;
+    up.adit.says("1 running connection with").await;
     up.adit.signal("INT");
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
     assert_eq!(up.adit.ended().await.expect("ended").code(), Some(0));
@@ -270,7 +270,7 @@ async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = endless_answer(&up).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connections").await;
+    up.adit.says("1 running connection with").await;
     world.kill_server().await;
     world.restart_server().await;
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
@@ -347,7 +347,7 @@ async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop()
     service.write_all(b"HTTP/1.0 200 OK\r\n\r\nfirst").await.expect("sent");
     raw::read_exactly(&mut app, 24).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connections").await;
+    up.adit.says("1 running connection with").await;
     // Longer than any guess at what a pause may be.
     let pause = tokio::time::timeout(Duration::from_secs(8), app.read(&mut [0; 16])).await;
     assert!(pause.is_err(), "it was ended in the pause");

@@ -1,0 +1,74 @@
+//! Sizes, lengths of time and counts as people read them.
+
+use std::time::Duration;
+
+/// Bytes with the largest unit that fits: `512 bytes`, `64 MiB`, `1.4 GiB`.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if bytes < 1024 {
+        return count(bytes, "byte");
+    }
+    // Of what would be rounded up to the next unit, that is taken.
+    let fits = |unit: usize| bytes as f64 / 1024f64.powi(unit as i32 + 1) < 1023.95;
+    let unit = (0..UNITS.len()).find(|unit| fits(*unit)).unwrap_or(UNITS.len() - 1);
+    let number = bytes as f64 / 1024f64.powi(unit as i32 + 1);
+    let text = format!("{number:.1}");
+    format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
+}
+
+/// A length of time in its two largest units, no finer than a second: `3h 12m`.
+pub fn time(length: Duration) -> String {
+    let seconds = length.as_secs();
+    let coarse = match seconds {
+        s if s >= 86_400 => s - s % 3600,
+        s if s >= 3600 => s - s % 60,
+        s => s,
+    };
+    humantime::format_duration(Duration::from_secs(coarse)).to_string()
+}
+
+/// A number of things: `1 request`, `2 requests`.
+pub fn count(number: impl Into<u64>, thing: &str) -> String {
+    let number = number.into();
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {thing}{plural}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_written_as_people_read_it() {
+        for (bytes, text) in [
+            (0, "0 bytes"),
+            (1, "1 byte"),
+            (1023, "1023 bytes"),
+            (1024, "1 KiB"),
+            (1536, "1.5 KiB"),
+            (1024 * 1024 - 1, "1 MiB"),
+            (64 << 20, "64 MiB"),
+            (3 << 29, "1.5 GiB"),
+            (u64::MAX, "16 EiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+
+    #[test]
+    fn a_length_of_time_has_two_units_at_the_most() {
+        for (seconds, text) in
+            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3 * 3600 + 61, "3h 1m"), (90_061, "1day 1h")]
+        {
+            assert_eq!(time(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn one_thing_is_no_plural() {
+        assert_eq!(
+            [count(0u64, "request"), count(1u64, "request"), count(2u64, "request")],
+            ["0 requests", "1 request", "2 requests"]
+        );
+    }
+}

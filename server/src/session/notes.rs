@@ -1,0 +1,101 @@
+//! What the audit log is told of a session and of its streams.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use common::transport::splice::{End, Meter};
+use proto::{identity::Name, wire::Code};
+use quinn::ConnectionError;
+
+use super::Session;
+use crate::{
+    audit::{
+        Event,
+        entry::{Peer, ms},
+    },
+    record::{Asker, Carrier},
+    running::sessions::Earlier,
+};
+
+impl Session {
+    /// How a stream ended, and why if that was not its own end.
+    pub(super) fn end_of(&self, end: End) -> (&'static str, Option<&'static str>) {
+        match end {
+            End::Done => ("done", None),
+            End::Drained => ("cut", Some(Code::ShuttingDown.as_str())),
+            End::Aborted => ("aborted", None),
+            End::Reset(_) | End::GivenUp => ("cancelled", None),
+            End::Lost(reason) => ("cut", Some(self.why_ended(&reason))),
+        }
+    }
+
+    /// Why the session has ended, in one word.
+    fn why_ended(&self, reason: &ConnectionError) -> &'static str {
+        match reason {
+            ConnectionError::LocallyClosed => {
+                self.place.traffic.ended().unwrap_or(Code::ShuttingDown).as_str()
+            }
+            ConnectionError::ApplicationClosed(close) => {
+                Code::from_number(close.error_code.into_inner()).map_or("unknown", Code::as_str)
+            }
+            ConnectionError::TimedOut => "silent",
+            ConnectionError::Reset => "reset",
+            _ => Code::Protocol.as_str(),
+        }
+    }
+
+    /// Who is at the other end, and from where its packets come now.
+    pub(super) fn asker(&self) -> Asker {
+        let remote = self.connection.remote_address();
+        Asker {
+            id: self.device.id,
+            name: self.device.name.clone(),
+            uid: self.device.uid,
+            remote,
+            carrier: Carrier::of(remote),
+        }
+    }
+
+    /// The session begins.
+    pub(super) fn note_begin(&self) {
+        let who = Peer::from(&self.asker());
+        if let Some(Earlier { remote, was_alive }) = self.place.earlier {
+            self.note(Event::TakenOver { who: who.clone(), before: remote, was_alive });
+        }
+        self.note(Event::Connect { who });
+    }
+
+    /// It has ended.
+    pub(super) fn note_end(&self, reason: &ConnectionError, lasted: Duration) {
+        let (sent, received) = self.place.traffic.bytes();
+        self.note(Event::Disconnect {
+            who: Peer::from(&self.asker()),
+            why: self.why_ended(reason),
+            bytes_in: received,
+            bytes_out: sent,
+            total_ms: ms(lasted),
+        });
+    }
+
+    /// A stream to a `tcp` service has ended like this.
+    pub(super) fn note_stream(
+        &self,
+        service: &Name,
+        meter: &Meter,
+        lasted: Duration,
+        (end, why): (&'static str, Option<&'static str>),
+    ) {
+        self.note(Event::Stream {
+            who: Peer::from(&self.asker()),
+            service: service.clone(),
+            bytes_in: meter.received.load(Relaxed),
+            bytes_out: meter.sent.load(Relaxed),
+            total_ms: ms(lasted),
+            end,
+            why,
+        });
+    }
+
+    fn note(&self, event: Event) {
+        self.server.meters.audit.note(event);
+    }
+}

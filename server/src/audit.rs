@@ -18,12 +18,12 @@ use std::{
 };
 
 use common::machine::{files::FileError, report::say};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use self::log::Log;
 
 /// What the configuration says of the audit log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditSettings {
     /// Where its files are.
     pub dir: PathBuf,

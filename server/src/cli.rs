@@ -11,7 +11,9 @@ use common::machine::{
 
 use crate::{
     commands::{
-        audit, devices,
+        audit,
+        beside::{self, Beside},
+        devices,
         invite::{self, Invite},
         over_ssh, status,
     },
@@ -134,7 +136,8 @@ fn obey(cli: Cli) -> Result<(), Failure> {
             Ok(())
         }
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
-        Command::Device(command) => on_one_thread()?.block_on(devices::run(&settled()?, command)),
+        Command::Device(command) => on_one_thread()?
+            .block_on(async { devices::run(&Beside::settle(flags).await?, command).await }),
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }
@@ -147,9 +150,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
         Command::Audit(show) => {
-            let config = Config::settle(flags, &ServeFlags::default())?;
-            become_owner_of(&config.meters.audit.dir)?;
-            audit::run(&config.meters.audit.dir, &config.state_dir, &show)
+            let (audit, state) = on_one_thread()?.block_on(beside::audit_dir(flags))?;
+            become_owner_of(&audit)?;
+            audit::run(&audit, &state, &show)
         }
         Command::Status { json } => {
             let dir = flags.state_dir()?;

@@ -98,6 +98,17 @@ pub struct AdvertiseFlags {
     pub advertise: Vec<String>,
 }
 
+impl AdvertiseFlags {
+    /// What they say.
+    ///
+    /// # Errors
+    /// Exit code 2 if one is no address.
+    pub fn named(&self) -> Result<Vec<String>, Failure> {
+        let Advertised(named) = self.advertise.clone().try_into()?;
+        Ok(named)
+    }
+}
+
 /// All settings, complete and checked.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -205,7 +216,7 @@ impl Config {
             },
             metrics: file.metrics,
         };
-        let Advertised(named) = serve.advertise.advertise.clone().try_into()?;
+        let named = serve.advertise.named()?;
         let Advertised(advertise) =
             if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);

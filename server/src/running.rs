@@ -24,7 +24,7 @@ use tracing::error;
 
 use crate::{
     accounting::Meters,
-    audit::AuditStatus,
+    audit::{AuditSettings, AuditStatus},
     gate::Gate,
     limits::Asker,
     policy::Policy,
@@ -79,6 +79,8 @@ pub enum Request {
         /// Its id.
         device: DeviceId,
     },
+    /// Which settings are in force?
+    InForce,
     /// The register has been changed: obey it now.
     Refresh,
     /// A user who may write the state wants this device enrolled.
@@ -110,6 +112,8 @@ pub enum Answer {
         /// Sessions that were cut.
         cut: usize,
     },
+    /// To [`Request::InForce`].
+    InForce(InForce),
     /// To [`Request::Enroll`].
     Enrolled(Box<Enrolled>),
     /// To [`Request::Reload`].
@@ -123,6 +127,17 @@ pub enum Answer {
     },
     /// It could not be done, why, and what cures it.
     Failed(Failure),
+}
+
+/// The settings of the running server that the commands beside it need.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct InForce {
+    /// The roles there are.
+    pub roles: Vec<Name>,
+    /// The audit log.
+    pub audit: AuditSettings,
+    /// Where devices are told to find the server.
+    pub addresses: Vec<String>,
 }
 
 /// The running server does not answer what it was asked.
@@ -285,6 +300,15 @@ impl Server {
             audit: self.meters.audit.status(),
             waiting: self.meters.queue.waiting(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+
+    /// The settings that the commands beside it need.
+    pub fn in_force(&self) -> InForce {
+        InForce {
+            roles: self.policy.rules().names().cloned().collect(),
+            audit: self.settings.config.meters.audit.clone(),
+            addresses: self.open.addresses.clone(),
         }
     }
 

@@ -361,6 +361,7 @@ async fn answer_control(control: Control, server: Arc<Server>) {
                         Err(why) => Answer::Failed(why.into()),
                     }
                 }
+                Request::InForce => Answer::InForce(server.in_force()),
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },
                     Err(e) => Answer::Failed(e.into()),

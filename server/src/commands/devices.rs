@@ -15,8 +15,7 @@ use proto::{identity::Name, ollama::model::ModelPattern};
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
     audit::{self, AuditSettings, Event},
-    commands::{invite, status::to_json},
-    config::Config,
+    commands::{beside::Beside, invite, status::to_json},
     policy::roles::either,
     running::{Answer, Request},
     state::{
@@ -77,12 +76,12 @@ pub enum Command {
 }
 
 /// Carries out one command.
-pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
-    let (dir, audit) = (&*config.state_dir, &config.meters.audit);
+pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
+    let (dir, audit) = (&*beside.dir, beside.audit());
     let state = State::open(dir)?;
     match command {
         Command::Role { device, role } => {
-            config.rules.must_know(&role)?;
+            beside.must_know(&role)?;
             let device = enrolled(&state, &device)?;
             state.register.set_role(device.id, &role)?;
             audit::note_or_say(
@@ -116,7 +115,7 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::List { json } => {
-            let devices = shown(state.register.devices()?, config).await;
+            let devices = shown(state.register.devices()?, beside).await;
             if json {
                 return data(to_json(&Listing { schema: 1, devices })?);
             }
@@ -129,7 +128,7 @@ pub async fn run(config: &Config, command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Show { device, json } => {
-            let device = shown(vec![state.register.find(&device)?], config).await.remove(0);
+            let device = shown(vec![state.register.find(&device)?], beside).await.remove(0);
             let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await
             {
                 Ok(Some(Answer::Tokens(today))) => today,

@@ -20,8 +20,11 @@ use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
     audit::{self, Event},
-    commands::status::{plain, to_json},
-    config::{AdvertiseFlags, Config, Flags, ServeFlags},
+    commands::{
+        beside::Beside,
+        status::{plain, to_json},
+    },
+    config::{AdvertiseFlags, Flags},
     policy::roles,
     running::{Answer, Request},
     state::{State, register::Invited},
@@ -59,28 +62,24 @@ pub struct Invite {
 /// one.
 pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let Some(device) = invite.device else {
-        let config = Config::settle(flags, &ServeFlags::default())?;
-        become_owner_of(&config.state_dir)?;
-        return list(&State::open(&config.state_dir)?, invite.json);
+        let dir = flags.state_dir()?;
+        become_owner_of(&dir)?;
+        return list(&State::open(&dir)?, invite.json);
     };
     if invite.ttl.is_zero() || invite.ttl > LONGEST {
         return Err(Failure::new("an invitation lasts from one second to seven days")
             .hint("for example `--ttl 1h`")
             .exit(Exit::Usage));
     }
-    let config =
-        Config::settle(flags, &ServeFlags { advertise: invite.advertise, ..Default::default() })?;
-    config.rules.must_know(&invite.role)?;
-    become_owner_of(&config.state_dir)?;
-    let state = State::open(&config.state_dir)?;
+    let named = invite.advertise.named()?;
+    let beside = Beside::settle(flags).await?;
+    beside.must_know(&invite.role)?;
+    let state = State::open(&beside.dir)?;
     state.ca.check_clock(unix_now())?;
-    let addresses = match config.advertise {
+    let audit = beside.audit().clone();
+    let addresses = match named {
         named if !named.is_empty() => named,
-        _ => match state.register.addresses()? {
-            Some(known) => known,
-            // It has never served: say what it will do with the same settings.
-            None => crate::config::addresses(&[], &config.listen, &config.audience),
-        },
+        _ => beside.addresses(state.register.addresses()?),
     };
     if addresses.is_empty() {
         return Err(Failure::new("the server doesn't know where devices reach it")
@@ -95,7 +94,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
     let event =
         Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
-    audit::note_or_say(&config.meters.audit, &event);
+    audit::note_or_say(&audit, &event);
     // The server notices by itself within a moment; this only spares that moment.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();

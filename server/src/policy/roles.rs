@@ -6,7 +6,6 @@ use std::{
     fmt,
 };
 
-use common::machine::report::{Exit, Failure};
 use proto::{
     identity::Name,
     ollama::{
@@ -158,23 +157,6 @@ impl Rules {
     /// Whether there is such a role.
     pub fn knows(&self, role: &Name) -> bool {
         self.roles.contains_key(role)
-    }
-
-    /// That a command names a role there is.
-    ///
-    /// # Errors
-    /// Those there are.
-    pub fn must_know(&self, role: &Name) -> Result<(), Failure> {
-        if self.knows(role) {
-            return Ok(());
-        }
-        let all: Vec<_> = self.names().collect();
-        Err(Failure::new(format!("there is no role `{role}`"))
-            .hint(format!(
-                "there are {}; your own begin with `[roles.{role}]` in the configuration",
-                either(&all)
-            ))
-            .exit(Exit::Usage))
     }
 
     /// Whether a role has a route.

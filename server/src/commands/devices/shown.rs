@@ -15,8 +15,10 @@ use proto::{
 use serde::Serialize;
 
 use crate::{
-    commands::status::{self, plain},
-    config::Config,
+    commands::{
+        beside::Beside,
+        status::{self, plain},
+    },
     policy::roles::either,
     record::Carrier,
     running::{TokensToday, sessions::SessionStatus},
@@ -59,20 +61,16 @@ pub(super) struct Shown {
     role_is_known: bool,
 }
 
-pub(super) async fn shown(devices: Vec<Device>, config: &Config) -> Vec<Shown> {
+pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
     // Without a running server there are no sessions, and the register still has the rest.
-    let status = status::ask(&config.state_dir).await.ok().flatten();
-    // The server's configuration counts, whichever this command has read.
-    let (sessions, roles) = match status {
-        Some(status) => (status.sessions, status.roles),
-        None => (Vec::new(), config.rules.names().cloned().collect()),
-    };
+    let status = status::ask(&beside.dir).await.ok().flatten();
+    let sessions = status.map_or_else(Vec::new, |status| status.sessions);
     let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
     let one = |d: Device| Shown {
         session: sessions.remove(&d.id),
         name: d.name.to_string(),
         id: d.id,
-        role_is_known: roles.contains(&d.role),
+        role_is_known: beside.knows(&d.role),
         role: d.role,
         models: d.models,
         enrolled: d.enrolled,

@@ -2,6 +2,7 @@
 
 mod bad_certificates;
 mod bad_clock;
+mod beside;
 mod devices;
 mod enrolling;
 mod every_way;

@@ -1,0 +1,96 @@
+//! What a command beside a server goes by: the settings that are in force in the running server,
+//! whatever the command's own configuration says; where no server runs, that configuration.
+
+use std::path::{Path, PathBuf};
+
+use common::machine::{
+    control,
+    owner::become_owner_of,
+    report::{Exit, Failure},
+};
+use proto::identity::Name;
+
+use crate::{
+    audit::AuditSettings,
+    config::{self, Config, Flags, ServeFlags},
+    policy::roles::either,
+    running::{Answer, InForce, Request},
+};
+
+/// The settings that count for a command.
+pub struct Beside {
+    /// The state directory.
+    pub dir: PathBuf,
+    in_force: InForce,
+    /// The command's own configuration, if no server runs.
+    config: Option<Config>,
+}
+
+impl Beside {
+    /// Asks the running server; where none runs, or an older one, reads the configuration. Root gets
+    /// the rights of the state's owner, and no others.
+    ///
+    /// # Errors
+    /// What is wrong with the configuration, if it is needed.
+    pub async fn settle(flags: &Flags) -> Result<Self, Failure> {
+        let dir = flags.state_dir()?;
+        become_owner_of(&dir)?;
+        if let Ok(Some(Answer::InForce(in_force))) = control::ask(&dir, &Request::InForce).await {
+            return Ok(Self { dir, in_force, config: None });
+        }
+        let config = Config::settle(flags, &ServeFlags::default())?;
+        let in_force = InForce {
+            roles: config.rules.names().cloned().collect(),
+            audit: config.meters.audit.clone(),
+            addresses: config::addresses(&config.advertise, &config.listen, &config.audience),
+        };
+        Ok(Self { dir, in_force, config: Some(config) })
+    }
+
+    /// The audit log.
+    pub fn audit(&self) -> &AuditSettings {
+        &self.in_force.audit
+    }
+
+    /// Whether there is such a role.
+    pub fn knows(&self, role: &Name) -> bool {
+        self.in_force.roles.contains(role)
+    }
+
+    /// That there is such a role.
+    ///
+    /// # Errors
+    /// Those there are, and how to make one.
+    pub fn must_know(&self, role: &Name) -> Result<(), Failure> {
+        if self.knows(role) {
+            return Ok(());
+        }
+        let all: Vec<_> = self.in_force.roles.iter().collect();
+        let reload = if self.config.is_none() { ", followed by `aditd reload`" } else { "" };
+        Err(Failure::new(format!("there is no role `{role}`"))
+            .hint(format!(
+                "there are {}; your own begin with `[roles.{role}]` in the configuration{reload}",
+                either(&all)
+            ))
+            .exit(Exit::Usage))
+    }
+
+    /// Where devices are told to find the server. `known` is what its last start has said: without a
+    /// server that runs it counts more than the addresses that this machine has now.
+    pub fn addresses(self, known: Option<Vec<String>>) -> Vec<String> {
+        match self.config {
+            Some(config) if config.advertise.is_empty() => known.unwrap_or(self.in_force.addresses),
+            _ => self.in_force.addresses,
+        }
+    }
+}
+
+/// The directory of the audit log.
+///
+/// # Errors
+/// As [`Beside::settle`].
+pub async fn audit_dir(flags: &Flags) -> Result<(PathBuf, PathBuf), Failure> {
+    let beside = Beside::settle(flags).await?;
+    let audit: &Path = &beside.audit().dir;
+    Ok((audit.to_owned(), beside.dir))
+}

@@ -32,10 +32,10 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-pub use bounds::Silence;
 pub use error::SshError;
 pub use hosts::HostKeyError;
 pub use login::Denied;
+pub use pace::Silence;
 
 /// What a login shell may say before the marker, in bytes.
 const NOISE: usize = 64 * 1024;

@@ -19,10 +19,8 @@ use std::{
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::{machine::process::parse_time, transport::congestion::StallProofCubic};
+use self::congestion::StallProofCubic;
 
-/// Each end proves itself alive this often.
-pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// A handshake that takes longer has failed.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// Streams that a device may have open when it connects.
@@ -58,7 +56,7 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
             idle.as_millis().try_into().unwrap_or(u32::MAX),
         ))))
-        .keep_alive_interval(Some(KEEP_ALIVE))
+        .keep_alive_interval(Some(proto::wire::KEEP_ALIVE))
         .max_concurrent_bidi_streams(streams.into())
         // The first words of each end and what follows them; and what it has read.
         .max_concurrent_uni_streams(2u32.into())
@@ -75,16 +73,6 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
 /// be out of reach.
 pub fn grant(streams: u32) -> u32 {
     streams + streams.div_ceil(7)
-}
-
-/// What `--idle-timeout` takes: from twice the time that two keep-alives need to a week.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
-    let time = parse_time(text)?;
-    let allowed = KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
-    if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
 }
 
 /// What the system has granted a socket for receiving and for sending, in bytes; Linux reports

@@ -1,7 +1,6 @@
 //! What stands behind the gate's two hooks: limits and the line before a request, the audit log and
 //! the metrics after it.
 
-pub mod charge;
 pub mod queue;
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
@@ -16,7 +15,6 @@ use proto::{
     ollama::{answer::RETRY_SOON, route::RouteClass},
 };
 
-use self::charge::{Charge, Speed};
 use crate::{
     accounting::queue::{Full, Queue},
     audit::{Audit, AuditSettings, Event},
@@ -25,7 +23,10 @@ use crate::{
         Metrics,
         serve::{Exporter, MetricsAddr},
     },
-    record::{Admission, Asked, Held, NotNow, Observer, RequestRecord, Ticket, Turn, Waiting},
+    record::{
+        Admission, Asked, Held, NotNow, Observer, RequestRecord, Ticket, Turn, Waiting,
+        charge::{Charge, Speed},
+    },
 };
 
 /// How long the audit log may take to write what is left when the server stops.

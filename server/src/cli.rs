@@ -17,11 +17,8 @@ use crate::{
         invite::{self, Invite},
         over_ssh, status,
     },
-    config::{Config, Flags, GLOBAL, ServeFlags},
-    serve::{
-        self,
-        reload::{self, Settings},
-    },
+    config::{Config, Flags, GLOBAL, ServeFlags, Settings},
+    serve::{self, reload},
     state::State,
 };
 

@@ -12,12 +12,9 @@ use std::{
 };
 
 use clap::Args;
-use common::{
-    machine::{
-        process::parse_time,
-        report::{Exit, Failure},
-    },
-    transport::parse_idle_timeout,
+use common::machine::{
+    process::{parse_idle_timeout, parse_time},
+    report::{Exit, Failure},
 };
 use ipnet::IpNet;
 use proto::{identity::Name, invitation::MAX_ADDRESSES, wire::ADITD_PORT};
@@ -37,12 +34,14 @@ use crate::{
         roles::Rules,
         upstream::Upstream,
     },
-    session::enroll_socket,
     state,
 };
 
 /// What every command understands stands by itself in its help.
 pub(crate) const GLOBAL: &str = "Global options";
+
+/// Where the socket for the members of a group is when nobody says otherwise.
+pub const DEFAULT_ENROLL_SOCKET: &str = "/run/adit/enroll.sock";
 
 /// What flags and environment can say.
 #[derive(Debug, Clone, Default, Args)]
@@ -166,6 +165,16 @@ impl Flags {
     }
 }
 
+/// What the server was started with.
+pub struct Settings {
+    /// Flags of every command.
+    pub flags: Flags,
+    /// Flags of `serve`.
+    pub serve: ServeFlags,
+    /// What they and the file came to.
+    pub config: Config,
+}
+
 impl Config {
     /// Settles every setting.
     ///
@@ -234,9 +243,7 @@ impl Config {
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
-            enroll_socket: file
-                .enroll_socket
-                .unwrap_or_else(|| enroll_socket::DEFAULT_SOCKET.into()),
+            enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             rules: Arc::new(rules),
             devices,
             authorize: file.authorize.map(|address| {

@@ -16,10 +16,7 @@ use prometheus_client::{
 use proto::ollama::route::RouteClass;
 
 use self::standing::Standing;
-use crate::{
-    accounting::charge::Charge,
-    record::{End, RequestRecord},
-};
+use crate::record::{End, RequestRecord, charge::Charge};
 
 /// What every name begins with.
 const PREFIX: &str = "adit";

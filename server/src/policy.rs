@@ -14,10 +14,10 @@ use proto::{
 
 use crate::{
     policy::{
-        roles::{Rules, Whose, Wish, default_role, either},
+        roles::{Rules, Whose, Wish, either},
         upstream::Upstream,
     },
-    state::register::Snapshot,
+    state::register::{Snapshot, default_role},
 };
 
 /// How long after its certificate's end a device may still prove its key to get a new one, in

@@ -1,6 +1,7 @@
 //! What the gate tells of each request, and whom it asks before one is forwarded. Prompts, answers
 //! and queries are in neither.
 
+pub mod charge;
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},

@@ -25,11 +25,11 @@ use tracing::error;
 use crate::{
     accounting::Meters,
     audit::{AuditSettings, AuditStatus},
+    config::Settings,
     gate::Gate,
     limits::Asker,
     policy::Policy,
     running::sessions::{Live, SessionStatus},
-    serve::reload::Settings,
     state::{
         State,
         register::{Register, RegisterError},

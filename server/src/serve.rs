@@ -28,7 +28,7 @@ use tracing::{debug, info, warn};
 use crate::{
     accounting::{self, Meters},
     audit::Event,
-    config::{self, Config},
+    config::{self, Config, Settings},
     ingress::{
         admission::{Door, Handshake, Verdict},
         filter::SilentSocket,
@@ -37,11 +37,7 @@ use crate::{
     },
     policy::Policy,
     running::{Answer, Open, Request, Server},
-    serve::{
-        certificate::ServerCertificate,
-        look::Look,
-        reload::{Reloaded, Settings},
-    },
+    serve::{certificate::ServerCertificate, look::Look, reload::Reloaded},
     session::{
         self, enroll,
         enroll_socket::GroupSocket,

@@ -3,13 +3,10 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::{Args, builder::FalseyValueParser};
-use common::{
-    machine::{
-        control::{ClaimError, Control},
-        process::{Stop, parse_time},
-        report::{Exit, Failure},
-    },
-    transport::parse_idle_timeout,
+use common::machine::{
+    control::{ClaimError, Control},
+    process::{Stop, parse_idle_timeout, parse_time},
+    report::{Exit, Failure},
 };
 use proto::{
     human,

@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::{
     ask,
-    pace::{Bounds, Slowest, State, Step, Verdict},
+    pace::{Bounds, Silence, Slowest, State, Step, Verdict},
 };
 
 /// Who is told what is waited for.
@@ -35,17 +35,6 @@ pub(crate) enum Tell {
 pub(crate) struct Patience {
     state: watch::Sender<State>,
     tell: Tell,
-}
-
-/// A host has been silent for too long.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Silence {
-    /// Which host.
-    pub(crate) host: String,
-    /// What was waited for.
-    pub(crate) step: Step,
-    /// For how long.
-    pub(crate) within: Duration,
 }
 
 impl Patience {

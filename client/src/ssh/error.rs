@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use super::{Denied, HostKeyError, NOT_FOUND, SshWay, bounds::Silence};
+use super::{Denied, HostKeyError, NOT_FOUND, SshWay, pace::Silence};
 
 /// Why SSH did not do it.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -8,14 +8,23 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::bounds::Silence;
-
 /// A host that takes so long is worth a word.
 const TELL_AFTER: Duration = Duration::from_secs(3);
 /// What was once slow has this many times as long the next time.
 const SLACK: u32 = 4;
 /// But never longer than this.
 const LONGEST: Duration = Duration::from_secs(900);
+
+/// A host has been silent for too long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// Which host.
+    pub(crate) host: String,
+    /// What was waited for.
+    pub(crate) step: Step,
+    /// For how long.
+    pub(crate) within: Duration,
+}
 
 /// What a host is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::transport::KEEP_ALIVE;
+use proto::wire::KEEP_ALIVE;
 
 /// Without a request: two keep-alives and a bit without an answer.
 const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);

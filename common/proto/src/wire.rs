@@ -16,6 +16,8 @@ use crate::{
 
 /// The longest message that either end accepts, in bytes.
 pub const MAX_LEN: usize = 64 * 1024;
+/// Each end proves itself alive this often.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter
 /// than this loses nothing.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);

@@ -50,6 +50,16 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
 }
 
+/// What `--idle-timeout` takes: from twice the time that two keep-alives need to a week.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
+    let time = parse_time(text)?;
+    let allowed = proto::wire::KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
+    if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
+}
+
 /// The user who started this process, even if it has given up that user's rights since then (see
 /// [`crate::machine::owner`]).
 pub fn uid() -> u32 {

@@ -9,10 +9,7 @@ use proto::identity::{DeviceId, Name};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
-use crate::{
-    accounting::charge::Charge,
-    record::{Asker, End, RequestRecord},
-};
+use crate::record::{Asker, End, RequestRecord, charge::Charge};
 
 /// The longest path or model that is written whole, in characters: an application may send more,
 /// and each is one line here.

@@ -257,12 +257,11 @@ fn duration(ms: f64) -> String {
 mod tests {
     use super::*;
     use crate::{
-        accounting::charge::Charge,
         audit::entry::{
             self, Event, Peer,
             tests::{event as event_of, record},
         },
-        record::{End, Refusal},
+        record::{End, Refusal, charge::Charge},
     };
 
     fn show(event: &Event, show: &Show, from: Option<&str>) -> String {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::transport::parse_idle_timeout;
+use common::machine::process::parse_idle_timeout;
 use proto::{
     invitation::{self, MAX_ADDRESSES},
     wire::ADITD_PORT,

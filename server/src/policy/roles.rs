@@ -22,11 +22,6 @@ use crate::limits::LimitSettings;
 pub const DEFAULT: &str = "infer";
 const BUILT_IN: [&str; 3] = [DEFAULT, "models", "admin"];
 
-/// The role of a device for which nobody has named one.
-pub fn default_role() -> Name {
-    DEFAULT.parse().expect("a role's name is a name")
-}
-
 /// A role, as the configuration says it.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -273,7 +268,12 @@ mod tests {
         .expect("good");
         assert_eq!(that_may(&rules, "GET", "/api/tags"), "`infer`, `models`, `tags` or `admin`");
         assert_eq!(that_may(&rules, "POST", "/v1/images/generations"), "`tags` or `admin`");
-        assert_eq!(rules.lists(&"x".parse().expect("name"), &default_role()).count(), 1);
+        assert_eq!(
+            rules
+                .lists(&"x".parse().expect("name"), &crate::state::register::default_role())
+                .count(),
+            1
+        );
         assert_eq!(
             rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(),
             0

@@ -10,13 +10,10 @@ use std::{
     time::Duration,
 };
 
-use common::{
-    machine::process::unix_now,
-    transport::{KEEP_ALIVE, splice::Meter},
-};
+use common::{machine::process::unix_now, transport::splice::Meter};
 use proto::{
     identity::{Certificate, DeviceId},
-    wire::Code,
+    wire::{Code, KEEP_ALIVE},
 };
 use serde::{Deserialize, Serialize};
 

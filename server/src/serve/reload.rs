@@ -19,20 +19,10 @@ use tracing::{error, info, warn};
 
 use crate::{
     audit::Event,
-    config::{Config, Flags, ServeFlags},
+    config::{Config, Flags, Settings},
     running::{self, Answer, Request, Server},
     state::register::Snapshot,
 };
-
-/// What the server was started with.
-pub struct Settings {
-    /// Flags of every command.
-    pub flags: Flags,
-    /// Flags of `serve`.
-    pub serve: ServeFlags,
-    /// What they and the file came to.
-    pub config: Config,
-}
 
 /// What was read again.
 pub struct Reloaded {

@@ -32,8 +32,6 @@ use crate::{
     state::register::User,
 };
 
-/// Where the socket is when nobody says otherwise.
-pub const DEFAULT_SOCKET: &str = "/run/adit/enroll.sock";
 /// A request, and then its answer, are taken within this time.
 const WITHIN: Duration = Duration::from_secs(10);
 /// A member waits this long: for a register that others hold, and for whoever else is asked.

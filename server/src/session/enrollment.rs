@@ -18,14 +18,11 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{Event, entry::EnrolledBy},
-    policy::{
-        authorize::{Question, Refusal},
-        roles::default_role,
-    },
+    policy::authorize::{Question, Refusal},
     running::Server,
     state::{
         ca::{ClockError, CsrError, DeviceKey, Issued},
-        register::{Device, DeviceError, User},
+        register::{Device, DeviceError, User, default_role},
     },
 };
 

@@ -6,7 +6,7 @@ mod errors;
 mod invitations;
 mod names;
 
-pub use devices::Device;
+pub use devices::{Device, default_role};
 pub use errors::{DeviceError, RegisterError};
 pub use invitations::{Invited, MOST_INVITATIONS};
 pub use names::{FreedName, User};

@@ -7,7 +7,12 @@ use proto::{
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{DeviceError, Register, RegisterError, User, names, parsed};
-use crate::{audit::entry::Subject, policy::roles};
+use crate::audit::entry::Subject;
+
+/// The role of a device for which nobody has named one.
+pub fn default_role() -> Name {
+    "infer".parse().expect("a role's name is a name")
+}
 
 /// A device as the register knows it. Times are Unix seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -96,7 +101,7 @@ impl Register {
             if let Err(why) = names::check(t, name, user, now)? {
                 return Ok(Err(why));
             }
-            let role = roles::default_role();
+            let role = default_role();
             insert_device(t, name, &role, Some(user.uid), key, not_after, now).map(Ok)
         })?
     }

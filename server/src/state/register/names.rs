@@ -124,7 +124,6 @@ mod tests {
     use proto::identity::{DeviceId, KeyHash};
 
     use super::*;
-    use crate::policy::roles;
 
     const ALICE: User = User { uid: 1000, is_owner: false };
     const BOB: User = User { uid: 1001, is_owner: false };
@@ -141,7 +140,7 @@ mod tests {
             not_after: 2,
             revoked,
             seen: None,
-            role: roles::default_role(),
+            role: crate::state::register::default_role(),
             models: None,
             uid: Some(ALICE.uid),
         };

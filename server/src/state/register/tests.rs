@@ -3,7 +3,6 @@
 use proto::{identity::Name, invitation::Secret};
 
 use super::*;
-use crate::policy::roles;
 
 #[test]
 fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
@@ -24,7 +23,7 @@ fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
         let device = register.find("laptop").expect("there");
         assert_eq!(
             (device.role, device.models, device.seen, device.uid),
-            (roles::default_role(), None, Some(3), None)
+            (default_role(), None, Some(3), None)
         );
     }
 }
@@ -78,7 +77,7 @@ fn a_name_that_looks_like_an_id_is_given_to_no_device() {
         register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
     let decoy = name(&laptop.id.to_string());
     let secret = Secret::generate();
-    let invited = register.invite(&decoy, &roles::default_role(), &secret, 100, 1);
+    let invited = register.invite(&decoy, &default_role(), &secret, 100, 1);
     assert!(matches!(invited, Err(DeviceError::LooksLikeId(_))), "{invited:?}");
     let enrolled = register.enroll(&decoy, ALICE, KeyHash([2; 32]), 200, 1);
     assert!(matches!(enrolled, Err(DeviceError::LooksLikeId(_))), "{enrolled:?}");
@@ -109,7 +108,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
     let (_tmp, register) = register();
     let invite = |i: i64| {
         let (secret, name) = (Secret::generate(), name(&format!("device-{i}")));
-        register.invite(&name, &roles::default_role(), &secret, 100, 1).map(|_| secret)
+        register.invite(&name, &default_role(), &secret, 100, 1).map(|_| secret)
     };
     let redeem =
         |secret: &Secret| register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
@@ -159,7 +158,7 @@ fn the_name_of_a_forgotten_device_is_kept_for_whoever_had_it_until_its_owner_fre
 fn a_name_that_is_invited_is_taken_by_its_code_alone() {
     let (_tmp, register) = register();
     let (name, secret) = (name("alice-laptop"), Secret::generate());
-    register.invite(&name, &roles::default_role(), &secret, 100, 1).expect("invited");
+    register.invite(&name, &default_role(), &secret, 100, 1).expect("invited");
     let refused = register.enroll(&name, BOB, KeyHash([2; 32]), 200, 1);
     assert!(matches!(refused, Err(DeviceError::NameInvited(_))), "{refused:?}");
     let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");

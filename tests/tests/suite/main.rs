@@ -8,6 +8,7 @@ mod failures;
 mod gate;
 #[cfg(target_os = "linux")]
 mod lab;
+mod readme;
 mod ssh;
 mod tunnel;
 

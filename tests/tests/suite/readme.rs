@@ -1,0 +1,116 @@
+//! What the README tells people to copy works when it is copied, and the service's unit is sound.
+
+use std::{os::unix::fs::symlink, path::Path, process::Command};
+
+use server::config::{Config, Flags, ServeFlags};
+use tests::{
+    laptop::{Laptop, remote_aditd},
+    ollama::Options,
+    raw, skip,
+    sshd::Sshd,
+    world::World,
+};
+
+use crate::PROGRAM;
+
+const README: &str = include_str!("../../../README.md");
+const UNIT: &str = include_str!("../../../server/dist/aditd.service");
+
+/// The README's blocks of this language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("\n```{language}\n");
+    let blocks: Vec<_> =
+        README.split(&fence).skip(1).filter_map(|rest| rest.split("\n```").next()).collect();
+    assert!(!blocks.is_empty(), "no {language}");
+    blocks
+}
+
+/// The whole configuration.
+fn whole() -> &'static str {
+    let mut blocks = blocks("toml").into_iter();
+    blocks.find(|block| block.starts_with("# /etc/adit/aditd.toml")).expect("the whole file")
+}
+
+fn settled(file: &str) -> Config {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let path = tmp.path().join("aditd.toml");
+    std::fs::write(&path, file).expect("written");
+    let flags = Flags { state_dir: Some(tmp.path().join("state")), config: Some(path) };
+    Config::settle(&flags, &ServeFlags::default()).unwrap_or_else(|e| panic!("{e}\n{file}"))
+}
+
+#[test]
+fn each_configuration_is_one_and_so_is_what_stands_there_as_a_comment() {
+    for block in blocks("toml") {
+        settled(block);
+    }
+    assert!(settled(whole()).authority().is_none(), "nobody runs there who could answer");
+    let uncommented: Vec<_> = whole()
+        .lines()
+        .map(|line| line.strip_prefix('#').filter(|l| l.contains(" = ")).unwrap_or(line))
+        .collect();
+    let all = settled(&uncommented.join("\n"));
+    assert!(all.authority().is_some() && all.advertise == ["gpu.lan:11435"]);
+}
+
+#[tokio::test]
+async fn a_server_with_the_whole_configuration_serves() {
+    // The port may be taken on this machine.
+    let config = whole().replace("127.0.0.1:9464", "unix:{dir}/metrics.sock");
+    let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
+    let up = world.up("laptop").await;
+    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+    assert!(answer.ends_with("Ollama is running"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_limited_as_the_readme_says_carries_the_tunnel() {
+    if !Sshd::is_there() && skip::because("there is no OpenSSH server and client") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut laptop = Laptop::new(&world).await;
+    // As after `cargo install`: not on the path of sshd.
+    let home = world.scratch("home");
+    std::fs::create_dir_all(home.join(".cargo/bin")).expect("a directory");
+    symlink(remote_aditd(&world).join("aditd"), home.join(".cargo/bin/aditd")).expect("a link");
+    laptop.sshd.configure(&format!("SetEnv PATH=/usr/bin:/bin HOME={}\n", home.display())).await;
+    laptop.enrolled(&world, &[]).await;
+    let port = world.status().await["relay"].to_string();
+    let limited: Vec<_> = README
+        .lines()
+        .filter(|line| line.starts_with("restrict,"))
+        .map(|line| line.split(" ssh-ed25519 ").next().expect("options").replace("11435", &port))
+        .collect();
+    assert_eq!(limited.len(), 2, "{limited:?}");
+    for options in limited {
+        laptop.sshd.authorize("user", &options);
+        let up = laptop.up(&world, &[]).await;
+        let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.ends_with("Ollama is running"), "{options}: {answer}");
+        up.end().await;
+    }
+}
+
+#[test]
+fn the_unit_is_sound_and_exposes_little() {
+    let tool = "systemd-analyze";
+    let is_there = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
+    if !is_there && skip::because("there is no systemd-analyze") {
+        return;
+    }
+    let tmp = tempfile::tempdir().expect("a directory");
+    let unit = tmp.path().join("aditd.service");
+    // It looks at the program, too.
+    std::fs::write(&unit, UNIT.replace("/usr/local/bin/aditd", PROGRAM)).expect("written");
+    let run = |args: &[&str], unit: &Path| {
+        let out = Command::new(tool).args(args).arg(unit).output().expect("it runs");
+        let text = [out.stdout, out.stderr].concat();
+        (out.status.success(), String::from_utf8_lossy(&text).into_owned())
+    };
+    let (sound, says) = run(&["verify"], &unit);
+    assert!(sound && says.is_empty(), "{says}");
+    // A tenth is its unit.
+    let (safe, says) = run(&["security", "--offline=yes", "--threshold=20"], &unit);
+    assert!(safe, "{says}");
+}

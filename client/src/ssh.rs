@@ -1,6 +1,7 @@
 //! The way through SSH: enrolls, and carries datagrams. With the client that is built in, or by
 //! choice with the system's own.
 
+mod answer;
 mod ask;
 mod bounds;
 mod builtin;
@@ -21,15 +22,12 @@ use std::{
 };
 
 use clap::ValueEnum;
-use common::transport::{carrier::StreamCarrier, frame};
+use common::transport::carrier::StreamCarrier;
 use keys::Keyring;
 use pace::Pace;
-use proto::{
-    identity::Name,
-    wire::{Enrolled, SSH_MARKER, SSH_RELAY},
-};
+use proto::{identity::Name, wire::Enrolled};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use error::SshError;
@@ -37,12 +35,12 @@ pub use hosts::HostKeyError;
 pub use login::Denied;
 pub use pace::Silence;
 
-/// What a login shell may say before the marker, in bytes.
-const NOISE: usize = 64 * 1024;
 /// Where `aditd` is looked for on the server, in this order.
 const PLACES: &str =
     r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
 const NOT_FOUND: u32 = 127;
+/// Tells `aditd relay` the port that the server had when this device enrolled.
+const RELAY_PORT: &str = "ADITD_RELAY_PORT";
 
 /// Where ssh goes: `[user@]host` and a port, as the user said it, and with which client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,13 +212,16 @@ impl SshWay {
 
     /// What a shell on the server is told, so that `aditd` is found.
     fn command(&self, arguments: &str) -> String {
+        // The relay finds the server by itself, unless this user has no right to its state.
+        let port = self.relay_port.map(|port| format!("export {RELAY_PORT}={port}; "));
+        let port = port.unwrap_or_default();
         let remote = match &self.remote_command {
             Some(command) => format!("exec {command} {arguments}"),
             None => format!(
                 "for a in {PLACES}; do if command -v \"$a\" >/dev/null 2>&1; then exec \"$a\" {arguments}; fi; done; exit {NOT_FOUND}"
             ),
         };
-        format!("sh -c '{remote}'")
+        format!("sh -c '{port}{remote}'")
     }
 }
 
@@ -284,32 +285,6 @@ impl SshCarrier {
     }
 }
 
-/// Reads the answer of `aditd enroll-device`. `None` if it is a relay that answers.
-async fn certificate(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Enrolled>> {
-    if past_marker(from).await?.ends_with(SSH_RELAY.as_bytes()) {
-        return Ok(None);
-    }
-    frame::read(from).await.map(Some)
-}
-
-/// Reads up to and with the marker, and not a byte more; returns what came before it.
-async fn past_marker(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
-    let marker = SSH_MARKER.as_bytes();
-    let mut read = Vec::new();
-    // The marker may be the first that comes, without the line that would end before it.
-    while !read.ends_with(marker) {
-        if read.len() > NOISE {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "what answers there is not aditd",
-            ));
-        }
-        read.push(from.read_u8().await?);
-    }
-    read.truncate(read.len() - marker.len());
-    Ok(read)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -348,15 +323,5 @@ mod tests {
         ] {
             assert!(bad.parse::<SshWay>().is_err(), "{bad}");
         }
-    }
-
-    #[tokio::test]
-    async fn what_a_login_shell_says_is_passed_over_and_its_endless_talk_is_not() {
-        let mut stream = &b"Welcome!\nLast login: now\n\nadit/1 ready\nrest"[..];
-        assert_eq!(past_marker(&mut stream).await.expect("found"), b"Welcome!\nLast login: now\n");
-        assert_eq!(stream, b"rest");
-        assert!(past_marker(&mut &vec![b'x'; 100_000][..]).await.is_err());
-        let relay = format!("Welcome!\n{SSH_RELAY}{SSH_MARKER}");
-        assert!(certificate(&mut relay.as_bytes()).await.expect("an answer").is_none());
     }
 }

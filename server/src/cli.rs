@@ -57,6 +57,10 @@ enum Command {
         /// Relay to this UDP address [default: where the running server listens]
         #[arg(long, value_name = "ADDR")]
         to: Option<std::net::SocketAddr>,
+        /// The port that the device was told when it enrolled: where the server is sought if it
+        /// can't be asked
+        #[arg(long, value_name = "PORT", env = "ADITD_RELAY_PORT", hide = true)]
+        known_port: Option<u16>,
     },
     /// Read the configuration again and put it in force, as on SIGHUP; a bad one changes nothing
     Reload,
@@ -138,9 +142,9 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }
-        Command::Relay { to } => {
+        Command::Relay { to, known_port } => {
             let runtime = on_one_thread()?;
-            let result = runtime.block_on(over_ssh::relay(settled(), to));
+            let result = runtime.block_on(over_ssh::relay(settled(), to, known_port));
             // The thread that reads standard input may never come back.
             runtime.shutdown_background();
             result

@@ -28,7 +28,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use crate::{
     dial::{self, DialError, clocks::Clocks},
     profile::{Place, Profile, SecretPem},
-    ssh::{SshClient, SshWay},
+    ssh::{SshClient, SshError, SshWay},
 };
 
 pub use flags::Enroll;
@@ -108,8 +108,17 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
         () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
-        let hint = e.hint(&way);
-        Failure::new(format!("cannot enroll at {way}")).because(e).hint(hint)
+        let failure = Failure::new(format!("cannot enroll at {way}"));
+        match e {
+            // The server's own causes, cures and exit code.
+            SshError::Refused { failure: why, .. } if !why.hints().is_empty() => {
+                failure.caused_by(why)
+            }
+            e => {
+                let hint = e.hint(&way);
+                failure.because(e).hint(hint)
+            }
+        }
     })?;
     way.relay_port = enrolled.relay_port;
     // What is loopback there is somebody else here.

@@ -12,16 +12,16 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tracing::debug;
 
 use super::{
-    Halves, SshError, SshWay, ask,
+    Halves, SshError, SshWay,
+    answer::{self, NotBegun},
+    ask,
     bounds::{Patience, Tell},
-    certificate,
     config::{self, HostConfig},
     hosts::KnownHost,
     keys::Keyring,
     login::Login,
     pace::Step,
-    past_marker,
-    session::{Piped, Reading, Session},
+    session::{LOOPBACK, Piped, Reading, Session},
 };
 
 /// More on the way are a circle.
@@ -58,14 +58,19 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
         let piped = session.exec(&way.command(&run), &to).await?;
         let mut piped = piped.over(under);
         piped.read.tells(&patience);
-        let talk = async {
+        let asked = async {
             frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
-            piped.write.flush().await?;
-            certificate(&mut piped.read).await
+            piped.write.flush().await
         };
-        match talk.await {
-            Ok(enrolled) => enrolled.ok_or_else(|| SshError::OnlyRelays(to.clone())),
-            Err(e) => Err(ended(way, &run, &mut piped.read, &e.to_string()).await),
+        // What has not read all may have answered all the same.
+        let unasked = asked.await.err();
+        match answer::certificate(&mut piped.read).await {
+            Ok(enrolled) => Ok(enrolled),
+            Err(NotBegun::Ended(e)) => {
+                let why = NotBegun::Ended(unasked.unwrap_or(e));
+                Err(ended(way, &run, &mut piped.read, why).await)
+            }
+            Err(why) => Err(ended(way, &run, &mut piped.read, why).await),
         }
     };
     let enrolled = patience.bound(exchange).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
@@ -132,7 +137,15 @@ async fn relay(
     debug!("no relay by command ({failed}): trying port {port} of the server's loopback");
     forwarded(way, session, port).await.map_err(|e| {
         debug!("no relay by forwarding: {e}");
-        failed
+        match (&failed, &e) {
+            // The key may only forward, to a port that is the server's: that tells more.
+            (SshError::NoAnswer { .. }, SshError::NotRunning { .. })
+                if way.relay_port.is_some() =>
+            {
+                e
+            }
+            _ => failed,
+        }
     })
 }
 
@@ -146,9 +159,9 @@ async fn by_command(
     let started = async {
         let mut piped = session.exec(&way.command("relay"), &to).await?;
         piped.read.tells(patience);
-        match past_marker(&mut piped.read).await {
-            Ok(_) => Ok(piped),
-            Err(e) => Err(ended(way, "relay", &mut piped.read, &e.to_string()).await),
+        match answer::relay(&mut piped.read).await {
+            Ok(()) => Ok(piped),
+            Err(why) => Err(ended(way, "relay", &mut piped.read, why).await),
         }
     };
     let mut piped = patience.bound(started).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
@@ -160,18 +173,24 @@ async fn forwarded(way: &SshWay, session: &Session, port: u16) -> Result<Piped, 
     let to = way.to_string();
     let broken = |why: String| SshError::Broken { to: to.clone(), why };
     let opened = async {
-        let mut piped = session.direct("127.0.0.1", port, &to).await?;
-        past_marker(&mut piped.read).await.map_err(|e| broken(e.to_string()))?;
-        Ok(piped)
+        let mut piped = session.direct(LOOPBACK, port, &to).await?;
+        match answer::relay(&mut piped.read).await {
+            Ok(()) => Ok(piped),
+            Err(why) => Err(why.told(way).unwrap_or_else(|e| broken(e.to_string()))),
+        }
     };
     let opened = tokio::time::timeout(FORWARD_WITHIN, opened).await;
     opened.unwrap_or_else(|_| Err(broken("its relay does not answer".to_owned())))
 }
 
-async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: &str) -> SshError {
+async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: NotBegun) -> SshError {
+    let why = match why.told(way) {
+        Ok(told) => return told,
+        Err(why) => why.to_string(),
+    };
     match tokio::time::timeout(LAST_WORDS, read.end()).await {
         Ok((code, said)) => SshError::of_command(way, arguments, code, &said),
-        Err(_) => SshError::Ended { to: way.to_string(), said: why.to_owned() },
+        Err(_) => SshError::Ended { to: way.to_string(), said: why },
     }
 }
 

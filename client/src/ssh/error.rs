@@ -2,6 +2,8 @@
 
 use std::{io, sync::Arc};
 
+use common::machine::report::Failure;
+
 use super::{Denied, HostKeyError, NOT_FOUND, SshWay, pace::Silence};
 
 /// Why SSH did not do it.
@@ -30,14 +32,20 @@ pub enum SshError {
     #[error("the key with which {0} lets this computer in may only relay")]
     OnlyRelays(String),
     /// aditd was run, and said no.
-    #[error("aditd on {to} says: {what}")]
+    #[error("{to} says: {}", all_of(failure))]
     Refused {
         /// Where.
         to: String,
         /// What it said.
-        what: String,
-        /// What it said of the cure.
-        hint: Option<String>,
+        failure: Failure,
+    },
+    /// Nothing listens where the server's relay was when this device enrolled.
+    #[error("aditd is not running on {to}: nothing listens on its port {port}")]
+    NotRunning {
+        /// Where.
+        to: String,
+        /// The port of its loopback.
+        port: u16,
     },
     /// The command ended, and it was not aditd that ended it.
     #[error(
@@ -105,7 +113,13 @@ impl SshError {
                  by UDP), and limit the key afterwards"
                     .to_owned()
             }
-            Self::Refused { hint, .. } => hint.clone().unwrap_or_else(|| "look at aditd there: `aditd status`".to_owned()),
+            Self::Refused { failure, .. } if failure.hints().is_empty() => {
+                format!("look at aditd there: `{} aditd status`", way.by_hand())
+            }
+            Self::Refused { failure, .. } => failure.hints().join("; "),
+            Self::NotRunning { .. } => {
+                "start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service".to_owned()
+            }
             Self::NoAnswer { run, .. } => {
                 let needed = match run.split_once(" enroll-device ") {
                     Some((aditd, _)) => format!("enrolling needs a key that may run `{aditd} enroll-device`: limit it afterwards"),
@@ -128,20 +142,33 @@ impl SshError {
         if code == Some(NOT_FOUND) {
             return Self::NoAditd(to);
         }
-        // What aditd says of itself ends with its error, and that with its cure.
+        // An aditd of before 0.2 says its failure on standard error alone: it ends with its error,
+        // and that with its cure.
         let begins_a_line = |at: usize| at == 0 || said[..at].ends_with('\n');
         match said.rmatch_indices("error: ").find(|(at, _)| begins_a_line(*at)) {
             Some((at, prefix)) => {
-                let error = &said[at + prefix.len()..];
-                let (what, hint) = match error.split_once("\n\nhint: ") {
-                    Some((what, hint)) => (what, Some(hint.to_owned())),
-                    None => (error, None),
-                };
-                Self::Refused { to, what: what.to_owned(), hint }
+                Self::Refused { to, failure: failure_in(&said[at + prefix.len()..]) }
             }
             None => Self::NoAnswer { to, run: way.run(arguments), code, said: said.to_owned() },
         }
     }
+}
+
+/// The failure in the text that people are shown.
+fn failure_in(text: &str) -> Failure {
+    let (error, hints) = text.split_once("\n\nhint: ").unwrap_or((text, ""));
+    let (what, causes) = error.split_once("\n  Caused by: ").unwrap_or((error, ""));
+    let mut failure = Failure::new(what);
+    if !causes.is_empty() {
+        failure = failure.because(causes.replace("\n  Caused by: ", ": "));
+    }
+    hints.lines().fold(failure, |failure, hint| failure.hint(hint.trim()))
+}
+
+/// What failed and why, in one line.
+fn all_of(failure: &Failure) -> String {
+    let causes = failure.causes().iter().map(String::as_str);
+    std::iter::once(failure.what()).chain(causes).collect::<Vec<_>>().join(": ")
 }
 
 /// What others have said, under our own words.
@@ -158,15 +185,11 @@ mod tests {
         let way: SshWay = "me@gpu".parse().expect("a way");
         let said =
             "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
-        let SshError::Refused { what, hint, .. } =
-            SshError::of_command(&way, "relay", Some(1), said)
+        let SshError::Refused { failure, .. } = SshError::of_command(&way, "relay", Some(1), said)
         else {
             panic!("it is aditd's")
         };
-        assert_eq!(
-            (what.as_str(), hint.as_deref()),
-            ("no room\n  Caused by: a crowd", Some("wait\n      or go"))
-        );
+        assert_eq!(failure, Failure::new("no room").because("a crowd").hint("wait").hint("or go"));
         assert!(matches!(
             SshError::of_command(&way, "relay", Some(NOT_FOUND), ""),
             SshError::NoAditd(_)

@@ -11,7 +11,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use russh::{
-    Channel, ChannelMsg, ChannelReadHalf, MethodKind, MethodSet, cipher,
+    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, MethodKind, MethodSet, cipher,
     client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse, Msg},
     keys::{
         PrivateKeyWithHashAlg, PublicKeyOrCertificate,
@@ -37,6 +37,9 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const MISSED: usize = 3;
 /// Bytes of a command's standard error that are kept to say why it failed.
 const KEPT: usize = 4096;
+
+/// A host's own loopback, where the server's relay listens.
+pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 /// A connection to one host whose key has been checked.
 pub(crate) struct Session {
@@ -297,7 +300,14 @@ impl Session {
     /// Opens a TCP connection from the host to `port` of its own loopback, or to another host.
     pub(crate) async fn direct(&self, host: &str, port: u16, to: &str) -> Result<Piped, SshError> {
         let opened = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0).await;
-        opened.map(Piped::new).map_err(|e| failed(to, &e))
+        opened.map(Piped::new).map_err(|e| match e {
+            russh::Error::ChannelOpenFailure(ChannelOpenFailure::ConnectFailed)
+                if host == LOOPBACK =>
+            {
+                SshError::NotRunning { to: to.to_owned(), port }
+            }
+            e => failed(to, &e),
+        })
     }
 
     /// What the host said last, if it has ended the connection.

@@ -22,11 +22,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Halves, SshError, SshWay, ask,
+    Halves, SshError, SshWay,
+    answer::{self, NotBegun},
+    ask,
     bounds::{Patience, Tell},
-    certificate,
     pace::Step,
-    past_marker, program,
+    program,
 };
 
 /// Lines of ssh's own that are kept to say why it failed.
@@ -70,9 +71,16 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
         return Err(SshError::Ended { to: way.to_string(), said: String::new() });
     };
     let exchange = async {
-        frame::write(&mut stdin, &EnrollDevice { csr }).await?;
-        stdin.flush().await?;
-        certificate(&mut stdout).await
+        let asked = async {
+            frame::write(&mut stdin, &EnrollDevice { csr }).await?;
+            stdin.flush().await
+        };
+        // What has not read all may have answered all the same.
+        let unasked = asked.await.err();
+        answer::certificate(&mut stdout).await.map_err(|why| match (why, unasked) {
+            (NotBegun::Ended(_), Some(e)) => NotBegun::Ended(e),
+            (why, _) => why,
+        })
     };
     // It may be asking a person, who can end it too.
     let answer = match ask::somebody_is_there() {
@@ -82,7 +90,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     match answer {
         Ok(Ok(enrolled)) => {
             way.pace.learn(patience.slowest());
-            enrolled.ok_or_else(|| SshError::OnlyRelays(way.to_string()))
+            Ok(enrolled)
         }
         Ok(Err(e)) => Err(ended(way, &run, child, said, e).await),
         Err(silence) => Err(SshError::Silent(silence)),
@@ -98,8 +106,8 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(SshError::Ended { to, said: String::new() });
     };
-    match patience.bound(past_marker(&mut stdout)).await {
-        Ok(Ok(_)) => {
+    match patience.bound(answer::relay(&mut stdout)).await {
+        Ok(Ok(())) => {
             patience.again();
             way.pace.learn(patience.slowest());
             Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin)))
@@ -153,8 +161,12 @@ async fn ended(
     arguments: &str,
     mut child: Child,
     said: Said,
-    error: io::Error,
+    why: NotBegun,
 ) -> SshError {
+    let error = match why.told(way) {
+        Ok(told) => return told,
+        Err(error) => error,
+    };
     let status =
         tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
     let code = status.and_then(|status| status.code()).and_then(|code| u32::try_from(code).ok());

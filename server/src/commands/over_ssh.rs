@@ -2,9 +2,11 @@
 //! has let its owner in, and `aditd relay`, which carries a tunnel's datagrams where no UDP port
 //! can be reached.
 
+mod nearby;
+
 use std::{
     io::{IsTerminal, Write},
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::SocketAddr,
 };
 
 use common::{
@@ -19,7 +21,7 @@ use common::{
 use data_encoding::BASE64;
 use proto::{
     identity::Name,
-    wire::{ADITD_PORT, EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
+    wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
 };
 use tokio::io::AsyncWriteExt;
 
@@ -93,52 +95,44 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     if let Some(answer) = enroll_socket::ask(&config.enroll_socket, &name, &csr).await {
         return answer;
     }
+    const WHO: &str = "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names";
     Err(match unavailable {
-        Err(failure) => failure.hint(
-            "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names",
-        ),
-        Ok(()) => not_running(config),
+        Err(failure) => failure.hint(WHO),
+        Ok(()) => match nearby::somebody_at(&nearby::candidates(config, None)).await {
+            Some(_) => {
+                let what = format!(
+                    "the aditd that runs on {} has another state than `{}`",
+                    nearby::host(),
+                    config.state_dir.display()
+                );
+                Failure::new(what).hint(WHO)
+            }
+            None => nearby::not_running(&format!(
+                "no process serves its state in `{}`",
+                config.state_dir.display()
+            )),
+        },
     })
 }
 
-fn not_running(config: &Config) -> Failure {
-    Failure::new("aditd is not running on the server")
-        .because(format!("no process serves the state in `{}`", config.state_dir.display()))
-        .hint("start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service")
-}
-
 /// Relays between standard input and output and the server of this machine, until the stream ends.
-pub async fn relay(config: Result<Config, Failure>, to: Option<SocketAddr>) -> Result<(), Failure> {
-    let to = match to {
-        Some(to) => to,
-        None => told(async { Ok(running(&config?).await) }).await?,
-    };
+/// `known` is the port that the device was told when it enrolled.
+pub async fn relay(
+    config: Result<Config, Failure>,
+    to: Option<SocketAddr>,
+    known: Option<u16>,
+) -> Result<(), Failure> {
+    let to = told(async {
+        match to {
+            Some(to) => Ok(to),
+            None => nearby::server(&config?, known).await,
+        }
+    })
+    .await?;
     let mut out = stdio::output();
     let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);
     out.write_all(format!("{SSH_RELAY}{SSH_MARKER}").as_bytes()).await.map_err(gone)?;
     out.flush().await.map_err(gone)?;
     let end = carrier::relay(stdio::input(), out, to).await;
     if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }
-}
-
-/// Where the running server listens, as seen from here. A key that may do nothing but relay needs
-/// no right to the server's state: then it is where the configuration says.
-async fn running(config: &Config) -> SocketAddr {
-    let told = match control::ask(&config.state_dir, &Request::Status).await {
-        Ok(Some(Answer::Status(status))) => {
-            status.listening.iter().filter_map(|a| a.parse().ok()).collect()
-        }
-        _ => config.listen.clone(),
-    };
-    let first = told.iter().find(|address| address.ip().is_loopback()).or(told.first());
-    match first.copied() {
-        Some(SocketAddr::V4(a)) if a.ip().is_unspecified() => {
-            SocketAddr::from((Ipv4Addr::LOCALHOST, a.port()))
-        }
-        Some(SocketAddr::V6(a)) if a.ip().is_unspecified() => {
-            SocketAddr::from((Ipv6Addr::LOCALHOST, a.port()))
-        }
-        Some(address) => address,
-        None => SocketAddr::from((Ipv4Addr::LOCALHOST, ADITD_PORT)),
-    }
 }

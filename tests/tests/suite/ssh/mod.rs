@@ -4,4 +4,5 @@ mod carrier;
 mod enrolling;
 mod hosts;
 mod login;
+mod not_running;
 mod slow;

@@ -1,8 +1,18 @@
 //! What people see: failures, exit codes, and the log.
 
-use std::{fmt, io::Write, process::ExitCode};
+use std::{
+    fmt,
+    io::{IsTerminal, Write},
+    process::ExitCode,
+};
 
-use tracing_subscriber::{Layer, filter::FilterExt, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    Layer,
+    filter::FilterExt,
+    fmt::{format::Writer, time::FormatTime},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::machine::log;
 
@@ -65,26 +75,44 @@ pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
     }
 }
 
-/// Sends the log to standard error. `verbose` counts `-v`; the environment variable `ADIT_LOG`
+/// Sends the log to standard error: at a terminal with the local time of day, elsewhere with the
+/// whole time in UTC. `verbose` counts `-v`; the environment variable `ADIT_LOG`
 /// overrules it.
 pub fn start_log(verbose: u8) {
     let filter = std::env::var("ADIT_LOG")
         .ok()
         .and_then(|f| f.parse().ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(log::directives(verbose)));
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr())
-        && std::env::var_os("NO_COLOR").is_none();
-    // Under systemd the journal has its own clock.
+    let terminal = std::io::stderr().is_terminal();
+    let colour = terminal && std::env::var_os("NO_COLOR").is_none();
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(colour)
         .with_target(verbose > 0);
-    let lines = match std::env::var_os("JOURNAL_STREAM") {
-        Some(_) => lines.without_time().boxed(),
-        None => lines.boxed(),
+    let lines = if terminal {
+        lines.with_timer(ForPeople).boxed()
+    } else if std::env::var_os("JOURNAL_STREAM").is_some() {
+        // The journal has its own clock.
+        lines.without_time().boxed()
+    } else {
+        lines.boxed()
     };
     let lines = lines.with_filter(filter.and(log::Bounded::default()));
     let _ = tracing_subscriber::registry().with(lines).try_init();
+}
+
+/// The time of day where the person is.
+struct ForPeople;
+
+impl FormatTime for ForPeople {
+    fn format_time(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        write!(writer, "{}", chrono::Local::now().format("%H:%M:%S"))
+    }
+}
+
+/// A number of things, in words: `1 request`, `2 requests`.
+pub fn count(number: usize, thing: &str) -> String {
+    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
 }
 
 /// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.
@@ -101,6 +129,12 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_shown_and_not_obeyed() {
         assert_eq!(Harmless("a\u{1b}[2J\u{9b}x\nö").to_string(), "a\\u{1b}[2J\\u{9b}x\nö");
+    }
+
+    #[test]
+    fn one_thing_is_not_said_as_many() {
+        let told = [0, 1, 2].map(|number| count(number, "request"));
+        assert_eq!(told, ["0 requests", "1 request", "2 requests"]);
     }
 
     #[test]

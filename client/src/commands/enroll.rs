@@ -1,9 +1,10 @@
 //! `adit enroll`: a code becomes a certificate. The private key is made here and never leaves.
 
 mod flags;
+mod paste;
 
 use std::{
-    io::{BufRead, IsTerminal, Read},
+    io::{IsTerminal, Read},
     path::Path,
     time::{Duration, UNIX_EPOCH},
 };
@@ -152,11 +153,11 @@ fn own_name() -> Option<Name> {
 }
 
 fn read_code(file: Option<&Path>) -> Result<String, Failure> {
-    let mut code = Vec::new();
-    let limit = MAX_CODE_LEN as u64 + 1024;
-    let read = match file {
-        Some(path) if path.to_str().is_some_and(looks_like_a_code) && !path.exists() => return Err(code_on_the_command_line()),
-        Some(path) => std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut code)).map_err(|e| {
+    let code = match file {
+        Some(path) if path.to_str().is_some_and(looks_like_a_code) && !path.exists() => {
+            return Err(code_on_the_command_line());
+        }
+        Some(path) => std::fs::File::open(path).and_then(bounded).map_err(|e| {
             Failure::new(format!("cannot read the code from `{}`", path.display()))
                 .because(e)
                 .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
@@ -164,16 +165,20 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
         }),
         None if std::io::stdin().is_terminal() => {
             eprint!("Code from `aditd invite`: ");
-            let mut stdin = std::io::stdin().lock().take(limit);
-            stdin.read_until(b'\n', &mut code).map_err(|e| Failure::new("cannot read the code").because(e))
+            paste::read().map_err(|e| Failure::new("cannot read the code").because(e))
         }
-        None => {
-            let mut stdin = std::io::stdin().lock().take(limit);
-            stdin.read_to_end(&mut code).map_err(|e| Failure::new("cannot read the code from standard input").because(e))
-        }
+        None => bounded(std::io::stdin())
+            .map_err(|e| Failure::new("cannot read the code from standard input").because(e)),
     };
     // What is no text is no code: that is for its parser to say.
-    read.map(|_| String::from_utf8_lossy(&code).into_owned())
+    Ok(String::from_utf8_lossy(&code?).into_owned())
+}
+
+/// What can be a code, with something around it, and not more.
+fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
+    let mut read = Vec::new();
+    from.take(MAX_CODE_LEN as u64 + 1024).read_to_end(&mut read)?;
+    Ok(read)
 }
 
 fn in_use(error: ClaimError, place: &Place) -> Failure {

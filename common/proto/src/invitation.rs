@@ -105,8 +105,11 @@ pub enum CodeError {
         "this is not an invitation code: one begins with `{PREFIX}` and has only letters and the digits 2 to 7"
     )]
     NotACode,
+    /// Its end is missing.
+    #[error("the code is incomplete: its end is missing")]
+    Incomplete,
     /// A character is missing or changed.
-    #[error("the code is incomplete or has a typing error in it (its checksum does not match)")]
+    #[error("the code has a typing error in it (its checksum does not match)")]
     Damaged,
     /// From a newer server.
     #[error("the code was made by a newer version of aditd (format {0})")]
@@ -117,9 +120,9 @@ impl FromStr for Invitation {
     type Err = CodeError;
 
     fn from_str(text: &str) -> Result<Self, CodeError> {
-        // Mail programs and chats break long words: white space carries no meaning.
+        // Mail programs and chats break long words, and quote them.
         let text: String =
-            text.chars().filter(|c| !c.is_whitespace()).collect::<String>().to_ascii_lowercase();
+            text.chars().filter(|c| !is_packaging(*c)).collect::<String>().to_ascii_lowercase();
         if text.is_empty() {
             return Err(CodeError::Empty);
         }
@@ -131,17 +134,38 @@ impl FromStr for Invitation {
         if !body.chars().all(alphabet) {
             return Err(CodeError::NotACode);
         }
-        let bytes = data_encoding::BASE32_NOPAD
-            .decode(body.to_ascii_uppercase().as_bytes())
-            .map_err(|_| CodeError::Damaged)?;
-        let (payload, check) = bytes
-            .split_at_checked(bytes.len().saturating_sub(CHECK_LEN))
-            .ok_or(CodeError::Damaged)?;
-        if check.len() != CHECK_LEN || sha256(payload)[..CHECK_LEN] != *check {
-            return Err(CodeError::Damaged);
+        let body = body.to_ascii_uppercase();
+        let sound = |bytes: &Vec<u8>| {
+            bytes
+                .split_last_chunk::<CHECK_LEN>()
+                .is_some_and(|(payload, check)| sha256(payload).starts_with(check))
+        };
+        match data_encoding::BASE32_NOPAD.decode(body.as_bytes()).ok().filter(sound) {
+            Some(bytes) => parse(&bytes[..bytes.len() - CHECK_LEN]),
+            None if is_beginning(body.as_bytes()) => Err(CodeError::Incomplete),
+            None => Err(CodeError::Damaged),
         }
-        parse(payload)
     }
+}
+
+/// What stands around a code or in the middle of it, and is no part of it: white space, quotation
+/// marks, the `>` of a quoted mail, what joins the lines of a shell.
+fn is_packaging(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '“' | '”' | '‘' | '’' | '>' | '|' | '\\')
+}
+
+/// Whether `body` (base32) is shorter than its own lengths say.
+fn is_beginning(body: &[u8]) -> bool {
+    let whole_groups = body.len() - body.len() % 8;
+    let Ok(bytes) = data_encoding::BASE32_NOPAD.decode(&body[..whole_groups]) else { return false };
+    let mut wanted = 1 + 32 + 8 + 16;
+    let count = bytes.get(wanted).copied();
+    wanted += 1;
+    for _ in 0..count.unwrap_or(0) {
+        let Some(len) = bytes.get(wanted) else { return true };
+        wanted += 1 + usize::from(*len);
+    }
+    count.is_none() || body.len() * 5 / 8 < wanted + CHECK_LEN
 }
 
 fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
@@ -227,7 +251,9 @@ mod tests {
         let code = invitation.code();
         assert_eq!(code.parse::<Invitation>(), Ok(invitation.clone()));
         let folded = format!("  {}\n{} ", &code[..30].to_ascii_uppercase(), &code[30..]);
-        assert_eq!(folded.parse::<Invitation>(), Ok(invitation));
+        assert_eq!(folded.parse::<Invitation>(), Ok(invitation.clone()));
+        let quoted = format!("> '{}\\\r\n> {}'", &code[..30], &code[30..]);
+        assert_eq!(quoted.parse::<Invitation>(), Ok(invitation));
     }
 
     #[test]
@@ -238,7 +264,7 @@ mod tests {
             bad[at] = if bad[at] == b'a' { b'b' } else { b'a' };
             let bad = String::from_utf8(bad).expect("ascii");
             assert!(bad.parse::<Invitation>().is_err(), "position {at}");
-            assert!(code[..at].parse::<Invitation>().is_err(), "cut at {at}");
+            assert_eq!(code[..at].parse::<Invitation>(), Err(CodeError::Incomplete), "cut at {at}");
         }
         assert_eq!("".parse::<Invitation>(), Err(CodeError::Empty));
         assert_eq!("hello".parse::<Invitation>(), Err(CodeError::NotACode));

@@ -6,5 +6,6 @@ mod beside;
 mod devices;
 mod enrolling;
 mod every_way;
+mod pasting;
 mod renewing;
 mod secrets;

@@ -1,0 +1,119 @@
+//! A code that is pasted at a terminal. It may come in several lines: it is read until it is whole,
+//! or else the shell would run what is left of a secret.
+
+use std::{io, time::Duration};
+
+use common::machine::report::say;
+use proto::invitation::{CodeError, Invitation, MAX_CODE_LEN};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    termios::{QueueSelector, tcflush},
+};
+
+/// The lines of one paste are no further apart, also over a slow SSH connection.
+const SAME_PASTE: Duration = Duration::from_millis(500);
+/// A person who was asked for the rest has this time for each line.
+const PERSON: Duration = Duration::from_secs(60);
+/// Bytes that are kept: a code and what may stand around it.
+const LIMIT: usize = MAX_CODE_LEN + 1024;
+
+/// What is to be done after what has been pasted so far.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    /// It is whole.
+    Take,
+    /// It is the beginning of a code.
+    WaitForTheRest,
+    /// It is no code: only what belongs to the same paste is still read.
+    WaitForTheEnd,
+}
+
+fn after(text: &[u8]) -> Next {
+    match String::from_utf8_lossy(text).parse::<Invitation>() {
+        Ok(_) | Err(CodeError::Version(_)) => Next::Take,
+        Err(CodeError::Incomplete) if text.len() < LIMIT => Next::WaitForTheRest,
+        Err(_) => Next::WaitForTheEnd,
+    }
+}
+
+/// Reads what is typed or pasted at the terminal on standard input: a whole code if it becomes one,
+/// else all that was pasted. Blocks.
+///
+/// # Errors
+/// When the terminal can't be read.
+pub(super) fn read() -> io::Result<Vec<u8>> {
+    let (mut text, mut line) = (Vec::new(), [0; 4096]);
+    let (mut next, mut asked) = (Next::WaitForTheEnd, false);
+    loop {
+        let wait = match next {
+            _ if text.is_empty() => None,
+            Next::WaitForTheRest if asked => Some(PERSON),
+            _ => Some(SAME_PASTE),
+        };
+        if !is_readable(wait)? {
+            if next == Next::WaitForTheRest && !asked {
+                say("The code is not whole yet: paste the rest, and press Enter.");
+                asked = true;
+                continue;
+            }
+            break;
+        }
+        let read = match rustix::io::read(io::stdin(), &mut line) {
+            Err(rustix::io::Errno::INTR) => continue,
+            read => read?,
+        };
+        let line = &line[..read];
+        // The end of the input, or an empty line: there is no rest.
+        if line.is_empty() || (asked && line.trim_ascii().is_empty()) {
+            break;
+        }
+        text.extend_from_slice(&line[..line.len().min(LIMIT - text.len())]);
+        next = after(&text);
+        if next == Next::Take {
+            return Ok(text);
+        }
+    }
+    // Nor does the shell get what the terminal still holds.
+    let _ = tcflush(io::stdin(), QueueSelector::IFlush);
+    Ok(text)
+}
+
+/// Whether there is something to read, or the end, within this time.
+fn is_readable(within: Option<Duration>) -> io::Result<bool> {
+    let stdin = io::stdin();
+    let within = within.and_then(|within| Timespec::try_from(within).ok());
+    loop {
+        match poll(&mut [PollFd::new(&stdin, PollFlags::IN)], within.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::invitation::Secret;
+
+    use super::*;
+
+    #[test]
+    fn a_beginning_is_waited_for_whatever_stands_around_its_lines() {
+        let code = Invitation {
+            addresses: vec!["gpu.lan:11435".to_owned()],
+            ca: [7; 32],
+            expires: 1_800_000_000,
+            secret: Secret::generate(),
+        }
+        .code();
+        let (first, rest) = code.split_at(40);
+        let quoted = format!("> \"{first}\r\n> ");
+        assert_eq!(after(quoted.as_bytes()), Next::WaitForTheRest);
+        assert_eq!(after(format!("{quoted}{rest}\"\r\n").as_bytes()), Next::Take);
+        assert_eq!(after(format!("'{code}'\n").as_bytes()), Next::Take);
+        assert_eq!(after(b"hello\n"), Next::WaitForTheEnd);
+        let mut wrong = code.into_bytes();
+        let last = wrong.len() - 1;
+        wrong[last - 30] = if wrong[last - 30] == b'a' { b'b' } else { b'a' };
+        assert_eq!(after(&wrong), Next::WaitForTheEnd, "a typing error has no rest");
+    }
+}

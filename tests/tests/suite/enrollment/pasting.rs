@@ -1,0 +1,79 @@
+//! A code that is pasted at a terminal, as mail programs and chats mangle it: it is read whole, and
+//! the shell gets no part of it.
+
+use tests::{skip, terminal::Terminal, world::World};
+
+use crate::PROGRAM;
+
+/// `adit enroll` at a terminal, and then a shell that says what it would run.
+fn enroll_in_a_shell(world: &World, device: &str) -> Terminal {
+    let adit = world.scratch("adit");
+    let state = world.scratch("devices").join(device);
+    let script = "\"$0\" enroll --state-dir \"$1\"; echo \"ended with $?\"; timeout 1 sed 's/^/the shell runs: /'";
+    let mut shell = tokio::process::Command::new("sh");
+    shell.args(["-c", script]).arg(adit).arg(state);
+    Terminal::run(&shell)
+}
+
+async fn pasted(world: &World, device: &str, text: &str) -> String {
+    let mut terminal = enroll_in_a_shell(world, device);
+    terminal.shows("Code from `aditd invite`: ").await;
+    terminal.types(text).await;
+    terminal.ended().await;
+    let screen = terminal.screen();
+    assert!(!screen.contains("the shell runs: "), "{screen}");
+    screen
+}
+
+#[tokio::test]
+async fn a_code_in_several_lines_is_read_until_it_is_whole() {
+    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let in_lines = |code: &str, at: usize, between: &str| {
+        let (first, rest) = code.trim().split_at(at);
+        format!("{first}{between}{rest}")
+    };
+    for (device, between) in [
+        ("broken", "\n"),
+        ("crlf", "\r\n"),
+        ("quoted", "\n> "),
+        ("shell", "\\\n  "),
+        ("blank", "\n\n"),
+    ] {
+        let code = in_lines(&world.invite(device).await, 60, between);
+        let screen = pasted(&world, device, &code).await;
+        assert!(screen.contains("ended with 0"), "{device}: {screen}");
+    }
+    let code = world.invite("marks").await;
+    let screen = pasted(&world, "marks", &format!("\"{}\"", code.trim())).await;
+    assert!(screen.contains("ended with 0"), "{screen}");
+}
+
+#[tokio::test]
+async fn the_rest_of_a_code_is_asked_for_and_what_is_no_code_does_not_reach_the_shell() {
+    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let code = world.invite("laptop").await;
+    let (first, rest) = code.trim().split_at(60);
+    let mut terminal = enroll_in_a_shell(&world, "laptop");
+    terminal.shows("Code from `aditd invite`: ").await;
+    terminal.types(first).await;
+    terminal.shows("paste the rest").await;
+    terminal.types(rest).await;
+    terminal.shows("ended with 0").await;
+    // Whoever has no rest says so with an empty line.
+    let mut terminal = enroll_in_a_shell(&world, "half");
+    terminal.shows("Code from `aditd invite`: ").await;
+    terminal.types(first).await;
+    terminal.shows("paste the rest").await;
+    terminal.types("").await;
+    terminal.shows("the code is incomplete").await;
+    // A wrong letter in the first line: the second is a secret all the same.
+    let wrong = format!("x{}\n{rest}", &first[1..]);
+    let screen = pasted(&world, "wrong", &wrong).await;
+    assert!(screen.contains("ended with 2"), "{screen}");
+}

@@ -16,10 +16,12 @@ use quinn_proto::{
     congestion::{Controller, ControllerFactory, CubicConfig},
 };
 
-/// Longer than any round trip.
-const STALLED_AFTER: Duration = Duration::from_secs(2);
-/// Small enough that a path which only seems dead is not flooded.
-const PACKETS_PER_SECOND: u64 = 2;
+/// Longer than nearly any round trip.
+const STALLED_AFTER: Duration = Duration::from_secs(1);
+/// Then the window has room for one more packet each time: so that a client's probes leave, however
+/// full it is of an upload that was lost. With packets of an ordinary size that is 120 kbit/s, so a
+/// path which only seems dead is not flooded.
+const PACKET_EVERY: Duration = Duration::from_millis(100);
 
 /// Builds [`StallProof`] controllers round Cubic (RFC 9438).
 #[derive(Debug, Default)]
@@ -46,7 +48,7 @@ impl StallProof {
     fn window_at(&self, now: Instant) -> u64 {
         let silent = now.saturating_duration_since(self.acknowledged);
         let extra = match silent.checked_sub(STALLED_AFTER) {
-            Some(stalled) => (stalled.as_secs() + 1) * PACKETS_PER_SECOND * self.mtu,
+            Some(stalled) => (stalled.as_millis() / PACKET_EVERY.as_millis() + 1) as u64 * self.mtu,
             None => 0,
         };
         self.inner.window() + extra
@@ -130,9 +132,9 @@ mod tests {
             mtu: 1200,
         };
         let normal = proof.inner.window();
-        assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal);
-        assert_eq!(proof.window_at(began + Duration::from_secs(2)), normal + 2 * 1200);
-        assert_eq!(proof.window_at(began + Duration::from_secs(62)), normal + 61 * 2 * 1200);
+        assert_eq!(proof.window_at(began + Duration::from_millis(999)), normal);
+        assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal + 1200);
+        assert_eq!(proof.window_at(began + Duration::from_secs(61)), normal + 601 * 1200);
         let later = began + Duration::from_secs(63);
         proof.on_end_acks(later, 0, false, None);
         assert_eq!(proof.window_at(later), proof.inner.window());

@@ -7,7 +7,10 @@ use tests::{
     ollama::Ollama,
     raw,
 };
-use tokio::process::{Child, Command};
+use tokio::{
+    process::{Child, Command},
+    task::JoinSet,
+};
 
 use crate::plain::Plain;
 
@@ -18,18 +21,21 @@ const WITHIN: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     AditUdp,
+    /// The same, beside an upload that fills the link.
+    AditUdpUpload,
     AditSsh,
     PlainQuic,
     SshForward,
 }
 
 impl Way {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::AditUdp, Self::AditSsh, Self::PlainQuic, Self::SshForward];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::AditUdp, Self::AditUdpUpload, Self::AditSsh, Self::PlainQuic, Self::SshForward];
 
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::AditUdp => "adit, udp",
+            Self::AditUdpUpload => "adit, udp, upload",
             Self::AditSsh => "adit, ssh",
             Self::PlainQuic => "plain quic",
             Self::SshForward => "ssh -L",
@@ -43,18 +49,26 @@ pub(crate) struct Open {
     address: SocketAddr,
     _plain: Option<Plain>,
     _ssh: Option<Child>,
+    _upload: Option<JoinSet<()>>,
     far: Far,
 }
 
 impl Open {
     /// Opens one; `None` if that does not work on this link.
     pub(crate) async fn new(link: Link, way: Way, seed: u64) -> Option<Self> {
-        let carrier =
-            if matches!(way, Way::AditUdp | Way::PlainQuic) { Carrier::Udp } else { Carrier::Ssh };
+        let carrier = if matches!(way, Way::AditUdp | Way::AditUdpUpload | Way::PlainQuic) {
+            Carrier::Udp
+        } else {
+            Carrier::Ssh
+        };
         let far = Far::start(PROGRAM, Setting { link, seed, carrier, ..Setting::default() }).await;
-        let (mut plain, mut ssh) = (None, None);
+        let (mut plain, mut ssh, mut upload) = (None, None, None);
         let address = match way {
             Way::AditUdp | Way::AditSsh => far.up.address,
+            Way::AditUdpUpload => {
+                upload = Some(far.upload().await);
+                far.up.address
+            }
             Way::PlainQuic => {
                 plain.insert(Plain::open(&far.lab, far.world.ollama.addr()).await).address
             }
@@ -64,7 +78,7 @@ impl Open {
                 address
             }
         };
-        let open = Self { address, _plain: plain, _ssh: ssh, far };
+        let open = Self { address, _plain: plain, _ssh: ssh, _upload: upload, far };
         let answers = async {
             while open.far.lab.client.within(tokio::net::TcpStream::connect(address)).await.is_err()
             {

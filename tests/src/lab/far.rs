@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::process::Command;
+use tokio::{io::AsyncWriteExt, process::Command, task::JoinSet};
 
 use super::{Asked, Both, LOOPBACK, Lab, Link, SERVER};
 use crate::{
@@ -142,6 +142,24 @@ impl Far {
     /// alone.
     pub async fn ask(&self, tokens: i64, seed: u64) -> Asked {
         self.request(raw::generate(tokens, seed).into_bytes()).await
+    }
+
+    /// An application on the laptop uploads without an end: the task ends only if it is cut, or dropped.
+    pub async fn upload(&self) -> JoinSet<()> {
+        let mut app = self.lab.client.within(raw::connect(self.up.address)).await;
+        let head = format!(
+            "POST /api/blobs/sha256:{} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            "0".repeat(64),
+            1u64 << 40
+        );
+        let mut upload = JoinSet::new();
+        upload.spawn(async move {
+            let mut sent = app.write_all(head.as_bytes()).await;
+            while sent.is_ok() {
+                sent = app.write_all(&[0; 16 << 10]).await;
+            }
+        });
+        upload
     }
 
     /// Asks for the same answer twice: through the tunnel, and beside Ollama without one.

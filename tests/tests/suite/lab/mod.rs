@@ -5,5 +5,6 @@ mod ladder;
 mod marks;
 mod outages;
 mod path;
+mod returning;
 mod server;
 mod ssh;

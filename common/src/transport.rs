@@ -4,7 +4,6 @@ pub mod accept;
 pub mod carrier;
 pub mod congestion;
 pub mod credit;
-pub mod exchange;
 pub mod frame;
 pub mod splice;
 pub mod tls;

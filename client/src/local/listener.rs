@@ -11,7 +11,7 @@ use common::{
     machine::report::{Exit, Failure},
     transport::{
         self, accept,
-        splice::{self, End, Facing, Outcome, splice},
+        splice::{self, End, Facing, Left, Outcome, splice},
     },
 };
 use proto::{
@@ -188,36 +188,74 @@ impl Front {
         if let Err(refused) = self.judge(&tcp) {
             return self.turn_away(tcp, refused).await;
         }
+        let mut left = Some(tcp);
+        while let Some(tcp) = left.take() {
+            // HTTP begins with a request; any other service may speak first.
+            if self.tunnel.kind(&self.service) == ServiceKind::Http && !self.is_asked(&tcp).await {
+                return;
+            }
+            left = self.join(tcp).await;
+        }
+    }
+
+    /// Waits for a request; false if there will be none.
+    async fn is_asked(&self, tcp: &TcpStream) -> bool {
+        let mut first = [0];
+        tokio::select! {
+            biased;
+            peeked = tcp.peek(&mut first) => peeked.is_ok_and(|count| count > 0),
+            () = self.stop.cancelled() => false,
+        }
+    }
+
+    /// Joins a connection to a stream until one of them ends. Returns the connection if it waits
+    /// for nothing, and outlives its stream: the next request gets another.
+    async fn join(&self, tcp: TcpStream) -> Option<TcpStream> {
         let opened = tokio::select! {
             biased;
             opened = self.tunnel.open(&self.service, self.hold) => opened,
             // It has given up while it was held.
-            _ = tcp.ready(Interest::ERROR) => return splice::abort(tcp),
+            _ = tcp.ready(Interest::ERROR) => {
+                splice::abort(tcp);
+                return None;
+            }
             () = self.stop.cancelled() => Err(answer::stopping()),
         };
         let Opened { send, recv, kind, since } = match opened {
             Ok(opened) => opened,
-            Err(answer) => return self.answer_when_asked(tcp, Vec::new(), &answer).await,
+            Err(answer) => {
+                self.answer_when_asked(tcp, Vec::new(), &answer).await;
+                return None;
+            }
         };
-        let give_up = self.tunnel.unheard(since, self.hold);
-        let Outcome { end, unanswered } =
-            splice(tcp, send, recv, Facing::Application, &self.tunnel.meter, &self.stop, give_up)
-                .await;
-        debug!("connection ended: {end:?}");
-        let Some((tcp, head)) = unanswered else { return };
-        if kind == ServiceKind::Tcp {
-            return splice::abort(tcp);
+        let (facing, give_up) = (Facing::Application(kind), self.tunnel.unheard(since, self.hold));
+        let meter = &self.tunnel.meter;
+        let Outcome { end, left } =
+            splice(tcp, send, recv, facing, meter, &self.stop, give_up).await;
+        debug!("a stream ended: {end:?}");
+        match left {
+            Left::Nothing => None,
+            Left::Idle(tcp) => Some(tcp),
+            Left::Unanswered(tcp, line) => {
+                if let Some(answer) = self.answer_for(end) {
+                    self.answer_when_asked(tcp, line, &answer).await;
+                }
+                None
+            }
         }
-        let answer = match end {
+    }
+
+    /// What a request is told whose stream has ended before its answer began.
+    fn answer_for(&self, end: End) -> Option<ErrorAnswer> {
+        Some(match end {
             End::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
             End::Lost(e) => match DialError::from_connection(&e, "the server") {
                 DialError::Refused(code) => answer::for_code(Some(code)),
                 _ => answer::for_code(Some(Code::Cut)),
             },
             End::GivenUp => self.tunnel.gave_up(),
-            End::Done | End::Drained | End::Aborted => return,
-        };
-        self.answer_when_asked(tcp, head, &answer).await;
+            End::Done | End::Drained | End::Aborted => return None,
+        })
     }
 
     fn judge(&self, tcp: &TcpStream) -> Result<(), Refused> {

@@ -1,6 +1,7 @@
 //! HTTP/1.1 as RFC 9112 has it, and nothing of Adit: heads, the framing of bodies, and where answers
 //! end.
 
+pub mod exchanges;
 pub mod framing;
 pub mod head;
 pub mod response;

@@ -19,11 +19,11 @@ pub use sending::Sending;
 
 use std::{
     io,
-    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
+    sync::atomic::{AtomicU64, AtomicUsize},
     time::Duration,
 };
 
-use proto::wire::Code;
+use proto::wire::{Code, ServiceKind};
 use quinn::{ConnectionError, VarInt};
 use tokio::{
     io::{AsyncWriteExt, Interest},
@@ -33,10 +33,9 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     down::download,
-    passed::{Head, Passed},
+    passed::Passed,
     up::{UpEnd, upload},
 };
-use crate::transport::exchange::Exchange;
 
 /// How long an application may go on sending after it got an answer that the upstream gave early.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -46,8 +45,8 @@ const IDLE_LOOK: Duration = Duration::from_millis(50);
 /// Which TCP peer a stream is joined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Facing {
-    /// The application at the client.
-    Application,
+    /// The application at the client, which speaks to a service of this kind.
+    Application(ServiceKind),
     /// The service at the server.
     Upstream,
 }
@@ -74,7 +73,7 @@ pub enum End {
     /// The TCP peer aborted, and the tunnel's other end has been told.
     Aborted,
     /// The tunnel's other end reset the stream; the TCP peer has been told, unless it is handed
-    /// back in `unanswered`.
+    /// back in [`Outcome::left`].
     Reset(VarInt),
     /// The connection was lost; likewise.
     Lost(ConnectionError),
@@ -87,9 +86,20 @@ pub enum End {
 pub struct Outcome {
     /// How it ended.
     pub end: End,
-    /// An application that has not got a single byte yet, for the caller to answer: the connection
-    /// and what it had asked.
-    pub unanswered: Option<(TcpStream, Vec<u8>)>,
+    /// An application that has not been told of the end.
+    pub left: Left,
+}
+
+/// An application of an `http` service that has not been told of the end of its stream.
+#[derive(Debug)]
+pub enum Left {
+    /// None: it has been told.
+    Nothing,
+    /// It waits for nothing. Its next request needs another stream.
+    Idle(TcpStream),
+    /// It has not got a single byte of the answer to its only request, for the caller to answer:
+    /// the connection, and the first line of that request as far as it has been read.
+    Unanswered(TcpStream, Vec<u8>),
 }
 
 /// Joins `tcp` to a stream until both directions have ended; or `draining` is cancelled and no
@@ -104,28 +114,34 @@ pub async fn splice(
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Outcome {
-    let mut head = Head::new(facing);
-    let passed = Passed {
-        facing,
-        meter,
-        exchange: Exchange::new(&meter.underway),
-        answered: AtomicBool::new(false),
-    };
-    let joined = join(&mut tcp, &mut send, &mut recv, &mut head, &passed, draining, give_up).await;
-    let Joined { end, stopped, received_all } = joined;
-    let by_caller = facing == Facing::Application
-        && !passed.answered.load(Relaxed)
-        && matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
-    if by_caller {
-        send.reset(Code::Aborted);
-        recv.stop((Code::Aborted as u32).into());
-        return Outcome { end, unanswered: Some((tcp, head.bytes)) };
+    let passed = Passed::new(facing, meter);
+    let joined = join(&mut tcp, &mut send, &mut recv, &passed, draining, give_up).await;
+    let Joined { end, stopped, received_all, untold } = joined;
+    let is_left = untold || matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
+    if is_left && passed.may_go_on() {
+        leave(&mut send, &mut recv, untold);
+        return Outcome { end, left: Left::Idle(tcp) };
+    }
+    if is_left && let Some(line) = passed.unanswered() {
+        leave(&mut send, &mut recv, untold);
+        return Outcome { end, left: Left::Unanswered(tcp, line) };
     }
     match end {
-        End::Done if stopped && facing == Facing::Application => drain(tcp).await,
+        End::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,
         _ => close(tcp, send, recv, &end, stopped, received_all).await,
     }
-    Outcome { end, unanswered: None }
+    Outcome { end, left: Left::Nothing }
+}
+
+/// Takes leave of a stream whose application stays; in order, if the other end has ended it in
+/// order.
+fn leave(send: &mut Sending, recv: &mut Receiving, in_order: bool) {
+    if in_order {
+        send.finish();
+    } else {
+        send.reset(Code::Aborted);
+        recv.stop((Code::Aborted as u32).into());
+    }
 }
 
 /// Ends both connections as `end` demands, if the other end takes more (not `stopped`), and the
@@ -159,10 +175,11 @@ pub async fn close(
 
 /// Ends both directions of a stream in order, whatever of the other end's has not come.
 pub async fn finish(mut send: Sending, mut recv: Receiving, received_all: bool) {
-    send.finish();
+    // First, so that the other end knows of it when it sees the end of our direction.
     if !received_all {
         recv.stop((Code::Done as u32).into());
     }
+    send.finish();
     send.acknowledged().await;
 }
 
@@ -195,23 +212,31 @@ struct Joined {
     stopped: bool,
     /// The other end's direction has ended by itself.
     received_all: bool,
+    /// It has, and the application has not been told, as it waits for nothing.
+    untold: bool,
 }
 
 async fn join(
     tcp: &mut TcpStream,
     send: &mut Sending,
     recv: &mut Receiving,
-    head: &mut Head,
     passed: &Passed<'_>,
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Joined {
     let (read, write) = tcp.split();
-    let up = upload(&read, send, head, passed);
-    let down = download(recv, write, passed);
-    let drained = drained(draining, &passed.exchange);
+    let stopped = send.stopped();
+    // A server that drains takes nothing more, and says so before the end of its own direction. A
+    // service that has ended a connection is something to tell the application.
+    let taken_leave = async {
+        let done = VarInt::from_u32(Code::Done as u32);
+        matches!(stopped.await, Ok(Some(code)) if code == done)
+    };
+    let up = upload(&read, send, passed);
+    let down = download(recv, write, passed, taken_leave);
+    let drained = drained(draining, passed);
     tokio::pin!(up, down, drained, give_up);
-    let (mut up_end, mut down_end) = (None, None);
+    let (mut up_end, mut down_end, mut untold) = (None, None, false);
     let end = loop {
         tokio::select! {
             way = &mut up, if up_end.is_none() => match way {
@@ -223,10 +248,14 @@ async fn join(
                 end => up_end = Some(end),
             },
             way = &mut down, if down_end.is_none() => match way {
-                DownEnd::Finished => down_end = Some(DownEnd::Finished),
-                DownEnd::Aborted => break End::Aborted,
-                DownEnd::Reset(code) => break End::Reset(code),
-                DownEnd::Lost(e) => break End::Lost(e),
+                None => {
+                    untold = true;
+                    break End::Done;
+                }
+                Some(DownEnd::Finished) => down_end = Some(DownEnd::Finished),
+                Some(DownEnd::Aborted) => break End::Aborted,
+                Some(DownEnd::Reset(code)) => break End::Reset(code),
+                Some(DownEnd::Lost(e)) => break End::Lost(e),
             },
             // Nobody reads after the FIN, so nobody else would see an RST.
             _ = read.ready(Interest::ERROR), if up_end.is_some() => break End::Aborted,
@@ -241,23 +270,24 @@ async fn join(
     Joined {
         end,
         stopped: matches!(up_end, Some(UpEnd::Stopped)),
-        received_all: down_end.is_some(),
+        received_all: down_end.is_some() || untold,
+        untold,
     }
 }
 
 /// Whether the direction that answers come by has ended.
 fn answer_over(facing: Facing, up: bool, down: bool) -> bool {
     match facing {
-        Facing::Application => down,
+        Facing::Application(_) => down,
         Facing::Upstream => up,
     }
 }
 
 /// Ends when the program is to stop and nobody waits for anything on this connection.
-async fn drained(draining: &CancellationToken, exchange: &Exchange<'_>) {
+async fn drained(draining: &CancellationToken, passed: &Passed<'_>) {
     draining.cancelled().await;
     let mut looks = tokio::time::interval(IDLE_LOOK);
-    while !exchange.is_idle() {
+    while !passed.is_idle() {
         looks.tick().await;
     }
 }

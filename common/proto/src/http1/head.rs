@@ -66,6 +66,8 @@ pub struct RequestHead {
     pub host: Box<str>,
     /// How long the body is.
     pub body: BodyLength,
+    /// No other request follows on its connection (RFC 9112 section 9.3).
+    pub closes: bool,
     /// The application waits for 100 before it sends the body.
     pub expects: bool,
     /// The body is compressed or otherwise encoded.
@@ -127,6 +129,7 @@ impl RequestHead {
             old,
             host: host.into(),
             body,
+            closes: old || closes(fields),
             expects: !old
                 && all(fields, "expect").any(|value| value.eq_ignore_ascii_case(b"100-continue")),
             encoded: all(fields, "content-encoding")
@@ -143,6 +146,8 @@ pub struct AnswerHead {
     pub status: u16,
     /// How long its body is; `None` until the connection closes.
     pub body: Option<BodyLength>,
+    /// The connection takes no other request after it.
+    pub closes: bool,
 }
 
 impl AnswerHead {
@@ -170,8 +175,14 @@ impl AnswerHead {
             Ok(None) => None,
             Err(_) => return Err(Fault::Length),
         };
-        Ok(Self { status, body })
+        let closes = answer.version == Some(0) || closes(fields);
+        Ok(Self { status, body, closes })
     }
+}
+
+fn closes(fields: &[httparse::Header<'_>]) -> bool {
+    let close = |option: &[u8]| option.trim_ascii().eq_ignore_ascii_case(b"close");
+    all(fields, "connection").any(|value| value.split(|byte| *byte == b',').any(close))
 }
 
 fn all<'a>(fields: &'a [httparse::Header<'a>], name: &'a str) -> impl Iterator<Item = &'a [u8]> {

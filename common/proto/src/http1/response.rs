@@ -17,6 +17,7 @@ pub struct Tracker {
     to_head: bool,
     body: Option<Body>,
     status: Option<u16>,
+    closes: bool,
     /// It is not, or no longer, what the framing says: it can only end with the connection, and no
     /// other may follow.
     lost: bool,
@@ -33,6 +34,7 @@ impl Tracker {
             to_head,
             body: None,
             status: None,
+            closes: false,
             lost: false,
             usage: counts_tokens.then(AnswerUsage::default),
             swallow: None,
@@ -71,16 +73,21 @@ impl Tracker {
     }
 
     /// These bytes are part of it.
-    pub fn follow(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let taken = match &mut self.body {
+    pub fn follow(&mut self, bytes: &[u8]) {
+        if self.take(bytes) < bytes.len() {
+            // More than it announced.
+            self.lose(0);
+        }
+    }
+
+    /// Takes as much of `bytes` as belongs to it, and returns how much that is: less than all if
+    /// it ends there.
+    pub fn take(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() && !self.is_complete() {
+            let bytes = &bytes[at..];
+            at += match &mut self.body {
                 None => self.follow_head(bytes),
-                Some(body) if body.is_over() => {
-                    // More than it announced.
-                    *body = Body::until_close();
-                    self.lost = true;
-                    bytes.len()
-                }
                 Some(body) => {
                     let usage = &mut self.usage;
                     let taken = body.follow(bytes, |content| {
@@ -95,8 +102,8 @@ impl Tracker {
                     })
                 }
             };
-            bytes = &bytes[taken..];
         }
+        at
     }
 
     fn follow_head(&mut self, bytes: &[u8]) -> usize {
@@ -113,6 +120,7 @@ impl Tracker {
             Ok((head, taken)) if head.status < 200 => taken,
             Ok((head, taken)) => {
                 self.status = Some(head.status);
+                self.closes = head.closes;
                 self.body = Some(head.body.map_or_else(Body::until_close, Body::new));
                 taken
             }
@@ -129,6 +137,16 @@ impl Tracker {
     /// Whether all of it has come, and the connection is good for another.
     pub fn is_complete(&self) -> bool {
         !self.lost && self.body.as_ref().is_some_and(Body::is_over)
+    }
+
+    /// Whether the connection takes no other request after it, as its head says.
+    pub fn closes(&self) -> bool {
+        self.closes
+    }
+
+    /// Whether only the end of its connection ends it.
+    pub fn ends_with_connection(&self) -> bool {
+        self.lost || self.body.as_ref().is_some_and(Body::ends_with_connection)
     }
 
     /// Whether an answer that has come to the end of its connection is whole, as far as anybody can

@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, IoSlice},
+    pin::Pin,
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -11,8 +12,6 @@ use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 
 use super::{Meter, Receiving, passed::Passed};
 
-/// Bytes of the last chunk that are looked at again when all has been written.
-const TAIL: usize = 8;
 /// Chunks of a stream that go into one `writev`.
 pub const CHUNKS: usize = 16;
 
@@ -39,40 +38,45 @@ impl From<ReadError> for DownEnd {
     }
 }
 
+/// Moves bytes until this direction ends. `None` if the other end takes leave (`taken_leave`) while
+/// the application waits for nothing: it has not been told.
 pub(super) async fn download(
     from: &mut Receiving,
     mut to: WriteHalf<'_>,
     passed: &Passed<'_>,
-) -> DownEnd {
+    taken_leave: impl Future<Output = bool>,
+) -> Option<DownEnd> {
+    tokio::pin!(taken_leave);
     loop {
         let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
         let count = match from.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
             Ok(None) => {
-                return match to.shutdown().await {
+                if passed.may_go_on() && is_so_now(taken_leave.as_mut()).await {
+                    return None;
+                }
+                return Some(match to.shutdown().await {
                     Ok(()) => DownEnd::Finished,
                     Err(_) => DownEnd::Aborted,
-                };
+                });
             }
-            Err(e) => return e.into(),
+            Err(e) => return Some(e.into()),
         };
-        passed.answered.store(true, Relaxed);
         chunks[..count].iter().for_each(|chunk| passed.down(chunk));
-        // A copy, as the chunk may be a piece of much more.
-        let last = tail(&chunks[count - 1]);
         if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.meter).await {
-            return end;
+            return Some(end);
         }
-        passed.down_done(&last);
+        passed.down_done();
     }
 }
 
-/// What tells the end of an answer.
-fn tail(chunk: &[u8]) -> [u8; TAIL] {
-    let mut tail = [0; TAIL];
-    let len = chunk.len().min(TAIL);
-    tail[TAIL - len..].copy_from_slice(&chunk[chunk.len() - len..]);
-    tail
+/// Whether `known` ends at once, and with yes.
+async fn is_so_now(known: Pin<&mut impl Future<Output = bool>>) -> bool {
+    tokio::select! {
+        biased;
+        known = known => known,
+        () = std::future::ready(()) => false,
+    }
 }
 
 /// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not

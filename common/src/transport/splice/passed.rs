@@ -1,74 +1,129 @@
 //! What passes a splice, for all who want to know.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
+
+use proto::{http1::exchanges::Exchanges, wire::ServiceKind};
 
 use super::{Facing, Meter};
-use crate::transport::exchange::Exchange;
-
-/// The beginning of a request that is remembered, so that a failure can be answered as the
-/// application expects.
-const HEAD: usize = 8 * 1024;
 
 /// What passes one splice, for all who want to know.
 pub(super) struct Passed<'a> {
     pub(super) facing: Facing,
     pub(super) meter: &'a Meter,
-    pub(super) exchange: Exchange<'a>,
-    pub(super) answered: AtomicBool,
+    state: Mutex<State>,
 }
 
-impl Passed<'_> {
-    /// From TCP, on their way into the tunnel.
-    pub(super) fn up(&self, bytes: &[u8]) {
-        match self.facing {
-            Facing::Application => self.exchange.asked(bytes),
-            Facing::Upstream => self.exchange.answering(bytes),
-        }
+struct State {
+    /// What HTTP tells; nothing of bytes without a meaning.
+    exchanges: Option<Exchanges>,
+    /// Whether a byte has passed.
+    is_used: bool,
+    /// Whether bytes of the service are on their way to the application.
+    is_delivering: bool,
+    /// Whether this is counted as under way.
+    is_counted: bool,
+}
+
+impl<'a> Passed<'a> {
+    pub(super) fn new(facing: Facing, meter: &'a Meter) -> Self {
+        let is_http = facing == Facing::Application(ServiceKind::Http);
+        let state = State {
+            exchanges: is_http.then(Exchanges::default),
+            is_used: false,
+            is_delivering: false,
+            is_counted: false,
+        };
+        Self { facing, meter, state: Mutex::new(state) }
     }
 
-    /// All of them are in the tunnel.
-    pub(super) fn up_done(&self, bytes: &[u8]) {
-        self.meter.sent.fetch_add(bytes.len() as u64, Relaxed);
-        if self.facing == Facing::Upstream {
-            self.exchange.delivered(bytes);
+    /// From TCP, on their way into the tunnel.
+    pub(super) fn up(&self, bytes: &[u8]) {
+        self.change(|state| {
+            if let Some(exchanges) = &mut state.exchanges {
+                exchanges.asks(bytes);
+            }
+        });
+    }
+
+    /// So many of them are in the tunnel.
+    pub(super) fn up_done(&self, count: usize) {
+        self.meter.sent.fetch_add(count as u64, Relaxed);
+    }
+
+    /// TCP sends nothing more.
+    pub(super) fn up_ended(&self) {
+        if let Some(exchanges) = &mut self.lock().exchanges {
+            exchanges.ends();
         }
     }
 
     /// From the tunnel, on their way to TCP.
     pub(super) fn down(&self, chunk: &[u8]) {
-        match self.facing {
-            Facing::Application => self.exchange.answering(chunk),
-            Facing::Upstream => self.exchange.asked(chunk),
-        }
+        self.change(|state| {
+            state.is_delivering = true;
+            if let Some(exchanges) = &mut state.exchanges {
+                exchanges.answers(chunk);
+            }
+        });
     }
 
     /// All of them are in TCP.
-    pub(super) fn down_done(&self, last: &[u8]) {
-        if self.facing == Facing::Application {
-            self.exchange.delivered(last);
+    pub(super) fn down_done(&self) {
+        self.change(|state| state.is_delivering = false);
+    }
+
+    /// Whether nobody waits for anything here, as far as its bytes tell.
+    pub(super) fn is_idle(&self) -> bool {
+        self.lock().is_idle()
+    }
+
+    /// Whether an application waits for nothing here, and may ask for more: it need not notice that
+    /// the stream has ended.
+    pub(super) fn may_go_on(&self) -> bool {
+        let state = self.lock();
+        !state.is_delivering && state.exchanges.as_ref().is_some_and(Exchanges::may_go_on)
+    }
+
+    /// The first line of the only request that is under way, if no byte of its answer has come.
+    pub(super) fn unanswered(&self) -> Option<Vec<u8>> {
+        let state = self.lock();
+        state.exchanges.as_ref().and_then(Exchanges::unanswered).map(<[u8]>::to_vec)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        let mut state = self.lock();
+        state.is_used = true;
+        change(&mut state);
+        let is_underway = !state.is_idle();
+        if is_underway != state.is_counted {
+            state.is_counted = is_underway;
+            match is_underway {
+                true => self.meter.underway.fetch_add(1, Relaxed),
+                false => self.meter.underway.fetch_sub(1, Relaxed),
+            };
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        match &self.exchanges {
+            Some(exchanges) => exchanges.is_idle() && !self.is_delivering,
+            // What bytes without a meaning wait for, nobody knows.
+            None => !self.is_used,
         }
     }
 }
 
-/// The first line of what an application asks, as far as it has come.
-pub(super) struct Head {
-    pub(super) bytes: Vec<u8>,
-    complete: bool,
-}
-
-impl Head {
-    pub(super) fn new(facing: Facing) -> Self {
-        Self { bytes: Vec::new(), complete: facing == Facing::Upstream }
-    }
-
-    pub(super) fn remember(&mut self, bytes: &[u8]) {
-        if self.complete {
-            return;
+impl Drop for Passed<'_> {
+    fn drop(&mut self) {
+        if self.lock().is_counted {
+            self.meter.underway.fetch_sub(1, Relaxed);
         }
-        let room = HEAD - self.bytes.len();
-        let line = bytes.iter().position(|b| *b == b'\n').map_or(bytes.len(), |at| at + 1);
-        self.bytes.extend_from_slice(&bytes[..line.min(room)]);
-        self.complete = line < bytes.len() || bytes.ends_with(b"\n") || self.bytes.len() == HEAD;
     }
 }
 
@@ -76,20 +131,38 @@ impl Head {
 mod tests {
     use super::*;
 
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    const EMPTY: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
     #[test]
-    fn of_a_request_its_first_line_is_remembered_and_no_more() {
-        let mut head = Head::new(Facing::Application);
-        head.remember(b"POST /api/ch");
-        head.remember(b"at HTTP/1.1\r\nHost: x\r\n");
-        head.remember(b"more");
-        assert_eq!(head.bytes, b"POST /api/chat HTTP/1.1\r\n");
-        let mut endless = Head::new(Facing::Application);
-        for _ in 0..10 {
-            endless.remember(&[b'x'; 4096]);
+    fn an_exchange_is_under_way_until_all_of_its_answer_is_delivered() {
+        let meter = Meter::default();
+        let underway = || meter.underway.load(Relaxed);
+        let passed = Passed::new(Facing::Application(ServiceKind::Http), &meter);
+        assert!(passed.is_idle() && passed.may_go_on() && underway() == 0);
+        passed.up(GET);
+        assert!(!passed.is_idle() && underway() == 1, "a model may load for long");
+        passed.down(EMPTY);
+        assert!(!passed.is_idle() && !passed.may_go_on() && underway() == 1);
+        passed.down_done();
+        assert!(passed.is_idle() && passed.may_go_on() && underway() == 0);
+        passed.up(GET);
+        assert_eq!(underway(), 1);
+        drop(passed);
+        assert_eq!(underway(), 0, "what has ended is not under way");
+    }
+
+    #[test]
+    fn bytes_without_a_meaning_are_under_way_from_the_first_to_the_end() {
+        let meter = Meter::default();
+        for facing in [Facing::Application(ServiceKind::Tcp), Facing::Upstream] {
+            let passed = Passed::new(facing, &meter);
+            assert!(passed.is_idle() && !passed.may_go_on() && passed.unanswered().is_none());
+            passed.up(GET);
+            passed.down(EMPTY);
+            passed.down_done();
+            assert!(!passed.is_idle() && passed.unanswered().is_none());
         }
-        assert_eq!(endless.bytes.len(), HEAD);
-        let mut upstream = Head::new(Facing::Upstream);
-        upstream.remember(b"HTTP/1.1 200 OK\r\n");
-        assert!(upstream.bytes.is_empty());
+        assert_eq!(meter.underway.load(Relaxed), 0);
     }
 }

@@ -8,7 +8,7 @@ use tokio::{io::Interest, net::tcp::ReadHalf};
 use super::{
     Sending,
     buffer::{BUFFER, Buffer},
-    passed::{Head, Passed},
+    passed::Passed,
 };
 
 /// How this direction ended.
@@ -22,12 +22,7 @@ pub(super) enum UpEnd {
     Lost(ConnectionError),
 }
 
-pub(super) async fn upload(
-    from: &ReadHalf<'_>,
-    to: &mut Sending,
-    head: &mut Head,
-    passed: &Passed<'_>,
-) -> UpEnd {
+pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, passed: &Passed<'_>) -> UpEnd {
     let stopped = to.stopped();
     tokio::pin!(stopped);
     loop {
@@ -43,6 +38,7 @@ pub(super) async fn upload(
         loop {
             let n = match from.try_read(&mut buffer.0) {
                 Ok(0) => {
+                    passed.up_ended();
                     to.finish();
                     return UpEnd::Finished;
                 }
@@ -50,7 +46,6 @@ pub(super) async fn upload(
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return UpEnd::Aborted,
             };
-            head.remember(&buffer.0[..n]);
             passed.up(&buffer.0[..n]);
             let written = tokio::select! {
                 biased;
@@ -59,7 +54,7 @@ pub(super) async fn upload(
                 _ = from.ready(Interest::ERROR) => return UpEnd::Aborted,
             };
             match written {
-                Ok(()) => passed.up_done(&buffer.0[..n]),
+                Ok(()) => passed.up_done(n),
                 Err(WriteError::ConnectionLost(e)) => return UpEnd::Lost(e),
                 Err(_) => return UpEnd::Stopped,
             }

@@ -140,12 +140,14 @@ async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
     }
 }
 
-/// An application and a service, joined through the gate.
+/// An application that has asked this, and a service, joined through the gate.
 async fn pair(
     up: &tests::world::Up,
     upstream: &Upstream,
+    asked: &[u8],
 ) -> (tokio::net::TcpStream, tokio::net::TcpStream) {
-    let app = raw::connect(up.address).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(asked).await.expect("sent");
     (app, upstream.accept().await)
 }
 
@@ -161,8 +163,7 @@ async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_serv
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
-    let (mut app, mut service) = pair(&up, &upstream).await;
-    app.write_all(POST).await.expect("sent");
+    let (mut app, mut service) = pair(&up, &upstream, POST).await;
     assert_eq!(raw::read_exactly(&mut service, POST.len()).await, POST);
     assert!(
         tokio::time::timeout(Duration::from_millis(300), app.read_u8()).await.is_err(),
@@ -199,8 +200,7 @@ async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
-    let (mut app, mut service) = pair(&up, &upstream).await;
-    app.write_all(POST).await.expect("sent");
+    let (mut app, mut service) = pair(&up, &upstream, POST).await;
     raw::read_exactly(&mut service, POST.len()).await;
     service.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.expect("sent");
     assert_eq!(raw::read_exactly(&mut app, 38).await.len(), 38, "before the body");
@@ -210,8 +210,8 @@ async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_
     service.shutdown().await.expect("half-closed");
     assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
 
-    let (mut app, mut service) = pair(&up, &upstream).await;
-    app.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
+    let get = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let (mut app, mut service) = pair(&up, &upstream, get).await;
     raw::read_exactly(&mut service, 35).await;
     service.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf").await.expect("sent");
     raw::read_exactly(&mut app, 42).await;
@@ -221,14 +221,13 @@ async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_
 }
 
 #[tokio::test]
-async fn an_application_that_goes_between_within_or_behind_requests_is_gone_for_the_service_too() {
+async fn an_application_that_goes_within_or_behind_a_request_is_gone_for_the_service_too() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
-    for sent in [&b""[..], b"GET / HT", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", POST] {
+    for sent in [&b"GET / HT"[..], b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", POST] {
         for abort in [false, true] {
-            let (mut app, mut service) = pair(&up, &upstream).await;
-            app.write_all(sent).await.expect("sent");
+            let (app, mut service) = pair(&up, &upstream, sent).await;
             if sent.ends_with(b"\r\n\r\n") {
                 raw::read_exactly(&mut service, sent.len()).await;
             }

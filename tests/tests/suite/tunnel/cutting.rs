@@ -327,9 +327,14 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
     let mut app = kept(&up).await;
     let stopped = std::time::Instant::now();
     world.aditd.signal("TERM");
-    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
     assert_eq!(world.aditd.ended().await.expect("ended").code(), Some(0));
     assert!(stopped.elapsed() < Duration::from_secs(25), "the drain would take 30 s");
+    // And the application need not know of it.
+    world.restart_server().await;
+    app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    assert!(answer.ends_with(b"Ollama is running"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(ending, Ending::Closed);
 }
 
 #[tokio::test]
@@ -341,8 +346,8 @@ async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop()
     let device = world.device("laptop").await;
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = raw::connect(up.address).await;
-    let mut service = upstream.accept().await;
     app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
+    let mut service = upstream.accept().await;
     raw::read_exactly(&mut service, 18).await;
     service.write_all(b"HTTP/1.0 200 OK\r\n\r\nfirst").await.expect("sent");
     raw::read_exactly(&mut app, 24).await;

@@ -4,6 +4,7 @@ mod clients;
 mod cutting;
 mod forwarding;
 mod holding;
+mod keeping;
 mod lasting;
 mod listening;
 mod moving;

@@ -1,0 +1,282 @@
+//! The requests and answers of one connection, as its bytes pass: whether one is under way, and
+//! whether its answer has begun. It only follows, and it errs on one side: what can't be read in
+//! exactly one way is under way until the connection ends.
+
+use std::collections::VecDeque;
+
+use super::{
+    framing::Body,
+    head::{HeadReader, RequestHead},
+    response::Tracker,
+};
+
+/// So much of a request's first line is remembered, in bytes.
+const MOST_LINE: usize = 8 * 1024;
+
+/// What has passed on one connection, in brief.
+#[derive(Debug, Default)]
+pub struct Exchanges {
+    request: Request,
+    /// The first line of the newest request, as far as it has come.
+    line: Vec<u8>,
+    /// Answers that have not come to their end, oldest first.
+    answers: VecDeque<Tracker>,
+    /// Whether a byte of the oldest of them has come.
+    is_answered: bool,
+    /// Whether no other request may follow (RFC 9112 section 9.3).
+    closes: bool,
+    /// Whether it is not known any more where a request or an answer ends.
+    lost: bool,
+}
+
+/// What of a request comes next.
+#[derive(Debug)]
+enum Request {
+    Head(HeadReader),
+    Body(Body),
+}
+
+impl Default for Request {
+    fn default() -> Self {
+        Self::Head(HeadReader::default())
+    }
+}
+
+impl Exchanges {
+    /// The application sends these bytes.
+    pub fn asks(&mut self, mut bytes: &[u8]) {
+        if self.lost {
+            return remember(&mut self.line, bytes);
+        }
+        while !bytes.is_empty() && !self.lost {
+            let taken = match &mut self.request {
+                Request::Head(_) => self.asks_head(bytes),
+                Request::Body(body) => body.follow(bytes, |_| {}).ok(),
+            };
+            if matches!(&self.request, Request::Body(body) if body.is_over()) {
+                self.request = Request::default();
+            }
+            match taken {
+                Some(taken) => bytes = &bytes[taken..],
+                None => self.lost = true,
+            }
+        }
+    }
+
+    /// Reads on in a head: how many bytes belong to it. `None` if it can't be read.
+    fn asks_head(&mut self, bytes: &[u8]) -> Option<usize> {
+        let Request::Head(head) = &mut self.request else { return None };
+        if head.is_empty() {
+            self.line.clear();
+        }
+        remember(&mut self.line, bytes);
+        let Some(taken) = head.take(bytes).ok()? else { return Some(bytes.len()) };
+        let head = RequestHead::parse(&head.finish()).ok()?;
+        self.closes |= head.closes;
+        self.answers.push_back(Tracker::new(&*head.method == "HEAD", false));
+        self.request = Request::Body(Body::new(head.body));
+        Some(taken)
+    }
+
+    /// The service sends these bytes.
+    pub fn answers(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.lost {
+            let Some(answer) = self.answers.front_mut() else {
+                // Nobody has asked for them.
+                (self.lost, self.is_answered) = (true, true);
+                return;
+            };
+            self.is_answered = true;
+            bytes = &bytes[answer.take(bytes)..];
+            if answer.is_complete() {
+                self.closes |= answer.closes();
+                self.answers.pop_front();
+                self.is_answered = false;
+            } else if answer.ends_with_connection() {
+                self.lost = true;
+            }
+        }
+    }
+
+    /// The application sends nothing more.
+    pub fn ends(&mut self) {
+        self.closes = true;
+    }
+
+    /// Whether nobody waits for anything here.
+    pub fn is_idle(&self) -> bool {
+        let is_between = matches!(&self.request, Request::Head(head) if head.is_empty());
+        is_between && self.answers.is_empty() && !self.lost
+    }
+
+    /// Whether nobody waits for anything here, and another request may come.
+    pub fn may_go_on(&self) -> bool {
+        self.is_idle() && !self.closes
+    }
+
+    /// The first line of the only request that is under way, if no byte of its answer has come: it
+    /// may be answered by somebody else. Empty if nothing has been asked.
+    pub fn unanswered(&self) -> Option<&[u8]> {
+        let is_one = match &self.request {
+            // Another has begun behind the one whose answer is due.
+            Request::Head(head) if !head.is_empty() => self.answers.is_empty(),
+            _ => self.answers.len() <= 1,
+        };
+        // After a whole answer nobody waits for another.
+        let is_over = self.is_idle() && !self.line.is_empty();
+        (is_one && !is_over && !self.is_answered).then_some(&self.line[..])
+    }
+}
+
+/// Keeps the first line of a head and no more.
+fn remember(line: &mut Vec<u8>, bytes: &[u8]) {
+    if line.ends_with(b"\n") {
+        return;
+    }
+    let end = bytes.iter().position(|byte| *byte == b'\n').map_or(bytes.len(), |at| at + 1);
+    let room = MOST_LINE - line.len();
+    line.extend_from_slice(&bytes[..end.min(room)]);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GET: &str = "GET /api/tags HTTP/1.1\r\nHost: a\r\n\r\n";
+    const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
+    const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+    /// What is known of a connection: idle, may go on, the line of what is not answered.
+    fn state(exchanges: &Exchanges) -> (bool, bool, Option<String>) {
+        let line = exchanges.unanswered().map(|line| String::from_utf8_lossy(line).into_owned());
+        (exchanges.is_idle(), exchanges.may_go_on(), line)
+    }
+
+    /// The state after these bytes, of the application (`>`) or of the service (`<`), for every way
+    /// to cut each of them in two.
+    fn after(parts: &[(char, &str)]) -> (bool, bool, Option<String>) {
+        let run = |cut: usize| {
+            let mut exchanges = Exchanges::default();
+            for (from, bytes) in parts {
+                let (first, second) = bytes.as_bytes().split_at(cut.min(bytes.len()));
+                for piece in [first, second] {
+                    match from {
+                        '>' => exchanges.asks(piece),
+                        _ => exchanges.answers(piece),
+                    }
+                }
+            }
+            state(&exchanges)
+        };
+        let longest = parts.iter().map(|(_, bytes)| bytes.len()).max().unwrap_or(0);
+        let whole = run(longest);
+        (0..longest).for_each(|cut| assert_eq!(run(cut), whole, "{parts:?} cut at {cut}"));
+        whole
+    }
+
+    fn is_idle(parts: &[(char, &str)]) -> bool {
+        let (is_idle, may_go_on, _) = after(parts);
+        assert_eq!(is_idle, may_go_on, "{parts:?}");
+        is_idle
+    }
+
+    #[test]
+    fn a_connection_is_idle_before_the_first_request_and_after_each_whole_answer() {
+        let done = [
+            "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc",
+            "HTTP/1.1 204 No Content\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: 1\r\n\r\n",
+        ];
+        assert!(is_idle(&[]));
+        for answer in done {
+            assert!(is_idle(&[('>', GET), ('<', answer)]), "{answer}");
+            assert!(is_idle(&[
+                ('>', GET),
+                ('<', answer),
+                ('>', POST),
+                ('>', "abc"),
+                ('<', answer)
+            ]));
+            let both = format!("{answer}{answer}");
+            let asked = format!("{GET}{POST}abc");
+            assert!(is_idle(&[('>', &asked), ('<', &both)]), "in a pipeline: {answer}");
+            assert!(!is_idle(&[('>', &asked), ('<', answer)]), "{answer}");
+        }
+        let head = "HEAD / HTTP/1.1\r\nHost: a\r\n\r\n";
+        assert!(is_idle(&[('>', head), ('<', "HTTP/1.1 200 OK\r\nContent-Length: 17\r\n\r\n")]));
+    }
+
+    #[test]
+    fn what_may_go_on_is_not_idle() {
+        for parts in [
+            &[('>', "G")][..],
+            &[('>', GET)],
+            &[('>', POST), ('>', "ab")],
+            // The rest of its body is still to come.
+            &[('>', POST), ('<', "HTTP/1.1 413 Large\r\nContent-Length: 0\r\n\r\n")],
+            &[('>', GET), ('<', "HTTP/1.1 200 OK\r\nConte")],
+            &[('>', GET), ('<', "HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nab")],
+            &[('>', GET), ('<', CHUNKED), ('<', "3\r\nabc\r\n0\r\n")],
+            // A token whose text is the end of a chunked body.
+            &[('>', GET), ('<', CHUNKED), ('<', "f\r\n0\r\n\r\n")],
+            &[('>', GET), ('<', "HTTP/1.1 100 Continue\r\n\r\n")],
+            // Only the connection's end ends these.
+            &[('>', GET), ('<', "HTTP/1.0 200 OK\r\n\r\nsome")],
+            &[('>', GET), ('<', "HTTP/1.1 101 Switching\r\n\r\n")],
+            // More than was announced, two lengths, no HTTP, not asked for.
+            &[('>', GET), ('<', "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nabc")],
+            &[
+                ('>', GET),
+                ('<', "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"),
+            ],
+            &[('>', GET), ('<', "220 hello\r\n\r\n")],
+            &[('<', "HTTP/1.1 408 Timeout\r\nContent-Length: 0\r\n\r\n")],
+            &[('>', "\x16\x03\x01")],
+            &[('>', "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n")],
+        ] {
+            assert!(!is_idle(parts), "{parts:?}");
+        }
+    }
+
+    #[test]
+    fn no_request_follows_where_either_side_closes() {
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        for (request, answer) in [
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", whole),
+            ("GET / HTTP/1.1\r\nHost: a\r\nConnection: x, Close\r\n\r\n", whole),
+            ("GET / HTTP/1.0\r\n\r\n", whole),
+            (GET, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"),
+            (GET, "HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n"),
+        ] {
+            let (is_idle, may_go_on, _) = after(&[('>', request), ('<', answer)]);
+            assert!(is_idle && !may_go_on, "{request} {answer}");
+        }
+        let mut left = Exchanges::default();
+        left.ends();
+        assert!(left.is_idle() && !left.may_go_on());
+    }
+
+    #[test]
+    fn a_request_without_a_byte_of_its_answer_may_be_answered_by_somebody_else() {
+        let line = |parts: &[(char, &str)]| after(parts).2;
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let first = Some("GET /api/tags HTTP/1.1\r\n");
+        assert_eq!(line(&[]).as_deref(), Some(""));
+        assert_eq!(line(&[('>', "GET /ap")]).as_deref(), Some("GET /ap"));
+        assert_eq!(line(&[('>', GET)]).as_deref(), first);
+        let kept = [('>', POST), ('>', "abc"), ('<', whole), ('>', GET)];
+        assert_eq!(line(&kept).as_deref(), first);
+        assert_eq!(line(&kept[..3]), None, "it has been answered");
+        assert_eq!(line(&[('>', POST), ('>', "a")]).as_deref(), Some("POST / HTTP/1.1\r\n"));
+        assert_eq!(line(&[('>', "\x16\x03\n")]).as_deref(), Some("\x16\x03\n"));
+        assert_eq!(line(&[('>', GET), ('<', "H")]), None);
+        assert_eq!(line(&[('>', GET), ('<', whole), ('<', "x")]), None, "it was not asked for");
+        assert_eq!(line(&[('>', GET), ('>', GET)]), None, "which of the two?");
+        assert_eq!(line(&[('>', GET), ('>', "GET")]), None);
+        let mut endless = Exchanges::default();
+        (0..10).for_each(|_| endless.asks(&[b'x'; 4096]));
+        assert_eq!(endless.unanswered().map(<[u8]>::len), Some(MOST_LINE));
+    }
+}

@@ -1,0 +1,140 @@
+//! Connections that an application keeps for later: they outlive sessions and the server, and only
+//! what was being answered is cut.
+
+use std::time::Duration;
+
+use tests::{
+    ollama::Options,
+    raw::{self, Ending, Upstream},
+    world::{Device, SOON, Up, World},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::PROGRAM;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+/// A request on a connection that stays open.
+async fn ask(app: &mut TcpStream) {
+    app.write_all(GET).await.expect("sent");
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"Ollama is running") {
+        answer.extend(raw::read_exactly(app, 1).await);
+    }
+}
+
+async fn kept(up: &Up) -> TcpStream {
+    let mut app = raw::connect(up.address).await;
+    ask(&mut app).await;
+    app
+}
+
+/// Waits until the device has had so many sessions.
+async fn has_had(device: &Device, sessions: usize) {
+    let connected = |event: &serde_json::Value| {
+        event["what"].as_str().is_some_and(|what| what.starts_with("connected to"))
+    };
+    let back = async {
+        loop {
+            let status = device.status().await;
+            let events = status["events"].as_array().expect("events");
+            if events.iter().filter(|event| connected(event)).count() == sessions {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, back).await.expect("it is up again");
+}
+
+#[tokio::test]
+async fn a_connection_without_a_request_outlives_a_server_that_is_killed_and_one_that_is_stopped() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&[]).await;
+    let (mut used, mut fresh) = (kept(&up).await, raw::connect(up.address).await);
+    world.kill_server().await;
+    world.restart_server().await;
+    has_had(&device, 2).await;
+    ask(&mut used).await;
+    ask(&mut fresh).await;
+
+    world.aditd.signal("TERM");
+    assert_eq!(world.aditd.ended().await.expect("it ends").code(), Some(0));
+    // Asked while there is no server: held.
+    used.write_all(GET).await.expect("sent");
+    world.restart_server().await;
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"Ollama is running") {
+        answer.extend(raw::read_exactly(&mut used, 1).await);
+    }
+    ask(&mut fresh).await;
+}
+
+#[tokio::test]
+async fn of_kept_connections_those_that_were_answered_are_cut_and_a_request_without_an_answer_is_told()
+ {
+    let options = Options { load_time: Duration::from_secs(3600), ..Options::default() };
+    let mut world = World::start_with(PROGRAM, options, &[]).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&[]).await;
+    // The second request of a connection, whose answer has not begun.
+    let mut app = kept(&up).await;
+    let request = raw::generate(5, 1).replace("Connection: close\r\n", "");
+    app.write_all(request.as_bytes()).await.expect("sent");
+    world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
+    world.kill_server().await;
+    world.restart_server().await;
+    let (answer, ending) = raw::read_to_end(&mut app).await;
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("was lost"), "{answer}");
+    assert_eq!(ending, Ending::Closed);
+}
+
+#[tokio::test]
+async fn an_answer_whose_last_chunk_comes_in_pieces_is_over_and_holds_nobody_up() {
+    let upstream = Upstream::start().await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
+            .await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(GET).await.expect("sent");
+    let mut service = upstream.accept().await;
+    raw::read_exactly(&mut service, GET.len()).await;
+    for piece in [CHUNKED, b"3\r\nabc\r\n", b"0\r\n", b"\r\n"] {
+        service.write_all(piece).await.expect("sent");
+        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece);
+    }
+    up.adit.signal("INT");
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_token_whose_text_is_the_last_chunk_is_not_taken_for_the_end() {
+    let upstream = Upstream::start().await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
+            .await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(GET).await.expect("sent");
+    let mut service = upstream.accept().await;
+    raw::read_exactly(&mut service, GET.len()).await;
+    let token = b"5\r\n0\r\n\r\n";
+    for piece in [CHUNKED, token] {
+        service.write_all(piece).await.expect("sent");
+        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece);
+    }
+    up.adit.signal("INT");
+    up.adit.says("running connections").await;
+    for piece in [&b"\r\n"[..], b"1\r\nx\r\n", b"0\r\n\r\n"] {
+        service.write_all(piece).await.expect("sent");
+        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece, "it was cut");
+    }
+    assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
+}

@@ -11,7 +11,7 @@ use common::transport::{
     tls::{ClientTls, SeenTime},
 };
 use proto::{
-    knock::DoorKey,
+    knock::KnockKey,
     wire::{Code, SERVER_NAME},
 };
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
@@ -124,7 +124,7 @@ impl DialError {
         match self {
             Self::NoAnswer(_) => Some(
                 "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
-                 and does a firewall let UDP through?",
+                 does a firewall let UDP through, and is this device still enrolled (`aditd device list`)?",
             ),
             Self::NoWay { hint, .. } => Some(hint),
             Self::NoAnswerYet(_) => Some("is this computer online, and the server up?"),
@@ -217,7 +217,7 @@ pub struct Config {
 
 /// A client configuration whose first packets knock with `key`, and whose sessions are kept through
 /// a silence of `idle`.
-pub fn config(crypto: impl Into<ClientTls>, key: &DoorKey, idle: Duration) -> Config {
+pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> Config {
     let ClientTls { quic, seen } = crypto.into();
     let mut config = ClientConfig::new(Arc::new(quic));
     let key = key.clone();

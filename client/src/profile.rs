@@ -32,7 +32,8 @@ use crate::ssh::SshWay;
 pub const DEFAULT_NAME: &str = "default";
 const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
-const SCHEMA: u32 = 1;
+/// The formats that are read: since 2 a device may have a knock of its own.
+const SCHEMA: u32 = 2;
 
 /// A place for one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
@@ -76,6 +77,9 @@ pub struct Profile {
     pub enrolled: Enrolled,
     /// The way through SSH, if the device came by it.
     pub ssh: Option<SshWay>,
+    /// The server has said that it revoked this device. It answers no packet of it any more, so
+    /// nobody could find out later. There is no way back but to enroll anew.
+    pub revoked: bool,
     key: SecretPem,
 }
 
@@ -102,6 +106,8 @@ struct Stored {
     enrolled: Enrolled,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     ssh: Option<SshWay>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    revoked: bool,
     private_key: SecretPem,
 }
 
@@ -194,6 +200,7 @@ impl Place {
             place: self.clone(),
             enrolled: stored.enrolled,
             ssh: stored.ssh,
+            revoked: stored.revoked,
             key: stored.private_key,
         };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
@@ -302,7 +309,7 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 impl Profile {
     /// A profile that has just been made.
     pub fn new(place: Place, enrolled: Enrolled, ssh: Option<SshWay>, key: SecretPem) -> Self {
-        Self { place, enrolled, ssh, key }
+        Self { place, enrolled, ssh, revoked: false, key }
     }
 
     /// Stores the profile: afterwards either all of it is there, or what was there before.
@@ -312,6 +319,7 @@ impl Profile {
             schema: SCHEMA,
             enrolled: self.enrolled.clone(),
             ssh: self.ssh.clone(),
+            revoked: self.revoked,
             private_key: self.key.clone(),
         };
         let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;

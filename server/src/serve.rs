@@ -20,8 +20,7 @@ use common::{
     },
 };
 use proto::{human, wire::Code};
-use quinn::{Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
-use quinn_proto::HashedConnectionIdGenerator;
+use quinn::{Connecting, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -30,7 +29,7 @@ use crate::{
     audit::Event,
     config::{self, Config, Settings},
     ingress::{
-        admission::{Door, Handshake, Verdict},
+        admission::{Door, Handshake, HandshakeSlot, Knocker, Verdict, connection_ids::OwnIds},
         filter::SilentSocket,
         relay::Relay,
         verifier::DeviceVerifier,
@@ -88,7 +87,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     );
     let (tunnel, enrollment) =
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
-    let door = Arc::new(Door::new(state.keys.door.clone(), policy.clone()));
+    let door = Arc::new(Door::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let endpoints = sockets
         .into_iter()
@@ -256,13 +255,13 @@ fn endpoint(
     let socket = SystemSocket::new(socket)?;
     let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), door));
     let mut endpoint = EndpointConfig::default();
-    let key = state.keys.connection_ids;
+    let (key, resets) = (state.keys.reset.clone(), Arc::default());
     endpoint
         .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(
             aws_lc_rs::hmac::HMAC_SHA256,
             state.keys.reset.as_bytes(),
         )))
-        .cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+        .cid_generator(move || Box::new(OwnIds::new(&key, Arc::clone(&resets))));
     Endpoint::new_with_abstract_socket(
         endpoint,
         Some((*tunnel).clone()),
@@ -292,47 +291,68 @@ impl Doors {
                 incoming.remote_address(),
                 incoming.remote_address_validated(),
             );
-            let (config, room, enrolling) =
-                match self.door.judge(&knock, remote, proved, unix_now()) {
-                    Verdict::Ignore(reason) => {
-                        debug!(%remote, "ignored: {reason:?}");
-                        incoming.ignore();
-                        continue;
-                    }
-                    Verdict::Retry => {
-                        let _ = incoming.retry();
-                        continue;
-                    }
-                    Verdict::Tunnel(room) => (&self.tunnel, room, false),
-                    Verdict::Enroll(room) => (&self.enrollment, room, true),
-                };
+            let slot = match self.door.judge(&knock, remote, proved, unix_now()) {
+                Verdict::Ignore(reason) => {
+                    debug!(%remote, "ignored: {reason:?}");
+                    incoming.ignore();
+                    continue;
+                }
+                Verdict::Retry => {
+                    let _ = incoming.retry();
+                    continue;
+                }
+                Verdict::Accept(slot) => slot,
+            };
+            let config = match slot.knocker() {
+                Knocker::Device(_) | Knocker::Shared => &self.tunnel,
+                Knocker::Invited(_) => &self.enrollment,
+            };
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
             };
             let (server, door) = (self.server.clone(), self.door.clone());
             sessions.spawn(async move {
-                let connection =
-                    match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
-                        Ok(Ok(connection)) => connection,
-                        Ok(Err(e)) => {
-                            door.shaken(Handshake::Failed);
-                            return info!(%remote, "refused a connection: {e}");
-                        }
-                        Err(_) => {
-                            door.shaken(Handshake::Late);
-                            return info!(%remote, "gave up a handshake that took too long");
-                        }
-                    };
-                drop(room);
-                door.shaken(if enrolling { Handshake::Enrollment } else { Handshake::Tunnel });
-                if enrolling {
-                    enroll::run(server, connection).await
-                } else {
-                    session::run(server, connection).await
+                let Some(connection) = shake(&server, &door, &slot, connecting).await else {
+                    return;
+                };
+                match slot.knocker() {
+                    Knocker::Invited(_) => enroll::run(server, connection, slot).await,
+                    _ => session::run(server, connection, slot).await,
                 }
             });
         }
     }
+}
+
+/// A handshake to its end, if that is an honest one.
+async fn shake(
+    server: &Server,
+    door: &Door,
+    slot: &HandshakeSlot,
+    connecting: Connecting,
+) -> Option<Connection> {
+    let remote = connecting.remote_address();
+    let (how, why) = tokio::select! {
+        done = connecting => match done {
+            Ok(connection) => {
+                let is_enrollment = matches!(slot.knocker(), Knocker::Invited(_));
+                door.shaken(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
+                return Some(connection);
+            }
+            Err(e) => (Handshake::Failed, format!("refused a connection: {e}")),
+        },
+        () = tokio::time::sleep(transport::HANDSHAKE_WITHIN) => {
+            (Handshake::Late, "gave up a handshake that took too long".to_owned())
+        }
+        () = slot.displaced() => {
+            (Handshake::Displaced, "gave up the oldest handshake for another".to_owned())
+        }
+        // Who is not in yet does not hold up a server that stops.
+        () = server.draining.cancelled() => return None,
+    };
+    door.shaken(how);
+    info!(%remote, "{why}");
+    None
 }
 
 async fn answer_control(control: Control, server: Arc<Server>) {

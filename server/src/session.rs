@@ -5,6 +5,7 @@ pub mod enroll;
 pub mod enroll_socket;
 pub mod enrollment;
 mod notes;
+mod notices;
 
 use std::{
     sync::{
@@ -25,7 +26,7 @@ use common::{
 };
 use proto::{
     identity::{Certificate, Name},
-    wire::{Code, Greeting, Hello, Notice, RenewAnswer, ServiceKind, StreamHead},
+    wire::{Code, Greeting, Hello, RenewAnswer, ServiceKind, StreamHead},
 };
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
@@ -37,8 +38,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{Instrument, debug, info, warn};
 
+use self::notices::Notices;
 use crate::{
     gate::Line,
+    ingress::admission::{HandshakeSlot, Knocker},
     policy::{Admitted, Permit, upstream},
     running::{
         Server,
@@ -47,13 +50,20 @@ use crate::{
     state::ca::DeviceKey,
 };
 
-/// Runs one tunnel until it ends. Its streams end with it.
-pub async fn run(server: Arc<Server>, connection: Connection) {
+/// Runs one tunnel until it ends. Its streams end with it. The slot is held until the device has
+/// said its first words.
+pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
     let Some((peer, spki)) = peer_certificate(&connection) else {
         return close(&connection, Code::Protocol);
     };
     let Some(id) = peer.device else {
         return close(&connection, Code::Revoked);
+    };
+    let has_own_knock = match slot.knocker() {
+        Knocker::Device(knocker) if knocker == id => true,
+        Knocker::Shared => false,
+        // Its knock is another device's.
+        _ => return close(&connection, Code::Protocol),
     };
     if let Err(wrong) = server.state.ca.check_clock(unix_now()) {
         let shows = wrong.now.to_string();
@@ -64,13 +74,18 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         let greeting = frame::read::<Greeting>(&mut stream).await?;
         std::io::Result::Ok((greeting, stream))
     };
-    let probes = match tokio::time::timeout(HANDSHAKE_WITHIN, greeting).await {
-        Ok(Ok((greeting, probes))) => {
-            debug!(version = greeting.version, "greeted");
-            probes
-        }
-        _ => return close(&connection, Code::Protocol),
+    let probes = tokio::select! {
+        greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeting) => match greeted {
+            Ok(Ok((greeting, probes))) => {
+                debug!(version = greeting.version, "greeted");
+                probes
+            }
+            _ => return close(&connection, Code::Protocol),
+        },
+        () = slot.displaced() => return close(&connection, Code::Busy),
+        () = server.draining.cancelled() => return close(&connection, Code::ShuttingDown),
     };
+    drop(slot);
     // First entered, then asked: a revocation between the handshake and now finds the session, or
     // is found here.
     let place = server.live.enter(id, &peer, &connection, unix_now());
@@ -92,7 +107,7 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
         slots: Semaphore::new(MOST_STREAMS as usize),
         credit: Credit::new(),
     });
-    session.run(probes).instrument(span).await;
+    session.run(probes, has_own_knock).instrument(span).await;
 }
 
 fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
@@ -128,10 +143,13 @@ const RENEW_PAUSE: Duration = Duration::from_secs(60);
 const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
-    async fn run(self: Arc<Self>, probes: RecvStream) {
+    async fn run(self: Arc<Self>, probes: RecvStream, has_own_knock: bool) {
         let began = Instant::now();
         self.note_begin();
         info!(from = %self.connection.remote_address(), "connected");
+        if has_own_knock && self.server.policy.snapshot().needs_shared_knock(self.device.id) {
+            self.note_own_knock().await;
+        }
         // The disk may be slow, and nobody waits for what it says.
         let session = self.clone();
         let seen = AbortOnDropHandle::new(tokio::spawn(
@@ -142,15 +160,20 @@ impl Session {
             async move { session.credit.exchange(&session.connection).await }.in_current_span(),
         ));
         let mut streams = JoinSet::new();
-        match self.greet().await {
-            Ok(notices) => {
-                let notices = Arc::new(tokio::sync::Mutex::new(notices));
-                let _probes =
-                    AbortOnDropHandle::new(tokio::spawn(answer_probes(probes, notices.clone())));
+        let greeted = tokio::select! {
+            greeted = tokio::time::timeout(HANDSHAKE_WITHIN, self.greet()) => greeted,
+            () = self.server.draining.cancelled() => Ok(Err(std::io::ErrorKind::Interrupted.into())),
+        };
+        match greeted {
+            Ok(Ok(stream)) => {
+                let notices = Notices::start(stream, probes, self.server.draining.clone());
                 self.serve(&mut streams, notices).await;
             }
-            Err(e) => {
-                debug!("cannot greet: {e}");
+            Ok(Err(_)) if self.server.draining.is_cancelled() => {
+                self.place.traffic.close(&self.connection, Code::ShuttingDown);
+            }
+            other => {
+                debug!("cannot greet: {other:?}");
                 self.place.traffic.close(&self.connection, Code::Protocol);
             }
         }
@@ -175,6 +198,9 @@ impl Session {
             services: self.server.policy.services(),
             addresses: self.server.open.addresses.clone(),
             loopback: loopback_id(),
+            door_key: Some(
+                self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),
+            ),
         };
         frame::write(&mut stream, &hello).await?;
         Ok(stream)
@@ -182,11 +208,7 @@ impl Session {
 
     /// Serves streams until the connection ends; while the server drains, only those that run
     /// already.
-    async fn serve(
-        self: &Arc<Self>,
-        streams: &mut JoinSet<()>,
-        notices: Arc<tokio::sync::Mutex<SendStream>>,
-    ) {
+    async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Notices) {
         let mut limit = FIRST_STREAMS;
         loop {
             tokio::select! {
@@ -205,10 +227,9 @@ impl Session {
                 () = self.server.draining.cancelled() => break,
             }
         }
-        let told = frame::write(&mut *notices.lock().await, &Notice::Draining).await;
-        if told.is_ok() {
-            while streams.join_next().await.is_some() {}
-        }
+        // A device that reads no notices finds out by the end.
+        notices.draining_is_told().await;
+        while streams.join_next().await.is_some() {}
         self.place.traffic.close(&self.connection, Code::ShuttingDown);
     }
 
@@ -216,17 +237,30 @@ impl Session {
         let _counted = Counted::new(&self.place.traffic.streams);
         let mut send = Sending::within(send, &self.credit);
         let mut recv = Receiving::new(recv, &self.credit);
-        let end = match tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)).await {
+        let head = tokio::select! {
+            biased;
+            head = tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)) => head,
+            // Nothing has been asked for yet.
+            () = self.server.draining.cancelled() => return refuse(send, recv, Code::ShuttingDown),
+        };
+        let end = match head {
             Ok(Ok(StreamHead::Forward(service))) => {
                 return self.forward(&service, send, recv).await;
             }
-            Ok(Ok(StreamHead::Renew)) => self.renew(&mut send).await,
+            Ok(Ok(StreamHead::Renew)) => {
+                let renewed = async {
+                    self.renew(&mut send).await?;
+                    send.acknowledged().await;
+                    Ok(())
+                };
+                let within = tokio::time::timeout(HANDSHAKE_WITHIN, renewed).await;
+                within.unwrap_or(Err(Code::Protocol))
+            }
             Ok(Err(code)) => Err(code),
             Err(_) => Err(Code::Protocol),
         };
-        match end {
-            Ok(()) => send.acknowledged().await,
-            Err(code) => refuse(send, recv, code),
+        if let Err(code) = end {
+            refuse(send, recv, code);
         }
     }
 
@@ -337,6 +371,15 @@ impl Session {
         Ok(())
     }
 
+    /// When all devices have a knock of their own, the shared one opens nothing any more.
+    async fn note_own_knock(&self) {
+        let id = self.device.id;
+        let noted = self.server.in_register(move |register| register.has_own_knock(id)).await;
+        if noted.is_ok() {
+            let _ = self.server.refresh().await;
+        }
+    }
+
     async fn note_seen(&self) {
         let (id, now) = (self.device.id, unix_now());
         // The log says why; a device is not refused for it.
@@ -347,14 +390,6 @@ impl Session {
 fn refuse(mut send: Sending, mut recv: Receiving, code: Code) {
     send.reset(code);
     recv.stop((code as u32).into());
-}
-
-/// Answers what means nothing but "are you there?".
-async fn answer_probes(mut probes: RecvStream, notices: Arc<tokio::sync::Mutex<SendStream>>) {
-    while let Ok(Some(_)) = probes.read_chunk(1 << 16, true).await {
-        // Nobody may want to hear it; the acknowledgement is an answer too.
-        let _ = frame::write(&mut *notices.lock().await, &Notice::Here).await;
-    }
 }
 
 /// Counts a stream for as long as it lives.

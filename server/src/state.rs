@@ -13,7 +13,7 @@ use common::machine::{
     files::{self, FileError},
     report::Failure,
 };
-use proto::knock::{DoorKey, fill_random};
+use proto::knock::{DeviceKnocks, DoorKey, fill_random};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{ca::Ca, register::Register};
@@ -42,17 +42,19 @@ pub struct State {
 /// Keys that have to be the same after a restart (all secret).
 #[derive(Clone, Serialize, Deserialize)]
 pub struct EndpointKeys {
-    /// Makes and checks the knocks of enrolled devices.
+    /// What all devices knocked with before each had a key of its own. It is accepted from
+    /// devices that have nothing else yet.
     pub door: DoorKey,
     /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that
-    /// its connection is gone.
+    /// its connection is gone. No device ever has it: so all other keys come from it.
     pub reset: DoorKey,
-    /// Marks our connection IDs, so that resets go to nobody else.
+    /// An earlier version marked our connection IDs with it, and still asks for it.
     pub connection_ids: u64,
 }
 
 impl EndpointKeys {
-    fn generate() -> Self {
+    /// Fresh random keys.
+    pub fn generate() -> Self {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
         Self {
@@ -60,6 +62,11 @@ impl EndpointKeys {
             reset: DoorKey::generate(),
             connection_ids: u64::from_be_bytes(bytes),
         }
+    }
+
+    /// Makes the knock key of each device, and finds the device behind a knock.
+    pub fn device_knocks(&self) -> DeviceKnocks {
+        DeviceKnocks::new(&self.reset.derive(b"adit/1 knocks of all devices"))
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {

@@ -95,7 +95,7 @@ pub fn parse(code: &str) -> Invitation {
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(
         tls::enroll_client(invitation.ca).expect("TLS"),
-        &invitation.secret.door_key(),
+        &invitation.secret.door_key().into(),
         proto::wire::IDLE_TIMEOUT,
     );
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
@@ -105,7 +105,8 @@ pub async fn at_enrollment(invitation: &Invitation) -> Connection {
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
     let connection = at_enrollment(invitation).await;
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-    let request = EnrollRequest { token: BASE64.encode(token), csr: BASE64.encode(&csr) };
+    let request =
+        EnrollRequest { token: BASE64.encode(token), csr: BASE64.encode(&csr), own_knock: true };
     frame::write(&mut send, &request).await.expect("sent");
     tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
 }

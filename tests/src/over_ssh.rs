@@ -77,7 +77,7 @@ impl OverSsh {
 pub async fn request(key: &KeyPair) -> Vec<u8> {
     let mut framed = Vec::new();
     let csr = BASE64.encode(&csr(key));
-    frame::write(&mut framed, &EnrollDevice { csr }).await.expect("framed");
+    frame::write(&mut framed, &EnrollDevice { csr, own_knock: true }).await.expect("framed");
     framed
 }
 

@@ -2,9 +2,9 @@
 
 use std::{
     collections::HashMap,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
 };
@@ -16,8 +16,12 @@ pub struct Path {
     /// Where a client sends to.
     pub address: SocketAddr,
     cut: Arc<AtomicBool>,
+    recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
+
+/// Datagrams that a path records, at the most.
+const RECORDED: usize = 4096;
 
 impl Path {
     /// A path to `server`, on an address of its own that looks to the server like one client each.
@@ -27,11 +31,29 @@ impl Path {
 
     /// Like [`Path::to`], from this address.
     pub async fn from(address: SocketAddr, server: SocketAddr) -> Self {
+        Self::between(address, Ipv4Addr::LOCALHOST.into(), server).await
+    }
+
+    /// Like [`Path::from`]; to the server the clients come from `source`.
+    pub async fn between(address: SocketAddr, source: IpAddr, server: SocketAddr) -> Self {
         let front = UdpSocket::bind(address).await.expect("a port");
         let address = front.local_addr().expect("an address");
         let cut = Arc::new(AtomicBool::new(false));
-        let task = tokio::spawn(carry(Arc::new(front), server, cut.clone()));
-        Self { address, cut, task }
+        let recorded = Arc::<Mutex<Vec<Vec<u8>>>>::default();
+        let record = recorded.clone();
+        let task =
+            tokio::spawn(carry(Arc::new(front), source, server, cut.clone(), move |datagram| {
+                let mut recorded = record.lock().expect("no panic");
+                if recorded.len() < RECORDED {
+                    recorded.push(datagram.to_vec());
+                }
+            }));
+        Self { address, cut, recorded, task }
+    }
+
+    /// What clients have sent so far, as somebody on the way could have recorded it.
+    pub fn recorded(&self) -> Vec<Vec<u8>> {
+        self.recorded.lock().expect("no panic").clone()
     }
 
     /// Drops every datagram from now on, both ways.
@@ -51,7 +73,13 @@ impl Drop for Path {
     }
 }
 
-async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<AtomicBool>) {
+async fn carry(
+    front: Arc<UdpSocket>,
+    source: IpAddr,
+    server: SocketAddr,
+    cut: Arc<AtomicBool>,
+    record: impl Fn(&[u8]),
+) {
     let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
     let mut back = tokio::task::JoinSet::new();
     let mut datagram = vec![0; 65_536];
@@ -60,10 +88,11 @@ async fn carry(front: Arc<UdpSocket>, server: SocketAddr, cut: Arc<AtomicBool>) 
         if cut.load(Relaxed) {
             continue;
         }
+        record(&datagram[..n]);
         let socket = match clients.get(&client) {
             Some(socket) => socket.clone(),
             None => {
-                let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a port"));
+                let socket = Arc::new(UdpSocket::bind((source, 0)).await.expect("a port"));
                 socket.connect(server).await.expect("connected");
                 clients.insert(client, socket.clone());
                 back.spawn(answers(socket.clone(), front.clone(), client, cut.clone()));

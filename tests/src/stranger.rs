@@ -15,7 +15,7 @@ use client::{dial, profile::Profile};
 use common::transport::{self, frame, tls};
 use proto::{
     identity::DeviceId,
-    knock::DoorKey,
+    knock::KnockKey,
     wire::{ALPN_TUNNEL, Code, Greeting, Hello, SERVER_NAME, StreamHead},
 };
 use quinn::{
@@ -100,8 +100,8 @@ impl Gate {
         Self { world, service, address, device, profile }
     }
 
-    /// The key of the tunnel's knock.
-    pub fn door(&self) -> DoorKey {
+    /// What the honest device knocks with.
+    pub fn door(&self) -> KnockKey {
         self.profile.enrolled.door_key.clone()
     }
 
@@ -192,7 +192,7 @@ pub async fn attempt(
     profile: &Profile,
     identity: Option<Arc<CertifiedKey>>,
     alpn: &[&[u8]],
-    door: &DoorKey,
+    door: &KnockKey,
 ) -> Outcome {
     let config = dial::config(crypto(profile, identity, alpn), door, proto::wire::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");

@@ -219,11 +219,12 @@ fn make_key() -> Result<SecretPem, Failure> {
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca)
         .map_err(|e| Failure::new("cannot set up TLS").because(e))?;
-    let config = dial::config(crypto, &invitation.secret.door_key(), EXCHANGE_WITHIN);
+    let config = dial::config(crypto, &invitation.secret.door_key().into(), EXCHANGE_WITHIN);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
     let request = EnrollRequest {
         token: BASE64.encode(&invitation.secret.token()),
         csr: BASE64.encode(&csr(key)?),
+        own_knock: true,
     };
     let exchange = async {
         let (mut send, mut recv) = dialed.connection.open_bi().await?;

@@ -59,7 +59,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
         let mut piped = piped.over(under);
         piped.read.tells(&patience);
         let asked = async {
-            frame::write(&mut piped.write, &EnrollDevice { csr }).await?;
+            frame::write(&mut piped.write, &EnrollDevice { csr, own_knock: true }).await?;
             piped.write.flush().await
         };
         // What has not read all may have answered all the same.

@@ -72,7 +72,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     };
     let exchange = async {
         let asked = async {
-            frame::write(&mut stdin, &EnrollDevice { csr }).await?;
+            frame::write(&mut stdin, &EnrollDevice { csr, own_knock: true }).await?;
             stdin.flush().await
         };
         // What has not read all may have answered all the same.

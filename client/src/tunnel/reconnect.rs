@@ -95,6 +95,9 @@ impl Keeper {
             if self.stop.is_cancelled() {
                 return self.rest(Some(why)).await;
             }
+            if matches!(why, DialError::Refused(Code::Revoked)) {
+                self.remember_revocation();
+            }
             let pause = backoff.after(backoff::Ended { session, refused: why.is_final() });
             self.publish_end(why, pause, been_up);
             self.wait(pause).await;
@@ -136,6 +139,9 @@ impl Keeper {
     }
 
     async fn begin(&self) -> Result<Session, DialError> {
+        if self.directions.profile.get().revoked {
+            return Err(DialError::Refused(Code::Revoked));
+        }
         let dialed = self.directions.dial().await?;
         self.enter(dialed).await
     }
@@ -263,6 +269,15 @@ impl Keeper {
         }
     }
 
+    /// The server said this in a session, so it is true. Later it says nothing.
+    fn remember_revocation(&self) {
+        let mut profile = self.directions.profile.get();
+        if !profile.revoked {
+            profile.revoked = true;
+            self.directions.profile.store(profile);
+        }
+    }
+
     /// Keeps what the server says of itself for the next start.
     fn follow(&self, hello: &Hello) {
         let mut profile = self.directions.profile.get();
@@ -277,11 +292,17 @@ impl Keeper {
             profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
         addresses.extend(known.cloned());
         addresses.truncate(invitation::MAX_ADDRESSES);
-        if profile.enrolled.addresses == addresses && profile.enrolled.services == hello.services {
+        let known_key = profile.enrolled.door_key.clone();
+        let door_key = hello.door_key.clone().unwrap_or_else(|| known_key.clone());
+        if profile.enrolled.addresses == addresses
+            && profile.enrolled.services == hello.services
+            && door_key == known_key
+        {
             return;
         }
         profile.enrolled.addresses = addresses;
         profile.enrolled.services.clone_from(&hello.services);
+        profile.enrolled.door_key = door_key;
         self.directions.profile.store(profile);
     }
 }

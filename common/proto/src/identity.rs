@@ -31,6 +31,18 @@ impl DeviceId {
     }
 }
 
+impl From<u32> for DeviceId {
+    fn from(bits: u32) -> Self {
+        Self(bits)
+    }
+}
+
+impl From<DeviceId> for u32 {
+    fn from(id: DeviceId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for DeviceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:04x}-{:04x}", self.0 >> 16, self.0 & 0xffff)

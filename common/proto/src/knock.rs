@@ -1,22 +1,44 @@
 //! The MAC that a client's first packet carries, so that the server can stay silent to everybody
 //! else.
 //!
-//! A client chooses the Destination Connection ID of its first Initial packet (RFC 9000 section
-//! 7.2: at least 8 bytes, unpredictable). Ours is 8 random bytes followed by 12 bytes of
-//! HMAC-SHA-256 over them. Without the key nobody can make one, and the server answers nothing that
-//! lacks it.
+//! The field calls this single-packet authorization; here it is a knock. A client chooses the
+//! Destination Connection ID of its first Initial packet (RFC 9000 section 7.2: at least 8 bytes,
+//! unpredictable). Ours is a MAC. Without a key nobody can make one, and the server answers
+//! nothing that lacks it. There are two kinds of keys:
+//!
+//! - A [`DoorKey`] makes 8 random bytes ‖ 12 bytes of HMAC-SHA-256 over them. Each open invitation
+//!   has one.
+//! - A [`DeviceKnock`] makes 6 random bytes ‖ the device's id, masked (4) ‖ 10 bytes of
+//!   HMAC-SHA-256 over both, under a key that only this device and the server know.
+//!
+//! The id is in the knock so that the server finds the device's key with one HMAC and one look-up:
+//! trying the keys of 10,000 devices would cost milliseconds for each packet of a stranger. The
+//! mask is a function of the random bytes and of a secret that all devices of a server share, so
+//! that two knocks of one device look unrelated to everybody on the way. Somebody who was a device
+//! of this server and also sees the packets of others can remove the mask and recognise a device
+//! by its id. That is the price of the look-up. The shared secret makes no knock: a device that
+//! was revoked can do nothing else with it, so it does not have to change.
 
 use std::fmt;
 
 use aws_lc_rs::{hmac, rand};
+use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+
+use crate::identity::{DeviceId, KeyHash};
 
 /// Bytes of a whole knock: the longest connection ID of QUIC version 1 (RFC 9000 section 17.2).
 pub const KNOCK_LEN: usize = NONCE_LEN + MAC_LEN;
 const NONCE_LEN: usize = 8;
 const MAC_LEN: usize = 12;
+/// Parts of a device's knock. Its MAC has 80 bits: to guess one takes 2^79 packets.
+const DEVICE_NONCE_LEN: usize = 6;
+const MASKED_LEN: usize = 10;
 
-/// The key that makes and checks knocks: the server's own, or that of an open invitation.
+/// A whole knock.
+pub type Knock = [u8; KNOCK_LEN];
+
+/// A secret of 32 bytes that makes and checks knocks which say nothing of who knocks.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DoorKey([u8; 32]);
@@ -50,16 +72,187 @@ impl DoorKey {
 
     /// Whether `id` was made with this key; takes the same time for every wrong MAC.
     pub fn opens_for(&self, id: &[u8]) -> bool {
-        if id.len() != KNOCK_LEN {
-            return false;
-        }
-        let (nonce, mac) = id.split_at(NONCE_LEN);
-        let tag = hmac::sign(&self.hmac(), nonce);
-        aws_lc_rs::constant_time::verify_slices_are_equal(&tag.as_ref()[..MAC_LEN], mac).is_ok()
+        self.checker().opens_for(id)
+    }
+
+    /// This key, prepared for checking many knocks.
+    pub fn checker(&self) -> Checker {
+        Checker(self.hmac())
+    }
+
+    /// Another secret, which tells nothing of this one.
+    pub fn derive(&self, label: &[u8]) -> Self {
+        Self(tag(&self.hmac(), label))
     }
 
     fn hmac(&self) -> hmac::Key {
         hmac::Key::new(hmac::HMAC_SHA256, &self.0)
+    }
+}
+
+/// A [`DoorKey`] that is prepared for checking.
+#[derive(Clone)]
+pub struct Checker(hmac::Key);
+
+impl Checker {
+    /// Whether `id` was made with this key; takes the same time for every wrong MAC.
+    pub fn opens_for(&self, id: &[u8]) -> bool {
+        let Ok(knock) = Knock::try_from(id) else { return false };
+        let (nonce, mac) = knock.split_at(NONCE_LEN);
+        is_tag(&self.0, nonce, mac)
+    }
+}
+
+impl fmt::Debug for Checker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Checker(…)")
+    }
+}
+
+/// What one device knocks with.
+#[derive(Clone, PartialEq, Eq)]
+pub struct DeviceKnock {
+    id: DeviceId,
+    mask: DoorKey,
+    key: DoorKey,
+}
+
+impl DeviceKnock {
+    const LEN: usize = 4 + 32 + 32;
+
+    fn knock(&self) -> Knock {
+        let mut knock = [0; KNOCK_LEN];
+        fill_random(&mut knock[..DEVICE_NONCE_LEN]);
+        let mask = mask(&self.mask.hmac(), &knock);
+        let masked = u32::from(self.id) ^ mask;
+        knock[DEVICE_NONCE_LEN..MASKED_LEN].copy_from_slice(&masked.to_be_bytes());
+        let mac = tag(&self.key.hmac(), &knock[..MASKED_LEN]);
+        knock[MASKED_LEN..].copy_from_slice(&mac[..KNOCK_LEN - MASKED_LEN]);
+        knock
+    }
+}
+
+/// The server's side of all its devices' knocks: makes the key of each, and finds the device behind
+/// a knock.
+#[derive(Clone)]
+pub struct DeviceKnocks {
+    mask: DoorKey,
+    unmask: hmac::Key,
+    keys: hmac::Key,
+}
+
+impl DeviceKnocks {
+    /// All keys come from `master`, which never leaves the server.
+    pub fn new(master: &DoorKey) -> Self {
+        let mask = master.derive(b"adit/1 knock mask");
+        Self { unmask: mask.hmac(), mask, keys: master.derive(b"adit/1 knock of a device").hmac() }
+    }
+
+    /// What this device knocks with. `key` is that of its certificate: an id that is used again,
+    /// against all odds, is another device.
+    pub fn of(&self, id: DeviceId, key: KeyHash) -> KnockKey {
+        KnockKey::Device(DeviceKnock { id, mask: self.mask.clone(), key: self.key(id, key) })
+    }
+
+    /// The device that has made this knock. `find` says which key the device with an id has
+    /// enrolled with, if it may come in at all: without it a knock is a stranger's.
+    pub fn whose(
+        &self,
+        knock: &[u8],
+        find: impl FnOnce(DeviceId) -> Option<KeyHash>,
+    ) -> Option<DeviceId> {
+        let knock = Knock::try_from(knock).ok()?;
+        let mut masked = [0; MASKED_LEN - DEVICE_NONCE_LEN];
+        masked.copy_from_slice(&knock[DEVICE_NONCE_LEN..MASKED_LEN]);
+        let id = DeviceId::from(u32::from_be_bytes(masked) ^ mask(&self.unmask, &knock));
+        let key = self.key(id, find(id)?);
+        is_tag(&key.hmac(), &knock[..MASKED_LEN], &knock[MASKED_LEN..]).then_some(id)
+    }
+
+    fn key(&self, id: DeviceId, key: KeyHash) -> DoorKey {
+        DoorKey(tag(&self.keys, &[&u32::from(id).to_be_bytes()[..], &key.0].concat()))
+    }
+}
+
+fn mask(key: &hmac::Key, knock: &Knock) -> u32 {
+    let [a, b, c, d, ..] = tag(key, &knock[..DEVICE_NONCE_LEN]);
+    u32::from_be_bytes([a, b, c, d])
+}
+
+fn tag(key: &hmac::Key, message: &[u8]) -> [u8; 32] {
+    let mut tag = [0; 32];
+    tag.copy_from_slice(hmac::sign(key, message).as_ref());
+    tag
+}
+
+/// Whether `start` is how the MAC of `message` begins.
+fn is_tag(key: &hmac::Key, message: &[u8], start: &[u8]) -> bool {
+    let tag = tag(key, message);
+    aws_lc_rs::constant_time::verify_slices_are_equal(&tag[..start.len()], start).is_ok()
+}
+
+/// What a client knocks with. Its text form is base64.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum KnockKey {
+    /// A key that several may have: an invitation's, or the one that all devices of a server had
+    /// before each was given its own.
+    Shared(DoorKey),
+    /// This device's own.
+    Device(DeviceKnock),
+}
+
+impl KnockKey {
+    /// A new connection ID that only holders of this key can make.
+    pub fn knock(&self) -> Knock {
+        match self {
+            Self::Shared(key) => key.knock(),
+            Self::Device(device) => device.knock(),
+        }
+    }
+}
+
+impl From<DoorKey> for KnockKey {
+    fn from(key: DoorKey) -> Self {
+        Self::Shared(key)
+    }
+}
+
+impl fmt::Debug for KnockKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KnockKey(…)")
+    }
+}
+
+impl From<KnockKey> for String {
+    fn from(key: KnockKey) -> Self {
+        match key {
+            KnockKey::Shared(key) => key.into(),
+            KnockKey::Device(DeviceKnock { id, mask, key }) => {
+                BASE64.encode(&[&u32::from(id).to_be_bytes()[..], &mask.0, &key.0].concat())
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for KnockKey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        const WHY: &str = "a knock's key is 32 or 68 bytes in base64";
+        let bytes = BASE64.decode(text.as_bytes()).map_err(|_| WHY)?;
+        if bytes.len() != DeviceKnock::LEN {
+            return Ok(Self::Shared(DoorKey(bytes.try_into().map_err(|_| WHY)?)));
+        }
+        let mut rest = &bytes[..];
+        let mut take = |len| rest.split_off(..len).ok_or(WHY);
+        let (id, mask, key) = (take(4)?, take(32)?, take(32)?);
+        let key_of = |bytes: &[u8]| bytes.try_into().map(DoorKey).map_err(|_| WHY);
+        Ok(Self::Device(DeviceKnock {
+            id: u32::from_be_bytes(id.try_into().map_err(|_| WHY)?).into(),
+            mask: key_of(mask)?,
+            key: key_of(key)?,
+        }))
     }
 }
 
@@ -71,7 +264,7 @@ impl fmt::Debug for DoorKey {
 
 impl From<DoorKey> for String {
     fn from(key: DoorKey) -> Self {
-        data_encoding::BASE64.encode(&key.0)
+        BASE64.encode(&key.0)
     }
 }
 
@@ -79,9 +272,8 @@ impl TryFrom<String> for DoorKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes = data_encoding::BASE64
-            .decode(text.as_bytes())
-            .map_err(|_| "a door key is 32 bytes in base64")?;
+        let bytes =
+            BASE64.decode(text.as_bytes()).map_err(|_| "a door key is 32 bytes in base64")?;
         Ok(Self(bytes.try_into().map_err(|_| "a door key is 32 bytes in base64")?))
     }
 }
@@ -124,6 +316,77 @@ mod tests {
         }
         assert!(!key.opens_for(&knock[..19]));
         assert!(!key.opens_for(&[]));
+    }
+
+    fn devices() -> (DeviceKnocks, DeviceId, KeyHash) {
+        let id = "d7c4-91ae".parse().expect("an id");
+        (DeviceKnocks::new(&DoorKey::from_bytes([3; 32])), id, KeyHash([5; 32]))
+    }
+
+    #[test]
+    fn the_server_finds_the_device_behind_a_knock() {
+        let (knocks, id, key) = devices();
+        let knock = knocks.of(id, key).knock();
+        let asked = std::cell::Cell::new(None);
+        let find = |id| {
+            asked.set(Some(id));
+            Some(key)
+        };
+        assert_eq!(knocks.whose(&knock, find), Some(id));
+        assert_eq!(asked.get(), Some(id));
+        // One who may not come in is a stranger, and so is another key under the same id.
+        assert_eq!(knocks.whose(&knock, |_| None), None);
+        assert_eq!(knocks.whose(&knock, |_| Some(KeyHash([6; 32]))), None);
+        let other = DeviceKnocks::new(&DoorKey::from_bytes([4; 32]));
+        assert_eq!(other.whose(&knock, |_| Some(key)), None);
+    }
+
+    #[test]
+    fn a_devices_knock_with_any_bit_changed_is_nobodys() {
+        let (knocks, id, key) = devices();
+        let knock = knocks.of(id, key).knock();
+        for bit in 0..KNOCK_LEN * 8 {
+            let mut bad = knock;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(knocks.whose(&bad, |_| Some(key)), None, "bit {bit}");
+        }
+        assert_eq!(knocks.whose(&knock[..19], |_| Some(key)), None);
+    }
+
+    #[test]
+    fn one_device_cannot_knock_as_another() {
+        let (knocks, id, key) = devices();
+        let KnockKey::Device(mut own) = knocks.of(id, key) else { panic!("its own") };
+        own.id = "0000-0001".parse().expect("an id");
+        assert_eq!(knocks.whose(&own.knock(), |_| Some(key)), None);
+    }
+
+    #[test]
+    fn two_knocks_of_one_device_have_nothing_in_common() {
+        let (knocks, id, key) = devices();
+        let own = knocks.of(id, key);
+        let all: Vec<_> = (0..64).map(|_| own.knock()).collect();
+        for part in [0..4, 2..6, 6..10, 10..14, 16..20] {
+            let parts: std::collections::HashSet<_> =
+                all.iter().map(|knock| &knock[part.clone()]).collect();
+            assert_eq!(parts.len(), all.len(), "{part:?}");
+        }
+    }
+
+    #[test]
+    fn both_kinds_of_keys_are_read_as_they_are_written() {
+        let (knocks, id, key) = devices();
+        for key in [knocks.of(id, key), DoorKey::generate().into()] {
+            let text = serde_json::to_string(&key).expect("JSON");
+            assert!(serde_json::from_str::<KnockKey>(&text).expect("a key") == key);
+            assert_eq!(format!("{key:?}"), "KnockKey(…)");
+        }
+        let shared: KnockKey = DoorKey::from_bytes([7; 32]).into();
+        let before = serde_json::to_string(&DoorKey::from_bytes([7; 32])).expect("JSON");
+        assert_eq!(serde_json::to_string(&shared).expect("JSON"), before, "as it always was");
+        for bad in ["", "x", "AAAA", &BASE64.encode(&[0; 33]), &BASE64.encode(&[0; 69])] {
+            assert!(KnockKey::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     failure::Failure,
     identity::{DeviceId, Name},
-    knock::DoorKey,
+    knock::KnockKey,
 };
 
 /// The longest message that either end accepts, in bytes.
@@ -301,6 +301,9 @@ pub struct Hello {
     /// Which loopback interface the server is on: a device that says the same is on its machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
+    /// What this device knocks with from now on; absent if all devices have one key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door_key: Option<KnockKey>,
 }
 
 fn default_idle_timeout() -> u64 {
@@ -315,6 +318,9 @@ pub struct EnrollRequest {
     /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts; nothing it asks
     /// for is granted.
     pub csr: String,
+    /// It can knock with a key of its own. A client that cannot is refused.
+    #[serde(default)]
+    pub own_knock: bool,
 }
 
 /// The server's answer to an [`EnrollRequest`].
@@ -338,8 +344,8 @@ pub struct Enrolled {
     pub certificate: String,
     /// The CA's certificate, DER in base64.
     pub ca: String,
-    /// What opens the server's door.
-    pub door_key: DoorKey,
+    /// What this device knocks with.
+    pub door_key: KnockKey,
     /// Where the server can be reached, as `host:port`, best first.
     pub addresses: Vec<String>,
     /// What the device may use.
@@ -354,6 +360,9 @@ pub struct Enrolled {
 pub struct EnrollDevice {
     /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts.
     pub csr: String,
+    /// As in [`EnrollRequest`].
+    #[serde(default)]
+    pub own_knock: bool,
 }
 
 /// What a command over SSH prints before anything of ours: what comes earlier is a login shell's.

@@ -77,6 +77,10 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
         unreadable(e.to_string())
             .hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
     })?;
+    if !request.own_knock {
+        return Err(Failure::new("this device's adit is older than aditd and could not connect")
+            .hint("bring adit and aditd to the same version"));
+    }
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
     // The running server does it, so that there is one way to enroll, with its settings and not ours.
     let request = Request::Enroll { name: name.clone(), csr: csr.clone(), uid: process::uid() };

@@ -1,32 +1,45 @@
 //! The door: which packets are looked at, which connection attempts are answered, and how many at
 //! once.
+//!
+//! It is asked twice. [`Door::hear`] judges each first packet before QUIC sees it: only the knock
+//! of a device, or of an open invitation, which is no copy of an earlier one, goes on.
+//! [`Door::judge`] judges the attempt that QUIC has made of it.
+
+pub(crate) mod connection_ids;
+mod recent;
+pub(crate) mod replay;
+mod slots;
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::HashMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     num::NonZeroU32,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
+    time::{Duration, Instant},
 };
 
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
-use proto::knock::DoorKey;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use proto::{
+    identity::DeviceId,
+    knock::{Checker, DeviceKnocks, Knock},
+};
+use tokio_util::sync::CancellationToken;
 
-use crate::policy::Policy;
+pub use self::slots::Knocker;
+use self::{
+    replay::{Heard, Hearing, Issued},
+    slots::Slots,
+};
+use crate::{policy::Policy, state::EndpointKeys};
 
-/// Handshakes under way at once.
-const HANDSHAKES: usize = 64;
-/// Handshakes of one address under way at once, if it isn't this machine's own: one that never
-/// finishes its own leaves room for others.
-const HANDSHAKES_EACH: usize = 8;
-/// Attempts of one address per second, and at once.
+/// Attempts of one address, and of one device, per second, and at once.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const ATTEMPTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
-/// Addresses that are remembered; beyond it those are forgotten that have been quiet.
-const ADDRESSES: usize = 10_000;
+/// Addresses and devices that are remembered; beyond it those are forgotten that have been quiet.
+const REMEMBERED: usize = 10_000;
 
 /// Which way an attempt goes in.
 #[derive(Debug)]
@@ -35,11 +48,8 @@ pub enum Verdict {
     Ignore(Reason),
     /// Prove your address first (RFC 9000 section 8.1.2).
     Retry,
-    /// To the tunnel, where a certificate is required. The room is held until the handshake is
-    /// over.
-    Tunnel(Room),
-    /// To enrollment, where an invitation is required.
-    Enroll(Room),
+    /// A handshake, for the tunnel or for enrollment, as [`HandshakeSlot::knocker`] says.
+    Accept(HandshakeSlot),
 }
 
 /// Why an attempt, or a datagram, was ignored.
@@ -51,7 +61,9 @@ pub enum Reason {
     Datagram,
     /// No knock, or not with a key of ours.
     Stranger,
-    /// Too many attempts from this address.
+    /// A knock, or a connection ID of ours, that was used before or by somebody else: a copy.
+    Replayed,
+    /// Too many attempts of this address or device.
     TooOften,
     /// Too many handshakes at once.
     Full,
@@ -59,8 +71,8 @@ pub enum Reason {
 
 impl Reason {
     /// All of them.
-    pub const ALL: [Self; 5] =
-        [Self::Network, Self::Datagram, Self::Stranger, Self::TooOften, Self::Full];
+    pub const ALL: [Self; 6] =
+        [Self::Network, Self::Datagram, Self::Stranger, Self::Replayed, Self::TooOften, Self::Full];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
@@ -68,6 +80,7 @@ impl Reason {
             Self::Network => "network",
             Self::Datagram => "datagram",
             Self::Stranger => "stranger",
+            Self::Replayed => "replayed",
             Self::TooOften => "too_often",
             Self::Full => "full",
         }
@@ -85,11 +98,14 @@ pub enum Handshake {
     Failed,
     /// It took too long.
     Late,
+    /// It had to make room for another.
+    Displaced,
 }
 
 impl Handshake {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Tunnel, Self::Enrollment, Self::Failed, Self::Late];
+    pub const ALL: [Self; 5] =
+        [Self::Tunnel, Self::Enrollment, Self::Failed, Self::Late, Self::Displaced];
 
     /// As it is written.
     pub fn as_str(self) -> &'static str {
@@ -98,53 +114,75 @@ impl Handshake {
             Self::Enrollment => "enrollment",
             Self::Failed => "failed",
             Self::Late => "late",
+            Self::Displaced => "displaced",
         }
     }
 }
 
-/// Room for one handshake; given back when dropped.
+/// One of the handshakes that may be under way at once; given back when dropped. It is held until
+/// the peer has said its first words, which an honest one does at once.
 #[derive(Debug)]
-pub struct Room {
-    _permit: OwnedSemaphorePermit,
-    under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    address: Option<IpAddr>,
+pub struct HandshakeSlot {
+    number: u64,
+    knocker: Knocker,
+    displaced: CancellationToken,
+    slots: Arc<Mutex<Slots<CancellationToken>>>,
 }
 
-impl Drop for Room {
-    fn drop(&mut self) {
-        let Some(address) = self.address else { return };
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Entry::Occupied(mut count) = under_way.entry(address) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
-            }
-        }
+impl HandshakeSlot {
+    /// Whose knock it was.
+    pub fn knocker(&self) -> Knocker {
+        self.knocker
     }
+
+    /// Ends when the slot belongs to another handshake. Cancellation safe.
+    pub async fn displaced(&self) {
+        self.displaced.cancelled().await;
+    }
+}
+
+impl Drop for HandshakeSlot {
+    fn drop(&mut self) {
+        lock(&self.slots).give_back(self.number);
+    }
+}
+
+/// Who may not try too often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Limited {
+    Address(IpAddr),
+    Device(DeviceId),
 }
 
 /// Decides about connection attempts, before a handshake costs anything.
 pub struct Door {
-    key: DoorKey,
+    knocks: DeviceKnocks,
+    shared: Checker,
     policy: Arc<Policy>,
-    handshakes: Arc<Semaphore>,
-    under_way: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    attempts: DefaultKeyedRateLimiter<IpAddr>,
+    began: Instant,
+    heard: Mutex<Heard>,
+    issued: Mutex<Issued>,
+    slots: Arc<Mutex<Slots<CancellationToken>>>,
+    attempts: DefaultKeyedRateLimiter<Limited>,
     closed: AtomicBool,
     ignored: HashMap<Reason, AtomicU64>,
     handshaken: [AtomicU64; Handshake::ALL.len()],
 }
 
 impl Door {
-    /// A door whose own key is `key`; open invitations come from the policy's snapshot.
-    pub fn new(key: DoorKey, policy: Arc<Policy>) -> Self {
+    /// A door with the server's own keys; devices and open invitations come from the policy's
+    /// snapshot, at each packet anew.
+    pub fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {
         let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);
         let ignored = Reason::ALL.map(|reason| (reason, AtomicU64::new(0)));
         Self {
-            key,
+            knocks: keys.device_knocks(),
+            shared: keys.door.checker(),
             policy,
-            handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
-            under_way: Arc::default(),
+            began: Instant::now(),
+            heard: Mutex::default(),
+            issued: Mutex::default(),
+            slots: Arc::default(),
             attempts: RateLimiter::dashmap(quota),
             closed: AtomicBool::new(false),
             ignored: ignored.into(),
@@ -152,47 +190,104 @@ impl Door {
         }
     }
 
-    /// Judges one attempt by its knock, its address, and whether that address has been proved.
-    /// `now` is Unix time.
-    pub fn judge(&self, knock: &[u8], remote: SocketAddr, proved: bool, now: i64) -> Verdict {
-        let to_tunnel = self.key.opens_for(knock);
-        if !to_tunnel && !self.policy.snapshot().invites(knock, now) {
-            return self.ignore(Reason::Stranger);
+    /// Whether QUIC may see a client's Initial packet (RFC 9000 section 17.2.2) with this
+    /// Destination Connection ID. `now` is Unix time.
+    pub fn hear(&self, id: &[u8], from: SocketAddr, now: i64) -> bool {
+        if self.is_closed() {
+            return false;
         }
+        let Ok(knock) = Knock::try_from(id) else {
+            // The first packet after a Retry, and later ones, go to an ID that we chose.
+            let knows = lock(&self.issued).knows(id, from, self.uptime());
+            return knows || self.drop_for(Reason::Stranger);
+        };
+        let Some(knocker) = self.knocker(&knock, now) else {
+            return self.drop_for(Reason::Stranger);
+        };
+        // Behind other keys there may be many: devices without a knock of their own are one
+        // knocker, and a code may have been given to a crowd.
+        let may_try = || match knocker {
+            Knocker::Device(id) => self.may_try(Limited::Device(id)),
+            Knocker::Shared | Knocker::Invited(_) => true,
+        };
+        match lock(&self.heard).hear(&knock, from, self.uptime(), may_try) {
+            Hearing::Genuine => true,
+            Hearing::TooOften => self.drop_for(Reason::TooOften),
+            Hearing::Replayed => self.drop_for(Reason::Replayed),
+        }
+    }
+
+    /// Notes a datagram that the server sends in a handshake.
+    pub fn sent_in_handshake(&self, datagram: &[u8], to: SocketAddr) {
+        lock(&self.issued).sent(datagram, to, self.uptime());
+    }
+
+    /// Judges one attempt that was heard: by its knock, its address, and whether that address has
+    /// been proved. `now` is Unix time.
+    pub fn judge(&self, knock: &[u8], remote: SocketAddr, proved: bool, now: i64) -> Verdict {
+        // Asked anew: the device may have been revoked since.
+        let knock: Result<Knock, _> = knock.try_into();
+        let Some((knock, knocker)) = knock.ok().and_then(|k| Some((k, self.knocker(&k, now)?)))
+        else {
+            return self.ignore(Reason::Stranger);
+        };
         let local = remote.ip().to_canonical().is_loopback();
         // What comes by SSH comes from loopback, all of it; whoever is on this machine has cheaper
         // ways to be a nuisance.
         if !local {
             if !proved {
-                return Verdict::Retry;
+                let may = lock(&self.heard).retry(&knock);
+                return if may { Verdict::Retry } else { self.ignore(Reason::Replayed) };
             }
-            if self.attempts.len() > ADDRESSES {
-                self.attempts.retain_recent();
-            }
-            if self.attempts.check_key(&network(remote.ip())).is_err() {
+            if !self.may_try(Limited::Address(network(remote.ip()))) {
                 return self.ignore(Reason::TooOften);
             }
         }
-        match self.room((!local).then(|| network(remote.ip()))) {
-            Some(room) if to_tunnel => Verdict::Tunnel(room),
-            Some(room) => Verdict::Enroll(room),
+        let mut heard = lock(&self.heard);
+        if !heard.may_take(&knock) {
+            return self.ignore(Reason::Replayed);
+        }
+        match self.slot(knocker, (!local).then(|| network(remote.ip()))) {
+            Some(slot) => {
+                heard.take(&knock);
+                Verdict::Accept(slot)
+            }
             // The client sends its first packet again, a second later.
             None => self.ignore(Reason::Full),
         }
     }
 
-    /// Room for a handshake in all, and for `address` if its own are counted.
-    fn room(&self, address: Option<IpAddr>) -> Option<Room> {
-        let permit = self.handshakes.clone().try_acquire_owned().ok()?;
-        if let Some(address) = address {
-            let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-            let count = under_way.entry(address).or_default();
-            if *count >= HANDSHAKES_EACH {
-                return None;
-            }
-            *count += 1;
+    /// Whose knock this is, if that one may come in at `now`, Unix time.
+    fn knocker(&self, knock: &Knock, now: i64) -> Option<Knocker> {
+        let snapshot = self.policy.snapshot();
+        if let Some(id) = self.knocks.whose(knock, |id| snapshot.key(id)) {
+            return Some(Knocker::Device(id));
         }
-        Some(Room { _permit: permit, under_way: self.under_way.clone(), address })
+        if snapshot.accepts_shared_knock(now) && self.shared.opens_for(knock) {
+            return Some(Knocker::Shared);
+        }
+        snapshot.invites(knock, now).map(Knocker::Invited)
+    }
+
+    fn slot(&self, knocker: Knocker, address: Option<IpAddr>) -> Option<HandshakeSlot> {
+        let displaced = CancellationToken::new();
+        let taken = lock(&self.slots).take(knocker, address, self.uptime(), displaced.clone());
+        let (number, earlier) = taken?;
+        if let Some(earlier) = earlier {
+            earlier.cancel();
+        }
+        Some(HandshakeSlot { number, knocker, displaced, slots: self.slots.clone() })
+    }
+
+    fn may_try(&self, who: Limited) -> bool {
+        if self.attempts.len() > REMEMBERED {
+            self.attempts.retain_recent();
+        }
+        self.attempts.check_key(&who).is_ok()
+    }
+
+    fn uptime(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// How many attempts were ignored, by reason.
@@ -227,10 +322,20 @@ impl Door {
         }
     }
 
+    fn drop_for(&self, reason: Reason) -> bool {
+        self.count(reason);
+        false
+    }
+
     fn ignore(&self, reason: Reason) -> Verdict {
         self.count(reason);
         Verdict::Ignore(reason)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Each change is whole before anything can panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What counts as one address: an IPv4 address, or the /64 of an IPv6 one.
@@ -242,87 +347,4 @@ fn network(ip: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{policy::upstream::Upstream, state::register::Snapshot};
-
-    fn door() -> Door {
-        Door::new(
-            DoorKey::from_bytes([1; 32]),
-            Arc::new(Policy::new(Snapshot::default(), Arc::default(), Upstream::default())),
-        )
-    }
-
-    fn lan() -> SocketAddr {
-        SocketAddr::from(([10, 0, 0, 7], 4000))
-    }
-
-    #[test]
-    fn without_a_knock_nothing_is_answered() {
-        let door = door();
-        for knock in [&[][..], &[0; 8], &DoorKey::generate().knock()] {
-            assert!(matches!(door.judge(knock, lan(), true, 0), Verdict::Ignore(Reason::Stranger)));
-        }
-        assert_eq!(door.ignored(Reason::Stranger), 3);
-    }
-
-    #[test]
-    fn an_address_off_this_machine_is_proved_before_a_handshake() {
-        let door = door();
-        let knock = door.key.knock();
-        assert!(matches!(door.judge(&knock, lan(), false, 0), Verdict::Retry));
-        assert!(matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)));
-        assert!(matches!(
-            door.judge(&knock, SocketAddr::from(([127, 0, 0, 1], 1)), false, 0),
-            Verdict::Tunnel(_)
-        ));
-    }
-
-    #[test]
-    fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
-        let door = door();
-        let knock = door.key.knock();
-        let tries = (0..200)
-            .filter(|_| matches!(door.judge(&knock, lan(), true, 0), Verdict::Tunnel(_)))
-            .count();
-        assert!((50..100).contains(&tries), "{tries}");
-        assert!(matches!(
-            door.judge(&knock, SocketAddr::from(([10, 0, 0, 8], 1)), true, 0),
-            Verdict::Tunnel(_)
-        ));
-        let v6 = |host: u16| SocketAddr::from(([0xfd00, 0, 0, 0, host, 0, 0, 1], 1));
-        let tries = (0..200)
-            .filter(|i| matches!(door.judge(&knock, v6(*i), true, 0), Verdict::Tunnel(_)))
-            .count();
-        assert!(tries < 100, "the addresses of one /64 count as one: {tries}");
-    }
-
-    #[test]
-    fn one_address_cannot_take_the_room_of_all() {
-        let door = door();
-        let knock = door.key.knock();
-        let held: Vec<_> = (0..HANDSHAKES).map(|_| door.judge(&knock, lan(), true, 0)).collect();
-        assert_eq!(
-            held.iter().filter(|v| matches!(v, Verdict::Tunnel(_))).count(),
-            HANDSHAKES_EACH
-        );
-        let neighbour = SocketAddr::from(([10, 0, 0, 8], 1));
-        assert!(matches!(door.judge(&knock, neighbour, true, 0), Verdict::Tunnel(_)));
-        drop(held);
-        assert!(
-            door.under_way.lock().expect("no panic").is_empty(),
-            "nothing is remembered of what is over"
-        );
-    }
-
-    #[test]
-    fn handshakes_at_once_are_bounded() {
-        let door = door();
-        let knock = door.key.knock();
-        let local = SocketAddr::from(([127, 0, 0, 1], 1));
-        let held: Vec<_> = (0..HANDSHAKES).map(|_| door.judge(&knock, local, false, 0)).collect();
-        assert!(matches!(door.judge(&knock, local, false, 0), Verdict::Ignore(Reason::Full)));
-        drop(held);
-        assert!(matches!(door.judge(&knock, local, false, 0), Verdict::Tunnel(_)));
-    }
-}
+mod tests;

@@ -1,8 +1,10 @@
 //! Below QUIC: drops the datagrams to which QUIC itself would answer a stranger, and all that come
 //! from networks nobody named.
 //!
-//! A QUIC server answers an unknown version with its own (RFC 9000 section 6) and some malformed
-//! first packets with a close. Both would tell a port-scanner that somebody is here.
+//! A QUIC server answers an unknown version with its own (RFC 9000 section 6), and some malformed
+//! first packets, and those with an old token or with somebody else's, with a close. All of that
+//! would tell a port-scanner that somebody is here. First packets without a knock are dropped here
+//! too: QUIC would derive keys for each of them before it asks.
 
 use std::{
     fmt,
@@ -13,7 +15,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use common::transport::carrier::Unmarked;
+use common::{machine::process::unix_now, transport::carrier::Unmarked};
 use ipnet::IpNet;
 use proto::knock::KNOCK_LEN;
 use quinn::{
@@ -21,12 +23,13 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::ingress::admission::{Door, Reason};
+use crate::ingress::admission::{Door, Reason, connection_ids, replay::destination_id};
 
+/// Types of packets with a long header (RFC 9000 section 17.2).
+const INITIAL: u8 = 0x00;
+const HANDSHAKE: u8 = 0x20;
 /// QUIC version 1 (RFC 9000 section 15).
 const VERSION_1: [u8; 4] = [0, 0, 0, 1];
-/// The length of the connection IDs that we give out.
-const OUR_CID_LEN: usize = 8;
 
 /// Who may speak to a socket at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,7 +72,7 @@ impl fmt::Debug for SilentSocket {
 }
 
 impl SilentSocket {
-    /// Listens on `inner` to `audience`; when `door` is closed, to no newcomer any more. What is
+    /// Listens on `inner` to `audience`, and to newcomers as far as `door` hears them. What is
     /// dropped is counted there.
     pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
         Self { inner, audience, door, unmarked: Mutex::default() }
@@ -79,12 +82,15 @@ impl SilentSocket {
         self.unmarked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn may_pass(&self, datagram: &[u8]) -> bool {
+    fn may_pass(&self, datagram: &[u8], from: SocketAddr) -> bool {
         if !may_pass(datagram) {
             self.door.count(Reason::Datagram);
             return false;
         }
-        !(is_initial(datagram) && self.door.is_closed())
+        if !is_initial(datagram) {
+            return true;
+        }
+        destination_id(datagram).is_some_and(|id| self.door.hear(id, from, unix_now()))
     }
 }
 
@@ -94,6 +100,13 @@ impl AsyncUdpSocket for SilentSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        // Only a handshake has long headers.
+        if is_long(transmit.contents) {
+            let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+            for datagram in transmit.contents.chunks(size.max(1)) {
+                self.door.sent_in_handshake(datagram, transmit.destination);
+            }
+        }
         let marked = transmit.ecn.filter(|_| !self.unmarked().contains(transmit.destination));
         self.inner.try_send(&Transmit {
             destination: transmit.destination,
@@ -113,7 +126,9 @@ impl AsyncUdpSocket for SilentSocket {
         let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
         for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
             meta.len = if self.audience.includes(meta.addr.ip()) {
-                keep(&mut buf[..meta.len], meta.stride, |datagram| self.may_pass(datagram))
+                keep(&mut buf[..meta.len], meta.stride, |datagram| {
+                    self.may_pass(datagram, meta.addr)
+                })
             } else {
                 self.door.count(Reason::Network);
                 0
@@ -161,22 +176,30 @@ fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> us
 
 /// Whether QUIC can handle this datagram without answering a stranger.
 ///
-/// Long headers (RFC 8999 section 5.1) must be of version 1, and go to a connection ID as long as a
-/// knock or as ours.
+/// Long headers (RFC 8999 section 5.1) must be of version 1, of a packet that a client of ours
+/// sends (Initial or Handshake), and go to a connection ID as long as a knock or as ours.
 fn may_pass(datagram: &[u8]) -> bool {
     match datagram {
-        [first, rest @ ..] if first & 0x80 != 0 => {
-            rest.first_chunk() == Some(&VERSION_1)
-                && matches!(rest.get(4).map(|len| usize::from(*len)), Some(KNOCK_LEN | OUR_CID_LEN))
+        [first, rest @ ..] if is_long(datagram) => {
+            matches!(first & 0x30, INITIAL | HANDSHAKE)
+                && rest.first_chunk() == Some(&VERSION_1)
+                && matches!(
+                    rest.get(4).map(|len| usize::from(*len)),
+                    Some(KNOCK_LEN | connection_ids::LEN)
+                )
         }
         // Short headers with a connection ID that isn't ours get no answer from QUIC.
         datagram => !datagram.is_empty(),
     }
 }
 
+fn is_long(datagram: &[u8]) -> bool {
+    datagram.first().is_some_and(|first| first & 0x80 != 0)
+}
+
 /// The first packet of a connection (RFC 9000 section 17.2.2).
 fn is_initial(datagram: &[u8]) -> bool {
-    datagram.first().is_some_and(|first| first & 0xb0 == 0x80)
+    is_long(datagram) && datagram[0] & 0x30 == INITIAL
 }
 
 #[cfg(test)]
@@ -207,6 +230,12 @@ mod tests {
             assert!(!may_pass(&long(version, cid)), "version {version:#x}, connection ID of {cid}");
         }
         assert!(!may_pass(&[]) && !may_pass(&[0xc0]) && !may_pass(&[0xff, 0, 0]));
+        // Initial, 0-RTT, Handshake, Retry.
+        for (first, passes) in [(0xc0, true), (0xd0, false), (0xe0, true), (0xf0, false)] {
+            let mut packet = long(1, 8);
+            packet[0] = first;
+            assert_eq!(may_pass(&packet), passes, "{first:#x}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use tokio::time::error::Elapsed;
 use tracing::warn;
 
 use crate::{
+    ingress::admission::HandshakeSlot,
     running::{Server, sessions::close},
     session::enrollment::{self, Claim},
 };
@@ -18,9 +19,9 @@ use crate::{
 /// A request, and then its answer, are taken within this time.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one enrollment and closes the connection.
-pub async fn run(server: Arc<Server>, connection: Connection) {
-    if exchange(&server, &connection).await.is_err() {
+/// Serves one enrollment and closes the connection. The slot is held until there is a request.
+pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
+    if exchange(&server, &connection, slot).await.is_err() {
         warn!(from = %connection.remote_address(), "an enrollment was not finished in time");
     }
     close(&connection, Code::Done);
@@ -28,12 +29,22 @@ pub async fn run(server: Arc<Server>, connection: Connection) {
 
 /// What has been written in the register is noted in the log: only the peer's part is bounded in
 /// time, the rest by itself.
-async fn exchange(server: &Arc<Server>, connection: &Connection) -> Result<(), Elapsed> {
+async fn exchange(
+    server: &Arc<Server>,
+    connection: &Connection,
+    slot: HandshakeSlot,
+) -> Result<(), Elapsed> {
     let asked = async {
         let (send, mut recv) = connection.accept_bi().await?;
         std::io::Result::Ok((Sending::new(send), frame::read::<EnrollRequest>(&mut recv).await))
     };
-    let Ok((mut send, request)) = tokio::time::timeout(WITHIN, asked).await? else { return Ok(()) };
+    let asked = tokio::select! {
+        asked = tokio::time::timeout(WITHIN, asked) => asked?,
+        () = slot.displaced() => return Ok(()),
+        () = server.draining.cancelled() => return Ok(()),
+    };
+    drop(slot);
+    let Ok((mut send, request)) = asked else { return Ok(()) };
     let answer = match request {
         Ok(request) => match enroll(server, request, connection.remote_address()).await {
             Ok(enrolled) => EnrollAnswer::Enrolled(Box::new(enrolled)),
@@ -57,6 +68,10 @@ async fn enroll(
     request: EnrollRequest,
     from: SocketAddr,
 ) -> Result<Enrolled, EnrollRefusal> {
+    if !request.own_knock {
+        warn!(%from, "an older adit, which could not connect afterwards, wants to enroll");
+        return Err(EnrollRefusal::BadRequest);
+    }
     let decoded =
         |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| EnrollRefusal::BadRequest);
     let (token, csr) = (decoded(&request.token)?, decoded(&request.csr)?);

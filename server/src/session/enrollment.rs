@@ -129,7 +129,7 @@ impl Claim {
             device_id: device.id,
             certificate: BASE64.encode(&issued.certificate),
             ca: BASE64.encode(server.state.ca.certificate()),
-            door_key: server.state.keys.door.clone(),
+            door_key: server.state.keys.device_knocks().of(device.id, device.key),
             addresses: server.open.addresses.clone(),
             services: server.policy.services(),
             relay_port: server.open.relay,

@@ -5,6 +5,7 @@ mod devices;
 mod errors;
 mod invitations;
 mod names;
+mod shared_knock;
 
 pub use devices::{Device, default_role};
 pub use errors::{DeviceError, RegisterError};
@@ -22,15 +23,15 @@ use std::{
 use common::machine::files::{self, FileError};
 use proto::{
     identity::{DeviceId, KeyHash},
-    knock::DoorKey,
+    knock::{Checker, DoorKey},
 };
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use self::{devices::all_devices, errors::classify};
+use self::{devices::all_devices, errors::classify, shared_knock::SharedKnock};
 
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -60,6 +61,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     ALTER TABLE invitation ADD COLUMN role TEXT NOT NULL DEFAULT 'infer';
 ",
     names::CHANGE,
+    shared_knock::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -72,7 +74,18 @@ pub struct Register {
 #[derive(Debug, Default)]
 pub struct Snapshot {
     devices: HashMap<DeviceId, Device>,
-    doors: Vec<(DoorKey, i64)>,
+    invitations: Vec<OpenInvitation>,
+    shared_knock: SharedKnock,
+}
+
+/// What the knocks of one invitation are checked with.
+#[derive(Debug)]
+struct OpenInvitation {
+    /// Tells it from the others.
+    number: i64,
+    knock: Checker,
+    /// Unix time.
+    expires: i64,
 }
 
 impl Snapshot {
@@ -86,9 +99,25 @@ impl Snapshot {
         self.devices.values()
     }
 
-    /// Whether `knock` was made with the key of an invitation that is open at `now`.
-    pub fn invites(&self, knock: &[u8], now: i64) -> bool {
-        self.doors.iter().any(|(key, expires)| *expires > now && key.opens_for(knock))
+    /// The key that this device has enrolled with, unless it was revoked.
+    pub fn key(&self, id: DeviceId) -> Option<KeyHash> {
+        self.devices.get(&id).filter(|device| device.revoked.is_none()).map(|device| device.key)
+    }
+
+    /// The number of the invitation that is open at `now` and with whose key `knock` was made.
+    pub fn invites(&self, knock: &[u8], now: i64) -> Option<i64> {
+        let mut open = self.invitations.iter().filter(|invitation| invitation.expires > now);
+        open.find(|invitation| invitation.knock.opens_for(knock)).map(|found| found.number)
+    }
+
+    /// Whether a knock with the key that all devices had once is accepted at `now`, Unix time.
+    pub fn accepts_shared_knock(&self, now: i64) -> bool {
+        self.shared_knock.is_accepted(now)
+    }
+
+    /// Whether this device has not shown yet that it has a knock of its own.
+    pub fn needs_shared_knock(&self, id: DeviceId) -> bool {
+        self.shared_knock.is_needed_by(id)
     }
 }
 
@@ -149,11 +178,17 @@ impl Register {
     pub fn snapshot(&self) -> Result<Snapshot, RegisterError> {
         self.read(|t| {
             let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
-            let mut doors = t.prepare_cached("SELECT door_key, expires FROM invitation")?;
-            let doors = doors
-                .query_map([], |row| Ok((DoorKey::from_bytes(row.get(0)?), row.get(1)?)))?
+            let mut query = t.prepare_cached("SELECT rowid, door_key, expires FROM invitation")?;
+            let invitations = query
+                .query_map([], |row| {
+                    Ok(OpenInvitation {
+                        number: row.get(0)?,
+                        knock: DoorKey::from_bytes(row.get(1)?).checker(),
+                        expires: row.get(2)?,
+                    })
+                })?
                 .collect::<Result<_, _>>()?;
-            Ok(Snapshot { devices, doors })
+            Ok(Snapshot { devices, invitations, shared_knock: shared_knock::read(t)? })
         })
     }
 

@@ -6,7 +6,7 @@ use proto::{
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{DeviceError, Register, RegisterError, User, names, parsed};
+use super::{DeviceError, Register, RegisterError, User, names, parsed, shared_knock};
 use crate::audit::entry::Subject;
 
 /// The role of a device for which nobody has named one.
@@ -106,9 +106,12 @@ impl Register {
         })?
     }
 
-    /// Ends a device's access.
+    /// Ends a device's access. Whatever it knows that could still get an answer ends too: the
+    /// invitation that made it, and the knock that it shares with others.
     pub fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
+            t.execute("DELETE FROM invitation WHERE device = ?1", params![id.to_string()])?;
+            shared_knock::revoked(t, id)?;
             t.execute(
                 "UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
                 params![id.to_string(), now],

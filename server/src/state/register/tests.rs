@@ -120,7 +120,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
     }
     let newest = used.last().expect("one");
     redeem(newest).expect("a lost answer is asked for again");
-    assert!(register.snapshot().expect("read").doors.len() <= MOST_INVITATIONS as usize + 1);
+    assert!(register.snapshot().expect("read").invitations.len() <= MOST_INVITATIONS as usize + 1);
     for i in 0..MOST_INVITATIONS {
         invite(1000 + i).expect("so many may be open");
     }
@@ -163,4 +163,98 @@ fn a_name_that_is_invited_is_taken_by_its_code_alone() {
     assert!(matches!(refused, Err(DeviceError::NameInvited(_))), "{refused:?}");
     let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
     assert_eq!(device.expect("redeemed").uid, None);
+}
+
+/// A register of format 3 with these devices: id, and when it was revoked.
+fn before_own_knocks(path: &Path, devices: &[(&str, &str)]) -> Register {
+    drop(files::open_append(path).expect("made"));
+    let db = Connection::open(path).expect("opened");
+    for change in &CHANGES[..3] {
+        db.execute_batch(change).expect("made");
+    }
+    for (id, revoked) in devices {
+        db.execute_batch(&format!(
+            "INSERT INTO device (id, name, key, enrolled, not_after, revoked)
+             VALUES ('{id}', '{id}', zeroblob(32), 1, 2, {revoked})"
+        ))
+        .expect("filled");
+    }
+    db.pragma_update(None, "user_version", 3).expect("filled");
+    drop(db);
+    Register::open(path).expect("opened")
+}
+
+#[test]
+fn the_shared_knock_is_accepted_until_all_have_their_own_or_one_who_knows_it_is_revoked() {
+    let (a, b) = ("0000-000a", "0000-000b");
+    type Step = fn(&Register, DeviceId, DeviceId);
+    let cases: [(&str, Step, bool); 6] = [
+        ("nothing has happened", |_, _, _| {}, true),
+        ("one has its own", |r, a, _| r.has_own_knock(a).expect("noted"), true),
+        (
+            "both have their own",
+            |r, a, b| {
+                r.has_own_knock(a).expect("noted");
+                r.has_own_knock(b).expect("noted");
+            },
+            false,
+        ),
+        ("one is revoked", |r, a, _| r.revoke(a, 9).expect("revoked"), false),
+        (
+            "one with its own is revoked",
+            |r, a, _| {
+                r.has_own_knock(a).expect("noted");
+                r.revoke(a, 9).expect("revoked");
+            },
+            false,
+        ),
+        (
+            "one is revoked that never had the shared one",
+            |r, _, _| {
+                let name = "new".parse().expect("a name");
+                let new = r.enroll(&name, ALICE, KeyHash([1; 32]), 9, 9).expect("enrolled");
+                r.revoke(new.id, 9).expect("revoked");
+            },
+            true,
+        ),
+    ];
+    for (what, step, accepted) in cases {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join(Register::FILE);
+        let register = before_own_knocks(&path, &[(a, "NULL"), (b, "NULL"), ("0000-000c", "7")]);
+        step(&register, a.parse().expect("an id"), b.parse().expect("an id"));
+        let now = common::machine::process::unix_now();
+        assert_eq!(
+            register.snapshot().expect("read").accepts_shared_knock(now),
+            accepted,
+            "{what}"
+        );
+    }
+}
+
+#[test]
+fn a_register_in_which_nobody_needs_the_shared_knock_does_not_accept_it() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let fresh = Register::open(&tmp.path().join("fresh")).expect("opened");
+    fresh.enroll(&"new".parse().expect("a name"), ALICE, KeyHash([1; 32]), 9, 9).expect("enrolled");
+    assert!(!fresh.snapshot().expect("read").accepts_shared_knock(0));
+    let all_revoked = before_own_knocks(&tmp.path().join("old"), &[("0000-000a", "7")]);
+    assert!(!all_revoked.snapshot().expect("read").accepts_shared_knock(0));
+}
+
+#[test]
+fn the_invitation_of_a_revoked_device_is_open_to_nobody() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
+    let secret = Secret::generate();
+    let name = "laptop".parse().expect("a name");
+    register.invite(&name, &default_role(), &secret, 100, 1).expect("invited");
+    let device = register
+        .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
+        .expect("read")
+        .expect("redeemed");
+    let knock = secret.door_key().knock();
+    assert!(register.snapshot().expect("read").invites(&knock, 1).is_some());
+    register.revoke(device.id, 2).expect("revoked");
+    assert!(register.snapshot().expect("read").invites(&knock, 2).is_none());
 }

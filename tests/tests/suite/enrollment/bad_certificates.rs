@@ -7,7 +7,7 @@ use common::{machine::process::unix_now, transport::frame};
 use data_encoding::BASE64;
 use proto::{
     identity::{Certificate, DeviceId},
-    wire::{Code, RenewAnswer, StreamHead},
+    wire::{ALPN_TUNNEL, Code, RenewAnswer, StreamHead},
 };
 use quinn::ConnectionError;
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType};
@@ -15,7 +15,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tests::{
     credentials::{self, Authority, certified, key_pair, new_key},
     kept::profile,
-    stranger::{Gate, Outcome, ask},
+    stranger::{Gate, Outcome, ask, attempt},
     world::SOON,
 };
 use time::OffsetDateTime;
@@ -140,14 +140,16 @@ async fn who_was_revoked_or_forgotten_or_never_enrolled_is_refused() {
     let now = OffsetDateTime::now_utc();
     for (name, commands) in [("revoked", &["revoke"][..]), ("forgotten", &["revoke", "forget"])] {
         let device = gate.world.device(name).await;
-        let identity = profile(&device).certified_key().expect("an identity");
-        assert!(
-            matches!(gate.attempt(Some(identity.clone())).await, Outcome::In(_)),
-            "{name} was let in before"
-        );
+        let own = profile(&device);
+        let identity = own.certified_key().expect("an identity");
+        let knock = &own.enrolled.door_key;
+        let before =
+            attempt(gate.address, &own, Some(identity.clone()), &[ALPN_TUNNEL], knock).await;
+        assert!(matches!(before, Outcome::In(_)), "{name} was let in before");
         for command in commands {
             assert_eq!(gate.world.aditd(&["device", command, name]).await.code, Some(0));
         }
+        // Its own knock is not answered any more; this is with that of a device in good standing.
         assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_REVOKED, "{name}");
         let renewed = gate.issued(profile(&device).enrolled.device_id, &key_pair(&device), now);
         assert_eq!(

@@ -211,7 +211,10 @@ async fn a_revoked_device_comes_back_with_replace_as_another_device() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let first = profile(&device).enrolled.device_id;
+    let mut up = device.up(&[]).await;
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    up.adit.says("no tunnel: this device was revoked").await;
+    up.end().await;
     let shut_out = up_to_its_end(&device).await;
     assert_eq!(shut_out.code, Some(NOT_ALLOWED), "{shut_out:?}");
     assert!(shut_out.stderr.contains("adit enroll --replace"), "{}", shut_out.stderr);
@@ -276,7 +279,7 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
         "{}",
         revoked.stderr
     );
-    up.adit.says("this device was revoked").await;
+    up.adit.says("no tunnel: this device was revoked").await;
     let answer = raw::exchange(up.address, ROOT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("revoked"), "{answer}");
     assert_told(

@@ -58,9 +58,11 @@ async fn a_device_that_slept_past_its_certificates_end_recovers_unless_it_was_re
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
 
-    let refused = lost.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
-    assert_eq!(refused.code, Some(4), "{}", refused.stderr);
-    assert!(refused.stderr.contains("revoked"), "{}", refused.stderr);
+    // The server does not answer a device that was revoked. What it would say to one that reaches
+    // it by another's knock is for the strangers' tests.
+    let mut up = lost.start(&[]).await;
+    up.adit.says("no tunnel: no answer from").await;
+    assert!(!up.adit.log().contains("certificate renewed"), "{}", up.adit.log());
 }
 
 #[tokio::test]

@@ -120,7 +120,7 @@ async fn no_secret_is_ever_said_not_even_in_the_most_talkative_log() {
     let status = device.adit(&["status", "--json", "-vv"], "").await;
     let shown = world.aditd(&["device", "show", "laptop", "--json", "-vv"]).await;
     let revoked = world.aditd(&["device", "revoke", "laptop", "-vv"]).await;
-    up.adit.says("this device was revoked").await;
+    up.adit.says("no tunnel: this device was revoked").await;
     let log = up.adit.log();
     up.adit.kill().await;
     let refused = device.adit(&["up", "--listen", "127.0.0.1:0", "-vv"], "").await;

@@ -236,7 +236,7 @@ async fn restart_on(address: &str, world: &mut World, flags: &[&str]) {
 }
 
 /// An address of this machine that is not loopback.
-fn own_address() -> Option<Ipv4Addr> {
+pub(super) fn own_address() -> Option<Ipv4Addr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     // Nothing is sent; the documentation's network (RFC 5737) stands for "anywhere".
     socket.connect("203.0.113.1:9").ok()?;

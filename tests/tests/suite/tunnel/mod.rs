@@ -5,6 +5,7 @@ mod cutting;
 mod forwarding;
 mod holding;
 mod keeping;
+mod knocks;
 mod lasting;
 mod listening;
 mod moving;

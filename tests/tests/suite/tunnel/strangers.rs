@@ -206,7 +206,7 @@ async fn who_has_a_knock_but_no_certificate_is_refused() {
 async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
-    let (tunnel, guest) = (gate.door(), invitation.secret.door_key());
+    let (tunnel, guest) = (gate.door(), invitation.secret.door_key().into());
     let identity = || gate.profile.certified_key().ok();
     for (what, identity, alpn, door) in [
         ("another protocol", identity(), &[&b"h3"[..]][..], &tunnel),

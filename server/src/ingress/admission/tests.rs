@@ -1,0 +1,188 @@
+//! Who is answered, how often, and how many at once.
+
+use proto::{
+    identity::{DeviceId, KeyHash},
+    invitation::Secret,
+    knock::{DoorKey, KnockKey},
+};
+
+use super::*;
+use crate::{
+    policy::upstream::Upstream,
+    state::register::{Register, User, default_role},
+};
+
+struct World {
+    _dir: tempfile::TempDir,
+    register: Register,
+    keys: EndpointKeys,
+    door: Door,
+    next: u8,
+}
+
+const NOW: i64 = 1000;
+const OWNER: User = User { uid: 0, is_owner: true };
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let register = Register::open(&dir.path().join(Register::FILE)).expect("a register");
+        let keys = EndpointKeys::generate();
+        let policy = Policy::new(Default::default(), Arc::default(), Upstream::default());
+        let door = Door::new(&keys, Arc::new(policy));
+        Self { _dir: dir, register, keys, door, next: 0 }
+    }
+
+    fn device(&mut self) -> (DeviceId, KnockKey) {
+        self.next += 1;
+        let (name, key) = (format!("d{}", self.next), KeyHash([self.next; 32]));
+        let name = name.parse().expect("a name");
+        let device = self.register.enroll(&name, OWNER, key, 9999, NOW).expect("enrolled");
+        self.obey();
+        (device.id, self.keys.device_knocks().of(device.id, key))
+    }
+
+    fn obey(&self) {
+        self.door.policy.update(self.register.snapshot().expect("read"));
+    }
+
+    /// A new knock that is heard and judged.
+    fn attempt(&self, key: &KnockKey, from: SocketAddr, proved: bool) -> Verdict {
+        let knock = key.knock();
+        if self.door.hear(&knock, from, NOW) {
+            self.door.judge(&knock, from, proved, NOW)
+        } else {
+            Verdict::Ignore(Reason::Stranger)
+        }
+    }
+}
+
+fn host(last: u8) -> SocketAddr {
+    SocketAddr::from(([10, 0, 0, last], 4000))
+}
+
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn is_accepted(verdict: &Verdict) -> bool {
+    matches!(verdict, Verdict::Accept(_))
+}
+
+#[test]
+fn without_a_knock_nothing_is_heard_and_nothing_answered() {
+    let mut world = World::new();
+    world.device();
+    let (other, shared) = (DoorKey::generate(), world.keys.door.clone());
+    for knock in [&[][..], &[0; 8], &[0; 20], &other.knock(), &shared.knock()] {
+        assert!(!world.door.hear(knock, host(7), NOW), "{knock:?}");
+        let verdict = world.door.judge(knock, host(7), true, NOW);
+        assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{knock:?}");
+    }
+    assert_eq!(world.door.ignored(Reason::Stranger), 10);
+}
+
+#[test]
+fn an_address_off_this_machine_is_proved_before_a_handshake() {
+    let mut world = World::new();
+    let (id, key) = world.device();
+    assert!(matches!(world.attempt(&key, host(7), false), Verdict::Retry));
+    let Verdict::Accept(slot) = world.attempt(&key, host(7), true) else { panic!("proved") };
+    assert_eq!(slot.knocker(), Knocker::Device(id));
+    assert!(is_accepted(&world.attempt(&key, local(1), false)));
+}
+
+#[test]
+fn from_its_revocation_on_a_devices_knock_is_a_strangers() {
+    let mut world = World::new();
+    let (id, key) = world.device();
+    let (_, good) = world.device();
+    let knock = key.knock();
+    assert!(world.door.hear(&knock, local(1), NOW));
+    world.register.revoke(id, NOW).expect("revoked");
+    world.obey();
+    let verdict = world.door.judge(&knock, local(1), false, NOW);
+    assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{verdict:?}");
+    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+    world.register.forget(id).expect("forgotten");
+    world.obey();
+    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+    assert!(is_accepted(&world.attempt(&good, local(1), false)));
+}
+
+#[test]
+fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
+    let world = World::new();
+    let secret = Secret::generate();
+    let name = "new".parse().expect("a name");
+    world.register.invite(&name, &default_role(), &secret, NOW + 1, NOW).expect("invited");
+    world.obey();
+    let key = secret.door_key().into();
+    let Verdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
+    assert!(matches!(slot.knocker(), Knocker::Invited(_)));
+    assert!(!world.door.hear(&key.knock(), local(1), NOW + 1));
+}
+
+#[test]
+fn a_copy_of_a_knock_leads_to_nothing() {
+    let mut world = World::new();
+    let (_, key) = world.device();
+    let knock = key.knock();
+    assert!(world.door.hear(&knock, host(1), NOW));
+    assert!(!world.door.hear(&knock, host(2), NOW), "from elsewhere");
+    assert!(matches!(world.door.judge(&knock, host(1), false, NOW), Verdict::Retry));
+    let verdict = world.door.judge(&knock, host(1), true, NOW);
+    assert!(is_accepted(&verdict));
+    drop(verdict);
+    for proved in [false, true] {
+        let again = world.door.judge(&knock, host(1), proved, NOW);
+        assert!(matches!(again, Verdict::Ignore(Reason::Replayed)), "{again:?}");
+    }
+}
+
+#[test]
+fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
+    let mut world = World::new();
+    let devices: Vec<_> = (0..20).map(|_| world.device().1).collect();
+    let tries = |host: &dyn Fn(usize) -> SocketAddr| {
+        let all = (0..200).map(|i| world.attempt(&devices[i % 20], host(i), true));
+        all.filter(is_accepted).count()
+    };
+    let accepted = tries(&|_| host(7));
+    assert!((50..100).contains(&accepted), "{accepted}");
+    assert!(is_accepted(&world.attempt(&devices[0], host(8), true)));
+    let v6 = |i: usize| SocketAddr::from(([0xfd00, 0, 0, 0, i as u16, 0, 0, 1], 1));
+    let accepted = tries(&v6);
+    assert!(accepted < 100, "the addresses of one /64 count as one: {accepted}");
+}
+
+#[test]
+fn one_device_cannot_try_without_end_over_ssh_either() {
+    let mut world = World::new();
+    let ((_, greedy), (_, good)) = (world.device(), world.device());
+    let heard = |key: &KnockKey| world.door.hear(&key.knock(), local(1), NOW);
+    let count = (0..1000).filter(|_| heard(&greedy)).count();
+    assert!((50..200).contains(&count), "{count}");
+    assert!(heard(&good));
+}
+
+#[test]
+fn a_device_that_finishes_no_handshake_keeps_nobody_out() {
+    let mut world = World::new();
+    let (_, greedy) = world.device();
+    let held: Vec<_> = (0..40).map(|_| world.attempt(&greedy, local(1), false)).collect();
+    let count = held.iter().filter(|verdict| is_accepted(verdict)).count();
+    assert_eq!(count, slots::SLOTS_EACH);
+    let (_, good) = world.device();
+    assert!(is_accepted(&world.attempt(&good, local(1), false)));
+    drop(held);
+    assert_eq!(lock(&world.door.slots).len(), 0, "nothing is remembered of what is over");
+}
+
+#[test]
+fn a_door_that_is_closed_hears_nobody() {
+    let mut world = World::new();
+    let (_, key) = world.device();
+    world.door.close();
+    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+}

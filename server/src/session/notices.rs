@@ -1,0 +1,77 @@
+//! What the server says on the stream of its hello: answers to probes, and that it drains.
+//!
+//! One task owns the stream. A device that sends probes and reads no answers fills its own flow
+//! control window and stops that task, and nothing else.
+
+use std::{sync::Arc, time::Duration};
+
+use common::transport::frame;
+use proto::wire::Notice;
+use quinn::{RecvStream, SendStream};
+use tokio::sync::{Notify, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::debug;
+
+/// A device that reads has been told within this time, or is away.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
+
+/// The notices of one session. They end when it is dropped.
+pub(super) struct Notices {
+    told: watch::Receiver<bool>,
+    _answering: AbortOnDropHandle<()>,
+    _writing: AbortOnDropHandle<()>,
+}
+
+impl Notices {
+    /// Answers the probes that come on `probes`, and says when `draining` is cancelled.
+    pub(super) fn start(
+        stream: SendStream,
+        probes: RecvStream,
+        draining: CancellationToken,
+    ) -> Self {
+        let (tell, told) = watch::channel(false);
+        let probed = Arc::new(Notify::new());
+        let answering = tokio::spawn(hear_probes(probes, probed.clone()));
+        let writing = tokio::spawn(async move {
+            if let Err(e) = write_notices(stream, &probed, draining, tell).await {
+                debug!("no more notices: {e}");
+            }
+        });
+        Self {
+            told,
+            _answering: AbortOnDropHandle::new(answering),
+            _writing: AbortOnDropHandle::new(writing),
+        }
+    }
+
+    /// Returns when the device has been told that the server drains, or a second later.
+    pub(super) async fn draining_is_told(&self) {
+        let mut told = self.told.clone();
+        let _ = tokio::time::timeout(TOLD_WITHIN, told.wait_for(|told| *told)).await;
+    }
+}
+
+/// A probe means nothing but "are you there?". Several that come at once get one answer.
+async fn hear_probes(mut probes: RecvStream, probed: Arc<Notify>) {
+    while let Ok(Some(_)) = probes.read_chunk(1 << 16, true).await {
+        probed.notify_one();
+    }
+}
+
+async fn write_notices(
+    mut stream: SendStream,
+    probed: &Notify,
+    draining: CancellationToken,
+    tell: watch::Sender<bool>,
+) -> std::io::Result<()> {
+    loop {
+        tokio::select! {
+            biased;
+            () = draining.cancelled(), if !*tell.borrow() => {
+                frame::write(&mut stream, &Notice::Draining).await?;
+                tell.send_replace(true);
+            }
+            () = probed.notified() => frame::write(&mut stream, &Notice::Here).await?,
+        }
+    }
+}

@@ -3,7 +3,7 @@
 //! QUIC gives connection credit (RFC 9000 section 4.1) back only when somebody reads what was
 //! received. Streams that nobody reads would so use up all of it, and every other stream would
 //! wait for them. So each end tells the other how far it has read each stream, and a sender keeps
-//! what is unread of one stream under its share of the receiver's window: see [`Ledger`].
+//! what is unread of one stream under its share of the receiver's window: see `ledger.rs`.
 //!
 //! What is told goes on one unidirectional stream each way: the window in bytes, as 8 bytes, and
 //! then for each stream its id and how far it has been read, 8 bytes each; all big-endian. A peer

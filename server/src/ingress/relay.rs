@@ -3,9 +3,13 @@
 //! do with UDP on this machine, and nothing more.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    time::Duration,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use common::{
@@ -14,9 +18,9 @@ use common::{
 };
 use proto::wire::SSH_MARKER;
 use tokio::{
-    io::AsyncWriteExt,
+    io::{AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    task::JoinSet,
+    task::{AbortHandle, Id, JoinSet},
 };
 use tracing::{debug, info, warn};
 
@@ -24,6 +28,9 @@ use tracing::{debug, info, warn};
 const MOST: usize = 64;
 /// Whoever has read the first line has something to say.
 const FIRST_WORD_WITHIN: Duration = Duration::from_secs(15);
+/// The server sends something every few seconds to a device in good standing. A connection on which
+/// it has sent nothing for so long makes room for another.
+const UNANSWERED: Duration = Duration::from_secs(15);
 
 /// A listener on loopback, and the UDP address that it leads to.
 #[derive(Debug)]
@@ -68,23 +75,90 @@ impl Relay {
     /// Relays for as long as it is polled.
     pub async fn serve(self) {
         info!("relaying for SSH on {} (TCP)", self.to);
-        let mut connections = JoinSet::new();
+        let (mut connections, mut open) = (JoinSet::new(), HashMap::<Id, Connection>::new());
         loop {
             tokio::select! {
                 (tcp, from) = accept("the relay for SSH", || self.listener.accept()) => {
-                    if connections.len() >= MOST {
-                        debug!(%from, "{MOST} connections to the relay are open: no more");
-                        continue;
+                    if open.len() >= MOST {
+                        let silences = open.iter().map(|(id, open)| (*id, open.answered.silence()));
+                        let Some(oldest) = who_leaves(silences).and_then(|id| open.remove(&id)) else {
+                            debug!(%from, "{MOST} connections to the relay are open: no more");
+                            continue;
+                        };
+                        oldest.task.abort();
                     }
-                    let to = self.to;
-                    connections.spawn(async move {
-                        let end = carry(tcp, to).await;
+                    let (to, answered) = (self.to, Answered::default());
+                    let told = answered.clone();
+                    let task = connections.spawn(async move {
+                        let end = carry(tcp, to, told).await;
                         debug!(%from, "a relayed connection ended: {end}");
                     });
+                    open.insert(task.id(), Connection { task, answered });
                 }
-                Some(_) = connections.join_next() => {}
+                Some(ended) = connections.join_next_with_id() => {
+                    let id = ended.map_or_else(|e| e.id(), |(id, ())| id);
+                    open.remove(&id);
+                }
             }
         }
+    }
+}
+
+struct Connection {
+    task: AbortHandle,
+    answered: Answered,
+}
+
+/// When the server sent something over a connection last; at first, when it began.
+#[derive(Clone)]
+struct Answered(Arc<Mutex<Instant>>);
+
+impl Default for Answered {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Answered {
+    fn note(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn silence(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+}
+
+/// Which of these connections makes room for another: the one on which the server has been silent
+/// for longest, if that is long. Who was revoked, or has no knock, gets no answer and keeps no
+/// place.
+fn who_leaves<K>(silences: impl Iterator<Item = (K, Duration)>) -> Option<K> {
+    let (longest, silence) = silences.max_by_key(|(_, silence)| *silence)?;
+    (silence >= UNANSWERED).then_some(longest)
+}
+
+/// The half of a connection that takes what the server sends.
+struct Noting<W>(W, Answered);
+
+impl<W: AsyncWrite + Unpin> AsyncWrite for Noting<W> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.0).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(_)) = written {
+            self.1.note();
+        }
+        written
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
@@ -99,7 +173,7 @@ fn on_loopback(address: SocketAddr) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, address.port()))
 }
 
-async fn carry(mut tcp: TcpStream, to: SocketAddr) -> io::Error {
+async fn carry(mut tcp: TcpStream, to: SocketAddr, answered: Answered) -> io::Error {
     let begun = async {
         tcp.set_nodelay(true)?;
         tcp.write_all(SSH_MARKER.as_bytes()).await?;
@@ -111,7 +185,7 @@ async fn carry(mut tcp: TcpStream, to: SocketAddr) -> io::Error {
         Ok(0) => io::ErrorKind::UnexpectedEof.into(),
         Ok(_) => {
             let (read, write) = tcp.into_split();
-            carrier::relay(read, write, to).await
+            carrier::relay(read, Noting(write, answered), to).await
         }
         Err(e) => e,
     }
@@ -142,6 +216,30 @@ mod tests {
         tcp.read_exact(&mut said).await.expect("an answer");
         assert_eq!(said, [SSH_MARKER.as_bytes(), &[0, 2, b'd', b'e']].concat());
         serving.abort();
+    }
+
+    #[test]
+    fn the_connection_that_the_server_has_not_answered_for_longest_makes_room() {
+        for (silences, leaves) in
+            [(&[][..], None), (&[0, 5, 14], None), (&[0, 15, 5], Some(1)), (&[16, 5, 600], Some(2))]
+        {
+            let silences = silences.iter().map(|seconds| Duration::from_secs(*seconds));
+            assert_eq!(who_leaves((0..).zip(silences)), leaves);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_server_sends_is_noted_and_what_the_client_sends_is_not() {
+        let answered = Answered::default();
+        let long_ago =
+            Instant::now().checked_sub(UNANSWERED).expect("this machine is up for longer");
+        *answered.0.lock().expect("no panic") = long_ago;
+        let (near, mut far) = tokio::io::duplex(64);
+        let (_read, write) = tokio::io::split(near);
+        far.write_all(b"a client").await.expect("sent");
+        assert!(answered.silence() >= UNANSWERED);
+        Noting(write, answered.clone()).write_all(b"the server").await.expect("sent");
+        assert!(answered.silence() < UNANSWERED);
     }
 
     #[test]

@@ -79,6 +79,20 @@ impl Admission for Meters {
             .map_err(NotNow::from)
     }
 
+    fn body(
+        &self,
+        asker: &crate::record::Asker,
+        role: &Name,
+        length: BodyLength,
+    ) -> Result<Option<u64>, NotNow> {
+        let asker = Asker { id: asker.id, name: &asker.name, role: role.as_str() };
+        let length = match length {
+            BodyLength::Known(bytes) => Some(bytes),
+            BodyLength::Chunked => None,
+        };
+        self.limiter.body(asker, length).map_err(NotNow::from)
+    }
+
     fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
         Box::pin(self.enter(asked))
     }
@@ -145,7 +159,7 @@ impl Meters {
             BodyLength::Chunked => None,
         };
         let running = self.limiter.enter(asker, body, unix_now())?;
-        let most_body = self.limiter.body(asker);
+        let most_body = self.limiter.body(asker, body)?;
         // What needs no GPU need not wait for one.
         let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
         Ok(Ticket {
@@ -153,6 +167,7 @@ impl Meters {
             waits: turn.is_some() && self.queue.is_bounded(),
             turn,
             held: Some(Box::new(running)),
+            limit: None,
         })
     }
 

@@ -6,31 +6,35 @@
 //! network mean the same. Requests are decided one after the other: the next one is looked at when
 //! the answer to the last has passed.
 
+mod budget;
+mod carry;
 mod conversation;
 mod exchange;
 mod inbox;
 mod judge;
+mod read_ahead;
 pub mod refused;
-mod room;
 mod running;
+mod service;
 mod this_machine;
 
-use std::sync::{Arc, PoisonError, RwLock, atomic::AtomicI64};
+use std::{
+    sync::{Arc, PoisonError, RwLock, atomic::AtomicI64},
+    time::Duration,
+};
 
 use common::transport::splice::{self, End, Meter, Receiving, Sending};
 use proto::{
-    http1::head::{HeadReader, RequestHead},
-    identity::Certificate,
-    ollama::route::{Route, Target, route},
-    wire::Code,
+    http1::head::RequestHead,
+    identity::{Certificate, Name},
+    ollama::route::Route,
 };
-use tokio::{net::TcpStream, sync::watch};
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
+    budget::Budget,
     conversation::{Conversation, Over},
-    inbox::{Head, Inbox},
-    room::Room,
     running::Running,
 };
 use crate::{
@@ -45,8 +49,18 @@ pub struct Gate {
     observer: Arc<dyn Observer>,
     authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
-    room: Room,
+    /// Memory for what is read and may not be forwarded yet, in bytes.
+    memory: Budget,
+    /// Connections to the service.
+    connections: Budget,
 }
+
+/// Memory for all that is read ahead, of all devices together, in bytes.
+const MEMORY: usize = 192 << 20;
+/// So long a request waits for memory: others may be long in coming.
+const MEMORY_WITHIN: Duration = Duration::from_secs(30);
+/// So long a request waits for a connection to the service, of which there are only so many.
+const PLACE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One connection through the gate.
 pub struct Line<'a> {
@@ -56,6 +70,12 @@ pub struct Line<'a> {
     pub not_after: &'a AtomicI64,
     /// Who it is.
     pub asker: Asker,
+    /// The service that it has asked for.
+    pub service: &'a Name,
+    /// A place for each of the device's requests that are served at once.
+    pub slots: &'a Semaphore,
+    /// Whether the tunnel is closed: then nothing more that it brought is forwarded.
+    pub is_closed: &'a (dyn Fn() -> bool + Sync),
     /// Counts what passes.
     pub meter: &'a Meter,
     /// Cancelled when the server is to stop.
@@ -75,7 +95,8 @@ impl Gate {
             observer,
             authority: RwLock::default(),
             changes: watch::Sender::new(()),
-            room: Room::default(),
+            memory: Budget::new(MEMORY, MEMORY_WITHIN),
+            connections: Budget::new(usize::MAX / 4, PLACE_WITHIN),
         }
     }
 
@@ -101,41 +122,6 @@ impl Gate {
         self.changes.send_replace(());
     }
 
-    /// Tells whoever asks for a service that can't be reached why not, and records it.
-    pub async fn turn_away(&self, line: Line<'_>, why: Code, mut send: Sending, recv: Receiving) {
-        let (mut inbox, mut reader) = (Inbox::new(recv), HeadReader::default());
-        let told = loop {
-            let head = tokio::select! {
-                head = inbox.head(&mut reader) => head,
-                () = line.draining.cancelled() => break true,
-            };
-            let (bytes, fault) = match head {
-                Ok(Head::More) => continue,
-                Ok(Head::Whole(bytes)) => (bytes, None),
-                Ok(Head::Fault(fault, bytes)) => (bytes, Some(fault)),
-                Ok(Head::None) => break true,
-                Err(_) => break false,
-            };
-            let head = fault.map_or_else(|| RequestHead::parse(&bytes), Err);
-            let (mut running, refused) = match &head {
-                // What is not allowed is not told how the service is.
-                Ok(head) => {
-                    let route = route(&head.method, Target::new(&head.target));
-                    let refused =
-                        self.leave(&line, head, route).err().unwrap_or_else(|| why.into());
-                    (self.begin(&line, Some((head, route))), refused)
-                }
-                Err(fault) => (self.nobody(&line), (*fault).into()),
-            };
-            running.incoming.bytes = bytes.len() as u64;
-            break refused.tell(&mut send, running, &bytes).await;
-        };
-        let (recv, received_all) = inbox.into_stream();
-        if told {
-            splice::finish(send, recv, received_all).await;
-        }
-    }
-
     /// A request that begins now, and its record.
     fn begin<'a>(&'a self, line: &Line<'_>, head: Option<(&RequestHead, Route)>) -> Running<'a> {
         Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
@@ -147,21 +133,17 @@ impl Gate {
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.
-    pub async fn run(
-        &self,
-        line: Line<'_>,
-        mut tcp: TcpStream,
-        mut send: Sending,
-        recv: Receiving,
-    ) -> End {
-        let (read, write) = tcp.split();
-        let (over, recv, received_all) =
-            Conversation::new(self, &line, read, write, &mut send, recv).run().await;
+    pub async fn run(&self, line: Line<'_>, mut send: Sending, recv: Receiving) -> End {
+        let (over, service, recv, received_all) =
+            Conversation::new(self, &line, &mut send, recv).run().await;
+        let tcp = service.map(|service| service.tcp);
         let (end, stopped) = match over {
             Over::Ended { end, stopped } => (end, stopped),
             Over::Refused => {
-                // It must not take what it has for a whole request.
-                let _ = tcp.set_zero_linger();
+                // The service must not take what it has for a whole request.
+                if let Some(tcp) = &tcp {
+                    let _ = tcp.set_zero_linger();
+                }
                 (End::Drained, false)
             }
             Over::Cut(code) => {

@@ -174,8 +174,19 @@ impl<C: Clock + Clone> Limiter<C> {
     }
 
     /// How much of a body is allowed, for those who count one whose length nobody said.
-    pub fn body(&self, asker: Asker<'_>) -> Option<u64> {
-        self.lock().table.limits(asker.role, asker.name.as_str()).body
+    ///
+    /// # Errors
+    /// If it is said, and is too much.
+    pub fn body(&self, asker: Asker<'_>, length: Option<u64>) -> Result<Option<u64>, Exceeded> {
+        let most = self.lock().table.limits(asker.role, asker.name.as_str()).body;
+        match most.filter(|most| length.is_some_and(|length| length > *most)) {
+            Some(most) => Err(Exceeded {
+                limit: Limit::Body(most),
+                device: asker.name.clone(),
+                retry_after: None,
+            }),
+            None => Ok(most),
+        }
     }
 
     /// Takes note that a request has come, whatever becomes of it.

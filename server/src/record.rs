@@ -92,7 +92,12 @@ pub struct Ticket {
     pub waits: bool,
     /// Dropped when the request has ended.
     pub held: Option<Held>,
+    /// Ends when the request has reached a limit while its answer runs.
+    pub limit: Option<Limited>,
 }
+
+/// Ends when a limit is reached: the answer then ends with a line that says so.
+pub type Limited = Waiting<'static, NotNow>;
 
 /// What a request holds while it runs.
 pub type Held = Box<dyn Send + Sync>;
@@ -103,7 +108,7 @@ pub type Turn = Waiting<'static, Result<Held, NotNow>>;
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { most_body, waits, turn: _, held: _ } = self;
+        let Self { most_body, waits, turn: _, held: _, limit: _ } = self;
         f.debug_struct("Ticket")
             .field("most_body", most_body)
             .field("waits", waits)
@@ -136,6 +141,19 @@ pub trait Admission: Send + Sync {
     /// Why it is not even looked at.
     fn arrive(&self, _asker: &Asker, _role: &Name) -> Result<(), NotNow> {
         Ok(())
+    }
+
+    /// How much of a body a device may send, if that is limited. Asked before any of it is read.
+    ///
+    /// # Errors
+    /// Why it is not read at all: it says itself that it is longer.
+    fn body(
+        &self,
+        _asker: &Asker,
+        _role: &Name,
+        _length: BodyLength,
+    ) -> Result<Option<u64>, NotNow> {
+        Ok(None)
     }
 
     /// May it be forwarded now? Asked after the policy has allowed it. Dropped when the request is

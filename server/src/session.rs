@@ -273,17 +273,13 @@ impl Session {
             certificate: &self.peer,
             not_after: &self.not_after,
             asker: self.asker(),
+            service,
+            slots: &self.slots,
+            is_closed: &|| self.connection.close_reason().is_some(),
             meter: &self.place.traffic.meter,
             draining: &self.server.draining,
         };
-        let end = match self.reach(service).await {
-            Ok((tcp, _slot)) => self.server.gate.run(line, tcp, send, recv).await,
-            // What was buffered is not read after a revocation.
-            Err(code) if self.connection.close_reason().is_none() => {
-                return self.server.gate.turn_away(line, code, send, recv).await;
-            }
-            Err(code) => return refuse(send, recv, code),
-        };
+        let end = self.server.gate.run(line, send, recv).await;
         debug!("stream ended: {end:?}");
     }
 
@@ -305,7 +301,8 @@ impl Session {
         self.note_stream(service, meter, began.elapsed(), (end, why));
     }
 
-    /// A connection to a service, and the place among the streams that are served at once.
+    /// A connection to a service whose bytes are not read, and the place among the streams that are
+    /// served at once.
     async fn reach(&self, service: &Name) -> Result<(TcpStream, SemaphorePermit<'_>), Code> {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;

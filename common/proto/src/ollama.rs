@@ -3,5 +3,6 @@
 pub mod answer;
 pub mod host;
 pub mod model;
+pub mod named_models;
 pub mod route;
 pub mod usage;

@@ -105,6 +105,13 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: most, maximum: limit.maximum });
 }
 
+/// How many file descriptors this process may have.
+pub fn descriptor_limit() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let limit = getrlimit(Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1 << 20)
+}
+
 /// Which other process has an address of this machine, as `` `ollama` (pid 812) ``, where that can
 /// be known: those of other users are told to root alone.
 pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {

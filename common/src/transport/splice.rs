@@ -13,7 +13,7 @@ mod sending;
 mod up;
 
 pub use buffer::Buffer;
-pub use down::{CHUNKS, DownEnd, write_all};
+pub use down::{DownEnd, join_chunks};
 pub use receiving::Receiving;
 pub use sending::Sending;
 
@@ -128,7 +128,7 @@ pub async fn splice(
     }
     match end {
         End::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,
-        _ => close(tcp, send, recv, &end, stopped, received_all).await,
+        _ => close(Some(tcp), send, recv, &end, stopped, received_all).await,
     }
     Outcome { end, left: Left::Nothing }
 }
@@ -144,10 +144,10 @@ fn leave(send: &mut Sending, recv: &mut Receiving, in_order: bool) {
     }
 }
 
-/// Ends both connections as `end` demands, if the other end takes more (not `stopped`), and the
-/// rest of its own direction if it has not come.
+/// Ends both connections, if there are two, as `end` demands, if the other end takes more (not
+/// `stopped`), and the rest of its own direction if it has not come.
 pub async fn close(
-    tcp: TcpStream,
+    tcp: Option<TcpStream>,
     mut send: Sending,
     mut recv: Receiving,
     end: &End,
@@ -168,7 +168,9 @@ pub async fn close(
             if !received_all {
                 recv.stop((Code::Aborted as u32).into());
             }
-            abort(tcp);
+            if let Some(tcp) = tcp {
+                abort(tcp);
+            }
         }
     }
 }

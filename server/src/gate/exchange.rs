@@ -1,251 +1,379 @@
-//! A request that may pass and its answer, both at once: each byte goes on as soon as it is there.
+//! One request and its answer, as a machine: what has happened goes in, what is to be done comes
+//! out. It names no clock, no socket and no runtime; `carry.rs` drives it.
+//!
+//! A request takes these steps: it waits in the queue ([`Asking::Queued`]), its body passes
+//! ([`Asking::Body`]), what would let the service begin waits for its turn ([`Asking::Held`]), it is
+//! whole ([`Asking::Sent`]). Its answer passes at the same time, and may come early.
 
-mod answer;
-mod ask;
-
-use std::sync::{
-    Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicBool, Ordering::Relaxed},
-};
+mod ending;
+mod kept;
+mod terms;
 
 use bytes::Bytes;
-use common::transport::splice::{DownEnd, End, Meter};
-use proto::{
-    http1::{BodyLength, framing::Body},
-    wire::Code,
-};
-use tokio::{
-    io::{AsyncWriteExt, Interest},
-    sync::{Notify, watch},
-};
+use proto::http1::{framing::Body, response::Tracker};
 
-use self::{
-    answer::{Answered, answer},
-    ask::{Asked, ask},
+pub(super) use self::ending::too_long;
+use self::kept::Kept;
+pub(super) use self::terms::{
+    Actions, BATCH, Deliver, Device, Ending, Event, How, Queue, Request, Turn, Wants,
 };
 use super::{
-    Gate, Line,
-    conversation::{Conversation, Over},
-    judge::Judged,
+    read_ahead::{BEHIND, ReadAhead, WAITING},
     refused::Refused,
-    room::Share,
-    running::Running,
+    running::Incoming,
 };
-use crate::record::{self, Held, Refusal, Ticket};
 
-/// A request on its way to the service.
-pub(super) struct Request<'a> {
-    /// What has been read of it, to go first.
-    pub(super) begun: Vec<Bytes>,
-    /// The room that this takes.
-    pub(super) room: Option<Share<'a>>,
-    /// The rest of its body.
-    pub(super) body: Body,
-    /// How it was judged; `None` if nothing is asked.
-    pub(super) judged: Option<Judged>,
-    /// Leave to forward it.
-    pub(super) ticket: Ticket,
-}
-
-impl Request<'_> {
-    /// Nothing is asked.
-    pub(super) fn none() -> Self {
-        let body = Body::new(BodyLength::Known(0));
-        Self { begun: Vec::new(), room: None, body, judged: None, ticket: Ticket::default() }
-    }
-}
-
-/// Who went away before an answer was whole.
+/// Where the request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LeftBy {
-    Nobody,
-    /// The device takes no more.
-    Device,
-    Service,
+enum Asking {
+    /// It waits for its turn before anything of it leaves.
+    Queued,
+    /// Its body passes.
+    Body,
+    /// It is whole, and its end waits for its turn.
+    Held,
+    /// All of it has left.
+    Sent,
+    /// The device's end (FIN) was passed on; `whole` if the request was whole before.
+    Ended { whole: bool },
 }
 
-/// How both ended.
-enum Both {
-    Ended(End),
-    /// Not before the next request can be read.
-    Next,
-    Refused(Refused),
+/// Where the answer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answering {
+    /// It passes, or has not begun.
+    Open,
+    /// All of it has been delivered.
+    Whole,
+    /// The service's end (FIN) was passed on.
+    Closed,
+    /// The device takes no more of it.
+    Stopped,
+    /// The connection to the device is lost.
+    Lost,
 }
 
-impl<'a> Conversation<'a> {
-    /// Carries a request and its answer. An error is the end of the connection.
-    pub(super) async fn exchange(
-        &mut self,
-        mut request: Request<'a>,
-        mut running: Running<'a>,
-    ) -> Result<(), Over> {
-        let line = request.begun.first().cloned().unwrap_or_default();
-        let judged = request.judged.take();
-        let held = request.ticket.held.take();
-        let (answered, sent) = (Notify::new(), Notify::new());
-        let (both, left_by) = {
-            let Self { read, write, send, inbox, changes, gate, line, .. } = self;
-            let Running { incoming, outgoing, .. } = &mut running;
-            let way = Way {
-                meter: line.meter,
-                sent: &sent,
-                answered: &answered,
-                gone: AtomicBool::new(false),
-                turn: Mutex::default(),
-            };
-            let down = ask(inbox, write, request, incoming, &way);
-            let up = answer(read, send, outgoing, &way);
-            let overruled = overruled(judged, gate, line, changes.clone());
-            tokio::pin!(down, up, overruled);
-            let (mut asked, mut replied) = (None, None);
-            let mut left_by = LeftBy::Nobody;
-            let both = loop {
-                tokio::select! {
-                    biased;
-                    end = &mut up, if replied.is_none() => match end {
-                        end @ (Answered::Aborted | Answered::Closed) => {
-                            // The service also closes when the application has gone.
-                            if !matches!(asked, Some(Asked::Finished)) {
-                                left_by = LeftBy::Service;
-                            }
-                            if let Answered::Aborted = end {
-                                break Both::Ended(End::Aborted);
-                            }
-                            replied = Some(end);
-                        }
-                        Answered::Lost(e) if asked.is_some() => break Both::Ended(End::Lost(e)),
-                        // What has been received is still the service's, unless it needs a turn.
-                        end @ (Answered::Lost(_) | Answered::Stopped) => {
-                            if let Answered::Stopped = end {
-                                left_by = LeftBy::Device;
-                            }
-                            way.gone.store(true, Relaxed);
-                            answered.notify_one();
-                            replied = Some(end);
-                        }
-                        end => replied = Some(end),
-                    },
-                    // Before anything more of the request leaves.
-                    refused = &mut overruled => break Both::Refused(refused),
-                    end = &mut down, if asked.is_none() => match end {
-                        Asked::Fault(fault) => break Both::Refused(fault.into()),
-                        Asked::TooLong(most) => break Both::Refused(too_long(most)),
-                        Asked::NotNow(not_now) => break Both::Refused(not_now.into()),
-                        Asked::Left(DownEnd::Finished) => break Both::Ended(End::Drained),
-                        Asked::Left(DownEnd::Reset(code)) => break Both::Ended(End::Reset(code)),
-                        Asked::Broken(DownEnd::Reset(code)) => break Both::Ended(End::Reset(code)),
-                        Asked::Broken(DownEnd::Lost(e)) | Asked::Left(DownEnd::Lost(e)) => break Both::Ended(End::Lost(e)),
-                        Asked::Broken(_) | Asked::Left(_) => break Both::Ended(End::Aborted),
-                        end => asked = Some(end),
-                    },
-                    // Nobody reads after the FIN, so nobody else would see an RST.
-                    _ = read.ready(Interest::ERROR), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
-                        break Both::Ended(End::Aborted);
-                    }
-                    () = line.draining.cancelled(), if matches!(replied, Some(Answered::Closed | Answered::Stopped | Answered::Lost(_))) => {
-                        break Both::Ended(End::Drained);
-                    }
-                }
-                match (&replied, &asked) {
-                    (Some(Answered::Whole), Some(_)) => break Both::Next,
-                    (Some(Answered::Lost(e)), Some(_)) => break Both::Ended(End::Lost(e.clone())),
-                    (Some(_), Some(_)) => break Both::Ended(End::Done),
-                    _ => {}
-                }
-            };
-            (both, left_by)
-        };
-        drop(held);
-        self.conclude(both, left_by, running, &line).await
-    }
+/// The machine.
+pub(super) struct Exchange<'r> {
+    incoming: &'r mut Incoming,
+    answer: &'r mut Tracker,
+    ahead: &'r mut ReadAhead,
+    begun: Vec<Bytes>,
+    body: Body,
+    most_body: u64,
+    turn: Turn,
+    ends_with_device: bool,
+    kept: Kept,
+    asking: Asking,
+    answering: Answering,
+    /// What was to be forwarded, or delivered, has not left yet.
+    forwarding: bool,
+    delivering: bool,
+    /// The device's end was heard in this step, and changes nothing in it.
+    end_heard: bool,
+    /// The device's end was passed on before the answer was whole.
+    given_up: bool,
+    /// The service went away before the device did.
+    service_left: bool,
+    draining: bool,
+    limit: Option<(Vec<u8>, Refused)>,
+}
 
-    async fn conclude(
-        &mut self,
-        both: Both,
-        left_by: LeftBy,
-        running: Running<'a>,
-        line: &[u8],
-    ) -> Result<(), Over> {
-        let stopped = left_by == LeftBy::Device;
-        let end = match both {
-            Both::Next => {
-                running.ended(record::End::Done, None);
-                return Ok(());
-            }
-            Both::Refused(refused) if running.outgoing.is_free() => {
-                // The service stops now, however long it takes to tell.
-                let _ = self.write.shutdown().await;
-                return Err(self.refuse(running, line, refused).await);
-            }
-            Both::Refused(refused) => {
-                let is_denied = !matches!(refused.why, Refusal::Malformed | Refusal::Limit(_));
-                running.ended(
-                    if is_denied { record::End::Cut } else { record::End::Refused(refused.why) },
-                    None,
-                );
-                return Err(Over::Cut(if is_denied { Code::Denied } else { Code::Aborted }));
-            }
-            Both::Ended(end) => end,
+impl<'r> Exchange<'r> {
+    /// The machine of one request, and what it does first.
+    pub(super) fn start(
+        request: Request,
+        incoming: &'r mut Incoming,
+        answer: &'r mut Tracker,
+        ahead: &'r mut ReadAhead,
+    ) -> (Self, Actions) {
+        let Request { begun, body, most_body, turn, ends_with_device } = request;
+        let mut exchange = Self {
+            incoming,
+            answer,
+            ahead,
+            begun,
+            body,
+            most_body: most_body.unwrap_or(u64::MAX),
+            turn,
+            ends_with_device,
+            kept: Kept::default(),
+            asking: Asking::Body,
+            answering: Answering::Open,
+            forwarding: false,
+            delivering: false,
+            end_heard: false,
+            given_up: false,
+            service_left: false,
+            draining: false,
+            limit: None,
         };
-        let told = match &end {
-            _ if running.outgoing.tracker.is_complete() => record::End::Done,
-            End::Aborted if left_by == LeftBy::Service => record::End::Cut,
-            _ if left_by == LeftBy::Service && running.outgoing.tracker.is_whole_at_close() => {
-                record::End::Done
-            }
-            _ if left_by == LeftBy::Service => record::End::Cut,
-            End::Reset(code) if code.into_inner() == u64::from(Code::Aborted as u32) => {
-                record::End::Cancelled
-            }
-            End::Reset(_) | End::Lost(_) => record::End::Cut,
-            _ if stopped || self.inbox.is_finished() => record::End::Cancelled,
-            _ => record::End::Cut,
-        };
-        if told == record::End::Cut && left_by == LeftBy::Service && !running.is_told() {
-            tracing::warn!(
-                "the service ended its connection before its answer was whole: look at its log"
-            );
+        let mut actions = Actions::default();
+        if turn == Turn::First {
+            exchange.step(Asking::Queued, &mut actions);
+        } else {
+            exchange.pump(&mut actions);
         }
-        running.ended(told, None);
-        Err(Over::Ended { end, stopped })
+        exchange.settle(&mut actions);
+        (exchange, actions)
+    }
+
+    /// What is to be done about an event.
+    pub(super) fn on(&mut self, event: Event<'_>) -> Actions {
+        let mut actions = Actions::default();
+        let now = &mut actions;
+        match event {
+            Event::Device(chunks) if self.asking == Asking::Body => {
+                let batch = std::mem::take(chunks);
+                self.take(batch, 0, now);
+                self.pump(now);
+            }
+            Event::Device(chunks) => chunks.drain(..).for_each(|chunk| self.ahead.push(chunk)),
+            Event::DeviceEnded => self.device_ended(now),
+            Event::DeviceReset(code) => self.close(How::Reset(code), now),
+            Event::DeviceLost => self.close(How::Lost, now),
+            Event::AnswerRefused => self.answering = Answering::Stopped,
+            Event::AnswerLost => self.answering = Answering::Lost,
+            Event::Forwarded => {
+                self.forwarding = false;
+                self.pump(now);
+            }
+            Event::Delivered => self.delivered(now),
+            Event::Service(bytes) => self.service(bytes, now),
+            Event::ServiceEnded => self.service_ended(now),
+            Event::ServiceReset => self.service_reset(now),
+            Event::ServiceRefused => self.close(How::Aborted, now),
+            Event::Turn(Ok(())) => self.go_on(now),
+            Event::Turn(Err(not_now)) => self.refuse(not_now.into(), now),
+            Event::Overruled(refused) => self.refuse(refused, now),
+            Event::Limit { line, refused } => {
+                self.limit = Some((line, refused));
+                self.end_at_limit(now);
+            }
+            Event::Draining => self.draining = true,
+        }
+        self.settle(now);
+        actions
+    }
+
+    /// What it wants to hear of next.
+    pub(super) fn wants(&self) -> Wants {
+        let open = matches!(self.answering, Answering::Open | Answering::Whole);
+        Wants {
+            service: open && !self.delivering,
+            device_takes: open,
+            device: self.wants_of_device(),
+            turn: matches!(self.asking, Asking::Queued | Asking::Held),
+        }
+    }
+
+    /// The answer's status, when that has come.
+    pub(super) fn status(&self) -> Option<u16> {
+        self.answer.status()
+    }
+
+    /// Whether the service has all that it needs to begin.
+    pub(super) fn is_at_work(&self) -> bool {
+        let waits = self.forwarding || self.turn != Turn::None || !self.begun.is_empty();
+        !waits && (self.body.is_over() || self.incoming.is_whole())
+    }
+
+    /// The bytes that have been read ahead.
+    pub(super) fn ahead(&self) -> usize {
+        self.ahead.len()
+    }
+
+    /// Whether the service went away before the device did.
+    pub(super) fn service_left(&self) -> bool {
+        self.service_left
+    }
+
+    fn wants_of_device(&self) -> Device {
+        let most = match self.asking {
+            Asking::Ended { .. } => return Device::Nothing,
+            _ if self.forwarding => return Device::Reset,
+            Asking::Body => return Device::Read,
+            _ if self.end_heard => return Device::Nothing,
+            Asking::Queued | Asking::Held => WAITING,
+            Asking::Sent => BEHIND,
+        };
+        match most.checked_sub(self.ahead.len()) {
+            // Its end is still to be heard.
+            _ if self.ahead.finished => Device::Read,
+            Some(more @ 1..) => Device::Ahead(more),
+            _ => Device::Loss,
+        }
+    }
+
+    fn step(&mut self, to: Asking, actions: &mut Actions) {
+        self.asking = to;
+        self.end_heard = false;
+        if matches!(to, Asking::Queued | Asking::Held) {
+            actions.queue = Some(Queue::Join);
+        }
+    }
+
+    /// Forwards what has been read, as far as it may go now.
+    fn pump(&mut self, actions: &mut Actions) {
+        while self.asking == Asking::Body && !self.forwarding && actions.end.is_none() {
+            let mut batch = std::mem::take(&mut self.begun);
+            let followed = batch.len();
+            // What has been read goes with what is there already: one write, and no part of what is
+            // found faulty with it.
+            while !self.body.is_over()
+                && batch.len() < BATCH
+                && let Some(chunk) = self.ahead.pop()
+            {
+                batch.push(chunk);
+            }
+            match (batch.is_empty(), self.body.is_over()) {
+                (true, true) => self.step(Asking::Sent, actions),
+                (true, false) => return,
+                _ => self.take(batch, followed, actions),
+            }
+        }
+    }
+
+    /// Takes a part of the request, of which the first `followed` chunks have been judged.
+    fn take(&mut self, mut batch: Vec<Bytes>, followed: usize, actions: &mut Actions) {
+        for at in followed..batch.len() {
+            let chunk = &batch[at];
+            let taken = match self.body.follow(chunk, |content| self.incoming.content(content)) {
+                Ok(taken) => taken,
+                Err(fault) => return self.refuse(fault.into(), actions),
+            };
+            if taken < chunk.len() {
+                let behind = batch[at].split_off(taken);
+                self.ahead.put_back(std::iter::once(behind).chain(batch.drain(at + 1..)));
+                break;
+            }
+        }
+        batch.retain(|chunk| !chunk.is_empty());
+        if self.incoming.content > self.most_body {
+            return self.refuse(too_long(self.most_body), actions);
+        }
+        if let Some(refused) = self.incoming.doubt() {
+            return self.refuse(refused, actions);
+        }
+        self.incoming.bytes += batch.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let is_over = self.body.is_over();
+        if self.turn == Turn::Whole && (is_over || self.incoming.is_whole()) {
+            if let Err(fault) = self.kept.add(batch) {
+                return self.refuse(fault.into(), actions);
+            }
+            if is_over {
+                self.step(Asking::Held, actions);
+            }
+            return;
+        }
+        self.forward(batch, actions);
+    }
+
+    fn forward(&mut self, batch: Vec<Bytes>, actions: &mut Actions) {
+        self.forwarding = !batch.is_empty();
+        actions.forward = batch;
+    }
+
+    /// It need not wait any longer.
+    fn go_on(&mut self, actions: &mut Actions) {
+        if !matches!(self.asking, Asking::Queued | Asking::Held) {
+            return;
+        }
+        self.turn = Turn::None;
+        self.step(Asking::Body, actions);
+        let kept = std::mem::take(&mut self.kept).take();
+        self.forward(kept, actions);
+        self.pump(actions);
+    }
+
+    fn device_ended(&mut self, actions: &mut Actions) {
+        self.ahead.finished = true;
+        match self.asking {
+            Asking::Body => self.end_service(false, actions),
+            // The end comes behind the next request: the application still wants this answer.
+            Asking::Queued | Asking::Held | Asking::Sent if !self.ahead.is_empty() => {
+                self.end_heard = true;
+            }
+            // It gives up, as it would with Ollama.
+            Asking::Queued | Asking::Held => self.close(How::Drained, actions),
+            Asking::Sent => self.end_service(true, actions),
+            Asking::Ended { .. } => {}
+        }
+    }
+
+    fn end_service(&mut self, whole: bool, actions: &mut Actions) {
+        self.given_up = !self.answer.is_complete();
+        self.step(Asking::Ended { whole }, actions);
+        actions.finish_service = true;
+    }
+
+    fn service(&mut self, bytes: &[u8], actions: &mut Actions) {
+        if self.answering == Answering::Whole {
+            // More than an answer.
+            return self.service_reset(actions);
+        }
+        let (held, rest) = self.answer.pass(bytes);
+        let from = bytes.len() - rest.len();
+        self.answer.follow(held);
+        self.answer.follow(rest);
+        if !(held.is_empty() && rest.is_empty()) {
+            self.delivering = true;
+            actions.deliver = Some(Deliver { held, from });
+        }
+        // A device that takes the end slowly, or not at all, keeps nobody else from the service.
+        actions.release = self.answer.is_complete();
+    }
+
+    fn delivered(&mut self, actions: &mut Actions) {
+        self.delivering = false;
+        if self.answering == Answering::Open && self.answer.is_complete() {
+            self.answering = Answering::Whole;
+            if matches!(self.asking, Asking::Queued | Asking::Held) {
+                // It has had its answer: whatever else it says starts nothing.
+                actions.queue = Some(Queue::Leave);
+                self.go_on(actions);
+            }
+        }
+        self.end_at_limit(actions);
+    }
+
+    fn service_ended(&mut self, actions: &mut Actions) {
+        self.answering = Answering::Closed;
+        // The service also closes when the application has gone.
+        self.service_left = !matches!(self.asking, Asking::Ended { .. });
+        actions.release = true;
+        actions.finish_device = true;
+    }
+
+    fn service_reset(&mut self, actions: &mut Actions) {
+        if matches!(self.answering, Answering::Open | Answering::Whole) {
+            self.service_left = !matches!(self.asking, Asking::Ended { .. });
+        }
+        self.close(How::Aborted, actions);
+    }
+
+    /// Ends when both directions have come to their ends, or nobody takes an answer any more.
+    fn settle(&mut self, actions: &mut Actions) {
+        if actions.end.is_some() {
+            return;
+        }
+        let waits = matches!(self.asking, Asking::Queued | Asking::Held);
+        let sent = matches!(self.asking, Asking::Sent | Asking::Ended { .. });
+        match (self.answering, self.asking) {
+            (Answering::Whole, Asking::Sent | Asking::Ended { whole: true }) => {
+                actions.end = Some(Ending::Next(self.complete()));
+            }
+            (Answering::Closed, Asking::Ended { .. }) => self.close(How::Done, actions),
+            // Keep forwarding what was received; a request that still waits is dropped.
+            (Answering::Stopped, _) if sent || waits => self.close(How::Stopped, actions),
+            (Answering::Lost, _) if sent || waits => self.close(How::Lost, actions),
+            (Answering::Closed | Answering::Stopped | Answering::Lost, _) if self.draining => {
+                self.close(How::Drained, actions);
+            }
+            _ => {}
+        }
     }
 }
 
-pub(super) fn too_long(most: u64) -> Refused {
-    Refused::new(
-        413,
-        Refusal::Limit("body"),
-        format!("adit: the request's body is longer than {}", proto::human::size(most)),
-    )
-}
-
-/// What both directions have to know.
-struct Way<'a> {
-    meter: &'a Meter,
-    /// The request is whole.
-    sent: &'a Notify,
-    /// The answer is, or nobody takes it.
-    answered: &'a Notify,
-    /// Nobody takes it.
-    gone: AtomicBool,
-    /// The request's turn at the service, until that has said all.
-    turn: Mutex<Option<Held>>,
-}
-
-impl Way<'_> {
-    fn turn(&self) -> MutexGuard<'_, Option<Held>> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-async fn overruled(
-    judged: Option<Judged>,
-    gate: &Gate,
-    line: &Line<'_>,
-    changes: watch::Receiver<()>,
-) -> Refused {
-    match judged {
-        Some(mut judged) => judged.overruled(gate, line, changes).await,
-        None => std::future::pending().await,
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,17 +1,16 @@
 //! Whether a request may pass: asked in this order, certificate, Host, route, model, `authorize`,
 //! limits; and again when the rules change.
 
+mod reading;
+
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use bytes::Bytes;
-use common::{
-    machine::process::unix_now,
-    transport::splice::{CHUNKS, DownEnd},
-};
+use common::{machine::process::unix_now, transport::splice::DownEnd};
 use proto::{
-    http1::{BodyLength, framing::Body, head::RequestHead, response},
+    http1::{framing::Body, head::RequestHead},
     ollama::{
-        host, model,
+        host,
         route::{Models, Route, RouteClass, Target, route},
     },
     wire::Code,
@@ -20,15 +19,16 @@ use tokio::sync::watch;
 
 use super::{
     Gate, Line,
+    carry::Hold,
     conversation::{Conversation, Over},
-    exchange::Request,
-    inbox::WAITING,
+    exchange::{Request, Turn},
+    read_ahead::WAITING,
     refused::Refused,
-    room::{Full, Share},
     running::Running,
+    service::Service,
+    this_machine::ThisMachine,
 };
 use crate::{
-    gate::this_machine::ThisMachine,
     policy::{
         Denied, Leave, Pass,
         authorize::{At, Authority, Question},
@@ -36,10 +36,6 @@ use crate::{
     },
     record::{Asked, End, Refusal, Ticket},
 };
-
-/// The longest body that is read whole before it is forwarded, because some of its device's models
-/// are not for it.
-const MOST_BODY: usize = 32 << 20;
 
 /// A request that may pass, and what that depends on.
 pub(super) struct Judged {
@@ -137,11 +133,16 @@ fn wish(head: &RequestHead, route: Route) -> Wish<'_> {
     }
 }
 
-/// The body of a request, as far as it had to be read.
-struct Content<'a> {
+/// A request as far as it had to be read.
+struct Content {
+    /// The bytes of its head.
+    head: usize,
+    /// The bytes of its body, as they came.
     raw: Vec<u8>,
-    text: Vec<u8>,
-    room: Share<'a>,
+    /// The rest of it.
+    body: Body,
+    /// The most that it may have.
+    most: Option<u64>,
 }
 
 impl Line<'_> {
@@ -182,23 +183,28 @@ impl<'a> Conversation<'a> {
         self.changes.mark_unchanged();
         let route = route(&head.method, Target::new(&head.target));
         let mut running = self.gate.begin(self.line, Some((&head, route)));
-        let mut body = Body::new(head.body);
-        let mut content = Content {
-            raw: Vec::new(),
-            text: Vec::new(),
-            room: self.gate.room.share(self.line.asker.id),
-        };
-        match self.admit(head, route, &mut body, &mut content, &mut running).await {
+        let mut content =
+            Content { head: bytes.len(), raw: Vec::new(), body: Body::new(head.body), most: None };
+        match self.admit(head, route, &mut content, &mut running).await {
             Ok((judged, ticket)) => {
-                let begun = [bytes, content.raw.into()]
-                    .into_iter()
-                    .filter(|bytes| !bytes.is_empty())
-                    .collect();
-                self.exchange(
-                    Request { begun, room: Some(content.room), body, judged: Some(judged), ticket },
-                    running,
-                )
-                .await
+                let begun = [bytes, content.raw.into()];
+                let request = Request {
+                    begun: begun.into_iter().filter(|bytes| !bytes.is_empty()).collect(),
+                    body: content.body,
+                    most_body: ticket.most_body,
+                    turn: match &ticket.turn {
+                        None => Turn::None,
+                        Some(_) if ticket.waits => Turn::Whole,
+                        Some(_) => Turn::First,
+                    },
+                    ends_with_device: matches!(
+                        route.class,
+                        RouteClass::Generate | RouteClass::Embed | RouteClass::Models
+                    ),
+                };
+                let Ticket { turn, limit, held, .. } = ticket;
+                let hold = Hold { turn, held: None, _ticket: held, limit };
+                self.exchange(request, judged, hold, running).await
             }
             Err(Stop::Refused(refused)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
@@ -207,7 +213,7 @@ impl<'a> Conversation<'a> {
             Err(Stop::Over(over)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
                 running.ended(
-                    if self.inbox.is_finished() { End::Cancelled } else { End::of(&over) },
+                    if self.inbox.ahead.finished { End::Cancelled } else { End::of(&over) },
                     None,
                 );
                 Err(over)
@@ -219,18 +225,16 @@ impl<'a> Conversation<'a> {
         &mut self,
         head: RequestHead,
         route: Route,
-        body: &mut Body,
-        content: &mut Content<'a>,
+        content: &mut Content,
         running: &mut Running<'_>,
     ) -> Result<(Judged, Ticket), Stop> {
+        self.has_room(content.head, route.class).await?;
         let leave = self.gate.leave(self.line, &head, route)?;
+        content.most = self.gate.admission.body(&self.line.asker, leave.role(), head.body)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
         let is_read = leave.needs_model() || authority.is_some();
-        let models = if is_read {
-            self.models(&leave, &head, route, body, content, running).await?
-        } else {
-            None
-        };
+        let models =
+            if is_read { self.models(&leave, &head, route, content, running).await? } else { None };
         running.set_model(
             models
                 .as_ref()
@@ -240,7 +244,7 @@ impl<'a> Conversation<'a> {
         let pass = leave.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
             let question = question(&head, self.line, &pass, models.clone());
-            self.meanwhile(route.class, authority.ask(question)).await??;
+            self.meanwhile(content, route.class, authority.ask(question)).await??;
         }
         let asked = Asked {
             asker: self.line.asker.clone(),
@@ -252,104 +256,45 @@ impl<'a> Conversation<'a> {
             body: head.body,
         };
         let gate = self.gate;
-        let ticket = self.meanwhile(route.class, gate.admission.admit(&asked)).await??;
+        let ticket = self.meanwhile(content, route.class, gate.admission.admit(&asked)).await??;
         // What may have to wait has to be known to be whole; most is followed as it passes.
         let is_followed = matches!(route.models, Models::Json(_)) && !head.encoded;
         if ticket.waits && !is_followed {
-            self.read(&head, body, content, running).await?;
+            while !content.body.is_over() {
+                self.read(&head, route.class, content, running).await?;
+            }
         }
-        let length = match asked.body {
-            BodyLength::Known(length) => length,
-            BodyLength::Chunked => content.text.len() as u64,
-        };
-        if let Some(most) = ticket.most_body.filter(|most| length > *most) {
-            return Err(super::exchange::too_long(most).into());
-        }
-        content.text = Vec::new();
-        content.room.shrink(content.raw.len());
-        self.line.is_in_time()?;
+        self.inbox.room.shrink(content.len() + self.inbox.ahead.len());
         let mut judged = Judged { head, route, models, pass, authority };
-        // Its body may have been long in coming, and the rules have changed meanwhile.
-        while self.changes.has_changed().unwrap_or(false) {
-            self.changes.mark_unchanged();
-            let line = self.line;
-            self.meanwhile(route.class, judged.again(gate, line)).await??;
+        // Its body may have been long in coming, and the service, too.
+        self.again(&mut judged, content).await?;
+        self.reach(content, route.class).await?;
+        self.again(&mut judged, content).await?;
+        self.line.is_in_time()?;
+        if (self.line.is_closed)() {
+            return Err(Stop::Over(common::transport::splice::End::Aborted.into()));
         }
         Ok((judged, ticket))
     }
 
-    /// The models that a request is about, read as Ollama will; `None` if it is about none.
-    async fn models(
-        &mut self,
-        leave: &Leave,
-        head: &RequestHead,
-        route: Route,
-        body: &mut Body,
-        content: &mut Content<'a>,
-        running: &mut Running<'_>,
-    ) -> Result<Option<Vec<String>>, Stop> {
-        let keys = match route.models {
-            Models::None => return Ok(None),
-            Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
-            Models::Unread if !leave.needs_model() => return Ok(None),
-            Models::Unread => {
-                return Err(leave
-                    .no_model("does not say its model where that can be checked")
-                    .into());
-            }
-            Models::Json(_) if head.encoded => {
-                let sentence = "adit: which model a request with a compressed body names can't be checked: send it uncompressed";
-                return Err(Refused::new(400, Refusal::Malformed, sentence).into());
-            }
-            Models::Json(keys) => keys,
-        };
-        self.read(head, body, content, running).await?;
-        let text = if head.body == BodyLength::Chunked { &content.text } else { &content.raw };
-        let models = model::named(text, keys)
-            .map_err(|e| Refused::new(400, Refusal::Malformed, format!("adit: {e}")))?;
-        if models.is_empty() && leave.needs_model() {
-            return Err(leave.no_model("names none").into());
+    /// Judges a request again if the rules have changed meanwhile.
+    async fn again(&mut self, judged: &mut Judged, content: &Content) -> Result<(), Stop> {
+        let (gate, line, class) = (self.gate, self.line, judged.route.class);
+        while self.changes.has_changed().unwrap_or(false) {
+            self.changes.mark_unchanged();
+            self.meanwhile(content, class, judged.again(gate, line)).await??;
         }
-        Ok(Some(models))
+        Ok(())
     }
 
-    /// Reads a whole body.
-    async fn read(
-        &mut self,
-        head: &RequestHead,
-        body: &mut Body,
-        content: &mut Content<'a>,
-        running: &mut Running<'_>,
-    ) -> Result<(), Stop> {
-        if head.expects && !body.is_over() {
-            running.outgoing.tracker.continued();
-            let gone = |_| Stop::Over(common::transport::splice::End::Aborted.into());
-            running.outgoing.bytes += response::CONTINUE.len() as u64;
-            self.send.write_all(response::CONTINUE).await.map_err(gone)?;
+    /// A connection to the service: the one there is, if that is still good, or a new one.
+    async fn reach(&mut self, content: &Content, class: RouteClass) -> Result<(), Stop> {
+        if self.service.as_mut().is_some_and(Service::has_left) {
+            self.service = None;
         }
-        let chunked = head.body == BodyLength::Chunked;
-        while !body.is_over() {
-            let mut chunks: [Bytes; CHUNKS] = std::array::from_fn(|_| Bytes::new());
-            let count = self.inbox.next(&mut chunks).await.map_err(|end| Stop::Over(end.into()))?;
-            if count == 0 {
-                let sentence = "adit: the application ended in the middle of its request";
-                return Err(Refused::new(400, Refusal::Malformed, sentence).into());
-            }
-            for at in 0..count {
-                let text = &mut content.text;
-                let taken = body.follow(&chunks[at], |bytes| {
-                    if chunked {
-                        text.extend_from_slice(bytes)
-                    }
-                });
-                let taken = taken?;
-                content.raw.extend_from_slice(&chunks[at][..taken]);
-                content.has_room()?;
-                if taken < chunks[at].len() {
-                    self.inbox.keep_behind(&mut chunks[at..count], taken);
-                    break;
-                }
-            }
+        if self.service.is_none() {
+            let (gate, line) = (self.gate, self.line);
+            self.service = Some(self.meanwhile(content, class, gate.dial(line)).await??);
         }
         Ok(())
     }
@@ -358,6 +303,16 @@ impl<'a> Conversation<'a> {
     /// take long, as it does with Ollama.
     async fn meanwhile<T>(
         &mut self,
+        content: &Content,
+        class: RouteClass,
+        work: impl Future<Output = T>,
+    ) -> Result<T, Stop> {
+        self.meanwhile_of(content.len(), class, work).await
+    }
+
+    async fn meanwhile_of<T>(
+        &mut self,
+        held: usize,
         class: RouteClass,
         work: impl Future<Output = T>,
     ) -> Result<T, Stop> {
@@ -365,17 +320,24 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             done = &mut work => Ok(done),
-            end = self.inbox.watch(WAITING) => match end {
+            end = self.inbox.watch(held, WAITING) => match end {
                 // Or it ends behind its next request.
-                DownEnd::Finished if !class.needs_gpu() || self.inbox.has_more() => Ok(work.await),
+                DownEnd::Finished if !class.needs_gpu() || !self.inbox.ahead.is_empty() => Ok(work.await),
                 end => Err(Stop::Over(end.into())),
             },
         }
     }
 }
 
+impl Content {
+    /// The memory that it takes.
+    fn len(&self) -> usize {
+        self.head + self.raw.len()
+    }
+}
+
 impl End {
-    fn of(over: &Over) -> Self {
+    pub(super) fn of(over: &Over) -> Self {
         match over {
             Over::Ended { end: common::transport::splice::End::Reset(code), .. }
                 if code.into_inner() == u64::from(proto::wire::Code::Aborted as u32) =>
@@ -387,22 +349,5 @@ impl End {
     }
 }
 
-impl Content<'_> {
-    /// Takes room for what has been read.
-    fn has_room(&mut self) -> Result<(), Refused> {
-        if self.raw.len() > MOST_BODY {
-            let sentence = format!(
-                "adit: the body is longer than {}, and it has to be read before it may pass",
-                proto::human::size(MOST_BODY as u64)
-            );
-            return Err(Refused::new(413, Refusal::Limit("body"), sentence));
-        }
-        self.room.grow(self.raw.len() + self.text.len()).map_err(|Full| {
-            let sentence =
-                "adit: the server is reading too many long requests at once: try again in a moment";
-            let mut refused = Refused::new(503, Refusal::Limit("room"), sentence);
-            refused.answer.retry_after = Some(1);
-            refused
-        })
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! What an application is told instead of an answer of the service.
 
+use std::time::SystemTime;
+
 use common::transport::splice::Sending;
 use proto::{
     http1::head::Fault,
@@ -31,6 +33,30 @@ impl Refused {
         Self { answer: ErrorAnswer::new(status, sentence), why }
     }
 
+    /// There is no memory to read it.
+    pub fn no_memory() -> Self {
+        let sentence =
+            "adit: the server is reading too many long requests at once: try again in a moment";
+        let mut refused = Self::new(503, Refusal::Limit("room"), sentence);
+        refused.answer.retry_after = Some(1);
+        refused
+    }
+
+    /// Writes last words to a device, which has some time to take them; whether it has.
+    pub(super) async fn write(send: &mut Sending, bytes: &[u8]) -> bool {
+        matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(bytes)).await, Ok(Ok(())))
+    }
+
+    /// The last line of an answer that had begun, in the shape of the request that begins with
+    /// `line`: Ollama tells errors so, too.
+    pub fn last_line(&self, line: &[u8]) -> Vec<u8> {
+        let body = self.answer.body(line);
+        match body.starts_with("{\"error\":{") {
+            true => format!("data: {body}\n\n").into_bytes(),
+            false => format!("{body}\n").into_bytes(),
+        }
+    }
+
     /// Tells an application why it gets no other answer, and records it; whether it has been taken.
     /// `line` is the beginning of the request.
     pub(super) async fn tell(
@@ -40,10 +66,8 @@ impl Refused {
         line: &[u8],
     ) -> bool {
         tracing::debug!("refused ({}): {}", self.answer.status, self.answer.sentence);
-        let answer = self.answer.render(line, std::time::SystemTime::now());
-        // Who takes nothing does not keep the service at work meanwhile.
-        let told =
-            matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(&answer)).await, Ok(Ok(())));
+        let answer = self.answer.render(line, SystemTime::now());
+        let told = Self::write(send, &answer).await;
         running.outgoing.bytes += answer.len() as u64;
         running.ended(End::Refused(self.why), Some(self.answer.status));
         told

@@ -6,12 +6,15 @@ use proto::{
     http1::{head::RequestHead, response::Tracker},
     identity::Name,
     ollama::{
+        model::Unreadable,
+        named_models::NamedModels,
         route::{Models, Route, RouteClass, Target},
         usage::JsonScan,
     },
 };
 
-use crate::record::{Asker, End, Observer, RequestRecord, TokenFacts};
+use super::refused::Refused;
+use crate::record::{Asker, End, Observer, Refusal, RequestRecord, TokenFacts};
 
 /// A path is recorded up to this length.
 const MOST_PATH: usize = 1024;
@@ -23,6 +26,8 @@ pub(super) struct Running<'a> {
     pub(super) incoming: Incoming,
     /// What goes to it.
     pub(super) outgoing: Outgoing<'a>,
+    /// Where its answer is.
+    pub(super) answer: Tracker,
     told: bool,
 }
 
@@ -34,10 +39,8 @@ pub(super) struct Incoming {
     /// Those of the body's content.
     pub(super) content: u64,
     scan: Option<JsonScan>,
-    /// So long it has waited for its turn.
-    pub(super) queued: Duration,
-    /// Since when the service has all that it needs to begin.
-    at_work: Option<Instant>,
+    /// The models that it names, where that has to be known.
+    named: Option<NamedModels>,
 }
 
 /// The answer's bytes.
@@ -48,10 +51,12 @@ pub(super) struct Outgoing<'a> {
     first: Option<Duration>,
     last: Option<Instant>,
     status: Option<u16>,
+    /// So long the request has waited for its turn.
+    pub(super) queued: Duration,
+    /// Since when the service has all that it needs to begin.
+    at_work: Option<Instant>,
     /// All of them.
     pub(super) bytes: u64,
-    /// Where it is.
-    pub(super) tracker: Tracker,
 }
 
 impl<'a> Running<'a> {
@@ -83,11 +88,10 @@ impl<'a> Running<'a> {
             tokens: TokenFacts::default(),
             end: End::Cut,
         };
-        let is_json = |head: &RequestHead, route: Route| {
-            matches!(route.models, Models::Json(_)) && !head.encoded
-        };
-        let scan = head.filter(|(head, route)| is_json(head, *route)).map(|_| JsonScan::default());
-        let counted = matches!(route, RouteClass::Generate | RouteClass::Embed);
+        let is_json = head
+            .is_some_and(|(head, route)| matches!(route.models, Models::Json(_)) && !head.encoded);
+        let is_kept =
+            matches!(route, RouteClass::Generate | RouteClass::Embed | RouteClass::Models);
         let outgoing = Outgoing {
             observer,
             route,
@@ -95,22 +99,17 @@ impl<'a> Running<'a> {
             first: None,
             last: None,
             status: None,
+            queued: Duration::ZERO,
+            at_work: None,
             bytes: 0,
-            tracker: Tracker::new(head.is_some_and(|(head, _)| &*head.method == "HEAD"), counted),
         };
-        Self { record, incoming: Incoming { scan, ..Incoming::default() }, outgoing, told: false }
-    }
-
-    /// It is no request after all: what the service says unasked.
-    pub(super) fn unrecorded(mut self) -> Self {
-        self.told = true;
-        self.outgoing.tracker = Tracker::unasked();
-        self
-    }
-
-    /// Whether it needs no record any more.
-    pub(super) fn is_told(&self) -> bool {
-        self.told
+        Self {
+            record,
+            incoming: Incoming::new(is_json),
+            outgoing,
+            answer: Tracker::new(head.is_some_and(|(head, _)| &*head.method == "HEAD"), is_kept),
+            told: false,
+        }
     }
 
     /// The model that it has named so far.
@@ -138,14 +137,14 @@ impl<'a> Running<'a> {
         let out = &self.outgoing;
         self.record.total = out.began.elapsed();
         (self.record.bytes_in, self.record.bytes_out) = (self.incoming.bytes, out.bytes);
-        self.record.queued = self.incoming.queued;
+        self.record.queued = out.queued;
         (self.record.first_byte, self.record.status) = (out.first, out.status);
         self.record.tokens = self.tokens();
         self.outgoing.observer.ended(&self.record);
     }
 
     fn tokens(&self) -> TokenFacts {
-        let (scan, tracker) = (self.incoming.scan.as_ref(), &self.outgoing.tracker);
+        let (scan, tracker) = (self.incoming.scan.as_ref(), &self.answer);
         let (told_in, told_out) = tracker.tokens();
         TokenFacts {
             told_in,
@@ -156,7 +155,7 @@ impl<'a> Running<'a> {
             is_stream: scan
                 .and_then(JsonScan::stream)
                 .unwrap_or_else(|| self.record.path.starts_with("/api/")),
-            at_work: self.incoming.at_work.map(|since| since.elapsed()),
+            at_work: self.outgoing.at_work.map(|since| since.elapsed()),
         }
     }
 }
@@ -170,17 +169,38 @@ impl Drop for Running<'_> {
 }
 
 impl Incoming {
+    /// Nothing yet, of a request whose body is JSON or is not followed.
+    pub(super) fn new(is_json: bool) -> Self {
+        Self { scan: is_json.then(JsonScan::default), ..Self::default() }
+    }
+
     /// Whether what has passed is all that the service needs to begin, so far as that can be
     /// followed.
     pub(super) fn is_whole(&self) -> bool {
         self.scan.as_ref().is_some_and(JsonScan::is_whole)
     }
 
-    /// The service has got what there is of it; `all` if that is the whole request.
-    pub(super) fn forwarded(&mut self, all: bool) {
-        if self.at_work.is_none() && (all || self.is_whole()) {
-            self.at_work = Some(Instant::now());
-        }
+    /// The models that the body names by these keys have to be known. Said before it comes.
+    pub(super) fn look_for_models(&mut self, keys: &'static [&'static [&'static str]]) {
+        self.named = Some(NamedModels::new(keys));
+    }
+
+    /// The models, as soon as nothing that may still come names others.
+    pub(super) fn settled_models(&self) -> Option<Vec<String>> {
+        self.named.as_ref()?.settled()
+    }
+
+    /// The models, when all of the body has come.
+    ///
+    /// # Errors
+    /// If the body does not name them in one way.
+    pub(super) fn models(&self) -> Result<Vec<String>, Refused> {
+        self.named.as_ref().map_or_else(|| Ok(Vec::new()), NamedModels::finish).map_err(unreadable)
+    }
+
+    /// Why the body can't be read in one way, as far as it has come.
+    pub(super) fn doubt(&self) -> Option<Refused> {
+        self.named.as_ref()?.fault().map(unreadable)
     }
 
     /// Bytes of the body's content.
@@ -189,21 +209,27 @@ impl Incoming {
         if let Some(scan) = &mut self.scan {
             scan.push(bytes);
         }
+        if let Some(named) = &mut self.named {
+            named.push(bytes);
+        }
     }
 }
 
+fn unreadable(why: Unreadable) -> Refused {
+    Refused::new(400, Refusal::Malformed, format!("adit: {why}"))
+}
+
 impl Outgoing<'_> {
-    /// Whether something else can still be said: nothing has come but interim answers.
-    pub(super) fn is_free(&self) -> bool {
-        self.bytes == 0 || self.tracker.is_between_heads()
+    /// The service has all that it needs to begin.
+    pub(super) fn works(&mut self) {
+        self.at_work.get_or_insert_with(Instant::now);
     }
 
-    /// A piece of the answer passes.
-    pub(super) fn piece(&mut self, bytes: &[u8]) {
-        self.tracker.follow(bytes);
-        self.bytes += bytes.len() as u64;
-        self.status = self.tracker.status();
-        if self.status.is_none() {
+    /// So many bytes of the answer pass; with its status, when that has come.
+    pub(super) fn piece(&mut self, bytes: usize, status: Option<u16>) {
+        self.bytes += bytes as u64;
+        self.status = status;
+        if status.is_none() {
             return;
         }
         let now = Instant::now();

@@ -93,7 +93,8 @@ fn a_body_that_is_too_long_is_never_allowed() {
     enter(1024).expect("just so");
     let refused = enter(1025).expect_err("too long");
     assert_eq!((refused.status(), refused.retry_after_secs()), (413, None));
-    assert_eq!(bench.limiter.body(bench.asker()), Some(1024));
+    assert_eq!(bench.limiter.body(bench.asker(), Some(1024)), Ok(Some(1024)));
+    assert!(bench.limiter.body(bench.asker(), Some(1025)).is_err());
 }
 
 #[test]

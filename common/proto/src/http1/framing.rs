@@ -35,7 +35,30 @@ enum Place {
     LastLf,
 }
 
+/// Whether bytes of our own can stand at this place of a body, and be its last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Insert {
+    /// As a chunk of their own.
+    Chunk,
+    /// As they are.
+    Plain,
+    /// Not here, but behind the chunk that passes.
+    Later,
+    /// Nowhere: the body has a length.
+    Never,
+}
+
 impl Body {
+    /// Whether bytes of our own can stand here.
+    pub fn can_insert(&self) -> Insert {
+        match self.0 {
+            State::UntilClose => Insert::Plain,
+            State::Left(_) | State::Trailer { .. } | State::SizeLf { size: 0 } => Insert::Never,
+            State::Size { digits: 0, .. } => Insert::Chunk,
+            _ => Insert::Later,
+        }
+    }
+
     /// A body of this length.
     pub fn new(length: BodyLength) -> Self {
         Self(match length {

@@ -247,6 +247,11 @@ impl HeadReader {
         Self { lenient: true, ..Self::default() }
     }
 
+    /// The bytes that it has.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Takes as much of `bytes` as belongs to the head; how much, if it ends there.
     ///
     /// # Errors

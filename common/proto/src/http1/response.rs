@@ -5,7 +5,9 @@ use super::{
     framing::Body,
     head::{AnswerHead, HeadReader},
 };
-use crate::ollama::usage::AnswerUsage;
+use crate::{http1::BodyLength, ollama::usage::AnswerUsage};
+
+pub use super::framing::Insert;
 
 /// What Go sends when a handler begins to read a body that was announced with `Expect`.
 pub const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
@@ -22,6 +24,8 @@ pub struct Tracker {
     /// other may follow.
     lost: bool,
     usage: Option<AnswerUsage>,
+    /// Its length was not known when it began.
+    streamed: bool,
     /// We have said 100 ourselves: the service's own is not passed on. So much of it has come.
     swallow: Option<usize>,
 }
@@ -37,13 +41,9 @@ impl Tracker {
             closes: false,
             lost: false,
             usage: counts_tokens.then(AnswerUsage::default),
+            streamed: false,
             swallow: None,
         }
-    }
-
-    /// What comes without having been asked for.
-    pub fn unasked() -> Self {
-        Self { body: Some(Body::until_close()), lost: true, ..Self::new(false, false) }
     }
 
     /// The application has been told to go on already.
@@ -122,6 +122,7 @@ impl Tracker {
                 self.status = Some(head.status);
                 self.closes = head.closes;
                 self.body = Some(head.body.map_or_else(Body::until_close, Body::new));
+                self.streamed = !matches!(head.body, Some(BodyLength::Known(_)));
                 taken
             }
             Err(_) => self.lose(bytes.len()),
@@ -159,6 +160,20 @@ impl Tracker {
     /// Whether nothing has come but whole interim answers.
     pub fn is_between_heads(&self) -> bool {
         self.body.is_none() && self.head.is_empty()
+    }
+
+    /// Whether a line of our own can stand here and be its last.
+    pub fn can_insert(&self) -> Insert {
+        match &self.body {
+            Some(body) if !self.lost => body.can_insert(),
+            Some(_) => Insert::Never,
+            None => Insert::Later,
+        }
+    }
+
+    /// Whether a whole answer says of itself that it was not broken off. One of a known length does.
+    pub fn says_done(&self) -> bool {
+        !self.streamed || self.usage.as_ref().is_none_or(AnswerUsage::says_done)
     }
 
     /// Its status, when that has come.

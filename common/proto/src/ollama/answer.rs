@@ -33,17 +33,8 @@ impl ErrorAnswer {
     /// The answer as bytes, for the request that begins with `line`, as far as that is known. The
     /// connection closes behind it. `now` is for its `Date`.
     pub fn render(&self, line: &[u8], now: SystemTime) -> Vec<u8> {
+        let body = self.body(line);
         let line = RequestLine::of(line);
-        let sentence = serde_json::Value::from(self.sentence.as_str());
-        // Ollama answers in OpenAI's shape below /v1.
-        let body = if line.target.starts_with(b"/v1/") {
-            format!(
-                "{{\"error\":{{\"message\":{sentence},\"type\":\"{}\",\"param\":null,\"code\":null}}}}",
-                self.kind()
-            )
-        } else {
-            format!("{{\"error\":{sentence}}}")
-        };
         let date = httpdate::fmt_http_date(now);
         let retry = self
             .retry_after
@@ -60,6 +51,21 @@ impl ErrorAnswer {
             answer.push_str(&body);
         }
         answer.into_bytes()
+    }
+
+    /// The JSON that says it, for the request that begins with `line`.
+    pub fn body(&self, line: &[u8]) -> String {
+        let line = RequestLine::of(line);
+        let sentence = serde_json::Value::from(self.sentence.as_str());
+        // Ollama answers in OpenAI's shape below /v1.
+        if line.target.starts_with(b"/v1/") {
+            format!(
+                "{{\"error\":{{\"message\":{sentence},\"type\":\"{}\",\"param\":null,\"code\":null}}}}",
+                self.kind()
+            )
+        } else {
+            format!("{{\"error\":{sentence}}}")
+        }
     }
 
     fn kind(&self) -> &'static str {

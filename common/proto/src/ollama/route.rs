@@ -163,6 +163,16 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("POST", "/v1/responses", RouteClass::Generate, MODEL),
     ("POST", "/v1/messages", RouteClass::Generate, MODEL),
     ("POST", "/v1/audio/transcriptions", RouteClass::Generate, Models::Unread),
+    // What else belongs to these: clients ask for it, and go on when Ollama says that it has none.
+    // Counting tokens is no work for the GPU, and must not wait for it.
+    ("POST", "/v1/messages/count_tokens", RouteClass::List, MODEL),
+    ("POST", "/v1/messages/*", RouteClass::Generate, MODEL),
+    ("POST", "/v1/responses/*", RouteClass::Generate, MODEL),
+    ("POST", "/v1/chat/completions/*", RouteClass::Generate, MODEL),
+    ("POST", "/v1/audio/*", RouteClass::Generate, Models::Unread),
+    ("GET", "/v1/messages/*", RouteClass::List, Models::None),
+    ("GET", "/v1/responses/*", RouteClass::List, Models::None),
+    ("GET", "/v1/chat/completions/*", RouteClass::List, Models::None),
     ("POST", "/api/embed", RouteClass::Embed, MODEL),
     ("POST", "/api/embeddings", RouteClass::Embed, MODEL),
     ("POST", "/v1/embeddings", RouteClass::Embed, MODEL),
@@ -340,6 +350,10 @@ mod tests {
         assert_eq!(class("GET", "/v1/models/"), RouteClass::Other);
         assert_eq!(class("GET", "/debug/pprof/heap"), RouteClass::Other);
         assert_eq!(class("DELETE", "/api/delete"), RouteClass::Models);
+        assert_eq!(class("POST", "/v1/messages/count_tokens"), RouteClass::List);
+        assert_eq!(class("POST", "/v1/messages/batches"), RouteClass::Generate);
+        assert_eq!(class("GET", "/v1/responses/resp_1/input_items"), RouteClass::List);
+        assert_eq!(class("DELETE", "/v1/responses/resp_1"), RouteClass::Other);
     }
 
     #[test]

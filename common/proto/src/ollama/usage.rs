@@ -38,6 +38,11 @@ impl AnswerUsage {
         self.tail.tokens()
     }
 
+    /// Whether the answer says itself that it has come to its end.
+    pub fn says_done(&self) -> bool {
+        self.tail.says_done()
+    }
+
     /// Pieces of text that have come in a stream. Ollama sends each token in a piece of its own.
     pub fn pieces(&self) -> u64 {
         self.pieces.count
@@ -127,6 +132,21 @@ impl Tail {
             last(["\"eval_count\":", "\"completion_tokens\":", "\"output_tokens\":"])
                 .map(|(_, count)| count),
         )
+    }
+}
+
+impl Tail {
+    /// Whether the answer says itself that it has come to its end, in the shape of any of the
+    /// streams that Ollama has. Quotes within its text would be escaped.
+    fn says_done(&self) -> bool {
+        const ENDS: [&str; 5] = [
+            "\"done\":true",
+            "data: [DONE]",
+            "\"type\":\"message_stop\"",
+            "\"type\":\"response.completed\"",
+            "\"status\":\"success\"",
+        ];
+        ENDS.iter().any(|end| memchr::memmem::rfind(&self.0, end.as_bytes()).is_some())
     }
 }
 

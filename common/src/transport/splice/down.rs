@@ -13,7 +13,7 @@ use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 use super::{Meter, Receiving, passed::Passed};
 
 /// Chunks of a stream that go into one `writev`.
-pub const CHUNKS: usize = 16;
+const CHUNKS: usize = 16;
 
 /// How the direction from the tunnel to TCP ended.
 #[derive(Debug)]
@@ -84,7 +84,7 @@ async fn is_so_now(known: Pin<&mut impl Future<Output = bool>>) -> bool {
 ///
 /// # Errors
 /// When TCP takes no more, or the other end has aborted.
-pub async fn write_all(
+pub(super) async fn write_all(
     chunks: &mut [Bytes],
     to: &WriteHalf<'_>,
     from: &mut Receiving,
@@ -111,7 +111,7 @@ pub async fn write_all(
             }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                 if !joined {
-                    join(&mut chunks[next..]);
+                    join_chunks(&mut chunks[next..]);
                     joined = true;
                 }
                 writable(to, from).await?;
@@ -124,7 +124,7 @@ pub async fn write_all(
 
 /// Copies chunks that have to wait into the first of them: each is a piece of what came from the
 /// network at once, and would keep up to 64 KiB of it.
-fn join(chunks: &mut [Bytes]) {
+pub fn join_chunks(chunks: &mut [Bytes]) {
     let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
     for chunk in &mut *chunks {
         joined.extend_from_slice(&std::mem::take(chunk));

@@ -13,18 +13,20 @@ pub struct Sending {
     stream: SendStream,
     finished: bool,
     credit: Option<Arc<Credit>>,
+    /// What it may send of its credit, and has not sent.
+    share: usize,
 }
 
 impl Sending {
     /// Takes charge of `stream`.
     pub fn new(stream: SendStream) -> Self {
-        Self { stream, finished: false, credit: None }
+        Self { stream, finished: false, credit: None, share: 0 }
     }
 
     /// Takes charge of `stream`, which sends no more than its share of this credit.
     pub fn within(stream: SendStream, credit: &Arc<Credit>) -> Self {
         credit.begin(stream.id());
-        Self { stream, finished: false, credit: Some(credit.clone()) }
+        Self { stream, finished: false, credit: Some(credit.clone()), share: 0 }
     }
 
     /// Writes all of `bytes`. Not cancellation safe: a part may have been written.
@@ -52,6 +54,25 @@ impl Sending {
                 Err(StoppedError::ZeroRttRejected) => WriteError::ZeroRttRejected,
             }),
         }
+    }
+
+    /// Writes as much of `bytes` as flow control allows; how much.
+    ///
+    /// # Cancel safety
+    /// Nothing has been written.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
+        let most = match &self.credit {
+            None => bytes.len(),
+            Some(credit) => {
+                if self.share == 0 {
+                    self.share = self.may_send(credit, bytes.len()).await?;
+                }
+                self.share.min(bytes.len())
+            }
+        };
+        let n = self.stream.write(&bytes[..most]).await?;
+        self.share = self.share.saturating_sub(n);
+        Ok(n)
     }
 
     /// The end of this direction.

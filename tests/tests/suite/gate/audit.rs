@@ -410,3 +410,30 @@ async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
         .expect("a status");
     assert_eq!((ended.status.code(), ended.stderr.as_slice()), (Some(0), &b""[..]));
 }
+
+#[tokio::test]
+async fn a_stream_that_the_service_ends_in_order_because_its_application_has_gone_is_cancelled() {
+    let service = Upstream::start().await;
+    let world =
+        World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
+            .await;
+    let up = up(&world, "laptop").await;
+    let begun = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f\r\n{\"response\":\"a\",\"done\":false}\n\r\n";
+    for (path, closes) in [("/api/generate", false), ("/api/chat", true)] {
+        let request = raw::post(path, r#"{"model":"stand-in"}"#);
+        let mut app = raw::connect(up.address).await;
+        app.write_all(request.as_bytes()).await.expect("sent");
+        let mut at_service = service.accept().await;
+        raw::read_exactly(&mut at_service, request.len()).await;
+        at_service.write_all(begun.as_bytes()).await.expect("answered");
+        raw::read_exactly(&mut app, begun.len()).await;
+        app.shutdown().await.expect("half-closed");
+        let kept = (!closes).then_some(app);
+        assert_eq!(raw::read_to_end(&mut at_service).await, (vec![], raw::Ending::Closed));
+        // What Ollama does with a stream that it breaks off.
+        at_service.write_all(b"0\r\n\r\n").await.expect("ended");
+        drop(at_service);
+        assert_eq!(line(&world, |line| line["path"] == path).await["end"], "cancelled");
+        drop(kept);
+    }
+}

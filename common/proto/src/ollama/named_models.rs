@@ -1,0 +1,452 @@
+//! Which models a request's JSON names, read while it comes: most bodies say it in their first
+//! kilobytes, and need not be read whole before they pass. The rest is followed as it passes, and
+//! what could be read in two ways is found before its last byte has left.
+//!
+//! It says what [`model::named`](super::model::named) says of the whole body, and is as strict:
+//! this is a complete reader of JSON (RFC 8259) that keeps nothing but the names.
+
+use super::model::{Unreadable, is_same_key};
+
+/// Longer than any name that Ollama takes, as it is written (each character as `\u1234`).
+const MOST_NAME: usize = 6 * 512;
+/// Objects and arrays within each other, at the most.
+const MOST_DEPTH: u32 = 127;
+
+/// Follows one JSON object.
+#[derive(Debug)]
+pub struct NamedModels {
+    keys: Vec<&'static str>,
+    lists: &'static [&'static [&'static str]],
+    /// What each key says.
+    values: Vec<Option<String>>,
+    state: State,
+    depth: u32,
+    /// One bit for each level: whether it is an object.
+    objects: u128,
+    /// The string that is kept: a key, or the value of a key that is looked for.
+    text: Vec<u8>,
+    /// The key whose value comes.
+    wanted: Option<usize>,
+    fault: Option<Unreadable>,
+}
+
+/// What comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The object itself.
+    Begin,
+    /// A value; or the end of an array that is empty.
+    Value {
+        or_end: bool,
+    },
+    /// A key; or the end of an object that is empty.
+    Key {
+        or_end: bool,
+    },
+    Colon,
+    CommaOrEnd,
+    /// The rest of a string.
+    String {
+        is_key: bool,
+        escape: Escape,
+    },
+    /// The rest of `true`, `false` or `null`.
+    Word(&'static [u8]),
+    Number(Number),
+    /// White space.
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Escape {
+    None,
+    Begun,
+    /// So many hexadecimal digits are to come.
+    Hex(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Number {
+    Minus,
+    Zero,
+    Integer,
+    Point,
+    Fraction,
+    E,
+    Sign,
+    Exponent,
+}
+
+impl NamedModels {
+    /// Nothing has come of a body that names its models like this.
+    pub fn new(lists: &'static [&'static [&'static str]]) -> Self {
+        let keys = lists.concat();
+        Self {
+            values: vec![None; keys.len()],
+            keys,
+            lists,
+            state: State::Begin,
+            depth: 0,
+            objects: 0,
+            text: Vec::new(),
+            wanted: None,
+            fault: None,
+        }
+    }
+
+    /// More of the body.
+    pub fn push(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.fault.is_none() {
+            let taken = match self.state {
+                State::String { is_key, escape: Escape::None } => self.string(bytes, is_key),
+                _ => self.step(bytes[0]).map(|again| usize::from(!again)),
+            };
+            match taken {
+                Ok(taken) => bytes = &bytes[taken..],
+                Err(fault) => self.fault = Some(fault),
+            }
+        }
+    }
+
+    /// Why the body has no one meaning, as far as it has come.
+    pub fn fault(&self) -> Option<Unreadable> {
+        self.fault
+    }
+
+    /// The models, if nothing that may still come can change them but make the body unreadable.
+    pub fn settled(&self) -> Option<Vec<String>> {
+        let firsts: Option<Vec<String>> = self
+            .lists
+            .iter()
+            .map(|list| list.first().and_then(|key| self.value(key)).map(str::to_owned))
+            .collect();
+        firsts.filter(|_| self.fault.is_none())
+    }
+
+    /// The models, when the whole body has come.
+    ///
+    /// # Errors
+    /// If Ollama would not read it either, or could read something else.
+    pub fn finish(&self) -> Result<Vec<String>, Unreadable> {
+        match (self.fault, self.state) {
+            (Some(fault), _) => Err(fault),
+            (None, State::Done) => Ok(self
+                .lists
+                .iter()
+                .filter_map(|list| list.iter().find_map(|key| self.value(key)))
+                .map(str::to_owned)
+                .collect()),
+            (None, _) => Err(Unreadable::Malformed),
+        }
+    }
+
+    /// What a key says, if that is not empty.
+    fn value(&self, key: &str) -> Option<&str> {
+        let at = self.keys.iter().position(|k| *k == key)?;
+        self.values[at].as_deref().filter(|value| !value.is_empty())
+    }
+
+    /// One byte that is not within a string's text; whether it is still to be looked at.
+    fn step(&mut self, byte: u8) -> Result<bool, Unreadable> {
+        let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        match self.state {
+            State::Begin
+            | State::Value { .. }
+            | State::Key { .. }
+            | State::Colon
+            | State::CommaOrEnd
+            | State::Done
+                if is_space => {}
+            State::Begin if byte == b'{' => self.open(true)?,
+            State::Value { or_end: true } if byte == b']' => self.close(false)?,
+            State::Value { .. } => self.value_begins(byte)?,
+            State::Key { or_end: true } if byte == b'}' => self.close(true)?,
+            State::Key { .. } if byte == b'"' => {
+                self.text.clear();
+                self.state = State::String { is_key: true, escape: Escape::None };
+            }
+            State::Colon if byte == b':' => self.state = State::Value { or_end: false },
+            State::CommaOrEnd => match byte {
+                b',' if self.is_object() => self.state = State::Key { or_end: false },
+                b',' => self.state = State::Value { or_end: false },
+                b'}' => self.close(true)?,
+                b']' => self.close(false)?,
+                _ => return Err(Unreadable::Malformed),
+            },
+            State::String { is_key, escape } => self.escape(byte, is_key, escape)?,
+            State::Word([next, rest @ ..]) if byte == *next => {
+                self.state = if rest.is_empty() { State::CommaOrEnd } else { State::Word(rest) };
+            }
+            State::Number(number) => return self.number(byte, number),
+            _ => return Err(Unreadable::Malformed),
+        }
+        Ok(false)
+    }
+
+    fn is_object(&self) -> bool {
+        self.objects >> self.depth & 1 == 1
+    }
+
+    fn open(&mut self, object: bool) -> Result<(), Unreadable> {
+        if self.depth == MOST_DEPTH {
+            return Err(Unreadable::Malformed);
+        }
+        self.depth += 1;
+        self.objects &= !(1 << self.depth);
+        self.objects |= u128::from(object) << self.depth;
+        self.state =
+            if object { State::Key { or_end: true } } else { State::Value { or_end: true } };
+        Ok(())
+    }
+
+    fn close(&mut self, object: bool) -> Result<(), Unreadable> {
+        if self.is_object() != object {
+            return Err(Unreadable::Malformed);
+        }
+        self.depth -= 1;
+        self.state = if self.depth == 0 { State::Done } else { State::CommaOrEnd };
+        Ok(())
+    }
+
+    fn value_begins(&mut self, byte: u8) -> Result<(), Unreadable> {
+        if self.wanted.is_some() && !matches!(byte, b'"' | b'n') {
+            return Err(Unreadable::Malformed);
+        }
+        match byte {
+            b'"' => {
+                self.text.clear();
+                self.state = State::String { is_key: false, escape: Escape::None };
+            }
+            b'{' => self.open(true)?,
+            b'[' => self.open(false)?,
+            b't' => self.state = State::Word(b"rue"),
+            b'f' => self.state = State::Word(b"alse"),
+            b'n' => {
+                // To Go, null is no value.
+                self.wanted = None;
+                self.state = State::Word(b"ull");
+            }
+            b'-' => self.state = State::Number(Number::Minus),
+            b'0' => self.state = State::Number(Number::Zero),
+            b'1'..=b'9' => self.state = State::Number(Number::Integer),
+            _ => return Err(Unreadable::Malformed),
+        }
+        Ok(())
+    }
+
+    /// Text of a string; how much of `bytes` that is.
+    fn string(&mut self, bytes: &[u8], is_key: bool) -> Result<usize, Unreadable> {
+        let is_text = |byte: &u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
+        let text = bytes.iter().take_while(|byte| is_text(byte)).count();
+        self.keep(&bytes[..text], is_key)?;
+        match bytes.get(text) {
+            None => return Ok(text),
+            Some(b'"') => self.string_ends(is_key)?,
+            Some(b'\\') => {
+                self.keep(b"\\", is_key)?;
+                self.state = State::String { is_key, escape: Escape::Begun };
+            }
+            Some(_) => return Err(Unreadable::Malformed),
+        }
+        Ok(text + 1)
+    }
+
+    fn escape(&mut self, byte: u8, is_key: bool, escape: Escape) -> Result<(), Unreadable> {
+        let escape = match (escape, byte) {
+            (Escape::Begun, b'u') => Escape::Hex(4),
+            (Escape::Begun, b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Escape::None,
+            (Escape::Hex(1), _) if byte.is_ascii_hexdigit() => Escape::None,
+            (Escape::Hex(left), _) if byte.is_ascii_hexdigit() => Escape::Hex(left - 1),
+            _ => return Err(Unreadable::Malformed),
+        };
+        self.keep(&[byte], is_key)?;
+        self.state = State::String { is_key, escape };
+        Ok(())
+    }
+
+    /// Keeps the text of a key at the top, or of a name. Any other is only passed over.
+    fn keep(&mut self, text: &[u8], is_key: bool) -> Result<(), Unreadable> {
+        let is_kept = if is_key { self.depth == 1 } else { self.wanted.is_some() };
+        if !is_kept {
+            return Ok(());
+        }
+        if self.text.len() + text.len() <= MOST_NAME {
+            self.text.extend_from_slice(text);
+        } else if !is_key {
+            return Err(Unreadable::Malformed);
+        } else {
+            // Too long to be a key that is looked for, whatever comes.
+            self.text.resize(MOST_NAME, b'x');
+        }
+        Ok(())
+    }
+
+    fn string_ends(&mut self, is_key: bool) -> Result<(), Unreadable> {
+        self.state = if is_key { State::Colon } else { State::CommaOrEnd };
+        if is_key && self.depth == 1 {
+            let key = decoded(&self.text)?;
+            if let Some(at) = self.keys.iter().position(|wanted| is_same_key(wanted, &key)) {
+                // Two readers could take two: see `model::named`.
+                if self.values[at].is_some() || key != self.keys[at] {
+                    return Err(Unreadable::Ambiguous);
+                }
+                self.values[at] = Some(String::new());
+                self.wanted = Some(at);
+            }
+        } else if !is_key && let Some(at) = self.wanted.take() {
+            let name = decoded(&self.text)?;
+            if name.len() > MOST_NAME / 6 {
+                return Err(Unreadable::Malformed);
+            }
+            self.values[at] = Some(name);
+        }
+        Ok(())
+    }
+
+    /// One byte behind the beginning of a number; whether it is not one of it.
+    fn number(&mut self, byte: u8, number: Number) -> Result<bool, Unreadable> {
+        let next = match (number, byte) {
+            (Number::Minus, b'0') => Number::Zero,
+            (Number::Minus, b'1'..=b'9') | (Number::Integer, b'0'..=b'9') => Number::Integer,
+            (Number::Zero | Number::Integer, b'.') => Number::Point,
+            (Number::Point | Number::Fraction, b'0'..=b'9') => Number::Fraction,
+            (Number::Zero | Number::Integer | Number::Fraction, b'e' | b'E') => Number::E,
+            (Number::E, b'+' | b'-') => Number::Sign,
+            (Number::E | Number::Sign | Number::Exponent, b'0'..=b'9') => Number::Exponent,
+            (Number::Zero | Number::Integer | Number::Fraction | Number::Exponent, _) => {
+                self.state = State::CommaOrEnd;
+                return Ok(true);
+            }
+            _ => return Err(Unreadable::Malformed),
+        };
+        self.state = State::Number(next);
+        Ok(false)
+    }
+}
+
+/// What a string says that is written like this.
+fn decoded(text: &[u8]) -> Result<String, Unreadable> {
+    let quoted = [b"\"", text, b"\""].concat();
+    serde_json::from_slice(&quoted).map_err(|_| Unreadable::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::ollama::model;
+
+    const MODEL: &[&[&str]] = &[&["model"]];
+    const NAME: &[&[&str]] = &[&["model", "name"]];
+    const TWO: &[&[&str]] = &[&["model", "name"], &["from"]];
+
+    /// What is said of a body, for every way to cut it in two.
+    fn read(
+        body: &[u8],
+        lists: &'static [&'static [&'static str]],
+    ) -> Result<Vec<String>, Unreadable> {
+        let of = |parts: [&[u8]; 2]| {
+            let mut named = NamedModels::new(lists);
+            for part in parts {
+                named.push(part);
+                if let (Some(settled), Ok(all)) = (named.settled(), model::named(body, lists)) {
+                    assert_eq!(settled, all, "{}", String::from_utf8_lossy(body));
+                }
+            }
+            named.finish()
+        };
+        let whole = of([body, b""]);
+        for cut in 0..body.len() {
+            assert_eq!(of([&body[..cut], &body[cut..]]), whole, "cut at {cut}");
+        }
+        whole
+    }
+
+    #[test]
+    fn what_is_said_of_a_body_that_comes_is_what_is_said_of_the_whole() {
+        for body in [
+            r#"{"model":"a"}"#,
+            r#"{"messages":[{"content":"\"model\":\"b\""}],"model":"a"} "#,
+            r#"{"model":"a","model":"b"}"#,
+            r#"{"model":"a","Model":"b"}"#,
+            r#"{"model":"a","mode\u006c":"b"}"#,
+            r#"{"mode\u006c":"\u0061"}"#,
+            r#"{"model":null,"name":"a"}"#,
+            r#"{"model":"","name":"a","from":"b"}"#,
+            r#"{"from":"b","name":"a"}"#,
+            r#"{"model":1}"#,
+            r#"{"model":["a"]}"#,
+            r#"{"model":"a"}x"#,
+            r#"{"model":"a"}{"model":"b"}"#,
+            r#"[{"model":"a"}]"#,
+            r#""model""#,
+            r#"{"a":{"model":"b"},"b":[1,-0.5e+3,true,false,null,{}],"model":"a"}"#,
+            r#"{"model":"a",}"#,
+            r#"{"model":"a","b":01}"#,
+            r#"{"model":"a","b":tru}"#,
+            r#"{"model":"a","b":[}"#,
+            r#"{"model":"a","b":"\x"}"#,
+            r#"{"model":"a","b":"\ud800"}"#,
+            r#"{"model":"\ud800"}"#,
+            "{\"model\":\"a\n\"}",
+            r#"{"model":"a""#,
+            "",
+            " ",
+        ] {
+            for lists in [MODEL, NAME, TWO] {
+                assert_eq!(
+                    read(body.as_bytes(), lists),
+                    model::named(body.as_bytes(), lists),
+                    "{body}"
+                );
+            }
+        }
+        let long = format!(r#"{{"{0}":"{0}","model":"a"}}"#, "x".repeat(2 * MOST_NAME));
+        assert_eq!(read(long.as_bytes(), MODEL), Ok(vec!["a".to_owned()]));
+        for depth in [126, 127, 128] {
+            let deep = format!(r#"{{"a":{}{},"model":"a"}}"#, "[".repeat(depth), "]".repeat(depth));
+            let (streamed, whole) =
+                (read(deep.as_bytes(), MODEL), model::named(deep.as_bytes(), MODEL));
+            assert!(streamed == whole || streamed == Err(Unreadable::Malformed), "{depth}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_comes_early_is_known_early() {
+        let mut named = NamedModels::new(MODEL);
+        named.push(br#"{"stream":true,"model":"a"#);
+        assert_eq!(named.settled(), None);
+        named.push(br#"","messages":[{"images":["#);
+        assert_eq!(named.settled(), Some(vec!["a".to_owned()]));
+        named.push(br#""x"]}],"MODEL":"#);
+        assert_eq!((named.settled(), named.fault()), (None, Some(Unreadable::Ambiguous)));
+        // A name may still be overruled by a model.
+        let mut named = NamedModels::new(NAME);
+        named.push(br#"{"name":"a","#);
+        assert_eq!(named.settled(), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_pieces_of_json_are_read_as_the_whole_is(
+            pieces in proptest::collection::vec(
+                proptest::sample::select(vec![
+                    "{", "}", "[", "]", ",", ":", "\"model\"", "\"Model\"", "\"name\"", "\"from\"",
+                    "\"a\"", "\"\\u006d\"", "\"", "\\", "1", "-", "0", ".5", "e3", "true", "null",
+                    " ", "x", "\"model\":\"a\"", "\"name\":\"b\",", "{\"model\":",
+                ]),
+                0..14,
+            )
+        ) {
+            let body = pieces.concat();
+            for lists in [MODEL, NAME, TWO] {
+                prop_assert_eq!(
+                    read(body.as_bytes(), lists),
+                    model::named(body.as_bytes(), lists),
+                    "{}", body
+                );
+            }
+        }
+    }
+}

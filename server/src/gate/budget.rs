@@ -1,0 +1,347 @@
+//! A budget that devices share: memory for what is read ahead, connections to the service. A device
+//! may have as much of it as it leaves free: so one that takes all it can get leaves half, two leave
+//! a third, and whoever comes next finds some. What does not fit waits, device by device.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use proto::identity::DeviceId;
+use tokio::sync::{Notify, oneshot};
+
+/// The most that wait at once.
+const MOST_WAITING: usize = 8192;
+
+/// All of it.
+#[derive(Debug)]
+pub(super) struct Budget {
+    most: AtomicUsize,
+    /// So long one waits for its share before it is refused.
+    wait: Duration,
+    ledger: Mutex<Ledger>,
+    /// Somebody has begun to wait.
+    short: Notify,
+}
+
+/// There is no more for this device now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Full;
+
+/// What one connection takes of it; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share<'a> {
+    budget: &'a Budget,
+    device: DeviceId,
+    amount: usize,
+}
+
+impl Budget {
+    /// A budget of so much; whoever waits for its share is refused after so long.
+    pub(super) fn new(most: usize, wait: Duration) -> Self {
+        Self { most: AtomicUsize::new(most), wait, ledger: Mutex::default(), short: Notify::new() }
+    }
+
+    /// It is so much from now on. What has been taken stays taken.
+    pub(super) fn resize(&self, most: usize) {
+        self.most.store(most, Relaxed);
+    }
+
+    /// Ends when somebody of this device waits: whoever has what it does not need now gives it
+    /// back. Cancellation safe.
+    pub(super) async fn wanted(&self, device: DeviceId) {
+        loop {
+            let mut short = std::pin::pin!(self.short.notified());
+            short.as_mut().enable();
+            if self.lock().waits(device) {
+                return;
+            }
+            short.await;
+        }
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Relaxed)
+    }
+
+    /// Nothing yet, for a connection of this device.
+    pub(super) fn share(&self, device: DeviceId) -> Share<'_> {
+        Share { budget: self, device, amount: 0 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ledger> {
+        self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Share<'_> {
+    /// What it has.
+    pub(super) fn amount(&self) -> usize {
+        self.amount
+    }
+
+    /// Takes more, if it has less than `amount`, and if there is more now.
+    ///
+    /// # Errors
+    /// [`Full`]; then it has what it had.
+    pub(super) fn try_grow(&mut self, amount: usize) -> Result<(), Full> {
+        let more = amount.saturating_sub(self.amount);
+        if more > 0 {
+            self.budget.lock().take(self.device, more, self.budget.most())?;
+            self.amount = amount;
+        }
+        Ok(())
+    }
+
+    /// Takes more, if it has less than `amount`; waits for it a while.
+    ///
+    /// # Errors
+    /// [`Full`] if there was no more in time; then it has what it had.
+    ///
+    /// # Cancel safety
+    /// It has what it had.
+    pub(super) async fn grow(&mut self, amount: usize) -> Result<(), Full> {
+        if self.try_grow(amount).is_ok() {
+            return Ok(());
+        }
+        let more = amount - self.amount;
+        let (waits, granted) = self.budget.lock().wait(self.device, more, self.budget.most())?;
+        self.budget.short.notify_waiters();
+        let mut place = Place { budget: self.budget, waits, device: self.device, more };
+        match tokio::time::timeout(self.budget.wait, granted).await {
+            Ok(Ok(())) => {
+                place.more = 0;
+                self.amount = amount;
+                Ok(())
+            }
+            _ => Err(Full),
+        }
+    }
+
+    /// Takes over what another share of the same device has.
+    pub(super) fn join(&mut self, mut other: Share<'_>) {
+        debug_assert_eq!(self.device, other.device);
+        self.amount += std::mem::take(&mut other.amount);
+    }
+
+    /// Gives back what it has above `amount`.
+    pub(super) fn shrink(&mut self, amount: usize) {
+        let less = self.amount.saturating_sub(amount);
+        if less > 0 {
+            self.amount -= less;
+            self.budget.lock().give_back(self.device, less, self.budget.most());
+        }
+    }
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        self.shrink(0);
+    }
+}
+
+/// A place among those that wait; left when dropped.
+struct Place<'a> {
+    budget: &'a Budget,
+    waits: u64,
+    device: DeviceId,
+    /// What it waits for; 0 when it has got it.
+    more: usize,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if self.more == 0 {
+            return;
+        }
+        let mut ledger = self.budget.lock();
+        if !ledger.leave(self.waits) {
+            // It was granted in this moment.
+            ledger.give_back(self.device, self.more, self.budget.most());
+        }
+        ledger.grant(self.budget.most());
+    }
+}
+
+/// Who has what, and who waits.
+#[derive(Debug, Default)]
+struct Ledger {
+    all: usize,
+    by_device: HashMap<DeviceId, usize>,
+    waiting: VecDeque<Waiting>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    id: u64,
+    device: DeviceId,
+    more: usize,
+    granted: oneshot::Sender<()>,
+}
+
+impl Ledger {
+    fn fits(&self, device: DeviceId, more: usize, most: usize) -> bool {
+        self.of(device) + more + self.all + more <= most
+    }
+
+    fn of(&self, device: DeviceId) -> usize {
+        self.by_device.get(&device).copied().unwrap_or(0)
+    }
+
+    fn waits(&self, device: DeviceId) -> bool {
+        self.waiting.iter().any(|waiting| waiting.device == device)
+    }
+
+    /// Takes it at once, unless others of the same device wait.
+    fn take(&mut self, device: DeviceId, more: usize, most: usize) -> Result<(), Full> {
+        if self.waits(device) || !self.fits(device, more, most) {
+            return Err(Full);
+        }
+        self.add(device, more);
+        Ok(())
+    }
+
+    fn add(&mut self, device: DeviceId, more: usize) {
+        *self.by_device.entry(device).or_default() += more;
+        self.all += more;
+    }
+
+    fn wait(
+        &mut self,
+        device: DeviceId,
+        more: usize,
+        most: usize,
+    ) -> Result<(u64, oneshot::Receiver<()>), Full> {
+        if self.waiting.len() >= MOST_WAITING {
+            return Err(Full);
+        }
+        let (granted, receiver) = oneshot::channel();
+        self.next += 1;
+        self.waiting.push_back(Waiting { id: self.next, device, more, granted });
+        // Something may have been given back meanwhile.
+        self.grant(most);
+        Ok((self.next, receiver))
+    }
+
+    /// Whether it was still waiting.
+    fn leave(&mut self, id: u64) -> bool {
+        let at = self.waiting.iter().position(|w| w.id == id);
+        at.and_then(|at| self.waiting.remove(at)).is_some()
+    }
+
+    fn give_back(&mut self, device: DeviceId, less: usize, most: usize) {
+        self.all -= less;
+        if let Some(mine) = self.by_device.get_mut(&device) {
+            *mine -= less;
+            if *mine == 0 {
+                self.by_device.remove(&device);
+            }
+        }
+        self.grant(most);
+    }
+
+    /// Grants what fits: of each device whoever came first, and the device with the least first.
+    fn grant(&mut self, most: usize) {
+        while let Some(at) = self.next_that_fits(most) {
+            let Some(Waiting { device, more, granted, .. }) = self.waiting.remove(at) else {
+                return;
+            };
+            self.add(device, more);
+            // If it has left in this moment, its place gives it back.
+            let _ = granted.send(());
+        }
+    }
+
+    fn next_that_fits(&self, most: usize) -> Option<usize> {
+        let mut seen = std::collections::HashSet::new();
+        self.waiting
+            .iter()
+            .enumerate()
+            .filter(|(_, w)| seen.insert(w.device))
+            .filter(|(_, w)| self.fits(w.device, w.more, most))
+            .min_by_key(|(_, w)| self.of(w.device))
+            .map(|(at, _)| at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOST: usize = 60;
+
+    #[test]
+    fn whoever_takes_all_that_there_is_leaves_as_much_and_all_is_given_back() {
+        let budget = Budget::new(MOST, Duration::from_millis(20));
+        let all_of_it = || {
+            let mut share = budget.share(DeviceId::generate());
+            let steps = (1..).take_while(|n| share.try_grow(*n).is_ok()).count();
+            (share, steps)
+        };
+        let (first, half) = all_of_it();
+        assert_eq!(half, 30);
+        assert_eq!(
+            budget.share(first.device).try_grow(1),
+            Err(Full),
+            "it has its part, however many its requests"
+        );
+        let (mut second, third) = all_of_it();
+        assert_eq!(third, 15);
+        assert_eq!(second.try_grow(1), Ok(()), "it has that already");
+        second.shrink(1);
+        assert_eq!(all_of_it().1, 14);
+        drop((first, second));
+        assert!(budget.lock().all == 0 && budget.lock().by_device.is_empty());
+    }
+
+    /// Polls once.
+    fn poll<F: Future>(future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+        future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_waits_and_the_device_with_the_least_comes_first() {
+        let budget = Budget::new(MOST, Duration::from_millis(20));
+        let (greedy, person) = (DeviceId::generate(), DeviceId::generate());
+        let mut has = budget.share(greedy);
+        has.try_grow(30).expect("half");
+        let (mut a, mut b, mut c) =
+            (budget.share(greedy), budget.share(greedy), budget.share(person));
+        let (mut a, mut b, mut c) =
+            (Box::pin(a.grow(10)), Box::pin(b.grow(1)), Box::pin(c.grow(20)));
+        assert!(poll(a.as_mut()).is_pending());
+        assert!(poll(b.as_mut()).is_pending());
+        assert!(poll(c.as_mut()).is_pending(), "20 of 30 that are free is not its part");
+        has.shrink(20);
+        assert_eq!(poll(c.as_mut()), std::task::Poll::Ready(Ok(())));
+        assert!(poll(a.as_mut()).is_pending());
+        assert!(poll(b.as_mut()).is_pending(), "it is behind another of its device");
+        drop(has);
+        assert_eq!(poll(a.as_mut()), std::task::Poll::Ready(Ok(())));
+        assert_eq!(poll(b.as_mut()), std::task::Poll::Ready(Ok(())));
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_too_long_or_leaves_has_what_it_had_and_leaves_nothing_behind() {
+        let budget = Budget::new(MOST, Duration::from_millis(20));
+        let device = DeviceId::generate();
+        let mut has = budget.share(device);
+        has.try_grow(30).expect("half");
+        let mut late = budget.share(device);
+        assert_eq!(late.grow(1).await, Err(Full));
+        let mut leaves = Box::pin(late.grow(1));
+        assert!(poll(leaves.as_mut()).is_pending());
+        has.shrink(0);
+        // Granted, and never taken.
+        drop(leaves);
+        assert_eq!(late.amount, 0);
+        drop((has, late));
+        let ledger = budget.lock();
+        assert!(ledger.all == 0 && ledger.by_device.is_empty() && ledger.waiting.is_empty());
+    }
+}

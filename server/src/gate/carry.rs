@@ -1,0 +1,382 @@
+//! Drives the machine of one exchange: waits for what it wants to hear of, and does what it says.
+//! Nothing is decided here.
+
+use std::{
+    io::{self, IoSlice},
+    sync::atomic::Ordering::Relaxed,
+    time::Instant,
+};
+
+use bytes::{Buf, Bytes};
+use common::transport::splice::{Buffer, Meter, Receiving, Sending, join_chunks};
+use quinn::{ConnectionError, ReadError, ResetError, StoppedError, WriteError};
+use tokio::{
+    io::{AsyncWriteExt, Interest},
+    net::TcpStream,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    budget::Share,
+    exchange::{Actions, BATCH, Device, Ending, Event, Exchange, Queue},
+    refused::Refused,
+    running::Outgoing,
+};
+use crate::record::{Held, Limited, NotNow, Turn};
+
+/// Both sides of a connection.
+pub(super) struct Sides<'a> {
+    /// To the device.
+    pub(super) send: &'a mut Sending,
+    /// From the device.
+    pub(super) recv: &'a mut Receiving,
+    /// The service.
+    pub(super) service: &'a mut TcpStream,
+    /// Counts what passes.
+    pub(super) meter: &'a Meter,
+    /// Cancelled when the server is to stop.
+    pub(super) draining: &'a CancellationToken,
+}
+
+/// What a request waits for or holds, besides its bytes.
+#[derive(Default)]
+pub(super) struct Hold {
+    /// What it waits for before the service may begin.
+    pub(super) turn: Option<Turn>,
+    /// Its turn, while the service is at work for it.
+    pub(super) held: Option<Held>,
+    /// What it holds to its end.
+    pub(super) _ticket: Option<Held>,
+    /// Ends when a limit is reached.
+    pub(super) limit: Option<Limited>,
+}
+
+/// How an exchange ended; with the loss of the connection, if that ended it.
+pub(super) struct Carried {
+    pub(super) ending: Ending,
+    /// The service went away before the device did.
+    pub(super) service_left: bool,
+    pub(super) lost: Option<ConnectionError>,
+}
+
+/// Carries a request and its answer: each byte goes on as soon as it is there. `overruled` ends when
+/// the request may not pass any more, `line` is the beginning of the request.
+pub(super) async fn carry(
+    sides: Sides<'_>,
+    (mut exchange, mut actions): (Exchange<'_>, Actions),
+    mut hold: Hold,
+    room: &mut Share<'_>,
+    outgoing: &mut Outgoing<'_>,
+    overruled: impl Future<Output = Refused>,
+    line: &[u8],
+) -> Carried {
+    let Sides { send, recv, service, meter, draining } = sides;
+    let (mut down, mut up) = (Down::default(), Up::default());
+    let mut chunks = Vec::with_capacity(BATCH);
+    let (mut drained, mut is_full, mut lost) = (false, false, None);
+    let mut joined = Instant::now();
+    let stopped = send.stopped();
+    tokio::pin!(stopped, overruled);
+    loop {
+        match actions.queue {
+            Some(Queue::Join) => joined = Instant::now(),
+            Some(Queue::Leave) => hold.turn = None,
+            None => {}
+        }
+        if actions.release {
+            hold.held = None;
+        }
+        if let Some(deliver) = actions.deliver {
+            let bytes = up.deliver(deliver.held, deliver.from);
+            outgoing.piece(bytes, exchange.status());
+        } else if up.is_empty() {
+            up = Up::default();
+        }
+        if actions.finish_device {
+            send.finish();
+        }
+        if actions.finish_service && service.shutdown().await.is_err() {
+            actions = exchange.on(Event::ServiceRefused);
+            continue;
+        }
+        if let Some(ending) = actions.end {
+            return Carried { ending, lost, service_left: exchange.service_left() };
+        }
+        if !actions.forward.is_empty() {
+            down = Down { chunks: actions.forward, next: 0 };
+            // At once, without waiting to be told that there is room.
+            match down.write(service, meter) {
+                Some(event) => {
+                    room.shrink(exchange.ahead());
+                    actions = exchange.on(event);
+                    continue;
+                }
+                // Each is a piece of what came from the network at once, and would keep all of it.
+                None => join_chunks(&mut down.chunks[down.next..]),
+            }
+        }
+        if exchange.is_at_work() {
+            outgoing.works();
+        }
+        let mut wants = exchange.wants();
+        if is_full && matches!(wants.device, Device::Ahead(_)) {
+            wants.device = Device::Loss;
+        }
+        let event = tokio::select! {
+            biased;
+            written = send.write(up.rest()), if !up.is_empty() => match written {
+                Ok(n) => {
+                    meter.sent.fetch_add(n as u64, Relaxed);
+                    if !up.wrote(n) {
+                        actions = Actions::default();
+                        continue;
+                    }
+                    Event::Delivered
+                }
+                Err(error) => {
+                    up = Up::default();
+                    answer_failed(error, &mut lost)
+                }
+            },
+            ready = service.readable(), if wants.service => match ready.and_then(|()| up.read(service)) {
+                Ok(0) => Event::ServiceEnded,
+                Ok(n) => Event::Service(up.bytes(n)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    actions = Actions::default();
+                    continue;
+                }
+                Err(_) => Event::ServiceReset,
+            },
+            stop = &mut stopped, if wants.device_takes && up.is_empty() => match stop {
+                Err(StoppedError::ConnectionLost(e)) => {
+                    lost = Some(e);
+                    Event::AnswerLost
+                }
+                _ => Event::AnswerRefused,
+            },
+            // Before anything more of the request leaves.
+            refused = &mut overruled => Event::Overruled(refused),
+            (line, refused) = limited(&mut hold.limit, line) => Event::Limit { line, refused },
+            turn = its_turn(&mut hold.turn), if wants.turn => {
+                outgoing.queued = joined.elapsed();
+                hold.turn = None;
+                Event::Turn(turn.map(|turn| hold.held = Some(turn)))
+            }
+            ready = service.writable(), if !down.is_empty() => {
+                match ready.map_or(Some(Event::ServiceRefused), |()| down.write(service, meter)) {
+                    Some(event) => {
+                        room.shrink(exchange.ahead());
+                        event
+                    }
+                    None => {
+                        actions = Actions::default();
+                        continue;
+                    }
+                }
+            }
+            event = of_device(recv, wants.device, &mut chunks) => match event {
+                FromDevice::Bytes => {
+                    let more = chunks.iter().map(Bytes::len).sum::<usize>();
+                    // What passes at once is not kept, and takes no memory.
+                    if wants.device != Device::Read {
+                        is_full = room.try_grow(room.amount() + more).is_err();
+                    }
+                    Event::Device(&mut chunks)
+                }
+                FromDevice::Ended => Event::DeviceEnded,
+                FromDevice::Reset(code) => Event::DeviceReset(code),
+                FromDevice::Lost(e) => {
+                    lost = Some(e);
+                    Event::DeviceLost
+                }
+                FromDevice::Gone => Event::ServiceRefused,
+            },
+            // Nobody reads, so nobody else would see a reset. It must not wait behind what flow
+            // control holds back.
+            _ = service.ready(Interest::ERROR), if !wants.service => Event::ServiceReset,
+            () = draining.cancelled(), if !drained && !wants.device_takes => {
+                drained = true;
+                Event::Draining
+            }
+        };
+        actions = exchange.on(event);
+    }
+}
+
+/// Bytes on their way to the service.
+#[derive(Default)]
+struct Down {
+    chunks: Vec<Bytes>,
+    /// The first that has not left.
+    next: usize,
+}
+
+impl Down {
+    fn is_empty(&self) -> bool {
+        self.next == self.chunks.len()
+    }
+
+    /// Writes as much as the service takes now. `None` if something is left.
+    fn write(&mut self, to: &TcpStream, meter: &Meter) -> Option<Event<'static>> {
+        while !self.is_empty() {
+            let mut slices = [IoSlice::new(&[]); BATCH];
+            for (slice, chunk) in slices.iter_mut().zip(&self.chunks[self.next..]) {
+                *slice = IoSlice::new(chunk);
+            }
+            let count = BATCH.min(self.chunks.len() - self.next);
+            match to.try_write_vectored(&slices[..count]) {
+                Ok(n) => {
+                    meter.received.fetch_add(n as u64, Relaxed);
+                    self.wrote(n);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
+                Err(_) => return Some(Event::ServiceRefused),
+            }
+        }
+        *self = Self::default();
+        Some(Event::Forwarded)
+    }
+
+    fn wrote(&mut self, mut n: usize) {
+        while let Some(chunk) = self.chunks.get_mut(self.next) {
+            if n < chunk.len() {
+                return chunk.advance(n);
+            }
+            n -= chunk.len();
+            *chunk = Bytes::new();
+            self.next += 1;
+        }
+    }
+}
+
+/// Bytes on their way to the device. The buffer is only there while it is needed.
+#[derive(Default)]
+struct Up {
+    held: &'static [u8],
+    buffer: Option<Buffer>,
+    from: usize,
+    to: usize,
+}
+
+impl Up {
+    fn is_empty(&self) -> bool {
+        self.held.is_empty() && self.from == self.to
+    }
+
+    /// Reads what the service has sent.
+    fn read(&mut self, service: &TcpStream) -> io::Result<usize> {
+        let mut buffer = Buffer::take();
+        let n = service.try_read(buffer.bytes())?;
+        *self = Self { buffer: Some(buffer), ..Self::default() };
+        Ok(n)
+    }
+
+    fn bytes(&mut self, n: usize) -> &[u8] {
+        self.to = n;
+        self.from = n;
+        self.buffer.as_mut().map_or(&[], |buffer| &buffer.bytes()[..n])
+    }
+
+    /// These are to be delivered; how many bytes that is.
+    fn deliver(&mut self, held: &'static [u8], from: usize) -> usize {
+        (self.held, self.from) = (held, from);
+        held.len() + self.to - from
+    }
+
+    /// What is to be written next.
+    fn rest(&mut self) -> &[u8] {
+        match &mut self.buffer {
+            Some(buffer) if self.held.is_empty() => &buffer.bytes()[self.from..self.to],
+            _ => self.held,
+        }
+    }
+
+    /// So much of [`Up::rest`] has been written; whether that was all.
+    fn wrote(&mut self, n: usize) -> bool {
+        if self.held.is_empty() {
+            self.from += n;
+        } else {
+            self.held = &self.held[n..];
+        }
+        self.is_empty()
+    }
+}
+
+fn answer_failed(error: WriteError, lost: &mut Option<ConnectionError>) -> Event<'static> {
+    match error {
+        WriteError::ConnectionLost(e) => {
+            *lost = Some(e);
+            Event::AnswerLost
+        }
+        _ => Event::AnswerRefused,
+    }
+}
+
+async fn its_turn(turn: &mut Option<Turn>) -> Result<Held, NotNow> {
+    match turn {
+        Some(turn) => turn.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Ends when a limit is reached: the last line of the answer to the request that begins with
+/// `line`, and what is told if there is none yet.
+async fn limited(limit: &mut Option<Limited>, line: &[u8]) -> (Vec<u8>, Refused) {
+    let Some(reached) = limit else { return std::future::pending().await };
+    let refused = Refused::from(reached.await);
+    *limit = None;
+    (refused.last_line(line), refused)
+}
+
+/// What came from the device.
+enum FromDevice {
+    Bytes,
+    Ended,
+    Reset(u64),
+    Lost(ConnectionError),
+    /// The stream is not there any more.
+    Gone,
+}
+
+impl From<ReadError> for FromDevice {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Reset(code) => Self::Reset(code.into_inner()),
+            ReadError::ConnectionLost(e) => Self::Lost(e),
+            _ => Self::Gone,
+        }
+    }
+}
+
+/// Reads from the device what is wanted. Cancellation safe.
+async fn of_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) -> FromDevice {
+    match want {
+        Device::Nothing => std::future::pending().await,
+        Device::Read => {
+            let mut batch: [Bytes; BATCH] = std::array::from_fn(|_| Bytes::new());
+            match recv.read_chunks(&mut batch).await {
+                Ok(Some(n)) => {
+                    chunks.extend(batch.into_iter().take(n));
+                    FromDevice::Bytes
+                }
+                Ok(None) => FromDevice::Ended,
+                Err(e) => e.into(),
+            }
+        }
+        Device::Ahead(most) => match recv.read_chunk(most).await {
+            Ok(Some(chunk)) => {
+                chunks.push(chunk.bytes);
+                FromDevice::Bytes
+            }
+            Ok(None) => FromDevice::Ended,
+            Err(e) => e.into(),
+        },
+        Device::Reset | Device::Loss => match recv.received_reset().await {
+            Ok(Some(code)) => FromDevice::Reset(code.into_inner()),
+            Err(ResetError::ConnectionLost(e)) if want == Device::Loss => FromDevice::Lost(e),
+            // All has been received, or will not be: it is still to be delivered, and reading on
+            // says the rest.
+            Ok(None) | Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,277 @@
+//! Every event in every state.
+
+use super::*;
+use crate::record::{NotNow, Refusal};
+use proto::{http1::BodyLength, wire::Code};
+
+const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+const REST: &[u8] = b"1\r\nb\r\n0\r\n\r\n";
+
+/// A state of the machine, by what led to it.
+#[derive(Debug, Clone, Copy)]
+struct State {
+    name: &'static str,
+    turn: Turn,
+    length: BodyLength,
+    events: &'static [Step],
+}
+
+/// An event, so that it can stand in a table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    Device(&'static str),
+    DeviceEnded,
+    DeviceReset,
+    DeviceLost,
+    AnswerRefused,
+    AnswerLost,
+    Forwarded,
+    Delivered,
+    Service(&'static [u8]),
+    ServiceEnded,
+    ServiceReset,
+    ServiceRefused,
+    Granted,
+    NoTurn,
+    Overruled,
+    Limit,
+    Draining,
+}
+
+use self::Step::*;
+
+const ALL: [Step; 17] = [
+    Device("0123456789next"),
+    DeviceEnded,
+    DeviceReset,
+    DeviceLost,
+    AnswerRefused,
+    AnswerLost,
+    Forwarded,
+    Delivered,
+    Service(REST),
+    ServiceEnded,
+    ServiceReset,
+    ServiceRefused,
+    Granted,
+    NoTurn,
+    Overruled,
+    Limit,
+    Draining,
+];
+
+const TEN: BodyLength = BodyLength::Known(10);
+const NONE: BodyLength = BodyLength::Known(0);
+
+#[rustfmt::skip]
+const STATES: &[State] = &[
+    State { name: "queued", turn: Turn::First, length: TEN, events: &[] },
+    State { name: "body", turn: Turn::None, length: TEN, events: &[Forwarded] },
+    State { name: "forwarding", turn: Turn::None, length: TEN, events: &[] },
+    State { name: "held", turn: Turn::Whole, length: TEN, events: &[Forwarded, Device("0123456789")] },
+    State { name: "sent", turn: Turn::None, length: NONE, events: &[Forwarded] },
+    State { name: "sent, answering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered] },
+    State { name: "sent, delivering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN)] },
+    State { name: "sent, more behind", turn: Turn::None, length: NONE, events: &[Forwarded, Device("next"), DeviceEnded] },
+    State { name: "sent, closed", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
+    State { name: "body, answering", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered] },
+    State { name: "body, whole", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered] },
+    State { name: "body, closed", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
+    State { name: "body, stopped", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerRefused] },
+    State { name: "body, lost", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerLost] },
+    State { name: "ended", turn: Turn::None, length: NONE, events: &[Forwarded, DeviceEnded] },
+    State { name: "ended, answering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, DeviceEnded] },
+    State { name: "ended within", turn: Turn::None, length: TEN, events: &[Forwarded, DeviceEnded] },
+];
+
+fn refused() -> Refused {
+    Refused::new(403, Refusal::Role, "adit: no")
+}
+
+fn not_now() -> NotNow {
+    NotNow { status: 503, retry_after: None, sentence: "adit: not now".into(), limit: "queue" }
+}
+
+/// Does it, and says in few words what the machine wants done.
+fn step(exchange: &mut Exchange<'_>, step: Step) -> String {
+    let mut chunks = Vec::new();
+    let limit = || Refused::from(NotNow { limit: "tokens_per_day", status: 429, ..not_now() });
+    said(&exchange.on(match step {
+        Device(text) => {
+            chunks.push(Bytes::from_static(text.as_bytes()));
+            Event::Device(&mut chunks)
+        }
+        DeviceEnded => Event::DeviceEnded,
+        DeviceReset => Event::DeviceReset(Code::Aborted as u64),
+        DeviceLost => Event::DeviceLost,
+        AnswerRefused => Event::AnswerRefused,
+        AnswerLost => Event::AnswerLost,
+        Forwarded => Event::Forwarded,
+        Delivered => Event::Delivered,
+        Service(bytes) => Event::Service(bytes),
+        ServiceEnded => Event::ServiceEnded,
+        ServiceReset => Event::ServiceReset,
+        ServiceRefused => Event::ServiceRefused,
+        Granted => Event::Turn(Ok(())),
+        NoTurn => Event::Turn(Err(not_now())),
+        Overruled => Event::Overruled(refused()),
+        Limit => Event::Limit { line: b"{}\n".to_vec(), refused: limit() },
+        Draining => Event::Draining,
+    }))
+}
+
+fn said(actions: &Actions) -> String {
+    let Actions { queue, release, forward, finish_service, deliver, finish_device, end } = actions;
+    let mut said = Vec::new();
+    said.extend(queue.map(|queue| format!("{queue:?}").to_lowercase()));
+    said.extend(release.then(|| "release".to_owned()));
+    if !forward.is_empty() {
+        said.push(format!("forward {:?}", String::from_utf8_lossy(&forward.concat())));
+    }
+    said.extend(finish_service.then(|| "end service".to_owned()));
+    said.extend(deliver.map(|deliver| format!("deliver from {}", deliver.from)));
+    said.extend(finish_device.then(|| "end device".to_owned()));
+    said.extend(end.as_ref().map(|end| match end {
+        Ending::Next(end) => format!("next: {}", end.as_str()),
+        Ending::Tell(refused) => format!("tell {}", refused.answer.status),
+        Ending::Last(bytes, end) => {
+            format!("last {:?}: {}", String::from_utf8_lossy(bytes), end.as_str())
+        }
+        Ending::Cut(code, end) => format!("cut {code:?}: {}", end.as_str()),
+        Ending::Close(How::Reset(_), end) => format!("reset: {}", end.as_str()),
+        Ending::Close(how, end) => format!("{how:?}: {}", end.as_str()).to_lowercase(),
+    }));
+    said.join(", ")
+}
+
+/// Takes a machine to a state.
+fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
+    let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
+    let mut ahead = ReadAhead::default();
+    let request = Request {
+        begun: vec![Bytes::from_static(b"HEAD")],
+        body: Body::new(state.length),
+        most_body: None,
+        turn: state.turn,
+        ends_with_device: true,
+    };
+    let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
+    for event in state.events {
+        step(&mut exchange, *event);
+    }
+    then(&mut exchange)
+}
+
+/// Whether an event can come: it was asked for, or nobody has to ask for it.
+fn can_happen(exchange: &Exchange<'_>, event: Step) -> bool {
+    let Wants { service, device_takes, device, turn } = exchange.wants();
+    match event {
+        Device(_) | DeviceEnded => matches!(device, super::Device::Read | super::Device::Ahead(_)),
+        DeviceReset => device != super::Device::Nothing,
+        DeviceLost => !matches!(device, super::Device::Nothing | super::Device::Reset),
+        AnswerRefused | AnswerLost => device_takes,
+        Forwarded | ServiceRefused => exchange.forwarding,
+        Delivered => exchange.delivering,
+        Service(_) | ServiceEnded => service,
+        Granted | NoTurn => turn,
+        ServiceReset | Overruled | Limit | Draining => true,
+    }
+}
+
+#[test]
+fn every_event_in_every_state() {
+    let mut table = String::new();
+    for state in STATES {
+        table.push_str(&format!("{}\n", state.name));
+        for event in ALL {
+            let said =
+                at(state, |exchange| can_happen(exchange, event).then(|| step(exchange, event)));
+            if let Some(said) = said {
+                let said = if said.is_empty() { "-" } else { &said };
+                let event = match event {
+                    Device(_) => "Device".to_owned(),
+                    Service(_) => "Service".to_owned(),
+                    event => format!("{event:?}"),
+                };
+                table.push_str(&format!("  {event}: {said}\n"));
+            }
+        }
+    }
+    assert_eq!(table, include_str!("table.txt"), "{table}");
+}
+
+/// Everything that the machine says on its way through these events.
+fn way(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
+    let state = State { name: "", turn, length, events: &[] };
+    at(&state, |exchange| events.iter().map(|event| step(exchange, *event)).collect())
+}
+
+const DONE: &[u8] = b"f\r\n{\"done\":true}\r\n\r\n0\r\n\r\n";
+
+#[test]
+fn a_stream_that_the_service_broke_off_in_order_was_cancelled() {
+    let answered = |last| {
+        let events = [Forwarded, Service(BEGUN), Delivered, DeviceEnded, Service(last), Delivered];
+        way(Turn::None, NONE, &events).pop().expect("an end")
+    };
+    assert_eq!(answered(REST), "next: cancelled");
+    assert_eq!(answered(DONE), "next: done", "its end had been said before the device went");
+    let whole = [Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered];
+    assert_eq!(way(Turn::None, NONE, &whole).pop().expect("an end"), "next: done");
+}
+
+#[test]
+fn a_limit_ends_an_answer_with_a_line_where_one_can_stand() {
+    let at_limit = |before: &'static [Step], after: &'static [Step]| {
+        let events = [&[Forwarded], before, &[Limit], after].concat();
+        way(Turn::None, NONE, &events).pop().expect("an end")
+    };
+    let last = "last \"3\\r\\n{}\\n\\r\\n0\\r\\n\\r\\n\": refused";
+    assert_eq!(at_limit(&[], &[]), "tell 429");
+    assert_eq!(at_limit(&[Service(BEGUN), Delivered], &[]), last);
+    assert_eq!(at_limit(&[Service(BEGUN)], &[Delivered]), last);
+    let within = &[Service(BEGUN), Delivered, Service(b"5\r\nhel"), Delivered];
+    assert_eq!(at_limit(within, &[]), "");
+    assert_eq!(at_limit(within, &[Service(b"lo\r\n"), Delivered]), last);
+    let until_close = &[Service(b"HTTP/1.0 200 OK\r\n\r\nhello\n"), Delivered];
+    assert_eq!(at_limit(until_close, &[]), "last \"{}\\n\": refused");
+    let known = &[Service(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello"), Delivered];
+    assert_eq!(at_limit(known, &[]), "cut Aborted: refused");
+}
+
+#[test]
+fn what_would_let_the_service_begin_waits_for_its_turn_and_nothing_else_does() {
+    const LENGTH: BodyLength = BodyLength::Known(8);
+    let events = [
+        Forwarded,
+        Device("{\"a\":"),
+        Forwarded,
+        Device("1}"),
+        Device(" next"),
+        Granted,
+        Forwarded,
+    ];
+    assert_eq!(
+        way(Turn::Whole, LENGTH, &events),
+        ["", "forward \"{\\\"a\\\":\"", "", "", "join", "forward \"1} \"", ""]
+    );
+    // A device that ends behind its next request still waits.
+    let events = [Forwarded, Device("{\"a\":1} next"), DeviceEnded, Granted];
+    assert_eq!(way(Turn::Whole, LENGTH, &events), ["", "join", "", "forward \"{\\\"a\\\":1} \""]);
+}
+
+#[test]
+fn a_chunk_that_is_none_takes_the_rest_of_its_batch_with_it() {
+    let events = [Forwarded, Device("3\r\nabc\r\n+3\r\nabc\r\n")];
+    assert_eq!(way(Turn::None, BodyLength::Chunked, &events), ["", "tell 400"]);
+}
+
+#[test]
+fn an_answer_that_comes_before_its_turn_ends_the_wait() {
+    let events =
+        [Forwarded, Device("0123456789"), Service(BEGUN), Delivered, Service(REST), Delivered];
+    assert_eq!(
+        way(Turn::Whole, TEN, &events)[4..],
+        ["release, deliver from 0", "leave, forward \"0123456789\""]
+    );
+}

@@ -1,0 +1,138 @@
+//! Reads as much of a request as has to be known before it may pass, within the memory that its
+//! device has.
+
+use common::transport::splice::End;
+use proto::{
+    http1::{BodyLength, head::RequestHead, response},
+    ollama::route::{Models, Route, RouteClass, Target},
+};
+
+use super::{Content, Stop};
+use crate::{
+    gate::{
+        budget::Full, conversation::Conversation, exchange, refused::Refused, running::Running,
+    },
+    policy::Leave,
+    record::Refusal,
+};
+
+/// The most bytes of a body that are read before it is forwarded, because it does not say its model
+/// before.
+const MOST_BODY: usize = 48 << 20;
+/// When so much has been read, memory is taken for all that may come: otherwise several requests
+/// could each have a part of the memory, and wait for the other's.
+const FIRST: usize = 1 << 20;
+
+impl Conversation<'_> {
+    /// The models that a request is about, read as Ollama will; `None` if it is about none.
+    pub(super) async fn models(
+        &mut self,
+        leave: &Leave,
+        head: &RequestHead,
+        route: Route,
+        content: &mut Content,
+        running: &mut Running<'_>,
+    ) -> Result<Option<Vec<String>>, Stop> {
+        let keys = match route.models {
+            Models::None => return Ok(None),
+            Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
+            Models::Unread if !leave.needs_model() => return Ok(None),
+            Models::Unread => {
+                return Err(leave
+                    .no_model("does not say its model where that can be checked")
+                    .into());
+            }
+            Models::Json(_) if head.encoded => {
+                let sentence = "adit: which model a request with a compressed body names can't be checked: send it uncompressed";
+                return Err(Refused::new(400, Refusal::Malformed, sentence).into());
+            }
+            Models::Json(keys) => keys,
+        };
+        running.incoming.look_for_models(keys);
+        let models = loop {
+            if content.body.is_over() {
+                break running.incoming.models()?;
+            }
+            // The rest is followed as it passes.
+            if let Some(models) = running.incoming.settled_models() {
+                break models;
+            }
+            self.read(head, route.class, content, running).await?;
+            if let Some(refused) = running.incoming.doubt() {
+                return Err(refused.into());
+            }
+        };
+        if models.is_empty() && leave.needs_model() {
+            return Err(leave.no_model("names none").into());
+        }
+        Ok(Some(models))
+    }
+
+    /// Reads more of a body that is not over.
+    pub(super) async fn read(
+        &mut self,
+        head: &RequestHead,
+        class: RouteClass,
+        content: &mut Content,
+        running: &mut Running<'_>,
+    ) -> Result<(), Stop> {
+        if head.expects && content.raw.is_empty() {
+            running.answer.continued();
+            let gone = |_| Stop::Over(End::Aborted.into());
+            running.outgoing.bytes += response::CONTINUE.len() as u64;
+            self.send.write_all(response::CONTINUE).await.map_err(gone)?;
+        }
+        let mut chunks = self.inbox.next().await.map_err(|end| Stop::Over(end.into()))?;
+        if chunks.is_empty() {
+            let sentence = "adit: the application ended in the middle of its request";
+            return Err(Refused::new(400, Refusal::Malformed, sentence).into());
+        }
+        for at in 0..chunks.len() {
+            let incoming = &mut running.incoming;
+            let taken = content.body.follow(&chunks[at], |bytes| incoming.content(bytes))?;
+            content.raw.extend_from_slice(&chunks[at][..taken]);
+            if taken < chunks[at].len() {
+                self.inbox.put_back(&mut chunks, at, taken);
+                break;
+            }
+        }
+        if let Some(most) = content.most.filter(|most| running.incoming.content > *most) {
+            return Err(exchange::too_long(most).into());
+        }
+        if content.raw.len() > MOST_BODY {
+            return Err(too_long_to_read().into());
+        }
+        let room = match head.body {
+            _ if content.raw.len() < FIRST => content.len(),
+            BodyLength::Known(length) => {
+                content.head + usize::try_from(length).unwrap_or(MOST_BODY).min(MOST_BODY)
+            }
+            BodyLength::Chunked => content.head + MOST_BODY,
+        };
+        self.has_room(room, class).await
+    }
+
+    /// Takes memory for so many bytes besides what has been read ahead; waits for it.
+    pub(super) async fn has_room(&mut self, bytes: usize, class: RouteClass) -> Result<(), Stop> {
+        let all = bytes + self.inbox.ahead.len();
+        if self.inbox.room.try_grow(all).is_ok() {
+            return Ok(());
+        }
+        let mut wait = self.gate.memory.share(self.line.asker.id);
+        let more = all - self.inbox.room.amount();
+        let room = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
+        if room == Err(Full) {
+            return Err(Refused::no_memory().into());
+        }
+        self.inbox.room.join(wait);
+        Ok(())
+    }
+}
+
+fn too_long_to_read() -> Refused {
+    let sentence = format!(
+        "adit: the body is longer than {}, and it has to be read before it may pass",
+        proto::human::size(MOST_BODY as u64)
+    );
+    Refused::new(413, Refusal::Limit("body"), sentence)
+}

@@ -1,0 +1,164 @@
+//! Judging without a connection: what a head alone decides, and what a change of the rules does to
+//! a request that runs.
+
+use std::{collections::BTreeMap, sync::atomic::AtomicI64};
+
+use common::transport::splice::Meter;
+use proto::{
+    identity::{Certificate, KeyHash, Name},
+    invitation::Secret,
+};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::{
+    policy::{Policy, roles::Rules, upstream::Upstream},
+    record::{Asker, Carrier, Nobody},
+    state::register::Register,
+};
+
+/// A gate, and one device in front of it.
+struct Bench {
+    register: Register,
+    _dir: tempfile::TempDir,
+    policy: Arc<Policy>,
+    gate: Gate,
+    certificate: Certificate,
+    not_after: AtomicI64,
+    name: Name,
+    slots: Semaphore,
+    meter: Meter,
+    draining: CancellationToken,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let register = Register::open(&dir.path().join(Register::FILE)).expect("opened");
+        let (name, role) = ("laptop".parse().expect("a name"), "infer".parse().expect("a name"));
+        let secret = Secret::generate();
+        register.invite(&name, &role, &secret, 100, 1).expect("invited");
+        let key = KeyHash([1; 32]);
+        let device =
+            register.redeem(&secret.token(), key, 200, 1).expect("read").expect("redeemed");
+        let rules = Arc::new(Rules::new(BTreeMap::new(), BTreeMap::new()).expect("rules"));
+        let snapshot = register.snapshot().expect("read");
+        let policy = Arc::new(Policy::new(snapshot, rules, Upstream::default()));
+        Self {
+            register,
+            _dir: dir,
+            gate: Gate::new(policy.clone(), Arc::new(Nobody), Arc::new(Nobody)),
+            policy,
+            certificate: Certificate {
+                device: Some(device.id),
+                key,
+                not_before: 0,
+                not_after: i64::MAX,
+            },
+            not_after: AtomicI64::new(i64::MAX),
+            name,
+            slots: Semaphore::new(1),
+            meter: Meter::default(),
+            draining: CancellationToken::new(),
+        }
+    }
+
+    fn with_line<R>(&self, then: impl FnOnce(&Line<'_>) -> R) -> R {
+        then(&self.line())
+    }
+
+    fn line(&self) -> Line<'_> {
+        Line {
+            certificate: &self.certificate,
+            not_after: &self.not_after,
+            asker: Asker {
+                id: self.certificate.device.expect("a device"),
+                name: self.name.clone(),
+                remote: ([127, 0, 0, 1], 1).into(),
+                carrier: Carrier::Local,
+                uid: None,
+            },
+            service: &self.name,
+            slots: &self.slots,
+            is_closed: &|| false,
+            meter: &self.meter,
+            draining: &self.draining,
+        }
+    }
+
+    fn update(&self) {
+        self.policy.update(self.register.snapshot().expect("read"));
+        self.gate.judge_again();
+    }
+
+    /// What the head alone decides.
+    fn leave(&self, request: &str) -> Result<Leave, (u16, Refusal)> {
+        let (head, route) = parsed(request);
+        let leave = self.with_line(|line| self.gate.leave(line, &head, route));
+        leave.map_err(|refused| (refused.answer.status, refused.why))
+    }
+
+    fn judged(&self, request: &str, models: Option<Vec<String>>) -> Judged {
+        let (head, route) = parsed(request);
+        let leave = self.leave(request).expect("it may");
+        let pass = leave.with_models(models.as_deref().unwrap_or_default()).expect("it may");
+        Judged { head, route, models, pass, authority: None }
+    }
+}
+
+fn parsed(request: &str) -> (RequestHead, Route) {
+    let bytes = format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let bytes = match request.split_once('@') {
+        Some((request, host)) => format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n"),
+        None => bytes,
+    };
+    let head = RequestHead::parse(bytes.as_bytes()).expect("a head");
+    let route = route(&head.method, Target::new(&head.target));
+    (head, route)
+}
+
+#[test]
+fn a_head_is_judged_by_certificate_host_and_route_in_this_order() {
+    let bench = Bench::new();
+    for (request, expected) in [
+        ("POST /api/chat", None),
+        ("GET /v1/models", None),
+        ("POST /api/chat@10.0.0.1:11434", None),
+        ("POST /api/chat@evil.example", Some((403, Refusal::Host))),
+        ("DELETE /api/delete@evil.example", Some((403, Refusal::Host))),
+        ("DELETE /api/delete", Some((403, Refusal::Role))),
+        ("POST /api//chat", Some((403, Refusal::Role))),
+    ] {
+        assert_eq!(bench.leave(request).err(), expected, "{request}");
+    }
+    bench.not_after.store(1, Relaxed);
+    let expired = Some((503, Refusal::Certificate));
+    assert_eq!(bench.leave("DELETE /api/delete@evil.example").err(), expired);
+}
+
+#[tokio::test]
+async fn a_request_that_runs_is_refused_when_a_change_forbids_it_and_not_before() {
+    let bench = Bench::new();
+    let models = |name: &str| Some(vec![name.to_owned()]);
+    let id = bench.certificate.device.expect("a device");
+    let line = bench.line();
+    let mut chat = bench.judged("POST /api/chat", models("a"));
+    let mut list = bench.judged("GET /api/tags", None);
+    let mut unread = bench.judged("POST /api/chat", None);
+    // A change that forbids nothing.
+    bench.register.set_models(id, Some(&["a".parse().expect("a pattern")])).expect("set");
+    bench.update();
+    assert!(chat.again(&bench.gate, &line).await.is_ok());
+    assert!(list.again(&bench.gate, &line).await.is_ok());
+    let refused = unread.again(&bench.gate, &line).await.expect_err("nobody knows its model");
+    assert_eq!(refused.why, Refusal::Model);
+    bench.register.set_models(id, Some(&["b".parse().expect("a pattern")])).expect("set");
+    bench.update();
+    let refused = chat.again(&bench.gate, &line).await.expect_err("another model");
+    assert_eq!((refused.answer.status, refused.why), (403, Refusal::Model));
+    bench.register.revoke(id, 1).expect("revoked");
+    bench.update();
+    let refused = list.again(&bench.gate, &line).await.expect_err("revoked");
+    assert_eq!((refused.answer.status, refused.why), (503, Refusal::Certificate));
+}

@@ -1,0 +1,79 @@
+//! A connection to the service: opened for a request, and kept for the next ones of the same
+//! application.
+
+use std::future::pending;
+
+use common::machine::process;
+use proto::wire::Code;
+use tokio::{net::TcpStream, sync::SemaphorePermit};
+
+use super::{
+    Gate, Line, PLACE_WITHIN,
+    budget::{Full, Share},
+};
+use crate::policy::upstream;
+
+/// Descriptors that this process needs besides connections to the service.
+const OTHER_DESCRIPTORS: usize = 128;
+
+/// A connection to the service, and its place among them.
+pub(super) struct Service<'a> {
+    pub(super) tcp: TcpStream,
+    _place: Share<'a>,
+    _stream: SemaphorePermit<'a>,
+}
+
+/// How the service left a connection on which nothing was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// It has ended it (FIN).
+    Ended,
+    /// It has reset it, or says something unasked.
+    Broken,
+}
+
+impl Service<'_> {
+    /// Ends when the service leaves a connection on which nothing is asked. Cancellation safe.
+    pub(super) async fn left(service: Option<&mut Self>) -> Left {
+        let Some(service) = service else { return pending().await };
+        match service.tcp.peek(&mut [0]).await {
+            Ok(0) => Left::Ended,
+            _ => Left::Broken,
+        }
+    }
+
+    /// Whether the service has left it, as far as is known now.
+    pub(super) fn has_left(&mut self) -> bool {
+        let left = std::pin::pin!(Self::left(Some(self)));
+        let mut now = std::task::Context::from_waker(std::task::Waker::noop());
+        left.poll(&mut now).is_ready()
+    }
+}
+
+/// How many connections to the service there may be. The limit of descriptors may be changed while
+/// this process runs.
+fn places() -> usize {
+    process::descriptor_limit().saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS)
+}
+
+impl Gate {
+    /// Opens a connection to the service.
+    ///
+    /// # Errors
+    /// The code that the device is told.
+    ///
+    /// # Cancel safety
+    /// Nothing is left behind.
+    pub(super) async fn dial<'a>(&'a self, line: &'a Line<'_>) -> Result<Service<'a>, Code> {
+        let stream = tokio::time::timeout(PLACE_WITHIN, line.slots.acquire()).await;
+        let stream = stream.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
+        self.connections.resize(places());
+        let mut place = self.connections.share(line.asker.id);
+        place.grow(1).await.map_err(|Full| Code::TooManyStreams)?;
+        let permit = self.policy.permit(line.certificate, line.service)?;
+        let tcp = upstream::dial(&permit).await.inspect_err(|code| {
+            tracing::warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
+        })?;
+        Ok(Service { tcp, _place: place, _stream: stream })
+    }
+}

@@ -1,0 +1,139 @@
+//! When the service is dialled: for a request, and for nothing else.
+
+use tests::{
+    ollama::Options,
+    raw::{self, Ending, Upstream},
+    world::{SOON, World},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::PROGRAM;
+
+const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+
+async fn world_of(upstream: &str) -> World {
+    World::start_with(PROGRAM, Options::default(), &["--upstream", upstream]).await
+}
+
+/// Sends a request on a connection that may have had others before.
+async fn ask(app: &mut TcpStream) {
+    app.write_all(GET.as_bytes()).await.expect("sent");
+}
+
+/// Takes a request and answers it.
+async fn serve(service: &mut TcpStream) {
+    assert_eq!(raw::read_exactly(service, GET.len()).await, GET.as_bytes());
+    service.write_all(OK).await.expect("answered");
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_or_half_holds_none_to_the_service() {
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream.flag("http")).await;
+    let up = world.up("laptop").await;
+    let mut silent = Vec::new();
+    for i in 0..100 {
+        let mut app = raw::connect(up.address).await;
+        app.write_all(&GET.as_bytes()[..i % 20]).await.expect("sent");
+        silent.push(app);
+    }
+    let mut app = raw::connect(up.address).await;
+    ask(&mut app).await;
+    // The first connection that there is at all.
+    let mut service = upstream.accept().await;
+    serve(&mut service).await;
+    assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+    // The next request of the same application comes on the same one.
+    ask(&mut app).await;
+    serve(&mut service).await;
+    assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+}
+
+#[tokio::test]
+async fn a_connection_from_the_time_when_the_service_was_down_works_when_it_is_back() {
+    let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
+    reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
+    let address = reserved.local_addr().expect("address").to_string();
+    let world = world_of(&address).await;
+    let up = world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(&GET.as_bytes()[..5]).await.expect("sent");
+    let down = raw::exchange(up.address, raw::ROOT).await;
+    assert!(down.starts_with("HTTP/1.1 502 "), "{down}");
+    let listener = reserved.listen(8).expect("listening");
+    app.write_all(&GET.as_bytes()[5..]).await.expect("sent");
+    let accepted = tokio::time::timeout(SOON, listener.accept()).await.expect("called");
+    let (mut service, _) = accepted.expect("accepted");
+    serve(&mut service).await;
+    assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+}
+
+#[tokio::test]
+async fn a_service_that_ends_between_two_requests_is_an_end_and_one_within_a_head_is_dialled_again()
+{
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream.flag("http")).await;
+    let up = world.up("laptop").await;
+    for has_begun in [false, true] {
+        let mut app = raw::connect(up.address).await;
+        ask(&mut app).await;
+        let mut service = upstream.accept().await;
+        serve(&mut service).await;
+        assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+        if !has_begun {
+            drop(service);
+            assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
+            continue;
+        }
+        app.write_all(&GET.as_bytes()[..5]).await.expect("sent");
+        // Another request has passed, and so has the beginning of this one.
+        let mut other = raw::connect(up.address).await;
+        ask(&mut other).await;
+        serve(&mut upstream.accept().await).await;
+        drop(service);
+        app.write_all(&GET.as_bytes()[5..]).await.expect("sent");
+        serve(&mut upstream.accept().await).await;
+        assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+    }
+}
+
+#[tokio::test]
+async fn one_device_that_takes_all_connections_that_it_gets_leaves_some_to_others() {
+    /// 128 of them are for other things, so half of the others are one device's share.
+    const DESCRIPTORS: usize = 128 + 200;
+    const GREEDY: usize = 150;
+    let upstream = Upstream::start().await;
+    let world = world_of(&upstream.flag("http")).await;
+    let pid = world.aditd.pid().to_string();
+    let limit = format!("--nofile={DESCRIPTORS}");
+    let limited = tokio::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+    if !limited.await.is_ok_and(|status| status.success()) {
+        tests::skip::because("there is no prlimit");
+        return;
+    }
+    let (script, person) = (world.up("script").await, world.up("person").await);
+    let mut asked = Vec::new();
+    for _ in 0..GREEDY {
+        let mut app = raw::connect(script.address).await;
+        ask(&mut app).await;
+        asked.push(app);
+    }
+    let mut at_service = Vec::new();
+    for _ in 0..100 {
+        at_service.push(upstream.accept().await);
+    }
+    // The others of that device wait, and nobody else does.
+    let mut app = raw::connect(person.address).await;
+    ask(&mut app).await;
+    let mut service = upstream.accept().await;
+    serve(&mut service).await;
+    assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+    drop(app);
+    assert_eq!(raw::read_to_end(&mut service).await, (vec![], Ending::Closed));
+    // One of them goes on as soon as one of its device's has ended.
+    let mut first = at_service.pop().expect("one");
+    serve(&mut first).await;
+    assert_eq!(raw::read_to_end(&mut first).await, (vec![], Ending::Closed), "it is idle now");
+    serve(&mut upstream.accept().await).await;
+}

@@ -1,0 +1,79 @@
+//! Memory for what is read ahead: counted, shared and given back.
+
+use std::time::Duration;
+
+use tests::{
+    raw,
+    world::{SOON, World},
+};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::PROGRAM;
+
+/// Nearly as long as a head may be.
+const HALF_HEAD: usize = 60 * 1024;
+
+/// A head that never ends.
+async fn half_head(to: std::net::SocketAddr) -> TcpStream {
+    let mut app = raw::connect(to).await;
+    let begun = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(HALF_HEAD));
+    app.write_all(begun.as_bytes()).await.expect("sent");
+    app
+}
+
+/// Waits until the server's memory is as it should be, in KiB.
+async fn until(world: &World, is_so: impl Fn(u64) -> bool) -> u64 {
+    let wait = async {
+        loop {
+            let rss = world.aditd.rss();
+            if is_so(rss) {
+                return rss;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let last = tokio::time::timeout(SOON, wait).await;
+    last.unwrap_or_else(|_| panic!("{} KiB", world.aditd.rss()))
+}
+
+#[tokio::test]
+async fn half_heads_of_one_device_take_its_share_of_memory_and_no_more_and_it_is_given_back() {
+    const MIB: u64 = 1024;
+    /// Of 192 MiB one device may have half.
+    const SHARE: u64 = 96 * MIB;
+    /// 180 MB in all.
+    const ALL: usize = 3000;
+    common::machine::process::raise_descriptor_limit();
+    let world = World::start(PROGRAM).await;
+    let (script, person) = (world.up("script").await, world.up("person").await);
+    let before = world.aditd.rss();
+    let mut half = Vec::new();
+    for _ in 0..ALL {
+        half.push(half_head(script.address).await);
+    }
+    let during = until(&world, |rss| rss > before + SHARE * 3 / 4).await;
+    // Another device finds memory.
+    assert!(raw::exchange(person.address, raw::ROOT).await.starts_with("HTTP/1.1 200 OK"));
+    let during = during.max(world.aditd.rss());
+    // What nobody has read lies in the tunnel's window of 32 MiB.
+    assert!(during < before + SHARE + 64 * MIB, "{during} KiB, {before} before");
+    drop(half);
+    let over = async {
+        let is_busy = |status: serde_json::Value| {
+            let sessions = status["sessions"].as_array().expect("sessions").clone();
+            sessions.iter().any(|session| session["streams"] != 0)
+        };
+        while is_busy(world.status().await) {}
+    };
+    tokio::time::timeout(2 * SOON, over).await.expect("all have ended");
+    let after = world.aditd.rss();
+    // What was given back is taken again, and no more.
+    let mut again = Vec::new();
+    for _ in 0..ALL {
+        again.push(half_head(script.address).await);
+    }
+    assert!(raw::exchange(person.address, raw::ROOT).await.starts_with("HTTP/1.1 200 OK"));
+    let second = world.aditd.rss();
+    println!("KiB: {before} before, {during} during, {after} after, {second} the second time");
+    assert!(second < before + SHARE + 64 * MIB, "{second} KiB, {before} before");
+}

@@ -1,11 +1,12 @@
 //! The settings: flags before environment before file before defaults, checked once.
 
 mod file;
+mod reach;
 mod values;
 
 use std::{
     collections::HashSet,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
@@ -17,9 +18,10 @@ use common::machine::{
     report::{Exit, Failure},
 };
 use ipnet::IpNet;
-use proto::{identity::Name, invitation::MAX_ADDRESSES, wire::ADITD_PORT};
+use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
+pub use self::reach::addresses;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
@@ -212,6 +214,7 @@ impl Config {
             return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
                 .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
         }
+        also_ipv4(&mut listen, &networks);
         let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
         let meters = MeterSettings {
             limits,
@@ -282,43 +285,18 @@ impl Config {
     }
 }
 
-/// The addresses that devices are told, given what the owner advertises and where the server really
-/// listens.
-pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
-    if !advertise.is_empty() {
-        return advertise.to_vec();
-    }
-    let own: Vec<IpAddr> =
-        if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
-    let reachable = |ip: &IpAddr| !ip.is_loopback() && !is_link_local(*ip);
-    // Those in a named network are the likely ones; if there are none, the devices come from behind
-    // a router.
-    let in_audience = own.iter().any(|ip| reachable(ip) && audience.includes(*ip));
-    let of_interfaces = |address: &SocketAddr| {
-        let (port, v4) = (address.port(), address.is_ipv4());
-        let fits = |ip: &&IpAddr| {
-            reachable(ip) && ip.is_ipv4() == v4 && (!in_audience || audience.includes(**ip))
-        };
-        own.iter().filter(fits).map(|ip| SocketAddr::new(*ip, port)).collect::<Vec<_>>()
+/// `[::]` means every address. Each family has a socket of its own, so `0.0.0.0` is added where an
+/// IPv4 network may speak to it; not for port 0, which is another port each time.
+fn also_ipv4(listen: &mut Vec<SocketAddr>, networks: &[IpNet]) {
+    let has_ipv4 = networks.iter().any(|network| matches!(network, IpNet::V4(_)));
+    let everywhere = |address: &&SocketAddr| {
+        address.ip() == Ipv6Addr::UNSPECIFIED && address.port() != 0 && has_ipv4
     };
-    let mut all: Vec<SocketAddr> = Vec::new();
-    for address in bound {
-        if address.ip().is_unspecified() {
-            all.extend(of_interfaces(address))
-        } else {
-            all.push(*address)
+    let ports: Vec<u16> = listen.iter().filter(everywhere).map(SocketAddr::port).collect();
+    for port in ports {
+        if !listen.iter().any(|address| address.is_ipv4() && address.port() == port) {
+            listen.push((Ipv4Addr::UNSPECIFIED, port).into());
         }
-    }
-    all.sort_by_key(|address| address.ip().is_loopback());
-    all.truncate(MAX_ADDRESSES);
-    all.iter().map(SocketAddr::to_string).collect()
-}
-
-/// Link-local IPv6 addresses mean nothing without the interface of the one who uses them.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
 
@@ -392,6 +370,24 @@ mod tests {
         let file =
             settle(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
         assert!(file.contains("not loopback"), "{file}");
+    }
+
+    #[test]
+    fn every_address_is_ipv4_too_where_an_ipv4_network_may_speak_to_it() {
+        for (listen, networks, wanted) in [
+            (&["[::]:1"][..], "10.0.0.0/8", "[[::]:1, 0.0.0.0:1]"),
+            (&["[::]:1"], "2001:db8::/32", "[[::]:1]"),
+            (&["[::]:1", "10.0.0.1:1"], "10.0.0.0/8", "[[::]:1, 10.0.0.1:1]"),
+            (&["[::]:0"], "10.0.0.0/8", "[[::]:0]"),
+            (&["[::1]:1"], "10.0.0.0/8", "[[::1]:1]"),
+        ] {
+            let serve = ServeFlags {
+                listen: listen.iter().map(ToString::to_string).collect(),
+                allow_from: vec![networks.parse().expect("a network")],
+                ..Default::default()
+            };
+            assert_eq!(format!("{:?}", settle(serve, "").expect("settled").listen), wanted);
+        }
     }
 
     #[test]

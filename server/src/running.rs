@@ -7,25 +7,26 @@ use std::{
     net::SocketAddr,
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use common::machine::{process::unix_now, report::Failure};
 use proto::{
     identity::{DeviceId, Name},
+    repeats::Repeats,
     wire::Enrolled,
 };
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
+use tracing::{error, info, warn};
 
 use crate::{
     accounting::Meters,
     audit::{AuditSettings, AuditStatus},
-    config::Settings,
+    config::{self, Settings},
     gate::Gate,
     limits::Asker,
     policy::Policy,
@@ -38,6 +39,12 @@ use crate::{
 
 /// How often the register is looked at for changes that nobody announced.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often this machine's addresses are looked at when nobody asks for them.
+const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
+/// The same failure of the register is in the log once in this time.
+const SAY_AGAIN: Duration = Duration::from_secs(600);
+/// Said of a server that nobody can reach.
+pub const NOWHERE: &str = "this machine has no address, besides loopback, that fits --listen";
 
 /// What all parts of a running server share.
 pub struct Server {
@@ -66,6 +73,8 @@ pub struct Server {
     refreshing: tokio::sync::Mutex<()>,
     /// Held from before the configuration is read until it is in force.
     pub(crate) reloading: tokio::sync::Mutex<()>,
+    begun: Instant,
+    failures: Mutex<Repeats>,
 }
 
 /// What the other commands ask the running server.
@@ -202,8 +211,6 @@ pub struct Open {
     pub socket_buffers: Option<(usize, usize)>,
     /// The port of its relay on loopback.
     pub relay: Option<u16>,
-    /// Where devices are told to find it.
-    pub addresses: Vec<String>,
 }
 
 impl Server {
@@ -231,6 +238,8 @@ impl Server {
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
             reloading: tokio::sync::Mutex::default(),
+            begun: Instant::now(),
+            failures: Mutex::new(Repeats::new(SAY_AGAIN)),
         })
     }
 
@@ -243,12 +252,49 @@ impl Server {
         let result = tokio::task::spawn_blocking(move || work(&register)).await;
         let result = result.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         if let Err(e) = &result {
-            error!(
-                "{e}: {}",
-                std::error::Error::source(e).map(ToString::to_string).unwrap_or_default()
-            );
+            let why = std::error::Error::source(e).map(ToString::to_string).unwrap_or_default();
+            let text = format!("{e}: {why}");
+            if self.failures().is_news(&text, self.begun.elapsed()) {
+                error!("{text}");
+            }
         }
         result
+    }
+
+    fn failures(&self) -> MutexGuard<'_, Repeats> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where devices are told to find it, now.
+    pub fn addresses(&self) -> Vec<String> {
+        let config = &self.settings.config;
+        config::addresses(&config.advertise, &self.open.listening, &config.audience)
+    }
+
+    /// Keeps in the register where devices find the server, for commands that run while it does
+    /// not.
+    pub async fn follow_addresses(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(ADDRESSES_EVERY);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut known = None;
+        loop {
+            ticks.tick().await;
+            let now = self.addresses();
+            if known.as_ref() == Some(&now) {
+                continue;
+            }
+            let kept = now.clone();
+            // A failure is in the log; it is tried again.
+            if self.in_register(move |register| register.set_addresses(&kept)).await.is_err() {
+                continue;
+            }
+            if now.is_empty() {
+                warn!("{NOWHERE}: say where devices reach it with --advertise HOST:PORT");
+            } else {
+                info!("devices are told to come to {}", now.join(", "));
+            }
+            known = Some(now);
+        }
     }
 
     /// Looks at the register and puts what it says in force; sessions that it no longer admits are
@@ -276,6 +322,9 @@ impl Server {
             };
             if version != self.version.load(Relaxed) && self.refresh().await.is_ok() {
                 self.version.store(version, Relaxed);
+                if self.failures().passed() {
+                    info!("the register can be read again, and is in force");
+                }
             }
         }
     }
@@ -288,7 +337,7 @@ impl Server {
             pid: std::process::id(),
             listening: self.open.listening.iter().map(ToString::to_string).collect(),
             relay: self.open.relay,
-            addresses: self.open.addresses.clone(),
+            addresses: self.addresses(),
             config: config.file.clone(),
             upstream: config.upstream.to_string(),
             allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
@@ -308,7 +357,7 @@ impl Server {
         InForce {
             roles: self.policy.rules().names().cloned().collect(),
             audit: self.settings.config.meters.audit.clone(),
-            addresses: self.open.addresses.clone(),
+            addresses: self.addresses(),
         }
     }
 

@@ -95,12 +95,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Failure::new("cannot use a UDP socket").because(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
+    // `aditd invite` may come before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
-    if addresses.is_empty() {
-        warn!(
-            "this machine has no address in --allow-from: say where devices reach it with --advertise HOST:PORT"
-        );
-    }
     state.register.set_addresses(&addresses)?;
     for address in &listening {
         info!("listening on {address} (UDP), forwarding to {}", config.upstream);
@@ -120,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         meters,
         version,
         settings,
-        Open { listening, socket_buffers, relay, addresses },
+        Open { listening, socket_buffers, relay },
     );
     server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
@@ -142,6 +138,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         services.spawn(relay.serve());
     }
     services.spawn(server.clone().follow_register());
+    services.spawn(server.clone().follow_addresses());
     let (held, following) = (certificate.clone(), server.clone());
     services.spawn(async move { held.follow(&following.state).await });
     services.spawn(server.live.clone().watch());

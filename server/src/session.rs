@@ -196,7 +196,7 @@ impl Session {
             certificate_expired: self.is_expired(),
             idle_timeout: self.server.idle_timeout.as_secs(),
             services: self.server.policy.services(),
-            addresses: self.server.open.addresses.clone(),
+            addresses: self.server.addresses(),
             loopback: loopback_id(),
             door_key: Some(
                 self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),

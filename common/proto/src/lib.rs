@@ -9,4 +9,5 @@ pub mod identity;
 pub mod invitation;
 pub mod knock;
 pub mod ollama;
+pub mod repeats;
 pub mod wire;

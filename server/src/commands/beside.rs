@@ -75,11 +75,13 @@ impl Beside {
             .exit(Exit::Usage))
     }
 
-    /// Where devices are told to find the server. `known` is what its last start has said: without a
+    /// Where devices are told to find the server. `known` is what it has said last: without a
     /// server that runs it counts more than the addresses that this machine has now.
     pub fn addresses(self, known: Option<Vec<String>>) -> Vec<String> {
         match self.config {
-            Some(config) if config.advertise.is_empty() => known.unwrap_or(self.in_force.addresses),
+            Some(config) if config.advertise.is_empty() => {
+                known.filter(|known| !known.is_empty()).unwrap_or(self.in_force.addresses)
+            }
             _ => self.in_force.addresses,
         }
     }

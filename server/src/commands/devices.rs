@@ -20,7 +20,7 @@ use crate::{
     running::{Answer, Request},
     state::{
         State,
-        register::{Device, DeviceError, RegisterError},
+        register::{Device, DeviceError},
     },
 };
 
@@ -78,7 +78,10 @@ pub enum Command {
 /// Carries out one command.
 pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
     let (dir, audit) = (&*beside.dir, beside.audit());
-    let state = State::open(dir)?;
+    let state = match (State::open(dir), &command) {
+        (Err(failure), Command::Revoke { .. }) => return Err(not_cut(failure)),
+        (state, _) => state?,
+    };
     match command {
         Command::Role { device, role } => {
             beside.must_know(&role)?;
@@ -175,6 +178,7 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
             say(format!("The invitation for `{name}` is withdrawn."));
             return Ok(());
         }
+        Err(DeviceError::Register(e)) => return Err(not_cut(e)),
         found => found?,
     };
     if device.revoked.is_some() {
@@ -226,10 +230,12 @@ fn forget(
     Ok(())
 }
 
-/// Who has to be cut off must not stay because the register can't be written.
-fn not_cut(error: RegisterError) -> Failure {
-    Failure::from(error)
-        .hint("to cut everybody now, stop aditd until there is room: `systemctl stop aditd`")
+/// How to cut a device off although the register cannot be read or written. A restart would not do:
+/// a server that cannot read its register goes on with what it knows, or does not start.
+const STOP: &str = "to cut every device off now: `systemctl stop aditd`";
+
+fn not_cut(error: impl Into<Failure>) -> Failure {
+    error.into().hint(STOP)
 }
 
 /// The running server puts the register in force now. Returns how many sessions it has cut; none if
@@ -245,7 +251,7 @@ async fn refresh(dir: &Path) -> Result<usize, Failure> {
 
 /// The register is changed, and the running server may not know it yet.
 fn not_told(what: &str, why: Failure) -> Failure {
-    let hint = "it looks by itself four times a second; to be sure: `systemctl restart aditd`";
+    let hint = "it reads the register by itself four times a second, if it can";
     // The command has done its part: the server's own cure is for its own log.
-    Failure::new(what).caused_by(why.without_hints()).hint(hint).exit(Exit::Failed)
+    Failure::new(what).caused_by(why.without_hints()).hint(hint).hint(STOP).exit(Exit::Failed)
 }

@@ -26,7 +26,7 @@ use crate::{
     },
     config::{AdvertiseFlags, Flags},
     policy::roles,
-    running::{Answer, Request},
+    running::{Answer, NOWHERE, Request},
     state::{State, register::Invited},
 };
 
@@ -82,9 +82,10 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         _ => beside.addresses(state.register.addresses()?),
     };
     if addresses.is_empty() {
-        return Err(Failure::new("the server doesn't know where devices reach it")
-            .because("none of this machine's addresses is in a network of --allow-from")
-            .hint("say it here or to `aditd serve`: `--advertise HOST:11435`"));
+        return Err(Failure::new("the server does not know where devices reach it")
+            .because(NOWHERE)
+            .hint("see this machine's addresses with `ip address`; when its network is up, run this again")
+            .hint("or name an address, here or with `aditd serve`: `--advertise HOST:11435`"));
     }
     let freed = state.register.freed_name(&device)?;
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);

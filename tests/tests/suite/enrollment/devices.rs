@@ -328,10 +328,7 @@ async fn a_revocation_that_a_full_disk_keeps_out_is_told_with_the_way_to_cut_eve
     assert_ok(&run(&["invite", "tmp"]).await);
     disk.fill_but(0);
     for name in ["laptop", "tmp"] {
-        let says = [
-            "nothing was changed",
-            "to cut everybody now, stop aditd until there is room: `systemctl stop aditd`",
-        ];
+        let says = ["nothing was changed", "to cut every device off now: `systemctl stop aditd`"];
         assert_told(&run(&["device", "revoke", name]).await, FAILED, &says);
     }
     disk.free();

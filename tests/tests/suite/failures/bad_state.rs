@@ -1,7 +1,7 @@
 //! State that others can read, that may not be read, that is damaged or lost: named with its cure,
 //! left as it is, and never replaced.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 use tests::{
@@ -185,6 +185,32 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
     fs::write(&path, good).expect("written");
     world.restart_server().await;
     assert_eq!(device_names(&world).await, ["laptop"], "the backup is as good as it was");
+}
+
+#[tokio::test]
+async fn a_register_that_a_running_server_cannot_read_fills_no_log_and_stop_is_the_cure() {
+    let mut world = World::start(PROGRAM).await;
+    let up = world.up("laptop").await;
+    world.device("desk").await;
+    let path = world.state().join("register.sqlite");
+    let change = |sql: &str| {
+        rusqlite::Connection::open(&path).expect("opened").execute_batch(sql).expect("changed");
+    };
+    change("UPDATE device SET id = 'x-' || id WHERE name = 'desk'");
+    world.aditd.says("register.sqlite` is damaged").await;
+    let told = world.aditd(&["device", "revoke", "laptop"]).await;
+    assert_told(&told, FAILED, &["is damaged", "`systemctl stop aditd`"]);
+    assert!(!told.stderr.contains("restart"), "{}", told.stderr);
+    // It is looked at four times a second: this is as many looks as would fill a log.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let log = world.aditd.log();
+    let errors = log.lines().filter(|line| line.contains(" ERROR ")).count();
+    assert!((1..=2).contains(&errors), "{errors} errors:\n{log}");
+
+    change("UPDATE device SET id = substr(id, 3) WHERE name = 'desk'");
+    world.aditd.says("the register can be read again").await;
+    assert_eq!(device_names(&world).await, ["desk", "laptop"]);
+    up.end().await;
 }
 
 #[tokio::test]

@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use tests::{
-    lab::{Far, LOOPBACK, Lab, Setting, rung, seed},
-    ollama::seeded_bytes,
+    credentials,
+    lab::{Far, LOOPBACK, Lab, Namespace, Setting, rung, seed},
+    ollama::{Options, seeded_bytes},
     raw::{Ending, Upstream, read_exactly},
+    told::{FAILED, assert_told},
+    world::World,
 };
 use tokio::io::AsyncWriteExt;
 
@@ -37,6 +40,34 @@ async fn a_restarted_server_is_noticed_within_a_keep_alive_and_what_it_ran_befor
     assert!(restarted.elapsed() < Duration::from_secs(30), "{:?}", restarted.elapsed());
     far.up.adit.says("the server was restarted").await;
     far.ask_both(20, 3).await.are_equal(WITHIN).await;
+}
+
+#[tokio::test]
+async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() {
+    if Lab::is_missing() {
+        return;
+    }
+    for listen in ["0.0.0.0:11435", "[::]:11435"] {
+        let network = Namespace::new().expect("a network namespace");
+        let flags = ["--listen", listen, "--allow-from", "198.51.100.0/24"];
+        let mut world =
+            network.within(World::start_with(PROGRAM, Options::default(), &flags)).await;
+        // Nothing goes into a pipe that could be taken for a code.
+        let told = world.aditd(&["invite", "laptop"]).await;
+        assert_told(&told, FAILED, &["no address", "--advertise", "ip address"]);
+        for address in ["198.51.100.7", "198.51.100.8"] {
+            network.ip(&format!("addr flush dev lo\naddr add {address}/24 dev lo")).expect("set");
+            let wanted = [format!("{address}:11435")];
+            let code = world.invite("laptop").await;
+            assert_eq!(credentials::parse(&code).addresses, wanted);
+            assert_eq!(world.status().await["addresses"], serde_json::json!(wanted));
+        }
+        // And while the server is away, it is what it was last.
+        world.aditd.says("devices are told to come to 198.51.100.8:11435").await;
+        world.kill_server().await;
+        let code = world.invite("laptop").await;
+        assert_eq!(credentials::parse(&code).addresses, ["198.51.100.8:11435"]);
+    }
 }
 
 /// What a service sends, letters alone.

@@ -1,0 +1,89 @@
+//! Where devices are told to find the server.
+
+use std::net::{IpAddr, SocketAddr};
+
+use proto::invitation::MAX_ADDRESSES;
+
+use crate::ingress::filter::Audience;
+
+/// The addresses that devices are told, given what the owner advertises and where the server really
+/// listens. They are looked up at each call: an address may come, go or change while it runs.
+pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
+    if !advertise.is_empty() {
+        return advertise.to_vec();
+    }
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let own: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).collect();
+    of_interfaces(&own, bound, audience)
+}
+
+/// The same for a machine whose interfaces have the addresses `own`.
+fn of_interfaces(own: &[IpAddr], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
+    let mut all: Vec<SocketAddr> = Vec::new();
+    for address in bound {
+        if address.ip().is_unspecified() {
+            all.extend(of_family(own, *address, audience))
+        } else {
+            all.push(*address)
+        }
+    }
+    all.sort_by_key(|address| address.ip().is_loopback());
+    all.truncate(MAX_ADDRESSES);
+    all.iter().map(SocketAddr::to_string).collect()
+}
+
+fn of_family(own: &[IpAddr], address: SocketAddr, audience: &Audience) -> Vec<SocketAddr> {
+    let of_family: Vec<IpAddr> = own
+        .iter()
+        .filter(|ip| ip.is_ipv4() == address.is_ipv4() && !ip.is_loopback() && !is_link_local(**ip))
+        .copied()
+        .collect();
+    // Those in a named network are the likely ones; if there are none, the devices come from behind
+    // a router.
+    let named: Vec<IpAddr> =
+        of_family.iter().filter(|ip| audience.includes(**ip)).copied().collect();
+    let likely = if named.is_empty() { of_family } else { named };
+    likely.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
+}
+
+/// Link-local IPv6 addresses mean nothing without the interface of the one who uses them.
+fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_told_what_fits_the_sockets_and_the_networks() {
+        let own = ["127.0.0.1", "::1", "fe80::1", "192.168.1.7", "10.0.0.7", "2001:db8::7"];
+        let own = own.map(|ip| ip.parse::<IpAddr>().expect("an address"));
+        for (bound, networks, own, told) in [
+            (&["0.0.0.0:1"][..], &["192.168.1.0/24"][..], &own[..], &["192.168.1.7:1"][..]),
+            // From behind a router.
+            (&["0.0.0.0:1"], &["203.0.113.0/24"], &own, &["192.168.1.7:1", "10.0.0.7:1"]),
+            // A network of one family does not hide the addresses of the other.
+            (&["[::]:1"], &["192.168.1.0/24"], &own, &["[2001:db8::7]:1"]),
+            (
+                &["[::]:1", "0.0.0.0:1"],
+                &["192.168.1.0/24"],
+                &own,
+                &["[2001:db8::7]:1", "192.168.1.7:1"],
+            ),
+            (&["127.0.0.1:1", "192.168.1.7:2"], &[], &own, &["192.168.1.7:2", "127.0.0.1:1"]),
+            // No network yet.
+            (&["0.0.0.0:1"], &["192.168.1.0/24"], &own[..3], &[]),
+        ] {
+            let bound: Vec<SocketAddr> =
+                bound.iter().map(|at| at.parse().expect("an address")).collect();
+            let audience = Audience::new(
+                networks.iter().map(|network| network.parse().expect("a network")).collect(),
+            );
+            assert_eq!(of_interfaces(own, &bound, &audience), told, "{bound:?} {networks:?}");
+        }
+    }
+}

@@ -3,6 +3,7 @@
 mod backoff;
 pub mod events;
 mod liveness;
+mod loss;
 mod migration;
 mod path_probe;
 pub mod reconnect;

@@ -24,6 +24,10 @@ use crate::{
 };
 
 const EVENTS_SHOWN: usize = 6;
+/// The longest line of the text, in characters, unless one word is longer.
+const WIDTH: usize = 100;
+/// Where values begin.
+const INDENT: usize = 13;
 
 /// The only request so far.
 #[derive(Debug, Serialize, Deserialize)]
@@ -64,6 +68,9 @@ pub struct Status {
     pub events: Vec<Event>,
     /// Tasks of the runtime, for those who look for leaks.
     pub tasks: usize,
+    /// It was told to stop, takes no more connections, and waits for running answers.
+    #[serde(default)]
+    pub stopping: bool,
 }
 
 /// The state of the tunnel.
@@ -121,6 +128,12 @@ pub struct UpStatus {
     pub sent_packets: u64,
     /// Packets lost.
     pub lost_packets: u64,
+    /// Packets sent in the last minute.
+    #[serde(default)]
+    pub recently_sent_packets: u64,
+    /// Packets lost in the last minute.
+    #[serde(default)]
+    pub recently_lost_packets: u64,
     /// Version of aditd.
     pub server_version: String,
 }
@@ -143,7 +156,7 @@ pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
 
 impl Status {
     /// The status of a running tunnel.
-    pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize) -> Self {
+    pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize, stopping: bool) -> Self {
         let profile = tunnel.profile();
         let state = match &*tunnel.link().borrow() {
             Link::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
@@ -173,6 +186,7 @@ impl Status {
             received: tunnel.meter.received.load(Relaxed),
             events: tunnel.journal.events(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            stopping,
         }
     }
 
@@ -182,10 +196,7 @@ impl Status {
             lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
         }
         lines.extend([
-            (
-                "Listening",
-                self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", "),
-            ),
+            ("Listening", self.listening_text()),
             (
                 "Streams",
                 format!(
@@ -203,13 +214,21 @@ impl Status {
             (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what))
         });
         let lines = lines.into_iter().chain(events);
-        lines.map(|(name, value)| format!("{name:<12} {value}")).collect::<Vec<_>>().join("\n")
+        lines.map(|(name, value)| wrapped(name, &value, WIDTH)).collect::<Vec<_>>().join("\n")
+    }
+
+    fn listening_text(&self) -> String {
+        if self.stopping {
+            return "no more: it was told to stop, and waits for running answers".to_owned();
+        }
+        self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")
     }
 }
 
 impl UpStatus {
     fn of(up: &Up, directions: &Directions) -> Self {
         let stats = up.connection.stats();
+        let recent = up.recent_packets();
         let carried = up.carried();
         let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
         Self {
@@ -229,6 +248,8 @@ impl UpStatus {
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
+            recently_sent_packets: recent.sent,
+            recently_lost_packets: recent.lost,
             server_version: up.hello.version.clone(),
         }
     }
@@ -259,9 +280,10 @@ impl UpStatus {
     }
 
     fn to_text(&self) -> String {
-        let lost = self.lost_packets as f64 * 100.0 / self.sent_packets.max(1) as f64;
+        let lost =
+            self.recently_lost_packets as f64 * 100.0 / self.recently_sent_packets.max(1) as f64;
         format!(
-            "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost",
+            "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost in the last minute",
             since(self.since),
             self.carrier.to_uppercase(),
             self.remote,
@@ -282,6 +304,25 @@ impl TunnelStatus {
             Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
         }
     }
+}
+
+/// A line of the text, in as many rows as it takes.
+fn wrapped(name: &str, value: &str, width: usize) -> String {
+    let mut text = format!("{name:<INDENT$}");
+    let mut column = INDENT;
+    for (i, word) in value.split(' ').enumerate() {
+        let length = word.chars().count();
+        if i > 0 && column + 1 + length > width {
+            text.push_str(&format!("\n{:INDENT$}", ""));
+            column = INDENT;
+        } else if i > 0 {
+            text.push(' ');
+            column += 1;
+        }
+        text.push_str(word);
+        column += length;
+    }
+    text
 }
 
 fn bracketed(hint: &Option<String>) -> String {
@@ -307,4 +348,21 @@ fn since(at: i64) -> humantime::FormattedDuration {
 
 fn bytes(count: u64) -> String {
     indicatif::HumanBytes(count).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_line_goes_on_in_the_next_below_its_value() {
+        assert_eq!(wrapped("Tunnel", "up for 3s", 30), "Tunnel       up for 3s");
+        let text = wrapped("Tunnel", "up for 3s, QUIC over UDP to somewhere", 30);
+        assert_eq!(
+            text,
+            "Tunnel       up for 3s, QUIC\n             over UDP to\n             somewhere"
+        );
+        let long = "x".repeat(40);
+        assert_eq!(wrapped("", &long, 30), format!("             {long}"));
+    }
 }

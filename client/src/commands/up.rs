@@ -75,7 +75,7 @@ pub struct UpFlags {
     ssh_client: Option<SshClient>,
 }
 
-/// Runs until told to stop (SIGINT, SIGTERM), or until the server says at the first attempt that
+/// Runs until told to stop (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the server says at the first attempt that
 /// this device is not allowed.
 pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let mut profile = place.read()?;
@@ -92,8 +92,8 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
         return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
     }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
-    let mut stop =
-        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+    let mut stop = Stop::listen_at_terminal()
+        .map_err(|e| Failure::new("cannot listen for signals").because(e))?;
     let listeners = listener::bind(&flags.listen)?;
     let owners = Arc::new(let_in(flags.any_user, &listeners)?);
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
@@ -104,7 +104,13 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     let (tunnel, keep_up) = Tunnel::new(directions, bound, no_more.clone());
     let mut parts = Parts::default();
     parts.services.spawn(keep_up);
-    let answering = answer_control(control, tunnel.clone(), listening.clone(), connections.clone());
+    let shown = Shown {
+        tunnel: tunnel.clone(),
+        listening: listening.clone(),
+        connections: connections.clone(),
+        stop: no_more.clone(),
+    };
+    let answering = answer_control(control, shown);
     parts.services.spawn(answering);
     let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
     for listener in listeners {
@@ -262,15 +268,27 @@ fn claimed(error: ClaimError, place: &Place) -> Failure {
     }
 }
 
-async fn answer_control(
-    control: Control,
+/// What `adit status` asks about.
+struct Shown {
     tunnel: Tunnel,
     listening: Vec<String>,
     connections: TaskTracker,
-) {
+    stop: CancellationToken,
+}
+
+impl Shown {
+    fn status(&self) -> Status {
+        let stopping = self.stop.is_cancelled();
+        let listening = if stopping { &[][..] } else { &self.listening };
+        Status::of(&self.tunnel, listening, self.connections.len(), stopping)
+    }
+}
+
+async fn answer_control(control: Control, shown: Shown) {
+    let shown = Arc::new(shown);
     let answer = move |request| {
         let status = match request {
-            Request::Status => Status::of(&tunnel, &listening, connections.len()),
+            Request::Status => shown.status(),
         };
         async move { status }
     };

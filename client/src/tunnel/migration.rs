@@ -139,6 +139,7 @@ impl<'a> Path<'a> {
         if slept || now - self.source.0 >= SOURCE_EVERY {
             self.source = (now, self.up.way().source());
         }
+        self.up.note_packets(now);
         let seen = Seen {
             heard: self.up.heard(),
             running: self.is_running(),

@@ -9,6 +9,7 @@ use common::{machine::process::unix_now, transport::credit::Credit};
 use proto::wire::Hello;
 use quinn::{Connection, Endpoint};
 
+use super::loss::{Loss, Packets};
 use crate::dial::{
     DialError,
     route::{Carrier, Way},
@@ -60,6 +61,7 @@ pub struct Up {
     /// What its streams may send.
     pub credit: Arc<Credit>,
     carried: Mutex<Carried>,
+    loss: Mutex<Loss>,
 }
 
 /// What carries a session now.
@@ -92,6 +94,7 @@ impl Up {
             since: SystemTime::now(),
             credit: Credit::new(),
             carried: Mutex::new(carried),
+            loss: Mutex::default(),
         })
     }
 
@@ -121,6 +124,23 @@ impl Up {
             std::mem::replace(&mut carried.way, way),
             std::mem::replace(&mut carried.carrier, carrier),
         ))
+    }
+
+    /// Notes how many packets have been lost so far.
+    pub(crate) fn note_packets(&self, now: Instant) {
+        let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        loss.note(now, self.packets());
+    }
+
+    /// How many packets have been sent and lost in the last minute.
+    pub(crate) fn recent_packets(&self) -> Packets {
+        let loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
+        loss.recent(self.packets())
+    }
+
+    fn packets(&self) -> Packets {
+        let path = self.connection.stats().path;
+        Packets { sent: path.sent_packets, lost: path.lost_packets }
     }
 
     /// How many datagrams have come from the server.

@@ -67,10 +67,11 @@ pub fn uid() -> u32 {
     *STARTED_BY.get_or_init(|| rustix::process::getuid().as_raw())
 }
 
-/// The orders to stop: SIGINT and SIGTERM.
+/// The orders to stop: SIGINT and SIGTERM, and for some SIGHUP.
 pub struct Stop {
     interrupt: Signal,
     terminate: Signal,
+    hang_up: Option<Signal>,
 }
 
 impl Stop {
@@ -79,7 +80,21 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            hang_up: None,
         })
+    }
+
+    /// The same, and a terminal that is closed is an order too, unless whoever started this process
+    /// had it ignore that, as nohup(1) does.
+    ///
+    /// # Errors
+    /// If the system does not allow it.
+    pub fn listen_at_terminal() -> io::Result<Self> {
+        let hang_up = match ignores_hang_up() {
+            true => None,
+            false => Some(signal(SignalKind::hangup())?),
+        };
+        Ok(Self { hang_up, ..Self::listen()? })
     }
 
     /// Waits for the next order. Cancellation safe.
@@ -87,8 +102,28 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+            () = hung_up(&mut self.hang_up) => {}
         }
     }
+}
+
+/// Waits until the terminal is closed. That is one order, however many tell of it: the kernel and
+/// the shell may.
+async fn hung_up(hang_up: &mut Option<Signal>) {
+    match hang_up {
+        Some(signal) => drop(signal.recv().await),
+        None => std::future::pending().await,
+    }
+    *hang_up = None;
+}
+
+/// Whether SIGHUP is ignored, where that can be known (proc_pid_status(5)).
+fn ignores_hang_up() -> bool {
+    const SIGHUP: u64 = 1;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & (1 << (SIGHUP - 1)) != 0)
 }
 
 /// Lets this process have as many file descriptors as the system allows: every connection is one,

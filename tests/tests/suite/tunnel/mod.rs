@@ -12,4 +12,5 @@ mod moving;
 mod other_users;
 mod outages;
 mod stalled;
+mod stopping;
 mod strangers;

@@ -1,0 +1,105 @@
+//! An `adit` that is told to stop, by a closed terminal too, and what `status` says meanwhile.
+
+use tests::{
+    raw, skip,
+    terminal::Terminal,
+    world::{Device, SOON, Up, World},
+};
+use tokio::io::AsyncWriteExt;
+
+use crate::PROGRAM;
+
+/// A request for a long answer, of which a part has come.
+async fn long_answer(up: &Up, tokens: i64) -> tokio::net::TcpStream {
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(tokens, 9).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 300).await;
+    app
+}
+
+async fn status_until(device: &Device, is_it: impl Fn(&serde_json::Value) -> bool) {
+    let wait = async { while !is_it(&device.status().await) {} };
+    tokio::time::timeout(SOON, wait).await.expect("in time");
+}
+
+#[tokio::test]
+async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let status = device.status().await;
+    assert_eq!(status["stopping"], false);
+    assert_eq!(status["listening"], serde_json::json!([up.address.to_string()]));
+    let app = long_answer(&up, -1).await;
+    up.adit.signal("TERM");
+    status_until(&device, |status| status["stopping"] == true).await;
+    assert_eq!(device.status().await["listening"], serde_json::json!([]));
+    let text = device.adit(&["status"], "").await.stdout;
+    assert!(text.contains("told to stop") && !text.contains("http://"), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    drop(app);
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
+}
+
+#[tokio::test]
+async fn a_hang_up_lets_running_answers_end_however_often_it_comes() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let mut app = long_answer(&up, 40).await;
+    up.adit.signal("HUP");
+    status_until(&device, |status| status["stopping"] == true).await;
+    up.adit.signal("HUP");
+    let (rest, ending) = raw::read_to_end(&mut app).await;
+    assert!(String::from_utf8_lossy(&rest).contains("\"done\":true"), "{ending:?}");
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
+    assert_eq!(world.ollama.counters().cancelled, 0);
+}
+
+#[tokio::test]
+async fn a_terminal_that_is_closed_tells_the_server_and_stops_ollama() {
+    if !Terminal::is_there() && skip::because("there is no `script` here") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let dir = device.dir.to_str().expect("a path");
+    let args = ["up", "--state-dir", dir, "--listen", "127.0.0.1:0", "--drain", "1s"];
+    let adit = world.programs.command("adit", &args);
+    // As a shell does it, which passes the signal on to its job. (A program of a test is killed when
+    // its parent ends: this parent waits for it.)
+    const SHELL: &str = "\"$@\" & job=$!; trap 'kill -HUP $job' HUP; wait $job; wait $job";
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", SHELL, "sh"]).arg(adit.as_std().get_program());
+    command.args(adit.as_std().get_args());
+    let mut terminal = Terminal::run(&command);
+    terminal.shows("ready").await;
+    let status = device.status().await;
+    let address = status["listening"][0].as_str().and_then(|a| a.parse().ok());
+    let mut app = raw::connect(address.expect("an address")).await;
+    app.write_all(raw::generate(-1, 9).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 300).await;
+    drop(terminal);
+    world.ollama.wait_for(|now| now.cancelled == 1, SOON).await.expect("the GPU is free");
+    let gone = async { while world.status().await["sessions"] != serde_json::json!([]) {} };
+    tokio::time::timeout(SOON, gone).await.expect("the server was told");
+}
+
+#[tokio::test]
+async fn who_ignores_a_hang_up_goes_on() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let dir = device.dir.to_str().expect("a path");
+    let adit =
+        world.programs.command("adit", &["up", "--state-dir", dir, "--listen", "127.0.0.1:0"]);
+    let mut command = tokio::process::Command::new("sh");
+    command.args(["-c", "trap '' HUP; exec \"$@\"", "sh"]).arg(adit.as_std().get_program());
+    command.args(adit.as_std().get_args()).kill_on_drop(true);
+    let mut adit = tests::process::Process::spawn(command, "adit").expect("it starts");
+    adit.ready().await.expect("ready");
+    adit.signal("HUP");
+    let status = device.status().await;
+    assert_eq!((&status["stopping"], &status["tunnel"]["state"]), (&false.into(), &"up".into()));
+    adit.signal("TERM");
+    assert_eq!(adit.ended().await.expect("it ends").code(), Some(0));
+}

@@ -12,6 +12,7 @@ use proto::{
     ollama::{
         host::{self, Own},
         model::{self, ModelPattern},
+        named_models::NamedModels,
         route::{Pattern, Target, route},
         usage::{AnswerUsage, JsonScan},
     },
@@ -133,9 +134,15 @@ impl Own for Nobody {
 /// Names, paths and JSON are read without a panic.
 ///
 /// # Panics
-/// If a path that is canonical could be another, or a model's pattern does not mean itself.
+/// If a body that comes in parts names other models than the whole, a path that is canonical could
+/// be another, or a model's pattern does not mean itself.
 pub fn check_names(bytes: &[u8]) {
-    let _ = model::named(bytes, &[&["model", "name"], &["from"]]);
+    let lists: &[&[&str]] = &[&["model", "name"], &["from"]];
+    let mut named = NamedModels::new(lists);
+    bytes.chunks(7).for_each(|part| named.push(part));
+    if let Ok(models) = named.finish() {
+        assert_eq!(model::named(bytes, lists), Ok(models), "{}", String::from_utf8_lossy(bytes));
+    }
     let text = String::from_utf8_lossy(bytes);
     let _ = (host::allows(&text, &Nobody), text.parse::<Pattern>());
     if let Ok(pattern) = text.parse::<ModelPattern>() {

@@ -130,7 +130,7 @@ async fn a_token_whose_text_is_the_last_chunk_is_not_taken_for_the_end() {
         assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece);
     }
     up.adit.signal("INT");
-    up.adit.says("running connections").await;
+    up.adit.says("1 running connection with").await;
     for piece in [&b"\r\n"[..], b"1\r\nx\r\n", b"0\r\n\r\n"] {
         service.write_all(piece).await.expect("sent");
         assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece, "it was cut");

@@ -16,7 +16,6 @@ use self::shown::{Listing, Single, list, show, shown};
 use crate::{
     audit::{self, AuditSettings, Event},
     commands::{beside::Beside, invite, status::to_json},
-    policy::roles::either,
     running::{Answer, Request},
     state::{
         State,
@@ -48,14 +47,14 @@ pub enum Command {
         /// The role
         role: Name,
     },
-    /// Let a device use these models only, of those that its role may
+    /// Let a device use only these models, as far as its role allows them
     Models {
         /// Its name or id
         device: String,
         /// Names like `llama3.2:1b` or `llama3*`
         #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
         models: Vec<ModelPattern>,
-        /// Let it use all models that its role may
+        /// Let it use all models that its role allows
         #[arg(long)]
         all: bool,
     },
@@ -109,12 +108,13 @@ pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
                 &Event::Models { device: device.subject(), models: named, uid: process::uid() },
             );
             in_force(&state).await?;
+            let models = models.iter().map(|model| format!("`{model}`")).collect::<Vec<_>>();
             let what = if all {
-                "all models that its role may".to_owned()
+                "use all models that its role allows".to_owned()
             } else {
-                format!("only {}, of those that its role may,", either(&models))
+                format!("use only: {}", models.join(", "))
             };
-            say(format!("{} {} may use {what} now.", device.name, device.id));
+            say(format!("{} {} may now {what}.", device.name, device.id));
             Ok(())
         }
         Command::List { json } => {

@@ -101,7 +101,9 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let code = invitation.code();
     data(&code)?;
     let ttl = human::time(invite.ttl);
-    say(format!("Good once, for {ttl}. On the device run `adit enroll` and paste the code."));
+    say(format!(
+        "This code works once and expires in {ttl}. On the device run `adit enroll` and paste the code."
+    ));
     if withdrew {
         say(format!("An older invitation for `{}` has been withdrawn.", device));
     }

@@ -14,6 +14,7 @@ pub use names::{FreedName, User};
 
 use std::{
     collections::HashMap,
+    io::Read,
     path::{Path, PathBuf},
     str::FromStr,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -129,6 +130,9 @@ impl Register {
     pub fn open(path: &Path) -> Result<Self, RegisterError> {
         // SQLite gives its side files the mode of the main one.
         drop(files::open_append(path)?);
+        if is_torn(path).unwrap_or(false) {
+            return Err(RegisterError::damaged(path, "it ends in the middle of a page".to_owned()));
+        }
         let error = |e| classify(path, e);
         // The directory may be a link (systemd makes one), the register and its side files never.
         let dir = path.parent().unwrap_or(Path::new("."));
@@ -143,11 +147,7 @@ impl Register {
         let verdict: String =
             db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
         if verdict != "ok" {
-            let source = rusqlite::Error::SqliteFailure(
-                rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT),
-                Some(verdict),
-            );
-            return Err(RegisterError::Damaged { path: path.to_owned(), source });
+            return Err(RegisterError::damaged(path, verdict));
         }
         let transaction =
             db.transaction_with_behavior(TransactionBehavior::Immediate).map_err(error)?;
@@ -250,6 +250,25 @@ impl Register {
         // A panic inside a transaction has rolled it back.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file ends in the middle of a page: then it has lost its end, even if SQLite misses
+/// nothing there. While there is a log beside it, whose pages come later, it may end anywhere.
+fn is_torn(path: &Path) -> std::io::Result<bool> {
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    if std::fs::metadata(log).is_ok_and(|log| log.len() > 0) {
+        return Ok(false);
+    }
+    let mut file = std::fs::File::open(path)?;
+    // Where the format has the size of a page; 1 stands for 65536.
+    let mut header = [0; 18];
+    file.read_exact(&mut header)?;
+    let page = match u16::from_be_bytes([header[16], header[17]]) {
+        1 => 65_536,
+        size => u64::from(size),
+    };
+    Ok(page > 0 && file.metadata()?.len() % page != 0)
 }
 
 fn parsed<T: FromStr<Err: ToString>>(text: String) -> rusqlite::Result<T> {

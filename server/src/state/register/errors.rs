@@ -43,6 +43,15 @@ pub enum RegisterError {
     File(#[from] FileError),
 }
 
+impl RegisterError {
+    /// SQLite has not noticed it, or says it in words alone.
+    pub(super) fn damaged(path: &Path, why: String) -> Self {
+        let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+        let source = rusqlite::Error::SqliteFailure(code, Some(why));
+        Self::Damaged { path: path.to_owned(), source }
+    }
+}
+
 impl From<RegisterError> for Failure {
     fn from(error: RegisterError) -> Self {
         let hint = match &error {

@@ -2,6 +2,7 @@
 //! the metrics after it.
 
 pub mod queue;
+pub mod running;
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
@@ -14,7 +15,9 @@ use proto::{
     identity::{DeviceId, Name},
     ollama::{answer::RETRY_SOON, route::RouteClass},
 };
+use tokio::sync::Notify;
 
+use self::running::RunningCharge;
 use crate::{
     accounting::queue::{Full, Queue},
     audit::{Audit, AuditSettings, Event},
@@ -24,7 +27,8 @@ use crate::{
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Admission, Asked, Held, NotNow, Observer, RequestRecord, Ticket, Turn, Waiting,
+        Account, Admission, Asked, Held, Limited, NotNow, Observer, RequestRecord, Ticket, Turn,
+        Waiting,
         charge::{Charge, Speed},
     },
 };
@@ -60,6 +64,8 @@ pub struct Meters {
     pub metrics: Arc<Metrics>,
     usage: Arc<UsageFile>,
     speed: Arc<Speed>,
+    /// Told when a device has used up its tokens, or limits have changed.
+    used_up: Arc<Notify>,
 }
 
 impl Admission for Meters {
@@ -106,7 +112,7 @@ impl Observer for Meters {
     fn ended(&self, record: &RequestRecord) {
         let charge = Charge::of(record, self.speed.get());
         self.speed.learn(record);
-        self.limiter.used(record.asker.id, charge.sum(), unix_now());
+        self.limiter.settle(record.asker.id, record.tokens.charged, charge.sum(), unix_now());
         self.metrics.ended(record, &charge);
         self.audit.note(Event::request(record, &charge));
     }
@@ -126,6 +132,7 @@ impl Meters {
             metrics: Arc::default(),
             usage,
             speed: Arc::default(),
+            used_up: Arc::default(),
         })
     }
 
@@ -133,6 +140,7 @@ impl Meters {
     /// are.
     pub fn update(&self, settings: &MeterSettings) {
         self.limiter.update(settings.limits.clone());
+        self.used_up.notify_waiters();
         self.queue.resize(settings.max_in_flight, settings.max_queue);
     }
 
@@ -162,12 +170,17 @@ impl Meters {
         let most_body = self.limiter.body(asker, body)?;
         // What needs no GPU need not wait for one.
         let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
+        let account = asked.route.needs_gpu().then(|| {
+            let (limiter, speed) = (self.limiter.clone(), self.speed.clone());
+            RunningCharge::new(asked, limiter, speed, self.used_up.clone())
+        });
         Ok(Ticket {
+            limit: account.clone().map(|account| Box::pin(account.reached()) as Limited),
+            account: account.map(|account| account as Arc<dyn Account>),
             most_body,
             waits: turn.is_some() && self.queue.is_bounded(),
             turn,
             held: Some(Box::new(running)),
-            limit: None,
         })
     }
 
@@ -222,7 +235,7 @@ mod tests {
     use crate::{
         audit::{AuditSettings, entry::tests::record},
         limits::{LimitTable, Usage},
-        record::End,
+        record::{End, Seen},
     };
 
     fn meters(dir: &std::path::Path, limits: &str) -> Meters {
@@ -235,6 +248,7 @@ mod tests {
             metrics: Arc::default(),
             usage: Arc::new(UsageFile::new(dir)),
             speed: Arc::default(),
+            used_up: Arc::default(),
         }
     }
 
@@ -264,6 +278,50 @@ mod tests {
                 .starts_with("adit: device `laptop` may make 1 request per minute; try again in "),
             "{refused:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn requests_of_one_device_reach_its_limit_together() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let meters = meters(tmp.path(), "tokens_per_day = 100");
+        let one = asked(RouteClass::Generate, BodyLength::Known(1));
+        let mut tickets = Vec::new();
+        for _ in 0..3 {
+            tickets.push(meters.admit(&one).await.expect("in"));
+        }
+        let seen = |pieces| Seen { prompt: 10, pieces, is_stream: None };
+        let write = |ticket: &Ticket, pieces| {
+            ticket.account.as_ref().expect("an account").so_far(seen(pieces));
+        };
+        for ticket in &tickets {
+            write(ticket, 23);
+        }
+        // 99 are used. What waits is told when another one has used the last.
+        let mut limits: Vec<_> =
+            tickets.iter_mut().map(|ticket| ticket.limit.take().expect("a limit")).collect();
+        for limit in &mut limits {
+            tokio::select! { biased; _ = limit => panic!("too early"), () = std::future::ready(()) => {} }
+        }
+        write(&tickets[0], 25);
+        for limit in limits {
+            let reached = limit.await;
+            assert_eq!((reached.status, reached.limit), (429, "tokens_per_day"), "{reached:?}");
+            assert!(reached.retry_after.is_some(), "{reached:?}");
+        }
+        assert_eq!(tickets[0].account.as_ref().expect("an account").charged(), 35);
+    }
+
+    #[tokio::test]
+    async fn an_answer_in_one_piece_is_charged_for_its_time() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let meters = meters(tmp.path(), "tokens_per_day = 4");
+        let one = asked(RouteClass::Generate, BodyLength::Known(1));
+        let mut ticket = meters.admit(&one).await.expect("in");
+        let limit = ticket.limit.take().expect("a limit");
+        let account = ticket.account.take().expect("an account");
+        account.so_far(Seen { prompt: 1, pieces: 0, is_stream: Some(false) });
+        assert_eq!(limit.await.limit, "tokens_per_day");
+        assert!(account.charged() >= 5);
     }
 
     #[tokio::test]

@@ -242,11 +242,24 @@ impl<C: Clock + Clone> Limiter<C> {
         Ok(Running { limiter: self.clone(), id: asker.id })
     }
 
-    /// Adds tokens that a request has used. They count when it has ended: only then are they known.
-    pub fn used(&self, id: DeviceId, tokens: u64, now: i64) {
-        if tokens > 0 {
-            self.lock().tokens.add(id, tokens, Day::of(now));
+    /// What one request costs is `tokens` now, and was `before`. Each request is charged as it runs,
+    /// and settled when it has ended.
+    pub fn settle(&self, id: DeviceId, before: u64, tokens: u64, now: i64) {
+        if tokens != before {
+            self.lock().tokens.change(id, before, tokens, Day::of(now));
         }
+    }
+
+    /// Whether what runs of a device may go on.
+    ///
+    /// # Errors
+    /// If it has used more tokens than it may. One that has used them all to the last is let
+    /// finish.
+    pub fn within(&self, asker: Asker<'_>, now: i64) -> Result<(), Exceeded> {
+        let (used, most) = self.tokens(asker, now);
+        let Some(most) = most.filter(|most| used > *most) else { return Ok(()) };
+        let retry_after = Some(Day::of(now).left(now));
+        Err(Exceeded { limit: Limit::Tokens(most), device: asker.name.clone(), retry_after })
     }
 
     /// Tokens that a device has used on the day of `now` in UTC, and how many it may. `now` is Unix

@@ -6,6 +6,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -94,6 +95,28 @@ pub struct Ticket {
     pub held: Option<Held>,
     /// Ends when the request has reached a limit while its answer runs.
     pub limit: Option<Limited>,
+    /// Told what it costs while it runs.
+    pub account: Option<Arc<dyn Account>>,
+}
+
+/// Charges a request while it runs. None of its methods may block.
+pub trait Account: Send + Sync {
+    /// The service is at work for it, and this was seen so far.
+    fn so_far(&self, seen: Seen);
+
+    /// Tokens that it has been charged.
+    fn charged(&self) -> u64;
+}
+
+/// What can be seen of a request while it runs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Seen {
+    /// About how many tokens the prompt has.
+    pub prompt: u64,
+    /// Pieces of the answer.
+    pub pieces: u64,
+    /// Whether the answer comes piece by piece, if the request says it.
+    pub is_stream: Option<bool>,
 }
 
 /// Ends when a limit is reached: the answer then ends with a line that says so.
@@ -108,7 +131,7 @@ pub type Turn = Waiting<'static, Result<Held, NotNow>>;
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { most_body, waits, turn: _, held: _, limit: _ } = self;
+        let Self { most_body, waits, turn: _, held: _, limit: _, account: _ } = self;
         f.debug_struct("Ticket")
             .field("most_body", most_body)
             .field("waits", waits)
@@ -234,6 +257,8 @@ pub struct TokenFacts {
     pub is_stream: bool,
     /// How long the service had all that it needs to begin; `None` if it never had.
     pub at_work: Option<Duration>,
+    /// Tokens that it was charged while it ran.
+    pub charged: u64,
 }
 
 /// How a request ended.

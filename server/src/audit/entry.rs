@@ -358,6 +358,7 @@ pub(crate) mod tests {
                 prompt: 9,
                 is_stream: true,
                 at_work: Some(Duration::from_millis(19)),
+                charged: 0,
             },
             end,
         }

@@ -116,7 +116,7 @@ pub(super) async fn carry(
             }
         }
         if exchange.is_at_work() {
-            outgoing.works();
+            outgoing.works(exchange.seen());
         }
         let mut wants = exchange.wants();
         if is_full && matches!(wants.device, Device::Ahead(_)) {

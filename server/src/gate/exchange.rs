@@ -22,6 +22,7 @@ use super::{
     refused::Refused,
     running::Incoming,
 };
+use crate::record::Seen;
 
 /// Where the request is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +177,12 @@ impl<'r> Exchange<'r> {
     pub(super) fn is_at_work(&self) -> bool {
         let waits = self.forwarding || self.turn != Turn::None || !self.begun.is_empty();
         !waits && (self.body.is_over() || self.incoming.is_whole())
+    }
+
+    /// What has been seen of the prompt and of the answer.
+    pub(super) fn seen(&self) -> Seen {
+        let (prompt, is_stream) = self.incoming.prompt();
+        Seen { prompt, pieces: self.answer.pieces(), is_stream }
     }
 
     /// The bytes that have been read ahead.

@@ -202,7 +202,8 @@ impl<'a> Conversation<'a> {
                         RouteClass::Generate | RouteClass::Embed | RouteClass::Models
                     ),
                 };
-                let Ticket { turn, limit, held, .. } = ticket;
+                let Ticket { turn, limit, held, account, .. } = ticket;
+                running.outgoing.account = account;
                 let hold = Hold { turn, held: None, _ticket: held, limit };
                 self.exchange(request, judged, hold, running).await
             }

@@ -1,6 +1,9 @@
 //! One request while it runs, and its record when it has ended, however that comes about.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use proto::{
     http1::{head::RequestHead, response::Tracker},
@@ -14,7 +17,7 @@ use proto::{
 };
 
 use super::refused::Refused;
-use crate::record::{Asker, End, Observer, Refusal, RequestRecord, TokenFacts};
+use crate::record::{Account, Asker, End, Observer, Refusal, RequestRecord, Seen, TokenFacts};
 
 /// A path is recorded up to this length.
 const MOST_PATH: usize = 1024;
@@ -57,6 +60,9 @@ pub(super) struct Outgoing<'a> {
     at_work: Option<Instant>,
     /// All of them.
     pub(super) bytes: u64,
+    /// What it is charged to.
+    pub(super) account: Option<Arc<dyn Account>>,
+    seen: Seen,
 }
 
 impl<'a> Running<'a> {
@@ -102,6 +108,8 @@ impl<'a> Running<'a> {
             queued: Duration::ZERO,
             at_work: None,
             bytes: 0,
+            account: None,
+            seen: Seen::default(),
         };
         Self {
             record,
@@ -156,6 +164,7 @@ impl<'a> Running<'a> {
                 .and_then(JsonScan::stream)
                 .unwrap_or_else(|| self.record.path.starts_with("/api/")),
             at_work: self.outgoing.at_work.map(|since| since.elapsed()),
+            charged: self.outgoing.account.as_ref().map_or(0, |account| account.charged()),
         }
     }
 }
@@ -178,6 +187,11 @@ impl Incoming {
     /// followed.
     pub(super) fn is_whole(&self) -> bool {
         self.scan.as_ref().is_some_and(JsonScan::is_whole)
+    }
+
+    /// About how many tokens the prompt has, and whether a stream is asked for.
+    pub(super) fn prompt(&self) -> (u64, Option<bool>) {
+        self.scan.as_ref().map_or((0, None), |scan| (scan.prompt_tokens(), scan.stream()))
     }
 
     /// The models that the body names by these keys have to be known. Said before it comes.
@@ -220,9 +234,14 @@ fn unreadable(why: Unreadable) -> Refused {
 }
 
 impl Outgoing<'_> {
-    /// The service has all that it needs to begin.
-    pub(super) fn works(&mut self) {
+    /// The service has all that it needs to begin, and this has been seen so far.
+    pub(super) fn works(&mut self, seen: Seen) {
+        let is_new = self.at_work.is_none() || seen != self.seen;
         self.at_work.get_or_insert_with(Instant::now);
+        if let Some(account) = self.account.as_ref().filter(|_| is_new) {
+            self.seen = seen;
+            account.so_far(seen);
+        }
     }
 
     /// So many bytes of the answer pass; with its status, when that has come.

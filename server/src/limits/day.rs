@@ -41,15 +41,15 @@ impl Usage {
         if day == self.day { self.tokens.get(&id).copied().unwrap_or(0) } else { 0 }
     }
 
-    /// Adds tokens. Another day forgets the one before, and a later one too: a clock that ran ahead
-    /// must not end all counting.
-    pub fn add(&mut self, id: DeviceId, tokens: u64, day: Day) {
+    /// What cost `before` costs `tokens` now. Another day forgets the one before, and a later one
+    /// too: a clock that ran ahead must not end all counting.
+    pub fn change(&mut self, id: DeviceId, before: u64, tokens: u64, day: Day) {
         if day != self.day {
             self.tokens.clear();
             self.day = day;
         }
         let used = self.tokens.entry(id).or_default();
-        *used = used.saturating_add(tokens);
+        *used = used.saturating_sub(before).saturating_add(tokens);
         self.changed = true;
     }
 

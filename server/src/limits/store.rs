@@ -91,7 +91,7 @@ mod tests {
             (UsageFile::new(tmp.path()), DeviceId::generate(), Day::of(1_800_000_000));
         assert_eq!(file.load(), Usage::default());
         let mut usage = Usage::default();
-        usage.add(id, 700, today);
+        usage.change(id, 0, 700, today);
         file.save(&usage.unsaved().expect("changed")).expect("saved");
         assert_eq!(file.load().used(id, today), 700);
         assert!(usage.unsaved().is_none(), "what is kept need not be kept again");

@@ -100,9 +100,9 @@ fn a_body_that_is_too_long_is_never_allowed() {
 #[test]
 fn tokens_are_counted_until_midnight() {
     let bench = Bench::new("tokens_per_day = 100");
-    bench.limiter.used(bench.id, 99, NOON);
+    bench.limiter.settle(bench.id, 0, 99, NOON);
     bench.enter().expect("one is left");
-    bench.limiter.used(bench.id, 50, NOON);
+    bench.limiter.settle(bench.id, 0, 50, NOON);
     let refused = bench.refused();
     assert_eq!(refused.retry_after_secs(), Some(43_200));
     let sentence =
@@ -114,10 +114,26 @@ fn tokens_are_counted_until_midnight() {
 }
 
 #[test]
+fn what_runs_of_a_device_is_counted_together_and_ends_past_its_limit() {
+    let bench = Bench::new("tokens_per_day = 100");
+    let settle = |before, tokens| bench.limiter.settle(bench.id, before, tokens, NOON);
+    settle(0, 60);
+    settle(0, 40);
+    bench.limiter.within(bench.asker(), NOON).expect("the last token may be used");
+    settle(40, 41);
+    let exceeded = bench.limiter.within(bench.asker(), NOON).expect_err("one too many");
+    assert_eq!((exceeded.status(), exceeded.retry_after_secs()), (429, Some(43_200)));
+    // What was estimated too high is given back.
+    settle(60, 10);
+    bench.limiter.within(bench.asker(), NOON).expect("50 are left");
+    assert_eq!(bench.limiter.tokens(bench.asker(), NOON), (51, Some(100)));
+}
+
+#[test]
 fn a_clock_that_ran_ahead_does_not_end_the_counting() {
     let bench = Bench::new("tokens_per_day = 100");
-    bench.limiter.used(bench.id, 1, NOON + 365 * 86_400);
-    bench.limiter.used(bench.id, 100, NOON);
+    bench.limiter.settle(bench.id, 0, 1, NOON + 365 * 86_400);
+    bench.limiter.settle(bench.id, 0, 100, NOON);
     bench.refused();
 }
 

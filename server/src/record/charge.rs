@@ -1,7 +1,10 @@
 //! What a request costs of the day's tokens: what its answer says of them, and an estimate where
 //! that says nothing. Pure: the facts come from the gate.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    time::Duration,
+};
 
 use proto::ollama::route::RouteClass;
 
@@ -26,7 +29,9 @@ impl Charge {
     pub fn of(record: &RequestRecord, speed: f64) -> Self {
         let facts = &record.tokens;
         let told = Self { read: facts.told_in, written: facts.told_out, is_estimated: false };
-        let is_answered = record.status.is_none_or(|status| (200..300).contains(&status));
+        // The status of a refusal is ours: the service may have been at work before.
+        let is_answered = matches!(record.end, End::Refused(_))
+            || record.status.is_none_or(|status| (200..300).contains(&status));
         let Some(at_work) = facts.at_work.filter(|_| record.route.needs_gpu() && is_answered)
         else {
             return told;
@@ -94,6 +99,11 @@ impl Speed {
         f64::from_bits(self.0.load(Relaxed))
     }
 
+    /// Tokens that come in so much time.
+    pub fn tokens_in(&self, time: Duration) -> u64 {
+        (time.as_secs_f64() * self.get()) as u64
+    }
+
     /// Takes a stream into account that has ended.
     pub fn learn(&self, record: &RequestRecord) {
         let (Some(first), pieces) = (record.first_byte, record.tokens.pieces) else { return };
@@ -108,10 +118,8 @@ impl Speed {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::audit::entry::tests::record;
+    use crate::{audit::entry::tests::record, record::Refusal};
 
     /// Tokens per second in these tests.
     const SPEED: f64 = 50.0;
@@ -192,6 +200,13 @@ mod tests {
                 status: None,
                 facts: TokenFacts { at_work: None, ..whole },
                 charge: (None, None, false),
+            },
+            Case {
+                why: "ended at a limit while it was at work",
+                end: End::Refused(Refusal::Limit("tokens_per_day")),
+                status: Some(429),
+                facts: pieces,
+                charge: (Some(30), Some(100), true),
             },
             Case {
                 why: "an error of the service costs nothing",

@@ -14,8 +14,12 @@ use tokio::io::AsyncWriteExt;
 use crate::PROGRAM;
 
 async fn start(token_interval: Duration, load_time: Duration) -> (World, Up) {
+    start_limited(token_interval, load_time, "").await
+}
+
+async fn start_limited(token_interval: Duration, load_time: Duration, config: &str) -> (World, Up) {
     let options = Options { token_interval, load_time, ..Options::default() };
-    let world = World::start_with(PROGRAM, options, &[]).await;
+    let world = World::start_configured(PROGRAM, options, &[], config).await;
     let up = world.device_as("laptop", "infer").await.up(&[]).await;
     (world, up)
 }
@@ -111,4 +115,78 @@ async fn what_an_answer_says_itself_is_no_estimate_and_a_refusal_costs_nothing()
         assert_eq!(line["tokens_estimated"], Value::Null, "{line:#}");
     }
     assert_eq!(used(&world).await, 31);
+}
+
+const USED_UP: &str = "adit: device `laptop` may use 20 tokens per day (UTC), and has used them";
+
+/// The lines of an answer's body, without those that say how long each chunk is.
+fn body_lines(answer: &str) -> Vec<Value> {
+    let body = answer.split_once("\r\n\r\n").expect("a body").1;
+    let lines = body.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
+    lines
+        .filter(|line| line.starts_with('{'))
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_running_answer_ends_at_the_limit_with_an_error_in_its_own_shape() {
+    let limit = "[limits]\ntokens_per_day = 20";
+    let native = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":5000}}"#;
+    let openai = r#"{"model":"stand-in:latest","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":5000}"#;
+    for (path, json) in [("/api/generate", native), ("/v1/chat/completions", openai)] {
+        let (world, up) = start_limited(Duration::from_millis(20), Duration::ZERO, limit).await;
+        let answer = raw::exchange(up.address, &raw::post(path, json)).await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.ends_with("\r\n0\r\n\r\n"), "it ends as an answer does: {answer}");
+        let lines = body_lines(&answer);
+        let error = &lines.last().expect("a line")["error"];
+        let sentence = error["message"].as_str().or(error.as_str()).expect("a sentence");
+        assert!(sentence.starts_with(USED_UP), "{sentence}");
+        assert_eq!(error.is_object(), path.starts_with("/v1"), "{error}");
+        assert!(answer.contains("data: {\"error\"") == path.starts_with("/v1"), "{answer}");
+        let line = &requests(&world, 1).await[0];
+        assert_eq!(
+            (&line["end"], &line["why"], &line["status"]),
+            (&"refused".into(), &"tokens_per_day".into(), &200.into()),
+            "{line:#}"
+        );
+        let used = used(&world).await;
+        // Pieces may meet on the way, on a slow machine.
+        assert!((20..=50).contains(&used), "{used}");
+        world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("the model stops");
+    }
+}
+
+#[tokio::test]
+async fn requests_at_once_do_not_pass_the_limit_together() {
+    const AT_ONCE: u64 = 20;
+    const LIMIT: u64 = 300;
+    let limit = format!("[limits]\ntokens_per_day = {LIMIT}");
+    let (world, up) = start_limited(Duration::from_millis(20), Duration::ZERO, &limit).await;
+    let mut running = tokio::task::JoinSet::new();
+    for seed in 0..AT_ONCE {
+        let to = up.address;
+        running.spawn(async move { raw::exchange(to, &raw::generate(5000, seed)).await });
+    }
+    for answer in running.join_all().await {
+        assert!(
+            answer.contains("\"error\":\"adit: device `laptop` may use 300 tokens"),
+            "{answer}"
+        );
+    }
+    requests(&world, AT_ONCE as usize).await;
+    // Each may have had some pieces under way when the last token was used.
+    let used = used(&world).await;
+    assert!((LIMIT..=LIMIT + 10 * AT_ONCE).contains(&used), "{used}");
+}
+
+#[tokio::test]
+async fn an_answer_in_one_piece_is_refused_when_the_limit_is_reached_before_it_comes() {
+    let limit = "[limits]\ntokens_per_day = 20";
+    let (_world, up) = start_limited(Duration::from_secs(600), Duration::ZERO, limit).await;
+    let json = r#"{"model":"stand-in:latest","prompt":"x","stream":false}"#;
+    let refused = raw::exchange(up.address, &raw::post("/api/generate", json)).await;
+    assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains(USED_UP), "{refused}");
+    assert!(refused.contains("\r\nRetry-After: "), "{refused}");
 }

@@ -1,0 +1,124 @@
+//! What a request is charged while it runs, so that the requests of one device together end at its
+//! limit, and not each for itself.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use common::machine::process::unix_now;
+use proto::identity::{DeviceId, Name};
+use tokio::sync::Notify;
+
+use crate::{
+    limits::{Asker, Limiter},
+    record::{Account, Asked, NotNow, Seen, charge::Speed},
+};
+
+/// How often an answer that comes in one piece is charged for the time that it takes.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Charges one request.
+pub struct RunningCharge {
+    limiter: Arc<Limiter>,
+    speed: Arc<Speed>,
+    /// Told when any device has used up its tokens, or limits have changed.
+    used_up: Arc<Notify>,
+    id: DeviceId,
+    name: Name,
+    role: Name,
+    /// Whether its answer comes piece by piece if the request does not say it.
+    is_stream: bool,
+    /// Whether the model writes for it.
+    writes: bool,
+    charged: Mutex<Charged>,
+    /// Told when the service begins.
+    begun: Notify,
+}
+
+#[derive(Default)]
+struct Charged {
+    tokens: u64,
+    /// Since when the service is at work for it, and what was seen.
+    seen: Option<(Instant, Seen)>,
+}
+
+impl RunningCharge {
+    /// Charges nothing yet.
+    pub fn new(
+        asked: &Asked,
+        limiter: Arc<Limiter>,
+        speed: Arc<Speed>,
+        used_up: Arc<Notify>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            limiter,
+            speed,
+            used_up,
+            id: asked.asker.id,
+            name: asked.asker.name.clone(),
+            role: asked.role.clone(),
+            is_stream: asked.path.starts_with("/api/"),
+            writes: asked.route == proto::ollama::route::RouteClass::Generate,
+            charged: Mutex::default(),
+            begun: Notify::new(),
+        })
+    }
+
+    /// Ends when its device has used more than it may, by this request or by others. Cancellation
+    /// safe.
+    pub async fn reached(self: Arc<Self>) -> NotNow {
+        loop {
+            let used_up = self.used_up.notified();
+            tokio::pin!(used_up);
+            // Before the look, so that nothing is missed in between.
+            used_up.as_mut().enable();
+            let by_time = self.charge(None);
+            if let Err(exceeded) = self.limiter.within(self.asker(), unix_now()) {
+                return exceeded.into();
+            }
+            tokio::select! {
+                () = used_up => {}
+                () = self.begun.notified() => {}
+                () = tokio::time::sleep(TICK), if by_time => {}
+            }
+        }
+    }
+
+    /// Charges what has been seen; whether time is charged too.
+    fn charge(&self, seen: Option<Seen>) -> bool {
+        let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = seen {
+            let since = charged.seen.map_or_else(Instant::now, |(since, _)| since);
+            charged.seen = Some((since, seen));
+        }
+        let Some((since, seen)) = charged.seen else { return false };
+        let by_time = self.writes && !seen.is_stream.unwrap_or(self.is_stream);
+        let written = if by_time { self.speed.tokens_in(since.elapsed()) } else { 0 };
+        let tokens = seen.prompt.saturating_add(written.max(seen.pieces));
+        if tokens > charged.tokens {
+            self.limiter.settle(self.id, charged.tokens, tokens, unix_now());
+            charged.tokens = tokens;
+            if self.limiter.within(self.asker(), unix_now()).is_err() {
+                self.used_up.notify_waiters();
+            }
+        }
+        by_time
+    }
+
+    fn asker(&self) -> Asker<'_> {
+        Asker { id: self.id, name: &self.name, role: self.role.as_str() }
+    }
+}
+
+impl Account for RunningCharge {
+    fn so_far(&self, seen: Seen) {
+        if self.charge(Some(seen)) {
+            self.begun.notify_one();
+        }
+    }
+
+    fn charged(&self) -> u64 {
+        self.charged.lock().unwrap_or_else(PoisonError::into_inner).tokens
+    }
+}

@@ -3,6 +3,7 @@
 pub mod clocks;
 pub mod plan;
 pub mod route;
+pub mod verdict;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,7 +22,9 @@ use crate::{
     dial::{
         clocks::Clocks,
         route::{Carrier, Way},
+        verdict::Verdict,
     },
+    profile::Profile,
     ssh::SshWay,
 };
 
@@ -69,6 +72,9 @@ pub enum DialError {
     /// Nobody answered anywhere.
     #[error("no answer from {0}")]
     NoAnswer(String),
+    /// The kernel says at once that it does not reach the server.
+    #[error("{0}")]
+    Unreachable(Verdict),
     /// A name could not be looked up.
     #[error("cannot look up `{name}`: {why}")]
     Resolve {
@@ -94,7 +100,7 @@ pub enum DialError {
     )]
     LeadsBack(u16),
     /// The server ended it with a code.
-    #[error("{}", .0.sentence())]
+    #[error("{}", .0.what())]
     Refused(Code),
     /// The peer speaks another version.
     #[error("the server speaks another version of the protocol")]
@@ -119,28 +125,60 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// What cures it.
-    pub fn hint(&self) -> Option<&str> {
-        match self {
-            Self::NoAnswer(_) => Some(
+    /// What cures it, typed literally on this device.
+    pub fn hint(&self, profile: &Profile) -> Option<String> {
+        let again = self::again(profile);
+        Some(match self {
+            Self::Refused(Code::Revoked) => {
+                let device = &profile.enrolled.device;
+                format!(
+                    "if it is to be let in again: the owner runs `aditd device forget {device}` on the server; then {again}"
+                )
+            }
+            Self::WrongServer(_) => {
+                format!("if the server was set up anew: {again}; if not, do not trust that address")
+            }
+            Self::OutOfTime => format!(
+                "compare this computer's clock with the server's; if both are right, the certificate expired too long ago: {again}"
+            ),
+            Self::LeadsBack(_) => format!(
+                "choose another port: `adit up{} --listen localhost:11500`",
+                profile.place.argument()
+            ),
+            other => return other.general_hint(),
+        })
+    }
+
+    /// What cures it, where no profile is needed to say it.
+    pub fn general_hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoAnswer(_) => {
                 "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
-                 does a firewall let UDP through, and is this device still enrolled (`aditd device list`)?",
-            ),
-            Self::NoWay { hint, .. } => Some(hint),
-            Self::NoAnswerYet(_) => Some("is this computer online, and the server up?"),
-            Self::Resolve { .. } => Some("check the name and this computer's network"),
-            Self::WrongServer(_) => Some(
-                "if the server was set up anew: get an invitation there and run `adit enroll --replace`; if not, do not trust that address",
-            ),
-            Self::Clock(clocks) => Some(clocks.hint()),
-            Self::OutOfTime => Some(
-                "compare this computer's clock with the server's; if both are right, it is over for too long: get a new invitation, \
-                 then run `adit enroll --replace`",
-            ),
-            Self::Version => Some("bring adit and aditd to the same version"),
-            Self::LeadsBack(_) => Some("choose another port: `adit up --listen localhost:11500`"),
-            Self::Ssh { hint, .. } => Some(hint),
-            Self::Refused(_) | Self::Restarted | Self::Other(_) | Self::Socket(_) => None,
+                 does a firewall let UDP through, and is this device still enrolled (`aditd device list`)?"
+            }
+            Self::NoWay { hint, .. } => hint,
+            Self::Unreachable(verdict) => verdict.hint(),
+            Self::NoAnswerYet(_) => "is this computer online, and the server up?",
+            Self::Resolve { .. } => "check the name and this computer's network",
+            Self::Clock(clocks) => clocks.hint(),
+            Self::Version => "bring adit and aditd to the same version",
+            Self::Ssh { hint, .. } => hint,
+            Self::Refused(code) => return code.cure().map(ToOwned::to_owned),
+            Self::WrongServer(_)
+            | Self::OutOfTime
+            | Self::LeadsBack(_)
+            | Self::Restarted
+            | Self::Other(_)
+            | Self::Socket(_) => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Whether who has heard of the one knows the other: times pass, and are no news.
+    pub fn is_same_news(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Clock(_), Self::Clock(_)) => true,
+            _ => self.to_string() == other.to_string(),
         }
     }
 
@@ -213,6 +251,16 @@ pub struct Config {
     /// For QUIC.
     pub quic: ClientConfig,
     seen: SeenTime,
+}
+
+/// How this device is enrolled again. A running `adit up` would go on with the old identity.
+fn again(profile: &Profile) -> String {
+    let (device, name) = (&profile.enrolled.device, profile.place.flag());
+    let (code, server) = match &profile.ssh {
+        Some(way) => (String::new(), format!(" --device {device} {way}")),
+        None => (format!("get a code there with `aditd invite {device}`, and "), String::new()),
+    };
+    format!("{code}run here, while no `adit up` runs: `adit enroll --replace{name}{server}`")
 }
 
 /// A client configuration whose first packets knock with `key`, and whose sessions are kept through
@@ -293,8 +341,10 @@ fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
     let weight = |e: &DialError| match e {
         DialError::Resolve { .. } => 0,
         DialError::Socket(_) => 1,
+        DialError::Unreachable(verdict) => verdict.weight(),
         DialError::NoAnswer(_) => 2,
-        _ => 3,
+        // A login says more than a port.
+        _ => 5,
     };
     match before {
         Some(before) if weight(&before) >= weight(&now) => before,
@@ -339,7 +389,18 @@ async fn attempt(
     let connecting = endpoint
         .connect_with(config.quic, carrier::REMOTE, SERVER_NAME)
         .map_err(|e| DialError::Other(e.to_string()))?;
-    match tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await {
+    let refused = async {
+        match &way {
+            Way::Udp(address) => verdict::on(*address, &shown).await,
+            Way::Ssh(_) => std::future::pending().await,
+        }
+    };
+    let connected = tokio::select! {
+        biased;
+        connected = tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting) => connected,
+        verdict = refused => return Err(DialError::Unreachable(verdict)),
+    };
+    match connected {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),
         Ok(Err(e)) => Err(match DialError::from_connection(&e, &shown).unproved() {
             DialError::Clock(_) => DialError::Clock(Clocks::certificate(config.seen.take())),

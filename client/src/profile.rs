@@ -171,6 +171,14 @@ impl Place {
         }
     }
 
+    /// The key of the device that is enrolled here, if it goes this way to its server and has this
+    /// name there: with it, it stays the same device.
+    pub fn key_of(&self, way: &SshWay, device: &Name) -> Option<SecretPem> {
+        let profile = self.read().ok()?;
+        let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(way));
+        (same && profile.enrolled.device == *device).then_some(profile.key)
+    }
+
     /// Whether a profile is there.
     pub fn is_enrolled(&self) -> Result<bool, FileError> {
         let path = self.dir.join(IDENTITY);
@@ -278,8 +286,13 @@ impl Place {
 }
 
 fn damaged(path: &Path, why: impl ToString) -> Failure {
+    let name = path.parent().and_then(Path::file_name).and_then(|name| name.to_str());
+    let flag = match name {
+        Some(name) if name != DEFAULT_NAME => format!(" --name {name}"),
+        _ => String::new(),
+    };
     Failure::from_error(FileError::damaged(path, why))
-        .hint("put it back from a backup, or enroll anew: on the server `aditd invite NAME`, then here `adit enroll --replace`")
+        .hint(format!("put it back from a backup, or enroll anew: on the server `aditd invite NAME`, then here `adit enroll --replace{flag}`"))
 }
 
 /// Our own words without what the library puts in front of them.

@@ -84,18 +84,18 @@ impl FromStr for SshWay {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WHY: &str = "write it as USER@HOST or ssh://[USER@]HOST[:PORT]";
-        let (rest, port) = match text.strip_prefix("ssh://") {
-            Some(rest) => match rest.trim_end_matches('/').rsplit_once(':') {
-                Some((host, port)) if !port.contains(']') => {
-                    (host, Some(port.parse().map_err(|_| WHY)?))
-                }
-                _ => (rest.trim_end_matches('/'), None),
-            },
-            None if text.contains('@') => (text, None),
-            None => return Err(WHY),
+        const WHY: &str = "write it as USER@HOST, HOST or ssh://[USER@]HOST[:PORT]";
+        let rest = text.strip_prefix("ssh://").map_or(text, |rest| rest.trim_end_matches('/'));
+        let (host, port) = match rest.rsplit_once(':') {
+            // More than one colon outside of brackets is an IPv6 address.
+            Some((host, port))
+                if !port.contains(']') && (host.ends_with(']') || !host.contains(':')) =>
+            {
+                (host, Some(port.parse().map_err(|_| WHY)?))
+            }
+            _ => (rest, None),
         };
-        let destination = rest.replace(['[', ']'], "");
+        let destination = host.replace(['[', ']'], "");
         let plain = |c: char| {
             c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | ':' | '%' | '+')
         };
@@ -119,11 +119,18 @@ impl FromStr for SshWay {
     }
 }
 
+/// As `adit enroll` takes it.
 impl fmt::Display for SshWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (user, host) = match self.destination.rsplit_once('@') {
+            Some((user, host)) => (format!("{user}@"), host),
+            None => (String::new(), self.destination.as_str()),
+        };
+        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
         match self.port {
-            Some(port) => write!(f, "ssh://{}:{port}", self.destination),
-            None => f.write_str(&self.destination),
+            Some(port) => write!(f, "ssh://{user}{host}:{port}"),
+            None if host.starts_with('[') => write!(f, "ssh://{user}{host}"),
+            None => write!(f, "{user}{host}"),
         }
     }
 }
@@ -179,20 +186,20 @@ impl SshWay {
         self.keyring.ask_no_more();
     }
 
-    /// As `adit enroll` takes it.
-    pub fn argument(&self) -> String {
-        let (user, host) = self
-            .destination
-            .rsplit_once('@')
-            .map_or((String::new(), self.destination.as_str()), |(user, host)| {
-                (format!("{user}@"), host)
-            });
-        let host = if host.contains(':') { format!("[{host}]") } else { host.to_owned() };
-        match self.port {
-            Some(port) => format!("ssh://{user}{host}:{port}"),
-            None if user.is_empty() || host.starts_with('[') => format!("ssh://{user}{host}"),
-            None => format!("{user}{host}"),
-        }
+    /// Whether it is the same login at the same host.
+    pub fn leads_to_the_same(&self, other: &Self) -> bool {
+        (&self.destination, self.port) == (&other.destination, other.port)
+    }
+
+    /// Whether this computer knows such a host: by its SSH configuration, or by its name in the
+    /// network.
+    pub async fn is_known(&self) -> bool {
+        let Ok(host) = config::of(&self.destination, self.port).await else { return true };
+        let named = self.destination.rsplit_once('@').map_or(&*self.destination, |(_, host)| host);
+        let configured = !host.host_name.eq_ignore_ascii_case(named)
+            || !host.jumps.is_empty()
+            || host.beyond.is_some();
+        configured || tokio::net::lookup_host((&*host.host_name, host.port)).await.is_ok()
     }
 
     /// The command by which a person goes the same way.
@@ -296,21 +303,24 @@ mod tests {
             ("ssh://gpu", "gpu"),
             ("ssh://me@gpu.lan:2222", "ssh://me@gpu.lan:2222"),
             ("ssh://me@gpu.lan/", "me@gpu.lan"),
-            ("ssh://[fd00::1]:22", "ssh://fd00::1:22"),
-            ("ssh://[fd00::1]", "fd00::1"),
+            ("me@gpu:2222", "ssh://me@gpu:2222"),
+            ("gpu", "gpu"),
+            ("ssh://[fd00::1]:22", "ssh://[fd00::1]:22"),
+            ("ssh://[fd00::1]", "ssh://[fd00::1]"),
+            ("me@fd00::1", "ssh://me@[fd00::1]"),
         ] {
             let way = text.parse::<SshWay>().expect(text);
             assert_eq!(way.to_string(), shown);
-            assert_eq!(way.argument().parse(), Ok(way), "adit takes what it shows");
+            assert_eq!(way.to_string().parse(), Ok(way), "adit takes what it shows");
         }
         let by_hand = |text: &str| text.parse::<SshWay>().expect(text).by_hand();
         assert!(
-            by_hand("ssh://me@gpu:2222").ends_with(" -p 2222 me@gpu")
+            by_hand("me@gpu:2222").ends_with(" -p 2222 me@gpu")
                 && by_hand("ssh://gpu").ends_with("ssh gpu")
         );
         for bad in [
-            "gpu",
             "",
+            "me@gpu:port",
             "ssh://",
             "-oProxyCommand=x@y",
             "ssh://-x",

@@ -129,7 +129,7 @@ impl Tunnel {
                 let up = match &*link.borrow_and_update() {
                     Link::Up(up) => Some(up.clone()),
                     Link::Refused(refusal) if Instant::now() < refusal.wake_at => {
-                        return Err(refused(refusal));
+                        return Err(refused(refusal, &self.profile()));
                     }
                     _ => None,
                 };
@@ -204,9 +204,10 @@ impl Tunnel {
                 &format!("{waited}: the server does not answer any more"),
                 Some("is this computer online, and the server up?"),
             ),
-            Link::Refused(refusal) => refused(refusal),
+            Link::Refused(refusal) => refused(refusal, &self.profile()),
             Link::Down(Down { why, .. }) => {
-                unavailable(&format!("{waited} for a tunnel: {why}"), why.hint())
+                let hint = why.hint(&self.profile());
+                unavailable(&format!("{waited} for a tunnel: {why}"), hint.as_deref())
             }
         }
     }
@@ -228,8 +229,8 @@ impl Drop for Waiting<'_> {
     }
 }
 
-fn refused(Refusal { why, wake_at }: &Refusal) -> ErrorAnswer {
-    let answer = unavailable(&why.to_string(), why.hint());
+fn refused(Refusal { why, wake_at }: &Refusal, profile: &Profile) -> ErrorAnswer {
+    let answer = unavailable(&why.to_string(), why.hint(profile).as_deref());
     // Nothing else of these passes by itself.
     let wait = matches!(why, DialError::Refused(Code::Superseded))
         .then(|| wake_at.saturating_duration_since(Instant::now()).as_secs() + 1);

@@ -39,7 +39,7 @@ const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Enrolls this device.
 pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
-    let server = enroll.server()?;
+    let server = enroll.server().await?;
     let place = Place::new(state_dir, enroll.name.clone());
     if place.is_enrolled()? && !enroll.replace {
         return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
@@ -101,8 +101,12 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
     })?;
     place.prepare()?;
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
-    // If the answer is lost, the same key makes it the same device.
-    let key = place.pending_key(format!("{way} {device}").as_bytes(), make_key)?;
+    // If the answer is lost, or this device enrolls there again, the same key makes it the same
+    // device: its name is not taken by another.
+    let key = match place.key_of(&way, &device) {
+        Some(key) => key,
+        None => place.pending_key(format!("{way} {device}").as_bytes(), make_key)?,
+    };
     let csr = BASE64.encode(&csr(&key)?);
     let enrolled = tokio::select! {
         enrolled = way.enroll(&device, csr) => enrolled,
@@ -264,7 +268,7 @@ fn not_reached(error: DialError) -> Failure {
             .because(why)
             .hint("get a new code on the server itself; if this happens again, somebody may be in between");
     }
-    let failure = match error.hint() {
+    let failure = match error.general_hint() {
         Some(hint) => failure.hint(hint),
         None => failure,
     };

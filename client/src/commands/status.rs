@@ -144,7 +144,8 @@ pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
     let Some(status) = status else {
         // Not enrolled, or damaged, is the better answer where it is true.
         place.read()?;
-        return Err(Failure::new("adit is not running").hint("start it with `adit up`"));
+        return Err(Failure::new("adit is not running")
+            .hint(format!("start it with `adit up{}`", place.argument())));
     };
     if json {
         let text = serde_json::to_string_pretty(&status)
@@ -164,12 +165,11 @@ impl Status {
             Link::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
                 why: down.why.to_string(),
-                hint: down.why.hint().map(ToOwned::to_owned),
+                hint: down.why.hint(&profile),
             },
-            Link::Refused(Refusal { why, .. }) => TunnelStatus::Refused {
-                why: why.to_string(),
-                hint: why.hint().map(ToOwned::to_owned),
-            },
+            Link::Refused(Refusal { why, .. }) => {
+                TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile) }
+            }
         };
         Self {
             schema: 1,

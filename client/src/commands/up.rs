@@ -88,14 +88,14 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
         idle_timeout: flags.idle_timeout,
     };
     if let Some(none) = directions.no_way() {
-        let hint = none.hint().unwrap_or_default().to_owned();
+        let hint = none.general_hint().unwrap_or_default();
         return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
     }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").because(e))?;
-    let listeners = listener::bind(&flags.listen)?;
-    let owners = Arc::new(let_in(flags.any_user, &listeners)?);
+    let listeners = listener::bind(&flags.listen, &place.argument())?;
+    let owners = Arc::new(let_in(flags.any_user, &listeners, &place.argument())?);
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
@@ -193,13 +193,14 @@ impl Parts {
 }
 
 /// Which users of this computer are let in.
-fn let_in(any_user: bool, listeners: &[TcpListener]) -> Result<Owners, Failure> {
+/// `name` is the server's, behind a command.
+fn let_in(any_user: bool, listeners: &[TcpListener], name: &str) -> Result<Owners, Failure> {
     let listening = listeners.first().and_then(|listener| listener.local_addr().ok());
     let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
     Owners::own(listening).map_err(|e| {
         Failure::new("cannot keep other users of this computer out of the tunnel")
             .because(format!("the kernel does not tell who makes a connection: {e}"))
-            .hint("to let every user of this computer in: `adit up --any-user`")
+            .hint(format!("to let every user of this computer in: `adit up{name} --any-user`"))
     })
 }
 
@@ -227,43 +228,23 @@ async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
     }
 }
 
-/// What was refused, and once, with the names that count here, how to be let in again.
+/// What was refused, and how to be let in again.
 fn refused(why: &DialError, profile: &Profile) -> Failure {
-    let failure = Failure::new("the server does not let this device in").exit(Exit::NotAllowed);
-    let code = match why {
-        DialError::Refused(Code::Revoked) => Code::Revoked,
-        DialError::Refused(code) => {
-            let failure = failure.because(code.what());
-            return code.cure().into_iter().fold(failure, Failure::hint);
-        }
+    let failure = match why {
+        DialError::Refused(code) => Failure::new("the server does not let this device in")
+            .exit(Exit::NotAllowed)
+            .because(code.what()),
         // Nothing that the server has refused.
-        why => {
-            let failure = Failure::from_error(why.clone());
-            return why.hint().into_iter().fold(failure, Failure::hint);
-        }
+        why => Failure::from_error(why.clone()),
     };
-    let (device, name) = (&profile.enrolled.device, profile.place.flag());
-    let (invite, enroll) = match &profile.ssh {
-        Some(way) => (
-            String::new(),
-            format!("adit enroll --replace{name} --device {device} {}", way.argument()),
-        ),
-        None => (
-            format!(", then `aditd invite {device}` for a new code"),
-            format!("adit enroll --replace{name}"),
-        ),
-    };
-    failure
-        .because(code.what())
-        .hint(format!("if it is to be let in again: the owner runs `aditd device forget {device}` on the server{invite}"))
-        .hint(format!("and here it is `{enroll}`"))
+    why.hint(profile).into_iter().fold(failure, Failure::hint)
 }
 
 fn claimed(error: ClaimError, place: &Place) -> Failure {
     match error {
         ClaimError::Taken { .. } => Failure::new(format!("cannot start the tunnel `{}`", place.name))
             .because(format!("adit up: {error}"))
-            .hint("see what it does with `adit status`; stop it with Ctrl-C in its terminal, or kill its pid"),
+            .hint(format!("see what it does with `adit status{}`; stop it with Ctrl-C in its terminal, or kill its pid", place.argument())),
         ClaimError::File(e) => e.into(),
     }
 }

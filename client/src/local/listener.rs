@@ -69,19 +69,20 @@ impl std::str::FromStr for Listen {
     }
 }
 
-/// Binds every address; without any, Ollama's own port of both families.
+/// Binds every address; without any, Ollama's own port of both families. `name` is the server's,
+/// behind a command.
 ///
 /// # Errors
 /// A port that is taken, with the process that has it where that can be known.
-pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
+pub fn bind(listen: &[Listen], name: &str) -> Result<Vec<TcpListener>, Failure> {
     let default = [Listen::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
             Listen::Address(address) => bind_once(&mut listeners, address)
-                .map_err(|e| cannot_listen(address, &address.to_string(), e))?,
-            Listen::Localhost(port) => bind_localhost(&mut listeners, port)?,
+                .map_err(|e| cannot_listen(address, &address.to_string(), name, e))?,
+            Listen::Localhost(port) => bind_localhost(&mut listeners, port, name)?,
         }
     }
     Ok(listeners)
@@ -89,10 +90,10 @@ pub fn bind(listen: &[Listen]) -> Result<Vec<TcpListener>, Failure> {
 
 /// Binds a port of both families, or of IPv4 where there is no IPv6. With port 0 both get the same
 /// one.
-fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16) -> Result<(), Failure> {
+fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16, name: &str) -> Result<(), Failure> {
     let shown = format!("localhost:{port}");
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    bind_once(listeners, v4).map_err(|e| cannot_listen(v4, &shown, e))?;
+    bind_once(listeners, v4).map_err(|e| cannot_listen(v4, &shown, name, e))?;
     let given = listeners.last().and_then(|last| last.local_addr().ok());
     let port = if port == 0 { given.map_or(0, |given| given.port()) } else { port };
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
@@ -103,7 +104,7 @@ fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16) -> Result<(), Fai
             debug!("no IPv6 here: {e}");
             Ok(())
         }
-        bound => bound.map_err(|e| cannot_listen(v6, &shown, e)),
+        bound => bound.map_err(|e| cannot_listen(v6, &shown, name, e)),
     }
 }
 
@@ -124,12 +125,12 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> Failure {
+fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error) -> Failure {
     let failure = Failure::new(format!("cannot listen on {shown}"));
     match error.kind() {
         io::ErrorKind::AddrInUse => {
             let other = if address.port() == 11500 { 11501 } else { 11500 };
-            let run = format!("`adit up --listen localhost:{other}`");
+            let run = format!("`adit up{name} --listen localhost:{other}`");
             let holder = holder::of(address);
             let failure = failure
                 .because(format!("address already in use by {holder}"))
@@ -317,12 +318,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_refused_with_a_way_out() {
-        let first = bind(&[Listen::Localhost(0)]).expect("bound");
+        let first = bind(&[Listen::Localhost(0)], "").expect("bound");
         let port = first[0].local_addr().expect("address").port();
-        let error = bind(&[Listen::Localhost(port)]).expect_err("taken").to_string();
+        let error = bind(&[Listen::Localhost(port)], " lab").expect_err("taken").to_string();
         assert!(error.contains("in use by"), "{error}");
         let own = format!("pid {}", std::process::id());
         assert!(!error.contains(&own), "this process itself is no news: {error}");
-        assert!(error.contains("adit up --listen localhost:11500"), "{error}");
+        assert!(error.contains("`adit up lab --listen localhost:11500`"), "{error}");
     }
 }

@@ -105,7 +105,7 @@ impl SshError {
             Self::NoAditd(_) => {
                 format!(
                     "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {} --remote-command /path/to/aditd`",
-                    way.argument()
+                    way
                 )
             }
             Self::OnlyRelays(_) => {

@@ -47,6 +47,12 @@ pub struct Denied {
     pub(crate) unusable: Vec<String>,
     /// Somebody was asked.
     pub(crate) asked: bool,
+    /// An agent has answered.
+    pub(crate) agent: bool,
+    /// Keys that were shown to the host, or would have been.
+    pub(crate) keys: usize,
+    /// The port, for those who log in by hand.
+    pub(crate) port: u16,
 }
 
 /// What one way to log in has led to.
@@ -65,7 +71,12 @@ impl Login<'_> {
             config::SSH_PORT => format!("{user}@{}", self.config.host_name),
             port => format!("{user}@{}:{port}", self.config.host_name),
         };
-        let mut denied = Denied { who: who.clone(), asked: self.may_ask, ..Denied::default() };
+        let mut denied = Denied {
+            who: who.clone(),
+            asked: self.may_ask,
+            port: self.config.port,
+            ..Denied::default()
+        };
         let mut methods = match self.session.none(&user).await? {
             Attempt::In => return Ok(()),
             Attempt::Not { methods, .. } => methods,
@@ -101,6 +112,7 @@ impl Login<'_> {
         if let Some(path) = &self.config.agent {
             let step = match self.session.agent_at(path).await {
                 Ok((mut agent, mut identities)) => {
+                    denied.agent = true;
                     identities.retain(|identity| {
                         !self.config.identities_only || is_among(&named, &identity.key())
                     });
@@ -110,6 +122,7 @@ impl Login<'_> {
                     for identity in identities {
                         debug!("trying {} of the agent", identity.name());
                         tried.push(identity.key().into_owned());
+                        denied.keys += 1;
                         // It may want a touch or a confirmation.
                         let attempt = self
                             .patience
@@ -144,6 +157,7 @@ impl Login<'_> {
             if file.public.as_ref().is_some_and(|public| is_among(&tried, public)) {
                 continue;
             }
+            denied.keys += 1;
             let Some(key) = self.unlocked(user, &file, denied).await? else { continue };
             debug!("trying {}", path.display());
             let step = settle(self.session.key(user, key).await?);
@@ -309,14 +323,65 @@ impl std::fmt::Display for Denied {
 }
 
 impl Denied {
-    /// What cures it.
+    /// What cures it, typed literally.
     pub(crate) fn hint(&self) -> String {
+        // Without an agent `ssh-add` has nowhere to put a key.
+        let agent = if self.agent { "" } else { "eval \"$(ssh-agent)\" && " };
+        let to = match self.who.rsplit_once(':') {
+            Some((who, port)) if port.parse() == Ok(self.port) => format!("-p {port} {who}"),
+            _ => self.who.clone(),
+        };
         match self.locked.first() {
-            Some(key) if !self.asked => format!("put the key into the agent: `ssh-add '{key}'` (or start `adit up` at a terminal)"),
-            _ => {
-                "put a key that the host takes into the agent (`ssh-add`), or use what only the system's ssh can: `--ssh-client system`"
-                    .to_owned()
+            Some(key) if !self.asked => {
+                format!(
+                    "put the key into the agent: `{agent}ssh-add '{key}'` (or start this at a terminal)"
+                )
             }
+            _ if self.keys == 0
+                && self.unusable.is_empty()
+                && self.methods.contains("publickey") =>
+            {
+                format!(
+                    "this computer has no key to show: make one with `ssh-keygen -t ed25519`, and bring it there with `ssh-copy-id {to}`"
+                )
+            }
+            _ => {
+                format!(
+                    "let the host know a key of this computer: `ssh-copy-id {to}`; or use what only the system's ssh can: `--ssh-client system`"
+                )
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cure_fits_what_this_computer_has() {
+        let denied = Denied {
+            who: "me@gpu".into(),
+            methods: "publickey".into(),
+            port: 22,
+            ..Denied::default()
+        };
+        let locked =
+            Denied { locked: vec!["/home/me/.ssh/my key".into()], keys: 1, ..denied.clone() };
+        for (denied, cure) in [
+            (Denied { agent: true, ..locked.clone() }, "`ssh-add '/home/me/.ssh/my key'`"),
+            (locked.clone(), "`eval \"$(ssh-agent)\" && ssh-add '/home/me/.ssh/my key'`"),
+            (
+                denied.clone(),
+                "`ssh-keygen -t ed25519`, and bring it there with `ssh-copy-id me@gpu`",
+            ),
+            (Denied { keys: 1, ..denied.clone() }, "`ssh-copy-id me@gpu`; or"),
+            (
+                Denied { who: "me@gpu:2222".into(), port: 2222, keys: 1, ..denied },
+                "`ssh-copy-id -p 2222 me@gpu`; or",
+            ),
+        ] {
+            assert!(denied.hint().contains(cure), "{}", denied.hint());
         }
     }
 }

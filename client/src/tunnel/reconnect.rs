@@ -158,14 +158,13 @@ impl Keeper {
     /// Publishes, and tells people what they don't know yet.
     fn publish_and_tell(&self, link: Link) {
         let why_of = |link: &Link| match link {
-            Link::Down(Down { why, .. }) | Link::Refused(Refusal { why, .. }) => {
-                Some((why.to_string(), why.hint().map(ToOwned::to_owned)))
-            }
+            Link::Down(Down { why, .. }) | Link::Refused(Refusal { why, .. }) => Some(why.clone()),
             _ => None,
         };
-        if let Some((why, hint)) = why_of(&link)
-            && why_of(&self.publish.borrow()).is_none_or(|(told, _)| told != why)
+        if let Some(why) = why_of(&link)
+            && why_of(&self.publish.borrow()).is_none_or(|told| !told.is_same_news(&why))
         {
+            let hint = why.hint(&self.directions.profile.get());
             warn!("no tunnel: {why}{}", hint.map(|h| format!(" ({h})")).unwrap_or_default());
         }
         self.publish.send_replace(link);

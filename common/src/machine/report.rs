@@ -110,11 +110,6 @@ impl FormatTime for ForPeople {
     }
 }
 
-/// A number of things, in words: `1 request`, `2 requests`.
-pub fn count(number: usize, thing: &str) -> String {
-    format!("{number} {thing}{}", if number == 1 { "" } else { "s" })
-}
-
 /// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
@@ -129,12 +124,6 @@ mod tests {
     #[test]
     fn what_a_terminal_would_obey_is_shown_and_not_obeyed() {
         assert_eq!(Harmless("a\u{1b}[2J\u{9b}x\nö").to_string(), "a\\u{1b}[2J\\u{9b}x\nö");
-    }
-
-    #[test]
-    fn one_thing_is_not_said_as_many() {
-        let told = [0, 1, 2].map(|number| count(number, "request"));
-        assert_eq!(told, ["0 requests", "1 request", "2 requests"]);
     }
 
     #[test]

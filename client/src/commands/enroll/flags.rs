@@ -17,7 +17,7 @@ const SHORTEST_SECRET: usize = 24;
 /// Flags of `enroll`.
 #[derive(Debug, Args)]
 pub struct Enroll {
-    /// Enroll over SSH, without a code: USER@HOST or ssh://[USER@]HOST[:PORT]
+    /// Enroll over SSH, without a code: USER@HOST, a host of ~/.ssh/config, or ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "USER@HOST")]
     server: Option<Word>,
     /// Whatever follows, so that it is not shown: a code that was broken into words
@@ -80,7 +80,7 @@ impl fmt::Debug for Word {
 impl Enroll {
     /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH
     /// means anything.
-    pub(super) fn server(&self) -> Result<Option<SshWay>, Failure> {
+    pub(super) async fn server(&self) -> Result<Option<SshWay>, Failure> {
         let Some(Word(word)) = &self.server else {
             return match self.flag_of_ssh() {
                 Some((flag, hint)) => {
@@ -95,10 +95,23 @@ impl Enroll {
         if looks_like_a_code(word) {
             return Err(code_on_the_command_line());
         }
-        match word.parse() {
-            Ok(way) if self.more.is_empty() => Ok(Some(way)),
+        match word.parse::<SshWay>() {
+            Ok(way) if self.more.is_empty() => {
+                // A name alone may be a part of a secret, or a command that is misspelt: it is not
+                // sent to a resolver unless it looks like a host's.
+                let alone = !word.contains(['@', ':', '.']);
+                if alone && (word.len() > SHORTEST_SECRET || !way.is_known().await) {
+                    return Err(Failure::new("that is no host to enroll at over SSH")
+                        .because("neither the SSH configuration of this computer nor the network knows it")
+                        .hint("write it as USER@HOST, or as `Host` of ~/.ssh/config calls it")
+                        .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+                        .exit(Exit::Usage));
+                }
+                Ok(Some(way))
+            }
             Ok(_) => Err(Failure::new("one server at a time is enrolled at")
                 .hint("write it as one word: `adit enroll USER@HOST`")
+                .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
                 .exit(Exit::Usage)),
             Err(why) => Err(Failure::new("that is no server to enroll at over SSH")
                 .because(why)

@@ -141,7 +141,7 @@ async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
         &told,
         FAILED,
         &[
-            &format!("error: cannot enroll\n  Caused by: no answer from {address}"),
+            &format!("error: cannot enroll\n  Caused by: cannot reach {address}: "),
             "is aditd running there",
         ],
     );

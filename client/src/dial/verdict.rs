@@ -1,0 +1,96 @@
+//! What the kernel says at once of an address. QUIC would go on sending into silence: its socket
+//! swallows these errors, since a session has to outlive them.
+
+use std::{
+    fmt, io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
+
+use tokio::net::UdpSocket;
+
+/// The kernel does not reach an address.
+#[derive(Debug, Clone)]
+pub struct Verdict {
+    /// Which one, for people.
+    to: String,
+    error: Arc<io::Error>,
+}
+
+/// Waits for a verdict on `address`; for ever if there is none. Sends one byte, which a server drops
+/// without a word. Cancellation safe.
+pub(super) async fn on(address: SocketAddr, to: &str) -> Verdict {
+    match ask(address).await {
+        Err(error) => Verdict { to: to.to_owned(), error: Arc::new(error) },
+        Ok(never) => match never {},
+    }
+}
+
+async fn ask(address: SocketAddr) -> io::Result<std::convert::Infallible> {
+    let own: SocketAddr = match address {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(own).await?;
+    socket.connect(address).await?;
+    socket.send(&[0]).await?;
+    loop {
+        socket.recv(&mut [0]).await?;
+    }
+}
+
+impl Verdict {
+    /// How much it tells beside other failures: a machine that is there tells more than silence.
+    pub(super) fn weight(&self) -> u8 {
+        if self.error.kind() == io::ErrorKind::ConnectionRefused { 4 } else { 1 }
+    }
+
+    /// What cures it.
+    pub(super) fn hint(&self) -> &'static str {
+        match self.error.kind() {
+            io::ErrorKind::ConnectionRefused => {
+                "that machine is there, and nothing listens on that UDP port: is aditd running there (`aditd status`), and on that address?"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "a firewall of this computer forbids it: let UDP out to that address"
+            }
+            _ => "is this computer online, and the VPN up if the server is behind one?",
+        }
+    }
+}
+
+impl std::error::Error for Verdict {}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot reach {}: {}", self.to, self.error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_closed_port_has_a_verdict_and_a_silent_one_has_none() {
+        let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let address = silent.local_addr().expect("an address");
+        let heard = async { silent.recv(&mut [0]).await.expect("the byte") };
+        tokio::select! {
+            verdict = on(address, "gpu") => panic!("{verdict}"),
+            _ = heard => {}
+        }
+        drop(silent);
+        let verdict = on(address, "gpu").await;
+        assert_eq!(verdict.error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(verdict.to_string().starts_with("cannot reach gpu: "), "{verdict}");
+    }
+
+    #[tokio::test]
+    async fn no_route_is_told_at_once() {
+        // Class E (RFC 1112 section 4) is routed nowhere.
+        let verdict = on("255.255.255.255:7".parse().expect("an address"), "gpu").await;
+        assert_ne!(verdict.error.kind(), io::ErrorKind::ConnectionRefused, "{verdict}");
+        assert_eq!(verdict.weight(), 1);
+    }
+}

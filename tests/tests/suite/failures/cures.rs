@@ -1,0 +1,133 @@
+//! The cures that are told work when they are typed as they stand, on the device that is told.
+
+use std::time::Duration;
+
+use proto::invitation::Invitation;
+use tests::{
+    kept::device_names,
+    laptop::Laptop,
+    process::Process,
+    skip,
+    sshd::{Sshd, user_name},
+    told::{FAILED, USAGE, assert_ok, assert_told},
+    world::{SOON, World},
+};
+
+use crate::PROGRAM;
+
+#[tokio::test]
+async fn a_port_where_nobody_listens_is_told_at_once() {
+    let world = World::start(PROGRAM).await;
+    let mut invitation: Invitation = world.invite("laptop").await.parse().expect("a code");
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
+    invitation.addresses = vec![closed.expect("a port").to_string()];
+    let begun = std::time::Instant::now();
+    let told = world.stranger("laptop").enroll(&invitation.code(), &[]).await;
+    assert_told(&told, FAILED, &["cannot reach 127.0.0.1:", "nothing listens on that UDP port"]);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_device_that_is_revoked_under_its_tunnel_comes_back_by_what_it_is_told() {
+    let world = World::start(PROGRAM).await;
+    let device = world.stranger("laptop");
+    assert_ok(&device.enroll(&world.invite("laptop").await, &["--name", "lab"]).await);
+    let idle = device.adit(&["status", "lab"], "").await;
+    assert_told(&idle, FAILED, &["start it with `adit up lab`"]);
+    let up = device.up(&["lab"]).await;
+    let twice = device.adit(&["up", "lab", "--listen", "127.0.0.1:0"], "").await;
+    assert_told(&twice, FAILED, &["`adit status lab`"]);
+    assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    let hint = async {
+        loop {
+            if let Some(hint) = device.status().await["tunnel"]["hint"].as_str() {
+                return hint.to_owned();
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let hint = tokio::time::timeout(SOON, hint).await.expect("it is told");
+    let commands: Vec<&str> = hint.split('`').skip(1).step_by(2).collect();
+    let steps = [
+        "aditd device forget laptop",
+        "aditd invite laptop",
+        "adit up",
+        "adit enroll --replace --name lab",
+    ];
+    assert_eq!(commands, steps, "{hint}");
+    assert_ok(&world.aditd(&["device", "forget", "laptop"]).await);
+    let code = world.invite("laptop").await;
+    up.end().await;
+    assert_ok(&device.enroll(&code, &["--replace", "--name", "lab"]).await);
+    device.up(&["lab"]).await;
+}
+
+fn there_is_no_sshd() -> bool {
+    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+}
+
+#[tokio::test]
+async fn a_device_replaces_its_own_enrollment_over_ssh_under_its_own_name() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let enroll = ["enroll", &laptop.sshd.url, "--device", "laptop"];
+    assert_eq!(laptop.adit(&world, &enroll).await.code, Some(0));
+    let again = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert_eq!(device_names(&world).await, ["laptop"]);
+    laptop.up(&world, &[]).await.end().await;
+}
+
+#[tokio::test]
+async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
+    if there_is_no_sshd() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let laptop = Laptop::new(&world).await;
+    let unknown = laptop.adit(&world, &["enroll", "gpubox", "--device", "laptop"]).await;
+    assert_told(&unknown, USAGE, &["neither the SSH configuration", "`Host` of ~/.ssh/config"]);
+    laptop.sshd.client(&format!(
+        "Host gpubox\nHostName 127.0.0.1\nPort {}\nUser {}\nHost *\n",
+        laptop.sshd.address.port(),
+        user_name()
+    ));
+    let enrolled = laptop.adit(&world, &["enroll", "gpubox", "--device", "laptop"]).await;
+    assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
+    laptop.up(&world, &[]).await.end().await;
+    // The way that people often write it.
+    let (user, address) = (user_name(), laptop.sshd.address);
+    let short = format!("{user}@{address}");
+    let enrolled = laptop.adit(&world, &["enroll", &short, "--name", "short"]).await;
+    let told = enrolled.code == Some(0) || enrolled.stderr.contains("there is a device");
+    assert!(told, "it got in: {}", enrolled.stderr);
+}
+
+#[tokio::test]
+async fn a_persons_log_has_the_local_time_of_day_and_no_fractions() {
+    use tests::terminal::Terminal;
+    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let args = ["up", "--listen", "127.0.0.1:0", "--state-dir", device.dir.to_str().expect("path")];
+    let mut command = world.programs.command("adit", &args);
+    command.env("TZ", "XXX-5:30").env("JOURNAL_STREAM", "8:1");
+    let mut terminal = Terminal::run(&command);
+    terminal.shows("ready: Ollama").await;
+    let screen = terminal.screen();
+    let first = screen.lines().find(|line| line.contains("listening on")).expect("a line");
+    let time = first.split_whitespace().next().expect("a time");
+    let parts: Vec<u64> = time.split(':').filter_map(|part| part.parse().ok()).collect();
+    assert_eq!((time.len(), parts.len()), (8, 3), "{first}");
+    let now = common::machine::process::unix_now() as u64 + 5 * 3600 + 30 * 60;
+    let minutes = now / 60 % 1440;
+    let told = parts[0] * 60 + parts[1];
+    assert!((minutes + 1440 - told) % 1440 < 3, "{first}: it is {minutes} minutes after midnight");
+    let mut piped = Process::spawn(world.programs.command("adit", &args), "adit").expect("starts");
+    piped.ended().await.expect("it is taken");
+}

@@ -1,5 +1,7 @@
 //! `adit status`: what the running `adit up` says of itself.
 
+mod ollama;
+
 use std::{
     sync::atomic::Ordering::Relaxed,
     time::{Duration, SystemTime},
@@ -152,7 +154,11 @@ pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
             .map_err(|e| Failure::new("cannot write JSON").because(e))?;
         return data(text);
     }
-    data(status.to_text())
+    let ollama = match (&status.tunnel, status.listening.first()) {
+        (TunnelStatus::Up(_), Some(address)) => Some(ollama::ask(address).await),
+        _ => None,
+    };
+    data(status.to_text(ollama))
 }
 
 impl Status {
@@ -190,11 +196,13 @@ impl Status {
         }
     }
 
-    fn to_text(&self) -> String {
+    /// For people, with what Ollama has said.
+    fn to_text(&self, ollama: Option<String>) -> String {
         let mut lines = vec![("Tunnel", self.tunnel.to_text())];
         if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
             lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
         }
+        lines.extend(ollama.map(|said| ("Ollama", said)));
         lines.extend([
             ("Listening", self.listening_text()),
             (

@@ -30,6 +30,8 @@ async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
     let status = device.status().await;
     assert_eq!(status["stopping"], false);
     assert_eq!(status["listening"], serde_json::json!([up.address.to_string()]));
+    let text = device.adit(&["status"], "").await.stdout;
+    assert!(text.contains("\nOllama       answers, version "), "{text}");
     let app = long_answer(&up, -1).await;
     up.adit.signal("TERM");
     status_until(&device, |status| status["stopping"] == true).await;

@@ -25,6 +25,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::ssh::SshWay;
 
@@ -34,6 +35,8 @@ const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
 /// The formats that are read: since 2 a device may have a knock of its own.
 const SCHEMA: u32 = 2;
+/// In bytes; a longer file is no error.
+const LARGEST_FILE: usize = 16 << 10;
 
 /// A place for one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
@@ -80,13 +83,57 @@ pub struct Profile {
     /// The server has said that it revoked this device. It answers no packet of it any more, so
     /// nobody could find out later. There is no way back but to enroll anew.
     pub revoked: bool,
-    key: SecretPem,
+    key: Arc<SecretPem>,
 }
 
-/// The device's private key in PKCS #8 PEM.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct SecretPem(pub String);
+/// The device's private key in PKCS #8 PEM. It is in memory once, and wiped there when its last
+/// owner goes: it can be shared, and not be copied.
+///
+/// ```compile_fail
+/// fn copied<T: Clone>() {}
+/// copied::<client::profile::SecretPem>();
+/// ```
+#[derive(PartialEq, Eq)]
+pub struct SecretPem(Zeroizing<String>);
+
+impl SecretPem {
+    /// Takes a key that has just been made.
+    pub fn new(pem: String) -> Self {
+        Self(Zeroizing::new(pem))
+    }
+
+    /// The key as it is stored.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// How a key stands in a file.
+mod stored_key {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::SecretPem;
+
+    pub(super) fn serialize<S: Serializer>(key: &Arc<SecretPem>, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(key.as_str())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Arc<SecretPem>, D::Error> {
+        String::deserialize(from).map(|pem| Arc::new(SecretPem::new(pem)))
+    }
+}
+
+/// The bytes of a file with a key in it, wiped when they are dropped.
+fn to_bytes(path: &Path, stored: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    // Of its final size at once: a buffer that grows leaves copies behind.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_FILE));
+    serde_json::to_writer_pretty(&mut *bytes, stored).map_err(|e| FileError::damaged(path, e))?;
+    Ok(bytes)
+}
 
 impl fmt::Debug for SecretPem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -108,7 +155,8 @@ struct Stored {
     ssh: Option<SshWay>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     revoked: bool,
-    private_key: SecretPem,
+    #[serde(with = "stored_key")]
+    private_key: Arc<SecretPem>,
 }
 
 /// A key that has been offered with a code whose answer has not come yet: trying again with the
@@ -117,7 +165,8 @@ struct Stored {
 struct Pending {
     /// Of the code's token.
     code: String,
-    private_key: SecretPem,
+    #[serde(with = "stored_key")]
+    private_key: Arc<SecretPem>,
 }
 
 /// Where profiles are when nobody says otherwise.
@@ -173,7 +222,7 @@ impl Place {
 
     /// The key of the device that is enrolled here, if it goes this way to its server and has this
     /// name there: with it, it stays the same device.
-    pub fn key_of(&self, way: &SshWay, device: &Name) -> Option<SecretPem> {
+    pub fn key_of(&self, way: &SshWay, device: &Name) -> Option<Arc<SecretPem>> {
         let profile = self.read().ok()?;
         let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(way));
         (same && profile.enrolled.device == *device).then_some(profile.key)
@@ -261,7 +310,7 @@ impl Place {
         &self,
         token: &[u8],
         make: impl FnOnce() -> Result<SecretPem, Failure>,
-    ) -> Result<SecretPem, Failure> {
+    ) -> Result<Arc<SecretPem>, Failure> {
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match files::read(&path) {
@@ -275,12 +324,9 @@ impl Place {
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e.into()),
         }
-        let private_key = make()?;
+        let private_key = Arc::new(make()?);
         let pending = Pending { code, private_key: private_key.clone() };
-        files::replace(
-            &path,
-            &serde_json::to_vec_pretty(&pending).map_err(|e| damaged(&path, e))?,
-        )?;
+        files::replace(&path, &to_bytes(&path, &pending)?)?;
         Ok(private_key)
     }
 }
@@ -321,7 +367,7 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 
 impl Profile {
     /// A profile that has just been made.
-    pub fn new(place: Place, enrolled: Enrolled, ssh: Option<SshWay>, key: SecretPem) -> Self {
+    pub fn new(place: Place, enrolled: Enrolled, ssh: Option<SshWay>, key: Arc<SecretPem>) -> Self {
         Self { place, enrolled, ssh, revoked: false, key }
     }
 
@@ -335,8 +381,7 @@ impl Profile {
             revoked: self.revoked,
             private_key: self.key.clone(),
         };
-        let bytes = serde_json::to_vec_pretty(&stored).map_err(|e| FileError::damaged(&path, e))?;
-        files::replace(&path, &bytes)?;
+        files::replace(&path, &to_bytes(&path, &stored)?)?;
         match fs::remove_file(self.place.dir.join(PENDING)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
                 Err(FileError::io("remove", self.place.dir.join(PENDING))(e))
@@ -349,7 +394,7 @@ impl Profile {
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
         use rustls::pki_types::pem::PemObject;
         let not_a_key = |_| rustls::Error::General("the private key can't be read".to_owned());
-        let key = PrivateKeyDer::from_pem_slice(self.key.0.as_bytes()).map_err(not_a_key)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.as_str().as_bytes()).map_err(not_a_key)?;
         let chain = vec![decode(&self.enrolled.certificate)?];
         // Refuses a certificate of another key.
         Ok(Arc::new(CertifiedKey::from_der(chain, key, &tls::provider())?))

@@ -85,6 +85,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     report::start_log(cli.verbose);
     report::log_panics();
+    process::protect_memory();
     process::raise_descriptor_limit();
     report::finish(obey(cli))
 }

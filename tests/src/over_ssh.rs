@@ -1,7 +1,7 @@
 //! `aditd`'s commands over SSH, run as sshd runs them: a request on standard input, an answer or a
 //! failure as data on standard output.
 
-use std::process::Stdio;
+use std::{process::Stdio, sync::Arc};
 
 use client::profile::{Place, Profile, SecretPem};
 use common::{
@@ -85,6 +85,7 @@ pub async fn request(key: &KeyPair) -> Vec<u8> {
 pub fn keep(device: &Device, enrolled: Enrolled, key: &KeyPair) {
     let place = Place::new(&device.dir, "default".parse().expect("a name"));
     place.prepare().expect("a directory");
-    let profile = Profile::new(place, enrolled, None, SecretPem(key.serialize_pem()));
+    let profile =
+        Profile::new(place, enrolled, None, Arc::new(SecretPem::new(key.serialize_pem())));
     profile.save().expect("saved");
 }

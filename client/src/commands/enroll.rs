@@ -217,7 +217,7 @@ fn expired(invitation: &Invitation) -> Failure {
 fn make_key() -> Result<SecretPem, Failure> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|e| Failure::new("cannot make a private key").because(e))?;
-    Ok(SecretPem(key.serialize_pem()))
+    Ok(SecretPem::new(key.serialize_pem()))
 }
 
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
@@ -254,7 +254,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
 fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
     let unusable =
         |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
-    let key = KeyPair::from_pem(&key.0).map_err(unusable)?;
+    let key = KeyPair::from_pem(key.as_str()).map_err(unusable)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())

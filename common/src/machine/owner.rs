@@ -68,6 +68,7 @@ fn take_rights(uid: u32, gid: u32) -> io::Result<()> {
     set_groups(uid, gid)?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
+    process::protect_memory();
     Ok(())
 }
 

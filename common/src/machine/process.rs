@@ -126,6 +126,15 @@ fn ignores_hang_up() -> bool {
     ignored.is_some_and(|mask| mask & (1 << (SIGHUP - 1)) != 0)
 }
 
+/// Keeps the keys that are in this process's memory there: it leaves no core dump, and no other
+/// process of the same user may read its memory. Gaining or losing rights undoes that.
+pub fn protect_memory() {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+}
+
 /// Lets this process have as many file descriptors as the system allows: every connection is one,
 /// and the usual soft limit of 1,024 is there for programs that use `select`, which these do not.
 pub fn raise_descriptor_limit() {

@@ -274,8 +274,9 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     let place = Place::new(&device.dir, "default".parse().expect("a name"));
     let key = new_key();
     place.prepare().expect("a directory");
-    let kept = place.pending_key(&invitation.secret.token(), || Ok(SecretPem(key.serialize_pem())));
-    assert_eq!(kept.expect("stored").0, key.serialize_pem());
+    let kept =
+        place.pending_key(&invitation.secret.token(), || Ok(SecretPem::new(key.serialize_pem())));
+    assert_eq!(kept.expect("stored").as_str(), key.serialize_pem());
     let EnrollAnswer::Enrolled(lost) = redeem(&invitation, &key).await else { panic!("refused") };
 
     let thief = world.stranger("thief").enroll(&code, &[]).await;

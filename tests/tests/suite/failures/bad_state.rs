@@ -157,7 +157,8 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
     let mut half = good.clone();
     half.truncate(good.len() / 2);
     let mut odd = good.clone();
-    odd.truncate(good.len() - 100);
+    // The last page may be one with nothing in it.
+    odd.truncate(good.len() - 4096 - 100);
     for (what, bad) in [
         ("garbage", b"this is no register\n".repeat(500)),
         ("scribbled over behind its header", scribbled),

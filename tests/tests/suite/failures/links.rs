@@ -142,6 +142,15 @@ async fn what_root_runs_on_a_services_state_has_no_more_rights_than_the_service(
         let ids = status.lines().find_map(|l| l.strip_prefix(line)).expect("ids");
         assert!(ids.split_whitespace().all(|own| own == id.to_string()), "{line}{ids}");
     }
+    // The kernel gives these to root if no other process of the same user may read them.
+    for name in ["auxv", "environ", "mem"] {
+        let file = format!("/proc/{}/{name}", aditd.pid());
+        assert_eq!(fs::metadata(&file).expect("there").uid(), 0, "{file}");
+    }
+    let limits = fs::read_to_string(format!("/proc/{}/limits", aditd.pid())).expect("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size"));
+    let core: Vec<_> = core.expect("a limit").split_whitespace().collect();
+    assert_eq!(core[4..6], ["0", "0"], "no core dump");
     assert!(status.lines().any(|l| l.starts_with("CapEff:") && l.ends_with("0000000000000000")));
     assert_ok(&run(&programs, "aditd", &["invite", "desk"], &state).await);
     aditd.kill().await;

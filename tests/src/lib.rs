@@ -21,5 +21,6 @@ pub mod skip;
 pub mod sshd;
 pub mod stranger;
 pub mod terminal;
+pub mod timing;
 pub mod told;
 pub mod world;

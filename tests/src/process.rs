@@ -30,6 +30,7 @@ impl Programs {
     /// Makes `adit` and `aditd` in `dir` out of the program `this`, which looks at its own name
     /// (see [`run_as_named`]).
     pub fn link(this: &Path, dir: &Path) -> io::Result<Self> {
+        crate::timing::begin();
         for name in ["adit", "aditd"] {
             std::os::unix::fs::symlink(this, dir.join(name))?;
         }

@@ -6,6 +6,7 @@
 mod enrollment;
 mod failures;
 mod gate;
+mod house;
 #[cfg(target_os = "linux")]
 mod lab;
 mod readme;

@@ -1,0 +1,39 @@
+# The everyday commands. `just` alone lists them.
+
+_default:
+    @just --list
+
+# What a change has to pass before it is proposed, without root
+check:
+    cargo fmt --all --check
+    cargo clippy --workspace --all-targets -- -D warnings
+    RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+    cargo test --workspace
+
+# The tests whose names contain FILTER, for example gate::limits
+test FILTER:
+    cargo test --package adit-tests --test suite -- {{FILTER}}
+
+# Everything, as root on Debian: installs what it needs
+ci:
+    bash .ci/run
+
+# The demo: both programs on this machine
+demo:
+    cargo run --release --bin adit-demo
+
+# One of the benchmarks: tunnel, carriers, gate, outages
+bench NAME:
+    cargo bench --package adit-tests --bench {{NAME}}
+
+# Fuzz what the gate reads; needs a nightly compiler and cargo-fuzz
+fuzz SECONDS="120":
+    cd tests && cargo +nightly fuzz run gate -- -max_total_time={{SECONDS}}
+
+# Licenses, sources and banned crates
+dependencies:
+    cargo deny check bans licenses sources
+
+# Known vulnerabilities; needs the network
+advisories:
+    cargo deny check advisories

@@ -8,6 +8,7 @@
 
 mod budget;
 mod carry;
+mod connection;
 mod conversation;
 mod exchange;
 mod inbox;
@@ -34,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::{
     budget::Budget,
-    conversation::{Conversation, Over},
+    connection::{Conversation, Over},
     running::Running,
 };
 use crate::{

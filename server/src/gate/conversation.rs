@@ -1,56 +1,21 @@
 //! One connection through the gate: its requests, one after the other.
 
-use common::transport::splice::{DownEnd, End, Receiving, Sending};
-use proto::{
-    http1::head::{Fault, HeadReader, RequestHead},
-    wire::Code,
-};
+use common::transport::splice::{End, Receiving};
+use proto::{http1::head::RequestHead, wire::Code};
 use quinn::{ConnectionError, VarInt};
-use tokio::{io::AsyncWriteExt, sync::watch};
+use tokio::io::AsyncWriteExt;
 
 use super::{
-    Gate, Line,
-    carry::{Carried, Hold, Sides, carry},
-    exchange::{Ending, Exchange, How, Request},
-    inbox::{Head, Inbox},
-    judge::Judged,
+    carry::{Carried, Sides, carry},
+    connection::{Conversation, Over},
+    exchange::{Ending, Exchange, How},
+    inbox::Inbox,
+    judge::Judgement,
     refused::Refused,
     running::Running,
-    service::{Left, Service},
+    service::Service,
 };
 use crate::record;
-
-/// Why there are no more requests on a connection.
-#[derive(Debug)]
-pub(super) enum Over {
-    /// As a splice ends.
-    Ended {
-        end: End,
-        /// The device takes no more of what the service says.
-        stopped: bool,
-    },
-    /// The application has been told why.
-    Refused,
-    /// It can't be told any more: its answer has begun.
-    Cut(Code),
-}
-
-impl From<End> for Over {
-    fn from(end: End) -> Self {
-        Self::Ended { end, stopped: false }
-    }
-}
-
-impl From<DownEnd> for Over {
-    fn from(end: DownEnd) -> Self {
-        match end {
-            DownEnd::Finished => End::Drained.into(),
-            DownEnd::Aborted => End::Aborted.into(),
-            DownEnd::Reset(code) => End::Reset(code).into(),
-            DownEnd::Lost(e) => End::Lost(e).into(),
-        }
-    }
-}
 
 impl Over {
     fn of(how: How, lost: Option<ConnectionError>) -> Self {
@@ -68,34 +33,7 @@ impl Over {
     }
 }
 
-/// Both sides of a connection, and what is between them.
-pub(super) struct Conversation<'a> {
-    pub(super) gate: &'a Gate,
-    pub(super) line: &'a Line<'a>,
-    /// The connection to the service, from the first request on.
-    pub(super) service: Option<Service<'a>>,
-    pub(super) send: &'a mut Sending,
-    pub(super) inbox: Inbox<'a>,
-    pub(super) changes: watch::Receiver<()>,
-}
-
 impl<'a> Conversation<'a> {
-    pub(super) fn new(
-        gate: &'a Gate,
-        line: &'a Line<'a>,
-        send: &'a mut Sending,
-        recv: Receiving,
-    ) -> Self {
-        Self {
-            gate,
-            line,
-            service: None,
-            send,
-            inbox: Inbox::new(recv, gate.memory.share(line.asker.id)),
-            changes: gate.changes.subscribe(),
-        }
-    }
-
     /// Until nothing more can come; also gives back the connection to the service, the stream, and
     /// whether all of it had come.
     pub(super) async fn run(mut self) -> (Over, Option<Service<'a>>, Receiving, bool) {
@@ -117,75 +55,13 @@ impl<'a> Conversation<'a> {
             Ok(head) => head,
             Err(fault) => return Err(self.malformed(fault, &bytes).await),
         };
-        self.judge(head, bytes.into()).await
-    }
-
-    /// The next request's head, its empty line included. `None` if there will be none, because one
-    /// of both sides has ended.
-    async fn head(&mut self) -> Result<Option<Vec<u8>>, Over> {
-        let mut reader = HeadReader::default();
-        loop {
-            let is_asked = !reader.is_empty();
-            let head = tokio::select! {
-                biased;
-                head = self.inbox.head(&mut reader) => head?,
-                left = Service::left(self.service.as_mut()) => match left {
-                    // The request that has begun goes to a new connection.
-                    _ if is_asked => {
-                        self.service = None;
-                        continue;
-                    }
-                    Left::Ended => return Ok(None),
-                    Left::Broken => return Err(End::Aborted.into()),
-                },
-                // Another request of this device has more need of it.
-                () = self.gate.connections.wanted(self.line.asker.id), if self.service.is_some() => {
-                    self.service = None;
-                    continue;
-                }
-                () = self.line.draining.cancelled(), if !is_asked => return Err(End::Drained.into()),
-            };
-            match head {
-                Head::More => {}
-                Head::Whole(bytes) => return Ok(Some(bytes)),
-                Head::None => return Ok(None),
-                Head::Fault(fault, line) => return Err(self.malformed(fault, &line).await),
-                Head::Full => {
-                    let line = reader.finish();
-                    let running = self.gate.nobody(self.line);
-                    return Err(self.refuse(running, &line, Refused::no_memory()).await);
-                }
-            }
-        }
-    }
-
-    async fn malformed(&mut self, fault: Fault, line: &[u8]) -> Over {
-        let mut running = self.gate.nobody(self.line);
-        running.incoming.bytes = line.len() as u64;
-        self.refuse(running, line, fault.into()).await
-    }
-
-    /// Tells an application why it gets no other answer. `line` is the beginning of its request.
-    pub(super) async fn refuse(
-        &mut self,
-        running: Running<'_>,
-        line: &[u8],
-        refused: Refused,
-    ) -> Over {
-        match refused.tell(self.send, running, line).await {
-            true => Over::Refused,
-            false => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
-        }
+        let judgement = self.judge(head, bytes.into()).await?;
+        self.exchange(judgement).await
     }
 
     /// Carries a request and its answer. An error is the end of the connection.
-    pub(super) async fn exchange(
-        &mut self,
-        request: Request,
-        mut judged: Judged,
-        hold: Hold,
-        mut running: Running<'a>,
-    ) -> Result<(), Over> {
+    async fn exchange(&mut self, judgement: Judgement<'a>) -> Result<(), Over> {
+        let Judgement { request, mut judged, hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
         let Self { send, inbox, changes, gate, line: connection, service, .. } = self;
         let Some(service) = service else { return Err(End::Aborted.into()) };
@@ -257,6 +133,8 @@ impl<'a> Conversation<'a> {
 
 #[cfg(test)]
 mod tests {
+    use common::transport::splice::DownEnd;
+
     use super::*;
 
     /// How both connections end is what the exchange says, and nothing else.

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::{
     Gate, Line,
     carry::Hold,
-    conversation::{Conversation, Over},
+    connection::{Conversation, Over},
     exchange::{Request, Turn},
     read_ahead::WAITING,
     refused::Refused,
@@ -45,6 +45,14 @@ pub(super) struct Judged {
     pass: Pass,
     /// Who else has said so.
     authority: Option<Arc<Authority>>,
+}
+
+/// A request that may pass, with all that carries it.
+pub(super) struct Judgement<'a> {
+    pub(super) request: Request,
+    pub(super) judged: Judged,
+    pub(super) hold: Hold,
+    pub(super) running: Running<'a>,
 }
 
 /// Why a request goes no further.
@@ -177,8 +185,12 @@ impl Gate {
 }
 
 impl<'a> Conversation<'a> {
-    /// Judges a request, and carries it if it may pass.
-    pub(super) async fn judge(&mut self, head: RequestHead, bytes: Bytes) -> Result<(), Over> {
+    /// Judges a request. An error is the end of the connection; the application has been told why.
+    pub(super) async fn judge(
+        &mut self,
+        head: RequestHead,
+        bytes: Bytes,
+    ) -> Result<Judgement<'a>, Over> {
         // Whatever changes from now on is about this request.
         self.changes.mark_unchanged();
         let route = route(&head.method, Target::new(&head.target));
@@ -205,7 +217,7 @@ impl<'a> Conversation<'a> {
                 let Ticket { turn, limit, held, account, .. } = ticket;
                 running.outgoing.account = account;
                 let hold = Hold { turn, held: None, _ticket: held, limit };
-                self.exchange(request, judged, hold, running).await
+                Ok(Judgement { request, judged, hold, running })
             }
             Err(Stop::Refused(refused)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;

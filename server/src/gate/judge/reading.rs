@@ -9,9 +9,7 @@ use proto::{
 
 use super::{Content, Stop};
 use crate::{
-    gate::{
-        budget::Full, conversation::Conversation, exchange, refused::Refused, running::Running,
-    },
+    gate::{budget::Full, connection::Conversation, exchange, refused::Refused, running::Running},
     policy::Leave,
     record::Refusal,
 };

@@ -1,7 +1,11 @@
 //! Imports run in one direction: between the modules that stand side by side in a folder there is
 //! no circle, and each crate uses only the crates below it.
 
-use std::{collections::{BTreeMap, BTreeSet}, fs, path::{Path, PathBuf}};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
 use syn::visit::{self, Visit};
 
@@ -181,8 +185,11 @@ fn imports_make_no_circle() {
 fn a_crate_uses_only_the_crates_below_it() {
     for (name, folder, below) in CRATES {
         for file in read(folder) {
-            let above: Vec<_> =
-                file.crates.iter().filter(|used| *used != name && !below.contains(&&***used)).collect();
+            let above: Vec<_> = file
+                .crates
+                .iter()
+                .filter(|used| *used != name && !below.contains(&&***used))
+                .collect();
             assert!(above.is_empty(), "{name}: {:?} uses {above:?}", file.module);
         }
     }
@@ -203,7 +210,8 @@ fn the_pure_crate_names_no_runtime_no_quic_and_no_socket() {
         let text = fs::read_to_string(root().join(format!("common/proto/src/{path}.rs")));
         let Ok(text) = text else { continue };
         let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-        for word in ["std::net::Udp", "std::net::Tcp", "Instant::now", "SystemTime::now", "std::fs"] {
+        for word in ["std::net::Udp", "std::net::Tcp", "Instant::now", "SystemTime::now", "std::fs"]
+        {
             assert!(!code.contains(word), "{path} names {word}");
         }
     }

@@ -16,8 +16,8 @@ use common::{
 };
 use data_encoding::BASE64;
 use proto::{
+    crypto::sha256,
     identity::{Certificate, Name},
-    invitation::sha256,
     wire::Enrolled,
 };
 use rustls::{

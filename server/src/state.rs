@@ -13,7 +13,10 @@ use common::machine::{
     files::{self, FileError},
     report::Failure,
 };
-use proto::knock::{DeviceKnocks, DoorKey, fill_random};
+use proto::{
+    crypto::fill_random,
+    knock::{DeviceKnocks, DoorKey},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::state::{ca::Ca, register::Register};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::machine::{process::unix_now, report::say};
-use proto::knock::fill_random;
+use proto::crypto::fill_random;
 use ssh_key::Algorithm;
 use tracing::{debug, warn};
 

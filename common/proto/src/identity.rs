@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use serde::{Deserialize, Serialize};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
-use crate::{invitation::sha256, knock::fill_random};
+use crate::crypto::{fill_random, sha256};
 
 const URI_PREFIX: &str = "urn:adit:device:";
 /// Clocks differ: a certificate is good from this many seconds (a day) before it was made.

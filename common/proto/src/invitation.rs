@@ -3,9 +3,12 @@
 
 use std::{fmt, str::FromStr};
 
-use aws_lc_rs::{digest, hmac};
+use aws_lc_rs::hmac;
 
-use crate::knock::{DoorKey, fill_random};
+use crate::{
+    crypto::{fill_random, sha256},
+    knock::DoorKey,
+};
 
 const VERSION: u8 = 1;
 /// What every code begins with.
@@ -219,13 +222,6 @@ pub fn is_address(address: &str) -> bool {
 pub fn is_loopback(address: &str) -> bool {
     address.starts_with("localhost:")
         || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())
-}
-
-/// SHA-256 of `bytes`.
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
 }
 
 #[cfg(test)]

@@ -21,11 +21,14 @@
 
 use std::fmt;
 
-use aws_lc_rs::{hmac, rand};
+use aws_lc_rs::hmac;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{DeviceId, KeyHash};
+use crate::{
+    crypto::fill_random,
+    identity::{DeviceId, KeyHash},
+};
 
 /// Bytes of a whole knock: the longest connection ID of QUIC version 1 (RFC 9000 section 17.2).
 pub const KNOCK_LEN: usize = NONCE_LEN + MAC_LEN;
@@ -276,14 +279,6 @@ impl TryFrom<String> for DoorKey {
             BASE64.decode(text.as_bytes()).map_err(|_| "a door key is 32 bytes in base64")?;
         Ok(Self(bytes.try_into().map_err(|_| "a door key is 32 bytes in base64")?))
     }
-}
-
-/// Fills `buffer` from the operating system's random generator.
-///
-/// # Panics
-/// If the operating system has no randomness to give, which no caller could survive.
-pub fn fill_random(buffer: &mut [u8]) {
-    rand::fill(buffer).expect("the operating system's random generator works");
 }
 
 /// A random number from 0 to 1, for jitter.

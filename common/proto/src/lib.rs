@@ -2,6 +2,7 @@
 //! socket and no clock. Bytes and times come in; verdicts and bytes come out.
 
 pub mod clock;
+pub mod crypto;
 pub mod failure;
 pub mod http1;
 pub mod human;

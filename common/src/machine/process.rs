@@ -13,7 +13,7 @@ use listeners::{Listener, SocketState};
 use time::{OffsetDateTime, macros::format_description};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use proto::invitation::sha256;
+use proto::crypto::sha256;
 
 /// Now, in Unix seconds.
 pub fn unix_now() -> i64 {

@@ -4,7 +4,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use proto::{identity::KeyHash, invitation::sha256, wire};
+use proto::{crypto::sha256, identity::KeyHash, wire};
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, NamedGroup, RootCertStore,
     ServerConfig, SignatureScheme,

@@ -10,9 +10,8 @@ use common::machine::{
 };
 use proto::{
     clock::{self, shown},
+    crypto::{fill_random, sha256},
     identity::{CLOCK_SLACK, DeviceId, KeyHash},
-    invitation::sha256,
-    knock::fill_random,
     wire::SERVER_NAME,
 };
 use rcgen::{

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use proto::knock::{DoorKey, fill_random};
+use proto::{crypto::fill_random, knock::DoorKey};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 
 use super::recent::Recent;

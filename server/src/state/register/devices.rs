@@ -98,7 +98,8 @@ impl Register {
             if let Some(device) = all_devices(t)?.into_iter().find(is_same) {
                 return Ok(Ok(device));
             }
-            if let Err(why) = names::check(t, name, user, now)? {
+            let has = all_devices(t)?.into_iter().find(|device| device.name == *name);
+            if let Err(why) = names::check(t, name, user, has.as_ref(), now)? {
                 return Ok(Err(why));
             }
             let role = default_role();

@@ -1,8 +1,9 @@
 //! The invitations in the register: each makes one device.
 
 use proto::{
+    crypto::sha256,
     identity::{KeyHash, Name},
-    invitation::{Secret, sha256},
+    invitation::Secret,
     wire::EnrollRefusal,
 };
 use rusqlite::{OptionalExtension, params};

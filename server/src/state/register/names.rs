@@ -4,7 +4,7 @@
 use proto::identity::Name;
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{Device, DeviceError, Register, RegisterError, devices::all_devices};
+use super::{Device, DeviceError, Register, RegisterError};
 
 /// The third format: who enrolled a device, and the names of forgotten ones.
 pub(super) const CHANGE: &str = "
@@ -54,21 +54,15 @@ impl Register {
     }
 }
 
-/// Whether this user may give a new device this name.
+/// Whether this user may give a new device this name, which `device` has now.
 pub(super) fn check(
     t: &Transaction<'_>,
     name: &Name,
     user: User,
+    device: Option<&Device>,
     now: i64,
 ) -> rusqlite::Result<Result<(), DeviceError>> {
-    let device = all_devices(t)?.into_iter().find(|device| device.name == *name);
-    Ok(judge(
-        name,
-        user,
-        device.as_ref(),
-        freed(t, name)?,
-        !user.is_owner && invited(t, name, now)?,
-    ))
+    Ok(judge(name, user, device, freed(t, name)?, !user.is_owner && invited(t, name, now)?))
 }
 
 fn judge(

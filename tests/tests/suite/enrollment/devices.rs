@@ -5,7 +5,7 @@ use std::{collections::HashSet, fs};
 
 use common::machine::process::unix_now;
 use data_encoding::BASE64;
-use proto::{identity::DeviceId, invitation::sha256};
+use proto::{crypto::sha256, identity::DeviceId};
 use serde_json::Value;
 use tests::{
     credentials::{key_pair, parse},

@@ -4,7 +4,7 @@
 use std::{fs, net::SocketAddr, path::Path};
 
 use data_encoding::BASE64;
-use proto::invitation::{Invitation, sha256};
+use proto::{crypto::sha256, invitation::Invitation};
 use tests::{
     credentials::Authority,
     kept::{device_names, identity_file, store, stored, text},

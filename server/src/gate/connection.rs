@@ -1,5 +1,7 @@
 //! The state of one connection through the gate: both sides, what is read ahead, and how it ends.
 
+use std::time::SystemTime;
+
 use common::transport::splice::{DownEnd, End, Receiving, Sending};
 use proto::{
     http1::head::{Fault, HeadReader},
@@ -15,6 +17,7 @@ use super::{
     running::Running,
     service::{Left, Service},
 };
+use crate::record;
 
 /// Why there are no more requests on a connection.
 #[derive(Debug)]
@@ -121,14 +124,21 @@ impl<'a> Conversation<'a> {
         self.refuse(running, line, fault.into()).await
     }
 
-    /// Tells an application why it gets no other answer. `line` is the beginning of its request.
+    /// Tells an application why it gets no other answer, and records it. `line` is the beginning of
+    /// its request.
     pub(super) async fn refuse(
         &mut self,
-        running: Running<'_>,
+        mut running: Running<'_>,
         line: &[u8],
         refused: Refused,
     ) -> Over {
-        match refused.tell(self.send, running, line).await {
+        let Refused { answer, why } = refused;
+        tracing::debug!("refused ({}): {}", answer.status, answer.sentence);
+        let bytes = answer.render(line, SystemTime::now());
+        let taken = Refused::write(self.send, &bytes).await;
+        running.outgoing.bytes += bytes.len() as u64;
+        running.ended(record::End::Refused(why), Some(answer.status));
+        match taken {
             true => Over::Refused,
             false => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
         }

@@ -1,7 +1,5 @@
 //! What an application is told instead of an answer of the service.
 
-use std::time::SystemTime;
-
 use common::transport::splice::Sending;
 use proto::{
     http1::head::Fault,
@@ -9,10 +7,9 @@ use proto::{
     wire::Code,
 };
 
-use super::running::Running;
 use crate::{
     policy::{Denied, authorize},
-    record::{End, NotNow, Refusal},
+    record::{NotNow, Refusal},
 };
 
 /// A refusal that has not been taken after this time is not waited for.
@@ -55,22 +52,6 @@ impl Refused {
             true => format!("data: {body}\n\n").into_bytes(),
             false => format!("{body}\n").into_bytes(),
         }
-    }
-
-    /// Tells an application why it gets no other answer, and records it; whether it has been taken.
-    /// `line` is the beginning of the request.
-    pub(super) async fn tell(
-        self,
-        send: &mut Sending,
-        mut running: Running<'_>,
-        line: &[u8],
-    ) -> bool {
-        tracing::debug!("refused ({}): {}", self.answer.status, self.answer.sentence);
-        let answer = self.answer.render(line, SystemTime::now());
-        let told = Self::write(send, &answer).await;
-        running.outgoing.bytes += answer.len() as u64;
-        running.ended(End::Refused(self.why), Some(self.answer.status));
-        told
     }
 }
 

@@ -16,7 +16,7 @@ use crate::{
         status,
         up::{self, UpFlags},
     },
-    profile::{self, Place},
+    profile::{self, ProfileDir},
 };
 
 /// What every command understands stands by itself in its help.
@@ -65,10 +65,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     report::log_panics();
     process::protect_memory();
     process::raise_descriptor_limit();
-    report::finish(obey(cli))
+    report::finish(dispatch(cli))
 }
 
-fn obey(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<(), Failure> {
     let dir = match cli.state_dir {
         Some(dir) => dir,
         None => profile::default_dir()?,
@@ -76,12 +76,16 @@ fn obey(cli: Cli) -> Result<(), Failure> {
     become_owner_of(&dir)?;
     // One thread moves more bytes for less than several do.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e))?;
+    let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
     let result = runtime.block_on(async {
         match cli.command {
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
-            Command::Up(flags) => up::run(Place::choose(&dir, flags.name.clone())?, flags).await,
-            Command::Status { name, json } => status::run(&Place::choose(&dir, name)?, json).await,
+            Command::Up(flags) => {
+                up::run(ProfileDir::choose(&dir, flags.name.clone())?, flags).await
+            }
+            Command::Status { name, json } => {
+                status::run(&ProfileDir::choose(&dir, name)?, json).await
+            }
         }
     });
     // A look-up that hangs does not hold up the end.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use crate::{
     dial::{
         clocks::Clocks,
-        route::{Carrier, Way},
+        route::{Carrier, Route},
         verdict::Verdict,
     },
     profile::Profile,
@@ -50,7 +50,7 @@ pub struct Dialed {
     /// The connection. The server may not have judged it yet.
     pub connection: Connection,
     /// How its datagrams go.
-    pub way: Way,
+    pub way: Route,
     /// What carries them.
     pub carrier: Carrier,
 }
@@ -293,7 +293,7 @@ pub async fn dial(
     }
     if let Some(way) = ssh {
         let delay = if addresses.is_empty() { Duration::ZERO } else { STAGGER };
-        attempts.spawn(attempt(config.clone(), Way::Ssh(way.clone()), way.to_string(), delay));
+        attempts.spawn(attempt(config.clone(), Route::Ssh(way.clone()), way.to_string(), delay));
     }
     match first(attempts).await {
         Err(Some(DialError::NoAnswer(_)) | None) => {
@@ -313,7 +313,7 @@ async fn reach(config: Config, name: String, delay: Duration) -> Result<Dialed, 
     tokio::time::sleep(delay).await;
     let mut attempts = JoinSet::new();
     for (address, delay) in found.into_iter().zip(staggered()) {
-        attempts.spawn(attempt(config.clone(), Way::Udp(address), name.clone(), delay));
+        attempts.spawn(attempt(config.clone(), Route::Udp(address), name.clone(), delay));
     }
     first(attempts).await.map_err(|why| why.unwrap_or(DialError::NoAnswer(name)))
 }
@@ -363,19 +363,19 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 
 async fn attempt(
     config: Config,
-    way: Way,
+    way: Route,
     name: String,
     delay: Duration,
 ) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
     let shown = match &way {
-        Way::Udp(address) if name != address.to_string() => format!("{name} ({address})"),
+        Route::Udp(address) if name != address.to_string() => format!("{name} ({address})"),
         way => way.to_string(),
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
     let carrier = way.open().map_err(unusable)?;
     carrier.ready().await.map_err(|e| {
-        let hint = if let Way::Ssh(way) = &way { e.hint(way) } else { String::new() };
+        let hint = if let Route::Ssh(way) = &way { e.hint(way) } else { String::new() };
         DialError::Ssh { why: e.to_string(), hint }
     })?;
     let runtime = Arc::new(TokioRuntime);
@@ -391,8 +391,8 @@ async fn attempt(
         .map_err(|e| DialError::Other(e.to_string()))?;
     let refused = async {
         match &way {
-            Way::Udp(address) => verdict::on(*address, &shown).await,
-            Way::Ssh(_) => std::future::pending().await,
+            Route::Udp(address) => verdict::on(*address, &shown).await,
+            Route::Ssh(_) => std::future::pending().await,
         }
     };
     let connected = tokio::select! {

@@ -40,7 +40,7 @@ const LARGEST_FILE: usize = 16 << 10;
 
 /// A place for one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct ProfileDir {
     /// The directory.
     pub dir: PathBuf,
     /// The server's name here.
@@ -75,7 +75,7 @@ impl SharedProfile {
 #[derive(Clone)]
 pub struct Profile {
     /// Where it is kept.
-    pub place: Place,
+    pub place: ProfileDir,
     /// What the server said of itself and of this device.
     pub enrolled: Enrolled,
     /// The way through SSH, if the device came by it.
@@ -180,7 +180,7 @@ pub fn default_dir() -> Result<PathBuf, Failure> {
         })
 }
 
-impl Place {
+impl ProfileDir {
     /// The place of server `name` in a state directory.
     pub fn new(state_dir: &Path, name: Name) -> Self {
         Self { dir: state_dir.join("servers").join(name.as_str()), name }
@@ -280,7 +280,7 @@ impl Place {
             self.flag()
         );
         let failure =
-            |what: String| Failure::new(what).because(format!("there is no `{}`", path.display()));
+            |what: String| Failure::new(what).source(format!("there is no `{}`", path.display()));
         Ok(match known.as_slice() {
             [] => failure("this device is not enrolled".to_owned()).hint(enroll),
             [first, ..] => {
@@ -359,7 +359,9 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
     };
     let mut names: Vec<Name> = entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|name: &Name| Place::new(state_dir, name.clone()).is_enrolled().unwrap_or(false))
+        .filter(|name: &Name| {
+            ProfileDir::new(state_dir, name.clone()).is_enrolled().unwrap_or(false)
+        })
         .collect();
     names.sort();
     Ok(names)
@@ -367,7 +369,12 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 
 impl Profile {
     /// A profile that has just been made.
-    pub fn new(place: Place, enrolled: Enrolled, ssh: Option<SshWay>, key: Arc<SecretPem>) -> Self {
+    pub fn new(
+        place: ProfileDir,
+        enrolled: Enrolled,
+        ssh: Option<SshWay>,
+        key: Arc<SecretPem>,
+    ) -> Self {
         Self { place, enrolled, ssh, revoked: false, key }
     }
 

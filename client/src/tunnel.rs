@@ -16,7 +16,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::transport::splice::{Meter, Receiving, Sending};
+use common::transport::splice::{ByteCounters, Receiving, Sending};
 use proto::{
     identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
@@ -27,26 +27,26 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::{
-    dial::{DialError, plan::Directions},
+    dial::{DialError, plan::DialPlan},
     profile::Profile,
     tunnel::{
-        events::Journal,
-        reconnect::Keeper,
-        state::{Down, Link, Refusal, Up},
+        events::Events,
+        reconnect::Reconnect,
+        state::{Down, Refusal, TunnelState, Up},
     },
 };
 
 /// A way into the tunnel. Clones share it.
 #[derive(Clone)]
 pub struct Tunnel {
-    link: watch::Receiver<Link>,
+    link: watch::Receiver<TunnelState>,
     /// How many connections wait for it.
     waiting: Arc<watch::Sender<usize>>,
     /// Bytes that have passed.
-    pub meter: Arc<Meter>,
+    pub meter: Arc<ByteCounters>,
     /// What has happened.
-    pub journal: Arc<Journal>,
-    directions: Directions,
+    pub journal: Arc<Events>,
+    directions: DialPlan,
 }
 
 /// A stream that has been opened and asked for its service.
@@ -66,15 +66,16 @@ impl Tunnel {
     /// begins nothing new. `listening` are the addresses at which applications are served: the
     /// tunnel must not lead back to them.
     pub fn new(
-        directions: Directions,
+        directions: DialPlan,
         listening: Vec<SocketAddr>,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send) {
         let why = DialError::NoAnswerYet(directions.sought());
-        let (publish, link) = watch::channel(Link::Down(Down { since: Instant::now(), why }));
-        let (meter, journal) = (Arc::<Meter>::default(), Arc::<Journal>::default());
+        let (publish, link) =
+            watch::channel(TunnelState::Down(Down { since: Instant::now(), why }));
+        let (meter, journal) = (Arc::<ByteCounters>::default(), Arc::<Events>::default());
         let (waiting, wanted) = watch::channel(0);
-        let keeper = Keeper {
+        let keeper = Reconnect {
             publish,
             directions: directions.clone(),
             wanted,
@@ -88,12 +89,12 @@ impl Tunnel {
     }
 
     /// The state now, and its changes.
-    pub fn link(&self) -> watch::Receiver<Link> {
+    pub fn link(&self) -> watch::Receiver<TunnelState> {
         self.link.clone()
     }
 
     /// Where the server is sought.
-    pub fn directions(&self) -> &Directions {
+    pub fn directions(&self) -> &DialPlan {
         &self.directions
     }
 
@@ -108,7 +109,7 @@ impl Tunnel {
             services.iter().find(|s| s.name == *service).map(|s| s.kind)
         };
         let now = match &*self.link.borrow() {
-            Link::Up(up) | Link::Silent(up) => of(&up.hello.services),
+            TunnelState::Up(up) | TunnelState::Silent(up) => of(&up.hello.services),
             _ => None,
         };
         now.or_else(|| of(&self.profile().enrolled.services)).unwrap_or(ServiceKind::Http)
@@ -127,8 +128,8 @@ impl Tunnel {
             let (mut link, mut waiting) = (self.link.clone(), None);
             loop {
                 let up = match &*link.borrow_and_update() {
-                    Link::Up(up) => Some(up.clone()),
-                    Link::Refused(refusal) if Instant::now() < refusal.wake_at => {
+                    TunnelState::Up(up) => Some(up.clone()),
+                    TunnelState::Refused(refusal) if Instant::now() < refusal.wake_at => {
                         return Err(refused(refusal, &self.profile()));
                     }
                     _ => None,
@@ -170,15 +171,17 @@ impl Tunnel {
     pub async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
         let mut link = self.link.clone();
         loop {
-            if link.wait_for(|link| matches!(link, Link::Silent(_))).await.is_err()
+            if link.wait_for(|link| matches!(link, TunnelState::Silent(_))).await.is_err()
                 || up.heard() != heard
             {
                 return std::future::pending().await;
             }
-            let spoke =
-                tokio::time::timeout(hold, link.wait_for(|link| !matches!(link, Link::Silent(_))))
-                    .await
-                    .is_ok();
+            let spoke = tokio::time::timeout(
+                hold,
+                link.wait_for(|link| !matches!(link, TunnelState::Silent(_))),
+            )
+            .await
+            .is_ok();
             if !spoke && up.heard() == heard {
                 return;
             }
@@ -196,16 +199,16 @@ impl Tunnel {
     fn still_held(&self, waited: Duration) -> ErrorAnswer {
         let waited = format!("waited {} s", waited.as_secs());
         match &*self.link.borrow() {
-            Link::Up(_) => unavailable(
+            TunnelState::Up(_) => unavailable(
                 &format!("{waited} for a free stream: too many requests are open at once"),
                 None,
             ),
-            Link::Silent(_) => unavailable(
+            TunnelState::Silent(_) => unavailable(
                 &format!("{waited}: the server does not answer any more"),
                 Some("is this computer online, and the server up?"),
             ),
-            Link::Refused(refusal) => refused(refusal, &self.profile()),
-            Link::Down(Down { why, .. }) => {
+            TunnelState::Refused(refusal) => refused(refusal, &self.profile()),
+            TunnelState::Down(Down { why, .. }) => {
                 let hint = why.hint(&self.profile());
                 unavailable(&format!("{waited} for a tunnel: {why}"), hint.as_deref())
             }

@@ -97,7 +97,7 @@ pub fn any_socket(remote: SocketAddr) -> io::Result<std::net::UdpSocket> {
 /// Prepares a TCP connection on this machine, whose bytes go through a tunnel.
 ///
 /// A token must leave when it comes. And what its reader does not read stands here at most as long
-/// as [`LOCAL_BUFFER`]: the kernel's own limit is megabytes for each connection.
+/// as `LOCAL_BUFFER`: the kernel's own limit is megabytes for each connection.
 ///
 /// # Errors
 /// If the connection has failed already.

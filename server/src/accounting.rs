@@ -27,8 +27,8 @@ use crate::{
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Account, Admission, Asked, Held, Limited, NotNow, Observer, RequestRecord, Ticket, Turn,
-        Waiting,
+        Account, BoxFuture, Held, Limited, NotNow, Observer, PermittedRequest, RequestRecord,
+        Throttle, Ticket, Turn,
         charge::{Charge, Speed},
     },
 };
@@ -38,7 +38,7 @@ const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
 
 /// What the configuration says of all of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct MeterSettings {
+pub struct AccountingSettings {
     /// Limits.
     pub limits: LimitTable,
     /// Requests for the GPU that are forwarded at once.
@@ -53,7 +53,7 @@ pub struct MeterSettings {
 
 /// All meters of one service.
 #[derive(Clone)]
-pub struct Meters {
+pub struct Accounting {
     /// How much a device may ask for.
     pub limiter: Arc<Limiter>,
     /// Who is next.
@@ -68,7 +68,7 @@ pub struct Meters {
     used_up: Arc<Notify>,
 }
 
-impl Admission for Meters {
+impl Throttle for Accounting {
     fn arrive(&self, asker: &crate::record::Asker, role: &Name) -> Result<(), NotNow> {
         if self.audit.refuses() {
             return Err(NotNow {
@@ -99,12 +99,12 @@ impl Admission for Meters {
         self.limiter.body(asker, length).map_err(NotNow::from)
     }
 
-    fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
+    fn admit<'a>(&'a self, asked: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>> {
         Box::pin(self.enter(asked))
     }
 }
 
-impl Observer for Meters {
+impl Observer for Accounting {
     fn piece(&self, route: RouteClass, after: Duration) {
         self.metrics.piece(route, after);
     }
@@ -118,12 +118,12 @@ impl Observer for Meters {
     }
 }
 
-impl Meters {
+impl Accounting {
     /// Opens the audit log, and remembers what has been used today. The state is in `dir`.
     ///
     /// # Errors
     /// When a required audit log can't be written.
-    pub fn open(settings: &MeterSettings, dir: &Path) -> Result<Self, Failure> {
+    pub fn open(settings: &AccountingSettings, dir: &Path) -> Result<Self, Failure> {
         let usage = Arc::new(UsageFile::new(dir));
         Ok(Self {
             limiter: Limiter::new(settings.limits.clone(), usage.load()),
@@ -138,7 +138,7 @@ impl Meters {
 
     /// Puts other limits in force at once. The audit log and the place of the metrics stay as they
     /// are.
-    pub fn update(&self, settings: &MeterSettings) {
+    pub fn update(&self, settings: &AccountingSettings) {
         self.limiter.update(settings.limits.clone());
         self.used_up.notify_waiters();
         self.queue.resize(settings.max_in_flight, settings.max_queue);
@@ -159,7 +159,7 @@ impl Meters {
         }
     }
 
-    async fn enter(&self, asked: &Asked) -> Result<Ticket, NotNow> {
+    async fn enter(&self, asked: &PermittedRequest) -> Result<Ticket, NotNow> {
         let asker =
             Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
         let body = match asked.body {
@@ -221,7 +221,7 @@ impl From<Exceeded> for NotNow {
 pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
     Exporter::bind(place).await.map_err(|e| {
         Failure::new(format!("cannot tell metrics at {place}"))
-            .because(e)
+            .source(e)
             .hint("choose another place with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
             .exit(Exit::Usage)
     })
@@ -238,10 +238,10 @@ mod tests {
         record::{End, Seen},
     };
 
-    fn meters(dir: &std::path::Path, limits: &str) -> Meters {
+    fn meters(dir: &std::path::Path, limits: &str) -> Accounting {
         let table =
             LimitTable { default: toml::from_str(limits).expect(limits), ..Default::default() };
-        Meters {
+        Accounting {
             limiter: Limiter::new(table, Usage::default()),
             queue: Queue::new(NonZeroUsize::new(1), 1),
             audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
@@ -252,9 +252,9 @@ mod tests {
         }
     }
 
-    fn asked(route: RouteClass, body: BodyLength) -> Asked {
+    fn asked(route: RouteClass, body: BodyLength) -> PermittedRequest {
         let RequestRecord { asker, role, method, path, model, .. } = record(End::Done);
-        Asked { asker, role, method, path, route, model, body }
+        PermittedRequest { asker, role, method, path, route, model, body }
     }
 
     #[tokio::test]

@@ -87,7 +87,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     report::log_panics();
     process::protect_memory();
     process::raise_descriptor_limit();
-    report::finish(obey(cli))
+    report::finish(dispatch(cli))
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -110,7 +110,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_variables)
 }
 
-fn obey(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
     let settled = || {
         let config = Config::settle(flags, &ServeFlags::default())?;
@@ -121,7 +121,7 @@ fn obey(cli: Cli) -> Result<(), Failure> {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
-            .map_err(|e| Failure::new("cannot start").because(e))
+            .map_err(|e| Failure::new("cannot start").source(e))
     };
     match cli.command {
         Command::Serve(serve) => {

@@ -27,7 +27,7 @@ use self::{
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
 use crate::{
-    accounting::{MeterSettings, queue},
+    accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},
     ingress::filter::Audience,
     limits::Size,
@@ -141,7 +141,7 @@ pub struct Config {
     pub devices: Vec<Name>,
     authorize: Option<(Address, Vec<At>)>,
     /// How much may be asked for, and what is noted of it.
-    pub meters: MeterSettings,
+    pub meters: AccountingSettings,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -216,7 +216,7 @@ impl Config {
         }
         also_ipv4(&mut listen, &networks);
         let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
-        let meters = MeterSettings {
+        let meters = AccountingSettings {
             limits,
             max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
             max_queue: file.max_queue.map_or(queue::ROOM, |Whole(most)| most),

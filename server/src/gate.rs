@@ -10,8 +10,8 @@ mod budget;
 mod carry;
 mod connection;
 mod conversation;
+mod device_stream;
 mod exchange;
-mod inbox;
 mod judge;
 mod read_ahead;
 pub mod refused;
@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 
-use common::transport::splice::{self, End, Meter, Receiving, Sending};
+use common::transport::splice::{self, ByteCounters, End, Receiving, Sending};
 use proto::{
     http1::head::RequestHead,
     identity::{Certificate, Name},
@@ -40,13 +40,13 @@ use self::{
 };
 use crate::{
     policy::{Policy, authorize::Authority},
-    record::{Admission, Asker, Observer},
+    record::{Asker, Observer, Throttle},
 };
 
 /// What all connections through the gate share.
 pub struct Gate {
     policy: Arc<Policy>,
-    admission: Arc<dyn Admission>,
+    admission: Arc<dyn Throttle>,
     observer: Arc<dyn Observer>,
     authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
@@ -64,7 +64,7 @@ const MEMORY_WITHIN: Duration = Duration::from_secs(30);
 const PLACE_WITHIN: Duration = Duration::from_secs(10);
 
 /// One connection through the gate.
-pub struct Line<'a> {
+pub struct StreamContext<'a> {
     /// What the device has proved.
     pub certificate: &'a Certificate,
     /// The end of its newest certificate, Unix time.
@@ -78,7 +78,7 @@ pub struct Line<'a> {
     /// Whether the tunnel is closed: then nothing more that it brought is forwarded.
     pub is_closed: &'a (dyn Fn() -> bool + Sync),
     /// Counts what passes.
-    pub meter: &'a Meter,
+    pub meter: &'a ByteCounters,
     /// Cancelled when the server is to stop.
     pub draining: &'a CancellationToken,
 }
@@ -87,7 +87,7 @@ impl Gate {
     /// A gate that asks these.
     pub fn new(
         policy: Arc<Policy>,
-        admission: Arc<dyn Admission>,
+        admission: Arc<dyn Throttle>,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
@@ -124,17 +124,21 @@ impl Gate {
     }
 
     /// A request that begins now, and its record.
-    fn begin<'a>(&'a self, line: &Line<'_>, head: Option<(&RequestHead, Route)>) -> Running<'a> {
+    fn begin<'a>(
+        &'a self,
+        line: &StreamContext<'_>,
+        head: Option<(&RequestHead, Route)>,
+    ) -> Running<'a> {
         Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
     }
 
     /// The record of what is no request that could be read.
-    fn nobody<'a>(&'a self, line: &Line<'_>) -> Running<'a> {
+    fn nobody<'a>(&'a self, line: &StreamContext<'_>) -> Running<'a> {
         self.begin(line, None)
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.
-    pub async fn run(&self, line: Line<'_>, mut send: Sending, recv: Receiving) -> End {
+    pub async fn run(&self, line: StreamContext<'_>, mut send: Sending, recv: Receiving) -> End {
         let (over, service, recv, received_all) =
             Conversation::new(self, &line, &mut send, recv).run().await;
         let tcp = service.map(|service| service.tcp);

@@ -14,7 +14,7 @@ use proto::{
 
 use crate::{
     policy::{
-        roles::{Rules, Whose, Wish, either},
+        roles::{RequestedRoute, Rules, Whose, either},
         upstream::Upstream,
     },
     state::register::{Snapshot, default_role},
@@ -59,15 +59,15 @@ impl Permit {
 /// A device may use the route of one request; whether it may use the model too is another question.
 /// Only [`Policy::route`] makes one.
 #[derive(Debug)]
-pub struct Leave {
+pub struct RoutePermit {
     device: Name,
     role: Name,
     lists: Vec<(Whose, Vec<ModelPattern>)>,
 }
 
-/// Permission to forward one request. Only [`Leave`] makes one.
+/// Permission to forward one request. Only [`RoutePermit`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pass {
+pub struct RequestPermit {
     /// The role that it was given for.
     pub role: Name,
 }
@@ -126,7 +126,7 @@ pub enum Denied {
     },
 }
 
-impl Leave {
+impl RoutePermit {
     /// Whether it depends on the model.
     pub fn needs_model(&self) -> bool {
         !self.lists.is_empty()
@@ -141,7 +141,7 @@ impl Leave {
     ///
     /// # Errors
     /// [`Denied::Model`].
-    pub fn with_models(self, models: &[String]) -> Result<Pass, Denied> {
+    pub fn with_models(self, models: &[String]) -> Result<RequestPermit, Denied> {
         let lacks =
             |list: &[ModelPattern], model: &str| !list.iter().any(|pattern| pattern.means(model));
         for model in models {
@@ -163,7 +163,7 @@ impl Leave {
                 });
             }
         }
-        Ok(Pass { role: self.role })
+        Ok(RequestPermit { role: self.role })
     }
 
     /// What a device is told that may use some models, and whose request does not say which.
@@ -272,12 +272,16 @@ impl Policy {
         device.map_or_else(default_role, |device| device.role.clone())
     }
 
-    /// Leave to use the route of one request, asked anew for every request and whenever the rules
+    /// Permission to use the route of one request, asked anew for every request and whenever the rules
     /// change.
     ///
     /// # Errors
     /// [`Denied::Device`] or [`Denied::Role`].
-    pub fn route(&self, certificate: &Certificate, wish: Wish<'_>) -> Result<Leave, Denied> {
+    pub fn route(
+        &self,
+        certificate: &Certificate,
+        wish: RequestedRoute<'_>,
+    ) -> Result<RoutePermit, Denied> {
         let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
         let (snapshot, rules) = (self.snapshot(), self.rules());
         let device = snapshot.admits(id, certificate.key).ok_or(Denied::Device(Code::Revoked))?;
@@ -290,11 +294,11 @@ impl Policy {
             .chain(own)
             .map(|(whose, list)| (whose, list.to_vec()))
             .collect();
-        Ok(Leave { device: device.name.clone(), role: device.role.clone(), lists })
+        Ok(RoutePermit { device: device.name.clone(), role: device.role.clone(), lists })
     }
 }
 
-fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: Wish<'_>) -> Denied {
+fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: RequestedRoute<'_>) -> Denied {
     let path: String = wish.target.path.chars().take(100).collect();
     let those = rules.that_may(wish);
     // The highest of all rights is no cure for a path that is written wrongly.

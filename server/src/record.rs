@@ -65,7 +65,7 @@ impl Carrier {
 
 /// A request that may pass, before it is forwarded.
 #[derive(Debug, Clone)]
-pub struct Asked {
+pub struct PermittedRequest {
     /// Who asks.
     pub asker: Asker,
     /// The device's role.
@@ -120,14 +120,14 @@ pub struct Seen {
 }
 
 /// Ends when a limit is reached: the answer then ends with a line that says so.
-pub type Limited = Waiting<'static, NotNow>;
+pub type Limited = BoxFuture<'static, NotNow>;
 
 /// What a request holds while it runs.
 pub type Held = Box<dyn Send + Sync>;
 
 /// Waits for a request's turn at the service. Nobody is in the line before this is polled: what is
 /// not whole yet takes no one's place. Dropped while it waits, it leaves the line at once.
-pub type Turn = Waiting<'static, Result<Held, NotNow>>;
+pub type Turn = BoxFuture<'static, Result<Held, NotNow>>;
 
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,10 +153,10 @@ pub struct NotNow {
 }
 
 /// A future behind a trait object.
-pub type Waiting<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// Asked about each request.
-pub trait Admission: Send + Sync {
+pub trait Throttle: Send + Sync {
     /// A request of this device has come, whatever will become of it. Asked first of all, so that
     /// what is asked too often costs nobody else anything.
     ///
@@ -181,7 +181,7 @@ pub trait Admission: Send + Sync {
 
     /// May it be forwarded now? Asked after the policy has allowed it. Dropped when the request is
     /// cancelled or cut meanwhile.
-    fn admit<'a>(&'a self, asked: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>>;
+    fn admit<'a>(&'a self, asked: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>>;
 }
 
 /// Told of every request. None of its methods may block: they are called where bytes are moved.
@@ -197,8 +197,8 @@ pub trait Observer: Send + Sync {
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Nobody;
 
-impl Admission for Nobody {
-    fn admit<'a>(&'a self, _: &'a Asked) -> Waiting<'a, Result<Ticket, NotNow>> {
+impl Throttle for Nobody {
+    fn admit<'a>(&'a self, _: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>> {
         Box::pin(std::future::ready(Ok(Ticket::default())))
     }
 }

@@ -24,13 +24,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    accounting::Meters,
+    accounting::Accounting,
     audit::{AuditSettings, AuditStatus},
     config::{self, Settings},
     gate::Gate,
     limits::Asker,
     policy::Policy,
-    running::sessions::{Live, SessionStatus},
+    running::sessions::{SessionStatus, Sessions},
     state::{
         State,
         register::{Register, RegisterError},
@@ -55,7 +55,7 @@ pub struct Server {
     /// What every request to an `http` service passes.
     pub gate: Gate,
     /// Who is connected.
-    pub live: Arc<Live>,
+    pub live: Arc<Sessions>,
     /// Where it is found.
     pub open: Open,
     /// How long a device's certificate is good.
@@ -63,7 +63,7 @@ pub struct Server {
     /// How long a silent device keeps its session.
     pub idle_timeout: Duration,
     /// How much may be asked for, and what is noted of it.
-    pub meters: Meters,
+    pub meters: Accounting,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
     /// What it was started with.
@@ -218,7 +218,7 @@ impl Server {
     pub fn new(
         state: State,
         policy: Arc<Policy>,
-        meters: Meters,
+        meters: Accounting,
         version: i64,
         settings: Settings,
         open: Open,

@@ -25,12 +25,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use crate::{
-    accounting::{self, Meters},
+    accounting::{self, Accounting},
     audit::Event,
     config::{self, Config, Settings},
     ingress::{
-        admission::{Door, Handshake, HandshakeSlot, Knocker, Verdict, connection_ids::OwnIds},
-        filter::SilentSocket,
+        admission::{
+            Admission, Handshake, HandshakeSlot, Knocker, Verdict, connection_ids::OwnIds,
+        },
+        filter::FilteredSocket,
         relay::Relay,
         verifier::DeviceVerifier,
     },
@@ -69,12 +71,12 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         None => None,
     };
     let mut stop =
-        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let group = config.enroll_group.as_ref();
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;
     let control = claimed_before.map_or_else(claim, Ok)?;
-    let meters = Meters::open(&config.meters, &state.dir)?;
+    let meters = Accounting::open(&config.meters, &state.dir)?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
@@ -87,13 +89,13 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     );
     let (tunnel, enrollment) =
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
-    let door = Arc::new(Door::new(&state.keys, policy.clone()));
+    let door = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let endpoints = sockets
         .into_iter()
         .map(|socket| endpoint(socket, &config, &state, tunnel.clone(), door.clone()))
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| Failure::new("cannot use a UDP socket").because(e))?;
+        .map_err(|e| Failure::new("cannot use a UDP socket").source(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
     // `aditd invite` may come before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
@@ -165,7 +167,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     draining.cancel();
     if let Some(ended) = failed {
         return Err(Failure::new("a part of the server ended by itself")
-            .because(format!("{ended:?}"))
+            .source(format!("{ended:?}"))
             .hint("its log says more"));
     }
     sessions.close();
@@ -209,7 +211,7 @@ fn claimed(error: ClaimError, config: &Config) -> Failure {
         Failure::new(format!("cannot serve the state in `{}`", config.state_dir.display()));
     match error {
         ClaimError::Taken { .. } => failure
-            .because(format!("aditd: {error}"))
+            .source(format!("aditd: {error}"))
             .hint("see what it does with `aditd status`; stop it with `systemctl stop aditd` or kill its pid"),
         ClaimError::File(e) => e.into(),
     }
@@ -221,7 +223,7 @@ fn tls_configs(
     policy: Arc<Policy>,
     idle: Duration,
 ) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
-    let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").because(e);
+    let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").source(e);
     let verifier = Arc::new(DeviceVerifier::new(&state.ca, policy).map_err(wrong)?);
     let build = |admit, streams| -> Result<Arc<ServerConfig>, Failure> {
         let crypto = tls::server(admit, certificate.clone()).map_err(wrong)?;
@@ -247,10 +249,10 @@ fn endpoint(
     config: &Config,
     state: &State,
     tunnel: Arc<ServerConfig>,
-    door: Arc<Door>,
+    door: Arc<Admission>,
 ) -> io::Result<Endpoint> {
     let socket = SystemSocket::new(socket)?;
-    let silent = Arc::new(SilentSocket::new(socket, config.audience.clone(), door));
+    let silent = Arc::new(FilteredSocket::new(socket, config.audience.clone(), door));
     let mut endpoint = EndpointConfig::default();
     let (key, resets) = (state.keys.reset.clone(), Arc::default());
     endpoint
@@ -268,7 +270,7 @@ fn endpoint(
 }
 
 struct Doors {
-    door: Arc<Door>,
+    door: Arc<Admission>,
     tunnel: Arc<ServerConfig>,
     enrollment: Arc<ServerConfig>,
     server: Arc<Server>,
@@ -324,7 +326,7 @@ impl Doors {
 /// A handshake to its end, if that is an honest one.
 async fn shake(
     server: &Server,
-    door: &Door,
+    door: &Admission,
     slot: &HandshakeSlot,
     connecting: Connecting,
 ) -> Option<Connection> {

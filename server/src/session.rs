@@ -40,12 +40,12 @@ use tracing::{Instrument, debug, info, warn};
 
 use self::notices::Notices;
 use crate::{
-    gate::Line,
+    gate::StreamContext,
     ingress::admission::{HandshakeSlot, Knocker},
     policy::{Admitted, Permit, upstream},
     running::{
         Server,
-        sessions::{Place, close},
+        sessions::{SessionGuard, close},
     },
     state::ca::DeviceKey,
 };
@@ -123,7 +123,7 @@ fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
 struct Session {
     server: Arc<Server>,
     connection: Connection,
-    place: Place,
+    place: SessionGuard,
     peer: Certificate,
     spki: Vec<u8>,
     device: Admitted,
@@ -269,7 +269,7 @@ impl Session {
         if self.server.policy.kind(service) != Some(ServiceKind::Http) {
             return self.forward_bytes(service, send, recv).await;
         }
-        let line = Line {
+        let line = StreamContext {
             certificate: &self.peer,
             not_after: &self.not_after,
             asker: self.asker(),

@@ -15,7 +15,7 @@ use common::machine::{
 };
 use proto::{
     crypto::fill_random,
-    knock::{DeviceKnocks, DoorKey},
+    knock::{DeviceKnocks, SharedKey},
 };
 use serde::{Deserialize, Serialize};
 
@@ -47,10 +47,10 @@ pub struct State {
 pub struct EndpointKeys {
     /// What all devices knocked with before each had a key of its own. It is accepted from
     /// devices that have nothing else yet.
-    pub door: DoorKey,
+    pub door: SharedKey,
     /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that
     /// its connection is gone. No device ever has it: so all other keys come from it.
-    pub reset: DoorKey,
+    pub reset: SharedKey,
     /// An earlier version marked our connection IDs with it, and still asks for it.
     pub connection_ids: u64,
 }
@@ -61,8 +61,8 @@ impl EndpointKeys {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
         Self {
-            door: DoorKey::generate(),
-            reset: DoorKey::generate(),
+            door: SharedKey::generate(),
+            reset: SharedKey::generate(),
             connection_ids: u64::from_be_bytes(bytes),
         }
     }

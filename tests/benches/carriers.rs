@@ -12,10 +12,10 @@ use std::{
 };
 
 use tests::{
-    crossroads::Crossroads,
     load::{connections, download, quantile, requests, serve, tokens, upload},
     raw::{self, Upstream},
     sshd::Sshd,
+    udp_or_ssh::Crossroads,
     world::{SOON, Up},
 };
 use tokio::{

@@ -29,7 +29,7 @@ use server::state::ca::{Ca, DeviceKey};
 use time::OffsetDateTime;
 
 use crate::{
-    kept::{chmod, private_key},
+    state_files::{chmod, private_key},
     world::{Device, SOON},
 };
 

@@ -58,14 +58,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // The stand-in gets a thread of its own, as the process that it stands for has.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let runtime = runtime.map_err(|e| Failure::new("cannot start").because(e));
+    let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e));
     report::finish(runtime.and_then(|runtime| runtime.block_on(demo(args))))
 }
 
 /// Plays, and clears up however that ended.
 async fn demo(args: Args) -> Result<(), Failure> {
     let mut orders =
-        Orders::listen().map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+        Orders::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let screen = Screen::new();
     let mut stage = Stage::new()?;
     let dir = stage.dir().display().to_string();

@@ -30,7 +30,7 @@ impl SmallDisk {
             .status()
             .is_ok_and(|status| status.success());
         if !mounted {
-            skip::because("mounting a small disk needs root");
+            skip::skip_test("mounting a small disk needs root");
             return None;
         }
         Some(disk)

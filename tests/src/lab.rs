@@ -59,12 +59,12 @@ impl Lab {
     pub fn is_missing() -> bool {
         let ip = Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success());
         match (rustix::process::geteuid().is_root(), ip, Path::new("/dev/net/tun").exists()) {
-            (false, ..) => skip::because("the lab needs root"),
-            (_, false, _) => skip::because("there is no `ip` (iproute2)"),
-            (.., false) => skip::because("there is no /dev/net/tun"),
+            (false, ..) => skip::skip_test("the lab needs root"),
+            (_, false, _) => skip::skip_test("there is no `ip` (iproute2)"),
+            (.., false) => skip::skip_test("there is no /dev/net/tun"),
             _ => {
                 Namespace::new().is_err()
-                    && skip::because("this root may not make network namespaces")
+                    && skip::skip_test("this root may not make network namespaces")
             }
         }
     }
@@ -143,7 +143,7 @@ impl Lab {
     pub fn has_no_firewall() -> bool {
         Self::is_missing()
             || Namespace::new().and_then(|network| network.nft("add table inet lab\n")).is_err()
-                && skip::because("there is no nftables")
+                && skip::skip_test("there is no nftables")
     }
 
     /// Takes the laptop's only interface away, with its address and its routes.

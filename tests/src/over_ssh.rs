@@ -3,7 +3,7 @@
 
 use std::{process::Stdio, sync::Arc};
 
-use client::profile::{Place, Profile, SecretPem};
+use client::profile::{Profile, ProfileDir, SecretPem};
 use common::{
     machine::report::{Exit, Failure},
     transport::frame,
@@ -83,7 +83,7 @@ pub async fn request(key: &KeyPair) -> Vec<u8> {
 
 /// Keeps an enrollment as `adit enroll` keeps it, so that `adit up` finds it.
 pub fn keep(device: &Device, enrolled: Enrolled, key: &KeyPair) {
-    let place = Place::new(&device.dir, "default".parse().expect("a name"));
+    let place = ProfileDir::new(&device.dir, "default".parse().expect("a name"));
     place.prepare().expect("a directory");
     let profile =
         Profile::new(place, enrolled, None, Arc::new(SecretPem::new(key.serialize_pem())));

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::kept::chmod;
+use crate::state_files::chmod;
 use tokio::{
     io::{AsyncBufReadExt, AsyncWriteExt, BufReader},
     net::UnixDatagram,

@@ -8,7 +8,7 @@ use std::io::Write;
 ///
 /// # Panics
 /// With `ADIT_REQUIRE_ALL` set, as in CI: there nothing may be skipped.
-pub fn because(missing: &str) -> bool {
+pub fn skip_test(missing: &str) -> bool {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         std::env::var_os("ADIT_REQUIRE_ALL").is_none(),

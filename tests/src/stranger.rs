@@ -33,9 +33,9 @@ use tokio::{
 
 use crate::{
     credentials::{self, certified},
-    kept::profile,
     ollama::{Options, seeded_bytes},
     raw,
+    state_files::profile,
     world::{Device, SOON, Up, World},
 };
 

@@ -28,7 +28,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 
 use crate::{
     dial::{self, DialError, clocks::Clocks},
-    profile::{Place, Profile, SecretPem},
+    profile::{Profile, ProfileDir, SecretPem},
     ssh::{SshClient, SshError, SshWay},
 };
 
@@ -40,7 +40,7 @@ const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 /// Enrolls this device.
 pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let server = enroll.server().await?;
-    let place = Place::new(state_dir, enroll.name.clone());
+    let place = ProfileDir::new(state_dir, enroll.name.clone());
     if place.is_enrolled()? && !enroll.replace {
         return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
             .hint(format!(
@@ -69,7 +69,7 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
+async fn by_code(place: ProfileDir, code: &str) -> Result<Profile, Failure> {
     let invitation: Invitation = code.parse().map_err(wrong_code)?;
     if invitation.expires <= unix_now() {
         return Err(expired(&invitation));
@@ -93,7 +93,11 @@ async fn by_code(place: Place, code: &str) -> Result<Profile, Failure> {
     Ok(profile)
 }
 
-async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<Profile, Failure> {
+async fn by_ssh(
+    place: ProfileDir,
+    mut way: SshWay,
+    device: Option<Name>,
+) -> Result<Profile, Failure> {
     let device = device.or_else(own_name).ok_or_else(|| {
         Failure::new("this computer's name can't be a device's")
             .hint("give it one with `--device NAME`")
@@ -121,7 +125,7 @@ async fn by_ssh(place: Place, mut way: SshWay, device: Option<Name>) -> Result<P
             }
             e => {
                 let hint = e.hint(&way);
-                failure.because(e).hint(hint)
+                failure.source(e).hint(hint)
             }
         }
     })?;
@@ -163,16 +167,16 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
         }
         Some(path) => std::fs::File::open(path).and_then(bounded).map_err(|e| {
             Failure::new(format!("cannot read the code from `{}`", path.display()))
-                .because(e)
+                .source(e)
                 .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
                 .exit(Exit::Usage)
         }),
         None if std::io::stdin().is_terminal() => {
             eprint!("Code from `aditd invite`: ");
-            paste::read().map_err(|e| Failure::new("cannot read the code").because(e))
+            paste::read().map_err(|e| Failure::new("cannot read the code").source(e))
         }
         None => bounded(std::io::stdin())
-            .map_err(|e| Failure::new("cannot read the code from standard input").because(e)),
+            .map_err(|e| Failure::new("cannot read the code from standard input").source(e)),
     };
     // What is no text is no code: that is for its parser to say.
     Ok(String::from_utf8_lossy(&code?).into_owned())
@@ -185,11 +189,11 @@ fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(read)
 }
 
-fn in_use(error: ClaimError, place: &Place) -> Failure {
+fn in_use(error: ClaimError, place: &ProfileDir) -> Failure {
     match error {
         ClaimError::Taken { .. } => {
             Failure::new(format!("the enrollment `{}` is in use", place.name))
-                .because(format!("adit up: {error}"))
+                .source(format!("adit up: {error}"))
                 .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
                 .hint("to enroll at a second server: `adit enroll --name NAME`")
         }
@@ -202,7 +206,7 @@ fn wrong_code(error: CodeError) -> Failure {
         CodeError::Version(_) => "use the adit that belongs to that aditd",
         _ => "copy the whole line that `aditd invite` printed, and paste it again",
     };
-    Failure::new("that code is no good").because(error).hint(hint).exit(Exit::Usage)
+    Failure::new("that code is no good").source(error).hint(hint).exit(Exit::Usage)
 }
 
 fn expired(invitation: &Invitation) -> Failure {
@@ -210,19 +214,19 @@ fn expired(invitation: &Invitation) -> Failure {
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64))
     };
     Failure::new("the invitation has expired")
-        .because(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
+        .source(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
         .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
 }
 
 fn make_key() -> Result<SecretPem, Failure> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
-        .map_err(|e| Failure::new("cannot make a private key").because(e))?;
+        .map_err(|e| Failure::new("cannot make a private key").source(e))?;
     Ok(SecretPem::new(key.serialize_pem()))
 }
 
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca)
-        .map_err(|e| Failure::new("cannot set up TLS").because(e))?;
+        .map_err(|e| Failure::new("cannot set up TLS").source(e))?;
     let config = dial::config(crypto, &invitation.secret.door_key().into(), EXCHANGE_WITHIN);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
     let request = EnrollRequest {
@@ -236,15 +240,14 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
         frame::read::<EnrollAnswer>(&mut recv).await
     };
     let interrupted = "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
-    let answer = match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
-        Ok(answer) => answer.map_err(|e| {
-            Failure::new("the server did not finish the enrollment").because(e).hint(interrupted)
-        }),
-        Err(_) => {
-            Err(Failure::new("the server did not finish the enrollment within 30 s")
-                .hint(interrupted))
-        }
-    };
+    let answer =
+        match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
+            Ok(answer) => answer.map_err(|e| {
+                Failure::new("the server did not finish the enrollment").source(e).hint(interrupted)
+            }),
+            Err(_) => Err(Failure::new("the server did not finish the enrollment within 30 s")
+                .hint(interrupted)),
+        };
     dialed.connection.close((proto::wire::Code::Done as u32).into(), b"");
     // So that the server hears the end now, and not only by time-out.
     let _ = tokio::time::timeout(Duration::from_secs(1), dialed.endpoint.wait_idle()).await;
@@ -252,8 +255,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
 }
 
 fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
-    let unusable =
-        |e: rcgen::Error| Failure::new("cannot use this device's private key").because(e);
+    let unusable = |e: rcgen::Error| Failure::new("cannot use this device's private key").source(e);
     let key = KeyPair::from_pem(key.as_str()).map_err(unusable)?;
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
@@ -261,11 +263,11 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
 }
 
 fn not_reached(error: DialError) -> Failure {
-    let failure = Failure::new("cannot enroll").because(error.clone());
+    let failure = Failure::new("cannot enroll").source(error.clone());
     if let DialError::WrongServer(_) = error {
         let why = "whoever answers at that address is not the server that made the code: its certificate comes from another CA";
         return Failure::new("cannot enroll")
-            .because(why)
+            .source(why)
             .hint("get a new code on the server itself; if this happens again, somebody may be in between");
     }
     let failure = match error.general_hint() {
@@ -290,7 +292,7 @@ fn refused(why: EnrollRefusal) -> Failure {
         EnrollRefusal::Clock { shows } => {
             let clocks = Clocks::admitted(Some(shows));
             return Failure::new("the server refused to enroll this device")
-                .because(clocks)
+                .source(clocks)
                 .hint(clocks.hint())
                 .hint("then run `adit enroll` with the same code again");
         }
@@ -303,14 +305,14 @@ fn refused(why: EnrollRefusal) -> Failure {
     } else {
         Exit::Failed
     };
-    Failure::new("the server refused to enroll this device").because(why).hint(hint).exit(exit)
+    Failure::new("the server refused to enroll this device").source(why).hint(hint).exit(exit)
 }
 
 /// Before anything is stored: is it really ours, from the CA that the code names, and good now?
 fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     let bad = |why: &str| {
         Failure::new("the server's answer does not fit this device")
-            .because(why.to_owned())
+            .source(why.to_owned())
             .hint("get a new code with `aditd invite NAME`")
     };
     let ca = profile.ca().map_err(|e| bad(&e.to_string()))?;
@@ -328,7 +330,7 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     if !(not_before..=not_after).contains(&unix_now()) {
         let clocks = Clocks::issued(not_before);
         return Err(Failure::new("the new certificate is not valid at this computer's time")
-            .because(clocks)
+            .source(clocks)
             .hint(clocks.hint())
             .hint("then run `adit enroll` with the same code again"));
     }

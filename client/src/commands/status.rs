@@ -16,12 +16,12 @@ use proto::identity::{DeviceId, Name};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    dial::{plan::Directions, route::Way},
-    profile::Place,
+    dial::{plan::DialPlan, route::Route},
+    profile::ProfileDir,
     tunnel::{
         Tunnel,
         events::Event,
-        state::{Carried, Link, Refusal, Up},
+        state::{Carried, Refusal, TunnelState, Up},
     },
 };
 
@@ -141,7 +141,7 @@ pub struct UpStatus {
 }
 
 /// Asks the running `adit up` of a place and prints what it says.
-pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
+pub async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
     let Some(status) = status else {
         // Not enrolled, or damaged, is the better answer where it is true.
@@ -151,7 +151,7 @@ pub async fn run(place: &Place, json: bool) -> Result<(), Failure> {
     };
     if json {
         let text = serde_json::to_string_pretty(&status)
-            .map_err(|e| Failure::new("cannot write JSON").because(e))?;
+            .map_err(|e| Failure::new("cannot write JSON").source(e))?;
         return data(text);
     }
     let ollama = match (&status.tunnel, status.listening.first()) {
@@ -166,14 +166,14 @@ impl Status {
     pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize, stopping: bool) -> Self {
         let profile = tunnel.profile();
         let state = match &*tunnel.link().borrow() {
-            Link::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
-            Link::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
-            Link::Down(down) => TunnelStatus::Down {
+            TunnelState::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
+            TunnelState::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
+            TunnelState::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
                 why: down.why.to_string(),
                 hint: down.why.hint(&profile),
             },
-            Link::Refused(Refusal { why, .. }) => {
+            TunnelState::Refused(Refusal { why, .. }) => {
                 TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile) }
             }
         };
@@ -234,7 +234,7 @@ impl Status {
 }
 
 impl UpStatus {
-    fn of(up: &Up, directions: &Directions) -> Self {
+    fn of(up: &Up, directions: &DialPlan) -> Self {
         let stats = up.connection.stats();
         let recent = up.recent_packets();
         let carried = up.carried();
@@ -337,10 +337,10 @@ fn bracketed(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default()
 }
 
-fn why_not_other(carried: &Carried, directions: &Directions) -> String {
+fn why_not_other(carried: &Carried, directions: &DialPlan) -> String {
     let (other, preferred) = match carried.way {
-        Way::Udp(_) => ("ssh", "UDP is preferred"),
-        Way::Ssh(_) => ("udp", "it has not answered yet"),
+        Route::Udp(_) => ("ssh", "UDP is preferred"),
+        Route::Ssh(_) => ("udp", "it has not answered yet"),
     };
     match (directions.why_never(other), &carried.why_not_other) {
         (Some(never), _) => never.to_owned(),

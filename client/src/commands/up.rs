@@ -22,16 +22,16 @@ use tracing::{info, warn};
 
 use crate::{
     commands::status::{Request, Status},
-    dial::{DialError, plan::Directions, route::CarrierChoice},
+    dial::{DialError, plan::DialPlan, route::CarrierChoice},
     local::{
         listener::{self, Front, Listen},
         owner::Owners,
     },
-    profile::{Place, Profile, SharedProfile},
+    profile::{Profile, ProfileDir, SharedProfile},
     ssh::SshClient,
     tunnel::{
         Tunnel,
-        state::{Link, Refusal},
+        state::{Refusal, TunnelState},
     },
 };
 
@@ -77,12 +77,12 @@ pub struct UpFlags {
 
 /// Runs until told to stop (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the server says at the first attempt that
 /// this device is not allowed.
-pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
+pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     let mut profile = place.read()?;
     if let Some(way) = &mut profile.ssh {
         way.client_now = flags.ssh_client;
     }
-    let directions = Directions {
+    let directions = DialPlan {
         profile: SharedProfile::new(profile),
         choice: flags.carrier,
         idle_timeout: flags.idle_timeout,
@@ -93,7 +93,7 @@ pub async fn run(place: Place, flags: UpFlags) -> Result<(), Failure> {
     }
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen_at_terminal()
-        .map_err(|e| Failure::new("cannot listen for signals").because(e))?;
+        .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let listeners = listener::bind(&flags.listen, &place.argument())?;
     let owners = Arc::new(let_in(flags.any_user, &listeners, &place.argument())?);
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
@@ -199,14 +199,14 @@ fn let_in(any_user: bool, listeners: &[TcpListener], name: &str) -> Result<Owner
     let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
     Owners::own(listening).map_err(|e| {
         Failure::new("cannot keep other users of this computer out of the tunnel")
-            .because(format!("the kernel does not tell who makes a connection: {e}"))
+            .source(format!("the kernel does not tell who makes a connection: {e}"))
             .hint(format!("to let every user of this computer in: `adit up{name} --any-user`"))
     })
 }
 
 fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
     let how = ended.map_or_else(|e| e.to_string(), |()| "it returned".to_owned());
-    Failure::new("a part of adit ended by itself").because(how).hint("its log says more")
+    Failure::new("a part of adit ended by itself").source(how).hint("its log says more")
 }
 
 /// Waits until the server has said yes.
@@ -217,9 +217,11 @@ async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
     let mut link = tunnel.link();
     loop {
         match &*link.borrow_and_update() {
-            Link::Up(_) => return Ok(()),
-            Link::Refused(Refusal { why, .. }) => return Err(refused(why, &tunnel.profile())),
-            Link::Down(_) | Link::Silent(_) => {}
+            TunnelState::Up(_) => return Ok(()),
+            TunnelState::Refused(Refusal { why, .. }) => {
+                return Err(refused(why, &tunnel.profile()));
+            }
+            TunnelState::Down(_) | TunnelState::Silent(_) => {}
         }
         if link.changed().await.is_err() {
             // Whoever watches the keeper says what has become of it.
@@ -233,17 +235,17 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
     let failure = match why {
         DialError::Refused(code) => Failure::new("the server does not let this device in")
             .exit(Exit::NotAllowed)
-            .because(code.what()),
+            .source(code.what()),
         // Nothing that the server has refused.
         why => Failure::from_error(why.clone()),
     };
     why.hint(profile).into_iter().fold(failure, Failure::hint)
 }
 
-fn claimed(error: ClaimError, place: &Place) -> Failure {
+fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
     match error {
         ClaimError::Taken { .. } => Failure::new(format!("cannot start the tunnel `{}`", place.name))
-            .because(format!("adit up: {error}"))
+            .source(format!("adit up: {error}"))
             .hint(format!("see what it does with `adit status{}`; stop it with Ctrl-C in its terminal, or kill its pid", place.argument())),
         ClaimError::File(e) => e.into(),
     }
@@ -280,7 +282,7 @@ impl Tunnel {
     /// Tells the server that this is the end.
     async fn close(&self) {
         let up = match &*self.link().borrow() {
-            Link::Up(up) | Link::Silent(up) => up.clone(),
+            TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
             _ => return,
         };
         up.connection.close((Code::Done as u32).into(), b"");

@@ -13,7 +13,7 @@ use crate::{
 
 /// All that is needed to seek the server. Clones share the profile.
 #[derive(Clone)]
-pub struct Directions {
+pub struct DialPlan {
     /// What is known of the server, and changes as it says more.
     pub profile: SharedProfile,
     /// Which carriers may be used.
@@ -22,7 +22,7 @@ pub struct Directions {
     pub idle_timeout: Duration,
 }
 
-impl Directions {
+impl DialPlan {
     /// Connects by whatever answers first, UDP with a head start. Cancellation safe.
     ///
     /// # Errors

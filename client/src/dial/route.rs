@@ -30,14 +30,14 @@ pub enum CarrierChoice {
 
 /// How datagrams get to a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum Route {
     /// UDP to an address.
     Udp(SocketAddr),
     /// Framed over SSH.
     Ssh(SshWay),
 }
 
-impl Way {
+impl Route {
     /// The carrier's name, for people and programs.
     pub fn carrier(&self) -> &'static str {
         match self {
@@ -103,7 +103,7 @@ pub(crate) fn remember_dropping(source: IpAddr) {
     known.drain(..forgotten);
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Udp(remote) => remote.fmt(f),

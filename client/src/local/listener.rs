@@ -133,7 +133,7 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
             let run = format!("`adit up{name} --listen localhost:{other}`");
             let holder = holder::of(address);
             let failure = failure
-                .because(format!("address already in use by {holder}"))
+                .source(format!("address already in use by {holder}"))
                 .hint(format!("to leave it there, choose another port: {run}"))
                 .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
             if holder.contains("(pid ") {
@@ -142,13 +142,13 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
             failure.hint(format!("which one it is: `sudo ss -ltnp 'sport = :{}'`", address.port()))
         }
         io::ErrorKind::PermissionDenied => failure
-            .because(error)
+            .source(error)
             .hint("ports below 1024 need root: choose another with --listen")
             .exit(Exit::Failed),
         io::ErrorKind::AddrNotAvailable => {
-            failure.because(error).hint("this machine has no such address")
+            failure.source(error).hint("this machine has no such address")
         }
-        _ => failure.because(error),
+        _ => failure.source(error),
     }
 }
 

@@ -85,7 +85,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_failure_arrives_as_it_was_sent() {
-        let sent = Failure::new("no room").because("a crowd").hint("wait").hint("or go");
+        let sent = Failure::new("no room").source("a crowd").hint("wait").hint("or go");
         let mut stream = format!("Welcome!\n{SSH_FAILED}").into_bytes();
         frame::write(&mut stream, &SshFailed::from(sent.clone())).await.expect("framed");
         for cut in 0..stream.len() {

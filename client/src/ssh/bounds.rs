@@ -16,7 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::{
     ask,
-    pace::{Bounds, Silence, Slowest, State, Step, Verdict},
+    pace::{Bounds, PaceState, Silence, Slowest, Step, Verdict},
 };
 
 /// Who is told what is waited for.
@@ -33,14 +33,14 @@ pub(crate) enum Tell {
 /// A deadline that is put off with every answer, and further while a person is asked.
 #[derive(Debug)]
 pub(crate) struct Patience {
-    state: watch::Sender<State>,
+    state: watch::Sender<PaceState>,
     tell: Tell,
 }
 
 impl Patience {
     /// Waits for `host` from now on.
     pub(crate) fn new(host: &str, bounds: Bounds, tell: Tell) -> Self {
-        Self { state: watch::Sender::new(State::new(Instant::now(), host, bounds)), tell }
+        Self { state: watch::Sender::new(PaceState::new(Instant::now(), host, bounds)), tell }
     }
 
     /// From now on `step` is waited for at `host`; `within` if the user's configuration says so.
@@ -87,7 +87,7 @@ impl Patience {
                         Tell::Log => tracing::info!("waiting: {what}"),
                         Tell::Nobody => tracing::debug!("waiting: {what}"),
                     }
-                    self.state.send_modify(State::told);
+                    self.state.send_modify(PaceState::told);
                 }
                 Verdict::WaitUntil(until) => tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}

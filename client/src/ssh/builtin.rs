@@ -41,7 +41,7 @@ const FORWARD_WITHIN: Duration = Duration::from_secs(10);
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// The way in, and all hosts on it: the last one is the one that is meant.
-struct Way<'a> {
+struct Connector<'a> {
     keyring: &'a Keyring,
     may_ask: bool,
     patience: Arc<Patience>,
@@ -200,13 +200,13 @@ async fn connect(
     may_ask: bool,
     patience: &Arc<Patience>,
 ) -> Result<(Session, Vec<Session>), SshError> {
-    let going = Way { keyring: &way.keyring, may_ask, patience: patience.clone() };
+    let going = Connector { keyring: &way.keyring, may_ask, patience: patience.clone() };
     let connected = going.to(&way.destination, way.port).await?;
     patience.step(Step::Command, &way.to_string(), None);
     Ok(connected)
 }
 
-impl Way<'_> {
+impl Connector<'_> {
     async fn to(
         &self,
         destination: &str,

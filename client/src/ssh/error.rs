@@ -160,7 +160,7 @@ fn failure_in(text: &str) -> Failure {
     let (what, causes) = error.split_once("\n  Caused by: ").unwrap_or((error, ""));
     let mut failure = Failure::new(what);
     if !causes.is_empty() {
-        failure = failure.because(causes.replace("\n  Caused by: ", ": "));
+        failure = failure.source(causes.replace("\n  Caused by: ", ": "));
     }
     hints.lines().fold(failure, |failure, hint| failure.hint(hint.trim()))
 }
@@ -189,7 +189,7 @@ mod tests {
         else {
             panic!("it is aditd's")
         };
-        assert_eq!(failure, Failure::new("no room").because("a crowd").hint("wait").hint("or go"));
+        assert_eq!(failure, Failure::new("no room").source("a crowd").hint("wait").hint("or go"));
         assert!(matches!(
             SshError::of_command(&way, "relay", Some(NOT_FOUND), ""),
             SshError::NoAditd(_)

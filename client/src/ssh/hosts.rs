@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     ask,
     config::{HostConfig, Strict},
-    known_hosts::{self, Judgement, Line, Offered, Place},
+    known_hosts::{self, HostLine, Judgement, Location, Offered},
 };
 
 /// Why a host is not trusted.
@@ -86,7 +86,7 @@ pub(crate) struct KnownHost {
     /// Without its port, as certificates name it; and as OpenSSH looks for it when the name with a
     /// port is unknown.
     bare: String,
-    lines: Vec<Line>,
+    lines: Vec<HostLine>,
     strict: Strict,
     learn: Option<PathBuf>,
     hash: bool,
@@ -135,10 +135,10 @@ impl KnownHost {
         let (name, fingerprint) = (self.name.clone(), offered.fingerprint());
         match self.judge(&self.name, offered) {
             Judgement::Known | Judgement::ByAuthority => Ok(()),
-            Judgement::Changed(Place { file, line }) => {
+            Judgement::Changed(Location { file, line }) => {
                 Err(HostKeyError::Changed { name, fingerprint, file, line })
             }
-            Judgement::Revoked(Place { file, line }) => {
+            Judgement::Revoked(Location { file, line }) => {
                 Err(HostKeyError::Revoked { name, fingerprint, file, line })
             }
             Judgement::Unknown { others, because } => {
@@ -162,7 +162,7 @@ impl KnownHost {
         known_hosts::judge(&self.lines, name, &self.bare, offered, unix_now().unsigned_abs())
     }
 
-    async fn ask(&self, offered: &Offered, others: &[Place]) -> Result<(), &'static str> {
+    async fn ask(&self, offered: &Offered, others: &[Location]) -> Result<(), &'static str> {
         if self.strict == Strict::Refuse {
             return Err(", and StrictHostKeyChecking forbids to ask");
         }
@@ -171,7 +171,7 @@ impl KnownHost {
         }
         let kind = offered.key().algorithm();
         say(format!("The authenticity of host '{}' can't be established.", self.name));
-        for Place { file, line } in others {
+        for Location { file, line } in others {
             say(format!("It is known by a key of another kind: {}:{line}.", file.display()));
         }
         if self.strict == Strict::AskAnyway {

@@ -13,8 +13,8 @@ use ssh_key::{
 
 /// One line that could be read.
 #[derive(Debug, Clone)]
-pub(crate) struct Line {
-    place: Place,
+pub(crate) struct HostLine {
+    place: Location,
     marker: Option<Marker>,
     hosts: HostPatterns,
     key: KeyData,
@@ -22,7 +22,7 @@ pub(crate) struct Line {
 
 /// Where a line stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Location {
     /// The file.
     pub(crate) file: PathBuf,
     /// From 1 on.
@@ -46,13 +46,13 @@ pub(crate) enum Judgement {
     /// A trusted authority vouches for it.
     ByAuthority,
     /// The host has another key of this kind.
-    Changed(Place),
+    Changed(Location),
     /// This key, or the authority behind it, is not to be trusted any more.
-    Revoked(Place),
+    Revoked(Location),
     /// Nobody has said anything of it.
     Unknown {
         /// But of keys of other kinds.
-        others: Vec<Place>,
+        others: Vec<Location>,
         /// Why a certificate of a trusted authority did not count.
         because: Option<&'static str>,
     },
@@ -81,7 +81,7 @@ pub(crate) fn stored_name(host: &str, port: u16) -> String {
 
 /// Reads a file. Comments, broken lines, unknown markers and kinds of keys that nobody knows are
 /// passed over.
-pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
+pub(crate) fn parse(file: &Path, text: &str) -> Vec<HostLine> {
     let read = |(at, line): (usize, &str)| {
         let mut words = line.split_ascii_whitespace().peekable();
         let marker = match words.peek()? {
@@ -91,8 +91,8 @@ pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
         };
         let hosts = words.next()?.parse().ok()?;
         let key = PublicKey::from_openssh(&format!("{} {}", words.next()?, words.next()?)).ok()?;
-        let place = Place { file: file.to_owned(), line: at + 1 };
-        Some(Line { place, marker, hosts, key: key.key_data().clone() })
+        let place = Location { file: file.to_owned(), line: at + 1 };
+        Some(HostLine { place, marker, hosts, key: key.key_data().clone() })
     };
     text.lines().enumerate().filter_map(read).collect()
 }
@@ -100,7 +100,7 @@ pub(crate) fn parse(file: &Path, text: &str) -> Vec<Line> {
 /// Judges what the host that is stored as `name` shows. `principal` is what its certificate has to
 /// name; `now` in Unix seconds.
 pub(crate) fn judge(
-    lines: &[Line],
+    lines: &[HostLine],
     name: &str,
     principal: &str,
     offered: &Offered,
@@ -127,7 +127,7 @@ pub(crate) fn judge(
             }
         }
     }
-    let plain: Vec<&Line> = of_host().filter(|line| line.marker.is_none()).collect();
+    let plain: Vec<&HostLine> = of_host().filter(|line| line.marker.is_none()).collect();
     if plain.iter().any(|line| line.key == *key) {
         return Judgement::Known;
     }
@@ -142,8 +142,8 @@ pub(crate) fn judge(
 
 /// The kinds of keys by which a host is known, and whether an authority vouches for it: those are
 /// asked for first.
-pub(crate) fn kinds(lines: &[Line], name: &str) -> (Vec<Algorithm>, bool) {
-    let (authorities, keys): (Vec<&Line>, Vec<&Line>) = lines
+pub(crate) fn kinds(lines: &[HostLine], name: &str) -> (Vec<Algorithm>, bool) {
+    let (authorities, keys): (Vec<&HostLine>, Vec<&HostLine>) = lines
         .iter()
         .filter(|line| line.marker != Some(Marker::Revoked) && line.is_for(name))
         .partition(|line| line.marker == Some(Marker::CertAuthority));
@@ -195,7 +195,7 @@ fn vouched(
         .map_err(|_| "its signature is wrong")
 }
 
-impl Line {
+impl HostLine {
     fn is_for(&self, name: &str) -> bool {
         match &self.hosts {
             HostPatterns::HashedName { salt, hash } => hashed(salt, name) == *hash,

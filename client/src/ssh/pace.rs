@@ -71,7 +71,7 @@ pub(crate) enum Verdict {
 
 /// A host that is waited for.
 #[derive(Debug, Clone)]
-pub(crate) struct State {
+pub(crate) struct PaceState {
     pub(crate) slowest: Slowest,
     bounds: Bounds,
     host: String,
@@ -118,7 +118,7 @@ impl Bounds {
     }
 }
 
-impl State {
+impl PaceState {
     /// Waits for the greeting of `host` from `now` on.
     pub(crate) fn new(now: Instant, host: &str, bounds: Bounds) -> Self {
         Self {
@@ -272,9 +272,9 @@ mod tests {
     #[test]
     fn each_step_has_its_own_bound_and_each_word_of_the_host_a_new_one() {
         let begun = Instant::now();
-        let mut state = State::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", Bounds::default());
         let over =
-            |state: &State, at: Duration| matches!(state.judge(begun + at), Verdict::Over(_));
+            |state: &PaceState, at: Duration| matches!(state.judge(begun + at), Verdict::Over(_));
         assert!(!over(&state, seconds(14)) && over(&state, seconds(15)));
         state.begin(begun + seconds(10), Step::Login, "gpu", None);
         assert!(!over(&state, seconds(129)) && over(&state, seconds(130)));
@@ -289,7 +289,7 @@ mod tests {
     #[test]
     fn a_slow_host_is_told_once_a_step_and_not_while_a_person_is_asked() {
         let begun = Instant::now();
-        let mut state = State::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", Bounds::default());
         assert_eq!(state.judge(begun), Verdict::WaitUntil(begun + TELL_AFTER));
         let told = state.judge(begun + TELL_AFTER);
         assert!(matches!(&told, Verdict::Tell(what) if what.contains("gpu")), "{told:?}");
@@ -307,7 +307,7 @@ mod tests {
     #[test]
     fn what_was_slow_once_has_longer_the_next_time_and_that_is_kept() {
         let begun = Instant::now();
-        let mut state = State::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", Bounds::default());
         state.begin(begun, Step::Login, "gpu", None);
         state.begin(begun + seconds(50), Step::Command, "gpu", None);
         state.heard(begun + seconds(62));

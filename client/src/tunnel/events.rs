@@ -14,7 +14,7 @@ const KEPT: usize = 32;
 
 /// The last events.
 #[derive(Debug, Default)]
-pub struct Journal(Mutex<VecDeque<Event>>);
+pub struct Events(Mutex<VecDeque<Event>>);
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,7 +25,7 @@ pub struct Event {
     pub what: String,
 }
 
-impl Journal {
+impl Events {
     /// Notes an event, and logs it.
     pub fn note(&self, what: impl fmt::Display) {
         let what = what.to_string();

@@ -69,7 +69,7 @@ pub(crate) enum Turn {
 
 /// The watch over one path.
 #[derive(Debug)]
-pub(crate) struct Watch {
+pub(crate) struct Liveness {
     heard: u64,
     heard_at: Instant,
     source: Option<IpAddr>,
@@ -83,7 +83,7 @@ pub(crate) struct Watch {
     urge_until: Instant,
 }
 
-impl Watch {
+impl Liveness {
     /// Begins a watch.
     pub(crate) fn new(now: Instant, source: Option<IpAddr>) -> Self {
         Self {
@@ -195,7 +195,7 @@ mod tests {
 
     /// A path whose observations a test writes; time goes by in steps of 100 ms.
     struct Lab {
-        watch: Watch,
+        watch: Liveness,
         now: Instant,
         seen: Seen,
     }
@@ -206,7 +206,7 @@ mod tests {
             let source = Some(IpAddr::from([10, 0, 0, 1]));
             let seen =
                 Seen { heard: 0, running, rtt: Duration::from_millis(20), source, slept: false };
-            Self { watch: Watch::new(now, source), now, seen }
+            Self { watch: Liveness::new(now, source), now, seen }
         }
 
         /// Lets time go by; returns after how many tenths of a second each kind of order came.

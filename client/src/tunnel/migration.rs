@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::transport::splice::Meter;
+use common::transport::splice::ByteCounters;
 use proto::wire::Code;
 use quinn::SendStream;
 use tokio::sync::watch;
@@ -15,14 +15,14 @@ use tracing::debug;
 use crate::{
     dial::{
         Dialed,
-        plan::Directions,
-        route::{Carrier, Way, remember_dropping},
+        plan::DialPlan,
+        route::{Carrier, Route, remember_dropping},
     },
     tunnel::{
-        events::Journal,
-        liveness::{Seen, Turn, Watch},
-        path_probe::{Found, Need, Scout},
-        state::{Link, Up},
+        events::Events,
+        liveness::{Liveness, Seen, Turn},
+        path_probe::{Found, Need, PathProbe},
+        state::{TunnelState, Up},
     },
 };
 
@@ -39,14 +39,14 @@ const SLEPT: Duration = Duration::from_secs(5);
 const SOURCE_EVERY: Duration = Duration::from_secs(1);
 
 /// The path under one session.
-pub(crate) struct Path<'a> {
+pub(crate) struct Migration<'a> {
     up: Arc<Up>,
-    publish: &'a watch::Sender<Link>,
-    journal: &'a Journal,
-    meter: &'a Meter,
+    publish: &'a watch::Sender<TunnelState>,
+    journal: &'a Events,
+    meter: &'a ByteCounters,
     probes: SendStream,
-    watch: Watch,
-    scout: Scout,
+    watch: Liveness,
+    scout: PathProbe,
     trial: Option<Trial>,
     /// Trials that have failed since the server was heard.
     failed_trials: u32,
@@ -71,18 +71,18 @@ struct Trial {
     /// socket.
     heard: u64,
     /// What the session goes back to if it doesn't.
-    before: Option<(Way, Carrier)>,
+    before: Option<(Route, Carrier)>,
     /// A connection of its own on the same path, in case the server has forgotten the session.
     dialed: Option<Dialed>,
 }
 
-impl<'a> Path<'a> {
+impl<'a> Migration<'a> {
     pub(crate) fn new(
         up: Arc<Up>,
-        publish: &'a watch::Sender<Link>,
-        journal: &'a Journal,
-        meter: &'a Meter,
-        directions: Directions,
+        publish: &'a watch::Sender<TunnelState>,
+        journal: &'a Events,
+        meter: &'a ByteCounters,
+        directions: DialPlan,
         probes: SendStream,
     ) -> Self {
         // A probe that waits behind a bulk upload proves nothing.
@@ -94,8 +94,8 @@ impl<'a> Path<'a> {
             journal,
             meter,
             probes,
-            watch: Watch::new(now, source),
-            scout: Scout::new(directions),
+            watch: Liveness::new(now, source),
+            scout: PathProbe::new(directions),
             trial: None,
             failed_trials: 0,
             looked: (now, SystemTime::now()),
@@ -156,7 +156,10 @@ impl<'a> Path<'a> {
                     "the server has been silent for {:.1} s: running answers are kept, new connections wait",
                     time.as_secs_f64()
                 ));
-                self.publish_if(|link| matches!(link, Link::Up(_)), Link::Silent(self.up.clone()));
+                self.publish_if(
+                    |link| matches!(link, TunnelState::Up(_)),
+                    TunnelState::Silent(self.up.clone()),
+                );
             }
             Some(Turn::Back(time)) => {
                 self.failed_trials = 0;
@@ -165,7 +168,10 @@ impl<'a> Path<'a> {
                     "the server answers again, after {:.1} s",
                     time.as_secs_f64()
                 ));
-                self.publish_if(|link| matches!(link, Link::Silent(_)), Link::Up(self.up.clone()));
+                self.publish_if(
+                    |link| matches!(link, TunnelState::Silent(_)),
+                    TunnelState::Up(self.up.clone()),
+                );
             }
             None => {}
         }
@@ -219,7 +225,7 @@ impl<'a> Path<'a> {
     }
 
     /// A server that drains is not announced as up again.
-    fn publish_if(&self, from: impl FnOnce(&Link) -> bool, link: Link) {
+    fn publish_if(&self, from: impl FnOnce(&TunnelState) -> bool, link: TunnelState) {
         if from(&self.publish.borrow()) {
             self.publish.send_replace(link);
         }
@@ -228,7 +234,7 @@ impl<'a> Path<'a> {
     /// Takes a new socket to the same address. A login over SSH takes longer, and is the scout's.
     fn rebind(&self) {
         let way = self.up.way();
-        if let Way::Udp(_) = way {
+        if let Route::Udp(_) = way {
             match way.open().and_then(|carrier| self.up.put_on(way, carrier)) {
                 Ok(_) => debug!("rebound"),
                 Err(e) => debug!("cannot rebind yet: {e}"),
@@ -249,8 +255,8 @@ impl<'a> Path<'a> {
         match (&carried.way, self.watch.is_silent() || carried.carrier.is_dead()) {
             _ if self.trial.is_some() => Need::Nothing,
             (_, true) => Need::Any,
-            (Way::Udp(_), false) => Need::Nothing,
-            (Way::Ssh(_), false) => Need::Better,
+            (Route::Udp(_), false) => Need::Nothing,
+            (Route::Ssh(_), false) => Need::Better,
         }
     }
 
@@ -283,7 +289,7 @@ impl<'a> Path<'a> {
     }
 
     /// Moves the session to another way, on trial.
-    fn try_out(&mut self, way: Way, carrier: Option<Carrier>, dialed: Option<Dialed>) {
+    fn try_out(&mut self, way: Route, carrier: Option<Carrier>, dialed: Option<Dialed>) {
         let moved = match carrier {
             Some(carrier) => Ok(carrier),
             None => way.open(),

@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use crate::{
     dial::{
         DialError, Dialed,
-        plan::Directions,
-        route::{Carrier, Way},
+        plan::DialPlan,
+        route::{Carrier, Route},
     },
     ssh::SshWay,
 };
@@ -43,32 +43,32 @@ pub(crate) enum Found {
     /// A whole connection by UDP: the path is good, both ways.
     Udp(Result<Dialed, DialError>),
     /// A carrier over SSH that is logged in.
-    Ssh(Result<(Way, Carrier), String>),
+    Ssh(Result<(Route, Carrier), String>),
     /// A whole connection by SSH.
     Anew(Result<Dialed, DialError>),
 }
 
 /// All attempts. Dropping it ends them.
-pub(crate) struct Scout {
-    directions: Directions,
+pub(crate) struct PathProbe {
+    directions: DialPlan,
     need: Need,
     attempts: JoinSet<Found>,
-    udp: Line,
-    ssh: Line,
+    udp: Attempts,
+    ssh: Attempts,
     pause: Duration,
     /// A whole connection by SSH is wanted.
     anew: bool,
 }
 
 #[derive(Clone, Copy)]
-struct Line {
+struct Attempts {
     running: usize,
     next: Instant,
 }
 
-impl Scout {
-    pub(crate) fn new(directions: Directions) -> Self {
-        let line = Line { running: 0, next: Instant::now() };
+impl PathProbe {
+    pub(crate) fn new(directions: DialPlan) -> Self {
+        let line = Attempts { running: 0, next: Instant::now() };
         let (need, attempts) = (Need::Nothing, JoinSet::new());
         Self { directions, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
     }
@@ -80,8 +80,10 @@ impl Scout {
             self.attempts = JoinSet::new();
             let head_start =
                 if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
-            (self.udp, self.ssh) =
-                (Line { running: 0, next: now }, Line { running: 0, next: now + head_start });
+            (self.udp, self.ssh) = (
+                Attempts { running: 0, next: now },
+                Attempts { running: 0, next: now + head_start },
+            );
         }
         let udp = match need {
             Need::Nothing => return,
@@ -145,8 +147,8 @@ impl Scout {
     }
 }
 
-async fn log_in(to: SshWay) -> Result<(Way, Carrier), String> {
-    let way = Way::Ssh(to.clone());
+async fn log_in(to: SshWay) -> Result<(Route, Carrier), String> {
+    let way = Route::Ssh(to.clone());
     let carrier = way.open().map_err(|e| e.to_string())?;
     // How long it may be silent is known there.
     match carrier.ready().await {

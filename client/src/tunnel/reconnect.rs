@@ -8,7 +8,7 @@ use std::{
 
 use common::{
     machine::process::{loopback_id, unix_now},
-    transport::{HANDSHAKE_WITHIN, frame, splice::Meter},
+    transport::{HANDSHAKE_WITHIN, frame, splice::ByteCounters},
 };
 use proto::{
     invitation,
@@ -21,30 +21,30 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::{
-    dial::{DialError, Dialed, plan::Directions, route::Way},
+    dial::{DialError, Dialed, plan::DialPlan, route::Route},
     tunnel::{
         backoff::{self, Backoff, Pause},
-        events::Journal,
-        migration::Path,
+        events::Events,
+        migration::Migration,
         renewal,
-        state::{Down, Link, Refusal, Up},
+        state::{Down, Refusal, TunnelState, Up},
     },
 };
 
 /// The owner of the tunnel's state.
-pub struct Keeper {
+pub struct Reconnect {
     /// Where the state is published.
-    pub publish: watch::Sender<Link>,
+    pub publish: watch::Sender<TunnelState>,
     /// Where the server may be found.
-    pub directions: Directions,
+    pub directions: DialPlan,
     /// How many connections wait for the tunnel.
     pub wanted: watch::Receiver<usize>,
     /// Where applications are served.
     pub listening: Vec<SocketAddr>,
     /// What passes.
-    pub meter: Arc<Meter>,
+    pub meter: Arc<ByteCounters>,
     /// What happens.
-    pub journal: Arc<Journal>,
+    pub journal: Arc<Events>,
     /// Cancelled when this program is told to stop: a session then goes on to its end, and no other
     /// comes after it.
     pub stop: CancellationToken,
@@ -64,7 +64,7 @@ enum Ended {
     Replaced(Session),
 }
 
-impl Keeper {
+impl Reconnect {
     /// Keeps the tunnel up for as long as it is polled.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
@@ -108,12 +108,12 @@ impl Keeper {
     fn publish_end(&self, why: DialError, pause: Pause, been_up: bool) {
         if !why.is_final() {
             let since = match &*self.publish.borrow() {
-                Link::Down(down) => down.since,
+                TunnelState::Down(down) => down.since,
                 _ => Instant::now(),
             };
-            return self.publish_and_tell(Link::Down(Down { since, why }));
+            return self.publish_and_tell(TunnelState::Down(Down { since, why }));
         }
-        let refused = Link::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
+        let refused = TunnelState::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
         // Before there was a session `adit up` ends with this, and says it itself.
         if been_up {
             self.publish_and_tell(refused);
@@ -150,15 +150,17 @@ impl Keeper {
     /// more.
     async fn rest(&self, why: Option<DialError>) {
         if let Some(why) = why {
-            self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
+            self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
         }
         std::future::pending().await
     }
 
     /// Publishes, and tells people what they don't know yet.
-    fn publish_and_tell(&self, link: Link) {
-        let why_of = |link: &Link| match link {
-            Link::Down(Down { why, .. }) | Link::Refused(Refusal { why, .. }) => Some(why.clone()),
+    fn publish_and_tell(&self, link: TunnelState) {
+        let why_of = |link: &TunnelState| match link {
+            TunnelState::Down(Down { why, .. }) | TunnelState::Refused(Refusal { why, .. }) => {
+                Some(why.clone())
+            }
             _ => None,
         };
         if let Some(why) = why_of(&link)
@@ -215,14 +217,14 @@ impl Keeper {
     /// Publishes a session and stays with it until it ends.
     async fn keep(&self, Session { up, mut notices, probes }: Session) -> Ended {
         let to = up.way().to_string();
-        self.publish.send_replace(Link::Up(up.clone()));
+        self.publish.send_replace(TunnelState::Up(up.clone()));
         let over = async {
             tokio::select! {
                 why = up.connection.closed() => DialError::from_connection(&why, &to),
                 () = listen_to(&mut notices) => {
                     self.journal.note("the server is stopping: running answers go on, new connections wait");
                     let why = DialError::Refused(Code::ShuttingDown);
-                    self.publish.send_replace(Link::Down(Down { since: Instant::now(), why }));
+                    self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
                     // Read on: a stream that nobody reads would stop the answers to probes.
                     tokio::select! {
                         why = up.connection.closed() => DialError::from_connection(&why, &to),
@@ -232,7 +234,7 @@ impl Keeper {
             }
         };
         let renewing = renewal::keep(&self.directions.profile, &up.connection);
-        let mut path = Path::new(
+        let mut path = Migration::new(
             up.clone(),
             &self.publish,
             &self.journal,
@@ -307,9 +309,9 @@ impl Keeper {
 }
 
 /// The port at which the server would call this very program, if it is on this computer.
-fn leads_back(hello: &Hello, way: &Way, listening: &[SocketAddr]) -> Option<u16> {
+fn leads_back(hello: &Hello, way: &Route, listening: &[SocketAddr]) -> Option<u16> {
     let same = hello.loopback.is_some() && hello.loopback == loopback_id();
-    let is_here = same || matches!(way, Way::Udp(remote) if remote.ip().is_loopback());
+    let is_here = same || matches!(way, Route::Udp(remote) if remote.ip().is_loopback());
     let mut ports = hello.services.iter().filter_map(|service| service.port);
     ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
 }

@@ -12,12 +12,12 @@ use quinn::{Connection, Endpoint};
 use super::loss::{Loss, Packets};
 use crate::dial::{
     DialError,
-    route::{Carrier, Way},
+    route::{Carrier, Route},
 };
 
 /// The state of the way to the server.
 #[derive(Debug, Clone)]
-pub enum Link {
+pub enum TunnelState {
     /// There is none; it is being sought.
     Down(Down),
     /// The server has said hello.
@@ -68,7 +68,7 @@ pub struct Up {
 #[derive(Debug)]
 pub struct Carried {
     /// The way that it goes.
-    pub way: Way,
+    pub way: Route,
     /// What goes it.
     pub carrier: Carrier,
     /// Since when, Unix seconds.
@@ -83,7 +83,7 @@ impl Up {
         endpoint: Endpoint,
         connection: Connection,
         hello: Hello,
-        way: Way,
+        way: Route,
         carrier: Carrier,
     ) -> Arc<Self> {
         let carried = Carried { way, carrier, since: unix_now(), why_not_other: None };
@@ -104,7 +104,7 @@ impl Up {
     }
 
     /// The way that it goes now.
-    pub fn way(&self) -> Way {
+    pub fn way(&self) -> Route {
         self.carried().way.clone()
     }
 
@@ -113,7 +113,7 @@ impl Up {
     ///
     /// # Errors
     /// If the carrier has no socket any more. The session stays where it was.
-    pub fn put_on(&self, way: Way, carrier: Carrier) -> std::io::Result<(Way, Carrier)> {
+    pub fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
         self.endpoint.rebind_abstract(carrier.socket())?;
         let mut carried = self.carried();
         if carried.way.carrier() != way.carrier() {

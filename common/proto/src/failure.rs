@@ -73,7 +73,7 @@ impl Failure {
     }
 
     /// Why: this error and its sources, in place of the causes so far.
-    pub fn because(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+    pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let source = source.into();
         self.causes.clear();
         self.add_causes(Some(&*source));
@@ -228,7 +228,7 @@ mod tests {
             "address already in use by `ollama` (pid 812)",
         );
         Failure::new("cannot listen on localhost:11434")
-            .because(cause)
+            .source(cause)
             .hint("run `adit up --listen localhost:11500`")
             .hint("or stop it")
             .exit(Exit::Usage)

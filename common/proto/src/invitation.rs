@@ -7,7 +7,7 @@ use aws_lc_rs::hmac;
 
 use crate::{
     crypto::{fill_random, sha256},
-    knock::DoorKey,
+    knock::SharedKey,
 };
 
 const VERSION: u8 = 1;
@@ -50,8 +50,8 @@ impl Secret {
     }
 
     /// The key whose knock opens the enrollment door for as long as the invitation is open.
-    pub fn door_key(&self) -> DoorKey {
-        DoorKey::from_bytes(self.derive(b"adit/1 invitation door"))
+    pub fn door_key(&self) -> SharedKey {
+        SharedKey::from_bytes(self.derive(b"adit/1 invitation door"))
     }
 
     /// What the device shows to redeem the invitation. The server keeps only its hash.

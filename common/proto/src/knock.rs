@@ -6,7 +6,7 @@
 //! unpredictable). Ours is a MAC. Without a key nobody can make one, and the server answers
 //! nothing that lacks it. There are two kinds of keys:
 //!
-//! - A [`DoorKey`] makes 8 random bytes ‖ 12 bytes of HMAC-SHA-256 over them. Each open invitation
+//! - A [`SharedKey`] makes 8 random bytes ‖ 12 bytes of HMAC-SHA-256 over them. Each open invitation
 //!   has one.
 //! - A [`DeviceKnock`] makes 6 random bytes ‖ the device's id, masked (4) ‖ 10 bytes of
 //!   HMAC-SHA-256 over both, under a key that only this device and the server know.
@@ -44,9 +44,9 @@ pub type Knock = [u8; KNOCK_LEN];
 /// A secret of 32 bytes that makes and checks knocks which say nothing of who knocks.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct DoorKey([u8; 32]);
+pub struct SharedKey([u8; 32]);
 
-impl DoorKey {
+impl SharedKey {
     /// A fresh random key.
     pub fn generate() -> Self {
         let mut key = [0; 32];
@@ -93,7 +93,7 @@ impl DoorKey {
     }
 }
 
-/// A [`DoorKey`] that is prepared for checking.
+/// A [`SharedKey`] that is prepared for checking.
 #[derive(Clone)]
 pub struct Checker(hmac::Key);
 
@@ -116,8 +116,8 @@ impl fmt::Debug for Checker {
 #[derive(Clone, PartialEq, Eq)]
 pub struct DeviceKnock {
     id: DeviceId,
-    mask: DoorKey,
-    key: DoorKey,
+    mask: SharedKey,
+    key: SharedKey,
 }
 
 impl DeviceKnock {
@@ -139,14 +139,14 @@ impl DeviceKnock {
 /// a knock.
 #[derive(Clone)]
 pub struct DeviceKnocks {
-    mask: DoorKey,
+    mask: SharedKey,
     unmask: hmac::Key,
     keys: hmac::Key,
 }
 
 impl DeviceKnocks {
     /// All keys come from `master`, which never leaves the server.
-    pub fn new(master: &DoorKey) -> Self {
+    pub fn new(master: &SharedKey) -> Self {
         let mask = master.derive(b"adit/1 knock mask");
         Self { unmask: mask.hmac(), mask, keys: master.derive(b"adit/1 knock of a device").hmac() }
     }
@@ -172,8 +172,8 @@ impl DeviceKnocks {
         is_tag(&key.hmac(), &knock[..MASKED_LEN], &knock[MASKED_LEN..]).then_some(id)
     }
 
-    fn key(&self, id: DeviceId, key: KeyHash) -> DoorKey {
-        DoorKey(tag(&self.keys, &[&u32::from(id).to_be_bytes()[..], &key.0].concat()))
+    fn key(&self, id: DeviceId, key: KeyHash) -> SharedKey {
+        SharedKey(tag(&self.keys, &[&u32::from(id).to_be_bytes()[..], &key.0].concat()))
     }
 }
 
@@ -200,7 +200,7 @@ fn is_tag(key: &hmac::Key, message: &[u8], start: &[u8]) -> bool {
 pub enum KnockKey {
     /// A key that several may have: an invitation's, or the one that all devices of a server had
     /// before each was given its own.
-    Shared(DoorKey),
+    Shared(SharedKey),
     /// This device's own.
     Device(DeviceKnock),
 }
@@ -215,8 +215,8 @@ impl KnockKey {
     }
 }
 
-impl From<DoorKey> for KnockKey {
-    fn from(key: DoorKey) -> Self {
+impl From<SharedKey> for KnockKey {
+    fn from(key: SharedKey) -> Self {
         Self::Shared(key)
     }
 }
@@ -245,12 +245,12 @@ impl TryFrom<String> for KnockKey {
         const WHY: &str = "a knock's key is 32 or 68 bytes in base64";
         let bytes = BASE64.decode(text.as_bytes()).map_err(|_| WHY)?;
         if bytes.len() != DeviceKnock::LEN {
-            return Ok(Self::Shared(DoorKey(bytes.try_into().map_err(|_| WHY)?)));
+            return Ok(Self::Shared(SharedKey(bytes.try_into().map_err(|_| WHY)?)));
         }
         let mut rest = &bytes[..];
         let mut take = |len| rest.split_off(..len).ok_or(WHY);
         let (id, mask, key) = (take(4)?, take(32)?, take(32)?);
-        let key_of = |bytes: &[u8]| bytes.try_into().map(DoorKey).map_err(|_| WHY);
+        let key_of = |bytes: &[u8]| bytes.try_into().map(SharedKey).map_err(|_| WHY);
         Ok(Self::Device(DeviceKnock {
             id: u32::from_be_bytes(id.try_into().map_err(|_| WHY)?).into(),
             mask: key_of(mask)?,
@@ -259,19 +259,19 @@ impl TryFrom<String> for KnockKey {
     }
 }
 
-impl fmt::Debug for DoorKey {
+impl fmt::Debug for SharedKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("DoorKey(…)")
+        f.write_str("SharedKey(…)")
     }
 }
 
-impl From<DoorKey> for String {
-    fn from(key: DoorKey) -> Self {
+impl From<SharedKey> for String {
+    fn from(key: SharedKey) -> Self {
         BASE64.encode(&key.0)
     }
 }
 
-impl TryFrom<String> for DoorKey {
+impl TryFrom<String> for SharedKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_knock_opens_only_for_its_own_key() {
-        let (ours, theirs) = (DoorKey::generate(), DoorKey::generate());
+        let (ours, theirs) = (SharedKey::generate(), SharedKey::generate());
         let knock = ours.knock();
         assert!(ours.opens_for(&knock));
         assert!(!theirs.opens_for(&knock));
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_knock_with_any_bit_changed_or_another_length_is_refused() {
-        let key = DoorKey::generate();
+        let key = SharedKey::generate();
         let knock = key.knock();
         for bit in 0..KNOCK_LEN * 8 {
             let mut bad = knock;
@@ -315,7 +315,7 @@ mod tests {
 
     fn devices() -> (DeviceKnocks, DeviceId, KeyHash) {
         let id = "d7c4-91ae".parse().expect("an id");
-        (DeviceKnocks::new(&DoorKey::from_bytes([3; 32])), id, KeyHash([5; 32]))
+        (DeviceKnocks::new(&SharedKey::from_bytes([3; 32])), id, KeyHash([5; 32]))
     }
 
     #[test]
@@ -332,7 +332,7 @@ mod tests {
         // One who may not come in is a stranger, and so is another key under the same id.
         assert_eq!(knocks.whose(&knock, |_| None), None);
         assert_eq!(knocks.whose(&knock, |_| Some(KeyHash([6; 32]))), None);
-        let other = DeviceKnocks::new(&DoorKey::from_bytes([4; 32]));
+        let other = DeviceKnocks::new(&SharedKey::from_bytes([4; 32]));
         assert_eq!(other.whose(&knock, |_| Some(key)), None);
     }
 
@@ -371,13 +371,13 @@ mod tests {
     #[test]
     fn both_kinds_of_keys_are_read_as_they_are_written() {
         let (knocks, id, key) = devices();
-        for key in [knocks.of(id, key), DoorKey::generate().into()] {
+        for key in [knocks.of(id, key), SharedKey::generate().into()] {
             let text = serde_json::to_string(&key).expect("JSON");
             assert!(serde_json::from_str::<KnockKey>(&text).expect("a key") == key);
             assert_eq!(format!("{key:?}"), "KnockKey(…)");
         }
-        let shared: KnockKey = DoorKey::from_bytes([7; 32]).into();
-        let before = serde_json::to_string(&DoorKey::from_bytes([7; 32])).expect("JSON");
+        let shared: KnockKey = SharedKey::from_bytes([7; 32]).into();
+        let before = serde_json::to_string(&SharedKey::from_bytes([7; 32])).expect("JSON");
         assert_eq!(serde_json::to_string(&shared).expect("JSON"), before, "as it always was");
         for bad in ["", "x", "AAAA", &BASE64.encode(&[0; 33]), &BASE64.encode(&[0; 69])] {
             assert!(KnockKey::try_from(bad.to_owned()).is_err(), "{bad}");
@@ -386,8 +386,8 @@ mod tests {
 
     #[test]
     fn two_knocks_differ_and_the_key_never_shows_in_debug() {
-        let key = DoorKey::from_bytes([7; 32]);
+        let key = SharedKey::from_bytes([7; 32]);
         assert_ne!(key.knock(), key.knock());
-        assert_eq!(format!("{key:?}"), "DoorKey(…)");
+        assert_eq!(format!("{key:?}"), "SharedKey(…)");
     }
 }

@@ -71,7 +71,7 @@ pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
     match writeln!(out, "{}", Harmless(text)).and_then(|()| out.flush()) {
         // The reader has seen enough, as with `head`.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| Failure::new("cannot write to standard output").because(e)),
+        other => other.map_err(|e| Failure::new("cannot write to standard output").source(e)),
     }
 }
 

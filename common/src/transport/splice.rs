@@ -53,7 +53,7 @@ pub enum Facing {
 
 /// Bytes that have passed, for those who count them.
 #[derive(Debug, Default)]
-pub struct Meter {
+pub struct ByteCounters {
     /// From TCP into the tunnel.
     pub sent: AtomicU64,
     /// From the tunnel to TCP.
@@ -110,7 +110,7 @@ pub async fn splice(
     mut send: Sending,
     mut recv: Receiving,
     facing: Facing,
-    meter: &Meter,
+    meter: &ByteCounters,
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Outcome {

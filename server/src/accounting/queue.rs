@@ -3,8 +3,6 @@
 //!
 //! [`line`] decides; this file lets tasks wait for what it decides.
 
-mod line;
-
 use std::{
     collections::HashMap,
     num::NonZeroUsize,
@@ -16,7 +14,7 @@ use std::{
 use proto::identity::DeviceId;
 use tokio::sync::oneshot;
 
-use self::line::{Entered, Line, Ticket};
+use self::fair_queue::{Entered, FairQueue, Ticket};
 
 /// As many as Ollama's own queue holds.
 pub const ROOM: usize = 512;
@@ -27,7 +25,7 @@ pub struct Queue {
 }
 
 struct Inner {
-    line: Line<DeviceId>,
+    line: FairQueue<DeviceId>,
     waiting: HashMap<Ticket, oneshot::Sender<Turn>>,
 }
 
@@ -57,7 +55,7 @@ impl Queue {
     /// `room` that wait.
     pub fn new(most: Option<NonZeroUsize>, room: usize) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::new(Inner { line: Line::new(most, room), waiting: HashMap::new() }),
+            inner: Mutex::new(Inner { line: FairQueue::new(most, room), waiting: HashMap::new() }),
         })
     }
 
@@ -78,7 +76,7 @@ impl Queue {
         let mut inner = self.lock();
         let entered = inner.line.enter(device);
         match entered {
-            Entered::Now => Ok(Waiting(State::Ready(Some(Turn { queue: Some(self.clone()) })))),
+            Entered::Now => Ok(Waiting(TurnState::Ready(Some(Turn { queue: Some(self.clone()) })))),
             Entered::Waits(ticket) | Entered::WaitsInsteadOf(ticket, _) => {
                 if let Entered::WaitsInsteadOf(_, evicted) = entered {
                     // Its future sees that nobody will call it.
@@ -86,7 +84,7 @@ impl Queue {
                 }
                 let (call, called) = oneshot::channel();
                 inner.waiting.insert(ticket, call);
-                Ok(Waiting(State::InLine { queue: self.clone(), ticket, called }))
+                Ok(Waiting(TurnState::InLine { queue: self.clone(), ticket, called }))
             }
             Entered::Full => Err(Full),
         }
@@ -154,10 +152,10 @@ impl Drop for Turn {
 /// A place in the line; a future of its turn.
 #[derive(Debug)]
 #[must_use = "dropping it leaves the line"]
-pub struct Waiting(State);
+pub struct Waiting(TurnState);
 
 #[derive(Debug)]
-enum State {
+enum TurnState {
     Ready(Option<Turn>),
     InLine { queue: Arc<Queue>, ticket: Ticket, called: oneshot::Receiver<Turn> },
 }
@@ -168,10 +166,12 @@ impl Future for Waiting {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
             // Polled once more after its end, it waits for ever rather than panics.
-            State::Ready(turn) => turn.take().map_or(Poll::Pending, |turn| Poll::Ready(Ok(turn))),
-            State::InLine { called, .. } => match Pin::new(called).poll(context) {
+            TurnState::Ready(turn) => {
+                turn.take().map_or(Poll::Pending, |turn| Poll::Ready(Ok(turn)))
+            }
+            TurnState::InLine { called, .. } => match Pin::new(called).poll(context) {
                 Poll::Ready(Ok(turn)) => {
-                    self.0 = State::Ready(None);
+                    self.0 = TurnState::Ready(None);
                     Poll::Ready(Ok(turn))
                 }
                 Poll::Ready(Err(_)) => Poll::Ready(Err(Full)),
@@ -183,7 +183,7 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let State::InLine { queue, ticket, .. } = &self.0 {
+        if let TurnState::InLine { queue, ticket, .. } = &self.0 {
             let mut inner = queue.lock();
             inner.waiting.remove(ticket);
             // Otherwise it has been called: the turn lies in the channel, and is given up with it.
@@ -192,5 +192,6 @@ impl Drop for Waiting {
     }
 }
 
+mod fair_queue;
 #[cfg(test)]
 mod tests;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     limits::{Asker, Limiter},
-    record::{Account, Asked, NotNow, Seen, charge::Speed},
+    record::{Account, NotNow, PermittedRequest, Seen, charge::Speed},
 };
 
 /// How often an answer that comes in one piece is charged for the time that it takes.
@@ -46,7 +46,7 @@ struct Charged {
 impl RunningCharge {
     /// Charges nothing yet.
     pub fn new(
-        asked: &Asked,
+        asked: &PermittedRequest,
         limiter: Arc<Limiter>,
         speed: Arc<Speed>,
         used_up: Arc<Notify>,

@@ -289,13 +289,14 @@ pub fn ms(time: Duration) -> f64 {
 /// The line of an event at a moment, its end included.
 pub fn line(at: SystemTime, event: &Event) -> Vec<u8> {
     #[derive(Serialize)]
-    struct Line<'a> {
+    struct AuditLine<'a> {
         // First, so that a file says by its first bytes how old it is.
         time: String,
         #[serde(flatten)]
         event: &'a Event,
     }
-    let mut bytes = serde_json::to_vec(&Line { time: timestamp(at), event }).unwrap_or_default();
+    let mut bytes =
+        serde_json::to_vec(&AuditLine { time: timestamp(at), event }).unwrap_or_default();
     bytes.push(b'\n');
     bytes
 }

@@ -40,7 +40,7 @@ pub struct Audit {
     required: bool,
     dir: PathBuf,
     to_writer: SyncSender<Message>,
-    state: Arc<State>,
+    state: Arc<WriterState>,
 }
 
 enum Message {
@@ -49,7 +49,7 @@ enum Message {
 }
 
 #[derive(Default)]
-struct State {
+struct WriterState {
     /// The last attempt to write failed, or there was no room to wait for it.
     failing: AtomicBool,
     /// Lines that were lost and whose loss is in no line yet.
@@ -77,7 +77,7 @@ impl Audit {
     /// When the log can't be written and is required.
     pub fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
         let mut log = Log::new(settings.clone());
-        let state = Arc::new(State::default());
+        let state = Arc::new(WriterState::default());
         if let Err(e) = log
             .tend(SystemTime::now())
             .and_then(|()| log.append(&[[0; 0]; 0], SystemTime::now()).outcome)
@@ -133,7 +133,7 @@ impl Audit {
     }
 }
 
-impl State {
+impl WriterState {
     fn lost(&self, lines: u64) {
         self.lost.fetch_add(lines, Relaxed);
         self.untold.fetch_add(lines, Relaxed);
@@ -164,7 +164,7 @@ impl State {
 /// The thread's side.
 struct Writer {
     log: Log,
-    state: Arc<State>,
+    state: Arc<WriterState>,
 }
 
 impl Writer {

@@ -78,7 +78,7 @@ pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     match printed.and_then(|()| out.flush()) {
         // The reader has seen enough, as with `head`.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => other.map_err(|e| Failure::new("cannot write to standard output").because(e)),
+        other => other.map_err(|e| Failure::new("cannot write to standard output").source(e)),
     }
 }
 

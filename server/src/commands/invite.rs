@@ -83,7 +83,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     };
     if addresses.is_empty() {
         return Err(Failure::new("the server does not know where devices reach it")
-            .because(NOWHERE)
+            .source(NOWHERE)
             .hint("see this machine's addresses with `ip address`; when its network is up, run this again")
             .hint("or name an address, here or with `aditd serve`: `--advertise HOST:11435`"));
     }
@@ -165,6 +165,6 @@ pub(crate) fn table(invitations: &[Invited]) -> String {
 fn qr(code: &str) -> Result<String, Failure> {
     // Upper case fits QR's alphanumeric mode; the code doesn't mind.
     let qr = qrcode::QrCode::new(code.to_ascii_uppercase())
-        .map_err(|e| Failure::new("the code does not fit into a QR code").because(e))?;
+        .map_err(|e| Failure::new("the code does not fit into a QR code").source(e))?;
     Ok(qr.render::<qrcode::render::unicode::Dense1x2>().build())
 }

@@ -56,7 +56,7 @@ async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
 pub async fn enroll_device(config: Result<Config, Failure>, name: &str) -> Result<(), Failure> {
     let enrolled = told(async { enroll(&config?, name).await }).await?;
     let mut answer = SSH_MARKER.as_bytes().to_vec();
-    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").because(e);
+    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").source(e);
     frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
     let mut out = tokio::io::stdout();
     out.write_all(&answer).await.map_err(unsent)?;
@@ -66,12 +66,12 @@ pub async fn enroll_device(config: Result<Config, Failure>, name: &str) -> Resul
 async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     let name: Name = name.parse().map_err(|why| {
         Failure::new(format!("`{name}` can't be a device's name"))
-            .because(why)
+            .source(why)
             .hint("choose another with `adit enroll … --device NAME`")
             .exit(Exit::Usage)
     })?;
     let unreadable = |why: String| {
-        Failure::new("cannot read the device's request").because(why).exit(Exit::Usage)
+        Failure::new("cannot read the device's request").source(why).exit(Exit::Usage)
     };
     let request: EnrollDevice = frame::read(&mut tokio::io::stdin()).await.map_err(|e| {
         unreadable(e.to_string())
@@ -134,7 +134,7 @@ pub async fn relay(
     })
     .await?;
     let mut out = stdio::output();
-    let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").because(e);
+    let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").source(e);
     out.write_all(format!("{SSH_RELAY}{SSH_MARKER}").as_bytes()).await.map_err(gone)?;
     out.flush().await.map_err(gone)?;
     let end = carrier::relay(stdio::input(), out, to).await;

@@ -88,5 +88,5 @@ pub(crate) fn plain(mut table: Table) -> String {
 
 /// JSON as people read it too.
 pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").because(e))
+    serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").source(e))
 }

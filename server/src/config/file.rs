@@ -85,11 +85,11 @@ pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
 pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let text = std::fs::read_to_string(path).map_err(|e| {
         usage(format!("cannot read the configuration `{}`", path.display()))
-            .because(e)
+            .source(e)
             .hint("name another file with --config")
     })?;
     let wrong = |why: String, hint: String| {
-        usage(format!("the configuration `{}` is wrong", path.display())).because(why).hint(hint)
+        usage(format!("the configuration `{}` is wrong", path.display())).source(why).hint(hint)
     };
     let wrong_at = |at: usize, why: &dyn std::fmt::Display| {
         let line = line_at(&text, at);

@@ -111,7 +111,7 @@ impl Share<'_> {
         let more = amount - self.amount;
         let (waits, granted) = self.budget.lock().wait(self.device, more, self.budget.most())?;
         self.budget.short.notify_waiters();
-        let mut place = Place { budget: self.budget, waits, device: self.device, more };
+        let mut place = WaitingPlace { budget: self.budget, waits, device: self.device, more };
         match tokio::time::timeout(self.budget.wait, granted).await {
             Ok(Ok(())) => {
                 place.more = 0;
@@ -145,7 +145,7 @@ impl Drop for Share<'_> {
 }
 
 /// A place among those that wait; left when dropped.
-struct Place<'a> {
+struct WaitingPlace<'a> {
     budget: &'a Budget,
     waits: u64,
     device: DeviceId,
@@ -153,7 +153,7 @@ struct Place<'a> {
     more: usize,
 }
 
-impl Drop for Place<'_> {
+impl Drop for WaitingPlace<'_> {
     fn drop(&mut self) {
         if self.more == 0 {
             return;
@@ -172,12 +172,12 @@ impl Drop for Place<'_> {
 struct Ledger {
     all: usize,
     by_device: HashMap<DeviceId, usize>,
-    waiting: VecDeque<Waiting>,
+    waiting: VecDeque<Waiter>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Waiting {
+struct Waiter {
     id: u64,
     device: DeviceId,
     more: usize,
@@ -222,7 +222,7 @@ impl Ledger {
         }
         let (granted, receiver) = oneshot::channel();
         self.next += 1;
-        self.waiting.push_back(Waiting { id: self.next, device, more, granted });
+        self.waiting.push_back(Waiter { id: self.next, device, more, granted });
         // Something may have been given back meanwhile.
         self.grant(most);
         Ok((self.next, receiver))
@@ -248,7 +248,7 @@ impl Ledger {
     /// Grants what fits: of each device whoever came first, and the device with the least first.
     fn grant(&mut self, most: usize) {
         while let Some(at) = self.next_that_fits(most) {
-            let Some(Waiting { device, more, granted, .. }) = self.waiting.remove(at) else {
+            let Some(Waiter { device, more, granted, .. }) = self.waiting.remove(at) else {
                 return;
             };
             self.add(device, more);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use common::transport::splice::{Buffer, Meter, Receiving, Sending, join_chunks};
+use common::transport::splice::{Buffer, ByteCounters, Receiving, Sending, join_chunks};
 use quinn::{ConnectionError, ReadError, ResetError, StoppedError, WriteError};
 use tokio::{
     io::{AsyncWriteExt, Interest},
@@ -33,7 +33,7 @@ pub(super) struct Sides<'a> {
     /// The service.
     pub(super) service: &'a mut TcpStream,
     /// Counts what passes.
-    pub(super) meter: &'a Meter,
+    pub(super) meter: &'a ByteCounters,
     /// Cancelled when the server is to stop.
     pub(super) draining: &'a CancellationToken,
 }
@@ -217,7 +217,7 @@ impl Down {
     }
 
     /// Writes as much as the service takes now. `None` if something is left.
-    fn write(&mut self, to: &TcpStream, meter: &Meter) -> Option<Event<'static>> {
+    fn write(&mut self, to: &TcpStream, meter: &ByteCounters) -> Option<Event<'static>> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); BATCH];
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks[self.next..]) {

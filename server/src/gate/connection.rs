@@ -11,8 +11,8 @@ use quinn::VarInt;
 use tokio::sync::watch;
 
 use super::{
-    Gate, Line,
-    inbox::{Head, Inbox},
+    Gate, StreamContext,
+    device_stream::{DeviceStream, Head},
     refused::Refused,
     running::Running,
     service::{Left, Service},
@@ -54,18 +54,18 @@ impl From<DownEnd> for Over {
 /// Both sides of a connection, and what is between them.
 pub(super) struct Conversation<'a> {
     pub(super) gate: &'a Gate,
-    pub(super) line: &'a Line<'a>,
+    pub(super) line: &'a StreamContext<'a>,
     /// The connection to the service, from the first request on.
     pub(super) service: Option<Service<'a>>,
     pub(super) send: &'a mut Sending,
-    pub(super) inbox: Inbox<'a>,
+    pub(super) inbox: DeviceStream<'a>,
     pub(super) changes: watch::Receiver<()>,
 }
 
 impl<'a> Conversation<'a> {
     pub(super) fn new(
         gate: &'a Gate,
-        line: &'a Line<'a>,
+        line: &'a StreamContext<'a>,
         send: &'a mut Sending,
         recv: Receiving,
     ) -> Self {
@@ -74,7 +74,7 @@ impl<'a> Conversation<'a> {
             line,
             service: None,
             send,
-            inbox: Inbox::new(recv, gate.memory.share(line.asker.id)),
+            inbox: DeviceStream::new(recv, gate.memory.share(line.asker.id)),
             changes: gate.changes.subscribe(),
         }
     }

@@ -8,8 +8,8 @@ use tokio::io::AsyncWriteExt;
 use super::{
     carry::{Carried, Sides, carry},
     connection::{Conversation, Over},
+    device_stream::DeviceStream,
     exchange::{Ending, Exchange, How},
-    inbox::Inbox,
     judge::Judgement,
     refused::Refused,
     running::Running,
@@ -65,7 +65,7 @@ impl<'a> Conversation<'a> {
         let line = request.begun.first().cloned().unwrap_or_default();
         let Self { send, inbox, changes, gate, line: connection, service, .. } = self;
         let Some(service) = service else { return Err(End::Aborted.into()) };
-        let Inbox { recv, ahead, room } = inbox;
+        let DeviceStream { recv, ahead, room } = inbox;
         let Running { incoming, outgoing, answer, .. } = &mut running;
         let exchange = Exchange::start(request, incoming, answer, ahead);
         let sides = Sides {

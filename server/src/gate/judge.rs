@@ -18,7 +18,7 @@ use proto::{
 use tokio::sync::watch;
 
 use super::{
-    Gate, Line,
+    Gate, StreamContext,
     carry::Hold,
     connection::{Conversation, Over},
     exchange::{Request, Turn},
@@ -30,11 +30,11 @@ use super::{
 };
 use crate::{
     policy::{
-        Denied, Leave, Pass,
+        Denied, RequestPermit, RoutePermit,
         authorize::{At, Authority, Question},
-        roles::Wish,
+        roles::RequestedRoute,
     },
-    record::{Asked, End, Refusal, Ticket},
+    record::{End, PermittedRequest, Refusal, Ticket},
 };
 
 /// A request that may pass, and what that depends on.
@@ -42,7 +42,7 @@ pub(super) struct Judged {
     head: RequestHead,
     route: Route,
     models: Option<Vec<String>>,
-    pass: Pass,
+    pass: RequestPermit,
     /// Who else has said so.
     authority: Option<Arc<Authority>>,
 }
@@ -72,7 +72,7 @@ impl Judged {
     pub(super) async fn overruled(
         &mut self,
         gate: &Gate,
-        line: &Line<'_>,
+        line: &StreamContext<'_>,
         mut changes: watch::Receiver<()>,
     ) -> Refused {
         while changes.changed().await.is_ok() {
@@ -84,7 +84,7 @@ impl Judged {
         std::future::pending().await
     }
 
-    async fn again(&mut self, gate: &Gate, line: &Line<'_>) -> Result<(), Refused> {
+    async fn again(&mut self, gate: &Gate, line: &StreamContext<'_>) -> Result<(), Refused> {
         const BEFORE: &str = "was made before that was so";
         let leave = gate.policy.route(line.certificate, wish(&self.head, self.route))?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
@@ -114,8 +114,8 @@ impl Judged {
 
 fn question(
     head: &RequestHead,
-    line: &Line<'_>,
-    pass: &Pass,
+    line: &StreamContext<'_>,
+    pass: &RequestPermit,
     models: Option<Vec<String>>,
 ) -> Question {
     let models = models.unwrap_or_default();
@@ -132,8 +132,8 @@ fn question(
     }
 }
 
-fn wish(head: &RequestHead, route: Route) -> Wish<'_> {
-    Wish {
+fn wish(head: &RequestHead, route: Route) -> RequestedRoute<'_> {
+    RequestedRoute {
         method: &head.method,
         preflight: head.preflight.as_deref(),
         target: Target::new(&head.target),
@@ -153,7 +153,7 @@ struct Content {
     most: Option<u64>,
 }
 
-impl Line<'_> {
+impl StreamContext<'_> {
     fn is_in_time(&self) -> Result<(), Denied> {
         if self.not_after.load(Relaxed) < unix_now() {
             Err(Denied::Device(Code::Expired))
@@ -167,10 +167,10 @@ impl Gate {
     /// What needs nothing but the head.
     pub(super) fn leave(
         &self,
-        line: &Line<'_>,
+        line: &StreamContext<'_>,
         head: &RequestHead,
         route: Route,
-    ) -> Result<Leave, Refused> {
+    ) -> Result<RoutePermit, Refused> {
         line.is_in_time()?;
         self.admission.arrive(&line.asker, &self.policy.role(line.certificate))?;
         if !host::allows(&head.host, &ThisMachine) {
@@ -259,7 +259,7 @@ impl<'a> Conversation<'a> {
             let question = question(&head, self.line, &pass, models.clone());
             self.meanwhile(content, route.class, authority.ask(question)).await??;
         }
-        let asked = Asked {
+        let asked = PermittedRequest {
             asker: self.line.asker.clone(),
             role: pass.role.clone(),
             method: head.method.clone(),

@@ -8,7 +8,7 @@ use proto::wire::Code;
 use tokio::{net::TcpStream, sync::SemaphorePermit};
 
 use super::{
-    Gate, Line, PLACE_WITHIN,
+    Gate, PLACE_WITHIN, StreamContext,
     budget::{Full, Share},
 };
 use crate::policy::upstream;
@@ -64,7 +64,10 @@ impl Gate {
     ///
     /// # Cancel safety
     /// Nothing is left behind.
-    pub(super) async fn dial<'a>(&'a self, line: &'a Line<'_>) -> Result<Service<'a>, Code> {
+    pub(super) async fn dial<'a>(
+        &'a self,
+        line: &'a StreamContext<'_>,
+    ) -> Result<Service<'a>, Code> {
         let stream = tokio::time::timeout(PLACE_WITHIN, line.slots.acquire()).await;
         let stream = stream.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
         self.connections.resize(places());

@@ -1,9 +1,9 @@
 //! The door: which packets are looked at, which connection attempts are answered, and how many at
 //! once.
 //!
-//! It is asked twice. [`Door::hear`] judges each first packet before QUIC sees it: only the knock
+//! It is asked twice. [`Admission::hear`] judges each first packet before QUIC sees it: only the knock
 //! of a device, or of an open invitation, which is no copy of an earlier one, goes on.
-//! [`Door::judge`] judges the attempt that QUIC has made of it.
+//! [`Admission::judge`] judges the attempt that QUIC has made of it.
 
 pub(crate) mod connection_ids;
 mod recent;
@@ -155,7 +155,7 @@ enum Limited {
 }
 
 /// Decides about connection attempts, before a handshake costs anything.
-pub struct Door {
+pub struct Admission {
     knocks: DeviceKnocks,
     shared: Checker,
     policy: Arc<Policy>,
@@ -169,7 +169,7 @@ pub struct Door {
     handshaken: [AtomicU64; Handshake::ALL.len()],
 }
 
-impl Door {
+impl Admission {
     /// A door with the server's own keys; devices and open invitations come from the policy's
     /// snapshot, at each packet anew.
     pub fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {

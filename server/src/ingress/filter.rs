@@ -23,7 +23,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::ingress::admission::{Door, Reason, connection_ids, replay::destination_id};
+use crate::ingress::admission::{Admission, Reason, connection_ids, replay::destination_id};
 
 /// Types of packets with a long header (RFC 9000 section 17.2).
 const INITIAL: u8 = 0x00;
@@ -54,27 +54,27 @@ impl Audience {
 }
 
 /// A UDP socket that hands QUIC only what it may see.
-pub struct SilentSocket {
+pub struct FilteredSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
-    door: Arc<Door>,
+    door: Arc<Admission>,
     /// Where packets with ECN marks do not arrive.
     unmarked: Mutex<Unmarked>,
 }
 
-impl fmt::Debug for SilentSocket {
+impl fmt::Debug for FilteredSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SilentSocket")
+        f.debug_struct("FilteredSocket")
             .field("inner", &self.inner)
             .field("audience", &self.audience)
             .finish_non_exhaustive()
     }
 }
 
-impl SilentSocket {
+impl FilteredSocket {
     /// Listens on `inner` to `audience`, and to newcomers as far as `door` hears them. What is
     /// dropped is counted there.
-    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Door>) -> Self {
+    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Admission>) -> Self {
         Self { inner, audience, door, unmarked: Mutex::default() }
     }
 
@@ -94,7 +94,7 @@ impl SilentSocket {
     }
 }
 
-impl AsyncUdpSocket for SilentSocket {
+impl AsyncUdpSocket for FilteredSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         self.inner.clone().create_io_poller()
     }

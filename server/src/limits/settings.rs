@@ -12,20 +12,20 @@ use serde::{Deserialize, Deserializer, de};
 #[serde(deny_unknown_fields, default)]
 pub struct LimitSettings {
     /// Requests that a device may make per minute, on the average.
-    pub requests_per_minute: Said<NonZeroU32>,
+    pub requests_per_minute: Setting<NonZeroU32>,
     /// Requests that it may make without a pause; as many as per minute, if not said.
-    pub burst: Said<NonZeroU32>,
+    pub burst: Setting<NonZeroU32>,
     /// Requests of it that may run at once.
-    pub at_once: Said<NonZeroU32>,
+    pub at_once: Setting<NonZeroU32>,
     /// Bytes of one request's body: a number, or text such as `"64MiB"`.
-    pub body: Said<Size>,
+    pub body: Setting<Size>,
     /// Tokens per UTC day, read and written ones together.
-    pub tokens_per_day: Said<Positive>,
+    pub tokens_per_day: Setting<Positive>,
 }
 
 /// What a table says of one limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Said<T> {
+pub enum Setting<T> {
     /// Nothing.
     #[default]
     Nothing,
@@ -88,12 +88,12 @@ impl LimitTable {
     }
 }
 
-fn nearest<T: Copy>(said: impl Iterator<Item = Said<T>>) -> Option<T> {
+fn nearest<T: Copy>(said: impl Iterator<Item = Setting<T>>) -> Option<T> {
     for said in said {
         match said {
-            Said::Nothing => {}
-            Said::None => return None,
-            Said::At(limit) => return Some(limit),
+            Setting::Nothing => {}
+            Setting::None => return None,
+            Setting::At(limit) => return Some(limit),
         }
     }
     None
@@ -161,7 +161,7 @@ impl Value for Size {
     }
 }
 
-impl<'de, T: Value> Deserialize<'de> for Said<T> {
+impl<'de, T: Value> Deserialize<'de> for Setting<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let expected = || de::Error::custom(format!("expected {}", T::EXPECTED));
         let raw = Raw::deserialize(deserializer).map_err(|_| expected())?;

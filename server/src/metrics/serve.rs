@@ -43,10 +43,10 @@ const OPENMETRICS: HeaderValue =
 /// Where the metrics are: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct MetricsAddr(Place);
+pub struct MetricsAddr(Location);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum Location {
     Loopback(SocketAddr),
     Unix(PathBuf),
 }
@@ -67,7 +67,7 @@ impl MetricsAddr {
 
     /// The directory of a socket, if it isn't there.
     fn missing_directory(&self) -> Option<&Path> {
-        let Place::Unix(path) = &self.0 else { return None };
+        let Location::Unix(path) = &self.0 else { return None };
         path.parent().filter(|dir| !dir.exists())
     }
 }
@@ -79,7 +79,7 @@ impl FromStr for MetricsAddr {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = Path::new(path);
             return if path.is_absolute() {
-                Ok(Self(Place::Unix(path.to_owned())))
+                Ok(Self(Location::Unix(path.to_owned())))
             } else {
                 Err(format!(
                     "`{text}` is no place for metrics: the path of a socket begins with `/`"
@@ -88,7 +88,7 @@ impl FromStr for MetricsAddr {
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().to_canonical().is_loopback() => {
-                Ok(Self(Place::Loopback(address)))
+                Ok(Self(Location::Loopback(address)))
             }
             Ok(_) => Err(format!(
                 "`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])"
@@ -111,8 +111,8 @@ impl TryFrom<String> for MetricsAddr {
 impl fmt::Display for MetricsAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Place::Loopback(address) => write!(f, "{address}"),
-            Place::Unix(path) => write!(f, "unix:{}", path.display()),
+            Location::Loopback(address) => write!(f, "{address}"),
+            Location::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -134,10 +134,10 @@ impl Exporter {
     /// When the place is taken or may not be used.
     pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
         let listener = match &place.0 {
-            Place::Loopback(address) => {
+            Location::Loopback(address) => {
                 Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, *address))?)
             }
-            Place::Unix(path) => {
+            Location::Unix(path) => {
                 // Or the mode below could be given to another file.
                 if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
                     files::refuse_shared_dir(dir).map_err(io::Error::other)?;

@@ -39,12 +39,12 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Address {
-    place: Place,
+    place: Location,
     path: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Place {
+enum Location {
     Tcp(LoopbackAddr),
     Unix(PathBuf),
 }
@@ -63,13 +63,13 @@ impl FromStr for Address {
             if !socket.starts_with('/') {
                 return Err(wrong());
             }
-            (Place::Unix(socket.into()), path)
+            (Location::Unix(socket.into()), path)
         } else {
             let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             let upstream: Upstream =
                 format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
-            (Place::Tcp(upstream.address()), path)
+            (Location::Tcp(upstream.address()), path)
         };
         if !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
             return Err(wrong());
@@ -89,8 +89,8 @@ impl TryFrom<String> for Address {
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
-            Place::Tcp(address) => write!(f, "http://{}{}", address.get(), self.path),
-            Place::Unix(socket) => write!(f, "unix:{}:{}", socket.display(), self.path),
+            Location::Tcp(address) => write!(f, "http://{}{}", address.get(), self.path),
+            Location::Unix(socket) => write!(f, "unix:{}:{}", socket.display(), self.path),
         }
     }
 }
@@ -224,10 +224,10 @@ impl Authority {
     async fn ask_now(&self, question: &Question) -> io::Result<(bool, Duration)> {
         let json = serde_json::to_vec(question)?;
         match &self.address.place {
-            Place::Tcp(address) => {
+            Location::Tcp(address) => {
                 exchange(TcpStream::connect(address.get()).await?, &self.address.path, json).await
             }
-            Place::Unix(socket) => {
+            Location::Unix(socket) => {
                 exchange(UnixStream::connect(socket).await?, &self.address.path, json).await
             }
         }

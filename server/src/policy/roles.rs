@@ -91,7 +91,7 @@ pub enum Whose {
 
 /// What a request wants, before its body is read.
 #[derive(Debug, Clone, Copy)]
-pub struct Wish<'a> {
+pub struct RequestedRoute<'a> {
     /// The method.
     pub method: &'a str,
     /// The method that a preflight asks about.
@@ -155,12 +155,12 @@ impl Rules {
     }
 
     /// Whether a role has a route.
-    pub fn may(&self, role: &Name, wish: Wish<'_>) -> bool {
+    pub fn may(&self, role: &Name, wish: RequestedRoute<'_>) -> bool {
         self.roles.get(role).is_some_and(|role| role.may(wish))
     }
 
     /// The roles that have a route, the least first.
-    pub fn that_may(&self, wish: Wish<'_>) -> Vec<&Name> {
+    pub fn that_may(&self, wish: RequestedRoute<'_>) -> Vec<&Name> {
         let mut all: Vec<_> =
             self.roles.iter().filter(|(_, role)| role.may(wish)).map(|(name, _)| name).collect();
         all.sort_by_key(|name| {
@@ -190,7 +190,7 @@ impl Rules {
 }
 
 impl Role {
-    fn may(&self, wish: Wish<'_>) -> bool {
+    fn may(&self, wish: RequestedRoute<'_>) -> bool {
         match &self.allow {
             Allow::Everything => true,
             Allow::Routes(patterns) => {
@@ -219,7 +219,7 @@ mod tests {
 
     fn that_may(rules: &Rules, method: &str, path: &str) -> String {
         let target = Target::new(path);
-        let wish = Wish { method, preflight: None, target, route: route(method, target) };
+        let wish = RequestedRoute { method, preflight: None, target, route: route(method, target) };
         either(&rules.that_may(wish))
     }
 

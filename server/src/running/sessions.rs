@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use common::{machine::process::unix_now, transport::splice::Meter};
+use common::{machine::process::unix_now, transport::splice::ByteCounters};
 use proto::{
     identity::{Certificate, DeviceId},
     wire::{Code, KEEP_ALIVE},
@@ -21,7 +21,7 @@ use crate::policy::Policy;
 
 /// All sessions.
 #[derive(Default)]
-pub struct Live {
+pub struct Sessions {
     sessions: Mutex<HashMap<DeviceId, Session>>,
 }
 
@@ -46,9 +46,9 @@ pub struct Traffic {
     pub streams: AtomicUsize,
     /// Bytes; `sent` is from the service to the device. Those of running `tcp` streams are not in
     /// it yet.
-    pub meter: Meter,
+    pub meter: ByteCounters,
     /// Those of running `tcp` streams.
-    apart: Mutex<Vec<Arc<Meter>>>,
+    apart: Mutex<Vec<Arc<ByteCounters>>>,
     /// Why we have ended it, if so.
     ended: OnceLock<Code>,
 }
@@ -57,13 +57,13 @@ pub struct Traffic {
 pub struct StreamMeter<'a> {
     traffic: &'a Traffic,
     /// The stream's bytes.
-    pub meter: Arc<Meter>,
+    pub meter: Arc<ByteCounters>,
 }
 
 impl Traffic {
     /// A meter for one stream.
     pub fn stream(&self) -> StreamMeter<'_> {
-        let meter = Arc::<Meter>::default();
+        let meter = Arc::<ByteCounters>::default();
         self.apart().push(meter.clone());
         StreamMeter { traffic: self, meter }
     }
@@ -71,7 +71,7 @@ impl Traffic {
     /// Bytes to the device, and from it.
     pub fn bytes(&self) -> (u64, u64) {
         let apart = self.apart();
-        let of = |meter: &Meter| (meter.sent.load(Relaxed), meter.received.load(Relaxed));
+        let of = |meter: &ByteCounters| (meter.sent.load(Relaxed), meter.received.load(Relaxed));
         apart
             .iter()
             .map(|meter| of(meter))
@@ -90,7 +90,7 @@ impl Traffic {
         self.ended.get().copied()
     }
 
-    fn apart(&self) -> MutexGuard<'_, Vec<Arc<Meter>>> {
+    fn apart(&self) -> MutexGuard<'_, Vec<Arc<ByteCounters>>> {
         self.apart.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -127,8 +127,8 @@ pub struct SessionStatus {
 }
 
 /// A session's place among the live ones; given up when dropped.
-pub struct Place {
-    live: Arc<Live>,
+pub struct SessionGuard {
+    live: Arc<Sessions>,
     id: DeviceId,
     connection: quinn::Connection,
     /// What passes in it.
@@ -146,7 +146,7 @@ pub struct Earlier {
     pub was_alive: bool,
 }
 
-impl Live {
+impl Sessions {
     /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its
     /// certificate was copied.
     pub fn enter(
@@ -155,7 +155,7 @@ impl Live {
         certificate: &Certificate,
         connection: &quinn::Connection,
         now: i64,
-    ) -> Place {
+    ) -> SessionGuard {
         let traffic = Arc::new(Traffic::default());
         let session = Session {
             connection: connection.clone(),
@@ -172,7 +172,7 @@ impl Live {
                 was_alive: is_open && !earlier.is_away(now),
             }
         });
-        Place { live: self.clone(), id, connection: connection.clone(), traffic, earlier }
+        SessionGuard { live: self.clone(), id, connection: connection.clone(), traffic, earlier }
     }
 
     /// Ends every session that the policy no longer admits, streams and all; returns how many.
@@ -234,7 +234,7 @@ impl Session {
     }
 }
 
-impl Drop for Place {
+impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut sessions = self.live.lock();
         // A later session of the same device may have taken the place.

@@ -35,22 +35,22 @@ fn failed(address: SocketAddr, error: io::Error, all: &[SocketAddr]) -> Failure 
     let failure = Failure::new(format!("cannot listen on {address} (UDP)"));
     match error.kind() {
         io::ErrorKind::AddrInUse if let Some(other) = earlier(all, address) => failure
-            .because(format!("aditd itself listens on {other} already, and {address} is a part of that"))
+            .source(format!("aditd itself listens on {other} already, and {address} is a part of that"))
             .hint("name only one of the two"),
         io::ErrorKind::AddrInUse => match port_holder(address, Protocol::UDP) {
-            Some(holder) => failure.because(format!("address already in use by {holder}")),
+            Some(holder) => failure.source(format!("address already in use by {holder}")),
             None => failure
-                .because(error)
+                .source(error)
                 .hint(format!("see who has it: `sudo ss -lupn 'sport = :{}'`", address.port())),
         }
         .hint("choose another with --listen"),
         io::ErrorKind::PermissionDenied => {
-            failure.because(error).hint("choose a port above 1023 with --listen")
+            failure.source(error).hint("choose a port above 1023 with --listen")
         }
-        io::ErrorKind::AddrNotAvailable => failure.because(error).hint(
+        io::ErrorKind::AddrNotAvailable => failure.source(error).hint(
             "this machine has no such address: see those it has with `ip address`, or listen on 0.0.0.0",
         ),
-        _ => failure.because(error),
+        _ => failure.source(error),
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use common::machine::process::unix_now;
 
 use crate::{
-    ingress::admission::{Door, Handshake, Reason},
+    ingress::admission::{Admission, Handshake, Reason},
     metrics::standing::Standing,
     record::Carrier,
     running::Server,
@@ -18,7 +18,7 @@ pub struct Look {
     /// The server.
     pub server: Arc<Server>,
     /// Its door.
-    pub door: Arc<Door>,
+    pub door: Arc<Admission>,
     /// The server's certificate.
     pub certificate: Arc<ServerCertificate>,
 }

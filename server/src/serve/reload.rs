@@ -93,7 +93,7 @@ impl Server {
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
-        let now = read.map_err(|e| Failure::new("cannot read the configuration").because(e))??;
+        let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
         self.policy.set_rules(now.rules.clone());
         self.meters.update(&now.meters);
         self.gate.set_authority(now.authority());

@@ -41,7 +41,7 @@ const MOST: usize = 16;
 
 /// What a member asks.
 #[derive(Debug, Serialize, Deserialize)]
-struct Asked {
+struct SocketRequest {
     name: Name,
     /// A PKCS #10 request (RFC 2986), DER.
     csr: Vec<u8>,
@@ -134,7 +134,8 @@ impl Drop for GroupSocket {
 
 async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let user = stream.peer_cred()?.uid();
-    let Asked { name, csr } = tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
+    let SocketRequest { name, csr } =
+        tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
     // Not cut short: what has been written in the register has to be noted in the log.
     let user = User { uid: user, is_owner: false };
@@ -148,10 +149,11 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
 pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
     let mut stream = UnixStream::connect(path).await.ok()?;
     let exchange = async {
-        frame::write(&mut stream, &Asked { name: name.clone(), csr: csr.to_owned() }).await?;
+        frame::write(&mut stream, &SocketRequest { name: name.clone(), csr: csr.to_owned() })
+            .await?;
         frame::read::<Result<Enrolled, Failure>>(&mut stream).await
     };
-    let failed = |e: io::Error| Failure::new("the server did not enroll the device").because(e);
+    let failed = |e: io::Error| Failure::new("the server did not enroll the device").source(e);
     Some(match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
         Ok(Ok(answer)) => answer,
         Ok(Err(e)) => Err(failed(e)),

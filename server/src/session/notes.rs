@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use common::transport::splice::{End, Meter};
+use common::transport::splice::{ByteCounters, End};
 use proto::{identity::Name, wire::Code};
 use quinn::ConnectionError;
 
@@ -80,7 +80,7 @@ impl Session {
     pub(super) fn note_stream(
         &self,
         service: &Name,
-        meter: &Meter,
+        meter: &ByteCounters,
         lasted: Duration,
         (end, why): (&'static str, Option<&'static str>),
     ) {

@@ -24,7 +24,7 @@ use std::{
 use common::machine::files::{self, FileError};
 use proto::{
     identity::{DeviceId, KeyHash},
-    knock::{Checker, DoorKey},
+    knock::{Checker, SharedKey},
 };
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -183,7 +183,7 @@ impl Register {
                 .query_map([], |row| {
                     Ok(OpenInvitation {
                         number: row.get(0)?,
-                        knock: DoorKey::from_bytes(row.get(1)?).checker(),
+                        knock: SharedKey::from_bytes(row.get(1)?).checker(),
                         expires: row.get(2)?,
                     })
                 })?

@@ -38,10 +38,10 @@ impl Client {
     /// Connects.
     pub(super) async fn connect(address: SocketAddr) -> Result<Self, Failure> {
         let failed = || Failure::new(format!("cannot connect to {address}"));
-        let tcp = TcpStream::connect(address).await.map_err(|e| failed().because(e))?;
-        tcp.set_nodelay(true).map_err(|e| failed().because(e))?;
+        let tcp = TcpStream::connect(address).await.map_err(|e| failed().source(e))?;
+        tcp.set_nodelay(true).map_err(|e| failed().source(e))?;
         let (requests, connection) =
-            http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed().because(e))?;
+            http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed().source(e))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
             // Whoever waits for an answer gets the error.
@@ -97,8 +97,8 @@ impl Client {
     ) -> Result<T, Failure> {
         let failed = || Failure::new(format!("http://{}{path} did not answer", self.address));
         match asked {
-            Ok(answer) => answer.map_err(|e| failed().because(e)),
-            Err(elapsed) => Err(failed().because(elapsed)),
+            Ok(answer) => answer.map_err(|e| failed().source(e)),
+            Err(elapsed) => Err(failed().source(elapsed)),
         }
     }
 }
@@ -165,7 +165,7 @@ impl Answer {
             let (status, body) = client.judge(PATH, said)?;
             let why = String::from_utf8_lossy(&body).into_owned();
             return Err(
-                Failure::new(format!("http://{address}{PATH} answered {status}")).because(why)
+                Failure::new(format!("http://{address}{PATH} answered {status}")).source(why)
             );
         }
         Ok(Self { _client: client, body: response.into_body(), asked, raw: Vec::new(), read: 0 })
@@ -178,7 +178,7 @@ impl Answer {
                 match line {
                     Line { error: Some(why), .. } => {
                         return Err(
-                            Failure::new("Ollama gave up in the middle of an answer").because(why)
+                            Failure::new("Ollama gave up in the middle of an answer").source(why)
                         );
                     }
                     Line { done: true, .. } => return Ok(Event::Done),
@@ -200,7 +200,7 @@ impl Answer {
                 }
                 Err(_) => {
                     return Err(Failure::new("an answer stopped")
-                        .because(format!("no token for {} s", NEXT_WITHIN.as_secs())));
+                        .source(format!("no token for {} s", NEXT_WITHIN.as_secs())));
                 }
             }
         }
@@ -222,7 +222,7 @@ impl Answer {
             }
         }
         let end = timeout(SMALL_WITHIN, self.body.collect()).await;
-        let end = end.map_err(|e| cut().because(e))?.map_err(|e| cut().because(e))?;
+        let end = end.map_err(|e| cut().source(e))?.map_err(|e| cut().source(e))?;
         self.raw.extend(end.to_bytes());
         let first = times.first().ok_or_else(|| Failure::new("an answer had no words in it"))?;
         Ok(Whole {
@@ -241,7 +241,7 @@ impl Answer {
         let line = serde_json::from_slice(&rest[..end]);
         self.read += end + 1;
         line.map(Some).map_err(|e| {
-            Failure::new("an answer has a line in it that is no JSON of Ollama's").because(e)
+            Failure::new("an answer has a line in it that is no JSON of Ollama's").source(e)
         })
     }
 }

@@ -104,7 +104,7 @@ async fn refused(tunnel: SocketAddr, question: &Value, screen: &Screen) -> Resul
     // A stand-in that is out of order could refuse too, but not in these words.
     if status != StatusCode::SERVICE_UNAVAILABLE || !why.contains("revoked") {
         return Err(Failure::new("the next request was not refused as it should be")
-            .because(format!("{status}: {said}")));
+            .source(format!("{status}: {said}")));
     }
     screen.talk(format_args!("The next request is refused with {status}, after {}.", shown(took)));
     Ok(())

@@ -88,7 +88,7 @@ impl Source {
         let model = options.model.clone();
         let ollama = Ollama::start(options)
             .await
-            .map_err(|e| Failure::new("cannot start the stand-in for Ollama").because(e))?;
+            .map_err(|e| Failure::new("cannot start the stand-in for Ollama").source(e))?;
         screen.talk(format_args!("{why}\nIt is no model: it speaks HTTP as Ollama does and sends fixed words, one every 30 ms."));
         Ok(Self { address: ollama.addr(), model, stand_in: Some(ollama) })
     }

@@ -24,7 +24,7 @@ pub(super) struct Stage {
 impl Stage {
     /// Makes the directory and the programs in it.
     pub(super) fn new() -> Result<Self, Failure> {
-        let failed = |e: io::Error| Failure::new("cannot set up a temporary directory").because(e);
+        let failed = |e: io::Error| Failure::new("cannot set up a temporary directory").source(e);
         let this = std::env::current_exe().map_err(failed)?;
         // A short name: the path of a socket in it may not be long.
         let dir = tempfile::Builder::new().prefix("adit-demo-").tempdir().map_err(failed)?;
@@ -69,10 +69,10 @@ impl Stage {
     ) -> Result<Ended, Failure> {
         let failed = || Failure::new(format!("`{program} {}` failed", args.join(" ")));
         let ended = self.programs.run(program, &with(args, flags), input).await;
-        let ended = ended.map_err(|e| failed().because(e))?;
+        let ended = ended.map_err(|e| failed().source(e))?;
         match ended.code {
             Some(0) => Ok(ended),
-            _ => Err(failed().because(ended.stderr.trim().to_owned())),
+            _ => Err(failed().source(ended.stderr.trim().to_owned())),
         }
     }
 
@@ -94,7 +94,7 @@ impl Stage {
         start(&mut self.adit, command, "adit").await?;
         let status = self.adit(&["status", "--json"], "").await?;
         let address = listening(&status)?.parse();
-        address.map_err(|e| Failure::new("`adit status` shows no address").because(e))
+        address.map_err(|e| Failure::new("`adit status` shows no address").source(e))
     }
 
     /// Waits until one of both processes ends, which neither does by itself.
@@ -107,7 +107,7 @@ impl Stage {
                 else => continue,
             };
             return Failure::new(format!("{who} ended by itself ({how})"))
-                .because(log.trim_end().to_owned());
+                .source(log.trim_end().to_owned());
         }
     }
 
@@ -127,7 +127,7 @@ impl Stage {
             tokio::time::sleep(Duration::from_millis(50)).await;
             removed = std::fs::remove_dir_all(&path);
         }
-        removed.map_err(|e| Failure::new(format!("cannot remove {}", path.display())).because(e))
+        removed.map_err(|e| Failure::new(format!("cannot remove {}", path.display())).source(e))
     }
 }
 
@@ -141,7 +141,7 @@ async fn start(
     mut command: Command,
     name: &str,
 ) -> Result<(), Failure> {
-    let failed = |e: io::Error| Failure::new(format!("cannot start {name}")).because(e);
+    let failed = |e: io::Error| Failure::new(format!("cannot start {name}")).source(e);
     // Ctrl-C in the terminal is for the demo, which ends the others in their turn.
     command.process_group(0);
     let process = place.insert(Process::spawn(command, name).map_err(failed)?);
@@ -150,7 +150,7 @@ async fn start(
 
 fn listening(status: &Ended) -> Result<String, Failure> {
     let wrong = || Failure::new("a status shows no address");
-    let status: Value = serde_json::from_str(&status.stdout).map_err(|e| wrong().because(e))?;
+    let status: Value = serde_json::from_str(&status.stdout).map_err(|e| wrong().source(e))?;
     status["listening"][0].as_str().map(str::to_owned).ok_or_else(wrong)
 }
 

@@ -65,7 +65,7 @@ async fn a_server_with_the_whole_configuration_serves() {
 
 #[tokio::test]
 async fn a_key_that_is_limited_as_the_readme_says_carries_the_tunnel() {
-    if !Sshd::is_there() && skip::because("there is no OpenSSH server and client") {
+    if !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client") {
         return;
     }
     let world = World::start(PROGRAM).await;
@@ -96,7 +96,7 @@ async fn a_key_that_is_limited_as_the_readme_says_carries_the_tunnel() {
 fn the_unit_is_sound_and_exposes_little() {
     let tool = "systemd-analyze";
     let is_there = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !is_there && skip::because("there is no systemd-analyze") {
+    if !is_there && skip::skip_test("there is no systemd-analyze") {
         return;
     }
     let tmp = tempfile::tempdir().expect("a directory");

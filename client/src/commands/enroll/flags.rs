@@ -102,7 +102,7 @@ impl Enroll {
                 let alone = !word.contains(['@', ':', '.']);
                 if alone && (word.len() > SHORTEST_SECRET || !way.is_known().await) {
                     return Err(Failure::new("that is no host to enroll at over SSH")
-                        .because("neither the SSH configuration of this computer nor the network knows it")
+                        .source("neither the SSH configuration of this computer nor the network knows it")
                         .hint("write it as USER@HOST, or as `Host` of ~/.ssh/config calls it")
                         .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
                         .exit(Exit::Usage));
@@ -114,7 +114,7 @@ impl Enroll {
                 .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
                 .exit(Exit::Usage)),
             Err(why) => Err(Failure::new("that is no server to enroll at over SSH")
-                .because(why)
+                .source(why)
                 .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
                 .exit(Exit::Usage)),
         }

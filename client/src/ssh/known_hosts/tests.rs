@@ -29,8 +29,8 @@ fn judged(lines: &str, host: &str, offered: &Offered, now: u64) -> Judgement {
     judge(&parse(Path::new("/known"), &file), host, bare, offered, now)
 }
 
-fn at(line: usize) -> Place {
-    Place { file: "/known".into(), line }
+fn at(line: usize) -> Location {
+    Location { file: "/known".into(), line }
 }
 
 fn unknown(others: &[usize]) -> Judgement {

@@ -10,10 +10,10 @@ const MOST_TRAILERS: usize = 16 * 1024;
 
 /// The rest of one body.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Body(State);
+pub struct Body(BodyState);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum State {
+enum BodyState {
     Left(u64),
     Size { size: u64, digits: usize, line: usize },
     Extension { size: u64, line: usize },
@@ -21,13 +21,13 @@ enum State {
     Data(u64),
     DataCr,
     DataLf,
-    Trailer { place: Place, len: usize },
+    Trailer { place: ChunkPosition, len: usize },
     UntilClose,
 }
 
 /// Where in a trailer's line the next byte stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Place {
+enum ChunkPosition {
     Start,
     Name,
     Value,
@@ -52,9 +52,11 @@ impl Body {
     /// Whether bytes of our own can stand here.
     pub fn can_insert(&self) -> Insert {
         match self.0 {
-            State::UntilClose => Insert::Plain,
-            State::Left(_) | State::Trailer { .. } | State::SizeLf { size: 0 } => Insert::Never,
-            State::Size { digits: 0, .. } => Insert::Chunk,
+            BodyState::UntilClose => Insert::Plain,
+            BodyState::Left(_) | BodyState::Trailer { .. } | BodyState::SizeLf { size: 0 } => {
+                Insert::Never
+            }
+            BodyState::Size { digits: 0, .. } => Insert::Chunk,
             _ => Insert::Later,
         }
     }
@@ -62,24 +64,24 @@ impl Body {
     /// A body of this length.
     pub fn new(length: BodyLength) -> Self {
         Self(match length {
-            BodyLength::Known(length) => State::Left(length),
-            BodyLength::Chunked => State::Size { size: 0, digits: 0, line: 0 },
+            BodyLength::Known(length) => BodyState::Left(length),
+            BodyLength::Chunked => BodyState::Size { size: 0, digits: 0, line: 0 },
         })
     }
 
     /// A body that ends with its connection.
     pub fn until_close() -> Self {
-        Self(State::UntilClose)
+        Self(BodyState::UntilClose)
     }
 
     /// Whether all of it has come.
     pub fn is_over(&self) -> bool {
-        self.0 == State::Left(0)
+        self.0 == BodyState::Left(0)
     }
 
     /// Whether only the end of its connection ends it.
     pub fn ends_with_connection(&self) -> bool {
-        self.0 == State::UntilClose
+        self.0 == BodyState::UntilClose
     }
 
     /// Follows the body through `bytes`: how many of them belong to it. What they say, without its
@@ -93,16 +95,16 @@ impl Body {
             let rest = &bytes[at..];
             let fits = |left: u64| usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
             match &mut self.0 {
-                State::Left(left) | State::Data(left) => {
+                BodyState::Left(left) | BodyState::Data(left) => {
                     let n = fits(*left);
                     content(&rest[..n]);
                     *left -= n as u64;
                     at += n;
-                    if self.0 == State::Data(0) {
-                        self.0 = State::DataCr;
+                    if self.0 == BodyState::Data(0) {
+                        self.0 = BodyState::DataCr;
                     }
                 }
-                State::UntilClose => {
+                BodyState::UntilClose => {
                     content(rest);
                     at = bytes.len();
                 }
@@ -116,7 +118,7 @@ impl Body {
     }
 }
 
-impl State {
+impl BodyState {
     /// One byte of a chunk's frame.
     fn step(&self, byte: u8) -> Result<Self, Fault> {
         Ok(match (self, byte) {
@@ -140,11 +142,13 @@ impl State {
             (Self::Extension { size, line }, b'\t' | b' '..=b'~') => {
                 Self::Extension { size: *size, line: line + 1 }
             }
-            (Self::SizeLf { size: 0 }, b'\n') => Self::Trailer { place: Place::Start, len: 0 },
+            (Self::SizeLf { size: 0 }, b'\n') => {
+                Self::Trailer { place: ChunkPosition::Start, len: 0 }
+            }
             (Self::SizeLf { size }, b'\n') => Self::Data(*size),
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::Size { size: 0, digits: 0, line: 0 },
-            (Self::Trailer { place: Place::LastLf, .. }, b'\n') => Self::Left(0),
+            (Self::Trailer { place: ChunkPosition::LastLf, .. }, b'\n') => Self::Left(0),
             (Self::Trailer { place, len }, byte) if *len < MOST_TRAILERS => {
                 Self::Trailer { place: place.step(byte).ok_or(Fault::Chunk)?, len: len + 1 }
             }
@@ -153,7 +157,7 @@ impl State {
     }
 }
 
-impl Place {
+impl ChunkPosition {
     fn step(self, byte: u8) -> Option<Self> {
         let token = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
         match (self, byte) {

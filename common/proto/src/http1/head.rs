@@ -216,14 +216,14 @@ fn number(value: &[u8]) -> Option<u64> {
 #[derive(Default)]
 pub struct HeadReader {
     bytes: Vec<u8>,
-    line: Line,
+    line: LineState,
     /// Whether faults in the lines are told, or passed over.
     lenient: bool,
 }
 
 /// Where in a line the next byte stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum Line {
+enum LineState {
     #[default]
     First,
     Start,
@@ -262,7 +262,7 @@ impl HeadReader {
                 return Err(Fault::TooLong);
             }
             self.line = self.step(*byte)?;
-            if self.line == Line::End {
+            if self.line == LineState::End {
                 self.bytes.extend_from_slice(&bytes[..=at]);
                 return Ok(Some(at + 1));
             }
@@ -271,21 +271,21 @@ impl HeadReader {
         Ok(None)
     }
 
-    fn step(&self, byte: u8) -> Result<Line, Fault> {
+    fn step(&self, byte: u8) -> Result<LineState, Fault> {
         match (self.line, byte) {
-            (Line::Cr { empty: true }, b'\n') => Ok(Line::End),
-            (Line::Cr { empty: false }, b'\n') => Ok(Line::Start),
-            (Line::First, b'\r' | b'\n') => Err(Fault::EmptyLine),
-            (Line::Start, b'\r') => Ok(Line::Cr { empty: true }),
-            (Line::Middle, b'\r') => Ok(Line::Cr { empty: false }),
-            (Line::Start, b'\n') if self.lenient => Ok(Line::End),
-            (Line::Middle, b'\n') if self.lenient => Ok(Line::Start),
-            _ if self.lenient => Ok(Line::Middle),
-            (Line::Cr { .. }, _) | (_, b'\n') => Err(Fault::BareLine),
-            (Line::Start, b' ' | b'\t') => Err(Fault::Fold),
+            (LineState::Cr { empty: true }, b'\n') => Ok(LineState::End),
+            (LineState::Cr { empty: false }, b'\n') => Ok(LineState::Start),
+            (LineState::First, b'\r' | b'\n') => Err(Fault::EmptyLine),
+            (LineState::Start, b'\r') => Ok(LineState::Cr { empty: true }),
+            (LineState::Middle, b'\r') => Ok(LineState::Cr { empty: false }),
+            (LineState::Start, b'\n') if self.lenient => Ok(LineState::End),
+            (LineState::Middle, b'\n') if self.lenient => Ok(LineState::Start),
+            _ if self.lenient => Ok(LineState::Middle),
+            (LineState::Cr { .. }, _) | (_, b'\n') => Err(Fault::BareLine),
+            (LineState::Start, b' ' | b'\t') => Err(Fault::Fold),
             (_, 0x7f) => Err(Fault::Control),
             (_, byte) if byte < b' ' && byte != b'\t' => Err(Fault::Control),
-            _ => Ok(Line::Middle),
+            _ => Ok(LineState::Middle),
         }
     }
 
@@ -296,7 +296,7 @@ impl HeadReader {
 
     /// What has been collected, for the next head to begin afresh.
     pub fn finish(&mut self) -> Vec<u8> {
-        self.line = Line::First;
+        self.line = LineState::First;
         std::mem::take(&mut self.bytes)
     }
 }

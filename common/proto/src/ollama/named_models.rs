@@ -19,7 +19,7 @@ pub struct NamedModels {
     lists: &'static [&'static [&'static str]],
     /// What each key says.
     values: Vec<Option<String>>,
-    state: State,
+    state: JsonState,
     depth: u32,
     /// One bit for each level: whether it is an object.
     objects: u128,
@@ -32,7 +32,7 @@ pub struct NamedModels {
 
 /// What comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum JsonState {
     /// The object itself.
     Begin,
     /// A value; or the end of an array that is empty.
@@ -85,7 +85,7 @@ impl NamedModels {
             values: vec![None; keys.len()],
             keys,
             lists,
-            state: State::Begin,
+            state: JsonState::Begin,
             depth: 0,
             objects: 0,
             text: Vec::new(),
@@ -98,7 +98,7 @@ impl NamedModels {
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.fault.is_none() {
             let taken = match self.state {
-                State::String { is_key, escape: Escape::None } => self.string(bytes, is_key),
+                JsonState::String { is_key, escape: Escape::None } => self.string(bytes, is_key),
                 _ => self.step(bytes[0]).map(|again| usize::from(!again)),
             };
             match taken {
@@ -130,7 +130,7 @@ impl NamedModels {
     pub fn finish(&self) -> Result<Vec<String>, Unreadable> {
         match (self.fault, self.state) {
             (Some(fault), _) => Err(fault),
-            (None, State::Done) => Ok(self
+            (None, JsonState::Done) => Ok(self
                 .lists
                 .iter()
                 .filter_map(|list| list.iter().find_map(|key| self.value(key)))
@@ -150,34 +150,35 @@ impl NamedModels {
     fn step(&mut self, byte: u8) -> Result<bool, Unreadable> {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match self.state {
-            State::Begin
-            | State::Value { .. }
-            | State::Key { .. }
-            | State::Colon
-            | State::CommaOrEnd
-            | State::Done
+            JsonState::Begin
+            | JsonState::Value { .. }
+            | JsonState::Key { .. }
+            | JsonState::Colon
+            | JsonState::CommaOrEnd
+            | JsonState::Done
                 if is_space => {}
-            State::Begin if byte == b'{' => self.open(true)?,
-            State::Value { or_end: true } if byte == b']' => self.close(false)?,
-            State::Value { .. } => self.value_begins(byte)?,
-            State::Key { or_end: true } if byte == b'}' => self.close(true)?,
-            State::Key { .. } if byte == b'"' => {
+            JsonState::Begin if byte == b'{' => self.open(true)?,
+            JsonState::Value { or_end: true } if byte == b']' => self.close(false)?,
+            JsonState::Value { .. } => self.value_begins(byte)?,
+            JsonState::Key { or_end: true } if byte == b'}' => self.close(true)?,
+            JsonState::Key { .. } if byte == b'"' => {
                 self.text.clear();
-                self.state = State::String { is_key: true, escape: Escape::None };
+                self.state = JsonState::String { is_key: true, escape: Escape::None };
             }
-            State::Colon if byte == b':' => self.state = State::Value { or_end: false },
-            State::CommaOrEnd => match byte {
-                b',' if self.is_object() => self.state = State::Key { or_end: false },
-                b',' => self.state = State::Value { or_end: false },
+            JsonState::Colon if byte == b':' => self.state = JsonState::Value { or_end: false },
+            JsonState::CommaOrEnd => match byte {
+                b',' if self.is_object() => self.state = JsonState::Key { or_end: false },
+                b',' => self.state = JsonState::Value { or_end: false },
                 b'}' => self.close(true)?,
                 b']' => self.close(false)?,
                 _ => return Err(Unreadable::Malformed),
             },
-            State::String { is_key, escape } => self.escape(byte, is_key, escape)?,
-            State::Word([next, rest @ ..]) if byte == *next => {
-                self.state = if rest.is_empty() { State::CommaOrEnd } else { State::Word(rest) };
+            JsonState::String { is_key, escape } => self.escape(byte, is_key, escape)?,
+            JsonState::Word([next, rest @ ..]) if byte == *next => {
+                self.state =
+                    if rest.is_empty() { JsonState::CommaOrEnd } else { JsonState::Word(rest) };
             }
-            State::Number(number) => return self.number(byte, number),
+            JsonState::Number(number) => return self.number(byte, number),
             _ => return Err(Unreadable::Malformed),
         }
         Ok(false)
@@ -194,8 +195,11 @@ impl NamedModels {
         self.depth += 1;
         self.objects &= !(1 << self.depth);
         self.objects |= u128::from(object) << self.depth;
-        self.state =
-            if object { State::Key { or_end: true } } else { State::Value { or_end: true } };
+        self.state = if object {
+            JsonState::Key { or_end: true }
+        } else {
+            JsonState::Value { or_end: true }
+        };
         Ok(())
     }
 
@@ -204,7 +208,7 @@ impl NamedModels {
             return Err(Unreadable::Malformed);
         }
         self.depth -= 1;
-        self.state = if self.depth == 0 { State::Done } else { State::CommaOrEnd };
+        self.state = if self.depth == 0 { JsonState::Done } else { JsonState::CommaOrEnd };
         Ok(())
     }
 
@@ -215,20 +219,20 @@ impl NamedModels {
         match byte {
             b'"' => {
                 self.text.clear();
-                self.state = State::String { is_key: false, escape: Escape::None };
+                self.state = JsonState::String { is_key: false, escape: Escape::None };
             }
             b'{' => self.open(true)?,
             b'[' => self.open(false)?,
-            b't' => self.state = State::Word(b"rue"),
-            b'f' => self.state = State::Word(b"alse"),
+            b't' => self.state = JsonState::Word(b"rue"),
+            b'f' => self.state = JsonState::Word(b"alse"),
             b'n' => {
                 // To Go, null is no value.
                 self.wanted = None;
-                self.state = State::Word(b"ull");
+                self.state = JsonState::Word(b"ull");
             }
-            b'-' => self.state = State::Number(Number::Minus),
-            b'0' => self.state = State::Number(Number::Zero),
-            b'1'..=b'9' => self.state = State::Number(Number::Integer),
+            b'-' => self.state = JsonState::Number(Number::Minus),
+            b'0' => self.state = JsonState::Number(Number::Zero),
+            b'1'..=b'9' => self.state = JsonState::Number(Number::Integer),
             _ => return Err(Unreadable::Malformed),
         }
         Ok(())
@@ -244,7 +248,7 @@ impl NamedModels {
             Some(b'"') => self.string_ends(is_key)?,
             Some(b'\\') => {
                 self.keep(b"\\", is_key)?;
-                self.state = State::String { is_key, escape: Escape::Begun };
+                self.state = JsonState::String { is_key, escape: Escape::Begun };
             }
             Some(_) => return Err(Unreadable::Malformed),
         }
@@ -260,7 +264,7 @@ impl NamedModels {
             _ => return Err(Unreadable::Malformed),
         };
         self.keep(&[byte], is_key)?;
-        self.state = State::String { is_key, escape };
+        self.state = JsonState::String { is_key, escape };
         Ok(())
     }
 
@@ -282,7 +286,7 @@ impl NamedModels {
     }
 
     fn string_ends(&mut self, is_key: bool) -> Result<(), Unreadable> {
-        self.state = if is_key { State::Colon } else { State::CommaOrEnd };
+        self.state = if is_key { JsonState::Colon } else { JsonState::CommaOrEnd };
         if is_key && self.depth == 1 {
             let key = decoded(&self.text)?;
             if let Some(at) = self.keys.iter().position(|wanted| is_same_key(wanted, &key)) {
@@ -314,12 +318,12 @@ impl NamedModels {
             (Number::E, b'+' | b'-') => Number::Sign,
             (Number::E | Number::Sign | Number::Exponent, b'0'..=b'9') => Number::Exponent,
             (Number::Zero | Number::Integer | Number::Fraction | Number::Exponent, _) => {
-                self.state = State::CommaOrEnd;
+                self.state = JsonState::CommaOrEnd;
                 return Ok(true);
             }
             _ => return Err(Unreadable::Malformed),
         };
-        self.state = State::Number(next);
+        self.state = JsonState::Number(next);
         Ok(false)
     }
 }

@@ -168,7 +168,7 @@ impl fmt::Debug for StreamCarrier {
 
 impl AsyncUdpSocket for StreamCarrier {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Room(self))
+        Box::pin(WritablePoller(self))
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -234,9 +234,9 @@ impl AsyncUdpSocket for StreamCarrier {
 
 /// Waits for room in a carrier's queue.
 #[derive(Debug)]
-struct Room(Arc<StreamCarrier>);
+struct WritablePoller(Arc<StreamCarrier>);
 
-impl UdpPoller for Room {
+impl UdpPoller for WritablePoller {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut queues = self.0.lock();
         if queues.out.len() < OUT_LIMIT || self.0.dead.load(Relaxed) {

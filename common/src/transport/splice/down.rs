@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use quinn::{ConnectionError, ReadError, VarInt};
 use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 
-use super::{Meter, Receiving, passed::Passed};
+use super::{ByteCounters, Receiving, passed::Passed};
 
 /// Chunks of a stream that go into one `writev`.
 const CHUNKS: usize = 16;
@@ -88,7 +88,7 @@ pub(super) async fn write_all(
     chunks: &mut [Bytes],
     to: &WriteHalf<'_>,
     from: &mut Receiving,
-    meter: &Meter,
+    meter: &ByteCounters,
 ) -> Result<(), DownEnd> {
     let (mut next, mut joined) = (0, false);
     while next < chunks.len() {

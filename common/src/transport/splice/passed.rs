@@ -4,16 +4,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 
 use proto::{http1::exchanges::Exchanges, wire::ServiceKind};
 
-use super::{Facing, Meter};
+use super::{ByteCounters, Facing};
 
 /// What passes one splice, for all who want to know.
 pub(super) struct Passed<'a> {
     pub(super) facing: Facing,
-    pub(super) meter: &'a Meter,
-    state: Mutex<State>,
+    pub(super) meter: &'a ByteCounters,
+    state: Mutex<ExchangeState>,
 }
 
-struct State {
+struct ExchangeState {
     /// What HTTP tells; nothing of bytes without a meaning.
     exchanges: Option<Exchanges>,
     /// Whether a byte has passed.
@@ -25,9 +25,9 @@ struct State {
 }
 
 impl<'a> Passed<'a> {
-    pub(super) fn new(facing: Facing, meter: &'a Meter) -> Self {
+    pub(super) fn new(facing: Facing, meter: &'a ByteCounters) -> Self {
         let is_http = facing == Facing::Application(ServiceKind::Http);
-        let state = State {
+        let state = ExchangeState {
             exchanges: is_http.then(Exchanges::default),
             is_used: false,
             is_delivering: false,
@@ -90,7 +90,7 @@ impl<'a> Passed<'a> {
         state.exchanges.as_ref().and_then(Exchanges::unanswered).map(<[u8]>::to_vec)
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut ExchangeState)) {
         let mut state = self.lock();
         state.is_used = true;
         change(&mut state);
@@ -104,12 +104,12 @@ impl<'a> Passed<'a> {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ExchangeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl ExchangeState {
     fn is_idle(&self) -> bool {
         match &self.exchanges {
             Some(exchanges) => exchanges.is_idle() && !self.is_delivering,
@@ -136,7 +136,7 @@ mod tests {
 
     #[test]
     fn an_exchange_is_under_way_until_all_of_its_answer_is_delivered() {
-        let meter = Meter::default();
+        let meter = ByteCounters::default();
         let underway = || meter.underway.load(Relaxed);
         let passed = Passed::new(Facing::Application(ServiceKind::Http), &meter);
         assert!(passed.is_idle() && passed.may_go_on() && underway() == 0);
@@ -154,7 +154,7 @@ mod tests {
 
     #[test]
     fn bytes_without_a_meaning_are_under_way_from_the_first_to_the_end() {
-        let meter = Meter::default();
+        let meter = ByteCounters::default();
         for facing in [Facing::Application(ServiceKind::Tcp), Facing::Upstream] {
             let passed = Passed::new(facing, &meter);
             assert!(passed.is_idle() && !passed.may_go_on() && passed.unanswered().is_none());

@@ -7,15 +7,15 @@ use proto::identity::DeviceId;
 
 use super::{
     Full, Queue, Turn, Waiting,
-    line::{Entered, Line, Ticket},
+    fair_queue::{Entered, FairQueue, Ticket},
 };
 
 fn most(n: usize) -> Option<NonZeroUsize> {
     NonZeroUsize::new(n)
 }
 
-fn line(most_at_once: usize, room: usize) -> Line<u8> {
-    Line::new(most(most_at_once), room)
+fn line(most_at_once: usize, room: usize) -> FairQueue<u8> {
+    FairQueue::new(most(most_at_once), room)
 }
 
 fn waits(entered: Entered) -> Ticket {

@@ -39,7 +39,7 @@ pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<Socket
 /// That there is no server, and how to start it.
 pub(super) fn not_running(why: &str) -> Failure {
     Failure::new(format!("aditd is not running on {}", host()))
-        .because(why)
+        .source(why)
         .hint("start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service")
 }
 

@@ -10,7 +10,7 @@ use proto::{
 use super::{Content, Stop};
 use crate::{
     gate::{budget::Full, connection::Conversation, exchange, refused::Refused, running::Running},
-    policy::Leave,
+    policy::RoutePermit,
     record::Refusal,
 };
 
@@ -25,7 +25,7 @@ impl Conversation<'_> {
     /// The models that a request is about, read as Ollama will; `None` if it is about none.
     pub(super) async fn models(
         &mut self,
-        leave: &Leave,
+        leave: &RoutePermit,
         head: &RequestHead,
         route: Route,
         content: &mut Content,

@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, sync::atomic::AtomicI64};
 
-use common::transport::splice::Meter;
+use common::transport::splice::ByteCounters;
 use proto::{
     identity::{Certificate, KeyHash, Name},
     invitation::Secret,
@@ -28,7 +28,7 @@ struct Bench {
     not_after: AtomicI64,
     name: Name,
     slots: Semaphore,
-    meter: Meter,
+    meter: ByteCounters,
     draining: CancellationToken,
 }
 
@@ -59,17 +59,17 @@ impl Bench {
             not_after: AtomicI64::new(i64::MAX),
             name,
             slots: Semaphore::new(1),
-            meter: Meter::default(),
+            meter: ByteCounters::default(),
             draining: CancellationToken::new(),
         }
     }
 
-    fn with_line<R>(&self, then: impl FnOnce(&Line<'_>) -> R) -> R {
+    fn with_line<R>(&self, then: impl FnOnce(&StreamContext<'_>) -> R) -> R {
         then(&self.line())
     }
 
-    fn line(&self) -> Line<'_> {
-        Line {
+    fn line(&self) -> StreamContext<'_> {
+        StreamContext {
             certificate: &self.certificate,
             not_after: &self.not_after,
             asker: Asker {
@@ -93,7 +93,7 @@ impl Bench {
     }
 
     /// What the head alone decides.
-    fn leave(&self, request: &str) -> Result<Leave, (u16, Refusal)> {
+    fn leave(&self, request: &str) -> Result<RoutePermit, (u16, Refusal)> {
         let (head, route) = parsed(request);
         let leave = self.with_line(|line| self.gate.leave(line, &head, route));
         leave.map_err(|refused| (refused.answer.status, refused.why))

@@ -13,7 +13,7 @@ use std::{
 };
 
 use aws_lc_rs::hmac;
-use proto::{crypto::fill_random, knock::DoorKey};
+use proto::{crypto::fill_random, knock::SharedKey};
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 
 use super::recent::Recent;
@@ -38,7 +38,7 @@ pub(crate) struct OwnIds {
 
 impl OwnIds {
     /// IDs under `key`, the same after a restart.
-    pub(crate) fn new(key: &DoorKey, resets: Arc<Mutex<Resets>>) -> Self {
+    pub(crate) fn new(key: &SharedKey, resets: Arc<Mutex<Resets>>) -> Self {
         let key = key.derive(b"adit/1 connection ids");
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
         Self { key, resets, began: Instant::now() }
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     fn ids(key: u8) -> OwnIds {
-        OwnIds::new(&DoorKey::from_bytes([key; 32]), Arc::default())
+        OwnIds::new(&SharedKey::from_bytes([key; 32]), Arc::default())
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use proto::{
     identity::{DeviceId, KeyHash},
     invitation::Secret,
-    knock::{DoorKey, KnockKey},
+    knock::{KnockKey, SharedKey},
 };
 
 use super::*;
@@ -16,7 +16,7 @@ struct World {
     _dir: tempfile::TempDir,
     register: Register,
     keys: EndpointKeys,
-    door: Door,
+    door: Admission,
     next: u8,
 }
 
@@ -29,7 +29,7 @@ impl World {
         let register = Register::open(&dir.path().join(Register::FILE)).expect("a register");
         let keys = EndpointKeys::generate();
         let policy = Policy::new(Default::default(), Arc::default(), Upstream::default());
-        let door = Door::new(&keys, Arc::new(policy));
+        let door = Admission::new(&keys, Arc::new(policy));
         Self { _dir: dir, register, keys, door, next: 0 }
     }
 
@@ -73,7 +73,7 @@ fn is_accepted(verdict: &Verdict) -> bool {
 fn without_a_knock_nothing_is_heard_and_nothing_answered() {
     let mut world = World::new();
     world.device();
-    let (other, shared) = (DoorKey::generate(), world.keys.door.clone());
+    let (other, shared) = (SharedKey::generate(), world.keys.door.clone());
     for knock in [&[][..], &[0; 8], &[0; 20], &other.knock(), &shared.knock()] {
         assert!(!world.door.hear(knock, host(7), NOW), "{knock:?}");
         let verdict = world.door.judge(knock, host(7), true, NOW);

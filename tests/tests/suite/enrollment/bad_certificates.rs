@@ -14,7 +14,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, SanType
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tests::{
     credentials::{self, Authority, certified, key_pair, new_key},
-    kept::profile,
+    state_files::profile,
     stranger::{Gate, Outcome, ask, attempt},
     world::SOON,
 };

@@ -13,7 +13,7 @@ use common::{
 use data_encoding::BASE64;
 use proto::{
     invitation::{Invitation, Secret},
-    knock::DoorKey,
+    knock::SharedKey,
     wire::{EnrollAnswer, EnrollRequest, Enrolled},
 };
 use server::{
@@ -24,10 +24,10 @@ use server::{
     },
 };
 use tests::{
+    cli_assert::{FAILED, assert_ok, assert_told},
     credentials::{self, Authority},
-    kept::{device_names, identity_file, store, stored},
     raw::{self, ROOT},
-    told::{FAILED, assert_ok, assert_told},
+    state_files::{device_names, identity_file, store, stored},
     world::{Device, World},
 };
 use time::OffsetDateTime;
@@ -76,7 +76,7 @@ async fn server_with_clock(
                 device_id,
                 certificate: BASE64.encode(&issued.certificate),
                 ca: BASE64.encode(authority.ca.certificate()),
-                door_key: DoorKey::generate().into(),
+                door_key: SharedKey::generate().into(),
                 addresses: vec![address.clone()],
                 services: Vec::new(),
                 relay_port: None,

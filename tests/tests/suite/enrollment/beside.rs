@@ -3,9 +3,9 @@
 use proto::invitation::Invitation;
 use serde_json::Value;
 use tests::{
-    kept::text,
+    cli_assert::{USAGE, assert_ok, assert_told},
     ollama::Options,
-    told::{USAGE, assert_ok, assert_told},
+    state_files::text,
     world::World,
 };
 

@@ -8,12 +8,12 @@ use data_encoding::BASE64;
 use proto::{crypto::sha256, identity::DeviceId};
 use serde_json::Value;
 use tests::{
+    cli_assert::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, up_to_its_end},
     credentials::{key_pair, parse},
     disk::SmallDisk,
-    kept::{devices, identity_file, private_key, private_key_for, profile, text},
     ollama::Options,
     raw::{self, ROOT},
-    told::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, up_to_its_end},
+    state_files::{devices, identity_file, private_key, private_key_for, profile, text},
     world::{SOON, World},
 };
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use client::profile::{Place, SecretPem};
+use client::profile::{ProfileDir, SecretPem};
 use common::machine::process::unix_now;
 use data_encoding::BASE64;
 use proto::{
@@ -16,12 +16,12 @@ use proto::{
 };
 use serde_json::Value;
 use tests::{
+    cli_assert::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told},
     credentials::{has_ended, new_key, parse, redeem},
-    kept::{device_names, devices, identity_file, private_key, profile, shell_quoted},
     raw::{self, ROOT},
     skip,
+    state_files::{device_names, devices, identity_file, private_key, profile, shell_quoted},
     stranger::{Stranger, crypto, first_flight},
-    told::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told},
     world::{SOON, World},
 };
 
@@ -90,7 +90,8 @@ async fn a_code_is_asked_for_on_a_terminal() {
         .arg("--version")
         .output()
         .is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("util-linux"));
-    if !util_linux && skip::because("there is no `script` of util-linux to make a terminal with") {
+    if !util_linux && skip::skip_test("there is no `script` of util-linux to make a terminal with")
+    {
         return;
     }
     let world = World::start(PROGRAM).await;
@@ -271,7 +272,7 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     let device = world.stranger("laptop");
     // As far as `adit enroll` came when its network was cut: the key stored, the request sent, no
     // answer.
-    let place = Place::new(&device.dir, "default".parse().expect("a name"));
+    let place = ProfileDir::new(&device.dir, "default".parse().expect("a name"));
     let key = new_key();
     place.prepare().expect("a directory");
     let kept =

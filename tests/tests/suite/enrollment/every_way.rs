@@ -8,12 +8,12 @@ use proto::wire::{EnrollAnswer, Enrolled};
 use serde_json::{Value, json};
 use server::running::{Answer, Request};
 use tests::{
+    cli_assert::{FAILED, assert_ok, assert_told},
     credentials::{new_key, parse, redeem},
-    kept::{chmod, devices, text},
     ollama::Options,
-    ordinary::Ordinary,
     over_ssh::OverSsh,
-    told::{FAILED, assert_ok, assert_told},
+    state_files::{chmod, devices, text},
+    unprivileged::Ordinary,
     world::{SOON, World},
 };
 
@@ -145,7 +145,7 @@ async fn a_refused_enrollment_leaves_a_line_by_each_way() {
 #[tokio::test]
 async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_says_so() {
     let Some(members) = Members::start().await else { return };
-    if !members.member.as_root && tests::skip::because("there is only one user") {
+    if !members.member.as_root && tests::skip::skip_test("there is only one user") {
         return;
     }
     let world = &members.world;

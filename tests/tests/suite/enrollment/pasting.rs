@@ -27,7 +27,7 @@ async fn pasted(world: &World, device: &str, text: &str) -> String {
 
 #[tokio::test]
 async fn a_code_in_several_lines_is_read_until_it_is_whole() {
-    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+    if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;
     }
     let world = World::start(PROGRAM).await;
@@ -53,7 +53,7 @@ async fn a_code_in_several_lines_is_read_until_it_is_whole() {
 
 #[tokio::test]
 async fn the_rest_of_a_code_is_asked_for_and_what_is_no_code_does_not_reach_the_shell() {
-    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+    if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;
     }
     let world = World::start(PROGRAM).await;

@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 use crate::PROGRAM;
 
 fn certificate_until(device: &Device) -> i64 {
-    let place = client::profile::Place::new(&device.dir, "default".parse().expect("a name"));
+    let place = client::profile::ProfileDir::new(&device.dir, "default".parse().expect("a name"));
     place.read().expect("a profile").certificate().expect("a certificate").not_after
 }
 

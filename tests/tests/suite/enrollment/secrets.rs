@@ -6,12 +6,12 @@ use data_encoding::{BASE64, HEXLOWER};
 use rcgen::KeyPair;
 use serde_json::Value;
 use tests::{
+    cli_assert::{NOT_ALLOWED, assert_ok},
     credentials::parse,
-    kept::{private_key, shell_quoted},
     ollama::Options,
     process::Process,
     raw::{self, ROOT},
-    told::{NOT_ALLOWED, assert_ok},
+    state_files::{private_key, shell_quoted},
     world::{SOON, World},
 };
 

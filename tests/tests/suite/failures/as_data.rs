@@ -10,10 +10,10 @@ use common::machine::{
 use proto::wire::Enrolled;
 use server::running::{Answer, Request};
 use tests::{
+    cli_assert::own_group,
     credentials::new_key,
     ollama::Options,
     over_ssh::{OverSsh, request},
-    told::own_group,
     world::World,
 };
 

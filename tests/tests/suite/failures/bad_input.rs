@@ -6,12 +6,12 @@ use std::{fs, net::SocketAddr, path::Path};
 use data_encoding::BASE64;
 use proto::{crypto::sha256, invitation::Invitation};
 use tests::{
+    cli_assert::{FAILED, USAGE, assert_ok, assert_told, assert_usage, up_to_its_end},
     credentials::Authority,
-    kept::{device_names, identity_file, store, stored, text},
     process::Ended,
     raw::{self, ROOT},
     skip,
-    told::{FAILED, USAGE, assert_ok, assert_told, assert_usage, up_to_its_end},
+    state_files::{device_names, identity_file, store, stored, text},
     world::World,
 };
 
@@ -424,7 +424,8 @@ async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
 
 #[tokio::test]
 async fn a_server_without_a_file_has_nothing_to_read_again() {
-    if Path::new("/etc/adit/aditd.toml").exists() && skip::because("every server here has a file") {
+    if Path::new("/etc/adit/aditd.toml").exists() && skip::skip_test("every server here has a file")
+    {
         return;
     }
     let world = World::start(PROGRAM).await;

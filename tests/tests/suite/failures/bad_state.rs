@@ -5,9 +5,9 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use serde_json::Value;
 use tests::{
-    kept::{chmod, device_names, identity_file, store, stored, text},
-    ordinary::Ordinary,
-    told::{FAILED, assert_ok, assert_told, up_to_its_end},
+    cli_assert::{FAILED, assert_ok, assert_told, up_to_its_end},
+    state_files::{chmod, device_names, identity_file, store, stored, text},
+    unprivileged::Ordinary,
     world::World,
 };
 

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use proto::invitation::Invitation;
 use tests::{
-    kept::device_names,
+    cli_assert::{FAILED, USAGE, assert_ok, assert_told},
     laptop::Laptop,
     process::Process,
     skip,
     sshd::{Sshd, user_name},
-    told::{FAILED, USAGE, assert_ok, assert_told},
+    state_files::device_names,
     world::{SOON, World},
 };
 
@@ -63,7 +63,7 @@ async fn a_device_that_is_revoked_under_its_tunnel_comes_back_by_what_it_is_told
 }
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 #[tokio::test]
@@ -109,7 +109,7 @@ async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
 #[tokio::test]
 async fn a_persons_log_has_the_local_time_of_day_and_no_fractions() {
     use tests::terminal::Terminal;
-    if !Terminal::is_there() && skip::because("there is no `script` to make a terminal with") {
+    if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;
     }
     let world = World::start(PROGRAM).await;

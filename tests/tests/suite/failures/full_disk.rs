@@ -5,11 +5,11 @@ use std::fs;
 
 use serde_json::Value;
 use tests::{
+    cli_assert::{FAILED, assert_no_defect, assert_ok, assert_told},
     disk::SmallDisk,
-    kept::{device_names, identity_file, text},
     process::Ended,
     raw::{self, ROOT},
-    told::{FAILED, assert_no_defect, assert_ok, assert_told},
+    state_files::{device_names, identity_file, text},
     world::{SOON, World},
 };
 

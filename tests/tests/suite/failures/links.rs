@@ -8,10 +8,10 @@ use std::{
 };
 
 use tests::{
-    kept::{chmod, text},
-    ordinary::Ordinary,
+    cli_assert::{FAILED, assert_no_defect, assert_ok, assert_told},
     process::{Ended, Programs},
-    told::{FAILED, assert_no_defect, assert_ok, assert_told},
+    state_files::{chmod, text},
+    unprivileged::Ordinary,
     world::World,
 };
 

@@ -13,7 +13,7 @@ use proto::{
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType};
 use tests::{
     credentials::{at_enrollment, csr, enroll, new_key},
-    kept::devices,
+    state_files::devices,
     stranger::{Gate, Outcome, WELCOME, ask, crypto, random},
     world::SOON,
 };

@@ -109,7 +109,7 @@ async fn one_device_that_takes_all_connections_that_it_gets_leaves_some_to_other
     let limit = format!("--nofile={DESCRIPTORS}");
     let limited = tokio::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();
     if !limited.await.is_ok_and(|status| status.success()) {
-        tests::skip::because("there is no prlimit");
+        tests::skip::skip_test("there is no prlimit");
         return;
     }
     let (script, person) = (world.up("script").await, world.up("person").await);

@@ -68,7 +68,7 @@ async fn every_link_carries_answers_uploads_and_downloads_whole() {
 #[tokio::test]
 async fn every_link_carries_them_by_ssh_too() {
     if Lab::is_missing()
-        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+        || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
     {
         return;
     }

@@ -20,7 +20,7 @@ const LONG: i64 = 1500;
 
 fn is_missing() -> bool {
     Lab::is_missing()
-        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+        || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
 }
 
 /// 25 outages of 0.05 to 3 s under three answers on one link. Returns how many of them met a

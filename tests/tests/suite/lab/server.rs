@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use tests::{
+    cli_assert::{FAILED, assert_told},
     credentials,
     lab::{Far, LOOPBACK, Lab, Namespace, Setting, rung, seed},
     ollama::{Options, seeded_bytes},
     raw::{Ending, Upstream, read_exactly},
-    told::{FAILED, assert_told},
     world::World,
 };
 use tokio::io::AsyncWriteExt;

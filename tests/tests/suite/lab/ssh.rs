@@ -14,7 +14,7 @@ const WITHIN: Duration = Duration::from_secs(240);
 
 fn is_missing() -> bool {
     Lab::is_missing()
-        || (!Sshd::is_there() && skip::because("there is no OpenSSH server and client"))
+        || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
 }
 
 fn setting(carrier: Carrier, seed: u64) -> Setting {
@@ -122,7 +122,7 @@ async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() 
         .iter()
         .any(|(limit, value)| far.lab.server.set(&format!("ipv4/{limit}"), value).is_err())
     {
-        skip::because("this kernel limits ICMP for all networks together");
+        skip::skip_test("this kernel limits ICMP for all networks together");
         return;
     }
     let open = scan::udp(&far.lab.client, SERVER).await;

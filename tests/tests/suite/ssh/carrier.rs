@@ -4,14 +4,14 @@
 use std::time::Instant;
 
 use tests::{
-    kept::device_names,
+    cli_assert::{FAILED, assert_told},
     laptop::Laptop,
     ollama::Options,
     process::Process,
     raw::{self, Ending},
     skip,
     sshd::Sshd,
-    told::{FAILED, assert_told},
+    state_files::device_names,
     world::{SOON, Up, World},
 };
 use tokio::{io::AsyncWriteExt, task::JoinSet};
@@ -19,7 +19,7 @@ use tokio::{io::AsyncWriteExt, task::JoinSet};
 use crate::PROGRAM;
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 async fn works(up: Up) {

@@ -1,18 +1,18 @@
 //! Who may enroll devices over SSH, besides the owner of the server's state.
 
 use tests::{
+    cli_assert::{FAILED, assert_told, own_group},
     laptop::Laptop,
     ollama::Options,
     raw, skip,
     sshd::Sshd,
-    told::{FAILED, assert_told, own_group},
     world::{SOON, World},
 };
 
 use crate::PROGRAM;
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 /// Puts an `aditd` on the server's path that may not read the state, with this configuration.

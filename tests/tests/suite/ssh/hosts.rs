@@ -14,12 +14,13 @@ use crate::PROGRAM;
 const UNKNOWN: &str = "is not known";
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 fn there_is_no_terminal() -> bool {
     there_is_no_sshd()
-        || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+        || (!Terminal::is_there()
+            && skip::skip_test("there is no `script` to make a terminal with"))
 }
 
 fn known_hosts(laptop: &Laptop) -> String {

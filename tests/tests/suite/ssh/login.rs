@@ -12,12 +12,13 @@ use tests::{
 use crate::PROGRAM;
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 fn there_is_no_terminal() -> bool {
     there_is_no_sshd()
-        || (!Terminal::is_there() && skip::because("there is no `script` to make a terminal with"))
+        || (!Terminal::is_there()
+            && skip::skip_test("there is no `script` to make a terminal with"))
 }
 
 #[tokio::test]
@@ -220,7 +221,7 @@ async fn where_no_key_is_taken_a_password_is_asked_for_at_a_terminal_and_nowhere
     }
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
     if !private.is_ok_and(|out| out.status.success())
-        && skip::because("only root may have passwords of its own")
+        && skip::skip_test("only root may have passwords of its own")
     {
         return;
     }

@@ -2,11 +2,11 @@
 
 use serde_json::Value;
 use tests::{
+    cli_assert::{FAILED, assert_told},
     laptop::Laptop,
     process::Process,
     raw, skip,
     sshd::Sshd,
-    told::{FAILED, assert_told},
     world::{SOON, World},
 };
 
@@ -15,7 +15,7 @@ use crate::PROGRAM;
 const START: &str = "start it there: `aditd serve`";
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 /// Why `adit up` has no tunnel and what cures it, as `adit status --json` says, once it knows.

@@ -2,19 +2,19 @@
 //! command that never says anything.
 
 use tests::{
+    cli_assert::{FAILED, assert_told},
     laptop::Laptop,
     process::Process,
     raw, skip,
     sshd::{Sshd, user_name},
     terminal::Terminal,
-    told::{FAILED, assert_told},
     world::{Up, World},
 };
 
 use crate::PROGRAM;
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 async fn works(up: Up) {
@@ -48,8 +48,8 @@ async fn a_login_that_takes_its_time_is_waited_for_and_a_person_sees_it() {
     if there_is_no_sshd() {
         return;
     }
-    let alone = !Terminal::is_there() && skip::because("there is no `script`");
-    if alone || (user_name() != "root" && skip::because("only root's sshd asks a command")) {
+    let alone = !Terminal::is_there() && skip::skip_test("there is no `script`");
+    if alone || (user_name() != "root" && skip::skip_test("only root's sshd asks a command")) {
         return;
     }
     let world = World::start(PROGRAM).await;

@@ -49,7 +49,7 @@ async fn passes(program: &str, name: &str) {
 async fn python(name: &str, package: &str) {
     let python = std::env::var("ADIT_TEST_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     if !has(&python, &["-c", &format!("import {package}")])
-        && skip::because(&format!("the Python package `{package}` is not installed"))
+        && skip::skip_test(&format!("the Python package `{package}` is not installed"))
     {
         return;
     }
@@ -58,7 +58,7 @@ async fn python(name: &str, package: &str) {
 
 #[tokio::test]
 async fn curl_streams_uploads_and_reuses_connections() {
-    if !has("curl", &["--version"]) && skip::because("there is no curl") {
+    if !has("curl", &["--version"]) && skip::skip_test("there is no curl") {
         return;
     }
     passes("bash", "curl.sh").await;
@@ -80,7 +80,9 @@ async fn the_npm_package_ollama_works_and_its_aborts_reach_ollama() {
         .is_ok_and(|path| Path::new(&path).join("ollama").is_dir())
         && has("node", &["--version"]);
     if !there
-        && skip::because("node or the npm package `ollama` is not installed (ADIT_TEST_NODE_PATH)")
+        && skip::skip_test(
+            "node or the npm package `ollama` is not installed (ADIT_TEST_NODE_PATH)",
+        )
     {
         return;
     }

@@ -5,9 +5,9 @@ use std::{net::SocketAddr, time::Duration};
 
 use serde_json::Value;
 use tests::{
+    cli_assert::{NOT_ALLOWED, USAGE, assert_told},
     ollama::{Ollama, Options},
     raw::{self, Ending, Upstream},
-    told::{NOT_ALLOWED, USAGE, assert_told},
     world::{SOON, World},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};

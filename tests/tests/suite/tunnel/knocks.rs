@@ -18,12 +18,12 @@ use proto::{
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
 use serde_json::{Value, json};
 use tests::{
+    cli_assert::{FAILED, assert_ok, assert_told},
     credentials::{at_enrollment, csr, new_key, parse},
-    kept::{identity_file, profile, store, stored},
     path::Path,
     skip,
+    state_files::{identity_file, profile, store, stored},
     stranger::{Gate, Stranger, assert_served, crypto, first_flight},
-    told::{FAILED, assert_ok, assert_told},
     world::{Device, SOON, Up, World},
 };
 use tokio::net::UdpSocket;
@@ -119,7 +119,7 @@ struct Recorded {
 impl Recorded {
     async fn start() -> Option<Self> {
         let Some(own) = own_address() else {
-            skip::because("this machine has no address besides loopback");
+            skip::skip_test("this machine has no address besides loopback");
             return None;
         };
         let mut world = World::start_with(

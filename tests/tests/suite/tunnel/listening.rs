@@ -6,15 +6,15 @@ use std::{
     path::Path,
 };
 
-use proto::{invitation::Invitation, knock::DoorKey, wire::ALPN_TUNNEL};
+use proto::{invitation::Invitation, knock::SharedKey, wire::ALPN_TUNNEL};
 use tests::{
-    kept::{chmod, identity_file, profile, text},
+    cli_assert::{FAILED, assert_ok, assert_told},
     ollama::Options,
-    ordinary::Ordinary,
     process::Ended,
     skip,
+    state_files::{chmod, identity_file, profile, text},
     stranger::{Gate, Service, Stranger, assert_served, crypto, first_flight},
-    told::{FAILED, assert_ok, assert_told},
+    unprivileged::Ordinary,
     world::{SOON, World},
 };
 
@@ -100,7 +100,7 @@ async fn a_port_that_is_taken_on_ipv6_alone_is_told_with_who_has_it_there() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let Ok(holder) = std::net::TcpListener::bind("[::1]:0") else {
-        skip::because("there is no IPv6 here");
+        skip::skip_test("there is no IPv6 here");
         return;
     };
     let localhost = format!("localhost:{}", holder.local_addr().expect("an address").port());
@@ -169,7 +169,7 @@ async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
     let first =
         fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if first.trim().parse::<u16>().is_ok_and(|first| first < 2)
-        && skip::because("every port is free to everybody here")
+        && skip::skip_test("every port is free to everybody here")
     {
         return;
     }
@@ -291,7 +291,7 @@ async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_name
     assert_served(&up).await;
 
     let Some(own) = own_address() else {
-        skip::because("this machine has no address besides loopback");
+        skip::skip_test("this machine has no address besides loopback");
         return;
     };
     let knocks =
@@ -307,7 +307,7 @@ async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_name
 #[tokio::test]
 async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
     let Some(own) = own_address() else {
-        skip::because("this machine has no address besides loopback");
+        skip::skip_test("this machine has no address besides loopback");
         return;
     };
     let network = format!("{own}/32");
@@ -336,7 +336,7 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
     let door = profile.enrolled.door_key.clone();
     let stranger = Stranger::facing((own, port).into()).await;
     for datagram in
-        first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &DoorKey::generate().knock()).await
+        first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &SharedKey::generate().knock()).await
     {
         stranger.send(&datagram).await;
     }

@@ -1,6 +1,6 @@
 //! One session over changing carriers: between UDP and a real sshd, under running answers.
 
-use tests::{crossroads::Crossroads, raw, skip, sshd::Sshd, world::SOON};
+use tests::{raw, skip, sshd::Sshd, udp_or_ssh::Crossroads, world::SOON};
 use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
@@ -9,7 +9,7 @@ use crate::PROGRAM;
 const TOKENS: i64 = 20_000;
 
 fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::because("there is no OpenSSH server and client")
+    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
 #[tokio::test]

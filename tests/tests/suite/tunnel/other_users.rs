@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, path::Path, process::Command};
 
 use tests::{
-    kept::{identity_file, text},
-    ordinary::{Ordinary, as_user},
     process::{Ended, Process},
     skip,
+    state_files::{identity_file, text},
+    unprivileged::{Ordinary, as_user},
     world::{Up, World},
 };
 
@@ -30,7 +30,7 @@ fn can_be_others() -> Option<Ordinary> {
     let ordinary = Ordinary::new(PROGRAM).filter(|ordinary| ordinary.as_root);
     let curl = Command::new("curl").arg("--version").output();
     let can = ordinary.is_some() && curl.is_ok_and(|out| out.status.success());
-    if !can && skip::because("only root can be other users, and they need `curl`") {
+    if !can && skip::skip_test("only root can be other users, and they need `curl`") {
         return None;
     }
     ordinary
@@ -102,7 +102,7 @@ async fn in_a_container_a_user_from_outside_is_refused() {
     let Some(_) = can_be_others() else { return };
     let namespace = Command::new("unshare").args(["--user", "--map-root-user", "true"]).output();
     if !namespace.is_ok_and(|out| out.status.success())
-        && skip::because("there are no user namespaces here")
+        && skip::skip_test("there are no user namespaces here")
     {
         return;
     }

@@ -130,7 +130,7 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     // A hosts file of its own takes the place of a name server.
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
     if !private.is_ok_and(|out| out.status.success())
-        && skip::because("only root may have a hosts file of its own")
+        && skip::skip_test("only root may have a hosts file of its own")
     {
         return;
     }
@@ -174,7 +174,7 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
 
     // And into the other address family.
     let v6 = std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0));
-    if v6.is_err() && skip::because("there is no IPv6 here") {
+    if v6.is_err() && skip::skip_test("there is no IPv6 here") {
         return;
     }
     let third =

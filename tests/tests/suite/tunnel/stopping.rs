@@ -60,7 +60,7 @@ async fn a_hang_up_lets_running_answers_end_however_often_it_comes() {
 
 #[tokio::test]
 async fn a_terminal_that_is_closed_tells_the_server_and_stops_ollama() {
-    if !Terminal::is_there() && skip::because("there is no `script` here") {
+    if !Terminal::is_there() && skip::skip_test("there is no `script` here") {
         return;
     }
     let world = World::start(PROGRAM).await;

@@ -9,7 +9,7 @@ use std::{
 
 use proto::{
     invitation::Invitation,
-    knock::DoorKey,
+    knock::SharedKey,
     wire::{ALPN_ENROLL, ALPN_TUNNEL, EnrollAnswer, SERVER_NAME},
 };
 use quinn::{ConnectionError, Endpoint};
@@ -122,7 +122,7 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
         .collect();
     assert_no_answer("long packets of every other kind", &gate, &up, &kinds).await;
 
-    let other_server = DoorKey::generate();
+    let other_server = SharedKey::generate();
     let knocks = first_flight(stranger(), &other_server.knock()).await;
     assert_no_answer("a knock with another server's key", &gate, &up, &knocks).await;
     let mut almost = gate.door().knock();

@@ -7,7 +7,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use crate::{kept::chmod, process::Ended, skip};
+use crate::{process::Ended, skip, state_files::chmod};
 
 /// Somebody without root's rights: ourselves, or `nobody` if we have them.
 pub struct Ordinary {
@@ -37,7 +37,7 @@ impl Ordinary {
         let ordinary = Self { as_root, dir };
         let runs = ordinary.run("aditd", &["--version"]);
         if runs.is_none_or(|ended| ended.code != Some(0)) {
-            skip::because("root can't give up its rights here with `setpriv`");
+            skip::skip_test("root can't give up its rights here with `setpriv`");
             return None;
         }
         Some(ordinary)

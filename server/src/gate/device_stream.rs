@@ -27,14 +27,14 @@ pub(super) enum Head {
 }
 
 /// The receiving half of a stream.
-pub(super) struct Inbox<'a> {
+pub(super) struct DeviceStream<'a> {
     pub(super) recv: Receiving,
     pub(super) ahead: ReadAhead,
     /// The memory that it takes: for all that has been read, and has not been forwarded.
     pub(super) room: Share<'a>,
 }
 
-impl<'a> Inbox<'a> {
+impl<'a> DeviceStream<'a> {
     pub(super) fn new(recv: Receiving, room: Share<'a>) -> Self {
         Self { recv, ahead: ReadAhead::default(), room }
     }

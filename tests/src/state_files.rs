@@ -6,11 +6,11 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use client::profile::{Place, Profile};
+use client::profile::{Profile, ProfileDir};
 use serde_json::Value;
 
 use crate::{
-    told::assert_ok,
+    cli_assert::assert_ok,
     world::{Device, World},
 };
 
@@ -46,7 +46,7 @@ pub fn store(device: &Device, identity: &Value) {
 
 /// What `adit` itself reads there.
 pub fn profile(device: &Device) -> Profile {
-    Place::new(&device.dir, "default".parse().expect("a name")).read().expect("a profile")
+    ProfileDir::new(&device.dir, "default".parse().expect("a name")).read().expect("a profile")
 }
 
 /// The private key there, as PEM.

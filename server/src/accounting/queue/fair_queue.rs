@@ -26,7 +26,7 @@ pub(super) enum Entered {
 }
 
 /// The line.
-pub(super) struct Line<D> {
+pub(super) struct FairQueue<D> {
     most: Option<NonZeroUsize>,
     room: usize,
     running: usize,
@@ -38,7 +38,7 @@ pub(super) struct Line<D> {
     owners: HashMap<Ticket, D>,
 }
 
-impl<D: Copy + Eq + Hash> Line<D> {
+impl<D: Copy + Eq + Hash> FairQueue<D> {
     pub(super) fn new(most: Option<NonZeroUsize>, room: usize) -> Self {
         Self {
             most,

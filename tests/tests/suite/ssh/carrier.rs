@@ -258,7 +258,10 @@ async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
         let mut adit = Process::spawn(command, "adit").expect("it starts");
         adit.says(cure).await;
         let said = adit.log();
-        let status = laptop.adit(&world, &["status"]).await.stdout;
+        let status = laptop.adit(&world, &["status", "--json"]).await.stdout;
+        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
+        let tunnel = |key: &str| status["tunnel"][key].as_str().unwrap_or_default().to_owned();
+        let status = format!("{} ({})", tunnel("why"), tunnel("hint"));
         for told in [&said, &status] {
             assert!(told.contains(says) && told.contains(cure), "{told}");
             let hints = ["try by hand", "ssh-add", "ssh-keygen -f"]

@@ -128,7 +128,8 @@ impl Accounting {
         Ok(Self {
             limiter: Limiter::new(settings.limits.clone(), usage.load()),
             queue: Queue::new(settings.max_in_flight, settings.max_queue),
-            audit: Audit::start(settings.audit.clone())?,
+            audit: Audit::start(settings.audit.clone())
+                .map_err(|e| e.named_by("`audit_dir` in the configuration"))?,
             metrics: Arc::default(),
             usage,
             speed: Arc::default(),

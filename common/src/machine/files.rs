@@ -84,8 +84,13 @@ impl FileError {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// The command or deed that cures it.
+    /// The command or deed that cures it, for a file of the state directory.
     pub fn hint(&self) -> String {
+        self.hint_for("--state-dir")
+    }
+
+    /// The command or deed that cures it; `setting` is what says where the file is.
+    pub fn hint_for(&self, setting: &str) -> String {
         match self {
             Self::Exposed { path, mode } => {
                 let wanted = if path.is_dir() { "700" } else { "600" };
@@ -114,7 +119,7 @@ impl FileError {
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
                     format!(
-                        "run this as the owner of `{}`, or name another place with --state-dir",
+                        "run this as the owner of `{}`, or name another place with {setting}",
                         path.display()
                     )
                 }
@@ -122,7 +127,7 @@ impl FileError {
                     "free some disk space and run it again: nothing was changed".to_owned()
                 }
                 io::ErrorKind::ReadOnlyFilesystem => {
-                    "name a writable place with --state-dir".to_owned()
+                    format!("name a writable place with {setting}")
                 }
                 _ => format!("look at it with `ls -ld '{}'`", path.display()),
             },
@@ -308,6 +313,16 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).expect("exists").permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_cure_names_the_setting_that_says_where_the_file_is() {
+        for kind in [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem] {
+            let error = FileError::io("write", "/var/log/adit")(kind.into());
+            assert!(error.hint().contains("--state-dir"), "{}", error.hint());
+            let hint = error.hint_for("`audit_dir` in the configuration");
+            assert!(hint.contains("with `audit_dir`") && !hint.contains("--state-dir"), "{hint}");
+        }
     }
 
     #[test]

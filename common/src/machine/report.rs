@@ -18,6 +18,14 @@ use crate::machine::log;
 
 pub use proto::failure::{Exit, Failure};
 
+impl crate::machine::files::FileError {
+    /// The failure, with the cure for a file that `setting` names.
+    pub fn named_by(self, setting: &str) -> Failure {
+        let hint = self.hint_for(setting);
+        Failure::from_error(self).hint(hint)
+    }
+}
+
 impl From<crate::machine::files::FileError> for Failure {
     fn from(error: crate::machine::files::FileError) -> Self {
         let hint = error.hint();

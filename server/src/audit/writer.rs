@@ -148,7 +148,10 @@ impl WriterState {
         let mut said = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         self.failing.store(true, Relaxed);
         if said.is_none() {
-            warn!("the audit log can't be written: {why}; {}", error.hint());
+            warn!(
+                "the audit log can't be written: {why}; {}",
+                error.hint_for("`audit_dir` in the configuration")
+            );
             *said = Some(why);
         }
     }

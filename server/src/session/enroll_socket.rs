@@ -56,34 +56,41 @@ pub struct GroupSocket {
 impl GroupSocket {
     /// Listens at `path` for the members of `group`.
     pub fn bind(path: &Path, group: &str) -> Result<Self, Failure> {
+        let named = |e: FileError| e.named_by("`enroll_socket` in the configuration");
         let found = Group::from_name(group).ok().flatten().ok_or_else(|| {
             Failure::new(format!("there is no group `{group}` on this machine"))
                 .hint(format!("make it with `sudo groupadd --system {group}`, or name another with --enroll-group"))
                 .exit(Exit::Usage)
         })?;
         if let Some(dir) = path.parent().filter(|dir| !dir.exists()) {
-            fs::DirBuilder::new().mode(0o755).create(dir).map_err(FileError::io("create", dir))?;
+            fs::DirBuilder::new()
+                .mode(0o755)
+                .create(dir)
+                .map_err(FileError::io("create", dir))
+                .map_err(named)?;
         }
         if let Some(dir) = path.parent() {
-            files::refuse_shared_dir(dir)?;
+            files::refuse_shared_dir(dir).map_err(named)?;
         }
         match fs::remove_file(path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(FileError::io("remove", path)(e).into());
+                return Err(named(FileError::io("remove", path)(e)));
             }
             _ => {}
         }
-        let hall = Hall::beside(path)?;
+        let hall = Hall::beside(path).map_err(named)?;
         let made = hall.0.join("s");
-        let listener = UnixListener::bind(&made).map_err(FileError::io("listen on", path))?;
+        let listener =
+            UnixListener::bind(&made).map_err(FileError::io("listen on", path)).map_err(named)?;
         chown(&made, None, Some(found.gid.as_raw())).map_err(|e| {
-            Failure::from(FileError::io("give to the group", path)(e)).hint(format!(
+            Failure::from_error(FileError::io("give to the group", path)(e)).hint(format!(
                 "only root, or a member of it, can give a socket to `{group}`: for the service, `SupplementaryGroups={group}`"
             ))
         })?;
         fs::set_permissions(&made, fs::Permissions::from_mode(0o660))
-            .map_err(FileError::io("set the mode of", path))?;
-        fs::rename(&made, path).map_err(FileError::io("make", path))?;
+            .map_err(FileError::io("set the mode of", path))
+            .map_err(named)?;
+        fs::rename(&made, path).map_err(FileError::io("make", path)).map_err(named)?;
         let socket = Self { listener, path: path.to_owned() };
         info!("members of the group {group} may enroll devices, at {}", path.display());
         Ok(socket)
@@ -108,7 +115,7 @@ impl GroupSocket {
 struct Hall(PathBuf);
 
 impl Hall {
-    fn beside(path: &Path) -> Result<Self, Failure> {
+    fn beside(path: &Path) -> Result<Self, FileError> {
         let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
         // One that was killed in this moment has left its own, and numbers come again.
         let _ = fs::remove_dir_all(&hall.0);

@@ -22,14 +22,14 @@ use crate::{
 /// What every command understands stands by itself in its help.
 const GLOBAL: &str = "Global options";
 
-/// Use the Ollama of a far machine on localhost:11434
+/// Use the Ollama of another machine on localhost:11434
 #[derive(Debug, Parser)]
 #[command(name = "adit", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Keep this device's keys in DIR [default: the user's data directory]
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true, help_heading = GLOBAL)]
     state_dir: Option<PathBuf>,
-    /// Say more in the log; twice for the most
+    /// Log more; -vv also logs what libraries say
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]
@@ -38,13 +38,14 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Enroll this device, with the code that `aditd invite` printed or over SSH
+    /// Enroll this device, with a code from `aditd invite` or over SSH
     Enroll(Enroll),
     /// Open the tunnel and serve Ollama on localhost
     Up(UpFlags),
     /// Show the running tunnel
     Status {
-        /// Show this server's [default: the only one, or the one called `default`]
+        /// Show the tunnel to the server with this name [default: the only server, or the one called
+        /// `default`]
         name: Option<Name>,
         /// Print JSON
         #[arg(long)]

@@ -127,19 +127,19 @@ pub enum DialError {
 impl DialError {
     /// What cures it, typed literally on this device.
     pub fn hint(&self, profile: &Profile) -> Option<String> {
-        let again = self::again(profile);
+        let again = again(profile, None);
         Some(match self {
             Self::Refused(Code::Revoked) => {
-                let device = &profile.enrolled.device;
-                format!(
-                    "if it is to be let in again: the owner runs `aditd device forget {device}` on the server; then {again}"
-                )
+                let forget = format!("aditd device forget {}", profile.enrolled.device);
+                format!("to let it in again: {}", self::again(profile, Some(forget)))
             }
             Self::WrongServer(_) => {
-                format!("if the server was set up anew: {again}; if not, do not trust that address")
+                format!(
+                    "if the server was installed anew: {again}; if not, do not trust that address"
+                )
             }
             Self::OutOfTime => format!(
-                "compare this computer's clock with the server's; if both are right, the certificate expired too long ago: {again}"
+                "check both clocks; if both are right, the certificate expired too long ago: {again}"
             ),
             Self::LeadsBack(_) => format!(
                 "choose another port: `adit up{} --listen localhost:11500`",
@@ -153,15 +153,15 @@ impl DialError {
     pub fn general_hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoAnswer(_) => {
-                "is aditd running there (`aditd status`), does it listen on that address, is this network in its --allow-from, \
-                 does a firewall let UDP through, and is this device still enrolled (`aditd device list`)?"
+                "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from includes \
+                 this network, that no firewall blocks UDP, and that this device is still enrolled (`aditd device list`)"
             }
             Self::NoWay { hint, .. } => hint,
             Self::Unreachable(verdict) => verdict.hint(),
-            Self::NoAnswerYet(_) => "is this computer online, and the server up?",
+            Self::NoAnswerYet(_) => "check that this computer is online and the server is up",
             Self::Resolve { .. } => "check the name and this computer's network",
             Self::Clock(clocks) => clocks.hint(),
-            Self::Version => "bring adit and aditd to the same version",
+            Self::Version => "install the same version of adit and aditd",
             Self::Ssh { hint, .. } => hint,
             Self::Refused(code) => return code.cure().map(ToOwned::to_owned),
             Self::WrongServer(_)
@@ -254,13 +254,20 @@ pub struct Config {
 }
 
 /// How this device is enrolled again. A running `adit up` would go on with the old identity.
-fn again(profile: &Profile) -> String {
+/// `first` is a command to run on the server before.
+fn again(profile: &Profile, first: Option<String>) -> String {
     let (device, name) = (&profile.enrolled.device, profile.place.flag());
-    let (code, server) = match &profile.ssh {
-        Some(way) => (String::new(), format!(" --device {device} {way}")),
-        None => (format!("get a code there with `aditd invite {device}`, and "), String::new()),
+    let (invite, server) = match &profile.ssh {
+        Some(way) => (None, format!(" --device {device} {way}")),
+        None => (Some(format!("aditd invite {device}")), String::new()),
     };
-    format!("{code}run here, while no `adit up` runs: `adit enroll --replace{name}{server}`")
+    let there: Vec<_> =
+        first.into_iter().chain(invite).map(|command| format!("`{command}`")).collect();
+    let there = match there.join(" and ") {
+        none if none.is_empty() => none,
+        commands => format!("run {commands} on the server; then "),
+    };
+    format!("{there}stop `adit up` here and run `adit enroll --replace{name}{server}`")
 }
 
 /// A client configuration whose first packets knock with `key`, and whose sessions are kept through

@@ -198,7 +198,7 @@ impl ProfileDir {
             [only] => Ok(Self::new(state_dir, only.clone())),
             several if several.len() > 1 && !several.contains(&default.name) => {
                 let names = several.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
-                Err(Failure::new(format!("this device knows several servers: {names}"))
+                Err(Failure::new(format!("this device is enrolled at several servers: {names}"))
                     .hint(format!("say which: `adit up {}`", several[0]))
                     .exit(Exit::Usage))
             }

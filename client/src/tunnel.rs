@@ -192,7 +192,7 @@ impl Tunnel {
     pub fn gave_up(&self) -> ErrorAnswer {
         unavailable(
             "the server stopped answering before it got this request",
-            Some("is this computer online, and the server up?"),
+            Some("check that this computer is online and the server is up"),
         )
     }
 
@@ -205,7 +205,7 @@ impl Tunnel {
             ),
             TunnelState::Silent(_) => unavailable(
                 &format!("{waited}: the server does not answer any more"),
-                Some("is this computer online, and the server up?"),
+                Some("check that this computer is online and the server is up"),
             ),
             TunnelState::Refused(refusal) => refused(refusal, &self.profile()),
             TunnelState::Down(Down { why, .. }) => {

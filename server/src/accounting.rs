@@ -221,9 +221,9 @@ impl From<Exceeded> for NotNow {
 /// When it is taken, or may not be used.
 pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
     Exporter::bind(place).await.map_err(|e| {
-        Failure::new(format!("cannot tell metrics at {place}"))
+        Failure::new(format!("cannot serve metrics at {place}"))
             .source(e)
-            .hint("choose another place with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
+            .hint("choose another address with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
             .exit(Exit::Usage)
     })
 }

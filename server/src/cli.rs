@@ -22,13 +22,13 @@ use crate::{
     state::State,
 };
 
-/// Let enrolled devices use the Ollama of this machine, and nobody else
+/// Let only enrolled devices use the Ollama of this machine
 #[derive(Debug, Parser)]
 #[command(name = "aditd", version, propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// Say more in the log; twice for the most
+    /// Log more; -vv also logs what libraries say
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]
@@ -39,9 +39,9 @@ struct Cli {
 enum Command {
     /// Run the server
     Serve(ServeFlags),
-    /// Prepare the server's state without starting it
+    /// Create the server's state (keys and register) without starting the server
     Init,
-    /// Invite a device: print a code for `adit enroll`; or list the invitations that are open
+    /// Invite a device: print a code for `adit enroll`; or list the open invitations
     Invite(Invite),
     /// Manage devices
     #[command(subcommand)]
@@ -52,7 +52,7 @@ enum Command {
         /// Name the device
         device: String,
     },
-    /// Carry a tunnel over SSH: run by `adit up`, or as a key's forced command
+    /// Carry a tunnel over SSH; `adit up` runs this here, also as a key's forced command
     Relay {
         /// Relay to this UDP address [default: where the running server listens]
         #[arg(long, value_name = "ADDR")]
@@ -62,9 +62,9 @@ enum Command {
         #[arg(long, value_name = "PORT", env = "ADITD_RELAY_PORT", hide = true)]
         known_port: Option<u16>,
     },
-    /// Read the configuration again and put it in force, as on SIGHUP; a bad one changes nothing
+    /// Make the running server read its configuration again, like SIGHUP; a bad file changes nothing
     Reload,
-    /// Show what was done: requests, and who was let in or out
+    /// Show the audit log: requests, sessions, and changes to devices
     Audit(audit::Show),
     /// Show the running server
     Status {

@@ -64,25 +64,26 @@ pub struct ServeFlags {
     /// and of ::1]
     #[arg(long, value_name = "ADDR", env = "ADITD_LISTEN", value_delimiter = ',')]
     pub listen: Vec<String>,
-    /// Let this network speak to addresses that are not loopback; may be given more than once
+    /// Let this network reach the server at addresses that are not loopback; may be given more than
+    /// once [default: no network]
     #[arg(long, value_name = "CIDR", env = "ADITD_ALLOW_FROM", value_delimiter = ',')]
     pub allow_from: Vec<IpNet>,
     /// Forward to this service on loopback [default: http://127.0.0.1:11434]
     #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
     pub upstream: Option<Upstream>,
-    /// Let a device's certificate be good for this long; it renews itself after two thirds
+    /// Issue certificates that are valid for this long; they renew themselves after two thirds
     /// [default: 30d]
     #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = parse_time)]
     pub device_life: Option<Duration>,
-    /// Keep a silent device's session, and what runs in it, for this long [default: 30m]
+    /// Keep the session and the running answers of a silent device this long [default: 30m]
     #[arg(long, value_name = "TIME", env = "ADITD_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
     pub idle_timeout: Option<Duration>,
-    /// Relay for SSH on TCP, on loopback beside each UDP port: what a key that may only forward
-    /// needs [default: true]
+    /// Also listen on TCP on each loopback UDP port, for SSH keys that may only forward ports
+    /// [default: true]
     #[arg(long, value_name = "true|false", env = "ADITD_TCP_RELAY")]
     pub tcp_relay: Option<bool>,
-    /// Let members of this group enroll devices over SSH, besides who owns the state [default:
-    /// nobody]
+    /// Let members of this group enroll devices over SSH, besides root and the owner of the state
+    /// [default: nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
     /// What devices are told.
@@ -93,8 +94,8 @@ pub struct ServeFlags {
 /// Where clients are told to find the server.
 #[derive(Debug, Clone, Default, Args)]
 pub struct AdvertiseFlags {
-    /// Tell devices that the server is reached here; may be given more than once [default: the
-    /// addresses that it listens on]
+    /// Tell devices to connect to this address; may be given more than once [default: the addresses
+    /// that the server listens on]
     #[arg(long, value_name = "HOST:PORT", env = "ADITD_ADVERTISE", value_delimiter = ',')]
     pub advertise: Vec<String>,
 }
@@ -211,8 +212,12 @@ impl Config {
             .find(|address| !address.ip().to_canonical().is_loopback())
             .filter(|_| networks.is_empty())
         {
-            return Err(usage(format!("refusing to listen on {open}: it is not loopback, and nobody said who may speak to it"))
-                .hint(format!("name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`")));
+            return Err(usage(format!(
+                "refusing to listen on {open}: it is not loopback, and no --allow-from is set"
+            ))
+            .hint(format!(
+                "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
+            )));
         }
         also_ipv4(&mut listen, &networks);
         let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));

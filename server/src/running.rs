@@ -151,8 +151,8 @@ pub struct InForce {
 
 /// The running server does not answer what it was asked.
 pub(crate) fn of_another_version() -> Failure {
-    Failure::new("the running aditd answered something else")
-        .hint("restart it: it may be of another version")
+    Failure::new("the running aditd gave an unexpected answer")
+        .hint("restart aditd: the running one may be another version")
 }
 
 /// A running server, as `aditd status` shows it.
@@ -289,9 +289,9 @@ impl Server {
                 continue;
             }
             if now.is_empty() {
-                warn!("{NOWHERE}: say where devices reach it with --advertise HOST:PORT");
+                warn!("{NOWHERE}: name the address for devices with --advertise HOST:PORT");
             } else {
-                info!("devices are told to come to {}", now.join(", "));
+                info!("devices are told to connect to {}", now.join(", "));
             }
             known = Some(now);
         }

@@ -166,9 +166,9 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     draining.cancel();
     if let Some(ended) = failed {
-        return Err(Failure::new("a part of the server ended by itself")
+        return Err(Failure::new("a part of the server stopped unexpectedly")
             .source(format!("{ended:?}"))
-            .hint("its log says more"));
+            .hint("the log above says why"));
     }
     sessions.close();
     if !sessions.is_empty() {
@@ -211,8 +211,9 @@ fn claimed(error: ClaimError, config: &Config) -> Failure {
         Failure::new(format!("cannot serve the state in `{}`", config.state_dir.display()));
     match error {
         ClaimError::Taken { .. } => failure
-            .source(format!("aditd: {error}"))
-            .hint("see what it does with `aditd status`; stop it with `systemctl stop aditd` or kill its pid"),
+            .source(format!("aditd {error}"))
+            .hint("to see what it does: `aditd status`")
+            .hint("to stop it: `systemctl stop aditd` if it is a service, else Ctrl-C in its terminal"),
         ClaimError::File(e) => e.into(),
     }
 }

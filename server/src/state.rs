@@ -21,6 +21,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{ca::Ca, register::Register};
 
+/// What to do if the state directory is not the one that the server has.
+pub const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
+
 /// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own
 /// data directory.
 pub fn default_dir() -> Option<PathBuf> {
@@ -120,8 +123,8 @@ pub fn must_exist(dir: &Path) -> Result<(), Failure> {
     match dir.join("ca.key").try_exists() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
-            .hint("start the server once with `aditd serve`, or prepare it with `aditd init`")
-            .hint("if its state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo")),
+            .hint("start the server with `aditd serve`, or create its state with `aditd init`")
+            .hint(ELSEWHERE)),
         Err(e) => Err(FileError::io("read", dir)(e).into()),
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use common::{
     machine::{
         control::{self, ClaimError},
-        process::{Stop, unix_now},
+        process::{self, Stop, unix_now},
         report::{Exit, Failure, say},
     },
     transport::{frame, tls},
@@ -191,10 +191,10 @@ fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
 
 fn in_use(error: ClaimError, place: &ProfileDir) -> Failure {
     match error {
-        ClaimError::Taken { .. } => {
+        ClaimError::Taken { pid } => {
             Failure::new(format!("the enrollment `{}` is in use", place.name))
-                .source(format!("adit up: {error}"))
-                .hint("stop it with Ctrl-C in its terminal, or kill its pid; then enroll")
+                .source(format!("adit up {error}"))
+                .hint(format!("stop it ({}), then enroll", process::how_to_stop(pid)))
                 .hint("to enroll at a second server: `adit enroll --name NAME`")
         }
         ClaimError::File(e) => e.into(),
@@ -203,10 +203,10 @@ fn in_use(error: ClaimError, place: &ProfileDir) -> Failure {
 
 fn wrong_code(error: CodeError) -> Failure {
     let hint = match error {
-        CodeError::Version(_) => "use the adit that belongs to that aditd",
+        CodeError::Version(_) => "install the version of adit that the server's aditd has",
         _ => "copy the whole line that `aditd invite` printed, and paste it again",
     };
-    Failure::new("that code is no good").source(error).hint(hint).exit(Exit::Usage)
+    Failure::new("invalid code").source(error).hint(hint).exit(Exit::Usage)
 }
 
 fn expired(invitation: &Invitation) -> Failure {
@@ -214,8 +214,8 @@ fn expired(invitation: &Invitation) -> Failure {
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64))
     };
     Failure::new("the invitation has expired")
-        .source(format!("it was good until {}, and this computer's clock says {}", when(invitation.expires), when(unix_now())))
-        .hint("get a new one on the server: `aditd invite NAME` (or set this computer's clock, if that is wrong)")
+        .source(format!("it was valid until {}, and this computer's clock shows {}", when(invitation.expires), when(unix_now())))
+        .hint("get a new one on the server: `aditd invite NAME`; if the time looks wrong, check both clocks")
 }
 
 fn make_key() -> Result<SecretPem, Failure> {
@@ -265,20 +265,19 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
 fn not_reached(error: DialError) -> Failure {
     let failure = Failure::new("cannot enroll").source(error.clone());
     if let DialError::WrongServer(_) = error {
-        let why = "whoever answers at that address is not the server that made the code: its certificate comes from another CA";
+        let why = "the server at that address did not make this code: its certificate comes from another CA";
         return Failure::new("cannot enroll")
             .source(why)
-            .hint("get a new code on the server itself; if this happens again, somebody may be in between");
+            .hint("get a new code on the server; if this happens again, somebody may be intercepting the connection");
     }
-    let failure = match error.general_hint() {
-        Some(hint) => failure.hint(hint),
-        None => failure,
-    };
     match error {
-        DialError::NoAnswer(_) => failure.hint(
-            "if all that is so: a code that was replaced by a newer one or has ended meets silence, too; get another with `aditd invite NAME`",
-        ),
-        _ => failure,
+        DialError::NoAnswer(_) => failure
+            .hint(
+                "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from \
+                 includes this network, and that no firewall blocks UDP",
+            )
+            .hint("if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `aditd invite NAME`"),
+        other => other.general_hint().into_iter().fold(failure, Failure::hint),
     }
 }
 
@@ -287,7 +286,7 @@ fn refused(why: EnrollRefusal) -> Failure {
         EnrollRefusal::Used | EnrollRefusal::Closed => {
             "get a new one on the server: `aditd invite NAME`"
         }
-        EnrollRefusal::BadRequest => "bring adit and aditd to the same version",
+        EnrollRefusal::BadRequest => "install the same version of adit and aditd",
         EnrollRefusal::NotAllowed => "ask the owner of the server",
         EnrollRefusal::Clock { shows } => {
             let clocks = Clocks::admitted(Some(shows));
@@ -297,7 +296,7 @@ fn refused(why: EnrollRefusal) -> Failure {
                 .hint("then run `adit enroll` with the same code again");
         }
         EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
-            "mend that on the server, then run `adit enroll` with the same code again"
+            "correct that on the server, then run `adit enroll` with the same code again"
         }
     };
     let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) {

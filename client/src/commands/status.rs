@@ -215,7 +215,7 @@ impl Status {
                 ),
             ),
             ("Device", format!("{} {}", self.device, self.device_id)),
-            ("Certificate", format!("good until {}", day(self.certificate_until))),
+            ("Certificate", format!("valid until {}", day(self.certificate_until))),
         ]);
         let latest = self.events.iter().rev().take(EVENTS_SHOWN).rev();
         let events = latest.enumerate().map(|(i, event)| {
@@ -227,7 +227,7 @@ impl Status {
 
     fn listening_text(&self) -> String {
         if self.stopping {
-            return "no more: it was told to stop, and waits for running answers".to_owned();
+            return "no longer: adit is stopping, and waits for running answers".to_owned();
         }
         self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")
     }

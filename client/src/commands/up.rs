@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use clap::{Args, builder::FalseyValueParser};
 use common::machine::{
     control::{ClaimError, Control},
-    process::{Stop, parse_idle_timeout, parse_time},
+    process::{self, Stop, parse_idle_timeout, parse_time},
     report::{Exit, Failure},
 };
 use proto::{
@@ -41,30 +41,30 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// Flags of `up`.
 #[derive(Debug, Args)]
 pub struct UpFlags {
-    /// Use this server [default: the only one, or the one called `default`]
+    /// Use the server with this name [default: the only server, or the one called `default`]
     pub name: Option<Name>,
     /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
     /// and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     listen: Vec<Listen>,
-    /// Let every user of this computer in, and not only the one who runs this and root. Only Linux
-    /// tells who makes a connection: on other systems everybody is let in anyway
+    /// Let every user of this computer use the tunnel, not only root and the user who runs adit. On
+    /// systems other than Linux, every user can use it anyway
     #[arg(long, env = "ADIT_ANY_USER", value_parser = FalseyValueParser::new())]
     any_user: bool,
-    /// Hold connections this long while there is no tunnel, then answer 503
+    /// Let a connection wait this long for the tunnel, then answer 503
     #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = parse_time)]
     hold: Duration,
-    /// Let running answers take this long when told to stop
+    /// Let running answers go on this long after adit was told to stop
     #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = parse_time)]
     drain: Duration,
-    /// Carry the tunnel by this alone
+    /// Choose what carries the tunnel
     #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
     carrier: CarrierChoice,
-    /// Keep the session, and what runs in it, through a silence of this length (the server may
+    /// Keep the session and its running answers through a silence of this length (the server may
     /// allow less)
     #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
     idle_timeout: Duration,
-    /// Speak SSH with this client [default: what was chosen at enrolling]
+    /// Use this SSH client: builtin or system [default: the one used for enrolling]
     #[arg(
         long,
         value_name = "CLIENT",
@@ -206,7 +206,7 @@ fn let_in(any_user: bool, listeners: &[TcpListener], name: &str) -> Result<Owner
 
 fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
     let how = ended.map_or_else(|e| e.to_string(), |()| "it returned".to_owned());
-    Failure::new("a part of adit ended by itself").source(how).hint("its log says more")
+    Failure::new("a part of adit stopped unexpectedly").source(how).hint("the log above says why")
 }
 
 /// Waits until the server has said yes.
@@ -244,9 +244,12 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
 
 fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
     match error {
-        ClaimError::Taken { .. } => Failure::new(format!("cannot start the tunnel `{}`", place.name))
-            .source(format!("adit up: {error}"))
-            .hint(format!("see what it does with `adit status{}`; stop it with Ctrl-C in its terminal, or kill its pid", place.argument())),
+        ClaimError::Taken { pid } => {
+            Failure::new(format!("cannot start the tunnel `{}`", place.name))
+                .source(format!("adit up {error}"))
+                .hint(format!("to see what it does: `adit status{}`", place.argument()))
+                .hint(format!("to stop it: {}", process::how_to_stop(pid)))
+        }
         ClaimError::File(e) => e.into(),
     }
 }
@@ -310,7 +313,7 @@ mod tests {
         deaf.accepting.spawn(async { panic!("a defect") });
         for parts in [&mut returns, &mut dies, &mut deaf] {
             let failure = parts.ended().await;
-            assert_eq!(failure.what(), "a part of adit ended by itself");
+            assert_eq!(failure.what(), "a part of adit stopped unexpectedly");
             assert_eq!(failure.exit_code(), Exit::Failed);
         }
     }

@@ -67,13 +67,13 @@ impl DialPlan {
     /// Why the other carrier is not even tried, if it isn't.
     pub fn why_never(&self, other: &str) -> Option<&'static str> {
         match (other, self.choice) {
-            ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` says so"),
-            ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` says so"),
+            ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` forbids it"),
+            ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` forbids it"),
             ("udp", _) if self.addresses().is_empty() => {
-                Some("the server has told no address but its own loopback")
+                Some("the server advertises no address but its own loopback")
             }
             ("ssh", _) if self.ssh().is_none() => {
-                Some("this device was enrolled by a code, which names no SSH way")
+                Some("this device enrolled by code, so SSH is not available")
             }
             _ => None,
         }
@@ -87,16 +87,16 @@ impl DialPlan {
         }
         let (why, hint) = match self.choice {
             CarrierChoice::Udp => (
-                "the server has told no address but its own loopback, and `--carrier udp` forbids SSH",
-                "leave out `--carrier udp`: UDP is preferred anyway, as soon as the server advertises an address that is reached from here",
+                "the server advertises no address but its own loopback, and `--carrier udp` forbids SSH",
+                "leave out `--carrier udp`: adit prefers UDP anyway, as soon as the server advertises an address that this device can reach",
             ),
             CarrierChoice::Ssh => (
-                "this device was enrolled by a code, which names no SSH way, and `--carrier ssh` forbids UDP",
+                "this device enrolled by code, so SSH is not available, and `--carrier ssh` forbids UDP",
                 "leave out `--carrier ssh`, or enroll this device over SSH: `adit enroll --replace USER@HOST`",
             ),
             CarrierChoice::Auto => (
-                "the server has told no address but its own loopback",
-                "let it listen on an address that is reached from here, or enroll over SSH: `adit enroll --replace USER@HOST`",
+                "the server advertises no address but its own loopback",
+                "let the server listen on an address that this device can reach, or enroll over SSH: `adit enroll --replace USER@HOST`",
             ),
         };
         Some(DialError::NoWay { why, hint })

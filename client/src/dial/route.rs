@@ -19,12 +19,12 @@ use crate::ssh::{SshCarrier, SshWay};
 /// Which carriers may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum CarrierChoice {
-    /// UDP where the server is reached by it, else SSH
+    /// UDP if it reaches the server, else SSH
     #[default]
     Auto,
-    /// UDP alone
+    /// only UDP
     Udp,
-    /// SSH alone
+    /// only SSH
     Ssh,
 }
 

@@ -49,12 +49,14 @@ impl Verdict {
     pub(super) fn hint(&self) -> &'static str {
         match self.error.kind() {
             io::ErrorKind::ConnectionRefused => {
-                "that machine is there, and nothing listens on that UDP port: is aditd running there (`aditd status`), and on that address?"
+                "the machine is there, but nothing listens on that UDP port: check there that aditd runs and listens on that address (`aditd status`)"
             }
             io::ErrorKind::PermissionDenied => {
-                "a firewall of this computer forbids it: let UDP out to that address"
+                "a firewall of this computer forbids it: allow UDP to that address"
             }
-            _ => "is this computer online, and the VPN up if the server is behind one?",
+            _ => {
+                "check that this computer is online, and that the VPN is up if the server needs one"
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// For a connection that is held when `adit` stops.
 pub fn stopping() -> ErrorAnswer {
-    ErrorAnswer::new(503, "adit: it was told to stop on this computer: start it with `adit up`")
+    ErrorAnswer::new(503, "adit is stopping on this computer: start it again with `adit up`")
 }
 
 /// What a stream that was reset with `code` means to the application.

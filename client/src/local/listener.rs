@@ -62,7 +62,7 @@ impl std::str::FromStr for Listen {
         };
         if !address.ip().to_canonical().is_loopback() {
             return Err(
-                "only this machine's own loopback: others would get in without a certificate of their own",
+                "adit listens on loopback only: on another address, others could use the tunnel without a certificate",
             );
         }
         Ok(Self::Address(address))
@@ -134,12 +134,15 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
             let holder = holder::of(address);
             let failure = failure
                 .source(format!("address already in use by {holder}"))
-                .hint(format!("to leave it there, choose another port: {run}"))
+                .hint(format!("choose another port: {run}"))
                 .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
             if holder.contains("(pid ") {
                 return failure;
             }
-            failure.hint(format!("which one it is: `sudo ss -ltnp 'sport = :{}'`", address.port()))
+            failure.hint(format!(
+                "to see which program it is: `sudo ss -ltnp 'sport = :{}'`",
+                address.port()
+            ))
         }
         io::ErrorKind::PermissionDenied => failure
             .source(error)

@@ -260,8 +260,9 @@ impl Reconnect {
             }
             match self.enter(dialed).await {
                 Ok(session) => {
-                    self.journal
-                        .note("the server has forgotten the session: what ran on it is lost");
+                    self.journal.note(
+                        "the server no longer knows the session: its running answers are lost",
+                    );
                     up.connection.close((Code::Done as u32).into(), b"");
                     return Ended::Replaced(session);
                 }

@@ -45,7 +45,9 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
                     .certificate()
                     .is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
             Ok(()) => {
-                warn!("a new certificate is old already by this computer's clock: is it right?");
+                warn!(
+                    "by this computer's clock the new certificate has already expired: check the clock"
+                );
                 tokio::time::sleep(CHECK).await;
             }
             Err(e) => {
@@ -89,7 +91,7 @@ pub(crate) async fn renew(
     renewed.certified_key().map_err(|e| failed(e.to_string()))?;
     let certificate = renewed.certificate().map_err(|e| failed(e.to_string()))?;
     if certificate.device != Some(renewed.enrolled.device_id) {
-        return Err(failed("what the server sent is for another device".to_owned()));
+        return Err(failed("the server sent a certificate for another device".to_owned()));
     }
     if !(certificate.not_before..=certificate.not_after).contains(&unix_now()) {
         return Err(DialError::Clock(Clocks::issued(certificate.not_before)));

@@ -194,21 +194,20 @@ impl Code {
             Self::Revoked => (
                 "this device was revoked",
                 Some(
-                    "the owner of the server can free its name with `aditd device forget NAME` and invite it anew with \
-                     `aditd invite NAME`; then run here `adit enroll --replace`",
+                    "to let it in again: run `aditd device forget NAME` and `aditd invite NAME` on the server; then stop `adit up` here \
+                     and run `adit enroll --replace`",
                 ),
             ),
             Self::Superseded => (
                 "another `adit up` connected with this device's certificate",
-                Some("give every machine its own with `aditd invite`"),
+                Some("give every machine its own certificate: `aditd invite NAME`"),
             ),
-            Self::ShuttingDown => (
-                "aditd is stopping on the server",
-                Some("it will be reached again when it is back"),
-            ),
+            Self::ShuttingDown => {
+                ("aditd is stopping on the server", Some("adit connects again when aditd is back"))
+            }
             Self::Protocol => (
-                "client and server do not understand each other",
-                Some("bring both to the same version"),
+                "adit and aditd do not understand each other",
+                Some("install the same version of both"),
             ),
             Self::Expired => ("this device's certificate has expired", Some("it is being renewed")),
             Self::ServerClock => (
@@ -222,16 +221,15 @@ impl Code {
             ),
             Self::UpstreamSilent => (
                 "Ollama on the server does not answer",
-                Some("look there with `curl localhost:11434`"),
+                Some("check there with `curl localhost:11434`"),
             ),
             Self::UnknownService => (
                 "the server does not offer this service",
                 Some("look at `upstream` in its configuration"),
             ),
-            Self::Busy => (
-                "the server is out of resources",
-                Some("look at its log with `journalctl -u aditd`"),
-            ),
+            Self::Busy => {
+                ("the server is out of resources", Some("see its log: `journalctl -u aditd`"))
+            }
             Self::TooManyStreams => {
                 ("too many requests of this device are open at once", Some("wait for some to end"))
             }

@@ -37,7 +37,7 @@ pub struct Control {
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
     /// Another one does.
-    #[error("it is running already{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
+    #[error("is running already{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Taken {
         /// Its process id, where it is known.
         pid: Option<u32>,

@@ -156,6 +156,14 @@ pub fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1 << 20)
 }
 
+/// How to stop the process `pid` that a person runs in a terminal, where its id is known.
+pub fn how_to_stop(pid: Option<u32>) -> String {
+    match pid {
+        Some(pid) => format!("Ctrl-C in its terminal, or `kill {pid}`"),
+        None => "Ctrl-C in its terminal".to_owned(),
+    }
+}
+
 /// Which other process has an address of this machine, as `` `ollama` (pid 812) ``, where that can
 /// be known: those of other users are told to root alone.
 pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {

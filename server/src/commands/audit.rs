@@ -28,16 +28,16 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Flags of `audit`.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// Show one device only, by its name or id
+    /// Show only this device (name or id)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
-    /// Begin so long ago, for example 2h [default: with the oldest line that is kept]
+    /// Begin this long ago, for example 2h [default: the oldest line]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Duration>,
     /// Wait for new lines and show them as they come
     #[arg(long)]
     follow: bool,
-    /// Print the lines as they are, one JSON object each
+    /// Print the lines as they are stored: one JSON object each
     #[arg(long)]
     json: bool,
 }

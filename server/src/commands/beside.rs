@@ -66,10 +66,10 @@ impl Beside {
             return Ok(());
         }
         let all: Vec<_> = self.in_force.roles.iter().collect();
-        let reload = if self.config.is_none() { ", followed by `aditd reload`" } else { "" };
+        let reload = if self.config.is_none() { " and run `aditd reload`" } else { "" };
         Err(Failure::new(format!("there is no role `{role}`"))
             .hint(format!(
-                "there are {}; your own begin with `[roles.{role}]` in the configuration{reload}",
+                "choose {}; or write a role of your own, `[roles.{role}]`, into the configuration{reload}",
                 either(&all)
             ))
             .exit(Exit::Usage))

@@ -34,41 +34,40 @@ pub enum Command {
     },
     /// Show one device and its session
     Show {
-        /// Its name or id
+        /// The device's name or id
         device: String,
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Give a device another role: infer, models, admin, or one of the configuration
+    /// Give a device another role: infer, models, admin, or a role of your configuration
     Role {
-        /// Its name or id
+        /// The device's name or id
         device: String,
         /// The role
         role: Name,
     },
-    /// Let a device use only these models, as far as its role allows them
+    /// Let a device use only these models; the limits of its role still apply
     Models {
-        /// Its name or id
+        /// The device's name or id
         device: String,
-        /// Names like `llama3.2:1b` or `llama3*`
+        /// Models, for example `llama3.2:1b` or `llama3*`
         #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
         models: Vec<ModelPattern>,
-        /// Let it use all models that its role allows
+        /// Let the device use all models that its role allows
         #[arg(long)]
         all: bool,
     },
-    /// End a device's access now, running answers included; or withdraw an invitation that nobody
-    /// has used
+    /// End a device's access and its running answers, at once; or withdraw an unused invitation
     Revoke {
-        /// Its name or id
+        /// The device's name or id
         device: String,
     },
-    /// Remove a revoked device; its name is kept for the user who enrolled it
+    /// Remove a revoked device; over SSH, only the user who enrolled it can use its name again
     Forget {
-        /// Its name or id
+        /// The device's name or id
         device: String,
-        /// Let any user have the name, also that of a device that was forgotten before
+        /// Let any user use the name again; also works after the device was forgotten
         #[arg(long)]
         free_name: bool,
     },
@@ -245,13 +244,13 @@ async fn refresh(dir: &Path) -> Result<usize, Failure> {
         None => Ok(0),
         Some(Answer::Refreshed { cut }) => Ok(cut),
         Some(Answer::Failed(why)) => Err(why),
-        Some(_) => Err(Failure::new("it answered something else")),
+        Some(_) => Err(Failure::new("the server gave an unexpected answer")),
     }
 }
 
 /// The register is changed, and the running server may not know it yet.
 fn not_told(what: &str, why: Failure) -> Failure {
-    let hint = "it reads the register by itself four times a second, if it can";
+    let hint = "the server also reads the register by itself, four times a second, if it can";
     // The command has done its part: the server's own cure is for its own log.
     Failure::new(what).caused_by(why.without_hints()).hint(hint).hint(STOP).exit(Exit::Failed)
 }

@@ -35,23 +35,22 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Flags of `invite`.
 #[derive(Debug, Args)]
 pub struct Invite {
-    /// Name the device that is invited
+    /// Give the invited device this name
     #[arg(required_unless_present = "list")]
     device: Option<Name>,
-    /// List the invitations that are open, instead of making one; `aditd device revoke DEVICE`
-    /// withdraws one
+    /// List the open invitations; `aditd device revoke DEVICE` withdraws one
     #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "advertise"])]
     list: bool,
     /// Print JSON
     #[arg(long, requires = "list")]
     json: bool,
-    /// Let the invitation end after this time, at most 7d
+    /// Let the code expire after this time, at most 7d
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = process::parse_time)]
     ttl: Duration,
-    /// Show the code as a QR code too
+    /// Also show the code as a QR code
     #[arg(long)]
     qr: bool,
-    /// Give the device this role: infer, models, admin, or one of the configuration
+    /// Give the device this role: infer, models, admin, or a role of your configuration
     #[arg(long, value_name = "ROLE", default_value = roles::DEFAULT)]
     role: Name,
     #[command(flatten)]
@@ -85,7 +84,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         return Err(Failure::new("the server does not know where devices reach it")
             .source(NOWHERE)
             .hint("see this machine's addresses with `ip address`; when its network is up, run this again")
-            .hint("or name an address, here or with `aditd serve`: `--advertise HOST:11435`"));
+            .hint("or name an address: `--advertise HOST:11435`, here or with `aditd serve`"));
     }
     let freed = state.register.freed_name(&device)?;
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);

@@ -75,7 +75,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     };
     let request: EnrollDevice = frame::read(&mut tokio::io::stdin()).await.map_err(|e| {
         unreadable(e.to_string())
-            .hint("this command is for `adit enroll USER@HOST`; people use `aditd invite DEVICE`")
+            .hint("only `adit enroll USER@HOST` runs this command; to invite a device, run `aditd invite DEVICE`")
     })?;
     if !request.own_knock {
         return Err(Failure::new("this device's adit is older than aditd and could not connect")
@@ -134,7 +134,7 @@ pub async fn relay(
     })
     .await?;
     let mut out = stdio::output();
-    let gone = |e: std::io::Error| Failure::new("the relay has nobody to talk to").source(e);
+    let gone = |e: std::io::Error| Failure::new("the relay has lost its SSH connection").source(e);
     out.write_all(format!("{SSH_RELAY}{SSH_MARKER}").as_bytes()).await.map_err(gone)?;
     out.flush().await.map_err(gone)?;
     let end = carrier::relay(stdio::input(), out, to).await;

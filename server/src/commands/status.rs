@@ -10,13 +10,20 @@ use common::machine::{
 use proto::human::{self, count};
 use serde::Serialize;
 
-use crate::running::{self, Answer, Request, ServerStatus};
+use crate::{
+    running::{self, Answer, Request, ServerStatus},
+    state,
+};
 
 /// Shows the running server.
 pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     let Some(status) = ask(dir).await? else {
-        return Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
-            .hint("start it with `aditd serve`"));
+        return Err(Failure::new(format!(
+            "aditd is not running on the state in `{}`",
+            dir.display()
+        ))
+        .hint("start it with `aditd serve`")
+        .hint(state::ELSEWHERE));
     };
     if json {
         #[derive(Serialize)]
@@ -33,7 +40,7 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     text += &format!("Upstream     {}\n", status.upstream);
     let config =
         status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
-    text += &format!("Configured   by {config}\n");
+    text += &format!("Config file  {config}\n");
     let networks: String = status.allow_from.iter().map(|network| format!(", {network}")).collect();
     text += &format!("Allow from   this machine{networks}\n");
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
@@ -46,7 +53,7 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     }
     let kept = human::time(std::time::Duration::from_secs(status.idle_timeout));
     text += &format!(
-        "Time-out     a silent device keeps its session for {kept}, or for less if it says so\n"
+        "Time-out     a silent device keeps its session for {kept}, or less if the device asks for less\n"
     );
     text += &format!(
         "Devices      {} connected, {} open",

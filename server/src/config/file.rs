@@ -125,7 +125,7 @@ fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
     match message.split_once(", expected ").filter(|_| message.starts_with("unknown field ")) {
         Some((unknown, known)) => (
             full.replace(message, unknown),
-            format!("here it may say {}", known.strip_prefix("one of ").unwrap_or(known)),
+            format!("the settings here are {}", known.strip_prefix("one of ").unwrap_or(known)),
         ),
         None => {
             (full.to_owned(), correct(line_at(text, error.span().map_or(0, |span| span.start))))
@@ -134,16 +134,16 @@ fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
 }
 
 fn correct(line: usize) -> String {
-    format!("correct line {line} and run it again")
+    format!("correct line {line}, then run the same command again")
 }
 
 /// Where it says when to ask somebody, so that nobody is asked after all; and why.
 fn asks_nobody(file: &File) -> Option<(usize, &'static str)> {
     let at = file.authorize_at.as_ref()?;
     let why = match file.authorize {
-        None => "`authorize_at` says when to ask, and no `authorize` says whom",
+        None => "`authorize_at` is set, but `authorize` is not",
         Some(_) if at.get_ref().is_empty() => {
-            "`authorize_at` is empty, so nobody would be asked: name \"enroll\", \"request\" or both, or leave out `authorize` too"
+            "`authorize_at` is empty: name \"enroll\", \"request\" or both, or leave out `authorize` too"
         }
         Some(_) => return None,
     };

@@ -85,7 +85,7 @@ impl Judged {
     }
 
     async fn again(&mut self, gate: &Gate, line: &StreamContext<'_>) -> Result<(), Refused> {
-        const BEFORE: &str = "was made before that was so";
+        const BEFORE: &str = "began before this rule was in force";
         let leave = gate.policy.route(line.certificate, wish(&self.head, self.route))?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
         if is_unknown && leave.needs_model() {

@@ -38,7 +38,7 @@ impl UsageFile {
             Ok(usage) => usage,
             Err(e) if e.is_not_found() => Usage::default(),
             Err(e) => {
-                warn!("the tokens that were used today are forgotten: {e}");
+                warn!("cannot read today's token counts, so they start at 0: {e}");
                 Usage::default()
             }
         }
@@ -67,7 +67,7 @@ impl UsageFile {
                 Ok((Ok(()), _)) => (unsaved, said) = (None, false),
                 Ok((Err(e), usage)) => {
                     if !said {
-                        warn!("cannot keep the tokens that were used today: {e}");
+                        warn!("cannot store today's token counts: {e}");
                     }
                     (unsaved, said) = (Some(usage), true);
                 }

@@ -50,7 +50,7 @@ pub struct DeviceFile {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BadRole {
     /// The routes of a built-in role.
-    #[error("the routes of `{0}` are built in: give a role of your own another name")]
+    #[error("the role `{0}` is built in: give your own role another name")]
     BuiltIn(Name, usize),
     /// No routes.
     #[error(

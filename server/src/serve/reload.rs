@@ -21,7 +21,7 @@ use crate::{
     audit::Event,
     config::{Config, Flags, Settings},
     running::{self, Answer, Request, Server},
-    state::register::Snapshot,
+    state::{self, register::Snapshot},
 };
 
 /// What was read again.
@@ -47,13 +47,13 @@ impl Config {
         }
         let roles = lost.into_iter().map(|(role, mut devices)| {
             devices.sort();
-            format!("the role `{role}` is not in the configuration, so whoever has it may do nothing: {}", devices.join(", "))
+            format!("the role `{role}` is not in the configuration, so these devices may do nothing: {}", devices.join(", "))
         });
         let is_there = |name: &Name| register.devices().any(|device| device.name == *name);
         let devices = self.devices.iter().filter(|name| !is_there(name));
         roles
             .chain(devices.map(|name| {
-                format!("`[devices.{name}]` is in the configuration, and there is no such device")
+                format!("`[devices.{name}]` is in the configuration, but there is no such device")
             }))
             .collect()
     }
@@ -101,7 +101,7 @@ impl Server {
         let later = config.differences(&now);
         info!("`{}` has been read again and is in force", file.display());
         if !later.is_empty() {
-            warn!("in force after a restart: {}", later.join(", "));
+            warn!("restart aditd to put these settings in force: {}", later.join(", "));
         }
         let remarks = now.remarks(&self.policy.snapshot());
         for remark in &remarks {
@@ -138,7 +138,10 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
         Some(Answer::Reloaded { file, later, remarks }) => {
             say(format!("`{}` has been read again and is in force.", file.display()));
             if !later.is_empty() {
-                say(format!("Note: in force after a restart: {}.", later.join(", ")));
+                say(format!(
+                    "Note: restart aditd to put these settings in force: {}.",
+                    later.join(", ")
+                ));
             }
             for remark in remarks {
                 say(format!("Note: {remark}."));
@@ -149,7 +152,10 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
             Err(Failure::new("the settings stay as they were").caused_by(why))
         }
         Some(_) => Err(running::of_another_version()),
-        None => Err(Failure::new(format!("aditd is not running on `{}`", dir.display()))
-            .hint("start it with `aditd serve`")),
+        None => {
+            Err(Failure::new(format!("aditd is not running on the state in `{}`", dir.display()))
+                .hint("start it with `aditd serve`")
+                .hint(state::ELSEWHERE))
+        }
     }
 }

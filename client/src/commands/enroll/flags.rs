@@ -26,16 +26,16 @@ pub struct Enroll {
     /// Read the code from FILE instead of the terminal or standard input
     #[arg(long, value_name = "FILE", conflicts_with = "server")]
     pub(super) code_file: Option<PathBuf>,
-    /// Call this server NAME on this device
+    /// Store this enrollment under NAME: later `adit up NAME`
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
     pub(super) name: Name,
     /// Call this device NAME on the server [default: this computer's name]
     #[arg(long, value_name = "NAME")]
     pub(super) device: Option<Name>,
-    /// Run this program as aditd on the server [default: the first that is found]
+    /// Run this program as aditd on the server [default: the first one found]
     #[arg(long, value_name = "PATH", value_parser = remote_command)]
     pub(super) remote_command: Option<String>,
-    /// Speak SSH with this client, now and in `adit up` [default: builtin]
+    /// Use this SSH client, now and in `adit up`: builtin or system [default: builtin]
     #[arg(
         long,
         value_name = "CLIENT",
@@ -44,7 +44,7 @@ pub struct Enroll {
         hide_possible_values = true
     )]
     pub(super) ssh_client: Option<SshClient>,
-    /// Replace an enrollment of the same name
+    /// Replace the enrollment with the same name; stop its `adit up` first
     #[arg(long)]
     pub(super) replace: bool,
 }
@@ -150,7 +150,7 @@ pub(super) fn looks_like_a_code(word: &str) -> bool {
 
 /// A code was given where a server or a file is expected.
 pub(super) fn code_on_the_command_line() -> Failure {
-    Failure::new("that is a code: it is a secret, and what stands on a command line others can see")
+    Failure::new("do not pass the code as an argument: other users can see it")
         .hint("run `adit enroll` alone, and paste the code when it asks; or give it a file: `adit enroll --code-file FILE`")
         .exit(Exit::Usage)
 }

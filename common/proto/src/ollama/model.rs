@@ -16,9 +16,7 @@ pub enum Unreadable {
     #[error("the body is not one JSON object that names its model as a string")]
     Malformed,
     /// Two readers could take two models from it.
-    #[error(
-        "the body names its model twice, or by a key in another case: two readers could take two models from it"
-    )]
+    #[error("the body's model name is ambiguous: its key is there twice, or in another case")]
     Ambiguous,
 }
 

@@ -32,7 +32,7 @@ pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<Socket
     let candidates = candidates(config, known);
     somebody_at(&candidates).await.ok_or_else(|| {
         let ports = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        not_running(&format!("nobody listens on UDP {ports}"))
+        not_running(&format!("nothing listens on UDP {ports}"))
     })
 }
 

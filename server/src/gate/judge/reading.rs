@@ -36,12 +36,10 @@ impl Conversation<'_> {
             Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
             Models::Unread if !leave.needs_model() => return Ok(None),
             Models::Unread => {
-                return Err(leave
-                    .no_model("does not say its model where that can be checked")
-                    .into());
+                return Err(leave.no_model("names no model that aditd can check").into());
             }
             Models::Json(_) if head.encoded => {
-                let sentence = "adit: which model a request with a compressed body names can't be checked: send it uncompressed";
+                let sentence = "adit: the model that a compressed body names can't be checked: send the body uncompressed";
                 return Err(Refused::new(400, Refusal::Malformed, sentence).into());
             }
             Models::Json(keys) => keys,
@@ -82,7 +80,8 @@ impl Conversation<'_> {
         }
         let mut chunks = self.inbox.next().await.map_err(|end| Stop::Over(end.into()))?;
         if chunks.is_empty() {
-            let sentence = "adit: the application ended in the middle of its request";
+            let sentence =
+                "adit: the application closed the connection in the middle of its request";
             return Err(Refused::new(400, Refusal::Malformed, sentence).into());
         }
         for at in 0..chunks.len() {

@@ -114,7 +114,7 @@ async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_toda
     let status = world.aditd(&["status"]).await.stdout;
     for line in [
         format!("Upstream     http://{}", world.ollama.addr()),
-        format!("Configured   by {}", world.config().display()),
+        format!("Config file  {}", world.config().display()),
         "Allow from   this machine, 203.0.113.0/24".to_owned(),
         "Metrics      none".to_owned(),
         format!("Audit log    {}", world.state().display()),
@@ -184,7 +184,11 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
     drop(nomad.up(&[]).await);
     assert_ok(&nomad.enroll(&work.invite("nomad").await, &["--name", "two"]).await);
     let unsaid = up_to_its_end(&nomad).await;
-    assert_told(&unsaid, USAGE, &["this device knows several servers: one, two", "`adit up one`"]);
+    assert_told(
+        &unsaid,
+        USAGE,
+        &["this device is enrolled at several servers: one, two", "`adit up one`"],
+    );
 }
 
 #[tokio::test]
@@ -221,7 +225,7 @@ async fn a_revoked_device_comes_back_with_replace_as_another_device() {
 
     let before = fs::read(identity_file(&device)).expect("an identity");
     let failed = device.enroll("adit-nonsense", &["--replace"]).await;
-    assert_told(&failed, USAGE, &["that code is no good"]);
+    assert_told(&failed, USAGE, &["invalid code"]);
     assert_eq!(
         fs::read(identity_file(&device)).expect("an identity"),
         before,

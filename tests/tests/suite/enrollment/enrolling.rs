@@ -178,7 +178,7 @@ async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
         FAILED,
         &[
             "the invitation has expired",
-            "it was good until 20",
+            "it was valid until 20",
             "clock says 20",
             "aditd invite NAME",
         ],
@@ -215,8 +215,10 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
         "nobody waits without knowing for whom: {}",
         withdrawn.stderr
     );
-    let (here, code) =
-        (withdrawn.stderr.find("is aditd running there"), withdrawn.stderr.find("replaced by"));
+    let (here, code) = (
+        withdrawn.stderr.find("check on the server that aditd runs"),
+        withdrawn.stderr.find("replaced by"),
+    );
     assert!(here.is_some() && here < code, "what is likelier comes first: {}", withdrawn.stderr);
     assert_ok(&world.stranger("newer").enroll(&newer.stdout, &[]).await);
     assert_ok(&world.stranger("desk").enroll(&other, &[]).await);

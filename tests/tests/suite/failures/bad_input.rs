@@ -58,7 +58,7 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
     ] {
         let device = world.stranger("wrong");
         let told = device.enroll(&code, &[]).await;
-        assert_told(&told, USAGE, &["error: that code is no good\n  Caused by: ", says]);
+        assert_told(&told, USAGE, &["error: invalid code\n  Caused by: ", says]);
         assert!(!told.stderr.contains('\u{1b}'), "{what}: {:?}", told.stderr);
         assert!(!device.dir.exists(), "{what} has left something behind");
     }
@@ -68,7 +68,7 @@ async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
     assert_told(
         &binary,
         USAGE,
-        &["error: that code is no good\n  Caused by: ", "this is not an invitation code"],
+        &["error: invalid code\n  Caused by: ", "this is not an invitation code"],
     );
     assert_ok(&world.stranger("laptop").enroll(&code, &[]).await);
 }
@@ -90,13 +90,16 @@ async fn a_code_on_the_command_line_is_refused_and_never_shown() {
         assert_told(
             &told,
             USAGE,
-            &["error: that is a code", "run `adit enroll` alone, and paste the code"],
+            &[
+                "error: do not pass the code as an argument",
+                "run `adit enroll` alone, and paste the code",
+            ],
         );
         let told = told.stderr.to_lowercase();
         assert!(!told.contains(&code[4..40]) && !told.contains(&tail[..tail.len() - 1]), "{told}");
     }
     let as_a_file = device.adit(&["enroll", "--code-file", &code], "").await;
-    assert_told(&as_a_file, USAGE, &["error: that is a code"]);
+    assert_told(&as_a_file, USAGE, &["error: do not pass the code as an argument"]);
     assert!(!as_a_file.stderr.contains(tail), "{}", as_a_file.stderr);
     // What is neither a code nor a server might be a part of one.
     let neither = device.adit(&["enroll", "adit", tail], "").await;
@@ -142,7 +145,7 @@ async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
         FAILED,
         &[
             &format!("error: cannot enroll\n  Caused by: cannot reach {address}: "),
-            "is aditd running there",
+            "check on the server that aditd runs",
         ],
     );
     assert!(!identity_file(&device).exists());
@@ -180,7 +183,7 @@ async fn a_server_of_another_authority_is_not_believed() {
     let told = device.enroll(&invitation.code(), &[]).await;
     let says = [
         "error: cannot enroll\n  Caused by: whoever answers at that address is not the server",
-        "get a new code on the server itself",
+        "get a new code on the server",
     ];
     assert_told(&told, FAILED, &says);
     assert!(!identity_file(&device).exists());
@@ -221,7 +224,7 @@ async fn a_server_that_was_set_up_anew_is_silent_to_the_codes_and_devices_of_the
         FAILED,
         &[
             "error: cannot enroll\n  Caused by: no answer from",
-            "get another with `aditd invite NAME`",
+            "make a new one with `aditd invite NAME`",
         ],
     );
     // The cure that the error of an enrolled device names works.
@@ -233,7 +236,7 @@ async fn a_server_that_was_set_up_anew_is_silent_to_the_codes_and_devices_of_the
 async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
     let world = World::start(PROGRAM).await;
     let told = world.aditd(&["serve", "--listen", "127.0.0.1:0"]).await;
-    let pid = format!("it is running already (pid {})", world.aditd.pid());
+    let pid = format!("is running already (pid {})", world.aditd.pid());
     assert_told(
         &told,
         FAILED,
@@ -245,7 +248,7 @@ async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
     );
     let device = world.device("laptop").await;
     let first = device.up(&[]).await;
-    let pid = format!("it is running already (pid {})", first.adit.pid());
+    let pid = format!("is running already (pid {})", first.adit.pid());
     assert_told(
         &up_to_its_end(&device).await,
         FAILED,
@@ -334,17 +337,17 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
         (
             "listen_on = '127.0.0.1:1'",
             "unknown field `listen_on`\n",
-            "here it may say `state_dir`, `listen`, `allow_from`, `upstream`, ",
+            "the settings here are `state_dir`, `listen`, `allow_from`, `upstream`, ",
         ),
         (
             "\n[limits]\nrate = 1",
             "unknown field `rate`\n",
-            "here it may say `requests_per_minute`, `burst`, `at_once`, ",
+            "the settings here are `requests_per_minute`, `burst`, `at_once`, ",
         ),
         (
             "[devices.laptop]\nallow = []",
             "unknown field `allow`\n",
-            "here it may say `models` or `limits`",
+            "the settings here are `models` or `limits`",
         ),
     ] {
         fs::write(&file, what).expect("written");
@@ -372,7 +375,7 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
         fs::write(&file, what).expect("written");
         let told = serve().await;
         assert_told(&told, USAGE, &[&says_file, says, "hint: correct line "]);
-        assert!(!told.stderr.contains("it may say"), "{}", told.stderr);
+        assert!(!told.stderr.contains("the settings here are"), "{}", told.stderr);
     }
     fs::write(&file, "listen = ['0.0.0.0:0']").expect("written");
     assert_told(&serve().await, USAGE, &["refusing to listen on 0.0.0.0:0"]);
@@ -481,8 +484,8 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         assert_usage(&run("aditd", args).await, &[says]);
     }
     for (args, says) in [
-        (&["up", "--listen", "0.0.0.0:11434"][..], "only this machine's own loopback"),
-        (&["up", "--listen", "192.168.1.7:1"], "only this machine's own loopback"),
+        (&["up", "--listen", "0.0.0.0:11434"][..], "adit listens on loopback only"),
+        (&["up", "--listen", "192.168.1.7:1"], "adit listens on loopback only"),
         (&["up", "--listen", "nonsense"], "write it as localhost:PORT"),
         (&["up", "--hold", "long"], "'long' for '--hold"),
         (&["up", "--drain", "x"], "write a length of time: 30s, 30m, 2h or 1d"),

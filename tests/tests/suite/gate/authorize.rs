@@ -141,7 +141,7 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     assert_eq!(
         status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await,
         400,
-        "two readers"
+        "model name is ambiguous"
     );
 
     guarded.ask_at("no").await;

@@ -490,7 +490,7 @@ async fn a_second_model_behind_the_first_kilobytes_never_lets_the_service_begin(
     for second in [r#""model":"other""#, r#""MODEL":"other""#, r#""mode\u006c":"other""#] {
         let json = format!(r#"{{"model":"stand-in","prompt":"{}",{second}}}"#, "x".repeat(300_000));
         let answer = raw::exchange(up.address, &raw::post("/api/generate", &json)).await;
-        assert!(told(&answer, "400").contains("names its model twice"), "{answer}");
+        assert!(told(&answer, "400").contains("model name is ambiguous"), "{answer}");
     }
     assert_eq!(world.ollama.counters().started, 0);
 }

@@ -133,11 +133,7 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
     assert!(world.aditd(&["device", "show", "laptop"]).await.stdout.contains("Role         admin"));
     let unknown = world.aditd(&["device", "role", "laptop", "nobody"]).await;
     assert_eq!(unknown.code, Some(2));
-    assert!(
-        unknown.stderr.contains("there are `admin`, `infer` or `models`"),
-        "{}",
-        unknown.stderr
-    );
+    assert!(unknown.stderr.contains("choose `admin`, `infer` or `models`"), "{}", unknown.stderr);
     assert_eq!(world.aditd(&["invite", "desk", "--role", "nobody"]).await.code, Some(2));
 }
 

@@ -48,8 +48,8 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
         let waits = said.contains(&format!("no answer yet from {server}"));
         assert!(waits || said.contains(&format!("cannot reach {server}: ")), "{said}");
         assert!(
-            said.contains("is this computer online, and the server up?")
-                || said.contains("is aditd running there"),
+            said.contains("check that this computer is online and the server is up")
+                || said.contains("check on the server that aditd runs"),
             "{said}"
         );
     }
@@ -234,7 +234,7 @@ async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
         &told,
         USAGE,
         &[
-            "enrolled by a code, which names no SSH way",
+            "enrolled by code, so SSH is not available",
             "leave out `--carrier ssh`",
             "`adit enroll --replace",
         ],

@@ -157,7 +157,7 @@ async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address()
     };
     let told = serve(&taken).await;
     let pid = format!("(pid {})", std::process::id());
-    let says = format!("error: cannot tell metrics at {taken}\n  Caused by: ");
+    let says = format!("error: cannot serve metrics at {taken}\n  Caused by: ");
     assert_told(&told, FAILED, &[&says, "address already in use by `", &pid, "with `metrics`"]);
     let told = serve(&format!("unix:{}/metrics.sock", missing.display())).await;
     let why = format!("Caused by: there is no directory `{}`", missing.display());

@@ -37,7 +37,7 @@ async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
     status_until(&device, |status| status["stopping"] == true).await;
     assert_eq!(device.status().await["listening"], serde_json::json!([]));
     let text = device.adit(&["status"], "").await.stdout;
-    assert!(text.contains("told to stop") && !text.contains("http://"), "{text}");
+    assert!(text.contains("adit is stopping") && !text.contains("http://"), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     drop(app);
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));

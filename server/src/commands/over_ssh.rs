@@ -67,7 +67,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     let name: Name = name.parse().map_err(|why| {
         Failure::new(format!("`{name}` can't be a device's name"))
             .source(why)
-            .hint("choose another with `adit enroll … --device NAME`")
+            .hint("choose another name: add `--device NAME` to `adit enroll`")
             .exit(Exit::Usage)
     })?;
     let unreadable = |why: String| {
@@ -99,7 +99,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     if let Some(answer) = enroll_socket::ask(&config.enroll_socket, &name, &csr).await {
         return answer;
     }
-    const WHO: &str = "who may enroll devices: the owner of the server's state, root, and the group that `aditd serve --enroll-group GROUP` names";
+    const WHO: &str = "these users may enroll devices: root, the owner of the server's state, and the members of the group in `aditd serve --enroll-group GROUP`";
     Err(match unavailable {
         Err(failure) => failure.hint(WHO),
         Ok(()) => match nearby::somebody_at(&nearby::candidates(config, None)).await {

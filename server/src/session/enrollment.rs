@@ -213,21 +213,21 @@ impl From<NotEnrolled> for Failure {
 }
 
 fn name_refused(error: DeviceError) -> Failure {
-    const OTHER: &str = "choose another name with `adit enroll … --device NAME`";
+    const OTHER: &str = "choose another name: add `--device NAME` to `adit enroll`";
     let frees = match &error {
         DeviceError::NameTaken(name) => {
             format!(
-                "if this is what became of `{name}`, free the name on the server: `aditd device revoke {name}` and `aditd device forget {name}`"
+                "if this computer is to replace `{name}`, free the name on the server: `aditd device revoke {name}` and `aditd device forget {name}`"
             )
         }
         DeviceError::NameOfRevoked(name) => {
             format!(
-                "if this is what became of `{name}`, free the name on the server: `aditd device forget {name}`"
+                "if this computer is to replace `{name}`, free the name on the server: `aditd device forget {name}`"
             )
         }
         DeviceError::NameOfAnother { name, .. } => {
             format!(
-                "if you are to have it, the owner of the server runs `aditd device forget {name} --free-name`"
+                "if the name should be yours, the owner of the server runs `aditd device forget {name} --free-name`"
             )
         }
         DeviceError::NameInvited(name) => {

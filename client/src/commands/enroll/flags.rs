@@ -101,21 +101,21 @@ impl Enroll {
                 // sent to a resolver unless it looks like a host's.
                 let alone = !word.contains(['@', ':', '.']);
                 if alone && (word.len() > SHORTEST_SECRET || !way.is_known().await) {
-                    return Err(Failure::new("that is no host to enroll at over SSH")
+                    return Err(Failure::new("this is not a host for enrolling over SSH")
                         .source("neither the SSH configuration of this computer nor the network knows it")
-                        .hint("write it as USER@HOST, or as `Host` of ~/.ssh/config calls it")
-                        .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+                        .hint("write USER@HOST, or the name of a `Host` in ~/.ssh/config")
+                        .hint("to enroll by code: run `adit enroll` alone, and paste the code when it asks")
                         .exit(Exit::Usage));
                 }
                 Ok(Some(way))
             }
-            Ok(_) => Err(Failure::new("one server at a time is enrolled at")
-                .hint("write it as one word: `adit enroll USER@HOST`")
-                .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+            Ok(_) => Err(Failure::new("more than one server is named")
+                .hint("name one server: `adit enroll USER@HOST`")
+                .hint("to enroll by code: run `adit enroll` alone, and paste the code when it asks")
                 .exit(Exit::Usage)),
-            Err(why) => Err(Failure::new("that is no server to enroll at over SSH")
+            Err(why) => Err(Failure::new("this is not a server for enrolling over SSH")
                 .source(why)
-                .hint("to enroll by a code: run `adit enroll` alone, and paste it when it asks")
+                .hint("to enroll by code: run `adit enroll` alone, and paste the code when it asks")
                 .exit(Exit::Usage)),
         }
     }

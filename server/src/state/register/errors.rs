@@ -171,12 +171,12 @@ impl From<DeviceError> for Failure {
             }
             DeviceError::NameTaken(name) => {
                 format!(
-                    "choose another name, or end that device's access: `aditd device revoke {name}`"
+                    "choose another name, or remove that device first: `aditd device revoke {name}`, then `aditd device forget {name}`"
                 )
             }
             DeviceError::NameOfAnother { name, .. } => {
                 format!(
-                    "choose another name, or let anybody have it: `aditd device forget {name} --free-name`"
+                    "choose another name, or let any user have this name: `aditd device forget {name} --free-name`"
                 )
             }
             DeviceError::NameInvited(name) => {

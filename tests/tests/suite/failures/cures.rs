@@ -89,7 +89,7 @@ async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     let unknown = laptop.adit(&world, &["enroll", "gpubox", "--device", "laptop"]).await;
-    assert_told(&unknown, USAGE, &["neither the SSH configuration", "`Host` of ~/.ssh/config"]);
+    assert_told(&unknown, USAGE, &["neither the SSH configuration", "`Host` in ~/.ssh/config"]);
     laptop.sshd.client(&format!(
         "Host gpubox\nHostName 127.0.0.1\nPort {}\nUser {}\nHost *\n",
         laptop.sshd.address.port(),

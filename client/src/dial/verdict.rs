@@ -49,7 +49,7 @@ impl Verdict {
     pub(super) fn hint(&self) -> &'static str {
         match self.error.kind() {
             io::ErrorKind::ConnectionRefused => {
-                "the machine is there, but nothing listens on that UDP port: check there that aditd runs and listens on that address (`aditd status`)"
+                "the machine is there, but nothing listens on that UDP port: check on the server that aditd runs and listens on that address (`aditd status`)"
             }
             io::ErrorKind::PermissionDenied => {
                 "a firewall of this computer forbids it: allow UDP to that address"

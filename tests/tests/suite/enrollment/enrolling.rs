@@ -220,6 +220,7 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
         withdrawn.stderr.find("replaced by"),
     );
     assert!(here.is_some() && here < code, "what is likelier comes first: {}", withdrawn.stderr);
+    assert!(!withdrawn.stderr.contains("still enrolled"), "it never was: {}", withdrawn.stderr);
     assert_ok(&world.stranger("newer").enroll(&newer.stdout, &[]).await);
     assert_ok(&world.stranger("desk").enroll(&other, &[]).await);
 }

@@ -249,10 +249,11 @@ async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
     let device = world.device("laptop").await;
     let first = device.up(&[]).await;
     let pid = format!("is running already (pid {})", first.adit.pid());
+    let kill = format!("`kill {}`", first.adit.pid());
     assert_told(
         &up_to_its_end(&device).await,
         FAILED,
-        &["cannot start the tunnel `default`", &pid, "adit status"],
+        &["cannot start the tunnel `default`", &pid, "adit status", &kill],
     );
     assert!(
         raw::exchange(first.address, ROOT).await.ends_with("Ollama is running"),

@@ -99,6 +99,7 @@ pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
     let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
     info!("listening on http://{}", listening.join(" and http://"));
+    info!("connecting to {}", directions.sought());
 
     let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
     let (tunnel, keep_up) = Tunnel::new(directions, bound, no_more.clone());

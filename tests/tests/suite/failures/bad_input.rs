@@ -103,7 +103,7 @@ async fn a_code_on_the_command_line_is_refused_and_never_shown() {
     assert!(!as_a_file.stderr.contains(tail), "{}", as_a_file.stderr);
     // What is neither a code nor a server might be a part of one.
     let neither = device.adit(&["enroll", "adit", tail], "").await;
-    assert_told(&neither, USAGE, &["USER@HOST", "to enroll by a code"]);
+    assert_told(&neither, USAGE, &["USER@HOST", "to enroll by code"]);
     assert!(!neither.stderr.contains(tail), "{}", neither.stderr);
     assert!(!device.dir.exists(), "refused before anything is made");
     assert_ok(&device.enroll(&code, &[]).await);
@@ -182,7 +182,7 @@ async fn a_server_of_another_authority_is_not_believed() {
     let device = world.stranger("laptop");
     let told = device.enroll(&invitation.code(), &[]).await;
     let says = [
-        "error: cannot enroll\n  Caused by: whoever answers at that address is not the server",
+        "error: cannot enroll\n  Caused by: the server at that address did not make this code",
         "get a new code on the server",
     ];
     assert_told(&told, FAILED, &says);

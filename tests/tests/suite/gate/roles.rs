@@ -354,7 +354,9 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
     assert!(
-        reload.stderr.contains("after a restart: device_life, audit_keep."),
+        reload
+            .stderr
+            .contains("restart aditd to put these settings in force: device_life, audit_keep."),
         "{}",
         reload.stderr
     );
@@ -371,8 +373,8 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
     let lost =
-        "the role `mine` is not in the configuration, so whoever has it may do nothing: `laptop`";
-    let ghost = "`[devices.ghost]` is in the configuration, and there is no such device";
+        "the role `mine` is not in the configuration, so these devices may do nothing: `laptop`";
+    let ghost = "`[devices.ghost]` is in the configuration, but there is no such device";
     assert!(reload.stderr.contains(lost) && reload.stderr.contains(ghost), "{}", reload.stderr);
     world.aditd.says(ghost).await;
     for command in [&["device", "list"][..], &["device", "show", "laptop"]] {

@@ -63,7 +63,7 @@ async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() 
             assert_eq!(world.status().await["addresses"], serde_json::json!(wanted));
         }
         // And while the server is away, it is what it was last.
-        world.aditd.says("devices are told to come to 198.51.100.8:11435").await;
+        world.aditd.says("devices are told to connect to 198.51.100.8:11435").await;
         world.kill_server().await;
         let code = world.invite("laptop").await;
         assert_eq!(credentials::parse(&code).addresses, ["198.51.100.8:11435"]);

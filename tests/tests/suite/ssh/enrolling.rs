@@ -108,8 +108,10 @@ async fn whoever_may_not_enroll_is_told_who_may() {
     without_the_state(&world, &config);
     let refused = laptop.enroll(&world, &[]).await;
     assert_eq!(refused.code, Some(1));
-    for said in ["there is no server state", "the owner of the server's state, root, and the group"]
-    {
+    for said in [
+        "there is no server state",
+        "root, the owner of the server's state, and the members of the group",
+    ] {
         assert!(refused.stderr.contains(said), "{said}: {}", refused.stderr);
     }
 }

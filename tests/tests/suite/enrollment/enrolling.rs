@@ -179,7 +179,7 @@ async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
         &[
             "the invitation has expired",
             "it was valid until 20",
-            "clock says 20",
+            "clock shows 20",
             "aditd invite NAME",
         ],
     );

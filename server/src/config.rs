@@ -416,7 +416,7 @@ mod tests {
             ),
             (
                 "\nauthorize_at = ['request']",
-                "line 2: `authorize_at` says when to ask, and no `authorize`",
+                "line 2: `authorize_at` is set, but `authorize` is not",
             ),
             ("authorize_at = []", "line 1: "),
             ("audit_keep = 'long'", "30d"),

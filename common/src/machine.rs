@@ -3,6 +3,7 @@
 pub mod control;
 pub mod files;
 pub mod log;
+pub mod memory;
 pub mod owner;
 pub mod process;
 pub mod report;

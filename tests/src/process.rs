@@ -253,4 +253,22 @@ impl Process {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     }
+
+    /// Waits until its resident memory is as it should be, and returns it, in KiB.
+    ///
+    /// # Panics
+    /// If it isn't in time.
+    pub async fn rss_until(&self, is_so: impl Fn(u64) -> bool) -> u64 {
+        let wait = async {
+            loop {
+                let rss = self.rss();
+                if is_so(rss) {
+                    return rss;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let last = tokio::time::timeout(READY_WITHIN, wait).await;
+        last.unwrap_or_else(|_| panic!("{} has {} KiB", self.name, self.rss()))
+    }
 }

@@ -2,6 +2,11 @@
 
 use std::process::ExitCode;
 
+use common::machine::memory::Allocator;
+
+#[global_allocator]
+static ALLOCATOR: Allocator = Allocator;
+
 fn main() -> ExitCode {
     tests::process::run_as_named();
     tests::demo::run(std::env::args_os())

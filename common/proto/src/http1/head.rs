@@ -263,12 +263,22 @@ impl HeadReader {
             }
             self.line = self.step(*byte)?;
             if self.line == LineState::End {
-                self.bytes.extend_from_slice(&bytes[..=at]);
+                self.keep(&bytes[..=at]);
                 return Ok(Some(at + 1));
             }
         }
-        self.bytes.extend_from_slice(bytes);
+        self.keep(bytes);
         Ok(None)
+    }
+
+    /// The buffer doubles when it is full, and never holds more than a head may have.
+    fn keep(&mut self, bytes: &[u8]) {
+        let len = self.bytes.len() + bytes.len();
+        if len > self.bytes.capacity() {
+            let doubled = (2 * self.bytes.capacity()).clamp(len, MOST_HEAD.max(len));
+            self.bytes.reserve_exact(doubled - self.bytes.len());
+        }
+        self.bytes.extend_from_slice(bytes);
     }
 
     fn step(&self, byte: u8) -> Result<LineState, Fault> {
@@ -384,6 +394,18 @@ mod tests {
         }
         assert_eq!(read(b"\r\nGET / HTTP/1.1\r\n\r\n"), Err(Fault::EmptyLine));
         assert_eq!(read(b"\x16\x03\x01"), Err(Fault::Control));
+    }
+
+    #[test]
+    fn a_head_takes_no_more_memory_than_a_head_may_have() {
+        for piece in [1, 7, 1400, 40 * 1024] {
+            let mut reader = HeadReader::default();
+            while reader.len() + piece < MOST_HEAD {
+                reader.take(&vec![b'x'; piece]).expect("a head");
+                let (len, takes) = (reader.len(), reader.bytes.capacity());
+                assert!(takes <= MOST_HEAD && takes <= 2 * len, "{takes} bytes for {len}");
+            }
+        }
     }
 
     #[test]

@@ -28,6 +28,8 @@ const WINDOW_KIB: u64 = 68 << 10;
 /// Room for what a stream costs besides, on either side of it, in KiB: buffers, and the rest of what
 /// the network brought together with its unread bytes.
 const STREAM_KIB: u64 = 256;
+/// How near to what it was memory comes when all is over, in KiB.
+const RETURNED_KIB: u64 = 12 << 10;
 /// Small buffers of the kernel's, so that what is not read stands in the tunnel.
 const KERNEL_BUFFER: u32 = 4096;
 
@@ -160,6 +162,10 @@ async fn beside_stalled_streams(first: u8, streams: usize) {
         let grown = after.saturating_sub(before);
         assert!(grown < most, "{process} has grown by {grown} KiB, more than {most}");
     }
+    // What they took goes back to the system. (Bytes of an upload wait for the service until it ends.)
+    drop((stalled, writers, service));
+    world.aditd.rss_until(|rss| rss < before.1 + RETURNED_KIB).await;
+    up.adit.rss_until(|rss| rss < before.0 + RETURNED_KIB).await;
     up.end().await;
 }
 

@@ -314,11 +314,17 @@ impl TunnelStatus {
     }
 }
 
-/// A line of the text, in as many rows as it takes.
+/// A line of the text, in as many rows as it takes. What stands between backticks is a command that
+/// people copy: it stays in one row.
 fn wrapped(name: &str, value: &str, width: usize) -> String {
     let mut text = format!("{name:<INDENT$}");
     let mut column = INDENT;
-    for (i, word) in value.split(' ').enumerate() {
+    let mut is_command = false;
+    let words = value.split(|c: char| {
+        is_command ^= c == '`';
+        c == ' ' && !is_command
+    });
+    for (i, word) in words.enumerate() {
         let length = word.chars().count();
         if i > 0 && column + 1 + length > width {
             text.push_str(&format!("\n{:INDENT$}", ""));
@@ -370,6 +376,8 @@ mod tests {
             text,
             "Tunnel       up for 3s, QUIC\n             over UDP to\n             somewhere"
         );
+        let text = wrapped("Tunnel", "down (try `ssh -p 22 me@gpu true`)", 30);
+        assert_eq!(text, "Tunnel       down (try\n             `ssh -p 22 me@gpu true`)");
         let long = "x".repeat(40);
         assert_eq!(wrapped("", &long, 30), format!("             {long}"));
     }

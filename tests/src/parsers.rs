@@ -11,10 +11,11 @@ use proto::{
     },
     ollama::{
         host::{self, Own},
+        json_scan::JsonScan,
         model::{self, ModelPattern},
         named_models::NamedModels,
         route::{Pattern, Target, route},
-        usage::{AnswerUsage, JsonScan},
+        usage::AnswerUsage,
     },
 };
 

@@ -1,42 +1,36 @@
-//! One SSH connection, with russh: the only file that knows it. Everything here ends when the
-//! [`Session`] is dropped.
+//! One SSH connection, with russh: only this file and its folder name that library. Everything here
+//! ends when the [`Session`] is dropped.
+
+mod channel;
+mod host;
 
 use std::{
     borrow::Cow,
-    pin::{Pin, pin},
-    sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll, ready},
-    time::Duration,
+    sync::{Arc, Mutex},
 };
 
-use bytes::{Buf, Bytes};
 use russh::{
-    Channel, ChannelMsg, ChannelOpenFailure, ChannelReadHalf, MethodKind, MethodSet, cipher,
-    client::{self, AuthResult, DisconnectReason, Handle, KeyboardInteractiveAuthResponse, Msg},
+    ChannelOpenFailure, MethodKind, MethodSet,
+    client::{self, AuthResult, Handle, KeyboardInteractiveAuthResponse},
     keys::{
-        PrivateKeyWithHashAlg, PublicKeyOrCertificate,
+        PrivateKeyWithHashAlg,
         agent::{AgentIdentity, client::AgentClient},
     },
 };
-use ssh_key::{Algorithm, EcdsaCurve, HashAlg, PrivateKey, PublicKey};
+use ssh_key::{Algorithm, HashAlg, PrivateKey, PublicKey};
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncWrite},
     net::UnixStream,
 };
 use tokio_util::sync::DropGuard;
 
+pub(crate) use self::channel::{Piped, Reading};
+use self::host::{Host, Told, lock, settings};
 use super::{
     SshError,
     bounds::{Mortal, Patience},
     hosts::KnownHost,
-    known_hosts::Offered,
 };
-
-const WINDOW: u32 = 16 << 20;
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const MISSED: usize = 3;
-/// Bytes of a command's standard error that are kept to say why it failed.
-const KEPT: usize = 4096;
 
 /// A host's own loopback, where the server's relay listens.
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
@@ -78,101 +72,6 @@ pub(crate) struct Identity(AgentIdentity);
 
 /// A connection to an agent.
 pub(crate) struct Agent(AgentClient<UnixStream>);
-
-/// What happens on the connection's own task.
-#[derive(Default)]
-struct Told {
-    refused: Option<SshError>,
-    goodbye: Option<String>,
-}
-
-struct Host {
-    known: KnownHost,
-    patience: Arc<Patience>,
-    told: Arc<Mutex<Told>>,
-}
-
-impl client::Handler for Host {
-    type Error = russh::Error;
-
-    async fn check_server_key(
-        &mut self,
-        shown: &PublicKeyOrCertificate,
-    ) -> Result<bool, Self::Error> {
-        let offered = match shown {
-            PublicKeyOrCertificate::PublicKey { key, .. } => Offered::Key(key.key_data().clone()),
-            PublicKeyOrCertificate::Certificate(certificate) => {
-                Offered::Certificate(Box::new(certificate.clone()))
-            }
-        };
-        let checked = self.patience.with_a_person(self.known.check(&offered)).await;
-        let good = checked.is_ok();
-        lock(&self.told).refused = checked.err().map(SshError::HostKey);
-        Ok(good)
-    }
-
-    async fn auth_banner(
-        &mut self,
-        banner: &str,
-        _: &mut client::Session,
-    ) -> Result<(), Self::Error> {
-        tracing::debug!("the host says: {}", common::machine::report::harmless(banner.trim_end()));
-        Ok(())
-    }
-
-    async fn disconnected(
-        &mut self,
-        reason: DisconnectReason<Self::Error>,
-    ) -> Result<(), Self::Error> {
-        let goodbye = match reason {
-            DisconnectReason::ReceivedDisconnect(info) => {
-                common::machine::report::harmless(info.message)
-            }
-            DisconnectReason::Error(e) => e.to_string(),
-        };
-        lock(&self.told).goodbye = Some(goodbye);
-        Ok(())
-    }
-}
-
-fn settings(known: &KnownHost) -> client::Config {
-    let mut config = client::Config {
-        window_size: WINDOW,
-        keepalive_interval: Some(KEEP_ALIVE),
-        keepalive_max: MISSED,
-        nodelay: true,
-        ..Default::default()
-    };
-    // What the processor does in hardware, first.
-    let ciphers = [
-        cipher::AES_128_GCM,
-        cipher::AES_256_GCM,
-        cipher::CHACHA20_POLY1305,
-        cipher::AES_256_CTR,
-        cipher::AES_128_CTR,
-    ];
-    config.preferred.cipher = Cow::Owned(ciphers.to_vec());
-    config.preferred.compression = Cow::Owned(vec![russh::compression::NONE]);
-    // The kinds that the host is known by come first: another kind of key would look like an
-    // unknown host. No SHA-1.
-    let (kinds, vouched) = known.kinds();
-    let ecdsa = |curve| Algorithm::Ecdsa { curve };
-    let rsa = |hash| Algorithm::Rsa { hash: Some(hash) };
-    let mut keys = vec![
-        Algorithm::Ed25519,
-        ecdsa(EcdsaCurve::NistP256),
-        ecdsa(EcdsaCurve::NistP384),
-        ecdsa(EcdsaCurve::NistP521),
-        rsa(HashAlg::Sha512),
-        rsa(HashAlg::Sha256),
-    ];
-    keys.sort_by_key(|key| !kinds.iter().any(|kind| kind == key || (is_rsa(kind) && is_rsa(key))));
-    if vouched {
-        config.preferred.host_key_certificates = Cow::Owned(keys.clone());
-    }
-    config.preferred.key = Cow::Owned(keys);
-    config
-}
 
 impl Session {
     /// Shakes hands over `stream` with the host that ought to be behind it.
@@ -412,109 +311,6 @@ pub(crate) fn read_key(text: &str, passphrase: Option<&str>) -> Option<PrivateKe
     russh::keys::decode_secret_key(text, passphrase).ok()
 }
 
-/// The standard streams of a command, or a forwarded connection.
-pub(crate) struct Piped {
-    /// What comes.
-    pub(crate) read: Reading,
-    /// What goes.
-    pub(crate) write: Box<dyn AsyncWrite + Send + Unpin>,
-}
-
-/// What comes. What a command says on its standard error is kept.
-pub(crate) struct Reading {
-    half: ChannelReadHalf,
-    left: Bytes,
-    said: Vec<u8>,
-    code: Option<u32>,
-    over: bool,
-    /// Who waits for it.
-    waiting: Option<Arc<Patience>>,
-    /// The connections under it.
-    keep: Vec<Session>,
-}
-
-impl Piped {
-    fn new(channel: Channel<Msg>) -> Self {
-        let (half, write) = channel.split();
-        let read = Reading {
-            half,
-            left: Bytes::new(),
-            said: Vec::new(),
-            code: None,
-            over: false,
-            waiting: None,
-            keep: Vec::new(),
-        };
-        Self { read, write: Box::new(Box::pin(write.make_writer())) }
-    }
-
-    /// Keeps the connections under it alive for as long as it is read.
-    pub(crate) fn over(mut self, sessions: Vec<Session>) -> Self {
-        self.read.keep = sessions;
-        self
-    }
-}
-
-impl Reading {
-    /// Whatever comes is told to who waits for it.
-    pub(crate) fn tells(&mut self, patience: &Arc<Patience>) {
-        self.waiting = Some(patience.clone());
-    }
-
-    /// Nobody waits for it any more.
-    pub(crate) fn tells_nobody(&mut self) {
-        self.waiting = None;
-    }
-
-    /// Reads on to the end: the exit code, if there is one, and what was said on standard error.
-    pub(crate) async fn end(&mut self) -> (Option<u32>, String) {
-        while !self.over {
-            self.next().await;
-            self.left.clear();
-        }
-        (
-            self.code,
-            common::machine::report::harmless(String::from_utf8_lossy(&self.said).trim_end()),
-        )
-    }
-
-    async fn next(&mut self) {
-        let message = self.half.wait().await;
-        if let (Some(patience), Some(ChannelMsg::Data { .. } | ChannelMsg::ExtendedData { .. })) =
-            (&self.waiting, &message)
-        {
-            patience.again();
-        }
-        match message {
-            Some(ChannelMsg::Data { data }) => self.left = data,
-            Some(ChannelMsg::ExtendedData { data, .. }) => {
-                self.said.extend_from_slice(&data);
-                let excess = self.said.len().saturating_sub(KEPT);
-                self.said.drain(..excess);
-            }
-            Some(ChannelMsg::ExitStatus { exit_status }) => self.code = Some(exit_status),
-            Some(ChannelMsg::Failure) | None => self.over = true,
-            _ => {}
-        }
-    }
-}
-
-impl AsyncRead for Reading {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        while self.left.is_empty() && !self.over {
-            ready!(pin!(self.next()).poll(cx));
-        }
-        let n = self.left.len().min(buf.remaining());
-        buf.put_slice(&self.left[..n]);
-        self.left.advance(n);
-        Poll::Ready(Ok(()))
-    }
-}
-
 fn is_rsa(algorithm: &Algorithm) -> bool {
     matches!(algorithm, Algorithm::Rsa { .. })
 }
@@ -534,8 +330,4 @@ fn failed(to: &str, error: &russh::Error) -> SshError {
         russh::Error::IO(e) => SshError::Broken { to, why: e.to_string() },
         e => SshError::Broken { to, why: e.to_string() },
     }
-}
-
-fn lock(told: &Mutex<Told>) -> std::sync::MutexGuard<'_, Told> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
 }

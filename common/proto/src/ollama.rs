@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod host;
+pub mod json_scan;
 pub mod model;
 pub mod named_models;
 pub mod route;

@@ -9,10 +9,10 @@ use proto::{
     http1::{head::RequestHead, response::Tracker},
     identity::Name,
     ollama::{
+        json_scan::JsonScan,
         model::Unreadable,
         named_models::NamedModels,
         route::{Models, Route, RouteClass, Target},
-        usage::JsonScan,
     },
 };
 

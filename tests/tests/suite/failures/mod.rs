@@ -3,6 +3,7 @@
 mod as_data;
 mod bad_input;
 mod bad_state;
+mod configuration;
 mod cures;
 mod demo;
 mod full_disk;

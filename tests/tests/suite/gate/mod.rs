@@ -3,6 +3,7 @@
 mod ambiguous;
 mod audit;
 mod authorize;
+mod bodies;
 mod cancel;
 mod dialling;
 mod limits;

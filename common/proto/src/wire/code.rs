@@ -1,0 +1,169 @@
+//! Why a stream or a connection was ended: a number on the wire, a sentence for people.
+
+/// Why a stream or a connection was ended: the application error codes of RFC 9000 section 20.2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Code {
+    /// Ended as asked.
+    Done = 0x00,
+    /// The device was revoked, or the server does not know it.
+    Revoked = 0x01,
+    /// The same device opened another connection.
+    Superseded = 0x02,
+    /// The server is stopping.
+    ShuttingDown = 0x03,
+    /// The peer broke the protocol.
+    Protocol = 0x04,
+    /// The certificate has expired and may only be used to renew it.
+    Expired = 0x05,
+    /// The server's clock cannot be right, so it can judge no certificate. What the clock shows, in
+    /// Unix seconds as decimal digits, is the reason of the close.
+    ServerClock = 0x06,
+    /// The TCP connection behind this stream was aborted (RST).
+    Aborted = 0x10,
+    /// Nothing listens at the service's address.
+    UpstreamRefused = 0x11,
+    /// The service's address did not answer in time.
+    UpstreamSilent = 0x12,
+    /// The server has no service of that name.
+    UnknownService = 0x13,
+    /// The server is short of something (file descriptors, memory).
+    Busy = 0x14,
+    /// The other end of the tunnel went away.
+    Cut = 0x15,
+    /// The device has as many streams open as it may.
+    TooManyStreams = 0x16,
+    /// The device's role does not allow this any more.
+    Denied = 0x17,
+}
+
+impl Code {
+    const ALL: [Self; 15] = [
+        Self::Done,
+        Self::Revoked,
+        Self::Superseded,
+        Self::ShuttingDown,
+        Self::Protocol,
+        Self::Expired,
+        Self::ServerClock,
+        Self::Aborted,
+        Self::UpstreamRefused,
+        Self::UpstreamSilent,
+        Self::UnknownService,
+        Self::Busy,
+        Self::Cut,
+        Self::TooManyStreams,
+        Self::Denied,
+    ];
+
+    /// The code that `number` stands for, if this version knows it.
+    pub fn from_number(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|c| u64::from(*c as u32) == number)
+    }
+
+    /// In one word, for logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Revoked => "revoked",
+            Self::Superseded => "superseded",
+            Self::ShuttingDown => "shutting_down",
+            Self::Protocol => "protocol",
+            Self::Expired => "expired",
+            Self::ServerClock => "server_clock",
+            Self::Aborted => "aborted",
+            Self::UpstreamRefused => "upstream_refused",
+            Self::UpstreamSilent => "upstream_silent",
+            Self::UnknownService => "unknown_service",
+            Self::Busy => "busy",
+            Self::Cut => "cut",
+            Self::TooManyStreams => "too_many_streams",
+            Self::Denied => "denied",
+        }
+    }
+
+    /// What happened and what to do, in words for the person at the client.
+    pub fn sentence(self) -> String {
+        match self.cure() {
+            Some(cure) => format!("{}: {cure}", self.what()),
+            None => self.what().to_owned(),
+        }
+    }
+
+    /// What happened.
+    pub fn what(self) -> &'static str {
+        self.what_and_cure().0
+    }
+
+    /// What the person at the client can do, or what happens next without them.
+    pub fn cure(self) -> Option<&'static str> {
+        self.what_and_cure().1
+    }
+
+    fn what_and_cure(self) -> (&'static str, Option<&'static str>) {
+        match self {
+            Self::Done => ("the server ended the connection", None),
+            Self::Revoked => (
+                "this device was revoked",
+                Some(
+                    "to let it in again: run `aditd device forget NAME` and `aditd invite NAME` on the server; then stop `adit up` here \
+                     and run `adit enroll --replace`",
+                ),
+            ),
+            Self::Superseded => (
+                "another `adit up` connected with this device's certificate",
+                Some("give every machine its own certificate: `aditd invite NAME`"),
+            ),
+            Self::ShuttingDown => {
+                ("aditd is stopping on the server", Some("adit connects again when aditd is back"))
+            }
+            Self::Protocol => (
+                "adit and aditd do not understand each other",
+                Some("install the same version of both"),
+            ),
+            Self::Expired => ("this device's certificate has expired", Some("it is being renewed")),
+            Self::ServerClock => (
+                "the server's clock is wrong",
+                Some("set it on the server: `sudo timedatectl set-ntp true`"),
+            ),
+            Self::Aborted => ("the service on the server aborted the connection", None),
+            Self::UpstreamRefused => (
+                "Ollama is not running on the server",
+                Some("start it there with `ollama serve` (or `systemctl start ollama`)"),
+            ),
+            Self::UpstreamSilent => (
+                "Ollama on the server does not answer",
+                Some("check there with `curl localhost:11434`"),
+            ),
+            Self::UnknownService => (
+                "the server does not offer this service",
+                Some("look at `upstream` in its configuration"),
+            ),
+            Self::Busy => {
+                ("the server is out of resources", Some("see its log: `journalctl -u aditd`"))
+            }
+            Self::TooManyStreams => {
+                ("too many requests of this device are open at once", Some("wait for some to end"))
+            }
+            Self::Denied => (
+                "this device may not do that any more",
+                Some("ask the owner of the server for another role"),
+            ),
+            Self::Cut => ("the connection to the server was lost in the middle", None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_is_found_by_its_number_and_has_a_sentence() {
+        for code in Code::ALL {
+            assert_eq!(Code::from_number((code as u32).into()), Some(code));
+            assert!(code.sentence().len() > 20);
+        }
+        assert_eq!(Code::from_number(0x99), None);
+    }
+}

@@ -111,9 +111,9 @@ mod tests {
         assert_eq!(after(format!("{quoted}{rest}\"\r\n").as_bytes()), Next::Take);
         assert_eq!(after(format!("'{code}'\n").as_bytes()), Next::Take);
         assert_eq!(after(b"hello\n"), Next::WaitForTheEnd);
+        // In the fingerprint of the CA: in a length, it could look like a missing end.
         let mut wrong = code.into_bytes();
-        let last = wrong.len() - 1;
-        wrong[last - 30] = if wrong[last - 30] == b'a' { b'b' } else { b'a' };
+        wrong[20] = if wrong[20] == b'a' { b'b' } else { b'a' };
         assert_eq!(after(&wrong), Next::WaitForTheEnd, "a typing error has no rest");
     }
 }

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::slots::Knocker;
 use self::{
-    replay::{Heard, Hearing, Issued},
+    replay::{Group, Heard, Hearing, Issued},
     slots::Slots,
 };
 use crate::{policy::Policy, state::EndpointKeys};
@@ -206,11 +206,15 @@ impl Admission {
         };
         // Behind other keys there may be many: devices without a knock of their own are one
         // knocker, and a code may have been given to a crowd.
+        let group = match knocker {
+            Knocker::Device(_) => Group::Devices,
+            Knocker::Shared | Knocker::Invited(_) => Group::Crowds,
+        };
         let may_try = || match knocker {
             Knocker::Device(id) => self.may_try(Limited::Device(id)),
             Knocker::Shared | Knocker::Invited(_) => true,
         };
-        match lock(&self.heard).hear(&knock, from, self.uptime(), may_try) {
+        match lock(&self.heard).hear(&knock, group, from, self.uptime(), may_try) {
             Hearing::Genuine => true,
             Hearing::TooOften => self.drop_for(Reason::TooOften),
             Hearing::Replayed => self.drop_for(Reason::Replayed),

@@ -12,8 +12,9 @@ use proto::knock::Knock;
 
 use super::recent::Recent;
 
-/// Knocks that are remembered. Only who has a key can make one, and a device may knock ten times
-/// per second: none can have all others forgotten within the hour.
+/// Knocks that are remembered of devices, of crowds, and of attempts that were one too many, each
+/// apart. Only who has a key can make one, and a device may knock ten times per second: none can
+/// have all others forgotten within the hour, and a crowd or a flood only what is its own.
 const KNOCKS: usize = 1 << 15;
 /// Datagrams with one knock that are looked at: a client that gets no answer repeats its first two
 /// about six times within [`HANDSHAKE_WITHIN`].
@@ -37,9 +38,22 @@ pub(super) enum Hearing {
     Replayed,
 }
 
+/// Whose knocks are remembered together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Group {
+    /// Devices, each with a key of its own.
+    Devices,
+    /// Those behind one key who may be many: nobody counts their knocks.
+    Crowds,
+}
+
 /// What has been heard of each knock.
 #[derive(Debug)]
-pub(super) struct Heard(Recent<Knock, Attempt>);
+pub(super) struct Heard {
+    devices: Recent<Knock, Attempt>,
+    crowds: Recent<Knock, Attempt>,
+    too_many: Recent<Knock, Attempt>,
+}
 
 #[derive(Debug)]
 struct Attempt {
@@ -59,24 +73,33 @@ impl Attempt {
 
 impl Default for Heard {
     fn default() -> Self {
-        Self(Recent::new(KNOCKS))
+        let recent = || Recent::new(KNOCKS);
+        Self { devices: recent(), crowds: recent(), too_many: recent() }
     }
 }
 
 impl Heard {
-    /// What a datagram is whose knock was made with a key of ours. `now` is a time since any fixed
-    /// moment. `may_try` counts one more attempt of whoever knocks, unless there are too many.
+    /// What a datagram is whose knock was made with a key of this group. `now` is a time since any
+    /// fixed moment. `may_try` counts one more attempt of whoever knocks, unless there are too many.
     pub(super) fn hear(
         &mut self,
         knock: &Knock,
+        group: Group,
         from: SocketAddr,
         now: Duration,
         may_try: impl FnOnce() -> bool,
     ) -> Hearing {
-        if self.0.get_mut(knock).is_none() {
-            self.0.put(*knock, Attempt::begun(from, now));
+        let mut may_try = Some(may_try);
+        if self.get_mut(knock).is_none() {
+            let is_counted = may_try.take().is_some_and(|may_try| may_try());
+            let memory = match group {
+                _ if !is_counted => &mut self.too_many,
+                Group::Devices => &mut self.devices,
+                Group::Crowds => &mut self.crowds,
+            };
+            memory.put(*knock, Attempt { is_counted, ..Attempt::begun(from, now) });
         }
-        let Some(attempt) = self.0.get_mut(knock) else { return Hearing::Replayed };
+        let Some(attempt) = self.get_mut(knock) else { return Hearing::Replayed };
         attempt.datagrams = attempt.datagrams.saturating_add(1);
         let is_its_own = attempt.from == from
             && now.saturating_sub(attempt.since) < HANDSHAKE_WITHIN
@@ -84,25 +107,30 @@ impl Heard {
         if !is_its_own {
             return Hearing::Replayed;
         }
-        attempt.is_counted = attempt.is_counted || may_try();
+        attempt.is_counted = attempt.is_counted || may_try.is_some_and(|may_try| may_try());
         if attempt.is_counted { Hearing::Genuine } else { Hearing::TooOften }
+    }
+
+    fn get_mut(&mut self, knock: &Knock) -> Option<&mut Attempt> {
+        let Self { devices, crowds, too_many } = self;
+        devices.get_mut(knock).or_else(|| crowds.get_mut(knock)).or_else(|| too_many.get_mut(knock))
     }
 
     /// Whether the sender of this knock may be asked to prove its address once more.
     pub(super) fn retry(&mut self, knock: &Knock) -> bool {
-        let Some(attempt) = self.0.get_mut(knock) else { return false };
+        let Some(attempt) = self.get_mut(knock) else { return false };
         attempt.retries += 1;
         !attempt.is_taken && attempt.retries <= RETRIES
     }
 
     /// Whether a handshake may begin with this knock: each has one.
     pub(super) fn may_take(&mut self, knock: &Knock) -> bool {
-        self.0.get_mut(knock).is_some_and(|attempt| !attempt.is_taken)
+        self.get_mut(knock).is_some_and(|attempt| !attempt.is_taken)
     }
 
     /// Notes that its handshake has begun.
     pub(super) fn take(&mut self, knock: &Knock) {
-        if let Some(attempt) = self.0.get_mut(knock) {
+        if let Some(attempt) = self.get_mut(knock) {
             attempt.is_taken = true;
         }
     }
@@ -176,16 +204,22 @@ mod tests {
             ("when its handshake must be over", at(1, 1), ms(10_005), Replayed),
             ("a day later", at(1, 1), ms(86_400_000), Replayed),
         ] {
-            assert_eq!(heard.hear(&KNOCK, from, now, || true), hearing, "{what}");
+            assert_eq!(heard.hear(&KNOCK, Group::Devices, from, now, || true), hearing, "{what}");
         }
-        assert_eq!(heard.hear(&[8; KNOCK_LEN], at(2, 1), ms(0), || true), Genuine, "another knock");
+        assert_eq!(
+            heard.hear(&[8; KNOCK_LEN], Group::Devices, at(2, 1), ms(0), || true),
+            Genuine,
+            "another knock"
+        );
     }
 
     #[test]
     fn one_knock_has_a_bounded_number_of_datagrams_and_retries_and_one_handshake() {
         let mut heard = Heard::default();
-        let hear =
-            |_: &u32| heard.hear(&KNOCK, at(1, 1), Duration::ZERO, || true) != Hearing::Replayed;
+        let hear = |_: &u32| {
+            heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || true)
+                != Hearing::Replayed
+        };
         let listened = (0..1000).filter(hear).count();
         assert_eq!(listened, DATAGRAMS as usize);
         assert_eq!((0..1000).filter(|_| heard.retry(&KNOCK)).count(), RETRIES as usize);
@@ -194,7 +228,7 @@ mod tests {
         assert!(!heard.may_take(&KNOCK));
 
         let next = [8; KNOCK_LEN];
-        heard.hear(&next, at(1, 1), Duration::ZERO, || true);
+        heard.hear(&next, Group::Devices, at(1, 1), Duration::ZERO, || true);
         heard.take(&next);
         assert!(!heard.retry(&next), "a copy of what has led to a handshake");
         assert!(!heard.retry(&[9; KNOCK_LEN]) && !heard.may_take(&[9; KNOCK_LEN]), "never heard");
@@ -203,11 +237,32 @@ mod tests {
     #[test]
     fn an_attempt_is_counted_once_and_one_too_many_can_be_sent_again_later() {
         let mut heard = Heard::default();
-        let mut hear = |may| heard.hear(&KNOCK, at(1, 1), Duration::ZERO, || may);
+        let mut hear = |may| heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || may);
         assert_eq!(hear(false), Hearing::TooOften);
         assert_eq!(hear(false), Hearing::TooOften, "sending it twice does not help");
         assert_eq!(hear(true), Hearing::Genuine);
         assert_eq!(hear(false), Hearing::Genuine, "it has been counted");
+    }
+
+    #[test]
+    fn a_flood_makes_nobody_elses_knock_be_forgotten() {
+        let mut heard = Heard::default();
+        let group_of = |nth: u32| [Group::Devices, Group::Crowds][nth as usize % 2];
+        assert_eq!(
+            heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || true),
+            Hearing::Genuine
+        );
+        for nth in 0..5 * KNOCKS as u32 {
+            let mut knock = [9; KNOCK_LEN];
+            knock[..4].copy_from_slice(&nth.to_be_bytes());
+            // Of devices, one too many each time; of crowds nobody counts them.
+            let may_try = group_of(nth) == Group::Crowds;
+            heard.hear(&knock, group_of(nth), at(3, 1), Duration::ZERO, || may_try);
+        }
+        assert_eq!(
+            heard.hear(&KNOCK, Group::Devices, at(2, 1), Duration::ZERO, || true),
+            Hearing::Replayed
+        );
     }
 
     fn long(first: u8, destination: &[u8], source: &[u8]) -> Vec<u8> {

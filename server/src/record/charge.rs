@@ -91,8 +91,13 @@ impl Default for Speed {
 impl Speed {
     /// Of the newest answer this much is taken.
     const SHARE: f64 = 0.2;
-    /// Shorter answers say little.
+    /// Answers of fewer tokens, or of less time in seconds, say little: one that comes out of a buffer
+    /// looks thousands of times as fast as the model is, and all other devices would pay for that.
     const FEWEST: u64 = 8;
+    const SHORTEST: f64 = 0.5;
+    /// The bounds of what is believed, in tokens per second.
+    const SLOWEST: f64 = 1.0;
+    const FASTEST: f64 = 1000.0;
 
     /// Tokens per second.
     pub fn get(&self) -> f64 {
@@ -108,8 +113,8 @@ impl Speed {
     pub fn learn(&self, record: &RequestRecord) {
         let (Some(first), pieces) = (record.first_byte, record.tokens.pieces) else { return };
         let seconds = record.total.saturating_sub(first).as_secs_f64();
-        if pieces >= Self::FEWEST && seconds > 0.0 {
-            let now = pieces as f64 / seconds;
+        if pieces >= Self::FEWEST && seconds >= Self::SHORTEST {
+            let now = (pieces as f64 / seconds).clamp(Self::SLOWEST, Self::FASTEST);
             let speed = self.get() * (1.0 - Self::SHARE) + now * Self::SHARE;
             self.0.store(speed.to_bits(), Relaxed);
         }
@@ -271,5 +276,21 @@ mod tests {
         seen.tokens.pieces = 1;
         speed.learn(&seen);
         assert!(speed.get() > 99.0, "one piece says little");
+    }
+
+    #[test]
+    fn no_device_makes_the_answers_of_others_dear_or_free() {
+        let speed = Speed::default();
+        let mut seen = record(End::Done);
+        let mut learn = |pieces, seconds| {
+            seen.tokens.pieces = pieces;
+            seen.first_byte = Some(Duration::ZERO);
+            seen.total = Duration::from_secs_f64(seconds);
+            (0..1000).for_each(|_| speed.learn(&seen));
+            speed.get()
+        };
+        assert_eq!(learn(1000, 1e-5), 20.0, "it came out of a buffer");
+        assert!(learn(u64::MAX, 1.0) <= Speed::FASTEST, "pieces that are no tokens");
+        assert!(learn(8, 1e9) >= Speed::SLOWEST, "it was read slowly");
     }
 }

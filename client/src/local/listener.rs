@@ -263,11 +263,7 @@ impl Front {
     }
 
     fn judge(&self, tcp: &TcpStream) -> Result<(), Refused> {
-        match (tcp.peer_addr(), tcp.local_addr()) {
-            (Ok(peer), Ok(local)) => self.owners.judge(peer, local),
-            // It has been aborted already.
-            _ => Err(Refused::Closed),
-        }
+        judged(tcp, |peer, local| self.owners.judge(peer, local))
     }
 
     async fn turn_away(&self, tcp: TcpStream, refused: Refused) {
@@ -300,6 +296,21 @@ impl Front {
     }
 }
 
+/// Judges a connection by its two addresses.
+fn judged(
+    tcp: &TcpStream,
+    judge: impl FnOnce(SocketAddr, SocketAddr) -> Result<(), Refused>,
+) -> Result<(), Refused> {
+    // It has been aborted already.
+    let gone = |_| Refused::Closed;
+    let (peer, local) = (tcp.peer_addr().map_err(gone)?, tcp.local_addr().map_err(gone)?);
+    judge(peer, local)?;
+    // One that was aborted meanwhile has left both addresses to whoever took them next, and that
+    // one may have been judged. One that is still connected has them.
+    tcp.peer_addr().map_err(gone)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -328,5 +339,28 @@ mod tests {
         let own = format!("pid {}", std::process::id());
         assert!(!error.contains(&own), "this process itself is no news: {error}");
         assert!(error.contains("`adit up lab --listen localhost:11500`"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn who_is_gone_when_the_judgement_comes_is_not_let_in_for_another() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let pair = async || {
+            let app = TcpStream::connect(address).await.expect("connected");
+            (app, listener.accept().await.expect("accepted").0)
+        };
+        let (app, tcp) = pair().await;
+        assert_eq!(judged(&tcp, |_, _| Ok(())), Ok(()));
+        // It has sent all of its request, and waits for the answer.
+        socket2::SockRef::from(&app).shutdown(std::net::Shutdown::Write).expect("ended");
+        assert_eq!(judged(&tcp, |_, _| Ok(())), Ok(()));
+
+        let (app, tcp) = pair().await;
+        let aborted = judged(&tcp, |_, _| {
+            splice::abort(app);
+            Ok(())
+        });
+        assert_eq!(aborted, Err(Refused::Closed));
+        assert_eq!(judged(&tcp, |_, _| panic!("it has no peer")), Err(Refused::Closed));
     }
 }

@@ -50,6 +50,9 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
+        /// Ask Ollama too, as without `--json`: that is one request more through the tunnel
+        #[arg(long, requires = "json")]
+        ollama: bool,
     },
 }
 
@@ -84,8 +87,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Command::Up(flags) => {
                 up::run(ProfileDir::choose(&dir, flags.name.clone())?, flags).await
             }
-            Command::Status { name, json } => {
-                status::run(&ProfileDir::choose(&dir, name)?, json).await
+            Command::Status { name, json, ollama } => {
+                status::run(&ProfileDir::choose(&dir, name)?, json, ollama).await
             }
         }
     });

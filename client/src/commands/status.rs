@@ -15,6 +15,7 @@ use common::machine::{
 use proto::identity::{DeviceId, Name};
 use serde::{Deserialize, Serialize};
 
+pub use self::ollama::OllamaStatus;
 use crate::{
     dial::{plan::DialPlan, route::Route},
     profile::ProfileDir,
@@ -73,6 +74,9 @@ pub struct Status {
     /// It was told to stop, takes no more connections, and waits for running answers.
     #[serde(default)]
     pub stopping: bool,
+    /// What Ollama has said, if it was asked: the running `adit up` does not ask by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ollama: Option<OllamaStatus>,
 }
 
 /// The state of the tunnel.
@@ -140,25 +144,28 @@ pub struct UpStatus {
     pub server_version: String,
 }
 
-/// Asks the running `adit up` of a place and prints what it says.
-pub async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
+/// Asks the running `adit up` of a place and prints what it says. Programs ask often, so for them
+/// Ollama is asked only if `ollama` says so: it is a request like any other, which counts against
+/// this device's limits and stands in the audit log.
+pub async fn run(place: &ProfileDir, json: bool, ollama: bool) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
-    let Some(status) = status else {
+    let Some(mut status) = status else {
         // Not enrolled, or damaged, is the better answer where it is true.
         place.read()?;
         return Err(Failure::new("adit is not running")
             .hint(format!("start it with `adit up{}`", place.argument())));
     };
+    if (ollama || !json)
+        && let (TunnelStatus::Up(_), Some(address)) = (&status.tunnel, status.listening.first())
+    {
+        status.ollama = Some(ollama::ask(address).await);
+    }
     if json {
         let text = serde_json::to_string_pretty(&status)
             .map_err(|e| Failure::new("cannot write JSON").source(e))?;
         return data(text);
     }
-    let ollama = match (&status.tunnel, status.listening.first()) {
-        (TunnelStatus::Up(_), Some(address)) => Some(ollama::ask(address).await),
-        _ => None,
-    };
-    data(status.to_text(ollama))
+    data(status.to_text())
 }
 
 impl Status {
@@ -193,16 +200,17 @@ impl Status {
             events: tunnel.journal.events(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             stopping,
+            ollama: None,
         }
     }
 
-    /// For people, with what Ollama has said.
-    fn to_text(&self, ollama: Option<String>) -> String {
+    /// For people.
+    fn to_text(&self) -> String {
         let mut lines = vec![("Tunnel", self.tunnel.to_text())];
         if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
             lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
         }
-        lines.extend(ollama.map(|said| ("Ollama", said)));
+        lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.to_string())));
         lines.extend([
             ("Listening", self.listening_text()),
             (

@@ -1,7 +1,8 @@
 //! What Ollama says through the tunnel: asked at the local listener, as any tool would.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -12,8 +13,50 @@ const WITHIN: Duration = Duration::from_secs(3);
 const MOST: u64 = 64 * 1024;
 const REQUEST: &[u8] = b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n";
 
-/// What the listener at `address` answers for Ollama, in words.
-pub(super) async fn ask(address: &str) -> String {
+/// What Ollama has said, or whoever answered for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum OllamaStatus {
+    /// It answers.
+    Answers {
+        /// Its version.
+        version: String,
+    },
+    /// An answer that is an error: Ollama's, or of what stands in front of it.
+    Fails {
+        /// The HTTP status.
+        status: u16,
+        /// The text of the error.
+        error: String,
+    },
+    /// An answer that is not Ollama's.
+    Unknown {
+        /// The HTTP status, if there is one.
+        status: Option<u16>,
+    },
+    /// No answer, or none that is whole.
+    Silent {
+        /// Why.
+        why: String,
+    },
+}
+
+impl fmt::Display for OllamaStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Answers { version } => write!(f, "answers, version {version}"),
+            Self::Fails { status, error } => write!(f, "{status}: {error}"),
+            Self::Unknown { status: Some(status) } => {
+                write!(f, "answers with status {status}, and is not known as an Ollama")
+            }
+            Self::Unknown { status: None } => f.write_str("what answers does not speak HTTP"),
+            Self::Silent { why } => f.write_str(why),
+        }
+    }
+}
+
+/// What the listener at `address` answers for Ollama.
+pub(super) async fn ask(address: &str) -> OllamaStatus {
     let exchange = async {
         let mut tcp = TcpStream::connect(address).await?;
         tcp.write_all(REQUEST).await?;
@@ -21,21 +64,23 @@ pub(super) async fn ask(address: &str) -> String {
         tcp.take(MOST).read_to_end(&mut answer).await?;
         std::io::Result::Ok(answer)
     };
-    match tokio::time::timeout(WITHIN, exchange).await {
-        Ok(Ok(answer)) => told(&String::from_utf8_lossy(&answer)),
+    let why = match tokio::time::timeout(WITHIN, exchange).await {
+        Ok(Ok(answer)) if answer.is_empty() => "the request was cut".to_owned(),
+        Ok(Ok(answer)) => return told(&String::from_utf8_lossy(&answer)),
         Ok(Err(e)) => format!("the request was cut: {e}"),
         Err(_) => format!("no answer in {} s", WITHIN.as_secs()),
-    }
+    };
+    OllamaStatus::Silent { why }
 }
 
-fn told(answer: &str) -> String {
+fn told(answer: &str) -> OllamaStatus {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
-    let status = head.split(' ').nth(1).unwrap_or("none");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    match (body["version"].as_str(), body["error"].as_str()) {
-        (Some(version), _) => format!("answers, version {version}"),
-        (None, Some(error)) => format!("{status}: {error}"),
-        (None, None) => format!("answers with status {status}, and is not known as an Ollama"),
+    match (status, body["version"].as_str(), body["error"].as_str()) {
+        (Some(200), Some(version), _) => OllamaStatus::Answers { version: version.to_owned() },
+        (Some(status), _, Some(error)) => OllamaStatus::Fails { status, error: error.to_owned() },
+        (status, _, _) => OllamaStatus::Unknown { status },
     }
 }
 
@@ -52,9 +97,18 @@ mod tests {
                 "HTTP/1.0 404 Not Found\r\n\r\nnothing",
                 "answers with status 404, and is not known as an Ollama",
             ),
-            ("", "answers with status none, and is not known as an Ollama"),
+            ("nonsense", "what answers does not speak HTTP"),
         ] {
-            assert_eq!(told(answer), says);
+            assert_eq!(told(answer).to_string(), says);
         }
+    }
+
+    #[test]
+    fn programs_are_told_its_state_in_a_word() {
+        let told = |answer| serde_json::to_value(told(answer)).expect("JSON");
+        let version = told("HTTP/1.0 200 OK\r\n\r\n{\"version\":\"1\"}");
+        assert_eq!(version, serde_json::json!({"state": "answers", "version": "1"}));
+        let failed = told("HTTP/1.0 502 Bad Gateway\r\n\r\n{\"error\":\"no\"}");
+        assert_eq!(failed, serde_json::json!({"state": "fails", "status": 502, "error": "no"}));
     }
 }

@@ -32,6 +32,11 @@ async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
     assert_eq!(status["listening"], serde_json::json!([up.address.to_string()]));
     let text = device.adit(&["status"], "").await.stdout;
     assert!(text.contains("\nOllama       answers, version "), "{text}");
+    assert_eq!(status.get("ollama"), None, "programs ask often: it is not asked by itself");
+    let asked = device.adit(&["status", "--json", "--ollama"], "").await;
+    let asked: serde_json::Value = serde_json::from_str(&asked.stdout).expect("JSON");
+    assert_eq!(asked["ollama"]["state"], "answers", "{asked}");
+    assert!(asked["ollama"]["version"].is_string(), "{asked}");
     let app = long_answer(&up, -1).await;
     up.adit.signal("TERM");
     status_until(&device, |status| status["stopping"] == true).await;

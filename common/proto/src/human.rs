@@ -34,6 +34,13 @@ pub fn count(number: impl Into<u64>, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
+/// Whether a terminal obeys this character, or shows something else for the text around it: control
+/// characters, and those that are invisible or change the direction of text.
+pub fn misleads(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,5 +77,15 @@ mod tests {
             [count(0u64, "request"), count(1u64, "request"), count(2u64, "request")],
             ["0 requests", "1 request", "2 requests"]
         );
+    }
+
+    #[test]
+    fn what_a_terminal_would_not_show_as_it_is_misleads() {
+        for c in "\u{1b}\n\u{7f}\u{9b}\u{202e}\u{2066}\u{200b}\u{feff}".chars() {
+            assert!(misleads(c), "{c:?}");
+        }
+        for c in "a ä漢🦙…:/".chars() {
+            assert!(!misleads(c), "{c:?}");
+        }
     }
 }

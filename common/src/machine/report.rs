@@ -17,6 +17,7 @@ use tracing_subscriber::{
 use crate::machine::log;
 
 pub use proto::failure::{Exit, Failure};
+use proto::human;
 
 impl crate::machine::files::FileError {
     /// The failure, with the cure for a file that `setting` names.
@@ -50,7 +51,7 @@ struct Harmless<T>(T);
 impl<T: fmt::Display> fmt::Display for Harmless<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.0.to_string().chars() {
-            if c.is_control() && c != '\n' && c != '\t' {
+            if human::misleads(c) && c != '\n' && c != '\t' {
                 write!(f, "{}", c.escape_default())?
             } else {
                 write!(f, "{c}")?

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use proto::identity::{DeviceId, Name};
+use proto::{
+    human,
+    identity::{DeviceId, Name},
+};
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
@@ -318,7 +321,7 @@ fn harmless(text: &str) -> String {
             clean.push('…');
             break;
         }
-        if c.is_control() { clean.extend(c.escape_default()) } else { clean.push(c) }
+        if human::misleads(c) { clean.extend(c.escape_default()) } else { clean.push(c) }
     }
     clean
 }
@@ -400,14 +403,14 @@ pub(crate) mod tests {
     fn what_an_application_sends_neither_breaks_the_line_nor_reaches_a_terminal() {
         let mut sent = record(End::Done);
         sent.path = "/\n{\"event\":\"revoke\"}\u{1b}[2J\u{9b}".repeat(1000).into();
-        sent.model = Some("\u{1b}]0;x\u{7}".into());
+        sent.model = Some("\u{1b}]0;x\u{7}\u{202e}".into());
         let line = read(&event(&sent));
         let path = line["path"].as_str().expect("a path");
         assert!(
             path.len() < 4096 && path.ends_with('…') && !path.contains(char::is_control),
             "{path}"
         );
-        assert_eq!(line["model"], "\\u{1b}]0;x\\u{7}");
+        assert_eq!(line["model"], "\\u{1b}]0;x\\u{7}\\u{202e}");
         assert_eq!(line["event"], "request");
     }
 }

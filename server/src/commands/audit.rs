@@ -194,7 +194,7 @@ fn row(entry: &Value) -> String {
         _ => return row_of(at, device, ["", "", "", ""], &event(entry)),
     };
     // Only our own lines are here, but the file may have been edited.
-    what.retain(|c| !c.is_control());
+    what.retain(|c| !human::misleads(c));
     row_of(at, device, [&status, ended, &tokens, &time], &what)
 }
 
@@ -226,7 +226,7 @@ fn event(entry: &Value) -> String {
         what += &format!(" {name}={}", told(name, value));
     }
     // Only our own lines are here, but the file may have been edited.
-    what.chars().filter(|c| !c.is_control()).collect()
+    what.chars().filter(|c| !human::misleads(*c)).collect()
 }
 
 /// A value as people read it.

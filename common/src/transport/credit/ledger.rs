@@ -191,6 +191,31 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_that_lies_about_what_it_has_read_hurts_only_itself() {
+        for window in [0, 1, WINDOW, u64::MAX] {
+            let mut ledger = Ledger::default();
+            ledger.begin(0);
+            // Before it has said what it holds.
+            assert_eq!(ledger.take(0, 1 << 40), 1 << 40);
+            ledger.set_window(window);
+            (1..4).for_each(|id| ledger.begin(id));
+            for (id, offset) in [(0, 5), (1, u64::MAX), (2, 0), (3, 1 << 60), (99, 7)] {
+                // Forwards, backwards, beyond what was sent, and of streams that are not there.
+                for offset in [offset, 0, u64::MAX, offset / 2, 1] {
+                    assert!(ledger.read(id, offset).is_none());
+                    ledger.take(id, 100);
+                }
+                assert_eq!(ledger.take(id, 100), 100, "{window}: {id}, all of which was read");
+            }
+            (0..4).for_each(|id| ledger.end(id));
+            (0..4).for_each(|id| assert!(ledger.read(id, u64::MAX).is_none()));
+            assert_eq!((ledger.used, ledger.streams.len()), (0, 0), "{window}");
+            ledger.begin(5);
+            assert!(ledger.take(5, FLOOR) == FLOOR, "{window}: a new stream has its floor");
+        }
+    }
+
+    #[test]
     fn a_peer_that_never_says_what_it_reads_makes_nothing_grow() {
         let mut ledger = Ledger::default();
         assert_eq!(ledger.take(7, 1 << 30), 1 << 30, "no limit without a window");

@@ -1,8 +1,10 @@
 //! What a device keeps of each server: its own key and certificate, whom to trust, and where to go.
 //! One file each, for its owner alone.
 
+mod key;
+
 use std::{
-    fmt, fs,
+    fs,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
 };
@@ -16,17 +18,19 @@ use common::{
 };
 use data_encoding::BASE64;
 use proto::{
-    crypto::sha256,
+    crypto::{private_key_from_pem, sha256},
     identity::{Certificate, Name},
     wire::Enrolled,
 };
 use rustls::{
-    pki_types::{CertificateDer, PrivateKeyDer},
+    crypto::aws_lc_rs::sign::any_ecdsa_type,
+    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     sign::CertifiedKey,
 };
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
 
+pub use self::key::SecretPem;
+use self::key::{stored_key, take_key, to_bytes};
 use crate::ssh::SshWay;
 
 /// The name of the server that is meant when nobody names one.
@@ -35,8 +39,6 @@ const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
 /// The formats that are read: since 2 a device may have a knock of its own.
 const SCHEMA: u32 = 2;
-/// In bytes; a longer file is no error.
-const LARGEST_FILE: usize = 16 << 10;
 
 /// A place for one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
@@ -84,61 +86,6 @@ pub struct Profile {
     /// nobody could find out later. There is no way back but to enroll anew.
     pub revoked: bool,
     key: Arc<SecretPem>,
-}
-
-/// The device's private key in PKCS #8 PEM. It is in memory once, and wiped there when its last
-/// owner goes: it can be shared, and not be copied.
-///
-/// ```compile_fail
-/// fn copied<T: Clone>() {}
-/// copied::<client::profile::SecretPem>();
-/// ```
-#[derive(PartialEq, Eq)]
-pub struct SecretPem(Zeroizing<String>);
-
-impl SecretPem {
-    /// Takes a key that has just been made.
-    pub fn new(pem: String) -> Self {
-        Self(Zeroizing::new(pem))
-    }
-
-    /// The key as it is stored.
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-/// How a key stands in a file.
-mod stored_key {
-    use std::sync::Arc;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    use super::SecretPem;
-
-    pub(super) fn serialize<S: Serializer>(key: &Arc<SecretPem>, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(key.as_str())
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
-        from: D,
-    ) -> Result<Arc<SecretPem>, D::Error> {
-        String::deserialize(from).map(|pem| Arc::new(SecretPem::new(pem)))
-    }
-}
-
-/// The bytes of a file with a key in it, wiped when they are dropped.
-fn to_bytes(path: &Path, stored: &impl Serialize) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    // Of its final size at once: a buffer that grows leaves copies behind.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_FILE));
-    serde_json::to_writer_pretty(&mut *bytes, stored).map_err(|e| FileError::damaged(path, e))?;
-    Ok(bytes)
-}
-
-impl fmt::Debug for SecretPem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SecretPem(…)")
-    }
 }
 
 #[derive(Deserialize)]
@@ -237,12 +184,13 @@ impl ProfileDir {
     /// Reads the profile.
     pub fn read(&self) -> Result<Profile, Failure> {
         let path = self.dir.join(IDENTITY);
-        let text = match files::read(&path) {
+        let mut text = match files::read(&path) {
             Err(e) if e.is_not_found() => {
                 return Err(self.not_enrolled(&path)?);
             }
             other => other?,
         };
+        let key = take_key(&mut text);
         // Looked at by itself: the rest may have changed with it.
         let Version { schema } = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         if schema > SCHEMA {
@@ -258,7 +206,7 @@ impl ProfileDir {
             enrolled: stored.enrolled,
             ssh: stored.ssh,
             revoked: stored.revoked,
-            key: stored.private_key,
+            key: key.map_or(stored.private_key, Arc::new),
         };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
         profile.certificate().map_err(|e| damaged(&path, plain(&e)))?;
@@ -314,11 +262,12 @@ impl ProfileDir {
         let path = self.dir.join(PENDING);
         let code = BASE64.encode(&sha256(token));
         match files::read(&path) {
-            Ok(bytes) => {
+            Ok(mut bytes) => {
+                let key = take_key(&mut bytes);
                 if let Ok(pending) = serde_json::from_slice::<Pending>(&bytes)
                     && pending.code == code
                 {
-                    return Ok(pending.private_key);
+                    return Ok(key.map_or(pending.private_key, Arc::new));
                 }
             }
             Err(e) if e.is_not_found() => {}
@@ -399,12 +348,14 @@ impl Profile {
 
     /// The device's certificate and key, for TLS.
     pub fn certified_key(&self) -> Result<Arc<CertifiedKey>, rustls::Error> {
-        use rustls::pki_types::pem::PemObject;
-        let not_a_key = |_| rustls::Error::General("the private key can't be read".to_owned());
-        let key = PrivateKeyDer::from_pem_slice(self.key.as_str().as_bytes()).map_err(not_a_key)?;
-        let chain = vec![decode(&self.enrolled.certificate)?];
+        let not_a_key = || rustls::Error::General("the private key can't be read".to_owned());
+        let der = private_key_from_pem(self.key.as_str()).ok_or_else(not_a_key)?;
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
+        let key = any_ecdsa_type(&der).map_err(|_| not_a_key())?;
+        let certified = CertifiedKey::new(vec![decode(&self.enrolled.certificate)?], key);
         // Refuses a certificate of another key.
-        Ok(Arc::new(CertifiedKey::from_der(chain, key, &tls::provider())?))
+        certified.keys_match()?;
+        Ok(Arc::new(certified))
     }
 
     /// The CA that vouches for the server.

@@ -1,6 +1,24 @@
-//! The two primitives that everything else is made of.
+//! The two primitives that everything else is made of, and how a private key is read.
 
 use aws_lc_rs::{digest, rand};
+use data_encoding::BASE64;
+use zeroize::Zeroizing;
+
+/// The lines around a private key in PEM (RFC 7468 section 10).
+pub const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
+/// See [`BEGIN`].
+pub const END: &str = "-----END PRIVATE KEY-----";
+
+/// The PKCS #8 DER of a private key in PEM (RFC 7468). Libraries that read it leave copies of the
+/// key behind in memory.
+pub fn private_key_from_pem(pem: &str) -> Option<Zeroizing<Vec<u8>>> {
+    let (_, body) = pem.split_once(BEGIN)?;
+    let (body, _) = body.split_once(END)?;
+    // Of its final size at once: a buffer that grows leaves copies behind.
+    let mut text = Zeroizing::new(Vec::with_capacity(body.len()));
+    text.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
+    BASE64.decode(&text).ok().map(Zeroizing::new)
+}
 
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -24,6 +24,7 @@ use std::fmt;
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
 
 use crate::{
     crypto::fill_random,
@@ -45,6 +46,12 @@ pub type Knock = [u8; KNOCK_LEN];
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SharedKey([u8; 32]);
+
+impl Drop for SharedKey {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
 
 impl SharedKey {
     /// A fresh random key.

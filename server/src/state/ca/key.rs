@@ -9,11 +9,10 @@ use aws_lc_rs::{
 };
 use common::machine::files::{self, FileError};
 use data_encoding::BASE64;
+use proto::crypto::{BEGIN, END, private_key_from_pem};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm, SigningKey};
 use zeroize::Zeroizing;
 
-const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
-const END: &str = "-----END PRIVATE KEY-----";
 /// Characters in a line (RFC 7468 section 2).
 const LINE: usize = 64;
 
@@ -82,14 +81,8 @@ fn generate() -> Option<Zeroizing<Vec<u8>>> {
     Some(pem)
 }
 
-/// RFC 7468. Libraries that read it leave copies of the key behind in memory.
 fn from_pem(pem: &[u8]) -> Option<Zeroizing<Vec<u8>>> {
-    let pem = std::str::from_utf8(pem).ok()?;
-    let (_, body) = pem.split_once(BEGIN)?;
-    let (body, _) = body.split_once(END)?;
-    let mut text = Zeroizing::new(Vec::with_capacity(body.len()));
-    text.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
-    BASE64.decode(&text).ok().map(Zeroizing::new)
+    private_key_from_pem(std::str::from_utf8(pem).ok()?)
 }
 
 #[cfg(test)]

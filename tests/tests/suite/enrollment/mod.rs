@@ -6,6 +6,7 @@ mod beside;
 mod devices;
 mod enrolling;
 mod every_way;
+mod key_memory;
 mod pasting;
 mod renewing;
 mod secrets;

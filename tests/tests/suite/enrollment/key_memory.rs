@@ -1,0 +1,130 @@
+//! Private keys in the memory of the two programs: nobody else reads them there, and each is there
+//! once.
+
+use std::{
+    fs::{self, File},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use rcgen::KeyPair;
+use tests::{
+    process::Process,
+    skip,
+    state_files::{identity_file, private_key, text},
+    unprivileged::{Ordinary, as_user},
+    world::World,
+};
+
+use crate::PROGRAM;
+
+/// Whether somebody without root's rights can read a file of this process in `/proc`.
+fn can_read(uid: u32, pid: u32, name: &str) -> bool {
+    let file = format!("/proc/{pid}/{name}");
+    let read = as_user(uid, Path::new("head")).args(["-c", "1", &file]).output();
+    read.is_ok_and(|read| read.status.success())
+}
+
+/// A program of somebody without root's rights, which can't notify us that it is ready.
+async fn started(ordinary: &Ordinary, program: &str, args: &[&str], says: &str) -> Process {
+    let mut command = tokio::process::Command::from(ordinary.command(program, args));
+    command.kill_on_drop(true);
+    let mut process = Process::spawn(command, program).expect("it starts");
+    process.says(says).await;
+    process
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_process_of_the_same_user_reads_the_memory_of_a_running_program() {
+    let Some(ordinary) = Ordinary::new(PROGRAM) else { return };
+    if !ordinary.as_root && skip::skip_test("only root can be another user") {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let home = ordinary.device(&identity_file(&world.device("laptop").await));
+    let state = ordinary.home("state");
+    let up = ["up", "--listen", "127.0.0.1:0", "--state-dir", text(&home)];
+    let serve = ["serve", "--listen", "127.0.0.1:0", "--state-dir", text(&state)];
+    let adit = started(&ordinary, "adit", &up, "ready: Ollama on http://").await;
+    let aditd = started(&ordinary, "aditd", &serve, "listening").await;
+    let mut sleep =
+        as_user(ordinary.uid(), Path::new("sleep")).arg("600").spawn().expect("it starts");
+    while fs::metadata(format!("/proc/{}", sleep.id())).expect("there").uid() != ordinary.uid() {
+        tokio::task::yield_now().await;
+    }
+    // Otherwise nobody could read anything here anyway.
+    assert!(can_read(ordinary.uid(), sleep.id(), "environ"));
+    sleep.kill().expect("killed");
+    sleep.wait().expect("ended");
+    for process in [&adit, &aditd] {
+        for name in ["environ", "auxv", "maps", "mem"] {
+            assert!(!can_read(ordinary.uid(), process.pid(), name), "{name} of {}", process.pid());
+        }
+    }
+}
+
+/// How often `bytes` stand in the memory of a process that it can write. `None` where that can't be
+/// read.
+fn count(pid: u32, bytes: &[u8]) -> Option<usize> {
+    let (maps, memory) = (format!("/proc/{pid}/maps"), format!("/proc/{pid}/mem"));
+    let (maps, memory) = (fs::read_to_string(maps).ok()?, File::open(memory).ok()?);
+    let mut found = 0;
+    for line in maps.lines() {
+        let mut words = line.split_whitespace();
+        let (range, rights) = (words.next()?, words.next()?);
+        let (from, to) = range.split_once('-')?;
+        let address = |text| u64::from_str_radix(text, 16).ok();
+        let (from, to) = (address(from)?, address(to)?);
+        let mut region = vec![0; usize::try_from(to - from).ok()?];
+        // The kernel keeps some regions for itself.
+        if rights.starts_with("rw") && memory.read_exact_at(&mut region, from).is_ok() {
+            found += occurrences(&region, bytes);
+        }
+    }
+    Some(found)
+}
+
+fn occurrences(region: &[u8], bytes: &[u8]) -> usize {
+    let mut at = 0;
+    let mut found = 0;
+    // The first byte is looked for by itself: most places are passed over by that.
+    while let Some(next) = region[at..].iter().position(|byte| *byte == bytes[0]) {
+        at += next;
+        found += usize::from(region[at..].starts_with(bytes));
+        at += 1;
+    }
+    found
+}
+
+/// A key as the crypto library keeps it (its private value as a number, the lowest byte first), as it
+/// stands in DER (RFC 5915), and in a line of PEM.
+fn forms(pem: &str) -> [Vec<u8>; 3] {
+    let der = KeyPair::from_pem(pem).expect("a key").serialize_der();
+    let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
+    let value = der[at..at + 32].to_vec();
+    let number = value.iter().rev().copied().collect();
+    let line = pem.lines().nth(1).expect("a line")[20..60].as_bytes().to_vec();
+    [number, value, line]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_private_key_is_in_memory_once() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let up = device.up(&[]).await;
+    let key_of = |name| fs::read_to_string(world.state().join(name)).expect("a key");
+    for (process, pem, in_pem) in [
+        (&world.aditd, key_of("ca.key"), 0),
+        (&world.aditd, key_of("server.key"), 0),
+        // It is written again with every change of the profile.
+        (&up.adit, private_key(&device), 1),
+    ] {
+        let [number, value, line] = forms(&pem);
+        let Some(once) = count(process.pid(), &number) else {
+            skip::skip_test("the memory of other processes can't be read here");
+            return;
+        };
+        let copies = (once, count(process.pid(), &value), count(process.pid(), &line));
+        assert_eq!(copies, (1, Some(0), Some(in_pem)), "{}", process.pid());
+    }
+}

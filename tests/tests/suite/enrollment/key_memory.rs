@@ -103,7 +103,7 @@ fn forms(pem: &str) -> [Vec<u8>; 3] {
     let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
     let value = der[at..at + 32].to_vec();
     let number = value.iter().rev().copied().collect();
-    let line = pem.lines().nth(1).expect("a line")[20..60].as_bytes().to_vec();
+    let line = pem.lines().nth(1).expect("a line").as_bytes()[20..60].to_vec();
     [number, value, line]
 }
 

@@ -80,6 +80,8 @@ impl Exchanges {
 
     /// The service sends these bytes.
     pub fn answers(&mut self, mut bytes: &[u8]) {
+        // Whatever they answer, it can't be told any more where that ends.
+        self.is_answered |= self.lost && !bytes.is_empty();
         while !bytes.is_empty() && !self.lost {
             let Some(answer) = self.answers.front_mut() else {
                 // Nobody has asked for them.
@@ -273,6 +275,10 @@ mod tests {
         assert_eq!(line(&[('>', "\x16\x03\n")]).as_deref(), Some("\x16\x03\n"));
         assert_eq!(line(&[('>', GET), ('<', "H")]), None);
         assert_eq!(line(&[('>', GET), ('<', whole), ('<', "x")]), None, "it was not asked for");
+        for unreadable in ["\x16\x03\n", "\r\n", "POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"] {
+            assert!(line(&[('>', unreadable)]).is_some());
+            assert_eq!(line(&[('>', unreadable), ('<', "H")]), None, "{unreadable:?} is answered");
+        }
         assert_eq!(line(&[('>', GET), ('>', GET)]), None, "which of the two?");
         assert_eq!(line(&[('>', GET), ('>', "GET")]), None);
         let mut endless = Exchanges::default();

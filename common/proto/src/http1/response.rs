@@ -88,6 +88,8 @@ impl Tracker {
             let bytes = &bytes[at..];
             at += match &mut self.body {
                 None => self.follow_head(bytes),
+                // What is no part of an answer says nothing of its tokens.
+                Some(_) if self.lost => bytes.len(),
                 Some(body) => {
                     let usage = &mut self.usage;
                     let taken = body.follow(bytes, |content| {
@@ -246,6 +248,22 @@ mod tests {
         ] {
             let (complete, whole, _) = after(odd, false);
             assert!(!complete && !whole, "{odd}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_part_of_an_answer_says_nothing_of_its_tokens() {
+        let answer = "HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{\"eval_count\":7}";
+        for (to_head, behind, tokens) in
+            [(false, "", Some(7)), (false, "{\"eval_count\":9}", Some(7)), (true, "", None)]
+        {
+            let answer = format!("{answer}{behind}");
+            for cut in 0..=answer.len() {
+                let mut tracker = Tracker::new(to_head, true);
+                tracker.follow(&answer.as_bytes()[..cut]);
+                tracker.follow(&answer.as_bytes()[cut..]);
+                assert_eq!(tracker.tokens().1, tokens, "{answer} cut at {cut}");
+            }
         }
     }
 

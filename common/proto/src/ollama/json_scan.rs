@@ -3,8 +3,9 @@
 
 use super::model::is_same_key;
 
-/// Of a key or a model's name this much is read, as it is written.
-const MOST_TEXT: usize = 2 * 1024;
+/// Of a key or a model's name this much is read, as it is written: more than any name that the gate
+/// lets pass.
+const MOST_TEXT: usize = 6 * 512;
 /// Bytes of text that are one token, on the average.
 const BYTES_PER_TOKEN: u64 = 4;
 /// A string of JSON that is longer and has neither a space nor a character outside of ASCII is no

@@ -97,7 +97,7 @@ fn brings_text(chunk: &[u8]) -> bool {
     TEXTS.into_iter().any(is_filled) || memchr::memmem::find(chunk, b"\"tool_calls\":[{").is_some()
 }
 
-/// The last bytes of an answer.
+/// The last bytes of an answer: [`TAIL`] of them, and for a while some that stand before those.
 #[derive(Debug, Default)]
 struct Tail(Vec<u8>);
 
@@ -111,9 +111,14 @@ impl Tail {
         self.0.extend_from_slice(bytes);
     }
 
+    /// As many of them as are kept, however the answer has come.
+    fn last(&self) -> &[u8] {
+        &self.0[self.0.len().saturating_sub(TAIL)..]
+    }
+
     fn tokens(&self) -> (Option<u64>, Option<u64>) {
         let last = |keys: [&str; 3]| {
-            keys.iter().filter_map(|key| number_behind(&self.0, key)).max_by_key(|(at, _)| *at)
+            keys.iter().filter_map(|key| number_behind(self.last(), key)).max_by_key(|(at, _)| *at)
         };
         (
             last(["\"prompt_eval_count\":", "\"prompt_tokens\":", "\"input_tokens\":"])
@@ -135,7 +140,7 @@ impl Tail {
             "\"type\":\"response.completed\"",
             "\"status\":\"success\"",
         ];
-        ENDS.iter().any(|end| memchr::memmem::rfind(&self.0, end.as_bytes()).is_some())
+        ENDS.iter().any(|end| memchr::memmem::rfind(self.last(), end.as_bytes()).is_some())
     }
 }
 

@@ -180,6 +180,13 @@ enum Received {
     Text(String),
 }
 
+impl From<String> for Message {
+    fn from(text: String) -> Self {
+        let what = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
+        Self { what, causes: Vec::new(), hints: Vec::new(), exit: Exit::default() }
+    }
+}
+
 impl Message {
     fn bounded(self) -> Self {
         let mut left = MOST_TEXT;
@@ -206,13 +213,12 @@ impl Serialize for Failure {
 
 impl<'de> Deserialize<'de> for Failure {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(match Received::deserialize(deserializer)? {
-            Received::Message(message) => {
-                let Message { what, causes, hints, exit } = message.bounded();
-                Self { what, causes, hints, exit }
-            }
-            Received::Text(text) => Self::new(text.strip_prefix("error: ").unwrap_or(&text)),
-        })
+        let message = match Received::deserialize(deserializer)? {
+            Received::Message(message) => message,
+            Received::Text(text) => Message::from(text),
+        };
+        let Message { what, causes, hints, exit } = message.bounded();
+        Ok(Self { what, causes, hints, exit })
     }
 }
 
@@ -274,6 +280,7 @@ mod tests {
     #[test]
     fn the_text_of_an_older_program_is_what_failed() {
         assert_eq!(read(json!("error: no room\n  Caused by: x")).what(), "no room\n  Caused by: x");
+        assert_eq!(read(json!(format!("error: {}", "x".repeat(9000)))).what().len(), MOST_TEXT);
     }
 
     #[test]

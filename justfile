@@ -26,9 +26,9 @@ demo:
 bench NAME:
     cargo bench --package adit-tests --bench {{NAME}}
 
-# Fuzz what the gate reads; needs a nightly compiler and cargo-fuzz
-fuzz SECONDS="120":
-    cd tests && cargo +nightly fuzz run gate -- -max_total_time={{SECONDS}}
+# Fuzz one parser: a name in common/proto/fuzz/seeds. Needs a nightly compiler and cargo-fuzz
+fuzz TARGET SECONDS="120":
+    bash .ci/fuzz {{SECONDS}} {{TARGET}}
 
 # Licenses, sources and banned crates
 dependencies:

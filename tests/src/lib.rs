@@ -11,7 +11,6 @@ pub mod laptop;
 pub mod load;
 pub mod ollama;
 pub mod over_ssh;
-pub mod parsers;
 pub mod path;
 pub mod process;
 pub mod raw;

@@ -9,7 +9,6 @@ mod dialling;
 mod limits;
 mod memory;
 mod metrics;
-mod parsers;
 mod roles;
 mod same;
 mod sessions;

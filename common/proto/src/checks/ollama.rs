@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use super::however_cut;
 use crate::ollama::{
     host::{self, Own},
-    model::{self, ModelPattern},
+    model::{self, ModelPattern, Unreadable},
     named_models::NamedModels,
     route::{Models, Pattern, Target, route},
     usage::{AnswerUsage, JsonScan},
@@ -41,7 +41,12 @@ pub fn named_models(bytes: &[u8]) {
         if is_deep(bytes) && read.is_err() {
             continue;
         }
-        assert_eq!(model::named(bytes, lists), read, "{}", String::from_utf8_lossy(bytes));
+        let whole = model::named(bytes, lists);
+        // Of a key that is too long to be one of these the end is not read.
+        if bytes.len() > 6 * 512 && whole == Err(Unreadable::Malformed) && read.is_ok() {
+            continue;
+        }
+        assert_eq!(whole, read, "{}", String::from_utf8_lossy(bytes));
     }
 }
 

@@ -121,7 +121,7 @@ impl Exchanges {
     pub fn unanswered(&self) -> Option<&[u8]> {
         let is_one = match &self.request {
             // Another has begun behind the one whose answer is due.
-            Request::Head(head) if !head.is_empty() => self.answers.is_empty(),
+            Request::Head(head) if !head.is_empty() || self.lost => self.answers.is_empty(),
             _ => self.answers.len() <= 1,
         };
         // After a whole answer nobody waits for another.
@@ -281,6 +281,7 @@ mod tests {
         }
         assert_eq!(line(&[('>', GET), ('>', GET)]), None, "which of the two?");
         assert_eq!(line(&[('>', GET), ('>', "GET")]), None);
+        assert_eq!(line(&[('>', GET), ('>', "0\x11")]), None, "another that can't be read");
         let mut endless = Exchanges::default();
         (0..10).for_each(|_| endless.asks(&[b'x'; 4096]));
         assert_eq!(endless.unanswered().map(<[u8]>::len), Some(MOST_LINE));

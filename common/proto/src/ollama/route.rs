@@ -263,11 +263,8 @@ impl std::str::FromStr for Pattern {
         }
         let fixed = path.strip_suffix('*').unwrap_or(path);
         let whole_segment = !path.ends_with('*') || fixed.ends_with('/');
-        let plain = is_canonical(if fixed.len() > 1 {
-            fixed.strip_suffix('/').unwrap_or(fixed)
-        } else {
-            fixed
-        });
+        let folder = fixed.strip_suffix('/').unwrap_or(fixed);
+        let plain = fixed == "/" || (folder != "/" && is_canonical(folder));
         if fixed.contains('*')
             || !whole_segment
             || !plain
@@ -385,6 +382,7 @@ mod tests {
             "GET /a*b",
             "GET /a*",
             "GET //",
+            "GET //*",
             "GET /a/../b",
             "GET /%61",
             "GET /a/",

@@ -280,6 +280,7 @@ impl NamedModels {
             return Err(Unreadable::Malformed);
         } else {
             // Too long to be a key that is looked for, whatever comes.
+            self.text.clear();
             self.text.resize(MOST_NAME, b'x');
         }
         Ok(())

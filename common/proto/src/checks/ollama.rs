@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use super::however_cut;
 use crate::ollama::{
     host::{self, Own},
+    json_scan::JsonScan,
     model::{self, ModelPattern, Unreadable},
     named_models::NamedModels,
     route::{Models, Pattern, Target, route},
-    usage::{AnswerUsage, JsonScan},
+    usage::AnswerUsage,
 };
 
 const LISTS: [&[&[&str]]; 4] = [

@@ -239,7 +239,7 @@ mod tests {
         record::{End, Seen},
     };
 
-    fn meters(dir: &std::path::Path, limits: &str) -> Accounting {
+    fn accounting(dir: &std::path::Path, limits: &str) -> Accounting {
         let table =
             LimitTable { default: toml::from_str(limits).expect(limits), ..Default::default() };
         Accounting {
@@ -261,16 +261,16 @@ mod tests {
     #[tokio::test]
     async fn a_limit_is_told_with_its_name_and_its_end() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let meters = meters(tmp.path(), "requests_per_minute = 1\nbody = 10");
-        let refused = meters
+        let accounting = accounting(tmp.path(), "requests_per_minute = 1\nbody = 10");
+        let refused = accounting
             .admit(&asked(RouteClass::List, BodyLength::Known(11)))
             .await
             .expect_err("too long");
         assert_eq!((refused.status, refused.limit, refused.retry_after), (413, "body", None));
         let one = asked(RouteClass::List, BodyLength::Chunked);
-        assert_eq!(meters.admit(&one).await.expect("in").most_body, Some(10));
-        meters.arrive(&one.asker, &one.role).expect("the first");
-        let refused = meters.arrive(&one.asker, &one.role).expect_err("too often");
+        assert_eq!(accounting.admit(&one).await.expect("in").most_body, Some(10));
+        accounting.arrive(&one.asker, &one.role).expect("the first");
+        let refused = accounting.arrive(&one.asker, &one.role).expect_err("too often");
         assert_eq!((refused.status, refused.limit), (429, "requests_per_minute"));
         assert!(refused.retry_after.is_some_and(|secs| (1..=60).contains(&secs)), "{refused:?}");
         assert!(
@@ -284,11 +284,11 @@ mod tests {
     #[tokio::test]
     async fn requests_of_one_device_reach_its_limit_together() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let meters = meters(tmp.path(), "tokens_per_day = 100");
+        let accounting = accounting(tmp.path(), "tokens_per_day = 100");
         let one = asked(RouteClass::Generate, BodyLength::Known(1));
         let mut tickets = Vec::new();
         for _ in 0..3 {
-            tickets.push(meters.admit(&one).await.expect("in"));
+            tickets.push(accounting.admit(&one).await.expect("in"));
         }
         let seen = |pieces| Seen { prompt: 10, pieces, is_stream: None };
         let write = |ticket: &Ticket, pieces| {
@@ -315,9 +315,9 @@ mod tests {
     #[tokio::test]
     async fn an_answer_in_one_piece_is_charged_for_its_time() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let meters = meters(tmp.path(), "tokens_per_day = 4");
+        let accounting = accounting(tmp.path(), "tokens_per_day = 4");
         let one = asked(RouteClass::Generate, BodyLength::Known(1));
-        let mut ticket = meters.admit(&one).await.expect("in");
+        let mut ticket = accounting.admit(&one).await.expect("in");
         let limit = ticket.limit.take().expect("a limit");
         let account = ticket.account.take().expect("an account");
         account.so_far(Seen { prompt: 1, pieces: 0, is_stream: Some(false) });
@@ -328,12 +328,13 @@ mod tests {
     #[tokio::test]
     async fn only_what_needs_the_gpu_waits_for_it() {
         let tmp = tempfile::tempdir().expect("tempdir");
-        let meters = meters(tmp.path(), "");
+        let accounting = accounting(tmp.path(), "");
         let generate = asked(RouteClass::Generate, BodyLength::Known(1));
         let turn =
-            async || meters.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
+            async || accounting.admit(&generate).await.expect("in").turn.expect("it needs the GPU");
         let running = turn().await.await.expect("its turn");
-        let list = meters.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
+        let list =
+            accounting.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
         assert!(list.turn.is_none() && !list.waits, "a list waits for nobody");
         // One that is not whole yet is not in the line.
         let unfinished = turn().await;
@@ -346,6 +347,6 @@ mod tests {
         drop(running);
         drop(waiting.await.expect("its turn"));
         drop(turn().await.await.expect("its turn"));
-        assert_eq!((meters.queue.running(), meters.queue.waiting()), (0, 0));
+        assert_eq!((accounting.queue.running(), accounting.queue.waiting()), (0, 0));
     }
 }

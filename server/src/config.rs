@@ -142,7 +142,7 @@ pub struct Config {
     pub devices: Vec<Name>,
     authorize: Option<(Address, Vec<At>)>,
     /// How much may be asked for, and what is noted of it.
-    pub meters: AccountingSettings,
+    pub accounting: AccountingSettings,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
@@ -221,7 +221,7 @@ impl Config {
         }
         also_ipv4(&mut listen, &networks);
         let audit = AuditSettings::in_dir(file.audit_dir.as_deref().unwrap_or(&state_dir));
-        let meters = AccountingSettings {
+        let accounting = AccountingSettings {
             limits,
             max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
             max_queue: file.max_queue.map_or(queue::ROOM, |Whole(most)| most),
@@ -257,7 +257,7 @@ impl Config {
             authorize: file.authorize.map(|address| {
                 (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))
             }),
-            meters,
+            accounting,
         })
     }
 
@@ -268,7 +268,7 @@ impl Config {
 
     /// The settings in which another differs, but for those that are in force at once.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let (audit, other_audit) = (&self.meters.audit, &other.meters.audit);
+        let (audit, other_audit) = (&self.accounting.audit, &other.accounting.audit);
         let all = [
             ("state_dir", self.state_dir == other.state_dir),
             ("listen", self.listen == other.listen),
@@ -284,7 +284,7 @@ impl Config {
             ("audit_required", audit.required == other_audit.required),
             ("audit_size", audit.size == other_audit.size),
             ("audit_keep", audit.keep == other_audit.keep),
-            ("metrics", self.meters.metrics == other.meters.metrics),
+            ("metrics", self.accounting.metrics == other.accounting.metrics),
         ];
         all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }

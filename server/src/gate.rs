@@ -46,7 +46,7 @@ use crate::{
 /// What all connections through the gate share.
 pub struct Gate {
     policy: Arc<Policy>,
-    admission: Arc<dyn Throttle>,
+    throttle: Arc<dyn Throttle>,
     observer: Arc<dyn Observer>,
     authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
@@ -87,12 +87,12 @@ impl Gate {
     /// A gate that asks these.
     pub fn new(
         policy: Arc<Policy>,
-        admission: Arc<dyn Throttle>,
+        throttle: Arc<dyn Throttle>,
         observer: Arc<dyn Observer>,
     ) -> Self {
         Self {
             policy,
-            admission,
+            throttle,
             observer,
             authority: RwLock::default(),
             changes: watch::Sender::new(()),

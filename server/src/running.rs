@@ -63,7 +63,7 @@ pub struct Server {
     /// How long a silent device keeps its session.
     pub idle_timeout: Duration,
     /// How much may be asked for, and what is noted of it.
-    pub meters: Accounting,
+    pub accounting: Accounting,
     /// Cancelled when the server takes no more streams.
     pub draining: CancellationToken,
     /// What it was started with.
@@ -218,19 +218,19 @@ impl Server {
     pub fn new(
         state: State,
         policy: Arc<Policy>,
-        meters: Accounting,
+        accounting: Accounting,
         version: i64,
         settings: Settings,
         open: Open,
     ) -> Arc<Self> {
-        let hooks = Arc::new(meters.clone());
+        let hooks = Arc::new(accounting.clone());
         Arc::new(Self {
             gate: Gate::new(policy.clone(), hooks.clone(), hooks),
             state,
             policy,
             live: Arc::default(),
             open,
-            meters,
+            accounting,
             device_life: settings.config.device_life,
             idle_timeout: settings.config.idle_timeout,
             draining: CancellationToken::new(),
@@ -307,7 +307,7 @@ impl Server {
         self.gate.judge_again();
         let devices: HashSet<_> =
             self.policy.snapshot().devices().map(|device| device.id).collect();
-        self.meters.limiter.retain(|id| devices.contains(&id));
+        self.accounting.limiter.retain(|id| devices.contains(&id));
         Ok(self.live.enforce(&self.policy))
     }
 
@@ -341,13 +341,13 @@ impl Server {
             config: config.file.clone(),
             upstream: config.upstream.to_string(),
             allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
-            metrics: config.meters.metrics.as_ref().map(ToString::to_string),
+            metrics: config.accounting.metrics.as_ref().map(ToString::to_string),
             roles: self.policy.rules().names().cloned().collect(),
             idle_timeout: self.idle_timeout.as_secs(),
             socket_buffers: self.open.socket_buffers,
             sessions: self.live.status(),
-            audit: self.meters.audit.status(),
-            waiting: self.meters.queue.waiting(),
+            audit: self.accounting.audit.status(),
+            waiting: self.accounting.queue.waiting(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }
@@ -356,7 +356,7 @@ impl Server {
     pub fn in_force(&self) -> InForce {
         InForce {
             roles: self.policy.rules().names().cloned().collect(),
-            audit: self.settings.config.meters.audit.clone(),
+            audit: self.settings.config.accounting.audit.clone(),
             addresses: self.addresses(),
         }
     }
@@ -366,7 +366,7 @@ impl Server {
         let register = self.policy.snapshot();
         let device = register.devices().find(|device| device.id == id)?;
         let asker = Asker { id, name: &device.name, role: device.role.as_str() };
-        let (used, limit) = self.meters.limiter.tokens(asker, unix_now());
+        let (used, limit) = self.accounting.limiter.tokens(asker, unix_now());
         (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
     }
 }

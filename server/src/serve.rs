@@ -62,7 +62,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let claim = || Control::claim(&config.state_dir).map_err(|e| claimed(e, &config));
     let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
     let sockets = listen::bind(&config)?;
-    let exporter = match &config.meters.metrics {
+    let exporter = match &config.accounting.metrics {
         Some(place) => Some(accounting::exporter(place).await.map_err(|failure| {
             // The configuration may be good: it is the machine that has no room for it now.
             let failure = failure.exit(Exit::Failed);
@@ -76,7 +76,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;
     let control = claimed_before.map_or_else(claim, Ok)?;
-    let meters = Accounting::open(&config.meters, &state.dir)?;
+    let accounting = Accounting::open(&config.accounting, &state.dir)?;
     // Before the snapshot: what changes between the two is then seen as a change.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
@@ -89,11 +89,11 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     );
     let (tunnel, enrollment) =
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
-    let door = Arc::new(Admission::new(&state.keys, policy.clone()));
+    let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let endpoints = sockets
         .into_iter()
-        .map(|socket| endpoint(socket, &config, &state, tunnel.clone(), door.clone()))
+        .map(|socket| endpoint(socket, &config, &state, tunnel.clone(), admission.clone()))
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Failure::new("cannot use a UDP socket").source(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -115,7 +115,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let server = Server::new(
         state,
         policy,
-        meters,
+        accounting,
         version,
         settings,
         Open { listening, socket_buffers, relay },
@@ -126,7 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let mut services = tokio::task::JoinSet::new();
     for endpoint in &endpoints {
         let doors = Doors {
-            door: door.clone(),
+            admission: admission.clone(),
             tunnel: tunnel.clone(),
             enrollment: enrollment.clone(),
             server: server.clone(),
@@ -144,14 +144,14 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let (held, following) = (certificate.clone(), server.clone());
     services.spawn(async move { held.follow(&following.state).await });
     services.spawn(server.live.clone().watch());
-    services.spawn(server.meters.clone().keep());
+    services.spawn(server.accounting.clone().keep());
     if let Some(exporter) = exporter {
         info!("metrics at {}", exporter.address());
-        let look = Look { server: server.clone(), door: door.clone(), certificate };
+        let look = Look { server: server.clone(), admission: admission.clone(), certificate };
         services.spawn(exporter.serve(move || look.text()));
     }
     server
-        .meters
+        .accounting
         .audit
         .note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
     services.spawn(reload::on_hangup(server.clone()));
@@ -188,7 +188,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     }
     services.shutdown().await;
     // A closed endpoint refuses newcomers aloud.
-    door.close();
+    admission.close();
     for endpoint in &endpoints {
         endpoint
             .close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
@@ -201,7 +201,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     };
     // A client that is away doesn't hear it; it will notice the restart by a stateless reset.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
-    server.meters.close().await;
+    server.accounting.close().await;
     info!("stopped");
     Ok(())
 }
@@ -250,10 +250,10 @@ fn endpoint(
     config: &Config,
     state: &State,
     tunnel: Arc<ServerConfig>,
-    door: Arc<Admission>,
+    admission: Arc<Admission>,
 ) -> io::Result<Endpoint> {
     let socket = SystemSocket::new(socket)?;
-    let silent = Arc::new(FilteredSocket::new(socket, config.audience.clone(), door));
+    let silent = Arc::new(FilteredSocket::new(socket, config.audience.clone(), admission));
     let mut endpoint = EndpointConfig::default();
     let (key, resets) = (state.keys.reset.clone(), Arc::default());
     endpoint
@@ -271,7 +271,7 @@ fn endpoint(
 }
 
 struct Doors {
-    door: Arc<Admission>,
+    admission: Arc<Admission>,
     tunnel: Arc<ServerConfig>,
     enrollment: Arc<ServerConfig>,
     server: Arc<Server>,
@@ -291,7 +291,7 @@ impl Doors {
                 incoming.remote_address(),
                 incoming.remote_address_validated(),
             );
-            let slot = match self.door.judge(&knock, remote, proved, unix_now()) {
+            let slot = match self.admission.judge(&knock, remote, proved, unix_now()) {
                 Verdict::Ignore(reason) => {
                     debug!(%remote, "ignored: {reason:?}");
                     incoming.ignore();
@@ -310,9 +310,9 @@ impl Doors {
             let Ok(connecting) = incoming.accept_with(config.clone()) else {
                 continue;
             };
-            let (server, door) = (self.server.clone(), self.door.clone());
+            let (server, admission) = (self.server.clone(), self.admission.clone());
             sessions.spawn(async move {
-                let Some(connection) = shake(&server, &door, &slot, connecting).await else {
+                let Some(connection) = shake(&server, &admission, &slot, connecting).await else {
                     return;
                 };
                 match slot.knocker() {
@@ -327,7 +327,7 @@ impl Doors {
 /// A handshake to its end, if that is an honest one.
 async fn shake(
     server: &Server,
-    door: &Admission,
+    admission: &Admission,
     slot: &HandshakeSlot,
     connecting: Connecting,
 ) -> Option<Connection> {
@@ -336,7 +336,7 @@ async fn shake(
         done = connecting => match done {
             Ok(connection) => {
                 let is_enrollment = matches!(slot.knocker(), Knocker::Invited(_));
-                door.shaken(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
+                admission.shaken(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
                 return Some(connection);
             }
             Err(e) => (Handshake::Failed, format!("refused a connection: {e}")),
@@ -350,7 +350,7 @@ async fn shake(
         // Who is not in yet does not hold up a server that stops.
         () = server.draining.cancelled() => return None,
     };
-    door.shaken(how);
+    admission.shaken(how);
     info!(%remote, "{why}");
     None
 }

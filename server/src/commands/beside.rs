@@ -41,7 +41,7 @@ impl Beside {
         let config = Config::settle(flags, &ServeFlags::default())?;
         let in_force = InForce {
             roles: config.rules.names().cloned().collect(),
-            audit: config.meters.audit.clone(),
+            audit: config.accounting.audit.clone(),
             addresses: config::addresses(&config.advertise, &config.listen, &config.audience),
         };
         Ok(Self { dir, in_force, config: Some(config) })

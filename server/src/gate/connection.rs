@@ -58,7 +58,7 @@ pub(super) struct Conversation<'a> {
     /// The connection to the service, from the first request on.
     pub(super) service: Option<Service<'a>>,
     pub(super) send: &'a mut Sending,
-    pub(super) inbox: DeviceStream<'a>,
+    pub(super) device: DeviceStream<'a>,
     pub(super) changes: watch::Receiver<()>,
 }
 
@@ -74,7 +74,7 @@ impl<'a> Conversation<'a> {
             line,
             service: None,
             send,
-            inbox: DeviceStream::new(recv, gate.memory.share(line.asker.id)),
+            device: DeviceStream::new(recv, gate.memory.share(line.asker.id)),
             changes: gate.changes.subscribe(),
         }
     }
@@ -87,7 +87,7 @@ impl<'a> Conversation<'a> {
             let is_asked = !reader.is_empty();
             let head = tokio::select! {
                 biased;
-                head = self.inbox.head(&mut reader) => head?,
+                head = self.device.head(&mut reader) => head?,
                 left = Service::left(self.service.as_mut()) => match left {
                     // The request that has begun goes to a new connection.
                     _ if is_asked => {

@@ -42,7 +42,7 @@ impl<'a> Conversation<'a> {
                 break over;
             }
         };
-        let (recv, received_all) = self.inbox.into_stream();
+        let (recv, received_all) = self.device.into_stream();
         (over, self.service, recv, received_all)
     }
 
@@ -63,9 +63,9 @@ impl<'a> Conversation<'a> {
     async fn exchange(&mut self, judgement: Judgement<'a>) -> Result<(), Over> {
         let Judgement { request, mut judged, hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
-        let Self { send, inbox, changes, gate, line: connection, service, .. } = self;
+        let Self { send, device, changes, gate, line: connection, service, .. } = self;
         let Some(service) = service else { return Err(End::Aborted.into()) };
-        let DeviceStream { recv, ahead, room } = inbox;
+        let DeviceStream { recv, ahead, room } = device;
         let Running { incoming, outgoing, answer, .. } = &mut running;
         let exchange = Exchange::start(request, incoming, answer, ahead);
         let sides = Sides {

@@ -172,7 +172,7 @@ impl Gate {
         route: Route,
     ) -> Result<RoutePermit, Refused> {
         line.is_in_time()?;
-        self.admission.arrive(&line.asker, &self.policy.role(line.certificate))?;
+        self.throttle.arrive(&line.asker, &self.policy.role(line.certificate))?;
         if !host::allows(&head.host, &ThisMachine) {
             let sentence = format!(
                 "adit: this is not `{}`: Ollama answers to localhost, to private addresses and to the server's own name",
@@ -226,7 +226,7 @@ impl<'a> Conversation<'a> {
             Err(Stop::Over(over)) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
                 running.ended(
-                    if self.inbox.ahead.finished { End::Cancelled } else { End::of(&over) },
+                    if self.device.ahead.finished { End::Cancelled } else { End::of(&over) },
                     None,
                 );
                 Err(over)
@@ -243,7 +243,7 @@ impl<'a> Conversation<'a> {
     ) -> Result<(Judged, Ticket), Stop> {
         self.has_room(content.head, route.class).await?;
         let leave = self.gate.leave(self.line, &head, route)?;
-        content.most = self.gate.admission.body(&self.line.asker, leave.role(), head.body)?;
+        content.most = self.gate.throttle.body(&self.line.asker, leave.role(), head.body)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
         let is_read = leave.needs_model() || authority.is_some();
         let models =
@@ -269,7 +269,7 @@ impl<'a> Conversation<'a> {
             body: head.body,
         };
         let gate = self.gate;
-        let ticket = self.meanwhile(content, route.class, gate.admission.admit(&asked)).await??;
+        let ticket = self.meanwhile(content, route.class, gate.throttle.admit(&asked)).await??;
         // What may have to wait has to be known to be whole; most is followed as it passes.
         let is_followed = matches!(route.models, Models::Json(_)) && !head.encoded;
         if ticket.waits && !is_followed {
@@ -277,7 +277,7 @@ impl<'a> Conversation<'a> {
                 self.read(&head, route.class, content, running).await?;
             }
         }
-        self.inbox.room.shrink(content.len() + self.inbox.ahead.len());
+        self.device.room.shrink(content.len() + self.device.ahead.len());
         let mut judged = Judged { head, route, models, pass, authority };
         // Its body may have been long in coming, and the service, too.
         self.again(&mut judged, content).await?;
@@ -333,9 +333,9 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             done = &mut work => Ok(done),
-            end = self.inbox.watch(held, WAITING) => match end {
+            end = self.device.watch(held, WAITING) => match end {
                 // Or it ends behind its next request.
-                DownEnd::Finished if !class.needs_gpu() || !self.inbox.ahead.is_empty() => Ok(work.await),
+                DownEnd::Finished if !class.needs_gpu() || !self.device.ahead.is_empty() => Ok(work.await),
                 end => Err(Stop::Over(end.into())),
             },
         }

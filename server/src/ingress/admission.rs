@@ -1,4 +1,4 @@
-//! The door: which packets are looked at, which connection attempts are answered, and how many at
+//! Admission: which packets are looked at, which connection attempts are answered, and how many at
 //! once.
 //!
 //! It is asked twice. [`Admission::hear`] judges each first packet before QUIC sees it: only the knock
@@ -87,7 +87,7 @@ impl Reason {
     }
 }
 
-/// How a handshake ended, after the door had let it in.
+/// How a handshake ended, after it was admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Handshake {
     /// It was a tunnel.
@@ -170,7 +170,7 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// A door with the server's own keys; devices and open invitations come from the policy's
+    /// Admission with the server's own keys; devices and open invitations come from the policy's
     /// snapshot, at each packet anew.
     pub fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {
         let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);

@@ -57,7 +57,7 @@ impl Audience {
 pub struct FilteredSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
-    door: Arc<Admission>,
+    admission: Arc<Admission>,
     /// Where packets with ECN marks do not arrive.
     unmarked: Mutex<Unmarked>,
 }
@@ -72,10 +72,14 @@ impl fmt::Debug for FilteredSocket {
 }
 
 impl FilteredSocket {
-    /// Listens on `inner` to `audience`, and to newcomers as far as `door` hears them. What is
+    /// Listens on `inner` to `audience`, and to newcomers as far as `admission` hears them. What is
     /// dropped is counted there.
-    pub fn new(inner: Arc<dyn AsyncUdpSocket>, audience: Audience, door: Arc<Admission>) -> Self {
-        Self { inner, audience, door, unmarked: Mutex::default() }
+    pub fn new(
+        inner: Arc<dyn AsyncUdpSocket>,
+        audience: Audience,
+        admission: Arc<Admission>,
+    ) -> Self {
+        Self { inner, audience, admission, unmarked: Mutex::default() }
     }
 
     fn unmarked(&self) -> MutexGuard<'_, Unmarked> {
@@ -84,13 +88,13 @@ impl FilteredSocket {
 
     fn may_pass(&self, datagram: &[u8], from: SocketAddr) -> bool {
         if !may_pass(datagram) {
-            self.door.count(Reason::Datagram);
+            self.admission.count(Reason::Datagram);
             return false;
         }
         if !is_initial(datagram) {
             return true;
         }
-        destination_id(datagram).is_some_and(|id| self.door.hear(id, from, unix_now()))
+        destination_id(datagram).is_some_and(|id| self.admission.hear(id, from, unix_now()))
     }
 }
 
@@ -104,7 +108,7 @@ impl AsyncUdpSocket for FilteredSocket {
         if is_long(transmit.contents) {
             let size = transmit.segment_size.unwrap_or(transmit.contents.len());
             for datagram in transmit.contents.chunks(size.max(1)) {
-                self.door.sent_in_handshake(datagram, transmit.destination);
+                self.admission.sent_in_handshake(datagram, transmit.destination);
             }
         }
         let marked = transmit.ecn.filter(|_| !self.unmarked().contains(transmit.destination));
@@ -130,7 +134,7 @@ impl AsyncUdpSocket for FilteredSocket {
                     self.may_pass(datagram, meta.addr)
                 })
             } else {
-                self.door.count(Reason::Network);
+                self.admission.count(Reason::Network);
                 0
             };
             if meta.len > 0 {

@@ -23,7 +23,7 @@ pub struct Standing {
     pub streams: u64,
     /// Handshakes by their outcome, since the start.
     pub handshakes: Vec<(&'static str, u64)>,
-    /// Attempts that were ignored at the door, by reason, since the start.
+    /// Connection attempts and packets that were not answered, by reason, since the start.
     pub ignored: Vec<(&'static str, u64)>,
     /// When certificates end, Unix time: the server's own, and the first of the devices' that are
     /// enrolled.
@@ -98,7 +98,7 @@ impl Collector for Standing {
         counter("handshakes", "Handshakes by their outcome", Some("outcome"), &now.handshakes)?;
         counter(
             "door_ignored",
-            "Attempts that were ignored at the door, by reason",
+            "Connection attempts and packets that were not answered, by reason",
             Some("reason"),
             &now.ignored,
         )?;

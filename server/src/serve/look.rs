@@ -17,8 +17,8 @@ use crate::{
 pub struct Look {
     /// The server.
     pub server: Arc<Server>,
-    /// Its door.
-    pub door: Arc<Admission>,
+    /// What decides about connection attempts.
+    pub admission: Arc<Admission>,
     /// The server's certificate.
     pub certificate: Arc<ServerCertificate>,
 }
@@ -26,12 +26,12 @@ pub struct Look {
 impl Look {
     /// All metrics, as text.
     pub fn text(&self) -> String {
-        self.server.meters.metrics.text(self.standing())
+        self.server.accounting.metrics.text(self.standing())
     }
 
     /// How things stand.
     pub fn standing(&self) -> Standing {
-        let Server { live, policy, meters, .. } = &*self.server;
+        let Server { live, policy, accounting, .. } = &*self.server;
         let sessions = live.status();
         let of = |carrier: Carrier| {
             let remotes = sessions.iter().filter_map(|session| session.remote.parse().ok());
@@ -53,10 +53,10 @@ impl Look {
             ("server", self.certificate.end()),
             ("first_device", enrolled().map(|device| device.not_after).min()),
         ];
-        let audit = meters.audit.status();
+        let audit = accounting.audit.status();
         Standing {
-            queue_waiting: meters.queue.waiting() as u64,
-            queue_running: meters.queue.running() as u64,
+            queue_waiting: accounting.queue.waiting() as u64,
+            queue_running: accounting.queue.running() as u64,
             devices: vec![
                 ("up", up as u64),
                 ("away", (enrolled().count() - up) as u64),
@@ -64,8 +64,12 @@ impl Look {
             ],
             sessions: vec![of(Carrier::Udp), of(Carrier::Ssh), of(Carrier::Local)],
             streams: sessions.iter().map(|session| session.streams as u64).sum(),
-            handshakes: Handshake::ALL.map(|how| (how.as_str(), self.door.handshakes(how))).into(),
-            ignored: Reason::ALL.map(|reason| (reason.as_str(), self.door.ignored(reason))).into(),
+            handshakes: Handshake::ALL
+                .map(|how| (how.as_str(), self.admission.handshakes(how)))
+                .into(),
+            ignored: Reason::ALL
+                .map(|reason| (reason.as_str(), self.admission.ignored(reason)))
+                .into(),
             certificates: ends.into_iter().filter_map(|(of, end)| Some((of, end?))).collect(),
             expired: enrolled().filter(|device| device.not_after < now).count() as u64,
             audit_lost: audit.lost,

@@ -75,7 +75,7 @@ impl Server {
             error!("the settings stay as they were: {failure}");
         }
         let refused = result.as_ref().err().map(|why| why.to_string().replace('\n', " "));
-        self.meters.audit.note(Event::Reload { refused });
+        self.accounting.audit.note(Event::Reload { refused });
         result
     }
 
@@ -95,7 +95,7 @@ impl Server {
         let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
         let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
         self.policy.set_rules(now.rules.clone());
-        self.meters.update(&now.meters);
+        self.accounting.update(&now.accounting);
         self.gate.set_authority(now.authority());
         self.gate.judge_again();
         let later = config.differences(&now);

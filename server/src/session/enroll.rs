@@ -1,4 +1,4 @@
-//! The enrollment side of the door: one request, one answer, one device. Nothing else can be
+//! The connection that enrolls: one request, one answer, one device. Nothing else can be
 //! reached from here.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};

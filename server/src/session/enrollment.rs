@@ -88,7 +88,7 @@ pub async fn enroll(
         Err(why) => {
             warn!(?by, "an enrollment was refused: {}", with_sources(why));
             let why = why.to_string();
-            server.meters.audit.note(Event::EnrollRefused { device: name, by, why });
+            server.accounting.audit.note(Event::EnrollRefused { device: name, by, why });
         }
     }
     result
@@ -170,7 +170,7 @@ impl Claim {
                 register.enroll(&name, user, key.hash, not_after, now_unix)?
             }
         };
-        server.meters.audit.note(Event::Enroll { device: device.subject(), by });
+        server.accounting.audit.note(Event::Enroll { device: device.subject(), by });
         let issued = server.state.ca.issue_device(device.id, key, now, life)?;
         Ok((device, issued))
     }

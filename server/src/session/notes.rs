@@ -96,6 +96,6 @@ impl Session {
     }
 
     fn note(&self, event: Event) {
-        self.server.meters.audit.note(event);
+        self.server.accounting.audit.note(event);
     }
 }

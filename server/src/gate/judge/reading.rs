@@ -78,7 +78,7 @@ impl Conversation<'_> {
             running.outgoing.bytes += response::CONTINUE.len() as u64;
             self.send.write_all(response::CONTINUE).await.map_err(gone)?;
         }
-        let mut chunks = self.inbox.next().await.map_err(|end| Stop::Over(end.into()))?;
+        let mut chunks = self.device.next().await.map_err(|end| Stop::Over(end.into()))?;
         if chunks.is_empty() {
             let sentence =
                 "adit: the application closed the connection in the middle of its request";
@@ -89,7 +89,7 @@ impl Conversation<'_> {
             let taken = content.body.follow(&chunks[at], |bytes| incoming.content(bytes))?;
             content.raw.extend_from_slice(&chunks[at][..taken]);
             if taken < chunks[at].len() {
-                self.inbox.put_back(&mut chunks, at, taken);
+                self.device.put_back(&mut chunks, at, taken);
                 break;
             }
         }
@@ -111,17 +111,17 @@ impl Conversation<'_> {
 
     /// Takes memory for so many bytes besides what has been read ahead; waits for it.
     pub(super) async fn has_room(&mut self, bytes: usize, class: RouteClass) -> Result<(), Stop> {
-        let all = bytes + self.inbox.ahead.len();
-        if self.inbox.room.try_grow(all).is_ok() {
+        let all = bytes + self.device.ahead.len();
+        if self.device.room.try_grow(all).is_ok() {
             return Ok(());
         }
         let mut wait = self.gate.memory.share(self.line.asker.id);
-        let more = all - self.inbox.room.amount();
+        let more = all - self.device.room.amount();
         let room = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
         if room == Err(Full) {
             return Err(Refused::no_memory().into());
         }
-        self.inbox.room.join(wait);
+        self.device.room.join(wait);
         Ok(())
     }
 }

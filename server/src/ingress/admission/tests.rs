@@ -16,7 +16,7 @@ struct World {
     _dir: tempfile::TempDir,
     register: Register,
     keys: EndpointKeys,
-    door: Admission,
+    admission: Admission,
     next: u8,
 }
 
@@ -29,8 +29,8 @@ impl World {
         let register = Register::open(&dir.path().join(Register::FILE)).expect("a register");
         let keys = EndpointKeys::generate();
         let policy = Policy::new(Default::default(), Arc::default(), Upstream::default());
-        let door = Admission::new(&keys, Arc::new(policy));
-        Self { _dir: dir, register, keys, door, next: 0 }
+        let admission = Admission::new(&keys, Arc::new(policy));
+        Self { _dir: dir, register, keys, admission, next: 0 }
     }
 
     fn device(&mut self) -> (DeviceId, KnockKey) {
@@ -43,14 +43,14 @@ impl World {
     }
 
     fn obey(&self) {
-        self.door.policy.update(self.register.snapshot().expect("read"));
+        self.admission.policy.update(self.register.snapshot().expect("read"));
     }
 
     /// A new knock that is heard and judged.
     fn attempt(&self, key: &KnockKey, from: SocketAddr, proved: bool) -> Verdict {
         let knock = key.knock();
-        if self.door.hear(&knock, from, NOW) {
-            self.door.judge(&knock, from, proved, NOW)
+        if self.admission.hear(&knock, from, NOW) {
+            self.admission.judge(&knock, from, proved, NOW)
         } else {
             Verdict::Ignore(Reason::Stranger)
         }
@@ -75,11 +75,11 @@ fn without_a_knock_nothing_is_heard_and_nothing_answered() {
     world.device();
     let (other, shared) = (SharedKey::generate(), world.keys.door.clone());
     for knock in [&[][..], &[0; 8], &[0; 20], &other.knock(), &shared.knock()] {
-        assert!(!world.door.hear(knock, host(7), NOW), "{knock:?}");
-        let verdict = world.door.judge(knock, host(7), true, NOW);
+        assert!(!world.admission.hear(knock, host(7), NOW), "{knock:?}");
+        let verdict = world.admission.judge(knock, host(7), true, NOW);
         assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{knock:?}");
     }
-    assert_eq!(world.door.ignored(Reason::Stranger), 10);
+    assert_eq!(world.admission.ignored(Reason::Stranger), 10);
 }
 
 #[test]
@@ -98,15 +98,15 @@ fn from_its_revocation_on_a_devices_knock_is_a_strangers() {
     let (id, key) = world.device();
     let (_, good) = world.device();
     let knock = key.knock();
-    assert!(world.door.hear(&knock, local(1), NOW));
+    assert!(world.admission.hear(&knock, local(1), NOW));
     world.register.revoke(id, NOW).expect("revoked");
     world.obey();
-    let verdict = world.door.judge(&knock, local(1), false, NOW);
+    let verdict = world.admission.judge(&knock, local(1), false, NOW);
     assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{verdict:?}");
-    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+    assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     world.register.forget(id).expect("forgotten");
     world.obey();
-    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+    assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     assert!(is_accepted(&world.attempt(&good, local(1), false)));
 }
 
@@ -120,7 +120,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
     let key = secret.door_key().into();
     let Verdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
     assert!(matches!(slot.knocker(), Knocker::Invited(_)));
-    assert!(!world.door.hear(&key.knock(), local(1), NOW + 1));
+    assert!(!world.admission.hear(&key.knock(), local(1), NOW + 1));
 }
 
 #[test]
@@ -128,14 +128,14 @@ fn a_copy_of_a_knock_leads_to_nothing() {
     let mut world = World::new();
     let (_, key) = world.device();
     let knock = key.knock();
-    assert!(world.door.hear(&knock, host(1), NOW));
-    assert!(!world.door.hear(&knock, host(2), NOW), "from elsewhere");
-    assert!(matches!(world.door.judge(&knock, host(1), false, NOW), Verdict::Retry));
-    let verdict = world.door.judge(&knock, host(1), true, NOW);
+    assert!(world.admission.hear(&knock, host(1), NOW));
+    assert!(!world.admission.hear(&knock, host(2), NOW), "from elsewhere");
+    assert!(matches!(world.admission.judge(&knock, host(1), false, NOW), Verdict::Retry));
+    let verdict = world.admission.judge(&knock, host(1), true, NOW);
     assert!(is_accepted(&verdict));
     drop(verdict);
     for proved in [false, true] {
-        let again = world.door.judge(&knock, host(1), proved, NOW);
+        let again = world.admission.judge(&knock, host(1), proved, NOW);
         assert!(matches!(again, Verdict::Ignore(Reason::Replayed)), "{again:?}");
     }
 }
@@ -160,7 +160,7 @@ fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
 fn one_device_cannot_try_without_end_over_ssh_either() {
     let mut world = World::new();
     let ((_, greedy), (_, good)) = (world.device(), world.device());
-    let heard = |key: &KnockKey| world.door.hear(&key.knock(), local(1), NOW);
+    let heard = |key: &KnockKey| world.admission.hear(&key.knock(), local(1), NOW);
     let count = (0..1000).filter(|_| heard(&greedy)).count();
     assert!((50..200).contains(&count), "{count}");
     assert!(heard(&good));
@@ -176,13 +176,13 @@ fn a_device_that_finishes_no_handshake_keeps_nobody_out() {
     let (_, good) = world.device();
     assert!(is_accepted(&world.attempt(&good, local(1), false)));
     drop(held);
-    assert_eq!(lock(&world.door.slots).len(), 0, "nothing is remembered of what is over");
+    assert_eq!(lock(&world.admission.slots).len(), 0, "nothing is remembered of what is over");
 }
 
 #[test]
 fn a_door_that_is_closed_hears_nobody() {
     let mut world = World::new();
     let (_, key) = world.device();
-    world.door.close();
-    assert!(!world.door.hear(&key.knock(), local(1), NOW));
+    world.admission.close();
+    assert!(!world.admission.hear(&key.knock(), local(1), NOW));
 }

@@ -59,21 +59,7 @@ impl<'a> Target<'a> {
 
 /// A path with everything decoded that is encoded, as Ollama reads it.
 fn decoded(path: &str) -> String {
-    let mut bytes = Vec::new();
-    let mut rest = path.as_bytes();
-    while let [byte, after @ ..] = rest {
-        let encoded = match (byte, after) {
-            (b'%', [high, low, after @ ..]) => std::str::from_utf8(&[*high, *low])
-                .ok()
-                .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-                .map(|b| (b, after)),
-            _ => None,
-        };
-        let (byte, after) = encoded.unwrap_or((*byte, after));
-        bytes.push(byte);
-        rest = after;
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
+    percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned()
 }
 
 /// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be,
@@ -287,6 +273,15 @@ impl TryFrom<String> for Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_two_hexadecimal_digits_are_decoded() {
+        for (path, read) in
+            [("/a%2Fb", "/a/b"), ("/%41", "/A"), ("/%+1", "/%+1"), ("/%4", "/%4"), ("/%", "/%")]
+        {
+            assert_eq!(decoded(path), read, "{path}");
+        }
+    }
 
     #[test]
     fn a_path_that_could_be_written_otherwise_is_not_canonical() {

@@ -223,7 +223,7 @@ pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
     Exporter::bind(place).await.map_err(|e| {
         Failure::new(format!("cannot serve metrics at {place}"))
             .source(e)
-            .hint("choose another address with `metrics` in the configuration, for example metrics = \"127.0.0.1:9464\"")
+            .hint(format!("choose another address with `metrics` in the configuration, for example metrics = \"{}\"", place.another()))
             .exit(Exit::Usage)
     })
 }

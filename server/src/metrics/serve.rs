@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     fmt, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     str::FromStr,
@@ -52,6 +52,18 @@ enum Location {
 }
 
 impl MetricsAddr {
+    /// An address to try instead, which is never the same one.
+    pub fn another(&self) -> Self {
+        let mut address = match &self.0 {
+            Location::Loopback(address) => *address,
+            Location::Unix(_) => {
+                return Self(Location::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))));
+            }
+        };
+        address.set_port(address.port().checked_add(1).unwrap_or(9464));
+        Self(Location::Loopback(address))
+    }
+
     /// What helps if it can't be opened, besides another place.
     pub fn cure(&self) -> Option<String> {
         let dir = self.missing_directory()?;
@@ -282,6 +294,21 @@ mod tests {
         ] {
             let error = bad.parse::<MetricsAddr>().expect_err(bad);
             assert!(error.contains(says), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_address_to_try_instead_is_never_the_same_one() {
+        for (place, another) in [
+            ("127.0.0.1:9464", "127.0.0.1:9465"),
+            ("[::1]:9000", "[::1]:9001"),
+            ("127.0.0.1:65535", "127.0.0.1:9464"),
+            ("unix:/run/adit/metrics.sock", "127.0.0.1:9464"),
+        ] {
+            assert_eq!(
+                place.parse::<MetricsAddr>().expect("a place").another().to_string(),
+                another
+            );
         }
     }
 

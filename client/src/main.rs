@@ -1,9 +1,9 @@
 //! `adit`.
 
-use common::machine::memory::Allocator;
+use common::machine::memory;
 
 #[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
+static ALLOCATOR: memory::Allocator = memory::ALLOCATOR;
 
 fn main() -> std::process::ExitCode {
     client::run(std::env::args_os())

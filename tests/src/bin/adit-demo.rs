@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-use common::machine::memory::Allocator;
+use common::machine::memory;
 
 #[global_allocator]
-static ALLOCATOR: Allocator = Allocator;
+static ALLOCATOR: memory::Allocator = memory::ALLOCATOR;
 
 fn main() -> ExitCode {
     tests::process::run_as_named();

@@ -13,6 +13,11 @@ use proto::identity::Name;
 use crate::{
     commands::{
         enroll::{self, Enroll},
+        env::{self, Env},
+        run::{
+            self, Run,
+            tunnel::{self, HoldTunnel},
+        },
         status,
         up::{self, UpFlags},
     },
@@ -42,6 +47,16 @@ enum Command {
     Enroll(Enroll),
     /// Open the tunnel and serve Ollama on localhost
     Up(UpFlags),
+    /// Run one program through the tunnel, on a port of its own
+    ///
+    /// The program finds Ollama by the variable OLLAMA_HOST. Port 11434 of this computer stays as it
+    /// is. Where no `adit up` runs, a tunnel is opened for as long as the program runs.
+    Run(Run),
+    /// Print what a shell has to export to use the running tunnel
+    Env(Env),
+    /// Hold a tunnel for programs of `adit run`
+    #[command(name = tunnel::COMMAND, hide = true)]
+    HoldTunnel(HoldTunnel),
     /// Show the running tunnel
     Status {
         /// Show the tunnel to the server with this name [default: the only server, or the one called
@@ -67,8 +82,11 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     report::start_log(cli.verbose);
     report::log_panics();
-    process::protect_memory();
-    process::raise_descriptor_limit();
+    // The program of `run` inherits these limits, and has no key of ours in its memory.
+    if !matches!(cli.command, Command::Run(_)) {
+        process::protect_memory();
+        process::raise_descriptor_limit();
+    }
     report::finish(dispatch(cli))
 }
 
@@ -86,6 +104,14 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => {
                 up::run(ProfileDir::choose(&dir, flags.name.clone())?, flags).await
+            }
+            Command::Run(command) => {
+                let place = ProfileDir::choose(&dir, command.server.clone())?;
+                run::run(&dir, place, command).await
+            }
+            Command::Env(env) => env::run(&ProfileDir::choose(&dir, env.name.clone())?, &env).await,
+            Command::HoldTunnel(hold) => {
+                tunnel::run(ProfileDir::choose(&dir, hold.up.name.clone())?, hold).await
             }
             Command::Status { name, json, ollama } => {
                 status::run(&ProfileDir::choose(&dir, name)?, json, ollama).await

@@ -2,5 +2,6 @@
 
 pub mod answer;
 mod holder;
+pub mod lease;
 pub mod listener;
 pub mod owner;

@@ -74,7 +74,9 @@ pub fn run_as_named() {
     let mut args = std::env::args_os();
     let name = args.next().and_then(|name| Path::new(&name).file_name().map(OsStr::to_owned));
     let name = name.as_deref().and_then(OsStr::to_str);
-    if matches!(name, Some("adit" | "aditd")) {
+    // A tunnel that programs share has no parent for long: it ends with the last of them.
+    let is_shared = std::env::args_os().nth(3).is_some_and(|command| command == "hold-tunnel");
+    if matches!(name, Some("adit" | "aditd")) && !is_shared {
         end_with_parent();
     }
     let code = match name {

@@ -207,6 +207,17 @@ impl Device {
         self.programs.run("adit", &args, input).await.expect("adit runs")
     }
 
+    /// A command of `adit` on this device; what it runs may have arguments of its own.
+    pub fn command(&self, args: &[&str]) -> tokio::process::Command {
+        self.programs.command("adit", &[&["--state-dir", self.dir()], args].concat())
+    }
+
+    /// Runs a program with `adit run`, to its end.
+    pub async fn run(&self, args: &[&str]) -> Ended {
+        let args = [&["--state-dir", self.dir(), "run"], args].concat();
+        self.programs.run("adit", &args, "").await.expect("adit runs")
+    }
+
     /// Enrolls with a code on standard input.
     pub async fn enroll(&self, code: &str, flags: &[&str]) -> Ended {
         self.adit(&[&["enroll"], flags].concat(), code).await

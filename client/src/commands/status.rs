@@ -12,7 +12,10 @@ use common::machine::{
     process::{day, unix_now},
     report::{Failure, data},
 };
-use proto::identity::{DeviceId, Name};
+use proto::{
+    human,
+    identity::{DeviceId, Name},
+};
 use serde::{Deserialize, Serialize};
 
 pub use self::ollama::OllamaStatus;
@@ -32,12 +35,14 @@ const WIDTH: usize = 100;
 /// Where values begin.
 const INDENT: usize = 13;
 
-/// The only request so far.
+/// What a running tunnel is asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// How are you?
+    /// How it is.
     Status,
+    /// For a port of the asker's own, for as long as the asker runs.
+    Lease,
 }
 
 /// A running `adit up`. Times are Unix seconds.
@@ -63,6 +68,9 @@ pub struct Status {
     pub tunnel: TunnelStatus,
     /// Connections that are being carried or held.
     pub connections: usize,
+    /// Programs of `adit run` that use the tunnel.
+    #[serde(default)]
+    pub programs: usize,
     /// Bytes from applications into the tunnel.
     pub sent: u64,
     /// Bytes from the tunnel to applications.
@@ -195,6 +203,7 @@ impl Status {
             listening: listening.to_vec(),
             tunnel: state,
             connections,
+            programs: 0,
             sent: tunnel.meter.sent.load(Relaxed),
             received: tunnel.meter.received.load(Relaxed),
             events: tunnel.journal.events(),
@@ -237,7 +246,14 @@ impl Status {
         if self.stopping {
             return "no longer: adit is stopping, and waits for running answers".to_owned();
         }
-        self.listening.iter().map(|a| format!("http://{a}")).collect::<Vec<_>>().join(", ")
+        let mut at: Vec<String> = self.listening.iter().map(|a| format!("http://{a}")).collect();
+        if self.programs > 0 {
+            at.push(format!(
+                "a port of its own for each of {}",
+                human::count(self.programs as u64, "program")
+            ));
+        }
+        at.join(", ")
     }
 }
 

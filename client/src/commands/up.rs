@@ -13,6 +13,7 @@ use proto::{
     identity::Name,
     wire::{Code, DEFAULT_SERVICE},
 };
+use serde::Serialize;
 use tokio::{
     net::TcpListener,
     task::{JoinError, JoinSet},
@@ -24,6 +25,7 @@ use crate::{
     commands::status::{Request, Status},
     dial::{DialError, plan::DialPlan, route::CarrierChoice},
     local::{
+        lease::{Lease, LeaseAnswer, Leases},
         listener::{self, Front, Listen},
         owner::Owners,
     },
@@ -37,6 +39,9 @@ use crate::{
 
 /// How long the server may take to hear that this is the end.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a program that asks for a port waits for the tunnel. It may start without one: its
+/// requests are held.
+const UP_WITHIN: Duration = Duration::from_secs(8);
 
 /// Flags of `up`.
 #[derive(Debug, Args)]
@@ -56,7 +61,7 @@ pub struct UpFlags {
     hold: Duration,
     /// Let running answers go on this long after adit was told to stop
     #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = parse_time)]
-    drain: Duration,
+    pub(super) drain: Duration,
     /// Choose what carries the tunnel
     #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
     carrier: CarrierChoice,
@@ -75,59 +80,22 @@ pub struct UpFlags {
     ssh_client: Option<SshClient>,
 }
 
-/// Runs until told to stop (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the server says at the first attempt that
-/// this device is not allowed.
+/// Runs until told to stop (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the server
+/// says at the first attempt that this device is not allowed.
 pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
-    let mut profile = place.read()?;
-    if let Some(way) = &mut profile.ssh {
-        way.client_now = flags.ssh_client;
-    }
-    let directions = DialPlan {
-        profile: SharedProfile::new(profile),
-        choice: flags.carrier,
-        idle_timeout: flags.idle_timeout,
-    };
-    if let Some(none) = directions.no_way() {
-        let hint = none.general_hint().unwrap_or_default();
-        return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
-    }
+    let plan = dial_plan(&place, &flags)?;
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = Stop::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let listeners = listener::bind(&flags.listen, &place.argument())?;
-    let owners = Arc::new(let_in(flags.any_user, &listeners, &place.argument())?);
-    let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
-    let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
-    info!("listening on http://{}", listening.join(" and http://"));
-    info!("connecting to {}", directions.sought());
-
-    let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
-    let (tunnel, keep_up) = Tunnel::new(directions, bound, no_more.clone());
-    let mut parts = Parts::default();
-    parts.services.spawn(keep_up);
-    let shown = Shown {
-        tunnel: tunnel.clone(),
-        listening: listening.clone(),
-        connections: connections.clone(),
-        stop: no_more.clone(),
-    };
-    let answering = answer_control(control, shown);
-    parts.services.spawn(answering);
-    let service: Name = DEFAULT_SERVICE.parse().map_err(Failure::new)?;
-    for listener in listeners {
-        let front = Front {
-            owners: owners.clone(),
-            tunnel: tunnel.clone(),
-            service: service.clone(),
-            hold: flags.hold,
-            stop: no_more.clone(),
-        };
-        parts.accepting.spawn(listener::accept(listener, front, connections.clone()));
-    }
+    let owners = let_in(flags.any_user, &listeners, &place.argument())?;
+    let mut running = Running::start(plan, control, owners, listeners, &flags)?;
+    info!("listening on http://{}", running.listening.join(" and http://"));
+    info!("connecting to {}", running.tunnel.directions().sought());
 
     let serving = async {
-        first_word(&tunnel).await?;
-        let first = listening.first().map_or("localhost", String::as_str);
+        first_word(&running.tunnel).await?;
+        let first = running.listening.first().map_or("localhost", String::as_str);
         info!("ready: Ollama on http://{first}");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
         std::future::pending().await
@@ -135,36 +103,125 @@ pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     tokio::select! {
         () = stop.asked() => {}
         refused = serving => return refused,
-        ended = parts.ended() => return Err(ended),
+        ended = running.parts.ended() => return Err(ended),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    no_more.cancel();
-    // Whoever is told that no connection is taken any more must find it so.
-    parts.accept_no_more().await?;
-    connections.close();
-    if !connections.is_empty() {
-        info!(
-            "stopping: {} with {} to end (press Ctrl-C again to end them now)",
-            human::count(connections.len() as u64, "running connection"),
-            human::time(flags.drain)
-        );
-        tokio::select! {
-            () = connections.wait() => {}
-            () = tokio::time::sleep(flags.drain) => warn!("cutting what still runs"),
-            () = stop.asked() => {}
-            ended = parts.ended() => return Err(ended),
-        }
+    running.stop(&mut stop, flags.drain).await
+}
+
+/// Where the server is sought.
+///
+/// # Errors
+/// If this device is not enrolled there, or has no way to it.
+pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan, Failure> {
+    let mut profile = place.read()?;
+    if let Some(way) = &mut profile.ssh {
+        way.client_now = flags.ssh_client;
     }
-    tunnel.close().await;
-    // Each sees the end of its stream and aborts its application.
-    let _ = tokio::time::timeout(FAREWELL, connections.wait()).await;
-    parts.services.shutdown().await;
-    Ok(())
+    let plan = DialPlan {
+        profile: SharedProfile::new(profile),
+        choice: flags.carrier,
+        idle_timeout: flags.idle_timeout,
+    };
+    if let Some(none) = plan.no_way() {
+        let hint = none.general_hint().unwrap_or_default();
+        return Err(Failure::from_error(none).hint(hint).exit(Exit::Usage));
+    }
+    Ok(plan)
+}
+
+/// A tunnel and all that serves it.
+pub(super) struct Running {
+    /// The way in.
+    pub(super) tunnel: Tunnel,
+    /// The ports that are lent to programs.
+    pub(super) leases: Leases,
+    /// The tasks without which there is no tunnel.
+    pub(super) parts: Parts,
+    listening: Vec<String>,
+    connections: TaskTracker,
+    no_more: CancellationToken,
+}
+
+impl Running {
+    /// Starts the tunnel, serves applications on `listeners`, and answers what other commands ask.
+    ///
+    /// # Errors
+    /// None that a person can cause.
+    pub(super) fn start(
+        plan: DialPlan,
+        control: Control,
+        owners: Owners,
+        listeners: Vec<TcpListener>,
+        flags: &UpFlags,
+    ) -> Result<Self, Failure> {
+        let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
+        let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+        let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
+        let front = Front {
+            owners: Arc::new(owners),
+            tunnel: tunnel.clone(),
+            service: DEFAULT_SERVICE.parse().map_err(Failure::new)?,
+            hold: flags.hold,
+            stop: no_more.clone(),
+        };
+        let leases = Leases::new(front.clone(), connections.clone());
+        let mut parts = Parts::default();
+        parts.services.spawn(keep_up);
+        let shown = Shown {
+            tunnel: tunnel.clone(),
+            listening: listening.clone(),
+            leases: leases.clone(),
+            connections: connections.clone(),
+            stop: no_more.clone(),
+        };
+        parts.services.spawn(answer_control(control, shown));
+        for listener in listeners {
+            let accepting = listener::accept(listener, front.clone(), connections.clone());
+            parts.accepting.spawn(accepting);
+        }
+        Ok(Self { tunnel, leases, parts, listening, connections, no_more })
+    }
+
+    /// Takes no more connections, lets those that run go on for `drain`, and tells the server that
+    /// this is the end.
+    ///
+    /// # Errors
+    /// If a part of the tunnel has ended by itself.
+    pub(super) async fn stop(mut self, stop: &mut Stop, drain: Duration) -> Result<(), Failure> {
+        self.no_more.cancel();
+        // Whoever is told that no connection is taken any more must find it so.
+        self.parts.accept_no_more().await?;
+        if self.leases.count() > 0 {
+            let programs = human::count(self.leases.count() as u64, "program");
+            warn!("{programs} of `adit run` can make no more requests");
+        }
+        self.connections.close();
+        if !self.connections.is_empty() {
+            info!(
+                "stopping: {} with {} to end (press Ctrl-C again to end them now)",
+                human::count(self.connections.len() as u64, "running connection"),
+                human::time(drain)
+            );
+            tokio::select! {
+                () = self.connections.wait() => {}
+                () = tokio::time::sleep(drain) => warn!("cutting what still runs"),
+                () = stop.asked() => {}
+                ended = self.parts.ended() => return Err(ended),
+            }
+        }
+        self.tunnel.close().await;
+        // Each sees the end of its stream and aborts its application.
+        let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
+        self.parts.services.shutdown().await;
+        Ok(())
+    }
 }
 
 /// The tasks without which there is no tunnel: one that has ended must not look alive.
 #[derive(Default)]
-struct Parts {
+pub(super) struct Parts {
     /// None of these ends by itself.
     services: JoinSet<()>,
     /// Each of these ends when no connection is to be taken any more.
@@ -173,7 +230,7 @@ struct Parts {
 
 impl Parts {
     /// Waits until one of them has ended, though nobody asked it to. Cancellation safe.
-    async fn ended(&mut self) -> Failure {
+    pub(super) async fn ended(&mut self) -> Failure {
         let ended = tokio::select! {
             Some(ended) = self.services.join_next() => ended,
             Some(ended) = self.accepting.join_next() => ended,
@@ -195,7 +252,11 @@ impl Parts {
 
 /// Which users of this computer are let in.
 /// `name` is the server's, behind a command.
-fn let_in(any_user: bool, listeners: &[TcpListener], name: &str) -> Result<Owners, Failure> {
+pub(super) fn let_in(
+    any_user: bool,
+    listeners: &[TcpListener],
+    name: &str,
+) -> Result<Owners, Failure> {
     let listening = listeners.first().and_then(|listener| listener.local_addr().ok());
     let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
     Owners::own(listening).map_err(|e| {
@@ -210,11 +271,11 @@ fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
     Failure::new("a part of adit stopped unexpectedly").source(how).hint("the log above says why")
 }
 
-/// Waits until the server has said yes.
+/// Waits until the server has said yes. Cancellation safe.
 ///
 /// # Errors
 /// If it says no.
-async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
+pub(super) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
     let mut link = tunnel.link();
     loop {
         match &*link.borrow_and_update() {
@@ -243,7 +304,7 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
     why.hint(profile).into_iter().fold(failure, Failure::hint)
 }
 
-fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
+pub(super) fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
     match error {
         ClaimError::Taken { pid } => {
             Failure::new(format!("cannot start the tunnel `{}`", place.name))
@@ -259,6 +320,7 @@ fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
 struct Shown {
     tunnel: Tunnel,
     listening: Vec<String>,
+    leases: Leases,
     connections: TaskTracker,
     stop: CancellationToken,
 }
@@ -267,19 +329,58 @@ impl Shown {
     fn status(&self) -> Status {
         let stopping = self.stop.is_cancelled();
         let listening = if stopping { &[][..] } else { &self.listening };
-        Status::of(&self.tunnel, listening, self.connections.len(), stopping)
+        Status {
+            programs: self.leases.count(),
+            ..Status::of(&self.tunnel, listening, self.connections.len(), stopping)
+        }
     }
+
+    /// Lends a port as soon as the tunnel is up, or after a while without one.
+    async fn lend(&self) -> (LeaseAnswer, Option<Lease>) {
+        if self.stop.is_cancelled() {
+            return (LeaseAnswer::Stopping, None);
+        }
+        let waits_for = match tokio::time::timeout(UP_WITHIN, first_word(&self.tunnel)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(refused)) => return (LeaseAnswer::Failed(refused), None),
+            Err(_) => match &*self.tunnel.link().borrow() {
+                TunnelState::Down(down) => Some(down.why.to_string()),
+                _ => Some("the server is silent".to_owned()),
+            },
+        };
+        match self.leases.lend().await {
+            Ok(lease) => (LeaseAnswer::Lent { address: lease.address, waits_for }, Some(lease)),
+            Err(e) => {
+                let failure = Failure::new("cannot listen on a free port of 127.0.0.1").source(e);
+                (LeaseAnswer::Failed(failure), None)
+            }
+        }
+    }
+}
+
+/// An answer over the control socket. The request tells which it is.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Answer {
+    Status(Box<Status>),
+    Lease(LeaseAnswer),
 }
 
 async fn answer_control(control: Control, shown: Shown) {
     let shown = Arc::new(shown);
     let answer = move |request| {
-        let status = match request {
-            Request::Status => shown.status(),
-        };
-        async move { status }
+        let shown = shown.clone();
+        async move {
+            match request {
+                Request::Status => (Answer::Status(Box::new(shown.status())), None),
+                Request::Lease => {
+                    let (answer, lease) = shown.lend().await;
+                    (Answer::Lease(answer), lease)
+                }
+            }
+        }
     };
-    match control.serve(answer).await {}
+    match control.serve_granting(answer).await {}
 }
 
 impl Tunnel {

@@ -23,6 +23,10 @@ pub enum Exit {
     Usage = 2,
     /// This device is not, or no longer, allowed.
     NotAllowed = 4,
+    /// The program that was to be run cannot be run, as shells say it.
+    NotRunnable = 126,
+    /// There is no program of that name, as shells say it.
+    NotFound = 127,
 }
 
 impl From<Exit> for u8 {
@@ -37,6 +41,8 @@ impl From<i64> for Exit {
         match number {
             2 => Self::Usage,
             4 => Self::NotAllowed,
+            126 => Self::NotRunnable,
+            127 => Self::NotFound,
             _ => Self::Failed,
         }
     }

@@ -1,5 +1,5 @@
 //! The control socket: how a command on the same machine asks the process that is running. One
-//! request, one answer, in JSON.
+//! request, one answer, in JSON. An answer may grant something that lasts as long as its asker.
 
 use std::{
     convert::Infallible,
@@ -10,7 +10,10 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::{
+    io::AsyncReadExt,
+    net::{UnixListener, UnixStream},
+};
 
 use crate::{
     machine::files::{self, FileError},
@@ -18,6 +21,8 @@ use crate::{
 };
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How often it is looked whether a process that has closed its connection has ended too.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The longest answer, in bytes: it may tell of thousands of sessions.
 const MAX_ANSWER: usize = 16 << 20;
 /// What `sockaddr_un` holds on the narrowest system that we know (macOS), less the final NUL.
@@ -75,12 +80,33 @@ impl Control {
         A: Serialize + Send + Sync + 'static,
         F: Future<Output = A> + Send,
     {
+        let answer = move |request| {
+            let answer = answer(request);
+            async move { (answer.await, None::<()>) }
+        };
+        self.serve_granting(answer).await
+    }
+
+    /// Like [`serve`](Self::serve). Where `answer` returns a grant beside its answer, the grant is
+    /// dropped when the asker is gone: when all copies of its connection are closed and, where the
+    /// system tells that (Linux), its process has ended. A process that becomes another program by
+    /// exec(2) is still the same process.
+    pub async fn serve_granting<Q, A, G, F>(
+        &self,
+        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+    ) -> Infallible
+    where
+        Q: DeserializeOwned + Send + 'static,
+        A: Serialize + Send + Sync + 'static,
+        G: Send + 'static,
+        F: Future<Output = (A, Option<G>)> + Send,
+    {
         let mut asked = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
                 (stream, _) = accept("the control socket", || self.listener.accept()) => {
                     let answer = answer.clone();
-                    asked.spawn(tokio::time::timeout(ANSWER_WITHIN, async move { answer_one(stream, answer).await }));
+                    asked.spawn(async move { answer_one(stream, answer).await });
                 }
                 Some(_) = asked.join_next() => {}
             }
@@ -114,12 +140,59 @@ pub fn lock(dir: &Path) -> Result<File, ClaimError> {
     Ok(lock)
 }
 
-async fn answer_one<Q: DeserializeOwned, A: Serialize, F: Future<Output = A>>(
+async fn answer_one<Q: DeserializeOwned, A: Serialize, G, F: Future<Output = (A, Option<G>)>>(
     mut stream: UnixStream,
     answer: impl Fn(Q) -> F,
 ) -> io::Result<()> {
-    let request = frame::read(&mut stream).await?;
-    frame::write(&mut stream, &answer(request).await).await
+    let asker = Asker::of(&stream);
+    let exchange = async {
+        let request = frame::read(&mut stream).await?;
+        let (answer, grant) = answer(request).await;
+        frame::write(&mut stream, &answer).await?;
+        io::Result::Ok(grant)
+    };
+    let grant = tokio::time::timeout(ANSWER_WITHIN, exchange).await??;
+    if grant.is_some() {
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        asker.ended().await;
+    }
+    Ok(())
+}
+
+/// The process that has asked.
+struct Asker(#[cfg(target_os = "linux")] Option<std::os::fd::OwnedFd>);
+
+#[cfg(target_os = "linux")]
+impl Asker {
+    fn of(stream: &UnixStream) -> Self {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
+        Self(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()))
+    }
+
+    /// Waits until it has ended; returns at once if that cannot be known. Nearly always it has
+    /// ended already: only a program that closes all files that it was given lives on.
+    async fn ended(&self) {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let Some(pidfd) = &self.0 else { return };
+        // A pidfd is readable when its process has ended (pidfd_open(2)).
+        let runs = || {
+            let mut looked = [PollFd::new(pidfd, PollFlags::IN)];
+            poll(&mut looked, Some(&Timespec::default())) == Ok(0)
+        };
+        while runs() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl Asker {
+    fn of(_: &UnixStream) -> Self {
+        Self()
+    }
+
+    async fn ended(&self) {}
 }
 
 /// Asks the process that runs on `dir`. `Ok(None)` if none does.
@@ -130,6 +203,18 @@ pub async fn ask<Q: Serialize, A: DeserializeOwned>(
     dir: &Path,
     request: &Q,
 ) -> Result<Option<A>, FileError> {
+    Ok(ask_for_grant(dir, request).await?.map(|(answer, _)| answer))
+}
+
+/// Like [`ask`]; whatever the answer grants lasts until the returned connection is closed, and at
+/// least as long as this process.
+///
+/// # Errors
+/// Likewise.
+pub async fn ask_for_grant<Q: Serialize, A: DeserializeOwned>(
+    dir: &Path,
+    request: &Q,
+) -> Result<Option<(A, UnixStream)>, FileError> {
     let path = socket_path(dir)?;
     let failed = |e| FileError::io("ask the running process at", &path)(e);
     let mut stream = match UnixStream::connect(&path).await {
@@ -146,7 +231,7 @@ pub async fn ask<Q: Serialize, A: DeserializeOwned>(
         frame::read_long(&mut stream, MAX_ANSWER).await
     };
     match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
-        Ok(answer) => answer.map(Some).map_err(failed),
+        Ok(answer) => Ok(Some((answer.map_err(failed)?, stream))),
         Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
     }
 }

@@ -69,7 +69,7 @@ pub fn uid() -> u32 {
 
 /// The orders to stop: SIGINT and SIGTERM, and for some SIGHUP.
 pub struct Stop {
-    interrupt: Signal,
+    interrupt: Option<Signal>,
     terminate: Signal,
     hang_up: Option<Signal>,
 }
@@ -78,7 +78,7 @@ impl Stop {
     /// From now on these signals no longer end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
-            interrupt: signal(SignalKind::interrupt())?,
+            interrupt: Some(signal(SignalKind::interrupt())?),
             terminate: signal(SignalKind::terminate())?,
             hang_up: None,
         })
@@ -97,23 +97,38 @@ impl Stop {
         Ok(Self { hang_up, ..Self::listen()? })
     }
 
+    /// The same for a process that serves another one of its terminal: Ctrl-C and Ctrl-\\ are meant
+    /// for that one, and do nothing here.
+    ///
+    /// # Errors
+    /// If the system does not allow it.
+    pub fn listen_beside_another() -> io::Result<Self> {
+        // Once a handler is there, it stays until the process ends.
+        let (_interrupt, _quit) = (signal(SignalKind::interrupt())?, signal(SignalKind::quit())?);
+        Ok(Self { interrupt: None, ..Self::listen_at_terminal()? })
+    }
+
     /// Waits for the next order. Cancellation safe.
     pub async fn asked(&mut self) {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
+            () = next(&mut self.interrupt) => {}
             _ = self.terminate.recv() => {}
             () = hung_up(&mut self.hang_up) => {}
         }
     }
 }
 
-/// Waits until the terminal is closed. That is one order, however many tell of it: the kernel and
-/// the shell may.
-async fn hung_up(hang_up: &mut Option<Signal>) {
-    match hang_up {
+async fn next(signal: &mut Option<Signal>) {
+    match signal {
         Some(signal) => drop(signal.recv().await),
         None => std::future::pending().await,
     }
+}
+
+/// Waits until the terminal is closed. That is one order, however many tell of it: the kernel and
+/// the shell may.
+async fn hung_up(hang_up: &mut Option<Signal>) {
+    next(hang_up).await;
     *hang_up = None;
 }
 

@@ -11,6 +11,7 @@ mod listening;
 mod moving;
 mod other_users;
 mod outages;
+mod running;
 mod stalled;
 mod stopping;
 mod strangers;

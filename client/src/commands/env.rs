@@ -1,0 +1,118 @@
+//! `adit env`: what a shell has to export so that its programs use the tunnel.
+
+use clap::{Args, ValueEnum};
+use common::machine::{
+    control,
+    report::{Failure, data},
+};
+use proto::identity::Name;
+
+use crate::{
+    commands::{
+        run::environment::{self, Interfaces},
+        status::{Request, Status},
+    },
+    profile::ProfileDir,
+};
+
+/// Flags of `env`.
+#[derive(Debug, Args)]
+pub struct Env {
+    /// Use the server with this name [default: the only server, or the one called `default`]
+    pub name: Option<Name>,
+    #[command(flatten)]
+    interfaces: Interfaces,
+    /// Write it for this shell [default: the one that SHELL names]
+    #[arg(long, value_enum)]
+    shell: Option<Shell>,
+}
+
+/// How a shell is told to export a variable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shell {
+    /// sh, bash, zsh and others of their kind.
+    Sh,
+    /// fish.
+    Fish,
+    /// csh and tcsh.
+    Csh,
+}
+
+impl Shell {
+    /// The one at this path.
+    fn at(path: &str) -> Self {
+        match path.rsplit('/').next() {
+            Some("fish") => Self::Fish,
+            Some("csh" | "tcsh") => Self::Csh,
+            _ => Self::Sh,
+        }
+    }
+
+    /// Exports a variable. No value of ours has a quote in it; one of the user's may.
+    fn export(self, name: &str, value: &str) -> String {
+        let quoted = match self {
+            Self::Fish => value.replace('\\', "\\\\").replace('\'', "\\'"),
+            Self::Sh => value.replace('\'', "'\\''"),
+            Self::Csh => value.replace('\'', "'\\''").replace('!', "\\!"),
+        };
+        match self {
+            Self::Sh => format!("export {name}='{quoted}'"),
+            Self::Fish => format!("set -gx {name} '{quoted}';"),
+            Self::Csh => format!("setenv {name} '{quoted}';"),
+        }
+    }
+
+    fn how_to_use(self, command: &str) -> String {
+        match self {
+            Self::Sh => format!("# to use it: eval \"$({command})\""),
+            Self::Fish => format!("# to use it: {command} | source"),
+            Self::Csh => format!("# to use it: eval `{command}`"),
+        }
+    }
+}
+
+/// Prints the exports for the running tunnel.
+///
+/// # Errors
+/// If none runs.
+pub async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
+    let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
+    let Some(address) = status.and_then(|status| status.listening.into_iter().next()) else {
+        return Err(Failure::new("no `adit up` is running, so there is no address to export")
+            .hint(format!("start it: `adit up{}`", place.argument()))
+            .hint("or give one program a tunnel of its own: `adit run -- COMMAND`"));
+    };
+    let shell = env.shell.unwrap_or_else(|| Shell::at(&std::env::var("SHELL").unwrap_or_default()));
+    let variables = env.interfaces.variables(&format!("http://{address}"));
+    let around = environment::around_proxies(|name| std::env::var(name).ok());
+    let exports = variables.iter().chain(&around);
+    let mut lines: Vec<String> = exports.map(|(name, value)| shell.export(name, value)).collect();
+    lines.push(shell.how_to_use(&command(place, env)));
+    data(lines.join("\n"))
+}
+
+/// The same command again.
+fn command(place: &ProfileDir, env: &Env) -> String {
+    let openai = if env.interfaces.openai { " --openai" } else { "" };
+    let anthropic = if env.interfaces.anthropic { " --anthropic" } else { "" };
+    format!("adit env{}{openai}{anthropic}", place.argument())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_shell_is_told_in_its_own_words() {
+        for (path, says) in [
+            ("/bin/bash", "export A='b'"),
+            ("", "export A='b'"),
+            ("/usr/bin/fish", "set -gx A 'b';"),
+            ("/bin/tcsh", "setenv A 'b';"),
+        ] {
+            assert_eq!(Shell::at(path).export("A", "b"), says);
+        }
+        assert_eq!(Shell::Sh.export("A", "it's"), "export A='it'\\''s'");
+        assert_eq!(Shell::Fish.export("A", "it's"), "set -gx A 'it\\'s';");
+    }
+}

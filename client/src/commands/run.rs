@@ -1,0 +1,155 @@
+//! `adit run`: runs one program with a port of its own into the tunnel.
+//!
+//! The program takes the place of this process (exec(2)): its exit code, its signals and its
+//! terminal are its own. The tunnel is the one of a running `adit up`, or a tunnel in a process of
+//! its own (`run/tunnel.rs`) that ends with the last program that uses it.
+
+pub mod environment;
+pub mod tunnel;
+
+use std::{
+    ffi::OsString,
+    io,
+    net::SocketAddr,
+    os::{
+        fd::{IntoRawFd, OwnedFd},
+        unix::process::CommandExt,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use clap::Args;
+use common::machine::{
+    control, process,
+    report::{Exit, Failure, say},
+};
+use proto::identity::Name;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use tokio::{io::AsyncReadExt, net::UnixStream};
+
+use self::environment::Interfaces;
+use crate::{commands::status::Request, local::lease::LeaseAnswer, profile::ProfileDir};
+
+/// A tunnel that is stopping lets its answers end first.
+const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// Another command may start or stop the tunnel in the moment between two looks.
+const ATTEMPTS: usize = 5;
+/// Programs use the lowest numbers, and shells some from 10 on, for files of their own.
+const LEASE_FD: i32 = 100;
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Use the server with this name [default: the only server, or the one called `default`]
+    #[arg(long, value_name = "NAME")]
+    pub server: Option<Name>,
+    #[command(flatten)]
+    interfaces: Interfaces,
+    /// The program and its arguments, best behind `--`
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "COMMAND"
+    )]
+    command: Vec<OsString>,
+}
+
+/// Becomes the program. Returns only if that fails.
+///
+/// # Errors
+/// If this device is not enrolled or not allowed, or if the program can't be started.
+pub async fn run(state_dir: &Path, place: ProfileDir, run: Run) -> Result<(), Failure> {
+    refuse_other_rights()?;
+    let (address, lease) = lease(state_dir, &place).await?;
+    inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
+    let [program, arguments @ ..] = run.command.as_slice() else {
+        return Err(Failure::new("name a program").exit(Exit::Usage));
+    };
+    let mut command = std::process::Command::new(program);
+    command.args(arguments);
+    command.envs(run.interfaces.variables(&format!("http://{address}")));
+    command.envs(environment::around_proxies(|name| std::env::var(name).ok()));
+    let error = command.exec();
+    Err(not_started(program, &error))
+}
+
+/// Root has taken the rights of the state directory's owner. The program would run with them too,
+/// which nobody has asked for.
+fn refuse_other_rights() -> Result<(), Failure> {
+    let uid = rustix::process::geteuid().as_raw();
+    if uid == process::uid() {
+        return Ok(());
+    }
+    Err(Failure::new("this device's keys belong to another user, and `adit run` starts programs only as the user who calls it")
+        .hint(format!("to run the program as that user: `sudo -u '#{uid}' adit run …`"))
+        .exit(Exit::Usage))
+}
+
+/// Gets a port in the running tunnel, or in one that is started for it.
+async fn lease(state_dir: &Path, place: &ProfileDir) -> Result<(SocketAddr, OwnedFd), Failure> {
+    for _ in 0..ATTEMPTS {
+        let asked = control::ask_for_grant(&place.dir, &Request::Lease).await;
+        match asked.map_err(|e| Failure::from(e).hint(restart(place)))? {
+            Some((LeaseAnswer::Lent { address, waits_for }, stream)) => {
+                if let Some(why) = waits_for {
+                    say(format!(
+                        "adit: there is no tunnel yet: {why}\nThe program starts now; its requests wait for the tunnel"
+                    ));
+                }
+                let stream = stream.into_std().and_then(|stream| {
+                    stream.set_nonblocking(false)?;
+                    Ok(stream)
+                });
+                return Ok((address, stream.map_err(Failure::from_error)?.into()));
+            }
+            Some((LeaseAnswer::Failed(failure), _)) => return Err(failure),
+            Some((LeaseAnswer::Stopping, stream)) => gone(stream, place).await?,
+            None => tunnel::start(state_dir, place).await?,
+        }
+    }
+    Err(Failure::new("the tunnel is started and stopped by other commands all the time")
+        .hint(format!("to see which: `adit status{}`", place.argument())))
+}
+
+/// Waits until a tunnel that is stopping is gone.
+async fn gone(mut stream: UnixStream, place: &ProfileDir) -> Result<(), Failure> {
+    say("adit: waiting for the running adit, which is stopping");
+    let mut rest = Vec::new();
+    let closed = stream.read_to_end(&mut rest);
+    match tokio::time::timeout(STOPPED_WITHIN, closed).await {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Failure::new("the running adit is still stopping")
+            .hint(format!("to see what it waits for: `adit status{}`", place.argument()))),
+    }
+}
+
+fn restart(place: &ProfileDir) -> String {
+    format!(
+        "if the running adit is an older version, stop it and start it again: `adit up{}`",
+        place.argument()
+    )
+}
+
+/// Lets the next program of this process have the lease: it ends when that program has closed it
+/// and has ended.
+fn inherit(lease: OwnedFd) -> io::Result<()> {
+    let lease = fcntl_dupfd_cloexec(lease, LEASE_FD)?;
+    fcntl_setfd(&lease, FdFlags::empty())?;
+    // Nothing here closes it any more: exec(2) hands it on.
+    let _ = lease.into_raw_fd();
+    Ok(())
+}
+
+/// As shells and env(1) tell it: 127 if there is no such program, 126 if it can't be run.
+fn not_started(program: &OsString, error: &io::Error) -> Failure {
+    let shown = program.to_string_lossy();
+    let failure = Failure::new(format!("cannot run `{shown}`")).source(error.to_string());
+    match error.kind() {
+        io::ErrorKind::NotFound => failure
+            .hint(format!("to see whether it is installed: `command -v {shown}`"))
+            .exit(Exit::NotFound),
+        _ => failure.exit(Exit::NotRunnable),
+    }
+}

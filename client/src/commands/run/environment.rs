@@ -1,0 +1,101 @@
+//! What tells a program where Ollama is. Names no process.
+
+use clap::Args;
+
+/// A key that clients insist on and Ollama ignores.
+const PLACEHOLDER: &str = "ollama";
+const LOCAL: [&str; 2] = ["127.0.0.1", "localhost"];
+const PROXIES: [&str; 6] =
+    ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
+
+/// Whose clients are told, besides Ollama's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
+pub struct Interfaces {
+    /// Also set what OpenAI's clients read: OPENAI_BASE_URL, and OPENAI_API_KEY to a placeholder
+    #[arg(long)]
+    pub openai: bool,
+    /// Also set what Anthropic's clients read: ANTHROPIC_BASE_URL, and ANTHROPIC_API_KEY and
+    /// ANTHROPIC_AUTH_TOKEN to a placeholder
+    #[arg(long)]
+    pub anthropic: bool,
+}
+
+impl Interfaces {
+    /// The variables, with `url` as Ollama's.
+    pub fn variables(self, url: &str) -> Vec<(&'static str, String)> {
+        let mut variables = vec![("OLLAMA_HOST", url.to_owned())];
+        if self.openai {
+            variables.push(("OPENAI_BASE_URL", format!("{url}/v1")));
+            variables.push(("OPENAI_API_KEY", PLACEHOLDER.to_owned()));
+        }
+        if self.anthropic {
+            variables.push(("ANTHROPIC_BASE_URL", url.to_owned()));
+            variables.push(("ANTHROPIC_API_KEY", PLACEHOLDER.to_owned()));
+            variables.push(("ANTHROPIC_AUTH_TOKEN", PLACEHOLDER.to_owned()));
+        }
+        variables
+    }
+}
+
+/// What keeps a program from asking a proxy for this computer's own addresses, where `current`
+/// names a proxy.
+pub fn around_proxies(current: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+    if !PROXIES.iter().any(|name| current(name).is_some_and(|proxy| !proxy.is_empty())) {
+        return Vec::new();
+    }
+    let known = ["no_proxy", "NO_PROXY"].iter().find_map(|name| current(name)).unwrap_or_default();
+    let hosts: Vec<&str> =
+        known.split(',').map(str::trim).filter(|host| !host.is_empty()).collect();
+    let missing = LOCAL.iter().copied().filter(|local| !hosts.contains(local));
+    let value = hosts.iter().copied().chain(missing).collect::<Vec<_>>().join(",");
+    ["no_proxy", "NO_PROXY"].map(|name| (name, value.clone())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_interface_is_told_where_ollama_is_and_nobody_elses_key_goes_there() {
+        let told = |interfaces: Interfaces| {
+            let variables = interfaces.variables("http://127.0.0.1:7");
+            variables.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        };
+        let (openai, anthropic) = (true, true);
+        assert_eq!(told(Interfaces::default()), ["OLLAMA_HOST=http://127.0.0.1:7"]);
+        assert_eq!(
+            told(Interfaces { openai, ..Interfaces::default() })[1..],
+            ["OPENAI_BASE_URL=http://127.0.0.1:7/v1", "OPENAI_API_KEY=ollama"]
+        );
+        assert_eq!(
+            told(Interfaces { anthropic, ..Interfaces::default() })[1..],
+            [
+                "ANTHROPIC_BASE_URL=http://127.0.0.1:7",
+                "ANTHROPIC_API_KEY=ollama",
+                "ANTHROPIC_AUTH_TOKEN=ollama"
+            ]
+        );
+        assert_eq!(told(Interfaces { openai, anthropic }).len(), 6);
+    }
+
+    #[test]
+    fn where_there_is_a_proxy_it_is_not_asked_for_this_computer() {
+        let around = |set: &[(&str, &str)]| {
+            let set = set.to_vec();
+            around_proxies(|name| {
+                set.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            })
+        };
+        assert_eq!(around(&[]), []);
+        assert_eq!(around(&[("http_proxy", ""), ("no_proxy", "a")]), []);
+        for (known, value) in [
+            ("", "127.0.0.1,localhost"),
+            ("a.lan", "a.lan,127.0.0.1,localhost"),
+            ("localhost , a.lan", "localhost,a.lan,127.0.0.1"),
+            ("127.0.0.1,localhost", "127.0.0.1,localhost"),
+        ] {
+            let both = [("no_proxy", value.to_owned()), ("NO_PROXY", value.to_owned())];
+            assert_eq!(around(&[("HTTPS_PROXY", "http://p:1"), ("NO_PROXY", known)]), both);
+        }
+    }
+}

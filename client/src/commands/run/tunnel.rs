@@ -1,0 +1,168 @@
+//! The tunnel of `adit run` where no `adit up` runs: a process of its own, which ends when the last
+//! program that uses it has ended.
+
+use std::{
+    fs::File,
+    os::unix::process::CommandExt,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use common::{
+    machine::{
+        control::{ClaimError, Control},
+        files::{self, FileError},
+        process::Stop,
+        report::Failure,
+    },
+    transport::frame,
+};
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncWriteExt, net::unix::pipe};
+
+use crate::{
+    commands::up::{Running, UpFlags, claimed, dial_plan, let_in},
+    dial::plan::DialPlan,
+    local::listener::{self, Listen},
+    profile::ProfileDir,
+};
+
+/// The hidden command that is this process.
+pub const COMMAND: &str = "hold-tunnel";
+/// The flag by which its first process starts a second one and ends.
+const DETACH: &str = "--detach";
+/// Its log, in the directory of the profile.
+pub const LOG: &str = "run.log";
+
+/// Flags of the hidden command.
+#[derive(Debug, clap::Args)]
+pub struct HoldTunnel {
+    /// Start another process that does it
+    #[arg(long = "detach")]
+    pub detach: bool,
+    /// As for `up`
+    #[command(flatten)]
+    pub up: UpFlags,
+}
+
+/// Starts the process. When this returns, its control socket can be asked.
+///
+/// It is no child of this process: the program that this process becomes knows nothing of it, and
+/// need not wait for it. It stays in the same process group, so that it may ask for a passphrase at
+/// the terminal.
+///
+/// # Errors
+/// What keeps it from starting, as it has said itself.
+pub(super) async fn start(state_dir: &Path, place: &ProfileDir) -> Result<(), Failure> {
+    let failed = |e| Failure::new("cannot start the tunnel").source(e);
+    let (reads, writes) = std::io::pipe().map_err(failed)?;
+    let state_dir = std::path::absolute(state_dir).map_err(failed)?;
+    let mut first = this_program().map_err(failed)?;
+    first.arg("--state-dir").arg(state_dir).args([COMMAND, DETACH, place.name.as_str()]);
+    first.stdin(Stdio::null()).stdout(writes).stderr(log(place)?);
+    let ended = tokio::task::spawn_blocking(move || first.status()).await;
+    ended.map_err(Failure::from_error)?.map_err(failed)?;
+    let mut reads = pipe::Receiver::from_owned_fd(reads.into()).map_err(failed)?;
+    let begun = frame::read(&mut reads).await;
+    match begun.map_err(|e| Failure::new("the tunnel ended before it was there").source(e))? {
+        // Where another command was quicker, its tunnel will do.
+        Begun::Ready | Begun::Taken => Ok(()),
+        Begun::Failed(failure) => Err(failure),
+    }
+}
+
+/// What the process says of itself on its standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Begun {
+    /// Its control socket can be asked.
+    Ready,
+    /// Another process has the tunnel of this server.
+    Taken,
+    /// It cannot begin.
+    Failed(Failure),
+}
+
+/// Where the process writes its log. The program's own standard error stays the program's: whoever
+/// reads it to its end need not wait for a tunnel that others use.
+fn log(place: &ProfileDir) -> Result<File, Failure> {
+    if !place.is_enrolled()? {
+        // That is the error.
+        place.read()?;
+    }
+    let path = place.dir.join(LOG);
+    let file = files::open_append(&path)?;
+    file.set_len(0).map_err(FileError::io("write", path))?;
+    Ok(file)
+}
+
+/// This program again, under the name it was called by.
+fn this_program() -> std::io::Result<Command> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg0(std::env::args_os().next().unwrap_or_else(|| "adit".into()));
+    Ok(command)
+}
+
+/// Runs until no program uses the tunnel any more. Whether it has begun is told on standard output
+/// as data: the process that waits for it shows it.
+///
+/// # Errors
+/// If a part of the tunnel ends by itself.
+pub async fn run(place: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
+    if flags.detach {
+        return detach();
+    }
+    let (mut running, mut stop) = match begin(&place, &flags.up) {
+        Ok(begun) => begun,
+        Err(why) => return tell(&why).await,
+    };
+    tell(&Begun::Ready).await?;
+    let leases = running.leases.clone();
+    tokio::select! {
+        () = leases.none_left() => {}
+        () = stop.asked() => {}
+        ended = running.parts.ended() => return Err(ended),
+    }
+    running.stop(&mut stop, flags.up.drain).await
+}
+
+async fn tell(begun: &Begun) -> Result<(), Failure> {
+    let mut out = tokio::io::stdout();
+    let told = async {
+        frame::write(&mut out, begun).await?;
+        out.flush().await
+    };
+    told.await.map_err(|e| Failure::new("nobody waits for this tunnel").source(e))
+}
+
+/// Starts this command again without the flag, and leaves it to itself.
+fn detach() -> Result<(), Failure> {
+    let failed = |e| Failure::new("cannot start the tunnel").source(e);
+    let arguments = std::env::args_os().skip(1).filter(|argument| argument != DETACH);
+    this_program().map_err(failed)?.args(arguments).spawn().map_err(failed)?;
+    Ok(())
+}
+
+fn begin(place: &ProfileDir, flags: &UpFlags) -> Result<(Running, Stop), Begun> {
+    let plan = dial_plan(place, flags).map_err(Begun::Failed)?;
+    let control = Control::claim(&place.dir).map_err(|e| match e {
+        ClaimError::Taken { .. } => Begun::Taken,
+        e => Begun::Failed(claimed(e, place)),
+    })?;
+    start_running(place, plan, control, flags).map_err(Begun::Failed)
+}
+
+fn start_running(
+    place: &ProfileDir,
+    plan: DialPlan,
+    control: Control,
+    flags: &UpFlags,
+) -> Result<(Running, Stop), Failure> {
+    let stop = Stop::listen_beside_another()
+        .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
+    // Only to see that the kernel tells who makes a connection.
+    let any = [Listen::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
+    let tried = listener::bind(&any, &place.argument())?;
+    let owners = let_in(false, &tried, &place.argument())?;
+    Ok((Running::start(plan, control, owners, Vec::new(), flags)?, stop))
+}

@@ -1,0 +1,112 @@
+//! Ports that are lent to programs of this computer: each has one of its own for as long as it
+//! runs.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use common::machine::report::Failure;
+use serde::{Deserialize, Serialize};
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::{
+    sync::DropGuard,
+    task::{AbortOnDropHandle, TaskTracker},
+};
+
+use crate::local::listener::{self, Front};
+
+/// How long a tunnel without any lease waits for the first one.
+const FIRST_WITHIN: Duration = Duration::from_secs(10);
+
+/// What is answered to a program that asks for a port.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeaseAnswer {
+    /// It has one.
+    Lent {
+        /// The port, on 127.0.0.1.
+        address: SocketAddr,
+        /// Why there is no tunnel yet, if there is none.
+        waits_for: Option<String>,
+    },
+    /// The tunnel is being stopped: another one may be started when it is gone.
+    Stopping,
+    /// It gets none.
+    Failed(Failure),
+}
+
+/// Lends ports. Clones lend for the same tunnel.
+#[derive(Clone)]
+pub struct Leases {
+    front: Front,
+    connections: TaskTracker,
+    lent: watch::Sender<usize>,
+}
+
+/// A port that is lent. When it is dropped, nothing is accepted there any more, and connections
+/// without an answer under way end.
+pub struct Lease {
+    /// The port, on 127.0.0.1.
+    pub address: SocketAddr,
+    _accepting: AbortOnDropHandle<()>,
+    _stop: DropGuard,
+    _lent: Lent,
+}
+
+/// Counts one lease for as long as it lives.
+struct Lent(watch::Sender<usize>);
+
+impl Lent {
+    fn count(lent: watch::Sender<usize>) -> Self {
+        lent.send_modify(|count| *count += 1);
+        Self(lent)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl Leases {
+    /// Connections to lent ports are carried with `front`, in `connections`.
+    pub fn new(front: Front, connections: TaskTracker) -> Self {
+        Self { front, connections, lent: watch::Sender::new(0) }
+    }
+
+    /// How many ports are lent now.
+    pub fn count(&self) -> usize {
+        *self.lent.borrow()
+    }
+
+    /// Lends a port that is free.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn lend(&self) -> io::Result<Lease> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+        let address = listener.local_addr()?;
+        let stop = self.front.stop.child_token();
+        let front = Front { stop: stop.clone(), ..self.front.clone() };
+        let accepting = listener::accept(listener, front, self.connections.clone());
+        Ok(Lease {
+            address,
+            _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),
+            _stop: stop.drop_guard(),
+            _lent: Lent::count(self.lent.clone()),
+        })
+    }
+
+    /// Waits until the last lease has ended, or until there has been none for ten seconds.
+    /// Cancellation safe.
+    pub async fn none_left(&self) {
+        let mut lent = self.lent.subscribe();
+        let first = lent.wait_for(|count| *count > 0);
+        if tokio::time::timeout(FIRST_WITHIN, first).await.is_ok() {
+            let _ = lent.wait_for(|count| *count == 0).await;
+        }
+    }
+}

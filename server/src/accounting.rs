@@ -1,8 +1,8 @@
-//! What stands behind the gate's two hooks: limits and the line before a request, the audit log and
-//! the metrics after it.
+//! What stands behind the gate's two hooks: limits and the queue before a request, the audit log
+//! and the metrics after it.
 
-pub mod queue;
-pub mod running;
+pub(crate) mod queue;
+pub(crate) mod running;
 
 use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
 
@@ -21,55 +21,49 @@ use self::running::RunningCharge;
 use crate::{
     accounting::queue::{Full, Queue},
     audit::{Audit, AuditSettings, Event},
-    limits::{Asker, Exceeded, LimitTable, Limiter, UsageFile},
+    limits::{Exceeded, LimitTable, LimitedDevice, Limiter, UsageFile},
     metrics::{
         Metrics,
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Account, BoxFuture, Held, Limited, NotNow, Observer, PermittedRequest, RequestRecord,
-        Throttle, Ticket, Turn,
+        Account, Asker, BoxFuture, Held, Limited, NotNow, Observer, PermittedRequest,
+        RequestRecord, Throttle, Ticket, Turn,
         charge::{Charge, Speed},
     },
 };
 
-/// How long the audit log may take to write what is left when the server stops.
+/// How long the audit log may take to write its last lines when the server stops.
 const LAST_LINES_WITHIN: Duration = Duration::from_secs(5);
 
-/// What the configuration says of all of them.
+/// The part of the configuration that accounting needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccountingSettings {
-    /// Limits.
+pub(crate) struct AccountingSettings {
     pub limits: LimitTable,
-    /// Requests for the GPU that are forwarded at once.
+    /// How many requests for the GPU are forwarded at once.
     pub max_in_flight: Option<NonZeroUsize>,
-    /// Requests that may wait.
+    /// How many requests may wait in the queue.
     pub max_queue: usize,
-    /// The audit log.
     pub audit: AuditSettings,
-    /// Where metrics are told, if anywhere.
+    /// The address at which metrics are served, if any.
     pub metrics: Option<MetricsAddr>,
 }
 
-/// All meters of one service.
+/// The accounting of one service.
 #[derive(Clone)]
-pub struct Accounting {
-    /// How much a device may ask for.
+pub(crate) struct Accounting {
     pub limiter: Arc<Limiter>,
-    /// Who is next.
     pub queue: Arc<Queue>,
-    /// What was done.
     pub audit: Arc<Audit>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
     usage: Arc<UsageFile>,
     speed: Arc<Speed>,
-    /// Told when a device has used up its tokens, or limits have changed.
+    /// Notified when a device has used up its tokens, or when limits have changed.
     used_up: Arc<Notify>,
 }
 
 impl Throttle for Accounting {
-    fn arrive(&self, asker: &crate::record::Asker, role: &Name) -> Result<(), NotNow> {
+    fn arrive(&self, asker: &Asker, role: &Name) -> Result<(), NotNow> {
         if self.audit.refuses() {
             return Err(NotNow {
                 status: 503,
@@ -81,17 +75,12 @@ impl Throttle for Accounting {
             });
         }
         self.limiter
-            .arrive(Asker { id: asker.id, name: &asker.name, role: role.as_str() })
+            .arrive(LimitedDevice { id: asker.id, name: &asker.name, role: role.as_str() })
             .map_err(NotNow::from)
     }
 
-    fn body(
-        &self,
-        asker: &crate::record::Asker,
-        role: &Name,
-        length: BodyLength,
-    ) -> Result<Option<u64>, NotNow> {
-        let asker = Asker { id: asker.id, name: &asker.name, role: role.as_str() };
+    fn body(&self, asker: &Asker, role: &Name, length: BodyLength) -> Result<Option<u64>, NotNow> {
+        let asker = LimitedDevice { id: asker.id, name: &asker.name, role: role.as_str() };
         let length = match length {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
@@ -119,11 +108,11 @@ impl Observer for Accounting {
 }
 
 impl Accounting {
-    /// Opens the audit log, and remembers what has been used today. The state is in `dir`.
+    /// Opens the audit log and reads the tokens that were used today. The state is in `dir`.
     ///
     /// # Errors
     /// When a required audit log can't be written.
-    pub fn open(settings: &AccountingSettings, dir: &Path) -> Result<Self, Failure> {
+    pub(crate) fn open(settings: &AccountingSettings, dir: &Path) -> Result<Self, Failure> {
         let usage = Arc::new(UsageFile::new(dir));
         Ok(Self {
             limiter: Limiter::new(settings.limits.clone(), usage.load()),
@@ -137,39 +126,42 @@ impl Accounting {
         })
     }
 
-    /// Puts other limits in force at once. The audit log and the place of the metrics stay as they
-    /// are.
-    pub fn update(&self, settings: &AccountingSettings) {
+    /// Puts new limits in force at once. The audit log and the address of the metrics do not
+    /// change.
+    pub(crate) fn update(&self, settings: &AccountingSettings) {
         self.limiter.update(settings.limits.clone());
         self.used_up.notify_waiters();
         self.queue.resize(settings.max_in_flight, settings.max_queue);
     }
 
-    /// Keeps what is used, for as long as it is polled.
-    pub async fn keep(self) {
+    /// Saves the usage regularly, for as long as it is polled.
+    pub(crate) async fn keep(self) {
         self.usage.keep(self.limiter).await;
     }
 
-    /// Notes the server's end, and writes down all that is left to write.
-    pub async fn close(&self) {
+    /// Notes in the audit log that the server stops, and writes all remaining lines.
+    pub(crate) async fn close(&self) {
         self.audit.note(Event::Stop { pid: std::process::id() });
         self.audit.flush(LAST_LINES_WITHIN).await;
         if let Some(usage) = self.limiter.unsaved() {
-            // A failure has been said before, and the process ends.
+            // A failure was logged before, and the process ends.
             let _ = self.usage.save(&usage);
         }
     }
 
     async fn enter(&self, asked: &PermittedRequest) -> Result<Ticket, NotNow> {
-        let asker =
-            Asker { id: asked.asker.id, name: &asked.asker.name, role: asked.role.as_str() };
+        let asker = LimitedDevice {
+            id: asked.asker.id,
+            name: &asked.asker.name,
+            role: asked.role.as_str(),
+        };
         let body = match asked.body {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
         };
         let running = self.limiter.enter(asker, body, unix_now())?;
         let most_body = self.limiter.body(asker, body)?;
-        // What needs no GPU need not wait for one.
+        // A request that needs no GPU does not wait for one.
         let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
         let account = asked.route.needs_gpu().then(|| {
             let (limiter, speed) = (self.limiter.clone(), self.speed.clone());
@@ -192,7 +184,7 @@ impl Accounting {
                 Ok(waiting) => waiting.await,
                 Err(full) => Err(full),
             };
-            // In the words of Ollama's own queue, for those who look for them.
+            // The words of Ollama's own queue: clients may look for them.
             let busy = |full: Full| NotNow {
                 status: 503,
                 retry_after: Some(RETRY_SOON),
@@ -215,11 +207,11 @@ impl From<Exceeded> for NotNow {
     }
 }
 
-/// Opens the place where metrics are told.
+/// Opens the listener that serves metrics.
 ///
 /// # Errors
-/// When it is taken, or may not be used.
-pub async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
+/// When the address is taken, or may not be used.
+pub(crate) async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
     Exporter::bind(place).await.map_err(|e| {
         Failure::new(format!("cannot serve metrics at {place}"))
             .source(e)
@@ -254,12 +246,12 @@ mod tests {
     }
 
     fn asked(route: RouteClass, body: BodyLength) -> PermittedRequest {
-        let RequestRecord { asker, role, method, path, model, .. } = record(End::Done);
-        PermittedRequest { asker, role, method, path, route, model, body }
+        let RequestRecord { asker, role, path, .. } = record(End::Done);
+        PermittedRequest { asker, role, path, route, body }
     }
 
     #[tokio::test]
-    async fn a_limit_is_told_with_its_name_and_its_end() {
+    async fn a_refusal_names_the_limit_and_when_it_ends() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let accounting = accounting(tmp.path(), "requests_per_minute = 1\nbody = 10");
         let refused = accounting
@@ -297,7 +289,7 @@ mod tests {
         for ticket in &tickets {
             write(ticket, 23);
         }
-        // 99 are used. What waits is told when another one has used the last.
+        // 99 are used. The waiting request is refused when another one has used the last token.
         let mut limits: Vec<_> =
             tickets.iter_mut().map(|ticket| ticket.limit.take().expect("a limit")).collect();
         for limit in &mut limits {
@@ -313,7 +305,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_in_one_piece_is_charged_for_its_time() {
+    async fn an_answer_in_one_piece_is_charged_by_time() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let accounting = accounting(tmp.path(), "tokens_per_day = 4");
         let one = asked(RouteClass::Generate, BodyLength::Known(1));
@@ -335,8 +327,8 @@ mod tests {
         let running = turn().await.await.expect("its turn");
         let list =
             accounting.admit(&asked(RouteClass::List, BodyLength::Known(0))).await.expect("in");
-        assert!(list.turn.is_none() && !list.waits, "a list waits for nobody");
-        // One that is not whole yet is not in the line.
+        assert!(list.turn.is_none() && !list.waits, "a list does not wait");
+        // A request that is not whole yet is not in the queue.
         let unfinished = turn().await;
         let mut waiting = turn().await;
         tokio::select! { biased; _ = &mut waiting => panic!("it did not wait"), () = std::future::ready(()) => {} }

@@ -1,16 +1,16 @@
-//! The audit log: one line of JSON for each request and for each change of who may do what.
-//! Prompts, answers, queries and keys never.
+//! The audit log: one line of JSON for each request and for each change of access. Prompts,
+//! answers, queries and keys are never in it.
 //!
-//! [`entry`] says what a line is, [`log`] puts lines into files, `writer` does so beside the
-//! requests, [`crate::commands::audit`] is `aditd audit`.
+//! [`entry`] defines the lines, [`log`] writes them into files, `writer` runs in a thread beside
+//! the requests, [`crate::commands::audit`] is `aditd audit`.
 
-pub mod entry;
-pub mod log;
-pub mod read;
+pub(crate) mod entry;
+pub(crate) mod log;
+pub(crate) mod read;
 mod writer;
 
-pub use entry::Event;
-pub use writer::{Audit, AuditStatus};
+pub(crate) use entry::Event;
+pub(crate) use writer::{Audit, AuditStatus};
 
 use std::{
     path::{Path, PathBuf},
@@ -22,30 +22,31 @@ use serde::{Deserialize, Serialize};
 
 use self::log::Log;
 
-/// What the configuration says of the audit log.
+/// The audit log's part of the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditSettings {
-    /// Where its files are.
+    /// The directory of the log's files.
     pub dir: PathBuf,
-    /// Refuse requests while it can't be written.
+    /// Refuse requests while the log can't be written.
     pub required: bool,
-    /// A file that has so many bytes is followed by another.
+    /// Bytes in a file before the next one is begun.
     pub size: u64,
-    /// Files are deleted when their last line is so old.
+    /// Age of a file's last line at which the file is deleted.
     pub keep: Duration,
-    /// The oldest files are deleted when there are more than this.
+    /// How many files are kept at the most; the oldest are deleted.
     pub files: usize,
 }
 
 impl AuditSettings {
-    /// How large a file becomes if nobody says otherwise.
+    /// Default of [`AuditSettings::size`].
     pub const SIZE: u64 = 64 << 20;
-    /// How long files are kept if nobody says otherwise.
+    /// Default of [`AuditSettings::keep`].
     pub const KEEP: Duration = Duration::from_secs(30 * 86_400);
-    /// How many are kept: one a day for [`AuditSettings::KEEP`], and as many again for busy days.
+    /// Default of [`AuditSettings::files`]: one a day for [`AuditSettings::KEEP`], and as many
+    /// again for busy days.
     pub const FILES: usize = 64;
 
-    /// What holds if nobody says otherwise, in this directory.
+    /// The defaults, with the log in `dir`.
     pub fn in_dir(dir: &Path) -> Self {
         Self {
             dir: dir.to_owned(),
@@ -57,10 +58,10 @@ impl AuditSettings {
     }
 }
 
-/// A length of time as a file writes it: `"30d"`.
+/// A length of time as the configuration file writes it: `"30d"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct Age(pub Duration);
+pub(crate) struct Age(pub Duration);
 
 impl TryFrom<String> for Age {
     type Error = String;
@@ -68,24 +69,25 @@ impl TryFrom<String> for Age {
     fn try_from(text: String) -> Result<Self, String> {
         match humantime::parse_duration(&text) {
             Ok(age) if !age.is_zero() => Ok(Self(age)),
-            _ => Err(format!("`{text}` is no length of time: write it like \"30d\" or \"12h\"")),
+            _ => Err(format!("`{text}` is not a length of time: write it like \"30d\" or \"12h\"")),
         }
     }
 }
 
-/// Writes one event at once, for the commands beside a running server. Blocks.
+/// Writes one event at once, for commands beside a running server. Blocks.
 ///
 /// # Errors
 /// When it can't be written.
-pub fn note(settings: &AuditSettings, event: &Event) -> Result<(), FileError> {
+pub(crate) fn note(settings: &AuditSettings, event: &Event) -> Result<(), FileError> {
     let now = SystemTime::now();
     Log::new(settings.clone()).append(&[entry::line(now, event)], now).outcome
 }
 
-/// Like [`note`], for what has been done already and stays done: a failure is said.
-pub fn note_or_say(settings: &AuditSettings, event: &Event) {
+/// Like [`note`], for an event that has already happened: if it can't be written, a note is
+/// printed.
+pub(crate) fn note_or_say(settings: &AuditSettings, event: &Event) {
     if let Err(e) = note(settings, event) {
         let why = std::error::Error::source(&e).map(|why| format!(": {why}")).unwrap_or_default();
-        say(format!("Note: the audit log does not have this: {e}{why}"));
+        say(format!("Note: this could not be written to the audit log: {e}{why}"));
     }
 }

@@ -57,7 +57,7 @@ enum Command {
         /// Relay to this UDP address [default: where the running server listens]
         #[arg(long, value_name = "ADDR")]
         to: Option<std::net::SocketAddr>,
-        /// The port that the device was told when it enrolled: where the server is sought if it
+        /// The port that the device was told when it enrolled. The server is looked for there if it
         /// can't be asked
         #[arg(long, value_name = "PORT", env = "ADITD_RELAY_PORT", hide = true)]
         known_port: Option<u16>,
@@ -95,7 +95,7 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut Cli::command()))
 }
 
-/// A variable that is set to nothing says nothing, as everywhere in the shell.
+/// An environment variable with an empty value counts as not set, as usual in the shell.
 fn without_empty_variables(command: clap::Command) -> clap::Command {
     let is_empty =
         |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
@@ -127,7 +127,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Serve(serve) => {
             let config = Config::settle(flags, &serve)?;
             become_owner_of(&config.state_dir)?;
-            // It is this file that is read again, wherever another would be found by then.
+            // This file is read again on reload, even if another would be found by then.
             let flags = Flags { config: config.file.clone(), ..flags.clone() };
             on_one_thread()?.block_on(serve::run(Settings { flags, serve, config }))
         }
@@ -146,7 +146,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Relay { to, known_port } => {
             let runtime = on_one_thread()?;
             let result = runtime.block_on(over_ssh::relay(settled(), to, known_port));
-            // The thread that reads standard input may never come back.
+            // The thread that reads standard input may never return.
             runtime.shutdown_background();
             result
         }

@@ -1,9 +1,9 @@
-//! What `aditd` does beside a running server.
+//! The commands of `aditd` that run beside a running server.
 
-pub mod audit;
-pub mod beside;
-pub mod devices;
-pub mod invite;
-pub mod over_ssh;
-pub mod status;
+pub(crate) mod audit;
+pub(crate) mod beside;
+pub(crate) mod devices;
+pub(crate) mod invite;
+pub(crate) mod over_ssh;
+pub(crate) mod status;
 mod stdio;

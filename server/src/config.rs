@@ -1,4 +1,5 @@
-//! The settings: flags before environment before file before defaults, checked once.
+//! The settings: flags override the environment, which overrides the file, which overrides
+//! defaults. They are checked once.
 
 mod file;
 mod reach;
@@ -21,7 +22,7 @@ use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
-pub use self::reach::addresses;
+pub(crate) use self::reach::addresses;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
@@ -39,13 +40,13 @@ use crate::{
     state,
 };
 
-/// What every command understands stands by itself in its help.
+/// Options of every command have a heading of their own in the help.
 pub(crate) const GLOBAL: &str = "Global options";
 
-/// Where the socket for the members of a group is when nobody says otherwise.
-pub const DEFAULT_ENROLL_SOCKET: &str = "/run/adit/enroll.sock";
+/// The default path of the socket at which members of a group enroll devices.
+pub(crate) const DEFAULT_ENROLL_SOCKET: &str = "/run/adit/enroll.sock";
 
-/// What flags and environment can say.
+/// Settings of every command, from flags and environment.
 #[derive(Debug, Clone, Default, Args)]
 pub struct Flags {
     /// Keep the server's state in DIR [default: /var/lib/adit for root, else the user's data
@@ -57,7 +58,7 @@ pub struct Flags {
     pub config: Option<PathBuf>,
 }
 
-/// What `serve` can be told.
+/// Flags of `serve`.
 #[derive(Debug, Clone, Default, Args)]
 pub struct ServeFlags {
     /// Listen on this UDP address; may be given more than once [default: port 11435 of 127.0.0.1
@@ -86,12 +87,12 @@ pub struct ServeFlags {
     /// [default: nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
-    /// What devices are told.
+    /// Addresses that devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
 }
 
-/// Where clients are told to find the server.
+/// The addresses at which clients are told to find the server.
 #[derive(Debug, Clone, Default, Args)]
 pub struct AdvertiseFlags {
     /// Tell devices to connect to this address; may be given more than once [default: the addresses
@@ -101,10 +102,10 @@ pub struct AdvertiseFlags {
 }
 
 impl AdvertiseFlags {
-    /// What they say.
+    /// The addresses that the flags name.
     ///
     /// # Errors
-    /// Exit code 2 if one is no address.
+    /// Exit code 2 if one is not an address.
     pub fn named(&self) -> Result<Vec<String>, Failure> {
         let Advertised(named) = self.advertise.clone().try_into()?;
         Ok(named)
@@ -115,40 +116,39 @@ impl AdvertiseFlags {
 #[derive(Debug, Clone)]
 pub struct Config {
     /// The file that was read, if any.
-    pub file: Option<PathBuf>,
-    /// Where the state is.
-    pub state_dir: PathBuf,
-    /// UDP addresses to listen on.
-    pub listen: Vec<SocketAddr>,
-    /// Who may speak to those that are not loopback.
-    pub audience: Audience,
-    /// Where streams go.
-    pub upstream: Upstream,
-    /// How long a device's certificate is good.
-    pub device_life: Duration,
+    pub(crate) file: Option<PathBuf>,
+    /// The state directory.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) listen: Vec<SocketAddr>,
+    /// The networks that may reach addresses other than loopback.
+    pub(crate) audience: Audience,
+    /// Where streams are forwarded.
+    pub(crate) upstream: Upstream,
+    /// How long a device's certificate is valid.
+    pub(crate) device_life: Duration,
     /// How long a silent device keeps its session.
-    pub idle_timeout: Duration,
-    /// What devices are told, if the owner said so.
+    pub(crate) idle_timeout: Duration,
+    /// The addresses that devices are told, if set.
     pub advertise: Vec<String>,
     /// Whether to relay for SSH on loopback.
-    pub tcp_relay: bool,
-    /// Whose members may enroll devices.
-    pub enroll_group: Option<String>,
-    /// Where they do it.
-    pub enroll_socket: PathBuf,
+    pub(crate) tcp_relay: bool,
+    /// The group whose members may enroll devices.
+    pub(crate) enroll_group: Option<String>,
+    /// The socket at which they do it.
+    pub(crate) enroll_socket: PathBuf,
     /// What roles and devices may do. In force at once when the file is read again.
-    pub rules: Arc<Rules>,
-    /// The devices that the file has something to say of.
-    pub devices: Vec<Name>,
+    pub(crate) rules: Arc<Rules>,
+    /// The devices that the file names.
+    pub(crate) devices: Vec<Name>,
     authorize: Option<(Address, Vec<At>)>,
-    /// How much may be asked for, and what is noted of it.
-    pub accounting: AccountingSettings,
+    /// Limits, queue, audit log and metrics.
+    pub(crate) accounting: AccountingSettings,
 }
 
 const DEVICE_LIFE: Duration = Duration::from_secs(30 * 86_400);
 
 impl Flags {
-    /// The file to be read, by a path that means the same from everywhere.
+    /// The configuration file, as an absolute path.
     pub fn file(&self) -> Option<PathBuf> {
         let named = self
             .config
@@ -157,32 +157,30 @@ impl Flags {
         named.or_else(file::of_system)
     }
 
-    /// Where the state is, for what needs to know nothing else: whatever is wrong with the file is
-    /// for the server to say.
+    /// The state directory, for commands that need nothing else. Other errors in the file are
+    /// reported by the server.
     ///
     /// # Errors
-    /// Exit code 2 if there is no place for it.
+    /// Exit code 2 if no state directory is known.
     pub fn state_dir(&self) -> Result<PathBuf, Failure> {
         let of_file = || self.file().and_then(|path| file::state_dir(&path));
         self.state_dir.clone().or_else(of_file).or_else(state::default_dir).ok_or_else(homeless)
     }
 }
 
-/// What the server was started with.
-pub struct Settings {
-    /// Flags of every command.
-    pub flags: Flags,
-    /// Flags of `serve`.
-    pub serve: ServeFlags,
-    /// What they and the file came to.
-    pub config: Config,
+/// The settings of a running server.
+pub(crate) struct Settings {
+    pub(crate) flags: Flags,
+    pub(crate) serve: ServeFlags,
+    /// The result of the flags and the file.
+    pub(crate) config: Config,
 }
 
 impl Config {
-    /// Settles every setting.
+    /// Reads and checks all settings.
     ///
     /// # Errors
-    /// Exit code 2, with the setting, what is wrong with it, and how it should be written.
+    /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
         let Read { file, rules, limits, devices } =
@@ -203,7 +201,7 @@ impl Config {
                 (Ipv6Addr::LOCALHOST, ADITD_PORT).into(),
             ];
         }
-        // One address named twice is one; port 0 is another port each time.
+        // An address that is named twice is used once; port 0 is another port each time.
         let mut known = HashSet::new();
         listen.retain(|address| address.port() == 0 || known.insert(*address));
         let networks = first_of(&serve.allow_from, file.allow_from);
@@ -261,12 +259,12 @@ impl Config {
         })
     }
 
-    /// Whoever is asked besides the roles.
+    /// The service that is asked besides the roles.
     pub fn authority(&self) -> Option<Arc<Authority>> {
         self.authorize.clone().map(|(address, at)| Arc::new(Authority::new(address, at)))
     }
 
-    /// The settings in which another differs, but for those that are in force at once.
+    /// The names of the settings that differ, without those that are in force at once.
     pub fn differences(&self, other: &Self) -> Vec<&'static str> {
         let (audit, other_audit) = (&self.accounting.audit, &other.accounting.audit);
         let all = [
@@ -290,8 +288,8 @@ impl Config {
     }
 }
 
-/// `[::]` means every address. Each family has a socket of its own, so `0.0.0.0` is added where an
-/// IPv4 network may speak to it; not for port 0, which is another port each time.
+/// `[::]` stands for every address. Each address family has a socket of its own, so `0.0.0.0` is
+/// added if an IPv4 network is allowed; not for port 0, which is another port each time.
 fn also_ipv4(listen: &mut Vec<SocketAddr>, networks: &[IpNet]) {
     let has_ipv4 = networks.iter().any(|network| matches!(network, IpNet::V4(_)));
     let everywhere = |address: &&SocketAddr| {
@@ -336,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_it_listens_on_loopback_and_forwards_to_ollama() {
+    fn by_default_it_listens_on_loopback_and_forwards_to_ollama() {
         let config = settle(ServeFlags::default(), "").expect("settled");
         assert_eq!(
             config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
@@ -346,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_overrules_the_file() {
+    fn a_flag_overrides_the_file() {
         let file =
             "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
         let config =
@@ -378,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn every_address_is_ipv4_too_where_an_ipv4_network_may_speak_to_it() {
+    fn the_ipv6_wildcard_adds_ipv4_if_an_ipv4_network_is_allowed() {
         for (listen, networks, wanted) in [
             (&["[::]:1"][..], "10.0.0.0/8", "[[::]:1, 0.0.0.0:1]"),
             (&["[::]:1"], "2001:db8::/32", "[[::]:1]"),

@@ -1,10 +1,10 @@
-//! The gate: what stands between a device's stream and an `http` service. It reads every request
-//! strictly, asks whether it may pass, and then lets the very bytes through that it has read; of
-//! answers it only follows where they end.
+//! The gate stands between a device's stream and an `http` service. It reads every request
+//! strictly, decides whether it may pass, and forwards the same bytes that it has read. Of answers
+//! it only follows where they end.
 //!
-//! One stream is one TCP connection, as with `common::transport::splice`, and FIN, RST and the loss of the
-//! network mean the same. Requests are decided one after the other: the next one is looked at when
-//! the answer to the last has passed.
+//! One stream is one TCP connection, as with `common::transport::splice`; FIN, RST and the loss of
+//! the network mean the same. Requests are handled one after the other: the next one is read when
+//! the answer to the last has been delivered.
 
 mod budget;
 mod carry;
@@ -14,7 +14,7 @@ mod device_stream;
 mod exchange;
 mod judge;
 mod read_ahead;
-pub mod refused;
+pub(crate) mod refused;
 mod running;
 mod service;
 mod this_machine;
@@ -44,48 +44,47 @@ use crate::{
 };
 
 /// What all connections through the gate share.
-pub struct Gate {
+pub(crate) struct Gate {
     policy: Arc<Policy>,
     throttle: Arc<dyn Throttle>,
     observer: Arc<dyn Observer>,
     authority: RwLock<Option<Arc<Authority>>>,
     changes: watch::Sender<()>,
-    /// Memory for what is read and may not be forwarded yet, in bytes.
+    /// Memory for bytes that were read and may not be forwarded yet.
     memory: Budget,
     /// Connections to the service.
     connections: Budget,
 }
 
-/// Memory for all that is read ahead, of all devices together, in bytes.
+/// Memory for all bytes that are read ahead, for all devices together.
 const MEMORY: usize = 192 << 20;
-/// So long a request waits for memory: others may be long in coming.
+/// How long a request waits for memory. Other requests may hold it for long.
 const MEMORY_WITHIN: Duration = Duration::from_secs(30);
-/// So long a request waits for a connection to the service, of which there are only so many.
+/// How long a request waits for a connection to the service; their number is limited.
 const PLACE_WITHIN: Duration = Duration::from_secs(10);
 
-/// One connection through the gate.
-pub struct StreamContext<'a> {
-    /// What the device has proved.
+/// The context of one stream through the gate.
+pub(crate) struct StreamContext<'a> {
+    /// The device's certificate, which the handshake has verified.
     pub certificate: &'a Certificate,
-    /// The end of its newest certificate, Unix time.
+    /// When its newest certificate expires, in Unix time.
     pub not_after: &'a AtomicI64,
-    /// Who it is.
     pub asker: Asker,
-    /// The service that it has asked for.
+    /// The service that the stream names.
     pub service: &'a Name,
-    /// A place for each of the device's requests that are served at once.
+    /// A permit for each request of the device that is served at once.
     pub slots: &'a Semaphore,
-    /// Whether the tunnel is closed: then nothing more that it brought is forwarded.
+    /// Whether the tunnel is closed: then nothing more that came through it is forwarded.
     pub is_closed: &'a (dyn Fn() -> bool + Sync),
-    /// Counts what passes.
+    /// Counts the bytes that pass.
     pub meter: &'a ByteCounters,
     /// Cancelled when the server is to stop.
     pub draining: &'a CancellationToken,
 }
 
 impl Gate {
-    /// A gate that asks these.
-    pub fn new(
+    /// Creates a gate that asks these.
+    pub(crate) fn new(
         policy: Arc<Policy>,
         throttle: Arc<dyn Throttle>,
         observer: Arc<dyn Observer>,
@@ -101,15 +100,15 @@ impl Gate {
         }
     }
 
-    /// Who is asked besides the policy, if anybody.
-    pub fn authority(&self) -> Option<Arc<Authority>> {
+    /// The service that is asked besides the policy, if any.
+    pub(crate) fn authority(&self) -> Option<Arc<Authority>> {
         self.authority.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Somebody else is asked from now on, or nobody.
-    pub fn set_authority(&self, authority: Option<Arc<Authority>>) {
+    /// Replaces the service that is asked, or removes it.
+    pub(crate) fn set_authority(&self, authority: Option<Arc<Authority>>) {
         let mut now = self.authority.write().unwrap_or_else(PoisonError::into_inner);
-        // What the same one has said is still true.
+        // The answers of an unchanged service are still valid.
         if let (Some(now), Some(authority)) = (now.as_ref(), &authority)
             && now.is_same(authority)
         {
@@ -118,12 +117,12 @@ impl Gate {
         *now = authority;
     }
 
-    /// The policy says something else than before: requests that run are judged again.
-    pub fn judge_again(&self) {
+    /// The policy has changed: running requests are judged again.
+    pub(crate) fn judge_again(&self) {
         self.changes.send_replace(());
     }
 
-    /// A request that begins now, and its record.
+    /// Begins a request, and its record.
     fn begin<'a>(
         &'a self,
         line: &StreamContext<'_>,
@@ -132,20 +131,25 @@ impl Gate {
         Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
     }
 
-    /// The record of what is no request that could be read.
+    /// Begins the record of a request that could not be read.
     fn nobody<'a>(&'a self, line: &StreamContext<'_>) -> Running<'a> {
         self.begin(line, None)
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.
-    pub async fn run(&self, line: StreamContext<'_>, mut send: Sending, recv: Receiving) -> End {
+    pub(crate) async fn run(
+        &self,
+        line: StreamContext<'_>,
+        mut send: Sending,
+        recv: Receiving,
+    ) -> End {
         let (over, service, recv, received_all) =
             Conversation::new(self, &line, &mut send, recv).run().await;
         let tcp = service.map(|service| service.tcp);
         let (end, stopped) = match over {
             Over::Ended { end, stopped } => (end, stopped),
             Over::Refused => {
-                // The service must not take what it has for a whole request.
+                // The service must not take the bytes that it has for a whole request.
                 if let Some(tcp) = &tcp {
                     let _ = tcp.set_zero_linger();
                 }

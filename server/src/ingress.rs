@@ -1,7 +1,7 @@
-//! From a datagram to a handshake: what is dropped unread, which connection attempts are answered,
-//! and who may finish one.
+//! From a datagram to a handshake: which datagrams are dropped, which connection attempts are
+//! answered, and which handshakes succeed.
 
-pub mod admission;
-pub mod filter;
-pub mod relay;
-pub mod verifier;
+pub(crate) mod admission;
+pub(crate) mod filter;
+pub(crate) mod relay;
+pub(crate) mod verifier;

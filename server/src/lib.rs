@@ -1,19 +1,29 @@
-//! `aditd`: lets enrolled devices use the Ollama beside it, and is silent to everybody else.
+//! `aditd`: lets enrolled devices use the Ollama on the same machine, and answers nobody else.
+//!
+//! The library is for the program and for the tests of both ends; everything else is private.
 
-pub mod accounting;
-pub mod audit;
+mod accounting;
+mod audit;
 mod cli;
-pub mod commands;
-pub mod config;
-pub mod gate;
-pub mod ingress;
-pub mod limits;
-pub mod metrics;
-pub mod policy;
-pub mod record;
-pub mod running;
-pub mod serve;
-pub mod session;
-pub mod state;
+mod commands;
+mod config;
+mod gate;
+mod ingress;
+mod limits;
+mod metrics;
+mod policy;
+mod record;
+mod running;
+mod serve;
+mod session;
+mod state;
 
 pub use cli::run;
+pub use config::{Config, Flags, ServeFlags};
+pub use policy::upstream::Upstream;
+pub use running::{Answer, Request};
+pub use serve::certificate::ServerCertificate;
+pub use state::{
+    State,
+    ca::{Ca, DeviceKey},
+};

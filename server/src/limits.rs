@@ -1,16 +1,16 @@
 //! How much a device may ask for: requests per minute and at once, the size of a body, tokens per
 //! day.
 //!
-//! What may be asked is settled by three layers (`settings`); what has been used is counted per
-//! device, here. The clock and the time of day come in from outside.
+//! The limits come from three layers of settings (`settings`); this module counts the usage of each
+//! device. The clock and the time of day are passed in.
 
 mod day;
 mod settings;
 mod store;
 
-pub use day::{Day, Usage};
-pub use settings::{LimitSettings, LimitTable, Limits, Size};
-pub use store::UsageFile;
+pub(crate) use day::{Day, Usage};
+pub(crate) use settings::{LimitSettings, LimitTable, Limits, Size};
+pub(crate) use store::UsageFile;
 
 use std::{
     collections::HashMap,
@@ -31,12 +31,12 @@ use proto::{
     identity::{DeviceId, Name},
 };
 
-/// When nobody knows how long a running request takes, this is when to ask again.
+/// The `Retry-After` when nobody knows how long a running request takes.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Counts what every device uses, and says when it is too much. Nothing is refused that no setting
-/// limits.
-pub struct Limiter<C: Clock = DefaultClock> {
+/// Counts the usage of every device, and refuses requests above a limit. Without settings nothing
+/// is limited.
+pub(crate) struct Limiter<C: Clock = DefaultClock> {
     clock: C,
     inner: Mutex<Inner<C>>,
 }
@@ -55,31 +55,27 @@ struct Counter<C: Clock> {
     at_once: u32,
 }
 
-/// Who asks.
+/// The device of a request.
 #[derive(Debug, Clone, Copy)]
-pub struct Asker<'a> {
-    /// The device's id: what is used is counted by it, so that a new name is no new allowance.
+pub(crate) struct LimitedDevice<'a> {
+    /// Usage is counted by the device's id, so that a new name gives no new allowance.
     pub id: DeviceId,
-    /// Its name.
     pub name: &'a Name,
-    /// Its role.
     pub role: &'a str,
 }
 
-/// Too much, and of what. Its text is a sentence for people.
+/// A limit that was exceeded. Its text is a sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Exceeded {
-    /// Which limit.
+pub(crate) struct Exceeded {
     pub limit: Limit,
-    /// Whose.
     pub device: Name,
-    /// When asking again may help; `None` if never.
+    /// When trying again may help; `None` if never.
     pub retry_after: Option<Duration>,
 }
 
-/// A limit and how high it is.
+/// A limit and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Limit {
+pub(crate) enum Limit {
     /// Requests per minute.
     Rate(NonZeroU32),
     /// Requests at once.
@@ -91,8 +87,8 @@ pub enum Limit {
 }
 
 impl Limit {
-    /// As metrics and the audit log call it.
-    pub fn as_str(self) -> &'static str {
+    /// The name in metrics and in the audit log.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Rate(_) => "requests_per_minute",
             Self::AtOnce(_) => "at_once",
@@ -103,14 +99,14 @@ impl Limit {
 }
 
 impl Exceeded {
-    /// The HTTP status that says it.
-    pub fn status(&self) -> u16 {
+    /// The HTTP status of the refusal.
+    pub(crate) fn status(&self) -> u16 {
         if matches!(self.limit, Limit::Body(_)) { 413 } else { 429 }
     }
 
-    /// The value of `Retry-After`: whole seconds, rounded up, for a client that comes back too
-    /// early is refused again.
-    pub fn retry_after_secs(&self) -> Option<u64> {
+    /// The value of `Retry-After` in whole seconds, rounded up: a client that comes back too early
+    /// is refused again.
+    pub(crate) fn retry_after_secs(&self) -> Option<u64> {
         self.retry_after
             .map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
             .map(|secs| secs.max(1))
@@ -149,8 +145,8 @@ impl fmt::Display for Exceeded {
 }
 
 impl Limiter {
-    /// Obeys `table`, and goes on counting tokens from what had been used before.
-    pub fn new(table: LimitTable, tokens: Usage) -> Arc<Self> {
+    /// Applies `table`, and continues to count tokens from `tokens`.
+    pub(crate) fn new(table: LimitTable, tokens: Usage) -> Arc<Self> {
         Self::with_clock(table, tokens, DefaultClock::default())
     }
 }
@@ -161,119 +157,123 @@ impl<C: Clock + Clone> Limiter<C> {
         Arc::new(Self { clock, inner: Mutex::new(inner) })
     }
 
-    /// Puts other settings in force. What runs goes on, what has been used stays used.
-    pub fn update(&self, table: LimitTable) {
+    /// Puts other settings in force. Running requests continue, and usage is kept.
+    pub(crate) fn update(&self, table: LimitTable) {
         self.lock().table = Arc::new(table);
     }
 
-    /// Forgets devices that are no more.
-    pub fn retain(&self, is_enrolled: impl Fn(DeviceId) -> bool) {
+    /// Forgets devices that are no longer enrolled.
+    pub(crate) fn retain(&self, is_enrolled: impl Fn(DeviceId) -> bool) {
         let mut inner = self.lock();
         inner.devices.retain(|id, counter| counter.at_once > 0 || is_enrolled(*id));
         inner.tokens.retain(is_enrolled);
     }
 
-    /// How much of a body is allowed, for those who count one whose length nobody said.
+    /// How many bytes a body may have. The caller counts a body of unknown length.
     ///
     /// # Errors
-    /// If it is said, and is too much.
-    pub fn body(&self, asker: Asker<'_>, length: Option<u64>) -> Result<Option<u64>, Exceeded> {
-        let most = self.lock().table.limits(asker.role, asker.name.as_str()).body;
+    /// If the length is known and above the limit.
+    pub(crate) fn body(
+        &self,
+        device: LimitedDevice<'_>,
+        length: Option<u64>,
+    ) -> Result<Option<u64>, Exceeded> {
+        let most = self.lock().table.limits(device.role, device.name.as_str()).body;
         match most.filter(|most| length.is_some_and(|length| length > *most)) {
             Some(most) => Err(Exceeded {
                 limit: Limit::Body(most),
-                device: asker.name.clone(),
+                device: device.name.clone(),
                 retry_after: None,
             }),
             None => Ok(most),
         }
     }
 
-    /// Takes note that a request has come, whatever becomes of it.
+    /// Counts a request that has arrived, whatever becomes of it.
     ///
     /// # Errors
-    /// If they come too often; then this one is not counted.
-    pub fn arrive(&self, asker: Asker<'_>) -> Result<(), Exceeded> {
+    /// If the device sends too many; then this one is not counted.
+    pub(crate) fn arrive(&self, device: LimitedDevice<'_>) -> Result<(), Exceeded> {
         let mut inner = self.lock();
         let Inner { table, devices, .. } = &mut *inner;
-        let limits = table.limits(asker.role, asker.name.as_str());
-        let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
+        let limits = table.limits(device.role, device.name.as_str());
+        let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
         counter.obey(limits, &self.clock);
         let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else {
             return Ok(());
         };
         rate.check().map_err(|until| {
             let retry_after = Some(until.wait_time_from(self.clock.now()));
-            Exceeded { limit: Limit::Rate(most), device: asker.name.clone(), retry_after }
+            Exceeded { limit: Limit::Rate(most), device: device.name.clone(), retry_after }
         })
     }
 
-    /// Takes one request into account, whose body has `body` bytes if that was said. It counts as
-    /// running until what is returned is dropped. `now` is Unix time.
+    /// Counts one request, whose body has `body` bytes if that is known. It counts as running until
+    /// the returned value is dropped. `now` is Unix time.
     ///
     /// # Errors
-    /// The first limit that is exceeded; then nothing has been counted.
-    pub fn enter(
+    /// The first limit that is exceeded; then nothing was counted.
+    pub(crate) fn enter(
         self: &Arc<Self>,
-        asker: Asker<'_>,
+        device: LimitedDevice<'_>,
         body: Option<u64>,
         now: i64,
     ) -> Result<Running<C>, Exceeded> {
         let mut inner = self.lock();
         let Inner { table, devices, tokens } = &mut *inner;
-        let limits = table.limits(asker.role, asker.name.as_str());
+        let limits = table.limits(device.role, device.name.as_str());
         let exceeded =
-            |limit, retry_after| Err(Exceeded { limit, device: asker.name.clone(), retry_after });
+            |limit, retry_after| Err(Exceeded { limit, device: device.name.clone(), retry_after });
         if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
             return exceeded(Limit::Body(most), None);
         }
         let today = Day::of(now);
         if let Some(most) =
-            limits.tokens_per_day.filter(|most| tokens.used(asker.id, today) >= *most)
+            limits.tokens_per_day.filter(|most| tokens.used(device.id, today) >= *most)
         {
             return exceeded(Limit::Tokens(most), Some(today.left(now)));
         }
-        let counter = devices.entry(asker.id).or_insert_with(|| Counter::new(limits, &self.clock));
+        let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
         counter.obey(limits, &self.clock);
         if let Some(most) = limits.at_once.filter(|most| counter.at_once >= most.get()) {
             return exceeded(Limit::AtOnce(most), Some(SOON));
         }
         counter.at_once += 1;
-        Ok(Running { limiter: self.clone(), id: asker.id })
+        Ok(Running { limiter: self.clone(), id: device.id })
     }
 
-    /// What one request costs is `tokens` now, and was `before`. Each request is charged as it runs,
+    /// Changes the cost of a request from `before` to `tokens`. A request is charged while it runs,
     /// and settled when it has ended.
-    pub fn settle(&self, id: DeviceId, before: u64, tokens: u64, now: i64) {
+    pub(crate) fn settle(&self, id: DeviceId, before: u64, tokens: u64, now: i64) {
         if tokens != before {
             self.lock().tokens.change(id, before, tokens, Day::of(now));
         }
     }
 
-    /// Whether what runs of a device may go on.
+    /// Whether the running requests of a device may continue.
     ///
     /// # Errors
-    /// If it has used more tokens than it may. One that has used them all to the last is let
-    /// finish.
-    pub fn within(&self, asker: Asker<'_>, now: i64) -> Result<(), Exceeded> {
-        let (used, most) = self.tokens(asker, now);
+    /// If the device has used more tokens than its limit. At exactly the limit, running requests
+    /// may finish.
+    pub(crate) fn within(&self, device: LimitedDevice<'_>, now: i64) -> Result<(), Exceeded> {
+        let (used, most) = self.tokens(device, now);
         let Some(most) = most.filter(|most| used > *most) else { return Ok(()) };
         let retry_after = Some(Day::of(now).left(now));
-        Err(Exceeded { limit: Limit::Tokens(most), device: asker.name.clone(), retry_after })
+        Err(Exceeded { limit: Limit::Tokens(most), device: device.name.clone(), retry_after })
     }
 
-    /// Tokens that a device has used on the day of `now` in UTC, and how many it may. `now` is Unix
+    /// How many tokens a device has used on the UTC day of `now`, and its limit. `now` is Unix
     /// time.
-    pub fn tokens(&self, asker: Asker<'_>, now: i64) -> (u64, Option<u64>) {
+    pub(crate) fn tokens(&self, device: LimitedDevice<'_>, now: i64) -> (u64, Option<u64>) {
         let inner = self.lock();
         (
-            inner.tokens.used(asker.id, Day::of(now)),
-            inner.table.limits(asker.role, asker.name.as_str()).tokens_per_day,
+            inner.tokens.used(device.id, Day::of(now)),
+            inner.table.limits(device.role, device.name.as_str()).tokens_per_day,
         )
     }
 
-    /// What has been used, for keeping; `None` if that is what it was when this was asked last.
-    pub fn unsaved(&self) -> Option<Usage> {
+    /// The usage, to be saved; `None` if it has not changed since the last call.
+    pub(crate) fn unsaved(&self) -> Option<Usage> {
         self.lock().tokens.unsaved()
     }
 }
@@ -289,7 +289,7 @@ impl<C: Clock + Clone> Counter<C> {
         Self { limits, rate: rate(limits, clock), at_once: 0 }
     }
 
-    /// A changed rate begins anew; an unchanged one remembers.
+    /// A changed rate starts anew; an unchanged one keeps its state.
     fn obey(&mut self, limits: Limits, clock: &C) {
         let changed = (self.limits.requests_per_minute, self.limits.burst)
             != (limits.requests_per_minute, limits.burst);
@@ -307,7 +307,7 @@ fn rate<C: Clock + Clone>(limits: Limits, clock: &C) -> Option<Rate<C>> {
 }
 
 /// A request that counts as running.
-pub struct Running<C: Clock = DefaultClock> {
+pub(crate) struct Running<C: Clock = DefaultClock> {
     limiter: Arc<Limiter<C>>,
     id: DeviceId,
 }

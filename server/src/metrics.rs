@@ -1,10 +1,10 @@
-//! What Prometheus is told: requests as they end, and how things stand when it asks.
+//! Metrics for Prometheus: requests as they end, and the state of the server when it is scraped.
 //!
-//! Labels have few values whatever anybody sends: routes by their class, statuses by their hundred,
-//! devices and paths not at all.
+//! Labels have few values, whatever clients send: routes by their class, statuses by their hundred.
+//! Devices and paths are not labels.
 
-pub mod serve;
-pub mod standing;
+pub(crate) mod serve;
+pub(crate) mod standing;
 
 use std::{fmt, time::Duration};
 
@@ -18,19 +18,19 @@ use proto::ollama::route::RouteClass;
 use self::standing::Standing;
 use crate::record::{End, RequestRecord, charge::Charge};
 
-/// What every name begins with.
+/// The prefix of every name.
 const PREFIX: &str = "adit";
-/// From a few milliseconds of a small model to the minutes in which a large one is loaded.
+/// Buckets for the first byte: from a few milliseconds of a small model to the minutes in which a
+/// large one is loaded.
 const FIRST_BYTE: [f64; 13] =
     [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 180.0, 600.0];
-/// From one token to the next.
+/// Buckets for the time from one token to the next.
 const BETWEEN: [f64; 13] =
     [0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 1.0, 5.0, 30.0, 120.0];
-/// In the line.
+/// Buckets for the wait in the queue.
 const WAIT: [f64; 11] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 180.0, 600.0];
 
-/// All that is counted.
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     requests: Family<Request, Counter>,
     ended: Family<Ended, Counter>,
@@ -89,8 +89,8 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Counts from zero.
-    pub fn new() -> Self {
+    /// All counters start at zero.
+    pub(crate) fn new() -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix(PREFIX),
             requests: Family::default(),
@@ -135,13 +135,13 @@ impl Metrics {
         metrics
     }
 
-    /// A piece of an answer has come, so long after the one before it.
-    pub fn piece(&self, route: RouteClass, after: Duration) {
+    /// Counts a piece of an answer, which came `after` the piece before it.
+    pub(crate) fn piece(&self, route: RouteClass, after: Duration) {
         self.between.get_or_create(&Route { route: route.as_str() }).observe(after.as_secs_f64());
     }
 
-    /// A request has ended.
-    pub fn ended(&self, record: &RequestRecord, charge: &Charge) {
+    /// Counts a request that has ended.
+    pub(crate) fn ended(&self, record: &RequestRecord, charge: &Charge) {
         let (role, route) = (record.role.as_str(), record.route.as_str());
         self.requests
             .get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) })
@@ -168,8 +168,8 @@ impl Metrics {
         }
     }
 
-    /// Everything, in the text format of OpenMetrics.
-    pub fn text(&self, standing: Standing) -> String {
+    /// All metrics, in the text format of OpenMetrics.
+    pub(crate) fn text(&self, standing: Standing) -> String {
         let mut out = String::new();
         let mut now = Registry::with_prefix(PREFIX);
         now.register_collector(Box::new(standing));
@@ -181,7 +181,7 @@ impl Metrics {
     }
 }
 
-/// The hundred of a status.
+/// The class of a status: its hundred.
 fn class(status: Option<u16>) -> &'static str {
     match status {
         None => "none",
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_is_asked_for_there_are_no_more_lines() {
+    fn no_request_adds_a_label_value() {
         let metrics = Metrics::new();
         let mut sent = record(End::Done);
         ended(&metrics, &sent);

@@ -1,8 +1,8 @@
-//! Who may do what. The only maker of permits: whatever needs permission takes one.
+//! Who may do what. Only this module makes permits; every action that needs permission takes one.
 
-pub mod authorize;
-pub mod roles;
-pub mod upstream;
+pub(crate) mod authorize;
+pub(crate) mod roles;
+pub(crate) mod upstream;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -20,24 +20,21 @@ use crate::{
     state::register::{Snapshot, default_role},
 };
 
-/// How long after its certificate's end a device may still prove its key to get a new one, in
-/// seconds: 90 days.
-pub const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
+/// How long after its expiry a certificate may still be used to renew itself, in seconds: 90 days.
+pub(crate) const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
 
-/// The rules in force: what the register says now, and the services there are.
-pub struct Policy {
+/// The rules in force: the current register, and the services.
+pub(crate) struct Policy {
     snapshot: RwLock<Arc<Snapshot>>,
     rules: RwLock<Arc<Rules>>,
     service: Name,
     upstream: Upstream,
 }
 
-/// A device whose certificate and standing are good.
+/// A device whose certificate is valid and that is enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Admitted {
-    /// Its id.
+pub(crate) struct Admitted {
     pub id: DeviceId,
-    /// What it is called.
     pub name: Name,
     /// The user of this machine who enrolled it over SSH.
     pub uid: Option<u32>,
@@ -45,21 +42,21 @@ pub struct Admitted {
 
 /// Permission to reach one service, for one stream. Only [`Policy::permit`] makes one.
 #[derive(Debug)]
-pub struct Permit {
+pub(crate) struct Permit {
     upstream: Upstream,
 }
 
 impl Permit {
-    /// What may be reached.
-    pub fn upstream(&self) -> &Upstream {
+    /// The service that may be reached.
+    pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
     }
 }
 
-/// A device may use the route of one request; whether it may use the model too is another question.
-/// Only [`Policy::route`] makes one.
+/// Permission of a device to use the route of one request. Whether it may use the model is checked
+/// separately. Only [`Policy::route`] makes one.
 #[derive(Debug)]
-pub struct RoutePermit {
+pub(crate) struct RoutePermit {
     device: Name,
     role: Name,
     lists: Vec<(Whose, Vec<ModelPattern>)>,
@@ -67,27 +64,25 @@ pub struct RoutePermit {
 
 /// Permission to forward one request. Only [`RoutePermit`] makes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RequestPermit {
-    /// The role that it was given for.
+pub(crate) struct RequestPermit {
+    /// The role of the device.
     pub role: Name,
 }
 
 /// Why a device may not make a request, in words for the person who made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Denied {
-    /// It is not, or no longer, enrolled.
+pub(crate) enum Denied {
+    /// It is not enrolled, or no longer.
     #[error("adit: {}", .0.sentence())]
     Device(Code),
     /// Its role has no such route.
     #[error("adit: device `{device}` has the role `{role}`, which may not {request}; {cure}")]
     Role {
-        /// The device.
         device: Name,
-        /// Its role.
         role: Name,
-        /// Method and path.
+        /// The method and path.
         request: String,
-        /// What would be needed.
+        /// What the owner can do.
         cure: String,
     },
     /// It may not use the model.
@@ -96,52 +91,46 @@ pub enum Denied {
          that: {cure}"
     )]
     Model {
-        /// The device.
         device: Name,
-        /// Its role.
         role: Name,
-        /// The model.
         model: String,
-        /// Those that it may.
+        /// The models that it may use.
         models: String,
-        /// Where that is said.
+        /// The setting that the owner can change.
         cure: String,
     },
-    /// It may use some models only, and which one a request is about can't be told.
+    /// It may use only some models, and the request's model is unknown.
     #[error(
         "adit: device `{device}` (role `{role}`) may use only {models}, and this request {why}; the owner of the server can change \
          that: {cure}"
     )]
     NoModel {
-        /// The device.
         device: Name,
-        /// Its role.
         role: Name,
-        /// Those that it may.
+        /// The models that it may use.
         models: String,
-        /// Why not.
+        /// Why the model is unknown.
         why: &'static str,
-        /// Where that is said.
+        /// The setting that the owner can change.
         cure: String,
     },
 }
 
 impl RoutePermit {
-    /// Whether it depends on the model.
-    pub fn needs_model(&self) -> bool {
+    /// Whether permission depends on the model.
+    pub(crate) fn needs_model(&self) -> bool {
         !self.lists.is_empty()
     }
 
-    /// The device's role.
-    pub fn role(&self) -> &Name {
+    pub(crate) fn role(&self) -> &Name {
         &self.role
     }
 
-    /// Permission for a request that is about these models, and no others.
+    /// Permission for a request that names exactly these models.
     ///
     /// # Errors
     /// [`Denied::Model`].
-    pub fn with_models(self, models: &[String]) -> Result<RequestPermit, Denied> {
+    pub(crate) fn with_models(self, models: &[String]) -> Result<RequestPermit, Denied> {
         let lacks =
             |list: &[ModelPattern], model: &str| !list.iter().any(|pattern| pattern.means(model));
         for model in models {
@@ -166,8 +155,8 @@ impl RoutePermit {
         Ok(RequestPermit { role: self.role })
     }
 
-    /// What a device is told that may use some models, and whose request does not say which.
-    pub fn no_model(&self, why: &'static str) -> Denied {
+    /// The refusal of a request whose model is unknown, for a device that may use only some models.
+    pub(crate) fn no_model(&self, why: &'static str) -> Denied {
         let all: Vec<_> = self.lists.iter().map(|(whose, _)| *whose).collect();
         let cure = self.cure(&all, "--all");
         Denied::NoModel {
@@ -179,7 +168,7 @@ impl RoutePermit {
         }
     }
 
-    /// What has to be changed: each of these lists.
+    /// The settings that have to change: each of these lists.
     fn cure(&self, lists: &[Whose], models: &str) -> String {
         let Self { device, role, .. } = self;
         let one = |whose: &Whose| match whose {
@@ -202,7 +191,7 @@ impl RoutePermit {
 
 impl Policy {
     /// The rules for one service.
-    pub fn new(snapshot: Snapshot, rules: Arc<Rules>, upstream: Upstream) -> Self {
+    pub(crate) fn new(snapshot: Snapshot, rules: Arc<Rules>, upstream: Upstream) -> Self {
         let service = DEFAULT_SERVICE.parse().expect("the default service's name is a name");
         Self {
             snapshot: RwLock::new(Arc::new(snapshot)),
@@ -212,52 +201,51 @@ impl Policy {
         }
     }
 
-    /// What the register says now.
-    pub fn snapshot(&self) -> Arc<Snapshot> {
+    /// The current state of the register.
+    pub(crate) fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts a newer look at the register in force.
-    pub fn update(&self, snapshot: Snapshot) {
+    /// Puts a newer state of the register in force.
+    pub(crate) fn update(&self, snapshot: Snapshot) {
         *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(snapshot);
     }
 
-    /// The roles in force.
-    pub fn rules(&self) -> Arc<Rules> {
+    pub(crate) fn rules(&self) -> Arc<Rules> {
         self.rules.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Puts other roles in force.
-    pub fn set_rules(&self, rules: Arc<Rules>) {
+    pub(crate) fn set_rules(&self, rules: Arc<Rules>) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
-    /// What a device may use.
-    pub fn services(&self) -> Vec<Service> {
+    /// The services that devices may use.
+    pub(crate) fn services(&self) -> Vec<Service> {
         vec![self.upstream.as_service(self.service.clone())]
     }
 
-    /// What the bytes of a service are, if there is one of that name.
-    pub fn kind(&self, service: &Name) -> Option<ServiceKind> {
+    /// The kind of a service, if there is one with this name.
+    pub(crate) fn kind(&self, service: &Name) -> Option<ServiceKind> {
         (*service == self.service).then_some(self.upstream.kind)
     }
 
-    /// Whether the holder of this certificate, which TLS has verified, is in good standing.
+    /// Checks that the holder of this certificate, which TLS has verified, is enrolled.
     ///
     /// # Errors
     /// [`Code::Revoked`] for a device that was revoked or is not in the register.
-    pub fn admit(&self, certificate: &Certificate) -> Result<Admitted, Code> {
+    pub(crate) fn admit(&self, certificate: &Certificate) -> Result<Admitted, Code> {
         let id = certificate.device.ok_or(Code::Revoked)?;
         let snapshot = self.snapshot();
         let device = snapshot.admits(id, certificate.key).ok_or(Code::Revoked)?;
         Ok(Admitted { id, name: device.name.clone(), uid: device.uid })
     }
 
-    /// Permission for one stream of a device to one service, asked anew for every stream.
+    /// Permission for one stream of a device to one service. Checked again for every stream.
     ///
     /// # Errors
     /// [`Code::Revoked`] or [`Code::UnknownService`].
-    pub fn permit(&self, certificate: &Certificate, service: &Name) -> Result<Permit, Code> {
+    pub(crate) fn permit(&self, certificate: &Certificate, service: &Name) -> Result<Permit, Code> {
         self.admit(certificate)?;
         if *service != self.service {
             return Err(Code::UnknownService);
@@ -265,28 +253,28 @@ impl Policy {
         Ok(Permit { upstream: self.upstream })
     }
 
-    /// The role of the holder of this certificate; the default one if it has none any more.
-    pub fn role(&self, certificate: &Certificate) -> Name {
+    /// The role of the certificate's holder; the default role if it is no longer enrolled.
+    pub(crate) fn role(&self, certificate: &Certificate) -> Name {
         let snapshot = self.snapshot();
         let device = certificate.device.and_then(|id| snapshot.admits(id, certificate.key));
         device.map_or_else(default_role, |device| device.role.clone())
     }
 
-    /// Permission to use the route of one request, asked anew for every request and whenever the rules
-    /// change.
+    /// Permission to use the route of one request. Checked for every request, and again whenever
+    /// the rules change.
     ///
     /// # Errors
     /// [`Denied::Device`] or [`Denied::Role`].
-    pub fn route(
+    pub(crate) fn route(
         &self,
         certificate: &Certificate,
-        wish: RequestedRoute<'_>,
+        requested: RequestedRoute<'_>,
     ) -> Result<RoutePermit, Denied> {
         let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
         let (snapshot, rules) = (self.snapshot(), self.rules());
         let device = snapshot.admits(id, certificate.key).ok_or(Denied::Device(Code::Revoked))?;
-        if !rules.may(&device.role, wish) {
-            return Err(role_denied(&rules, &device.name, &device.role, wish));
+        if !rules.may(&device.role, requested) {
+            return Err(role_denied(&rules, &device.name, &device.role, requested));
         }
         let own = device.models.as_deref().map(|list| (Whose::Register, list));
         let lists = rules
@@ -298,11 +286,11 @@ impl Policy {
     }
 }
 
-fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: RequestedRoute<'_>) -> Denied {
-    let path: String = wish.target.path.chars().take(100).collect();
-    let those = rules.that_may(wish);
-    // The highest of all rights is no cure for a path that is written wrongly.
-    let is_unknown = those.len() == 1 && wish.route.class == RouteClass::Other;
+fn role_denied(rules: &Rules, device: &Name, role: &Name, requested: RequestedRoute<'_>) -> Denied {
+    let path: String = requested.target.path.chars().take(100).collect();
+    let those = rules.that_may(requested);
+    // For an unknown path, the role with all rights is no solution: the path is probably wrong.
+    let is_unknown = those.len() == 1 && requested.route.class == RouteClass::Other;
     let doubt = if is_unknown { ", for no other has this route (is the path right?)" } else { "" };
     let needed = match those.first() {
         Some(first) => format!(
@@ -319,7 +307,7 @@ fn role_denied(rules: &Rules, device: &Name, role: &Name, wish: RequestedRoute<'
     Denied::Role {
         device: device.clone(),
         role: role.clone(),
-        request: format!("{} {path}", wish.method),
+        request: format!("{} {path}", requested.method),
         cure,
     }
 }

@@ -1,6 +1,6 @@
-//! The running server, as all its parts and the other commands see it.
+//! The running server, as its parts and the other commands see it.
 
-pub mod sessions;
+pub(crate) mod sessions;
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ use crate::{
     audit::{AuditSettings, AuditStatus},
     config::{self, Settings},
     gate::Gate,
-    limits::Asker,
+    limits::LimitedDevice,
     policy::Policy,
     running::sessions::{SessionStatus, Sessions},
     state::{
@@ -37,38 +37,35 @@ use crate::{
     },
 };
 
-/// How often the register is looked at for changes that nobody announced.
+/// How often the register is checked for changes by other processes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
-/// How often this machine's addresses are looked at when nobody asks for them.
+/// How often this machine's addresses are looked up without a request for them.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
-/// The same failure of the register is in the log once in this time.
+/// How long the same failure of the register is not logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
-/// Said of a server that nobody can reach.
-pub const NOWHERE: &str = "this machine has no address, besides loopback, that fits --listen";
+/// Logged if no device can reach the server.
+pub(crate) const NOWHERE: &str =
+    "this machine has no address, besides loopback, that fits --listen";
 
-/// What all parts of a running server share.
-pub struct Server {
-    /// The state directory.
-    pub state: State,
-    /// Who may do what.
-    pub policy: Arc<Policy>,
-    /// What every request to an `http` service passes.
-    pub gate: Gate,
-    /// Who is connected.
-    pub live: Arc<Sessions>,
-    /// Where it is found.
-    pub open: Open,
-    /// How long a device's certificate is good.
-    pub device_life: Duration,
+pub(crate) struct Server {
+    pub(crate) state: State,
+    pub(crate) policy: Arc<Policy>,
+    /// The gate that every request to an `http` service passes.
+    pub(crate) gate: Gate,
+    pub(crate) live: Arc<Sessions>,
+    /// The server's addresses and ports.
+    pub(crate) open: Open,
+    /// How long a device's certificate is valid.
+    pub(crate) device_life: Duration,
     /// How long a silent device keeps its session.
-    pub idle_timeout: Duration,
-    /// How much may be asked for, and what is noted of it.
-    pub accounting: Accounting,
-    /// Cancelled when the server takes no more streams.
-    pub draining: CancellationToken,
-    /// What it was started with.
-    pub settings: Settings,
-    /// The register's, when it was last put in force.
+    pub(crate) idle_timeout: Duration,
+    /// Limits, queue, audit log and metrics.
+    pub(crate) accounting: Accounting,
+    /// Cancelled when the server accepts no more streams.
+    pub(crate) draining: CancellationToken,
+    /// The settings that the server was started with.
+    pub(crate) settings: Settings,
+    /// The register's version when it was last put in force.
     version: AtomicI64,
     refreshing: tokio::sync::Mutex<()>,
     /// Held from before the configuration is read until it is in force.
@@ -77,145 +74,140 @@ pub struct Server {
     failures: Mutex<Repeats>,
 }
 
-/// What the other commands ask the running server.
+/// Requests of other commands to the running server.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Request {
-    /// How are you?
+    /// Asks for the server's status.
     Status,
-    /// What has this device used of the day's tokens?
+    /// Asks how many of the day's tokens a device has used.
     Tokens {
-        /// Its id.
+        /// The device's id.
         device: DeviceId,
     },
-    /// Which settings are in force?
+    /// Asks for the settings in force.
     InForce,
-    /// The register has been changed: obey it now.
+    /// The register was changed: apply it now.
     Refresh,
-    /// A user who may write the state wants this device enrolled.
+    /// A user with write access to the state enrolls a device.
     Enroll {
-        /// Its name.
+        /// The name that the user has chosen.
         name: Name,
-        /// A PKCS #10 request (RFC 2986), DER.
+        /// A PKCS #10 request (RFC 2986) in DER.
         csr: Vec<u8>,
         /// The user.
         uid: u32,
     },
-    /// The configuration has been changed: read it again.
+    /// The configuration was changed: read it again.
     Reload {
-        /// The file that has been changed, if it was named.
+        /// The changed file, if the command names one.
         named: Option<PathBuf>,
     },
 }
 
-/// What it answers.
+/// Answers to these requests.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Answer {
-    /// To [`Request::Status`].
+    /// The answer to [`Request::Status`].
     Status(Box<ServerStatus>),
-    /// To [`Request::Tokens`].
+    /// The answer to [`Request::Tokens`].
     Tokens(Option<TokensToday>),
-    /// To [`Request::Refresh`]: how many sessions were cut.
+    /// The answer to [`Request::Refresh`].
     Refreshed {
-        /// Sessions that were cut.
+        /// How many sessions were cut.
         cut: usize,
     },
-    /// To [`Request::InForce`].
+    /// The answer to [`Request::InForce`].
     InForce(InForce),
-    /// To [`Request::Enroll`].
+    /// The answer to [`Request::Enroll`].
     Enrolled(Box<Enrolled>),
-    /// To [`Request::Reload`].
+    /// The answer to [`Request::Reload`].
     Reloaded {
-        /// The file that has been read.
+        /// The file that was read.
         file: PathBuf,
-        /// Settings that need a restart.
+        /// Changed settings that need a restart.
         later: Vec<String>,
-        /// What is hardly meant.
+        /// Settings that are probably mistakes.
         remarks: Vec<String>,
     },
-    /// It could not be done, why, and what cures it.
+    /// The request failed: why, and how to correct it.
     Failed(Failure),
 }
 
-/// The settings of the running server that the commands beside it need.
+/// The settings of the running server that other commands need.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct InForce {
-    /// The roles there are.
+    /// The names of all roles.
     pub roles: Vec<Name>,
-    /// The audit log.
     pub audit: AuditSettings,
-    /// Where devices are told to find the server.
+    /// The addresses at which devices are told to find the server.
     pub addresses: Vec<String>,
 }
 
-/// The running server does not answer what it was asked.
+/// The error when the running server gives an unknown answer.
 pub(crate) fn of_another_version() -> Failure {
     Failure::new("the running aditd gave an unexpected answer")
         .hint("restart aditd: the running one may be another version")
 }
 
-/// A running server, as `aditd status` shows it.
+/// A running server, as `aditd status` prints it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ServerStatus {
-    /// Its version.
     pub version: String,
-    /// Its process id.
     pub pid: u32,
-    /// UDP addresses that it listens on.
+    /// The UDP addresses that it listens on.
     pub listening: Vec<String>,
-    /// The port of its relay on loopback, for keys that may only forward.
+    /// The port of the relay on loopback, for SSH keys that may only forward ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay: Option<u16>,
-    /// What devices are told.
+    /// The addresses that devices are told.
     pub addresses: Vec<String>,
-    /// The configuration file, if it has one.
     pub config: Option<PathBuf>,
-    /// Where it forwards to.
+    /// The service that it forwards to.
     pub upstream: String,
-    /// The networks that may speak to it, besides this machine.
+    /// The networks that may reach it, besides this machine.
     pub allow_from: Vec<String>,
-    /// Where metrics are told, if anywhere.
+    /// The address of the metrics, if set.
     pub metrics: Option<String>,
-    /// The roles there are.
+    /// The names of all roles.
     pub roles: Vec<Name>,
-    /// For how many seconds of silence a session is kept; a device may ask for less.
+    /// How many seconds a silent session is kept; a device may ask for less.
     pub idle_timeout: u64,
-    /// What the system granted the first UDP socket for receiving and sending, in bytes.
+    /// The buffers that the system granted the first UDP socket for receiving and sending, in
+    /// bytes.
     pub socket_buffers: Option<(usize, usize)>,
-    /// Sessions.
     pub sessions: Vec<SessionStatus>,
-    /// The audit log.
     pub audit: AuditStatus,
-    /// Requests that wait for their turn.
+    /// How many requests wait for their turn.
     pub waiting: usize,
-    /// Tasks of the runtime, for those who look for leaks.
+    /// How many tasks the runtime has, to find leaks.
     pub tasks: usize,
 }
 
-/// What a device has used of the day's tokens.
+/// How many of the day's tokens a device has used.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct TokensToday {
-    /// Read and written ones together.
+    /// Tokens of prompts and answers together.
     pub used: u64,
-    /// How many it may use.
+    /// How many tokens the device may use, if limited.
     pub limit: Option<u64>,
 }
 
-/// Where a server is found.
+/// The addresses and ports of a running server.
 #[derive(Debug, Clone)]
-pub struct Open {
-    /// UDP addresses that it listens on.
-    pub listening: Vec<SocketAddr>,
-    /// What the system granted the first of their sockets for receiving and sending, in bytes.
-    pub socket_buffers: Option<(usize, usize)>,
-    /// The port of its relay on loopback.
-    pub relay: Option<u16>,
+pub(crate) struct Open {
+    /// The UDP addresses that it listens on.
+    pub(crate) listening: Vec<SocketAddr>,
+    /// The buffers that the system granted the first of these sockets for receiving and sending, in
+    /// bytes.
+    pub(crate) socket_buffers: Option<(usize, usize)>,
+    pub(crate) relay: Option<u16>,
 }
 
 impl Server {
-    /// Puts a server together on an opened state.
-    pub fn new(
+    /// Creates a server on an opened state.
+    pub(crate) fn new(
         state: State,
         policy: Arc<Policy>,
         accounting: Accounting,
@@ -243,8 +235,8 @@ impl Server {
         })
     }
 
-    /// Runs `work` on the register where blocking hurts nobody. A failure is logged here.
-    pub async fn in_register<T: Send + 'static>(
+    /// Runs `work` on the register in a thread where it may block. A failure is logged here.
+    pub(crate) async fn in_register<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Register) -> Result<T, RegisterError> + Send + 'static,
     ) -> Result<T, RegisterError> {
@@ -265,15 +257,15 @@ impl Server {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where devices are told to find it, now.
-    pub fn addresses(&self) -> Vec<String> {
+    /// The addresses at which devices are told to find the server now.
+    pub(crate) fn addresses(&self) -> Vec<String> {
         let config = &self.settings.config;
         config::addresses(&config.advertise, &self.open.listening, &config.audience)
     }
 
-    /// Keeps in the register where devices find the server, for commands that run while it does
-    /// not.
-    pub async fn follow_addresses(self: Arc<Self>) {
+    /// Stores the server's addresses in the register whenever they change, for commands that run
+    /// while the server does not.
+    pub(crate) async fn follow_addresses(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(ADDRESSES_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut known = None;
@@ -284,7 +276,7 @@ impl Server {
                 continue;
             }
             let kept = now.clone();
-            // A failure is in the log; it is tried again.
+            // A failure was logged; it is tried again.
             if self.in_register(move |register| register.set_addresses(&kept)).await.is_err() {
                 continue;
             }
@@ -297,10 +289,10 @@ impl Server {
         }
     }
 
-    /// Looks at the register and puts what it says in force; sessions that it no longer admits are
-    /// cut. Returns how many.
-    pub async fn refresh(&self) -> Result<usize, RegisterError> {
-        // One at a time: an older look must not take the place of a newer one.
+    /// Reads the register and puts it in force; cuts the sessions that it no longer admits. Returns
+    /// how many.
+    pub(crate) async fn refresh(&self) -> Result<usize, RegisterError> {
+        // One at a time: an older state must not replace a newer one.
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
@@ -311,8 +303,8 @@ impl Server {
         Ok(self.live.enforce(&self.policy))
     }
 
-    /// Follows changes that other processes make, announced or not.
-    pub async fn follow_register(self: Arc<Self>) {
+    /// Puts changes by other processes in force, also those without a request.
+    pub(crate) async fn follow_register(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -329,8 +321,8 @@ impl Server {
         }
     }
 
-    /// What it is doing.
-    pub fn status(&self) -> ServerStatus {
+    /// The server's current status.
+    pub(crate) fn status(&self) -> ServerStatus {
         let config = &self.settings.config;
         ServerStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -352,8 +344,8 @@ impl Server {
         }
     }
 
-    /// The settings that the commands beside it need.
-    pub fn in_force(&self) -> InForce {
+    /// The settings that other commands need.
+    pub(crate) fn in_force(&self) -> InForce {
         InForce {
             roles: self.policy.rules().names().cloned().collect(),
             audit: self.settings.config.accounting.audit.clone(),
@@ -361,12 +353,12 @@ impl Server {
         }
     }
 
-    /// What a device has used of the day's tokens, if it has used some or may use so many only.
-    pub fn tokens_today(&self, id: DeviceId) -> Option<TokensToday> {
+    /// How many of the day's tokens a device has used; `None` if none and no limit is set.
+    pub(crate) fn tokens_today(&self, id: DeviceId) -> Option<TokensToday> {
         let register = self.policy.snapshot();
         let device = register.devices().find(|device| device.id == id)?;
-        let asker = Asker { id, name: &device.name, role: device.role.as_str() };
-        let (used, limit) = self.accounting.limiter.tokens(asker, unix_now());
+        let limited = LimitedDevice { id, name: &device.name, role: device.role.as_str() };
+        let (used, limit) = self.accounting.limiter.tokens(limited, unix_now());
         (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
     }
 }

@@ -1,9 +1,10 @@
-//! `aditd serve`: opens the sockets, puts the parts together, and drains when it is told to stop.
+//! `aditd serve`: opens the sockets, creates the parts of the server, and drains when it is
+//! stopped.
 
-pub mod certificate;
+pub(crate) mod certificate;
 mod listen;
-pub mod look;
-pub mod reload;
+pub(crate) mod look;
+pub(crate) mod reload;
 
 use std::{io, net::UdpSocket, sync::Arc, time::Duration};
 
@@ -47,24 +48,24 @@ use crate::{
     state::{State, register::User},
 };
 
-/// Running answers may take this long after the order to stop.
+/// How long running answers may take after the order to stop.
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
-/// Attempts that wait to be judged.
+/// How many attempts may wait to be judged.
 const INCOMING: usize = 256;
 const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
 
-/// Runs the server until it is told to stop (SIGINT, SIGTERM).
-pub async fn run(settings: Settings) -> Result<(), Failure> {
+/// Runs the server until it is stopped (SIGINT, SIGTERM).
+pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let config = settings.config.clone();
-    // What can fail for want of a port or a group comes first: a first start that fails must not
-    // leave a state behind into which devices then enroll.
+    // Steps that can fail for want of a port or a group come first: a first start that fails must
+    // not leave a state in which devices then enroll.
     let claim = || Control::claim(&config.state_dir).map_err(|e| claimed(e, &config));
     let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
     let sockets = listen::bind(&config)?;
     let exporter = match &config.accounting.metrics {
         Some(place) => Some(accounting::exporter(place).await.map_err(|failure| {
-            // The configuration may be good: it is the machine that has no room for it now.
+            // The configuration may be correct: the port or the address is not available now.
             let failure = failure.exit(Exit::Failed);
             place.cure().into_iter().fold(failure, Failure::hint)
         })?),
@@ -77,7 +78,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
     let state = State::open_or_create(&config.state_dir)?;
     let control = claimed_before.map_or_else(claim, Ok)?;
     let accounting = Accounting::open(&config.accounting, &state.dir)?;
-    // Before the snapshot: what changes between the two is then seen as a change.
+    // Read before the snapshot: a change between the two is then noticed.
     let version = state.register.version()?;
     let snapshot = state.register.snapshot()?;
     for remark in config.remarks(&snapshot) {
@@ -97,7 +98,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Failure::new("cannot use a UDP socket").source(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
-    // `aditd invite` may come before this server is up.
+    // `aditd invite` may run before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     state.register.set_addresses(&addresses)?;
     for address in &listening {
@@ -160,7 +161,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
 
     let failed = tokio::select! {
         () = stop.asked() => None,
-        // None of them ends by itself: a server that is deaf must not look alive.
+        // None of the services ends by itself. If one does, the server must not look healthy.
         ended = services.join_next() => Some(ended),
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -187,7 +188,7 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         }
     }
     services.shutdown().await;
-    // A closed endpoint refuses newcomers aloud.
+    // A closed QUIC endpoint would answer new clients with a refusal.
     admission.close();
     for endpoint in &endpoints {
         endpoint
@@ -199,7 +200,8 @@ pub async fn run(settings: Settings) -> Result<(), Failure> {
         }
         sessions.wait().await;
     };
-    // A client that is away doesn't hear it; it will notice the restart by a stateless reset.
+    // A client that is away does not get the close; it will notice the restart by a stateless
+    // reset.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
     server.accounting.close().await;
     info!("stopped");
@@ -234,7 +236,7 @@ fn tls_configs(
             .max_incoming(INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
-        // Address tokens outlive a connection; we prove an address each time.
+        // No address tokens for later connections; a client proves its address each time.
         config.validation_token.sent(0);
         Ok(Arc::new(config))
     };
@@ -278,7 +280,7 @@ struct Doors {
 }
 
 impl Doors {
-    /// Judges every attempt on one endpoint and starts what it asks for.
+    /// Judges every attempt on one endpoint, and begins the admitted handshakes.
     async fn attend(self, endpoint: Endpoint, sessions: TaskTracker) {
         loop {
             let incoming = tokio::select! {
@@ -324,7 +326,7 @@ impl Doors {
     }
 }
 
-/// A handshake to its end, if that is an honest one.
+/// Runs a handshake to its end, if it is an honest one.
 async fn shake(
     server: &Server,
     admission: &Admission,
@@ -347,7 +349,7 @@ async fn shake(
         () = slot.displaced() => {
             (Handshake::Displaced, "gave up the oldest handshake for another".to_owned())
         }
-        // Who is not in yet does not hold up a server that stops.
+        // An unfinished handshake does not delay a server that stops.
         () = server.draining.cancelled() => return None,
     };
     admission.shaken(how);

@@ -1,9 +1,9 @@
-//! A tunnel after its handshake: judged once more, greeted, and every stream that it opens joined
-//! to what it may reach.
+//! A tunnel after its handshake: admitted once more and greeted; each of its streams is joined to
+//! its service.
 
-pub mod enroll;
-pub mod enroll_socket;
-pub mod enrollment;
+pub(crate) mod enroll;
+pub(crate) mod enroll_socket;
+pub(crate) mod enrollment;
 mod notes;
 mod notices;
 
@@ -50,9 +50,9 @@ use crate::{
     state::ca::DeviceKey,
 };
 
-/// Runs one tunnel until it ends. Its streams end with it. The slot is held until the device has
-/// said its first words.
-pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
+/// Runs one tunnel until it ends; its streams end with it. The slot is held until the device has
+/// sent its first message.
+pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
     let Some((peer, spki)) = peer_certificate(&connection) else {
         return close(&connection, Code::Protocol);
     };
@@ -62,7 +62,7 @@ pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlo
     let has_own_knock = match slot.knocker() {
         Knocker::Device(knocker) if knocker == id => true,
         Knocker::Shared => false,
-        // Its knock is another device's.
+        // The knock was made with another device's key.
         _ => return close(&connection, Code::Protocol),
     };
     if let Err(wrong) = server.state.ca.check_clock(unix_now()) {
@@ -86,8 +86,8 @@ pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlo
         () = server.draining.cancelled() => return close(&connection, Code::ShuttingDown),
     };
     drop(slot);
-    // First entered, then asked: a revocation between the handshake and now finds the session, or
-    // is found here.
+    // Entered first, then checked: a revocation since the handshake either finds the session among
+    // the live ones, or is noticed here.
     let place = server.live.enter(id, &peer, &connection, unix_now());
     let device = match server.policy.admit(&peer) {
         Ok(device) => device,
@@ -127,19 +127,20 @@ struct Session {
     peer: Certificate,
     spki: Vec<u8>,
     device: Admitted,
-    /// The end of its newest certificate: a renewal does not need a new connection.
+    /// When the newest certificate expires: a renewal does not need a new connection.
     not_after: AtomicI64,
-    /// When a renewal was tried last in this session.
+    /// When a renewal was last tried in this session.
     renewed: AtomicI64,
-    /// One for each stream that is served.
+    /// A permit for each stream that is served.
     slots: Semaphore,
-    /// What its streams may send.
+    /// How much its streams may send.
     credit: Arc<Credit>,
 }
 
-/// Renewals of one session are at least this far apart, or a tenth of a certificate's life.
+/// The least time between two renewals in one session; or a tenth of a certificate's lifetime, if
+/// that is less.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
-/// How long a stream waits for another to end when there are too many.
+/// How long a stream waits for another to end if there are too many.
 const SLOT_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
@@ -150,7 +151,7 @@ impl Session {
         if has_own_knock && self.server.policy.snapshot().needs_shared_knock(self.device.id) {
             self.note_own_knock().await;
         }
-        // The disk may be slow, and nobody waits for what it says.
+        // The disk may be slow, and nothing depends on the result.
         let session = self.clone();
         let seen = AbortOnDropHandle::new(tokio::spawn(
             async move { session.note_seen().await }.in_current_span(),
@@ -178,7 +179,7 @@ impl Session {
             }
         }
         let reason = self.connection.closed().await;
-        // Each ends by itself now: its stream has failed.
+        // Each task ends by itself now, because its stream has failed.
         while streams.join_next().await.is_some() {}
         info!("disconnected: {reason}");
         self.note_end(&reason, began.elapsed());
@@ -186,7 +187,7 @@ impl Session {
         self.note_seen().await;
     }
 
-    /// The server's first words, on a stream that stays open for notices.
+    /// Sends the greeting, on a stream that stays open for notices.
     async fn greet(&self) -> std::io::Result<SendStream> {
         let mut stream = self.connection.open_uni().await?;
         let hello = Hello {
@@ -206,16 +207,15 @@ impl Session {
         Ok(stream)
     }
 
-    /// Serves streams until the connection ends; while the server drains, only those that run
-    /// already.
+    /// Serves streams until the connection ends; while the server drains, no new ones.
     async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Notices) {
         let mut limit = FIRST_STREAMS;
         loop {
             tokio::select! {
                 opened = self.connection.accept_bi() => {
                     let Ok((send, recv)) = opened else { return };
-                    // A device that needs many streams gets room for them before it runs out:
-                    // memory follows need.
+                    // The limit of a device that needs many streams is raised before it is reached,
+                    // so that memory is used only where it is needed.
                     if streams.len() as u32 > limit / 2 && limit < MOST_STREAMS {
                         limit *= 2;
                         self.connection.set_max_concurrent_bi_streams(grant(limit).into());
@@ -227,7 +227,7 @@ impl Session {
                 () = self.server.draining.cancelled() => break,
             }
         }
-        // A device that reads no notices finds out by the end.
+        // A device that reads no notices learns it when the connection closes.
         notices.draining_is_told().await;
         while streams.join_next().await.is_some() {}
         self.place.traffic.close(&self.connection, Code::ShuttingDown);
@@ -240,7 +240,7 @@ impl Session {
         let head = tokio::select! {
             biased;
             head = tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)) => head,
-            // Nothing has been asked for yet.
+            // Nothing was requested yet.
             () = self.server.draining.cancelled() => return refuse(send, recv, Code::ShuttingDown),
         };
         let end = match head {
@@ -264,7 +264,7 @@ impl Session {
         }
     }
 
-    /// Joins a stream to its service: through the gate, or byte for byte.
+    /// Joins a stream to its service: through the gate, or byte by byte.
     async fn forward(&self, service: &Name, send: Sending, recv: Receiving) {
         if self.server.policy.kind(service) != Some(ServiceKind::Http) {
             return self.forward_bytes(service, send, recv).await;
@@ -283,7 +283,7 @@ impl Session {
         debug!("stream ended: {end:?}");
     }
 
-    /// Joins a stream to a service of which nothing but bytes is known, and notes it.
+    /// Joins a stream to a `tcp` service, and notes it in the audit log.
     async fn forward_bytes(&self, service: &Name, send: Sending, recv: Receiving) {
         let (began, counted) = (Instant::now(), self.place.traffic.stream());
         let (meter, draining) = (&*counted.meter, &self.server.draining);
@@ -301,8 +301,7 @@ impl Session {
         self.note_stream(service, meter, began.elapsed(), (end, why));
     }
 
-    /// A connection to a service whose bytes are not read, and the place among the streams that are
-    /// served at once.
+    /// A connection to a `tcp` service, and a permit to serve the stream.
     async fn reach(&self, service: &Name) -> Result<(TcpStream, SemaphorePermit<'_>), Code> {
         let permit = self.permit(service)?;
         let slot = tokio::time::timeout(SLOT_WITHIN, self.slots.acquire()).await;
@@ -310,7 +309,7 @@ impl Session {
         let tcp = upstream::dial(&permit)
             .await
             .inspect_err(|code| warn!("cannot reach {}: {}", permit.upstream(), code.sentence()))?;
-        // What was buffered must not reach a service after a revocation.
+        // Buffered bytes must not reach a service after a revocation.
         if self.connection.close_reason().is_some() {
             return Err(Code::Cut);
         }
@@ -328,12 +327,12 @@ impl Session {
         self.server.policy.permit(&self.peer, service)
     }
 
-    /// A new certificate for the key that this session's handshake has proved.
+    /// Sends a new certificate for the key that the handshake has verified.
     async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
         self.server.state.ca.check_clock(unix_now()).map_err(|_| Code::ServerClock)?;
-        // Each costs a signature and a write to the disk; nobody needs another in the first tenth
-        // of its life.
+        // Each renewal costs a signature and a write to the disk; none is needed in the first tenth
+        // of a certificate's lifetime.
         let now = unix_now();
         let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
         let is_due = |last| (last <= now - pause).then_some(now);
@@ -361,14 +360,14 @@ impl Session {
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;
         send.finish();
         self.not_after.store(not_after, Relaxed);
-        // What is held in memory still has the old end. A failure is in the log, and the new
-        // certificate is good all the same.
+        // The policy in memory still has the old expiry. A failure was logged, and the new
+        // certificate is valid all the same.
         let _ = self.server.refresh().await;
         info!("certificate renewed");
         Ok(())
     }
 
-    /// When all devices have a knock of their own, the shared one opens nothing any more.
+    /// Notes that the device uses its own knock key: the shared key is closed when all devices do.
     async fn note_own_knock(&self) {
         let id = self.device.id;
         let noted = self.server.in_register(move |register| register.has_own_knock(id)).await;
@@ -379,7 +378,7 @@ impl Session {
 
     async fn note_seen(&self) {
         let (id, now) = (self.device.id, unix_now());
-        // The log says why; a device is not refused for it.
+        // A failure was logged; the device is not refused for it.
         let _ = self.server.in_register(move |register| register.seen(id, now)).await;
     }
 }
@@ -389,7 +388,7 @@ fn refuse(mut send: Sending, mut recv: Receiving, code: Code) {
     recv.stop((code as u32).into());
 }
 
-/// Counts a stream for as long as it lives.
+/// Counts a stream while it is open.
 struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
@@ -405,7 +404,7 @@ impl Drop for Counted<'_> {
     }
 }
 
-/// The head of a stream, and not a byte more.
+/// Reads the head of a stream, and no byte after it.
 async fn read_head(recv: &mut Receiving) -> Result<StreamHead, Code> {
     let mut bytes = [0; StreamHead::MAX_LEN];
     let (mut have, mut want) = (0, 2);

@@ -1,8 +1,7 @@
-//! The state directory of `aditd`: who it is, and the keys that let its clients recognise it after
-//! a restart.
+//! The state directory of `aditd`: its identity, and the keys that must survive a restart.
 
-pub mod ca;
-pub mod register;
+pub(crate) mod ca;
+pub(crate) mod register;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,12 +20,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::state::{ca::Ca, register::Register};
 
-/// What to do if the state directory is not the one that the server has.
-pub const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
+/// The hint if the state directory is not the server's.
+pub(crate) const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
 
-/// Where the state is when nobody says otherwise: `/var/lib/adit` for root, else the user's own
-/// data directory.
-pub fn default_dir() -> Option<PathBuf> {
+/// The default of the state directory: `/var/lib/adit` for root, else the user's data directory.
+pub(crate) fn default_dir() -> Option<PathBuf> {
     if rustix::process::geteuid().is_root() {
         return Some(PathBuf::from("/var/lib/adit"));
     }
@@ -35,32 +33,29 @@ pub fn default_dir() -> Option<PathBuf> {
 
 /// An opened state directory.
 pub struct State {
-    /// Where it is.
-    pub dir: PathBuf,
-    /// The authority.
-    pub ca: Ca,
-    /// Keys of the QUIC endpoints.
-    pub keys: EndpointKeys,
-    /// Devices and invitations.
-    pub register: Arc<Register>,
+    pub(crate) dir: PathBuf,
+    pub(crate) ca: Ca,
+    pub(crate) keys: EndpointKeys,
+    pub(crate) register: Arc<Register>,
 }
 
-/// Keys that have to be the same after a restart (all secret).
+/// Keys that must survive a restart (all are secret).
 #[derive(Clone, Serialize, Deserialize)]
-pub struct EndpointKeys {
-    /// What all devices knocked with before each had a key of its own. It is accepted from
-    /// devices that have nothing else yet.
+pub(crate) struct EndpointKeys {
+    /// The knock key that all devices shared before each had a key of its own. It is accepted from
+    /// devices that have no other yet.
     pub door: SharedKey,
-    /// Makes stateless reset tokens (RFC 9000 section 10.3): a client learns within seconds that
-    /// its connection is gone. No device ever has it: so all other keys come from it.
+    /// Makes stateless reset tokens (RFC 9000 section 10.3), by which a client learns within
+    /// seconds that its connection is gone. No device ever has this key, so all other keys are
+    /// derived from it.
     pub reset: SharedKey,
-    /// An earlier version marked our connection IDs with it, and still asks for it.
+    /// An earlier version used it for connection IDs and still expects it in the file.
     pub connection_ids: u64,
 }
 
 impl EndpointKeys {
-    /// Fresh random keys.
-    pub fn generate() -> Self {
+    /// Random keys.
+    pub(crate) fn generate() -> Self {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
         Self {
@@ -70,8 +65,8 @@ impl EndpointKeys {
         }
     }
 
-    /// Makes the knock key of each device, and finds the device behind a knock.
-    pub fn device_knocks(&self) -> DeviceKnocks {
+    /// Makes the knock key of each device, and finds the device of a knock.
+    pub(crate) fn device_knocks(&self) -> DeviceKnocks {
         DeviceKnocks::new(&self.reset.derive(b"adit/1 knocks of all devices"))
     }
 
@@ -84,12 +79,12 @@ impl EndpointKeys {
 }
 
 impl State {
-    /// Opens the state in `dir` and makes whatever isn't there yet.
+    /// Opens the state in `dir` and creates what is missing.
     pub fn open_or_create(dir: &Path) -> Result<Self, Failure> {
         files::create_dir(dir)?;
         let register = dir.join(Register::FILE);
-        // The server's certificate is made after the register: an empty register beside it has lost
-        // what it held.
+        // The server's certificate is created after the register: if only the register is empty, it
+        // has lost its content.
         if dir.join("server.crt").exists()
             && std::fs::metadata(&register).is_ok_and(|file| file.len() == 0)
         {
@@ -107,19 +102,18 @@ impl State {
         })
     }
 
-    /// Opens the state in `dir`, which has to be there: for the commands that only make sense on a
-    /// server that has begun.
+    /// Opens the state in `dir`, which must exist: for commands that need an initialized server.
     pub fn open(dir: &Path) -> Result<Self, Failure> {
         must_exist(dir)?;
         Self::open_or_create(dir)
     }
 }
 
-/// That there is a state in `dir`, without opening it.
+/// Checks that there is a state in `dir`, without opening it.
 ///
 /// # Errors
-/// How to begin.
-pub fn must_exist(dir: &Path) -> Result<(), Failure> {
+/// Says how to create one.
+pub(crate) fn must_exist(dir: &Path) -> Result<(), Failure> {
     match dir.join("ca.key").try_exists() {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))

@@ -1,5 +1,5 @@
-//! What the carriers cost, and what a change between them costs a running answer: UDP and SSH
-//! through `adit`, beside `ssh -L` to the same sshd and beside no tunnel at all, in the same run.
+//! Measures the carriers, and what a change of carrier costs a running answer: UDP and SSH through
+//! `adit`, `ssh -L` to the same sshd, and no tunnel, all in the same run.
 //!
 //! `cargo bench -p adit-tests --bench carriers`. Needs OpenSSH's server and client.
 
@@ -48,7 +48,7 @@ fn main() {
 async fn from_the_first_command() {
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
-        // The device's way by UDP is of no use for this.
+        // The device's UDP route is not needed here.
         let mut crossroads = Crossroads::new(PROGRAM, &[]).await;
         crossroads.device = crossroads.world.stranger("newcomer");
         let began = Instant::now();
@@ -132,7 +132,7 @@ async fn largest_gap(mut app: TcpStream, during: Duration) -> f64 {
     largest.as_secs_f64() * 1e3
 }
 
-/// Latency and bulk, each way in turn.
+/// Latency and throughput, each way in turn.
 async fn costs() {
     let upstream = Upstream::start().await;
     let direct: SocketAddr =
@@ -143,7 +143,7 @@ async fn costs() {
     let mut ways: [[Vec<f64>; 5]; 4] = Default::default();
     for _ in 0..ROUNDS {
         for (way, [kept, fresh, late, down, up_bulk]) in ways.iter_mut().enumerate() {
-            // One session per device: the carriers take turns.
+            // A device has one session, so the carriers take turns.
             let up = match way {
                 2 => Some(crossroads.up(&["--carrier", "ssh"]).await),
                 3 => Some(crossroads.up(&["--carrier", "udp"]).await),

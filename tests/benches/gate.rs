@@ -1,7 +1,8 @@
-//! What the gate costs: the same service as `tcp` and as `http`, in turn, in the same run.
+//! Measures the cost of the gate: the same service as `tcp` and as `http`, alternately, in the same
+//! run.
 //!
-//! `cargo bench -p adit-tests --bench gate`. Absolute figures belong to the machine; the
-//! differences are what counts.
+//! `cargo bench -p adit-tests --bench gate`. Absolute numbers depend on the machine; the
+//! differences count.
 
 #![allow(missing_docs)]
 
@@ -23,7 +24,7 @@ use tokio::{
 };
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
-// Short turns, many of them: what else the machine does then falls on all alike.
+// Many short rounds, so that other load on the machine affects all alike.
 const ROUNDS: usize = 60;
 const REQUESTS: usize = 100;
 const TOKENS: usize = 40;
@@ -83,7 +84,7 @@ fn quantile(samples: &mut [f64], q: f64) -> f64 {
     samples[((samples.len() - 1) as f64 * q) as usize]
 }
 
-/// Answers each request; one for a generation with tokens that say when they were made.
+/// Answers each request; a generation is answered with tokens that have their time in them.
 async fn serve(mut tcp: TcpStream, began: Instant) {
     let mut block = [0; 4096];
     while let Ok(n @ 1..) = tcp.read(&mut block).await {

@@ -1,8 +1,8 @@
-//! What the tunnel costs: every row measured direct and through real `aditd` and `adit` processes,
-//! in turn, in the same run.
+//! Measures the cost of the tunnel: every row directly and through real `aditd` and `adit`
+//! processes, alternately, in the same run.
 //!
-//! `cargo bench -p adit-tests --bench tunnel`. Absolute figures belong to the machine; the
-//! differences and ratios are what counts.
+//! `cargo bench -p adit-tests --bench tunnel`. Absolute numbers depend on the machine; the
+//! differences and ratios count.
 
 #![allow(missing_docs)]
 

@@ -1,16 +1,16 @@
-//! What a command says of itself at its end, as people and scripts are promised.
+//! Assertions about the exit code and the error of a command.
 
 use crate::{process::Ended, world::Device};
 
-/// The exit code of what failed.
+/// The exit code of a failure.
 pub const FAILED: i32 = 1;
-/// The exit code of wrong usage or configuration.
+/// The exit code of a wrong command line or configuration.
 pub const USAGE: i32 = 2;
 /// The exit code of a device that is not allowed, or no longer.
 pub const NOT_ALLOWED: i32 = 4;
 
-/// That a command ended with one error that says these things, one cure, and this exit code, and
-/// gave no data.
+/// Asserts that a command failed with this exit code, printed one error that contains `says`, with
+/// at least one hint, and printed no data.
 #[track_caller]
 pub fn assert_told(ended: &Ended, code: i32, says: &[&str]) {
     assert_one_error(ended, code, says);
@@ -19,7 +19,7 @@ pub fn assert_told(ended: &Ended, code: i32, says: &[&str]) {
     assert!(stderr.contains("\n\nhint: "), "{stderr}");
 }
 
-/// The same of what the parser of the command line refuses, which points to `--help`.
+/// The same for an error of the command-line parser, which refers to `--help` instead of a hint.
 #[track_caller]
 pub fn assert_usage(ended: &Ended, says: &[&str]) {
     assert_one_error(ended, USAGE, says);
@@ -38,24 +38,24 @@ fn assert_one_error(ended: &Ended, code: i32, says: &[&str]) {
     }
 }
 
-/// That nothing went wrong that nobody can cure but us.
+/// Asserts that the command did not end with an internal error.
 #[track_caller]
 pub fn assert_no_defect(log: &str) {
     assert!(!log.contains("panicked") && !log.contains("defect"), "{log}");
 }
 
-/// That a command did what it was asked.
+/// Asserts that a command succeeded.
 #[track_caller]
 pub fn assert_ok(ended: &Ended) {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
 }
 
-/// Runs `adit up` to its end, which has to come by itself.
+/// Runs `adit up` until it ends by itself.
 pub async fn up_to_its_end(device: &Device) -> Ended {
     device.adit(&["up", "--listen", "127.0.0.1:0"], "").await
 }
 
-/// The name of this user's own group.
+/// The name of this user's primary group.
 pub fn own_group() -> String {
     let out = std::process::Command::new("id").arg("-gn").output().expect("id");
     String::from_utf8_lossy(&out.stdout).trim().to_owned()

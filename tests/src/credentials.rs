@@ -1,5 +1,4 @@
-//! Keys, certificates and enrollments that a test makes itself, with an authority of its own or
-//! with that of a server.
+//! Keys, certificates and enrollments that a test makes itself, with its own CA or with a server's.
 
 use std::{
     fs,
@@ -25,7 +24,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     sign::CertifiedKey,
 };
-use server::state::ca::{Ca, DeviceKey};
+use server::{Ca, DeviceKey};
 use time::OffsetDateTime;
 
 use crate::{
@@ -33,19 +32,17 @@ use crate::{
     world::{Device, SOON},
 };
 
-/// How long certificates are good that a test has made.
+/// The lifetime of certificates that a test makes.
 pub const LIFE: Duration = Duration::from_secs(30 * 86_400);
 
-/// An authority of the test's own, with a clock of its own.
+/// A CA that belongs to the test, with a clock that the test chooses.
 pub struct Authority {
-    /// Where it keeps its key.
     pub dir: PathBuf,
-    /// The authority.
     pub ca: Ca,
 }
 
 impl Authority {
-    /// Makes it in a directory that is not there yet.
+    /// Creates the CA in a new directory.
     pub fn new(dir: &Path) -> Self {
         fs::create_dir(dir).expect("a directory");
         chmod(dir, 0o700);
@@ -53,24 +50,24 @@ impl Authority {
     }
 }
 
-/// A certificate for this device and key, whatever an honest server would say to it, issued at this
-/// time.
+/// A certificate for this device and key, issued at this time, even if a server would refuse to
+/// issue it.
 pub fn issued(ca: &Ca, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> CertificateDer<'static> {
     let key = DeviceKey::from_spki(&key.subject_public_key_info()).expect("a key");
     ca.issue_device(id, &key, at, LIFE).expect("a certificate").certificate
 }
 
-/// A key as devices have it.
+/// A key of the kind that devices have.
 pub fn new_key() -> KeyPair {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key")
 }
 
-/// The key that a device has made when it enrolled.
+/// The key that the device made when it enrolled.
 pub fn key_pair(device: &Device) -> KeyPair {
     KeyPair::from_pem(&private_key(device)).expect("a key")
 }
 
-/// A chain and its key, as rustls wants them.
+/// A chain and its key, in the form that rustls needs.
 pub fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<CertifiedKey> {
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     Arc::new(
@@ -78,20 +75,20 @@ pub fn certified(chain: Vec<CertificateDer<'static>>, key: &KeyPair) -> Arc<Cert
     )
 }
 
-/// A request for a certificate, which asks for nothing.
+/// A signing request without any extension.
 pub fn csr(key: &KeyPair) -> Vec<u8> {
     CertificateParams::default().serialize_request(key).expect("a CSR").der().to_vec()
 }
 
-/// The invitation that a code is.
+/// Parses an invitation's code.
 ///
 /// # Panics
-/// If it is none.
+/// If it is not a code.
 pub fn parse(code: &str) -> Invitation {
     code.parse().unwrap_or_else(|e| panic!("{e}: {code}"))
 }
 
-/// A connection to the door that an invitation opens.
+/// A connection to the enrollment side of the server.
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(
         tls::enroll_client(invitation.ca).expect("TLS"),
@@ -101,7 +98,7 @@ pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }
 
-/// Asks there for a certificate, as `adit enroll` does; keeps nothing.
+/// Sends an enrollment request, as `adit enroll` does; stores nothing.
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
     let connection = at_enrollment(invitation).await;
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
@@ -111,19 +108,19 @@ pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> Enro
     tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
 }
 
-/// Redeems an invitation, as `adit enroll` does; keeps nothing.
+/// Redeems an invitation, as `adit enroll` does; stores nothing.
 pub async fn redeem(invitation: &Invitation, key: &KeyPair) -> EnrollAnswer {
     enroll(invitation, &invitation.secret.token(), csr(key)).await
 }
 
-/// Waits until an invitation has ended.
+/// Waits until an invitation has expired.
 ///
 /// # Panics
-/// If the clock stands still.
+/// If the clock does not advance.
 pub async fn has_ended(invitation: &Invitation) {
     let give_up = Instant::now() + SOON;
     while unix_now() < invitation.expires {
-        assert!(Instant::now() < give_up, "the clock stands still");
+        assert!(Instant::now() < give_up, "the clock does not advance");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

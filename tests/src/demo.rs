@@ -1,5 +1,5 @@
-//! The demo: a server, a device, an answer through the tunnel, what that costs, and the device's
-//! end. Real processes, one command.
+//! The demo: a server, a device, an answer through the tunnel, what the tunnel costs, and the
+//! revocation of the device. Real processes, one command.
 
 mod http;
 mod measure;
@@ -46,7 +46,7 @@ struct Args {
     stand_in: bool,
 }
 
-/// Runs the demo with these arguments, the program's name first.
+/// Runs the demo with these arguments; the first is the program's name.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let args = match Args::try_parse_from(args) {
         Ok(args) => args,
@@ -55,14 +55,14 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
-    // The stand-in gets a thread of its own, as the process that it stands for has.
+    // The stand-in gets a thread of its own, because a real Ollama is a process of its own.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e));
     report::finish(runtime.and_then(|runtime| runtime.block_on(demo(args))))
 }
 
-/// Plays, and clears up however that ended.
+/// Runs the demo, and cleans up however it ended.
 async fn demo(args: Args) -> Result<(), Failure> {
     let mut orders =
         Orders::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
@@ -71,7 +71,7 @@ async fn demo(args: Args) -> Result<(), Failure> {
     let dir = stage.dir().display().to_string();
     let mut played = play(&args, &mut stage, &mut orders, &screen).await;
     if played.is_err() {
-        // The failure may be no more than how a dead process looks from outside.
+        // A process that was interrupted may look like a failure.
         let died = tokio::time::timeout(Duration::from_millis(100), stage.died()).await;
         played = died.map_or(played, Err);
     }
@@ -97,7 +97,7 @@ async fn play(
     unless_stopped(orders, revocation::run(stage, &source, tunnel, screen)).await
 }
 
-/// Everything before the revocation. Returns who answers, and where the tunnel begins.
+/// All steps before the revocation. Returns who answers, and the tunnel's local address.
 async fn up_to_the_answer(
     args: &Args,
     stage: &mut Stage,
@@ -147,7 +147,7 @@ async fn up_to_the_answer(
     Ok((source, tunnel))
 }
 
-/// Leaves everything to the person at the terminal.
+/// Leaves the demo to the person at the terminal.
 async fn keep(
     stage: &mut Stage,
     orders: &mut Orders,
@@ -169,12 +169,12 @@ async fn keep(
     }
 }
 
-/// The command that asks the same.
+/// The curl command for the same question.
 fn curl(address: SocketAddr, question: &Value) -> String {
     format!("curl -N http://{address}/api/generate -d '{question}'")
 }
 
-/// What ends the demo early: Ctrl-C, a polite kill, or a terminal that is closed.
+/// The signals that end the demo early: Ctrl-C, SIGTERM, or a closed terminal.
 struct Orders {
     stop: Stop,
     hangup: Signal,
@@ -185,7 +185,10 @@ impl Orders {
         Ok(Self { stop: Stop::listen()?, hangup: signal(SignalKind::hangup())? })
     }
 
-    /// Waits for one of them. Cancellation safe.
+    /// Waits for one of them.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     async fn asked(&mut self) {
         tokio::select! {
             () = self.stop.asked() => {}
@@ -199,7 +202,7 @@ async fn unless_stopped<T>(
     part: impl Future<Output = Result<T, Failure>>,
 ) -> Result<T, Failure> {
     tokio::select! {
-        // First: Ctrl-C reaches a command that is running too, and its failure is not the news.
+        // First: Ctrl-C also reaches a running command, whose failure is not the cause.
         biased;
         () = orders.asked() => Err(Failure::new("stopped before the end")),
         done = part => done,

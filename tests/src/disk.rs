@@ -1,4 +1,4 @@
-//! A disk that a test fills and frees.
+//! A small disk that a test can fill and free.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::skip;
 
-/// A disk of a few pages. Needs root.
+/// A tmpfs of a few pages. Needs root.
 pub struct SmallDisk {
     dir: tempfile::TempDir,
 }
@@ -17,10 +17,10 @@ pub struct SmallDisk {
 impl SmallDisk {
     const PAGE: u64 = 4096;
 
-    /// A disk of this size, where disks can be mounted; elsewhere it says that a test is skipped.
+    /// Mounts a disk of this size. Skips the test if this machine can't mount.
     ///
     /// # Panics
-    /// If there is no place for it.
+    /// If it can't be mounted.
     pub fn mount(size: &str) -> Option<Self> {
         let disk = Self { dir: tempfile::tempdir().expect("a directory") };
         let mounted = Command::new("mount")
@@ -36,15 +36,14 @@ impl SmallDisk {
         Some(disk)
     }
 
-    /// A path on it.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// Leaves room for so many pages.
+    /// Fills the disk but for this many pages.
     ///
     /// # Panics
-    /// If it has no more than that.
+    /// If fewer are free.
     pub fn fill_but(&self, pages: u64) {
         self.free();
         let mut filler = fs::File::create(self.path("filler")).expect("created");
@@ -56,10 +55,10 @@ impl SmallDisk {
         filler.set_len(len - pages * Self::PAGE).expect("cut");
     }
 
-    /// Frees all that was filled.
+    /// Frees the filled pages.
     ///
     /// # Panics
-    /// If it can't.
+    /// If that fails.
     pub fn free(&self) {
         match fs::remove_file(self.path("filler")) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => panic!("{e}"),

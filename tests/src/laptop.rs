@@ -1,5 +1,5 @@
-//! A laptop that reaches a world's server by SSH alone: its `adit`, the sshd that it goes to, and
-//! the configuration that its ssh has.
+//! A laptop that reaches a world's server only by SSH: its `adit`, the sshd, and the configuration
+//! of its ssh.
 
 use std::{
     os::unix::fs::PermissionsExt,
@@ -14,19 +14,17 @@ use crate::{
     world::{Device, SOON, Up, World},
 };
 
-/// A device, and its way in.
+/// A device, and its sshd.
 pub struct Laptop {
-    /// The device.
     pub device: Device,
-    /// The server's sshd.
     pub sshd: Sshd,
-    /// More of the environment.
+    /// More environment variables.
     pub environment: Vec<(String, String)>,
     devices: AtomicUsize,
 }
 
 impl Laptop {
-    /// A laptop whose key may do everything at the server.
+    /// A laptop whose key may do everything on the server.
     pub async fn new(world: &World) -> Self {
         let sshd = Sshd::start(&world.scratch("sshd"), &remote_aditd(world)).await;
         Self {
@@ -55,7 +53,7 @@ impl Laptop {
         tokio::time::timeout(2 * SOON, run).await.expect("in time").expect("it runs").into()
     }
 
-    /// `adit enroll` at the sshd, each time as another device, with more arguments.
+    /// Runs `adit enroll` with more arguments, each time as another device.
     pub async fn enroll(&self, world: &World, more: &[&str]) -> Ended {
         let device = format!("laptop-{}", self.devices.fetch_add(1, Relaxed));
         self.adit(
@@ -78,7 +76,7 @@ impl Laptop {
         );
     }
 
-    /// `adit up`, ready.
+    /// Starts `adit up` and waits until it is ready.
     pub async fn up(&self, world: &World, more: &[&str]) -> Up {
         let command =
             self.command(world, &[&["up", "-v", "--listen", "127.0.0.1:0"], more].concat());
@@ -95,12 +93,12 @@ impl Laptop {
     }
 }
 
-/// Where a log says that `adit up` listens.
+/// The local address of `adit up` in its log.
 pub fn address_in(log: &str) -> Option<std::net::SocketAddr> {
     log.split("listening on http://").nth(1)?.split_whitespace().next()?.parse().ok()
 }
 
-/// A directory with an `aditd` for remote commands that knows where the world's state is.
+/// A directory with an `aditd` for remote commands that uses the world's state.
 pub fn remote_aditd(world: &World) -> PathBuf {
     let dir = world.scratch("remote-bin");
     std::fs::create_dir_all(&dir).expect("a directory");

@@ -1,5 +1,7 @@
-//! What the tests, the demo and the benchmarks share: real processes of both ends, and a stand-in
+//! Helpers for the tests, the demo and the benchmarks: real processes of both ends, and a stand-in
 //! for Ollama.
+
+#![allow(missing_docs, reason = "the crate is not published")]
 
 pub mod cli_assert;
 pub mod credentials;

@@ -1,5 +1,5 @@
-//! Load for the benchmarks: a service that answers by the first byte it gets, and what is measured
-//! on the way to it.
+//! Load for the benchmarks: a service that answers as the first byte of a connection asks, and the
+//! measurements.
 
 use std::{
     net::SocketAddr,
@@ -19,7 +19,7 @@ const TOKENS: u32 = 100;
 const TOKEN_PERIOD: Duration = Duration::from_millis(20);
 const TOKEN_SIZE: usize = 150;
 
-/// The value below which this part of the samples lies.
+/// The value below which this share of the samples lies.
 pub fn quantile(samples: &mut [f64], q: f64) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples[((samples.len() - 1) as f64 * q) as usize]
@@ -35,7 +35,7 @@ pub async fn ask(tcp: &mut TcpStream) {
     raw::read_exactly(tcp, 256).await;
 }
 
-/// Small requests on one connection: how long each took, in µs.
+/// The time of each small request on one connection, in µs.
 pub async fn requests(to: SocketAddr, count: usize) -> Vec<f64> {
     let mut tcp = raw::connect(to).await;
     let mut took = Vec::with_capacity(count);
@@ -47,7 +47,7 @@ pub async fn requests(to: SocketAddr, count: usize) -> Vec<f64> {
     took.split_off(count / 10)
 }
 
-/// Small requests, each on a new connection: how long each took, in µs.
+/// The time of each small request on a new connection, in µs.
 pub async fn connections(to: SocketAddr, count: usize) -> Vec<f64> {
     let mut took = Vec::with_capacity(count);
     for _ in 0..count {
@@ -58,7 +58,7 @@ pub async fn connections(to: SocketAddr, count: usize) -> Vec<f64> {
     took.split_off(count / 10)
 }
 
-/// How late each token of some streams comes after the moment that it was due, in µs.
+/// How late each token of some streams comes, in µs after it was due.
 pub async fn tokens(to: SocketAddr, streams: usize) -> Vec<f64> {
     let mut all = JoinSet::new();
     for _ in 0..streams {
@@ -81,7 +81,7 @@ pub async fn tokens(to: SocketAddr, streams: usize) -> Vec<f64> {
     late
 }
 
-/// What one download moves, in MB/s.
+/// The rate of one download, in MB/s.
 pub async fn download(to: SocketAddr) -> f64 {
     let mut tcp = raw::connect(to).await;
     tcp.write_all(b"D").await.expect("sent");
@@ -93,7 +93,7 @@ pub async fn download(to: SocketAddr) -> f64 {
     bytes as f64 / started.elapsed().as_secs_f64() / 1e6
 }
 
-/// What one upload moves, in MB/s.
+/// The rate of one upload, in MB/s.
 pub async fn upload(to: SocketAddr) -> f64 {
     let mut tcp = raw::connect(to).await;
     tcp.write_all(b"U").await.expect("sent");
@@ -109,17 +109,17 @@ pub async fn upload(to: SocketAddr) -> f64 {
         / 1e6
 }
 
-/// Microseconds since this process began; the service and its client share it.
+/// Microseconds since this process began; the service and its client share this clock.
 fn clock() -> f64 {
     static BEGAN: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
     micros(*BEGAN.get_or_init(Instant::now))
 }
 
-/// The service that all of these ask.
+/// Serves all of these.
 pub async fn serve(upstream: Upstream) {
     loop {
         let Ok(tcp) = upstream.try_accept().await else { return };
-        // A peer that has enough just goes.
+        // A peer that has read enough closes the connection.
         tokio::spawn(async move { drop(serve_one(tcp).await) });
     }
 }

@@ -1,9 +1,9 @@
 //! A stand-in for Ollama, for tests and for the demo.
 //!
-//! It speaks HTTP as Ollama does where a tunnel could notice the difference: one flush per token,
-//! headers that come only with the first token, an early answer to an upload nobody needs, and a
+//! It speaks HTTP as Ollama does wherever a tunnel could make a difference: one flush per token,
+//! headers that come only with the first token, an early answer to an unnecessary upload, and a
 //! generation that is cancelled as soon as the client's side of the connection ends. Its answers
-//! depend on the request alone (no clock, no chance), so two ways to the same stand-in can be
+//! depend only on the request (no clock, no chance), so that two ways to the same stand-in can be
 //! compared byte for byte.
 
 mod blobs;
@@ -37,21 +37,21 @@ use tokio::{
 
 use self::{blobs::Blobs, counters::Tally};
 
-/// How long a connection that was answered early stays up, as long as Go's HTTP server leaves it:
-/// enough for the client to read the answer before the reset that unread data in the socket brings.
+/// How long a connection stays open after an early answer, as with Go's HTTP server: the client
+/// must read the answer before unread data in the socket causes a reset.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// How a stand-in behaves.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on; port 0 chooses a free port.
     pub listen: SocketAddr,
-    /// From one token to the next; zero sends as fast as the client reads, still one flush per
+    /// The time between two tokens. Zero sends as fast as the client reads, with one flush per
     /// token.
     pub token_interval: Duration,
-    /// From a request to its first token, and so to its headers.
+    /// The time from a request to its first token, and so to its headers.
     pub load_time: Duration,
-    /// The only model there is.
+    /// The name of its only model.
     pub model: String,
 }
 
@@ -66,17 +66,17 @@ impl Default for Options {
     }
 }
 
-/// A running stand-in. Dropping it stops its listener and all its connections.
+/// A running stand-in. Dropping it closes its listener and all its connections.
 #[derive(Debug)]
 pub struct Ollama {
     addr: SocketAddr,
     app: Arc<App>,
-    /// Holds the one task that owns the listener and every connection.
+    /// The one task that owns the listener and every connection.
     tasks: JoinSet<()>,
 }
 
 impl Ollama {
-    /// Binds the listener and begins to serve.
+    /// Binds the listener and starts to serve.
     pub async fn start(options: Options) -> io::Result<Self> {
         let listener = TcpListener::bind(options.listen).await?;
         let addr = listener.local_addr()?;
@@ -86,7 +86,7 @@ impl Ollama {
         Ok(Self { addr, app, tasks })
     }
 
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -96,8 +96,7 @@ impl Ollama {
         self.app.tally.now()
     }
 
-    /// Waits until `pred` holds for the counters; `Err` carries what they were when the time was
-    /// up.
+    /// Waits until `pred` holds for the counters; `Err` has the counters when the time was over.
     pub async fn wait_for(
         &self,
         pred: impl Fn(&Counters) -> bool,
@@ -106,7 +105,7 @@ impl Ollama {
         self.app.tally.wait_for(pred, within).await
     }
 
-    /// Stops, and returns once the port is free and every connection is closed.
+    /// Stops; returns when the port is free and every connection is closed.
     pub async fn stop(mut self) {
         self.tasks.shutdown().await;
         self.app.tally.no_connections().await;
@@ -129,7 +128,7 @@ async fn accept(listener: TcpListener, app: Arc<App>) {
                 Ok((stream, _)) => {
                     connections.spawn(connection(stream, Arc::clone(&app)));
                 }
-                // Out of descriptors, most likely: give the open connections a moment to end.
+                // Most likely no descriptor is free: open connections may end soon.
                 Err(_) => sleep(Duration::from_millis(10)).await,
             },
             Some(_) = connections.join_next() => {}
@@ -138,15 +137,15 @@ async fn accept(listener: TcpListener, app: Arc<App>) {
 }
 
 async fn connection(stream: TcpStream, app: Arc<App>) {
-    // First, so that it is dropped last: the count goes down only after the socket is closed.
+    // First, so that it is dropped last: the count decreases only after the socket is closed.
     let _open = app.tally.connection();
     if stream.set_nodelay(true).is_err() {
         return;
     }
     let app = Arc::clone(&app);
     let served = http1::Builder::new()
-        // A half-close cancels: hyper then drops the handler or the body, and with it the
-        // generation.
+        // A half-close cancels: hyper then drops the handler or the body, and the generation with
+        // it.
         .half_close(false)
         .header_read_timeout(None)
         .title_case_headers(true)
@@ -161,8 +160,8 @@ async fn connection(stream: TcpStream, app: Arc<App>) {
     }
 }
 
-/// Ends our side, then closes: at once if the client has ended too, else after [`LINGER`] with
-/// whatever it still sends left unread, as Go's HTTP server does.
+/// Sends FIN, then closes: at once if the client has sent FIN too, else after [`LINGER`] without
+/// reading the rest, as Go's HTTP server does.
 async fn hang_up(mut stream: TcpStream) {
     if stream.shutdown().await.is_err() {
         return;

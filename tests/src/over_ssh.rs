@@ -1,5 +1,5 @@
-//! `aditd`'s commands over SSH, run as sshd runs them: a request on standard input, an answer or a
-//! failure as data on standard output.
+//! The `aditd` commands that run over SSH, run as sshd runs them: a request on standard input, an
+//! answer or a failure as data on standard output.
 
 use std::{process::Stdio, sync::Arc};
 
@@ -15,14 +15,13 @@ use tokio::{io::AsyncWriteExt, process::Command};
 
 use crate::{credentials::csr, world::Device};
 
-/// What a command over SSH left.
+/// The result of a command over SSH.
 #[derive(Debug)]
 pub struct OverSsh {
-    /// What stands on standard output; or the failure that stands there.
+    /// The answer on standard output, or the failure there.
     pub answer: Result<Vec<u8>, Failure>,
-    /// Its exit code.
     pub code: Option<i32>,
-    /// What people read.
+    /// Standard error, for people.
     pub stderr: String,
 }
 
@@ -31,7 +30,7 @@ impl OverSsh {
     pub async fn run(mut command: Command, input: &[u8]) -> Self {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("aditd runs");
-        // It may end without reading.
+        // The command may end without reading it.
         let _ = child.stdin.take().expect("piped").write_all(input).await;
         let out = child.wait_with_output().await.expect("ended");
         let answer = match out.stdout.strip_prefix(SSH_FAILED.as_bytes()) {
@@ -52,7 +51,7 @@ impl OverSsh {
         Self::run(command, &request(key).await).await
     }
 
-    /// What a new device was told.
+    /// The answer to a new device.
     ///
     /// # Panics
     /// If there is none.
@@ -62,7 +61,8 @@ impl OverSsh {
         frame::read(&mut framed).await.expect("a certificate")
     }
 
-    /// That it failed so, with such a cure and this exit code, and told people the same.
+    /// Asserts that the command failed with this failure, hint and exit code, and printed the same
+    /// for people.
     #[track_caller]
     pub fn assert_failed(&self, what: &str, hint: &str, exit: Exit) {
         let failure = self.answer.as_ref().expect_err("it failed");
@@ -73,7 +73,7 @@ impl OverSsh {
     }
 }
 
-/// What a device sends to `aditd enroll-device`.
+/// The request that a device sends to `aditd enroll-device`.
 pub async fn request(key: &KeyPair) -> Vec<u8> {
     let mut framed = Vec::new();
     let csr = BASE64.encode(&csr(key));
@@ -81,7 +81,7 @@ pub async fn request(key: &KeyPair) -> Vec<u8> {
     framed
 }
 
-/// Keeps an enrollment as `adit enroll` keeps it, so that `adit up` finds it.
+/// Stores an enrollment as `adit enroll` does, so that `adit up` finds it.
 pub fn keep(device: &Device, enrolled: Enrolled, key: &KeyPair) {
     let place = ProfileDir::new(&device.dir, "default".parse().expect("a name"));
     place.prepare().expect("a directory");

@@ -1,4 +1,4 @@
-//! A UDP path that a test can cut, in user space: no root needed.
+//! A UDP path that a test can cut, in user space: root is not needed.
 
 use std::{
     collections::HashMap,
@@ -13,28 +13,29 @@ use tokio::{net::UdpSocket, task::JoinHandle};
 
 /// A path to a server. Dropping it cuts it for good.
 pub struct Path {
-    /// Where a client sends to.
+    /// The address that a client sends to.
     pub address: SocketAddr,
     cut: Arc<AtomicBool>,
     recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
 
-/// Datagrams that a path records, at the most.
+/// How many datagrams a path records.
 const RECORDED: usize = 4096;
 
 impl Path {
-    /// A path to `server`, on an address of its own that looks to the server like one client each.
+    /// A path to `server`, with an address of its own. The server sees a separate client for each
+    /// client of the path.
     pub async fn to(server: SocketAddr) -> Self {
         Self::from(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), server).await
     }
 
-    /// Like [`Path::to`], from this address.
+    /// Like [`Path::to`], with this address.
     pub async fn from(address: SocketAddr, server: SocketAddr) -> Self {
         Self::between(address, Ipv4Addr::LOCALHOST.into(), server).await
     }
 
-    /// Like [`Path::from`]; to the server the clients come from `source`.
+    /// Like [`Path::from`]; the server sees the clients at `source`.
     pub async fn between(address: SocketAddr, source: IpAddr, server: SocketAddr) -> Self {
         let front = UdpSocket::bind(address).await.expect("a port");
         let address = front.local_addr().expect("an address");
@@ -51,17 +52,17 @@ impl Path {
         Self { address, cut, recorded, task }
     }
 
-    /// What clients have sent so far, as somebody on the way could have recorded it.
+    /// The datagrams that clients have sent so far, as an eavesdropper could record them.
     pub fn recorded(&self) -> Vec<Vec<u8>> {
         self.recorded.lock().expect("no panic").clone()
     }
 
-    /// Drops every datagram from now on, both ways.
+    /// Drops every datagram from now on, in both directions.
     pub fn cut(&self) {
         self.cut.store(true, Relaxed);
     }
 
-    /// Carries them again.
+    /// Carries datagrams again.
     pub fn mend(&self) {
         self.cut.store(false, Relaxed);
     }
@@ -111,7 +112,7 @@ async fn answers(
 ) {
     let mut datagram = vec![0; 65_536];
     loop {
-        // A server that is not there for a while (ICMP) may come back.
+        // A server that is down for a while (ICMP) may come back.
         let Ok(n) = from.recv(&mut datagram).await else { continue };
         if !cut.load(Relaxed) {
             let _ = front.send_to(&datagram[..n], client).await;

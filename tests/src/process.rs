@@ -1,5 +1,5 @@
-//! Real `adit` and `aditd` processes: started, waited for until they are ready, listened to, and
-//! ended with their owner.
+//! Real `adit` and `aditd` processes: they are started, waited for, listened to, and ended with
+//! their owner.
 
 use std::{
     ffi::OsStr,
@@ -17,18 +17,19 @@ use tokio::{
     sync::watch,
 };
 
-/// Generous: a loaded machine starts processes slowly.
+/// Long, because a loaded machine starts processes slowly.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
-/// Where the programs are: one file that is `adit` or `aditd` by the name it is called.
+/// The path of the programs: one file that is `adit` or `aditd` by the name under which it is
+/// called.
 #[derive(Debug, Clone)]
 pub struct Programs {
     dir: PathBuf,
 }
 
 impl Programs {
-    /// Makes `adit` and `aditd` in `dir` out of the program `this`, which looks at its own name
-    /// (see [`run_as_named`]).
+    /// Links `adit` and `aditd` in `dir` to the program `this`, which checks its own name (see
+    /// [`run_as_named`]).
     pub fn link(this: &Path, dir: &Path) -> io::Result<Self> {
         crate::timing::begin();
         for name in ["adit", "aditd"] {
@@ -37,7 +38,7 @@ impl Programs {
         Ok(Self { dir: dir.to_owned() })
     }
 
-    /// A command of one of them, with nothing of this process's own settings.
+    /// A command of one of them, without the settings of this process's environment.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(self.dir.join(program));
         command.args(args).stdin(Stdio::null()).kill_on_drop(true);
@@ -56,7 +57,7 @@ impl Programs {
         let mut child =
             command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         if let Some(mut stdin) = child.stdin.take() {
-            // It may end without reading.
+            // The command may end without reading it.
             let _ = stdin.write_all(input.as_bytes()).await;
         }
         let output = tokio::time::timeout(READY_WITHIN, child.wait_with_output()).await??;
@@ -69,7 +70,7 @@ impl Programs {
     }
 }
 
-/// If this process was called `adit` or `aditd`, is that program; otherwise returns.
+/// Runs `adit` or `aditd` if this process was called by that name; otherwise returns.
 pub fn run_as_named() {
     let mut args = std::env::args_os();
     let name = args.next().and_then(|name| Path::new(&name).file_name().map(OsStr::to_owned));
@@ -84,11 +85,11 @@ pub fn run_as_named() {
         Some("aditd") => server::run(std::env::args_os()),
         _ => return,
     };
-    // `ExitCode` can't be turned into a number, so leave the way `main` would.
+    // `ExitCode` can't be converted to a number, so this exits as `main` would.
     std::process::exit(if code == std::process::ExitCode::SUCCESS { 0 } else { exit_number(code) });
 }
 
-/// Whatever ends a test, SIGKILL included, ends what it started.
+/// Makes the kernel end the child when the test ends, also after SIGKILL.
 fn end_with_parent() {
     #[cfg(target_os = "linux")]
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
@@ -98,14 +99,12 @@ fn exit_number(code: std::process::ExitCode) -> i32 {
     (1..=255u8).find(|n| std::process::ExitCode::from(*n) == code).map_or(1, i32::from)
 }
 
-/// What a command left.
+/// The result of a command.
 #[derive(Debug, Clone)]
 pub struct Ended {
-    /// Its exit code; `None` if a signal ended it.
+    /// The exit code; `None` if a signal ended it.
     pub code: Option<i32>,
-    /// Standard output.
     pub stdout: String,
-    /// Standard error.
     pub stderr: String,
 }
 
@@ -136,11 +135,12 @@ struct Notify {
 impl Process {
     /// Spawns `command` and keeps its standard error.
     pub fn spawn(mut command: Command, name: &str) -> io::Result<Self> {
-        // What systemd's Type=notify listens to: no need to guess when a program is ready.
+        // The protocol of systemd's Type=notify: the program reports when it is ready.
         let dir = tempfile::tempdir()?;
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path)?;
-        // As with systemd's: a program that has given up root's rights reaches it, too.
+        // Anyone may send to it, as with systemd: a program that has given up root's rights must
+        // reach it.
         chmod(dir.path(), 0o711);
         chmod(&path, 0o777);
         let mut child = command
@@ -162,10 +162,10 @@ impl Process {
         Ok(Self { child, name: name.to_owned(), log, notify: Notify { socket, _dir: dir } })
     }
 
-    /// Waits until the program says that it is ready.
+    /// Waits until the program reports that it is ready.
     ///
     /// # Errors
-    /// What it said instead, if it ended.
+    /// Its log, if it ended.
     pub async fn ready(&mut self) -> io::Result<()> {
         let mut message = [0; 256];
         let wait = async {
@@ -198,15 +198,15 @@ impl Process {
         self.child.id().expect("it runs")
     }
 
-    /// What it has said so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.log.borrow().clone()
     }
 
-    /// Waits until it says something with `text` in it.
+    /// Waits until `text` is in its log.
     ///
     /// # Panics
-    /// If it doesn't.
+    /// If it does not come.
     pub async fn says(&mut self, text: &str) {
         let said = tokio::time::timeout(READY_WITHIN, self.log.wait_for(|log| log.contains(text)))
             .await
@@ -216,7 +216,7 @@ impl Process {
 
     /// Sends a signal by its name.
     pub fn signal(&self, name: &str) {
-        // The shell's own: there need not be a program of that name.
+        // The `kill` of the shell: there may be no program with that name.
         let sent = std::process::Command::new("sh")
             .arg("-c")
             .arg(format!("kill -{name} {}", self.pid()))
@@ -224,26 +224,25 @@ impl Process {
         assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {}", self.pid());
     }
 
-    /// Ends it without a chance to say anything (SIGKILL).
+    /// Ends it with SIGKILL.
     pub async fn kill(&mut self) {
         let _ = self.child.kill().await;
     }
 
-    /// Waits for its end.
     pub async fn ended(&mut self) -> io::Result<ExitStatus> {
         tokio::time::timeout(READY_WITHIN, self.child.wait()).await?
     }
 
-    /// Waits for its end, and returns all that it has said.
+    /// Waits for its end, and returns its whole log.
     pub async fn ended_saying(&mut self) -> io::Result<(ExitStatus, String)> {
         let status = self.ended().await?;
         let mut log = self.log.clone();
-        // Its end closes the pipe, and whoever reads that drops the other half of this.
+        // Its end closes the pipe, and the task that reads the pipe then drops its half of this.
         tokio::time::timeout(READY_WITHIN, async { while log.changed().await.is_ok() {} }).await?;
         Ok((status, self.log()))
     }
 
-    /// Open file descriptors.
+    /// The number of open file descriptors.
     pub fn fds(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).map_or(0, Iterator::count)
     }
@@ -256,10 +255,10 @@ impl Process {
         line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
     }
 
-    /// Waits until its resident memory is as it should be, and returns it, in KiB.
+    /// Waits until its resident memory satisfies `is_so`, and returns it, in KiB.
     ///
     /// # Panics
-    /// If it isn't in time.
+    /// If it does not in time.
     pub async fn rss_until(&self, is_so: impl Fn(u64) -> bool) -> u64 {
         let wait = async {
             loop {

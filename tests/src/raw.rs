@@ -1,5 +1,5 @@
-//! Plain sockets on both sides of a tunnel, for tests that care about every byte and about how a
-//! connection ends.
+//! Plain sockets on both sides of a tunnel, for tests that check every byte and how a connection
+//! ends.
 
 use std::{io, net::SocketAddr};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use crate::world::SOON;
 
-/// Asks Ollama whether it is running.
+/// A request to which Ollama answers that it is running.
 pub const ROOT: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
 /// How the peer ended a connection.
@@ -32,10 +32,10 @@ pub async fn connect(to: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// Reads until the peer ends the connection; how it did so, and all that came before.
+/// Reads until the peer ends the connection; returns the bytes and how it ended.
 ///
 /// # Panics
-/// If it doesn't end soon.
+/// If it does not end soon.
 pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
     let mut all = Vec::new();
     let read = tokio::time::timeout(SOON, tcp.read_to_end(&mut all))
@@ -52,7 +52,7 @@ pub async fn read_to_end(tcp: &mut TcpStream) -> (Vec<u8>, Ending) {
 /// Reads exactly `n` bytes.
 ///
 /// # Panics
-/// If they don't come soon.
+/// If they do not come soon.
 pub async fn read_exactly(tcp: &mut TcpStream, n: usize) -> Vec<u8> {
     let mut bytes = vec![0; n];
     tokio::time::timeout(SOON, tcp.read_exact(&mut bytes))
@@ -71,7 +71,7 @@ pub async fn exchange(to: SocketAddr, request: &str) -> String {
     String::from_utf8(bytes).expect("text")
 }
 
-/// A POST of JSON on a connection of its own, as bytes.
+/// A POST of JSON that closes its connection, as text.
 pub fn post(path: &str, json: &str) -> String {
     format!(
         "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{json}",
@@ -79,7 +79,7 @@ pub fn post(path: &str, json: &str) -> String {
     )
 }
 
-/// A request for an answer of `tokens` tokens that depends on `seed` alone.
+/// A request for an answer of `tokens` tokens that depends only on `seed`.
 pub fn generate(tokens: i64, seed: u64) -> String {
     let json = format!(
         r#"{{"model":"stand-in:latest","prompt":"x","options":{{"num_predict":{tokens},"seed":{seed}}}}}"#
@@ -87,7 +87,7 @@ pub fn generate(tokens: i64, seed: u64) -> String {
     post("/api/generate", &json)
 }
 
-/// An answer without its only header that changes.
+/// An answer without its `Date` header, the only one that changes.
 pub fn without_date(answer: &str) -> String {
     answer
         .split_inclusive("\r\n")
@@ -95,30 +95,30 @@ pub fn without_date(answer: &str) -> String {
         .collect()
 }
 
-/// A listener that is a service of its own, to be named with `--upstream`.
+/// A listener that is a service itself, for `--upstream`.
 pub struct Upstream {
     listener: TcpListener,
 }
 
 impl Upstream {
-    /// Listens on a port of its own.
+    /// Listens on a free port.
     pub async fn start() -> Self {
         Self { listener: TcpListener::bind("127.0.0.1:0").await.expect("a port") }
     }
 
-    /// As `aditd` wants it, of this kind.
+    /// The value of `--upstream`, with this kind.
     pub fn flag(&self, kind: &str) -> String {
         format!("{kind}://{}", self.listener.local_addr().expect("an address"))
     }
 
-    /// The next connection, whenever it comes.
+    /// Waits for the next connection, without a time limit.
     pub async fn try_accept(&self) -> io::Result<TcpStream> {
         let (tcp, _) = self.listener.accept().await?;
         tcp.set_nodelay(true)?;
         Ok(tcp)
     }
 
-    /// The next connection.
+    /// Waits for the next connection.
     ///
     /// # Panics
     /// If none comes soon.

@@ -1,13 +1,13 @@
-//! Parts that need what not every machine has: in CI they fail without it, elsewhere they say that
-//! they were skipped.
+//! Tests that need something which not every machine has: in CI they fail without it, elsewhere
+//! they report that they were skipped.
 
 use std::io::Write;
 
-/// Whether a test has to stop here because `missing` is not on this machine. Says so, even where
-/// test output is captured.
+/// Reports that a test is skipped because `missing` is not on this machine, also if the output of
+/// tests is captured. Returns `true`.
 ///
 /// # Panics
-/// With `ADIT_REQUIRE_ALL` set, as in CI: there nothing may be skipped.
+/// If `ADIT_REQUIRE_ALL` is set, as in CI: there no test may be skipped.
 pub fn skip_test(missing: &str) -> bool {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     assert!(

@@ -1,5 +1,5 @@
-//! A real sshd of a test's own: its own keys, configuration and port, and a client configuration
-//! that knows only it.
+//! A real sshd that belongs to a test, with keys, a configuration and a port of its own, and a
+//! client configuration that knows only it.
 
 use std::{
     fs,
@@ -13,30 +13,29 @@ use tokio::net::TcpStream;
 
 const SSHD: &str = "/usr/sbin/sshd";
 
-/// A running sshd that lets this very user in. Dropping it ends it.
+/// A running sshd that lets this user in. Dropping it ends it.
 pub struct Sshd {
-    /// Where it listens, as `ssh://USER@127.0.0.1:PORT`.
+    /// The address, as `ssh://USER@127.0.0.1:PORT`.
     pub url: String,
-    /// A program that is `ssh` with the test's own configuration, for `ADIT_SSH`.
+    /// A program that runs `ssh` with the test's configuration, for `ADIT_SSH`.
     pub ssh: PathBuf,
-    /// Where it listens.
     pub address: SocketAddr,
-    /// Where its files are: `host` and `user` (keys), `authorized_keys`, `known_hosts`,
+    /// The directory of its files: `host` and `user` (keys), `authorized_keys`, `known_hosts`,
     /// `ssh_config`.
     pub dir: PathBuf,
-    /// What it takes for /etc/shadow, if not the machine's own.
+    /// The file that it sees as /etc/shadow, if not the machine's own.
     shadow: Option<PathBuf>,
     child: Child,
 }
 
 impl Sshd {
-    /// Whether this machine has what is needed.
+    /// Whether this machine has OpenSSH.
     pub fn is_there() -> bool {
         let ssh = Command::new("ssh").arg("-V").output().is_ok_and(|out| out.status.success());
         ssh && Path::new(SSHD).exists()
     }
 
-    /// Starts it in `dir`. `path` is where remote commands are found.
+    /// Starts it in `dir`. Remote commands are found in `path`.
     pub async fn start(dir: &Path, path: &Path) -> Self {
         Self::start_at(Ipv4Addr::LOCALHOST.into(), dir, path).await
     }
@@ -47,7 +46,8 @@ impl Sshd {
         fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).expect("chmod");
         keygen(&dir.join("host"), &["-t", "ed25519", "-N", ""]);
         keygen(&dir.join("user"), &["-t", "ed25519", "-N", ""]);
-        // Given up again just before sshd takes it: sshd can't say which free port it took.
+        // The port is freed just before sshd binds it, because sshd can't report which free port it
+        // took.
         let address =
             std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port");
         let d = dir.display();
@@ -72,7 +72,7 @@ impl Sshd {
         sshd
     }
 
-    /// Lets the key `name` in, and no other, with these options of authorized_keys.
+    /// Lets only the key `name` in, with these options of authorized_keys.
     pub fn authorize(&self, name: &str, options: &str) {
         let file = self.dir.join("authorized_keys");
         fs::write(&file, format!("{options} {}", self.public(name)).trim_start()).expect("written");
@@ -86,7 +86,6 @@ impl Sshd {
         path
     }
 
-    /// The public half of a key.
     pub fn public(&self, name: &str) -> String {
         fs::read_to_string(self.dir.join(format!("{name}.pub"))).expect("a key")
     }
@@ -96,7 +95,7 @@ impl Sshd {
         format!("[{}]:{}", self.address.ip(), self.address.port())
     }
 
-    /// The command by which a person logs in there.
+    /// The command by which a person logs in.
     pub fn by_hand(&self) -> String {
         format!(
             "{} -p {} {}@{}",
@@ -112,12 +111,12 @@ impl Sshd {
         format!("{} {}", self.name(), self.public("host"))
     }
 
-    /// What the client knows of hosts.
+    /// Sets the content of the client's known_hosts.
     pub fn know(&self, lines: &str) {
         fs::write(self.dir.join("known_hosts"), lines).expect("written");
     }
 
-    /// The client's configuration: the test's own files, and before them `lines`.
+    /// Sets the client's configuration: `lines`, and then the test's own files.
     pub fn client(&self, lines: &str) {
         let d = self.dir.display();
         let rest = format!(
@@ -127,7 +126,7 @@ impl Sshd {
         fs::write(self.dir.join("ssh_config"), format!("{lines}{rest}")).expect("written");
     }
 
-    /// Starts it again with more lines in its configuration.
+    /// Restarts it with more lines in its configuration.
     pub async fn configure(&mut self, lines: &str) {
         let file = self.dir.join("sshd_config");
         let before = fs::read_to_string(&file).expect("read");
@@ -136,8 +135,8 @@ impl Sshd {
         self.restart().await;
     }
 
-    /// Starts it again so that this very user logs in with a password alone, of which this is the
-    /// hash (crypt(5)), and only here: in a mount namespace of its own. For root.
+    /// Restarts it so that this user logs in only with a password, whose hash (crypt(5)) is `hash`.
+    /// It applies only to this sshd, in a mount namespace of its own. Needs root.
     pub async fn take_password(&mut self, hash: &str, lines: &str) {
         let shadow = self.dir.join("shadow");
         fs::write(&shadow, format!("{}:{hash}:20000:0:99999:7:::\n", user_name()))
@@ -152,7 +151,7 @@ impl Sshd {
         if matches!(self.child.try_wait(), Ok(Some(_))) {
             return;
         }
-        // Its children are the connections.
+        // Its children serve the connections.
         let pid = self.child.id();
         let _ = Command::new("sh")
             .arg("-c")
@@ -161,7 +160,7 @@ impl Sshd {
         let _ = self.child.wait();
     }
 
-    /// Starts it again, on the same port.
+    /// Restarts it on the same port.
     pub async fn restart(&mut self) {
         self.child = run(&self.dir, self.shadow.as_deref());
         self.answers().await;
@@ -185,7 +184,7 @@ impl Drop for Sshd {
 
 /// A running ssh-agent. Dropping it ends it.
 pub struct Agent {
-    /// Its socket.
+    /// The path of its socket.
     pub socket: PathBuf,
     child: Child,
 }
@@ -265,7 +264,7 @@ fn run(dir: &Path, shadow: Option<&Path>) -> Child {
         .expect("sshd starts")
 }
 
-/// Who runs this.
+/// The name of this user.
 pub fn user_name() -> String {
     let out = Command::new("id").arg("-un").output().expect("id");
     String::from_utf8_lossy(&out.stdout).trim().to_owned()

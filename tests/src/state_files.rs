@@ -1,4 +1,4 @@
-//! What a device and a server keep: read as a test reads it, damaged, or opened to others.
+//! The files that a device and a server store: a test reads, damages or exposes them.
 
 use std::{
     fs,
@@ -19,37 +19,37 @@ pub fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
 }
 
-/// A path as a word of the shell's.
+/// A path as a word for the shell.
 pub fn shell_quoted(path: &Path) -> String {
     format!("'{}'", path.display())
 }
 
-/// Changes who may do what with a file or directory.
+/// Changes the mode of a file or directory.
 pub fn chmod(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("chmod");
 }
 
-/// What a device has kept of its enrollment at the server `default`.
+/// The file in which a device stores its enrollment at the server `default`.
 pub fn identity_file(device: &Device) -> PathBuf {
     identity_file_for(device, "default")
 }
 
-/// What stands in the [`identity_file`].
+/// The content of the [`identity_file`].
 pub fn stored(device: &Device) -> Value {
     read(&identity_file(device))
 }
 
-/// Writes the [`identity_file`] anew.
+/// Replaces the [`identity_file`].
 pub fn store(device: &Device, identity: &Value) {
     fs::write(identity_file(device), identity.to_string()).expect("written");
 }
 
-/// What `adit` itself reads there.
+/// The profile as `adit` itself reads it.
 pub fn profile(device: &Device) -> Profile {
     ProfileDir::new(&device.dir, "default".parse().expect("a name")).read().expect("a profile")
 }
 
-/// The private key there, as PEM.
+/// The device's private key, as PEM.
 pub fn private_key(device: &Device) -> String {
     private_key_for(device, "default")
 }
@@ -67,7 +67,7 @@ fn read(identity_file: &Path) -> Value {
     serde_json::from_slice(&fs::read(identity_file).expect("an identity")).expect("JSON")
 }
 
-/// The devices that are enrolled, as `aditd device list --json` lists them.
+/// The enrolled devices, as `aditd device list --json` lists them.
 pub async fn devices(world: &World) -> Vec<Value> {
     let listed = world.aditd(&["device", "list", "--json"]).await;
     assert_ok(&listed);
@@ -75,7 +75,6 @@ pub async fn devices(world: &World) -> Vec<Value> {
     listed["devices"].as_array().expect("devices").clone()
 }
 
-/// Their names.
 pub async fn device_names(world: &World) -> Vec<String> {
     devices(world).await.iter().map(|d| d["name"].as_str().expect("a name").to_owned()).collect()
 }

@@ -1,5 +1,5 @@
-//! What a stranger could have got hold of and could try, at a server with one honest device and a
-//! service that counts.
+//! What a stranger could have obtained and could try, at a server with one honest device and a
+//! service that counts its connections.
 
 use std::{
     io::Read,
@@ -24,7 +24,7 @@ use quinn::{
 };
 use rcgen::KeyPair;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use server::state::ca::Ca;
+use server::Ca;
 use time::OffsetDateTime;
 use tokio::{
     io::AsyncWriteExt,
@@ -39,24 +39,23 @@ use crate::{
     world::{Device, SOON, Up, World},
 };
 
-/// Looked at after the server has proved that it works off what it gets, so this only has to cover
-/// the way back.
+/// How long a test waits for an answer that must not come. The server was proved to have handled
+/// the packets before, so this only has to cover the way back.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// What the service says to whoever reaches it.
+/// What the service sends to everyone who reaches it.
 pub const WELCOME: &[u8] = b"this is the service\n";
 
-/// A service that says who it is and counts those who have reached it.
+/// A service that sends [`WELCOME`] and counts its connections.
 pub struct Service {
-    /// Where it listens.
     pub address: SocketAddr,
-    /// How many have reached it.
+    /// How many connections have reached it.
     pub reached: Arc<AtomicUsize>,
     _task: tokio::task::JoinSet<()>,
 }
 
 impl Service {
-    /// Starts it on a port of its own.
+    /// Starts it on a free port.
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, reached) =
@@ -74,22 +73,20 @@ impl Service {
 }
 
 /// A server with one honest device, a service that counts, and everything that a stranger could
-/// have got hold of.
+/// have obtained.
 pub struct Gate {
-    /// The world.
     pub world: World,
-    /// What stands behind the server.
+    /// The service behind the server.
     pub service: Service,
     /// The server's UDP address.
     pub address: SocketAddr,
-    /// The honest device.
     pub device: Device,
-    /// What it has kept.
+    /// The profile of the honest device.
     pub profile: Profile,
 }
 
 impl Gate {
-    /// Starts all of it with the programs in the file `this`.
+    /// Starts everything with the programs in the file `this`.
     pub async fn start(this: &str) -> Self {
         let service = Service::start().await;
         let upstream = format!("tcp://{}", service.address);
@@ -100,7 +97,7 @@ impl Gate {
         Self { world, service, address, device, profile }
     }
 
-    /// What the honest device knocks with.
+    /// The knock key of the honest device.
     pub fn door(&self) -> KnockKey {
         self.profile.enrolled.door_key.clone()
     }
@@ -110,23 +107,22 @@ impl Gate {
         self.profile.enrolled.device_id
     }
 
-    /// The authority itself, as only the owner of the server's state has it.
+    /// The server's CA itself, which only the owner of the server's state has.
     pub fn ca(&self) -> Ca {
         Ca::open(&self.world.state()).expect("the authority")
     }
 
-    /// A certificate of the server's own authority that no honest server would issue now, and the
-    /// key for it.
+    /// A certificate of the server's CA that no honest server would issue now, and its key.
     pub fn issued(&self, id: DeviceId, key: &KeyPair, at: OffsetDateTime) -> Arc<CertifiedKey> {
         certified(vec![credentials::issued(&self.ca(), id, key, at)], key)
     }
 
-    /// Tries to get in and to the service with the tunnel's knock and protocol.
+    /// Tries to reach the service with the tunnel's knock and protocol.
     pub async fn attempt(&self, identity: Option<Arc<CertifiedKey>>) -> Outcome {
         attempt(self.address, &self.profile, identity, &[ALPN_TUNNEL], &self.door()).await
     }
 
-    /// That nothing has reached the service so far, and that the honest device does.
+    /// Asserts that nothing has reached the service so far, and that the honest device reaches it.
     pub async fn assert_shut_and_still_working(&self) {
         assert_eq!(self.service.reached.load(SeqCst), 0, "a stranger has reached the service");
         let mut up = self.device.up(&[]).await;
@@ -137,13 +133,13 @@ impl Gate {
     }
 }
 
-/// That the service is reached through this tunnel.
+/// Asserts that the service is reached through this tunnel.
 pub async fn assert_served(up: &Up) {
     let mut tcp = raw::connect(up.address).await;
     assert_eq!(raw::read_exactly(&mut tcp, WELCOME.len()).await, WELCOME);
 }
 
-/// TLS as a client of ours does it, but for what a stranger may choose.
+/// TLS as our client does it, except for what a stranger may choose.
 pub fn crypto(
     profile: &Profile,
     identity: Option<Arc<CertifiedKey>>,
@@ -164,17 +160,17 @@ pub fn crypto(
     QuicClientConfig::try_from(config).expect("QUIC")
 }
 
-/// What became of an attempt.
+/// The result of an attempt.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The server said hello.
+    /// The server sent its greeting.
     In(Connection),
-    /// The server refused it, or was silent.
+    /// The server refused it, or did not answer.
     Out(ConnectionError),
 }
 
 impl Outcome {
-    /// The code with which the server ended it: of TLS or of QUIC, or our own.
+    /// The code with which the server ended it: of TLS, of QUIC, or of our protocol.
     #[track_caller]
     pub fn code(&self) -> u64 {
         match self {
@@ -185,8 +181,8 @@ impl Outcome {
     }
 }
 
-/// Knocks with `door`, shakes hands, and at once greets and asks for the service, as if all were
-/// well.
+/// Knocks with `door`, does the handshake, and at once sends the greeting and asks for the service,
+/// as an honest device would.
 pub async fn attempt(
     to: SocketAddr,
     profile: &Profile,
@@ -219,10 +215,11 @@ pub async fn attempt(
     Outcome::Out(tokio::time::timeout(SOON, connection.closed()).await.expect("the end"))
 }
 
-/// Opens a stream with these first bytes; what came back until its end, or the code of its reset.
+/// Opens a stream with these first bytes; returns what came back until its end, or the code of its
+/// reset.
 pub async fn ask(connection: &Connection, first: &[u8]) -> Result<Vec<u8>, Code> {
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-    // The server may have judged by the first bytes.
+    // The server may have decided after the first bytes.
     let _ = send.write_all(first).await;
     let _ = send.finish();
     match tokio::time::timeout(SOON, recv.read_to_end(1 << 20)).await.expect("in time") {
@@ -236,24 +233,22 @@ pub async fn ask(connection: &Connection, first: &[u8]) -> Result<Vec<u8>, Code>
 
 /// A socket from which a stranger sends, and to which nothing may come back.
 pub struct Stranger {
-    /// The socket.
     pub socket: UdpSocket,
 }
 
 impl Stranger {
-    /// A socket of its own that sends to this server.
+    /// A new socket that sends to this server.
     pub async fn facing(server: SocketAddr) -> Self {
         let socket = UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)).await.expect("a socket");
         socket.connect(server).await.expect("connected");
         Self { socket }
     }
 
-    /// Sends.
     pub async fn send(&self, datagram: &[u8]) {
         self.socket.send(datagram).await.expect("sent");
     }
 
-    /// That nothing has come back, a while after all was worked off.
+    /// Asserts that nothing has come back, some time after the packets were handled.
     pub async fn assert_heard_nothing(&self, after: &str) {
         let mut answer = [0; 2048];
         if let Ok(received) = tokio::time::timeout(QUIET, self.socket.recv(&mut answer)).await {
@@ -263,8 +258,7 @@ impl Stranger {
     }
 }
 
-/// The first flight of a real QUIC client with this connection ID: the datagrams of its
-/// ClientHello.
+/// The first datagrams of a real QUIC client with this connection ID: its ClientHello.
 pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u8>> {
     let sink = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
@@ -276,7 +270,7 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     let to = sink.local_addr().expect("an address");
     let _connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins");
     let mut flight = Vec::new();
-    // With a post-quantum key share it is two datagrams.
+    // With a post-quantum key share it needs two datagrams.
     while flight.len() < 2 {
         let mut datagram = vec![0; 2048];
         let n = tokio::time::timeout(SOON, sink.recv(&mut datagram))
@@ -289,7 +283,7 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     flight
 }
 
-/// Bytes that depend on `seed` alone.
+/// Bytes that depend only on `seed`.
 pub fn random(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     seeded_bytes(seed).read_exact(&mut bytes).expect("endless");

@@ -1,5 +1,5 @@
-//! A program at a terminal of its own, and a person who reads and types. The terminal is made by
-//! `script` (util-linux).
+//! A program at a terminal, and a person who reads and types. `script` (util-linux) makes the
+//! terminal.
 
 use std::process::Stdio;
 
@@ -19,7 +19,7 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Whether this machine has what is needed.
+    /// Whether this machine has `script`.
     pub fn is_there() -> bool {
         let out = std::process::Command::new("script")
             .args(["-qefc", "true", "/dev/null"])
@@ -69,16 +69,16 @@ impl Terminal {
     /// Waits until `text` is on the screen.
     ///
     /// # Panics
-    /// If it doesn't come.
+    /// If it does not come.
     pub async fn shows(&mut self, text: &str) {
         self.shows_times(text, 1).await;
     }
 
-    /// Waits until `text` has been on the screen so many times: who types before a prompt is there
-    /// is seen.
+    /// Waits until `text` was on the screen this many times: input before a prompt would be shown
+    /// as text.
     ///
     /// # Panics
-    /// If it doesn't come.
+    /// If it does not come.
     pub async fn shows_times(&mut self, text: &str, times: usize) {
         let shown = self.screen.wait_for(|screen| screen.matches(text).count() >= times);
         let shown = tokio::time::timeout(2 * SOON, shown).await;
@@ -89,21 +89,20 @@ impl Terminal {
         );
     }
 
-    /// Types a line.
     pub async fn types(&mut self, line: &str) {
         self.keyboard.write_all(format!("{line}\n").as_bytes()).await.expect("typed");
         self.keyboard.flush().await.expect("typed");
     }
 
-    /// All that has been on the screen.
+    /// Everything that was on the screen.
     pub fn screen(&self) -> String {
         self.screen.borrow().clone()
     }
 
-    /// Waits for the program's end: its exit code.
+    /// Waits for the program's end; returns its exit code.
     ///
     /// # Panics
-    /// If it doesn't end.
+    /// If it does not end.
     pub async fn ended(&mut self) -> Option<i32> {
         let to_the_last_word = async {
             while self.screen.changed().await.is_ok() {}

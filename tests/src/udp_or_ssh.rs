@@ -1,4 +1,4 @@
-//! A device at a crossroads: a UDP path that can be cut, and a real sshd.
+//! A device with two routes to the server: a UDP path that can be cut, and a real sshd.
 
 use tokio::process::Command;
 
@@ -11,20 +11,18 @@ use crate::{
     world::{Device, SOON, Up, World},
 };
 
-/// A device that may go by a UDP path or by SSH.
+/// A device that can use a UDP path or SSH.
 pub struct Crossroads {
-    /// The server's side.
     pub world: World,
-    /// The device's UDP path to it.
+    /// The device's UDP path to the server.
     pub path: Path,
-    /// The sshd beside it.
     pub sshd: Sshd,
     /// The device, enrolled over SSH.
     pub device: Device,
 }
 
 impl Crossroads {
-    /// Puts it together with the programs in the file `this`, and `flags` of `aditd serve`.
+    /// Starts everything with the programs in the file `this`, and `flags` of `aditd serve`.
     pub async fn new(this: &str, flags: &[&str]) -> Self {
         let world = World::start_with(this, Options::default(), flags).await;
         let path = Path::to(world.address().await).await;
@@ -35,7 +33,7 @@ impl Crossroads {
         let enrolled =
             tokio::time::timeout(SOON, enrolled).await.expect("in time").expect("it runs");
         assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
-        // A loopback address is not believed over SSH: it has to be known.
+        // An enrollment over SSH does not store a loopback address, so it is added here.
         let file = this.device.dir.join("servers/default/identity.json");
         let mut identity: serde_json::Value =
             serde_json::from_slice(&std::fs::read(&file).expect("read")).expect("json");

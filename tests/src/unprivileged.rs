@@ -1,4 +1,4 @@
-//! Somebody without root's rights.
+//! A user without root's rights.
 
 use std::{
     fs,
@@ -9,9 +9,9 @@ use std::{
 
 use crate::{process::Ended, skip, state_files::chmod};
 
-/// Somebody without root's rights: ourselves, or `nobody` if we have them.
+/// A user without root's rights: this user, or `nobody` if this user is root.
 pub struct Ordinary {
-    /// Whether we have root's rights.
+    /// Whether this user is root.
     pub as_root: bool,
     dir: tempfile::TempDir,
 }
@@ -20,11 +20,10 @@ impl Ordinary {
     /// The uid of `nobody`.
     pub const NOBODY: u32 = 65534;
 
-    /// Somebody who can run the programs in the file `this`, where that can be had; elsewhere it
-    /// says that a test is skipped.
+    /// A user who can run the programs in the file `this`. Skips the test if there can't be one.
     ///
     /// # Panics
-    /// If there is no place for them.
+    /// If the programs can't be stored.
     pub fn new(this: &str) -> Option<Self> {
         let as_root = fs::read_to_string("/proc/self/status").ok()?.lines().any(|line| {
             line.strip_prefix("Uid:").is_some_and(|ids| ids.split_whitespace().nth(1) == Some("0"))
@@ -58,7 +57,7 @@ impl Ordinary {
         group.expect("a group").name
     }
 
-    /// A directory of their own.
+    /// A directory that belongs to them.
     pub fn home(&self, name: &str) -> PathBuf {
         let home = self.dir.path().join(name);
         fs::create_dir(&home).expect("a directory");
@@ -67,10 +66,10 @@ impl Ordinary {
         home
     }
 
-    /// The state directory of a device of their own, with a copy of this identity in it.
+    /// The state directory of a device that belongs to them, with a copy of this identity in it.
     ///
     /// # Panics
-    /// If there is no place for it.
+    /// If it can't be created.
     pub fn device(&self, identity: &Path) -> PathBuf {
         let home = self.home("device");
         let place = home.join("servers/default");
@@ -83,14 +82,14 @@ impl Ordinary {
         home
     }
 
-    /// Makes a file or directory theirs.
+    /// Makes them the owner of a file or directory.
     pub fn give(&self, path: &Path) {
         if self.as_root {
             chown(path, Some(Self::NOBODY), Some(Self::NOBODY)).expect("chown");
         }
     }
 
-    /// Runs a command to its end, if it can be run.
+    /// Runs a command to its end; `None` if it can't be run.
     pub fn run(&self, program: &str, args: &[&str]) -> Option<Ended> {
         self.command(program, args).stdin(Stdio::null()).output().ok().map(Ended::from)
     }

@@ -1,5 +1,5 @@
-//! A world in one line: a stand-in for Ollama, a real `aditd` beside it, and devices that a test
-//! enrolls and brings up.
+//! A world in one line: a stand-in for Ollama, a real `aditd`, and devices that a test enrolls and
+//! connects.
 
 use std::{
     net::SocketAddr,
@@ -18,13 +18,10 @@ use crate::{
 /// Long enough for any machine, short enough for a person.
 pub const SOON: Duration = Duration::from_secs(30);
 
-/// The server's side: Ollama's stand-in and `aditd`, each on ports of their own.
+/// The server's side: the stand-in for Ollama and `aditd`, each on a free port.
 pub struct World {
-    /// The stand-in.
     pub ollama: Ollama,
-    /// The server.
     pub aditd: Process,
-    /// Both programs.
     pub programs: Programs,
     /// Flags of `aditd serve` besides the state directory.
     pub serve_flags: Vec<String>,
@@ -33,16 +30,14 @@ pub struct World {
 
 /// An enrolled device.
 pub struct Device {
-    /// Its state directory.
     pub dir: PathBuf,
     programs: Programs,
 }
 
 /// A running `adit up`.
 pub struct Up {
-    /// The process.
     pub adit: Process,
-    /// Where applications connect.
+    /// The address that applications connect to.
     pub address: SocketAddr,
 }
 
@@ -52,14 +47,14 @@ impl World {
         Self::start_with(this, Options::default(), &[]).await
     }
 
-    /// Like [`World::start`] with other options of the stand-in, and flags of `aditd serve`.
-    /// Without `--upstream` among them it is the stand-in.
+    /// Like [`World::start`], with other options of the stand-in, and flags of `aditd serve`.
+    /// Without `--upstream` among them, the stand-in is the upstream.
     pub async fn start_with(this: &str, options: Options, flags: &[&str]) -> Self {
         Self::start_configured(this, options, flags, "").await
     }
 
     /// Like [`World::start_with`], with this configuration file; `{dir}` in it is a directory for
-    /// whatever a test wants to keep.
+    /// the test's files.
     pub async fn start_configured(
         this: &str,
         options: Options,
@@ -99,7 +94,7 @@ impl World {
         named.map_or_else(|| config_file(self.dir.path()), PathBuf::from)
     }
 
-    /// A directory for whatever a test wants to keep.
+    /// A path for a file of the test.
     pub fn scratch(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -114,7 +109,7 @@ impl World {
         self.programs.run("aditd", &all, "").await.expect("aditd runs")
     }
 
-    /// What `aditd status --json` says.
+    /// The output of `aditd status --json`.
     pub async fn status(&self) -> Value {
         let status = self.aditd(&["status", "--json"]).await;
         serde_json::from_str(&status.stdout).unwrap_or_else(|e| panic!("{e}: {status:?}"))
@@ -128,25 +123,25 @@ impl World {
             .expect("an address")
     }
 
-    /// Opens an invitation and returns its code. The device may do everything: what roles keep from
-    /// others is a matter of its own.
+    /// Makes an invitation and returns its code. The device has the role `admin`: roles have tests
+    /// of their own.
     pub async fn invite(&self, name: &str) -> String {
         self.invite_as(name, "admin").await
     }
 
-    /// Opens an invitation for a device with this role.
+    /// Makes an invitation for a device with this role.
     pub async fn invite_as(&self, name: &str, role: &str) -> String {
         let invited = self.aditd(&["invite", name, "--role", role]).await;
         assert_eq!(invited.code, Some(0), "{}", invited.stderr);
         invited.stdout
     }
 
-    /// Enrolls a device of this name, which may do everything.
+    /// Enrolls a device with this name and the role `admin`.
     pub async fn device(&self, name: &str) -> Device {
         self.device_as(name, "admin").await
     }
 
-    /// Enrolls a device of this name with this role.
+    /// Enrolls a device with this name and role.
     pub async fn device_as(&self, name: &str, role: &str) -> Device {
         let device = self.stranger(name);
         let enrolled = device.enroll(&self.invite_as(name, role).await, &[]).await;
@@ -164,12 +159,12 @@ impl World {
         self.device(name).await.up(&[]).await
     }
 
-    /// Kills the server without a word.
+    /// Kills the server with SIGKILL.
     pub async fn kill_server(&mut self) {
         self.aditd.kill().await;
     }
 
-    /// Starts the server again, on the same port and with the same flags.
+    /// Restarts the server on the same port with the same flags.
     pub async fn restart_server(&mut self) {
         self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags).await;
     }
@@ -182,7 +177,7 @@ impl World {
     }
 }
 
-/// The world's own configuration, so that the machine's does not count.
+/// A configuration file for this world, so that the machine's is not used.
 fn config_file(dir: &Path) -> PathBuf {
     dir.join("world.toml")
 }
@@ -223,14 +218,14 @@ impl Device {
         self.adit(&[&["enroll"], flags].concat(), code).await
     }
 
-    /// Starts `adit up` on a port of its own and waits until it is ready.
+    /// Starts `adit up` on a free port and waits until it is ready.
     pub async fn up(&self, flags: &[&str]) -> Up {
         let mut up = self.start(flags).await;
         up.adit.ready().await.expect("adit is ready");
         up
     }
 
-    /// Starts `adit up` on a port of its own; there may be no tunnel yet.
+    /// Starts `adit up` on a free port; the tunnel may not be up yet.
     pub async fn start(&self, flags: &[&str]) -> Up {
         let args =
             [&["up", "--state-dir", self.dir(), "-v", "--listen", "127.0.0.1:0"], flags].concat();
@@ -244,7 +239,7 @@ impl Device {
         Up { adit, address }
     }
 
-    /// What `adit status --json` says.
+    /// The output of `adit status --json`.
     pub async fn status(&self) -> Value {
         let status = self.adit(&["status", "--json"], "").await;
         serde_json::from_str(&status.stdout).unwrap_or_else(|e| panic!("{e}: {status:?}"))
@@ -256,12 +251,11 @@ impl Device {
 }
 
 impl Up {
-    /// Kills it and waits until it is gone: its place is free then.
+    /// Kills it and waits until it has ended, so that its lock is free.
     pub async fn end(mut self) {
         self.adit.kill().await;
     }
 
-    /// The URL of a path here.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

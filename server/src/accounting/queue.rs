@@ -1,7 +1,7 @@
-//! Who is next: so many requests at once for a service, and the others wait in a bounded line that
-//! serves the devices in turn.
+//! The queue in front of a service: a bounded number of requests run at once, a bounded number
+//! wait, and the devices are served in turn.
 //!
-//! [`line`] decides; this file lets tasks wait for what it decides.
+//! [`fair_queue`] decides; this file lets tasks wait for its decisions.
 
 use std::{
     collections::HashMap,
@@ -17,10 +17,10 @@ use tokio::sync::oneshot;
 use self::fair_queue::{Entered, FairQueue, Ticket};
 
 /// As many as Ollama's own queue holds.
-pub const ROOM: usize = 512;
+pub(crate) const ROOM: usize = 512;
 
 /// The queue in front of one service.
-pub struct Queue {
+pub(crate) struct Queue {
     inner: Mutex<Inner>,
 }
 
@@ -29,16 +29,15 @@ struct Inner {
     waiting: HashMap<Ticket, oneshot::Sender<Turn>>,
 }
 
-/// A request's place at the service; given up when dropped.
+/// A request's turn at the service; given back when dropped.
 #[derive(Debug)]
-pub struct Turn {
+pub(crate) struct Turn {
     queue: Option<Arc<Queue>>,
 }
 
-/// The line is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("server busy, please try again.  maximum pending requests exceeded")]
-pub struct Full;
+pub(crate) struct Full;
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -51,35 +50,35 @@ impl std::fmt::Debug for Queue {
 }
 
 impl Queue {
-    /// A queue for a service that takes `most` requests at once (all, if `None`), with room for
-    /// `room` that wait.
-    pub fn new(most: Option<NonZeroUsize>, room: usize) -> Arc<Self> {
+    /// A queue for a service that runs `most` requests at once (any number, if `None`), in which
+    /// `room` requests may wait.
+    pub(crate) fn new(most: Option<NonZeroUsize>, room: usize) -> Arc<Self> {
         Arc::new(Self {
             inner: Mutex::new(Inner { line: FairQueue::new(most, room), waiting: HashMap::new() }),
         })
     }
 
-    /// Puts other bounds in force. What waits and has room now goes on at once; nothing that waits
-    /// or runs is thrown out.
-    pub fn resize(self: &Arc<Self>, most: Option<NonZeroUsize>, room: usize) {
+    /// Puts other bounds in force. Waiting requests for which there is room now run at once; no
+    /// request that waits or runs is removed.
+    pub(crate) fn resize(self: &Arc<Self>, most: Option<NonZeroUsize>, room: usize) {
         self.lock().line.resize(most, room);
         self.call();
     }
 
-    /// Takes a place, or one in the line: what is returned is ready when it is its turn. Dropping
-    /// it leaves the line at once.
+    /// Takes a turn, or joins the queue: the returned future is ready when the request has its
+    /// turn. Dropping the future leaves the queue at once.
     ///
     /// # Errors
-    /// [`Full`] if as many wait as may; so is the turn of one that has to leave a full line,
-    /// because its device has the most in it and another one comes.
-    pub fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
+    /// [`Full`] if the queue is full. A waiting future also ends with [`Full`] if its device has
+    /// the most requests in a full queue and a request of another device arrives.
+    pub(crate) fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
         let mut inner = self.lock();
         let entered = inner.line.enter(device);
         match entered {
             Entered::Now => Ok(Waiting(TurnState::Ready(Some(Turn { queue: Some(self.clone()) })))),
             Entered::Waits(ticket) | Entered::WaitsInsteadOf(ticket, _) => {
                 if let Entered::WaitsInsteadOf(_, evicted) = entered {
-                    // Its future sees that nobody will call it.
+                    // Dropping the sender tells its future.
                     inner.waiting.remove(&evicted);
                 }
                 let (call, called) = oneshot::channel();
@@ -90,22 +89,22 @@ impl Queue {
         }
     }
 
-    /// Whether anybody may have to wait.
-    pub fn is_bounded(&self) -> bool {
+    /// Whether any request may have to wait.
+    pub(crate) fn is_bounded(&self) -> bool {
         self.lock().line.is_bounded()
     }
 
-    /// Requests that wait now.
-    pub fn waiting(&self) -> usize {
+    /// How many requests wait now.
+    pub(crate) fn waiting(&self) -> usize {
         self.lock().line.waiting()
     }
 
-    /// Requests that have a turn now.
-    pub fn running(&self) -> usize {
+    /// How many requests have a turn now.
+    pub(crate) fn running(&self) -> usize {
         self.lock().line.running()
     }
 
-    /// Calls all that have room now.
+    /// Gives a turn to every waiting request for which there is room.
     fn call(self: &Arc<Self>) {
         loop {
             let called = {
@@ -115,7 +114,7 @@ impl Queue {
             };
             let turn = Turn { queue: Some(self.clone()) };
             match called {
-                // Whoever left in this moment hands it back.
+                // A future that was dropped in this moment gives the turn back.
                 Some(called) => {
                     if let Err(turn) = called.send(turn) {
                         turn.give_back();
@@ -132,7 +131,7 @@ impl Queue {
 }
 
 impl Turn {
-    /// Gives the place back without calling the next, for the one who is calling anyway.
+    /// Gives the turn back without calling the next request: the caller does that.
     fn give_back(mut self) {
         if let Some(queue) = self.queue.take() {
             queue.lock().line.end();
@@ -149,10 +148,10 @@ impl Drop for Turn {
     }
 }
 
-/// A place in the line; a future of its turn.
+/// A place in the queue; a future of its turn.
 #[derive(Debug)]
-#[must_use = "dropping it leaves the line"]
-pub struct Waiting(TurnState);
+#[must_use = "dropping it leaves the queue"]
+pub(crate) struct Waiting(TurnState);
 
 #[derive(Debug)]
 enum TurnState {
@@ -165,7 +164,7 @@ impl Future for Waiting {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            // Polled once more after its end, it waits for ever rather than panics.
+            // Polled again after it is ready, it stays pending and does not panic.
             TurnState::Ready(turn) => {
                 turn.take().map_or(Poll::Pending, |turn| Poll::Ready(Ok(turn)))
             }
@@ -186,7 +185,7 @@ impl Drop for Waiting {
         if let TurnState::InLine { queue, ticket, .. } = &self.0 {
             let mut inner = queue.lock();
             inner.waiting.remove(ticket);
-            // Otherwise it has been called: the turn lies in the channel, and is given up with it.
+            // Otherwise the turn is in the channel, and is given back when that is dropped.
             inner.line.leave(*ticket);
         }
     }

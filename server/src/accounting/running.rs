@@ -1,5 +1,5 @@
-//! What a request is charged while it runs, so that the requests of one device together end at its
-//! limit, and not each for itself.
+//! Charges a request while it runs, so that the parallel requests of one device end at its limit
+//! together, and not each at its own.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,41 +11,41 @@ use proto::identity::{DeviceId, Name};
 use tokio::sync::Notify;
 
 use crate::{
-    limits::{Asker, Limiter},
+    limits::{LimitedDevice, Limiter},
     record::{Account, NotNow, PermittedRequest, Seen, charge::Speed},
 };
 
-/// How often an answer that comes in one piece is charged for the time that it takes.
+/// How often an answer that comes in one piece is charged by time.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Charges one request.
-pub struct RunningCharge {
+pub(crate) struct RunningCharge {
     limiter: Arc<Limiter>,
     speed: Arc<Speed>,
-    /// Told when any device has used up its tokens, or limits have changed.
+    /// Notified when any device has used up its tokens, or when limits have changed.
     used_up: Arc<Notify>,
     id: DeviceId,
     name: Name,
     role: Name,
-    /// Whether its answer comes piece by piece if the request does not say it.
+    /// Whether its answer comes piece by piece, if the request does not say it.
     is_stream: bool,
-    /// Whether the model writes for it.
+    /// Whether the route generates text.
     writes: bool,
     charged: Mutex<Charged>,
-    /// Told when the service begins.
+    /// Notified when the service begins.
     begun: Notify,
 }
 
 #[derive(Default)]
 struct Charged {
     tokens: u64,
-    /// Since when the service is at work for it, and what was seen.
+    /// When the service began, and what has been seen since.
     seen: Option<(Instant, Seen)>,
 }
 
 impl RunningCharge {
-    /// Charges nothing yet.
-    pub fn new(
+    /// Creates a charge of zero.
+    pub(crate) fn new(
         asked: &PermittedRequest,
         limiter: Arc<Limiter>,
         speed: Arc<Speed>,
@@ -65,16 +65,18 @@ impl RunningCharge {
         })
     }
 
-    /// Ends when its device has used more than it may, by this request or by others. Cancellation
-    /// safe.
-    pub async fn reached(self: Arc<Self>) -> NotNow {
+    /// Ends when the device has used more than it may, through this request or others.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn reached(self: Arc<Self>) -> NotNow {
         loop {
             let used_up = self.used_up.notified();
             tokio::pin!(used_up);
-            // Before the look, so that nothing is missed in between.
+            // Enabled before the check, so that no notification is missed in between.
             used_up.as_mut().enable();
             let by_time = self.charge(None);
-            if let Err(exceeded) = self.limiter.within(self.asker(), unix_now()) {
+            if let Err(exceeded) = self.limiter.within(self.device(), unix_now()) {
                 return exceeded.into();
             }
             tokio::select! {
@@ -85,7 +87,7 @@ impl RunningCharge {
         }
     }
 
-    /// Charges what has been seen; whether time is charged too.
+    /// Charges what has been seen. Returns whether the request is charged by time, too.
     fn charge(&self, seen: Option<Seen>) -> bool {
         let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = seen {
@@ -99,15 +101,15 @@ impl RunningCharge {
         if tokens > charged.tokens {
             self.limiter.settle(self.id, charged.tokens, tokens, unix_now());
             charged.tokens = tokens;
-            if self.limiter.within(self.asker(), unix_now()).is_err() {
+            if self.limiter.within(self.device(), unix_now()).is_err() {
                 self.used_up.notify_waiters();
             }
         }
         by_time
     }
 
-    fn asker(&self) -> Asker<'_> {
-        Asker { id: self.id, name: &self.name, role: self.role.as_str() }
+    fn device(&self) -> LimitedDevice<'_> {
+        LimitedDevice { id: self.id, name: &self.name, role: self.role.as_str() }
     }
 }
 

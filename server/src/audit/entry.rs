@@ -1,4 +1,4 @@
-//! What a line of the audit log says. No key, prompt, answer or query has a place in it.
+//! The lines of the audit log. None of them has a field for a key, prompt, answer or query.
 
 use std::{
     net::SocketAddr,
@@ -14,14 +14,13 @@ use time::{OffsetDateTime, macros::format_description};
 
 use crate::record::{Asker, End, RequestRecord, charge::Charge};
 
-/// The longest path or model that is written whole, in characters: an application may send more,
-/// and each is one line here.
+/// The longest path or model that is written whole, in characters. An application may send a longer
+/// one.
 const LONGEST: usize = 256;
 
-/// What happened.
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
-pub enum Event {
+pub(crate) enum Event {
     /// A request has ended.
     Request(Box<RequestEntry>),
     /// A device has connected: its session begins.
@@ -30,165 +29,136 @@ pub enum Event {
         #[serde(flatten)]
         who: Peer,
     },
-    /// A second connection of the same device has ended the first: its `adit` was started again, or
-    /// its certificate is in use on two machines.
+    /// A second connection of the same device has ended the first: the device's `adit` was
+    /// restarted, or its certificate is in use on two machines.
     TakenOver {
-        /// Which, and from where the second connection comes.
+        /// The device, and the address of the second connection.
         #[serde(flatten)]
         who: Peer,
-        /// From where the first one came.
+        /// The address of the first connection.
         before: SocketAddr,
-        /// Whether packets of the first one came until just now.
+        /// Whether packets of the first connection had arrived until just before.
         was_alive: bool,
     },
     /// A session has ended.
     Disconnect {
-        /// Whose, and from where its last packets came.
+        /// The device, and the address of its last packets.
         #[serde(flatten)]
         who: Peer,
-        /// Why.
         why: &'static str,
-        /// Bytes from the device, of all its streams.
+        /// Bytes from the device, on all streams.
         bytes_in: u64,
-        /// Bytes to the device.
+        /// Bytes to the device, on all streams.
         bytes_out: u64,
-        /// How long it lasted, in milliseconds.
+        /// Length of the session, in milliseconds.
         total_ms: f64,
     },
     /// A stream to a `tcp` service has ended.
     Stream {
-        /// Whose.
         #[serde(flatten)]
         who: Peer,
-        /// To which service.
         service: Name,
         /// Bytes from the device.
         bytes_in: u64,
         /// Bytes to the device.
         bytes_out: u64,
-        /// How long it lasted, in milliseconds.
+        /// Length of the stream, in milliseconds.
         total_ms: f64,
-        /// How it ended.
         end: &'static str,
-        /// Why, if it was refused or cut.
+        /// Why the stream was refused or cut.
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<&'static str>,
     },
     /// A device was invited.
     Invite {
-        /// Its name.
         device: Name,
-        /// The role that it will have.
         role: Name,
-        /// When the invitation ends, Unix time.
+        /// When the invitation expires, in Unix time.
         expires: i64,
-        /// Which user of this machine did it.
+        /// The user of this machine who invited it.
         uid: u32,
     },
-    /// An invitation was withdrawn before anybody had used it.
+    /// An invitation was withdrawn before it was used.
     Withdraw {
-        /// The name of the device that was invited.
         device: String,
-        /// Which user of this machine did it.
+        /// The user of this machine who withdrew it.
         uid: u32,
     },
     /// A device was enrolled.
     Enroll {
-        /// Which.
         #[serde(flatten)]
         device: Subject,
-        /// By which way.
         by: EnrolledBy,
     },
     /// An enrollment was refused.
     EnrollRefused {
-        /// The name that the device would have had, where that is known.
+        /// The name that was asked for, if it is known.
         #[serde(skip_serializing_if = "Option::is_none")]
         device: Option<Name>,
-        /// By which way it was tried.
         by: EnrolledBy,
-        /// Why.
         why: String,
     },
-    /// The name of a forgotten device was given up: anybody may have it.
+    /// The name of a forgotten device was freed: any user may use it.
     FreeName {
-        /// The name.
         device: Name,
-        /// The user who enrolled that device over SSH.
+        /// The user who had enrolled that device over SSH.
         #[serde(skip_serializing_if = "Option::is_none")]
         device_uid: Option<u32>,
-        /// Which user of this machine did it.
+        /// The user of this machine who freed it.
         uid: u32,
     },
-    /// A device's access was ended.
+    /// A device's access was revoked.
     Revoke {
-        /// Which.
         #[serde(flatten)]
         device: Subject,
-        /// Which user of this machine did it.
+        /// The user of this machine who revoked it.
         uid: u32,
     },
     /// A revoked device was removed from the register.
     Forget {
-        /// Which.
         #[serde(flatten)]
         device: Subject,
-        /// Which user of this machine did it.
+        /// The user of this machine who removed it.
         uid: u32,
     },
-    /// A device has another role.
+    /// A device's role was changed.
     Role {
-        /// Which.
         #[serde(flatten)]
         device: Subject,
-        /// The role that it has now.
+        /// The new role.
         role: Name,
-        /// The role that it had.
+        /// The old role.
         before: Name,
-        /// Which user of this machine did it.
+        /// The user of this machine who changed it.
         uid: u32,
     },
-    /// A device has another list of models.
+    /// A device's list of models was changed.
     Models {
-        /// Which.
         #[serde(flatten)]
         device: Subject,
-        /// Those that it may use now; `None` if the role decides.
+        /// The models that it may use now; `None` if its role decides.
         models: Option<Vec<String>>,
-        /// Which user of this machine did it.
+        /// The user of this machine who changed it.
         uid: u32,
     },
     /// The configuration was read again.
     Reload {
-        /// Why it changed nothing, if so.
+        /// Why it was refused, if it was.
         #[serde(skip_serializing_if = "Option::is_none")]
         refused: Option<String>,
     },
     /// The server started.
-    Start {
-        /// Its version.
-        version: &'static str,
-        /// Its process id.
-        pid: u32,
-    },
-    /// The server stopped in order.
-    Stop {
-        /// Its process id.
-        pid: u32,
-    },
-    /// Lines that should stand before this one could not be written.
-    Lost {
-        /// How many.
-        lines: u64,
-    },
+    Start { version: &'static str, pid: u32 },
+    /// The server stopped in an orderly way.
+    Stop { pid: u32 },
+    /// Lines before this one could not be written.
+    Lost { lines: u64 },
 }
 
-/// A device, as each line about it says who it is.
+/// A device, as each line about it names it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Subject {
-    /// Its name.
     pub device: Name,
-    /// Its id.
     pub device_id: DeviceId,
     /// The user of this machine who enrolled it over SSH.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,9 +171,9 @@ impl From<&Asker> for Subject {
     }
 }
 
-/// Who is at the other end of a session.
+/// The other end of a session.
 #[derive(Debug, Clone, Serialize)]
-pub struct Peer {
+pub(crate) struct Peer {
     #[serde(flatten)]
     device: Subject,
     carrier: &'static str,
@@ -216,19 +186,19 @@ impl From<&Asker> for Peer {
     }
 }
 
-/// How a device came in.
+/// How a device was enrolled.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum EnrolledBy {
+pub(crate) enum EnrolledBy {
     /// With an invitation, from this address.
     Invitation(SocketAddr),
     /// Over SSH, by this user of this machine.
     Ssh(u32),
 }
 
-/// A request, as it is written.
+/// A request, as the log writes it.
 #[derive(Debug, Clone, Serialize)]
-pub struct RequestEntry {
+pub(crate) struct RequestEntry {
     #[serde(flatten)]
     device: Subject,
     role: Name,
@@ -257,7 +227,7 @@ pub struct RequestEntry {
 
 impl Event {
     /// The line of a request that has ended, and of what it was charged.
-    pub fn request(record: &RequestRecord, charge: &Charge) -> Self {
+    pub(crate) fn request(record: &RequestRecord, charge: &Charge) -> Self {
         Self::Request(Box::new(RequestEntry {
             device: (&record.asker).into(),
             role: record.role.clone(),
@@ -284,16 +254,16 @@ impl Event {
     }
 }
 
-/// Milliseconds, to the microsecond.
-pub fn ms(time: Duration) -> f64 {
+/// Milliseconds, with microsecond precision.
+pub(crate) fn ms(time: Duration) -> f64 {
     (time.as_secs_f64() * 1e6).round() / 1e3
 }
 
-/// The line of an event at a moment, its end included.
-pub fn line(at: SystemTime, event: &Event) -> Vec<u8> {
+/// The line of an event, with its newline.
+pub(crate) fn line(at: SystemTime, event: &Event) -> Vec<u8> {
     #[derive(Serialize)]
     struct AuditLine<'a> {
-        // First, so that a file says by its first bytes how old it is.
+        // First, so that the first bytes of a file tell its age.
         time: String,
         #[serde(flatten)]
         event: &'a Event,
@@ -304,16 +274,16 @@ pub fn line(at: SystemTime, event: &Event) -> Vec<u8> {
     bytes
 }
 
-/// A moment as RFC 3339 in UTC with milliseconds: always as long, so that times can be compared as
-/// text.
-pub fn timestamp(at: SystemTime) -> String {
+/// A time as RFC 3339 in UTC with milliseconds: all have the same length, so that they can be
+/// compared as text.
+pub(crate) fn timestamp(at: SystemTime) -> String {
     let format =
         format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
     OffsetDateTime::from(at).format(format).unwrap_or_default()
 }
 
-/// What an application has sent may be anything: what a terminal would obey is written as what it
-/// is, and length has an end.
+/// Text from an application: control characters that a terminal would obey are escaped, and the
+/// length is bounded.
 fn harmless(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(LONGEST));
     for (i, c) in text.chars().enumerate() {
@@ -336,7 +306,6 @@ pub(crate) mod tests {
 
     pub(crate) fn record(end: End) -> RequestRecord {
         RequestRecord {
-            at: SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123),
             asker: Asker {
                 id: DeviceId::generate(),
                 name: "laptop".parse().expect("a name"),
@@ -393,7 +362,7 @@ pub(crate) mod tests {
         assert_eq!((says("end"), says("why")), ("refused".into(), "at_once".into()));
         assert_eq!((&line["first_byte_ms"], &line["total_ms"]), (&1.5.into(), &20.0.into()));
         assert_eq!((&line["tokens_in"], &line["tokens_out"]), (&7.into(), &42.into()));
-        assert_eq!(line["tokens_estimated"], Value::Null, "only where it is so");
+        assert_eq!(line["tokens_estimated"], Value::Null, "only if it was estimated");
         let charge = Charge { is_estimated: true, ..Charge::default() };
         let line = read(&Event::request(&record(End::Cancelled), &charge));
         assert_eq!(line["tokens_estimated"], true);

@@ -1,9 +1,9 @@
-//! The files of the audit log: `audit.jsonl`, and those before it by the time when they were put
-//! aside.
+//! The files of the audit log: `audit.jsonl`, and older ones, named after the time at which they
+//! were put aside.
 //!
-//! Several processes write. Each takes the file's lock, looks whether it is still the newest, and
-//! writes each line with one call; so a file can be put aside by any of them, and a line that a
-//! crash has torn is seen by the next.
+//! Several processes write. Each locks the file, checks that it is still the newest, and writes
+//! each line with one call. So any of them can put a file aside, and the next writer sees a line
+//! that a crash has torn.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -18,45 +18,45 @@ use common::machine::files::{self, FileError};
 use super::{AuditSettings, entry::timestamp};
 
 /// The newest file.
-pub const FILE: &str = "audit.jsonl";
-/// The others begin and end like this, with a time between: their order is that of their names.
+pub(crate) const FILE: &str = "audit.jsonl";
+/// The older files begin like this, followed by a time: they sort by name.
 const PREFIX: &str = "audit-";
 const SUFFIX: &str = ".jsonl";
-/// No writer holds the lock for longer, unless it has been stopped.
+/// How long a writer waits for the lock. No writer holds it for longer, unless its process was
+/// stopped.
 const LOCK_WITHIN: Duration = Duration::from_secs(2);
-/// How often a file may be put aside by others while one waits for it.
+/// How often the file may be put aside by others while a writer waits for it.
 const TRIES: usize = 16;
-/// What stands before the day in a line.
+/// The text before the day in a line.
 const BEFORE_DAY: &str = r#"{"time":""#;
 
-/// The log, to be written.
-pub struct Log {
+/// The log, for writing.
+pub(crate) struct Log {
     settings: AuditSettings,
     file: Option<File>,
 }
 
-/// How far an [`Log::append`] came.
+/// The outcome of [`Log::append`].
 #[derive(Debug)]
-pub struct Appended {
-    /// Lines that were written, from the first.
+pub(crate) struct Appended {
+    /// How many lines were written, counted from the first.
     pub lines: usize,
-    /// Why not all.
+    /// Why the others were not written.
     pub outcome: Result<(), FileError>,
 }
 
 impl Log {
-    /// The log with these settings. Nothing is opened yet.
-    pub fn new(settings: AuditSettings) -> Self {
+    /// Creates the log with these settings. Opens nothing yet.
+    pub(crate) fn new(settings: AuditSettings) -> Self {
         Self { settings, file: None }
     }
 
-    /// Appends lines, each of which ends with a newline. Blocks.
-    pub fn append(&mut self, lines: &[impl AsRef<[u8]>], now: SystemTime) -> Appended {
+    /// Appends lines, each of which must end with a newline. Blocks.
+    pub(crate) fn append(&mut self, lines: &[impl AsRef<[u8]>], now: SystemTime) -> Appended {
         let mut done = 0;
         let outcome = self.newest(now).and_then(|locked| {
             locked.write(lines, &mut done).map_err(FileError::io("write", self.path()))?;
-            // Only who refuses requests for want of a log needs to know that each line is on the
-            // disk.
+            // Only a server that refuses requests without a log needs each line on the disk.
             if self.settings.required {
                 locked.0.sync_data().map_err(FileError::io("write", self.path()))
             } else {
@@ -64,24 +64,24 @@ impl Log {
             }
         });
         if outcome.is_err() {
-            // The next attempt begins with a fresh look.
+            // The next attempt opens the file again.
             self.file = None;
         }
         Appended { lines: done, outcome }
     }
 
-    /// Puts a file aside that is of another day, and deletes what is too old or too much.
+    /// Puts a file of another day aside, and deletes files that are too old or too many.
     ///
     /// # Errors
-    /// When the files can't be looked at.
-    pub fn tend(&mut self, now: SystemTime) -> Result<(), FileError> {
+    /// When the files can't be read.
+    pub(crate) fn tend(&mut self, now: SystemTime) -> Result<(), FileError> {
         if self.path().exists() {
             self.newest(now).map(drop)?;
         }
         self.prune(now)
     }
 
-    /// The newest file, with its lock, and with room in it.
+    /// The newest file, locked, and with room in it.
     fn newest(&mut self, now: SystemTime) -> Result<Locked, FileError> {
         let path = self.path();
         let failed = |e| FileError::io("write", &path)(e);
@@ -94,7 +94,7 @@ impl Log {
                 }
             };
             let file = Locked::take(file).map_err(failed)?;
-            // Another process may have put it aside since it was opened.
+            // Another process may have put the file aside since it was opened.
             if !is_same(&file.0, &path).map_err(failed)? {
                 continue;
             }
@@ -113,14 +113,14 @@ impl Log {
         if len == 0 || len >= self.settings.size {
             return Ok(len > 0);
         }
-        // A file is of one day, so that what is kept can be counted in days.
+        // A file has the lines of one day, so that retention can be counted in days.
         let mut first = [0; BEFORE_DAY.len() + 10];
         let n = file.read_at(&mut first, 0)?;
         let day = first[..n].strip_prefix(BEFORE_DAY.as_bytes());
         Ok(day.is_some_and(|day| day.len() == 10 && !timestamp(now).as_bytes().starts_with(day)))
     }
 
-    /// Called with the lock. Nobody writes to the file from now on.
+    /// Must be called with the lock. Nobody writes to the file afterwards.
     fn put_aside(&self, now: SystemTime) -> Result<(), FileError> {
         let mut at = now;
         let mut aside = self.aside(at);
@@ -159,7 +159,7 @@ impl Log {
     }
 }
 
-/// The files that were put aside, oldest first. Where there is no directory yet, there are none.
+/// The files that were put aside, oldest first. None if the directory does not exist.
 pub(super) fn put_aside(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
     let failed = |e| FileError::io("read", dir)(e);
     let mut found = Vec::new();
@@ -178,7 +178,7 @@ pub(super) fn put_aside(dir: &Path) -> Result<Vec<PathBuf>, FileError> {
     Ok(found)
 }
 
-/// Whether `path` still leads to this open file.
+/// Whether `path` still names this open file.
 pub(super) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match fs::metadata(path) {
@@ -188,7 +188,7 @@ pub(super) fn is_same(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// A file whose lock this process has.
+/// A file that this process has locked.
 struct Locked(File);
 
 impl Locked {
@@ -208,7 +208,7 @@ impl Locked {
         }
     }
 
-    /// Writes lines and counts those that are whole.
+    /// Writes lines and counts those that were written whole.
     fn write(&self, lines: &[impl AsRef<[u8]>], done: &mut usize) -> io::Result<()> {
         let mut torn = !ends_with_newline(&self.0)?;
         for line in lines.iter().map(AsRef::as_ref) {
@@ -226,7 +226,7 @@ impl Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // A copy of the descriptor stays open, and with it the lock would.
+        // A copy of the descriptor stays open and would keep the lock.
         let _ = self.0.unlock();
     }
 }
@@ -240,7 +240,7 @@ fn ends_with_newline(file: &File) -> io::Result<bool> {
     Ok(last == [b'\n'])
 }
 
-/// One call, so that a line is whole or visibly torn, whoever is killed when.
+/// One call, so that a line is whole or visibly torn, even if the process is killed.
 fn write_once(mut file: &File, line: &[u8]) -> io::Result<()> {
     match file.write(line) {
         Ok(n) if n == line.len() => Ok(()),

@@ -1,4 +1,5 @@
-//! Reads the audit log as one: file after file, and on into the next when the newest is put aside.
+//! Reads the audit log as one: file after file, and goes on with the next when the newest is put
+//! aside.
 
 use std::{
     collections::VecDeque,
@@ -14,21 +15,21 @@ use common::machine::files::{self, FileError};
 use super::log::{FILE, is_same, put_aside};
 
 /// Reads lines, oldest first.
-pub struct Lines {
+pub(crate) struct Lines {
     dir: PathBuf,
     since: Option<SystemTime>,
-    /// Files that are read before the newest.
+    /// Files that are read before the newest one.
     older: VecDeque<BufReader<File>>,
     newest: Option<BufReader<File>>,
-    /// The inode of the last one that was read to its end.
+    /// The inode of the last file that was read to its end.
     done: Option<u64>,
-    /// The beginning of a line whose end is not written yet.
+    /// The beginning of a line that is not complete yet.
     begun: Vec<u8>,
 }
 
 impl Lines {
-    /// All of the log in `dir`, but for files that were written last before `since`.
-    pub fn open(dir: &Path, since: Option<SystemTime>) -> Result<Self, FileError> {
+    /// All of the log in `dir`, without files that were last written before `since`.
+    pub(crate) fn open(dir: &Path, since: Option<SystemTime>) -> Result<Self, FileError> {
         let mut lines = Self {
             dir: dir.to_owned(),
             since,
@@ -41,13 +42,13 @@ impl Lines {
         Ok(lines)
     }
 
-    /// Whether there is no file to read yet.
-    pub fn is_without_files(&self) -> bool {
+    /// Whether there is no file yet.
+    pub(crate) fn is_without_files(&self) -> bool {
         self.newest.is_none() && self.older.is_empty()
     }
 
-    /// The next line, without its end; `None` if there is none yet.
-    pub fn read_line(&mut self) -> Result<Option<Vec<u8>>, FileError> {
+    /// The next line without its newline; `None` if there is none yet.
+    pub(crate) fn read_line(&mut self) -> Result<Option<Vec<u8>>, FileError> {
         let path = self.dir.join(FILE);
         let failed = |e| FileError::io("read", &path)(e);
         loop {
@@ -71,7 +72,7 @@ impl Lines {
             if !self.older.is_empty() {
                 continue;
             }
-            // Looked at before the read: what is put aside has its last line by then.
+            // Checked before the read: a file that has been put aside is complete.
             let is_newest = is_same(file.get_ref(), &path).map_err(failed)?;
             if let Some(line) = read_line(file, &mut self.begun).map_err(failed)? {
                 return Ok(Some(line));
@@ -85,10 +86,10 @@ impl Lines {
         }
     }
 
-    /// Opens the newest file, and those before it that have not been read.
+    /// Opens the newest file, and the older ones that have not been read.
     fn look(&mut self) -> Result<(), FileError> {
         let failed = |e| FileError::io("read", &self.dir)(e);
-        // The newest first: what is put aside from now on is noticed when it has been read.
+        // The newest first: if it is put aside after this, that is noticed at its end.
         let newest = open(&self.dir.join(FILE))?;
         for path in put_aside(&self.dir)?.into_iter().rev() {
             let Some(file) = open(&path)? else { continue };
@@ -112,7 +113,7 @@ impl Lines {
     }
 }
 
-/// A whole line, if there is one; its beginning is kept in `begun`.
+/// A whole line, if there is one; the beginning of an incomplete one is kept in `begun`.
 fn read_line(file: &mut BufReader<File>, begun: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
     file.read_until(b'\n', begun)?;
     if begun.pop_if(|last| *last == b'\n').is_none() {
@@ -121,7 +122,7 @@ fn read_line(file: &mut BufReader<File>, begun: &mut Vec<u8>) -> io::Result<Opti
     Ok(Some(std::mem::take(begun)))
 }
 
-/// A file, unless it has gone in the meantime.
+/// Opens a file, unless it was deleted in the meantime.
 fn open(path: &Path) -> Result<Option<File>, FileError> {
     match files::open_read(path) {
         Ok(file) => Ok(Some(file)),
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn half_a_line_is_no_line_until_its_end_is_there() {
+    fn an_incomplete_line_is_not_returned_until_it_is_complete() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let settings = AuditSettings::in_dir(&tmp.path().join("log"));
         Log::new(settings.clone())
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn files_from_before_are_not_even_read() {
+    fn files_from_before_since_are_not_read() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let settings = AuditSettings { size: 1, ..AuditSettings::in_dir(&tmp.path().join("log")) };
         let mut log = Log::new(settings.clone());

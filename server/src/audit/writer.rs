@@ -1,5 +1,5 @@
-//! Writes the audit log beside the requests: a bounded channel to one thread. What can't be written
-//! is counted, and said once.
+//! Writes the audit log beside the requests: a bounded channel to one thread. Events that can't be
+//! written are counted, and a failure is logged once.
 
 use std::{
     path::PathBuf,
@@ -23,20 +23,20 @@ use super::{
     log::Log,
 };
 
-/// Events that may wait for the disk: some seconds of a busy server.
+/// How many events may wait for the disk: some seconds of a busy server.
 const ROOM: usize = 4096;
-/// Lines that are written with one look at the file.
+/// The most lines that are written at once.
 const BATCH: usize = 256;
-/// So long lines are gathered: one look at the file for many, and no wake-up for each while
-/// requests are served.
+/// How long lines are gathered before they are written: the file is opened and the thread is woken
+/// once for many lines.
 const GATHER: Duration = Duration::from_millis(5);
-/// While the log can't be written, it is tried so often.
+/// How often writing is tried again while the log can't be written.
 const RETRY: Duration = Duration::from_secs(1);
-/// How often old files are looked for.
+/// How often old files are deleted.
 const TEND: Duration = Duration::from_secs(3600);
 
-/// The audit log of a running server. Noting never waits.
-pub struct Audit {
+/// The audit log of a running server. Its methods that note events never wait.
+pub(crate) struct Audit {
     required: bool,
     dir: PathBuf,
     to_writer: SyncSender<Message>,
@@ -50,32 +50,32 @@ enum Message {
 
 #[derive(Default)]
 struct WriterState {
-    /// The last attempt to write failed, or there was no room to wait for it.
+    /// Whether the last attempt to write failed, or the channel was full.
     failing: AtomicBool,
-    /// Lines that were lost and whose loss is in no line yet.
+    /// Lost lines that no line of the log counts yet.
     untold: AtomicU64,
-    /// Lines that were lost since the start.
+    /// Lost lines since the start.
     lost: AtomicU64,
     why: Mutex<Option<String>>,
 }
 
-/// How the audit log does, for `aditd status`.
+/// The state of the audit log, for `aditd status`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AuditStatus {
-    /// Where it is.
+    /// The directory of the log.
     pub dir: PathBuf,
     /// Lines that could not be written since the start.
     pub lost: u64,
-    /// Why it can't be written now, if so.
+    /// Why the log can't be written now, if so.
     pub failing: Option<String>,
 }
 
 impl Audit {
-    /// Starts the writer. It ends when what is returned is dropped.
+    /// Starts the writer's thread. It ends when the returned value is dropped.
     ///
     /// # Errors
     /// When the log can't be written and is required.
-    pub fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
+    pub(crate) fn start(settings: AuditSettings) -> Result<Arc<Self>, FileError> {
         let mut log = Log::new(settings.clone());
         let state = Arc::new(WriterState::default());
         if let Err(e) = log
@@ -95,26 +95,25 @@ impl Audit {
         Ok(Arc::new(Self { required: settings.required, dir: settings.dir, to_writer, state }))
     }
 
-    /// Notes what has just happened.
-    pub fn note(&self, event: Event) {
+    /// Notes an event that has just happened.
+    pub(crate) fn note(&self, event: Event) {
         match self.to_writer.try_send(Message::Event(SystemTime::now(), event)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.state.lost(1);
                 if !self.state.failing.swap(true, Relaxed) {
-                    warn!("the audit log can't keep up: lines are lost");
+                    warn!("the disk is too slow for the audit log: lines are lost");
                 }
             }
         }
     }
 
-    /// Whether requests have to be refused because they could not be noted.
-    pub fn refuses(&self) -> bool {
+    /// Whether requests must be refused because they can't be logged.
+    pub(crate) fn refuses(&self) -> bool {
         self.required && self.state.failing.load(Relaxed)
     }
 
-    /// How it does.
-    pub fn status(&self) -> AuditStatus {
+    pub(crate) fn status(&self) -> AuditStatus {
         let failing = self.state.failing.load(Relaxed);
         let why = self.state.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
         AuditStatus {
@@ -124,8 +123,8 @@ impl Audit {
         }
     }
 
-    /// Waits until everything that was noted is written, or given up.
-    pub async fn flush(&self, within: Duration) {
+    /// Waits until all noted events are written or lost, at most for `within`.
+    pub(crate) async fn flush(&self, within: Duration) {
         let (done, is_done) = oneshot::channel();
         if self.to_writer.try_send(Message::Flush(done)).is_ok() {
             let _ = tokio::time::timeout(within, is_done).await;
@@ -139,7 +138,7 @@ impl WriterState {
         self.untold.fetch_add(lines, Relaxed);
     }
 
-    /// Says a failure once, until it has passed.
+    /// Logs a failure once, until writing succeeds again.
     fn fails(&self, error: &FileError) {
         let why = match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
@@ -159,12 +158,12 @@ impl WriterState {
     fn works(&self, lost: u64) {
         self.failing.store(false, Relaxed);
         if self.why.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() || lost > 0 {
-            info!("the audit log is written again; lost: {}", count(lost, "line"));
+            info!("the audit log can be written again; lost: {}", count(lost, "line"));
         }
     }
 }
 
-/// The thread's side.
+/// The part that runs in the thread.
 struct Writer {
     log: Log,
     state: Arc<WriterState>,
@@ -183,7 +182,7 @@ impl Writer {
             };
             match events.recv_timeout(if failing { RETRY } else { TEND }) {
                 Ok(message) => {
-                    // Who was let in or out is on the disk at once.
+                    // Changes of access are written to the disk at once.
                     let can_wait = matches!(
                         message,
                         Message::Event(_, Event::Request(_) | Event::Stream { .. })
@@ -218,7 +217,7 @@ impl Writer {
 
     fn write(&mut self, batch: &[Vec<u8>]) {
         let now = SystemTime::now();
-        // A loss is told before what came after it.
+        // A loss is written before the lines that came after it.
         let untold = self.state.untold.load(Relaxed);
         let told = (untold > 0).then(|| entry::line(now, &Event::Lost { lines: untold }));
         let lines: Vec<&[u8]> = told.iter().chain(batch).map(Vec::as_slice).collect();
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_loss_is_counted_told_in_the_next_line_and_ends_by_itself() {
+    async fn a_loss_is_counted_and_the_next_line_says_so() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let settings =
             AuditSettings { required: true, ..AuditSettings::in_dir(&tmp.path().join("log")) };
@@ -277,7 +276,7 @@ mod tests {
         audit.note(stop(1));
         audit.flush(LONG).await;
         let file = settings.dir.join(super::super::log::FILE);
-        // A directory in its place can't be written, whoever asks.
+        // A directory in the file's place: not even root can write to it.
         fs::rename(&file, settings.dir.join("kept")).expect("moved");
         fs::create_dir(&file).expect("made");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o700)).expect("chmod");

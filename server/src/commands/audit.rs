@@ -1,4 +1,4 @@
-//! `aditd audit`: the audit log for people, or as it is.
+//! `aditd audit`: prints the audit log for people, or as JSON.
 
 use std::{
     collections::BTreeSet,
@@ -20,14 +20,14 @@ use crate::{
     state::{self, State, register::DeviceError},
 };
 
-/// Of the names in the log so many are remembered, to name them in an error.
+/// How many device names of the log are remembered, to list them in an error.
 const MOST_NAMED: usize = 64;
-/// How often the log is looked at for new lines.
+/// How often `--follow` looks for new lines.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Flags of `audit`.
 #[derive(Debug, Args)]
-pub struct Show {
+pub(crate) struct Show {
     /// Show only this device (name or id)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -42,13 +42,13 @@ pub struct Show {
     json: bool,
 }
 
-/// Shows the log in `dir` of the server whose state is in `state_dir`. Blocks, and with `--follow`
-/// until it is stopped or nobody reads any more.
+/// Prints the log in `dir` of the server whose state is in `state_dir`. Blocks; with `--follow`
+/// until it is stopped or its output is closed.
 ///
 /// # Errors
-/// When there is neither a log nor a server, when the log can't be read, or standard output can't
-/// be written.
-pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
+/// When there is neither a log nor a server, when the log can't be read, or when standard output
+/// can't be written.
+pub(crate) fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     let since = match show.since.map(|since| SystemTime::now().checked_sub(since)) {
         None => None,
         Some(Some(since)) => Some(since),
@@ -56,7 +56,7 @@ pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
     };
     let mut lines = Lines::open(dir, since)?;
     if lines.is_without_files() {
-        // A server that has not noted anything yet is another thing than none.
+        // A server that has not logged anything yet is not an error; a missing server is one.
         state::must_exist(state_dir)?;
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -67,7 +67,7 @@ pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
         match lines.read_line()? {
             Some(line) => printed = print(&mut out, &line, show, from.as_deref(), &mut matched),
             None if let Some(unknown) = matched.unknown(show, state_dir) => {
-                // Not even the header: nothing else has been printed.
+                // Drops the buffered header, too: nothing else was printed.
                 let _ = out.into_parts();
                 return Err(unknown.into());
             }
@@ -76,13 +76,14 @@ pub fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
         }
     }
     match printed.and_then(|()| out.flush()) {
-        // The reader has seen enough, as with `head`.
+        // The reader has closed the pipe, as `head` does.
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Failure::new("cannot write to standard output").source(e)),
     }
 }
 
-/// Waits a moment; one who has stopped reading is noticed even if there is nothing to say.
+/// Waits a moment. Also notices that the reader has closed the pipe while there is nothing to
+/// print.
 fn pause() -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let stdout = io::stdout();
@@ -93,7 +94,7 @@ fn pause() -> io::Result<()> {
             Err(io::ErrorKind::BrokenPipe.into())
         }
         Ok(0) | Err(rustix::io::Errno::INTR) => Ok(()),
-        // A terminal that hung up, a descriptor that can't be polled: sleep instead.
+        // A terminal that hung up, or a descriptor that can't be polled: sleep instead.
         _ => {
             std::thread::sleep(LOOK_EVERY);
             Ok(())
@@ -101,7 +102,7 @@ fn pause() -> io::Result<()> {
     }
 }
 
-/// Whether the device that is asked for has been seen in the log.
+/// Whether the requested device was seen in the log.
 #[derive(Default)]
 struct Matched {
     seen: bool,
@@ -110,7 +111,7 @@ struct Matched {
 }
 
 impl Matched {
-    /// A line is about this device.
+    /// Called for each line that names a device.
     fn device(&mut self, name: &str, is_asked_for: bool) {
         self.seen |= is_asked_for;
         if !name.is_empty() && self.known.len() < MOST_NAMED && !self.known.contains(name) {
@@ -118,11 +119,11 @@ impl Matched {
         }
     }
 
-    /// That there is no such device, neither in the log nor in the register. Looked at once.
+    /// The error for a device that is neither in the log nor in the register. Checked once.
     fn unknown(&mut self, show: &Show, state_dir: &Path) -> Option<DeviceError> {
         let text = show.device.clone().filter(|_| !self.seen && !self.checked)?;
         self.checked = true;
-        // Without a register the log alone says which devices there are.
+        // Without a register only the log says which devices there are.
         let in_register = match State::open(state_dir).map(|state| state.register.find(&text)) {
             Ok(Err(DeviceError::Unknown { known, .. })) => known,
             Ok(_) => return None,
@@ -141,7 +142,7 @@ fn print(
     from: Option<&str>,
     matched: &mut Matched,
 ) -> io::Result<()> {
-    // What a crash has torn is no line.
+    // A line that a crash has torn is skipped.
     let Ok(entry) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
     let text = |name: &str| entry[name].as_str().unwrap_or("");
     let is_asked_for = show
@@ -193,12 +194,12 @@ fn row(entry: &Value) -> String {
         "stream" => format!("tcp stream to `{}`, {}", text("service"), bytes()),
         _ => return row_of(at, device, ["", "", "", ""], &event(entry)),
     };
-    // Only our own lines are here, but the file may have been edited.
+    // The log has only our own lines, but the file may have been edited.
     what.retain(|c| !human::misleads(c));
     row_of(at, device, [&status, ended, &tokens, &time], &what)
 }
 
-/// The tokens of a request, those of its prompt and of its answer together.
+/// The tokens of a request: those of the prompt and of the answer together.
 fn counted(entry: &Value) -> String {
     let counted: Vec<_> =
         [&entry["tokens_in"], &entry["tokens_out"]].iter().filter_map(|n| n.as_u64()).collect();
@@ -216,7 +217,7 @@ fn row_of(at: &str, device: &str, columns: [&str; 4], what: &str) -> String {
     row.trim_end().to_owned()
 }
 
-/// An event that is no request: its kind, and whatever it says besides.
+/// An event other than a request: its kind and its fields.
 fn event(entry: &Value) -> String {
     let mut what = entry["event"].as_str().unwrap_or("").replace('_', " ");
     for (name, value) in entry.as_object().into_iter().flatten() {
@@ -225,7 +226,7 @@ fn event(entry: &Value) -> String {
         }
         what += &format!(" {name}={}", told(name, value));
     }
-    // Only our own lines are here, but the file may have been edited.
+    // The log has only our own lines, but the file may have been edited.
     what.chars().filter(|c| !human::misleads(*c)).collect()
 }
 
@@ -349,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_asked_for_is_shown() {
+    fn only_the_requested_lines_are_shown() {
         let event = event_of(&record(End::Done));
         let of = |device: &str| Show { device: Some(device.to_owned()), ..all() };
         assert_ne!(show(&event, &of("laptop"), None), "");

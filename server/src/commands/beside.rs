@@ -1,5 +1,6 @@
-//! What a command beside a server goes by: the settings that are in force in the running server,
-//! whatever the command's own configuration says; where no server runs, that configuration.
+//! The settings of a command that runs beside a server: those in force in the running server,
+//! whatever the command's own configuration says. Without a running server: the command's own
+//! configuration.
 
 use std::path::{Path, PathBuf};
 
@@ -17,9 +18,8 @@ use crate::{
     running::{Answer, InForce, Request},
 };
 
-/// The settings that count for a command.
-pub struct Beside {
-    /// The state directory.
+/// The settings that a command goes by.
+pub(crate) struct Beside {
     pub dir: PathBuf,
     in_force: InForce,
     /// The command's own configuration, if no server runs.
@@ -27,12 +27,12 @@ pub struct Beside {
 }
 
 impl Beside {
-    /// Asks the running server; where none runs, or an older one, reads the configuration. Root gets
-    /// the rights of the state's owner, and no others.
+    /// Asks the running server; reads the configuration if none runs or the running one is older.
+    /// Root gets the rights of the state's owner, and no others.
     ///
     /// # Errors
-    /// What is wrong with the configuration, if it is needed.
-    pub async fn settle(flags: &Flags) -> Result<Self, Failure> {
+    /// The error of the configuration, if that had to be read.
+    pub(crate) async fn settle(flags: &Flags) -> Result<Self, Failure> {
         let dir = flags.state_dir()?;
         become_owner_of(&dir)?;
         if let Ok(Some(Answer::InForce(in_force))) = control::ask(&dir, &Request::InForce).await {
@@ -47,21 +47,19 @@ impl Beside {
         Ok(Self { dir, in_force, config: Some(config) })
     }
 
-    /// The audit log.
-    pub fn audit(&self) -> &AuditSettings {
+    pub(crate) fn audit(&self) -> &AuditSettings {
         &self.in_force.audit
     }
 
-    /// Whether there is such a role.
-    pub fn knows(&self, role: &Name) -> bool {
+    pub(crate) fn knows(&self, role: &Name) -> bool {
         self.in_force.roles.contains(role)
     }
 
-    /// That there is such a role.
+    /// Checks that there is such a role.
     ///
     /// # Errors
-    /// Those there are, and how to make one.
-    pub fn must_know(&self, role: &Name) -> Result<(), Failure> {
+    /// Lists the roles that exist, and says how to make one.
+    pub(crate) fn must_know(&self, role: &Name) -> Result<(), Failure> {
         if self.knows(role) {
             return Ok(());
         }
@@ -75,9 +73,10 @@ impl Beside {
             .exit(Exit::Usage))
     }
 
-    /// Where devices are told to find the server. `known` is what it has said last: without a
-    /// server that runs it counts more than the addresses that this machine has now.
-    pub fn addresses(self, known: Option<Vec<String>>) -> Vec<String> {
+    /// The addresses at which devices are told to find the server. Without a running server,
+    /// `known` (the addresses that it last gave) counts more than the addresses that this machine
+    /// has now.
+    pub(crate) fn addresses(self, known: Option<Vec<String>>) -> Vec<String> {
         match self.config {
             Some(config) if config.advertise.is_empty() => {
                 known.filter(|known| !known.is_empty()).unwrap_or(self.in_force.addresses)
@@ -87,11 +86,11 @@ impl Beside {
     }
 }
 
-/// The directory of the audit log.
+/// The directory of the audit log, and that of the state.
 ///
 /// # Errors
 /// As [`Beside::settle`].
-pub async fn audit_dir(flags: &Flags) -> Result<(PathBuf, PathBuf), Failure> {
+pub(crate) async fn audit_dir(flags: &Flags) -> Result<(PathBuf, PathBuf), Failure> {
     let beside = Beside::settle(flags).await?;
     let audit: &Path = &beside.audit().dir;
     Ok((audit.to_owned(), beside.dir))

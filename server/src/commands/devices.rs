@@ -1,4 +1,4 @@
-//! `aditd device …`: who is enrolled, what it may do, and the end of it.
+//! `aditd device …`: lists devices, changes what they may do, and ends their access.
 
 mod shown;
 
@@ -25,7 +25,7 @@ use crate::{
 
 /// What can be done to devices.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// List all devices
     List {
         /// Print JSON
@@ -73,8 +73,8 @@ pub enum Command {
     },
 }
 
-/// Carries out one command.
-pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
+/// Runs one command.
+pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
     let (dir, audit) = (&*beside.dir, beside.audit());
     let state = match (State::open(dir), &command) {
         (Err(failure), Command::Revoke { .. }) => return Err(not_cut(failure)),
@@ -122,7 +122,7 @@ pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
                 return data(to_json(&Listing { schema: 1, devices })?);
             }
             list(&devices)?;
-            // What reads the table expects devices there.
+            // Programs that read the table expect only devices in it.
             let open = state.register.invitations(unix_now())?;
             if !open.is_empty() {
                 say(format!("Open invitations:\n{}", invite::table(&open)));
@@ -147,7 +147,7 @@ pub async fn run(beside: &Beside, command: Command) -> Result<(), Failure> {
     }
 }
 
-/// A device that a right can be given to.
+/// Finds a device whose rights can be changed.
 fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
     let device = state.register.find(name)?;
     if device.revoked.is_some() {
@@ -157,7 +157,7 @@ fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
     }
 }
 
-/// The running server obeys the register now: what it no longer allows is cut.
+/// Makes the running server apply the register now: access that was removed ends at once.
 async fn in_force(state: &State) -> Result<(), Failure> {
     refresh(&state.dir).await.map(drop).map_err(|why| {
         not_told("the register is changed, but the running server could not be told", why)
@@ -203,7 +203,7 @@ fn forget(
     free_name: bool,
 ) -> Result<(), Failure> {
     let name = match (state.register.find(device), device.parse::<Name>()) {
-        // It was forgotten before.
+        // The device was forgotten before.
         (Err(DeviceError::Unknown { .. }), Ok(name))
             if free_name && state.register.freed_name(&name)?.is_some() =>
         {
@@ -229,16 +229,16 @@ fn forget(
     Ok(())
 }
 
-/// How to cut a device off although the register cannot be read or written. A restart would not do:
-/// a server that cannot read its register goes on with what it knows, or does not start.
+/// How to cut every device off when the register cannot be read or written. A restart would not do
+/// it: a server that cannot read its register continues with what it knows, or does not start.
 const STOP: &str = "to cut every device off now: `systemctl stop aditd`";
 
 fn not_cut(error: impl Into<Failure>) -> Failure {
     error.into().hint(STOP)
 }
 
-/// The running server puts the register in force now. Returns how many sessions it has cut; none if
-/// no server runs.
+/// Makes the running server apply the register now. Returns how many sessions it has cut; 0 if no
+/// server runs.
 async fn refresh(dir: &Path) -> Result<usize, Failure> {
     match control::ask(dir, &Request::Refresh).await? {
         None => Ok(0),
@@ -248,9 +248,9 @@ async fn refresh(dir: &Path) -> Result<usize, Failure> {
     }
 }
 
-/// The register is changed, and the running server may not know it yet.
+/// The error when the register is changed, but the running server may not know it yet.
 fn not_told(what: &str, why: Failure) -> Failure {
     let hint = "the server also reads the register by itself, four times a second, if it can";
-    // The command has done its part: the server's own cure is for its own log.
+    // The hints of the server are for its own log; this command has done its part.
     Failure::new(what).caused_by(why.without_hints()).hint(hint).hint(STOP).exit(Exit::Failed)
 }

@@ -1,4 +1,4 @@
-//! `aditd invite`: one code on standard output, and everything else on standard error.
+//! `aditd invite`: prints one code on standard output, and everything else on standard error.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Flags of `invite`.
 #[derive(Debug, Args)]
-pub struct Invite {
+pub(crate) struct Invite {
     /// Give the invited device this name
     #[arg(required_unless_present = "list")]
     device: Option<Name>,
@@ -57,9 +57,8 @@ pub struct Invite {
     advertise: AdvertiseFlags,
 }
 
-/// Opens an invitation, or lists those that are open. Works beside a running server and without
-/// one.
-pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
+/// Makes an invitation, or lists the open ones. Works with and without a running server.
+pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let Some(device) = invite.device else {
         let dir = flags.state_dir()?;
         become_owner_of(&dir)?;
@@ -95,7 +94,7 @@ pub async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let event =
         Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
     audit::note_or_say(&audit, &event);
-    // The server notices by itself within a moment; this only spares that moment.
+    // The server also notices by itself within a moment; this is faster.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();
     data(&code)?;
@@ -146,7 +145,7 @@ fn list(state: &State, json: bool) -> Result<(), Failure> {
     data(table(&invitations))
 }
 
-/// Invitations for people.
+/// The table of invitations for people.
 pub(crate) fn table(invitations: &[Invited]) -> String {
     let mut table = Table::new();
     table.set_header(["NAME", "ROLE", "UNTIL (UTC)"]);
@@ -162,7 +161,7 @@ pub(crate) fn table(invitations: &[Invited]) -> String {
 }
 
 fn qr(code: &str) -> Result<String, Failure> {
-    // Upper case fits QR's alphanumeric mode; the code doesn't mind.
+    // Upper case fits into QR's alphanumeric mode; codes are case-insensitive.
     let qr = qrcode::QrCode::new(code.to_ascii_uppercase())
         .map_err(|e| Failure::new("the code does not fit into a QR code").source(e))?;
     Ok(qr.render::<qrcode::render::unicode::Dense1x2>().build())

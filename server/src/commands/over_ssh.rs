@@ -1,6 +1,6 @@
-//! What a device runs here over SSH: `aditd enroll-device`, which needs no invitation because sshd
-//! has let its owner in, and `aditd relay`, which carries a tunnel's datagrams where no UDP port
-//! can be reached.
+//! The commands that a device runs here over SSH: `aditd enroll-device`, which needs no invitation
+//! because sshd has authenticated the user, and `aditd relay`, which carries a tunnel's datagrams
+//! where no UDP port can be reached.
 
 mod nearby;
 
@@ -33,8 +33,8 @@ use crate::{
     state,
 };
 
-/// Runs what a command over SSH does before its first word. Its failure goes to standard output too,
-/// for the client; people read it on standard error.
+/// Runs the work of a command before it first writes to standard output. A failure is printed on
+/// standard error for people, and sent on standard output for the client.
 async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let result = work.await;
     if let Err(failure) = &result
@@ -42,7 +42,7 @@ async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     {
         let mut answer = SSH_FAILED.as_bytes().to_vec();
         let framed = frame::write(&mut answer, &SshFailed::from(failure.clone())).await;
-        // If nobody reads it, the exit code and standard error still say it.
+        // If the client does not read it, the exit code and standard error still report it.
         let _ = framed.and_then(|()| {
             let mut out = std::io::stdout();
             out.write_all(&answer).and_then(|()| out.flush())
@@ -51,9 +51,12 @@ async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     result
 }
 
-/// Enrolls the device whose signing request comes on standard input; its certificate goes to
+/// Enrolls the device whose signing request is on standard input; prints its certificate on
 /// standard output.
-pub async fn enroll_device(config: Result<Config, Failure>, name: &str) -> Result<(), Failure> {
+pub(crate) async fn enroll_device(
+    config: Result<Config, Failure>,
+    name: &str,
+) -> Result<(), Failure> {
     let enrolled = told(async { enroll(&config?, name).await }).await?;
     let mut answer = SSH_MARKER.as_bytes().to_vec();
     let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").source(e);
@@ -82,7 +85,8 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
             .hint("bring adit and aditd to the same version"));
     }
     let csr = BASE64.decode(request.csr.as_bytes()).map_err(|e| unreadable(e.to_string()))?;
-    // The running server does it, so that there is one way to enroll, with its settings and not ours.
+    // The running server enrolls the device, by its own settings, so that there is only one way to
+    // enroll.
     let request = Request::Enroll { name: name.clone(), csr: csr.clone(), uid: process::uid() };
     let asked = match become_owner_of(&config.state_dir) {
         Ok(()) => control::ask(&config.state_dir, &request).await,
@@ -95,7 +99,8 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
         Ok(None) => state::must_exist(&config.state_dir).map(drop),
         Err(e) => Err(e.into()),
     };
-    // Not this user's, or nobody's: but perhaps the server lets a group in that this user is of.
+    // The state belongs to another user, or no server runs on it. The server may still allow a
+    // group that this user belongs to.
     if let Some(answer) = enroll_socket::ask(&config.enroll_socket, &name, &csr).await {
         return answer;
     }
@@ -121,7 +126,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.
 /// `known` is the port that the device was told when it enrolled.
-pub async fn relay(
+pub(crate) async fn relay(
     config: Result<Config, Failure>,
     to: Option<SocketAddr>,
     known: Option<u16>,

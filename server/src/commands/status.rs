@@ -1,4 +1,4 @@
-//! `aditd status`: the running server, and how commands print what they have.
+//! `aditd status`: prints the running server's state; and how commands print tables and JSON.
 
 use std::path::Path;
 
@@ -15,8 +15,8 @@ use crate::{
     state,
 };
 
-/// Shows the running server.
-pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
+/// Prints the running server's state.
+pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     let Some(status) = ask(dir).await? else {
         return Err(Failure::new(format!(
             "aditd is not running on the state in `{}`",
@@ -73,7 +73,7 @@ pub async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     data(text)
 }
 
-/// What the running server says of itself, if it runs.
+/// The state of the running server; `None` if it does not run.
 pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     match control::ask(dir, &Request::Status).await? {
         Some(Answer::Status(status)) => Ok(Some(*status)),
@@ -82,7 +82,7 @@ pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
     }
 }
 
-/// A table as text without any lines around it.
+/// A table as text, without lines around it.
 pub(crate) fn plain(mut table: Table) -> String {
     table.load_style(presets::NOTHING);
     let text = table.to_string();
@@ -93,7 +93,7 @@ pub(crate) fn plain(mut table: Table) -> String {
         .join("\n")
 }
 
-/// JSON as people read it too.
+/// Indented JSON.
 pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Failure> {
     serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").source(e))
 }

@@ -1,5 +1,5 @@
-//! Standard input and output without a thread in between, where they are pipes or sockets, as sshd
-//! makes them.
+//! Standard input and output without a helper thread, where they are pipes or sockets, as under
+//! sshd.
 
 use std::{
     fs::File,
@@ -48,7 +48,7 @@ fn slow_output() -> Box<dyn AsyncWrite + Send + Unpin> {
 enum Kind {
     Pipe(OwnedFd),
     Socket(UnixStream),
-    /// A file or a terminal, which can't be waited for, or must not be changed for others.
+    /// A file or a terminal: it can't be polled, or must not be changed for others.
     Other,
 }
 

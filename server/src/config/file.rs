@@ -1,4 +1,4 @@
-//! The file of the settings: where it is, what it may say, and where in it something is wrong.
+//! The configuration file: its path, its content, and the line of an error in it.
 
 use std::{
     collections::BTreeMap,
@@ -28,7 +28,7 @@ use crate::{
 
 const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 
-/// The file.
+/// The content of the file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct File {
@@ -59,22 +59,22 @@ pub(super) struct File {
     pub(super) devices: BTreeMap<Name, DeviceFile>,
 }
 
-/// The file, with its roles checked.
+/// The content of the file, with its roles checked.
 #[derive(Default)]
 pub(super) struct Read {
     pub(super) file: File,
     pub(super) rules: Rules,
     pub(super) limits: LimitTable,
-    /// The devices that it names.
+    /// The devices that the file names.
     pub(super) devices: Vec<Name>,
 }
 
-/// The file that is read if nobody names another.
+/// The default path of the file, if it exists.
 pub(super) fn of_system() -> Option<PathBuf> {
     Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists())
 }
 
-/// What a file says of the place of the state, however wrong the rest of it is.
+/// The state directory that a file names, even if the rest of the file is wrong.
 pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
     let text = std::fs::read_to_string(path).ok()?;
     let (table, _) = toml::de::DeTable::parse_recoverable(&text);
@@ -117,8 +117,8 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     Ok(Read { file, rules, limits, devices })
 }
 
-/// What is wrong, with its place, and what cures it: of an unknown setting those that there are in
-/// its table.
+/// What is wrong, with its line, and how to correct it. For an unknown setting: the settings of its
+/// table.
 fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
     let (full, message) = (error.to_string(), error.message());
     let full = full.trim_end();
@@ -137,7 +137,8 @@ fn correct(line: usize) -> String {
     format!("correct line {line}, then run the same command again")
 }
 
-/// Where it says when to ask somebody, so that nobody is asked after all; and why.
+/// A part of `authorize` without the other part, so that nobody would be asked: its position, and
+/// why.
 fn asks_nobody(file: &File) -> Option<(usize, &'static str)> {
     let at = file.authorize_at.as_ref()?;
     let why = match file.authorize {

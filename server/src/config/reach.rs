@@ -1,4 +1,4 @@
-//! Where devices are told to find the server.
+//! The addresses at which devices are told to find the server.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -6,9 +6,13 @@ use proto::invitation::MAX_ADDRESSES;
 
 use crate::ingress::filter::Audience;
 
-/// The addresses that devices are told, given what the owner advertises and where the server really
-/// listens. They are looked up at each call: an address may come, go or change while it runs.
-pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
+/// The addresses that devices are told, from the configured ones and those that the server listens
+/// on. They are looked up at each call: an interface's address may change while the server runs.
+pub(crate) fn addresses(
+    advertise: &[String],
+    bound: &[SocketAddr],
+    audience: &Audience,
+) -> Vec<String> {
     if !advertise.is_empty() {
         return advertise.to_vec();
     }
@@ -17,7 +21,7 @@ pub fn addresses(advertise: &[String], bound: &[SocketAddr], audience: &Audience
     of_interfaces(&own, bound, audience)
 }
 
-/// The same for a machine whose interfaces have the addresses `own`.
+/// The same, if the machine's interfaces have the addresses `own`.
 fn of_interfaces(own: &[IpAddr], bound: &[SocketAddr], audience: &Audience) -> Vec<String> {
     let mut all: Vec<SocketAddr> = Vec::new();
     for address in bound {
@@ -38,15 +42,15 @@ fn of_family(own: &[IpAddr], address: SocketAddr, audience: &Audience) -> Vec<So
         .filter(|ip| ip.is_ipv4() == address.is_ipv4() && !ip.is_loopback() && !is_link_local(**ip))
         .copied()
         .collect();
-    // Those in a named network are the likely ones; if there are none, the devices come from behind
-    // a router.
+    // Addresses in an allowed network are the likely ones. If there are none, the devices come from
+    // behind a router.
     let named: Vec<IpAddr> =
         of_family.iter().filter(|ip| audience.includes(**ip)).copied().collect();
     let likely = if named.is_empty() { of_family } else { named };
     likely.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
 }
 
-/// Link-local IPv6 addresses mean nothing without the interface of the one who uses them.
+/// A link-local IPv6 address is useless without the interface of the client.
 fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -64,9 +68,9 @@ mod tests {
         let own = own.map(|ip| ip.parse::<IpAddr>().expect("an address"));
         for (bound, networks, own, told) in [
             (&["0.0.0.0:1"][..], &["192.168.1.0/24"][..], &own[..], &["192.168.1.7:1"][..]),
-            // From behind a router.
+            // Devices from behind a router.
             (&["0.0.0.0:1"], &["203.0.113.0/24"], &own, &["192.168.1.7:1", "10.0.0.7:1"]),
-            // A network of one family does not hide the addresses of the other.
+            // A network of one address family does not hide the addresses of the other.
             (&["[::]:1"], &["192.168.1.0/24"], &own, &["[2001:db8::7]:1"]),
             (
                 &["[::]:1", "0.0.0.0:1"],
@@ -75,7 +79,7 @@ mod tests {
                 &["[2001:db8::7]:1", "192.168.1.7:1"],
             ),
             (&["127.0.0.1:1", "192.168.1.7:2"], &[], &own, &["192.168.1.7:2", "127.0.0.1:1"]),
-            // No network yet.
+            // The machine has no network yet.
             (&["0.0.0.0:1"], &["192.168.1.0/24"], &own[..3], &[]),
         ] {
             let bound: Vec<SocketAddr> =

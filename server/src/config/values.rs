@@ -1,5 +1,5 @@
-//! What the file may write for a setting, judged while it is read: so an error has its place in the
-//! file.
+//! Values of the configuration file. They are checked while the file is read, so that an error has
+//! its line.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,7 +16,7 @@ use serde::{Deserialize, Deserializer, de};
 
 const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 
-/// Why a value can't be: what is wrong with it, and how it should be written.
+/// What is wrong with a value, and how to write it.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}: {form}")]
 pub(super) struct Wrong {
@@ -24,7 +24,6 @@ pub(super) struct Wrong {
     pub(super) form: &'static str,
 }
 
-/// An address to listen on.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Listen(pub(super) SocketAddr);
@@ -37,7 +36,7 @@ impl TryFrom<String> for Listen {
             .parse()
             .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, ADITD_PORT)));
         address.map(Self).map_err(|_| Wrong {
-            what: format!("`{text}` is no address to listen on"),
+            what: format!("`{text}` is not an address to listen on"),
             form: "write it as IP:PORT, for example 192.168.1.7:11435 or [::1]:11435",
         })
     }
@@ -67,7 +66,7 @@ impl TryFrom<Vec<String>> for Advertised {
     }
 }
 
-/// How long a certificate is good.
+/// How long a certificate is valid.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Life(pub(super) Duration);
@@ -82,7 +81,7 @@ impl TryFrom<String> for Life {
     fn try_from(text: String) -> Result<Self, Wrong> {
         let life = humantime::parse_duration(&text);
         life.map_err(|_| Wrong {
-            what: format!("`{text}` is no life for a certificate"),
+            what: format!("`{text}` is not a valid certificate lifetime"),
             form: Self::FORM,
         })?
         .try_into()
@@ -96,7 +95,7 @@ impl TryFrom<Duration> for Life {
         if (Duration::from_secs(1)..=LONGEST_LIFE).contains(&life) {
             return Ok(Self(life));
         }
-        let what = format!("`{}` is no life for a certificate", proto::human::time(life));
+        let what = format!("`{}` is not a valid certificate lifetime", proto::human::time(life));
         Err(Wrong { what, form: Self::FORM })
     }
 }
@@ -112,15 +111,15 @@ impl TryFrom<String> for IdleTimeout {
     fn try_from(text: String) -> Result<Self, String> {
         parse_idle_timeout(&text)
             .map(Self)
-            .map_err(|why| format!("`{text}` is no idle time-out: {why}"))
+            .map_err(|why| format!("`{text}` is not a valid idle time-out: {why}"))
     }
 }
 
-/// A number of requests that may run.
+/// How many requests may run.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct AboveZero(pub(super) NonZeroUsize);
 
-/// A number of requests that may wait.
+/// How many requests may wait.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Whole(pub(super) usize);
 

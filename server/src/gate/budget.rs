@@ -1,6 +1,7 @@
-//! A budget that devices share: memory for what is read ahead, connections to the service. A device
-//! may have as much of it as it leaves free: so one that takes all it can get leaves half, two leave
-//! a third, and whoever comes next finds some. What does not fit waits, device by device.
+//! A budget that devices share: memory for bytes that are read ahead, or connections to the
+//! service. A device may have as much as it leaves free: one device gets at most half, two get a
+//! third each, and a newcomer always finds some. A request that does not fit waits; devices are
+//! served in turn.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,25 +15,24 @@ use std::{
 use proto::identity::DeviceId;
 use tokio::sync::{Notify, oneshot};
 
-/// The most that wait at once.
+/// The most requests that wait at once.
 const MOST_WAITING: usize = 8192;
 
-/// All of it.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: AtomicUsize,
-    /// So long one waits for its share before it is refused.
+    /// How long a request waits for its share before it is refused.
     wait: Duration,
     ledger: Mutex<Ledger>,
-    /// Somebody has begun to wait.
+    /// Notified when a request begins to wait.
     short: Notify,
 }
 
-/// There is no more for this device now.
+/// No more is available for this device now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Full;
 
-/// What one connection takes of it; given back when dropped.
+/// One connection's share of the budget; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share<'a> {
     budget: &'a Budget,
@@ -41,18 +41,21 @@ pub(super) struct Share<'a> {
 }
 
 impl Budget {
-    /// A budget of so much; whoever waits for its share is refused after so long.
+    /// A budget of `most` units. A request that waits for its share is refused after `wait`.
     pub(super) fn new(most: usize, wait: Duration) -> Self {
         Self { most: AtomicUsize::new(most), wait, ledger: Mutex::default(), short: Notify::new() }
     }
 
-    /// It is so much from now on. What has been taken stays taken.
+    /// Sets the size of the budget. Shares that were taken stay taken.
     pub(super) fn resize(&self, most: usize) {
         self.most.store(most, Relaxed);
     }
 
-    /// Ends when somebody of this device waits: whoever has what it does not need now gives it
-    /// back. Cancellation safe.
+    /// Ends when a request of this device waits: a connection that does not need its share now
+    /// gives it back.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn wanted(&self, device: DeviceId) {
         loop {
             let mut short = std::pin::pin!(self.short.notified());
@@ -68,7 +71,7 @@ impl Budget {
         self.most.load(Relaxed)
     }
 
-    /// Nothing yet, for a connection of this device.
+    /// An empty share, for a connection of this device.
     pub(super) fn share(&self, device: DeviceId) -> Share<'_> {
         Share { budget: self, device, amount: 0 }
     }
@@ -79,15 +82,14 @@ impl Budget {
 }
 
 impl Share<'_> {
-    /// What it has.
     pub(super) fn amount(&self) -> usize {
         self.amount
     }
 
-    /// Takes more, if it has less than `amount`, and if there is more now.
+    /// Grows the share to `amount` at once, if it is smaller.
     ///
     /// # Errors
-    /// [`Full`]; then it has what it had.
+    /// [`Full`]; the share is unchanged.
     pub(super) fn try_grow(&mut self, amount: usize) -> Result<(), Full> {
         let more = amount.saturating_sub(self.amount);
         if more > 0 {
@@ -97,13 +99,13 @@ impl Share<'_> {
         Ok(())
     }
 
-    /// Takes more, if it has less than `amount`; waits for it a while.
+    /// Grows the share to `amount`, if it is smaller; waits for it.
     ///
     /// # Errors
-    /// [`Full`] if there was no more in time; then it has what it had.
+    /// [`Full`] if the wait timed out; the share is unchanged.
     ///
     /// # Cancel safety
-    /// It has what it had.
+    /// The share is unchanged.
     pub(super) async fn grow(&mut self, amount: usize) -> Result<(), Full> {
         if self.try_grow(amount).is_ok() {
             return Ok(());
@@ -122,13 +124,13 @@ impl Share<'_> {
         }
     }
 
-    /// Takes over what another share of the same device has.
+    /// Takes over another share of the same device.
     pub(super) fn join(&mut self, mut other: Share<'_>) {
         debug_assert_eq!(self.device, other.device);
         self.amount += std::mem::take(&mut other.amount);
     }
 
-    /// Gives back what it has above `amount`.
+    /// Gives back all above `amount`.
     pub(super) fn shrink(&mut self, amount: usize) {
         let less = self.amount.saturating_sub(amount);
         if less > 0 {
@@ -144,12 +146,12 @@ impl Drop for Share<'_> {
     }
 }
 
-/// A place among those that wait; left when dropped.
+/// A place among the waiting requests; left when dropped.
 struct WaitingPlace<'a> {
     budget: &'a Budget,
     waits: u64,
     device: DeviceId,
-    /// What it waits for; 0 when it has got it.
+    /// The units that it waits for; 0 when it has got them.
     more: usize,
 }
 
@@ -160,14 +162,14 @@ impl Drop for WaitingPlace<'_> {
         }
         let mut ledger = self.budget.lock();
         if !ledger.leave(self.waits) {
-            // It was granted in this moment.
+            // They were granted in this moment.
             ledger.give_back(self.device, self.more, self.budget.most());
         }
         ledger.grant(self.budget.most());
     }
 }
 
-/// Who has what, and who waits.
+/// Who has how much, and who waits.
 #[derive(Debug, Default)]
 struct Ledger {
     all: usize,
@@ -197,7 +199,7 @@ impl Ledger {
         self.waiting.iter().any(|waiting| waiting.device == device)
     }
 
-    /// Takes it at once, unless others of the same device wait.
+    /// Takes units at once, unless others of the same device wait.
     fn take(&mut self, device: DeviceId, more: usize, most: usize) -> Result<(), Full> {
         if self.waits(device) || !self.fits(device, more, most) {
             return Err(Full);
@@ -223,12 +225,12 @@ impl Ledger {
         let (granted, receiver) = oneshot::channel();
         self.next += 1;
         self.waiting.push_back(Waiter { id: self.next, device, more, granted });
-        // Something may have been given back meanwhile.
+        // Units may have been given back in the meantime.
         self.grant(most);
         Ok((self.next, receiver))
     }
 
-    /// Whether it was still waiting.
+    /// Returns whether it was still waiting.
     fn leave(&mut self, id: u64) -> bool {
         let at = self.waiting.iter().position(|w| w.id == id);
         at.and_then(|at| self.waiting.remove(at)).is_some()
@@ -245,14 +247,15 @@ impl Ledger {
         self.grant(most);
     }
 
-    /// Grants what fits: of each device whoever came first, and the device with the least first.
+    /// Grants what fits: the device with the least first, and of each device the oldest request
+    /// first.
     fn grant(&mut self, most: usize) {
         while let Some(at) = self.next_that_fits(most) {
             let Some(Waiter { device, more, granted, .. }) = self.waiting.remove(at) else {
                 return;
             };
             self.add(device, more);
-            // If it has left in this moment, its place gives it back.
+            // If the receiver has left in this moment, its place gives the units back.
             let _ = granted.send(());
         }
     }
@@ -276,7 +279,7 @@ mod tests {
     const MOST: usize = 60;
 
     #[test]
-    fn whoever_takes_all_that_there_is_leaves_as_much_and_all_is_given_back() {
+    fn a_greedy_device_leaves_as_much_as_it_has_and_all_is_given_back() {
         let budget = Budget::new(MOST, Duration::from_millis(20));
         let all_of_it = || {
             let mut share = budget.share(DeviceId::generate());
@@ -288,7 +291,7 @@ mod tests {
         assert_eq!(
             budget.share(first.device).try_grow(1),
             Err(Full),
-            "it has its part, however many its requests"
+            "its share does not depend on the number of its requests"
         );
         let (mut second, third) = all_of_it();
         assert_eq!(third, 15);
@@ -316,7 +319,7 @@ mod tests {
             (Box::pin(a.grow(10)), Box::pin(b.grow(1)), Box::pin(c.grow(20)));
         assert!(poll(a.as_mut()).is_pending());
         assert!(poll(b.as_mut()).is_pending());
-        assert!(poll(c.as_mut()).is_pending(), "20 of 30 that are free is not its part");
+        assert!(poll(c.as_mut()).is_pending(), "20 of the 30 free units are more than its share");
         has.shrink(20);
         assert_eq!(poll(c.as_mut()), std::task::Poll::Ready(Ok(())));
         assert!(poll(a.as_mut()).is_pending());
@@ -327,7 +330,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_too_long_or_leaves_has_what_it_had_and_leaves_nothing_behind() {
+    async fn a_wait_that_times_out_or_is_dropped_changes_no_share() {
         let budget = Budget::new(MOST, Duration::from_millis(20));
         let device = DeviceId::generate();
         let mut has = budget.share(device);

@@ -1,5 +1,5 @@
-//! Drives the machine of one exchange: waits for what it wants to hear of, and does what it says.
-//! Nothing is decided here.
+//! Drives the machine of one exchange: waits for the events that the machine wants, and carries out
+//! its actions. Nothing is decided here.
 
 use std::{
     io::{self, IoSlice},
@@ -26,13 +26,12 @@ use crate::record::{Held, Limited, NotNow, Turn};
 
 /// Both sides of a connection.
 pub(super) struct Sides<'a> {
-    /// To the device.
+    /// The stream to the device.
     pub(super) send: &'a mut Sending,
-    /// From the device.
+    /// The stream from the device.
     pub(super) recv: &'a mut Receiving,
-    /// The service.
     pub(super) service: &'a mut TcpStream,
-    /// Counts what passes.
+    /// Counts the bytes that pass.
     pub(super) meter: &'a ByteCounters,
     /// Cancelled when the server is to stop.
     pub(super) draining: &'a CancellationToken,
@@ -41,26 +40,26 @@ pub(super) struct Sides<'a> {
 /// What a request waits for or holds, besides its bytes.
 #[derive(Default)]
 pub(super) struct Hold {
-    /// What it waits for before the service may begin.
+    /// Its turn, while it waits for that.
     pub(super) turn: Option<Turn>,
-    /// Its turn, while the service is at work for it.
+    /// Its turn, while the service works on it.
     pub(super) held: Option<Held>,
-    /// What it holds to its end.
+    /// Held until the request has ended.
     pub(super) _ticket: Option<Held>,
     /// Ends when a limit is reached.
     pub(super) limit: Option<Limited>,
 }
 
-/// How an exchange ended; with the loss of the connection, if that ended it.
+/// How an exchange ended, and the loss of the connection if that ended it.
 pub(super) struct Carried {
     pub(super) ending: Ending,
-    /// The service went away before the device did.
+    /// The service closed the connection before the device did.
     pub(super) service_left: bool,
     pub(super) lost: Option<ConnectionError>,
 }
 
-/// Carries a request and its answer: each byte goes on as soon as it is there. `overruled` ends when
-/// the request may not pass any more, `line` is the beginning of the request.
+/// Carries a request and its answer; each byte is forwarded as soon as it arrives. `overruled` ends
+/// when the request may not pass any more; `line` is the beginning of the request.
 pub(super) async fn carry(
     sides: Sides<'_>,
     (mut exchange, mut actions): (Exchange<'_>, Actions),
@@ -104,14 +103,15 @@ pub(super) async fn carry(
         }
         if !actions.forward.is_empty() {
             down = Down { chunks: actions.forward, next: 0 };
-            // At once, without waiting to be told that there is room.
+            // Tried at once, without waiting until the socket is writable.
             match down.write(service, meter) {
                 Some(event) => {
                     room.shrink(exchange.ahead());
                     actions = exchange.on(event);
                     continue;
                 }
-                // Each is a piece of what came from the network at once, and would keep all of it.
+                // Each chunk is a part of a received packet, and would keep the whole packet in
+                // memory.
                 None => join_chunks(&mut down.chunks[down.next..]),
             }
         }
@@ -154,7 +154,7 @@ pub(super) async fn carry(
                 }
                 _ => Event::AnswerRefused,
             },
-            // Before anything more of the request leaves.
+            // Before more of the request is forwarded.
             refused = &mut overruled => Event::Overruled(refused),
             (line, refused) = limited(&mut hold.limit, line) => Event::Limit { line, refused },
             turn = its_turn(&mut hold.turn), if wants.turn => {
@@ -177,7 +177,7 @@ pub(super) async fn carry(
             event = of_device(recv, wants.device, &mut chunks) => match event {
                 FromDevice::Bytes => {
                     let more = chunks.iter().map(Bytes::len).sum::<usize>();
-                    // What passes at once is not kept, and takes no memory.
+                    // Bytes that are forwarded at once are not kept, and take no memory.
                     if wants.device != Device::Read {
                         is_full = room.try_grow(room.amount() + more).is_err();
                     }
@@ -191,8 +191,8 @@ pub(super) async fn carry(
                 }
                 FromDevice::Gone => Event::ServiceRefused,
             },
-            // Nobody reads, so nobody else would see a reset. It must not wait behind what flow
-            // control holds back.
+            // While nothing is read from the service, its reset is watched for. The reset must not
+            // wait behind bytes that flow control holds back.
             _ = service.ready(Interest::ERROR), if !wants.service => Event::ServiceReset,
             () = draining.cancelled(), if !drained && !wants.device_takes => {
                 drained = true;
@@ -207,7 +207,7 @@ pub(super) async fn carry(
 #[derive(Default)]
 struct Down {
     chunks: Vec<Bytes>,
-    /// The first that has not left.
+    /// The first chunk that has not been sent.
     next: usize,
 }
 
@@ -216,7 +216,7 @@ impl Down {
         self.next == self.chunks.len()
     }
 
-    /// Writes as much as the service takes now. `None` if something is left.
+    /// Writes as much as the service accepts now. `None` if some bytes are left.
     fn write(&mut self, to: &TcpStream, meter: &ByteCounters) -> Option<Event<'static>> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); BATCH];
@@ -249,7 +249,7 @@ impl Down {
     }
 }
 
-/// Bytes on their way to the device. The buffer is only there while it is needed.
+/// Bytes on their way to the device. The buffer is allocated only while it is needed.
 #[derive(Default)]
 struct Up {
     held: &'static [u8],
@@ -263,7 +263,7 @@ impl Up {
         self.held.is_empty() && self.from == self.to
     }
 
-    /// Reads what the service has sent.
+    /// Reads bytes from the service.
     fn read(&mut self, service: &TcpStream) -> io::Result<usize> {
         let mut buffer = Buffer::take();
         let n = service.try_read(buffer.bytes())?;
@@ -277,13 +277,13 @@ impl Up {
         self.buffer.as_mut().map_or(&[], |buffer| &buffer.bytes()[..n])
     }
 
-    /// These are to be delivered; how many bytes that is.
+    /// Sets the bytes to deliver; returns their number.
     fn deliver(&mut self, held: &'static [u8], from: usize) -> usize {
         (self.held, self.from) = (held, from);
         held.len() + self.to - from
     }
 
-    /// What is to be written next.
+    /// The bytes to write next.
     fn rest(&mut self) -> &[u8] {
         match &mut self.buffer {
             Some(buffer) if self.held.is_empty() => &buffer.bytes()[self.from..self.to],
@@ -291,7 +291,7 @@ impl Up {
         }
     }
 
-    /// So much of [`Up::rest`] has been written; whether that was all.
+    /// Notes that `n` bytes of [`Self::rest`] were written; returns whether those were all.
     fn wrote(&mut self, n: usize) -> bool {
         if self.held.is_empty() {
             self.from += n;
@@ -319,8 +319,8 @@ async fn its_turn(turn: &mut Option<Turn>) -> Result<Held, NotNow> {
     }
 }
 
-/// Ends when a limit is reached: the last line of the answer to the request that begins with
-/// `line`, and what is told if there is none yet.
+/// Ends when a limit is reached. Returns the last line for an answer that has begun (to the request
+/// that begins with `line`), and the refusal for one that has not.
 async fn limited(limit: &mut Option<Limited>, line: &[u8]) -> (Vec<u8>, Refused) {
     let Some(reached) = limit else { return std::future::pending().await };
     let refused = Refused::from(reached.await);
@@ -334,7 +334,7 @@ enum FromDevice {
     Ended,
     Reset(u64),
     Lost(ConnectionError),
-    /// The stream is not there any more.
+    /// The stream is gone.
     Gone,
 }
 
@@ -348,7 +348,10 @@ impl From<ReadError> for FromDevice {
     }
 }
 
-/// Reads from the device what is wanted. Cancellation safe.
+/// Reads what the machine wants from the device.
+///
+/// # Cancel safety
+/// Cancel safe.
 async fn of_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) -> FromDevice {
     match want {
         Device::Nothing => std::future::pending().await,
@@ -374,8 +377,8 @@ async fn of_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) 
         Device::Reset | Device::Loss => match recv.received_reset().await {
             Ok(Some(code)) => FromDevice::Reset(code.into_inner()),
             Err(ResetError::ConnectionLost(e)) if want == Device::Loss => FromDevice::Lost(e),
-            // All has been received, or will not be: it is still to be delivered, and reading on
-            // says the rest.
+            // Everything was received, or nothing more will come. The received bytes are still to
+            // be delivered; the next read reports the end.
             Ok(None) | Err(_) => std::future::pending().await,
         },
     }

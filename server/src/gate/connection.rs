@@ -1,4 +1,5 @@
-//! The state of one connection through the gate: both sides, what is read ahead, and how it ends.
+//! The state of one connection through the gate: both sides, the bytes that are read ahead, and how
+//! it ends.
 
 use std::time::SystemTime;
 
@@ -19,18 +20,18 @@ use super::{
 };
 use crate::record;
 
-/// Why there are no more requests on a connection.
+/// Why no more requests come on a connection.
 #[derive(Debug)]
 pub(super) enum Over {
     /// As a splice ends.
     Ended {
         end: End,
-        /// The device takes no more of what the service says.
+        /// The device does not accept more of the answer.
         stopped: bool,
     },
-    /// The application has been told why.
+    /// The application was told why.
     Refused,
-    /// It can't be told any more: its answer has begun.
+    /// The application can't be told: its answer has begun.
     Cut(Code),
 }
 
@@ -51,7 +52,7 @@ impl From<DownEnd> for Over {
     }
 }
 
-/// Both sides of a connection, and what is between them.
+/// Both sides of a connection, and the state between them.
 pub(super) struct Conversation<'a> {
     pub(super) gate: &'a Gate,
     pub(super) line: &'a StreamContext<'a>,
@@ -79,8 +80,8 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// The next request's head, its empty line included. `None` if there will be none, because one
-    /// of both sides has ended.
+    /// The next request's head, with its empty line. `None` if there will be none, because one side
+    /// has ended.
     pub(super) async fn head(&mut self) -> Result<Option<Vec<u8>>, Over> {
         let mut reader = HeadReader::default();
         loop {
@@ -89,7 +90,7 @@ impl<'a> Conversation<'a> {
                 biased;
                 head = self.device.head(&mut reader) => head?,
                 left = Service::left(self.service.as_mut()) => match left {
-                    // The request that has begun goes to a new connection.
+                    // The request that has begun is sent on a new connection.
                     _ if is_asked => {
                         self.service = None;
                         continue;
@@ -97,7 +98,7 @@ impl<'a> Conversation<'a> {
                     Left::Ended => return Ok(None),
                     Left::Broken => return Err(End::Aborted.into()),
                 },
-                // Another request of this device has more need of it.
+                // Another request of this device needs the connection.
                 () = self.gate.connections.wanted(self.line.asker.id), if self.service.is_some() => {
                     self.service = None;
                     continue;
@@ -124,8 +125,8 @@ impl<'a> Conversation<'a> {
         self.refuse(running, line, fault.into()).await
     }
 
-    /// Tells an application why it gets no other answer, and records it. `line` is the beginning of
-    /// its request.
+    /// Tells the application why it gets no other answer, and records that. `line` is the beginning
+    /// of its request.
     pub(super) async fn refuse(
         &mut self,
         mut running: Running<'_>,

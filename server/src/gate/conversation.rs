@@ -34,8 +34,8 @@ impl Over {
 }
 
 impl<'a> Conversation<'a> {
-    /// Until nothing more can come; also gives back the connection to the service, the stream, and
-    /// whether all of it had come.
+    /// Runs until no more requests can come. Also returns the connection to the service, the
+    /// device's stream, and whether all of that stream was received.
     pub(super) async fn run(mut self) -> (Over, Option<Service<'a>>, Receiving, bool) {
         let over = loop {
             if let Err(over) = self.next().await {
@@ -59,7 +59,7 @@ impl<'a> Conversation<'a> {
         self.exchange(judgement).await
     }
 
-    /// Carries a request and its answer. An error is the end of the connection.
+    /// Carries a request and its answer. An error ends the connection.
     async fn exchange(&mut self, judgement: Judgement<'a>) -> Result<(), Over> {
         let Judgement { request, mut judged, hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
@@ -94,7 +94,7 @@ impl<'a> Conversation<'a> {
                 Ok(())
             }
             Ending::Tell(refused) => {
-                // The service stops now, however long it takes to tell.
+                // First, so that the service stops even if the device reads slowly.
                 self.stop_service().await;
                 Err(self.refuse(running, line, refused).await)
             }
@@ -115,7 +115,7 @@ impl<'a> Conversation<'a> {
             Ending::Close(how, end) => {
                 if end == record::End::Cut && service_left {
                     tracing::warn!(
-                        "the service ended its connection before its answer was whole: look at its log"
+                        "the service closed its connection before its answer was complete: look at the service's log"
                     );
                 }
                 running.ended(end, None);
@@ -137,9 +137,9 @@ mod tests {
 
     use super::*;
 
-    /// How both connections end is what the exchange says, and nothing else.
+    /// How both connections end follows from the ending of the exchange.
     #[test]
-    fn each_end_of_an_exchange_is_one_of_a_connection() {
+    fn the_ending_of_an_exchange_decides_how_the_connection_ends() {
         let ended = |how, lost| match Over::of(how, lost) {
             Over::Ended { end, stopped } => (format!("{end:?}"), stopped),
             over => panic!("{over:?}"),
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn an_application_that_ends_while_it_waits_is_no_cut() {
+    fn an_application_that_gives_up_while_waiting_is_not_recorded_as_cut() {
         let of = |end: DownEnd| record::End::of(&Over::from(end));
         assert_eq!(of(DownEnd::Reset((Code::Aborted as u32).into())), record::End::Cancelled);
         assert_eq!(of(DownEnd::Reset((Code::Cut as u32).into())), record::End::Cut);

@@ -1,4 +1,5 @@
-//! What a device sends on one stream, and the memory that it takes until it is forwarded.
+//! The bytes that a device sends on one stream, and the memory that they take until they are
+//! forwarded.
 
 use std::future::pending;
 
@@ -12,25 +13,24 @@ use super::{
     read_ahead::ReadAhead,
 };
 
-/// How far the head of the next request has come.
+/// What was read of the next request's head.
 pub(super) enum Head {
-    /// Not to its end.
+    /// Not all of it yet.
     More,
-    /// To its end, the empty line included.
+    /// All of it, with the empty line.
     Whole(Vec<u8>),
-    /// There is none any more.
+    /// The device has ended the stream: there is no next request.
     None,
-    /// It is none, and these bytes are its beginning.
+    /// The bytes are not a valid head; they are returned too.
     Fault(Fault, Vec<u8>),
-    /// There is no memory for it.
+    /// There is no memory for the head.
     Full,
 }
 
-/// The receiving half of a stream.
 pub(super) struct DeviceStream<'a> {
     pub(super) recv: Receiving,
     pub(super) ahead: ReadAhead,
-    /// The memory that it takes: for all that has been read, and has not been forwarded.
+    /// Memory for all bytes that were read and not forwarded.
     pub(super) room: Share<'a>,
 }
 
@@ -39,12 +39,15 @@ impl<'a> DeviceStream<'a> {
         Self { recv, ahead: ReadAhead::default(), room }
     }
 
-    /// The stream itself, when all is over; and whether all of it has come.
+    /// The stream itself, and whether all of it was received.
     pub(super) fn into_stream(self) -> (Receiving, bool) {
         (self.recv, self.ahead.finished)
     }
 
-    /// The next bytes; none if the application has ended. Cancellation safe.
+    /// The next bytes; empty if the application has ended the stream.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Vec<Bytes>, DownEnd> {
         if let Some(chunk) = self.ahead.pop() {
             return Ok(std::iter::once(chunk)
@@ -60,9 +63,12 @@ impl<'a> DeviceStream<'a> {
         Ok(chunks.into_iter().take(count.unwrap_or(0)).collect())
     }
 
-    /// Reads more of a head; what is behind it stays. Cancellation safe, if `reader` is kept.
+    /// Reads more of a head; bytes after the head are kept.
+    ///
+    /// # Cancel safety
+    /// Cancel safe if `reader` is kept.
     pub(super) async fn head(&mut self, reader: &mut HeadReader) -> Result<Head, DownEnd> {
-        // Before more is read there has to be memory for what is there.
+        // Memory for the bytes that are there must be granted before more is read.
         if self.room.grow(reader.len() + self.ahead.len()).await == Err(Full) {
             return Ok(Head::Full);
         }
@@ -87,14 +93,17 @@ impl<'a> DeviceStream<'a> {
         Ok(Head::More)
     }
 
-    /// Of these chunks, what is behind the first `taken` bytes of the one at `at` has to wait.
+    /// Puts chunks back that wait: those after the first `taken` bytes of the chunk at `at`.
     pub(super) fn put_back(&mut self, chunks: &mut Vec<Bytes>, at: usize, taken: usize) {
         let rest = chunks[at].split_off(taken);
         self.ahead.put_back(std::iter::once(rest).chain(chunks.drain(at + 1..)));
     }
 
-    /// Reads ahead until the application ends. Behind more than `most` bytes, or more than there is
-    /// memory for, only a reset or a loss is seen. Cancellation safe.
+    /// Reads ahead until the application ends the stream. After more than `most` bytes, or more
+    /// than there is memory for, only a reset or a loss is noticed.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn watch(&mut self, held: usize, most: usize) -> DownEnd {
         while !self.ahead.finished
             && self.ahead.len() < most
@@ -112,7 +121,7 @@ impl<'a> DeviceStream<'a> {
         match self.recv.received_reset().await {
             Ok(Some(code)) => DownEnd::Reset(code),
             Err(quinn::ResetError::ConnectionLost(e)) => DownEnd::Lost(e),
-            // All has been received, or will not be: reading on says which.
+            // Everything was received, or nothing more will come; the next read reports which.
             Ok(None) | Err(_) => pending().await,
         }
     }

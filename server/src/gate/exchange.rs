@@ -1,9 +1,10 @@
-//! One request and its answer, as a machine: what has happened goes in, what is to be done comes
-//! out. It names no clock, no socket and no runtime; `carry.rs` drives it.
+//! One request and its answer, as a state machine: events go in, actions come out. It names no
+//! clock, no socket and no runtime; `carry.rs` drives it.
 //!
-//! A request takes these steps: it waits in the queue ([`Asking::Queued`]), its body passes
-//! ([`Asking::Body`]), what would let the service begin waits for its turn ([`Asking::Held`]), it is
-//! whole ([`Asking::Sent`]). Its answer passes at the same time, and may come early.
+//! A request goes through these states: it waits in the queue ([`Asking::Queued`]), its body is
+//! forwarded ([`Asking::Body`]), its last part is kept back until it has its turn
+//! ([`Asking::Held`]), it has been forwarded whole ([`Asking::Sent`]). Its answer is delivered at
+//! the same time, and may come early.
 
 mod ending;
 mod kept;
@@ -24,37 +25,36 @@ use super::{
 };
 use crate::record::Seen;
 
-/// Where the request is.
+/// The state of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asking {
-    /// It waits for its turn before anything of it leaves.
+    /// It waits for its turn before any of it is forwarded.
     Queued,
-    /// Its body passes.
+    /// Its body is forwarded.
     Body,
-    /// It is whole, and its end waits for its turn.
+    /// It is whole, and its last part waits for its turn.
     Held,
-    /// All of it has left.
+    /// All of it was forwarded.
     Sent,
-    /// The device's end (FIN) was passed on; `whole` if the request was whole before.
+    /// The device's FIN was passed on; `whole` if the request had been forwarded whole.
     Ended { whole: bool },
 }
 
-/// Where the answer is.
+/// The state of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answering {
-    /// It passes, or has not begun.
+    /// It is delivered, or has not begun.
     Open,
-    /// All of it has been delivered.
+    /// All of it was delivered.
     Whole,
-    /// The service's end (FIN) was passed on.
+    /// The service's FIN was passed on.
     Closed,
-    /// The device takes no more of it.
+    /// The device does not accept more of it.
     Stopped,
-    /// The connection to the device is lost.
     Lost,
 }
 
-/// The machine.
+/// The state machine.
 pub(super) struct Exchange<'r> {
     incoming: &'r mut Incoming,
     answer: &'r mut Tracker,
@@ -67,21 +67,21 @@ pub(super) struct Exchange<'r> {
     kept: Kept,
     asking: Asking,
     answering: Answering,
-    /// What was to be forwarded, or delivered, has not left yet.
+    /// Bytes to forward, or to deliver, have not been written yet.
     forwarding: bool,
     delivering: bool,
-    /// The device's end was heard in this step, and changes nothing in it.
+    /// The device's FIN was read in this state, in which it changes nothing.
     end_heard: bool,
-    /// The device's end was passed on before the answer was whole.
+    /// The device's FIN was passed on before the answer was whole.
     given_up: bool,
-    /// The service went away before the device did.
+    /// The service closed the connection before the device did.
     service_left: bool,
     draining: bool,
     limit: Option<(Vec<u8>, Refused)>,
 }
 
 impl<'r> Exchange<'r> {
-    /// The machine of one request, and what it does first.
+    /// The machine for one request, and its first actions.
     pub(super) fn start(
         request: Request,
         incoming: &'r mut Incoming,
@@ -119,7 +119,7 @@ impl<'r> Exchange<'r> {
         (exchange, actions)
     }
 
-    /// What is to be done about an event.
+    /// The actions that follow from an event.
     pub(super) fn on(&mut self, event: Event<'_>) -> Actions {
         let mut actions = Actions::default();
         let now = &mut actions;
@@ -157,7 +157,7 @@ impl<'r> Exchange<'r> {
         actions
     }
 
-    /// What it wants to hear of next.
+    /// The events that the machine waits for.
     pub(super) fn wants(&self) -> Wants {
         let open = matches!(self.answering, Answering::Open | Answering::Whole);
         Wants {
@@ -168,7 +168,7 @@ impl<'r> Exchange<'r> {
         }
     }
 
-    /// The answer's status, when that has come.
+    /// The answer's status, once it has come.
     pub(super) fn status(&self) -> Option<u16> {
         self.answer.status()
     }
@@ -179,18 +179,18 @@ impl<'r> Exchange<'r> {
         !waits && (self.body.is_over() || self.incoming.is_whole())
     }
 
-    /// What has been seen of the prompt and of the answer.
+    /// What was seen of the prompt and of the answer.
     pub(super) fn seen(&self) -> Seen {
         let (prompt, is_stream) = self.incoming.prompt();
         Seen { prompt, pieces: self.answer.pieces(), is_stream }
     }
 
-    /// The bytes that have been read ahead.
+    /// How many bytes were read ahead.
     pub(super) fn ahead(&self) -> usize {
         self.ahead.len()
     }
 
-    /// Whether the service went away before the device did.
+    /// Whether the service closed the connection before the device did.
     pub(super) fn service_left(&self) -> bool {
         self.service_left
     }
@@ -205,7 +205,7 @@ impl<'r> Exchange<'r> {
             Asking::Sent => BEHIND,
         };
         match most.checked_sub(self.ahead.len()) {
-            // Its end is still to be heard.
+            // The FIN after these bytes is still to be read.
             _ if self.ahead.finished => Device::Read,
             Some(more @ 1..) => Device::Ahead(more),
             _ => Device::Loss,
@@ -220,13 +220,13 @@ impl<'r> Exchange<'r> {
         }
     }
 
-    /// Forwards what has been read, as far as it may go now.
+    /// Forwards the bytes that were read, as far as they may be forwarded now.
     fn pump(&mut self, actions: &mut Actions) {
         while self.asking == Asking::Body && !self.forwarding && actions.end.is_none() {
             let mut batch = std::mem::take(&mut self.begun);
             let followed = batch.len();
-            // What has been read goes with what is there already: one write, and no part of what is
-            // found faulty with it.
+            // New bytes are forwarded together with those that are already there, in one write; no
+            // bytes after a fault are forwarded.
             while !self.body.is_over()
                 && batch.len() < BATCH
                 && let Some(chunk) = self.ahead.pop()
@@ -241,7 +241,7 @@ impl<'r> Exchange<'r> {
         }
     }
 
-    /// Takes a part of the request, of which the first `followed` chunks have been judged.
+    /// Takes a part of the request. Its first `followed` chunks have been checked.
     fn take(&mut self, mut batch: Vec<Bytes>, followed: usize, actions: &mut Actions) {
         for at in followed..batch.len() {
             let chunk = &batch[at];
@@ -281,7 +281,7 @@ impl<'r> Exchange<'r> {
         actions.forward = batch;
     }
 
-    /// It need not wait any longer.
+    /// The request has its turn.
     fn go_on(&mut self, actions: &mut Actions) {
         if !matches!(self.asking, Asking::Queued | Asking::Held) {
             return;
@@ -297,11 +297,11 @@ impl<'r> Exchange<'r> {
         self.ahead.finished = true;
         match self.asking {
             Asking::Body => self.end_service(false, actions),
-            // The end comes behind the next request: the application still wants this answer.
+            // The FIN follows a pipelined request: the client still wants this answer.
             Asking::Queued | Asking::Held | Asking::Sent if !self.ahead.is_empty() => {
                 self.end_heard = true;
             }
-            // It gives up, as it would with Ollama.
+            // The client gives up, as it would with Ollama directly.
             Asking::Queued | Asking::Held => self.close(How::Drained, actions),
             Asking::Sent => self.end_service(true, actions),
             Asking::Ended { .. } => {}
@@ -316,7 +316,7 @@ impl<'r> Exchange<'r> {
 
     fn service(&mut self, bytes: &[u8], actions: &mut Actions) {
         if self.answering == Answering::Whole {
-            // More than an answer.
+            // The service sent more than an answer.
             return self.service_reset(actions);
         }
         let (held, rest) = self.answer.pass(bytes);
@@ -327,7 +327,8 @@ impl<'r> Exchange<'r> {
             self.delivering = true;
             actions.deliver = Some(Deliver { held, from });
         }
-        // A device that takes the end slowly, or not at all, keeps nobody else from the service.
+        // Release the queue slot once the service has finished, even if the device reads the tail
+        // slowly.
         actions.release = self.answer.is_complete();
     }
 
@@ -336,7 +337,7 @@ impl<'r> Exchange<'r> {
         if self.answering == Answering::Open && self.answer.is_complete() {
             self.answering = Answering::Whole;
             if matches!(self.asking, Asking::Queued | Asking::Held) {
-                // It has had its answer: whatever else it says starts nothing.
+                // The answer is complete: nothing that is left of the request starts anything.
                 actions.queue = Some(Queue::Leave);
                 self.go_on(actions);
             }
@@ -346,7 +347,7 @@ impl<'r> Exchange<'r> {
 
     fn service_ended(&mut self, actions: &mut Actions) {
         self.answering = Answering::Closed;
-        // The service also closes when the application has gone.
+        // The service also closes if the application has gone.
         self.service_left = !matches!(self.asking, Asking::Ended { .. });
         actions.release = true;
         actions.finish_device = true;
@@ -359,7 +360,7 @@ impl<'r> Exchange<'r> {
         self.close(How::Aborted, actions);
     }
 
-    /// Ends when both directions have come to their ends, or nobody takes an answer any more.
+    /// Ends the exchange if both directions have ended, or if nobody reads the answer.
     fn settle(&mut self, actions: &mut Actions) {
         if actions.end.is_some() {
             return;
@@ -371,7 +372,8 @@ impl<'r> Exchange<'r> {
                 actions.end = Some(Ending::Next(self.complete()));
             }
             (Answering::Closed, Asking::Ended { .. }) => self.close(How::Done, actions),
-            // Keep forwarding what was received; a request that still waits is dropped.
+            // Keep forwarding what was received; only a request that still waits in the queue is
+            // dropped.
             (Answering::Stopped, _) if sent || waits => self.close(How::Stopped, actions),
             (Answering::Lost, _) if sent || waits => self.close(How::Lost, actions),
             (Answering::Closed | Answering::Stopped | Answering::Lost, _) if self.draining => {

@@ -1,5 +1,5 @@
-//! Whether a request may pass: asked in this order, certificate, Host, route, model, `authorize`,
-//! limits; and again when the rules change.
+//! Decides whether a request may pass. Checks in this order: certificate, Host, route, model,
+//! `authorize`, limits. Checks again when the rules change.
 
 mod reading;
 
@@ -42,12 +42,12 @@ pub(super) struct Judged {
     head: RequestHead,
     route: Route,
     models: Option<Vec<String>>,
-    pass: RequestPermit,
-    /// Who else has said so.
+    request_permit: RequestPermit,
+    /// The service that has allowed it, too.
     authority: Option<Arc<Authority>>,
 }
 
-/// A request that may pass, with all that carries it.
+/// A request that may pass, with everything that carries it.
 pub(super) struct Judgement<'a> {
     pub(super) request: Request,
     pub(super) judged: Judged,
@@ -55,7 +55,6 @@ pub(super) struct Judgement<'a> {
     pub(super) running: Running<'a>,
 }
 
-/// Why a request goes no further.
 enum Stop {
     Refused(Refused),
     Over(Over),
@@ -68,7 +67,10 @@ impl<T: Into<Refused>> From<T> for Stop {
 }
 
 impl Judged {
-    /// Ends when the rules have changed and it may not pass any more. Cancellation safe.
+    /// Ends when the rules have changed and the request may not pass any more.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn overruled(
         &mut self,
         gate: &Gate,
@@ -80,22 +82,24 @@ impl Judged {
                 return refused;
             }
         }
-        // The gate is gone, and with it whoever could change anything.
+        // The gate was dropped: nothing can change any more.
         std::future::pending().await
     }
 
     async fn again(&mut self, gate: &Gate, line: &StreamContext<'_>) -> Result<(), Refused> {
         const BEFORE: &str = "began before this rule was in force";
-        let leave = gate.policy.route(line.certificate, wish(&self.head, self.route))?;
+        let route_permit =
+            gate.policy.route(line.certificate, requested_route(&self.head, self.route))?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
-        if is_unknown && leave.needs_model() {
-            return Err(leave.no_model(BEFORE).into());
+        if is_unknown && route_permit.needs_model() {
+            return Err(route_permit.no_model(BEFORE).into());
         }
-        let pass = leave.with_models(self.models.as_deref().unwrap_or_default())?;
+        let request_permit =
+            route_permit.with_models(self.models.as_deref().unwrap_or_default())?;
         let authority = gate.authority().filter(|authority| authority.is_asked(At::Request));
         let Some(authority) = authority else { return Ok(()) };
-        // The same is not asked the same again: what it has said was about the whole request.
-        if self.pass == pass
+        // An unchanged question is not asked again: its answer was about the whole request.
+        if self.request_permit == request_permit
             && self.authority.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, &authority))
         {
             return Ok(());
@@ -106,8 +110,8 @@ impl Judged {
             );
             return Err(Refused::new(403, Refusal::Authorize, sentence));
         }
-        authority.ask(question(&self.head, line, &pass, self.models.clone())).await?;
-        (self.pass, self.authority) = (pass, Some(authority));
+        authority.ask(question(&self.head, line, &request_permit, self.models.clone())).await?;
+        (self.request_permit, self.authority) = (request_permit, Some(authority));
         Ok(())
     }
 }
@@ -115,7 +119,7 @@ impl Judged {
 fn question(
     head: &RequestHead,
     line: &StreamContext<'_>,
-    pass: &RequestPermit,
+    request_permit: &RequestPermit,
     models: Option<Vec<String>>,
 ) -> Question {
     let models = models.unwrap_or_default();
@@ -124,7 +128,7 @@ fn question(
         device: line.asker.name.clone(),
         device_id: Some(line.asker.id),
         device_uid: line.asker.uid,
-        role: pass.role.clone(),
+        role: request_permit.role.clone(),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),
         model: models.first().cloned(),
@@ -132,7 +136,7 @@ fn question(
     }
 }
 
-fn wish(head: &RequestHead, route: Route) -> RequestedRoute<'_> {
+fn requested_route(head: &RequestHead, route: Route) -> RequestedRoute<'_> {
     RequestedRoute {
         method: &head.method,
         preflight: head.preflight.as_deref(),
@@ -143,13 +147,13 @@ fn wish(head: &RequestHead, route: Route) -> RequestedRoute<'_> {
 
 /// A request as far as it had to be read.
 struct Content {
-    /// The bytes of its head.
+    /// Length of the head in bytes.
     head: usize,
-    /// The bytes of its body, as they came.
+    /// The body, as it was received.
     raw: Vec<u8>,
-    /// The rest of it.
+    /// The rest of the body.
     body: Body,
-    /// The most that it may have.
+    /// The most bytes that the body may have.
     most: Option<u64>,
 }
 
@@ -164,8 +168,8 @@ impl StreamContext<'_> {
 }
 
 impl Gate {
-    /// What needs nothing but the head.
-    pub(super) fn leave(
+    /// The checks that need only the head.
+    pub(super) fn route_permit(
         &self,
         line: &StreamContext<'_>,
         head: &RequestHead,
@@ -180,18 +184,18 @@ impl Gate {
             );
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
-        Ok(self.policy.route(line.certificate, wish(head, route))?)
+        Ok(self.policy.route(line.certificate, requested_route(head, route))?)
     }
 }
 
 impl<'a> Conversation<'a> {
-    /// Judges a request. An error is the end of the connection; the application has been told why.
+    /// Decides about a request. An error ends the connection; the application was told why.
     pub(super) async fn judge(
         &mut self,
         head: RequestHead,
         bytes: Bytes,
     ) -> Result<Judgement<'a>, Over> {
-        // Whatever changes from now on is about this request.
+        // Every later change of the rules concerns this request.
         self.changes.mark_unchanged();
         let route = route(&head.method, Target::new(&head.target));
         let mut running = self.gate.begin(self.line, Some((&head, route)));
@@ -242,35 +246,37 @@ impl<'a> Conversation<'a> {
         running: &mut Running<'_>,
     ) -> Result<(Judged, Ticket), Stop> {
         self.has_room(content.head, route.class).await?;
-        let leave = self.gate.leave(self.line, &head, route)?;
-        content.most = self.gate.throttle.body(&self.line.asker, leave.role(), head.body)?;
+        let route_permit = self.gate.route_permit(self.line, &head, route)?;
+        content.most = self.gate.throttle.body(&self.line.asker, route_permit.role(), head.body)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
-        let is_read = leave.needs_model() || authority.is_some();
-        let models =
-            if is_read { self.models(&leave, &head, route, content, running).await? } else { None };
+        let is_read = route_permit.needs_model() || authority.is_some();
+        let models = if is_read {
+            self.models(&route_permit, &head, route, content, running).await?
+        } else {
+            None
+        };
         running.set_model(
             models
                 .as_ref()
                 .filter(|models| !models.is_empty())
                 .map(|models| models.join(", ").into()),
         );
-        let pass = leave.with_models(models.as_deref().unwrap_or_default())?;
+        let request_permit = route_permit.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
-            let question = question(&head, self.line, &pass, models.clone());
+            let question = question(&head, self.line, &request_permit, models.clone());
             self.meanwhile(content, route.class, authority.ask(question)).await??;
         }
         let asked = PermittedRequest {
             asker: self.line.asker.clone(),
-            role: pass.role.clone(),
-            method: head.method.clone(),
+            role: request_permit.role.clone(),
             path: Target::new(&head.target).path.into(),
             route: route.class,
-            model: running.model(),
             body: head.body,
         };
         let gate = self.gate;
         let ticket = self.meanwhile(content, route.class, gate.throttle.admit(&asked)).await??;
-        // What may have to wait has to be known to be whole; most is followed as it passes.
+        // A request that may have to wait must be known to be whole; most bodies are followed while
+        // they are forwarded.
         let is_followed = matches!(route.models, Models::Json(_)) && !head.encoded;
         if ticket.waits && !is_followed {
             while !content.body.is_over() {
@@ -278,8 +284,8 @@ impl<'a> Conversation<'a> {
             }
         }
         self.device.room.shrink(content.len() + self.device.ahead.len());
-        let mut judged = Judged { head, route, models, pass, authority };
-        // Its body may have been long in coming, and the service, too.
+        let mut judged = Judged { head, route, models, request_permit, authority };
+        // The rules may have changed while the body or the connection was awaited.
         self.again(&mut judged, content).await?;
         self.reach(content, route.class).await?;
         self.again(&mut judged, content).await?;
@@ -290,7 +296,7 @@ impl<'a> Conversation<'a> {
         Ok((judged, ticket))
     }
 
-    /// Judges a request again if the rules have changed meanwhile.
+    /// Checks a request again if the rules have changed in the meantime.
     async fn again(&mut self, judged: &mut Judged, content: &Content) -> Result<(), Stop> {
         let (gate, line, class) = (self.gate, self.line, judged.route.class);
         while self.changes.has_changed().unwrap_or(false) {
@@ -300,7 +306,7 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// A connection to the service: the one there is, if that is still good, or a new one.
+    /// Reuses the connection to the service if it is still good, or opens one.
     async fn reach(&mut self, content: &Content, class: RouteClass) -> Result<(), Stop> {
         if self.service.as_mut().is_some_and(Service::has_left) {
             self.service = None;
@@ -312,8 +318,8 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
-    /// Waits for something while the application may go. One that half-closes gives up what would
-    /// take long, as it does with Ollama.
+    /// Waits for `work` while the application may go away. An application that sends FIN gives up a
+    /// request that would take long, as with Ollama directly.
     async fn meanwhile<T>(
         &mut self,
         content: &Content,
@@ -334,7 +340,7 @@ impl<'a> Conversation<'a> {
             biased;
             done = &mut work => Ok(done),
             end = self.device.watch(held, WAITING) => match end {
-                // Or it ends behind its next request.
+                // A FIN after a pipelined request gives up nothing.
                 DownEnd::Finished if !class.needs_gpu() || !self.device.ahead.is_empty() => Ok(work.await),
                 end => Err(Stop::Over(end.into())),
             },
@@ -343,7 +349,7 @@ impl<'a> Conversation<'a> {
 }
 
 impl Content {
-    /// The memory that it takes.
+    /// Bytes of memory that it takes.
     fn len(&self) -> usize {
         self.head + self.raw.len()
     }

@@ -1,17 +1,17 @@
-//! What a device has sent ahead of its turn: bytes that were read and may not be forwarded yet.
+//! Bytes that a device has sent early: they were read and may not be forwarded yet.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// The most bytes that are read ahead behind a request that runs.
+/// The most bytes that are read ahead while a request runs.
 pub(super) const BEHIND: usize = 16 * 1024;
-/// The most bytes that are read ahead behind a request that waits: enough to see, behind a request
-/// of ordinary size, that its application has gone.
+/// The most bytes that are read ahead while a request waits: enough to notice, after a request of
+/// ordinary size, that its application has gone.
 pub(super) const WAITING: usize = 256 * 1024;
 
-/// A chunk shorter than this is copied to the end of the one before it, where there is room: it is
-/// a piece of a buffer that may be much larger, and there may be as many chunks as bytes.
+/// A chunk shorter than this is copied to the end of the one before it, if there is room. A short
+/// chunk may keep a much larger buffer in memory, and there may be as many chunks as bytes.
 const SHORT: usize = 4 * 1024;
 
 /// Bytes that were read ahead, in order.
@@ -19,22 +19,22 @@ const SHORT: usize = 4 * 1024;
 pub(super) struct ReadAhead {
     chunks: VecDeque<Bytes>,
     len: usize,
-    /// The device has ended its direction: nothing comes behind these bytes.
+    /// The device has sent FIN after these bytes.
     pub(super) finished: bool,
 }
 
 impl ReadAhead {
-    /// Nothing is kept. The device may go on.
+    /// Whether no bytes are kept. The device may have ended all the same.
     pub(super) fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
 
-    /// The bytes that are kept.
+    /// The number of bytes that are kept.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Puts a chunk behind the others.
+    /// Appends a chunk.
     pub(super) fn push(&mut self, chunk: Bytes) {
         self.len += chunk.len();
         if chunk.len() >= SHORT {
@@ -56,7 +56,7 @@ impl ReadAhead {
         }
     }
 
-    /// Puts chunks before the others, in their order: they were taken, and are not due yet.
+    /// Puts chunks back at the front, in their order.
     pub(super) fn put_back(&mut self, chunks: impl DoubleEndedIterator<Item = Bytes>) {
         for chunk in chunks.rev().filter(|chunk| !chunk.is_empty()) {
             self.len += chunk.len();
@@ -64,7 +64,7 @@ impl ReadAhead {
         }
     }
 
-    /// The first chunk.
+    /// Takes the first chunk.
     pub(super) fn pop(&mut self) -> Option<Bytes> {
         let chunk = self.chunks.pop_front()?;
         self.len -= chunk.len();
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_comes_byte_by_byte_is_kept_in_few_pieces() {
+    fn bytes_that_come_one_by_one_are_kept_in_few_chunks() {
         let mut ahead = ReadAhead::default();
         let long = Bytes::from(vec![b'x'; SHORT]);
         let mut all = Vec::new();
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_somebody_else_holds_too_is_left_as_it_is() {
+    fn a_chunk_with_another_owner_is_not_changed() {
         let long = Bytes::from(vec![b'x'; SHORT]);
         let mut ahead = ReadAhead::default();
         ahead.put_back([long.slice(..1)].into_iter());

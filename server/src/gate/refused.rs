@@ -1,4 +1,4 @@
-//! What an application is told instead of an answer of the service.
+//! Answers that an application gets instead of the service's.
 
 use common::transport::splice::Sending;
 use proto::{
@@ -12,26 +12,25 @@ use crate::{
     record::{NotNow, Refusal},
 };
 
-/// A refusal that has not been taken after this time is not waited for.
+/// How long a refusal may take to be written before the connection is dropped.
 const TOLD_WITHIN: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// A request that is refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refused {
-    /// What the application is told.
+pub(crate) struct Refused {
+    /// The answer for the application.
     pub answer: ErrorAnswer,
-    /// For the record.
+    /// The reason for the record.
     pub why: Refusal,
 }
 
 impl Refused {
-    /// A refusal with this status.
-    pub fn new(status: u16, why: Refusal, sentence: impl Into<String>) -> Self {
+    pub(crate) fn new(status: u16, why: Refusal, sentence: impl Into<String>) -> Self {
         Self { answer: ErrorAnswer::new(status, sentence), why }
     }
 
-    /// There is no memory to read it.
-    pub fn no_memory() -> Self {
+    /// The refusal when there is no memory to read the request.
+    pub(crate) fn no_memory() -> Self {
         let sentence =
             "adit: the server is reading too many long requests at once: try again in a moment";
         let mut refused = Self::new(503, Refusal::Limit("room"), sentence);
@@ -39,14 +38,14 @@ impl Refused {
         refused
     }
 
-    /// Writes last words to a device, which has some time to take them; whether it has.
+    /// Writes the last bytes to a device, within a time limit; returns whether that succeeded.
     pub(super) async fn write(send: &mut Sending, bytes: &[u8]) -> bool {
         matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(bytes)).await, Ok(Ok(())))
     }
 
-    /// The last line of an answer that had begun, in the shape of the request that begins with
-    /// `line`: Ollama tells errors so, too.
-    pub fn last_line(&self, line: &[u8]) -> Vec<u8> {
+    /// The last line of an answer that had begun, in the format of the request that begins with
+    /// `line`. Ollama reports errors in the same way.
+    pub(crate) fn last_line(&self, line: &[u8]) -> Vec<u8> {
         let body = self.answer.body(line);
         match body.starts_with("{\"error\":{") {
             true => format!("data: {body}\n\n").into_bytes(),
@@ -93,7 +92,7 @@ impl From<NotNow> for Refused {
 }
 
 impl From<Code> for Refused {
-    /// There is no way to the service.
+    /// The refusal when the service can't be reached.
     fn from(code: Code) -> Self {
         let why = match code {
             Code::Expired | Code::Revoked => Refusal::Certificate,
@@ -109,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_authority_that_cannot_be_asked_is_asked_again_and_a_no_is_not() {
+    fn a_failed_authority_invites_a_retry_and_a_refusal_does_not() {
         let failed = authorize::Refusal::Failed(std::io::ErrorKind::TimedOut.into());
         let told = |refusal| {
             let Refused { answer, .. } = Refused::from(refusal);
@@ -120,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_is_told_the_same_in_a_stream_and_before_it() {
+    fn the_error_is_the_same_within_a_stream_and_before_it() {
         for code in [Code::Expired, Code::Revoked] {
             assert_eq!(Refused::from(Denied::Device(code)), code.into(), "{code:?}");
         }

@@ -1,8 +1,8 @@
-//! One request while it runs, and its record when it has ended, however that comes about.
+//! A request while it runs, and its record when it has ended, in whatever way.
 
 use std::{
     sync::Arc,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use proto::{
@@ -19,34 +19,32 @@ use proto::{
 use super::refused::Refused;
 use crate::record::{Account, Asker, End, Observer, Refusal, RequestRecord, Seen, TokenFacts};
 
-/// A path is recorded up to this length.
+/// The longest path that is recorded, in bytes.
 const MOST_PATH: usize = 1024;
 
-/// A request that has begun. Dropped before its end, it was cut.
+/// A request that has begun. If it is dropped before its end, it is recorded as cut.
 pub(super) struct Running<'a> {
     record: RequestRecord,
-    /// What comes from the device.
+    /// The bytes from the device.
     pub(super) incoming: Incoming,
-    /// What goes to it.
+    /// The bytes to the device.
     pub(super) outgoing: Outgoing<'a>,
-    /// Where its answer is.
+    /// How far the answer has come.
     pub(super) answer: Tracker,
     told: bool,
 }
 
-/// The request's bytes.
 #[derive(Default)]
 pub(super) struct Incoming {
-    /// All of them.
+    /// All bytes.
     pub(super) bytes: u64,
-    /// Those of the body's content.
+    /// Bytes of the body's content.
     pub(super) content: u64,
     scan: Option<JsonScan>,
-    /// The models that it names, where that has to be known.
+    /// The models that the body names, if they must be known.
     named: Option<NamedModels>,
 }
 
-/// The answer's bytes.
 pub(super) struct Outgoing<'a> {
     observer: &'a dyn Observer,
     route: RouteClass,
@@ -54,19 +52,19 @@ pub(super) struct Outgoing<'a> {
     first: Option<Duration>,
     last: Option<Instant>,
     status: Option<u16>,
-    /// So long the request has waited for its turn.
+    /// How long the request has waited for its turn.
     pub(super) queued: Duration,
     /// Since when the service has all that it needs to begin.
     at_work: Option<Instant>,
-    /// All of them.
+    /// All bytes.
     pub(super) bytes: u64,
-    /// What it is charged to.
+    /// The account that it is charged to.
     pub(super) account: Option<Arc<dyn Account>>,
     seen: Seen,
 }
 
 impl<'a> Running<'a> {
-    /// Begins with a head; or with none, if it could not be read.
+    /// Begins with a head; with `None` if the head could not be read.
     pub(super) fn new(
         observer: &'a dyn Observer,
         asker: &Asker,
@@ -78,7 +76,6 @@ impl<'a> Running<'a> {
         };
         let route = head.map_or(RouteClass::Other, |(_, route)| route.class);
         let record = RequestRecord {
-            at: SystemTime::now(),
             asker: asker.clone(),
             role,
             method: head.map(|(head, _)| head.method.clone()).unwrap_or_default(),
@@ -120,17 +117,17 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// The model that it has named so far.
-    pub(super) fn model(&self) -> Option<Box<str>> {
+    /// The model that was found so far.
+    fn model(&self) -> Option<Box<str>> {
         self.record.model.clone().or_else(|| self.incoming.scan.as_ref()?.model())
     }
 
-    /// The model that it names, for sure.
+    /// Sets the model that the checks have found.
     pub(super) fn set_model(&mut self, model: Option<Box<str>>) {
         self.record.model = model;
     }
 
-    /// It has ended. `status` if it was ours.
+    /// Records the end. `status` is set if the answer was the gate's own.
     pub(super) fn ended(mut self, end: End, status: Option<u16>) {
         self.record.end = end;
         self.outgoing.status = status.or(self.outgoing.status);
@@ -159,7 +156,8 @@ impl<'a> Running<'a> {
             told_out,
             pieces: tracker.pieces(),
             prompt: scan.map_or(0, JsonScan::prompt_tokens),
-            // What Ollama's own routes do if nobody says otherwise, and those of others do not.
+            // Ollama's own routes stream unless the request says otherwise; the OpenAI routes do
+            // not.
             is_stream: scan
                 .and_then(JsonScan::stream)
                 .unwrap_or_else(|| self.record.path.starts_with("/api/")),
@@ -178,46 +176,46 @@ impl Drop for Running<'_> {
 }
 
 impl Incoming {
-    /// Nothing yet, of a request whose body is JSON or is not followed.
+    /// An empty reader. `is_json` is false for a body that is not followed.
     pub(super) fn new(is_json: bool) -> Self {
         Self { scan: is_json.then(JsonScan::default), ..Self::default() }
     }
 
-    /// Whether what has passed is all that the service needs to begin, so far as that can be
+    /// Whether the service can begin with the bytes that were forwarded, as far as that can be
     /// followed.
     pub(super) fn is_whole(&self) -> bool {
         self.scan.as_ref().is_some_and(JsonScan::is_whole)
     }
 
-    /// About how many tokens the prompt has, and whether a stream is asked for.
+    /// About how many tokens the prompt has, and whether the request asks for a stream.
     pub(super) fn prompt(&self) -> (u64, Option<bool>) {
         self.scan.as_ref().map_or((0, None), |scan| (scan.prompt_tokens(), scan.stream()))
     }
 
-    /// The models that the body names by these keys have to be known. Said before it comes.
+    /// Looks for models under these keys of the body. Must be called before the body is read.
     pub(super) fn look_for_models(&mut self, keys: &'static [&'static [&'static str]]) {
         self.named = Some(NamedModels::new(keys));
     }
 
-    /// The models, as soon as nothing that may still come names others.
+    /// The models, as soon as no later byte of the body can change them.
     pub(super) fn settled_models(&self) -> Option<Vec<String>> {
         self.named.as_ref()?.settled()
     }
 
-    /// The models, when all of the body has come.
+    /// The models, when the whole body was read.
     ///
     /// # Errors
-    /// If the body does not name them in one way.
+    /// If the body is ambiguous about its models.
     pub(super) fn models(&self) -> Result<Vec<String>, Refused> {
         self.named.as_ref().map_or_else(|| Ok(Vec::new()), NamedModels::finish).map_err(unreadable)
     }
 
-    /// Why the body can't be read in one way, as far as it has come.
+    /// Why the body is ambiguous, as far as it was read.
     pub(super) fn doubt(&self) -> Option<Refused> {
         self.named.as_ref()?.fault().map(unreadable)
     }
 
-    /// Bytes of the body's content.
+    /// Reads bytes of the body's content.
     pub(super) fn content(&mut self, bytes: &[u8]) {
         self.content += bytes.len() as u64;
         if let Some(scan) = &mut self.scan {
@@ -234,7 +232,7 @@ fn unreadable(why: Unreadable) -> Refused {
 }
 
 impl Outgoing<'_> {
-    /// The service has all that it needs to begin, and this has been seen so far.
+    /// Notes that the service can begin, and what was seen so far.
     pub(super) fn works(&mut self, seen: Seen) {
         let is_new = self.at_work.is_none() || seen != self.seen;
         self.at_work.get_or_insert_with(Instant::now);
@@ -244,7 +242,7 @@ impl Outgoing<'_> {
         }
     }
 
-    /// So many bytes of the answer pass; with its status, when that has come.
+    /// Notes that a piece of the answer was delivered, with the status once it has come.
     pub(super) fn piece(&mut self, bytes: usize, status: Option<u16>) {
         self.bytes += bytes as u64;
         self.status = status;

@@ -1,5 +1,5 @@
-//! A connection to the service: opened for a request, and kept for the next ones of the same
-//! application.
+//! A connection to the service: opened for a request, and reused for the next ones on the same
+//! stream.
 
 use std::future::pending;
 
@@ -13,27 +13,30 @@ use super::{
 };
 use crate::policy::upstream;
 
-/// Descriptors that this process needs besides connections to the service.
+/// Descriptors that this process needs for other purposes.
 const OTHER_DESCRIPTORS: usize = 128;
 
-/// A connection to the service, and its place among them.
+/// A connection to the service, and its share of the budget of connections.
 pub(super) struct Service<'a> {
     pub(super) tcp: TcpStream,
     _place: Share<'a>,
     _stream: SemaphorePermit<'a>,
 }
 
-/// How the service left a connection on which nothing was asked.
+/// How the service closed an idle connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Left {
-    /// It has ended it (FIN).
+    /// With FIN.
     Ended,
-    /// It has reset it, or says something unasked.
+    /// With RST, or by sending bytes without a request.
     Broken,
 }
 
 impl Service<'_> {
-    /// Ends when the service leaves a connection on which nothing is asked. Cancellation safe.
+    /// Ends when the service closes an idle connection.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn left(service: Option<&mut Self>) -> Left {
         let Some(service) = service else { return pending().await };
         match service.tcp.peek(&mut [0]).await {
@@ -42,7 +45,7 @@ impl Service<'_> {
         }
     }
 
-    /// Whether the service has left it, as far as is known now.
+    /// Whether the service is known to have closed the connection.
     pub(super) fn has_left(&mut self) -> bool {
         let left = std::pin::pin!(Self::left(Some(self)));
         let mut now = std::task::Context::from_waker(std::task::Waker::noop());
@@ -50,8 +53,8 @@ impl Service<'_> {
     }
 }
 
-/// How many connections to the service there may be. The limit of descriptors may be changed while
-/// this process runs.
+/// How many connections to the service there may be. The limit of descriptors may change while this
+/// process runs.
 fn places() -> usize {
     process::descriptor_limit().saturating_sub(OTHER_DESCRIPTORS).max(OTHER_DESCRIPTORS)
 }
@@ -60,10 +63,10 @@ impl Gate {
     /// Opens a connection to the service.
     ///
     /// # Errors
-    /// The code that the device is told.
+    /// The code that the device gets.
     ///
     /// # Cancel safety
-    /// Nothing is left behind.
+    /// Cancel safe: nothing is left behind.
     pub(super) async fn dial<'a>(
         &'a self,
         line: &'a StreamContext<'_>,

@@ -1,10 +1,9 @@
-//! What the operating system says of this machine.
+//! What the operating system knows about this machine.
 
 use std::net::IpAddr;
 
 use proto::ollama::host::Own;
 
-/// What the operating system says of this machine.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ThisMachine;
 

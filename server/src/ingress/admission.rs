@@ -1,9 +1,9 @@
 //! Admission: which packets are looked at, which connection attempts are answered, and how many at
 //! once.
 //!
-//! It is asked twice. [`Admission::hear`] judges each first packet before QUIC sees it: only the knock
-//! of a device, or of an open invitation, which is no copy of an earlier one, goes on.
-//! [`Admission::judge`] judges the attempt that QUIC has made of it.
+//! It is asked twice. [`Admission::hear`] judges each first packet before QUIC sees it: the packet
+//! goes on only if it has the knock of a device or of an open invitation, and is not a copy of an
+//! earlier packet. [`Admission::judge`] judges the connection attempt that QUIC makes of it.
 
 pub(crate) mod connection_ids;
 mod recent;
@@ -28,54 +28,53 @@ use proto::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::slots::Knocker;
+pub(crate) use self::slots::Knocker;
 use self::{
     replay::{Group, Heard, Hearing, Issued},
     slots::Slots,
 };
 use crate::{policy::Policy, state::EndpointKeys};
 
-/// Attempts of one address, and of one device, per second, and at once.
+/// The limit of attempts of one address or device: per second, and in a burst.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
 const ATTEMPTS_AT_ONCE: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
-/// Addresses and devices that are remembered; beyond it those are forgotten that have been quiet.
+/// How many addresses and devices are remembered; of more, those are forgotten that were quiet for
+/// longest.
 const REMEMBERED: usize = 10_000;
 
-/// Which way an attempt goes in.
+/// What is done with an attempt.
 #[derive(Debug)]
-pub enum Verdict {
-    /// Not a sound.
+pub(crate) enum Verdict {
+    /// Send no answer.
     Ignore(Reason),
-    /// Prove your address first (RFC 9000 section 8.1.2).
+    /// Ask for a proof of the address (RFC 9000 section 8.1.2).
     Retry,
-    /// A handshake, for the tunnel or for enrollment, as [`HandshakeSlot::knocker`] says.
+    /// Begin a handshake, for the tunnel or for enrollment, as [`HandshakeSlot::knocker`] says.
     Accept(HandshakeSlot),
 }
 
 /// Why an attempt, or a datagram, was ignored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Reason {
-    /// It came from a network that nobody named.
+pub(crate) enum Reason {
+    /// It came from a network that is not allowed.
     Network,
-    /// It was no packet of QUIC version 1 that could be for us.
+    /// It was not a packet of QUIC version 1 that could be for this server.
     Datagram,
-    /// No knock, or not with a key of ours.
+    /// It had no knock, or one with an unknown key.
     Stranger,
-    /// A knock, or a connection ID of ours, that was used before or by somebody else: a copy.
+    /// Its knock or connection ID was used before, or by another client: a copy.
     Replayed,
     /// Too many attempts of this address or device.
     TooOften,
-    /// Too many handshakes at once.
+    /// Too many handshakes under way.
     Full,
 }
 
 impl Reason {
-    /// All of them.
-    pub const ALL: [Self; 6] =
+    pub(crate) const ALL: [Self; 6] =
         [Self::Network, Self::Datagram, Self::Stranger, Self::Replayed, Self::TooOften, Self::Full];
 
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Network => "network",
             Self::Datagram => "datagram",
@@ -87,28 +86,26 @@ impl Reason {
     }
 }
 
-/// How a handshake ended, after it was admitted.
+/// How an admitted handshake ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Handshake {
-    /// It was a tunnel.
+pub(crate) enum Handshake {
+    /// As a tunnel.
     Tunnel,
-    /// It was an enrollment.
+    /// As an enrollment.
     Enrollment,
-    /// It failed: a certificate that is not, or no longer, good, or none.
+    /// It failed: no certificate, or an invalid or expired one.
     Failed,
     /// It took too long.
     Late,
-    /// It had to make room for another.
+    /// It was ended to make room for another.
     Displaced,
 }
 
 impl Handshake {
-    /// All of them.
-    pub const ALL: [Self; 5] =
+    pub(crate) const ALL: [Self; 5] =
         [Self::Tunnel, Self::Enrollment, Self::Failed, Self::Late, Self::Displaced];
 
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Tunnel => "tunnel",
             Self::Enrollment => "enrollment",
@@ -120,9 +117,9 @@ impl Handshake {
 }
 
 /// One of the handshakes that may be under way at once; given back when dropped. It is held until
-/// the peer has said its first words, which an honest one does at once.
+/// the peer has sent its first message, which an honest peer does at once.
 #[derive(Debug)]
-pub struct HandshakeSlot {
+pub(crate) struct HandshakeSlot {
     number: u64,
     knocker: Knocker,
     displaced: CancellationToken,
@@ -130,13 +127,16 @@ pub struct HandshakeSlot {
 }
 
 impl HandshakeSlot {
-    /// Whose knock it was.
-    pub fn knocker(&self) -> Knocker {
+    /// The owner of the key with which the knock was made.
+    pub(crate) fn knocker(&self) -> Knocker {
         self.knocker
     }
 
-    /// Ends when the slot belongs to another handshake. Cancellation safe.
-    pub async fn displaced(&self) {
+    /// Ends when the slot was given to another handshake.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn displaced(&self) {
         self.displaced.cancelled().await;
     }
 }
@@ -147,7 +147,7 @@ impl Drop for HandshakeSlot {
     }
 }
 
-/// Who may not try too often.
+/// The keys by which attempts are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Limited {
     Address(IpAddr),
@@ -155,7 +155,7 @@ enum Limited {
 }
 
 /// Decides about connection attempts, before a handshake costs anything.
-pub struct Admission {
+pub(crate) struct Admission {
     knocks: DeviceKnocks,
     shared: Checker,
     policy: Arc<Policy>,
@@ -170,9 +170,9 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// Admission with the server's own keys; devices and open invitations come from the policy's
-    /// snapshot, at each packet anew.
-    pub fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {
+    /// Uses the server's own keys. Devices and open invitations are read from the policy's snapshot
+    /// at each packet.
+    pub(crate) fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {
         let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);
         let ignored = Reason::ALL.map(|reason| (reason, AtomicU64::new(0)));
         Self {
@@ -192,20 +192,21 @@ impl Admission {
 
     /// Whether QUIC may see a client's Initial packet (RFC 9000 section 17.2.2) with this
     /// Destination Connection ID. `now` is Unix time.
-    pub fn hear(&self, id: &[u8], from: SocketAddr, now: i64) -> bool {
+    pub(crate) fn hear(&self, id: &[u8], from: SocketAddr, now: i64) -> bool {
         if self.is_closed() {
             return false;
         }
         let Ok(knock) = Knock::try_from(id) else {
-            // The first packet after a Retry, and later ones, go to an ID that we chose.
+            // The packet after a Retry, and later ones, go to a connection ID that this server
+            // chose.
             let knows = lock(&self.issued).knows(id, from, self.uptime());
             return knows || self.drop_for(Reason::Stranger);
         };
         let Some(knocker) = self.knocker(&knock, now) else {
             return self.drop_for(Reason::Stranger);
         };
-        // Behind other keys there may be many: devices without a knock of their own are one
-        // knocker, and a code may have been given to a crowd.
+        // Other keys may be used by many clients: devices without a key of their own share one, and
+        // a code may have been given to many.
         let group = match knocker {
             Knocker::Device(_) => Group::Devices,
             Knocker::Shared | Knocker::Invited(_) => Group::Crowds,
@@ -222,22 +223,28 @@ impl Admission {
     }
 
     /// Notes a datagram that the server sends in a handshake.
-    pub fn sent_in_handshake(&self, datagram: &[u8], to: SocketAddr) {
+    pub(crate) fn sent_in_handshake(&self, datagram: &[u8], to: SocketAddr) {
         lock(&self.issued).sent(datagram, to, self.uptime());
     }
 
-    /// Judges one attempt that was heard: by its knock, its address, and whether that address has
-    /// been proved. `now` is Unix time.
-    pub fn judge(&self, knock: &[u8], remote: SocketAddr, proved: bool, now: i64) -> Verdict {
-        // Asked anew: the device may have been revoked since.
+    /// Judges one attempt whose packet was heard: by its knock, its address, and whether the
+    /// address was proved. `now` is Unix time.
+    pub(crate) fn judge(
+        &self,
+        knock: &[u8],
+        remote: SocketAddr,
+        proved: bool,
+        now: i64,
+    ) -> Verdict {
+        // Checked again: the device may have been revoked since.
         let knock: Result<Knock, _> = knock.try_into();
         let Some((knock, knocker)) = knock.ok().and_then(|k| Some((k, self.knocker(&k, now)?)))
         else {
             return self.ignore(Reason::Stranger);
         };
         let local = remote.ip().to_canonical().is_loopback();
-        // What comes by SSH comes from loopback, all of it; whoever is on this machine has cheaper
-        // ways to be a nuisance.
+        // Everything that comes over SSH comes from loopback. An attacker on this machine has
+        // cheaper means.
         if !local {
             if !proved {
                 let may = lock(&self.heard).retry(&knock);
@@ -256,12 +263,12 @@ impl Admission {
                 heard.take(&knock);
                 Verdict::Accept(slot)
             }
-            // The client sends its first packet again, a second later.
+            // The client repeats its first packet after a second.
             None => self.ignore(Reason::Full),
         }
     }
 
-    /// Whose knock this is, if that one may come in at `now`, Unix time.
+    /// The owner of the key of this knock, if that owner may connect at `now`, in Unix time.
     fn knocker(&self, knock: &Knock, now: i64) -> Option<Knocker> {
         let snapshot = self.policy.snapshot();
         if let Some(id) = self.knocks.whose(knock, |id| snapshot.key(id)) {
@@ -294,33 +301,33 @@ impl Admission {
         self.began.elapsed()
     }
 
-    /// How many attempts were ignored, by reason.
-    pub fn ignored(&self, reason: Reason) -> u64 {
+    /// How many attempts were ignored for this reason.
+    pub(crate) fn ignored(&self, reason: Reason) -> u64 {
         self.ignored.get(&reason).map_or(0, |count| count.load(Relaxed))
     }
 
-    /// Counts a handshake that is over.
-    pub fn shaken(&self, how: Handshake) {
+    /// Counts a handshake that has ended.
+    pub(crate) fn shaken(&self, how: Handshake) {
         self.handshaken[how as usize].fetch_add(1, Relaxed);
     }
 
-    /// How many handshakes ended so.
-    pub fn handshakes(&self, how: Handshake) -> u64 {
+    /// How many handshakes ended in this way.
+    pub(crate) fn handshakes(&self, how: Handshake) -> u64 {
         self.handshaken[how as usize].load(Relaxed)
     }
 
-    /// No newcomer is heard from now on: a closed endpoint refuses them aloud.
-    pub fn close(&self) {
+    /// Ignores new clients from now on. A closed QUIC endpoint would answer them with a refusal.
+    pub(crate) fn close(&self) {
         self.closed.store(true, Relaxed);
     }
 
-    /// Whether newcomers are heard no more.
-    pub fn is_closed(&self) -> bool {
+    /// Whether new clients are ignored.
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Relaxed)
     }
 
-    /// Counts something that is ignored.
-    pub fn count(&self, reason: Reason) {
+    /// Counts an ignored datagram or attempt.
+    pub(crate) fn count(&self, reason: Reason) {
         if let Some(count) = self.ignored.get(&reason) {
             count.fetch_add(1, Relaxed);
         }
@@ -338,11 +345,11 @@ impl Admission {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Each change is whole before anything can panic.
+    // Each change is completed before anything can panic.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What counts as one address: an IPv4 address, or the /64 of an IPv6 one.
+/// The unit by which addresses are counted: an IPv4 address, or the /64 of an IPv6 address.
 fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),

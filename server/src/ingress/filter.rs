@@ -1,10 +1,11 @@
-//! Below QUIC: drops the datagrams to which QUIC itself would answer a stranger, and all that come
-//! from networks nobody named.
+//! The filter below QUIC: drops the datagrams to which QUIC would answer a stranger, and all
+//! datagrams from networks that are not allowed.
 //!
-//! A QUIC server answers an unknown version with its own (RFC 9000 section 6), and some malformed
-//! first packets, and those with an old token or with somebody else's, with a close. All of that
-//! would tell a port-scanner that somebody is here. First packets without a knock are dropped here
-//! too: QUIC would derive keys for each of them before it asks.
+//! A QUIC server answers an unknown version with a list of its own (RFC 9000 section 6). It answers
+//! some malformed first packets, and those with an expired or foreign token, with a
+//! CONNECTION_CLOSE. Each of these answers would tell a port scanner that a server is here. First
+//! packets without a knock are also dropped here, because QUIC would derive keys for each of them
+//! before it asks.
 
 use std::{
     fmt,
@@ -31,34 +32,34 @@ const HANDSHAKE: u8 = 0x20;
 /// QUIC version 1 (RFC 9000 section 15).
 const VERSION_1: [u8; 4] = [0, 0, 0, 1];
 
-/// Who may speak to a socket at all.
+/// The networks that may send to a socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Audience(Vec<IpNet>);
+pub(crate) struct Audience(Vec<IpNet>);
 
 impl Audience {
-    /// The named networks; loopback always belongs to it, so that this machine can reach itself.
-    pub fn new(networks: Vec<IpNet>) -> Self {
+    /// Allows these networks. Loopback is always allowed, so that this machine can reach its own
+    /// server.
+    pub(crate) fn new(networks: Vec<IpNet>) -> Self {
         Self(networks)
     }
 
-    /// The named networks.
-    pub fn networks(&self) -> &[IpNet] {
+    pub(crate) fn networks(&self) -> &[IpNet] {
         &self.0
     }
 
-    /// Whether `address` belongs to it.
-    pub fn includes(&self, address: IpAddr) -> bool {
+    /// Whether `address` is allowed.
+    pub(crate) fn includes(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         address.is_loopback() || self.0.iter().any(|network| network.contains(&address))
     }
 }
 
-/// A UDP socket that hands QUIC only what it may see.
-pub struct FilteredSocket {
+/// A UDP socket that hands QUIC only the datagrams that it may see.
+pub(crate) struct FilteredSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
     admission: Arc<Admission>,
-    /// Where packets with ECN marks do not arrive.
+    /// Addresses where packets with ECN marks do not arrive.
     unmarked: Mutex<Unmarked>,
 }
 
@@ -72,9 +73,9 @@ impl fmt::Debug for FilteredSocket {
 }
 
 impl FilteredSocket {
-    /// Listens on `inner` to `audience`, and to newcomers as far as `admission` hears them. What is
-    /// dropped is counted there.
-    pub fn new(
+    /// Wraps `inner`: accepts datagrams from `audience`, and from new clients if `admission` hears
+    /// them. `admission` counts the dropped ones.
+    pub(crate) fn new(
         inner: Arc<dyn AsyncUdpSocket>,
         audience: Audience,
         admission: Arc<Admission>,
@@ -104,7 +105,7 @@ impl AsyncUdpSocket for FilteredSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        // Only a handshake has long headers.
+        // Only packets of a handshake have long headers.
         if is_long(transmit.contents) {
             let size = transmit.segment_size.unwrap_or(transmit.contents.len());
             for datagram in transmit.contents.chunks(size.max(1)) {
@@ -161,8 +162,8 @@ impl AsyncUdpSocket for FilteredSocket {
     }
 }
 
-/// Closes the gaps that dropped datagrams leave in a batch (all but its last are `stride` long);
-/// returns the new length.
+/// Removes the dropped datagrams from a batch, in which each datagram but the last is `stride`
+/// bytes long. Returns the new length.
 fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> usize {
     let (mut kept, mut at) = (0, 0);
     while at < batch.len() {
@@ -180,8 +181,9 @@ fn keep(batch: &mut [u8], stride: usize, may_pass: impl Fn(&[u8]) -> bool) -> us
 
 /// Whether QUIC can handle this datagram without answering a stranger.
 ///
-/// Long headers (RFC 8999 section 5.1) must be of version 1, of a packet that a client of ours
-/// sends (Initial or Handshake), and go to a connection ID as long as a knock or as ours.
+/// Long headers (RFC 8999 section 5.1) must be of version 1, of a type that our clients send
+/// (Initial or Handshake), and their connection ID must be as long as a knock or as one that this
+/// server chooses.
 fn may_pass(datagram: &[u8]) -> bool {
     match datagram {
         [first, rest @ ..] if is_long(datagram) => {
@@ -192,7 +194,8 @@ fn may_pass(datagram: &[u8]) -> bool {
                     Some(KNOCK_LEN | connection_ids::LEN)
                 )
         }
-        // Short headers with a connection ID that isn't ours get no answer from QUIC.
+        // QUIC sends no answer to a short header with an unknown connection ID, except for those of
+        // [`OwnIds`].
         datagram => !datagram.is_empty(),
     }
 }
@@ -201,7 +204,7 @@ fn is_long(datagram: &[u8]) -> bool {
     datagram.first().is_some_and(|first| first & 0x80 != 0)
 }
 
-/// The first packet of a connection (RFC 9000 section 17.2.2).
+/// Whether it is the first packet of a connection (RFC 9000 section 17.2.2).
 fn is_initial(datagram: &[u8]) -> bool {
     is_long(datagram) && datagram[0] & 0x30 == INITIAL
 }
@@ -243,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_datagram_in_a_batch_takes_no_good_one_with_it() {
+    fn a_bad_datagram_in_a_batch_does_not_drop_a_good_one() {
         let (good, bad) = (long(1, 20), long(9, 20));
         let short = vec![0x40; 50];
         let mut batch = [&good[..], &bad, &good, &bad, &short].concat();
@@ -254,14 +257,14 @@ mod tests {
     }
 
     #[test]
-    fn a_first_packet_is_told_from_what_belongs_to_a_connection() {
+    fn first_packets_are_told_from_packets_of_a_connection() {
         assert!(is_initial(&[0xc3]) && is_initial(&[0xcf]));
         // 0-RTT, Handshake, Retry, short header.
         assert!(![0xd0, 0xe0, 0xf0, 0x40].into_iter().any(|first| is_initial(&[first])));
     }
 
     #[test]
-    fn only_named_networks_and_this_machine_are_heard() {
+    fn only_allowed_networks_and_this_machine_are_heard() {
         let audience = Audience::new(vec![
             "10.0.0.0/8".parse().expect("net"),
             "fd00::/8".parse().expect("net"),

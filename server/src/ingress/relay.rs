@@ -1,6 +1,6 @@
-//! The relay on loopback: what a key that may only forward reaches over SSH. It carries framed
-//! datagrams to the UDP port of the same number, so that who connects here can do what they could
-//! do with UDP on this machine, and nothing more.
+//! The relay on loopback: SSH keys that may only forward ports reach it over SSH. It carries framed
+//! datagrams to the UDP port of the same number. So a client that connects here can do what it
+//! could do with UDP on this machine, and nothing more.
 
 use std::{
     collections::HashMap,
@@ -24,24 +24,24 @@ use tokio::{
 };
 use tracing::{debug, info, warn};
 
-/// A device needs one, and for a moment a second.
+/// How many connections may be open. A device needs one, and for a moment a second.
 const MOST: usize = 64;
-/// Whoever has read the first line has something to say.
+/// How long a client that has read the first line may send nothing.
 const FIRST_WORD_WITHIN: Duration = Duration::from_secs(15);
-/// The server sends something every few seconds to a device in good standing. A connection on which
-/// it has sent nothing for so long makes room for another.
+/// The server sends something every few seconds to an enrolled device. A connection to which the
+/// server has sent nothing for this long may be closed to make room for another.
 const UNANSWERED: Duration = Duration::from_secs(15);
 
-/// A listener on loopback, and the UDP address that it leads to.
+/// A listener on loopback, and the UDP address to which it relays.
 #[derive(Debug)]
-pub struct Relay {
+pub(crate) struct Relay {
     listener: TcpListener,
     to: SocketAddr,
 }
 
 impl Relay {
-    /// One for each of the UDP addresses that can be reached over loopback.
-    pub async fn beside(listening: &[SocketAddr]) -> Vec<Self> {
+    /// Opens a relay for each of the UDP addresses that can be reached over loopback.
+    pub(crate) async fn beside(listening: &[SocketAddr]) -> Vec<Self> {
         let mut relays: Vec<Self> = Vec::new();
         for to in listening.iter().filter_map(|to| on_loopback(*to)) {
             if !relays.iter().any(|relay| relay.to == to) {
@@ -51,8 +51,8 @@ impl Relay {
         relays
     }
 
-    /// Listens on the same port as the UDP socket. One that is taken is a warning and no failure:
-    /// `aditd relay` works without this.
+    /// Listens on the same port as the UDP socket. If the port is taken, that is a warning and not
+    /// an error: `aditd relay` works without this listener.
     async fn bind(to: SocketAddr) -> Option<Self> {
         match TcpListener::bind(to).await {
             Ok(listener) => Some(Self { listener, to }),
@@ -67,13 +67,12 @@ impl Relay {
         }
     }
 
-    /// Its port.
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.to.port()
     }
 
     /// Relays for as long as it is polled.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         info!("relaying for SSH on {} (TCP)", self.to);
         let (mut connections, mut open) = (JoinSet::new(), HashMap::<Id, Connection>::new());
         loop {
@@ -109,7 +108,7 @@ struct Connection {
     answered: Answered,
 }
 
-/// When the server sent something over a connection last; at first, when it began.
+/// When the server last sent something over a connection, or when the connection began.
 #[derive(Clone)]
 struct Answered(Arc<Mutex<Instant>>);
 
@@ -129,15 +128,15 @@ impl Answered {
     }
 }
 
-/// Which of these connections makes room for another: the one on which the server has been silent
-/// for longest, if that is long. Who was revoked, or has no knock, gets no answer and keeps no
-/// place.
+/// The connection that is closed to make room for another: the one to which the server has sent
+/// nothing for longest, if that is longer than [`UNANSWERED`]. A revoked device, or one without a
+/// knock, gets no answer, so it does not keep its place.
 fn who_leaves<K>(silences: impl Iterator<Item = (K, Duration)>) -> Option<K> {
     let (longest, silence) = silences.max_by_key(|(_, silence)| *silence)?;
     (silence >= UNANSWERED).then_some(longest)
 }
 
-/// The half of a connection that takes what the server sends.
+/// The writing half of a connection; it notes each write.
 struct Noting<W>(W, Answered);
 
 impl<W: AsyncWrite + Unpin> AsyncWrite for Noting<W> {
@@ -177,7 +176,7 @@ async fn carry(mut tcp: TcpStream, to: SocketAddr, answered: Answered) -> io::Er
     let begun = async {
         tcp.set_nodelay(true)?;
         tcp.write_all(SSH_MARKER.as_bytes()).await?;
-        // One that says nothing does not keep its place.
+        // A client that sends nothing does not keep its place.
         let first = tokio::time::timeout(FIRST_WORD_WITHIN, tcp.peek(&mut [0])).await;
         first.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
     };
@@ -198,10 +197,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_says_who_it_is_and_carries_datagrams_to_the_same_port() {
+    async fn it_sends_its_greeting_and_relays_datagrams_to_the_same_port() {
         let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let to = udp.local_addr().expect("an address");
-        // Somebody else may have the port's other half.
+        // Another process may have the TCP port of this number.
         let Some(relay) = Relay::bind(to).await else { return };
         assert_eq!(relay.port(), to.port());
         assert!(Relay::bind(to).await.is_none(), "a taken port is no failure");
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_on_loopback_alone() {
+    fn it_listens_on_loopback_only() {
         for (udp, tcp) in [
             ("127.0.0.1:7", Some("127.0.0.1:7")),
             ("[::1]:7", Some("[::1]:7")),

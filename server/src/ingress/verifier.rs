@@ -1,5 +1,5 @@
-//! The judgement inside the handshake: the certificate is this CA's, for a device, in time, and the
-//! register admits its device.
+//! The check inside the TLS handshake: the certificate was signed by this CA, for a device, has not
+//! expired, and the register admits the device.
 
 use std::{fmt, sync::Arc};
 
@@ -20,17 +20,16 @@ use crate::{
     state::ca::Ca,
 };
 
-/// Asks webpki, then the live register.
-pub struct DeviceVerifier {
+/// Checks a certificate by webpki, then by the current register.
+pub(crate) struct DeviceVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     policy: Arc<Policy>,
-    /// See [`Ca::earliest`].
     earliest: i64,
 }
 
 impl DeviceVerifier {
     /// A verifier for certificates of `ca`.
-    pub fn new(ca: &Ca, policy: Arc<Policy>) -> Result<Self, Error> {
+    pub(crate) fn new(ca: &Ca, policy: Arc<Policy>) -> Result<Self, Error> {
         let roots = tls::roots(ca.certificate().clone())?;
         let webpki = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
             .build()
@@ -47,7 +46,7 @@ impl fmt::Debug for DeviceVerifier {
 
 impl ClientCertVerifier for DeviceVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // The CA's name is nobody's business.
+        // The CA's name is not sent: it would identify the server.
         &[]
     }
 
@@ -59,8 +58,8 @@ impl ClientCertVerifier for DeviceVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let certificate = Certificate::from_der(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        // A device that slept past its certificate's end may come in to renew it; the policy lets
-        // it do nothing else.
+        // A device whose certificate has expired may connect to renew it; the policy allows it
+        // nothing else.
         let at = |seconds| {
             let seconds = u64::try_from(seconds).unwrap_or(0);
             UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
@@ -69,8 +68,8 @@ impl ClientCertVerifier for DeviceVerifier {
         let judged_at = if (1..=RECOVER_WITHIN).contains(&late) {
             at(certificate.not_after)
         } else if (now.as_secs() as i64) < self.earliest {
-            // A clock that cannot be right judges no time. The session ends before it begins, and
-            // says whose clock is wrong.
+            // A clock that is certainly wrong must not decide about times. The session is ended at
+            // once and says whose clock is wrong.
             at(certificate.not_before)
         } else {
             now

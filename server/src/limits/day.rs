@@ -10,25 +10,25 @@ const SECONDS: i64 = 86_400;
 /// A day in UTC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
-pub struct Day(i64);
+pub(crate) struct Day(i64);
 
 impl Day {
-    /// The day of a moment in Unix seconds.
-    pub fn of(now: i64) -> Self {
+    /// The day of `now`, in Unix seconds.
+    pub(crate) fn of(now: i64) -> Self {
         Self(now.div_euclid(SECONDS))
     }
 
-    /// How much of it is left.
-    pub fn left(self, now: i64) -> Duration {
+    /// How long the day lasts from `now`.
+    pub(crate) fn left(self, now: i64) -> Duration {
         let end = (self.0 + 1).saturating_mul(SECONDS);
         Duration::from_secs(u64::try_from(end.saturating_sub(now)).unwrap_or(0))
     }
 }
 
-/// What was used on one day.
+/// The usage of one day.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Usage {
+pub(crate) struct Usage {
     day: Day,
     tokens: HashMap<DeviceId, u64>,
     #[serde(skip)]
@@ -36,14 +36,14 @@ pub struct Usage {
 }
 
 impl Usage {
-    /// Tokens that a device has used on `day`.
-    pub fn used(&self, id: DeviceId, day: Day) -> u64 {
+    /// How many tokens a device has used on `day`.
+    pub(crate) fn used(&self, id: DeviceId, day: Day) -> u64 {
         if day == self.day { self.tokens.get(&id).copied().unwrap_or(0) } else { 0 }
     }
 
-    /// What cost `before` costs `tokens` now. Another day forgets the one before, and a later one
-    /// too: a clock that ran ahead must not end all counting.
-    pub fn change(&mut self, id: DeviceId, before: u64, tokens: u64, day: Day) {
+    /// Changes a cost from `before` to `tokens`. Usage of any other day is forgotten, also of a
+    /// later day: a clock that ran ahead must not stop the counting.
+    pub(crate) fn change(&mut self, id: DeviceId, before: u64, tokens: u64, day: Day) {
         if day != self.day {
             self.tokens.clear();
             self.day = day;
@@ -53,13 +53,13 @@ impl Usage {
         self.changed = true;
     }
 
-    /// Forgets devices that are no more.
-    pub fn retain(&mut self, is_enrolled: impl Fn(DeviceId) -> bool) {
+    /// Forgets devices that are no longer enrolled.
+    pub(crate) fn retain(&mut self, is_enrolled: impl Fn(DeviceId) -> bool) {
         self.tokens.retain(|id, _| is_enrolled(*id));
     }
 
-    /// A copy to be kept, if anything has changed since the last.
-    pub fn unsaved(&mut self) -> Option<Self> {
+    /// A copy to save, if anything has changed since the last call.
+    pub(crate) fn unsaved(&mut self) -> Option<Self> {
         std::mem::take(&mut self.changed).then(|| self.clone())
     }
 }

@@ -1,51 +1,50 @@
-//! What the configuration says of limits: for all, for a role, for a device; the nearer one counts,
-//! limit by limit.
+//! Limits in the configuration: for all devices, for a role, for a device. The most specific
+//! setting applies, for each limit separately.
 
 use std::{collections::HashMap, num::NonZeroU32, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
 /// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]` or
-/// `[devices.NAME.limits]`. What it doesn't say is left to the table behind it; `"none"` says that
-/// there is no limit, whatever is behind.
+/// `[devices.NAME.limits]`. A limit that is not set comes from the less specific table; `"none"`
+/// removes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct LimitSettings {
-    /// Requests that a device may make per minute, on the average.
+pub(crate) struct LimitSettings {
+    /// Requests that a device may make per minute, on average.
     pub requests_per_minute: Setting<NonZeroU32>,
-    /// Requests that it may make without a pause; as many as per minute, if not said.
+    /// Requests that it may make without a pause; the default is as many as per minute.
     pub burst: Setting<NonZeroU32>,
-    /// Requests of it that may run at once.
+    /// Requests of the device that may run at once.
     pub at_once: Setting<NonZeroU32>,
     /// Bytes of one request's body: a number, or text such as `"64MiB"`.
     pub body: Setting<Size>,
-    /// Tokens per UTC day, read and written ones together.
+    /// Tokens per UTC day, of prompts and answers together.
     pub tokens_per_day: Setting<Positive>,
 }
 
-/// What a table says of one limit.
+/// The value of one limit in a table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Setting<T> {
-    /// Nothing.
+pub(crate) enum Setting<T> {
+    /// Not set: the less specific table decides.
     #[default]
     Nothing,
-    /// That there is none.
+    /// No limit.
     None,
-    /// How high it is.
+    /// This limit.
     At(T),
 }
 
 /// A number of bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Size(pub u64);
+pub(crate) struct Size(pub u64);
 
 /// A number above zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Positive(pub u64);
+pub(crate) struct Positive(pub u64);
 
-/// All tables.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LimitTable {
+pub(crate) struct LimitTable {
     /// `[limits]`.
     pub default: LimitSettings,
     /// `[roles.NAME.limits]`.
@@ -54,24 +53,19 @@ pub struct LimitTable {
     pub devices: HashMap<String, LimitSettings>,
 }
 
-/// The limits of one device, settled. `None` is none.
+/// The limits that apply to one device. `None` is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Limits {
-    /// Requests per minute.
+pub(crate) struct Limits {
     pub requests_per_minute: Option<NonZeroU32>,
-    /// Requests without a pause.
     pub burst: Option<NonZeroU32>,
-    /// Requests at once.
     pub at_once: Option<NonZeroU32>,
-    /// Bytes of a body.
     pub body: Option<u64>,
-    /// Tokens per UTC day.
     pub tokens_per_day: Option<u64>,
 }
 
 impl LimitTable {
     /// The limits of a device with this role and name.
-    pub fn limits(&self, role: &str, device: &str) -> Limits {
+    pub(crate) fn limits(&self, role: &str, device: &str) -> Limits {
         let layers = [self.devices.get(device), self.roles.get(role), Some(&self.default)];
         let settle = |layers: &[Option<&LimitSettings>]| {
             let layers = || layers.iter().flatten();
@@ -121,7 +115,7 @@ impl FromStr for Size {
     }
 }
 
-/// A value as a file may write it.
+/// A value, as a file may write it.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Raw {
@@ -129,7 +123,7 @@ enum Raw {
     Text(String),
 }
 
-/// What can stand for a limit in a file.
+/// A type of limit that a file can set.
 trait Value: Sized {
     const EXPECTED: &'static str;
     fn from_raw(raw: &Raw) -> Option<Self>;
@@ -189,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn the_nearer_table_counts_limit_by_limit() {
+    fn the_most_specific_table_applies_for_each_limit() {
         let table = LimitTable {
             default: settings("requests_per_minute = 60\nat_once = 4\nbody = '1MiB'"),
             roles: [("infer".to_owned(), settings("at_once = 2\ntokens_per_day = 1000"))].into(),
@@ -208,12 +202,12 @@ mod tests {
         assert_eq!(
             LimitTable::default().limits("infer", "ci"),
             Limits::default(),
-            "without a word nothing is limited"
+            "without settings nothing is limited"
         );
     }
 
     #[test]
-    fn a_limit_that_means_nothing_is_refused_with_what_was_expected() {
+    fn an_invalid_limit_is_refused_with_what_was_expected() {
         for (text, says) in [
             ("requests_per_minute = 0", "a number from 1"),
             ("at_once = -1", "a number from 1"),

@@ -1,4 +1,4 @@
-//! Where the tokens of a day are kept, so that a restart is no new allowance.
+//! The file with the tokens of the day, so that a restart gives no new allowance.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,26 +11,25 @@ use tracing::warn;
 
 use super::{Limiter, Usage};
 
-/// A crash forgets no more than this.
+/// How often usage is saved. A crash loses at most this much.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// The file that keeps them.
-pub struct UsageFile {
+pub(crate) struct UsageFile {
     path: PathBuf,
 }
 
 impl UsageFile {
-    /// Its name in the state directory.
-    pub const FILE: &str = "usage.json";
+    /// The file's name in the state directory.
+    pub(crate) const FILE: &str = "usage.json";
 
     /// The file of a server whose state is in `dir`.
-    pub fn new(dir: &Path) -> Self {
+    pub(crate) fn new(dir: &Path) -> Self {
         Self { path: dir.join(Self::FILE) }
     }
 
-    /// What has been used. A damaged file is no reason to let nobody in: it is said, and the day
-    /// begins anew.
-    pub fn load(&self) -> Usage {
+    /// Reads the usage. A damaged file must not keep the server from starting: it is logged, and
+    /// the day starts at zero.
+    pub(crate) fn load(&self) -> Usage {
         let read = files::read(&self.path).and_then(|bytes| {
             serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&self.path, e))
         });
@@ -44,18 +43,18 @@ impl UsageFile {
         }
     }
 
-    /// Writes what has been used. Blocks.
+    /// Writes the usage. Blocks.
     ///
     /// # Errors
-    /// When it can't be written; the file is then as it was.
-    pub fn save(&self, usage: &Usage) -> Result<(), FileError> {
+    /// When it can't be written; the file is then unchanged.
+    pub(crate) fn save(&self, usage: &Usage) -> Result<(), FileError> {
         let bytes = serde_json::to_vec(usage).map_err(|e| FileError::damaged(&self.path, e))?;
         files::replace(&self.path, &bytes)
     }
 
-    /// Keeps what `limiter` counts for as long as it is polled, and says a failure once until it
-    /// has passed.
-    pub async fn keep(self: Arc<Self>, limiter: Arc<Limiter>) {
+    /// Saves what `limiter` counts for as long as it is polled. A failure is logged once, until
+    /// saving succeeds again.
+    pub(crate) async fn keep(self: Arc<Self>, limiter: Arc<Limiter>) {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut unsaved, mut said) = (None, false);
@@ -94,7 +93,7 @@ mod tests {
         usage.change(id, 0, 700, today);
         file.save(&usage.unsaved().expect("changed")).expect("saved");
         assert_eq!(file.load().used(id, today), 700);
-        assert!(usage.unsaved().is_none(), "what is kept need not be kept again");
+        assert!(usage.unsaved().is_none(), "saved usage is not saved again");
     }
 
     #[test]

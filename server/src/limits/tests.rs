@@ -1,4 +1,4 @@
-//! Limits, with a clock that stands still until it is moved.
+//! Limits, with a clock that the test moves.
 
 use governor::clock::FakeRelativeClock;
 
@@ -22,13 +22,13 @@ impl Bench {
         Self { limiter, clock, name: "laptop".parse().expect("a name"), id: DeviceId::generate() }
     }
 
-    fn asker(&self) -> Asker<'_> {
-        Asker { id: self.id, name: &self.name, role: "infer" }
+    fn device(&self) -> LimitedDevice<'_> {
+        LimitedDevice { id: self.id, name: &self.name, role: "infer" }
     }
 
     fn enter(&self) -> Result<Running<FakeRelativeClock>, Exceeded> {
-        self.limiter.arrive(self.asker())?;
-        self.limiter.enter(self.asker(), None, NOON)
+        self.limiter.arrive(self.device())?;
+        self.limiter.enter(self.device(), None, NOON)
     }
 
     fn refused(&self) -> Exceeded {
@@ -63,7 +63,7 @@ fn a_burst_passes_and_then_the_rate_counts() {
 }
 
 #[test]
-fn whoever_waits_as_long_as_told_is_let_in() {
+fn a_request_after_retry_after_is_admitted() {
     let bench = Bench::new("requests_per_minute = 7\nburst = 1");
     for _ in 0..20 {
         bench.enter().expect("in");
@@ -89,16 +89,16 @@ fn requests_at_once_are_counted_until_they_end() {
 #[test]
 fn a_body_that_is_too_long_is_never_allowed() {
     let bench = Bench::new("body = '1KiB'");
-    let enter = |body| bench.limiter.enter(bench.asker(), Some(body), NOON).map(drop);
+    let enter = |body| bench.limiter.enter(bench.device(), Some(body), NOON).map(drop);
     enter(1024).expect("just so");
     let refused = enter(1025).expect_err("too long");
     assert_eq!((refused.status(), refused.retry_after_secs()), (413, None));
-    assert_eq!(bench.limiter.body(bench.asker(), Some(1024)), Ok(Some(1024)));
-    assert!(bench.limiter.body(bench.asker(), Some(1025)).is_err());
+    assert_eq!(bench.limiter.body(bench.device(), Some(1024)), Ok(Some(1024)));
+    assert!(bench.limiter.body(bench.device(), Some(1025)).is_err());
 }
 
 #[test]
-fn tokens_are_counted_until_midnight() {
+fn tokens_are_counted_until_midnight_utc() {
     let bench = Bench::new("tokens_per_day = 100");
     bench.limiter.settle(bench.id, 0, 99, NOON);
     bench.enter().expect("one is left");
@@ -108,29 +108,29 @@ fn tokens_are_counted_until_midnight() {
     let sentence =
         "device `laptop` may use 100 tokens per day (UTC), and has used them; try again in 12h";
     assert_eq!(refused.to_string(), sentence);
-    let other = Asker { id: DeviceId::generate(), ..bench.asker() };
+    let other = LimitedDevice { id: DeviceId::generate(), ..bench.device() };
     bench.limiter.enter(other, None, NOON).expect("another device has its own");
-    bench.limiter.enter(bench.asker(), None, NOON + 43_200).expect("a new day");
+    bench.limiter.enter(bench.device(), None, NOON + 43_200).expect("a new day");
 }
 
 #[test]
-fn what_runs_of_a_device_is_counted_together_and_ends_past_its_limit() {
+fn running_requests_of_a_device_are_counted_together_and_end_above_its_limit() {
     let bench = Bench::new("tokens_per_day = 100");
     let settle = |before, tokens| bench.limiter.settle(bench.id, before, tokens, NOON);
     settle(0, 60);
     settle(0, 40);
-    bench.limiter.within(bench.asker(), NOON).expect("the last token may be used");
+    bench.limiter.within(bench.device(), NOON).expect("the last token may be used");
     settle(40, 41);
-    let exceeded = bench.limiter.within(bench.asker(), NOON).expect_err("one too many");
+    let exceeded = bench.limiter.within(bench.device(), NOON).expect_err("one too many");
     assert_eq!((exceeded.status(), exceeded.retry_after_secs()), (429, Some(43_200)));
-    // What was estimated too high is given back.
+    // An estimate that was too high is given back.
     settle(60, 10);
-    bench.limiter.within(bench.asker(), NOON).expect("50 are left");
-    assert_eq!(bench.limiter.tokens(bench.asker(), NOON), (51, Some(100)));
+    bench.limiter.within(bench.device(), NOON).expect("50 are left");
+    assert_eq!(bench.limiter.tokens(bench.device(), NOON), (51, Some(100)));
 }
 
 #[test]
-fn a_clock_that_ran_ahead_does_not_end_the_counting() {
+fn a_clock_that_ran_ahead_does_not_stop_the_counting() {
     let bench = Bench::new("tokens_per_day = 100");
     bench.limiter.settle(bench.id, 0, 1, NOON + 365 * 86_400);
     bench.limiter.settle(bench.id, 0, 100, NOON);
@@ -138,7 +138,7 @@ fn a_clock_that_ran_ahead_does_not_end_the_counting() {
 }
 
 #[test]
-fn what_is_refused_for_another_reason_has_come_all_the_same() {
+fn a_request_that_another_limit_refuses_still_counts_for_the_rate() {
     let bench = Bench::new("requests_per_minute = 2\nat_once = 1");
     let running = bench.enter().expect("the first");
     assert_eq!(bench.refused().limit.as_str(), "at_once");
@@ -147,7 +147,7 @@ fn what_is_refused_for_another_reason_has_come_all_the_same() {
 }
 
 #[test]
-fn other_settings_are_obeyed_at_once_and_what_runs_still_counts() {
+fn new_settings_apply_at_once_and_running_requests_still_count() {
     let bench = Bench::new("at_once = 5");
     let running: Vec<_> = (0..3).map(|_| bench.enter().expect("in")).collect();
     let table = LimitTable {

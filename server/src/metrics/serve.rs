@@ -1,4 +1,4 @@
-//! Where Prometheus asks: a loopback address or a Unix socket, and no other, by type.
+//! The listener for Prometheus: on a loopback address or a Unix socket, and nowhere else, by type.
 
 use std::{
     convert::Infallible,
@@ -33,17 +33,17 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Connections at once; Prometheus needs one.
+/// How many connections may be open; Prometheus needs one.
 const CONNECTIONS: usize = 16;
-/// A connection that says nothing is closed.
+/// How long a connection may send nothing before it is closed.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
 const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 
-/// Where the metrics are: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
+/// Where the metrics are served: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub struct MetricsAddr(Location);
+pub(crate) struct MetricsAddr(Location);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Location {
@@ -52,8 +52,8 @@ enum Location {
 }
 
 impl MetricsAddr {
-    /// An address to try instead, which is never the same one.
-    pub fn another(&self) -> Self {
+    /// Another address to try, which is never the same one.
+    pub(crate) fn another(&self) -> Self {
         let mut address = match &self.0 {
             Location::Loopback(address) => *address,
             Location::Unix(_) => {
@@ -64,8 +64,8 @@ impl MetricsAddr {
         Self(Location::Loopback(address))
     }
 
-    /// What helps if it can't be opened, besides another place.
-    pub fn cure(&self) -> Option<String> {
+    /// How to correct the error if it can't be opened, besides choosing another address.
+    pub(crate) fn cure(&self) -> Option<String> {
         let dir = self.missing_directory()?;
         let make = format!("make the directory: `mkdir -p '{}'`", dir.display());
         Some(match dir.strip_prefix("/run") {
@@ -77,7 +77,7 @@ impl MetricsAddr {
         })
     }
 
-    /// The directory of a socket, if it isn't there.
+    /// The directory of a socket, if it does not exist.
     fn missing_directory(&self) -> Option<&Path> {
         let Location::Unix(path) = &self.0 else { return None };
         path.parent().filter(|dir| !dir.exists())
@@ -94,7 +94,7 @@ impl FromStr for MetricsAddr {
                 Ok(Self(Location::Unix(path.to_owned())))
             } else {
                 Err(format!(
-                    "`{text}` is no place for metrics: the path of a socket begins with `/`"
+                    "`{text}` is not an address for metrics: the path of a socket begins with `/`"
                 ))
             };
         }
@@ -106,7 +106,7 @@ impl FromStr for MetricsAddr {
                 "`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])"
             )),
             Err(_) => Err(format!(
-                "`{text}` is no place for metrics: write it as 127.0.0.1:9464 or unix:/run/adit/metrics.sock"
+                "`{text}` is not an address for metrics: write it as 127.0.0.1:9464 or unix:/run/adit/metrics.sock"
             )),
         }
     }
@@ -129,8 +129,8 @@ impl fmt::Display for MetricsAddr {
     }
 }
 
-/// An open place where metrics are told.
-pub struct Exporter {
+/// An open listener that serves metrics.
+pub(crate) struct Exporter {
     listener: Listener,
 }
 
@@ -140,17 +140,17 @@ enum Listener {
 }
 
 impl Exporter {
-    /// Begins to listen. A socket that a killed server has left behind is replaced.
+    /// Listens. A socket file that a killed server has left behind is replaced.
     ///
     /// # Errors
-    /// When the place is taken or may not be used.
-    pub async fn bind(place: &MetricsAddr) -> io::Result<Self> {
+    /// When the address is taken or may not be used.
+    pub(crate) async fn bind(place: &MetricsAddr) -> io::Result<Self> {
         let listener = match &place.0 {
             Location::Loopback(address) => {
                 Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, *address))?)
             }
             Location::Unix(path) => {
-                // Or the mode below could be given to another file.
+                // Without a directory of its own, the mode below could be given to another file.
                 if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
                     files::refuse_shared_dir(dir).map_err(io::Error::other)?;
                 }
@@ -163,7 +163,7 @@ impl Exporter {
                         ),
                         None => e,
                     })?;
-                // The directory decides who comes near it; its group may ask.
+                // Access to the directory decides who can reach the socket; its group may connect.
                 std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
                 Listener::Unix(listener, path.clone())
             }
@@ -171,8 +171,8 @@ impl Exporter {
         Ok(Self { listener })
     }
 
-    /// Where it listens, for the log.
-    pub fn address(&self) -> String {
+    /// The address, for the log.
+    pub(crate) fn address(&self) -> String {
         match &self.listener {
             Listener::Tcp(listener) => {
                 listener.local_addr().map(|a| format!("http://{a}/metrics")).unwrap_or_default()
@@ -181,8 +181,8 @@ impl Exporter {
         }
     }
 
-    /// Answers for as long as it is polled.
-    pub async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
+    /// Serves the metrics for as long as it is polled.
+    pub(crate) async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
         let mut connections = JoinSet::new();
         loop {
             let connection = tokio::select! {
@@ -223,7 +223,7 @@ fn taken(error: io::Error, address: SocketAddr) -> io::Error {
     })
 }
 
-/// Only a socket that nobody listens to is removed.
+/// Removes a socket file only if nobody listens on it.
 fn remove_stale(path: &Path) -> io::Result<()> {
     match std::fs::symlink_metadata(path) {
         Ok(file) if file.file_type().is_socket() => {}
@@ -250,7 +250,7 @@ async fn serve_one(connection: Box<dyn Stream>, text: impl Fn() -> String) {
     });
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_WITHIN);
-    // A scraper that goes away is its own business.
+    // A scraper that disconnects is not an error.
     let _ = http.serve_connection(TokioIo::new(connection), service).await;
 }
 
@@ -280,7 +280,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_this_machine_is_a_place_for_metrics() {
+    fn metrics_are_served_on_this_machine_only() {
         for good in ["127.0.0.1:9464", "[::1]:9464", "unix:/run/adit/metrics.sock"] {
             assert_eq!(good.parse::<MetricsAddr>().expect(good).to_string(), good);
         }
@@ -344,7 +344,7 @@ mod tests {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("metrics.sock");
         let place: MetricsAddr = format!("unix:{}", path.display()).parse().expect("a place");
-        // As a killed server leaves it.
+        // A killed server leaves its socket file behind like this.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
         let exporter = Exporter::bind(&place).await.expect("replaced");
         assert!(Exporter::bind(&place).await.is_err());
@@ -359,7 +359,7 @@ mod tests {
             assert!(!ask(&path, "HEAD /metrics").await.contains("EOF"));
         };
         tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned()) => {} }
-        assert!(!path.exists(), "it goes with its listener");
+        assert!(!path.exists(), "it is removed with its listener");
         std::fs::write(&path, "mine").expect("written");
         assert!(Exporter::bind(&place).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).expect("it is still there"), "mine");

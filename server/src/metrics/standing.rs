@@ -1,4 +1,4 @@
-//! How things stand at the moment when somebody looks.
+//! The state of the server at the moment of a scrape.
 
 use std::fmt;
 
@@ -8,16 +8,15 @@ use prometheus_client::{
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
 };
 
-/// How things stand.
 #[derive(Debug, Clone, Default)]
-pub struct Standing {
+pub(crate) struct Standing {
     /// Requests that wait for their turn.
     pub queue_waiting: u64,
     /// Requests that have a turn.
     pub queue_running: u64,
     /// Devices by state: `up`, `away`, `revoked`.
     pub devices: Vec<(&'static str, u64)>,
-    /// Sessions by what carries them.
+    /// Sessions by carrier.
     pub sessions: Vec<(&'static str, u64)>,
     /// Open streams.
     pub streams: u64,
@@ -25,12 +24,12 @@ pub struct Standing {
     pub handshakes: Vec<(&'static str, u64)>,
     /// Connection attempts and packets that were not answered, by reason, since the start.
     pub ignored: Vec<(&'static str, u64)>,
-    /// When certificates end, Unix time: the server's own, and the first of the devices' that are
-    /// enrolled.
+    /// When certificates expire, in Unix time: the server's own, and the first of the enrolled
+    /// devices'.
     pub certificates: Vec<(&'static str, i64)>,
-    /// Devices whose certificate has ended.
+    /// Enrolled devices whose certificate has expired.
     pub expired: u64,
-    /// Lines of the audit log that were lost, since the start.
+    /// Lost lines of the audit log, since the start.
     pub audit_lost: u64,
     /// Whether the audit log can't be written.
     pub audit_failing: bool,
@@ -64,13 +63,13 @@ impl Collector for Standing {
         gauge("queue_waiting", "Requests that wait for their turn", None, &one(now.queue_waiting))?;
         gauge("queue_running", "Requests that have a turn", None, &one(now.queue_running))?;
         gauge("devices", "Devices by state", Some("state"), &many(&now.devices))?;
-        gauge("sessions", "Sessions by what carries them", Some("carrier"), &many(&now.sessions))?;
+        gauge("sessions", "Sessions by carrier", Some("carrier"), &many(&now.sessions))?;
         gauge("streams", "Open streams", None, &one(now.streams))?;
-        let ends = "When the server's certificate and the first of the enrolled devices' ends, in Unix time";
+        let ends = "When the server's certificate and the first certificate of an enrolled device expire, in Unix time";
         gauge("certificate_end_timestamp_seconds", ends, Some("of"), &now.certificates)?;
         gauge(
             "devices_expired",
-            "Enrolled devices whose certificate has ended",
+            "Enrolled devices whose certificate has expired",
             None,
             &one(now.expired),
         )?;
@@ -117,7 +116,7 @@ mod tests {
     use crate::metrics::Metrics;
 
     #[test]
-    fn how_things_stand_is_told_in_one_line_each() {
+    fn the_state_has_one_line_for_each_value() {
         let standing = Standing {
             queue_waiting: 1,
             devices: vec![("up", 2), ("away", 1)],

@@ -1,4 +1,5 @@
-//! A system of the owner's own that is asked who may what: over HTTP, on this machine.
+//! `authorize`: a service of the owner's own, on this machine, that is asked over HTTP who may do
+//! what.
 
 use std::{
     collections::HashMap,
@@ -26,16 +27,17 @@ use tokio::{
 
 use crate::policy::upstream::{LoopbackAddr, Upstream};
 
-/// An answer that takes longer is none.
+/// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// Answers that are remembered at once, of one device and of all, and for how long at the most.
+/// How many answers are remembered, of one device and of all, and for how long at most.
 const MOST_OF_ONE: usize = 256;
 const MOST_REMEMBERED: usize = 4096;
-/// Bytes of a question whose answer is remembered, in what the application has written of it.
+/// The longest question whose answer is remembered, counted in bytes that the application has
+/// written.
 const MOST_QUESTION: usize = 1024;
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// Where it is: `http://127.0.0.1:9000/check` or `unix:/run/check.sock:/check`.
+/// The address of the service: `http://127.0.0.1:9000/check` or `unix:/run/check.sock:/check`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Address {
@@ -55,7 +57,7 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{text}` is no `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check"
+                "`{text}` is not an address for `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check"
             )
         };
         let (place, path) = if let Some(rest) = text.strip_prefix("unix:") {
@@ -95,7 +97,7 @@ impl fmt::Display for Address {
     }
 }
 
-/// When it is asked.
+/// When the service is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum At {
@@ -105,31 +107,27 @@ pub enum At {
     Request,
 }
 
-/// What it is asked, in JSON.
+/// The question, in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
 pub struct Question {
-    /// On which occasion.
     pub at: At,
-    /// The device's name.
     pub device: Name,
-    /// Its id, if it has one already.
+    /// The device's id, if it has one already.
     pub device_id: Option<DeviceId>,
-    /// The user of this machine who enrolls it, or has enrolled it, over SSH.
+    /// The user of this machine who enrolls or has enrolled it over SSH.
     pub device_uid: Option<u32>,
-    /// Its role.
     pub role: Name,
-    /// The request's method.
     pub method: Option<Box<str>>,
-    /// Its path, without the query.
+    /// The request's path, without its query.
     pub path: Option<Box<str>>,
-    /// The model that it names.
+    /// The model that the request names.
     pub model: Option<String>,
-    /// All models, if it names several.
+    /// All models, if the request names several.
     pub models: Vec<String>,
 }
 
 impl Question {
-    /// Whether a device may enroll.
+    /// The question whether a device may enroll.
     pub fn enrolling(device: Name, device_uid: Option<u32>, role: Name) -> Self {
         Self {
             at: At::Enroll,
@@ -144,7 +142,7 @@ impl Question {
         }
     }
 
-    /// Bytes that the application has written.
+    /// How many bytes of the question the application has written.
     fn written(&self) -> usize {
         let texts = [self.method.as_deref(), self.path.as_deref(), self.model.as_deref()];
         texts
@@ -156,18 +154,18 @@ impl Question {
     }
 }
 
-/// Why there is no yes.
+/// Why the service did not allow it.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// 401 or 403.
+    /// It answered 401 or 403.
     #[error("the server's own rules (`authorize`) do not allow this")]
     No,
-    /// Anything else.
+    /// Any other answer, or none.
     #[error("the server could not ask its own rules (`authorize`)")]
     Failed(#[source] io::Error),
 }
 
-/// Somebody who can be asked.
+/// A service that can be asked.
 #[derive(Debug)]
 pub struct Authority {
     address: Address,
@@ -176,26 +174,28 @@ pub struct Authority {
 }
 
 impl Authority {
-    /// Asked at this address, on these occasions.
+    /// Asks at this address, on these occasions.
     pub fn new(address: Address, at: Vec<At>) -> Self {
         Self { address, at, remembered: Mutex::default() }
     }
 
-    /// Whether both are the same, asked on the same occasions.
+    /// Whether both have the same address and occasions.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.address, &self.at) == (&other.address, &other.at)
     }
 
-    /// Whether it is to be asked on this occasion.
+    /// Whether it is asked on this occasion.
     pub fn is_asked(&self, at: At) -> bool {
         self.at.contains(&at)
     }
 
-    /// Asks, if it is to be asked on this occasion and has not answered the same lately.
-    /// Cancellation safe.
+    /// Asks, unless this occasion is not asked about or the same question was answered lately.
     ///
     /// # Errors
-    /// A no, or no answer; the log says why.
+    /// A refusal, or no answer; the log says why.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub async fn ask(&self, question: Question) -> Result<(), Refusal> {
         if !self.is_asked(question.at) {
             return Ok(());
@@ -257,7 +257,7 @@ impl Authority {
         if is_full(&remembered) {
             remembered.retain(|_, (_, until)| *until > now);
         }
-        // Still full: it is asked again, which is only slower.
+        // The memory is still full: the question will be asked again, which is only slower.
         if !is_full(&remembered) {
             remembered.insert(question, (verdict, now + good_for));
         }
@@ -297,7 +297,7 @@ async fn exchange(
     }
 }
 
-/// RFC 9111 section 5.2.2; nothing is kept where anything speaks against it.
+/// RFC 9111 section 5.2.2. Zero if any directive forbids storing.
 fn max_age(value: &str) -> Duration {
     let mut age = Duration::ZERO;
     for directive in value.split(',').map(|directive| directive.trim().to_ascii_lowercase()) {
@@ -323,7 +323,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_on_this_machine_by_type() {
+    fn only_addresses_of_this_machine_are_accepted() {
         for (text, shown) in [
             ("http://127.0.0.1:9000/check", "http://127.0.0.1:9000/check"),
             ("http://localhost:9000", "http://127.0.0.1:9000/"),
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_good_for_as_long_as_it_says() {
+    fn an_answer_is_valid_for_its_max_age() {
         for (value, seconds) in [
             ("max-age=60", 60),
             ("private, MAX-AGE=5", 5),
@@ -362,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded_and_ends() {
+    fn remembered_answers_are_bounded_and_expire() {
         let authority = Authority::new("unix:/x".parse().expect("an address"), vec![At::Request]);
         let question = |path: String| Question {
             at: At::Request,

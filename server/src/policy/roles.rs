@@ -1,4 +1,4 @@
-//! Roles: which routes and which models a device has. Three are built in, others come from the
+//! Roles: which routes and models a device may use. Three are built in, others come from the
 //! configuration.
 
 use std::{
@@ -18,50 +18,50 @@ use toml::Spanned;
 
 use crate::limits::LimitSettings;
 
-/// What a device gets when nobody says otherwise.
-pub const DEFAULT: &str = "infer";
+/// The role of a device for which none was chosen.
+pub(crate) const DEFAULT: &str = "infer";
 const BUILT_IN: [&str; 3] = [DEFAULT, "models", "admin"];
 
-/// A role, as the configuration says it.
+/// A role in the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct RoleFile {
-    /// Its routes. The built-in roles have theirs.
+pub(crate) struct RoleFile {
+    /// The routes that it allows. Built-in roles have their own.
     pub allow: Option<Spanned<Vec<Pattern>>>,
-    /// The only models that it may use.
+    /// The only models that it allows.
     pub models: Option<Vec<ModelPattern>>,
-    /// How much a device with it may ask for.
+    /// The limits of devices with this role.
     #[serde(default)]
     pub limits: LimitSettings,
 }
 
-/// A device, as the configuration says it.
+/// A device in the configuration.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DeviceFile {
+pub(crate) struct DeviceFile {
     /// The only models that it may use.
     pub models: Option<Vec<ModelPattern>>,
-    /// How much it may ask for.
+    /// The limits of this device.
     #[serde(default)]
     pub limits: LimitSettings,
 }
 
-/// A role of the configuration that can't be.
+/// An invalid role in the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BadRole {
-    /// The routes of a built-in role.
+pub(crate) enum BadRole {
+    /// It sets the routes of a built-in role.
     #[error("the role `{0}` is built in: give your own role another name")]
     BuiltIn(Name, usize),
-    /// No routes.
+    /// It has no routes.
     #[error(
         "the role `{0}` has no `allow`: name its routes, like allow = [\"GET /api/tags\", \"POST /api/chat\"]"
     )]
     NoRoutes(Name),
 }
 
-/// All roles, and what single devices are limited to.
+/// All roles, and the restrictions of single devices.
 #[derive(Debug)]
-pub struct Rules {
+pub(crate) struct Rules {
     roles: BTreeMap<Name, Role>,
     devices: HashMap<Name, Vec<ModelPattern>>,
 }
@@ -78,27 +78,27 @@ enum Allow {
     Routes(Vec<Pattern>),
 }
 
-/// Whose a list of models is.
+/// Where a list of models was set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Whose {
+pub(crate) enum Whose {
     /// `[roles.NAME]` in the configuration.
     Role,
     /// `[devices.NAME]` in the configuration.
     Device,
-    /// The device's in the register, by `aditd device models`.
+    /// The device's list in the register, by `aditd device models`.
     Register,
 }
 
-/// What a request wants, before its body is read.
+/// The route that a request asks for, before its body is read.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestedRoute<'a> {
+pub(crate) struct RequestedRoute<'a> {
     /// The method.
     pub method: &'a str,
-    /// The method that a preflight asks about.
+    /// The method that a CORS preflight asks about.
     pub preflight: Option<&'a str>,
     /// The path.
     pub target: Target<'a>,
-    /// What is known of both.
+    /// The route of that method and path.
     pub route: Route,
 }
 
@@ -112,8 +112,8 @@ impl Rules {
     /// The built-in roles, and those of the configuration.
     ///
     /// # Errors
-    /// A role that can't be.
-    pub fn new(
+    /// An invalid role.
+    pub(crate) fn new(
         roles: BTreeMap<Name, RoleFile>,
         devices: BTreeMap<Name, DeviceFile>,
     ) -> Result<Self, BadRole> {
@@ -144,25 +144,29 @@ impl Rules {
         Ok(Self { roles: all, devices })
     }
 
-    /// The roles there are.
-    pub fn names(&self) -> impl Iterator<Item = &Name> {
+    /// The names of all roles.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &Name> {
         self.roles.keys()
     }
 
     /// Whether there is such a role.
-    pub fn knows(&self, role: &Name) -> bool {
+    pub(crate) fn knows(&self, role: &Name) -> bool {
         self.roles.contains_key(role)
     }
 
-    /// Whether a role has a route.
-    pub fn may(&self, role: &Name, wish: RequestedRoute<'_>) -> bool {
-        self.roles.get(role).is_some_and(|role| role.may(wish))
+    /// Whether a role allows a route.
+    pub(crate) fn may(&self, role: &Name, requested: RequestedRoute<'_>) -> bool {
+        self.roles.get(role).is_some_and(|role| role.may(requested))
     }
 
-    /// The roles that have a route, the least first.
-    pub fn that_may(&self, wish: RequestedRoute<'_>) -> Vec<&Name> {
-        let mut all: Vec<_> =
-            self.roles.iter().filter(|(_, role)| role.may(wish)).map(|(name, _)| name).collect();
+    /// The roles that allow a route, those with the fewest rights first.
+    pub(crate) fn that_may(&self, requested: RequestedRoute<'_>) -> Vec<&Name> {
+        let mut all: Vec<_> = self
+            .roles
+            .iter()
+            .filter(|(_, role)| role.may(requested))
+            .map(|(name, _)| name)
+            .collect();
         all.sort_by_key(|name| {
             match BUILT_IN.iter().position(|built_in| *built_in == name.as_str()) {
                 Some(at) if at + 1 < BUILT_IN.len() => at,
@@ -173,9 +177,9 @@ impl Rules {
         all
     }
 
-    /// The lists of models that limit a device of this name and role, and whose they are; each of
-    /// them has to have a model.
-    pub fn lists<'a>(
+    /// The lists of models that restrict a device of this name and role, and where they were set. A
+    /// model must be in all of them.
+    pub(crate) fn lists<'a>(
         &'a self,
         device: &Name,
         role: &Name,
@@ -190,18 +194,18 @@ impl Rules {
 }
 
 impl Role {
-    fn may(&self, wish: RequestedRoute<'_>) -> bool {
+    fn may(&self, requested: RequestedRoute<'_>) -> bool {
         match &self.allow {
             Allow::Everything => true,
-            Allow::Routes(patterns) => {
-                patterns.iter().any(|p| p.means(wish.method, wish.preflight, wish.target))
-            }
+            Allow::Routes(patterns) => patterns
+                .iter()
+                .any(|p| p.means(requested.method, requested.preflight, requested.target)),
         }
     }
 }
 
-/// Names for a sentence: `a`, `b` or `c`.
-pub fn either<T: fmt::Display>(names: &[T]) -> String {
+/// A list for a sentence: `a`, `b` or `c`.
+pub(crate) fn either<T: fmt::Display>(names: &[T]) -> String {
     match names {
         [] => String::new(),
         [one] => format!("`{one}`"),
@@ -219,8 +223,9 @@ mod tests {
 
     fn that_may(rules: &Rules, method: &str, path: &str) -> String {
         let target = Target::new(path);
-        let wish = RequestedRoute { method, preflight: None, target, route: route(method, target) };
-        either(&rules.that_may(wish))
+        let requested =
+            RequestedRoute { method, preflight: None, target, route: route(method, target) };
+        either(&rules.that_may(requested))
     }
 
     #[derive(Deserialize)]
@@ -261,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_of_ones_own_has_what_it_names_and_no_more() {
+    fn a_role_of_the_configuration_allows_its_routes_and_no_others() {
         let rules = rules(
             "roles.tags.allow = ['GET /api/tags', 'POST /v1/*']\nroles.infer.models = ['llama3*']",
         )
@@ -281,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_role_that_cannot_be_is_refused() {
+    fn an_invalid_role_is_refused() {
         assert!(matches!(rules("roles.infer.allow = ['/*']"), Err(BadRole::BuiltIn(..))));
         assert!(matches!(rules("roles.mine.models = ['x']"), Err(BadRole::NoRoutes(_))));
     }

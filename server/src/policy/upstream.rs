@@ -1,4 +1,4 @@
-//! Where the bytes go: services on this machine, and no others, by type.
+//! Where bytes are forwarded: to services on this machine, and nowhere else, by type.
 
 use std::{
     fmt, io,
@@ -17,10 +17,11 @@ use tokio::net::TcpStream;
 
 use crate::policy::Permit;
 
-/// Longer than a busy machine needs to accept, shorter than a person waits.
+/// How long a connection may take: longer than a busy machine needs to accept, shorter than a
+/// person waits.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// A TCP address of this machine itself. It cannot hold any other.
+/// A loopback TCP address. The type can hold no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoopbackAddr(SocketAddr);
 
@@ -36,28 +37,28 @@ impl TryFrom<SocketAddr> for LoopbackAddr {
 }
 
 impl LoopbackAddr {
-    /// The address.
     pub fn get(self) -> SocketAddr {
         self.0
     }
 }
 
-/// A service and where it listens: `http://127.0.0.1:11434`, or `tcp://…` for what is not HTTP.
+/// A service and its address: `http://127.0.0.1:11434`, or `tcp://…` for services that do not speak
+/// HTTP.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Upstream {
-    /// What its bytes are.
+    /// Whether it speaks HTTP.
     pub kind: ServiceKind,
     address: LoopbackAddr,
 }
 
-/// Why some text names no upstream.
+/// Why a text is not an upstream.
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum UpstreamError {
-    /// Not an address at all.
-    #[error("`{0}` is no upstream: write it as [http://|tcp://]127.0.0.1:PORT")]
+    /// It is not an address.
+    #[error("`{0}` is not an upstream: write it as [http://|tcp://]127.0.0.1:PORT")]
     Malformed(String),
-    /// An address of another machine, or one that all machines reach.
+    /// It is an address of another machine, or of all interfaces.
     #[error(
         "`{0}` is not a loopback address: aditd speaks to services on its own machine only (127.0.0.0/8, [::1] or localhost)"
     )]
@@ -74,12 +75,12 @@ impl Default for Upstream {
 }
 
 impl Upstream {
-    /// Where it listens.
+    /// Where the service listens.
     pub fn address(&self) -> LoopbackAddr {
         self.address
     }
 
-    /// As devices are told of it.
+    /// The description that devices get.
     pub fn as_service(&self, name: Name) -> Service {
         Service { name, kind: self.kind, port: Some(self.address.0.port()) }
     }
@@ -108,7 +109,7 @@ impl FromStr for Upstream {
         };
         let address = match address {
             Some(address) => address,
-            // A name would be looked up, and could then be anywhere.
+            // A host name would be looked up, and could lead to another machine.
             None if rest
                 .rsplit_once(':')
                 .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
@@ -139,11 +140,14 @@ impl fmt::Display for Upstream {
     }
 }
 
-/// Connects to what the permit permits. Cancellation safe: nothing is left behind.
+/// Connects to the service of the permit.
 ///
 /// # Errors
-/// The code that the client is told.
-pub async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
+/// The code that the client gets.
+///
+/// # Cancel safety
+/// Cancel safe: nothing is left behind.
+pub(crate) async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
     let LoopbackAddr(address) = permit.upstream().address;
     let tcp = match tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
         Ok(Ok(tcp)) => tcp,
@@ -162,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_upstream_that_is_not_loopback_is_refused_by_type() {
+    fn an_upstream_that_is_not_loopback_is_refused() {
         for bad in [
             "192.168.1.7:11434",
             "http://0.0.0.0:11434",
@@ -179,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_upstream_is_written_as_people_write_it() {
+    fn usual_ways_to_write_an_upstream_are_accepted() {
         for (text, shown) in [
             ("127.0.0.1:8080", "http://127.0.0.1:8080"),
             ("http://localhost:11434/", "http://127.0.0.1:11434"),

@@ -1,5 +1,5 @@
-//! What a request costs of the day's tokens: what its answer says of them, and an estimate where
-//! that says nothing. Pure: the facts come from the gate.
+//! What a request costs in tokens: the counts that its answer reports, and an estimate where it
+//! reports none. Pure: the facts come from the gate.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -10,26 +10,26 @@ use proto::ollama::route::RouteClass;
 
 use crate::record::{End, RequestRecord, TokenFacts};
 
-/// Bytes of an answer that are one token if neither its text nor its counts can be read.
+/// How many bytes of an answer count as one token if neither its text nor its counts can be read.
 const BYTES_PER_TOKEN: u64 = 128;
 
 /// The tokens of one request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Charge {
-    /// Those of the prompt; `None` if nothing is known of any.
+pub(crate) struct Charge {
+    /// Tokens of the prompt; `None` if nothing is known.
     pub read: Option<u64>,
-    /// Those of the answer.
+    /// Tokens of the answer.
     pub written: Option<u64>,
     /// Whether one of the two is an estimate.
     pub is_estimated: bool,
 }
 
 impl Charge {
-    /// What a request costs that has ended, where the model writes `speed` tokens per second.
-    pub fn of(record: &RequestRecord, speed: f64) -> Self {
+    /// The cost of a request that has ended, if the model generates `speed` tokens per second.
+    pub(crate) fn of(record: &RequestRecord, speed: f64) -> Self {
         let facts = &record.tokens;
         let told = Self { read: facts.told_in, written: facts.told_out, is_estimated: false };
-        // The status of a refusal is ours: the service may have been at work before.
+        // A refusal's status is the gate's own: the service may have worked on the request before.
         let is_answered = matches!(record.end, End::Refused(_))
             || record.status.is_none_or(|status| (200..300).contains(&status));
         let Some(at_work) = facts.at_work.filter(|_| record.route.needs_gpu() && is_answered)
@@ -47,14 +47,14 @@ impl Charge {
         }
     }
 
-    /// Both together.
-    pub fn sum(&self) -> u64 {
+    /// Tokens of the prompt and of the answer together.
+    pub(crate) fn sum(&self) -> u64 {
         self.read.unwrap_or(0).saturating_add(self.written.unwrap_or(0))
     }
 }
 
-/// Whether the answer says all its counts. Ollama's own always do at their end, and leave out what
-/// is nothing: an answer to a request that only loads a model has none.
+/// Whether the answer reports all its counts. Ollama's own answers always report them at their end,
+/// and leave out zeros: an answer to a request that only loads a model has none.
 fn is_told(record: &RequestRecord) -> bool {
     let TokenFacts { told_in, told_out, pieces, .. } = record.tokens;
     let is_own = record.path.starts_with("/api/");
@@ -65,52 +65,52 @@ fn is_told(record: &RequestRecord) -> bool {
 /// Tokens of an answer, and whether they are an estimate.
 fn written(record: &RequestRecord, by_time: f64) -> (u64, bool) {
     let facts = &record.tokens;
-    // What an answer says at its beginning is not all, if it was left.
+    // Counts at the beginning of an answer are incomplete if the client left.
     let seen = facts.told_out.unwrap_or(0).max(facts.pieces);
     if facts.pieces > 0 {
         return (seen, false);
     }
     let by_bytes = if record.status.is_some() { record.bytes_out / BYTES_PER_TOKEN } else { 0 };
-    // Nothing is seen of an answer that comes in one piece, while the model works for it.
+    // Of an answer that comes in one piece nothing is seen while the model works.
     let by_time = if facts.is_stream { 0 } else { by_time as u64 };
     let guess = by_bytes.max(by_time);
     (seen.max(guess), guess > seen)
 }
 
-/// How fast answers come: tokens per second, a moving average.
+/// How fast answers are generated: tokens per second, a moving average.
 #[derive(Debug)]
-pub struct Speed(AtomicU64);
+pub(crate) struct Speed(AtomicU64);
 
 impl Default for Speed {
-    /// What a middling model does on a middling GPU, before one has been seen.
+    /// The speed of a medium model on a medium GPU, before any answer was seen.
     fn default() -> Self {
         Self(AtomicU64::new(20f64.to_bits()))
     }
 }
 
 impl Speed {
-    /// Of the newest answer this much is taken.
+    /// The weight of the newest answer.
     const SHARE: f64 = 0.2;
-    /// Answers of fewer tokens, or of less time in seconds, say little: one that comes out of a buffer
-    /// looks thousands of times as fast as the model is, and all other devices would pay for that.
+    /// Answers with fewer tokens, or that took less time in seconds, are not counted. An answer
+    /// that comes out of a buffer looks thousands of times as fast as the model, and would make all
+    /// estimates too high.
     const FEWEST: u64 = 8;
     const SHORTEST: f64 = 0.5;
-    /// The bounds of what is believed, in tokens per second.
+    /// The bounds of a plausible speed, in tokens per second.
     const SLOWEST: f64 = 1.0;
     const FASTEST: f64 = 1000.0;
 
-    /// Tokens per second.
-    pub fn get(&self) -> f64 {
+    pub(crate) fn get(&self) -> f64 {
         f64::from_bits(self.0.load(Relaxed))
     }
 
-    /// Tokens that come in so much time.
-    pub fn tokens_in(&self, time: Duration) -> u64 {
+    /// How many tokens are generated in `time`.
+    pub(crate) fn tokens_in(&self, time: Duration) -> u64 {
         (time.as_secs_f64() * self.get()) as u64
     }
 
-    /// Takes a stream into account that has ended.
-    pub fn learn(&self, record: &RequestRecord) {
+    /// Learns from a stream that has ended.
+    pub(crate) fn learn(&self, record: &RequestRecord) {
         let (Some(first), pieces) = (record.first_byte, record.tokens.pieces) else { return };
         let seconds = record.total.saturating_sub(first).as_secs_f64();
         if pieces >= Self::FEWEST && seconds >= Self::SHORTEST {
@@ -134,12 +134,12 @@ mod tests {
         end: End,
         status: Option<u16>,
         facts: TokenFacts,
-        /// Read, written, whether that is an estimate.
+        /// Tokens read, tokens written, whether that is an estimate.
         charge: (Option<u64>, Option<u64>, bool),
     }
 
     #[test]
-    fn what_an_answer_does_not_say_is_counted_or_estimated() {
+    fn tokens_that_an_answer_does_not_report_are_counted_or_estimated() {
         let worked = TokenFacts {
             prompt: 30,
             is_stream: true,
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn only_work_of_the_model_is_charged() {
+    fn only_routes_that_use_the_model_are_charged() {
         let mut left = record(End::Cancelled);
         left.tokens = TokenFacts {
             prompt: 5,
@@ -264,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn the_speed_follows_what_was_seen() {
+    fn the_speed_follows_the_answers_that_were_seen() {
         let speed = Speed::default();
         let mut seen = record(End::Done);
         seen.tokens.pieces = 100;
@@ -279,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn no_device_makes_the_answers_of_others_dear_or_free() {
+    fn no_device_can_distort_the_estimates_for_others() {
         let speed = Speed::default();
         let mut seen = record(End::Done);
         let mut learn = |pieces, seconds| {

@@ -19,9 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::policy::Policy;
 
-/// All sessions.
 #[derive(Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     sessions: Mutex<HashMap<DeviceId, Session>>,
 }
 
@@ -30,46 +29,46 @@ struct Session {
     certificate: Certificate,
     since: i64,
     traffic: Arc<Traffic>,
-    /// How many datagrams had come when it was looked at last, and when there were new ones.
+    /// How many datagrams had arrived at the last check, and when the last new one was noticed.
     heard: (u64, i64),
 }
 
-/// How often sessions are looked at for silence.
+/// How often sessions are checked for silence.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// Two keep-alives and a bit without a packet: the device is away.
+/// A device from which no packet has come for this long is away: two keep-alive intervals and a
+/// half.
 const AWAY_AFTER: i64 = KEEP_ALIVE.as_secs() as i64 * 5 / 2;
 
-/// What passes in one session.
+/// The traffic of one session.
 #[derive(Debug, Default)]
-pub struct Traffic {
-    /// Streams open now.
+pub(crate) struct Traffic {
+    /// How many streams are open now.
     pub streams: AtomicUsize,
-    /// Bytes; `sent` is from the service to the device. Those of running `tcp` streams are not in
-    /// it yet.
+    /// Bytes of the session; `sent` is from the service to the device. Those of open `tcp` streams
+    /// are not included yet.
     pub meter: ByteCounters,
-    /// Those of running `tcp` streams.
+    /// The bytes of open `tcp` streams.
     apart: Mutex<Vec<Arc<ByteCounters>>>,
-    /// Why we have ended it, if so.
+    /// Why the server has ended the session, if it has.
     ended: OnceLock<Code>,
 }
 
-/// Counts the bytes of one stream apart, and for the session too.
-pub struct StreamMeter<'a> {
+/// Counts the bytes of one stream, for the stream and for the session.
+pub(crate) struct StreamMeter<'a> {
     traffic: &'a Traffic,
-    /// The stream's bytes.
     pub meter: Arc<ByteCounters>,
 }
 
 impl Traffic {
-    /// A meter for one stream.
-    pub fn stream(&self) -> StreamMeter<'_> {
+    /// Counters for one stream.
+    pub(crate) fn stream(&self) -> StreamMeter<'_> {
         let meter = Arc::<ByteCounters>::default();
         self.apart().push(meter.clone());
         StreamMeter { traffic: self, meter }
     }
 
-    /// Bytes to the device, and from it.
-    pub fn bytes(&self) -> (u64, u64) {
+    /// Bytes to the device, and from the device.
+    pub(crate) fn bytes(&self) -> (u64, u64) {
         let apart = self.apart();
         let of = |meter: &ByteCounters| (meter.sent.load(Relaxed), meter.received.load(Relaxed));
         apart
@@ -79,14 +78,14 @@ impl Traffic {
     }
 
     /// Ends the session's connection with a code.
-    pub fn close(&self, connection: &quinn::Connection, code: Code) {
-        // The first reason is the one.
+    pub(crate) fn close(&self, connection: &quinn::Connection, code: Code) {
+        // The first reason is kept.
         let _ = self.ended.set(code);
         close(connection, code);
     }
 
-    /// Why we have ended the session, if we have.
-    pub fn ended(&self) -> Option<Code> {
+    /// Why the server has ended the session, if it has.
+    pub(crate) fn ended(&self) -> Option<Code> {
         self.ended.get().copied()
     }
 
@@ -105,20 +104,18 @@ impl Drop for StreamMeter<'_> {
     }
 }
 
-/// A session as `aditd status` and `aditd device` show it.
+/// A session, as `aditd status` and `aditd device` print it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SessionStatus {
-    /// Whose.
     pub device_id: DeviceId,
-    /// When it began, Unix time.
+    /// When it began, in Unix time.
     pub since: i64,
-    /// If nothing has been heard of it for a while: since when, Unix time.
+    /// Since when nothing has come from the device, in Unix time; `None` if it is not away.
     pub away_since: Option<i64>,
-    /// The device's address.
     pub remote: String,
-    /// Round-trip time in milliseconds.
+    /// The round-trip time in milliseconds.
     pub rtt_ms: f64,
-    /// Streams open now.
+    /// How many streams are open now.
     pub streams: usize,
     /// Bytes from the service to the device.
     pub sent: u64,
@@ -126,30 +123,29 @@ pub struct SessionStatus {
     pub received: u64,
 }
 
-/// A session's place among the live ones; given up when dropped.
-pub struct SessionGuard {
+/// A session's entry among the live ones; removed when dropped.
+pub(crate) struct SessionGuard {
     live: Arc<Sessions>,
     id: DeviceId,
     connection: quinn::Connection,
-    /// What passes in it.
     pub traffic: Arc<Traffic>,
-    /// The session of the same device that it has ended.
+    /// The earlier session of the same device that this one has ended.
     pub earlier: Option<Earlier>,
 }
 
-/// A session that another one of the same device has ended.
+/// A session that another session of the same device has ended.
 #[derive(Debug, Clone, Copy)]
-pub struct Earlier {
-    /// From where its last packets came.
+pub(crate) struct Earlier {
+    /// The address that its last packets came from.
     pub remote: SocketAddr,
-    /// Whether they came until just now.
+    /// Whether packets had arrived until just before.
     pub was_alive: bool,
 }
 
 impl Sessions {
-    /// Adds a session. An earlier one of the same device ends: its `adit` was killed, or its
-    /// certificate was copied.
-    pub fn enter(
+    /// Adds a session. An earlier session of the same device is ended: its `adit` was killed, or
+    /// its certificate was copied.
+    pub(crate) fn enter(
         self: &Arc<Self>,
         id: DeviceId,
         certificate: &Certificate,
@@ -175,8 +171,8 @@ impl Sessions {
         SessionGuard { live: self.clone(), id, connection: connection.clone(), traffic, earlier }
     }
 
-    /// Ends every session that the policy no longer admits, streams and all; returns how many.
-    pub fn enforce(&self, policy: &Policy) -> usize {
+    /// Ends every session that the policy no longer admits, with its streams. Returns how many.
+    pub(crate) fn enforce(&self, policy: &Policy) -> usize {
         let sessions = self.lock();
         let denied = sessions
             .values()
@@ -184,8 +180,8 @@ impl Sessions {
         denied.map(|(session, code)| session.close(code)).count()
     }
 
-    /// Watches for ever which devices are heard.
-    pub async fn watch(self: Arc<Self>) {
+    /// Notes for ever which devices are away.
+    pub(crate) async fn watch(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -200,8 +196,8 @@ impl Sessions {
         }
     }
 
-    /// All sessions, as they are shown.
-    pub fn status(&self) -> Vec<SessionStatus> {
+    /// All sessions, as the commands print them.
+    pub(crate) fn status(&self) -> Vec<SessionStatus> {
         let now = unix_now();
         let shown = |(id, session): (&DeviceId, &Session)| {
             let (sent, received) = session.traffic.bytes();
@@ -237,7 +233,7 @@ impl Session {
 impl Drop for SessionGuard {
     fn drop(&mut self) {
         let mut sessions = self.live.lock();
-        // A later session of the same device may have taken the place.
+        // A later session of the same device may have replaced this entry.
         if sessions
             .get(&self.id)
             .is_some_and(|s| s.connection.stable_id() == self.connection.stable_id())
@@ -247,7 +243,7 @@ impl Drop for SessionGuard {
     }
 }
 
-/// Ends a connection with a code, and its sentence for whoever reads packets.
-pub fn close(connection: &quinn::Connection, code: Code) {
+/// Closes a connection with a code, and with its sentence for whoever looks at the packets.
+pub(crate) fn close(connection: &quinn::Connection, code: Code) {
     connection.close((code as u32).into(), code.sentence().as_bytes());
 }

@@ -1,4 +1,4 @@
-//! The server's certificate while it runs: looked at again each hour, and when the clock was set.
+//! The server's certificate while the server runs: checked each hour, and after the clock was set.
 
 use std::{
     sync::{Arc, PoisonError, RwLock},
@@ -19,9 +19,9 @@ use tracing::{error, info, warn};
 
 use crate::state::State;
 
-/// How often the two clocks are compared.
+/// How often the wall clock is compared with the monotonic clock.
 const COMPARE_EVERY: Duration = Duration::from_secs(1);
-/// How often the certificate is looked at whatever the clocks say.
+/// How often the certificate is checked even if the clock was not set.
 const LOOK_EVERY: Duration = Duration::from_secs(3600);
 
 /// The certificate that new connections get.
@@ -29,7 +29,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(3600);
 pub struct ServerCertificate(RwLock<Arc<CertifiedKey>>);
 
 impl ServerCertificate {
-    /// Holds a certificate.
+    /// Holds this certificate until a newer one is loaded.
     pub fn new(certificate: Arc<CertifiedKey>) -> Arc<Self> {
         Arc::new(Self(RwLock::new(certificate)))
     }
@@ -38,14 +38,15 @@ impl ServerCertificate {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Its last second, in Unix time.
+    /// When it expires, in Unix time.
     pub fn end(&self) -> Option<i64> {
         let current = self.current();
         let own = Certificate::from_der(current.cert.first()?).ok()?;
         Some(own.not_after)
     }
 
-    /// Takes into use what is right at `now`; a failure is logged, and all stays as it is. Blocks.
+    /// Loads or renews the certificate that is valid at `now`. A failure is logged, and nothing
+    /// changes. Blocks.
     pub fn look_again(&self, state: &State, now: OffsetDateTime) {
         match state.ca.server_identity(&state.dir, now) {
             Ok(certificate) => {
@@ -55,11 +56,11 @@ impl ServerCertificate {
                     info!("the server's certificate was renewed");
                 }
             }
-            Err(e) => error!("cannot look at the server's certificate: {e}"),
+            Err(e) => error!("cannot check the server's certificate: {e}"),
         }
     }
 
-    /// Looks again for as long as it is polled.
+    /// Checks again for as long as it is polled.
     pub async fn follow(&self, state: &State) {
         let begun = Instant::now();
         let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

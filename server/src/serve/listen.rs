@@ -1,5 +1,5 @@
-//! The UDP sockets of the server. They are bound before anything else is made, so that a start that
-//! must fail leaves nothing behind.
+//! The UDP sockets of the server. They are bound before anything else is created, so that a start
+//! that fails leaves nothing behind.
 
 use std::{
     io,
@@ -18,10 +18,10 @@ use tracing::debug;
 
 use crate::config::Config;
 
-/// Binds a socket for each address to listen on.
+/// Binds a socket for each address.
 ///
 /// # Errors
-/// When one cannot be bound; the others are closed then.
+/// When one can't be bound; the others are closed then.
 pub(crate) fn bind(config: &Config) -> Result<Vec<UdpSocket>, Failure> {
     config
         .listen
@@ -54,7 +54,7 @@ fn failed(address: SocketAddr, error: io::Error, all: &[SocketAddr]) -> Failure 
     }
 }
 
-/// An address of ours, opened before this one, that covers it or is covered by it.
+/// An address that this process has bound before, which includes it or is included in it.
 fn earlier(all: &[SocketAddr], address: SocketAddr) -> Option<SocketAddr> {
     let covers = |other: &&SocketAddr| {
         let any = other.ip().is_unspecified() || address.ip().is_unspecified();
@@ -63,7 +63,7 @@ fn earlier(all: &[SocketAddr], address: SocketAddr) -> Option<SocketAddr> {
     all.iter().take_while(|other| **other != address).find(covers).copied()
 }
 
-/// A machine without IPv6 still has the other half of the default addresses.
+/// Skips the IPv6 half of the default addresses on a machine without IPv6.
 fn skip_missing_ipv6<T>(
     bound: Result<T, Failure>,
     all: &[SocketAddr],

@@ -1,4 +1,4 @@
-//! A look at the running server, for whoever asks for metrics.
+//! Collects the state of the running server when metrics are scraped.
 
 use std::sync::Arc;
 
@@ -12,25 +12,22 @@ use crate::{
     serve::certificate::ServerCertificate,
 };
 
-/// What it takes to see how things stand.
+/// The parts of the server that metrics need.
 #[derive(Clone)]
-pub struct Look {
-    /// The server.
+pub(crate) struct Look {
     pub server: Arc<Server>,
-    /// What decides about connection attempts.
     pub admission: Arc<Admission>,
-    /// The server's certificate.
     pub certificate: Arc<ServerCertificate>,
 }
 
 impl Look {
     /// All metrics, as text.
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         self.server.accounting.metrics.text(self.standing())
     }
 
-    /// How things stand.
-    pub fn standing(&self) -> Standing {
+    /// The state of the server now.
+    pub(crate) fn standing(&self) -> Standing {
         let Server { live, policy, accounting, .. } = &*self.server;
         let sessions = live.status();
         let of = |carrier: Carrier| {

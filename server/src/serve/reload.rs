@@ -1,4 +1,4 @@
-//! The settings, read again while the server runs: on `aditd reload` and SIGHUP. A bad file changes
+//! Reads the settings again while the server runs, on `aditd reload` and SIGHUP. A bad file changes
 //! nothing.
 
 use std::{
@@ -24,19 +24,17 @@ use crate::{
     state::{self, register::Snapshot},
 };
 
-/// What was read again.
-pub struct Reloaded {
-    /// The file.
+/// The result of a reload.
+pub(crate) struct Reloaded {
     pub file: PathBuf,
-    /// Settings that need a restart.
+    /// Changed settings that need a restart.
     pub later: Vec<&'static str>,
-    /// See [`Config::remarks`].
     pub remarks: Vec<String>,
 }
 
 impl Config {
-    /// What is no error, and yet hardly meant: roles that devices have and the configuration has
-    /// not, devices of the configuration that there are not.
+    /// Settings that are not errors, but probably mistakes: roles of devices that the configuration
+    /// does not have, and devices of the configuration that are not enrolled.
     pub fn remarks(&self, register: &Snapshot) -> Vec<String> {
         let mut lost = BTreeMap::<_, Vec<_>>::new();
         for device in register
@@ -60,19 +58,21 @@ impl Config {
 }
 
 impl Server {
-    /// Puts what the file says now in force; settings that need a restart are named. If somebody
-    /// `named` a file, it has to be that one. Reloads take turns. Dropped before its end, it changes
-    /// nothing.
+    /// Puts the settings that the file has now in force; settings that need a restart are listed.
+    /// If the command `named` a file, it must be the server's. Reloads take turns.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: dropped before its end, it changes nothing.
     ///
     /// # Errors
-    /// What is wrong with the file, and where. Then all is as it was, and the log says why.
-    pub async fn reload(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
-        // One at a time, and the file is read within the turn: otherwise one that was read earlier
-        // could be put in force later, and bring back a right that has been withdrawn.
+    /// What is wrong with the file, and where. Nothing has changed then, and the log says why.
+    pub(crate) async fn reload(&self, named: Option<&Path>) -> Result<Reloaded, Failure> {
+        // One at a time, and the file is read within the turn. Otherwise an older version of the
+        // file could be put in force after a newer one, and give back a withdrawn right.
         let _turn = self.reloading.lock().await;
         let result = self.read_again(named).await;
         if let Err(failure) = &result {
-            error!("the settings stay as they were: {failure}");
+            error!("the settings have not changed: {failure}");
         }
         let refused = result.as_ref().err().map(|why| why.to_string().replace('\n', " "));
         self.accounting.audit.note(Event::Reload { refused });
@@ -111,26 +111,27 @@ impl Server {
     }
 }
 
-/// Whether two paths lead to one file.
+/// Whether two paths name the same file.
 fn is_same(one: &Path, other: &Path) -> bool {
     let place = |path: &Path| std::fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     one == other || place(one).is_some_and(|at| place(other) == Some(at))
 }
 
 /// Reads the settings again on each SIGHUP.
-pub async fn on_hangup(server: Arc<Server>) {
+pub(crate) async fn on_hangup(server: Arc<Server>) {
     let mut hangups = match signal(SignalKind::hangup()) {
         Ok(hangups) => hangups,
         Err(e) => return error!("cannot listen for SIGHUP: {e}"),
     };
     while hangups.recv().await.is_some() {
-        // A failure is in the log.
+        // A failure was logged.
         let _ = server.reload(None).await;
     }
 }
 
-/// `aditd reload`: the server reads its own file; one that is named here is only compared with it.
-pub async fn run(flags: &Flags) -> Result<(), Failure> {
+/// `aditd reload`: the server reads its own file; a file that the command names is only compared
+/// with it.
+pub(crate) async fn run(flags: &Flags) -> Result<(), Failure> {
     let dir = flags.state_dir()?;
     let named = flags.config.is_some().then(|| flags.file()).flatten();
     become_owner_of(&dir)?;
@@ -149,7 +150,7 @@ pub async fn run(flags: &Flags) -> Result<(), Failure> {
             Ok(())
         }
         Some(Answer::Failed(why)) => {
-            Err(Failure::new("the settings stay as they were").caused_by(why))
+            Err(Failure::new("the settings have not changed").caused_by(why))
         }
         Some(_) => Err(running::of_another_version()),
         None => {

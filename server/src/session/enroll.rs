@@ -1,5 +1,5 @@
-//! The connection that enrolls: one request, one answer, one device. Nothing else can be
-//! reached from here.
+//! The connection that enrolls a device: one request, one answer. Nothing else can be reached
+//! through it.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -16,19 +16,19 @@ use crate::{
     session::enrollment::{self, Claim},
 };
 
-/// A request, and then its answer, are taken within this time.
+/// How long the request may take, and then how long its answer may take to be read.
 const WITHIN: Duration = Duration::from_secs(10);
 
-/// Serves one enrollment and closes the connection. The slot is held until there is a request.
-pub async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
+/// Serves one enrollment and closes the connection. The slot is held until the request has come.
+pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: HandshakeSlot) {
     if exchange(&server, &connection, slot).await.is_err() {
         warn!(from = %connection.remote_address(), "an enrollment was not finished in time");
     }
     close(&connection, Code::Done);
 }
 
-/// What has been written in the register is noted in the log: only the peer's part is bounded in
-/// time, the rest by itself.
+/// A change of the register is always noted in the audit log: only the peer's part has a time limit
+/// here.
 async fn exchange(
     server: &Arc<Server>,
     connection: &Connection,
@@ -69,7 +69,7 @@ async fn enroll(
     from: SocketAddr,
 ) -> Result<Enrolled, EnrollRefusal> {
     if !request.own_knock {
-        warn!(%from, "an older adit, which could not connect afterwards, wants to enroll");
+        warn!(%from, "refused to enroll an older adit, which could not connect afterwards");
         return Err(EnrollRefusal::BadRequest);
     }
     let decoded =

@@ -1,6 +1,6 @@
-//! Lets the members of one group enroll devices without a right to the server's state: a socket
-//! that only they may connect to, on which the running server does it for them. Who is a member is
-//! the kernel's to say, by the socket's group and mode.
+//! A Unix socket at which the members of one group enroll devices without access to the server's
+//! state. The running server does it for them. The kernel decides who is a member, by the socket's
+//! group and mode.
 
 use std::{
     fs, io,
@@ -32,30 +32,30 @@ use crate::{
     state::register::User,
 };
 
-/// A request, and then its answer, are taken within this time.
+/// How long the request may take, and then how long its answer may take to be read.
 const WITHIN: Duration = Duration::from_secs(10);
-/// A member waits this long: for a register that others hold, and for whoever else is asked.
+/// How long a member waits for an answer: the register may be locked, and `authorize` may be slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// At once.
+/// How many requests may be served at once.
 const MOST: usize = 16;
 
-/// What a member asks.
+/// The request of a member.
 #[derive(Debug, Serialize, Deserialize)]
 struct SocketRequest {
     name: Name,
-    /// A PKCS #10 request (RFC 2986), DER.
+    /// A PKCS #10 request (RFC 2986) in DER.
     csr: Vec<u8>,
 }
 
 /// A socket for the members of a group.
-pub struct GroupSocket {
+pub(crate) struct GroupSocket {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl GroupSocket {
     /// Listens at `path` for the members of `group`.
-    pub fn bind(path: &Path, group: &str) -> Result<Self, Failure> {
+    pub(crate) fn bind(path: &Path, group: &str) -> Result<Self, Failure> {
         let named = |e: FileError| e.named_by("`enroll_socket` in the configuration");
         let found = Group::from_name(group).ok().flatten().ok_or_else(|| {
             Failure::new(format!("there is no group `{group}` on this machine"))
@@ -96,8 +96,8 @@ impl GroupSocket {
         Ok(socket)
     }
 
-    /// Enrolls for members, for as long as it is polled.
-    pub async fn serve(self, server: Arc<Server>) {
+    /// Enrolls devices for members, for as long as it is polled.
+    pub(crate) async fn serve(self, server: Arc<Server>) {
         let mut asked = JoinSet::new();
         loop {
             tokio::select! {
@@ -110,14 +110,15 @@ impl GroupSocket {
     }
 }
 
-/// A directory for this user alone, in which a socket gets its group and mode before anybody else
-/// can see it.
+/// A directory for this user only, in which a socket gets its group and mode before others can
+/// reach it.
 struct Hall(PathBuf);
 
 impl Hall {
     fn beside(path: &Path) -> Result<Self, FileError> {
         let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
-        // One that was killed in this moment has left its own, and numbers come again.
+        // A process that was killed at this point has left its directory, and process ids are
+        // reused.
         let _ = fs::remove_dir_all(&hall.0);
         fs::DirBuilder::new()
             .mode(0o700)
@@ -144,16 +145,16 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let SocketRequest { name, csr } =
         tokio::time::timeout(WITHIN, frame::read(&mut stream)).await??;
     info!("user {user} asks to enroll {name}");
-    // Not cut short: what has been written in the register has to be noted in the log.
+    // Not cancelled: a change of the register must be noted in the audit log.
     let user = User { uid: user, is_owner: false };
     let answer = enrollment::enroll(&server, Claim::User { user, name }, &csr).await;
     let answer = answer.map_err(Failure::from);
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
 }
 
-/// Asks the server that runs here to enroll a device. `None` if there is none that would listen to
+/// Asks the server of this machine to enroll a device. `None` if there is no server that accepts
 /// this user.
-pub async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
+pub(crate) async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
     let mut stream = UnixStream::connect(path).await.ok()?;
     let exchange = async {
         frame::write(&mut stream, &SocketRequest { name: name.clone(), csr: csr.to_owned() })
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_is_for_the_group_and_goes_with_its_owner() {
+    async fn the_socket_is_for_the_group_and_is_removed_with_its_owner() {
         use std::os::unix::fs::MetadataExt;
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("adit/enroll.sock");
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_group_that_is_not_there_is_told_with_the_command_that_makes_it() {
+    async fn the_error_for_a_missing_group_has_the_command_that_makes_it() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let refused = GroupSocket::bind(&tmp.path().join("s"), "no-such-group")
             .err()

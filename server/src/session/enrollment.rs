@@ -1,6 +1,6 @@
-//! How a device is enrolled, whoever asks: authorize, register, note in the audit log, sign, refresh.
-//! The three ways in (an invitation, the owner over SSH, a member of the enroll group over SSH) differ
-//! in their [`Claim`] and in nothing else.
+//! How a device is enrolled, in every case: authorize, register, note in the audit log, sign,
+//! refresh. The three cases (an invitation, the owner over SSH, a member of the enroll group over
+//! SSH) differ only in their [`Claim`].
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -26,21 +26,20 @@ use crate::{
     },
 };
 
-/// By what right a device is to be enrolled.
+/// The right by which a device is enrolled.
 #[derive(Debug, Clone)]
-pub enum Claim {
-    /// It has the token of an invitation.
+pub(crate) enum Claim {
+    /// The device has the token of an invitation.
     Invitation {
-        /// What the device sends of the invitation's secret.
+        /// The token, which is derived from the invitation's secret.
         token: Vec<u8>,
-        /// Where it comes from.
+        /// The address of the device.
         from: SocketAddr,
     },
-    /// A user of this machine asks for it, whom sshd has let in.
+    /// A user of this machine enrolls it, authenticated by sshd.
     User {
-        /// Who.
         user: User,
-        /// The name that they choose.
+        /// The name that the user has chosen.
         name: Name,
     },
 }
@@ -48,19 +47,19 @@ pub enum Claim {
 /// Why a device was not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub enum NotEnrolled {
-    /// Its request can't be read, or its signature is wrong.
+    /// Its signing request can't be parsed, or has a wrong signature.
     #[error(transparent)]
     Request(#[from] CsrError),
-    /// The server's clock can't be right.
+    /// The server's clock is certainly wrong.
     #[error(transparent)]
     Clock(#[from] ClockError),
-    /// The invitation is used or closed.
+    /// The invitation is used or expired.
     #[error(transparent)]
     Invitation(EnrollRefusal),
-    /// `authorize` has not said yes.
+    /// `authorize` refused it, or could not be asked.
     #[error(transparent)]
     Authorize(#[from] Refusal),
-    /// The name can't be had, or the register can't be written.
+    /// The name is not available, or the register can't be written.
     #[error(transparent)]
     Register(#[from] DeviceError),
     /// No certificate could be made.
@@ -68,15 +67,15 @@ pub enum NotEnrolled {
     Sign(#[from] rcgen::Error),
 }
 
-/// Enrolls the device whose signing request (PKCS #10, DER) this is.
+/// Enrolls the device with this signing request (PKCS #10, DER).
 ///
 /// # Errors
-/// Nothing has changed then; only after [`NotEnrolled::Sign`] the device is in the register, and the
-/// same key gets its certificate later.
+/// Nothing has changed then, except after [`NotEnrolled::Sign`]: the device is in the register, and
+/// the same key gets its certificate at the next attempt.
 ///
 /// # Cancel safety
-/// A device that is in the register has its line in the audit log, even if this is dropped.
-pub async fn enroll(
+/// If the device is in the register, its line is in the audit log, even if this future is dropped.
+pub(crate) async fn enroll(
     server: &Arc<Server>,
     claim: Claim,
     csr: &[u8],
@@ -117,12 +116,14 @@ impl Claim {
             authority.ask(question).await?;
         }
         let at = server.clone();
-        // A blocking task runs to its end: what the register has, the audit log has too.
+        // A blocking task always runs to its end, so the audit log has everything that the register
+        // has.
         let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key));
         let made = made.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (device, issued) = made?;
-        // The device connects as soon as it has its certificate: the policy must know it by then. If
-        // the register can't be read now, the log says so, and the server looks again by itself.
+        // The device connects as soon as it has its certificate, and the policy must know it by
+        // then. If the register can't be read now, that is logged, and the server reads it again
+        // later.
         let _ = server.refresh().await;
         Ok(Enrolled {
             device: device.name,
@@ -136,7 +137,7 @@ impl Claim {
         })
     }
 
-    /// What `authorize` is asked.
+    /// The question to `authorize`.
     async fn question(&self, server: &Server) -> Result<Question, NotEnrolled> {
         match self {
             Self::User { user, name } => {
@@ -154,7 +155,7 @@ impl Claim {
         }
     }
 
-    /// Registers, notes and signs. Blocks.
+    /// Registers the device, notes it and signs its certificate. Blocks.
     fn put_in(self, server: &Server, key: &DeviceKey) -> Result<(Device, Issued), NotEnrolled> {
         let by = self.by();
         let now = OffsetDateTime::now_utc();
@@ -177,7 +178,7 @@ impl Claim {
 }
 
 impl NotEnrolled {
-    /// What a device with an invitation is told: no more than it has to know.
+    /// What a device with an invitation is told: only what it needs.
     pub fn refusal(&self) -> EnrollRefusal {
         match self {
             Self::Request(_) => EnrollRefusal::BadRequest,
@@ -200,7 +201,7 @@ fn with_sources(error: &NotEnrolled) -> String {
     text
 }
 
-/// What a user of this machine is told. Who reads it sits at the device: names are chosen there.
+/// What a user of this machine is told. The reader is at the device, where names are chosen.
 impl From<NotEnrolled> for Failure {
     fn from(why: NotEnrolled) -> Self {
         match why {

@@ -1,4 +1,4 @@
-//! What the audit log is told of a session and of its streams.
+//! The lines of the audit log about a session and its streams.
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 impl Session {
-    /// How a stream ended, and why if that was not its own end.
+    /// How a stream ended; and why, if it did not end by itself.
     pub(super) fn end_of(&self, end: End) -> (&'static str, Option<&'static str>) {
         match end {
             End::Done => ("done", None),
@@ -43,7 +43,7 @@ impl Session {
         }
     }
 
-    /// Who is at the other end, and from where its packets come now.
+    /// The device, and the address that its packets come from now.
     pub(super) fn asker(&self) -> Asker {
         let remote = self.connection.remote_address();
         Asker {
@@ -55,7 +55,7 @@ impl Session {
         }
     }
 
-    /// The session begins.
+    /// Notes that the session has begun.
     pub(super) fn note_begin(&self) {
         let who = Peer::from(&self.asker());
         if let Some(Earlier { remote, was_alive }) = self.place.earlier {
@@ -64,7 +64,7 @@ impl Session {
         self.note(Event::Connect { who });
     }
 
-    /// It has ended.
+    /// Notes that the session has ended.
     pub(super) fn note_end(&self, reason: &ConnectionError, lasted: Duration) {
         let (sent, received) = self.place.traffic.bytes();
         self.note(Event::Disconnect {
@@ -76,7 +76,7 @@ impl Session {
         });
     }
 
-    /// A stream to a `tcp` service has ended like this.
+    /// Notes that a stream to a `tcp` service has ended.
     pub(super) fn note_stream(
         &self,
         service: &Name,

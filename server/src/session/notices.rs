@@ -1,7 +1,7 @@
-//! What the server says on the stream of its hello: answers to probes, and that it drains.
+//! What the server sends on the stream of its greeting: answers to probes, and that it drains.
 //!
-//! One task owns the stream. A device that sends probes and reads no answers fills its own flow
-//! control window and stops that task, and nothing else.
+//! One task owns the stream. A device that sends probes and does not read the answers fills its own
+//! flow-control window and blocks only that task.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,10 +12,10 @@ use tokio::sync::{Notify, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::debug;
 
-/// A device that reads has been told within this time, or is away.
+/// How long the notice of draining may take. A device that reads gets it within this time.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
-/// The notices of one session. They end when it is dropped.
+/// The notices of one session. They end when this is dropped.
 pub(super) struct Notices {
     told: watch::Receiver<bool>,
     _answering: AbortOnDropHandle<()>,
@@ -23,7 +23,7 @@ pub(super) struct Notices {
 }
 
 impl Notices {
-    /// Answers the probes that come on `probes`, and says when `draining` is cancelled.
+    /// Answers the probes that arrive on `probes`, and sends a notice when `draining` is cancelled.
     pub(super) fn start(
         stream: SendStream,
         probes: RecvStream,
@@ -44,14 +44,14 @@ impl Notices {
         }
     }
 
-    /// Returns when the device has been told that the server drains, or a second later.
+    /// Returns when the device was told that the server drains, or after a second.
     pub(super) async fn draining_is_told(&self) {
         let mut told = self.told.clone();
         let _ = tokio::time::timeout(TOLD_WITHIN, told.wait_for(|told| *told)).await;
     }
 }
 
-/// A probe means nothing but "are you there?". Several that come at once get one answer.
+/// A probe only asks whether the server is there. Several that arrive at once get one answer.
 async fn hear_probes(mut probes: RecvStream, probed: Arc<Notify>) {
     while let Ok(Some(_)) = probes.read_chunk(1 << 16, true).await {
         probed.notify_one();

@@ -1,4 +1,4 @@
-//! The certificate authority of one server. Its private key is read here and nowhere else.
+//! The certificate authority of one server. Its private key is read only here.
 
 mod key;
 
@@ -35,33 +35,32 @@ use self::key::CaKey;
 const SERVER_LIFE: Duration = Duration::days(3650);
 const CA_LIFE: Duration = Duration::days(7300);
 
-/// The authority: signs device and server certificates of its own making, whatever a request may
-/// ask for.
+/// The certificate authority: it decides what is in a device's or the server's certificate,
+/// whatever a request asks for.
 pub struct Ca {
     issuer: Issuer<'static, CaKey>,
     certificate: CertificateDer<'static>,
-    /// Unix time; no right clock shows less.
+    /// The earliest plausible time, in Unix time.
     earliest: i64,
 }
 
-/// A certificate and the end of its validity.
+/// A certificate and its expiry.
 pub struct Issued {
-    /// The certificate.
     pub certificate: CertificateDer<'static>,
-    /// Its last second, Unix time.
+    /// Its last valid second, in Unix time.
     pub not_after: i64,
 }
 
-/// The clock of this machine shows a time that cannot be.
+/// The clock of this machine shows an impossible time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "this machine's clock is wrong: it shows {}, and it has been {} already",
+    "this machine's clock is wrong: it shows {}, which is before {}",
     shown(*.now), shown(*.earliest)
 )]
 pub struct ClockError {
-    /// What it shows, in Unix seconds.
+    /// The time that the clock shows, in Unix seconds.
     pub now: i64,
-    /// What it has been, in Unix seconds.
+    /// The earliest plausible time, in Unix seconds.
     pub earliest: i64,
 }
 
@@ -74,24 +73,24 @@ impl From<ClockError> for Failure {
 /// Why a signing request was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum CsrError {
-    /// Not PKCS #10, or its signature is wrong: whoever sent it does not hold the key.
+    /// It is not PKCS #10, or has a wrong signature: the sender does not hold the key.
     #[error("the signing request can't be read or its signature is wrong")]
     Invalid(#[source] rcgen::Error),
-    /// Only P-256 keys are certified.
+    /// The key is not ECDSA P-256.
     #[error("the signing request is not for an ECDSA P-256 key")]
     KeyType,
 }
 
-/// The public key of a device that has proved to hold it.
+/// The public key of a device that has proved to hold its private key.
 pub struct DeviceKey {
     spki: SubjectPublicKeyInfo,
-    /// Its hash.
+    /// The hash of the key.
     pub hash: KeyHash,
 }
 
 impl DeviceKey {
-    /// Takes the public key out of a signing request, and nothing else: names, extensions and
-    /// constraints in it are ignored.
+    /// Takes only the public key from a signing request; names, extensions and constraints in it
+    /// are ignored.
     pub fn from_csr(der: &[u8]) -> Result<Self, CsrError> {
         let csr =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(der))
@@ -99,7 +98,7 @@ impl DeviceKey {
         Self::from_spki(&csr.public_key.subject_public_key_info())
     }
 
-    /// The key of a certificate that TLS has verified, in DER.
+    /// The key in a certificate that TLS has verified, in DER.
     pub fn from_spki(der: &[u8]) -> Result<Self, CsrError> {
         let spki = SubjectPublicKeyInfo::from_der(der).map_err(CsrError::Invalid)?;
         if spki.algorithm() != &PKCS_ECDSA_P256_SHA256 {
@@ -110,17 +109,17 @@ impl DeviceKey {
 }
 
 impl Ca {
-    /// Opens the authority in `dir`, or makes it there. Several processes that do so at once end up
-    /// with the same one.
+    /// Opens the authority in `dir`, or creates it. Several processes that do so at once get the
+    /// same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         Self::open_at(dir, OffsetDateTime::now_utc())
     }
 
-    /// [`Ca::open`] by a clock that shows `now`.
+    /// [`Ca::open`], by a clock that shows `now`.
     fn open_at(dir: &Path, now: OffsetDateTime) -> Result<Self, FileError> {
         let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
         if !key_path.exists() && cert_path.exists() {
-            // A new one would lock out every device, and stand in the way of the backup.
+            // A new key would lock out every device, and prevent that a backup is restored.
             return Err(FileError::damaged(key_path, "it is missing, and `ca.crt` is there"));
         }
         let key = CaKey::read_or_create(&key_path)?;
@@ -143,15 +142,15 @@ impl Ca {
         Ok(Self { issuer, certificate, earliest: not_before.max(clock::RELEASED) })
     }
 
-    /// The earliest time, in Unix seconds, that a right clock can show.
+    /// The earliest time, in Unix seconds, that a correct clock can show.
     pub fn earliest(&self) -> i64 {
         self.earliest
     }
 
-    /// Whether a clock that shows `now`, in Unix seconds, can be right.
+    /// Whether `now`, in Unix seconds, is a plausible time.
     ///
     /// # Errors
-    /// When it shows a time before this authority was made or before this version was released.
+    /// When it is before this authority was created or before this version was released.
     pub fn check_clock(&self, now: i64) -> Result<(), ClockError> {
         if now < self.earliest {
             return Err(ClockError { now, earliest: self.earliest });
@@ -164,13 +163,13 @@ impl Ca {
         &self.certificate
     }
 
-    /// What invitations pin: SHA-256 of the CA's public key.
+    /// The hash in invitations: SHA-256 of the CA's public key.
     pub fn key_hash(&self) -> [u8; 32] {
         sha256(&self.issuer.key().subject_public_key_info())
     }
 
-    /// Certifies a device's key for `life` from `now` on. Whether that time can be right is for the
-    /// caller to ask first, with [`Ca::check_clock`].
+    /// Signs a certificate for a device's key, valid for `life` from `now`. The caller must check
+    /// that time first, with [`Ca::check_clock`].
     pub fn issue_device(
         &self,
         id: DeviceId,
@@ -186,8 +185,8 @@ impl Ca {
         Ok(Issued { certificate, not_after })
     }
 
-    /// The server's certificate and key in `dir`: kept while at least a third of its life is left,
-    /// else made anew. While the clock cannot be right, what is there is kept.
+    /// The server's certificate and key in `dir`: kept while at least a third of its lifetime is
+    /// left, else made anew. While the clock is implausible, the existing certificate is kept.
     pub fn server_identity(
         &self,
         dir: &Path,
@@ -221,20 +220,20 @@ impl Ca {
         Ok(Arc::new(CertifiedKey::new(vec![certificate, self.certificate.clone()], key)))
     }
 
-    /// Whether a server's certificate for the key of this hash stays in use at `now`.
+    /// Whether a server certificate for the key with this hash stays in use at `now`.
     fn keeps(&self, der: &CertificateDer<'_>, key: [u8; 32], now: OffsetDateTime) -> bool {
         let Ok(certificate) = proto::identity::Certificate::from_der(der) else { return false };
         let now = now.unix_timestamp();
         let stays = certificate.key.0 == key
             && match self.check_clock(now) {
                 Ok(()) => is_fresh(&certificate, now),
-                // Nobody knows the time: what is there was made when somebody did.
+                // The time is unknown: the existing certificate was made when it was known.
                 Err(_) => certificate.not_after > self.earliest,
             };
         stays && self.vouches_for(der, now.clamp(certificate.not_before, certificate.not_after))
     }
 
-    /// Whether this very authority has signed a server's certificate that is valid at `at`.
+    /// Whether this authority has signed a server certificate that is valid at `at`.
     fn vouches_for(&self, server: &CertificateDer<'_>, at: i64) -> bool {
         let at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
             u64::try_from(at).unwrap_or(0),
@@ -278,8 +277,8 @@ fn self_signed(key: &CaKey, now: OffsetDateTime) -> Result<rcgen::Certificate, r
 }
 
 fn leaf_params(now: OffsetDateTime, life: Duration) -> CertificateParams {
-    // Positive, and 16 bytes long (RFC 5280 section 4.1.2.2). The library's default repeats for one
-    // key.
+    // Positive, and 16 bytes long (RFC 5280 section 4.1.2.2). The library's default is the same for
+    // each certificate of one key.
     let mut serial = [0; 16];
     fill_random(&mut serial);
     serial[0] = serial[0] & 0x7f | 0x40;

@@ -1,5 +1,5 @@
 //! The register: devices, invitations and revocations, in SQLite. Every change is one transaction,
-//! on the disk before it counts.
+//! and is on the disk before it takes effect.
 
 mod devices;
 mod errors;
@@ -7,10 +7,10 @@ mod invitations;
 mod names;
 mod shared_knock;
 
-pub use devices::{Device, default_role};
-pub use errors::{DeviceError, RegisterError};
-pub use invitations::{Invited, MOST_INVITATIONS};
-pub use names::{FreedName, User};
+pub(crate) use devices::{Device, default_role};
+pub(crate) use errors::{DeviceError, RegisterError};
+pub(crate) use invitations::{Invited, MOST_INVITATIONS};
+pub(crate) use names::User;
 
 use std::{
     collections::HashMap,
@@ -53,7 +53,7 @@ const SCHEMA: &str = "
     ) STRICT;
     CREATE TABLE setting (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 ";
-/// From each format to the next; a new register takes all of them.
+/// The changes from each format to the next; a new register runs all of them.
 const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     SCHEMA,
     "
@@ -66,12 +66,12 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
 ];
 
 /// The register of one server. Several processes may have it open at once.
-pub struct Register {
+pub(crate) struct Register {
     db: Mutex<Connection>,
     path: PathBuf,
 }
 
-/// What the hot path asks, held in memory: one look at the register at one time.
+/// The register's content at one time, held in memory for the hot path.
 #[derive(Debug, Default)]
 pub struct Snapshot {
     devices: HashMap<DeviceId, Device>,
@@ -79,13 +79,12 @@ pub struct Snapshot {
     shared_knock: SharedKnock,
 }
 
-/// What the knocks of one invitation are checked with.
+/// What is needed to check the knocks of one invitation.
 #[derive(Debug)]
 struct OpenInvitation {
-    /// Tells it from the others.
     number: i64,
     knock: Checker,
-    /// Unix time.
+    /// In Unix time.
     expires: i64,
 }
 
@@ -95,46 +94,46 @@ impl Snapshot {
         self.devices.get(&id).filter(|device| device.key == key && device.revoked.is_none())
     }
 
-    /// All devices.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.devices.values()
     }
 
-    /// The key that this device has enrolled with, unless it was revoked.
+    /// The key with which this device has enrolled, unless it was revoked.
     pub fn key(&self, id: DeviceId) -> Option<KeyHash> {
         self.devices.get(&id).filter(|device| device.revoked.is_none()).map(|device| device.key)
     }
 
-    /// The number of the invitation that is open at `now` and with whose key `knock` was made.
+    /// The number of the invitation with whose key `knock` was made, if it is open at `now`.
     pub fn invites(&self, knock: &[u8], now: i64) -> Option<i64> {
         let mut open = self.invitations.iter().filter(|invitation| invitation.expires > now);
         open.find(|invitation| invitation.knock.opens_for(knock)).map(|found| found.number)
     }
 
-    /// Whether a knock with the key that all devices had once is accepted at `now`, Unix time.
+    /// Whether a knock with the old key of all devices is accepted at `now`, in Unix time.
     pub fn accepts_shared_knock(&self, now: i64) -> bool {
         self.shared_knock.is_accepted(now)
     }
 
-    /// Whether this device has not shown yet that it has a knock of its own.
+    /// Whether this device has not used a knock key of its own yet.
     pub fn needs_shared_knock(&self, id: DeviceId) -> bool {
         self.shared_knock.is_needed_by(id)
     }
 }
 
 impl Register {
-    /// Its file in the state directory.
-    pub const FILE: &str = "register.sqlite";
+    /// The name of its file in the state directory.
+    pub(crate) const FILE: &str = "register.sqlite";
 
-    /// Opens the register and checks it whole; an absent one is made.
-    pub fn open(path: &Path) -> Result<Self, RegisterError> {
-        // SQLite gives its side files the mode of the main one.
+    /// Opens the register and checks its integrity; creates it if it does not exist.
+    pub(crate) fn open(path: &Path) -> Result<Self, RegisterError> {
+        // SQLite gives its side files the mode of the main file.
         drop(files::open_append(path)?);
         if is_torn(path).unwrap_or(false) {
             return Err(RegisterError::damaged(path, "it ends in the middle of a page".to_owned()));
         }
         let error = |e| classify(path, e);
-        // The directory may be a link (systemd makes one), the register and its side files never.
+        // The directory may be a link (systemd makes one); the register and its side files must not
+        // be links.
         let dir = path.parent().unwrap_or(Path::new("."));
         let dir = dir.canonicalize().map_err(FileError::io("read", dir))?;
         let flags = OpenFlags::default() | OpenFlags::SQLITE_OPEN_NOFOLLOW;
@@ -168,14 +167,14 @@ impl Register {
     }
 
     /// A number that changes whenever another process has changed the register.
-    pub fn version(&self) -> Result<i64, RegisterError> {
+    pub(crate) fn version(&self) -> Result<i64, RegisterError> {
         self.lock()
             .query_row("PRAGMA data_version", [], |row| row.get(0))
             .map_err(|e| classify(&self.path, e))
     }
 
-    /// One look at everything that decides who may do what.
-    pub fn snapshot(&self) -> Result<Snapshot, RegisterError> {
+    /// Reads everything that decides who may do what.
+    pub(crate) fn snapshot(&self) -> Result<Snapshot, RegisterError> {
         self.read(|t| {
             let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
             let mut query = t.prepare_cached("SELECT rowid, door_key, expires FROM invitation")?;
@@ -192,8 +191,8 @@ impl Register {
         })
     }
 
-    /// Where the server can be reached, as its last start said; `None` before the first.
-    pub fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
+    /// The addresses of the server, as it last stored them; `None` before its first start.
+    pub(crate) fn addresses(&self) -> Result<Option<Vec<String>>, RegisterError> {
         self.read(|t| {
             let text = t
                 .query_row("SELECT value FROM setting WHERE name = 'addresses'", [], |row| {
@@ -204,8 +203,8 @@ impl Register {
         })
     }
 
-    /// Keeps where the server can be reached.
-    pub fn set_addresses(&self, addresses: &[String]) -> Result<(), RegisterError> {
+    /// Stores the addresses of the server.
+    pub(crate) fn set_addresses(&self, addresses: &[String]) -> Result<(), RegisterError> {
         if self.addresses()?.as_deref() == Some(addresses) {
             return Ok(());
         }
@@ -247,13 +246,13 @@ impl Register {
     }
 
     fn lock(&self) -> MutexGuard<'_, Connection> {
-        // A panic inside a transaction has rolled it back.
+        // A panic inside a transaction has rolled the transaction back.
         self.db.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Whether the file ends in the middle of a page: then it has lost its end, even if SQLite misses
-/// nothing there. While there is a log beside it, whose pages come later, it may end anywhere.
+/// Whether the file ends in the middle of a page: then its end is lost, even if SQLite does not
+/// notice. With a write-ahead log beside it, whose pages are newer, the file may end anywhere.
 fn is_torn(path: &Path) -> std::io::Result<bool> {
     let mut log = path.as_os_str().to_owned();
     log.push("-wal");
@@ -261,7 +260,7 @@ fn is_torn(path: &Path) -> std::io::Result<bool> {
         return Ok(false);
     }
     let mut file = std::fs::File::open(path)?;
-    // Where the format has the size of a page; 1 stands for 65536.
+    // The page size in the file's header; 1 stands for 65536.
     let mut header = [0; 18];
     file.read_exact(&mut header)?;
     let page = match u16::from_be_bytes([header[16], header[17]]) {

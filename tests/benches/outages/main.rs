@@ -1,10 +1,9 @@
-//! What an outage costs beyond itself: from "the path is back" to the next token, over every link
-//! of the lab's ladder, by `adit` over UDP and over SSH, and beside them plain QUIC and `ssh -L` in
-//! the same lab.
+//! Measures what an outage costs in addition to its own length: from the return of the path to the
+//! next token, over every link of the lab's ladder, by `adit` over UDP and over SSH, and by plain
+//! QUIC and `ssh -L` in the same lab.
 //!
 //! `cargo bench -p adit-tests --bench outages [-- [--long] [LINK…]]`; `--long` adds an outage of
-//! 300 s. Needs root and OpenSSH. All links and ways are tried side by side: nearly all of the time
-//! they wait.
+//! 300 s. Needs root and OpenSSH. All links and ways run in parallel: most of the time they wait.
 
 #![allow(missing_docs)]
 
@@ -54,20 +53,20 @@ mod measure {
 
     use crate::ways::{Open, Way};
 
-    /// For a way that takes its time.
+    /// The time limit for slow ways.
     const WITHIN: Duration = Duration::from_secs(400);
     const ENDLESS: i64 = -1;
 
-    /// The next token after an outage, and the largest gap, in ms.
+    /// From an outage's end to the next token, and the largest gap, in ms.
     type After = (f64, f64);
 
-    /// What one way over one link costs.
+    /// The results of one way over one link.
     struct Row {
         link: &'static str,
         way: Way,
-        /// For each length of outage, what came after each; `None` if the answer was cut.
+        /// For each length of outage, the results of each outage; `None` if the answer was cut.
         outages: Vec<(Duration, Vec<Option<After>>)>,
-        /// From an application's end to Ollama's.
+        /// From the application's disconnect to Ollama's cancellation.
         cancels: Vec<f64>,
     }
 
@@ -101,7 +100,7 @@ mod measure {
             let length = Duration::from_millis(ms);
             let mut came = Vec::new();
             for _ in 0..count {
-                // Not always at the same moment of everybody's timers.
+                // A random pause, so that outages do not always begin at the same point of timers.
                 tokio::time::sleep(chance.between(Duration::from_secs(1), Duration::from_secs(4)))
                     .await;
                 came.push(outage(&open, length).await);

@@ -1,5 +1,5 @@
-//! A plain forwarder over QUIC: one stream for each connection, a keep-alive of 5 s, and otherwise
-//! quinn as it comes.
+//! A plain forwarder over QUIC for comparison: one stream per connection, a keep-alive of 5 s, and
+//! quinn's defaults.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,13 +19,12 @@ const IDLE: Duration = Duration::from_secs(30 * 60);
 
 /// Both ends. Dropping it ends them.
 pub(crate) struct Plain {
-    /// Where applications connect.
     pub(crate) address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 impl Plain {
-    /// Opens it between the two networks of a lab, to `upstream` in the server's.
+    /// Connects the two networks of a lab; `upstream` is in the server's network.
     pub(crate) async fn open(lab: &Lab, upstream: SocketAddr) -> Self {
         let cert = rcgen::generate_simple_self_signed([NAME.to_owned()]).expect("a certificate");
         let der = cert.cert.der().clone();

@@ -17,11 +17,10 @@ use crate::plain::Plain;
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// How tokens come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Way {
     AditUdp,
-    /// The same, beside an upload that fills the link.
+    /// Tokens beside an upload that fills the link.
     AditUdpUpload,
     AditSsh,
     PlainQuic,
@@ -43,9 +42,7 @@ impl Way {
     }
 }
 
-/// A way that is open.
 pub(crate) struct Open {
-    /// Where applications connect.
     address: SocketAddr,
     _plain: Option<Plain>,
     _ssh: Option<Child>,
@@ -54,7 +51,7 @@ pub(crate) struct Open {
 }
 
 impl Open {
-    /// Opens one; `None` if that does not work on this link.
+    /// Opens a way; `None` if that fails on this link.
     pub(crate) async fn new(link: Link, way: Way, seed: u64) -> Option<Self> {
         let carrier = if matches!(way, Way::AditUdp | Way::AditUdpUpload | Way::PlainQuic) {
             Carrier::Udp
@@ -102,7 +99,7 @@ impl Open {
     }
 }
 
-/// `ssh -L` to the lab's sshd, as one types it.
+/// `ssh -L` to the lab's sshd, as a person would type it.
 fn forward(far: &Far) -> Option<(SocketAddr, Child)> {
     let sshd = far.sshd.as_ref()?;
     let here = SocketAddr::from(([127, 0, 0, 1], 11_500));

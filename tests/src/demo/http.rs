@@ -19,23 +19,22 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet, time::timeout};
 
-/// For everything that needs no model. Longer than `adit up` holds a request while it has no
-/// tunnel.
+/// The time limit of requests that need no model. Longer than `adit up` holds a request while it
+/// has no tunnel.
 const SMALL_WITHIN: Duration = Duration::from_secs(40);
-/// A large model may have to come from a slow disk before it says a word.
+/// The time limit of the first token: a large model may have to be loaded from a slow disk.
 const FIRST_WITHIN: Duration = Duration::from_secs(300);
 const NEXT_WITHIN: Duration = Duration::from_secs(60);
 
-/// A connection that is kept.
+/// A connection that is reused.
 pub(super) struct Client {
     address: SocketAddr,
     requests: SendRequest<Full<Bytes>>,
-    /// Holds the one task that moves the bytes.
+    /// The one task that moves the bytes.
     _driver: JoinSet<()>,
 }
 
 impl Client {
-    /// Connects.
     pub(super) async fn connect(address: SocketAddr) -> Result<Self, Failure> {
         let failed = || Failure::new(format!("cannot connect to {address}"));
         let tcp = TcpStream::connect(address).await.map_err(|e| failed().source(e))?;
@@ -44,20 +43,20 @@ impl Client {
             http1::handshake(TokioIo::new(tcp)).await.map_err(|e| failed().source(e))?;
         let mut driver = JoinSet::new();
         driver.spawn(async move {
-            // Whoever waits for an answer gets the error.
+            // An error reaches the caller through the answer.
             let _ = connection.await;
         });
         Ok(Self { address, requests, _driver: driver })
     }
 
-    /// Asks and takes the whole answer.
+    /// Sends a GET and reads the whole answer.
     pub(super) async fn get(&mut self, path: &str) -> Result<(StatusCode, Bytes), Failure> {
         let asked = async { whole(self.send(Method::GET, path, Bytes::new()).await?).await };
         let asked = timeout(SMALL_WITHIN, asked).await;
         self.judge(path, asked)
     }
 
-    /// Sends JSON and takes the whole answer.
+    /// Sends JSON and reads the whole answer.
     pub(super) async fn post(
         &mut self,
         path: &str,
@@ -77,7 +76,7 @@ impl Client {
     ) -> Result<Response<Incoming>, hyper::Error> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
-        // Both are made of what is always fit for a header or a path.
+        // Both have only characters that a header or a path may have.
         if let Ok(path) = path.parse() {
             *request.uri_mut() = path;
         }
@@ -108,17 +107,17 @@ async fn whole(response: Response<Incoming>) -> Result<(StatusCode, Bytes), hype
     Ok((status, response.into_body().collect().await?.to_bytes()))
 }
 
-/// The next thing in an answer.
+/// The next event of an answer.
 pub(super) enum Event {
     /// A piece of text.
     Token(String),
-    /// The model has ended it.
+    /// The answer is complete.
     Done,
-    /// The connection broke in the middle.
+    /// The connection broke before the answer was complete.
     Cut,
 }
 
-/// An answer under way.
+/// A running answer.
 pub(super) struct Answer {
     _client: Client,
     body: Incoming,
@@ -127,15 +126,15 @@ pub(super) struct Answer {
     read: usize,
 }
 
-/// An answer that came to its end.
+/// A complete answer.
 pub(super) struct Whole {
     /// From before the connection was made to the first token.
     pub(super) first: Duration,
     /// From one token to the next.
     pub(super) gaps: Vec<Duration>,
-    /// What was said.
+    /// The text.
     pub(super) text: String,
-    /// The body as it came.
+    /// The body, byte by byte.
     pub(super) raw: Vec<u8>,
 }
 
@@ -143,7 +142,7 @@ pub(super) struct Whole {
 struct Line {
     #[serde(default)]
     response: String,
-    /// Some models think aloud first.
+    /// Some models send their thoughts first.
     thinking: Option<String>,
     #[serde(default)]
     done: bool,
@@ -151,7 +150,7 @@ struct Line {
 }
 
 impl Answer {
-    /// Asks over a connection of its own, as most tools do.
+    /// Asks over a new connection, as most tools do.
     pub(super) async fn ask(address: SocketAddr, question: &Value) -> Result<Self, Failure> {
         const PATH: &str = "/api/generate";
         let asked = Instant::now();
@@ -171,7 +170,10 @@ impl Answer {
         Ok(Self { _client: client, body: response.into_body(), asked, raw: Vec::new(), read: 0 })
     }
 
-    /// Waits for the next piece. Cancellation safe.
+    /// Waits for the next event.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
     pub(super) async fn next(&mut self) -> Result<Event, Failure> {
         loop {
             while let Some(line) = self.line()? {
@@ -206,7 +208,7 @@ impl Answer {
         }
     }
 
-    /// Takes it to its end and shows `each` token.
+    /// Reads the answer to its end and calls `each` for every token.
     pub(super) async fn whole(mut self, each: impl Fn(&str)) -> Result<Whole, Failure> {
         let (mut times, mut text) = (Vec::new(), String::new());
         let cut = || Failure::new("an answer was cut in the middle");

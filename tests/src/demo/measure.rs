@@ -1,4 +1,4 @@
-//! The same questions with and without the tunnel, by turns, and the table of what it costs.
+//! The same questions with and without the tunnel, alternately, and the table of the costs.
 
 use std::{
     net::SocketAddr,
@@ -14,14 +14,14 @@ use super::{
     source::Source,
 };
 
-/// Answers per way that are long enough to have a pace.
+/// Long answers per way.
 const ANSWERS: usize = 5;
 const TOKENS: usize = 20;
-/// Small requests per way, after a few that nobody counts.
+/// Small requests per way, after some that are not counted.
 const SMALL: usize = 200;
 const WARM_UP: usize = 20;
 
-/// What came one of both ways.
+/// The measurements of one way.
 #[derive(Default)]
 struct Way {
     first: Vec<Duration>,
@@ -30,13 +30,13 @@ struct Way {
     answers: Vec<Whole>,
 }
 
-/// Measures, prints the table, and makes sure that both ways gave the same answers.
+/// Measures, prints the table, and checks that both ways gave the same answers.
 pub(super) async fn run(
     source: &Source,
     tunnel: SocketAddr,
     screen: &Screen,
 ) -> Result<(), Failure> {
-    // The stand-in needs no time to think: some more first tokens are free.
+    // The stand-in answers at once: more measurements of the first token are cheap.
     let words = if source.stand_in.is_some() { 25 } else { 0 };
     let rounds = ANSWERS + words;
     screen
@@ -45,14 +45,14 @@ pub(super) async fn run(
     for round in 0..rounds {
         let question = source.steady_question(if round < ANSWERS { TOKENS } else { 1 });
         let mut turns = [(&mut direct, source.address), (&mut through, tunnel)];
-        // Whoever is first every time could have an advantage, or the opposite.
+        // The ways take turns to be first: the first one could have an advantage.
         if round % 2 == 1 {
             turns.reverse();
         }
         for (way, address) in turns {
             way.take(Answer::ask(address, &question).await?.whole(|_| {}).await?);
         }
-        // Something moves while a person waits.
+        // A person who waits should see progress.
         screen.piece(if round < ANSWERS { " ." } else { "" });
     }
     small_requests([(&mut direct, source.address), (&mut through, tunnel)]).await?;
@@ -90,8 +90,8 @@ async fn small_requests(ways: [(&mut Way, SocketAddr); 2]) -> Result<(), Failure
     Ok(())
 }
 
-/// The stand-in owes the same bytes each time; a real model on a GPU may well change a word, which
-/// is no fault of the tunnel's.
+/// The stand-in must give the same bytes each time. A real model on a GPU may change a word, which
+/// is not the tunnel's fault.
 fn compare(source: &Source, direct: &Way, through: &Way, screen: &Screen) -> Result<(), Failure> {
     let mut pairs = direct.answers.iter().zip(&through.answers);
     let count = direct.answers.len();
@@ -119,7 +119,7 @@ fn table(direct: &mut Way, through: &mut Way) -> String {
             p50(&mut through.small),
         ),
     ];
-    // The difference of two extremes says nothing.
+    // The difference of two extremes is meaningless.
     rows[2][3].clear();
     let header = ["", "direct", "tunnel", "added"].map(str::to_owned);
     let lines: Vec<_> = std::iter::once(&header)
@@ -134,7 +134,7 @@ fn table(direct: &mut Way, through: &mut Way) -> String {
 fn row(name: &str, direct: Option<Duration>, through: Option<Duration>) -> [String; 4] {
     let cell = |time: Option<Duration>| time.map_or_else(|| "-".to_owned(), shown);
     let added = match (direct, through) {
-        // Less than the table shows has no direction either.
+        // A difference below the table's precision has no sign.
         (Some(direct), Some(through)) if through.abs_diff(direct) < Duration::from_micros(5) => {
             shown(Duration::ZERO)
         }
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_the_middle_the_greatest_and_the_difference() {
+    fn the_table_has_the_median_the_maximum_and_the_difference() {
         let table = table(&mut way(&[9, 1, 2]), &mut way(&[4, 3, 80]));
         let cells = |name: &str| {
             let row = table.lines().find_map(|line| line.trim().strip_prefix(name));
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_leaves_no_number() {
+    fn a_missing_measurement_has_no_number() {
         let table = table(&mut way(&[]), &mut way(&[1]));
         assert!(
             table.lines().skip(1).all(|row| row.contains(" - ") && !row.contains('+')),

@@ -1,4 +1,4 @@
-//! The end of a device, in the middle of an answer.
+//! The revocation of a device, in the middle of an answer.
 
 use std::{
     net::SocketAddr,
@@ -18,12 +18,12 @@ use super::{
     stage::{DEVICE, Stage},
 };
 
-/// What is shown of the answer before the device is revoked.
+/// How many tokens are shown before the device is revoked.
 const TOKENS: usize = 16;
-/// A cut takes milliseconds; an answer that goes on for this long was not cut.
+/// A cut takes milliseconds; an answer that continues for this long was not cut.
 const CUT_WITHIN: Duration = Duration::from_secs(10);
 
-/// Revokes the device while it is being answered, and makes sure that this was the end.
+/// Revokes the device during an answer, and checks that the answer was cut.
 pub(super) async fn run(
     stage: &Stage,
     source: &Source,
@@ -71,7 +71,7 @@ fn too_short() -> Failure {
         .hint("run the demo again, with another model or with --stand-in")
 }
 
-/// How long after `entered` the answer broke.
+/// How long after `entered` the answer was cut.
 async fn until_cut(mut answer: Answer, entered: Instant) -> Result<Duration, Failure> {
     let cut = timeout(CUT_WITHIN, async {
         loop {
@@ -91,7 +91,7 @@ async fn until_cut(mut answer: Answer, entered: Instant) -> Result<Duration, Fai
     cut.await.map_err(went_on)?
 }
 
-/// The next request gets no answer but an error that says why, in Ollama's own shape.
+/// The next request must get an error that says why, in Ollama's format.
 async fn refused(tunnel: SocketAddr, question: &Value, screen: &Screen) -> Result<(), Failure> {
     screen.command(At::Laptop, &curl(tunnel, question));
     let asked = Instant::now();
@@ -101,7 +101,7 @@ async fn refused(tunnel: SocketAddr, question: &Value, screen: &Screen) -> Resul
     screen.output(&said);
     let error: Option<Value> = serde_json::from_slice(&body).ok();
     let why = error.as_ref().and_then(|error| error["error"].as_str()).unwrap_or_default();
-    // A stand-in that is out of order could refuse too, but not in these words.
+    // The stand-in could refuse too, but not in these words.
     if status != StatusCode::SERVICE_UNAVAILABLE || !why.contains("revoked") {
         return Err(Failure::new("the next request was not refused as it should be")
             .source(format!("{status}: {said}")));

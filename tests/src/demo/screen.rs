@@ -1,4 +1,4 @@
-//! What the demo writes to standard output: plain text, with a little weight on a terminal.
+//! Prints the demo's text on standard output: plain text, with bold and colours on a terminal.
 
 use std::{
     fmt,
@@ -9,23 +9,20 @@ const BOLD: &str = "\x1b[1m";
 const DIM: &str = "\x1b[2m";
 const PLAIN: &str = "\x1b[0m";
 
-/// Standard output.
 #[derive(Clone, Copy)]
 pub(super) struct Screen {
     colour: bool,
 }
 
-/// Whose terminal a command is typed into.
+/// The machine on whose terminal a command is typed.
 #[derive(Clone, Copy)]
 pub(super) enum At {
-    /// The machine with the GPU.
     Server,
-    /// The device.
     Laptop,
 }
 
 impl Screen {
-    /// Colours are for a terminal that can and whose owner wants them.
+    /// Colours only on a terminal that supports them, and only if `NO_COLOR` is not set.
     pub(super) fn new() -> Self {
         let able = std::env::var_os("TERM").is_none_or(|term| term != "dumb");
         Self {
@@ -33,17 +30,17 @@ impl Screen {
         }
     }
 
-    /// Begins a part.
+    /// Prints a heading.
     pub(super) fn heading(&self, text: &str) {
         self.write(format_args!("\n{}\n", self.styled(BOLD, text)));
     }
 
-    /// Says something.
+    /// Prints a paragraph.
     pub(super) fn talk(&self, text: impl fmt::Display) {
         self.write(format_args!("{text}\n"));
     }
 
-    /// Shows a command as a person would type it.
+    /// Prints a command as a person would type it.
     pub(super) fn command(&self, at: At, command: &str) {
         let prompt = match at {
             At::Server => "server$",
@@ -52,22 +49,22 @@ impl Screen {
         self.write(format_args!("{} {}\n", self.styled(DIM, prompt), self.styled(BOLD, command)));
     }
 
-    /// Shows what a command has written.
+    /// Prints the output of a command.
     pub(super) fn output(&self, text: &str) {
         for line in text.lines() {
             self.write(format_args!("  {line}\n"));
         }
     }
 
-    /// Writes a piece of an answer, at once.
+    /// Prints a piece of an answer at once.
     pub(super) fn piece(&self, text: &str) {
-        // A model may say anything, but it may not steer the terminal.
+        // A model may send control characters; they must not reach the terminal.
         let harmless: String =
             text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
         self.write(format_args!("{harmless}"));
     }
 
-    /// A closed terminal or pipe is no reason to stop: whether everything held is in the exit code.
+    /// A closed terminal or pipe does not stop the demo: the exit code reports the result.
     fn write(&self, text: fmt::Arguments<'_>) {
         let mut out = io::stdout().lock();
         let _ = out.write_fmt(text).and_then(|()| out.flush());
@@ -78,7 +75,7 @@ impl Screen {
     }
 }
 
-/// A duration for people, in three digits or so.
+/// A duration for people, with about three digits.
 pub(super) fn shown(time: std::time::Duration) -> String {
     match time.as_secs_f64() * 1e3 {
         ms if ms < 10.0 => format!("{ms:.2} ms"),

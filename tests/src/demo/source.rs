@@ -1,4 +1,4 @@
-//! Who answers in the demo: the Ollama of this machine if it can, else the stand-in.
+//! Who answers in the demo: the Ollama of this machine if it works, else the stand-in.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -9,29 +9,26 @@ use common::machine::report::Failure;
 use proto::wire::OLLAMA_PORT;
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use server::policy::upstream::Upstream;
+use server::Upstream;
 use tokio::time::timeout;
 
 use super::{http::Client, screen::Screen};
 use crate::ollama::{Ollama, Options};
 
-/// Ollama answers these at once; whatever takes longer is none, or one that would make the demo a
-/// long wait.
+/// Ollama answers these requests at once; a slower server is not usable for the demo.
 const PROBE_WITHIN: Duration = Duration::from_secs(3);
-/// A person has either a few models or many; among this many there is one that can answer.
+/// How many models are tried.
 const MODELS: usize = 16;
 
-/// Something that answers.
 pub(super) struct Source {
-    /// Where.
     pub(super) address: SocketAddr,
     /// The model that is asked.
     pub(super) model: String,
-    /// The stand-in, if it is that.
+    /// The stand-in, if one runs.
     pub(super) stand_in: Option<Ollama>,
 }
 
-/// What is at an address.
+/// What was found at an address.
 enum Found {
     Nobody,
     WithoutModel { version: String },
@@ -39,7 +36,7 @@ enum Found {
 }
 
 impl Source {
-    /// Looks for an Ollama and says what it found. `named` is one that has to be there.
+    /// Looks for an Ollama and prints what was found. `named` must be usable.
     pub(super) async fn choose(
         named: Option<SocketAddr>,
         only_stand_in: bool,
@@ -93,7 +90,7 @@ impl Source {
         Ok(Self { address: ollama.addr(), model, stand_in: Some(ollama) })
     }
 
-    /// A question for people to read the answer of.
+    /// A question whose answer people read.
     pub(super) fn question(&self) -> Value {
         let mut question = json!({ "model": self.model, "prompt": "Why is the sky blue? Answer in two sentences." });
         if self.stand_in.is_none() {
@@ -111,7 +108,7 @@ impl Source {
         })
     }
 
-    /// A question whose answer does not end within a demo.
+    /// A question whose answer does not end during the demo.
     pub(super) fn endless_question(&self) -> Value {
         let tokens = if self.stand_in.is_some() { -1 } else { 4096 };
         json!({
@@ -122,7 +119,7 @@ impl Source {
     }
 }
 
-/// Reads `--ollama` as `aditd` reads its upstream, so that neither takes what the other refuses.
+/// Parses `--ollama` as `aditd` parses its upstream, so that both accept the same addresses.
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let shown = text.parse::<Upstream>().map_err(|e| e.to_string())?.to_string();
     let address = shown.strip_prefix("http://").and_then(|address| address.parse().ok());
@@ -144,28 +141,29 @@ struct Model {
     name: String,
     #[serde(default)]
     size: u64,
-    /// Where it really runs, if that is not here.
+    /// The remote host that runs the model, if it does not run here.
     #[serde(default)]
     remote_host: String,
 }
 
 #[derive(Deserialize)]
 struct Details {
-    /// Absent in older versions, which then get the benefit of the doubt.
+    /// Older versions do not report it, and are accepted.
     capabilities: Option<Vec<String>>,
 }
 
-/// Looks who is there; `None` if what it says is not what Ollama says.
+/// Looks what is at the address; `None` if its answers are not Ollama's.
 async fn probe(address: SocketAddr) -> Option<Found> {
     let mut client = Client::connect(address).await.ok()?;
     let Version { version } = parse(client.get("/api/version").await.ok()?)?;
     let Tags { mut models } = parse(client.get("/api/tags").await.ok()?)?;
-    // A demo on this machine sends nothing to anybody else's.
+    // The demo must not send anything to another machine.
     models.retain(|model| model.remote_host.is_empty());
     models.sort_by_key(|model| model.size);
     for model in models.into_iter().take(MODELS) {
         let shown = client.post("/api/show", &json!({ "model": model.name })).await.ok()?;
-        // The smallest is often one for embeddings, which can't speak; and some are broken.
+        // The smallest model is often one for embeddings, which can't generate; and some are
+        // broken.
         let speaks = |details: Details| {
             details.capabilities.is_none_or(|able| able.iter().any(|a| a == "completion"))
         };

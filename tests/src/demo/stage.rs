@@ -1,5 +1,5 @@
-//! Where the demo plays: a temporary directory, a real `aditd` and a real `adit`, and the end of
-//! all of it.
+//! The demo's temporary directory, with a real `aditd` and a real `adit`, and how all of it is
+//! removed.
 
 use std::{io, net::SocketAddr, path::Path, time::Duration};
 
@@ -10,10 +10,10 @@ use tokio::process::Command;
 
 use crate::process::{Ended, Process, Programs};
 
-/// What the device is called.
+/// The name of the device.
 pub(super) const DEVICE: &str = "laptop";
 
-/// Both programs, their state, and those of them that run.
+/// Both programs, their state, and their running processes.
 pub(super) struct Stage {
     dir: TempDir,
     programs: Programs,
@@ -22,40 +22,40 @@ pub(super) struct Stage {
 }
 
 impl Stage {
-    /// Makes the directory and the programs in it.
+    /// Creates the directory and the programs in it.
     pub(super) fn new() -> Result<Self, Failure> {
         let failed = |e: io::Error| Failure::new("cannot set up a temporary directory").source(e);
         let this = std::env::current_exe().map_err(failed)?;
-        // A short name: the path of a socket in it may not be long.
+        // A short name: the path of a Unix socket in it must not be long.
         let dir = tempfile::Builder::new().prefix("adit-demo-").tempdir().map_err(failed)?;
         let programs = Programs::link(&this, dir.path()).map_err(failed)?;
-        // Instead of the system's, which belongs to another server.
+        // An empty configuration, because the system's belongs to another server.
         std::fs::write(dir.path().join("aditd.toml"), "").map_err(failed)?;
         Ok(Self { dir, programs, aditd: None, adit: None })
     }
 
-    /// Where everything is.
+    /// The directory.
     pub(super) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// What has to follow an `aditd` command to mean this server.
+    /// The flags that an `aditd` command needs for this server.
     pub(super) fn server_flags(&self) -> [String; 4] {
         let path = |name| self.dir.path().join(name).to_string_lossy().into_owned();
         ["--config".to_owned(), path("aditd.toml"), "--state-dir".to_owned(), path("server")]
     }
 
-    /// What has to follow an `adit` command to mean this device.
+    /// The flags that an `adit` command needs for this device.
     fn device_flags(&self) -> [String; 2] {
         ["--state-dir".to_owned(), self.dir.path().join(DEVICE).to_string_lossy().into_owned()]
     }
 
-    /// Runs an `aditd` command, which has to succeed.
+    /// Runs an `aditd` command, which must succeed.
     pub(super) async fn aditd(&self, args: &[&str]) -> Result<Ended, Failure> {
         self.run("aditd", args, &self.server_flags(), "").await
     }
 
-    /// Runs an `adit` command, which has to succeed, with `input` on its standard input.
+    /// Runs an `adit` command with `input` on its standard input; it must succeed.
     pub(super) async fn adit(&self, args: &[&str], input: &str) -> Result<Ended, Failure> {
         self.run("adit", args, &self.device_flags(), input).await
     }
@@ -86,7 +86,7 @@ impl Stage {
         listening(&status)
     }
 
-    /// Brings the tunnel up and returns where Ollama is now.
+    /// Starts the tunnel and returns its local address.
     pub(super) async fn up(&mut self) -> Result<SocketAddr, Failure> {
         let command = self
             .programs
@@ -97,13 +97,13 @@ impl Stage {
         address.map_err(|e| Failure::new("`adit status` shows no address").source(e))
     }
 
-    /// Waits until one of both processes ends, which neither does by itself.
+    /// Waits until one of the processes ends, which neither does by itself.
     pub(super) async fn died(&mut self) -> Failure {
         loop {
             let (who, how, log) = tokio::select! {
                 Ok((how, log)) = end_of(&mut self.adit) => ("adit", how, log),
                 Ok((how, log)) = end_of(&mut self.aditd) => ("aditd", how, log),
-                // Nothing within the time that waiting has.
+                // Nothing else can be said in time.
                 else => continue,
             };
             return Failure::new(format!("{who} ended by itself ({how})"))
@@ -114,12 +114,12 @@ impl Stage {
     /// Ends both processes and removes the directory.
     pub(super) async fn clear(self) -> Result<(), Failure> {
         for mut process in [self.adit, self.aditd].into_iter().flatten() {
-            // They keep nothing that will be needed again, so there is nothing to drain.
+            // They have nothing to save, so they need not drain.
             process.kill().await;
         }
         let path = self.dir.keep();
         let mut removed = std::fs::remove_dir_all(&path);
-        // A command that Ctrl-C has interrupted may have left one more file while the others went.
+        // A command that Ctrl-C has interrupted may have written one more file in the meantime.
         for _ in 0..20 {
             if removed.is_ok() {
                 break;
@@ -135,14 +135,14 @@ fn with<'a>(args: &[&'a str], flags: &'a [String]) -> Vec<&'a str> {
     args.iter().copied().chain(flags.iter().map(String::as_str)).collect()
 }
 
-/// Starts a process into its place, where it is ended later even if it never becomes ready.
+/// Starts a process and keeps it, so that it is ended even if it never becomes ready.
 async fn start(
     place: &mut Option<Process>,
     mut command: Command,
     name: &str,
 ) -> Result<(), Failure> {
     let failed = |e: io::Error| Failure::new(format!("cannot start {name}")).source(e);
-    // Ctrl-C in the terminal is for the demo, which ends the others in their turn.
+    // Ctrl-C in the terminal is for the demo, which then ends the processes in order.
     command.process_group(0);
     let process = place.insert(Process::spawn(command, name).map_err(failed)?);
     process.ready().await.map_err(failed)

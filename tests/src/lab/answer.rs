@@ -1,4 +1,4 @@
-//! An answer that is read as it comes: when each part came, and whether all of it did.
+//! Reads an answer as it comes: when each part arrived, and whether all of it did.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::raw::{self, Ending};
 
-/// The SHA-256 of an answer, but for its date.
+/// The SHA-256 of an answer without its date.
 fn digest(answer: &str) -> String {
     data_encoding::HEXLOWER.encode(hash(&SHA256, raw::without_date(answer).as_bytes()).as_ref())
 }
@@ -26,35 +26,31 @@ pub struct Asked {
     task: JoinHandle<Answered>,
 }
 
-/// How far it is.
 #[derive(Debug, Clone, Copy)]
 struct Progress {
     bytes: usize,
     at: Instant,
 }
 
-/// An answer that has ended.
 #[derive(Debug)]
 pub struct Answered {
-    /// All that came.
     pub text: String,
-    /// How it ended.
     pub ending: Ending,
-    /// When each part came.
+    /// When each part arrived.
     pub arrivals: Vec<Instant>,
 }
 
 impl Asked {
-    /// Asks on `tcp`, and reads until that ends.
+    /// Sends the request on `tcp`, and reads until the connection ends.
     pub fn on(tcp: TcpStream, request: Vec<u8>) -> Self {
         let (tell, progress) = watch::channel(Progress { bytes: 0, at: Instant::now() });
         Self { progress, task: tokio::spawn(exchange(tcp, request, tell)) }
     }
 
-    /// Waits until so many bytes have come.
+    /// Waits until `bytes` bytes have arrived.
     ///
     /// # Panics
-    /// If they don't come within a time, with what has come until then.
+    /// If they have not within the time, with what has arrived.
     pub async fn has(&mut self, bytes: usize, within: Duration) {
         let came = self.has_within(bytes, within).await;
         assert!(
@@ -64,28 +60,27 @@ impl Asked {
         );
     }
 
-    /// Waits until so many bytes have come, or until it has ended or the time is up, and says
-    /// which.
+    /// Waits until `bytes` bytes have arrived, the answer has ended, or the time is over; returns
+    /// whether they have arrived.
     pub async fn has_within(&mut self, bytes: usize, within: Duration) -> bool {
         let came =
             tokio::time::timeout(within, self.progress.wait_for(|now| now.bytes >= bytes)).await;
         came.is_ok_and(|came| came.is_ok())
     }
 
-    /// Waits for the first bytes after a moment: how long after it they came. `None` if they don't
-    /// come within a time.
+    /// Waits for the first bytes after `moment`; returns how long after it they arrived, or `None`
+    /// if they did not within the time.
     pub async fn next_after(&mut self, moment: Instant, within: Duration) -> Option<Duration> {
         let came =
             tokio::time::timeout(within, self.progress.wait_for(|now| now.at > moment)).await;
         came.ok()?.ok().map(|now| now.at - moment)
     }
 
-    /// When the last bytes came.
+    /// When the last bytes arrived.
     pub fn last(&self) -> Instant {
         self.progress.borrow().at
     }
 
-    /// Whether it has ended.
     pub fn is_over(&self) -> bool {
         self.task.is_finished()
     }
@@ -93,7 +88,7 @@ impl Asked {
     /// Waits for its end.
     ///
     /// # Panics
-    /// If it does not end within a time.
+    /// If it does not end within the time.
     pub async fn ended(mut self, within: Duration) -> Answered {
         let ended = tokio::time::timeout(within, &mut self.task).await;
         ended
@@ -112,7 +107,7 @@ impl Drop for Asked {
 
 async fn exchange(mut tcp: TcpStream, request: Vec<u8>, tell: watch::Sender<Progress>) -> Answered {
     let (from, mut to) = tcp.split();
-    // Whether it takes the whole request is told by what comes back.
+    // A failed write shows in what is received.
     let (answered, _) = tokio::join!(read(from, tell), to.write_all(&request));
     answered
 }
@@ -135,15 +130,14 @@ async fn read(mut from: ReadHalf<'_>, tell: watch::Sender<Progress>) -> Answered
     Answered { text: text(all), ending, arrivals }
 }
 
-/// A cut may be in the middle of a character, and a download is no text: then a byte is a
-/// character.
+/// A cut may be within a character, and a download is not text: then each byte becomes a character.
 fn text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes)
         .unwrap_or_else(|e| e.into_bytes().into_iter().map(char::from).collect())
 }
 
 impl Answered {
-    /// Asserts that it ended as a whole one does, and is what `direct` is, to the last byte.
+    /// Asserts that the answer is complete and equal to `direct`.
     ///
     /// # Panics
     /// If it is not.
@@ -160,19 +154,17 @@ impl Answered {
     }
 }
 
-/// One answer on two ways.
+/// The same answer through the tunnel and without it.
 pub struct Both {
-    /// Through the tunnel.
     pub tunnelled: Asked,
-    /// Without one.
     pub direct: Asked,
 }
 
 impl Both {
-    /// Waits until both have ended, and asserts that they are the same to the last byte.
+    /// Waits until both have ended, and asserts that they are equal.
     ///
     /// # Panics
-    /// If they are not, or if one doesn't end within a time.
+    /// If they are not, or if one does not end within the time.
     pub async fn are_equal(self, within: Duration) -> Answered {
         let (tunnelled, direct) =
             tokio::join!(self.tunnelled.ended(within), self.direct.ended(within));

@@ -1,32 +1,31 @@
-//! Chance that is the same each time for the same seed.
+//! Pseudo-random numbers that are the same for the same seed.
 
 use std::time::Duration;
 
 use crate::ollama::{SeededBytes, seeded_bytes};
 
-/// A run of pseudo-random numbers.
+/// A sequence of pseudo-random numbers.
 #[derive(Debug, Clone)]
 pub struct Chance(SeededBytes);
 
 impl Chance {
-    /// Depends on `seed` alone.
+    /// A sequence that depends only on `seed`.
     pub fn new(seed: u64) -> Self {
         Self(seeded_bytes(seed))
     }
 
-    /// The next number.
     pub fn number(&mut self) -> u64 {
         let mut bytes = [0; 8];
         self.0.fill(&mut bytes);
         u64::from_le_bytes(bytes)
     }
 
-    /// From 0 up to 1.
+    /// A number from 0 to 1.
     pub fn share(&mut self) -> f64 {
         (self.number() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Whether something of this likelihood happens.
+    /// Whether an event with this probability happens.
     pub fn happens(&mut self, likelihood: f64) -> bool {
         likelihood > 0.0 && self.share() < likelihood
     }
@@ -37,10 +36,10 @@ impl Chance {
     }
 }
 
-/// The seed of everything in the lab: `ADIT_LAB_SEED`, or `otherwise`.
+/// The seed of the lab: `ADIT_LAB_SEED`, or `otherwise`.
 ///
 /// # Panics
-/// If that is no number.
+/// If the variable is not a number.
 pub fn seed(otherwise: u64) -> u64 {
     std::env::var("ADIT_LAB_SEED")
         .map_or(otherwise, |seed| seed.parse().expect("ADIT_LAB_SEED is a number"))

@@ -1,4 +1,4 @@
-//! Carries packets between two namespaces, in user space and on a thread of its own.
+//! Carries packets between two namespaces, in user space, in a thread of its own.
 
 use std::{
     io,
@@ -13,22 +13,22 @@ use tokio_tun::Tun;
 
 use super::{link::Link, namespace::Namespace, nat::Nat, packet, pipe::Pipe};
 
-/// What ordinary networks carry.
+/// The MTU of ordinary networks.
 pub(super) const MTU: usize = 1500;
 
-/// What the path does now.
+/// The current behaviour of the path.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Conditions {
     pub(super) link: Link,
-    /// Everything is lost.
+    /// All packets are dropped.
     pub(super) cut: bool,
-    /// Longer packets are lost without a word.
+    /// Longer packets are dropped silently.
     pub(super) longest: usize,
-    /// Packets with ECN marks are lost without a word.
+    /// Packets with ECN marks are dropped silently.
     pub(super) unmarked_only: bool,
-    /// The laptop is behind a translator.
+    /// The laptop is behind a NAT.
     pub(super) nat: bool,
-    /// How often that has forgotten everything.
+    /// How often the NAT was made to forget its flows.
     pub(super) forgotten: u32,
 }
 
@@ -41,14 +41,13 @@ impl Conditions {
     }
 }
 
-/// The ends of the path.
 pub(super) struct Ends {
     pub(super) client: Arc<Namespace>,
     pub(super) server: Arc<Namespace>,
     pub(super) server_address: Ipv4Addr,
 }
 
-/// Starts to carry; ends when nobody can change `conditions` any more.
+/// Starts the thread; it ends when `conditions` can't change any more.
 pub(super) fn start(
     ends: Ends,
     seed: u64,
@@ -80,7 +79,7 @@ struct Emulator {
     down: Pipe,
     nat: Nat,
     conditions: watch::Receiver<Conditions>,
-    /// What the translator has been told to forget.
+    /// How often the NAT has forgotten its flows.
     forgotten: u32,
 }
 
@@ -138,7 +137,7 @@ impl Emulator {
         }
     }
 
-    /// As they are at this moment: what a test changes holds for every packet that is sent
+    /// The current conditions: a change by the test applies to every packet that is sent
     /// afterwards.
     fn conditions(&mut self) -> Conditions {
         let now = *self.conditions.borrow();
@@ -151,7 +150,7 @@ impl Emulator {
 
     fn upward(&mut self, mut packet: Vec<u8>) {
         let (conditions, now) = (self.conditions(), Instant::now());
-        // Translated even if it is lost behind that: the translator has seen it.
+        // Translated even if it is lost afterwards: the NAT has seen it.
         let passes = !conditions.nat || self.nat.outward(&mut packet, now);
         if passes && conditions.let_through(&packet) {
             self.up.admit(&conditions.link, now, packet);
@@ -167,7 +166,7 @@ impl Emulator {
 
     fn deliver(&mut self) {
         let (conditions, now) = (self.conditions(), Instant::now());
-        // A full device loses packets, as a full queue does.
+        // A full device drops packets, as a full queue does.
         while let Some(packet) = self.up.arrived(now) {
             let _ = self.server.try_send(&packet);
         }

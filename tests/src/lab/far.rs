@@ -1,4 +1,4 @@
-//! A server and a laptop that are far from each other: real processes, each in its own network.
+//! A server and a laptop with a lab between them: real processes, each in its own network.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -18,23 +18,22 @@ use crate::{
     world::{Device, SOON, Up, World},
 };
 
-/// aditd's port; nobody else is in its network.
+/// aditd's port; its network has no other process.
 pub const PORT: u16 = 11_435;
 
-/// What a far world is like.
+/// How a far world is built.
 #[derive(Debug, Clone)]
 pub struct Setting {
-    /// The path.
     pub link: Link,
-    /// Decides about everything on the path.
+    /// The seed of the path.
     pub seed: u64,
     /// How the laptop reaches the server.
     pub carrier: Carrier,
-    /// From one token to the next.
+    /// The time between two tokens.
     pub token_interval: Duration,
-    /// Whether the laptop is behind an address translator.
+    /// Whether the laptop is behind a NAT.
     pub nat: bool,
-    /// Whether UDP is lost from the beginning.
+    /// Whether UDP is blocked from the beginning.
     pub udp_blocked: bool,
     /// More flags of `adit up`.
     pub up_flags: &'static [&'static str],
@@ -45,9 +44,9 @@ pub struct Setting {
 pub enum Carrier {
     /// By UDP; there is no sshd.
     Udp,
-    /// By SSH; aditd listens on loopback alone.
+    /// By SSH; aditd listens only on loopback.
     Ssh,
-    /// By whichever passes; UDP is the better one.
+    /// By either; UDP is preferred.
     Both,
 }
 
@@ -65,27 +64,23 @@ impl Default for Setting {
     }
 }
 
-/// Both, and the path between them. Dropping it ends all of it.
+/// Both ends, and the path between them. Dropping it ends everything.
 pub struct Far {
-    /// The running tunnel.
     pub up: Up,
-    /// The laptop.
     pub device: Device,
-    /// What the laptop may log in to.
+    /// The sshd that the laptop may log in to.
     pub sshd: Option<Sshd>,
-    /// The server's side.
     pub world: World,
-    /// The path.
     pub lab: Lab,
 }
 
 impl Far {
-    /// Starts all of it with the programs in the file `this`, and waits until the tunnel is up.
+    /// Starts everything with the programs in the file `this`, and waits until the tunnel is up.
     pub async fn start(this: &str, setting: Setting) -> Self {
         Self::start_in(Lab::new(LOOPBACK, setting.seed), this, setting, &[]).await
     }
 
-    /// Starts it in a lab that there is already, with flags of `aditd serve`.
+    /// Starts it in an existing lab, with flags of `aditd serve`.
     pub async fn start_in(lab: Lab, this: &str, setting: Setting, flags: &[&str]) -> Self {
         if setting.nat {
             lab.put_behind_nat();
@@ -111,7 +106,7 @@ impl Far {
                 let device = world.stranger("laptop");
                 let enrolled = run(&lab, adit(&world, &device, Some(&sshd), &enroll)).await;
                 assert!(enrolled.status.success(), "{}", String::from_utf8_lossy(&enrolled.stderr));
-                // What roles keep from a device is not what is tried here.
+                // Roles are not tested here.
                 let admin = world.aditd(&["device", "role", "laptop", "admin"]).await;
                 assert_eq!(admin.code, Some(0), "{}", admin.stderr);
                 (device, Some(sshd))
@@ -120,7 +115,7 @@ impl Far {
         if setting.udp_blocked {
             lab.block_udp(true);
         }
-        // What is tried on a bad link is the tunnel.
+        // On a bad link only the tunnel is tested: enrollment uses a good one.
         lab.set_link(setting.link);
         let command =
             [&["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"], setting.up_flags].concat();
@@ -133,18 +128,19 @@ impl Far {
         self.lab.server.within(self.world.restart_server()).await;
     }
 
-    /// An application on the laptop sends this request.
+    /// Sends this request from an application on the laptop.
     pub async fn request(&self, request: Vec<u8>) -> Asked {
         Asked::on(self.lab.client.within(raw::connect(self.up.address)).await, request)
     }
 
-    /// An application on the laptop asks for an answer of `tokens` tokens that depends on `seed`
-    /// alone.
+    /// Asks, from an application on the laptop, for an answer of `tokens` tokens that depends only
+    /// on `seed`.
     pub async fn ask(&self, tokens: i64, seed: u64) -> Asked {
         self.request(raw::generate(tokens, seed).into_bytes()).await
     }
 
-    /// An application on the laptop uploads without an end: the task ends only if it is cut, or dropped.
+    /// Uploads endlessly from an application on the laptop: the task ends only if it is cut or
+    /// dropped.
     pub async fn upload(&self) -> JoinSet<()> {
         let mut app = self.lab.client.within(raw::connect(self.up.address)).await;
         let head = format!(
@@ -162,18 +158,18 @@ impl Far {
         upload
     }
 
-    /// Asks for the same answer twice: through the tunnel, and beside Ollama without one.
+    /// Asks for the same answer twice: through the tunnel, and directly.
     pub async fn ask_both(&self, tokens: i64, seed: u64) -> Both {
         self.twice(raw::generate(tokens, seed).into_bytes()).await
     }
 
-    /// Sends a request through the tunnel, and beside Ollama without one.
+    /// Sends a request through the tunnel, and directly.
     pub async fn twice(&self, request: Vec<u8>) -> Both {
         let beside = self.lab.server.within(raw::connect(self.world.ollama.addr())).await;
         Both { direct: Asked::on(beside, request.clone()), tunnelled: self.request(request).await }
     }
 
-    /// Asserts that all went over one session.
+    /// Asserts that everything used one session.
     ///
     /// # Panics
     /// If it did not, with the client's log.
@@ -183,7 +179,7 @@ impl Far {
     }
 }
 
-/// A command of the laptop's.
+/// A command on the laptop.
 fn adit(world: &World, device: &Device, sshd: Option<&Sshd>, args: &[&str]) -> Command {
     let mut command = world.programs.command("adit", args);
     command.arg("--state-dir").arg(&device.dir);
@@ -200,7 +196,7 @@ async fn run(lab: &Lab, mut command: Command) -> Output {
 
 async fn up(lab: &Lab, command: Command) -> Up {
     let mut adit = lab.client.inside(|| Process::spawn(command, "adit")).expect("adit starts");
-    // On the worst links, and on a busy machine, it takes longer than elsewhere.
+    // On the worst links, and on a busy machine, this takes longer than elsewhere.
     if adit.ready().await.is_err() {
         adit.ready().await.expect("adit is ready");
     }

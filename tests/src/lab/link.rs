@@ -1,50 +1,48 @@
-//! What a link does to packets, and the ladder of links that everything is tried on.
+//! The properties of a link, and the ladder of links on which everything is tested.
 
 use std::time::Duration;
 
-/// A link between a laptop and a server, the same in both directions.
+/// A link between a laptop and a server; both directions are alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// What it is called.
     pub name: &'static str,
-    /// How long each packet takes, one way.
+    /// The delay of each packet, one way.
     pub delay: Duration,
-    /// So much longer at the most. It does not change the order.
+    /// The most additional delay. It does not change the order.
     pub jitter: Duration,
     /// Which packets are lost.
     pub loss: Loss,
-    /// What passes in a second, in bits; without a number, everything.
+    /// The rate in bits per second; unlimited if `None`.
     pub rate: Option<u64>,
-    /// How long a packet may wait for its turn at that rate; more are lost.
+    /// How long a packet may wait for the rate; others are lost.
     pub queue: Duration,
     /// The share of packets that others overtake.
     pub reorder: f64,
-    /// When nothing passes at all.
+    /// When no packet passes.
     pub holes: Option<Holes>,
 }
 
 /// Which packets a link loses.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Loss {
-    /// None.
     None,
-    /// This share, each by itself.
+    /// This share, each independently.
     Random(f64),
-    /// This share, in runs of this many packets on average (the model of Gilbert).
+    /// This share, in runs of this many packets on average (the Gilbert model).
     Bursts {
-        /// Of all packets.
+        /// The share of all packets.
         share: f64,
-        /// Packets.
+        /// The average length of a run, in packets.
         length: f64,
     },
 }
 
-/// Times in which nothing passes, again and again.
+/// Repeated times in which no packet passes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Holes {
     /// From the end of one to the end of the next.
     pub every: Duration,
-    /// How long each is.
+    /// The length of each.
     pub lasting: Duration,
 }
 
@@ -52,7 +50,7 @@ const fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// A link without any fault.
+/// A perfect link.
 pub const LOOPBACK: Link = Link {
     name: "loopback",
     delay: ms(0),
@@ -64,7 +62,7 @@ pub const LOOPBACK: Link = Link {
     holes: None,
 };
 
-/// From the best to the worst; each is what one meets.
+/// From the best to the worst; all of them occur in practice.
 pub const LADDER: [Link; 8] = [
     LOOPBACK,
     Link { name: "lan", delay: ms(1), rate: Some(1_000_000_000), queue: ms(20), ..LOOPBACK },
@@ -122,7 +120,7 @@ pub const LADDER: [Link; 8] = [
     },
 ];
 
-/// The rung of this name.
+/// The link with this name.
 ///
 /// # Panics
 /// If there is none.

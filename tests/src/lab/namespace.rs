@@ -1,5 +1,5 @@
-//! Network namespaces of a test's own. They are held by descriptors alone: whatever ends the test
-//! ends them.
+//! Network namespaces that belong to a test. They are held only by descriptors, so they end with
+//! the test.
 
 use std::{
     fs::File,
@@ -12,26 +12,26 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-/// Where this process itself is.
+/// The namespace of this process.
 static HOME: OnceLock<File> = OnceLock::new();
-/// The network namespace of whichever thread asks.
+/// The network namespace of the calling thread.
 const THIS_THREAD: &str = "/proc/thread-self/ns/net";
 
-/// A network of its own, with nothing in it but loopback.
+/// A network namespace with only loopback in it.
 pub struct Namespace {
     handle: File,
 }
 
 impl Namespace {
-    /// Makes one. Needs root.
+    /// Creates one. Needs root.
     ///
     /// # Errors
-    /// What the kernel says.
+    /// The error of the kernel.
     pub fn new() -> io::Result<Self> {
         if HOME.get().is_none() {
             let _ = HOME.set(File::open(THIS_THREAD)?);
         }
-        // A thread that leaves cannot be missed: it ends here.
+        // The thread ends here, so it need not return to its namespace.
         let made = std::thread::spawn(|| {
             unshare(CloneFlags::CLONE_NEWNET)?;
             File::open(THIS_THREAD)
@@ -41,13 +41,13 @@ impl Namespace {
         Ok(namespace)
     }
 
-    /// Runs `act` in here: the sockets and the processes that it makes are of this network.
+    /// Runs `act` in the namespace: its sockets and processes belong to it.
     pub fn inside<T>(&self, act: impl FnOnce() -> T) -> T {
         let _back = self.enter();
         act()
     }
 
-    /// Runs `future` in here, whenever it runs. What it spawns as a task of its own is outside.
+    /// Runs `future` in the namespace, at each poll. Tasks that it spawns are outside.
     pub fn within<F: Future>(&self, future: F) -> Within<'_, F> {
         Within { namespace: self, future: Box::pin(future) }
     }
@@ -55,15 +55,15 @@ impl Namespace {
     /// Runs commands of `ip`, one per line.
     ///
     /// # Errors
-    /// What it said.
+    /// The output of `ip`.
     pub fn ip(&self, commands: &str) -> io::Result<()> {
         self.run("ip", &["-batch", "-"], commands)
     }
 
-    /// Changes this network's firewall, in the words of `nft`: all of it, or nothing.
+    /// Changes the firewall of the namespace with the language of `nft`: all of it or nothing.
     ///
     /// # Errors
-    /// What it said.
+    /// The output of `nft`.
     pub fn nft(&self, rules: &str) -> io::Result<()> {
         self.run("nft", &["-f", "-"], rules)
     }
@@ -85,7 +85,7 @@ impl Namespace {
         }
     }
 
-    /// Changes a setting of this network, by its path below `/proc/sys/net`.
+    /// Changes a setting of the namespace, by its path below `/proc/sys/net`.
     ///
     /// # Errors
     /// If there is no such setting.
@@ -99,7 +99,7 @@ impl Namespace {
     }
 }
 
-/// Leaves a namespace when it is dropped.
+/// Leaves the namespace when it is dropped.
 struct Back;
 
 impl Drop for Back {

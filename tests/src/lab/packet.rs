@@ -1,4 +1,4 @@
-//! The few fields of an IPv4 packet that a router reads, and an address translator changes.
+//! The fields of an IPv4 packet that a router reads or a NAT changes.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
@@ -12,7 +12,7 @@ const HEADER_SUM: usize = 10;
 const SOURCE: usize = 12;
 const DESTINATION: usize = 16;
 
-/// Whether an IPv4 packet says that its ends understand ECN (RFC 3168 section 5).
+/// Whether an IPv4 packet has an ECN mark (RFC 3168 section 5).
 pub(super) fn is_marked(packet: &[u8]) -> bool {
     packet.get(1).is_some_and(|service| service & 0b11 != 0)
 }
@@ -20,15 +20,15 @@ pub(super) fn is_marked(packet: &[u8]) -> bool {
 /// A whole IPv4 packet with TCP or UDP in it.
 pub(super) struct Packet<'a> {
     bytes: &'a mut [u8],
-    /// Where TCP or UDP begins.
+    /// The offset of TCP or UDP.
     payload: usize,
-    /// Where its checksum is.
+    /// The offset of its checksum.
     sum: usize,
 }
 
 impl<'a> Packet<'a> {
-    /// Reads one; `None` for what a translator can do nothing with: another protocol, a fragment, a
-    /// stump.
+    /// Parses a packet; `None` for what a NAT can't translate: another protocol, a fragment, a
+    /// truncated packet.
     pub(super) fn read(bytes: &'a mut [u8]) -> Option<Self> {
         if bytes.len() < 20
             || bytes[0] >> 4 != 4
@@ -81,7 +81,7 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// Makes a checksum right again after `old` has become `new` (RFC 1624).
+    /// Updates a checksum after `old` was changed to `new` (RFC 1624).
     fn mend(&mut self, sum: usize, old: u16, new: u16) {
         let mut total = u32::from(!self.word(sum)) + u32::from(!old) + u32::from(new);
         while total > 0xffff {

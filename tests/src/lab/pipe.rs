@@ -1,4 +1,4 @@
-//! One direction of a link: which packets get through, and when.
+//! One direction of a link: which packets arrive, and when.
 
 use std::{
     cmp::Reverse,
@@ -11,16 +11,16 @@ use super::{
     link::{Link, Loss},
 };
 
-/// A packet that others overtake comes so much later at the most.
+/// The most additional delay of a packet that others overtake.
 const OVERTAKEN_BY: Duration = Duration::from_millis(30);
 
-/// Packets on their way in one direction.
+/// Packets under way in one direction.
 pub(super) struct Pipe {
     chance: Chance,
     began: Instant,
-    /// When the bottleneck has sent all that waits for it.
+    /// When the bottleneck has sent everything that waits.
     free_at: Instant,
-    /// The packet before arrives then.
+    /// When the packet before arrives.
     last_due: Instant,
     in_burst: bool,
     under_way: BinaryHeap<Reverse<(Instant, u64, Vec<u8>)>>,
@@ -40,7 +40,7 @@ impl Pipe {
         }
     }
 
-    /// Puts a packet on its way over `link`, unless that loses it.
+    /// Sends a packet over `link`, unless the link loses it.
     pub(super) fn admit(&mut self, link: &Link, now: Instant, packet: Vec<u8>) {
         if let Some(due) = self.due(link, now, packet.len()) {
             self.admitted += 1;
@@ -106,7 +106,8 @@ mod tests {
     use super::*;
     use crate::lab::link::{Holes, LOOPBACK};
 
-    /// What becomes of 100,000 packets of 1,000 bytes, one each millisecond: how long each takes.
+    /// The delay of each of 100,000 packets of 1,000 bytes, one each millisecond; `None` if it was
+    /// lost.
     fn tried(link: Link) -> Vec<Option<Duration>> {
         let began = Instant::now();
         let mut pipe = Pipe::new(7, began);
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_loses_the_share_that_it_says_alone_or_in_bursts() {
+    fn a_link_loses_its_share_of_packets_independently_or_in_bursts() {
         let random = tried(Link { loss: Loss::Random(0.03), ..LOOPBACK });
         assert!((lost(&random) - 0.03).abs() < 0.003, "{}", lost(&random));
         let bursts = tried(Link { loss: Loss::Bursts { share: 0.1, length: 4.0 }, ..LOOPBACK });
@@ -132,8 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn a_link_carries_what_its_rate_allows_and_makes_nothing_wait_longer_than_its_queue() {
-        // 8 Mbit/s come in.
+    fn a_link_carries_its_rate_and_delays_no_packet_longer_than_its_queue() {
+        // 8 Mbit/s are sent.
         let times =
             tried(Link { rate: Some(4_000_000), queue: Duration::from_millis(50), ..LOOPBACK });
         assert!((lost(&times) - 0.5).abs() < 0.01, "{}", lost(&times));
@@ -142,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_changes_only_where_the_link_says_so_and_the_seed_decides_everything() {
+    fn only_a_reordering_link_changes_the_order_and_the_seed_decides_everything() {
         let jitter = Link {
             delay: Duration::from_millis(10),
             jitter: Duration::from_millis(20),

@@ -10,10 +10,9 @@ use std::{
 use super::Namespace;
 
 const THREADS: usize = 4;
-/// A closed port says so at once.
+/// A closed port answers at once; a port without an answer in this time may be open.
 const SILENT_AFTER: Duration = Duration::from_secs(1);
-/// One that has not said so is asked again: on a busy machine, and by an ephemeral port, the first
-/// answer may be missed.
+/// How often a port is tried: on a busy machine the first answer may be missed.
 const TRIES: u32 = 6;
 
 /// The TCP ports of `address` that are not closed.

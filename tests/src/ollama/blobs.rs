@@ -16,12 +16,12 @@ use super::{
     reply::{self, Reply},
 };
 
-/// The digests of the blobs that were uploaded.
+/// The digests of the uploaded blobs.
 #[derive(Debug, Default)]
 pub(super) struct Blobs(Mutex<HashSet<String>>);
 
 impl Blobs {
-    /// Answers a request for the blob that the path names as `digest`.
+    /// Answers a request for the blob with this digest.
     pub(super) async fn answer(&self, method: &Method, digest: &str, body: Incoming) -> Reply {
         if !well_formed(digest) {
             return early(reply::error(StatusCode::BAD_REQUEST, "invalid digest format"));
@@ -52,7 +52,7 @@ impl Blobs {
     }
 
     fn locked<T>(&self, access: impl FnOnce(&mut HashSet<String>) -> T) -> T {
-        // A set of digests has no half-done state that a panic elsewhere could have left.
+        // A set of digests has no intermediate state that a panic could leave.
         access(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
@@ -64,8 +64,7 @@ fn well_formed(digest: &str) -> bool {
     })
 }
 
-/// Says that the connection ends with this answer, because the body of its request is not going to
-/// be read.
+/// Adds that the connection ends after this answer, because the request's body will not be read.
 fn early(mut reply: Reply) -> Reply {
     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     reply

@@ -1,4 +1,4 @@
-//! Bytes that both ends of a test can make for themselves, and the routes below `/test/`.
+//! Pseudo-random bytes that both ends of a test can generate, and the routes below `/test/`.
 
 use std::{
     convert::Infallible,
@@ -18,27 +18,24 @@ use serde_json::json;
 
 use super::reply::{self, Reply};
 
-/// What `/test/bytes` sends at a time.
+/// The size of the blocks that `/test/bytes` sends.
 const BLOCK: usize = 64 * 1024;
 
-/// An endless run of pseudo-random bytes that depends on `seed` alone, the same that `/test/bytes`
-/// sends.
+/// Endless pseudo-random bytes that depend only on `seed`, the same that `/test/bytes` sends.
 pub fn seeded_bytes(seed: u64) -> SeededBytes {
     SeededBytes { state: seed, word: [0; 8], used: 8 }
 }
 
-/// See [`seeded_bytes`]. It reads without end: use [`Read::take`].
+/// See [`seeded_bytes`]. It never ends: use [`Read::take`].
 #[derive(Clone, Debug)]
 pub struct SeededBytes {
     state: u64,
-    /// The word that the last fill may have left half used, so that the bytes do not depend on how
-    /// they are read.
+    /// The unused part of the last word, so that the bytes do not depend on how they are read.
     word: [u8; 8],
     used: usize,
 }
 
 impl SeededBytes {
-    /// Fills `buffer` with the next bytes.
     pub fn fill(&mut self, buffer: &mut [u8]) {
         let left = buffer.len().min(8 - self.used);
         let (head, rest) = buffer.split_at_mut(left);
@@ -118,7 +115,7 @@ impl Body for Download {
         self.left == 0
     }
 
-    /// Exact, which is what makes hyper send a Content-Length.
+    /// Exact, so that hyper sends a Content-Length.
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.left)
     }
@@ -130,7 +127,7 @@ pub(super) async fn digest(body: Incoming) -> Result<Reply, hyper::Error> {
     Ok(reply::json(&json!({ "sha256": sha256, "length": length })))
 }
 
-/// The SHA-256 of a body in hexadecimal, and its length; takes it as it comes and keeps none of it.
+/// The SHA-256 of a body in hexadecimal, and its length; the body is not kept in memory.
 pub(super) async fn sha256(mut body: Incoming) -> Result<(String, u64), hyper::Error> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut length = 0;

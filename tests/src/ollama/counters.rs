@@ -1,4 +1,4 @@
-//! Counts what happens to connections and generations, and wakes whoever waits for it.
+//! Counts connections and generations, and wakes the tasks that wait for a count.
 
 use std::{sync::Arc, time::Duration};
 
@@ -8,19 +8,18 @@ use tokio::{sync::watch, time::timeout};
 /// What has happened at a stand-in since it started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counters {
-    /// Generations that were asked for, whether or not their first token has come.
+    /// Requested generations, whether or not their first token has come.
     pub started: u64,
     /// Generations that made their last token.
     pub completed: u64,
-    /// Generations whose client left before that.
+    /// Generations whose client disconnected before that.
     pub cancelled: u64,
-    /// Generations under way now.
+    /// Running generations.
     pub running: u64,
-    /// TCP connections open now, the one that asks for `/test/counters` included.
+    /// Open TCP connections, with the one that asks for `/test/counters`.
     pub connections_open: u64,
 }
 
-/// The counters of one stand-in.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tally(Arc<watch::Sender<Counters>>);
 
@@ -37,15 +36,15 @@ impl Tally {
         let mut counters = self.0.subscribe();
         match timeout(within, counters.wait_for(pred)).await {
             Ok(Ok(now)) => Ok(*now),
-            // A closed channel cannot be: we hold the sender.
+            // The channel can't be closed: this struct holds its sender.
             Ok(Err(_)) | Err(_) => Err(self.now()),
         }
     }
 
-    /// Returns once no connection is open.
+    /// Returns when no connection is open.
     pub(super) async fn no_connections(&self) {
         let mut counters = self.0.subscribe();
-        // It fails only without a sender, and we hold one.
+        // It fails only without a sender, which this struct holds.
         let _ = counters.wait_for(|now| now.connections_open == 0).await;
     }
 
@@ -65,7 +64,7 @@ impl Tally {
     }
 }
 
-/// An open connection; dropping it says that it is closed.
+/// An open connection; dropping it counts it as closed.
 pub(super) struct OpenConnection(Tally);
 
 impl Drop for OpenConnection {
@@ -74,7 +73,7 @@ impl Drop for OpenConnection {
     }
 }
 
-/// A running generation; dropping it before [`Running::complete`] says that it was cancelled.
+/// A running generation; dropping it before [`Running::complete`] counts it as cancelled.
 pub(super) struct Running {
     tally: Tally,
     complete: bool,

@@ -1,4 +1,4 @@
-//! Makes the tokens of an answer, one at a time and at an even pace.
+//! Makes the tokens of an answer, one at a time, at an even pace.
 
 use std::{
     future::{Future, poll_fn},
@@ -14,11 +14,11 @@ use super::{Options, bytes::mix, counters::Running};
 /// How many tokens an answer has if the request does not say.
 const DEFAULT_TOKENS: u64 = 24;
 
-/// What the stand-in answers if the request has no seed: [`DEFAULT_TOKENS`] words.
+/// The answer if the request has no seed: [`DEFAULT_TOKENS`] words.
 const CONFESSION: &str = "This is a stand-in for Ollama, not a model: it sends fixed words at a steady pace, \
                           so that you can try the tunnel.";
 
-/// What seeded answers are made of; some take several bytes a character, as real tokens do.
+/// The words of seeded answers; some have characters of several bytes, as real tokens do.
 const WORDS: [&str; 32] = [
     "river", "stone", "amber", "cloud", "früh", "maple", "quiet", "ember", "north", "glass",
     "señal", "harbour", "violet", "copper", "winter", "野原", "signal", "meadow", "lantern",
@@ -26,12 +26,12 @@ const WORDS: [&str; 32] = [
     "compass", "hollow", "tide",
 ];
 
-/// What a request asks of a generation.
+/// What a request asks for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wish {
-    /// Chooses the text; without it the answer is the same confession every time.
+    /// Chooses the text; without it the answer is always the same.
     pub(super) seed: Option<i64>,
-    /// How many tokens; a negative number means without end, as in Ollama.
+    /// How many tokens; a negative number means endless, as in Ollama.
     pub(super) tokens: Option<i64>,
 }
 
@@ -44,7 +44,7 @@ impl Wish {
         }
     }
 
-    /// Why the answer ends, in Ollama's words and OpenAI's alike.
+    /// Why the answer ends, in the words of Ollama and OpenAI.
     pub(super) fn end_reason(&self) -> &'static str {
         match self.tokens {
             Some(_) => "length",
@@ -52,7 +52,7 @@ impl Wish {
         }
     }
 
-    /// The token at `index`, a function of the seed and the index alone.
+    /// The token at `index`, which depends only on the seed and the index.
     fn token(&self, index: u64) -> String {
         let word = match self.seed {
             Some(seed) => pick(&WORDS, mix(mix(seed.cast_unsigned()) ^ index)),
@@ -74,7 +74,7 @@ fn pick<'a>(words: &[&'a str], number: u64) -> &'a str {
     words[index]
 }
 
-/// A generation under way.
+/// A running generation.
 pub(super) struct Generation {
     wish: Wish,
     made: u64,
@@ -87,8 +87,7 @@ impl Generation {
         Self { wish, made: 0, pace: Pace::new(options), running: Some(running) }
     }
 
-    /// The next token when its time has come; `None` after the last, which completes the
-    /// generation.
+    /// The next token when it is due; `None` after the last, which completes the generation.
     pub(super) fn poll_token(&mut self, cx: &mut Context<'_>) -> Poll<Option<String>> {
         if self.made == self.wish.count() {
             if let Some(running) = self.running.take() {
@@ -102,7 +101,7 @@ impl Generation {
         Poll::Ready(Some(token))
     }
 
-    /// Makes all tokens and returns them as one text.
+    /// All tokens as one text.
     pub(super) async fn text(mut self) -> String {
         let mut text = String::new();
         while let Some(token) = poll_fn(|cx| self.poll_token(cx)).await {
@@ -112,8 +111,8 @@ impl Generation {
     }
 }
 
-/// Ticks first after the load time and then once per interval. A late tick does not delay the ones
-/// after it.
+/// Ticks first after the load time and then once per interval. A late tick does not delay the next
+/// ones.
 pub(super) struct Pace {
     next: Pin<Box<Sleep>>,
     interval: Duration,
@@ -129,7 +128,7 @@ impl Pace {
 
     pub(super) fn poll_tick(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         ready!(self.next.as_mut().poll(cx));
-        // A timer that is not reset stays ready, which is what an interval of zero wants.
+        // A timer that is not reset stays ready, which an interval of zero needs.
         if !self.interval.is_zero() {
             let next = self.next.deadline() + self.interval;
             self.next.as_mut().reset(next);

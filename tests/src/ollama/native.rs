@@ -17,10 +17,10 @@ use super::{
     request::{self, Refusal},
 };
 
-/// The version of Ollama whose behaviour this is.
+/// The version of Ollama that is imitated.
 pub(super) const VERSION: &str = "0.33.0";
 
-/// The date of everything, since a real one would make two equal answers differ.
+/// A fixed date, so that equal answers do not differ.
 const DATE: &str = "2026-01-01T00:00:00.000000000Z";
 
 const DIGEST: &str = "5374616e642d696e20666f72204f6c6c616d612c206e6f742061206d6f64656c";
@@ -31,7 +31,7 @@ const NDJSON: &str = "application/x-ndjson";
 struct Ask {
     #[serde(default)]
     model: String,
-    /// What older clients call `model`.
+    /// The name of `model` in older clients.
     #[serde(default)]
     name: String,
     #[serde(default)]
@@ -104,7 +104,7 @@ async fn complete(app: &App, ask: &Ask, prompt: &Value, wrap: fn(&str) -> Value)
     let lines =
         Lines { model: ask.model.clone(), wrap, end: end(&app.options, ask.wish(), prompt_words) };
     if prompt_words == 0 {
-        // A request to load the model, which every chat of the `ollama` command begins with.
+        // A request to load the model, with which every chat of the `ollama` command begins.
         return reply::json(&lines.line("", &json!({ "done": true, "done_reason": "load" })));
     }
     let generation = Generation::new(ask.wish(), &app.options, app.tally.generation());
@@ -116,8 +116,7 @@ async fn complete(app: &App, ask: &Ask, prompt: &Value, wrap: fn(&str) -> Value)
     reply::json(&lines.line(&text, &lines.end))
 }
 
-/// What the last line of an answer says; its durations are what they ought to be, not what they
-/// were.
+/// The fields of an answer's last line; the durations are computed, not measured.
 fn end(options: &Options, wish: Wish, prompt_words: usize) -> Value {
     let load = options.load_time.as_nanos();
     let eval = options.token_interval.as_nanos().saturating_mul(u128::from(wish.count()));
@@ -134,7 +133,7 @@ fn end(options: &Options, wish: Wish, prompt_words: usize) -> Value {
     })
 }
 
-/// The lines of one answer.
+/// Makes the lines of one answer.
 struct Lines {
     model: String,
     wrap: fn(&str) -> Value,
@@ -153,7 +152,7 @@ impl Lines {
     }
 }
 
-/// A streamed answer: a line per token, and one that says how it went.
+/// A streamed answer: a line per token, and a last line with the result.
 struct Answer {
     lines: Lines,
     generation: Option<Generation>,

@@ -14,7 +14,7 @@ use super::{
     request::{self, Refusal},
 };
 
-/// 2026-01-01, the date of everything here as in [`super::native`].
+/// 2026-01-01, the same date as in [`super::native`].
 const CREATED: u64 = 1_767_225_600;
 
 #[derive(Deserialize)]
@@ -54,7 +54,7 @@ impl Ask {
     }
 }
 
-/// How the two kinds of completion differ.
+/// The difference between the two kinds of completion.
 struct Shape {
     id: &'static str,
     whole: &'static str,
@@ -146,7 +146,7 @@ fn usage(prompt: u64, completion: u64) -> Value {
     })
 }
 
-/// A streamed answer: an event per token, then why it ended, what it used if that was asked for,
+/// A streamed answer: an event per token, then why it ended, the usage if the request asks for it,
 /// and `[DONE]`.
 struct Answer {
     model: String,
@@ -220,7 +220,7 @@ pub(super) fn models(app: &App) -> Reply {
     reply::json(&json!({ "object": "list", "data": [model] }))
 }
 
-/// An error in the shape of `/v1`.
+/// An error in the format of `/v1`.
 fn refuse(refusal: &Refusal) -> Reply {
     let kind = match refusal.status {
         StatusCode::NOT_FOUND => "not_found_error",

@@ -24,17 +24,18 @@ pub(super) fn json(value: &Value) -> Reply {
     with_type("application/json; charset=utf-8", whole(value.to_string()))
 }
 
-/// A plain text body; `content_type` because Ollama's errors have no charset and its greeting has.
+/// A plain text body; `content_type` because Ollama's errors have no charset and its greeting has
+/// one.
 pub(super) fn text(status: StatusCode, content_type: &'static str, text: &'static str) -> Reply {
     with_status(status, with_type(content_type, whole(text)))
 }
 
-/// An error in the shape of `/api`.
+/// An error in the format of `/api`.
 pub(super) fn error(status: StatusCode, message: &str) -> Reply {
     with_status(status, json(&json!({ "error": message })))
 }
 
-/// A status and nothing else.
+/// A status without a body.
 pub(super) fn empty(status: StatusCode) -> Reply {
     with_status(status, Response::new(whole("")))
 }
@@ -49,7 +50,7 @@ pub(super) fn with_type(
     reply
 }
 
-/// The same with another status.
+/// The same response with another status.
 pub(super) fn with_status(status: StatusCode, mut reply: Reply) -> Reply {
     *reply.status_mut() = status;
     reply
@@ -59,14 +60,14 @@ fn whole(body: impl Into<Bytes>) -> UnsyncBoxBody<Bytes, Infallible> {
     Full::new(body.into()).boxed_unsync()
 }
 
-/// Where the frames of a stream come from.
+/// The source of a stream's frames.
 pub(super) trait Source: Send + Unpin + 'static {
-    /// The next frame when it is due; `None` at the end, after which it is not asked again.
+    /// The next frame when it is due; `None` at the end, after which it is not polled again.
     fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>>;
 }
 
-/// Waits for the first frame and returns the response that begins with it, so that headers come no
-/// earlier.
+/// Waits for the first frame and returns the response that begins with it, so that the headers do
+/// not come earlier.
 pub(super) async fn stream(content_type: &'static str, mut source: impl Source) -> Reply {
     let first = poll_fn(|cx| source.poll_next(cx)).await;
     let frames = Frames { ended: first.is_none(), first, source, flushed: true };
@@ -91,8 +92,8 @@ impl<S: Source> Body for Frames<S> {
         if self.ended && self.first.is_none() {
             return Poll::Ready(None);
         }
-        // hyper flushes when the body has nothing ready, and would otherwise put frames that follow
-        // each other closely into one write.
+        // hyper flushes when the body is not ready; otherwise it would put frames in quick
+        // succession into one write.
         if !self.flushed {
             self.flushed = true;
             cx.waker().wake_by_ref();

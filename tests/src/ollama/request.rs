@@ -1,4 +1,4 @@
-//! Reads requests, and says what is wrong with them in Ollama's words.
+//! Parses requests, and reports errors in Ollama's words.
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -6,13 +6,12 @@ use hyper::{StatusCode, body::Incoming};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// Why a request gets no answer but an error.
+/// Why a request gets an error.
 pub(super) struct Refusal {
     pub(super) status: StatusCode,
     pub(super) message: String,
 }
 
-/// Reads a whole body.
 pub(super) async fn read(body: Incoming) -> Result<Bytes, hyper::Error> {
     Ok(body.collect().await?.to_bytes())
 }
@@ -25,7 +24,7 @@ pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| bad(error.to_string()))
 }
 
-/// Checks that `wanted` is the model we have; a name without a tag means the latest.
+/// Checks that `wanted` is the stand-in's model; a name without a tag means `latest`.
 pub(super) fn check_model(wanted: &str, ours: &str) -> Result<(), Refusal> {
     if wanted.is_empty() {
         return Err(bad("model is required"));
@@ -40,7 +39,7 @@ fn bad(message: impl Into<String>) -> Refusal {
     Refusal { status: StatusCode::BAD_REQUEST, message: message.into() }
 }
 
-/// The texts of a field that holds one, or a list of them.
+/// The texts of a field that has one text or a list of them.
 pub(super) fn texts(input: &Value) -> Vec<&str> {
     match input {
         Value::Array(inputs) => inputs.iter().filter_map(Value::as_str).collect(),
@@ -48,7 +47,7 @@ pub(super) fn texts(input: &Value) -> Vec<&str> {
     }
 }
 
-/// The number of words in all strings within a value: our idea of a prompt's tokens.
+/// The number of words in all strings of a value: the stand-in's count of a prompt's tokens.
 pub(super) fn count_words(value: &Value) -> usize {
     match value {
         Value::String(text) => text.split_whitespace().count(),
@@ -58,7 +57,7 @@ pub(super) fn count_words(value: &Value) -> usize {
     }
 }
 
-/// A vector that depends on the text alone.
+/// A vector that depends only on the text.
 pub(super) fn embedding(text: &str) -> Vec<f32> {
     let seed = text.bytes().fold(0, |seed, byte| super::bytes::mix(seed ^ u64::from(byte)));
     // The top byte of each word as a number from -1 to 1, exact in f32 and so printed alike

@@ -1,4 +1,4 @@
-//! Which request goes where.
+//! Routes requests by their path and method.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ const GET: &[Method] = &[Method::GET];
 const POST: &[Method] = &[Method::POST];
 const BLOB: &[Method] = &[Method::HEAD, Method::POST];
 
-/// A route, found by its path alone.
+/// A route, by its path.
 enum Route<'a> {
     Greeting,
     Version,
@@ -65,7 +65,7 @@ impl<'a> Route<'a> {
     }
 }
 
-/// Answers one request. An error means that its body broke off; the connection ends with it.
+/// Answers one request. An error means that its body was cut; the connection ends with it.
 pub(super) async fn answer(
     app: Arc<App>,
     request: Request<Incoming>,

@@ -24,7 +24,7 @@ async fn send(ollama: &Ollama, request: &str) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Reads until `end` has come.
+/// Reads until `end` was received.
 async fn read_to(stream: &mut TcpStream, end: &str) -> io::Result<String> {
     let mut text = Vec::new();
     while !text.ends_with(end.as_bytes()) {
@@ -34,7 +34,7 @@ async fn read_to(stream: &mut TcpStream, end: &str) -> io::Result<String> {
 }
 
 #[tokio::test]
-async fn the_default_answer_says_what_it_is() -> Tested {
+async fn the_default_answer_says_that_it_is_a_stand_in() -> Tested {
     let ollama = started().await?;
     let body = r#"{"model":"stand-in","prompt":"hi","stream":false}"#;
     let mut stream = send(&ollama, &post("/api/generate", body)).await?;
@@ -71,7 +71,7 @@ async fn a_reset_cancels_a_generation_that_has_sent_nothing() -> Tested {
 }
 
 #[tokio::test]
-async fn an_upload_nobody_needs_is_answered_before_its_body() -> Tested {
+async fn an_unnecessary_upload_is_answered_before_its_body() -> Tested {
     let ollama = started().await?;
     let head =
         "POST /api/blobs/sha256:x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
@@ -80,7 +80,7 @@ async fn an_upload_nobody_needs_is_answered_before_its_body() -> Tested {
     stream.read_to_string(&mut answer).await?;
     assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     assert!(answer.contains("Connection: close\r\n"), "{answer}");
-    // The socket lingers: what is still on its way meets no reset that could swallow the answer.
+    // The socket lingers: data under way causes no reset that could lose the answer.
     stream.write_all(b"late").await?;
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Behaviours that need both ends, one sentence each. One binary: each would link QUIC, SQLite and
-//! SSH again.
+//! Behaviour that needs both ends, one sentence for each test. One binary, because each binary
+//! would link QUIC, SQLite and SSH again.
 
 #![allow(missing_docs)]
 
@@ -13,5 +13,5 @@ mod readme;
 mod ssh;
 mod tunnel;
 
-/// `adit` and `aditd` in one file: the programs under test.
+/// The programs under test: `adit` and `aditd` in one file.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_adit-demo");

@@ -1,8 +1,8 @@
-//! What the README tells people to copy works when it is copied, and the service's unit is sound.
+//! What the README tells people to copy works, and the systemd unit is valid.
 
 use std::{os::unix::fs::symlink, path::Path, process::Command};
 
-use server::config::{Config, Flags, ServeFlags};
+use server::{Config, Flags, ServeFlags};
 use tests::{
     laptop::{Laptop, remote_aditd},
     ollama::Options,
@@ -16,7 +16,7 @@ use crate::PROGRAM;
 const README: &str = include_str!("../../../README.md");
 const UNIT: &str = include_str!("../../../server/dist/aditd.service");
 
-/// The README's blocks of this language.
+/// The README's code blocks in this language.
 fn blocks(language: &str) -> Vec<&'static str> {
     let fence = format!("\n```{language}\n");
     let blocks: Vec<_> =
@@ -25,7 +25,7 @@ fn blocks(language: &str) -> Vec<&'static str> {
     blocks
 }
 
-/// The whole configuration.
+/// The block with the whole configuration.
 fn whole() -> &'static str {
     let mut blocks = blocks("toml").into_iter();
     blocks.find(|block| block.starts_with("# /etc/adit/aditd.toml")).expect("the whole file")
@@ -40,7 +40,7 @@ fn settled(file: &str) -> Config {
 }
 
 #[test]
-fn each_configuration_is_one_and_so_is_what_stands_there_as_a_comment() {
+fn each_configuration_in_the_readme_is_valid_with_and_without_its_comments() {
     for block in blocks("toml") {
         settled(block);
     }
@@ -54,8 +54,8 @@ fn each_configuration_is_one_and_so_is_what_stands_there_as_a_comment() {
 }
 
 #[tokio::test]
-async fn a_server_with_the_whole_configuration_serves() {
-    // The port may be taken on this machine.
+async fn a_server_with_the_whole_configuration_starts() {
+    // The port may be in use on this machine.
     let config = whole().replace("127.0.0.1:9464", "unix:{dir}/metrics.sock");
     let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
     let up = world.up("laptop").await;
@@ -64,13 +64,13 @@ async fn a_server_with_the_whole_configuration_serves() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_limited_as_the_readme_says_carries_the_tunnel() {
+async fn a_key_restricted_as_the_readme_says_carries_the_tunnel() {
     if !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client") {
         return;
     }
     let world = World::start(PROGRAM).await;
     let mut laptop = Laptop::new(&world).await;
-    // As after `cargo install`: not on the path of sshd.
+    // As after `cargo install`: sshd does not find it on its path.
     let home = world.scratch("home");
     std::fs::create_dir_all(home.join(".cargo/bin")).expect("a directory");
     symlink(remote_aditd(&world).join("aditd"), home.join(".cargo/bin/aditd")).expect("a link");
@@ -93,7 +93,7 @@ async fn a_key_that_is_limited_as_the_readme_says_carries_the_tunnel() {
 }
 
 #[test]
-fn the_unit_is_sound_and_exposes_little() {
+fn the_systemd_unit_is_valid_and_exposes_little() {
     let tool = "systemd-analyze";
     let is_there = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
     if !is_there && skip::skip_test("there is no systemd-analyze") {
@@ -101,7 +101,7 @@ fn the_unit_is_sound_and_exposes_little() {
     }
     let tmp = tempfile::tempdir().expect("a directory");
     let unit = tmp.path().join("aditd.service");
-    // It looks at the program, too.
+    // It checks that the program exists, too.
     std::fs::write(&unit, UNIT.replace("/usr/local/bin/aditd", PROGRAM)).expect("written");
     let run = |args: &[&str], unit: &Path| {
         let out = Command::new(tool).args(args).arg(unit).output().expect("it runs");
@@ -110,7 +110,7 @@ fn the_unit_is_sound_and_exposes_little() {
     };
     let (sound, says) = run(&["verify"], &unit);
     assert!(sound && says.is_empty(), "{says}");
-    // A tenth is its unit.
+    // It reports tenths.
     let (safe, says) = run(&["security", "--offline=yes", "--threshold=20"], &unit);
     assert!(safe, "{says}");
 }

@@ -1,5 +1,5 @@
-//! A bounded line that serves devices in turn, and each device's requests in the order in which
-//! they came. It only decides: no task, no clock.
+//! A bounded queue that serves devices in turn, and the requests of each device in the order in
+//! which they came. It only decides: no task, no clock.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,32 +7,30 @@ use std::{
     num::NonZeroUsize,
 };
 
-/// A place in the line; never given twice.
+/// A place in the queue; each ticket is unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Ticket(u64);
 
-/// What became of one who came.
+/// What [`FairQueue::enter`] decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Entered {
-    /// It has a turn.
+    /// The request has a turn.
     Now,
-    /// It waits.
+    /// The request waits.
     Waits(Ticket),
-    /// It waits, and the second one does so no more: the line was full, mostly of that one's
-    /// device.
+    /// The first request waits. The second one is removed from the full queue, because its device
+    /// had the most requests in it.
     WaitsInsteadOf(Ticket, Ticket),
-    /// There is no room to wait.
+    /// The queue is full.
     Full,
 }
 
-/// The line.
 pub(super) struct FairQueue<D> {
     most: Option<NonZeroUsize>,
     room: usize,
     running: usize,
     next: u64,
-    /// Devices with somebody in the line, whose turn is first in front. Each stands here once,
-    /// however many it sends.
+    /// Devices with waiting requests, the next one first. Each device stands here once.
     turns: VecDeque<D>,
     waiting: HashMap<D, VecDeque<Ticket>>,
     owners: HashMap<Ticket, D>,
@@ -55,9 +53,9 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         (self.most, self.room) = (most, room);
     }
 
-    /// Somebody comes.
+    /// A request of `device` arrives.
     pub(super) fn enter(&mut self, device: D) -> Entered {
-        // Nobody passes those who wait, even if a place is free in this moment.
+        // No request overtakes the waiting ones, even if a turn is free in this moment.
         if self.has_room() && self.owners.is_empty() {
             self.running += 1;
             return Entered::Now;
@@ -83,15 +81,15 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         evicted.map_or(Entered::Waits(ticket), |evicted| Entered::WaitsInsteadOf(ticket, evicted))
     }
 
-    /// Whoever came last for the device with the most in the line, if that are more than `device`
-    /// would then have.
+    /// The newest request of the device that has the most in the queue, if it has more than
+    /// `device` would have after joining.
     fn newest_of_the_longest(&self, device: D) -> Option<Ticket> {
         let mine = self.waiting.get(&device).map_or(0, VecDeque::len);
         let longest = self.waiting.values().max_by_key(|theirs| theirs.len())?;
         if longest.len() > mine + 1 { longest.back().copied() } else { None }
     }
 
-    /// Whose turn it is, if there is room; it has one from now on.
+    /// Takes the next request from the queue if a turn is free, and gives it the turn.
     pub(super) fn next(&mut self) -> Option<Ticket> {
         if !self.has_room() {
             return None;
@@ -109,12 +107,12 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         Some(ticket)
     }
 
-    /// A turn is over.
+    /// A turn ends.
     pub(super) fn end(&mut self) {
         self.running = self.running.saturating_sub(1);
     }
 
-    /// Somebody doesn't wait any more. One who isn't in the line changes nothing.
+    /// A request stops waiting. A ticket that is not in the queue changes nothing.
     pub(super) fn leave(&mut self, ticket: Ticket) {
         let Some(device) = self.owners.remove(&ticket) else { return };
         let Some(mine) = self.waiting.get_mut(&device) else { return };

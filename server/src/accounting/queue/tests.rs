@@ -1,4 +1,4 @@
-//! The line by itself, and tasks that wait in it.
+//! The fair queue by itself, and tasks that wait in it.
 
 use std::{collections::HashMap, num::NonZeroUsize, sync::Arc, task::Poll};
 
@@ -69,12 +69,12 @@ fn many_devices_are_served_in_turn() {
 }
 
 #[test]
-fn nobody_passes_those_who_wait() {
+fn no_request_overtakes_the_waiting_ones() {
     let mut line = line(1, 512);
     assert_eq!(line.enter(1), Entered::Now);
     let second = waits(line.enter(2));
     line.end();
-    // The place is free and not yet given: one who comes now is not first.
+    // The turn is free but not yet given: the newcomer is not first.
     let third = waits(line.enter(3));
     assert_eq!((line.next(), line.next()), (Some(second), None));
     line.end();
@@ -82,7 +82,7 @@ fn nobody_passes_those_who_wait() {
 }
 
 #[test]
-fn a_line_that_is_full_says_so() {
+fn a_full_queue_refuses() {
     let mut line = line(1, 2);
     line.enter(1);
     let first = waits(line.enter(1));
@@ -105,7 +105,7 @@ fn look(waiting: &mut Waiting) -> Poll<Result<Turn, Full>> {
 }
 
 #[test]
-fn one_who_fills_the_line_makes_room_for_others() {
+fn a_device_that_fills_the_queue_loses_its_newest_request_to_others() {
     let queue = Queue::new(most(1), 8);
     let (script, person) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
@@ -114,7 +114,7 @@ fn one_who_fills_the_line_makes_room_for_others() {
     let mut persons = queue.enter(person).expect("there is room for somebody else");
     assert!(
         matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))),
-        "who came last of those who are too many"
+        "the newest request of the device with the most"
     );
     assert_eq!(queue.waiting(), 8);
     drop(turn);
@@ -124,7 +124,7 @@ fn one_who_fills_the_line_makes_room_for_others() {
 }
 
 #[test]
-fn one_who_leaves_the_line_is_out_of_it_at_once() {
+fn a_request_that_stops_waiting_frees_its_place_at_once() {
     let queue = Queue::new(most(1), 1);
     let (one, two) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(one).expect("in")).expect("now");
@@ -140,7 +140,7 @@ fn one_who_leaves_the_line_is_out_of_it_at_once() {
 }
 
 #[test]
-fn a_turn_that_was_given_to_one_who_left_goes_to_the_next() {
+fn a_turn_that_was_given_to_a_dropped_future_goes_to_the_next() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let turn = ready(&mut queue.enter(id).expect("in")).expect("now");
@@ -153,7 +153,7 @@ fn a_turn_that_was_given_to_one_who_left_goes_to_the_next() {
 }
 
 #[test]
-fn more_room_calls_those_who_wait() {
+fn more_room_calls_waiting_requests() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let _turn = ready(&mut queue.enter(id).expect("in")).expect("now");
@@ -166,7 +166,7 @@ fn more_room_calls_those_who_wait() {
 }
 
 #[tokio::test]
-async fn a_task_that_waits_is_woken() {
+async fn a_waiting_task_is_woken() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let turn = queue.enter(id).expect("in").await.expect("a turn");
@@ -229,12 +229,13 @@ proptest! {
             prop_assert!(queue.waiting() <= waiting.len());
         }
         queue.resize(most(1), 16);
-        // With one place, all that are left come to it one after the other, and then it is empty.
+        // With one turn at a time, the remaining requests get it one after the other, and then the
+        // queue is empty.
         turns.clear();
         while !waiting.is_empty() {
             let before = waiting.len();
             waiting.retain_mut(|one| look(one).is_pending());
-            prop_assert!(waiting.len() < before, "somebody waits, and nobody is called");
+            prop_assert!(waiting.len() < before, "requests wait, and none is called");
         }
         prop_assert_eq!((queue.running(), queue.waiting()), (0, 0));
         prop_assert_eq!(Arc::strong_count(&queue), 1);

@@ -1,4 +1,4 @@
-//! The files: what is in them, after others have written, after a crash, and after a while.
+//! The files: their content after other processes have written, after a crash, and after some time.
 
 use std::{collections::HashSet, fs::OpenOptions, os::unix::fs::PermissionsExt};
 
@@ -6,7 +6,7 @@ use super::*;
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Of today, because what tells the age of a file is the real clock.
+/// Noon of today, because the age of a file is measured by the real clock.
 fn noon() -> SystemTime {
     let now =
         SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs();
@@ -28,7 +28,7 @@ fn append(log: &mut Log, at: SystemTime, text: &str) {
     assert_eq!(appended.lines, 1);
 }
 
-/// All lines of all files, oldest first, and what of them is no JSON.
+/// All lines of all files, oldest first, and how many of them are not JSON.
 fn texts(dir: &Path) -> (Vec<String>, usize) {
     let mut files = put_aside(dir).expect("files");
     files.push(dir.join(FILE));
@@ -42,7 +42,7 @@ fn texts(dir: &Path) -> (Vec<String>, usize) {
 }
 
 #[test]
-fn a_line_that_a_crash_has_torn_costs_no_other() {
+fn a_line_that_a_crash_has_torn_damages_no_other() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let settings = settings(tmp.path());
     let mut log = Log::new(settings.clone());
@@ -78,7 +78,7 @@ fn a_file_that_is_large_or_of_another_day_is_put_aside() {
 }
 
 #[test]
-fn old_files_go_and_so_do_too_many() {
+fn old_files_and_too_many_files_are_deleted() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let settings = AuditSettings { files: 4, ..settings(tmp.path()) };
     let mut log = Log::new(settings.clone());
@@ -88,7 +88,7 @@ fn old_files_go_and_so_do_too_many() {
     }
     assert_eq!(put_aside(&settings.dir).expect("files").len(), 3);
     assert_eq!(texts(&settings.dir).0, ["6", "7", "8", "9"]);
-    // What tells a file's age is when it was written last, which is now.
+    // A file's age is counted from its last write, which is now.
     log.tend(now + settings.keep + DAY).expect("tended");
     assert_eq!(put_aside(&settings.dir).expect("files").len(), 0);
     assert_eq!(texts(&settings.dir).0, [""; 0]);

@@ -1,4 +1,4 @@
-//! Devices as people and programs see them.
+//! Devices as the commands print them, for people and for programs.
 
 use std::collections::HashMap;
 
@@ -36,22 +36,22 @@ pub(super) struct Single {
     pub(super) schema: u32,
     #[serde(flatten)]
     pub(super) device: Shown,
-    /// If it has used any, or may use so many only, and the server runs.
+    /// Set if the server runs and the device has used tokens today or has a daily limit.
     pub(super) tokens_today: Option<TokensToday>,
 }
 
-/// A device as people and programs see it. Times are Unix seconds.
+/// A device, as the commands print it. Times are Unix seconds.
 #[derive(Serialize)]
 pub(super) struct Shown {
     name: String,
     pub(super) id: DeviceId,
     role: Name,
-    /// The only ones, or null.
+    /// The models that it may use; null if its role decides.
     models: Option<Vec<ModelPattern>>,
     enrolled: i64,
     /// The user of this machine who enrolled it over SSH, or null.
     uid: Option<u32>,
-    /// Their name, if this machine knows one.
+    /// The name of that user, if this machine knows it.
     user: Option<String>,
     seen: Option<i64>,
     certificate_until: i64,
@@ -62,7 +62,7 @@ pub(super) struct Shown {
 }
 
 pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
-    // Without a running server there are no sessions, and the register still has the rest.
+    // Sessions are known only to a running server. The rest is in the register.
     let status = status::ask(&beside.dir).await.ok().flatten();
     let sessions = status.map_or_else(Vec::new, |status| status.sessions);
     let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
@@ -137,7 +137,8 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
     data(text)
 }
 
-/// The address of a relay on this machine says nothing of where a device is.
+/// Where a session comes from. The address of a relay on this machine says nothing about the
+/// device's network.
 fn from(remote: &str) -> String {
     match remote.parse().map(Carrier::of) {
         Ok(Carrier::Ssh) => format!("SSH, relayed at {remote},"),
@@ -145,7 +146,7 @@ fn from(remote: &str) -> String {
     }
 }
 
-/// Who enrolled it, if a user of this machine did.
+/// The user who enrolled the device, as text.
 fn by_user(device: &Shown) -> String {
     match (device.uid, &device.user) {
         (Some(uid), Some(user)) => format!(" by {user} (uid {uid})"),
@@ -154,7 +155,7 @@ fn by_user(device: &Shown) -> String {
     }
 }
 
-/// What this machine calls a user.
+/// The name of a user of this machine.
 pub(crate) fn user_name(uid: u32) -> Option<String> {
     nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }
@@ -192,7 +193,7 @@ fn certificate(device: &Shown) -> String {
     }
 }
 
-/// The time since a moment.
+/// How long ago a time was, as text.
 fn ago(at: i64) -> String {
     human::time(std::time::Duration::from_secs(unix_now().saturating_sub(at).max(0) as u64))
 }

@@ -1,4 +1,4 @@
-//! Where the server of this machine listens, as a command over SSH sees it, and whether there is one.
+//! Whether a server runs on this machine, and where it listens, as a command over SSH can find out.
 
 use std::{
     io,
@@ -14,12 +14,13 @@ use crate::{
     running::{Answer, Request},
 };
 
-/// The kernel says at once that nobody listens on a port of loopback; a server says nothing.
+/// How long to wait for the kernel's error. It reports at once that nobody listens on a port of
+/// loopback; a server does not answer.
 const VERDICT_WITHIN: Duration = Duration::from_millis(100);
 
-/// Where the running server is reached over loopback. A key that may do nothing but relay needs no
-/// right to the server's state: then it is where the device knows it (`known`), or where the
-/// configuration says.
+/// The loopback address of the running server. A key that may only relay needs no access to the
+/// server's state: then the port is the one that the device knows (`known`), or that of the
+/// configuration.
 pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<SocketAddr, Failure> {
     if let Ok(Some(Answer::Status(status))) =
         control::ask(&config.state_dir, &Request::Status).await
@@ -36,19 +37,19 @@ pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<Socket
     })
 }
 
-/// That there is no server, and how to start it.
+/// The error when no server runs, with how to start it.
 pub(super) fn not_running(why: &str) -> Failure {
     Failure::new(format!("aditd is not running on {}", host()))
         .source(why)
         .hint("start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service")
 }
 
-/// This machine, as it calls itself.
+/// The host name of this machine.
 pub(super) fn host() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// Where the server may listen, the likeliest first.
+/// Where the server may listen, the likeliest address first.
 pub(super) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr> {
     let mut candidates = Vec::new();
     let both =
@@ -64,7 +65,7 @@ pub(super) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr>
     candidates
 }
 
-/// The first of these where somebody listens.
+/// The first of these addresses at which somebody listens.
 pub(super) async fn somebody_at(candidates: &[SocketAddr]) -> Option<SocketAddr> {
     for candidate in candidates {
         if somebody_listens(*candidate).await.unwrap_or(false) {
@@ -74,7 +75,7 @@ pub(super) async fn somebody_at(candidates: &[SocketAddr]) -> Option<SocketAddr>
     None
 }
 
-/// Sends one byte that a server drops without a word, and listens to what the kernel says.
+/// Sends one byte, which a server drops, and waits for the kernel's error.
 async fn somebody_listens(to: SocketAddr) -> io::Result<bool> {
     let own: SocketAddr = match to {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
@@ -90,13 +91,13 @@ async fn somebody_listens(to: SocketAddr) -> io::Result<bool> {
     }
 }
 
-/// The address that is reached over loopback, if there is one.
+/// The listening address that can be reached over loopback, if there is one.
 fn best(listening: &[SocketAddr]) -> Option<SocketAddr> {
     let first = listening.iter().find(|address| address.ip().is_loopback()).or(listening.first());
     first.copied().map(here)
 }
 
-/// How an address is reached from this machine.
+/// How to reach an address from this machine.
 fn here(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_preferred_and_any_address_is_reached_there() {
+    fn loopback_is_preferred_and_a_wildcard_address_is_reached_there() {
         let listening =
             |all: &[&str]| all.iter().map(|a| a.parse().expect("an address")).collect::<Vec<_>>();
         for (all, found) in [

@@ -18,14 +18,14 @@ impl Exchange<'_> {
         });
     }
 
-    /// Whether something else can still be said: nothing has come but whole interim answers.
+    /// Whether another answer can still be sent: only whole interim responses have come so far.
     fn is_free(&self) -> bool {
         self.answer.is_between_heads()
             && !self.delivering
             && matches!(self.answering, Answering::Open)
     }
 
-    /// Ends the answer at a limit, as soon as a line can stand there.
+    /// Ends the answer at a limit, as soon as a last line can be added to it.
     pub(super) fn end_at_limit(&mut self, actions: &mut Actions) {
         if self.answering != Answering::Open || self.delivering {
             return;
@@ -68,15 +68,15 @@ impl Exchange<'_> {
         actions.end = Some(Ending::Close(how, end));
     }
 
-    /// How an answer ended whose framing is complete. Ollama ends one in order, too, that it broke
-    /// off because the application has gone.
+    /// How an answer with complete framing ended. Ollama also completes the framing of an answer
+    /// that it broke off because the application had gone.
     pub(super) fn complete(&self) -> record::End {
         let broken_off = self.given_up && self.ends_with_device && !self.answer.says_done();
         if broken_off { record::End::Cancelled } else { record::End::Done }
     }
 }
 
-/// A request whose body is too long, and only turned out to be.
+/// The refusal of a request whose body turned out to be too long.
 pub(in crate::gate) fn too_long(most: u64) -> Refused {
     Refused::new(
         413,

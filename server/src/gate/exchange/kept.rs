@@ -1,25 +1,25 @@
-//! What is kept back of a request that waits for its turn.
+//! The bytes of a request that are kept back until its turn.
 
 use bytes::Bytes;
 use proto::http1::head::Fault;
 
 use crate::gate::read_ahead::BEHIND;
 
-/// What would let the service begin, until it is its turn. The service needs no more than the end
-/// of the JSON object, and what is never finished takes nobody's turn: so the object's end waits for
-/// the request's end, and the request's end for the turn.
+/// The bytes that would let the service begin, kept until the request has its turn. The service
+/// begins at the end of the JSON object, and a request that is never finished must not take a turn.
+/// So the end of the object waits for the end of the request, and that waits for the turn.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     chunks: Vec<Bytes>,
-    /// What came later, in a buffer of its own: pieces may be as small as a byte.
+    /// Bytes that came later, copied into one buffer: chunks may be as small as a byte.
     behind: Vec<u8>,
 }
 
 impl Kept {
-    /// Keeps these, too.
+    /// Adds chunks.
     ///
     /// # Errors
-    /// [`Fault::Behind`] if more comes behind the object than a client has reason to send.
+    /// [`Fault::Behind`] if more follows the object than a client has reason to send.
     pub(super) fn add(&mut self, chunks: Vec<Bytes>) -> Result<(), Fault> {
         if self.chunks.is_empty() {
             self.chunks = chunks;
@@ -29,7 +29,7 @@ impl Kept {
         if self.behind.len() > BEHIND { Err(Fault::Behind) } else { Ok(()) }
     }
 
-    /// All of it, in order.
+    /// All bytes, in order.
     pub(super) fn take(self) -> Vec<Bytes> {
         let mut all = self.chunks;
         if !self.behind.is_empty() {

@@ -1,4 +1,4 @@
-//! What the machine of an exchange is told, and what it says.
+//! The events and actions of an exchange.
 
 use bytes::Bytes;
 use proto::{http1::framing::Body, wire::Code};
@@ -8,28 +8,27 @@ use crate::{
     record::{self, NotNow},
 };
 
-/// The most chunks that are forwarded at once.
+/// The most chunks that are forwarded in one write.
 pub(in crate::gate) const BATCH: usize = 16;
 
 /// What has happened.
 #[derive(Debug)]
 pub(in crate::gate) enum Event<'a> {
-    /// The device has sent these bytes. The machine takes them all.
+    /// The device has sent these bytes. The machine takes all of them.
     Device(&'a mut Vec<Bytes>),
     /// The device has ended its direction (FIN).
     DeviceEnded,
     /// The device has reset its direction (RST), with this code.
     DeviceReset(u64),
-    /// The connection to the device is lost, and all that had come from it has been handed over.
+    /// The connection to the device is lost, and all bytes that had come from it were handed over.
     DeviceLost,
-    /// The device takes no more of the answer.
+    /// The device does not accept more of the answer.
     AnswerRefused,
-    /// The connection to the device is lost, as far as the answer is concerned. Bytes that came
-    /// before may still be there.
+    /// The connection to the device is lost for the answer. Received bytes may still be waiting.
     AnswerLost,
-    /// What was to be forwarded has left.
+    /// The bytes to forward were written.
     Forwarded,
-    /// What was to be delivered has left.
+    /// The bytes to deliver were written.
     Delivered,
     /// The service has sent these bytes.
     Service(&'a [u8]),
@@ -37,16 +36,16 @@ pub(in crate::gate) enum Event<'a> {
     ServiceEnded,
     /// The service has reset its connection (RST).
     ServiceReset,
-    /// The service takes no more.
+    /// The service does not accept more.
     ServiceRefused,
-    /// It is the request's turn; or it gets none.
+    /// The request has its turn, or gets none.
     Turn(Result<(), NotNow>),
     /// The policy has changed, and the request may not pass any more.
     Overruled(Refused),
-    /// A limit is reached while the answer runs. `line` is the last line of an answer that has
-    /// begun, `refused` what is told instead of one that has not.
+    /// A limit was reached while the answer runs. `line` is the last line for an answer that has
+    /// begun, `refused` the answer if none has begun.
     Limit { line: Vec<u8>, refused: Refused },
-    /// The server is to stop.
+    /// The server is stopping.
     Draining,
 }
 
@@ -55,7 +54,7 @@ pub(in crate::gate) enum Event<'a> {
 pub(in crate::gate) struct Actions {
     /// The request joins the queue, or leaves it.
     pub(in crate::gate) queue: Option<Queue>,
-    /// The service has no more to do for this request: its turn is over.
+    /// The service has finished with this request: its turn is over.
     pub(in crate::gate) release: bool,
     /// Sends these bytes to the service. [`Event::Forwarded`] follows.
     pub(in crate::gate) forward: Vec<Bytes>,
@@ -65,20 +64,17 @@ pub(in crate::gate) struct Actions {
     pub(in crate::gate) deliver: Option<Deliver>,
     /// Ends the direction to the device (FIN).
     pub(in crate::gate) finish_device: bool,
-    /// The exchange is over.
     pub(in crate::gate) end: Option<Ending>,
 }
 
-/// What becomes of the request's wish for a turn.
+/// Whether the request waits in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) enum Queue {
-    /// It waits for its turn.
     Join,
-    /// It needs none any more.
     Leave,
 }
 
-/// Bytes for the device: `held`, and then those of the event from `from` on.
+/// Bytes for the device: `held`, and then the bytes of the event from `from` on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) struct Deliver {
     pub(in crate::gate) held: &'static [u8],
@@ -88,84 +84,80 @@ pub(in crate::gate) struct Deliver {
 /// How an exchange ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(in crate::gate) enum Ending {
-    /// In order: the next request may come.
+    /// In order: the next request may follow.
     Next(record::End),
     /// The device is told why it gets no answer.
     Tell(Refused),
-    /// The device gets these bytes, the last of its answer, and the service is told to stop.
+    /// The device gets these bytes as the last of its answer, and the connection to the service is
+    /// closed.
     Last(Vec<u8>, record::End),
     /// The answer has begun: it is cut with this code.
     Cut(Code, record::End),
-    /// The connection ends.
     Close(How, record::End),
 }
 
 /// How a connection ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) enum How {
-    /// Both directions came to their ends.
+    /// Both directions have ended.
     Done,
-    /// Likewise, but the device takes no more of the answer.
+    /// Both directions have ended, but the device did not accept all of the answer.
     Stopped,
-    /// The server is to stop, or nobody waits any more: both directions are ended in order.
+    /// The server is stopping, or the client has given up: both directions are ended in order.
     Drained,
-    /// The service has reset its connection or takes no more.
+    /// The service has reset its connection or accepts no more.
     Aborted,
-    /// The device has reset its direction.
     Reset(u64),
-    /// The connection to the device is lost.
     Lost,
 }
 
-/// What the machine wants to hear of.
+/// The events that the machine waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) struct Wants {
-    /// Bytes of the service. Otherwise only its reset is looked for.
+    /// Bytes of the service. If false, only its reset is watched for.
     pub(in crate::gate) service: bool,
-    /// Whether the device still takes the answer.
+    /// The device's STOP_SENDING (it does not accept the answer).
     pub(in crate::gate) device_takes: bool,
-    /// What comes from the device.
+    /// Bytes from the device.
     pub(in crate::gate) device: Device,
-    /// The request's turn.
     pub(in crate::gate) turn: bool,
 }
 
 /// What is to be read from the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) enum Device {
-    /// Nothing: it has ended, and has been heard.
+    /// Nothing: it has ended.
     Nothing,
-    /// Whatever comes.
     Read,
-    /// So many bytes at the most.
+    /// At most this many bytes.
     Ahead(usize),
-    /// Nothing but a reset, while the service takes what is forwarded.
+    /// Only a reset, while bytes are forwarded to the service.
     Reset,
-    /// Nothing but a reset or the loss of the connection: enough has been read ahead.
+    /// Only a reset or the loss of the connection: enough was read ahead.
     Loss,
 }
 
 /// A request that may pass.
 pub(in crate::gate) struct Request {
-    /// What has been read of it: head, and body as far as it had to be read.
+    /// The head, and as much of the body as had to be read.
     pub(in crate::gate) begun: Vec<Bytes>,
     /// The rest of its body.
     pub(in crate::gate) body: Body,
     /// The most bytes that its body may have.
     pub(in crate::gate) most_body: Option<u64>,
-    /// Whether it needs a turn at the service, and when it waits for it.
+    /// Whether it needs a turn at the service, and at which point it waits for it.
     pub(in crate::gate) turn: Turn,
-    /// Whether an application that ends its direction gives the answer up.
+    /// Whether an application that sends FIN gives the answer up.
     pub(in crate::gate) ends_with_device: bool,
 }
 
-/// When a request waits for its turn at the service.
+/// At which point a request waits for its turn at the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::gate) enum Turn {
-    /// It needs none.
+    /// It needs no turn.
     None,
-    /// Before anything of it leaves. Nobody waits long: nothing is kept back.
+    /// Before any of it is forwarded. The wait is short: nothing is kept back.
     First,
-    /// When it is whole. What would let the service begin is kept back until then.
+    /// When it is whole. The bytes that would let the service begin are kept back until then.
     Whole,
 }

@@ -7,7 +7,7 @@ use proto::{http1::BodyLength, wire::Code};
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
 const REST: &[u8] = b"1\r\nb\r\n0\r\n\r\n";
 
-/// A state of the machine, by what led to it.
+/// A state of the machine, by the events that lead to it.
 #[derive(Debug, Clone, Copy)]
 struct State {
     name: &'static str,
@@ -16,7 +16,7 @@ struct State {
     events: &'static [Step],
 }
 
-/// An event, so that it can stand in a table.
+/// An event, as a table can hold it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Step {
     Device(&'static str),
@@ -92,7 +92,7 @@ fn not_now() -> NotNow {
     NotNow { status: 503, retry_after: None, sentence: "adit: not now".into(), limit: "queue" }
 }
 
-/// Does it, and says in few words what the machine wants done.
+/// Feeds the event and returns the actions as text.
 fn step(exchange: &mut Exchange<'_>, step: Step) -> String {
     let mut chunks = Vec::new();
     let limit = || Refused::from(NotNow { limit: "tokens_per_day", status: 429, ..not_now() });
@@ -144,7 +144,7 @@ fn said(actions: &Actions) -> String {
     said.join(", ")
 }
 
-/// Takes a machine to a state.
+/// Brings a machine into a state.
 fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
     let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
     let mut ahead = ReadAhead::default();
@@ -162,7 +162,7 @@ fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
     then(&mut exchange)
 }
 
-/// Whether an event can come: it was asked for, or nobody has to ask for it.
+/// Whether an event can occur: the machine waits for it, or it is always reported.
 fn can_happen(exchange: &Exchange<'_>, event: Step) -> bool {
     let Wants { service, device_takes, device, turn } = exchange.wants();
     match event {
@@ -200,7 +200,7 @@ fn every_event_in_every_state() {
     assert_eq!(table, include_str!("table.txt"), "{table}");
 }
 
-/// Everything that the machine says on its way through these events.
+/// All actions of the machine during these events, as text.
 fn way(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
     let state = State { name: "", turn, length, events: &[] };
     at(&state, |exchange| events.iter().map(|event| step(exchange, *event)).collect())
@@ -209,19 +209,19 @@ fn way(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
 const DONE: &[u8] = b"f\r\n{\"done\":true}\r\n\r\n0\r\n\r\n";
 
 #[test]
-fn a_stream_that_the_service_broke_off_in_order_was_cancelled() {
+fn an_answer_that_the_service_completed_after_a_cancellation_is_recorded_as_cancelled() {
     let answered = |last| {
         let events = [Forwarded, Service(BEGUN), Delivered, DeviceEnded, Service(last), Delivered];
         way(Turn::None, NONE, &events).pop().expect("an end")
     };
     assert_eq!(answered(REST), "next: cancelled");
-    assert_eq!(answered(DONE), "next: done", "its end had been said before the device went");
+    assert_eq!(answered(DONE), "next: done", "it was complete before the device ended");
     let whole = [Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered];
     assert_eq!(way(Turn::None, NONE, &whole).pop().expect("an end"), "next: done");
 }
 
 #[test]
-fn a_limit_ends_an_answer_with_a_line_where_one_can_stand() {
+fn a_limit_ends_an_answer_with_a_line_if_one_can_be_added() {
     let at_limit = |before: &'static [Step], after: &'static [Step]| {
         let events = [&[Forwarded], before, &[Limit], after].concat();
         way(Turn::None, NONE, &events).pop().expect("an end")
@@ -255,13 +255,13 @@ fn what_would_let_the_service_begin_waits_for_its_turn_and_nothing_else_does() {
         way(Turn::Whole, LENGTH, &events),
         ["", "forward \"{\\\"a\\\":\"", "", "", "join", "forward \"1} \"", ""]
     );
-    // A device that ends behind its next request still waits.
+    // A device that sends FIN after a pipelined request still waits.
     let events = [Forwarded, Device("{\"a\":1} next"), DeviceEnded, Granted];
     assert_eq!(way(Turn::Whole, LENGTH, &events), ["", "join", "", "forward \"{\\\"a\\\":1} \""]);
 }
 
 #[test]
-fn a_chunk_that_is_none_takes_the_rest_of_its_batch_with_it() {
+fn nothing_after_a_malformed_chunk_is_forwarded() {
     let events = [Forwarded, Device("3\r\nabc\r\n+3\r\nabc\r\n")];
     assert_eq!(way(Turn::None, BodyLength::Chunked, &events), ["", "tell 400"]);
 }

@@ -1,5 +1,5 @@
-//! Reads as much of a request as has to be known before it may pass, within the memory that its
-//! device has.
+//! Reads as much of a request as must be known before it may pass, within the memory budget of the
+//! device.
 
 use common::transport::splice::End;
 use proto::{
@@ -14,18 +14,18 @@ use crate::{
     record::Refusal,
 };
 
-/// The most bytes of a body that are read before it is forwarded, because it does not say its model
-/// before.
+/// The most bytes of a body that are read before it is forwarded, if the model is not known
+/// earlier.
 const MOST_BODY: usize = 48 << 20;
-/// When so much has been read, memory is taken for all that may come: otherwise several requests
-/// could each have a part of the memory, and wait for the other's.
+/// After this many bytes, memory is taken for the longest possible body. Otherwise several requests
+/// could each hold a part of the memory and wait for the rest.
 const FIRST: usize = 1 << 20;
 
 impl Conversation<'_> {
-    /// The models that a request is about, read as Ollama will; `None` if it is about none.
+    /// The models that a request names, read as Ollama will; `None` if its route takes none.
     pub(super) async fn models(
         &mut self,
-        leave: &RoutePermit,
+        route_permit: &RoutePermit,
         head: &RequestHead,
         route: Route,
         content: &mut Content,
@@ -34,12 +34,12 @@ impl Conversation<'_> {
         let keys = match route.models {
             Models::None => return Ok(None),
             Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
-            Models::Unread if !leave.needs_model() => return Ok(None),
+            Models::Unread if !route_permit.needs_model() => return Ok(None),
             Models::Unread => {
-                return Err(leave.no_model("names no model that aditd can check").into());
+                return Err(route_permit.no_model("names no model that aditd can check").into());
             }
             Models::Json(_) if head.encoded => {
-                let sentence = "adit: the model that a compressed body names can't be checked: send the body uncompressed";
+                let sentence = "adit: the model in a compressed body can't be checked: send the body uncompressed";
                 return Err(Refused::new(400, Refusal::Malformed, sentence).into());
             }
             Models::Json(keys) => keys,
@@ -49,7 +49,7 @@ impl Conversation<'_> {
             if content.body.is_over() {
                 break running.incoming.models()?;
             }
-            // The rest is followed as it passes.
+            // The rest is followed while it is forwarded.
             if let Some(models) = running.incoming.settled_models() {
                 break models;
             }
@@ -58,13 +58,13 @@ impl Conversation<'_> {
                 return Err(refused.into());
             }
         };
-        if models.is_empty() && leave.needs_model() {
-            return Err(leave.no_model("names none").into());
+        if models.is_empty() && route_permit.needs_model() {
+            return Err(route_permit.no_model("names none").into());
         }
         Ok(Some(models))
     }
 
-    /// Reads more of a body that is not over.
+    /// Reads more of an unfinished body.
     pub(super) async fn read(
         &mut self,
         head: &RequestHead,
@@ -109,7 +109,7 @@ impl Conversation<'_> {
         self.has_room(room, class).await
     }
 
-    /// Takes memory for so many bytes besides what has been read ahead; waits for it.
+    /// Takes memory for `bytes` more than was read ahead; waits for it.
     pub(super) async fn has_room(&mut self, bytes: usize, class: RouteClass) -> Result<(), Stop> {
         let all = bytes + self.device.ahead.len();
         if self.device.room.try_grow(all).is_ok() {

@@ -1,5 +1,5 @@
-//! Judging without a connection: what a head alone decides, and what a change of the rules does to
-//! a request that runs.
+//! Checks without a connection: what the head alone decides, and what a change of the rules does to
+//! a running request.
 
 use std::{collections::BTreeMap, sync::atomic::AtomicI64};
 
@@ -18,7 +18,7 @@ use crate::{
     state::register::Register,
 };
 
-/// A gate, and one device in front of it.
+/// A gate and one device.
 struct Bench {
     register: Register,
     _dir: tempfile::TempDir,
@@ -92,18 +92,19 @@ impl Bench {
         self.gate.judge_again();
     }
 
-    /// What the head alone decides.
-    fn leave(&self, request: &str) -> Result<RoutePermit, (u16, Refusal)> {
+    /// The result of the checks that need only the head.
+    fn route_permit(&self, request: &str) -> Result<RoutePermit, (u16, Refusal)> {
         let (head, route) = parsed(request);
-        let leave = self.with_line(|line| self.gate.leave(line, &head, route));
-        leave.map_err(|refused| (refused.answer.status, refused.why))
+        let route_permit = self.with_line(|line| self.gate.route_permit(line, &head, route));
+        route_permit.map_err(|refused| (refused.answer.status, refused.why))
     }
 
     fn judged(&self, request: &str, models: Option<Vec<String>>) -> Judged {
         let (head, route) = parsed(request);
-        let leave = self.leave(request).expect("it may");
-        let pass = leave.with_models(models.as_deref().unwrap_or_default()).expect("it may");
-        Judged { head, route, models, pass, authority: None }
+        let route_permit = self.route_permit(request).expect("it may");
+        let request_permit =
+            route_permit.with_models(models.as_deref().unwrap_or_default()).expect("it may");
+        Judged { head, route, models, request_permit, authority: None }
     }
 }
 
@@ -130,11 +131,11 @@ fn a_head_is_judged_by_certificate_host_and_route_in_this_order() {
         ("DELETE /api/delete", Some((403, Refusal::Role))),
         ("POST /api//chat", Some((403, Refusal::Role))),
     ] {
-        assert_eq!(bench.leave(request).err(), expected, "{request}");
+        assert_eq!(bench.route_permit(request).err(), expected, "{request}");
     }
     bench.not_after.store(1, Relaxed);
     let expired = Some((503, Refusal::Certificate));
-    assert_eq!(bench.leave("DELETE /api/delete@evil.example").err(), expired);
+    assert_eq!(bench.route_permit("DELETE /api/delete@evil.example").err(), expired);
 }
 
 #[tokio::test]

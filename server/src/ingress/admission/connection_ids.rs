@@ -1,10 +1,11 @@
-//! The connection IDs that this server gives out, and how often it says that it has forgotten one.
+//! The connection IDs that this server chooses, and how often it sends a stateless reset for one
+//! that it has forgotten.
 //!
-//! A packet for a connection that is not there any more is answered with a stateless reset (RFC
-//! 9000 section 10.3): so a client learns within seconds that the server was restarted. Everybody
-//! who has recorded such a packet could ask for one. So an ID that this server never gave out gets
-//! none, and each that it did gets a few, more and more rarely. A client whose resets are all lost
-//! finds out by a new handshake.
+//! A packet for a forgotten connection is answered with a stateless reset (RFC 9000 section 10.3),
+//! so that a client learns within seconds that the server was restarted. But anyone who has
+//! recorded such a packet could ask for a reset. So a connection ID that this server never chose
+//! gets none, and each that it did choose gets a few, at growing intervals. A client whose resets
+//! are all lost learns it by a new handshake.
 
 use std::{
     fmt,
@@ -18,18 +19,18 @@ use quinn_proto::{ConnectionId, ConnectionIdGenerator, InvalidCid};
 
 use super::recent::Recent;
 
-/// The length of the IDs, in bytes.
+/// The length of the connection IDs, in bytes.
 pub(crate) const LEN: usize = NONCE_LEN + MAC_LEN;
 const NONCE_LEN: usize = 3;
 const MAC_LEN: usize = 5;
-/// Forgotten IDs that are remembered.
+/// How many forgotten connection IDs are remembered.
 const FORGOTTEN: usize = 1 << 12;
-/// Resets for one ID: the first at once, the second a second later, and each pause is twice as
-/// long.
+/// Resets for one connection ID: the first at once, the second a second later, and each pause is
+/// twice as long as the one before.
 const RESETS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Makes connection IDs that can be told from others: 3 random bytes ‖ 5 bytes of a MAC.
+/// Makes connection IDs that this server can recognize: 3 random bytes ‖ 5 bytes of a MAC.
 pub(crate) struct OwnIds {
     key: hmac::Key,
     resets: Arc<Mutex<Resets>>,
@@ -37,7 +38,7 @@ pub(crate) struct OwnIds {
 }
 
 impl OwnIds {
-    /// IDs under `key`, the same after a restart.
+    /// Makes connection IDs with `key`: they are recognized after a restart, too.
     pub(crate) fn new(key: &SharedKey, resets: Arc<Mutex<Resets>>) -> Self {
         let key = key.derive(b"adit/1 connection ids");
         let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
@@ -65,7 +66,7 @@ impl ConnectionIdGenerator for OwnIds {
         ConnectionId::new(&id)
     }
 
-    /// QUIC asks this of an ID that it does not know, right before it sends a stateless reset.
+    /// QUIC calls this for an unknown connection ID, right before it sends a stateless reset.
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
         let mut resets = self.resets.lock().unwrap_or_else(PoisonError::into_inner);
         let may = self.is_ours(id) && resets.may_send(id, self.began.elapsed());
@@ -92,8 +93,8 @@ impl Default for Resets {
 }
 
 impl Resets {
-    /// Whether a reset may be sent for an ID of ours that is not in use. `now` is a time since any
-    /// fixed moment.
+    /// Whether a reset may be sent for a forgotten connection ID of this server. `now` is a time
+    /// since any fixed moment.
     fn may_send(&mut self, id: &[u8], now: Duration) -> bool {
         let id = id.to_vec();
         match self.0.get_mut(&id) {
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_is_known_after_a_restart_and_to_no_other_server() {
+    fn an_id_is_recognized_after_a_restart_and_by_no_other_server() {
         let id = ids(1).generate_cid();
         assert_eq!(id.len(), LEN);
         assert!(ids(1).validate(&id).is_ok());
@@ -132,13 +133,16 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_id_is_reset_a_few_times_more_and_more_rarely() {
+    fn a_forgotten_id_is_reset_a_few_times_at_growing_intervals() {
         let mut resets = Resets::default();
         let sent: Vec<_> = (0..100_000u64)
             .filter(|tenths| resets.may_send(&[1; LEN], Duration::from_millis(tenths * 100)))
             .map(|tenths| tenths / 10)
             .collect();
         assert_eq!(sent, [0, 1, 3, 7, 15, 31, 63, 127]);
-        assert!(resets.may_send(&[2; LEN], Duration::ZERO), "another client learns it as soon");
+        assert!(
+            resets.may_send(&[2; LEN], Duration::ZERO),
+            "another client's first reset is not delayed"
+        );
     }
 }

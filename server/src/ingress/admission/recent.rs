@@ -1,4 +1,4 @@
-//! A bounded memory that forgets what is oldest.
+//! A bounded map that forgets its oldest entries.
 
 use std::{collections::HashMap, hash::Hash};
 
@@ -15,7 +15,7 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         Self { young: HashMap::new(), old: HashMap::new(), most }
     }
 
-    /// What is remembered of `key`.
+    /// The value of `key`, if it is remembered.
     pub(super) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         match self.young.get_mut(key) {
             Some(value) => Some(value),
@@ -23,7 +23,6 @@ impl<K: Hash + Eq, V> Recent<K, V> {
         }
     }
 
-    /// Remembers `key`.
     pub(super) fn put(&mut self, key: K, value: V) {
         if self.young.len() >= self.most {
             self.old = std::mem::take(&mut self.young);

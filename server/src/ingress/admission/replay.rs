@@ -1,9 +1,9 @@
-//! Tells the packets of a client from copies that somebody on the way has recorded. Names no clock
-//! and no socket.
+//! Distinguishes a client's packets from copies that somebody on the network has recorded. Names no
+//! clock and no socket.
 //!
-//! The server remembers the knocks that it has heard instead of putting the time into them: the
-//! clock of a laptop or of a box may be wrong by years, and such a client would meet silence and
-//! could not know why.
+//! The server remembers the knocks that it has heard; a knock has no time in it. The clock of a
+//! laptop or of a box may be wrong by years: such a client would get no answer and could not know
+//! why.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,42 +12,42 @@ use proto::knock::Knock;
 
 use super::recent::Recent;
 
-/// Knocks that are remembered of devices, of crowds, and of attempts that were one too many, each
-/// apart. Only who has a key can make one, and a device may knock ten times per second: none can
-/// have all others forgotten within the hour, and a crowd or a flood only what is its own.
+/// How many knocks are remembered of devices, of crowds (many clients with one key), and of
+/// attempts over the limit; each kind has its own memory. Only the holder of a key can make a
+/// knock, and a device may knock ten times per second: so no device can make the server forget the
+/// knocks of others within an hour, and a crowd or a flood only affects its own kind.
 const KNOCKS: usize = 1 << 15;
-/// Datagrams with one knock that are looked at: a client that gets no answer repeats its first two
+/// Datagrams with one knock that are accepted: a client that gets no answer repeats its first two
 /// about six times within [`HANDSHAKE_WITHIN`].
 const DATAGRAMS: u32 = 64;
 /// Retry packets that one knock gets. A client sends two datagrams each time.
 const RETRIES: u32 = 8;
-/// Connection IDs that are remembered as ours.
+/// How many of the chosen connection IDs are remembered.
 const ISSUED: usize = 1 << 13;
-/// How long a client may take to answer under a connection ID that we chose. Shorter than the life
-/// of a Retry token (15 s): QUIC answers to one that is too old.
+/// How long a client may take to answer to a connection ID that this server chose. Shorter than the
+/// lifetime of a Retry token (15 s), because QUIC answers a client with an expired token.
 const ISSUED_FOR: Duration = Duration::from_secs(14);
 
-/// What a datagram with a knock is.
+/// The judgement of a datagram with a knock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hearing {
-    /// The client's own: the first, or sent again from the same address a short time later.
+    /// From the client: the first, or repeated from the same address a short time later.
     Genuine,
-    /// The client's own, but it tries too often.
+    /// From the client, but it tries too often.
     TooOften,
-    /// A copy.
     Replayed,
 }
 
-/// Whose knocks are remembered together.
+/// Groups of keys whose knocks are remembered together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Group {
     /// Devices, each with a key of its own.
     Devices,
-    /// Those behind one key who may be many: nobody counts their knocks.
+    /// Keys that many clients may have: their attempts are not counted.
     Crowds,
 }
 
-/// What has been heard of each knock.
+/// What is remembered of each knock.
 #[derive(Debug)]
 pub(super) struct Heard {
     devices: Recent<Knock, Attempt>,
@@ -79,8 +79,9 @@ impl Default for Heard {
 }
 
 impl Heard {
-    /// What a datagram is whose knock was made with a key of this group. `now` is a time since any
-    /// fixed moment. `may_try` counts one more attempt of whoever knocks, unless there are too many.
+    /// Judges a datagram whose knock was made with a key of this group. `now` is a time since any
+    /// fixed moment. `may_try` counts an attempt of the knock's owner, and returns whether that is
+    /// within its limit.
     pub(super) fn hear(
         &mut self,
         knock: &Knock,
@@ -116,19 +117,19 @@ impl Heard {
         devices.get_mut(knock).or_else(|| crowds.get_mut(knock)).or_else(|| too_many.get_mut(knock))
     }
 
-    /// Whether the sender of this knock may be asked to prove its address once more.
+    /// Whether the sender of this knock may be sent another Retry.
     pub(super) fn retry(&mut self, knock: &Knock) -> bool {
         let Some(attempt) = self.get_mut(knock) else { return false };
         attempt.retries += 1;
         !attempt.is_taken && attempt.retries <= RETRIES
     }
 
-    /// Whether a handshake may begin with this knock: each has one.
+    /// Whether a handshake may begin with this knock: each knock has one.
     pub(super) fn may_take(&mut self, knock: &Knock) -> bool {
         self.get_mut(knock).is_some_and(|attempt| !attempt.is_taken)
     }
 
-    /// Notes that its handshake has begun.
+    /// Notes that the handshake of this knock has begun.
     pub(super) fn take(&mut self, knock: &Knock) {
         if let Some(attempt) = self.get_mut(knock) {
             attempt.is_taken = true;
@@ -136,7 +137,7 @@ impl Heard {
     }
 }
 
-/// The connection IDs that this server has chosen in handshakes, and for whom.
+/// The connection IDs that this server has chosen in handshakes, and for which clients.
 #[derive(Debug)]
 pub(super) struct Issued(Recent<Vec<u8>, (SocketAddr, Duration)>);
 
@@ -147,7 +148,8 @@ impl Default for Issued {
 }
 
 impl Issued {
-    /// Notes what a datagram of ours says in a handshake. `now` is a time since any fixed moment.
+    /// Notes the connection ID in a datagram that the server sends in a handshake. `now` is a time
+    /// since any fixed moment.
     pub(super) fn sent(&mut self, datagram: &[u8], to: SocketAddr, now: Duration) {
         let Some(id) = source_id(datagram) else { return };
         match self.0.get_mut(&id.to_vec()) {
@@ -170,7 +172,7 @@ pub(crate) fn destination_id(datagram: &[u8]) -> Option<&[u8]> {
     datagram.get(6..6 + len)
 }
 
-/// Its Source Connection ID.
+/// The Source Connection ID of such a packet.
 fn source_id(datagram: &[u8]) -> Option<&[u8]> {
     let at = 6 + destination_id(datagram)?.len();
     let len = usize::from(*datagram.get(at)?);
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_knock_is_heard_from_where_it_first_came_and_for_the_time_of_a_handshake() {
+    fn a_knock_is_accepted_from_its_first_address_and_for_the_time_of_a_handshake() {
         let ms = Duration::from_millis;
         let mut heard = Heard::default();
         use Hearing::{Genuine, Replayed};
@@ -235,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_is_counted_once_and_one_too_many_can_be_sent_again_later() {
+    fn an_attempt_is_counted_once_and_one_over_the_limit_can_be_repeated_later() {
         let mut heard = Heard::default();
         let mut hear = |may| heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || may);
         assert_eq!(hear(false), Hearing::TooOften);
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_makes_nobody_elses_knock_be_forgotten() {
+    fn a_flood_does_not_push_out_the_knocks_of_others() {
         let mut heard = Heard::default();
         let group_of = |nth: u32| [Group::Devices, Group::Crowds][nth as usize % 2];
         assert_eq!(
@@ -255,7 +257,7 @@ mod tests {
         for nth in 0..5 * KNOCKS as u32 {
             let mut knock = [9; KNOCK_LEN];
             knock[..4].copy_from_slice(&nth.to_be_bytes());
-            // Of devices, one too many each time; of crowds nobody counts them.
+            // Attempts of devices are over the limit each time; those of crowds are not counted.
             let may_try = group_of(nth) == Group::Crowds;
             heard.hear(&knock, group_of(nth), at(3, 1), Duration::ZERO, || may_try);
         }
@@ -274,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_id_of_ours_is_known_for_whom_it_was_chosen_and_not_for_long() {
+    fn a_chosen_connection_id_is_accepted_from_its_client_and_for_a_short_time() {
         let mut issued = Issued::default();
         let (id, now) = ([5; 8], Duration::from_secs(100));
         assert!(!issued.knows(&id, at(1, 1), now));

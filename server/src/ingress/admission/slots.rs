@@ -1,28 +1,28 @@
-//! Who gets one of the few handshakes that are under way at once. Names no clock and no task.
+//! Which handshakes may be under way at once. Names no clock and no task.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use proto::identity::DeviceId;
 
-/// Handshakes under way at once.
+/// How many handshakes may be under way at once.
 pub(super) const SLOTS: usize = 64;
-/// Of these, those of one device or of one address. A device tries several addresses of the server
-/// side by side.
+/// How many of these one device or one address may have. A device tries several addresses of the
+/// server in parallel.
 pub(super) const SLOTS_EACH: usize = 8;
-/// Of these, those of one key behind which there may be many.
+/// How many of these the clients of one shared key may have.
 pub(super) const SLOTS_OF_CROWD: usize = 32;
-/// A handshake has this time before it makes room for another. An honest one is over by then; many
-/// devices that come at once do not end each other's.
+/// How long a handshake is kept before it may be ended to make room. An honest one is over by then;
+/// many devices that come at once do not end each other's.
 pub(super) const GRACE: Duration = Duration::from_secs(1);
 
-/// Whose key a knock was made with.
+/// The owner of the key with which a knock was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Knocker {
-    /// A device's own.
+pub(crate) enum Knocker {
+    /// A device, with a key of its own.
     Device(DeviceId),
-    /// The key that all devices had once.
+    /// Devices with the old key that all of them shared.
     Shared,
-    /// That of an invitation, by its number in the register.
+    /// An invitation, by its number in the register.
     Invited(i64),
 }
 
@@ -35,7 +35,7 @@ impl Knocker {
     }
 }
 
-/// The handshakes that are under way, each with what ends it.
+/// The handshakes under way, each with the means to end it.
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     /// In the order in which they began.
@@ -58,15 +58,15 @@ impl<T> Default for Slots<T> {
 }
 
 impl<T> Slots<T> {
-    /// Takes a slot; says its number, and whose handshake has to end for it. `address` is `None`
-    /// if it counts for nothing: everybody who comes by SSH has the same one. `now` is a time
-    /// since any fixed moment.
+    /// Takes a slot. Returns its number, and the handshake that has to end for it. `address` is
+    /// `None` if it is not counted: all clients over SSH have the same one. `now` is a time since
+    /// any fixed moment.
     ///
-    /// A newcomer takes the place of the oldest handshake of the same owner or address, if they
-    /// have all that is theirs; else, if there is no slot left, of the oldest of the owner with
+    /// If the owner or the address has all its slots, the newcomer replaces its oldest handshake.
+    /// Otherwise, if no slot is left, the newcomer replaces the oldest handshake of the owner with
     /// the most.
     ///
-    /// `None` if that one has not had its time yet.
+    /// `None` if the handshake to replace is younger than [`GRACE`].
     pub(super) fn take(
         &mut self,
         knocker: Knocker,
@@ -87,7 +87,7 @@ impl<T> Slots<T> {
         Some((number, ended))
     }
 
-    /// Gives a slot back; one that somebody else has taken is gone already.
+    /// Gives a slot back. If the slot was taken over by another handshake, nothing changes.
     pub(super) fn give_back(&mut self, number: u64) {
         self.held.remove(&number);
     }
@@ -112,12 +112,12 @@ impl<T> Slots<T> {
         if self.held.len() < SLOTS {
             return None;
         }
-        // Of several with as many, the one whose oldest is older.
+        // Of several owners with equally many, the one whose oldest handshake is older.
         let all = self.held.values().map(|held| of_owner(held.knocker));
         all.max_by_key(|(oldest, count)| (*count, std::cmp::Reverse(*oldest)))?.0
     }
 
-    /// How many are under way.
+    /// How many handshakes are under way.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.held.len()
@@ -138,7 +138,7 @@ mod tests {
         Some(IpAddr::from([10, 0, 0, last]))
     }
 
-    /// Takes `count` slots that end as `name`.
+    /// Takes `count` slots, all with the value `name`.
     fn fill(
         slots: &mut Slots<&'static str>,
         count: usize,
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn who_has_all_that_is_its_own_ends_its_own_oldest_and_nobody_elses() {
+    fn a_device_with_all_its_slots_replaces_its_own_oldest_handshake() {
         let mut slots = Slots::default();
         fill(&mut slots, 1, |_| (device(1), None), "first of 1");
         fill(&mut slots, 1, |_| (device(2), None), "2");
@@ -192,7 +192,7 @@ mod tests {
         fill(&mut slots, SLOTS_EACH, |_| (Knocker::Invited(7), None), "invited");
         fill(&mut slots, 2, |_| (Knocker::Shared, None), "shared");
         assert_eq!(slots.take(device(1), None, NO_TIME, "x"), None, "all are young");
-        // In the end the newcomer has as many as those who had the most.
+        // At the end the newcomer has as many as the owners who had the most.
         for (second, leaves) in (1..).zip(["invited"; SLOTS_EACH / 2]) {
             let (_, ended) = slots.take(device(1), None, GRACE * second, "x").expect("a slot");
             assert_eq!(ended, Some(leaves));
@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_that_is_given_back_is_free_and_giving_back_a_lost_one_changes_nothing() {
+    fn a_slot_given_back_is_free_and_giving_back_a_replaced_one_changes_nothing() {
         let mut slots = Slots::default();
         let (number, _) = slots.take(device(1), host(1), NO_TIME, "first").expect("a slot");
         fill(&mut slots, SLOTS_EACH - 1, |_| (device(1), host(1)), "more");

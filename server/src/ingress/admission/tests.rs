@@ -1,4 +1,4 @@
-//! Who is answered, how often, and how many at once.
+//! Which attempts are answered, how often, and how many at once.
 
 use proto::{
     identity::{DeviceId, KeyHash},
@@ -46,7 +46,7 @@ impl World {
         self.admission.policy.update(self.register.snapshot().expect("read"));
     }
 
-    /// A new knock that is heard and judged.
+    /// Makes a new knock, which is heard and judged.
     fn attempt(&self, key: &KnockKey, from: SocketAddr, proved: bool) -> Verdict {
         let knock = key.knock();
         if self.admission.hear(&knock, from, NOW) {
@@ -70,7 +70,7 @@ fn is_accepted(verdict: &Verdict) -> bool {
 }
 
 #[test]
-fn without_a_knock_nothing_is_heard_and_nothing_answered() {
+fn packets_without_a_knock_are_not_answered() {
     let mut world = World::new();
     world.device();
     let (other, shared) = (SharedKey::generate(), world.keys.door.clone());
@@ -83,7 +83,7 @@ fn without_a_knock_nothing_is_heard_and_nothing_answered() {
 }
 
 #[test]
-fn an_address_off_this_machine_is_proved_before_a_handshake() {
+fn a_remote_address_is_proved_before_a_handshake() {
     let mut world = World::new();
     let (id, key) = world.device();
     assert!(matches!(world.attempt(&key, host(7), false), Verdict::Retry));
@@ -93,7 +93,7 @@ fn an_address_off_this_machine_is_proved_before_a_handshake() {
 }
 
 #[test]
-fn from_its_revocation_on_a_devices_knock_is_a_strangers() {
+fn the_knock_of_a_revoked_device_is_not_answered() {
     let mut world = World::new();
     let (id, key) = world.device();
     let (_, good) = world.device();
@@ -124,7 +124,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
 }
 
 #[test]
-fn a_copy_of_a_knock_leads_to_nothing() {
+fn a_copied_knock_is_not_answered() {
     let mut world = World::new();
     let (_, key) = world.device();
     let knock = key.knock();
@@ -141,7 +141,7 @@ fn a_copy_of_a_knock_leads_to_nothing() {
 }
 
 #[test]
-fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
+fn the_attempts_of_one_address_are_limited_and_those_of_its_neighbour_are_not() {
     let mut world = World::new();
     let devices: Vec<_> = (0..20).map(|_| world.device().1).collect();
     let tries = |host: &dyn Fn(usize) -> SocketAddr| {
@@ -157,7 +157,7 @@ fn one_address_cannot_try_without_end_and_its_neighbour_still_can() {
 }
 
 #[test]
-fn one_device_cannot_try_without_end_over_ssh_either() {
+fn the_attempts_of_one_device_over_ssh_are_limited_too() {
     let mut world = World::new();
     let ((_, greedy), (_, good)) = (world.device(), world.device());
     let heard = |key: &KnockKey| world.admission.hear(&key.knock(), local(1), NOW);
@@ -167,7 +167,7 @@ fn one_device_cannot_try_without_end_over_ssh_either() {
 }
 
 #[test]
-fn a_device_that_finishes_no_handshake_keeps_nobody_out() {
+fn unfinished_handshakes_of_one_device_do_not_keep_others_out() {
     let mut world = World::new();
     let (_, greedy) = world.device();
     let held: Vec<_> = (0..40).map(|_| world.attempt(&greedy, local(1), false)).collect();
@@ -180,7 +180,7 @@ fn a_device_that_finishes_no_handshake_keeps_nobody_out() {
 }
 
 #[test]
-fn a_door_that_is_closed_hears_nobody() {
+fn closed_admission_answers_nobody() {
     let mut world = World::new();
     let (_, key) = world.device();
     world.admission.close();

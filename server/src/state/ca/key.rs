@@ -1,5 +1,5 @@
-//! Private keys in PEM files, and the CA's key in memory: once, in the crypto library's own form,
-//! which the library wipes when it is dropped. Every buffer on the way there is wiped, too.
+//! Private keys in PEM files, and the CA's key in memory: once, in the form of the crypto library,
+//! which wipes it when it is dropped. Every buffer in between is wiped, too.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ use proto::crypto::{BEGIN, END, private_key_from_pem};
 use rcgen::{PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm, SigningKey};
 use zeroize::Zeroizing;
 
-/// Characters in a line (RFC 7468 section 2).
+/// Characters per line (RFC 7468 section 2).
 const LINE: usize = 64;
 
-/// An ECDSA P-256 key that signs, and does not let itself be read or copied.
+/// An ECDSA P-256 key that can sign and can't be read or copied.
 pub(super) struct CaKey(EcdsaKeyPair);
 
 impl CaKey {
-    /// Reads the key at `path`, or makes it.
+    /// Reads the key at `path`, or creates it.
     pub(super) fn read_or_create(path: &Path) -> Result<Self, FileError> {
         let der = read_or_create(path)?;
         parsed(&der).map(Self).ok_or_else(|| not_a_key(path))
@@ -44,13 +44,12 @@ impl SigningKey for CaKey {
     }
 }
 
-/// The PKCS #8 DER (RFC 5958) of the ECDSA P-256 key at `path`, which is made if it is not there.
+/// Reads the PKCS #8 DER (RFC 5958) of the ECDSA P-256 key at `path`, or creates it.
 ///
 /// # Errors
-/// Also when there is no such key in the file.
+/// Also when the file has no such key.
 pub(super) fn read_or_create(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    // Nothing is written that could be taken for a key if none can be made; reading it back says
-    // so.
+    // If no key can be generated, an empty file is written, and reading it back fails.
     let pem = files::read_or_create(path, || generate().unwrap_or_default())?;
     let der = from_pem(&pem).ok_or_else(|| not_a_key(path))?;
     parsed(&der).map(|_| der).ok_or_else(|| not_a_key(path))
@@ -69,7 +68,7 @@ fn generate() -> Option<Zeroizing<Vec<u8>>> {
     let der = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random).ok()?;
     let der = der.as_ref();
     let text = Zeroizing::new(BASE64.encode(der));
-    // Of its final size at once: a buffer that grows leaves copies behind.
+    // Allocated in its final size: a buffer that grows leaves copies behind.
     let mut pem = Zeroizing::new(Vec::with_capacity(BEGIN.len() + END.len() + 2 * text.len()));
     for line in std::iter::once(BEGIN.as_bytes())
         .chain(text.as_bytes().chunks(LINE))
@@ -90,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_that_was_made_is_read_by_us_and_by_others() {
+    fn a_new_key_can_be_read_here_and_by_other_programs() {
         let pem = generate().expect("a key");
         let der = from_pem(&pem).expect("PEM");
         assert!(parsed(&der).is_some());

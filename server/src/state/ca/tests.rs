@@ -63,15 +63,15 @@ fn the_authority_and_the_server_keep_their_identity_over_a_restart() {
 }
 
 #[test]
-fn a_clock_that_cannot_be_right_changes_nothing_and_issues_nothing() {
+fn an_implausible_clock_changes_nothing_and_issues_nothing() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let (now, boot) = (OffsetDateTime::now_utc(), OffsetDateTime::UNIX_EPOCH);
     let ca = Ca::open(tmp.path()).expect("ca");
     let chain = |at| ca.server_identity(tmp.path(), at).expect("identity").cert.clone();
     let good = chain(now);
-    assert_eq!(chain(boot), good, "what is there is kept");
+    assert_eq!(chain(boot), good, "the existing certificate is kept");
     assert_eq!(chain(now), good);
-    // One that an earlier version made in 1970 is nothing to keep.
+    // A certificate that an earlier version made in 1970 is not kept.
     let spki = SubjectPublicKeyInfo::from_der(&spki_of(&good[0])).expect("a key");
     let mut params = leaf_params(boot, SERVER_LIFE);
     params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into().expect("a name"))];
@@ -85,7 +85,7 @@ fn a_clock_that_cannot_be_right_changes_nothing_and_issues_nothing() {
 }
 
 #[test]
-fn a_first_start_in_1970_makes_what_is_good_when_the_clock_is_set() {
+fn certificates_of_a_first_start_in_1970_are_valid_when_the_clock_is_set() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let (now, boot) = (OffsetDateTime::now_utc(), OffsetDateTime::UNIX_EPOCH);
     let ca = Ca::open_at(tmp.path(), boot).expect("ca");

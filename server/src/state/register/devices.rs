@@ -1,4 +1,4 @@
-//! The devices in the register: looked up, made, changed, revoked and forgotten.
+//! The devices in the register: found, added, changed, revoked and forgotten.
 
 use proto::{
     identity::{DeviceId, KeyHash, Name},
@@ -9,38 +9,35 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::{DeviceError, Register, RegisterError, User, names, parsed, shared_knock};
 use crate::audit::entry::Subject;
 
-/// The role of a device for which nobody has named one.
-pub fn default_role() -> Name {
+/// The role of a device for which none was chosen.
+pub(crate) fn default_role() -> Name {
     "infer".parse().expect("a role's name is a name")
 }
 
 /// A device as the register knows it. Times are Unix seconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Device {
-    /// Never changes, never used twice.
+    /// Unique; never changes and is never used again.
     pub id: DeviceId,
-    /// Unique.
     pub name: Name,
-    /// The key that it enrolled with.
+    /// The key with which it enrolled.
     pub key: KeyHash,
-    /// When it enrolled.
     pub enrolled: i64,
-    /// When its newest certificate ends.
+    /// When its newest certificate expires.
     pub not_after: i64,
-    /// When it was revoked.
     pub revoked: Option<i64>,
-    /// When its last session ended, or began if it hasn't.
+    /// When its last session ended, or when the current one began.
     pub seen: Option<i64>,
-    /// What it may do.
     pub role: Name,
-    /// The only models that it may use, whatever its role may; `None` for no such limit.
+    /// The only models that it may use, in addition to its role's restrictions; `None` for no such
+    /// list.
     pub models: Option<Vec<ModelPattern>>,
-    /// The user of this machine who enrolled it over SSH; `None` if it came by an invitation.
+    /// The user of this machine who enrolled it over SSH; `None` if it used an invitation.
     pub uid: Option<u32>,
 }
 
 impl Device {
-    /// How the audit log names it.
+    /// The device, as the audit log names it.
     pub fn subject(&self) -> Subject {
         Subject { device: self.name.clone(), device_id: self.id, device_uid: self.uid }
     }
@@ -48,16 +45,16 @@ impl Device {
 
 impl Register {
     /// All devices, by name.
-    pub fn devices(&self) -> Result<Vec<Device>, RegisterError> {
+    pub(crate) fn devices(&self) -> Result<Vec<Device>, RegisterError> {
         self.read(all_devices)
     }
 
     /// The device with this id or name.
     ///
     /// # Errors
-    /// [`DeviceError::Unknown`]; [`DeviceError::Ambiguous`] if it is the id of one and the name of
-    /// another.
-    pub fn find(&self, id_or_name: &str) -> Result<Device, DeviceError> {
+    /// [`DeviceError::Unknown`]; [`DeviceError::Ambiguous`] if it is the id of one device and the
+    /// name of another.
+    pub(crate) fn find(&self, id_or_name: &str) -> Result<Device, DeviceError> {
         let devices = self.devices()?;
         let by_id = id_or_name.parse().ok().and_then(|id| devices.iter().find(|d| d.id == id));
         let by_name = devices.iter().find(|device| device.name.as_str() == id_or_name);
@@ -75,12 +72,12 @@ impl Register {
         }
     }
 
-    /// Enrolls a device without an invitation: sshd has judged who asks. The same key of the same
-    /// user under the same name is the same device.
+    /// Enrolls a device without an invitation: sshd has authenticated the user. The same key of the
+    /// same user with the same name is the same device.
     ///
     /// # Errors
-    /// A name that is not this user's to take.
-    pub fn enroll(
+    /// The name is not available to this user.
+    pub(crate) fn enroll(
         &self,
         name: &Name,
         user: User,
@@ -107,9 +104,9 @@ impl Register {
         })?
     }
 
-    /// Ends a device's access. Whatever it knows that could still get an answer ends too: the
-    /// invitation that made it, and the knock that it shares with others.
-    pub fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
+    /// Ends a device's access, and everything else that it knows and that could still get an
+    /// answer: its invitation, and the knock key that it shares with others.
+    pub(crate) fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute("DELETE FROM invitation WHERE device = ?1", params![id.to_string()])?;
             shared_knock::revoked(t, id)?;
@@ -121,9 +118,9 @@ impl Register {
         .map(drop)
     }
 
-    /// Removes a revoked device. Its name is kept for the user who enrolled it; see
+    /// Removes a revoked device. Its name is reserved for the user who enrolled it; see
     /// [`Register::free_name`].
-    pub fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
+    pub(crate) fn forget(&self, id: DeviceId) -> Result<(), RegisterError> {
         self.change(|t| {
             let revoked = |device: &Device| device.id == id && device.revoked.is_some();
             let Some(device) = all_devices(t)?.into_iter().find(revoked) else { return Ok(()) };
@@ -132,8 +129,8 @@ impl Register {
         })
     }
 
-    /// Gives a device another role.
-    pub fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
+    /// Changes the role of a device.
+    pub(crate) fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute(
                 "UPDATE device SET role = ?2 WHERE id = ?1",
@@ -143,8 +140,8 @@ impl Register {
         .map(drop)
     }
 
-    /// Limits a device to these models, or to those of its role.
-    pub fn set_models(
+    /// Restricts a device to these models; `None` removes the restriction.
+    pub(crate) fn set_models(
         &self,
         id: DeviceId,
         models: Option<&[ModelPattern]>,
@@ -157,16 +154,16 @@ impl Register {
         .map(drop)
     }
 
-    /// Notes when a device was seen.
-    pub fn seen(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
+    /// Notes that a device was seen at `now`.
+    pub(crate) fn seen(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute("UPDATE device SET seen = ?2 WHERE id = ?1", params![id.to_string(), now])
         })
         .map(drop)
     }
 
-    /// Notes the end of a device's newest certificate.
-    pub fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
+    /// Notes when a device's newest certificate expires.
+    pub(crate) fn renewed(&self, id: DeviceId, not_after: i64) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute(
                 "UPDATE device SET not_after = ?2 WHERE id = ?1",
@@ -177,7 +174,7 @@ impl Register {
     }
 }
 
-/// A name that looks like an id could be taken for another device.
+/// A name that looks like an id could be mistaken for another device.
 pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
     if name.looks_like_id() { Err(DeviceError::LooksLikeId(name.clone())) } else { Ok(()) }
 }
@@ -239,7 +236,7 @@ pub(super) fn insert_device(
     })
 }
 
-/// No model's name has a space in it.
+/// Separated by spaces: no model's name has one.
 fn models(text: String) -> rusqlite::Result<Vec<ModelPattern>> {
     text.split(' ').filter(|name| !name.is_empty()).map(|name| parsed(name.to_owned())).collect()
 }

@@ -1,4 +1,4 @@
-//! What can go wrong with the register, and what cures it.
+//! The errors of the register, and how to correct them.
 
 use std::path::{Path, PathBuf};
 
@@ -8,43 +8,39 @@ use rusqlite::ErrorCode;
 
 use super::MOST_INVITATIONS;
 
-/// Of the devices that there are, an error names so many.
+/// How many of the existing devices an error lists.
 const FEW: usize = 10;
 
 /// Why the register could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegisterError {
-    /// It isn't a register any more.
+    /// It is not a valid register any more.
     #[error("the register `{}` is damaged", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
     /// A newer version wrote it.
     #[error("the register `{}` was written by a newer version of aditd (format {found})", path.display())]
     Newer {
-        /// The file.
         path: PathBuf,
-        /// Its format.
+        /// The format that was found.
         found: i64,
     },
-    /// Anything else: a full disk, missing permission.
+    /// Another error: a full disk, missing permission.
     #[error("cannot use the register `{}`", path.display())]
     Sql {
-        /// The file.
         path: PathBuf,
-        /// What SQLite says.
+        /// The error of SQLite.
         source: rusqlite::Error,
     },
-    /// Its file.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl RegisterError {
-    /// SQLite has not noticed it, or says it in words alone.
+    /// Damage that SQLite does not notice, or reports only as text.
     pub(super) fn damaged(path: &Path, why: String) -> Self {
         let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
         let source = rusqlite::Error::SqliteFailure(code, Some(why));
@@ -84,22 +80,20 @@ impl From<RegisterError> for Failure {
     }
 }
 
-/// What to do to a device by its name or id did not fit the register.
+/// An operation on a device, by its name or id, that is not possible.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
-    /// No such device.
     #[error("there is no device `{text}`")]
     Unknown {
-        /// What was asked for.
+        /// The name or id that was asked for.
         text: String,
-        /// The devices that there are.
         known: Vec<Name>,
     },
-    /// One device has this id, and another has it for a name. Only an older version has let that
-    /// name in.
+    /// One device has this id, and another device has it as its name. Only an older version allowed
+    /// such a name.
     #[error("`{text}` is the id of one device and the name of another")]
     Ambiguous {
-        /// What was asked for.
+        /// The name or id that was asked for.
         text: String,
         /// The name of the device with this id.
         name: Name,
@@ -109,36 +103,33 @@ pub enum DeviceError {
     /// The name of a new device looks like an id.
     #[error("`{0}` looks like a device's id, so it can't be a device's name")]
     LooksLikeId(Name),
-    /// Already revoked.
     #[error("device `{0}` is revoked already")]
     AlreadyRevoked(Name),
     /// Only a revoked device can be forgotten.
     #[error("device `{0}` is still enrolled")]
     StillEnrolled(Name),
-    /// The name of a new device belongs to another.
+    /// The name of a new device is another's.
     #[error("there is a device `{0}` already")]
     NameTaken(Name),
-    /// The name of a new device belongs to a revoked one.
+    /// The name of a new device is that of a revoked one.
     #[error("the name `{0}` belongs to a revoked device")]
     NameOfRevoked(Name),
-    /// The name of a new device was that of a forgotten one, which somebody else had.
+    /// The name of a new device is reserved for the user of a forgotten one.
     #[error(
         "the name `{name}` was that of a device of {}",
         uid.map_or_else(|| "somebody else".to_owned(), |uid| format!("another user (uid {uid})"))
     )]
     NameOfAnother {
-        /// The name.
         name: Name,
-        /// Who enrolled that device over SSH; `None` if it came by an invitation.
+        /// Who enrolled that device over SSH; `None` if it used an invitation.
         uid: Option<u32>,
     },
     /// The name of a new device is that of an open invitation.
     #[error("an invitation for `{0}` is open")]
     NameInvited(Name),
-    /// Every stranger's packet is tried against every open invitation.
+    /// Limited because every packet of a stranger is checked against every open invitation.
     #[error("{MOST_INVITATIONS} invitations are open already")]
     TooManyInvitations,
-    /// The register.
     #[error(transparent)]
     Register(#[from] RegisterError),
 }

@@ -1,4 +1,4 @@
-//! The invitations in the register: each makes one device.
+//! The invitations in the register: each enrolls one device.
 
 use proto::{
     crypto::sha256,
@@ -15,25 +15,25 @@ use super::{
     parsed,
 };
 
-/// Invitations that may be open at once. Of used ones, as many are kept until they expire, so that
-/// a device whose answer was lost can ask again.
-pub const MOST_INVITATIONS: i64 = 64;
+/// How many invitations may be open at once. As many used ones are kept until they expire, so that
+/// a device that did not get its answer can ask again.
+pub(crate) const MOST_INVITATIONS: i64 = 64;
 
-/// An invitation that nobody has used yet.
+/// An invitation that is not used yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Invited {
-    /// For whom.
+pub(crate) struct Invited {
+    /// The name of the device.
     pub name: Name,
-    /// The role that it gives.
+    /// The role of the device.
     pub role: Name,
-    /// When it ends, Unix time.
+    /// When it expires, in Unix time.
     pub expires: i64,
 }
 
 impl Register {
-    /// Opens an invitation for a device of this name until `expires`. An older one for the same
-    /// name is withdrawn; says whether there was one.
-    pub fn invite(
+    /// Makes an invitation for a device of this name, valid until `expires`. An older one for the
+    /// same name is withdrawn; returns whether there was one.
+    pub(crate) fn invite(
         &self,
         name: &Name,
         role: &Name,
@@ -62,7 +62,7 @@ impl Register {
             if open >= MOST_INVITATIONS {
                 return Ok(None);
             }
-            // A first packet is tried against these too: the oldest go.
+            // First packets are checked against these, too: the oldest are deleted.
             t.execute(
                 "DELETE FROM invitation WHERE device IS NOT NULL AND rowid NOT IN
                  (SELECT rowid FROM invitation WHERE device IS NOT NULL ORDER BY rowid DESC LIMIT ?1)",
@@ -77,8 +77,8 @@ impl Register {
         withdrew.ok_or(DeviceError::TooManyInvitations)
     }
 
-    /// The invitations that are open, by name.
-    pub fn invitations(&self, now: i64) -> Result<Vec<Invited>, RegisterError> {
+    /// The open invitations, by name.
+    pub(crate) fn invitations(&self, now: i64) -> Result<Vec<Invited>, RegisterError> {
         self.read(|t| {
             let mut query = t.prepare_cached(
                 "SELECT device_name, role, expires FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
@@ -90,8 +90,8 @@ impl Register {
         })
     }
 
-    /// Ends the open invitation for a device of this name; says whether there was one.
-    pub fn withdraw(&self, name: &str, now: i64) -> Result<bool, RegisterError> {
+    /// Withdraws the open invitation for a device of this name; returns whether there was one.
+    pub(crate) fn withdraw(&self, name: &str, now: i64) -> Result<bool, RegisterError> {
         let withdrawn = self.change(|t| {
             t.execute(
                 "DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL AND expires > ?2",
@@ -101,8 +101,12 @@ impl Register {
         Ok(withdrawn > 0)
     }
 
-    /// Whom an invitation is for, and the role that it gives; `None` if there is none that is open.
-    pub fn invited(&self, token: &[u8], now: i64) -> Result<Option<(Name, Name)>, RegisterError> {
+    /// The device's name and role of an open invitation.
+    pub(crate) fn invited(
+        &self,
+        token: &[u8],
+        now: i64,
+    ) -> Result<Option<(Name, Name)>, RegisterError> {
         self.read(|t| {
             let mut query = t.prepare_cached(
                 "SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2",
@@ -115,11 +119,11 @@ impl Register {
         })
     }
 
-    /// Redeems an invitation for `key`: makes the device, or returns the one that this same key has
-    /// made with it before.
+    /// Redeems an invitation for `key`: adds the device, or returns the one that the same key has
+    /// added with it before.
     ///
-    /// Of any number of keys that redeem one invitation at once, one succeeds.
-    pub fn redeem(
+    /// If several keys redeem one invitation at once, exactly one succeeds.
+    pub(crate) fn redeem(
         &self,
         token: &[u8],
         key: KeyHash,
@@ -156,7 +160,7 @@ impl Register {
             }
             let name: Name = parsed(name)?;
             if name.looks_like_id() {
-                // An older version has made this invitation.
+                // The invitation was made by an older version.
                 return Ok(Err(EnrollRefusal::Closed));
             }
             if all_devices(t)?.iter().any(|device| device.name == name) {

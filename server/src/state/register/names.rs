@@ -1,12 +1,12 @@
-//! Whose a device's name is. A name stands for a person in `authorize` and in the audit log: what a
-//! forgotten device was called does not pass to another user by itself.
+//! Who may use a device's name. A name stands for a person in `authorize` and in the audit log, so
+//! the name of a forgotten device does not pass to another user by itself.
 
 use proto::identity::Name;
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Device, DeviceError, Register, RegisterError};
 
-/// The third format: who enrolled a device, and the names of forgotten ones.
+/// The change to format 3: who enrolled a device, and the names of forgotten devices.
 pub(super) const CHANGE: &str = "
     ALTER TABLE device ADD COLUMN uid INTEGER;
     CREATE TABLE freed_name (name TEXT PRIMARY KEY, uid INTEGER) STRICT;
@@ -14,22 +14,21 @@ pub(super) const CHANGE: &str = "
 
 /// A user of this machine who enrolls a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct User {
-    /// Their uid.
+pub(crate) struct User {
     pub uid: u32,
-    /// Whether they may write the server's state: then every name is theirs to give.
+    /// Whether the user may write the server's state, and so may choose any name.
     pub is_owner: bool,
 }
 
 /// The name of a forgotten device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FreedName {
-    /// The user who enrolled that device over SSH; `None` if it came by an invitation.
+pub(crate) struct FreedName {
+    /// The user who enrolled that device over SSH; `None` if it used an invitation.
     pub uid: Option<u32>,
 }
 
 impl FreedName {
-    /// Whether this user may have the name.
+    /// Whether this user may use the name.
     fn is_for(self, user: User) -> bool {
         match self.uid {
             Some(uid) => uid == user.uid,
@@ -39,13 +38,14 @@ impl FreedName {
 }
 
 impl Register {
-    /// Who had this name, if its device was forgotten and nobody has the name now.
-    pub fn freed_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
+    /// Who had this name, if its device was forgotten and no device has the name now.
+    pub(crate) fn freed_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
         self.read(|t| freed(t, name))
     }
 
-    /// Lets anybody have the name of a forgotten device. Says who had it; `None` if it was not kept.
-    pub fn free_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
+    /// Frees the name of a forgotten device for any user. Returns who had it; `None` if it was not
+    /// reserved.
+    pub(crate) fn free_name(&self, name: &Name) -> Result<Option<FreedName>, RegisterError> {
         self.change(|t| {
             let had = freed(t, name)?;
             taken(t, name)?;
@@ -54,7 +54,7 @@ impl Register {
     }
 }
 
-/// Whether this user may give a new device this name, which `device` has now.
+/// Whether this user may give a new device this name; `device` is the device that has it now.
 pub(super) fn check(
     t: &Transaction<'_>,
     name: &Name,
@@ -86,7 +86,7 @@ fn judge(
     }
 }
 
-/// A device has been forgotten: its name is kept for whoever had it.
+/// A device was forgotten: its name is reserved for its user.
 pub(super) fn forgotten(
     t: &Transaction<'_>,
     name: &Name,
@@ -96,7 +96,7 @@ pub(super) fn forgotten(
         .map(drop)
 }
 
-/// A device has this name now, or anybody may.
+/// A device has this name now, or any user may use it.
 pub(super) fn taken(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<()> {
     t.execute("DELETE FROM freed_name WHERE name = ?1", params![name.as_str()]).map(drop)
 }
@@ -124,7 +124,7 @@ mod tests {
     const OWNER: User = User { uid: 0, is_owner: true };
 
     #[test]
-    fn a_name_is_for_whoever_had_it_and_for_nobody_else() {
+    fn a_name_is_reserved_for_the_user_who_had_it() {
         let name: Name = "alice-laptop".parse().expect("a name");
         let device = |revoked| Device {
             id: DeviceId::generate(),

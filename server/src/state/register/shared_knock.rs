@@ -1,15 +1,16 @@
-//! Who still needs the one knock key that all devices of this server had up to format 3.
+//! The knock key that all devices of this server shared up to format 3, and who still needs it.
 //!
-//! Since format 4 each device has a key of its own. It gets it when it enrolls, or, if it enrolled
-//! earlier, in its next session. The shared key is accepted
+//! Since format 4 each device has a key of its own. A device gets it when it enrolls or, if it
+//! enrolled earlier, in its next session. The shared key is accepted
 //!
 //! - while a device that has only this key has not been given its own,
-//! - for 120 days at most: after that a certificate of 30 days cannot be renewed either,
-//! - and until a device that knows it is revoked. What a revoked device sends is then a stranger's
-//!   packet. A device that was away all that time has to be enrolled again.
+//! - for 120 days at most: after that a certificate of 30 days can't be renewed either,
+//! - and until a device that knows it is revoked. From then on a packet with this key is a
+//!   stranger's. A device that was away all that time has to be enrolled again.
 //!
-//! Devices that were revoked before format 4 may know the key. That does not close it, because then
-//! no device would survive the update. Knocks with it get half of the handshake slots at the most.
+//! Devices that were revoked before format 4 may know the key. It is accepted all the same, because
+//! otherwise no device would survive the update. Knocks with it get at most half of the handshake
+//! slots.
 
 use std::collections::HashMap;
 
@@ -18,11 +19,10 @@ use rusqlite::{Transaction, params};
 
 use super::{Register, RegisterError, parsed};
 
-/// How long after the update the shared key is accepted, in seconds.
+/// How long the shared key is accepted after the update, in seconds.
 const ACCEPTED_FOR: i64 = 120 * 24 * 3600;
 
-/// What brings a register from format 3 to 4. `shared_since` is for the devices that know the
-/// shared key.
+/// The change from format 3 to 4. `shared_since` is set for devices that know the shared key.
 pub(super) const CHANGE: &str = "
     ALTER TABLE device ADD COLUMN shared_since INTEGER;
     ALTER TABLE device ADD COLUMN own_knock INTEGER NOT NULL DEFAULT 1;
@@ -47,7 +47,7 @@ impl SharedKnock {
 
 impl Register {
     /// Notes that a device has knocked with its own key.
-    pub fn has_own_knock(&self, id: DeviceId) -> Result<(), RegisterError> {
+    pub(crate) fn has_own_knock(&self, id: DeviceId) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute("UPDATE device SET own_knock = 1 WHERE id = ?1", [id.to_string()])
         })
@@ -64,7 +64,7 @@ pub(super) fn read(t: &Transaction<'_>) -> rusqlite::Result<SharedKnock> {
     Ok(SharedKnock(rows.collect::<Result<_, _>>()?))
 }
 
-/// If this device knows the shared key, nobody may knock with it any more.
+/// If this device knows the shared key, the key is no longer accepted.
 pub(super) fn revoked(t: &Transaction<'_>, id: DeviceId) -> rusqlite::Result<()> {
     t.execute(
         "UPDATE device SET shared_since = NULL
@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_shared_key_is_accepted_while_somebody_needs_it_and_for_a_bounded_time() {
+    fn the_shared_key_is_accepted_while_a_device_needs_it_and_for_a_bounded_time() {
         let id = |text: &str| text.parse::<DeviceId>().expect("an id");
         let knock = SharedKnock([(id("0000-0001"), 1000), (id("0000-0002"), 2000)].into());
         for (now, accepted) in [

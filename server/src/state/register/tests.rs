@@ -1,11 +1,11 @@
-//! What a register keeps, and what a newer format makes of an older one.
+//! What a register keeps, and how an older format is converted.
 
 use proto::{identity::Name, invitation::Secret};
 
 use super::*;
 
 #[test]
-fn a_register_of_the_first_format_keeps_its_devices_and_they_may_infer() {
+fn devices_of_a_register_of_the_first_format_are_kept_with_the_role_infer() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let path = tmp.path().join(Register::FILE);
     drop(files::open_append(&path).expect("made"));
@@ -51,7 +51,7 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     assert_eq!(
         register.find("laptop").expect("there").models,
         Some(vec![]),
-        "none at all is not all"
+        "an empty list allows no model"
     );
     register.set_models(device.id, None).expect("set");
     assert_eq!(register.find("laptop").expect("there").models, None);
@@ -90,7 +90,7 @@ fn what_is_the_id_of_one_device_and_the_name_of_another_is_refused() {
     let laptop =
         register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
     let other = register.enroll(&name("desk"), ALICE, KeyHash([2; 32]), 200, 1).expect("enrolled");
-    // As an older version would have let it in.
+    // An older version allowed such a name.
     let rename = "UPDATE device SET name = ?1 WHERE id = ?2";
     let (id, decoy) = (laptop.id.to_string(), other.id.to_string());
     register.change(|t| t.execute(rename, params![id, decoy])).expect("renamed");
@@ -119,7 +119,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
         used.push(secret);
     }
     let newest = used.last().expect("one");
-    redeem(newest).expect("a lost answer is asked for again");
+    redeem(newest).expect("a device whose answer was lost asks again");
     assert!(register.snapshot().expect("read").invitations.len() <= MOST_INVITATIONS as usize + 1);
     for i in 0..MOST_INVITATIONS {
         invite(1000 + i).expect("so many may be open");
@@ -129,7 +129,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
 }
 
 #[test]
-fn the_name_of_a_forgotten_device_is_kept_for_whoever_had_it_until_its_owner_frees_it() {
+fn the_name_of_a_forgotten_device_is_reserved_for_its_user_until_the_owner_frees_it() {
     let (_tmp, register) = register();
     let name = name("alice-laptop");
     let enroll = |user, key| register.enroll(&name, user, KeyHash([key; 32]), 200, 1);
@@ -149,13 +149,13 @@ fn the_name_of_a_forgotten_device_is_kept_for_whoever_had_it_until_its_owner_fre
     );
     forget(enroll(ALICE, 3).expect("it is hers"));
     let had = register.free_name(&name).expect("freed");
-    assert_eq!(had, Some(FreedName { uid: Some(ALICE.uid) }));
+    assert_eq!(had, Some(super::names::FreedName { uid: Some(ALICE.uid) }));
     let bobs = enroll(BOB, 4).expect("the owner has freed it");
     assert_eq!((bobs.uid, register.freed_name(&name).expect("read")), (Some(BOB.uid), None));
 }
 
 #[test]
-fn a_name_that_is_invited_is_taken_by_its_code_alone() {
+fn an_invited_name_can_only_be_used_with_its_code() {
     let (_tmp, register) = register();
     let (name, secret) = (name("alice-laptop"), Secret::generate());
     register.invite(&name, &default_role(), &secret, 100, 1).expect("invited");
@@ -185,7 +185,7 @@ fn before_own_knocks(path: &Path, devices: &[(&str, &str)]) -> Register {
 }
 
 #[test]
-fn the_shared_knock_is_accepted_until_all_have_their_own_or_one_who_knows_it_is_revoked() {
+fn the_shared_knock_is_accepted_until_all_devices_have_their_own_or_a_revoked_one_knows_it() {
     let (a, b) = ("0000-000a", "0000-000b");
     type Step = fn(&Register, DeviceId, DeviceId);
     let cases: [(&str, Step, bool); 6] = [
@@ -243,7 +243,7 @@ fn a_register_in_which_nobody_needs_the_shared_knock_does_not_accept_it() {
 }
 
 #[test]
-fn the_invitation_of_a_revoked_device_is_open_to_nobody() {
+fn the_invitation_of_a_revoked_device_can_not_be_used() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
     let secret = Secret::generate();

@@ -1,5 +1,5 @@
-//! Certificates that are not good, or are not good for this: refused by the alert that says why,
-//! and never the way to the service.
+//! Invalid certificates, and certificates for another purpose: each is refused by the alert that
+//! says why, and never reaches the service.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -30,9 +30,9 @@ const UNKNOWN_CA: u64 = 0x100 + 48;
 const DECRYPT_ERROR: u64 = 0x100 + 51;
 
 #[tokio::test]
-async fn a_certificate_of_another_authority_is_refused_whatever_it_calls_itself() {
+async fn a_certificate_of_another_ca_with_the_same_names_is_refused() {
     let gate = Gate::start(PROGRAM).await;
-    // The same product, so the same names in its CA.
+    // The CAs of the same product have the same names.
     let other = Authority::new(&gate.world.scratch("other")).ca;
     let key = key_pair(&gate.device);
     let foreign = credentials::issued(&other, gate.id(), &key, OffsetDateTime::now_utc());
@@ -72,7 +72,7 @@ async fn a_device_cannot_make_certificates_for_others() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_is_long_past_its_end_or_not_yet_begun_is_refused() {
+async fn a_certificate_that_expired_long_ago_or_is_not_yet_valid_is_refused() {
     let gate = Gate::start(PROGRAM).await;
     let key = key_pair(&gate.device);
     let now = OffsetDateTime::now_utc();
@@ -88,7 +88,7 @@ async fn a_certificate_that_is_long_past_its_end_or_not_yet_begun_is_refused() {
 }
 
 #[tokio::test]
-async fn a_certificate_that_has_just_ended_is_good_for_its_renewal_and_nothing_else() {
+async fn a_certificate_that_has_just_expired_can_only_renew_itself() {
     let gate = Gate::start(PROGRAM).await;
     let key = key_pair(&gate.device);
     let ended = gate.issued(gate.id(), &key, OffsetDateTime::now_utc() - time::Duration::days(31));
@@ -109,7 +109,7 @@ async fn a_certificate_that_has_just_ended_is_good_for_its_renewal_and_nothing_e
     let read = Certificate::from_der(&renewed).expect("a certificate");
     assert_eq!(read.device, Some(gate.id()));
     assert!(read.not_after > unix_now());
-    // Other streams of another, new connection: the renewed certificate is as good as any.
+    // The renewed certificate works on streams of a new connection.
     drop(connection);
     assert!(matches!(
         gate.attempt(Some(certified(vec![renewed.into()], &key))).await,
@@ -118,7 +118,7 @@ async fn a_certificate_that_has_just_ended_is_good_for_its_renewal_and_nothing_e
 }
 
 #[tokio::test]
-async fn the_servers_own_certificate_is_no_devices() {
+async fn the_servers_own_certificate_is_refused_from_a_device() {
     let gate = Gate::start(PROGRAM).await;
     let read = |name: &str| std::fs::read(gate.world.state().join(name)).expect(name);
     let key =
@@ -126,7 +126,7 @@ async fn the_servers_own_certificate_is_no_devices() {
     let certificate = CertificateDer::from_pem_slice(&read("server.crt")).expect("a certificate");
     let code = gate.attempt(Some(certified(vec![certificate], &key))).await.code();
     assert_eq!(code, UNSUPPORTED_CERTIFICATE);
-    // Nor is the authority's, though it vouches for itself.
+    // The CA's certificate is refused too, although it is self-signed.
     let key = KeyPair::from_pem(&String::from_utf8(read("ca.key")).expect("text")).expect("a key");
     let certificate = CertificateDer::from_pem_slice(&read("ca.crt")).expect("a certificate");
     let outcome = gate.attempt(Some(certified(vec![certificate], &key))).await;
@@ -135,7 +135,7 @@ async fn the_servers_own_certificate_is_no_devices() {
 }
 
 #[tokio::test]
-async fn who_was_revoked_or_forgotten_or_never_enrolled_is_refused() {
+async fn a_revoked_forgotten_or_never_enrolled_device_is_refused() {
     let gate = Gate::start(PROGRAM).await;
     let now = OffsetDateTime::now_utc();
     for (name, commands) in [("revoked", &["revoke"][..]), ("forgotten", &["revoke", "forget"])] {
@@ -149,7 +149,8 @@ async fn who_was_revoked_or_forgotten_or_never_enrolled_is_refused() {
         for command in commands {
             assert_eq!(gate.world.aditd(&["device", command, name]).await.code, Some(0));
         }
-        // Its own knock is not answered any more; this is with that of a device in good standing.
+        // The device's own knock is not answered any more, so this uses the knock of an enrolled
+        // device.
         assert_eq!(gate.attempt(Some(identity)).await.code(), CERTIFICATE_REVOKED, "{name}");
         let renewed = gate.issued(profile(&device).enrolled.device_id, &key_pair(&device), now);
         assert_eq!(

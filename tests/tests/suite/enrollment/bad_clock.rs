@@ -1,5 +1,4 @@
-//! Clocks that are wrong: told with what sets them right, and nothing is kept of what they have
-//! spoilt.
+//! Wrong clocks: they are reported with their cure, and nothing that they have spoilt is stored.
 
 use std::{fs, net::SocketAddr, path::Path, sync::Arc};
 
@@ -16,13 +15,7 @@ use proto::{
     knock::SharedKey,
     wire::{EnrollAnswer, EnrollRequest, Enrolled},
 };
-use server::{
-    serve::certificate::ServerCertificate,
-    state::{
-        State,
-        ca::{Ca, DeviceKey},
-    },
-};
+use server::{Ca, DeviceKey, ServerCertificate, State};
 use tests::{
     cli_assert::{FAILED, assert_ok, assert_told},
     credentials::{self, Authority},
@@ -34,7 +27,7 @@ use time::OffsetDateTime;
 
 use crate::PROGRAM;
 
-/// A server that enrolls everybody, and whose clock is off by so much; with a code for it.
+/// A server that enrolls every device, and whose clock is off by this much; with a code for it.
 async fn server_with_clock(
     dir: &Path,
     certificate_off: time::Duration,
@@ -92,7 +85,7 @@ async fn server_with_clock(
 }
 
 #[tokio::test]
-async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kept() {
+async fn enrolling_with_clocks_a_year_apart_fails_with_both_times_and_stores_nothing() {
     let world = World::start(PROGRAM).await;
     let year = time::Duration::days(365);
     let none = time::Duration::ZERO;
@@ -132,13 +125,13 @@ async fn clocks_that_are_a_year_apart_are_told_when_enrolling_and_nothing_is_kep
         unmade(&device);
     }
 
-    // And where all is well nothing of this is said.
+    // With correct clocks, the output says nothing about clocks.
     let (_server, code, _) = server_with_clock(&world.scratch("right"), none, none).await;
     assert_ok(&world.stranger("right").enroll(&code, &[]).await);
 }
 
 #[tokio::test]
-async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure_that_works() {
+async fn a_certificate_outside_its_validity_is_reported_with_a_cure_that_works() {
     let world = World::start(PROGRAM).await;
     let authority = Ca::open(&world.state()).expect("the authority");
     for (name, days, cure) in
@@ -161,7 +154,7 @@ async fn a_certificate_that_the_server_finds_out_of_its_time_is_told_with_a_cure
 }
 
 #[tokio::test]
-async fn a_certificate_is_looked_at_again_when_the_clock_was_set() {
+async fn the_servers_certificate_is_checked_again_after_the_clock_was_set() {
     let world = World::start(PROGRAM).await;
     let (ahead, none) = (time::Duration::days(365), time::Duration::ZERO);
     let dir = world.scratch("ahead");
@@ -171,13 +164,13 @@ async fn a_certificate_is_looked_at_again_when_the_clock_was_set() {
     let state = State::open_or_create(&dir).expect("the state");
     certificate.look_again(&state, OffsetDateTime::now_utc());
     assert_ok(&device.enroll(&code, &[]).await);
-    // And in 1970 it stays as it is.
+    // With a clock in 1970 the certificate is kept.
     certificate.look_again(&state, OffsetDateTime::UNIX_EPOCH);
     assert_ok(&device.enroll(&code, &["--replace"]).await);
 }
 
-/// Lets the authority of a server have been made two days from now, as it is seen by a clock that
-/// is behind: the same key, so that whatever it has signed stays good.
+/// Makes the CA of a server appear to be created two days from now, as a clock that is behind sees
+/// it. The key is the same, so that its signatures stay valid.
 fn put_clock_behind(state: &Path) {
     let key = fs::read_to_string(state.join("ca.key")).expect("a key");
     let key = rcgen::KeyPair::from_pem(&key).expect("a key");
@@ -194,7 +187,7 @@ fn put_clock_behind(state: &Path) {
 }
 
 #[tokio::test]
-async fn a_server_whose_clock_is_behind_keeps_what_it_has_and_says_that_it_is_wrong() {
+async fn a_server_whose_clock_is_behind_keeps_its_certificate_and_reports_the_clock() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let code = world.invite("desk").await;
@@ -209,7 +202,7 @@ async fn a_server_whose_clock_is_behind_keeps_what_it_has_and_says_that_it_is_wr
     let year = &OffsetDateTime::now_utc().year().to_string();
     let both = format!("this machine's clock is wrong: it shows {year}");
     let told = world.aditd(&["invite", "tablet"]).await;
-    assert_told(&told, FAILED, &[&both, "and it has been 20", "timedatectl"]);
+    assert_told(&told, FAILED, &[&both, "which is before 20", "timedatectl"]);
     let whose = format!("the server's clock is wrong: this computer's shows {year}");
     let told = world.stranger("desk").enroll(&code, &[]).await;
     let both = format!("Z, the server's {year}");
@@ -220,7 +213,7 @@ async fn a_server_whose_clock_is_behind_keeps_what_it_has_and_says_that_it_is_wr
     let answer = raw::exchange(up.address, ROOT).await;
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(&whose), "{answer}");
 
-    // When the clock is right again, nothing else has to be done on either side.
+    // When the clock is right again, neither side needs a restart.
     world.kill_server().await;
     fs::write(world.state().join("ca.crt"), authority).expect("written");
     world.restart_server().await;

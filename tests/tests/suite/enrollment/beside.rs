@@ -1,4 +1,4 @@
-//! Commands beside a running server go by its settings, whatever configuration they find themselves.
+//! Commands beside a running server use its settings, whatever their own configuration says.
 
 use proto::invitation::Invitation;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn roles_addresses_and_the_audit_log_are_those_of_the_running_server() {
+async fn commands_use_the_roles_addresses_and_audit_log_of_the_running_server() {
     let config = "audit_dir = '{dir}/log'\nadvertise = ['gpu.lan:7']\nroles.mine.allow = ['GET /']";
     let mut world = World::start_configured(PROGRAM, Options::default(), &[], config).await;
     let address = world.address().await.to_string();
@@ -48,7 +48,7 @@ async fn roles_addresses_and_the_audit_log_are_those_of_the_running_server() {
     }
     assert!(!elsewhere.exists(), "nothing is written where the server does not look");
 
-    // Without a server the command's own configuration counts.
+    // Without a server the command's own configuration applies.
     world.kill_server().await;
     std::fs::write(&other, settings).expect("written");
     let role = ["device", "role", "laptop", "other", "--config", text(&other)];

@@ -1,5 +1,5 @@
-//! Devices once they are in: how they are listed and shown, which servers they know, and how their
-//! access ends or is replaced.
+//! Enrolled devices: how they are listed and shown, which servers they know, and how their access
+//! is ended or replaced.
 
 use std::{collections::HashSet, fs};
 
@@ -21,7 +21,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn devices_are_listed_and_shown_to_people_and_to_programs() {
+async fn devices_are_listed_and_shown_for_people_and_programs() {
     let world = World::start(PROGRAM).await;
     let empty = world.aditd(&["device", "list"]).await;
     assert_ok(&empty);
@@ -102,7 +102,7 @@ async fn devices_are_listed_and_shown_to_people_and_to_programs() {
 }
 
 #[tokio::test]
-async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_today() {
+async fn status_shows_the_settings_and_device_show_the_tokens_used_today() {
     let flags = ["--allow-from", "203.0.113.0/24"];
     let world = World::start_configured(
         PROGRAM,
@@ -150,7 +150,7 @@ async fn status_says_what_the_server_was_told_and_a_device_what_it_has_used_toda
 }
 
 #[tokio::test]
-async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
+async fn a_device_can_enroll_at_a_second_server_under_another_name() {
     let of = |model: &str| Options { model: model.to_owned(), ..Default::default() };
     let home = World::start_with(PROGRAM, of("home:1"), &[]).await;
     let work = World::start_with(PROGRAM, of("work:1"), &[]).await;
@@ -164,7 +164,7 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
         "each server gets a key of its own"
     );
 
-    // Both at once, from one state directory.
+    // Both at the same time, from one state directory.
     let (at_home, at_work) = (device.up(&[]).await, device.up(&["work"]).await);
     let tags = "GET /api/tags HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
     for (up, model, other) in [(&at_home, "home:1", "work:1"), (&at_work, "work:1", "home:1")] {
@@ -178,7 +178,7 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
     let unknown = device.adit(&["up", "elsewhere", "--listen", "127.0.0.1:0"], "").await;
     assert_told(&unknown, FAILED, &["this device is not enrolled", "aditd invite NAME"]);
 
-    // Of several servers none of which is the default, one has to be named; the only one has not.
+    // Without a default server, one of several has to be named; a single server does not.
     let nomad = home.stranger("nomad");
     assert_ok(&nomad.enroll(&home.invite("nomad").await, &["--name", "one"]).await);
     drop(nomad.up(&[]).await);
@@ -192,7 +192,7 @@ async fn a_second_server_is_enrolled_under_its_own_name_and_used_by_it() {
 }
 
 #[tokio::test]
-async fn enrolling_twice_is_refused_and_costs_neither_the_identity_nor_the_code() {
+async fn enrolling_twice_is_refused_and_keeps_the_identity_and_the_code() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let before = fs::read(identity_file(&device)).expect("an identity");
@@ -204,14 +204,14 @@ async fn enrolling_twice_is_refused_and_costs_neither_the_identity_nor_the_code(
         &["enrolled already as `default`", "adit enroll --replace", "--name NAME"],
     );
     assert_eq!(fs::read(identity_file(&device)).expect("an identity"), before);
-    // Asked before the code is: a person has pasted nothing in vain.
+    // Refused before the code is asked for.
     assert_told(&device.enroll("garbage", &[]).await, FAILED, &["enrolled already"]);
     assert_ok(&world.stranger("second").enroll(&code, &[]).await);
     device.up(&[]).await;
 }
 
 #[tokio::test]
-async fn a_revoked_device_comes_back_with_replace_as_another_device() {
+async fn a_revoked_device_can_enroll_with_replace_as_another_device() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let first = profile(&device).enrolled.device_id;
@@ -243,7 +243,7 @@ async fn a_revoked_device_comes_back_with_replace_as_another_device() {
 }
 
 #[tokio::test]
-async fn replace_makes_a_new_key_and_the_old_certificate_still_ends_only_by_revocation() {
+async fn replace_makes_a_new_key_and_the_old_certificate_is_valid_until_its_revocation() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let (old_key, old_id) = (private_key(&device), profile(&device).enrolled.device_id);
@@ -256,7 +256,7 @@ async fn replace_makes_a_new_key_and_the_old_certificate_still_ends_only_by_revo
 }
 
 #[tokio::test]
-async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_is_forgotten() {
+async fn a_revocation_ends_access_and_forgetting_the_device_frees_its_name() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let id = profile(&device).enrolled.device_id.to_string();
@@ -313,7 +313,7 @@ async fn access_ends_with_a_revocation_and_the_name_comes_back_when_the_device_i
 }
 
 #[tokio::test]
-async fn a_revocation_that_a_full_disk_keeps_out_is_told_with_the_way_to_cut_everybody() {
+async fn a_revocation_that_fails_on_a_full_disk_says_how_to_cut_every_device() {
     let Some(disk) = SmallDisk::mount("1m") else { return };
     let world = World::start(PROGRAM).await;
     let state = disk.path("state");
@@ -342,7 +342,7 @@ async fn a_revocation_that_a_full_disk_keeps_out_is_told_with_the_way_to_cut_eve
 }
 
 #[tokio::test]
-async fn a_certificate_names_its_device_and_grants_nothing_but_to_be_a_client() {
+async fn a_certificate_names_its_device_and_is_only_for_clients() {
     let world = World::start(PROGRAM).await;
     let mut serials = HashSet::new();
     for name in ["one", "two"] {

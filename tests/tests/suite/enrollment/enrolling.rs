@@ -1,5 +1,5 @@
-//! How a device gets in by an invitation's code: where the code comes from, how often it is good,
-//! and for how long.
+//! Enrolling by an invitation's code: where the code is read from, how often it can be used, and
+//! for how long.
 
 use std::{
     fs,
@@ -28,7 +28,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn the_code_stands_alone_on_standard_output_and_everything_else_on_standard_error() {
+async fn only_the_code_is_on_standard_output_and_everything_else_on_standard_error() {
     let world = World::start(PROGRAM).await;
     for flags in [&[][..], &["--qr"], &["-vv"], &["--qr", "--ttl", "7d"]] {
         let invited = world.aditd(&[&["invite", "laptop"], flags].concat()).await;
@@ -48,7 +48,7 @@ async fn the_code_stands_alone_on_standard_output_and_everything_else_on_standar
 }
 
 #[tokio::test]
-async fn a_code_is_read_from_standard_input_however_it_was_broken_into_lines() {
+async fn a_code_on_standard_input_may_be_broken_into_lines() {
     let world = World::start(PROGRAM).await;
     let pid = world.aditd.pid();
     let code = world.invite("laptop").await;
@@ -85,7 +85,7 @@ async fn a_code_is_read_from_a_file() {
 }
 
 #[tokio::test]
-async fn a_code_is_asked_for_on_a_terminal() {
+async fn on_a_terminal_the_code_is_asked_for() {
     let util_linux = Command::new("script")
         .arg("--version")
         .output()
@@ -112,7 +112,7 @@ async fn a_code_is_asked_for_on_a_terminal() {
     let mut stdin = script.stdin.take().expect("a pipe");
     let code = world.invite("laptop").await;
     tokio::io::AsyncWriteExt::write_all(&mut stdin, code.as_bytes()).await.expect("typed");
-    // Standard input stays open: one line is enough on a terminal.
+    // Standard input stays open: on a terminal one line is enough.
     let out = tokio::time::timeout(SOON, script.wait_with_output())
         .await
         .expect("it ends")
@@ -126,7 +126,7 @@ async fn a_code_is_asked_for_on_a_terminal() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_hundred_that_redeem_one_code_at_once_exactly_one_gets_in() {
+async fn exactly_one_of_a_hundred_devices_that_use_one_code_at_once_is_enrolled() {
     let world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await;
     let mut redeemers = tokio::task::JoinSet::new();
@@ -149,7 +149,7 @@ async fn of_a_hundred_that_redeem_one_code_at_once_exactly_one_gets_in() {
 }
 
 #[tokio::test]
-async fn a_code_that_was_used_is_refused_and_the_device_that_used_it_stays() {
+async fn a_used_code_is_refused_and_the_device_that_used_it_stays_enrolled() {
     let world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await;
     let first = world.stranger("first");
@@ -167,7 +167,7 @@ async fn a_code_that_was_used_is_refused_and_the_device_that_used_it_stays() {
 }
 
 #[tokio::test]
-async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
+async fn an_expired_code_is_refused_with_the_time_and_the_clock() {
     let world = World::start(PROGRAM).await;
     let invited = world.aditd(&["invite", "laptop", "--ttl", "1s"]).await;
     assert_ok(&invited);
@@ -184,7 +184,7 @@ async fn a_code_that_has_expired_says_since_when_and_by_which_clock() {
         ],
     );
 
-    // Whoever's clock is wrong, or who rewrites the code, meets a server that does not answer.
+    // If a clock is wrong, or the code was changed, the server does not answer.
     let mut forged = parse(&invited.stdout);
     forged.expires += 3600;
     let ignored = world.stranger("forger").enroll(&forged.code(), &[]).await;
@@ -226,7 +226,7 @@ async fn a_newer_invitation_for_a_name_withdraws_the_older_one() {
 }
 
 #[tokio::test]
-async fn an_invitation_from_before_the_server_starts_is_good_when_it_does() {
+async fn an_invitation_made_before_the_server_starts_works_afterwards() {
     let mut world = World::start(PROGRAM).await;
     world.kill_server().await;
     let invited = world.aditd(&["invite", "laptop"]).await;
@@ -239,7 +239,7 @@ async fn an_invitation_from_before_the_server_starts_is_good_when_it_does() {
 }
 
 #[tokio::test]
-async fn a_server_that_has_never_run_is_prepared_and_invites_to_where_it_will_listen() {
+async fn before_its_first_start_a_server_can_be_initialized_and_can_invite() {
     let world = World::start(PROGRAM).await;
     let state = world.scratch("fresh");
     let state = state.to_str().expect("a path");
@@ -268,13 +268,12 @@ async fn a_server_that_has_never_run_is_prepared_and_invites_to_where_it_will_li
 }
 
 #[tokio::test]
-async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same_key_alone() {
+async fn after_a_lost_answer_the_same_key_can_use_the_same_code_again() {
     let world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await;
     let invitation = parse(&code);
     let device = world.stranger("laptop");
-    // As far as `adit enroll` came when its network was cut: the key stored, the request sent, no
-    // answer.
+    // `adit enroll` had stored its key and sent the request when its network was cut.
     let place = ProfileDir::new(&device.dir, "default".parse().expect("a name"));
     let key = new_key();
     place.prepare().expect("a directory");
@@ -298,7 +297,7 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
     assert_eq!(devices(&world).await.len(), 1);
     device.up(&[]).await;
 
-    // With the device its invitation ends: the old code gets no answer, not even a refusal.
+    // Revoking the device also ends its invitation: the old code gets no answer.
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
     let stranger = Stranger::facing(world.address().await).await;
     let crypto = crypto(&profile(&device), None, &[ALPN_ENROLL]);
@@ -310,7 +309,7 @@ async fn an_answer_that_was_lost_is_had_again_with_the_same_code_and_by_the_same
 }
 
 #[tokio::test]
-async fn an_invitation_is_listed_until_it_is_used_or_withdrawn_and_then_its_code_is_good_no_more() {
+async fn an_invitation_is_listed_until_it_is_used_or_withdrawn_and_then_its_code_is_invalid() {
     let world = World::start(PROGRAM).await;
     let none = world.aditd(&["invite", "--list"]).await;
     assert_ok(&none);
@@ -335,7 +334,7 @@ async fn an_invitation_is_listed_until_it_is_used_or_withdrawn_and_then_its_code
         (&1.into(), &"tmp".into(), &"admin".into())
     );
     assert!((before + 600..=unix_now() + 600).contains(&expires), "{json}");
-    // Whoever reads the list of devices gets devices.
+    // Programs that read the list expect only devices in it.
     let list = world.aditd(&["device", "list"]).await;
     assert!(
         list.stdout.is_empty()

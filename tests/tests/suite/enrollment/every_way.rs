@@ -1,12 +1,12 @@
-//! However a device is enrolled, it leaves the same behind: a row in the register, a line in the
-//! audit log, and a server that knows it at once. Whose its name is stays known.
+//! Every way to enroll a device has the same results: a row in the register, a line in the audit
+//! log, and a server that knows the device at once. The owner of its name is remembered.
 
 use std::path::PathBuf;
 
 use common::machine::{control, report::Exit};
 use proto::wire::{EnrollAnswer, Enrolled};
 use serde_json::{Value, json};
-use server::running::{Answer, Request};
+use server::{Answer, Request};
 use tests::{
     cli_assert::{FAILED, assert_ok, assert_told},
     credentials::{new_key, parse, redeem},
@@ -19,8 +19,8 @@ use tests::{
 
 use crate::PROGRAM;
 
-/// A world whose server lets a group enroll devices, and a member of it who may not read the state:
-/// `nobody`, if the test has root's rights.
+/// A world whose server lets a group enroll devices, and a member who may not read the state:
+/// `nobody`, if the test runs as root.
 struct Members {
     world: World,
     member: Ordinary,
@@ -31,7 +31,7 @@ impl Members {
     async fn start() -> Option<Self> {
         let member = Ordinary::new(PROGRAM)?;
         let dir = tempfile::tempdir().expect("a directory");
-        // The member gets to the configuration and to the socket.
+        // The member needs access to the configuration and to the socket.
         chmod(dir.path(), 0o711);
         let config = dir.path().join("aditd.toml");
         let socket = format!(
@@ -63,7 +63,7 @@ impl Members {
         OverSsh::enroll(command.into(), &new_key()).await
     }
 
-    /// The lines of the audit log about a device, when there are so many.
+    /// The lines of the audit log about a device, once there are `many`.
     async fn lines(&self, name: &str, many: usize) -> Vec<Value> {
         let enough = async {
             loop {
@@ -84,7 +84,7 @@ impl Members {
 }
 
 #[tokio::test]
-async fn each_way_to_enroll_leaves_a_row_a_line_and_a_server_that_knows_the_device() {
+async fn every_way_to_enroll_adds_a_row_and_an_audit_line_and_the_server_knows_the_device() {
     let Some(members) = Members::start().await else { return };
     let world = &members.world;
     let own = nix::unistd::getuid().as_raw();
@@ -101,7 +101,7 @@ async fn each_way_to_enroll_leaves_a_row_a_line_and_a_server_that_knows_the_devi
         (by_member, Some(member), Some(json!({"ssh": member}))),
     ] {
         let Enrolled { device, device_id, .. } = enrolled;
-        // It answers for devices that it knows.
+        // The server answers only for devices that it knows.
         let tokens = Request::Tokens { device: device_id };
         let known = control::ask::<_, Answer>(&world.state(), &tokens).await.expect("it answers");
         assert!(matches!(known, Some(Answer::Tokens(Some(_)))), "{device}: {known:?}");
@@ -124,15 +124,15 @@ async fn each_way_to_enroll_leaves_a_row_a_line_and_a_server_that_knows_the_devi
 }
 
 #[tokio::test]
-async fn a_refused_enrollment_leaves_a_line_by_each_way() {
+async fn every_refused_enrollment_is_in_the_audit_log() {
     let Some(members) = Members::start().await else { return };
     let invitation = parse(&members.world.invite("laptop").await);
     redeem(&invitation, &new_key()).await;
-    // Used, taken, and taken.
+    // Refused: the code is used, and the name is taken, twice.
     redeem(&invitation, &new_key()).await;
     assert!(members.by_owner("laptop").await.answer.is_err());
     assert!(members.by_member("laptop").await.answer.is_err());
-    // Besides: invited, enrolled.
+    // The other lines: invited, enrolled.
     let lines = members.lines("laptop", 5).await;
     let refused: Vec<_> =
         lines.iter().filter(|line| line["event"] == "enroll_refused").map(|l| &l["by"]).collect();
@@ -143,7 +143,7 @@ async fn a_refused_enrollment_leaves_a_line_by_each_way() {
 }
 
 #[tokio::test]
-async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_says_so() {
+async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_allows_it() {
     let Some(members) = Members::start().await else { return };
     if !members.member.as_root && tests::skip::skip_test("there is only one user") {
         return;
@@ -157,7 +157,7 @@ async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_says_so() {
     refused.assert_failed(what, free, Exit::Failed);
     members.by_owner("root-laptop").await.enrolled().await;
     members.revoke_and_forget("root-laptop").await;
-    // The cure, as it is written.
+    // The command of the hint.
     let words: Vec<_> = free.split(' ').skip(1).collect();
     assert_ok(&world.aditd(&words).await);
     members.by_member("root-laptop").await.enrolled().await;
@@ -167,7 +167,7 @@ async fn a_freed_name_is_not_given_to_another_user_unless_the_owner_says_so() {
     let nothing = world.aditd(&["device", "forget", "nobodys", "--free-name"]).await;
     assert_told(&nothing, FAILED, &["there is no device `nobodys`"]);
 
-    // A name that has been given by an invitation is the owner's to give again.
+    // The owner may reuse a name that was given by an invitation.
     world.device("code-laptop").await;
     members.revoke_and_forget("code-laptop").await;
     let refused = members.by_member("code-laptop").await;

@@ -1,5 +1,5 @@
-//! Private keys in the memory of the two programs: nobody else reads them there, and each is there
-//! once.
+//! Private keys in the memory of the two programs: other users can't read them, and each key is
+//! there once.
 
 use std::{
     fs::{self, File},
@@ -18,14 +18,14 @@ use tests::{
 
 use crate::PROGRAM;
 
-/// Whether somebody without root's rights can read a file of this process in `/proc`.
+/// Whether a user without root's rights can read this file of the process in `/proc`.
 fn can_read(uid: u32, pid: u32, name: &str) -> bool {
     let file = format!("/proc/{pid}/{name}");
     let read = as_user(uid, Path::new("head")).args(["-c", "1", &file]).output();
     read.is_ok_and(|read| read.status.success())
 }
 
-/// A program of somebody without root's rights, which can't notify us that it is ready.
+/// Starts a program as a user without root's rights; it can't notify the test that it is ready.
 async fn started(ordinary: &Ordinary, program: &str, args: &[&str], says: &str) -> Process {
     let mut command = tokio::process::Command::from(ordinary.command(program, args));
     command.kill_on_drop(true);
@@ -35,7 +35,7 @@ async fn started(ordinary: &Ordinary, program: &str, args: &[&str], says: &str) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_process_of_the_same_user_reads_the_memory_of_a_running_program() {
+async fn a_process_of_the_same_user_cannot_read_the_memory_of_a_running_program() {
     let Some(ordinary) = Ordinary::new(PROGRAM) else { return };
     if !ordinary.as_root && skip::skip_test("only root can be another user") {
         return;
@@ -52,7 +52,7 @@ async fn no_process_of_the_same_user_reads_the_memory_of_a_running_program() {
     while fs::metadata(format!("/proc/{}", sleep.id())).expect("there").uid() != ordinary.uid() {
         tokio::task::yield_now().await;
     }
-    // Otherwise nobody could read anything here anyway.
+    // Without this, the kernel may forbid reading for other reasons.
     assert!(can_read(ordinary.uid(), sleep.id(), "environ"));
     sleep.kill().expect("killed");
     sleep.wait().expect("ended");
@@ -63,8 +63,7 @@ async fn no_process_of_the_same_user_reads_the_memory_of_a_running_program() {
     }
 }
 
-/// How often `bytes` stand in the memory of a process that it can write. `None` where that can't be
-/// read.
+/// How often `bytes` are in the writable memory of a process. `None` if the memory can't be read.
 fn count(pid: u32, bytes: &[u8]) -> Option<usize> {
     let (maps, memory) = (format!("/proc/{pid}/maps"), format!("/proc/{pid}/mem"));
     let (maps, memory) = (fs::read_to_string(maps).ok()?, File::open(memory).ok()?);
@@ -76,7 +75,7 @@ fn count(pid: u32, bytes: &[u8]) -> Option<usize> {
         let address = |text| u64::from_str_radix(text, 16).ok();
         let (from, to) = (address(from)?, address(to)?);
         let mut region = vec![0; usize::try_from(to - from).ok()?];
-        // The kernel keeps some regions for itself.
+        // The kernel does not let some of its regions be read.
         if rights.starts_with("rw") && memory.read_exact_at(&mut region, from).is_ok() {
             found += occurrences(&region, bytes);
         }
@@ -87,7 +86,7 @@ fn count(pid: u32, bytes: &[u8]) -> Option<usize> {
 fn occurrences(region: &[u8], bytes: &[u8]) -> usize {
     let mut at = 0;
     let mut found = 0;
-    // The first byte is looked for by itself: most places are passed over by that.
+    // Searching for the first byte skips most positions quickly.
     while let Some(next) = region[at..].iter().position(|byte| *byte == bytes[0]) {
         at += next;
         found += usize::from(region[at..].starts_with(bytes));
@@ -96,8 +95,8 @@ fn occurrences(region: &[u8], bytes: &[u8]) -> usize {
     found
 }
 
-/// A key as the crypto library keeps it (its private value as a number, the lowest byte first), as it
-/// stands in DER (RFC 5915), and in a line of PEM.
+/// The three forms of a key: as the crypto library keeps it (the private value as a number, lowest
+/// byte first), in DER (RFC 5915), and in a line of PEM.
 fn forms(pem: &str) -> [Vec<u8>; 3] {
     let der = KeyPair::from_pem(pem).expect("a key").serialize_der();
     let at = der.windows(2).rposition(|w| w == [0x04, 0x20]).expect("the private value") + 2;
@@ -116,7 +115,7 @@ async fn each_private_key_is_in_memory_once() {
     for (process, pem, in_pem) in [
         (&world.aditd, key_of("ca.key"), 0),
         (&world.aditd, key_of("server.key"), 0),
-        // It is written again with every change of the profile.
+        // The profile is written again at every change.
         (&up.adit, private_key(&device), 1),
     ] {
         let [number, value, line] = forms(&pem);

@@ -1,4 +1,4 @@
-//! How a device gets its certificate, keeps it and loses it.
+//! How a device gets, keeps and loses its certificate.
 
 mod bad_certificates;
 mod bad_clock;

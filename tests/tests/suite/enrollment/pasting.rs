@@ -1,11 +1,11 @@
-//! A code that is pasted at a terminal, as mail programs and chats mangle it: it is read whole, and
-//! the shell gets no part of it.
+//! A code that is pasted at a terminal with line breaks, as mail programs and chats add them: it is
+//! read completely, and no part of it reaches the shell.
 
 use tests::{skip, terminal::Terminal, world::World};
 
 use crate::PROGRAM;
 
-/// `adit enroll` at a terminal, and then a shell that says what it would run.
+/// `adit enroll` at a terminal, followed by a shell that prints what it would run.
 fn enroll_in_a_shell(world: &World, device: &str) -> Terminal {
     let adit = world.scratch("adit");
     let state = world.scratch("devices").join(device);
@@ -26,7 +26,7 @@ async fn pasted(world: &World, device: &str, text: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_code_in_several_lines_is_read_until_it_is_whole() {
+async fn a_code_pasted_in_several_lines_is_read_to_its_end() {
     if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;
     }
@@ -52,7 +52,7 @@ async fn a_code_in_several_lines_is_read_until_it_is_whole() {
 }
 
 #[tokio::test]
-async fn the_rest_of_a_code_is_asked_for_and_what_is_no_code_does_not_reach_the_shell() {
+async fn the_rest_of_a_code_is_asked_for_and_no_pasted_text_reaches_the_shell() {
     if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;
     }
@@ -65,14 +65,14 @@ async fn the_rest_of_a_code_is_asked_for_and_what_is_no_code_does_not_reach_the_
     terminal.shows("paste the rest").await;
     terminal.types(rest).await;
     terminal.shows("ended with 0").await;
-    // Whoever has no rest says so with an empty line.
+    // An empty line ends an incomplete code.
     let mut terminal = enroll_in_a_shell(&world, "half");
     terminal.shows("Code from `aditd invite`: ").await;
     terminal.types(first).await;
     terminal.shows("paste the rest").await;
     terminal.types("").await;
     terminal.shows("the code is incomplete").await;
-    // A wrong letter in the first line: the second is a secret all the same.
+    // The first line has a typing error; the second is secret all the same.
     let wrong = format!("x{}\n{rest}", &first[1..]);
     let screen = pasted(&world, "wrong", &wrong).await;
     assert!(screen.contains("ended with 2"), "{screen}");

@@ -1,5 +1,4 @@
-//! Certificates renew themselves, and a device that slept past the end of its own comes back by
-//! itself.
+//! Certificates renew themselves; a device whose certificate has expired can still renew it.
 
 use tests::{
     ollama::Options,
@@ -16,7 +15,7 @@ fn certificate_until(device: &Device) -> i64 {
 }
 
 #[tokio::test]
-async fn a_certificate_renews_itself_under_a_running_answer_and_the_old_end_passes_unnoticed() {
+async fn a_certificate_is_renewed_during_an_answer_which_continues_after_the_old_expiry() {
     let world = World::start_with(PROGRAM, Options::default(), &["--device-life", "6s"]).await;
     let device = world.device("laptop").await;
     let first = certificate_until(&device);
@@ -25,8 +24,8 @@ async fn a_certificate_renews_itself_under_a_running_answer_and_the_old_end_pass
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
     up.adit.says("certificate renewed").await;
     assert!(certificate_until(&device) > first, "and it is stored");
-    // Tokens go on until the first certificate has been dead for a while; so do new requests on the
-    // same connection.
+    // Tokens continue until some time after the first certificate has expired; so do new requests
+    // on the same connection.
     while common::machine::process::unix_now() < first + 2 {
         raw::read_exactly(&mut app, 200).await;
     }
@@ -41,7 +40,7 @@ async fn a_certificate_renews_itself_under_a_running_answer_and_the_old_end_pass
 }
 
 #[tokio::test]
-async fn a_device_that_slept_past_its_certificates_end_recovers_unless_it_was_revoked() {
+async fn a_device_with_an_expired_certificate_renews_it_unless_it_was_revoked() {
     let world = World::start_with(PROGRAM, Options::default(), &["--device-life", "2s"]).await;
     let (laptop, lost) = (world.device("laptop").await, world.device("lost").await);
     assert_eq!(world.aditd(&["device", "revoke", "lost"]).await.code, Some(0));
@@ -58,19 +57,19 @@ async fn a_device_that_slept_past_its_certificates_end_recovers_unless_it_was_re
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
 
-    // The server does not answer a device that was revoked. What it would say to one that reaches
-    // it by another's knock is for the strangers' tests.
+    // The server does not answer a revoked device. What it would say to one that uses another's
+    // knock is tested in `strangers`.
     let mut up = lost.start(&[]).await;
     up.adit.says("no tunnel: no answer from").await;
     assert!(!up.adit.log().contains("certificate renewed"), "{}", up.adit.log());
 }
 
 #[tokio::test]
-async fn a_certificate_that_could_not_be_renewed_ends_on_connections_that_are_open_too() {
+async fn a_certificate_that_could_not_be_renewed_expires_on_open_connections_too() {
     let world = World::start_with(PROGRAM, Options::default(), &["--device-life", "3s"]).await;
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
-    // Whoever holds the register keeps the server from noting that it has renewed one.
+    // A process that locks the register keeps the server from storing a renewal.
     let register =
         rusqlite::Connection::open(world.state().join("register.sqlite")).expect("opened");
     register.execute_batch("BEGIN IMMEDIATE").expect("held");

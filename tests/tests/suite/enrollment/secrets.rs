@@ -1,4 +1,4 @@
-//! What is secret stays so: files are for their owner alone, and no log has a key or a code in it.
+//! Secrets stay secret: files are only for their owner, and no log has a key or a code in it.
 
 use std::{collections::HashSet, fs, os::unix::fs::PermissionsExt, path::Path, process::Stdio};
 
@@ -18,7 +18,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
+async fn stored_files_are_private_even_with_a_permissive_umask() {
     let world = World::start(PROGRAM).await;
     let careless = async |program: &str, args: &str, state: &Path, input: &str| {
         let command = format!(
@@ -93,7 +93,7 @@ async fn whatever_is_kept_is_for_its_owner_alone_even_under_a_careless_umask() {
     }
 }
 
-/// Looks at `path` and at all below it.
+/// Calls `look` for `path` and everything below it.
 fn each_below(path: &Path, look: &mut impl FnMut(&Path, &fs::Metadata)) {
     let metadata = fs::symlink_metadata(path).expect("it is there");
     look(path, &metadata);
@@ -105,7 +105,7 @@ fn each_below(path: &Path, look: &mut impl FnMut(&Path, &fs::Metadata)) {
 }
 
 #[tokio::test]
-async fn no_secret_is_ever_said_not_even_in_the_most_talkative_log() {
+async fn no_secret_is_logged_even_at_the_highest_log_level() {
     let world = World::start_with(PROGRAM, Options::default(), &["-v"]).await;
     let invited = world.aditd(&["invite", "laptop", "-vv"]).await;
     let code = invited.stdout.trim().to_owned();
@@ -157,13 +157,13 @@ async fn no_secret_is_ever_said_not_even_in_the_most_talkative_log() {
             assert!(!text.contains(secret.as_str()), "{who} says {secret}:\n{text}");
         }
     }
-    // Otherwise there would be little to be silent about.
+    // The logs must have content at debug level, or the test shows nothing.
     for (who, text) in &said[commands.len() + 1..] {
         assert!(text.contains("DEBUG"), "{who} is not talkative:\n{text}");
     }
 }
 
-/// The ways in which these bytes could show in a log.
+/// The forms in which these bytes could appear in a log.
 fn spellings(bytes: &[u8]) -> Vec<String> {
     let debug = format!("{:?}", &bytes[..bytes.len().min(16)]);
     vec![
@@ -174,7 +174,7 @@ fn spellings(bytes: &[u8]) -> Vec<String> {
     ]
 }
 
-/// The lines of a PEM file that are the secret, and its bytes in other spellings.
+/// The secret lines of a PEM file, and its bytes in other forms.
 fn spellings_of_pem(pem: &str) -> Vec<String> {
     let key = KeyPair::from_pem(pem).expect("a key");
     let lines = pem.lines().filter(|line| !line.starts_with("-----") && line.len() > 16);

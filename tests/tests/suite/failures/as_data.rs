@@ -1,5 +1,5 @@
-//! Failures travel between our programs as data: what failed, why, what cures it, and the exit code
-//! arrive as they were sent.
+//! Failures travel between our programs as data: the receiver gets the causes, cures and exit code
+//! as they were sent.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use common::machine::{
     report::{Exit, Failure},
 };
 use proto::wire::Enrolled;
-use server::running::{Answer, Request};
+use server::{Answer, Request};
 use tests::{
     cli_assert::own_group,
     credentials::new_key,
@@ -33,7 +33,7 @@ async fn over_ssh(
 }
 
 #[tokio::test]
-async fn a_command_over_ssh_answers_its_failure_as_data_and_tells_people_the_same() {
+async fn a_command_over_ssh_sends_its_failure_as_data_and_prints_the_same_for_people() {
     let world = World::start(PROGRAM).await;
     let (state, config) = (world.state(), world.config());
     let run = async |args: &[&str], config: &Path, input: &[u8]| {
@@ -61,7 +61,7 @@ async fn a_command_over_ssh_answers_its_failure_as_data_and_tells_people_the_sam
 }
 
 #[tokio::test]
-async fn a_member_of_the_enroll_group_is_told_the_servers_own_causes_and_cures() {
+async fn a_member_of_the_enroll_group_gets_the_causes_and_cures_of_the_server() {
     let tmp = tempfile::tempdir().expect("a directory");
     let config = tmp.path().join("aditd.toml");
     let socket = format!("enroll_socket = '{}'", tmp.path().join("enroll.sock").display());
@@ -89,6 +89,6 @@ async fn the_running_server_sends_a_failed_reload_as_data() {
     assert_eq!(failure.exit_code(), Exit::Usage);
     let told = world.aditd(&["reload"]).await;
     assert_eq!(told.code, Some(2), "{}", told.stderr);
-    let with_all = Failure::new("the settings stay as they were").caused_by(failure);
+    let with_all = Failure::new("the settings have not changed").caused_by(failure);
     assert!(told.stderr.ends_with(&format!("{with_all}\n")), "{}", told.stderr);
 }

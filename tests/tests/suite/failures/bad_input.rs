@@ -1,5 +1,5 @@
-//! What goes wrong on the way in: each is told once, with its cause and its cure, and nothing is
-//! lost or half done by it.
+//! Bad input when enrolling or starting: each error is printed once with its cause and its cure,
+//! and nothing is lost or left half done.
 
 use std::{fs, net::SocketAddr};
 
@@ -22,7 +22,7 @@ fn closed_port() -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_code_that_is_none_is_told_before_anything_is_sent_or_stored() {
+async fn an_invalid_code_is_refused_before_anything_is_sent_or_stored() {
     let world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await.trim().to_owned();
     let swapped = if code.ends_with('a') { "b" } else { "a" };
@@ -99,7 +99,7 @@ async fn a_code_on_the_command_line_is_refused_and_never_shown() {
     let as_a_file = device.adit(&["enroll", "--code-file", &code], "").await;
     assert_told(&as_a_file, USAGE, &["error: do not pass the code as an argument"]);
     assert!(!as_a_file.stderr.contains(tail), "{}", as_a_file.stderr);
-    // What is neither a code nor a server might be a part of one.
+    // An argument that is neither a code nor a server might be a part of a code.
     let neither = device.adit(&["enroll", "adit", tail], "").await;
     assert_told(&neither, USAGE, &["USER@HOST", "to enroll by code"]);
     assert!(!neither.stderr.contains(tail), "{}", neither.stderr);
@@ -108,7 +108,7 @@ async fn a_code_on_the_command_line_is_refused_and_never_shown() {
 }
 
 #[tokio::test]
-async fn flags_that_mean_nothing_without_ssh_are_refused_where_a_code_enrolls() {
+async fn flags_for_ssh_are_refused_when_enrolling_by_code() {
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
     let (code, file) = (world.invite("laptop").await, world.scratch("code"));
@@ -131,7 +131,7 @@ async fn flags_that_mean_nothing_without_ssh_are_refused_where_a_code_enrolls() 
 }
 
 #[tokio::test]
-async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
+async fn an_unreachable_server_is_reported_and_the_code_stays_valid() {
     let mut world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await;
     world.kill_server().await;
@@ -152,7 +152,7 @@ async fn a_server_that_is_not_there_is_told_and_the_code_stays_good() {
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_looked_up_is_told_by_its_name() {
+async fn a_failed_dns_lookup_is_reported_with_the_name() {
     let world = World::start(PROGRAM).await;
     let invited = world.aditd(&["invite", "laptop", "--advertise", "no-such-host.invalid:7"]).await;
     assert_ok(&invited);
@@ -165,7 +165,7 @@ async fn an_address_that_cannot_be_looked_up_is_told_by_its_name() {
             "check the name",
         ],
     );
-    // One bad address among good ones is no error.
+    // One unusable address among usable ones is not an error.
     let address = world.address().await.to_string();
     let both = format!("no-such-host.invalid:7,{},{address}", closed_port());
     let invited = world.aditd(&["invite", "laptop", "--advertise", &both]).await;
@@ -173,7 +173,7 @@ async fn an_address_that_cannot_be_looked_up_is_told_by_its_name() {
 }
 
 #[tokio::test]
-async fn a_server_of_another_authority_is_not_believed() {
+async fn a_server_of_another_ca_is_refused() {
     let world = World::start(PROGRAM).await;
     let mut invitation: Invitation = world.invite("laptop").await.parse().expect("a code");
     invitation.ca[0] ^= 1;
@@ -187,7 +187,7 @@ async fn a_server_of_another_authority_is_not_believed() {
     assert!(!identity_file(&device).exists());
     assert!(device_names(&world).await.is_empty(), "it has been told nothing");
 
-    // An enrolled device does not believe it either, and says so for as long as it tries.
+    // An enrolled device refuses that server too, and reports it as long as it tries.
     let device = world.device("desk").await;
     let mut identity = stored(&device);
     let other = Authority::new(&world.scratch("other"));
@@ -209,7 +209,7 @@ async fn a_server_of_another_authority_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_set_up_anew_is_silent_to_the_codes_and_devices_of_the_old_one() {
+async fn a_server_that_was_set_up_anew_does_not_answer_codes_and_devices_of_the_old_one() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let code = world.invite("desk").await;
@@ -225,7 +225,7 @@ async fn a_server_that_was_set_up_anew_is_silent_to_the_codes_and_devices_of_the
             "make a new one with `aditd invite NAME`",
         ],
     );
-    // The cure that the error of an enrolled device names works.
+    // The cure in the error of an enrolled device works.
     assert_ok(&device.enroll(&world.invite("laptop").await, &["--replace"]).await);
     device.up(&[]).await;
 }
@@ -260,7 +260,7 @@ async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
 }
 
 #[tokio::test]
-async fn what_is_not_running_or_not_enrolled_is_told_with_how_to_begin() {
+async fn commands_without_a_server_or_an_enrollment_say_how_to_begin() {
     let mut world = World::start(PROGRAM).await;
     let stranger = world.stranger("laptop");
     for told in [

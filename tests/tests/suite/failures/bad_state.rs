@@ -1,5 +1,5 @@
-//! State that others can read, that may not be read, that is damaged or lost: named with its cure,
-//! left as it is, and never replaced.
+//! State that is exposed, unreadable, damaged or lost: it is reported with its cure, not changed,
+//! and never replaced.
 
 use std::{fs, path::Path, process::Command, time::Duration};
 
@@ -14,7 +14,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn a_server_state_that_others_can_read_is_refused_until_the_hint_is_followed() {
+async fn a_server_state_that_others_can_read_is_refused_and_the_hint_works() {
     let mut world = World::start(PROGRAM).await;
     world.device("laptop").await;
     world.kill_server().await;
@@ -55,7 +55,7 @@ async fn a_server_state_that_others_can_read_is_refused_until_the_hint_is_follow
 }
 
 #[tokio::test]
-async fn a_device_state_that_others_can_read_is_refused_until_the_hint_is_followed() {
+async fn a_device_state_that_others_can_read_is_refused_and_the_hint_works() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let path = identity_file(&device);
@@ -100,7 +100,7 @@ async fn a_device_state_that_others_can_read_is_refused_until_the_hint_is_follow
 }
 
 #[tokio::test]
-async fn a_state_that_may_not_be_read_is_told_with_its_owner_as_the_cure() {
+async fn an_unreadable_state_is_refused_with_its_owner_as_the_cure() {
     let Some(ordinary) = Ordinary::new(PROGRAM) else { return };
     let home = ordinary.home("home");
     let state = home.join("aditd");
@@ -129,7 +129,7 @@ async fn a_state_that_may_not_be_read_is_told_with_its_owner_as_the_cure() {
     }
     assert_ok(&aditd(&["invite", "laptop"]));
 
-    // And one that may not be written.
+    // The same for a state that can't be written.
     let place = home.join("closed");
     fs::create_dir(&place).expect("a directory");
     chmod(&place, 0o500);
@@ -141,7 +141,7 @@ async fn a_state_that_may_not_be_read_is_told_with_its_owner_as_the_cure() {
 }
 
 #[tokio::test]
-async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
+async fn a_damaged_register_is_reported_and_not_changed() {
     let mut world = World::start(PROGRAM).await;
     world.device("laptop").await;
     world.kill_server().await;
@@ -157,7 +157,7 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
     let mut half = good.clone();
     half.truncate(good.len() / 2);
     let mut odd = good.clone();
-    // The last page may be one with nothing in it.
+    // The last page may be an empty one.
     odd.truncate(good.len() - 4096 - 100);
     for (what, bad) in [
         ("garbage", b"this is no register\n".repeat(500)),
@@ -189,7 +189,7 @@ async fn a_register_that_is_damaged_is_named_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn a_register_that_a_running_server_cannot_read_fills_no_log_and_stop_is_the_cure() {
+async fn a_register_that_becomes_unreadable_does_not_fill_the_log_and_stop_is_the_cure() {
     let mut world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
     world.device("desk").await;
@@ -202,7 +202,7 @@ async fn a_register_that_a_running_server_cannot_read_fills_no_log_and_stop_is_t
     let told = world.aditd(&["device", "revoke", "laptop"]).await;
     assert_told(&told, FAILED, &["is damaged", "`systemctl stop aditd`"]);
     assert!(!told.stderr.contains("restart"), "{}", told.stderr);
-    // It is looked at four times a second: this is as many looks as would fill a log.
+    // The server reads the register four times a second: a log line per failure would show by then.
     tokio::time::sleep(Duration::from_secs(3)).await;
     let log = world.aditd.log();
     let errors = log.lines().filter(|line| line.contains(" ERROR ")).count();
@@ -215,7 +215,7 @@ async fn a_register_that_a_running_server_cannot_read_fills_no_log_and_stop_is_t
 }
 
 #[tokio::test]
-async fn a_register_that_lost_all_it_held_is_told_and_never_taken_for_a_new_one() {
+async fn an_emptied_register_is_reported_and_not_taken_for_a_new_one() {
     let mut world = World::start(PROGRAM).await;
     world.device("laptop").await;
     world.kill_server().await;
@@ -239,7 +239,7 @@ async fn a_register_that_lost_all_it_held_is_told_and_never_taken_for_a_new_one(
 }
 
 #[tokio::test]
-async fn keys_of_the_server_that_are_damaged_are_named_and_never_replaced() {
+async fn damaged_keys_of_the_server_are_reported_and_never_replaced() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     world.kill_server().await;
@@ -261,14 +261,14 @@ async fn keys_of_the_server_that_are_damaged_are_named_and_never_replaced() {
         }
         fs::write(&path, good).expect("written");
     }
-    // The server's certificate alone is nothing that could be lost.
+    // The server's certificate alone can be made again.
     fs::write(world.state().join("server.crt"), "garbage").expect("written");
     world.restart_server().await;
     device.up(&[]).await;
 }
 
 #[tokio::test]
-async fn a_server_whose_authority_was_made_anew_makes_its_certificate_anew() {
+async fn a_server_with_a_new_ca_makes_a_new_certificate() {
     let mut world = World::start(PROGRAM).await;
     world.kill_server().await;
     for name in ["ca.key", "ca.crt"] {
@@ -279,7 +279,7 @@ async fn a_server_whose_authority_was_made_anew_makes_its_certificate_anew() {
 }
 
 #[tokio::test]
-async fn an_authority_that_is_lost_is_not_made_anew_beside_its_certificate() {
+async fn a_lost_ca_key_is_not_replaced_while_its_certificate_exists() {
     let mut world = World::start(PROGRAM).await;
     world.kill_server().await;
     let key = world.state().join("ca.key");
@@ -295,7 +295,7 @@ async fn an_authority_that_is_lost_is_not_made_anew_beside_its_certificate() {
 }
 
 #[tokio::test]
-async fn an_identity_that_is_damaged_is_named_and_left_as_it_is() {
+async fn a_damaged_identity_is_reported_and_not_changed() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let other = stored(&world.device("other").await);
@@ -344,7 +344,7 @@ async fn an_identity_that_is_damaged_is_named_and_left_as_it_is() {
 }
 
 #[tokio::test]
-async fn an_identity_whose_authority_is_damaged_is_named_before_anything_is_tried() {
+async fn an_identity_with_a_damaged_ca_is_reported_before_any_attempt() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let path = identity_file(&device);
@@ -362,7 +362,7 @@ async fn an_identity_whose_authority_is_damaged_is_named_before_anything_is_trie
 }
 
 #[tokio::test]
-async fn a_key_that_waits_for_its_answer_and_is_damaged_is_made_anew() {
+async fn a_damaged_pending_key_is_replaced() {
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
     let place = device.dir.join("servers/default");

@@ -1,5 +1,5 @@
-//! Wrong configurations and command lines: refused before anything is made, with what would be
-//! right.
+//! Invalid configurations and command lines: they are refused before anything is created, with the
+//! correct form.
 
 use std::{fs, path::Path};
 
@@ -14,7 +14,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
+async fn an_invalid_configuration_is_refused_with_the_line_in_the_file() {
     let world = World::start(PROGRAM).await;
     let file = world.scratch("aditd.toml");
     let state = world.scratch("unmade");
@@ -55,19 +55,19 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
         ("\n\nlisten = [", "line 3"),
         ("allow_from = ['10.0.0.0/99']", "line 1"),
         ("upstream = 'http://10.0.0.1:11434'", "`10.0.0.1:11434` is not a loopback address"),
-        ("upstream = 'ftp://127.0.0.1:1'", "is no upstream"),
+        ("upstream = 'ftp://127.0.0.1:1'", "is not an upstream"),
         ("upstream = 11434", "line 1"),
         ("authorize = 'http://10.0.0.1/check'", "aditd speaks to services on its own machine only"),
         ("max_in_flight = 0", "expected a whole number above zero"),
         ("max_in_flight = 'many'", "expected a whole number above zero"),
         ("max_queue = -1", "expected a whole number, zero or above"),
         ("\nadvertise = ['nonsense']", "line 2"),
-        ("listen = ['nonsense']", "`nonsense` is no address to listen on"),
-        ("listen = ['gpu.lan:1']", "`gpu.lan:1` is no address to listen on"),
+        ("listen = ['nonsense']", "`nonsense` is not an address to listen on"),
+        ("listen = ['gpu.lan:1']", "`gpu.lan:1` is not an address to listen on"),
         ("advertise = ['nowhere']", "`nowhere` can't be advertised"),
-        ("device_life = 'a while'", "`a while` is no life for a certificate"),
-        ("device_life = '0s'", "is no life for a certificate"),
-        ("idle_timeout = '1s'", "`1s` is no idle time-out: choose between 20s and 7days"),
+        ("device_life = 'a while'", "`a while` is not a valid certificate lifetime"),
+        ("device_life = '0s'", "is not a valid certificate lifetime"),
+        ("idle_timeout = '1s'", "`1s` is not a valid idle time-out: choose between 20s and 7days"),
     ] {
         fs::write(&file, what).expect("written");
         let told = serve().await;
@@ -86,14 +86,14 @@ async fn a_wrong_configuration_is_refused_with_the_place_in_the_file() {
 }
 
 #[tokio::test]
-async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
+async fn reload_reads_the_servers_own_file_and_names_it() {
     let mut world = World::start(PROGRAM).await;
     let own = world.config();
     let (state, other) = (world.state(), world.scratch("b.toml"));
     let run =
         async |args: &[&str]| world.programs.run("aditd", args, "").await.expect("aditd runs");
     let again = format!("`{}` has been read again and is in force.", own.display());
-    // A variable that is set to nothing names no file.
+    // An empty variable names no file.
     let mut command = world.programs.command("aditd", &["reload", "--state-dir", text(&state)]);
     let reloaded = command
         .env("ADITD_CONFIG", "")
@@ -111,19 +111,19 @@ async fn a_server_reads_its_own_file_again_and_says_which_and_no_other() {
         assert_ok(&reloaded);
         assert!(reloaded.stderr.contains(&again), "{}", reloaded.stderr);
     }
-    // Another file tells where the state is, and nothing else, however wrong it is.
+    // From another file only the state directory is used, even if the rest of it is wrong.
     for text in ["", "nonsense = 1", "listen = ["] {
         fs::write(&other, format!("state_dir = '{}'\n{text}", state.display())).expect("written");
         let told = run(&["reload", "--config", self::text(&other)]).await;
         let says =
             format!("the server's configuration is `{}`, not `{}`", own.display(), other.display());
-        assert_told(&told, USAGE, &["the settings stay as they were", &says]);
+        assert_told(&told, USAGE, &["the settings have not changed", &says]);
     }
-    world.aditd.says("the settings stay as they were").await;
+    world.aditd.says("the settings have not changed").await;
 }
 
 #[tokio::test]
-async fn a_server_without_a_file_has_nothing_to_read_again() {
+async fn reload_is_refused_by_a_server_without_a_file() {
     if Path::new("/etc/adit/aditd.toml").exists() && skip::skip_test("every server here has a file")
     {
         return;
@@ -144,16 +144,16 @@ async fn a_server_without_a_file_has_nothing_to_read_again() {
         &told,
         USAGE,
         &[
-            "the settings stay as they were",
+            "the settings have not changed",
             "aditd was started without a configuration file",
             "--config FILE",
         ],
     );
-    bare.says("the settings stay as they were").await;
+    bare.says("the settings have not changed").await;
 }
 
 #[tokio::test]
-async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
+async fn an_invalid_command_line_is_refused_with_the_correct_form() {
     let world = World::start(PROGRAM).await;
     let state = world.scratch("unmade");
     let run = async |program: &str, args: &[&str]| {
@@ -164,7 +164,7 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         (&["serve", "--upstream", "http://10.0.0.1:11434"][..], "not a loopback address"),
         (&["serve", "--upstream", "0.0.0.0:11434"], "not a loopback address"),
         (&["serve", "--upstream", "gpu.lan:11434"], "not a loopback address"),
-        (&["serve", "--upstream", "https://127.0.0.1"], "is no upstream"),
+        (&["serve", "--upstream", "https://127.0.0.1"], "is not an upstream"),
         (&["serve", "--allow-from", "everybody"], "'everybody' for '--allow-from"),
         (&["serve", "--lisen", "127.0.0.1:0"], "'--lisen'"),
         (&["serve", "now"], "'now'"),
@@ -205,7 +205,7 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         command.env(name, "");
     }
     let ended: Ended = command.output().await.expect("aditd runs").into();
-    assert_told(&ended, USAGE, &["`nonsense` is no address to listen on"]);
+    assert_told(&ended, USAGE, &["`nonsense` is not an address to listen on"]);
     for ttl in ["0s", "8d"] {
         assert_told(
             &run("aditd", &["invite", "laptop", "--ttl", ttl]).await,
@@ -214,7 +214,7 @@ async fn a_command_line_that_is_wrong_is_refused_with_what_would_be_right() {
         );
     }
     for wrong in ["localhost", "127.0.0.1:http", "1.2.3"] {
-        let says = format!("`{wrong}` is no address to listen on");
+        let says = format!("`{wrong}` is not an address to listen on");
         assert_told(&run("aditd", &["serve", "--listen", wrong]).await, USAGE, &[&says, "IP:PORT"]);
     }
     assert!(!state.exists(), "refused before anything is made");

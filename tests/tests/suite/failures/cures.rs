@@ -1,4 +1,5 @@
-//! The cures that are told work when they are typed as they stand, on the device that is told.
+//! The cures in error messages work when they are typed as they stand, on the device that printed
+//! them.
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn a_port_where_nobody_listens_is_told_at_once() {
+async fn a_port_where_nobody_listens_is_reported_at_once() {
     let world = World::start(PROGRAM).await;
     let mut invitation: Invitation = world.invite("laptop").await.parse().expect("a code");
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
@@ -28,7 +29,7 @@ async fn a_port_where_nobody_listens_is_told_at_once() {
 }
 
 #[tokio::test]
-async fn a_device_that_is_revoked_under_its_tunnel_comes_back_by_what_it_is_told() {
+async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints() {
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
     assert_ok(&device.enroll(&world.invite("laptop").await, &["--name", "lab"]).await);
@@ -82,7 +83,7 @@ async fn a_device_replaces_its_own_enrollment_over_ssh_under_its_own_name() {
 }
 
 #[tokio::test]
-async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
+async fn a_host_alias_of_the_ssh_configuration_can_be_used_to_enroll() {
     if there_is_no_sshd() {
         return;
     }
@@ -98,7 +99,7 @@ async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
     let enrolled = laptop.adit(&world, &["enroll", "gpubox", "--device", "laptop"]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
     laptop.up(&world, &[]).await.end().await;
-    // The way that people often write it.
+    // A common way to write it.
     let (user, address) = (user_name(), laptop.sshd.address);
     let short = format!("{user}@{address}");
     let enrolled = laptop.adit(&world, &["enroll", &short, "--name", "short"]).await;
@@ -107,7 +108,7 @@ async fn a_host_of_the_ssh_configuration_is_enrolled_at_by_its_name_there() {
 }
 
 #[tokio::test]
-async fn a_persons_log_has_the_local_time_of_day_and_no_fractions() {
+async fn the_log_on_a_terminal_has_the_local_time_without_fractions() {
     use tests::terminal::Terminal;
     if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
         return;

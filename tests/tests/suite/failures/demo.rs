@@ -1,4 +1,4 @@
-//! The demo as a person runs it: it shows what it says, and leaves nothing behind.
+//! The demo as a person runs it: everything passes, and nothing is left behind.
 
 use std::{net::SocketAddr, path::Path, process::Stdio, time::Duration};
 
@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::PROGRAM;
 
-/// Several demos at once on a loaded machine.
+/// Several demos run at once, perhaps on a loaded machine.
 const WITHIN: Duration = Duration::from_secs(90);
 
 /// A demo in a temporary directory of its own.
@@ -40,7 +40,7 @@ impl Demo {
         Self { child, lines, said: String::new(), tmp }
     }
 
-    /// Reads until a line has `text` in it, and returns that line.
+    /// Reads until a line contains `text`; returns that line.
     async fn says(&mut self, text: &str) -> String {
         let found = timeout(WITHIN, async {
             while let Some(line) = self.lines.next_line().await.expect("text") {
@@ -55,16 +55,16 @@ impl Demo {
         found.unwrap_or_else(|| panic!("never said `{text}`:\n{}", self.said))
     }
 
-    /// What Ctrl-C sends.
+    /// Sends the signal of Ctrl-C.
     fn interrupt(&self) {
         let pid = self.child.id().expect("it runs");
-        // The shell's own `kill`: not every machine has another.
+        // The `kill` of the shell: some machines have no other.
         let sent =
             std::process::Command::new("sh").arg("-c").arg(format!("kill -INT {pid}")).status();
         assert!(sent.is_ok_and(|status| status.success()), "kill -INT {pid}");
     }
 
-    /// Waits for its end, and makes sure that nothing of it is left.
+    /// Waits for its end, and checks that nothing is left.
     async fn end(mut self) -> Ended {
         let rest = timeout(WITHIN, async {
             while let Some(line) = self.lines.next_line().await.expect("text") {
@@ -83,7 +83,7 @@ impl Demo {
     }
 }
 
-/// The command lines of all processes with this path in them.
+/// The command lines of all processes that contain this path.
 fn processes_of(dir: &Path) -> Vec<String> {
     let dir = dir.to_str().expect("a path");
     let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -95,7 +95,7 @@ fn processes_of(dir: &Path) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn everything_holds_from_the_invitation_to_the_revocation() {
+async fn the_demo_passes_from_the_invitation_to_the_revocation() {
     let ended = Demo::start(&["--stand-in"]).end().await;
     assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     for line in [
@@ -121,10 +121,10 @@ async fn everything_holds_from_the_invitation_to_the_revocation() {
 }
 
 #[tokio::test]
-async fn while_it_runs_its_processes_are_found_and_afterwards_nothing_is() {
+async fn nothing_of_the_demo_is_left_afterwards() {
     let mut demo = Demo::start(&["--stand-in"]);
     demo.says("The tunnel is up").await;
-    // So that finding none afterwards means something.
+    // Without this, finding none afterwards would show nothing.
     let found = processes_of(demo.tmp.path());
     for program in ["/aditd serve ", "/adit up "] {
         assert!(found.iter().any(|line| line.contains(program)), "no {program} among {found:?}");
@@ -154,7 +154,7 @@ async fn with_keep_it_can_be_used_until_ctrl_c_and_then_ends_cleanly() {
 }
 
 #[tokio::test]
-async fn ctrl_c_in_the_middle_clears_up_and_is_no_success() {
+async fn ctrl_c_in_the_middle_cleans_up_and_exits_with_an_error() {
     let mut demo = Demo::start(&["--stand-in"]);
     demo.says("The tunnel is up").await;
     demo.interrupt();
@@ -168,8 +168,8 @@ async fn ctrl_c_in_the_middle_clears_up_and_is_no_success() {
 }
 
 #[tokio::test]
-async fn an_ollama_that_is_named_has_to_be_there() {
-    // Held but not listened on: nobody else gets the port.
+async fn an_ollama_that_is_named_must_answer() {
+    // Bound but not listening: no other process gets the port.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
     let address = socket.local_addr().expect("an address").to_string();

@@ -1,5 +1,4 @@
-//! Disks that are full: told with the cure, and they cost neither a code nor a device nor what was
-//! there before.
+//! Full disks: they are reported with the cure, and no code, device or existing file is lost.
 
 use std::fs;
 
@@ -15,8 +14,8 @@ use tests::{
 
 use crate::PROGRAM;
 
-/// That a command failed for want of room and said so; SQLite calls some of its ways to run out of
-/// it an I/O error.
+/// Asserts that a command failed because the disk is full, and says so. SQLite reports some cases
+/// as an I/O error.
 #[track_caller]
 fn assert_told_full(ended: &Ended) {
     assert_told(ended, FAILED, &["\n  Caused by: "]);
@@ -28,7 +27,7 @@ fn assert_told_full(ended: &Ended) {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_while_a_server_is_prepared_costs_nothing() {
+async fn a_full_disk_during_init_loses_nothing() {
     let Some(disk) = SmallDisk::mount("256k") else { return };
     let world = World::start(PROGRAM).await;
     let (mut failures, mut successes) = (0, 0);
@@ -65,7 +64,7 @@ async fn a_disk_that_is_full_while_a_server_is_prepared_costs_nothing() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_when_somebody_is_invited_makes_no_code() {
+async fn no_code_is_printed_if_the_disk_is_full() {
     let Some(disk) = SmallDisk::mount("512k") else { return };
     let world = World::start(PROGRAM).await;
     let state = disk.path("state");
@@ -90,7 +89,7 @@ async fn a_disk_that_is_full_when_somebody_is_invited_makes_no_code() {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_on_the_device_costs_neither_the_code_nor_the_device() {
+async fn a_full_disk_on_the_device_loses_neither_the_code_nor_the_device() {
     let Some(disk) = SmallDisk::mount("256k") else { return };
     let world = World::start(PROGRAM).await;
     let mut failures = 0;
@@ -124,7 +123,7 @@ async fn a_disk_that_is_full_on_the_device_costs_neither_the_code_nor_the_device
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_on_the_server_refuses_a_device_and_keeps_its_invitation_good() {
+async fn a_full_disk_on_the_server_refuses_a_device_and_keeps_its_invitation() {
     let Some(disk) = SmallDisk::mount("1m") else { return };
     let world = World::start(PROGRAM).await;
     let state = disk.path("state");
@@ -165,7 +164,7 @@ async fn a_disk_that_is_full_on_the_server_refuses_a_device_and_keeps_its_invita
     assert!(!identity_file(&device).exists());
     aditd.says("full").await;
     assert_no_defect(&aditd.log());
-    // Those that are enrolled work on a full disk as ever.
+    // Enrolled devices work although the disk is full.
     let up = earlier.up(&[]).await;
     assert!(raw::exchange(up.address, ROOT).await.ends_with("Ollama is running"));
     disk.free();

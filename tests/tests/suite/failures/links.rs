@@ -1,5 +1,5 @@
 //! Root's commands on a directory of another user: whatever that user has put there, no file of
-//! root's is read, changed, made or given away.
+//! root's is read, changed, created or given away.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::PROGRAM;
 
 const NOBODY: u32 = Ordinary::NOBODY;
 
-/// A file of root's, and a place where there is none.
+/// A file of root's, and a path where there is none.
 struct Canary {
     dir: tempfile::TempDir,
 }
@@ -31,7 +31,7 @@ impl Canary {
         let dir = tempfile::tempdir().expect("a directory");
         fs::write(dir.path().join("canary"), Self::BYTES).expect("written");
         chmod(&dir.path().join("canary"), 0o600);
-        // The other user may look for it: only its owner and mode protect it.
+        // The other user may reach it: only its owner and mode protect it.
         chmod(dir.path(), 0o755);
         Self { dir }
     }
@@ -40,7 +40,7 @@ impl Canary {
         self.dir.path().join("canary")
     }
 
-    /// Puts at `path` what leads to root's files, in three ways.
+    /// Puts something at `path` that leads to root's files, in one of three ways.
     fn plant(&self, path: &Path, way: usize) {
         match way {
             0 => symlink(self.path(), path).expect("a link"),
@@ -63,7 +63,7 @@ impl Canary {
     }
 }
 
-/// Root, and a user without root's rights, where a test can be both.
+/// Root, and a user without root's rights, if the test can be both.
 fn both() -> Option<(Ordinary, Programs, tempfile::TempDir)> {
     let ordinary = Ordinary::new(PROGRAM).filter(|ordinary| ordinary.as_root)?;
     let dir = tempfile::tempdir().expect("a directory");
@@ -126,12 +126,12 @@ async fn roots_commands_on_a_services_state_follow_no_link_out_of_it() {
 }
 
 #[tokio::test]
-async fn what_root_runs_on_a_services_state_has_no_more_rights_than_the_service() {
+async fn roots_commands_on_a_services_state_take_the_rights_of_the_service() {
     let Some((ordinary, programs, _dir)) = both() else { return };
     let state = ordinary.home("state");
     assert_ok(&run(&programs, "aditd", &["init"], &state).await);
     let canary = Canary::new();
-    // A link to a log of root's is a log that cannot be written: nothing else.
+    // A log that is a link to root's log can't be written; nothing else happens.
     canary.plant(&state.join("audit.jsonl"), 0);
     canary.plant(&state.join("usage.json"), 0);
     let args = ["serve", "--state-dir", text(&state), "--listen", "127.0.0.1:0"];
@@ -142,7 +142,8 @@ async fn what_root_runs_on_a_services_state_has_no_more_rights_than_the_service(
         let ids = status.lines().find_map(|l| l.strip_prefix(line)).expect("ids");
         assert!(ids.split_whitespace().all(|own| own == id.to_string()), "{line}{ids}");
     }
-    // The kernel gives these to root if no other process of the same user may read them.
+    // The kernel makes root the owner of these files if other processes of the same user may not
+    // read them.
     for name in ["auxv", "environ", "mem"] {
         let file = format!("/proc/{}/{name}", aditd.pid());
         assert_eq!(fs::metadata(&file).expect("there").uid(), 0, "{file}");
@@ -155,7 +156,7 @@ async fn what_root_runs_on_a_services_state_has_no_more_rights_than_the_service(
     assert_ok(&run(&programs, "aditd", &["invite", "desk"], &state).await);
     aditd.kill().await;
     canary.assert_untouched("serve");
-    // `lock` was made by the first start.
+    // The first start has created `lock`.
     fs::remove_file(state.join("lock")).expect("removed");
     for way in 0..3 {
         canary.plant(&state.join("lock"), way);
@@ -164,7 +165,7 @@ async fn what_root_runs_on_a_services_state_has_no_more_rights_than_the_service(
         canary.assert_untouched("lock");
         fs::remove_file(state.join("lock")).expect("removed");
     }
-    // Who did it stays known.
+    // The audit log still names root.
     fs::remove_file(state.join("audit.jsonl")).expect("removed");
     assert_ok(&run(&programs, "aditd", &["invite", "table"], &state).await);
     let line = fs::read_to_string(state.join("audit.jsonl")).expect("a log");
@@ -190,7 +191,7 @@ async fn files_and_directories_of_other_users_are_refused() {
         std::os::unix::fs::chown(state.join(name), Some(0), Some(0)).expect("chown");
     }
     assert_ok(&run(&programs, "aditd", &["device", "list"], &state).await);
-    // Root's state in a directory of another user, who could put any other in its place.
+    // Root's state in a directory of another user, who could replace it.
     let home = ordinary.home("home");
     let theirs = home.join("aditd");
     fs::rename(&state, &theirs).expect("moved");
@@ -198,7 +199,7 @@ async fn files_and_directories_of_other_users_are_refused() {
         let told = run(&programs, "aditd", command, &theirs).await;
         assert_told(&told, FAILED, &["another user (uid 65534) can replace", text(&home)]);
     }
-    // A log in a directory of another user is not written, and that is said.
+    // A log in a directory of another user is not written, and the command says so.
     let logs = ordinary.home("logs");
     let config = dir.path().join("aditd.toml");
     fs::write(&config, format!("audit_dir = '{}'", logs.display())).expect("written");
@@ -207,7 +208,11 @@ async fn files_and_directories_of_other_users_are_refused() {
     let args = ["invite", "desk", "--config", text(&config)];
     let ended = run(&programs, "aditd", &args, &state).await;
     assert_ok(&ended);
-    assert!(ended.stderr.contains("the audit log does not have this"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("this could not be written to the audit log"),
+        "{}",
+        ended.stderr
+    );
     assert_eq!(fs::read_dir(&logs).expect("listed").count(), 0);
 }
 

@@ -1,5 +1,4 @@
-//! What makes no sense, said by those who got in: it is answered by its code, and hurts nobody
-//! else.
+//! Invalid data from enrolled devices: it is answered by its code, and affects nobody else.
 
 use std::sync::atomic::Ordering::SeqCst;
 
@@ -22,7 +21,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn a_request_that_asks_for_an_authority_and_anothers_name_gets_a_plain_certificate() {
+async fn a_signing_request_for_a_ca_and_another_name_gets_a_plain_certificate() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("hostile").await.parse().expect("a code");
     let key = new_key();
@@ -55,7 +54,7 @@ async fn a_request_that_asks_for_an_authority_and_anothers_name_gets_a_plain_cer
 }
 
 #[tokio::test]
-async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_good() {
+async fn an_invalid_enrollment_is_refused_and_keeps_the_invitation() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
     let token = invitation.secret.token();
@@ -83,8 +82,7 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
         let answer = enroll(&invitation, token, csr(&key)).await;
         assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::Closed)), "{answer:?}");
     }
-    // Not even the form of a request: beyond every bound, no JSON, the way to the service, and the
-    // end at once.
+    // Not even the form of a request: too long, not JSON, a stream head, and an immediate end.
     let service = StreamHead::Forward("ollama".parse().expect("a name")).encode();
     for first in [
         &[0xff; 64][..],
@@ -101,7 +99,7 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
             .expect("in time")
             .expect("an answer");
         assert!(matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)), "{answer:?}");
-        // And then it is over: there is no second stream to try something else on.
+        // The connection is closed afterwards: no second stream can be opened.
         tokio::time::timeout(SOON, connection.closed()).await.expect("the end");
     }
     gate.assert_shut_and_still_working().await;
@@ -111,7 +109,7 @@ async fn an_enrollment_that_is_nonsense_is_refused_and_leaves_the_invitation_goo
 }
 
 #[tokio::test]
-async fn a_device_that_talks_nonsense_on_its_streams_hurts_only_those() {
+async fn invalid_data_on_a_stream_ends_only_that_stream() {
     let gate = Gate::start(PROGRAM).await;
     let outcome = gate.attempt(gate.profile.certified_key().ok()).await;
     let Outcome::In(connection) = outcome else { panic!("{outcome:?}") };
@@ -147,7 +145,7 @@ async fn a_device_that_talks_nonsense_on_its_streams_hurts_only_those() {
 }
 
 #[tokio::test]
-async fn a_device_whose_greeting_is_nonsense_is_told_that_they_do_not_understand_each_other() {
+async fn an_invalid_greeting_is_answered_with_a_protocol_error() {
     let gate = Gate::start(PROGRAM).await;
     for greeting in [&[0xff; 16][..], b"\0\0\0\x02{}", b"\0\0\0\x04nope", b""] {
         let identity = gate.profile.certified_key().expect("an identity");

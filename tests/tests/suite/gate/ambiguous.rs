@@ -1,4 +1,4 @@
-//! What can be read in two ways is refused, and nothing of it reaches the service.
+//! Requests that can be read in two ways are refused, and no byte of them reaches the service.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use tokio::{
 
 use crate::PROGRAM;
 
-/// A service that keeps every byte that reaches it, and answers each head that ends.
+/// A service that keeps every byte that it receives, and answers each head.
 struct Recorder {
     got: watch::Receiver<Vec<u8>>,
     _tasks: JoinSet<()>,
@@ -59,9 +59,9 @@ async fn world() -> (Recorder, World) {
     (Recorder::of(upstream), world)
 }
 
-/// Heads that are refused; `H` stands for the field that every request of HTTP/1.1 needs.
+/// Heads that are refused; `H` stands for the field that every HTTP/1.1 request needs.
 const HEADS: &[&str] = &[
-    // Two lengths, or a length that is none.
+    // Two lengths, or an invalid one.
     "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
     "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabc",
@@ -73,7 +73,7 @@ const HEADS: &[&str] = &[
     "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length: 3 3\r\n\r\nabc",
     "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length:\r\n\r\nabc",
     "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length: 18446744073709551617\r\n\r\nabc",
-    // Any coding but one.
+    // Every transfer coding but `chunked`.
     "POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n",
     "POST /api/chat HTTP/1.1\r\nH\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n0\r\n\r\n",
@@ -123,7 +123,7 @@ const HEADS: &[&str] = &[
     "\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}\x03\x03",
 ];
 
-/// Bodies in chunks that are none.
+/// Bodies with invalid chunks.
 const CHUNKS: &[&str] = &[
     "+3\r\nabc\r\n0\r\n\r\n",
     "-3\r\nabc\r\n0\r\n\r\n",
@@ -176,7 +176,7 @@ async fn an_ambiguous_head_is_refused_and_not_a_byte_of_it_reaches_the_service()
     }
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(70_000));
     assert!(refused(&up, long.as_bytes()).await.starts_with("HTTP/1.1 431 "));
-    // Whatever comes behind a request that is refused goes with it.
+    // Everything after a refused request is dropped with it.
     let smuggled = request(
         "POST /api/chat HTTP/1.1\r\nH\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcGET /smuggled HTTP/1.1\r\nH\r\n\r\n",
     );
@@ -190,7 +190,7 @@ async fn an_ambiguous_head_is_refused_and_not_a_byte_of_it_reaches_the_service()
 }
 
 #[tokio::test]
-async fn a_malformed_chunk_ends_the_request_and_nothing_from_it_on_reaches_the_service() {
+async fn a_malformed_chunk_ends_the_request_and_no_later_byte_reaches_the_service() {
     let (mut recorder, world) = world().await;
     let up = world.up("laptop").await;
     let head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -202,7 +202,7 @@ async fn a_malformed_chunk_ends_the_request_and_nothing_from_it_on_reaches_the_s
         .await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{chunk:?}: {answer}");
     }
-    // One that comes when the head has long passed.
+    // A malformed chunk long after the head has passed.
     let mut app = raw::connect(up.address).await;
     app.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).await.expect("sent");
     assert!(recorder.has("first").await);
@@ -218,7 +218,7 @@ async fn a_malformed_chunk_ends_the_request_and_nothing_from_it_on_reaches_the_s
 }
 
 #[tokio::test]
-async fn a_request_that_comes_byte_by_byte_is_judged_as_one_that_comes_at_once() {
+async fn a_request_sent_byte_by_byte_is_judged_like_one_sent_at_once() {
     let (mut recorder, world) = world().await;
     let up = world.up("laptop").await;
     let good = request(

@@ -1,5 +1,5 @@
-//! The audit log: it says truthfully what was done and how it ended, and nothing of what was said;
-//! no disk and no crash makes it lie.
+//! The audit log records what was done and how it ended, and no content; a full disk or a crash
+//! does not make it wrong.
 
 use std::{
     collections::BTreeSet, fs, io::Write, os::unix::fs::PermissionsExt, path::Path, process::Stdio,
@@ -27,12 +27,12 @@ async fn start(config: &str) -> World {
     World::start_configured(PROGRAM, options, &[], config).await
 }
 
-/// A device that may infer and nothing else, with a tunnel that is up.
+/// A device with the role `infer` and a tunnel that is up.
 async fn up(world: &World, name: &str) -> Up {
     world.device_as(name, "infer").await.up(&[]).await
 }
 
-/// What `aditd audit --json` shows.
+/// The output of `aditd audit --json`.
 async fn shown(world: &World, flags: &[&str]) -> Vec<Value> {
     let log = world.aditd(&[&["audit", "--json"], flags].concat()).await;
     assert_eq!((log.code, log.stderr.as_str()), (Some(0), ""));
@@ -42,7 +42,7 @@ async fn shown(world: &World, flags: &[&str]) -> Vec<Value> {
         .collect()
 }
 
-/// Waits until the log has a line like this: it is written beside the requests.
+/// Waits until the log has a matching line, because it is written beside the requests.
 async fn line(world: &World, is_it: impl Fn(&Value) -> bool) -> Value {
     let wait = async {
         loop {
@@ -69,7 +69,7 @@ async fn endless(world: &World, up: &Up) -> TcpStream {
 }
 
 #[tokio::test]
-async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
+async fn a_request_is_logged_with_its_ending_and_without_its_content() {
     let world = start("").await;
     let up = up(&world, "laptop").await;
     let json = r#"{"model":"stand-in:latest","prompt":"PRIVATE-PROMPT","options":{"num_predict":7,"seed":3}}"#;
@@ -111,7 +111,7 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
     assert_eq!(world.aditd(&["device", "revoke", "laptop"]).await.code, Some(0));
     raw::read_to_end(&mut cut).await;
     line(&world, |line| line["end"] == "cut").await;
-    // Whatever else there was to say, there is no place for it.
+    // No other field may be in the line.
     let known: BTreeSet<_> =
         "time event device device_id role carrier remote method path model status bytes_in bytes_out queued_ms \
                               first_byte_ms total_ms tokens_in tokens_out tokens_estimated end why"
@@ -134,8 +134,8 @@ async fn a_request_is_noted_as_it_ended_and_nothing_of_what_was_said() {
 }
 
 #[tokio::test]
-async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
-    // Taken, but nobody listens.
+async fn a_request_to_an_unreachable_service_is_logged() {
+    // The port is bound, but nobody listens.
     let reserved = tokio::net::TcpSocket::new_v4().expect("a socket");
     reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let nobody = reserved.local_addr().expect("an address");
@@ -166,7 +166,7 @@ async fn a_request_for_a_service_that_is_not_there_is_noted_too() {
 }
 
 #[tokio::test]
-async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_was_broken_off() {
+async fn an_answer_without_framing_is_not_logged_as_done_when_it_was_cut() {
     let service = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
@@ -198,7 +198,7 @@ async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_w
         }
         assert_eq!(line(&world, |line| line["path"] == path).await["end"], expected);
     }
-    // A service that is killed leaves an end in the middle, after which the application ends too.
+    // A killed service closes within the answer; then the application closes, too.
     let request = raw::post("/api/embeddings", r#"{"model":"stand-in"}"#);
     let mut app = raw::connect(up.address).await;
     app.write_all(request.as_bytes()).await.expect("sent");
@@ -213,7 +213,7 @@ async fn an_answer_that_only_its_connection_ends_is_not_noted_as_whole_when_it_w
 }
 
 #[tokio::test]
-async fn whatever_changes_who_may_do_what_is_noted() {
+async fn every_change_of_access_is_logged() {
     let mut world = start("").await;
     world.device_as("laptop", "infer").await;
     world.invite("tmp").await;
@@ -229,7 +229,7 @@ async fn whatever_changes_who_may_do_what_is_noted() {
     assert_eq!(world.aditd(&["reload"]).await.code, Some(0));
     fs::write(world.config(), "nonsense = 1").expect("written");
     world.aditd.signal("HUP");
-    world.aditd.says("the settings stay as they were").await;
+    world.aditd.says("the settings have not changed").await;
     fs::write(world.config(), "").expect("written");
     world.aditd.signal("TERM");
     world.aditd.ended().await.expect("it ends");
@@ -261,7 +261,7 @@ async fn whatever_changes_who_may_do_what_is_noted() {
 }
 
 #[tokio::test]
-async fn a_log_that_was_torn_by_a_crash_goes_on() {
+async fn a_log_with_a_line_torn_by_a_crash_continues() {
     let mut world = start("").await;
     line(&world, |line| line["event"] == "start").await;
     world.kill_server().await;
@@ -278,7 +278,7 @@ fn text(path: &Path) -> &str {
     path.to_str().expect("a path")
 }
 
-/// Waits until `aditd status` says so of the audit log.
+/// Waits until the audit log's part of `aditd status` satisfies `is_so`.
 async fn status(world: &World, is_so: impl Fn(&Value) -> bool) -> Value {
     let wait = async {
         loop {
@@ -293,13 +293,13 @@ async fn status(world: &World, is_so: impl Fn(&Value) -> bool) -> Value {
 }
 
 #[tokio::test]
-async fn a_disk_that_is_full_costs_lines_that_are_counted_and_told() {
+async fn lines_lost_on_a_full_disk_are_counted_and_logged() {
     let Some(disk) = SmallDisk::mount("64k") else { return };
     let world = start(&format!("audit_dir = '{}'", text(&disk.path("audit")))).await;
     let up = up(&world, "laptop").await;
     line(&world, |line| line["event"] == "enroll").await;
     disk.fill_but(0);
-    // The last page has room for some more.
+    // The last page has room for a few more lines.
     for _ in 0..40 {
         assert!(
             raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"),
@@ -327,14 +327,14 @@ async fn a_disk_that_is_full_costs_lines_that_are_counted_and_told() {
 }
 
 #[tokio::test]
-async fn where_the_log_is_required_nothing_passes_without_it() {
+async fn with_audit_required_no_request_passes_without_the_log() {
     let Some(disk) = SmallDisk::mount("64k") else { return };
     let config = format!("audit_required = true\naudit_dir = '{}'", text(&disk.path("audit")));
     let world = start(&config).await;
     let up = up(&world, "laptop").await;
     disk.fill_but(0);
     let mut refused = String::new();
-    // Each fills the last page a little more.
+    // Each request fills the last page a little more.
     for _ in 0..1000 {
         let answer = raw::exchange(up.address, VERSION).await;
         if !answer.starts_with("HTTP/1.1 200 OK") {
@@ -356,7 +356,7 @@ async fn where_the_log_is_required_nothing_passes_without_it() {
 }
 
 #[tokio::test]
-async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
+async fn follow_continues_in_new_files_and_ends_when_its_output_is_closed() {
     const REQUESTS: usize = 40;
     let world = start("audit_size = '1KiB'").await;
     let up = up(&world, "laptop").await;
@@ -412,7 +412,8 @@ async fn a_reader_follows_over_every_new_file_and_may_stop_reading() {
 }
 
 #[tokio::test]
-async fn a_stream_that_the_service_ends_in_order_because_its_application_has_gone_is_cancelled() {
+async fn an_answer_that_the_service_completes_after_its_application_has_gone_is_logged_as_cancelled()
+ {
     let service = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
@@ -430,7 +431,7 @@ async fn a_stream_that_the_service_ends_in_order_because_its_application_has_gon
         app.shutdown().await.expect("half-closed");
         let kept = (!closes).then_some(app);
         assert_eq!(raw::read_to_end(&mut at_service).await, (vec![], raw::Ending::Closed));
-        // What Ollama does with a stream that it breaks off.
+        // Ollama ends a stream like this after a cancellation.
         at_service.write_all(b"0\r\n\r\n").await.expect("ended");
         drop(at_service);
         assert_eq!(line(&world, |line| line["path"] == path).await["end"], "cancelled");

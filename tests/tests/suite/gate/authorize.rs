@@ -1,4 +1,4 @@
-//! A system of the owner's own is asked, and what it says counts.
+//! `authorize`: a service of the owner's is asked, and its answer decides.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -19,7 +19,7 @@ use tokio::{
 
 use crate::PROGRAM;
 
-/// Keeps each question, and answers by the path that it was asked at.
+/// Keeps each question, and answers by the path at which it was asked.
 struct Checker {
     asked: watch::Receiver<Vec<(String, Value)>>,
     _tasks: JoinSet<()>,
@@ -172,7 +172,7 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
 }
 
 #[tokio::test]
-async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
+async fn running_requests_are_asked_about_again_when_authorize_changes() {
     let guarded = Guarded::start("model", "['request']").await;
     let up = guarded.world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
@@ -183,7 +183,7 @@ async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
     app.write_all(endless.as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 500).await;
     assert_eq!(guarded.checker.count(), 1);
-    // The same one is not asked the same again.
+    // An unchanged service is not asked the same question again.
     guarded.ask_at("model").await;
     raw::read_exactly(&mut app, 1000).await;
     assert_eq!(guarded.checker.count(), 1);
@@ -199,7 +199,7 @@ async fn what_runs_is_asked_about_again_when_somebody_else_decides() {
 }
 
 #[tokio::test]
-async fn about_a_device_that_asks_too_often_nobody_is_asked() {
+async fn a_request_above_the_rate_limit_is_not_asked_about() {
     let guarded = Guarded::start("no", "['request']").await;
     let up = guarded.world.up("laptop").await;
     let limited =
@@ -210,13 +210,13 @@ async fn about_a_device_that_asks_too_often_nobody_is_asked() {
     for _ in 0..5 {
         told.push(status(&up, TAGS).await);
     }
-    // One more may pass on a machine that is so slow that half a minute goes by.
+    // One more may pass on a machine so slow that half a minute goes by.
     assert_eq!((&told[..2], told[4]), (&[403, 403][..], 429), "{told:?}");
     assert_eq!(guarded.checker.count(), told.iter().filter(|status| **status == 403).count());
 }
 
 #[tokio::test]
-async fn a_device_that_the_owners_own_rules_refuse_is_not_enrolled_and_may_try_again() {
+async fn a_device_that_authorize_refuses_is_not_enrolled_and_may_try_again() {
     let guarded = Guarded::start("no", "['enroll']").await;
     let device = guarded.world.stranger("laptop");
     let code = guarded.world.invite_as("laptop", "infer").await;
@@ -253,8 +253,7 @@ async fn question_in(asked: &mut tokio::net::UnixStream) -> String {
 }
 
 #[tokio::test]
-async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it_thinks_never_runs()
-{
+async fn authorize_may_be_a_unix_socket_and_a_request_cancelled_while_it_is_asked_never_runs() {
     let dir = tempfile::tempdir().expect("a directory");
     let (socket, config) = (dir.path().join("s"), dir.path().join("aditd.toml"));
     let listener = UnixListener::bind(&socket).expect("bound");
@@ -294,7 +293,7 @@ async fn it_may_listen_on_a_unix_socket_and_a_request_that_is_cancelled_while_it
 }
 
 #[tokio::test]
-async fn whoever_enrolled_a_device_over_ssh_is_part_of_every_question_and_line_about_it() {
+async fn the_user_who_enrolled_a_device_over_ssh_is_in_every_question_and_audit_line() {
     let guarded = Guarded::start("yes", "['enroll', 'request']").await;
     let (world, key) = (&guarded.world, new_key());
     let mut command = world.programs.command("aditd", &["enroll-device", "laptop"]);

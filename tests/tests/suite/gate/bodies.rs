@@ -1,4 +1,4 @@
-//! Bodies that have to be read before they are judged, because models are limited.
+//! Bodies that must be read before they are checked, because the device may use only some models.
 
 use tests::{raw, world::SOON};
 use tokio::io::AsyncWriteExt;
@@ -6,10 +6,10 @@ use tokio::io::AsyncWriteExt;
 use super::limits::{start, told, up};
 
 #[tokio::test]
-async fn bodies_that_are_never_finished_leave_others_room_and_one_more_waits_for_it() {
+async fn unfinished_bodies_leave_memory_for_other_devices_and_another_body_waits() {
     let world = start("[roles.infer]\nmodels = ['stand-in']").await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
-    // Three of them are all that one device gets; each is held open one byte before its end.
+    // One device gets memory for three of them; each is held open one byte before its end.
     const LONG: usize = 31 << 20;
     const OPEN: &str = r#"{"prompt":""#;
     const END: &str = r#"","model":"other"}"#;
@@ -27,7 +27,7 @@ async fn bodies_that_are_never_finished_leave_others_room_and_one_more_waits_for
         });
     }
     let mut held = held.join_all().await;
-    // One more waits for memory, and another device does not.
+    // A fourth body waits for memory; another device's does not.
     let mut waits = raw::connect(script.address).await;
     let sent = waits.write_all(&beginning);
     tokio::pin!(sent);
@@ -37,7 +37,7 @@ async fn bodies_that_are_never_finished_leave_others_room_and_one_more_waits_for
         answer = raw::exchange(person.address, &short) => answer,
     };
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
-    // It is read when one of the others has ended, and answered.
+    // The fourth is read and answered when one of the others has ended.
     let mut one = held.pop().expect("one");
     one.write_all(END.as_bytes()).await.expect("sent");
     let (answer, _) = raw::read_to_end(&mut one).await;
@@ -49,7 +49,7 @@ async fn bodies_that_are_never_finished_leave_others_room_and_one_more_waits_for
 }
 
 #[tokio::test]
-async fn a_body_that_says_that_it_is_too_long_is_refused_at_its_head_where_models_are_limited() {
+async fn a_content_length_above_the_limit_is_refused_at_the_head() {
     let config = "[roles.infer]\nmodels = ['stand-in']\n[roles.infer.limits]\nbody = '1MiB'";
     let world = start(config).await;
     let up = up(&world, "laptop").await;
@@ -58,7 +58,7 @@ async fn a_body_that_says_that_it_is_too_long_is_refused_at_its_head_where_model
     app.write_all(head.as_bytes()).await.expect("sent");
     let (answer, _) = raw::read_to_end(&mut app).await;
     told(&String::from_utf8(answer).expect("text"), "413");
-    // One that does not say it is refused when it is.
+    // A body of unknown length is refused when it is too long.
     let mut app = raw::connect(up.address).await;
     let head = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n";
     let chunk = format!("120000\r\n{{\"prompt\":\"{}", "x".repeat(0x120000 - 11));
@@ -67,7 +67,7 @@ async fn a_body_that_says_that_it_is_too_long_is_refused_at_its_head_where_model
     assert!(answer.starts_with(b"HTTP/1.1 413 "), "{}", String::from_utf8_lossy(&answer));
 }
 
-/// A prompt with an image of so many bytes, whose model comes first or last.
+/// A prompt with an image of this many bytes; the model is the first or the last field.
 fn image(bytes: usize, model_first: bool, chunked: bool) -> Vec<u8> {
     let image = format!(r#""messages":[{{"content":"x","images":["{}"]}}]"#, "A".repeat(bytes));
     let model = r#""model":"stand-in","options":{"num_predict":1}"#;
@@ -85,7 +85,7 @@ fn image(bytes: usize, model_first: bool, chunked: bool) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn prompts_with_images_pass_where_models_are_limited_and_wait_instead_of_failing() {
+async fn prompts_with_images_wait_for_memory_and_pass() {
     let world = start("[roles.infer]\nmodels = ['stand-in']").await;
     let up = up(&world, "laptop").await;
     let mut asked = tokio::task::JoinSet::new();
@@ -112,7 +112,7 @@ async fn prompts_with_images_pass_where_models_are_limited_and_wait_instead_of_f
 }
 
 #[tokio::test]
-async fn a_second_model_behind_the_first_kilobytes_never_lets_the_service_begin() {
+async fn a_second_model_after_the_first_kilobytes_is_refused_before_the_service_begins() {
     let config = "[roles.infer]\nmodels = ['stand-in']";
     let world = start(config).await;
     let up = up(&world, "laptop").await;

@@ -1,4 +1,4 @@
-//! When the service is dialled: for a request, and for nothing else.
+//! The gate connects to the service for a request, and for nothing else.
 
 use tests::{
     ollama::Options,
@@ -21,14 +21,14 @@ async fn ask(app: &mut TcpStream) {
     app.write_all(GET.as_bytes()).await.expect("sent");
 }
 
-/// Takes a request and answers it.
+/// Receives a request and answers it.
 async fn serve(service: &mut TcpStream) {
     assert_eq!(raw::read_exactly(service, GET.len()).await, GET.as_bytes());
     service.write_all(OK).await.expect("answered");
 }
 
 #[tokio::test]
-async fn a_connection_that_asks_nothing_or_half_holds_none_to_the_service() {
+async fn a_connection_without_a_whole_head_holds_no_connection_to_the_service() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream.flag("http")).await;
     let up = world.up("laptop").await;
@@ -40,18 +40,18 @@ async fn a_connection_that_asks_nothing_or_half_holds_none_to_the_service() {
     }
     let mut app = raw::connect(up.address).await;
     ask(&mut app).await;
-    // The first connection that there is at all.
+    // The first connection of all.
     let mut service = upstream.accept().await;
     serve(&mut service).await;
     assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
-    // The next request of the same application comes on the same one.
+    // The next request on the same stream uses the same connection.
     ask(&mut app).await;
     serve(&mut service).await;
     assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
 }
 
 #[tokio::test]
-async fn a_connection_from_the_time_when_the_service_was_down_works_when_it_is_back() {
+async fn a_connection_opened_while_the_service_was_down_works_when_it_is_back() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
@@ -70,8 +70,8 @@ async fn a_connection_from_the_time_when_the_service_was_down_works_when_it_is_b
 }
 
 #[tokio::test]
-async fn a_service_that_ends_between_two_requests_is_an_end_and_one_within_a_head_is_dialled_again()
-{
+async fn a_service_that_closes_between_requests_closes_the_stream_and_within_a_head_is_dialled_again()
+ {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream.flag("http")).await;
     let up = world.up("laptop").await;
@@ -87,7 +87,7 @@ async fn a_service_that_ends_between_two_requests_is_an_end_and_one_within_a_hea
             continue;
         }
         app.write_all(&GET.as_bytes()[..5]).await.expect("sent");
-        // Another request has passed, and so has the beginning of this one.
+        // Another request was answered before, and this one has begun.
         let mut other = raw::connect(up.address).await;
         ask(&mut other).await;
         serve(&mut upstream.accept().await).await;
@@ -99,8 +99,8 @@ async fn a_service_that_ends_between_two_requests_is_an_end_and_one_within_a_hea
 }
 
 #[tokio::test]
-async fn one_device_that_takes_all_connections_that_it_gets_leaves_some_to_others() {
-    /// 128 of them are for other things, so half of the others are one device's share.
+async fn one_device_cannot_take_all_connections_to_the_service() {
+    /// 128 of them are for other purposes, and one device gets half of the rest.
     const DESCRIPTORS: usize = 128 + 200;
     const GREEDY: usize = 150;
     let upstream = Upstream::start().await;
@@ -123,7 +123,7 @@ async fn one_device_that_takes_all_connections_that_it_gets_leaves_some_to_other
     for _ in 0..100 {
         at_service.push(upstream.accept().await);
     }
-    // The others of that device wait, and nobody else does.
+    // The other requests of that device wait; those of other devices do not.
     let mut app = raw::connect(person.address).await;
     ask(&mut app).await;
     let mut service = upstream.accept().await;
@@ -131,7 +131,7 @@ async fn one_device_that_takes_all_connections_that_it_gets_leaves_some_to_other
     assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
     drop(app);
     assert_eq!(raw::read_to_end(&mut service).await, (vec![], Ending::Closed));
-    // One of them goes on as soon as one of its device's has ended.
+    // One of them continues when one of its device's connections has ended.
     let mut first = at_service.pop().expect("one");
     serve(&mut first).await;
     assert_eq!(raw::read_to_end(&mut first).await, (vec![], Ending::Closed), "it is idle now");

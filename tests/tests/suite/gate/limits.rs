@@ -1,5 +1,4 @@
-//! How much a device may ask for, and who is next: told in words, and never at another device's
-//! cost.
+//! Limits and the queue: a refusal says why, and one device never costs another its share.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -14,7 +13,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use crate::PROGRAM;
 
 const VERSION: &str = "GET /api/version HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
-/// Longer than any test.
+/// More tokens than any test reads.
 const ENDLESS: i64 = 1_000_000;
 
 pub(super) async fn start(config: &str) -> World {
@@ -22,12 +21,12 @@ pub(super) async fn start(config: &str) -> World {
     World::start_configured(PROGRAM, options, &[], config).await
 }
 
-/// A device that may infer and nothing else, with a tunnel that is up.
+/// A device with the role `infer` and a tunnel that is up.
 pub(super) async fn up(world: &World, name: &str) -> Up {
     world.device_as(name, "infer").await.up(&[]).await
 }
 
-/// A request whose answer does not end, once it has begun.
+/// A request whose answer has begun and does not end.
 async fn endless(world: &World, to: SocketAddr) -> TcpStream {
     let running = world.ollama.counters().running;
     let mut tcp = raw::connect(to).await;
@@ -36,7 +35,7 @@ async fn endless(world: &World, to: SocketAddr) -> TcpStream {
     tcp
 }
 
-/// Waits until so many requests are in the line.
+/// Waits until this many requests are in the queue.
 async fn line_has(world: &World, waiting: u64) {
     let wait = async {
         while world.status().await["waiting"] != waiting {
@@ -48,7 +47,7 @@ async fn line_has(world: &World, waiting: u64) {
         .unwrap_or_else(|_| panic!("the line never had {waiting}"));
 }
 
-/// The sentence of an answer with this status.
+/// The error message of an answer with this status.
 #[track_caller]
 pub(super) fn told(answer: &str, status: &str) -> String {
     assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{answer}");
@@ -65,7 +64,7 @@ fn retry_after(answer: &str) -> Option<u64> {
 }
 
 #[tokio::test]
-async fn one_device_that_asks_too_often_is_told_when_to_come_back_and_another_is_not() {
+async fn a_device_above_its_rate_gets_retry_after_and_another_device_is_served() {
     let world = start("[limits]\nrequests_per_minute = 1\nburst = 2").await;
     let (greedy, person) = (up(&world, "greedy").await, up(&world, "person").await);
     for _ in 0..2 {
@@ -102,7 +101,7 @@ async fn requests_at_once_are_counted_until_they_end() {
 }
 
 #[tokio::test]
-async fn other_limits_are_in_force_when_the_configuration_is_read_again() {
+async fn a_reload_puts_new_limits_in_force() {
     let world = start("[limits]\nrequests_per_minute = 1").await;
     let up = up(&world, "laptop").await;
     assert!(raw::exchange(up.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
@@ -113,7 +112,7 @@ async fn other_limits_are_in_force_when_the_configuration_is_read_again() {
 }
 
 #[tokio::test]
-async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
+async fn a_body_above_the_limit_is_refused_with_or_without_a_content_length() {
     let world = start("[roles.infer.limits]\nbody = '1KiB'").await;
     let up = up(&world, "laptop").await;
     let json = format!(r#"{{"model":"stand-in:latest","prompt":"{}"}}"#, "x".repeat(2000));
@@ -134,7 +133,7 @@ async fn a_body_that_is_too_long_is_refused_whether_or_not_it_says_so() {
 }
 
 #[tokio::test]
-async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
+async fn the_tokens_used_today_survive_a_killed_server() {
     let mut world = start("[limits]\ntokens_per_day = 20").await;
     let day = || common::machine::process::unix_now() / 86_400;
     let today = day();
@@ -158,7 +157,7 @@ async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
             world.kill_server().await;
             world.restart_server().await;
         }
-        // What was sent into the connection of the dead server is answered by the client.
+        // The client answers what was sent into the connection of the dead server.
         let mut refused = raw::exchange(up.address, VERSION).await;
         for _ in 0..100 {
             if !refused.starts_with("HTTP/1.1 502 ") {
@@ -183,7 +182,7 @@ async fn the_tokens_of_a_day_stay_used_when_the_server_is_killed() {
     }
 }
 
-/// The requests of a device in the order in which they ended, by the audit log.
+/// The requests in the order in which they ended, with their devices, by the audit log.
 async fn ended(world: &World) -> Vec<(String, String)> {
     let log = world.aditd(&["audit", "--json"]).await;
     let lines = log.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
@@ -207,7 +206,7 @@ async fn a_person_waits_for_at_most_one_turn_of_a_greedy_script() {
     line_has(&world, GREEDY).await;
     waiting.spawn(async move { raw::exchange(person.address, &raw::generate(1, 2)).await });
     line_has(&world, GREEDY + 1).await;
-    // What needs no GPU does not wait for it.
+    // A request that needs no GPU does not wait for one.
     assert!(raw::exchange(script.address, VERSION).await.starts_with("HTTP/1.1 200 OK"));
     drop(first);
     for answer in waiting.join_all().await {
@@ -234,7 +233,7 @@ async fn a_person_waits_for_at_most_one_turn_of_a_greedy_script() {
 }
 
 #[tokio::test]
-async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does() {
+async fn a_cancelled_request_leaves_the_queue_and_a_full_queue_answers_like_ollamas() {
     let world = start("max_in_flight = 1\nmax_queue = 1").await;
     let up = up(&world, "laptop").await;
     let running = endless(&world, up.address).await;
@@ -258,7 +257,7 @@ async fn whoever_gives_up_leaves_the_line_and_a_full_one_says_so_as_ollama_does(
 }
 
 #[tokio::test]
-async fn a_request_that_is_not_whole_takes_nobodys_turn() {
+async fn an_incomplete_request_takes_no_turn() {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let service = Upstream::start().await;
     let world = World::start_configured(
@@ -269,7 +268,7 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
     )
     .await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
-    // Long enough to be whole as JSON before it is whole as a body.
+    // Complete as JSON before it is complete as a body.
     let json = r#"{"model":"stand-in","prompt":"x"}"#;
     let (half, rest) = json.split_at(20);
     let head = format!(
@@ -284,15 +283,15 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
         format!("{head}{half}").as_bytes()
     );
 
-    // Its turn is still to come: a person's is now.
+    // It has no turn yet; the other device's request has one now.
     let whole = raw::post("/api/generate", json);
     let mut asked = raw::connect(person.address).await;
     asked.write_all(whole.as_bytes()).await.expect("sent");
     let mut running = service.accept().await;
     raw::read_exactly(&mut running, whole.len()).await;
 
-    // While that runs, a whole JSON object is no whole request: it does not reach the service, and
-    // is not in the line.
+    // While that runs, a complete JSON object is not a complete request: it does not reach the
+    // service, and is not in the queue.
     unfinished.write_all(rest.as_bytes()).await.expect("sent");
     let mut next = raw::connect(person.address).await;
     next.write_all(whole.as_bytes()).await.expect("sent");
@@ -319,7 +318,7 @@ async fn a_request_that_is_not_whole_takes_nobodys_turn() {
 }
 
 #[tokio::test]
-async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection() {
+async fn a_turn_ends_with_the_answer_even_if_the_connection_stays_open() {
     let service = Upstream::start().await;
     let world = World::start_configured(
         PROGRAM,
@@ -329,7 +328,7 @@ async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection
     )
     .await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
-    // An answer that the service ends by closing.
+    // An answer that ends when the service closes the connection.
     let request = raw::generate(1, 1).replace("HTTP/1.1", "HTTP/1.0");
     let mut kept = raw::connect(script.address).await;
     kept.write_all(request.as_bytes()).await.expect("sent");
@@ -347,7 +346,7 @@ async fn a_turn_ends_with_the_answer_though_the_application_keeps_its_connection
 }
 
 #[tokio::test]
-async fn what_waits_for_its_turn_when_its_tunnel_is_lost_never_reaches_the_service() {
+async fn a_request_that_waits_for_its_turn_is_dropped_with_its_tunnel() {
     let service = Upstream::start().await;
     let world = World::start_configured(
         PROGRAM,
@@ -370,7 +369,7 @@ async fn what_waits_for_its_turn_when_its_tunnel_is_lost_never_reaches_the_servi
     let mut at_service = service.accept().await;
     line_has(&world, 1).await;
     lost.end().await;
-    // The new tunnel ends the one before it.
+    // The new tunnel ends the old one.
     let _again = device.up(&[]).await;
     assert_eq!(raw::read_to_end(&mut at_service).await, (Vec::new(), raw::Ending::Reset));
     line_has(&world, 0).await;

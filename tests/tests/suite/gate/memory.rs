@@ -1,4 +1,4 @@
-//! Memory for what is read ahead: counted, shared and given back.
+//! Memory for bytes that are read ahead: it is counted, shared and given back.
 
 use tests::{
     raw,
@@ -8,10 +8,10 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::PROGRAM;
 
-/// Nearly as long as a head may be.
+/// Nearly the longest allowed head.
 const HALF_HEAD: usize = 60 * 1024;
 
-/// A head that never ends.
+/// Sends a head that never ends.
 async fn half_head(to: std::net::SocketAddr) -> TcpStream {
     let mut app = raw::connect(to).await;
     let begun = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}", "x".repeat(HALF_HEAD));
@@ -20,13 +20,13 @@ async fn half_head(to: std::net::SocketAddr) -> TcpStream {
 }
 
 #[tokio::test]
-async fn half_heads_of_one_device_take_its_share_of_memory_and_no_more_and_it_is_given_back() {
+async fn incomplete_heads_take_at_most_the_devices_share_of_memory_and_give_it_back() {
     const MIB: u64 = 1024;
-    /// Of 192 MiB one device may have half.
+    /// One device may have half of 192 MiB.
     const SHARE: u64 = 96 * MIB;
-    /// 180 MB in all.
+    /// 180 MB together.
     const ALL: usize = 3000;
-    /// How near to what it was memory comes.
+    /// How close to its former size the memory must return.
     const RETURNED: u64 = 12 * MIB;
     common::machine::process::raise_descriptor_limit();
     let world = World::start(PROGRAM).await;
@@ -37,10 +37,10 @@ async fn half_heads_of_one_device_take_its_share_of_memory_and_no_more_and_it_is
         half.push(half_head(script.address).await);
     }
     let during = world.aditd.rss_until(|rss| rss > before + SHARE * 3 / 4).await;
-    // Another device finds memory.
+    // Another device gets memory.
     assert!(raw::exchange(person.address, raw::ROOT).await.starts_with("HTTP/1.1 200 OK"));
     let during = during.max(world.aditd.rss());
-    // What nobody has read lies in the tunnel's window of 32 MiB.
+    // Bytes that were not read are in the tunnel's window of 32 MiB.
     assert!(during < before + SHARE + 64 * MIB, "{during} KiB, {before} before");
     drop(half);
     let over = async {
@@ -54,7 +54,7 @@ async fn half_heads_of_one_device_take_its_share_of_memory_and_no_more_and_it_is
     let returned = |before: u64| move |rss: u64| rss < before + RETURNED;
     let after = world.aditd.rss_until(returned(before)).await;
     script.adit.rss_until(returned(client_before)).await;
-    // What was given back is taken again, and no more.
+    // The memory that was given back can be used again, and not more.
     let mut again = Vec::new();
     for _ in 0..ALL {
         again.push(half_head(script.address).await);

@@ -1,5 +1,4 @@
-//! Metrics: what Prometheus is told of what has passed, in no more lines than there are kinds of
-//! things.
+//! Metrics: what they report of the traffic, with a bounded number of lines.
 
 use std::process::Stdio;
 
@@ -19,12 +18,12 @@ async fn start(config: &str) -> World {
     World::start_configured(PROGRAM, options, &[], config).await
 }
 
-/// A device that may infer and nothing else, with a tunnel that is up.
+/// A device with the role `infer` and a tunnel that is up.
 async fn up(world: &World, name: &str) -> Up {
     world.device_as(name, "infer").await.up(&[]).await
 }
 
-/// What curl gets from the world's socket.
+/// The metrics, as curl gets them from the world's socket.
 async fn scrape(world: &World) -> Option<String> {
     let socket = world.scratch("metrics.sock");
     let mut curl = tokio::process::Command::new("curl");
@@ -45,14 +44,14 @@ async fn scrape(world: &World) -> Option<String> {
     }
 }
 
-/// The value of a line, 0 if there is none.
+/// The value of a metric, 0 if it is missing.
 fn value(text: &str, line: &str) -> f64 {
     let found = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' '));
     found.map_or(0.0, |value| value.parse().expect("a number"))
 }
 
-/// Scrapes until something has been counted: a request is counted when it is over, which its client
-/// may know a moment earlier.
+/// Scrapes until a metric has reached a value: a request is counted when it has ended, which its
+/// client may know a moment earlier.
 async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String> {
     let wait = async {
         loop {
@@ -72,7 +71,7 @@ async fn scrape_until(world: &World, line: &str, at_least: f64) -> Option<String
 }
 
 #[tokio::test]
-async fn what_has_passed_is_counted() {
+async fn requests_are_counted() {
     let world = start(CONFIG).await;
     let up = up(&world, "laptop").await;
     world.device("away").await;
@@ -82,7 +81,7 @@ async fn what_has_passed_is_counted() {
     }
     let denied = raw::exchange(up.address, &raw::post("/api/pull", r#"{"model":"x"}"#)).await;
     assert!(denied.starts_with("HTTP/1.1 403 "), "{denied}");
-    // A stranger's packet: no knock, not a sound.
+    // A stranger's packet without a knock gets no answer.
     let stranger = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let mut initial = vec![0xc0, 0, 0, 0, 1, 20];
     initial.extend([7; 20]);
@@ -110,8 +109,8 @@ async fn what_has_passed_is_counted() {
     ] {
         assert_eq!(value(&text, line), expected, "{line} in:\n{text}");
     }
-    // An answer comes in at least two pieces: its tokens are flushed one by one, but may meet on
-    // the way.
+    // An answer comes in at least two pieces: its tokens are flushed one by one, but may be joined
+    // on the way.
     assert!(
         value(&text, r#"adit_between_pieces_seconds_count{route="generate"}"#) >= 1.0,
         "{text}"
@@ -132,7 +131,7 @@ async fn what_has_passed_is_counted() {
 }
 
 #[tokio::test]
-async fn after_a_renewal_the_new_end_of_the_certificate_counts() {
+async fn metrics_show_the_expiry_of_the_renewed_certificate() {
     let flags = ["--device-life", "4s"];
     let world = World::start_configured(PROGRAM, Options::default(), &flags, CONFIG).await;
     let device = world.device("laptop").await;
@@ -142,13 +141,13 @@ async fn after_a_renewal_the_new_end_of_the_certificate_counts() {
     }
     let _up = device.up(&[]).await;
     let first = r#"adit_certificate_end_timestamp_seconds{of="first_device"}"#;
-    // Its first certificate ended 4 s after it was enrolled, and it is up with another one.
+    // The first certificate expired 4 s after the enrollment; the device has another one now.
     let text = scrape_until(&world, first, (enrolled + 5) as f64).await.expect("metrics");
     assert_eq!(value(&text, "adit_devices_expired"), 0.0, "{text}");
 }
 
 #[tokio::test]
-async fn whatever_is_asked_for_there_are_no_more_lines() {
+async fn requests_add_no_label_values() {
     let world = start(CONFIG).await;
     let up = up(&world, "laptop").await;
     let ask = async |path: &str| {
@@ -169,7 +168,7 @@ async fn whatever_is_asked_for_there_are_no_more_lines() {
 }
 
 #[tokio::test]
-async fn metrics_are_off_unless_asked_for_and_never_on_another_address() {
+async fn metrics_are_off_by_default_and_only_on_loopback() {
     let world = start("").await;
     assert!(!world.aditd.log().contains("metrics at"), "{}", world.aditd.log());
     std::fs::write(world.config(), "metrics = '0.0.0.0:9464'").expect("written");
@@ -183,7 +182,7 @@ async fn metrics_are_off_unless_asked_for_and_never_on_another_address() {
 }
 
 #[tokio::test]
-async fn a_tcp_port_of_this_machine_tells_them_too() {
+async fn metrics_are_served_on_a_loopback_port_too() {
     let mut world = start("metrics = '127.0.0.1:0'").await;
     world.aditd.says("metrics at http://127.0.0.1:").await;
     let log = world.aditd.log();

@@ -1,4 +1,4 @@
-//! What the gate lets pass, counts and records.
+//! What the gate forwards, counts and records.
 
 mod ambiguous;
 mod audit;

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
-/// A world whose server reads this configuration, which can be written anew.
+/// A world whose server reads this configuration, and the path of the file, to change it.
 async fn configured(config: &str) -> (World, PathBuf, tempfile::TempDir) {
     let dir = tempfile::tempdir().expect("a directory");
     let path = dir.path().join("aditd.toml");
@@ -42,7 +42,7 @@ fn line(method: &str, path: &str) -> String {
     format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
 }
 
-/// The status, and what `error` says.
+/// The status, and the message of `error`.
 async fn ask(up: &Up, request: &str) -> (u16, String) {
     let answer = raw::exchange(up.address, request).await;
     let status =
@@ -61,7 +61,7 @@ fn endless() -> String {
 }
 
 #[tokio::test]
-async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
+async fn a_device_may_only_infer_until_the_owner_changes_its_role() {
     let world = World::start(PROGRAM).await;
     let device = world.stranger("laptop");
     let invited = world.aditd(&["invite", "laptop"]).await;
@@ -78,7 +78,7 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
     for request in &allowed {
         assert_eq!(ask(&up, request).await.0, 200, "{request}");
     }
-    // What belongs to these gets the service's own answer, so that clients go on.
+    // For these routes the service's own answer passes, so that clients continue.
     let count = r#"{"model":"stand-in","messages":[]}"#;
     for request in [raw::post("/v1/messages/count_tokens", count), line("GET", "/v1/responses/x")] {
         assert_eq!(ask(&up, &request).await.0, 404, "{request}");
@@ -110,7 +110,7 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
             "{error}"
         );
     }
-    // A browser asks in advance what it is going to do.
+    // A browser asks before its request (a CORS preflight).
     let preflight = |path: &str, method: &str| {
         let fields =
             format!("Origin: http://localhost:3000\r\nAccess-Control-Request-Method: {method}\r\n");
@@ -138,7 +138,7 @@ async fn a_device_may_infer_and_nothing_else_until_its_owner_says_so() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_taken_away_cuts_what_runs_under_it_and_nothing_else() {
+async fn a_changed_role_cuts_only_the_requests_that_it_no_longer_allows() {
     let (world, path, _dir) = configured("roles.list.allow = ['GET /api/tags']").await;
     let (_device, up) = device(&world, &path, "laptop", "infer").await;
     let (_other, bystander) = device(&world, &path, "desktop", "infer").await;
@@ -172,9 +172,9 @@ async fn a_role_that_is_taken_away_cuts_what_runs_under_it_and_nothing_else() {
 }
 
 #[tokio::test]
-async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is_whole() {
+async fn a_role_that_changes_while_a_body_is_read_applies_to_that_request() {
     let service = Upstream::start().await;
-    // What has a list of models is read whole before a byte of it leaves.
+    // With a list of models, a request is read whole before any of it is forwarded.
     let flags = ["--upstream", &service.flag("http")];
     let world =
         World::start_configured(PROGRAM, Options::default(), &flags, "roles.models.models = ['*']")
@@ -199,7 +199,8 @@ async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is
         answer.starts_with("HTTP/1.1 403 ") && answer.contains("DELETE /api/delete"),
         "{answer}"
     );
-    // Nothing of it has left: the service was not even called before the next request.
+    // Nothing of it was forwarded: the gate had not even connected to the service before the next
+    // request.
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::ROOT.as_bytes()).await.expect("sent");
     let mut at_service = service.accept().await;
@@ -207,7 +208,7 @@ async fn a_role_that_is_taken_away_while_a_body_is_read_is_gone_when_the_body_is
 }
 
 #[tokio::test]
-async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_written() {
+async fn a_restriction_to_some_models_holds_for_every_form_of_request() {
     let (world, path, _dir) = configured("devices.desk.models = ['other']").await;
     let (_device, up) = device(&world, &path, "laptop", "admin").await;
     let (_desk, desk) = device(&world, &path, "desk", "infer").await;
@@ -257,7 +258,7 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
         );
     }
     for unreadable in [
-        // Two readers could take two models from it.
+        // Different parsers could find different models in it.
         chat(r#"{"model":"stand-in","model":"secret"}"#),
         chat(r#"{"model":"stand-in","MODEL":"secret"}"#),
         chat(r#"{"model":"stand-in","mod\u0065l":"secret"}"#),
@@ -292,7 +293,7 @@ async fn a_device_that_may_use_some_models_uses_no_other_however_the_request_is_
 }
 
 #[tokio::test]
-async fn a_page_that_has_rebound_its_name_gets_nothing() {
+async fn a_request_with_a_foreign_host_is_refused() {
     let world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
     for (host, status) in [
@@ -314,7 +315,7 @@ async fn a_page_that_has_rebound_its_name_gets_nothing() {
 }
 
 #[tokio::test]
-async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_changes_nothing() {
+async fn a_reloaded_configuration_is_in_force_at_once_and_an_invalid_one_changes_nothing() {
     let (mut world, path, _dir) =
         configured("roles.mine.allow = ['GET /api/tags', 'POST /api/*']").await;
     let (_device, up) = device(&world, &path, "laptop", "mine").await;
@@ -330,11 +331,11 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
         ("roles.mine.allow = [", "line 1"),
     ] {
         std::fs::write(&path, bad).expect("written");
-        // The command itself needs none of it.
+        // The command itself does not need the file.
         let reload = world.aditd(&["reload"]).await;
         assert_eq!(reload.code, Some(2), "{bad}: {}", reload.stderr);
         assert!(
-            reload.stderr.contains("stay as they were") && reload.stderr.contains(says),
+            reload.stderr.contains("have not changed") && reload.stderr.contains(says),
             "{}",
             reload.stderr
         );
@@ -396,7 +397,7 @@ async fn a_configuration_that_is_read_again_is_in_force_at_once_and_a_bad_one_ch
 }
 
 #[tokio::test]
-async fn of_two_reloads_at_once_the_newer_file_wins() {
+async fn the_newer_file_of_two_simultaneous_reloads_wins() {
     let (world, path, dir) = configured("roles.mine.allow = ['GET /api/tags']").await;
     let (_device, up) = device(&world, &path, "laptop", "mine").await;
     // A file that is read slowly: its text comes when the test writes it.
@@ -407,7 +408,7 @@ async fn of_two_reloads_at_once_the_newer_file_wins() {
     let reload = async || world.aditd(&["reload"]).await;
     let (first, second) = (reload(), reload());
     tokio::pin!(first, second);
-    // It opens when the first reload has begun to read.
+    // The open succeeds when the first reload has begun to read.
     let fifo = path.clone();
     let opened = tokio::task::spawn_blocking(move || {
         std::fs::OpenOptions::new().write(true).open(fifo).expect("opened")
@@ -419,7 +420,8 @@ async fn of_two_reloads_at_once_the_newer_file_wins() {
     let newer = dir.path().join("newer");
     std::fs::write(&newer, "roles.mine.allow = ['GET /api/version']").expect("written");
     std::fs::rename(&newer, &path).expect("moved");
-    // Without turns the second is through here, before the text that the first one reads is there.
+    // If reloads did not take turns, the second would have finished before the first one gets its
+    // text.
     let at_once = tokio::time::timeout(std::time::Duration::from_millis(500), &mut second).await;
     std::io::Write::write_all(&mut older, b"roles.mine.allow = ['GET /api/tags']")
         .expect("written");

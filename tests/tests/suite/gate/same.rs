@@ -1,5 +1,5 @@
-//! What may pass looks through the tunnel as it looks without: a table of requests, each sent both
-//! ways.
+//! Permitted requests have the same answers through the tunnel as without it: a table of requests,
+//! each sent both ways.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::PROGRAM;
 
-/// Requests of applications, several on a line where they go together.
+/// Requests of applications; several in one line belong together.
 fn table() -> Vec<String> {
     let mut all = Vec::new();
     let versions = [
@@ -124,10 +124,10 @@ fn table() -> Vec<String> {
 }
 
 #[tokio::test]
-async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
+async fn two_hundred_requests_get_the_same_answers_through_the_tunnel_as_without_it() {
     let options = || Options { token_interval: Duration::from_millis(1), ..Options::default() };
     let world = World::start_with(PROGRAM, options(), &[]).await;
-    // Of its own, because some requests leave something behind.
+    // A stand-in of its own, because some requests change its state.
     let other = tests::ollama::Ollama::start(options()).await.expect("a stand-in");
     let up = world.up("laptop").await;
     let table = table();
@@ -140,7 +140,7 @@ async fn two_hundred_requests_are_answered_through_the_tunnel_as_without_it() {
     }
 }
 
-/// An application whose request has come to the service.
+/// An application whose request has arrived at the service.
 async fn pair(
     up: &tests::world::Up,
     upstream: &Upstream,
@@ -162,7 +162,7 @@ const POST: &[u8] =
     b"POST /api/blobs/x HTTP/1.1\r\nhOsT: localhost\r\nX-Odd:   spaces  \r\nContent-Length: 10\r\nExpect: 100-continue\r\n\r\n";
 
 #[tokio::test]
-async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_service_gives_it() {
+async fn heads_pass_byte_for_byte_and_only_the_service_sends_interim_responses() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -185,7 +185,7 @@ async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_serv
         service.write_all(&[*byte]).await.expect("sent");
         assert_eq!(raw::read_exactly(&mut app, 1).await, [*byte], "each byte at once");
     }
-    // The connection is good for another, and an end of the service reaches the application.
+    // The connection can be used again, and a FIN of the service reaches the application.
     app.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("sent");
     raw::read_exactly(&mut service, 35).await;
     service.write_all(b"HTTP/1.1 200 OK\r\n\r\nuntil the end").await.expect("sent");
@@ -198,7 +198,7 @@ async fn both_heads_pass_byte_for_byte_and_an_interim_answer_comes_when_the_serv
 }
 
 #[tokio::test]
-async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_away_is_seen() {
+async fn an_early_answer_arrives_during_the_upload_and_a_service_that_closes_is_noticed() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -220,7 +220,8 @@ async fn an_early_answer_comes_while_the_upload_goes_on_and_a_service_that_goes_
 }
 
 #[tokio::test]
-async fn an_application_that_goes_between_within_or_behind_requests_is_gone_for_the_service_too() {
+async fn an_application_that_disconnects_between_within_or_after_requests_disconnects_the_service()
+{
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;

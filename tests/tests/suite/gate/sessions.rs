@@ -1,5 +1,5 @@
-//! The audit log has a line for each session and for each stream to a `tcp` service: who, from
-//! where, how much, and how it ended.
+//! The audit log has a line for each session and for each stream to a `tcp` service: the device,
+//! its address, the bytes, and how it ended.
 
 use serde_json::Value;
 use tests::{
@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
-/// The lines of one kind of event, when there are so many.
+/// The lines of one kind of event, once there are `count`.
 async fn lines(world: &World, event: &str, count: usize) -> Vec<Value> {
     let wait = async {
         loop {
@@ -50,7 +50,7 @@ fn copied(world: &World, device: &Device) -> Device {
 }
 
 #[tokio::test]
-async fn a_session_is_noted_with_its_end_and_what_has_passed() {
+async fn a_session_is_logged_with_its_ending_and_its_bytes() {
     let world = World::start(PROGRAM).await;
     let mut up = world.up("laptop").await;
     let connected = &lines(&world, "connect", 1).await[0];
@@ -80,7 +80,7 @@ async fn a_session_is_noted_with_its_end_and_what_has_passed() {
 }
 
 #[tokio::test]
-async fn a_session_that_is_taken_over_by_a_copied_identity_is_noted() {
+async fn a_session_taken_over_by_a_copied_identity_is_logged() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let copy = copied(&world, &device);
@@ -95,7 +95,7 @@ async fn a_session_that_is_taken_over_by_a_copied_identity_is_noted() {
 }
 
 #[tokio::test]
-async fn a_tcp_stream_is_noted_with_its_bytes_and_its_end() {
+async fn a_tcp_stream_is_logged_with_its_bytes_and_its_ending() {
     let service = Upstream::start().await;
     let (world, up) = tcp_world(&service.flag("tcp")).await;
     let mut app = raw::connect(up.address).await;
@@ -104,7 +104,7 @@ async fn a_tcp_stream_is_noted_with_its_bytes_and_its_end() {
     assert_eq!(raw::read_exactly(&mut at_service, 8).await, b"question");
     at_service.write_all(b"an answer").await.expect("sent");
     assert_eq!(raw::read_exactly(&mut app, 9).await, b"an answer");
-    // What runs is counted, too.
+    // The bytes of an open stream are counted, too.
     assert_eq!(world.status().await["sessions"][0]["sent"], 9);
     drop((app, at_service));
     let done = &lines(&world, "stream", 1).await[0];
@@ -129,8 +129,8 @@ async fn a_tcp_stream_is_noted_with_its_bytes_and_its_end() {
 }
 
 #[tokio::test]
-async fn a_tcp_stream_to_a_service_that_is_not_there_is_noted_too() {
-    // Taken, but nobody listens.
+async fn a_tcp_stream_to_an_unreachable_service_is_logged() {
+    // The port is bound, but nobody listens.
     let reserved = tokio::net::TcpSocket::new_v4().expect("a socket");
     reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let (world, up) = tcp_world(&format!("tcp://{}", reserved.local_addr().expect("one"))).await;

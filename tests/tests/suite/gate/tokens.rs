@@ -1,5 +1,5 @@
-//! What a request costs of the day's tokens: what is not said is counted, or estimated and marked
-//! as that.
+//! What a request costs in tokens: unreported tokens are counted, or estimated and marked as
+//! estimates.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ async fn start_limited(token_interval: Duration, load_time: Duration, config: &s
     (world, up)
 }
 
-/// The lines of the log about requests, when there are so many.
+/// The lines of the log about requests, once there are `count`.
 async fn requests(world: &World, count: usize) -> Vec<Value> {
     let wait = async {
         loop {
@@ -51,7 +51,7 @@ async fn used(world: &World) -> u64 {
 }
 
 #[tokio::test]
-async fn the_pieces_of_a_v1_stream_are_counted_where_it_does_not_say_its_usage() {
+async fn the_pieces_of_a_v1_stream_without_usage_are_counted() {
     let (world, up) = start(Duration::ZERO, Duration::ZERO).await;
     let chat = r#"{"model":"stand-in:latest","messages":[{"role":"user","content":"x"}],"#;
     let text = r#"{"model":"stand-in:latest","prompt":"x","#;
@@ -62,7 +62,7 @@ async fn the_pieces_of_a_v1_stream_are_counted_where_it_does_not_say_its_usage()
     }
     for line in requests(&world, 2).await {
         assert_eq!(line["tokens_out"], 100, "{line:#}");
-        // Of the prompt nothing was said.
+        // The prompt's tokens are not reported.
         assert_eq!(line["tokens_estimated"], true, "{line:#}");
     }
     let used = used(&world).await;
@@ -70,7 +70,7 @@ async fn the_pieces_of_a_v1_stream_are_counted_where_it_does_not_say_its_usage()
 }
 
 #[tokio::test]
-async fn a_prompt_that_was_left_while_it_was_read_is_charged_an_estimate() {
+async fn a_prompt_whose_client_left_is_charged_an_estimate() {
     let (world, up) = start(Duration::from_millis(5), Duration::from_secs(600)).await;
     let prompt = "word ".repeat(400);
     let json = format!(r#"{{"model":"stand-in:latest","prompt":"{prompt}"}}"#);
@@ -89,7 +89,7 @@ async fn a_prompt_that_was_left_while_it_was_read_is_charged_an_estimate() {
 }
 
 #[tokio::test]
-async fn an_answer_in_one_piece_that_was_not_waited_for_is_charged_by_the_time_it_took() {
+async fn an_answer_in_one_piece_whose_client_left_is_charged_by_time() {
     let (world, up) = start(Duration::from_secs(600), Duration::ZERO).await;
     let json = r#"{"model":"stand-in:latest","prompt":"x","stream":false}"#;
     let mut left = raw::connect(up.address).await;
@@ -99,12 +99,12 @@ async fn an_answer_in_one_piece_that_was_not_waited_for_is_charged_by_the_time_i
     drop(left);
     let line = &requests(&world, 1).await[0];
     assert_eq!((&line["end"], &line["tokens_estimated"]), (&"cancelled".into(), &true.into()));
-    // 20 in a second, until an answer has shown how fast the model is.
+    // 20 per second, until an answer has shown how fast the model is.
     assert!(line["tokens_out"].as_u64().is_some_and(|n| n >= 19), "{line:#}");
 }
 
 #[tokio::test]
-async fn what_an_answer_says_itself_is_no_estimate_and_a_refusal_costs_nothing() {
+async fn reported_counts_are_not_estimated_and_a_refusal_costs_nothing() {
     let (world, up) = start(Duration::ZERO, Duration::ZERO).await;
     raw::exchange(up.address, &raw::generate(30, 1)).await;
     let other = r#"{"model":"no-such-model","prompt":"x"}"#;
@@ -119,7 +119,7 @@ async fn what_an_answer_says_itself_is_no_estimate_and_a_refusal_costs_nothing()
 
 const USED_UP: &str = "adit: device `laptop` may use 20 tokens per day (UTC), and has used them";
 
-/// The lines of an answer's body, without those that say how long each chunk is.
+/// The lines of an answer's body, without the chunk sizes.
 fn body_lines(answer: &str) -> Vec<Value> {
     let body = answer.split_once("\r\n\r\n").expect("a body").1;
     let lines = body.lines().map(|line| line.strip_prefix("data: ").unwrap_or(line));
@@ -130,7 +130,7 @@ fn body_lines(answer: &str) -> Vec<Value> {
 }
 
 #[tokio::test]
-async fn a_running_answer_ends_at_the_limit_with_an_error_in_its_own_shape() {
+async fn a_running_answer_ends_at_the_limit_with_an_error_in_its_own_format() {
     let limit = "[limits]\ntokens_per_day = 20";
     let native = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":5000}}"#;
     let openai = r#"{"model":"stand-in:latest","messages":[{"role":"user","content":"x"}],"stream":true,"max_tokens":5000}"#;
@@ -152,14 +152,14 @@ async fn a_running_answer_ends_at_the_limit_with_an_error_in_its_own_shape() {
             "{line:#}"
         );
         let used = used(&world).await;
-        // Pieces may meet on the way, on a slow machine.
+        // Pieces may be joined on the way, on a slow machine.
         assert!((20..=50).contains(&used), "{used}");
         world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("the model stops");
     }
 }
 
 #[tokio::test]
-async fn requests_at_once_do_not_pass_the_limit_together() {
+async fn parallel_requests_of_one_device_end_at_its_limit_together() {
     const AT_ONCE: u64 = 20;
     const LIMIT: u64 = 300;
     let limit = format!("[limits]\ntokens_per_day = {LIMIT}");

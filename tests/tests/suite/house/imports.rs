@@ -1,5 +1,5 @@
-//! Imports run in one direction: between the modules that stand side by side in a folder there is
-//! no circle, and each crate uses only the crates below it.
+//! Imports run in one direction: the modules of a folder have no import cycle, and each crate uses
+//! only the crates below it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,7 +9,7 @@ use std::{
 
 use syn::visit::{self, Visit};
 
-/// The crates, with the folder of each and the crates that it may use.
+/// The crates: folder, and the crates that each may use.
 const CRATES: [(&str, &str, &[&str]); 4] = [
     ("proto", "common/proto/src", &[]),
     ("common", "common/src", &["proto"]),
@@ -19,11 +19,12 @@ const CRATES: [(&str, &str, &[&str]); 4] = [
 
 type ModulePath = Vec<String>;
 
-/// What one file uses of its own crate, and which other crates of the project.
+/// The modules that one file uses of its own crate, and the other crates of the project that it
+/// uses.
 #[derive(Default)]
 struct Uses {
     module: ModulePath,
-    /// How deep inside inline modules the visitor stands.
+    /// How many inline modules the visitor is in.
     inline: Vec<String>,
     own: BTreeSet<ModulePath>,
     crates: BTreeSet<String>,
@@ -81,7 +82,7 @@ impl<'ast> Visit<'ast> for Uses {
     }
 
     fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
-        // What tests use is not a part of the structure.
+        // Imports in tests do not count.
         if item.content.is_some() && item.ident != "tests" {
             self.inline.push(item.ident.to_string());
             visit::visit_item_mod(self, item);
@@ -123,7 +124,7 @@ fn read(folder: &str) -> Vec<Uses> {
     uses.collect()
 }
 
-/// Which modules use which, among those that stand side by side below `parent`.
+/// Which modules use which, among the children of `parent`.
 type Siblings = BTreeMap<ModulePath, BTreeMap<String, BTreeSet<String>>>;
 
 fn siblings(uses: &[Uses]) -> Siblings {
@@ -135,7 +136,7 @@ fn siblings(uses: &[Uses]) -> Siblings {
             let (Some(from), Some(to)) = (file.module.get(common), used.get(common)) else {
                 continue;
             };
-            // Only modules count: what a parent defines itself is no module.
+            // Only modules count, not the items that a parent defines itself.
             if modules.contains(&used[..=common]) {
                 let parent = all.entry(file.module[..common].to_vec()).or_default();
                 parent.entry(from.clone()).or_default().insert(to.clone());
@@ -145,7 +146,7 @@ fn siblings(uses: &[Uses]) -> Siblings {
     all
 }
 
-/// A way from `from` back to itself.
+/// A path from `from` back to itself.
 fn circle<'a>(
     graph: &'a BTreeMap<String, BTreeSet<String>>,
     from: &'a str,
@@ -164,7 +165,7 @@ fn circle<'a>(
 }
 
 #[test]
-fn imports_make_no_circle() {
+fn imports_have_no_cycle() {
     let mut circles = Vec::new();
     for (name, folder, _) in CRATES {
         let all = siblings(&read(folder));
@@ -196,7 +197,7 @@ fn a_crate_uses_only_the_crates_below_it() {
 }
 
 #[test]
-fn the_pure_crate_names_no_runtime_no_quic_and_no_socket() {
+fn the_crate_proto_depends_on_no_runtime_quic_or_socket_library() {
     let manifest = fs::read_to_string(root().join("common/proto/Cargo.toml")).expect("readable");
     let named = |crate_: &str| {
         manifest.lines().any(|line| line.split(['.', ' ', '=']).next() == Some(crate_))

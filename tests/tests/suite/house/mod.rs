@@ -1,3 +1,3 @@
-//! The structure of the source: what every file has to keep.
+//! Rules that every source file has to keep.
 
 mod imports;

@@ -1,4 +1,4 @@
-//! Networks that drop packets with ECN marks, and what a computer says that cannot send at all.
+//! Networks that drop packets with ECN marks, and a computer that can't send at all.
 
 use std::time::Duration;
 
@@ -11,15 +11,15 @@ use crate::PROGRAM;
 
 const WITHIN: Duration = Duration::from_secs(180);
 
-/// Whether the session marks its packets, and whether the network drops those with marks, by its
-/// own account.
+/// Whether the session marks its packets, and whether the network drops marked ones, by the
+/// client's status.
 async fn marks(far: &Far) -> (Option<bool>, Option<bool>) {
     let status = far.device.status().await;
     let says = |what: &str| status["tunnel"][what].as_bool();
     (says("ecn_marks"), says("drops_ecn_marks"))
 }
 
-/// How often something has happened, by the client's own account.
+/// How often an event has happened, by the client's status.
 async fn happened(far: &Far, what: &str) -> usize {
     let status = far.device.status().await;
     let events = status["events"].as_array().expect("events").iter();
@@ -27,7 +27,7 @@ async fn happened(far: &Far, what: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_path_that_drops_marked_packets_carries_a_tunnel_without_marks() {
+async fn a_path_that_drops_ecn_marked_packets_carries_a_tunnel_without_marks() {
     if Lab::is_missing() {
         return;
     }
@@ -38,12 +38,12 @@ async fn a_path_that_drops_marked_packets_carries_a_tunnel_without_marks() {
     far.ask_both(20, 1).await.are_equal(WITHIN).await;
     assert_eq!(marks(&far).await, (Some(false), Some(true)));
     assert_eq!(happened(&far, "ECN").await, 1);
-    // What was found out holds for the next session on this network.
+    // The result applies to the next session on this network, too.
     far.is_one_session();
 }
 
 #[tokio::test]
-async fn a_path_that_begins_to_drop_marked_packets_under_an_answer_loses_no_token() {
+async fn a_path_that_begins_to_drop_ecn_marked_packets_loses_no_token() {
     if Lab::is_missing() {
         return;
     }
@@ -59,7 +59,7 @@ async fn a_path_that_begins_to_drop_marked_packets_under_an_answer_loses_no_toke
 }
 
 #[tokio::test]
-async fn a_computer_that_cannot_send_says_so_once_and_in_its_own_words() {
+async fn a_computer_that_cannot_send_reports_it_once() {
     if Lab::is_missing() {
         return;
     }
@@ -70,7 +70,7 @@ async fn a_computer_that_cannot_send_says_so_once_and_in_its_own_words() {
     far.lab.unplug();
     let said = async { while happened(&far, "cannot send").await == 0 {} };
     tokio::time::timeout(SOON, said).await.expect("it says so");
-    // Sockets are taken anew meanwhile, and each fails again.
+    // Meanwhile new sockets are opened, and each fails again.
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(happened(&far, "network is unreachable").await, 1);
     far.lab.plug_in();

@@ -1,4 +1,4 @@
-//! In network namespaces joined by an emulated path.
+//! Tests in network namespaces that are joined by an emulated path.
 
 mod cancelling;
 mod ladder;

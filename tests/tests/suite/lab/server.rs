@@ -1,4 +1,4 @@
-//! The far side: a server that is restarted, and one whose client is away.
+//! The server's side: a server that is restarted, and one whose client is away.
 
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ use crate::PROGRAM;
 const WITHIN: Duration = Duration::from_secs(180);
 
 #[tokio::test]
-async fn a_restarted_server_is_noticed_within_a_keep_alive_and_what_it_ran_before_ends_as_cut() {
+async fn a_restarted_server_is_noticed_within_a_keep_alive_and_its_answers_are_cut() {
     if Lab::is_missing() {
         return;
     }
@@ -36,14 +36,14 @@ async fn a_restarted_server_is_noticed_within_a_keep_alive_and_what_it_ran_befor
         assert_eq!(cut.ending, Ending::Reset, "never complete: {}", cut.text);
     }
     println!("cut {:?} after the restart", restarted.elapsed());
-    // A keep-alive is 5 s; without a reset of the old session it would take half an hour.
+    // A keep-alive is 5 s; without a stateless reset it would take half an hour.
     assert!(restarted.elapsed() < Duration::from_secs(30), "{:?}", restarted.elapsed());
     far.up.adit.says("the server was restarted").await;
     far.ask_both(20, 3).await.are_equal(WITHIN).await;
 }
 
 #[tokio::test]
-async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() {
+async fn an_address_that_changes_after_the_start_is_in_the_next_code() {
     if Lab::is_missing() {
         return;
     }
@@ -52,7 +52,7 @@ async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() 
         let flags = ["--listen", listen, "--allow-from", "198.51.100.0/24"];
         let mut world =
             network.within(World::start_with(PROGRAM, Options::default(), &flags)).await;
-        // Nothing goes into a pipe that could be taken for a code.
+        // Standard output has nothing that could be taken for a code.
         let told = world.aditd(&["invite", "laptop"]).await;
         assert_told(&told, FAILED, &["no address", "--advertise", "ip address"]);
         for address in ["198.51.100.7", "198.51.100.8"] {
@@ -62,7 +62,7 @@ async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() 
             assert_eq!(credentials::parse(&code).addresses, wanted);
             assert_eq!(world.status().await["addresses"], serde_json::json!(wanted));
         }
-        // And while the server is away, it is what it was last.
+        // While the server does not run, its last addresses are used.
         world.aditd.says("devices are told to connect to 198.51.100.8:11435").await;
         world.kill_server().await;
         let code = world.invite("laptop").await;
@@ -70,7 +70,7 @@ async fn an_address_that_comes_or_changes_after_the_start_is_in_the_next_code() 
     }
 }
 
-/// What a service sends, letters alone.
+/// The bytes that a service sends: only letters.
 fn letters(count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     seeded_bytes(7).fill(&mut bytes);
@@ -78,8 +78,7 @@ fn letters(count: usize) -> Vec<u8> {
 }
 
 #[tokio::test]
-async fn while_the_client_is_away_the_server_reads_on_until_its_window_is_full_and_then_the_service_waits()
- {
+async fn while_the_client_is_away_the_server_reads_until_its_window_is_full() {
     const ALL: usize = 48 << 20;
     if Lab::is_missing() {
         return;
@@ -94,7 +93,7 @@ async fn while_the_client_is_away_the_server_reads_on_until_its_window_is_full_a
     far.lab.cut();
     let all = letters(ALL);
     let mut sent = 0;
-    // Nothing taken for so long: it waits.
+    // Nothing was accepted for this long: the service waits.
     while let Ok(taken) =
         tokio::time::timeout(Duration::from_secs(8), service.write(&all[sent..])).await
     {

@@ -1,5 +1,5 @@
-//! Through a real sshd: enrolling with one command, and a tunnel where no UDP port can be reached,
-//! with both clients.
+//! Through a real sshd: enrolling with one command, and a tunnel if no UDP port can be reached,
+//! with both SSH clients.
 
 use std::time::Instant;
 
@@ -29,7 +29,7 @@ async fn works(up: Up) {
 }
 
 #[tokio::test]
-async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
+async fn one_command_enrolls_over_ssh_and_the_tunnel_uses_ssh() {
     if there_is_no_sshd() {
         return;
     }
@@ -58,13 +58,13 @@ async fn one_command_enrolls_and_the_tunnel_goes_where_only_sshd_is_reached() {
 }
 
 #[tokio::test]
-async fn the_systems_ssh_does_the_same_for_who_chooses_it_and_the_choice_is_kept() {
+async fn the_systems_ssh_can_be_chosen_and_the_choice_is_stored() {
     if there_is_no_sshd() {
         return;
     }
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
-    // What only the system's ssh can do is in the way of the other.
+    // An option that only the system's ssh supports.
     laptop.sshd.client("ProxyCommand nc 127.0.0.1 %p\nStrictHostKeyChecking yes\n");
     let builtin = laptop.enroll(&world, &[]).await;
     assert_eq!(builtin.code, Some(1));
@@ -83,11 +83,11 @@ async fn the_systems_ssh_does_the_same_for_who_chooses_it_and_the_choice_is_kept
 }
 
 #[tokio::test]
-async fn a_tunnel_by_ssh_that_would_lead_back_to_itself_is_refused() {
+async fn a_tunnel_over_ssh_to_its_own_listener_is_refused() {
     if there_is_no_sshd() {
         return;
     }
-    // Where Ollama would be, if it ran.
+    // Ollama would listen here if it ran.
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
@@ -178,7 +178,7 @@ async fn sixty_four_running_answers_survive_it_too() {
 }
 
 #[tokio::test]
-async fn a_key_that_may_do_nothing_but_relay_is_enough_for_the_tunnel() {
+async fn a_key_that_may_only_relay_carries_the_tunnel() {
     if there_is_no_sshd() {
         return;
     }
@@ -192,7 +192,7 @@ async fn a_key_that_may_do_nothing_but_relay_is_enough_for_the_tunnel() {
 }
 
 #[tokio::test]
-async fn a_key_that_may_only_forward_to_the_relays_port_is_enough_for_the_tunnel() {
+async fn a_key_that_may_only_forward_to_the_relays_port_carries_the_tunnel() {
     if there_is_no_sshd() {
         return;
     }
@@ -207,7 +207,7 @@ async fn a_key_that_may_only_forward_to_the_relays_port_is_enough_for_the_tunnel
 }
 
 #[tokio::test]
-async fn what_fails_over_ssh_says_whether_it_was_ssh_or_aditd_and_keeps_nothing() {
+async fn a_failure_over_ssh_says_whether_ssh_or_aditd_failed_and_stores_nothing() {
     if there_is_no_sshd() {
         return;
     }
@@ -246,7 +246,7 @@ async fn what_fails_over_ssh_says_whether_it_was_ssh_or_aditd_and_keeps_nothing(
 }
 
 #[tokio::test]
-async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
+async fn each_reason_for_no_tunnel_over_ssh_is_reported_with_its_cure() {
     if there_is_no_sshd() {
         return;
     }
@@ -283,7 +283,7 @@ async fn what_keeps_a_tunnel_down_is_told_with_one_cure_that_fits_it() {
 }
 
 #[tokio::test]
-async fn a_server_that_was_never_started_is_told_with_the_command_that_starts_it() {
+async fn enrolling_at_a_server_that_was_never_started_says_how_to_start_it() {
     if there_is_no_sshd() {
         return;
     }
@@ -301,7 +301,7 @@ async fn a_server_that_was_never_started_is_told_with_the_command_that_starts_it
 }
 
 #[tokio::test]
-async fn a_host_that_accepts_and_then_says_nothing_is_given_up() {
+async fn a_host_that_accepts_and_then_sends_nothing_is_given_up() {
     if there_is_no_sshd() {
         return;
     }

@@ -15,7 +15,7 @@ fn there_is_no_sshd() -> bool {
     !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
-/// Puts an `aditd` on the server's path that may not read the state, with this configuration.
+/// Puts an `aditd` with this configuration on the server's path; it may not read the state.
 fn without_the_state(world: &World, config: &std::path::Path) {
     let script = format!(
         "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG={}\nexec {} \"$@\"\n",
@@ -42,7 +42,7 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
     let mut world = World::start_with(PROGRAM, Options::default(), &flags).await;
     let laptop = Laptop::new(&world).await;
     without_the_state(&world, &config);
-    // Where the server listens they know from its configuration.
+    // The configuration says where the server listens.
     let told = std::fs::read_to_string(&config).expect("read");
     std::fs::write(&config, format!("{told}\nlisten = ['{}']", world.address().await))
         .expect("written");
@@ -61,7 +61,7 @@ async fn members_of_the_group_that_the_server_names_enroll_without_its_state() {
 }
 
 #[tokio::test]
-async fn a_key_that_may_do_less_than_enroll_is_told_so_at_once() {
+async fn a_key_that_may_not_enroll_is_reported_at_once() {
     if there_is_no_sshd() {
         return;
     }
@@ -93,7 +93,7 @@ async fn a_key_that_may_do_less_than_enroll_is_told_so_at_once() {
 }
 
 #[tokio::test]
-async fn whoever_may_not_enroll_is_told_who_may() {
+async fn a_user_who_may_not_enroll_is_told_who_may() {
     if there_is_no_sshd() {
         return;
     }

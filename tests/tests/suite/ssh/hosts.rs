@@ -1,5 +1,4 @@
-//! Whether an sshd is the one that is meant: known, unknown, changed and revoked keys, and
-//! authorities.
+//! Whether an sshd is the right one: known, unknown, changed and revoked keys, and host CAs.
 
 use tests::{
     laptop::Laptop,
@@ -28,7 +27,7 @@ fn known_hosts(laptop: &Laptop) -> String {
 }
 
 #[tokio::test]
-async fn an_unknown_host_is_refused_without_a_terminal_whatever_the_configuration_says() {
+async fn without_a_terminal_an_unknown_host_is_refused_whatever_the_configuration_says() {
     if there_is_no_sshd() {
         return;
     }
@@ -49,7 +48,7 @@ async fn an_unknown_host_is_refused_without_a_terminal_whatever_the_configuratio
 }
 
 #[tokio::test]
-async fn at_a_terminal_an_unknown_host_is_a_question_and_a_yes_is_remembered() {
+async fn at_a_terminal_an_unknown_host_is_asked_about_and_a_yes_is_stored() {
     if there_is_no_terminal() {
         return;
     }
@@ -79,7 +78,7 @@ async fn at_a_terminal_an_unknown_host_is_a_question_and_a_yes_is_remembered() {
         "{}",
         known_hosts(&laptop)
     );
-    // ssh agrees, and nothing is asked any more.
+    // ssh agrees, and asks no more.
     let ssh = std::process::Command::new(&laptop.sshd.ssh);
     let mut ssh = ssh;
     let seen = ssh
@@ -98,7 +97,7 @@ async fn at_a_terminal_an_unknown_host_is_a_question_and_a_yes_is_remembered() {
 }
 
 #[tokio::test]
-async fn a_changed_key_stops_everything_and_says_where_the_old_one_stands_and_what_to_do() {
+async fn a_changed_host_key_is_refused_with_the_line_of_the_old_one_and_a_cure() {
     if there_is_no_terminal() {
         return;
     }
@@ -129,7 +128,7 @@ async fn a_revoked_key_is_refused_even_if_it_is_known() {
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     laptop.sshd.know(&laptop.sshd.line());
-    // In the file of all users.
+    // The known_hosts file of all users.
     let revoked = format!("@revoked * {}", laptop.sshd.public("host"));
     std::fs::write(laptop.sshd.dir.join("global_known_hosts"), revoked).expect("written");
     let refused = laptop.enroll(&world, &[]).await;
@@ -142,7 +141,7 @@ async fn a_revoked_key_is_refused_even_if_it_is_known() {
 }
 
 #[tokio::test]
-async fn an_authority_vouches_for_a_host_that_nobody_has_seen_and_for_no_other() {
+async fn a_host_ca_is_accepted_for_its_hosts_and_no_others() {
     if there_is_no_sshd() {
         return;
     }
@@ -167,13 +166,13 @@ async fn an_authority_vouches_for_a_host_that_nobody_has_seen_and_for_no_other()
     let refused = laptop.enroll(&world, &[]).await;
     assert!(refused.code == Some(1) && refused.stderr.contains(UNKNOWN), "{}", refused.stderr);
     assert!(refused.stderr.contains("it is for another host"), "{}", refused.stderr);
-    // An authority that nobody knows does no harm to a key that somebody knows.
+    // An unknown CA does not matter if the key itself is known.
     laptop.sshd.know(&laptop.sshd.line());
     laptop.enrolled(&world, &[]).await;
 }
 
 #[tokio::test]
-async fn hashed_names_patterns_and_kinds_that_nobody_knows_are_read_as_ssh_reads_them() {
+async fn hashed_names_patterns_and_unknown_key_types_are_read_as_ssh_reads_them() {
     if there_is_no_sshd() {
         return;
     }
@@ -205,7 +204,7 @@ async fn hashed_names_patterns_and_kinds_that_nobody_knows_are_read_as_ssh_reads
 }
 
 #[tokio::test]
-async fn a_host_with_several_keys_is_asked_for_the_one_that_it_is_known_by() {
+async fn a_host_with_several_keys_is_asked_for_the_known_one() {
     if there_is_no_sshd() {
         return;
     }
@@ -226,7 +225,7 @@ async fn a_host_with_several_keys_is_asked_for_the_one_that_it_is_known_by() {
 }
 
 #[tokio::test]
-async fn an_alias_is_the_name_under_which_a_key_is_known() {
+async fn host_key_alias_is_the_name_in_known_hosts() {
     if there_is_no_sshd() {
         return;
     }

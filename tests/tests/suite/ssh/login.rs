@@ -1,4 +1,4 @@
-//! Logging in through a real sshd: agents, keys of all kinds, passphrases at a terminal, and jump
+//! Logging in through a real sshd: agents, all types of keys, passphrases at a terminal, and jump
 //! hosts.
 
 use tests::{
@@ -36,7 +36,7 @@ async fn keys_of_all_kinds_log_in() {
     ] {
         let key = laptop.sshd.key(name, arguments);
         laptop.sshd.authorize(name, "");
-        // The wrong ones are passed over.
+        // Keys that sshd refuses are skipped.
         laptop.sshd.client(&format!(
             "IdentityFile {}/missing\nIdentityFile {}\n",
             laptop.sshd.dir.display(),
@@ -47,7 +47,7 @@ async fn keys_of_all_kinds_log_in() {
 }
 
 #[tokio::test]
-async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if_it_says_so() {
+async fn keys_of_the_agent_are_used_and_identities_only_is_respected() {
     if there_is_no_sshd() {
         return;
     }
@@ -59,7 +59,7 @@ async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if
     });
     let agent = Agent::start(&laptop.sshd.dir, &[&keys[0], &keys[1]]).await;
     for (name, key) in ["held", "held_rsa"].iter().zip(&keys) {
-        // Nobody but the agent has it.
+        // Only the agent has the key.
         std::fs::remove_file(key).expect("removed");
         laptop.sshd.authorize(name, "");
         laptop
@@ -74,7 +74,7 @@ async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if
         "{}",
         refused.stderr
     );
-    // Named by its public half, and found by the environment.
+    // Selected by its public key; the agent is found by the environment.
     laptop.environment.push(("SSH_AUTH_SOCK".to_owned(), agent.socket.display().to_string()));
     laptop
         .sshd
@@ -83,7 +83,7 @@ async fn the_agents_keys_are_used_and_only_those_that_the_configuration_names_if
 }
 
 #[tokio::test]
-async fn a_passphrase_is_asked_for_at_a_terminal_not_shown_and_not_guessed() {
+async fn a_passphrase_is_asked_for_at_a_terminal_and_not_shown() {
     if there_is_no_terminal() {
         return;
     }
@@ -115,7 +115,7 @@ async fn a_passphrase_is_asked_for_at_a_terminal_not_shown_and_not_guessed() {
 }
 
 #[tokio::test]
-async fn the_tunnel_asks_once_and_comes_back_by_itself() {
+async fn the_tunnel_asks_for_a_passphrase_once_and_reconnects_by_itself() {
     if there_is_no_terminal() {
         return;
     }
@@ -139,7 +139,7 @@ async fn the_tunnel_asks_once_and_comes_back_by_itself() {
 }
 
 #[tokio::test]
-async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
+async fn an_interrupt_at_a_prompt_restores_the_terminal() {
     if there_is_no_terminal() {
         return;
     }
@@ -169,7 +169,7 @@ async fn whoever_is_interrupted_at_a_prompt_gets_the_terminal_back() {
 }
 
 #[tokio::test]
-async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
+async fn a_jump_host_is_used_with_its_own_key_and_its_own_host_key() {
     if there_is_no_sshd() {
         return;
     }
@@ -201,7 +201,7 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
     let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");
     up.end().await;
-    // There is no way around it.
+    // There is no route around the jump host.
     jump.kill();
     let gone = laptop.adit(&world, &[&enroll[..], &["--replace"]].concat()).await;
     assert!(
@@ -215,7 +215,7 @@ async fn a_jump_host_is_gone_through_with_its_own_key_and_its_own_host_key() {
 const HASH: &str = "$6$aditadit$kS43ewz49BYpu9dfN8aIeoYPg42PNCtrZPeSQ1o6Xr188m1pj4YojvhFcNTpgIfwPg7/pQqeuQVcZKT.c8.05/";
 
 #[tokio::test]
-async fn where_no_key_is_taken_a_password_is_asked_for_at_a_terminal_and_nowhere_else() {
+async fn if_no_key_is_accepted_a_password_is_asked_for_only_at_a_terminal() {
     if there_is_no_terminal() {
         return;
     }

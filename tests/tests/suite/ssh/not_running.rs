@@ -1,4 +1,4 @@
-//! SSH gets in, and no aditd runs there: who enrolls and who brings the tunnel up is told that.
+//! The SSH login works, but no aditd runs there: `adit enroll` and `adit up` say so.
 
 use serde_json::Value;
 use tests::{
@@ -18,7 +18,7 @@ fn there_is_no_sshd() -> bool {
     !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
 }
 
-/// Why `adit up` has no tunnel and what cures it, as `adit status --json` says, once it knows.
+/// Why `adit up` has no tunnel, and the cure, once `adit status --json` shows them.
 async fn why_down(laptop: &Laptop, world: &World) -> (String, String) {
     let known = async {
         loop {
@@ -37,7 +37,7 @@ async fn why_down(laptop: &Laptop, world: &World) -> (String, String) {
 }
 
 #[tokio::test]
-async fn a_tunnel_over_ssh_says_that_no_aditd_runs_there_and_comes_up_when_it_does() {
+async fn a_tunnel_over_ssh_reports_that_no_aditd_runs_and_comes_up_when_it_does() {
     if there_is_no_sshd() {
         return;
     }
@@ -46,7 +46,7 @@ async fn a_tunnel_over_ssh_says_that_no_aditd_runs_there_and_comes_up_when_it_do
     laptop.enrolled(&world, &[]).await;
     let relay = world.status().await["relay"].as_u64();
     world.kill_server().await;
-    // Somebody else may have the TCP port of the same number: then there is no relay beside it.
+    // Another process may have the TCP port of the same number: then there is no relay on it.
     let only_forwards = match relay {
         Some(port) => format!(
             "restrict,port-forwarding,permitopen=\"127.0.0.1:{port}\",command=\"/bin/false\""
@@ -70,7 +70,7 @@ async fn a_tunnel_over_ssh_says_that_no_aditd_runs_there_and_comes_up_when_it_do
 }
 
 #[tokio::test]
-async fn enrolling_where_no_aditd_runs_is_refused_and_makes_nothing() {
+async fn enrolling_without_a_running_aditd_is_refused_and_stores_nothing() {
     if there_is_no_sshd() {
         return;
     }
@@ -90,7 +90,7 @@ async fn enrolling_where_no_aditd_runs_is_refused_and_makes_nothing() {
 }
 
 #[tokio::test]
-async fn enrolling_at_a_state_that_nobody_serves_beside_one_that_somebody_does_is_refused() {
+async fn enrolling_at_another_state_than_the_running_servers_is_refused() {
     if there_is_no_sshd() {
         return;
     }
@@ -116,21 +116,21 @@ async fn enrolling_at_a_state_that_nobody_serves_beside_one_that_somebody_does_i
 }
 
 #[tokio::test]
-async fn a_user_without_the_servers_state_reaches_it_at_the_port_that_the_device_was_told() {
+async fn without_access_to_the_state_the_relay_uses_the_port_that_the_device_knows() {
     if there_is_no_sshd() {
         return;
     }
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
-    // From now on nothing there says where the server listens.
+    // From now on the server's port can't be found out there.
     let script = format!(
         "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG=/dev/null\nexec {} \"$@\"\n",
         world.scratch("nobodys").display(),
         world.scratch("aditd").display()
     );
     std::fs::write(world.scratch("remote-bin").join("aditd"), script).expect("written");
-    // No forwarding: the command alone has to find it.
+    // Forwarding is not allowed: the command has to find the port.
     laptop.sshd.authorize("user", "restrict");
     for client in ["builtin", "system"] {
         let up = laptop.up(&world, &["--ssh-client", client]).await;

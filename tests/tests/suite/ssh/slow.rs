@@ -1,5 +1,4 @@
-//! Hosts that take their time: a login that asks others, a login shell that is slow to start, a
-//! command that never says anything.
+//! Slow hosts: a slow login, a slow login shell, a command that never answers.
 
 use tests::{
     cli_assert::{FAILED, assert_told},
@@ -44,7 +43,7 @@ async fn ask_slowly(laptop: &mut Laptop, seconds: u32) {
 }
 
 #[tokio::test]
-async fn a_login_that_takes_its_time_is_waited_for_and_a_person_sees_it() {
+async fn a_slow_login_is_waited_for_and_reported() {
     if there_is_no_sshd() {
         return;
     }
@@ -63,21 +62,21 @@ async fn a_login_that_takes_its_time_is_waited_for_and_a_person_sees_it() {
 }
 
 #[tokio::test]
-async fn a_login_shell_that_is_slow_to_start_is_waited_for() {
+async fn a_slow_login_shell_is_waited_for() {
     if there_is_no_sshd() {
         return;
     }
     let world = World::start(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
-    // No forwarding: there is no other way to the relay.
+    // Forwarding is not allowed: there is no other way to the relay.
     let slow = r#"restrict,command="sleep 12; eval \"$SSH_ORIGINAL_COMMAND\"""#;
     laptop.sshd.authorize("user", slow);
     works(laptop.up(&world, &[]).await).await;
 }
 
 #[tokio::test]
-async fn a_command_that_says_nothing_does_not_keep_the_port_of_the_relay_waiting() {
+async fn a_silent_command_does_not_delay_the_relays_port() {
     if there_is_no_sshd() {
         return;
     }
@@ -88,12 +87,12 @@ async fn a_command_that_says_nothing_does_not_keep_the_port_of_the_relay_waiting
     let command = laptop.command(&world, &["up", "-v", "--listen", "127.0.0.1:0"]);
     let begun = std::time::Instant::now();
     Process::spawn(command, "adit").expect("it starts").ready().await.expect("ready");
-    // The command alone would be waited for longer.
+    // Without the port, the command would be waited for longer.
     assert!(begun.elapsed() < std::time::Duration::from_secs(45), "{:?}", begun.elapsed());
 }
 
 #[tokio::test]
-async fn how_long_a_host_may_take_to_greet_is_what_the_configuration_says() {
+async fn connect_timeout_limits_the_wait_for_a_hosts_greeting() {
     if there_is_no_sshd() {
         return;
     }

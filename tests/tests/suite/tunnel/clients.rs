@@ -1,4 +1,4 @@
-//! Real programs, unmodified, through the tunnel: curl, and the client libraries that applications
+//! Real, unmodified programs through the tunnel: curl, and the client libraries that applications
 //! use.
 
 use std::{
@@ -20,7 +20,7 @@ fn has(program: &str, args: &[&str]) -> bool {
     std::process::Command::new(program).args(args).output().is_ok_and(|out| out.status.success())
 }
 
-/// Runs one client script against the tunnel and the stand-in behind it.
+/// Runs a client script against the tunnel and the stand-in behind it.
 async fn passes(program: &str, name: &str) {
     let world = World::start_with(
         PROGRAM,
@@ -65,17 +65,17 @@ async fn curl_streams_uploads_and_reuses_connections() {
 }
 
 #[tokio::test]
-async fn the_python_package_ollama_works_and_its_aborts_reach_ollama() {
+async fn the_python_package_ollama_works_and_can_cancel() {
     python("ollama_client.py", "ollama").await;
 }
 
 #[tokio::test]
-async fn the_python_package_openai_works_and_its_aborts_reach_ollama() {
+async fn the_python_package_openai_works_and_can_cancel() {
     python("openai_client.py", "openai").await;
 }
 
 #[tokio::test]
-async fn the_npm_package_ollama_works_and_its_aborts_reach_ollama() {
+async fn the_npm_package_ollama_works_and_can_cancel() {
     let there = std::env::var("ADIT_TEST_NODE_PATH")
         .is_ok_and(|path| Path::new(&path).join("ollama").is_dir())
         && has("node", &["--version"]);

@@ -1,5 +1,5 @@
-//! How connections end: what the application or the service did reaches the other as it was, and a
-//! cut never looks like an end.
+//! How connections end: a FIN or RST of the application or the service reaches the other side as
+//! such, and a cut never looks like an end.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ async fn world_of(upstream: &Upstream) -> World {
     World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("tcp")]).await
 }
 
-/// A request for an endless answer, of which the first token has come.
+/// A request for an endless answer whose first token has come.
 async fn endless_answer(up: &tests::world::Up) -> TcpStream {
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
@@ -27,7 +27,7 @@ async fn endless_answer(up: &tests::world::Up) -> TcpStream {
     app
 }
 
-/// A pair whose bytes have been through the tunnel already.
+/// An application and a service that have exchanged bytes through the tunnel.
 async fn pair(up: &tests::world::Up, upstream: &Upstream) -> (TcpStream, TcpStream) {
     let mut app = raw::connect(up.address).await;
     let mut service = upstream.accept().await;
@@ -39,7 +39,7 @@ async fn pair(up: &tests::world::Up, upstream: &Upstream) -> (TcpStream, TcpStre
 }
 
 #[tokio::test]
-async fn an_application_that_closes_half_closes_or_aborts_stops_ollama() {
+async fn a_close_half_close_or_reset_by_the_application_stops_ollama() {
     let world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
 
@@ -62,7 +62,7 @@ async fn an_application_that_closes_half_closes_or_aborts_stops_ollama() {
 }
 
 #[tokio::test]
-async fn a_request_that_waits_for_its_first_token_is_cancelled_too() {
+async fn a_request_without_its_first_token_is_cancelled_too() {
     let world = World::start_with(
         PROGRAM,
         Options { load_time: Duration::from_secs(3600), ..Options::default() },
@@ -78,7 +78,7 @@ async fn a_request_that_waits_for_its_first_token_is_cancelled_too() {
 }
 
 #[tokio::test]
-async fn an_abort_reaches_the_service_as_an_abort_even_behind_bytes_that_it_does_not_read() {
+async fn a_reset_reaches_the_service_even_behind_bytes_that_it_does_not_read() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -87,8 +87,8 @@ async fn an_abort_reaches_the_service_as_an_abort_even_behind_bytes_that_it_does
     while tokio::time::timeout(Duration::from_secs(1), app.write_all(&block)).await.is_ok() {}
     app.set_zero_linger().expect("linger");
     drop(app);
-    // As without a tunnel the service may still read what had reached its machine; then comes the
-    // abort, and no end.
+    // As without a tunnel, the service may still read the bytes that had reached its machine; then
+    // it gets the reset, and no FIN.
     let mut sink = vec![0; 64 * 1024];
     let ending = loop {
         match tokio::time::timeout(SOON, service.read(&mut sink)).await.expect("it ends") {
@@ -101,7 +101,7 @@ async fn an_abort_reaches_the_service_as_an_abort_even_behind_bytes_that_it_does
 }
 
 #[tokio::test]
-async fn a_service_that_aborts_in_the_middle_is_seen_as_an_abort() {
+async fn a_reset_by_the_service_reaches_the_application_as_a_reset() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -112,7 +112,7 @@ async fn a_service_that_aborts_in_the_middle_is_seen_as_an_abort() {
 }
 
 #[tokio::test]
-async fn a_service_that_aborts_while_the_application_reads_nothing_is_seen_at_once() {
+async fn a_reset_by_the_service_reaches_an_application_that_does_not_read() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -128,7 +128,7 @@ async fn a_service_that_aborts_while_the_application_reads_nothing_is_seen_at_on
 }
 
 #[tokio::test]
-async fn an_answer_that_comes_before_the_upload_has_ended_is_delivered_whole() {
+async fn an_answer_during_the_upload_is_delivered_whole() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream).await;
     let up = world.up("laptop").await;
@@ -150,7 +150,7 @@ async fn an_answer_that_comes_before_the_upload_has_ended_is_delivered_whole() {
 }
 
 #[tokio::test]
-async fn a_blob_that_exists_is_answered_before_it_is_uploaded() {
+async fn an_existing_blob_is_answered_before_it_is_uploaded() {
     let world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
     let digest = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9";
@@ -170,7 +170,7 @@ async fn a_blob_that_exists_is_answered_before_it_is_uploaded() {
 }
 
 #[tokio::test]
-async fn a_revocation_cuts_what_is_running_and_stops_ollama() {
+async fn a_revocation_cuts_running_answers_and_stops_ollama() {
     let world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
     let bystander = world.up("desktop").await;
@@ -197,14 +197,14 @@ async fn a_server_that_is_killed_cuts_its_answers_and_serves_again_after_its_res
 }
 
 #[tokio::test]
-async fn a_client_that_is_killed_gives_its_answers_up_when_it_comes_back() {
+async fn the_answers_of_a_killed_client_are_cancelled_when_it_comes_back() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut up = device.up(&[]).await;
     let mut app = endless_answer(&up).await;
     up.adit.kill().await;
-    // The kernel ends the connections of a dead process: the JSON lines are cut short, which any
-    // client sees.
+    // The kernel closes the connections of a dead process: the JSON lines are incomplete, which
+    // every client notices.
     while tokio::time::timeout(SOON, app.read(&mut [0; 4096]))
         .await
         .expect("it ends")
@@ -221,8 +221,7 @@ async fn a_client_that_is_killed_gives_its_answers_up_when_it_comes_back() {
 }
 
 #[tokio::test]
-async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_order_ends_them_at_once()
- {
+async fn a_stopped_client_ends_its_answers_after_the_drain_and_a_second_signal_at_once() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
 
@@ -249,7 +248,7 @@ async fn a_client_that_is_stopped_ends_its_answers_after_the_drain_and_a_second_
     world.ollama.wait_for(|c| c.cancelled == 1, SOON).await.expect("it is cancelled");
 }
 
-/// It ends well, and neither warns of what it was told to do nor connects again.
+/// It exits with 0, and neither warns of its stop nor reconnects.
 async fn ends_in_peace(mut up: tests::world::Up) {
     let (status, log) = up.adit.ended_saying().await.expect("it ends");
     assert_eq!(status.code(), Some(0), "{log}");
@@ -258,7 +257,7 @@ async fn ends_in_peace(mut up: tests::world::Up) {
 }
 
 #[tokio::test]
-async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
+async fn a_stopping_client_neither_warns_nor_reconnects() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     for order in ["INT", "TERM"] {
@@ -266,7 +265,7 @@ async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
         up.adit.signal(order);
         ends_in_peace(up).await;
     }
-    // Its session ends while it waits for a running answer, and the server would take it back.
+    // Its session ends while it waits for a running answer, and the server would accept it again.
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = endless_answer(&up).await;
     up.adit.signal("INT");
@@ -275,7 +274,7 @@ async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
     world.restart_server().await;
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
     ends_in_peace(up).await;
-    // It has not found the server yet, which a slow machine may have told by now.
+    // It has not found the server yet; on a slow machine it may have said so.
     world.kill_server().await;
     let mut up = device.start(&["--hold", "1h"]).await;
     let held = raw::connect(up.address).await;
@@ -286,7 +285,7 @@ async fn a_client_that_is_told_to_stop_neither_warns_nor_connects_again() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_stopped_lets_running_answers_end() {
+async fn a_stopping_server_lets_running_answers_end() {
     let mut world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
@@ -300,7 +299,7 @@ async fn a_server_that_is_stopped_lets_running_answers_end() {
 }
 
 #[tokio::test]
-async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
+async fn an_idle_connection_does_not_delay_a_stop() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let kept = async |up: &tests::world::Up| {
@@ -329,7 +328,7 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
     world.aditd.signal("TERM");
     assert_eq!(world.aditd.ended().await.expect("ended").code(), Some(0));
     assert!(stopped.elapsed() < Duration::from_secs(25), "the drain would take 30 s");
-    // And the application need not know of it.
+    // The application does not notice it.
     world.restart_server().await;
     app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
     let (answer, ending) = raw::read_to_end(&mut app).await;
@@ -338,7 +337,7 @@ async fn a_connection_that_an_application_keeps_for_later_holds_nobody_up() {
 }
 
 #[tokio::test]
-async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop() {
+async fn a_pause_between_two_tokens_is_not_taken_for_the_end_while_stopping() {
     let upstream = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
@@ -353,7 +352,7 @@ async fn a_pause_between_two_tokens_is_no_end_when_the_program_is_told_to_stop()
     raw::read_exactly(&mut app, 24).await;
     up.adit.signal("INT");
     up.adit.says("1 running connection with").await;
-    // Longer than any guess at what a pause may be.
+    // Longer than any time-out that could be mistaken for an end.
     let pause = tokio::time::timeout(Duration::from_secs(8), app.read(&mut [0; 16])).await;
     assert!(pause.is_err(), "it was ended in the pause");
     service.write_all(b"second").await.expect("sent");

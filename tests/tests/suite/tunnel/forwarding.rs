@@ -26,7 +26,7 @@ fn fast() -> Options {
 }
 
 #[tokio::test]
-async fn an_application_sees_through_the_tunnel_what_it_sees_without() {
+async fn answers_are_the_same_through_the_tunnel_and_without_it() {
     let world = World::start_with(PROGRAM, fast(), &[]).await;
     let up = world.up("laptop").await;
     let get = |path: &str| {
@@ -67,7 +67,7 @@ async fn an_application_sees_through_the_tunnel_what_it_sees_without() {
 }
 
 #[tokio::test]
-async fn localhost_answers_on_both_families() {
+async fn localhost_listens_on_ipv4_and_ipv6() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut adit = world
@@ -93,7 +93,7 @@ async fn localhost_answers_on_both_families() {
 }
 
 #[tokio::test]
-async fn a_service_that_speaks_first_is_heard_before_the_application_says_anything() {
+async fn a_service_may_send_first() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream, "tcp").await;
     let up = world.up("laptop").await;
@@ -144,7 +144,7 @@ async fn the_end_of_one_direction_leaves_the_other_open() {
 }
 
 #[tokio::test]
-async fn two_hundred_and_fifty_six_answers_stream_at_once_each_its_own() {
+async fn two_hundred_and_fifty_six_parallel_answers_are_not_mixed_up() {
     let world = World::start_with(PROGRAM, fast(), &[]).await;
     let up = world.up("laptop").await;
     let mut streams = JoinSet::new();
@@ -164,7 +164,7 @@ async fn two_hundred_and_fifty_six_answers_stream_at_once_each_its_own() {
 }
 
 #[tokio::test]
-async fn a_gigabyte_passes_whole_each_way() {
+async fn a_gigabyte_passes_unchanged_in_each_direction() {
     const SIZE: u64 = 1000 * MB;
     let world = World::start(PROGRAM).await;
     let up = world.up("laptop").await;
@@ -214,7 +214,7 @@ async fn a_gigabyte_passes_whole_each_way() {
     assert!(answer.contains(&hex) && answer.contains(&SIZE.to_string()), "{answer}");
 }
 
-/// Writes until nothing is taken for a second; returns how much was.
+/// Writes until nothing was accepted for a second; returns the number of bytes.
 async fn write_until_blocked(tcp: &mut tokio::net::TcpStream) -> u64 {
     let block = vec![7; 64 * 1024];
     let mut written = 0;
@@ -240,7 +240,7 @@ async fn read_some(tcp: &mut tokio::net::TcpStream, bytes: u64) {
 }
 
 #[tokio::test]
-async fn a_reader_that_stops_reading_stops_its_writer_and_nobody_else() {
+async fn a_reader_that_stops_blocks_only_its_own_writer() {
     let upstream = Upstream::start().await;
     let world = world_of(&upstream, "tcp").await;
     let up = world.up("laptop").await;

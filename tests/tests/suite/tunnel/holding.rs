@@ -1,5 +1,4 @@
-//! While there is no way to Ollama: connections wait, and are then told why, in words that any tool
-//! shows.
+//! While there is no way to Ollama: connections wait, and then get an error that every tool shows.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -31,7 +30,7 @@ fn error_of(answer: &str) -> (&str, String) {
 }
 
 #[tokio::test]
-async fn without_a_server_a_request_is_held_and_then_told_why() {
+async fn without_a_server_a_request_is_held_and_then_refused_with_the_reason() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let server = world.address().await;
@@ -43,7 +42,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     assert!(started.elapsed() >= Duration::from_secs(1), "it was held");
     let (status, error) = error_of(&answer);
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
-    // The first attempt may have failed by now, on a slow machine, or still be under way.
+    // On a slow machine the first attempt may be under way, or may have failed by now.
     for said in [error, device.adit(&["status"], "").await.stdout] {
         // `status` wraps its lines.
         let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -61,7 +60,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
     assert!(head.contains("\r\nRetry-After: "), "{head}");
     let old = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
     assert!(old.starts_with("HTTP/1.0 503"), "{old}");
-    // A body that is on its way does not destroy the answer.
+    // A body that is under way does not destroy the answer.
     let upload = raw::exchange(up.address, &raw::post("/api/chat", &"x".repeat(1_000_000))).await;
     assert!(upload.starts_with("HTTP/1.1 503"), "{upload}");
 
@@ -75,7 +74,7 @@ async fn without_a_server_a_request_is_held_and_then_told_why() {
 }
 
 #[tokio::test]
-async fn a_held_request_goes_through_when_the_server_comes_and_tells_by_then_what_it_waits_for() {
+async fn a_held_request_passes_when_the_server_comes_and_status_shows_it_until_then() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     world.kill_server().await;
@@ -93,7 +92,7 @@ async fn a_held_request_goes_through_when_the_server_comes_and_tells_by_then_wha
 }
 
 #[tokio::test]
-async fn an_application_that_leaves_while_it_is_held_is_forgotten() {
+async fn a_held_request_is_dropped_when_its_application_disconnects() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     world.kill_server().await;
@@ -108,8 +107,8 @@ async fn an_application_that_leaves_while_it_is_held_is_forgotten() {
 }
 
 #[tokio::test]
-async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_finds_it() {
-    // A port that nobody listens on, and that nobody else gets meanwhile.
+async fn without_ollama_a_request_gets_a_502_and_the_next_one_works_when_ollama_runs() {
+    // A port on which nobody listens, and that no other process gets meanwhile.
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
@@ -141,7 +140,7 @@ async fn ollama_that_does_not_run_is_a_502_that_says_so_and_the_next_request_fin
 }
 
 #[tokio::test]
-async fn an_application_that_connects_first_and_asks_later_is_told_in_words_too() {
+async fn an_application_that_connects_early_and_asks_later_gets_an_error_too() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
@@ -155,7 +154,7 @@ async fn an_application_that_connects_first_and_asks_later_is_told_in_words_too(
 }
 
 #[tokio::test]
-async fn a_tcp_service_that_does_not_run_is_an_abort_and_no_http() {
+async fn a_missing_tcp_service_causes_a_reset_without_http() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let flag = format!("tcp://{}", reserved.local_addr().expect("address"));
@@ -167,7 +166,7 @@ async fn a_tcp_service_that_does_not_run_is_an_abort_and_no_http() {
 }
 
 #[tokio::test]
-async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() {
+async fn a_revoked_device_gets_an_error_at_once_and_its_next_start_exits_with_4() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut up = device.up(&["--hold", "10m"]).await;
@@ -194,7 +193,7 @@ async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() 
     for once in ["revoked", "aditd invite", "adit enroll"] {
         assert_eq!(again.stderr.matches(once).count(), 1, "{}", again.stderr);
     }
-    // And that is the cure.
+    // That hint works.
     assert_eq!(world.aditd(&["device", "forget", "laptop"]).await.code, Some(0));
     let enrolled = device.enroll(&world.invite("laptop").await, &["--replace"]).await;
     assert_eq!(enrolled.code, Some(0), "{}", enrolled.stderr);
@@ -203,7 +202,7 @@ async fn a_revoked_device_is_told_at_once_and_its_next_start_ends_with_code_4() 
 }
 
 #[tokio::test]
-async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
+async fn a_second_machine_with_a_copied_certificate_is_reported_on_the_first() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut first = device.up(&[]).await;
@@ -228,7 +227,7 @@ async fn a_second_machine_with_a_copied_certificate_is_named_to_the_first() {
 }
 
 #[tokio::test]
-async fn a_carrier_that_has_no_way_to_the_server_is_told_at_once() {
+async fn a_carrier_without_a_route_is_refused_at_once() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let told = device.adit(&["up", "--listen", "127.0.0.1:0", "--carrier", "ssh"], "").await;
@@ -260,7 +259,7 @@ async fn one_profile_has_one_tunnel() {
 }
 
 #[tokio::test]
-async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hanging() {
+async fn at_the_stream_limit_a_connection_waits_and_then_gets_an_error() {
     const LIMIT: usize = common::transport::MOST_STREAMS as usize;
     common::machine::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
@@ -279,7 +278,7 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
     let (status, error) = error_of(&answer);
     assert_eq!(status, "HTTP/1.1 503 Service Unavailable");
     assert!(error.contains("too many requests of this device"), "{error}");
-    // One goes, the next one gets its place.
+    // When one ends, the next one gets its place.
     drop(open.pop());
     let mut app = raw::connect(up.address).await;
     app.write_all(GET.as_bytes()).await.expect("sent");
@@ -288,8 +287,8 @@ async fn at_the_stream_limit_a_connection_waits_and_is_then_told_instead_of_hang
 }
 
 #[tokio::test]
-async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
-    // Where Ollama would be, if it ran.
+async fn a_tunnel_to_its_own_listener_is_refused() {
+    // Ollama would listen here if it ran.
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
@@ -307,7 +306,7 @@ async fn a_tunnel_that_would_lead_back_to_itself_is_refused() {
 }
 
 #[tokio::test]
-async fn a_request_that_is_held_does_not_flow_into_a_tunnel_that_leads_back_to_itself() {
+async fn a_held_request_is_not_forwarded_into_a_tunnel_to_its_own_listener() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
@@ -315,7 +314,7 @@ async fn a_request_that_is_held_does_not_flow_into_a_tunnel_that_leads_back_to_i
     let mut world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
     let device = world.device("laptop").await;
     world.kill_server().await;
-    // It also listens where the server expects its Ollama.
+    // It also listens at the address where the server expects its Ollama.
     let mut up = device.start(&["--listen", &address, "--hold", "1h"]).await;
     let mut app = raw::connect(up.address).await;
     app.write_all(GET.as_bytes()).await.expect("sent");
@@ -330,7 +329,7 @@ async fn a_request_that_is_held_does_not_flow_into_a_tunnel_that_leads_back_to_i
 }
 
 #[tokio::test]
-async fn of_two_machines_with_one_certificate_the_one_that_is_left_serves_when_it_is_asked() {
+async fn the_remaining_one_of_two_machines_with_one_certificate_serves_requests() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let first = device.up(&[]).await;
@@ -343,7 +342,7 @@ async fn of_two_machines_with_one_certificate_the_one_that_is_left_serves_when_i
     second.adit.signal("TERM");
     assert_eq!(second.adit.ended().await.expect("it ends").code(), Some(0));
 
-    // Without a request it would ask again after half a minute at the earliest.
+    // Without a request it would try again after half a minute at the earliest.
     let deadline = tokio::time::Instant::now() + Duration::from_secs(25);
     let served = async {
         loop {

@@ -1,5 +1,5 @@
-//! Connections that an application keeps for later: they outlive sessions and the server, and only
-//! what was being answered is cut.
+//! Idle connections that an application keeps: they survive sessions and the server; only running
+//! answers are cut.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use crate::PROGRAM;
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const CHUNKED: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-/// A request on a connection that stays open.
+/// Sends a request on a connection that stays open.
 async fn ask(app: &mut TcpStream) {
     app.write_all(GET).await.expect("sent");
     let mut answer = Vec::new();
@@ -30,7 +30,7 @@ async fn kept(up: &Up) -> TcpStream {
     app
 }
 
-/// Waits until the device has had so many sessions.
+/// Waits until the device has had this many sessions.
 async fn has_had(device: &Device, sessions: usize) {
     let connected = |event: &serde_json::Value| {
         event["what"].as_str().is_some_and(|what| what.starts_with("connected to"))
@@ -48,7 +48,7 @@ async fn has_had(device: &Device, sessions: usize) {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_outlives_a_server_that_is_killed_and_one_that_is_stopped() {
+async fn an_idle_connection_survives_a_killed_and_a_stopped_server() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
@@ -61,7 +61,7 @@ async fn a_connection_without_a_request_outlives_a_server_that_is_killed_and_one
 
     world.aditd.signal("TERM");
     assert_eq!(world.aditd.ended().await.expect("it ends").code(), Some(0));
-    // Asked while there is no server: held.
+    // Sent while there is no server: held.
     used.write_all(GET).await.expect("sent");
     world.restart_server().await;
     let mut answer = Vec::new();
@@ -72,13 +72,12 @@ async fn a_connection_without_a_request_outlives_a_server_that_is_killed_and_one
 }
 
 #[tokio::test]
-async fn of_kept_connections_those_that_were_answered_are_cut_and_a_request_without_an_answer_is_told()
- {
+async fn a_cut_answer_is_reset_and_a_request_without_an_answer_gets_an_error() {
     let options = Options { load_time: Duration::from_secs(3600), ..Options::default() };
     let mut world = World::start_with(PROGRAM, options, &[]).await;
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
-    // The second request of a connection, whose answer has not begun.
+    // The second request on a connection, whose answer has not begun.
     let mut app = kept(&up).await;
     let request = raw::generate(5, 1).replace("Connection: close\r\n", "");
     app.write_all(request.as_bytes()).await.expect("sent");
@@ -92,7 +91,7 @@ async fn of_kept_connections_those_that_were_answered_are_cut_and_a_request_with
 }
 
 #[tokio::test]
-async fn an_answer_whose_last_chunk_comes_in_pieces_is_over_and_holds_nobody_up() {
+async fn an_answer_whose_last_chunk_comes_in_pieces_does_not_delay_a_stop() {
     let upstream = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
@@ -113,7 +112,7 @@ async fn an_answer_whose_last_chunk_comes_in_pieces_is_over_and_holds_nobody_up(
 }
 
 #[tokio::test]
-async fn a_token_whose_text_is_the_last_chunk_is_not_taken_for_the_end() {
+async fn a_token_with_the_text_of_a_last_chunk_is_not_taken_for_the_end() {
     let upstream = Upstream::start().await;
     let world =
         World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])

@@ -1,5 +1,5 @@
-//! Who is answered at all: a device with its own knock, as long as it is enrolled; never a copy of
-//! what it has sent.
+//! Which packets are answered: those with the knock of an enrolled device, and never copies of
+//! them.
 
 use std::{
     collections::HashSet,
@@ -31,7 +31,8 @@ use tokio::net::UdpSocket;
 use super::listening::own_address;
 use crate::PROGRAM;
 
-/// Looked at after the server has worked off all that came before.
+/// How long a test waits for an answer that must not come, after the server has handled all
+/// packets.
 const QUIET: Duration = Duration::from_millis(300);
 
 async fn flight(profile: &Profile, key: &KnockKey) -> Vec<Vec<u8>> {
@@ -47,7 +48,7 @@ async fn assert_silence(what: &str, gate: &Gate, up: &Up, datagrams: &[Vec<u8>])
     stranger.assert_heard_nothing(what).await;
 }
 
-/// That these datagrams are answered.
+/// Asserts that these datagrams are answered.
 async fn assert_answered(gate: &Gate, datagrams: &[Vec<u8>]) -> Stranger {
     let stranger = Stranger::facing(gate.address).await;
     for datagram in datagrams {
@@ -59,13 +60,13 @@ async fn assert_answered(gate: &Gate, datagrams: &[Vec<u8>]) -> Stranger {
 }
 
 /// A packet with a short header and a connection ID of 8 bytes (RFC 9000 section 17.3). `adit` also
-/// sends a single byte, to hear what the kernel says of an address.
+/// sends a single byte, to get the kernel's error for an address.
 fn is_short(datagram: &[u8]) -> bool {
     datagram.len() > 9 && datagram[0] & 0x80 == 0
 }
 
 #[tokio::test]
-async fn the_packets_of_a_revoked_device_are_a_strangers_and_those_of_a_forgotten_one() {
+async fn packets_of_a_revoked_or_forgotten_device_are_not_answered() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
     let other = profile(&gate.world.device("other").await);
@@ -79,7 +80,7 @@ async fn the_packets_of_a_revoked_device_are_a_strangers_and_those_of_a_forgotte
 }
 
 #[tokio::test]
-async fn half_handshakes_of_one_device_keep_nobody_from_enrolling_or_coming_back() {
+async fn unfinished_handshakes_of_one_device_do_not_keep_others_out() {
     let gate = Gate::start(PROGRAM).await;
     let greedy = profile(&gate.world.device("greedy").await);
     let mut strangers = Vec::new();
@@ -99,7 +100,7 @@ async fn half_handshakes_of_one_device_keep_nobody_from_enrolling_or_coming_back
 }
 
 #[tokio::test]
-async fn a_recorded_knock_is_answered_to_nobody_else() {
+async fn a_copied_knock_is_not_answered() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
     let flight = flight(&gate.profile, &gate.door()).await;
@@ -110,12 +111,12 @@ async fn a_recorded_knock_is_answered_to_nobody_else() {
     drop(client);
 }
 
-/// A device whose packets pass somebody who records them, off loopback, so that it has to prove its
-/// address; and that recorder's own sockets.
+/// A device whose packets are recorded. It does not use loopback, so it has to prove its address.
+/// And sockets of the recorder.
 struct Recorded {
     world: World,
     path: Path,
-    /// So many datagrams were sent for enrolling.
+    /// How many datagrams were sent for the enrollment.
     enrolling: usize,
     up: Up,
     server: SocketAddr,
@@ -147,15 +148,15 @@ impl Recorded {
         Some(Self { world, path, enrolling, up, server, own: own.into() })
     }
 
-    /// All that the device has sent in its session.
+    /// All datagrams of the device's session.
     fn datagrams(&self) -> Vec<Vec<u8>> {
         let mut sent = self.path.recorded().split_off(self.enrolling);
-        // The single byte by which the client hears the kernel's verdict is no packet of QUIC.
+        // The single byte by which the client gets the kernel's error is not a QUIC packet.
         sent.retain(|datagram| datagram.len() > 1);
         sent
     }
 
-    /// Sends these from a socket of the recorder's own; how many answers come, and their bytes.
+    /// Sends these from a socket of the recorder; returns how many answers come, and their bytes.
     async fn answers(&self, datagrams: &[Vec<u8>], rounds: usize) -> (usize, usize) {
         let socket = UdpSocket::bind((self.own, 0)).await.expect("a port");
         socket.connect(self.server).await.expect("connected");
@@ -163,7 +164,7 @@ impl Recorded {
             for datagram in datagrams {
                 let _ = socket.send(datagram).await;
             }
-            // The server works them off before it answers this.
+            // The server has handled them before it answers this.
             self.world.status().await;
         }
         let (mut count, mut bytes, mut answer) = (0, 0, [0; 2048]);
@@ -175,7 +176,7 @@ impl Recorded {
 }
 
 #[tokio::test]
-async fn nothing_that_was_recorded_of_a_session_is_answered_while_it_lasts_or_when_it_has_ended() {
+async fn recorded_packets_of_a_session_are_not_answered_during_it_or_after_it() {
     let Some(mut recorded) = Recorded::start().await else { return };
     let all = recorded.datagrams();
     let initials = all.iter().filter(|datagram| datagram[0] & 0xb0 == 0x80).count();
@@ -196,7 +197,7 @@ async fn nothing_that_was_recorded_of_a_session_is_answered_while_it_lasts_or_wh
 }
 
 #[tokio::test]
-async fn after_a_restart_a_recorded_session_gets_few_resets_and_its_device_learns_of_it_at_once() {
+async fn after_a_restart_recorded_packets_get_few_resets_and_the_device_learns_of_it_at_once() {
     let Some(mut recorded) = Recorded::start().await else { return };
     let all = recorded.datagrams();
     recorded.world.kill_server().await;
@@ -209,7 +210,7 @@ async fn after_a_restart_a_recorded_session_gets_few_resets_and_its_device_learn
     assert!(bytes <= count * 1452);
 }
 
-/// Gives a device and the server what they had before each device had a knock of its own.
+/// Gives a device and the server the state of a version without own knock keys.
 fn take_back_in_time(world: &World, device: &Device) -> KnockKey {
     let keys = std::fs::read(world.state().join("endpoint.json")).expect("keys");
     let keys: Value = serde_json::from_slice(&keys).expect("JSON");
@@ -232,11 +233,11 @@ fn register(world: &World) -> rusqlite::Connection {
 }
 
 #[tokio::test]
-async fn a_device_of_an_earlier_version_comes_in_and_has_its_own_knock_from_then_on() {
+async fn a_device_of_an_earlier_version_connects_and_gets_a_knock_key_of_its_own() {
     let gate = Gate::start(PROGRAM).await;
     let shared = take_back_in_time(&gate.world, &gate.device);
     let own = gate.door();
-    // The server looks for changes of others by itself.
+    // The server finds changes by other processes itself.
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
     assert!(profile(&gate.device).enrolled.door_key == own, "its own again");
@@ -264,7 +265,7 @@ async fn a_device_of_an_earlier_version_comes_in_and_has_its_own_knock_from_then
 }
 
 #[tokio::test]
-async fn the_shared_knock_of_an_earlier_version_ends_with_the_first_revocation_of_one_who_had_it() {
+async fn the_shared_knock_of_an_earlier_version_ends_when_a_device_that_knows_it_is_revoked() {
     let gate = Gate::start(PROGRAM).await;
     let (other, late) = (gate.world.device("other").await, gate.world.device("late").await);
     for device in [&other, &late] {
@@ -277,13 +278,13 @@ async fn the_shared_knock_of_an_earlier_version_ends_with_the_first_revocation_o
     up.end().await;
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
-    // One that was away has to be enrolled again.
+    // A device that was away has to enroll again.
     let mut away = late.start(&[]).await;
     away.adit.says("no tunnel: no answer").await;
 }
 
 #[tokio::test]
-async fn an_older_adit_that_could_not_connect_afterwards_is_not_enrolled() {
+async fn an_older_adit_that_could_not_connect_is_not_enrolled() {
     let world = World::start(PROGRAM).await;
     let invitation = parse(&world.invite("laptop").await);
     let connection = at_enrollment(&invitation).await;
@@ -298,7 +299,7 @@ async fn an_older_adit_that_could_not_connect_afterwards_is_not_enrolled() {
 }
 
 #[tokio::test]
-async fn a_profile_with_a_damaged_knock_is_told() {
+async fn a_profile_with_a_damaged_knock_key_is_reported() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut identity = stored(&device);
@@ -312,7 +313,7 @@ async fn a_profile_with_a_damaged_knock_is_told() {
     );
 }
 
-/// A session of this device that takes hardly any bytes of a stream before it reads them.
+/// A session of this device that accepts only few bytes of a stream before it reads them.
 async fn narrow_session(gate: &Gate) -> (Connection, SendStream, RecvStream) {
     let identity = gate.profile.certified_key().expect("an identity");
     let crypto = crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]);
@@ -333,7 +334,7 @@ async fn narrow_session(gate: &Gate) -> (Connection, SendStream, RecvStream) {
 }
 
 #[tokio::test]
-async fn a_device_that_floods_probes_and_reads_no_answers_does_not_delay_the_servers_end() {
+async fn a_device_that_floods_probes_does_not_delay_the_servers_stop() {
     let mut gate = Gate::start(PROGRAM).await;
     let (connection, mut probes, _notices) = narrow_session(&gate).await;
     let answers = || connection.stats().frame_rx.stream;
@@ -359,7 +360,7 @@ async fn a_device_that_floods_probes_and_reads_no_answers_does_not_delay_the_ser
 }
 
 #[tokio::test]
-async fn who_is_not_in_yet_does_not_delay_the_servers_end() {
+async fn an_unfinished_handshake_does_not_delay_the_servers_stop() {
     let mut gate = Gate::start(PROGRAM).await;
     let invitation = parse(&gate.world.invite("guest").await);
     let half = flight(&gate.profile, &gate.door()).await.remove(0);

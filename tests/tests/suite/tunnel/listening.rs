@@ -1,4 +1,5 @@
-//! The addresses that are listened on: which are refused or taken, and who is heard there.
+//! The addresses that are listened on: which are refused, which are in use, and who is answered
+//! there.
 
 use std::{
     fs,
@@ -21,7 +22,7 @@ use tests::{
 use crate::PROGRAM;
 
 #[tokio::test]
-async fn a_port_that_is_taken_is_told_with_who_has_it() {
+async fn a_port_in_use_is_reported_with_its_holder() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -96,7 +97,7 @@ async fn a_first_start_that_fails_leaves_no_state_to_enroll_into() {
 }
 
 #[tokio::test]
-async fn a_port_that_is_taken_on_ipv6_alone_is_told_with_who_has_it_there() {
+async fn a_port_in_use_only_on_ipv6_is_reported_with_its_holder() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let Ok(holder) = std::net::TcpListener::bind("[::1]:0") else {
@@ -110,7 +111,7 @@ async fn a_port_that_is_taken_on_ipv6_alone_is_told_with_who_has_it_there() {
 }
 
 #[tokio::test]
-async fn a_holder_that_may_not_be_known_is_told_by_what_it_answers() {
+async fn a_hidden_holder_of_a_port_is_recognized_by_its_answer() {
     let Some(ordinary) = Ordinary::new(PROGRAM).filter(|ordinary| ordinary.as_root) else { return };
     let world = World::start(PROGRAM).await;
     let home = ordinary.device(&identity_file(&world.device("laptop").await));
@@ -125,7 +126,7 @@ async fn a_holder_that_may_not_be_known_is_told_by_what_it_answers() {
 }
 
 #[tokio::test]
-async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() {
+async fn an_address_named_twice_is_bound_once_and_an_overlap_is_reported() {
     let mut world = World::start(PROGRAM).await;
     let address = world.address().await;
     world.serve_flags.extend(["--listen".to_owned(), address.to_string()]);
@@ -146,7 +147,7 @@ async fn an_address_that_is_named_twice_is_one_and_one_inside_another_is_told() 
 }
 
 #[tokio::test]
-async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address() {
+async fn an_unusable_metrics_address_is_reported_like_any_other() {
     let world = World::start(PROGRAM).await;
     let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let taken = holder.local_addr().expect("an address").to_string();
@@ -165,7 +166,7 @@ async fn a_place_for_metrics_that_cannot_be_had_is_told_like_any_other_address()
 }
 
 #[tokio::test]
-async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
+async fn a_privileged_port_is_refused_to_an_ordinary_user_with_a_cure() {
     let first =
         fs::read_to_string("/proc/sys/net/ipv4/ip_unprivileged_port_start").unwrap_or_default();
     if first.trim().parse::<u16>().is_ok_and(|first| first < 2)
@@ -204,10 +205,10 @@ async fn a_port_below_1024_is_refused_to_an_ordinary_user_with_the_way_out() {
 }
 
 #[tokio::test]
-async fn a_server_that_knows_no_address_of_its_own_makes_no_code_that_leads_nowhere() {
+async fn a_server_without_a_reachable_address_makes_no_code() {
     let mut world = World::start(PROGRAM).await;
     let port = world.address().await.port();
-    // As behind a router: nobody of the network that may come in is an interface of this machine.
+    // As behind a router: none of this machine's addresses is in the allowed network.
     restart_on(&format!("0.0.0.0:{port}"), &mut world, &["--allow-from", "203.0.113.0/24"]).await;
     let invited = world.aditd(&["invite", "laptop"]).await;
     if invited.code == Some(0) {
@@ -224,7 +225,7 @@ async fn a_server_that_knows_no_address_of_its_own_makes_no_code_that_leads_nowh
     }
 }
 
-/// Starts the server anew with another address instead of its own, and these flags.
+/// Restarts the server with another address instead of its own, and these flags.
 async fn restart_on(address: &str, world: &mut World, flags: &[&str]) {
     let former = world.address().await.to_string();
     for flag in world.serve_flags.iter_mut().filter(|flag| **flag == former) {
@@ -238,7 +239,7 @@ async fn restart_on(address: &str, world: &mut World, flags: &[&str]) {
 /// An address of this machine that is not loopback.
 pub(super) fn own_address() -> Option<Ipv4Addr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
-    // Nothing is sent; the documentation's network (RFC 5737) stands for "anywhere".
+    // Nothing is sent; the documentation's network (RFC 5737) stands for any network.
     socket.connect("203.0.113.1:9").ok()?;
     match socket.local_addr().ok()?.ip() {
         IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
@@ -253,7 +254,7 @@ async fn try_to_serve(world: &World, flags: &[&str]) -> Ended {
 }
 
 #[tokio::test]
-async fn an_address_that_is_not_loopback_is_not_listened_on_without_saying_who_may_speak_to_it() {
+async fn listening_on_a_public_address_needs_allow_from() {
     let world = World::start(PROGRAM).await;
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
         let refused = try_to_serve(&world, &["--listen", "127.0.0.1:0", "--listen", address]).await;
@@ -274,10 +275,10 @@ async fn an_address_that_is_not_loopback_is_not_listened_on_without_saying_who_m
 }
 
 #[tokio::test]
-async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_named_is_not() {
+async fn on_a_public_address_only_allowed_networks_and_this_machine_are_heard() {
     let mut gate = Gate::start(PROGRAM).await;
     let port = gate.address.port();
-    // Begun on loopback, so that the port is known; now the same on all addresses.
+    // Started on loopback, so that the port is known; now the same on all addresses.
     let open = format!("0.0.0.0:{port}");
     let loopback = gate.address.to_string();
     restart_on(
@@ -305,7 +306,7 @@ async fn on_an_open_address_this_machine_is_heard_and_a_network_that_nobody_name
 }
 
 #[tokio::test]
-async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
+async fn a_device_on_an_allowed_network_proves_its_address_and_connects() {
     let Some(own) = own_address() else {
         skip::skip_test("this machine has no address besides loopback");
         return;
@@ -331,7 +332,7 @@ async fn a_device_on_a_named_network_proves_its_address_and_is_let_in() {
     let status = device.status().await;
     assert_eq!(status["tunnel"]["remote"], format!("{own}:{port}"));
 
-    // Asked to prove its address first, and without a knock not even that.
+    // With a knock it is asked to prove its address first; without a knock it gets no answer.
     let profile = profile(&device);
     let door = profile.enrolled.door_key.clone();
     let stranger = Stranger::facing((own, port).into()).await;

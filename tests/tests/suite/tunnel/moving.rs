@@ -1,11 +1,11 @@
-//! One session over changing carriers: between UDP and a real sshd, under running answers.
+//! One session that changes its carrier between UDP and a real sshd during running answers.
 
 use tests::{raw, skip, sshd::Sshd, udp_or_ssh::Crossroads, world::SOON};
 use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
-/// At the stand-in's 50 ms each, longer than all moves take.
+/// With the stand-in's 50 ms each, longer than all changes take.
 const TOKENS: i64 = 20_000;
 
 fn there_is_no_sshd() -> bool {
@@ -13,7 +13,7 @@ fn there_is_no_sshd() -> bool {
 }
 
 #[tokio::test]
-async fn an_answer_moves_from_udp_to_ssh_and_back_and_loses_nothing() {
+async fn an_answer_moves_from_udp_to_ssh_and_back_without_loss() {
     if there_is_no_sshd() {
         return;
     }
@@ -48,7 +48,7 @@ async fn an_answer_moves_from_udp_to_ssh_and_back_and_loses_nothing() {
 }
 
 #[tokio::test]
-async fn where_udp_is_blocked_it_begins_over_ssh_and_says_why_and_udp_is_found_when_it_appears() {
+async fn a_tunnel_that_began_over_ssh_moves_to_udp_when_udp_works() {
     if there_is_no_sshd() {
         return;
     }
@@ -66,7 +66,7 @@ async fn where_udp_is_blocked_it_begins_over_ssh_and_says_why_and_udp_is_found_w
 }
 
 #[tokio::test]
-async fn a_carrier_that_was_named_is_the_only_one() {
+async fn a_named_carrier_is_the_only_one_used() {
     if there_is_no_sshd() {
         return;
     }

@@ -15,7 +15,7 @@ use crate::PROGRAM;
 /// A user who is neither root nor `nobody`, and has no name.
 const STRANGER: u32 = 54_321;
 
-/// What a request of this user gets, status line included.
+/// The answer to a request of this user, with its status line.
 fn asked_by(uid: u32, address: SocketAddr, path: &str) -> String {
     let out = as_user(uid, Path::new("curl"))
         .args(["--silent", "--include", "--max-time", "30", &format!("http://{address}{path}")])
@@ -25,7 +25,7 @@ fn asked_by(uid: u32, address: SocketAddr, path: &str) -> String {
     ended.stdout
 }
 
-/// Whether this test can be other users, and ask as they would.
+/// Whether this test can run programs as other users.
 fn can_be_others() -> Option<Ordinary> {
     let ordinary = Ordinary::new(PROGRAM).filter(|ordinary| ordinary.as_root);
     let curl = Command::new("curl").arg("--version").output();
@@ -36,7 +36,7 @@ fn can_be_others() -> Option<Ordinary> {
     ordinary
 }
 
-/// An `adit up` that is ready. What `nobody` runs can't notify us of that.
+/// An `adit up` that is ready. A process of `nobody` can't notify the test.
 async fn started(mut command: tokio::process::Command) -> Up {
     command.kill_on_drop(true);
     let mut adit = Process::spawn(command, "adit").expect("it starts");
@@ -48,7 +48,7 @@ async fn started(mut command: tokio::process::Command) -> Up {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_user_is_refused_in_words_and_let_in_when_every_user_is() {
+async fn another_user_gets_an_error_unless_every_user_is_allowed() {
     let Some(_) = can_be_others() else { return };
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
@@ -85,7 +85,7 @@ async fn another_user_is_refused_in_words_and_let_in_when_every_user_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_who_runs_it_and_root_are_let_in() {
+async fn the_user_who_runs_adit_and_root_are_allowed() {
     let Some(ordinary) = can_be_others() else { return };
     let world = World::start(PROGRAM).await;
     let home = ordinary.device(&identity_file(&world.device("laptop").await));

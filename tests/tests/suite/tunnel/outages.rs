@@ -1,4 +1,4 @@
-//! A network that goes away and comes back, and a server that comes back elsewhere.
+//! A network that is interrupted, and a server that comes back at another address.
 
 use std::{
     net::SocketAddr,
@@ -17,10 +17,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::PROGRAM;
 
-/// At the stand-in's 50 ms each, longer than the outage.
+/// With the stand-in's 50 ms each, longer than the outage.
 const TOKENS: i64 = 400;
 
-/// A device that reaches the server by these addresses alone, best first.
+/// A device that knows only these addresses of the server, the best first.
 async fn device_by(world: &World, addresses: &[String]) -> Device {
     let device = world.stranger("laptop");
     let args: Vec<&str> =
@@ -38,11 +38,11 @@ async fn device_by(world: &World, addresses: &[String]) -> Device {
     device
 }
 
-/// A device whose only way to the server is a path that can be cut.
+/// A device whose only route to the server is a path that can be cut.
 async fn world_behind_a_path() -> (World, Path, Device) {
     let mut world = World::start(PROGRAM).await;
     let path = Path::to(world.address().await).await;
-    // What the server itself advertises must not lead round the path.
+    // The server's own address must not lead around the path.
     world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
     world.kill_server().await;
     world.restart_server().await;
@@ -51,7 +51,7 @@ async fn world_behind_a_path() -> (World, Path, Device) {
 }
 
 #[tokio::test]
-async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_at_once() {
+async fn an_outage_loses_no_token_and_the_next_one_comes_at_once() {
     let (world, path, device) = world_behind_a_path().await;
     let mut up = device.up(&[]).await;
     let ollama = world.ollama.addr();
@@ -64,7 +64,7 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     path.cut();
     up.adit.says("the server has been silent").await;
     assert_eq!(device.status().await["tunnel"]["state"], "silent");
-    // What was on its way has come.
+    // Bytes that were under way have arrived.
     let mut block = vec![0; 65_536];
     while let Ok(read) = tokio::time::timeout(Duration::from_secs(1), app.read(&mut block)).await {
         answer.extend_from_slice(&block[..read.expect("still open")]);
@@ -72,7 +72,7 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
     path.mend();
     let mended = Instant::now();
     answer.extend(raw::read_exactly(&mut app, 1).await);
-    // Plain QUIC would take about as long as the outage was.
+    // Plain QUIC would take about as long as the outage lasted.
     assert!(mended.elapsed() < Duration::from_secs(8), "{:?}", mended.elapsed());
     let (rest, ending) = raw::read_to_end(&mut app).await;
     answer.extend(rest);
@@ -84,7 +84,7 @@ async fn an_outage_under_a_running_answer_loses_no_token_and_the_next_one_comes_
 }
 
 #[tokio::test]
-async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_ever() {
+async fn a_request_lost_on_a_dead_path_gets_an_error() {
     let (_world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--hold", "1s"]).await;
     path.cut();
@@ -100,7 +100,7 @@ async fn a_request_that_a_dead_path_swallowed_is_told_and_not_left_to_wait_for_e
 async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
     let mut world = World::start_with(PROGRAM, Options::default(), &[]).await;
     let first = world.address().await.to_string();
-    // An address that nobody else gets meanwhile.
+    // An address that no other process gets meanwhile.
     let other = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let second = other.local_addr().expect("an address").to_string();
     let device = device_by(&world, &[first.clone(), second.clone()]).await;
@@ -115,7 +115,7 @@ async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
         let mut app = raw::connect(up.address).await;
         app.write_all(b"GET / HTTP/1.0\r\n\r\n").await.expect("sent");
         let mut answer = Vec::new();
-        // The one that was sent into the old connection is cut; the next one goes through.
+        // A request that was sent into the old connection is cut; the next one passes.
         if app.read_to_end(&mut answer).await.is_err() || !answer.ends_with(b"Ollama is running") {
             return raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
         }
@@ -126,8 +126,8 @@ async fn a_server_that_comes_back_at_another_of_its_addresses_is_found() {
 }
 
 #[tokio::test]
-async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
-    // A hosts file of its own takes the place of a name server.
+async fn a_changed_dns_address_of_the_server_is_followed_in_one_session() {
+    // A hosts file of the test replaces a name server.
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();
     if !private.is_ok_and(|out| out.status.success())
         && skip::skip_test("only root may have a hosts file of its own")
@@ -172,7 +172,7 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
     adit.says(&format!("the session goes over UDP now: {}", second.address)).await;
     raw::read_exactly(&mut app, 4000).await;
 
-    // And into the other address family.
+    // The same for the other address family.
     let v6 = std::net::UdpSocket::bind((std::net::Ipv6Addr::LOCALHOST, 0));
     if v6.is_err() && skip::skip_test("there is no IPv6 here") {
         return;
@@ -188,7 +188,7 @@ async fn a_server_whose_name_leads_elsewhere_now_is_followed_in_one_session() {
 }
 
 #[tokio::test]
-async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_time_is_over() {
+async fn a_device_is_shown_as_away_and_its_answers_stop_after_the_idle_timeout() {
     let (world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--idle-timeout", "20s"]).await;
     let status = device.status().await;
@@ -217,6 +217,6 @@ async fn a_device_that_stays_away_is_shown_as_such_and_ollama_stops_when_its_tim
     };
     tokio::time::timeout(SOON, away).await.expect("it is shown as away");
     world.ollama.wait_for(|c| c.cancelled == 1, SOON * 2).await.expect("and then its time is over");
-    // Both ends agree that it is over: nothing looks like an end.
+    // Both ends have ended the session: the answer is cut.
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
 }

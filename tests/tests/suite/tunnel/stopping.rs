@@ -1,4 +1,4 @@
-//! An `adit` that is told to stop, by a closed terminal too, and what `status` says meanwhile.
+//! An `adit` that is stopped, also by a closed terminal, and what `status` says meanwhile.
 
 use tests::{
     raw, skip,
@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
-/// A request for a long answer, of which a part has come.
+/// A request for a long answer, a part of which has come.
 async fn long_answer(up: &Up, tokens: i64) -> tokio::net::TcpStream {
     let mut app = raw::connect(up.address).await;
     app.write_all(raw::generate(tokens, 9).as_bytes()).await.expect("sent");
@@ -23,7 +23,7 @@ async fn status_until(device: &Device, is_it: impl Fn(&serde_json::Value) -> boo
 }
 
 #[tokio::test]
-async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
+async fn while_draining_status_says_so_and_shows_no_listener() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut up = device.up(&["--drain", "1h"]).await;
@@ -49,7 +49,7 @@ async fn while_it_drains_status_says_so_and_that_nothing_is_listened_on() {
 }
 
 #[tokio::test]
-async fn a_hang_up_lets_running_answers_end_however_often_it_comes() {
+async fn any_number_of_hang_ups_lets_running_answers_end() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let mut up = device.up(&["--drain", "1h"]).await;
@@ -64,7 +64,7 @@ async fn a_hang_up_lets_running_answers_end_however_often_it_comes() {
 }
 
 #[tokio::test]
-async fn a_terminal_that_is_closed_tells_the_server_and_stops_ollama() {
+async fn closing_the_terminal_ends_the_session_and_stops_ollama() {
     if !Terminal::is_there() && skip::skip_test("there is no `script` here") {
         return;
     }
@@ -73,8 +73,8 @@ async fn a_terminal_that_is_closed_tells_the_server_and_stops_ollama() {
     let dir = device.dir.to_str().expect("a path");
     let args = ["up", "--state-dir", dir, "--listen", "127.0.0.1:0", "--drain", "1s"];
     let adit = world.programs.command("adit", &args);
-    // As a shell does it, which passes the signal on to its job. (A program of a test is killed when
-    // its parent ends: this parent waits for it.)
+    // A shell passes the signal on to its job like this. (A program of a test is killed when its
+    // parent ends, so this parent waits for it.)
     const SHELL: &str = "\"$@\" & job=$!; trap 'kill -HUP $job' HUP; wait $job; wait $job";
     let mut command = tokio::process::Command::new("sh");
     command.args(["-c", SHELL, "sh"]).arg(adit.as_std().get_program());
@@ -93,7 +93,7 @@ async fn a_terminal_that_is_closed_tells_the_server_and_stops_ollama() {
 }
 
 #[tokio::test]
-async fn who_ignores_a_hang_up_goes_on() {
+async fn an_ignored_hang_up_changes_nothing() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let dir = device.dir.to_str().expect("a path");

@@ -1,5 +1,5 @@
-//! What those meet who have no business here: silence if they have no knock, a refusal if they have
-//! no certificate, and never the service.
+//! What strangers get: no answer without a knock, a refusal without a certificate, and never the
+//! service.
 
 use std::{
     net::SocketAddr,
@@ -25,8 +25,8 @@ use crate::PROGRAM;
 const CERTIFICATE_REQUIRED: u64 = 0x100 + 116;
 const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
 
-/// A first packet that is well-formed as far as a server can tell before it has opened it (RFC 9000
-/// section 17.2.2).
+/// A first packet that is valid as far as a server can see before it decrypts it (RFC 9000 section
+/// 17.2.2).
 fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8]) -> Vec<u8> {
     let mut packet = vec![first_byte];
     packet.extend_from_slice(&version.to_be_bytes());
@@ -41,8 +41,8 @@ fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8
     packet
 }
 
-/// Sends all of these, then lets the honest device prove that the server has worked them off, and
-/// listens for an answer.
+/// Sends these packets, then proves by the honest device that the server has handled them, and
+/// waits for an answer that must not come.
 async fn assert_no_answer(what: &str, gate: &Gate, up: &Up, datagrams: &[Vec<u8>]) {
     let stranger = Stranger::facing(gate.address).await;
     for datagram in datagrams {
@@ -53,7 +53,7 @@ async fn assert_no_answer(what: &str, gate: &Gate, up: &Up, datagrams: &[Vec<u8>
 }
 
 #[tokio::test]
-async fn no_datagram_of_a_stranger_is_ever_answered() {
+async fn no_datagram_of_a_stranger_is_answered() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
     let noise = random(1, 4096);
@@ -96,8 +96,8 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
         lengths.extend(first_flight(stranger(), &random(11, cid)).await);
     }
     for cid in [0, 4, 7, 8, 20, 21, 64, 255] {
-        // What comes after the header looks different to the server each time: all four values of
-        // its reserved bits come up.
+        // The encrypted part looks different to the server each time, so that all four values of
+        // the reserved bits occur.
         lengths.extend(
             (0..16).map(|i| sealed(0xc0 | i, 1, &random(13, cid), &[], &noise[usize::from(i)..])),
         );
@@ -135,7 +135,7 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
     )
     .await;
 
-    // All of this would have shown: with the right knock there is an answer.
+    // The test works: with the right knock there is an answer.
     let knock = Stranger::facing(gate.address).await;
     for datagram in first_flight(stranger(), &gate.door().knock()).await {
         knock.send(&datagram).await;
@@ -146,7 +146,7 @@ async fn no_datagram_of_a_stranger_is_ever_answered() {
 }
 
 #[tokio::test]
-async fn a_flood_of_first_packets_is_not_answered_and_the_tunnel_goes_on() {
+async fn a_flood_of_first_packets_is_not_answered_and_the_tunnel_works() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
     let noise = random(1, 4096);
@@ -164,7 +164,7 @@ async fn a_flood_of_first_packets_is_not_answered_and_the_tunnel_goes_on() {
 }
 
 #[tokio::test]
-async fn a_real_client_without_a_knock_is_met_with_silence_whatever_it_offers() {
+async fn a_real_quic_client_without_a_knock_gets_no_answer() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
     let identity = gate.profile.certified_key().expect("an identity");
@@ -184,26 +184,26 @@ async fn a_real_client_without_a_knock_is_met_with_silence_whatever_it_offers() 
             endpoint.connect_with(config, to, SERVER_NAME).expect("a connection begins").await
         });
     }
-    // The honest device is served all the while.
+    // The honest device is served throughout.
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
     while let Some(ended) = attempts.join_next().await {
         let ended = ended.expect("no panic");
         assert!(matches!(ended, Err(ConnectionError::TimedOut)), "{ended:?}");
     }
-    // The invitation would have let one in all the time.
+    // The invitation would have enrolled a device at any time.
     assert!(matches!(redeem(&invitation, &new_key()).await, EnrollAnswer::Enrolled(_)));
 }
 
 #[tokio::test]
-async fn who_has_a_knock_but_no_certificate_is_refused() {
+async fn a_knock_without_a_certificate_is_refused() {
     let gate = Gate::start(PROGRAM).await;
     assert_eq!(gate.attempt(None).await.code(), CERTIFICATE_REQUIRED);
     gate.assert_shut_and_still_working().await;
 }
 
 #[tokio::test]
-async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
+async fn each_knock_key_is_valid_for_one_protocol_only() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
     let (tunnel, guest) = (gate.door(), invitation.secret.door_key().into());
@@ -224,7 +224,7 @@ async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
         let outcome = attempt(gate.address, &gate.profile, identity, alpn, door).await;
         assert_eq!(outcome.code(), NO_APPLICATION_PROTOCOL, "{what}");
     }
-    // Of two that it offers, each door takes its own.
+    // If a client offers both protocols, its knock decides.
     let both =
         attempt(gate.address, &gate.profile, None, &[ALPN_ENROLL, ALPN_TUNNEL], &tunnel).await;
     assert_eq!(both.code(), CERTIFICATE_REQUIRED);
@@ -232,16 +232,16 @@ async fn each_knock_opens_one_door_and_each_door_speaks_one_protocol() {
         attempt(gate.address, &gate.profile, identity(), &[ALPN_TUNNEL, ALPN_ENROLL], &guest).await;
     assert!(matches!(both, Outcome::Out(_)), "{both:?}");
     gate.assert_shut_and_still_working().await;
-    // None of it has used the invitation up.
+    // The invitation is still unused.
     assert!(matches!(redeem(&invitation, &new_key()).await, EnrollAnswer::Enrolled(_)));
 }
 
 #[tokio::test]
-async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in() {
+async fn unfinished_handshakes_are_dropped_and_an_honest_device_connects() {
     let mut gate = Gate::start(PROGRAM).await;
     let mut strangers = Vec::new();
     for _ in 0..80 {
-        // One half of a ClientHello, with a knock of somebody who was enrolled once.
+        // One half of a ClientHello, with the knock of a device that was enrolled.
         let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock())
             .await
             .remove(0);
@@ -262,9 +262,9 @@ async fn handshakes_that_never_finish_are_dropped_and_an_honest_device_gets_in()
 }
 
 #[tokio::test]
-async fn an_aditd_that_nobody_can_enroll_at_still_hears_its_devices() {
-    // No open invitation, no enrollment door: the used one's secret opens nothing once it has
-    // ended.
+async fn without_open_invitations_only_enrolled_devices_are_answered() {
+    // Without an open invitation enrollment is closed: the secret of a used one is worthless once
+    // it has expired.
     let gate = Gate::start(PROGRAM).await;
     let invited = gate.world.aditd(&["invite", "guest", "--ttl", "1s"]).await;
     let invitation: Invitation = invited.stdout.parse().expect("a code");

@@ -14,6 +14,10 @@ check:
 test FILTER:
     cargo test --package adit-tests --test suite -- {{FILTER}}
 
+# The same in their long form: more repetitions, longer outages
+long FILTER:
+    ADIT_LONG_TESTS=1 cargo test --package adit-tests --test suite -- {{FILTER}}
+
 # Everything, as root on Debian: installs what it needs
 ci:
     bash .ci/run

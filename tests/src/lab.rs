@@ -1,8 +1,8 @@
-//! The lab: a laptop's network and a server's, real ones to all who are in them, with a path
-//! between that does what real paths do.
+//! The lab: a laptop's network and a server's network, real for every process in them, with an
+//! emulated path in between.
 //!
 //! Needs root and Linux. Each lab has two network namespaces of its own and touches nothing else on
-//! the machine; nothing is left behind, whatever ends the test.
+//! the machine; nothing is left behind, however the test ends.
 
 mod answer;
 mod chance;
@@ -20,6 +20,7 @@ pub use chance::{Chance, seed};
 pub use far::{Carrier, Far, PORT, Setting};
 pub use link::{Holes, LADDER, LOOPBACK, Link, Loss, rung};
 pub use namespace::{Namespace, Within};
+pub use nat::FORGETS_UDP as NAT_FORGETS_UDP;
 
 use std::{
     net::Ipv4Addr,
@@ -39,14 +40,14 @@ use crate::skip;
 
 /// The server's address, as the laptop sees it.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-/// The network device, on either side.
+/// The name of the network device on both sides.
 const DEVICE: &str = "wan";
 
 /// Two networks and the path between them.
 pub struct Lab {
-    /// Where the laptop is.
+    /// The laptop's network.
     pub client: Arc<Namespace>,
-    /// Where the server is.
+    /// The server's network.
     pub server: Arc<Namespace>,
     conditions: Option<watch::Sender<Conditions>>,
     emulator: Option<JoinHandle<()>>,
@@ -55,7 +56,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// Whether a test has to stop here because there can be no lab on this machine; says why.
+    /// Whether the test must be skipped because this machine can't have a lab; says why.
     pub fn is_missing() -> bool {
         let ip = Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success());
         match (rustix::process::geteuid().is_root(), ip, Path::new("/dev/net/tun").exists()) {
@@ -69,7 +70,7 @@ impl Lab {
         }
     }
 
-    /// A path over `link` that does the same each time for the same `seed`.
+    /// A path over `link`; its behaviour is the same for the same `seed`.
     ///
     /// # Panics
     /// If the kernel refuses; see [`Lab::is_missing`].
@@ -97,34 +98,34 @@ impl Lab {
         }
     }
 
-    /// Loses every packet from now on, both ways. Those on their way arrive.
+    /// Drops every packet from now on, in both directions. Packets that are under way arrive.
     pub fn cut(&self) {
         self.change(|now| now.cut = true);
     }
 
-    /// Carries them again.
+    /// Carries packets again.
     pub fn mend(&self) {
         self.change(|now| now.cut = false);
     }
 
-    /// Makes it another link.
+    /// Changes the properties of the path.
     pub fn set_link(&self, link: Link) {
         self.change(|now| now.link = link);
     }
 
-    /// Loses packets longer than this many bytes without a word, as a misconfigured tunnel on the
-    /// way does.
+    /// Silently drops packets longer than this many bytes, as a misconfigured tunnel in the network
+    /// does.
     pub fn set_longest_packet(&self, bytes: usize) {
         self.change(|now| now.longest = bytes);
     }
 
-    /// Loses packets with ECN marks without a word, both ways, or lets them pass again.
+    /// Silently drops packets with ECN marks, in both directions, or carries them again.
     pub fn lose_marked(&self, lost: bool) {
         self.change(|now| now.unmarked_only = lost);
     }
 
-    /// Loses UDP and nothing else, or lets it pass again: both networks drop what comes in, as a
-    /// firewall does that says nothing.
+    /// Drops only UDP, or carries it again: both networks silently drop incoming UDP, as a firewall
+    /// does.
     ///
     /// # Panics
     /// If nftables refuses; see [`Lab::has_no_firewall`].
@@ -139,27 +140,27 @@ impl Lab {
         }
     }
 
-    /// Whether a test that blocks UDP has to stop here; says why.
+    /// Whether a test that blocks UDP must be skipped; says why.
     pub fn has_no_firewall() -> bool {
         Self::is_missing()
             || Namespace::new().and_then(|network| network.nft("add table inet lab\n")).is_err()
                 && skip::skip_test("there is no nftables")
     }
 
-    /// Takes the laptop's only interface away, with its address and its routes.
+    /// Takes the laptop's only interface down, with its address and its routes.
     ///
     /// # Panics
-    /// If it can't be taken.
+    /// If that fails.
     pub fn unplug(&self) {
         self.client
             .ip(&format!("addr flush dev {DEVICE}\nlink set {DEVICE} down"))
             .expect("no interface");
     }
 
-    /// Brings it back, in another network.
+    /// Brings the interface up again, in another network.
     ///
     /// # Panics
-    /// If it does not come.
+    /// If that fails.
     pub fn plug_in(&self) {
         let network = self.network.fetch_add(1, Relaxed) + 1;
         self.client
@@ -167,21 +168,21 @@ impl Lab {
             .expect("an interface");
     }
 
-    /// Puts the laptop behind an address translator that forgets a UDP flow after 30 s without a
+    /// Puts the laptop behind a NAT that forgets a UDP flow after [`NAT_FORGETS_UDP`] without a
     /// packet from inside.
     pub fn put_behind_nat(&self) {
         self.change(|now| now.nat = true);
     }
 
-    /// Lets the translator forget all flows: the next packet of each gets another port.
+    /// Makes the NAT forget all flows: the next packet of each gets another port.
     pub fn rebind_nat(&self) {
         self.change(|now| now.forgotten += 1);
     }
 
-    /// Takes the laptop to another network: its address is gone, and it gets another.
+    /// Moves the laptop to another network: it gets another address.
     ///
     /// # Panics
-    /// If it can't be changed.
+    /// If that fails.
     pub fn change_address(&self) {
         let network = self.network.fetch_add(1, Relaxed) + 1;
         let commands = format!("addr flush dev {DEVICE}\n{}", come_to(network));
@@ -207,7 +208,7 @@ impl Drop for Lab {
     }
 }
 
-/// The commands that bring the laptop into its `number`th network.
+/// The commands that move the laptop into its `number`th network.
 fn come_to(number: u8) -> String {
     format!("addr add 192.168.{number}.2/24 dev {DEVICE}\nroute replace default dev {DEVICE}")
 }

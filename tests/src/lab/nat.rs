@@ -1,5 +1,4 @@
-//! An address translator as homes and hotels have it: the server sees one address, and a port that
-//! may change.
+//! A NAT as homes and hotels have it: the server sees one address, and a port that may change.
 
 use std::{
     collections::HashMap,
@@ -9,14 +8,15 @@ use std::{
 
 use super::packet::{Packet, UDP};
 
-/// What the server sees.
+/// The address that the server sees.
 pub(super) const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
-/// Many real ones forget a UDP flow that has been quiet for so long.
-const FORGETS_UDP: Duration = Duration::from_secs(30);
+/// How long the NAT remembers a UDP flow without a packet. Many real ones take 30 s; this is shorter,
+/// so that a test need not wait, and more than two keep-alives of the tunnel.
+pub const FORGETS_UDP: Duration = Duration::from_secs(12);
 const FORGETS_TCP: Duration = Duration::from_secs(7200);
 const FIRST_PORT: u16 = 20_000;
 
-/// Its table.
+/// The NAT's table.
 #[derive(Default)]
 pub(super) struct Nat {
     flows: HashMap<(u8, SocketAddrV4), Flow>,
@@ -26,18 +26,18 @@ pub(super) struct Nat {
 
 struct Flow {
     port: u16,
-    /// Something went out then.
+    /// When the last packet went out.
     used: Instant,
 }
 
 impl Nat {
-    /// Forgets every flow, as after a power cut: each goes on by another port, or not at all.
+    /// Forgets every flow, as after a power cut: each continues with another port, or not at all.
     pub(super) fn forget(&mut self) {
         self.flows.clear();
         self.inside.clear();
     }
 
-    /// Changes a packet on its way out; `false` if it can't go.
+    /// Translates an outgoing packet; `false` if it can't be.
     pub(super) fn outward(&mut self, packet: &mut [u8], now: Instant) -> bool {
         let Some(mut packet) = Packet::read(packet) else { return false };
         let key = (packet.protocol(), packet.source());
@@ -55,8 +55,8 @@ impl Nat {
         true
     }
 
-    /// Changes a packet on its way in; `false` if nobody inside has spoken on that port, or it was
-    /// too long ago.
+    /// Translates an incoming packet; `false` if no flow uses its port, or the flow was quiet for
+    /// too long.
     pub(super) fn inward(&mut self, packet: &mut [u8], now: Instant) -> bool {
         let Some(mut packet) = Packet::read(packet) else { return false };
         let (protocol, to) = (packet.protocol(), packet.destination());
@@ -112,14 +112,14 @@ mod tests {
         bytes
     }
 
-    /// Both checksums, as a receiver adds them up.
+    /// Checks both checksums as a receiver does.
     fn is_sound(bytes: &[u8]) -> bool {
         folded(0, &bytes[..20]) == 0xffff
             && folded(u32::from(bytes[9]) + bytes.len() as u32 - 20, &bytes[12..]) == 0xffff
     }
 
     #[test]
-    fn what_goes_out_comes_back_with_sound_checksums_until_it_is_forgotten() {
+    fn answers_are_translated_back_with_valid_checksums_until_the_flow_is_forgotten() {
         let now = Instant::now();
         for (protocol, forgets) in [(UDP, FORGETS_UDP), (TCP, FORGETS_TCP)] {
             let mut nat = Nat::default();
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_gets_in_by_no_port() {
+    fn packets_without_a_flow_are_dropped() {
         let mut nat = Nat::default();
         for port in [0, FIRST_PORT, FIRST_PORT + 1, 11435] {
             assert!(

@@ -1,12 +1,15 @@
-//! The other way: what an application gives up ends at Ollama, however bad the path is, and nothing
-//! else does.
+//! What an application cancels is cancelled at Ollama, however bad the path is, and nothing else
+//! is.
 
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tests::lab::{Carrier, Chance, Far, Lab, Setting, rung, seed};
+use tests::{
+    lab::{Carrier, Chance, Far, Lab, Setting, rung, seed},
+    timing::usual_or_long,
+};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::PROGRAM;
@@ -14,7 +17,7 @@ use crate::PROGRAM;
 const WITHIN: Duration = Duration::from_secs(180);
 const ENDLESS: i64 = -1;
 
-/// Goes away while there is no path, over one of the carriers.
+/// Disconnects during an outage, over one of the carriers.
 async fn gone_during_an_outage(carrier: Carrier, seed: u64) {
     let far =
         Far::start(PROGRAM, Setting { link: rung("dsl"), seed, carrier, ..Setting::default() })
@@ -24,7 +27,7 @@ async fn gone_during_an_outage(carrier: Carrier, seed: u64) {
     goes.has(1000, WITHIN).await;
     far.lab.cut();
     drop(goes);
-    // Until the path is back nobody there can know.
+    // Before the path is back, the server can't know.
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert_eq!(far.world.ollama.counters().cancelled, 0);
     far.lab.mend();
@@ -38,7 +41,7 @@ async fn gone_during_an_outage(carrier: Carrier, seed: u64) {
 }
 
 #[tokio::test]
-async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_path_is_back() {
+async fn a_client_that_disconnects_during_an_outage_is_cancelled_when_the_path_is_back() {
     if Lab::is_missing() {
         return;
     }
@@ -46,7 +49,7 @@ async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_pa
 }
 
 #[tokio::test]
-async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_cancelled() {
+async fn each_cancellation_reaches_ollama_and_no_other_request_is_cancelled() {
     if Lab::is_missing() {
         return;
     }
@@ -56,7 +59,8 @@ async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_c
     );
     let at_once = Arc::new(Semaphore::new(50));
     let (mut cancels, mut kept) = (JoinSet::new(), JoinSet::new());
-    for i in 0..1000 {
+    let count = usual_or_long(300, 1000);
+    for i in 0..count {
         let (far, at_once, mut chance) = (far.clone(), at_once.clone(), Chance::new(seed + i));
         cancels.spawn(async move {
             let _turn = at_once.acquire().await.expect("open");
@@ -67,7 +71,7 @@ async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_c
     }
     for i in 0..20 {
         let far = far.clone();
-        kept.spawn(async move { far.ask_both(300, i).await.are_equal(WITHIN).await });
+        kept.spawn(async move { far.ask_both(200, i).await.are_equal(WITHIN).await });
     }
     let mut chance = Chance::new(seed);
     while !cancels.is_empty() {
@@ -85,7 +89,7 @@ async fn a_thousand_cancels_at_any_moment_reach_ollama_and_no_other_request_is_c
     }
     let settled =
         far.world.ollama.wait_for(|now| now.running == 0, WITHIN).await.expect("nothing runs on");
-    // Each that was kept was asked directly too.
-    assert_eq!((settled.started, settled.cancelled, settled.completed), (1040, 1000, 40));
+    // Each request that was not cancelled was also sent directly.
+    assert_eq!((settled.started, settled.cancelled, settled.completed), (count + 40, count, 40));
     far.is_one_session();
 }

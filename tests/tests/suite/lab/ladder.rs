@@ -1,4 +1,4 @@
-//! Every link that one meets, from the best to the worst, over each carrier.
+//! Every link that occurs in practice, from the best to the worst, over each carrier.
 
 use std::time::{Duration, Instant};
 
@@ -16,14 +16,14 @@ use crate::PROGRAM;
 
 const WITHIN: Duration = Duration::from_secs(240);
 
-/// Answers, an upload and a download side by side.
+/// Answers, an upload and a download in parallel.
 async fn climb(link: Link, carrier: Carrier, seed: u64) {
     let began = Instant::now();
     let far = Far::start(PROGRAM, Setting { link, seed, carrier, ..Setting::default() }).await;
     let up = began.elapsed();
     let answers = [
-        far.ask_both(200, seed).await,
-        far.ask_both(300, seed + 1).await,
+        far.ask_both(100, seed).await,
+        far.ask_both(150, seed + 1).await,
         far.ask_both(1, seed + 2).await,
     ];
     let mut bytes = vec![0; 300_000];
@@ -48,7 +48,7 @@ async fn climb(link: Link, carrier: Carrier, seed: u64) {
     println!("{} by {carrier:?}: up after {up:?}, all done after {:?}", link.name, began.elapsed());
 }
 
-/// All rungs side by side.
+/// All links in parallel.
 async fn climb_all(carrier: Carrier, seed: u64) {
     let mut climbs = JoinSet::new();
     for (link, i) in LADDER.into_iter().zip(0..) {
@@ -66,7 +66,7 @@ async fn every_link_carries_answers_uploads_and_downloads_whole() {
 }
 
 #[tokio::test]
-async fn every_link_carries_them_by_ssh_too() {
+async fn every_link_carries_them_over_ssh_too() {
     if Lab::is_missing()
         || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
     {

@@ -1,4 +1,4 @@
-//! The same over SSH: what holds by UDP holds where only sshd is reached.
+//! The same over SSH: a tunnel through sshd survives what a tunnel over UDP survives.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ async fn carrier(far: &Far) -> String {
 }
 
 #[tokio::test]
-async fn where_udp_is_blocked_the_tunnel_goes_by_ssh() {
+async fn if_udp_is_blocked_the_tunnel_uses_ssh() {
     if is_missing() || Lab::has_no_firewall() {
         return;
     }
@@ -39,16 +39,16 @@ async fn where_udp_is_blocked_the_tunnel_goes_by_ssh() {
 }
 
 #[tokio::test]
-async fn when_udp_is_blocked_under_a_running_answer_it_goes_on_by_ssh_and_nothing_is_lost() {
+async fn if_udp_becomes_blocked_a_running_answer_continues_over_ssh() {
     if is_missing() || Lab::has_no_firewall() {
         return;
     }
     let far = Far::start(PROGRAM, setting(Carrier::Both, seed(620))).await;
     assert_eq!(carrier(&far).await, "udp");
-    let mut answer = far.ask_both(500, 2).await;
+    let mut answer = far.ask_both(200, 2).await;
     answer.tunnelled.has(2000, WITHIN).await;
     far.lab.block_udp(true);
-    // What is on its way arrives.
+    // Packets that are under way arrive.
     tokio::time::sleep(Duration::from_millis(500)).await;
     let blocked = Instant::now();
     let next = answer.tunnelled.next_after(blocked, WITHIN).await.expect("the next token");
@@ -58,14 +58,14 @@ async fn when_udp_is_blocked_under_a_running_answer_it_goes_on_by_ssh_and_nothin
 }
 
 #[tokio::test]
-async fn a_killed_ssh_is_started_again_under_running_answers_and_loses_no_token() {
+async fn a_killed_ssh_is_restarted_and_running_answers_lose_no_token() {
     if is_missing() {
         return;
     }
     let up_flags = &["--ssh-client", "system"];
     let far = Far::start(PROGRAM, Setting { up_flags, ..setting(Carrier::Ssh, seed(630)) }).await;
-    let mut answer = far.ask_both(400, 3).await;
-    for bytes in [2_000, 8_000, 14_000] {
+    let mut answer = far.ask_both(250, 3).await;
+    for bytes in [2_000, 6_000, 10_000] {
         answer.tunnelled.has(bytes, WITHIN).await;
         kill_ssh(far.up.adit.pid());
     }
@@ -73,7 +73,7 @@ async fn a_killed_ssh_is_started_again_under_running_answers_and_loses_no_token(
     far.is_one_session();
 }
 
-/// Kills what the client runs.
+/// Kills the child processes of the client.
 fn kill_ssh(adit: u32) {
     let kill = format!("kill -9 $(cat /proc/{adit}/task/*/children)");
     let killed = std::process::Command::new("sh").arg("-c").arg(kill).status();
@@ -81,7 +81,7 @@ fn kill_ssh(adit: u32) {
 }
 
 #[tokio::test]
-async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_path_is_back_by_ssh_too()
+async fn over_ssh_too_a_client_that_disconnects_during_an_outage_is_cancelled_when_the_path_is_back()
  {
     if is_missing() {
         return;
@@ -100,7 +100,7 @@ async fn an_application_that_goes_away_during_an_outage_is_cancelled_when_the_pa
 }
 
 #[tokio::test]
-async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() {
+async fn a_port_scan_from_another_network_finds_only_sshd() {
     if is_missing() {
         return;
     }
@@ -115,7 +115,7 @@ async fn a_scan_of_all_ports_from_another_network_finds_sshd_and_nothing_else() 
         .and_then(|sshd| sshd.url.rsplit(':').next()?.parse().ok())
         .expect("a port");
     assert_eq!(scan::tcp(&far.lab.client, SERVER).await, [sshd]);
-    // Linux says `closed` rarely to one and the same, else.
+    // Linux limits how often it reports a closed port to one address.
     let limits =
         [("icmp_ratelimit", "0"), ("icmp_msgs_per_sec", "1000000"), ("icmp_msgs_burst", "1000000")];
     if limits

@@ -1,5 +1,4 @@
-//! What both ends of Adit share besides what is said and decided (`proto`): how bytes are moved, and
-//! what touches the machine.
+//! What both ends of Adit share besides the crate `proto`: moving bytes, and access to the machine.
 
 pub mod machine;
 pub mod transport;

@@ -1,4 +1,4 @@
-//! What touches the machine: files, processes, the terminal.
+//! Access to the machine: files, processes, the terminal.
 
 pub mod control;
 pub mod files;

@@ -1,5 +1,5 @@
-//! What has to hold for any bytes that a stranger or a peer may send, for the tests and for the
-//! fuzzer (`fuzz/`). Each check panics if it does not hold.
+//! Properties that hold for any bytes that a stranger or a peer may send, for the tests and the
+//! fuzzer (`fuzz/`). A check panics if its property does not hold.
 
 mod http1;
 mod ollama;
@@ -30,12 +30,13 @@ pub const ALL: [(&str, Check); 12] = [
     ("wire", wire),
 ];
 
-/// What `read` says of the bytes: the same for the whole, for single bytes, and for parts.
+/// What `read` returns for the bytes. Checks that it is the same for the whole, for single bytes
+/// and for parts.
 fn however_cut<T: PartialEq + fmt::Debug>(bytes: &[u8], read: impl Fn(&[&[u8]]) -> T) -> T {
     let whole = read(&[bytes]);
     let single: Vec<&[u8]> = bytes.chunks(1).collect();
     assert_eq!(read(&single), whole, "cut at every byte");
-    // The cuts depend on nothing but the bytes, so that every finding comes again.
+    // The cuts depend only on the bytes, so that every finding can be reproduced.
     let mut state = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });

@@ -1,12 +1,13 @@
-//! What a wall clock is worth: which times cannot be right, and whose clock is the wrong one.
+//! Judges wall clocks: which times cannot be right, and which of two clocks is wrong.
 
 use std::time::{Duration, UNIX_EPOCH};
 
-/// 2026-11-01: this version was not there earlier, so no right clock shows an earlier time. A
-/// machine without a battery for its clock starts in 1970.
+/// 2026-11-01. This version did not exist before, so a clock that shows an earlier time is wrong. A
+/// machine whose clock has no battery starts in 1970.
 pub const RELEASED: i64 = 1_793_491_200;
 
-/// Two clocks may differ by so many seconds without a word: a minute is a slow network's.
+/// The most seconds by which two clocks may differ without a message. A slow network alone can
+/// cause a minute.
 const ALIKE: i64 = 120;
 
 /// Which of two clocks is wrong.
@@ -30,13 +31,14 @@ pub fn compare(here: i64, there: i64) -> Option<Wrong> {
     }
 }
 
-/// A moment in Unix seconds, for people.
+/// A Unix time as text for people (RFC 3339).
 pub fn shown(at: i64) -> String {
     let at = Duration::from_secs(u64::try_from(at).unwrap_or(0));
     humantime::format_rfc3339_seconds(UNIX_EPOCH + at).to_string()
 }
 
-/// Notices that a wall clock was set, or that the machine slept: both change what is valid.
+/// Detects that the wall clock was set, or that the machine slept. After either, other certificates
+/// may be valid.
 #[derive(Debug, Clone, Copy)]
 pub struct StepWatch {
     wall: Duration,
@@ -44,11 +46,11 @@ pub struct StepWatch {
 }
 
 impl StepWatch {
-    /// A wall clock may be slewed; this is more than that.
+    /// More than a wall clock drifts between two calls while it is slewed.
     const STEP: Duration = Duration::from_secs(5);
 
-    /// Begins to watch. `wall` is the time since the Unix epoch, `steady` that of a clock which
-    /// nobody sets.
+    /// Begins to watch. `wall` is the time since the Unix epoch, `steady` the time of a monotonic
+    /// clock.
     pub fn new(wall: Duration, steady: Duration) -> Self {
         Self { wall, steady }
     }
@@ -92,7 +94,7 @@ mod tests {
             (s(2_000_000_000), s(66), true),
             (s(2_000_000_001), s(67), false),
             (s(1_999_999_000), s(68), true),
-            // It slept.
+            // The machine slept.
             (s(1_999_999_600), s(69), true),
         ] {
             assert_eq!(watch.stepped(wall, steady), stepped, "{wall:?}");

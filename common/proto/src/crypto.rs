@@ -1,4 +1,4 @@
-//! The two primitives that everything else is made of, and how a private key is read.
+//! SHA-256, random bytes, and reading a private key from PEM.
 
 use aws_lc_rs::{digest, rand};
 use data_encoding::BASE64;
@@ -9,12 +9,12 @@ pub const BEGIN: &str = "-----BEGIN PRIVATE KEY-----";
 /// See [`BEGIN`].
 pub const END: &str = "-----END PRIVATE KEY-----";
 
-/// The PKCS #8 DER of a private key in PEM (RFC 7468). Libraries that read it leave copies of the
-/// key behind in memory.
+/// The PKCS #8 DER of a private key in PEM (RFC 7468). Not a library's reader, because those leave
+/// copies of the key in memory.
 pub fn private_key_from_pem(pem: &str) -> Option<Zeroizing<Vec<u8>>> {
     let (_, body) = pem.split_once(BEGIN)?;
     let (body, _) = body.split_once(END)?;
-    // Of its final size at once: a buffer that grows leaves copies behind.
+    // Allocated with its final size: a buffer that grows leaves copies in memory.
     let mut text = Zeroizing::new(Vec::with_capacity(body.len()));
     text.extend(body.bytes().filter(|byte| !byte.is_ascii_whitespace()));
     BASE64.decode(&text).ok().map(Zeroizing::new)
@@ -30,7 +30,7 @@ pub fn sha256(bytes: &[u8]) -> [u8; 32] {
 /// Fills `buffer` from the operating system's random generator.
 ///
 /// # Panics
-/// If the operating system has no randomness to give, which no caller could survive.
+/// If the operating system cannot provide random bytes: no caller could go on without them.
 pub fn fill_random(buffer: &mut [u8]) {
     rand::fill(buffer).expect("the operating system's random generator works");
 }

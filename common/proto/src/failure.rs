@@ -1,17 +1,17 @@
-//! A failure as data: what failed, why, what cures it, and the exit code. Programs pass it on as it
-//! is; only the last one makes text of it. Names no runtime and no socket.
+//! A failure as data: what failed, why, how to cure it, and the exit code. Programs send it to each
+//! other as data; only the program at the terminal turns it into text.
 
 use std::{error::Error, fmt};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Bytes of text in one failure that another program has sent, and in one that is sent. Written as
-/// JSON, where a byte may become six, that is less than [`MAX_LEN`](crate::wire::MAX_LEN).
+/// The most bytes of text in a failure that is sent or received. As JSON, where one byte may become
+/// six, that is less than [`MAX_LEN`](crate::wire::MAX_LEN).
 const MOST_TEXT: usize = 8 * 1024;
-/// Causes, and hints, of such a failure.
+/// The most causes, and the most hints, in such a failure.
 const MOST_LINES: usize = 8;
 
-/// How a command ended, for scripts.
+/// The exit code of a command that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(into = "u8", from = "i64")]
 #[repr(u8)]
@@ -36,7 +36,7 @@ impl From<Exit> for u8 {
 }
 
 impl From<i64> for Exit {
-    /// A number that this version does not know is a failure all the same.
+    /// A number that this version does not know becomes `Failed`.
     fn from(number: i64) -> Self {
         match number {
             2 => Self::Usage,
@@ -48,10 +48,10 @@ impl From<i64> for Exit {
     }
 }
 
-/// An error as the person at the terminal meets it: what failed, why, and what cures it.
+/// An error as the person at the terminal sees it: what failed, why, and how to cure it.
 ///
-/// As JSON it is `{"what", "causes", "hints", "exit"}`. Unknown fields are ignored, all but `what`
-/// may be missing, and what is longer than 8 KiB or 8 lines is cut.
+/// As JSON it is `{"what", "causes", "hints", "exit"}`. Unknown fields are ignored, and every field
+/// except `what` may be missing. Text beyond 8 KiB and lines beyond 8 are cut off.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     what: String,
@@ -61,7 +61,7 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// Something failed.
+    /// A failure without causes and hints.
     pub fn new(what: impl fmt::Display) -> Self {
         Self {
             what: what.to_string(),
@@ -71,14 +71,14 @@ impl Failure {
         }
     }
 
-    /// An error, with its own sources as the causes.
+    /// A failure from an error. Its sources become the causes.
     pub fn from_error(error: impl Error + Send + Sync + 'static) -> Self {
         let mut failure = Self::new(&error);
         failure.add_causes(error.source());
         failure
     }
 
-    /// Why: this error and its sources, in place of the causes so far.
+    /// Replaces the causes with this error and its sources.
     pub fn source(mut self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         let source = source.into();
         self.causes.clear();
@@ -86,8 +86,8 @@ impl Failure {
         self
     }
 
-    /// Why: another failure, for example one that another program has sent. Its causes come after
-    /// it, its hints are kept, and its exit code is the exit code.
+    /// Replaces the causes with another failure, for example one that another program has sent, and
+    /// its causes. Adds its hints, and takes its exit code.
     pub fn caused_by(mut self, other: Self) -> Self {
         self.causes.clear();
         self.add_cause(other.what);
@@ -99,19 +99,19 @@ impl Failure {
         self
     }
 
-    /// What cures it, best with the exact command. May be said more than once.
+    /// Adds a hint: how to cure it, if possible with the exact command.
     pub fn hint(mut self, hint: impl fmt::Display) -> Self {
         self.hints.push(hint.to_string());
         self
     }
 
-    /// Drops the hints so far: the caller knows a better cure.
+    /// Removes the hints, for a caller that knows a better cure.
     pub fn without_hints(mut self) -> Self {
         self.hints.clear();
         self
     }
 
-    /// The exit code, if it isn't 1.
+    /// Sets the exit code, which is 1 otherwise.
     pub fn exit(mut self, exit: Exit) -> Self {
         self.exit = exit;
         self
@@ -127,12 +127,12 @@ impl Failure {
         &self.causes
     }
 
-    /// What cures it, the likeliest first.
+    /// How to cure it, the likeliest cure first.
     pub fn hints(&self) -> &[String] {
         &self.hints
     }
 
-    /// How the command ends.
+    /// The exit code.
     pub fn exit_code(&self) -> Exit {
         self.exit
     }
@@ -144,7 +144,7 @@ impl Failure {
         }
     }
 
-    /// An error often repeats its source: nothing is said twice.
+    /// Adds a cause. Errors often have the same text as their source, which is not repeated.
     fn add_cause(&mut self, cause: String) {
         if self.causes.last().unwrap_or(&self.what) != &cause {
             self.causes.push(cause);
@@ -166,7 +166,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// A failure as it is sent.
+/// The JSON of a failure.
 #[derive(Serialize, Deserialize)]
 struct Message {
     what: String,
@@ -178,7 +178,7 @@ struct Message {
     exit: Exit,
 }
 
-/// What is read: a failure, or the text that versions before 0.2 sent.
+/// What can be received: a failure, or the text that versions before 0.2 sent.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Received {
@@ -203,7 +203,7 @@ impl Message {
             text
         };
         let what = take(self.what);
-        // The cures are short, and worth more than the last causes.
+        // Hints before causes: they are short, and more useful than the last causes.
         let hints = self.hints.into_iter().take(MOST_LINES).map(&mut take).collect();
         let causes = self.causes.into_iter().take(MOST_LINES).map(&mut take).collect();
         Self { what, causes, hints, exit: self.exit }

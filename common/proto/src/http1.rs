@@ -1,5 +1,5 @@
-//! HTTP/1.1 as RFC 9112 has it, and nothing of Adit: heads, the framing of bodies, and where answers
-//! end.
+//! HTTP/1.1 (RFC 9112): heads, the framing of bodies, and where answers end. Nothing here is
+//! specific to Adit.
 
 pub mod exchanges;
 pub mod framing;
@@ -9,8 +9,8 @@ pub mod response;
 /// How long a request's body is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyLength {
-    /// So many bytes; 0 is none.
+    /// This many bytes; 0 if there is no body.
     Known(u64),
-    /// It comes in chunks, and says when it ends.
+    /// Chunked transfer coding (RFC 9112 section 7.1).
     Chunked,
 }

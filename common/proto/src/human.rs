@@ -8,7 +8,7 @@ pub fn size(bytes: u64) -> String {
     if bytes < 1024 {
         return count(bytes, "byte");
     }
-    // Of what would be rounded up to the next unit, that is taken.
+    // A number that would be rounded up to 1024 is written in the next unit.
     let fits = |unit: usize| bytes as f64 / 1024f64.powi(unit as i32 + 1) < 1023.95;
     let unit = (0..UNITS.len()).find(|unit| fits(*unit)).unwrap_or(UNITS.len() - 1);
     let number = bytes as f64 / 1024f64.powi(unit as i32 + 1);
@@ -34,8 +34,8 @@ pub fn count(number: impl Into<u64>, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
-/// Whether a terminal obeys this character, or shows something else for the text around it: control
-/// characters, and those that are invisible or change the direction of text.
+/// Whether a character could change what a terminal does, or how it shows the text around: control
+/// characters, invisible characters, and those that change the direction of text.
 pub fn misleads(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')

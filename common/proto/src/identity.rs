@@ -8,11 +8,12 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 use crate::crypto::{fill_random, sha256};
 
 const URI_PREFIX: &str = "urn:adit:device:";
-/// Clocks differ: a certificate is good from this many seconds (a day) before it was made.
+/// A certificate is valid from this many seconds (a day) before it was made, because the clocks of
+/// two machines differ.
 pub const CLOCK_SLACK: i64 = 24 * 3600;
 
-/// The id of a device: 32 random bits, shown as `d7c4-91ae`. It stays when the name changes and is
-/// never used again.
+/// The id of a device: 32 random bits, shown as `d7c4-91ae`. It does not change when the device is
+/// renamed, and is never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct DeviceId(u32);
@@ -25,7 +26,7 @@ impl DeviceId {
         Self(u32::from_be_bytes(bytes))
     }
 
-    /// The URI that stands in the device's certificate as its only subject alternative name.
+    /// The URI that is the only subject alternative name of the device's certificate.
     pub fn to_uri(self) -> String {
         format!("{URI_PREFIX}{self}")
     }
@@ -90,8 +91,8 @@ impl Name {
         &self.0
     }
 
-    /// Whether a reader could take it for a [`DeviceId`]. No new device gets such a name; one that an
-    /// older version has let in can still be read.
+    /// Whether the name could be taken for a [`DeviceId`]. A new device cannot have such a name;
+    /// names that older versions accepted can still be read.
     pub fn looks_like_id(&self) -> bool {
         self.0.to_ascii_lowercase().parse::<DeviceId>().is_ok()
     }
@@ -135,7 +136,8 @@ impl TryFrom<String> for Name {
     }
 }
 
-/// SHA-256 of a key's SubjectPublicKeyInfo: the key's own name, whatever certificate it stands in.
+/// SHA-256 of a key's SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7). It identifies the key in
+/// every certificate for it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash(pub [u8; 32]);
 
@@ -145,13 +147,13 @@ impl fmt::Debug for KeyHash {
     }
 }
 
-/// What a certificate says, read without judging it: whether it may be believed is for the TLS
-/// verifier.
+/// The contents of a certificate. Reading a certificate does not verify it: the TLS verifier does
+/// that.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Certificate {
     /// The device it was issued to; `None` for a server's or a CA's.
     pub device: Option<DeviceId>,
-    /// Which key it certifies.
+    /// The hash of the key that it certifies.
     pub key: KeyHash,
     /// First second of its validity, Unix time.
     pub not_before: i64,
@@ -160,8 +162,8 @@ pub struct Certificate {
 }
 
 impl Certificate {
-    /// When its holder should have it renewed, Unix time: at two thirds of its life, and by
-    /// `jitter` (0 to 1) up to a twelfth later, so that not all come at once.
+    /// When its holder should renew it, Unix time: after two thirds of its lifetime, plus up to a
+    /// twelfth of it by `jitter` (0 to 1), so that devices do not all renew at the same time.
     pub fn renew_at(&self, jitter: f64) -> i64 {
         let issued = self.not_before + CLOCK_SLACK;
         issued + ((self.not_after - issued) as f64 * (2.0 / 3.0 + jitter / 12.0)) as i64
@@ -189,7 +191,7 @@ impl Certificate {
     }
 }
 
-/// The bytes are no X.509 certificate.
+/// The bytes are not an X.509 certificate.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("not an X.509 certificate")]
 pub struct NotACertificate;

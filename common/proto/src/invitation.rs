@@ -1,5 +1,5 @@
-//! The code that a person carries from the server to a device: where the server is, which CA it
-//! has, and a one-time secret.
+//! The code that a person copies from the server to a device. It contains the server's addresses,
+//! the hash of its CA's key, and a one-time secret.
 
 use std::{fmt, str::FromStr};
 
@@ -11,33 +11,33 @@ use crate::{
 };
 
 const VERSION: u8 = 1;
-/// What every code begins with.
+/// The beginning of every code.
 pub const PREFIX: &str = "adit";
 const CHECK_LEN: usize = 4;
-/// Addresses that one code can carry.
+/// The most addresses that a code can contain.
 pub const MAX_ADDRESSES: usize = 8;
 const MAX_ADDRESS_LEN: usize = 255;
-/// A code is never longer than this many characters; what is longer is not a code.
+/// The most characters that a code can have.
 pub const MAX_CODE_LEN: usize = 4096;
 
-/// What an invitation says. Its text form is the code: `adit` and base32, case-insensitive, with a
-/// checksum against typing errors.
+/// The contents of an invitation. Its text form is the code: `adit` and base32, case-insensitive,
+/// with a checksum against typing errors.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Invitation {
     /// Where the server listens, as `host:port`, best first.
     pub addresses: Vec<String>,
-    /// SHA-256 of the CA's SubjectPublicKeyInfo: the only thing the device trusts before it has
-    /// enrolled.
+    /// SHA-256 of the CA's SubjectPublicKeyInfo. Before the device has enrolled, it trusts nothing
+    /// else.
     pub ca: [u8; 32],
-    /// When the server closes it, Unix time: it then answers nothing any more, so the code itself
-    /// has to tell.
+    /// When the invitation expires, Unix time. The server does not answer a knock of an expired
+    /// invitation, so only the code can tell the device why.
     pub expires: i64,
     /// The one-time secret.
     pub secret: Secret,
 }
 
-/// The one-time secret of an invitation. Both what opens the door and what is redeemed are derived
-/// from it, and it never travels.
+/// The one-time secret of an invitation. The knock key and the token are derived from it; the
+/// secret itself is never sent.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 16]);
 
@@ -49,12 +49,12 @@ impl Secret {
         Self(bytes)
     }
 
-    /// The key whose knock opens the enrollment door for as long as the invitation is open.
+    /// The key for the knock of an enrollment. The server accepts it while the invitation is open.
     pub fn door_key(&self) -> SharedKey {
         SharedKey::from_bytes(self.derive(b"adit/1 invitation door"))
     }
 
-    /// What the device shows to redeem the invitation. The server keeps only its hash.
+    /// The token that the device sends to redeem the invitation. The server stores only its hash.
     pub fn token(&self) -> [u8; 32] {
         self.derive(b"adit/1 invitation token")
     }
@@ -80,7 +80,7 @@ impl fmt::Debug for Invitation {
 }
 
 impl Invitation {
-    /// The code as a person sees it.
+    /// The invitation as text.
     pub fn code(&self) -> String {
         let mut bytes = vec![VERSION];
         bytes.extend_from_slice(&self.ca);
@@ -100,10 +100,10 @@ impl Invitation {
 /// Why some text is not an invitation code.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CodeError {
-    /// There is nothing.
+    /// The text is empty.
     #[error("the code is empty")]
     Empty,
-    /// Not ours at all.
+    /// It does not begin with `adit`, is too long, or has characters that no code has.
     #[error(
         "this is not an invitation code: one begins with `{PREFIX}` and has only letters and the digits 2 to 7"
     )]
@@ -111,10 +111,10 @@ pub enum CodeError {
     /// Its end is missing.
     #[error("the code is incomplete: its end is missing")]
     Incomplete,
-    /// A character is missing or changed.
+    /// The checksum does not match: a character is missing or changed.
     #[error("the code has a typing error in it (its checksum does not match)")]
     Damaged,
-    /// From a newer server.
+    /// Its format is that of a newer server.
     #[error("the code was made by a newer version of aditd (format {0})")]
     Version(u8),
 }
@@ -123,7 +123,7 @@ impl FromStr for Invitation {
     type Err = CodeError;
 
     fn from_str(text: &str) -> Result<Self, CodeError> {
-        // Mail programs and chats break long words, and quote them.
+        // Mail and chat programs break long words and add quotation marks.
         let text: String =
             text.chars().filter(|c| !is_packaging(*c)).collect::<String>().to_ascii_lowercase();
         if text.is_empty() {
@@ -151,13 +151,13 @@ impl FromStr for Invitation {
     }
 }
 
-/// What stands around a code or in the middle of it, and is no part of it: white space, quotation
-/// marks, the `>` of a quoted mail, what joins the lines of a shell.
+/// Whether a character can surround or split a code without being part of it: white space,
+/// quotation marks, the `>` of a quoted mail, a shell's line continuation.
 fn is_packaging(c: char) -> bool {
     c.is_whitespace() || matches!(c, '"' | '\'' | '`' | '“' | '”' | '‘' | '’' | '>' | '|' | '\\')
 }
 
-/// Whether `body` (base32) is shorter than its own lengths say.
+/// Whether `body` (base32) is shorter than the lengths in it require.
 fn is_beginning(body: &[u8]) -> bool {
     let whole_groups = body.len() - body.len() % 8;
     let Ok(bytes) = data_encoding::BASE32_NOPAD.decode(&body[..whole_groups]) else { return false };
@@ -218,7 +218,7 @@ pub fn is_address(address: &str) -> bool {
         })
 }
 
-/// Whether `address` leads to the machine itself on which it is used.
+/// Whether `address` is a loopback address.
 pub fn is_loopback(address: &str) -> bool {
     address.starts_with("localhost:")
         || address.parse::<std::net::SocketAddr>().is_ok_and(|a| a.ip().is_loopback())

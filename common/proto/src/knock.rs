@@ -1,10 +1,9 @@
-//! The MAC that a client's first packet carries, so that the server can stay silent to everybody
-//! else.
+//! The MAC in a client's first packet. The server does not answer a first packet without it.
 //!
-//! The field calls this single-packet authorization; here it is a knock. A client chooses the
-//! Destination Connection ID of its first Initial packet (RFC 9000 section 7.2: at least 8 bytes,
-//! unpredictable). Ours is a MAC. Without a key nobody can make one, and the server answers
-//! nothing that lacks it. There are two kinds of keys:
+//! This is single-packet authorization; here it is called a knock. A client chooses the Destination
+//! Connection ID of its first Initial packet (RFC 9000 section 7.2: at least 8 bytes,
+//! unpredictable). Adit uses a MAC as this ID. Without a key nobody can make one. There are two
+//! kinds of keys:
 //!
 //! - A [`SharedKey`] makes 8 random bytes ‖ 12 bytes of HMAC-SHA-256 over them. Each open invitation
 //!   has one.
@@ -14,10 +13,10 @@
 //! The id is in the knock so that the server finds the device's key with one HMAC and one look-up:
 //! trying the keys of 10,000 devices would cost milliseconds for each packet of a stranger. The
 //! mask is a function of the random bytes and of a secret that all devices of a server share, so
-//! that two knocks of one device look unrelated to everybody on the way. Somebody who was a device
-//! of this server and also sees the packets of others can remove the mask and recognise a device
-//! by its id. That is the price of the look-up. The shared secret makes no knock: a device that
-//! was revoked can do nothing else with it, so it does not have to change.
+//! that an observer on the path cannot see whether two knocks are of the same device. A present or
+//! former device of this server that also sees the packets of others can remove the mask and
+//! recognise a device by its id. That is the cost of the look-up. Nobody can make a knock with the
+//! shared secret alone, so it does not change when a device is revoked.
 
 use std::fmt;
 
@@ -31,18 +30,20 @@ use crate::{
     identity::{DeviceId, KeyHash},
 };
 
-/// Bytes of a whole knock: the longest connection ID of QUIC version 1 (RFC 9000 section 17.2).
+/// The length of a knock in bytes: that of the longest connection ID of QUIC version 1 (RFC 9000
+/// section 17.2).
 pub const KNOCK_LEN: usize = NONCE_LEN + MAC_LEN;
 const NONCE_LEN: usize = 8;
 const MAC_LEN: usize = 12;
-/// Parts of a device's knock. Its MAC has 80 bits: to guess one takes 2^79 packets.
+/// The lengths of the parts of a device's knock. Its MAC has 80 bits: guessing one takes 2^79
+/// packets on average.
 const DEVICE_NONCE_LEN: usize = 6;
 const MASKED_LEN: usize = 10;
 
 /// A whole knock.
 pub type Knock = [u8; KNOCK_LEN];
 
-/// A secret of 32 bytes that makes and checks knocks which say nothing of who knocks.
+/// A secret of 32 bytes that makes and checks knocks. Such a knock does not contain a device id.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct SharedKey([u8; 32]);
@@ -90,7 +91,7 @@ impl SharedKey {
         Checker(self.hmac())
     }
 
-    /// Another secret, which tells nothing of this one.
+    /// Derives another secret, from which this one cannot be computed.
     pub fn derive(&self, label: &[u8]) -> Self {
         Self(tag(&self.hmac(), label))
     }
@@ -119,7 +120,7 @@ impl fmt::Debug for Checker {
     }
 }
 
-/// What one device knocks with.
+/// The key with which one device makes its knocks.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DeviceKnock {
     id: DeviceId,
@@ -142,8 +143,8 @@ impl DeviceKnock {
     }
 }
 
-/// The server's side of all its devices' knocks: makes the key of each, and finds the device behind
-/// a knock.
+/// The server's keys for the knocks of all its devices: derives the key of each device, and finds
+/// the device that made a knock.
 #[derive(Clone)]
 pub struct DeviceKnocks {
     mask: SharedKey,
@@ -152,20 +153,20 @@ pub struct DeviceKnocks {
 }
 
 impl DeviceKnocks {
-    /// All keys come from `master`, which never leaves the server.
+    /// Derives all keys from `master`, which never leaves the server.
     pub fn new(master: &SharedKey) -> Self {
         let mask = master.derive(b"adit/1 knock mask");
         Self { unmask: mask.hmac(), mask, keys: master.derive(b"adit/1 knock of a device").hmac() }
     }
 
-    /// What this device knocks with. `key` is that of its certificate: an id that is used again,
-    /// against all odds, is another device.
+    /// The knock key of this device. It depends on the hash of the certificate's key, too: should
+    /// two devices ever get the same id, their knock keys still differ.
     pub fn of(&self, id: DeviceId, key: KeyHash) -> KnockKey {
         KnockKey::Device(DeviceKnock { id, mask: self.mask.clone(), key: self.key(id, key) })
     }
 
-    /// The device that has made this knock. `find` says which key the device with an id has
-    /// enrolled with, if it may come in at all: without it a knock is a stranger's.
+    /// The device that made this knock. `find` returns the hash of the key with which the device of
+    /// an id enrolled, or `None` if no such device may connect.
     pub fn whose(
         &self,
         knock: &[u8],
@@ -201,14 +202,14 @@ fn is_tag(key: &hmac::Key, message: &[u8], start: &[u8]) -> bool {
     aws_lc_rs::constant_time::verify_slices_are_equal(&tag[..start.len()], start).is_ok()
 }
 
-/// What a client knocks with. Its text form is base64.
+/// The key with which a client makes its knocks. Its text form is base64.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum KnockKey {
-    /// A key that several may have: an invitation's, or the one that all devices of a server had
-    /// before each was given its own.
+    /// A key that several devices may have: that of an invitation, or the one that all devices of a
+    /// server shared before each device had its own.
     Shared(SharedKey),
-    /// This device's own.
+    /// The key of one device.
     Device(DeviceKnock),
 }
 
@@ -249,7 +250,7 @@ impl TryFrom<String> for KnockKey {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        const WHY: &str = "a knock's key is 32 or 68 bytes in base64";
+        const WHY: &str = "a knock key is 32 or 68 bytes in base64";
         let bytes = BASE64.decode(text.as_bytes()).map_err(|_| WHY)?;
         if bytes.len() != DeviceKnock::LEN {
             return Ok(Self::Shared(SharedKey(bytes.try_into().map_err(|_| WHY)?)));
@@ -283,8 +284,8 @@ impl TryFrom<String> for SharedKey {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let bytes =
-            BASE64.decode(text.as_bytes()).map_err(|_| "a door key is 32 bytes in base64")?;
-        Ok(Self(bytes.try_into().map_err(|_| "a door key is 32 bytes in base64")?))
+            BASE64.decode(text.as_bytes()).map_err(|_| "a knock key is 32 bytes in base64")?;
+        Ok(Self(bytes.try_into().map_err(|_| "a knock key is 32 bytes in base64")?))
     }
 }
 
@@ -336,7 +337,8 @@ mod tests {
         };
         assert_eq!(knocks.whose(&knock, find), Some(id));
         assert_eq!(asked.get(), Some(id));
-        // One who may not come in is a stranger, and so is another key under the same id.
+        // A device that may not connect is not found, nor is one with another key under the same
+        // id.
         assert_eq!(knocks.whose(&knock, |_| None), None);
         assert_eq!(knocks.whose(&knock, |_| Some(KeyHash([6; 32]))), None);
         let other = DeviceKnocks::new(&SharedKey::from_bytes([4; 32]));

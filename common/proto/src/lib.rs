@@ -1,5 +1,5 @@
-//! What is said and decided in Adit, without anything that says or does it: no runtime, no QUIC, no
-//! socket and no clock. Bytes and times come in; verdicts and bytes come out.
+//! The protocol and the decisions of Adit, without IO: no runtime, no QUIC, no socket and no clock.
+//! Its functions take bytes and times, and return verdicts and bytes.
 
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]

@@ -1,4 +1,4 @@
-//! What Ollama means by a request, and what people and programs read in its answers.
+//! The meaning of the requests and answers of Ollama's API.
 
 pub mod answer;
 pub mod host;

@@ -1,9 +1,9 @@
-//! A failure that comes again and again is logged once, and then rarely.
+//! Decides when a failure that repeats is logged: at once, and then rarely.
 
 use std::time::Duration;
 
-/// What has been logged, and when. It holds few texts: a program that fails in many ways at once
-/// logs the oldest of them again.
+/// What has been logged, and when. Only the last 16 texts are remembered; a text that was forgotten
+/// is logged again.
 #[derive(Debug)]
 pub struct Repeats {
     again_after: Duration,
@@ -13,13 +13,13 @@ pub struct Repeats {
 impl Repeats {
     const MOST: usize = 16;
 
-    /// Lets the same text be logged again after this time.
+    /// The same text may be logged again after this time.
     pub const fn new(again_after: Duration) -> Self {
         Self { again_after, logged: Vec::new() }
     }
 
-    /// Whether `text` is to be logged at `now`, the time of any clock that nobody sets. If so, it
-    /// counts as logged.
+    /// Whether to log `text` at `now`, the time of a monotonic clock. If so, the text counts as
+    /// logged.
     pub fn is_news(&mut self, text: &str, now: Duration) -> bool {
         self.logged.retain(|(_, at)| now.saturating_sub(*at) < self.again_after);
         if self.logged.iter().any(|(logged, _)| logged == text) {
@@ -32,7 +32,8 @@ impl Repeats {
         true
     }
 
-    /// Forgets everything: what fails from now on is news. Returns whether anything was logged.
+    /// Forgets everything, after a success: the next failure is logged at once. Returns whether
+    /// anything was logged.
     pub fn passed(&mut self) -> bool {
         let failed = !self.logged.is_empty();
         self.logged.clear();

@@ -1,8 +1,8 @@
-//! What is said on the wire, and nothing about how: ALPN names, the head of a stream, codes, and
-//! the messages of both ends.
+//! What the two ends say to each other: ALPN names, stream heads, error codes and messages. How the
+//! bytes are carried is not decided here.
 //!
-//! The version is the ALPN name (RFC 7301): a change that an older peer could not understand gets a
-//! new one.
+//! The ALPN name (RFC 7301) is the version: a change that an older peer cannot understand needs a
+//! new name.
 
 mod code;
 
@@ -20,21 +20,21 @@ pub use code::Code;
 
 /// The longest message that either end accepts, in bytes.
 pub const MAX_LEN: usize = 64 * 1024;
-/// Each end proves itself alive this often.
+/// How often each end sends a keep-alive.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// How long a silent peer keeps its session, unless told otherwise: a sleep or an outage shorter
-/// than this loses nothing.
+/// How long a session survives without a packet from the peer, unless configured otherwise. A sleep
+/// or an outage that is shorter loses nothing.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// ALPN of the tunnel: a client certificate is required.
 pub const ALPN_TUNNEL: &[u8] = b"adit/1";
-/// ALPN of enrollment: no client certificate, and nothing but enrollment can be reached.
+/// ALPN of enrollment: no client certificate is needed, and only enrollment is possible.
 pub const ALPN_ENROLL: &[u8] = b"adit-enroll/1";
-/// The DNS name in every server certificate. It is private, so that a box may change its address
-/// and its public name.
+/// The DNS name in every server certificate. It is the same for every server, so that a server can
+/// change its address and its public name.
 pub const SERVER_NAME: &str = "server.adit.internal";
-/// The service that a client asks for when nobody says otherwise.
+/// The service that a client uses by default.
 pub const DEFAULT_SERVICE: &str = "ollama";
-/// Where Ollama listens, and where the client listens in its place.
+/// The TCP port on which Ollama listens by default. The client listens on the same port.
 pub const OLLAMA_PORT: u16 = 11434;
 /// The UDP port of `aditd`.
 pub const ADITD_PORT: u16 = 11435;
@@ -44,7 +44,7 @@ pub const ADITD_PORT: u16 = 11435;
 pub enum StreamHead {
     /// Forward what follows to the named service.
     Forward(Name),
-    /// A new certificate for the key of this connection, please: a [`RenewAnswer`] comes back.
+    /// Asks for a new certificate for the key of this connection. The answer is a [`RenewAnswer`].
     Renew,
 }
 
@@ -87,45 +87,45 @@ impl StreamHead {
     }
 }
 
-/// The first bytes of a stream are no head of this version.
+/// The first bytes of a stream are not a head that this version knows.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the stream's first bytes name no service")]
 pub struct BadHead;
 
-/// What the bytes of a service are.
+/// The protocol of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceKind {
-    /// HTTP/1.x, as Ollama speaks it: failures can be told in HTTP.
+    /// HTTP/1.x. Failures are answered in HTTP.
     Http,
-    /// Anything else.
+    /// Any other protocol over TCP.
     Tcp,
 }
 
 /// A service that the server offers to this device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// What streams call it.
+    /// Its name in a [`StreamHead`].
     pub name: Name,
-    /// What its bytes are.
+    /// Its protocol.
     pub kind: ServiceKind,
-    /// Its port on the server's loopback: a client on that same machine must not listen there, or
-    /// it would call itself.
+    /// Its port on the server's loopback interface. A client on the same machine must not listen on
+    /// this port, or it would connect to itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
 }
 
-/// The client's first words on the connection that it has chosen, sent with the end of the
-/// handshake. Without them there is no session: of several attempts side by side only one becomes
-/// one. The stream stays open: single bytes without a meaning follow, as probes, and are answered
-/// with [`Notice::Here`].
+/// The client's first message, sent with the end of the handshake on the connection that it has
+/// chosen. A connection becomes a session when its greeting arrives, so only one of several
+/// parallel attempts does. The stream stays open: the client sends single bytes as probes, and the
+/// server answers them with [`Notice::Here`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Greeting {
     /// Version of `adit`.
     pub version: String,
 }
 
-/// The server's first words on every tunnel: it has judged the certificate and found it good.
+/// The server's first message on every tunnel, after it has accepted the client's certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// Version of `aditd`.
@@ -134,22 +134,23 @@ pub struct Hello {
     pub device: Name,
     /// The device's id.
     pub device_id: DeviceId,
-    /// Its certificate is past its end by the server's clock: it can be renewed, and nothing else.
+    /// The certificate has expired by the server's clock: the device can only renew it.
     #[serde(default)]
     pub certificate_expired: bool,
-    /// For how long the server keeps a session through silence, in seconds. The shorter time of
-    /// both ends holds (RFC 9000 section 10.1).
+    /// How long the server keeps a session without a packet from the client, in seconds. The
+    /// shorter time of both ends applies (RFC 9000 section 10.1).
     #[serde(default = "default_idle_timeout")]
     pub idle_timeout: u64,
-    /// What it may use.
+    /// The services that the device may use.
     pub services: Vec<Service>,
-    /// Where else the server can be reached, as `host:port`, best first; may have changed since
-    /// enrolling.
+    /// The server's addresses, as `host:port`, best first. They may have changed since the device
+    /// enrolled.
     pub addresses: Vec<String>,
-    /// Which loopback interface the server is on: a device that says the same is on its machine.
+    /// Identifies the server's loopback interface. A device with the same value is on the same
+    /// machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
-    /// What this device knocks with from now on; absent if all devices have one key.
+    /// The key for this device's knocks from now on; absent if all devices share one key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub door_key: Option<KnockKey>,
 }
@@ -166,7 +167,7 @@ pub struct EnrollRequest {
     /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts; nothing it asks
     /// for is granted.
     pub csr: String,
-    /// It can knock with a key of its own. A client that cannot is refused.
+    /// Whether the client can use a knock key of its own. A client that cannot is refused.
     #[serde(default)]
     pub own_knock: bool,
 }
@@ -175,13 +176,13 @@ pub struct EnrollRequest {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EnrollAnswer {
-    /// The device is in.
+    /// The device is enrolled.
     Enrolled(Box<Enrolled>),
-    /// It is not, and why.
+    /// The device is not enrolled, for this reason.
     Refused(EnrollRefusal),
 }
 
-/// All that a device has to know about its server.
+/// What a device has to know about its server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enrolled {
     /// What the server calls this device.
@@ -192,13 +193,14 @@ pub struct Enrolled {
     pub certificate: String,
     /// The CA's certificate, DER in base64.
     pub ca: String,
-    /// What this device knocks with.
+    /// The key for this device's knocks.
     pub door_key: KnockKey,
     /// Where the server can be reached, as `host:port`, best first.
     pub addresses: Vec<String>,
-    /// What the device may use.
+    /// The services that the device may use.
     pub services: Vec<Service>,
-    /// The TCP port of the server's relay on its own loopback, for SSH keys that may only forward.
+    /// The TCP port of the server's relay on its loopback interface, for SSH keys that allow only
+    /// port forwarding.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_port: Option<u16>,
 }
@@ -213,17 +215,18 @@ pub struct EnrollDevice {
     pub own_knock: bool,
 }
 
-/// What a command over SSH prints before anything of ours: what comes earlier is a login shell's.
+/// What a command over SSH prints before its own output. The login shell may print something before
+/// this marker.
 pub const SSH_MARKER: &str = "\nadit/1 ready\n";
-/// What `aditd relay` prints before [`SSH_MARKER`]: a key that is limited to it runs it whatever it
-/// is asked for.
+/// What `aditd relay` prints before [`SSH_MARKER`]. An SSH key that is restricted to `aditd relay`
+/// runs it, whatever command the client asked for.
 pub const SSH_RELAY: &str = "\nadit/1 relay";
 /// What a command over SSH prints in place of [`SSH_MARKER`] when it fails before it has begun. An
 /// [`SshFailed`] follows, framed. The same failure is on standard error, for people and for clients
 /// that do not know this.
 pub const SSH_FAILED: &str = "\nadit/1 failed\n";
 
-/// Why a command over SSH has done nothing.
+/// Why a command over SSH failed before it began.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshFailed {
     /// The version of this message: [`SshFailed::SCHEMA`]. A later one may have more fields.
@@ -233,7 +236,7 @@ pub struct SshFailed {
 }
 
 impl SshFailed {
-    /// The version that is written.
+    /// The version that this program writes.
     pub const SCHEMA: u32 = 1;
 }
 
@@ -247,21 +250,21 @@ impl From<Failure> for SshFailed {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case")]
 pub enum EnrollRefusal {
-    /// Redeemed before, by another key.
+    /// Another key has redeemed it.
     #[error("the invitation has been used already")]
     Used,
-    /// Too late, or withdrawn by a newer one.
-    #[error("the invitation has expired, or a newer one has taken its place")]
+    /// It has expired, or a newer invitation replaced it.
+    #[error("the invitation has expired, or a newer one has replaced it")]
     Closed,
     /// The request could not be read, or its signature is wrong.
     #[error("the server could not read this device's request")]
     BadRequest,
-    /// The server's owner has other rules besides, and they say no.
+    /// The server's `authorize` service refused the device.
     #[error(
         "the server's own rules (`authorize`) do not allow this device; the invitation is still good"
     )]
     NotAllowed,
-    /// Those rules could not be asked.
+    /// The server's `authorize` service could not be asked.
     #[error(
         "the server could not ask its own rules (`authorize`; its log says why); the invitation is still good"
     )]
@@ -269,7 +272,7 @@ pub enum EnrollRefusal {
     /// The server's clock cannot be right.
     #[error("the server's clock is wrong; the invitation is still good")]
     Clock {
-        /// What it shows, in Unix seconds.
+        /// The time that it shows, in Unix seconds.
         shows: i64,
     },
     /// The server could not store the device: disk full, register damaged.
@@ -283,9 +286,10 @@ pub enum EnrollRefusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Notice {
-    /// An answer to one or more probes. Its acknowledgement shows the server what it has lost.
+    /// An answer to one or more probes. The client's acknowledgement of it lets the server detect
+    /// lost packets.
     Here,
-    /// It takes no more streams: those that run go on to their end.
+    /// The server takes no new streams; open streams run to their end.
     Draining,
 }
 

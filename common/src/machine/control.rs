@@ -1,5 +1,6 @@
-//! The control socket: how a command on the same machine asks the process that is running. One
-//! request, one answer, in JSON. An answer may grant something that lasts as long as its asker.
+//! The control socket: a command on the same machine sends the running process one request, and
+//! gets one answer, in JSON. An answer may grant something that lasts as long as the process that
+//! asked.
 
 use std::{
     convert::Infallible,
@@ -21,33 +22,33 @@ use crate::{
 };
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often it is looked whether a process that has closed its connection has ended too.
+/// How often to check whether a process that has closed its connection has ended too.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The longest answer, in bytes: it may tell of thousands of sessions.
+/// The longest answer, in bytes: it may list thousands of sessions.
 const MAX_ANSWER: usize = 16 << 20;
-/// What `sockaddr_un` holds on the narrowest system that we know (macOS), less the final NUL.
+/// The longest path that `sockaddr_un` holds on macOS, where it is shortest, without the final NUL.
 const MAX_SOCKET_PATH: usize = 103;
 
-/// The right to be the one running process of a directory, and its control socket. Given up when
-/// dropped or when the process ends.
+/// The right to be the only running process of a directory, and its control socket. Dropping it, or
+/// the end of the process, gives up the right.
 pub struct Control {
     listener: UnixListener,
     path: PathBuf,
-    // Held for its lock; the file itself stays, as removing it would let two processes hold "the"
-    // lock.
+    // Held for its lock. The file is not removed: otherwise two processes could each lock a file of
+    // that name.
     _lock: File,
 }
 
-/// Why a process cannot be the one that runs.
+/// Why a process cannot claim a directory.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
-    /// Another one does.
+    /// Another process runs on it.
     #[error("is running already{}", pid.map(|p| format!(" (pid {p})")).unwrap_or_default())]
     Taken {
-        /// Its process id, where it is known.
+        /// Its process id, if it is known.
         pid: Option<u32>,
     },
-    /// The lock or the socket can't be made.
+    /// The lock or the socket cannot be made.
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -69,8 +70,8 @@ impl Control {
         Ok(Self { listener, path, _lock: lock })
     }
 
-    /// Answers requests for as long as it is polled. One that is malformed or slow hurts only
-    /// itself.
+    /// Answers requests as long as it is polled. A malformed or slow request does not affect
+    /// others.
     pub async fn serve<Q, A, F>(
         &self,
         answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
@@ -120,8 +121,8 @@ impl Drop for Control {
     }
 }
 
-/// Takes the lock of a directory: while the file lives, nobody else runs on it or changes what it
-/// holds.
+/// Takes the lock of a directory. While the returned file is open, no other process runs on the
+/// directory or changes files in it.
 pub fn lock(dir: &Path) -> Result<File, ClaimError> {
     let lock_path = dir.join("lock");
     let lock = files::open_append(&lock_path)?;
@@ -133,7 +134,7 @@ pub fn lock(dir: &Path) -> Result<File, ClaimError> {
         }
         Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
     }
-    // Only a help for people: a full disk is no reason not to run.
+    // The process id only helps people, so an error here (a full disk) is ignored.
     let _ = lock.set_len(0).and_then(|()| {
         io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
     });
@@ -170,8 +171,8 @@ impl Asker {
         Self(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()))
     }
 
-    /// Waits until it has ended; returns at once if that cannot be known. Nearly always it has
-    /// ended already: only a program that closes all files that it was given lives on.
+    /// Waits until the process has ended; returns at once if that cannot be known. It has nearly
+    /// always ended already: only a program that closes the files it inherited lives on.
     async fn ended(&self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(pidfd) = &self.0 else { return };
@@ -195,10 +196,10 @@ impl Asker {
     async fn ended(&self) {}
 }
 
-/// Asks the process that runs on `dir`. `Ok(None)` if none does.
+/// Asks the process that runs on `dir`. `Ok(None)` if no process runs on it.
 ///
 /// # Errors
-/// When one runs but does not answer within ten seconds, or may not be asked.
+/// When a process runs but does not answer within ten seconds, or its socket may not be opened.
 pub async fn ask<Q: Serialize, A: DeserializeOwned>(
     dir: &Path,
     request: &Q,

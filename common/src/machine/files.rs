@@ -1,4 +1,4 @@
-//! Files that nobody else may read, written whole or not at all.
+//! Files that no other user can read, written completely or not at all.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -10,10 +10,10 @@ use std::{
 use rustix::fs::OFlags;
 use zeroize::Zeroizing;
 
-/// What went wrong with one of our own files.
+/// What is wrong with one of our own files.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// Others could read or change it.
+    /// Other users can read or change it.
     #[error("`{}` can be read by other users (mode {mode:03o})", path.display())]
     Exposed {
         /// The file or directory.
@@ -29,7 +29,7 @@ pub enum FileError {
         /// Its owner's uid.
         owner: u32,
     },
-    /// Another user could put something else in its place.
+    /// Another user can replace it.
     #[error("another user (uid {owner}) can replace `{}`", path.display())]
     Replaceable {
         /// The directory that is used.
@@ -44,25 +44,25 @@ pub enum FileError {
     NotPlain {
         /// Where.
         path: PathBuf,
-        /// What it is, with an article.
+        /// What it is instead, with an article.
         what: &'static str,
     },
-    /// The operating system refused.
+    /// The operating system returned an error.
     #[error("cannot {doing} `{}`", path.display())]
     Io {
         /// What was tried: `read`, `write` …
         doing: &'static str,
-        /// On what.
+        /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// It isn't what it should be.
+    /// Its contents are not valid.
     #[error("`{}` is damaged: {why}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// In which way.
+        /// What is wrong with them.
         why: String,
     },
 }
@@ -74,22 +74,22 @@ impl FileError {
         move |source| Self::Io { doing, path, source }
     }
 
-    /// `path` is damaged, and how.
+    /// `path` is damaged, in the way that `why` says.
     pub fn damaged(path: impl Into<PathBuf>, why: impl ToString) -> Self {
         Self::Damaged { path: path.into(), why: why.to_string() }
     }
 
-    /// Whether the file simply isn't there.
+    /// Whether the file does not exist.
     pub fn is_not_found(&self) -> bool {
         matches!(self, Self::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
 
-    /// The command or deed that cures it, for a file of the state directory.
+    /// The cure, for a file in the state directory.
     pub fn hint(&self) -> String {
         self.hint_for("--state-dir")
     }
 
-    /// The command or deed that cures it; `setting` is what says where the file is.
+    /// The cure. `setting` is the name of the setting that says where the file is.
     pub fn hint_for(&self, setting: &str) -> String {
         match self {
             Self::Exposed { path, mode } => {
@@ -104,12 +104,12 @@ impl FileError {
                     format!("look at it with `ls -ld '{path}'`")
                 } else {
                     format!(
-                        "if you know how it came there: `sudo chown --no-dereference {own} '{path}'`; if not, remove it"
+                        "if you know where it came from: `sudo chown --no-dereference {own} '{path}'`; otherwise remove it"
                     )
                 }
             }
             Self::Replaceable { by, .. } => format!(
-                "look at `ls -ld '{}'`, and keep the state where only root can change each directory above it",
+                "look at `ls -ld '{}'`; keep the state in a directory where only root can change each directory above",
                 by.display()
             ),
             Self::NotPlain { path, .. } => format!(
@@ -119,7 +119,7 @@ impl FileError {
             Self::Io { path, source, .. } => match source.kind() {
                 io::ErrorKind::PermissionDenied => {
                     format!(
-                        "run this as the owner of `{}`, or name another place with {setting}",
+                        "run this as the owner of `{}`, or choose another place with {setting}",
                         path.display()
                     )
                 }
@@ -127,20 +127,20 @@ impl FileError {
                     "free some disk space and run it again: nothing was changed".to_owned()
                 }
                 io::ErrorKind::ReadOnlyFilesystem => {
-                    format!("name a writable place with {setting}")
+                    format!("choose a writable place with {setting}")
                 }
                 _ => format!("look at it with `ls -ld '{}'`", path.display()),
             },
             Self::Damaged { path, .. } => format!(
-                "put `{}` back from a backup, or move it away and begin anew",
+                "put `{}` back from a backup, or move it away and start again without it",
                 path.display()
             ),
         }
     }
 }
 
-/// Makes `path` and its parents, `path` itself for the owner alone (0700); one that exists must be
-/// that already.
+/// Makes the directory `path` (mode 0700) and its parents. If it exists, it must have that owner
+/// and that mode already.
 pub fn create_dir(path: &Path) -> Result<(), FileError> {
     if !path.is_dir() {
         if let Some(parent) = path.parent() {
@@ -154,21 +154,21 @@ pub fn create_dir(path: &Path) -> Result<(), FileError> {
     refuse_exposed_dir(path)
 }
 
-/// Reads a file that must be this user's and for this user alone.
+/// Reads a file that must belong to this user and that no other user can read.
 ///
 /// # Errors
 /// Also when it is a link or not a regular file.
 pub fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     let (mut file, metadata) = open(path, OpenOptions::new().read(true), "read")?;
     refuse_exposed(path, &metadata)?;
-    // Of the right size at once: a buffer that grows leaves copies behind.
+    // Allocated with its final size: a buffer that grows leaves copies in memory.
     let len = usize::try_from(metadata.len()).unwrap_or(0);
     let mut bytes = Zeroizing::new(Vec::with_capacity(len + 1));
     file.read_to_end(&mut bytes).map_err(FileError::io("read", path))?;
     Ok(bytes)
 }
 
-/// Opens a file of this user's to read it, whoever else may read it.
+/// Opens a file of this user for reading. Other users may be able to read it too.
 ///
 /// # Errors
 /// Also when it is a link or not a regular file.
@@ -183,14 +183,14 @@ pub fn read_to_string(path: &Path) -> Result<String, FileError> {
     text.map(str::to_owned).map_err(|_| FileError::damaged(path, "it is not text"))
 }
 
-/// Replaces `path` by a file with these bytes (0600): afterwards it holds either all of the old or
-/// all of the new, whatever happens.
+/// Replaces `path` with a file of these bytes (mode 0600). Even after a crash it has either all of
+/// the old contents or all of the new.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_beside(path, bytes)?.persist(path).map_err(|e| FileError::io("write", path)(e.error))?;
     sync_dir(path)
 }
 
-/// Like [`replace`], but fails with `AlreadyExists` if there is such a file.
+/// Like [`replace`], but fails with `AlreadyExists` if the file exists.
 pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     write_beside(path, bytes)?
         .persist_noclobber(path)
@@ -198,8 +198,8 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     sync_dir(path)
 }
 
-/// Reads `path`, or makes it with what `make` returns. Of several processes that do so at once, all
-/// get the same bytes.
+/// Reads `path`, or creates it with what `make` returns. If several processes do this at the same
+/// time, all get the same bytes.
 pub fn read_or_create<B: AsRef<[u8]>>(
     path: &Path,
     make: impl FnOnce() -> B,
@@ -215,15 +215,15 @@ pub fn read_or_create<B: AsRef<[u8]>>(
     read(path)
 }
 
-/// Refuses a directory that is not this user's, or that group or others can read or change.
+/// Refuses a directory that another user owns, or that the group or others can read or change.
 pub fn refuse_exposed_dir(path: &Path) -> Result<(), FileError> {
     let metadata = fs::metadata(path).map_err(FileError::io("read", path))?;
     refuse_foreign(path, &metadata)?;
     refuse_exposed(path, &metadata)
 }
 
-/// Refuses a directory in which another user could replace what this process is about to make:
-/// it must belong to this user or to root, and others may change it only if it is sticky.
+/// Refuses a directory in which another user could replace a file that this process makes. The
+/// directory must belong to this user or to root, and if others can write to it, it must be sticky.
 pub fn refuse_shared_dir(path: &Path) -> Result<(), FileError> {
     let metadata = fs::metadata(path).map_err(FileError::io("read", path))?;
     if metadata.uid() != 0 {
@@ -236,8 +236,8 @@ pub fn refuse_shared_dir(path: &Path) -> Result<(), FileError> {
     Ok(())
 }
 
-/// Opens a file to append to, made for the owner alone if there is none; one that exists must be
-/// that already, and have no second name.
+/// Opens a file for appending, and creates it (mode 0600) if it does not exist. A file that exists
+/// must have that owner and that mode already, and only one name.
 pub fn open_append(path: &Path) -> Result<File, FileError> {
     let options = &mut OpenOptions::new();
     let options = options.create(true).read(true).append(true).mode(0o600);
@@ -249,13 +249,13 @@ pub fn open_append(path: &Path) -> Result<File, FileError> {
     Ok(file)
 }
 
-/// Opens a regular file of this user's, and never follows a link to it.
+/// Opens a regular file of this user, and never follows a link.
 fn open(
     path: &Path,
     options: &mut OpenOptions,
     doing: &'static str,
 ) -> Result<(File, fs::Metadata), FileError> {
-    // A pipe would keep this process waiting for its other end.
+    // Without NONBLOCK, opening a pipe would wait for its other end.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let not_plain = |what| FileError::NotPlain { path: path.to_owned(), what };
     let file = match options.custom_flags(flags.bits().cast_signed()).open(path) {
@@ -264,7 +264,8 @@ fn open(
         }
         opened => opened.map_err(FileError::io(doing, path))?,
     };
-    // Not by its path: another process may have put another file there.
+    // The metadata of the opened file, not of its path: another process may have replaced the file
+    // there.
     let metadata = file.metadata().map_err(FileError::io("read", path))?;
     if !metadata.is_file() {
         let is_pipe = metadata.file_type().is_fifo();
@@ -299,7 +300,7 @@ fn write_beside(path: &Path, bytes: &[u8]) -> Result<tempfile::NamedTempFile, Fi
     Ok(file)
 }
 
-/// A rename is on the disk only when its directory is.
+/// A rename is on the disk only after its directory is.
 fn sync_dir(path: &Path) -> Result<(), FileError> {
     let dir = path.parent().unwrap_or(Path::new("."));
     File::open(dir).and_then(|d| d.sync_all()).map_err(FileError::io("write", path))

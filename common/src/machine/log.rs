@@ -1,8 +1,7 @@
-//! Which events reach the log: our own, and those of libraries only for somebody who looks for a
-//! fault, and never without a bound.
+//! Decides which events are logged: our own, and with `-vv` a bounded number of those of libraries.
 //!
-//! A library repeats what it finds wrong in its own words, for as long as it is wrong. Whatever a
-//! person has to know of it is an event of ours, said once.
+//! A library logs the same fault again and again while it lasts. What a person has to know about it
+//! is logged once by our own code.
 
 use std::{
     collections::HashMap,
@@ -13,13 +12,13 @@ use std::{
 use tracing::{Metadata, Subscriber, callsite::Identifier};
 use tracing_subscriber::layer::{Context, Filter};
 
-/// Our own crates, as targets of events.
+/// Our own crates, which are the targets of our events.
 const OURS: [&str; 4] = ["client", "server", "common", "proto"];
-/// Events of one place in a library, in so much time at the most.
+/// The most events of one place in a library within [`TIME`].
 const MOST: u32 = 50;
 const TIME: Duration = Duration::from_secs(10);
 
-/// What is logged with so many `-v`, as a filter.
+/// The filter for this number of `-v`.
 pub fn directives(verbose: u8) -> String {
     let (ours, libraries) = match verbose {
         0 => ("info", "off"),
@@ -30,7 +29,7 @@ pub fn directives(verbose: u8) -> String {
     format!("{libraries},{ours}")
 }
 
-/// Bounds the events of libraries.
+/// Limits how often events of libraries are logged.
 #[derive(Debug, Default)]
 pub struct Bounded(Mutex<HashMap<Identifier, Window>>);
 
@@ -42,7 +41,7 @@ struct Window {
 
 impl Bounded {
     fn admits(&self, metadata: &Metadata<'_>, now: Instant) -> bool {
-        // A span is shown only with an event in it.
+        // A span is logged only with an event in it.
         if metadata.is_span() || is_ours(metadata.target()) {
             return true;
         }
@@ -100,7 +99,8 @@ mod tests {
         }
     }
 
-    /// How many lines a library's warnings, said a thousand times, and our own make.
+    /// How many lines are logged for a warning of a library and for one of ours, each repeated a
+    /// thousand times.
     fn lines(verbose: u8) -> (usize, usize) {
         let written = Written::default();
         let (out, filter) = (written.clone(), EnvFilter::new(directives(verbose)));

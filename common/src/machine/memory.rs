@@ -9,10 +9,10 @@ pub type Allocator = MiMalloc;
 
 /// What a program names as its `#[global_allocator]`.
 ///
-/// On Linux it is mimalloc, which gives freed memory back to the system at once, also when the
-/// program has nothing more to do: with a delay it would do so only at its next allocations. Huge
-/// pages would keep 2 MiB for a few bytes. The allocator of glibc keeps most of what a burst took.
-/// Other systems keep their own allocator.
+/// On Linux it is mimalloc without a purge delay: it returns freed memory to the system at once. With
+/// a delay, an idle program would keep it until its next allocation. Huge pages are off, because
+/// they would keep 2 MiB for a few bytes. The allocator of glibc never returns most of the memory of
+/// a burst. On other systems it is the system's allocator.
 #[cfg(target_os = "linux")]
 pub const ALLOCATOR: Allocator = MiMalloc::new(Config {
     purge: Purge::After(std::time::Duration::ZERO),
@@ -24,6 +24,6 @@ pub const ALLOCATOR: Allocator = MiMalloc::new(Config {
 #[cfg(not(target_os = "linux"))]
 pub type Allocator = std::alloc::System;
 
-/// What a program names as its `#[global_allocator]`: the one of the system.
+/// What a program names as its `#[global_allocator]`: the system's allocator.
 #[cfg(not(target_os = "linux"))]
 pub const ALLOCATOR: Allocator = std::alloc::System;

@@ -1,8 +1,8 @@
-//! Root takes the rights of a directory's owner before it touches a file there.
+//! Gives up root's rights for those of a directory's owner before a file there is touched.
 //!
-//! The owner of a directory can replace each file in it by a link. A process with root's rights
-//! would follow that link to any file of the machine; a process with the owner's rights reaches
-//! what the owner reaches anyway.
+//! The owner of a directory can replace any file in it with a link. A process with root's rights
+//! would follow that link to any file of the machine. A process with the owner's rights can reach
+//! only what the owner can reach anyway.
 
 use std::{
     ffi::OsString,
@@ -19,12 +19,12 @@ use crate::machine::{files::FileError, process};
 const ROOT: u32 = 0;
 const STICKY: u32 = 0o1000;
 const OTHERS_WRITE: u32 = 0o022;
-/// As many as Linux follows.
+/// The number that Linux follows.
 const MOST_LINKS: usize = 40;
 
-/// If this process has root's rights and `dir` belongs to another user, gives them up for that
-/// user's rights, for ever. If there is no `dir` yet, the directory counts in which it would be
-/// made. Without root's rights this does nothing.
+/// If this process has root's rights and `dir` belongs to another user, takes that user's rights
+/// instead; this cannot be undone. If `dir` does not exist, the nearest existing directory above it
+/// counts. Without root's rights this does nothing.
 ///
 /// Call it before anything in `dir` is opened, made or removed.
 ///
@@ -35,11 +35,11 @@ pub fn become_owner_of(dir: &Path) -> Result<(), FileError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    // The invoking user stays known, for the audit log.
+    // Remembers the invoking user for the audit log.
     process::uid();
     let dir = std::path::absolute(dir).map_err(FileError::io("read", dir))?;
     let (there, opened) = nearest(&dir)?;
-    // Of the opened directory: another one may have its name a moment later.
+    // The metadata of the opened directory, not of its path: another process may have replaced it.
     let metadata = opened.metadata().map_err(FileError::io("read", &there))?;
     if metadata.uid() == ROOT {
         return match replaceable(&there).map_err(FileError::io("read", &there))? {
@@ -64,7 +64,7 @@ fn nearest(dir: &Path) -> Result<(PathBuf, File), FileError> {
 
 fn take_rights(uid: u32, gid: u32) -> io::Result<()> {
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    // The groups first: without root's rights they cannot be changed any more.
+    // The groups first: after the user has changed, they cannot be changed any more.
     set_groups(uid, gid)?;
     setresgid(gid, gid, gid)?;
     setresuid(uid, uid, uid)?;
@@ -82,13 +82,13 @@ fn set_groups(uid: Uid, gid: Gid) -> io::Result<()> {
     Ok(())
 }
 
-/// macOS looks groups up by user at each check.
+/// macOS looks up the groups of the user at each check.
 #[cfg(target_os = "macos")]
 fn set_groups(_: Uid, _: Gid) -> io::Result<()> {
     Ok(())
 }
 
-/// The first file on the way to `path` that a user other than root could replace, and its owner.
+/// The first directory or link in `path` that a user other than root can replace, and its owner.
 fn replaceable(path: &Path) -> io::Result<Option<(PathBuf, u32)>> {
     let unmapped = unmapped_owner();
     let is_safe = |file: &fs::Metadata| {
@@ -138,8 +138,9 @@ fn parts_reversed(path: &Path) -> Vec<OsString> {
     parts
 }
 
-/// In a user namespace, files of users that have no number there show this one. `/` is such a file
-/// in a container without root's rights; nobody in there can change it.
+/// The uid that a user namespace shows for files whose owner is not mapped into it, if this process
+/// is in one. In a rootless container `/` is such a file, and nobody in the container can change
+/// it.
 fn unmapped_owner() -> Option<u32> {
     const OVERFLOW: u32 = 65_534;
     let map = fs::read_to_string("/proc/self/uid_map").ok()?;

@@ -1,4 +1,5 @@
-//! What every program of ours needs of its surroundings: the time of day, and the orders to stop.
+//! The process and its system: the time, the signals to stop, resource limits, and who holds a
+//! port.
 
 use std::{
     io,
@@ -20,20 +21,20 @@ pub fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64)
 }
 
-/// The day of a moment in Unix seconds, as `2026-11-21` (UTC).
+/// The day of a Unix time, as `2026-11-21` (UTC).
 pub fn day(at: i64) -> String {
     let date = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     date.format(format_description!("[year]-[month]-[day]")).unwrap_or_default()
 }
 
-/// The minute of a moment in Unix seconds, as `2026-11-21T08:00` (UTC).
+/// The minute of a Unix time, as `2026-11-21T08:00` (UTC).
 pub fn minute(at: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp(at).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     time.format(format_description!("[year]-[month]-[day]T[hour]:[minute]")).unwrap_or_default()
 }
 
-/// Which loopback this process is on, where that can be known: two processes that can reach each
-/// other there say the same. It tells nothing else about the machine.
+/// Identifies the loopback interface of this process, if that is possible: two processes that reach
+/// each other over loopback get the same value. It reveals nothing else about the machine.
 pub fn loopback_id() -> Option<String> {
     let boot = std::fs::read("/proc/sys/kernel/random/boot_id").ok()?;
     let network = std::fs::read_link("/proc/self/ns/net").ok()?;
@@ -41,19 +42,19 @@ pub fn loopback_id() -> Option<String> {
     Some(HEXLOWER.encode(&hash[..8]))
 }
 
-/// A length of time as people write it on a command line.
+/// Reads a length of time from the command line.
 ///
 /// # Errors
-/// How it is written.
+/// How to write it.
 pub fn parse_time(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "write a length of time: 30s, 30m, 2h or 1d".to_owned())
 }
 
-/// What `--idle-timeout` takes: from twice the time that two keep-alives need to a week.
+/// Reads the value of `--idle-timeout`: from the time of four keep-alives to a week.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the text.
 pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
     let time = parse_time(text)?;
     let allowed = proto::wire::KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
@@ -67,7 +68,7 @@ pub fn uid() -> u32 {
     *STARTED_BY.get_or_init(|| rustix::process::getuid().as_raw())
 }
 
-/// The orders to stop: SIGINT and SIGTERM, and for some SIGHUP.
+/// The signals that stop a program: SIGINT, SIGTERM and, for some programs, SIGHUP.
 pub struct Stop {
     interrupt: Option<Signal>,
     terminate: Signal,
@@ -75,7 +76,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// From now on these signals no longer end the process by themselves.
+    /// Listens for SIGINT and SIGTERM. From now on they do not end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
             interrupt: Some(signal(SignalKind::interrupt())?),
@@ -84,11 +85,11 @@ impl Stop {
         })
     }
 
-    /// The same, and a terminal that is closed is an order too, unless whoever started this process
-    /// had it ignore that, as nohup(1) does.
+    /// Like [`Stop::listen`], and listens for SIGHUP (the terminal was closed) too, unless SIGHUP
+    /// was ignored when the process was started, as by nohup(1).
     ///
     /// # Errors
-    /// If the system does not allow it.
+    /// If the system refuses.
     pub fn listen_at_terminal() -> io::Result<Self> {
         let hang_up = match ignores_hang_up() {
             true => None,
@@ -97,18 +98,18 @@ impl Stop {
         Ok(Self { hang_up, ..Self::listen()? })
     }
 
-    /// The same for a process that serves another one of its terminal: Ctrl-C and Ctrl-\\ are meant
-    /// for that one, and do nothing here.
+    /// Like [`Stop::listen_at_terminal`], for a process that serves another one at the same
+    /// terminal: Ctrl-C and Ctrl-\\ are meant for the other one, and do nothing here.
     ///
     /// # Errors
-    /// If the system does not allow it.
+    /// If the system refuses.
     pub fn listen_beside_another() -> io::Result<Self> {
-        // Once a handler is there, it stays until the process ends.
+        // Once a handler is installed, it stays until the process ends.
         let (_interrupt, _quit) = (signal(SignalKind::interrupt())?, signal(SignalKind::quit())?);
         Ok(Self { interrupt: None, ..Self::listen_at_terminal()? })
     }
 
-    /// Waits for the next order. Cancellation safe.
+    /// Waits for the next signal. Cancellation safe.
     pub async fn asked(&mut self) {
         tokio::select! {
             () = next(&mut self.interrupt) => {}
@@ -132,7 +133,7 @@ async fn hung_up(hang_up: &mut Option<Signal>) {
     *hang_up = None;
 }
 
-/// Whether SIGHUP is ignored, where that can be known (proc_pid_status(5)).
+/// Whether SIGHUP is ignored, if the system tells (proc_pid_status(5)).
 fn ignores_hang_up() -> bool {
     const SIGHUP: u64 = 1;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -141,8 +142,8 @@ fn ignores_hang_up() -> bool {
     ignored.is_some_and(|mask| mask & (1 << (SIGHUP - 1)) != 0)
 }
 
-/// Keeps the keys that are in this process's memory there: it leaves no core dump, and no other
-/// process of the same user may read its memory. Gaining or losing rights undoes that.
+/// Protects the keys in this process's memory: no core dump is written, and no other process of the
+/// same user can read the memory. A change of the process's user undoes this.
 pub fn protect_memory() {
     use rustix::process::{Resource, Rlimit, setrlimit};
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) });
@@ -150,12 +151,12 @@ pub fn protect_memory() {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
 }
 
-/// Lets this process have as many file descriptors as the system allows: every connection is one,
-/// and the usual soft limit of 1,024 is there for programs that use `select`, which these do not.
+/// Raises the limit of file descriptors to what the system allows. Every connection needs one, and
+/// the usual soft limit of 1,024 exists for programs that use `select`, which these do not.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    // macOS refuses more than OPEN_MAX, whatever the hard limit says.
+    // macOS refuses more than OPEN_MAX, even if the hard limit is higher.
     let most = if cfg!(target_os = "macos") {
         limit.maximum.map(|m| m.min(10_240)).or(Some(10_240))
     } else {
@@ -171,7 +172,7 @@ pub fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1 << 20)
 }
 
-/// How to stop the process `pid` that a person runs in a terminal, where its id is known.
+/// How a person stops a process that runs in a terminal, for messages.
 pub fn how_to_stop(pid: Option<u32>) -> String {
     match pid {
         Some(pid) => format!("Ctrl-C in its terminal, or `kill {pid}`"),
@@ -179,8 +180,8 @@ pub fn how_to_stop(pid: Option<u32>) -> String {
     }
 }
 
-/// Which other process has an address of this machine, as `` `ollama` (pid 812) ``, where that can
-/// be known: those of other users are told to root alone.
+/// Which other process holds an address of this machine, as `` `ollama` (pid 812) ``. `None` if
+/// that cannot be known: only root sees the processes of other users.
 pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {
     let is_same = |ip: IpAddr| ip.to_canonical() == address.ip().to_canonical();
     let is_holder = |listener: &Listener| {

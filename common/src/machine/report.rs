@@ -1,4 +1,4 @@
-//! What people see: failures, exit codes, and the log.
+//! Output for people: failures, exit codes, and the log.
 
 use std::{
     fmt,
@@ -20,7 +20,7 @@ pub use proto::failure::{Exit, Failure};
 use proto::human;
 
 impl crate::machine::files::FileError {
-    /// The failure, with the cure for a file that `setting` names.
+    /// The failure, with the cure for a file whose place `setting` decides.
     pub fn named_by(self, setting: &str) -> Failure {
         let hint = self.hint_for(setting);
         Failure::from_error(self).hint(hint)
@@ -45,7 +45,8 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     }
 }
 
-/// What a peer has said may be in any text: what a terminal would obey is shown instead.
+/// Text for a terminal. It may contain text of a peer, so characters that a terminal would obey are
+/// escaped.
 struct Harmless<T>(T);
 
 impl<T: fmt::Display> fmt::Display for Harmless<T> {
@@ -61,32 +62,32 @@ impl<T: fmt::Display> fmt::Display for Harmless<T> {
     }
 }
 
-/// What a peer has said, as it may be shown on a terminal.
+/// Text of a peer, safe to show on a terminal.
 pub fn harmless(text: impl fmt::Display) -> String {
     Harmless(text).to_string()
 }
 
-/// Talk, to standard error. A closed terminal is no reason to die.
+/// Prints a message to standard error. A closed standard error is ignored.
 pub fn say(text: impl fmt::Display) {
     let _ = writeln!(std::io::stderr(), "{}", Harmless(text));
 }
 
-/// Data, to standard output.
+/// Prints data to standard output.
 ///
 /// # Errors
-/// When standard output can't be written: the caller's data would be lost.
+/// If standard output cannot be written: the data would be lost without notice.
 pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout();
     match writeln!(out, "{}", Harmless(text)).and_then(|()| out.flush()) {
-        // The reader has seen enough, as with `head`.
+        // The reader has closed the pipe because it has enough, as `head` does.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Failure::new("cannot write to standard output").source(e)),
     }
 }
 
-/// Sends the log to standard error: at a terminal with the local time of day, elsewhere with the
-/// whole time in UTC. `verbose` counts `-v`; the environment variable `ADIT_LOG`
-/// overrules it.
+/// Sends the log to standard error: on a terminal with the local time of day, otherwise with date
+/// and time in UTC. `verbose` is the number of `-v`; the environment variable `ADIT_LOG` replaces
+/// it.
 pub fn start_log(verbose: u8) {
     let filter = std::env::var("ADIT_LOG")
         .ok()
@@ -101,7 +102,7 @@ pub fn start_log(verbose: u8) {
     let lines = if terminal {
         lines.with_timer(ForPeople).boxed()
     } else if std::env::var_os("JOURNAL_STREAM").is_some() {
-        // The journal has its own clock.
+        // The journal adds the time itself.
         lines.without_time().boxed()
     } else {
         lines.boxed()
@@ -110,7 +111,7 @@ pub fn start_log(verbose: u8) {
     let _ = tracing_subscriber::registry().with(lines).try_init();
 }
 
-/// The time of day where the person is.
+/// The local time of day.
 struct ForPeople;
 
 impl FormatTime for ForPeople {
@@ -119,7 +120,7 @@ impl FormatTime for ForPeople {
     }
 }
 
-/// Writes a panic to the log instead of a bare backtrace, and lets the process go on where it can.
+/// Writes a panic to the log instead of standard error.
 pub fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("this is a defect in adit, please report it: {panic}")

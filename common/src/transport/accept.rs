@@ -1,15 +1,16 @@
-//! Taking connections, for all that listen: an error of `accept` is never the end of a listener.
+//! Accepts connections for every listener: an error of `accept` never ends a listener.
 
 use std::{io, time::Duration};
 
 use tracing::{debug, warn};
 
-/// Short of descriptors or memory: what waits in the backlog is taken a little later.
+/// The pause after an error, for example if descriptors or memory are short. Connections wait in
+/// the backlog meanwhile.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Takes the next connection with `accept`. After an error, whatever it is, it pauses and goes on:
-/// a listener that has ended while its program lives on looks alive and is deaf. Of several errors
-/// in a row the first is a warning. Cancellation safe if `accept` is.
+/// Takes the next connection with `accept`. After any error it pauses and tries again: a program
+/// whose listener has ended looks alive, but nobody can connect to it. Of several errors in a row,
+/// only the first is logged as a warning. Cancellation safe if `accept` is.
 pub async fn accept<T, F>(what: &str, mut accept: impl FnMut() -> F) -> T
 where
     F: Future<Output = io::Result<T>>,
@@ -26,8 +27,8 @@ where
     }
 }
 
-/// Whether an error says that this program, or this computer, is short of something that it may
-/// have again soon.
+/// Whether an error says that this program or this computer is out of a resource that may be free
+/// again soon.
 pub fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
@@ -42,7 +43,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_error_ends_a_listener() {
-        // The last two are none of which accept(2) says that they pass.
+        // accept(2) does not list the last two as temporary.
         let mut errors =
             vec![Errno::MFILE, Errno::CONNABORTED, Errno::PROTO, Errno::INVAL, Errno::BADF];
         let taken = accept("a test", || {

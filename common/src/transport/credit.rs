@@ -1,13 +1,13 @@
 //! Shares the flow-control credit of a connection between its streams.
 //!
-//! QUIC gives connection credit (RFC 9000 section 4.1) back only when somebody reads what was
-//! received. Streams that nobody reads would so use up all of it, and every other stream would
-//! wait for them. So each end tells the other how far it has read each stream, and a sender keeps
-//! what is unread of one stream under its share of the receiver's window: see `ledger.rs`.
+//! QUIC gives connection credit (RFC 9000 section 4.1) back only when the received bytes are read.
+//! Streams that nobody reads would use up all of the credit, and every other stream would wait for
+//! them. So each end tells the other how far it has read each stream, and a sender keeps the unread
+//! bytes of a stream below its share of the receiver's window: see `ledger.rs`.
 //!
-//! What is told goes on one unidirectional stream each way: the window in bytes, as 8 bytes, and
-//! then for each stream its id and how far it has been read, 8 bytes each; all big-endian. A peer
-//! that opens no such stream is sent as much as QUIC allows.
+//! Each end sends this on one unidirectional stream: first the window in bytes (8 bytes), then for
+//! each stream its id and how far it has been read (8 bytes each), all big-endian. To a peer that
+//! opens no such stream, a sender sends as much as QUIC allows.
 
 mod ledger;
 mod tally;
@@ -31,21 +31,22 @@ use crate::transport::SHARED_WINDOW;
 
 pub use self::ledger::FLOOR;
 
-/// A stream that has been read on is told after this time: so several are told at once.
+/// How long a report waits after bytes of a stream were read, so that several streams are reported
+/// together.
 const SOON: Duration = Duration::from_millis(5);
-/// A stream that has ended leaves little behind.
+/// How long the report of a stream's end waits: it returns little credit.
 const LATE: Duration = Duration::from_millis(100);
-/// An id and an offset.
+/// The bytes of a report: an id and an offset.
 const RECORD: usize = 16;
-/// Read at once at the most, in bytes.
+/// The most bytes that are read at once.
 const CHUNK: usize = 64 * 1024;
 
-/// The credit of one connection, as both directions share it.
+/// The credit of one connection, in both directions.
 #[derive(Default)]
 pub struct Credit {
     ledger: Mutex<Ledger>,
     tally: Mutex<Tally>,
-    /// Something has to be told sooner than before.
+    /// Notified when a report became more urgent.
     due: Notify,
 }
 
@@ -56,12 +57,12 @@ impl std::fmt::Debug for Credit {
 }
 
 impl Credit {
-    /// The credit of a connection that begins.
+    /// The credit of a new connection.
     pub fn new() -> Arc<Self> {
         Arc::default()
     }
 
-    /// Tells the peer what is read here, and hears what is read there, until the connection ends.
+    /// Reports to the peer what is read here, and receives its reports, until the connection ends.
     /// Never returns. Cancelling it stops both.
     ///
     /// Each end has opened one unidirectional stream before, and the other has accepted it.
@@ -85,7 +86,7 @@ impl Credit {
     }
 
     async fn tell(&self, mut stream: SendStream) -> std::io::Result<()> {
-        // Credit that waits behind bulk data would hold that up.
+        // Before all data: reports that wait would delay the peer's streams.
         let _ = stream.set_priority(i32::MAX);
         stream.write_all(&u64::from(SHARED_WINDOW).to_be_bytes()).await?;
         let mut records = BytesMut::new();
@@ -103,7 +104,7 @@ impl Credit {
 
     async fn until_due(&self) {
         loop {
-            // A guard that lives on would be held over the pause.
+            // In a statement of its own, so that the guard is dropped before the pause.
             let urgency = self.tally().urgency();
             let pause = match urgency {
                 None => Duration::MAX,
@@ -111,7 +112,7 @@ impl Credit {
                 Some(Urgency::Soon) => SOON,
                 Some(Urgency::Now) => return,
             };
-            // The urgency rises a few times at the most, so this ends.
+            // The urgency can rise only a few times, so this loop ends.
             if tokio::time::timeout(pause, self.due.notified()).await.is_err() {
                 return;
             }
@@ -136,12 +137,12 @@ impl Credit {
         Ok(())
     }
 
-    /// A stream that this end sends on begins.
+    /// This end begins to send on a stream.
     pub(crate) fn begin(&self, id: StreamId) {
         self.ledger().begin(number(id));
     }
 
-    /// Waits until a stream may send, and takes what it may send now, `most` bytes at the most.
+    /// Waits until a stream may send, and takes its share of credit: at most `most` bytes.
     /// Cancellation safe.
     pub(crate) async fn take(&self, id: StreamId, most: usize) -> usize {
         let most = u64::try_from(most).unwrap_or(u64::MAX);
@@ -163,14 +164,14 @@ impl Credit {
         self.ledger().end(number(id));
     }
 
-    /// So many bytes of a stream have been read here.
+    /// This end has read `bytes` bytes of a stream.
     pub(crate) fn has_read(&self, id: StreamId, bytes: usize) {
         if self.tally().read(number(id), bytes as u64) {
             self.due.notify_one();
         }
     }
 
-    /// Nothing more of a stream is read here: what is unread of it is given back.
+    /// This end reads no more of a stream, so its unread bytes do not count any more.
     pub(crate) fn reads_no_more(&self, id: StreamId) {
         if self.tally().over(number(id)) {
             self.due.notify_one();

@@ -27,7 +27,7 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> i
     read_long(from, MAX_LEN).await
 }
 
-/// Like [`read`], with another bound in bytes: for one who can be trusted with memory.
+/// Like [`read`], with another limit in bytes, for a peer that is trusted.
 ///
 /// # Errors
 /// Likewise.

@@ -1,9 +1,9 @@
-//! The byte mover: joins one TCP connection to one QUIC stream, both ways, so that neither end
-//! could tell it from one connection.
+//! The byte mover: joins a TCP connection and a QUIC stream in both directions. To both ends it
+//! looks like one TCP connection.
 //!
-//! What keeps its meaning: the end of one direction (FIN), an abort (RST), back-pressure, and the
-//! size of what is written at once. A cut never looks like an end: every way out either finished a
-//! direction or reset it.
+//! These keep their meaning: the end of one direction (FIN), an abort (RST), back-pressure, and the
+//! size of a write. A cut never looks like an end: every return has either finished a direction or
+//! reset it.
 
 mod buffer;
 mod down;
@@ -37,21 +37,21 @@ use self::{
     up::{UpEnd, upload},
 };
 
-/// How long an application may go on sending after it got an answer that the upstream gave early.
+/// How long an application may continue to send after the upstream has answered early.
 const DRAIN: Duration = Duration::from_secs(2);
-/// How often a connection that is to end is looked at.
+/// How often a connection that should end is checked.
 const IDLE_LOOK: Duration = Duration::from_millis(50);
 
-/// Which TCP peer a stream is joined to.
+/// The TCP peer of a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Facing {
-    /// The application at the client, which speaks to a service of this kind.
+    /// The application, on the client. It uses a service of this kind.
     Application(ServiceKind),
-    /// The service at the server.
+    /// The service, on the server.
     Upstream,
 }
 
-/// Bytes that have passed, for those who count them.
+/// Counts the bytes that have passed.
 #[derive(Debug, Default)]
 pub struct ByteCounters {
     /// From TCP into the tunnel.
@@ -65,46 +65,47 @@ pub struct ByteCounters {
 /// How a splice ended.
 #[derive(Debug)]
 pub enum End {
-    /// Both directions came to their own ends.
+    /// Both directions have ended by themselves.
     Done,
-    /// The program is to stop, and nobody waited for anything here: both directions were ended in
-    /// order.
+    /// The program is stopping and no request was under way: both directions were finished.
     Drained,
-    /// The TCP peer aborted, and the tunnel's other end has been told.
+    /// The TCP peer aborted the connection, and the stream was reset.
     Aborted,
-    /// The tunnel's other end reset the stream; the TCP peer has been told, unless it is handed
-    /// back in [`Outcome::left`].
+    /// The tunnel's other end reset the stream, and the TCP connection was aborted, unless it is in
+    /// [`Outcome::left`].
     Reset(VarInt),
-    /// The connection was lost; likewise.
+    /// The QUIC connection was lost, and the TCP connection was aborted, unless it is in
+    /// [`Outcome::left`].
     Lost(ConnectionError),
-    /// It was given up before anything came back; likewise.
+    /// The caller gave up before anything came back. The TCP connection is in [`Outcome::left`] if
+    /// possible.
     GivenUp,
 }
 
-/// What a splice leaves behind.
+/// The result of a splice.
 #[derive(Debug)]
 pub struct Outcome {
     /// How it ended.
     pub end: End,
-    /// An application that has not been told of the end.
+    /// The application's connection, if it is still open.
     pub left: Left,
 }
 
-/// An application of an `http` service that has not been told of the end of its stream.
+/// The connection of an application of an `http` service, if it is still open after its stream has
+/// ended.
 #[derive(Debug)]
 pub enum Left {
-    /// None: it has been told.
+    /// The connection has ended too.
     Nothing,
-    /// It waits for nothing. Its next request needs another stream.
+    /// No request is under way. The next request needs another stream.
     Idle(TcpStream),
-    /// It has not got a single byte of the answer to its only request, for the caller to answer:
-    /// the connection, and the first line of that request as far as it has been read.
+    /// No byte of the answer to its only request has arrived, so the caller can answer it: the
+    /// connection, and the first line of the request as far as it has been read.
     Unanswered(TcpStream, Vec<u8>),
 }
 
-/// Joins `tcp` to a stream until both directions have ended; or `draining` is cancelled and no
-/// answer is under way; or `give_up` ends, while nothing has come back yet. Cancelling it cuts
-/// both.
+/// Joins `tcp` and a stream until both directions have ended, or `draining` is cancelled and no
+/// answer is under way, or `give_up` ends before anything has come back. Cancelling it cuts both.
 pub async fn splice(
     mut tcp: TcpStream,
     mut send: Sending,
@@ -133,8 +134,8 @@ pub async fn splice(
     Outcome { end, left: Left::Nothing }
 }
 
-/// Takes leave of a stream whose application stays; in order, if the other end has ended it in
-/// order.
+/// Ends a stream whose application stays connected: finishes it if the other end has (`in_order`),
+/// otherwise resets it.
 fn leave(send: &mut Sending, recv: &mut Receiving, in_order: bool) {
     if in_order {
         send.finish();
@@ -144,8 +145,8 @@ fn leave(send: &mut Sending, recv: &mut Receiving, in_order: bool) {
     }
 }
 
-/// Ends both connections, if there are two, as `end` demands, if the other end takes more (not
-/// `stopped`), and the rest of its own direction if it has not come.
+/// Ends the stream, and `tcp` if there is one, in the way that `end` requires. `stopped`: the other
+/// end takes no more of our direction. `received_all`: the other end's direction has ended.
 pub async fn close(
     tcp: Option<TcpStream>,
     mut send: Sending,
@@ -175,9 +176,10 @@ pub async fn close(
     }
 }
 
-/// Ends both directions of a stream in order, whatever of the other end's has not come.
+/// Finishes both directions of a stream, even if not all of the other end's direction has arrived.
 pub async fn finish(mut send: Sending, mut recv: Receiving, received_all: bool) {
-    // First, so that the other end knows of it when it sees the end of our direction.
+    // Before the FIN, so that the other end knows of the stop when it sees the end of our
+    // direction.
     if !received_all {
         recv.stop((Code::Done as u32).into());
     }
@@ -185,13 +187,13 @@ pub async fn finish(mut send: Sending, mut recv: Receiving, received_all: bool) 
     send.acknowledged().await;
 }
 
-/// Closes a TCP connection with RST, so that it can't be mistaken for an end.
+/// Closes a TCP connection with RST, which cannot be mistaken for an end.
 pub fn abort(tcp: TcpStream) {
     let _ = tcp.set_zero_linger();
 }
 
-/// Lets the peer read what it was sent: closing with its bytes unread would be an RST, which may
-/// overtake our last bytes.
+/// Sends a FIN and reads until the peer ends, for at most [`DRAIN`]. Closing at once, with bytes
+/// unread, would send an RST, and the peer could lose our last bytes.
 pub async fn drain(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;
     let mut sink = Buffer::take();
@@ -210,11 +212,12 @@ pub async fn drain(mut tcp: TcpStream) {
 
 struct Joined {
     end: End,
-    /// The other end takes no more of what TCP sends.
+    /// The other end takes no more bytes from TCP.
     stopped: bool,
     /// The other end's direction has ended by itself.
     received_all: bool,
-    /// It has, and the application has not been told, as it waits for nothing.
+    /// The other end's direction has ended, and the application has not been told because no
+    /// request is under way.
     untold: bool,
 }
 
@@ -228,8 +231,8 @@ async fn join(
 ) -> Joined {
     let (read, write) = tcp.split();
     let stopped = send.stopped();
-    // A server that drains takes nothing more, and says so before the end of its own direction. A
-    // service that has ended a connection is something to tell the application.
+    // A server that drains stops our direction before it finishes its own. If our direction was not
+    // stopped, the service itself has ended the connection, and the application is told.
     let taken_leave = async {
         let done = VarInt::from_u32(Code::Done as u32);
         matches!(stopped.await, Ok(Some(code)) if code == done)
@@ -244,8 +247,8 @@ async fn join(
             way = &mut up, if up_end.is_none() => match way {
                 UpEnd::Aborted => break End::Aborted,
                 UpEnd::Lost(e) if down_end.is_some() && passed.facing == Facing::Upstream => break End::Lost(e),
-                // What has been received is still the application's; the other direction sees the
-                // loss behind it.
+                // Bytes that were received are still delivered to the application; the other
+                // direction finds the loss after them.
                 UpEnd::Lost(_) => up_end = Some(UpEnd::Stopped),
                 end => up_end = Some(end),
             },
@@ -259,7 +262,7 @@ async fn join(
                 Some(DownEnd::Reset(code)) => break End::Reset(code),
                 Some(DownEnd::Lost(e)) => break End::Lost(e),
             },
-            // Nobody reads after the FIN, so nobody else would see an RST.
+            // After the FIN nothing reads from TCP, so only this sees an RST.
             _ = read.ready(Interest::ERROR), if up_end.is_some() => break End::Aborted,
             () = &mut drained => break End::Drained,
             () = draining.cancelled(), if answer_over(passed.facing, up_end.is_some(), down_end.is_some()) => break End::Drained,
@@ -277,7 +280,7 @@ async fn join(
     }
 }
 
-/// Whether the direction that answers come by has ended.
+/// Whether the direction of the answers has ended.
 fn answer_over(facing: Facing, up: bool, down: bool) -> bool {
     match facing {
         Facing::Application(_) => down,
@@ -285,7 +288,7 @@ fn answer_over(facing: Facing, up: bool, down: bool) -> bool {
     }
 }
 
-/// Ends when the program is to stop and nobody waits for anything on this connection.
+/// Ends when the program is stopping and no request is under way on this connection.
 async fn drained(draining: &CancellationToken, passed: &Passed<'_>) {
     draining.cancelled().await;
     let mut looks = tokio::time::interval(IDLE_LOOK);

@@ -1,6 +1,5 @@
-//! What the TLS configurations of both ends have in common: TLS 1.3 alone, aws-lc-rs, hybrid
-//! post-quantum key exchange first, and no way for a session to outlive the judgement that began
-//! it.
+//! The TLS configurations of both ends: only TLS 1.3, aws-lc-rs, hybrid post-quantum key exchange
+//! first, and no resumption, so that every connection is judged anew.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +17,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// The one crypto provider: X25519MLKEM768 before X25519, the rest as the library orders it.
+/// The crypto provider: X25519MLKEM768 first, the other groups in the library's order.
 pub fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.kx_groups.sort_by_key(|group| group.name() != NamedGroup::X25519MLKEM768);
@@ -32,16 +31,16 @@ pub fn roots(ca: CertificateDer<'static>) -> Result<Arc<RootCertStore>, Error> {
     Ok(Arc::new(roots))
 }
 
-/// Which clients a server configuration admits.
+/// Which clients a server accepts.
 pub enum Admit {
-    /// Those whose certificate the verifier accepts: the tunnel.
+    /// Clients whose certificate the verifier accepts, for the tunnel.
     Certified(Arc<dyn ClientCertVerifier>),
-    /// Anybody, to enroll.
+    /// All clients, for enrollment.
     Anybody,
 }
 
-/// A server's side for QUIC (RFC 9001): no tickets (RFC 8446 section 4.6.1) and no 0-RTT, as both
-/// would carry an old judgement past a revocation.
+/// The TLS of a server for QUIC (RFC 9001): no tickets (RFC 8446 section 4.6.1) and no 0-RTT,
+/// because with both a device could connect after it was revoked.
 pub fn server(
     admit: Admit,
     certificate: Arc<dyn ResolvesServerCert>,
@@ -62,9 +61,9 @@ pub fn server(
     no_initial_suite(quinn::crypto::rustls::QuicServerConfig::try_from(config))
 }
 
-/// A client's TLS, and what it has seen of the server's certificate.
+/// The TLS of a client, and what it notes about the server's certificate.
 pub struct ClientTls {
-    /// For QUIC.
+    /// The configuration for QUIC.
     pub quic: quinn::crypto::rustls::QuicClientConfig,
     /// See [`SeenTime`].
     pub seen: SeenTime,
@@ -76,22 +75,22 @@ impl From<quinn::crypto::rustls::QuicClientConfig> for ClientTls {
     }
 }
 
-/// Why a certificate is not valid now, in Unix seconds.
+/// Why a certificate is not valid now. The times are in Unix seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CertificateTime {
-    /// It begins then.
+    /// It is not valid before this time.
     Begins(i64),
-    /// It ended then.
+    /// It is not valid after this time.
     Ended(i64),
 }
 
-/// The time of the last certificate that was refused for its time: the error of a connection keeps
-/// only an alert. Clones share it.
+/// The validity of the last certificate that was refused because of the time. It is noted here
+/// because a connection's error contains only the TLS alert. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct SeenTime(Arc<Mutex<Option<CertificateTime>>>);
 
 impl SeenTime {
-    /// What was seen since the last call.
+    /// What was noted since the last call.
     pub fn take(&self) -> Option<CertificateTime> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -112,7 +111,7 @@ impl SeenTime {
     }
 }
 
-/// A client's side of the tunnel.
+/// The TLS of a client for the tunnel.
 pub fn tunnel_client(
     roots: Arc<RootCertStore>,
     identity: Arc<CertifiedKey>,
@@ -126,7 +125,7 @@ pub fn tunnel_client(
     Ok(ClientTls { quic: finish_client(config, wire::ALPN_TUNNEL)?, seen })
 }
 
-/// A client's side of enrollment: it knows nothing but the hash of the CA's key.
+/// The TLS of a client for enrollment, where it knows only the hash of the CA's key.
 pub fn enroll_client(ca: [u8; 32]) -> Result<ClientTls, Error> {
     let verifier = Trusted::new(Ca::Pinned(ca));
     let seen = verifier.seen.clone();
@@ -152,15 +151,15 @@ fn finish_client(
     no_initial_suite(quinn::crypto::rustls::QuicClientConfig::try_from(config))
 }
 
-/// Our provider always has AES-128-GCM, which the first packets need (RFC 9001 section 5.2); should
-/// that change, it is an error, not a panic.
+/// QUIC's first packets need AES-128-GCM (RFC 9001 section 5.2), which our provider has. If that
+/// ever changes, the result is an error, not a panic.
 fn no_initial_suite<T>(
     built: Result<T, quinn::crypto::rustls::NoInitialCipherSuite>,
 ) -> Result<T, Error> {
     built.map_err(|e| Error::General(e.to_string()))
 }
 
-/// Believes one CA, and what that CA vouches for.
+/// Verifies a server's certificate with one CA.
 #[derive(Debug)]
 struct Trusted {
     ca: Ca,
@@ -170,9 +169,9 @@ struct Trusted {
 
 #[derive(Debug)]
 enum Ca {
-    /// This one.
+    /// The CA's certificate is known.
     Known(Arc<RootCertStore>),
-    /// The one that the server shows, if its key has this hash.
+    /// The CA is the certificate that the server sends, if its key has this hash.
     Pinned([u8; 32]),
 }
 

@@ -17,7 +17,7 @@ use crate::{
 /// More than a connection remembers of a request's first line, in bytes.
 const MOST_LINE: usize = 8 * 1024;
 
-/// What the bytes of one request come to.
+/// What was read from the bytes of one request.
 #[derive(Debug, PartialEq, Eq)]
 struct Read {
     head: RequestHead,
@@ -25,7 +25,7 @@ struct Read {
     body: Result<Followed, Fault>,
 }
 
-/// How far a body goes, whether it is over, and what it says.
+/// How many bytes belong to a body, whether it is complete, and its content.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Followed {
     taken: usize,
@@ -33,7 +33,8 @@ struct Followed {
     text: Vec<u8>,
 }
 
-/// A request's head and body get one verdict, and a head that is accepted has one meaning.
+/// The verdict on a request does not depend on how it is split, and an accepted head has one
+/// meaning.
 pub fn request(bytes: &[u8]) {
     match however_cut(bytes, read_request) {
         Ok(Some(read)) => {
@@ -46,7 +47,7 @@ pub fn request(bytes: &[u8]) {
     own_answer(bytes);
 }
 
-/// A method of capital letters: every one that Ollama knows.
+/// Whether the method has only capital letters, like all that Ollama knows.
 fn is_usual(head: &RequestHead) -> bool {
     head.method.bytes().all(|byte| byte.is_ascii_uppercase())
 }
@@ -83,7 +84,7 @@ fn has_one_meaning(read: &Read, bytes: &[u8]) {
     assert!(bytes.ends_with(b"\r\n\r\n") && head.target.starts_with('/'));
     let text = String::from_utf8_lossy(bytes);
     assert!(text.starts_with(&format!("{} {} HTTP/1.", head.method, head.target)));
-    // Whatever a reader could take for another end of the head is in none of its lines.
+    // No line contains bytes that a reader could take for another end of the head.
     assert_eq!(text.matches('\n').count(), text.matches("\r\n").count());
     assert_eq!(text.matches('\r').count(), text.matches("\r\n").count());
     let values = |wanted: &str| -> Vec<&str> {
@@ -107,7 +108,7 @@ fn has_one_meaning(read: &Read, bytes: &[u8]) {
     }
 }
 
-/// What we answer ourselves is one whole answer, whatever was asked.
+/// Our own error is one complete answer, whatever the request was.
 fn own_answer(bytes: &[u8]) {
     let line = &bytes[..bytes.len().min(MOST_LINE)];
     let answer = ErrorAnswer::new(503, String::from_utf8_lossy(line)).retry_after(5);
@@ -131,7 +132,7 @@ pub fn body(bytes: &[u8]) {
     }
 }
 
-/// An answer ends at one place, and says the same of itself.
+/// The end of an answer, and what is read from it, do not depend on how it is split.
 pub fn response(bytes: &[u8]) {
     for to_head in [false, true] {
         let mut tracker = Tracker::new(to_head, true);
@@ -147,7 +148,7 @@ pub fn response(bytes: &[u8]) {
             let says = (tracker.status(), tracker.says_done());
             (ends, place, closes, says, tracker.tokens(), tracker.pieces())
         });
-        // One of several on a connection: how much belongs to it.
+        // How many bytes belong to an answer that others follow.
         however_cut(bytes, |parts| {
             let mut tracker = Tracker::new(to_head, false);
             parts.iter().map(|part| tracker.take(part)).sum::<usize>()

@@ -1,4 +1,4 @@
-//! What is read of a request and an answer of Ollama's.
+//! Checks of the readers of Ollama's requests and answers.
 
 use std::net::IpAddr;
 
@@ -19,8 +19,7 @@ const LISTS: [&[&[&str]]; 4] = [
     &[&["source"], &["destination"]],
 ];
 
-/// A body that comes in parts names the models that the whole names, to the reader that is made of
-/// serde.
+/// The models read from a body in parts are those that serde's reader finds in the whole body.
 pub fn named_models(bytes: &[u8]) {
     for lists in LISTS {
         let read = however_cut(bytes, |parts| {
@@ -43,7 +42,7 @@ pub fn named_models(bytes: &[u8]) {
             continue;
         }
         let whole = model::named(bytes, lists);
-        // Of a key that is too long to be one of these the end is not read.
+        // The end of a key that is too long to be one of these is not checked.
         if bytes.len() > 6 * 512 && whole == Err(Unreadable::Malformed) && read.is_ok() {
             continue;
         }
@@ -51,13 +50,13 @@ pub fn named_models(bytes: &[u8]) {
     }
 }
 
-/// Whether objects and arrays may stand too deep within each other: the reader that is made of serde
-/// passes over what it does not need, however deep that is.
+/// Whether objects and arrays may be nested too deep. Serde's reader skips what it does not need,
+/// however deep that is.
 fn is_deep(bytes: &[u8]) -> bool {
     bytes.iter().filter(|byte| b"[{".contains(byte)).count() > 127
 }
 
-/// What is seen in passing of a body and of an answer does not depend on how they come.
+/// What the scans find in a body and in an answer does not depend on how they are split.
 pub fn usage(bytes: &[u8]) {
     however_cut(bytes, |parts| {
         let mut usage = AnswerUsage::default();
@@ -77,7 +76,7 @@ pub fn usage(bytes: &[u8]) {
     }
 }
 
-/// Hosts, routes and models, one in each line: what is accepted means itself.
+/// Hosts, routes and models, one in each line: an accepted pattern matches its own text.
 pub fn patterns(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     for line in text.split('\n') {

@@ -1,4 +1,4 @@
-//! What strangers and peers say before and beside HTTP: knocks, codes, messages, failures and
+//! Checks of what strangers and peers send besides HTTP: knocks, codes, messages, failures and
 //! certificates.
 
 use serde::{Serialize, de::DeserializeOwned};
@@ -15,8 +15,8 @@ use crate::{
     },
 };
 
-/// A code is read as it is written. The bytes are a code, or what a code says before its checksum
-/// is made.
+/// A code is read as it is written. The bytes are taken as a code, and as the contents of a code
+/// before its checksum.
 pub fn invitation(bytes: &[u8]) {
     code(&String::from_utf8_lossy(bytes));
     let whole = [bytes, &sha256(bytes)[..4]].concat();
@@ -41,8 +41,8 @@ fn code(text: &str) {
 /// The only device of the server that judges knocks here.
 const DEVICE: u32 = 0xd7c4_91ae;
 
-/// The judgement of a first packet's connection ID: of any bytes; and whatever one bit of a good
-/// one is changed to, it is not good any more. The bytes are also read as a key.
+/// The judgement of a first packet's connection ID: a good one with any bit changed is not good any
+/// more. The bytes are also read as a key.
 pub fn knock(bytes: &[u8]) {
     let shared = SharedKey::from_bytes([7; 32]);
     let devices = DeviceKnocks::new(&SharedKey::from_bytes([9; 32]));
@@ -83,7 +83,7 @@ fn devices_knock(devices: &DeviceKnocks, hash: KeyHash) -> [u8; KNOCK_LEN] {
     devices.of(DEVICE.into(), hash).knock()
 }
 
-/// Heads of streams and messages: what is read is read again as it is written.
+/// Stream heads and messages: what was read can be written, and then read again.
 pub fn wire(bytes: &[u8]) {
     stream_head(bytes);
     message::<Greeting>(bytes);

@@ -1,4 +1,4 @@
-//! Every seed of the fuzzer, and bytes that are nearly what a parser reads.
+//! Runs the checks on every seed of the fuzzer, and on bytes that are nearly right.
 
 use std::{
     fs,

@@ -1,6 +1,6 @@
-//! The requests and answers of one connection, as its bytes pass: whether one is under way, and
-//! whether its answer has begun. It only follows, and it errs on one side: what can't be read in
-//! exactly one way is under way until the connection ends.
+//! Follows the requests and answers of one connection as its bytes pass: whether a request is under
+//! way, and whether its answer has begun. Nothing is changed or refused. A request or an answer
+//! that cannot be read in exactly one way counts as under way until the connection ends.
 
 use std::collections::VecDeque;
 
@@ -10,26 +10,26 @@ use super::{
     response::Tracker,
 };
 
-/// So much of a request's first line is remembered, in bytes.
+/// The most bytes of a request's first line that are remembered.
 const MOST_LINE: usize = 8 * 1024;
 
-/// What has passed on one connection, in brief.
+/// What has passed on one connection.
 #[derive(Debug, Default)]
 pub struct Exchanges {
     request: Request,
     /// The first line of the newest request, as far as it has come.
     line: Vec<u8>,
-    /// Answers that have not come to their end, oldest first.
+    /// Answers that are not complete, oldest first.
     answers: VecDeque<Tracker>,
-    /// Whether a byte of the oldest of them has come.
+    /// Whether a byte of the oldest of these answers has arrived.
     is_answered: bool,
     /// Whether no other request may follow (RFC 9112 section 9.3).
     closes: bool,
-    /// Whether it is not known any more where a request or an answer ends.
+    /// Whether it is no longer known where a request or an answer ends.
     lost: bool,
 }
 
-/// What of a request comes next.
+/// The part of a request that comes next.
 #[derive(Debug)]
 enum Request {
     Head(HeadReader),
@@ -63,7 +63,8 @@ impl Exchanges {
         }
     }
 
-    /// Reads on in a head: how many bytes belong to it. `None` if it can't be read.
+    /// Continues to read a head. Returns how many bytes belong to it, or `None` if it cannot be
+    /// read.
     fn asks_head(&mut self, bytes: &[u8]) -> Option<usize> {
         let Request::Head(head) = &mut self.request else { return None };
         if head.is_empty() {
@@ -80,11 +81,11 @@ impl Exchanges {
 
     /// The service sends these bytes.
     pub fn answers(&mut self, mut bytes: &[u8]) {
-        // Whatever they answer, it can't be told any more where that ends.
+        // It cannot be known any more where this answer ends.
         self.is_answered |= self.lost && !bytes.is_empty();
         while !bytes.is_empty() && !self.lost {
             let Some(answer) = self.answers.front_mut() else {
-                // Nobody has asked for them.
+                // No request asked for these bytes.
                 (self.lost, self.is_answered) = (true, true);
                 return;
             };
@@ -105,32 +106,32 @@ impl Exchanges {
         self.closes = true;
     }
 
-    /// Whether nobody waits for anything here.
+    /// Whether no request is under way.
     pub fn is_idle(&self) -> bool {
         let is_between = matches!(&self.request, Request::Head(head) if head.is_empty());
         is_between && self.answers.is_empty() && !self.lost
     }
 
-    /// Whether nobody waits for anything here, and another request may come.
+    /// Whether no request is under way, and another may follow.
     pub fn may_go_on(&self) -> bool {
         self.is_idle() && !self.closes
     }
 
-    /// The first line of the only request that is under way, if no byte of its answer has come: it
-    /// may be answered by somebody else. Empty if nothing has been asked.
+    /// The first line of the only request that is under way, if no byte of its answer has arrived:
+    /// the caller can still answer this request itself. Empty if there was no request.
     pub fn unanswered(&self) -> Option<&[u8]> {
         let is_one = match &self.request {
-            // Another has begun behind the one whose answer is due.
+            // A second request has begun before the first was answered.
             Request::Head(head) if !head.is_empty() || self.lost => self.answers.is_empty(),
             _ => self.answers.len() <= 1,
         };
-        // After a whole answer nobody waits for another.
+        // After a complete answer no request waits for one.
         let is_over = self.is_idle() && !self.line.is_empty();
         (is_one && !is_over && !self.is_answered).then_some(&self.line[..])
     }
 }
 
-/// Keeps the first line of a head and no more.
+/// Keeps only the first line of a head.
 fn remember(line: &mut Vec<u8>, bytes: &[u8]) {
     if line.ends_with(b"\n") {
         return;
@@ -148,7 +149,7 @@ mod tests {
     const POST: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n";
     const CHUNKED: &str = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-    /// What is known of a connection: idle, may go on, the line of what is not answered.
+    /// The state of a connection: idle, may go on, the line of the request that is not answered.
     fn state(exchanges: &Exchanges) -> (bool, bool, Option<String>) {
         let line = exchanges.unanswered().map(|line| String::from_utf8_lossy(line).into_owned());
         (exchanges.is_idle(), exchanges.may_go_on(), line)

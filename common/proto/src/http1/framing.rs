@@ -1,11 +1,10 @@
-//! Where a message's body ends (RFC 9112 sections 6 and 7). It only follows: the bytes pass as they
-//! are.
+//! Finds where the body of a message ends (RFC 9112 sections 6 and 7). The bytes are not changed.
 
 use super::{BodyLength, head::Fault};
 
-/// The longest line of a chunk's size, extensions included.
+/// The longest line with a chunk's size, in bytes, extensions included.
 const MOST_SIZE_LINE: usize = 256;
-/// The longest trailers.
+/// The longest trailer section, in bytes.
 const MOST_TRAILERS: usize = 16 * 1024;
 
 /// The rest of one body.
@@ -25,7 +24,7 @@ enum BodyState {
     UntilClose,
 }
 
-/// Where in a trailer's line the next byte stands.
+/// The position of the next byte in a line of the trailer section.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ChunkPosition {
     Start,
@@ -35,21 +34,21 @@ enum ChunkPosition {
     LastLf,
 }
 
-/// Whether bytes of our own can stand at this place of a body, and be its last.
+/// Whether we can insert bytes of our own at this point of a body, as its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Insert {
     /// As a chunk of their own.
     Chunk,
     /// As they are.
     Plain,
-    /// Not here, but behind the chunk that passes.
+    /// Not at this point, but after the current chunk.
     Later,
-    /// Nowhere: the body has a length.
+    /// Nowhere: the length of the body was announced.
     Never,
 }
 
 impl Body {
-    /// Whether bytes of our own can stand here.
+    /// Whether we can insert bytes of our own at this point, as the end of the body.
     pub fn can_insert(&self) -> Insert {
         match self.0 {
             BodyState::UntilClose => Insert::Plain,
@@ -74,21 +73,21 @@ impl Body {
         Self(BodyState::UntilClose)
     }
 
-    /// Whether all of it has come.
+    /// Whether the body is complete.
     pub fn is_over(&self) -> bool {
         self.0 == BodyState::Left(0)
     }
 
-    /// Whether only the end of its connection ends it.
+    /// Whether the body ends only when its connection ends.
     pub fn ends_with_connection(&self) -> bool {
         self.0 == BodyState::UntilClose
     }
 
-    /// Follows the body through `bytes`: how many of them belong to it. What they say, without its
-    /// framing, goes to `content`.
+    /// Follows the body through `bytes`, and returns how many of them belong to it. Its content,
+    /// without the framing, goes to `content`.
     ///
     /// # Errors
-    /// [`Fault::Chunk`] at whatever is not exactly a chunk.
+    /// [`Fault::Chunk`] at the first byte that cannot stand there in a chunked body.
     pub fn follow(&mut self, bytes: &[u8], mut content: impl FnMut(&[u8])) -> Result<usize, Fault> {
         let mut at = 0;
         while at < bytes.len() && !self.is_over() {
@@ -127,7 +126,7 @@ impl BodyState {
             {
                 return Err(Fault::Chunk);
             }
-            // 15 digits: less than what either end counts with.
+            // 15 digits fit into the 64-bit integers of both ends.
             (Self::Size { size, digits, line }, byte)
                 if byte.is_ascii_hexdigit() && *digits < 15 =>
             {

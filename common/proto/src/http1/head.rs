@@ -1,8 +1,8 @@
-//! Heads of requests and answers (RFC 9112), read strictly: what two readers could understand
-//! differently is a fault, and is not repaired.
+//! Reads the heads of requests and answers (RFC 9112), strictly: a head that two readers could
+//! understand differently is a fault. Nothing is repaired.
 //!
-//! httparse knows the grammar; the lines and the framing are judged here. The verdict does not
-//! depend on where the bytes are cut.
+//! httparse parses the grammar; this module judges line endings and framing. The verdict does not
+//! depend on how the bytes are split into reads.
 
 use std::fmt;
 
@@ -21,7 +21,7 @@ pub enum Fault {
     /// A control character.
     #[error("has a control character in its head")]
     Control,
-    /// A field that goes on in the next line (obs-fold).
+    /// A header field that continues on the next line (obs-fold).
     #[error("has a header field that goes on in the next line")]
     Fold,
     /// An empty line before the request.
@@ -30,25 +30,25 @@ pub enum Fault {
     /// Longer than [`MOST_HEAD`], or too many fields.
     #[error("has a head that is too long")]
     TooLong,
-    /// No HTTP/1.0 or 1.1.
+    /// Neither HTTP/1.0 nor HTTP/1.1, or a malformed line.
     #[error("is not HTTP/1.0 or HTTP/1.1, or has a malformed line in its head")]
     Syntax,
-    /// Not `/…`.
+    /// The target does not begin with `/`.
     #[error("has a target that is not a path")]
     Target,
-    /// None in HTTP/1.1, or several.
+    /// No Host in HTTP/1.1, or several.
     #[error("has no Host, or more than one")]
     Host,
-    /// Several, not a number, or beside Transfer-Encoding.
+    /// Several Content-Length, one that is not a number, or one beside Transfer-Encoding.
     #[error("has a Content-Length that is doubled, malformed, or beside a Transfer-Encoding")]
     Length,
-    /// Anything but `chunked`, once, in HTTP/1.1.
+    /// Anything other than one `chunked`, in HTTP/1.1.
     #[error("has a Transfer-Encoding other than `chunked`")]
     Encoding,
-    /// More than the service reads.
+    /// Bytes after the end of the JSON, which the service would not read.
     #[error("goes on behind the JSON that it consists of")]
     Behind,
-    /// Malformed chunks.
+    /// A malformed chunk.
     #[error("has a malformed chunk in its body")]
     Chunk,
 }
@@ -68,7 +68,7 @@ pub struct RequestHead {
     pub body: BodyLength,
     /// No other request follows on its connection (RFC 9112 section 9.3).
     pub closes: bool,
-    /// The application waits for 100 before it sends the body.
+    /// The application waits for `100 Continue` before it sends the body.
     pub expects: bool,
     /// The body is compressed or otherwise encoded.
     pub encoded: bool,
@@ -80,7 +80,7 @@ impl RequestHead {
     /// Reads a complete head, empty line included.
     ///
     /// # Errors
-    /// What makes it ambiguous or malformed.
+    /// Why it is ambiguous or malformed.
     pub fn parse(bytes: &[u8]) -> Result<Self, Fault> {
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
         let mut request = httparse::Request::new(&mut fields);
@@ -151,10 +151,10 @@ pub struct AnswerHead {
 }
 
 impl AnswerHead {
-    /// Reads a complete head. The service is trusted to mean what it says: this only follows.
+    /// Reads a complete head. It is not judged strictly, because the service is trusted.
     ///
     /// # Errors
-    /// If it is no answer of HTTP/1.x.
+    /// If it is not an HTTP/1.x answer.
     pub fn parse(bytes: &[u8], to_head: bool) -> Result<Self, Fault> {
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
         let mut answer = httparse::Response::new(&mut fields);
@@ -206,7 +206,7 @@ fn text(value: &[u8]) -> Option<&str> {
     std::str::from_utf8(value).ok().filter(|text| text.bytes().all(|b| b.is_ascii_graphic()))
 }
 
-/// Digits and nothing else, as many as fit.
+/// Only digits, and at most 18 of them, so that the number fits.
 fn number(value: &[u8]) -> Option<u64> {
     let digits = (1..=18).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
     std::str::from_utf8(value).ok().filter(|_| digits)?.parse().ok()
@@ -217,18 +217,18 @@ fn number(value: &[u8]) -> Option<u64> {
 pub struct HeadReader {
     bytes: Vec<u8>,
     line: LineState,
-    /// Whether faults in the lines are told, or passed over.
+    /// Whether faults in line endings are ignored.
     lenient: bool,
 }
 
-/// Where in a line the next byte stands.
+/// The position of the next byte in a line.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum LineState {
     #[default]
     First,
     Start,
     Middle,
-    /// After a CR in a line with something in it, or in an empty one.
+    /// After the CR of a line; `empty` if nothing stands before it.
     Cr {
         empty: bool,
     },
@@ -242,17 +242,18 @@ impl fmt::Debug for HeadReader {
 }
 
 impl HeadReader {
-    /// A reader for answers: a service's oddities are passed on, not judged.
+    /// A reader for answers: malformed lines of a service are not faults.
     pub fn lenient() -> Self {
         Self { lenient: true, ..Self::default() }
     }
 
-    /// The bytes that it has.
+    /// How many bytes it has collected.
     pub fn len(&self) -> usize {
         self.bytes.len()
     }
 
-    /// Takes as much of `bytes` as belongs to the head; how much, if it ends there.
+    /// Takes the part of `bytes` that belongs to the head. Returns its length if the head ends in
+    /// it.
     ///
     /// # Errors
     /// The first fault in the order of the bytes.
@@ -271,7 +272,7 @@ impl HeadReader {
         Ok(None)
     }
 
-    /// The buffer doubles when it is full, and never holds more than a head may have.
+    /// Doubles the buffer when it is full, but not beyond the longest head.
     fn keep(&mut self, bytes: &[u8]) {
         let len = self.bytes.len() + bytes.len();
         if len > self.bytes.capacity() {
@@ -299,12 +300,12 @@ impl HeadReader {
         }
     }
 
-    /// Whether nothing has come yet.
+    /// Whether no byte has arrived yet.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
 
-    /// What has been collected, for the next head to begin afresh.
+    /// Returns the collected bytes, and is ready for the next head.
     pub fn finish(&mut self) -> Vec<u8> {
         self.line = LineState::First;
         std::mem::take(&mut self.bytes)

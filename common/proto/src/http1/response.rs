@@ -1,5 +1,5 @@
-//! Follows the answers of a service through the bytes that pass: where one ends, and what it says
-//! of itself.
+//! Follows the answers of a service as their bytes pass: where each ends, its status and its token
+//! counts.
 
 use super::{
     framing::Body,
@@ -20,18 +20,20 @@ pub struct Tracker {
     body: Option<Body>,
     status: Option<u16>,
     closes: bool,
-    /// It is not, or no longer, what the framing says: it can only end with the connection, and no
+    /// The bytes do not follow the framing. The answer can only end with the connection, and no
     /// other may follow.
     lost: bool,
     usage: Option<AnswerUsage>,
-    /// Its length was not known when it began.
+    /// Its head did not announce its length.
     streamed: bool,
-    /// We have said 100 ourselves: the service's own is not passed on. So much of it has come.
+    /// How many bytes of the service's `100 Continue` have arrived, if we have sent our own: then
+    /// the service's is not passed on.
     swallow: Option<usize>,
 }
 
 impl Tracker {
-    /// The answer to a request; to one of HEAD, which has no body; with its tokens counted.
+    /// The answer to a request. With `to_head` the request is a HEAD, so the answer has no body;
+    /// with `counts_tokens` its tokens are counted.
     pub fn new(to_head: bool, counts_tokens: bool) -> Self {
         Self {
             head: HeadReader::lenient(),
@@ -46,13 +48,13 @@ impl Tracker {
         }
     }
 
-    /// The application has been told to go on already.
+    /// We have sent `100 Continue` to the application ourselves.
     pub fn continued(&mut self) {
         self.swallow = Some(0);
     }
 
-    /// The part of `bytes` that the application is to get, behind what was held back of it (which
-    /// is returned first).
+    /// What the application gets: first the bytes that were held back and are not a `100 Continue`,
+    /// then the rest of `bytes`.
     pub fn pass<'a>(&mut self, bytes: &'a [u8]) -> (&'static [u8], &'a [u8]) {
         let Some(have) = self.swallow else { return (b"", bytes) };
         let same = CONTINUE[have..].iter().zip(bytes).take_while(|(a, b)| a == b).count();
@@ -72,23 +74,23 @@ impl Tracker {
         }
     }
 
-    /// These bytes are part of it.
+    /// Follows `bytes`, all of which are part of this answer.
     pub fn follow(&mut self, bytes: &[u8]) {
         if self.take(bytes) < bytes.len() {
-            // More than it announced.
+            // More bytes than the answer announced.
             self.lose(0);
         }
     }
 
-    /// Takes as much of `bytes` as belongs to it, and returns how much that is: less than all if
-    /// it ends there.
+    /// Takes the part of `bytes` that belongs to this answer, and returns its length: less than all
+    /// if the answer ends there.
     pub fn take(&mut self, bytes: &[u8]) -> usize {
         let mut at = 0;
         while at < bytes.len() && !self.is_complete() {
             let bytes = &bytes[at..];
             at += match &mut self.body {
                 None => self.follow_head(bytes),
-                // What is no part of an answer says nothing of its tokens.
+                // Tokens are not counted in bytes that are not part of the answer.
                 Some(_) if self.lost => bytes.len(),
                 Some(body) => {
                     let usage = &mut self.usage;
@@ -117,7 +119,7 @@ impl Tracker {
             Err(fault) => Err(fault),
         };
         match head {
-            // Another protocol from here on; nobody could ask for one.
+            // The protocol changes here, although no request can ask for that.
             Ok((head, _)) if head.status == 101 => self.lose(bytes.len()),
             Ok((head, taken)) if head.status < 200 => taken,
             Ok((head, taken)) => {
@@ -137,12 +139,12 @@ impl Tracker {
         rest
     }
 
-    /// Whether all of it has come, and the connection is good for another.
+    /// Whether the whole answer has arrived, by its framing.
     pub fn is_complete(&self) -> bool {
         !self.lost && self.body.as_ref().is_some_and(Body::is_over)
     }
 
-    /// Whether the connection takes no other request after it, as its head says.
+    /// Whether its head says that no other request may follow on the connection.
     pub fn closes(&self) -> bool {
         self.closes
     }
@@ -152,19 +154,18 @@ impl Tracker {
         self.lost || self.body.as_ref().is_some_and(Body::ends_with_connection)
     }
 
-    /// Whether an answer that has come to the end of its connection is whole, as far as anybody can
-    /// tell.
+    /// Whether the answer is complete if its connection ends now, as far as the framing can tell.
     pub fn is_whole_at_close(&self) -> bool {
         self.is_complete()
             || (!self.lost && self.body.as_ref().is_some_and(Body::ends_with_connection))
     }
 
-    /// Whether nothing has come but whole interim answers.
+    /// Whether nothing but complete interim answers (1xx) has arrived.
     pub fn is_between_heads(&self) -> bool {
         self.body.is_none() && self.head.is_empty()
     }
 
-    /// Whether a line of our own can stand here and be its last.
+    /// Whether we can insert a line of our own at this point, as the end of the answer.
     pub fn can_insert(&self) -> Insert {
         match &self.body {
             Some(body) if !self.lost => body.can_insert(),
@@ -173,22 +174,23 @@ impl Tracker {
         }
     }
 
-    /// Whether a whole answer says of itself that it was not broken off. One of a known length does.
+    /// Whether a complete answer says that it was not broken off. One whose length was announced
+    /// does.
     pub fn says_done(&self) -> bool {
         !self.streamed || self.usage.as_ref().is_none_or(AnswerUsage::says_done)
     }
 
-    /// Its status, when that has come.
+    /// Its status, once its head has arrived.
     pub fn status(&self) -> Option<u16> {
         self.status
     }
 
-    /// Tokens in and out, where it says them.
+    /// The tokens of the prompt and of the answer, if the answer states them.
     pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
         self.usage.as_ref().map_or((None, None), AnswerUsage::tokens)
     }
 
-    /// Pieces of text that have come in a stream.
+    /// How many pieces of text have arrived in a stream.
     pub fn pieces(&self) -> u64 {
         self.usage.as_ref().map_or(0, AnswerUsage::pieces)
     }

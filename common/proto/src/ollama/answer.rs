@@ -1,11 +1,11 @@
-//! What we answer an application ourselves, instead of the service: in Ollama's own shape, so that
-//! any tool shows it.
+//! Errors that we answer to an application instead of the service. They have the form of Ollama's
+//! own errors, so that every tool shows them.
 
 use std::time::SystemTime;
 
 use crate::wire::Code;
 
-/// When to ask again if nobody knows when it will help, in seconds.
+/// `Retry-After` if it is not known how long the cause will last, in seconds.
 pub const RETRY_SOON: u64 = 5;
 
 /// An answer that is an error.
@@ -30,8 +30,8 @@ impl ErrorAnswer {
         Self { retry_after: seconds.into(), ..self }
     }
 
-    /// The answer as bytes, for the request that begins with `line`, as far as that is known. The
-    /// connection closes behind it. `now` is for its `Date`.
+    /// The answer as bytes. `line` is the first line of the request, as far as it has arrived;
+    /// `now` becomes the `Date`. The connection closes after the answer.
     pub fn render(&self, line: &[u8], now: SystemTime) -> Vec<u8> {
         let body = self.body(line);
         let line = RequestLine::of(line);
@@ -53,7 +53,7 @@ impl ErrorAnswer {
         answer.into_bytes()
     }
 
-    /// The JSON that says it, for the request that begins with `line`.
+    /// The JSON body, for the request that begins with `line`.
     pub fn body(&self, line: &[u8]) -> String {
         let line = RequestLine::of(line);
         let sentence = serde_json::Value::from(self.sentence.as_str());
@@ -79,7 +79,7 @@ impl ErrorAnswer {
 }
 
 impl From<Code> for ErrorAnswer {
-    /// Why there is no stream to the service.
+    /// The answer if a stream to the service could not be opened, or was ended, for this reason.
     fn from(code: Code) -> Self {
         let status = match code {
             Code::Revoked
@@ -92,7 +92,7 @@ impl From<Code> for ErrorAnswer {
             Code::UpstreamSilent => 504,
             _ => 502,
         };
-        // Asking again does not help where the server's owner has to do something first.
+        // A retry does not help if the server's owner has to do something first.
         let passes_by_itself =
             status == 503 && !matches!(code, Code::Revoked | Code::Superseded | Code::ServerClock);
         Self::new(status, format!("adit: {}", code.sentence()))
@@ -130,8 +130,8 @@ impl<'a> RequestLine<'a> {
     }
 }
 
-/// Whether these bytes begin a request of HTTP/1.x. A line that was too long to be remembered whole
-/// is still one.
+/// Whether these bytes are the beginning of an HTTP/1.x request. The line may be cut off at the
+/// end.
 pub fn is_request(head: &[u8]) -> bool {
     let RequestLine { method, target, version } = RequestLine::of(head);
     let is_method = !method.is_empty() && method.iter().all(u8::is_ascii_uppercase);

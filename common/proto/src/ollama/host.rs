@@ -1,9 +1,10 @@
-//! Ollama's own check of `Host`, made for it: it skips it when it is bound to more than loopback. A
-//! web page that has rebound its name to this machine asks with that name, and gets nothing.
+//! Checks `Host` as Ollama does, because Ollama skips its check when it listens on more than
+//! loopback. The check stops DNS rebinding: a web page whose name resolves to this machine sends
+//! requests with that name, and they are refused.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// What this machine is called.
+/// The names and addresses of this machine.
 pub trait Own {
     /// Whether this is its host name, in lower case.
     fn is_name(&self, name: &str) -> bool;
@@ -11,7 +12,7 @@ pub trait Own {
     fn is_address(&self, address: IpAddr) -> bool;
 }
 
-/// Whether a request for this host is for us.
+/// Whether a request with this `Host` is allowed.
 pub fn allows(host: &str, own: &impl Own) -> bool {
     let host = without_port(host);
     if let Ok(address) = host.parse::<IpAddr>() {
@@ -24,7 +25,7 @@ pub fn allows(host: &str, own: &impl Own) -> bool {
     host.is_empty() || host == "localhost" || suffix || own.is_name(&host)
 }
 
-/// As Go's `net.SplitHostPort` does it; what it can't split is a host.
+/// Splits as Go's `net.SplitHostPort` does. Text that cannot be split is a host.
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
         Some((name, _)) => match name.strip_prefix('[') {

@@ -1,35 +1,34 @@
-//! What can be seen of a request's JSON in passing, with bounded memory: its model, about how many
-//! tokens its prompt has, and where it ends.
+//! Scans the JSON of a request as it passes, with bounded memory: its model, an estimate of its
+//! prompt's tokens, and where it ends.
 
 use super::model::is_same_key;
 
-/// Of a key or a model's name this much is read, as it is written: more than any name that the gate
-/// lets pass.
+/// The most bytes of a key or of a model's name that are kept, escapes included: more than any name
+/// that the gate accepts.
 const MOST_TEXT: usize = 6 * 512;
-/// Bytes of text that are one token, on the average.
+/// The average number of bytes in a token of text.
 const BYTES_PER_TOKEN: u64 = 4;
-/// A string of JSON that is longer and has neither a space nor a character outside of ASCII is no
-/// text but an image in base64.
+/// A JSON string that is longer, has no space and is ASCII counts as an image in base64, not as
+/// text.
 const LONGEST_WORD: u64 = 1024;
-/// Tokens of one image, about.
+/// The estimated tokens of one image.
 const IMAGE: u64 = 256;
 
-/// Follows a JSON object that passes: which model it names, for the record alone; and whether it is
-/// whole, because then Ollama begins, whatever comes behind it.
+/// Follows a JSON object as it passes: which model it names, for the record only, and whether it is
+/// complete. Ollama begins when the object is complete, even if more bytes follow.
 #[derive(Debug, Default)]
 pub struct JsonScan {
     depth: u32,
     whole: bool,
     in_string: bool,
     escaped: bool,
-    /// At the top level: what the string that is being read, or was read last, says, as it is
-    /// written.
+    /// The current or the last string at the top level, escapes included.
     text: Vec<u8>,
     key: Key,
     found: Option<String>,
-    /// What `stream` says.
+    /// The value of `stream`.
     stream: Option<bool>,
-    /// The string that is being read: its length, and whether it may be no text.
+    /// The length of the current string, and whether it may be an image.
     length: u64,
     is_one_word: bool,
     /// Bytes of text in all strings.
@@ -44,14 +43,14 @@ enum Key {
     Next,
     /// A key that is not the model's; its value follows.
     Other,
-    /// The model's.
+    /// The key of the model.
     Model,
-    /// That of `stream`.
+    /// The key `stream`.
     Stream,
 }
 
 impl JsonScan {
-    /// More of the body. Nobody reads what is behind the object.
+    /// Takes more of the body. Bytes after the object are ignored.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while let [byte, after @ ..] = bytes
             && !self.whole
@@ -92,7 +91,7 @@ impl JsonScan {
         }
     }
 
-    /// More of a string; what is behind it.
+    /// Takes more of a string, and returns the bytes after it.
     fn string<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         if std::mem::take(&mut self.escaped) {
             self.keep(&bytes[..1]);
@@ -140,23 +139,23 @@ impl JsonScan {
         self.found.as_deref().map(Into::into)
     }
 
-    /// What it says of `stream`.
+    /// The value of `stream`, if there is one.
     pub fn stream(&self) -> Option<bool> {
         self.stream
     }
 
-    /// About how many tokens a prompt has that says this.
+    /// The estimated tokens of the prompt.
     pub fn prompt_tokens(&self) -> u64 {
         self.text_bytes.div_ceil(BYTES_PER_TOKEN) + self.images * IMAGE
     }
 
-    /// Whether a reader has all that it needs, although the body may go on.
+    /// Whether the object is complete. The body may still go on.
     pub fn is_whole(&self) -> bool {
         self.whole
     }
 }
 
-/// What a string says that is written like this in JSON.
+/// Decodes the escapes of a JSON string.
 fn unescaped(text: &[u8]) -> String {
     let plain = || String::from_utf8_lossy(text).into_owned();
     if memchr::memchr(b'\\', text).is_none() {

@@ -1,6 +1,6 @@
-//! Which model a request is about, as Ollama will read it. It has two readers, one to which case
-//! counts and one to which it doesn't: doubled keys, and keys in another case, have no one meaning
-//! and are refused.
+//! Finds which models a request names, as Ollama will read it. Ollama has two readers of JSON, and
+//! only one of them distinguishes upper and lower case. So a body with a repeated key, or with a
+//! key in another case, is ambiguous and is refused.
 
 use std::{borrow::Cow, cell::Cell, fmt, str::FromStr};
 
@@ -9,22 +9,22 @@ use serde::{
     de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor},
 };
 
-/// The body is not what Ollama would read a model from.
+/// Why no model can be read from a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
     /// Ollama would not read it either.
     #[error("the body is not one JSON object that names its model as a string")]
     Malformed,
-    /// Two readers could take two models from it.
+    /// Two readers could find two different models in it.
     #[error("the body's model name is ambiguous: its key is there twice, or in another case")]
     Ambiguous,
 }
 
-/// The models that a JSON body names: for each list of keys the first that is not empty, in
-/// Ollama's words `cmp.Or`.
+/// The models that a JSON body names: for each list of keys, the first value that is not empty
+/// (`cmp.Or` in Ollama's code).
 ///
 /// # Errors
-/// If Ollama would not read it either, or could read something else.
+/// If Ollama would refuse the body too, or could read other models in it.
 pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> {
     let keys: Vec<&str> = lists.concat();
     let mut json = serde_json::Deserializer::from_slice(body);
@@ -34,7 +34,7 @@ pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> 
         true => Unreadable::Ambiguous,
         false => Unreadable::Malformed,
     })?;
-    // Ollama would read the first value and never see another.
+    // Ollama reads the first JSON value and ignores the rest.
     json.end().map_err(|_| Unreadable::Malformed)?;
     let value =
         |key: &&str| keys.iter().position(|k| k == key).map_or("", |at| values[at].as_str());
@@ -48,7 +48,7 @@ pub fn named(body: &[u8], lists: &[&[&str]]) -> Result<Vec<String>, Unreadable> 
 /// The string values of these keys in an object.
 struct Fields<'a> {
     keys: &'a [&'a str],
-    /// Why it could not be read.
+    /// Set when a key is repeated or is in another case.
     ambiguous: &'a Cell<bool>,
 }
 
@@ -72,14 +72,14 @@ impl<'de> Visitor<'de> for Fields<'_> {
             (vec![String::new(); self.keys.len()], vec![false; self.keys.len()]);
         while let Some(key) = map.next_key::<Text<'de>>()? {
             match self.keys.iter().position(|wanted| is_same_key(wanted, &key.0)) {
-                // Go's structs take the last of doubled keys whatever their case, and Ollama's way
-                // to its cloud reads a map, where case counts: two readers, so such a body has no
-                // one model.
+                // Go's structs ignore case and take the last of repeated keys, but Ollama reads
+                // requests for its cloud into a map, where case matters. The two could read
+                // different models.
                 Some(at) if std::mem::replace(&mut seen[at], true) || key.0 != self.keys[at] => {
                     self.ambiguous.set(true);
                     return Err(M::Error::custom("could be read in two ways"));
                 }
-                // To Go, null is no value.
+                // For Go, null leaves a string as it is.
                 Some(at) => match map.next_value::<Option<String>>()? {
                     Some(value) if value.len() > MOST_NAME => {
                         return Err(M::Error::custom("too long"));
@@ -94,11 +94,12 @@ impl<'de> Visitor<'de> for Fields<'_> {
     }
 }
 
-/// A string that is borrowed where it can be.
+/// A string that is borrowed if possible.
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// Go folds as Unicode does: two characters outside ASCII are letters within it.
+/// Compares as Go does, with Unicode's case folding: two characters outside ASCII fold to ASCII
+/// letters.
 pub(super) fn is_same_key(wanted: &str, key: &str) -> bool {
     let folded = key.chars().map(|c| match c {
         'ſ' => 's',
@@ -111,8 +112,8 @@ pub(super) fn is_same_key(wanted: &str, key: &str) -> bool {
 /// Longer than any name that Ollama takes.
 const MOST_NAME: usize = 512;
 
-/// Models that may be used: names as Ollama writes them, `*` for any characters but `/`; `*` alone
-/// for every model.
+/// A pattern of models that may be used, written like Ollama's names. `*` matches any characters
+/// except `/`; `*` alone matches every model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct ModelPattern {
@@ -121,8 +122,8 @@ pub struct ModelPattern {
 }
 
 impl ModelPattern {
-    /// Whether a model that a request names is one of these. A name that Ollama may read otherwise
-    /// is none.
+    /// Whether the pattern matches the model that a request names. It does not match a name that
+    /// Ollama could read differently.
     pub fn means(&self, model: &str) -> bool {
         self.text == "*"
             || full_name(model, false)
@@ -161,8 +162,8 @@ impl fmt::Display for ModelPattern {
     }
 }
 
-/// `HOST/NAMESPACE/MODEL:TAG` of a name, with Ollama's defaults for what is not said, in lower
-/// case: Ollama finds a model in any case.
+/// The full name `HOST/NAMESPACE/MODEL:TAG`, with Ollama's defaults for missing parts. It is in
+/// lower case, because Ollama ignores case.
 fn full_name(text: &str, pattern: bool) -> Option<String> {
     let known =
         |b: u8| b.is_ascii_alphanumeric() || b"-_.:/".contains(&b) || (pattern && b == b'*');
@@ -176,7 +177,7 @@ fn full_name(text: &str, pattern: bool) -> Option<String> {
             model.to_owned()
         }
         Some(_) => return None,
-        // A pattern's star means the tags too.
+        // The star of a pattern matches tags too.
         None if model.ends_with('*') => model.to_owned(),
         None if model.is_empty() => return None,
         None => format!("{model}:latest"),
@@ -190,10 +191,10 @@ fn full_name(text: &str, pattern: bool) -> Option<String> {
         .then(|| format!("{host}/{namespace}/{tagged}").to_ascii_lowercase())
 }
 
-/// `*` is any number of characters, but no `/`.
+/// Whether `pattern` matches `text`. `*` matches any number of characters except `/`.
 fn glob(pattern: &[u8], text: &[u8]) -> bool {
     let (mut p, mut t) = (0, 0);
-    // Where to go on when the last star has to take one character more.
+    // Where to continue if the last star has to match one more character.
     let mut retry = None;
     while t < text.len() {
         match pattern.get(p) {

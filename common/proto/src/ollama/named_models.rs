@@ -1,15 +1,16 @@
-//! Which models a request's JSON names, read while it comes: most bodies say it in their first
-//! kilobytes, and need not be read whole before they pass. The rest is followed as it passes, and
-//! what could be read in two ways is found before its last byte has left.
+//! Reads which models a request's JSON names while the body arrives. Most bodies name the model in
+//! their first kilobytes, so that the gate need not read them whole before it forwards them. The
+//! rest is checked as it passes: an ambiguous body is found before its last byte is forwarded.
 //!
-//! It says what [`model::named`](super::model::named) says of the whole body, and is as strict:
-//! this is a complete reader of JSON (RFC 8259) that keeps nothing but the names.
+//! The result is that of [`model::named`](super::model::named) for the whole body. This is a
+//! complete and strict reader of JSON (RFC 8259) that keeps only the names.
 
 use super::model::{Unreadable, is_same_key};
 
-/// Longer than any name that Ollama takes, as it is written (each character as `\u1234`).
+/// The most bytes of a name, escapes included (each character as `\u1234`): more than any name that
+/// Ollama accepts.
 const MOST_NAME: usize = 6 * 512;
-/// Objects and arrays within each other, at the most.
+/// How deep objects and arrays may be nested.
 const MOST_DEPTH: u32 = 127;
 
 /// Follows one JSON object.
@@ -17,15 +18,15 @@ const MOST_DEPTH: u32 = 127;
 pub struct NamedModels {
     keys: Vec<&'static str>,
     lists: &'static [&'static [&'static str]],
-    /// What each key says.
+    /// The value of each key.
     values: Vec<Option<String>>,
     state: JsonState,
     depth: u32,
     /// One bit for each level: whether it is an object.
     objects: u128,
-    /// The string that is kept: a key, or the value of a key that is looked for.
+    /// The current string, if it is kept: a key at the top level, or a model's name.
     text: Vec<u8>,
-    /// The key whose value comes.
+    /// The key whose value comes next.
     wanted: Option<usize>,
     fault: Option<Unreadable>,
 }
@@ -35,11 +36,11 @@ pub struct NamedModels {
 enum JsonState {
     /// The object itself.
     Begin,
-    /// A value; or the end of an array that is empty.
+    /// A value or, with `or_end`, the end of an empty array.
     Value {
         or_end: bool,
     },
-    /// A key; or the end of an object that is empty.
+    /// A key or, with `or_end`, the end of an empty object.
     Key {
         or_end: bool,
     },
@@ -61,7 +62,7 @@ enum JsonState {
 enum Escape {
     None,
     Begun,
-    /// So many hexadecimal digits are to come.
+    /// This many hexadecimal digits are still to come.
     Hex(u8),
 }
 
@@ -78,7 +79,7 @@ enum Number {
 }
 
 impl NamedModels {
-    /// Nothing has come of a body that names its models like this.
+    /// A reader for a body that names its models with these keys.
     pub fn new(lists: &'static [&'static [&'static str]]) -> Self {
         let keys = lists.concat();
         Self {
@@ -94,7 +95,7 @@ impl NamedModels {
         }
     }
 
-    /// More of the body.
+    /// Takes more of the body.
     pub fn push(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.fault.is_none() {
             let taken = match self.state {
@@ -108,12 +109,13 @@ impl NamedModels {
         }
     }
 
-    /// Why the body has no one meaning, as far as it has come.
+    /// Why the body is refused, if the bytes so far tell.
     pub fn fault(&self) -> Option<Unreadable> {
         self.fault
     }
 
-    /// The models, if nothing that may still come can change them but make the body unreadable.
+    /// The models, once the rest of the body cannot change them any more. It can still make the
+    /// body unreadable.
     pub fn settled(&self) -> Option<Vec<String>> {
         let firsts: Option<Vec<String>> = self
             .lists
@@ -123,10 +125,10 @@ impl NamedModels {
         firsts.filter(|_| self.fault.is_none())
     }
 
-    /// The models, when the whole body has come.
+    /// The models of the whole body.
     ///
     /// # Errors
-    /// If Ollama would not read it either, or could read something else.
+    /// If Ollama would refuse the body too, or could read other models in it.
     pub fn finish(&self) -> Result<Vec<String>, Unreadable> {
         match (self.fault, self.state) {
             (Some(fault), _) => Err(fault),
@@ -140,13 +142,13 @@ impl NamedModels {
         }
     }
 
-    /// What a key says, if that is not empty.
+    /// The value of a key, if it is not empty.
     fn value(&self, key: &str) -> Option<&str> {
         let at = self.keys.iter().position(|k| *k == key)?;
         self.values[at].as_deref().filter(|value| !value.is_empty())
     }
 
-    /// One byte that is not within a string's text; whether it is still to be looked at.
+    /// Takes one byte outside the text of a string. Returns whether the byte has to be taken again.
     fn step(&mut self, byte: u8) -> Result<bool, Unreadable> {
         let is_space = matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
         match self.state {
@@ -226,7 +228,7 @@ impl NamedModels {
             b't' => self.state = JsonState::Word(b"rue"),
             b'f' => self.state = JsonState::Word(b"alse"),
             b'n' => {
-                // To Go, null is no value.
+                // For Go, null leaves a string as it is.
                 self.wanted = None;
                 self.state = JsonState::Word(b"ull");
             }
@@ -238,7 +240,7 @@ impl NamedModels {
         Ok(())
     }
 
-    /// Text of a string; how much of `bytes` that is.
+    /// Takes the text of a string, and returns how many of `bytes` that was.
     fn string(&mut self, bytes: &[u8], is_key: bool) -> Result<usize, Unreadable> {
         let is_text = |byte: &u8| !matches!(byte, 0..b' ' | b'"' | b'\\');
         let text = bytes.iter().take_while(|byte| is_text(byte)).count();
@@ -268,7 +270,7 @@ impl NamedModels {
         Ok(())
     }
 
-    /// Keeps the text of a key at the top, or of a name. Any other is only passed over.
+    /// Keeps the text of a key at the top level, or of a model's name. Other text is skipped.
     fn keep(&mut self, text: &[u8], is_key: bool) -> Result<(), Unreadable> {
         let is_kept = if is_key { self.depth == 1 } else { self.wanted.is_some() };
         if !is_kept {
@@ -279,7 +281,7 @@ impl NamedModels {
         } else if !is_key {
             return Err(Unreadable::Malformed);
         } else {
-            // Too long to be a key that is looked for, whatever comes.
+            // Too long to be one of the keys, whatever follows.
             self.text.clear();
             self.text.resize(MOST_NAME, b'x');
         }
@@ -291,7 +293,7 @@ impl NamedModels {
         if is_key && self.depth == 1 {
             let key = decoded(&self.text)?;
             if let Some(at) = self.keys.iter().position(|wanted| is_same_key(wanted, &key)) {
-                // Two readers could take two: see `model::named`.
+                // Two readers could read different models: see `model::named`.
                 if self.values[at].is_some() || key != self.keys[at] {
                     return Err(Unreadable::Ambiguous);
                 }
@@ -308,7 +310,7 @@ impl NamedModels {
         Ok(())
     }
 
-    /// One byte behind the beginning of a number; whether it is not one of it.
+    /// Takes the next byte of a number. Returns whether the byte is no longer part of it.
     fn number(&mut self, byte: u8, number: Number) -> Result<bool, Unreadable> {
         let next = match (number, byte) {
             (Number::Minus, b'0') => Number::Zero,
@@ -329,7 +331,7 @@ impl NamedModels {
     }
 }
 
-/// What a string says that is written like this.
+/// Decodes the escapes of a JSON string.
 fn decoded(text: &[u8]) -> Result<String, Unreadable> {
     let quoted = [b"\"", text, b"\""].concat();
     serde_json::from_slice(&quoted).map_err(|_| Unreadable::Malformed)

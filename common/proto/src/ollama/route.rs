@@ -1,14 +1,13 @@
-//! What a request asks for: its path, if that is written in the one canonical way, and what Ollama
-//! does there.
+//! The routes of Ollama's API: whether a path is in canonical form, and what Ollama does for it.
 
-/// Groups of routes, few enough to count by.
+/// Classes of routes, for roles, logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RouteClass {
     /// Generating text: `/api/generate`, `/api/chat`, `/v1/chat/completions` and their kind.
     Generate,
     /// Embeddings.
     Embed,
-    /// What there is: `/`, `/api/version`, `/api/tags`, `/api/ps`, `/api/show`, `/v1/models`.
+    /// Listing: `/`, `/api/version`, `/api/tags`, `/api/ps`, `/api/show`, `/v1/models`.
     List,
     /// Changing models: pull, push, create, copy, delete, blobs.
     Models,
@@ -17,12 +16,12 @@ pub enum RouteClass {
 }
 
 impl RouteClass {
-    /// Whether the model itself is at work for it.
+    /// Whether a model runs for such a request.
     pub fn needs_gpu(self) -> bool {
         matches!(self, Self::Generate | Self::Embed)
     }
 
-    /// As it is written.
+    /// Its name in settings and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Generate => "generate",
@@ -39,8 +38,7 @@ impl RouteClass {
 pub struct Target<'a> {
     /// Everything before the first `?`.
     pub path: &'a str,
-    /// Whether the path is written as only it can be. One that is not is not the route it
-    /// resembles.
+    /// Whether the path is in canonical form. Otherwise no route of a role matches it.
     pub canonical: bool,
 }
 
@@ -51,19 +49,19 @@ impl<'a> Target<'a> {
         Self { path, canonical: is_canonical(path) }
     }
 
-    /// What is behind its last slash, decoded.
+    /// The last segment of the path, decoded.
     pub fn last_segment(&self) -> String {
         decoded(self.path.rsplit_once('/').map_or(self.path, |(_, segment)| segment))
     }
 }
 
-/// A path with everything decoded that is encoded, as Ollama reads it.
+/// The percent-decoded path, as Ollama reads it.
 fn decoded(path: &str) -> String {
     percent_encoding::percent_decode_str(path).decode_utf8_lossy().into_owned()
 }
 
-/// Whether a path has one reading: no empty or dotted segments, nothing encoded that need not be,
-/// no encoded slash (RFC 3986 section 6.2.2).
+/// Whether a path is in canonical form: no empty or dot segments, nothing encoded without need, no
+/// encoded slash (RFC 3986 section 6.2.2).
 fn is_canonical(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else { return false };
     rest.is_empty()
@@ -97,7 +95,7 @@ fn is_unreserved(byte: u8) -> bool {
 }
 
 fn encoded(high: u8, low: u8) -> Option<u8> {
-    // Lower case would be a second way to write the same.
+    // Lower-case digits would be a second way to write the same byte.
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'A'..=b'F' => Some(byte - b'A' + 10),
@@ -106,33 +104,33 @@ fn encoded(high: u8, low: u8) -> Option<u8> {
     Some(digit(high)? << 4 | digit(low)?)
 }
 
-/// How a route says which models it is about.
+/// How the requests of a route name their models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Models {
-    /// It is about none.
+    /// They name none.
     None,
-    /// Its JSON does: for each list, the first of these keys that is not empty.
+    /// In their JSON: for each list, the first of these keys that is not empty.
     Json(&'static [&'static [&'static str]]),
-    /// The last segment of its path does.
+    /// In the last segment of the path.
     Path,
     /// In a way that the gate does not read.
     Unread,
 }
 
-/// What is known of a request's route.
+/// What is known about the route of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Route {
-    /// Its group.
+    /// Its class.
     pub class: RouteClass,
-    /// Its models.
+    /// How its requests name their models.
     pub models: Models,
 }
 
 const MODEL: Models = Models::Json(&[&["model"]]);
 const MODEL_OR_NAME: Models = Models::Json(&[&["model", "name"]]);
 
-/// Every route that a role names (but `admin`): methods, path, group, models. A path that ends with
-/// `*` means whatever follows.
+/// Every route that a role other than `admin` allows: method, path, class, models. A path that ends
+/// with `*` matches every path that is longer and begins like it.
 #[rustfmt::skip]
 const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("GET", "/", RouteClass::List, Models::None),
@@ -149,8 +147,8 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("POST", "/v1/responses", RouteClass::Generate, MODEL),
     ("POST", "/v1/messages", RouteClass::Generate, MODEL),
     ("POST", "/v1/audio/transcriptions", RouteClass::Generate, Models::Unread),
-    // What else belongs to these: clients ask for it, and go on when Ollama says that it has none.
-    // Counting tokens is no work for the GPU, and must not wait for it.
+    // Other routes of these APIs: clients try them, and go on if Ollama does not have them.
+    // Counting tokens does not use the GPU, so it must not wait for it.
     ("POST", "/v1/messages/count_tokens", RouteClass::List, MODEL),
     ("POST", "/v1/messages/*", RouteClass::Generate, MODEL),
     ("POST", "/v1/responses/*", RouteClass::Generate, MODEL),
@@ -171,11 +169,11 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("HEAD", "/api/blobs/*", RouteClass::Models, Models::None),
 ];
 
-/// Routes that no role names, but that need the GPU.
+/// Routes that need the GPU, but that no role other than `admin` allows.
 const UNNAMED: &[(&str, &str, RouteClass, Models)] =
     &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
 
-/// The routes of a group of roles, as patterns.
+/// The routes of these classes, as patterns.
 pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
     let of = |(method, path, class, _): &(&str, &str, RouteClass, Models)| {
         classes
@@ -185,7 +183,7 @@ pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
     ROUTES.iter().filter_map(of).collect()
 }
 
-/// What is known of the route of a request.
+/// Finds the route of a request.
 pub fn route(method: &str, target: Target<'_>) -> Route {
     let is = |path: &str| {
         ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path))
@@ -193,15 +191,15 @@ pub fn route(method: &str, target: Target<'_>) -> Route {
     let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
     match known {
         Some((.., class, models)) if target.canonical => Route { class: *class, models: *models },
-        // It is not that route to any role; but whoever may all the same is at the same work.
+        // No pattern matches a path like this. A role that allows it anyway causes the same work.
         Some((.., class, _)) => Route { class: *class, models: Models::Unread },
-        // A browser's question in advance is about no model.
+        // A CORS preflight names no model.
         None if method == "OPTIONS" => Route { class: RouteClass::Other, models: Models::None },
         None => Route { class: RouteClass::Other, models: Models::Unread },
     }
 }
 
-/// GET is also HEAD.
+/// A route for GET is also one for HEAD.
 fn is_method(named: &str, method: &str) -> bool {
     named == method || named == "GET" && method == "HEAD"
 }
@@ -213,7 +211,7 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// Routes that a role names: `GET /api/tags`, `POST /v1/*`, `/x` for every method.
+/// A pattern of routes in a role: `GET /api/tags`, `POST /v1/*`, `/x` for every method.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
 #[serde(try_from = "String")]
 pub struct Pattern {
@@ -222,7 +220,8 @@ pub struct Pattern {
 }
 
 impl Pattern {
-    /// Whether a request is meant. A preflight is, if what it asks for is.
+    /// Whether the pattern matches a request. It matches a preflight if it matches the request that
+    /// the preflight asks for.
     pub fn means(&self, method: &str, preflight: Option<&str>, target: Target<'_>) -> bool {
         let method = match (method, preflight) {
             ("OPTIONS", Some(wanted)) => wanted,

@@ -1,13 +1,13 @@
-//! What can be seen of an answer in passing, with bounded memory: its pieces, and the token counts
+//! Scans an answer as it passes, with bounded memory: counts its pieces, and finds the token counts
 //! at its end.
 
-/// The end of an answer that is kept: its counts are in the last line, behind everything that is
-/// long.
+/// How many of an answer's last bytes are kept. The token counts are in its last line, after all
+/// long texts.
 const TAIL: usize = 4 * 1024;
-/// Of one line of a stream this much is read: what says whether it is a piece stands before that.
+/// How many bytes of a stream's line are read. They are enough to tell whether it is a piece.
 const MOST_LINE: usize = 2 * 1024;
 
-/// Reads what an answer says of its tokens.
+/// Reads the token counts of an answer.
 #[derive(Debug, Default)]
 pub struct AnswerUsage {
     tail: Tail,
@@ -15,30 +15,31 @@ pub struct AnswerUsage {
 }
 
 impl AnswerUsage {
-    /// More of the answer.
+    /// Takes more of the answer.
     pub fn push(&mut self, bytes: &[u8]) {
         self.tail.push(bytes);
         self.pieces.push(bytes);
     }
 
-    /// Tokens of the prompt and of the answer, where it says them: Ollama's own counts, OpenAI's or
-    /// Anthropic's usage.
+    /// The tokens of the prompt and of the answer, if the answer states them: Ollama's own counts,
+    /// or the usage of OpenAI's or Anthropic's API.
     pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
         self.tail.tokens()
     }
 
-    /// Whether the answer says itself that it has come to its end.
+    /// Whether the answer contains the final message of a stream.
     pub fn says_done(&self) -> bool {
         self.tail.says_done()
     }
 
-    /// Pieces of text that have come in a stream. Ollama sends each token in a piece of its own.
+    /// How many pieces of text have arrived in a stream. Ollama sends each token in a piece of its
+    /// own.
     pub fn pieces(&self) -> u64 {
         self.pieces.count
     }
 }
 
-/// Counts the lines of a stream that bring text: NDJSON of `/api`, server-sent events of `/v1`.
+/// Counts the lines of a stream that carry text: NDJSON of `/api`, server-sent events of `/v1`.
 #[derive(Debug, Default)]
 struct Pieces {
     count: u64,
@@ -69,8 +70,8 @@ impl Pieces {
     }
 }
 
-/// Whether a line of a stream brings text. In a string of JSON the quotes of these keys would be
-/// escaped, so that no text looks like one.
+/// Whether a line of a stream carries text. A model's text cannot imitate these keys: inside a JSON
+/// string their quotes would be escaped.
 fn is_piece(line: &[u8]) -> bool {
     let has = |text: &str| memchr::memmem::find(line, text.as_bytes()).is_some();
     if line.starts_with(b"{") {
@@ -86,7 +87,8 @@ fn is_piece(line: &[u8]) -> bool {
     line.starts_with(b"data:") && has("\"choices\":") && brings_text(line)
 }
 
-/// Whether a chunk of OpenAI's has text in it. Its last one has none, and says why it is the last.
+/// Whether a chunk of OpenAI's API carries text. The last chunk carries none, only the reason why
+/// the stream ends.
 fn brings_text(chunk: &[u8]) -> bool {
     const TEXTS: [&str; 4] =
         ["\"content\":\"", "\"text\":\"", "\"reasoning\":\"", "\"reasoning_content\":\""];
@@ -97,7 +99,7 @@ fn brings_text(chunk: &[u8]) -> bool {
     TEXTS.into_iter().any(is_filled) || memchr::memmem::find(chunk, b"\"tool_calls\":[{").is_some()
 }
 
-/// The last bytes of an answer: [`TAIL`] of them, and for a while some that stand before those.
+/// The last [`TAIL`] bytes of an answer, and for a while some bytes before them.
 #[derive(Debug, Default)]
 struct Tail(Vec<u8>);
 
@@ -111,7 +113,7 @@ impl Tail {
         self.0.extend_from_slice(bytes);
     }
 
-    /// As many of them as are kept, however the answer has come.
+    /// The last [`TAIL`] bytes, however the answer was split.
     fn last(&self) -> &[u8] {
         &self.0[self.0.len().saturating_sub(TAIL)..]
     }
@@ -130,8 +132,8 @@ impl Tail {
 }
 
 impl Tail {
-    /// Whether the answer says itself that it has come to its end, in the shape of any of the
-    /// streams that Ollama has. Quotes within its text would be escaped.
+    /// Whether the answer contains the final message of one of Ollama's streaming APIs. A model's
+    /// text cannot imitate it: inside a JSON string the quotes would be escaped.
     fn says_done(&self) -> bool {
         const ENDS: [&str; 5] = [
             "\"done\":true",
@@ -144,8 +146,8 @@ impl Tail {
     }
 }
 
-/// Where a key stands last, and the number behind it. In a string the key's quotes would be
-/// escaped, so that no answer can say it.
+/// The last position of a key, and the number after it. A model's text cannot imitate the key:
+/// inside a JSON string its quotes would be escaped.
 fn number_behind(text: &[u8], key: &str) -> Option<(usize, u64)> {
     let at = memchr::memmem::rfind(text, key.as_bytes())?;
     let rest = text[at + key.len()..].trim_ascii_start();

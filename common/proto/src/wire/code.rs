@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Code {
-    /// Ended as asked.
+    /// Ended normally.
     Done = 0x00,
     /// The device was revoked, or the server does not know it.
     Revoked = 0x01,
@@ -16,8 +16,8 @@ pub enum Code {
     Protocol = 0x04,
     /// The certificate has expired and may only be used to renew it.
     Expired = 0x05,
-    /// The server's clock cannot be right, so it can judge no certificate. What the clock shows, in
-    /// Unix seconds as decimal digits, is the reason of the close.
+    /// The server's clock cannot be right, so it can judge no certificate. The reason phrase of the
+    /// close is the time that the clock shows, in Unix seconds as decimal digits.
     ServerClock = 0x06,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
@@ -27,9 +27,9 @@ pub enum Code {
     UpstreamSilent = 0x12,
     /// The server has no service of that name.
     UnknownService = 0x13,
-    /// The server is short of something (file descriptors, memory).
+    /// The server is out of a resource (file descriptors, memory).
     Busy = 0x14,
-    /// The other end of the tunnel went away.
+    /// The connection to the other end of the tunnel was lost.
     Cut = 0x15,
     /// The device has as many streams open as it may.
     TooManyStreams = 0x16,

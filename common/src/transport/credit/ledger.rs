@@ -1,4 +1,5 @@
-//! What has been sent and not yet been read, stream by stream. It names no runtime and no socket.
+//! Counts the bytes of each stream that were sent and not yet read. It names no runtime and no
+//! socket.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -7,24 +8,25 @@ use std::{
 
 use crate::transport::MOST_STREAMS;
 
-/// What every stream may have unread, whatever the others have, in bytes: enough for tokens.
+/// How many unread bytes every stream may have, however many the others have: enough for tokens.
 pub const FLOOR: u64 = 8 << 10;
-/// A stream may have this part of what the others leave, beyond its floor.
+/// Beyond its floor, a stream may use this part (one eighth) of the free pool.
 const SHARES: u64 = 8;
-/// Streams that have ended here and were not read to their end there, at the most. Of more, the
-/// oldest are taken for read: a peer that does not say what it has read only hurts itself.
+/// The most streams that are remembered after their end because the peer has not read all of them.
+/// Beyond that, the oldest count as read: a peer that does not report only delays itself.
 const ENDED: usize = 8192;
 
-/// Keeps what is unread of each stream under its share.
+/// Keeps the unread bytes of each stream below its share.
 ///
-/// Every stream has a floor of its own. What the window holds beyond all floors is a pool: a
-/// stream may use an eighth of what is free of it. So one stream alone can fill a fast path, and
-/// many that are not read leave less and less to each, but never take the last of it.
+/// Every stream has a floor of its own. The rest of the window is a pool: a stream may use an
+/// eighth of what is free in it. So one stream alone can fill a fast path. Many unread streams get
+/// smaller and smaller shares, but never use up the pool.
 #[derive(Default)]
 pub(super) struct Ledger {
-    /// What the peer's window holds beyond all floors; unknown, there is no limit.
+    /// The peer's window without all floors, in bytes. `None` while it is unknown: then there is no
+    /// limit.
     pool: Option<u64>,
-    /// What is used of the pool.
+    /// How many bytes of the pool are used.
     used: u64,
     streams: HashMap<u64, Stream>,
     ended: VecDeque<u64>,
@@ -49,7 +51,7 @@ impl Stream {
 }
 
 impl Ledger {
-    /// The peer has said how much it holds unread of all streams, in bytes.
+    /// The peer has reported how many unread bytes it keeps for all streams.
     pub(super) fn set_window(&mut self, window: u64) {
         self.pool = Some(window.saturating_sub(FLOOR * u64::from(MOST_STREAMS)));
     }
@@ -58,7 +60,7 @@ impl Ledger {
         self.streams.insert(id, Stream::default());
     }
 
-    /// Takes what a stream may send now, `most` at the most. 0 if it has to wait.
+    /// Takes the share that a stream may send now, at most `most` bytes. 0 if it has to wait.
     pub(super) fn take(&mut self, id: u64, most: u64) -> u64 {
         let Some(stream) = self.streams.get_mut(&id) else { return most };
         let share = match self.pool {
@@ -72,14 +74,16 @@ impl Ledger {
         taken
     }
 
-    /// `waker` is woken when something of the stream has been read.
+    /// The stream's waker, which [`Ledger::read`] returns when the peer has read more of the
+    /// stream.
     pub(super) fn wait(&mut self, id: u64, waker: &Waker) {
         if let Some(stream) = self.streams.get_mut(&id) {
             stream.waiting = Some(waker.clone());
         }
     }
 
-    /// The peer has read a stream as far as `offset`. Returns who waited for that.
+    /// The peer has read a stream up to `offset`. Returns the waker of a sender that waited for
+    /// that.
     #[must_use]
     pub(super) fn read(&mut self, id: u64, offset: u64) -> Option<Waker> {
         let stream = self.streams.get_mut(&id)?;
@@ -101,7 +105,7 @@ impl Ledger {
         }
         stream.ended = true;
         self.ended.push_back(id);
-        // Those that have been read to their end meanwhile are not there any more.
+        // Streams that were read to their end meanwhile are not in the map any more.
         while self.ended.len() > ENDED
             && let Some(oldest) = self.ended.pop_front()
         {
@@ -126,7 +130,8 @@ mod tests {
         ledger
     }
 
-    /// Sends on a stream that nobody reads, until it has to wait; returns how much it has sent.
+    /// Sends on a stream that nobody reads until it has to wait. Returns how many bytes it has
+    /// sent.
     fn fill(ledger: &mut Ledger, id: u64) -> u64 {
         let mut sent = 0;
         loop {
@@ -195,12 +200,12 @@ mod tests {
         for window in [0, 1, WINDOW, u64::MAX] {
             let mut ledger = Ledger::default();
             ledger.begin(0);
-            // Before it has said what it holds.
+            // Before the peer has reported its window.
             assert_eq!(ledger.take(0, 1 << 40), 1 << 40);
             ledger.set_window(window);
             (1..4).for_each(|id| ledger.begin(id));
             for (id, offset) in [(0, 5), (1, u64::MAX), (2, 0), (3, 1 << 60), (99, 7)] {
-                // Forwards, backwards, beyond what was sent, and of streams that are not there.
+                // Forwards, backwards, beyond what was sent, and for streams that do not exist.
                 for offset in [offset, 0, u64::MAX, offset / 2, 1] {
                     assert!(ledger.read(id, offset).is_none());
                     ledger.take(id, 100);

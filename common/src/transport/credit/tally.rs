@@ -1,32 +1,34 @@
-//! What has been read here and is still to be told. It names no runtime and no socket.
+//! Collects what has been read of each stream and not yet been reported. It names no runtime and no
+//! socket.
 
 use std::collections::HashMap;
 
-/// Less of a stream is not told before it ends: half of what a sender may always have unread.
+/// The fewest bytes of a stream that are reported before it ends: half of its floor.
 const WORTH: u64 = crate::transport::credit::FLOOR / 2;
-/// So much, of all streams together, is told at once: a fast stream would wait for it.
+/// This many bytes, of all streams together, are reported at once: a fast sender may wait for them.
 const MUCH: u64 = 256 << 10;
-/// Streams that wait to be told at the most. Of more, a peer that takes no news is told nothing.
+/// The most streams that wait to be reported. If a peer does not read the reports, further streams
+/// are not reported.
 const DUE: usize = 16 << 10;
 
-/// How soon the peer has to be told.
+/// How soon a report has to be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Urgency {
     /// A stream has ended.
     Late,
-    /// A sender may come to wait for it.
+    /// A sender may soon wait for it.
     Soon,
-    /// A fast sender may.
+    /// A fast sender may wait for it already.
     Now,
 }
 
-/// How far each stream has been read, and told.
+/// How far each stream has been read, and how much of that was reported.
 #[derive(Default)]
 pub(super) struct Tally {
     streams: HashMap<u64, Stream>,
-    /// Streams that are to be told.
+    /// Streams that are to be reported.
     due: Vec<u64>,
-    /// Read since it was told last, of the streams that are due.
+    /// The unreported bytes of the streams in `due`.
     bytes: u64,
     urgency: Option<Urgency>,
 }
@@ -40,12 +42,12 @@ struct Stream {
 }
 
 impl Tally {
-    /// How soon something has to be told, if anything has.
+    /// How soon a report has to be sent, if there is one.
     pub(super) fn urgency(&self) -> Option<Urgency> {
         self.urgency
     }
 
-    /// More of a stream has been read. Returns whether something is more urgent than before.
+    /// More of a stream has been read. Returns whether a report became more urgent.
     pub(super) fn read(&mut self, id: u64, bytes: u64) -> bool {
         let stream = self.streams.entry(id).or_default();
         stream.read += bytes;
@@ -61,7 +63,7 @@ impl Tally {
         self.raise(if self.bytes >= MUCH { Urgency::Now } else { Urgency::Soon })
     }
 
-    /// Nothing more of a stream is read. Returns whether something is more urgent than before.
+    /// No more of a stream will be read. Returns whether a report became more urgent.
     pub(super) fn over(&mut self, id: u64) -> bool {
         let stream = self.streams.entry(id).or_default();
         stream.over = true;
@@ -71,7 +73,7 @@ impl Tally {
         self.raise(Urgency::Late)
     }
 
-    /// All that is to be told: streams, and how far each has been read.
+    /// Takes all reports: streams, and how far each has been read.
     pub(super) fn take(&mut self) -> Vec<(u64, u64)> {
         (self.urgency, self.bytes) = (None, 0);
         let due = std::mem::take(&mut self.due);
@@ -82,7 +84,7 @@ impl Tally {
         let stream = self.streams.get_mut(&id)?;
         if stream.over {
             self.streams.remove(&id);
-            // What it has left unread was given back.
+            // Its unread bytes were given back.
             return Some(u64::MAX);
         }
         (stream.told, stream.due) = (stream.read, false);

@@ -1,19 +1,19 @@
-//! What is read from TCP lies in buffers that are used again: an idle connection has none.
+//! Buffers for reading from TCP, taken from a pool. An idle connection holds none.
 
 use std::sync::Mutex;
 
-/// Read from TCP at once at the most, in bytes.
+/// The most bytes that are read from TCP at once.
 pub(super) const BUFFER: usize = 64 * 1024;
-/// Buffers kept for reuse.
+/// The most buffers in the pool.
 const POOLED: usize = 32;
 
-/// A buffer that goes back to the pool when it is dropped.
+/// A buffer. Dropping it returns it to the pool.
 pub struct Buffer(pub(super) Vec<u8>);
 
 static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 
 impl Buffer {
-    /// One from the pool; what is in it is of no meaning.
+    /// A buffer from the pool, with arbitrary contents.
     pub fn take() -> Self {
         Self(POOL.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_else(|| vec![0; BUFFER]))
     }

@@ -12,7 +12,7 @@ use tokio::{io::AsyncWriteExt, net::tcp::WriteHalf};
 
 use super::{ByteCounters, Receiving, passed::Passed};
 
-/// Chunks of a stream that go into one `writev`.
+/// The most chunks of a stream in one `writev`.
 const CHUNKS: usize = 16;
 
 /// How the direction from the tunnel to TCP ended.
@@ -20,7 +20,7 @@ const CHUNKS: usize = 16;
 pub enum DownEnd {
     /// The end of the stream was read and passed on as FIN.
     Finished,
-    /// TCP takes no more.
+    /// The TCP peer takes no more bytes.
     Aborted,
     /// The tunnel's other end reset the stream.
     Reset(VarInt),
@@ -38,8 +38,8 @@ impl From<ReadError> for DownEnd {
     }
 }
 
-/// Moves bytes until this direction ends. `None` if the other end takes leave (`taken_leave`) while
-/// the application waits for nothing: it has not been told.
+/// Moves bytes until this direction ends. `None` if the other end has left (`taken_leave`) while no
+/// request was under way: then the application has not been told.
 pub(super) async fn download(
     from: &mut Receiving,
     mut to: WriteHalf<'_>,
@@ -70,7 +70,7 @@ pub(super) async fn download(
     }
 }
 
-/// Whether `known` ends at once, and with yes.
+/// Whether `known` is ready now, with `true`.
 async fn is_so_now(known: Pin<&mut impl Future<Output = bool>>) -> bool {
     tokio::select! {
         biased;
@@ -79,11 +79,11 @@ async fn is_so_now(known: Pin<&mut impl Future<Output = bool>>) -> bool {
     }
 }
 
-/// Writes chunks of a stream to TCP, several at once; an abort from the stream's other end does not
-/// wait behind a reader that has stopped.
+/// Writes chunks of a stream to TCP, several at once. Returns on a reset of the stream even while
+/// the TCP peer does not read.
 ///
 /// # Errors
-/// When TCP takes no more, or the other end has aborted.
+/// If TCP takes no more bytes, or the other end has reset the stream.
 pub(super) async fn write_all(
     chunks: &mut [Bytes],
     to: &WriteHalf<'_>,
@@ -122,8 +122,8 @@ pub(super) async fn write_all(
     Ok(())
 }
 
-/// Copies chunks that have to wait into the first of them: each is a piece of what came from the
-/// network at once, and would keep up to 64 KiB of it.
+/// Copies chunks that have to wait into one. Each chunk is part of a receive buffer, and would keep
+/// all of it (up to 64 KiB) allocated.
 pub fn join_chunks(chunks: &mut [Bytes]) {
     let mut joined = BytesMut::with_capacity(chunks.iter().map(Bytes::len).sum());
     for chunk in &mut *chunks {
@@ -134,16 +134,15 @@ pub fn join_chunks(chunks: &mut [Bytes]) {
     }
 }
 
-/// Waits until TCP takes bytes again; an abort from the other end does not wait for a reader that
-/// has stopped reading.
+/// Waits until TCP takes bytes again, or until the other end resets the stream.
 async fn writable(to: &WriteHalf<'_>, from: &mut Receiving) -> Result<(), DownEnd> {
     tokio::select! {
         biased;
         ready = to.writable() => ready.map_err(|_| DownEnd::Aborted),
         reset = from.received_reset() => match reset {
             Ok(Some(code)) => Err(DownEnd::Reset(code)),
-            // All has been received, or will not be: what has been is still to be delivered, and
-            // the next read says the rest.
+            // No reset can arrive any more. Bytes that were received are still delivered; the next
+            // read returns the end or the error.
             Ok(None) | Err(_) => to.writable().await.map_err(|_| DownEnd::Aborted),
         },
     }

@@ -1,4 +1,4 @@
-//! What passes a splice, for all who want to know.
+//! Follows the bytes that pass a splice: counts them, and knows whether a request is under way.
 
 use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 
@@ -6,7 +6,7 @@ use proto::{http1::exchanges::Exchanges, wire::ServiceKind};
 
 use super::{ByteCounters, Facing};
 
-/// What passes one splice, for all who want to know.
+/// Follows the bytes of one splice.
 pub(super) struct Passed<'a> {
     pub(super) facing: Facing,
     pub(super) meter: &'a ByteCounters,
@@ -14,13 +14,13 @@ pub(super) struct Passed<'a> {
 }
 
 struct ExchangeState {
-    /// What HTTP tells; nothing of bytes without a meaning.
+    /// The HTTP exchanges; `None` for a `tcp` service.
     exchanges: Option<Exchanges>,
     /// Whether a byte has passed.
     is_used: bool,
-    /// Whether bytes of the service are on their way to the application.
+    /// Whether bytes of the service are being written to the application.
     is_delivering: bool,
-    /// Whether this is counted as under way.
+    /// Whether this connection is counted in `ByteCounters::underway`.
     is_counted: bool,
 }
 
@@ -36,7 +36,7 @@ impl<'a> Passed<'a> {
         Self { facing, meter, state: Mutex::new(state) }
     }
 
-    /// From TCP, on their way into the tunnel.
+    /// These bytes were read from TCP, for the tunnel.
     pub(super) fn up(&self, bytes: &[u8]) {
         self.change(|state| {
             if let Some(exchanges) = &mut state.exchanges {
@@ -45,7 +45,7 @@ impl<'a> Passed<'a> {
         });
     }
 
-    /// So many of them are in the tunnel.
+    /// This many bytes were written to the tunnel.
     pub(super) fn up_done(&self, count: usize) {
         self.meter.sent.fetch_add(count as u64, Relaxed);
     }
@@ -57,7 +57,7 @@ impl<'a> Passed<'a> {
         }
     }
 
-    /// From the tunnel, on their way to TCP.
+    /// These bytes were read from the tunnel, for TCP.
     pub(super) fn down(&self, chunk: &[u8]) {
         self.change(|state| {
             state.is_delivering = true;
@@ -67,24 +67,24 @@ impl<'a> Passed<'a> {
         });
     }
 
-    /// All of them are in TCP.
+    /// All bytes from the tunnel were written to TCP.
     pub(super) fn down_done(&self) {
         self.change(|state| state.is_delivering = false);
     }
 
-    /// Whether nobody waits for anything here, as far as its bytes tell.
+    /// Whether no request is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.lock().is_idle()
     }
 
-    /// Whether an application waits for nothing here, and may ask for more: it need not notice that
-    /// the stream has ended.
+    /// Whether no request is under way and another may follow: then the application need not notice
+    /// that the stream has ended.
     pub(super) fn may_go_on(&self) -> bool {
         let state = self.lock();
         !state.is_delivering && state.exchanges.as_ref().is_some_and(Exchanges::may_go_on)
     }
 
-    /// The first line of the only request that is under way, if no byte of its answer has come.
+    /// The first line of the only request that is under way, if no byte of its answer has arrived.
     pub(super) fn unanswered(&self) -> Option<Vec<u8>> {
         let state = self.lock();
         state.exchanges.as_ref().and_then(Exchanges::unanswered).map(<[u8]>::to_vec)
@@ -113,7 +113,7 @@ impl ExchangeState {
     fn is_idle(&self) -> bool {
         match &self.exchanges {
             Some(exchanges) => exchanges.is_idle() && !self.is_delivering,
-            // What bytes without a meaning wait for, nobody knows.
+            // For a `tcp` service nobody can know, so it is under way from the first byte.
             None => !self.is_used,
         }
     }

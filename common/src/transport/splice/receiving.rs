@@ -10,18 +10,18 @@ use crate::transport::credit::Credit;
 /// A stream's receiving half that tells its sender how far it has been read.
 pub struct Receiving {
     stream: RecvStream,
-    /// None once nothing more is read.
+    /// `None` once nothing more is read.
     credit: Option<Arc<Credit>>,
 }
 
 impl Receiving {
-    /// Takes charge of `stream`, whose connection has this credit.
+    /// Wraps `stream`. `credit` is that of its connection.
     pub fn new(stream: RecvStream, credit: &Arc<Credit>) -> Self {
         Self { stream, credit: Some(credit.clone()) }
     }
 
-    /// As much as has come, at least one chunk and at most as many as `chunks` has places; `None` at
-    /// the end. Cancellation safe.
+    /// Reads what has arrived: at least one chunk, and at most as many as fit into `chunks`.
+    /// Returns their number, or `None` at the end. Cancellation safe.
     ///
     /// # Errors
     /// When the peer has reset the stream, or the connection is lost.
@@ -31,7 +31,7 @@ impl Receiving {
         Ok(count)
     }
 
-    /// The next chunk, of `most` bytes at the most; `None` at the end. Cancellation safe.
+    /// Reads the next chunk, of at most `most` bytes; `None` at the end. Cancellation safe.
     ///
     /// # Errors
     /// As for [`Receiving::read_chunks`].
@@ -44,14 +44,14 @@ impl Receiving {
     /// Fills `bytes`. Not cancellation safe.
     ///
     /// # Errors
-    /// As for [`Receiving::read_chunks`]; or when the stream ends before.
+    /// As for [`Receiving::read_chunks`], or when the stream ends before `bytes` is full.
     pub async fn read_exact(&mut self, bytes: &mut [u8]) -> Result<(), ReadExactError> {
         self.stream.read_exact(bytes).await?;
         self.note(bytes.len());
         Ok(())
     }
 
-    /// Waits for a reset; ends with `None` when none can come any more. Cancellation safe.
+    /// Waits for a reset. Returns `None` when no reset can arrive any more. Cancellation safe.
     ///
     /// # Errors
     /// When the connection is lost.
@@ -59,7 +59,7 @@ impl Receiving {
         self.stream.received_reset().await
     }
 
-    /// Takes no more of this direction. Does nothing if it has ended.
+    /// Tells the peer that this end reads no more of this direction. Does nothing if it has ended.
     pub fn stop(&mut self, code: VarInt) {
         let _ = self.stream.stop(code);
         self.end();

@@ -7,23 +7,23 @@ use quinn::{SendStream, StoppedError, VarInt, WriteError};
 
 use crate::transport::credit::Credit;
 
-/// A stream's sending half that resets when it is dropped before its end: quinn's own would finish,
-/// and look complete.
+/// A stream's sending half. If it is dropped before its end, it resets the stream; quinn's own type
+/// would finish it, so that a part would look complete.
 pub struct Sending {
     stream: SendStream,
     finished: bool,
     credit: Option<Arc<Credit>>,
-    /// What it may send of its credit, and has not sent.
+    /// The credit that it has taken and not yet used, in bytes.
     share: usize,
 }
 
 impl Sending {
-    /// Takes charge of `stream`.
+    /// Wraps `stream`.
     pub fn new(stream: SendStream) -> Self {
         Self { stream, finished: false, credit: None, share: 0 }
     }
 
-    /// Takes charge of `stream`, which sends no more than its share of this credit.
+    /// Wraps `stream`, and sends no more than its share of `credit`.
     pub fn within(stream: SendStream, credit: &Arc<Credit>) -> Self {
         credit.begin(stream.id());
         Self { stream, finished: false, credit: Some(credit.clone()), share: 0 }
@@ -41,7 +41,7 @@ impl Sending {
         Ok(())
     }
 
-    /// Waits for a share of the credit; a peer that takes no more, or is lost, ends that.
+    /// Waits for a share of the credit, or until the peer takes no more bytes or is lost.
     async fn may_send(&self, credit: &Credit, most: usize) -> Result<usize, WriteError> {
         let share = credit.take(self.stream.id(), most);
         tokio::select! {
@@ -56,10 +56,10 @@ impl Sending {
         }
     }
 
-    /// Writes as much of `bytes` as flow control allows; how much.
+    /// Writes as much of `bytes` as flow control allows, and returns how much.
     ///
     /// # Cancel safety
-    /// Nothing has been written.
+    /// Cancellation safe: if it is cancelled, nothing has been written.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
         let most = match &self.credit {
             None => bytes.len(),
@@ -75,22 +75,23 @@ impl Sending {
         Ok(n)
     }
 
-    /// The end of this direction.
+    /// Ends this direction.
     pub fn finish(&mut self) {
-        // The only error is a stream that has ended otherwise already.
+        // An error only means that the stream has been reset or stopped already.
         let _ = self.stream.finish();
         self.finished = true;
     }
 
-    /// Ends when the peer takes no more of this direction, or has all of it. Cancellation safe.
+    /// Ends when the peer takes no more of this direction, or has received all of it. Cancellation
+    /// safe.
     pub fn stopped(
         &self,
     ) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
         self.stream.stopped()
     }
 
-    /// Waits until the peer has all of a finished direction: before that, closing the connection
-    /// would lose its tail.
+    /// Waits until the peer has received all of a finished direction. If the connection were closed
+    /// before that, the last bytes could be lost.
     pub async fn acknowledged(&self) {
         let _ = self.stream.stopped().await;
     }

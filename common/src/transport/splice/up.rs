@@ -13,11 +13,11 @@ use super::{
 
 /// How this direction ended.
 pub(super) enum UpEnd {
-    /// FIN was read and passed on.
+    /// FIN was read, and the stream was finished.
     Finished,
     /// The other end takes no more of this direction.
     Stopped,
-    /// RST.
+    /// TCP was aborted (RST).
     Aborted,
     Lost(ConnectionError),
 }
@@ -50,7 +50,7 @@ pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, passed: &Passe
             let written = tokio::select! {
                 biased;
                 written = to.write_all(&buffer.0[..n]) => written,
-                // An abort must not wait behind what flow control holds back.
+                // An RST must be seen even while flow control holds bytes back.
                 _ = from.ready(Interest::ERROR) => return UpEnd::Aborted,
             };
             match written {

@@ -24,7 +24,7 @@ use crate::{
     profile::{self, ProfileDir},
 };
 
-/// What every command understands stands by itself in its help.
+/// The heading of the options that every command has.
 const GLOBAL: &str = "Global options";
 
 /// Use the Ollama of another machine on localhost:11434
@@ -34,7 +34,7 @@ struct Cli {
     /// Keep this device's keys in DIR [default: the user's data directory]
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true, help_heading = GLOBAL)]
     state_dir: Option<PathBuf>,
-    /// Log more; -vv also logs what libraries say
+    /// Log more; -vv also logs messages of libraries
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]
@@ -65,7 +65,7 @@ enum Command {
         /// Print JSON
         #[arg(long)]
         json: bool,
-        /// Ask Ollama too, as without `--json`: that is one request more through the tunnel
+        /// Ask Ollama too, as without `--json`; this sends one more request through the tunnel
         #[arg(long, requires = "json")]
         ollama: bool,
     },
@@ -96,7 +96,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         None => profile::default_dir()?,
     };
     become_owner_of(&dir)?;
-    // One thread moves more bytes for less than several do.
+    // One thread moves more bytes with less CPU time than several threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
     let result = runtime.block_on(async {
@@ -118,7 +118,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             }
         }
     });
-    // A look-up that hangs does not hold up the end.
+    // Does not wait for a name look-up that hangs.
     runtime.shutdown_background();
     result
 }

@@ -1,4 +1,4 @@
-//! What `adit` can be told to do.
+//! The commands of `adit`.
 
 pub mod enroll;
 pub mod env;

@@ -1,4 +1,4 @@
-//! Opening a QUIC connection to one of several addresses, and saying why it could not be.
+//! Opens a QUIC connection to one of several addresses, and says why that failed.
 
 pub mod clocks;
 pub mod plan;
@@ -28,11 +28,12 @@ use crate::{
     ssh::SshWay,
 };
 
-/// The next address is tried when the one before has been silent for so long (RFC 8305 section 5).
+/// The next address is tried after the one before has been silent for this long (RFC 8305 section
+/// 5).
 const STAGGER: Duration = Duration::from_millis(300);
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
 
-// The alerts of RFC 8446 section 6 that tell people something.
+// The TLS alerts (RFC 8446 section 6) that have a message of their own.
 const BAD_CERTIFICATE: u64 = 42;
 const CERTIFICATE_REVOKED: u64 = 44;
 const CERTIFICATE_EXPIRED: u64 = 45;
@@ -42,16 +43,16 @@ const DECRYPT_ERROR: u64 = 51;
 const CERTIFICATE_REQUIRED: u64 = 116;
 const NO_APPLICATION_PROTOCOL: u64 = 120;
 
-/// A connection, and how it came to be.
+/// A connection, its route and its carrier.
 #[derive(Debug)]
 pub struct Dialed {
-    /// The endpoint under it; the connection lives on when this is dropped.
+    /// The endpoint of the connection. The connection survives if this is dropped.
     pub endpoint: Endpoint,
     /// The connection. The server may not have judged it yet.
     pub connection: Connection,
-    /// How its datagrams go.
+    /// The route of its datagrams.
     pub way: Route,
-    /// What carries them.
+    /// The carrier of its datagrams.
     pub carrier: Carrier,
 }
 
@@ -69,21 +70,21 @@ pub enum DialError {
     /// The first attempt is still under way.
     #[error("no answer yet from {0}")]
     NoAnswerYet(String),
-    /// Nobody answered anywhere.
+    /// No address answered.
     #[error("no answer from {0}")]
     NoAnswer(String),
-    /// The kernel says at once that it does not reach the server.
+    /// The kernel reports that it cannot reach the server.
     #[error("{0}")]
     Unreachable(Verdict),
     /// A name could not be looked up.
     #[error("cannot look up `{name}`: {why}")]
     Resolve {
-        /// As it was given.
+        /// The name.
         name: String,
-        /// What the resolver says.
+        /// The resolver's error.
         why: String,
     },
-    /// Whoever answers is not the server that this device trusts.
+    /// The server that answers is not the one that this device trusts.
     #[error(
         "the server at {0} is not the one that this device enrolled with: its certificate comes from another CA"
     )]
@@ -91,15 +92,16 @@ pub enum DialError {
     /// A certificate is not valid now, by one of the two clocks.
     #[error("{0}")]
     Clock(Clocks),
-    /// The server finds this device's certificate out of its time, and too far to renew it.
+    /// By the server's clock this device's certificate is not valid, and it expired too long ago to
+    /// be renewed.
     #[error("the server does not accept the time of this device's certificate")]
     OutOfTime,
-    /// The server is this same computer, and its Ollama would be this program.
+    /// The server is this same computer, and its upstream is the port of this program.
     #[error(
-        "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here, for ever"
+        "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here endlessly"
     )]
     LeadsBack(u16),
-    /// The server ended it with a code.
+    /// The server closed the connection with a code.
     #[error("{}", .0.what())]
     Refused(Code),
     /// The peer speaks another version.
@@ -108,7 +110,7 @@ pub enum DialError {
     /// The server has forgotten the connection (a stateless reset, RFC 9000 section 10.3).
     #[error("the server was restarted")]
     Restarted,
-    /// SSH did not get through.
+    /// The connection over SSH failed.
     #[error("{why}")]
     Ssh {
         /// Why not.
@@ -116,7 +118,7 @@ pub enum DialError {
         /// What cures it.
         hint: String,
     },
-    /// Anything else of QUIC or TLS.
+    /// Another error of QUIC or TLS.
     #[error("the connection failed: {0}")]
     Other(String),
     /// A socket could not be made.
@@ -125,7 +127,7 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// What cures it, typed literally on this device.
+    /// How to cure it. The commands can be typed as they are on this device.
     pub fn hint(&self, profile: &Profile) -> Option<String> {
         let again = again(profile, None);
         Some(match self {
@@ -134,9 +136,7 @@ impl DialError {
                 format!("to let it in again: {}", self::again(profile, Some(forget)))
             }
             Self::WrongServer(_) => {
-                format!(
-                    "if the server was installed anew: {again}; if not, do not trust that address"
-                )
+                format!("if the server was reinstalled: {again}; if not, do not trust that address")
             }
             Self::OutOfTime => format!(
                 "check both clocks; if both are right, the certificate expired too long ago: {again}"
@@ -149,7 +149,7 @@ impl DialError {
         })
     }
 
-    /// What cures it, where no profile is needed to say it.
+    /// How to cure it, if the message does not need the profile.
     pub fn general_hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoAnswer(_) => {
@@ -174,7 +174,7 @@ impl DialError {
         Some(hint.to_owned())
     }
 
-    /// Whether who has heard of the one knows the other: times pass, and are no news.
+    /// Whether both say the same to a person. Times in them may differ.
     pub fn is_same_news(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Clock(_), Self::Clock(_)) => true,
@@ -182,13 +182,13 @@ impl DialError {
         }
     }
 
-    /// Whether trying again soon is of no use: the server has said no, or must not be used.
+    /// Whether it is useless to try again soon: the server has refused, or must not be used.
     pub fn is_final(&self) -> bool {
         matches!(self, Self::Refused(Code::Revoked | Code::Superseded) | Self::LeadsBack(_))
     }
 
-    /// Before the handshake is done, anybody on the way can say anything: a refusal then is no
-    /// refusal.
+    /// Before the handshake is complete, anybody on the path can forge an error, so a refusal is
+    /// not believed.
     fn unproved(self) -> Self {
         match self {
             Self::Refused(_) | Self::OutOfTime => Self::Other(
@@ -198,7 +198,7 @@ impl DialError {
         }
     }
 
-    /// Says what a lost connection means. `to` is where it went.
+    /// The meaning of a connection's error. `to` is the server's address.
     pub fn from_connection(error: &ConnectionError, to: &str) -> Self {
         let alert = |code: u64| match code.checked_sub(0x100) {
             Some(CERTIFICATE_REVOKED) => Self::Refused(Code::Revoked),
@@ -218,7 +218,7 @@ impl DialError {
                     None => Self::Other(error.to_string()),
                 }
             }
-            // The server's judgement of our certificate.
+            // The server has judged our certificate.
             ConnectionError::ConnectionClosed(close) => {
                 match u64::from(close.error_code).checked_sub(0x100) {
                     Some(CERTIFICATE_EXPIRED) => Self::OutOfTime,
@@ -229,7 +229,7 @@ impl DialError {
                     _ => alert(close.error_code.into()),
                 }
             }
-            // Our judgement of the server's.
+            // We have judged the server's certificate.
             ConnectionError::TransportError(e) => match u64::from(e.code).checked_sub(0x100) {
                 Some(CERTIFICATE_EXPIRED) => Self::Clock(Clocks::certificate(None)),
                 Some(UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR) => {
@@ -248,13 +248,13 @@ impl DialError {
 /// How to connect.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// For QUIC.
+    /// The configuration of QUIC.
     pub quic: ClientConfig,
     seen: SeenTime,
 }
 
-/// How this device is enrolled again. A running `adit up` would go on with the old identity.
-/// `first` is a command to run on the server before.
+/// How to enroll this device again. `adit up` must be stopped first, because it would go on with
+/// the old identity. `first` is a command that has to be run on the server before.
 fn again(profile: &Profile, first: Option<String>) -> String {
     let (device, name) = (&profile.enrolled.device, profile.place.flag());
     let (invite, server) = match &profile.ssh {
@@ -270,8 +270,8 @@ fn again(profile: &Profile, first: Option<String>) -> String {
     format!("{there}stop `adit up` here and run `adit enroll --replace{name}{server}`")
 }
 
-/// A client configuration whose first packets knock with `key`, and whose sessions are kept through
-/// a silence of `idle`.
+/// A client configuration. Its first packets carry a knock of `key`, and `idle` is the idle
+/// time-out of its sessions.
 pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> Config {
     let ClientTls { quic, seen } = crypto.into();
     let mut config = ClientConfig::new(Arc::new(quic));
@@ -282,12 +282,12 @@ pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> C
     Config { quic: config, seen }
 }
 
-/// Connects to the first of `addresses` (`host:port`) that answers, or by SSH; each gets a head
-/// start over the next, UDP over SSH. Cancellation safe.
+/// Connects to the first of `addresses` (`host:port`) that answers, or over SSH. Each address
+/// starts a little earlier than the next, and UDP earlier than SSH. Cancellation safe.
 ///
 /// # Errors
-/// What the most telling attempt says: a refusal before silence, silence before a name that can't
-/// be looked up.
+/// The error that says most: a refusal says more than silence, and silence more than a name that
+/// cannot be looked up.
 pub async fn dial(
     config: &Config,
     addresses: &[String],
@@ -295,7 +295,7 @@ pub async fn dial(
 ) -> Result<Dialed, DialError> {
     let mut attempts = JoinSet::new();
     for (name, delay) in addresses.iter().zip(staggered()) {
-        // Looked up side by side: a resolver that hangs holds up nobody else.
+        // Names are looked up in parallel: a resolver that hangs does not delay the others.
         attempts.spawn(reach(config.clone(), name.clone(), delay));
     }
     if let Some(way) = ssh {
@@ -310,7 +310,7 @@ pub async fn dial(
     }
 }
 
-/// Everywhere that is asked, for people.
+/// All addresses that are tried, for people.
 pub fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
     addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
@@ -329,7 +329,7 @@ fn staggered() -> impl Iterator<Item = Duration> {
     (0..).map(|i| STAGGER * i)
 }
 
-/// The first that succeeds, or the most telling of all failures.
+/// The first connection that succeeds, or the failure that says most.
 async fn first(
     mut attempts: JoinSet<Result<Dialed, DialError>>,
 ) -> Result<Dialed, Option<DialError>> {
@@ -350,7 +350,7 @@ fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
         DialError::Socket(_) => 1,
         DialError::Unreachable(verdict) => verdict.weight(),
         DialError::NoAnswer(_) => 2,
-        // A login says more than a port.
+        // A failed login says more than a silent port.
         _ => 5,
     };
     match before {

@@ -1,7 +1,6 @@
-//! `adit`: makes the Ollama of a far machine answer on `localhost:11434`.
+//! `adit`: makes the Ollama of a remote machine answer on `localhost:11434`.
 //!
-//! The way of a connection: [`local`] → [`tunnel`] → `proto::wire` →
-//! `common::transport::splice`.
+//! A connection passes [`local`] → [`tunnel`] → `proto::wire` → `common::transport::splice`.
 
 mod cli;
 pub mod commands;

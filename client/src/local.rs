@@ -1,4 +1,5 @@
-//! The side that applications see: the listener where Ollama would be, and what it answers itself.
+//! The local side, to which applications connect: the listener in Ollama's place, and what it
+//! answers itself.
 
 pub mod answer;
 mod holder;

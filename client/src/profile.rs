@@ -1,5 +1,5 @@
-//! What a device keeps of each server: its own key and certificate, whom to trust, and where to go.
-//! One file each, for its owner alone.
+//! What a device stores for each server: its key and certificate, the CA that it trusts, and the
+//! server's addresses. One file for each server, which only its owner can read.
 
 mod key;
 
@@ -33,19 +33,19 @@ pub use self::key::SecretPem;
 use self::key::{stored_key, take_key, to_bytes};
 use crate::ssh::SshWay;
 
-/// The name of the server that is meant when nobody names one.
+/// The name of a server that was enrolled without a name.
 pub const DEFAULT_NAME: &str = "default";
 const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
-/// The formats that are read: since 2 a device may have a knock of its own.
+/// The newest format that is read. Since 2 a device may have a knock key of its own.
 const SCHEMA: u32 = 2;
 
-/// A place for one server's profile: `servers/NAME` in the state directory.
+/// The directory of one server's profile: `servers/NAME` in the state directory.
 #[derive(Debug, Clone)]
 pub struct ProfileDir {
     /// The directory.
     pub dir: PathBuf,
-    /// The server's name here.
+    /// The server's name on this device.
     pub name: Name,
 }
 
@@ -59,31 +59,31 @@ impl SharedProfile {
         Self(Arc::new(Mutex::new(profile)))
     }
 
-    /// As it is now.
+    /// A copy of the profile as it is now.
     pub fn get(&self) -> Profile {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Takes a newer one into use, and stores it; if that fails it is used all the same.
+    /// Replaces the profile and stores it. If storing fails, the new profile is still used.
     pub fn store(&self, profile: Profile) {
         if let Err(e) = profile.save() {
-            tracing::warn!("{e}: it is used, but a restart will not know it");
+            tracing::warn!("{e}: the new settings are in use, but will be lost when adit restarts");
         }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = profile;
     }
 }
 
-/// What enrolling left: everything needed to connect.
+/// The result of enrolling: everything that is needed to connect.
 #[derive(Clone)]
 pub struct Profile {
-    /// Where it is kept.
+    /// Where it is stored.
     pub place: ProfileDir,
-    /// What the server said of itself and of this device.
+    /// What the server sent about itself and about this device.
     pub enrolled: Enrolled,
-    /// The way through SSH, if the device came by it.
+    /// How to reach the server over SSH, if the device enrolled over SSH.
     pub ssh: Option<SshWay>,
-    /// The server has said that it revoked this device. It answers no packet of it any more, so
-    /// nobody could find out later. There is no way back but to enroll anew.
+    /// Whether the server has said that it revoked this device. It is stored because the server
+    /// does not answer packets of a revoked device. Only a new enrollment ends it.
     pub revoked: bool,
     key: Arc<SecretPem>,
 }
@@ -106,34 +106,34 @@ struct Stored {
     private_key: Arc<SecretPem>,
 }
 
-/// A key that has been offered with a code whose answer has not come yet: trying again with the
-/// code uses the same key.
+/// A key that was sent with a code, before the answer has arrived. If the same code is tried again,
+/// the same key is used.
 #[derive(Serialize, Deserialize)]
 struct Pending {
-    /// Of the code's token.
+    /// The hash of the code's token.
     code: String,
     #[serde(with = "stored_key")]
     private_key: Arc<SecretPem>,
 }
 
-/// Where profiles are when nobody says otherwise.
+/// The default state directory.
 pub fn default_dir() -> Result<PathBuf, Failure> {
     directories::ProjectDirs::from("", "", "adit")
         .map(|dirs| dirs.data_local_dir().to_owned())
         .ok_or_else(|| {
-            Failure::new("there is no home directory to keep this device's key in")
-                .hint("name a place with --state-dir or ADIT_STATE_DIR")
+            Failure::new("there is no home directory in which to store this device's key")
+                .hint("choose a directory with --state-dir or ADIT_STATE_DIR")
                 .exit(Exit::Usage)
         })
 }
 
 impl ProfileDir {
-    /// The place of server `name` in a state directory.
+    /// The directory of the server `name` in a state directory.
     pub fn new(state_dir: &Path, name: Name) -> Self {
         Self { dir: state_dir.join("servers").join(name.as_str()), name }
     }
 
-    /// The place that is meant: the named one; without a name `default`, or the only one there is.
+    /// The profile that a command uses: the named one; without a name the only one, or `default`.
     pub fn choose(state_dir: &Path, name: Option<Name>) -> Result<Self, Failure> {
         if let Some(name) = name {
             return Ok(Self::new(state_dir, name));
@@ -146,19 +146,19 @@ impl ProfileDir {
             several if several.len() > 1 && !several.contains(&default.name) => {
                 let names = several.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
                 Err(Failure::new(format!("this device is enrolled at several servers: {names}"))
-                    .hint(format!("say which: `adit up {}`", several[0]))
+                    .hint(format!("choose one: `adit up {}`", several[0]))
                     .exit(Exit::Usage))
             }
             _ => Ok(default),
         }
     }
 
-    /// Its name behind a command, with a space before it; the usual one need not be said.
+    /// Its name as an argument of a command, with a space before it; empty for the default name.
     pub fn argument(&self) -> String {
         if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", self.name) }
     }
 
-    /// The same for `adit enroll`.
+    /// The same as a flag of `adit enroll`.
     pub fn flag(&self) -> String {
         if self.name.as_str() == DEFAULT_NAME {
             String::new()
@@ -167,15 +167,15 @@ impl ProfileDir {
         }
     }
 
-    /// The key of the device that is enrolled here, if it goes this way to its server and has this
-    /// name there: with it, it stays the same device.
+    /// The key of this profile, if its device has the name `device` and reaches its server by
+    /// `way`. Enrolled again with this key, it stays the same device.
     pub fn key_of(&self, way: &SshWay, device: &Name) -> Option<Arc<SecretPem>> {
         let profile = self.read().ok()?;
         let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(way));
         (same && profile.enrolled.device == *device).then_some(profile.key)
     }
 
-    /// Whether a profile is there.
+    /// Whether the profile exists.
     pub fn is_enrolled(&self) -> Result<bool, FileError> {
         let path = self.dir.join(IDENTITY);
         path.try_exists().map_err(FileError::io("read", path))
@@ -191,7 +191,7 @@ impl ProfileDir {
             other => other?,
         };
         let key = take_key(&mut text);
-        // Looked at by itself: the rest may have changed with it.
+        // Read before the rest, whose format depends on it.
         let Version { schema } = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         if schema > SCHEMA {
             return Err(Failure::new(format!(
@@ -217,7 +217,7 @@ impl ProfileDir {
         Ok(profile)
     }
 
-    /// That there is no such server here, and which there are.
+    /// The failure that there is no profile of this name, with the names that there are.
     fn not_enrolled(&self, path: &Path) -> Result<Failure, Failure> {
         let known = match self.dir.parent().and_then(Path::parent) {
             Some(state_dir) => known(state_dir)?,
@@ -244,7 +244,7 @@ impl ProfileDir {
         })
     }
 
-    /// Makes the directory, for its owner alone.
+    /// Creates the directory (mode 0700).
     pub fn prepare(&self) -> Result<(), FileError> {
         let servers = self.dir.parent().unwrap_or(&self.dir);
         files::create_dir(servers.parent().unwrap_or(servers))?;
@@ -252,8 +252,8 @@ impl ProfileDir {
         files::create_dir(&self.dir)
     }
 
-    /// The key to offer with a code: the one that was offered with it before, or what `make` makes,
-    /// stored before it is used.
+    /// The key to send with a code: the one that was sent with this code before, or a new one from
+    /// `make`, which is stored before it is used.
     pub fn pending_key(
         &self,
         token: &[u8],
@@ -287,10 +287,10 @@ fn damaged(path: &Path, why: impl ToString) -> Failure {
         _ => String::new(),
     };
     Failure::from_error(FileError::damaged(path, why))
-        .hint(format!("put it back from a backup, or enroll anew: on the server `aditd invite NAME`, then here `adit enroll --replace{flag}`"))
+        .hint(format!("put it back from a backup, or enroll again: on the server `aditd invite NAME`, then here `adit enroll --replace{flag}`"))
 }
 
-/// Our own words without what the library puts in front of them.
+/// The text of our own errors, without the library's prefix.
 fn plain(error: &rustls::Error) -> String {
     match error {
         rustls::Error::General(text) => text.clone(),
@@ -317,7 +317,7 @@ pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 }
 
 impl Profile {
-    /// A profile that has just been made.
+    /// A new profile.
     pub fn new(
         place: ProfileDir,
         enrolled: Enrolled,
@@ -327,7 +327,7 @@ impl Profile {
         Self { place, enrolled, ssh, revoked: false, key }
     }
 
-    /// Stores the profile: afterwards either all of it is there, or what was there before.
+    /// Stores the profile. If that fails, the old file is unchanged.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.place.dir.join(IDENTITY);
         let stored = Stored {
@@ -353,17 +353,17 @@ impl Profile {
         let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
         let key = any_ecdsa_type(&der).map_err(|_| not_a_key())?;
         let certified = CertifiedKey::new(vec![decode(&self.enrolled.certificate)?], key);
-        // Refuses a certificate of another key.
+        // Fails if the certificate is for another key.
         certified.keys_match()?;
         Ok(Arc::new(certified))
     }
 
-    /// The CA that vouches for the server.
+    /// The certificate of the server's CA.
     pub fn ca(&self) -> Result<CertificateDer<'static>, rustls::Error> {
         decode(&self.enrolled.ca)
     }
 
-    /// What the device's certificate says.
+    /// The contents of the device's certificate.
     pub fn certificate(&self) -> Result<Certificate, rustls::Error> {
         Certificate::from_der(&decode(&self.enrolled.certificate)?)
             .map_err(|e| rustls::Error::General(e.to_string()))

@@ -1,5 +1,5 @@
-//! The way through SSH: enrolls, and carries datagrams. With the client that is built in, or by
-//! choice with the system's own.
+//! SSH: enrolls a device, and carries datagrams. Uses the built-in client or, if chosen, the
+//! system's ssh.
 
 mod answer;
 mod ask;
@@ -35,41 +35,41 @@ pub use hosts::HostKeyError;
 pub use login::Denied;
 pub use pace::Silence;
 
-/// Where `aditd` is looked for on the server, in this order.
+/// Where `aditd` is searched on the server, in this order.
 const PLACES: &str =
     r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
 const NOT_FOUND: u32 = 127;
-/// Tells `aditd relay` the port that the server had when this device enrolled.
+/// The variable that tells `aditd relay` the port which the server had when this device enrolled.
 const RELAY_PORT: &str = "ADITD_RELAY_PORT";
 
-/// Where ssh goes: `[user@]host` and a port, as the user said it, and with which client.
+/// An SSH destination: `[user@]host` and a port as the user gave them, and the client to use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SshWay {
-    /// `user@host` or `host`; may be an alias of the user's configuration.
+    /// `user@host` or `host`, which may be an alias of the user's configuration.
     destination: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
-    /// The program on the server, if it isn't found by itself.
+    /// The program on the server, if it is not in one of the usual places.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote_command: Option<String>,
-    /// Who speaks SSH.
+    /// The client to use.
     #[serde(default, rename = "ssh_client")]
     pub client: SshClient,
-    /// Who does it for now, whatever is kept.
+    /// The client to use in this process, instead of the stored one.
     #[serde(skip)]
     pub client_now: Option<SshClient>,
-    /// The server's port on its own loopback, where its relay listens.
+    /// The port on the server's loopback interface on which its relay listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub relay_port: Option<u16>,
-    /// How slow it has been.
+    /// How slow the host has been.
     #[serde(default, skip_serializing_if = "Pace::is_usual")]
     pace: Pace,
-    /// What has been unlocked in this process; all clones share it.
+    /// Keys and passwords that were unlocked in this process; all clones share them.
     #[serde(skip)]
     keyring: Arc<Keyring>,
 }
 
-/// Who speaks SSH.
+/// The client to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum SshClient {
@@ -87,7 +87,7 @@ impl FromStr for SshWay {
         const WHY: &str = "write it as USER@HOST, HOST or ssh://[USER@]HOST[:PORT]";
         let rest = text.strip_prefix("ssh://").map_or(text, |rest| rest.trim_end_matches('/'));
         let (host, port) = match rest.rsplit_once(':') {
-            // More than one colon outside of brackets is an IPv6 address.
+            // Text with several colons outside of brackets is an IPv6 address.
             Some((host, port))
                 if !port.contains(']') && (host.ends_with(']') || !host.contains(':')) =>
             {
@@ -99,7 +99,7 @@ impl FromStr for SshWay {
         let plain = |c: char| {
             c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '@' | ':' | '%' | '+')
         };
-        // ssh takes what begins with a dash for an option.
+        // ssh would read text that begins with a dash as an option.
         let sound = !destination.is_empty()
             && !destination.starts_with(['-', '@'])
             && !destination.ends_with('@');
@@ -119,7 +119,7 @@ impl FromStr for SshWay {
     }
 }
 
-/// As `adit enroll` takes it.
+/// In the form that `adit enroll` accepts.
 impl fmt::Display for SshWay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (user, host) = match self.destination.rsplit_once('@') {
@@ -139,7 +139,7 @@ impl SshWay {
     /// Enrolls this device under `name` with a signing request (DER in base64).
     ///
     /// # Errors
-    /// With what ssh or the server said.
+    /// The error of ssh or of the server.
     pub async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
         match self.client() {
             SshClient::Builtin => builtin::enroll(self, name, csr).await,
@@ -147,10 +147,10 @@ impl SshWay {
         }
     }
 
-    /// Opens a carrier: at once, while SSH is still logging in.
+    /// Returns a carrier at once, while SSH is still logging in.
     ///
     /// # Errors
-    /// None as yet: what fails is told by [`SshCarrier::ready`].
+    /// None at present: [`SshCarrier::ready`] returns the error of a login that fails.
     pub fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
         let (ready, dead, failed) =
             (CancellationToken::new(), CancellationToken::new(), Arc::default());
@@ -181,18 +181,17 @@ impl SshWay {
         ))
     }
 
-    /// From now on nobody is asked anything: somebody else is at the terminal.
+    /// From now on no questions are asked, because logins run in the background.
     pub fn ask_no_more(&self) {
         self.keyring.ask_no_more();
     }
 
-    /// Whether it is the same login at the same host.
+    /// Whether both have the same destination and port.
     pub fn leads_to_the_same(&self, other: &Self) -> bool {
         (&self.destination, self.port) == (&other.destination, other.port)
     }
 
-    /// Whether this computer knows such a host: by its SSH configuration, or by its name in the
-    /// network.
+    /// Whether this computer knows the host, from its SSH configuration or by its name.
     pub async fn is_known(&self) -> bool {
         let Ok(host) = config::of(&self.destination, self.port).await else { return true };
         let named = self.destination.rsplit_once('@').map_or(&*self.destination, |(_, host)| host);
@@ -202,7 +201,7 @@ impl SshWay {
         configured || tokio::net::lookup_host((&*host.host_name, host.port)).await.is_ok()
     }
 
-    /// The command by which a person goes the same way.
+    /// The command with which a person connects to the same destination.
     pub fn by_hand(&self) -> String {
         let port = self.port.map_or_else(String::new, |port| format!(" -p {port}"));
         format!("{}{port} {}", program(), self.destination)
@@ -212,14 +211,15 @@ impl SshWay {
         self.client_now.unwrap_or(self.client)
     }
 
-    /// What is run on the server, as a person would write it.
+    /// The command on the server, for people.
     fn run(&self, arguments: &str) -> String {
         format!("{} {arguments}", self.remote_command.as_deref().unwrap_or("aditd"))
     }
 
-    /// What a shell on the server is told, so that `aditd` is found.
+    /// The command line for the shell on the server, which searches for `aditd`.
     fn command(&self, arguments: &str) -> String {
-        // The relay finds the server by itself, unless this user has no right to its state.
+        // The relay finds the server's port itself, unless this user may not read the server's
+        // state.
         let port = self.relay_port.map(|port| format!("export {RELAY_PORT}={port}; "));
         let port = port.unwrap_or_default();
         let remote = match &self.remote_command {
@@ -232,15 +232,15 @@ impl SshWay {
     }
 }
 
-/// The program that is the system's ssh.
+/// The system's ssh program.
 fn program() -> String {
     std::env::var("ADIT_SSH").unwrap_or_else(|_| "ssh".to_owned())
 }
 
-/// Both directions of an opened carrier. What is under them lives as long as they do.
+/// Both directions of an open carrier. They own the connections below them.
 type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
 
-/// What the outside sees of a carrier that is being opened.
+/// Tells the result of opening a carrier.
 struct State {
     ready: CancellationToken,
     failed: Arc<Mutex<Option<SshError>>>,
@@ -275,7 +275,7 @@ impl SshCarrier {
     /// Waits until SSH is logged in and the relay runs.
     ///
     /// # Errors
-    /// If it ends before, with what it said.
+    /// If it ends before that, with its error.
     pub async fn ready(&self) -> Result<(), SshError> {
         tokio::select! {
             () = self.ready.cancelled() => Ok(()),

@@ -1,4 +1,4 @@
-//! The tunnel: one connection to the server, opened again for ever, and the streams on it.
+//! The tunnel: one connection to the server, opened again whenever it ends, and the streams on it.
 
 mod backoff;
 pub mod events;
@@ -36,35 +36,35 @@ use crate::{
     },
 };
 
-/// A way into the tunnel. Clones share it.
+/// Opens streams in the tunnel. Clones share it.
 #[derive(Clone)]
 pub struct Tunnel {
     link: watch::Receiver<TunnelState>,
-    /// How many connections wait for it.
+    /// How many connections wait for the tunnel.
     waiting: Arc<watch::Sender<usize>>,
-    /// Bytes that have passed.
+    /// Counts the bytes that have passed.
     pub meter: Arc<ByteCounters>,
-    /// What has happened.
+    /// Recent events.
     pub journal: Arc<Events>,
     directions: DialPlan,
 }
 
-/// A stream that has been opened and asked for its service.
+/// An open stream, whose head has been sent.
 pub struct Opened {
-    /// To the service.
+    /// The direction to the service.
     pub send: Sending,
-    /// From it.
+    /// The direction from the service.
     pub recv: Receiving,
-    /// What its bytes are.
+    /// The protocol of the service.
     pub kind: ServiceKind,
-    /// On which connection, and what had been heard there by then.
+    /// The session, and how many datagrams had arrived on it when the stream was opened.
     pub since: (Arc<Up>, u64),
 }
 
 impl Tunnel {
-    /// Starts the tunnel. The future keeps it up for as long as it is polled; after `stop` it
-    /// begins nothing new. `listening` are the addresses at which applications are served: the
-    /// tunnel must not lead back to them.
+    /// Starts the tunnel. The future keeps it up as long as it is polled; after `stop` it makes no
+    /// new session. `listening` are the addresses of the local listeners: the tunnel must not lead
+    /// back to them.
     pub fn new(
         directions: DialPlan,
         listening: Vec<SocketAddr>,
@@ -88,22 +88,22 @@ impl Tunnel {
         (Self { link, waiting, meter, journal, directions }, keeper.run())
     }
 
-    /// The state now, and its changes.
+    /// The state of the tunnel, and its changes.
     pub fn link(&self) -> watch::Receiver<TunnelState> {
         self.link.clone()
     }
 
-    /// Where the server is sought.
+    /// How the tunnel connects to the server.
     pub fn directions(&self) -> &DialPlan {
         &self.directions
     }
 
-    /// What this device knows of its server and itself.
+    /// The profile of this device.
     pub fn profile(&self) -> Profile {
         self.directions.profile.get()
     }
 
-    /// What the bytes of a service are, by the server's last word on it.
+    /// The protocol of a service, as the server last said.
     pub fn kind(&self, service: &Name) -> ServiceKind {
         let of = |services: &[proto::wire::Service]| {
             services.iter().find(|s| s.name == *service).map(|s| s.kind)
@@ -115,13 +115,13 @@ impl Tunnel {
         now.or_else(|| of(&self.profile().enrolled.services)).unwrap_or(ServiceKind::Http)
     }
 
-    /// Opens a stream to a service, waiting at most `hold` for a tunnel or for room in it.
+    /// Opens a stream to a service. Waits at most `hold` for a tunnel or for a free stream.
     /// Cancellation safe.
     ///
-    /// The head is on its way when this returns; bytes may follow at once.
+    /// When this returns, the stream head has been written, and bytes may follow at once.
     ///
     /// # Errors
-    /// What to answer the application.
+    /// The answer for the application.
     pub async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
         let started = Instant::now();
         let opened = tokio::time::timeout(hold, async {
@@ -137,8 +137,8 @@ impl Tunnel {
                 match up {
                     Some(up) => match self.open_on(&up, service).await {
                         Ok(opened) => return Ok(opened),
-                        // It ended in this moment: the next one will do. The keeper sees it too and
-                        // publishes.
+                        // The session has just ended, so this waits for the next one. `Reconnect`
+                        // publishes the end.
                         Err(e) => debug!("cannot open a stream: {e}"),
                     },
                     None => {
@@ -165,9 +165,9 @@ impl Tunnel {
         Ok(Opened { send, recv, kind: self.kind(service), since: (up.clone(), heard) })
     }
 
-    /// Ends when the server has been silent for `hold` and was never heard since a stream was
-    /// opened: the request has most likely not arrived, and its application need not wait for ever.
-    /// Once the server has been heard, the request may be at work there.
+    /// Ends when the server has been silent for `hold`, and no datagram has arrived since the
+    /// stream was opened: then the request has most likely not arrived, and the application should
+    /// not wait any longer. Once a datagram has arrived, the server may be working on the request.
     pub async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
         let mut link = self.link.clone();
         loop {
@@ -188,7 +188,7 @@ impl Tunnel {
         }
     }
 
-    /// What to tell an application whose request was given up.
+    /// The answer to a request that was given up.
     pub fn gave_up(&self) -> ErrorAnswer {
         unavailable(
             "the server stopped answering before it got this request",
@@ -216,7 +216,7 @@ impl Tunnel {
     }
 }
 
-/// A connection that waits for the tunnel, counted for as long as it does.
+/// Counts a connection that waits for the tunnel, until it is dropped.
 struct Waiting<'a>(&'a watch::Sender<usize>);
 
 impl<'a> Waiting<'a> {
@@ -234,7 +234,7 @@ impl Drop for Waiting<'_> {
 
 fn refused(Refusal { why, wake_at }: &Refusal, profile: &Profile) -> ErrorAnswer {
     let answer = unavailable(&why.to_string(), why.hint(profile).as_deref());
-    // Nothing else of these passes by itself.
+    // The other refusals do not end by themselves.
     let wait = matches!(why, DialError::Refused(Code::Superseded))
         .then(|| wake_at.saturating_duration_since(Instant::now()).as_secs() + 1);
     answer.retry_after(wait)

@@ -28,7 +28,7 @@ use crate::{
 struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// Log more; -vv also logs what libraries say
+    /// Log more; -vv also logs messages of libraries
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
     #[command(subcommand)]

@@ -1,4 +1,5 @@
-//! `adit enroll`: a code becomes a certificate. The private key is made here and never leaves.
+//! `adit enroll`: gets a certificate, with a code or over SSH. The private key is made here and
+//! never leaves this device.
 
 mod flags;
 mod paste;
@@ -44,7 +45,7 @@ pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     if place.is_enrolled()? && !enroll.replace {
         return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
             .hint(format!(
-                "to use it: `adit up{}`; to enroll anew: `adit enroll --replace{}`",
+                "to use it: `adit up{}`; to enroll again: `adit enroll --replace{}`",
                 place.argument(),
                 place.flag()
             ))
@@ -76,7 +77,7 @@ async fn by_code(place: ProfileDir, code: &str) -> Result<Profile, Failure> {
     }
     let token = invitation.secret.token();
     place.prepare()?;
-    // A running `adit up` would go on with the old identity, and write it back.
+    // A running `adit up` would go on with the old identity, and would store it again.
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
     let key = place.pending_key(&token, make_key)?;
     say(format!("Asking {} …", invitation.addresses.join(", ")));
@@ -99,14 +100,14 @@ async fn by_ssh(
     device: Option<Name>,
 ) -> Result<Profile, Failure> {
     let device = device.or_else(own_name).ok_or_else(|| {
-        Failure::new("this computer's name can't be a device's")
-            .hint("give it one with `--device NAME`")
+        Failure::new("this computer's name cannot be used as a device name")
+            .hint("choose a name with `--device NAME`")
             .exit(Exit::Usage)
     })?;
     place.prepare()?;
     let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
-    // If the answer is lost, or this device enrolls there again, the same key makes it the same
-    // device: its name is not taken by another.
+    // With the same key this is the same device to the server, if the answer was lost or if it
+    // enrolls again; otherwise its name would be taken.
     let key = match place.key_of(&way, &device) {
         Some(key) => key,
         None => place.pending_key(format!("{way} {device}").as_bytes(), make_key)?,
@@ -114,12 +115,12 @@ async fn by_ssh(
     let csr = BASE64.encode(&csr(&key)?);
     let enrolled = tokio::select! {
         enrolled = way.enroll(&device, csr) => enrolled,
-        () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it goes on with the same key")),
+        () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it continues with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
         let failure = Failure::new(format!("cannot enroll at {way}"));
         match e {
-            // The server's own causes, cures and exit code.
+            // The causes, the cures and the exit code that the server sent.
             SshError::Refused { failure: why, .. } if !why.hints().is_empty() => {
                 failure.caused_by(why)
             }
@@ -130,7 +131,7 @@ async fn by_ssh(
         }
     })?;
     way.relay_port = enrolled.relay_port;
-    // What is loopback there is somebody else here.
+    // A loopback address of the server would be this computer here.
     enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
     let profile = Profile::new(place, enrolled, Some(way), key);
     check(&profile, None)?;
@@ -138,8 +139,8 @@ async fn by_ssh(
     Ok(profile)
 }
 
-/// At a prompt of ours the terminal has no echo, and gets it back only by an orderly end. The
-/// system's ssh sees to that itself.
+/// At our own prompt the terminal's echo is off, and only an orderly end turns it on again. The
+/// system's ssh does that itself.
 async fn interrupted(way: &SshWay) {
     if way.client == SshClient::Builtin
         && let Ok(mut stop) = Stop::listen()
@@ -149,7 +150,7 @@ async fn interrupted(way: &SshWay) {
     std::future::pending().await
 }
 
-/// This computer's name, without its domain and what a name can't hold.
+/// This computer's name as a device name: without its domain, and with `-` for other characters.
 fn own_name() -> Option<Name> {
     let uname = rustix::system::uname();
     let host = uname.nodename().to_str().ok()?.split('.').next()?.to_owned();
@@ -168,7 +169,7 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
         Some(path) => std::fs::File::open(path).and_then(bounded).map_err(|e| {
             Failure::new(format!("cannot read the code from `{}`", path.display()))
                 .source(e)
-                .hint("name a file that holds what `aditd invite` printed, or leave out --code-file and paste it")
+                .hint("use a file that contains the output of `aditd invite`, or leave out --code-file and paste the code")
                 .exit(Exit::Usage)
         }),
         None if std::io::stdin().is_terminal() => {
@@ -178,11 +179,11 @@ fn read_code(file: Option<&Path>) -> Result<String, Failure> {
         None => bounded(std::io::stdin())
             .map_err(|e| Failure::new("cannot read the code from standard input").source(e)),
     };
-    // What is no text is no code: that is for its parser to say.
+    // Bytes that are not text are reported by the parser of codes.
     Ok(String::from_utf8_lossy(&code?).into_owned())
 }
 
-/// What can be a code, with something around it, and not more.
+/// Reads no more than a code and some text around it.
 fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
     let mut read = Vec::new();
     from.take(MAX_CODE_LEN as u64 + 1024).read_to_end(&mut read)?;
@@ -239,7 +240,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
         frame::write(&mut send, &request).await?;
         frame::read::<EnrollAnswer>(&mut recv).await
     };
-    let interrupted = "if the server has made the device, the same code works again from here until it expires: run `adit enroll` once more";
+    let interrupted = "run `adit enroll` again with the same code: on this device it works until it expires, even if the server has enrolled it already";
     let answer =
         match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
             Ok(answer) => answer.map_err(|e| {
@@ -249,7 +250,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
                 .hint(interrupted)),
         };
     dialed.connection.close((proto::wire::Code::Done as u32).into(), b"");
-    // So that the server hears the end now, and not only by time-out.
+    // So that the server receives the close now, and need not wait for the time-out.
     let _ = tokio::time::timeout(Duration::from_secs(1), dialed.endpoint.wait_idle()).await;
     answer
 }
@@ -307,7 +308,8 @@ fn refused(why: EnrollRefusal) -> Failure {
     Failure::new("the server refused to enroll this device").source(why).hint(hint).exit(exit)
 }
 
-/// Before anything is stored: is it really ours, from the CA that the code names, and good now?
+/// Checks an answer before it is stored: the certificate is for this device's key, from the CA that
+/// the code names, and valid now.
 fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     let bad = |why: &str| {
         Failure::new("the server's answer does not fit this device")
@@ -319,7 +321,7 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     if pinned.is_some_and(|pinned| pinned != hash) {
         return Err(bad("its CA is not the one that the code names"));
     }
-    // Fails for a certificate of another key.
+    // Fails if the certificate is for another key.
     profile.certified_key().map_err(|e| bad(&e.to_string()))?;
     let Certificate { device, not_before, not_after, .. } =
         profile.certificate().map_err(|e| bad(&e.to_string()))?;
@@ -336,7 +338,7 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Shown on a terminal only, and only if it takes longer than a blink.
+/// Shown only on a terminal, and only if the answer takes longer than 120 ms.
 fn spinner() -> ProgressBar {
     let spinner = ProgressBar::new_spinner().with_message("waiting for an answer");
     spinner.enable_steady_tick(Duration::from_millis(120));

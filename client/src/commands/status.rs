@@ -1,4 +1,4 @@
-//! `adit status`: what the running `adit up` says of itself.
+//! `adit status`: shows the state of the running `adit up`.
 
 mod ollama;
 
@@ -32,7 +32,7 @@ use crate::{
 const EVENTS_SHOWN: usize = 6;
 /// The longest line of the text, in characters, unless one word is longer.
 const WIDTH: usize = 100;
-/// Where values begin.
+/// The column where values begin.
 const INDENT: usize = 13;
 
 /// What a running tunnel is asked.
@@ -60,13 +60,13 @@ pub struct Status {
     pub device: Name,
     /// The device's id.
     pub device_id: DeviceId,
-    /// The certificate's last second.
+    /// The last second of the certificate's validity.
     pub certificate_until: i64,
-    /// Where applications are served.
+    /// The addresses on which it listens for applications.
     pub listening: Vec<String>,
     /// The tunnel.
     pub tunnel: TunnelStatus,
-    /// Connections that are being carried or held.
+    /// Connections that are carried, or wait for the tunnel.
     pub connections: usize,
     /// Programs of `adit run` that use the tunnel.
     #[serde(default)]
@@ -75,14 +75,14 @@ pub struct Status {
     pub sent: u64,
     /// Bytes from the tunnel to applications.
     pub received: u64,
-    /// What has happened lately, oldest first.
+    /// Recent events, oldest first.
     pub events: Vec<Event>,
-    /// Tasks of the runtime, for those who look for leaks.
+    /// The number of tasks in the runtime, for finding leaks.
     pub tasks: usize,
-    /// It was told to stop, takes no more connections, and waits for running answers.
+    /// It is stopping: it accepts no more connections, and waits for running answers.
     #[serde(default)]
     pub stopping: bool,
-    /// What Ollama has said, if it was asked: the running `adit up` does not ask by itself.
+    /// The answer of Ollama, if it was asked. The running `adit up` does not ask by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ollama: Option<OllamaStatus>,
 }
@@ -93,48 +93,49 @@ pub struct Status {
 pub enum TunnelStatus {
     /// The server answers.
     Up(UpStatus),
-    /// The connection stands, and the server is silent.
+    /// There is a session, but the server is silent.
     Silent(UpStatus),
-    /// There is none.
+    /// There is no session.
     Down {
-        /// For how many seconds.
+        /// Since how many seconds.
         seconds: u64,
         /// Why.
         why: String,
-        /// What cures it, if that is known.
+        /// How to cure it, if that is known.
         hint: Option<String>,
     },
-    /// The server has said no.
+    /// The server has refused this device.
     Refused {
         /// Why.
         why: String,
-        /// What cures it, if the reason does not say so itself.
+        /// How to cure it, if the reason does not say so itself.
         hint: Option<String>,
     },
 }
 
-/// A tunnel that stands.
+/// A tunnel with a session.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct UpStatus {
     /// Since when.
     pub since: i64,
-    /// How the packets go now.
+    /// The carrier of its packets.
     pub carrier: String,
     /// Since when.
     pub carrier_since: i64,
-    /// Where they go.
+    /// The server's address.
     pub remote: String,
     /// Why the other carrier is not in use.
     pub why_not_other: String,
-    /// For how many seconds of silence the session is kept.
+    /// The idle time-out of the session, in seconds.
     pub idle_timeout: u64,
-    /// Whose limit that is: `device` or `server`.
+    /// Whose time-out applies: `device` or `server`.
     pub idle_timeout_by: String,
-    /// What the system granted the UDP socket for receiving and sending, in bytes; none over SSH.
+    /// The sizes of the UDP socket's receive and send buffers, in bytes; none over SSH.
     pub socket_buffers: Option<(usize, usize)>,
-    /// Whether packets carry ECN marks (RFC 3168) now.
+    /// Whether packets carry ECN marks (RFC 3168).
     pub ecn_marks: bool,
-    /// Whether they carry none because with marks they were not answered on this network.
+    /// Whether packets carry no ECN marks because packets with marks were not answered on this
+    /// network.
     pub drops_ecn_marks: bool,
     /// Round-trip time in milliseconds.
     pub rtt_ms: f64,
@@ -152,13 +153,13 @@ pub struct UpStatus {
     pub server_version: String,
 }
 
-/// Asks the running `adit up` of a place and prints what it says. Programs ask often, so for them
-/// Ollama is asked only if `ollama` says so: it is a request like any other, which counts against
-/// this device's limits and stands in the audit log.
+/// Asks the running `adit up` of a profile for its status and prints it. With `json`, Ollama is
+/// asked only if `ollama` is set: programs ask often, and each request to Ollama counts against
+/// this device's limits and is written to the audit log.
 pub async fn run(place: &ProfileDir, json: bool, ollama: bool) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
     let Some(mut status) = status else {
-        // Not enrolled, or damaged, is the better answer where it is true.
+        // If the device is not enrolled or its profile is damaged, that is the better error.
         place.read()?;
         return Err(Failure::new("adit is not running")
             .hint(format!("start it with `adit up{}`", place.argument())));
@@ -213,7 +214,7 @@ impl Status {
         }
     }
 
-    /// For people.
+    /// The status as text for people.
     fn to_text(&self) -> String {
         let mut lines = vec![("Tunnel", self.tunnel.to_text())];
         if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
@@ -244,7 +245,7 @@ impl Status {
 
     fn listening_text(&self) -> String {
         if self.stopping {
-            return "no longer: adit is stopping, and waits for running answers".to_owned();
+            return "no longer: adit is stopping and waits for running answers".to_owned();
         }
         let mut at: Vec<String> = self.listening.iter().map(|a| format!("http://{a}")).collect();
         if self.programs > 0 {
@@ -338,8 +339,8 @@ impl TunnelStatus {
     }
 }
 
-/// A line of the text, in as many rows as it takes. What stands between backticks is a command that
-/// people copy: it stays in one row.
+/// A line of the text, wrapped at `width`. Text between backticks is a command that people copy, so
+/// it is not wrapped.
 fn wrapped(name: &str, value: &str, width: usize) -> String {
     let mut text = format!("{name:<INDENT$}");
     let mut column = INDENT;
@@ -379,7 +380,7 @@ fn why_not_other(carried: &Carried, directions: &DialPlan) -> String {
     }
 }
 
-/// The time since a moment, to the second.
+/// The time since a Unix time, in seconds.
 fn since(at: i64) -> humantime::FormattedDuration {
     humantime::format_duration(Duration::from_secs((unix_now() - at).max(0) as u64))
 }

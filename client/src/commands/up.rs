@@ -1,4 +1,4 @@
-//! `adit up`: puts the parts together, says when it is ready, and drains when it is told to stop.
+//! `adit up`: starts all parts, says when the tunnel is ready, and drains when it is stopped.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// How long the server may take to hear that this is the end.
+/// How long to wait until the server has received the close.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How long a program that asks for a port waits for the tunnel. It may start without one: its
 /// requests are held.
@@ -59,13 +59,13 @@ pub struct UpFlags {
     /// Let a connection wait this long for the tunnel, then answer 503
     #[arg(long, value_name = "TIME", env = "ADIT_HOLD", default_value = "30s", value_parser = parse_time)]
     hold: Duration,
-    /// Let running answers go on this long after adit was told to stop
+    /// When adit is stopped, let running answers go on for this long
     #[arg(long, value_name = "TIME", env = "ADIT_DRAIN", default_value = "30s", value_parser = parse_time)]
     pub(super) drain: Duration,
     /// Choose what carries the tunnel
     #[arg(long, value_enum, env = "ADIT_CARRIER", default_value = "auto")]
     carrier: CarrierChoice,
-    /// Keep the session and its running answers through a silence of this length (the server may
+    /// Keep the session and its running answers through an outage of this length (the server may
     /// allow less)
     #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", default_value = "30m", value_parser = parse_idle_timeout)]
     idle_timeout: Duration,
@@ -80,8 +80,8 @@ pub struct UpFlags {
     ssh_client: Option<SshClient>,
 }
 
-/// Runs until told to stop (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the server
-/// says at the first attempt that this device is not allowed.
+/// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
+/// server refuses this device at the first attempt.
 pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     let plan = dial_plan(&place, &flags)?;
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
@@ -191,7 +191,7 @@ impl Running {
     /// If a part of the tunnel has ended by itself.
     pub(super) async fn stop(mut self, stop: &mut Stop, drain: Duration) -> Result<(), Failure> {
         self.no_more.cancel();
-        // Whoever is told that no connection is taken any more must find it so.
+        // The message below says that adit is stopping, so no connection may be accepted after it.
         self.parts.accept_no_more().await?;
         if self.leases.count() > 0 {
             let programs = human::count(self.leases.count() as u64, "program");
@@ -206,30 +206,30 @@ impl Running {
             );
             tokio::select! {
                 () = self.connections.wait() => {}
-                () = tokio::time::sleep(drain) => warn!("cutting what still runs"),
+                () = tokio::time::sleep(drain) => warn!("aborting the answers that still run"),
                 () = stop.asked() => {}
                 ended = self.parts.ended() => return Err(ended),
             }
         }
         self.tunnel.close().await;
-        // Each sees the end of its stream and aborts its application.
+        // Each connection sees the end of its stream, and aborts its application.
         let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
         self.parts.services.shutdown().await;
         Ok(())
     }
 }
 
-/// The tasks without which there is no tunnel: one that has ended must not look alive.
+/// The tasks without which there is no tunnel. If one ends by itself, the program ends.
 #[derive(Default)]
 pub(super) struct Parts {
     /// None of these ends by itself.
     services: JoinSet<()>,
-    /// Each of these ends when no connection is to be taken any more.
+    /// Each of these ends when no more connections are accepted.
     accepting: JoinSet<()>,
 }
 
 impl Parts {
-    /// Waits until one of them has ended, though nobody asked it to. Cancellation safe.
+    /// Waits until a task has ended by itself. Cancellation safe.
     pub(super) async fn ended(&mut self) -> Failure {
         let ended = tokio::select! {
             Some(ended) = self.services.join_next() => ended,
@@ -239,7 +239,7 @@ impl Parts {
         ended_by_itself(ended)
     }
 
-    /// Waits until no connection is taken any more, as all have been told.
+    /// Waits until all tasks that accept connections have ended.
     async fn accept_no_more(&mut self) -> Result<(), Failure> {
         while let Some(ended) = self.accepting.join_next().await {
             if ended.is_err() {
@@ -250,8 +250,8 @@ impl Parts {
     }
 }
 
-/// Which users of this computer are let in.
-/// `name` is the server's, behind a command.
+/// Which users of this computer are let in. `name` is the server's name as an argument of a
+/// command.
 pub(super) fn let_in(
     any_user: bool,
     listeners: &[TcpListener],
@@ -271,10 +271,10 @@ fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
     Failure::new("a part of adit stopped unexpectedly").source(how).hint("the log above says why")
 }
 
-/// Waits until the server has said yes. Cancellation safe.
+/// Waits until the server has accepted this device. Cancellation safe.
 ///
 /// # Errors
-/// If it says no.
+/// If the server refuses it.
 pub(super) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
     let mut link = tunnel.link();
     loop {
@@ -286,19 +286,19 @@ pub(super) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
             TunnelState::Down(_) | TunnelState::Silent(_) => {}
         }
         if link.changed().await.is_err() {
-            // Whoever watches the keeper says what has become of it.
+            // The task that kept the tunnel up has ended; `Parts::ended` reports that.
             return std::future::pending().await;
         }
     }
 }
 
-/// What was refused, and how to be let in again.
+/// Why the server refused this device, and how it is let in again.
 fn refused(why: &DialError, profile: &Profile) -> Failure {
     let failure = match why {
         DialError::Refused(code) => Failure::new("the server does not let this device in")
             .exit(Exit::NotAllowed)
             .source(code.what()),
-        // Nothing that the server has refused.
+        // Not a refusal of the server.
         why => Failure::from_error(why.clone()),
     };
     why.hint(profile).into_iter().fold(failure, Failure::hint)
@@ -316,7 +316,7 @@ pub(super) fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
     }
 }
 
-/// What `adit status` asks about.
+/// The parts that `adit status` shows.
 struct Shown {
     tunnel: Tunnel,
     listening: Vec<String>,
@@ -384,14 +384,14 @@ async fn answer_control(control: Control, shown: Shown) {
 }
 
 impl Tunnel {
-    /// Tells the server that this is the end.
+    /// Closes the connection to the server.
     async fn close(&self) {
         let up = match &*self.link().borrow() {
             TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
             _ => return,
         };
         up.connection.close((Code::Done as u32).into(), b"");
-        // The process must not be gone before its last packet is.
+        // The process must not end before its last packet is sent.
         let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What people are told when clocks disagree: whose is wrong, and both times.
+//! The message when two clocks disagree: whose clock is wrong, and both times.
 
 use std::fmt;
 
@@ -8,23 +8,23 @@ use proto::{
     identity::CLOCK_SLACK,
 };
 
-/// Clocks that do not fit. Times are in Unix seconds.
+/// Two clocks that disagree. Times are in Unix seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Clocks {
     here: i64,
     there: There,
 }
 
-/// What is known of the server's clock.
+/// What is known about the server's clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum There {
-    /// It shows this now, and the server itself says that it is wrong.
+    /// It shows this time now, and the server itself says that it is wrong.
     Admitted(i64),
-    /// It shows this now.
+    /// It shows this time now.
     Shows(i64),
-    /// It showed this when the server made its certificate, which is not valid yet.
+    /// It showed this time when the server made its certificate, which is not valid yet.
     Showed(i64),
-    /// The server's certificate ended then.
+    /// The server's certificate expired at this time.
     Ended(i64),
     /// Nothing.
     Unknown,
@@ -35,12 +35,12 @@ impl Clocks {
         Self { here: unix_now(), there }
     }
 
-    /// The server has said that its clock is wrong; `there` is what that shows.
+    /// The server has said that its clock is wrong; `there` is the time that it shows.
     pub fn admitted(there: Option<i64>) -> Self {
         Self::now(there.map_or(There::Unknown, There::Admitted))
     }
 
-    /// The server has issued a certificate just now that begins at `not_before`.
+    /// The server has just issued a certificate that is valid from `not_before`.
     pub fn issued(not_before: i64) -> Self {
         Self::now(There::Shows(not_before.saturating_add(CLOCK_SLACK)))
     }
@@ -65,13 +65,13 @@ impl Clocks {
         }
     }
 
-    /// What cures it.
+    /// How to cure it.
     pub fn hint(&self) -> &'static str {
         match self.wrong() {
             Wrong::Here => "set this computer's clock: `sudo timedatectl set-ntp true`",
             Wrong::There => "set the clock on the server: `sudo timedatectl set-ntp true`",
             Wrong::One => {
-                "run `timedatectl` on both, and where it is wrong: `sudo timedatectl set-ntp true`"
+                "run `timedatectl` on both computers; on the one whose clock is wrong: `sudo timedatectl set-ntp true`"
             }
         }
     }
@@ -92,7 +92,9 @@ impl fmt::Display for Clocks {
             There::Showed(at) => {
                 write!(f, ", the server's showed {} when it made its certificate", shown(at))
             }
-            There::Ended(at) => write!(f, ", and the server's certificate ended at {}", shown(at)),
+            There::Ended(at) => {
+                write!(f, ", and the server's certificate expired at {}", shown(at))
+            }
             There::Unknown => Ok(()),
         }
     }
@@ -122,8 +124,8 @@ mod tests {
             (now, There::Shows(2 * now), Wrong::One, "2026-11-02T00:00:00Z, the server's 20"),
             (7, There::Showed(now), Wrong::Here, "showed 2026-11-02T00:00:00Z"),
             (now, There::Showed(2 * now), Wrong::One, "the server's showed 20"),
-            (now, There::Ended(7), Wrong::There, "ended at 1970-01-01T00:00:07Z"),
-            (2 * now, There::Ended(now), Wrong::One, "ended at 2026-11-02T00:00:00Z"),
+            (now, There::Ended(7), Wrong::There, "expired at 1970-01-01T00:00:07Z"),
+            (2 * now, There::Ended(now), Wrong::One, "expired at 2026-11-02T00:00:00Z"),
             (7, There::Unknown, Wrong::Here, "shows 1970-01-01T00:00:07Z"),
         ] {
             let clocks = Clocks { here, there };

@@ -1,5 +1,4 @@
-//! Where the server may be found, and by which carriers: what the profile knows, as far as the
-//! owner allows it.
+//! The addresses and carriers to try: those of the profile that `--carrier` allows.
 
 use std::time::Duration;
 
@@ -11,19 +10,19 @@ use crate::{
     ssh::SshWay,
 };
 
-/// All that is needed to seek the server. Clones share the profile.
+/// Everything that is needed to connect to the server. Clones share the profile.
 #[derive(Clone)]
 pub struct DialPlan {
-    /// What is known of the server, and changes as it says more.
+    /// What is known about the server; its messages change it.
     pub profile: SharedProfile,
     /// Which carriers may be used.
     pub choice: CarrierChoice,
-    /// For how long a session is kept through silence.
+    /// The idle time-out of a session.
     pub idle_timeout: Duration,
 }
 
 impl DialPlan {
-    /// Connects by whatever answers first, UDP with a head start. Cancellation safe.
+    /// Connects by the carrier that answers first; UDP starts earlier. Cancellation safe.
     ///
     /// # Errors
     /// The most telling failure.
@@ -45,12 +44,12 @@ impl DialPlan {
     /// Connects by SSH. Cancellation safe.
     ///
     /// # Errors
-    /// Why not.
+    /// Why it cannot connect.
     pub async fn dial_ssh(&self) -> Result<Dialed, DialError> {
         dial::dial(&self.config()?, &[], self.ssh().as_ref()).await
     }
 
-    /// Where it may be reached by UDP, best first.
+    /// The addresses to try by UDP, best first.
     pub fn addresses(&self) -> Vec<String> {
         if self.choice == CarrierChoice::Ssh {
             Vec::new()
@@ -59,12 +58,12 @@ impl DialPlan {
         }
     }
 
-    /// How it may be reached by SSH.
+    /// How to reach the server over SSH, if that is allowed.
     pub fn ssh(&self) -> Option<SshWay> {
         if self.choice == CarrierChoice::Udp { None } else { self.profile.get().ssh }
     }
 
-    /// Why the other carrier is not even tried, if it isn't.
+    /// Why the other carrier is never tried, if so.
     pub fn why_never(&self, other: &str) -> Option<&'static str> {
         match (other, self.choice) {
             ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` forbids it"),
@@ -79,8 +78,8 @@ impl DialPlan {
         }
     }
 
-    /// That there is nothing to try, if so. No time mends it: what the server says anew is heard in
-    /// a session alone.
+    /// The error that there is nothing to try, if so. Waiting does not help: the server sends new
+    /// addresses only in a session.
     pub fn no_way(&self) -> Option<DialError> {
         if !self.addresses().is_empty() || self.ssh().is_some() {
             return None;
@@ -102,7 +101,7 @@ impl DialPlan {
         Some(DialError::NoWay { why, hint })
     }
 
-    /// Where it is sought, for people.
+    /// All addresses that are tried, for people.
     pub fn sought(&self) -> String {
         dial::all_of(&self.addresses(), self.ssh().as_ref())
     }

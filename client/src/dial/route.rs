@@ -1,4 +1,4 @@
-//! The ways to a server, and the carriers that go them.
+//! The routes to a server, and their carriers.
 
 use std::{
     fmt, io,
@@ -28,12 +28,12 @@ pub enum CarrierChoice {
     Ssh,
 }
 
-/// How datagrams get to a server.
+/// How datagrams reach a server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Route {
     /// UDP to an address.
     Udp(SocketAddr),
-    /// Framed over SSH.
+    /// Over SSH, in frames.
     Ssh(SshWay),
 }
 
@@ -46,7 +46,8 @@ impl Route {
         }
     }
 
-    /// Opens a carrier on this way; one over SSH still has to log in.
+    /// Opens a carrier on this route. A carrier over SSH still has to log in: see
+    /// [`Carrier::ready`].
     pub fn open(&self) -> io::Result<Carrier> {
         match self {
             Self::Udp(remote) => {
@@ -66,12 +67,12 @@ impl Route {
         }
     }
 
-    /// The address that the kernel would send from. Nothing is sent.
+    /// The local address that the kernel would send from. Nothing is sent.
     pub fn source(&self) -> Option<IpAddr> {
         let remote = match self {
             Self::Udp(remote) => *remote,
-            // Where ssh goes is its own affair: whatever leads to the rest of the world (an address
-            // of RFC 5737) will do.
+            // Only ssh knows its destination. An address of RFC 5737 gives the local address of the
+            // default route.
             Self::Ssh(_) => SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9)),
         };
         let socket = UdpSocket::bind(transport::any_address(remote)).ok()?;
@@ -80,13 +81,13 @@ impl Route {
     }
 }
 
-/// A network that dropped packets with ECN marks is not tried with them for this long.
+/// For this long no ECN marks are tried on a network that dropped packets with them.
 const WITHOUT_MARKS: Duration = Duration::from_secs(3600);
-/// Networks that are remembered at the most.
+/// The most networks that are remembered.
 const NETWORKS: usize = 16;
 
-/// Networks that dropped packets with ECN marks, by the address that is sent from there, and when
-/// that was found out. All connections of this program share it.
+/// Networks that dropped packets with ECN marks, by this device's address there, and when that was
+/// noticed. All connections of this program share it.
 static DROPPING: Mutex<Vec<(IpAddr, Instant)>> = Mutex::new(Vec::new());
 
 fn drops_marks(source: IpAddr) -> bool {
@@ -94,7 +95,8 @@ fn drops_marks(source: IpAddr) -> bool {
     known.iter().any(|(other, at)| *other == source && at.elapsed() < WITHOUT_MARKS)
 }
 
-/// Remembers that packets with ECN marks are dropped where `source` is sent from.
+/// Remembers that packets with ECN marks are dropped on the network where this device has the
+/// address `source`.
 pub(crate) fn remember_dropping(source: IpAddr) {
     let mut known = DROPPING.lock().unwrap_or_else(PoisonError::into_inner);
     known.retain(|(other, _)| *other != source);
@@ -112,17 +114,17 @@ impl fmt::Display for Route {
     }
 }
 
-/// What carries a session's datagrams. Dropping it ends it.
+/// Carries a session's datagrams. Dropping it ends it.
 #[derive(Debug)]
 pub enum Carrier {
-    /// A UDP socket, and its buffers for receiving and sending, in bytes.
+    /// A UDP socket, and the sizes of its receive and send buffers, in bytes.
     Udp(Arc<UdpCarrier>, Option<(usize, usize)>),
-    /// A stream, and what keeps it open.
+    /// A byte stream, and the SSH connection below it.
     Ssh(Arc<StreamCarrier>, SshCarrier),
 }
 
 impl Carrier {
-    /// What quinn sends and receives by.
+    /// The socket for quinn.
     pub fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
         match self {
             Self::Udp(socket, _) => socket.clone(),
@@ -130,10 +132,10 @@ impl Carrier {
         }
     }
 
-    /// Waits until it can carry.
+    /// Waits until it can carry datagrams.
     ///
     /// # Errors
-    /// Why it can't.
+    /// Why it cannot.
     pub async fn ready(&self) -> Result<(), crate::ssh::SshError> {
         match self {
             Self::Udp(..) => Ok(()),
@@ -141,7 +143,7 @@ impl Carrier {
         }
     }
 
-    /// Whether the server has been heard by it.
+    /// Whether a datagram of the server has arrived over it.
     pub fn has_heard(&self) -> bool {
         match self {
             Self::Udp(socket, _) => socket.has_heard(),
@@ -149,17 +151,17 @@ impl Carrier {
         }
     }
 
-    /// Whether it goes without ECN marks, because it was answered only so.
+    /// Whether it sends no ECN marks because packets with them were not answered.
     pub fn is_unmarked(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.is_unmarked())
     }
 
-    /// Whether what is sent by it carries ECN marks.
+    /// Whether its packets carry ECN marks.
     pub fn has_marks(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.has_marks())
     }
 
-    /// Why the system sends nothing by it at present, if so.
+    /// Why the system cannot send at the moment, if so.
     pub fn send_error(&self) -> Option<io::Error> {
         match self {
             Self::Udp(socket, _) => socket.send_error(),
@@ -167,7 +169,7 @@ impl Carrier {
         }
     }
 
-    /// What the system granted its socket, in bytes for receiving and for sending.
+    /// The sizes of its socket's receive and send buffers, in bytes.
     pub fn buffers(&self) -> Option<(usize, usize)> {
         match self {
             Self::Udp(_, buffers) => *buffers,

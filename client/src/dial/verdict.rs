@@ -1,5 +1,5 @@
-//! What the kernel says at once of an address. QUIC would go on sending into silence: its socket
-//! swallows these errors, since a session has to outlive them.
+//! Asks the kernel whether it can reach an address. QUIC itself does not notice: its socket ignores
+//! these errors, because a session has to survive them.
 
 use std::{
     fmt, io,
@@ -9,16 +9,16 @@ use std::{
 
 use tokio::net::UdpSocket;
 
-/// The kernel does not reach an address.
+/// The kernel's error for an address.
 #[derive(Debug, Clone)]
 pub struct Verdict {
-    /// Which one, for people.
+    /// The address, for people.
     to: String,
     error: Arc<io::Error>,
 }
 
-/// Waits for a verdict on `address`; for ever if there is none. Sends one byte, which a server drops
-/// without a word. Cancellation safe.
+/// Waits for an error of the kernel for `address`, for ever if there is none. Sends one byte, which
+/// a server drops. Cancellation safe.
 pub(super) async fn on(address: SocketAddr, to: &str) -> Verdict {
     match ask(address).await {
         Err(error) => Verdict { to: to.to_owned(), error: Arc::new(error) },
@@ -40,12 +40,13 @@ async fn ask(address: SocketAddr) -> io::Result<std::convert::Infallible> {
 }
 
 impl Verdict {
-    /// How much it tells beside other failures: a machine that is there tells more than silence.
+    /// How much this error says in comparison with other failures: a refusal says more than
+    /// silence.
     pub(super) fn weight(&self) -> u8 {
         if self.error.kind() == io::ErrorKind::ConnectionRefused { 4 } else { 1 }
     }
 
-    /// What cures it.
+    /// How to cure it.
     pub(super) fn hint(&self) -> &'static str {
         match self.error.kind() {
             io::ErrorKind::ConnectionRefused => {
@@ -90,7 +91,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_route_is_told_at_once() {
-        // Class E (RFC 1112 section 4) is routed nowhere.
+        // Class E addresses (RFC 1112 section 4) are not routed.
         let verdict = on("255.255.255.255:7".parse().expect("an address"), "gpu").await;
         assert_ne!(verdict.error.kind(), io::ErrorKind::ConnectionRefused, "{verdict}");
         assert_eq!(verdict.weight(), 1);

@@ -1,4 +1,4 @@
-//! Who has an address that this program wants to listen on.
+//! Finds which program holds an address on which adit should listen.
 
 use std::{
     io::{Read, Write},
@@ -8,18 +8,18 @@ use std::{
 
 use common::machine::process::{Protocol, port_holder};
 
-/// How long the holder may take for each step of an answer.
+/// How long each step of the holder's answer may take.
 const WITHIN: Duration = Duration::from_secs(1);
 /// The longest answer that is read, in bytes.
 const MOST: u64 = 4096;
 
-/// Who has `address`, as far as this user may know it: by name, or by what it answers. Takes some
-/// seconds at the most.
+/// Which program holds `address`: its name if this user may see it, otherwise what its answer
+/// shows. Takes at most some seconds.
 pub(crate) fn of(address: SocketAddr) -> String {
     port_holder(address, Protocol::TCP).unwrap_or_else(|| by_answer(&ask(address)).to_owned())
 }
 
-/// What a process without a name here is, by its answer to `GET /`.
+/// The kind of a program whose name is not visible, by its answer to `GET /`.
 fn by_answer(answer: &str) -> &'static str {
     if answer.contains("Ollama is running") {
         "another Ollama"
@@ -30,14 +30,14 @@ fn by_answer(answer: &str) -> &'static str {
     }
 }
 
-/// As much of its answer as comes.
+/// Its answer, as far as it arrives.
 fn ask(address: SocketAddr) -> String {
     let mut answer = Vec::new();
     if let Ok(mut tcp) = TcpStream::connect_timeout(&address, WITHIN)
         && tcp.set_read_timeout(Some(WITHIN)).is_ok()
         && tcp.write_all(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n").is_ok()
     {
-        // What has come before an error is kept.
+        // Bytes that arrived before an error are kept.
         let _ = tcp.take(MOST).read_to_end(&mut answer);
     }
     String::from_utf8_lossy(&answer).into_owned()

@@ -1,4 +1,4 @@
-//! The local side: listens where Ollama would, and takes every connection into the tunnel.
+//! Listens where Ollama would listen, and carries every connection through the tunnel.
 
 use std::{
     io,
@@ -36,10 +36,11 @@ use crate::{
 };
 
 const BACKLOG: u32 = 1024;
-/// A connection that has been held in vain is answered when it asks; it may take this long to.
+/// A connection that cannot be carried is answered when its request arrives. This is how long that
+/// may take.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
-/// What `--listen` names.
+/// The value of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Listen {
     /// `localhost:PORT`: this port of 127.0.0.1 and of ::1.
@@ -69,11 +70,11 @@ impl std::str::FromStr for Listen {
     }
 }
 
-/// Binds every address; without any, Ollama's own port of both families. `name` is the server's,
-/// behind a command.
+/// Binds every address; if there is none, Ollama's own port of both families. `name` is the
+/// server's name as an argument of a command.
 ///
 /// # Errors
-/// A port that is taken, with the process that has it where that can be known.
+/// If a port is taken; the failure names the process that holds it, if that can be known.
 pub fn bind(listen: &[Listen], name: &str) -> Result<Vec<TcpListener>, Failure> {
     let default = [Listen::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
@@ -88,8 +89,8 @@ pub fn bind(listen: &[Listen], name: &str) -> Result<Vec<TcpListener>, Failure> 
     Ok(listeners)
 }
 
-/// Binds a port of both families, or of IPv4 where there is no IPv6. With port 0 both get the same
-/// one.
+/// Binds a port of both families, or only of IPv4 if there is no IPv6. With port 0 both families
+/// get the same port.
 fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16, name: &str) -> Result<(), Failure> {
     let shown = format!("localhost:{port}");
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
@@ -108,7 +109,7 @@ fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16, name: &str) -> Re
     }
 }
 
-/// Binds an address, unless it has been named before.
+/// Binds an address, unless it is bound already.
 fn bind_once(listeners: &mut Vec<TcpListener>, address: SocketAddr) -> io::Result<()> {
     let is_bound = |listener: &TcpListener| listener.local_addr().is_ok_and(|a| a == address);
     if !listeners.iter().any(is_bound) {
@@ -155,7 +156,7 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
     }
 }
 
-/// Takes connections until the front's `stop`; each goes on by itself in `connections`.
+/// Accepts connections until `front.stop` is cancelled. Each connection is a task in `connections`.
 pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
     loop {
         let (tcp, _) = tokio::select! {
@@ -167,19 +168,19 @@ pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracke
     }
 }
 
-/// What every local connection is carried with.
+/// What is needed to carry a local connection.
 #[derive(Clone)]
 pub struct Front {
-    /// Whose connections are taken.
+    /// Whose connections are accepted.
     pub owners: Arc<Owners>,
-    /// The way in.
+    /// The tunnel.
     pub tunnel: Tunnel,
-    /// Which service this listener stands for.
+    /// The service of this listener.
     pub service: Name,
     /// How long a connection waits for a tunnel.
     pub hold: Duration,
-    /// Cancelled when no more connections are taken and those without an answer under way are to
-    /// end.
+    /// Cancelled when no more connections are accepted, and those without an answer under way have
+    /// to end.
     pub stop: CancellationToken,
 }
 
@@ -194,7 +195,7 @@ impl Front {
         }
         let mut left = Some(tcp);
         while let Some(tcp) = left.take() {
-            // HTTP begins with a request; any other service may speak first.
+            // With HTTP the application sends first; with another service the server may.
             if self.tunnel.kind(&self.service) == ServiceKind::Http && !self.is_asked(&tcp).await {
                 return;
             }
@@ -202,7 +203,7 @@ impl Front {
         }
     }
 
-    /// Waits for a request; false if there will be none.
+    /// Waits for a request. False if there will be none.
     async fn is_asked(&self, tcp: &TcpStream) -> bool {
         let mut first = [0];
         tokio::select! {
@@ -212,13 +213,13 @@ impl Front {
         }
     }
 
-    /// Joins a connection to a stream until one of them ends. Returns the connection if it waits
-    /// for nothing, and outlives its stream: the next request gets another.
+    /// Joins a connection and a stream until one of them ends. Returns the connection if it is
+    /// still open and no request is under way: its next request gets another stream.
     async fn join(&self, tcp: TcpStream) -> Option<TcpStream> {
         let opened = tokio::select! {
             biased;
             opened = self.tunnel.open(&self.service, self.hold) => opened,
-            // It has given up while it was held.
+            // The application has aborted while it waited.
             _ = tcp.ready(Interest::ERROR) => {
                 splice::abort(tcp);
                 return None;
@@ -249,7 +250,7 @@ impl Front {
         }
     }
 
-    /// What a request is told whose stream has ended before its answer began.
+    /// The answer to a request whose stream ended before its answer began.
     fn answer_for(&self, end: End) -> Option<ErrorAnswer> {
         Some(match end {
             End::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
@@ -274,8 +275,8 @@ impl Front {
         }
     }
 
-    /// Answers a request of which `head` has been read so far; one that has not been made yet is
-    /// waited for a little.
+    /// Answers a request. `head` is what has been read of it so far; the rest of its first line is
+    /// waited for, for at most [`ASK_WITHIN`].
     async fn answer_when_asked(&self, mut tcp: TcpStream, mut head: Vec<u8>, answer: &ErrorAnswer) {
         if self.tunnel.kind(&self.service) == ServiceKind::Tcp {
             return splice::abort(tcp);
@@ -288,7 +289,7 @@ impl Front {
         };
         let asked = tokio::select! {
             asked = tokio::time::timeout(ASK_WITHIN, line) => asked.is_ok(),
-            // Nobody is made to wait for somebody who may never ask.
+            // Stopping does not wait for a request that may never come.
             () = self.stop.cancelled() => false,
         };
         debug!(asked, "answered {}", answer.status);
@@ -301,12 +302,12 @@ fn judged(
     tcp: &TcpStream,
     judge: impl FnOnce(SocketAddr, SocketAddr) -> Result<(), Refused>,
 ) -> Result<(), Refused> {
-    // It has been aborted already.
+    // An error means that the connection was aborted already.
     let gone = |_| Refused::Closed;
     let (peer, local) = (tcp.peer_addr().map_err(gone)?, tcp.local_addr().map_err(gone)?);
     judge(peer, local)?;
-    // One that was aborted meanwhile has left both addresses to whoever took them next, and that
-    // one may have been judged. One that is still connected has them.
+    // If the connection was aborted meanwhile, another one may have taken its addresses and been
+    // judged instead. If it is still connected, it was the one that was judged.
     tcp.peer_addr().map_err(gone)?;
     Ok(())
 }
@@ -351,7 +352,7 @@ mod tests {
         };
         let (app, tcp) = pair().await;
         assert_eq!(judged(&tcp, |_, _| Ok(())), Ok(()));
-        // It has sent all of its request, and waits for the answer.
+        // It has sent its whole request, and waits for the answer.
         socket2::SockRef::from(&app).shutdown(std::net::Shutdown::Write).expect("ended");
         assert_eq!(judged(&tcp, |_, _| Ok(())), Ok(()));
 

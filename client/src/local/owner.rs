@@ -1,8 +1,8 @@
-//! Which user of this computer has the other end of a local connection, and whether that user may
-//! use the tunnel.
+//! Finds which user of this computer owns the other end of a local connection, and judges whether
+//! that user may use the tunnel.
 //!
-//! The kernel knows the owner of each TCP socket. Linux tells it to everybody; other systems tell
-//! it to nobody, or only to root: there every user of the computer is let in.
+//! The kernel knows the owner of each TCP socket. Linux tells it to every process. Other systems
+//! tell it only to root or not at all, so every user of the computer is let in there.
 
 #[cfg(target_os = "linux")]
 mod linux;
@@ -11,24 +11,25 @@ use std::{fmt, io, net::SocketAddr, time::Duration};
 
 use proto::ollama::answer::ErrorAnswer;
 
-/// The user database may be on a server that does not answer.
+/// How long a look-up of a user's name may take: the user database may be on a server.
 const NAME_WITHIN: Duration = Duration::from_secs(1);
 
-/// What the kernel says of a socket.
+/// What the kernel reports about a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// The user who made it.
+    /// Its owner.
     pub(crate) uid: u32,
-    /// Whether a process still has it open. The kernel says uid 0 of a socket that none has.
+    /// Whether a process still has it open. For a socket that no process has open, the kernel
+    /// reports uid 0.
     pub(crate) is_open: bool,
 }
 
-/// Who is let in.
+/// The users who are let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Allowed {
     /// The user who runs this program.
     uid: u32,
-    /// The uid that stands for every user whom this user namespace does not know, if there are such
+    /// The uid that stands for every user whom this user namespace does not map, if there are such
     /// users (user_namespaces(7)).
     overflow: Option<u32>,
 }
@@ -36,18 +37,18 @@ struct Allowed {
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// Another user made it.
+    /// It belongs to another user.
     OtherUser {
         /// That user.
         uid: u32,
         /// The user who runs this program.
         allowed: u32,
     },
-    /// A user made it whom this user namespace does not know.
+    /// It belongs to a user whom this user namespace does not map.
     UnknownUser,
     /// The application has closed it already, and nobody waits for an answer.
     Closed,
-    /// The kernel did not say who made it.
+    /// The kernel did not report its owner.
     NotTold,
 }
 
@@ -63,7 +64,7 @@ impl Allowed {
     }
 }
 
-/// Lets the user who runs this program in, and root; or everybody.
+/// Lets in the user who runs this program and root, or every user.
 #[derive(Debug)]
 pub struct Owners {
     #[cfg(target_os = "linux")]
@@ -71,7 +72,7 @@ pub struct Owners {
 }
 
 impl Owners {
-    /// Lets every user of this computer in.
+    /// Lets in every user of this computer.
     pub fn any() -> Self {
         Self {
             #[cfg(target_os = "linux")]
@@ -79,12 +80,12 @@ impl Owners {
         }
     }
 
-    /// Lets the user who runs this program in, and root. `listening` is a socket that this program
-    /// listens on: the kernel is asked about it, so that a kernel that does not answer is noticed
-    /// at start. Where the system can't tell, everybody is let in.
+    /// Lets in the user who runs this program and root. `listening` is an address on which this
+    /// program listens: the kernel is asked for its owner, so that a kernel that does not answer is
+    /// noticed at start. On other systems than Linux every user is let in.
     ///
     /// # Errors
-    /// If this is Linux, and its kernel does not tell.
+    /// On Linux, if the kernel does not answer.
     #[cfg(target_os = "linux")]
     pub fn own(listening: SocketAddr) -> io::Result<Self> {
         let allowed =
@@ -92,10 +93,10 @@ impl Owners {
         Ok(Self { checked: Some((allowed, linux::Sockets::open(listening)?)) })
     }
 
-    /// Lets every user of this computer in: this system does not tell who makes a connection.
+    /// Lets in every user of this computer: this system does not tell who owns a connection.
     ///
     /// # Errors
-    /// None here.
+    /// Never, on this system.
     #[cfg(not(target_os = "linux"))]
     pub fn own(_listening: SocketAddr) -> io::Result<Self> {
         Ok(Self::any())
@@ -116,7 +117,7 @@ impl Owners {
 }
 
 impl Refused {
-    /// What to tell the application, unless it is gone.
+    /// The answer to the application, unless it has closed the connection.
     pub async fn answer(self) -> Option<ErrorAnswer> {
         let who = match self {
             Self::Closed => return None,

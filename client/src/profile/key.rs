@@ -1,4 +1,4 @@
-//! The device's private key, in memory and in the files that keep it.
+//! The device's private key, in memory and in its files.
 
 use std::{fmt, path::Path};
 
@@ -6,11 +6,11 @@ use common::machine::files::FileError;
 use serde::Serialize;
 use zeroize::Zeroizing;
 
-/// In bytes; a longer file is no error.
+/// In bytes. A longer file is not an error.
 const LARGEST_FILE: usize = 16 << 10;
 
-/// The device's private key in PKCS #8 PEM. It is in memory once, and wiped there when its last
-/// owner goes: it can be shared, and not be copied.
+/// The device's private key in PKCS #8 PEM. It is in memory once, and is wiped when its last owner
+/// drops it. It can be shared but not copied.
 ///
 /// ```compile_fail
 /// fn copied<T: Clone>() {}
@@ -20,18 +20,18 @@ const LARGEST_FILE: usize = 16 << 10;
 pub struct SecretPem(Zeroizing<String>);
 
 impl SecretPem {
-    /// Takes a key that has just been made.
+    /// Takes a new key.
     pub fn new(pem: String) -> Self {
         Self(Zeroizing::new(pem))
     }
 
-    /// The key as it is stored.
+    /// The key as PEM.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// How a key stands in a file.
+/// How serde reads and writes the key.
 pub(super) mod stored_key {
     use std::sync::Arc;
 
@@ -58,7 +58,7 @@ pub(super) fn to_bytes(
     path: &Path,
     stored: &impl Serialize,
 ) -> Result<Zeroizing<Vec<u8>>, FileError> {
-    // Of its final size at once: a buffer that grows leaves copies behind.
+    // Allocated with its final size: a buffer that grows leaves copies in memory.
     let mut bytes = Zeroizing::new(Vec::with_capacity(LARGEST_FILE));
     serde_json::to_writer_pretty(&mut *bytes, stored).map_err(|e| FileError::damaged(path, e))?;
     Ok(bytes)
@@ -70,9 +70,9 @@ impl fmt::Debug for SecretPem {
     }
 }
 
-/// Takes the key out of a file's text before anybody else reads it: a reader of JSON leaves copies
-/// behind of whatever has an escape in it. `None`, and nothing is changed, if the key does not stand
-/// there as [`to_bytes`] writes it.
+/// Takes the key out of a file's text before the text is parsed, because a parser of JSON leaves
+/// copies of strings with escapes in memory. `None`, and the text is unchanged, if the key is not
+/// in the form that [`to_bytes`] writes.
 pub(super) fn take_key(text: &mut [u8]) -> Option<SecretPem> {
     const NAME: &[u8] = b"\"private_key\"";
     let at = text.windows(NAME.len()).position(|window| window == NAME)? + NAME.len();

@@ -1,5 +1,5 @@
-//! The first words of an `aditd` command over SSH: what a login shell says before them is passed
-//! over, and a failure arrives as data.
+//! Reads the beginning of the output of an `aditd` command over SSH: skips the output of the login
+//! shell, and reads a failure as data.
 
 use std::io;
 
@@ -9,22 +9,23 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{SshError, SshWay};
 
-/// What a login shell may say before the first words, in bytes.
+/// The most bytes that a login shell may print before the marker.
 const NOISE: usize = 64 * 1024;
 
-/// Why a command has not done what it was asked.
+/// Why a command over SSH has not begun.
 #[derive(Debug)]
 pub(super) enum NotBegun {
-    /// It is the relay, whatever was asked: the key is limited to it.
+    /// The relay has answered, although another command was requested: the key is restricted to the
+    /// relay.
     OnlyRelays,
-    /// aditd said no.
+    /// aditd has sent a failure.
     Refused(Failure),
-    /// It ended, or what it said is not aditd's.
+    /// The command ended, or its output is not that of aditd.
     Ended(io::Error),
 }
 
 impl NotBegun {
-    /// What people are told, if aditd has answered; else how the command's output ended.
+    /// The error for people, if aditd has answered; otherwise how the command's output ended.
     pub(super) fn told(self, way: &SshWay) -> Result<SshError, io::Error> {
         let to = way.to_string();
         match self {
@@ -35,7 +36,7 @@ impl NotBegun {
     }
 }
 
-/// Reads up to the first bytes of the relay, and not a byte more.
+/// Reads the output up to the relay's marker, and no byte more.
 pub(super) async fn relay(from: &mut (impl AsyncRead + Unpin)) -> Result<(), NotBegun> {
     beginning(from).await.map(drop)
 }
@@ -48,17 +49,17 @@ pub(super) async fn certificate(from: &mut (impl AsyncRead + Unpin)) -> Result<E
     frame::read(from).await.map_err(NotBegun::Ended)
 }
 
-/// Reads up to and with the marker; returns what came before it.
+/// Reads up to the marker, and returns the bytes before it.
 async fn beginning(from: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, NotBegun> {
     let mut read = Vec::new();
-    // A marker may be the first that comes, without the line that would end before it.
+    // The marker may be the first output.
     while !read.ends_with(SSH_MARKER.as_bytes()) {
         if read.ends_with(SSH_FAILED.as_bytes()) {
             let SshFailed { failure, .. } = frame::read(from).await.map_err(NotBegun::Ended)?;
             return Err(NotBegun::Refused(failure));
         }
         if read.len() > NOISE {
-            let what = "what answers there is not aditd";
+            let what = "the output is not that of aditd";
             return Err(NotBegun::Ended(io::Error::new(io::ErrorKind::InvalidData, what)));
         }
         read.push(from.read_u8().await.map_err(NotBegun::Ended)?);

@@ -1,5 +1,4 @@
-//! Questions to the person at the terminal. Without a terminal there are none, and nobody waits for
-//! an answer.
+//! Asks the person at the terminal. Without a terminal no question is asked.
 
 use std::{
     io::{BufRead, IsTerminal, Write},
@@ -11,19 +10,19 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
-/// A person may have to look for a passphrase.
+/// How long a person may take to answer, for example to look for a passphrase.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
-/// No answer is longer.
+/// The longest answer, in bytes.
 const LONGEST: u64 = 4096;
 /// One question at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
-/// Whether there is anybody to ask.
+/// Whether there is a person at a terminal.
 pub(crate) fn somebody_is_there() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
-/// Asks for something that must not be seen. `None` without an answer.
+/// Asks for a secret, which is not shown while it is typed. `None` without an answer.
 pub(crate) async fn secret(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::Off).await
 }
@@ -33,8 +32,8 @@ pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::On).await
 }
 
-/// Asks until it hears `yes` or `no`, or whether the answer is `also`, as OpenSSH takes a
-/// fingerprint for a yes.
+/// Asks up to four times for `yes` or `no`. The text `also` counts as yes, as a fingerprint does in
+/// OpenSSH.
 pub(crate) async fn yes(prompt: &str, also: &str) -> bool {
     let mut answer = line(prompt).await;
     for _ in 0..3 {
@@ -48,21 +47,20 @@ pub(crate) async fn yes(prompt: &str, also: &str) -> bool {
     false
 }
 
-/// Whether what is typed is seen.
+/// Whether typed text is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Echo {
     On,
     Off,
 }
 
-/// Reads a line on a thread of its own. Whatever becomes of it, the terminal is left as it was
-/// found.
+/// Reads a line on a thread of its own. The terminal's settings are always restored.
 async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     let _turn = TURN.lock().await;
     if !somebody_is_there() {
         return None;
     }
-    // Before the prompt: whoever types fast must not be seen either.
+    // Before the prompt, so that text typed early is not shown either.
     let _as_it_was = match echo {
         Echo::On => None,
         Echo::Off => Some(Hidden::begin()?),
@@ -78,8 +76,8 @@ async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     tokio::time::timeout(PATIENCE, read).await.ok()?.ok()?
 }
 
-/// A terminal without echo, until this is dropped: a program that is stopped at a prompt must not
-/// leave it so.
+/// A terminal without echo. Dropping this turns the echo on again, even if the program ends at a
+/// prompt.
 struct Hidden(Termios);
 
 impl Hidden {

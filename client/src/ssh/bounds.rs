@@ -1,5 +1,4 @@
-//! Bounds of a conversation with a host: how long it may be silent, and that it ends with its
-//! owner.
+//! Limits how long a host may be silent, and ends a stream together with its owner.
 
 use std::{
     fmt, io,
@@ -19,18 +18,19 @@ use super::{
     pace::{Bounds, PaceState, Silence, Slowest, Step, Verdict},
 };
 
-/// Who is told what is waited for.
+/// Who is told what adit waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Tell {
     /// The person at the terminal.
     Person,
     /// The log.
     Log,
-    /// Nobody, unless the log says more than usual.
+    /// The log, with `-v`.
     Nobody,
 }
 
-/// A deadline that is put off with every answer, and further while a person is asked.
+/// A deadline that every message of the host extends, and that is extended further while a person
+/// is asked.
 #[derive(Debug)]
 pub(crate) struct Patience {
     state: watch::Sender<PaceState>,
@@ -38,22 +38,23 @@ pub(crate) struct Patience {
 }
 
 impl Patience {
-    /// Waits for `host` from now on.
+    /// Begins to wait for `host`.
     pub(crate) fn new(host: &str, bounds: Bounds, tell: Tell) -> Self {
         Self { state: watch::Sender::new(PaceState::new(Instant::now(), host, bounds)), tell }
     }
 
-    /// From now on `step` is waited for at `host`; `within` if the user's configuration says so.
+    /// Begins to wait for `step` at `host`. `within` is the limit of the user's configuration, if
+    /// there is one.
     pub(crate) fn step(&self, step: Step, host: &str, within: Option<Duration>) {
         self.state.send_modify(|state| state.begin(Instant::now(), step, host, within));
     }
 
-    /// The host has said something: what comes next has as much time again.
+    /// The host has sent something: its next message has the full time again.
     pub(crate) fn again(&self) {
         self.state.send_modify(|state| state.heard(Instant::now()));
     }
 
-    /// Somebody may be asked something meanwhile, here or by an agent.
+    /// Extends the deadline during `work`, in which a person may be asked, here or by an agent.
     pub(crate) async fn with_a_person<T>(&self, work: impl Future<Output = T>) -> T {
         self.state.send_modify(|state| state.asked(Instant::now(), ask::PATIENCE));
         let done = work.await;
@@ -61,11 +62,11 @@ impl Patience {
         done
     }
 
-    /// Does `work` for as long as the host is not silent for too long. Cancellation safe if `work`
-    /// is.
+    /// Runs `work`, and ends it when the host has been silent for too long. Cancellation safe if
+    /// `work` is.
     ///
     /// # Errors
-    /// What was waited for in vain.
+    /// What the host did not do in time.
     pub(crate) async fn bound<T>(&self, work: impl Future<Output = T>) -> Result<T, Silence> {
         tokio::select! { done = work => Ok(done), silence = self.over() => Err(silence) }
     }
@@ -103,9 +104,9 @@ impl fmt::Display for Silence {
         let seconds = self.within.as_secs();
         match self.step {
             Step::Greeting => write!(f, "it has not answered for {seconds} s"),
-            Step::Login => write!(f, "it has not said for {seconds} s whether it lets us in"),
+            Step::Login => write!(f, "it has not answered the login for {seconds} s"),
             Step::Command => {
-                write!(f, "the command that we run there has been silent for {seconds} s")
+                write!(f, "the command on the host has sent nothing for {seconds} s")
             }
         }
     }
@@ -118,7 +119,7 @@ pub(crate) struct Mortal<S> {
 }
 
 impl<S> Mortal<S> {
-    /// The stream, and what it lives by.
+    /// The stream and its guard.
     pub(crate) fn new(stream: S) -> (Self, DropGuard) {
         let end = CancellationToken::new();
         (Self { stream, end: Box::pin(end.clone().cancelled_owned()) }, end.drop_guard())

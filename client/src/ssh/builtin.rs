@@ -1,5 +1,5 @@
-//! The built-in client: goes where the user's configuration says, through its jump hosts, and opens
-//! there what is needed.
+//! The built-in client: connects as the user's configuration says, through its jump hosts, and runs
+//! commands or opens ports there.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -24,30 +24,31 @@ use super::{
     session::{LOOPBACK, Piped, Reading, Session},
 };
 
-/// More on the way are a circle.
+/// The most hosts in a chain of jumps. A longer chain is taken for a circle.
 const MOST_HOSTS: usize = 9;
-/// Addresses of one name, and the time that each has.
+/// The most addresses of a name that are tried, and the time for each.
 const MOST_ADDRESSES: usize = 8;
 const ADDRESS_WITHIN: Duration = Duration::from_secs(10);
-/// A dead network ends a connection in this time, however patiently the host is waited for.
+/// A connection over a dead network ends after this time, even while a slow host has longer to
+/// answer.
 #[cfg(target_os = "linux")]
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// The command has this head start over the port of the server's relay.
+/// How much earlier the command starts than a connection to the port of the server's relay.
 const HEAD_START: Duration = Duration::from_secs(3);
-/// The relay's first line, once a connection to its port is asked for.
+/// How long the relay's first line may take after a connection to its port was requested.
 const FORWARD_WITHIN: Duration = Duration::from_secs(10);
-/// What a command that has ended may still have to say.
+/// How long to read the remaining output of a command that has ended.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 
-/// The way in, and all hosts on it: the last one is the one that is meant.
+/// Connects to a host through its jump hosts.
 struct Connector<'a> {
     keyring: &'a Keyring,
     may_ask: bool,
     patience: Arc<Patience>,
 }
 
-/// Enrolls: asks whatever has to be asked.
+/// Enrolls. Asks the person for everything that the login needs.
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let to = way.to_string();
     let there = ask::somebody_is_there();
@@ -62,7 +63,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
             frame::write(&mut piped.write, &EnrollDevice { csr, own_knock: true }).await?;
             piped.write.flush().await
         };
-        // What has not read all may have answered all the same.
+        // The command may have answered without reading everything.
         let unasked = asked.await.err();
         match answer::certificate(&mut piped.read).await {
             Ok(enrolled) => Ok(enrolled),
@@ -78,8 +79,8 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     Ok(enrolled)
 }
 
-/// Opens a stream to the relay. Asks only at the first login of this process, and only if there is
-/// somebody.
+/// Opens a stream to the relay. Asks a person only at the first login of this process, and only at
+/// a terminal.
 pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let first = way.keyring.may_ask();
     let may_ask = first && ask::somebody_is_there();
@@ -87,7 +88,7 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let connecting = patience.bound(connect(way, may_ask, &patience)).await;
     let (session, mut under) = match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
         Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
-            // Whoever has not answered once is not asked again and again.
+            // A person who has not answered is not asked again.
             way.keyring.ask_no_more();
             return Err(e);
         }
@@ -105,9 +106,9 @@ fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
     Arc::new(Patience::new(&way.to_string(), way.pace.bounds(), tell))
 }
 
-/// The command first: it finds the server wherever it listens, it is what a key's forced command
-/// is, and it needs no right to forward. Where it can't be run, or takes its time, the server's
-/// port on its loopback does the same, and it says so with the same first line.
+/// Runs the command first: it finds the server on any port, it works with a forced command, and it
+/// does not need the right to forward. If it cannot be run or is slow, the relay's port on the
+/// server's loopback is tried; it sends the same first line.
 async fn relay(
     way: &SshWay,
     session: &Session,
@@ -115,7 +116,7 @@ async fn relay(
 ) -> Result<Piped, SshError> {
     let by_command = by_command(way, session, patience);
     let beside = async {
-        // A port that nobody has told may be another server's.
+        // Without `relay_port`, the default port may belong to another server.
         let Some(port) = way.relay_port else { return std::future::pending().await };
         tokio::time::sleep(HEAD_START).await;
         match forwarded(way, session, port).await {
@@ -138,7 +139,7 @@ async fn relay(
     forwarded(way, session, port).await.map_err(|e| {
         debug!("no relay by forwarding: {e}");
         match (&failed, &e) {
-            // The key may only forward, to a port that is the server's: that tells more.
+            // The key may only forward, and the port is the server's: this error says more.
             (SshError::NoAnswer { .. }, SshError::NotRunning { .. })
                 if way.relay_port.is_some() =>
             {
@@ -194,7 +195,7 @@ async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: NotBegun)
     }
 }
 
-/// Logs in at the host that is meant; with it come the connections under its own.
+/// Logs in at the destination. Returns its session, and the sessions of the jump hosts below it.
 async fn connect(
     way: &SshWay,
     may_ask: bool,
@@ -213,8 +214,8 @@ impl Connector<'_> {
         port: Option<u16>,
     ) -> Result<(Session, Vec<Session>), SshError> {
         let mut hosts = VecDeque::from([config::of(destination, port).await?]);
-        // Before the host go its jumps, before the first of those its own, and so on to one that is
-        // reached directly.
+        // Puts the jump hosts before the host, then the first jump host's own jumps before it,
+        // until the first host is reached directly.
         while let Some(jumps) = hosts
             .front_mut()
             .map(|first| std::mem::take(&mut first.jumps))
@@ -280,14 +281,15 @@ impl Connector<'_> {
             patience: &self.patience,
         };
         login.run().await.map_err(|e| match e {
-            // A login does not know where it is.
+            // `Login` does not know the host's name.
             SshError::Broken { why, .. } => SshError::Broken { to, why },
             other => other,
         })?;
         Ok(session)
     }
 
-    /// The first address that answers: one that is silent must not take the time of the others.
+    /// Connects to the first address that answers. Each address has its own time, so that a silent
+    /// one does not use up that of the others.
     async fn reach(&self, host: &str, port: u16, within: Duration) -> Result<TcpStream, String> {
         let addresses = tokio::net::lookup_host((host, port)).await.map_err(|e| e.to_string())?;
         let mut why = "it has no address".to_owned();
@@ -307,8 +309,8 @@ impl Connector<'_> {
     }
 }
 
-/// A host may think for minutes before it lets somebody in: whether its network is still there is
-/// the kernel's to find out meanwhile.
+/// Lets the kernel find out whether the network is dead, because a host may take minutes to answer
+/// a login.
 fn notice_a_dead_network(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
     let socket = socket2::SockRef::from(tcp);

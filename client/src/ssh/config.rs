@@ -1,5 +1,5 @@
-//! What the user's configuration says of a host: `ssh -G` where there is an ssh, and OpenSSH's
-//! defaults where there is none.
+//! The user's configuration for a host: the output of `ssh -G`, or OpenSSH's defaults if there is
+//! no ssh.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,59 +11,59 @@ use tokio::process::Command;
 
 use super::{SshError, program};
 
-/// `Match exec` and a slow resolver take their time.
+/// `Match exec` and a slow resolver can take long.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 /// OpenSSH's own port.
 pub(crate) const SSH_PORT: u16 = 22;
 const KEY_NAMES: [&str; 3] = ["id_ed25519", "id_ecdsa", "id_rsa"];
 
-/// What counts for one host.
+/// The settings for one host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct HostConfig {
-    /// Where TCP goes.
+    /// The host name for TCP.
     pub(crate) host_name: String,
-    /// And to which port.
+    /// The TCP port.
     pub(crate) port: u16,
-    /// Who logs in.
+    /// The user who logs in.
     pub(crate) user: String,
     /// Private keys, in the order in which they are tried.
     pub(crate) identity_files: Vec<PathBuf>,
-    /// Nothing of the agent's but what is among `identity_files`.
+    /// Of the agent's keys, use only those in `identity_files` (`IdentitiesOnly`).
     pub(crate) identities_only: bool,
     /// The agent's socket.
     pub(crate) agent: Option<PathBuf>,
-    /// Hosts to go through, the first one first, as `[user@]host[:port]`.
+    /// The jump hosts, in order, as `[user@]host[:port]`.
     pub(crate) jumps: Vec<String>,
-    /// The name under which its key is known.
+    /// The name under which its key is stored (`HostKeyAlias`).
     pub(crate) alias: Option<String>,
-    /// Known hosts; what is learned goes to the first.
+    /// Files of known hosts. New keys are added to the first.
     pub(crate) user_known_hosts: Vec<PathBuf>,
-    /// Known hosts of this computer.
+    /// Files of known hosts for all users.
     pub(crate) global_known_hosts: Vec<PathBuf>,
-    /// `StrictHostKeyChecking`, as it was said.
+    /// `StrictHostKeyChecking`.
     pub(crate) strict: Strict,
-    /// What is learned is stored under a hash of the name.
+    /// New keys are stored under a hash of the name (`HashKnownHosts`).
     pub(crate) hash_known_hosts: bool,
-    /// Nobody is to be asked anything (`BatchMode`).
+    /// No questions may be asked (`BatchMode`).
     pub(crate) batch: bool,
-    /// `ConnectTimeout`: for TCP and for the exchange of keys.
+    /// `ConnectTimeout`, for TCP and for the key exchange.
     pub(crate) connect_timeout: Option<Duration>,
-    /// What only the system's ssh can do.
+    /// A setting that only the system's ssh supports.
     pub(crate) beyond: Option<&'static str>,
 }
 
-/// What is to be done about an unknown host key.
+/// What to do about an unknown host key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Strict {
     /// Refuse it.
     Refuse,
     /// Ask.
     Ask,
-    /// The configuration would take it without a question; here it is a question all the same.
+    /// The configuration would accept it without a question, but adit asks.
     AskAnyway,
 }
 
-/// What the names in a configuration stand for on this computer.
+/// The home directory, the user and the environment of this process.
 #[derive(Debug, Clone)]
 pub(crate) struct Here {
     home: PathBuf,
@@ -109,7 +109,7 @@ pub(crate) async fn of(destination: &str, port: Option<u16>) -> Result<HostConfi
     }
 }
 
-/// Splits `[user@]host[:port]` as it stands in a `ProxyJump`.
+/// Splits `[user@]host[:port]` of a `ProxyJump`.
 pub(crate) fn split_jump(jump: &str) -> (String, Option<u16>) {
     let rest = jump.strip_prefix("ssh://").unwrap_or(jump).trim_end_matches('/');
     let (user, host) =
@@ -124,7 +124,7 @@ pub(crate) fn split_jump(jump: &str) -> (String, Option<u16>) {
     (user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}")), port)
 }
 
-/// Reads what `ssh -G` printed; what it did not say is as OpenSSH has it by default.
+/// Reads the output of `ssh -G`. Missing settings have OpenSSH's defaults.
 fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostConfig {
     let (user, host) =
         destination.rsplit_once('@').map_or((None, destination), |(user, host)| (Some(user), host));
@@ -176,7 +176,7 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
     let known = |dir: &str, name: &str| [format!("{dir}/{name}"), format!("{dir}/{name}2")];
     let user_known_hosts = files("userknownhostsfile", &known("~/.ssh", "known_hosts"));
     let global_known_hosts = files("globalknownhostsfile", &known("/etc/ssh", "ssh_known_hosts"));
-    // One a line: a name with blanks in it is one name.
+    // One name in each line, which may contain spaces.
     let identity_files = match said("identityfile").next() {
         Some(_) => {
             said("identityfile").filter(|v| !v.eq_ignore_ascii_case("none")).map(expand).collect()
@@ -199,7 +199,7 @@ fn parse(text: &str, destination: &str, port: Option<u16>, here: &Here) -> HostC
     config
 }
 
-/// Replaces `~`, `${NAME}` and the `%` tokens of `ssh_config(5)`. What is not known stays as it is.
+/// Replaces `~`, `${NAME}` and the `%` tokens of `ssh_config(5)`. Unknown tokens stay as they are.
 fn expand(value: &str, config: &HostConfig, original: &str, here: &Here) -> PathBuf {
     let home = here.home.to_string_lossy();
     let value = match value.strip_prefix("~/") {

@@ -1,4 +1,4 @@
-//! What can go wrong on the way through SSH, and what cures it.
+//! The errors of a connection over SSH, and their cures.
 
 use std::{io, sync::Arc};
 
@@ -6,7 +6,7 @@ use common::machine::report::Failure;
 
 use super::{Denied, HostKeyError, NOT_FOUND, SshWay, pace::Silence};
 
-/// Why SSH did not do it.
+/// Why an operation over SSH failed.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SshError {
     /// There is no ssh on this computer.
@@ -17,8 +17,8 @@ pub enum SshError {
         /// Why not.
         source: Arc<io::Error>,
     },
-    /// `ssh -G` does not say what the configuration means.
-    #[error("cannot read the SSH configuration: `{program} -G` says: {said}")]
+    /// `ssh -G` failed, so the configuration is unknown.
+    #[error("cannot read the SSH configuration: `{program} -G` failed: {said}")]
     Config {
         /// What was run.
         program: String,
@@ -28,10 +28,10 @@ pub enum SshError {
     /// There is no `aditd` on the server.
     #[error("there is no aditd on {0}")]
     NoAditd(String),
-    /// The key is limited to the relay.
-    #[error("the key with which {0} lets this computer in may only relay")]
+    /// The key is restricted to the relay.
+    #[error("the SSH key that {0} accepts may only run `aditd relay`")]
     OnlyRelays(String),
-    /// aditd was run, and said no.
+    /// aditd was run, and refused.
     #[error("{to} says: {}", all_of(failure))]
     Refused {
         /// Where.
@@ -47,9 +47,9 @@ pub enum SshError {
         /// The port of its loopback.
         port: u16,
     },
-    /// The command ended, and it was not aditd that ended it.
+    /// The command ended without an answer of aditd.
     #[error(
-        "`{run}` was asked for on {to}, and what was run there ended without an answer{}, and said {}",
+        "`{run}` on {to} ended without an answer of aditd{}; it printed {}",
         code.map_or_else(String::new, |code| format!(" (exit code {code})")),
         if said.is_empty() { "nothing".to_owned() } else { format!("on standard error: {}", indented(said)) }
     )]
@@ -79,17 +79,17 @@ pub enum SshError {
         /// Why not.
         why: String,
     },
-    /// It takes too long.
-    #[error("ssh to {} does not get through: {}", .0.host, .0)]
+    /// The host was silent for too long.
+    #[error("no SSH connection to {}: {}", .0.host, .0)]
     Silent(Silence),
-    /// The host is not the one that is meant, or nobody knows.
+    /// The host's key is wrong or unknown.
     #[error(transparent)]
     HostKey(HostKeyError),
     /// The host does not let this computer in.
     #[error("{0}")]
     Denied(Denied),
-    /// The built-in client can't do it.
-    #[error("the built-in SSH client can't do this: {what}")]
+    /// The built-in client does not support it.
+    #[error("the built-in SSH client does not support this: {what}")]
     Beyond {
         /// What.
         what: String,
@@ -97,20 +97,20 @@ pub enum SshError {
 }
 
 impl SshError {
-    /// What cures it, on the way that was gone.
+    /// How to cure it, for the connection `way`.
     pub fn hint(&self, way: &SshWay) -> String {
         match self {
-            Self::NoProgram { .. } => "install OpenSSH's client, or name another program in ADIT_SSH".to_owned(),
-            Self::Config { .. } => "mend ~/.ssh/config, or name another program in ADIT_SSH".to_owned(),
+            Self::NoProgram { .. } => "install OpenSSH's client, or set ADIT_SSH to another program".to_owned(),
+            Self::Config { .. } => "correct ~/.ssh/config, or set ADIT_SSH to another program".to_owned(),
             Self::NoAditd(_) => {
                 format!(
-                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is elsewhere: `adit enroll {} --remote-command /path/to/aditd`",
+                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is in another place: `adit enroll {} --remote-command /path/to/aditd`",
                     way
                 )
             }
             Self::OnlyRelays(_) => {
-                "enroll with a key that may run `aditd enroll-device` (or by a code from `aditd invite NAME`, if the server is reached \
-                 by UDP), and limit the key afterwards"
+                "enroll with a key that may run `aditd enroll-device` (or with a code from `aditd invite NAME`, if the server is reachable \
+                 by UDP), and restrict the key afterwards"
                     .to_owned()
             }
             Self::Refused { failure, .. } if failure.hints().is_empty() => {
@@ -122,13 +122,13 @@ impl SshError {
             }
             Self::NoAnswer { run, .. } => {
                 let needed = match run.split_once(" enroll-device ") {
-                    Some((aditd, _)) => format!("enrolling needs a key that may run `{aditd} enroll-device`: limit it afterwards"),
-                    None => format!("the tunnel needs a key that may run `{run}`, or forward to the server's port on its loopback"),
+                    Some((aditd, _)) => format!("enrolling needs a key that may run `{aditd} enroll-device`: restrict it afterwards"),
+                    None => format!("the tunnel needs a key that may run `{run}`, or forward to the server's loopback port"),
                 };
-                format!("does a `command=` in authorized_keys, or the login shell, run something else there? {needed}")
+                format!("check on the server whether `command=` in authorized_keys or the login shell runs something else; {needed}")
             }
             Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
-                format!("try by hand what is tried here: `{}`", way.by_hand())
+                format!("run the same connection by hand: `{}`", way.by_hand())
             }
             Self::HostKey(e) => e.hint(),
             Self::Denied(denied) => denied.hint(),
@@ -136,14 +136,14 @@ impl SshError {
         }
     }
 
-    /// What it means that what was run there ended without an answer.
+    /// The error for a command that ended without an answer.
     pub(super) fn of_command(way: &SshWay, arguments: &str, code: Option<u32>, said: &str) -> Self {
         let to = way.to_string();
         if code == Some(NOT_FOUND) {
             return Self::NoAditd(to);
         }
-        // An aditd of before 0.2 says its failure on standard error alone: it ends with its error,
-        // and that with its cure.
+        // An aditd before 0.2 prints its failure only on standard error: the error comes last, with
+        // its hints after it.
         let begins_a_line = |at: usize| at == 0 || said[..at].ends_with('\n');
         match said.rmatch_indices("error: ").find(|(at, _)| begins_a_line(*at)) {
             Some((at, prefix)) => {
@@ -154,7 +154,7 @@ impl SshError {
     }
 }
 
-/// The failure in the text that people are shown.
+/// Reads a failure from its text for people.
 fn failure_in(text: &str) -> Failure {
     let (error, hints) = text.split_once("\n\nhint: ").unwrap_or((text, ""));
     let (what, causes) = error.split_once("\n  Caused by: ").unwrap_or((error, ""));
@@ -171,7 +171,7 @@ fn all_of(failure: &Failure) -> String {
     std::iter::once(failure.what()).chain(causes).collect::<Vec<_>>().join(": ")
 }
 
-/// What others have said, under our own words.
+/// Text of another program, indented below our own.
 fn indented(said: &str) -> String {
     said.replace('\n', "\n    ")
 }

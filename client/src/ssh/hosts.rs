@@ -1,5 +1,5 @@
-//! Whether a host is the one that is meant: reads known_hosts, judges, asks about what is unknown,
-//! and keeps what was said yes to.
+//! Checks a host's key: reads known_hosts, judges the key, asks about an unknown key, and stores an
+//! accepted one.
 
 use std::{
     fs::{self, OpenOptions},
@@ -22,17 +22,17 @@ use super::{
 /// Why a host is not trusted.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HostKeyError {
-    /// It has another key than it had.
+    /// Its key is not the known one.
     #[error(
-        "the host key of {name} HAS CHANGED: somebody may be in between, or the host was set up anew.\n    \
-         It shows {fingerprint}, and another one stands in {}:{line}", file.display()
+        "the host key of {name} HAS CHANGED: somebody may be intercepting the connection, or the host was reinstalled.\n    \
+         Its key is now {fingerprint}; another key is in {}:{line}", file.display()
     )]
     Changed {
         /// As known_hosts calls it.
         name: String,
         /// What it shows.
         fingerprint: String,
-        /// Where another key is said to be its own.
+        /// The file with the other key.
         file: PathBuf,
         /// In which line.
         line: usize,
@@ -49,14 +49,14 @@ pub enum HostKeyError {
         /// In which line.
         line: usize,
     },
-    /// Nobody knows it, and nobody said yes.
+    /// The key is unknown, and was not accepted.
     #[error("the host key of {name} ({fingerprint}) is not known{why}")]
     Unknown {
         /// As known_hosts calls it.
         name: String,
         /// What it shows.
         fingerprint: String,
-        /// And what became of the question.
+        /// Why it was not accepted.
         why: &'static str,
     },
 }
@@ -66,25 +66,25 @@ impl HostKeyError {
     pub(crate) fn hint(&self) -> String {
         match self {
             Self::Changed { name, file, .. } => format!(
-                "ask the owner of that host for its fingerprint; if it is this one, forget the old key: `ssh-keygen -f '{}' -R '{name}'`",
+                "ask the owner of the host for its fingerprint; if it is this one, remove the old key: `ssh-keygen -f '{}' -R '{name}'`",
                 file.display()
             ),
-            Self::Revoked { .. } => "do not connect; ask the owner of that host".to_owned(),
+            Self::Revoked { .. } => "do not connect; ask the owner of the host".to_owned(),
             Self::Unknown { .. } => {
-                "compare the fingerprint with the host's own (there: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), and say yes \
-                 to it once at a terminal with `adit enroll` or plain `ssh`"
+                "compare the fingerprint with the host's own (on the host: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), and accept \
+                 it once at a terminal with `adit enroll` or plain `ssh`"
                     .to_owned()
             }
         }
     }
 }
 
-/// What is known of one host.
+/// What known_hosts says about one host.
 #[derive(Debug)]
 pub(crate) struct KnownHost {
     name: String,
-    /// Without its port, as certificates name it; and as OpenSSH looks for it when the name with a
-    /// port is unknown.
+    /// The name without its port. Certificates contain it, and OpenSSH looks for it if the name
+    /// with a port is unknown.
     bare: String,
     lines: Vec<HostLine>,
     strict: Strict,
@@ -94,11 +94,10 @@ pub(crate) struct KnownHost {
 }
 
 impl KnownHost {
-    /// Reads what the files say. With `may_ask`, an unknown key is a question, if there is somebody
-    /// to ask.
+    /// Reads the files. With `may_ask`, a person at a terminal is asked about an unknown key.
     pub(crate) fn read(config: &HostConfig, may_ask: bool) -> Self {
         let bare = config.alias.as_ref().unwrap_or(&config.host_name).to_ascii_lowercase();
-        // An alias stands by itself.
+        // An alias is used without the port.
         let name = if config.alias.is_some() {
             bare.clone()
         } else {
@@ -125,12 +124,12 @@ impl KnownHost {
         }
     }
 
-    /// The kinds of keys that it is known by, and whether a certificate would count.
+    /// The kinds of keys that are known for it, and whether a certificate would be accepted.
     pub(crate) fn kinds(&self) -> (Vec<Algorithm>, bool) {
         known_hosts::kinds(&self.lines, &self.name)
     }
 
-    /// Judges what the host shows.
+    /// Judges what the host has offered.
     pub(crate) async fn check(&self, offered: &Offered) -> Result<(), HostKeyError> {
         let (name, fingerprint) = (self.name.clone(), offered.fingerprint());
         match self.judge(&self.name, offered) {
@@ -143,10 +142,10 @@ impl KnownHost {
             }
             Judgement::Unknown { others, because } => {
                 if let Some(why) = because {
-                    warn!("the certificate of {name} does not count: {why}");
+                    warn!("the certificate of {name} is not accepted: {why}");
                 }
-                // As OpenSSH does: a host that is known on its usual port may show the same key on
-                // another.
+                // As in OpenSSH, a host that is known on the default port may have the same key on
+                // another port.
                 if self.name != self.bare && self.judge(&self.bare, offered) == Judgement::Known {
                     return Ok(());
                 }
@@ -164,7 +163,7 @@ impl KnownHost {
 
     async fn ask(&self, offered: &Offered, others: &[Location]) -> Result<(), &'static str> {
         if self.strict == Strict::Refuse {
-            return Err(", and StrictHostKeyChecking forbids to ask");
+            return Err(", and StrictHostKeyChecking forbids asking");
         }
         if !self.may_ask || !ask::somebody_is_there() {
             return Err(", and there is nobody to ask");
@@ -172,10 +171,10 @@ impl KnownHost {
         let kind = offered.key().algorithm();
         say(format!("The authenticity of host '{}' can't be established.", self.name));
         for Location { file, line } in others {
-            say(format!("It is known by a key of another kind: {}:{line}.", file.display()));
+            say(format!("A key of another kind is known for it: {}:{line}.", file.display()));
         }
         if self.strict == Strict::AskAnyway {
-            say("(StrictHostKeyChecking would take it without a question: adit asks.)");
+            say("(StrictHostKeyChecking would accept the key without a question, but adit asks.)");
         }
         say(format!("Its {} key has the fingerprint {}.", kind.as_str(), offered.fingerprint()));
         if !ask::yes(

@@ -1,4 +1,4 @@
-//! Private keys in files, and what of them has been unlocked in this process.
+//! Private keys in files, and the keys and passwords that were unlocked in this process.
 
 use std::{
     collections::HashMap,
@@ -13,12 +13,12 @@ use std::{
 use ssh_key::{Algorithm, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
-/// What a person has unlocked or typed, for later logins of the same process. Never stored; wiped
-/// when the last way that shares it goes.
+/// Keys that a person has unlocked and passwords that were typed, for later logins of this process.
+/// They are never stored, and are wiped when the last clone that shares them is dropped.
 #[derive(Default)]
 pub(crate) struct Keyring {
     kept: Mutex<Kept>,
-    /// Later logins ask nothing.
+    /// Whether later logins must not ask.
     quiet: AtomicBool,
 }
 
@@ -32,20 +32,20 @@ struct Kept {
 pub(crate) struct KeyFile {
     /// The file.
     pub(crate) path: PathBuf,
-    /// Its public half, where that can be known without a passphrase.
+    /// Its public key, if that can be read without a passphrase.
     pub(crate) public: Option<PublicKey>,
     /// Whether a passphrase is needed.
     pub(crate) locked: bool,
     text: Zeroizing<String>,
 }
 
-/// Why a file is of no use.
+/// Why a key file cannot be used.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum KeyError {
-    /// ssh would not use it either.
+    /// Others can read it, so ssh would refuse it too.
     #[error("`{}` can be read by others: `chmod 600 '{}'`", .0.display(), .0.display())]
     Exposed(PathBuf),
-    /// It can't be read.
+    /// It cannot be read.
     #[error("cannot read `{}`: {}", .0.display(), .1)]
     Unreadable(PathBuf, Arc<io::Error>),
     /// It is not a key that the built-in client can use.
@@ -54,7 +54,7 @@ pub(crate) enum KeyError {
 }
 
 impl KeyFile {
-    /// Reads a file, if it is there.
+    /// Reads a file, if it exists.
     pub(crate) fn read(path: &Path) -> Result<Option<Self>, KeyError> {
         use std::os::unix::fs::PermissionsExt;
         let unreadable = |e: io::Error| KeyError::Unreadable(path.to_owned(), Arc::new(e));
@@ -82,14 +82,13 @@ impl KeyFile {
         Ok(Some(Self { path: path.to_owned(), public, locked, text }))
     }
 
-    /// The key itself, with its passphrase if it has one. `None` if that is wrong, or the file is
-    /// broken.
+    /// Decrypts the key. `None` if the passphrase is wrong or the file is damaged.
     pub(crate) async fn open(
         &self,
         passphrase: Option<Zeroizing<String>>,
     ) -> Option<Arc<PrivateKey>> {
         let text = self.text.clone();
-        // A passphrase is made to take long.
+        // Key derivation is slow on purpose.
         let opened = tokio::task::spawn_blocking(move || {
             super::session::read_key(
                 &text,
@@ -100,8 +99,8 @@ impl KeyFile {
     }
 }
 
-/// The public half of the key in `path`, where it can be known without reading secrets: for finding
-/// it in an agent.
+/// The public key of the key in `path`, for finding it in an agent, if it can be read without a
+/// passphrase.
 pub(crate) fn public_half(path: &Path) -> Option<PublicKey> {
     let own = || KeyFile::read(path).ok()??.public;
     PublicKey::read_openssh_file(beside(path))
@@ -117,13 +116,13 @@ fn beside(path: &Path) -> PathBuf {
 }
 
 impl Keyring {
-    /// Whether a login without a person at its beginning may still ask one: until the first has
-    /// succeeded or was left unanswered.
+    /// Whether a login in the background may still ask: until a login has succeeded, or a question
+    /// was not answered.
     pub(crate) fn may_ask(&self) -> bool {
         !self.quiet.load(Relaxed)
     }
 
-    /// From now on nothing is asked any more.
+    /// From now on no login asks anything.
     pub(crate) fn ask_no_more(&self) {
         self.quiet.store(true, Relaxed);
     }
@@ -138,7 +137,7 @@ impl Keyring {
         self.lock().keys.insert(path.to_owned(), key);
     }
 
-    /// A password that was right.
+    /// A password that has worked.
     pub(crate) fn password(&self, of: &str) -> Option<Zeroizing<String>> {
         self.lock().passwords.get(of).cloned()
     }
@@ -148,7 +147,7 @@ impl Keyring {
         self.lock().passwords.insert(of.to_owned(), password);
     }
 
-    /// Forgets one that is wrong now.
+    /// Forgets a password that does not work any more.
     pub(crate) fn forget_password(&self, of: &str) {
         self.lock().passwords.remove(of);
     }
@@ -164,7 +163,7 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// It is no part of where a way leads.
+/// Two ways are equal even if their keyrings differ.
 impl PartialEq for Keyring {
     fn eq(&self, _: &Self) -> bool {
         true

@@ -1,5 +1,5 @@
 //! Judges a host's key by the lines of known_hosts (`sshd(8)`, SSH_KNOWN_HOSTS FILE FORMAT). Pure:
-//! bytes in, a judgement out.
+//! it takes bytes and returns a judgement.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use ssh_key::{
     public::KeyData,
 };
 
-/// One line that could be read.
+/// A line of known_hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct HostLine {
     place: Location,
@@ -20,40 +20,40 @@ pub(crate) struct HostLine {
     key: KeyData,
 }
 
-/// Where a line stands.
+/// The position of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Location {
     /// The file.
     pub(crate) file: PathBuf,
-    /// From 1 on.
+    /// The first line is 1.
     pub(crate) line: usize,
 }
 
-/// What a host shows of itself.
+/// What a host has offered.
 #[derive(Debug, Clone)]
 pub(crate) enum Offered {
     /// A key.
     Key(KeyData),
-    /// A key, and who vouches for it.
+    /// A key with a certificate.
     Certificate(Box<Certificate>),
 }
 
-/// What the lines say of what a host has shown.
+/// The judgement of what a host has offered.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Judgement {
     /// It is the host's key.
     Known,
-    /// A trusted authority vouches for it.
+    /// A trusted authority has signed its certificate.
     ByAuthority,
-    /// The host has another key of this kind.
+    /// Another key of this kind is known for the host.
     Changed(Location),
-    /// This key, or the authority behind it, is not to be trusted any more.
+    /// The key or its authority is revoked.
     Revoked(Location),
-    /// Nobody has said anything of it.
+    /// The key is not known.
     Unknown {
-        /// But of keys of other kinds.
+        /// The lines with other kinds of keys of this host.
         others: Vec<Location>,
-        /// Why a certificate of a trusted authority did not count.
+        /// Why a certificate of a trusted authority was not accepted.
         because: Option<&'static str>,
     },
 }
@@ -67,20 +67,19 @@ impl Offered {
         }
     }
 
-    /// As people compare it.
+    /// The fingerprint that people compare.
     pub(crate) fn fingerprint(&self) -> String {
         self.key().fingerprint(HashAlg::Sha256).to_string()
     }
 }
 
-/// The name under which OpenSSH stores a host on a port.
+/// The name under which OpenSSH stores a host and port.
 pub(crate) fn stored_name(host: &str, port: u16) -> String {
     let host = host.to_ascii_lowercase();
     if port == super::config::SSH_PORT { host } else { format!("[{host}]:{port}") }
 }
 
-/// Reads a file. Comments, broken lines, unknown markers and kinds of keys that nobody knows are
-/// passed over.
+/// Reads a file. Comments, malformed lines, and unknown markers and kinds of keys are skipped.
 pub(crate) fn parse(file: &Path, text: &str) -> Vec<HostLine> {
     let read = |(at, line): (usize, &str)| {
         let mut words = line.split_ascii_whitespace().peekable();
@@ -97,8 +96,8 @@ pub(crate) fn parse(file: &Path, text: &str) -> Vec<HostLine> {
     text.lines().enumerate().filter_map(read).collect()
 }
 
-/// Judges what the host that is stored as `name` shows. `principal` is what its certificate has to
-/// name; `now` in Unix seconds.
+/// Judges what the host that is stored as `name` has offered. `principal` is the name that its
+/// certificate must contain; `now` is in Unix seconds.
 pub(crate) fn judge(
     lines: &[HostLine],
     name: &str,
@@ -140,8 +139,8 @@ pub(crate) fn judge(
     }
 }
 
-/// The kinds of keys by which a host is known, and whether an authority vouches for it: those are
-/// asked for first.
+/// The kinds of keys that are known for a host, and whether there is an authority for it. They are
+/// offered first in the key exchange.
 pub(crate) fn kinds(lines: &[HostLine], name: &str) -> (Vec<Algorithm>, bool) {
     let (authorities, keys): (Vec<&HostLine>, Vec<&HostLine>) = lines
         .iter()
@@ -150,7 +149,7 @@ pub(crate) fn kinds(lines: &[HostLine], name: &str) -> (Vec<Algorithm>, bool) {
     (keys.iter().map(|line| line.key.algorithm()).collect(), !authorities.is_empty())
 }
 
-/// A line for a host's key, as OpenSSH would write it; with a salt, under a hash of its name.
+/// A line for a host's key, as OpenSSH writes it. With a salt the host's name is hashed.
 pub(crate) fn line(name: &str, key: &KeyData, salt: Option<[u8; 20]>) -> Option<String> {
     let hosts = match salt {
         Some(salt) => {
@@ -172,7 +171,7 @@ fn vouched(
         Algorithm::Rsa { hash: None } | Algorithm::Dsa
     );
     if certificate.cert_type() != CertType::Host {
-        return Err("it is not a host's");
+        return Err("it is not a host certificate");
     }
     if weak {
         return Err("it is signed with SHA-1");
@@ -216,8 +215,8 @@ fn hashed(salt: &[u8], name: &str) -> [u8; 20] {
     out
 }
 
-/// Whether `*` (anything) and `?` (one character) in `pattern` can stand for `text`. Never more
-/// than their product in steps.
+/// Whether `pattern` matches `text`: `*` matches any text, `?` one byte. Takes at most as many
+/// steps as the product of both lengths.
 fn glob(pattern: &str, text: &str) -> bool {
     let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
     let (mut p, mut t, mut star) = (0, 0, None);
@@ -229,7 +228,7 @@ fn glob(pattern: &str, text: &str) -> bool {
             }
             Some(c) if *c == b'?' || *c == text[t] => (p, t) = (p + 1, t + 1),
             _ => match star {
-                // The last star takes one more.
+                // The last star matches one more byte.
                 Some((at, taken)) => {
                     star = Some((at, taken + 1));
                     (p, t) = (at + 1, taken + 1);

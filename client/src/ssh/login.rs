@@ -1,5 +1,5 @@
-//! Logging in, in OpenSSH's order: what the agent holds, key files, and at a terminal questions and
-//! a password as the last resort.
+//! Logs in, in OpenSSH's order: keys of the agent, key files, and at a terminal
+//! keyboard-interactive and a password last.
 
 use std::sync::Arc;
 
@@ -15,50 +15,50 @@ use super::{
     session::{Attempt, Methods, Session},
 };
 
-/// Wrong passphrases and passwords, before it is over.
+/// How often a passphrase or a password may be wrong.
 const TRIES: usize = 3;
-/// A host may want several things, one after the other.
+/// The most steps of a login: a host may require several methods, one after the other.
 const ROUNDS: usize = 8;
 
 /// A login under way.
 pub(crate) struct Login<'a> {
     /// The connection.
     pub(crate) session: &'a mut Session,
-    /// What counts for this host.
+    /// The settings for this host.
     pub(crate) config: &'a HostConfig,
-    /// What has been unlocked before.
+    /// Keys and passwords that were unlocked before.
     pub(crate) keyring: &'a Keyring,
-    /// Whether somebody may be asked.
+    /// Whether a person may be asked.
     pub(crate) may_ask: bool,
     /// How long the host may be silent.
     pub(crate) patience: &'a Arc<Patience>,
 }
 
-/// Why a host has let nobody in.
+/// Why a host has not accepted the login.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Denied {
     /// `user@host`.
     pub(crate) who: String,
-    /// What the host would take.
+    /// The methods that the host offers.
     pub(crate) methods: String,
-    /// Keys that nobody has unlocked.
+    /// Keys whose passphrase was not given.
     pub(crate) locked: Vec<String>,
-    /// What kept other keys out.
+    /// Why other keys could not be used.
     pub(crate) unusable: Vec<String>,
-    /// Somebody was asked.
+    /// A person could be asked.
     pub(crate) asked: bool,
     /// An agent has answered.
     pub(crate) agent: bool,
-    /// Keys that were shown to the host, or would have been.
+    /// How many keys were offered to the host, or would have been.
     pub(crate) keys: usize,
-    /// The port, for those who log in by hand.
+    /// The port, for the commands in the hint.
     pub(crate) port: u16,
 }
 
-/// What one way to log in has led to.
+/// The result of one method.
 enum Step {
     In,
-    /// It was right, and more is wanted.
+    /// It was right, but the host requires more.
     More(Methods),
     Failed,
 }
@@ -116,14 +116,14 @@ impl Login<'_> {
                     identities.retain(|identity| {
                         !self.config.identities_only || is_among(&named, &identity.key())
                     });
-                    // Those that the configuration names come first.
+                    // First those that the configuration names.
                     identities.sort_by_key(|identity| !is_among(&named, &identity.key()));
                     let mut step = Step::Failed;
                     for identity in identities {
                         debug!("trying {} of the agent", identity.name());
                         tried.push(identity.key().into_owned());
                         denied.keys += 1;
-                        // It may want a touch or a confirmation.
+                        // The agent may ask for a touch or a confirmation.
                         let attempt = self
                             .patience
                             .with_a_person(self.session.agent(user, &mut agent, identity))
@@ -169,7 +169,8 @@ impl Login<'_> {
         Ok(Step::Failed)
     }
 
-    /// The key in a file; for its passphrase somebody is asked only if the host would take it.
+    /// The key in a file. A person is asked for its passphrase only if the host would accept the
+    /// key.
     async fn unlocked(
         &mut self,
         user: &str,
@@ -206,7 +207,7 @@ impl Login<'_> {
                 self.keyring.keep_key(&file.path, key.clone());
                 return Ok(Some(key));
             }
-            warn!("that is not the passphrase of {shown}");
+            warn!("wrong passphrase for {shown}");
         }
         denied.locked.push(shown.to_string());
         Ok(None)
@@ -223,8 +224,8 @@ impl Login<'_> {
             let mut typed = None;
             for _ in 0..ROUNDS {
                 let Attempt::Asked(prompts) = attempt else { break };
-                // One hidden question for a password is the password by another name; a one-time
-                // code is not kept.
+                // A single hidden question for a password counts as the password. A one-time code
+                // is not kept.
                 let password = matches!(prompts.as_slice(), [(text, false)] if text.to_ascii_lowercase().contains("password"));
                 let mut answers = Vec::new();
                 for (text, echo) in &prompts {
@@ -253,7 +254,7 @@ impl Login<'_> {
             }
             let step = settle(attempt);
             if matches!(step, Step::Failed) {
-                // It may have been changed: it is not offered again and again.
+                // The password may have changed, so it is not tried again.
                 self.keyring.forget_password(who);
             }
             match step {
@@ -311,21 +312,25 @@ fn is_among(keys: &[PublicKey], key: &PublicKey) -> bool {
 
 impl std::fmt::Display for Denied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} does not let this computer in (it takes: {})", self.who, self.methods)?;
+        write!(
+            f,
+            "{} does not accept the login of this computer (it accepts: {})",
+            self.who, self.methods
+        )?;
         if !self.locked.is_empty() {
             write!(f, "; locked with a passphrase: {}", self.locked.join(", "))?;
         }
         if !self.unusable.is_empty() {
-            write!(f, "; of no use: {}", self.unusable.join(", "))?;
+            write!(f, "; cannot be used: {}", self.unusable.join(", "))?;
         }
         Ok(())
     }
 }
 
 impl Denied {
-    /// What cures it, typed literally.
+    /// How to cure it. The commands can be typed as they are.
     pub(crate) fn hint(&self) -> String {
-        // Without an agent `ssh-add` has nowhere to put a key.
+        // Without an agent, `ssh-add` fails.
         let agent = if self.agent { "" } else { "eval \"$(ssh-agent)\" && " };
         let to = match self.who.rsplit_once(':') {
             Some((who, port)) if port.parse() == Ok(self.port) => format!("-p {port} {who}"),
@@ -334,7 +339,7 @@ impl Denied {
         match self.locked.first() {
             Some(key) if !self.asked => {
                 format!(
-                    "put the key into the agent: `{agent}ssh-add '{key}'` (or start this at a terminal)"
+                    "add the key to the agent: `{agent}ssh-add '{key}'` (or start this at a terminal)"
                 )
             }
             _ if self.keys == 0
@@ -342,12 +347,12 @@ impl Denied {
                 && self.methods.contains("publickey") =>
             {
                 format!(
-                    "this computer has no key to show: make one with `ssh-keygen -t ed25519`, and bring it there with `ssh-copy-id {to}`"
+                    "this computer has no SSH key: make one with `ssh-keygen -t ed25519`, and copy it to the host with `ssh-copy-id {to}`"
                 )
             }
             _ => {
                 format!(
-                    "let the host know a key of this computer: `ssh-copy-id {to}`; or use what only the system's ssh can: `--ssh-client system`"
+                    "copy a key of this computer to the host: `ssh-copy-id {to}`; or use the system's ssh: `--ssh-client system`"
                 )
             }
         }
@@ -373,7 +378,7 @@ mod tests {
             (locked.clone(), "`eval \"$(ssh-agent)\" && ssh-add '/home/me/.ssh/my key'`"),
             (
                 denied.clone(),
-                "`ssh-keygen -t ed25519`, and bring it there with `ssh-copy-id me@gpu`",
+                "`ssh-keygen -t ed25519`, and copy it to the host with `ssh-copy-id me@gpu`",
             ),
             (Denied { keys: 1, ..denied.clone() }, "`ssh-copy-id me@gpu`; or"),
             (

@@ -1,5 +1,5 @@
-//! Decides how long a host may be silent, and when the person is told what is waited for. Pure: it
-//! is told the time.
+//! Decides how long a host may be silent, and when the person is told what adit waits for. Pure:
+//! the caller passes the time.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -8,11 +8,11 @@ use std::{
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// A host that takes so long is worth a word.
+/// After this silence the person is told what adit waits for.
 const TELL_AFTER: Duration = Duration::from_secs(3);
-/// What was once slow has this many times as long the next time.
+/// A step that was slow may take this many times as long the next time.
 const SLACK: u32 = 4;
-/// But never longer than this.
+/// But never longer than this time.
 const LONGEST: Duration = Duration::from_secs(900);
 
 /// A host has been silent for too long.
@@ -20,24 +20,24 @@ const LONGEST: Duration = Duration::from_secs(900);
 pub struct Silence {
     /// Which host.
     pub(crate) host: String,
-    /// What was waited for.
+    /// The step that the host did not finish.
     pub(crate) step: Step,
-    /// For how long.
+    /// How long adit has waited.
     pub(crate) within: Duration,
 }
 
-/// What a host is waited for.
+/// What adit waits for at a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// A TCP connection, and the exchange of keys.
+    /// The TCP connection and the key exchange.
     Greeting,
-    /// Its judgement of who logs in: it may have to ask others (LDAP, a key command).
+    /// The login. The host may have to ask others (LDAP, a key command).
     Login,
-    /// The first line of the command that was asked for: the login shell starts before it.
+    /// The first line of the command. The login shell starts before it.
     Command,
 }
 
-/// For how long a host may be silent in each step.
+/// How long a host may be silent in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     greeting: Duration,
@@ -45,7 +45,7 @@ pub(crate) struct Bounds {
     command: Duration,
 }
 
-/// The longest silence that ended well.
+/// The longest silence of each step after which the host went on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct Slowest {
     #[serde(rename = "login_ms", with = "milliseconds")]
@@ -54,22 +54,22 @@ pub(crate) struct Slowest {
     command: Duration,
 }
 
-/// What is known of how slow a host is. Clones share it.
+/// How slow a host has been. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pace(Arc<Mutex<Slowest>>);
 
-/// What is to be done about a silence.
+/// What to do about a silence.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// Nothing before this moment.
     WaitUntil(Instant),
-    /// Tell somebody this.
+    /// Tell this to the person.
     Tell(String),
     /// Give up.
     Over(Silence),
 }
 
-/// A host that is waited for.
+/// The state of waiting for a host.
 #[derive(Debug, Clone)]
 pub(crate) struct PaceState {
     pub(crate) slowest: Slowest,
@@ -79,13 +79,13 @@ pub(crate) struct PaceState {
     within: Duration,
     since: Instant,
     until: Instant,
-    /// A person has been asked: the time is theirs.
+    /// A person is being asked, so the time does not count as the host's.
     asking: bool,
     told: bool,
 }
 
 impl Default for Bounds {
-    /// sshd gives a login 120 s (`LoginGraceTime`): it ends what takes longer itself.
+    /// sshd ends a login itself after 120 s (`LoginGraceTime`).
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self { greeting: seconds(15), login: seconds(120), command: seconds(60) }
@@ -93,7 +93,7 @@ impl Default for Bounds {
 }
 
 impl Bounds {
-    /// What was slow before may be slow again, and slower.
+    /// The limits for a host that has been this slow before.
     pub(crate) fn after(slowest: Slowest) -> Self {
         let usual = Self::default();
         let longer = |usual: Duration, took: Duration| usual.max((took * SLACK).min(LONGEST));
@@ -104,7 +104,8 @@ impl Bounds {
         }
     }
 
-    /// The bound of a login and of the command behind it, where nobody sees which is under way.
+    /// The limit for a login and a command together, if it is not visible which of them is under
+    /// way.
     pub(crate) fn login_and_command(self) -> Duration {
         self.greeting + self.login + self.command
     }
@@ -119,7 +120,7 @@ impl Bounds {
 }
 
 impl PaceState {
-    /// Waits for the greeting of `host` from `now` on.
+    /// Begins to wait for the greeting of `host` at `now`.
     pub(crate) fn new(now: Instant, host: &str, bounds: Bounds) -> Self {
         Self {
             slowest: Slowest::default(),
@@ -134,7 +135,7 @@ impl PaceState {
         }
     }
 
-    /// The next step, at this host; `within` instead of the usual bound.
+    /// Begins the next step, at this host. `within` replaces the usual limit.
     pub(crate) fn begin(&mut self, now: Instant, step: Step, host: &str, within: Option<Duration>) {
         self.heard(now);
         self.step = step;
@@ -143,7 +144,7 @@ impl PaceState {
         (self.until, self.told) = (now + self.within, false);
     }
 
-    /// The host has said something.
+    /// The host has sent something.
     pub(crate) fn heard(&mut self, now: Instant) {
         let took = now - self.since;
         match self.step {
@@ -155,7 +156,7 @@ impl PaceState {
         (self.since, self.until) = (now, now + self.within);
     }
 
-    /// A person has been asked, who has `patience` to answer.
+    /// A person is asked, and may take `patience` to answer.
     pub(crate) fn asked(&mut self, now: Instant, patience: Duration) {
         (self.asking, self.until) = (true, now + patience + self.within);
     }
@@ -166,7 +167,7 @@ impl PaceState {
         self.asking = false;
     }
 
-    /// Somebody has been told.
+    /// The person has been told.
     pub(crate) fn told(&mut self) {
         self.told = true;
     }
@@ -185,13 +186,13 @@ impl PaceState {
         }
         let (host, most) = (&self.host, self.within.as_secs());
         Verdict::Tell(match self.step {
-            Step::Greeting => format!("{host} has not answered yet (it has {most} s)"),
+            Step::Greeting => format!("{host} has not answered yet (time limit {most} s)"),
             Step::Login => {
-                format!("{host} has not said yet whether it lets us in (it has {most} s)")
+                format!("{host} has not answered the login yet (time limit {most} s)")
             }
             Step::Command => {
                 format!(
-                    "{host} let us in, and its login shell has not started aditd yet (it has {most} s)"
+                    "{host} has accepted the login, but its login shell has not started aditd yet (time limit {most} s)"
                 )
             }
         })
@@ -199,19 +200,19 @@ impl PaceState {
 }
 
 impl Pace {
-    /// The bounds that fit what is known.
+    /// The limits for this host.
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds::after(self.known())
     }
 
-    /// It went well, and this slowly.
+    /// Remembers how slow a successful login was.
     pub(crate) fn learn(&self, seen: Slowest) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.login = known.login.max(seen.login);
         known.command = known.command.max(seen.command);
     }
 
-    /// Whether there is nothing worth keeping.
+    /// Whether there is nothing to store.
     pub(crate) fn is_usual(&self) -> bool {
         self.bounds() == Bounds::default()
     }
@@ -235,7 +236,7 @@ impl<'de> Deserialize<'de> for Pace {
     }
 }
 
-/// It is no part of where a way leads.
+/// Two ways are equal even if their paces differ.
 impl PartialEq for Pace {
     fn eq(&self, _: &Self) -> bool {
         true

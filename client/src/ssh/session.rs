@@ -1,5 +1,5 @@
-//! One SSH connection, with russh: only this file and its folder name that library. Everything here
-//! ends when the [`Session`] is dropped.
+//! An SSH connection with russh. Only this file and its folder use that library. Everything ends
+//! when the [`Session`] is dropped.
 
 mod channel;
 mod host;
@@ -32,7 +32,7 @@ use super::{
     hosts::KnownHost,
 };
 
-/// A host's own loopback, where the server's relay listens.
+/// A host's loopback address, on which the server's relay listens.
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 /// A connection to one host whose key has been checked.
@@ -42,39 +42,39 @@ pub(crate) struct Session {
     _ends: DropGuard,
 }
 
-/// What became of an attempt to log in.
+/// The result of an attempt to log in.
 pub(crate) enum Attempt {
-    /// In.
+    /// Logged in.
     In,
-    /// Not yet: this was not enough, or not right.
+    /// Not logged in: the attempt was wrong, or not sufficient.
     Not {
-        /// It was right, and more is wanted.
+        /// It was right, but the host requires more.
         partly: bool,
-        /// What may be tried now.
+        /// The methods that can be tried now.
         methods: Methods,
     },
-    /// The host asks.
+    /// The host asks these questions. `true`: the typed text may be shown.
     Asked(Vec<(String, bool)>),
 }
 
-/// Ways to log in that a host still offers.
+/// The login methods that a host still offers.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Methods {
     pub(crate) public_key: bool,
     pub(crate) interactive: bool,
     pub(crate) password: bool,
-    /// All of them, by their names.
+    /// The names of all of them.
     pub(crate) names: String,
 }
 
-/// What an agent holds.
+/// A key or certificate in an agent.
 pub(crate) struct Identity(AgentIdentity);
 
 /// A connection to an agent.
 pub(crate) struct Agent(AgentClient<UnixStream>);
 
 impl Session {
-    /// Shakes hands over `stream` with the host that ought to be behind it.
+    /// Performs the SSH handshake over `stream`, and checks the host's key.
     pub(crate) async fn open<S>(
         stream: S,
         to: &str,
@@ -84,7 +84,7 @@ impl Session {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        // russh's own task reads until its stream ends: so that has to end with its owner.
+        // russh's own task reads until its stream ends, so the stream has to end with its owner.
         let (stream, guard) = Mortal::new(stream);
         let (config, told) = (Arc::new(settings(&known)), Arc::new(Mutex::new(Told::default())));
         let host = Host { known, patience: patience.clone(), told: told.clone() };
@@ -94,7 +94,7 @@ impl Session {
         }
     }
 
-    /// Asks for a login without anything: what it takes is the answer.
+    /// Requests a login with the method "none". The answer lists the methods of the host.
     pub(crate) async fn none(&mut self, user: &str) -> Result<Attempt, SshError> {
         let result = self.handle.authenticate_none(user).await;
         self.attempt(result)
@@ -112,7 +112,7 @@ impl Session {
         self.attempt(result)
     }
 
-    /// Whether the host would take a key, before anybody is asked for its passphrase.
+    /// Whether the host would accept a key, before a person is asked for its passphrase.
     pub(crate) async fn would_take(
         &mut self,
         user: &str,
@@ -124,7 +124,7 @@ impl Session {
         self.alive().map(|()| signer.wanted)
     }
 
-    /// Logs in with what an agent holds.
+    /// Logs in with a key or certificate of an agent.
     pub(crate) async fn agent(
         &mut self,
         user: &str,
@@ -142,7 +142,7 @@ impl Session {
                     .await
             }
         };
-        // An agent that does not sign is no reason to give up.
+        // If an agent does not sign, other methods are tried.
         let refused = |e| {
             tracing::debug!("the agent did not sign: {e}");
             AuthResult::Failure {
@@ -163,26 +163,26 @@ impl Session {
         self.attempt(result)
     }
 
-    /// Begins a login by questions and answers.
+    /// Begins a login with the method "keyboard-interactive".
     pub(crate) async fn interactive(&mut self, user: &str) -> Result<Attempt, SshError> {
         let reply = self.handle.authenticate_keyboard_interactive_start(user, None).await;
         self.asked(reply)
     }
 
-    /// Answers what was asked.
+    /// Answers the host's questions.
     pub(crate) async fn answer(&mut self, answers: Vec<String>) -> Result<Attempt, SshError> {
         let reply = self.handle.authenticate_keyboard_interactive_respond(answers).await;
         self.asked(reply)
     }
 
-    /// Connects to the agent at `path`; it is told for which connection it signs.
+    /// Connects to the agent at `path`, and binds it to this session.
     pub(crate) async fn agent_at(
         &self,
         path: &std::path::Path,
     ) -> Result<(Agent, Vec<Identity>), String> {
         let mut agent = AgentClient::connect_uds(path).await.map_err(|e| e.to_string())?;
         if let Some(binding) = self.handle.agent_session_binding() {
-            // Older agents don't know it.
+            // Older agents do not support binding.
             let _ = agent.bind_session(binding, false).await;
         }
         let identities = agent.request_identities().await.map_err(|e| e.to_string())?;
@@ -196,7 +196,8 @@ impl Session {
         Ok(Piped::new(channel))
     }
 
-    /// Opens a TCP connection from the host to `port` of its own loopback, or to another host.
+    /// Opens a TCP connection from the host to a port of its own loopback interface or of another
+    /// host.
     pub(crate) async fn direct(&self, host: &str, port: u16, to: &str) -> Result<Piped, SshError> {
         let opened = self.handle.channel_open_direct_tcpip(host, port.into(), "127.0.0.1", 0).await;
         opened.map(Piped::new).map_err(|e| match e {
@@ -209,7 +210,7 @@ impl Session {
         })
     }
 
-    /// What the host said last, if it has ended the connection.
+    /// The host's last message as an error, if it has ended the connection.
     fn alive(&self) -> Result<(), SshError> {
         if !self.handle.is_closed() {
             return Ok(());
@@ -253,7 +254,7 @@ impl Session {
         }
     }
 
-    /// RSA keys sign with SHA-2, whatever the host says.
+    /// RSA keys always sign with SHA-2.
     async fn hash_for(&self, algorithm: &Algorithm) -> Option<HashAlg> {
         if !is_rsa(algorithm) {
             return None;
@@ -269,7 +270,7 @@ impl Identity {
         self.0.public_key()
     }
 
-    /// What people call it.
+    /// Its comment.
     pub(crate) fn name(&self) -> &str {
         self.0.comment()
     }
@@ -287,7 +288,7 @@ impl From<&MethodSet> for Methods {
     }
 }
 
-/// Learns whether a signature would be wanted, and gives none.
+/// A signer that notes that a signature was requested, and does not sign.
 struct Probe {
     wanted: bool,
 }
@@ -306,7 +307,7 @@ impl russh::Signer for Probe {
     }
 }
 
-/// A private key out of its text, whatever its format.
+/// Reads a private key from its text, in any format that russh supports.
 pub(crate) fn read_key(text: &str, passphrase: Option<&str>) -> Option<PrivateKey> {
     russh::keys::decode_secret_key(text, passphrase).ok()
 }
@@ -325,7 +326,7 @@ fn failed(to: &str, error: &russh::Error) -> SshError {
             ),
         },
         russh::Error::ChannelOpenFailure(why) => {
-            SshError::Broken { to, why: format!("it refuses to forward ({why:?})") }
+            SshError::Broken { to, why: format!("the host refuses to forward ({why:?})") }
         }
         russh::Error::IO(e) => SshError::Broken { to, why: e.to_string() },
         e => SshError::Broken { to, why: e.to_string() },

@@ -1,5 +1,5 @@
-//! The system's own `ssh` as a child: whatever its configuration, agent or hardware key can do,
-//! this can.
+//! Runs the system's `ssh` as a child process. It supports all of ssh's configuration, agents and
+//! hardware keys.
 
 use std::{
     io,
@@ -30,21 +30,21 @@ use super::{
     program,
 };
 
-/// Lines of ssh's own that are kept to say why it failed.
+/// How many of ssh's last lines are kept to say why it failed.
 const KEPT_LINES: usize = 12;
-/// How ssh ends when it is not the command that has failed.
+/// The exit code of ssh when ssh itself has failed, not the command.
 const OWN_FAILURE: u32 = 255;
 
 /// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Login {
-    /// On the terminal, as ever.
+    /// It may ask on the terminal.
     MayAsk,
-    /// No.
+    /// It must not ask.
     Silent,
 }
 
-/// What comes from a relay. Dropping it ends its ssh.
+/// The output of a relay. Dropping it ends its ssh.
 struct Relayed {
     stdout: ChildStdout,
     _child: Child,
@@ -61,7 +61,7 @@ impl AsyncRead for Relayed {
     }
 }
 
-/// Enrolls: ssh asks whatever it has to.
+/// Enrolls. ssh may ask questions.
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let run = format!("enroll-device {name}");
     let mut child = start(way, &run, Login::MayAsk)?;
@@ -75,14 +75,14 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
             frame::write(&mut stdin, &EnrollDevice { csr, own_knock: true }).await?;
             stdin.flush().await
         };
-        // What has not read all may have answered all the same.
+        // The command may have answered without reading everything.
         let unasked = asked.await.err();
         answer::certificate(&mut stdout).await.map_err(|why| match (why, unasked) {
             (NotBegun::Ended(_), Some(e)) => NotBegun::Ended(e),
             (why, _) => why,
         })
     };
-    // It may be asking a person, who can end it too.
+    // ssh may be asking a person, who can also end it.
     let answer = match ask::somebody_is_there() {
         true => Ok(exchange.await),
         false => patience.bound(exchange).await,
@@ -117,7 +117,7 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     }
 }
 
-/// What ssh waits for is not seen here: the login and the command share their time.
+/// What ssh waits for is not visible, so the login and the command share one time limit.
 fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
     let (to, bounds) = (way.to_string(), way.pace.bounds());
     let patience = Patience::new(&to, bounds, tell);
@@ -128,7 +128,7 @@ fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
 fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError> {
     let program = program();
     let mut command = Command::new(&program);
-    // No terminal there, no forwarding, and the end of a dead connection within half a minute.
+    // No terminal on the server, no forwarding, and a dead connection ends within half a minute.
     command.args([
         "-T",
         "-o",
@@ -138,7 +138,7 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
         "-o",
         "ServerAliveCountMax=3",
     ]);
-    // Whatever the configuration says, no host key is accepted silently.
+    // No host key is accepted silently, whatever the configuration says.
     match login {
         Login::Silent => command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]),
         Login::MayAsk => command.args(["-o", "StrictHostKeyChecking=ask"]),
@@ -149,8 +149,8 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
     command.arg("--").arg(&way.destination).arg(way.command(arguments));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if login == Login::Silent {
-        // It comes back by itself, in the middle of the night too: there is nobody to ask. And
-        // Ctrl-C in the terminal is for us: running answers go on over this very process.
+        // It reconnects in the background, so it cannot ask. And Ctrl-C at the terminal must only
+        // reach adit, because running answers still use this ssh.
         command.process_group(0);
     }
     command.spawn().map_err(|source| SshError::NoProgram { program, source: Arc::new(source) })
@@ -182,11 +182,11 @@ async fn ended(
     }
 }
 
-/// The last lines that ssh has said.
+/// The last lines that ssh has printed.
 #[derive(Debug)]
 struct Said {
     lines: Arc<Mutex<Vec<String>>>,
-    /// It says nothing more.
+    /// Cancelled when its standard error ends.
     over: CancellationToken,
     _task: AbortOnDropHandle<()>,
 }
@@ -213,7 +213,7 @@ impl Said {
         Self { lines, over, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// What it said, to its end if that comes soon.
+    /// The text so far. Waits a second for its end.
     async fn text(&self) -> String {
         let _ = tokio::time::timeout(Duration::from_secs(1), self.over.cancelled()).await;
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).join("\n")

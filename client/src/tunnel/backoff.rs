@@ -1,40 +1,40 @@
-//! When the next attempt to connect is made. It names no clock: what happened comes in, and pauses
-//! go out.
+//! Decides when the next attempt to connect is made. It names no clock: it takes what happened, and
+//! returns pauses.
 
 use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(15);
-/// A server that has said no is asked again after this time, and then more and more rarely: of two
-/// machines with one certificate each ends the other's session.
+/// The pause after the first refusal; further pauses are longer. If two machines have the same
+/// certificate, each ends the other's session, so they must not reconnect quickly.
 const FIRST_REFUSAL: Duration = Duration::from_secs(60);
 const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
-/// A request that waits brings the next attempt forward to this time after a refusal. The longest
-/// is shorter than the time that a connection is held by default.
+/// The pause after a refusal if a request waits. The longest is shorter than the default of
+/// `--hold`.
 const FIRST_WAKE: Duration = Duration::from_secs(5);
 const LONGEST_WAKE: Duration = Duration::from_secs(20);
-/// A session that lasted so long shows that the refusals before it are over.
+/// After a session of this length, earlier refusals are forgotten.
 const LASTED: Duration = Duration::from_secs(60);
 
-/// How an attempt, or the session that it led to, has ended.
+/// How an attempt or its session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// How long there was a session, if there was one.
+    /// How long the session lasted, if there was one.
     pub(crate) session: Option<Duration>,
-    /// Whether the server has said no.
+    /// Whether the server has refused.
     pub(crate) refused: bool,
 }
 
 /// How long to wait before the next attempt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Pause {
-    /// If a request waits.
+    /// The pause if a request waits.
     pub(crate) wanted: Duration,
-    /// If none does.
+    /// The pause if no request waits.
     pub(crate) unwanted: Duration,
 }
 
-/// The pauses to come.
+/// The state of the pauses.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     pause: Duration,
@@ -82,7 +82,7 @@ mod tests {
         Ended { refused: false, ..refused(session) }
     }
 
-    /// The pauses after these ends, in seconds: if a request waits, and if none does.
+    /// The pauses after these ends, in seconds, as (a request waits, no request waits).
     fn pauses(ends: &[Ended]) -> Vec<(f64, f64)> {
         let mut backoff = Backoff::new();
         let pauses = ends.iter().map(|end| backoff.after(*end));

@@ -1,4 +1,4 @@
-//! What has happened to the tunnel lately, for the log and for `adit status`.
+//! Recent events of the tunnel, for the log and for `adit status`.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +21,7 @@ pub struct Events(Mutex<VecDeque<Event>>);
 pub struct Event {
     /// When, Unix seconds.
     pub at: i64,
-    /// What, in words.
+    /// The event, in words.
     pub what: String,
 }
 

@@ -1,21 +1,22 @@
-//! How many packets have been lost lately. It names no clock: times and counts come in.
+//! Counts the packets that were lost in the last minute. It names no clock: it takes times and
+//! counts.
 
 use std::{
     collections::VecDeque,
     time::{Duration, Instant},
 };
 
-/// What is lately.
+/// How far back packets are counted.
 const WINDOW: Duration = Duration::from_secs(60);
-/// How often the counts are kept.
+/// The shortest time between two counts that are kept.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// Packets since the beginning, or in a time.
+/// How many packets were sent and lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Packets {
     /// Sent.
     pub(crate) sent: u64,
-    /// Of those, lost.
+    /// Lost, of those sent.
     pub(crate) lost: u64,
 }
 
@@ -24,11 +25,11 @@ pub(crate) struct Packets {
 pub(crate) struct Loss(VecDeque<(Instant, Packets)>);
 
 impl Loss {
-    /// Notes the counts since the beginning.
+    /// Notes the counts since the connection began.
     pub(crate) fn note(&mut self, now: Instant, packets: Packets) {
         match self.0.back() {
             Some((at, _)) if now.duration_since(*at) < EVERY => return,
-            // They begin anew.
+            // The counts have started again, on a new path.
             Some((_, last)) if packets.sent < last.sent => self.0.clear(),
             _ => {}
         }
@@ -38,7 +39,8 @@ impl Loss {
         }
     }
 
-    /// What has been sent and lost in the last minute, with these counts since the beginning.
+    /// How many packets were sent and lost in the last minute. `packets` are the counts since the
+    /// connection began.
     pub(crate) fn recent(&self, packets: Packets) -> Packets {
         let (_, before) = self.0.front().copied().unwrap_or((Instant::now(), Packets::default()));
         Packets {

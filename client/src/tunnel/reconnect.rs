@@ -1,4 +1,4 @@
-//! Keeps the tunnel up: connects, waits for the end, and connects again, for ever.
+//! Keeps the tunnel up: connects, waits until the session ends, and connects again.
 
 use std::{
     net::SocketAddr,
@@ -31,26 +31,25 @@ use crate::{
     },
 };
 
-/// The owner of the tunnel's state.
+/// Connects again and again, and publishes the tunnel's state.
 pub struct Reconnect {
     /// Where the state is published.
     pub publish: watch::Sender<TunnelState>,
-    /// Where the server may be found.
+    /// How to connect to the server.
     pub directions: DialPlan,
     /// How many connections wait for the tunnel.
     pub wanted: watch::Receiver<usize>,
-    /// Where applications are served.
+    /// The addresses of the local listeners.
     pub listening: Vec<SocketAddr>,
-    /// What passes.
+    /// Counts the bytes that pass.
     pub meter: Arc<ByteCounters>,
-    /// What happens.
+    /// Recent events.
     pub journal: Arc<Events>,
-    /// Cancelled when this program is told to stop: a session then goes on to its end, and no other
-    /// comes after it.
+    /// Cancelled when the program stops: the session runs to its end, and no new one follows.
     pub stop: CancellationToken,
 }
 
-/// A session, the stream on which the server says what comes up, and the one for probes.
+/// A session, the stream of the server's notices, and the stream for probes.
 struct Session {
     up: Arc<Up>,
     notices: RecvStream,
@@ -60,12 +59,12 @@ struct Session {
 /// How a session ended.
 enum Ended {
     Over(DialError),
-    /// Its server is somewhere else, or has forgotten it.
+    /// The server no longer knows the session, and there is a new one.
     Replaced(Session),
 }
 
 impl Reconnect {
-    /// Keeps the tunnel up for as long as it is polled.
+    /// Keeps the tunnel up as long as it is polled.
     pub async fn run(mut self) {
         let mut backoff = Backoff::new();
         let (mut next, mut been_up) = (None, false);
@@ -114,7 +113,7 @@ impl Reconnect {
             return self.publish_and_tell(TunnelState::Down(Down { since, why }));
         }
         let refused = TunnelState::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
-        // Before there was a session `adit up` ends with this, and says it itself.
+        // Before the first session, `adit up` ends with this error and reports it itself.
         if been_up {
             self.publish_and_tell(refused);
         } else {
@@ -126,7 +125,7 @@ impl Reconnect {
     async fn wait(&mut self, pause: Pause) {
         let wanted = async {
             tokio::time::sleep(pause.wanted).await;
-            // It fails only when the tunnel has no user any more.
+            // An error means that nobody uses the tunnel any more.
             if self.wanted.wait_for(|waiting| *waiting > 0).await.is_err() {
                 std::future::pending().await
             }
@@ -146,8 +145,7 @@ impl Reconnect {
         self.enter(dialed).await
     }
 
-    /// The last session has ended as it was asked to: that is no news, and nothing is sought any
-    /// more.
+    /// Ends after `stop`: publishes the end without logging it, and makes no more attempts.
     async fn rest(&self, why: Option<DialError>) {
         if let Some(why) = why {
             self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
@@ -155,7 +153,7 @@ impl Reconnect {
         std::future::pending().await
     }
 
-    /// Publishes, and tells people what they don't know yet.
+    /// Publishes a state, and logs its reason if that is new.
     fn publish_and_tell(&self, link: TunnelState) {
         let why_of = |link: &TunnelState| match link {
             TunnelState::Down(Down { why, .. }) | TunnelState::Refused(Refusal { why, .. }) => {
@@ -172,15 +170,16 @@ impl Reconnect {
         self.publish.send_replace(link);
     }
 
-    /// Makes a session of a connection: the server ends any other of this device.
+    /// Makes a connection the session of this device. The server ends the device's other session,
+    /// if there is one.
     async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
         let Dialed { endpoint, connection, way, carrier } = dialed;
         let to = way.to_string();
         let (hello, notices, probes) =
             match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
                 Ok(Ok(greeted)) => greeted,
-                // The server judges after our handshake is done: what it says is the reason of the
-                // close.
+                // The server judges the certificate after our side of the handshake is complete, so
+                // the reason is in its close.
                 Ok(Err(e)) => {
                     let closed =
                         tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
@@ -194,12 +193,12 @@ impl Reconnect {
         let expired_here =
             self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
         if hello.certificate_expired || expired_here {
-            // Past its end it is good for this one thing.
+            // An expired certificate may only renew itself.
             renewal::renew(&self.directions.profile, &connection).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
-        // Before any application's bytes go there.
+        // Before any bytes of an application are sent.
         if let Some(port) = leads_back(&hello, &way, &self.listening) {
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::LeadsBack(port));
@@ -207,14 +206,14 @@ impl Reconnect {
         self.journal
             .note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
         self.follow(&hello);
-        // Later logins come in the background, whatever brought the first session up.
+        // After the first session, all logins run in the background.
         if let Some(ssh) = &self.directions.profile.get().ssh {
             ssh.ask_no_more();
         }
         Ok(Session { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
     }
 
-    /// Publishes a session and stays with it until it ends.
+    /// Publishes a session and keeps it until it ends.
     async fn keep(&self, Session { up, mut notices, probes }: Session) -> Ended {
         let to = up.way().to_string();
         self.publish.send_replace(TunnelState::Up(up.clone()));
@@ -225,7 +224,8 @@ impl Reconnect {
                     self.journal.note("the server is stopping: running answers go on, new connections wait");
                     let why = DialError::Refused(Code::ShuttingDown);
                     self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
-                    // Read on: a stream that nobody reads would stop the answers to probes.
+                    // Keeps reading notices: if nobody read the stream, flow control would stop the
+                    // answers to probes.
                     tokio::select! {
                         why = up.connection.closed() => DialError::from_connection(&why, &to),
                         () = async { loop { listen_to(&mut notices).await } } => unreachable!("it listens for ever"),
@@ -252,7 +252,7 @@ impl Reconnect {
                 () = &mut credit => unreachable!("it waits for ever"),
             };
             if self.stop.is_cancelled() {
-                // What ran is lost, and nothing new begins.
+                // The running answers are lost, and no new session is made while the program stops.
                 for connection in [&dialed.connection, &up.connection] {
                     connection.close((Code::Done as u32).into(), b"");
                 }
@@ -271,7 +271,8 @@ impl Reconnect {
         }
     }
 
-    /// The server said this in a session, so it is true. Later it says nothing.
+    /// The server said this in a session, so it is authentic. Later the server does not answer this
+    /// device at all.
     fn remember_revocation(&self) {
         let mut profile = self.directions.profile.get();
         if !profile.revoked {
@@ -280,7 +281,7 @@ impl Reconnect {
         }
     }
 
-    /// Keeps what the server says of itself for the next start.
+    /// Stores the server's addresses, services and knock key for the next start.
     fn follow(&self, hello: &Hello) {
         let mut profile = self.directions.profile.get();
         let by_ssh = profile.ssh.is_some();
@@ -289,7 +290,7 @@ impl Reconnect {
         };
         let told = hello.addresses.iter().filter(ours);
         let mut addresses: Vec<String> = told.cloned().collect();
-        // An address that has just worked is not forgotten for one that may not.
+        // Addresses that have worked are kept behind the new ones.
         let known =
             profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
         addresses.extend(known.cloned());
@@ -309,7 +310,7 @@ impl Reconnect {
     }
 }
 
-/// The port at which the server would call this very program, if it is on this computer.
+/// The port of a service that is a port of this program, if the server runs on this computer.
 fn leads_back(hello: &Hello, way: &Route, listening: &[SocketAddr]) -> Option<u16> {
     let same = hello.loopback.is_some() && hello.loopback == loopback_id();
     let is_here = same || matches!(way, Route::Udp(remote) if remote.ip().is_loopback());
@@ -325,8 +326,8 @@ async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, S
     Ok((hello, notices, send))
 }
 
-/// Ends when the server says that it drains; a stream that fails says nothing that the connection
-/// doesn't say better.
+/// Ends when the server says that it drains. An error of the stream is ignored, because the
+/// connection's error says more.
 async fn listen_to(notices: &mut RecvStream) {
     loop {
         match frame::read::<Notice>(notices).await {
@@ -340,7 +341,8 @@ async fn listen_to(notices: &mut RecvStream) {
     }
 }
 
-/// Half of the time at least, so that many clients of one server don't come at once.
+/// A random time between half of `pause` and all of it, so that the clients of a server do not all
+/// connect at once.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + random_fraction() / 2.0)
 }

@@ -1,4 +1,4 @@
-//! Renews the device's certificate in the tunnel, for the same key, without anyone noticing.
+//! Renews the device's certificate in the tunnel, for the same key and without an interruption.
 
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use crate::{
     profile::SharedProfile,
 };
 
-/// The wall clock is compared with the certificate's end at least this often; a sleep of the
-/// machine does not delay it by more.
+/// How often the wall clock is compared with the certificate's end. After a sleep, the renewal is
+/// late by no more than this.
 const CHECK: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
-/// Between attempts when the certificate has ended and nothing passes without a new one.
+/// The pause between attempts when the certificate has expired: nothing works without a new one.
 const ENDED: Duration = Duration::from_secs(10);
 
-/// Renews for ever, in the last third of each certificate's life.
+/// Renews each certificate in the last third of its lifetime. Never ends.
 pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
     let jitter = random_fraction();
     loop {
@@ -34,7 +34,8 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
         };
         let left = u64::try_from(certificate.renew_at(jitter) - unix_now()).unwrap_or(0);
         if left > 0 {
-            // In short steps: a sleep of the machine stops this clock, but not the certificate's.
+            // In short steps, because this clock stops while the machine sleeps, and the wall clock
+            // does not.
             tokio::time::sleep(CHECK.min(Duration::from_secs(left))).await;
             continue;
         }
@@ -59,7 +60,7 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
     }
 }
 
-/// What the server means by an end of the stream, if it is that.
+/// The reason of the server, if it has reset the stream.
 fn reason(error: &std::io::Error) -> String {
     let reset = match error.get_ref().and_then(|e| e.downcast_ref()) {
         Some(ReadError::Reset(code)) => Code::from_number(code.into_inner()),
@@ -87,7 +88,7 @@ pub(crate) async fn renew(
         .map_err(|e| failed(reason(&e)))?;
     let mut renewed = profile.get();
     renewed.enrolled.certificate = answer.certificate;
-    // Looked at before it takes the place of one that works.
+    // The new certificate is checked before it replaces the old one.
     renewed.certified_key().map_err(|e| failed(e.to_string()))?;
     let certificate = renewed.certificate().map_err(|e| failed(e.to_string()))?;
     if certificate.device != Some(renewed.enrolled.device_id) {

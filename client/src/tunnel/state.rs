@@ -1,4 +1,4 @@
-//! The state of the way to the server, as all parts see it.
+//! The state of the tunnel, shared by all parts.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,70 +15,70 @@ use crate::dial::{
     route::{Carrier, Route},
 };
 
-/// The state of the way to the server.
+/// The state of the tunnel.
 #[derive(Debug, Clone)]
 pub enum TunnelState {
-    /// There is none; it is being sought.
+    /// There is no session; adit is connecting.
     Down(Down),
-    /// The server has said hello.
+    /// There is a session, and the server answers.
     Up(Arc<Up>),
-    /// The connection stands, but nothing has come over it for a while.
+    /// There is a session, but nothing has arrived for a while.
     Silent(Arc<Up>),
-    /// The server has said no, or it must not be connected to.
+    /// The server has refused this device, or must not be used.
     Refused(Refusal),
 }
 
-/// Why there is no tunnel, though the server was reached.
+/// A refusal of the server.
 #[derive(Debug, Clone)]
 pub struct Refusal {
     /// Why.
     pub why: DialError,
-    /// From then on a connection that waits brings the next attempt.
+    /// From this time on, a waiting connection starts the next attempt.
     pub wake_at: Instant,
 }
 
-/// Since when there is no tunnel, and why.
+/// No tunnel: since when, and why.
 #[derive(Debug, Clone)]
 pub struct Down {
     /// Since when.
     pub since: Instant,
-    /// Why the last one ended or the last attempt failed; before the first has, whose answer is
-    /// waited for.
+    /// Why the last session ended or the last attempt failed. Before that, the addresses that have
+    /// not answered yet.
     pub why: DialError,
 }
 
-/// A tunnel that is up.
+/// A session.
 #[derive(Debug)]
 pub struct Up {
-    /// The endpoint under it.
+    /// The endpoint of the connection.
     pub endpoint: Endpoint,
     /// The connection.
     pub connection: Connection,
-    /// What the server said.
+    /// The server's hello.
     pub hello: Hello,
     /// Since when.
     pub since: SystemTime,
-    /// What its streams may send.
+    /// The credit of its streams.
     pub credit: Arc<Credit>,
     carried: Mutex<Carried>,
     loss: Mutex<Loss>,
 }
 
-/// What carries a session now.
+/// The route and carrier of a session.
 #[derive(Debug)]
 pub struct Carried {
-    /// The way that it goes.
+    /// The route.
     pub way: Route,
-    /// What goes it.
+    /// The carrier.
     pub carrier: Carrier,
-    /// Since when, Unix seconds.
+    /// Since when this kind of carrier is in use, in Unix seconds.
     pub since: i64,
-    /// Why not another, if that is known.
+    /// Why the other kind of carrier is not in use, if that is known.
     pub why_not_other: Option<String>,
 }
 
 impl Up {
-    /// A session that has begun now, on this carrier.
+    /// A session that begins now, on this carrier.
     pub fn new(
         endpoint: Endpoint,
         connection: Connection,
@@ -98,21 +98,21 @@ impl Up {
         })
     }
 
-    /// What carries it now.
+    /// Its route and carrier.
     pub fn carried(&self) -> MutexGuard<'_, Carried> {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The way that it goes now.
+    /// Its route.
     pub fn way(&self) -> Route {
         self.carried().way.clone()
     }
 
-    /// Puts the session on another carrier and returns the one before: to the server it then comes
-    /// from a new address, with nothing held against it (RFC 9000 section 9.4).
+    /// Moves the session to another carrier, and returns the one before. To the server this is a
+    /// new address, so congestion control and the RTT start again (RFC 9000 section 9.4).
     ///
     /// # Errors
-    /// If the carrier has no socket any more. The session stays where it was.
+    /// If the new carrier cannot be used. The session then stays on the old one.
     pub fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
         self.endpoint.rebind_abstract(carrier.socket())?;
         let mut carried = self.carried();
@@ -126,13 +126,13 @@ impl Up {
         ))
     }
 
-    /// Notes how many packets have been lost so far.
+    /// Notes how many packets have been sent and lost so far.
     pub(crate) fn note_packets(&self, now: Instant) {
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.note(now, self.packets());
     }
 
-    /// How many packets have been sent and lost in the last minute.
+    /// How many packets were sent and lost in the last minute.
     pub(crate) fn recent_packets(&self) -> Packets {
         let loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.recent(self.packets())
@@ -143,7 +143,7 @@ impl Up {
         Packets { sent: path.sent_packets, lost: path.lost_packets }
     }
 
-    /// How many datagrams have come from the server.
+    /// How many datagrams have arrived from the server.
     pub fn heard(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
     }

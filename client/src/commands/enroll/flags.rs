@@ -1,4 +1,4 @@
-//! What `adit enroll` is told on its command line, where a code must never stand.
+//! The command line of `adit enroll`, which must not contain a code.
 
 use std::{fmt, path::PathBuf};
 
@@ -11,7 +11,7 @@ use crate::{
     ssh::{SshClient, SshWay},
 };
 
-/// A word that is no longer may be the alias of a host, and gives nothing away.
+/// The longest word that may be a host's alias. A longer word may be part of a secret.
 const SHORTEST_SECRET: usize = 24;
 
 /// Flags of `enroll`.
@@ -20,13 +20,13 @@ pub struct Enroll {
     /// Enroll over SSH, without a code: USER@HOST, a host of ~/.ssh/config, or ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "USER@HOST")]
     server: Option<Word>,
-    /// Whatever follows, so that it is not shown: a code that was broken into words
+    /// More words, taken so that clap does not print them: a code that was split into words
     #[arg(hide = true, requires = "server")]
     more: Vec<Word>,
     /// Read the code from FILE instead of the terminal or standard input
     #[arg(long, value_name = "FILE", conflicts_with = "server")]
     pub(super) code_file: Option<PathBuf>,
-    /// Store this enrollment under NAME: later `adit up NAME`
+    /// Store this enrollment under NAME, for `adit up NAME`
     #[arg(long, value_name = "NAME", default_value = DEFAULT_NAME)]
     pub(super) name: Name,
     /// Call this device NAME on the server [default: this computer's name]
@@ -49,8 +49,7 @@ pub struct Enroll {
     pub(super) replace: bool,
 }
 
-/// It goes through a shell, so it may hold nothing that a shell would take for more than a path and
-/// words.
+/// The command is run by a shell, so it may only contain characters of paths and words.
 fn remote_command(text: &str) -> Result<String, &'static str> {
     let plain =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~' | ' ' | '=');
@@ -61,7 +60,7 @@ fn remote_command(text: &str) -> Result<String, &'static str> {
     }
 }
 
-/// A word of the command line that may be a code by mistake, and is shown to nobody.
+/// A word of the command line that may be a code by mistake, so it is never shown.
 #[derive(Clone)]
 struct Word(String);
 
@@ -78,14 +77,14 @@ impl fmt::Debug for Word {
 }
 
 impl Enroll {
-    /// The server that is named, if one is. Without one it goes by a code, for which no flag of SSH
-    /// means anything.
+    /// The server that is named, if one is. Otherwise the device enrolls by a code, and flags for
+    /// SSH are refused.
     pub(super) async fn server(&self) -> Result<Option<SshWay>, Failure> {
         let Some(Word(word)) = &self.server else {
             return match self.flag_of_ssh() {
                 Some((flag, hint)) => {
                     let what = format!(
-                        "`{flag}` is for enrolling over SSH, and without USER@HOST this device enrolls by a code"
+                        "`{flag}` is for enrolling over SSH, but without USER@HOST this device enrolls by code"
                     );
                     Err(Failure::new(what).hint(hint).exit(Exit::Usage))
                 }
@@ -97,8 +96,8 @@ impl Enroll {
         }
         match word.parse::<SshWay>() {
             Ok(way) if self.more.is_empty() => {
-                // A name alone may be a part of a secret, or a command that is misspelt: it is not
-                // sent to a resolver unless it looks like a host's.
+                // A single word may be part of a secret or a misspelt command. It is not sent to a
+                // resolver unless it looks like a host name.
                 let alone = !word.contains(['@', ':', '.']);
                 if alone && (word.len() > SHORTEST_SECRET || !way.is_known().await) {
                     return Err(Failure::new("this is not a host for enrolling over SSH")
@@ -121,14 +120,14 @@ impl Enroll {
     }
 
     fn flag_of_ssh(&self) -> Option<(&'static str, &'static str)> {
-        // What the environment says is for all commands.
+        // The environment variable may be set for other commands.
         let named = std::env::var("ADIT_SSH_CLIENT")
             .ok()
             .and_then(|name| SshClient::from_str(&name, true).ok());
         if self.device.is_some() {
             Some((
                 "--device",
-                "a device that enrolls by a code has the name that `aditd invite NAME` was given on the server",
+                "leave it out: a device that enrolls by code gets the name from `aditd invite NAME` on the server",
             ))
         } else if self.remote_command.is_some() {
             Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
@@ -140,7 +139,7 @@ impl Enroll {
     }
 }
 
-/// Whether a word is a code, or a part of one, or one with a typing error.
+/// Whether a word may be a code, part of one, or one with a typing error.
 pub(super) fn looks_like_a_code(word: &str) -> bool {
     let word = word.trim().to_ascii_lowercase();
     word.starts_with(PREFIX)
@@ -148,7 +147,7 @@ pub(super) fn looks_like_a_code(word: &str) -> bool {
         && word.chars().all(|c| c.is_ascii_alphanumeric() || c.is_whitespace())
 }
 
-/// A code was given where a server or a file is expected.
+/// The failure that a code was given instead of a server or a file.
 pub(super) fn code_on_the_command_line() -> Failure {
     Failure::new("do not pass the code as an argument: other users can see it")
         .hint("run `adit enroll` alone, and paste the code when it asks; or give it a file: `adit enroll --code-file FILE`")

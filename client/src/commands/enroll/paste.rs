@@ -1,5 +1,5 @@
-//! A code that is pasted at a terminal. It may come in several lines: it is read until it is whole,
-//! or else the shell would run what is left of a secret.
+//! Reads a code that is pasted at a terminal. A paste may have several lines. It is read until the
+//! code is complete, because the shell would run the remaining lines, which are part of a secret.
 
 use std::{io, time::Duration};
 
@@ -10,21 +10,21 @@ use rustix::{
     termios::{QueueSelector, tcflush},
 };
 
-/// The lines of one paste are no further apart, also over a slow SSH connection.
+/// The longest time between two lines of one paste, even over a slow SSH connection.
 const SAME_PASTE: Duration = Duration::from_millis(500);
-/// A person who was asked for the rest has this time for each line.
+/// How long a person who was asked for the rest may take for each line.
 const PERSON: Duration = Duration::from_secs(60);
-/// Bytes that are kept: a code and what may stand around it.
+/// The most bytes that are kept: a code and some text around it.
 const LIMIT: usize = MAX_CODE_LEN + 1024;
 
-/// What is to be done after what has been pasted so far.
+/// What to do after the text so far.
 #[derive(Debug, PartialEq, Eq)]
 enum Next {
-    /// It is whole.
+    /// The code is complete.
     Take,
-    /// It is the beginning of a code.
+    /// The text is the beginning of a code.
     WaitForTheRest,
-    /// It is no code: only what belongs to the same paste is still read.
+    /// The text is not a code. Only the rest of the same paste is still read.
     WaitForTheEnd,
 }
 
@@ -36,11 +36,11 @@ fn after(text: &[u8]) -> Next {
     }
 }
 
-/// Reads what is typed or pasted at the terminal on standard input: a whole code if it becomes one,
-/// else all that was pasted. Blocks.
+/// Reads text that is typed or pasted at the terminal on standard input: a complete code, or else
+/// everything that was pasted. Blocks.
 ///
 /// # Errors
-/// When the terminal can't be read.
+/// If the terminal cannot be read.
 pub(super) fn read() -> io::Result<Vec<u8>> {
     let (mut text, mut line) = (Vec::new(), [0; 4096]);
     let (mut next, mut asked) = (Next::WaitForTheEnd, false);
@@ -52,7 +52,7 @@ pub(super) fn read() -> io::Result<Vec<u8>> {
         };
         if !is_readable(wait)? {
             if next == Next::WaitForTheRest && !asked {
-                say("The code is not whole yet: paste the rest, and press Enter.");
+                say("The code is not complete: paste the rest, and press Enter.");
                 asked = true;
                 continue;
             }
@@ -63,7 +63,7 @@ pub(super) fn read() -> io::Result<Vec<u8>> {
             read => read?,
         };
         let line = &line[..read];
-        // The end of the input, or an empty line: there is no rest.
+        // The end of the input or an empty line means that there is no rest.
         if line.is_empty() || (asked && line.trim_ascii().is_empty()) {
             break;
         }
@@ -73,12 +73,12 @@ pub(super) fn read() -> io::Result<Vec<u8>> {
             return Ok(text);
         }
     }
-    // Nor does the shell get what the terminal still holds.
+    // The shell does not get what the terminal still buffers.
     let _ = tcflush(io::stdin(), QueueSelector::IFlush);
     Ok(text)
 }
 
-/// Whether there is something to read, or the end, within this time.
+/// Whether there is input, or the end of it, within this time.
 fn is_readable(within: Option<Duration>) -> io::Result<bool> {
     let stdin = io::stdin();
     let within = within.and_then(|within| Timespec::try_from(within).ok());
@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(after(format!("{quoted}{rest}\"\r\n").as_bytes()), Next::Take);
         assert_eq!(after(format!("'{code}'\n").as_bytes()), Next::Take);
         assert_eq!(after(b"hello\n"), Next::WaitForTheEnd);
-        // In the fingerprint of the CA: in a length, it could look like a missing end.
+        // The error is in the CA's hash. In a length it could look like a missing end.
         let mut wrong = code.into_bytes();
         wrong[20] = if wrong[20] == b'a' { b'b' } else { b'a' };
         assert_eq!(after(&wrong), Next::WaitForTheEnd, "a typing error has no rest");

@@ -1,4 +1,4 @@
-//! What Ollama says through the tunnel: asked at the local listener, as any tool would.
+//! Asks Ollama for its version through the tunnel, at the local listener as any tool would.
 
 use std::{fmt, time::Duration};
 
@@ -13,28 +13,28 @@ const WITHIN: Duration = Duration::from_secs(3);
 const MOST: u64 = 64 * 1024;
 const REQUEST: &[u8] = b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n";
 
-/// What Ollama has said, or whoever answered for it.
+/// The answer of Ollama, or of what answered in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum OllamaStatus {
-    /// It answers.
+    /// Ollama answers.
     Answers {
         /// Its version.
         version: String,
     },
-    /// An answer that is an error: Ollama's, or of what stands in front of it.
+    /// The answer is an error, of Ollama or of something before it.
     Fails {
         /// The HTTP status.
         status: u16,
         /// The text of the error.
         error: String,
     },
-    /// An answer that is not Ollama's.
+    /// The answer is not Ollama's.
     Unknown {
         /// The HTTP status, if there is one.
         status: Option<u16>,
     },
-    /// No answer, or none that is whole.
+    /// There is no answer, or it is incomplete.
     Silent {
         /// Why.
         why: String,
@@ -47,15 +47,15 @@ impl fmt::Display for OllamaStatus {
             Self::Answers { version } => write!(f, "answers, version {version}"),
             Self::Fails { status, error } => write!(f, "{status}: {error}"),
             Self::Unknown { status: Some(status) } => {
-                write!(f, "answers with status {status}, and is not known as an Ollama")
+                write!(f, "answers with status {status}, but not like Ollama")
             }
-            Self::Unknown { status: None } => f.write_str("what answers does not speak HTTP"),
+            Self::Unknown { status: None } => f.write_str("the answer is not HTTP"),
             Self::Silent { why } => f.write_str(why),
         }
     }
 }
 
-/// What the listener at `address` answers for Ollama.
+/// Asks Ollama at the listener `address`.
 pub(super) async fn ask(address: &str) -> OllamaStatus {
     let exchange = async {
         let mut tcp = TcpStream::connect(address).await?;
@@ -65,9 +65,11 @@ pub(super) async fn ask(address: &str) -> OllamaStatus {
         std::io::Result::Ok(answer)
     };
     let why = match tokio::time::timeout(WITHIN, exchange).await {
-        Ok(Ok(answer)) if answer.is_empty() => "the request was cut".to_owned(),
+        Ok(Ok(answer)) if answer.is_empty() => {
+            "the connection was closed without an answer".to_owned()
+        }
         Ok(Ok(answer)) => return told(&String::from_utf8_lossy(&answer)),
-        Ok(Err(e)) => format!("the request was cut: {e}"),
+        Ok(Err(e)) => format!("the connection was lost: {e}"),
         Err(_) => format!("no answer in {} s", WITHIN.as_secs()),
     };
     OllamaStatus::Silent { why }
@@ -95,9 +97,9 @@ mod tests {
             ("HTTP/1.0 502 Bad Gateway\r\n\r\n{\"error\":\"adit: no\"}", "502: adit: no"),
             (
                 "HTTP/1.0 404 Not Found\r\n\r\nnothing",
-                "answers with status 404, and is not known as an Ollama",
+                "answers with status 404, but not like Ollama",
             ),
-            ("nonsense", "what answers does not speak HTTP"),
+            ("nonsense", "the answer is not HTTP"),
         ] {
             assert_eq!(told(answer).to_string(), says);
         }

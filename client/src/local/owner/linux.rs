@@ -1,5 +1,5 @@
-//! The owner of a TCP socket, as Linux tells it: by `sock_diag(7)`, and from `/proc/net/tcp` where
-//! there is no `sock_diag` (in gVisor, or behind a system call filter).
+//! Finds the owner of a TCP socket on Linux: with `sock_diag(7)`, or from `/proc/net/tcp` if
+//! `sock_diag` is missing (in gVisor, or behind a system call filter).
 
 use std::{
     fs::File,
@@ -18,14 +18,14 @@ use procfs_core::{ExplicitSystemInfo, FromBufReadSI, net::TcpNetEntries};
 
 use super::Socket;
 
-/// Any socket, whatever its cookie is (`INET_DIAG_NOCOOKIE`).
+/// Matches a socket with any cookie (`INET_DIAG_NOCOOKIE`).
 const NO_COOKIE: [u8; 8] = [0xff; 8];
-/// The longest answer: one socket with its attributes.
+/// The longest answer, in bytes: one socket with its attributes.
 const MOST_ANSWER: usize = 8192;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// An error, or an acknowledgement (netlink(7)).
 const NLMSG_ERROR: u16 = 2;
-/// How many uids a namespace knows that knows all of them.
+/// The number of uids in the map of a user namespace that maps all of them.
 const ALL_UIDS: &str = "4294967295";
 
 /// All TCP sockets of this network namespace.
@@ -36,7 +36,7 @@ pub(super) enum Sockets {
 }
 
 impl Sockets {
-    /// Opens what answers for the socket that listens at `listening`.
+    /// Opens the first source that finds the socket that listens at `listening`.
     pub(super) fn open(listening: SocketAddr) -> io::Result<Self> {
         let unspecified = match listening {
             SocketAddr::V4(_) => IpAddr::from([0; 4]),
@@ -66,7 +66,7 @@ impl Sockets {
     }
 }
 
-/// An IPv4 connection of an IPv6 socket is an IPv4 connection.
+/// An IPv4 connection of an IPv6 socket counts as an IPv4 connection.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -80,10 +80,9 @@ fn netlink() -> io::Result<Netlink> {
     Ok(socket)
 }
 
-/// Asks for one socket, without a look at the others: this takes some microseconds however many
-/// there are.
+/// Asks for one socket. This takes some microseconds, however many sockets there are.
 fn ask(socket: &Netlink, local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Socket>> {
-    // What a question left behind that failed is not the answer to this one.
+    // Discards what an earlier question that failed may have left.
     while socket.recv(&mut &mut [0; MOST_ANSWER][..], 0).is_ok() {}
     let request = InetRequest {
         family: if local.is_ipv4() { AF_INET } else { AF_INET6 },
@@ -119,15 +118,15 @@ fn ask(socket: &Netlink, local: SocketAddr, remote: SocketAddr) -> io::Result<Op
         NLMSG_ERROR => {
             let code = answer.payload().first_chunk().map_or(0, |code| i32::from_ne_bytes(*code));
             let error = io::Error::from_raw_os_error(-code);
-            // It was closed between `accept` and now.
+            // The socket was closed since `accept`.
             if error.kind() == io::ErrorKind::NotFound { Ok(None) } else { Err(error) }
         }
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
 
-/// Where no connection fits, the kernel looks for a socket that listens there: that one belongs to
-/// somebody else.
+/// If no connection matches, the kernel returns a socket that listens at the address, which may
+/// belong to another user.
 fn is_meant(found: &InetResponseHeader, local: SocketAddr, remote: SocketAddr) -> bool {
     let id = &found.socket_id;
     let same =
@@ -136,7 +135,7 @@ fn is_meant(found: &InetResponseHeader, local: SocketAddr, remote: SocketAddr) -
         && same(id.destination_address, id.destination_port, remote)
 }
 
-/// Looks through all sockets: an IPv6 socket may have an IPv4 connection.
+/// Searches all sockets. An IPv4 connection may be in the table of IPv6.
 fn read_proc(local: SocketAddr, remote: SocketAddr) -> io::Result<Option<Socket>> {
     let files = if local.is_ipv4() {
         &["/proc/net/tcp", "/proc/net/tcp6"][..]
@@ -171,7 +170,7 @@ fn find_in(
     Ok(found.map(|entry| Socket { uid: entry.uid, is_open: entry.inode != 0 }))
 }
 
-/// What the parser has to know of this computer: its byte order alone.
+/// The parser only needs the byte order of this computer.
 const THIS: ExplicitSystemInfo = ExplicitSystemInfo {
     boot_time_secs: 0,
     ticks_per_second: 0,
@@ -179,8 +178,8 @@ const THIS: ExplicitSystemInfo = ExplicitSystemInfo {
     is_little_endian: cfg!(target_endian = "little"),
 };
 
-/// The uid that the kernel says instead of those that this user namespace does not know, if there
-/// are such.
+/// The uid that the kernel reports for users that this user namespace does not map, if there are
+/// such users.
 pub(super) fn overflow_uid() -> Option<u32> {
     let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
     let overflow = std::fs::read_to_string("/proc/sys/kernel/overflowuid").ok();
@@ -198,7 +197,7 @@ mod tests {
 
     use super::*;
 
-    /// Both ends of a connection, and whoever listens.
+    /// Both ends of a connection, and the address of the listener.
     fn pair(to: &str) -> Option<(TcpStream, TcpStream, SocketAddr)> {
         let listener = TcpListener::bind(to).ok()?;
         let address = listener.local_addr().ok()?;

@@ -1,11 +1,11 @@
 use super::*;
 
 const KEYS: &str = include_str!("keys.txt");
-/// A day of 2026: within the certificates' time.
+/// A day of 2026, when the certificates are valid.
 const NOW: u64 = 1_780_272_000;
 const LATER: u64 = 1_980_272_000;
 
-/// `type base64` of a key of the corpus.
+/// A key of the corpus, as `type base64`.
 fn text(name: &str) -> &'static str {
     let line = KEYS.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     line.unwrap_or_else(|| panic!("no {name}"))
@@ -70,18 +70,18 @@ fn a_plain_key_is_judged_as_openssh_judges_it() {
         ("box,gpu,10.0.0.7 {a}", "gpu", Known),
         ("[10.0.0.*]:2222 {a}", "[10.0.0.7]:2222", Known),
         ("*.lan {a}", "lan", unknown(&[])),
-        // A negation is stronger than any pattern beside it, and says nothing alone.
+        // A negation overrides the other patterns of its line, and alone matches nothing.
         ("*.lan,!bad.lan {a}", "bad.lan", unknown(&[])),
         ("!bad.lan,*.lan {a}", "bad.lan", unknown(&[])),
         ("*.lan,!bad.lan {a}", "good.lan", Known),
         ("!bad.lan {a}", "good.lan", unknown(&[])),
-        // Revoked is stronger than known, wherever it stands.
+        // Revoked overrides known, in any order.
         ("gpu {a}\n@revoked * {a}", "gpu", Revoked(at(2))),
         ("@revoked gpu {a}", "gpu", Revoked(at(1))),
         ("@revoked box {a}\ngpu {a}", "gpu", Known),
         ("@revoked * {b}\ngpu {a}", "gpu", Known),
         ("@revoked * {b}", "gpu", unknown(&[])),
-        // An authority's key is no host's key.
+        // The key of an authority is not a host's key.
         ("@cert-authority gpu {a}", "gpu", unknown(&[])),
         ("@cert-authority gpu {b}\ngpu {a}", "gpu", Known),
     ] {
@@ -97,21 +97,21 @@ fn a_certificate_counts_by_its_authority_and_else_the_key_in_it() {
         (ca, "gpu", "good-cert", NOW, ByAuthority),
         (ca, "new.lan", "good-cert", NOW, ByAuthority),
         ("@cert-authority * {ca}", "[gpu]:2222", "good-cert", NOW, ByAuthority),
-        // Its key may be in the place of an older one.
+        // The certificate counts even if another key of the host is known.
         ("gpu {b}\n@cert-authority gpu {ca}", "gpu", "good-cert", NOW, ByAuthority),
         (ca, "box", "good-cert", NOW, distrusted("it is for another host")),
         (ca, "gpu", "good-cert", LATER, distrusted("it is not valid at this computer's time")),
         (ca, "gpu", "good-cert", 1, distrusted("it is not valid at this computer's time")),
         (ca, "gpu", "noprinc-cert", NOW, distrusted("it is for another host")),
-        (ca, "gpu", "user-cert", NOW, distrusted("it is not a host's")),
+        (ca, "gpu", "user-cert", NOW, distrusted("it is not a host certificate")),
         (ca, "gpu", "crit-cert", NOW, distrusted("it has critical options that nobody knows")),
-        // An authority that nobody knows, or of other hosts: what counts is the key.
+        // If the authority is unknown or is for other hosts, only the key counts.
         ("@cert-authority gpu {ca2}", "gpu", "good-cert", NOW, unknown(&[])),
         ("@cert-authority box {ca}", "gpu", "good-cert", NOW, unknown(&[])),
         ("gpu {a}", "gpu", "good-cert", NOW, Known),
         ("gpu {b}", "gpu", "good-cert", NOW, Changed(at(1))),
         ("gpu {a}\n@cert-authority gpu {ca}", "gpu", "good-cert", LATER, Known),
-        // Revoked: the key, or its authority.
+        // The key or its authority is revoked.
         ("@cert-authority gpu {ca}\n@revoked * {a}", "gpu", "good-cert", NOW, Revoked(at(2))),
         ("@cert-authority gpu {ca}\n@revoked * {ca}", "gpu", "good-cert", NOW, Revoked(at(2))),
     ] {

@@ -19,22 +19,22 @@ const KEPT: usize = 4096;
 
 /// The standard streams of a command, or a forwarded connection.
 pub(crate) struct Piped {
-    /// What comes.
+    /// Output of the command, or bytes from the connection.
     pub(crate) read: Reading,
-    /// What goes.
+    /// Input of the command, or bytes to the connection.
     pub(crate) write: Box<dyn AsyncWrite + Send + Unpin>,
 }
 
-/// What comes. What a command says on its standard error is kept.
+/// Reads a channel. The last bytes of a command's standard error are kept.
 pub(crate) struct Reading {
     half: ChannelReadHalf,
     left: Bytes,
     said: Vec<u8>,
     code: Option<u32>,
     over: bool,
-    /// Who waits for it.
+    /// Is told when something arrives.
     waiting: Option<Arc<Patience>>,
-    /// The connections under it.
+    /// The sessions below this channel.
     keep: Vec<Session>,
 }
 
@@ -53,7 +53,7 @@ impl Piped {
         Self { read, write: Box::new(Box::pin(write.make_writer())) }
     }
 
-    /// Keeps the connections under it alive for as long as it is read.
+    /// Keeps the sessions below this channel alive as long as it is read.
     pub(crate) fn over(mut self, sessions: Vec<Session>) -> Self {
         self.read.keep = sessions;
         self
@@ -61,17 +61,17 @@ impl Piped {
 }
 
 impl Reading {
-    /// Whatever comes is told to who waits for it.
+    /// Extends the deadline of `patience` whenever something arrives.
     pub(crate) fn tells(&mut self, patience: &Arc<Patience>) {
         self.waiting = Some(patience.clone());
     }
 
-    /// Nobody waits for it any more.
+    /// Stops extending the deadline.
     pub(crate) fn tells_nobody(&mut self) {
         self.waiting = None;
     }
 
-    /// Reads on to the end: the exit code, if there is one, and what was said on standard error.
+    /// Reads to the end. Returns the exit code, if there is one, and the text of standard error.
     pub(crate) async fn end(&mut self) -> (Option<u32>, String) {
         while !self.over {
             self.next().await;

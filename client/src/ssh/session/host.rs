@@ -1,4 +1,5 @@
-//! The host at the other end of an SSH session: what is offered to it, and what it says unasked.
+//! The host at the other end of an SSH session: the algorithms that are offered to it, its key, and
+//! its messages.
 
 use std::{
     borrow::Cow,
@@ -17,14 +18,13 @@ use ssh_key::{Algorithm, EcdsaCurve, HashAlg};
 use super::is_rsa;
 use crate::ssh::{SshError, bounds::Patience, hosts::KnownHost, known_hosts::Offered};
 
-/// Bytes that the host may send in one channel before the client has read them.
+/// How many unread bytes the host may send in a channel.
 const WINDOW: u32 = 16 << 20;
-/// How often a silent host is asked whether it is there, and how many questions may stay
-/// unanswered.
+/// How often a silent host is sent a keep-alive, and how many may stay unanswered.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const MISSED: usize = 3;
 
-/// What happens on the connection's own task.
+/// What the connection's own task has noted.
 #[derive(Default)]
 pub(super) struct Told {
     pub(super) refused: Option<SshError>,
@@ -86,7 +86,7 @@ pub(super) fn settings(known: &KnownHost) -> client::Config {
         nodelay: true,
         ..Default::default()
     };
-    // What the processor does in hardware, first.
+    // First the ciphers that processors implement in hardware.
     let ciphers = [
         cipher::AES_128_GCM,
         cipher::AES_256_GCM,
@@ -96,8 +96,8 @@ pub(super) fn settings(known: &KnownHost) -> client::Config {
     ];
     config.preferred.cipher = Cow::Owned(ciphers.to_vec());
     config.preferred.compression = Cow::Owned(vec![russh::compression::NONE]);
-    // The kinds that the host is known by come first: another kind of key would look like an
-    // unknown host. No SHA-1.
+    // First the kinds of keys that are known for this host: with a key of another kind the host
+    // would look unknown. No SHA-1.
     let (kinds, vouched) = known.kinds();
     let ecdsa = |curve| Algorithm::Ecdsa { curve };
     let rsa = |hash| Algorithm::Rsa { hash: Some(hash) };

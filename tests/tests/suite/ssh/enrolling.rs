@@ -78,12 +78,12 @@ async fn a_key_that_may_not_enroll_is_reported_at_once() {
         };
         enroll(
             "restrict,command=\"aditd relay\"",
-            &["may only relay", "`aditd enroll-device`", "limit the key afterwards"],
+            &["may only run `aditd relay`", "`aditd enroll-device`", "restrict the key afterwards"],
         )
         .await;
         let ended = [
             "`aditd enroll-device laptop-",
-            "ended without an answer (exit code 1), and said nothing",
+            "ended without an answer of aditd (exit code 1); it printed nothing",
             "`command=`",
         ];
         enroll(&format!("{only_forwards}\"/bin/false\""), &ended).await;

@@ -56,7 +56,7 @@ async fn a_slow_login_is_waited_for_and_reported() {
     ask_slowly(&mut laptop, 17).await;
     let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
     let mut terminal = laptop.at_a_terminal(&world, &args);
-    terminal.shows("has not said yet whether it lets us in").await;
+    terminal.shows("has not answered the login yet").await;
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
     works(laptop.up(&world, &[]).await).await;
 }
@@ -102,5 +102,5 @@ async fn connect_timeout_limits_the_wait_for_a_hosts_greeting() {
     let url = format!("ssh://somebody@{}", silent.local_addr().expect("an address"));
     laptop.sshd.client("ConnectTimeout 1\n");
     let ended = laptop.adit(&world, &["enroll", &url, "--device", "laptop"]).await;
-    assert_told(&ended, FAILED, &["does not get through", "has not answered for 1 s"]);
+    assert_told(&ended, FAILED, &["no SSH connection to", "has not answered for 1 s"]);
 }

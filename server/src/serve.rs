@@ -6,7 +6,7 @@ mod listen;
 pub(crate) mod look;
 pub(crate) mod reload;
 
-use std::{io, net::UdpSocket, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use common::{
     machine::{
@@ -16,7 +16,7 @@ use common::{
     },
     transport::{
         self,
-        carrier::SystemSocket,
+        carrier::{RepeatingSocket, Repeats, SystemSocket},
         tls::{self, Admit},
     },
 };
@@ -92,9 +92,13 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
     let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
+    let repeats = Arc::<Repeats>::default();
     let endpoints = sockets
         .into_iter()
-        .map(|socket| endpoint(socket, &config, &state, tunnel.clone(), admission.clone()))
+        .map(|socket| {
+            let socket = RepeatingSocket::new(SystemSocket::new(socket)?, repeats.clone());
+            endpoint(socket, &config, &state, tunnel.clone(), admission.clone())
+        })
         .collect::<Result<Vec<_>, _>>()
         .map_err(|e| Failure::new("cannot use a UDP socket").source(e))?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
@@ -144,11 +148,12 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     services.spawn(server.clone().follow_addresses());
     let (held, following) = (certificate.clone(), server.clone());
     services.spawn(async move { held.follow(&following.state).await });
-    services.spawn(server.live.clone().watch());
+    services.spawn(server.live.clone().watch(repeats.clone()));
     services.spawn(server.accounting.clone().keep());
     if let Some(exporter) = exporter {
         info!("metrics at {}", exporter.address());
-        let look = Look { server: server.clone(), admission: admission.clone(), certificate };
+        let look =
+            Look { server: server.clone(), admission: admission.clone(), certificate, repeats };
         services.spawn(exporter.serve(move || look.text()));
     }
     server
@@ -248,14 +253,14 @@ fn tls_configs(
 
 /// The QUIC endpoint on a socket of [`listen::bind`].
 fn endpoint(
-    socket: UdpSocket,
+    socket: RepeatingSocket,
     config: &Config,
     state: &State,
     tunnel: Arc<ServerConfig>,
     admission: Arc<Admission>,
 ) -> io::Result<Endpoint> {
-    let socket = SystemSocket::new(socket)?;
-    let silent = Arc::new(FilteredSocket::new(socket, config.audience.clone(), admission));
+    let silent =
+        Arc::new(FilteredSocket::new(Arc::new(socket), config.audience.clone(), admission));
     let mut endpoint = EndpointConfig::default();
     let (key, resets) = (state.keys.reset.clone(), Arc::default());
     endpoint

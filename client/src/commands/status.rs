@@ -149,6 +149,16 @@ pub struct UpStatus {
     /// Packets lost in the last minute.
     #[serde(default)]
     pub recently_lost_packets: u64,
+    /// The part of the packets that this link loses, from 0 to 1, if small ones are sent twice for
+    /// that reason now.
+    #[serde(default)]
+    pub redundancy_for_loss: Option<f64>,
+    /// Small packets that were sent a second time in this session.
+    #[serde(default)]
+    pub repeated_packets: u64,
+    /// Their bytes.
+    #[serde(default)]
+    pub repeated_bytes: u64,
     /// Version of aditd.
     pub server_version: String,
 }
@@ -218,7 +228,11 @@ impl Status {
     fn to_text(&self) -> String {
         let mut lines = vec![("Tunnel", self.tunnel.to_text())];
         if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
-            lines.extend([("Carrier", up.carrier_text()), ("Time-out", up.time_out_text())]);
+            lines.extend([
+                ("Carrier", up.carrier_text()),
+                ("Redundancy", up.redundancy_text()),
+                ("Time-out", up.time_out_text()),
+            ]);
         }
         lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.to_string())));
         lines.extend([
@@ -262,6 +276,7 @@ impl UpStatus {
     fn of(up: &Up, directions: &DialPlan) -> Self {
         let stats = up.connection.stats();
         let recent = up.recent_packets();
+        let (protection, repeated) = up.redundancy_now();
         let carried = up.carried();
         let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
         Self {
@@ -283,6 +298,9 @@ impl UpStatus {
             lost_packets: stats.path.lost_packets,
             recently_sent_packets: recent.sent,
             recently_lost_packets: recent.lost,
+            redundancy_for_loss: protection.map(|protection| protection.loss),
+            repeated_packets: repeated.datagrams,
+            repeated_bytes: repeated.bytes,
             server_version: up.hello.version.clone(),
         }
     }
@@ -304,6 +322,24 @@ impl UpStatus {
             kept.unwrap_or_default(),
             if self.drops_ecn_marks { "; without ECN marks, which this network drops" } else { "" }
         )
+    }
+
+    fn redundancy_text(&self) -> String {
+        let now = match self.redundancy_for_loss {
+            Some(loss) => format!(
+                "on: this link loses {:.1} % of the packets, so small ones are sent twice",
+                loss * 100.0
+            ),
+            None if self.carrier == "ssh" => "off: SSH itself sends again what is lost".to_owned(),
+            None => "off: this link loses hardly any packets".to_owned(),
+        };
+        match self.repeated_packets {
+            0 => now,
+            packets => {
+                let packets = human::count(packets, "packet");
+                format!("{now}; {packets} so far ({})", bytes(self.repeated_bytes))
+            }
+        }
     }
 
     fn time_out_text(&self) -> String {

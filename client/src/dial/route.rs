@@ -10,7 +10,7 @@ use std::{
 use clap::ValueEnum;
 use common::transport::{
     self,
-    carrier::{Marks, StreamCarrier, UdpCarrier},
+    carrier::{Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
 
@@ -159,6 +159,29 @@ impl Carrier {
     /// Whether its packets carry ECN marks.
     pub fn has_marks(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.has_marks())
+    }
+
+    /// Sends small datagrams twice from now on, or no longer. SSH repeats by itself what is lost.
+    pub(crate) fn protect(&self, protection: Option<Protection>) {
+        if let Self::Udp(socket, _) = self {
+            socket.protect(protection);
+        }
+    }
+
+    /// How many datagrams it has sent twice since it is protected.
+    pub(crate) fn repeated_lately(&self) -> u64 {
+        match self {
+            Self::Udp(socket, _) => socket.repeated_lately(),
+            Self::Ssh(..) => 0,
+        }
+    }
+
+    /// What it has sent twice so far.
+    pub fn repeated(&self) -> Repeated {
+        match self {
+            Self::Udp(socket, _) => socket.repeated(),
+            Self::Ssh(..) => Repeated::default(),
+        }
     }
 
     /// Why the system cannot send at the moment, if so.

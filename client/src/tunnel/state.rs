@@ -5,7 +5,13 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use common::{machine::process::unix_now, transport::credit::Credit};
+use common::{
+    machine::process::unix_now,
+    transport::{
+        carrier::{LossEstimate, PathCounts, Protection, Repeated},
+        credit::Credit,
+    },
+};
 use proto::wire::Hello;
 use quinn::{Connection, Endpoint};
 
@@ -62,6 +68,17 @@ pub struct Up {
     pub credit: Arc<Credit>,
     carried: Mutex<Carried>,
     loss: Mutex<Loss>,
+    redundancy: Mutex<Redundancy>,
+}
+
+/// What is sent twice in a session.
+#[derive(Debug, Default)]
+struct Redundancy {
+    estimate: LossEstimate,
+    /// How it is done now, if it is.
+    protection: Option<Protection>,
+    /// What was, by the carriers before this one.
+    earlier: Repeated,
 }
 
 /// The route and carrier of a session.
@@ -95,6 +112,7 @@ impl Up {
             credit: Credit::new(),
             carried: Mutex::new(carried),
             loss: Mutex::default(),
+            redundancy: Mutex::default(),
         })
     }
 
@@ -120,16 +138,45 @@ impl Up {
             carried.since = unix_now();
             carried.why_not_other = None;
         }
-        Ok((
+        let before = (
             std::mem::replace(&mut carried.way, way),
             std::mem::replace(&mut carried.carrier, carrier),
-        ))
+        );
+        let mut redundancy = self.redundancy();
+        redundancy.earlier += before.1.repeated();
+        // It may have been in use before.
+        redundancy.earlier -= carried.carrier.repeated();
+        carried.carrier.protect(redundancy.protection);
+        Ok(before)
     }
 
-    /// Notes how many packets have been sent and lost so far.
+    /// Notes how many packets have been sent and lost so far, and has small ones sent twice from
+    /// now on if the link loses.
     pub(crate) fn note_packets(&self, now: Instant) {
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
         loss.note(now, self.packets());
+        drop(loss);
+        let counts = PathCounts::from(&self.connection.stats());
+        let carried = self.carried();
+        let mut redundancy = self.redundancy();
+        let protection = redundancy.estimate.note(now, counts, carried.carrier.repeated_lately());
+        redundancy.protection = protection;
+        carried.carrier.protect(protection);
+    }
+
+    /// How small packets are protected now, if they are, and what has been sent twice in this
+    /// session.
+    pub(crate) fn redundancy_now(&self) -> (Option<Protection>, Repeated) {
+        let carried = self.carried();
+        let redundancy = self.redundancy();
+        let mut repeated = redundancy.earlier;
+        repeated += carried.carrier.repeated();
+        let protection = redundancy.protection.filter(|_| carried.way.carrier() == "udp");
+        (protection, repeated)
+    }
+
+    fn redundancy(&self) -> MutexGuard<'_, Redundancy> {
+        self.redundancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How many packets were sent and lost in the last minute.

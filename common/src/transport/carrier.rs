@@ -7,7 +7,9 @@
 
 mod framing;
 mod marks;
+mod redundancy;
 mod relay;
+mod repeat;
 mod socket;
 mod stream;
 mod udp;
@@ -17,7 +19,9 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 pub use self::{
     framing::{frame_datagram, next_datagram},
     marks::{Marks, Unmarked},
+    redundancy::{LossEstimate, PathCounts, Protection},
     relay::{RELAY_SOURCE, relay},
+    repeat::{Repeated, RepeatingSocket, Repeats},
     socket::SystemSocket,
     stream::StreamCarrier,
     udp::UdpCarrier,

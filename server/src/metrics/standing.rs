@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use common::transport::carrier::Repeated;
 use prometheus_client::{
     collector::Collector,
     encoding::{DescriptorEncoder, EncodeMetric},
@@ -20,6 +21,10 @@ pub(crate) struct Standing {
     pub sessions: Vec<(&'static str, u64)>,
     /// Open streams.
     pub streams: u64,
+    /// Sessions on links that lose, whose small packets are sent twice.
+    pub protected: u64,
+    /// What has been sent twice, since the start.
+    pub repeated: Repeated,
     /// Handshakes by their outcome, since the start.
     pub handshakes: Vec<(&'static str, u64)>,
     /// Connection attempts and packets that were not answered, by reason, since the start.
@@ -65,6 +70,12 @@ impl Collector for Standing {
         gauge("devices", "Devices by state", Some("state"), &many(&now.devices))?;
         gauge("sessions", "Sessions by carrier", Some("carrier"), &many(&now.sessions))?;
         gauge("streams", "Open streams", None, &one(now.streams))?;
+        gauge(
+            "sessions_with_redundancy",
+            "Sessions on links that lose packets, whose small packets are sent twice",
+            None,
+            &one(now.protected),
+        )?;
         let ends = "When the server's certificate and the first certificate of an enrolled device expire, in Unix time";
         gauge("certificate_end_timestamp_seconds", ends, Some("of"), &now.certificates)?;
         gauge(
@@ -102,6 +113,18 @@ impl Collector for Standing {
             &now.ignored,
         )?;
         counter(
+            "repeated_packets",
+            "Small packets that were sent a second time",
+            None,
+            &[("", now.repeated.datagrams)],
+        )?;
+        counter(
+            "repeated_bytes",
+            "Bytes of the small packets that were sent a second time",
+            None,
+            &[("", now.repeated.bytes)],
+        )?;
+        counter(
             "audit_lost_lines",
             "Lines of the audit log that could not be written",
             None,
@@ -123,6 +146,8 @@ mod tests {
             ignored: vec![("stranger", 9)],
             certificates: vec![("server", 1_800_000_000)],
             audit_lost: 3,
+            protected: 2,
+            repeated: Repeated { datagrams: 7, bytes: 700 },
             ..Standing::default()
         };
         let text = Metrics::new().text(standing);
@@ -132,6 +157,9 @@ mod tests {
             r#"adit_door_ignored_total{reason="stranger"} 9"#,
             r#"adit_certificate_end_timestamp_seconds{of="server"} 1800000000"#,
             "adit_audit_lost_lines_total 3",
+            "adit_sessions_with_redundancy 2",
+            "adit_repeated_packets_total 7",
+            "adit_repeated_bytes_total 700",
         ] {
             assert!(text.lines().any(|l| l == line), "no `{line}` in:\n{text}");
         }

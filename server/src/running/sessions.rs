@@ -7,10 +7,16 @@ use std::{
         Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use common::{machine::process::unix_now, transport::splice::ByteCounters};
+use common::{
+    machine::process::unix_now,
+    transport::{
+        carrier::{LossEstimate, PathCounts, Protection, Repeats},
+        splice::ByteCounters,
+    },
+};
 use proto::{
     identity::{Certificate, DeviceId},
     wire::{Code, KEEP_ALIVE},
@@ -31,6 +37,7 @@ struct Session {
     traffic: Arc<Traffic>,
     /// How many datagrams had arrived at the last check, and when the last new one was noticed.
     heard: (u64, i64),
+    loss: LossEstimate,
 }
 
 /// How often sessions are checked for silence.
@@ -159,6 +166,7 @@ impl Sessions {
             since: now,
             traffic: traffic.clone(),
             heard: (0, now),
+            loss: LossEstimate::default(),
         };
         let earlier = self.lock().insert(id, session).map(|earlier| {
             let is_open = earlier.connection.close_reason().is_none();
@@ -180,19 +188,15 @@ impl Sessions {
         denied.map(|(session, code)| session.close(code)).count()
     }
 
-    /// Notes for ever which devices are away.
-    pub(crate) async fn watch(self: Arc<Self>) {
+    /// Notes for ever which devices are away, and which links lose packets.
+    pub(crate) async fn watch(self: Arc<Self>, repeats: Arc<Repeats>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now = unix_now();
-            for session in self.lock().values_mut() {
-                let datagrams = session.connection.stats().udp_rx.datagrams;
-                if datagrams != session.heard.0 {
-                    session.heard = (datagrams, now);
-                }
-            }
+            let protected: Vec<_> =
+                self.lock().values_mut().filter_map(|session| session.look(&repeats)).collect();
+            repeats.protect(Instant::now(), &protected);
         }
     }
 
@@ -223,6 +227,20 @@ impl Sessions {
 impl Session {
     fn close(&self, code: Code) {
         self.traffic.close(&self.connection, code);
+    }
+
+    /// Notes whether it is heard. Returns its address if its small packets are to be sent twice,
+    /// and how.
+    fn look(&mut self, repeats: &Repeats) -> Option<(SocketAddr, Protection)> {
+        let stats = self.connection.stats();
+        if stats.udp_rx.datagrams != self.heard.0 {
+            self.heard = (stats.udp_rx.datagrams, unix_now());
+        }
+        let remote = self.connection.remote_address();
+        let repeated = repeats.repeated_to(remote);
+        let protection = self.loss.note(Instant::now(), PathCounts::from(&stats), repeated);
+        // What comes by SSH is lost by nobody on the way, and nothing is on this machine.
+        protection.filter(|_| !remote.ip().is_loopback()).map(|protection| (remote, protection))
     }
 
     fn is_away(&self, now: i64) -> bool {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use common::machine::process::unix_now;
+use common::{machine::process::unix_now, transport::carrier::Repeats};
 
 use crate::{
     ingress::admission::{Admission, Handshake, Reason},
@@ -18,6 +18,8 @@ pub(crate) struct Look {
     pub server: Arc<Server>,
     pub admission: Arc<Admission>,
     pub certificate: Arc<ServerCertificate>,
+    /// What is sent twice.
+    pub repeats: Arc<Repeats>,
 }
 
 impl Look {
@@ -69,6 +71,8 @@ impl Look {
                 .into(),
             certificates: ends.into_iter().filter_map(|(of, end)| Some((of, end?))).collect(),
             expired: enrolled().filter(|device| device.not_after < now).count() as u64,
+            protected: self.repeats.protected() as u64,
+            repeated: self.repeats.repeated(),
             audit_lost: audit.lost,
             audit_failing: audit.failing.is_some(),
         }

@@ -18,11 +18,14 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use super::{LOCAL, Marks, RECEIVE_SEGMENTS, REMOTE, SystemSocket};
+use super::{
+    LOCAL, Marks, Protection, RECEIVE_SEGMENTS, REMOTE, Repeated, RepeatingSocket, Repeats,
+    SystemSocket,
+};
 
 /// A UDP socket to one address.
 pub struct UdpCarrier {
-    inner: Arc<SystemSocket>,
+    inner: Arc<RepeatingSocket>,
     real: SocketAddr,
     heard: AtomicBool,
     marks: Mutex<Marks>,
@@ -41,7 +44,7 @@ impl UdpCarrier {
         marks: Marks,
     ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
-            inner: SystemSocket::new(socket)?,
+            inner: Arc::new(RepeatingSocket::new(SystemSocket::new(socket)?, Arc::default())),
             real,
             heard: AtomicBool::new(false),
             marks: Mutex::new(marks),
@@ -61,7 +64,27 @@ impl UdpCarrier {
 
     /// Why nothing can be sent at present, if the system says so.
     pub fn send_error(&self) -> Option<io::Error> {
-        self.inner.send_error()
+        self.inner.system().send_error()
+    }
+
+    /// Sends small datagrams twice from now on, or no longer.
+    pub fn protect(&self, protection: Option<Protection>) {
+        let path = protection.map(|protection| (self.real, protection));
+        self.repeats().protect(Instant::now(), path.as_slice());
+    }
+
+    /// How many datagrams have been sent twice since it is protected.
+    pub fn repeated_lately(&self) -> u64 {
+        self.repeats().repeated_to(self.real)
+    }
+
+    /// What it has sent twice so far.
+    pub fn repeated(&self) -> Repeated {
+        self.repeats().repeated()
+    }
+
+    fn repeats(&self) -> &Repeats {
+        self.inner.repeats()
     }
 
     fn lock(&self) -> MutexGuard<'_, Marks> {

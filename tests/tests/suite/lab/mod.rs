@@ -5,6 +5,7 @@ mod ladder;
 mod marks;
 mod outages;
 mod path;
+mod redundancy;
 mod returning;
 mod server;
 mod ssh;

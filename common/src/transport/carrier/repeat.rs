@@ -1,0 +1,393 @@
+//! A UDP socket that sends small datagrams a second time where the link loses; see
+//! [`super::redundancy`] for which, and when.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use quinn::{
+    AsyncUdpSocket, ConnectionStats, UdpPoller,
+    udp::{EcnCodepoint, RecvMeta, Transmit},
+};
+use tokio::time::Sleep;
+
+use super::{
+    SystemSocket,
+    redundancy::{PathCounts, PathRepeats, Protection},
+};
+
+/// Copies that wait at the most: a second of the largest budget would be more.
+const MOST_WAITING: usize = 1024;
+
+impl From<&ConnectionStats> for PathCounts {
+    fn from(stats: &ConnectionStats) -> Self {
+        Self {
+            sent: stats.path.sent_packets,
+            lost: stats.path.lost_packets,
+            bytes: stats.udp_tx.bytes,
+            window: stats.path.cwnd,
+            round_trip: stats.path.rtt,
+        }
+    }
+}
+
+/// What has been sent a second time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Repeated {
+    /// Datagrams.
+    pub datagrams: u64,
+    /// Their bytes, without the headers of IP and UDP.
+    pub bytes: u64,
+}
+
+impl std::ops::AddAssign for Repeated {
+    fn add_assign(&mut self, more: Self) {
+        self.datagrams += more.datagrams;
+        self.bytes += more.bytes;
+    }
+}
+
+impl std::ops::SubAssign for Repeated {
+    fn sub_assign(&mut self, less: Self) {
+        self.datagrams = self.datagrams.saturating_sub(less.datagrams);
+        self.bytes = self.bytes.saturating_sub(less.bytes);
+    }
+}
+
+/// The paths on which small datagrams are sent twice, and how many have been.
+#[derive(Debug, Default)]
+pub struct Repeats {
+    /// There is a path.
+    some: AtomicBool,
+    paths: Mutex<HashMap<SocketAddr, PathRepeats>>,
+    datagrams: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Repeats {
+    /// Protects these paths from now on, and no others.
+    pub fn protect(&self, now: Instant, protected: &[(SocketAddr, Protection)]) {
+        if protected.is_empty() && !self.some.load(Relaxed) {
+            return;
+        }
+        let mut paths = self.paths();
+        let mut before = std::mem::take(&mut *paths);
+        for (to, protection) in protected {
+            let path = match before.remove(to) {
+                Some(mut path) => {
+                    path.set(now, *protection);
+                    path
+                }
+                None => PathRepeats::new(now, *protection),
+            };
+            paths.insert(*to, path);
+        }
+        self.some.store(!paths.is_empty(), Relaxed);
+    }
+
+    /// How many datagrams to this address have been sent twice since it is protected.
+    pub fn repeated_to(&self, to: SocketAddr) -> u64 {
+        if !self.some.load(Relaxed) {
+            return 0;
+        }
+        self.paths().get(&to).map_or(0, |path| path.repeated)
+    }
+
+    /// All copies so far.
+    pub fn repeated(&self) -> Repeated {
+        Repeated { datagrams: self.datagrams.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+    }
+
+    /// How many paths are protected.
+    pub fn protected(&self) -> usize {
+        self.paths().len()
+    }
+
+    fn again_at(&self, transmit: &Transmit<'_>) -> Option<Instant> {
+        let len = transmit.contents.len();
+        let is_batch = transmit.segment_size.is_some_and(|size| size < len);
+        // A long header is a handshake's (RFC 9000 section 17.2).
+        let is_long = transmit.contents.first().is_none_or(|first| first & 0x80 != 0);
+        if is_batch || is_long {
+            return None;
+        }
+        self.paths().get_mut(&transmit.destination)?.again_at(Instant::now(), len)
+    }
+
+    fn count(&self, copy: &Copy) {
+        self.datagrams.fetch_add(1, Relaxed);
+        self.bytes.fetch_add(copy.contents.len() as u64, Relaxed);
+    }
+
+    fn paths(&self) -> MutexGuard<'_, HashMap<SocketAddr, PathRepeats>> {
+        self.paths.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket of the system that sends small datagrams twice on the paths that are protected.
+///
+/// Copies leave while the socket is polled for what comes, as QUIC does all the time: no task of
+/// its own has to be owned and ended.
+pub struct RepeatingSocket {
+    inner: Arc<SystemSocket>,
+    repeats: Arc<Repeats>,
+    /// Copies wait.
+    some: AtomicBool,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    /// By the time when they leave.
+    copies: VecDeque<Copy>,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Who polls the socket.
+    reader: Option<Waker>,
+}
+
+/// A datagram that is sent again.
+struct Copy {
+    at: Instant,
+    to: SocketAddr,
+    ecn: Option<EcnCodepoint>,
+    from: Option<std::net::IpAddr>,
+    contents: Box<[u8]>,
+}
+
+impl RepeatingSocket {
+    /// Sends by `inner`, and twice what `repeats` says.
+    pub fn new(inner: Arc<SystemSocket>, repeats: Arc<Repeats>) -> Self {
+        Self { inner, repeats, some: AtomicBool::new(false), waiting: Mutex::default() }
+    }
+
+    /// The socket of the system.
+    pub(super) fn system(&self) -> &Arc<SystemSocket> {
+        &self.inner
+    }
+
+    /// What is sent twice.
+    pub(super) fn repeats(&self) -> &Repeats {
+        &self.repeats
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, at: Instant, transmit: &Transmit<'_>) {
+        let mut waiting = self.waiting();
+        if waiting.copies.len() >= MOST_WAITING {
+            return;
+        }
+        let copy = Copy {
+            at,
+            to: transmit.destination,
+            ecn: transmit.ecn,
+            from: transmit.src_ip,
+            contents: transmit.contents.into(),
+        };
+        let place = waiting.copies.partition_point(|other| other.at <= at);
+        waiting.copies.insert(place, copy);
+        self.some.store(true, Relaxed);
+        // The reader waits for another time, or for none.
+        if place == 0
+            && let Some(reader) = waiting.reader.take()
+        {
+            reader.wake();
+        }
+    }
+
+    /// Sends the copies whose time has come, and sees to it that this is called again in time.
+    fn send_copies(&self, cx: &mut Context<'_>) {
+        let mut waiting = self.waiting();
+        let now = Instant::now();
+        while let Some(copy) = waiting.copies.pop_front_if(|copy| copy.at <= now) {
+            let again = Transmit {
+                destination: copy.to,
+                ecn: copy.ecn,
+                contents: &copy.contents,
+                segment_size: None,
+                src_ip: copy.from,
+            };
+            // With no room for it there is a queue, and a copy would only make it longer.
+            if self.inner.try_send(&again).is_ok() {
+                self.repeats.count(&copy);
+            }
+        }
+        let Some(next) = waiting.copies.front().map(|copy| copy.at) else {
+            self.some.store(false, Relaxed);
+            waiting.timer = None;
+            waiting.reader = Some(cx.waker().clone());
+            return;
+        };
+        let timer =
+            waiting.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next.into())));
+        timer.as_mut().reset(next.into());
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        waiting.reader = Some(cx.waker().clone());
+    }
+}
+
+impl fmt::Debug for RepeatingSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RepeatingSocket({:?})", self.inner)
+    }
+}
+
+impl AsyncUdpSocket for RepeatingSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)?;
+        if self.repeats.some.load(Relaxed)
+            && let Some(at) = self.repeats.again_at(transmit)
+        {
+            self.keep(at, transmit);
+        }
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        if self.repeats.some.load(Relaxed) || self.some.load(Relaxed) {
+            self.send_copies(cx);
+        }
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
+
+    use super::*;
+
+    fn socket() -> std::net::UdpSocket {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        socket.set_nonblocking(true).expect("non-blocking");
+        socket
+    }
+
+    /// Polls the socket, as QUIC does, until a datagram of one byte comes.
+    async fn poll(socket: &RepeatingSocket) {
+        loop {
+            let (mut buffer, mut meta) = ([0; 2048], [RecvMeta::default()]);
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let received = poll_fn(|cx| socket.poll_recv(cx, &mut slices, &mut meta)).await;
+            if received.expect("no error") > 0 && meta[0].len == 1 {
+                return;
+            }
+        }
+    }
+
+    /// What comes at a socket for each datagram of `sent`, in the order in which it comes.
+    async fn arrived(repeats: &Arc<Repeats>, protect: bool, sent: &[&[u8]]) -> Vec<Vec<u8>> {
+        let peer = tokio::net::UdpSocket::from_std(socket()).expect("a socket");
+        let to = peer.local_addr().expect("an address");
+        let system = SystemSocket::new(socket()).expect("a socket");
+        let repeating = RepeatingSocket::new(system, repeats.clone());
+        let after = Duration::from_millis(3);
+        let protection = Protection { after, budget: 1_000_000, loss: 0.01 };
+        repeats.protect(Instant::now(), [(to, protection)].get(..protect.into()).expect("one"));
+        let (mut arrived, mut buffer) = (Vec::new(), [0; 2048]);
+        let here = repeating.local_addr().expect("an address");
+        let exchange = async {
+            for datagram in sent {
+                // A batch of two if it is not the same all over.
+                let half = datagram.len() / 2;
+                let is_batch = datagram[..half] != datagram[datagram.len() - half..];
+                let transmit = Transmit {
+                    destination: to,
+                    ecn: None,
+                    contents: datagram,
+                    segment_size: is_batch.then_some(half),
+                    src_ip: None,
+                };
+                let mut room = repeating.inner.clone().create_io_poller();
+                poll_fn(|cx| room.as_mut().poll_writable(cx)).await.expect("room");
+                repeating.try_send(&transmit).expect("sent");
+            }
+            // Whatever is sent again comes before this.
+            while repeating.some.load(Relaxed) {
+                tokio::task::yield_now().await;
+            }
+            repeating.inner.try_send(&Transmit {
+                destination: to,
+                ecn: None,
+                contents: b".",
+                segment_size: None,
+                src_ip: None,
+            })
+        };
+        let answer = async {
+            loop {
+                let n = peer.recv(&mut buffer).await.expect("received");
+                if n == 1 {
+                    peer.send_to(b".", here).await.expect("sent");
+                    return;
+                }
+                arrived.push(buffer[..n].to_vec());
+            }
+        };
+        let (sent, (), ()) = tokio::join!(exchange, answer, poll(&repeating));
+        sent.expect("sent");
+        arrived
+    }
+
+    #[tokio::test]
+    async fn a_small_datagram_comes_twice_and_no_other_does() {
+        let repeats = Arc::<Repeats>::default();
+        let (token, full, handshake) = ([1; 100], [2; 1400], [0xc3; 100]);
+        let batch = [[3; 100], [4; 100]].concat();
+        let sent = [&full[..], &token, &batch, &handshake];
+        let mut came = arrived(&repeats, true, &sent).await;
+        assert_eq!(came.pop().as_deref(), Some(&token[..]), "a little later");
+        let once = [&full[..], &token, &[3; 100], &[4; 100], &handshake];
+        assert_eq!(came, once);
+        assert_eq!(repeats.repeated(), Repeated { datagrams: 1, bytes: 100 });
+        assert_eq!(repeats.protected(), 1);
+    }
+
+    #[tokio::test]
+    async fn on_a_clean_link_nothing_comes_twice() {
+        let repeats = Arc::<Repeats>::default();
+        let token = [1; 100];
+        assert_eq!(arrived(&repeats, false, &[&token, &token]).await, [&token[..], &token]);
+        assert_eq!(repeats.repeated(), Repeated::default());
+        assert_eq!(repeats.protected(), 0);
+    }
+}

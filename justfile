@@ -26,6 +26,10 @@ ci:
 demo:
     cargo run --release --bin adit-demo
 
+# Write docs/reference.md anew from the programs' own help
+reference:
+    ADIT_UPDATE_REFERENCE=1 cargo test --package adit-tests --test suite -- readme::reference
+
 # One of the benchmarks: tunnel, carriers, gate, outages
 bench NAME:
     cargo bench --package adit-tests --bench {{NAME}}

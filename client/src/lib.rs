@@ -10,4 +10,4 @@ pub mod profile;
 pub mod ssh;
 pub mod tunnel;
 
-pub use cli::run;
+pub use cli::{command, run};

@@ -74,6 +74,11 @@ enum Command {
     },
 }
 
+/// The command line, for its reference.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs `aditd` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match parse(args) {

@@ -18,7 +18,7 @@ mod serve;
 mod session;
 mod state;
 
-pub use cli::run;
+pub use cli::{command, run};
 pub use config::{Config, Flags, ServeFlags};
 pub use policy::upstream::Upstream;
 pub use running::{Answer, Request};

@@ -11,10 +11,13 @@ use tests::{
     world::World,
 };
 
+mod errors;
+mod reference;
+
 use crate::PROGRAM;
 
-const README: &str = include_str!("../../../README.md");
-const UNIT: &str = include_str!("../../../server/dist/aditd.service");
+const README: &str = include_str!("../../../../README.md");
+const UNIT: &str = include_str!("../../../../server/dist/aditd.service");
 
 /// The README's code blocks in this language.
 fn blocks(language: &str) -> Vec<&'static str> {

@@ -1,9 +1,9 @@
 //! Opens a QUIC connection to one of several addresses, and says why that failed.
 
 pub mod clocks;
+pub mod kernel_error;
 pub mod plan;
 pub mod route;
-pub mod verdict;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -21,8 +21,8 @@ use tokio::task::JoinSet;
 use crate::{
     dial::{
         clocks::Clocks,
+        kernel_error::KernelError,
         route::{Carrier, Route},
-        verdict::Verdict,
     },
     profile::Profile,
     ssh::SshWay,
@@ -75,7 +75,7 @@ pub enum DialError {
     NoAnswer(String),
     /// The kernel reports that it cannot reach the server.
     #[error("{0}")]
-    Unreachable(Verdict),
+    Unreachable(KernelError),
     /// A name could not be looked up.
     #[error("cannot look up `{name}`: {why}")]
     Resolve {
@@ -157,7 +157,7 @@ impl DialError {
                  this network, that no firewall blocks UDP, and that this device is still enrolled (`aditd device list`)"
             }
             Self::NoWay { hint, .. } => hint,
-            Self::Unreachable(verdict) => verdict.hint(),
+            Self::Unreachable(kernel_error) => kernel_error.hint(),
             Self::NoAnswerYet(_) => "check that this computer is online and the server is up",
             Self::Resolve { .. } => "check the name and this computer's network",
             Self::Clock(clocks) => clocks.hint(),
@@ -247,7 +247,7 @@ impl DialError {
 
 /// How to connect.
 #[derive(Debug, Clone)]
-pub struct Config {
+pub struct DialConfig {
     /// The configuration of QUIC.
     pub quic: ClientConfig,
     seen: SeenTime,
@@ -272,14 +272,14 @@ fn again(profile: &Profile, first: Option<String>) -> String {
 
 /// A client configuration. Its first packets carry a knock of `key`, and `idle` is the idle
 /// time-out of its sessions.
-pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> Config {
+pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> DialConfig {
     let ClientTls { quic, seen } = crypto.into();
     let mut config = ClientConfig::new(Arc::new(quic));
     let key = key.clone();
     config
         .transport_config(transport::settings(0, idle))
         .initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
-    Config { quic: config, seen }
+    DialConfig { quic: config, seen }
 }
 
 /// Connects to the first of `addresses` (`host:port`) that answers, or over SSH. Each address
@@ -289,7 +289,7 @@ pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> C
 /// The error that says most: a refusal says more than silence, and silence more than a name that
 /// cannot be looked up.
 pub async fn dial(
-    config: &Config,
+    config: &DialConfig,
     addresses: &[String],
     ssh: Option<&SshWay>,
 ) -> Result<Dialed, DialError> {
@@ -315,7 +315,7 @@ pub fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
     addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
 
-async fn reach(config: Config, name: String, delay: Duration) -> Result<Dialed, DialError> {
+async fn reach(config: DialConfig, name: String, delay: Duration) -> Result<Dialed, DialError> {
     let found = resolve(&name).await?;
     tokio::time::sleep(delay).await;
     let mut attempts = JoinSet::new();
@@ -348,7 +348,7 @@ fn more_telling(before: Option<DialError>, now: DialError) -> DialError {
     let weight = |e: &DialError| match e {
         DialError::Resolve { .. } => 0,
         DialError::Socket(_) => 1,
-        DialError::Unreachable(verdict) => verdict.weight(),
+        DialError::Unreachable(kernel_error) => kernel_error.weight(),
         DialError::NoAnswer(_) => 2,
         // A failed login says more than a silent port.
         _ => 5,
@@ -369,7 +369,7 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 }
 
 async fn attempt(
-    config: Config,
+    config: DialConfig,
     way: Route,
     name: String,
     delay: Duration,
@@ -398,14 +398,14 @@ async fn attempt(
         .map_err(|e| DialError::Other(e.to_string()))?;
     let refused = async {
         match &way {
-            Route::Udp(address) => verdict::on(*address, &shown).await,
+            Route::Udp(address) => kernel_error::of(*address, &shown).await,
             Route::Ssh(_) => std::future::pending().await,
         }
     };
     let connected = tokio::select! {
         biased;
         connected = tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting) => connected,
-        verdict = refused => return Err(DialError::Unreachable(verdict)),
+        kernel_error = refused => return Err(DialError::Unreachable(kernel_error)),
     };
     match connected {
         Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),

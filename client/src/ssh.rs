@@ -32,7 +32,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use error::SshError;
 pub use hosts::HostKeyError;
-pub use login::Denied;
+pub use login::LoginDenied;
 pub use pace::Silence;
 
 /// Where `aditd` is searched on the server, in this order.
@@ -155,7 +155,7 @@ impl SshWay {
         let (ready, dead, failed) =
             (CancellationToken::new(), CancellationToken::new(), Arc::default());
         let (way, state) =
-            (self.clone(), State { ready: ready.clone(), failed: Arc::clone(&failed) });
+            (self.clone(), Opening { ready: ready.clone(), failed: Arc::clone(&failed) });
         let opening = async move {
             state.opened(match way.client() {
                 SshClient::Builtin => builtin::carry(&way).await,
@@ -241,12 +241,12 @@ fn program() -> String {
 type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
 
 /// Tells the result of opening a carrier.
-struct State {
+struct Opening {
     ready: CancellationToken,
     failed: Arc<Mutex<Option<SshError>>>,
 }
 
-impl State {
+impl Opening {
     fn opened<T>(&self, result: Result<T, SshError>) -> io::Result<T> {
         match result {
             Ok(opened) => {

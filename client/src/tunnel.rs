@@ -32,21 +32,21 @@ use crate::{
     tunnel::{
         events::Events,
         reconnect::Reconnect,
-        state::{Down, Refusal, TunnelState, Up},
+        state::{NoTunnel, ServerRefusal, TunnelState, Up},
     },
 };
 
 /// Opens streams in the tunnel. Clones share it.
 #[derive(Clone)]
 pub struct Tunnel {
-    link: watch::Receiver<TunnelState>,
+    state: watch::Receiver<TunnelState>,
     /// How many connections wait for the tunnel.
     waiting: Arc<watch::Sender<usize>>,
     /// Counts the bytes that have passed.
-    pub meter: Arc<ByteCounters>,
+    pub counters: Arc<ByteCounters>,
     /// Recent events.
-    pub journal: Arc<Events>,
-    directions: DialPlan,
+    pub events: Arc<Events>,
+    plan: DialPlan,
 }
 
 /// An open stream, whose head has been sent.
@@ -66,41 +66,41 @@ impl Tunnel {
     /// new session. `listening` are the addresses of the local listeners: the tunnel must not lead
     /// back to them.
     pub fn new(
-        directions: DialPlan,
+        plan: DialPlan,
         listening: Vec<SocketAddr>,
         stop: CancellationToken,
     ) -> (Self, impl Future<Output = ()> + Send) {
-        let why = DialError::NoAnswerYet(directions.sought());
-        let (publish, link) =
-            watch::channel(TunnelState::Down(Down { since: Instant::now(), why }));
-        let (meter, journal) = (Arc::<ByteCounters>::default(), Arc::<Events>::default());
+        let why = DialError::NoAnswerYet(plan.sought());
+        let (publish, state) =
+            watch::channel(TunnelState::Down(NoTunnel { since: Instant::now(), why }));
+        let (counters, events) = (Arc::<ByteCounters>::default(), Arc::<Events>::default());
         let (waiting, wanted) = watch::channel(0);
-        let keeper = Reconnect {
+        let reconnect = Reconnect {
             publish,
-            directions: directions.clone(),
+            plan: plan.clone(),
             wanted,
             listening,
-            meter: meter.clone(),
-            journal: journal.clone(),
+            counters: counters.clone(),
+            events: events.clone(),
             stop,
         };
         let waiting = Arc::new(waiting);
-        (Self { link, waiting, meter, journal, directions }, keeper.run())
+        (Self { state, waiting, counters, events, plan }, reconnect.run())
     }
 
     /// The state of the tunnel, and its changes.
-    pub fn link(&self) -> watch::Receiver<TunnelState> {
-        self.link.clone()
+    pub fn state(&self) -> watch::Receiver<TunnelState> {
+        self.state.clone()
     }
 
     /// How the tunnel connects to the server.
-    pub fn directions(&self) -> &DialPlan {
-        &self.directions
+    pub fn plan(&self) -> &DialPlan {
+        &self.plan
     }
 
     /// The profile of this device.
     pub fn profile(&self) -> Profile {
-        self.directions.profile.get()
+        self.plan.profile.get()
     }
 
     /// The protocol of a service, as the server last said.
@@ -108,7 +108,7 @@ impl Tunnel {
         let of = |services: &[proto::wire::Service]| {
             services.iter().find(|s| s.name == *service).map(|s| s.kind)
         };
-        let now = match &*self.link.borrow() {
+        let now = match &*self.state.borrow() {
             TunnelState::Up(up) | TunnelState::Silent(up) => of(&up.hello.services),
             _ => None,
         };
@@ -125,9 +125,9 @@ impl Tunnel {
     pub async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
         let started = Instant::now();
         let opened = tokio::time::timeout(hold, async {
-            let (mut link, mut waiting) = (self.link.clone(), None);
+            let (mut state, mut waiting) = (self.state.clone(), None);
             loop {
-                let up = match &*link.borrow_and_update() {
+                let up = match &*state.borrow_and_update() {
                     TunnelState::Up(up) => Some(up.clone()),
                     TunnelState::Refused(refusal) if Instant::now() < refusal.wake_at => {
                         return Err(refused(refusal, &self.profile()));
@@ -142,10 +142,10 @@ impl Tunnel {
                         Err(e) => debug!("cannot open a stream: {e}"),
                     },
                     None => {
-                        waiting.get_or_insert_with(|| Waiting::new(&self.waiting));
+                        waiting.get_or_insert_with(|| WaitingGuard::new(&self.waiting));
                     }
                 }
-                if link.changed().await.is_err() {
+                if state.changed().await.is_err() {
                     return Err(unavailable("adit is stopping", None));
                 }
             }
@@ -169,16 +169,16 @@ impl Tunnel {
     /// stream was opened: then the request has most likely not arrived, and the application should
     /// not wait any longer. Once a datagram has arrived, the server may be working on the request.
     pub async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
-        let mut link = self.link.clone();
+        let mut state = self.state.clone();
         loop {
-            if link.wait_for(|link| matches!(link, TunnelState::Silent(_))).await.is_err()
+            if state.wait_for(|state| matches!(state, TunnelState::Silent(_))).await.is_err()
                 || up.heard() != heard
             {
                 return std::future::pending().await;
             }
             let spoke = tokio::time::timeout(
                 hold,
-                link.wait_for(|link| !matches!(link, TunnelState::Silent(_))),
+                state.wait_for(|state| !matches!(state, TunnelState::Silent(_))),
             )
             .await
             .is_ok();
@@ -198,7 +198,7 @@ impl Tunnel {
 
     fn still_held(&self, waited: Duration) -> ErrorAnswer {
         let waited = format!("waited {} s", waited.as_secs());
-        match &*self.link.borrow() {
+        match &*self.state.borrow() {
             TunnelState::Up(_) => unavailable(
                 &format!("{waited} for a free stream: too many requests are open at once"),
                 None,
@@ -208,7 +208,7 @@ impl Tunnel {
                 Some("check that this computer is online and the server is up"),
             ),
             TunnelState::Refused(refusal) => refused(refusal, &self.profile()),
-            TunnelState::Down(Down { why, .. }) => {
+            TunnelState::Down(NoTunnel { why, .. }) => {
                 let hint = why.hint(&self.profile());
                 unavailable(&format!("{waited} for a tunnel: {why}"), hint.as_deref())
             }
@@ -217,22 +217,22 @@ impl Tunnel {
 }
 
 /// Counts a connection that waits for the tunnel, until it is dropped.
-struct Waiting<'a>(&'a watch::Sender<usize>);
+struct WaitingGuard<'a>(&'a watch::Sender<usize>);
 
-impl<'a> Waiting<'a> {
+impl<'a> WaitingGuard<'a> {
     fn new(waiting: &'a watch::Sender<usize>) -> Self {
         waiting.send_modify(|waiting| *waiting += 1);
         Self(waiting)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|waiting| *waiting -= 1);
     }
 }
 
-fn refused(Refusal { why, wake_at }: &Refusal, profile: &Profile) -> ErrorAnswer {
+fn refused(ServerRefusal { why, wake_at }: &ServerRefusal, profile: &Profile) -> ErrorAnswer {
     let answer = unavailable(&why.to_string(), why.hint(profile).as_deref());
     // The other refusals do not end by themselves.
     let wait = matches!(why, DialError::Refused(Code::Superseded))

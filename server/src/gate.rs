@@ -24,11 +24,11 @@ use std::{
     time::Duration,
 };
 
-use common::transport::splice::{self, ByteCounters, End, Receiving, Sending};
+use common::transport::splice::{self, ByteCounters, Receiving, Sending, SpliceEnd};
 use proto::{
     http1::head::RequestHead,
     identity::{Certificate, Name},
-    ollama::route::Route,
+    ollama::route::ApiRoute,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -126,7 +126,7 @@ impl Gate {
     fn begin<'a>(
         &'a self,
         line: &StreamContext<'_>,
-        head: Option<(&RequestHead, Route)>,
+        head: Option<(&RequestHead, ApiRoute)>,
     ) -> Running<'a> {
         Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
     }
@@ -142,7 +142,7 @@ impl Gate {
         line: StreamContext<'_>,
         mut send: Sending,
         recv: Receiving,
-    ) -> End {
+    ) -> SpliceEnd {
         let (over, service, recv, received_all) =
             Conversation::new(self, &line, &mut send, recv).run().await;
         let tcp = service.map(|service| service.tcp);
@@ -153,11 +153,11 @@ impl Gate {
                 if let Some(tcp) = &tcp {
                     let _ = tcp.set_zero_linger();
                 }
-                (End::Drained, false)
+                (SpliceEnd::Drained, false)
             }
             Over::Cut(code) => {
                 send.reset(code);
-                (End::Aborted, true)
+                (SpliceEnd::Aborted, true)
             }
         };
         splice::close(tcp, send, recv, &end, stopped, received_all).await;

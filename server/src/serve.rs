@@ -11,7 +11,7 @@ use std::{io, sync::Arc, time::Duration};
 use common::{
     machine::{
         control::{ClaimError, Control},
-        process::{Stop, unix_now},
+        process::{StopSignals, unix_now},
         report::{Exit, Failure},
     },
     transport::{
@@ -72,7 +72,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         None => None,
     };
     let mut stop =
-        Stop::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
+        StopSignals::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let group = config.enroll_group.as_ref();
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;

@@ -199,7 +199,7 @@ impl Session {
             services: self.server.policy.services(),
             addresses: self.server.addresses(),
             loopback: loopback_id(),
-            door_key: Some(
+            knock_key: Some(
                 self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),
             ),
         };

@@ -92,7 +92,7 @@ pub fn parse(code: &str) -> Invitation {
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     let config = dial::config(
         tls::enroll_client(invitation.ca).expect("TLS"),
-        &invitation.secret.door_key().into(),
+        &invitation.secret.knock_key().into(),
         proto::wire::IDLE_TIMEOUT,
     );
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection

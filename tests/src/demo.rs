@@ -12,7 +12,7 @@ use std::{ffi::OsString, net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use common::machine::{
-    process::Stop,
+    process::StopSignals,
     report::{self, Failure},
 };
 use serde_json::Value;
@@ -176,13 +176,13 @@ fn curl(address: SocketAddr, question: &Value) -> String {
 
 /// The signals that end the demo early: Ctrl-C, SIGTERM, or a closed terminal.
 struct Orders {
-    stop: Stop,
+    stop: StopSignals,
     hangup: Signal,
 }
 
 impl Orders {
     fn listen() -> std::io::Result<Self> {
-        Ok(Self { stop: Stop::listen()?, hangup: signal(SignalKind::hangup())? })
+        Ok(Self { stop: StopSignals::listen()?, hangup: signal(SignalKind::hangup())? })
     }
 
     /// Waits for one of them.

@@ -98,8 +98,8 @@ impl Gate {
     }
 
     /// The knock key of the honest device.
-    pub fn door(&self) -> KnockKey {
-        self.profile.enrolled.door_key.clone()
+    pub fn knock_key(&self) -> KnockKey {
+        self.profile.enrolled.knock_key.clone()
     }
 
     /// The honest device's id.
@@ -119,7 +119,7 @@ impl Gate {
 
     /// Tries to reach the service with the tunnel's knock and protocol.
     pub async fn attempt(&self, identity: Option<Arc<CertifiedKey>>) -> Outcome {
-        attempt(self.address, &self.profile, identity, &[ALPN_TUNNEL], &self.door()).await
+        attempt(self.address, &self.profile, identity, &[ALPN_TUNNEL], &self.knock_key()).await
     }
 
     /// Asserts that nothing has reached the service so far, and that the honest device reaches it.
@@ -181,16 +181,17 @@ impl Outcome {
     }
 }
 
-/// Knocks with `door`, does the handshake, and at once sends the greeting and asks for the service,
+/// Knocks with `knock_key`, does the handshake, and at once sends the greeting and asks for the service,
 /// as an honest device would.
 pub async fn attempt(
     to: SocketAddr,
     profile: &Profile,
     identity: Option<Arc<CertifiedKey>>,
     alpn: &[&[u8]],
-    door: &KnockKey,
+    knock_key: &KnockKey,
 ) -> Outcome {
-    let config = dial::config(crypto(profile, identity, alpn), door, proto::wire::IDLE_TIMEOUT);
+    let config =
+        dial::config(crypto(profile, identity, alpn), knock_key, proto::wire::IDLE_TIMEOUT);
     let endpoint = Endpoint::client(SocketAddr::from(([0, 0, 0, 0], 0))).expect("an endpoint");
     let connecting =
         endpoint.connect_with(config.quic, to, SERVER_NAME).expect("a connection begins");

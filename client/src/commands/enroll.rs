@@ -13,7 +13,7 @@ use std::{
 use common::{
     machine::{
         control::{self, ClaimError},
-        process::{self, Stop, unix_now},
+        process::{self, StopSignals, unix_now},
         report::{Exit, Failure, say},
     },
     transport::{frame, tls},
@@ -143,7 +143,7 @@ async fn by_ssh(
 /// system's ssh does that itself.
 async fn interrupted(way: &SshWay) {
     if way.client == SshClient::Builtin
-        && let Ok(mut stop) = Stop::listen()
+        && let Ok(mut stop) = StopSignals::listen()
     {
         return stop.asked().await;
     }
@@ -228,7 +228,7 @@ fn make_key() -> Result<SecretPem, Failure> {
 async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca)
         .map_err(|e| Failure::new("cannot set up TLS").source(e))?;
-    let config = dial::config(crypto, &invitation.secret.door_key().into(), EXCHANGE_WITHIN);
+    let config = dial::config(crypto, &invitation.secret.knock_key().into(), EXCHANGE_WITHIN);
     let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
     let request = EnrollRequest {
         token: BASE64.encode(&invitation.secret.token()),

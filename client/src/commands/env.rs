@@ -10,7 +10,7 @@ use proto::identity::Name;
 use crate::{
     commands::{
         run::environment::{self, Interfaces},
-        status::{Request, Status},
+        status::{ControlRequest, Status},
     },
     profile::ProfileDir,
 };
@@ -76,7 +76,7 @@ impl Shell {
 /// # Errors
 /// If none runs.
 pub async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
-    let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
+    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
     let Some(address) = status.and_then(|status| status.listening.into_iter().next()) else {
         return Err(Failure::new("no `adit up` is running, so there is no address to export")
             .hint(format!("start it: `adit up{}`", place.argument()))

@@ -29,7 +29,7 @@ use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use self::environment::Interfaces;
-use crate::{commands::status::Request, local::lease::LeaseAnswer, profile::ProfileDir};
+use crate::{commands::status::ControlRequest, local::lease::LeaseAnswer, profile::ProfileDir};
 
 /// A tunnel that is stopping lets its answers end first.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
@@ -90,7 +90,7 @@ fn refuse_other_rights() -> Result<(), Failure> {
 /// Gets a port in the running tunnel, or in one that is started for it.
 async fn lease(state_dir: &Path, place: &ProfileDir) -> Result<(SocketAddr, OwnedFd), Failure> {
     for _ in 0..ATTEMPTS {
-        let asked = control::ask_for_grant(&place.dir, &Request::Lease).await;
+        let asked = control::ask_for_grant(&place.dir, &ControlRequest::Lease).await;
         match asked.map_err(|e| Failure::from(e).hint(restart(place)))? {
             Some((LeaseAnswer::Lent { address, waits_for }, stream)) => {
                 if let Some(why) = waits_for {

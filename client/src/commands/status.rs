@@ -24,8 +24,8 @@ use crate::{
     profile::ProfileDir,
     tunnel::{
         Tunnel,
-        events::Event,
-        state::{Carried, Refusal, TunnelState, Up},
+        events::TunnelEvent,
+        state::{Carried, ServerRefusal, TunnelState, Up},
     },
 };
 
@@ -38,7 +38,7 @@ const INDENT: usize = 13;
 /// What a running tunnel is asked.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Request {
+pub enum ControlRequest {
     /// How it is.
     Status,
     /// For a port of the asker's own, for as long as the asker runs.
@@ -76,7 +76,7 @@ pub struct Status {
     /// Bytes from the tunnel to applications.
     pub received: u64,
     /// Recent events, oldest first.
-    pub events: Vec<Event>,
+    pub events: Vec<TunnelEvent>,
     /// The number of tasks in the runtime, for finding leaks.
     pub tasks: usize,
     /// It is stopping: it accepts no more connections, and waits for running answers.
@@ -167,7 +167,7 @@ pub struct UpStatus {
 /// asked only if `ollama` is set: programs ask often, and each request to Ollama counts against
 /// this device's limits and is written to the audit log.
 pub async fn run(place: &ProfileDir, json: bool, ollama: bool) -> Result<(), Failure> {
-    let status: Option<Status> = control::ask(&place.dir, &Request::Status).await?;
+    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
     let Some(mut status) = status else {
         // If the device is not enrolled or its profile is damaged, that is the better error.
         place.read()?;
@@ -191,15 +191,15 @@ impl Status {
     /// The status of a running tunnel.
     pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize, stopping: bool) -> Self {
         let profile = tunnel.profile();
-        let state = match &*tunnel.link().borrow() {
-            TunnelState::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.directions())),
-            TunnelState::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.directions())),
+        let state = match &*tunnel.state().borrow() {
+            TunnelState::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.plan())),
+            TunnelState::Silent(up) => TunnelStatus::Silent(UpStatus::of(up, tunnel.plan())),
             TunnelState::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
                 why: down.why.to_string(),
                 hint: down.why.hint(&profile),
             },
-            TunnelState::Refused(Refusal { why, .. }) => {
+            TunnelState::Refused(ServerRefusal { why, .. }) => {
                 TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile) }
             }
         };
@@ -215,9 +215,9 @@ impl Status {
             tunnel: state,
             connections,
             programs: 0,
-            sent: tunnel.meter.sent.load(Relaxed),
-            received: tunnel.meter.received.load(Relaxed),
-            events: tunnel.journal.events(),
+            sent: tunnel.counters.sent.load(Relaxed),
+            received: tunnel.counters.received.load(Relaxed),
+            events: tunnel.events.latest(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             stopping,
             ollama: None,
@@ -273,12 +273,12 @@ impl Status {
 }
 
 impl UpStatus {
-    fn of(up: &Up, directions: &DialPlan) -> Self {
+    fn of(up: &Up, plan: &DialPlan) -> Self {
         let stats = up.connection.stats();
         let recent = up.recent_packets();
         let (protection, repeated) = up.redundancy_now();
         let carried = up.carried();
-        let (ours, theirs) = (directions.idle_timeout.as_secs(), up.hello.idle_timeout);
+        let (ours, theirs) = (plan.idle_timeout.as_secs(), up.hello.idle_timeout);
         Self {
             since: up
                 .since
@@ -287,7 +287,7 @@ impl UpStatus {
             carrier: carried.way.carrier().to_owned(),
             carrier_since: carried.since,
             remote: carried.way.to_string(),
-            why_not_other: why_not_other(&carried, directions),
+            why_not_other: why_not_other(&carried, plan),
             idle_timeout: ours.min(theirs),
             idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
             socket_buffers: carried.carrier.buffers(),
@@ -404,12 +404,12 @@ fn bracketed(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default()
 }
 
-fn why_not_other(carried: &Carried, directions: &DialPlan) -> String {
+fn why_not_other(carried: &Carried, plan: &DialPlan) -> String {
     let (other, preferred) = match carried.way {
         Route::Udp(_) => ("ssh", "UDP is preferred"),
         Route::Ssh(_) => ("udp", "it has not answered yet"),
     };
-    match (directions.why_never(other), &carried.why_not_other) {
+    match (plan.why_never(other), &carried.why_not_other) {
         (Some(never), _) => never.to_owned(),
         (None, Some(why)) if other == "udp" => why.clone(),
         _ => preferred.to_owned(),

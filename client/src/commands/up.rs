@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 use clap::{Args, builder::FalseyValueParser};
 use common::machine::{
     control::{ClaimError, Control},
-    process::{self, Stop, parse_idle_timeout, parse_time},
+    process::{self, StopSignals, parse_idle_timeout, parse_time},
     report::{Exit, Failure},
 };
 use proto::{
@@ -22,18 +22,18 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
 use crate::{
-    commands::status::{Request, Status},
+    commands::status::{ControlRequest, Status},
     dial::{DialError, plan::DialPlan, route::CarrierChoice},
     local::{
         lease::{Lease, LeaseAnswer, Leases},
-        listener::{self, Front, Listen},
+        listener::{self, Front, ListenAddr},
         owner::Owners,
     },
     profile::{Profile, ProfileDir, SharedProfile},
     ssh::SshClient,
     tunnel::{
         Tunnel,
-        state::{Refusal, TunnelState},
+        state::{ServerRefusal, TunnelState},
     },
 };
 
@@ -51,7 +51,7 @@ pub struct UpFlags {
     /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
     /// and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
-    listen: Vec<Listen>,
+    listen: Vec<ListenAddr>,
     /// Let every user of this computer use the tunnel, not only root and the user who runs adit. On
     /// systems other than Linux, every user can use it anyway
     #[arg(long, env = "ADIT_ANY_USER", value_parser = FalseyValueParser::new())]
@@ -85,13 +85,13 @@ pub struct UpFlags {
 pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     let plan = dial_plan(&place, &flags)?;
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
-    let mut stop = Stop::listen_at_terminal()
+    let mut stop = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let listeners = listener::bind(&flags.listen, &place.argument())?;
     let owners = let_in(flags.any_user, &listeners, &place.argument())?;
     let mut running = Running::start(plan, control, owners, listeners, &flags)?;
     info!("listening on http://{}", running.listening.join(" and http://"));
-    info!("connecting to {}", running.tunnel.directions().sought());
+    info!("connecting to {}", running.tunnel.plan().sought());
 
     let serving = async {
         first_word(&running.tunnel).await?;
@@ -169,7 +169,7 @@ impl Running {
         let leases = Leases::new(front.clone(), connections.clone());
         let mut parts = Parts::default();
         parts.services.spawn(keep_up);
-        let shown = Shown {
+        let shown = StatusSource {
             tunnel: tunnel.clone(),
             listening: listening.clone(),
             leases: leases.clone(),
@@ -189,7 +189,11 @@ impl Running {
     ///
     /// # Errors
     /// If a part of the tunnel has ended by itself.
-    pub(super) async fn stop(mut self, stop: &mut Stop, drain: Duration) -> Result<(), Failure> {
+    pub(super) async fn stop(
+        mut self,
+        stop: &mut StopSignals,
+        drain: Duration,
+    ) -> Result<(), Failure> {
         self.no_more.cancel();
         // The message below says that adit is stopping, so no connection may be accepted after it.
         self.parts.accept_no_more().await?;
@@ -276,16 +280,16 @@ fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
 /// # Errors
 /// If the server refuses it.
 pub(super) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
-    let mut link = tunnel.link();
+    let mut state = tunnel.state();
     loop {
-        match &*link.borrow_and_update() {
+        match &*state.borrow_and_update() {
             TunnelState::Up(_) => return Ok(()),
-            TunnelState::Refused(Refusal { why, .. }) => {
+            TunnelState::Refused(ServerRefusal { why, .. }) => {
                 return Err(refused(why, &tunnel.profile()));
             }
             TunnelState::Down(_) | TunnelState::Silent(_) => {}
         }
-        if link.changed().await.is_err() {
+        if state.changed().await.is_err() {
             // The task that kept the tunnel up has ended; `Parts::ended` reports that.
             return std::future::pending().await;
         }
@@ -317,7 +321,7 @@ pub(super) fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
 }
 
 /// The parts that `adit status` shows.
-struct Shown {
+struct StatusSource {
     tunnel: Tunnel,
     listening: Vec<String>,
     leases: Leases,
@@ -325,7 +329,7 @@ struct Shown {
     stop: CancellationToken,
 }
 
-impl Shown {
+impl StatusSource {
     fn status(&self) -> Status {
         let stopping = self.stop.is_cancelled();
         let listening = if stopping { &[][..] } else { &self.listening };
@@ -343,7 +347,7 @@ impl Shown {
         let waits_for = match tokio::time::timeout(UP_WITHIN, first_word(&self.tunnel)).await {
             Ok(Ok(())) => None,
             Ok(Err(refused)) => return (LeaseAnswer::Failed(refused), None),
-            Err(_) => match &*self.tunnel.link().borrow() {
+            Err(_) => match &*self.tunnel.state().borrow() {
                 TunnelState::Down(down) => Some(down.why.to_string()),
                 _ => Some("the server is silent".to_owned()),
             },
@@ -361,21 +365,21 @@ impl Shown {
 /// An answer over the control socket. The request tells which it is.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Answer {
+enum ControlAnswer {
     Status(Box<Status>),
     Lease(LeaseAnswer),
 }
 
-async fn answer_control(control: Control, shown: Shown) {
+async fn answer_control(control: Control, shown: StatusSource) {
     let shown = Arc::new(shown);
     let answer = move |request| {
         let shown = shown.clone();
         async move {
             match request {
-                Request::Status => (Answer::Status(Box::new(shown.status())), None),
-                Request::Lease => {
+                ControlRequest::Status => (ControlAnswer::Status(Box::new(shown.status())), None),
+                ControlRequest::Lease => {
                     let (answer, lease) = shown.lend().await;
-                    (Answer::Lease(answer), lease)
+                    (ControlAnswer::Lease(answer), lease)
                 }
             }
         }
@@ -386,7 +390,7 @@ async fn answer_control(control: Control, shown: Shown) {
 impl Tunnel {
     /// Closes the connection to the server.
     async fn close(&self) {
-        let up = match &*self.link().borrow() {
+        let up = match &*self.state().borrow() {
             TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
             _ => return,
         };

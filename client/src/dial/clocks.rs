@@ -4,7 +4,7 @@ use std::fmt;
 
 use common::{machine::process::unix_now, transport::tls::CertificateTime};
 use proto::{
-    clock::{self, Wrong, shown},
+    clock::{self, WrongClock, shown},
     identity::CLOCK_SLACK,
 };
 
@@ -55,22 +55,22 @@ impl Clocks {
     }
 
     /// Whose clock is wrong.
-    pub fn wrong(&self) -> Wrong {
+    pub fn wrong(&self) -> WrongClock {
         let is_old = |at| at < clock::RELEASED;
         match self.there {
-            There::Admitted(_) => Wrong::There,
-            _ if is_old(self.here) => Wrong::Here,
-            There::Shows(at) | There::Ended(at) if is_old(at) => Wrong::There,
-            _ => Wrong::One,
+            There::Admitted(_) => WrongClock::There,
+            _ if is_old(self.here) => WrongClock::Here,
+            There::Shows(at) | There::Ended(at) if is_old(at) => WrongClock::There,
+            _ => WrongClock::One,
         }
     }
 
     /// How to cure it.
     pub fn hint(&self) -> &'static str {
         match self.wrong() {
-            Wrong::Here => "set this computer's clock: `sudo timedatectl set-ntp true`",
-            Wrong::There => "set the clock on the server: `sudo timedatectl set-ntp true`",
-            Wrong::One => {
+            WrongClock::Here => "set this computer's clock: `sudo timedatectl set-ntp true`",
+            WrongClock::There => "set the clock on the server: `sudo timedatectl set-ntp true`",
+            WrongClock::One => {
                 "run `timedatectl` on both computers; on the one whose clock is wrong: `sudo timedatectl set-ntp true`"
             }
         }
@@ -82,9 +82,9 @@ impl std::error::Error for Clocks {}
 impl fmt::Display for Clocks {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.wrong() {
-            Wrong::Here => "this computer's clock is wrong",
-            Wrong::There => "the server's clock is wrong",
-            Wrong::One => "this computer's clock or the server's is wrong",
+            WrongClock::Here => "this computer's clock is wrong",
+            WrongClock::There => "the server's clock is wrong",
+            WrongClock::One => "this computer's clock or the server's is wrong",
         })?;
         write!(f, ": this computer's shows {}", shown(self.here))?;
         match self.there {
@@ -111,22 +111,22 @@ mod tests {
             (
                 now,
                 There::Admitted(7),
-                Wrong::There,
+                WrongClock::There,
                 "2026-11-02T00:00:00Z, the server's 1970-01-01T00:00:07Z",
             ),
             (
                 7,
                 There::Shows(now),
-                Wrong::Here,
+                WrongClock::Here,
                 "1970-01-01T00:00:07Z, the server's 2026-11-02T00:00:00Z",
             ),
-            (now, There::Shows(7), Wrong::There, "the server's 1970-01-01T00:00:07Z"),
-            (now, There::Shows(2 * now), Wrong::One, "2026-11-02T00:00:00Z, the server's 20"),
-            (7, There::Showed(now), Wrong::Here, "showed 2026-11-02T00:00:00Z"),
-            (now, There::Showed(2 * now), Wrong::One, "the server's showed 20"),
-            (now, There::Ended(7), Wrong::There, "expired at 1970-01-01T00:00:07Z"),
-            (2 * now, There::Ended(now), Wrong::One, "expired at 2026-11-02T00:00:00Z"),
-            (7, There::Unknown, Wrong::Here, "shows 1970-01-01T00:00:07Z"),
+            (now, There::Shows(7), WrongClock::There, "the server's 1970-01-01T00:00:07Z"),
+            (now, There::Shows(2 * now), WrongClock::One, "2026-11-02T00:00:00Z, the server's 20"),
+            (7, There::Showed(now), WrongClock::Here, "showed 2026-11-02T00:00:00Z"),
+            (now, There::Showed(2 * now), WrongClock::One, "the server's showed 20"),
+            (now, There::Ended(7), WrongClock::There, "expired at 1970-01-01T00:00:07Z"),
+            (2 * now, There::Ended(now), WrongClock::One, "expired at 2026-11-02T00:00:00Z"),
+            (7, There::Unknown, WrongClock::Here, "shows 1970-01-01T00:00:07Z"),
         ] {
             let clocks = Clocks { here, there };
             assert_eq!(clocks.wrong(), wrong, "{clocks}");

@@ -106,12 +106,12 @@ impl DialPlan {
         dial::all_of(&self.addresses(), self.ssh().as_ref())
     }
 
-    fn config(&self) -> Result<dial::Config, DialError> {
+    fn config(&self) -> Result<dial::DialConfig, DialError> {
         let profile = self.profile.get();
         let other = |e: rustls::Error| DialError::Other(e.to_string());
         let roots = tls::roots(profile.ca().map_err(other)?).map_err(other)?;
         let crypto =
             tls::tunnel_client(roots, profile.certified_key().map_err(other)?).map_err(other)?;
-        Ok(dial::config(crypto, &profile.enrolled.door_key, self.idle_timeout))
+        Ok(dial::config(crypto, &profile.enrolled.knock_key, self.idle_timeout))
     }
 }

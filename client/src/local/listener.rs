@@ -11,7 +11,7 @@ use common::{
     machine::report::{Exit, Failure},
     transport::{
         self, accept,
-        splice::{self, End, Facing, Left, Outcome, splice},
+        splice::{self, Facing, Outcome, SpliceEnd, StillOpen, splice},
     },
 };
 use proto::{
@@ -30,7 +30,7 @@ use crate::{
     dial::DialError,
     local::{
         answer, holder,
-        owner::{Owners, Refused},
+        owner::{OwnerRefusal, Owners},
     },
     tunnel::{Opened, Tunnel},
 };
@@ -42,14 +42,14 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 
 /// The value of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Listen {
+pub enum ListenAddr {
     /// `localhost:PORT`: this port of 127.0.0.1 and of ::1.
     Localhost(u16),
     /// One address.
     Address(SocketAddr),
 }
 
-impl std::str::FromStr for Listen {
+impl std::str::FromStr for ListenAddr {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -75,15 +75,15 @@ impl std::str::FromStr for Listen {
 ///
 /// # Errors
 /// If a port is taken; the failure names the process that holds it, if that can be known.
-pub fn bind(listen: &[Listen], name: &str) -> Result<Vec<TcpListener>, Failure> {
-    let default = [Listen::Localhost(OLLAMA_PORT)];
+pub fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>, Failure> {
+    let default = [ListenAddr::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
-            Listen::Address(address) => bind_once(&mut listeners, address)
+            ListenAddr::Address(address) => bind_once(&mut listeners, address)
                 .map_err(|e| cannot_listen(address, &address.to_string(), name, e))?,
-            Listen::Localhost(port) => bind_localhost(&mut listeners, port, name)?,
+            ListenAddr::Localhost(port) => bind_localhost(&mut listeners, port, name)?,
         }
     }
     Ok(listeners)
@@ -193,13 +193,13 @@ impl Front {
         if let Err(refused) = self.judge(&tcp) {
             return self.turn_away(tcp, refused).await;
         }
-        let mut left = Some(tcp);
-        while let Some(tcp) = left.take() {
+        let mut still_open = Some(tcp);
+        while let Some(tcp) = still_open.take() {
             // With HTTP the application sends first; with another service the server may.
             if self.tunnel.kind(&self.service) == ServiceKind::Http && !self.is_asked(&tcp).await {
                 return;
             }
-            left = self.join(tcp).await;
+            still_open = self.join(tcp).await;
         }
     }
 
@@ -234,14 +234,14 @@ impl Front {
             }
         };
         let (facing, give_up) = (Facing::Application(kind), self.tunnel.unheard(since, self.hold));
-        let meter = &self.tunnel.meter;
-        let Outcome { end, left } =
-            splice(tcp, send, recv, facing, meter, &self.stop, give_up).await;
+        let counters = &self.tunnel.counters;
+        let Outcome { end, still_open } =
+            splice(tcp, send, recv, facing, counters, &self.stop, give_up).await;
         debug!("a stream ended: {end:?}");
-        match left {
-            Left::Nothing => None,
-            Left::Idle(tcp) => Some(tcp),
-            Left::Unanswered(tcp, line) => {
+        match still_open {
+            StillOpen::Nothing => None,
+            StillOpen::Idle(tcp) => Some(tcp),
+            StillOpen::Unanswered(tcp, line) => {
                 if let Some(answer) = self.answer_for(end) {
                     self.answer_when_asked(tcp, line, &answer).await;
                 }
@@ -251,23 +251,23 @@ impl Front {
     }
 
     /// The answer to a request whose stream ended before its answer began.
-    fn answer_for(&self, end: End) -> Option<ErrorAnswer> {
+    fn answer_for(&self, end: SpliceEnd) -> Option<ErrorAnswer> {
         Some(match end {
-            End::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
-            End::Lost(e) => match DialError::from_connection(&e, "the server") {
+            SpliceEnd::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
+            SpliceEnd::Lost(e) => match DialError::from_connection(&e, "the server") {
                 DialError::Refused(code) => answer::for_code(Some(code)),
                 _ => answer::for_code(Some(Code::Cut)),
             },
-            End::GivenUp => self.tunnel.gave_up(),
-            End::Done | End::Drained | End::Aborted => return None,
+            SpliceEnd::GivenUp => self.tunnel.gave_up(),
+            SpliceEnd::Done | SpliceEnd::Drained | SpliceEnd::Aborted => return None,
         })
     }
 
-    fn judge(&self, tcp: &TcpStream) -> Result<(), Refused> {
+    fn judge(&self, tcp: &TcpStream) -> Result<(), OwnerRefusal> {
         judged(tcp, |peer, local| self.owners.judge(peer, local))
     }
 
-    async fn turn_away(&self, tcp: TcpStream, refused: Refused) {
+    async fn turn_away(&self, tcp: TcpStream, refused: OwnerRefusal) {
         debug!("refused a local connection: {refused:?}");
         match refused.answer().await {
             Some(answer) => self.answer_when_asked(tcp, Vec::new(), &answer).await,
@@ -300,10 +300,10 @@ impl Front {
 /// Judges a connection by its two addresses.
 fn judged(
     tcp: &TcpStream,
-    judge: impl FnOnce(SocketAddr, SocketAddr) -> Result<(), Refused>,
-) -> Result<(), Refused> {
+    judge: impl FnOnce(SocketAddr, SocketAddr) -> Result<(), OwnerRefusal>,
+) -> Result<(), OwnerRefusal> {
     // An error means that the connection was aborted already.
-    let gone = |_| Refused::Closed;
+    let gone = |_| OwnerRefusal::Closed;
     let (peer, local) = (tcp.peer_addr().map_err(gone)?, tcp.local_addr().map_err(gone)?);
     judge(peer, local)?;
     // If the connection was aborted meanwhile, another one may have taken its addresses and been
@@ -321,21 +321,21 @@ mod tests {
         for bad in
             ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "gpu.lan:1", "nonsense", "localhost"]
         {
-            assert!(bad.parse::<Listen>().is_err(), "{bad}");
+            assert!(bad.parse::<ListenAddr>().is_err(), "{bad}");
         }
-        assert_eq!("localhost:7".parse(), Ok(Listen::Localhost(7)));
-        assert_eq!("[::1]:7".parse(), Ok(Listen::Address("[::1]:7".parse().expect("address"))));
+        assert_eq!("localhost:7".parse(), Ok(ListenAddr::Localhost(7)));
+        assert_eq!("[::1]:7".parse(), Ok(ListenAddr::Address("[::1]:7".parse().expect("address"))));
         assert_eq!(
             "127.0.0.2".parse(),
-            Ok(Listen::Address("127.0.0.2:11434".parse().expect("address")))
+            Ok(ListenAddr::Address("127.0.0.2:11434".parse().expect("address")))
         );
     }
 
     #[tokio::test]
     async fn a_taken_port_is_refused_with_a_way_out() {
-        let first = bind(&[Listen::Localhost(0)], "").expect("bound");
+        let first = bind(&[ListenAddr::Localhost(0)], "").expect("bound");
         let port = first[0].local_addr().expect("address").port();
-        let error = bind(&[Listen::Localhost(port)], " lab").expect_err("taken").to_string();
+        let error = bind(&[ListenAddr::Localhost(port)], " lab").expect_err("taken").to_string();
         assert!(error.contains("in use by"), "{error}");
         let own = format!("pid {}", std::process::id());
         assert!(!error.contains(&own), "this process itself is no news: {error}");
@@ -361,7 +361,7 @@ mod tests {
             splice::abort(app);
             Ok(())
         });
-        assert_eq!(aborted, Err(Refused::Closed));
-        assert_eq!(judged(&tcp, |_, _| panic!("it has no peer")), Err(Refused::Closed));
+        assert_eq!(aborted, Err(OwnerRefusal::Closed));
+        assert_eq!(judged(&tcp, |_, _| panic!("it has no peer")), Err(OwnerRefusal::Closed));
     }
 }

@@ -36,7 +36,7 @@ struct Allowed {
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
+pub enum OwnerRefusal {
     /// It belongs to another user.
     OtherUser {
         /// That user.
@@ -53,13 +53,15 @@ pub enum Refused {
 }
 
 impl Allowed {
-    fn judge(self, socket: io::Result<Option<Socket>>) -> Result<(), Refused> {
+    fn judge(self, socket: io::Result<Option<Socket>>) -> Result<(), OwnerRefusal> {
         match socket {
-            Ok(Some(Socket { is_open: false, .. }) | None) => Err(Refused::Closed),
-            Ok(Some(Socket { uid, .. })) if Some(uid) == self.overflow => Err(Refused::UnknownUser),
+            Ok(Some(Socket { is_open: false, .. }) | None) => Err(OwnerRefusal::Closed),
+            Ok(Some(Socket { uid, .. })) if Some(uid) == self.overflow => {
+                Err(OwnerRefusal::UnknownUser)
+            }
             Ok(Some(Socket { uid, .. })) if uid == self.uid || uid == 0 => Ok(()),
-            Ok(Some(Socket { uid, .. })) => Err(Refused::OtherUser { uid, allowed: self.uid }),
-            Err(_) => Err(Refused::NotTold),
+            Ok(Some(Socket { uid, .. })) => Err(OwnerRefusal::OtherUser { uid, allowed: self.uid }),
+            Err(_) => Err(OwnerRefusal::NotTold),
         }
     }
 }
@@ -106,7 +108,7 @@ impl Owners {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), Refused> {
+    pub fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), OwnerRefusal> {
         #[cfg(target_os = "linux")]
         if let Some((allowed, sockets)) = &self.checked {
             return allowed.judge(sockets.find(peer, local));
@@ -116,13 +118,13 @@ impl Owners {
     }
 }
 
-impl Refused {
+impl OwnerRefusal {
     /// The answer to the application, unless it has closed the connection.
     pub async fn answer(self) -> Option<ErrorAnswer> {
         let who = match self {
             Self::Closed => return None,
             Self::OtherUser { uid, allowed } => {
-                let (user, allowed) = (User::find(uid).await, User::find(allowed).await);
+                let (user, allowed) = (NamedUser::find(uid).await, NamedUser::find(allowed).await);
                 format!("the user {user} may not use the adit of {allowed}")
             }
             Self::UnknownUser => {
@@ -142,12 +144,12 @@ impl Refused {
 }
 
 /// A user, for people.
-struct User {
+struct NamedUser {
     uid: u32,
     name: Option<String>,
 }
 
-impl User {
+impl NamedUser {
     async fn find(uid: u32) -> Self {
         let found = tokio::task::spawn_blocking(move || {
             nix::unistd::User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
@@ -157,7 +159,7 @@ impl User {
     }
 }
 
-impl fmt::Display for User {
+impl fmt::Display for NamedUser {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.name {
             Some(name) => write!(f, "`{name}` (uid {})", self.uid),
@@ -178,19 +180,28 @@ mod tests {
         assert_eq!(own.judge(Ok(Some(OPEN))), Ok(()));
         assert_eq!(own.judge(Ok(Some(Socket { uid: 0, ..OPEN }))), Ok(()));
         for uid in [1, 999, 1001, 65534, u32::MAX] {
-            let refused = Refused::OtherUser { uid, allowed: 1000 };
+            let refused = OwnerRefusal::OtherUser { uid, allowed: 1000 };
             assert_eq!(own.judge(Ok(Some(Socket { uid, ..OPEN }))), Err(refused));
         }
         let root = Allowed { uid: 0, overflow: None };
-        assert_eq!(root.judge(Ok(Some(OPEN))), Err(Refused::OtherUser { uid: 1000, allowed: 0 }));
-        assert_eq!(own.judge(Err(io::ErrorKind::PermissionDenied.into())), Err(Refused::NotTold));
+        assert_eq!(
+            root.judge(Ok(Some(OPEN))),
+            Err(OwnerRefusal::OtherUser { uid: 1000, allowed: 0 })
+        );
+        assert_eq!(
+            own.judge(Err(io::ErrorKind::PermissionDenied.into())),
+            Err(OwnerRefusal::NotTold)
+        );
     }
 
     #[test]
     fn a_socket_that_no_process_has_is_nobodys_though_the_kernel_says_root() {
         let own = Allowed { uid: 1000, overflow: None };
-        assert_eq!(own.judge(Ok(Some(Socket { uid: 0, is_open: false }))), Err(Refused::Closed));
-        assert_eq!(own.judge(Ok(None)), Err(Refused::Closed));
+        assert_eq!(
+            own.judge(Ok(Some(Socket { uid: 0, is_open: false }))),
+            Err(OwnerRefusal::Closed)
+        );
+        assert_eq!(own.judge(Ok(None)), Err(OwnerRefusal::Closed));
     }
 
     #[test]
@@ -198,7 +209,7 @@ mod tests {
         for uid in [0, 65534] {
             let own = Allowed { uid, overflow: Some(65534) };
             let socket = Socket { uid: 65534, ..OPEN };
-            assert_eq!(own.judge(Ok(Some(socket))), Err(Refused::UnknownUser));
+            assert_eq!(own.judge(Ok(Some(socket))), Err(OwnerRefusal::UnknownUser));
         }
         let own = Allowed { uid: 65534, overflow: None };
         assert_eq!(own.judge(Ok(Some(Socket { uid: 65534, ..OPEN }))), Ok(()), "it is `nobody`");
@@ -206,7 +217,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_names_the_user_and_the_cure() {
-        let refused = Refused::OtherUser { uid: 3_999_999_999, allowed: 0 };
+        let refused = OwnerRefusal::OtherUser { uid: 3_999_999_999, allowed: 0 };
         let answer = refused.answer().await.expect("an answer");
         assert_eq!(answer.status, 403);
         assert!(
@@ -217,6 +228,6 @@ mod tests {
             answer.sentence
         );
         assert!(answer.sentence.contains("`adit up --any-user`"), "{}", answer.sentence);
-        assert_eq!(Refused::Closed.answer().await, None);
+        assert_eq!(OwnerRefusal::Closed.answer().await, None);
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::{
     ask,
-    pace::{Bounds, PaceState, Silence, Slowest, Step, Verdict},
+    pace::{Bounds, PaceState, PaceVerdict, Silence, Slowest, Step},
 };
 
 /// Who is told what adit waits for.
@@ -81,8 +81,8 @@ impl Patience {
         loop {
             let verdict = state.borrow_and_update().judge(Instant::now());
             match verdict {
-                Verdict::Over(silence) => return silence,
-                Verdict::Tell(what) => {
+                PaceVerdict::Over(silence) => return silence,
+                PaceVerdict::Tell(what) => {
                     match self.tell {
                         Tell::Person => common::machine::report::say(format!("Waiting: {what} …")),
                         Tell::Log => tracing::info!("waiting: {what}"),
@@ -90,7 +90,7 @@ impl Patience {
                     }
                     self.state.send_modify(PaceState::told);
                 }
-                Verdict::WaitUntil(until) => tokio::select! {
+                PaceVerdict::WaitUntil(until) => tokio::select! {
                     () = tokio::time::sleep_until(until.into()) => {}
                     _ = state.changed() => {}
                 },

@@ -21,7 +21,7 @@ use super::{
     keys::Keyring,
     login::Login,
     pace::Step,
-    session::{LOOPBACK, Piped, Reading, Session},
+    session::{LOOPBACK, Piped, Reading, SshSession},
 };
 
 /// The most hosts in a chain of jumps. A longer chain is taken for a circle.
@@ -111,7 +111,7 @@ fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
 /// server's loopback is tried; it sends the same first line.
 async fn relay(
     way: &SshWay,
-    session: &Session,
+    session: &SshSession,
     patience: &Arc<Patience>,
 ) -> Result<Piped, SshError> {
     let by_command = by_command(way, session, patience);
@@ -152,7 +152,7 @@ async fn relay(
 
 async fn by_command(
     way: &SshWay,
-    session: &Session,
+    session: &SshSession,
     patience: &Arc<Patience>,
 ) -> Result<Piped, SshError> {
     let to = way.to_string();
@@ -170,7 +170,7 @@ async fn by_command(
     Ok(piped)
 }
 
-async fn forwarded(way: &SshWay, session: &Session, port: u16) -> Result<Piped, SshError> {
+async fn forwarded(way: &SshWay, session: &SshSession, port: u16) -> Result<Piped, SshError> {
     let to = way.to_string();
     let broken = |why: String| SshError::Broken { to: to.clone(), why };
     let opened = async {
@@ -200,7 +200,7 @@ async fn connect(
     way: &SshWay,
     may_ask: bool,
     patience: &Arc<Patience>,
-) -> Result<(Session, Vec<Session>), SshError> {
+) -> Result<(SshSession, Vec<SshSession>), SshError> {
     let going = Connector { keyring: &way.keyring, may_ask, patience: patience.clone() };
     let connected = going.to(&way.destination, way.port).await?;
     patience.step(Step::Command, &way.to_string(), None);
@@ -212,7 +212,7 @@ impl Connector<'_> {
         &self,
         destination: &str,
         port: Option<u16>,
-    ) -> Result<(Session, Vec<Session>), SshError> {
+    ) -> Result<(SshSession, Vec<SshSession>), SshError> {
         let mut hosts = VecDeque::from([config::of(destination, port).await?]);
         // Puts the jump hosts before the host, then the first jump host's own jumps before it,
         // until the first host is reached directly.
@@ -239,7 +239,7 @@ impl Connector<'_> {
         if let Some(what) = hosts.front().and_then(|first| first.beyond) {
             return Err(SshError::Beyond { what: format!("{what} is set for {destination}") });
         }
-        let mut sessions: Vec<Session> = Vec::new();
+        let mut sessions: Vec<SshSession> = Vec::new();
         for host in &hosts {
             let session = self.hop(sessions.last(), host).await?;
             sessions.push(session);
@@ -252,7 +252,11 @@ impl Connector<'_> {
         Ok((last, sessions))
     }
 
-    async fn hop(&self, from: Option<&Session>, host: &HostConfig) -> Result<Session, SshError> {
+    async fn hop(
+        &self,
+        from: Option<&SshSession>,
+        host: &HostConfig,
+    ) -> Result<SshSession, SshError> {
         let may_ask = self.may_ask && !host.batch;
         let known = KnownHost::read(host, may_ask);
         let HostConfig { host_name, port, connect_timeout, .. } = host;
@@ -262,14 +266,14 @@ impl Connector<'_> {
             Some(jump) => {
                 let Piped { read, write } = jump.direct(host_name, *port, &to).await?;
                 self.patience.again();
-                Session::open(tokio::io::join(read, write), &to, known, &self.patience).await?
+                SshSession::open(tokio::io::join(read, write), &to, known, &self.patience).await?
             }
             None => {
                 let tcp = self
                     .reach(host_name, *port, connect_timeout.unwrap_or(ADDRESS_WITHIN))
                     .await
                     .map_err(|why| SshError::Broken { to: to.clone(), why })?;
-                Session::open(tcp, &to, known, &self.patience).await?
+                SshSession::open(tcp, &to, known, &self.patience).await?
             }
         };
         self.patience.step(Step::Login, &to, None);

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use common::machine::report::Failure;
 
-use super::{Denied, HostKeyError, NOT_FOUND, SshWay, pace::Silence};
+use super::{HostKeyError, LoginDenied, NOT_FOUND, SshWay, pace::Silence};
 
 /// Why an operation over SSH failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -87,7 +87,7 @@ pub enum SshError {
     HostKey(HostKeyError),
     /// The host does not let this computer in.
     #[error("{0}")]
-    Denied(Denied),
+    Denied(LoginDenied),
     /// The built-in client does not support it.
     #[error("the built-in SSH client does not support this: {what}")]
     Beyond {

@@ -16,7 +16,7 @@ use tracing::{debug, warn};
 use super::{
     ask,
     config::{HostConfig, Strict},
-    known_hosts::{self, HostLine, Judgement, Location, Offered},
+    known_hosts::{self, FileLine, HostLine, KeyJudgement, Offered},
 };
 
 /// Why a host is not trusted.
@@ -133,20 +133,21 @@ impl KnownHost {
     pub(crate) async fn check(&self, offered: &Offered) -> Result<(), HostKeyError> {
         let (name, fingerprint) = (self.name.clone(), offered.fingerprint());
         match self.judge(&self.name, offered) {
-            Judgement::Known | Judgement::ByAuthority => Ok(()),
-            Judgement::Changed(Location { file, line }) => {
+            KeyJudgement::Known | KeyJudgement::ByAuthority => Ok(()),
+            KeyJudgement::Changed(FileLine { file, line }) => {
                 Err(HostKeyError::Changed { name, fingerprint, file, line })
             }
-            Judgement::Revoked(Location { file, line }) => {
+            KeyJudgement::Revoked(FileLine { file, line }) => {
                 Err(HostKeyError::Revoked { name, fingerprint, file, line })
             }
-            Judgement::Unknown { others, because } => {
+            KeyJudgement::Unknown { others, because } => {
                 if let Some(why) = because {
                     warn!("the certificate of {name} is not accepted: {why}");
                 }
                 // As in OpenSSH, a host that is known on the default port may have the same key on
                 // another port.
-                if self.name != self.bare && self.judge(&self.bare, offered) == Judgement::Known {
+                if self.name != self.bare && self.judge(&self.bare, offered) == KeyJudgement::Known
+                {
                     return Ok(());
                 }
                 match self.ask(offered, &others).await {
@@ -157,11 +158,11 @@ impl KnownHost {
         }
     }
 
-    fn judge(&self, name: &str, offered: &Offered) -> Judgement {
+    fn judge(&self, name: &str, offered: &Offered) -> KeyJudgement {
         known_hosts::judge(&self.lines, name, &self.bare, offered, unix_now().unsigned_abs())
     }
 
-    async fn ask(&self, offered: &Offered, others: &[Location]) -> Result<(), &'static str> {
+    async fn ask(&self, offered: &Offered, others: &[FileLine]) -> Result<(), &'static str> {
         if self.strict == Strict::Refuse {
             return Err(", and StrictHostKeyChecking forbids asking");
         }
@@ -170,7 +171,7 @@ impl KnownHost {
         }
         let kind = offered.key().algorithm();
         say(format!("The authenticity of host '{}' can't be established.", self.name));
-        for Location { file, line } in others {
+        for FileLine { file, line } in others {
             say(format!("A key of another kind is known for it: {}:{line}.", file.display()));
         }
         if self.strict == Strict::AskAnyway {
@@ -246,7 +247,7 @@ mod tests {
         for name in ["[gpu]:2222", "box"] {
             assert_eq!(
                 known_hosts::judge(&lines, name, name, &offered, 0),
-                Judgement::Known,
+                KeyJudgement::Known,
                 "{name}"
             );
         }

@@ -17,13 +17,13 @@ use zeroize::Zeroizing;
 /// They are never stored, and are wiped when the last clone that shares them is dropped.
 #[derive(Default)]
 pub(crate) struct Keyring {
-    kept: Mutex<Kept>,
+    kept: Mutex<Unlocked>,
     /// Whether later logins must not ask.
     quiet: AtomicBool,
 }
 
 #[derive(Default)]
-struct Kept {
+struct Unlocked {
     keys: HashMap<PathBuf, Arc<PrivateKey>>,
     passwords: HashMap<String, Zeroizing<String>>,
 }
@@ -152,7 +152,7 @@ impl Keyring {
         self.lock().passwords.remove(of);
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Unlocked> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

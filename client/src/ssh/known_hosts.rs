@@ -14,7 +14,7 @@ use ssh_key::{
 /// A line of known_hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct HostLine {
-    place: Location,
+    position: FileLine,
     marker: Option<Marker>,
     hosts: HostPatterns,
     key: KeyData,
@@ -22,7 +22,7 @@ pub(crate) struct HostLine {
 
 /// The position of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Location {
+pub(crate) struct FileLine {
     /// The file.
     pub(crate) file: PathBuf,
     /// The first line is 1.
@@ -40,19 +40,19 @@ pub(crate) enum Offered {
 
 /// The judgement of what a host has offered.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Judgement {
+pub(crate) enum KeyJudgement {
     /// It is the host's key.
     Known,
     /// A trusted authority has signed its certificate.
     ByAuthority,
     /// Another key of this kind is known for the host.
-    Changed(Location),
+    Changed(FileLine),
     /// The key or its authority is revoked.
-    Revoked(Location),
+    Revoked(FileLine),
     /// The key is not known.
     Unknown {
         /// The lines with other kinds of keys of this host.
-        others: Vec<Location>,
+        others: Vec<FileLine>,
         /// Why a certificate of a trusted authority was not accepted.
         because: Option<&'static str>,
     },
@@ -90,8 +90,8 @@ pub(crate) fn parse(file: &Path, text: &str) -> Vec<HostLine> {
         };
         let hosts = words.next()?.parse().ok()?;
         let key = PublicKey::from_openssh(&format!("{} {}", words.next()?, words.next()?)).ok()?;
-        let place = Location { file: file.to_owned(), line: at + 1 };
-        Some(HostLine { place, marker, hosts, key: key.key_data().clone() })
+        let position = FileLine { file: file.to_owned(), line: at + 1 };
+        Some(HostLine { position, marker, hosts, key: key.key_data().clone() })
     };
     text.lines().enumerate().filter_map(read).collect()
 }
@@ -104,7 +104,7 @@ pub(crate) fn judge(
     principal: &str,
     offered: &Offered,
     now: u64,
-) -> Judgement {
+) -> KeyJudgement {
     let (key, certificate) = match offered {
         Offered::Key(key) => (key, None),
         Offered::Certificate(certificate) => (certificate.public_key(), Some(certificate)),
@@ -113,7 +113,7 @@ pub(crate) fn judge(
     let revoked = of_host().filter(|line| line.marker == Some(Marker::Revoked));
     for line in revoked {
         if line.key == *key || certificate.is_some_and(|c| *c.signature_key() == line.key) {
-            return Judgement::Revoked(line.place.clone());
+            return KeyJudgement::Revoked(line.position.clone());
         }
     }
     let mut because = None;
@@ -121,19 +121,19 @@ pub(crate) fn judge(
         let mut authorities = of_host().filter(|line| line.marker == Some(Marker::CertAuthority));
         if let Some(line) = authorities.find(|line| line.key == *certificate.signature_key()) {
             match vouched(certificate, &line.key, principal, now) {
-                Ok(()) => return Judgement::ByAuthority,
+                Ok(()) => return KeyJudgement::ByAuthority,
                 Err(why) => because = Some(why),
             }
         }
     }
     let plain: Vec<&HostLine> = of_host().filter(|line| line.marker.is_none()).collect();
     if plain.iter().any(|line| line.key == *key) {
-        return Judgement::Known;
+        return KeyJudgement::Known;
     }
     match plain.iter().find(|line| line.key.algorithm() == key.algorithm()) {
-        Some(line) => Judgement::Changed(line.place.clone()),
-        None => Judgement::Unknown {
-            others: plain.iter().map(|line| line.place.clone()).collect(),
+        Some(line) => KeyJudgement::Changed(line.position.clone()),
+        None => KeyJudgement::Unknown {
+            others: plain.iter().map(|line| line.position.clone()).collect(),
             because,
         },
     }

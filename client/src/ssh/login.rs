@@ -12,7 +12,7 @@ use super::{
     bounds::Patience,
     config::{self, HostConfig},
     keys::{self, KeyFile, Keyring},
-    session::{Attempt, Methods, Session},
+    session::{LoginResult, Methods, SshSession},
 };
 
 /// How often a passphrase or a password may be wrong.
@@ -23,7 +23,7 @@ const ROUNDS: usize = 8;
 /// A login under way.
 pub(crate) struct Login<'a> {
     /// The connection.
-    pub(crate) session: &'a mut Session,
+    pub(crate) session: &'a mut SshSession,
     /// The settings for this host.
     pub(crate) config: &'a HostConfig,
     /// Keys and passwords that were unlocked before.
@@ -36,7 +36,7 @@ pub(crate) struct Login<'a> {
 
 /// Why a host has not accepted the login.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Denied {
+pub struct LoginDenied {
     /// `user@host`.
     pub(crate) who: String,
     /// The methods that the host offers.
@@ -56,7 +56,7 @@ pub struct Denied {
 }
 
 /// The result of one method.
-enum Step {
+enum MethodResult {
     In,
     /// It was right, but the host requires more.
     More(Methods),
@@ -71,41 +71,45 @@ impl Login<'_> {
             config::SSH_PORT => format!("{user}@{}", self.config.host_name),
             port => format!("{user}@{}:{port}", self.config.host_name),
         };
-        let mut denied = Denied {
+        let mut denied = LoginDenied {
             who: who.clone(),
             asked: self.may_ask,
             port: self.config.port,
-            ..Denied::default()
+            ..LoginDenied::default()
         };
         let mut methods = match self.session.none(&user).await? {
-            Attempt::In => return Ok(()),
-            Attempt::Not { methods, .. } => methods,
-            Attempt::Asked(_) => Methods::default(),
+            LoginResult::In => return Ok(()),
+            LoginResult::Not { methods, .. } => methods,
+            LoginResult::Asked(_) => Methods::default(),
         };
         self.patience.again();
         for _ in 0..ROUNDS {
             self.patience.again();
             denied.methods.clone_from(&methods.names);
-            let mut step = Step::Failed;
+            let mut step = MethodResult::Failed;
             if methods.public_key {
                 step = self.keys(&user, &mut denied).await?;
             }
-            if matches!(step, Step::Failed) && methods.interactive {
+            if matches!(step, MethodResult::Failed) && methods.interactive {
                 step = self.interactive(&user, &who).await?;
             }
-            if matches!(step, Step::Failed) && methods.password {
+            if matches!(step, MethodResult::Failed) && methods.password {
                 step = self.password(&user, &who).await?;
             }
             match step {
-                Step::In => return Ok(()),
-                Step::More(more) => methods = more,
-                Step::Failed => break,
+                MethodResult::In => return Ok(()),
+                MethodResult::More(more) => methods = more,
+                MethodResult::Failed => break,
             }
         }
         Err(SshError::Denied(denied))
     }
 
-    async fn keys(&mut self, user: &str, denied: &mut Denied) -> Result<Step, SshError> {
+    async fn keys(
+        &mut self,
+        user: &str,
+        denied: &mut LoginDenied,
+    ) -> Result<MethodResult, SshError> {
         let named: Vec<PublicKey> =
             self.config.identity_files.iter().filter_map(|path| keys::public_half(path)).collect();
         let mut tried: Vec<PublicKey> = Vec::new();
@@ -118,7 +122,7 @@ impl Login<'_> {
                     });
                     // First those that the configuration names.
                     identities.sort_by_key(|identity| !is_among(&named, &identity.key()));
-                    let mut step = Step::Failed;
+                    let mut step = MethodResult::Failed;
                     for identity in identities {
                         debug!("trying {} of the agent", identity.name());
                         tried.push(identity.key().into_owned());
@@ -128,8 +132,8 @@ impl Login<'_> {
                             .patience
                             .with_a_person(self.session.agent(user, &mut agent, identity))
                             .await?;
-                        step = settle(attempt);
-                        if !matches!(step, Step::Failed) {
+                        step = method_result(attempt);
+                        if !matches!(step, MethodResult::Failed) {
                             break;
                         }
                     }
@@ -137,10 +141,10 @@ impl Login<'_> {
                 }
                 Err(why) => {
                     denied.unusable.push(format!("the agent at `{}`: {why}", path.display()));
-                    Step::Failed
+                    MethodResult::Failed
                 }
             };
-            if !matches!(step, Step::Failed) {
+            if !matches!(step, MethodResult::Failed) {
                 return Ok(step);
             }
         }
@@ -160,13 +164,13 @@ impl Login<'_> {
             denied.keys += 1;
             let Some(key) = self.unlocked(user, &file, denied).await? else { continue };
             debug!("trying {}", path.display());
-            let step = settle(self.session.key(user, key).await?);
+            let step = method_result(self.session.key(user, key).await?);
             self.patience.again();
-            if !matches!(step, Step::Failed) {
+            if !matches!(step, MethodResult::Failed) {
                 return Ok(step);
             }
         }
-        Ok(Step::Failed)
+        Ok(MethodResult::Failed)
     }
 
     /// The key in a file. A person is asked for its passphrase only if the host would accept the
@@ -175,7 +179,7 @@ impl Login<'_> {
         &mut self,
         user: &str,
         file: &KeyFile,
-        denied: &mut Denied,
+        denied: &mut LoginDenied,
     ) -> Result<Option<Arc<ssh_key::PrivateKey>>, SshError> {
         if let Some(key) = self.keyring.key(&file.path) {
             return Ok(Some(key));
@@ -213,17 +217,17 @@ impl Login<'_> {
         Ok(None)
     }
 
-    async fn interactive(&mut self, user: &str, who: &str) -> Result<Step, SshError> {
+    async fn interactive(&mut self, user: &str, who: &str) -> Result<MethodResult, SshError> {
         let kept = self.keyring.password(who);
         if !self.may_ask && kept.is_none() {
-            return Ok(Step::Failed);
+            return Ok(MethodResult::Failed);
         }
         for _ in 0..TRIES {
             let mut attempt = self.session.interactive(user).await?;
             self.patience.again();
             let mut typed = None;
             for _ in 0..ROUNDS {
-                let Attempt::Asked(prompts) = attempt else { break };
+                let LoginResult::Asked(prompts) = attempt else { break };
                 // A single hidden question for a password counts as the password. A one-time code
                 // is not kept.
                 let password = matches!(prompts.as_slice(), [(text, false)] if text.to_ascii_lowercase().contains("password"));
@@ -243,7 +247,7 @@ impl Login<'_> {
                                 .await
                         }
                     };
-                    let Some(answer) = answer else { return Ok(Step::Failed) };
+                    let Some(answer) = answer else { return Ok(MethodResult::Failed) };
                     if password {
                         typed = Some(answer.clone());
                     }
@@ -252,25 +256,25 @@ impl Login<'_> {
                 attempt = self.session.answer(answers).await?;
                 self.patience.again();
             }
-            let step = settle(attempt);
-            if matches!(step, Step::Failed) {
+            let step = method_result(attempt);
+            if matches!(step, MethodResult::Failed) {
                 // The password may have changed, so it is not tried again.
                 self.keyring.forget_password(who);
             }
             match step {
-                Step::Failed if self.may_ask => {}
+                MethodResult::Failed if self.may_ask => {}
                 step => {
-                    if let (Some(typed), Step::In) = (typed, &step) {
+                    if let (Some(typed), MethodResult::In) = (typed, &step) {
                         self.keyring.keep_password(who, typed);
                     }
                     return Ok(step);
                 }
             }
         }
-        Ok(Step::Failed)
+        Ok(MethodResult::Failed)
     }
 
-    async fn password(&mut self, user: &str, who: &str) -> Result<Step, SshError> {
+    async fn password(&mut self, user: &str, who: &str) -> Result<MethodResult, SshError> {
         for _ in 0..TRIES {
             let known = self.keyring.password(who);
             let password = match known {
@@ -283,8 +287,8 @@ impl Login<'_> {
             let Some(password) = password else { break };
             let attempt = self.session.password(user, &password).await?;
             self.patience.again();
-            match settle(attempt) {
-                Step::Failed => self.keyring.forget_password(who),
+            match method_result(attempt) {
+                MethodResult::Failed => self.keyring.forget_password(who),
                 step => {
                     self.keyring.keep_password(who, Zeroizing::new(password.to_string()));
                     return Ok(step);
@@ -294,15 +298,15 @@ impl Login<'_> {
                 warn!("permission denied, please try again");
             }
         }
-        Ok(Step::Failed)
+        Ok(MethodResult::Failed)
     }
 }
 
-fn settle(attempt: Attempt) -> Step {
+fn method_result(attempt: LoginResult) -> MethodResult {
     match attempt {
-        Attempt::In => Step::In,
-        Attempt::Not { partly: true, methods } => Step::More(methods),
-        Attempt::Not { .. } | Attempt::Asked(_) => Step::Failed,
+        LoginResult::In => MethodResult::In,
+        LoginResult::Not { partly: true, methods } => MethodResult::More(methods),
+        LoginResult::Not { .. } | LoginResult::Asked(_) => MethodResult::Failed,
     }
 }
 
@@ -310,7 +314,7 @@ fn is_among(keys: &[PublicKey], key: &PublicKey) -> bool {
     keys.iter().any(|one| one.key_data() == key.key_data())
 }
 
-impl std::fmt::Display for Denied {
+impl std::fmt::Display for LoginDenied {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
@@ -327,7 +331,7 @@ impl std::fmt::Display for Denied {
     }
 }
 
-impl Denied {
+impl LoginDenied {
     /// How to cure it. The commands can be typed as they are.
     pub(crate) fn hint(&self) -> String {
         // Without an agent, `ssh-add` fails.
@@ -365,24 +369,24 @@ mod tests {
 
     #[test]
     fn a_cure_fits_what_this_computer_has() {
-        let denied = Denied {
+        let denied = LoginDenied {
             who: "me@gpu".into(),
             methods: "publickey".into(),
             port: 22,
-            ..Denied::default()
+            ..LoginDenied::default()
         };
         let locked =
-            Denied { locked: vec!["/home/me/.ssh/my key".into()], keys: 1, ..denied.clone() };
+            LoginDenied { locked: vec!["/home/me/.ssh/my key".into()], keys: 1, ..denied.clone() };
         for (denied, cure) in [
-            (Denied { agent: true, ..locked.clone() }, "`ssh-add '/home/me/.ssh/my key'`"),
+            (LoginDenied { agent: true, ..locked.clone() }, "`ssh-add '/home/me/.ssh/my key'`"),
             (locked.clone(), "`eval \"$(ssh-agent)\" && ssh-add '/home/me/.ssh/my key'`"),
             (
                 denied.clone(),
                 "`ssh-keygen -t ed25519`, and copy it to the host with `ssh-copy-id me@gpu`",
             ),
-            (Denied { keys: 1, ..denied.clone() }, "`ssh-copy-id me@gpu`; or"),
+            (LoginDenied { keys: 1, ..denied.clone() }, "`ssh-copy-id me@gpu`; or"),
             (
-                Denied { who: "me@gpu:2222".into(), port: 2222, keys: 1, ..denied },
+                LoginDenied { who: "me@gpu:2222".into(), port: 2222, keys: 1, ..denied },
                 "`ssh-copy-id -p 2222 me@gpu`; or",
             ),
         ] {

@@ -60,7 +60,7 @@ pub(crate) struct Pace(Arc<Mutex<Slowest>>);
 
 /// What to do about a silence.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum PaceVerdict {
     /// Nothing before this moment.
     WaitUntil(Instant),
     /// Tell this to the person.
@@ -172,20 +172,20 @@ impl PaceState {
         self.told = true;
     }
 
-    pub(crate) fn judge(&self, now: Instant) -> Verdict {
+    pub(crate) fn judge(&self, now: Instant) -> PaceVerdict {
         if now >= self.until {
             let (host, step, within) = (self.host.clone(), self.step, self.within);
-            return Verdict::Over(Silence { host, step, within });
+            return PaceVerdict::Over(Silence { host, step, within });
         }
         let tell = self.since + TELL_AFTER;
         if self.told || self.asking || tell >= self.until {
-            return Verdict::WaitUntil(self.until);
+            return PaceVerdict::WaitUntil(self.until);
         }
         if now < tell {
-            return Verdict::WaitUntil(tell);
+            return PaceVerdict::WaitUntil(tell);
         }
         let (host, most) = (&self.host, self.within.as_secs());
-        Verdict::Tell(match self.step {
+        PaceVerdict::Tell(match self.step {
             Step::Greeting => format!("{host} has not answered yet (time limit {most} s)"),
             Step::Login => {
                 format!("{host} has not answered the login yet (time limit {most} s)")
@@ -274,8 +274,9 @@ mod tests {
     fn each_step_has_its_own_bound_and_each_word_of_the_host_a_new_one() {
         let begun = Instant::now();
         let mut state = PaceState::new(begun, "gpu", Bounds::default());
-        let over =
-            |state: &PaceState, at: Duration| matches!(state.judge(begun + at), Verdict::Over(_));
+        let over = |state: &PaceState, at: Duration| {
+            matches!(state.judge(begun + at), PaceVerdict::Over(_))
+        };
         assert!(!over(&state, seconds(14)) && over(&state, seconds(15)));
         state.begin(begun + seconds(10), Step::Login, "gpu", None);
         assert!(!over(&state, seconds(129)) && over(&state, seconds(130)));
@@ -291,18 +292,18 @@ mod tests {
     fn a_slow_host_is_told_once_a_step_and_not_while_a_person_is_asked() {
         let begun = Instant::now();
         let mut state = PaceState::new(begun, "gpu", Bounds::default());
-        assert_eq!(state.judge(begun), Verdict::WaitUntil(begun + TELL_AFTER));
+        assert_eq!(state.judge(begun), PaceVerdict::WaitUntil(begun + TELL_AFTER));
         let told = state.judge(begun + TELL_AFTER);
-        assert!(matches!(&told, Verdict::Tell(what) if what.contains("gpu")), "{told:?}");
+        assert!(matches!(&told, PaceVerdict::Tell(what) if what.contains("gpu")), "{told:?}");
         state.told();
-        assert_eq!(state.judge(begun + TELL_AFTER), Verdict::WaitUntil(begun + seconds(15)));
+        assert_eq!(state.judge(begun + TELL_AFTER), PaceVerdict::WaitUntil(begun + seconds(15)));
         state.begin(begun + seconds(5), Step::Login, "gpu", None);
         state.asked(begun + seconds(5), seconds(120));
         let asking = state.judge(begun + seconds(100));
-        assert_eq!(asking, Verdict::WaitUntil(begun + seconds(245)));
+        assert_eq!(asking, PaceVerdict::WaitUntil(begun + seconds(245)));
         state.answered(begun + seconds(100));
         assert_eq!(state.slowest.login, Duration::ZERO, "the time was the person's");
-        assert!(matches!(state.judge(begun + seconds(103)), Verdict::Tell(_)));
+        assert!(matches!(state.judge(begun + seconds(103)), PaceVerdict::Tell(_)));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! An SSH connection with russh. Only this file and its folder use that library. Everything ends
-//! when the [`Session`] is dropped.
+//! when the [`SshSession`] is dropped.
 
 mod channel;
 mod host;
@@ -25,7 +25,7 @@ use tokio::{
 use tokio_util::sync::DropGuard;
 
 pub(crate) use self::channel::{Piped, Reading};
-use self::host::{Host, Told, lock, settings};
+use self::host::{Host, HostEvents, lock, settings};
 use super::{
     SshError,
     bounds::{Mortal, Patience},
@@ -36,14 +36,14 @@ use super::{
 pub(crate) const LOOPBACK: &str = "127.0.0.1";
 
 /// A connection to one host whose key has been checked.
-pub(crate) struct Session {
+pub(crate) struct SshSession {
     handle: Handle<Host>,
-    told: Arc<Mutex<Told>>,
+    events: Arc<Mutex<HostEvents>>,
     _ends: DropGuard,
 }
 
 /// The result of an attempt to log in.
-pub(crate) enum Attempt {
+pub(crate) enum LoginResult {
     /// Logged in.
     In,
     /// Not logged in: the attempt was wrong, or not sufficient.
@@ -73,7 +73,7 @@ pub(crate) struct Identity(AgentIdentity);
 /// A connection to an agent.
 pub(crate) struct Agent(AgentClient<UnixStream>);
 
-impl Session {
+impl SshSession {
     /// Performs the SSH handshake over `stream`, and checks the host's key.
     pub(crate) async fn open<S>(
         stream: S,
@@ -86,16 +86,17 @@ impl Session {
     {
         // russh's own task reads until its stream ends, so the stream has to end with its owner.
         let (stream, guard) = Mortal::new(stream);
-        let (config, told) = (Arc::new(settings(&known)), Arc::new(Mutex::new(Told::default())));
-        let host = Host { known, patience: patience.clone(), told: told.clone() };
+        let (config, events) =
+            (Arc::new(settings(&known)), Arc::new(Mutex::new(HostEvents::default())));
+        let host = Host { known, patience: patience.clone(), events: events.clone() };
         match client::connect_stream(config, stream, host).await {
-            Ok(handle) => Ok(Self { handle, told, _ends: guard }),
-            Err(e) => Err(lock(&told).refused.take().unwrap_or_else(|| failed(to, &e))),
+            Ok(handle) => Ok(Self { handle, events, _ends: guard }),
+            Err(e) => Err(lock(&events).refused.take().unwrap_or_else(|| failed(to, &e))),
         }
     }
 
     /// Requests a login with the method "none". The answer lists the methods of the host.
-    pub(crate) async fn none(&mut self, user: &str) -> Result<Attempt, SshError> {
+    pub(crate) async fn none(&mut self, user: &str) -> Result<LoginResult, SshError> {
         let result = self.handle.authenticate_none(user).await;
         self.attempt(result)
     }
@@ -105,7 +106,7 @@ impl Session {
         &mut self,
         user: &str,
         key: Arc<PrivateKey>,
-    ) -> Result<Attempt, SshError> {
+    ) -> Result<LoginResult, SshError> {
         let hash = self.hash_for(&key.algorithm()).await;
         let result =
             self.handle.authenticate_publickey(user, PrivateKeyWithHashAlg::new(key, hash)).await;
@@ -130,7 +131,7 @@ impl Session {
         user: &str,
         agent: &mut Agent,
         identity: Identity,
-    ) -> Result<Attempt, SshError> {
+    ) -> Result<LoginResult, SshError> {
         let hash = self.hash_for(&identity.0.public_key().algorithm()).await;
         let result = match identity.0 {
             AgentIdentity::PublicKey { key, .. } => {
@@ -158,19 +159,19 @@ impl Session {
         &mut self,
         user: &str,
         password: &str,
-    ) -> Result<Attempt, SshError> {
+    ) -> Result<LoginResult, SshError> {
         let result = self.handle.authenticate_password(user, password).await;
         self.attempt(result)
     }
 
     /// Begins a login with the method "keyboard-interactive".
-    pub(crate) async fn interactive(&mut self, user: &str) -> Result<Attempt, SshError> {
+    pub(crate) async fn interactive(&mut self, user: &str) -> Result<LoginResult, SshError> {
         let reply = self.handle.authenticate_keyboard_interactive_start(user, None).await;
         self.asked(reply)
     }
 
     /// Answers the host's questions.
-    pub(crate) async fn answer(&mut self, answers: Vec<String>) -> Result<Attempt, SshError> {
+    pub(crate) async fn answer(&mut self, answers: Vec<String>) -> Result<LoginResult, SshError> {
         let reply = self.handle.authenticate_keyboard_interactive_respond(answers).await;
         self.asked(reply)
     }
@@ -215,19 +216,22 @@ impl Session {
         if !self.handle.is_closed() {
             return Ok(());
         }
-        let goodbye = lock(&self.told)
+        let goodbye = lock(&self.events)
             .goodbye
             .clone()
             .unwrap_or_else(|| "it ended the connection".to_owned());
         Err(SshError::Broken { to: String::new(), why: goodbye })
     }
 
-    fn attempt(&self, result: Result<AuthResult, russh::Error>) -> Result<Attempt, SshError> {
+    fn attempt(&self, result: Result<AuthResult, russh::Error>) -> Result<LoginResult, SshError> {
         match result {
-            Ok(AuthResult::Success) => Ok(Attempt::In),
+            Ok(AuthResult::Success) => Ok(LoginResult::In),
             Ok(AuthResult::Failure { remaining_methods, partial_success }) => {
                 self.alive()?;
-                Ok(Attempt::Not { partly: partial_success, methods: (&remaining_methods).into() })
+                Ok(LoginResult::Not {
+                    partly: partial_success,
+                    methods: (&remaining_methods).into(),
+                })
             }
             Err(e) => Err(self.alive().err().unwrap_or_else(|| failed("", &e))),
         }
@@ -236,17 +240,17 @@ impl Session {
     fn asked(
         &self,
         reply: Result<KeyboardInteractiveAuthResponse, russh::Error>,
-    ) -> Result<Attempt, SshError> {
+    ) -> Result<LoginResult, SshError> {
         match reply {
             Ok(KeyboardInteractiveAuthResponse::InfoRequest { name, instructions, prompts }) => {
                 for text in [name, instructions].iter().filter(|text| !text.trim().is_empty()) {
                     common::machine::report::say(text.trim_end());
                 }
-                Ok(Attempt::Asked(
+                Ok(LoginResult::Asked(
                     prompts.into_iter().map(|prompt| (prompt.prompt, prompt.echo)).collect(),
                 ))
             }
-            Ok(KeyboardInteractiveAuthResponse::Success) => Ok(Attempt::In),
+            Ok(KeyboardInteractiveAuthResponse::Success) => Ok(LoginResult::In),
             Ok(KeyboardInteractiveAuthResponse::Failure { remaining_methods, partial_success }) => {
                 self.attempt(Ok(AuthResult::Failure { remaining_methods, partial_success }))
             }

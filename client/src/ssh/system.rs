@@ -37,11 +37,11 @@ const OWN_FAILURE: u32 = 255;
 
 /// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Login {
+enum Prompts {
     /// It may ask on the terminal.
-    MayAsk,
+    Allowed,
     /// It must not ask.
-    Silent,
+    Forbidden,
 }
 
 /// The output of a relay. Dropping it ends its ssh.
@@ -64,7 +64,7 @@ impl AsyncRead for Relayed {
 /// Enrolls. ssh may ask questions.
 pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
     let run = format!("enroll-device {name}");
-    let mut child = start(way, &run, Login::MayAsk)?;
+    let mut child = start(way, &run, Prompts::Allowed)?;
     let patience = patience(way, Tell::Nobody);
     let said = Said::listen(child.stderr.take(), &patience);
     let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -100,7 +100,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
 /// Starts a relay, and waits until it runs.
 pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let to = way.to_string();
-    let mut child = start(way, "relay", Login::Silent)?;
+    let mut child = start(way, "relay", Prompts::Forbidden)?;
     let patience = patience(way, if way.keyring.may_ask() { Tell::Log } else { Tell::Nobody });
     let said = Said::listen(child.stderr.take(), &patience);
     let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
@@ -125,7 +125,7 @@ fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
     Arc::new(patience)
 }
 
-fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError> {
+fn start(way: &SshWay, arguments: &str, prompts: Prompts) -> Result<Child, SshError> {
     let program = program();
     let mut command = Command::new(&program);
     // No terminal on the server, no forwarding, and a dead connection ends within half a minute.
@@ -139,16 +139,18 @@ fn start(way: &SshWay, arguments: &str, login: Login) -> Result<Child, SshError>
         "ServerAliveCountMax=3",
     ]);
     // No host key is accepted silently, whatever the configuration says.
-    match login {
-        Login::Silent => command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"]),
-        Login::MayAsk => command.args(["-o", "StrictHostKeyChecking=ask"]),
+    match prompts {
+        Prompts::Forbidden => {
+            command.args(["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes"])
+        }
+        Prompts::Allowed => command.args(["-o", "StrictHostKeyChecking=ask"]),
     };
     if let Some(port) = way.port {
         command.args(["-p", &port.to_string()]);
     }
     command.arg("--").arg(&way.destination).arg(way.command(arguments));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    if login == Login::Silent {
+    if prompts == Prompts::Forbidden {
         // It reconnects in the background, so it cannot ask. And Ctrl-C at the terminal must only
         // reach adit, because running answers still use this ssh.
         command.process_group(0);

@@ -18,7 +18,7 @@ const LASTED: Duration = Duration::from_secs(60);
 
 /// How an attempt or its session has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct AttemptEnd {
     /// How long the session lasted, if there was one.
     pub(crate) session: Option<Duration>,
     /// Whether the server has refused.
@@ -48,7 +48,7 @@ impl Backoff {
     }
 
     /// The pause after this end.
-    pub(crate) fn after(&mut self, ended: Ended) -> Pause {
+    pub(crate) fn after(&mut self, ended: AttemptEnd) -> Pause {
         if ended.session.is_some() {
             self.pause = FIRST;
         }
@@ -74,16 +74,16 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn refused(session: Option<u32>) -> Ended {
-        Ended { session: session.map(|seconds| SECOND * seconds), refused: true }
+    fn refused(session: Option<u32>) -> AttemptEnd {
+        AttemptEnd { session: session.map(|seconds| SECOND * seconds), refused: true }
     }
 
-    fn lost(session: Option<u32>) -> Ended {
-        Ended { refused: false, ..refused(session) }
+    fn lost(session: Option<u32>) -> AttemptEnd {
+        AttemptEnd { refused: false, ..refused(session) }
     }
 
     /// The pauses after these ends, in seconds, as (a request waits, no request waits).
-    fn pauses(ends: &[Ended]) -> Vec<(f64, f64)> {
+    fn pauses(ends: &[AttemptEnd]) -> Vec<(f64, f64)> {
         let mut backoff = Backoff::new();
         let pauses = ends.iter().map(|end| backoff.after(*end));
         pauses.map(|p| (p.wanted.as_secs_f64(), p.unwanted.as_secs_f64())).collect()

@@ -14,11 +14,11 @@ const KEPT: usize = 32;
 
 /// The last events.
 #[derive(Debug, Default)]
-pub struct Events(Mutex<VecDeque<Event>>);
+pub struct Events(Mutex<VecDeque<TunnelEvent>>);
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Event {
+pub struct TunnelEvent {
     /// When, Unix seconds.
     pub at: i64,
     /// The event, in words.
@@ -34,11 +34,11 @@ impl Events {
         if events.len() == KEPT {
             events.pop_front();
         }
-        events.push_back(Event { at: unix_now(), what });
+        events.push_back(TunnelEvent { at: unix_now(), what });
     }
 
     /// The last events, oldest first.
-    pub fn events(&self) -> Vec<Event> {
+    pub fn latest(&self) -> Vec<TunnelEvent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

@@ -27,7 +27,7 @@ use crate::{
         events::Events,
         migration::Migration,
         renewal,
-        state::{Down, Refusal, TunnelState, Up},
+        state::{NoTunnel, ServerRefusal, TunnelState, Up},
     },
 };
 
@@ -36,31 +36,31 @@ pub struct Reconnect {
     /// Where the state is published.
     pub publish: watch::Sender<TunnelState>,
     /// How to connect to the server.
-    pub directions: DialPlan,
+    pub plan: DialPlan,
     /// How many connections wait for the tunnel.
     pub wanted: watch::Receiver<usize>,
     /// The addresses of the local listeners.
     pub listening: Vec<SocketAddr>,
     /// Counts the bytes that pass.
-    pub meter: Arc<ByteCounters>,
+    pub counters: Arc<ByteCounters>,
     /// Recent events.
-    pub journal: Arc<Events>,
+    pub events: Arc<Events>,
     /// Cancelled when the program stops: the session runs to its end, and no new one follows.
     pub stop: CancellationToken,
 }
 
 /// A session, the stream of the server's notices, and the stream for probes.
-struct Session {
+struct Greeted {
     up: Arc<Up>,
     notices: RecvStream,
     probes: SendStream,
 }
 
 /// How a session ended.
-enum Ended {
+enum SessionEnd {
     Over(DialError),
     /// The server no longer knows the session, and there is a new one.
-    Replaced(Session),
+    Replaced(Greeted),
 }
 
 impl Reconnect {
@@ -82,8 +82,8 @@ impl Reconnect {
                     been_up = true;
                     let begun = Instant::now();
                     match self.keep(session).await {
-                        Ended::Over(why) => (why, Some(begun.elapsed())),
-                        Ended::Replaced(session) => {
+                        SessionEnd::Over(why) => (why, Some(begun.elapsed())),
+                        SessionEnd::Replaced(session) => {
                             next = Some(session);
                             continue;
                         }
@@ -97,7 +97,7 @@ impl Reconnect {
             if matches!(why, DialError::Refused(Code::Revoked)) {
                 self.remember_revocation();
             }
-            let pause = backoff.after(backoff::Ended { session, refused: why.is_final() });
+            let pause = backoff.after(backoff::AttemptEnd { session, refused: why.is_final() });
             self.publish_end(why, pause, been_up);
             self.wait(pause).await;
         }
@@ -110,9 +110,10 @@ impl Reconnect {
                 TunnelState::Down(down) => down.since,
                 _ => Instant::now(),
             };
-            return self.publish_and_tell(TunnelState::Down(Down { since, why }));
+            return self.publish_and_tell(TunnelState::Down(NoTunnel { since, why }));
         }
-        let refused = TunnelState::Refused(Refusal { why, wake_at: Instant::now() + pause.wanted });
+        let refused =
+            TunnelState::Refused(ServerRefusal { why, wake_at: Instant::now() + pause.wanted });
         // Before the first session, `adit up` ends with this error and reports it itself.
         if been_up {
             self.publish_and_tell(refused);
@@ -137,42 +138,41 @@ impl Reconnect {
         }
     }
 
-    async fn begin(&self) -> Result<Session, DialError> {
-        if self.directions.profile.get().revoked {
+    async fn begin(&self) -> Result<Greeted, DialError> {
+        if self.plan.profile.get().revoked {
             return Err(DialError::Refused(Code::Revoked));
         }
-        let dialed = self.directions.dial().await?;
+        let dialed = self.plan.dial().await?;
         self.enter(dialed).await
     }
 
     /// Ends after `stop`: publishes the end without logging it, and makes no more attempts.
     async fn rest(&self, why: Option<DialError>) {
         if let Some(why) = why {
-            self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
+            self.publish.send_replace(TunnelState::Down(NoTunnel { since: Instant::now(), why }));
         }
         std::future::pending().await
     }
 
     /// Publishes a state, and logs its reason if that is new.
-    fn publish_and_tell(&self, link: TunnelState) {
-        let why_of = |link: &TunnelState| match link {
-            TunnelState::Down(Down { why, .. }) | TunnelState::Refused(Refusal { why, .. }) => {
-                Some(why.clone())
-            }
+    fn publish_and_tell(&self, state: TunnelState) {
+        let why_of = |state: &TunnelState| match state {
+            TunnelState::Down(NoTunnel { why, .. })
+            | TunnelState::Refused(ServerRefusal { why, .. }) => Some(why.clone()),
             _ => None,
         };
-        if let Some(why) = why_of(&link)
+        if let Some(why) = why_of(&state)
             && why_of(&self.publish.borrow()).is_none_or(|told| !told.is_same_news(&why))
         {
-            let hint = why.hint(&self.directions.profile.get());
+            let hint = why.hint(&self.plan.profile.get());
             warn!("no tunnel: {why}{}", hint.map(|h| format!(" ({h})")).unwrap_or_default());
         }
-        self.publish.send_replace(link);
+        self.publish.send_replace(state);
     }
 
     /// Makes a connection the session of this device. The server ends the device's other session,
     /// if there is one.
-    async fn enter(&self, dialed: Dialed) -> Result<Session, DialError> {
+    async fn enter(&self, dialed: Dialed) -> Result<Greeted, DialError> {
         let Dialed { endpoint, connection, way, carrier } = dialed;
         let to = way.to_string();
         let (hello, notices, probes) =
@@ -191,10 +191,10 @@ impl Reconnect {
                 Err(_) => return Err(DialError::NoAnswer(to)),
             };
         let expired_here =
-            self.directions.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
+            self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
         if hello.certificate_expired || expired_here {
             // An expired certificate may only renew itself.
-            renewal::renew(&self.directions.profile, &connection).await?;
+            renewal::renew(&self.plan.profile, &connection).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
@@ -203,27 +203,26 @@ impl Reconnect {
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::LeadsBack(port));
         }
-        self.journal
-            .note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
+        self.events.note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
         self.follow(&hello);
         // After the first session, all logins run in the background.
-        if let Some(ssh) = &self.directions.profile.get().ssh {
+        if let Some(ssh) = &self.plan.profile.get().ssh {
             ssh.ask_no_more();
         }
-        Ok(Session { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
+        Ok(Greeted { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
     }
 
     /// Publishes a session and keeps it until it ends.
-    async fn keep(&self, Session { up, mut notices, probes }: Session) -> Ended {
+    async fn keep(&self, Greeted { up, mut notices, probes }: Greeted) -> SessionEnd {
         let to = up.way().to_string();
         self.publish.send_replace(TunnelState::Up(up.clone()));
         let over = async {
             tokio::select! {
                 why = up.connection.closed() => DialError::from_connection(&why, &to),
                 () = listen_to(&mut notices) => {
-                    self.journal.note("the server is stopping: running answers go on, new connections wait");
+                    self.events.note("the server is stopping: running answers go on, new connections wait");
                     let why = DialError::Refused(Code::ShuttingDown);
-                    self.publish.send_replace(TunnelState::Down(Down { since: Instant::now(), why }));
+                    self.publish.send_replace(TunnelState::Down(NoTunnel { since: Instant::now(), why }));
                     // Keeps reading notices: if nobody read the stream, flow control would stop the
                     // answers to probes.
                     tokio::select! {
@@ -233,20 +232,20 @@ impl Reconnect {
                 }
             }
         };
-        let renewing = renewal::keep(&self.directions.profile, &up.connection);
+        let renewing = renewal::keep(&self.plan.profile, &up.connection);
         let mut path = Migration::new(
             up.clone(),
             &self.publish,
-            &self.journal,
-            &self.meter,
-            self.directions.clone(),
+            &self.events,
+            &self.counters,
+            self.plan.clone(),
             probes,
         );
         let credit = up.credit.exchange(&up.connection);
         tokio::pin!(over, renewing, credit);
         loop {
             let dialed = tokio::select! {
-                why = &mut over => return Ended::Over(why),
+                why = &mut over => return SessionEnd::Over(why),
                 dialed = path.keep() => dialed,
                 () = &mut renewing => unreachable!("it renews for ever"),
                 () = &mut credit => unreachable!("it waits for ever"),
@@ -256,15 +255,15 @@ impl Reconnect {
                 for connection in [&dialed.connection, &up.connection] {
                     connection.close((Code::Done as u32).into(), b"");
                 }
-                return Ended::Over(DialError::Restarted);
+                return SessionEnd::Over(DialError::Restarted);
             }
             match self.enter(dialed).await {
                 Ok(session) => {
-                    self.journal.note(
+                    self.events.note(
                         "the server no longer knows the session: its running answers are lost",
                     );
                     up.connection.close((Code::Done as u32).into(), b"");
-                    return Ended::Replaced(session);
+                    return SessionEnd::Replaced(session);
                 }
                 Err(why) => debug!("no new session: {why}"),
             }
@@ -274,16 +273,16 @@ impl Reconnect {
     /// The server said this in a session, so it is authentic. Later the server does not answer this
     /// device at all.
     fn remember_revocation(&self) {
-        let mut profile = self.directions.profile.get();
+        let mut profile = self.plan.profile.get();
         if !profile.revoked {
             profile.revoked = true;
-            self.directions.profile.store(profile);
+            self.plan.profile.store(profile);
         }
     }
 
     /// Stores the server's addresses, services and knock key for the next start.
     fn follow(&self, hello: &Hello) {
-        let mut profile = self.directions.profile.get();
+        let mut profile = self.plan.profile.get();
         let by_ssh = profile.ssh.is_some();
         let ours = |address: &&String| {
             invitation::is_address(address) && !(by_ssh && invitation::is_loopback(address))
@@ -295,18 +294,18 @@ impl Reconnect {
             profile.enrolled.addresses.iter().filter(|known| !hello.addresses.contains(known));
         addresses.extend(known.cloned());
         addresses.truncate(invitation::MAX_ADDRESSES);
-        let known_key = profile.enrolled.door_key.clone();
-        let door_key = hello.door_key.clone().unwrap_or_else(|| known_key.clone());
+        let known_key = profile.enrolled.knock_key.clone();
+        let knock_key = hello.knock_key.clone().unwrap_or_else(|| known_key.clone());
         if profile.enrolled.addresses == addresses
             && profile.enrolled.services == hello.services
-            && door_key == known_key
+            && knock_key == known_key
         {
             return;
         }
         profile.enrolled.addresses = addresses;
         profile.enrolled.services.clone_from(&hello.services);
-        profile.enrolled.door_key = door_key;
-        self.directions.profile.store(profile);
+        profile.enrolled.knock_key = knock_key;
+        self.plan.profile.store(profile);
     }
 }
 

@@ -25,18 +25,18 @@ use crate::dial::{
 #[derive(Debug, Clone)]
 pub enum TunnelState {
     /// There is no session; adit is connecting.
-    Down(Down),
+    Down(NoTunnel),
     /// There is a session, and the server answers.
     Up(Arc<Up>),
     /// There is a session, but nothing has arrived for a while.
     Silent(Arc<Up>),
     /// The server has refused this device, or must not be used.
-    Refused(Refusal),
+    Refused(ServerRefusal),
 }
 
 /// A refusal of the server.
 #[derive(Debug, Clone)]
-pub struct Refusal {
+pub struct ServerRefusal {
     /// Why.
     pub why: DialError,
     /// From this time on, a waiting connection starts the next attempt.
@@ -45,7 +45,7 @@ pub struct Refusal {
 
 /// No tunnel: since when, and why.
 #[derive(Debug, Clone)]
-pub struct Down {
+pub struct NoTunnel {
     /// Since when.
     pub since: Instant,
     /// Why the last session ended or the last attempt failed. Before that, the addresses that have

@@ -12,7 +12,7 @@ const ALIKE: i64 = 120;
 
 /// Which of two clocks is wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Wrong {
+pub enum WrongClock {
     /// This computer's.
     Here,
     /// The server's.
@@ -22,12 +22,12 @@ pub enum Wrong {
 }
 
 /// Judges two clocks, in Unix seconds, that were read at the same moment. `None` if they agree.
-pub fn compare(here: i64, there: i64) -> Option<Wrong> {
+pub fn compare(here: i64, there: i64) -> Option<WrongClock> {
     match (here < RELEASED, there < RELEASED) {
-        (true, _) => Some(Wrong::Here),
-        (false, true) => Some(Wrong::There),
+        (true, _) => Some(WrongClock::Here),
+        (false, true) => Some(WrongClock::There),
         _ if (here - there).abs() <= ALIKE => None,
-        _ => Some(Wrong::One),
+        _ => Some(WrongClock::One),
     }
 }
 
@@ -72,11 +72,11 @@ mod tests {
         let now = RELEASED + 86_400;
         for (here, there, wrong) in [
             (now, now + 60, None),
-            (5, now, Some(Wrong::Here)),
-            (now, 5, Some(Wrong::There)),
-            (5, 5, Some(Wrong::Here)),
-            (now, now + 86_400, Some(Wrong::One)),
-            (now + 86_400, now, Some(Wrong::One)),
+            (5, now, Some(WrongClock::Here)),
+            (now, 5, Some(WrongClock::There)),
+            (5, 5, Some(WrongClock::Here)),
+            (now, now + 86_400, Some(WrongClock::One)),
+            (now + 86_400, now, Some(WrongClock::One)),
         ] {
             assert_eq!(compare(here, there), wrong, "{here} {there}");
         }

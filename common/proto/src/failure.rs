@@ -168,7 +168,7 @@ impl fmt::Display for Failure {
 
 /// The JSON of a failure.
 #[derive(Serialize, Deserialize)]
-struct Message {
+struct FailureJson {
     what: String,
     #[serde(default)]
     causes: Vec<String>,
@@ -182,18 +182,18 @@ struct Message {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Received {
-    Message(Message),
+    Message(FailureJson),
     Text(String),
 }
 
-impl From<String> for Message {
+impl From<String> for FailureJson {
     fn from(text: String) -> Self {
         let what = text.strip_prefix("error: ").unwrap_or(&text).to_owned();
         Self { what, causes: Vec::new(), hints: Vec::new(), exit: Exit::default() }
     }
 }
 
-impl Message {
+impl FailureJson {
     fn bounded(self) -> Self {
         let mut left = MOST_TEXT;
         let mut take = |mut text: String| {
@@ -213,7 +213,7 @@ impl Message {
 impl Serialize for Failure {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { what, causes, hints, exit } = self.clone();
-        Message { what, causes, hints, exit }.bounded().serialize(serializer)
+        FailureJson { what, causes, hints, exit }.bounded().serialize(serializer)
     }
 }
 
@@ -221,9 +221,9 @@ impl<'de> Deserialize<'de> for Failure {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let message = match Received::deserialize(deserializer)? {
             Received::Message(message) => message,
-            Received::Text(text) => Message::from(text),
+            Received::Text(text) => FailureJson::from(text),
         };
-        let Message { what, causes, hints, exit } = message.bounded();
+        let FailureJson { what, causes, hints, exit } = message.bounded();
         Ok(Self { what, causes, hints, exit })
     }
 }

@@ -50,7 +50,7 @@ impl Secret {
     }
 
     /// The key for the knock of an enrollment. The server accepts it while the invitation is open.
-    pub fn door_key(&self) -> SharedKey {
+    pub fn knock_key(&self) -> SharedKey {
         SharedKey::from_bytes(self.derive(b"adit/1 invitation door"))
     }
 

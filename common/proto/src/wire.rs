@@ -151,8 +151,8 @@ pub struct Hello {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
     /// The key for this device's knocks from now on; absent if all devices share one key.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub door_key: Option<KnockKey>,
+    #[serde(default, rename = "door_key", skip_serializing_if = "Option::is_none")]
+    pub knock_key: Option<KnockKey>,
 }
 
 fn default_idle_timeout() -> u64 {
@@ -194,7 +194,8 @@ pub struct Enrolled {
     /// The CA's certificate, DER in base64.
     pub ca: String,
     /// The key for this device's knocks.
-    pub door_key: KnockKey,
+    #[serde(rename = "door_key")]
+    pub knock_key: KnockKey,
     /// Where the server can be reached, as `host:port`, best first.
     pub addresses: Vec<String>,
     /// The services that the device may use.

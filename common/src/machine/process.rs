@@ -69,13 +69,13 @@ pub fn uid() -> u32 {
 }
 
 /// The signals that stop a program: SIGINT, SIGTERM and, for some programs, SIGHUP.
-pub struct Stop {
+pub struct StopSignals {
     interrupt: Option<Signal>,
     terminate: Signal,
     hang_up: Option<Signal>,
 }
 
-impl Stop {
+impl StopSignals {
     /// Listens for SIGINT and SIGTERM. From now on they do not end the process by themselves.
     pub fn listen() -> io::Result<Self> {
         Ok(Self {
@@ -85,7 +85,7 @@ impl Stop {
         })
     }
 
-    /// Like [`Stop::listen`], and listens for SIGHUP (the terminal was closed) too, unless SIGHUP
+    /// Like [`StopSignals::listen`], and listens for SIGHUP (the terminal was closed) too, unless SIGHUP
     /// was ignored when the process was started, as by nohup(1).
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl Stop {
         Ok(Self { hang_up, ..Self::listen()? })
     }
 
-    /// Like [`Stop::listen_at_terminal`], for a process that serves another one at the same
+    /// Like [`StopSignals::listen_at_terminal`], for a process that serves another one at the same
     /// terminal: Ctrl-C and Ctrl-\\ are meant for the other one, and do nothing here.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tracing::debug;
 
 use self::{
-    ledger::Ledger,
+    ledger::SendLedger,
     tally::{Tally, Urgency},
 };
 use crate::transport::SHARED_WINDOW;
@@ -44,7 +44,7 @@ const CHUNK: usize = 64 * 1024;
 /// The credit of one connection, in both directions.
 #[derive(Default)]
 pub struct Credit {
-    ledger: Mutex<Ledger>,
+    ledger: Mutex<SendLedger>,
     tally: Mutex<Tally>,
     /// Notified when a report became more urgent.
     due: Notify,
@@ -178,7 +178,7 @@ impl Credit {
         }
     }
 
-    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+    fn ledger(&self) -> MutexGuard<'_, SendLedger> {
         self.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -64,7 +64,7 @@ pub struct ByteCounters {
 
 /// How a splice ended.
 #[derive(Debug)]
-pub enum End {
+pub enum SpliceEnd {
     /// Both directions have ended by themselves.
     Done,
     /// The program is stopping and no request was under way: both directions were finished.
@@ -72,12 +72,12 @@ pub enum End {
     /// The TCP peer aborted the connection, and the stream was reset.
     Aborted,
     /// The tunnel's other end reset the stream, and the TCP connection was aborted, unless it is in
-    /// [`Outcome::left`].
+    /// [`Outcome::still_open`].
     Reset(VarInt),
     /// The QUIC connection was lost, and the TCP connection was aborted, unless it is in
-    /// [`Outcome::left`].
+    /// [`Outcome::still_open`].
     Lost(ConnectionError),
-    /// The caller gave up before anything came back. The TCP connection is in [`Outcome::left`] if
+    /// The caller gave up before anything came back. The TCP connection is in [`Outcome::still_open`] if
     /// possible.
     GivenUp,
 }
@@ -86,15 +86,15 @@ pub enum End {
 #[derive(Debug)]
 pub struct Outcome {
     /// How it ended.
-    pub end: End,
+    pub end: SpliceEnd,
     /// The application's connection, if it is still open.
-    pub left: Left,
+    pub still_open: StillOpen,
 }
 
 /// The connection of an application of an `http` service, if it is still open after its stream has
 /// ended.
 #[derive(Debug)]
-pub enum Left {
+pub enum StillOpen {
     /// The connection has ended too.
     Nothing,
     /// No request is under way. The next request needs another stream.
@@ -111,27 +111,28 @@ pub async fn splice(
     mut send: Sending,
     mut recv: Receiving,
     facing: Facing,
-    meter: &ByteCounters,
+    counters: &ByteCounters,
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Outcome {
-    let passed = Passed::new(facing, meter);
+    let passed = Passed::new(facing, counters);
     let joined = join(&mut tcp, &mut send, &mut recv, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all, untold } = joined;
-    let is_left = untold || matches!(end, End::Reset(_) | End::Lost(_) | End::GivenUp);
+    let is_left =
+        untold || matches!(end, SpliceEnd::Reset(_) | SpliceEnd::Lost(_) | SpliceEnd::GivenUp);
     if is_left && passed.may_go_on() {
         leave(&mut send, &mut recv, untold);
-        return Outcome { end, left: Left::Idle(tcp) };
+        return Outcome { end, still_open: StillOpen::Idle(tcp) };
     }
     if is_left && let Some(line) = passed.unanswered() {
         leave(&mut send, &mut recv, untold);
-        return Outcome { end, left: Left::Unanswered(tcp, line) };
+        return Outcome { end, still_open: StillOpen::Unanswered(tcp, line) };
     }
     match end {
-        End::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,
+        SpliceEnd::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,
         _ => close(Some(tcp), send, recv, &end, stopped, received_all).await,
     }
-    Outcome { end, left: Left::Nothing }
+    Outcome { end, still_open: StillOpen::Nothing }
 }
 
 /// Ends a stream whose application stays connected: finishes it if the other end has (`in_order`),
@@ -151,16 +152,16 @@ pub async fn close(
     tcp: Option<TcpStream>,
     mut send: Sending,
     mut recv: Receiving,
-    end: &End,
+    end: &SpliceEnd,
     stopped: bool,
     received_all: bool,
 ) {
     match end {
-        End::Done if !stopped => {
+        SpliceEnd::Done if !stopped => {
             drop(tcp);
             send.acknowledged().await;
         }
-        End::Drained => {
+        SpliceEnd::Drained => {
             drop(tcp);
             finish(send, recv, received_all).await;
         }
@@ -211,7 +212,7 @@ pub async fn drain(mut tcp: TcpStream) {
 }
 
 struct Joined {
-    end: End,
+    end: SpliceEnd,
     /// The other end takes no more bytes from TCP.
     stopped: bool,
     /// The other end's direction has ended by itself.
@@ -245,8 +246,8 @@ async fn join(
     let end = loop {
         tokio::select! {
             way = &mut up, if up_end.is_none() => match way {
-                UpEnd::Aborted => break End::Aborted,
-                UpEnd::Lost(e) if down_end.is_some() && passed.facing == Facing::Upstream => break End::Lost(e),
+                UpEnd::Aborted => break SpliceEnd::Aborted,
+                UpEnd::Lost(e) if down_end.is_some() && passed.facing == Facing::Upstream => break SpliceEnd::Lost(e),
                 // Bytes that were received are still delivered to the application; the other
                 // direction finds the loss after them.
                 UpEnd::Lost(_) => up_end = Some(UpEnd::Stopped),
@@ -255,21 +256,21 @@ async fn join(
             way = &mut down, if down_end.is_none() => match way {
                 None => {
                     untold = true;
-                    break End::Done;
+                    break SpliceEnd::Done;
                 }
                 Some(DownEnd::Finished) => down_end = Some(DownEnd::Finished),
-                Some(DownEnd::Aborted) => break End::Aborted,
-                Some(DownEnd::Reset(code)) => break End::Reset(code),
-                Some(DownEnd::Lost(e)) => break End::Lost(e),
+                Some(DownEnd::Aborted) => break SpliceEnd::Aborted,
+                Some(DownEnd::Reset(code)) => break SpliceEnd::Reset(code),
+                Some(DownEnd::Lost(e)) => break SpliceEnd::Lost(e),
             },
             // After the FIN nothing reads from TCP, so only this sees an RST.
-            _ = read.ready(Interest::ERROR), if up_end.is_some() => break End::Aborted,
-            () = &mut drained => break End::Drained,
-            () = draining.cancelled(), if answer_over(passed.facing, up_end.is_some(), down_end.is_some()) => break End::Drained,
-            () = &mut give_up => break End::GivenUp,
+            _ = read.ready(Interest::ERROR), if up_end.is_some() => break SpliceEnd::Aborted,
+            () = &mut drained => break SpliceEnd::Drained,
+            () = draining.cancelled(), if answer_over(passed.facing, up_end.is_some(), down_end.is_some()) => break SpliceEnd::Drained,
+            () = &mut give_up => break SpliceEnd::GivenUp,
         }
         if up_end.is_some() && down_end.is_some() {
-            break End::Done;
+            break SpliceEnd::Done;
         }
     };
     Joined {

@@ -116,7 +116,7 @@ pub fn tunnel_client(
     roots: Arc<RootCertStore>,
     identity: Arc<CertifiedKey>,
 ) -> Result<ClientTls, Error> {
-    let verifier = Trusted::new(Ca::Known(roots));
+    let verifier = Trusted::new(TrustedCa::Known(roots));
     let seen = verifier.seen.clone();
     let config = client_builder()?
         .dangerous()
@@ -127,7 +127,7 @@ pub fn tunnel_client(
 
 /// The TLS of a client for enrollment, where it knows only the hash of the CA's key.
 pub fn enroll_client(ca: [u8; 32]) -> Result<ClientTls, Error> {
-    let verifier = Trusted::new(Ca::Pinned(ca));
+    let verifier = Trusted::new(TrustedCa::Pinned(ca));
     let seen = verifier.seen.clone();
     let config = client_builder()?
         .dangerous()
@@ -162,13 +162,13 @@ fn no_initial_suite<T>(
 /// Verifies a server's certificate with one CA.
 #[derive(Debug)]
 struct Trusted {
-    ca: Ca,
+    ca: TrustedCa,
     provider: Arc<CryptoProvider>,
     seen: SeenTime,
 }
 
 #[derive(Debug)]
-enum Ca {
+enum TrustedCa {
     /// The CA's certificate is known.
     Known(Arc<RootCertStore>),
     /// The CA is the certificate that the server sends, if its key has this hash.
@@ -176,7 +176,7 @@ enum Ca {
 }
 
 impl Trusted {
-    fn new(ca: Ca) -> Self {
+    fn new(ca: TrustedCa) -> Self {
         Self { ca, provider: provider(), seen: SeenTime::default() }
     }
 }
@@ -191,8 +191,8 @@ impl ServerCertVerifier for Trusted {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let roots = match &self.ca {
-            Ca::Known(roots) => roots.clone(),
-            Ca::Pinned(hash) => {
+            TrustedCa::Known(roots) => roots.clone(),
+            TrustedCa::Pinned(hash) => {
                 let pinned =
                     intermediates.iter().find(|der| key_hash(der).is_ok_and(|own| own.0 == *hash));
                 let ca =

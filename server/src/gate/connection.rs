@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use common::transport::splice::{DownEnd, End, Receiving, Sending};
+use common::transport::splice::{DownEnd, Receiving, Sending, SpliceEnd};
 use proto::{
     http1::head::{Fault, HeadReader},
     wire::Code,
@@ -25,7 +25,7 @@ use crate::record;
 pub(super) enum Over {
     /// As a splice ends.
     Ended {
-        end: End,
+        end: SpliceEnd,
         /// The device does not accept more of the answer.
         stopped: bool,
     },
@@ -35,8 +35,8 @@ pub(super) enum Over {
     Cut(Code),
 }
 
-impl From<End> for Over {
-    fn from(end: End) -> Self {
+impl From<SpliceEnd> for Over {
+    fn from(end: SpliceEnd) -> Self {
         Self::Ended { end, stopped: false }
     }
 }
@@ -44,10 +44,10 @@ impl From<End> for Over {
 impl From<DownEnd> for Over {
     fn from(end: DownEnd) -> Self {
         match end {
-            DownEnd::Finished => End::Drained.into(),
-            DownEnd::Aborted => End::Aborted.into(),
-            DownEnd::Reset(code) => End::Reset(code).into(),
-            DownEnd::Lost(e) => End::Lost(e).into(),
+            DownEnd::Finished => SpliceEnd::Drained.into(),
+            DownEnd::Aborted => SpliceEnd::Aborted.into(),
+            DownEnd::Reset(code) => SpliceEnd::Reset(code).into(),
+            DownEnd::Lost(e) => SpliceEnd::Lost(e).into(),
         }
     }
 }
@@ -96,14 +96,14 @@ impl<'a> Conversation<'a> {
                         continue;
                     }
                     Left::Ended => return Ok(None),
-                    Left::Broken => return Err(End::Aborted.into()),
+                    Left::Broken => return Err(SpliceEnd::Aborted.into()),
                 },
                 // Another request of this device needs the connection.
                 () = self.gate.connections.wanted(self.line.asker.id), if self.service.is_some() => {
                     self.service = None;
                     continue;
                 }
-                () = self.line.draining.cancelled(), if !is_asked => return Err(End::Drained.into()),
+                () = self.line.draining.cancelled(), if !is_asked => return Err(SpliceEnd::Drained.into()),
             };
             match head {
                 Head::More => {}
@@ -141,7 +141,7 @@ impl<'a> Conversation<'a> {
         running.ended(record::End::Refused(why), Some(answer.status));
         match taken {
             true => Over::Refused,
-            false => End::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
+            false => SpliceEnd::Reset(VarInt::from_u32(Code::Aborted as u32)).into(),
         }
     }
 }

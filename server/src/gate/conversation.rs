@@ -1,6 +1,6 @@
 //! One connection through the gate: its requests, one after the other.
 
-use common::transport::splice::{End, Receiving};
+use common::transport::splice::{Receiving, SpliceEnd};
 use proto::{http1::head::RequestHead, wire::Code};
 use quinn::{ConnectionError, VarInt};
 use tokio::io::AsyncWriteExt;
@@ -20,15 +20,15 @@ use crate::record;
 impl Over {
     fn of(how: How, lost: Option<ConnectionError>) -> Self {
         match how {
-            How::Done => End::Done.into(),
-            How::Stopped => Self::Ended { end: End::Done, stopped: true },
-            How::Drained => End::Drained.into(),
-            How::Aborted => End::Aborted.into(),
+            How::Done => SpliceEnd::Done.into(),
+            How::Stopped => Self::Ended { end: SpliceEnd::Done, stopped: true },
+            How::Drained => SpliceEnd::Drained.into(),
+            How::Aborted => SpliceEnd::Aborted.into(),
             How::Reset(code) => {
                 let aborted = VarInt::from_u32(Code::Aborted as u32);
-                End::Reset(VarInt::from_u64(code).unwrap_or(aborted)).into()
+                SpliceEnd::Reset(VarInt::from_u64(code).unwrap_or(aborted)).into()
             }
-            How::Lost => End::Lost(lost.unwrap_or(ConnectionError::LocallyClosed)).into(),
+            How::Lost => SpliceEnd::Lost(lost.unwrap_or(ConnectionError::LocallyClosed)).into(),
         }
     }
 }
@@ -49,7 +49,7 @@ impl<'a> Conversation<'a> {
     async fn next(&mut self) -> Result<(), Over> {
         let Some(bytes) = self.head().await? else {
             self.send.finish();
-            return Err(End::Done.into());
+            return Err(SpliceEnd::Done.into());
         };
         let head = match RequestHead::parse(&bytes) {
             Ok(head) => head,
@@ -64,7 +64,7 @@ impl<'a> Conversation<'a> {
         let Judgement { request, mut judged, hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
         let Self { send, device, changes, gate, line: connection, service, .. } = self;
-        let Some(service) = service else { return Err(End::Aborted.into()) };
+        let Some(service) = service else { return Err(SpliceEnd::Aborted.into()) };
         let DeviceStream { recv, ahead, room } = device;
         let Running { incoming, outgoing, answer, .. } = &mut running;
         let exchange = Exchange::start(request, incoming, answer, ahead);

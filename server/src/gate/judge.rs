@@ -11,7 +11,7 @@ use proto::{
     http1::{framing::Body, head::RequestHead},
     ollama::{
         host,
-        route::{Models, Route, RouteClass, Target, route},
+        route::{ApiRoute, Models, RouteClass, Target, route},
     },
     wire::Code,
 };
@@ -40,7 +40,7 @@ use crate::{
 /// A request that may pass, and what that depends on.
 pub(super) struct Judged {
     head: RequestHead,
-    route: Route,
+    route: ApiRoute,
     models: Option<Vec<String>>,
     request_permit: RequestPermit,
     /// The service that has allowed it, too.
@@ -136,7 +136,7 @@ fn question(
     }
 }
 
-fn requested_route(head: &RequestHead, route: Route) -> RequestedRoute<'_> {
+fn requested_route(head: &RequestHead, route: ApiRoute) -> RequestedRoute<'_> {
     RequestedRoute {
         method: &head.method,
         preflight: head.preflight.as_deref(),
@@ -173,7 +173,7 @@ impl Gate {
         &self,
         line: &StreamContext<'_>,
         head: &RequestHead,
-        route: Route,
+        route: ApiRoute,
     ) -> Result<RoutePermit, Refused> {
         line.is_in_time()?;
         self.throttle.arrive(&line.asker, &self.policy.role(line.certificate))?;
@@ -241,7 +241,7 @@ impl<'a> Conversation<'a> {
     async fn admit(
         &mut self,
         head: RequestHead,
-        route: Route,
+        route: ApiRoute,
         content: &mut Content,
         running: &mut Running<'_>,
     ) -> Result<(Judged, Ticket), Stop> {
@@ -291,7 +291,7 @@ impl<'a> Conversation<'a> {
         self.again(&mut judged, content).await?;
         self.line.is_in_time()?;
         if (self.line.is_closed)() {
-            return Err(Stop::Over(common::transport::splice::End::Aborted.into()));
+            return Err(Stop::Over(common::transport::splice::SpliceEnd::Aborted.into()));
         }
         Ok((judged, ticket))
     }
@@ -358,7 +358,7 @@ impl Content {
 impl End {
     pub(super) fn of(over: &Over) -> Self {
         match over {
-            Over::Ended { end: common::transport::splice::End::Reset(code), .. }
+            Over::Ended { end: common::transport::splice::SpliceEnd::Reset(code), .. }
                 if code.into_inner() == u64::from(proto::wire::Code::Aborted as u32) =>
             {
                 Self::Cancelled

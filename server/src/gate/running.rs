@@ -12,7 +12,7 @@ use proto::{
         json_scan::JsonScan,
         model::Unreadable,
         named_models::NamedModels,
-        route::{Models, Route, RouteClass, Target},
+        route::{ApiRoute, Models, RouteClass, Target},
     },
 };
 
@@ -69,7 +69,7 @@ impl<'a> Running<'a> {
         observer: &'a dyn Observer,
         asker: &Asker,
         role: Name,
-        head: Option<(&RequestHead, Route)>,
+        head: Option<(&RequestHead, ApiRoute)>,
     ) -> Self {
         let path = |head: &RequestHead| {
             Target::new(&head.target).path.chars().take(MOST_PATH).collect::<String>().into()

@@ -10,7 +10,7 @@ use proto::{
     identity::Name,
     ollama::{
         model::ModelPattern,
-        route::{Pattern, Route, RouteClass, Target, named},
+        route::{ApiRoute, Pattern, RouteClass, Target, named},
     },
 };
 use serde::Deserialize;
@@ -99,7 +99,7 @@ pub(crate) struct RequestedRoute<'a> {
     /// The path.
     pub target: Target<'a>,
     /// The route of that method and path.
-    pub route: Route,
+    pub route: ApiRoute,
 }
 
 impl Default for Rules {

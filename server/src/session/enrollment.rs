@@ -130,7 +130,7 @@ impl Claim {
             device_id: device.id,
             certificate: BASE64.encode(&issued.certificate),
             ca: BASE64.encode(server.state.ca.certificate()),
-            door_key: server.state.keys.device_knocks().of(device.id, device.key),
+            knock_key: server.state.keys.device_knocks().of(device.id, device.key),
             addresses: server.addresses(),
             services: server.policy.services(),
             relay_port: server.open.relay,

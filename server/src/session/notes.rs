@@ -2,7 +2,7 @@
 
 use std::{sync::atomic::Ordering::Relaxed, time::Duration};
 
-use common::transport::splice::{ByteCounters, End};
+use common::transport::splice::{ByteCounters, SpliceEnd};
 use proto::{identity::Name, wire::Code};
 use quinn::ConnectionError;
 
@@ -18,13 +18,13 @@ use crate::{
 
 impl Session {
     /// How a stream ended; and why, if it did not end by itself.
-    pub(super) fn end_of(&self, end: End) -> (&'static str, Option<&'static str>) {
+    pub(super) fn end_of(&self, end: SpliceEnd) -> (&'static str, Option<&'static str>) {
         match end {
-            End::Done => ("done", None),
-            End::Drained => ("cut", Some(Code::ShuttingDown.as_str())),
-            End::Aborted => ("aborted", None),
-            End::Reset(_) | End::GivenUp => ("cancelled", None),
-            End::Lost(reason) => ("cut", Some(self.why_ended(&reason))),
+            SpliceEnd::Done => ("done", None),
+            SpliceEnd::Drained => ("cut", Some(Code::ShuttingDown.as_str())),
+            SpliceEnd::Aborted => ("aborted", None),
+            SpliceEnd::Reset(_) | SpliceEnd::GivenUp => ("cancelled", None),
+            SpliceEnd::Lost(reason) => ("cut", Some(self.why_ended(&reason))),
         }
     }
 

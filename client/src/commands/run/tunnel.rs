@@ -12,7 +12,7 @@ use common::{
     machine::{
         control::{ClaimError, Control},
         files::{self, FileError},
-        process::Stop,
+        process::StopSignals,
         report::Failure,
     },
     transport::frame,
@@ -23,7 +23,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use crate::{
     commands::up::{Running, UpFlags, claimed, dial_plan, let_in},
     dial::plan::DialPlan,
-    local::listener::{self, Listen},
+    local::listener::{self, ListenAddr},
     profile::ProfileDir,
 };
 
@@ -143,7 +143,7 @@ fn detach() -> Result<(), Failure> {
     Ok(())
 }
 
-fn begin(place: &ProfileDir, flags: &UpFlags) -> Result<(Running, Stop), Begun> {
+fn begin(place: &ProfileDir, flags: &UpFlags) -> Result<(Running, StopSignals), Begun> {
     let plan = dial_plan(place, flags).map_err(Begun::Failed)?;
     let control = Control::claim(&place.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Begun::Taken,
@@ -157,11 +157,11 @@ fn start_running(
     plan: DialPlan,
     control: Control,
     flags: &UpFlags,
-) -> Result<(Running, Stop), Failure> {
-    let stop = Stop::listen_beside_another()
+) -> Result<(Running, StopSignals), Failure> {
+    let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     // Only to see that the kernel tells who makes a connection.
-    let any = [Listen::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
+    let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
     let tried = listener::bind(&any, &place.argument())?;
     let owners = let_in(false, &tried, &place.argument())?;
     Ok((Running::start(plan, control, owners, Vec::new(), flags)?, stop))

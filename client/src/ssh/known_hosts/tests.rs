@@ -20,7 +20,7 @@ fn certificate(name: &str) -> Offered {
 }
 
 /// Judges by lines in which `{x}` stands for the key `x`.
-fn judged(lines: &str, host: &str, offered: &Offered, now: u64) -> Judgement {
+fn judged(lines: &str, host: &str, offered: &Offered, now: u64) -> KeyJudgement {
     let mut file = lines.to_owned();
     for name in ["a", "b", "ca", "ca2", "e", "r"] {
         file = file.replace(&format!("{{{name}}}"), text(name));
@@ -29,21 +29,21 @@ fn judged(lines: &str, host: &str, offered: &Offered, now: u64) -> Judgement {
     judge(&parse(Path::new("/known"), &file), host, bare, offered, now)
 }
 
-fn at(line: usize) -> Location {
-    Location { file: "/known".into(), line }
+fn at(line: usize) -> FileLine {
+    FileLine { file: "/known".into(), line }
 }
 
-fn unknown(others: &[usize]) -> Judgement {
-    Judgement::Unknown { others: others.iter().map(|line| at(*line)).collect(), because: None }
+fn unknown(others: &[usize]) -> KeyJudgement {
+    KeyJudgement::Unknown { others: others.iter().map(|line| at(*line)).collect(), because: None }
 }
 
-fn distrusted(because: &'static str) -> Judgement {
-    Judgement::Unknown { others: Vec::new(), because: Some(because) }
+fn distrusted(because: &'static str) -> KeyJudgement {
+    KeyJudgement::Unknown { others: Vec::new(), because: Some(because) }
 }
 
 #[test]
 fn a_plain_key_is_judged_as_openssh_judges_it() {
-    use Judgement::{Changed, Known, Revoked};
+    use KeyJudgement::{Changed, Known, Revoked};
     for (lines, host, says) in [
         ("", "gpu", unknown(&[])),
         ("gpu {a}", "gpu", Known),
@@ -91,7 +91,7 @@ fn a_plain_key_is_judged_as_openssh_judges_it() {
 
 #[test]
 fn a_certificate_counts_by_its_authority_and_else_the_key_in_it() {
-    use Judgement::{ByAuthority, Changed, Known, Revoked};
+    use KeyJudgement::{ByAuthority, Changed, Known, Revoked};
     let ca = "@cert-authority gpu,*.lan,box {ca}";
     for (lines, host, shown, now, says) in [
         (ca, "gpu", "good-cert", NOW, ByAuthority),
@@ -141,8 +141,8 @@ fn a_certificate_that_was_changed_is_not_what_the_authority_signed() {
 fn hashed_names_are_found() {
     let lines = "|1|aOZML3ygJyjE/t9d2NqV8mtbC9g=|gM4S2bX4bsY+H+67UnMRMQbArV4= {a}\n\
                  |1|dypAcvjXMZ8Zt8y243+kRjpbAnk=|a8R9JVYEYNQkpfuqVmQiDkR9Xjk= {b}";
-    assert_eq!(judged(lines, "[gpu]:2222", &key("a"), NOW), Judgement::Known);
-    assert_eq!(judged(lines, "box", &key("a"), NOW), Judgement::Changed(at(2)));
+    assert_eq!(judged(lines, "[gpu]:2222", &key("a"), NOW), KeyJudgement::Known);
+    assert_eq!(judged(lines, "box", &key("a"), NOW), KeyJudgement::Changed(at(2)));
     assert_eq!(judged(lines, "gpu", &key("a"), NOW), unknown(&[]));
 }
 
@@ -171,7 +171,7 @@ fn lines_that_nobody_understands_neither_count_nor_disturb() {
     ] {
         assert_eq!(
             judged(&format!("{broken}\ngpu {{a}}"), "gpu", &key("a"), NOW),
-            Judgement::Known,
+            KeyJudgement::Known,
             "{broken}"
         );
         assert_eq!(judged(broken, "gpu", &key("b"), NOW), unknown(&[]), "{broken}");

@@ -11,7 +11,7 @@ use common::machine::report::harmless;
 use russh::{Channel, ChannelMsg, ChannelReadHalf, client::Msg};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::Session;
+use super::SshSession;
 use crate::ssh::bounds::Patience;
 
 /// Bytes of a command's standard error that are kept to say why it failed.
@@ -35,7 +35,7 @@ pub(crate) struct Reading {
     /// Is told when something arrives.
     waiting: Option<Arc<Patience>>,
     /// The sessions below this channel.
-    keep: Vec<Session>,
+    keep: Vec<SshSession>,
 }
 
 impl Piped {
@@ -54,7 +54,7 @@ impl Piped {
     }
 
     /// Keeps the sessions below this channel alive as long as it is read.
-    pub(crate) fn over(mut self, sessions: Vec<Session>) -> Self {
+    pub(crate) fn over(mut self, sessions: Vec<SshSession>) -> Self {
         self.read.keep = sessions;
         self
     }

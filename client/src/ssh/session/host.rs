@@ -26,7 +26,7 @@ const MISSED: usize = 3;
 
 /// What the connection's own task has noted.
 #[derive(Default)]
-pub(super) struct Told {
+pub(super) struct HostEvents {
     pub(super) refused: Option<SshError>,
     pub(super) goodbye: Option<String>,
 }
@@ -34,7 +34,7 @@ pub(super) struct Told {
 pub(super) struct Host {
     pub(super) known: KnownHost,
     pub(super) patience: Arc<Patience>,
-    pub(super) told: Arc<Mutex<Told>>,
+    pub(super) events: Arc<Mutex<HostEvents>>,
 }
 
 impl client::Handler for Host {
@@ -52,7 +52,7 @@ impl client::Handler for Host {
         };
         let checked = self.patience.with_a_person(self.known.check(&offered)).await;
         let good = checked.is_ok();
-        lock(&self.told).refused = checked.err().map(SshError::HostKey);
+        lock(&self.events).refused = checked.err().map(SshError::HostKey);
         Ok(good)
     }
 
@@ -73,7 +73,7 @@ impl client::Handler for Host {
             DisconnectReason::ReceivedDisconnect(info) => harmless(info.message),
             DisconnectReason::Error(e) => e.to_string(),
         };
-        lock(&self.told).goodbye = Some(goodbye);
+        lock(&self.events).goodbye = Some(goodbye);
         Ok(())
     }
 }
@@ -117,6 +117,6 @@ pub(super) fn settings(known: &KnownHost) -> client::Config {
     config
 }
 
-pub(super) fn lock(told: &Mutex<Told>) -> MutexGuard<'_, Told> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
+pub(super) fn lock(events: &Mutex<HostEvents>) -> MutexGuard<'_, HostEvents> {
+    events.lock().unwrap_or_else(PoisonError::into_inner)
 }

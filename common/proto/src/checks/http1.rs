@@ -19,7 +19,7 @@ const MOST_LINE: usize = 8 * 1024;
 
 /// What was read from the bytes of one request.
 #[derive(Debug, PartialEq, Eq)]
-struct Read {
+struct ReadRequest {
     head: RequestHead,
     head_len: usize,
     body: Result<Followed, Fault>,
@@ -52,7 +52,7 @@ fn is_usual(head: &RequestHead) -> bool {
     head.method.bytes().all(|byte| byte.is_ascii_uppercase())
 }
 
-fn read_request(parts: &[&[u8]]) -> Result<Option<Read>, Fault> {
+fn read_request(parts: &[&[u8]]) -> Result<Option<ReadRequest>, Fault> {
     let (mut reader, mut before) = (HeadReader::default(), 0);
     for (at, part) in parts.iter().enumerate() {
         let taken = reader.take(part)?;
@@ -61,7 +61,7 @@ fn read_request(parts: &[&[u8]]) -> Result<Option<Read>, Fault> {
             let head = RequestHead::parse(&reader.finish())?;
             let rest = [&[&part[taken..]], &parts[at + 1..]].concat();
             let body = follow(Body::new(head.body), &rest);
-            return Ok(Some(Read { head, head_len: before + taken, body }));
+            return Ok(Some(ReadRequest { head, head_len: before + taken, body }));
         }
         before += part.len();
     }
@@ -79,7 +79,7 @@ fn follow(mut body: Body, parts: &[&[u8]]) -> Result<Followed, Fault> {
     Ok(followed)
 }
 
-fn has_one_meaning(read: &Read, bytes: &[u8]) {
+fn has_one_meaning(read: &ReadRequest, bytes: &[u8]) {
     let head = &read.head;
     assert!(bytes.ends_with(b"\r\n\r\n") && head.target.starts_with('/'));
     let text = String::from_utf8_lossy(bytes);
@@ -102,7 +102,7 @@ fn has_one_meaning(read: &Read, bytes: &[u8]) {
         other => panic!("{other:?}"),
     }
     match &values("host")[..] {
-        [] => assert!(head.old && head.host.is_empty()),
+        [] => assert!(head.is_http10 && head.host.is_empty()),
         [host] => assert_eq!(**host, *head.host),
         hosts => panic!("{hosts:?}"),
     }

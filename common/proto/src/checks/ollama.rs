@@ -87,9 +87,9 @@ pub fn patterns(bytes: &[u8]) {
     }
 }
 
-struct Nobody;
+struct NoNames;
 
-impl Own for Nobody {
+impl Own for NoNames {
     fn is_name(&self, _: &str) -> bool {
         false
     }
@@ -100,8 +100,8 @@ impl Own for Nobody {
 }
 
 fn host(text: &str) {
-    let is_allowed = host::allows(text, &Nobody);
-    assert_eq!(host::allows(&text.to_ascii_uppercase(), &Nobody), is_allowed, "{text}");
+    let is_allowed = host::allows(text, &NoNames);
+    assert_eq!(host::allows(&text.to_ascii_uppercase(), &NoNames), is_allowed, "{text}");
     if is_allowed {
         let text = text.to_ascii_lowercase();
         let name = text.rsplit_once(':').map_or(&text[..], |(name, _)| name);

@@ -16,7 +16,7 @@ const MOST_LINE: usize = 8 * 1024;
 /// What has passed on one connection.
 #[derive(Debug, Default)]
 pub struct Exchanges {
-    request: Request,
+    request: RequestPart,
     /// The first line of the newest request, as far as it has come.
     line: Vec<u8>,
     /// Answers that are not complete, oldest first.
@@ -31,12 +31,12 @@ pub struct Exchanges {
 
 /// The part of a request that comes next.
 #[derive(Debug)]
-enum Request {
+enum RequestPart {
     Head(HeadReader),
     Body(Body),
 }
 
-impl Default for Request {
+impl Default for RequestPart {
     fn default() -> Self {
         Self::Head(HeadReader::default())
     }
@@ -50,11 +50,11 @@ impl Exchanges {
         }
         while !bytes.is_empty() && !self.lost {
             let taken = match &mut self.request {
-                Request::Head(_) => self.asks_head(bytes),
-                Request::Body(body) => body.follow(bytes, |_| {}).ok(),
+                RequestPart::Head(_) => self.asks_head(bytes),
+                RequestPart::Body(body) => body.follow(bytes, |_| {}).ok(),
             };
-            if matches!(&self.request, Request::Body(body) if body.is_over()) {
-                self.request = Request::default();
+            if matches!(&self.request, RequestPart::Body(body) if body.is_over()) {
+                self.request = RequestPart::default();
             }
             match taken {
                 Some(taken) => bytes = &bytes[taken..],
@@ -66,7 +66,7 @@ impl Exchanges {
     /// Continues to read a head. Returns how many bytes belong to it, or `None` if it cannot be
     /// read.
     fn asks_head(&mut self, bytes: &[u8]) -> Option<usize> {
-        let Request::Head(head) = &mut self.request else { return None };
+        let RequestPart::Head(head) = &mut self.request else { return None };
         if head.is_empty() {
             self.line.clear();
         }
@@ -75,7 +75,7 @@ impl Exchanges {
         let head = RequestHead::parse(&head.finish()).ok()?;
         self.closes |= head.closes;
         self.answers.push_back(Tracker::new(&*head.method == "HEAD", false));
-        self.request = Request::Body(Body::new(head.body));
+        self.request = RequestPart::Body(Body::new(head.body));
         Some(taken)
     }
 
@@ -108,7 +108,7 @@ impl Exchanges {
 
     /// Whether no request is under way.
     pub fn is_idle(&self) -> bool {
-        let is_between = matches!(&self.request, Request::Head(head) if head.is_empty());
+        let is_between = matches!(&self.request, RequestPart::Head(head) if head.is_empty());
         is_between && self.answers.is_empty() && !self.lost
     }
 
@@ -122,7 +122,7 @@ impl Exchanges {
     pub fn unanswered(&self) -> Option<&[u8]> {
         let is_one = match &self.request {
             // A second request has begun before the first was answered.
-            Request::Head(head) if !head.is_empty() || self.lost => self.answers.is_empty(),
+            RequestPart::Head(head) if !head.is_empty() || self.lost => self.answers.is_empty(),
             _ => self.answers.len() <= 1,
         };
         // After a complete answer no request waits for one.

@@ -61,7 +61,7 @@ pub struct RequestHead {
     /// Path and query, as written.
     pub target: Box<str>,
     /// Whether it is HTTP/1.0.
-    pub old: bool,
+    pub is_http10: bool,
     /// Host, as written; empty if there is none.
     pub host: Box<str>,
     /// How long the body is.
@@ -69,7 +69,7 @@ pub struct RequestHead {
     /// No other request follows on its connection (RFC 9112 section 9.3).
     pub closes: bool,
     /// The application waits for `100 Continue` before it sends the body.
-    pub expects: bool,
+    pub expects_continue: bool,
     /// The body is compressed or otherwise encoded.
     pub encoded: bool,
     /// The method that a browser wants to use, in a preflight.
@@ -100,11 +100,11 @@ impl RequestHead {
         {
             return Err(Fault::Target);
         }
-        let old = version == 0;
+        let is_http10 = version == 0;
         let fields = request.headers;
         let host = match one(fields, "host") {
             Ok(Some(host)) => text(host).ok_or(Fault::Host)?,
-            Ok(None) if old => "",
+            Ok(None) if is_http10 => "",
             _ => return Err(Fault::Host),
         };
         let length = one(fields, "content-length").map_err(|_| Fault::Length)?;
@@ -112,7 +112,7 @@ impl RequestHead {
         let body = match (length, coding) {
             (None, None) => BodyLength::Known(0),
             (Some(length), None) => BodyLength::Known(number(length).ok_or(Fault::Length)?),
-            (None, Some(coding)) if !old && coding.eq_ignore_ascii_case(b"chunked") => {
+            (None, Some(coding)) if !is_http10 && coding.eq_ignore_ascii_case(b"chunked") => {
                 BodyLength::Chunked
             }
             (None, Some(_)) => return Err(Fault::Encoding),
@@ -126,11 +126,11 @@ impl RequestHead {
         Ok(Self {
             method: method.into(),
             target: target.into(),
-            old,
+            is_http10,
             host: host.into(),
             body,
-            closes: old || closes(fields),
-            expects: !old
+            closes: is_http10 || closes(fields),
+            expects_continue: !is_http10
                 && all(fields, "expect").any(|value| value.eq_ignore_ascii_case(b"100-continue")),
             encoded: all(fields, "content-encoding")
                 .any(|value| !value.is_empty() && !value.eq_ignore_ascii_case(b"identity")),
@@ -333,12 +333,15 @@ mod tests {
             ("POST", "/api/chat?x=1", "localhost:11434")
         );
         assert_eq!(
-            (head.body, head.old, head.expects, head.encoded),
+            (head.body, head.is_http10, head.expects_continue, head.encoded),
             (BodyLength::Known(12), false, false, false)
         );
         let head = read(b"PUT / HTTP/1.1\r\nHost:\r\nTransfer-Encoding: chunked\r\nExpect: 100-Continue\r\n\r\n").expect("read");
-        assert_eq!((head.body, head.expects, &*head.host), (BodyLength::Chunked, true, ""));
-        assert!(read(b"GET / HTTP/1.0\r\n\r\n").expect("read").old);
+        assert_eq!(
+            (head.body, head.expects_continue, &*head.host),
+            (BodyLength::Chunked, true, "")
+        );
+        assert!(read(b"GET / HTTP/1.0\r\n\r\n").expect("read").is_http10);
     }
 
     #[test]

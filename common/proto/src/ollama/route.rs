@@ -119,7 +119,7 @@ pub enum Models {
 
 /// What is known about the route of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
+pub struct ApiRoute {
     /// Its class.
     pub class: RouteClass,
     /// How its requests name their models.
@@ -184,18 +184,20 @@ pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
 }
 
 /// Finds the route of a request.
-pub fn route(method: &str, target: Target<'_>) -> Route {
+pub fn route(method: &str, target: Target<'_>) -> ApiRoute {
     let is = |path: &str| {
         ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path))
     };
     let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
     match known {
-        Some((.., class, models)) if target.canonical => Route { class: *class, models: *models },
+        Some((.., class, models)) if target.canonical => {
+            ApiRoute { class: *class, models: *models }
+        }
         // No pattern matches a path like this. A role that allows it anyway causes the same work.
-        Some((.., class, _)) => Route { class: *class, models: Models::Unread },
+        Some((.., class, _)) => ApiRoute { class: *class, models: Models::Unread },
         // A CORS preflight names no model.
-        None if method == "OPTIONS" => Route { class: RouteClass::Other, models: Models::None },
-        None => Route { class: RouteClass::Other, models: Models::Unread },
+        None if method == "OPTIONS" => ApiRoute { class: RouteClass::Other, models: Models::None },
+        None => ApiRoute { class: RouteClass::Other, models: Models::Unread },
     }
 }
 

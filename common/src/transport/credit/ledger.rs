@@ -22,25 +22,25 @@ const ENDED: usize = 8192;
 /// eighth of what is free in it. So one stream alone can fill a fast path. Many unread streams get
 /// smaller and smaller shares, but never use up the pool.
 #[derive(Default)]
-pub(super) struct Ledger {
+pub(super) struct SendLedger {
     /// The peer's window without all floors, in bytes. `None` while it is unknown: then there is no
     /// limit.
     pool: Option<u64>,
     /// How many bytes of the pool are used.
     used: u64,
-    streams: HashMap<u64, Stream>,
+    streams: HashMap<u64, SentStream>,
     ended: VecDeque<u64>,
 }
 
 #[derive(Default)]
-struct Stream {
+struct SentStream {
     sent: u64,
     read: u64,
     ended: bool,
     waiting: Option<Waker>,
 }
 
-impl Stream {
+impl SentStream {
     fn unread(&self) -> u64 {
         self.sent.saturating_sub(self.read)
     }
@@ -50,14 +50,14 @@ impl Stream {
     }
 }
 
-impl Ledger {
+impl SendLedger {
     /// The peer has reported how many unread bytes it keeps for all streams.
     pub(super) fn set_window(&mut self, window: u64) {
         self.pool = Some(window.saturating_sub(FLOOR * u64::from(MOST_STREAMS)));
     }
 
     pub(super) fn begin(&mut self, id: u64) {
-        self.streams.insert(id, Stream::default());
+        self.streams.insert(id, SentStream::default());
     }
 
     /// Takes the share that a stream may send now, at most `most` bytes. 0 if it has to wait.
@@ -74,7 +74,7 @@ impl Ledger {
         taken
     }
 
-    /// The stream's waker, which [`Ledger::read`] returns when the peer has read more of the
+    /// The stream's waker, which [`SendLedger::read`] returns when the peer has read more of the
     /// stream.
     pub(super) fn wait(&mut self, id: u64, waker: &Waker) {
         if let Some(stream) = self.streams.get_mut(&id) {
@@ -123,8 +123,8 @@ mod tests {
 
     const WINDOW: u64 = SHARED_WINDOW as u64;
 
-    fn ledger(streams: u64) -> Ledger {
-        let mut ledger = Ledger::default();
+    fn ledger(streams: u64) -> SendLedger {
+        let mut ledger = SendLedger::default();
         ledger.set_window(WINDOW);
         (0..streams).for_each(|id| ledger.begin(id));
         ledger
@@ -132,7 +132,7 @@ mod tests {
 
     /// Sends on a stream that nobody reads until it has to wait. Returns how many bytes it has
     /// sent.
-    fn fill(ledger: &mut Ledger, id: u64) -> u64 {
+    fn fill(ledger: &mut SendLedger, id: u64) -> u64 {
         let mut sent = 0;
         loop {
             match ledger.take(id, 64 << 10) {
@@ -198,7 +198,7 @@ mod tests {
     #[test]
     fn a_peer_that_lies_about_what_it_has_read_hurts_only_itself() {
         for window in [0, 1, WINDOW, u64::MAX] {
-            let mut ledger = Ledger::default();
+            let mut ledger = SendLedger::default();
             ledger.begin(0);
             // Before the peer has reported its window.
             assert_eq!(ledger.take(0, 1 << 40), 1 << 40);
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_never_says_what_it_reads_makes_nothing_grow() {
-        let mut ledger = Ledger::default();
+        let mut ledger = SendLedger::default();
         assert_eq!(ledger.take(7, 1 << 30), 1 << 30, "no limit without a window");
         ledger.set_window(WINDOW);
         for id in 0..100_000 {

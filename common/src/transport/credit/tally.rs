@@ -25,7 +25,7 @@ pub(super) enum Urgency {
 /// How far each stream has been read, and how much of that was reported.
 #[derive(Default)]
 pub(super) struct Tally {
-    streams: HashMap<u64, Stream>,
+    streams: HashMap<u64, ReadStream>,
     /// Streams that are to be reported.
     due: Vec<u64>,
     /// The unreported bytes of the streams in `due`.
@@ -34,7 +34,7 @@ pub(super) struct Tally {
 }
 
 #[derive(Default)]
-struct Stream {
+struct ReadStream {
     read: u64,
     told: u64,
     over: bool,

@@ -63,7 +63,7 @@ pub(super) async fn download(
             Err(e) => return Some(e.into()),
         };
         chunks[..count].iter().for_each(|chunk| passed.down(chunk));
-        if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.meter).await {
+        if let Err(end) = write_all(&mut chunks[..count], &to, from, passed.counters).await {
             return Some(end);
         }
         passed.down_done();
@@ -88,7 +88,7 @@ pub(super) async fn write_all(
     chunks: &mut [Bytes],
     to: &WriteHalf<'_>,
     from: &mut Receiving,
-    meter: &ByteCounters,
+    counters: &ByteCounters,
 ) -> Result<(), DownEnd> {
     let (mut next, mut joined) = (0, false);
     while next < chunks.len() {
@@ -99,7 +99,7 @@ pub(super) async fn write_all(
         }
         match to.try_write_vectored(&slices[..count]) {
             Ok(mut n) => {
-                meter.received.fetch_add(n as u64, Relaxed);
+                counters.received.fetch_add(n as u64, Relaxed);
                 while next < chunks.len() && n >= chunks[next].len() {
                     n -= chunks[next].len();
                     chunks[next] = Bytes::new();

@@ -9,7 +9,7 @@ use super::{ByteCounters, Facing};
 /// Follows the bytes of one splice.
 pub(super) struct Passed<'a> {
     pub(super) facing: Facing,
-    pub(super) meter: &'a ByteCounters,
+    pub(super) counters: &'a ByteCounters,
     state: Mutex<ExchangeState>,
 }
 
@@ -25,7 +25,7 @@ struct ExchangeState {
 }
 
 impl<'a> Passed<'a> {
-    pub(super) fn new(facing: Facing, meter: &'a ByteCounters) -> Self {
+    pub(super) fn new(facing: Facing, counters: &'a ByteCounters) -> Self {
         let is_http = facing == Facing::Application(ServiceKind::Http);
         let state = ExchangeState {
             exchanges: is_http.then(Exchanges::default),
@@ -33,7 +33,7 @@ impl<'a> Passed<'a> {
             is_delivering: false,
             is_counted: false,
         };
-        Self { facing, meter, state: Mutex::new(state) }
+        Self { facing, counters, state: Mutex::new(state) }
     }
 
     /// These bytes were read from TCP, for the tunnel.
@@ -47,7 +47,7 @@ impl<'a> Passed<'a> {
 
     /// This many bytes were written to the tunnel.
     pub(super) fn up_done(&self, count: usize) {
-        self.meter.sent.fetch_add(count as u64, Relaxed);
+        self.counters.sent.fetch_add(count as u64, Relaxed);
     }
 
     /// TCP sends nothing more.
@@ -98,8 +98,8 @@ impl<'a> Passed<'a> {
         if is_underway != state.is_counted {
             state.is_counted = is_underway;
             match is_underway {
-                true => self.meter.underway.fetch_add(1, Relaxed),
-                false => self.meter.underway.fetch_sub(1, Relaxed),
+                true => self.counters.underway.fetch_add(1, Relaxed),
+                false => self.counters.underway.fetch_sub(1, Relaxed),
             };
         }
     }
@@ -122,7 +122,7 @@ impl ExchangeState {
 impl Drop for Passed<'_> {
     fn drop(&mut self) {
         if self.lock().is_counted {
-            self.meter.underway.fetch_sub(1, Relaxed);
+            self.counters.underway.fetch_sub(1, Relaxed);
         }
     }
 }
@@ -136,9 +136,9 @@ mod tests {
 
     #[test]
     fn an_exchange_is_under_way_until_all_of_its_answer_is_delivered() {
-        let meter = ByteCounters::default();
-        let underway = || meter.underway.load(Relaxed);
-        let passed = Passed::new(Facing::Application(ServiceKind::Http), &meter);
+        let counters = ByteCounters::default();
+        let underway = || counters.underway.load(Relaxed);
+        let passed = Passed::new(Facing::Application(ServiceKind::Http), &counters);
         assert!(passed.is_idle() && passed.may_go_on() && underway() == 0);
         passed.up(GET);
         assert!(!passed.is_idle() && underway() == 1, "a model may load for long");
@@ -154,15 +154,15 @@ mod tests {
 
     #[test]
     fn bytes_without_a_meaning_are_under_way_from_the_first_to_the_end() {
-        let meter = ByteCounters::default();
+        let counters = ByteCounters::default();
         for facing in [Facing::Application(ServiceKind::Tcp), Facing::Upstream] {
-            let passed = Passed::new(facing, &meter);
+            let passed = Passed::new(facing, &counters);
             assert!(passed.is_idle() && !passed.may_go_on() && passed.unanswered().is_none());
             passed.up(GET);
             passed.down(EMPTY);
             passed.down_done();
             assert!(!passed.is_idle() && passed.unanswered().is_none());
         }
-        assert_eq!(meter.underway.load(Relaxed), 0);
+        assert_eq!(counters.underway.load(Relaxed), 0);
     }
 }

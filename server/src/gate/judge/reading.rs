@@ -1,10 +1,10 @@
 //! Reads as much of a request as must be known before it may pass, within the memory budget of the
 //! device.
 
-use common::transport::splice::End;
+use common::transport::splice::SpliceEnd;
 use proto::{
     http1::{BodyLength, head::RequestHead, response},
-    ollama::route::{Models, Route, RouteClass, Target},
+    ollama::route::{ApiRoute, Models, RouteClass, Target},
 };
 
 use super::{Content, Stop};
@@ -27,7 +27,7 @@ impl Conversation<'_> {
         &mut self,
         route_permit: &RoutePermit,
         head: &RequestHead,
-        route: Route,
+        route: ApiRoute,
         content: &mut Content,
         running: &mut Running<'_>,
     ) -> Result<Option<Vec<String>>, Stop> {
@@ -72,9 +72,9 @@ impl Conversation<'_> {
         content: &mut Content,
         running: &mut Running<'_>,
     ) -> Result<(), Stop> {
-        if head.expects && content.raw.is_empty() {
+        if head.expects_continue && content.raw.is_empty() {
             running.answer.continued();
-            let gone = |_| Stop::Over(End::Aborted.into());
+            let gone = |_| Stop::Over(SpliceEnd::Aborted.into());
             running.outgoing.bytes += response::CONTINUE.len() as u64;
             self.send.write_all(response::CONTINUE).await.map_err(gone)?;
         }

@@ -108,7 +108,7 @@ impl Bench {
     }
 }
 
-fn parsed(request: &str) -> (RequestHead, Route) {
+fn parsed(request: &str) -> (RequestHead, ApiRoute) {
     let bytes = format!("{request} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let bytes = match request.split_once('@') {
         Some((request, host)) => format!("{request} HTTP/1.1\r\nHost: {host}\r\n\r\n"),

@@ -117,7 +117,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
     let name = "new".parse().expect("a name");
     world.register.invite(&name, &default_role(), &secret, NOW + 1, NOW).expect("invited");
     world.obey();
-    let key = secret.door_key().into();
+    let key = secret.knock_key().into();
     let Verdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
     assert!(matches!(slot.knocker(), Knocker::Invited(_)));
     assert!(!world.admission.hear(&key.knock(), local(1), NOW + 1));

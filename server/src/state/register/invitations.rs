@@ -70,7 +70,7 @@ impl Register {
             )?;
             t.execute(
                 "INSERT INTO invitation (token, door_key, device_name, expires, role) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![sha256(&secret.token()), secret.door_key().as_bytes(), name.as_str(), expires, role.as_str()],
+                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str()],
             )?;
             Ok(Some(withdrawn > 0))
         })?;

@@ -253,7 +253,7 @@ fn the_invitation_of_a_revoked_device_can_not_be_used() {
         .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
         .expect("read")
         .expect("redeemed");
-    let knock = secret.door_key().knock();
+    let knock = secret.knock_key().knock();
     assert!(register.snapshot().expect("read").invites(&knock, 1).is_some());
     register.revoke(device.id, 2).expect("revoked");
     assert!(register.snapshot().expect("read").invites(&knock, 2).is_none());

@@ -142,7 +142,7 @@ async fn a_revoked_forgotten_or_never_enrolled_device_is_refused() {
         let device = gate.world.device(name).await;
         let own = profile(&device);
         let identity = own.certified_key().expect("an identity");
-        let knock = &own.enrolled.door_key;
+        let knock = &own.enrolled.knock_key;
         let before =
             attempt(gate.address, &own, Some(identity.clone()), &[ALPN_TUNNEL], knock).await;
         assert!(matches!(before, Outcome::In(_)), "{name} was let in before");

@@ -69,7 +69,7 @@ async fn server_with_clock(
                 device_id,
                 certificate: BASE64.encode(&issued.certificate),
                 ca: BASE64.encode(authority.ca.certificate()),
-                door_key: SharedKey::generate().into(),
+                knock_key: SharedKey::generate().into(),
                 addresses: vec![address.clone()],
                 services: Vec::new(),
                 relay_port: None,

@@ -301,7 +301,7 @@ async fn after_a_lost_answer_the_same_key_can_use_the_same_code_again() {
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
     let stranger = Stranger::facing(world.address().await).await;
     let crypto = crypto(&profile(&device), None, &[ALPN_ENROLL]);
-    for datagram in first_flight(crypto, &invitation.secret.door_key().knock()).await {
+    for datagram in first_flight(crypto, &invitation.secret.knock_key().knock()).await {
         stranger.send(&datagram).await;
     }
     world.status().await;

@@ -151,7 +151,7 @@ async fn an_invalid_greeting_is_answered_with_a_protocol_error() {
         let identity = gate.profile.certified_key().expect("an identity");
         let config = dial::config(
             crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]),
-            &gate.door(),
+            &gate.knock_key(),
             proto::wire::IDLE_TIMEOUT,
         );
         let dialed =

@@ -70,8 +70,8 @@ async fn packets_of_a_revoked_or_forgotten_device_are_not_answered() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
     let other = profile(&gate.world.device("other").await);
-    let key = &other.enrolled.door_key;
-    assert!(*key != gate.door(), "each has its own");
+    let key = &other.enrolled.knock_key;
+    assert!(*key != gate.knock_key(), "each has its own");
     drop(assert_answered(&gate, &flight(&other, key).await).await);
     for command in ["revoke", "forget"] {
         assert_ok(&gate.world.aditd(&["device", command, "other"]).await);
@@ -86,7 +86,7 @@ async fn unfinished_handshakes_of_one_device_do_not_keep_others_out() {
     let mut strangers = Vec::new();
     // More than all handshakes that may be under way.
     for _ in 0..80 {
-        let half = flight(&greedy, &greedy.enrolled.door_key).await.remove(0);
+        let half = flight(&greedy, &greedy.enrolled.knock_key).await.remove(0);
         let stranger = Stranger::facing(gate.address).await;
         stranger.send(&half).await;
         strangers.push(stranger);
@@ -103,7 +103,7 @@ async fn unfinished_handshakes_of_one_device_do_not_keep_others_out() {
 async fn a_copied_knock_is_not_answered() {
     let gate = Gate::start(PROGRAM).await;
     let up = gate.device.up(&[]).await;
-    let flight = flight(&gate.profile, &gate.door()).await;
+    let flight = flight(&gate.profile, &gate.knock_key()).await;
     let client = assert_answered(&gate, &flight).await;
     assert_silence("a copy of a first flight", &gate, &up, &flight).await;
     let repeated: Vec<_> = (0..200).flat_map(|_| flight.clone()).collect();
@@ -236,11 +236,11 @@ fn register(world: &World) -> rusqlite::Connection {
 async fn a_device_of_an_earlier_version_connects_and_gets_a_knock_key_of_its_own() {
     let gate = Gate::start(PROGRAM).await;
     let shared = take_back_in_time(&gate.world, &gate.device);
-    let own = gate.door();
+    let own = gate.knock_key();
     // The server finds changes by other processes itself.
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
-    assert!(profile(&gate.device).enrolled.door_key == own, "its own again");
+    assert!(profile(&gate.device).enrolled.knock_key == own, "its own again");
     drop(assert_answered(&gate, &flight(&gate.profile, &shared).await).await);
     up.end().await;
 
@@ -317,7 +317,7 @@ async fn a_profile_with_a_damaged_knock_key_is_reported() {
 async fn narrow_session(gate: &Gate) -> (Connection, SendStream, RecvStream) {
     let identity = gate.profile.certified_key().expect("an identity");
     let crypto = crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]);
-    let mut config = dial::config(crypto, &gate.door(), IDLE_TIMEOUT).quic;
+    let mut config = dial::config(crypto, &gate.knock_key(), IDLE_TIMEOUT).quic;
     let mut narrow = quinn::TransportConfig::default();
     narrow
         .stream_receive_window(VarInt::from_u32(2048))
@@ -363,13 +363,13 @@ async fn a_device_that_floods_probes_does_not_delay_the_servers_stop() {
 async fn an_unfinished_handshake_does_not_delay_the_servers_stop() {
     let mut gate = Gate::start(PROGRAM).await;
     let invitation = parse(&gate.world.invite("guest").await);
-    let half = flight(&gate.profile, &gate.door()).await.remove(0);
+    let half = flight(&gate.profile, &gate.knock_key()).await.remove(0);
     let stranger = Stranger::facing(gate.address).await;
     stranger.send(&half).await;
     let silent_guest = at_enrollment(&invitation).await;
     let identity = gate.profile.certified_key().expect("an identity");
     let crypto = crypto(&gate.profile, Some(identity), &[ALPN_TUNNEL]);
-    let config = dial::config(crypto, &gate.door(), IDLE_TIMEOUT);
+    let config = dial::config(crypto, &gate.knock_key(), IDLE_TIMEOUT);
     let dialed = dial::dial(&config, &[gate.address.to_string()], None).await.expect("connected");
     gate.world.status().await;
 

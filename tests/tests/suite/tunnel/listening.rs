@@ -296,7 +296,7 @@ async fn on_a_public_address_only_allowed_networks_and_this_machine_are_heard() 
         return;
     };
     let knocks =
-        first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock()).await;
+        first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.knock_key().knock()).await;
     let outsider = Stranger::facing((own, port).into()).await;
     for datagram in &knocks {
         outsider.send(datagram).await;
@@ -334,7 +334,7 @@ async fn a_device_on_an_allowed_network_proves_its_address_and_connects() {
 
     // With a knock it is asked to prove its address first; without a knock it gets no answer.
     let profile = profile(&device);
-    let door = profile.enrolled.door_key.clone();
+    let knock_key = profile.enrolled.knock_key.clone();
     let stranger = Stranger::facing((own, port).into()).await;
     for datagram in
         first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &SharedKey::generate().knock()).await
@@ -344,7 +344,7 @@ async fn a_device_on_an_allowed_network_proves_its_address_and_connects() {
     assert_served(&up).await;
     stranger.assert_heard_nothing("a stranger on a named network").await;
     let knock = Stranger::facing((own, port).into()).await;
-    for datagram in first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &door.knock()).await {
+    for datagram in first_flight(crypto(&profile, None, &[ALPN_TUNNEL]), &knock_key.knock()).await {
         knock.send(&datagram).await;
     }
     let mut answer = [0; 2048];

@@ -125,7 +125,7 @@ async fn no_datagram_of_a_stranger_is_answered() {
     let other_server = SharedKey::generate();
     let knocks = first_flight(stranger(), &other_server.knock()).await;
     assert_no_answer("a knock with another server's key", &gate, &up, &knocks).await;
-    let mut almost = gate.door().knock();
+    let mut almost = gate.knock_key().knock();
     almost[19] ^= 1;
     assert_no_answer(
         "a knock that is wrong by one bit",
@@ -137,7 +137,7 @@ async fn no_datagram_of_a_stranger_is_answered() {
 
     // The test works: with the right knock there is an answer.
     let knock = Stranger::facing(gate.address).await;
-    for datagram in first_flight(stranger(), &gate.door().knock()).await {
+    for datagram in first_flight(stranger(), &gate.knock_key().knock()).await {
         knock.send(&datagram).await;
     }
     let answered = tokio::time::timeout(SOON, knock.socket.recv(&mut [0; 2048])).await;
@@ -206,9 +206,9 @@ async fn a_knock_without_a_certificate_is_refused() {
 async fn each_knock_key_is_valid_for_one_protocol_only() {
     let gate = Gate::start(PROGRAM).await;
     let invitation: Invitation = gate.world.invite("guest").await.parse().expect("a code");
-    let (tunnel, guest) = (gate.door(), invitation.secret.door_key().into());
+    let (tunnel, guest) = (gate.knock_key(), invitation.secret.knock_key().into());
     let identity = || gate.profile.certified_key().ok();
-    for (what, identity, alpn, door) in [
+    for (what, identity, alpn, knock_key) in [
         ("another protocol", identity(), &[&b"h3"[..]][..], &tunnel),
         ("a later version", identity(), &[b"adit/2"], &tunnel),
         ("no protocol", identity(), &[], &tunnel),
@@ -221,7 +221,7 @@ async fn each_knock_key_is_valid_for_one_protocol_only() {
         ),
         ("the tunnel by an invitation's door", identity(), &[ALPN_TUNNEL], &guest),
     ] {
-        let outcome = attempt(gate.address, &gate.profile, identity, alpn, door).await;
+        let outcome = attempt(gate.address, &gate.profile, identity, alpn, knock_key).await;
         assert_eq!(outcome.code(), NO_APPLICATION_PROTOCOL, "{what}");
     }
     // If a client offers both protocols, its knock decides.
@@ -242,9 +242,10 @@ async fn unfinished_handshakes_are_dropped_and_an_honest_device_connects() {
     let mut strangers = Vec::new();
     for _ in 0..80 {
         // One half of a ClientHello, with the knock of a device that was enrolled.
-        let half = first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.door().knock())
-            .await
-            .remove(0);
+        let half =
+            first_flight(crypto(&gate.profile, None, &[ALPN_TUNNEL]), &gate.knock_key().knock())
+                .await
+                .remove(0);
         let stranger = Stranger::facing(gate.address).await;
         stranger.send(&half).await;
         strangers.push(stranger);
@@ -272,7 +273,7 @@ async fn without_open_invitations_only_enrolled_devices_are_answered() {
     let up = gate.device.up(&[]).await;
     let knocks = first_flight(
         crypto(&gate.profile, None, &[ALPN_ENROLL]),
-        &invitation.secret.door_key().knock(),
+        &invitation.secret.knock_key().knock(),
     )
     .await;
     assert_no_answer("the knock of an invitation that has ended", &gate, &up, &knocks).await;

@@ -11,7 +11,7 @@ use tokio::net::UdpSocket;
 
 /// The kernel's error for an address.
 #[derive(Debug, Clone)]
-pub struct Verdict {
+pub struct KernelError {
     /// The address, for people.
     to: String,
     error: Arc<io::Error>,
@@ -19,9 +19,9 @@ pub struct Verdict {
 
 /// Waits for an error of the kernel for `address`, for ever if there is none. Sends one byte, which
 /// a server drops. Cancellation safe.
-pub(super) async fn on(address: SocketAddr, to: &str) -> Verdict {
+pub(super) async fn of(address: SocketAddr, to: &str) -> KernelError {
     match ask(address).await {
-        Err(error) => Verdict { to: to.to_owned(), error: Arc::new(error) },
+        Err(error) => KernelError { to: to.to_owned(), error: Arc::new(error) },
         Ok(never) => match never {},
     }
 }
@@ -39,7 +39,7 @@ async fn ask(address: SocketAddr) -> io::Result<std::convert::Infallible> {
     }
 }
 
-impl Verdict {
+impl KernelError {
     /// How much this error says in comparison with other failures: a refusal says more than
     /// silence.
     pub(super) fn weight(&self) -> u8 {
@@ -62,9 +62,9 @@ impl Verdict {
     }
 }
 
-impl std::error::Error for Verdict {}
+impl std::error::Error for KernelError {}
 
-impl fmt::Display for Verdict {
+impl fmt::Display for KernelError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "cannot reach {}: {}", self.to, self.error)
     }
@@ -80,20 +80,20 @@ mod tests {
         let address = silent.local_addr().expect("an address");
         let heard = async { silent.recv(&mut [0]).await.expect("the byte") };
         tokio::select! {
-            verdict = on(address, "gpu") => panic!("{verdict}"),
+            kernel_error = of(address, "gpu") => panic!("{kernel_error}"),
             _ = heard => {}
         }
         drop(silent);
-        let verdict = on(address, "gpu").await;
-        assert_eq!(verdict.error.kind(), io::ErrorKind::ConnectionRefused);
-        assert!(verdict.to_string().starts_with("cannot reach gpu: "), "{verdict}");
+        let kernel_error = of(address, "gpu").await;
+        assert_eq!(kernel_error.error.kind(), io::ErrorKind::ConnectionRefused);
+        assert!(kernel_error.to_string().starts_with("cannot reach gpu: "), "{kernel_error}");
     }
 
     #[tokio::test]
     async fn no_route_is_told_at_once() {
         // Class E addresses (RFC 1112 section 4) are not routed.
-        let verdict = on("255.255.255.255:7".parse().expect("an address"), "gpu").await;
-        assert_ne!(verdict.error.kind(), io::ErrorKind::ConnectionRefused, "{verdict}");
-        assert_eq!(verdict.weight(), 1);
+        let kernel_error = of("255.255.255.255:7".parse().expect("an address"), "gpu").await;
+        assert_ne!(kernel_error.error.kind(), io::ErrorKind::ConnectionRefused, "{kernel_error}");
+        assert_eq!(kernel_error.weight(), 1);
     }
 }

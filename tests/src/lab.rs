@@ -14,6 +14,8 @@ mod nat;
 mod packet;
 mod pipe;
 pub mod scan;
+mod timer;
+mod wire;
 
 pub use answer::{Answered, Asked, Both};
 pub use chance::{Chance, seed};
@@ -21,6 +23,7 @@ pub use far::{Carrier, Far, PORT, Setting};
 pub use link::{Holes, LADDER, LOOPBACK, Link, Loss, rung};
 pub use namespace::{Namespace, Within};
 pub use nat::FORGETS_UDP as NAT_FORGETS_UDP;
+pub use wire::Wire;
 
 use std::{
     net::Ipv4Addr,
@@ -41,7 +44,7 @@ use crate::skip;
 /// The server's address, as the laptop sees it.
 pub const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// The name of the network device on both sides.
-const DEVICE: &str = "wan";
+pub const DEVICE: &str = "wan";
 
 /// Two networks and the path between them.
 pub struct Lab {
@@ -56,17 +59,22 @@ pub struct Lab {
 }
 
 impl Lab {
+    /// The laptop's address, until it is taken to another network.
+    pub const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+
     /// Whether the test must be skipped because this machine can't have a lab; says why.
     pub fn is_missing() -> bool {
+        Self::what_is_missing().is_some_and(skip::skip_test)
+    }
+
+    /// Why there can be no lab on this machine.
+    pub fn what_is_missing() -> Option<&'static str> {
         let ip = Command::new("ip").arg("-V").output().is_ok_and(|out| out.status.success());
         match (rustix::process::geteuid().is_root(), ip, Path::new("/dev/net/tun").exists()) {
-            (false, ..) => skip::skip_test("the lab needs root"),
-            (_, false, _) => skip::skip_test("there is no `ip` (iproute2)"),
-            (.., false) => skip::skip_test("there is no /dev/net/tun"),
-            _ => {
-                Namespace::new().is_err()
-                    && skip::skip_test("this root may not make network namespaces")
-            }
+            (false, ..) => Some("the lab needs root"),
+            (_, false, _) => Some("there is no `ip` (iproute2)"),
+            (.., false) => Some("there is no /dev/net/tun"),
+            _ => Namespace::new().err().map(|_| "this root may not make network namespaces"),
         }
     }
 

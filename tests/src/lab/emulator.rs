@@ -11,10 +11,14 @@ use std::{
 use tokio::sync::watch;
 use tokio_tun::Tun;
 
-use super::{link::Link, namespace::Namespace, nat::Nat, packet, pipe::Pipe};
+use super::{link::Link, namespace::Namespace, nat::Nat, packet, pipe::Pipe, timer::Timer};
 
 /// The MTU of ordinary networks.
 pub(super) const MTU: usize = 1500;
+/// The kernel keeps as many packets for us: what is lost is lost by the link, not by its emulation.
+const KEPT_BY_KERNEL: usize = 10_000;
+/// So many packets are taken in before those that are due are delivered.
+const BATCH: usize = 32;
 
 /// The current behaviour of the path.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +83,7 @@ struct Emulator {
     down: Pipe,
     nat: Nat,
     conditions: watch::Receiver<Conditions>,
+    timer: Timer,
     /// How often the NAT has forgotten its flows.
     forgotten: u32,
 }
@@ -89,7 +94,10 @@ impl Emulator {
             let built = namespace
                 .inside(|| Tun::builder().name(super::DEVICE).mtu(MTU as i32).up().build());
             let tun = built.map_err(io::Error::other)?.pop().ok_or(io::ErrorKind::NotFound)?;
-            namespace.ip(commands)?;
+            namespace.ip(&format!(
+                "link set {} txqueuelen {KEPT_BY_KERNEL}\n{commands}",
+                super::DEVICE
+            ))?;
             Ok(tun)
         };
         let begun = Instant::now();
@@ -105,6 +113,7 @@ impl Emulator {
             down: Pipe::new(seed.wrapping_mul(2) + 1, begun),
             nat: Nat::default(),
             conditions,
+            timer: Timer::new()?,
             forgotten: 0,
         })
     }
@@ -115,7 +124,7 @@ impl Emulator {
             let next = [self.up.next_due(), self.down.next_due()].into_iter().flatten().min();
             let due = async {
                 match next {
-                    Some(next) => tokio::time::sleep_until(next.into()).await,
+                    Some(next) => self.timer.until(next).await,
                     None => std::future::pending().await,
                 }
             };
@@ -125,15 +134,32 @@ impl Emulator {
                 },
                 () = due => {}
                 read = self.client.recv(&mut from_client) => match read {
-                    Ok(n) => self.upward(from_client[..n].to_vec()),
+                    Ok(n) => self.all_upward(n, &mut from_client),
                     Err(_) => return,
                 },
                 read = self.server.recv(&mut from_server) => match read {
-                    Ok(n) => self.downward(from_server[..n].to_vec()),
+                    Ok(n) => self.all_downward(n, &mut from_server),
                     Err(_) => return,
                 },
             }
             self.deliver();
+        }
+    }
+
+    /// The packet of `n` bytes that was read, and those that are there behind it.
+    fn all_upward(&mut self, n: usize, packet: &mut [u8]) {
+        self.upward(packet[..n].to_vec());
+        for _ in 1..BATCH {
+            let Ok(n) = self.client.try_recv(packet) else { return };
+            self.upward(packet[..n].to_vec());
+        }
+    }
+
+    fn all_downward(&mut self, n: usize, packet: &mut [u8]) {
+        self.downward(packet[..n].to_vec());
+        for _ in 1..BATCH {
+            let Ok(n) = self.server.try_recv(packet) else { return };
+            self.downward(packet[..n].to_vec());
         }
     }
 

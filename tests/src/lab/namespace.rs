@@ -4,6 +4,8 @@
 use std::{
     fs::File,
     io::{self, Write},
+    os::fd::AsRawFd,
+    path::PathBuf,
     pin::Pin,
     process::{Command, Stdio},
     sync::OnceLock,
@@ -39,6 +41,11 @@ impl Namespace {
         let namespace = Self { handle: made.join().map_err(|_| io::Error::other("a panic"))?? };
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// A file that stands for it, for as long as this is kept.
+    pub(super) fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/fd/{}", std::process::id(), self.handle.as_raw_fd()))
     }
 
     /// Runs `act` in the namespace: its sockets and processes belong to it.

@@ -30,9 +30,17 @@ demo:
 reference:
     ADIT_UPDATE_REFERENCE=1 cargo test --package adit-tests --test suite -- readme::reference
 
-# One of the benchmarks: tunnel, carriers, gate, outages
-bench NAME:
-    cargo bench --package adit-tests --bench {{NAME}}
+# The benchmark, as root: all of it, or what its flags say (--quick, --rows w2, --help)
+bench *FLAGS:
+    cargo run --release --package adit-tests --bin adit-bench -- {{FLAGS}}
+
+# One of the other benchmarks: outages (as root), carriers
+cost NAME *ARGS:
+    cargo bench --package adit-tests --bench {{NAME}} -- {{ARGS}}
+
+# Instructions per token, request and megabyte, beside the accepted ones; --accept accepts them
+instructions *FLAGS:
+    cargo run --package adit-tests --bin adit-bench -- instructions {{FLAGS}}
 
 # Fuzz one parser: a name in common/proto/fuzz/seeds. Needs a nightly compiler and cargo-fuzz
 fuzz TARGET SECONDS="120":

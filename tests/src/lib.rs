@@ -3,6 +3,8 @@
 
 #![allow(missing_docs, reason = "the crate is not published")]
 
+#[cfg(target_os = "linux")]
+pub mod bench;
 pub mod cli_assert;
 pub mod credentials;
 pub mod demo;
@@ -10,7 +12,6 @@ pub mod disk;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod laptop;
-pub mod load;
 pub mod ollama;
 pub mod over_ssh;
 pub mod path;
@@ -19,6 +20,7 @@ pub mod raw;
 pub mod skip;
 pub mod sshd;
 pub mod state_files;
+pub mod stats;
 pub mod stranger;
 pub mod terminal;
 pub mod timing;

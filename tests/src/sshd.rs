@@ -146,6 +146,35 @@ impl Sshd {
         self.configure(&format!("PubkeyAuthentication no\n{lines}")).await;
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Starts `ssh -L`, as one types it: connections to `from` are carried to `to`, as sshd sees it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn forward(
+        &self,
+        from: SocketAddr,
+        to: SocketAddr,
+        cipher: Option<&str>,
+    ) -> std::io::Result<tokio::process::Child> {
+        let mut command = tokio::process::Command::new(&self.ssh);
+        command.args(cipher.into_iter().flat_map(|cipher| ["-c", cipher]));
+        command.args([
+            "-N",
+            "-o",
+            "ExitOnForwardFailure=yes",
+            "-L",
+            &format!("{from}:{to}"),
+            &self.url,
+        ]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        command.spawn()
+    }
+
     /// Kills sshd and every connection that it serves.
     pub fn kill(&mut self) {
         if matches!(self.child.try_wait(), Ok(Some(_))) {

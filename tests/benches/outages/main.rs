@@ -48,7 +48,7 @@ mod measure {
     use std::time::{Duration, Instant};
 
     use tests::lab::{Chance, Link, seed};
-    use tests::load::quantile;
+    use tests::stats::quantile;
     use tokio::task::JoinSet;
 
     use crate::ways::{Open, Way};
@@ -139,28 +139,21 @@ mod measure {
     impl Row {
         fn print(mut self) {
             let name = format!("{} {}", self.link, self.way.name());
-            let cancel = match self.cancels.is_empty() {
-                true => "-".to_owned(),
-                false => format!(
-                    "{:.0} / {:.0}",
-                    quantile(&mut self.cancels, 0.5),
-                    quantile(&mut self.cancels, 1.0)
-                ),
-            };
+            let median_and_worst =
+                |samples: &mut [f64]| Some((quantile(samples, 0.5)?, quantile(samples, 1.0)?));
+            let cancel = median_and_worst(&mut self.cancels)
+                .map_or("-".to_owned(), |(median, worst)| format!("{median:.0} / {worst:.0}"));
             println!("{name:<20} cancel {cancel}");
             for (length, came) in self.outages {
                 let (mut next, mut gaps): (Vec<f64>, Vec<f64>) =
                     came.iter().flatten().copied().unzip();
                 let cut = came.len() - next.len();
-                let numbers = match next.is_empty() {
-                    true => String::new(),
-                    false => format!(
-                        "{:>7.0} / {:>7.0}, gap {:>7.0}",
-                        quantile(&mut next, 0.5),
-                        quantile(&mut next, 1.0),
-                        quantile(&mut gaps, 1.0)
-                    ),
-                };
+                let numbers = median_and_worst(&mut next)
+                    .zip(quantile(&mut gaps, 1.0))
+                    .map(|((median, worst), gap)| {
+                        format!("{median:>7.0} / {worst:>7.0}, gap {gap:>7.0}")
+                    })
+                    .unwrap_or_default();
                 let cut = if cut > 0 {
                     format!("  {cut} of {} cut or late", came.len())
                 } else {

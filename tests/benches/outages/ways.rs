@@ -1,16 +1,13 @@
 //! The ways that are compared, each in a lab of its own.
 
-use std::{net::SocketAddr, process::Stdio, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use tests::{
     lab::{Asked, Carrier, Far, Lab, Link, Setting},
     ollama::Ollama,
     raw,
 };
-use tokio::{
-    process::{Child, Command},
-    task::JoinSet,
-};
+use tokio::{process::Child, task::JoinSet};
 
 use crate::plain::Plain;
 
@@ -103,8 +100,6 @@ impl Open {
 fn forward(far: &Far) -> Option<(SocketAddr, Child)> {
     let sshd = far.sshd.as_ref()?;
     let here = SocketAddr::from(([127, 0, 0, 1], 11_500));
-    let mut command = Command::new(&sshd.ssh);
-    command.args(["-N", "-L", &format!("{here}:{}", far.world.ollama.addr()), &sshd.url]);
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    Some((here, far.lab.client.inside(|| command.spawn()).ok()?))
+    let ssh = far.lab.client.inside(|| sshd.forward(here, far.world.ollama.addr(), None));
+    Some((here, ssh.ok()?))
 }

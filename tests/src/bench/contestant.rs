@@ -1,0 +1,218 @@
+//! Who is measured.
+
+use super::row::{Direction, Row, Scene, Work};
+
+/// Somebody who carries connections from the laptop to the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contestant {
+    /// Its name on the command line and in the report.
+    pub name: String,
+    /// What it is.
+    pub kind: Kind,
+}
+
+/// What a contestant is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// No tunnel: TCP, with this congestion control.
+    Direct(Congestion),
+    /// `ssh -L`, with the cipher that it chooses, or with AES-128-GCM.
+    Ssh {
+        /// Whether it is AES-128-GCM.
+        gcm: bool,
+    },
+    /// Adit.
+    Adit {
+        /// Which of the programs that are compared; the first is this one.
+        program: usize,
+        /// What brings the tunnel's packets to the server.
+        carrier: Carrier,
+        /// What `aditd` takes the service for.
+        service: Service,
+    },
+    /// Another tunnel that is installed here.
+    Peer(Peer),
+}
+
+/// TCP's congestion control.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Congestion {
+    /// What ordinary systems have.
+    Cubic,
+    /// What some have.
+    Bbr,
+}
+
+/// What brings Adit's packets to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// UDP.
+    Udp,
+    /// Frames over SSH.
+    Ssh,
+}
+
+/// What `aditd` takes the service for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Bytes that nobody reads.
+    Tcp,
+    /// HTTP: the gate reads each request.
+    Http,
+}
+
+/// Other tunnels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// TCP over iroh's QUIC.
+    Dumbpipe,
+    /// TLS with certificates on both sides.
+    Stunnel,
+    /// WebSocket over TLS.
+    Wstunnel,
+    /// A reverse tunnel, with Noise.
+    Rathole,
+    /// WireGuard in user space.
+    Boringtun,
+}
+
+impl Congestion {
+    /// As the kernel calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cubic => "cubic",
+            Self::Bbr => "bbr",
+        }
+    }
+}
+
+impl Service {
+    /// As `--upstream` calls it.
+    pub fn scheme(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http => "http",
+        }
+    }
+}
+
+impl Peer {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Dumbpipe, Self::Stunnel, Self::Wstunnel, Self::Rathole, Self::Boringtun];
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Dumbpipe => "dumbpipe",
+            Self::Stunnel => "stunnel",
+            Self::Wstunnel => "wstunnel",
+            Self::Rathole => "rathole",
+            Self::Boringtun => "boringtun",
+        }
+    }
+
+    /// The programs that have to be on PATH.
+    pub fn programs(self) -> &'static [&'static str] {
+        match self {
+            Self::Dumbpipe => &["dumbpipe"],
+            Self::Stunnel => &["stunnel"],
+            Self::Wstunnel => &["wstunnel"],
+            Self::Rathole => &["rathole"],
+            Self::Boringtun => &["boringtun-cli", "wg"],
+        }
+    }
+}
+
+impl Contestant {
+    /// Everybody, in the order of the table. `also` names other builds of Adit.
+    pub fn all(also: &[String]) -> Vec<Self> {
+        let of = |name: &str, kind| Self { name: name.to_owned(), kind };
+        let mut all = vec![
+            of("direct", Kind::Direct(Congestion::Cubic)),
+            of("direct-bbr", Kind::Direct(Congestion::Bbr)),
+            of("ssh", Kind::Ssh { gcm: false }),
+            of("ssh-gcm", Kind::Ssh { gcm: true }),
+        ];
+        let builds = std::iter::once("adit").chain(also.iter().map(String::as_str));
+        for (program, build) in builds.enumerate() {
+            for (carrier, carried) in [(Carrier::Udp, ""), (Carrier::Ssh, "-ssh")] {
+                for (service, read) in [(Service::Tcp, ""), (Service::Http, "-http")] {
+                    let kind = Kind::Adit { program, carrier, service };
+                    all.push(of(&format!("{build}{carried}{read}"), kind));
+                }
+            }
+        }
+        all.extend(Peer::ALL.map(|peer| of(peer.name(), Kind::Peer(peer))));
+        all
+    }
+
+    /// Whether it has something to show in this row. `--quick` leaves out what differs little from
+    /// others.
+    pub fn takes_part(&self, row: &Row, quick: bool) -> bool {
+        let clean = row.scene.link().is_none();
+        let bulk = matches!(row.work, Work::Bulk { .. });
+        let disturbed = matches!(row.work, Work::Disturbance(_));
+        match self.kind {
+            // There is no process of its own to weigh.
+            Kind::Direct(_) if matches!(row.work, Work::Memory { .. }) => false,
+            Kind::Direct(congestion) => congestion == Congestion::Cubic || !(clean || disturbed),
+            // A cipher is a matter of processors, not of links.
+            Kind::Ssh { gcm: true } => clean && (bulk || !quick),
+            Kind::Ssh { gcm: false } => true,
+            Kind::Adit { service: Service::Http, carrier, .. } if quick => {
+                carrier == Carrier::Udp && row.scene == Scene::Veth && !is_upload(row.work)
+            }
+            Kind::Adit { service: Service::Http, .. } => !disturbed,
+            Kind::Adit { .. } => true,
+            // Those who want to see them every day name them.
+            Kind::Peer(_) if quick => false,
+            // It is an interface of its own, which needs a network of its own.
+            Kind::Peer(Peer::Boringtun) => row.scene != Scene::Loopback,
+            // It is the box that connects to the laptop, whose address nobody there can know.
+            Kind::Peer(Peer::Rathole) => !disturbed,
+            Kind::Peer(_) => true,
+        }
+    }
+}
+
+fn is_upload(work: Work) -> bool {
+    matches!(work, Work::Bulk { direction: Direction::Upload, .. })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::row::ROWS;
+
+    fn who(row: &str, quick: bool) -> Vec<String> {
+        let row = ROWS.iter().find(|candidate| candidate.id == row).expect("a row");
+        let all = Contestant::all(&[]).into_iter();
+        let own = all.filter(|contestant| quick || !matches!(contestant.kind, Kind::Peer(_)));
+        own.filter(|one| one.takes_part(row, quick)).map(|one| one.name).collect()
+    }
+
+    #[test]
+    fn who_takes_part_depends_on_what_a_row_can_show() {
+        let (udp, ssh) = (["adit", "adit-http"], ["adit-ssh", "adit-ssh-http"]);
+        let adit = [udp, ssh].concat();
+        for (row, others) in [
+            ("veth/memory", &["ssh", "ssh-gcm"][..]),
+            ("veth/requests", &["direct", "ssh", "ssh-gcm"][..]),
+            ("w2/download", &["direct", "direct-bbr", "ssh"][..]),
+        ] {
+            assert_eq!(who(row, false), [others, &adit].concat(), "{row}");
+        }
+        assert_eq!(who("roaming/nat", false), ["direct", "ssh", "adit", "adit-ssh"]);
+        assert_eq!(who("w2/download", true), ["direct", "direct-bbr", "ssh", "adit", "adit-ssh"]);
+        assert_eq!(who("veth/tokens-16", true), ["direct", "ssh", "adit", "adit-http", "adit-ssh"]);
+    }
+
+    #[test]
+    fn another_build_takes_part_in_all_its_kinds() {
+        let names: Vec<_> =
+            Contestant::all(&["before".to_owned()]).into_iter().map(|one| one.name).collect();
+        let at = names.iter().position(|name| name == "before").expect("there");
+        assert_eq!(names[at..at + 4], ["before", "before-http", "before-ssh", "before-ssh-http"]);
+    }
+}

@@ -1,0 +1,75 @@
+//! Real `aditd` and `adit` processes.
+
+use std::{io, net::SocketAddr, path::Path};
+
+use super::Running;
+use crate::{
+    bench::{contestant::Carrier, net::Net, processes::Processes},
+    lab::PORT,
+    laptop::{address_in, remote_aditd},
+    ollama::Options,
+    process::Process,
+    sshd::Sshd,
+    world::{Device, World},
+};
+
+const DEVICE: &str = "laptop";
+
+/// Starts both with the programs in the file `program`, to `upstream`.
+pub(super) async fn open(
+    net: &Net,
+    program: &Path,
+    carrier: Carrier,
+    upstream: &str,
+) -> io::Result<Running> {
+    let program = program.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    // A port of its own, unless all of the networks are its own.
+    let port = if net.server().is_some() { PORT } else { 0 };
+    let ip = if carrier == Carrier::Udp { net.server_ip() } else { std::net::Ipv4Addr::LOCALHOST };
+    let listen = SocketAddr::from((ip, port)).to_string();
+    let flags = ["--listen", &listen, "--allow-from", "0.0.0.0/0", "--upstream", upstream];
+    let world = net.at_server(World::start_with(program, Options::default(), &flags)).await;
+    match carrier {
+        Carrier::Udp => over_udp(net, world).await,
+        Carrier::Ssh => over_ssh(net, world).await,
+    }
+}
+
+async fn over_udp(net: &Net, world: World) -> io::Result<Running> {
+    let device = net.at_client(world.device(DEVICE)).await;
+    let up = net.at_client(device.up(&["--carrier", "udp", "--hold", "10m"])).await;
+    let processes = Processes { roots: vec![world.aditd.pid(), up.adit.pid()], hosts: vec![] };
+    Ok(Running { address: up.address, processes, keep: Box::new((up, device, world)) })
+}
+
+async fn over_ssh(net: &Net, world: World) -> io::Result<Running> {
+    let (dir, path) = (world.scratch("sshd"), remote_aditd(&world));
+    let sshd = net.at_server(Sshd::start_at(net.server_ip().into(), &dir, &path)).await;
+    let device = world.stranger(DEVICE);
+    let mut enroll = command(&world, &device, &sshd, &["enroll", &sshd.url, "--device", DEVICE]);
+    let enrolled = net.at_client(async { enroll.output().await }).await?;
+    if !enrolled.status.success() {
+        return Err(io::Error::other(String::from_utf8_lossy(&enrolled.stderr).into_owned()));
+    }
+    // What roles keep from a device is not what is measured.
+    world.aditd(&["device", "role", DEVICE, "admin"]).await;
+    let up = ["up", "-v", "--listen", "127.0.0.1:0", "--carrier", "ssh", "--hold", "10m"];
+    let up = command(&world, &device, &sshd, &up);
+    let mut adit = net.at_client(async { Process::spawn(up, "adit") }).await?;
+    adit.ready().await?;
+    let address = address_in(&adit.log()).ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let processes =
+        Processes { roots: vec![world.aditd.pid(), adit.pid()], hosts: vec![sshd.pid()] };
+    Ok(Running { address, processes, keep: Box::new((adit, sshd, device, world)) })
+}
+
+/// A command of the device's, with the ssh that knows the server.
+fn command(world: &World, device: &Device, sshd: &Sshd, args: &[&str]) -> tokio::process::Command {
+    let mut command = world.programs.command("adit", args);
+    command
+        .arg("--state-dir")
+        .arg(&device.dir)
+        .env("ADIT_SSH", &sshd.ssh)
+        .env_remove("SSH_AUTH_SOCK");
+    command
+}

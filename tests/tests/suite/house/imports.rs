@@ -9,6 +9,8 @@ use std::{
 
 use syn::visit::{self, Visit};
 
+use super::root;
+
 /// The crates: folder, and the crates that each may use.
 const CRATES: [(&str, &str, &[&str]); 4] = [
     ("proto", "common/proto/src", &[]),
@@ -89,10 +91,6 @@ impl<'ast> Visit<'ast> for Uses {
             self.inline.pop();
         }
     }
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
 }
 
 fn files(dir: &Path, found: &mut Vec<PathBuf>) {

@@ -7,7 +7,7 @@ mod paste;
 use std::{
     io::{IsTerminal, Read},
     path::Path,
-    time::{Duration, UNIX_EPOCH},
+    time::Duration,
 };
 
 use common::{
@@ -21,6 +21,7 @@ use common::{
 use data_encoding::BASE64;
 use indicatif::ProgressBar;
 use proto::{
+    clock::shown,
     identity::{Certificate, Name},
     invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
     wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
@@ -211,11 +212,8 @@ fn wrong_code(error: CodeError) -> Failure {
 }
 
 fn expired(invitation: &Invitation) -> Failure {
-    let when = |at: i64| {
-        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.max(0) as u64))
-    };
     Failure::new("the invitation has expired")
-        .source(format!("it was valid until {}, and this computer's clock shows {}", when(invitation.expires), when(unix_now())))
+        .source(format!("it was valid until {}, and this computer's clock shows {}", shown(invitation.expires), shown(unix_now())))
         .hint("get a new one on the server: `aditd invite NAME`; if the time looks wrong, check both clocks")
 }
 

@@ -242,8 +242,8 @@ impl Status {
                 format!(
                     "{} open, {} received, {} sent",
                     self.connections,
-                    bytes(self.received),
-                    bytes(self.sent)
+                    human::size(self.received),
+                    human::size(self.sent)
                 ),
             ),
             ("Device", format!("{} {}", self.device, self.device_id)),
@@ -310,8 +310,8 @@ impl UpStatus {
         let kept = self.socket_buffers.map(|(receive, send)| {
             format!(
                 "; socket buffers {} for receiving, {} for sending",
-                bytes(receive as u64),
-                bytes(send as u64)
+                human::size(receive as u64),
+                human::size(send as u64)
             )
         });
         format!(
@@ -337,13 +337,13 @@ impl UpStatus {
             0 => now,
             packets => {
                 let packets = human::count(packets, "packet");
-                format!("{now}; {packets} so far ({})", bytes(self.repeated_bytes))
+                format!("{now}; {packets} so far ({})", human::size(self.repeated_bytes))
             }
         }
     }
 
     fn time_out_text(&self) -> String {
-        let time = humantime::format_duration(Duration::from_secs(self.idle_timeout));
+        let time = human::time(Duration::from_secs(self.idle_timeout));
         let whose = if self.idle_timeout_by == "device" { "this device's" } else { "the server's" };
         format!("the session is kept through {time} of silence ({whose} limit)")
     }
@@ -367,7 +367,7 @@ impl TunnelStatus {
             Self::Up(up) => format!("up for {}", up.to_text()),
             Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
             Self::Down { seconds, why, hint } => {
-                let time = humantime::format_duration(Duration::from_secs(*seconds));
+                let time = human::time(Duration::from_secs(*seconds));
                 format!("down for {time}: {why}{}", bracketed(hint))
             }
             Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
@@ -416,13 +416,9 @@ fn why_not_other(carried: &Carried, plan: &DialPlan) -> String {
     }
 }
 
-/// The time since a Unix time, in seconds.
-fn since(at: i64) -> humantime::FormattedDuration {
-    humantime::format_duration(Duration::from_secs((unix_now() - at).max(0) as u64))
-}
-
-fn bytes(count: u64) -> String {
-    indicatif::HumanBytes(count).to_string()
+/// The time since a Unix time, for people.
+fn since(at: i64) -> String {
+    human::time(Duration::from_secs(unix_now().saturating_sub(at).max(0).unsigned_abs()))
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use aws_lc_rs::hmac;
+use proto::glob;
 use ssh_key::{
     Algorithm, Certificate, HashAlg, PublicKey,
     certificate::CertType,
@@ -182,7 +183,7 @@ fn vouched(
     if !certificate
         .valid_principals()
         .iter()
-        .any(|pattern| glob(&pattern.to_ascii_lowercase(), principal))
+        .any(|pattern| glob::matches(&pattern.to_ascii_lowercase(), principal, None))
     {
         return Err("it is for another host");
     }
@@ -199,7 +200,8 @@ impl HostLine {
         match &self.hosts {
             HostPatterns::HashedName { salt, hash } => hashed(salt, name) == *hash,
             HostPatterns::Patterns(patterns) => {
-                let matches = |pattern: &str| glob(&pattern.to_ascii_lowercase(), name);
+                let matches =
+                    |pattern: &str| glob::matches(&pattern.to_ascii_lowercase(), name, None);
                 let denied = patterns.iter().filter_map(|p| p.strip_prefix('!')).any(matches);
                 !denied && patterns.iter().filter(|p| !p.starts_with('!')).any(|p| matches(p))
             }
@@ -213,31 +215,6 @@ fn hashed(salt: &[u8], name: &str) -> [u8; 20] {
     let mut out = [0; 20];
     out.copy_from_slice(tag.as_ref());
     out
-}
-
-/// Whether `pattern` matches `text`: `*` matches any text, `?` one byte. Takes at most as many
-/// steps as the product of both lengths.
-fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t, mut star) = (0, 0, None);
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(c) if *c == b'?' || *c == text[t] => (p, t) = (p + 1, t + 1),
-            _ => match star {
-                // The last star matches one more byte.
-                Some((at, taken)) => {
-                    star = Some((at, taken + 1));
-                    (p, t) = (at + 1, taken + 1);
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|c| *c == b'*')
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod clock;
 pub mod crypto;
 pub mod failure;
+pub mod glob;
 pub mod http1;
 pub mod human;
 pub mod identity;

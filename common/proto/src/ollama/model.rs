@@ -9,6 +9,8 @@ use serde::{
     de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor},
 };
 
+use crate::glob;
+
 /// Why no model can be read from a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unreadable {
@@ -127,7 +129,7 @@ impl ModelPattern {
     pub fn means(&self, model: &str) -> bool {
         self.text == "*"
             || full_name(model, false)
-                .is_some_and(|name| glob(self.full.as_bytes(), name.as_bytes()))
+                .is_some_and(|name| glob::matches(&self.full, &name, Some(b'/')))
     }
 }
 
@@ -189,30 +191,6 @@ fn full_name(text: &str, pattern: bool) -> Option<String> {
     let whole = |part: &str| !part.is_empty() && !part.contains('/');
     (whole(host) && whole(namespace) && !namespace.contains(':'))
         .then(|| format!("{host}/{namespace}/{tagged}").to_ascii_lowercase())
-}
-
-/// Whether `pattern` matches `text`. `*` matches any number of characters except `/`.
-fn glob(pattern: &[u8], text: &[u8]) -> bool {
-    let (mut p, mut t) = (0, 0);
-    // Where to continue if the last star has to match one more character.
-    let mut retry = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                retry = Some((p + 1, t));
-                p += 1;
-            }
-            Some(c) if *c == text[t] => (p, t) = (p + 1, t + 1),
-            _ => match retry {
-                Some((after, taken)) if text[taken] != b'/' => {
-                    retry = Some((after, taken + 1));
-                    (p, t) = (after, taken + 1);
-                }
-                _ => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|c| *c == b'*')
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::{
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use self::congestion::StallProofCubic;
+use self::congestion::Controllers;
 
 /// A handshake that takes longer counts as failed.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -65,7 +65,7 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)
-        .congestion_controller_factory(Arc::new(StallProofCubic::default()));
+        .congestion_controller_factory(Arc::new(Controllers::default()));
     Arc::new(config)
 }
 

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::transport::splice::ByteCounters;
+use common::transport::{congestion::path_changed, splice::ByteCounters};
 use proto::wire::Code;
 use quinn::SendStream;
 use tokio::sync::watch;
@@ -221,6 +221,7 @@ impl<'a> Migration<'a> {
 
     fn note_change(&mut self, what: &str) {
         self.journal.note(what);
+        path_changed(&self.up.connection);
         self.scout.hurry();
     }
 

@@ -9,6 +9,7 @@ use common::{
     machine::process::unix_now,
     transport::{
         carrier::{LossEstimate, PathCounts, Protection, Repeated},
+        congestion::path_changed,
         credit::Credit,
     },
 };
@@ -134,6 +135,9 @@ impl Up {
     pub fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
         self.endpoint.rebind_abstract(carrier.socket())?;
         let mut carried = self.carried();
+        if carried.way != way {
+            path_changed(&self.connection);
+        }
         if carried.way.carrier() != way.carrier() {
             carried.since = unix_now();
             carried.why_not_other = None;

@@ -5,6 +5,7 @@
 #[doc(hidden)]
 pub mod checks;
 pub mod clock;
+pub mod congestion;
 pub mod crypto;
 pub mod failure;
 pub mod glob;

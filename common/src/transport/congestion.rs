@@ -1,20 +1,27 @@
-//! A congestion controller that cannot be stalled by an outage.
+//! The congestion controller, behind quinn's trait, and what keeps an outage from stalling it.
 //!
 //! While nothing is acknowledged, quinn may send only what its window has room for, keep-alives and
 //! the probes of a new path included, and its probe time-out (RFC 9002 section 6.2) doubles without
 //! a useful bound: after a long outage a running answer would come back minutes late. So the window
 //! grows a little while it is silent, until the first acknowledgement.
 
+mod shallow;
+
 use std::{
     any::Any,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
 use quinn_proto::{
     RttEstimator,
-    congestion::{Controller, ControllerFactory, CubicConfig},
+    congestion::{Controller, ControllerFactory, ControllerMetrics},
 };
+
+use self::shallow::ShallowController;
 
 /// Longer than nearly any round trip.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
@@ -23,23 +30,35 @@ const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// path which only seems dead is not flooded.
 const PACKET_EVERY: Duration = Duration::from_millis(100);
 
-/// Builds [`StallProof`] controllers round Cubic (RFC 9438).
+/// Builds the controllers of connections, for their first path and for those that the peer moves
+/// to.
 #[derive(Debug, Default)]
-pub struct StallProofCubic(Arc<CubicConfig>);
+pub struct Controllers(());
 
-impl ControllerFactory for StallProofCubic {
+impl ControllerFactory for Controllers {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
         Box::new(StallProof {
-            inner: self.0.clone().build(now, mtu),
+            inner: ShallowController::new(now, mtu),
             acknowledged: now,
             mtu: mtu.into(),
         })
     }
 }
 
-/// Any controller, with a window that grows while nothing is acknowledged.
+/// Tells the controller of a connection that its packets go another way from now on.
+///
+/// A peer that sees another address begins anew by itself. To this end a change of carrier is
+/// invisible, so the controller would keep the old path's round trip and rate.
+pub fn path_changed(connection: &quinn::Connection) {
+    if let Ok(controller) = connection.congestion_state().into_any().downcast::<StallProof>() {
+        controller.inner.path_changed();
+    }
+}
+
+/// A controller whose window grows while nothing is acknowledged.
+#[derive(Clone)]
 pub struct StallProof {
-    inner: Box<dyn Controller>,
+    inner: ShallowController,
     acknowledged: Instant,
     mtu: u64,
 }
@@ -56,8 +75,8 @@ impl StallProof {
 }
 
 impl Controller for StallProof {
-    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
-        self.inner.on_sent(now, bytes, last_packet_number);
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
+        self.inner.on_sent(now, bytes);
     }
 
     fn on_ack(
@@ -66,10 +85,10 @@ impl Controller for StallProof {
         sent: Instant,
         bytes: u64,
         app_limited: bool,
-        rtt: &RttEstimator,
+        _rtt: &RttEstimator,
     ) {
         self.acknowledged = now;
-        self.inner.on_ack(now, sent, bytes, app_limited, rtt);
+        self.inner.on_ack(now, sent, bytes, app_limited);
     }
 
     fn on_end_acks(
@@ -77,45 +96,61 @@ impl Controller for StallProof {
         now: Instant,
         in_flight: u64,
         app_limited: bool,
-        largest_packet_num_acked: Option<u64>,
+        _largest_packet_num_acked: Option<u64>,
     ) {
         self.acknowledged = now;
-        self.inner.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+        self.inner.on_acks_done(now, in_flight, app_limited);
     }
 
     fn on_congestion_event(
         &mut self,
-        now: Instant,
+        _now: Instant,
         sent: Instant,
         is_persistent_congestion: bool,
         lost_bytes: u64,
     ) {
-        self.inner.on_congestion_event(now, sent, is_persistent_congestion, lost_bytes);
+        self.inner.on_lost(sent, lost_bytes, is_persistent_congestion);
     }
 
     fn on_mtu_update(&mut self, new_mtu: u16) {
         self.mtu = new_mtu.into();
-        self.inner.on_mtu_update(new_mtu);
+        self.inner.on_mtu(new_mtu);
     }
 
     fn window(&self) -> u64 {
         self.window_at(Instant::now())
     }
 
+    fn metrics(&self) -> ControllerMetrics {
+        let mut metrics = ControllerMetrics::default();
+        metrics.congestion_window = self.window();
+        metrics
+    }
+
     fn clone_box(&self) -> Box<dyn Controller> {
-        Box::new(Self {
-            inner: self.inner.clone_box(),
-            acknowledged: self.acknowledged,
-            mtu: self.mtu,
-        })
+        Box::new(self.clone())
     }
 
     fn initial_window(&self) -> u64 {
-        self.inner.initial_window()
+        self.inner.first_window()
     }
 
     fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self.inner.into_any()
+        self
+    }
+}
+
+/// How often the path of a connection has changed; all copies of its controller share it.
+#[derive(Clone, Default)]
+struct Changes(Arc<AtomicU64>);
+
+impl Changes {
+    fn note(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0.load(Relaxed)
     }
 }
 
@@ -123,14 +158,14 @@ impl Controller for StallProof {
 mod tests {
     use super::*;
 
+    fn controller(now: Instant) -> StallProof {
+        StallProof { inner: ShallowController::new(now, 1200), acknowledged: now, mtu: 1200 }
+    }
+
     #[test]
     fn the_window_grows_while_nothing_is_acknowledged_and_no_longer() {
         let began = Instant::now();
-        let mut proof = StallProof {
-            inner: Arc::new(CubicConfig::default()).build(began, 1200),
-            acknowledged: began,
-            mtu: 1200,
-        };
+        let mut proof = controller(began);
         let normal = proof.inner.window();
         assert_eq!(proof.window_at(began + Duration::from_millis(999)), normal);
         assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal + 1200);
@@ -138,5 +173,27 @@ mod tests {
         let later = began + Duration::from_secs(63);
         proof.on_end_acks(later, 0, false, None);
         assert_eq!(proof.window_at(later), proof.inner.window());
+    }
+
+    #[test]
+    fn a_change_of_path_is_told_through_a_copy_and_forgets_what_was_learned() {
+        let began = Instant::now();
+        let mut proof = controller(began);
+        let rtt = Duration::from_millis(50);
+        let mut now = began;
+        for _ in 0..20 {
+            proof.inner.on_sent(now, 12_000);
+            proof.inner.on_ack(now + rtt, now, 12_000, false);
+            proof.inner.on_acks_done(now + rtt, 0, false);
+            now += rtt;
+        }
+        assert!(proof.inner.window() > proof.initial_window());
+        proof.clone().inner.path_changed();
+        proof.inner.on_sent(now, 1200);
+        assert_eq!(proof.inner.window(), proof.initial_window());
+        // What was sent on the old path tells nothing of the new one.
+        proof.inner.on_ack(now + rtt, now - rtt, 1200, false);
+        proof.inner.on_acks_done(now + rtt, 0, false);
+        assert_eq!(proof.inner.window(), proof.initial_window());
     }
 }

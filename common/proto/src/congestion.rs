@@ -1,0 +1,496 @@
+//! The congestion controller: how many bytes may be in flight. It is decided from times and byte
+//! counts alone; a time is what has passed since any fixed moment.
+//!
+//! What it is for: tokens that arrive beside bulk transfers. So it keeps the queue at the
+//! bottleneck short, it does not take random loss for congestion, and it still gets its share
+//! beside flows that fill the queue. `docs/congestion.md` explains it, with figures.
+
+mod losses;
+mod path;
+mod rate;
+mod rivals;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod windowed;
+
+use std::time::Duration;
+
+use self::{losses::Losses, path::Path, rate::DeliveryRate, rivals::Rivals};
+
+/// The first window, in packets (RFC 9002 section 7.2).
+const FIRST: f64 = 10.0;
+/// The smallest window, in packets.
+const LEAST: f64 = 4.0;
+/// Our part of the queue grows with the square root of our rate: this, in bytes at one byte per
+/// second. It is 2.3 ms at 100 Mbit/s and 7 ms at 10. Two flows with equal shares have equal rates,
+/// and no other rates are in balance.
+const SHARE: f64 = 8.0;
+/// Our part of the queue is so long at least: shorter ones drown in how the machines schedule.
+const SHARE_AT_LEAST: f64 = 0.001;
+/// A window moves by this part of what is missing, in one round trip.
+const GAIN: f64 = 0.5;
+/// And at the most by these parts of itself.
+const FASTEST_UP: f64 = 1.0 / 3.0;
+const FASTEST_DOWN: f64 = 0.25;
+/// While the queue is empty, steps double each round trip, up to this.
+const MOST_SPEED: f64 = 64.0;
+/// The window is at the most so many times what the rate and the round trip need.
+const HEADROOM: f64 = 1.25;
+/// What is left of the window in a drain.
+const DRAINED: f64 = 0.6;
+/// When the path's own round trip has not been seen for so long, the queue is drained to see it;
+/// but not within so many rounds of the last drain.
+const DRAIN_AFTER: Duration = Duration::from_secs(8);
+const DRAIN_ROUNDS: u32 = 8;
+/// And after so many rounds with a queue that is much longer than it should be.
+const TALL_ROUNDS: u32 = 5;
+/// Slow start ends when the rate has not grown by a quarter for so many rounds.
+const FLAT_ROUNDS: u32 = 3;
+/// Lost beyond what the path loses of itself: a larger share of a round is congestion.
+const EXCESS: f64 = 0.02;
+/// Beside flows that fill the queue, it takes more.
+const EXCESS_BESIDE: f64 = 0.15;
+/// After congestion the window grows no faster than this in each round.
+/// What we expect of the queue is not more than for a flow with this part of the best rate: a flow
+/// that others have pushed back far would expect them.
+const MOST_BACK: f64 = 4.0;
+/// What is left of the best rate after each round that does not show it.
+const PEAK_FADES: f64 = 0.9995;
+/// Delays that vary from round to round: so many times what they vary may be in flight beside our
+/// share.
+const VARIATIONS: f64 = 4.0;
+const CAREFUL: f64 = 1.03;
+const CAREFUL_AFTER: u32 = 4;
+/// What is left of a window when the network has marked a packet (RFC 8511 section 3).
+const MARKED: f64 = 0.85;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Phase {
+    /// The window doubles in each round trip.
+    SlowStart,
+    /// The window keeps our part of the queue short, or our share beside others.
+    Steady,
+    /// Less is sent for a moment: how far does the queue fall?
+    Drain(Drain),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Drain {
+    /// What is left of the window.
+    part: f64,
+    /// The round trip before, in seconds.
+    before: f64,
+    /// When so little was in flight as there should be.
+    reached: Option<Duration>,
+    /// The lowest round trip since.
+    low: Option<Duration>,
+}
+
+/// A congestion controller that keeps the bottleneck's queue shallow.
+#[derive(Debug, Clone)]
+pub struct Shallow {
+    mtu: f64,
+    /// In bytes.
+    window: f64,
+    phase: Phase,
+    path: Path,
+    rate: DeliveryRate,
+    losses: Losses,
+    rivals: Option<Rivals>,
+    /// What was sent before belongs to another path.
+    since: Duration,
+    /// Of the acknowledgements that came together: the newest packet, and the bytes.
+    newest: Option<Duration>,
+    acked: f64,
+    /// Slow start: the rate that is to be beaten, and for how many rounds it was not.
+    best: f64,
+    flat: u32,
+    speed: f64,
+    /// The window at which too much was lost, and the rounds since.
+    ceiling: f64,
+    calm: u32,
+    /// Rounds with a queue that is much longer than it should be.
+    tall: u32,
+    /// Rounds with next to no queue, beside rivals.
+    short: u32,
+    /// The largest window of the last rounds.
+    recent: f64,
+    /// The best rate that the path has shown, in bytes per second.
+    peak: f64,
+    drained_at: Duration,
+    deep_at: Duration,
+    /// The round trip of the last drain.
+    drained_low: Duration,
+}
+
+/// How a controller stands, for a trace.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct State {
+    /// What it does now.
+    pub phase: &'static str,
+    /// Bytes that may be in flight.
+    pub window: u64,
+    /// The highest delivery rate of the last rounds, in bytes per second.
+    pub rate: u64,
+    /// The path's own round trip.
+    pub base: Duration,
+    /// How much longer a round trip takes now.
+    pub queue: Duration,
+    /// How long the queue may be.
+    pub target: Duration,
+    /// The share of packets that the path loses of itself.
+    pub loss: f64,
+    /// Our share of the queue, if others fill it.
+    pub share: Option<f64>,
+    /// Round trips so far.
+    pub round: u64,
+}
+
+impl Shallow {
+    /// For a path of which nothing is known at `now`, and packets of `mtu` bytes.
+    pub fn new(now: Duration, mtu: u16) -> Self {
+        let mtu = f64::from(mtu);
+        Self {
+            mtu,
+            window: FIRST * mtu,
+            phase: Phase::SlowStart,
+            path: Path::default(),
+            rate: DeliveryRate::default(),
+            losses: Losses::default(),
+            rivals: None,
+            since: now,
+            newest: None,
+            acked: 0.0,
+            best: 0.0,
+            flat: 0,
+            speed: 1.0,
+            ceiling: f64::MAX,
+            calm: 0,
+            tall: 0,
+            short: 0,
+            recent: 0.0,
+            peak: 0.0,
+            drained_at: now,
+            deep_at: Duration::ZERO,
+            drained_low: Duration::ZERO,
+        }
+    }
+
+    /// The first window of a path of which nothing is known, in bytes.
+    pub fn first_window(&self) -> u64 {
+        (FIRST * self.mtu) as u64
+    }
+
+    /// Bytes that may be in flight.
+    pub fn window(&self) -> u64 {
+        let part = if let Phase::Drain(drain) = self.phase { drain.part } else { 1.0 };
+        (self.window * part).max(self.least()) as u64
+    }
+
+    /// Packets have another size now.
+    pub fn on_mtu(&mut self, mtu: u16) {
+        self.mtu = f64::from(mtu);
+    }
+
+    /// Packets go another way from `now` on: nothing that was learned holds.
+    pub fn on_path_changed(&mut self, now: Duration) {
+        *self = Self::new(now, self.mtu as u16);
+    }
+
+    /// Packets of so many bytes, all of them together, have been sent at once.
+    pub fn on_sent(&mut self, now: Duration, bytes: u64) {
+        self.rate.on_sent(now, bytes);
+    }
+
+    /// A packet that was sent at `sent` has been acknowledged. `limited`: the application had
+    /// nothing more to send.
+    pub fn on_ack(&mut self, now: Duration, sent: Duration, bytes: u64, limited: bool) {
+        if sent < self.since {
+            return;
+        }
+        self.acked += bytes as f64;
+        self.losses.on_ack(bytes);
+        self.newest = self.newest.max(Some(sent));
+        self.rate.on_ack(now, sent, bytes, limited);
+    }
+
+    /// Packets were lost, the newest of which was sent at `sent`. `outage`: all were lost, for a
+    /// long time.
+    pub fn on_lost(&mut self, sent: Duration, bytes: u64, outage: bool) {
+        if outage {
+            // That the network was away says nothing of how much it carries.
+            self.losses.forget();
+        } else if sent >= self.since {
+            self.losses.on_lost(bytes);
+        }
+    }
+
+    /// The network has marked a packet instead of losing it (RFC 3168).
+    pub fn on_marked(&mut self, sent: Duration) {
+        if sent >= self.since && self.losses.is_first_mark() {
+            self.window = (self.window * MARKED).max(self.least());
+            self.end_slow_start();
+        }
+    }
+
+    /// All acknowledgements that came together have been told. So much is in flight behind them.
+    pub fn on_acks_done(&mut self, now: Duration, in_flight: u64, limited: bool) {
+        let Some(newest) = self.newest.take() else { return };
+        let acked = std::mem::take(&mut self.acked);
+        self.rate.on_acks_done(now, in_flight, self.mtu);
+        self.path.on_rtt(now, now - newest, self.phase == Phase::SlowStart);
+        if self.rate.is_round_over(now, newest) {
+            self.end_round(now, limited);
+        }
+        match self.phase {
+            Phase::Drain(drain) => self.drain(now, drain, in_flight, newest),
+            _ if limited => {}
+            Phase::SlowStart => self.start(acked),
+            Phase::Steady => match &mut self.rivals {
+                Some(rivals) => {
+                    let grown = rivals.grow(now, now - newest, self.window, acked, self.mtu);
+                    self.window = grown.max(LEAST * self.mtu);
+                }
+                None => self.steer(acked),
+            },
+        }
+    }
+
+    fn least(&self) -> f64 {
+        LEAST * self.mtu
+    }
+
+    /// Our rate, in bytes per second.
+    fn own_rate(&self) -> f64 {
+        let rate = self.window / (self.path.base() + self.path.queue());
+        if self.rate.best() > 0.0 { rate.min(self.rate.best()) } else { rate }
+    }
+
+    /// What we want to have in the queue, in bytes.
+    fn share(&self) -> f64 {
+        let rate = self.own_rate();
+        (SHARE * rate.sqrt()).max(rate * SHARE_AT_LEAST).max(3.0 * self.mtu)
+    }
+
+    /// How long the queue may be, in seconds.
+    fn target(&self) -> f64 {
+        self.share() / self.own_rate()
+    }
+
+    /// What has to be in flight beyond our share, because delays vary and acknowledgements come
+    /// together.
+    fn slack(&self) -> f64 {
+        self.rate.together() + VARIATIONS * self.path.jitter() * self.own_rate()
+    }
+
+    /// How long the queue may be if only flows of our kind are in it, in seconds.
+    fn expected(&self) -> f64 {
+        let rate = self.own_rate().max(self.peak / MOST_BACK).max(1.0);
+        (SHARE * rate.sqrt()).max(rate * SHARE_AT_LEAST).max(3.0 * self.mtu) / rate
+    }
+
+    /// The same, with what comes of delays that vary.
+    fn allowed(&self) -> f64 {
+        self.expected() + self.slack() / self.own_rate()
+    }
+
+    fn start(&mut self, acked: f64) {
+        self.window += acked;
+        let most = (1.5 * self.target() + self.slack() / self.own_rate())
+            .max((self.path.base() / 8.0).min(0.03));
+        if self.rate.round() > 2 && self.path.queue() > most {
+            self.end_slow_start();
+        }
+    }
+
+    fn end_slow_start(&mut self) {
+        if self.phase == Phase::SlowStart {
+            if self.rate.best() > 0.0 {
+                self.window = (self.rate.best() * self.path.base()).max(self.least());
+            }
+            self.begin_drain(DRAINED);
+        }
+    }
+
+    /// Moves the window towards our share of the queue.
+    fn steer(&mut self, acked: f64) {
+        let queue = self.path.queue();
+        let ours = self.window * queue / (self.path.base() + queue);
+        let missing = self.share() + self.slack() - ours;
+        let rounds = acked / self.window;
+        if missing > 0.0 {
+            let step = (GAIN * missing * self.speed).min(self.window * FASTEST_UP);
+            let most = HEADROOM * (self.rate.best() * self.path.base() + self.share());
+            let most = (most + FIRST * self.mtu).max(self.window);
+            self.window = (self.window + step * rounds).min(most);
+        } else {
+            self.window += (GAIN * missing).max(-self.window * FASTEST_DOWN) * rounds;
+        }
+        self.window = self.window.min(self.ceiling).max(self.least());
+    }
+
+    fn begin_drain(&mut self, part: f64) {
+        let before = self.path.base() + self.path.queue();
+        self.phase = Phase::Drain(Drain { part, before, reached: None, low: None });
+    }
+
+    fn drain(&mut self, now: Duration, mut drain: Drain, in_flight: u64, sent: Duration) {
+        let Some(reached) = drain.reached else {
+            if in_flight as f64 <= self.window() as f64 + 2.0 * self.mtu {
+                drain.reached = Some(now);
+            }
+            self.phase = Phase::Drain(drain);
+            return;
+        };
+        if sent < reached {
+            return;
+        }
+        let low = drain.low.map_or(now - sent, |low| low.min(now - sent));
+        drain.low = Some(low);
+        self.phase = Phase::Drain(drain);
+        let enough = if self.rivals.is_some() && drain.part == DRAINED { low / 4 } else { low };
+        if sent - reached >= enough {
+            (self.phase, self.tall) = (Phase::Steady, 0);
+            (self.drained_at, self.drained_low) = (now, low);
+            self.judge_drain(now, drain, low);
+        }
+    }
+
+    /// The round trip fell to `low` when a part of what we had in flight was away: is anybody else
+    /// in the queue?
+    fn judge_drain(&mut self, now: Duration, drain: Drain, low: Duration) {
+        let (before, floor, after) = (drain.before, self.path.floor(), low.as_secs_f64());
+        let much = if self.rivals.is_some() {
+            self.expected() + 2.0 * self.path.jitter()
+        } else {
+            self.allowed().max(0.1 * floor)
+        };
+        let much = much.max(0.05 * (before - floor));
+        if after - floor < much {
+            (self.rivals, self.short) = (None, 0);
+            self.path.add_low(now, low);
+            return;
+        }
+        // Our own part of the queue fell by as much as we took away.
+        let share = ((1.0 - after / before) / (1.0 - drain.part)).clamp(0.0, 1.0);
+        let rivals = self.rivals.get_or_insert_with(|| {
+            self.window = self.window.max(self.recent * 0.7);
+            Rivals::new(now, share)
+        });
+        if rivals.measured(now, share) {
+            self.settle(now, low);
+        }
+    }
+
+    /// What looked like others' queue is the path's own round trip.
+    fn settle(&mut self, now: Duration, low: Duration) {
+        self.rivals = None;
+        self.path.settle(now, low);
+        self.window = self.window.min(self.rate.best() * self.path.base()).max(self.least());
+    }
+
+    fn end_round(&mut self, now: Duration, limited: bool) {
+        let queue = self.path.end_round(now, limited, self.phase != Phase::Steady);
+        let rate = self.losses.rate(now);
+        let excess = self.losses.end_round(self.mtu);
+        self.calm += 1;
+        if self.calm > CAREFUL_AFTER {
+            self.ceiling *= CAREFUL;
+        }
+        if limited {
+            (self.tall, self.flat, self.best) = (0, 0, 0.0);
+            return;
+        }
+        match self.phase {
+            Phase::SlowStart => self.end_start_round(excess),
+            _ if self.rivals.is_some() => self.end_round_beside(now, rate, excess),
+            _ => self.end_steady_round(queue, excess),
+        }
+        self.window = self.window.max(self.least());
+        if self.phase == Phase::Steady && self.is_drain_due(now) {
+            self.begin_drain(DRAINED);
+        }
+    }
+
+    fn is_drain_due(&self, now: Duration) -> bool {
+        let rtt = Duration::from_secs_f64(self.path.base() + self.path.queue());
+        match &self.rivals {
+            Some(rivals) => rivals.is_test_due(now, rtt),
+            None => {
+                let rested = now - self.drained_at > rtt * DRAIN_ROUNDS;
+                let old = self.path.base_age(now) > DRAIN_AFTER;
+                rested && (self.tall >= TALL_ROUNDS || old)
+            }
+        }
+    }
+
+    fn end_start_round(&mut self, excess: f64) {
+        if self.rate.best() >= 1.25 * self.best {
+            (self.best, self.flat) = (self.rate.best(), 0);
+        } else {
+            self.flat += 1;
+        }
+        if self.flat >= FLAT_ROUNDS || excess > EXCESS {
+            self.end_slow_start();
+        }
+    }
+
+    fn end_steady_round(&mut self, queue: f64, excess: f64) {
+        if excess > EXCESS {
+            self.window *= 1.0 - excess.min(0.3);
+            (self.ceiling, self.calm) = (self.window, 0);
+        }
+        self.peak = (self.peak * PEAK_FADES).max(self.rate.best());
+        let (target, allowed) = (self.target(), self.allowed());
+        self.speed = if queue < target / 4.0 { (self.speed * 2.0).min(MOST_SPEED) } else { 1.0 };
+        self.tall = if queue > 2.0 * allowed { self.tall + 1 } else { 0 };
+        self.recent = (self.recent * 0.97).max(self.window);
+    }
+
+    fn end_round_beside(&mut self, now: Duration, rate: f64, excess: f64) {
+        let target = self.expected();
+        let Some(rivals) = &mut self.rivals else { return };
+        let queue = self.path.round_low() - self.path.floor();
+        if excess > EXCESS_BESIDE {
+            self.window *= 1.0 - excess / 2.0;
+        }
+        if self.phase != Phase::Steady {
+            return;
+        }
+        self.short = if queue < target { self.short + 1 } else { 0 };
+        if rivals.is_alone(self.window, rate) {
+            self.settle(now, self.drained_low);
+        } else if self.short >= 1 {
+            (self.rivals, self.short) = (None, 0);
+        } else if let Some(cut) = rivals.end_round(self.window, excess > 0.0, queue) {
+            self.window = cut.max(LEAST * self.mtu);
+            if now - self.deep_at > DRAIN_AFTER {
+                self.deep_at = now;
+                let rtt = self.path.floor() + queue;
+                self.begin_drain((0.95 * self.path.floor() / rtt).clamp(0.1, DRAINED));
+            }
+        }
+    }
+
+    /// How it stands.
+    pub fn state(&self) -> State {
+        State {
+            phase: match (self.phase, &self.rivals) {
+                (Phase::SlowStart, _) => "slow start",
+                (Phase::Drain(_), _) => "drain",
+                (Phase::Steady, None) => "steady",
+                (Phase::Steady, Some(_)) => "beside others",
+            },
+            window: self.window(),
+            rate: self.rate.best() as u64,
+            base: Duration::from_secs_f64(self.path.base()),
+            queue: Duration::from_secs_f64(self.path.queue()),
+            target: Duration::from_secs_f64(self.target()),
+            loss: self.losses.own(),
+            share: self.rivals.as_ref().map(Rivals::share),
+            round: self.rate.round(),
+        }
+    }
+}

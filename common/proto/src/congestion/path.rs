@@ -1,0 +1,108 @@
+//! The path's own round trip, and how much longer one takes now. In seconds, where not said
+//! otherwise.
+
+use std::{cmp::Reverse, time::Duration};
+
+use super::windowed::Best;
+
+/// The queue is the least that was seen within half a round trip, or within this time.
+const STANDING: Duration = Duration::from_millis(20);
+/// The lowest round trip of so much time is the path's own. Flows on one bottleneck see the same
+/// lowest one, so it ends for all of them at once, and they drain the queue together.
+const BASE: Duration = Duration::from_secs(10);
+/// A round trip counts as the lowest if so many rounds had none that was longer, and rounds count
+/// if they are so long: on a path whose delay varies, single packets have luck.
+const ROUNDS: usize = 2;
+const ROUND: Duration = Duration::from_millis(25);
+
+/// What round trips tell of a path.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Path {
+    /// The round trip without our queue: the lowest of late, while there was enough to send.
+    base: Best<Duration, Reverse<Duration>>,
+    /// The round trip without anybody's queue.
+    floor: Option<Duration>,
+    standing: Best<Duration, Reverse<Duration>>,
+    /// The lowest round trips, of this round and of the last ones.
+    low: Option<Duration>,
+    began: Duration,
+    /// How much the lowest round trips differ from one round to the next.
+    jitter: f64,
+    step: f64,
+    lows: [Option<Duration>; ROUNDS],
+}
+
+impl Path {
+    pub(super) fn on_rtt(&mut self, now: Duration, rtt: Duration, starting: bool) {
+        if starting || self.floor.is_none() {
+            self.add_low(now, rtt);
+        }
+        let span = (Duration::from_secs_f64(self.base()) / 2).max(STANDING);
+        self.standing.add(now, Reverse(rtt), now.saturating_sub(span));
+        self.low = Some(self.low.map_or(rtt, |low| low.min(rtt)));
+    }
+
+    /// So short a round trip has been seen.
+    pub(super) fn add_low(&mut self, now: Duration, low: Duration) {
+        self.base.add(now, Reverse(low), now.saturating_sub(BASE));
+        self.floor = Some(self.floor.map_or(low, |floor| floor.min(low)));
+    }
+
+    /// A round is over: how long its queue was at least.
+    pub(super) fn end_round(&mut self, now: Duration, limited: bool, draining: bool) -> f64 {
+        if now - self.began < ROUND {
+            return (self.round_low() - self.base()).max(0.0);
+        }
+        self.began = now;
+        self.lows.rotate_right(1);
+        self.lows[0] = self.low.take();
+        if let [Some(now), Some(before), ..] = self.lows
+            && !limited
+            && !draining
+        {
+            let step = now.as_secs_f64() - before.as_secs_f64();
+            let last = std::mem::replace(&mut self.step, step);
+            let back = if step * last < 0.0 { step.abs().min(last.abs()) } else { 0.0 };
+            self.jitter += (back - self.jitter) / 16.0;
+        }
+        let lows = self.lows.iter().copied().collect::<Option<Vec<_>>>();
+        if !limited && let Some(low) = lows.and_then(|lows| lows.into_iter().max()) {
+            self.add_low(now, low);
+        }
+        (self.round_low() - self.base()).max(0.0)
+    }
+
+    /// The lowest round trip of the last round.
+    pub(super) fn round_low(&self) -> f64 {
+        self.lows[0].map_or(self.base(), |low| low.as_secs_f64())
+    }
+
+    pub(super) fn base(&self) -> f64 {
+        self.base.get().map_or(0.0, |base| base.0.as_secs_f64()).max(1e-6)
+    }
+
+    pub(super) fn jitter(&self) -> f64 {
+        self.jitter
+    }
+
+    /// For how long the path's own round trip has not been seen.
+    pub(super) fn base_age(&self, now: Duration) -> Duration {
+        now - self.base.at().unwrap_or(now)
+    }
+
+    pub(super) fn floor(&self) -> f64 {
+        self.floor.unwrap_or_default().as_secs_f64()
+    }
+
+    /// How long a packet waits in the queue.
+    pub(super) fn queue(&self) -> f64 {
+        let standing = self.standing.get().map_or(0.0, |low| low.0.as_secs_f64());
+        (standing - self.base()).max(0.0)
+    }
+
+    /// This is the path's own round trip, whatever was seen before.
+    pub(super) fn settle(&mut self, now: Duration, low: Duration) {
+        (self.base, self.floor) = (Best::default(), None);
+        self.add_low(now, low);
+    }
+}

@@ -1,0 +1,142 @@
+//! Flows that fill the queue whatever we do: how large our share of it is, and a window that keeps
+//! up with them.
+
+use std::time::Duration;
+
+/// Cubic's constants (RFC 9438 section 4): what is left of a window, and how fast it grows, in
+/// packets per cubic second.
+const BETA: f64 = 0.7;
+const C: f64 = 0.4;
+/// Below this share of the queue the window grows by a part of itself in each round trip.
+const LITTLE: f64 = 0.2;
+const CATCH_UP: f64 = 0.15;
+/// For so many rounds: if there are many others, little is our share.
+const CATCH_UP_ROUNDS: u32 = 24;
+/// After so long with a queue the path itself may have become longer.
+const DOUBT: Duration = Duration::from_secs(30);
+/// Below this share, losses are for the others to answer. With up to four of them it is at most
+/// twice what each of them has.
+const FAIR: f64 = 1.0 / 3.0;
+/// Above this share, twice, nobody else is there.
+const ALL: f64 = 0.75;
+/// Nor is anybody if the window has grown so much, and the rate by less than this power of it.
+const GROWN: f64 = 1.3;
+const POWER: f64 = 0.4;
+/// Losses mean a full queue only if it is nearly as long as it was.
+const FULL: f64 = 0.75;
+/// How often our share is measured.
+const TEST_EVERY: Duration = Duration::from_secs(4);
+const TEST_ROUNDS: u32 = 20;
+const TEST_ROUNDS_SOON: u32 = 5;
+
+/// Our share beside flows that fill the queue.
+#[derive(Debug, Clone)]
+pub(super) struct Rivals {
+    share: f64,
+    /// Tests in a row that found nobody else.
+    alone: u32,
+    began: Duration,
+    tested: Duration,
+    rounds: u32,
+    /// Where Cubic's curve is flat, in bytes; when it began, and from how many packets.
+    most: f64,
+    curve: Option<(Duration, f64)>,
+    /// The longest queue of late, in seconds.
+    longest: f64,
+    /// Rounds since the window was cut.
+    calm: u32,
+    /// The window and the rate when catching up began, and the window a round ago.
+    grown: Option<(f64, f64)>,
+    before: f64,
+}
+
+impl Rivals {
+    pub(super) fn new(now: Duration, share: f64) -> Self {
+        Self {
+            share,
+            alone: 0,
+            began: now,
+            tested: now,
+            rounds: 0,
+            most: 0.0,
+            curve: None,
+            longest: 0.0,
+            calm: 0,
+            grown: None,
+            before: 0.0,
+        }
+    }
+
+    pub(super) fn share(&self) -> f64 {
+        self.share
+    }
+
+    /// A drain has measured our share. Whether nobody else is there.
+    pub(super) fn measured(&mut self, now: Duration, share: f64) -> bool {
+        self.tested = now;
+        self.alone = if share > ALL { self.alone + 1 } else { 0 };
+        self.share = (self.share + share) / 2.0;
+        if self.is_catching_up() {
+            self.curve = None;
+        }
+        self.alone >= 2 || now - self.began > DOUBT
+    }
+
+    fn is_catching_up(&self) -> bool {
+        self.share < LITTLE && self.rounds < CATCH_UP_ROUNDS
+    }
+
+    /// Whether our share is to be measured again.
+    pub(super) fn is_test_due(&self, now: Duration, rtt: Duration) -> bool {
+        let soon = self.is_catching_up() || self.alone > 0;
+        let pause = if soon { rtt * TEST_ROUNDS_SOON } else { TEST_EVERY.max(rtt * TEST_ROUNDS) };
+        now - self.tested > pause
+    }
+
+    /// A round is over, with this rate. Whether the window has grown and the rate has not: then
+    /// nobody else is there.
+    pub(super) fn is_alone(&mut self, window: f64, rate: f64) -> bool {
+        let before = std::mem::replace(&mut self.before, window);
+        if !self.is_catching_up() {
+            self.grown = None;
+            return false;
+        }
+        let (then, rate_then) = *self.grown.get_or_insert((window, rate));
+        before > GROWN * then && (rate / rate_then).ln() < POWER * (before / then).ln()
+    }
+
+    /// A round is over, at such a queue; `lost`: it lost more than the path does. The window now, if
+    /// it has to be cut.
+    pub(super) fn end_round(&mut self, window: f64, lost: bool, queue: f64) -> Option<f64> {
+        self.longest = (self.longest * 0.99).max(queue);
+        (self.calm, self.rounds) = (self.calm + 1, self.rounds + 1);
+        if !lost || self.calm < 2 || queue < FULL * self.longest {
+            return None;
+        }
+        (self.calm, self.curve) = (0, None);
+        // Fast convergence (RFC 9438 section 4.7).
+        self.most = if window < self.most { window * (1.0 + BETA) / 2.0 } else { window };
+        Some(if self.share < FAIR { window } else { window * BETA })
+    }
+
+    /// The window after acknowledgements.
+    pub(super) fn grow(
+        &mut self,
+        now: Duration,
+        rtt: Duration,
+        window: f64,
+        acked: f64,
+        mtu: f64,
+    ) -> f64 {
+        if self.is_catching_up() {
+            return window + CATCH_UP * acked;
+        }
+        let packets = window / mtu;
+        let (since, begun) = *self.curve.get_or_insert((now, packets));
+        let most = (self.most / mtu).max(begun);
+        let flat_at = ((most - begun) / C).cbrt();
+        let at = (now - since + rtt).as_secs_f64() - flat_at;
+        let target = (C * at.powi(3) + most).clamp(packets, 1.5 * packets);
+        window + (target - packets) * acked / packets
+    }
+}

@@ -8,18 +8,19 @@ use common::machine::{
     process,
     report::{self, Failure},
 };
-use proto::identity::Name;
 
 use crate::{
     commands::{
         enroll::{self, Enroll},
         env::{self, Env},
+        ls::{self, Ls},
         run::{
             self, Run,
             tunnel::{self, HoldTunnel},
         },
         status,
         up::{self, UpFlags},
+        warm::{self, Warm},
     },
     profile::{self, ProfileDir},
 };
@@ -58,17 +59,11 @@ enum Command {
     #[command(name = tunnel::COMMAND, hide = true)]
     HoldTunnel(HoldTunnel),
     /// Show the running tunnel
-    Status {
-        /// Show the tunnel to the server with this name [default: the only server, or the one called
-        /// `default`]
-        name: Option<Name>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        /// Ask Ollama too, as without `--json`; this sends one more request through the tunnel
-        #[arg(long, requires = "json")]
-        ollama: bool,
-    },
+    Status(status::Show),
+    /// List the servers whose tunnel is up, their models, and which are loaded
+    Ls(Ls),
+    /// Load a model before it is needed
+    Warm(Warm),
 }
 
 /// The command line, for its reference.
@@ -118,8 +113,13 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             Command::HoldTunnel(hold) => {
                 tunnel::run(ProfileDir::choose(&dir, hold.up.name.clone())?, hold).await
             }
-            Command::Status { name, json, ollama } => {
-                status::run(&ProfileDir::choose(&dir, name)?, json, ollama).await
+            Command::Status(show) => {
+                status::run(&ProfileDir::choose(&dir, show.name.clone())?, show).await
+            }
+            Command::Ls(command) => ls::run(&dir, command).await,
+            Command::Warm(command) => {
+                let place = ProfileDir::choose(&dir, command.server.clone())?;
+                warm::run(&dir, place, command).await
             }
         }
     });

@@ -87,8 +87,15 @@ fn refuse_other_rights() -> Result<(), Failure> {
         .exit(Exit::Usage))
 }
 
-/// Gets a port in the running tunnel, or in one that is started for it.
-async fn lease(state_dir: &Path, place: &ProfileDir) -> Result<(SocketAddr, OwnedFd), Failure> {
+/// Gets a port in the running tunnel, or in one that is started for it. The port is this process's
+/// until the returned connection is closed.
+///
+/// # Errors
+/// If this device is not enrolled or not allowed.
+pub(super) async fn lease(
+    state_dir: &Path,
+    place: &ProfileDir,
+) -> Result<(SocketAddr, OwnedFd), Failure> {
     for _ in 0..ATTEMPTS {
         let asked = control::ask_for_grant(&place.dir, &ControlRequest::Lease).await;
         match asked.map_err(|e| Failure::from(e).hint(restart(place)))? {

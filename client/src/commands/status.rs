@@ -1,12 +1,15 @@
 //! `adit status`: shows the state of the running `adit up`.
 
+mod history;
 mod ollama;
+mod watch;
 
 use std::{
     sync::atomic::Ordering::Relaxed,
     time::{Duration, SystemTime},
 };
 
+use clap::Args;
 use common::machine::{
     control,
     process::{day, unix_now},
@@ -163,10 +166,34 @@ pub struct UpStatus {
     pub server_version: String,
 }
 
-/// Asks the running `adit up` of a profile for its status and prints it. With `json`, Ollama is
-/// asked only if `ollama` is set: programs ask often, and each request to Ollama counts against
-/// this device's limits and is written to the audit log.
-pub async fn run(place: &ProfileDir, json: bool, ollama: bool) -> Result<(), Failure> {
+/// Flags of `status`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// Show the tunnel to the server with this name [default: the only server, or the one called
+    /// `default`]
+    pub name: Option<Name>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Ask Ollama too, as without `--json`; this sends one more request through the tunnel
+    #[arg(long, requires = "json", conflicts_with = "watch")]
+    ollama: bool,
+    /// Show it again each second until Ctrl-C, with the last minute; Ollama is not asked
+    #[arg(long, short)]
+    watch: bool,
+}
+
+/// Asks the running `adit up` of a profile for its status and prints it. With `--json`, Ollama is
+/// asked only with `--ollama`: programs ask often, and each request to Ollama counts against this
+/// device's limits and is written to the audit log.
+///
+/// # Errors
+/// If none runs.
+pub async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
+    let Show { json, ollama, watch, .. } = show;
+    if watch {
+        return watch::run(place, json).await;
+    }
     let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
     let Some(mut status) = status else {
         // If the device is not enrolled or its profile is damaged, that is the better error.

@@ -3,15 +3,10 @@
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-};
+
+use crate::commands::api::{self, Answer};
 
 const WITHIN: Duration = Duration::from_secs(3);
-/// The longest answer that is read, in bytes.
-const MOST: u64 = 64 * 1024;
-const REQUEST: &[u8] = b"GET /api/version HTTP/1.0\r\nHost: localhost\r\n\r\n";
 
 /// The answer of Ollama, or of what answered in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,29 +52,16 @@ impl fmt::Display for OllamaStatus {
 
 /// Asks Ollama at the listener `address`.
 pub(super) async fn ask(address: &str) -> OllamaStatus {
-    let exchange = async {
-        let mut tcp = TcpStream::connect(address).await?;
-        tcp.write_all(REQUEST).await?;
-        let mut answer = Vec::new();
-        tcp.take(MOST).read_to_end(&mut answer).await?;
-        std::io::Result::Ok(answer)
-    };
-    let why = match tokio::time::timeout(WITHIN, exchange).await {
-        Ok(Ok(answer)) if answer.is_empty() => {
-            "the connection was closed without an answer".to_owned()
-        }
-        Ok(Ok(answer)) => return told(&String::from_utf8_lossy(&answer)),
-        Ok(Err(e)) => format!("the connection was lost: {e}"),
-        Err(_) => format!("no answer in {} s", WITHIN.as_secs()),
-    };
-    OllamaStatus::Silent { why }
+    let Ok(address) = address.parse() else { return OllamaStatus::Unknown { status: None } };
+    match api::request(address, "/api/version", None, WITHIN).await {
+        Ok(answer) => told(&answer),
+        Err(why) => OllamaStatus::Silent { why },
+    }
 }
 
-fn told(answer: &str) -> OllamaStatus {
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((answer, ""));
-    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    let body: serde_json::Value = serde_json::from_str(body).unwrap_or_default();
-    match (status, body["version"].as_str(), body["error"].as_str()) {
+fn told(answer: &Answer) -> OllamaStatus {
+    let Answer { status, body } = answer;
+    match (*status, body["version"].as_str(), body["error"].as_str()) {
         (Some(200), Some(version), _) => OllamaStatus::Answers { version: version.to_owned() },
         (Some(status), _, Some(error)) => OllamaStatus::Fails { status, error: error.to_owned() },
         (status, _, _) => OllamaStatus::Unknown { status },
@@ -101,13 +83,15 @@ mod tests {
             ),
             ("nonsense", "the answer is not HTTP"),
         ] {
-            assert_eq!(told(answer).to_string(), says);
+            assert_eq!(told(&Answer::parse(answer.as_bytes())).to_string(), says);
         }
     }
 
     #[test]
     fn programs_are_told_its_state_in_a_word() {
-        let told = |answer| serde_json::to_value(told(answer)).expect("JSON");
+        let told = |answer: &str| {
+            serde_json::to_value(told(&Answer::parse(answer.as_bytes()))).expect("JSON")
+        };
         let version = told("HTTP/1.0 200 OK\r\n\r\n{\"version\":\"1\"}");
         assert_eq!(version, serde_json::json!({"state": "answers", "version": "1"}));
         let failed = told("HTTP/1.0 502 Bad Gateway\r\n\r\n{\"error\":\"no\"}");

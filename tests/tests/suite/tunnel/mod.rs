@@ -2,6 +2,7 @@
 
 mod clients;
 mod cutting;
+mod daily;
 mod forwarding;
 mod holding;
 mod keeping;

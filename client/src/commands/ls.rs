@@ -1,0 +1,203 @@
+//! `adit ls`: what can be used now: servers, their models, and which of these are loaded.
+
+use std::{net::SocketAddr, path::Path, time::Duration};
+
+use clap::Args;
+use common::machine::{
+    control,
+    report::{Failure, data},
+};
+use proto::{human, identity::Name};
+use serde::Serialize;
+use serde_json::Value;
+
+use crate::{
+    commands::{
+        api,
+        status::{ControlRequest, Status, TunnelStatus},
+    },
+    profile::{self, ProfileDir},
+};
+
+const WITHIN: Duration = Duration::from_secs(5);
+
+/// Flags of `ls`.
+#[derive(Debug, Args)]
+pub struct Ls {
+    /// Show the server with this name [default: all]
+    name: Option<Name>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A server that this device is enrolled at.
+#[derive(Debug, Serialize)]
+struct Listed {
+    server: Name,
+    /// Where applications find it, if its tunnel is up.
+    url: Option<String>,
+    /// Why nothing can be used there.
+    error: Option<String>,
+    models: Vec<Model>,
+}
+
+/// A model that Ollama lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Model {
+    name: String,
+    /// In bytes.
+    size: u64,
+    loaded: Option<Loaded>,
+}
+
+/// That a model is in memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Loaded {
+    /// How much of it is in the memory of the GPU, in per cent.
+    gpu: u64,
+    /// When Ollama unloads it, as Ollama writes it.
+    until: String,
+}
+
+/// Lists servers and models.
+///
+/// # Errors
+/// If this device is enrolled nowhere, or not at the server that is named.
+pub async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
+    let names = match &ls.name {
+        Some(name) => vec![name.clone()],
+        None => profile::known(state_dir)?,
+    };
+    let places: Vec<_> = names.into_iter().map(|name| ProfileDir::new(state_dir, name)).collect();
+    if places.is_empty() || ls.name.is_some() {
+        // Not enrolled is the better answer where it is true.
+        let place = ProfileDir::choose(state_dir, ls.name)?;
+        if !place.is_enrolled()? {
+            place.read()?;
+        }
+    }
+    let mut listed = Vec::new();
+    for place in &places {
+        listed.push(look(place).await?);
+    }
+    if ls.json {
+        let document = serde_json::json!({"schema": 1, "servers": listed});
+        return data(format!("{document:#}"));
+    }
+    data(listed.iter().map(Listed::to_text).collect::<Vec<_>>().join("\n\n"))
+}
+
+async fn look(place: &ProfileDir) -> Result<Listed, Failure> {
+    let mut listed =
+        Listed { server: place.name.clone(), url: None, error: None, models: Vec::new() };
+    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+    match status {
+        None => {
+            listed.error =
+                Some(format!("not running: start it with `adit up{}`", place.argument()));
+        }
+        Some(status) => match (&status.tunnel, address(&status)) {
+            (TunnelStatus::Down { why, .. } | TunnelStatus::Refused { why, .. }, _) => {
+                listed.error = Some(why.clone());
+            }
+            (_, None) => listed.error = Some("it serves only programs of `adit run`".to_owned()),
+            (_, Some(address)) => {
+                listed.url = Some(format!("http://{address}"));
+                match models(address).await {
+                    Ok(models) => listed.models = models,
+                    Err(why) => listed.error = Some(why),
+                }
+            }
+        },
+    }
+    Ok(listed)
+}
+
+fn address(status: &Status) -> Option<SocketAddr> {
+    status.listening.first()?.parse().ok()
+}
+
+async fn models(address: SocketAddr) -> Result<Vec<Model>, String> {
+    let tags = api::request(address, "/api/tags", None, WITHIN).await?.success()?;
+    // A role may list models without seeing which are loaded.
+    let loaded = api::request(address, "/api/ps", None, WITHIN).await;
+    let loaded = loaded.and_then(api::Answer::success).unwrap_or_default();
+    Ok(joined(&tags, &loaded))
+}
+
+/// The models of `/api/tags`, with what `/api/ps` says of them.
+fn joined(tags: &Value, loaded: &Value) -> Vec<Model> {
+    let of = |answer: &Value| answer["models"].as_array().cloned().unwrap_or_default();
+    let loaded = of(loaded);
+    let one = |model: &Value| {
+        let name = model["name"].as_str()?;
+        let size = model["size"].as_u64().unwrap_or_default();
+        let loaded = loaded.iter().find(|loaded| loaded["name"] == name).map(|loaded| {
+            let whole = loaded["size"].as_u64().unwrap_or_default().max(1);
+            let gpu = loaded["size_vram"].as_u64().unwrap_or_default() * 100 / whole;
+            let until = loaded["expires_at"].as_str().unwrap_or_default().to_owned();
+            Loaded { gpu: gpu.min(100), until }
+        });
+        Some(Model { name: name.to_owned(), size, loaded })
+    };
+    of(tags).iter().filter_map(one).collect()
+}
+
+impl Listed {
+    fn to_text(&self) -> String {
+        let mut lines = vec![match (&self.url, &self.error) {
+            (Some(url), None) => format!("{}: {url}", self.server),
+            (_, Some(why)) => format!("{}: {why}", self.server),
+            (None, None) => self.server.to_string(),
+        }];
+        if self.url.is_some() && self.error.is_none() && self.models.is_empty() {
+            lines.push(
+                "  no models: pull one on the box, for example `ollama pull llama3.2`".to_owned(),
+            );
+        }
+        let width = self.models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0);
+        lines.extend(self.models.iter().map(|model| model.to_text(width)));
+        lines.join("\n")
+    }
+}
+
+impl Model {
+    fn to_text(&self, width: usize) -> String {
+        let text = format!("  {:width$}  {:>9}", self.name, human::size(self.size));
+        match &self.loaded {
+            Some(Loaded { gpu, .. }) => format!("{text}  loaded, {gpu} % on the GPU"),
+            None => text,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn models_are_listed_with_their_size_and_whether_they_are_loaded() {
+        let tags = json!({"models": [
+            {"name": "llama3.2:latest", "size": 2_019_393_189u64},
+            {"name": "qwen3:8b", "size": 5_225_388_164u64},
+            {"size": 1},
+        ]});
+        let loaded = json!({"models": [
+            {"name": "qwen3:8b", "size": 6_000, "size_vram": 4_500, "expires_at": "2026-11-27T20:00:00Z"},
+        ]});
+        let models = joined(&tags, &loaded);
+        let texts: Vec<_> = models.iter().map(|model| model.to_text(15)).collect();
+        assert_eq!(
+            texts,
+            [
+                "  llama3.2:latest    1.9 GiB",
+                "  qwen3:8b           4.9 GiB  loaded, 75 % on the GPU"
+            ]
+        );
+        assert_eq!(joined(&json!("nonsense"), &json!({"models": 7})), []);
+        assert_eq!(joined(&tags, &Value::Null).len(), 2);
+    }
+}

@@ -1,0 +1,88 @@
+//! `adit status --watch`: the status once a second, with the last minute in bars.
+
+use std::{
+    io::{IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use common::machine::{
+    control,
+    report::{Failure, data},
+};
+use proto::human;
+
+use super::{
+    ControlRequest, INDENT, Status, TunnelStatus,
+    history::{History, Sample, bars},
+};
+use crate::profile::ProfileDir;
+
+const EVERY: Duration = Duration::from_secs(1);
+/// Moves to the upper left corner, and clears all from there on.
+const REDRAW: &str = "\u{1b}[H\u{1b}[J";
+
+/// Shows the status until Ctrl-C: on a terminal in place, elsewhere one after the other; with
+/// `json` a line of JSON each time.
+///
+/// # Errors
+/// If this device is not enrolled there, or standard output can't be written.
+pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
+    // Not enrolled is the better answer where it is true.
+    if !place.is_enrolled()? {
+        place.read()?;
+    }
+    let mut out = std::io::stdout();
+    let redraw = out.is_terminal() && !json;
+    let (began, mut history) = (Instant::now(), History::default());
+    let mut tick = tokio::time::interval(EVERY);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => {}
+            _ = tokio::signal::ctrl_c() => return Ok(()),
+        }
+        let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+        let text = match (&status, json) {
+            (Some(status), true) => serde_json::to_string(status)
+                .map_err(|e| Failure::new("cannot write JSON").source(e))?,
+            (None, true) => "null".to_owned(),
+            (None, false) => format!(
+                "adit is not running; this goes on when it is (start it: `adit up{}`)",
+                place.argument()
+            ),
+            (Some(status), false) => {
+                history.add(sample(status, began.elapsed()));
+                format!("{}\n{}", status.to_text(), drawn(&history))
+            }
+        };
+        if redraw {
+            // What `data` writes has no such characters: a peer may have said some of it.
+            let _ = out.write_all(REDRAW.as_bytes());
+        }
+        data(text)?;
+    }
+}
+
+fn sample(status: &Status, at: Duration) -> Sample {
+    let rtt_ms = match &status.tunnel {
+        TunnelStatus::Up(up) | TunnelStatus::Silent(up) => Some(up.rtt_ms),
+        TunnelStatus::Down { .. } | TunnelStatus::Refused { .. } => None,
+    };
+    Sample { at, rtt_ms, received: status.received, sent: status.sent }
+}
+
+fn drawn(history: &History) -> String {
+    let rate = |values: &[f64]| {
+        format!("{}/s", human::size(values.last().copied().unwrap_or_default() as u64))
+    };
+    let (round_trips, received, sent) = (history.round_trips(), history.received(), history.sent());
+    let rows = [
+        ("Round trip", &round_trips, format!("{:.1} ms", round_trips.last().unwrap_or(&0.0))),
+        ("Received", &received, rate(&received)),
+        ("Sent", &sent, rate(&sent)),
+    ];
+    let row = |(name, values, last): (&str, &Vec<f64>, String)| {
+        format!("{name:<INDENT$}{last:>12} {}", bars(values))
+    };
+    rows.map(row).join("\n")
+}

@@ -14,8 +14,11 @@ const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u
 const ASK_AFTER: Duration = Duration::from_millis(500);
 /// What is asked is answered within this time, or within three round trips if those take longer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(600);
-/// While a request waits on a dead path, every packet may be the first that gets through.
-const PROBE_EVERY: Duration = Duration::from_millis(100);
+/// While a request runs, this is often enough to see a silence.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// While a request waits on a dead path, every packet may be the first that gets through: a path
+/// that is back is noticed so late at the most.
+const PROBE_EVERY: Duration = Duration::from_millis(50);
 const PROBE_IDLE_EVERY: Duration = Duration::from_secs(5);
 /// After a change, the first attempt may come too early for the new network.
 const REBIND_AT: [Duration; 4] =
@@ -130,9 +133,11 @@ impl Liveness {
     }
 
     /// When to look again.
-    pub(crate) fn pace(&self, running: bool) -> Duration {
-        if running || self.silent || self.trouble.is_some() {
+    pub(crate) fn pace(&self, now: Instant, running: bool) -> Duration {
+        if self.silent || now < self.urge_until {
             PROBE_EVERY
+        } else if running || self.trouble.is_some() {
+            LOOK_EVERY
         } else {
             Duration::from_secs(1)
         }
@@ -254,6 +259,21 @@ mod tests {
         let back = lab.pass(0.1, true);
         assert!(matches!(turn(&back)[..], [(1, Turn::Back(_))]));
         assert_eq!(rebinds(&lab.pass(10.0, true)), [0; 0]);
+    }
+
+    #[test]
+    fn a_path_is_looked_at_as_often_as_it_is_probed() {
+        let mut lab = Lab::new(true);
+        let pace = |lab: &Lab, running| lab.watch.pace(lab.now, running).as_millis();
+        assert_eq!((pace(&lab, true), pace(&lab, false)), (100, 1000));
+        lab.pass(3.0, false);
+        assert!(lab.watch.is_silent());
+        assert_eq!(pace(&lab, true), 50);
+        // What was lost in the silence may be lost again.
+        lab.pass(0.1, true);
+        assert_eq!(pace(&lab, true), 50);
+        lab.pass(1.1, true);
+        assert_eq!(pace(&lab, true), 100);
     }
 
     #[test]

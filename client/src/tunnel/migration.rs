@@ -119,7 +119,7 @@ impl<'a> Migration<'a> {
                     let need = self.need();
                     self.scout.urge(now, need);
                     let trying = self.trial.is_some() || need == Need::Any;
-                    next += self.watch.pace(trying || self.is_running());
+                    next += self.watch.pace(now, trying || self.is_running());
                     // A computer that has slept does not make up for what it missed.
                     next = next.max(tokio::time::Instant::now());
                 }

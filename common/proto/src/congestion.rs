@@ -38,12 +38,13 @@ const FASTEST_DOWN: f64 = 0.25;
 const MOST_SPEED: f64 = 64.0;
 /// The window is at the most so many times what the rate and the round trip need.
 const HEADROOM: f64 = 1.25;
-/// What is left of the window in a drain.
-const DRAINED: f64 = 0.6;
-/// When the path's own round trip has not been seen for so long, the queue is drained to see it;
-/// but not within so many rounds of the last drain.
-const DRAIN_AFTER: Duration = Duration::from_secs(8);
-const DRAIN_ROUNDS: u32 = 8;
+/// What is left of the window in a dip.
+const DIP_LEAVES: f64 = 0.6;
+/// When the path's own round trip has not been seen for so long, less is sent for two round trips
+/// to see it;
+/// but not within so many rounds of the last dip.
+const DIP_AFTER: Duration = Duration::from_secs(8);
+const DIP_ROUNDS: u32 = 8;
 /// And after so many rounds with a queue that is much longer than it should be.
 const TALL_ROUNDS: u32 = 5;
 /// Slow start ends when the rate has not grown by a quarter for so many rounds.
@@ -73,11 +74,11 @@ enum Phase {
     /// The window keeps our part of the queue short, or our share beside others.
     Steady,
     /// Less is sent for a moment: how far does the queue fall?
-    Drain(Drain),
+    Dip(Dip),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Drain {
+struct Dip {
     /// What is left of the window.
     part: f64,
     /// The round trip before, in seconds.
@@ -119,10 +120,10 @@ pub struct Shallow {
     recent: f64,
     /// The best rate that the path has shown, in bytes per second.
     peak: f64,
-    drained_at: Duration,
+    dipped_at: Duration,
     deep_at: Duration,
-    /// The round trip of the last drain.
-    drained_low: Duration,
+    /// The round trip of the last dip.
+    dip_low: Duration,
 }
 
 /// How a controller stands, for a trace.
@@ -172,9 +173,9 @@ impl Shallow {
             short: 0,
             recent: 0.0,
             peak: 0.0,
-            drained_at: now,
+            dipped_at: now,
             deep_at: Duration::ZERO,
-            drained_low: Duration::ZERO,
+            dip_low: Duration::ZERO,
         }
     }
 
@@ -185,7 +186,7 @@ impl Shallow {
 
     /// Bytes that may be in flight.
     pub fn window(&self) -> u64 {
-        let part = if let Phase::Drain(drain) = self.phase { drain.part } else { 1.0 };
+        let part = if let Phase::Dip(dip) = self.phase { dip.part } else { 1.0 };
         (self.window * part).max(self.least()) as u64
     }
 
@@ -245,7 +246,7 @@ impl Shallow {
             self.end_round(now, limited);
         }
         match self.phase {
-            Phase::Drain(drain) => self.drain(now, drain, in_flight, newest),
+            Phase::Dip(dip) => self.dip(now, dip, in_flight, newest),
             _ if limited => {}
             Phase::SlowStart => self.start(acked),
             Phase::Steady => match &mut self.rivals {
@@ -310,7 +311,7 @@ impl Shallow {
             if self.rate.best() > 0.0 {
                 self.window = (self.rate.best() * self.path.base()).max(self.least());
             }
-            self.begin_drain(DRAINED);
+            self.begin_dip(DIP_LEAVES);
         }
     }
 
@@ -331,50 +332,53 @@ impl Shallow {
         self.window = self.window.min(self.ceiling).max(self.least());
     }
 
-    fn begin_drain(&mut self, part: f64) {
+    fn begin_dip(&mut self, part: f64) {
         let before = self.path.base() + self.path.queue();
-        self.phase = Phase::Drain(Drain { part, before, reached: None, low: None });
+        self.phase = Phase::Dip(Dip { part, before, reached: None, low: None });
     }
 
-    fn drain(&mut self, now: Duration, mut drain: Drain, in_flight: u64, sent: Duration) {
-        let Some(reached) = drain.reached else {
+    fn dip(&mut self, now: Duration, mut dip: Dip, in_flight: u64, sent: Duration) {
+        let Some(reached) = dip.reached else {
             if in_flight as f64 <= self.window() as f64 + 2.0 * self.mtu {
-                drain.reached = Some(now);
+                dip.reached = Some(now);
             }
-            self.phase = Phase::Drain(drain);
+            self.phase = Phase::Dip(dip);
             return;
         };
         if sent < reached {
             return;
         }
-        let low = drain.low.map_or(now - sent, |low| low.min(now - sent));
-        drain.low = Some(low);
-        self.phase = Phase::Drain(drain);
-        let enough = if self.rivals.is_some() && drain.part == DRAINED { low / 4 } else { low };
+        let low = dip.low.map_or(now - sent, |low| low.min(now - sent));
+        dip.low = Some(low);
+        self.phase = Phase::Dip(dip);
+        let enough = if self.rivals.is_some() && dip.part == DIP_LEAVES { low / 4 } else { low };
         if sent - reached >= enough {
             (self.phase, self.tall) = (Phase::Steady, 0);
-            (self.drained_at, self.drained_low) = (now, low);
-            self.judge_drain(now, drain, low);
+            (self.dipped_at, self.dip_low) = (now, low);
+            self.judge_dip(now, dip, low);
         }
     }
 
     /// The round trip fell to `low` when a part of what we had in flight was away: is anybody else
     /// in the queue?
-    fn judge_drain(&mut self, now: Duration, drain: Drain, low: Duration) {
-        let (before, floor, after) = (drain.before, self.path.floor(), low.as_secs_f64());
+    fn judge_dip(&mut self, now: Duration, dip: Dip, low: Duration) {
+        let (before, floor, after) = (dip.before, self.path.floor(), low.as_secs_f64());
         let much = if self.rivals.is_some() {
             self.expected() + 2.0 * self.path.jitter()
         } else {
             self.allowed().max(0.1 * floor)
         };
         let much = much.max(0.05 * (before - floor));
-        if after - floor < much {
+        // A queue that is shorter than ever may be shorter still.
+        let known = self.rivals.is_none() || after > 0.97 * floor - 4.0 * self.path.jitter();
+        if after - floor < much && known {
             (self.rivals, self.short) = (None, 0);
             self.path.add_low(now, low);
             return;
         }
+        self.path.add_low(now, low);
         // Our own part of the queue fell by as much as we took away.
-        let share = ((1.0 - after / before) / (1.0 - drain.part)).clamp(0.0, 1.0);
+        let share = ((1.0 - after / before) / (1.0 - dip.part)).clamp(0.0, 1.0);
         let rivals = self.rivals.get_or_insert_with(|| {
             self.window = self.window.max(self.recent * 0.7);
             Rivals::new(now, share)
@@ -409,18 +413,18 @@ impl Shallow {
             _ => self.end_steady_round(queue, excess),
         }
         self.window = self.window.max(self.least());
-        if self.phase == Phase::Steady && self.is_drain_due(now) {
-            self.begin_drain(DRAINED);
+        if self.phase == Phase::Steady && self.is_dip_due(now) {
+            self.begin_dip(DIP_LEAVES);
         }
     }
 
-    fn is_drain_due(&self, now: Duration) -> bool {
+    fn is_dip_due(&self, now: Duration) -> bool {
         let rtt = Duration::from_secs_f64(self.path.base() + self.path.queue());
         match &self.rivals {
             Some(rivals) => rivals.is_test_due(now, rtt),
             None => {
-                let rested = now - self.drained_at > rtt * DRAIN_ROUNDS;
-                let old = self.path.base_age(now) > DRAIN_AFTER;
+                let rested = now - self.dipped_at > rtt * DIP_ROUNDS;
+                let old = self.path.base_age(now) > DIP_AFTER;
                 rested && (self.tall >= TALL_ROUNDS || old)
             }
         }
@@ -459,17 +463,18 @@ impl Shallow {
         if self.phase != Phase::Steady {
             return;
         }
-        self.short = if queue < target { self.short + 1 } else { 0 };
+        let known = self.path.floor_age(now).as_secs_f64() > 4.0 * self.path.round_low();
+        self.short = if queue < target && known { self.short + 1 } else { 0 };
         if rivals.is_alone(self.window, rate) {
-            self.settle(now, self.drained_low);
+            self.settle(now, self.dip_low);
         } else if self.short >= 1 {
             (self.rivals, self.short) = (None, 0);
         } else if let Some(cut) = rivals.end_round(self.window, excess > 0.0, queue) {
             self.window = cut.max(LEAST * self.mtu);
-            if now - self.deep_at > DRAIN_AFTER {
+            if now - self.deep_at > DIP_AFTER {
                 self.deep_at = now;
                 let rtt = self.path.floor() + queue;
-                self.begin_drain((0.95 * self.path.floor() / rtt).clamp(0.1, DRAINED));
+                self.begin_dip((0.95 * self.path.floor() / rtt).clamp(0.1, DIP_LEAVES));
             }
         }
     }
@@ -479,7 +484,7 @@ impl Shallow {
         State {
             phase: match (self.phase, &self.rivals) {
                 (Phase::SlowStart, _) => "slow start",
-                (Phase::Drain(_), _) => "drain",
+                (Phase::Dip(_), _) => "dip",
                 (Phase::Steady, None) => "steady",
                 (Phase::Steady, Some(_)) => "beside others",
             },

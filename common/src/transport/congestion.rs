@@ -26,9 +26,9 @@ use self::shallow::ShallowController;
 /// Longer than nearly any round trip.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Then the window has room for one more packet each time: so that a client's probes leave, however
-/// full it is of an upload that was lost. With packets of an ordinary size that is 120 kbit/s, so a
-/// path which only seems dead is not flooded.
-const PACKET_EVERY: Duration = Duration::from_millis(100);
+/// full it is of an upload that was lost, as often as they are made. With packets of an ordinary size
+/// that is 230 kbit/s, so a path which only seems dead is not flooded.
+const PACKET_EVERY: Duration = Duration::from_millis(50);
 
 /// Builds the controllers of connections, for their first path and for those that the peer moves
 /// to.
@@ -169,7 +169,7 @@ mod tests {
         let normal = proof.inner.window();
         assert_eq!(proof.window_at(began + Duration::from_millis(999)), normal);
         assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal + 1200);
-        assert_eq!(proof.window_at(began + Duration::from_secs(61)), normal + 601 * 1200);
+        assert_eq!(proof.window_at(began + Duration::from_secs(61)), normal + 1201 * 1200);
         let later = began + Duration::from_secs(63);
         proof.on_end_acks(later, 0, false, None);
         assert_eq!(proof.window_at(later), proof.inner.window());

@@ -6,6 +6,8 @@ use std::{collections::VecDeque, time::Duration};
 const ROUNDS: usize = 32;
 /// No path that is worth using loses more of itself.
 const MOST_OWN: f64 = 0.06;
+/// This much is not rare.
+const MAY_BE_OWN: f64 = 0.05;
 /// Fewer packets than this are chance.
 const FEW: f64 = 3.0;
 
@@ -63,10 +65,12 @@ impl Losses {
         if share > own + chance && lost > FEW * mtu { share - own } else { 0.0 }
     }
 
-    /// The share of packets that the path itself loses: a quarter of the rounds lost less.
+    /// The share of packets that the path itself loses: half of the rounds lost less. While few
+    /// rounds are known, it may be much.
     pub(super) fn own(&self) -> f64 {
         let mut shares: Vec<f64> = self.shares.iter().copied().collect();
         shares.sort_unstable_by(f64::total_cmp);
-        shares.get(shares.len() / 4).copied().unwrap_or(MOST_OWN).min(MOST_OWN)
+        let own = shares.get(shares.len() / 2).copied().unwrap_or(0.0).min(MOST_OWN);
+        if shares.len() < ROUNDS / 2 { own.max(MAY_BE_OWN) } else { own }
     }
 }

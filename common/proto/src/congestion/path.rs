@@ -8,7 +8,7 @@ use super::windowed::Best;
 /// The queue is the least that was seen within half a round trip, or within this time.
 const STANDING: Duration = Duration::from_millis(20);
 /// The lowest round trip of so much time is the path's own. Flows on one bottleneck see the same
-/// lowest one, so it ends for all of them at once, and they drain the queue together.
+/// lowest one, so it ends for all of them at once, and they send less together.
 const BASE: Duration = Duration::from_secs(10);
 /// A round trip counts as the lowest if so many rounds had none that was longer, and rounds count
 /// if they are so long: on a path whose delay varies, single packets have luck.
@@ -22,6 +22,8 @@ pub(super) struct Path {
     base: Best<Duration, Reverse<Duration>>,
     /// The round trip without anybody's queue.
     floor: Option<Duration>,
+    /// When it was lowered.
+    floor_at: Duration,
     standing: Best<Duration, Reverse<Duration>>,
     /// The lowest round trips, of this round and of the last ones.
     low: Option<Duration>,
@@ -45,11 +47,15 @@ impl Path {
     /// So short a round trip has been seen.
     pub(super) fn add_low(&mut self, now: Duration, low: Duration) {
         self.base.add(now, Reverse(low), now.saturating_sub(BASE));
-        self.floor = Some(self.floor.map_or(low, |floor| floor.min(low)));
+        let floor = self.floor.unwrap_or(Duration::MAX);
+        if low < floor - floor / 32 {
+            self.floor_at = now;
+        }
+        self.floor = Some(floor.min(low));
     }
 
     /// A round is over: how long its queue was at least.
-    pub(super) fn end_round(&mut self, now: Duration, limited: bool, draining: bool) -> f64 {
+    pub(super) fn end_round(&mut self, now: Duration, limited: bool, dipping: bool) -> f64 {
         if now - self.began < ROUND {
             return (self.round_low() - self.base()).max(0.0);
         }
@@ -58,7 +64,7 @@ impl Path {
         self.lows[0] = self.low.take();
         if let [Some(now), Some(before), ..] = self.lows
             && !limited
-            && !draining
+            && !dipping
         {
             let step = now.as_secs_f64() - before.as_secs_f64();
             let last = std::mem::replace(&mut self.step, step);
@@ -92,6 +98,11 @@ impl Path {
 
     pub(super) fn floor(&self) -> f64 {
         self.floor.unwrap_or_default().as_secs_f64()
+    }
+
+    /// For how long the floor stands.
+    pub(super) fn floor_age(&self, now: Duration) -> Duration {
+        now - self.floor_at
     }
 
     /// How long a packet waits in the queue.

@@ -22,6 +22,8 @@ const ALL: f64 = 0.75;
 /// Nor is anybody if the window has grown so much, and the rate by less than this power of it.
 const GROWN: f64 = 1.3;
 const POWER: f64 = 0.4;
+/// After a test, so many rounds have a rate of their own.
+const SETTLED: u32 = 2;
 /// Losses mean a full queue only if it is nearly as long as it was.
 const FULL: f64 = 0.75;
 /// How often our share is measured.
@@ -37,6 +39,8 @@ pub(super) struct Rivals {
     alone: u32,
     began: Duration,
     tested: Duration,
+    /// Rounds since the last test.
+    since_test: u32,
     rounds: u32,
     /// Where Cubic's curve is flat, in bytes; when it began, and from how many packets.
     most: f64,
@@ -57,6 +61,7 @@ impl Rivals {
             alone: 0,
             began: now,
             tested: now,
+            since_test: 0,
             rounds: 0,
             most: 0.0,
             curve: None,
@@ -71,9 +76,9 @@ impl Rivals {
         self.share
     }
 
-    /// A drain has measured our share. Whether nobody else is there.
+    /// A dip has measured our share. Whether nobody else is there.
     pub(super) fn measured(&mut self, now: Duration, share: f64) -> bool {
-        self.tested = now;
+        (self.tested, self.since_test) = (now, 0);
         self.alone = if share > ALL { self.alone + 1 } else { 0 };
         self.share = (self.share + share) / 2.0;
         if self.is_catching_up() {
@@ -97,6 +102,10 @@ impl Rivals {
     /// nobody else is there.
     pub(super) fn is_alone(&mut self, window: f64, rate: f64) -> bool {
         let before = std::mem::replace(&mut self.before, window);
+        if self.since_test < SETTLED {
+            self.since_test += 1;
+            return false;
+        }
         if !self.is_catching_up() {
             self.grown = None;
             return false;

@@ -118,7 +118,7 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 fn dispatch(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
     let settled = || {
-        let config = Config::settle(flags, &ServeFlags::default())?;
+        let config = Config::resolve(flags, &ServeFlags::default())?;
         become_owner_of(&config.state_dir)?;
         Ok::<_, Failure>(config)
     };
@@ -130,7 +130,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
     };
     match cli.command {
         Command::Serve(serve) => {
-            let config = Config::settle(flags, &serve)?;
+            let config = Config::resolve(flags, &serve)?;
             become_owner_of(&config.state_dir)?;
             // This file is read again on reload, even if another would be found by then.
             let flags = Flags { config: config.file.clone(), ..flags.clone() };
@@ -144,7 +144,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?
-            .block_on(async { devices::run(&Beside::settle(flags).await?, command).await }),
+            .block_on(async { devices::run(&Beside::resolve(flags).await?, command).await }),
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }

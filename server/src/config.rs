@@ -181,7 +181,7 @@ impl Config {
     ///
     /// # Errors
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
-    pub fn settle(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
+    pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
         let Read { file, rules, limits, devices } =
             path.as_deref().map(file::read).transpose()?.unwrap_or_default();
@@ -222,7 +222,7 @@ impl Config {
         let accounting = AccountingSettings {
             limits,
             max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
-            max_queue: file.max_queue.map_or(queue::ROOM, |Whole(most)| most),
+            max_queue: file.max_queue.map_or(queue::MAX_WAITING, |Whole(most)| most),
             audit: AuditSettings {
                 required: file.audit_required.unwrap_or(false),
                 size: file.audit_size.map_or(audit.size, |Size(bytes)| bytes),
@@ -326,16 +326,16 @@ fn usage(what: impl std::fmt::Display) -> Failure {
 mod tests {
     use super::*;
 
-    fn settle(serve: ServeFlags, file: &str) -> Result<Config, Failure> {
+    fn resolve(serve: ServeFlags, file: &str) -> Result<Config, Failure> {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("aditd.toml");
         std::fs::write(&path, file).expect("written");
-        Config::settle(&Flags { state_dir: Some("/nowhere".into()), config: Some(path) }, &serve)
+        Config::resolve(&Flags { state_dir: Some("/nowhere".into()), config: Some(path) }, &serve)
     }
 
     #[test]
     fn by_default_it_listens_on_loopback_and_forwards_to_ollama() {
-        let config = settle(ServeFlags::default(), "").expect("settled");
+        let config = resolve(ServeFlags::default(), "").expect("settled");
         assert_eq!(
             config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
             ["127.0.0.1:11435", "[::1]:11435"]
@@ -348,7 +348,7 @@ mod tests {
         let file =
             "listen = ['127.0.0.1:1']\nupstream = 'tcp://127.0.0.1:2'\nadvertise = ['gpu.lan:3']";
         let config =
-            settle(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file)
+            resolve(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file)
                 .expect("settled");
         assert_eq!(config.listen[0].port(), 9);
         assert_eq!(config.upstream.to_string(), "tcp://127.0.0.1:2");
@@ -358,7 +358,7 @@ mod tests {
     #[test]
     fn an_address_that_is_not_loopback_needs_named_networks() {
         let open = |allow: Vec<IpNet>| {
-            settle(
+            resolve(
                 ServeFlags {
                     listen: vec!["0.0.0.0:1".into()],
                     allow_from: allow,
@@ -371,7 +371,7 @@ mod tests {
         assert!(error.contains("--allow-from 192.168.1.0/24"), "{error}");
         open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
         let file =
-            settle(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
+            resolve(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();
         assert!(file.contains("not loopback"), "{file}");
     }
 
@@ -389,7 +389,7 @@ mod tests {
                 allow_from: vec![networks.parse().expect("a network")],
                 ..Default::default()
             };
-            assert_eq!(format!("{:?}", settle(serve, "").expect("settled").listen), wanted);
+            assert_eq!(format!("{:?}", resolve(serve, "").expect("settled").listen), wanted);
         }
     }
 
@@ -420,7 +420,7 @@ mod tests {
             ("audit_keep = 'long'", "30d"),
             ("metrics = '0.0.0.0:9464'", "not a loopback address"),
         ] {
-            let error = settle(ServeFlags::default(), file).expect_err(file).to_string();
+            let error = resolve(ServeFlags::default(), file).expect_err(file).to_string();
             assert!(error.contains(says), "{error}");
         }
     }

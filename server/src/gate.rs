@@ -125,26 +125,26 @@ impl Gate {
     /// Begins a request, and its record.
     fn begin<'a>(
         &'a self,
-        line: &StreamContext<'_>,
+        context: &StreamContext<'_>,
         head: Option<(&RequestHead, ApiRoute)>,
     ) -> Running<'a> {
-        Running::new(&*self.observer, &line.asker, self.policy.role(line.certificate), head)
+        Running::new(&*self.observer, &context.asker, self.policy.role(context.certificate), head)
     }
 
     /// Begins the record of a request that could not be read.
-    fn nobody<'a>(&'a self, line: &StreamContext<'_>) -> Running<'a> {
-        self.begin(line, None)
+    fn begin_unread<'a>(&'a self, context: &StreamContext<'_>) -> Running<'a> {
+        self.begin(context, None)
     }
 
     /// Carries one connection to its end. Cancelling it cuts both sides.
     pub(crate) async fn run(
         &self,
-        line: StreamContext<'_>,
+        context: StreamContext<'_>,
         mut send: Sending,
         recv: Receiving,
     ) -> SpliceEnd {
         let (over, service, recv, received_all) =
-            Conversation::new(self, &line, &mut send, recv).run().await;
+            Conversation::new(self, &context, &mut send, recv).run().await;
         let tcp = service.map(|service| service.tcp);
         let (end, stopped) = match over {
             Over::Ended { end, stopped } => (end, stopped),

@@ -198,7 +198,7 @@ impl<C: Clock + Clone> Limiter<C> {
         let Inner { table, devices, .. } = &mut *inner;
         let limits = table.limits(device.role, device.name.as_str());
         let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
-        counter.obey(limits, &self.clock);
+        counter.apply(limits, &self.clock);
         let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else {
             return Ok(());
         };
@@ -234,7 +234,7 @@ impl<C: Clock + Clone> Limiter<C> {
             return exceeded(Limit::Tokens(most), Some(today.left(now)));
         }
         let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
-        counter.obey(limits, &self.clock);
+        counter.apply(limits, &self.clock);
         if let Some(most) = limits.at_once.filter(|most| counter.at_once >= most.get()) {
             return exceeded(Limit::AtOnce(most), Some(SOON));
         }
@@ -290,7 +290,7 @@ impl<C: Clock + Clone> Counter<C> {
     }
 
     /// A changed rate starts anew; an unchanged one keeps its state.
-    fn obey(&mut self, limits: Limits, clock: &C) {
+    fn apply(&mut self, limits: Limits, clock: &C) {
         let changed = (self.limits.requests_per_minute, self.limits.burst)
             != (limits.requests_per_minute, limits.burst);
         if changed {

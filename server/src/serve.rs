@@ -343,7 +343,7 @@ async fn shake(
         done = connecting => match done {
             Ok(connection) => {
                 let is_enrollment = matches!(slot.knocker(), Knocker::Invited(_));
-                admission.shaken(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
+                admission.count_handshake(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
                 return Some(connection);
             }
             Err(e) => (Handshake::Failed, format!("refused a connection: {e}")),
@@ -357,7 +357,7 @@ async fn shake(
         // An unfinished handshake does not delay a server that stops.
         () = server.draining.cancelled() => return None,
     };
-    admission.shaken(how);
+    admission.count_handshake(how);
     info!(%remote, "{why}");
     None
 }

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use self::fair_queue::{Entered, FairQueue, Ticket};
 
 /// As many as Ollama's own queue holds.
-pub(crate) const ROOM: usize = 512;
+pub(crate) const MAX_WAITING: usize = 512;
 
 /// The queue in front of one service.
 pub(crate) struct Queue {
@@ -25,7 +25,7 @@ pub(crate) struct Queue {
 }
 
 struct Inner {
-    line: FairQueue<DeviceId>,
+    queue: FairQueue<DeviceId>,
     waiting: HashMap<Ticket, oneshot::Sender<Turn>>,
 }
 
@@ -43,8 +43,8 @@ impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let inner = self.lock();
         f.debug_struct("Queue")
-            .field("running", &inner.line.running())
-            .field("waiting", &inner.line.waiting())
+            .field("running", &inner.queue.running())
+            .field("waiting", &inner.queue.waiting())
             .finish()
     }
 }
@@ -52,16 +52,19 @@ impl std::fmt::Debug for Queue {
 impl Queue {
     /// A queue for a service that runs `most` requests at once (any number, if `None`), in which
     /// `room` requests may wait.
-    pub(crate) fn new(most: Option<NonZeroUsize>, room: usize) -> Arc<Self> {
+    pub(crate) fn new(most: Option<NonZeroUsize>, max_waiting: usize) -> Arc<Self> {
         Arc::new(Self {
-            inner: Mutex::new(Inner { line: FairQueue::new(most, room), waiting: HashMap::new() }),
+            inner: Mutex::new(Inner {
+                queue: FairQueue::new(most, max_waiting),
+                waiting: HashMap::new(),
+            }),
         })
     }
 
     /// Puts other bounds in force. Waiting requests for which there is room now run at once; no
     /// request that waits or runs is removed.
-    pub(crate) fn resize(self: &Arc<Self>, most: Option<NonZeroUsize>, room: usize) {
-        self.lock().line.resize(most, room);
+    pub(crate) fn resize(self: &Arc<Self>, most: Option<NonZeroUsize>, max_waiting: usize) {
+        self.lock().queue.resize(most, max_waiting);
         self.call();
     }
 
@@ -73,7 +76,7 @@ impl Queue {
     /// the most requests in a full queue and a request of another device arrives.
     pub(crate) fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
         let mut inner = self.lock();
-        let entered = inner.line.enter(device);
+        let entered = inner.queue.enter(device);
         match entered {
             Entered::Now => Ok(Waiting(TurnState::Ready(Some(Turn { queue: Some(self.clone()) })))),
             Entered::Waits(ticket) | Entered::WaitsInsteadOf(ticket, _) => {
@@ -91,17 +94,17 @@ impl Queue {
 
     /// Whether any request may have to wait.
     pub(crate) fn is_bounded(&self) -> bool {
-        self.lock().line.is_bounded()
+        self.lock().queue.is_bounded()
     }
 
     /// How many requests wait now.
     pub(crate) fn waiting(&self) -> usize {
-        self.lock().line.waiting()
+        self.lock().queue.waiting()
     }
 
     /// How many requests have a turn now.
     pub(crate) fn running(&self) -> usize {
-        self.lock().line.running()
+        self.lock().queue.running()
     }
 
     /// Gives a turn to every waiting request for which there is room.
@@ -109,7 +112,7 @@ impl Queue {
         loop {
             let called = {
                 let mut inner = self.lock();
-                let Some(ticket) = inner.line.next() else { return };
+                let Some(ticket) = inner.queue.next() else { return };
                 inner.waiting.remove(&ticket)
             };
             let turn = Turn { queue: Some(self.clone()) };
@@ -134,7 +137,7 @@ impl Turn {
     /// Gives the turn back without calling the next request: the caller does that.
     fn give_back(mut self) {
         if let Some(queue) = self.queue.take() {
-            queue.lock().line.end();
+            queue.lock().queue.end();
         }
     }
 }
@@ -142,7 +145,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if let Some(queue) = self.queue.take() {
-            queue.lock().line.end();
+            queue.lock().queue.end();
             queue.call();
         }
     }
@@ -186,7 +189,7 @@ impl Drop for Waiting {
             let mut inner = queue.lock();
             inner.waiting.remove(ticket);
             // Otherwise the turn is in the channel, and is given back when that is dropped.
-            inner.line.leave(*ticket);
+            inner.queue.leave(*ticket);
         }
     }
 }

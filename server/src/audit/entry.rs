@@ -233,9 +233,9 @@ impl Event {
             role: record.role.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
-            method: harmless(&record.method),
-            path: harmless(&record.path),
-            model: record.model.as_deref().map(harmless),
+            method: escaped(&record.method),
+            path: escaped(&record.path),
+            model: record.model.as_deref().map(escaped),
             status: record.status,
             bytes_in: record.bytes_in,
             bytes_out: record.bytes_out,
@@ -284,7 +284,7 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
 
 /// Text from an application: control characters that a terminal would obey are escaped, and the
 /// length is bounded.
-fn harmless(text: &str) -> String {
+fn escaped(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(LONGEST));
     for (i, c) in text.chars().enumerate() {
         if i == LONGEST {

@@ -24,7 +24,7 @@ use super::{
 };
 
 /// How many events may wait for the disk: some seconds of a busy server.
-const ROOM: usize = 4096;
+const MAX_PENDING: usize = 4096;
 /// The most lines that are written at once.
 const BATCH: usize = 256;
 /// How long lines are gathered before they are written: the file is opened and the thread is woken
@@ -87,7 +87,7 @@ impl Audit {
             }
             state.fails(&e);
         }
-        let (to_writer, events) = sync_channel(ROOM);
+        let (to_writer, events) = sync_channel(MAX_PENDING);
         let writer = Writer { log, state: state.clone() };
         let thread =
             std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&events));
@@ -155,7 +155,7 @@ impl WriterState {
         }
     }
 
-    fn works(&self, lost: u64) {
+    fn recovers(&self, lost: u64) {
         self.failing.store(false, Relaxed);
         if self.why.lock().unwrap_or_else(PoisonError::into_inner).take().is_some() || lost > 0 {
             info!("the audit log can be written again; lost: {}", count(lost, "line"));
@@ -228,7 +228,7 @@ impl Writer {
         }
         self.state.lost((batch.len() - of_batch) as u64);
         match appended.outcome {
-            Ok(()) => self.state.works(untold),
+            Ok(()) => self.state.recovers(untold),
             Err(e) => self.state.fails(&e),
         }
     }

@@ -224,14 +224,14 @@ fn event(entry: &Value) -> String {
         if ["time", "event", "device"].contains(&name.as_str()) || value.is_null() {
             continue;
         }
-        what += &format!(" {name}={}", told(name, value));
+        what += &format!(" {name}={}", readable(name, value));
     }
     // The log has only our own lines, but the file may have been edited.
     what.chars().filter(|c| !human::misleads(*c)).collect()
 }
 
 /// A value as people read it.
-fn told(name: &str, value: &Value) -> String {
+fn readable(name: &str, value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Number(at) if name == "expires" => {
@@ -239,7 +239,7 @@ fn told(name: &str, value: &Value) -> String {
         }
         Value::Object(one) => one
             .iter()
-            .map(|(name, value)| format!("{name}:{}", told(name, value)))
+            .map(|(name, value)| format!("{name}:{}", readable(name, value)))
             .collect::<Vec<_>>()
             .join(","),
         other => other.to_string(),

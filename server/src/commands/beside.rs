@@ -32,13 +32,13 @@ impl Beside {
     ///
     /// # Errors
     /// The error of the configuration, if that had to be read.
-    pub(crate) async fn settle(flags: &Flags) -> Result<Self, Failure> {
+    pub(crate) async fn resolve(flags: &Flags) -> Result<Self, Failure> {
         let dir = flags.state_dir()?;
         become_owner_of(&dir)?;
         if let Ok(Some(Answer::InForce(in_force))) = control::ask(&dir, &Request::InForce).await {
             return Ok(Self { dir, in_force, config: None });
         }
-        let config = Config::settle(flags, &ServeFlags::default())?;
+        let config = Config::resolve(flags, &ServeFlags::default())?;
         let in_force = InForce {
             roles: config.rules.names().cloned().collect(),
             audit: config.accounting.audit.clone(),
@@ -89,9 +89,9 @@ impl Beside {
 /// The directory of the audit log, and that of the state.
 ///
 /// # Errors
-/// As [`Beside::settle`].
+/// As [`Beside::resolve`].
 pub(crate) async fn audit_dir(flags: &Flags) -> Result<(PathBuf, PathBuf), Failure> {
-    let beside = Beside::settle(flags).await?;
+    let beside = Beside::resolve(flags).await?;
     let audit: &Path = &beside.audit().dir;
     Ok((audit.to_owned(), beside.dir))
 }

@@ -70,7 +70,7 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .exit(Exit::Usage));
     }
     let named = invite.advertise.named()?;
-    let beside = Beside::settle(flags).await?;
+    let beside = Beside::resolve(flags).await?;
     beside.must_know(&invite.role)?;
     let state = State::open(&beside.dir)?;
     state.ca.check_clock(unix_now())?;

@@ -35,7 +35,9 @@ use crate::{
 
 /// Runs the work of a command before it first writes to standard output. A failure is printed on
 /// standard error for people, and sent on standard output for the client.
-async fn told<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+async fn reporting_failure<T>(
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
     let result = work.await;
     if let Err(failure) = &result
         && !std::io::stdout().is_terminal()
@@ -57,7 +59,7 @@ pub(crate) async fn enroll_device(
     config: Result<Config, Failure>,
     name: &str,
 ) -> Result<(), Failure> {
-    let enrolled = told(async { enroll(&config?, name).await }).await?;
+    let enrolled = reporting_failure(async { enroll(&config?, name).await }).await?;
     let mut answer = SSH_MARKER.as_bytes().to_vec();
     let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").source(e);
     frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
@@ -107,7 +109,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
     const WHO: &str = "these users may enroll devices: root, the owner of the server's state, and the members of the group in `aditd serve --enroll-group GROUP`";
     Err(match unavailable {
         Err(failure) => failure.hint(WHO),
-        Ok(()) => match nearby::somebody_at(&nearby::candidates(config, None)).await {
+        Ok(()) => match nearby::first_listening(&nearby::candidates(config, None)).await {
             Some(_) => {
                 let what = format!(
                     "the aditd that runs on {} has another state than `{}`",
@@ -131,7 +133,7 @@ pub(crate) async fn relay(
     to: Option<SocketAddr>,
     known: Option<u16>,
 ) -> Result<(), Failure> {
-    let to = told(async {
+    let to = reporting_failure(async {
         match to {
             Some(to) => Ok(to),
             None => nearby::server(&config?, known).await,

@@ -64,7 +64,7 @@ pub(super) async fn carry(
     sides: Sides<'_>,
     (mut exchange, mut actions): (Exchange<'_>, Actions),
     mut hold: Hold,
-    room: &mut Share<'_>,
+    memory: &mut Share<'_>,
     outgoing: &mut Outgoing<'_>,
     overruled: impl Future<Output = Refused>,
     line: &[u8],
@@ -106,7 +106,7 @@ pub(super) async fn carry(
             // Tried at once, without waiting until the socket is writable.
             match down.write(service, meter) {
                 Some(event) => {
-                    room.shrink(exchange.ahead());
+                    memory.shrink(exchange.ahead());
                     actions = exchange.on(event);
                     continue;
                 }
@@ -116,7 +116,7 @@ pub(super) async fn carry(
             }
         }
         if exchange.is_at_work() {
-            outgoing.works(exchange.seen());
+            outgoing.service_works(exchange.seen());
         }
         let mut wants = exchange.wants();
         if is_full && matches!(wants.device, Device::Ahead(_)) {
@@ -165,7 +165,7 @@ pub(super) async fn carry(
             ready = service.writable(), if !down.is_empty() => {
                 match ready.map_or(Some(Event::ServiceRefused), |()| down.write(service, meter)) {
                     Some(event) => {
-                        room.shrink(exchange.ahead());
+                        memory.shrink(exchange.ahead());
                         event
                     }
                     None => {
@@ -174,12 +174,12 @@ pub(super) async fn carry(
                     }
                 }
             }
-            event = of_device(recv, wants.device, &mut chunks) => match event {
+            event = read_device(recv, wants.device, &mut chunks) => match event {
                 FromDevice::Bytes => {
                     let more = chunks.iter().map(Bytes::len).sum::<usize>();
                     // Bytes that are forwarded at once are not kept, and take no memory.
                     if wants.device != Device::Read {
-                        is_full = room.try_grow(room.amount() + more).is_err();
+                        is_full = memory.try_grow(memory.amount() + more).is_err();
                     }
                     Event::Device(&mut chunks)
                 }
@@ -352,7 +352,7 @@ impl From<ReadError> for FromDevice {
 ///
 /// # Cancel safety
 /// Cancel safe.
-async fn of_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) -> FromDevice {
+async fn read_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) -> FromDevice {
     match want {
         Device::Nothing => std::future::pending().await,
         Device::Read => {

@@ -55,7 +55,7 @@ impl From<DownEnd> for Over {
 /// Both sides of a connection, and the state between them.
 pub(super) struct Conversation<'a> {
     pub(super) gate: &'a Gate,
-    pub(super) line: &'a StreamContext<'a>,
+    pub(super) context: &'a StreamContext<'a>,
     /// The connection to the service, from the first request on.
     pub(super) service: Option<Service<'a>>,
     pub(super) send: &'a mut Sending,
@@ -66,16 +66,16 @@ pub(super) struct Conversation<'a> {
 impl<'a> Conversation<'a> {
     pub(super) fn new(
         gate: &'a Gate,
-        line: &'a StreamContext<'a>,
+        context: &'a StreamContext<'a>,
         send: &'a mut Sending,
         recv: Receiving,
     ) -> Self {
         Self {
             gate,
-            line,
+            context,
             service: None,
             send,
-            device: DeviceStream::new(recv, gate.memory.share(line.asker.id)),
+            device: DeviceStream::new(recv, gate.memory.share(context.asker.id)),
             changes: gate.changes.subscribe(),
         }
     }
@@ -99,11 +99,11 @@ impl<'a> Conversation<'a> {
                     Left::Broken => return Err(SpliceEnd::Aborted.into()),
                 },
                 // Another request of this device needs the connection.
-                () = self.gate.connections.wanted(self.line.asker.id), if self.service.is_some() => {
+                () = self.gate.connections.wanted(self.context.asker.id), if self.service.is_some() => {
                     self.service = None;
                     continue;
                 }
-                () = self.line.draining.cancelled(), if !is_asked => return Err(SpliceEnd::Drained.into()),
+                () = self.context.draining.cancelled(), if !is_asked => return Err(SpliceEnd::Drained.into()),
             };
             match head {
                 Head::More => {}
@@ -112,7 +112,7 @@ impl<'a> Conversation<'a> {
                 Head::Fault(fault, line) => return Err(self.malformed(fault, &line).await),
                 Head::Full => {
                     let line = reader.finish();
-                    let running = self.gate.nobody(self.line);
+                    let running = self.gate.begin_unread(self.context);
                     return Err(self.refuse(running, &line, Refused::no_memory()).await);
                 }
             }
@@ -120,7 +120,7 @@ impl<'a> Conversation<'a> {
     }
 
     pub(super) async fn malformed(&mut self, fault: Fault, line: &[u8]) -> Over {
-        let mut running = self.gate.nobody(self.line);
+        let mut running = self.gate.begin_unread(self.context);
         running.incoming.bytes = line.len() as u64;
         self.refuse(running, line, fault.into()).await
     }

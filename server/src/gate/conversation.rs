@@ -63,21 +63,21 @@ impl<'a> Conversation<'a> {
     async fn exchange(&mut self, judgement: Judgement<'a>) -> Result<(), Over> {
         let Judgement { request, mut judged, hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
-        let Self { send, device, changes, gate, line: connection, service, .. } = self;
+        let Self { send, device, changes, gate, context, service, .. } = self;
         let Some(service) = service else { return Err(SpliceEnd::Aborted.into()) };
-        let DeviceStream { recv, ahead, room } = device;
+        let DeviceStream { recv, ahead, memory } = device;
         let Running { incoming, outgoing, answer, .. } = &mut running;
         let exchange = Exchange::start(request, incoming, answer, ahead);
         let sides = Sides {
             send,
             recv,
             service: &mut service.tcp,
-            meter: connection.meter,
-            draining: connection.draining,
+            meter: context.meter,
+            draining: context.draining,
         };
-        let overruled = judged.overruled(gate, connection, changes.clone());
-        let carried = carry(sides, exchange, hold, room, outgoing, overruled, &line).await;
-        room.shrink(ahead.len());
+        let overruled = judged.overruled(gate, context, changes.clone());
+        let carried = carry(sides, exchange, hold, memory, outgoing, overruled, &line).await;
+        memory.shrink(ahead.len());
         self.conclude(carried, running, &line).await
     }
 

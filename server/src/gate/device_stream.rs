@@ -31,12 +31,12 @@ pub(super) struct DeviceStream<'a> {
     pub(super) recv: Receiving,
     pub(super) ahead: ReadAhead,
     /// Memory for all bytes that were read and not forwarded.
-    pub(super) room: Share<'a>,
+    pub(super) memory: Share<'a>,
 }
 
 impl<'a> DeviceStream<'a> {
-    pub(super) fn new(recv: Receiving, room: Share<'a>) -> Self {
-        Self { recv, ahead: ReadAhead::default(), room }
+    pub(super) fn new(recv: Receiving, memory: Share<'a>) -> Self {
+        Self { recv, ahead: ReadAhead::default(), memory }
     }
 
     /// The stream itself, and whether all of it was received.
@@ -69,7 +69,7 @@ impl<'a> DeviceStream<'a> {
     /// Cancel safe if `reader` is kept.
     pub(super) async fn head(&mut self, reader: &mut HeadReader) -> Result<Head, DownEnd> {
         // Memory for the bytes that are there must be granted before more is read.
-        if self.room.grow(reader.len() + self.ahead.len()).await == Err(Full) {
+        if self.memory.grow(reader.len() + self.ahead.len()).await == Err(Full) {
             return Ok(Head::Full);
         }
         let mut chunks = self.next().await?;
@@ -107,7 +107,7 @@ impl<'a> DeviceStream<'a> {
     pub(super) async fn watch(&mut self, held: usize, most: usize) -> DownEnd {
         while !self.ahead.finished
             && self.ahead.len() < most
-            && self.room.try_grow(held + self.ahead.len()).is_ok()
+            && self.memory.try_grow(held + self.ahead.len()).is_ok()
         {
             match self.recv.read_chunk(most - self.ahead.len()).await {
                 Ok(Some(chunk)) => self.ahead.push(chunk.bytes),

@@ -115,7 +115,7 @@ impl<'r> Exchange<'r> {
         } else {
             exchange.pump(&mut actions);
         }
-        exchange.settle(&mut actions);
+        exchange.conclude(&mut actions);
         (exchange, actions)
     }
 
@@ -153,7 +153,7 @@ impl<'r> Exchange<'r> {
             }
             Event::Draining => self.draining = true,
         }
-        self.settle(now);
+        self.conclude(now);
         actions
     }
 
@@ -361,7 +361,7 @@ impl<'r> Exchange<'r> {
     }
 
     /// Ends the exchange if both directions have ended, or if nobody reads the answer.
-    fn settle(&mut self, actions: &mut Actions) {
+    fn conclude(&mut self, actions: &mut Actions) {
         if actions.end.is_some() {
             return;
         }

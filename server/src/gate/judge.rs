@@ -74,11 +74,11 @@ impl Judged {
     pub(super) async fn overruled(
         &mut self,
         gate: &Gate,
-        line: &StreamContext<'_>,
+        context: &StreamContext<'_>,
         mut changes: watch::Receiver<()>,
     ) -> Refused {
         while changes.changed().await.is_ok() {
-            if let Err(refused) = self.again(gate, line).await {
+            if let Err(refused) = self.again(gate, context).await {
                 return refused;
             }
         }
@@ -86,10 +86,10 @@ impl Judged {
         std::future::pending().await
     }
 
-    async fn again(&mut self, gate: &Gate, line: &StreamContext<'_>) -> Result<(), Refused> {
+    async fn again(&mut self, gate: &Gate, context: &StreamContext<'_>) -> Result<(), Refused> {
         const BEFORE: &str = "began before this rule was in force";
         let route_permit =
-            gate.policy.route(line.certificate, requested_route(&self.head, self.route))?;
+            gate.policy.route(context.certificate, requested_route(&self.head, self.route))?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
         if is_unknown && route_permit.needs_model() {
             return Err(route_permit.no_model(BEFORE).into());
@@ -110,7 +110,7 @@ impl Judged {
             );
             return Err(Refused::new(403, Refusal::Authorize, sentence));
         }
-        authority.ask(question(&self.head, line, &request_permit, self.models.clone())).await?;
+        authority.ask(question(&self.head, context, &request_permit, self.models.clone())).await?;
         (self.request_permit, self.authority) = (request_permit, Some(authority));
         Ok(())
     }
@@ -118,16 +118,16 @@ impl Judged {
 
 fn question(
     head: &RequestHead,
-    line: &StreamContext<'_>,
+    context: &StreamContext<'_>,
     request_permit: &RequestPermit,
     models: Option<Vec<String>>,
 ) -> Question {
     let models = models.unwrap_or_default();
     Question {
         at: At::Request,
-        device: line.asker.name.clone(),
-        device_id: Some(line.asker.id),
-        device_uid: line.asker.uid,
+        device: context.asker.name.clone(),
+        device_id: Some(context.asker.id),
+        device_uid: context.asker.uid,
         role: request_permit.role.clone(),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),
@@ -171,12 +171,12 @@ impl Gate {
     /// The checks that need only the head.
     pub(super) fn route_permit(
         &self,
-        line: &StreamContext<'_>,
+        context: &StreamContext<'_>,
         head: &RequestHead,
         route: ApiRoute,
     ) -> Result<RoutePermit, Refused> {
-        line.is_in_time()?;
-        self.throttle.arrive(&line.asker, &self.policy.role(line.certificate))?;
+        context.is_in_time()?;
+        self.throttle.arrive(&context.asker, &self.policy.role(context.certificate))?;
         if !host::allows(&head.host, &ThisMachine) {
             let sentence = format!(
                 "adit: this is not `{}`: Ollama answers to localhost, to private addresses and to the server's own name",
@@ -184,7 +184,7 @@ impl Gate {
             );
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
-        Ok(self.policy.route(line.certificate, requested_route(head, route))?)
+        Ok(self.policy.route(context.certificate, requested_route(head, route))?)
     }
 }
 
@@ -198,7 +198,7 @@ impl<'a> Conversation<'a> {
         // Every later change of the rules concerns this request.
         self.changes.mark_unchanged();
         let route = route(&head.method, Target::new(&head.target));
-        let mut running = self.gate.begin(self.line, Some((&head, route)));
+        let mut running = self.gate.begin(self.context, Some((&head, route)));
         let mut content =
             Content { head: bytes.len(), raw: Vec::new(), body: Body::new(head.body), most: None };
         match self.admit(head, route, &mut content, &mut running).await {
@@ -245,9 +245,10 @@ impl<'a> Conversation<'a> {
         content: &mut Content,
         running: &mut Running<'_>,
     ) -> Result<(Judged, Ticket), Stop> {
-        self.has_room(content.head, route.class).await?;
-        let route_permit = self.gate.route_permit(self.line, &head, route)?;
-        content.most = self.gate.throttle.body(&self.line.asker, route_permit.role(), head.body)?;
+        self.take_memory(content.head, route.class).await?;
+        let route_permit = self.gate.route_permit(self.context, &head, route)?;
+        content.most =
+            self.gate.throttle.body(&self.context.asker, route_permit.role(), head.body)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
         let is_read = route_permit.needs_model() || authority.is_some();
         let models = if is_read {
@@ -263,11 +264,11 @@ impl<'a> Conversation<'a> {
         );
         let request_permit = route_permit.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
-            let question = question(&head, self.line, &request_permit, models.clone());
+            let question = question(&head, self.context, &request_permit, models.clone());
             self.meanwhile(content, route.class, authority.ask(question)).await??;
         }
         let asked = PermittedRequest {
-            asker: self.line.asker.clone(),
+            asker: self.context.asker.clone(),
             role: request_permit.role.clone(),
             path: Target::new(&head.target).path.into(),
             route: route.class,
@@ -283,14 +284,14 @@ impl<'a> Conversation<'a> {
                 self.read(&head, route.class, content, running).await?;
             }
         }
-        self.device.room.shrink(content.len() + self.device.ahead.len());
+        self.device.memory.shrink(content.len() + self.device.ahead.len());
         let mut judged = Judged { head, route, models, request_permit, authority };
         // The rules may have changed while the body or the connection was awaited.
         self.again(&mut judged, content).await?;
         self.reach(content, route.class).await?;
         self.again(&mut judged, content).await?;
-        self.line.is_in_time()?;
-        if (self.line.is_closed)() {
+        self.context.is_in_time()?;
+        if (self.context.is_closed)() {
             return Err(Stop::Over(common::transport::splice::SpliceEnd::Aborted.into()));
         }
         Ok((judged, ticket))
@@ -298,10 +299,10 @@ impl<'a> Conversation<'a> {
 
     /// Checks a request again if the rules have changed in the meantime.
     async fn again(&mut self, judged: &mut Judged, content: &Content) -> Result<(), Stop> {
-        let (gate, line, class) = (self.gate, self.line, judged.route.class);
+        let (gate, context, class) = (self.gate, self.context, judged.route.class);
         while self.changes.has_changed().unwrap_or(false) {
             self.changes.mark_unchanged();
-            self.meanwhile(content, class, judged.again(gate, line)).await??;
+            self.meanwhile(content, class, judged.again(gate, context)).await??;
         }
         Ok(())
     }
@@ -312,8 +313,8 @@ impl<'a> Conversation<'a> {
             self.service = None;
         }
         if self.service.is_none() {
-            let (gate, line) = (self.gate, self.line);
-            self.service = Some(self.meanwhile(content, class, gate.dial(line)).await??);
+            let (gate, context) = (self.gate, self.context);
+            self.service = Some(self.meanwhile(content, class, gate.dial(context)).await??);
         }
         Ok(())
     }

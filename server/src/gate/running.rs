@@ -31,7 +31,7 @@ pub(super) struct Running<'a> {
     pub(super) outgoing: Outgoing<'a>,
     /// How far the answer has come.
     pub(super) answer: Tracker,
-    told: bool,
+    is_recorded: bool,
 }
 
 #[derive(Default)]
@@ -113,7 +113,7 @@ impl<'a> Running<'a> {
             incoming: Incoming::new(is_json),
             outgoing,
             answer: Tracker::new(head.is_some_and(|(head, _)| &*head.method == "HEAD"), is_kept),
-            told: false,
+            is_recorded: false,
         }
     }
 
@@ -131,13 +131,13 @@ impl<'a> Running<'a> {
     pub(super) fn ended(mut self, end: End, status: Option<u16>) {
         self.record.end = end;
         self.outgoing.status = status.or(self.outgoing.status);
-        if !self.told {
+        if !self.is_recorded {
             self.tell();
         }
     }
 
     fn tell(&mut self) {
-        self.told = true;
+        self.is_recorded = true;
         self.record.model = self.model();
         let out = &self.outgoing;
         self.record.total = out.began.elapsed();
@@ -169,7 +169,7 @@ impl<'a> Running<'a> {
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if !self.told {
+        if !self.is_recorded {
             self.tell();
         }
     }
@@ -233,7 +233,7 @@ fn unreadable(why: Unreadable) -> Refused {
 
 impl Outgoing<'_> {
     /// Notes that the service can begin, and what was seen so far.
-    pub(super) fn works(&mut self, seen: Seen) {
+    pub(super) fn service_works(&mut self, seen: Seen) {
         let is_new = self.at_work.is_none() || seen != self.seen;
         self.at_work.get_or_insert_with(Instant::now);
         if let Some(account) = self.account.as_ref().filter(|_| is_new) {

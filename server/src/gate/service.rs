@@ -69,14 +69,14 @@ impl Gate {
     /// Cancel safe: nothing is left behind.
     pub(super) async fn dial<'a>(
         &'a self,
-        line: &'a StreamContext<'_>,
+        context: &'a StreamContext<'_>,
     ) -> Result<Service<'a>, Code> {
-        let stream = tokio::time::timeout(PLACE_WITHIN, line.slots.acquire()).await;
+        let stream = tokio::time::timeout(PLACE_WITHIN, context.slots.acquire()).await;
         let stream = stream.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
         self.connections.resize(places());
-        let mut place = self.connections.share(line.asker.id);
+        let mut place = self.connections.share(context.asker.id);
         place.grow(1).await.map_err(|Full| Code::TooManyStreams)?;
-        let permit = self.policy.permit(line.certificate, line.service)?;
+        let permit = self.policy.permit(context.certificate, context.service)?;
         let tcp = upstream::dial(&permit).await.inspect_err(|code| {
             tracing::warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
         })?;

@@ -307,7 +307,7 @@ impl Admission {
     }
 
     /// Counts a handshake that has ended.
-    pub(crate) fn shaken(&self, how: Handshake) {
+    pub(crate) fn count_handshake(&self, how: Handshake) {
         self.handshaken[how as usize].fetch_add(1, Relaxed);
     }
 

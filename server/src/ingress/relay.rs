@@ -80,7 +80,7 @@ impl Relay {
                 (tcp, from) = accept("the relay for SSH", || self.listener.accept()) => {
                     if open.len() >= MOST {
                         let silences = open.iter().map(|(id, open)| (*id, open.answered.silence()));
-                        let Some(oldest) = who_leaves(silences).and_then(|id| open.remove(&id)) else {
+                        let Some(oldest) = to_displace(silences).and_then(|id| open.remove(&id)) else {
                             debug!(%from, "{MOST} connections to the relay are open: no more");
                             continue;
                         };
@@ -131,7 +131,7 @@ impl Answered {
 /// The connection that is closed to make room for another: the one to which the server has sent
 /// nothing for longest, if that is longer than [`UNANSWERED`]. A revoked device, or one without a
 /// knock, gets no answer, so it does not keep its place.
-fn who_leaves<K>(silences: impl Iterator<Item = (K, Duration)>) -> Option<K> {
+fn to_displace<K>(silences: impl Iterator<Item = (K, Duration)>) -> Option<K> {
     let (longest, silence) = silences.max_by_key(|(_, silence)| *silence)?;
     (silence >= UNANSWERED).then_some(longest)
 }
@@ -223,7 +223,7 @@ mod tests {
             [(&[][..], None), (&[0, 5, 14], None), (&[0, 15, 5], Some(1)), (&[16, 5, 600], Some(2))]
         {
             let silences = silences.iter().map(|seconds| Duration::from_secs(*seconds));
-            assert_eq!(who_leaves((0..).zip(silences)), leaves);
+            assert_eq!(to_displace((0..).zip(silences)), leaves);
         }
     }
 

@@ -67,7 +67,7 @@ impl LimitTable {
     /// The limits of a device with this role and name.
     pub(crate) fn limits(&self, role: &str, device: &str) -> Limits {
         let layers = [self.devices.get(device), self.roles.get(role), Some(&self.default)];
-        let settle = |layers: &[Option<&LimitSettings>]| {
+        let resolve = |layers: &[Option<&LimitSettings>]| {
             let layers = || layers.iter().flatten();
             Limits {
                 requests_per_minute: nearest(layers().map(|l| l.requests_per_minute)),
@@ -78,7 +78,7 @@ impl LimitTable {
                     .map(|Positive(tokens)| tokens),
             }
         };
-        settle(&layers)
+        resolve(&layers)
     }
 }
 

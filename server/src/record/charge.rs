@@ -28,16 +28,16 @@ impl Charge {
     /// The cost of a request that has ended, if the model generates `speed` tokens per second.
     pub(crate) fn of(record: &RequestRecord, speed: f64) -> Self {
         let facts = &record.tokens;
-        let told = Self { read: facts.told_in, written: facts.told_out, is_estimated: false };
+        let reported = Self { read: facts.told_in, written: facts.told_out, is_estimated: false };
         // A refusal's status is the gate's own: the service may have worked on the request before.
         let is_answered = matches!(record.end, End::Refused(_))
             || record.status.is_none_or(|status| (200..300).contains(&status));
         let Some(at_work) = facts.at_work.filter(|_| record.route.needs_gpu() && is_answered)
         else {
-            return told;
+            return reported;
         };
         if is_told(record) {
-            return told;
+            return reported;
         }
         let (written, is_guess) = written(record, at_work.as_secs_f64() * speed);
         Self {
@@ -146,7 +146,7 @@ mod tests {
             at_work: Some(Duration::from_secs(2)),
             ..TokenFacts::default()
         };
-        let told = TokenFacts { told_in: Some(7), told_out: Some(100), pieces: 98, ..worked };
+        let reported = TokenFacts { told_in: Some(7), told_out: Some(100), pieces: 98, ..worked };
         let pieces = TokenFacts { pieces: 100, ..worked };
         let whole = TokenFacts { is_stream: false, ..worked };
         for Case { why, end, status, facts, charge } in [
@@ -154,7 +154,7 @@ mod tests {
                 why: "a whole answer says it",
                 end: End::Done,
                 status: Some(200),
-                facts: told,
+                facts: reported,
                 charge: (Some(7), Some(100), false),
             },
             Case {

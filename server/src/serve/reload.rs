@@ -92,7 +92,7 @@ impl Server {
                 .exit(Exit::Usage));
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
-        let read = tokio::task::spawn_blocking(move || Config::settle(&flags, &serve)).await;
+        let read = tokio::task::spawn_blocking(move || Config::resolve(&flags, &serve)).await;
         let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
         self.policy.set_rules(now.rules.clone());
         self.accounting.update(&now.accounting);

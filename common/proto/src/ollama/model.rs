@@ -22,8 +22,12 @@ pub enum Unreadable {
     Ambiguous,
 }
 
-/// The models that a JSON body names: for each list of keys, the first value that is not empty
-/// (`cmp.Or` in Ollama's code).
+/// The models that a whole JSON body names: for each list of keys, the first value that is not
+/// empty (`cmp.Or` in Ollama's code).
+///
+/// This is the reference reader. The programs use [`super::named_models`], which reads a body while
+/// it comes, with a parser of its own; tests and the fuzzer check that both agree. This one uses
+/// `serde_json`, so that both do not share a mistake.
 ///
 /// # Errors
 /// If Ollama would refuse the body too, or could read other models in it.

@@ -27,7 +27,7 @@ pub(super) enum Entered {
 
 pub(super) struct FairQueue<D> {
     most: Option<NonZeroUsize>,
-    room: usize,
+    max_waiting: usize,
     running: usize,
     next: u64,
     /// Devices with waiting requests, the next one first. Each device stands here once.
@@ -37,10 +37,10 @@ pub(super) struct FairQueue<D> {
 }
 
 impl<D: Copy + Eq + Hash> FairQueue<D> {
-    pub(super) fn new(most: Option<NonZeroUsize>, room: usize) -> Self {
+    pub(super) fn new(most: Option<NonZeroUsize>, max_waiting: usize) -> Self {
         Self {
             most,
-            room,
+            max_waiting,
             running: 0,
             next: 0,
             turns: VecDeque::new(),
@@ -49,8 +49,8 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         }
     }
 
-    pub(super) fn resize(&mut self, most: Option<NonZeroUsize>, room: usize) {
-        (self.most, self.room) = (most, room);
+    pub(super) fn resize(&mut self, most: Option<NonZeroUsize>, max_waiting: usize) {
+        (self.most, self.max_waiting) = (most, max_waiting);
     }
 
     /// A request of `device` arrives.
@@ -61,7 +61,7 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
             return Entered::Now;
         }
         let mut evicted = None;
-        if self.owners.len() >= self.room {
+        if self.owners.len() >= self.max_waiting {
             match self.newest_of_the_longest(device) {
                 Some(ticket) => evicted = Some(ticket),
                 None => return Entered::Full,

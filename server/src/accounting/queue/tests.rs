@@ -14,7 +14,7 @@ fn most(n: usize) -> Option<NonZeroUsize> {
     NonZeroUsize::new(n)
 }
 
-fn line(most_at_once: usize, room: usize) -> FairQueue<u8> {
+fn fair_queue(most_at_once: usize, room: usize) -> FairQueue<u8> {
     FairQueue::new(most(most_at_once), room)
 }
 
@@ -27,15 +27,15 @@ fn waits(entered: Entered) -> Ticket {
 
 #[test]
 fn a_device_waits_for_at_most_one_turn_of_a_greedy_one() {
-    let mut line = line(1, 512);
-    assert_eq!(line.enter(b'g'), Entered::Now);
-    let greedy: Vec<_> = (0..100).map(|_| waits(line.enter(b'g'))).collect();
-    let person = waits(line.enter(b'p'));
-    line.end();
+    let mut fair = fair_queue(1, 512);
+    assert_eq!(fair.enter(b'g'), Entered::Now);
+    let greedy: Vec<_> = (0..100).map(|_| waits(fair.enter(b'g'))).collect();
+    let person = waits(fair.enter(b'p'));
+    fair.end();
     let mut order = Vec::new();
-    while let Some(ticket) = line.next() {
+    while let Some(ticket) = fair.next() {
         order.push(ticket);
-        line.end();
+        fair.end();
     }
     let at = order.iter().position(|ticket| *ticket == person).expect("served");
     assert!(at <= 1, "{at} turns of the other came first");
@@ -45,11 +45,11 @@ fn a_device_waits_for_at_most_one_turn_of_a_greedy_one() {
 
 #[test]
 fn many_devices_are_served_in_turn() {
-    let mut line = line(2, 512);
+    let mut fair = fair_queue(2, 512);
     let mut owner = HashMap::new();
     for device in 0..4u8 {
         for _ in 0..5 {
-            match line.enter(device) {
+            match fair.enter(device) {
                 Entered::Waits(ticket) => {
                     owner.insert(ticket, device);
                 }
@@ -57,12 +57,12 @@ fn many_devices_are_served_in_turn() {
             }
         }
     }
-    line.end();
-    line.end();
+    fair.end();
+    fair.end();
     let mut order = Vec::new();
-    while let Some(ticket) = line.next() {
+    while let Some(ticket) = fair.next() {
         order.push(owner[&ticket]);
-        line.end();
+        fair.end();
     }
     assert_eq!(order[..8], [0, 1, 2, 3, 0, 1, 2, 3]);
     assert_eq!(order.len(), 18);
@@ -70,26 +70,26 @@ fn many_devices_are_served_in_turn() {
 
 #[test]
 fn no_request_overtakes_the_waiting_ones() {
-    let mut line = line(1, 512);
-    assert_eq!(line.enter(1), Entered::Now);
-    let second = waits(line.enter(2));
-    line.end();
+    let mut fair = fair_queue(1, 512);
+    assert_eq!(fair.enter(1), Entered::Now);
+    let second = waits(fair.enter(2));
+    fair.end();
     // The turn is free but not yet given: the newcomer is not first.
-    let third = waits(line.enter(3));
-    assert_eq!((line.next(), line.next()), (Some(second), None));
-    line.end();
-    assert_eq!(line.next(), Some(third));
+    let third = waits(fair.enter(3));
+    assert_eq!((fair.next(), fair.next()), (Some(second), None));
+    fair.end();
+    assert_eq!(fair.next(), Some(third));
 }
 
 #[test]
 fn a_full_queue_refuses() {
-    let mut line = line(1, 2);
-    line.enter(1);
-    let first = waits(line.enter(1));
-    waits(line.enter(2));
-    assert_eq!(line.enter(3), Entered::Full);
-    line.leave(first);
-    waits(line.enter(3));
+    let mut fair = fair_queue(1, 2);
+    fair.enter(1);
+    let first = waits(fair.enter(1));
+    waits(fair.enter(2));
+    assert_eq!(fair.enter(3), Entered::Full);
+    fair.leave(first);
+    waits(fair.enter(3));
 }
 
 fn ready(waiting: &mut Waiting) -> Option<Turn> {
@@ -109,7 +109,7 @@ fn a_device_that_fills_the_queue_loses_its_newest_request_to_others() {
     let queue = Queue::new(most(1), 8);
     let (script, person) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
-    let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in line")).collect();
+    let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in the queue")).collect();
     assert_eq!(queue.enter(script).err(), Some(Full));
     let mut persons = queue.enter(person).expect("there is room for somebody else");
     assert!(
@@ -128,7 +128,7 @@ fn a_request_that_stops_waiting_frees_its_place_at_once() {
     let queue = Queue::new(most(1), 1);
     let (one, two) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(one).expect("in")).expect("now");
-    let waiting = queue.enter(one).expect("in line");
+    let waiting = queue.enter(one).expect("in the queue");
     assert_eq!(queue.enter(two).err(), Some(Full));
     drop(waiting);
     assert_eq!(queue.waiting(), 0);
@@ -144,8 +144,8 @@ fn a_turn_that_was_given_to_a_dropped_future_goes_to_the_next() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let turn = ready(&mut queue.enter(id).expect("in")).expect("now");
-    let called = queue.enter(id).expect("in line");
-    let mut next = queue.enter(id).expect("in line");
+    let called = queue.enter(id).expect("in the queue");
+    let mut next = queue.enter(id).expect("in the queue");
     drop(turn);
     assert!(ready(&mut next).is_none(), "the first has been called, and has not looked yet");
     drop(called);
@@ -157,7 +157,7 @@ fn more_room_calls_waiting_requests() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let _turn = ready(&mut queue.enter(id).expect("in")).expect("now");
-    let mut waiting: Vec<_> = (0..3).map(|_| queue.enter(id).expect("in line")).collect();
+    let mut waiting: Vec<_> = (0..3).map(|_| queue.enter(id).expect("in the queue")).collect();
     queue.resize(most(3), 8);
     let turns: Vec<_> = waiting.iter_mut().filter_map(ready).collect();
     assert_eq!((turns.len(), queue.running()), (2, 3));
@@ -170,7 +170,7 @@ async fn a_waiting_task_is_woken() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
     let turn = queue.enter(id).expect("in").await.expect("a turn");
-    let waiting = queue.enter(id).expect("in line");
+    let waiting = queue.enter(id).expect("in the queue");
     let (turn, ()) = tokio::join!(waiting, async move {
         tokio::task::yield_now().await;
         drop(turn);

@@ -31,7 +31,7 @@ pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<Socket
         }
     }
     let candidates = candidates(config, known);
-    somebody_at(&candidates).await.ok_or_else(|| {
+    first_listening(&candidates).await.ok_or_else(|| {
         let ports = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
         not_running(&format!("nothing listens on UDP {ports}"))
     })
@@ -66,9 +66,9 @@ pub(super) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr>
 }
 
 /// The first of these addresses at which somebody listens.
-pub(super) async fn somebody_at(candidates: &[SocketAddr]) -> Option<SocketAddr> {
+pub(super) async fn first_listening(candidates: &[SocketAddr]) -> Option<SocketAddr> {
     for candidate in candidates {
-        if somebody_listens(*candidate).await.unwrap_or(false) {
+        if is_listened_on(*candidate).await.unwrap_or(false) {
             return Some(*candidate);
         }
     }
@@ -76,7 +76,7 @@ pub(super) async fn somebody_at(candidates: &[SocketAddr]) -> Option<SocketAddr>
 }
 
 /// Sends one byte, which a server drops, and waits for the kernel's error.
-async fn somebody_listens(to: SocketAddr) -> io::Result<bool> {
+async fn is_listened_on(to: SocketAddr) -> io::Result<bool> {
     let own: SocketAddr = match to {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -115,11 +115,11 @@ mod tests {
     async fn the_kernel_says_whether_somebody_listens() {
         let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let there = silent.local_addr().expect("an address");
-        let nobody = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
-        let gone = nobody.local_addr().expect("an address");
-        drop(nobody);
-        assert_eq!(somebody_at(&[gone, there]).await, Some(there));
-        assert_eq!(somebody_at(&[gone]).await, None);
+        let closed = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let gone = closed.local_addr().expect("an address");
+        drop(closed);
+        assert_eq!(first_listening(&[gone, there]).await, Some(there));
+        assert_eq!(first_listening(&[gone]).await, None);
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn every_event_in_every_state() {
 }
 
 /// All actions of the machine during these events, as text.
-fn way(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
+fn actions_of(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
     let state = State { name: "", turn, length, events: &[] };
     at(&state, |exchange| events.iter().map(|event| step(exchange, *event)).collect())
 }
@@ -212,19 +212,19 @@ const DONE: &[u8] = b"f\r\n{\"done\":true}\r\n\r\n0\r\n\r\n";
 fn an_answer_that_the_service_completed_after_a_cancellation_is_recorded_as_cancelled() {
     let answered = |last| {
         let events = [Forwarded, Service(BEGUN), Delivered, DeviceEnded, Service(last), Delivered];
-        way(Turn::None, NONE, &events).pop().expect("an end")
+        actions_of(Turn::None, NONE, &events).pop().expect("an end")
     };
     assert_eq!(answered(REST), "next: cancelled");
     assert_eq!(answered(DONE), "next: done", "it was complete before the device ended");
     let whole = [Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered];
-    assert_eq!(way(Turn::None, NONE, &whole).pop().expect("an end"), "next: done");
+    assert_eq!(actions_of(Turn::None, NONE, &whole).pop().expect("an end"), "next: done");
 }
 
 #[test]
 fn a_limit_ends_an_answer_with_a_line_if_one_can_be_added() {
     let at_limit = |before: &'static [Step], after: &'static [Step]| {
         let events = [&[Forwarded], before, &[Limit], after].concat();
-        way(Turn::None, NONE, &events).pop().expect("an end")
+        actions_of(Turn::None, NONE, &events).pop().expect("an end")
     };
     let last = "last \"3\\r\\n{}\\n\\r\\n0\\r\\n\\r\\n\": refused";
     assert_eq!(at_limit(&[], &[]), "tell 429");
@@ -252,18 +252,21 @@ fn what_would_let_the_service_begin_waits_for_its_turn_and_nothing_else_does() {
         Forwarded,
     ];
     assert_eq!(
-        way(Turn::Whole, LENGTH, &events),
+        actions_of(Turn::Whole, LENGTH, &events),
         ["", "forward \"{\\\"a\\\":\"", "", "", "join", "forward \"1} \"", ""]
     );
     // A device that sends FIN after a pipelined request still waits.
     let events = [Forwarded, Device("{\"a\":1} next"), DeviceEnded, Granted];
-    assert_eq!(way(Turn::Whole, LENGTH, &events), ["", "join", "", "forward \"{\\\"a\\\":1} \""]);
+    assert_eq!(
+        actions_of(Turn::Whole, LENGTH, &events),
+        ["", "join", "", "forward \"{\\\"a\\\":1} \""]
+    );
 }
 
 #[test]
 fn nothing_after_a_malformed_chunk_is_forwarded() {
     let events = [Forwarded, Device("3\r\nabc\r\n+3\r\nabc\r\n")];
-    assert_eq!(way(Turn::None, BodyLength::Chunked, &events), ["", "tell 400"]);
+    assert_eq!(actions_of(Turn::None, BodyLength::Chunked, &events), ["", "tell 400"]);
 }
 
 #[test]
@@ -271,7 +274,7 @@ fn an_answer_that_comes_before_its_turn_ends_the_wait() {
     let events =
         [Forwarded, Device("0123456789"), Service(BEGUN), Delivered, Service(REST), Delivered];
     assert_eq!(
-        way(Turn::Whole, TEN, &events)[4..],
+        actions_of(Turn::Whole, TEN, &events)[4..],
         ["release, deliver from 0", "leave, forward \"0123456789\""]
     );
 }

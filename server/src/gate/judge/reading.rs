@@ -99,29 +99,33 @@ impl Conversation<'_> {
         if content.raw.len() > MOST_BODY {
             return Err(too_long_to_read().into());
         }
-        let room = match head.body {
+        let bytes = match head.body {
             _ if content.raw.len() < FIRST => content.len(),
             BodyLength::Known(length) => {
                 content.head + usize::try_from(length).unwrap_or(MOST_BODY).min(MOST_BODY)
             }
             BodyLength::Chunked => content.head + MOST_BODY,
         };
-        self.has_room(room, class).await
+        self.take_memory(bytes, class).await
     }
 
     /// Takes memory for `bytes` more than was read ahead; waits for it.
-    pub(super) async fn has_room(&mut self, bytes: usize, class: RouteClass) -> Result<(), Stop> {
+    pub(super) async fn take_memory(
+        &mut self,
+        bytes: usize,
+        class: RouteClass,
+    ) -> Result<(), Stop> {
         let all = bytes + self.device.ahead.len();
-        if self.device.room.try_grow(all).is_ok() {
+        if self.device.memory.try_grow(all).is_ok() {
             return Ok(());
         }
-        let mut wait = self.gate.memory.share(self.line.asker.id);
-        let more = all - self.device.room.amount();
-        let room = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
-        if room == Err(Full) {
+        let mut wait = self.gate.memory.share(self.context.asker.id);
+        let more = all - self.device.memory.amount();
+        let grown = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
+        if grown == Err(Full) {
             return Err(Refused::no_memory().into());
         }
-        self.device.room.join(wait);
+        self.device.memory.join(wait);
         Ok(())
     }
 }

@@ -64,11 +64,11 @@ impl Bench {
         }
     }
 
-    fn with_line<R>(&self, then: impl FnOnce(&StreamContext<'_>) -> R) -> R {
-        then(&self.line())
+    fn with_context<R>(&self, then: impl FnOnce(&StreamContext<'_>) -> R) -> R {
+        then(&self.context())
     }
 
-    fn line(&self) -> StreamContext<'_> {
+    fn context(&self) -> StreamContext<'_> {
         StreamContext {
             certificate: &self.certificate,
             not_after: &self.not_after,
@@ -95,7 +95,8 @@ impl Bench {
     /// The result of the checks that need only the head.
     fn route_permit(&self, request: &str) -> Result<RoutePermit, (u16, Refusal)> {
         let (head, route) = parsed(request);
-        let route_permit = self.with_line(|line| self.gate.route_permit(line, &head, route));
+        let route_permit =
+            self.with_context(|context| self.gate.route_permit(context, &head, route));
         route_permit.map_err(|refused| (refused.answer.status, refused.why))
     }
 
@@ -143,23 +144,23 @@ async fn a_request_that_runs_is_refused_when_a_change_forbids_it_and_not_before(
     let bench = Bench::new();
     let models = |name: &str| Some(vec![name.to_owned()]);
     let id = bench.certificate.device.expect("a device");
-    let line = bench.line();
+    let context = bench.context();
     let mut chat = bench.judged("POST /api/chat", models("a"));
     let mut list = bench.judged("GET /api/tags", None);
     let mut unread = bench.judged("POST /api/chat", None);
     // A change that forbids nothing.
     bench.register.set_models(id, Some(&["a".parse().expect("a pattern")])).expect("set");
     bench.update();
-    assert!(chat.again(&bench.gate, &line).await.is_ok());
-    assert!(list.again(&bench.gate, &line).await.is_ok());
-    let refused = unread.again(&bench.gate, &line).await.expect_err("nobody knows its model");
+    assert!(chat.again(&bench.gate, &context).await.is_ok());
+    assert!(list.again(&bench.gate, &context).await.is_ok());
+    let refused = unread.again(&bench.gate, &context).await.expect_err("nobody knows its model");
     assert_eq!(refused.why, Refusal::Model);
     bench.register.set_models(id, Some(&["b".parse().expect("a pattern")])).expect("set");
     bench.update();
-    let refused = chat.again(&bench.gate, &line).await.expect_err("another model");
+    let refused = chat.again(&bench.gate, &context).await.expect_err("another model");
     assert_eq!((refused.answer.status, refused.why), (403, Refusal::Model));
     bench.register.revoke(id, 1).expect("revoked");
     bench.update();
-    let refused = list.again(&bench.gate, &line).await.expect_err("revoked");
+    let refused = list.again(&bench.gate, &context).await.expect_err("revoked");
     assert_eq!((refused.answer.status, refused.why), (503, Refusal::Certificate));
 }

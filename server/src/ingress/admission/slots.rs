@@ -74,13 +74,13 @@ impl<T> Slots<T> {
         now: Duration,
         end: T,
     ) -> Option<(u64, Option<T>)> {
-        let leaves = self.who_leaves(knocker, address);
-        if let Some(number) = leaves
+        let displaced = self.to_displace(knocker, address);
+        if let Some(number) = displaced
             && now.saturating_sub(self.held[&number].since) < GRACE
         {
             return None;
         }
-        let ended = leaves.and_then(|number| self.held.remove(&number)).map(|held| held.end);
+        let ended = displaced.and_then(|number| self.held.remove(&number)).map(|held| held.end);
         let number = self.next;
         self.next += 1;
         self.held.insert(number, Held { knocker, address, since: now, end });
@@ -92,7 +92,7 @@ impl<T> Slots<T> {
         self.held.remove(&number);
     }
 
-    fn who_leaves(&self, knocker: Knocker, address: Option<IpAddr>) -> Option<u64> {
+    fn to_displace(&self, knocker: Knocker, address: Option<IpAddr>) -> Option<u64> {
         let oldest_of = |is: &dyn Fn(&Held<T>) -> bool| {
             let mut theirs = self.held.iter().filter(|(_, held)| is(held));
             let oldest = theirs.next().map(|(number, _)| *number);

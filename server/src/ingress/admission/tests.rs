@@ -38,11 +38,11 @@ impl World {
         let (name, key) = (format!("d{}", self.next), KeyHash([self.next; 32]));
         let name = name.parse().expect("a name");
         let device = self.register.enroll(&name, OWNER, key, 9999, NOW).expect("enrolled");
-        self.obey();
+        self.refresh();
         (device.id, self.keys.device_knocks().of(device.id, key))
     }
 
-    fn obey(&self) {
+    fn refresh(&self) {
         self.admission.policy.update(self.register.snapshot().expect("read"));
     }
 
@@ -100,12 +100,12 @@ fn the_knock_of_a_revoked_device_is_not_answered() {
     let knock = key.knock();
     assert!(world.admission.hear(&knock, local(1), NOW));
     world.register.revoke(id, NOW).expect("revoked");
-    world.obey();
+    world.refresh();
     let verdict = world.admission.judge(&knock, local(1), false, NOW);
     assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{verdict:?}");
     assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     world.register.forget(id).expect("forgotten");
-    world.obey();
+    world.refresh();
     assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     assert!(is_accepted(&world.attempt(&good, local(1), false)));
 }
@@ -116,7 +116,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
     let secret = Secret::generate();
     let name = "new".parse().expect("a name");
     world.register.invite(&name, &default_role(), &secret, NOW + 1, NOW).expect("invited");
-    world.obey();
+    world.refresh();
     let key = secret.knock_key().into();
     let Verdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
     assert!(matches!(slot.knocker(), Knocker::Invited(_)));

@@ -7,7 +7,6 @@ use tests::{
     laptop::{Laptop, remote_aditd},
     ollama::Options,
     raw, skip,
-    sshd::Sshd,
     world::World,
 };
 
@@ -39,7 +38,7 @@ fn settled(file: &str) -> Config {
     let path = tmp.path().join("aditd.toml");
     std::fs::write(&path, file).expect("written");
     let flags = Flags { state_dir: Some(tmp.path().join("state")), config: Some(path) };
-    Config::settle(&flags, &ServeFlags::default()).unwrap_or_else(|e| panic!("{e}\n{file}"))
+    Config::resolve(&flags, &ServeFlags::default()).unwrap_or_else(|e| panic!("{e}\n{file}"))
 }
 
 #[test]
@@ -68,11 +67,7 @@ async fn a_server_with_the_whole_configuration_starts() {
 
 #[tokio::test]
 async fn a_key_restricted_as_the_readme_says_carries_the_tunnel() {
-    if !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client") {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
+    let Some((world, mut laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     // As after `cargo install`: sshd does not find it on its path.
     let home = world.scratch("home");
     std::fs::create_dir_all(home.join(".cargo/bin")).expect("a directory");

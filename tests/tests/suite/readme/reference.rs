@@ -126,7 +126,7 @@ fn settings(table: &str) -> BTreeSet<String> {
     let path = tmp.path().join("aditd.toml");
     std::fs::write(&path, format!("{table}\nno_such_setting = 1\n")).expect("written");
     let flags = Flags { state_dir: Some(tmp.path().join("state")), config: Some(path) };
-    let error = Config::settle(&flags, &ServeFlags::default()).expect_err("an unknown setting");
+    let error = Config::resolve(&flags, &ServeFlags::default()).expect_err("an unknown setting");
     let error = error.to_string();
     let (_, known) = error.split_once("the settings here are ").expect("it names them");
     known.split('`').skip(1).step_by(2).map(str::to_owned).collect()

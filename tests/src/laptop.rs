@@ -24,6 +24,24 @@ pub struct Laptop {
 }
 
 impl Laptop {
+    /// A world whose server has a relay, and a laptop in it. `None` if the test must be skipped
+    /// because this machine has no OpenSSH.
+    pub async fn in_a_world(program: &str) -> Option<(World, Self)> {
+        if Sshd::is_missing() {
+            return None;
+        }
+        let world = World::start_with_relay(program).await;
+        let laptop = Self::new(&world).await;
+        Some((world, laptop))
+    }
+
+    /// Like [`Laptop::in_a_world`]; the laptop is enrolled.
+    pub async fn enrolled_in_a_world(program: &str) -> Option<(World, Self)> {
+        let (world, laptop) = Self::in_a_world(program).await?;
+        laptop.enrolled(&world, &[]).await;
+        Some((world, laptop))
+    }
+
     /// A laptop whose key may do everything on the server.
     pub async fn new(world: &World) -> Self {
         let sshd = Sshd::start(&world.scratch("sshd"), &remote_aditd(world)).await;

@@ -106,6 +106,11 @@ impl Upstream {
         Self { listener: TcpListener::bind("127.0.0.1:0").await.expect("a port") }
     }
 
+    /// The address that it listens on.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().expect("an address")
+    }
+
     /// The value of `--upstream`, with this kind.
     pub fn flag(&self, kind: &str) -> String {
         format!("{kind}://{}", self.listener.local_addr().expect("an address"))

@@ -29,6 +29,11 @@ pub struct Sshd {
 }
 
 impl Sshd {
+    /// Whether a test must be skipped because this machine has no OpenSSH; says so.
+    pub fn is_missing() -> bool {
+        !Self::is_there() && crate::skip::skip_test("there is no OpenSSH server and client")
+    }
+
     /// Whether this machine has OpenSSH.
     pub fn is_there() -> bool {
         let ssh = Command::new("ssh").arg("-V").output().is_ok_and(|out| out.status.success());

@@ -33,7 +33,7 @@ use tokio::{
 
 use crate::{
     credentials::{self, certified},
-    ollama::{Options, seeded_bytes},
+    ollama::seeded_bytes,
     raw,
     state_files::profile,
     world::{Device, SOON, Up, World},
@@ -90,7 +90,7 @@ impl Gate {
     pub async fn start(this: &str) -> Self {
         let service = Service::start().await;
         let upstream = format!("tcp://{}", service.address);
-        let world = World::start_with(this, Options::default(), &["--upstream", &upstream]).await;
+        let world = World::in_front_of(this, &upstream).await;
         let address = world.address().await;
         let device = world.device("laptop").await;
         let profile = profile(&device);

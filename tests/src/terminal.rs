@@ -19,8 +19,12 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Whether this machine has `script`.
-    pub fn is_there() -> bool {
+    /// Whether a test must be skipped because this machine has no `script`; says so.
+    pub fn is_missing() -> bool {
+        !Self::is_there() && crate::skip::skip_test("there is no `script` to make a terminal with")
+    }
+
+    fn is_there() -> bool {
         let out = std::process::Command::new("script")
             .args(["-qefc", "true", "/dev/null"])
             .stdin(Stdio::null())

@@ -53,6 +53,11 @@ impl World {
         Self::start_configured(this, options, flags, "").await
     }
 
+    /// Like [`World::start`], with this value of `--upstream` instead of the stand-in.
+    pub async fn in_front_of(this: &str, upstream: &str) -> Self {
+        Self::start_with(this, Options::default(), &["--upstream", upstream]).await
+    }
+
     /// Like [`World::start_with`], with this configuration file; `{dir}` in it is a directory for
     /// the test's files.
     pub async fn start_configured(
@@ -77,6 +82,21 @@ impl World {
         let mut world = Self { ollama, aditd, programs, serve_flags, dir };
         world.keep_port().await;
         world
+    }
+
+    /// Like [`World::start`], with a relay for SSH. A server has none if another process has the TCP
+    /// port of the number of its UDP port.
+    ///
+    /// # Panics
+    /// If that happens again and again.
+    pub async fn start_with_relay(this: &str) -> Self {
+        for _ in 0..5 {
+            let world = Self::start(this).await;
+            if world.status().await["relay"].is_u64() {
+                return world;
+            }
+        }
+        panic!("another process has the TCP port of each server");
     }
 
     /// The server's state directory.
@@ -113,6 +133,38 @@ impl World {
     pub async fn status(&self) -> Value {
         let status = self.aditd(&["status", "--json"]).await;
         serde_json::from_str(&status.stdout).unwrap_or_else(|e| panic!("{e}: {status:?}"))
+    }
+
+    /// The lines of the audit log, as `aditd audit --json` prints them with these flags.
+    pub async fn audit(&self, flags: &[&str]) -> Vec<Value> {
+        let log = self.aditd(&[&["audit", "--json"], flags].concat()).await;
+        assert_eq!((log.code, log.stderr.as_str()), (Some(0), ""));
+        log.stdout
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
+    }
+
+    /// Waits until the audit log has `count` lines that match, and returns them. The server writes
+    /// the log beside the requests.
+    ///
+    /// # Panics
+    /// If it does not have them soon, with the log.
+    pub async fn audit_has(&self, count: usize, matches: impl Fn(&Value) -> bool) -> Vec<Value> {
+        let wait = async {
+            loop {
+                let mut lines = self.audit(&[]).await;
+                lines.retain(&matches);
+                if lines.len() >= count {
+                    return lines;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match tokio::time::timeout(SOON, wait).await {
+            Ok(lines) => lines,
+            Err(_) => panic!("fewer than {count} such lines in {:#?}", self.audit(&[]).await),
+        }
     }
 
     /// The server's UDP address.
@@ -251,6 +303,13 @@ impl Device {
 }
 
 impl Up {
+    /// Asserts that Ollama answers through the tunnel, and ends it.
+    pub async fn works(self) {
+        let answer = crate::raw::exchange(self.address, "GET / HTTP/1.0\r\n\r\n").await;
+        assert!(answer.ends_with("Ollama is running"), "{answer}");
+        self.end().await;
+    }
+
     /// Kills it and waits until it has ended, so that its lock is free.
     pub async fn end(mut self) {
         self.adit.kill().await;

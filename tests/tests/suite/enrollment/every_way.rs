@@ -14,7 +14,7 @@ use tests::{
     over_ssh::OverSsh,
     state_files::{chmod, devices, text},
     unprivileged::Ordinary,
-    world::{SOON, World},
+    world::World,
 };
 
 use crate::PROGRAM;
@@ -65,15 +65,7 @@ impl Members {
 
     /// The lines of the audit log about a device, once there are `many`.
     async fn lines(&self, name: &str, many: usize) -> Vec<Value> {
-        let enough = async {
-            loop {
-                let log = self.world.aditd(&["audit", "--json", "--device", name]).await.stdout;
-                if log.lines().count() >= many {
-                    return log.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect();
-                }
-            }
-        };
-        tokio::time::timeout(SOON, enough).await.expect("the lines are written")
+        self.world.audit_has(many, |line| line["device"] == name).await
     }
 
     async fn revoke_and_forget(&self, name: &str) {

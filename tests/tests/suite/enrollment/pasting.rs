@@ -1,7 +1,7 @@
 //! A code that is pasted at a terminal with line breaks, as mail programs and chats add them: it is
 //! read completely, and no part of it reaches the shell.
 
-use tests::{skip, terminal::Terminal, world::World};
+use tests::{terminal::Terminal, world::World};
 
 use crate::PROGRAM;
 
@@ -27,7 +27,7 @@ async fn pasted(world: &World, device: &str, text: &str) -> String {
 
 #[tokio::test]
 async fn a_code_pasted_in_several_lines_is_read_to_its_end() {
-    if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
+    if Terminal::is_missing() {
         return;
     }
     let world = World::start(PROGRAM).await;
@@ -53,7 +53,7 @@ async fn a_code_pasted_in_several_lines_is_read_to_its_end() {
 
 #[tokio::test]
 async fn the_rest_of_a_code_is_asked_for_and_no_pasted_text_reaches_the_shell() {
-    if !Terminal::is_there() && skip::skip_test("there is no `script` to make a terminal with") {
+    if Terminal::is_missing() {
         return;
     }
     let world = World::start(PROGRAM).await;

@@ -3,7 +3,6 @@
 use std::{sync::Arc, time::Duration};
 
 use tests::{
-    ollama::Options,
     raw::{self, Ending, Upstream},
     world::{SOON, World},
 };
@@ -53,9 +52,7 @@ impl Recorder {
 
 async fn world() -> (Recorder, World) {
     let upstream = Arc::new(Upstream::start().await);
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
-            .await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     (Recorder::of(upstream), world)
 }
 

@@ -32,30 +32,9 @@ async fn up(world: &World, name: &str) -> Up {
     world.device_as(name, "infer").await.up(&[]).await
 }
 
-/// The output of `aditd audit --json`.
-async fn shown(world: &World, flags: &[&str]) -> Vec<Value> {
-    let log = world.aditd(&[&["audit", "--json"], flags].concat()).await;
-    assert_eq!((log.code, log.stderr.as_str()), (Some(0), ""));
-    log.stdout
-        .lines()
-        .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
-        .collect()
-}
-
 /// Waits until the log has a matching line, because it is written beside the requests.
 async fn line(world: &World, is_it: impl Fn(&Value) -> bool) -> Value {
-    let wait = async {
-        loop {
-            if let Some(line) = shown(world, &[]).await.into_iter().find(&is_it) {
-                return line;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    match tokio::time::timeout(SOON, wait).await {
-        Ok(line) => line,
-        Err(_) => panic!("no such line in {:#?}", shown(world, &[]).await),
-    }
+    world.audit_has(1, is_it).await.swap_remove(0)
 }
 
 /// A request whose answer has begun and does not end.
@@ -117,7 +96,7 @@ async fn a_request_is_logged_with_its_ending_and_without_its_content() {
                               first_byte_ms total_ms tokens_in tokens_out tokens_estimated end why"
             .split_whitespace()
             .collect();
-    for line in shown(&world, &[]).await.iter().filter(|line| line["event"] == "request") {
+    for line in world.audit(&[]).await.iter().filter(|line| line["event"] == "request") {
         let names: BTreeSet<_> =
             line.as_object().expect("an object").keys().map(String::as_str).collect();
         assert!(names.is_subset(&known), "{line:#}");
@@ -139,8 +118,7 @@ async fn a_request_to_an_unreachable_service_is_logged() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("a socket");
     reserved.bind("127.0.0.1:0".parse().expect("an address")).expect("bound");
     let nobody = reserved.local_addr().expect("an address");
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &nobody.to_string()]).await;
+    let world = World::in_front_of(PROGRAM, &nobody.to_string()).await;
     let up = up(&world, "laptop").await;
     let answer = raw::exchange(up.address, VERSION).await;
     assert!(
@@ -168,9 +146,7 @@ async fn a_request_to_an_unreachable_service_is_logged() {
 #[tokio::test]
 async fn an_answer_without_framing_is_not_logged_as_done_when_it_was_cut() {
     let service = Upstream::start().await;
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
-            .await;
+    let world = World::in_front_of(PROGRAM, &service.flag("http")).await;
     let up = up(&world, "laptop").await;
     let half = b"HTTP/1.0 200 OK\r\n\r\n{\"response\":\"half";
     for (path, expected) in
@@ -233,7 +209,7 @@ async fn every_change_of_access_is_logged() {
     fs::write(world.config(), "").expect("written");
     world.aditd.signal("TERM");
     world.aditd.ended().await.expect("it ends");
-    let lines = shown(&world, &[]).await;
+    let lines = world.audit(&[]).await;
     let events: Vec<_> =
         lines.iter().map(|line| line["event"].as_str().expect("an event")).collect();
     assert_eq!(
@@ -254,7 +230,7 @@ async fn every_change_of_access_is_logged() {
         "{:#}",
         lines[9]
     );
-    let of_device = shown(&world, &["--device", "laptop", "--since", "1h"]).await;
+    let of_device = world.audit(&["--device", "laptop", "--since", "1h"]).await;
     assert_eq!(of_device.len(), 5);
     let table = world.aditd(&["audit"]).await.stdout;
     assert_eq!(table.lines().count(), lines.len() + 1, "{table}");
@@ -270,7 +246,7 @@ async fn a_log_with_a_line_torn_by_a_crash_continues() {
     file.write_all(b"{\"time\":\"2026-").expect("torn");
     world.restart_server().await;
     line(&world, |line| line["event"] == "start" && line["pid"] == world.aditd.pid()).await;
-    let starts = shown(&world, &[]).await.iter().filter(|line| line["event"] == "start").count();
+    let starts = world.audit(&[]).await.iter().filter(|line| line["event"] == "start").count();
     assert_eq!(starts, 2, "{}", fs::read_to_string(&path).expect("a log"));
 }
 
@@ -322,7 +298,7 @@ async fn lines_lost_on_a_full_disk_are_counted_and_logged() {
         .expect("a number");
     assert_eq!(line(&world, |line| line["event"] == "lost").await["lines"], lost);
     let noted =
-        shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count() as u64;
+        world.audit(&[]).await.iter().filter(|line| line["event"] == "request").count() as u64;
     assert_eq!(noted + lost, 40);
 }
 
@@ -400,7 +376,7 @@ async fn follow_continues_in_new_files_and_ends_when_its_output_is_closed() {
         "the log is put aside again and again"
     );
     assert_eq!(
-        shown(&world, &[]).await.iter().filter(|line| line["event"] == "request").count(),
+        world.audit(&[]).await.iter().filter(|line| line["event"] == "request").count(),
         REQUESTS
     );
     drop(lines);
@@ -415,9 +391,7 @@ async fn follow_continues_in_new_files_and_ends_when_its_output_is_closed() {
 async fn an_answer_that_the_service_completes_after_its_application_has_gone_is_logged_as_cancelled()
  {
     let service = Upstream::start().await;
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &service.flag("http")])
-            .await;
+    let world = World::in_front_of(PROGRAM, &service.flag("http")).await;
     let up = up(&world, "laptop").await;
     let begun = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1f\r\n{\"response\":\"a\",\"done\":false}\n\r\n";
     for (path, closes) in [("/api/generate", false), ("/api/chat", true)] {

@@ -81,24 +81,15 @@ struct Guarded {
     checker: Checker,
     address: String,
     config: PathBuf,
-    _dir: tempfile::TempDir,
 }
 
 impl Guarded {
     async fn start(path: &str, at: &str) -> Self {
-        let dir = tempfile::tempdir().expect("a directory");
-        let config = dir.path().join("aditd.toml");
         let upstream = Arc::new(Upstream::start().await);
         let address = upstream.flag("http");
-        std::fs::write(&config, format!("authorize = '{address}/{path}'\nauthorize_at = {at}"))
-            .expect("written");
-        let world = World::start_with(
-            PROGRAM,
-            Options::default(),
-            &["--config", config.to_str().expect("a path")],
-        )
-        .await;
-        Self { world, checker: Checker::of(upstream), address, config, _dir: dir }
+        let config = format!("authorize = '{address}/{path}'\nauthorize_at = {at}");
+        let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
+        Self { checker: Checker::of(upstream), address, config: world.config(), world }
     }
 
     async fn ask_at(&self, path: &str) {
@@ -255,16 +246,10 @@ async fn question_in(asked: &mut tokio::net::UnixStream) -> String {
 #[tokio::test]
 async fn authorize_may_be_a_unix_socket_and_a_request_cancelled_while_it_is_asked_never_runs() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (socket, config) = (dir.path().join("s"), dir.path().join("aditd.toml"));
+    let socket = dir.path().join("s");
     let listener = UnixListener::bind(&socket).expect("bound");
-    std::fs::write(&config, format!("authorize = 'unix:{}:/check'", socket.display()))
-        .expect("written");
-    let world = World::start_with(
-        PROGRAM,
-        Options::default(),
-        &["--config", config.to_str().expect("a path")],
-    )
-    .await;
+    let config = format!("authorize = 'unix:{}:/check'", socket.display());
+    let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
     let up = world.up("laptop").await;
     let accept = async || {
         tokio::time::timeout(SOON, listener.accept()).await.expect("asked").expect("accepted").0

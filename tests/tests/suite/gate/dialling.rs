@@ -1,7 +1,6 @@
 //! The gate connects to the service for a request, and for nothing else.
 
 use tests::{
-    ollama::Options,
     raw::{self, Ending, Upstream},
     world::{SOON, World},
 };
@@ -11,10 +10,6 @@ use crate::PROGRAM;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-
-async fn world_of(upstream: &str) -> World {
-    World::start_with(PROGRAM, Options::default(), &["--upstream", upstream]).await
-}
 
 /// Sends a request on a connection that may have had others before.
 async fn ask(app: &mut TcpStream) {
@@ -30,7 +25,7 @@ async fn serve(service: &mut TcpStream) {
 #[tokio::test]
 async fn a_connection_without_a_whole_head_holds_no_connection_to_the_service() {
     let upstream = Upstream::start().await;
-    let world = world_of(&upstream.flag("http")).await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     let up = world.up("laptop").await;
     let mut silent = Vec::new();
     for i in 0..100 {
@@ -55,7 +50,7 @@ async fn a_connection_opened_while_the_service_was_down_works_when_it_is_back() 
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
-    let world = world_of(&address).await;
+    let world = World::in_front_of(PROGRAM, &address).await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
     app.write_all(&GET.as_bytes()[..5]).await.expect("sent");
@@ -73,7 +68,7 @@ async fn a_connection_opened_while_the_service_was_down_works_when_it_is_back() 
 async fn a_service_that_closes_between_requests_closes_the_stream_and_within_a_head_is_dialled_again()
  {
     let upstream = Upstream::start().await;
-    let world = world_of(&upstream.flag("http")).await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     let up = world.up("laptop").await;
     for has_begun in [false, true] {
         let mut app = raw::connect(up.address).await;
@@ -104,7 +99,7 @@ async fn one_device_cannot_take_all_connections_to_the_service() {
     const DESCRIPTORS: usize = 128 + 200;
     const GREEDY: usize = 150;
     let upstream = Upstream::start().await;
-    let world = world_of(&upstream.flag("http")).await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     let pid = world.aditd.pid().to_string();
     let limit = format!("--nofile={DESCRIPTORS}");
     let limited = tokio::process::Command::new("prlimit").args(["--pid", &pid, &limit]).status();

@@ -182,11 +182,16 @@ async fn the_tokens_used_today_survive_a_killed_server() {
     }
 }
 
+/// A world whose server forwards one request at a time to this service.
+async fn one_at_a_time(service: &Upstream) -> World {
+    let flags = ["--upstream", &service.flag("http")];
+    World::start_configured(PROGRAM, Options::default(), &flags, "max_in_flight = 1").await
+}
+
 /// The requests in the order in which they ended, with their devices, by the audit log.
 async fn ended(world: &World) -> Vec<(String, String)> {
-    let log = world.aditd(&["audit", "--json"]).await;
-    let lines = log.stdout.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
     let text = |line: &Value, name: &str| line[name].as_str().expect("text").to_owned();
+    let lines = world.audit(&[]).await.into_iter();
     lines
         .filter(|l| l["event"] == "request")
         .map(|l| (text(&l, "device"), text(&l, "end")))
@@ -260,13 +265,7 @@ async fn a_cancelled_request_leaves_the_queue_and_a_full_queue_answers_like_olla
 async fn an_incomplete_request_takes_no_turn() {
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
     let service = Upstream::start().await;
-    let world = World::start_configured(
-        PROGRAM,
-        Options::default(),
-        &["--upstream", &service.flag("http")],
-        "max_in_flight = 1",
-    )
-    .await;
+    let world = one_at_a_time(&service).await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     // Complete as JSON before it is complete as a body.
     let json = r#"{"model":"stand-in","prompt":"x"}"#;
@@ -320,13 +319,7 @@ async fn an_incomplete_request_takes_no_turn() {
 #[tokio::test]
 async fn a_turn_ends_with_the_answer_even_if_the_connection_stays_open() {
     let service = Upstream::start().await;
-    let world = World::start_configured(
-        PROGRAM,
-        Options::default(),
-        &["--upstream", &service.flag("http")],
-        "max_in_flight = 1",
-    )
-    .await;
+    let world = one_at_a_time(&service).await;
     let (script, person) = (up(&world, "script").await, up(&world, "person").await);
     // An answer that ends when the service closes the connection.
     let request = raw::generate(1, 1).replace("HTTP/1.1", "HTTP/1.0");
@@ -348,13 +341,7 @@ async fn a_turn_ends_with_the_answer_even_if_the_connection_stays_open() {
 #[tokio::test]
 async fn a_request_that_waits_for_its_turn_is_dropped_with_its_tunnel() {
     let service = Upstream::start().await;
-    let world = World::start_configured(
-        PROGRAM,
-        Options::default(),
-        &["--upstream", &service.flag("http")],
-        "max_in_flight = 1",
-    )
-    .await;
+    let world = one_at_a_time(&service).await;
     let person = up(&world, "person").await;
     let device = world.device_as("laptop", "infer").await;
     let lost = device.up(&[]).await;

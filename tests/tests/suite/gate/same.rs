@@ -154,7 +154,7 @@ async fn pair(
 }
 
 async fn world_of(upstream: &Upstream) -> World {
-    World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")]).await
+    World::in_front_of(PROGRAM, &upstream.flag("http")).await
 }
 
 const GET: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";

@@ -3,9 +3,8 @@
 
 use serde_json::Value;
 use tests::{
-    ollama::Options,
     raw::{self, Upstream},
-    world::{Device, SOON, Up, World},
+    world::{Device, Up, World},
 };
 use tokio::io::AsyncWriteExt;
 
@@ -13,29 +12,11 @@ use crate::PROGRAM;
 
 /// The lines of one kind of event, once there are `count`.
 async fn lines(world: &World, event: &str, count: usize) -> Vec<Value> {
-    let wait = async {
-        loop {
-            let log = world.aditd(&["audit", "--json"]).await;
-            let lines = log.stdout.lines();
-            let lines: Vec<Value> = lines
-                .map(|line| serde_json::from_str(line).expect("JSON"))
-                .filter(|line: &Value| line["event"] == event)
-                .collect();
-            if lines.len() >= count {
-                return lines;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    match tokio::time::timeout(SOON, wait).await {
-        Ok(lines) => lines,
-        Err(_) => panic!("no {count} of `{event}`: {}", world.aditd(&["audit"]).await.stdout),
-    }
+    world.audit_has(count, |line| line["event"] == event).await
 }
 
 async fn tcp_world(upstream: &str) -> (World, Up) {
-    let flags = ["--upstream", upstream];
-    let world = World::start_with(PROGRAM, Options::default(), &flags).await;
+    let world = World::in_front_of(PROGRAM, upstream).await;
     let up = world.up("laptop").await;
     (world, up)
 }

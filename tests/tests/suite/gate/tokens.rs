@@ -26,21 +26,7 @@ async fn start_limited(token_interval: Duration, load_time: Duration, config: &s
 
 /// The lines of the log about requests, once there are `count`.
 async fn requests(world: &World, count: usize) -> Vec<Value> {
-    let wait = async {
-        loop {
-            let log = world.aditd(&["audit", "--json"]).await;
-            let lines = log.stdout.lines();
-            let lines: Vec<Value> = lines
-                .map(|line| serde_json::from_str(line).expect("JSON"))
-                .filter(|line: &Value| line["event"] == "request")
-                .collect();
-            if lines.len() >= count {
-                return lines;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(SOON, wait).await.expect("all are noted")
+    world.audit_has(count, |line| line["event"] == "request").await
 }
 
 /// The tokens that the device has used today.

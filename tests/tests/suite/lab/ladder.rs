@@ -7,7 +7,6 @@ use data_encoding::HEXLOWER;
 use tests::{
     lab::{Carrier, Far, LADDER, Lab, Link, Setting, seed},
     ollama::seeded_bytes,
-    skip,
     sshd::Sshd,
 };
 use tokio::task::JoinSet;
@@ -67,9 +66,7 @@ async fn every_link_carries_answers_uploads_and_downloads_whole() {
 
 #[tokio::test]
 async fn every_link_carries_them_over_ssh_too() {
-    if Lab::is_missing()
-        || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
-    {
+    if Lab::is_missing() || Sshd::is_missing() {
         return;
     }
     climb_all(Carrier::Ssh, seed(550)).await;

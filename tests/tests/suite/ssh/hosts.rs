@@ -2,25 +2,13 @@
 
 use tests::{
     laptop::Laptop,
-    skip,
-    sshd::{Sshd, keygen, user_name},
+    sshd::{keygen, user_name},
     terminal::Terminal,
-    world::World,
 };
 
 use crate::PROGRAM;
 
 const UNKNOWN: &str = "is not known";
-
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
-
-fn there_is_no_terminal() -> bool {
-    there_is_no_sshd()
-        || (!Terminal::is_there()
-            && skip::skip_test("there is no `script` to make a terminal with"))
-}
 
 fn known_hosts(laptop: &Laptop) -> String {
     std::fs::read_to_string(laptop.sshd.dir.join("known_hosts")).expect("read")
@@ -28,11 +16,7 @@ fn known_hosts(laptop: &Laptop) -> String {
 
 #[tokio::test]
 async fn without_a_terminal_an_unknown_host_is_refused_whatever_the_configuration_says() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     laptop.sshd.know("");
     for strict in ["yes", "ask", "accept-new", "no"] {
         laptop.sshd.client(&format!("StrictHostKeyChecking {strict}\n"));
@@ -49,11 +33,10 @@ async fn without_a_terminal_an_unknown_host_is_refused_whatever_the_configuratio
 
 #[tokio::test]
 async fn at_a_terminal_an_unknown_host_is_asked_about_and_a_yes_is_stored() {
-    if there_is_no_terminal() {
+    if Terminal::is_missing() {
         return;
     }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     laptop.sshd.know("# mine, without a newline");
     laptop.sshd.client("StrictHostKeyChecking accept-new\n");
     let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
@@ -98,11 +81,10 @@ async fn at_a_terminal_an_unknown_host_is_asked_about_and_a_yes_is_stored() {
 
 #[tokio::test]
 async fn a_changed_host_key_is_refused_with_the_line_of_the_old_one_and_a_cure() {
-    if there_is_no_terminal() {
+    if Terminal::is_missing() {
         return;
     }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     laptop.sshd.key("other", &["-t", "ed25519", "-N", ""]);
     laptop.sshd.know(&format!("# old\n{} {}", laptop.sshd.name(), laptop.sshd.public("other")));
     laptop.sshd.client("StrictHostKeyChecking no\n");
@@ -122,11 +104,7 @@ async fn a_changed_host_key_is_refused_with_the_line_of_the_old_one_and_a_cure()
 
 #[tokio::test]
 async fn a_revoked_key_is_refused_even_if_it_is_known() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     laptop.sshd.know(&laptop.sshd.line());
     // The known_hosts file of all users.
     let revoked = format!("@revoked * {}", laptop.sshd.public("host"));
@@ -142,11 +120,7 @@ async fn a_revoked_key_is_refused_even_if_it_is_known() {
 
 #[tokio::test]
 async fn a_host_ca_is_accepted_for_its_hosts_and_no_others() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
+    let Some((world, mut laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let authority = laptop.sshd.key("authority", &["-t", "ed25519", "-N", ""]);
     let host = laptop.sshd.dir.join("host.pub");
     let certify = |principal: &str| {
@@ -173,11 +147,7 @@ async fn a_host_ca_is_accepted_for_its_hosts_and_no_others() {
 
 #[tokio::test]
 async fn hashed_names_patterns_and_unknown_key_types_are_read_as_ssh_reads_them() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let (name, key) = (laptop.sshd.name(), laptop.sshd.public("host"));
     let noise = format!(
         "{name} ssh-xyz QUJD\n{name} ssh-ed25519 !!\n@strange {name} {key}\nnonsense\n\n# {name} x\n"
@@ -205,11 +175,7 @@ async fn hashed_names_patterns_and_unknown_key_types_are_read_as_ssh_reads_them(
 
 #[tokio::test]
 async fn a_host_with_several_keys_is_asked_for_the_known_one() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
+    let Some((world, mut laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     for (name, arguments) in [
         ("host_rsa", ["-t", "rsa", "-b", "2048", "-N", ""]),
         ("host_ecdsa", ["-t", "ecdsa", "-b", "256", "-N", ""]),
@@ -226,11 +192,7 @@ async fn a_host_with_several_keys_is_asked_for_the_known_one() {
 
 #[tokio::test]
 async fn host_key_alias_is_the_name_in_known_hosts() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let port = laptop.sshd.address.port();
     let user = user_name();
     laptop.sshd.client(&format!(

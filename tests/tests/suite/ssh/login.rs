@@ -11,23 +11,9 @@ use tests::{
 
 use crate::PROGRAM;
 
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
-
-fn there_is_no_terminal() -> bool {
-    there_is_no_sshd()
-        || (!Terminal::is_there()
-            && skip::skip_test("there is no `script` to make a terminal with"))
-}
-
 #[tokio::test]
 async fn keys_of_all_kinds_log_in() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     for (name, arguments) in [
         ("rsa", &["-t", "rsa", "-b", "2048", "-N", ""][..]),
         ("ecdsa", &["-t", "ecdsa", "-b", "256", "-N", ""]),
@@ -48,11 +34,7 @@ async fn keys_of_all_kinds_log_in() {
 
 #[tokio::test]
 async fn keys_of_the_agent_are_used_and_identities_only_is_respected() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
+    let Some((world, mut laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let keys = ["held", "held_rsa"].map(|name| {
         let kind = if name == "held" { "ed25519" } else { "rsa" };
         laptop.sshd.key(name, &["-t", kind, "-N", ""])
@@ -85,11 +67,10 @@ async fn keys_of_the_agent_are_used_and_identities_only_is_respected() {
 
 #[tokio::test]
 async fn a_passphrase_is_asked_for_at_a_terminal_and_not_shown() {
-    if there_is_no_terminal() {
+    if Terminal::is_missing() {
         return;
     }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
     laptop.sshd.authorize("locked", "");
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
@@ -117,12 +98,10 @@ async fn a_passphrase_is_asked_for_at_a_terminal_and_not_shown() {
 
 #[tokio::test]
 async fn the_tunnel_asks_for_a_passphrase_once_and_reconnects_by_itself() {
-    if there_is_no_terminal() {
+    if Terminal::is_missing() {
         return;
     }
-    let world = World::start(PROGRAM).await;
-    let mut laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, mut laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
     laptop.sshd.authorize("locked", "");
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
@@ -141,11 +120,10 @@ async fn the_tunnel_asks_for_a_passphrase_once_and_reconnects_by_itself() {
 
 #[tokio::test]
 async fn an_interrupt_at_a_prompt_restores_the_terminal() {
-    if there_is_no_terminal() {
+    if Terminal::is_missing() {
         return;
     }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let key = laptop.sshd.key("locked", &["-t", "ed25519", "-N", "open sesame"]);
     laptop.sshd.authorize("locked", "");
     laptop.sshd.client(&format!("IdentityFile {}\n", key.display()));
@@ -171,11 +149,7 @@ async fn an_interrupt_at_a_prompt_restores_the_terminal() {
 
 #[tokio::test]
 async fn a_jump_host_is_used_with_its_own_key_and_its_own_host_key() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let mut jump = Sshd::start(&world.scratch("jump"), &world.scratch("nothing")).await;
     let (user, d) = (user_name(), jump.dir.display().to_string());
     let configure = |known: &str| {
@@ -217,7 +191,7 @@ const HASH: &str = "$6$aditadit$kS43ewz49BYpu9dfN8aIeoYPg42PNCtrZPeSQ1o6Xr188m1p
 
 #[tokio::test]
 async fn if_no_key_is_accepted_a_password_is_asked_for_only_at_a_terminal() {
-    if there_is_no_terminal() {
+    if Sshd::is_missing() || Terminal::is_missing() {
         return;
     }
     let private = std::process::Command::new("unshare").args(["--mount", "true"]).output();

@@ -5,18 +5,13 @@ use tests::{
     cli_assert::{FAILED, assert_told},
     laptop::Laptop,
     process::Process,
-    raw, skip,
-    sshd::Sshd,
+    raw,
     world::{SOON, World},
 };
 
 use crate::PROGRAM;
 
 const START: &str = "start it there: `aditd serve`";
-
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
 
 /// Why `adit up` has no tunnel, and the cure, once `adit status --json` shows them.
 async fn why_down(laptop: &Laptop, world: &World) -> (String, String) {
@@ -38,12 +33,7 @@ async fn why_down(laptop: &Laptop, world: &World) -> (String, String) {
 
 #[tokio::test]
 async fn a_tunnel_over_ssh_reports_that_no_aditd_runs_and_comes_up_when_it_does() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let mut world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((mut world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     let relay = world.status().await["relay"].as_u64();
     world.kill_server().await;
     // Another process may have the TCP port of the same number: then there is no relay on it.
@@ -71,11 +61,7 @@ async fn a_tunnel_over_ssh_reports_that_no_aditd_runs_and_comes_up_when_it_does(
 
 #[tokio::test]
 async fn enrolling_without_a_running_aditd_is_refused_and_stores_nothing() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let mut world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((mut world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     world.kill_server().await;
     for client in ["builtin", "system"] {
         let refused = laptop.enroll(&world, &["--ssh-client", client]).await;
@@ -91,11 +77,7 @@ async fn enrolling_without_a_running_aditd_is_refused_and_stores_nothing() {
 
 #[tokio::test]
 async fn enrolling_at_another_state_than_the_running_servers_is_refused() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let (other, config) = (world.scratch("other"), world.scratch("other.toml"));
     let socket = world.scratch("nothing.sock");
     let listens =
@@ -117,12 +99,7 @@ async fn enrolling_at_another_state_than_the_running_servers_is_refused() {
 
 #[tokio::test]
 async fn without_access_to_the_state_the_relay_uses_the_port_that_the_device_knows() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     // From now on the server's port can't be found out there.
     let script = format!(
         "#!/bin/sh\nexport ADITD_STATE_DIR={} ADITD_CONFIG=/dev/null\nexec {} \"$@\"\n",

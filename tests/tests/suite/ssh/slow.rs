@@ -4,23 +4,14 @@ use tests::{
     cli_assert::{FAILED, assert_told},
     laptop::Laptop,
     process::Process,
-    raw, skip,
+    skip,
     sshd::{Sshd, user_name},
     terminal::Terminal,
-    world::{Up, World},
+    timing::usual_or_long,
+    world::World,
 };
 
 use crate::PROGRAM;
-
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
-
-async fn works(up: Up) {
-    let answer = raw::exchange(up.address, "GET / HTTP/1.0\r\n\r\n").await;
-    assert!(answer.ends_with("Ollama is running"), "{answer}");
-    up.end().await;
-}
 
 /// Makes sshd ask a command for the keys, which sleeps for this long the first time.
 async fn ask_slowly(laptop: &mut Laptop, seconds: u32) {
@@ -44,45 +35,36 @@ async fn ask_slowly(laptop: &mut Laptop, seconds: u32) {
 
 #[tokio::test]
 async fn a_slow_login_is_waited_for_and_reported() {
-    if there_is_no_sshd() {
+    if Sshd::is_missing() {
         return;
     }
-    let alone = !Terminal::is_there() && skip::skip_test("there is no `script`");
+    let alone = Terminal::is_missing();
     if alone || (user_name() != "root" && skip::skip_test("only root's sshd asks a command")) {
         return;
     }
     let world = World::start(PROGRAM).await;
     let mut laptop = Laptop::new(&world).await;
-    ask_slowly(&mut laptop, 17).await;
+    ask_slowly(&mut laptop, usual_or_long(6, 17)).await;
     let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
     let mut terminal = laptop.at_a_terminal(&world, &args);
     terminal.shows("has not answered the login yet").await;
     assert_eq!(terminal.ended().await, Some(0), "{}", terminal.screen());
-    works(laptop.up(&world, &[]).await).await;
+    laptop.up(&world, &[]).await.works().await;
 }
 
 #[tokio::test]
 async fn a_slow_login_shell_is_waited_for() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     // Forwarding is not allowed: there is no other way to the relay.
-    let slow = r#"restrict,command="sleep 12; eval \"$SSH_ORIGINAL_COMMAND\"""#;
-    laptop.sshd.authorize("user", slow);
-    works(laptop.up(&world, &[]).await).await;
+    let seconds = usual_or_long(4, 12);
+    let slow = format!(r#"restrict,command="sleep {seconds}; eval \"$SSH_ORIGINAL_COMMAND\"""#);
+    laptop.sshd.authorize("user", &slow);
+    laptop.up(&world, &[]).await.works().await;
 }
 
 #[tokio::test]
 async fn a_silent_command_does_not_delay_the_relays_port() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
-    laptop.enrolled(&world, &[]).await;
+    let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     laptop.sshd.authorize("user", r#"restrict,port-forwarding,command="sleep 600""#);
     let command = laptop.command(&world, &["up", "-v", "--listen", "127.0.0.1:0"]);
     let begun = std::time::Instant::now();
@@ -93,11 +75,7 @@ async fn a_silent_command_does_not_delay_the_relays_port() {
 
 #[tokio::test]
 async fn connect_timeout_limits_the_wait_for_a_hosts_greeting() {
-    if there_is_no_sshd() {
-        return;
-    }
-    let world = World::start(PROGRAM).await;
-    let laptop = Laptop::new(&world).await;
+    let Some((world, laptop)) = Laptop::in_a_world(PROGRAM).await else { return };
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let url = format!("ssh://somebody@{}", silent.local_addr().expect("an address"));
     laptop.sshd.client("ConnectTimeout 1\n");

@@ -5,7 +5,6 @@ use std::process::Stdio;
 use serde_json::Value;
 use tests::{
     cli_assert::{FAILED, assert_ok, assert_told},
-    skip,
     terminal::Terminal,
     world::{SOON, World},
 };
@@ -90,7 +89,7 @@ async fn who_watches_sees_the_status_again_and_again() {
 
 #[tokio::test]
 async fn on_a_terminal_the_last_minute_is_drawn() {
-    if !Terminal::is_there() && skip::skip_test("there is no `script`") {
+    if Terminal::is_missing() {
         return;
     }
     let world = World::start(PROGRAM).await;

@@ -113,8 +113,7 @@ async fn without_ollama_a_request_gets_a_502_and_the_next_one_works_when_ollama_
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address: SocketAddr = reserved.local_addr().expect("address");
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &address.to_string()]).await;
+    let world = World::in_front_of(PROGRAM, &address.to_string()).await;
     let up = world.up("laptop").await;
 
     let (status, error) = {
@@ -144,7 +143,7 @@ async fn an_application_that_connects_early_and_asks_later_gets_an_error_too() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let world = World::in_front_of(PROGRAM, &address).await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
     app.write_all(GET.as_bytes()).await.expect("sent");
@@ -158,7 +157,7 @@ async fn a_missing_tcp_service_causes_a_reset_without_http() {
     let reserved = tokio::net::TcpSocket::new_v4().expect("socket");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let flag = format!("tcp://{}", reserved.local_addr().expect("address"));
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &flag]).await;
+    let world = World::in_front_of(PROGRAM, &flag).await;
     let up = world.up("laptop").await;
     let mut app = raw::connect(up.address).await;
     let _ = app.write_all(GET.as_bytes()).await;
@@ -263,9 +262,7 @@ async fn at_the_stream_limit_a_connection_waits_and_then_gets_an_error() {
     const LIMIT: usize = common::transport::MOST_STREAMS as usize;
     common::machine::process::raise_descriptor_limit();
     let upstream = Upstream::start().await;
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
-            .await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     let device = world.device("laptop").await;
     let up = device.up(&["--hold", "2s"]).await;
     let mut open: Vec<(TcpStream, TcpStream)> = Vec::with_capacity(LIMIT);
@@ -293,7 +290,7 @@ async fn a_tunnel_to_its_own_listener_is_refused() {
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let world = World::in_front_of(PROGRAM, &address).await;
     let device = world.device("laptop").await;
     let refused = device.adit(&["up", "--listen", &address], "").await;
     assert_eq!(refused.code, Some(1), "{}", refused.stderr);
@@ -311,7 +308,7 @@ async fn a_held_request_is_not_forwarded_into_a_tunnel_to_its_own_listener() {
     reserved.set_reuseaddr(true).expect("reuse");
     reserved.bind("127.0.0.1:0".parse().expect("address")).expect("bound");
     let address = reserved.local_addr().expect("address").to_string();
-    let mut world = World::start_with(PROGRAM, Options::default(), &["--upstream", &address]).await;
+    let mut world = World::in_front_of(PROGRAM, &address).await;
     let device = world.device("laptop").await;
     world.kill_server().await;
     // It also listens at the address where the server expects its Ollama.

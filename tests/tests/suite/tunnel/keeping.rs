@@ -90,22 +90,31 @@ async fn a_cut_answer_is_reset_and_a_request_without_an_answer_gets_an_error() {
     assert_eq!(ending, Ending::Closed);
 }
 
-#[tokio::test]
-async fn an_answer_whose_last_chunk_comes_in_pieces_does_not_delay_a_stop() {
-    let upstream = Upstream::start().await;
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
-            .await;
-    let device = world.device("laptop").await;
-    let mut up = device.up(&["--drain", "1h"]).await;
+/// An application and the service, at which its request has arrived.
+async fn arrived(up: &Up, upstream: &Upstream) -> (TcpStream, TcpStream) {
     let mut app = raw::connect(up.address).await;
     app.write_all(GET).await.expect("sent");
     let mut service = upstream.accept().await;
     raw::read_exactly(&mut service, GET.len()).await;
-    for piece in [CHUNKED, b"3\r\nabc\r\n", b"0\r\n", b"\r\n"] {
+    (app, service)
+}
+
+/// Sends these pieces from the service, each when the one before has arrived.
+async fn delivered(service: &mut TcpStream, app: &mut TcpStream, pieces: &[&[u8]]) {
+    for piece in pieces {
         service.write_all(piece).await.expect("sent");
-        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece);
+        assert_eq!(raw::read_exactly(app, piece.len()).await, *piece);
     }
+}
+
+#[tokio::test]
+async fn an_answer_whose_last_chunk_comes_in_pieces_does_not_delay_a_stop() {
+    let upstream = Upstream::start().await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&["--drain", "1h"]).await;
+    let (mut app, mut service) = arrived(&up, &upstream).await;
+    delivered(&mut service, &mut app, &[CHUNKED, b"3\r\nabc\r\n", b"0\r\n", b"\r\n"]).await;
     up.adit.signal("INT");
     assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
@@ -114,26 +123,15 @@ async fn an_answer_whose_last_chunk_comes_in_pieces_does_not_delay_a_stop() {
 #[tokio::test]
 async fn a_token_with_the_text_of_a_last_chunk_is_not_taken_for_the_end() {
     let upstream = Upstream::start().await;
-    let world =
-        World::start_with(PROGRAM, Options::default(), &["--upstream", &upstream.flag("http")])
-            .await;
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
     let device = world.device("laptop").await;
     let mut up = device.up(&["--drain", "1h"]).await;
-    let mut app = raw::connect(up.address).await;
-    app.write_all(GET).await.expect("sent");
-    let mut service = upstream.accept().await;
-    raw::read_exactly(&mut service, GET.len()).await;
+    let (mut app, mut service) = arrived(&up, &upstream).await;
     let token = b"5\r\n0\r\n\r\n";
-    for piece in [CHUNKED, token] {
-        service.write_all(piece).await.expect("sent");
-        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece);
-    }
+    delivered(&mut service, &mut app, &[CHUNKED, token]).await;
     up.adit.signal("INT");
     up.adit.says("1 running connection with").await;
-    for piece in [&b"\r\n"[..], b"1\r\nx\r\n", b"0\r\n\r\n"] {
-        service.write_all(piece).await.expect("sent");
-        assert_eq!(raw::read_exactly(&mut app, piece.len()).await, piece, "it was cut");
-    }
+    delivered(&mut service, &mut app, &[b"\r\n", b"1\r\nx\r\n", b"0\r\n\r\n"]).await;
     assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
 }

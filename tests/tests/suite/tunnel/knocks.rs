@@ -9,7 +9,7 @@ use std::{
 };
 
 use client::{dial, profile::Profile};
-use common::transport::{self, frame};
+use common::transport::frame;
 use data_encoding::BASE64;
 use proto::{
     knock::KnockKey,
@@ -26,7 +26,7 @@ use tests::{
     stranger::{Gate, Stranger, assert_served, crypto, first_flight},
     world::{Device, SOON, Up, World},
 };
-use tokio::net::UdpSocket;
+use tokio::{net::UdpSocket, task::JoinSet};
 
 use super::listening::own_address;
 use crate::PROGRAM;
@@ -91,12 +91,21 @@ async fn unfinished_handshakes_of_one_device_do_not_keep_others_out() {
         stranger.send(&half).await;
         strangers.push(stranger);
     }
-    let begun = Instant::now();
+    // A half handshake lasts ten seconds: with these, all slots would always be taken.
+    let (mut flood, address) = (JoinSet::new(), gate.address);
+    flood.spawn(async move {
+        loop {
+            let half = flight(&greedy, &greedy.enrolled.knock_key).await.remove(0);
+            let stranger = Stranger::facing(address).await;
+            stranger.send(&half).await;
+            strangers.push(stranger);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
     gate.world.device("newcomer").await;
     let up = gate.device.up(&[]).await;
     assert_served(&up).await;
-    // The half handshakes would stand for ten seconds.
-    assert!(begun.elapsed() < transport::HANDSHAKE_WITHIN, "{:?}", begun.elapsed());
+    assert!(flood.try_join_next().is_none(), "the flood has ended");
 }
 
 #[tokio::test]
@@ -353,10 +362,9 @@ async fn a_device_that_floods_probes_does_not_delay_the_servers_stop() {
     };
     tokio::time::timeout(SOON, stalled).await.expect("the server is stopped in its answers");
     gate.world.aditd.signal("TERM");
-    let begun = Instant::now();
     assert!(gate.world.aditd.ended().await.expect("its end").success());
-    // Thirty seconds are for running answers.
-    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    let log = gate.world.aditd.log();
+    assert!(!log.contains("cutting what still runs"), "the drain lasted to its end: {log}");
 }
 
 #[tokio::test]
@@ -374,8 +382,8 @@ async fn an_unfinished_handshake_does_not_delay_the_servers_stop() {
     gate.world.status().await;
 
     gate.world.aditd.signal("TERM");
-    let begun = Instant::now();
     assert!(gate.world.aditd.ended().await.expect("its end").success());
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    let log = gate.world.aditd.log();
+    assert!(!log.contains("took too long"), "it waited for a handshake: {log}");
     drop((silent_guest, dialed));
 }

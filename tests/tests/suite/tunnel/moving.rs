@@ -1,6 +1,6 @@
 //! One session that changes its carrier between UDP and a real sshd during running answers.
 
-use tests::{raw, skip, sshd::Sshd, udp_or_ssh::Crossroads, world::SOON};
+use tests::{raw, sshd::Sshd, udp_or_ssh::Crossroads, world::SOON};
 use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
@@ -8,13 +8,9 @@ use crate::PROGRAM;
 /// With the stand-in's 50 ms each, longer than all changes take.
 const TOKENS: i64 = 20_000;
 
-fn there_is_no_sshd() -> bool {
-    !Sshd::is_there() && skip::skip_test("there is no OpenSSH server and client")
-}
-
 #[tokio::test]
 async fn an_answer_moves_from_udp_to_ssh_and_back_without_loss() {
-    if there_is_no_sshd() {
+    if Sshd::is_missing() {
         return;
     }
     let crossroads = Crossroads::new(PROGRAM, &[]).await;
@@ -49,7 +45,7 @@ async fn an_answer_moves_from_udp_to_ssh_and_back_without_loss() {
 
 #[tokio::test]
 async fn a_tunnel_that_began_over_ssh_moves_to_udp_when_udp_works() {
-    if there_is_no_sshd() {
+    if Sshd::is_missing() {
         return;
     }
     let crossroads = Crossroads::new(PROGRAM, &[]).await;
@@ -67,7 +63,7 @@ async fn a_tunnel_that_began_over_ssh_moves_to_udp_when_udp_works() {
 
 #[tokio::test]
 async fn a_named_carrier_is_the_only_one_used() {
-    if there_is_no_sshd() {
+    if Sshd::is_missing() {
         return;
     }
     let crossroads = Crossroads::new(PROGRAM, &[]).await;

@@ -4,7 +4,6 @@ use std::{os::unix::process::ExitStatusExt, process::Stdio};
 
 use tests::{
     cli_assert::{FAILED, NOT_ALLOWED, assert_ok, assert_told},
-    skip,
     terminal::Terminal,
     world::{Device, SOON, World},
 };
@@ -147,7 +146,7 @@ async fn a_program_that_closes_what_it_was_given_keeps_its_tunnel() {
 /// The real program, on a real terminal, where Ctrl-C is for the program alone.
 #[tokio::test]
 async fn ctrl_c_at_a_terminal_reaches_the_program_and_not_its_tunnel() {
-    if !Terminal::is_there() && skip::skip_test("there is no `script`") {
+    if Terminal::is_missing() {
         return;
     }
     let world = World::start(PROGRAM).await;

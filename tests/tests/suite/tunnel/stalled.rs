@@ -11,7 +11,6 @@ use std::{
 };
 
 use tests::{
-    ollama::Options,
     raw,
     timing::usual_or_long,
     world::{SOON, Up, World},
@@ -132,7 +131,7 @@ async fn live(up: &Up) {
 async fn beside_stalled_streams(first: u8, streams: usize) {
     let service = Service::start();
     let flag = format!("tcp://{}", service.address);
-    let world = World::start_with(PROGRAM, Options::default(), &["--upstream", &flag]).await;
+    let world = World::in_front_of(PROGRAM, &flag).await;
     let up = world.up("laptop").await;
     live(&up).await;
     let before = (up.adit.rss(), world.aditd.rss());

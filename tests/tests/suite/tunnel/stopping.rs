@@ -1,7 +1,7 @@
 //! An `adit` that is stopped, also by a closed terminal, and what `status` says meanwhile.
 
 use tests::{
-    raw, skip,
+    raw,
     terminal::Terminal,
     world::{Device, SOON, Up, World},
 };
@@ -65,7 +65,7 @@ async fn any_number_of_hang_ups_lets_running_answers_end() {
 
 #[tokio::test]
 async fn closing_the_terminal_ends_the_session_and_stops_ollama() {
-    if !Terminal::is_there() && skip::skip_test("there is no `script` here") {
+    if Terminal::is_missing() {
         return;
     }
     let world = World::start(PROGRAM).await;

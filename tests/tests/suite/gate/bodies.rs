@@ -91,10 +91,10 @@ async fn prompts_with_images_wait_for_memory_and_pass() {
     let mut asked = tokio::task::JoinSet::new();
     let mib = 1 << 20;
     for (bytes, model_first, chunked, times) in [
-        (60 * mib, true, false, 1),
+        (49 * mib, true, false, 1),
         (34 * mib, false, false, 1),
         (20 * mib, false, false, 2),
-        (20 * mib, false, true, 2),
+        (20 * mib, false, true, 1),
     ] {
         let request = std::sync::Arc::new(image(bytes, model_first, chunked));
         for _ in 0..times {

@@ -13,7 +13,7 @@ use tests::{
     skip,
     state_files::{identity_file, private_key, text},
     unprivileged::{Ordinary, as_user},
-    world::World,
+    world::{SOON, World},
 };
 
 use crate::PROGRAM;
@@ -52,8 +52,14 @@ async fn a_process_of_the_same_user_cannot_read_the_memory_of_a_running_program(
     while fs::metadata(format!("/proc/{}", sleep.id())).expect("there").uid() != ordinary.uid() {
         tokio::task::yield_now().await;
     }
-    // Without this, the kernel may forbid reading for other reasons.
-    assert!(can_read(ordinary.uid(), sleep.id(), "environ"));
+    // Without this, the kernel may forbid reading for other reasons. A new process can be read
+    // from its `exec` on.
+    let readable = async {
+        while !can_read(ordinary.uid(), sleep.id(), "environ") {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, readable).await.expect("another process of that user can be read");
     sleep.kill().expect("killed");
     sleep.wait().expect("ended");
     for process in [&adit, &aditd] {

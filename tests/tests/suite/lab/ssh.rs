@@ -6,6 +6,7 @@ use tests::{
     lab::{Carrier, Far, Lab, SERVER, Setting, rung, scan, seed},
     skip,
     sshd::Sshd,
+    world::SOON,
 };
 
 use crate::PROGRAM;
@@ -66,17 +67,24 @@ async fn a_killed_ssh_is_restarted_and_running_answers_lose_no_token() {
     let mut answer = far.ask_both(250, 3).await;
     for bytes in [2_000, 6_000, 10_000] {
         answer.tunnelled.has(bytes, WITHIN).await;
-        kill_ssh(far.up.adit.pid());
+        kill_ssh(far.up.adit.pid()).await;
     }
     answer.are_equal(WITHIN).await;
     far.is_one_session();
 }
 
-/// Kills the child processes of the client.
-fn kill_ssh(adit: u32) {
+/// Kills the child processes of the client, as soon as it has one.
+async fn kill_ssh(adit: u32) {
     let kill = format!("kill -9 $(cat /proc/{adit}/task/*/children)");
-    let killed = std::process::Command::new("sh").arg("-c").arg(kill).status();
-    assert!(killed.is_ok_and(|status| status.success()), "the client runs nothing");
+    let killed = async {
+        while !tokio::process::Command::new("sh")
+            .args(["-c", &kill])
+            .status()
+            .await
+            .is_ok_and(|status| status.success())
+        {}
+    };
+    tokio::time::timeout(SOON, killed).await.expect("the client runs ssh");
 }
 
 #[tokio::test]

@@ -10,7 +10,10 @@ use std::{
 };
 
 use tracing::{Metadata, Subscriber, callsite::Identifier};
-use tracing_subscriber::layer::{Context, Filter};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    layer::{Context, Filter},
+};
 
 /// Our own crates, which are the targets of our events.
 const OURS: [&str; 4] = ["client", "server", "common", "proto"];
@@ -19,14 +22,16 @@ const MOST: u32 = 50;
 const TIME: Duration = Duration::from_secs(10);
 
 /// The filter for this number of `-v`.
-pub fn directives(verbose: u8) -> String {
+pub fn filter(verbose: u8) -> Targets {
     let (ours, libraries) = match verbose {
-        0 => ("info", "off"),
-        1 => ("debug", "off"),
-        _ => ("trace", "debug,russh=info"),
+        0 => (LevelFilter::INFO, LevelFilter::OFF),
+        1 => (LevelFilter::DEBUG, LevelFilter::OFF),
+        _ => (LevelFilter::TRACE, LevelFilter::DEBUG),
     };
-    let ours = OURS.map(|target| format!("{target}={ours}")).join(",");
-    format!("{libraries},{ours}")
+    Targets::new()
+        .with_default(libraries)
+        .with_target("russh", libraries.min(LevelFilter::INFO))
+        .with_targets(OURS.map(|target| (target, ours)))
 }
 
 /// Limits how often events of libraries are logged.
@@ -72,7 +77,7 @@ mod tests {
         sync::{Arc, MutexGuard},
     };
 
-    use tracing_subscriber::{EnvFilter, Layer, filter::FilterExt, layer::SubscriberExt};
+    use tracing_subscriber::{Layer, filter::FilterExt, layer::SubscriberExt};
 
     use super::*;
 
@@ -103,7 +108,7 @@ mod tests {
     /// thousand times.
     fn lines(verbose: u8) -> (usize, usize) {
         let written = Written::default();
-        let (out, filter) = (written.clone(), EnvFilter::new(directives(verbose)));
+        let (out, filter) = (written.clone(), super::filter(verbose));
         let log = tracing_subscriber::fmt::layer()
             .with_writer(move || out.clone())
             .with_filter(filter.and(Bounded::default()));

@@ -92,7 +92,7 @@ pub fn start_log(verbose: u8) {
     let filter = std::env::var("ADIT_LOG")
         .ok()
         .and_then(|f| f.parse().ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new(log::directives(verbose)));
+        .unwrap_or_else(|| log::filter(verbose));
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();
     let lines = tracing_subscriber::fmt::layer()

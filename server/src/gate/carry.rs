@@ -266,7 +266,7 @@ impl Up {
     /// Reads bytes from the service.
     fn read(&mut self, service: &TcpStream) -> io::Result<usize> {
         let mut buffer = Buffer::take();
-        let n = service.try_read(buffer.bytes())?;
+        let n = buffer.read(service)?;
         *self = Self { buffer: Some(buffer), ..Self::default() };
         Ok(n)
     }

@@ -4,29 +4,38 @@
 use std::{
     fmt,
     io::{self, IoSliceMut},
-    net::SocketAddr,
+    net::{SocketAddr, UdpSocket},
     pin::Pin,
     sync::{
         Arc,
-        atomic::{AtomicI32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, Ordering::Relaxed},
     },
     task::{Context, Poll},
+    time::Duration,
 };
 
 use quinn::{
     AsyncUdpSocket, UdpPoller,
-    udp::{RecvMeta, Transmit, UdpSocketState},
+    udp::{BATCH_SIZE, RecvMeta, Transmit, UdpSocketState},
 };
 use rustix::io::Errno;
-use tokio::{io::Interest, net::UdpSocket};
+use tokio::io::{Interest, unix::AsyncFd};
+
+/// A full buffer is looked at again after this time if it can't be waited for.
+const FULL_FOR: Duration = Duration::from_millis(1);
 
 /// A UDP socket of the system.
 ///
-/// quinn's own logs each error of the system as it is, for ever while a network is away, and takes
-/// a batch that was refused for sent.
+/// quinn's own logs each error of the system as it is, for ever while a network is away, takes a
+/// batch that was refused for sent, is woken once more for each datagram that has left, and asks
+/// once more after each that has come.
 pub struct SystemSocket {
-    io: UdpSocket,
+    /// Only its readable side is watched: the writable one would wake us for each datagram that the
+    /// system has let go.
+    io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
+    /// The buffer for sending was full.
+    is_full: AtomicBool,
     /// Why the last datagram could not be sent; 0 if it could.
     error: AtomicI32,
 }
@@ -36,9 +45,14 @@ impl SystemSocket {
     ///
     /// # Errors
     /// If the system can't do with it what QUIC needs.
-    pub fn new(socket: std::net::UdpSocket) -> io::Result<Arc<Self>> {
+    pub fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
         let state = UdpSocketState::new((&socket).into())?;
-        Ok(Arc::new(Self { io: UdpSocket::from_std(socket)?, state, error: AtomicI32::new(0) }))
+        Ok(Arc::new(Self {
+            io: watch(socket, Interest::READABLE)?,
+            state,
+            is_full: AtomicBool::new(false),
+            error: AtomicI32::new(0),
+        }))
     }
 
     /// Why nothing can be sent at present, if the system says so.
@@ -50,7 +64,7 @@ impl SystemSocket {
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.io.try_io(Interest::WRITABLE, || self.state.try_send((&self.io).into(), transmit))
+        self.state.try_send(self.io.get_ref().into(), transmit)
     }
 
     /// Sends the datagrams of a batch one by one: some network cards do not take batches, and say so
@@ -68,32 +82,8 @@ impl SystemSocket {
         Ok(())
     }
 
-    /// What becomes of an error: only a full buffer is told, all else is as good as lost on the way.
-    fn note(&self, sent: io::Result<()>) -> io::Result<()> {
-        let code = match &sent {
-            Ok(()) => 0,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return sent,
-            // QUIC seeks how long a datagram may be (RFC 8899): one that is too long is no trouble.
-            Err(e) if Errno::from_io_error(e) == Some(Errno::MSGSIZE) => return Ok(()),
-            Err(e) => e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
-        };
-        self.error.store(code, Relaxed);
-        Ok(())
-    }
-}
-
-impl fmt::Debug for SystemSocket {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SystemSocket({:?})", self.io.local_addr())
-    }
-}
-
-impl AsyncUdpSocket for SystemSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        Box::pin(Writable { socket: self, waiting: None })
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+    /// Sends a batch; only a full buffer is an error.
+    fn send_batch(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent = match (self.send(transmit), transmit.segment_size) {
             (Err(e), Some(size))
                 if matches!(Errno::from_io_error(&e), Some(Errno::IO | Errno::INVAL)) =>
@@ -109,6 +99,59 @@ impl AsyncUdpSocket for SystemSocket {
         self.note(sent)
     }
 
+    /// What becomes of an error: only a full buffer is told, all else is as good as lost on the way.
+    fn note(&self, sent: io::Result<()>) -> io::Result<()> {
+        let code = match &sent {
+            Ok(()) => 0,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                self.is_full.store(true, Relaxed);
+                return sent;
+            }
+            // QUIC seeks how long a datagram may be (RFC 8899): one that is too long is no trouble.
+            Err(e) if Errno::from_io_error(e) == Some(Errno::MSGSIZE) => return Ok(()),
+            Err(e) => e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
+        };
+        self.error.store(code, Relaxed);
+        Ok(())
+    }
+
+    /// Ends when the buffer for sending has room.
+    async fn room(self: Arc<Self>) {
+        let watched =
+            self.io.get_ref().try_clone().and_then(|socket| watch(socket, Interest::WRITABLE));
+        match &watched {
+            Ok(socket) => drop(socket.writable().await),
+            // There are no more descriptors.
+            Err(_) => tokio::time::sleep(FULL_FOR).await,
+        }
+        self.is_full.store(false, Relaxed);
+    }
+}
+
+/// Watches one side of a socket.
+#[expect(
+    deprecated,
+    reason = "it is sound for a socket that is owned, and what replaces it is unsafe"
+)]
+fn watch(socket: UdpSocket, side: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, side)
+}
+
+impl fmt::Debug for SystemSocket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SystemSocket({:?})", self.local_addr())
+    }
+}
+
+impl AsyncUdpSocket for SystemSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { socket: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.send_batch(transmit)
+    }
+
     fn poll_recv(
         &self,
         cx: &mut Context<'_>,
@@ -116,20 +159,25 @@ impl AsyncUdpSocket for SystemSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         loop {
-            std::task::ready!(self.io.poll_recv_ready(cx))?;
-            let received = self
-                .io
-                .try_io(Interest::READABLE, || self.state.recv((&self.io).into(), bufs, meta));
-            // Otherwise nothing has come; or an error of something that was sent (ICMP), which is
-            // taken out of the socket by this: the next datagram may do better.
-            if let Ok(received) = received {
-                return Poll::Ready(Ok(received));
+            let mut ready = std::task::ready!(self.io.poll_read_ready(cx))?;
+            match self.state.recv(self.io.get_ref().into(), bufs, meta) {
+                Ok(received) => {
+                    // Fewer than it could have been: the socket is empty. Only Linux takes several.
+                    if received < BATCH_SIZE.min(bufs.len()) {
+                        ready.clear_ready();
+                    }
+                    return Poll::Ready(Ok(received));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
+                // An error of something that was sent (ICMP), which is taken out of the socket by
+                // this: the next datagram may do better.
+                Err(_) => {}
             }
         }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.io.local_addr()
+        self.io.get_ref().local_addr()
     }
 
     fn max_transmit_segments(&self) -> usize {
@@ -145,7 +193,7 @@ impl AsyncUdpSocket for SystemSocket {
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+type Waiting = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// Waits for room in the socket's buffer, each on its own.
 struct Writable {
@@ -161,18 +209,20 @@ impl fmt::Debug for Writable {
 
 impl UdpPoller for Writable {
     fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting.is_none() && !self.socket.is_full.load(Relaxed) {
+            return Poll::Ready(Ok(()));
+        }
         let socket = self.socket.clone();
-        let waiting =
-            self.waiting.get_or_insert_with(|| Box::pin(async move { socket.io.writable().await }));
-        let writable = std::task::ready!(waiting.as_mut().poll(cx));
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(socket.room()));
+        std::task::ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
-        Poll::Ready(writable)
+        Poll::Ready(Ok(()))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::{future::poll_fn, net::Ipv4Addr};
 
     use quinn::udp::EcnCodepoint;
 
@@ -183,9 +233,7 @@ mod tests {
     }
 
     async fn system() -> Arc<SystemSocket> {
-        let system = SystemSocket::new(socket()).expect("a socket");
-        system.io.writable().await.expect("room");
-        system
+        SystemSocket::new(socket()).expect("a socket")
     }
 
     fn socket() -> UdpSocket {
@@ -223,5 +271,40 @@ mod tests {
             let (n, _) = peer.recv_from(&mut datagram).expect("received");
             assert_eq!(&datagram[..n], expected);
         }
+    }
+
+    /// Reads until `count` datagrams have come, as QUIC does.
+    async fn receive(system: &SystemSocket, mut count: usize) {
+        while count > 0 {
+            let mut buffers = [[0; 64]; BATCH_SIZE];
+            let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
+            let mut meta = [RecvMeta::default(); BATCH_SIZE];
+            let received = poll_fn(|cx| system.poll_recv(cx, &mut slices, &mut meta)).await;
+            count -= received.expect("no error");
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_datagrams_come_all_are_read_and_the_next_is_heard() {
+        let (system, peer) = (system().await, socket());
+        let there = system.local_addr().expect("an address");
+        for count in [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, 3 * BATCH_SIZE, 1] {
+            for _ in 0..count {
+                peer.send_to(b"datagram", there).expect("sent");
+            }
+            let all = tokio::time::timeout(Duration::from_secs(30), receive(&system, count)).await;
+            all.unwrap_or_else(|_| panic!("{count} datagrams are not read"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_buffer_is_waited_for_by_each_who_sends() {
+        let system = system().await;
+        system.is_full.store(true, Relaxed);
+        let mut pollers = [system.clone().create_io_poller(), system.clone().create_io_poller()];
+        for poller in &mut pollers {
+            poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.expect("no error");
+        }
+        assert!(!system.is_full.load(Relaxed));
     }
 }

@@ -1,6 +1,8 @@
 //! Buffers for reading from TCP, taken from a pool. An idle connection holds none.
 
-use std::sync::Mutex;
+use std::{io, sync::Mutex};
+
+use tokio::{io::Interest, net::TcpStream};
 
 /// The most bytes that are read from TCP at once.
 pub(super) const BUFFER: usize = 64 * 1024;
@@ -18,6 +20,26 @@ impl Buffer {
         Self(POOL.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_else(|| vec![0; BUFFER]))
     }
 
+    /// Reads into it what has come, if anything has; how much, and 0 at the end.
+    ///
+    /// Less than it could have been is all that there was: asking once more would say only that, so
+    /// `tcp` does not count as readable then until more comes.
+    ///
+    /// # Errors
+    /// `WouldBlock` if nothing has come; or what has become of the connection.
+    pub fn read(&mut self, tcp: &TcpStream) -> io::Result<usize> {
+        let mut read = None;
+        let done = tcp.try_io(Interest::READABLE, || {
+            let n = rustix::io::read(tcp, &mut self.0[..])?;
+            read = Some(n);
+            match n {
+                1..BUFFER => Err(io::ErrorKind::WouldBlock.into()),
+                _ => Ok(()),
+            }
+        });
+        read.map_or_else(|| done.map(|()| 0), Ok)
+    }
+
     /// Its bytes.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.0
@@ -31,5 +53,55 @@ impl Drop for Buffer {
         {
             pool.push(std::mem::take(&mut self.0));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::AsyncWriteExt,
+        net::{TcpListener, TcpStream},
+    };
+
+    use super::*;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let (near, far) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (near.expect("connected"), far.expect("accepted").0)
+    }
+
+    /// Reads what has come, once something has.
+    async fn read(tcp: &TcpStream) -> usize {
+        loop {
+            tcp.readable().await.expect("readable");
+            match Buffer::take().read(tcp) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read.expect("read"),
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn what_comes_after_a_short_read_is_heard_and_so_is_the_end() {
+        let (near, mut far) = pair().await;
+        for len in [1, 10, BUFFER - 1, BUFFER, BUFFER + 1, 3 * BUFFER, 1] {
+            let (bytes, mut left) = (vec![7; len], len);
+            let reading = async {
+                while left > 0 {
+                    left -= read(&near).await;
+                }
+            };
+            let both = async { tokio::join!(far.write_all(&bytes), reading).0 };
+            let done = tokio::time::timeout(std::time::Duration::from_secs(30), both).await;
+            done.unwrap_or_else(|_| panic!("{len} bytes are not read")).expect("written");
+            let again = Buffer::take().read(&near).expect_err("nothing more");
+            assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
+        }
+        // The last bytes and the end at once.
+        far.write_all(b"end").await.expect("written");
+        drop(far);
+        assert_eq!((read(&near).await, read(&near).await), (3, 0));
     }
 }

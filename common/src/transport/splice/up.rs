@@ -36,7 +36,7 @@ pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, passed: &Passe
         }
         let mut buffer = Buffer::take();
         loop {
-            let n = match from.try_read(&mut buffer.0) {
+            let n = match buffer.read(from.as_ref()) {
                 Ok(0) => {
                     passed.up_ended();
                     to.finish();

@@ -5,6 +5,7 @@
 //! behind it. A carrier never fails: a dead one swallows datagrams as a dead network does, because
 //! an error would end the connection.
 
+mod batch;
 mod framing;
 mod marks;
 mod redundancy;

@@ -7,10 +7,10 @@ use std::{
     net::{SocketAddr, UdpSocket},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI32, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -20,6 +20,8 @@ use quinn::{
 };
 use rustix::io::Errno;
 use tokio::io::{Interest, unix::AsyncFd};
+
+use super::batch::{Batch, Next};
 
 /// A full buffer is looked at again after this time if it can't be waited for.
 const FULL_FOR: Duration = Duration::from_millis(1);
@@ -38,6 +40,17 @@ pub struct SystemSocket {
     is_full: AtomicBool,
     /// Why the last datagram could not be sent; 0 if it could.
     error: AtomicI32,
+    outgoing: Mutex<Outgoing>,
+}
+
+/// What waits for the next batch.
+#[derive(Default)]
+struct Outgoing {
+    batch: Batch,
+    /// Who reads from the socket: it sends what nobody has added to.
+    reader: Option<Waker>,
+    /// [`Batch::added`] when the reader looked last.
+    looked: u64,
 }
 
 impl SystemSocket {
@@ -52,6 +65,7 @@ impl SystemSocket {
             state,
             is_full: AtomicBool::new(false),
             error: AtomicI32::new(0),
+            outgoing: Mutex::default(),
         }))
     }
 
@@ -61,6 +75,10 @@ impl SystemSocket {
             0 => None,
             code => Some(io::Error::from_raw_os_error(code)),
         }
+    }
+
+    fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
@@ -115,6 +133,34 @@ impl SystemSocket {
         Ok(())
     }
 
+    /// Sends what is held, if anything is.
+    fn send_held(&self, outgoing: &mut Outgoing) -> io::Result<()> {
+        if let Some(held) = outgoing.batch.held() {
+            self.send_batch(&held)?;
+            outgoing.batch.clear();
+        }
+        Ok(())
+    }
+
+    /// Sends what is held if nothing was added since the last look; otherwise looks again soon.
+    fn look_at_held(&self, cx: &Context<'_>) {
+        let mut outgoing = self.outgoing();
+        if outgoing.reader.as_ref().is_none_or(|reader| !reader.will_wake(cx.waker())) {
+            outgoing.reader = Some(cx.waker().clone());
+        }
+        if outgoing.batch.held().is_none() {
+            return;
+        }
+        let added = outgoing.batch.added();
+        if added == outgoing.looked {
+            // If the buffer is full, whoever sends next sends this first.
+            let _ = self.send_held(&mut outgoing);
+        } else {
+            outgoing.looked = added;
+            cx.waker().wake_by_ref();
+        }
+    }
+
     /// Ends when the buffer for sending has room.
     async fn room(self: Arc<Self>) {
         let watched =
@@ -149,7 +195,21 @@ impl AsyncUdpSocket for SystemSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.send_batch(transmit)
+        let mut outgoing = self.outgoing();
+        loop {
+            match outgoing.batch.add(transmit, self.state.max_gso_segments()) {
+                Next::SendIt => return self.send_batch(transmit),
+                Next::SendHeldFirst => self.send_held(&mut outgoing)?,
+                Next::SendHeld => {
+                    // It has been taken: QUIC must not be told to send it again.
+                    return match self.send_held(&mut outgoing) {
+                        Ok(()) => Ok(()),
+                        Err(_) => self.wake_reader(&mut outgoing),
+                    };
+                }
+                Next::Hold => return self.wake_reader(&mut outgoing),
+            }
+        }
     }
 
     fn poll_recv(
@@ -158,6 +218,7 @@ impl AsyncUdpSocket for SystemSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        self.look_at_held(cx);
         loop {
             let mut ready = std::task::ready!(self.io.poll_read_ready(cx))?;
             match self.state.recv(self.io.get_ref().into(), bufs, meta) {
@@ -193,6 +254,18 @@ impl AsyncUdpSocket for SystemSocket {
     }
 }
 
+impl SystemSocket {
+    /// Something is held: the reader sends it if nobody else does.
+    fn wake_reader(&self, outgoing: &mut Outgoing) -> io::Result<()> {
+        match &outgoing.reader {
+            Some(reader) => reader.wake_by_ref(),
+            // Nobody reads yet.
+            None => drop(self.send_held(outgoing)),
+        }
+        Ok(())
+    }
+}
+
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// Waits for room in the socket's buffer, each on its own.
@@ -221,90 +294,4 @@ impl UdpPoller for Writable {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{future::poll_fn, net::Ipv4Addr};
-
-    use quinn::udp::EcnCodepoint;
-
-    use super::*;
-
-    fn transmit(destination: SocketAddr, contents: &[u8]) -> Transmit<'_> {
-        Transmit { destination, ecn: None, contents, segment_size: None, src_ip: None }
-    }
-
-    async fn system() -> Arc<SystemSocket> {
-        SystemSocket::new(socket()).expect("a socket")
-    }
-
-    fn socket() -> UdpSocket {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-        socket.set_nonblocking(true).expect("non-blocking");
-        socket
-    }
-
-    #[tokio::test]
-    async fn what_can_not_be_sent_is_remembered_until_something_can() {
-        let (system, peer) = (system().await, socket());
-        // From a loopback address nothing leaves the machine (EINVAL).
-        let elsewhere = SocketAddr::from(([192, 0, 2, 1], 9));
-        system.try_send(&transmit(elsewhere, b"lost")).expect("swallowed");
-        assert!(system.send_error().is_some());
-        let there = peer.local_addr().expect("an address");
-        // Longer than a datagram can be: QUIC tries lengths, and that is no trouble.
-        system.try_send(&transmit(there, &[0; 70_000])).expect("swallowed");
-        assert!(system.send_error().is_some(), "nothing has been sent since");
-        system.try_send(&transmit(there, b"here")).expect("sent");
-        assert!(system.send_error().is_none());
-    }
-
-    #[tokio::test]
-    async fn the_datagrams_of_a_refused_batch_go_one_by_one() {
-        let (system, peer) = (system().await, socket());
-        let batch = Transmit {
-            ecn: Some(EcnCodepoint::Ect0),
-            segment_size: Some(2),
-            ..transmit(peer.local_addr().expect("an address"), b"aabbc")
-        };
-        system.send_each(&batch, 2).expect("sent");
-        let mut datagram = [0; 8];
-        for expected in [&b"aa"[..], b"bb", b"c"] {
-            let (n, _) = peer.recv_from(&mut datagram).expect("received");
-            assert_eq!(&datagram[..n], expected);
-        }
-    }
-
-    /// Reads until `count` datagrams have come, as QUIC does.
-    async fn receive(system: &SystemSocket, mut count: usize) {
-        while count > 0 {
-            let mut buffers = [[0; 64]; BATCH_SIZE];
-            let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
-            let mut meta = [RecvMeta::default(); BATCH_SIZE];
-            let received = poll_fn(|cx| system.poll_recv(cx, &mut slices, &mut meta)).await;
-            count -= received.expect("no error");
-        }
-    }
-
-    #[tokio::test]
-    async fn however_many_datagrams_come_all_are_read_and_the_next_is_heard() {
-        let (system, peer) = (system().await, socket());
-        let there = system.local_addr().expect("an address");
-        for count in [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, 3 * BATCH_SIZE, 1] {
-            for _ in 0..count {
-                peer.send_to(b"datagram", there).expect("sent");
-            }
-            let all = tokio::time::timeout(Duration::from_secs(30), receive(&system, count)).await;
-            all.unwrap_or_else(|_| panic!("{count} datagrams are not read"));
-        }
-    }
-
-    #[tokio::test]
-    async fn a_full_buffer_is_waited_for_by_each_who_sends() {
-        let system = system().await;
-        system.is_full.store(true, Relaxed);
-        let mut pollers = [system.clone().create_io_poller(), system.clone().create_io_poller()];
-        for poller in &mut pollers {
-            poll_fn(|cx| poller.as_mut().poll_writable(cx)).await.expect("no error");
-        }
-        assert!(!system.is_full.load(Relaxed));
-    }
-}
+mod tests;

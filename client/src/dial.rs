@@ -15,7 +15,7 @@ use proto::{
     knock::KnockKey,
     wire::{Code, SERVER_NAME},
 };
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, EndpointConfig, TokioRuntime};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -251,6 +251,7 @@ pub struct DialConfig {
     /// The configuration of QUIC.
     pub quic: ClientConfig,
     seen: SeenTime,
+    idle: Duration,
 }
 
 /// How to enroll this device again. `adit up` must be stopped first, because it would go on with
@@ -276,10 +277,8 @@ pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> D
     let ClientTls { quic, seen } = crypto.into();
     let mut config = ClientConfig::new(Arc::new(quic));
     let key = key.clone();
-    config
-        .transport_config(transport::settings(0, idle))
-        .initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
-    DialConfig { quic: config, seen }
+    config.initial_dst_cid_provider(Arc::new(move || quinn_proto::ConnectionId::new(&key.knock())));
+    DialConfig { quic: config, seen, idle }
 }
 
 /// Connects to the first of `addresses` (`host:port`) that answers, or over SSH. Each address
@@ -385,16 +384,18 @@ async fn attempt(
         let hint = if let Route::Ssh(way) = &way { e.hint(way) } else { String::new() };
         DialError::Ssh { why: e.to_string(), hint }
     })?;
-    let runtime = Arc::new(TokioRuntime);
+    let (runtime, longest) = (Arc::new(TokioRuntime), way.longest_datagram());
+    let mut quic = config.quic;
+    quic.transport_config(transport::settings(0, config.idle, longest));
     let endpoint = Endpoint::new_with_abstract_socket(
-        EndpointConfig::default(),
+        transport::endpoint(longest),
         None,
         carrier.socket(),
         runtime,
     )
     .map_err(unusable)?;
     let connecting = endpoint
-        .connect_with(config.quic, carrier::REMOTE, SERVER_NAME)
+        .connect_with(quic, carrier::REMOTE, SERVER_NAME)
         .map_err(|e| DialError::Other(e.to_string()))?;
     let refused = async {
         match &way {

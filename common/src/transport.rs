@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::congestion::Controllers;
@@ -48,11 +48,30 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// many.
 const LOCAL_BUFFER: usize = 256 << 10;
 
+/// The longest datagram that is ever sent, in bytes of UDP payload. The system takes ten of them in
+/// one call.
+pub const LONGEST_DATAGRAM: u16 = 6500;
+/// The longest datagram to try on a network that is not known, in bytes of UDP payload.
+pub const USUAL_DATAGRAM: u16 = 1452;
+
+/// The settings of an endpoint that accepts datagrams of up to `longest` bytes of UDP payload.
+pub fn endpoint(longest: u16) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // It fails only for a length that UDP cannot carry.
+    if longest > USUAL_DATAGRAM {
+        let _ = config.max_udp_payload_size(longest);
+    }
+    config
+}
+
 /// The settings of one connection. `streams` is how many bidirectional streams the peer may open at
 /// first; see [`grant`]. `idle` is the idle time-out; if the peer's is shorter, that one applies
-/// (RFC 9000 section 10.1).
-pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
+/// (RFC 9000 section 10.1). Datagrams become as long as the network and the peer allow, but no
+/// longer than `longest` bytes of UDP payload (RFC 9000 section 14.3).
+pub fn settings(streams: u32, idle: Duration, longest: u16) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
+    let mut search = MtuDiscoveryConfig::default();
+    search.upper_bound(longest);
     config
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(
             idle.as_millis().try_into().unwrap_or(u32::MAX),
@@ -61,6 +80,7 @@ pub fn settings(streams: u32, idle: Duration) -> Arc<TransportConfig> {
         .max_concurrent_bidi_streams(streams.into())
         // One for the greeting or the hello and what follows it, one for credit.
         .max_concurrent_uni_streams(2u32.into())
+        .mtu_discovery_config(Some(search))
         .datagram_receive_buffer_size(None)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())

@@ -15,13 +15,13 @@ use common::{
         report::{Exit, Failure},
     },
     transport::{
-        self,
+        self, LONGEST_DATAGRAM,
         carrier::{RepeatingSocket, Repeats, SystemSocket},
         tls::{self, Admit},
     },
 };
 use proto::{human, wire::Code};
-use quinn::{Connecting, Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
+use quinn::{Connecting, Connection, Endpoint, ServerConfig, TokioRuntime};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -237,7 +237,7 @@ fn tls_configs(
         let crypto = tls::server(admit, certificate.clone()).map_err(wrong)?;
         let mut config = ServerConfig::with_crypto(Arc::new(crypto));
         config
-            .transport_config(transport::settings(streams, idle))
+            .transport_config(transport::settings(streams, idle, LONGEST_DATAGRAM))
             .max_incoming(INCOMING)
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFERS);
@@ -261,7 +261,8 @@ fn endpoint(
 ) -> io::Result<Endpoint> {
     let silent =
         Arc::new(FilteredSocket::new(Arc::new(socket), config.audience.clone(), admission));
-    let mut endpoint = EndpointConfig::default();
+    // Every client says how long the datagrams are that it accepts; usually they are shorter.
+    let mut endpoint = transport::endpoint(LONGEST_DATAGRAM);
     let (key, resets) = (state.keys.reset.clone(), Arc::default());
     endpoint
         .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(

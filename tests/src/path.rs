@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -15,13 +15,32 @@ use tokio::{net::UdpSocket, task::JoinHandle};
 pub struct Path {
     /// The address that a client sends to.
     pub address: SocketAddr,
-    cut: Arc<AtomicBool>,
+    state: Arc<PathState>,
     recorded: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
 
 /// How many datagrams a path records.
 const RECORDED: usize = 4096;
+
+/// What a path does with a datagram, and what it has seen.
+struct PathState {
+    cut: AtomicBool,
+    /// Longer datagrams are dropped, in bytes.
+    limit: AtomicUsize,
+    /// The longest datagram that was carried to the server, and to the client.
+    longest: [AtomicUsize; 2],
+}
+
+impl PathState {
+    fn carries(&self, direction: usize, len: usize) -> bool {
+        let carries = !self.cut.load(Relaxed) && len <= self.limit.load(Relaxed);
+        if carries {
+            self.longest[direction].fetch_max(len, Relaxed);
+        }
+        carries
+    }
+}
 
 impl Path {
     /// A path to `server`, with an address of its own. The server sees a separate client for each
@@ -39,17 +58,21 @@ impl Path {
     pub async fn between(address: SocketAddr, source: IpAddr, server: SocketAddr) -> Self {
         let front = UdpSocket::bind(address).await.expect("a port");
         let address = front.local_addr().expect("an address");
-        let cut = Arc::new(AtomicBool::new(false));
+        let state = Arc::new(PathState {
+            cut: AtomicBool::new(false),
+            limit: AtomicUsize::new(usize::MAX),
+            longest: Default::default(),
+        });
         let recorded = Arc::<Mutex<Vec<Vec<u8>>>>::default();
         let record = recorded.clone();
         let task =
-            tokio::spawn(carry(Arc::new(front), source, server, cut.clone(), move |datagram| {
+            tokio::spawn(carry(Arc::new(front), source, server, state.clone(), move |datagram| {
                 let mut recorded = record.lock().expect("no panic");
                 if recorded.len() < RECORDED {
                     recorded.push(datagram.to_vec());
                 }
             }));
-        Self { address, cut, recorded, task }
+        Self { address, state, recorded, task }
     }
 
     /// The datagrams that clients have sent so far, as an eavesdropper could record them.
@@ -59,12 +82,22 @@ impl Path {
 
     /// Drops every datagram from now on, in both directions.
     pub fn cut(&self) {
-        self.cut.store(true, Relaxed);
+        self.state.cut.store(true, Relaxed);
     }
 
     /// Carries datagrams again.
     pub fn mend(&self) {
-        self.cut.store(false, Relaxed);
+        self.state.cut.store(false, Relaxed);
+    }
+
+    /// Drops every datagram of more than `bytes` from now on, in both directions.
+    pub fn limit(&self, bytes: usize) {
+        self.state.limit.store(bytes, Relaxed);
+    }
+
+    /// The length of the longest datagram that was carried to the server, and to the client.
+    pub fn longest(&self) -> [usize; 2] {
+        self.state.longest.each_ref().map(|longest| longest.load(Relaxed))
     }
 }
 
@@ -78,7 +111,7 @@ async fn carry(
     front: Arc<UdpSocket>,
     source: IpAddr,
     server: SocketAddr,
-    cut: Arc<AtomicBool>,
+    state: Arc<PathState>,
     record: impl Fn(&[u8]),
 ) {
     let mut clients: HashMap<SocketAddr, Arc<UdpSocket>> = HashMap::new();
@@ -86,7 +119,7 @@ async fn carry(
     let mut datagram = vec![0; 65_536];
     loop {
         let Ok((n, client)) = front.recv_from(&mut datagram).await else { continue };
-        if cut.load(Relaxed) {
+        if !state.carries(0, n) {
             continue;
         }
         record(&datagram[..n]);
@@ -96,7 +129,7 @@ async fn carry(
                 let socket = Arc::new(UdpSocket::bind((source, 0)).await.expect("a port"));
                 socket.connect(server).await.expect("connected");
                 clients.insert(client, socket.clone());
-                back.spawn(answers(socket.clone(), front.clone(), client, cut.clone()));
+                back.spawn(answers(socket.clone(), front.clone(), client, state.clone()));
                 socket
             }
         };
@@ -108,13 +141,13 @@ async fn answers(
     from: Arc<UdpSocket>,
     front: Arc<UdpSocket>,
     client: SocketAddr,
-    cut: Arc<AtomicBool>,
+    state: Arc<PathState>,
 ) {
     let mut datagram = vec![0; 65_536];
     loop {
         // A server that is down for a while (ICMP) may come back.
         let Ok(n) = from.recv(&mut datagram).await else { continue };
-        if !cut.load(Relaxed) {
+        if state.carries(1, n) {
             let _ = front.send_to(&datagram[..n], client).await;
         }
     }

@@ -265,7 +265,11 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let id = quinn_proto::ConnectionId::new(dst_cid);
     config
-        .transport_config(transport::settings(0, proto::wire::IDLE_TIMEOUT))
+        .transport_config(transport::settings(
+            0,
+            proto::wire::IDLE_TIMEOUT,
+            transport::USUAL_DATAGRAM,
+        ))
         .initial_dst_cid_provider(Arc::new(move || id));
     let endpoint = Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).expect("an endpoint");
     let to = sink.local_addr().expect("an address");

@@ -9,7 +9,7 @@ use std::{
 
 use clap::ValueEnum;
 use common::transport::{
-    self,
+    self, LONGEST_DATAGRAM, USUAL_DATAGRAM,
     carrier::{Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
@@ -64,6 +64,15 @@ impl Route {
                 let (stream, ssh) = way.open().map_err(io::Error::other)?;
                 Ok(Carrier::Ssh(stream, ssh))
             }
+        }
+    }
+
+    /// The longest datagram to try on this route, in bytes of UDP payload. It is more than usual
+    /// only on this machine, where no network in between has a smaller limit.
+    pub fn longest_datagram(&self) -> u16 {
+        match self {
+            Self::Udp(remote) if remote.ip().is_loopback() => LONGEST_DATAGRAM,
+            _ => USUAL_DATAGRAM,
         }
     }
 

@@ -6,14 +6,17 @@ use std::{
 };
 
 use tests::{
-    ollama::Options,
+    ollama::{Options, seeded_bytes},
     path::Path,
     process::Process,
-    raw::{self, Ending},
+    raw::{self, Ending, Upstream},
     skip,
     world::{Device, SOON, World},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::PROGRAM;
 
@@ -40,7 +43,12 @@ async fn device_by(world: &World, addresses: &[String]) -> Device {
 
 /// A device whose only route to the server is a path that can be cut.
 async fn world_behind_a_path() -> (World, Path, Device) {
-    let mut world = World::start(PROGRAM).await;
+    world_with_flags_behind_a_path(&[]).await
+}
+
+/// Likewise, with these flags of `aditd serve`.
+async fn world_with_flags_behind_a_path(flags: &[&str]) -> (World, Path, Device) {
+    let mut world = World::start_with(PROGRAM, Options::default(), flags).await;
     let path = Path::to(world.address().await).await;
     // The server's own address must not lead around the path.
     world.serve_flags.extend(["--advertise".to_owned(), path.address.to_string()]);
@@ -220,4 +228,43 @@ async fn a_device_is_shown_as_away_and_its_answers_stop_after_the_idle_timeout()
     world.ollama.wait_for(|c| c.cancelled == 1, SOON * 2).await.expect("and then its time is over");
     // Both ends have ended the session: the answer is cut.
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
+}
+
+/// Sends `len` bytes both ways at the same time.
+async fn both_ways(app: &mut TcpStream, service: &mut TcpStream, len: usize) {
+    let [to_app, to_service] = [1, 2].map(|seed| {
+        let mut bytes = vec![0; len];
+        std::io::Read::read_exact(&mut seeded_bytes(seed), &mut bytes).expect("endless");
+        bytes
+    });
+    let [mut at_app, mut at_service] = [vec![0; len], vec![0; len]];
+    let (mut app_read, mut app_write) = app.split();
+    let (mut service_read, mut service_write) = service.split();
+    let done = tokio::try_join!(
+        app_write.write_all(&to_service),
+        service_write.write_all(&to_app),
+        app_read.read_exact(&mut at_app),
+        service_read.read_exact(&mut at_service),
+    );
+    done.expect("all is carried");
+    assert!(at_app == to_app && at_service == to_service, "other bytes have come");
+}
+
+#[tokio::test]
+async fn datagrams_grow_on_this_machine_and_shrink_again_if_the_path_stops_carrying_them() {
+    const LONG: usize = 6000;
+    let upstream = Upstream::start().await;
+    let flags = ["--upstream", &upstream.flag("tcp")];
+    let (_world, path, device) = world_with_flags_behind_a_path(&flags).await;
+    let up = device.up(&[]).await;
+    let (mut app, mut service) = tokio::join!(raw::connect(up.address), upstream.accept());
+    let grown = async {
+        while path.longest().into_iter().any(|longest| longest < LONG) {
+            both_ways(&mut app, &mut service, 300_000).await;
+        }
+    };
+    tokio::time::timeout(SOON, grown).await.expect("datagrams grow, both ways");
+    path.limit(1400);
+    let carried = both_ways(&mut app, &mut service, 1_000_000);
+    tokio::time::timeout(SOON, carried).await.expect("it goes on with shorter ones");
 }

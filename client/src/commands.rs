@@ -1,10 +1,10 @@
 //! The commands of `adit`.
 
 mod api;
-pub mod enroll;
-pub mod env;
-pub mod ls;
-pub mod run;
-pub mod status;
-pub mod up;
-pub mod warm;
+pub(crate) mod enroll;
+pub(crate) mod env;
+pub(crate) mod ls;
+pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod up;
+pub(crate) mod warm;

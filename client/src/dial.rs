@@ -1,9 +1,9 @@
 //! Opens a QUIC connection to one of several addresses, and says why that failed.
 
-pub mod clocks;
-pub mod kernel_error;
-pub mod plan;
-pub mod route;
+pub(crate) mod clocks;
+pub(crate) mod kernel_error;
+pub(crate) mod plan;
+pub(crate) mod route;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -128,7 +128,7 @@ pub enum DialError {
 
 impl DialError {
     /// How to cure it. The commands can be typed as they are on this device.
-    pub fn hint(&self, profile: &Profile) -> Option<String> {
+    pub(crate) fn hint(&self, profile: &Profile) -> Option<String> {
         let again = again(profile, None);
         Some(match self {
             Self::Refused(Code::Revoked) => {
@@ -150,7 +150,7 @@ impl DialError {
     }
 
     /// How to cure it, if the message does not need the profile.
-    pub fn general_hint(&self) -> Option<String> {
+    pub(crate) fn general_hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoAnswer(_) => {
                 "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from includes \
@@ -175,7 +175,7 @@ impl DialError {
     }
 
     /// Whether both say the same to a person. Times in them may differ.
-    pub fn is_same_news(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_news(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Clock(_), Self::Clock(_)) => true,
             _ => self.to_string() == other.to_string(),
@@ -183,7 +183,7 @@ impl DialError {
     }
 
     /// Whether it is useless to try again soon: the server has refused, or must not be used.
-    pub fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::Refused(Code::Revoked | Code::Superseded) | Self::LeadsBack(_))
     }
 
@@ -199,7 +199,7 @@ impl DialError {
     }
 
     /// The meaning of a connection's error. `to` is the server's address.
-    pub fn from_connection(error: &ConnectionError, to: &str) -> Self {
+    pub(crate) fn from_connection(error: &ConnectionError, to: &str) -> Self {
         let alert = |code: u64| match code.checked_sub(0x100) {
             Some(CERTIFICATE_REVOKED) => Self::Refused(Code::Revoked),
             Some(NO_APPLICATION_PROTOCOL) => Self::Version,
@@ -310,7 +310,7 @@ pub async fn dial(
 }
 
 /// All addresses that are tried, for people.
-pub fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
+pub(crate) fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
     addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
 

@@ -1,13 +1,15 @@
 //! `adit`: makes the Ollama of a remote machine answer on `localhost:11434`.
 //!
-//! A connection passes [`local`] → [`tunnel`] → `proto::wire` → `common::transport::splice`.
+//! A connection passes `local` → `tunnel` → `proto::wire` → `common::transport::splice`.
+//!
+//! The library is for the program and for the tests of both ends; everything else is private.
 
 mod cli;
-pub mod commands;
+mod commands;
 pub mod dial;
-pub mod local;
+mod local;
 pub mod profile;
-pub mod ssh;
-pub mod tunnel;
+mod ssh;
+mod tunnel;
 
 pub use cli::{command, run};

@@ -1,8 +1,8 @@
 //! The local side, to which applications connect: the listener in Ollama's place, and what it
 //! answers itself.
 
-pub mod answer;
+pub(crate) mod answer;
 mod holder;
-pub mod lease;
-pub mod listener;
-pub mod owner;
+pub(crate) mod lease;
+pub(crate) mod listener;
+pub(crate) mod owner;

@@ -34,7 +34,7 @@ use self::key::{stored_key, take_key, to_bytes};
 use crate::ssh::SshWay;
 
 /// The name of a server that was enrolled without a name.
-pub const DEFAULT_NAME: &str = "default";
+pub(crate) const DEFAULT_NAME: &str = "default";
 const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
 /// The newest format that is read. Since 2 a device may have a knock key of its own.
@@ -51,21 +51,21 @@ pub struct ProfileDir {
 
 /// The profile of a running tunnel, which changes while it runs. Clones share it.
 #[derive(Clone)]
-pub struct SharedProfile(Arc<Mutex<Profile>>);
+pub(crate) struct SharedProfile(Arc<Mutex<Profile>>);
 
 impl SharedProfile {
     /// Shares a profile.
-    pub fn new(profile: Profile) -> Self {
+    pub(crate) fn new(profile: Profile) -> Self {
         Self(Arc::new(Mutex::new(profile)))
     }
 
     /// A copy of the profile as it is now.
-    pub fn get(&self) -> Profile {
+    pub(crate) fn get(&self) -> Profile {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Replaces the profile and stores it. If storing fails, the new profile is still used.
-    pub fn store(&self, profile: Profile) {
+    pub(crate) fn store(&self, profile: Profile) {
         if let Err(e) = profile.save() {
             tracing::warn!("{e}: the new settings are in use, but will be lost when adit restarts");
         }
@@ -117,7 +117,7 @@ struct Pending {
 }
 
 /// The default state directory.
-pub fn default_dir() -> Result<PathBuf, Failure> {
+pub(crate) fn default_dir() -> Result<PathBuf, Failure> {
     directories::ProjectDirs::from("", "", "adit")
         .map(|dirs| dirs.data_local_dir().to_owned())
         .ok_or_else(|| {
@@ -176,7 +176,7 @@ impl ProfileDir {
     }
 
     /// Whether the profile exists.
-    pub fn is_enrolled(&self) -> Result<bool, FileError> {
+    pub(crate) fn is_enrolled(&self) -> Result<bool, FileError> {
         let path = self.dir.join(IDENTITY);
         path.try_exists().map_err(FileError::io("read", path))
     }
@@ -299,7 +299,7 @@ fn plain(error: &rustls::Error) -> String {
 }
 
 /// The servers that this device is enrolled at, by name.
-pub fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
+pub(crate) fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
     let dir = state_dir.join("servers");
     let entries = match fs::read_dir(&dir) {
         Ok(entries) => entries,

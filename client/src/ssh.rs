@@ -30,10 +30,9 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-pub use error::SshError;
-pub use hosts::HostKeyError;
-pub use login::LoginDenied;
-pub use pace::Silence;
+pub(crate) use error::SshError;
+pub(crate) use hosts::HostKeyError;
+pub(crate) use login::LoginDenied;
 
 /// Where `aditd` is searched on the server, in this order.
 const PLACES: &str =
@@ -51,16 +50,16 @@ pub struct SshWay {
     port: Option<u16>,
     /// The program on the server, if it is not in one of the usual places.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remote_command: Option<String>,
+    pub(crate) remote_command: Option<String>,
     /// The client to use.
     #[serde(default, rename = "ssh_client")]
-    pub client: SshClient,
+    pub(crate) client: SshClient,
     /// The client to use in this process, instead of the stored one.
     #[serde(skip)]
-    pub client_now: Option<SshClient>,
+    pub(crate) client_now: Option<SshClient>,
     /// The port on the server's loopback interface on which its relay listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub relay_port: Option<u16>,
+    pub(crate) relay_port: Option<u16>,
     /// How slow the host has been.
     #[serde(default, skip_serializing_if = "Pace::is_usual")]
     pace: Pace,
@@ -72,7 +71,7 @@ pub struct SshWay {
 /// The client to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum SshClient {
+pub(crate) enum SshClient {
     /// adit itself
     #[default]
     Builtin,
@@ -140,7 +139,7 @@ impl SshWay {
     ///
     /// # Errors
     /// The error of ssh or of the server.
-    pub async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
+    pub(crate) async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
         match self.client() {
             SshClient::Builtin => builtin::enroll(self, name, csr).await,
             SshClient::System => system::enroll(self, name, csr).await,
@@ -151,7 +150,7 @@ impl SshWay {
     ///
     /// # Errors
     /// None at present: [`SshCarrier::ready`] returns the error of a login that fails.
-    pub fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
+    pub(crate) fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
         let (ready, dead, failed) =
             (CancellationToken::new(), CancellationToken::new(), Arc::default());
         let (way, state) =
@@ -182,17 +181,17 @@ impl SshWay {
     }
 
     /// From now on no questions are asked, because logins run in the background.
-    pub fn ask_no_more(&self) {
+    pub(crate) fn ask_no_more(&self) {
         self.keyring.ask_no_more();
     }
 
     /// Whether both have the same destination and port.
-    pub fn leads_to_the_same(&self, other: &Self) -> bool {
+    pub(crate) fn leads_to_the_same(&self, other: &Self) -> bool {
         (&self.destination, self.port) == (&other.destination, other.port)
     }
 
     /// Whether this computer knows the host, from its SSH configuration or by its name.
-    pub async fn is_known(&self) -> bool {
+    pub(crate) async fn is_known(&self) -> bool {
         let Ok(host) = config::of(&self.destination, self.port).await else { return true };
         let named = self.destination.rsplit_once('@').map_or(&*self.destination, |(_, host)| host);
         let configured = !host.host_name.eq_ignore_ascii_case(named)
@@ -202,7 +201,7 @@ impl SshWay {
     }
 
     /// The command with which a person connects to the same destination.
-    pub fn by_hand(&self) -> String {
+    pub(crate) fn by_hand(&self) -> String {
         let port = self.port.map_or_else(String::new, |port| format!(" -p {port}"));
         format!("{}{port} {}", program(), self.destination)
     }
@@ -276,7 +275,7 @@ impl SshCarrier {
     ///
     /// # Errors
     /// If it ends before that, with its error.
-    pub async fn ready(&self) -> Result<(), SshError> {
+    pub(crate) async fn ready(&self) -> Result<(), SshError> {
         tokio::select! {
             () = self.ready.cancelled() => Ok(()),
             () = self.dead.cancelled() => {
@@ -287,7 +286,7 @@ impl SshCarrier {
     }
 
     /// Whether it has ended.
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         self.dead.is_cancelled()
     }
 }

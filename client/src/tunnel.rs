@@ -1,14 +1,14 @@
 //! The tunnel: one connection to the server, opened again whenever it ends, and the streams on it.
 
 mod backoff;
-pub mod events;
+pub(crate) mod events;
 mod liveness;
 mod loss;
 mod migration;
 mod path_probe;
-pub mod reconnect;
+pub(crate) mod reconnect;
 mod renewal;
-pub mod state;
+pub(crate) mod state;
 
 use std::{
     net::SocketAddr,
@@ -38,34 +38,34 @@ use crate::{
 
 /// Opens streams in the tunnel. Clones share it.
 #[derive(Clone)]
-pub struct Tunnel {
+pub(crate) struct Tunnel {
     state: watch::Receiver<TunnelState>,
     /// How many connections wait for the tunnel.
     waiting: Arc<watch::Sender<usize>>,
     /// Counts the bytes that have passed.
-    pub counters: Arc<ByteCounters>,
+    pub(crate) counters: Arc<ByteCounters>,
     /// Recent events.
-    pub events: Arc<Events>,
+    pub(crate) events: Arc<Events>,
     plan: DialPlan,
 }
 
 /// An open stream, whose head has been sent.
-pub struct Opened {
+pub(crate) struct Opened {
     /// The direction to the service.
-    pub send: Sending,
+    pub(crate) send: Sending,
     /// The direction from the service.
-    pub recv: Receiving,
+    pub(crate) recv: Receiving,
     /// The protocol of the service.
-    pub kind: ServiceKind,
+    pub(crate) kind: ServiceKind,
     /// The session, and how many datagrams had arrived on it when the stream was opened.
-    pub since: (Arc<Up>, u64),
+    pub(crate) since: (Arc<Up>, u64),
 }
 
 impl Tunnel {
     /// Starts the tunnel. The future keeps it up as long as it is polled; after `stop` it makes no
     /// new session. `listening` are the addresses of the local listeners: the tunnel must not lead
     /// back to them.
-    pub fn new(
+    pub(crate) fn new(
         plan: DialPlan,
         listening: Vec<SocketAddr>,
         stop: CancellationToken,
@@ -89,22 +89,22 @@ impl Tunnel {
     }
 
     /// The state of the tunnel, and its changes.
-    pub fn state(&self) -> watch::Receiver<TunnelState> {
+    pub(crate) fn state(&self) -> watch::Receiver<TunnelState> {
         self.state.clone()
     }
 
     /// How the tunnel connects to the server.
-    pub fn plan(&self) -> &DialPlan {
+    pub(crate) fn plan(&self) -> &DialPlan {
         &self.plan
     }
 
     /// The profile of this device.
-    pub fn profile(&self) -> Profile {
+    pub(crate) fn profile(&self) -> Profile {
         self.plan.profile.get()
     }
 
     /// The protocol of a service, as the server last said.
-    pub fn kind(&self, service: &Name) -> ServiceKind {
+    pub(crate) fn kind(&self, service: &Name) -> ServiceKind {
         let of = |services: &[proto::wire::Service]| {
             services.iter().find(|s| s.name == *service).map(|s| s.kind)
         };
@@ -122,7 +122,7 @@ impl Tunnel {
     ///
     /// # Errors
     /// The answer for the application.
-    pub async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
+    pub(crate) async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
         let started = Instant::now();
         let opened = tokio::time::timeout(hold, async {
             let (mut state, mut waiting) = (self.state.clone(), None);
@@ -168,7 +168,7 @@ impl Tunnel {
     /// Ends when the server has been silent for `hold`, and no datagram has arrived since the
     /// stream was opened: then the request has most likely not arrived, and the application should
     /// not wait any longer. Once a datagram has arrived, the server may be working on the request.
-    pub async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
+    pub(crate) async fn unheard(&self, (up, heard): (Arc<Up>, u64), hold: Duration) {
         let mut state = self.state.clone();
         loop {
             if state.wait_for(|state| matches!(state, TunnelState::Silent(_))).await.is_err()
@@ -189,7 +189,7 @@ impl Tunnel {
     }
 
     /// The answer to a request that was given up.
-    pub fn gave_up(&self) -> ErrorAnswer {
+    pub(crate) fn gave_up(&self) -> ErrorAnswer {
         unavailable(
             "the server stopped answering before it got this request",
             Some("check that this computer is online and the server is up"),

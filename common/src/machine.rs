@@ -2,7 +2,7 @@
 
 pub mod control;
 pub mod files;
-pub mod log;
+mod log;
 pub mod memory;
 pub mod owner;
 pub mod process;

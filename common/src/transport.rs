@@ -2,7 +2,7 @@
 
 pub mod accept;
 pub mod carrier;
-pub mod congestion;
+mod congestion;
 pub mod credit;
 pub mod frame;
 pub mod splice;
@@ -39,7 +39,7 @@ const TALK: u32 = 2 * STREAM_WINDOW;
 /// can be open.
 const CONNECTION_WINDOW: u32 = SHARED_WINDOW + TALK;
 /// The part of the window that streams to services share, in bytes.
-pub const SHARED_WINDOW: u32 = POOL + credit::FLOOR as u32 * MOST_STREAMS;
+pub(crate) const SHARED_WINDOW: u32 = POOL + credit::FLOOR as u32 * MOST_STREAMS;
 /// How many bytes a sender keeps until they are acknowledged. While the laptop sleeps, the server
 /// can still read this much from Ollama.
 const SEND_WINDOW: u64 = 8 << 20;

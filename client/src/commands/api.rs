@@ -11,12 +11,12 @@ use tokio::{
 /// The longest answer that is read, in bytes: a list of thousands of models.
 const MOST: u64 = 4 << 20;
 
-/// An answer, whole.
+/// A complete answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
     /// The HTTP status, if the answer is HTTP.
     pub(crate) status: Option<u16>,
-    /// The body; null if it is no JSON.
+    /// The body; null if it is not JSON.
     pub(crate) body: Value,
 }
 
@@ -24,7 +24,7 @@ impl Answer {
     /// The body, if the request succeeded.
     ///
     /// # Errors
-    /// What Ollama, or what answered in its place, says of it.
+    /// The error of Ollama, or of what answered in its place.
     pub(crate) fn success(self) -> Result<Value, String> {
         match (self.status, self.body["error"].as_str()) {
             (Some(200), None) => Ok(self.body),
@@ -36,7 +36,7 @@ impl Answer {
         }
     }
 
-    /// Reads an answer. One that is no HTTP has no status.
+    /// Reads an answer. If it is not HTTP, it has no status.
     pub(crate) fn parse(answer: &[u8]) -> Self {
         let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n");
         let (head, body) = end.map_or((answer, &[][..]), |at| (&answer[..at], &answer[at + 4..]));
@@ -50,11 +50,11 @@ impl Answer {
     }
 }
 
-/// Makes a request at the listener `address`; with a body it is a POST. Not cancellation safe, but
-/// for that the request is cancelled, as that of any tool.
+/// Makes a request at the listener `address`; with a body it is a POST. If this is cancelled, the
+/// request is cancelled too.
 ///
 /// # Errors
-/// Why there is no whole answer.
+/// Why there is no complete answer.
 pub(crate) async fn request(
     address: SocketAddr,
     path: &str,

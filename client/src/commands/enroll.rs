@@ -34,13 +34,13 @@ use crate::{
     ssh::{SshClient, SshError, SshWay},
 };
 
-pub use flags::Enroll;
+pub(crate) use flags::Enroll;
 use flags::{code_on_the_command_line, looks_like_a_code};
 
 const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 
 /// Enrolls this device.
-pub async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
+pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let server = enroll.server().await?;
     let place = ProfileDir::new(state_dir, enroll.name.clone());
     if place.is_enrolled()? && !enroll.replace {

@@ -1,4 +1,4 @@
-//! `adit env`: what a shell has to export so that its programs use the tunnel.
+//! `adit env`: prints the variables that a shell has to export so that its programs use the tunnel.
 
 use clap::{Args, ValueEnum};
 use common::machine::{
@@ -17,9 +17,9 @@ use crate::{
 
 /// Flags of `env`.
 #[derive(Debug, Args)]
-pub struct Env {
+pub(crate) struct Env {
     /// Use the server with this name [default: the only server, or the one called `default`]
-    pub name: Option<Name>,
+    pub(crate) name: Option<Name>,
     #[command(flatten)]
     interfaces: Interfaces,
     /// Write it for this shell [default: the one that SHELL names]
@@ -27,7 +27,7 @@ pub struct Env {
     shell: Option<Shell>,
 }
 
-/// How a shell is told to export a variable.
+/// The shells, which export variables in different ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Shell {
     /// sh, bash, zsh and others of their kind.
@@ -48,7 +48,8 @@ impl Shell {
         }
     }
 
-    /// Exports a variable. No value of ours has a quote in it; one of the user's may.
+    /// The line that exports a variable. Our own values contain no quotes, but a value of the user
+    /// may.
     fn export(self, name: &str, value: &str) -> String {
         let quoted = match self {
             Self::Fish => value.replace('\\', "\\\\").replace('\'', "\\'"),
@@ -75,7 +76,7 @@ impl Shell {
 ///
 /// # Errors
 /// If none runs.
-pub async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
+pub(crate) async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
     let Some(address) = status.and_then(|status| status.listening.into_iter().next()) else {
         return Err(Failure::new("no `adit up` is running, so there is no address to export")

@@ -1,4 +1,4 @@
-//! `adit ls`: what can be used now: servers, their models, and which of these are loaded.
+//! `adit ls`: lists what can be used now: servers, their models, and which of these are loaded.
 
 use std::{net::SocketAddr, path::Path, time::Duration};
 
@@ -23,7 +23,7 @@ const WITHIN: Duration = Duration::from_secs(5);
 
 /// Flags of `ls`.
 #[derive(Debug, Args)]
-pub struct Ls {
+pub(crate) struct Ls {
     /// Show the server with this name [default: all]
     name: Option<Name>,
     /// Print JSON
@@ -35,9 +35,9 @@ pub struct Ls {
 #[derive(Debug, Serialize)]
 struct Listed {
     server: Name,
-    /// Where applications find it, if its tunnel is up.
+    /// The address for applications, if its tunnel is up.
     url: Option<String>,
-    /// Why nothing can be used there.
+    /// Why it cannot be used.
     error: Option<String>,
     models: Vec<Model>,
 }
@@ -51,7 +51,7 @@ struct Model {
     loaded: Option<Loaded>,
 }
 
-/// That a model is in memory.
+/// A model in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Loaded {
     /// How much of it is in the memory of the GPU, in per cent.
@@ -63,15 +63,15 @@ struct Loaded {
 /// Lists servers and models.
 ///
 /// # Errors
-/// If this device is enrolled nowhere, or not at the server that is named.
-pub async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
+/// If this device is not enrolled at any server, or not at the named one.
+pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
     let names = match &ls.name {
         Some(name) => vec![name.clone()],
         None => profile::known(state_dir)?,
     };
     let places: Vec<_> = names.into_iter().map(|name| ProfileDir::new(state_dir, name)).collect();
     if places.is_empty() || ls.name.is_some() {
-        // Not enrolled is the better answer where it is true.
+        // If this device is not enrolled, that is the better error.
         let place = ProfileDir::choose(state_dir, ls.name)?;
         if !place.is_enrolled()? {
             place.read()?;
@@ -126,7 +126,7 @@ async fn models(address: SocketAddr) -> Result<Vec<Model>, String> {
     Ok(joined(&tags, &loaded))
 }
 
-/// The models of `/api/tags`, with what `/api/ps` says of them.
+/// The models of `/api/tags`, with what `/api/ps` reports about them.
 fn joined(tags: &Value, loaded: &Value) -> Vec<Model> {
     let of = |answer: &Value| answer["models"].as_array().cloned().unwrap_or_default();
     let loaded = of(loaded);

@@ -1,11 +1,11 @@
-//! `adit run`: runs one program with a port of its own into the tunnel.
+//! `adit run`: runs one program that uses the tunnel through a port of its own.
 //!
-//! The program takes the place of this process (exec(2)): its exit code, its signals and its
-//! terminal are its own. The tunnel is the one of a running `adit up`, or a tunnel in a process of
-//! its own (`run/tunnel.rs`) that ends with the last program that uses it.
+//! The program replaces this process (exec(2)), so its exit code, signals and terminal are its own.
+//! The tunnel is that of a running `adit up`, or one in a separate process (`run/tunnel.rs`) that
+//! ends with the last program that uses it.
 
-pub mod environment;
-pub mod tunnel;
+pub(crate) mod environment;
+pub(crate) mod tunnel;
 
 use std::{
     ffi::OsString,
@@ -31,22 +31,23 @@ use tokio::{io::AsyncReadExt, net::UnixStream};
 use self::environment::Interfaces;
 use crate::{commands::status::ControlRequest, local::lease::LeaseAnswer, profile::ProfileDir};
 
-/// A tunnel that is stopping lets its answers end first.
+/// How long to wait for a tunnel that is stopping and lets its answers end.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
-/// Another command may start or stop the tunnel in the moment between two looks.
+/// How often to try: another command may start or stop the tunnel between two attempts.
 const ATTEMPTS: usize = 5;
-/// Programs use the lowest numbers, and shells some from 10 on, for files of their own.
+/// A file descriptor that programs do not use: they use the lowest numbers, and shells some from 10
+/// on.
 const LEASE_FD: i32 = 100;
 
 /// Flags of `run`.
 #[derive(Debug, Args)]
-pub struct Run {
+pub(crate) struct Run {
     /// Use the server with this name [default: the only server, or the one called `default`]
     #[arg(long, value_name = "NAME")]
-    pub server: Option<Name>,
+    pub(crate) server: Option<Name>,
     #[command(flatten)]
     interfaces: Interfaces,
-    /// The program and its arguments, best behind `--`
+    /// The program and its arguments, best after `--`
     #[arg(
         required = true,
         trailing_var_arg = true,
@@ -60,12 +61,12 @@ pub struct Run {
 ///
 /// # Errors
 /// If this device is not enrolled or not allowed, or if the program can't be started.
-pub async fn run(state_dir: &Path, place: ProfileDir, run: Run) -> Result<(), Failure> {
+pub(crate) async fn run(state_dir: &Path, place: ProfileDir, run: Run) -> Result<(), Failure> {
     refuse_other_rights()?;
     let (address, lease) = lease(state_dir, &place).await?;
     inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
     let [program, arguments @ ..] = run.command.as_slice() else {
-        return Err(Failure::new("name a program").exit(Exit::Usage));
+        return Err(Failure::new("no program is named").exit(Exit::Usage));
     };
     let mut command = std::process::Command::new(program);
     command.args(arguments);
@@ -75,8 +76,8 @@ pub async fn run(state_dir: &Path, place: ProfileDir, run: Run) -> Result<(), Fa
     Err(not_started(program, &error))
 }
 
-/// Root has taken the rights of the state directory's owner. The program would run with them too,
-/// which nobody has asked for.
+/// If root has taken the rights of the state directory's owner, the program would run with them
+/// too. That is refused, because the user did not ask for it.
 fn refuse_other_rights() -> Result<(), Failure> {
     let uid = rustix::process::geteuid().as_raw();
     if uid == process::uid() {
@@ -87,7 +88,7 @@ fn refuse_other_rights() -> Result<(), Failure> {
         .exit(Exit::Usage))
 }
 
-/// Gets a port in the running tunnel, or in one that is started for it. The port is this process's
+/// Gets a port in the running tunnel, or starts a tunnel first. The port belongs to this process
 /// until the returned connection is closed.
 ///
 /// # Errors
@@ -120,7 +121,7 @@ pub(super) async fn lease(
         .hint(format!("to see which: `adit status{}`", place.argument())))
 }
 
-/// Waits until a tunnel that is stopping is gone.
+/// Waits until a tunnel that is stopping has ended.
 async fn gone(mut stream: UnixStream, place: &ProfileDir) -> Result<(), Failure> {
     say("adit: waiting for the running adit, which is stopping");
     let mut rest = Vec::new();
@@ -139,17 +140,16 @@ fn restart(place: &ProfileDir) -> String {
     )
 }
 
-/// Lets the next program of this process have the lease: it ends when that program has closed it
-/// and has ended.
+/// Passes the lease to the program. It ends when the program has closed it and has ended.
 fn inherit(lease: OwnedFd) -> io::Result<()> {
     let lease = fcntl_dupfd_cloexec(lease, LEASE_FD)?;
     fcntl_setfd(&lease, FdFlags::empty())?;
-    // Nothing here closes it any more: exec(2) hands it on.
+    // This process does not close it: exec(2) passes it on.
     let _ = lease.into_raw_fd();
     Ok(())
 }
 
-/// As shells and env(1) tell it: 127 if there is no such program, 126 if it can't be run.
+/// The exit codes of shells and env(1): 127 if the program does not exist, 126 if it cannot be run.
 fn not_started(program: &OsString, error: &io::Error) -> Failure {
     let shown = program.to_string_lossy();
     let failure = Failure::new(format!("cannot run `{shown}`")).source(error.to_string());

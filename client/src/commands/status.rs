@@ -21,7 +21,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-pub use self::ollama::OllamaStatus;
+pub(crate) use self::ollama::OllamaStatus;
 use crate::{
     dial::{plan::DialPlan, route::Route},
     profile::ProfileDir,
@@ -38,62 +38,62 @@ const WIDTH: usize = 100;
 /// The column where values begin.
 const INDENT: usize = 13;
 
-/// What a running tunnel is asked.
+/// A request to the running `adit up`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum ControlRequest {
-    /// How it is.
+pub(crate) enum ControlRequest {
+    /// Asks for its status.
     Status,
-    /// For a port of the asker's own, for as long as the asker runs.
+    /// Asks for a port for the asking process alone, as long as that process runs.
     Lease,
 }
 
 /// A running `adit up`. Times are Unix seconds.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Status {
+pub(crate) struct Status {
     /// Version of this document.
-    pub schema: u32,
+    pub(crate) schema: u32,
     /// Version of adit.
-    pub version: String,
+    pub(crate) version: String,
     /// Its process id.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// The server's name on this device.
-    pub server: Name,
+    pub(crate) server: Name,
     /// What the server calls this device.
-    pub device: Name,
+    pub(crate) device: Name,
     /// The device's id.
-    pub device_id: DeviceId,
+    pub(crate) device_id: DeviceId,
     /// The last second of the certificate's validity.
-    pub certificate_until: i64,
+    pub(crate) certificate_until: i64,
     /// The addresses on which it listens for applications.
-    pub listening: Vec<String>,
+    pub(crate) listening: Vec<String>,
     /// The tunnel.
-    pub tunnel: TunnelStatus,
+    pub(crate) tunnel: TunnelStatus,
     /// Connections that are carried, or wait for the tunnel.
-    pub connections: usize,
+    pub(crate) connections: usize,
     /// Programs of `adit run` that use the tunnel.
     #[serde(default)]
-    pub programs: usize,
+    pub(crate) programs: usize,
     /// Bytes from applications into the tunnel.
-    pub sent: u64,
+    pub(crate) sent: u64,
     /// Bytes from the tunnel to applications.
-    pub received: u64,
+    pub(crate) received: u64,
     /// Recent events, oldest first.
-    pub events: Vec<TunnelEvent>,
+    pub(crate) events: Vec<TunnelEvent>,
     /// The number of tasks in the runtime, for finding leaks.
-    pub tasks: usize,
+    pub(crate) tasks: usize,
     /// It is stopping: it accepts no more connections, and waits for running answers.
     #[serde(default)]
-    pub stopping: bool,
+    pub(crate) stopping: bool,
     /// The answer of Ollama, if it was asked. The running `adit up` does not ask by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ollama: Option<OllamaStatus>,
+    pub(crate) ollama: Option<OllamaStatus>,
 }
 
 /// The state of the tunnel.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum TunnelStatus {
+pub(crate) enum TunnelStatus {
     /// The server answers.
     Up(UpStatus),
     /// There is a session, but the server is silent.
@@ -118,60 +118,60 @@ pub enum TunnelStatus {
 
 /// A tunnel with a session.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct UpStatus {
+pub(crate) struct UpStatus {
     /// Since when.
-    pub since: i64,
+    pub(crate) since: i64,
     /// The carrier of its packets.
-    pub carrier: String,
+    pub(crate) carrier: String,
     /// Since when.
-    pub carrier_since: i64,
+    pub(crate) carrier_since: i64,
     /// The server's address.
-    pub remote: String,
+    pub(crate) remote: String,
     /// Why the other carrier is not in use.
-    pub why_not_other: String,
+    pub(crate) why_not_other: String,
     /// The idle time-out of the session, in seconds.
-    pub idle_timeout: u64,
+    pub(crate) idle_timeout: u64,
     /// Whose time-out applies: `device` or `server`.
-    pub idle_timeout_by: String,
+    pub(crate) idle_timeout_by: String,
     /// The sizes of the UDP socket's receive and send buffers, in bytes; none over SSH.
-    pub socket_buffers: Option<(usize, usize)>,
+    pub(crate) socket_buffers: Option<(usize, usize)>,
     /// Whether packets carry ECN marks (RFC 3168).
-    pub ecn_marks: bool,
+    pub(crate) ecn_marks: bool,
     /// Whether packets carry no ECN marks because packets with marks were not answered on this
     /// network.
-    pub drops_ecn_marks: bool,
+    pub(crate) drops_ecn_marks: bool,
     /// Round-trip time in milliseconds.
-    pub rtt_ms: f64,
+    pub(crate) rtt_ms: f64,
     /// Packets sent.
-    pub sent_packets: u64,
+    pub(crate) sent_packets: u64,
     /// Packets lost.
-    pub lost_packets: u64,
+    pub(crate) lost_packets: u64,
     /// Packets sent in the last minute.
     #[serde(default)]
-    pub recently_sent_packets: u64,
+    pub(crate) recently_sent_packets: u64,
     /// Packets lost in the last minute.
     #[serde(default)]
-    pub recently_lost_packets: u64,
+    pub(crate) recently_lost_packets: u64,
     /// The part of the packets that this link loses, from 0 to 1, if small ones are sent twice for
     /// that reason now.
     #[serde(default)]
-    pub redundancy_for_loss: Option<f64>,
+    pub(crate) redundancy_for_loss: Option<f64>,
     /// Small packets that were sent a second time in this session.
     #[serde(default)]
-    pub repeated_packets: u64,
+    pub(crate) repeated_packets: u64,
     /// Their bytes.
     #[serde(default)]
-    pub repeated_bytes: u64,
+    pub(crate) repeated_bytes: u64,
     /// Version of aditd.
-    pub server_version: String,
+    pub(crate) server_version: String,
 }
 
 /// Flags of `status`.
 #[derive(Debug, Args)]
-pub struct Show {
+pub(crate) struct Show {
     /// Show the tunnel to the server with this name [default: the only server, or the one called
     /// `default`]
-    pub name: Option<Name>,
+    pub(crate) name: Option<Name>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -189,7 +189,7 @@ pub struct Show {
 ///
 /// # Errors
 /// If none runs.
-pub async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
+pub(crate) async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
     let Show { json, ollama, watch, .. } = show;
     if watch {
         return watch::run(place, json).await;
@@ -216,7 +216,12 @@ pub async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
 
 impl Status {
     /// The status of a running tunnel.
-    pub fn of(tunnel: &Tunnel, listening: &[String], connections: usize, stopping: bool) -> Self {
+    pub(crate) fn of(
+        tunnel: &Tunnel,
+        listening: &[String],
+        connections: usize,
+        stopping: bool,
+    ) -> Self {
         let profile = tunnel.profile();
         let state = match &*tunnel.state().borrow() {
             TunnelState::Up(up) => TunnelStatus::Up(UpStatus::of(up, tunnel.plan())),
@@ -357,7 +362,7 @@ impl UpStatus {
                 "on: this link loses {:.1} % of the packets, so small ones are sent twice",
                 loss * 100.0
             ),
-            None if self.carrier == "ssh" => "off: SSH itself sends again what is lost".to_owned(),
+            None if self.carrier == "ssh" => "off: SSH itself sends lost data again".to_owned(),
             None => "off: this link loses hardly any packets".to_owned(),
         };
         match self.repeated_packets {

@@ -39,15 +39,15 @@ use crate::{
 
 /// How long to wait until the server has received the close.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How long a program that asks for a port waits for the tunnel. It may start without one: its
-/// requests are held.
+/// How long a program that asks for a port waits for the tunnel. After that it starts without one,
+/// and its requests wait.
 const UP_WITHIN: Duration = Duration::from_secs(8);
 
 /// Flags of `up`.
 #[derive(Debug, Args)]
-pub struct UpFlags {
+pub(crate) struct UpFlags {
     /// Use the server with this name [default: the only server, or the one called `default`]
-    pub name: Option<Name>,
+    pub(crate) name: Option<Name>,
     /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
     /// and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
@@ -82,7 +82,7 @@ pub struct UpFlags {
 
 /// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
 /// server refuses this device at the first attempt.
-pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
+pub(crate) async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     let plan = dial_plan(&place, &flags)?;
     let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
     let mut stop = StopSignals::listen_at_terminal()
@@ -109,10 +109,10 @@ pub async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
     running.stop(&mut stop, flags.drain).await
 }
 
-/// Where the server is sought.
+/// The addresses and carriers to try.
 ///
 /// # Errors
-/// If this device is not enrolled there, or has no way to it.
+/// If this device is not enrolled at the server, or has no route to it.
 pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan, Failure> {
     let mut profile = place.read()?;
     if let Some(way) = &mut profile.ssh {
@@ -130,9 +130,9 @@ pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan,
     Ok(plan)
 }
 
-/// A tunnel and all that serves it.
+/// A tunnel and the tasks that serve it.
 pub(super) struct Running {
-    /// The way in.
+    /// The tunnel.
     pub(super) tunnel: Tunnel,
     /// The ports that are lent to programs.
     pub(super) leases: Leases,
@@ -184,8 +184,8 @@ impl Running {
         Ok(Self { tunnel, leases, parts, listening, connections, no_more })
     }
 
-    /// Takes no more connections, lets those that run go on for `drain`, and tells the server that
-    /// this is the end.
+    /// Accepts no more connections, lets running ones go on for `drain`, and closes the connection
+    /// to the server.
     ///
     /// # Errors
     /// If a part of the tunnel has ended by itself.

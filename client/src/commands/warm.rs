@@ -1,4 +1,4 @@
-//! `adit warm`: has Ollama load a model before it is needed.
+//! `adit warm`: makes Ollama load a model before it is needed.
 
 use std::{
     path::Path,
@@ -19,18 +19,18 @@ use crate::{
     profile::ProfileDir,
 };
 
-/// A large model from a slow disk takes minutes.
+/// How long loading may take: a large model from a slow disk takes minutes.
 const WITHIN: Duration = Duration::from_secs(30 * 60);
 const TICK: Duration = Duration::from_millis(100);
 
 /// Flags of `warm`.
 #[derive(Debug, Args)]
-pub struct Warm {
+pub(crate) struct Warm {
     /// The model, as `ollama list` shows it
     model: String,
     /// Use the server with this name [default: the only server, or the one called `default`]
     #[arg(long, value_name = "NAME")]
-    pub server: Option<Name>,
+    pub(crate) server: Option<Name>,
     /// Ask Ollama to keep the model in memory this long without a request [default: Ollama's own]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     keep: Option<Duration>,
@@ -40,14 +40,14 @@ pub struct Warm {
 ///
 /// # Errors
 /// If there is no tunnel, or Ollama does not load it.
-pub async fn run(state_dir: &Path, place: ProfileDir, warm: Warm) -> Result<(), Failure> {
+pub(crate) async fn run(state_dir: &Path, place: ProfileDir, warm: Warm) -> Result<(), Failure> {
     let (address, _lease) = lease(state_dir, &place).await?;
-    // A request without a prompt only loads.
+    // A request without a prompt only loads the model.
     let mut body = json!({"model": warm.model, "stream": false});
     if let Some(keep) = warm.keep {
         body["keep_alive"] = format!("{}s", keep.as_secs()).into();
     }
-    // It draws on a terminal only.
+    // Shown only on a terminal.
     let progress = ProgressBar::new_spinner().with_message(format!("loading {}", warm.model));
     progress.enable_steady_tick(TICK);
     let began = Instant::now();

@@ -36,17 +36,17 @@ impl Clocks {
     }
 
     /// The server has said that its clock is wrong; `there` is the time that it shows.
-    pub fn admitted(there: Option<i64>) -> Self {
+    pub(crate) fn admitted(there: Option<i64>) -> Self {
         Self::now(there.map_or(There::Unknown, There::Admitted))
     }
 
     /// The server has just issued a certificate that is valid from `not_before`.
-    pub fn issued(not_before: i64) -> Self {
+    pub(crate) fn issued(not_before: i64) -> Self {
         Self::now(There::Shows(not_before.saturating_add(CLOCK_SLACK)))
     }
 
     /// The server's certificate is not valid by this computer's clock.
-    pub fn certificate(time: Option<CertificateTime>) -> Self {
+    pub(crate) fn certificate(time: Option<CertificateTime>) -> Self {
         Self::now(match time {
             Some(CertificateTime::Begins(at)) => There::Showed(at.saturating_add(CLOCK_SLACK)),
             Some(CertificateTime::Ended(at)) => There::Ended(at),
@@ -55,7 +55,7 @@ impl Clocks {
     }
 
     /// Whose clock is wrong.
-    pub fn wrong(&self) -> WrongClock {
+    pub(crate) fn wrong(&self) -> WrongClock {
         let is_old = |at| at < clock::RELEASED;
         match self.there {
             There::Admitted(_) => WrongClock::There,
@@ -66,7 +66,7 @@ impl Clocks {
     }
 
     /// How to cure it.
-    pub fn hint(&self) -> &'static str {
+    pub(crate) fn hint(&self) -> &'static str {
         match self.wrong() {
             WrongClock::Here => "set this computer's clock: `sudo timedatectl set-ntp true`",
             WrongClock::There => "set the clock on the server: `sudo timedatectl set-ntp true`",

@@ -1,12 +1,9 @@
 //! Asks the kernel whether it can reach an address. QUIC itself does not notice: its socket ignores
 //! these errors, because a session has to survive them.
 
-use std::{
-    fmt, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc};
 
+use common::transport::any_address;
 use tokio::net::UdpSocket;
 
 /// The kernel's error for an address.
@@ -27,11 +24,7 @@ pub(super) async fn of(address: SocketAddr, to: &str) -> KernelError {
 }
 
 async fn ask(address: SocketAddr) -> io::Result<std::convert::Infallible> {
-    let own: SocketAddr = match address {
-        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let socket = UdpSocket::bind(own).await?;
+    let socket = UdpSocket::bind(any_address(address)).await?;
     socket.connect(address).await?;
     socket.send(&[0]).await?;
     loop {
@@ -75,7 +68,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_closed_port_has_a_verdict_and_a_silent_one_has_none() {
+    async fn a_closed_port_is_an_error_and_a_silent_one_is_none() {
         let silent = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
         let address = silent.local_addr().expect("an address");
         let heard = async { silent.recv(&mut [0]).await.expect("the byte") };

@@ -12,13 +12,13 @@ use crate::{
 
 /// Everything that is needed to connect to the server. Clones share the profile.
 #[derive(Clone)]
-pub struct DialPlan {
+pub(crate) struct DialPlan {
     /// What is known about the server; its messages change it.
-    pub profile: SharedProfile,
+    pub(crate) profile: SharedProfile,
     /// Which carriers may be used.
-    pub choice: CarrierChoice,
+    pub(crate) choice: CarrierChoice,
     /// The idle time-out of a session.
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
 }
 
 impl DialPlan {
@@ -26,7 +26,7 @@ impl DialPlan {
     ///
     /// # Errors
     /// The most telling failure.
-    pub async fn dial(&self) -> Result<Dialed, DialError> {
+    pub(crate) async fn dial(&self) -> Result<Dialed, DialError> {
         if let Some(none) = self.no_way() {
             return Err(none);
         }
@@ -37,7 +37,7 @@ impl DialPlan {
     ///
     /// # Errors
     /// The most telling failure.
-    pub async fn dial_udp(&self) -> Result<Dialed, DialError> {
+    pub(crate) async fn dial_udp(&self) -> Result<Dialed, DialError> {
         dial::dial(&self.config()?, &self.addresses(), None).await
     }
 
@@ -45,12 +45,12 @@ impl DialPlan {
     ///
     /// # Errors
     /// Why it cannot connect.
-    pub async fn dial_ssh(&self) -> Result<Dialed, DialError> {
+    pub(crate) async fn dial_ssh(&self) -> Result<Dialed, DialError> {
         dial::dial(&self.config()?, &[], self.ssh().as_ref()).await
     }
 
     /// The addresses to try by UDP, best first.
-    pub fn addresses(&self) -> Vec<String> {
+    pub(crate) fn addresses(&self) -> Vec<String> {
         if self.choice == CarrierChoice::Ssh {
             Vec::new()
         } else {
@@ -59,12 +59,12 @@ impl DialPlan {
     }
 
     /// How to reach the server over SSH, if that is allowed.
-    pub fn ssh(&self) -> Option<SshWay> {
+    pub(crate) fn ssh(&self) -> Option<SshWay> {
         if self.choice == CarrierChoice::Udp { None } else { self.profile.get().ssh }
     }
 
     /// Why the other carrier is never tried, if so.
-    pub fn why_never(&self, other: &str) -> Option<&'static str> {
+    pub(crate) fn why_never(&self, other: &str) -> Option<&'static str> {
         match (other, self.choice) {
             ("udp", CarrierChoice::Ssh) => Some("`--carrier ssh` forbids it"),
             ("ssh", CarrierChoice::Udp) => Some("`--carrier udp` forbids it"),
@@ -80,7 +80,7 @@ impl DialPlan {
 
     /// The error that there is nothing to try, if so. Waiting does not help: the server sends new
     /// addresses only in a session.
-    pub fn no_way(&self) -> Option<DialError> {
+    pub(crate) fn no_way(&self) -> Option<DialError> {
         if !self.addresses().is_empty() || self.ssh().is_some() {
             return None;
         }
@@ -102,7 +102,7 @@ impl DialPlan {
     }
 
     /// All addresses that are tried, for people.
-    pub fn sought(&self) -> String {
+    pub(crate) fn sought(&self) -> String {
         dial::all_of(&self.addresses(), self.ssh().as_ref())
     }
 

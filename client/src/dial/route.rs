@@ -18,7 +18,7 @@ use crate::ssh::{SshCarrier, SshWay};
 
 /// Which carriers may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
-pub enum CarrierChoice {
+pub(crate) enum CarrierChoice {
     /// UDP if it reaches the server, else SSH
     #[default]
     Auto,
@@ -39,7 +39,7 @@ pub enum Route {
 
 impl Route {
     /// The carrier's name, for people and programs.
-    pub fn carrier(&self) -> &'static str {
+    pub(crate) fn carrier(&self) -> &'static str {
         match self {
             Self::Udp(_) => "udp",
             Self::Ssh(_) => "ssh",
@@ -48,7 +48,7 @@ impl Route {
 
     /// Opens a carrier on this route. A carrier over SSH still has to log in: see
     /// [`Carrier::ready`].
-    pub fn open(&self) -> io::Result<Carrier> {
+    pub(crate) fn open(&self) -> io::Result<Carrier> {
         match self {
             Self::Udp(remote) => {
                 let socket = transport::any_socket(*remote)?;
@@ -77,7 +77,7 @@ impl Route {
     }
 
     /// The local address that the kernel would send from. Nothing is sent.
-    pub fn source(&self) -> Option<IpAddr> {
+    pub(crate) fn source(&self) -> Option<IpAddr> {
         let remote = match self {
             Self::Udp(remote) => *remote,
             // Only ssh knows its destination. An address of RFC 5737 gives the local address of the
@@ -134,7 +134,7 @@ pub enum Carrier {
 
 impl Carrier {
     /// The socket for quinn.
-    pub fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
+    pub(crate) fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
         match self {
             Self::Udp(socket, _) => socket.clone(),
             Self::Ssh(stream, _) => stream.clone(),
@@ -145,7 +145,7 @@ impl Carrier {
     ///
     /// # Errors
     /// Why it cannot.
-    pub async fn ready(&self) -> Result<(), crate::ssh::SshError> {
+    pub(crate) async fn ready(&self) -> Result<(), crate::ssh::SshError> {
         match self {
             Self::Udp(..) => Ok(()),
             Self::Ssh(_, ssh) => ssh.ready().await,
@@ -153,7 +153,7 @@ impl Carrier {
     }
 
     /// Whether a datagram of the server has arrived over it.
-    pub fn has_heard(&self) -> bool {
+    pub(crate) fn has_heard(&self) -> bool {
         match self {
             Self::Udp(socket, _) => socket.has_heard(),
             Self::Ssh(stream, _) => stream.has_heard(),
@@ -161,16 +161,17 @@ impl Carrier {
     }
 
     /// Whether it sends no ECN marks because packets with them were not answered.
-    pub fn is_unmarked(&self) -> bool {
+    pub(crate) fn is_unmarked(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.is_unmarked())
     }
 
     /// Whether its packets carry ECN marks.
-    pub fn has_marks(&self) -> bool {
+    pub(crate) fn has_marks(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.has_marks())
     }
 
-    /// Sends small datagrams twice from now on, or no longer. SSH repeats by itself what is lost.
+    /// Whether small datagrams are sent twice from now on. Over SSH this does nothing, because TCP
+    /// sends lost data again.
     pub(crate) fn protect(&self, protection: Option<Protection>) {
         if let Self::Udp(socket, _) = self {
             socket.protect(protection);
@@ -186,7 +187,7 @@ impl Carrier {
     }
 
     /// What it has sent twice so far.
-    pub fn repeated(&self) -> Repeated {
+    pub(crate) fn repeated(&self) -> Repeated {
         match self {
             Self::Udp(socket, _) => socket.repeated(),
             Self::Ssh(..) => Repeated::default(),
@@ -194,7 +195,7 @@ impl Carrier {
     }
 
     /// Why the system cannot send at the moment, if so.
-    pub fn send_error(&self) -> Option<io::Error> {
+    pub(crate) fn send_error(&self) -> Option<io::Error> {
         match self {
             Self::Udp(socket, _) => socket.send_error(),
             Self::Ssh(..) => None,
@@ -202,7 +203,7 @@ impl Carrier {
     }
 
     /// The sizes of its socket's receive and send buffers, in bytes.
-    pub fn buffers(&self) -> Option<(usize, usize)> {
+    pub(crate) fn buffers(&self) -> Option<(usize, usize)> {
         match self {
             Self::Udp(_, buffers) => *buffers,
             Self::Ssh(..) => None,
@@ -210,7 +211,7 @@ impl Carrier {
     }
 
     /// Whether it has ended by itself.
-    pub fn is_dead(&self) -> bool {
+    pub(crate) fn is_dead(&self) -> bool {
         matches!(self, Self::Ssh(_, ssh) if ssh.is_dead())
     }
 }

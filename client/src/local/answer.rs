@@ -8,18 +8,18 @@ use proto::{
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 /// The answer to a connection that waits for the tunnel when `adit` stops.
-pub fn stopping() -> ErrorAnswer {
+pub(crate) fn stopping() -> ErrorAnswer {
     ErrorAnswer::new(503, "adit is stopping on this computer: start it again with `adit up`")
 }
 
 /// The answer to a request whose stream was reset with `code`.
-pub fn for_code(code: Option<Code>) -> ErrorAnswer {
+pub(crate) fn for_code(code: Option<Code>) -> ErrorAnswer {
     code.unwrap_or(Code::Cut).into()
 }
 
 /// Answers the request that begins with `head`, and closes the connection. If it is not HTTP, the
 /// connection is aborted instead.
-pub async fn send(answer: &ErrorAnswer, mut tcp: TcpStream, head: &[u8]) {
+pub(crate) async fn send(answer: &ErrorAnswer, mut tcp: TcpStream, head: &[u8]) {
     if answer::is_request(head)
         && tcp.write_all(&answer.render(head, std::time::SystemTime::now())).await.is_ok()
     {

@@ -1,5 +1,4 @@
-//! Ports that are lent to programs of this computer: each has one of its own for as long as it
-//! runs.
+//! Lends ports to programs of this computer: each program has a port of its own as long as it runs.
 
 use std::{
     io,
@@ -20,26 +19,26 @@ use crate::local::listener::{self, Front};
 /// How long a tunnel without any lease waits for the first one.
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
 
-/// What is answered to a program that asks for a port.
+/// The answer to a program that asks for a port.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum LeaseAnswer {
-    /// It has one.
+pub(crate) enum LeaseAnswer {
+    /// A port was lent.
     Lent {
         /// The port, on 127.0.0.1.
         address: SocketAddr,
         /// Why there is no tunnel yet, if there is none.
         waits_for: Option<String>,
     },
-    /// The tunnel is being stopped: another one may be started when it is gone.
+    /// The tunnel is stopping. Another one can be started when it has ended.
     Stopping,
-    /// It gets none.
+    /// No port could be lent.
     Failed(Failure),
 }
 
 /// Lends ports. Clones lend for the same tunnel.
 #[derive(Clone)]
-pub struct Leases {
+pub(crate) struct Leases {
     front: Front,
     connections: TaskTracker,
     lent: watch::Sender<usize>,
@@ -47,15 +46,15 @@ pub struct Leases {
 
 /// A port that is lent. When it is dropped, nothing is accepted there any more, and connections
 /// without an answer under way end.
-pub struct Lease {
+pub(crate) struct Lease {
     /// The port, on 127.0.0.1.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     _accepting: AbortOnDropHandle<()>,
     _stop: DropGuard,
     _lent: Lent,
 }
 
-/// Counts one lease for as long as it lives.
+/// Counts one lease until it is dropped.
 struct Lent(watch::Sender<usize>);
 
 impl Lent {
@@ -72,13 +71,13 @@ impl Drop for Lent {
 }
 
 impl Leases {
-    /// Connections to lent ports are carried with `front`, in `connections`.
-    pub fn new(front: Front, connections: TaskTracker) -> Self {
+    /// Connections to lent ports are carried by `front`, as tasks in `connections`.
+    pub(crate) fn new(front: Front, connections: TaskTracker) -> Self {
         Self { front, connections, lent: watch::Sender::new(0) }
     }
 
     /// How many ports are lent now.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         *self.lent.borrow()
     }
 
@@ -86,7 +85,7 @@ impl Leases {
     ///
     /// # Errors
     /// If there is none.
-    pub async fn lend(&self) -> io::Result<Lease> {
+    pub(crate) async fn lend(&self) -> io::Result<Lease> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let stop = self.front.stop.child_token();
@@ -102,7 +101,7 @@ impl Leases {
 
     /// Waits until the last lease has ended, or until there has been none for ten seconds.
     /// Cancellation safe.
-    pub async fn none_left(&self) {
+    pub(crate) async fn none_left(&self) {
         let mut lent = self.lent.subscribe();
         let first = lent.wait_for(|count| *count > 0);
         if tokio::time::timeout(FIRST_WITHIN, first).await.is_ok() {

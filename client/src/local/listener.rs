@@ -42,7 +42,7 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 
 /// The value of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ListenAddr {
+pub(crate) enum ListenAddr {
     /// `localhost:PORT`: this port of 127.0.0.1 and of ::1.
     Localhost(u16),
     /// One address.
@@ -75,7 +75,7 @@ impl std::str::FromStr for ListenAddr {
 ///
 /// # Errors
 /// If a port is taken; the failure names the process that holds it, if that can be known.
-pub fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>, Failure> {
+pub(crate) fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>, Failure> {
     let default = [ListenAddr::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
     let mut listeners = Vec::new();
@@ -157,7 +157,7 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
 }
 
 /// Accepts connections until `front.stop` is cancelled. Each connection is a task in `connections`.
-pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
+pub(crate) async fn accept(listener: TcpListener, front: Front, connections: TaskTracker) {
     loop {
         let (tcp, _) = tokio::select! {
             taken = accept::accept("applications", || listener.accept()) => taken,
@@ -170,18 +170,18 @@ pub async fn accept(listener: TcpListener, front: Front, connections: TaskTracke
 
 /// What is needed to carry a local connection.
 #[derive(Clone)]
-pub struct Front {
+pub(crate) struct Front {
     /// Whose connections are accepted.
-    pub owners: Arc<Owners>,
+    pub(crate) owners: Arc<Owners>,
     /// The tunnel.
-    pub tunnel: Tunnel,
+    pub(crate) tunnel: Tunnel,
     /// The service of this listener.
-    pub service: Name,
+    pub(crate) service: Name,
     /// How long a connection waits for a tunnel.
-    pub hold: Duration,
+    pub(crate) hold: Duration,
     /// Cancelled when no more connections are accepted, and those without an answer under way have
     /// to end.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Front {

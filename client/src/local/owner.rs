@@ -36,7 +36,7 @@ struct Allowed {
 
 /// Why a connection is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OwnerRefusal {
+pub(crate) enum OwnerRefusal {
     /// It belongs to another user.
     OtherUser {
         /// That user.
@@ -68,14 +68,14 @@ impl Allowed {
 
 /// Lets in the user who runs this program and root, or every user.
 #[derive(Debug)]
-pub struct Owners {
+pub(crate) struct Owners {
     #[cfg(target_os = "linux")]
     checked: Option<(Allowed, linux::Sockets)>,
 }
 
 impl Owners {
     /// Lets in every user of this computer.
-    pub fn any() -> Self {
+    pub(crate) fn any() -> Self {
         Self {
             #[cfg(target_os = "linux")]
             checked: None,
@@ -89,7 +89,7 @@ impl Owners {
     /// # Errors
     /// On Linux, if the kernel does not answer.
     #[cfg(target_os = "linux")]
-    pub fn own(listening: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn own(listening: SocketAddr) -> io::Result<Self> {
         let allowed =
             Allowed { uid: rustix::process::geteuid().as_raw(), overflow: linux::overflow_uid() };
         Ok(Self { checked: Some((allowed, linux::Sockets::open(listening)?)) })
@@ -100,7 +100,7 @@ impl Owners {
     /// # Errors
     /// Never, on this system.
     #[cfg(not(target_os = "linux"))]
-    pub fn own(_listening: SocketAddr) -> io::Result<Self> {
+    pub(crate) fn own(_listening: SocketAddr) -> io::Result<Self> {
         Ok(Self::any())
     }
 
@@ -108,7 +108,7 @@ impl Owners {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), OwnerRefusal> {
+    pub(crate) fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), OwnerRefusal> {
         #[cfg(target_os = "linux")]
         if let Some((allowed, sockets)) = &self.checked {
             return allowed.judge(sockets.find(peer, local));
@@ -120,7 +120,7 @@ impl Owners {
 
 impl OwnerRefusal {
     /// The answer to the application, unless it has closed the connection.
-    pub async fn answer(self) -> Option<ErrorAnswer> {
+    pub(crate) async fn answer(self) -> Option<ErrorAnswer> {
         let who = match self {
             Self::Closed => return None,
             Self::OtherUser { uid, allowed } => {

@@ -8,7 +8,7 @@ use super::{HostKeyError, LoginDenied, NOT_FOUND, SshWay, pace::Silence};
 
 /// Why an operation over SSH failed.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum SshError {
+pub(crate) enum SshError {
     /// There is no ssh on this computer.
     #[error("cannot run `{program}`")]
     NoProgram {
@@ -98,7 +98,7 @@ pub enum SshError {
 
 impl SshError {
     /// How to cure it, for the connection `way`.
-    pub fn hint(&self, way: &SshWay) -> String {
+    pub(crate) fn hint(&self, way: &SshWay) -> String {
         match self {
             Self::NoProgram { .. } => "install OpenSSH's client, or set ADIT_SSH to another program".to_owned(),
             Self::Config { .. } => "correct ~/.ssh/config, or set ADIT_SSH to another program".to_owned(),

@@ -21,7 +21,7 @@ use super::{
 
 /// Why a host is not trusted.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum HostKeyError {
+pub(crate) enum HostKeyError {
     /// Its key is not the known one.
     #[error(
         "the host key of {name} HAS CHANGED: somebody may be intercepting the connection, or the host was reinstalled.\n    \

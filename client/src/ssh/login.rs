@@ -36,7 +36,7 @@ pub(crate) struct Login<'a> {
 
 /// Why a host has not accepted the login.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LoginDenied {
+pub(crate) struct LoginDenied {
     /// `user@host`.
     pub(crate) who: String,
     /// The methods that the host offers.

@@ -14,20 +14,20 @@ const KEPT: usize = 32;
 
 /// The last events.
 #[derive(Debug, Default)]
-pub struct Events(Mutex<VecDeque<TunnelEvent>>);
+pub(crate) struct Events(Mutex<VecDeque<TunnelEvent>>);
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TunnelEvent {
+pub(crate) struct TunnelEvent {
     /// When, Unix seconds.
-    pub at: i64,
+    pub(crate) at: i64,
     /// The event, in words.
-    pub what: String,
+    pub(crate) what: String,
 }
 
 impl Events {
     /// Notes an event, and logs it.
-    pub fn note(&self, what: impl fmt::Display) {
+    pub(crate) fn note(&self, what: impl fmt::Display) {
         let what = what.to_string();
         info!("{what}");
         let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -38,7 +38,7 @@ impl Events {
     }
 
     /// The last events, oldest first.
-    pub fn latest(&self) -> Vec<TunnelEvent> {
+    pub(crate) fn latest(&self) -> Vec<TunnelEvent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 }

@@ -1,5 +1,5 @@
-//! Decides when a path is believed dead, and when something is to be done about it. It names no
-//! clock and no socket: time and what was seen come in, orders go out.
+//! Decides when a path counts as dead, and what to do then. It names no clock and no socket: it
+//! takes times and observations, and returns orders.
 
 use std::{
     net::IpAddr,
@@ -8,11 +8,11 @@ use std::{
 
 use proto::wire::KEEP_ALIVE;
 
-/// Without a request: two keep-alives and a bit without an answer.
+/// If no request runs: a silence of two and a half keep-alives.
 const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);
-/// While a request runs, a silence of this length is asked about.
+/// While a request runs, the server is probed after this silence.
 const ASK_AFTER: Duration = Duration::from_millis(500);
-/// What is asked is answered within this time, or within three round trips if those take longer.
+/// A probe is answered within this time, or within three round trips if that is longer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(600);
 /// While a request runs, this is often enough to see a silence.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -20,69 +20,69 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// that is back is noticed so late at the most.
 const PROBE_EVERY: Duration = Duration::from_millis(50);
 const PROBE_IDLE_EVERY: Duration = Duration::from_secs(5);
-/// After a change, the first attempt may come too early for the new network.
+/// When new sockets are taken after a change. The first attempt may be too early for the new
+/// network.
 const REBIND_AT: [Duration; 4] =
     [Duration::ZERO, Duration::from_secs(1), Duration::from_secs(3), Duration::from_secs(5)];
-/// And then, for as long as it is silent.
+/// How often new sockets are taken after that, while the server is silent.
 const REBIND_EVERY: Duration = Duration::from_secs(5);
-/// After a silence, so long every packet of the server's is worth a question, or for four round
-/// trips if those take longer.
+/// How long to probe quickly after a silence, or four round trips if that is longer.
 const URGE: Duration = Duration::from_secs(1);
-/// So long a change makes the path doubtful, even if no request runs.
+/// How long a path is doubtful after a change, even if no request runs.
 const DOUBT: Duration = Duration::from_secs(6);
 
-/// What is seen at one moment.
+/// The observations at one moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
-    /// How many datagrams have come so far.
+    /// How many datagrams have arrived so far.
     pub(crate) heard: u64,
     /// Whether an answer is under way.
     pub(crate) running: bool,
     /// The round-trip time.
     pub(crate) rtt: Duration,
-    /// The address that would be sent from.
+    /// The local address that the kernel would send from.
     pub(crate) source: Option<IpAddr>,
-    /// The computer has slept since the last look.
+    /// Whether the computer has slept since the last look.
     pub(crate) slept: bool,
 }
 
-/// What is to be done now.
+/// What to do now.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Orders {
-    /// Make the server acknowledge something.
+    /// Send a probe, which the server acknowledges.
     pub(crate) probe: bool,
     /// Take a new socket.
     pub(crate) rebind: bool,
-    /// Something is different from now on.
+    /// What has changed, if anything.
     pub(crate) turn: Option<Turn>,
 }
 
-/// A turn of events.
+/// A change of the path's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Turn {
     /// The computer was asleep.
     Slept,
-    /// It sends from another address.
+    /// Its local address has changed.
     NewNetwork,
-    /// The path is believed dead; nothing has been heard for so long.
+    /// The path counts as dead; nothing has arrived for this long.
     Silent(Duration),
-    /// The server is heard again, after so long.
+    /// A datagram has arrived again, after this long.
     Back(Duration),
 }
 
-/// The watch over one path.
+/// Watches one path.
 #[derive(Debug)]
 pub(crate) struct Liveness {
     heard: u64,
     heard_at: Instant,
     source: Option<IpAddr>,
-    /// When the server was asked first since it was heard, and when last.
+    /// When the server was probed first and last since its last datagram.
     asked: Option<(Instant, Instant)>,
     silent: bool,
-    /// When new sockets became necessary, and how many have been taken since.
+    /// Since when new sockets are needed, and how many have been taken.
     trouble: Option<(Instant, usize)>,
     doubt_until: Instant,
-    /// What was lost in a silence may be lost again on its second way.
+    /// Until when to probe quickly: packets that were lost in a silence may be lost again.
     urge_until: Instant,
 }
 
@@ -127,7 +127,8 @@ impl Liveness {
         Orders { probe: self.probes(now, eager), rebind: self.rebinds(now), turn }
     }
 
-    /// The path goes another way now, and is sent from this address: that is no change of network.
+    /// The session has moved to another path with this local address. That is not a change of the
+    /// network.
     pub(crate) fn moved(&mut self, source: Option<IpAddr>) {
         self.source = source;
     }
@@ -143,12 +144,12 @@ impl Liveness {
         }
     }
 
-    /// Whether the path is believed dead.
+    /// Whether the path counts as dead.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent
     }
 
-    /// For how long nothing has been heard.
+    /// How long nothing has arrived.
     pub(crate) fn quiet_for(&self, now: Instant) -> Duration {
         now - self.heard_at
     }
@@ -198,7 +199,7 @@ impl Liveness {
 mod tests {
     use super::*;
 
-    /// A path whose observations a test writes; time goes by in steps of 100 ms.
+    /// A path with simulated observations. Time passes in steps of 100 ms.
     struct Lab {
         watch: Liveness,
         now: Instant,
@@ -214,7 +215,7 @@ mod tests {
             Self { watch: Liveness::new(now, source), now, seen }
         }
 
-        /// Lets time go by; returns after how many tenths of a second each kind of order came.
+        /// Lets time pass. Returns after how many tenths of a second each kind of order came.
         fn pass(&mut self, seconds: f64, hears: bool) -> Vec<(u32, Orders)> {
             let mut all = Vec::new();
             for step in 1..=(seconds * 10.0).round() as u32 {

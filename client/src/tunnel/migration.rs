@@ -1,5 +1,5 @@
-//! Keeps a session on a path that carries: watches it, takes new sockets, and moves it between
-//! carriers under whatever runs.
+//! Keeps a session on a working path: watches it, takes new sockets, and moves it between carriers
+//! while answers run.
 
 use std::{
     sync::Arc,
@@ -26,19 +26,19 @@ use crate::{
     },
 };
 
-/// A new carrier has this time, or some round trips, to bring a packet of the session.
+/// How long a new carrier is on trial until it brings a packet of the session; longer on a slow
+/// path.
 const TRIAL: Duration = Duration::from_secs(3);
-/// A server that has been silent for so long, and through several trials on a path that is good,
-/// has forgotten the session. One trial proves nothing: the path may have gone again in the middle
-/// of it.
+/// A server that has been silent for this long, and during several trials on a working path, has
+/// forgotten the session. One trial is not enough: the path may have failed during it.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(20);
 const FORGOTTEN_TRIALS: u32 = 2;
-/// Looks are a second apart at the most: after more than this, this program has slept.
+/// Looks are at most a second apart. After a longer pause than this, the program has slept.
 const SLEPT: Duration = Duration::from_secs(5);
-/// How often the kernel is asked what it would send from.
+/// How often the kernel is asked for the local address.
 const SOURCE_EVERY: Duration = Duration::from_secs(1);
 
-/// The path under one session.
+/// Watches and moves one session.
 pub(crate) struct Migration<'a> {
     up: Arc<Up>,
     publish: &'a watch::Sender<TunnelState>,
@@ -48,15 +48,15 @@ pub(crate) struct Migration<'a> {
     watch: Liveness,
     scout: PathProbe,
     trial: Option<Trial>,
-    /// Trials that have failed since the server was heard.
+    /// How many trials have failed since the server's last packet.
     failed_trials: u32,
     looked: (Instant, SystemTime),
     source: (Instant, Option<std::net::IpAddr>),
-    /// What is wrong with the carrier is said once.
+    /// Which problems of the carrier have been logged.
     told: Told,
 }
 
-/// What has been said of the carrier.
+/// Which problems of the carrier have been logged, so that each is logged once.
 #[derive(Default)]
 struct Told {
     dead: bool,
@@ -64,15 +64,15 @@ struct Told {
     cannot_send: bool,
 }
 
-/// A carrier that has still to prove itself.
+/// A carrier on trial.
 struct Trial {
     until: Instant,
-    /// How much of the session had been heard when it began: anybody can send something to a
-    /// socket.
+    /// How many datagrams of the session had arrived when the trial began: anybody can send a
+    /// datagram to a socket.
     heard: u64,
-    /// What the session goes back to if it doesn't.
+    /// The route and carrier to which the session returns if the trial fails.
     before: Option<(Route, Carrier)>,
-    /// A connection of its own on the same path, in case the server has forgotten the session.
+    /// A new connection on the same path, in case the server has forgotten the session.
     dialed: Option<Dialed>,
 }
 
@@ -85,7 +85,7 @@ impl<'a> Migration<'a> {
         directions: DialPlan,
         probes: SendStream,
     ) -> Self {
-        // A probe that waits behind a bulk upload proves nothing.
+        // Before all data: a probe must not wait behind an upload.
         let _ = probes.set_priority(i32::MAX);
         let (now, source) = (Instant::now(), up.way().source());
         Self {
@@ -104,8 +104,8 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Keeps the session on its way. Returns a new connection when the server answers, but knows
-    /// the session no more. Cancellation safe.
+    /// Keeps the session on a working path. Returns a new connection if the server answers but no
+    /// longer knows the session. Cancellation safe.
     pub(crate) async fn keep(&mut self) -> Dialed {
         let mut next = tokio::time::Instant::now();
         loop {
@@ -120,7 +120,7 @@ impl<'a> Migration<'a> {
                     self.scout.urge(now, need);
                     let trying = self.trial.is_some() || need == Need::Any;
                     next += self.watch.pace(now, trying || self.is_running());
-                    // A computer that has slept does not make up for what it missed.
+                    // After a sleep, missed looks are not made up for.
                     next = next.max(tokio::time::Instant::now());
                 }
                 found = self.scout.found() => if let Some(dialed) = self.consider(found) {
@@ -131,7 +131,8 @@ impl<'a> Migration<'a> {
     }
 
     fn look(&mut self, now: Instant) {
-        // The wall clock went on without ours, or both went on without us.
+        // The computer was suspended (the wall clock advanced, the monotonic clock did not), or
+        // this process was stopped (both advanced).
         let slept =
             self.looked.1.elapsed().is_ok_and(|wall| wall > self.looked.0.elapsed() + SLEPT)
                 || self.looked.0.elapsed() > SLEPT;
@@ -184,7 +185,7 @@ impl<'a> Migration<'a> {
         self.note_carrier();
     }
 
-    /// Says once what is wrong with the carrier.
+    /// Logs each problem of the carrier once.
     fn note_carrier(&mut self) {
         let (dead, unmarked, send_error) = {
             let carrier = &self.up.carried().carrier;
@@ -203,8 +204,8 @@ impl<'a> Migration<'a> {
             }
         }
         self.told.unmarked = unmarked;
-        // An error that comes and goes with each new socket is still the same trouble: it is over
-        // when the server answers.
+        // An error that comes back with each new socket is still the same problem. It is over when
+        // the server answers.
         if let Some(e) = send_error
             && !std::mem::replace(&mut self.told.cannot_send, true)
         {
@@ -213,7 +214,7 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// After a move: another way may be sent from another address.
+    /// After a move: another route may have another local address.
     fn note_source(&mut self) {
         self.source = (Instant::now(), self.up.way().source());
         self.watch.moved(self.source.1);
@@ -225,14 +226,16 @@ impl<'a> Migration<'a> {
         self.scout.hurry();
     }
 
-    /// A server that drains is not announced as up again.
+    /// Publishes a state only if the current one matches: a server that drains must not be
+    /// published as up again.
     fn publish_if(&self, from: impl FnOnce(&TunnelState) -> bool, link: TunnelState) {
         if from(&self.publish.borrow()) {
             self.publish.send_replace(link);
         }
     }
 
-    /// Takes a new socket to the same address. A login over SSH takes longer, and is the scout's.
+    /// Takes a new socket to the same address. A new login over SSH takes longer, so `PathProbe`
+    /// does it.
     fn rebind(&self) {
         let way = self.up.way();
         if let Route::Udp(_) = way {
@@ -243,10 +246,10 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Makes the server acknowledge something, if there is room for a byte.
+    /// Sends a probe, if there is room for a byte.
     fn probe(&mut self) {
         let written = std::pin::pin!(self.probes.write(&[0]));
-        // Polled once: a full window has packets of its own under way.
+        // Polled once: if the window is full, its packets are probes enough.
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         let _ = written.poll(&mut context);
     }
@@ -261,7 +264,7 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Looks at what the scout has found.
+    /// Judges what `PathProbe` has found.
     fn consider(&mut self, found: Found) -> Option<Dialed> {
         let in_need = self.need();
         match found {
@@ -289,7 +292,7 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Moves the session to another way, on trial.
+    /// Moves the session to another route, on trial.
     fn try_out(&mut self, way: Route, carrier: Option<Carrier>, dialed: Option<Dialed>) {
         let moved = match carrier {
             Some(carrier) => Ok(carrier),
@@ -317,7 +320,8 @@ impl<'a> Migration<'a> {
         }
     }
 
-    /// Ends a trial when it is decided. Returns a connection that takes the session's place.
+    /// Ends a trial when it is decided. Returns a connection that replaces the session, if there is
+    /// one.
     fn judge_trial(&mut self, now: Instant) -> Option<Dialed> {
         let Trial { until, heard, before, dialed } = self.trial.take()?;
         let way = self.up.way();
@@ -365,7 +369,7 @@ impl<'a> Migration<'a> {
     }
 }
 
-/// What the system says, without its number.
+/// The system's error text, without its number.
 fn words(error: &std::io::Error) -> String {
     let text = error.to_string();
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()

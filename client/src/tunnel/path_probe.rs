@@ -1,5 +1,5 @@
-//! Seeks other ways for a session, beside the one that it goes: while that one is silent with
-//! urgency, and a better one for ever.
+//! Searches for other routes for a session: for any route, urgently, while the current one is
+//! silent, and for a better one all the time.
 
 use std::time::{Duration, Instant};
 
@@ -15,36 +15,37 @@ use crate::{
     ssh::SshWay,
 };
 
-/// UDP has this head start over SSH (RFC 8305 section 5).
+/// How much earlier UDP starts than SSH (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(300);
 const UDP_EVERY: Duration = Duration::from_secs(3);
-/// A login whose first packets were lost may be late by far: another is begun beside it.
+/// How often another login starts beside one that is under way: a login whose first packets were
+/// lost can be very late.
 const SSH_EVERY: Duration = Duration::from_secs(5);
 const AT_ONCE: usize = 3;
-/// A login that leads to a whole connection has this head start over one that leads to a carrier.
+/// How much earlier a login for a new connection starts than one for a carrier.
 const ANEW_WITHIN: Duration = Duration::from_secs(20);
-/// The better way is looked for at once, and then more and more rarely.
+/// The better route is tried at once, and then more and more rarely.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// What is to be sought.
+/// What to search for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Nothing: the best way is in use.
+    /// Nothing: the best route is in use.
     Nothing,
-    /// The better way, UDP.
+    /// The better route, UDP.
     Better,
-    /// Any way.
+    /// Any route.
     Any,
 }
 
-/// What an attempt has led to.
+/// The result of an attempt.
 pub(crate) enum Found {
-    /// A whole connection by UDP: the path is good, both ways.
+    /// A new connection over UDP, which shows that the path works in both directions.
     Udp(Result<Dialed, DialError>),
-    /// A carrier over SSH that is logged in.
+    /// A carrier over SSH, logged in.
     Ssh(Result<(Route, Carrier), String>),
-    /// A whole connection by SSH.
+    /// A new connection over SSH.
     Anew(Result<Dialed, DialError>),
 }
 
@@ -56,7 +57,7 @@ pub(crate) struct PathProbe {
     udp: Attempts,
     ssh: Attempts,
     pause: Duration,
-    /// A whole connection by SSH is wanted.
+    /// Whether a new connection over SSH is wanted.
     anew: bool,
 }
 
@@ -73,7 +74,7 @@ impl PathProbe {
         Self { directions, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
     }
 
-    /// Begins the attempts that are due, and ends those that nobody needs any more.
+    /// Begins the attempts that are due, and ends those that are not needed any more.
     pub(crate) fn urge(&mut self, now: Instant, need: Need) {
         if need != self.need {
             self.need = need;
@@ -103,8 +104,8 @@ impl PathProbe {
         if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
             let directions = self.directions.clone();
             self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
-            // Another login beside it would be faster, and lead to one more trial of what is
-            // forgotten.
+            // A login for a carrier would be faster, and would only lead to another trial of a
+            // forgotten session.
             self.ssh.next = now + ANEW_WITHIN;
         }
         if need == Need::Any
@@ -118,12 +119,12 @@ impl PathProbe {
         }
     }
 
-    /// Something has changed: what failed a minute ago may work now.
+    /// Tries again soon, because the network has changed.
     pub(crate) fn hurry(&mut self) {
         (self.pause, self.udp.next) = (FIRST_PAUSE, Instant::now());
     }
 
-    /// A whole connection by SSH is wanted too: the server has forgotten the session.
+    /// Searches for a new connection over SSH too, because the server has forgotten the session.
     pub(crate) fn begin_anew(&mut self) {
         self.anew = true;
     }
@@ -150,7 +151,7 @@ impl PathProbe {
 async fn log_in(to: SshWay) -> Result<(Route, Carrier), String> {
     let way = Route::Ssh(to.clone());
     let carrier = way.open().map_err(|e| e.to_string())?;
-    // How long it may be silent is known there.
+    // `ready` limits how long the host may be silent.
     match carrier.ready().await {
         Ok(()) => Ok((way, carrier)),
         Err(e) => Err(format!("{e} ({})", e.hint(&to))),

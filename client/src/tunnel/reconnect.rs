@@ -32,21 +32,21 @@ use crate::{
 };
 
 /// Connects again and again, and publishes the tunnel's state.
-pub struct Reconnect {
+pub(crate) struct Reconnect {
     /// Where the state is published.
-    pub publish: watch::Sender<TunnelState>,
+    pub(crate) publish: watch::Sender<TunnelState>,
     /// How to connect to the server.
-    pub plan: DialPlan,
+    pub(crate) plan: DialPlan,
     /// How many connections wait for the tunnel.
-    pub wanted: watch::Receiver<usize>,
+    pub(crate) wanted: watch::Receiver<usize>,
     /// The addresses of the local listeners.
-    pub listening: Vec<SocketAddr>,
+    pub(crate) listening: Vec<SocketAddr>,
     /// Counts the bytes that pass.
-    pub counters: Arc<ByteCounters>,
+    pub(crate) counters: Arc<ByteCounters>,
     /// Recent events.
-    pub events: Arc<Events>,
+    pub(crate) events: Arc<Events>,
     /// Cancelled when the program stops: the session runs to its end, and no new one follows.
-    pub stop: CancellationToken,
+    pub(crate) stop: CancellationToken,
 }
 
 /// A session, the stream of the server's notices, and the stream for probes.
@@ -65,7 +65,7 @@ enum SessionEnd {
 
 impl Reconnect {
     /// Keeps the tunnel up as long as it is polled.
-    pub async fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new();
         let (mut next, mut been_up) = (None, false);
         loop {

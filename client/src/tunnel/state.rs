@@ -24,7 +24,7 @@ use crate::dial::{
 
 /// The state of the tunnel.
 #[derive(Debug, Clone)]
-pub enum TunnelState {
+pub(crate) enum TunnelState {
     /// There is no session; adit is connecting.
     Down(NoTunnel),
     /// There is a session, and the server answers.
@@ -37,67 +37,67 @@ pub enum TunnelState {
 
 /// A refusal of the server.
 #[derive(Debug, Clone)]
-pub struct ServerRefusal {
+pub(crate) struct ServerRefusal {
     /// Why.
-    pub why: DialError,
+    pub(crate) why: DialError,
     /// From this time on, a waiting connection starts the next attempt.
-    pub wake_at: Instant,
+    pub(crate) wake_at: Instant,
 }
 
 /// No tunnel: since when, and why.
 #[derive(Debug, Clone)]
-pub struct NoTunnel {
+pub(crate) struct NoTunnel {
     /// Since when.
-    pub since: Instant,
+    pub(crate) since: Instant,
     /// Why the last session ended or the last attempt failed. Before that, the addresses that have
     /// not answered yet.
-    pub why: DialError,
+    pub(crate) why: DialError,
 }
 
 /// A session.
 #[derive(Debug)]
-pub struct Up {
+pub(crate) struct Up {
     /// The endpoint of the connection.
-    pub endpoint: Endpoint,
+    pub(crate) endpoint: Endpoint,
     /// The connection.
-    pub connection: Connection,
+    pub(crate) connection: Connection,
     /// The server's hello.
-    pub hello: Hello,
+    pub(crate) hello: Hello,
     /// Since when.
-    pub since: SystemTime,
+    pub(crate) since: SystemTime,
     /// The credit of its streams.
-    pub credit: Arc<Credit>,
+    pub(crate) credit: Arc<Credit>,
     carried: Mutex<Carried>,
     loss: Mutex<Loss>,
     redundancy: Mutex<Redundancy>,
 }
 
-/// What is sent twice in a session.
+/// The redundancy of a session.
 #[derive(Debug, Default)]
 struct Redundancy {
     estimate: LossEstimate,
-    /// How it is done now, if it is.
+    /// How small packets are protected now, if they are.
     protection: Option<Protection>,
-    /// What was, by the carriers before this one.
+    /// What the carriers before this one have sent twice.
     earlier: Repeated,
 }
 
 /// The route and carrier of a session.
 #[derive(Debug)]
-pub struct Carried {
+pub(crate) struct Carried {
     /// The route.
-    pub way: Route,
+    pub(crate) way: Route,
     /// The carrier.
-    pub carrier: Carrier,
+    pub(crate) carrier: Carrier,
     /// Since when this kind of carrier is in use, in Unix seconds.
-    pub since: i64,
+    pub(crate) since: i64,
     /// Why the other kind of carrier is not in use, if that is known.
-    pub why_not_other: Option<String>,
+    pub(crate) why_not_other: Option<String>,
 }
 
 impl Up {
     /// A session that begins now, on this carrier.
-    pub fn new(
+    pub(crate) fn new(
         endpoint: Endpoint,
         connection: Connection,
         hello: Hello,
@@ -118,12 +118,12 @@ impl Up {
     }
 
     /// Its route and carrier.
-    pub fn carried(&self) -> MutexGuard<'_, Carried> {
+    pub(crate) fn carried(&self) -> MutexGuard<'_, Carried> {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its route.
-    pub fn way(&self) -> Route {
+    pub(crate) fn way(&self) -> Route {
         self.carried().way.clone()
     }
 
@@ -132,7 +132,7 @@ impl Up {
     ///
     /// # Errors
     /// If the new carrier cannot be used. The session then stays on the old one.
-    pub fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
+    pub(crate) fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
         self.endpoint.rebind_abstract(carrier.socket())?;
         let mut carried = self.carried();
         if carried.way != way {
@@ -195,7 +195,7 @@ impl Up {
     }
 
     /// How many datagrams have arrived from the server.
-    pub fn heard(&self) -> u64 {
+    pub(crate) fn heard(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
     }
 }

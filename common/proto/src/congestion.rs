@@ -1,9 +1,9 @@
-//! The congestion controller: how many bytes may be in flight. It is decided from times and byte
-//! counts alone; a time is what has passed since any fixed moment.
+//! The congestion controller: decides how many bytes may be in flight, from times and byte counts
+//! alone. A time is the duration since any fixed moment.
 //!
-//! What it is for: tokens that arrive beside bulk transfers. So it keeps the queue at the
-//! bottleneck short, it does not take random loss for congestion, and it still gets its share
-//! beside flows that fill the queue. `docs/congestion.md` explains it, with figures.
+//! Its purpose: tokens arrive soon beside bulk transfers. So it keeps the queue at the bottleneck
+//! short, does not mistake random loss for congestion, and still gets its share beside flows that
+//! fill the queue. `docs/congestion.md` explains it, with figures.
 
 mod losses;
 mod path;
@@ -27,16 +27,17 @@ const LEAST: f64 = 4.0;
 /// second. It is 2.3 ms at 100 Mbit/s and 7 ms at 10. Two flows with equal shares have equal rates,
 /// and no other rates are in balance.
 const SHARE: f64 = 8.0;
-/// Our part of the queue is so long at least: shorter ones drown in how the machines schedule.
+/// Our part of the queue is at least this long, in seconds: a shorter one cannot be told from
+/// delays of the scheduler.
 const SHARE_AT_LEAST: f64 = 0.001;
-/// A window moves by this part of what is missing, in one round trip.
+/// In one round trip the window moves by this part of the difference to its goal.
 const GAIN: f64 = 0.5;
-/// And at the most by these parts of itself.
+/// And at most by these parts of itself.
 const FASTEST_UP: f64 = 1.0 / 3.0;
 const FASTEST_DOWN: f64 = 0.25;
 /// While the queue is empty, steps double each round trip, up to this.
 const MOST_SPEED: f64 = 64.0;
-/// The window is at the most so many times what the rate and the round trip need.
+/// The window is at most this many times what the rate and the round trip need.
 const HEADROOM: f64 = 1.25;
 /// What is left of the window in a dip.
 const DIP_LEAVES: f64 = 0.6;
@@ -45,26 +46,26 @@ const DIP_LEAVES: f64 = 0.6;
 /// but not within so many rounds of the last dip.
 const DIP_AFTER: Duration = Duration::from_secs(8);
 const DIP_ROUNDS: u32 = 8;
-/// And after so many rounds with a queue that is much longer than it should be.
+/// It is also drained after this many rounds with a queue that is much too long.
 const TALL_ROUNDS: u32 = 5;
-/// Slow start ends when the rate has not grown by a quarter for so many rounds.
+/// Slow start ends when the rate has not grown by a quarter for this many rounds.
 const FLAT_ROUNDS: u32 = 3;
-/// Lost beyond what the path loses of itself: a larger share of a round is congestion.
+/// A loss in a round that exceeds the path's own loss by more than this is congestion.
 const EXCESS: f64 = 0.02;
-/// Beside flows that fill the queue, it takes more.
+/// Beside flows that fill the queue, the excess has to be larger.
 const EXCESS_BESIDE: f64 = 0.15;
 /// After congestion the window grows no faster than this in each round.
 /// What we expect of the queue is not more than for a flow with this part of the best rate: a flow
 /// that others have pushed back far would expect them.
 const MOST_BACK: f64 = 4.0;
-/// What is left of the best rate after each round that does not show it.
+/// The part of the best rate that is kept after each round that does not reach it.
 const PEAK_FADES: f64 = 0.9995;
 /// Delays that vary from round to round: so many times what they vary may be in flight beside our
 /// share.
 const VARIATIONS: f64 = 4.0;
 const CAREFUL: f64 = 1.03;
 const CAREFUL_AFTER: u32 = 4;
-/// What is left of a window when the network has marked a packet (RFC 8511 section 3).
+/// The part of the window that is kept when the network has marked a packet (RFC 8511 section 3).
 const MARKED: f64 = 0.85;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,13 +74,13 @@ enum Phase {
     SlowStart,
     /// The window keeps our part of the queue short, or our share beside others.
     Steady,
-    /// Less is sent for a moment: how far does the queue fall?
+    /// Less is sent for a moment, to see how far the queue falls.
     Dip(Dip),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Dip {
-    /// What is left of the window.
+    /// The part of the window that is kept.
     part: f64,
     /// The round trip before, in seconds.
     before: f64,
@@ -126,10 +127,10 @@ pub struct Shallow {
     dip_low: Duration,
 }
 
-/// How a controller stands, for a trace.
+/// The state of a controller, for a trace.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct State {
-    /// What it does now.
+    /// Its phase.
     pub phase: &'static str,
     /// Bytes that may be in flight.
     pub window: u64,
@@ -141,7 +142,7 @@ pub struct State {
     pub queue: Duration,
     /// How long the queue may be.
     pub target: Duration,
-    /// The share of packets that the path loses of itself.
+    /// The share of packets that the path loses without congestion.
     pub loss: f64,
     /// Our share of the queue, if others fill it.
     pub share: Option<f64>,
@@ -150,7 +151,7 @@ pub struct State {
 }
 
 impl Shallow {
-    /// For a path of which nothing is known at `now`, and packets of `mtu` bytes.
+    /// A controller that begins at `now`, for an unknown path and packets of `mtu` bytes.
     pub fn new(now: Duration, mtu: u16) -> Self {
         let mtu = f64::from(mtu);
         Self {
@@ -179,7 +180,7 @@ impl Shallow {
         }
     }
 
-    /// The first window of a path of which nothing is known, in bytes.
+    /// The first window of an unknown path, in bytes.
     pub fn first_window(&self) -> u64 {
         (FIRST * self.mtu) as u64
     }
@@ -190,17 +191,17 @@ impl Shallow {
         (self.window * part).max(self.least()) as u64
     }
 
-    /// Packets have another size now.
+    /// The size of packets has changed.
     pub fn on_mtu(&mut self, mtu: u16) {
         self.mtu = f64::from(mtu);
     }
 
-    /// Packets go another way from `now` on: nothing that was learned holds.
+    /// Packets take another path from `now` on, so nothing that was learned applies.
     pub fn on_path_changed(&mut self, now: Duration) {
         *self = Self::new(now, self.mtu as u16);
     }
 
-    /// Packets of so many bytes, all of them together, have been sent at once.
+    /// Packets of `bytes` bytes in total have been sent at once.
     pub fn on_sent(&mut self, now: Duration, bytes: u64) {
         self.rate.on_sent(now, bytes);
     }
@@ -221,7 +222,7 @@ impl Shallow {
     /// long time.
     pub fn on_lost(&mut self, sent: Duration, bytes: u64, outage: bool) {
         if outage {
-            // That the network was away says nothing of how much it carries.
+            // An outage says nothing about the capacity of the network.
             self.losses.forget();
         } else if sent >= self.since {
             self.losses.on_lost(bytes);
@@ -236,7 +237,8 @@ impl Shallow {
         }
     }
 
-    /// All acknowledgements that came together have been told. So much is in flight behind them.
+    /// All acknowledgements that arrived together have been taken. `in_flight` bytes are still in
+    /// flight.
     pub fn on_acks_done(&mut self, now: Duration, in_flight: u64, limited: bool) {
         let Some(newest) = self.newest.take() else { return };
         let acked = std::mem::take(&mut self.acked);
@@ -263,13 +265,13 @@ impl Shallow {
         LEAST * self.mtu
     }
 
-    /// Our rate, in bytes per second.
+    /// Our delivery rate, in bytes per second.
     fn own_rate(&self) -> f64 {
         let rate = self.window / (self.path.base() + self.path.queue());
         if self.rate.best() > 0.0 { rate.min(self.rate.best()) } else { rate }
     }
 
-    /// What we want to have in the queue, in bytes.
+    /// How many bytes of ours should be in the queue.
     fn share(&self) -> f64 {
         let rate = self.own_rate();
         (SHARE * rate.sqrt()).max(rate * SHARE_AT_LEAST).max(3.0 * self.mtu)
@@ -280,8 +282,8 @@ impl Shallow {
         self.share() / self.own_rate()
     }
 
-    /// What has to be in flight beyond our share, because delays vary and acknowledgements come
-    /// together.
+    /// How many bytes have to be in flight beyond our share, because delays vary and
+    /// acknowledgements arrive together.
     fn slack(&self) -> f64 {
         self.rate.together() + VARIATIONS * self.path.jitter() * self.own_rate()
     }
@@ -292,7 +294,7 @@ impl Shallow {
         (SHARE * rate.sqrt()).max(rate * SHARE_AT_LEAST).max(3.0 * self.mtu) / rate
     }
 
-    /// The same, with what comes of delays that vary.
+    /// The same, plus what varying delays add.
     fn allowed(&self) -> f64 {
         self.expected() + self.slack() / self.own_rate()
     }
@@ -388,7 +390,7 @@ impl Shallow {
         }
     }
 
-    /// What looked like others' queue is the path's own round trip.
+    /// What looked like the queue of others was the path's own round trip.
     fn settle(&mut self, now: Duration, low: Duration) {
         self.rivals = None;
         self.path.settle(now, low);
@@ -479,7 +481,7 @@ impl Shallow {
         }
     }
 
-    /// How it stands.
+    /// Its state.
     pub fn state(&self) -> State {
         State {
             phase: match (self.phase, &self.rivals) {

@@ -6,4 +6,4 @@ pub mod json_scan;
 pub mod model;
 pub mod named_models;
 pub mod route;
-pub mod usage;
+pub(crate) mod usage;

@@ -88,10 +88,9 @@ impl Control {
         self.serve_granting(answer).await
     }
 
-    /// Like [`serve`](Self::serve). Where `answer` returns a grant beside its answer, the grant is
-    /// dropped when the asker is gone: when all copies of its connection are closed and, where the
-    /// system tells that (Linux), its process has ended. A process that becomes another program by
-    /// exec(2) is still the same process.
+    /// Like [`serve`](Self::serve), but `answer` may also return a grant. The grant is dropped when
+    /// all copies of the asker's connection are closed and, on Linux, its process has ended. A
+    /// process that runs another program with exec(2) is still the same process.
     pub async fn serve_granting<Q, A, G, F>(
         &self,
         answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,

@@ -216,7 +216,7 @@ pub fn read_or_create<B: AsRef<[u8]>>(
 }
 
 /// Refuses a directory that another user owns, or that the group or others can read or change.
-pub fn refuse_exposed_dir(path: &Path) -> Result<(), FileError> {
+pub(crate) fn refuse_exposed_dir(path: &Path) -> Result<(), FileError> {
     let metadata = fs::metadata(path).map_err(FileError::io("read", path))?;
     refuse_foreign(path, &metadata)?;
     refuse_exposed(path, &metadata)

@@ -22,7 +22,7 @@ const MOST: u32 = 50;
 const TIME: Duration = Duration::from_secs(10);
 
 /// The filter for this number of `-v`.
-pub fn filter(verbose: u8) -> Targets {
+pub(crate) fn filter(verbose: u8) -> Targets {
     let (ours, libraries) = match verbose {
         0 => (LevelFilter::INFO, LevelFilter::OFF),
         1 => (LevelFilter::DEBUG, LevelFilter::OFF),
@@ -36,7 +36,7 @@ pub fn filter(verbose: u8) -> Targets {
 
 /// Limits how often events of libraries are logged.
 #[derive(Debug, Default)]
-pub struct Bounded(Mutex<HashMap<Identifier, Window>>);
+pub(crate) struct Bounded(Mutex<HashMap<Identifier, Window>>);
 
 #[derive(Debug)]
 struct Window {

@@ -126,8 +126,8 @@ async fn next(signal: &mut Option<Signal>) {
     }
 }
 
-/// Waits until the terminal is closed. That is one order, however many tell of it: the kernel and
-/// the shell may.
+/// Waits until the terminal is closed. Only the first SIGHUP counts: both the kernel and the shell
+/// may send one.
 async fn hung_up(hang_up: &mut Option<Signal>) {
     next(hang_up).await;
     *hang_up = None;

@@ -1,9 +1,9 @@
 //! The congestion controller, behind quinn's trait, and what keeps an outage from stalling it.
 //!
-//! While nothing is acknowledged, quinn may send only what its window has room for, keep-alives and
-//! the probes of a new path included, and its probe time-out (RFC 9002 section 6.2) doubles without
-//! a useful bound: after a long outage a running answer would come back minutes late. So the window
-//! grows a little while it is silent, until the first acknowledgement.
+//! While nothing is acknowledged, quinn sends no more than its window allows, keep-alives and
+//! probes of a new path included. And its probe time-out (RFC 9002 section 6.2) doubles without a
+//! useful limit, so after a long outage a running answer would go on minutes late. Therefore the
+//! window grows a little during silence, until the first acknowledgement.
 
 mod shallow;
 
@@ -23,14 +23,14 @@ use quinn_proto::{
 
 use self::shallow::ShallowController;
 
-/// Longer than nearly any round trip.
+/// Silence of this length counts as an outage: nearly every round trip is shorter.
 const STALLED_AFTER: Duration = Duration::from_secs(1);
 /// Then the window has room for one more packet each time: so that a client's probes leave, however
 /// full it is of an upload that was lost, as often as they are made. With packets of an ordinary size
 /// that is 230 kbit/s, so a path which only seems dead is not flooded.
 const PACKET_EVERY: Duration = Duration::from_millis(50);
 
-/// Builds the controllers of connections, for their first path and for those that the peer moves
+/// Builds the controllers of connections, for the first path and for each path that the peer moves
 /// to.
 #[derive(Debug, Default)]
 pub struct Controllers(());
@@ -45,10 +45,11 @@ impl ControllerFactory for Controllers {
     }
 }
 
-/// Tells the controller of a connection that its packets go another way from now on.
+/// Tells the controller of a connection that its packets take another path from now on.
 ///
-/// A peer that sees another address begins anew by itself. To this end a change of carrier is
-/// invisible, so the controller would keep the old path's round trip and rate.
+/// A peer that sees a new address starts a new controller by itself. On this end, quinn does not
+/// see a change of carrier, so the controller would keep the round trip and the rate of the old
+/// path.
 pub fn path_changed(connection: &quinn::Connection) {
     if let Ok(controller) = connection.congestion_state().into_any().downcast::<StallProof>() {
         controller.inner.path_changed();
@@ -140,7 +141,7 @@ impl Controller for StallProof {
     }
 }
 
-/// How often the path of a connection has changed; all copies of its controller share it.
+/// How often the path of a connection has changed. All copies of its controller share it.
 #[derive(Clone, Default)]
 struct Changes(Arc<AtomicU64>);
 
@@ -191,7 +192,7 @@ mod tests {
         proof.clone().inner.path_changed();
         proof.inner.on_sent(now, 1200);
         assert_eq!(proof.inner.window(), proof.initial_window());
-        // What was sent on the old path tells nothing of the new one.
+        // Packets of the old path tell nothing about the new one.
         proof.inner.on_ack(now + rtt, now - rtt, 1200, false);
         proof.inner.on_acks_done(now + rtt, 0, false);
         assert_eq!(proof.inner.window(), proof.initial_window());

@@ -29,7 +29,7 @@ use self::{
 };
 use crate::transport::SHARED_WINDOW;
 
-pub use self::ledger::FLOOR;
+pub(crate) use self::ledger::FLOOR;
 
 /// How long a report waits after bytes of a stream were read, so that several streams are reported
 /// together.

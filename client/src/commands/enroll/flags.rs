@@ -16,7 +16,7 @@ const SHORTEST_SECRET: usize = 24;
 
 /// Flags of `enroll`.
 #[derive(Debug, Args)]
-pub struct Enroll {
+pub(crate) struct Enroll {
     /// Enroll over SSH, without a code: USER@HOST, a host of ~/.ssh/config, or ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "USER@HOST")]
     server: Option<Word>,

@@ -1,28 +1,28 @@
-//! What tells a program where Ollama is. Names no process.
+//! The environment variables that tell a program where Ollama is. Names no process.
 
 use clap::Args;
 
-/// A key that clients insist on and Ollama ignores.
+/// An API key that clients require and Ollama ignores.
 const PLACEHOLDER: &str = "ollama";
 const LOCAL: [&str; 2] = ["127.0.0.1", "localhost"];
 const PROXIES: [&str; 6] =
     ["http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"];
 
-/// Whose clients are told, besides Ollama's.
+/// For whose clients variables are set, besides Ollama's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Args)]
-pub struct Interfaces {
+pub(crate) struct Interfaces {
     /// Also set what OpenAI's clients read: OPENAI_BASE_URL, and OPENAI_API_KEY to a placeholder
     #[arg(long)]
-    pub openai: bool,
+    pub(crate) openai: bool,
     /// Also set what Anthropic's clients read: ANTHROPIC_BASE_URL, and ANTHROPIC_API_KEY and
     /// ANTHROPIC_AUTH_TOKEN to a placeholder
     #[arg(long)]
-    pub anthropic: bool,
+    pub(crate) anthropic: bool,
 }
 
 impl Interfaces {
     /// The variables, with `url` as Ollama's.
-    pub fn variables(self, url: &str) -> Vec<(&'static str, String)> {
+    pub(crate) fn variables(self, url: &str) -> Vec<(&'static str, String)> {
         let mut variables = vec![("OLLAMA_HOST", url.to_owned())];
         if self.openai {
             variables.push(("OPENAI_BASE_URL", format!("{url}/v1")));
@@ -37,9 +37,11 @@ impl Interfaces {
     }
 }
 
-/// What keeps a program from asking a proxy for this computer's own addresses, where `current`
-/// names a proxy.
-pub fn around_proxies(current: impl Fn(&str) -> Option<String>) -> Vec<(&'static str, String)> {
+/// The variables that keep a program from using a proxy for this computer's own addresses, if
+/// `current` names a proxy.
+pub(crate) fn around_proxies(
+    current: impl Fn(&str) -> Option<String>,
+) -> Vec<(&'static str, String)> {
     if !PROXIES.iter().any(|name| current(name).is_some_and(|proxy| !proxy.is_empty())) {
         return Vec::new();
     }

@@ -1,4 +1,4 @@
-//! The tunnel of `adit run` where no `adit up` runs: a process of its own, which ends when the last
+//! The tunnel of `adit run` if no `adit up` runs: a separate process, which ends when the last
 //! program that uses it has ended.
 
 use std::{
@@ -27,32 +27,31 @@ use crate::{
     profile::ProfileDir,
 };
 
-/// The hidden command that is this process.
-pub const COMMAND: &str = "hold-tunnel";
-/// The flag by which its first process starts a second one and ends.
+/// The hidden command of this process.
+pub(crate) const COMMAND: &str = "hold-tunnel";
+/// The flag with which its first process starts a second one and ends.
 const DETACH: &str = "--detach";
 /// Its log, in the directory of the profile.
-pub const LOG: &str = "run.log";
+pub(crate) const LOG: &str = "run.log";
 
 /// Flags of the hidden command.
 #[derive(Debug, clap::Args)]
-pub struct HoldTunnel {
+pub(crate) struct HoldTunnel {
     /// Start another process that does it
     #[arg(long = "detach")]
-    pub detach: bool,
+    pub(crate) detach: bool,
     /// As for `up`
     #[command(flatten)]
-    pub up: UpFlags,
+    pub(crate) up: UpFlags,
 }
 
 /// Starts the process. When this returns, its control socket can be asked.
 ///
-/// It is no child of this process: the program that this process becomes knows nothing of it, and
-/// need not wait for it. It stays in the same process group, so that it may ask for a passphrase at
-/// the terminal.
+/// It is not a child of this process, so the program that replaces this process need not wait for
+/// it. It stays in the same process group, so that it can ask for a passphrase at the terminal.
 ///
 /// # Errors
-/// What keeps it from starting, as it has said itself.
+/// Why it cannot start, as it has reported.
 pub(super) async fn start(state_dir: &Path, place: &ProfileDir) -> Result<(), Failure> {
     let failed = |e| Failure::new("cannot start the tunnel").source(e);
     let (reads, writes) = std::io::pipe().map_err(failed)?;
@@ -64,14 +63,14 @@ pub(super) async fn start(state_dir: &Path, place: &ProfileDir) -> Result<(), Fa
     ended.map_err(Failure::from_error)?.map_err(failed)?;
     let mut reads = pipe::Receiver::from_owned_fd(reads.into()).map_err(failed)?;
     let begun = frame::read(&mut reads).await;
-    match begun.map_err(|e| Failure::new("the tunnel ended before it was there").source(e))? {
-        // Where another command was quicker, its tunnel will do.
+    match begun.map_err(|e| Failure::new("the tunnel ended before it was ready").source(e))? {
+        // If another command was quicker, its tunnel is used.
         Begun::Ready | Begun::Taken => Ok(()),
         Begun::Failed(failure) => Err(failure),
     }
 }
 
-/// What the process says of itself on its standard output.
+/// What the process reports on its standard output.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Begun {
@@ -83,11 +82,11 @@ enum Begun {
     Failed(Failure),
 }
 
-/// Where the process writes its log. The program's own standard error stays the program's: whoever
-/// reads it to its end need not wait for a tunnel that others use.
+/// The file for the process's log. It does not use the program's standard error: a reader of that
+/// would wait until a tunnel ends that others use.
 fn log(place: &ProfileDir) -> Result<File, Failure> {
     if !place.is_enrolled()? {
-        // That is the error.
+        // If the profile cannot be read, that is the better error.
         place.read()?;
     }
     let path = place.dir.join(LOG);
@@ -96,19 +95,19 @@ fn log(place: &ProfileDir) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// This program again, under the name it was called by.
+/// A command that runs this program again, under the same name.
 fn this_program() -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     command.arg0(std::env::args_os().next().unwrap_or_else(|| "adit".into()));
     Ok(command)
 }
 
-/// Runs until no program uses the tunnel any more. Whether it has begun is told on standard output
-/// as data: the process that waits for it shows it.
+/// Runs until no program uses the tunnel any more. Reports on standard output, as data, whether it
+/// has begun: the process that waits for it shows that.
 ///
 /// # Errors
 /// If a part of the tunnel ends by itself.
-pub async fn run(place: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
+pub(crate) async fn run(place: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
     if flags.detach {
         return detach();
     }
@@ -135,7 +134,7 @@ async fn tell(begun: &Begun) -> Result<(), Failure> {
     told.await.map_err(|e| Failure::new("nobody waits for this tunnel").source(e))
 }
 
-/// Starts this command again without the flag, and leaves it to itself.
+/// Starts this command again without the flag, and does not wait for it.
 fn detach() -> Result<(), Failure> {
     let failed = |e| Failure::new("cannot start the tunnel").source(e);
     let arguments = std::env::args_os().skip(1).filter(|argument| argument != DETACH);
@@ -160,7 +159,7 @@ fn start_running(
 ) -> Result<(Running, StopSignals), Failure> {
     let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    // Only to see that the kernel tells who makes a connection.
+    // Only to check that the kernel tells who makes a connection.
     let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
     let tried = listener::bind(&any, &place.argument())?;
     let owners = let_in(false, &tried, &place.argument())?;

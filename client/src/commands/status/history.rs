@@ -1,15 +1,15 @@
-//! The last minute of a tunnel in a few figures and bars. Names no clock.
+//! The last minute of a tunnel, as numbers and bars. Names no clock.
 
 use std::{collections::VecDeque, time::Duration};
 
-/// Samples that are kept and drawn: a minute of them, at one a second.
+/// How many samples are kept and drawn: a minute, with one each second.
 const KEPT: usize = 60;
 const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
-/// A tunnel at one moment.
+/// The counters of a tunnel at one moment.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Sample {
-    /// The moment, since any moment that all samples share.
+    /// The time since any moment that is the same for all samples.
     pub(super) at: Duration,
     /// The round-trip time in milliseconds, if the tunnel is up.
     pub(super) rtt_ms: Option<f64>,
@@ -24,8 +24,8 @@ pub(super) struct Sample {
 pub(super) struct History(VecDeque<Sample>);
 
 impl History {
-    /// Adds the newest sample. Counters that have gone back are those of another process: what was
-    /// before is dropped.
+    /// Adds the newest sample. If a counter has become smaller, it belongs to another process, and
+    /// the earlier samples are dropped.
     pub(super) fn add(&mut self, sample: Sample) {
         let restarted = self
             .0
@@ -40,17 +40,17 @@ impl History {
         self.0.push_back(sample);
     }
 
-    /// The round-trip times in milliseconds, the oldest first; 0 where there was no tunnel.
+    /// The round-trip times in milliseconds, oldest first; 0 while there was no tunnel.
     pub(super) fn round_trips(&self) -> Vec<f64> {
         self.0.iter().skip(1).map(|sample| sample.rtt_ms.unwrap_or_default()).collect()
     }
 
-    /// What was received in each step, in bytes per second.
+    /// The rate of received bytes in each step, in bytes per second.
     pub(super) fn received(&self) -> Vec<f64> {
         self.rates(|sample| sample.received)
     }
 
-    /// What was sent in each step, in bytes per second.
+    /// The rate of sent bytes in each step, in bytes per second.
     pub(super) fn sent(&self) -> Vec<f64> {
         self.rates(|sample| sample.sent)
     }
@@ -66,7 +66,7 @@ impl History {
     }
 }
 
-/// A bar for each value, as high as the value is beside the highest one.
+/// A bar for each value, in proportion to the highest value.
 pub(super) fn bars(values: &[f64]) -> String {
     let most = values.iter().copied().fold(0.0, f64::max);
     let bar = |value: &f64| {

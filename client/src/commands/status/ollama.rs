@@ -11,7 +11,7 @@ const WITHIN: Duration = Duration::from_secs(3);
 /// The answer of Ollama, or of what answered in its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
-pub enum OllamaStatus {
+pub(crate) enum OllamaStatus {
     /// Ollama answers.
     Answers {
         /// Its version.

@@ -18,7 +18,7 @@ use super::{
 use crate::profile::ProfileDir;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Moves to the upper left corner, and clears all from there on.
+/// Moves the cursor to the upper left corner, and clears the screen from there.
 const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 /// Shows the status until Ctrl-C: on a terminal in place, elsewhere one after the other; with
@@ -27,7 +27,7 @@ const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 /// # Errors
 /// If this device is not enrolled there, or standard output can't be written.
 pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
-    // Not enrolled is the better answer where it is true.
+    // If this device is not enrolled, that is the better error.
     if !place.is_enrolled()? {
         place.read()?;
     }
@@ -56,7 +56,8 @@ pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
             }
         };
         if redraw {
-            // What `data` writes has no such characters: a peer may have said some of it.
+            // Not with `data`, which escapes such characters, because the text may contain text of
+            // a peer.
             let _ = out.write_all(REDRAW.as_bytes());
         }
         data(text)?;

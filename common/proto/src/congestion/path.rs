@@ -1,11 +1,11 @@
-//! The path's own round trip, and how much longer one takes now. In seconds, where not said
-//! otherwise.
+//! The round trip of the path without a queue, and how much longer a round trip takes now. Times
+//! are in seconds, unless the type is a duration.
 
 use std::{cmp::Reverse, time::Duration};
 
 use super::windowed::Best;
 
-/// The queue is the least that was seen within half a round trip, or within this time.
+/// The queue is the shortest one within half a round trip, or within this time.
 const STANDING: Duration = Duration::from_millis(20);
 /// The lowest round trip of so much time is the path's own. Flows on one bottleneck see the same
 /// lowest one, so it ends for all of them at once, and they send less together.
@@ -15,7 +15,7 @@ const BASE: Duration = Duration::from_secs(10);
 const ROUNDS: usize = 2;
 const ROUND: Duration = Duration::from_millis(25);
 
-/// What round trips tell of a path.
+/// What the round trips tell about a path.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Path {
     /// The round trip without our queue: the lowest of late, while there was enough to send.
@@ -44,7 +44,7 @@ impl Path {
         self.low = Some(self.low.map_or(rtt, |low| low.min(rtt)));
     }
 
-    /// So short a round trip has been seen.
+    /// A round trip of this length has been seen.
     pub(super) fn add_low(&mut self, now: Duration, low: Duration) {
         self.base.add(now, Reverse(low), now.saturating_sub(BASE));
         let floor = self.floor.unwrap_or(Duration::MAX);
@@ -54,7 +54,7 @@ impl Path {
         self.floor = Some(floor.min(low));
     }
 
-    /// A round is over: how long its queue was at least.
+    /// A round is over. Returns how long its queue was at least.
     pub(super) fn end_round(&mut self, now: Duration, limited: bool, dipping: bool) -> f64 {
         if now - self.began < ROUND {
             return (self.round_low() - self.base()).max(0.0);
@@ -91,7 +91,7 @@ impl Path {
         self.jitter
     }
 
-    /// For how long the path's own round trip has not been seen.
+    /// How long ago the path's own round trip was seen last.
     pub(super) fn base_age(&self, now: Duration) -> Duration {
         now - self.base.at().unwrap_or(now)
     }
@@ -111,7 +111,7 @@ impl Path {
         (standing - self.base()).max(0.0)
     }
 
-    /// This is the path's own round trip, whatever was seen before.
+    /// Sets the path's own round trip, whatever was seen before.
     pub(super) fn settle(&mut self, now: Duration, low: Duration) {
         (self.base, self.floor) = (Best::default(), None);
         self.add_low(now, low);

@@ -4,11 +4,11 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::windowed::Best;
 
-/// Batches that are remembered at the most: more than a fast path has in flight.
+/// The most batches that are remembered: more than a fast path has in flight.
 const RECORDS: usize = 4096;
-/// The highest rate of so many round trips counts.
+/// The highest rate of this many round trips counts.
 const ROUNDS: u64 = 10;
-/// So many packets are acknowledged together on any path.
+/// This many packets are acknowledged together on every path.
 const TOGETHER: f64 = 10.0;
 
 /// What was known when a batch of packets was sent.
@@ -70,8 +70,8 @@ impl DeliveryRate {
             self.records.pop_front();
         }
         let Some(record) = self.records.front().filter(|record| record.at == sent) else { return };
-        // The slower of sending and of acknowledging: acknowledgements that come together say
-        // nothing of the rate.
+        // The slower of sending and acknowledging counts: acknowledgements that arrive together say
+        // nothing about the rate.
         let took = (now - record.delivered_at).max(sent.saturating_sub(record.newest));
         if took.is_zero() {
             return;
@@ -82,11 +82,11 @@ impl DeliveryRate {
         }
     }
 
-    /// Acknowledgements that came together have all been told.
+    /// All acknowledgements that arrived together have been taken.
     pub(super) fn on_acks_done(&mut self, now: Duration, in_flight: u64, mtu: f64) {
         self.in_flight = in_flight;
         if in_flight == 0 {
-            // What comes next begins after a pause.
+            // The next packet follows a pause.
             self.records.clear();
         }
         let (since, from) = *self.burst.get_or_insert((now, self.delivered));
@@ -99,13 +99,13 @@ impl DeliveryRate {
         self.together.add(self.round, more, self.round.saturating_sub(ROUNDS));
     }
 
-    /// The highest rate of late, in bytes per second.
+    /// The highest recent rate, in bytes per second.
     pub(super) fn best(&self) -> f64 {
         self.best.get().unwrap_or(0.0)
     }
 
-    /// Bytes that have to be in flight beyond what the rate and the round trip need, because
-    /// acknowledgements come together.
+    /// How many bytes have to be in flight beyond what the rate and the round trip need, because
+    /// acknowledgements arrive together.
     pub(super) fn together(&self) -> f64 {
         self.together.get().unwrap_or(0.0)
     }

@@ -1,5 +1,5 @@
-//! Flows that fill the queue whatever we do: how large our share of it is, and a window that keeps
-//! up with them.
+//! Flows that fill the queue whatever we do: measures our share of the queue, and computes a window
+//! that keeps up with them.
 
 use std::time::Duration;
 
@@ -14,17 +14,17 @@ const CATCH_UP: f64 = 0.15;
 const CATCH_UP_ROUNDS: u32 = 24;
 /// After so long with a queue the path itself may have become longer.
 const DOUBT: Duration = Duration::from_secs(30);
-/// Below this share, losses are for the others to answer. With up to four of them it is at most
-/// twice what each of them has.
+/// Below this share the others have to react to losses, not we. With up to four of them this is at
+/// most twice the share of each.
 const FAIR: f64 = 1.0 / 3.0;
-/// Above this share, twice, nobody else is there.
+/// If two tests find a larger share than this, there are no others.
 const ALL: f64 = 0.75;
 /// Nor is anybody if the window has grown so much, and the rate by less than this power of it.
 const GROWN: f64 = 1.3;
 const POWER: f64 = 0.4;
 /// After a test, so many rounds have a rate of their own.
 const SETTLED: u32 = 2;
-/// Losses mean a full queue only if it is nearly as long as it was.
+/// Losses mean a full queue only if the queue is nearly as long as it was.
 const FULL: f64 = 0.75;
 /// How often our share is measured.
 const TEST_EVERY: Duration = Duration::from_secs(4);
@@ -35,7 +35,7 @@ const TEST_ROUNDS_SOON: u32 = 5;
 #[derive(Debug, Clone)]
 pub(super) struct Rivals {
     share: f64,
-    /// Tests in a row that found nobody else.
+    /// How many tests in a row found no others.
     alone: u32,
     began: Duration,
     tested: Duration,
@@ -45,7 +45,7 @@ pub(super) struct Rivals {
     /// Where Cubic's curve is flat, in bytes; when it began, and from how many packets.
     most: f64,
     curve: Option<(Duration, f64)>,
-    /// The longest queue of late, in seconds.
+    /// The longest recent queue, in seconds.
     longest: f64,
     /// Rounds since the window was cut.
     calm: u32,
@@ -91,15 +91,15 @@ impl Rivals {
         self.share < LITTLE && self.rounds < CATCH_UP_ROUNDS
     }
 
-    /// Whether our share is to be measured again.
+    /// Whether our share has to be measured again.
     pub(super) fn is_test_due(&self, now: Duration, rtt: Duration) -> bool {
         let soon = self.is_catching_up() || self.alone > 0;
         let pause = if soon { rtt * TEST_ROUNDS_SOON } else { TEST_EVERY.max(rtt * TEST_ROUNDS) };
         now - self.tested > pause
     }
 
-    /// A round is over, with this rate. Whether the window has grown and the rate has not: then
-    /// nobody else is there.
+    /// A round is over, with this rate. Returns whether the window has grown and the rate has not:
+    /// then there are no others.
     pub(super) fn is_alone(&mut self, window: f64, rate: f64) -> bool {
         let before = std::mem::replace(&mut self.before, window);
         if self.since_test < SETTLED {
@@ -114,8 +114,8 @@ impl Rivals {
         before > GROWN * then && (rate / rate_then).ln() < POWER * (before / then).ln()
     }
 
-    /// A round is over, at such a queue; `lost`: it lost more than the path does. The window now, if
-    /// it has to be cut.
+    /// A round is over, with a queue of this length. `lost`: more was lost than the path itself
+    /// loses. Returns the new window, if it has to be cut.
     pub(super) fn end_round(&mut self, window: f64, lost: bool, queue: f64) -> Option<f64> {
         self.longest = (self.longest * 0.99).max(queue);
         (self.calm, self.rounds) = (self.calm + 1, self.rounds + 1);

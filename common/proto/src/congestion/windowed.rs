@@ -1,4 +1,4 @@
-//! The best value of late.
+//! The best recent value.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ impl<T, V> Default for Best<T, V> {
 }
 
 impl<T: Copy + PartialOrd, V: Copy + PartialOrd> Best<T, V> {
-    /// Adds a value, and forgets what is older than `oldest`.
+    /// Adds a value, and forgets values that are older than `oldest`.
     pub(super) fn add(&mut self, at: T, value: V, oldest: T) {
         while self.seen.back().is_some_and(|seen| seen.1 <= value) {
             self.seen.pop_back();
@@ -28,7 +28,7 @@ impl<T: Copy + PartialOrd, V: Copy + PartialOrd> Best<T, V> {
         }
     }
 
-    /// When the best was added.
+    /// When the best value was added.
     pub(super) fn at(&self) -> Option<T> {
         self.seen.front().map(|seen| seen.0)
     }

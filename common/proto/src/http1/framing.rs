@@ -79,7 +79,7 @@ impl Body {
     }
 
     /// Whether the body ends only when its connection ends.
-    pub fn ends_with_connection(&self) -> bool {
+    pub(crate) fn ends_with_connection(&self) -> bool {
         self.0 == BodyState::UntilClose
     }
 

@@ -9,7 +9,7 @@ use std::fmt;
 use super::BodyLength;
 
 /// The longest head, in bytes.
-pub const MOST_HEAD: usize = 64 * 1024;
+pub(crate) const MOST_HEAD: usize = 64 * 1024;
 const MOST_FIELDS: usize = 200;
 
 /// Why a message can't be read in exactly one way. Its text completes "the request …".
@@ -141,7 +141,7 @@ impl RequestHead {
 
 /// An answer's head, as far as the gate needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct AnswerHead {
+pub(crate) struct AnswerHead {
     /// The status.
     pub status: u16,
     /// How long its body is; `None` until the connection closes.
@@ -243,7 +243,7 @@ impl fmt::Debug for HeadReader {
 
 impl HeadReader {
     /// A reader for answers: malformed lines of a service are not faults.
-    pub fn lenient() -> Self {
+    pub(crate) fn lenient() -> Self {
         Self { lenient: true, ..Self::default() }
     }
 

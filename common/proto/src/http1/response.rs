@@ -150,7 +150,7 @@ impl Tracker {
     }
 
     /// Whether only the end of its connection ends it.
-    pub fn ends_with_connection(&self) -> bool {
+    pub(crate) fn ends_with_connection(&self) -> bool {
         self.lost || self.body.as_ref().is_some_and(Body::ends_with_connection)
     }
 

@@ -1,4 +1,4 @@
-//! Datagrams on a byte stream: each as a length of two bytes, big-endian, and itself.
+//! Datagrams on a byte stream: each is a length of two bytes (big-endian) and the datagram.
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 const MAX_DATAGRAM: usize = u16::MAX as usize;
 
 /// Takes one framed datagram from the front of `bytes`, if all of it is there.
-pub fn next_datagram(bytes: &mut BytesMut) -> Option<Bytes> {
+pub(super) fn next_datagram(bytes: &mut BytesMut) -> Option<Bytes> {
     let len = usize::from(u16::from_be_bytes(*bytes.first_chunk()?));
     if bytes.len() < 2 + len {
         return None;
@@ -16,7 +16,7 @@ pub fn next_datagram(bytes: &mut BytesMut) -> Option<Bytes> {
 }
 
 /// Appends one framed datagram.
-pub fn frame_datagram(out: &mut BytesMut, datagram: &[u8]) {
+pub(super) fn frame_datagram(out: &mut BytesMut, datagram: &[u8]) {
     debug_assert!(datagram.len() <= MAX_DATAGRAM);
     out.extend_from_slice(&(datagram.len() as u16).to_be_bytes());
     out.extend_from_slice(datagram);

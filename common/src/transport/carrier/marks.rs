@@ -1,5 +1,5 @@
-//! Whether packets carry ECN marks (RFC 3168). Some networks drop those that do, without a word.
-//! It names no clock and no socket.
+//! Decides whether packets carry ECN marks (RFC 3168). Some networks silently drop packets with
+//! marks. It names no clock and no socket.
 
 use std::{
     collections::{HashSet, VecDeque},
@@ -7,19 +7,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A first packet that is not answered within this time may have been dropped for its mark: just
-/// less than QUIC's first probe time-out (RFC 9002 section 6.2.2), so that this one goes without.
+/// A first packet that is not answered within this time may have been dropped because of its mark.
+/// It is just less than QUIC's first probe time-out (RFC 9002 section 6.2.2), so that the probe is
+/// sent without a mark.
 const UNANSWERED: Duration = Duration::from_millis(900);
-/// So long after a packet without a mark, what comes may be the answer to it.
+/// A packet that arrives within this time after one was sent without a mark may be the answer to
+/// it.
 const ANSWERED: Duration = Duration::from_millis(700);
-/// Addresses that are remembered at the most.
+/// The most addresses that are remembered.
 const REMEMBERED: usize = 4096;
 
-/// Whether a carrier marks what it sends. Until the first answer it goes with marks and without
-/// them by turns; then it stays as it was when that came.
+/// Whether a carrier sends marks. Until the first answer it alternates between marks and none; then
+/// it keeps the choice that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Marks {
-    /// Nothing has been heard yet.
+    /// Nothing has arrived yet.
     Untried {
         /// When the first packet was sent.
         first: Option<Instant>,
@@ -36,7 +38,7 @@ impl Marks {
     /// Nothing has been sent yet.
     pub const NEW: Self = Self::Untried { first: None, unmarked: None };
 
-    /// Whether what is sent now carries a mark, if QUIC wants one.
+    /// Whether a packet that is sent now carries a mark, if QUIC wants one.
     pub(super) fn send(&mut self, now: Instant, wanted: bool) -> bool {
         match self {
             Self::Untried { first, unmarked } => {
@@ -53,7 +55,7 @@ impl Marks {
         }
     }
 
-    /// Something has come.
+    /// A packet has arrived.
     pub(super) fn heard(&mut self, now: Instant) {
         if let Self::Untried { unmarked, .. } = self {
             let answered = unmarked.is_some_and(|sent| now - sent < ANSWERED);
@@ -62,25 +64,25 @@ impl Marks {
     }
 }
 
-/// The addresses that packets without marks came from last: what goes there carries none either.
+/// The addresses whose last packet carried no mark: packets to them carry none either.
 ///
-/// A peer that sends none has most likely found out that they are dropped.
+/// A peer that sends no marks has most likely noticed that they are dropped.
 #[derive(Debug, Default)]
 pub struct Unmarked {
     addresses: HashSet<SocketAddr>,
-    /// The same, in the order in which they came.
+    /// The same addresses, oldest first.
     order: VecDeque<SocketAddr>,
 }
 
 impl Unmarked {
-    /// A packet has come from there, with a mark or without.
+    /// A packet has arrived from this address, with a mark or without.
     pub fn heard(&mut self, from: SocketAddr, marked: bool) {
         if marked {
             self.addresses.remove(&from);
         } else if self.addresses.insert(from) {
             self.order.push_back(from);
-            // An address may stand here twice, or be marked again: it is forgotten a little early,
-            // and comes back with its next packet.
+            // An address may be in this list twice, or send marks again. Then it is forgotten
+            // early, and is added again with its next packet.
             while self.order.len() > REMEMBERED
                 && let Some(oldest) = self.order.pop_front()
             {
@@ -89,7 +91,7 @@ impl Unmarked {
         }
     }
 
-    /// Whether what goes there carries no mark.
+    /// Whether packets to this address carry no mark.
     pub fn contains(&self, to: SocketAddr) -> bool {
         self.addresses.contains(&to)
     }
@@ -103,7 +105,7 @@ mod tests {
     fn what_is_not_answered_with_marks_is_tried_without_them() {
         let began = Instant::now();
         let mut marks = Marks::NEW;
-        // When QUIC sends its first packet again.
+        // The time at which QUIC sends its first packet again.
         for (ms, marked) in [(0, true), (1_000, false), (3_000, false), (7_000, false)] {
             assert_eq!(marks.send(began + Duration::from_millis(ms), true), marked, "{ms} ms");
         }

@@ -1,7 +1,7 @@
-//! Redundancy: which small datagrams are sent a second time where the link loses, and when. It
-//! names no clock and no socket: times and counts come in.
+//! Redundancy: decides which small datagrams are sent a second time on a link that loses packets,
+//! and when. It names no clock and no socket: it takes times and counts.
 //!
-//! What is lost costs a round trip and more. A token is small, so a second copy costs little, and
+//! A lost packet costs a round trip or more. A token is small, so a second copy costs little, and
 //! the receiver drops it by its packet number (RFC 9000 section 12.3).
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// acknowledgement, which the next one makes up for; what is longer is no longer small.
 const SMALLEST: usize = 56;
 const LARGEST: usize = 1000;
-/// One of so many is not sent again, so that what the link loses can still be measured.
+/// One datagram of this many is not sent again, so that the loss of the link can still be measured.
 const LEFT_ALONE: u64 = 8;
 /// The headers of IP and UDP, in bytes.
 const HEADERS: usize = 28;
@@ -19,25 +19,25 @@ const HEADERS: usize = 28;
 const AFTER_ROUND_TRIP: u32 = 8;
 const SOONEST: Duration = Duration::from_millis(1);
 const LATEST: Duration = Duration::from_millis(8);
-/// What copies may always take, in bytes per second: 64 kbit/s.
+/// The bandwidth that copies may always use, in bytes per second: 64 kbit/s.
 const LEAST_BUDGET: u64 = 8_000;
-/// What they never exceed: 16 Mbit/s.
+/// The bandwidth that copies never exceed: 16 Mbit/s.
 const MOST_BUDGET: u64 = 2_000_000;
-/// Their part of a link that is full.
+/// The part of a full link that copies may use: one of so many.
 const SHARE: u64 = 10;
 /// The budget that can be saved up is that of so long a time, and never less than some copies.
 const SAVED: Duration = Duration::from_millis(250);
 const LEAST_SAVED: u64 = 2_000;
 
-/// Counts are looked at so often.
+/// How often counts are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After this time a packet counts half.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// The estimate is that of the last packets, about so many.
+/// The loss is estimated from about this many last packets.
 const REMEMBERED: f64 = 4_000.0;
 /// Losses that are remembered at the most: an outage is no lossy link.
 const REMEMBERED_LOSSES: f64 = 40.0;
-/// It begins with losses that are no single accident, and ends when hardly any are left.
+/// Redundancy begins when several packets were lost, and ends when hardly any are lost any more.
 const BEGINS: Bounds = Bounds { lost: 1.5, rate: 0.003 };
 const ENDS: Bounds = Bounds { lost: 0.5, rate: 0.001 };
 
@@ -46,7 +46,7 @@ struct Bounds {
     rate: f64,
 }
 
-/// What a connection has counted since it began, and how its path is.
+/// What a connection has counted since it began, and the state of its path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathCounts {
     /// Packets sent.
@@ -64,9 +64,9 @@ pub struct PathCounts {
 /// Small datagrams on a path are sent twice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Protection {
-    /// So long after the first.
+    /// How long after the first the copy is sent.
     pub after: Duration,
-    /// What the copies may take, in bytes per second, headers included.
+    /// The bandwidth that copies may use, in bytes per second, headers included.
     pub budget: u64,
     /// The part of the packets that the link loses, from 0 to 1.
     pub loss: f64,
@@ -89,8 +89,8 @@ struct Seen {
 }
 
 impl LossEstimate {
-    /// Takes the counts of now, and how many datagrams have been sent twice on this path so far.
-    /// Returns how small ones are protected from now on, if they are.
+    /// Takes the current counts, and how many datagrams have been sent twice on this path so far.
+    /// Returns how small datagrams are protected from now on, if they are.
     pub fn note(&mut self, now: Instant, counts: PathCounts, repeated: u64) -> Option<Protection> {
         let seen = Seen { at: now, counts, repeated };
         let Some(before) = self.seen else {
@@ -99,7 +99,7 @@ impl LossEstimate {
         };
         let time = now.saturating_duration_since(before.at);
         if counts.sent < before.counts.sent || counts.lost < before.counts.lost {
-            // They begin anew.
+            // The counts have started again, on a new path.
             *self = Self { seen: Some(seen), ..Self::default() };
             return None;
         }
@@ -119,7 +119,8 @@ impl LossEstimate {
     fn add(&mut self, time: Duration, before: Seen, now: Seen) {
         let sent = now.counts.sent - before.counts.sent;
         let lost = now.counts.lost - before.counts.lost;
-        // What was sent twice is lost only if both are: it says nothing of what one alone risks.
+        // A datagram that was sent twice is lost only if both copies are, so it says nothing about
+        // the loss of a single one.
         let alone = sent
             .saturating_sub(now.repeated.saturating_sub(before.repeated))
             .max(sent / LEFT_ALONE);
@@ -141,8 +142,8 @@ impl LossEstimate {
     }
 }
 
-/// What the congestion controller would let out and nothing uses, and some of the rest: copies
-/// take from nobody what the link has no room for.
+/// The bandwidth that the congestion controller allows and nothing uses, and a part of the rest: on
+/// a full link copies take only little from others.
 fn budget(counts: &PathCounts, bytes: u64, time: Duration) -> u64 {
     let per_second = |bytes: u64, time: Duration| {
         (bytes as f64 / time.as_secs_f64().max(0.000_1)).min(u32::MAX.into()) as u64
@@ -177,7 +178,7 @@ impl PathRepeats {
         self.saved = self.saved.min(most_saved(protection.budget));
     }
 
-    /// When a datagram of `len` bytes that is sent alone now is sent again, if it is.
+    /// When a datagram of `len` bytes that is sent now is sent again, if it is.
     pub(super) fn again_at(&mut self, now: Instant, len: usize) -> Option<Instant> {
         if !(SMALLEST..=LARGEST).contains(&len) {
             return None;

@@ -20,12 +20,12 @@ use super::{
 };
 use crate::transport;
 
-/// A session sends something every few seconds: one that has been silent for so long has gone, and
-/// only TCP does not know it yet.
+/// A session sends something every few seconds. After this silence it is gone, even if TCP has not
+/// noticed yet.
 const SILENT: Duration = Duration::from_secs(60);
-/// What the kernel takes at once, in bytes.
+/// The most bytes that the kernel takes at once.
 const MOST_BYTES: usize = 60_000;
-/// Room for what the kernel has put together into one.
+/// The buffer size for datagrams that the kernel has joined.
 const RECEIVED: usize = u16::MAX as usize + 1;
 
 /// The server's end of a [`crate::transport::carrier::StreamCarrier`]: copies its datagrams to and from the UDP address
@@ -43,11 +43,12 @@ where
     tokio::select! { end = inward(read, socket.clone()) => end, end = outward(socket, write) => end }
 }
 
-/// Where relays send from, if this machine has the whole of 127.0.0.0/8: so the server can tell in
-/// its records what comes by SSH. It is no proof: anybody on this machine may send from there.
+/// The address from which relays send, if this machine has all of 127.0.0.0/8, so that the server
+/// can record which sessions use SSH. It is not proof: any program on this machine may send from
+/// this address.
 pub const RELAY_SOURCE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 2);
 
-/// A socket that only the server reaches: nobody else is to find an open port here.
+/// A socket that only the server can reach, so that it is not an open port for others.
 fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
     let own = || transport::socket(SocketAddr::new(server.ip(), 0));
     let socket = match server.ip() {
@@ -56,7 +57,7 @@ fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
         }
         _ => own()?,
     };
-    // Elsewhere a connected socket can't be told where to send to.
+    // Other systems do not let a connected socket send to an explicit address.
     if cfg!(target_os = "linux") {
         socket.connect(server)?;
     }
@@ -81,7 +82,7 @@ async fn inward(mut read: impl AsyncRead + Unpin, socket: Arc<UdpCarrier>) -> io
     }
 }
 
-/// Datagrams of one size, but for the last, that go to the kernel as one.
+/// Datagrams of one size (the last may be shorter) that go to the kernel at once.
 struct Batch {
     socket: Arc<UdpCarrier>,
     bytes: BytesMut,
@@ -121,7 +122,7 @@ impl Batch {
             segment_size,
             src_ip: None,
         };
-        // A server that is not there for a moment is a lost datagram.
+        // If the server is not there for a moment, the datagram is lost.
         while self.socket.try_send(&transmit).is_err_and(|e| e.kind() == io::ErrorKind::WouldBlock)
         {
             let mut room = self.socket.clone().create_io_poller();

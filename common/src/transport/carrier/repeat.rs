@@ -1,5 +1,5 @@
-//! A UDP socket that sends small datagrams a second time where the link loses; see
-//! [`super::redundancy`] for which, and when.
+//! A UDP socket that sends small datagrams a second time on links that lose packets.
+//! [`super::redundancy`] decides which datagrams, and when.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -26,7 +26,7 @@ use super::{
     redundancy::{PathCounts, PathRepeats, Protection},
 };
 
-/// Copies that wait at the most: a second of the largest budget would be more.
+/// The most copies that wait: a second of the largest budget would be more.
 const MOST_WAITING: usize = 1024;
 
 impl From<&ConnectionStats> for PathCounts {
@@ -41,7 +41,7 @@ impl From<&ConnectionStats> for PathCounts {
     }
 }
 
-/// What has been sent a second time.
+/// How much has been sent a second time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Repeated {
     /// Datagrams.
@@ -136,8 +136,8 @@ impl Repeats {
 
 /// A socket of the system that sends small datagrams twice on the paths that are protected.
 ///
-/// Copies leave while the socket is polled for what comes, as QUIC does all the time: no task of
-/// its own has to be owned and ended.
+/// Copies are sent while QUIC polls the socket for datagrams, which it always does, so no task is
+/// needed.
 pub struct RepeatingSocket {
     inner: Arc<SystemSocket>,
     repeats: Arc<Repeats>,
@@ -148,7 +148,7 @@ pub struct RepeatingSocket {
 
 #[derive(Default)]
 struct Waiting {
-    /// By the time when they leave.
+    /// In the order of the times at which they are sent.
     copies: VecDeque<Copy>,
     timer: Option<Pin<Box<Sleep>>>,
     /// Who polls the socket.
@@ -199,7 +199,7 @@ impl RepeatingSocket {
         let place = waiting.copies.partition_point(|other| other.at <= at);
         waiting.copies.insert(place, copy);
         self.some.store(true, Relaxed);
-        // The reader waits for another time, or for none.
+        // The reader has to wait until another time.
         if place == 0
             && let Some(reader) = waiting.reader.take()
         {
@@ -207,7 +207,7 @@ impl RepeatingSocket {
         }
     }
 
-    /// Sends the copies whose time has come, and sees to it that this is called again in time.
+    /// Sends the copies that are due, and arranges that this is called again in time.
     fn send_copies(&self, cx: &mut Context<'_>) {
         let mut waiting = self.waiting();
         let now = Instant::now();
@@ -219,7 +219,7 @@ impl RepeatingSocket {
                 segment_size: None,
                 src_ip: copy.from,
             };
-            // With no room for it there is a queue, and a copy would only make it longer.
+            // If the socket has no room, there is a queue, and a copy would only make it longer.
             if self.inner.try_send(&again).is_ok() {
                 self.repeats.count(&copy);
             }

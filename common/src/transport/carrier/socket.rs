@@ -1,5 +1,5 @@
-//! The system's UDP socket, for QUIC: an error never ends anything, and is remembered instead of
-//! logged.
+//! The system's UDP socket, for QUIC. An error never ends a connection, and is remembered instead
+//! of logged.
 
 use std::{
     fmt,
@@ -28,12 +28,12 @@ const FULL_FOR: Duration = Duration::from_millis(1);
 
 /// A UDP socket of the system.
 ///
-/// quinn's own logs each error of the system as it is, for ever while a network is away, takes a
-/// batch that was refused for sent, is woken once more for each datagram that has left, and asks
-/// once more after each that has come.
+/// quinn's own socket logs every error of the system, endlessly while the network is down, and
+/// treats a refused batch as sent. It is woken again for each datagram that was sent, and makes one
+/// more system call after each that was received.
 pub struct SystemSocket {
-    /// Only its readable side is watched: the writable one would wake us for each datagram that the
-    /// system has let go.
+    /// Only readability is watched: writability would wake this task for each datagram that the
+    /// system has sent.
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
     /// The buffer for sending was full.
@@ -43,21 +43,21 @@ pub struct SystemSocket {
     outgoing: Mutex<Outgoing>,
 }
 
-/// What waits for the next batch.
+/// Datagrams that wait for the next batch.
 #[derive(Default)]
 struct Outgoing {
     batch: Batch,
-    /// Who reads from the socket: it sends what nobody has added to.
+    /// The task that reads from the socket. It sends a batch to which nothing more is added.
     reader: Option<Waker>,
     /// [`Batch::added`] when the reader looked last.
     looked: u64,
 }
 
 impl SystemSocket {
-    /// Takes charge of a non-blocking socket. Must be called within a runtime.
+    /// Wraps a non-blocking socket. Must be called within a runtime.
     ///
     /// # Errors
-    /// If the system can't do with it what QUIC needs.
+    /// If the system does not support what QUIC needs of it.
     pub fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
         let state = UdpSocketState::new((&socket).into())?;
         Ok(Arc::new(Self {
@@ -69,7 +69,7 @@ impl SystemSocket {
         }))
     }
 
-    /// Why nothing can be sent at present, if the system says so.
+    /// Why the system cannot send at the moment, if so.
     pub fn send_error(&self) -> Option<io::Error> {
         match self.error.load(Relaxed) {
             0 => None,
@@ -85,8 +85,8 @@ impl SystemSocket {
         self.state.try_send(self.io.get_ref().into(), transmit)
     }
 
-    /// Sends the datagrams of a batch one by one: some network cards do not take batches, and say so
-    /// only when they get one (EIO, EINVAL).
+    /// Sends the datagrams of a batch one by one. Some network cards do not support batches, and
+    /// report that only when they get one (EIO, EINVAL).
     fn send_each(&self, transmit: &Transmit<'_>, size: usize) -> io::Result<()> {
         for contents in transmit.contents.chunks(size.max(1)) {
             self.send(&Transmit {
@@ -107,7 +107,8 @@ impl SystemSocket {
                 if matches!(Errno::from_io_error(&e), Some(Errno::IO | Errno::INVAL)) =>
             {
                 match self.send_each(transmit, size) {
-                    // What did not fit is lost: all of it again would be the same again.
+                    // The rest of the batch is lost: sending all of it again would repeat the first
+                    // part.
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
                     sent => sent,
                 }
@@ -117,7 +118,7 @@ impl SystemSocket {
         self.note(sent)
     }
 
-    /// What becomes of an error: only a full buffer is told, all else is as good as lost on the way.
+    /// Turns errors into lost datagrams, except a full buffer, which is reported.
     fn note(&self, sent: io::Result<()>) -> io::Result<()> {
         let code = match &sent {
             Ok(()) => 0,
@@ -125,7 +126,8 @@ impl SystemSocket {
                 self.is_full.store(true, Relaxed);
                 return sent;
             }
-            // QUIC seeks how long a datagram may be (RFC 8899): one that is too long is no trouble.
+            // QUIC searches for the longest datagram (RFC 8899), so one that is too long is not an
+            // error.
             Err(e) if Errno::from_io_error(e) == Some(Errno::MSGSIZE) => return Ok(()),
             Err(e) => e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
         };
@@ -268,7 +270,7 @@ impl SystemSocket {
 
 type Waiting = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// Waits for room in the socket's buffer, each on its own.
+/// Waits for room in the socket's buffer.
 struct Writable {
     socket: Arc<SystemSocket>,
     waiting: Option<Waiting>,

@@ -25,14 +25,14 @@ use tokio::{
 
 use super::{LOCAL, OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, frame_datagram, next_datagram};
 
-/// Datagrams that wait for QUIC.
+/// The most datagrams that wait for QUIC.
 const IN_LIMIT: usize = 1024;
 
-/// QUIC datagrams over a reliable byte stream, each as a length of two bytes, big-endian, and
-/// itself.
+/// QUIC datagrams over a reliable byte stream: each is a length of two bytes (big-endian) and the
+/// datagram.
 pub struct StreamCarrier {
     queues: Mutex<Queues>,
-    /// Something is to be written.
+    /// Notified when there are bytes to write.
     written: Notify,
     dead: AtomicBool,
     heard: AtomicBool,
@@ -41,15 +41,15 @@ pub struct StreamCarrier {
 #[derive(Default)]
 struct Queues {
     out: BytesMut,
-    /// Who waits for room in `out`.
+    /// The tasks that wait for room in `out`.
     writers: Vec<Waker>,
     arrived: VecDeque<Bytes>,
     reader: Option<Waker>,
 }
 
 impl StreamCarrier {
-    /// A carrier over `read` and `write`. The future moves its bytes and ends when the stream does;
-    /// dropping it is the carrier's death.
+    /// A carrier over `read` and `write`. The future moves its bytes, and ends when the stream
+    /// ends. Dropping the future makes the carrier dead.
     pub fn new<R, W>(read: R, write: W) -> (Arc<Self>, impl Future<Output = io::Error> + Send)
     where
         R: AsyncRead + Unpin + Send,
@@ -58,8 +58,8 @@ impl StreamCarrier {
         Self::after(std::future::ready(Ok((read, write))))
     }
 
-    /// Like [`StreamCarrier::new`], over a stream that is still being opened: what is sent
-    /// meanwhile waits.
+    /// Like [`StreamCarrier::new`], over a stream that is still being opened. Datagrams wait until
+    /// it is open.
     pub fn after<R, W>(
         opening: impl Future<Output = io::Result<(R, W)>> + Send,
     ) -> (Arc<Self>, impl Future<Output = io::Error> + Send)
@@ -87,7 +87,7 @@ impl StreamCarrier {
         (carrier, moving)
     }
 
-    /// Whether a datagram has come by it.
+    /// Whether a datagram has arrived over it.
     pub fn has_heard(&self) -> bool {
         self.heard.load(Relaxed)
     }
@@ -103,7 +103,8 @@ impl StreamCarrier {
             let mut queues = self.lock();
             while let Some(datagram) = next_datagram(&mut bytes) {
                 self.heard.store(true, Relaxed);
-                // As in a socket's buffer: what does not fit is lost, and QUIC sees to it.
+                // As in a socket's buffer, datagrams that do not fit are lost. QUIC sends their
+                // contents again.
                 if queues.arrived.len() < IN_LIMIT {
                     queues.arrived.push_back(datagram);
                 }
@@ -145,7 +146,7 @@ impl StreamCarrier {
     }
 }
 
-/// Marks a carrier dead and lets go of all who wait for it.
+/// Marks a carrier as dead when it is dropped, and wakes all tasks that wait for it.
 struct Death(Arc<StreamCarrier>);
 
 impl Drop for Death {
@@ -201,8 +202,8 @@ impl AsyncUdpSocket for StreamCarrier {
         let mut received = 0;
         for (buf, meta) in bufs.iter_mut().zip(meta) {
             let Some(datagram) = queues.arrived.pop_front() else { break };
-            // One that is longer than any of ours is not ours: it is shortened here and fails
-            // QUIC's authentication.
+            // A datagram that is too long is not ours. It is cut here, so QUIC's authentication
+            // rejects it.
             let len = datagram.len().min(buf.len());
             buf[..len].copy_from_slice(&datagram[..len]);
             *meta = RecvMeta { addr: REMOTE, len, stride: len.max(1), ecn: None, dst_ip: None };

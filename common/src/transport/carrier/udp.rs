@@ -29,15 +29,15 @@ pub struct UdpCarrier {
     real: SocketAddr,
     heard: AtomicBool,
     marks: Mutex<Marks>,
-    /// What was sent last carries a mark.
+    /// Whether the last datagram was sent with a mark.
     marked: AtomicBool,
 }
 
 impl UdpCarrier {
-    /// Sends to and hears `real` alone, with ECN marks or without.
+    /// Sends to `real` and receives from it alone, with ECN marks or without.
     ///
     /// # Errors
-    /// If the system can't do with the socket what QUIC needs.
+    /// If the system does not support what QUIC needs of the socket.
     pub fn new(
         socket: std::net::UdpSocket,
         real: SocketAddr,
@@ -52,17 +52,17 @@ impl UdpCarrier {
         }))
     }
 
-    /// Whether it goes without ECN marks because it was answered only so.
+    /// Whether it sends no ECN marks because packets with them were not answered.
     pub fn is_unmarked(&self) -> bool {
         *self.lock() == Marks::Without
     }
 
-    /// Whether what it sends carries ECN marks.
+    /// Whether its packets carry ECN marks.
     pub fn has_marks(&self) -> bool {
         self.marked.load(Relaxed)
     }
 
-    /// Why nothing can be sent at present, if the system says so.
+    /// Why the system cannot send at the moment, if so.
     pub fn send_error(&self) -> Option<io::Error> {
         self.inner.system().send_error()
     }
@@ -91,7 +91,7 @@ impl UdpCarrier {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether a datagram has come by it.
+    /// Whether a datagram has arrived over it.
     pub fn has_heard(&self) -> bool {
         self.heard.load(Relaxed)
     }
@@ -118,7 +118,7 @@ impl AsyncUdpSocket for UdpCarrier {
             segment_size: transmit.segment_size,
             src_ip: None,
         };
-        // No route, no interface: as good as lost on the way.
+        // An error (no route, no interface) counts as a lost datagram.
         self.inner.try_send(&real)
     }
 
@@ -132,7 +132,7 @@ impl AsyncUdpSocket for UdpCarrier {
             return Poll::Pending;
         };
         for meta in &mut meta[..received] {
-            // Whoever else speaks to this port is not heard.
+            // Datagrams from other addresses are dropped.
             if meta.addr != self.real {
                 meta.len = 0;
             } else if !self.heard.swap(true, Relaxed) {

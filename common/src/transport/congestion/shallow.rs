@@ -1,4 +1,4 @@
-//! The controller of the crate `proto` on a clock, with a trace of it.
+//! Runs the controller of the crate `proto` with a clock, and logs a trace of it.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use super::Changes;
 
 /// The controller's times begin so long before it, so that it can tell what was sent before.
 const BEFORE: Duration = Duration::from_secs(1);
-/// Rounds are shorter than this on a fast path: not each is worth a line.
+/// The shortest time between two lines of the trace. Rounds of a fast path are shorter.
 const TRACE_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(Clone)]
@@ -17,7 +17,7 @@ pub(super) struct ShallowController {
     shallow: Shallow,
     began: Instant,
     changes: Changes,
-    /// The changes that the controller has been told of.
+    /// How many changes of the path the controller has taken into account.
     told: u64,
     traced: Instant,
 }
@@ -33,7 +33,7 @@ impl ShallowController {
         }
     }
 
-    /// Packets go another way. Copies of this controller hear of it, too.
+    /// The packets take another path from now on. Copies of this controller see it too.
     pub(super) fn path_changed(&self) {
         self.changes.note();
     }
@@ -63,7 +63,7 @@ impl ShallowController {
         }
     }
 
-    /// To be plotted: `docs/congestion.md` says how.
+    /// Logs a line of the trace; `docs/congestion.md` says how to plot it.
     fn trace(&self, now: Instant, in_flight: u64, limited: bool) {
         let state = self.shallow.state();
         trace!(
@@ -83,7 +83,7 @@ impl ShallowController {
         );
     }
 
-    /// So much was lost; nothing, if the network has marked a packet instead (RFC 3168).
+    /// `bytes` were lost; 0 if the network has marked a packet instead (RFC 3168).
     pub(super) fn on_lost(&mut self, sent: Instant, bytes: u64, outage: bool) {
         let sent = self.at(sent);
         if bytes == 0 {

@@ -79,7 +79,6 @@ pub enum DialError {
     /// A name could not be looked up.
     #[error("cannot look up `{name}`: {why}")]
     Resolve {
-        /// The name.
         name: String,
         /// The resolver's error.
         why: String,

@@ -181,7 +181,6 @@ impl ProfileDir {
         path.try_exists().map_err(FileError::io("read", path))
     }
 
-    /// Reads the profile.
     pub fn read(&self) -> Result<Profile, Failure> {
         let path = self.dir.join(IDENTITY);
         let mut text = match files::read(&path) {
@@ -317,7 +316,6 @@ pub(crate) fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 }
 
 impl Profile {
-    /// A new profile.
     pub fn new(
         place: ProfileDir,
         enrolled: Enrolled,

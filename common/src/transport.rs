@@ -2,7 +2,7 @@
 
 pub mod accept;
 pub mod carrier;
-mod congestion;
+pub mod congestion;
 pub mod credit;
 pub mod frame;
 pub mod splice;

@@ -61,13 +61,11 @@ pub(crate) struct Status {
     pub(crate) server: Name,
     /// What the server calls this device.
     pub(crate) device: Name,
-    /// The device's id.
     pub(crate) device_id: DeviceId,
     /// The last second of the certificate's validity.
     pub(crate) certificate_until: i64,
     /// The addresses on which it listens for applications.
     pub(crate) listening: Vec<String>,
-    /// The tunnel.
     pub(crate) tunnel: TunnelStatus,
     /// Connections that are carried, or wait for the tunnel.
     pub(crate) connections: usize,
@@ -102,14 +100,12 @@ pub(crate) enum TunnelStatus {
     Down {
         /// Since how many seconds.
         seconds: u64,
-        /// Why.
         why: String,
         /// How to cure it, if that is known.
         hint: Option<String>,
     },
     /// The server has refused this device.
     Refused {
-        /// Why.
         why: String,
         /// How to cure it, if the reason does not say so itself.
         hint: Option<String>,
@@ -142,9 +138,7 @@ pub(crate) struct UpStatus {
     pub(crate) drops_ecn_marks: bool,
     /// Round-trip time in milliseconds.
     pub(crate) rtt_ms: f64,
-    /// Packets sent.
     pub(crate) sent_packets: u64,
-    /// Packets lost.
     pub(crate) lost_packets: u64,
     /// Packets sent in the last minute.
     #[serde(default)]

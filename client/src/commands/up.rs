@@ -132,7 +132,6 @@ pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan,
 
 /// A tunnel and the tasks that serve it.
 pub(super) struct Running {
-    /// The tunnel.
     pub(super) tunnel: Tunnel,
     /// The ports that are lent to programs.
     pub(super) leases: Leases,

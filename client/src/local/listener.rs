@@ -173,7 +173,6 @@ pub(crate) async fn accept(listener: TcpListener, front: Front, connections: Tas
 pub(crate) struct Front {
     /// Whose connections are accepted.
     pub(crate) owners: Arc<Owners>,
-    /// The tunnel.
     pub(crate) tunnel: Tunnel,
     /// The service of this listener.
     pub(crate) service: Name,

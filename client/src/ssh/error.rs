@@ -90,10 +90,7 @@ pub(crate) enum SshError {
     Denied(LoginDenied),
     /// The built-in client does not support it.
     #[error("the built-in SSH client does not support this: {what}")]
-    Beyond {
-        /// What.
-        what: String,
-    },
+    Beyond { what: String },
 }
 
 impl SshError {

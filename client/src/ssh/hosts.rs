@@ -34,7 +34,6 @@ pub(crate) enum HostKeyError {
         fingerprint: String,
         /// The file with the other key.
         file: PathBuf,
-        /// In which line.
         line: usize,
     },
     /// The key, or its authority, was revoked.
@@ -46,7 +45,6 @@ pub(crate) enum HostKeyError {
         fingerprint: String,
         /// Where it is revoked.
         file: PathBuf,
-        /// In which line.
         line: usize,
     },
     /// The key is unknown, and was not accepted.

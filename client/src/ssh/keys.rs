@@ -30,7 +30,6 @@ struct Unlocked {
 
 /// A file that holds a private key.
 pub(crate) struct KeyFile {
-    /// The file.
     pub(crate) path: PathBuf,
     /// Its public key, if that can be read without a passphrase.
     pub(crate) public: Option<PublicKey>,

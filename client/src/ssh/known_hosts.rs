@@ -24,7 +24,6 @@ pub(crate) struct HostLine {
 /// The position of a line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct FileLine {
-    /// The file.
     pub(crate) file: PathBuf,
     /// The first line is 1.
     pub(crate) line: usize,

@@ -18,7 +18,6 @@ const LONGEST: Duration = Duration::from_secs(900);
 /// A host has been silent for too long.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Silence {
-    /// Which host.
     pub(crate) host: String,
     /// The step that the host did not finish.
     pub(crate) step: Step,

@@ -14,7 +14,6 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How many packets were sent and lost.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Packets {
-    /// Sent.
     pub(crate) sent: u64,
     /// Lost, of those sent.
     pub(crate) lost: u64,

@@ -38,7 +38,6 @@ pub(crate) enum TunnelState {
 /// A refusal of the server.
 #[derive(Debug, Clone)]
 pub(crate) struct ServerRefusal {
-    /// Why.
     pub(crate) why: DialError,
     /// From this time on, a waiting connection starts the next attempt.
     pub(crate) wake_at: Instant,
@@ -59,7 +58,6 @@ pub(crate) struct NoTunnel {
 pub(crate) struct Up {
     /// The endpoint of the connection.
     pub(crate) endpoint: Endpoint,
-    /// The connection.
     pub(crate) connection: Connection,
     /// The server's hello.
     pub(crate) hello: Hello,
@@ -87,7 +85,6 @@ struct Redundancy {
 pub(crate) struct Carried {
     /// The route.
     pub(crate) way: Route,
-    /// The carrier.
     pub(crate) carrier: Carrier,
     /// Since when this kind of carrier is in use, in Unix seconds.
     pub(crate) since: i64,

@@ -132,7 +132,6 @@ impl Failure {
         &self.hints
     }
 
-    /// The exit code.
     pub fn exit_code(&self) -> Exit {
         self.exit
     }

@@ -132,7 +132,6 @@ pub struct Hello {
     pub version: String,
     /// What the server calls this device.
     pub device: Name,
-    /// The device's id.
     pub device_id: DeviceId,
     /// The certificate has expired by the server's clock: the device can only renew it.
     #[serde(default)]
@@ -187,7 +186,6 @@ pub enum EnrollAnswer {
 pub struct Enrolled {
     /// What the server calls this device.
     pub device: Name,
-    /// Its id.
     pub device_id: DeviceId,
     /// Its certificate, DER in base64.
     pub certificate: String,

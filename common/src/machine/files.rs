@@ -54,13 +54,11 @@ pub enum FileError {
         doing: &'static str,
         /// The file or directory.
         path: PathBuf,
-        /// The error.
         source: io::Error,
     },
     /// Its contents are not valid.
     #[error("`{}` is damaged: {why}", path.display())]
     Damaged {
-        /// The file.
         path: PathBuf,
         /// What is wrong with them.
         why: String,

@@ -12,9 +12,7 @@ const WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub(crate) enum OllamaStatus {
-    /// Ollama answers.
     Answers {
-        /// Its version.
         version: String,
     },
     /// The answer is an error, of Ollama or of something before it.
@@ -31,7 +29,6 @@ pub(crate) enum OllamaStatus {
     },
     /// There is no answer, or it is incomplete.
     Silent {
-        /// Why.
         why: String,
     },
 }

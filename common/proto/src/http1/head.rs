@@ -142,12 +142,11 @@ impl RequestHead {
 /// An answer's head, as far as the gate needs it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct AnswerHead {
-    /// The status.
-    pub status: u16,
+    pub(crate) status: u16,
     /// How long its body is; `None` until the connection closes.
-    pub body: Option<BodyLength>,
+    pub(crate) body: Option<BodyLength>,
     /// The connection takes no other request after it.
-    pub closes: bool,
+    pub(crate) closes: bool,
 }
 
 impl AnswerHead {
@@ -155,7 +154,7 @@ impl AnswerHead {
     ///
     /// # Errors
     /// If it is not an HTTP/1.x answer.
-    pub fn parse(bytes: &[u8], to_head: bool) -> Result<Self, Fault> {
+    pub(crate) fn parse(bytes: &[u8], to_head: bool) -> Result<Self, Fault> {
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
         let mut answer = httparse::Response::new(&mut fields);
         match answer.parse(bytes) {

@@ -120,7 +120,6 @@ pub enum Models {
 /// What is known about the route of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ApiRoute {
-    /// Its class.
     pub class: RouteClass,
     /// How its requests name their models.
     pub models: Models,

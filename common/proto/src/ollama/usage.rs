@@ -9,32 +9,32 @@ const MOST_LINE: usize = 2 * 1024;
 
 /// Reads the token counts of an answer.
 #[derive(Debug, Default)]
-pub struct AnswerUsage {
+pub(crate) struct AnswerUsage {
     tail: Tail,
     pieces: Pieces,
 }
 
 impl AnswerUsage {
     /// Takes more of the answer.
-    pub fn push(&mut self, bytes: &[u8]) {
+    pub(crate) fn push(&mut self, bytes: &[u8]) {
         self.tail.push(bytes);
         self.pieces.push(bytes);
     }
 
     /// The tokens of the prompt and of the answer, if the answer states them: Ollama's own counts,
     /// or the usage of OpenAI's or Anthropic's API.
-    pub fn tokens(&self) -> (Option<u64>, Option<u64>) {
+    pub(crate) fn tokens(&self) -> (Option<u64>, Option<u64>) {
         self.tail.tokens()
     }
 
     /// Whether the answer contains the final message of a stream.
-    pub fn says_done(&self) -> bool {
+    pub(crate) fn says_done(&self) -> bool {
         self.tail.says_done()
     }
 
     /// How many pieces of text have arrived in a stream. Ollama sends each token in a piece of its
     /// own.
-    pub fn pieces(&self) -> u64 {
+    pub(crate) fn pieces(&self) -> u64 {
         self.pieces.count
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use crate::transport::MOST_STREAMS;
 
 /// How many unread bytes every stream may have, however many the others have: enough for tokens.
-pub const FLOOR: u64 = 8 << 10;
+pub(crate) const FLOOR: u64 = 8 << 10;
 /// Beyond its floor, a stream may use this part (one eighth) of the free pool.
 const SHARES: u64 = 8;
 /// The most streams that are remembered after their end because the peer has not read all of them.

@@ -12,7 +12,7 @@ pub(crate) mod state;
 
 use std::{
     net::SocketAddr,
-    sync::Arc,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -115,20 +115,26 @@ impl Tunnel {
         now.or_else(|| of(&self.profile().enrolled.services)).unwrap_or(ServiceKind::Http)
     }
 
-    /// Opens a stream to a service. Waits at most `hold` for a tunnel or for a free stream.
-    /// Cancellation safe.
+    /// Opens a stream to a service. Waits at most `hold` for a tunnel or for a free stream. A session
+    /// that is `over` is not used. Cancellation safe.
     ///
     /// When this returns, the stream head has been written, and bytes may follow at once.
     ///
     /// # Errors
     /// The answer for the application.
-    pub(crate) async fn open(&self, service: &Name, hold: Duration) -> Result<Opened, ErrorAnswer> {
+    pub(crate) async fn open(
+        &self,
+        service: &Name,
+        hold: Duration,
+        over: Option<&Weak<Up>>,
+    ) -> Result<Opened, ErrorAnswer> {
+        let is_over = |up: &Arc<Up>| over.is_some_and(|over| over.as_ptr() == Arc::as_ptr(up));
         let started = Instant::now();
         let opened = tokio::time::timeout(hold, async {
             let (mut state, mut waiting) = (self.state.clone(), None);
             loop {
                 let up = match &*state.borrow_and_update() {
-                    TunnelState::Up(up) => Some(up.clone()),
+                    TunnelState::Up(up) if !is_over(up) => Some(up.clone()),
                     TunnelState::Refused(refusal) if Instant::now() < refusal.wake_at => {
                         return Err(refused(refusal, &self.profile()));
                     }

@@ -25,8 +25,9 @@ use crate::{
     commands::status::{ControlRequest, Status},
     dial::{DialError, plan::DialPlan, route::CarrierChoice},
     local::{
+        front::{self, Front},
         lease::{Lease, LeaseAnswer, Leases},
-        listener::{self, Front, ListenAddr},
+        listener::{self, ListenAddr},
         owner::Owners,
     },
     profile::{Profile, ProfileDir, SharedProfile},
@@ -177,7 +178,7 @@ impl Running {
         };
         parts.services.spawn(answer_control(control, shown));
         for listener in listeners {
-            let accepting = listener::accept(listener, front.clone(), connections.clone());
+            let accepting = front::accept(listener, front.clone(), connections.clone());
             parts.accepting.spawn(accepting);
         }
         Ok(Self { tunnel, leases, parts, listening, connections, no_more })

@@ -14,7 +14,7 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-use crate::local::listener::{self, Front};
+use crate::local::front::{self, Front};
 
 /// How long a tunnel without any lease waits for the first one.
 const FIRST_WITHIN: Duration = Duration::from_secs(10);
@@ -90,7 +90,7 @@ impl Leases {
         let address = listener.local_addr()?;
         let stop = self.front.stop.child_token();
         let front = Front { stop: stop.clone(), ..self.front.clone() };
-        let accepting = listener::accept(listener, front, self.connections.clone());
+        let accepting = front::accept(listener, front, self.connections.clone());
         Ok(Lease {
             address,
             _accepting: AbortOnDropHandle::new(tokio::spawn(accepting)),

@@ -7,6 +7,7 @@
 
 mod buffer;
 mod down;
+mod kept;
 mod passed;
 mod receiving;
 mod sending;
@@ -14,6 +15,7 @@ mod up;
 
 pub use buffer::Buffer;
 pub use down::{DownEnd, join_chunks};
+pub use kept::Kept;
 pub use receiving::Receiving;
 pub use sending::Sending;
 
@@ -99,15 +101,37 @@ pub enum StillOpen {
     Nothing,
     /// No request is under way. The next request needs another stream.
     Idle(TcpStream),
-    /// No byte of the answer to its only request has arrived, so the caller can answer it: the
-    /// connection, and the first line of the request as far as it has been read.
-    Unanswered(TcpStream, Vec<u8>),
+    /// No byte of the answer to its only request has arrived, so the caller can answer it, or send it
+    /// again.
+    Unanswered {
+        /// The connection.
+        tcp: TcpStream,
+        /// The first line of that request, as far as it has been read.
+        line: Vec<u8>,
+        /// All of the request that has been read, if it may be sent again. The rest may follow.
+        kept: Option<Kept>,
+    },
 }
 
-/// Joins `tcp` and a stream until both directions have ended, or `draining` is cancelled and no
-/// answer is under way, or `give_up` ends before anything has come back. Cancelling it cuts both.
+/// A TCP connection, and what has been read of it and is to be sent before anything else.
+pub struct Peer {
+    /// The connection.
+    pub tcp: TcpStream,
+    /// A request that is sent again.
+    pub again: Option<Kept>,
+}
+
+impl From<TcpStream> for Peer {
+    fn from(tcp: TcpStream) -> Self {
+        Self { tcp, again: None }
+    }
+}
+
+/// Joins a TCP connection and a stream until both directions have ended, or `draining` is cancelled
+/// and no answer is under way, or `give_up` ends before anything has come back. Cancelling it cuts
+/// both.
 pub async fn splice(
-    mut tcp: TcpStream,
+    peer: impl Into<Peer>,
     mut send: Sending,
     mut recv: Receiving,
     facing: Facing,
@@ -115,18 +139,19 @@ pub async fn splice(
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Outcome {
-    let passed = Passed::new(facing, counters);
-    let joined = join(&mut tcp, &mut send, &mut recv, &passed, draining, give_up).await;
+    let (mut peer, passed) = (peer.into(), Passed::new(facing, counters));
+    let joined = join(&mut peer, &mut send, &mut recv, &passed, draining, give_up).await;
     let Joined { end, stopped, received_all, untold } = joined;
+    let tcp = peer.tcp;
     let is_left =
         untold || matches!(end, SpliceEnd::Reset(_) | SpliceEnd::Lost(_) | SpliceEnd::GivenUp);
     if is_left && passed.may_go_on() {
         leave(&mut send, &mut recv, untold);
         return Outcome { end, still_open: StillOpen::Idle(tcp) };
     }
-    if is_left && let Some(line) = passed.unanswered() {
+    if is_left && let Some((line, kept)) = passed.unanswered() {
         leave(&mut send, &mut recv, untold);
-        return Outcome { end, still_open: StillOpen::Unanswered(tcp, line) };
+        return Outcome { end, still_open: StillOpen::Unanswered { tcp, line, kept } };
     }
     match end {
         SpliceEnd::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,
@@ -217,20 +242,20 @@ struct Joined {
     stopped: bool,
     /// The other end's direction has ended by itself.
     received_all: bool,
-    /// The other end's direction has ended, and the application has not been told because no
-    /// request is under way.
+    /// The other end's direction has ended, and the application has not been told: no request is
+    /// under way, or none of its answer has arrived.
     untold: bool,
 }
 
 async fn join(
-    tcp: &mut TcpStream,
+    peer: &mut Peer,
     send: &mut Sending,
     recv: &mut Receiving,
     passed: &Passed<'_>,
     draining: &CancellationToken,
     give_up: impl Future<Output = ()>,
 ) -> Joined {
-    let (read, write) = tcp.split();
+    let (again, (read, write)) = (peer.again.take(), peer.tcp.split());
     let stopped = send.stopped();
     // A server that drains stops our direction before it finishes its own. If our direction was not
     // stopped, the service itself has ended the connection, and the application is told.
@@ -238,7 +263,7 @@ async fn join(
         let done = VarInt::from_u32(Code::Done as u32);
         matches!(stopped.await, Ok(Some(code)) if code == done)
     };
-    let up = upload(&read, send, passed);
+    let up = upload(again, &read, send, passed);
     let down = download(recv, write, passed, taken_leave);
     let drained = drained(draining, passed);
     tokio::pin!(up, down, drained, give_up);

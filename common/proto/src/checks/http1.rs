@@ -6,7 +6,7 @@ use super::however_cut;
 use crate::{
     http1::{
         BodyLength,
-        exchanges::Exchanges,
+        exchanges::{Exchanges, Keep},
         framing::Body,
         head::{Fault, HeadReader, MOST_HEAD, RequestHead},
         response::Tracker,
@@ -173,22 +173,32 @@ pub fn response(bytes: &[u8]) {
 pub fn exchanges(bytes: &[u8]) {
     however_cut(bytes, |parts| {
         let (mut exchanges, mut is_answer) = (Exchanges::default(), false);
+        let mut kept = None::<Vec<u8>>;
         for part in parts {
             for (at, piece) in part.split(|byte| *byte == 0xff).enumerate() {
                 is_answer ^= at > 0;
-                match is_answer {
-                    false => exchanges.asks(piece),
-                    true => exchanges.answers(piece),
+                if is_answer {
+                    exchanges.answers(piece);
+                    kept = kept.filter(|_| piece.is_empty());
+                    continue;
+                }
+                match exchanges.asks(piece) {
+                    Keep::Nothing => kept = None,
+                    Keep::More => kept.iter_mut().for_each(|kept| kept.extend_from_slice(piece)),
+                    Keep::From(at) => kept = Some(piece[at..].to_vec()),
                 }
             }
         }
         let line = exchanges.unanswered().map(<[u8]>::to_vec);
-        let state = (exchanges.is_idle(), exchanges.may_go_on(), line);
+        assert_eq!(kept.is_some(), exchanges.may_repeat());
+        let state = (exchanges.is_idle(), exchanges.may_go_on(), line, kept);
         assert!(state.0 || !state.1, "another may follow one that is under way");
         if let Some(line) = &state.2 {
             assert!(line.len() <= MOST_LINE);
+            assert!(state.3.as_ref().is_none_or(|kept| kept.starts_with(line)));
             exchanges.answers(b"H");
             assert_eq!(exchanges.unanswered(), None, "a byte of the answer has come");
+            assert!(!exchanges.may_repeat());
         }
         exchanges.ends();
         assert!(!exchanges.may_go_on());

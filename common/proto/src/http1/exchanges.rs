@@ -9,6 +9,7 @@ use super::{
     head::{HeadReader, RequestHead},
     response::Tracker,
 };
+use crate::ollama::route;
 
 /// The most bytes of a request's first line that are remembered.
 const MOST_LINE: usize = 8 * 1024;
@@ -27,6 +28,20 @@ pub struct Exchanges {
     closes: bool,
     /// Whether it is no longer known where a request or an answer ends.
     lost: bool,
+    /// Whether the newest request may be sent again, as far as it has come.
+    may_repeat: bool,
+}
+
+/// Which of the bytes that an application has just sent are to be kept, so that its only request can
+/// be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// None, and none of those before.
+    Nothing,
+    /// All of them, behind those before.
+    More,
+    /// Those from this one on, and none before: a request begins there.
+    From(usize),
 }
 
 /// The part of a request that comes next.
@@ -44,23 +59,33 @@ impl Default for RequestPart {
 
 impl Exchanges {
     /// The application sends these bytes.
-    pub fn asks(&mut self, mut bytes: &[u8]) {
+    pub fn asks(&mut self, bytes: &[u8]) -> Keep {
         if self.lost {
-            return remember(&mut self.line, bytes);
+            remember(&mut self.line, bytes);
+            return Keep::Nothing;
         }
-        while !bytes.is_empty() && !self.lost {
+        let (mut rest, mut keep) = (bytes, Keep::More);
+        while !rest.is_empty() && !self.lost {
             let taken = match &mut self.request {
-                RequestPart::Head(_) => self.asks_head(bytes),
-                RequestPart::Body(body) => body.follow(bytes, |_| {}).ok(),
+                RequestPart::Head(head) => {
+                    if head.is_empty() {
+                        keep = Keep::From(bytes.len() - rest.len());
+                        // Of two requests nobody could tell which of them was answered.
+                        self.may_repeat = self.answers.is_empty();
+                    }
+                    self.asks_head(rest)
+                }
+                RequestPart::Body(body) => body.follow(rest, |_| {}).ok(),
             };
             if matches!(&self.request, RequestPart::Body(body) if body.is_over()) {
                 self.request = RequestPart::default();
             }
             match taken {
-                Some(taken) => bytes = &bytes[taken..],
-                None => self.lost = true,
+                Some(taken) => rest = &rest[taken..],
+                None => (self.lost, self.may_repeat) = (true, false),
             }
         }
+        if self.may_repeat { keep } else { Keep::Nothing }
     }
 
     /// Continues to read a head. Returns how many bytes belong to it, or `None` if it cannot be
@@ -74,6 +99,7 @@ impl Exchanges {
         let Some(taken) = head.take(bytes).ok()? else { return Some(bytes.len()) };
         let head = RequestHead::parse(&head.finish()).ok()?;
         self.closes |= head.closes;
+        self.may_repeat &= route::is_repeatable(&head.method, &head.target);
         self.answers.push_back(Tracker::new(&*head.method == "HEAD", false));
         self.request = RequestPart::Body(Body::new(head.body));
         Some(taken)
@@ -81,6 +107,7 @@ impl Exchanges {
 
     /// The service sends these bytes.
     pub fn answers(&mut self, mut bytes: &[u8]) {
+        self.may_repeat &= bytes.is_empty();
         // It cannot be known any more where this answer ends.
         self.is_answered |= self.lost && !bytes.is_empty();
         while !bytes.is_empty() && !self.lost {
@@ -104,6 +131,8 @@ impl Exchanges {
     /// The application sends nothing more.
     pub fn ends(&mut self) {
         self.closes = true;
+        // Ollama takes that for the end of its wish for an answer.
+        self.may_repeat = false;
     }
 
     /// Whether no request is under way.
@@ -115,6 +144,12 @@ impl Exchanges {
     /// Whether no request is under way, and another may follow.
     pub fn may_go_on(&self) -> bool {
         self.is_idle() && !self.closes
+    }
+
+    /// Whether the only request under way may be sent again: no byte of its answer has arrived, and
+    /// repeating it is safe. The rest of it may still come.
+    pub fn may_repeat(&self) -> bool {
+        self.may_repeat && !self.is_idle()
     }
 
     /// The first line of the only request that is under way, if no byte of its answer has arrived:
@@ -164,7 +199,9 @@ mod tests {
                 let (first, second) = bytes.as_bytes().split_at(cut.min(bytes.len()));
                 for piece in [first, second] {
                     match from {
-                        '>' => exchanges.asks(piece),
+                        '>' => {
+                            exchanges.asks(piece);
+                        }
                         _ => exchanges.answers(piece),
                     }
                 }
@@ -284,7 +321,72 @@ mod tests {
         assert_eq!(line(&[('>', GET), ('>', "GET")]), None);
         assert_eq!(line(&[('>', GET), ('>', "0\x11")]), None, "another that can't be read");
         let mut endless = Exchanges::default();
-        (0..10).for_each(|_| endless.asks(&[b'x'; 4096]));
+        for _ in 0..10 {
+            endless.asks(&[b'x'; 4096]);
+        }
         assert_eq!(endless.unanswered().map(<[u8]>::len), Some(MOST_LINE));
+    }
+
+    /// What is kept after these bytes, each piece of which is cut in two at `cut`.
+    fn kept(parts: &[(char, &str)], cut: usize) -> Option<String> {
+        let (mut exchanges, mut kept) = (Exchanges::default(), None::<Vec<u8>>);
+        for (from, bytes) in parts {
+            let (first, second) = bytes.as_bytes().split_at(cut.min(bytes.len()));
+            for piece in [first, second].into_iter().filter(|piece| !piece.is_empty()) {
+                if *from == '<' {
+                    exchanges.answers(piece);
+                    kept = None;
+                    continue;
+                }
+                match exchanges.asks(piece) {
+                    Keep::Nothing => kept = None,
+                    Keep::More => kept.as_mut().expect("a beginning").extend_from_slice(piece),
+                    Keep::From(at) => kept = Some(piece[at..].to_vec()),
+                }
+            }
+        }
+        assert_eq!(kept.is_some(), exchanges.may_repeat(), "{parts:?} cut at {cut}");
+        kept.map(|bytes| String::from_utf8(bytes).expect("text"))
+    }
+
+    /// What is kept, for every way to cut.
+    fn kept_after(parts: &[(char, &str)]) -> Option<String> {
+        let longest = parts.iter().map(|(_, bytes)| bytes.len()).max().unwrap_or(0);
+        let whole = kept(parts, longest);
+        (0..longest).for_each(|cut| assert_eq!(kept(parts, cut), whole, "{parts:?} cut at {cut}"));
+        whole
+    }
+
+    #[test]
+    fn the_only_request_is_kept_whole_until_its_answer_begins_if_it_may_be_sent_again() {
+        let whole = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+        let chat = "POST /api/chat HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+        let chunked = "POST /api/chat HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n";
+        for request in [GET, chat, chunked] {
+            assert_eq!(kept_after(&[('>', request)]).as_deref(), Some(request));
+            let second = [('>', POST), ('>', "abc"), ('<', whole), ('>', request)];
+            assert_eq!(kept_after(&second).as_deref(), Some(request));
+            for half in [&request[..5], &request[..request.len() - 1]] {
+                assert_eq!(kept_after(&[('>', half)]).as_deref(), Some(half), "the rest follows");
+            }
+        }
+        let two = format!("{GET}{chat}");
+        for parts in [
+            &[('>', POST), ('>', "abc")][..],
+            &[('>', GET), ('<', "H")],
+            &[('>', GET), ('<', "HTTP/1.1 100 Continue\r\n\r\n")],
+            &[('>', GET), ('<', whole)],
+            &[('>', &two)],
+            &[('>', &two), ('<', whole)],
+            &[('>', GET), ('>', "\x16")],
+            &[('>', "\x16\x03\n")],
+            &[('>', "POST /api/chat HTTP/1.1\r\nContent-Length: x\r\n\r\n")],
+        ] {
+            assert_eq!(kept_after(parts), None, "{parts:?}");
+        }
+        let mut left = Exchanges::default();
+        assert_eq!(left.asks(GET.as_bytes()), Keep::From(0));
+        left.ends();
+        assert!(!left.may_repeat(), "nobody waits for its answer any more");
     }
 }

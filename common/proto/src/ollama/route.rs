@@ -200,6 +200,21 @@ pub fn route(method: &str, target: Target<'_>) -> ApiRoute {
     }
 }
 
+/// Whether a request may be sent a second time when nobody knows whether the first was served: its
+/// method is idempotent (RFC 9110 section 9.2.2), or its route changes nothing on the server, though
+/// it is a POST.
+pub fn is_repeatable(method: &str, target: &str) -> bool {
+    if matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE") {
+        return true;
+    }
+    let target = Target::new(target);
+    let reads = matches!(
+        route(method, target).class,
+        RouteClass::Generate | RouteClass::Embed | RouteClass::List
+    );
+    method == "POST" && target.canonical && reads
+}
+
 /// A route for GET is also one for HEAD.
 fn is_method(named: &str, method: &str) -> bool {
     named == method || named == "GET" && method == "HEAD"
@@ -273,6 +288,47 @@ impl TryFrom<String> for Pattern {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_idempotent_or_changes_nothing_may_be_repeated() {
+        for (method, target) in [
+            ("GET", "/api/tags"),
+            ("HEAD", "/"),
+            ("OPTIONS", "/api/chat"),
+            ("DELETE", "/api/delete"),
+            ("PUT", "/anything"),
+            ("POST", "/api/generate"),
+            ("POST", "/api/chat?x=1"),
+            ("POST", "/api/embed"),
+            ("POST", "/api/embeddings"),
+            ("POST", "/api/show"),
+            ("POST", "/v1/chat/completions"),
+            ("POST", "/v1/completions"),
+            ("POST", "/v1/responses"),
+            ("POST", "/v1/messages"),
+            ("POST", "/v1/messages/count_tokens"),
+            ("POST", "/v1/embeddings"),
+        ] {
+            assert!(is_repeatable(method, target), "{method} {target}");
+        }
+        for (method, target) in [
+            ("POST", "/"),
+            ("POST", "/api/pull"),
+            ("POST", "/api/push"),
+            ("POST", "/api/create"),
+            ("POST", "/api/copy"),
+            ("POST", "/api/blobs/sha256:00"),
+            ("POST", "/api/unknown"),
+            ("POST", "/api//chat"),
+            ("POST", "/api/ch%61t"),
+            ("POST", "api/chat"),
+            ("PATCH", "/api/chat"),
+            ("get", "/api/tags"),
+            ("CONNECT", "/api/chat"),
+        ] {
+            assert!(!is_repeatable(method, target), "{method} {target}");
+        }
+    }
 
     #[test]
     fn only_two_hexadecimal_digits_are_decoded() {

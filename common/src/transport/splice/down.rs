@@ -39,7 +39,7 @@ impl From<ReadError> for DownEnd {
 }
 
 /// Moves bytes until this direction ends. `None` if the other end has left (`taken_leave`) while no
-/// request was under way: then the application has not been told.
+/// request was under way, or before a byte of its answer: then the application has not been told.
 pub(super) async fn download(
     from: &mut Receiving,
     mut to: WriteHalf<'_>,
@@ -52,7 +52,8 @@ pub(super) async fn download(
         let count = match from.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
             Ok(None) => {
-                if passed.may_go_on() && is_so_now(taken_leave.as_mut()).await {
+                let is_left = passed.may_go_on() || passed.waits_for_answer();
+                if is_left && is_so_now(taken_leave.as_mut()).await {
                     return None;
                 }
                 return Some(match to.shutdown().await {

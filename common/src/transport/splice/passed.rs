@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed};
 
 use proto::{http1::exchanges::Exchanges, wire::ServiceKind};
 
-use super::{ByteCounters, Facing};
+use super::{ByteCounters, Facing, Kept};
 
 /// Follows the bytes of one splice.
 pub(super) struct Passed<'a> {
@@ -16,6 +16,10 @@ pub(super) struct Passed<'a> {
 struct ExchangeState {
     /// The HTTP exchanges; `None` for a `tcp` service.
     exchanges: Option<Exchanges>,
+    /// The only request, if it may be sent again.
+    kept: Kept,
+    /// Whether TCP sends nothing more.
+    has_ended: bool,
     /// Whether a byte has passed.
     is_used: bool,
     /// Whether bytes of the service are being written to the application.
@@ -29,6 +33,8 @@ impl<'a> Passed<'a> {
         let is_http = facing == Facing::Application(ServiceKind::Http);
         let state = ExchangeState {
             exchanges: is_http.then(Exchanges::default),
+            kept: Kept::default(),
+            has_ended: false,
             is_used: false,
             is_delivering: false,
             is_counted: false,
@@ -40,7 +46,8 @@ impl<'a> Passed<'a> {
     pub(super) fn up(&self, bytes: &[u8]) {
         self.change(|state| {
             if let Some(exchanges) = &mut state.exchanges {
-                exchanges.asks(bytes);
+                let keep = exchanges.asks(bytes);
+                state.kept.follow(keep, bytes);
             }
         });
     }
@@ -52,15 +59,19 @@ impl<'a> Passed<'a> {
 
     /// TCP sends nothing more.
     pub(super) fn up_ended(&self) {
-        if let Some(exchanges) = &mut self.lock().exchanges {
+        let mut state = self.lock();
+        if let Some(exchanges) = &mut state.exchanges {
             exchanges.ends();
         }
+        state.kept.forget();
+        state.has_ended = true;
     }
 
     /// These bytes were read from the tunnel, for TCP.
     pub(super) fn down(&self, chunk: &[u8]) {
         self.change(|state| {
             state.is_delivering = true;
+            state.kept.forget();
             if let Some(exchanges) = &mut state.exchanges {
                 exchanges.answers(chunk);
             }
@@ -84,10 +95,19 @@ impl<'a> Passed<'a> {
         !state.is_delivering && state.exchanges.as_ref().is_some_and(Exchanges::may_go_on)
     }
 
-    /// The first line of the only request that is under way, if no byte of its answer has arrived.
-    pub(super) fn unanswered(&self) -> Option<Vec<u8>> {
+    /// Whether the only request is under way, and no byte of its answer has arrived.
+    pub(super) fn waits_for_answer(&self) -> bool {
         let state = self.lock();
-        state.exchanges.as_ref().and_then(Exchanges::unanswered).map(<[u8]>::to_vec)
+        let asked = |exchanges: &Exchanges| exchanges.unanswered().is_some_and(|l| !l.is_empty());
+        !state.has_ended && state.exchanges.as_ref().is_some_and(asked)
+    }
+
+    /// The first line of the only request that is under way, if no byte of its answer has come; and
+    /// the request, if it may be sent again.
+    pub(super) fn unanswered(&self) -> Option<(Vec<u8>, Option<Kept>)> {
+        let mut state = self.lock();
+        let line = state.exchanges.as_ref().and_then(Exchanges::unanswered)?.to_vec();
+        Some((line, state.kept.take()))
     }
 
     fn change(&self, change: impl FnOnce(&mut ExchangeState)) {

@@ -6,7 +6,7 @@ use quinn::{ConnectionError, StoppedError, WriteError};
 use tokio::{io::Interest, net::tcp::ReadHalf};
 
 use super::{
-    Sending,
+    Kept, Sending,
     buffer::{BUFFER, Buffer},
     passed::Passed,
 };
@@ -22,7 +22,18 @@ pub(super) enum UpEnd {
     Lost(ConnectionError),
 }
 
-pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, passed: &Passed<'_>) -> UpEnd {
+/// Moves bytes until this direction ends; before all others those that are sent `again`.
+pub(super) async fn upload(
+    again: Option<Kept>,
+    from: &ReadHalf<'_>,
+    to: &mut Sending,
+    passed: &Passed<'_>,
+) -> UpEnd {
+    if let Some(again) = again
+        && let Err(end) = pass(again.bytes(), from, to, passed).await
+    {
+        return end;
+    }
     let stopped = to.stopped();
     tokio::pin!(stopped);
     loop {
@@ -46,21 +57,34 @@ pub(super) async fn upload(from: &ReadHalf<'_>, to: &mut Sending, passed: &Passe
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
                 Err(_) => return UpEnd::Aborted,
             };
-            passed.up(&buffer.0[..n]);
-            let written = tokio::select! {
-                biased;
-                written = to.write_all(&buffer.0[..n]) => written,
-                // An RST must be seen even while flow control holds bytes back.
-                _ = from.ready(Interest::ERROR) => return UpEnd::Aborted,
-            };
-            match written {
-                Ok(()) => passed.up_done(n),
-                Err(WriteError::ConnectionLost(e)) => return UpEnd::Lost(e),
-                Err(_) => return UpEnd::Stopped,
+            if let Err(end) = pass(&buffer.0[..n], from, to, passed).await {
+                return end;
             }
             if n < BUFFER {
                 break;
             }
         }
     }
+}
+
+/// Passes these bytes on.
+async fn pass(
+    bytes: &[u8],
+    from: &ReadHalf<'_>,
+    to: &mut Sending,
+    passed: &Passed<'_>,
+) -> Result<(), UpEnd> {
+    passed.up(bytes);
+    let written = tokio::select! {
+        biased;
+        written = to.write_all(bytes) => written,
+        // An abort must not wait behind what flow control holds back.
+        _ = from.ready(Interest::ERROR) => return Err(UpEnd::Aborted),
+    };
+    match written {
+        Ok(()) => passed.up_done(bytes.len()),
+        Err(WriteError::ConnectionLost(e)) => return Err(UpEnd::Lost(e)),
+        Err(_) => return Err(UpEnd::Stopped),
+    }
+    Ok(())
 }

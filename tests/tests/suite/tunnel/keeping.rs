@@ -1,8 +1,6 @@
 //! Idle connections that an application keeps: they survive sessions and the server; only running
 //! answers are cut.
 
-use std::time::Duration;
-
 use tests::{
     ollama::Options,
     raw::{self, Ending, Upstream},
@@ -69,25 +67,6 @@ async fn an_idle_connection_survives_a_killed_and_a_stopped_server() {
         answer.extend(raw::read_exactly(&mut used, 1).await);
     }
     ask(&mut fresh).await;
-}
-
-#[tokio::test]
-async fn a_cut_answer_is_reset_and_a_request_without_an_answer_gets_an_error() {
-    let options = Options { load_time: Duration::from_secs(3600), ..Options::default() };
-    let mut world = World::start_with(PROGRAM, options, &[]).await;
-    let device = world.device("laptop").await;
-    let up = device.up(&[]).await;
-    // The second request on a connection, whose answer has not begun.
-    let mut app = kept(&up).await;
-    let request = raw::generate(5, 1).replace("Connection: close\r\n", "");
-    app.write_all(request.as_bytes()).await.expect("sent");
-    world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
-    world.kill_server().await;
-    world.restart_server().await;
-    let (answer, ending) = raw::read_to_end(&mut app).await;
-    let answer = String::from_utf8_lossy(&answer);
-    assert!(answer.starts_with("HTTP/1.1 502 ") && answer.contains("was lost"), "{answer}");
-    assert_eq!(ending, Ending::Closed);
 }
 
 /// An application and the service, at which its request has arrived.

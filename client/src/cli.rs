@@ -80,7 +80,9 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
-    report::start_log(cli.verbose);
+    if let Some(dir) = &cli.state_dir {
+        report::commands_need("adit", &[("--state-dir", dir, profile::default_dir().ok())]);
+    }
     report::log_panics();
     // The program of `run` inherits these limits, and has no key of ours in its memory.
     if !matches!(cli.command, Command::Run(_)) {
@@ -103,22 +105,24 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         match cli.command {
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => {
-                up::run(ProfileDir::choose(&dir, flags.name.clone())?, flags).await
+                up::run(ProfileDir::choose(&dir, flags.name.clone(), "up")?, flags).await
             }
             Command::Run(command) => {
-                let place = ProfileDir::choose(&dir, command.server.clone())?;
+                let place = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
                 run::run(&dir, place, command).await
             }
-            Command::Env(env) => env::run(&ProfileDir::choose(&dir, env.name.clone())?, &env).await,
+            Command::Env(env) => {
+                env::run(&ProfileDir::choose(&dir, env.name.clone(), "env")?, &env).await
+            }
             Command::HoldTunnel(hold) => {
-                tunnel::run(ProfileDir::choose(&dir, hold.up.name.clone())?, hold).await
+                tunnel::run(ProfileDir::choose(&dir, hold.up.name.clone(), "up")?, hold).await
             }
             Command::Status(show) => {
-                status::run(&ProfileDir::choose(&dir, show.name.clone())?, show).await
+                status::run(&ProfileDir::choose(&dir, show.name.clone(), "status")?, show).await
             }
             Command::Ls(command) => ls::run(&dir, command).await,
             Command::Warm(command) => {
-                let place = ProfileDir::choose(&dir, command.server.clone())?;
+                let place = ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
                 warm::run(&dir, place, command).await
             }
         }

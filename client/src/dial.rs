@@ -65,7 +65,7 @@ pub enum DialError {
         /// Why not.
         why: &'static str,
         /// What cures it.
-        hint: &'static str,
+        hint: String,
     },
     /// The first attempt is still under way.
     #[error("no answer yet from {0}")]

@@ -133,8 +133,9 @@ impl ProfileDir {
         Self { dir: state_dir.join("servers").join(name.as_str()), name }
     }
 
-    /// The profile that a command uses: the named one; without a name the only one, or `default`.
-    pub fn choose(state_dir: &Path, name: Option<Name>) -> Result<Self, Failure> {
+    /// The profile that `adit` with this `command` uses: the named one; without a name the only one,
+    /// or `default`.
+    pub fn choose(state_dir: &Path, name: Option<Name>, command: &str) -> Result<Self, Failure> {
         if let Some(name) = name {
             return Ok(Self::new(state_dir, name));
         }
@@ -146,7 +147,7 @@ impl ProfileDir {
             several if several.len() > 1 && !several.contains(&default.name) => {
                 let names = several.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
                 Err(Failure::new(format!("this device is enrolled at several servers: {names}"))
-                    .hint(format!("choose one: `adit up {}`", several[0]))
+                    .hint(format!("choose one: `adit {command} {}`", several[0]))
                     .exit(Exit::Usage))
             }
             _ => Ok(default),

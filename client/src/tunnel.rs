@@ -16,7 +16,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::transport::splice::{ByteCounters, Receiving, Sending};
+use common::{
+    machine::report,
+    transport::splice::{ByteCounters, Receiving, Sending},
+};
 use proto::{
     identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
@@ -248,7 +251,7 @@ fn refused(ServerRefusal { why, wake_at }: &ServerRefusal, profile: &Profile) ->
 
 fn unavailable(why: &str, hint: Option<&str>) -> ErrorAnswer {
     let sentence = match hint {
-        Some(hint) => format!("adit: {why} ({hint})"),
+        Some(hint) => format!("adit: {why} ({})", report::typed(hint)),
         None => format!("adit: {why}"),
     };
     ErrorAnswer::new(503, sentence).retry_after(RETRY_SOON)

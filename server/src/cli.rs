@@ -17,7 +17,7 @@ use crate::{
         invite::{self, Invite},
         over_ssh, status,
     },
-    config::{Config, Flags, GLOBAL, ServeFlags, Settings},
+    config::{self, Config, Flags, GLOBAL, ServeFlags, Settings},
     serve::{self, reload},
     state::State,
 };
@@ -88,6 +88,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
+    let Flags { state_dir, config } = &cli.flags;
+    let places = [
+        state_dir.as_deref().map(|dir| ("--state-dir", dir, crate::state::default_dir())),
+        config.as_deref().map(|file| ("--config", file, config::of_system())),
+    ];
+    // Whoever runs these over SSH has the server's own words from it, and other places.
+    if !matches!(cli.command, Command::EnrollDevice { .. } | Command::Relay { .. }) {
+        report::commands_need("aditd", &places.into_iter().flatten().collect::<Vec<_>>());
+    }
     report::start_log(cli.verbose);
     report::log_panics();
     process::protect_memory();

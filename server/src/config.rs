@@ -22,11 +22,11 @@ use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
-pub(crate) use self::reach::addresses;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
+pub(crate) use self::{file::of_system, reach::addresses};
 use crate::{
     accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},

@@ -29,6 +29,7 @@ pub fn assert_usage(ended: &Ended, says: &[&str]) {
 #[track_caller]
 fn assert_one_error(ended: &Ended, code: i32, says: &[&str]) {
     let Ended { stdout, stderr, .. } = ended;
+    let stderr = &without_places(stderr);
     assert_eq!(ended.code, Some(code), "{ended:?}");
     assert_eq!(stdout, "", "{ended:?}");
     assert_eq!(stderr.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{stderr}");
@@ -36,6 +37,24 @@ fn assert_one_error(ended: &Ended, code: i32, says: &[&str]) {
     for words in says {
         assert!(stderr.contains(words), "no `{words}` in:\n{stderr}");
     }
+}
+
+/// A text without the flags that its commands have only because a test keeps its files elsewhere.
+pub fn without_places(text: &str) -> String {
+    let mut rest = text;
+    let mut plain = String::new();
+    while let Some(at) = [" --state-dir ", " --config "].iter().filter_map(|f| rest.find(f)).min() {
+        plain.push_str(&rest[..at]);
+        let flag = &rest[at + 1..];
+        let value = &flag[flag.find(' ').map_or(flag.len(), |end| end + 1)..];
+        let end = value.find([' ', '`', '\n']).unwrap_or(value.len());
+        // What stands for any of them is no place.
+        if !value.starts_with('/') {
+            plain.push_str(&rest[at..rest.len() - value.len() + end]);
+        }
+        rest = &value[end..];
+    }
+    plain + rest
 }
 
 /// Asserts that the command did not end with an internal error.

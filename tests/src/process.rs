@@ -38,6 +38,11 @@ impl Programs {
         Ok(Self { dir: dir.to_owned() })
     }
 
+    /// Where they are.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// A command of one of them, without the settings of this process's environment.
     pub fn command(&self, program: &str, args: &[&str]) -> Command {
         let mut command = Command::new(self.dir.join(program));

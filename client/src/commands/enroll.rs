@@ -14,7 +14,7 @@ use common::{
     machine::{
         control::{self, ClaimError},
         process::{self, StopSignals, unix_now},
-        report::{Exit, Failure, say},
+        report::{Exit, Failure, say, typed},
     },
     transport::{frame, tls},
 };
@@ -67,7 +67,10 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
         .chain(profile.ssh.as_ref().map(ToString::to_string))
         .collect::<Vec<_>>();
     say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
-    say(format!("Now run `adit up{}`, and use http://localhost:11434.", profile.place.argument()));
+    say(typed(format!(
+        "Now run `adit up{}`, and use http://localhost:11434.",
+        profile.place.argument()
+    )));
     Ok(())
 }
 
@@ -238,7 +241,7 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
         frame::write(&mut send, &request).await?;
         frame::read::<EnrollAnswer>(&mut recv).await
     };
-    let interrupted = "run `adit enroll` again with the same code: on this device it works until it expires, even if the server has enrolled it already";
+    let interrupted = "run the same command again with the same code: on this device it works until it expires, even if the server has enrolled it already";
     let answer =
         match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
             Ok(answer) => answer.map_err(|e| {
@@ -292,10 +295,10 @@ fn refused(why: EnrollRefusal) -> Failure {
             return Failure::new("the server refused to enroll this device")
                 .source(clocks)
                 .hint(clocks.hint())
-                .hint("then run `adit enroll` with the same code again");
+                .hint("then run the same command again, with the same code");
         }
         EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
-            "correct that on the server, then run `adit enroll` with the same code again"
+            "correct that on the server, then run the same command again, with the same code"
         }
     };
     let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) {
@@ -331,7 +334,7 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
         return Err(Failure::new("the new certificate is not valid at this computer's time")
             .source(clocks)
             .hint(clocks.hint())
-            .hint("then run `adit enroll` with the same code again"));
+            .hint("then run the same command again, with the same code"));
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::Path, time::Duration};
 use clap::Args;
 use common::machine::{
     control,
-    report::{Failure, data},
+    report::{Failure, data, typed},
 };
 use proto::{human, identity::Name};
 use serde::Serialize;
@@ -72,7 +72,7 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
     let places: Vec<_> = names.into_iter().map(|name| ProfileDir::new(state_dir, name)).collect();
     if places.is_empty() || ls.name.is_some() {
         // If this device is not enrolled, that is the better error.
-        let place = ProfileDir::choose(state_dir, ls.name)?;
+        let place = ProfileDir::choose(state_dir, ls.name, "ls")?;
         if !place.is_enrolled()? {
             place.read()?;
         }
@@ -94,8 +94,8 @@ async fn look(place: &ProfileDir) -> Result<Listed, Failure> {
     let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
     match status {
         None => {
-            listed.error =
-                Some(format!("not running: start it with `adit up{}`", place.argument()));
+            let start = format!("start it with `adit up{}`", place.argument());
+            listed.error = Some(format!("not running: {}", typed(start)));
         }
         Some(status) => match (&status.tunnel, address(&status)) {
             (TunnelStatus::Down { why, .. } | TunnelStatus::Refused { why, .. }, _) => {

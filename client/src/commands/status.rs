@@ -13,7 +13,7 @@ use clap::Args;
 use common::machine::{
     control,
     process::{day, unix_now},
-    report::{Failure, data},
+    report::{Failure, data, typed},
 };
 use proto::{
     human,
@@ -223,10 +223,10 @@ impl Status {
             TunnelState::Down(down) => TunnelStatus::Down {
                 seconds: down.since.elapsed().as_secs(),
                 why: down.why.to_string(),
-                hint: down.why.hint(&profile),
+                hint: down.why.hint(&profile).map(typed),
             },
             TunnelState::Refused(ServerRefusal { why, .. }) => {
-                TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile) }
+                TunnelStatus::Refused { why: why.to_string(), hint: why.hint(&profile).map(typed) }
             }
         };
         Self {

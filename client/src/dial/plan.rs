@@ -84,18 +84,19 @@ impl DialPlan {
         if !self.addresses().is_empty() || self.ssh().is_some() {
             return None;
         }
+        let anew = format!("`adit enroll --replace{} USER@HOST`", self.profile.get().place.flag());
         let (why, hint) = match self.choice {
             CarrierChoice::Udp => (
                 "the server advertises no address but its own loopback, and `--carrier udp` forbids SSH",
-                "leave out `--carrier udp`: adit prefers UDP anyway, as soon as the server advertises an address that this device can reach",
+                "leave out `--carrier udp`: adit prefers UDP anyway, as soon as the server advertises an address that this device can reach".to_owned(),
             ),
             CarrierChoice::Ssh => (
                 "this device enrolled by code, so SSH is not available, and `--carrier ssh` forbids UDP",
-                "leave out `--carrier ssh`, or enroll this device over SSH: `adit enroll --replace USER@HOST`",
+                format!("leave out `--carrier ssh`, or enroll this device over SSH: {anew}"),
             ),
             CarrierChoice::Auto => (
                 "the server advertises no address but its own loopback",
-                "let the server listen on an address that this device can reach, or enroll over SSH: `adit enroll --replace USER@HOST`",
+                format!("let the server listen on an address that this device can reach, or enroll over SSH: {anew}"),
             ),
         };
         Some(DialError::NoWay { why, hint })

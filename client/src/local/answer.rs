@@ -1,15 +1,17 @@
 //! Answers of the client to an application when the server cannot answer.
 
-use common::transport::splice;
+use common::{machine::report::typed, transport::splice};
 use proto::{
     ollama::answer::{self, ErrorAnswer},
     wire::Code,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-/// The answer to a connection that waits for the tunnel when `adit` stops.
-pub(crate) fn stopping() -> ErrorAnswer {
-    ErrorAnswer::new(503, "adit is stopping on this computer: start it again with `adit up`")
+/// The answer to a connection that waits for the tunnel when `adit` stops. `name` is the server's,
+/// behind a command.
+pub(crate) fn stopping(name: &str) -> ErrorAnswer {
+    let cure = typed(format!("start it again with `adit up{name}`"));
+    ErrorAnswer::new(503, format!("adit is stopping on this computer: {cure}"))
 }
 
 /// The answer to a request whose stream was reset with `code`.

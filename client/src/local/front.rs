@@ -128,7 +128,7 @@ impl Front {
                 splice::abort(tcp);
                 return None;
             }
-            () = self.stop.cancelled() => Err(answer::stopping()),
+            () = self.stop.cancelled() => Err(answer::stopping(&self.name())),
         };
         let Opened { send, recv, kind, since } = match opened {
             Ok(opened) => opened,
@@ -179,13 +179,18 @@ impl Front {
         })
     }
 
+    /// The server's, behind a command.
+    fn name(&self) -> String {
+        self.tunnel.profile().place.argument()
+    }
+
     fn judge(&self, tcp: &TcpStream) -> Result<(), OwnerRefusal> {
         judged(tcp, |peer, local| self.owners.judge(peer, local))
     }
 
     async fn turn_away(&self, tcp: TcpStream, refused: OwnerRefusal) {
         debug!("refused a local connection: {refused:?}");
-        match refused.answer().await {
+        match refused.answer(&self.name()).await {
             Some(answer) => self.answer_when_asked(tcp, Vec::new(), &answer).await,
             None => splice::abort(tcp),
         }

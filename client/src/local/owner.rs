@@ -9,6 +9,7 @@ mod linux;
 
 use std::{fmt, io, net::SocketAddr, time::Duration};
 
+use common::machine::report::typed;
 use proto::ollama::answer::ErrorAnswer;
 
 /// How long a look-up of a user's name may take: the user database may be on a server.
@@ -119,8 +120,9 @@ impl Owners {
 }
 
 impl OwnerRefusal {
-    /// The answer to the application, unless it has closed the connection.
-    pub(crate) async fn answer(self) -> Option<ErrorAnswer> {
+    /// The answer to the application, unless it has closed the connection. `name` is the server's,
+    /// behind a command.
+    pub(crate) async fn answer(self, name: &str) -> Option<ErrorAnswer> {
         let who = match self {
             Self::Closed => return None,
             Self::OtherUser { uid, allowed } => {
@@ -134,12 +136,10 @@ impl OwnerRefusal {
                 "the kernel does not tell adit which user made this connection".to_owned()
             }
         };
-        Some(ErrorAnswer::new(
-            403,
-            format!(
-                "adit: {who} (to let every user of this computer in, start it with `adit up --any-user`)"
-            ),
-        ))
+        let cure = typed(format!(
+            "to let every user of this computer in, start it with `adit up{name} --any-user`"
+        ));
+        Some(ErrorAnswer::new(403, format!("adit: {who} ({cure})")))
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_names_the_user_and_the_cure() {
         let refused = OwnerRefusal::OtherUser { uid: 3_999_999_999, allowed: 0 };
-        let answer = refused.answer().await.expect("an answer");
+        let answer = refused.answer(" lab").await.expect("an answer");
         assert_eq!(answer.status, 403);
         assert!(
             answer.sentence.starts_with(
@@ -227,7 +227,7 @@ mod tests {
             "{}",
             answer.sentence
         );
-        assert!(answer.sentence.contains("`adit up --any-user`"), "{}", answer.sentence);
-        assert_eq!(OwnerRefusal::Closed.answer().await, None);
+        assert!(answer.sentence.contains("`adit up lab --any-user`"), "{}", answer.sentence);
+        assert_eq!(OwnerRefusal::Closed.answer("").await, None);
     }
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use common::{
-    machine::process::{loopback_id, unix_now},
+    machine::{
+        process::{loopback_id, unix_now},
+        report::typed,
+    },
     transport::{HANDSHAKE_WITHIN, frame, splice::ByteCounters},
 };
 use proto::{
@@ -165,7 +168,10 @@ impl Reconnect {
             && why_of(&self.publish.borrow()).is_none_or(|told| !told.is_same_news(&why))
         {
             let hint = why.hint(&self.plan.profile.get());
-            warn!("no tunnel: {why}{}", hint.map(|h| format!(" ({h})")).unwrap_or_default());
+            warn!(
+                "no tunnel: {why}{}",
+                hint.map(|h| format!(" ({})", typed(h))).unwrap_or_default()
+            );
         }
         self.publish.send_replace(state);
     }

@@ -105,6 +105,12 @@ impl Failure {
         self
     }
 
+    /// Replaces each hint.
+    pub fn map_hints(mut self, put: impl Fn(&str) -> String) -> Self {
+        self.hints.iter_mut().for_each(|hint| *hint = put(hint));
+        self
+    }
+
     /// Removes the hints, for a caller that knows a better cure.
     pub fn without_hints(mut self) -> Self {
         self.hints.clear();

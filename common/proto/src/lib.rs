@@ -16,4 +16,5 @@ pub mod invitation;
 pub mod knock;
 pub mod ollama;
 pub mod repeats;
+pub mod typed;
 pub mod wire;

@@ -3,7 +3,9 @@
 use std::{
     fmt,
     io::{IsTerminal, Write},
+    path::{Path, PathBuf},
     process::ExitCode,
+    sync::OnceLock,
 };
 
 use tracing_subscriber::{
@@ -17,7 +19,10 @@ use tracing_subscriber::{
 use crate::machine::log;
 
 pub use proto::failure::{Exit, Failure};
-use proto::human;
+use proto::{
+    human,
+    typed::{Flag, with_flags},
+};
 
 impl crate::machine::files::FileError {
     /// The failure, with the cure for a file whose place `setting` decides.
@@ -39,9 +44,32 @@ pub fn finish(result: Result<(), Failure>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
+            let failure = failure.map_hints(|hint| typed(hint));
             say(&failure);
             ExitCode::from(u8::from(failure.exit_code()))
         }
+    }
+}
+
+/// This program, and the flags that its commands need on this machine.
+static COMMANDS: OnceLock<(&str, Vec<Flag>)> = OnceLock::new();
+
+/// Says, once, with which places `program` was started that are not the usual ones (flag, place, the
+/// usual place): what is told of its commands from now on names them.
+pub fn commands_need(program: &'static str, places: &[(&'static str, &Path, Option<PathBuf>)]) {
+    let flag = |(name, place, usual): &(&'static str, &Path, Option<PathBuf>)| {
+        let place = std::path::absolute(place).unwrap_or_else(|_| place.to_path_buf());
+        let value = place.to_str().filter(|_| usual.as_ref() != Some(&place))?.to_owned();
+        Some(Flag { name, value })
+    };
+    let _ = COMMANDS.set((program, places.iter().filter_map(flag).collect()));
+}
+
+/// A text for people, whose commands of this program work when they are typed as they stand.
+pub fn typed(text: impl AsRef<str>) -> String {
+    match COMMANDS.get() {
+        Some((program, flags)) => with_flags(text.as_ref(), program, flags),
+        None => text.as_ref().to_owned(),
     }
 }
 

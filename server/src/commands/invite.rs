@@ -8,7 +8,7 @@ use common::machine::{
     control,
     owner::become_owner_of,
     process::{self, unix_now},
-    report::{Exit, Failure, data, say},
+    report::{Exit, Failure, data, say, typed},
 };
 use proto::{
     human,
@@ -114,16 +114,16 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         say(qr(&code)?);
     }
     if invitation.addresses.iter().all(|address| is_loopback(address)) {
-        say(format!(
+        say(typed(format!(
             "Note: the server is on loopback only ({}), so this code works on this machine alone.\n      \
-             For other machines: aditd serve --listen 0.0.0.0:11435 --allow-from 192.168.1.0/24",
+             For other machines: `aditd serve --listen 0.0.0.0:11435 --allow-from 192.168.1.0/24`",
             invitation.addresses.join(", ")
-        ));
+        )));
     }
     if matches!(running, Ok(None)) {
-        say(
+        say(typed(
             "Note: aditd is not running here; the code works when it is: start it with `aditd serve`.",
-        );
+        ));
     }
     Ok(())
 }
@@ -139,7 +139,7 @@ fn list(state: &State, json: bool) -> Result<(), Failure> {
         return data(to_json(&Listing { schema: 1, invitations })?);
     }
     if invitations.is_empty() {
-        say("No invitation is open: invite a device with `aditd invite NAME`.");
+        say(typed("No invitation is open: invite a device with `aditd invite NAME`."));
         return Ok(());
     }
     data(table(&invitations))

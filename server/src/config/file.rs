@@ -70,7 +70,7 @@ pub(super) struct Read {
 }
 
 /// The default path of the file, if it exists.
-pub(super) fn of_system() -> Option<PathBuf> {
+pub(crate) fn of_system() -> Option<PathBuf> {
     Some(PathBuf::from(SYSTEM_FILE)).filter(|path| path.exists())
 }
 

@@ -87,9 +87,13 @@ impl Server {
                 .exit(Exit::Usage));
         };
         if let Some(named) = named.filter(|named| !is_same(named, &file)) {
-            return Err(Failure::new(format!("the server's configuration is `{}`, not `{}`", file.display(), named.display()))
-                .hint("to read that again: `aditd reload` without --config; to use another, start aditd with it")
-                .exit(Exit::Usage));
+            return Err(Failure::new(format!(
+                "the server's configuration is `{}`, not `{}`",
+                file.display(),
+                named.display()
+            ))
+            .hint("to read that again, leave out --config; to use another, start aditd with it")
+            .exit(Exit::Usage));
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::resolve(&flags, &serve)).await;

@@ -7,7 +7,7 @@ use std::{
 
 use common::machine::{
     control,
-    report::{Failure, data},
+    report::{Failure, data, typed},
 };
 use proto::human;
 
@@ -46,10 +46,10 @@ pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
             (Some(status), true) => serde_json::to_string(status)
                 .map_err(|e| Failure::new("cannot write JSON").source(e))?,
             (None, true) => "null".to_owned(),
-            (None, false) => format!(
+            (None, false) => typed(format!(
                 "adit is not running; this goes on when it is (start it: `adit up{}`)",
                 place.argument()
-            ),
+            )),
             (Some(status), false) => {
                 history.add(sample(status, began.elapsed()));
                 format!("{}\n{}", status.to_text(), drawn(&history))

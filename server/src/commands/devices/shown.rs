@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use comfy_table::Table;
 use common::machine::{
     process::{day, unix_now},
-    report::{Failure, data, say},
+    report::{Failure, data, say, typed},
 };
 use proto::{
     human,
@@ -85,7 +85,7 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
 
 pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
     if devices.is_empty() {
-        say("No devices yet: invite one with `aditd invite NAME`.");
+        say(typed("No devices yet: invite one with `aditd invite NAME`."));
         return Ok(());
     }
     let mut table = Table::new();

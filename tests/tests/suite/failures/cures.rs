@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use proto::invitation::Invitation;
 use tests::{
-    cli_assert::{FAILED, USAGE, assert_ok, assert_told},
+    cli_assert::{FAILED, USAGE, assert_ok, assert_told, without_places},
     laptop::Laptop,
-    process::Process,
+    process::{Ended, Process},
     sshd::user_name,
     state_files::device_names,
     world::{SOON, World},
@@ -45,6 +45,7 @@ async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints
         }
     };
     let hint = tokio::time::timeout(SOON, hint).await.expect("it is told");
+    let hint = without_places(&hint);
     let commands: Vec<&str> = hint.split('`').skip(1).step_by(2).collect();
     let steps = [
         "aditd device forget laptop",
@@ -58,6 +59,34 @@ async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints
     up.end().await;
     assert_ok(&device.enroll(&code, &["--replace", "--name", "lab"]).await);
     device.up(&["lab"]).await;
+}
+
+/// Runs the first command that is told as a cure, as it stands there.
+async fn typed(world: &World, told: &str) -> Ended {
+    let command = told.split("hint: ").nth(1).and_then(|hint| hint.split('`').nth(1));
+    let command = command.unwrap_or_else(|| panic!("no command in {told}"));
+    let path = format!("{}:/usr/bin:/bin", world.programs.dir().display());
+    let mut shell = tokio::process::Command::new("sh");
+    let run = shell.args(["-c", command]).env("PATH", path).env("HOME", "/nonexistent").output();
+    tokio::time::timeout(SOON, run).await.expect("in time").expect("it runs").into()
+}
+
+#[tokio::test]
+async fn a_cure_names_the_places_that_the_program_was_told_and_works_as_it_stands() {
+    let world = World::start(PROGRAM).await;
+    let mut device = world.stranger("it's my laptop");
+    device.dir.set_file_name("it's my laptop");
+    assert_ok(&device.enroll(&world.invite("laptop").await, &["--name", "lab"]).await);
+    let up = device.up(&["lab"]).await;
+    let twice = device.adit(&["up", "lab", "--listen", "127.0.0.1:0"], "").await;
+    let status = typed(&world, &twice.stderr).await;
+    assert_ok(&status);
+    assert!(status.stdout.contains(&up.address.to_string()), "{status:?}");
+    // On the server: what has to come first, and then the command that was refused.
+    let forget = world.aditd(&["device", "forget", "laptop"]).await;
+    assert_eq!(forget.code, Some(FAILED), "{forget:?}");
+    assert_ok(&typed(&world, &forget.stderr).await);
+    assert_ok(&world.aditd(&["device", "forget", "laptop"]).await);
 }
 
 #[tokio::test]

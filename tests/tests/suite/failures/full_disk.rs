@@ -158,7 +158,7 @@ async fn a_full_disk_on_the_server_refuses_a_device_and_keeps_its_invitation() {
     let told = device.enroll(&invited.stdout, &[]).await;
     let says = [
         "error: the server refused to enroll this device\n  Caused by: the server could not store the new device",
-        "with the same code again",
+        "with the same code",
     ];
     assert_told(&told, FAILED, &says);
     assert!(!identity_file(&device).exists());

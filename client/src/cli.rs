@@ -21,6 +21,7 @@ use crate::{
         status,
         up::{self, UpFlags},
         warm::{self, Warm},
+        watcher::{self, Watcher},
     },
     profile::{self, ProfileDir},
 };
@@ -64,6 +65,9 @@ enum Command {
     Ls(Ls),
     /// Load a model before it is needed
     Warm(Warm),
+    /// Tell the server when `adit up`, which starts this, ends without a word
+    #[command(hide = true)]
+    Watcher(Watcher),
 }
 
 /// The command line, for its reference.
@@ -84,9 +88,15 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         report::commands_need("adit", &[("--state-dir", dir, profile::default_dir().ok())]);
     }
     report::log_panics();
+    let is_watcher = matches!(cli.command, Command::Watcher(_));
+    if !is_watcher {
+        report::start_log(cli.verbose);
+    }
     // The program of `run` inherits these limits, and has no key of ours in its memory.
     if !matches!(cli.command, Command::Run(_)) {
         process::protect_memory();
+    }
+    if !matches!(cli.command, Command::Run(_) | Command::Watcher(_)) {
         process::raise_descriptor_limit();
     }
     report::finish(dispatch(cli))
@@ -98,6 +108,9 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         None => profile::default_dir()?,
     };
     become_owner_of(&dir)?;
+    if let Command::Watcher(watcher) = cli.command {
+        return watcher::run(&dir, watcher, cli.verbose);
+    }
     // One thread moves more bytes with less CPU time than several threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
@@ -125,6 +138,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 let place = ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
                 warm::run(&dir, place, command).await
             }
+            Command::Watcher(_) => unreachable!("it has been run"),
         }
     });
     // Does not wait for a name look-up that hangs.

@@ -8,3 +8,4 @@ pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod up;
 pub(crate) mod warm;
+pub(crate) mod watcher;

@@ -154,6 +154,11 @@ impl ProfileDir {
         }
     }
 
+    /// The state directory, where the profiles of all servers are.
+    pub fn state_dir(&self) -> &Path {
+        self.dir.parent().and_then(Path::parent).unwrap_or(&self.dir)
+    }
+
     /// Its name as an argument of a command, with a space before it; empty for the default name.
     pub fn argument(&self) -> String {
         if self.name.as_str() == DEFAULT_NAME { String::new() } else { format!(" {}", self.name) }

@@ -197,6 +197,15 @@ impl Tunnel {
         }
     }
 
+    /// Closes the connection to the server, and waits at most `within` until that is sent.
+    pub(crate) async fn close(&self, within: Duration) {
+        let up = match &*self.state.borrow() {
+            TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
+            _ => return,
+        };
+        reconnect::take_leave(&up.connection, &up.endpoint, within).await;
+    }
+
     /// The answer to a request that was given up.
     pub(crate) fn gave_up(&self) -> ErrorAnswer {
         unavailable(

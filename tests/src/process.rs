@@ -80,9 +80,11 @@ pub fn run_as_named() {
     let mut args = std::env::args_os();
     let name = args.next().and_then(|name| Path::new(&name).file_name().map(OsStr::to_owned));
     let name = name.as_deref().and_then(OsStr::to_str);
-    // A tunnel that programs share has no parent for long: it ends with the last of them.
+    // A tunnel that programs share has no parent for long: it ends with the last of them. A watcher
+    // waits for the end of its parent.
     let is_shared = std::env::args_os().nth(3).is_some_and(|command| command == "hold-tunnel");
-    if matches!(name, Some("adit" | "aditd")) && !is_shared {
+    let is_watcher = std::env::args_os().nth(1).is_some_and(|first| first == "watcher");
+    if matches!(name, Some("adit" | "aditd")) && !is_shared && !is_watcher {
         end_with_parent();
     }
     let code = match name {
@@ -227,6 +229,17 @@ impl Process {
             .arg(format!("kill -{name} {}", self.pid()))
             .status();
         assert!(sent.is_ok_and(|s| s.success()), "kill -{name} {}", self.pid());
+    }
+
+    /// Ends it in order, without draining.
+    pub async fn stop(&mut self) {
+        if self.child.id().is_some() {
+            // The second order cuts what the first would wait for.
+            for _ in 0..2 {
+                self.signal("TERM");
+            }
+            let _ = self.ended().await;
+        }
     }
 
     /// Ends it with SIGKILL.

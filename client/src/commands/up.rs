@@ -1,5 +1,7 @@
 //! `adit up`: starts all parts, says when the tunnel is ready, and drains when it is stopped.
 
+mod watched;
+
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use clap::{Args, builder::FalseyValueParser};
@@ -8,11 +10,7 @@ use common::machine::{
     process::{self, StopSignals, parse_idle_timeout, parse_time},
     report::{Exit, Failure},
 };
-use proto::{
-    human,
-    identity::Name,
-    wire::{Code, DEFAULT_SERVICE},
-};
+use proto::{human, identity::Name, wire::DEFAULT_SERVICE};
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
@@ -21,6 +19,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
+use self::watched::Watched;
 use crate::{
     commands::status::{ControlRequest, Status},
     dial::{DialError, plan::DialPlan, route::CarrierChoice},
@@ -139,6 +138,7 @@ pub(super) struct Running {
     /// The tasks without which there is no tunnel.
     pub(super) parts: Parts,
     listening: Vec<String>,
+    watched: Watched,
     connections: TaskTracker,
     no_more: CancellationToken,
 }
@@ -158,7 +158,9 @@ impl Running {
         let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+        let place = plan.profile.get().place;
         let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
+        let watched = Watched::start(&place, flags.carrier, flags.ssh_client, tunnel.state());
         let front = Front {
             owners: Arc::new(owners),
             tunnel: tunnel.clone(),
@@ -181,7 +183,7 @@ impl Running {
             let accepting = front::accept(listener, front.clone(), connections.clone());
             parts.accepting.spawn(accepting);
         }
-        Ok(Self { tunnel, leases, parts, listening, connections, no_more })
+        Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more })
     }
 
     /// Accepts no more connections, lets running ones go on for `drain`, and closes the connection
@@ -215,7 +217,8 @@ impl Running {
                 ended = self.parts.ended() => return Err(ended),
             }
         }
-        self.tunnel.close().await;
+        self.tunnel.close(FAREWELL).await;
+        self.watched.dismiss().await;
         // Each connection sees the end of its stream, and aborts its application.
         let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
         self.parts.services.shutdown().await;
@@ -385,19 +388,6 @@ async fn answer_control(control: Control, shown: StatusSource) {
         }
     };
     match control.serve_granting(answer).await {}
-}
-
-impl Tunnel {
-    /// Closes the connection to the server.
-    async fn close(&self) {
-        let up = match &*self.state().borrow() {
-            TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
-            _ => return,
-        };
-        up.connection.close((Code::Done as u32).into(), b"");
-        // The process must not end before its last packet is sent.
-        let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
-    }
 }
 
 #[cfg(test)]

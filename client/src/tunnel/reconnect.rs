@@ -18,7 +18,7 @@ use proto::{
     knock::random_fraction,
     wire::{Code, Greeting, Hello, Notice},
 };
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -321,6 +321,22 @@ fn leads_back(hello: &Hello, way: &Route, listening: &[SocketAddr]) -> Option<u1
     let is_here = same || matches!(way, Route::Udp(remote) if remote.ip().is_loopback());
     let mut ports = hello.services.iter().filter_map(|service| service.port);
     ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
+}
+
+/// Makes a session of a connection for those who want nothing but to end the one before.
+pub(crate) async fn greeted(connection: &Connection) -> Result<(), DialError> {
+    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(DialError::Other(e.to_string())),
+        Err(_) => Err(DialError::NoAnswer("the server".to_owned())),
+    }
+}
+
+/// Ends a connection in order. The process must not be gone before its last packet is: that may take
+/// this time.
+pub(crate) async fn take_leave(connection: &Connection, endpoint: &Endpoint, within: Duration) {
+    connection.close((Code::Done as u32).into(), b"");
+    let _ = tokio::time::timeout(within, endpoint.wait_idle()).await;
 }
 
 async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {

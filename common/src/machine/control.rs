@@ -236,6 +236,11 @@ pub async fn ask_for_grant<Q: Serialize, A: DeserializeOwned>(
     }
 }
 
+/// Whether a process runs on `dir`, as far as can be told at once.
+pub fn is_running(dir: &Path) -> bool {
+    socket_path(dir).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
+}
+
 fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
     let path = dir.join("control.sock");
     if path.as_os_str().len() > MAX_SOCKET_PATH {
@@ -267,7 +272,9 @@ mod tests {
         let asked = async { ask::<u32, u32>(dir, &20).await };
         let answer = tokio::select! { answer = asked => answer, never = control.serve(|q: u32| async move { q + 1 }) => match never {} };
         assert_eq!(answer.expect("no error"), Some(21));
+        assert!(is_running(dir));
         drop(control);
+        assert!(!is_running(dir));
         assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
         Control::claim(dir).expect("claimed again");
     }

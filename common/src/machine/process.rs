@@ -119,6 +119,17 @@ impl StopSignals {
     }
 }
 
+/// From now on SIGINT, SIGTERM and SIGHUP do not end this process, and writing to the terminal in the
+/// background does not stop it (SIGTTOU).
+pub fn hold_off_orders() {
+    use nix::sys::signal::{SigSet, Signal};
+    let mut orders = SigSet::empty();
+    for order in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGTTOU] {
+        orders.add(order);
+    }
+    let _ = orders.thread_block();
+}
+
 async fn next(signal: &mut Option<Signal>) {
     match signal {
         Some(signal) => drop(signal.recv().await),

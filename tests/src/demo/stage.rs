@@ -113,9 +113,13 @@ impl Stage {
 
     /// Ends both processes and removes the directory.
     pub(super) async fn clear(self) -> Result<(), Failure> {
-        for mut process in [self.adit, self.aditd].into_iter().flatten() {
-            // They have nothing to save, so they need not drain.
-            process.kill().await;
+        if let Some(mut adit) = self.adit {
+            // In order, so that its watcher ends with it.
+            adit.stop().await;
+        }
+        if let Some(mut aditd) = self.aditd {
+            // It has nothing to save.
+            aditd.kill().await;
         }
         let path = self.dir.keep();
         let mut removed = std::fs::remove_dir_all(&path);

@@ -7,6 +7,7 @@ mod daily;
 mod forwarding;
 mod holding;
 mod keeping;
+mod killed;
 mod knocks;
 mod lasting;
 mod listening;

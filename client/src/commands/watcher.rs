@@ -1,0 +1,173 @@
+//! `adit watcher`: a small process beside each `adit up`. If that one ends without a word (`kill -9`,
+//! out of memory), it tells the server, so that running answers stop and the GPU is free.
+
+use std::{
+    io::{self, Read},
+    path::Path,
+    time::Duration,
+};
+
+use clap::Args;
+use common::machine::{
+    control,
+    process::hold_off_orders,
+    report::{self, Failure},
+};
+use proto::{human, identity::Name, wire::IDLE_TIMEOUT};
+use tracing::{debug, info, warn};
+
+use crate::{
+    dial::{DialError, plan::DialPlan, route::CarrierChoice},
+    profile::{ProfileDir, SharedProfile},
+    ssh::SshClient,
+    tunnel::reconnect,
+};
+
+/// What `adit up` says on the standard input of its watcher: one byte for each change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Word {
+    /// There is a session.
+    Session = b'+',
+    /// There is none.
+    NoSession = b'-',
+    /// This is the end, and the server has been told.
+    Farewell = b'.',
+}
+
+/// How long the server is sought.
+const WITHIN: Duration = Duration::from_secs(30);
+/// Between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long the server may take to hear that this is the end.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Which tunnel is watched, and how its server is reached.
+#[derive(Debug, Args)]
+pub(crate) struct Watcher {
+    name: Name,
+    #[arg(long, value_enum)]
+    carrier: CarrierChoice,
+    #[arg(long, value_enum)]
+    ssh_client: Option<SshClient>,
+}
+
+/// Waits for the end of `adit up`, whose standard output this process's standard input is, and tells
+/// the server what it has not been told. Without a runtime, and without a log, until then.
+///
+/// # Errors
+/// If the log cannot be told.
+pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(), Failure> {
+    // They are meant for `adit up`, and reach both where a service manager stops all of a service.
+    hold_off_orders();
+    if !is_session_left(io::stdin().lock()) {
+        return Ok(());
+    }
+    report::start_log(verbose);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
+    let place = ProfileDir::new(state_dir, watcher.name.clone());
+    let mut last = None;
+    let told = tell(&place, &watcher, &mut last);
+    let is_over = runtime.block_on(async { tokio::time::timeout(WITHIN, told).await });
+    match (is_over, last) {
+        (Ok(()), None) => {}
+        (_, why) => warn!(
+            "adit up{} has ended without a word, and the server cannot be told{}: it keeps running answers until the \
+             next {}, or for its idle time-out (usually {})",
+            place.argument(),
+            why.map(|why| format!(" ({why})")).unwrap_or_default(),
+            report::typed(format!("`adit up{}`", place.argument())),
+            human::time(IDLE_TIMEOUT),
+        ),
+    }
+    runtime.shutdown_background();
+    Ok(())
+}
+
+/// Reads what `adit up` says until it has ended: whether it has left a session behind.
+fn is_session_left(mut words: impl Read) -> bool {
+    let (mut last, mut bytes) = (Word::NoSession as u8, [0; 64]);
+    loop {
+        match words.read(&mut bytes) {
+            Ok(0) => return last == Word::Session as u8,
+            Ok(n) if bytes[..n].contains(&(Word::Farewell as u8)) => return false,
+            Ok(n) => last = bytes[n - 1],
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Takes the place of the session that is left, which ends its answers, and takes leave. `last` is
+/// why that has not worked yet.
+async fn tell(place: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError>) {
+    loop {
+        // Read anew each time: it may be gone by now.
+        let Ok(mut profile) = place.read() else { return *last = None };
+        if let Some(way) = &mut profile.ssh {
+            way.client_now = watcher.ssh_client;
+            // There is nobody to ask.
+            way.ask_no_more();
+        }
+        let plan = DialPlan {
+            profile: SharedProfile::new(profile),
+            choice: watcher.carrier,
+            idle_timeout: IDLE_TIMEOUT,
+        };
+        match take_leave(place, &plan).await {
+            Ok(()) => return *last = None,
+            Err(why) => {
+                debug!("cannot tell the server: {why}");
+                let is_final = why.is_final();
+                *last = Some(why);
+                if is_final {
+                    return;
+                }
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+async fn take_leave(place: &ProfileDir, plan: &DialPlan) -> Result<(), DialError> {
+    // Another `adit up` ends the session that is left, and its own must not be ended for it.
+    if control::is_running(&place.dir) {
+        return Ok(());
+    }
+    let dialed = plan.dial().await?;
+    if !control::is_running(&place.dir) {
+        reconnect::greeted(&dialed.connection).await?;
+        info!(
+            "adit up{} has ended without a word: the server is told, and stops its running answers",
+            place.argument()
+        );
+    }
+    reconnect::take_leave(&dialed.connection, &dialed.endpoint, FAREWELL).await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_left_if_the_last_word_was_that_there_is_one() {
+        for (words, is_left) in [
+            ("", false),
+            ("-", false),
+            ("+", true),
+            ("-+", true),
+            ("+-", false),
+            ("+-+", true),
+            ("+.", false),
+            (".+", false),
+        ] {
+            assert_eq!(is_session_left(words.as_bytes()), is_left, "{words}");
+        }
+        let slow = io::Read::chain(&b"+"[..], &b"-"[..]);
+        assert!(!is_session_left(slow), "in two reads");
+        let long = "+-".repeat(100) + "+";
+        assert!(is_session_left(long.as_bytes()));
+    }
+}

@@ -379,6 +379,7 @@ async fn attempt(
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
     let carrier = way.open().map_err(unusable)?;
+    carrier.keep_short();
     carrier.ready().await.map_err(|e| {
         let hint = if let Route::Ssh(way) = &way { e.hint(way) } else { String::new() };
         DialError::Ssh { why: e.to_string(), hint }

@@ -22,7 +22,7 @@ use std::{
 };
 
 use clap::ValueEnum;
-use common::transport::carrier::StreamCarrier;
+use common::transport::carrier::{OpenStream, StreamCarrier};
 use keys::Keyring;
 use pace::Pace;
 use proto::{identity::Name, wire::Enrolled};
@@ -237,7 +237,7 @@ fn program() -> String {
 }
 
 /// Both directions of an open carrier. They own the connections below them.
-type Halves = (Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>);
+type Halves = OpenStream<Box<dyn AsyncRead + Send + Unpin>, Box<dyn AsyncWrite + Send + Unpin>>;
 
 /// Tells the result of opening a carrier.
 struct Opening {

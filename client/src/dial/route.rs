@@ -67,12 +67,13 @@ impl Route {
         }
     }
 
-    /// The longest datagram to try on this route, in bytes of UDP payload. It is more than usual
-    /// only on this machine, where no network in between has a smaller limit.
+    /// The longest datagram to try on this route, in bytes of UDP payload. It is more than usual on
+    /// this machine, where no network in between has a smaller limit, and over SSH, where there is
+    /// none. A session that moves from there to UDP notices that its long datagrams are lost.
     pub fn longest_datagram(&self) -> u16 {
         match self {
-            Self::Udp(remote) if remote.ip().is_loopback() => LONGEST_DATAGRAM,
-            _ => USUAL_DATAGRAM,
+            Self::Udp(remote) if !remote.ip().is_loopback() => USUAL_DATAGRAM,
+            _ => LONGEST_DATAGRAM,
         }
     }
 
@@ -168,6 +169,18 @@ impl Carrier {
     /// Whether its packets carry ECN marks.
     pub(crate) fn has_marks(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.has_marks())
+    }
+
+    /// For a session that has no long datagrams yet: see [`StreamCarrier::keep_short`].
+    pub(crate) fn keep_short(&self) {
+        if let Self::Ssh(stream, _) = self {
+            stream.keep_short();
+        }
+    }
+
+    /// Whether it drops long datagrams.
+    pub(crate) fn drops_long(&self) -> bool {
+        matches!(self, Self::Ssh(stream, _) if stream.drops_long())
     }
 
     /// Whether small datagrams are sent twice from now on. Over SSH this does nothing, because TCP

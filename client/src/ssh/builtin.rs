@@ -1,7 +1,11 @@
 //! The built-in client: connects as the user's configuration says, through its jump hosts, and runs
 //! commands or opens ports there.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use common::transport::frame;
 use proto::{
@@ -34,6 +38,10 @@ const ADDRESS_WITHIN: Duration = Duration::from_secs(10);
 #[cfg(target_os = "linux")]
 const DEAD_AFTER: Duration = Duration::from_secs(30);
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How many bytes may wait in the kernel before they are sent for the first time. A token waits
+/// behind them.
+#[cfg(target_os = "linux")]
+const UNSENT: u32 = 32 << 10;
 /// How much earlier the command starts than a connection to the port of the server's relay.
 const HEAD_START: Duration = Duration::from_secs(3);
 /// How long the relay's first line may take after a connection to its port was requested.
@@ -46,6 +54,8 @@ struct Connector<'a> {
     keyring: &'a Keyring,
     may_ask: bool,
     patience: Arc<Patience>,
+    /// How long TCP took to connect to the host, if it is reached directly.
+    round_trip: Mutex<Option<Duration>>,
 }
 
 /// Enrolls. Asks the person for everything that the login needs.
@@ -54,7 +64,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     let there = ask::somebody_is_there();
     let patience = patience(way, if there { Tell::Person } else { Tell::Nobody });
     let exchange = async {
-        let (session, under) = connect(way, there, &patience).await?;
+        let (session, under, _) = connect(way, there, &patience).await?;
         let run = format!("enroll-device {name}");
         let piped = session.exec(&way.command(&run), &to).await?;
         let mut piped = piped.over(under);
@@ -86,20 +96,21 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let may_ask = first && ask::somebody_is_there();
     let patience = patience(way, if first { Tell::Log } else { Tell::Nobody });
     let connecting = patience.bound(connect(way, may_ask, &patience)).await;
-    let (session, mut under) = match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
-        Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
-            // A person who has not answered is not asked again.
-            way.keyring.ask_no_more();
-            return Err(e);
-        }
-        other => other?,
-    };
+    let (session, mut under, round_trip) =
+        match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
+            Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
+                // A person who has not answered is not asked again.
+                way.keyring.ask_no_more();
+                return Err(e);
+            }
+            other => other?,
+        };
     way.keyring.ask_no_more();
     let piped = relay(way, &session, &patience).await?;
     way.pace.learn(patience.slowest());
     under.push(session);
     let Piped { read, write } = piped.over(under);
-    Ok((Box::new(read), write))
+    Ok(Halves { read: Box::new(read), write, round_trip })
 }
 
 fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
@@ -195,16 +206,23 @@ async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: NotBegun)
     }
 }
 
-/// Logs in at the destination. Returns its session, and the sessions of the jump hosts below it.
+/// Logs in at the destination. Returns its session, the sessions of the jump hosts below it, and the
+/// round-trip time to it, if it is reached directly.
 async fn connect(
     way: &SshWay,
     may_ask: bool,
     patience: &Arc<Patience>,
-) -> Result<(SshSession, Vec<SshSession>), SshError> {
-    let going = Connector { keyring: &way.keyring, may_ask, patience: patience.clone() };
-    let connected = going.to(&way.destination, way.port).await?;
+) -> Result<(SshSession, Vec<SshSession>, Option<Duration>), SshError> {
+    let going = Connector {
+        keyring: &way.keyring,
+        may_ask,
+        patience: patience.clone(),
+        round_trip: Mutex::default(),
+    };
+    let (session, under) = going.to(&way.destination, way.port).await?;
     patience.step(Step::Command, &way.to_string(), None);
-    Ok(connected)
+    let round_trip = *going.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok((session, under, round_trip))
 }
 
 impl Connector<'_> {
@@ -265,6 +283,7 @@ impl Connector<'_> {
         let mut session = match from {
             Some(jump) => {
                 let Piped { read, write } = jump.direct(host_name, *port, &to).await?;
+                self.note_round_trip(None);
                 self.patience.again();
                 SshSession::open(tokio::io::join(read, write), &to, known, &self.patience).await?
             }
@@ -292,6 +311,10 @@ impl Connector<'_> {
         Ok(session)
     }
 
+    fn note_round_trip(&self, time: Option<Duration>) {
+        *self.round_trip.lock().unwrap_or_else(PoisonError::into_inner) = time;
+    }
+
     /// Connects to the first address that answers. Each address has its own time, so that a silent
     /// one does not use up that of the others.
     async fn reach(&self, host: &str, port: u16, within: Duration) -> Result<TcpStream, String> {
@@ -299,9 +322,11 @@ impl Connector<'_> {
         let mut why = "it has no address".to_owned();
         for address in addresses.take(MOST_ADDRESSES) {
             self.patience.again();
+            let began = Instant::now();
             match tokio::time::timeout(within, TcpStream::connect(address)).await {
                 Ok(Ok(tcp)) => {
-                    notice_a_dead_network(&tcp);
+                    self.note_round_trip(Some(began.elapsed()));
+                    prepare(&tcp);
                     self.patience.again();
                     return Ok(tcp);
                 }
@@ -313,13 +338,15 @@ impl Connector<'_> {
     }
 }
 
-/// Lets the kernel find out whether the network is dead, because a host may take minutes to answer
-/// a login.
-fn notice_a_dead_network(tcp: &TcpStream) {
+/// Sends each token at once, behind few other bytes, and lets the kernel find out whether the
+/// network is dead, because a host may take minutes to answer a login.
+fn prepare(tcp: &TcpStream) {
     let _ = tcp.set_nodelay(true);
     let socket = socket2::SockRef::from(tcp);
     let probes = socket2::TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(KEEP_ALIVE);
     let _ = socket.set_tcp_keepalive(&probes);
     #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(DEAD_AFTER));
+    let _ = socket
+        .set_tcp_user_timeout(Some(DEAD_AFTER))
+        .and_then(|()| socket.set_tcp_notsent_lowat(UNSENT));
 }

@@ -110,7 +110,8 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
         Ok(Ok(())) => {
             patience.again();
             way.pace.learn(patience.slowest());
-            Ok((Box::new(Relayed { stdout, _child: child, _said: said }), Box::new(stdin)))
+            let read = Box::new(Relayed { stdout, _child: child, _said: said });
+            Ok(Halves { read, write: Box::new(stdin), round_trip: None })
         }
         Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
         Err(silence) => Err(SshError::Silent(silence)),

@@ -143,6 +143,9 @@ impl Up {
             std::mem::replace(&mut carried.way, way),
             std::mem::replace(&mut carried.carrier, carrier),
         );
+        if before.1.drops_long() {
+            carried.carrier.keep_short();
+        }
         let mut redundancy = self.redundancy();
         redundancy.earlier += before.1.repeated();
         // It may have been in use before.

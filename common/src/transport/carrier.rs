@@ -8,6 +8,7 @@
 mod batch;
 mod framing;
 mod marks;
+mod portion;
 mod redundancy;
 mod relay;
 mod repeat;
@@ -24,7 +25,7 @@ pub use self::{
     relay::{RELAY_SOURCE, relay},
     repeat::{Repeated, RepeatingSocket, Repeats},
     socket::SystemSocket,
-    stream::StreamCarrier,
+    stream::{OpenStream, StreamCarrier},
     udp::UdpCarrier,
 };
 
@@ -36,6 +37,6 @@ const LOCAL: SocketAddr =
 /// quinn sizes its receive buffer once, for the first socket that it gets, so all carriers have to
 /// state the same number.
 const RECEIVE_SEGMENTS: usize = 64;
-/// The most bytes that wait for a stream before QUIC has to wait. It is small, because every token
-/// waits behind them.
-const OUT_LIMIT: usize = 256 * 1024;
+/// A longer datagram, in bytes, goes over a stream only where the stream is short: see
+/// [`StreamCarrier`].
+const ORDINARY: usize = 1472;

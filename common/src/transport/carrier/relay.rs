@@ -15,9 +15,7 @@ use quinn::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{
-    Marks, OUT_LIMIT, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram,
-};
+use super::{Marks, ORDINARY, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
 use crate::transport;
 
 /// A session sends something every few seconds. After this silence it is gone, even if TCP has not
@@ -155,7 +153,6 @@ async fn outward(socket: Arc<UdpCarrier>, mut write: impl AsyncWrite + Unpin) ->
                 frame_datagram(&mut batch, datagram);
             }
         }
-        debug_assert!(batch.len() < 2 * OUT_LIMIT);
         let written = async {
             write.write_all(&batch).await?;
             write.flush().await
@@ -199,19 +196,45 @@ mod tests {
         let mut got = Vec::new();
         while got.len() < 2 {
             let mut buffers = [[0; 64]; 2];
-            let (lens, n) = {
+            let (metas, n) = {
                 let mut slices = buffers.each_mut().map(|b| io::IoSliceMut::new(b));
                 let mut meta = [RecvMeta::default(); 2];
                 let n = std::future::poll_fn(|cx| carrier.poll_recv(cx, &mut slices, &mut meta))
                     .await
                     .expect("received");
                 assert!(meta[..n].iter().all(|m| m.addr == REMOTE));
-                (meta.map(|m| m.len), n)
+                (meta, n)
             };
-            got.extend((0..n).map(|i| buffers[i][..lens[i]].to_vec()));
+            for (buffer, meta) in buffers.iter().zip(&metas[..n]) {
+                got.extend(buffer[..meta.len].chunks(meta.stride).map(<[u8]>::to_vec));
+            }
         }
         assert_eq!(got, [b"aaa".to_vec(), b"bb".to_vec()]);
         relayed.abort();
         moved.abort();
+    }
+
+    #[tokio::test]
+    async fn long_datagrams_pass_both_ways() {
+        let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+        let to = server.local_addr().expect("an address");
+        let (mut near, far) = tokio::io::duplex(1 << 16);
+        let (read, write) = tokio::io::split(far);
+        let relayed = tokio::spawn(relay(read, write, to));
+        let (long, mut datagram) = ([5; 16_384], vec![0; 1 << 16]);
+        let mut framed = BytesMut::new();
+        for _ in 0..5 {
+            frame_datagram(&mut framed, &long);
+        }
+        near.write_all(&framed).await.expect("sent");
+        for _ in 0..5 {
+            let (n, from) = server.recv_from(&mut datagram).await.expect("received");
+            assert_eq!(datagram[..n], long);
+            server.send_to(&long, from).await.expect("sent");
+        }
+        let mut came = vec![0; framed.len()];
+        near.read_exact(&mut came).await.expect("all of them");
+        assert_eq!(came, framed);
+        relayed.abort();
     }
 }

@@ -134,6 +134,8 @@ async fn measure(args: Args) -> Result<(), Failure> {
     if args.list {
         return shown::data(list(&plan));
     }
+    // Before anything is measured: that may take an hour.
+    std::fs::create_dir_all(&args.out).map_err(|e| cannot_write(&args, e))?;
     for one in &plan.left_out {
         shown::say(format_args!("left out: {}: {}", one.what, one.why));
     }
@@ -150,8 +152,8 @@ async fn measure(args: Args) -> Result<(), Failure> {
         report = run::all(plan, programs, args.seed, args.quick) => report,
         () = stop.asked() => return Err(Failure::new("stopped before the end")),
     };
-    write(&args, &report)?;
-    shown::data(markdown::render(&report))
+    shown::data(markdown::render(&report))?;
+    write(&args, &report)
 }
 
 fn list(plan: &Plan) -> String {
@@ -172,14 +174,15 @@ fn list(plan: &Plan) -> String {
     text + &format!("about {:.0} minutes", (plan.seconds() / 60.0).ceil())
 }
 
+fn cannot_write(args: &Args, e: std::io::Error) -> Failure {
+    Failure::new(format!("cannot write the report to {}", args.out.display()))
+        .source(e)
+        .hint("choose another directory with --out")
+        .exit(Exit::Failed)
+}
+
 fn write(args: &Args, report: &Report) -> Result<(), Failure> {
-    let failed = |e: std::io::Error| {
-        Failure::new(format!("cannot write the report to {}", args.out.display()))
-            .source(e)
-            .hint("choose another directory with --out")
-            .exit(Exit::Failed)
-    };
-    std::fs::create_dir_all(&args.out).map_err(failed)?;
+    let failed = |e| cannot_write(args, e);
     let write =
         |name: &str, text: String| std::fs::write(args.out.join(name), text).map_err(failed);
     write("report.md", markdown::render(report))?;

@@ -3,6 +3,8 @@
 
 #![allow(missing_docs)]
 
+#[cfg(target_os = "linux")]
+mod bench;
 mod enrollment;
 mod failures;
 mod gate;

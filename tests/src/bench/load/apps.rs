@@ -50,7 +50,10 @@ async fn connect(to: Target) -> io::Result<TcpStream> {
     tcp.set_nodelay(true)?;
     if let Some(congestion) = to.congestion {
         // Not before: a route may choose one when the connection is made.
-        SockRef::from(&tcp).set_tcp_congestion(congestion.name().as_bytes())?;
+        let set = SockRef::from(&tcp).set_tcp_congestion(congestion.name().as_bytes());
+        if congestion == Congestion::Bbr {
+            set?;
+        }
     }
     Ok(tcp)
 }

@@ -74,7 +74,11 @@ fn listen(
     received: Arc<AtomicU64>,
 ) -> io::Result<SocketAddr> {
     let socket = TcpSocket::new_v4()?;
-    SockRef::from(&socket).set_tcp_congestion(congestion.name().as_bytes())?;
+    let set = SockRef::from(&socket).set_tcp_congestion(congestion.name().as_bytes());
+    // Not everybody may choose Cubic: without root it is what the system has.
+    if congestion == Congestion::Bbr {
+        set?;
+    }
     socket.bind((ip, 0).into())?;
     let listener = socket.listen(BACKLOG)?;
     let port = listener.local_addr()?.port();

@@ -4,7 +4,10 @@ use std::fmt::Write;
 
 use super::{Judged, Measured, Report, Result};
 use crate::{
-    bench::row::{Figure, Scene},
+    bench::{
+        contestant::Peer,
+        row::{Figure, Scene},
+    },
     stats::median,
 };
 
@@ -28,18 +31,36 @@ pub fn render(report: &Report) -> String {
             .map(|name| row.of(name).map_or_else(String::new, |result| cell(row, result, figures)))
             .collect()
     });
-    text += "\nRatios, of medians:\n\n";
-    let pairs: Vec<_> =
-        RATIOS.iter().filter(|(a, b)| names.contains(a) && names.contains(b)).collect();
-    let header: Vec<_> =
-        pairs.iter().map(|(a, b)| format!("{} ÷ {}", heading(a), heading(b))).collect();
-    text += &table(&header, &report.rows, |row, figures| {
-        pairs.iter().map(|(a, b)| ratio(row, a, b, figures)).collect()
-    });
+    text += &ratios(report, &names);
     text += &scenes(&report.rows);
     text += &goals(&report.goals);
     text += &failures(report);
     text
+}
+
+/// The ratios that say most, and those to other builds.
+fn ratios(report: &Report, names: &[&str]) -> String {
+    let others = names.iter().filter_map(|name| Some((own_name(name)?, (*name).to_owned())));
+    let known = RATIOS.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned()));
+    let there = |name: &String| names.contains(&name.as_str());
+    let pairs: Vec<_> = known.chain(others).filter(|(a, b)| there(a) && there(b)).collect();
+    if pairs.is_empty() {
+        return String::new();
+    }
+    let header: Vec<_> =
+        pairs.iter().map(|(a, b)| format!("{} ÷ {}", heading(a), heading(b))).collect();
+    let table = table(&header, &report.rows, |row, figures| {
+        pairs.iter().map(|(a, b)| ratio(row, a, b, figures)).collect()
+    });
+    format!("\nRatios, of medians:\n\n{table}")
+}
+
+/// What this build is called that does the same as another build's contestant.
+fn own_name(name: &str) -> Option<String> {
+    let is_peer = Peer::ALL.iter().any(|peer| peer.name() == name);
+    let other = !is_peer && !ORDER.contains(&name);
+    let suffix = ["-ssh-http", "-http", "-ssh"].into_iter().find(|suffix| name.ends_with(suffix));
+    other.then(|| format!("adit{}", suffix.unwrap_or_default()))
 }
 
 /// What the machine was like, and how far to believe the numbers.
@@ -311,6 +332,16 @@ mod tests {
             why: "`wstunnel` is not on PATH".to_owned(),
         }];
         render(&Report::new("2026-11-27T18:30".to_owned(), false, quiet(), rows, left_out))
+    }
+
+    #[test]
+    fn another_build_is_compared_with_this_one() {
+        assert_eq!(own_name("before").as_deref(), Some("adit"));
+        assert_eq!(own_name("before-ssh-http").as_deref(), Some("adit-ssh-http"));
+        assert_eq!(
+            [own_name("ssh"), own_name("direct"), own_name("wstunnel"), own_name("adit-ssh")],
+            [const { None }; 4]
+        );
     }
 
     #[test]

@@ -15,7 +15,7 @@ use quinn::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::{Marks, ORDINARY, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
+use super::{Marks, RECEIVE_SEGMENTS, REMOTE, UdpCarrier, frame_datagram, next_datagram};
 use crate::transport;
 
 /// A session sends something every few seconds. After this silence it is gone, even if TCP has not

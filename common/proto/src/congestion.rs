@@ -5,19 +5,28 @@
 //! short, does not mistake random loss for congestion, and still gets its share beside flows that
 //! fill the queue. `docs/congestion.md` explains it, with figures.
 
+mod dips;
 mod losses;
 mod path;
 mod rate;
 mod rivals;
 #[cfg(test)]
 mod simulation;
+mod state;
 #[cfg(test)]
 mod tests;
 mod windowed;
 
 use std::time::Duration;
 
-use self::{losses::Losses, path::Path, rate::DeliveryRate, rivals::Rivals};
+pub use self::state::State;
+use self::{
+    dips::{DIP_AFTER, DIP_LEAVES, Dip, WARY},
+    losses::Losses,
+    path::Path,
+    rate::DeliveryRate,
+    rivals::Rivals,
+};
 
 /// The first window, in packets (RFC 9002 section 7.2).
 const FIRST: f64 = 10.0;
@@ -39,15 +48,6 @@ const FASTEST_DOWN: f64 = 0.25;
 const MOST_SPEED: f64 = 64.0;
 /// The window is at most this many times what the rate and the round trip need.
 const HEADROOM: f64 = 1.25;
-/// What is left of the window in a dip.
-const DIP_LEAVES: f64 = 0.6;
-/// When the path's own round trip has not been seen for so long, less is sent for two round trips
-/// to see it;
-/// but not within so many rounds of the last dip.
-const DIP_AFTER: Duration = Duration::from_secs(8);
-const DIP_ROUNDS: u32 = 8;
-/// It is also drained after this many rounds with a queue that is much too long.
-const TALL_ROUNDS: u32 = 5;
 /// Slow start ends when the rate has not grown by a quarter for this many rounds.
 const FLAT_ROUNDS: u32 = 3;
 /// A loss in a round that exceeds the path's own loss by more than this is congestion.
@@ -76,18 +76,6 @@ enum Phase {
     Steady,
     /// Less is sent for a moment, to see how far the queue falls.
     Dip(Dip),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Dip {
-    /// The part of the window that is kept.
-    part: f64,
-    /// The round trip before, in seconds.
-    before: f64,
-    /// When so little was in flight as there should be.
-    reached: Option<Duration>,
-    /// The lowest round trip since.
-    low: Option<Duration>,
 }
 
 /// A congestion controller that keeps the bottleneck's queue shallow.
@@ -121,33 +109,12 @@ pub struct Shallow {
     recent: f64,
     /// The best rate that the path has shown, in bytes per second.
     peak: f64,
+    /// Until then, others are expected to come back.
+    wary_until: Duration,
     dipped_at: Duration,
     deep_at: Duration,
     /// The round trip of the last dip.
     dip_low: Duration,
-}
-
-/// The state of a controller, for a trace.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct State {
-    /// Its phase.
-    pub phase: &'static str,
-    /// Bytes that may be in flight.
-    pub window: u64,
-    /// The highest delivery rate of the last rounds, in bytes per second.
-    pub rate: u64,
-    /// The path's own round trip.
-    pub base: Duration,
-    /// How much longer a round trip takes now.
-    pub queue: Duration,
-    /// How long the queue may be.
-    pub target: Duration,
-    /// The share of packets that the path loses without congestion.
-    pub loss: f64,
-    /// Our share of the queue, if others fill it.
-    pub share: Option<f64>,
-    /// Round trips so far.
-    pub round: u64,
 }
 
 impl Shallow {
@@ -174,6 +141,7 @@ impl Shallow {
             short: 0,
             recent: 0.0,
             peak: 0.0,
+            wary_until: Duration::ZERO,
             dipped_at: now,
             deep_at: Duration::ZERO,
             dip_low: Duration::ZERO,
@@ -334,69 +302,6 @@ impl Shallow {
         self.window = self.window.min(self.ceiling).max(self.least());
     }
 
-    fn begin_dip(&mut self, part: f64) {
-        let before = self.path.base() + self.path.queue();
-        self.phase = Phase::Dip(Dip { part, before, reached: None, low: None });
-    }
-
-    fn dip(&mut self, now: Duration, mut dip: Dip, in_flight: u64, sent: Duration) {
-        let Some(reached) = dip.reached else {
-            if in_flight as f64 <= self.window() as f64 + 2.0 * self.mtu {
-                dip.reached = Some(now);
-            }
-            self.phase = Phase::Dip(dip);
-            return;
-        };
-        if sent < reached {
-            return;
-        }
-        let low = dip.low.map_or(now - sent, |low| low.min(now - sent));
-        dip.low = Some(low);
-        self.phase = Phase::Dip(dip);
-        let enough = if self.rivals.is_some() && dip.part == DIP_LEAVES { low / 4 } else { low };
-        if sent - reached >= enough {
-            (self.phase, self.tall) = (Phase::Steady, 0);
-            (self.dipped_at, self.dip_low) = (now, low);
-            self.judge_dip(now, dip, low);
-        }
-    }
-
-    /// The round trip fell to `low` when a part of what we had in flight was away: is anybody else
-    /// in the queue?
-    fn judge_dip(&mut self, now: Duration, dip: Dip, low: Duration) {
-        let (before, floor, after) = (dip.before, self.path.floor(), low.as_secs_f64());
-        let much = if self.rivals.is_some() {
-            self.expected() + 2.0 * self.path.jitter()
-        } else {
-            self.allowed().max(0.1 * floor)
-        };
-        let much = much.max(0.05 * (before - floor));
-        // A queue that is shorter than ever may be shorter still.
-        let known = self.rivals.is_none() || after > 0.97 * floor - 4.0 * self.path.jitter();
-        if after - floor < much && known {
-            (self.rivals, self.short) = (None, 0);
-            self.path.add_low(now, low);
-            return;
-        }
-        self.path.add_low(now, low);
-        // Our own part of the queue fell by as much as we took away.
-        let share = ((1.0 - after / before) / (1.0 - dip.part)).clamp(0.0, 1.0);
-        let rivals = self.rivals.get_or_insert_with(|| {
-            self.window = self.window.max(self.recent * 0.7);
-            Rivals::new(now, share)
-        });
-        if rivals.measured(now, share) {
-            self.settle(now, low);
-        }
-    }
-
-    /// What looked like the queue of others was the path's own round trip.
-    fn settle(&mut self, now: Duration, low: Duration) {
-        self.rivals = None;
-        self.path.settle(now, low);
-        self.window = self.window.min(self.rate.best() * self.path.base()).max(self.least());
-    }
-
     fn end_round(&mut self, now: Duration, limited: bool) {
         let queue = self.path.end_round(now, limited, self.phase != Phase::Steady);
         let rate = self.losses.rate(now);
@@ -410,9 +315,10 @@ impl Shallow {
             return;
         }
         match self.phase {
+            _ if self.is_longer(queue) => self.restart(now),
             Phase::SlowStart => self.end_start_round(excess),
             _ if self.rivals.is_some() => self.end_round_beside(now, rate, excess),
-            _ => self.end_steady_round(queue, excess),
+            _ => self.end_steady_round(now, queue, excess),
         }
         self.window = self.window.max(self.least());
         if self.phase == Phase::Steady && self.is_dip_due(now) {
@@ -420,16 +326,19 @@ impl Shallow {
         }
     }
 
-    fn is_dip_due(&self, now: Duration) -> bool {
-        let rtt = Duration::from_secs_f64(self.path.base() + self.path.queue());
-        match &self.rivals {
-            Some(rivals) => rivals.is_test_due(now, rtt),
-            None => {
-                let rested = now - self.dipped_at > rtt * DIP_ROUNDS;
-                let old = self.path.base_age(now) > DIP_AFTER;
-                rested && (self.tall >= TALL_ROUNDS || old)
-            }
+    /// Whether all of the last rounds had the same long round trip, whatever was sent: a queue would
+    /// have moved.
+    fn is_longer(&self, queue: f64) -> bool {
+        queue > 2.0 * self.allowed() && self.path.steady_low().is_some()
+    }
+
+    /// The path has become longer: what looked like a queue was none.
+    fn restart(&mut self, now: Duration) {
+        if let Some(low) = self.path.steady_low() {
+            self.path.settle(now, low);
         }
+        (self.phase, self.rivals, self.tall) = (Phase::SlowStart, None, 0);
+        (self.best, self.flat, self.ceiling) = (0.0, 0, f64::MAX);
     }
 
     fn end_start_round(&mut self, excess: f64) {
@@ -443,7 +352,7 @@ impl Shallow {
         }
     }
 
-    fn end_steady_round(&mut self, queue: f64, excess: f64) {
+    fn end_steady_round(&mut self, now: Duration, queue: f64, excess: f64) {
         if excess > EXCESS {
             self.window *= 1.0 - excess.min(0.3);
             (self.ceiling, self.calm) = (self.window, 0);
@@ -451,7 +360,8 @@ impl Shallow {
         self.peak = (self.peak * PEAK_FADES).max(self.rate.best());
         let (target, allowed) = (self.target(), self.allowed());
         self.speed = if queue < target / 4.0 { (self.speed * 2.0).min(MOST_SPEED) } else { 1.0 };
-        self.tall = if queue > 2.0 * allowed { self.tall + 1 } else { 0 };
+        let most = self.tall_rounds(now).1 * allowed;
+        self.tall = if queue > most { self.tall + 1 } else { 0 };
         self.recent = (self.recent * 0.97).max(self.window);
     }
 
@@ -469,7 +379,8 @@ impl Shallow {
         self.short = if queue < target && known { self.short + 1 } else { 0 };
         if rivals.is_alone(self.window, rate) {
             self.settle(now, self.dip_low);
-        } else if self.short >= 1 {
+        } else if self.short >= 2 {
+            self.wary_until = now + WARY;
             (self.rivals, self.short) = (None, 0);
         } else if let Some(cut) = rivals.end_round(self.window, excess > 0.0, queue) {
             self.window = cut.max(LEAST * self.mtu);
@@ -478,26 +389,6 @@ impl Shallow {
                 let rtt = self.path.floor() + queue;
                 self.begin_dip((0.95 * self.path.floor() / rtt).clamp(0.1, DIP_LEAVES));
             }
-        }
-    }
-
-    /// Its state.
-    pub fn state(&self) -> State {
-        State {
-            phase: match (self.phase, &self.rivals) {
-                (Phase::SlowStart, _) => "slow start",
-                (Phase::Dip(_), _) => "dip",
-                (Phase::Steady, None) => "steady",
-                (Phase::Steady, Some(_)) => "beside others",
-            },
-            window: self.window(),
-            rate: self.rate.best() as u64,
-            base: Duration::from_secs_f64(self.path.base()),
-            queue: Duration::from_secs_f64(self.path.queue()),
-            target: Duration::from_secs_f64(self.target()),
-            loss: self.losses.own(),
-            share: self.rivals.as_ref().map(Rivals::share),
-            round: self.rate.round(),
         }
     }
 }

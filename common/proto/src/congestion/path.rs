@@ -14,6 +14,12 @@ const BASE: Duration = Duration::from_secs(10);
 /// if they are so long: on a path whose delay varies, single packets have luck.
 const ROUNDS: usize = 2;
 const ROUND: Duration = Duration::from_millis(25);
+/// The lowest round trips of so many rounds are remembered: if they are all the same, and long, the
+/// path has become longer.
+const KEPT: usize = 6;
+/// They are the same if they differ by so little, or by this part.
+const SAME: Duration = Duration::from_micros(300);
+const SAME_PART: u32 = 100;
 
 /// What the round trips tell about a path.
 #[derive(Debug, Clone, Default)]
@@ -31,7 +37,7 @@ pub(super) struct Path {
     /// How much the lowest round trips differ from one round to the next.
     jitter: f64,
     step: f64,
-    lows: [Option<Duration>; ROUNDS],
+    lows: [Option<Duration>; KEPT],
 }
 
 impl Path {
@@ -71,11 +77,18 @@ impl Path {
             let back = if step * last < 0.0 { step.abs().min(last.abs()) } else { 0.0 };
             self.jitter += (back - self.jitter) / 16.0;
         }
-        let lows = self.lows.iter().copied().collect::<Option<Vec<_>>>();
+        let lows = self.lows[..ROUNDS].iter().copied().collect::<Option<Vec<_>>>();
         if !limited && let Some(low) = lows.and_then(|lows| lows.into_iter().max()) {
             self.add_low(now, low);
         }
         (self.round_low() - self.base()).max(0.0)
+    }
+
+    /// The lowest round trip of the last rounds, if it was the same in all of them.
+    pub(super) fn steady_low(&self) -> Option<Duration> {
+        let lows = self.lows.iter().copied().collect::<Option<Vec<_>>>()?;
+        let (least, most) = (lows.iter().min()?, lows.iter().max()?);
+        (*most - *least <= SAME.max(*least / SAME_PART)).then_some(*least)
     }
 
     /// The lowest round trip of the last round.
@@ -113,7 +126,7 @@ impl Path {
 
     /// Sets the path's own round trip, whatever was seen before.
     pub(super) fn settle(&mut self, now: Duration, low: Duration) {
-        (self.base, self.floor) = (Best::default(), None);
+        (self.base, self.floor, self.lows) = (Best::default(), None, [None; KEPT]);
         self.add_low(now, low);
     }
 }

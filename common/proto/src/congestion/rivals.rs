@@ -37,6 +37,8 @@ pub(super) struct Rivals {
     share: f64,
     /// How many tests in a row found no others.
     alone: u32,
+    /// And that found the queue empty.
+    empty: u32,
     began: Duration,
     tested: Duration,
     /// Rounds since the last test.
@@ -59,6 +61,7 @@ impl Rivals {
         Self {
             share,
             alone: 0,
+            empty: 0,
             began: now,
             tested: now,
             since_test: 0,
@@ -85,6 +88,13 @@ impl Rivals {
             self.curve = None;
         }
         self.alone >= 2 || now - self.began > DOUBT
+    }
+
+    /// A dip has found the queue empty, or not; `deep`: it would not have with others in it. Whether
+    /// nobody else is there.
+    pub(super) fn was_empty(&mut self, empty: bool, deep: bool) -> bool {
+        self.empty = if empty { self.empty + 1 } else { 0 };
+        deep || self.empty >= 2
     }
 
     fn is_catching_up(&self) -> bool {

@@ -109,6 +109,10 @@ pub struct Shallow {
     recent: f64,
     /// The best rate that the path has shown, in bytes per second.
     peak: f64,
+    /// When acknowledgements came last, and when the window was cut last: what was sent before is
+    /// no news of the window now.
+    seen: Duration,
+    cut_at: Duration,
     /// Until then, others are expected to come back.
     wary_until: Duration,
     dipped_at: Duration,
@@ -141,6 +145,8 @@ impl Shallow {
             short: 0,
             recent: 0.0,
             peak: 0.0,
+            seen: now,
+            cut_at: Duration::ZERO,
             wary_until: Duration::ZERO,
             dipped_at: now,
             deep_at: Duration::ZERO,
@@ -192,7 +198,7 @@ impl Shallow {
         if outage {
             // An outage says nothing about the capacity of the network.
             self.losses.forget();
-        } else if sent >= self.since {
+        } else if sent >= self.since && sent > self.cut_at {
             self.losses.on_lost(bytes);
         }
     }
@@ -210,6 +216,7 @@ impl Shallow {
     pub fn on_acks_done(&mut self, now: Duration, in_flight: u64, limited: bool) {
         let Some(newest) = self.newest.take() else { return };
         let acked = std::mem::take(&mut self.acked);
+        self.seen = now;
         self.rate.on_acks_done(now, in_flight, self.mtu);
         self.path.on_rtt(now, now - newest, self.phase == Phase::SlowStart);
         if self.rate.is_round_over(now, newest) {
@@ -278,6 +285,7 @@ impl Shallow {
 
     fn end_slow_start(&mut self) {
         if self.phase == Phase::SlowStart {
+            self.cut_at = self.seen;
             if self.rate.best() > 0.0 {
                 self.window = (self.rate.best() * self.path.base()).max(self.least());
             }
@@ -355,7 +363,7 @@ impl Shallow {
     fn end_steady_round(&mut self, now: Duration, queue: f64, excess: f64) {
         if excess > EXCESS {
             self.window *= 1.0 - excess.min(0.3);
-            (self.ceiling, self.calm) = (self.window, 0);
+            (self.ceiling, self.calm, self.cut_at) = (self.window, 0, self.seen);
         }
         self.peak = (self.peak * PEAK_FADES).max(self.rate.best());
         let (target, allowed) = (self.target(), self.allowed());

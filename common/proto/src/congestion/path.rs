@@ -45,7 +45,12 @@ impl Path {
         if starting || self.floor.is_none() {
             self.add_low(now, rtt);
         }
-        let span = (Duration::from_secs_f64(self.base()) / 2).max(STANDING);
+        let base = Duration::from_secs_f64(self.base());
+        let span = if starting && base > STANDING {
+            (base / 8).max(STANDING / 4)
+        } else {
+            (base / 2).max(STANDING)
+        };
         self.standing.add(now, Reverse(rtt), now.saturating_sub(span));
         self.low = Some(self.low.map_or(rtt, |low| low.min(rtt)));
     }

@@ -2,7 +2,6 @@
 //! answers are cut.
 
 use tests::{
-    ollama::Options,
     raw::{self, Ending, Upstream},
     world::{Device, SOON, Up, World},
 };

@@ -6,11 +6,12 @@ use clap::{ArgAction, Parser, Subcommand};
 use common::machine::{
     owner::become_owner_of,
     process,
-    report::{self, Failure},
+    report::{self, Exit, Failure},
 };
 
 use crate::{
     commands::{
+        doctor::{self, DoctorFlags},
         enroll::{self, Enroll},
         env::{self, Env},
         ls::{self, Ls},
@@ -59,6 +60,9 @@ enum Command {
     /// Hold a tunnel for programs of `adit run`
     #[command(name = tunnel::COMMAND, hide = true)]
     HoldTunnel(HoldTunnel),
+    /// Find out what is wrong between this laptop and the box, and what cures it
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorFlags),
     /// Show the running tunnel
     Status(status::Show),
     /// List the servers whose tunnel is up, their models, and which are loaded
@@ -74,6 +78,10 @@ enum Command {
 pub fn command() -> clap::Command {
     <Cli as clap::CommandFactory>::command()
 }
+
+/// How `doctor` ends, for scripts.
+const DOCTOR_HELP: &str =
+    "Exit code: 0 nothing is bad, 1 something is bad, 4 this device is not (or no longer) allowed";
 
 /// Runs `adit` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -99,23 +107,26 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if !matches!(cli.command, Command::Run(_) | Command::Watcher(_)) {
         process::raise_descriptor_limit();
     }
-    report::finish(dispatch(cli))
+    report::finish_with(dispatch(cli))
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
+    let set = std::env::var_os("ADIT_STATE_DIR");
+    let is_named = cli.state_dir.as_ref().is_some_and(|dir| set.is_none_or(|set| set != **dir));
     let dir = match cli.state_dir {
         Some(dir) => dir,
         None => profile::default_dir()?,
     };
     become_owner_of(&dir)?;
     if let Command::Watcher(watcher) = cli.command {
-        return watcher::run(&dir, watcher, cli.verbose);
+        return watcher::run(&dir, watcher, cli.verbose).map(|()| None);
     }
     // One thread moves more bytes with less CPU time than several threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Doctor(flags) => return doctor::run(&dir, is_named, flags).await,
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => {
                 up::run(ProfileDir::choose(&dir, flags.name.clone(), "up")?, flags).await
@@ -140,6 +151,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             }
             Command::Watcher(_) => unreachable!("it has been run"),
         }
+        .map(|()| None)
     });
     // Does not wait for a name look-up that hangs.
     runtime.shutdown_background();

@@ -4,7 +4,7 @@
 mod again;
 pub(crate) mod answer;
 pub(crate) mod front;
-mod holder;
+pub(crate) mod holder;
 pub(crate) mod lease;
 pub(crate) mod listener;
 pub(crate) mod owner;

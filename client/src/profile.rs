@@ -35,7 +35,8 @@ use crate::ssh::SshWay;
 
 /// The name of a server that was enrolled without a name.
 pub(crate) const DEFAULT_NAME: &str = "default";
-const IDENTITY: &str = "identity.json";
+/// The file of a profile.
+pub(crate) const IDENTITY: &str = "identity.json";
 const PENDING: &str = "pending.json";
 /// The newest format that is read. Since 2 a device may have a knock key of its own.
 const SCHEMA: u32 = 2;

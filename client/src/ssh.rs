@@ -25,7 +25,7 @@ use clap::ValueEnum;
 use common::transport::carrier::{OpenStream, StreamCarrier};
 use keys::Keyring;
 use pace::Pace;
-use proto::{identity::Name, wire::Enrolled};
+use proto::{doctor::Report, identity::Name, wire::Enrolled};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -38,6 +38,8 @@ pub(crate) use login::LoginDenied;
 const PLACES: &str =
     r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
 const NOT_FOUND: u32 = 127;
+/// What `adit doctor` runs on the server.
+const DOCTOR: &str = "doctor --over-ssh";
 /// The variable that tells `aditd relay` the port which the server had when this device enrolled.
 const RELAY_PORT: &str = "ADITD_RELAY_PORT";
 
@@ -66,6 +68,17 @@ pub struct SshWay {
     /// Keys and passwords that were unlocked in this process; all clones share them.
     #[serde(skip)]
     keyring: Arc<Keyring>,
+}
+
+/// What a login may do.
+#[derive(Debug)]
+pub(crate) struct Inspected {
+    /// How the host accepted the login, for people.
+    pub(crate) by: String,
+    /// What aditd says is wrong there; or why it was not run.
+    pub(crate) report: Result<Report, SshError>,
+    /// Whether the port of the server's relay can be reached by forwarding, where it is known.
+    pub(crate) forwards: Option<Result<(), SshError>>,
 }
 
 /// The client to use.
@@ -143,6 +156,17 @@ impl SshWay {
         match self.client() {
             SshClient::Builtin => builtin::enroll(self, name, csr).await,
             SshClient::System => system::enroll(self, name, csr).await,
+        }
+    }
+
+    /// Logs in, and finds out what the login may do. Never asks a person.
+    ///
+    /// # Errors
+    /// Why there is no login.
+    pub(crate) async fn inspect(&self) -> Result<Inspected, SshError> {
+        match self.client() {
+            SshClient::Builtin => builtin::inspect(self).await,
+            SshClient::System => system::inspect(self).await,
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod backoff;
 pub(crate) mod events;
+pub(crate) mod inspection;
 mod liveness;
 mod loss;
 mod migration;
@@ -34,6 +35,7 @@ use crate::{
     profile::Profile,
     tunnel::{
         events::Events,
+        inspection::Inspection,
         reconnect::Reconnect,
         state::{NoTunnel, ServerRefusal, TunnelState, Up},
     },
@@ -99,6 +101,19 @@ impl Tunnel {
     /// How the tunnel connects to the server.
     pub(crate) fn plan(&self) -> &DialPlan {
         &self.plan
+    }
+
+    /// The tunnel, looked at closely. Takes a few seconds.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn inspect(&self) -> Result<Inspection, DialError> {
+        let up = match &*self.state.borrow() {
+            TunnelState::Up(up) | TunnelState::Silent(up) => up.clone(),
+            TunnelState::Down(NoTunnel { why, .. }) => return Err(why.clone()),
+            TunnelState::Refused(ServerRefusal { why, .. }) => return Err(why.clone()),
+        };
+        Ok(inspection::inspect(&up, &self.plan).await)
     }
 
     /// The profile of this device.

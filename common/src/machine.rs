@@ -1,6 +1,7 @@
 //! Access to the machine: files, processes, the terminal.
 
 pub mod control;
+pub mod diagnosis;
 pub mod files;
 mod log;
 pub mod memory;

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use proto::doctor::laptop::Buffers;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -101,6 +102,16 @@ pub fn grant(streams: u32) -> u32 {
 pub fn buffer_sizes(socket: &std::net::UdpSocket) -> io::Result<(usize, usize)> {
     let socket = socket2::SockRef::from(socket);
     Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))
+}
+
+/// The largest buffers that the kernel grants a socket, beside those that [`socket`] asks for. `None`
+/// where the kernel does not say.
+pub fn largest_buffers() -> Option<Buffers> {
+    let read = |name: &str| -> Option<u64> {
+        std::fs::read_to_string(format!("/proc/sys/net/core/{name}")).ok()?.trim().parse().ok()
+    };
+    let (rmem_max, wmem_max) = (read("rmem_max")?, read("wmem_max")?);
+    Some(Buffers { wanted: SOCKET_BUFFER as u64, rmem_max, wmem_max })
 }
 
 /// The unspecified address of the family of `remote`, with port 0.

@@ -6,7 +6,7 @@ use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
     owner::become_owner_of,
     process,
-    report::{self, Failure, say},
+    report::{self, Exit, Failure, say},
 };
 
 use crate::{
@@ -14,6 +14,7 @@ use crate::{
         audit,
         beside::{self, Beside},
         devices,
+        doctor::{self, DoctorFlags},
         invite::{self, Invite},
         over_ssh, status,
     },
@@ -66,6 +67,9 @@ enum Command {
     Reload,
     /// Show the audit log: requests, sessions, and changes to devices
     Audit(audit::Show),
+    /// Find out what is wrong on this machine, and what cures it
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorFlags),
     /// Show the running server
     Status {
         /// Print JSON
@@ -78,6 +82,9 @@ enum Command {
 pub fn command() -> clap::Command {
     Cli::command()
 }
+
+/// How `doctor` ends, for scripts.
+const DOCTOR_HELP: &str = "Exit code: 0 nothing is bad, 1 something is bad";
 
 /// Runs `aditd` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -101,7 +108,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     report::log_panics();
     process::protect_memory();
     process::raise_descriptor_limit();
-    report::finish(dispatch(cli))
+    report::finish_with(dispatch(cli))
 }
 
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
@@ -124,18 +131,28 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
         .mut_subcommands(without_empty_variables)
 }
 
-fn dispatch(cli: Cli) -> Result<(), Failure> {
+fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
+    if let Command::Doctor(doctor) = cli.command {
+        let runtime = on_one_thread()?;
+        let result = runtime.block_on(doctor::run(&cli.flags, doctor));
+        // Does not wait for a look-up that hangs.
+        runtime.shutdown_background();
+        return result;
+    }
+    run_command(cli).map(|()| None)
+}
+
+fn on_one_thread() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::new("cannot start").source(e))
+}
+
+fn run_command(cli: Cli) -> Result<(), Failure> {
     let flags = &cli.flags;
     let settled = || {
         let config = Config::resolve(flags, &ServeFlags::default())?;
         become_owner_of(&config.state_dir)?;
         Ok::<_, Failure>(config)
-    };
-    let on_one_thread = || -> Result<_, Failure> {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|e| Failure::new("cannot start").source(e))
     };
     match cli.command {
         Command::Serve(serve) => {
@@ -170,6 +187,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             become_owner_of(&audit)?;
             audit::run(&audit, &state, &show)
         }
+        Command::Doctor(_) => Ok(()),
         Command::Status { json } => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;

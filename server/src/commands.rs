@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod beside;
 pub(crate) mod devices;
+pub(crate) mod doctor;
 pub(crate) mod invite;
 pub(crate) mod over_ssh;
 pub(crate) mod status;

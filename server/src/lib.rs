@@ -7,6 +7,7 @@ mod audit;
 mod cli;
 mod commands;
 mod config;
+mod doctor;
 mod gate;
 mod ingress;
 mod limits;

@@ -272,6 +272,15 @@ impl<C: Clock + Clone> Limiter<C> {
         )
     }
 
+    /// The limits of a device, the tokens that it has used on the day of `now` in UTC, and how many of
+    /// its requests run. `now` is Unix time.
+    pub(crate) fn standing(&self, asker: LimitedDevice<'_>, now: i64) -> (Limits, u64, u32) {
+        let inner = self.lock();
+        let running = inner.devices.get(&asker.id).map_or(0, |counter| counter.at_once);
+        let used = inner.tokens.used(asker.id, Day::of(now));
+        (inner.table.limits(asker.role, asker.name.as_str()), used, running)
+    }
+
     /// The usage, to be saved; `None` if it has not changed since the last call.
     pub(crate) fn unsaved(&self) -> Option<Usage> {
         self.lock().tokens.unsaved()

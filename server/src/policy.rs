@@ -20,9 +20,6 @@ use crate::{
     state::register::{Snapshot, default_role},
 };
 
-/// How long after its expiry a certificate may still be used to renew itself, in seconds: 90 days.
-pub(crate) const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
-
 /// The rules in force: the current register, and the services.
 pub(crate) struct Policy {
     snapshot: RwLock<Arc<Snapshot>>,

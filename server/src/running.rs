@@ -13,8 +13,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::machine::{process::unix_now, report::Failure};
+use common::{
+    machine::{process::unix_now, report::Failure},
+    transport::carrier::SystemSocket,
+};
 use proto::{
+    doctor::gpu_box::BoxFound,
     identity::{DeviceId, Name},
     repeats::Repeats,
     wire::Enrolled,
@@ -72,6 +76,8 @@ pub(crate) struct Server {
     pub(crate) reloading: tokio::sync::Mutex<()>,
     begun: Instant,
     failures: Mutex<Repeats>,
+    /// What `doctor` found last, and when.
+    pub(crate) looked: tokio::sync::Mutex<Option<(Instant, BoxFound)>>,
 }
 
 /// Requests of other commands to the running server.
@@ -85,6 +91,8 @@ pub enum Request {
         /// The device's id.
         device: DeviceId,
     },
+    /// Asks what is wrong.
+    Doctor,
     /// Asks for the settings in force.
     InForce,
     /// The register was changed: apply it now.
@@ -118,6 +126,8 @@ pub enum Answer {
         /// How many sessions were cut.
         cut: usize,
     },
+    /// The answer to [`Request::Doctor`].
+    Doctor(Box<BoxFound>),
     /// The answer to [`Request::InForce`].
     InForce(InForce),
     /// The answer to [`Request::Enroll`].
@@ -203,6 +213,8 @@ pub(crate) struct Open {
     /// bytes.
     pub(crate) socket_buffers: Option<(usize, usize)>,
     pub(crate) relay: Option<u16>,
+    /// The UDP sockets.
+    pub(crate) sockets: Vec<Arc<SystemSocket>>,
 }
 
 impl Server {
@@ -232,6 +244,7 @@ impl Server {
             reloading: tokio::sync::Mutex::default(),
             begun: Instant::now(),
             failures: Mutex::new(Repeats::new(SAY_AGAIN)),
+            looked: tokio::sync::Mutex::default(),
         })
     }
 

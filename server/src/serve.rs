@@ -29,6 +29,7 @@ use crate::{
     accounting::{self, Accounting},
     audit::Event,
     config::{self, Config, Settings},
+    doctor,
     ingress::{
         admission::{
             Admission, Handshake, HandshakeSlot, Knocker, Verdict, connection_ids::OwnIds,
@@ -93,14 +94,17 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let repeats = Arc::<Repeats>::default();
+    let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
+    let sockets = sockets.into_iter().map(SystemSocket::new).collect::<Result<Vec<_>, _>>();
+    let sockets = sockets.map_err(unusable)?;
     let endpoints = sockets
-        .into_iter()
+        .iter()
         .map(|socket| {
-            let socket = RepeatingSocket::new(SystemSocket::new(socket)?, repeats.clone());
+            let socket = RepeatingSocket::new(socket.clone(), repeats.clone());
             endpoint(socket, &config, &state, tunnel.clone(), admission.clone())
         })
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|e| Failure::new("cannot use a UDP socket").source(e))?;
+        .map_err(unusable)?;
     let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
     // `aditd invite` may run before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
@@ -123,7 +127,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         accounting,
         version,
         settings,
-        Open { listening, socket_buffers, relay },
+        Open { listening, socket_buffers, relay, sockets },
     );
     server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
@@ -385,6 +389,7 @@ async fn answer_control(control: Control, server: Arc<Server>) {
                         Err(why) => Answer::Failed(why.into()),
                     }
                 }
+                Request::Doctor => Answer::Doctor(Box::new(doctor::of_running(&server).await)),
                 Request::InForce => Answer::InForce(server.in_force()),
                 Request::Refresh => match server.refresh().await {
                     Ok(cut) => Answer::Refreshed { cut },

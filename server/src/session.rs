@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use common::{
@@ -25,10 +25,11 @@ use common::{
     },
 };
 use proto::{
+    doctor::{DoctorAnswer, DoctorRequest},
     identity::{Certificate, Name},
     wire::{Code, Greeting, Hello, RenewAnswer, ServiceKind, StreamHead},
 };
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, ReadExactError, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     net::TcpStream,
@@ -40,6 +41,7 @@ use tracing::{Instrument, debug, info, warn};
 
 use self::notices::Notices;
 use crate::{
+    doctor,
     gate::StreamContext,
     ingress::admission::{HandshakeSlot, Knocker},
     policy::{Admitted, Permit, upstream},
@@ -137,6 +139,9 @@ struct Session {
     credit: Arc<Credit>,
 }
 
+/// How long a stream of `adit doctor` may last, and how many questions it may have.
+const DOCTOR_WITHIN: Duration = Duration::from_secs(15);
+const MOST_QUESTIONS: usize = 64;
 /// The least time between two renewals in one session; or a tenth of a certificate's lifetime, if
 /// that is less.
 const RENEW_PAUSE: Duration = Duration::from_secs(60);
@@ -256,6 +261,11 @@ impl Session {
                 let within = tokio::time::timeout(HANDSHAKE_WITHIN, renewed).await;
                 within.unwrap_or(Err(Code::Protocol))
             }
+            Ok(Ok(StreamHead::Doctor)) => {
+                let answered = self.answer_doctor(&mut send, &mut recv);
+                let within = tokio::time::timeout(DOCTOR_WITHIN, answered).await;
+                within.unwrap_or(Err(Code::Busy))
+            }
             Ok(Err(code)) => Err(code),
             Err(_) => Err(Code::Protocol),
         };
@@ -367,6 +377,32 @@ impl Session {
         Ok(())
     }
 
+    /// Answers what `adit doctor` asks, as far as this device may know it.
+    async fn answer_doctor(&self, send: &mut Sending, recv: &mut Receiving) -> Result<(), Code> {
+        if self.is_expired() {
+            return Err(Code::Expired);
+        }
+        let _slot = self.slots.try_acquire().map_err(|_| Code::TooManyStreams)?;
+        for _ in 0..MOST_QUESTIONS {
+            let Some(asked) = next_question(recv).await? else {
+                send.finish();
+                return Ok(());
+            };
+            // Asked for each answer: a revocation counts at once.
+            let device = self.server.policy.admit(&self.peer)?;
+            let answer = match asked {
+                DoctorRequest::Clock => DoctorAnswer::Clock(unix_millis()),
+                DoctorRequest::Report => {
+                    DoctorAnswer::Report(doctor::for_device(&self.server, device.id).await)
+                }
+            };
+            let mut framed = Vec::new();
+            frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
+            send.write_all(&framed).await.map_err(|_| Code::Cut)?;
+        }
+        Err(Code::Busy)
+    }
+
     /// Notes that the device uses its own knock key: the shared key is closed when all devices do.
     async fn note_own_knock(&self) {
         let id = self.device.id;
@@ -386,6 +422,22 @@ impl Session {
 fn refuse(mut send: Sending, mut recv: Receiving, code: Code) {
     send.reset(code);
     recv.stop((code as u32).into());
+}
+
+/// The next question on a stream; `None` at its end.
+async fn next_question(recv: &mut Receiving) -> Result<Option<DoctorRequest>, Code> {
+    match frame::receive(recv).await {
+        Ok(asked) => Ok(Some(asked)),
+        Err(e) => match e.get_ref().and_then(|e| e.downcast_ref()) {
+            Some(ReadExactError::FinishedEarly(0)) => Ok(None),
+            Some(_) => Err(Code::Cut),
+            None => Err(Code::Protocol),
+        },
+    }
+}
+
+fn unix_millis() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
 /// Counts a stream while it is open.

@@ -9,6 +9,7 @@ pub mod cli_assert;
 pub mod credentials;
 pub mod demo;
 pub mod disk;
+pub mod doctor;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod laptop;

@@ -22,6 +22,17 @@ pub enum Ending {
     Reset,
 }
 
+/// A port of loopback at which nobody listens, for as long as what comes with it lives.
+///
+/// # Panics
+/// If there is none.
+pub fn closed_port() -> (tokio::net::TcpSocket, SocketAddr) {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a port");
+    let address = socket.local_addr().expect("an address");
+    (socket, address)
+}
+
 /// Connects.
 ///
 /// # Panics

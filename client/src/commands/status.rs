@@ -22,13 +22,14 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::ollama::OllamaStatus;
+pub(super) use self::ollama::ask as ask_ollama;
 use crate::{
-    dial::{plan::DialPlan, route::Route},
+    dial::plan::DialPlan,
     profile::ProfileDir,
     tunnel::{
         Tunnel,
         events::TunnelEvent,
-        state::{Carried, ServerRefusal, TunnelState, Up},
+        state::{ServerRefusal, TunnelState, Up},
     },
 };
 
@@ -44,6 +45,8 @@ const INDENT: usize = 13;
 pub(crate) enum ControlRequest {
     /// Asks for its status.
     Status,
+    /// Asks for a close look at the tunnel.
+    Doctor,
     /// Asks for a port for the asking process alone, as long as that process runs.
     Lease,
 }
@@ -198,7 +201,7 @@ pub(crate) async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
     if (ollama || !json)
         && let (TunnelStatus::Up(_), Some(address)) = (&status.tunnel, status.listening.first())
     {
-        status.ollama = Some(ollama::ask(address).await);
+        status.ollama = Some(ask_ollama(address).await);
     }
     if json {
         let text = serde_json::to_string_pretty(&status)
@@ -280,7 +283,10 @@ impl Status {
             (if i == 0 { "Events" } else { "" }, format!("{} ago: {}", since(event.at), event.what))
         });
         let lines = lines.into_iter().chain(events);
-        lines.map(|(name, value)| wrapped(name, &value, WIDTH)).collect::<Vec<_>>().join("\n")
+        let row = |(name, value): (&str, String)| {
+            format!("{name:<INDENT$}{}", human::wrapped(&value, INDENT, WIDTH))
+        };
+        lines.map(row).collect::<Vec<_>>().join("\n")
     }
 
     fn listening_text(&self) -> String {
@@ -313,7 +319,7 @@ impl UpStatus {
             carrier: carried.way.carrier().to_owned(),
             carrier_since: carried.since,
             remote: carried.way.to_string(),
-            why_not_other: why_not_other(&carried, plan),
+            why_not_other: carried.why_not_the_other(plan),
             idle_timeout: ours.min(theirs),
             idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
             socket_buffers: carried.carrier.buffers(),
@@ -401,67 +407,11 @@ impl TunnelStatus {
     }
 }
 
-/// A line of the text, wrapped at `width`. Text between backticks is a command that people copy, so
-/// it is not wrapped.
-fn wrapped(name: &str, value: &str, width: usize) -> String {
-    let mut text = format!("{name:<INDENT$}");
-    let mut column = INDENT;
-    let mut is_command = false;
-    let words = value.split(|c: char| {
-        is_command ^= c == '`';
-        c == ' ' && !is_command
-    });
-    for (i, word) in words.enumerate() {
-        let length = word.chars().count();
-        if i > 0 && column + 1 + length > width {
-            text.push_str(&format!("\n{:INDENT$}", ""));
-            column = INDENT;
-        } else if i > 0 {
-            text.push(' ');
-            column += 1;
-        }
-        text.push_str(word);
-        column += length;
-    }
-    text
-}
-
 fn bracketed(hint: &Option<String>) -> String {
     hint.as_ref().map(|hint| format!(" ({hint})")).unwrap_or_default()
-}
-
-fn why_not_other(carried: &Carried, plan: &DialPlan) -> String {
-    let (other, preferred) = match carried.way {
-        Route::Udp(_) => ("ssh", "UDP is preferred"),
-        Route::Ssh(_) => ("udp", "it has not answered yet"),
-    };
-    match (plan.why_never(other), &carried.why_not_other) {
-        (Some(never), _) => never.to_owned(),
-        (None, Some(why)) if other == "udp" => why.clone(),
-        _ => preferred.to_owned(),
-    }
 }
 
 /// The time since a Unix time, for people.
 fn since(at: i64) -> String {
     human::time(Duration::from_secs(unix_now().saturating_sub(at).max(0).unsigned_abs()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_long_line_goes_on_in_the_next_below_its_value() {
-        assert_eq!(wrapped("Tunnel", "up for 3s", 30), "Tunnel       up for 3s");
-        let text = wrapped("Tunnel", "up for 3s, QUIC over UDP to somewhere", 30);
-        assert_eq!(
-            text,
-            "Tunnel       up for 3s, QUIC\n             over UDP to\n             somewhere"
-        );
-        let text = wrapped("Tunnel", "down (try `ssh -p 22 me@gpu true`)", 30);
-        assert_eq!(text, "Tunnel       down (try\n             `ssh -p 22 me@gpu true`)");
-        let long = "x".repeat(40);
-        assert_eq!(wrapped("", &long, 30), format!("             {long}"));
-    }
 }

@@ -33,6 +33,7 @@ use crate::{
     ssh::SshClient,
     tunnel::{
         Tunnel,
+        inspection::Inspection,
         state::{ServerRefusal, TunnelState},
     },
 };
@@ -370,6 +371,7 @@ impl StatusSource {
 #[serde(untagged)]
 enum ControlAnswer {
     Status(Box<Status>),
+    Doctor(Box<Result<Inspection, Failure>>),
     Lease(LeaseAnswer),
 }
 
@@ -380,6 +382,12 @@ async fn answer_control(control: Control, shown: StatusSource) {
         async move {
             match request {
                 ControlRequest::Status => (ControlAnswer::Status(Box::new(shown.status())), None),
+                ControlRequest::Doctor => {
+                    let inspected = shown.tunnel.inspect().await;
+                    let profile = shown.tunnel.profile();
+                    let inspected = inspected.map_err(|why| why.failure(&profile));
+                    (ControlAnswer::Doctor(Box::new(inspected)), None)
+                }
                 ControlRequest::Lease => {
                     let (answer, lease) = shown.lend().await;
                     (ControlAnswer::Lease(answer), lease)

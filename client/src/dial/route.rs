@@ -223,6 +223,14 @@ impl Carrier {
         }
     }
 
+    /// How many batches of datagrams (GSO) the system refused.
+    pub(crate) fn batches_refused(&self) -> u64 {
+        match self {
+            Self::Udp(socket, _) => socket.batches_refused(),
+            Self::Ssh(..) => 0,
+        }
+    }
+
     /// Whether it has ended by itself.
     pub(crate) fn is_dead(&self) -> bool {
         matches!(self, Self::Ssh(_, ssh) if ssh.is_dead())

@@ -1,12 +1,13 @@
-//! Finds which program holds an address on which adit should listen.
+//! Finds which program holds an address where tools look for Ollama, or on which adit should listen.
 
 use std::{
-    io::{Read, Write},
+    io::{self, Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
 use common::machine::process::{Protocol, port_holder};
+use proto::doctor::laptop::ports::Holder;
 
 /// How long each step of the holder's answer may take.
 const WITHIN: Duration = Duration::from_secs(1);
@@ -16,17 +17,45 @@ const MOST: u64 = 4096;
 /// Which program holds `address`: its name if this user may see it, otherwise what its answer
 /// shows. Takes at most some seconds.
 pub(crate) fn of(address: SocketAddr) -> String {
-    port_holder(address, Protocol::TCP).unwrap_or_else(|| by_answer(&ask(address)).to_owned())
+    port_holder(address, Protocol::TCP).unwrap_or_else(|| {
+        match by_answer(&ask(address)) {
+            Holder::Ollama(_) => "another Ollama",
+            Holder::Adit(_) => "another `adit`",
+            _ => "another program",
+        }
+        .to_owned()
+    })
+}
+
+/// Which program holds `address`, and of which kind it is. Blocks, for at most some seconds.
+pub(crate) fn look(address: SocketAddr) -> Holder {
+    match TcpStream::connect_timeout(&address, WITHIN) {
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => return Holder::Nobody,
+        // No such address family, or no such address.
+        Err(e) if e.kind() != io::ErrorKind::TimedOut => return Holder::Absent,
+        // The program is asked on another connection: this one tells nothing.
+        _ => {}
+    }
+    let who = port_holder(address, Protocol::TCP).unwrap_or_default();
+    match who.as_str() {
+        name if name.starts_with("`adit") && !name.starts_with("`aditd") => Holder::Adit(who),
+        name if name.starts_with("`ollama") => Holder::Ollama(who),
+        _ => match by_answer(&ask(address)) {
+            Holder::Ollama(_) => Holder::Ollama(who),
+            Holder::Adit(_) => Holder::Adit(who),
+            _ => Holder::Other(who),
+        },
+    }
 }
 
 /// The kind of a program whose name is not visible, by its answer to `GET /`.
-fn by_answer(answer: &str) -> &'static str {
+fn by_answer(answer: &str) -> Holder {
     if answer.contains("Ollama is running") {
-        "another Ollama"
+        Holder::Ollama(String::new())
     } else if answer.contains("\"error\":\"adit: ") {
-        "another `adit`"
+        Holder::Adit(String::new())
     } else {
-        "another program"
+        Holder::Other(String::new())
     }
 }
 
@@ -48,15 +77,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_address_that_nobody_holds_is_told_from_one_that_somebody_holds() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        // Nobody accepts, and nobody answers.
+        assert!(matches!(look(address), Holder::Other(_)));
+        drop(listener);
+        assert_eq!(look(address), Holder::Nobody);
+    }
+
+    #[test]
     fn a_holder_without_a_name_is_known_by_its_answer() {
         for (answer, is) in [
-            ("HTTP/1.0 200 OK\r\n\r\nOllama is running", "another Ollama"),
+            ("HTTP/1.0 200 OK\r\n\r\nOllama is running", Holder::Ollama(String::new())),
             (
                 "HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"adit: the user `a` may not\"}",
-                "another `adit`",
+                Holder::Adit(String::new()),
             ),
-            ("HTTP/1.0 404 Not Found\r\n\r\n", "another program"),
-            ("", "another program"),
+            ("HTTP/1.0 404 Not Found\r\n\r\n", Holder::Other(String::new())),
+            ("", Holder::Other(String::new())),
         ] {
             assert_eq!(by_answer(answer), is);
         }

@@ -4,7 +4,10 @@
 use std::io;
 
 use common::{machine::report::Failure, transport::frame};
-use proto::wire::{Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed};
+use proto::{
+    doctor::Report,
+    wire::{Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
+};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::{SshError, SshWay};
@@ -43,6 +46,14 @@ pub(super) async fn relay(from: &mut (impl AsyncRead + Unpin)) -> Result<(), Not
 
 /// Reads the answer of `aditd enroll-device`.
 pub(super) async fn certificate(from: &mut (impl AsyncRead + Unpin)) -> Result<Enrolled, NotBegun> {
+    if beginning(from).await?.ends_with(SSH_RELAY.as_bytes()) {
+        return Err(NotBegun::OnlyRelays);
+    }
+    frame::read(from).await.map_err(NotBegun::Ended)
+}
+
+/// Reads the answer of `aditd doctor`.
+pub(super) async fn report(from: &mut (impl AsyncRead + Unpin)) -> Result<Report, NotBegun> {
     if beginning(from).await?.ends_with(SSH_RELAY.as_bytes()) {
         return Err(NotBegun::OnlyRelays);
     }

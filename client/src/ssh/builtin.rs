@@ -16,7 +16,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tracing::debug;
 
 use super::{
-    Halves, SshError, SshWay,
+    DOCTOR, Halves, Inspected, SshError, SshWay,
     answer::{self, NotBegun},
     ask,
     bounds::{Patience, Tell},
@@ -64,7 +64,7 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     let there = ask::somebody_is_there();
     let patience = patience(way, if there { Tell::Person } else { Tell::Nobody });
     let exchange = async {
-        let (session, under, _) = connect(way, there, &patience).await?;
+        let Connected { session, under, .. } = connect(way, there, &patience).await?;
         let run = format!("enroll-device {name}");
         let piped = session.exec(&way.command(&run), &to).await?;
         let mut piped = piped.over(under);
@@ -96,7 +96,7 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     let may_ask = first && ask::somebody_is_there();
     let patience = patience(way, if first { Tell::Log } else { Tell::Nobody });
     let connecting = patience.bound(connect(way, may_ask, &patience)).await;
-    let (session, mut under, round_trip) =
+    let Connected { session, mut under, round_trip, .. } =
         match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
             Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
                 // A person who has not answered is not asked again.
@@ -111,6 +111,41 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     under.push(session);
     let Piped { read, write } = piped.over(under);
     Ok(Halves { read: Box::new(read), write, round_trip })
+}
+
+/// A login at the host that is meant.
+struct Connected {
+    session: SshSession,
+    /// The sessions through which it goes.
+    under: Vec<SshSession>,
+    /// How the host accepted the login, for people.
+    by: String,
+    /// The round trip to the host, if it is reached directly.
+    round_trip: Option<Duration>,
+}
+
+/// Logs in, asks aditd what is wrong there, and tries what else the login may do. Never asks a person.
+pub(super) async fn inspect(way: &SshWay) -> Result<Inspected, SshError> {
+    let patience = patience(way, Tell::Nobody);
+    let connecting = patience.bound(connect(way, false, &patience)).await;
+    let Connected { session, under, by, .. } =
+        connecting.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
+    let asked = async {
+        let to = way.to_string();
+        let mut piped = session.exec(&way.command(DOCTOR), &to).await?;
+        piped.read.tells(&patience);
+        match answer::report(&mut piped.read).await {
+            Ok(report) => Ok(report),
+            Err(why) => Err(ended(way, DOCTOR, &mut piped.read, why).await),
+        }
+    };
+    let report = patience.bound(asked).await.unwrap_or_else(|e| Err(SshError::Silent(e)));
+    let forwards = match way.relay_port {
+        Some(port) => Some(forwarded(way, &session, port).await.map(drop)),
+        None => None,
+    };
+    drop(under);
+    Ok(Inspected { by, report, forwards })
 }
 
 fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
@@ -212,17 +247,17 @@ async fn connect(
     way: &SshWay,
     may_ask: bool,
     patience: &Arc<Patience>,
-) -> Result<(SshSession, Vec<SshSession>, Option<Duration>), SshError> {
+) -> Result<Connected, SshError> {
     let going = Connector {
         keyring: &way.keyring,
         may_ask,
         patience: patience.clone(),
         round_trip: Mutex::default(),
     };
-    let (session, under) = going.to(&way.destination, way.port).await?;
+    let (session, under, by) = going.to(&way.destination, way.port).await?;
     patience.step(Step::Command, &way.to_string(), None);
     let round_trip = *going.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
-    Ok((session, under, round_trip))
+    Ok(Connected { session, under, by, round_trip })
 }
 
 impl Connector<'_> {
@@ -230,7 +265,7 @@ impl Connector<'_> {
         &self,
         destination: &str,
         port: Option<u16>,
-    ) -> Result<(SshSession, Vec<SshSession>), SshError> {
+    ) -> Result<(SshSession, Vec<SshSession>, String), SshError> {
         let mut hosts = VecDeque::from([config::of(destination, port).await?]);
         // Puts the jump hosts before the host, then the first jump host's own jumps before it,
         // until the first host is reached directly.
@@ -257,9 +292,10 @@ impl Connector<'_> {
         if let Some(what) = hosts.front().and_then(|first| first.beyond) {
             return Err(SshError::Beyond { what: format!("{what} is set for {destination}") });
         }
-        let mut sessions: Vec<SshSession> = Vec::new();
+        let (mut sessions, mut by) = (Vec::new(), String::new());
         for host in &hosts {
-            let session = self.hop(sessions.last(), host).await?;
+            let (session, shown) = self.hop(sessions.last(), host).await?;
+            by = shown;
             sessions.push(session);
         }
         let nobody = || SshError::Broken {
@@ -267,14 +303,15 @@ impl Connector<'_> {
             why: "there is no host on the way".to_owned(),
         };
         let last = sessions.pop().ok_or_else(nobody)?;
-        Ok((last, sessions))
+        Ok((last, sessions, by))
     }
 
+    /// Logs in at one host. Returns the session and how the host accepted the login.
     async fn hop(
         &self,
         from: Option<&SshSession>,
         host: &HostConfig,
-    ) -> Result<SshSession, SshError> {
+    ) -> Result<(SshSession, String), SshError> {
         let may_ask = self.may_ask && !host.batch;
         let known = KnownHost::read(host, may_ask);
         let HostConfig { host_name, port, connect_timeout, .. } = host;
@@ -302,13 +339,14 @@ impl Connector<'_> {
             keyring: self.keyring,
             may_ask,
             patience: &self.patience,
+            shown: String::new(),
         };
-        login.run().await.map_err(|e| match e {
+        let by = login.run().await.map_err(|e| match e {
             // `Login` does not know the host's name.
             SshError::Broken { why, .. } => SshError::Broken { to, why },
             other => other,
         })?;
-        Ok(session)
+        Ok((session, by))
     }
 
     fn note_round_trip(&self, time: Option<Duration>) {

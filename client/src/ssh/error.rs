@@ -133,6 +133,11 @@ impl SshError {
         }
     }
 
+    /// Whether aditd has answered, and is too old to know the command `doctor`.
+    pub(crate) fn knows_no_doctor(&self) -> bool {
+        matches!(self, Self::Refused { failure, .. } if failure.what().contains("unrecognized subcommand"))
+    }
+
     /// The error for a command that ended without an answer.
     pub(super) fn of_command(way: &SshWay, arguments: &str, code: Option<u32>, said: &str) -> Self {
         let to = way.to_string();

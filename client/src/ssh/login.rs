@@ -32,6 +32,8 @@ pub(crate) struct Login<'a> {
     pub(crate) may_ask: bool,
     /// How long the host may be silent.
     pub(crate) patience: &'a Arc<Patience>,
+    /// What was shown to the host last, for people.
+    pub(crate) shown: String,
 }
 
 /// Why a host has not accepted the login.
@@ -64,8 +66,8 @@ enum MethodResult {
 }
 
 impl Login<'_> {
-    /// Logs in.
-    pub(crate) async fn run(mut self) -> Result<(), SshError> {
+    /// Logs in. Returns how, for people.
+    pub(crate) async fn run(mut self) -> Result<String, SshError> {
         let user = self.config.user.clone();
         let who = match self.config.port {
             config::SSH_PORT => format!("{user}@{}", self.config.host_name),
@@ -78,7 +80,7 @@ impl Login<'_> {
             ..LoginDenied::default()
         };
         let mut methods = match self.session.none(&user).await? {
-            LoginResult::In => return Ok(()),
+            LoginResult::In => return Ok("its name alone".to_owned()),
             LoginResult::Not { methods, .. } => methods,
             LoginResult::Asked(_) => Methods::default(),
         };
@@ -91,13 +93,15 @@ impl Login<'_> {
                 step = self.keys(&user, &mut denied).await?;
             }
             if matches!(step, MethodResult::Failed) && methods.interactive {
+                self.shown = "what was typed".to_owned();
                 step = self.interactive(&user, &who).await?;
             }
             if matches!(step, MethodResult::Failed) && methods.password {
+                self.shown = "a password".to_owned();
                 step = self.password(&user, &who).await?;
             }
             match step {
-                MethodResult::In => return Ok(()),
+                MethodResult::In => return Ok(self.shown),
                 MethodResult::More(more) => methods = more,
                 MethodResult::Failed => break,
             }
@@ -125,6 +129,7 @@ impl Login<'_> {
                     let mut step = MethodResult::Failed;
                     for identity in identities {
                         debug!("trying {} of the agent", identity.name());
+                        self.shown = format!("the agent's key `{}`", identity.name());
                         tried.push(identity.key().into_owned());
                         denied.keys += 1;
                         // The agent may ask for a touch or a confirmation.
@@ -164,6 +169,7 @@ impl Login<'_> {
             denied.keys += 1;
             let Some(key) = self.unlocked(user, &file, denied).await? else { continue };
             debug!("trying {}", path.display());
+            self.shown = format!("the key `{}`", path.display());
             let step = method_result(self.session.key(user, key).await?);
             self.patience.again();
             if !matches!(step, MethodResult::Failed) {

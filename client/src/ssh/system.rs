@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    Halves, SshError, SshWay,
+    DOCTOR, Halves, Inspected, SshError, SshWay,
     answer::{self, NotBegun},
     ask,
     bounds::{Patience, Tell},
@@ -116,6 +116,27 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
         Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
         Err(silence) => Err(SshError::Silent(silence)),
     }
+}
+
+/// Asks aditd what is wrong there. How ssh logs in is not visible, and this way forwards nothing.
+pub(super) async fn inspect(way: &SshWay) -> Result<Inspected, SshError> {
+    let mut child = start(way, DOCTOR, Prompts::Forbidden)?;
+    let patience = patience(way, Tell::Nobody);
+    let said = Said::listen(child.stderr.take(), &patience);
+    // The command reads nothing.
+    drop(child.stdin.take());
+    let Some(mut stdout) = child.stdout.take() else {
+        return Err(SshError::Ended { to: way.to_string(), said: String::new() });
+    };
+    let report = match patience.bound(answer::report(&mut stdout)).await {
+        Ok(Ok(report)) => Ok(report),
+        Ok(Err(why)) => match ended(way, DOCTOR, child, said, why).await {
+            e @ SshError::Ended { .. } => return Err(e),
+            e => Err(e),
+        },
+        Err(silence) => return Err(SshError::Silent(silence)),
+    };
+    Ok(Inspected { by: "the system's ssh".to_owned(), report, forwards: None })
 }
 
 /// What ssh waits for is not visible, so the login and the command share one time limit.

@@ -181,21 +181,7 @@ impl Reconnect {
     async fn enter(&self, dialed: Dialed) -> Result<Greeted, DialError> {
         let Dialed { endpoint, connection, way, carrier } = dialed;
         let to = way.to_string();
-        let (hello, notices, probes) =
-            match tokio::time::timeout(HANDSHAKE_WITHIN, greet(&connection)).await {
-                Ok(Ok(greeted)) => greeted,
-                // The server judges the certificate after our side of the handshake is complete, so
-                // the reason is in its close.
-                Ok(Err(e)) => {
-                    let closed =
-                        tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
-                    return Err(closed.map_or_else(
-                        |_| DialError::Other(e.to_string()),
-                        |e| DialError::from_connection(&e, &to),
-                    ));
-                }
-                Err(_) => return Err(DialError::NoAnswer(to)),
-            };
+        let (hello, notices, probes) = begin_session(&connection, &to).await?;
         let expired_here =
             self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
         if hello.certificate_expired || expired_here {
@@ -337,6 +323,28 @@ pub(crate) async fn greeted(connection: &Connection) -> Result<(), DialError> {
 pub(crate) async fn take_leave(connection: &Connection, endpoint: &Endpoint, within: Duration) {
     connection.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(within, endpoint.wait_idle()).await;
+}
+
+/// Sends the greeting and reads the hello: from then on there is a session. `to` is where it goes.
+///
+/// # Errors
+/// Why the server has said no, or nothing.
+pub(crate) async fn begin_session(
+    connection: &Connection,
+    to: &str,
+) -> Result<(Hello, RecvStream, SendStream), DialError> {
+    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection)).await {
+        Ok(Ok(greeted)) => Ok(greeted),
+        // The server judges the device after the client's handshake is done: the close tells why.
+        Ok(Err(e)) => {
+            let closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
+            Err(closed.map_or_else(
+                |_| DialError::Other(e.to_string()),
+                |e| DialError::from_connection(&e, to),
+            ))
+        }
+        Err(_) => Err(DialError::NoAnswer(to.to_owned())),
+    }
 }
 
 async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {

@@ -19,6 +19,7 @@ use quinn::{Connection, Endpoint};
 use super::loss::{Loss, Packets};
 use crate::dial::{
     DialError,
+    plan::DialPlan,
     route::{Carrier, Route},
 };
 
@@ -90,6 +91,21 @@ pub(crate) struct Carried {
     pub(crate) since: i64,
     /// Why the other kind of carrier is not in use, if that is known.
     pub(crate) why_not_other: Option<String>,
+}
+
+impl Carried {
+    /// Why the other carrier is not in use.
+    pub(crate) fn why_not_the_other(&self, directions: &DialPlan) -> String {
+        let (other, preferred) = match self.way {
+            Route::Udp(_) => ("ssh", "UDP is preferred"),
+            Route::Ssh(_) => ("udp", "it has not answered yet"),
+        };
+        match (directions.why_never(other), &self.why_not_other) {
+            (Some(never), _) => never.to_owned(),
+            (None, Some(why)) if other == "udp" => why.clone(),
+            _ => preferred.to_owned(),
+        }
+    }
 }
 
 impl Up {

@@ -34,6 +34,30 @@ pub fn count(number: impl Into<u64>, thing: &str) -> String {
     format!("{number} {thing}{plural}")
 }
 
+/// Wraps a text into rows of at most `width` characters. All rows but the first are indented by
+/// `indent`; the first begins there, too. A row is longer only if one word is. Text between backticks
+/// is a command that people copy, so it counts as one word.
+pub fn wrapped(text: &str, indent: usize, width: usize) -> String {
+    let (mut rows, mut column, mut is_command) = (String::new(), indent, false);
+    let words = text.split(|c: char| {
+        is_command ^= c == '`';
+        c == ' ' && !is_command
+    });
+    for (i, word) in words.enumerate() {
+        let length = word.chars().count();
+        if i > 0 && column + 1 + length > width {
+            rows.push_str(&format!("\n{:indent$}", ""));
+            column = indent;
+        } else if i > 0 {
+            rows.push(' ');
+            column += 1;
+        }
+        rows.push_str(word);
+        column += length;
+    }
+    rows
+}
+
 /// Whether a character could change what a terminal does, or how it shows the text around: control
 /// characters, invisible characters, and those that change the direction of text.
 pub fn misleads(c: char) -> bool {
@@ -77,6 +101,21 @@ mod tests {
             [count(0u64, "request"), count(1u64, "request"), count(2u64, "request")],
             ["0 requests", "1 request", "2 requests"]
         );
+    }
+
+    #[test]
+    fn a_long_line_is_wrapped_and_a_command_stays_whole() {
+        assert_eq!(wrapped("up for 3s", 13, 30), "up for 3s");
+        assert_eq!(
+            wrapped("up for 3s, QUIC over UDP to somewhere", 13, 30),
+            "up for 3s, QUIC\n             over UDP to\n             somewhere"
+        );
+        assert_eq!(
+            wrapped("down (try `ssh -p 22 me@gpu true`)", 13, 30),
+            "down (try\n             `ssh -p 22 me@gpu true`)"
+        );
+        let long = "x".repeat(40);
+        assert_eq!(wrapped(&long, 13, 30), long);
     }
 
     #[test]

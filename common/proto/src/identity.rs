@@ -11,6 +11,9 @@ const URI_PREFIX: &str = "urn:adit:device:";
 /// A certificate is valid from this many seconds (a day) before it was made, because the clocks of
 /// two machines differ.
 pub const CLOCK_SLACK: i64 = 24 * 3600;
+/// How long after its certificate's end a device may still prove its key to get a new one, in
+/// seconds: 90 days.
+pub const RECOVER_WITHIN: i64 = 90 * 24 * 3600;
 
 /// The id of a device: 32 random bits, shown as `d7c4-91ae`. It does not change when the device is
 /// renamed, and is never reused.

@@ -7,6 +7,7 @@ pub mod checks;
 pub mod clock;
 pub mod congestion;
 pub mod crypto;
+pub mod doctor;
 pub mod failure;
 pub mod glob;
 pub mod http1;

@@ -46,6 +46,8 @@ pub enum StreamHead {
     Forward(Name),
     /// Asks for a new certificate for the key of this connection. The answer is a [`RenewAnswer`].
     Renew,
+    /// What is wrong with the box, and how is the way: see the module `doctor` for what follows.
+    Doctor,
 }
 
 impl StreamHead {
@@ -53,12 +55,14 @@ impl StreamHead {
     pub const MAX_LEN: usize = 2 + 63;
     const FORWARD: u8 = 1;
     const RENEW: u8 = 2;
+    const DOCTOR: u8 = 3;
 
     /// The head as bytes.
     pub fn encode(&self) -> Vec<u8> {
         let (kind, name) = match self {
             Self::Forward(name) => (Self::FORWARD, name.as_str()),
             Self::Renew => (Self::RENEW, ""),
+            Self::Doctor => (Self::DOCTOR, ""),
         };
         let mut bytes = vec![kind, name.len() as u8];
         bytes.extend_from_slice(name.as_bytes());
@@ -70,18 +74,18 @@ impl StreamHead {
     /// `Ok(None)` while it is incomplete; otherwise the head and how many bytes it took.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, usize)>, BadHead> {
         let [kind, len, rest @ ..] = bytes else { return Ok(None) };
-        if !matches!((*kind, *len), (Self::FORWARD, 1..=63) | (Self::RENEW, 0)) {
+        if !matches!((*kind, *len), (Self::FORWARD, 1..=63) | (Self::RENEW | Self::DOCTOR, 0)) {
             return Err(BadHead);
         }
         let Some(name) = rest.get(..usize::from(*len)) else {
             return Ok(None);
         };
-        let head = if *kind == Self::RENEW {
-            Self::Renew
-        } else {
-            Self::Forward(
+        let head = match *kind {
+            Self::RENEW => Self::Renew,
+            Self::DOCTOR => Self::Doctor,
+            _ => Self::Forward(
                 std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(BadHead)?,
-            )
+            ),
         };
         Ok(Some((head, 2 + usize::from(*len))))
     }
@@ -305,7 +309,8 @@ mod tests {
 
     #[test]
     fn a_head_is_read_as_it_is_written_and_any_part_of_it_is_incomplete() {
-        for head in [StreamHead::Forward("ollama".parse().expect("a name")), StreamHead::Renew] {
+        let forward = StreamHead::Forward("ollama".parse().expect("a name"));
+        for head in [forward, StreamHead::Renew, StreamHead::Doctor] {
             let mut bytes = head.encode();
             let len = bytes.len();
             for cut in 0..len {
@@ -324,6 +329,8 @@ mod tests {
             b"\x01\x00",
             b"\x01\x40",
             b"\x02\x01x",
+            b"\x03\x01x",
+            b"\x04\x00",
             b"\x01\x02a/",
             b"\xff\xff",
         ] {

@@ -220,6 +220,32 @@ pub(crate) fn refuse_exposed_dir(path: &Path) -> Result<(), FileError> {
     refuse_exposed(path, &metadata)
 }
 
+/// Looks at a file or directory of this user's that nobody else may read, without opening it. A file
+/// that does not exist is no error.
+///
+/// # Errors
+/// What is wrong with its owner, its mode or its kind.
+pub fn inspect(path: &Path) -> Result<(), FileError> {
+    let metadata = match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found.map_err(FileError::io("read", path))?,
+    };
+    if metadata.is_symlink() {
+        return Err(FileError::NotPlain { path: path.to_owned(), what: "a symbolic link" });
+    }
+    refuse_foreign(path, &metadata)?;
+    refuse_exposed(path, &metadata)
+}
+
+/// Bytes that may still be written to the file system of `path`.
+///
+/// # Errors
+/// If the system does not say.
+pub fn free_space(path: &Path) -> io::Result<u64> {
+    let found = rustix::fs::statvfs(path)?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+}
+
 /// Refuses a directory in which another user could replace a file that this process makes. The
 /// directory must belong to this user or to root, and if others can write to it, it must be sticky.
 pub fn refuse_shared_dir(path: &Path) -> Result<(), FileError> {
@@ -343,6 +369,7 @@ mod tests {
         let error = read(&path).expect_err("exposed");
         assert!(error.to_string().contains("mode 644"), "{error}");
         assert!(error.hint().contains("chmod 600"), "{}", error.hint());
+        assert_eq!(inspect(&path).expect_err("exposed").to_string(), error.to_string());
     }
 
     #[test]
@@ -366,6 +393,7 @@ mod tests {
             Err(FileError::NotPlain { what: "a hard link", .. })
         ));
         assert_eq!(fs::read(&canary).expect("read"), b"canary");
+        assert!(inspect(&path("link")).is_err() && inspect(&path("nowhere")).is_ok());
         if rustix::process::geteuid().is_root() {
             replace(&path("theirs"), b"x").expect("written");
             std::os::unix::fs::chown(path("theirs"), Some(1234), None).expect("chown");

@@ -10,7 +10,7 @@ use std::{
 
 use data_encoding::HEXLOWER;
 pub use listeners::Protocol;
-use listeners::{Listener, SocketState};
+use listeners::{Listener, Process, SocketState};
 use time::{OffsetDateTime, macros::format_description};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -194,6 +194,16 @@ pub fn how_to_stop(pid: Option<u32>) -> String {
 /// Which other process holds an address of this machine, as `` `ollama` (pid 812) ``. `None` if
 /// that cannot be known: only root sees the processes of other users.
 pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {
+    let process = holder(address, protocol)?;
+    Some(format!("`{}` (pid {})", process.name, process.pid))
+}
+
+/// The process id of that process.
+pub fn port_holder_pid(address: SocketAddr, protocol: Protocol) -> Option<u32> {
+    holder(address, protocol).map(|process| process.pid)
+}
+
+fn holder(address: SocketAddr, protocol: Protocol) -> Option<Process> {
     let is_same = |ip: IpAddr| ip.to_canonical() == address.ip().to_canonical();
     let is_holder = |listener: &Listener| {
         let is_listening = protocol == Protocol::UDP || listener.state == SocketState::Listen;
@@ -206,6 +216,5 @@ pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {
             && listener.process.pid != std::process::id()
     };
     let holders = listeners::get_all().ok()?.into_iter().filter(is_holder);
-    let Listener { process, .. } = holders.min_by_key(|holder| !is_same(holder.socket.ip()))?;
-    Some(format!("`{}` (pid {})", process.name, process.pid))
+    holders.min_by_key(|holder| !is_same(holder.socket.ip())).map(|holder| holder.process)
 }

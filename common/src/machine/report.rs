@@ -20,9 +20,14 @@ use crate::machine::log;
 
 pub use proto::failure::{Exit, Failure};
 use proto::{
+    doctor::text::Style,
     human,
     typed::{Flag, with_flags},
 };
+
+/// The longest line of a report, and the shortest one at a narrow terminal, in columns.
+const MOST_COLUMNS: usize = 80;
+const LEAST_COLUMNS: usize = 40;
 
 impl crate::machine::files::FileError {
     /// The failure, with the cure for a file whose place `setting` decides.
@@ -41,8 +46,14 @@ impl From<crate::machine::files::FileError> for Failure {
 
 /// Ends a program: prints a failure to standard error and gives its exit code.
 pub fn finish(result: Result<(), Failure>) -> ExitCode {
+    finish_with(result.map(|()| None))
+}
+
+/// Like [`finish`], for a command that may have written all it has to say: then only its exit code is
+/// given.
+pub fn finish_with(result: Result<Option<Exit>, Failure>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(exit) => exit.map_or(ExitCode::SUCCESS, |exit| ExitCode::from(u8::from(exit))),
         Err(failure) => {
             let failure = failure.map_hints(|hint| typed(hint));
             say(&failure);
@@ -105,11 +116,31 @@ pub fn say(text: impl fmt::Display) {
 /// # Errors
 /// If standard output cannot be written: the data would be lost without notice.
 pub fn data(text: impl fmt::Display) -> Result<(), Failure> {
+    data_in_colour(Harmless(text))
+}
+
+/// Writes data to standard output as it is: text of others in it must be harmless already.
+///
+/// # Errors
+/// As [`data`].
+pub fn data_in_colour(text: impl fmt::Display) -> Result<(), Failure> {
     let mut out = std::io::stdout();
-    match writeln!(out, "{}", Harmless(text)).and_then(|()| out.flush()) {
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
         // The reader has closed the pipe because it has enough, as `head` does.
         Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(|e| Failure::new("cannot write to standard output").source(e)),
+    }
+}
+
+/// How standard output shows a report: with colours only at a terminal, and only if `NO_COLOR` is not
+/// set.
+pub fn style() -> Style {
+    let out = std::io::stdout();
+    let columns = rustix::termios::tcgetwinsize(&out).ok().map(|size| usize::from(size.ws_col));
+    let width = columns.filter(|columns| *columns > 0).unwrap_or(MOST_COLUMNS);
+    Style {
+        colour: out.is_terminal() && std::env::var_os("NO_COLOR").is_none(),
+        width: width.clamp(LEAST_COLUMNS, MOST_COLUMNS),
     }
 }
 

@@ -2,7 +2,9 @@
 
 use std::io;
 
+use crate::transport::splice::Receiving;
 use proto::wire::MAX_LEN;
+use quinn::ReadExactError;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -44,6 +46,30 @@ pub(crate) async fn read_long<T: DeserializeOwned>(
     }
     let mut body = vec![0; len];
     from.read_exact(&mut body).await?;
+    serde_json::from_slice(&body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+}
+
+/// Like [`read`], from a stream whose sender is told how far it has been read.
+///
+/// # Errors
+/// Likewise; with a [`ReadExactError`] inside if the stream was reset, or ended before a message began.
+pub async fn receive<T: DeserializeOwned>(from: &mut Receiving) -> io::Result<T> {
+    // A stream that ends between two messages is no half of one: that error stays what it is.
+    let half = |e: ReadExactError| match e {
+        ReadExactError::FinishedEarly(1..) => io::ErrorKind::UnexpectedEof.into(),
+        e => io::Error::other(e),
+    };
+    let mut len = [0; 4];
+    from.read_exact(&mut len).await.map_err(half)?;
+    let len = u32::from_be_bytes(len) as usize;
+    if len > MAX_LEN {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
+    }
+    let mut body = vec![0; len];
+    from.read_exact(&mut body).await.map_err(|e| match e {
+        ReadExactError::FinishedEarly(_) => io::ErrorKind::UnexpectedEof.into(),
+        e => io::Error::other(e),
+    })?;
     serde_json::from_slice(&body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 

@@ -92,6 +92,11 @@ impl Queue {
         }
     }
 
+    /// Requests that may run at once; `None` if all may.
+    pub(crate) fn most(&self) -> Option<usize> {
+        self.lock().queue.most().map(NonZeroUsize::get)
+    }
+
     /// Whether any request may have to wait.
     pub(crate) fn is_bounded(&self) -> bool {
         self.lock().queue.is_bounded()

@@ -2,7 +2,7 @@
 //! because sshd has authenticated the user, and `aditd relay`, which carries a tunnel's datagrams
 //! where no UDP port can be reached.
 
-mod nearby;
+pub(in crate::commands) mod nearby;
 
 use std::{
     io::{IsTerminal, Write},
@@ -20,9 +20,11 @@ use common::{
 };
 use data_encoding::BASE64;
 use proto::{
+    doctor::Report,
     identity::Name,
     wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
 };
+use serde::Serialize;
 use tokio::io::AsyncWriteExt;
 
 use crate::{
@@ -60,12 +62,27 @@ pub(crate) async fn enroll_device(
     name: &str,
 ) -> Result<(), Failure> {
     let enrolled = reporting_failure(async { enroll(&config?, name).await }).await?;
+    answer(&enrolled).await.map_err(|e| Failure::new("cannot send the certificate").source(e))
+}
+
+/// Writes a report to standard output, for the client.
+///
+/// # Errors
+/// As the work that makes it; or when nobody reads it.
+pub(super) async fn doctor(
+    work: impl Future<Output = Result<Report, Failure>>,
+) -> Result<(), Failure> {
+    let report = reporting_failure(work).await?;
+    answer(&report).await.map_err(|e| Failure::new("cannot send the report").source(e))
+}
+
+/// The marker, and a message.
+async fn answer(message: &impl Serialize) -> std::io::Result<()> {
     let mut answer = SSH_MARKER.as_bytes().to_vec();
-    let unsent = |e: std::io::Error| Failure::new("cannot send the certificate").source(e);
-    frame::write(&mut answer, &enrolled).await.map_err(unsent)?;
+    frame::write(&mut answer, message).await?;
     let mut out = tokio::io::stdout();
-    out.write_all(&answer).await.map_err(unsent)?;
-    out.flush().await.map_err(unsent)
+    out.write_all(&answer).await?;
+    out.flush().await
 }
 
 async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {

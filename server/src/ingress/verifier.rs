@@ -4,7 +4,7 @@
 use std::{fmt, sync::Arc};
 
 use common::transport::tls;
-use proto::identity::Certificate;
+use proto::identity::{Certificate, RECOVER_WITHIN};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -15,10 +15,7 @@ use rustls::{
     },
 };
 
-use crate::{
-    policy::{Policy, RECOVER_WITHIN},
-    state::ca::Ca,
-};
+use crate::{policy::Policy, state::ca::Ca};
 
 /// Checks a certificate by webpki, then by the current register.
 pub(crate) struct DeviceVerifier {

@@ -80,6 +80,24 @@ impl FromStr for Address {
     }
 }
 
+impl Address {
+    /// A command that asks there.
+    pub(crate) fn by_hand(&self) -> String {
+        match &self.place {
+            Location::Tcp(address) => {
+                format!("curl -i -d '{{}}' 'http://{}{}'", address.get(), self.path)
+            }
+            Location::Unix(socket) => {
+                format!(
+                    "curl -i -d '{{}}' --unix-socket '{}' 'http://localhost{}'",
+                    socket.display(),
+                    self.path
+                )
+            }
+        }
+    }
+}
+
 impl TryFrom<String> for Address {
     type Error = String;
 
@@ -204,12 +222,6 @@ impl Authority {
             Some(verdict) => verdict,
             None => {
                 let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(&question)).await;
-                let silent = || {
-                    io::Error::new(
-                        io::ErrorKind::TimedOut,
-                        format!("silent for {} s", ANSWER_WITHIN.as_secs()),
-                    )
-                };
                 let (verdict, good_for) = asked.unwrap_or_else(|_| Err(silent())).map_err(|e| {
                     tracing::warn!("cannot ask {}: {e}", self.address);
                     Refusal::Failed(e)
@@ -219,6 +231,22 @@ impl Authority {
             }
         };
         if verdict { Ok(()) } else { Err(Refusal::No) }
+    }
+
+    /// Where it is asked.
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// How long it takes to answer, whatever the answer is. Cancellation safe.
+    ///
+    /// # Errors
+    /// Why there is no answer.
+    pub(crate) async fn time(&self, question: &Question) -> io::Result<Duration> {
+        let began = Instant::now();
+        let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(question)).await;
+        asked.unwrap_or_else(|_| Err(silent()))?;
+        Ok(began.elapsed())
     }
 
     async fn ask_now(&self, question: &Question) -> io::Result<(bool, Duration)> {
@@ -262,6 +290,10 @@ impl Authority {
             remembered.insert(question, (verdict, now + good_for));
         }
     }
+}
+
+fn silent() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, format!("silent for {} s", ANSWER_WITHIN.as_secs()))
 }
 
 async fn exchange(

@@ -154,6 +154,11 @@ impl Rules {
         self.roles.contains_key(role)
     }
 
+    /// Whether a role may do everything.
+    pub(crate) fn is_unlimited(&self, role: &Name) -> bool {
+        self.roles.get(role).is_some_and(|role| matches!(role.allow, Allow::Everything))
+    }
+
     /// Whether a role allows a route.
     pub(crate) fn may(&self, role: &Name, requested: RequestedRoute<'_>) -> bool {
         self.roles.get(role).is_some_and(|role| role.may(requested))

@@ -108,6 +108,15 @@ impl DeviceKey {
     }
 }
 
+/// Whether a clock that shows `now` can be right, if it has been `earliest` already; both in Unix
+/// seconds.
+///
+/// # Errors
+/// When it can't.
+pub(crate) fn check_clock(earliest: i64, now: i64) -> Result<(), ClockError> {
+    if now < earliest { Err(ClockError { now, earliest }) } else { Ok(()) }
+}
+
 impl Ca {
     /// Opens the authority in `dir`, or creates it. Several processes that do so at once get the
     /// same one.
@@ -152,10 +161,7 @@ impl Ca {
     /// # Errors
     /// When it is before this authority was created or before this version was released.
     pub fn check_clock(&self, now: i64) -> Result<(), ClockError> {
-        if now < self.earliest {
-            return Err(ClockError { now, earliest: self.earliest });
-        }
-        Ok(())
+        check_clock(self.earliest, now)
     }
 
     /// The CA's own certificate.

@@ -5,6 +5,7 @@
 
 #[cfg(target_os = "linux")]
 mod bench;
+mod doctor;
 mod enrollment;
 mod failures;
 mod gate;

@@ -48,7 +48,7 @@ impl fmt::Display for OllamaStatus {
 }
 
 /// Asks Ollama at the listener `address`.
-pub(super) async fn ask(address: &str) -> OllamaStatus {
+pub(in crate::commands) async fn ask(address: &str) -> OllamaStatus {
     let Ok(address) = address.parse() else { return OllamaStatus::Unknown { status: None } };
     match api::request(address, "/api/version", None, WITHIN).await {
         Ok(answer) => told(&answer),

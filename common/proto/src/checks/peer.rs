@@ -5,7 +5,9 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     crypto::sha256,
+    doctor::{DoctorAnswer, DoctorRequest, Report, text::Style},
     failure::Failure,
+    human,
     identity::{CLOCK_SLACK, Certificate, DeviceId, KeyHash, Name, NotACertificate},
     invitation::{Invitation, MAX_ADDRESSES, MAX_CODE_LEN, PREFIX, is_address},
     knock::{DeviceKnocks, KNOCK_LEN, KnockKey, SharedKey},
@@ -94,6 +96,9 @@ pub fn wire(bytes: &[u8]) {
     message::<EnrollDevice>(bytes);
     message::<SshFailed>(bytes);
     message::<Notice>(bytes);
+    message::<DoctorRequest>(bytes);
+    message::<DoctorAnswer>(bytes);
+    report(bytes);
     message::<RenewAnswer>(bytes);
     message::<Service>(bytes);
     if let Some(number) = bytes.first_chunk().map(|number| u64::from_be_bytes(*number))
@@ -108,6 +113,14 @@ pub fn wire(bytes: &[u8]) {
     if let Ok(name) = text.parse::<Name>() {
         assert!(name.as_str() == text && (1..=63).contains(&text.len()) && text.is_ascii());
     }
+}
+
+/// What the box says of itself is bounded, and no terminal obeys it.
+fn report(bytes: &[u8]) {
+    let Ok(report) = serde_json::from_slice::<Report>(bytes) else { return };
+    let report = Report::new("1", report.lines_of_box());
+    let text = report.to_text(Style::PLAIN, None);
+    assert!(text.chars().all(|c| c == '\n' || !human::misleads(c)), "{text:?}");
 }
 
 fn stream_head(bytes: &[u8]) {

@@ -8,7 +8,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Duration,
@@ -40,6 +40,8 @@ pub struct SystemSocket {
     is_full: AtomicBool,
     /// Why the last datagram could not be sent; 0 if it could.
     error: AtomicI32,
+    /// Batches that the system refused.
+    refused: AtomicU64,
     outgoing: Mutex<Outgoing>,
 }
 
@@ -65,6 +67,7 @@ impl SystemSocket {
             state,
             is_full: AtomicBool::new(false),
             error: AtomicI32::new(0),
+            refused: AtomicU64::new(0),
             outgoing: Mutex::default(),
         }))
     }
@@ -75,6 +78,11 @@ impl SystemSocket {
             0 => None,
             code => Some(io::Error::from_raw_os_error(code)),
         }
+    }
+
+    /// How many batches of datagrams (GSO) the system refused: they went one by one.
+    pub fn batches_refused(&self) -> u64 {
+        self.refused.load(Relaxed)
     }
 
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
@@ -88,6 +96,7 @@ impl SystemSocket {
     /// Sends the datagrams of a batch one by one. Some network cards do not support batches, and
     /// report that only when they get one (EIO, EINVAL).
     fn send_each(&self, transmit: &Transmit<'_>, size: usize) -> io::Result<()> {
+        self.refused.fetch_add(1, Relaxed);
         for contents in transmit.contents.chunks(size.max(1)) {
             self.send(&Transmit {
                 destination: transmit.destination,

@@ -87,6 +87,11 @@ impl UdpCarrier {
         self.inner.repeats()
     }
 
+    /// How many batches of datagrams (GSO) the system refused: they went one by one.
+    pub fn batches_refused(&self) -> u64 {
+        self.inner.system().batches_refused()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }

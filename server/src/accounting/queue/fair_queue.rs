@@ -49,6 +49,10 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         }
     }
 
+    pub(super) fn most(&self) -> Option<NonZeroUsize> {
+        self.most
+    }
+
     pub(super) fn resize(&mut self, most: Option<NonZeroUsize>, max_waiting: usize) {
         (self.most, self.max_waiting) = (most, max_waiting);
     }

@@ -50,7 +50,7 @@ pub(super) fn host() -> String {
 }
 
 /// Where the server may listen, the likeliest address first.
-pub(super) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr> {
+pub(in crate::commands) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr> {
     let mut candidates = Vec::new();
     let both =
         |port| [(IpAddr::from(Ipv4Addr::LOCALHOST), port), (Ipv6Addr::LOCALHOST.into(), port)];
@@ -66,7 +66,7 @@ pub(super) fn candidates(config: &Config, known: Option<u16>) -> Vec<SocketAddr>
 }
 
 /// The first of these addresses at which somebody listens.
-pub(super) async fn first_listening(candidates: &[SocketAddr]) -> Option<SocketAddr> {
+pub(in crate::commands) async fn first_listening(candidates: &[SocketAddr]) -> Option<SocketAddr> {
     for candidate in candidates {
         if is_listened_on(*candidate).await.unwrap_or(false) {
             return Some(*candidate);

@@ -123,6 +123,9 @@ async fn invalid_data_on_a_stream_ends_only_that_stream() {
         ("bytes that are no text", b"\x01\x02\xff\xfe", Code::Protocol),
         ("half a head and the end", b"\x01\x06oll", Code::Protocol),
         ("nothing and the end", b"", Code::Protocol),
+        ("a question that is none", b"\x03\x00\0\0\0\x04nope", Code::Protocol),
+        ("a question beyond every bound", b"\x03\x00\xff\xff\xff\xff", Code::Protocol),
+        ("half a question and the end", b"\x03\x00\0\0\0\x08\"clo", Code::Protocol),
         ("a service that isn't there", &head("postgres"), Code::UnknownService),
         ("a service that almost is", &head("Ollama"), Code::UnknownService),
     ] {

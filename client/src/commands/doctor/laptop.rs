@@ -1,0 +1,154 @@
+//! What is found on this laptop.
+
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
+
+use common::{
+    machine::{
+        control,
+        files::{self, FileError},
+        process::unix_now,
+        report::Failure,
+    },
+    transport,
+};
+use proto::{
+    doctor::laptop::{
+        AditFound, LaptopFound, ProfileFound,
+        environment::Environment,
+        ports::{Holder, Port},
+    },
+    identity::RECOVER_WITHIN,
+    wire::OLLAMA_PORT,
+};
+use tokio::task::JoinSet;
+
+use crate::{
+    commands::status::{ControlRequest, Status},
+    local::holder,
+    profile::{self, ProfileDir},
+};
+
+/// What is found, and what the running `adit up` says of itself.
+pub(super) async fn look(state_dir: &Path, place: &ProfileDir) -> (LaptopFound, Option<Status>) {
+    let asked = control::ask::<_, Status>(&place.dir, &ControlRequest::Status).await;
+    let adit = adit(&asked, place);
+    let ports = ports(&adit, &others(state_dir, place).await).await;
+    let found = LaptopFound {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        now: unix_now(),
+        argument: place.argument(),
+        flag: place.flag(),
+        profile: profile(place),
+        state: state(state_dir, place),
+        state_dir: state_dir.display().to_string(),
+        adit,
+        ports,
+        environment: environment(),
+        buffers: transport::largest_buffers(),
+    };
+    (found, asked.ok().flatten())
+}
+
+fn adit(asked: &Result<Option<Status>, FileError>, place: &ProfileDir) -> AditFound {
+    match asked {
+        Ok(None) => AditFound::NotRunning,
+        Ok(Some(status)) => AditFound::Running {
+            pid: status.pid,
+            version: status.version.clone(),
+            listening: addresses(status),
+            stopping: status.stopping,
+        },
+        Err(e) => AditFound::Unasked(
+            Failure::new(e.to_string())
+                .source(std::error::Error::source(e).map_or_else(String::new, ToString::to_string))
+                .hint(format!(
+                    "is it another version? Stop it, then `adit up{}`",
+                    place.argument()
+                )),
+        ),
+    }
+}
+
+fn addresses(status: &Status) -> Vec<SocketAddr> {
+    status.listening.iter().filter_map(|address| address.parse().ok()).collect()
+}
+
+/// Who this device is.
+fn profile(place: &ProfileDir) -> Result<ProfileFound, Failure> {
+    let profile = place.read()?;
+    let certificate = profile
+        .certificate()
+        .map_err(|e| Failure::new("this device's certificate can't be read").source(e))?;
+    let enrolled = &profile.enrolled;
+    Ok(ProfileFound {
+        server: place.name.clone(),
+        device: format!("{} {}", enrolled.device, enrolled.device_id),
+        valid: (certificate.not_before, certificate.not_after),
+        recovers_for: RECOVER_WITHIN,
+        revoked: profile.revoked,
+    })
+}
+
+/// What is wrong with the owners and modes of the files.
+fn state(state_dir: &Path, place: &ProfileDir) -> Vec<Failure> {
+    let (servers, identity) = (state_dir.join("servers"), place.dir.join(profile::IDENTITY));
+    let all = [state_dir, &servers, &place.dir, &identity];
+    all.into_iter().filter_map(|path| files::inspect(path).err().map(Failure::from)).collect()
+}
+
+/// The other `adit up` of this user: where they listen, and who they are.
+async fn others(state_dir: &Path, place: &ProfileDir) -> Vec<(SocketAddr, String)> {
+    let mut found = Vec::new();
+    for name in profile::known(state_dir).unwrap_or_default() {
+        if name == place.name {
+            continue;
+        }
+        let other = ProfileDir::new(state_dir, name);
+        if let Ok(Some(status)) =
+            control::ask::<_, Status>(&other.dir, &ControlRequest::Status).await
+        {
+            let who = format!("`adit up{}` (pid {})", other.argument(), status.pid);
+            found.extend(addresses(&status).into_iter().map(|address| (address, who.clone())));
+        }
+    }
+    found
+}
+
+/// Who has the addresses that tools use: both families of Ollama's port, and of ours.
+async fn ports(adit: &AditFound, others: &[(SocketAddr, String)]) -> Vec<Port> {
+    let numbers: BTreeSet<u16> =
+        adit.listening().iter().map(SocketAddr::port).chain([OLLAMA_PORT]).collect();
+    let mut asked = JoinSet::new();
+    for number in numbers {
+        for address in [(Ipv4Addr::LOCALHOST, number).into(), (Ipv6Addr::LOCALHOST, number).into()]
+        {
+            let known = if adit.listening().contains(&address) {
+                Some(Holder::This)
+            } else {
+                let other = others.iter().find(|(theirs, _)| *theirs == address);
+                other.map(|(_, who)| Holder::Adit(who.clone()))
+            };
+            asked.spawn_blocking(move || Port {
+                address,
+                holder: known.unwrap_or_else(|| holder::look(address)),
+            });
+        }
+    }
+    let mut ports = asked.join_all().await;
+    ports.sort_by_key(|port| port.address);
+    ports
+}
+
+fn environment() -> Environment {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.trim().is_empty());
+    let proxy = ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"];
+    Environment {
+        proxy: proxy.iter().find_map(|name| Some(((*name).to_owned(), set(name)?))),
+        no_proxy: set("NO_PROXY").or_else(|| set("no_proxy")),
+        ollama_host: set("OLLAMA_HOST"),
+    }
+}

@@ -1,0 +1,282 @@
+//! What is found on the way to the box. A running `adit up` is asked about its tunnel; without one, a
+//! tunnel is opened for some seconds.
+
+use std::{net::IpAddr, sync::Arc, time::Duration};
+
+use common::{
+    machine::{
+        control::{self, ClaimError},
+        process::unix_now,
+        report::{Exit, Failure},
+    },
+    transport::HANDSHAKE_WITHIN,
+};
+use proto::{
+    doctor::{
+        Report,
+        laptop::AditFound,
+        way::{Login, RequestFound, Ssh, SshCommand, Udp, WayFound},
+    },
+    wire::{Code, IDLE_TIMEOUT},
+};
+
+use crate::{
+    commands::status::{self, ControlRequest, OllamaStatus, Status},
+    dial::{DialError, Dialed, plan::DialPlan, route::CarrierChoice},
+    profile::{Profile, ProfileDir, SharedProfile},
+    ssh::{Inspected, SshError, SshWay},
+    tunnel::{
+        inspection::{self, Inspection},
+        reconnect,
+        state::Up,
+    },
+};
+
+/// A server that answers does so at the first, second or third packet (after 0, 1 and 3 s).
+const UDP_WITHIN: Duration = Duration::from_secs(4);
+const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
+/// What shows why a login runs something else than aditd.
+const KEY_RUNS: &str =
+    "on the box, what is the key limited to? `grep -n 'command=' ~/.ssh/authorized_keys`";
+/// How long the server may take to hear that a tunnel ends.
+const FAREWELL: Duration = Duration::from_millis(500);
+
+/// The way, and what the box says of itself over the tunnel and over SSH, each if there is one.
+pub(super) struct Looked {
+    pub(super) found: WayFound,
+    pub(super) over_tunnel: Result<Report, String>,
+    pub(super) over_ssh: Option<Report>,
+}
+
+/// Looks at the way of a device that is enrolled.
+pub(super) async fn look(
+    profile: Profile,
+    argument: String,
+    adit: &AditFound,
+    status: Option<&Status>,
+) -> Looked {
+    let plan = DialPlan {
+        profile: SharedProfile::new(profile.clone()),
+        choice: CarrierChoice::Auto,
+        idle_timeout: IDLE_TIMEOUT,
+    };
+    let expired = profile.certificate().is_ok_and(|own| own.not_after <= unix_now());
+    let runs = matches!(adit, AditFound::Running { .. });
+    let addresses = plan.addresses();
+    let (names, running, ssh) = tokio::join!(
+        names(&addresses),
+        async { if runs { Some(ask_running(&profile.place).await) } else { None } },
+        look_by_ssh(plan.ssh()),
+    );
+    let by_udp = match &running {
+        Some(Ok(Inspection { session, .. })) if session.carrier == "udp" => Found::known(session),
+        _ => look_by_udp(&plan, &profile).await,
+    };
+    let (ssh, over_ssh) = ssh.map_or((None, None), |(ssh, report)| (Some(ssh), report));
+    let inspected = match running {
+        Some(inspected) => {
+            by_udp.close().await;
+            inspected
+        }
+        None => open(by_udp.dialed, &plan, &profile, ssh.as_ref()).await,
+    };
+    let request = match status.and_then(|status| status.listening.first()) {
+        Some(address) if runs => Some(told(status::ask_ollama(address).await)),
+        _ => None,
+    };
+    let address = status.and_then(|status| status.listening.first().cloned());
+    let (session, over_tunnel) = match inspected {
+        Ok(Inspection { session, report }) => (Ok(session), report),
+        Err(why) => (Err(why), Err("a tunnel".to_owned())),
+    };
+    let found = WayFound {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        argument,
+        address: address.unwrap_or_else(|| "localhost:11434".to_owned()),
+        names,
+        udp: by_udp.found,
+        ssh,
+        expired,
+        session,
+        request,
+    };
+    Looked { found, over_tunnel, over_ssh }
+}
+
+/// The names among the addresses, and what they stand for.
+async fn names(addresses: &[String]) -> Vec<(String, Result<Vec<IpAddr>, String>)> {
+    let mut found: Vec<(String, _)> = Vec::new();
+    for address in addresses {
+        let name = address.rsplit_once(':').map_or(&**address, |(host, _)| host);
+        let is_number = name.trim_matches(['[', ']']).parse::<IpAddr>().is_ok();
+        if is_number || found.iter().any(|(known, _)| known == name) {
+            continue;
+        }
+        let looked_up = tokio::net::lookup_host((name, 0));
+        let looked_up = match tokio::time::timeout(RESOLVE_WITHIN, looked_up).await {
+            Ok(Ok(all)) => Ok(all.map(|address| address.ip()).collect()),
+            Ok(Err(e)) => Err(e.to_string()),
+            Err(_) => Err("the resolver does not answer".to_owned()),
+        };
+        found.push((name.to_owned(), looked_up));
+    }
+    found
+}
+
+/// What became of UDP, and the connection that it led to.
+struct Found {
+    found: Option<Udp>,
+    dialed: Option<Dialed>,
+}
+
+impl Found {
+    /// The tunnel itself shows it.
+    fn known(session: &proto::doctor::way::SessionFound) -> Self {
+        let rtt = session.probe.as_ref().map_or(0.0, |probe| probe.shortest);
+        let rtt = Duration::from_secs_f64(rtt.max(0.0) / 1e3);
+        let found = Udp::Answers { remote: session.remote.clone(), rtt };
+        Self { found: Some(found), dialed: None }
+    }
+
+    /// Ends a connection that nobody needs: without a greeting it never became a session.
+    async fn close(&self) {
+        if let Some(dialed) = &self.dialed {
+            close(dialed).await;
+        }
+    }
+}
+
+async fn close(dialed: &Dialed) {
+    dialed.connection.close((Code::Done as u32).into(), b"");
+    let _ = tokio::time::timeout(FAREWELL, dialed.endpoint.wait_idle()).await;
+}
+
+/// A handshake by UDP, and no session: one that runs is not disturbed.
+async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> Found {
+    if plan.addresses().is_empty() {
+        return Found { found: None, dialed: None };
+    }
+    match tokio::time::timeout(UDP_WITHIN, plan.dial_udp()).await {
+        Ok(Ok(dialed)) => {
+            let (remote, rtt) = (dialed.way.to_string(), dialed.connection.rtt());
+            Found { found: Some(Udp::Answers { remote, rtt }), dialed: Some(dialed) }
+        }
+        Err(_) | Ok(Err(DialError::NoAnswer(_))) => {
+            Found { found: Some(Udp::Silent(plan.addresses())), dialed: None }
+        }
+        Ok(Err(e)) => Found { found: Some(Udp::Failed(e.failure(profile))), dialed: None },
+    }
+}
+
+/// Logs in by SSH, asks nobody anything, and asks the box.
+async fn look_by_ssh(way: Option<SshWay>) -> Option<(Ssh, Option<Report>)> {
+    let way = way?;
+    let to = way.to_string();
+    let failure = |e: SshError| {
+        let hint = match &e {
+            SshError::NoAnswer { .. } => KEY_RUNS.to_owned(),
+            e => e.hint(&way),
+        };
+        Failure::from_error(e).hint(hint)
+    };
+    Some(match way.inspect().await {
+        Err(e) => (Ssh { to, login: Err(failure(e)) }, None),
+        Ok(Inspected { by, report, forwards }) => {
+            let (command, report) = match report {
+                Ok(report) => (SshCommand::Any, Some(report)),
+                Err(SshError::OnlyRelays(_)) => (SshCommand::Relay, None),
+                Err(e) if e.knows_no_doctor() => (SshCommand::Older, None),
+                Err(e) => (SshCommand::Nothing(failure(e)), None),
+            };
+            let forwards = forwards.map(|forwards| forwards.map_err(|e| e.to_string()));
+            (Ssh { to, login: Ok(Login { by, command, forwards }) }, report)
+        }
+    })
+}
+
+/// What the running `adit up` says of its tunnel.
+async fn ask_running(place: &ProfileDir) -> Result<Inspection, Failure> {
+    let asked =
+        control::ask::<_, Result<Inspection, Failure>>(&place.dir, &ControlRequest::Doctor).await;
+    match asked {
+        Ok(Some(inspected)) => inspected,
+        Ok(None) => Err(Failure::new("`adit up` has ended meanwhile")
+            .hint(format!("start it with `adit up{}`", place.argument()))),
+        Err(e) => Err(Failure::new("the running `adit up` does not tell about its tunnel")
+            .source(e)
+            .hint(format!(
+                "if it is an older version, stop it, and start `adit up{}`",
+                place.argument()
+            ))),
+    }
+}
+
+/// Opens a tunnel for this alone, by what works.
+async fn open(
+    dialed: Option<Dialed>,
+    plan: &DialPlan,
+    profile: &Profile,
+    ssh: Option<&Ssh>,
+) -> Result<Inspection, Failure> {
+    if profile.revoked {
+        return Err(DialError::Refused(Code::Revoked).failure(profile));
+    }
+    // An `adit up` that starts now would take the session away, and be told that somebody has its
+    // certificate.
+    let _lock = control::lock(&profile.place.dir).map_err(|e| match e {
+        ClaimError::Taken { .. } => Failure::new("an `adit up` has just started")
+            .hint(format!("once more: `adit doctor{}`", profile.place.argument())),
+        ClaimError::File(e) => e.into(),
+    })?;
+    let dialed = match dialed {
+        Some(dialed) => dialed,
+        None if ssh.is_some_and(|ssh| ssh.login.is_ok()) => {
+            plan.dial_ssh().await.map_err(|e| e.failure(profile))?
+        }
+        None => return Err(DialError::NoAnswer(plan.sought()).failure(profile)),
+    };
+    let to = dialed.way.to_string();
+    let greeted = reconnect::begin_session(&dialed.connection, &to);
+    let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeted).await;
+    let greeted = greeted.unwrap_or_else(|_| Err(DialError::NoAnswer(to)));
+    let (hello, _notices, _probes) = match greeted {
+        Ok((hello, ..)) if hello.certificate_expired => {
+            close(&dialed).await;
+            return Err(DialError::Refused(Code::Expired).failure(profile));
+        }
+        Ok(greeted) => greeted,
+        Err(e) => {
+            close(&dialed).await;
+            return Err(e.failure(profile));
+        }
+    };
+    let Dialed { endpoint, connection, way, carrier } = dialed;
+    let up: Arc<Up> = Up::new(endpoint, connection, hello, way, carrier);
+    let inspection = inspection::inspect(&up, plan).await;
+    up.connection.close((Code::Done as u32).into(), b"");
+    let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
+    Ok(inspection)
+}
+
+fn told(ollama: OllamaStatus) -> RequestFound {
+    match ollama {
+        OllamaStatus::Answers { version } => RequestFound::Answered(version),
+        OllamaStatus::Fails { status, error } => RequestFound::Failed(status, error),
+        OllamaStatus::Unknown { status } => RequestFound::Unknown(status),
+        OllamaStatus::Silent { why } => RequestFound::Silent(why),
+    }
+}
+
+impl DialError {
+    /// The error with its cures, for people.
+    pub(crate) fn failure(&self, profile: &Profile) -> Failure {
+        let hint = self.hint(profile);
+        let failure = match self {
+            Self::Refused(Code::Revoked) => {
+                Failure::from_error(self.clone()).exit(Exit::NotAllowed)
+            }
+            other => Failure::from_error(other.clone()),
+        };
+        hint.into_iter().fold(failure, Failure::hint)
+    }
+}

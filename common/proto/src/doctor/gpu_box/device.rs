@@ -1,0 +1,84 @@
+//! The device that asks: what it may do, and how near it is to its limits.
+
+use serde::{Deserialize, Serialize};
+
+use super::BoxFound;
+use crate::{
+    doctor::{Judged, bad, ok, warn},
+    human,
+    identity::Name,
+};
+
+/// The device that asks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Device {
+    /// What the server calls it.
+    pub name: Name,
+    /// Its role.
+    pub role: Name,
+    /// The configuration has such a role.
+    pub role_is_known: bool,
+    /// The only models that it may use; each list has to have a model.
+    pub models: Vec<Vec<String>>,
+    /// Tokens used today, and how many it may use.
+    pub tokens: (u64, Option<u64>),
+    /// Its requests that run now, and how many may.
+    pub at_once: (u64, Option<u64>),
+    /// Requests that it may make per minute.
+    pub per_minute: Option<u64>,
+    /// Bytes that the body of a request may have.
+    pub body: Option<u64>,
+}
+
+pub(super) fn device(found: &BoxFound) -> Option<Judged> {
+    let device = found.device.as_ref()?;
+    let Device { name, role, .. } = device;
+    if !device.role_is_known {
+        let judged = bad(format!(
+            "{name} has the role `{role}`, which is not in the configuration: it may do nothing"
+        ));
+        return Some(judged.cure(format!("aditd device role {name} infer{}", found.argument)));
+    }
+    let text = format!("{name} has the role `{role}`; {}", device.rights().join("; "));
+    let raise = "sudoedit /etc/adit/aditd.toml && sudo aditd reload";
+    Some(match (device.tokens, device.at_once) {
+        ((used, Some(most)), _) if used >= most => bad(format!(
+            "{text}. The day's tokens are used up: requests get 429 until midnight, UTC"
+        ))
+        .cure_by("raise `tokens_per_day`", raise),
+        ((used, Some(most)), _) if used >= most - most / 5 => {
+            warn(text).cure_by("raise `tokens_per_day` before they are used up", raise)
+        }
+        (_, (running, Some(most))) if running >= most => {
+            warn(format!("{text}. As many run as may: the next one gets 429"))
+                .cure_by("wait for one to end, or raise `at_once`", raise)
+        }
+        _ => ok(text),
+    })
+}
+
+impl Device {
+    /// Its models and limits, as people read them.
+    fn rights(&self) -> Vec<String> {
+        let models = match self.models.is_empty() {
+            true => "all models".to_owned(),
+            false => {
+                let lists: Vec<_> = self.models.iter().map(|list| list.join(", ")).collect();
+                format!("only the models {}", lists.join(" and of those "))
+            }
+        };
+        let of = |(now, most): (u64, Option<u64>), what: &str| {
+            most.map(|most| format!("{now} of {most} {what}"))
+        };
+        let limits = [
+            of(self.tokens, "tokens today"),
+            of(self.at_once, "requests at once"),
+            self.per_minute
+                .map(|most| format!("at most {} per minute", human::count(most, "request"))),
+            self.body.map(|most| format!("bodies up to {}", human::size(most))),
+        ];
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
+        let none = limits.is_empty().then(|| "no limits".to_owned());
+        std::iter::once(models).chain(limits).chain(none).collect()
+    }
+}

@@ -1,0 +1,251 @@
+//! The checks of the laptop: what stands between a tool and `adit up`, before any packet leaves.
+
+pub mod environment;
+pub mod ports;
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    environment::{Environment, ollama_host, proxies},
+    ports::{Port, port},
+};
+use super::{Check, Judged, bad, failed, ok, warn};
+use crate::{clock, failure::Failure, human, identity::Name, wire::OLLAMA_PORT};
+
+/// What was found on the laptop. Times are Unix seconds.
+#[derive(Debug, Clone)]
+pub struct LaptopFound {
+    /// Version of this `adit`.
+    pub version: String,
+    /// The clock.
+    pub now: i64,
+    /// What stands behind `adit up` so that it means this profile.
+    pub argument: String,
+    /// The same for `adit enroll`.
+    pub flag: String,
+    /// Who this device is; or why that can't be read.
+    pub profile: Result<ProfileFound, Failure>,
+    /// What is wrong with the modes and owners of its files.
+    pub state: Vec<Failure>,
+    /// Where they are.
+    pub state_dir: String,
+    /// Whether `adit up` runs.
+    pub adit: AditFound,
+    /// Who has the ports that tools use.
+    pub ports: Vec<Port>,
+    /// What the environment tells tools.
+    pub environment: Environment,
+    /// How large the kernel lets socket buffers be; `None` where that is not known.
+    pub buffers: Option<Buffers>,
+}
+
+/// Who this device is.
+#[derive(Debug, Clone)]
+pub struct ProfileFound {
+    /// The server's name on this device.
+    pub server: Name,
+    /// What the server calls this device, and its id.
+    pub device: String,
+    /// The certificate's first and last second.
+    pub valid: (i64, i64),
+    /// How long after its end it may still renew itself, in seconds.
+    pub recovers_for: i64,
+    /// The server has revoked it.
+    pub revoked: bool,
+}
+
+/// Whether `adit up` runs.
+#[derive(Debug, Clone)]
+pub enum AditFound {
+    /// No.
+    NotRunning,
+    /// Yes.
+    Running {
+        /// Its process id.
+        pid: u32,
+        /// Its version.
+        version: String,
+        /// Where applications connect.
+        listening: Vec<SocketAddr>,
+        /// It was told to stop.
+        stopping: bool,
+    },
+    /// It could not be asked.
+    Unasked(Failure),
+}
+
+/// The largest buffers that the kernel grants a socket, in bytes, and what we ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffers {
+    /// What is asked for.
+    pub wanted: u64,
+    /// `net.core.rmem_max`.
+    pub rmem_max: u64,
+    /// `net.core.wmem_max`.
+    pub wmem_max: u64,
+}
+
+impl AditFound {
+    /// Where applications connect.
+    pub fn listening(&self) -> &[SocketAddr] {
+        match self {
+            Self::Running { listening, .. } => listening,
+            _ => &[],
+        }
+    }
+
+    /// The port that tools have to use.
+    pub fn port(&self) -> u16 {
+        let ports: Vec<_> = self.listening().iter().map(SocketAddr::port).collect();
+        let usual = ports.is_empty() || ports.contains(&OLLAMA_PORT);
+        if usual { OLLAMA_PORT } else { ports[0] }
+    }
+}
+
+/// All checks of the laptop, in the order in which they are shown.
+pub const CHECKS: [Check<LaptopFound>; 9] = [
+    Check { id: "state", title: "state", needs: &[], judge: state },
+    Check { id: "identity", title: "device", needs: &["state"], judge: identity },
+    Check { id: "clock", title: "clock", needs: &[], judge: clock_here },
+    Check {
+        id: "certificate",
+        title: "certificate",
+        needs: &["identity", "clock"],
+        judge: certificate,
+    },
+    Check { id: "adit", title: "adit", needs: &["identity"], judge: adit },
+    Check { id: "port", title: "port", needs: &[], judge: port },
+    Check { id: "ollama_host", title: "OLLAMA_HOST", needs: &[], judge: ollama_host },
+    Check { id: "proxy", title: "proxy", needs: &[], judge: proxies },
+    Check {
+        id: "laptop_buffers",
+        title: "socket buffers",
+        needs: &[],
+        judge: |found| buffers(found.buffers),
+    },
+];
+
+fn state(found: &LaptopFound) -> Option<Judged> {
+    let Some(first) = found.state.first() else {
+        return Some(ok(format!("`{}` can be read by nobody else", found.state_dir)));
+    };
+    let others = found.state.iter().skip(1);
+    let judged = others.fold(failed(first), |judged, other| judged.hints(other.hints()));
+    Some(judged)
+}
+
+fn identity(found: &LaptopFound) -> Option<Judged> {
+    let profile = match &found.profile {
+        Ok(profile) => profile,
+        Err(failure) => return Some(failed(failure)),
+    };
+    let who = format!("{}, enrolled at the server `{}`", profile.device, profile.server);
+    if !profile.revoked {
+        return Some(ok(who));
+    }
+    let name = profile.device.split(' ').next().unwrap_or_default();
+    let judged = bad(format!("{who}, which has revoked it"))
+        .denied()
+        .cure_by(
+            "to let it in again, on the box",
+            format!("aditd device forget {name} && aditd invite {name}"),
+        )
+        .cure_by("then here", format!("adit enroll --replace{}", found.flag));
+    Some(judged)
+}
+
+fn clock_here(found: &LaptopFound) -> Option<Judged> {
+    let shows = clock::shown(found.now);
+    if found.now < clock::RELEASED {
+        let judged =
+            bad(format!("it shows {shows}, a time before this version of adit was released"));
+        return Some(judged.cure("sudo timedatectl set-ntp true"));
+    }
+    Some(ok(shows))
+}
+
+fn certificate(found: &LaptopFound) -> Option<Judged> {
+    let profile = found.profile.as_ref().ok()?;
+    let (begin, end) = profile.valid;
+    let up = format!("adit up{}", found.argument);
+    if found.now < begin {
+        let judged = bad(format!(
+            "it is valid from {} on, and this laptop's clock shows {}",
+            clock::shown(begin),
+            clock::shown(found.now)
+        ));
+        return Some(judged.cure("sudo timedatectl set-ntp true"));
+    }
+    let left = end - found.now;
+    if left > 0 {
+        let left = human::time(std::time::Duration::from_secs(left as u64));
+        return Some(ok(format!(
+            "valid for {left}, until {}; it renews itself",
+            clock::shown(end)
+        )));
+    }
+    let ended = format!("it ended at {}", clock::shown(end));
+    if -left <= profile.recovers_for {
+        return Some(warn(format!("{ended}, and renews itself at the next connection")).cure(up));
+    }
+    let judged = bad(format!("{ended}, too long ago to renew itself"));
+    let name = profile.device.split(' ').next().unwrap_or_default();
+    Some(
+        judged
+            .cure_by("on the box", format!("aditd device revoke {name} && aditd device forget {name} && aditd invite {name}"))
+            .cure_by("then here", format!("adit enroll --replace{}", found.flag)),
+    )
+}
+
+fn adit(found: &LaptopFound) -> Option<Judged> {
+    let up = format!("adit up{}", found.argument);
+    Some(match &found.adit {
+        AditFound::NotRunning => {
+            warn("`adit up` does not run, so no tool reaches the box").cure(up)
+        }
+        AditFound::Running { pid, stopping: true, .. } => {
+            warn(format!("`adit up` (pid {pid}) was told to stop, and waits for running answers"))
+                .cure_by("when it has ended", up)
+        }
+        AditFound::Running { pid, listening, .. } if listening.is_empty() => warn(format!(
+            "a tunnel of `adit run` is open (pid {pid}), and `adit up` does not run: other tools reach nobody"
+        ))
+        .cure_by("when its programs have ended", up),
+        AditFound::Running { pid, version, .. } if *version != found.version => warn(format!(
+            "`adit up` (pid {pid}) is version {version}, and this is {}",
+            found.version
+        ))
+        .cure_by("start it again", format!("kill {pid}; {up}")),
+        AditFound::Running { pid, version, .. } => {
+            ok(format!("`adit up` runs (pid {pid}), version {version}"))
+        }
+        AditFound::Unasked(failure) => failed(failure),
+    })
+}
+
+/// How the kernel's largest socket buffers do. Also for the box.
+pub(super) fn buffers(found: Option<Buffers>) -> Option<Judged> {
+    let Buffers { wanted, rmem_max, wmem_max } = found?;
+    let sizes =
+        format!("{} for receiving, {} for sending", human::size(rmem_max), human::size(wmem_max));
+    if rmem_max >= wanted && wmem_max >= wanted {
+        return Some(ok(format!("up to {sizes}")));
+    }
+    let slow = "bursts that are longer are lost, which slows uploads and fast links";
+    let judged = warn(format!("the kernel grants at most {sizes}: {slow}"));
+    let setting = |name: &str, now: u64| {
+        if now < wanted { format!(" net.core.{name}={wanted}") } else { String::new() }
+    };
+    let settings = setting("rmem_max", rmem_max) + &setting("wmem_max", wmem_max);
+    Some(
+        judged.cure_by(
+            "until the next boot; then start adit again",
+            format!("sudo sysctl -w{settings}"),
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests;

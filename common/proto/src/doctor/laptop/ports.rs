@@ -1,0 +1,128 @@
+//! Who has the ports where tools look for Ollama. A tool that is told `localhost` may try either
+//! family first: both have to lead to `adit`.
+
+use std::net::SocketAddr;
+
+use super::LaptopFound;
+use crate::doctor::{Judged, bad, ok, warn};
+
+/// One address that tools use, and who has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Port {
+    /// The address.
+    pub address: SocketAddr,
+    /// Who has it.
+    pub holder: Holder,
+}
+
+/// Who has an address. The text is what is known of the process, as `` `ollama` (pid 812) ``; empty
+/// if nothing is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Holder {
+    /// Nobody.
+    Nobody,
+    /// This computer has no such address.
+    Absent,
+    /// The `adit up` that this is about.
+    This,
+    /// Another `adit`.
+    Adit(String),
+    /// An Ollama of this computer.
+    Ollama(String),
+    /// Another program.
+    Other(String),
+}
+
+impl Holder {
+    /// For people, if it is somebody else.
+    fn stranger(&self) -> Option<String> {
+        let named = |kind: &str, who: &str| {
+            Some(if who.is_empty() { kind.to_owned() } else { format!("{kind}, {who}") })
+        };
+        match self {
+            Self::Nobody | Self::Absent | Self::This => None,
+            Self::Adit(who) => named("another adit", who),
+            Self::Ollama(who) => named("an Ollama of this laptop", who),
+            Self::Other(who) => named("another program", who),
+        }
+    }
+
+    /// Its process, where it is known.
+    fn pid(&self) -> Option<u32> {
+        let (Self::Adit(who) | Self::Ollama(who) | Self::Other(who)) = self else { return None };
+        who.split_once("(pid ")?.1.split(')').next()?.parse().ok()
+    }
+}
+
+pub(super) fn port(found: &LaptopFound) -> Option<Judged> {
+    let number = found.adit.port();
+    let ports: Vec<_> = found.ports.iter().filter(|p| p.address.port() == number).collect();
+    let taken: Vec<_> = ports.iter().filter(|p| p.holder.stranger().is_some()).collect();
+    let ours: Vec<_> = ports.iter().filter(|p| p.holder == Holder::This).collect();
+    let free: Vec<_> = ports.iter().filter(|p| p.holder == Holder::Nobody).collect();
+    if !taken.is_empty() {
+        return Some(taken_by(
+            found,
+            &taken.iter().map(|p| **p).collect::<Vec<_>>(),
+            !ours.is_empty(),
+        ));
+    }
+    let up = format!("adit up{}", found.argument);
+    match (ours.is_empty(), free.first()) {
+        (true, _) => Some(ok(format!("{number} is free: `adit up` can listen there"))),
+        (false, None) => Some(ok(format!(
+            "adit listens on {}",
+            all(&ours.iter().map(|p| p.address).collect::<Vec<_>>())
+        ))),
+        (false, Some(free)) => {
+            let ours = all(&ours.iter().map(|p| p.address).collect::<Vec<_>>());
+            let judged = warn(format!(
+                "adit listens on {ours} alone, and nobody on {}: a tool that takes `localhost` for that one finds nothing",
+                free.address
+            ));
+            Some(
+                judged.cure_by("stop `adit up`, then", format!("{up} --listen localhost:{number}")),
+            )
+        }
+    }
+}
+
+/// Somebody else has an address.
+fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judged {
+    let number = taken[0].address.port();
+    let addresses = all(&taken.iter().map(|p| p.address).collect::<Vec<_>>());
+    let mut who: Vec<_> = taken.iter().filter_map(|p| p.holder.stranger()).collect();
+    who.dedup();
+    let who = who.join(" and ");
+    let belongs = if taken.len() > 1 { "belong" } else { "belongs" };
+    let judged = if runs {
+        bad(format!(
+            "{addresses} {belongs} to {who}: a tool that takes `localhost` for that one does not reach adit"
+        ))
+    } else {
+        bad(format!("{addresses} {belongs} to {who}: `adit up` can't listen there"))
+    };
+    let other = if number == 11500 { 11501 } else { 11500 };
+    let listen = format!("adit up{} --listen localhost:{other}", found.argument);
+    let judged = judged
+        .cure_by("leave it there, and take another port", listen)
+        .cure_by("for the tools", format!("export OLLAMA_HOST=localhost:{other}"));
+    let stop = "or stop it";
+    match &taken[0].holder {
+        Holder::Ollama(_) => judged.cure_by(
+            format!("{stop} (a service comes back at the next boot)"),
+            match taken[0].holder.pid() {
+                Some(pid) => format!("sudo systemctl disable --now ollama || kill {pid}"),
+                None => "sudo systemctl disable --now ollama".to_owned(),
+            },
+        ),
+        holder => match holder.pid() {
+            Some(pid) => judged.cure_by(stop, format!("kill {pid}")),
+            None => judged.cure_by("see who it is", format!("sudo ss -ltnp 'sport = :{number}'")),
+        },
+    }
+}
+
+fn all(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+}

@@ -1,0 +1,173 @@
+//! What `doctor` finds out on this machine. What it makes of that stands in `proto::doctor`.
+
+mod files;
+mod ollama;
+mod systemd;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use common::{machine::process::unix_now, transport};
+use proto::{
+    doctor::{
+        Report,
+        gpu_box::{
+            AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::Device, lines,
+            lines_for_device,
+        },
+    },
+    identity::{DeviceId, Name},
+};
+
+use crate::{
+    config::Config,
+    limits::LimitedDevice,
+    policy::authorize::{At, Authority, Question},
+    running::Server,
+};
+
+/// Nobody can make this machine look at itself more often.
+const AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Who asks `authorize` how fast it is.
+const ASKER: &str = "aditd-doctor";
+
+/// What can be found out of a machine whose server has these settings, whether it runs or not.
+/// `authority` is whoever is asked besides the roles. Cancellation safe.
+pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority>>) -> BoxFound {
+    let look = async {
+        let ollama = ollama::look(config.upstream).await;
+        (files::look(config, ollama.models_dir).await, ollama.found)
+    };
+    let asked = async { ask(authority.as_deref()?).await };
+    let ((files, ollama), authorize, unit) = tokio::join!(look, asked, systemd::unit());
+    BoxFound {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        argument: String::new(),
+        server: ServerFound::NotRunning { state_dir: config.state_dir.display().to_string() },
+        config: Some(Ok(config.file.as_ref().map(|file| file.display().to_string()))),
+        state: Some((config.state_dir.display().to_string(), files.wrong)),
+        clock: files.clock,
+        certificate: files.certificate,
+        unit,
+        ollama,
+        max_in_flight: Some(in_flight(config.accounting.max_in_flight.map(|most| most.get()))),
+        disks: files.disks,
+        authorize,
+        audit: None,
+        devices: None,
+        device: None,
+        buffers: transport::largest_buffers(),
+    }
+}
+
+/// What the running server finds. It looks again after two seconds, however often it is asked.
+pub(crate) async fn of_running(server: &Server) -> BoxFound {
+    // One at a time: the others get what this one finds.
+    let mut last = server.looked.lock().await;
+    if let Some((at, found)) = &*last
+        && at.elapsed() < AGAIN_AFTER
+    {
+        return found.clone();
+    }
+    let around = look_around(&server.settings.config, server.gate.authority()).await;
+    let found = BoxFound {
+        server: running(server),
+        max_in_flight: Some(in_flight(server.accounting.queue.most())),
+        audit: Some(audit(server)),
+        devices: Some(devices(server)),
+        ..around
+    };
+    *last = Some((Instant::now(), found.clone()));
+    found
+}
+
+/// What a device is told: all of it if its role may do everything, else what concerns it.
+pub(crate) async fn for_device(server: &Server, id: DeviceId) -> Report {
+    let found = BoxFound { device: device(server, id), ..of_running(server).await };
+    let is_admin = found
+        .device
+        .as_ref()
+        .is_some_and(|device| server.policy.rules().is_unlimited(&device.role));
+    let lines = if is_admin { lines(&found) } else { lines_for_device(&found) };
+    Report::new(env!("CARGO_PKG_VERSION"), lines)
+}
+
+fn running(server: &Server) -> ServerFound {
+    let status = server.status();
+    ServerFound::Running {
+        pid: status.pid,
+        version: status.version,
+        listening: server.open.listening.clone(),
+        addresses: status.addresses,
+        networks: status.allow_from,
+        batches_refused: server.open.sockets.iter().map(|socket| socket.batches_refused()).sum(),
+    }
+}
+
+fn in_flight(most: Option<usize>) -> InFlight {
+    most.map_or(InFlight::All, |most| InFlight::Most(most as u64))
+}
+
+fn audit(server: &Server) -> AuditLog {
+    let (status, settings) =
+        (server.accounting.audit.status(), &server.settings.config.accounting.audit);
+    AuditLog {
+        dir: status.dir.display().to_string(),
+        required: settings.required,
+        failing: status.failing,
+        lost: status.lost,
+    }
+}
+
+fn devices(server: &Server) -> Devices {
+    let (snapshot, rules) = (server.policy.snapshot(), server.policy.rules());
+    let enrolled = || snapshot.devices().filter(|device| device.revoked.is_none());
+    let lost = enrolled().filter(|device| !rules.knows(&device.role));
+    let mut without_role: Vec<_> = lost.map(|device| device.name.to_string()).collect();
+    without_role.sort();
+    Devices {
+        enrolled: enrolled().count() as u64,
+        connected: server.live.status().len() as u64,
+        without_role,
+    }
+}
+
+fn device(server: &Server, id: DeviceId) -> Option<Device> {
+    let (snapshot, rules) = (server.policy.snapshot(), server.policy.rules());
+    let device = snapshot.devices().find(|device| device.id == id)?;
+    let texts = |list: &[proto::ollama::model::ModelPattern]| {
+        list.iter().map(ToString::to_string).collect()
+    };
+    let lists = rules.lists(&device.name, &device.role).map(|(_, list)| list);
+    let models = lists.chain(device.models.as_deref()).map(texts).collect();
+    let asker = LimitedDevice { id, name: &device.name, role: device.role.as_str() };
+    let (limits, used, running) = server.accounting.limiter.standing(asker, unix_now());
+    Some(Device {
+        name: device.name.clone(),
+        role: device.role.clone(),
+        role_is_known: rules.knows(&device.role),
+        models,
+        tokens: (used, limits.tokens_per_day),
+        at_once: (running.into(), limits.at_once.map(|most| most.get().into())),
+        per_minute: limits.requests_per_minute.map(|most| most.get().into()),
+        body: limits.body,
+    })
+}
+
+/// How long the owner's own rules take to answer.
+async fn ask(authority: &Authority) -> Option<Authorize> {
+    let name: Name = ASKER.parse().ok()?;
+    let question = Question {
+        at: At::Request,
+        method: Some("GET".into()),
+        path: Some("/api/version".into()),
+        ..Question::enrolling(name.clone(), None, name)
+    };
+    Some(Authorize {
+        address: authority.address().to_string(),
+        by_hand: authority.address().by_hand(),
+        answered: authority.time(&question).await.map_err(|e| e.to_string()),
+    })
+}

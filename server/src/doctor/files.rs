@@ -1,0 +1,92 @@
+//! What is found of the files of this machine: whose they are, and how full their disks.
+
+use std::path::{Path, PathBuf};
+
+use common::machine::{files, process::unix_now};
+use proto::{clock, doctor::gpu_box::Disk, failure::Failure, identity::Certificate};
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+
+use crate::{config::Config, state::ca};
+
+/// The files that a server has for itself alone.
+const FILES: [&str; 8] = [
+    "ca.key",
+    "ca.crt",
+    "server.key",
+    "server.crt",
+    "endpoint.json",
+    "register.sqlite",
+    "usage.json",
+    "audit.jsonl",
+];
+/// With less the state can't be written soon, in bytes.
+const ENOUGH_FOR_STATE: u64 = 1 << 30;
+/// With less the next model does not fit, in bytes.
+const ENOUGH_FOR_MODELS: u64 = 8 << 30;
+
+/// What was found.
+#[derive(Default)]
+pub(super) struct Found {
+    /// What is wrong with the owners and modes of the state.
+    pub(super) wrong: Vec<Failure>,
+    /// The clock; or why it can't be right.
+    pub(super) clock: Option<Result<i64, Failure>>,
+    /// The last second of the server's certificate, and the clock.
+    pub(super) certificate: Option<(i64, i64)>,
+    /// The file systems that must not be full.
+    pub(super) disks: Vec<Disk>,
+}
+
+/// Looks at the files of a server with these settings, where a slow disk hurts nobody. `models` is where
+/// Ollama keeps its models, if that is known.
+pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> Found {
+    let (dir, audit) = (config.state_dir.clone(), config.accounting.audit.dir.clone());
+    let look = move || {
+        let now = unix_now();
+        let own = certificate(&dir.join("server.crt"));
+        let all = std::iter::once(dir.clone()).chain(FILES.iter().map(|name| dir.join(name)));
+        Found {
+            wrong: all.filter_map(|path| files::inspect(&path).err().map(Failure::from)).collect(),
+            clock: Some(clock_at(&dir, now)),
+            certificate: own.map(|own| (own.not_after, now)),
+            disks: disks(dir, audit, models),
+        }
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
+}
+
+/// The clock, beside what it has been when the authority was made.
+fn clock_at(dir: &Path, now: i64) -> Result<i64, Failure> {
+    let ca = certificate(&dir.join("ca.crt"));
+    let earliest = ca.map_or(clock::RELEASED, |ca| ca.not_before.max(clock::RELEASED));
+    ca::check_clock(earliest, now).map(|()| now).map_err(Failure::from)
+}
+
+/// The certificate in a file, if one can be read there.
+fn certificate(path: &Path) -> Option<Certificate> {
+    let pem = files::read(path).ok()?;
+    Certificate::from_der(&CertificateDer::from_pem_slice(&pem).ok()?).ok()
+}
+
+fn disks(state: PathBuf, audit: PathBuf, models: Option<PathBuf>) -> Vec<Disk> {
+    let is_apart = audit != state;
+    let mut all = vec![("state", state, ENOUGH_FOR_STATE)];
+    if is_apart {
+        all.push(("audit log", audit, ENOUGH_FOR_STATE));
+    }
+    let models = models.into_iter().chain(models_dirs()).find(|path| path.is_dir());
+    all.extend(models.map(|path| ("models", path, ENOUGH_FOR_MODELS)));
+    let found = all.into_iter().filter_map(|(what, path, enough)| {
+        // One that is not there yet will be made.
+        let path = path.ancestors().find(|path| path.exists())?.to_owned();
+        let free = files::free_space(&path).ok()?;
+        Some(Disk { what: what.to_owned(), path: path.display().to_string(), free, enough })
+    });
+    found.collect()
+}
+
+/// Where Ollama keeps its models if nobody says otherwise: as a service, and as a user's program.
+fn models_dirs() -> impl Iterator<Item = PathBuf> {
+    let home = directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".ollama/models"));
+    std::iter::once(PathBuf::from("/usr/share/ollama/.ollama/models")).chain(home)
+}

@@ -1,0 +1,210 @@
+//! What is found of Ollama: asked as a tool would ask it, and at the other addresses of this machine.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use common::machine::process::{Protocol, port_holder_pid};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    header::{CONNECTION, HOST, ORIGIN},
+};
+use hyper_util::rt::TokioIo;
+use proto::{
+    doctor::gpu_box::ollama::{Answer, Ollama, Pages, Parallel},
+    wire::ServiceKind,
+};
+use serde_json::Value;
+use tokio::{net::TcpStream, task::JoinSet};
+
+use super::systemd;
+use crate::policy::upstream::Upstream;
+
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// A connection from this machine to itself.
+const CONNECT_WITHIN: Duration = Duration::from_millis(500);
+/// The longest answer that is read, in bytes.
+const MOST: usize = 4 << 20;
+/// What a page of another site, and a browser extension, say of themselves.
+const OTHER_SITE: &str = "http://adit-doctor.example";
+const EXTENSION: &str = "chrome-extension://aditdoctoraditdoctoraditdoctorad";
+
+/// Ollama, and where it keeps its models if its environment says so.
+pub(super) struct Looked {
+    pub(super) found: Ollama,
+    pub(super) models_dir: Option<PathBuf>,
+}
+
+/// Asks what is at `upstream`.
+pub(super) async fn look(upstream: Upstream) -> Looked {
+    let address = upstream.address().get();
+    let unit = systemd::show("ollama", &[]).await;
+    let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|load| load == "loaded"));
+    let answer = match upstream.kind {
+        ServiceKind::Http => version(address).await,
+        ServiceKind::Tcp => connected(address).await,
+    };
+    let has_unit = unit.is_some();
+    // It reads what all processes have open.
+    let environment = tokio::task::spawn_blocking(move || environment(unit.as_ref(), address));
+    let environment = environment.await.ok().flatten();
+    let is_ollama = matches!(answer, Answer::Version(_));
+    let mut found = Ollama {
+        address: address.to_string(),
+        answer,
+        exposed: Vec::new(),
+        has_unit,
+        pages: None,
+        parallel: environment.as_ref().map(|environment| {
+            let set = environment.get("OLLAMA_NUM_PARALLEL").and_then(|n| n.parse().ok());
+            // Zero leaves it to Ollama.
+            set.filter(|n| *n > 0).map_or(Parallel::NotSet, Parallel::Set)
+        }),
+        models: None,
+    };
+    if is_ollama {
+        (found.exposed, found.pages, found.models) =
+            tokio::join!(exposed(address.port()), pages(address), models(address));
+    }
+    let models_dir =
+        environment.and_then(|environment| environment.get("OLLAMA_MODELS").map(PathBuf::from));
+    Looked { found, models_dir }
+}
+
+async fn version(address: SocketAddr) -> Answer {
+    match get(address, "/api/version", None).await {
+        Ok((StatusCode::OK, body)) => {
+            let said: Value = serde_json::from_slice(&body).unwrap_or_default();
+            match said["version"].as_str() {
+                Some(version) => Answer::Version(version.chars().take(40).collect()),
+                None => Answer::Other { status: 200, is_empty: body.is_empty() },
+            }
+        }
+        Ok((status, body)) => Answer::Other { status: status.as_u16(), is_empty: body.is_empty() },
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
+        Err(e) => Answer::Silent(e.to_string()),
+    }
+}
+
+async fn connected(address: SocketAddr) -> Answer {
+    match tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Answer::Connected,
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
+        Ok(Err(e)) => Answer::Silent(e.to_string()),
+        Err(_) => Answer::Silent(silent().to_string()),
+    }
+}
+
+/// What it answers to web pages.
+async fn pages(address: SocketAddr) -> Option<Pages> {
+    let (other, extension) = tokio::join!(
+        get(address, "/api/version", Some(OTHER_SITE)),
+        get(address, "/api/version", Some(EXTENSION)),
+    );
+    Some(Pages { other_site: other.ok()?.0.as_u16(), extension: extension.ok()?.0.as_u16() })
+}
+
+/// How many models there are, and which are loaded.
+async fn models(address: SocketAddr) -> Option<(u64, Vec<(String, u64)>)> {
+    let list = |answer: io::Result<(StatusCode, Bytes)>| -> Option<Vec<Value>> {
+        let said: Value = serde_json::from_slice(&answer.ok()?.1).ok()?;
+        said["models"].as_array().cloned()
+    };
+    let (all, loaded) =
+        tokio::join!(get(address, "/api/tags", None), get(address, "/api/ps", None));
+    let loaded = list(loaded).unwrap_or_default().into_iter().map(|model| {
+        let name = model["name"].as_str().unwrap_or("?").chars().take(80).collect();
+        (name, model["size"].as_u64().unwrap_or(0))
+    });
+    Some((list(all)?.len() as u64, loaded.take(16).collect()))
+}
+
+/// The addresses of this machine besides loopback where an Ollama answers on this port.
+async fn exposed(port: u16) -> Vec<String> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    let is_reached = |ip: &IpAddr| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback(),
+        // Without its interface a link-local address means nothing.
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    };
+    let mut asked = JoinSet::new();
+    for ip in interfaces.iter().map(if_addrs::Interface::ip).filter(is_reached) {
+        asked.spawn(async move {
+            let address = SocketAddr::new(ip, port);
+            let (status, body) = get(address, "/", None).await.ok()?;
+            // One that checks `Host` refuses this address, and is there all the same.
+            let is_ollama = body.starts_with(b"Ollama") || status == StatusCode::FORBIDDEN;
+            is_ollama.then(|| address.to_string())
+        });
+    }
+    let mut found: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    found.sort();
+    found
+}
+
+/// The environment of Ollama, if this user may know it: that of the process, or what its unit sets.
+fn environment(
+    unit: Option<&systemd::Properties>,
+    address: SocketAddr,
+) -> Option<HashMap<String, String>> {
+    let pid = match unit {
+        Some(unit) => unit.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0),
+        None => port_holder_pid(address, Protocol::TCP),
+    };
+    let pair =
+        |text: &str| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let of_process = pid.and_then(|pid| std::fs::read(format!("/proc/{pid}/environ")).ok());
+    if let Some(bytes) = of_process {
+        let text = String::from_utf8_lossy(&bytes);
+        return Some(text.split('\0').filter_map(pair).collect());
+    }
+    let of_unit = unit?.get("Environment")?;
+    // A value with spaces stands in quotes, and none of those that matter has any.
+    Some(of_unit.split(' ').filter_map(|text| pair(text.trim_matches('"'))).collect())
+}
+
+/// One request, as a tool makes it.
+async fn get(
+    address: SocketAddr,
+    path: &str,
+    origin: Option<&str>,
+) -> io::Result<(StatusCode, Bytes)> {
+    let exchange = async {
+        let tcp = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address));
+        let tcp = tcp.await.map_err(|_| silent())??;
+        let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
+            .await
+            .map_err(io::Error::other)?;
+        let host = format!("localhost:{}", address.port());
+        let mut request = Request::get(path).header(HOST, host).header(CONNECTION, "close");
+        if let Some(origin) = origin {
+            request = request.header(ORIGIN, origin);
+        }
+        let request = request.body(Empty::<Bytes>::new()).map_err(io::Error::other)?;
+        let answer = async {
+            let answer = requests.send_request(request).await.map_err(io::Error::other)?;
+            let (head, body) = answer.into_parts();
+            let body = Limited::new(body, MOST).collect().await.map_err(io::Error::other)?;
+            io::Result::Ok((head.status, body.to_bytes()))
+        };
+        tokio::pin!(answer, connection);
+        tokio::select! {
+            answer = &mut answer => answer,
+            _ = &mut connection => answer.await,
+        }
+    };
+    tokio::time::timeout(ANSWER_WITHIN, exchange).await.unwrap_or_else(|_| Err(silent()))
+}
+
+fn silent() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::TimedOut,
+        format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
+    )
+}

@@ -1,0 +1,8 @@
+//! `doctor`: each breakage is made on purpose, and named with its cure.
+
+mod aditd;
+mod bundle;
+mod laptop;
+#[cfg(target_os = "linux")]
+mod ports;
+mod way;

@@ -22,7 +22,8 @@ pub struct Exchanges {
     line: Vec<u8>,
     /// Answers that are not complete, oldest first.
     answers: VecDeque<Tracker>,
-    /// Whether a byte of the oldest of these answers has arrived.
+    /// Whether a byte of the oldest of these answers has arrived; without any, whether the answer to
+    /// the request whose body still comes has.
     is_answered: bool,
     /// Whether no other request may follow (RFC 9112 section 9.3).
     closes: bool,
@@ -79,6 +80,7 @@ impl Exchanges {
             };
             if matches!(&self.request, RequestPart::Body(body) if body.is_over()) {
                 self.request = RequestPart::default();
+                self.is_answered &= !self.answers.is_empty();
             }
             match taken {
                 Some(taken) => rest = &rest[taken..],
@@ -121,7 +123,9 @@ impl Exchanges {
             if answer.is_complete() {
                 self.closes |= answer.closes();
                 self.answers.pop_front();
-                self.is_answered = false;
+                // An answer may be complete before the body of its request is.
+                self.is_answered =
+                    self.answers.is_empty() && matches!(self.request, RequestPart::Body(_));
             } else if answer.ends_with_connection() {
                 self.lost = true;
             }
@@ -313,6 +317,10 @@ mod tests {
         assert_eq!(line(&[('>', "\x16\x03\n")]).as_deref(), Some("\x16\x03\n"));
         assert_eq!(line(&[('>', GET), ('<', "H")]), None);
         assert_eq!(line(&[('>', GET), ('<', whole), ('<', "x")]), None, "it was not asked for");
+        let early = [('>', POST), ('>', "a"), ('<', whole), ('>', "bc"), ('>', GET)];
+        assert_eq!(line(&early[..3]), None, "its answer came before the rest of its body");
+        assert_eq!(line(&early[..4]), None, "it has been answered");
+        assert_eq!(line(&early).as_deref(), first);
         for unreadable in ["\x16\x03\n", "\r\n", "POST / HTTP/1.1\r\nContent-Length: x\r\n\r\n"] {
             assert!(line(&[('>', unreadable)]).is_some());
             assert_eq!(line(&[('>', unreadable), ('<', "H")]), None, "{unreadable:?} is answered");

@@ -18,7 +18,10 @@ async fn servers_are_listed_with_their_models_or_with_what_is_missing() {
     let device = world.device("laptop").await;
     let listed = device.adit(&["ls"], "").await;
     assert_ok(&listed);
-    assert!(listed.stdout.contains("default: not running: start it with `adit up`"), "{listed:?}");
+    assert!(
+        listed.stdout.starts_with("default: not running: start it with `adit up"),
+        "{listed:?}"
+    );
 
     let up = device.up(&[]).await;
     let listed = device.adit(&["ls", "--json"], "").await;

@@ -59,7 +59,7 @@ async fn another_user_gets_an_error_unless_every_user_is_allowed() {
     let json: serde_json::Value = serde_json::from_str(body).expect("JSON");
     let error = json["error"].as_str().expect("Ollama's shape");
     assert!(error.contains("`nobody` (uid 65534)") && error.contains("`root` (uid 0)"), "{error}");
-    assert!(error.contains("`adit up --any-user`"), "{error}");
+    assert!(error.contains("`adit up --any-user --state-dir "), "{error}");
     let refused = asked_by(STRANGER, up.address, "/v1/models");
     assert!(
         refused.contains(r#"{"error":{"message":"adit: the user with uid 54321 may not"#),

@@ -60,7 +60,7 @@ pub(super) async fn look(
         choice: CarrierChoice::Auto,
         idle_timeout: IDLE_TIMEOUT,
     };
-    let expired = profile.certificate().is_ok_and(|own| own.not_after <= unix_now());
+    let expired = has_ended(&profile);
     let runs = matches!(adit, AditFound::Running { .. });
     let addresses = plan.addresses();
     let (names, running, ssh) = tokio::join!(
@@ -240,7 +240,7 @@ async fn open(
     let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeted).await;
     let greeted = greeted.unwrap_or_else(|_| Err(DialError::NoAnswer(to)));
     let (hello, _notices, _probes) = match greeted {
-        Ok((hello, ..)) if hello.certificate_expired => {
+        Ok((hello, ..)) if hello.certificate_expired || has_ended(profile) => {
             close(&dialed).await;
             return Err(DialError::Refused(Code::Expired).failure(profile));
         }
@@ -256,6 +256,11 @@ async fn open(
     up.connection.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;
     Ok(inspection)
+}
+
+/// Whether the device's certificate has ended by this computer's clock.
+fn has_ended(profile: &Profile) -> bool {
+    profile.certificate().is_ok_and(|own| own.not_after <= unix_now())
 }
 
 fn told(ollama: OllamaStatus) -> RequestFound {

@@ -83,8 +83,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_route_is_told_at_once() {
-        // Class E addresses (RFC 1112 section 4) are not routed.
+    async fn an_address_that_the_kernel_refuses_is_told_at_once() {
+        // A socket that has not asked for it may not send to everybody.
         let kernel_error = of("255.255.255.255:7".parse().expect("an address"), "gpu").await;
         assert_ne!(kernel_error.error.kind(), io::ErrorKind::ConnectionRefused, "{kernel_error}");
         assert_eq!(kernel_error.weight(), 1);

@@ -1,6 +1,6 @@
 //! Renews the device's certificate in the tunnel, for the same key and without an interruption.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{
     machine::process::unix_now,
@@ -8,6 +8,7 @@ use common::{
 };
 use proto::{
     knock::random_fraction,
+    repeats::Repeats,
     wire::{Code, RenewAnswer, StreamHead},
 };
 use quinn::{Connection, ReadError};
@@ -24,10 +25,18 @@ const CHECK: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
 /// The pause between attempts when the certificate has expired: nothing works without a new one.
 const ENDED: Duration = Duration::from_secs(10);
+/// The same failure is logged again after this time.
+const LOG_AGAIN: Duration = Duration::from_secs(3600);
 
 /// Renews each certificate in the last third of its lifetime. Never ends.
 pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
-    let jitter = random_fraction();
+    let (jitter, began) = (random_fraction(), Instant::now());
+    let mut failures = Repeats::new(LOG_AGAIN);
+    let mut log = |failure: String| {
+        if failures.is_news(&failure, began.elapsed()) {
+            warn!("{failure}");
+        }
+    };
     loop {
         let Ok(certificate) = profile.get().certificate() else {
             return std::future::pending().await;
@@ -46,14 +55,12 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
                     .certificate()
                     .is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
             Ok(()) => {
-                warn!(
-                    "by this computer's clock the new certificate has already expired: check the clock"
-                );
+                log("by this computer's clock the new certificate has already expired: check the clock".to_owned());
                 tokio::time::sleep(CHECK).await;
             }
             Err(e) => {
                 let pause = if certificate.not_after < unix_now() { ENDED } else { CHECK };
-                warn!("{e}: trying again in {} s", pause.as_secs());
+                log(format!("{e}: trying again every {} s", pause.as_secs()));
                 tokio::time::sleep(pause).await;
             }
         }

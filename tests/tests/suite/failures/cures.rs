@@ -25,6 +25,22 @@ async fn a_port_where_nobody_listens_is_reported_at_once() {
     assert_told(&told, FAILED, &["cannot reach 127.0.0.1:", "nothing listens on that UDP port"]);
 }
 
+/// What the kernel says counts, and nobody waits for an answer that cannot come.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn enrolling_without_a_route_reports_what_the_kernel_says() {
+    if tests::lab::Lab::is_missing() {
+        return;
+    }
+    let world = World::start(PROGRAM).await;
+    let mut invitation: Invitation = world.invite("laptop").await.parse().expect("a code");
+    invitation.addresses = vec!["198.51.100.1:11435".to_owned()];
+    let nowhere = tests::lab::Namespace::new().expect("a namespace");
+    let told = nowhere.within(world.stranger("laptop").enroll(&invitation.code(), &[])).await;
+    assert_told(&told, FAILED, &["cannot reach 198.51.100.1:11435: Network is unreachable"]);
+    assert!(!told.stderr.contains("--allow-from"), "{}", told.stderr);
+}
+
 #[tokio::test]
 async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints() {
     let world = World::start(PROGRAM).await;

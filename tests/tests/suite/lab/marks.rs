@@ -38,7 +38,7 @@ async fn a_path_that_drops_ecn_marked_packets_carries_a_tunnel_without_marks() {
     far.ask_both(20, 1).await.are_equal(WITHIN).await;
     assert_eq!(marks(&far).await, (Some(false), Some(true)));
     assert_eq!(happened(&far, "ECN").await, 1);
-    // The result applies to the next session on this network, too.
+    // It was found out before the session began.
     far.is_one_session();
 }
 

@@ -55,6 +55,34 @@ fn each_configuration_in_the_readme_is_valid_with_and_without_its_comments() {
     assert!(all.authority().is_some() && all.advertise == ["gpu.lan:11435"]);
 }
 
+/// The pages of `docs/`, by name.
+fn pages() -> Vec<(String, String)> {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let pages = std::fs::read_dir(docs).expect("the pages").map(|page| {
+        let path = page.expect("a page").path();
+        (path.display().to_string(), std::fs::read_to_string(&path).expect("text"))
+    });
+    pages.collect()
+}
+
+#[test]
+fn each_configuration_and_each_key_of_the_pages_is_one_that_works() {
+    let (mut configurations, mut keys) = (0, 0);
+    for (page, text) in pages() {
+        // A block may stand in a list.
+        let text = text.lines().map(str::trim_start).collect::<Vec<_>>().join("\n");
+        for block in text.split("\n```toml\n").skip(1) {
+            settled(block.split("\n```").next().expect(&page));
+            configurations += 1;
+        }
+        for line in text.lines().filter(|line| line.starts_with("restrict,")) {
+            assert!(README.contains(line), "{page}: {line} is not one that is tried");
+            keys += 1;
+        }
+    }
+    assert!(configurations >= 3 && keys >= 2, "{configurations} configurations, {keys} keys");
+}
+
 #[tokio::test]
 async fn a_server_with_the_whole_configuration_starts() {
     // The port may be in use on this machine.

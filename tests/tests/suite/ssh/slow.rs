@@ -7,7 +7,6 @@ use tests::{
     skip,
     sshd::{Sshd, user_name},
     terminal::Terminal,
-    timing::usual_or_long,
     world::World,
 };
 
@@ -44,7 +43,7 @@ async fn a_slow_login_is_waited_for_and_reported() {
     }
     let world = World::start(PROGRAM).await;
     let mut laptop = Laptop::new(&world).await;
-    ask_slowly(&mut laptop, usual_or_long(6, 17)).await;
+    ask_slowly(&mut laptop, 17).await;
     let args = ["enroll", &laptop.sshd.url, "--device", "laptop"];
     let mut terminal = laptop.at_a_terminal(&world, &args);
     terminal.shows("has not answered the login yet").await;
@@ -56,7 +55,7 @@ async fn a_slow_login_is_waited_for_and_reported() {
 async fn a_slow_login_shell_is_waited_for() {
     let Some((world, laptop)) = Laptop::enrolled_in_a_world(PROGRAM).await else { return };
     // Forwarding is not allowed: there is no other way to the relay.
-    let seconds = usual_or_long(4, 12);
+    let seconds = 12;
     let slow = format!(r#"restrict,command="sleep {seconds}; eval \"$SSH_ORIGINAL_COMMAND\"""#);
     laptop.sshd.authorize("user", &slow);
     laptop.up(&world, &[]).await.works().await;

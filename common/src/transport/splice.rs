@@ -218,7 +218,7 @@ pub fn abort(tcp: TcpStream) {
     let _ = tcp.set_zero_linger();
 }
 
-/// Sends a FIN and reads until the peer ends, for at most [`DRAIN`]. Closing at once, with bytes
+/// Sends a FIN and reads until the peer ends, for at most two seconds. Closing at once, with bytes
 /// unread, would send an RST, and the peer could lose our last bytes.
 pub async fn drain(mut tcp: TcpStream) {
     let _ = tcp.shutdown().await;

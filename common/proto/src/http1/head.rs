@@ -27,7 +27,7 @@ pub enum Fault {
     /// An empty line before the request.
     #[error("begins with an empty line")]
     EmptyLine,
-    /// Longer than [`MOST_HEAD`], or too many fields.
+    /// Longer than `MOST_HEAD`, or too many fields.
     #[error("has a head that is too long")]
     TooLong,
     /// Neither HTTP/1.0 nor HTTP/1.1, or a malformed line.

@@ -107,7 +107,7 @@ impl FileError {
                 }
             }
             Self::Replaceable { by, .. } => format!(
-                "look at `ls -ld '{}'`; keep the state in a directory where only root can change each directory above",
+                "look at `ls -ld '{}'`; choose with {setting} a place where only root can change each directory above",
                 by.display()
             ),
             Self::NotPlain { path, .. } => format!(

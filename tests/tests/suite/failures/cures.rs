@@ -25,6 +25,19 @@ async fn a_port_where_nobody_listens_is_reported_at_once() {
     assert_told(&told, FAILED, &["cannot reach 127.0.0.1:", "nothing listens on that UDP port"]);
 }
 
+#[tokio::test]
+async fn a_bad_place_of_the_enroll_socket_is_told_by_its_own_setting() {
+    let world = World::start(PROGRAM).await;
+    let (config, state) = (world.scratch("socket.toml"), world.scratch("state"));
+    let (group, place) = (tests::cli_assert::own_group(), "/dev/null/enroll.sock");
+    let settings = format!("enroll_group = '{group}'\nenroll_socket = '{place}'\n");
+    std::fs::write(&config, settings).expect("written");
+    let [config, state] = [&config, &state].map(|path| path.to_str().expect("a path"));
+    let flags = ["serve", "--listen", "127.0.0.1:0", "--config", config, "--state-dir", state];
+    let told = world.programs.run("aditd", &flags, "").await.expect("aditd runs");
+    assert_told(&told, FAILED, &["/dev/null", "`enroll_socket` in the configuration"]);
+}
+
 /// What the kernel says counts, and nobody waits for an answer that cannot come.
 #[cfg(target_os = "linux")]
 #[tokio::test]

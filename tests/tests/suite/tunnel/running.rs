@@ -82,8 +82,8 @@ async fn exit_codes_and_signals_are_the_programs() {
     let device = world.device("laptop").await;
     let _up = device.up(&[]).await;
     assert_eq!(device.run(&["bash", "-c", "exit 77"]).await.code, Some(77));
-    let mut command = device.command(&["run", "bash", "-c", "kill -INT $$"]);
-    assert_eq!(command.status().await.expect("ended").signal(), Some(2));
+    let mut command = device.command(&["run", "bash", "-c", "kill -TERM $$"]);
+    assert_eq!(command.status().await.expect("ended").signal(), Some(15));
     let mut command = device.command(&["run", "bash", "-c", "ulimit -c; ulimit -n"]);
     let limits = command.output().await.expect("ended").stdout;
     let own = std::process::Command::new("bash").args(["-c", "ulimit -c; ulimit -n"]).output();
@@ -152,7 +152,15 @@ async fn ctrl_c_at_a_terminal_reaches_the_program_and_not_its_tunnel() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let script = "trap 'echo caught' INT; echo begun; read -r line; ".to_owned() + ASK_VERSION;
-    let mut terminal = Terminal::run(&device.command(&["run", "bash", "-c", &script]));
+    let mut terminal = Terminal::run(&device.command(&[
+        // Whoever runs these tests in the background may ignore SIGINT.
+        "run",
+        "env",
+        "--default-signal=INT",
+        "bash",
+        "-c",
+        &script,
+    ]));
     terminal.shows("begun").await;
     terminal.types("\u{3}").await;
     terminal.shows("\"version\"").await;

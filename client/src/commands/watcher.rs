@@ -38,6 +38,8 @@ pub(crate) enum Word {
 /// How long the server is sought.
 const WITHIN: Duration = Duration::from_secs(30);
 /// Between two attempts.
+/// A process that was killed has closed all its files within this time.
+const DYING: Duration = Duration::from_millis(300);
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long the server may take to hear that this is the end.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -130,9 +132,19 @@ async fn tell(place: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError
     }
 }
 
+/// Whether another `adit up` runs. The one that was killed may still seem to for a moment: the kernel
+/// closes its pipe before its control socket.
+async fn is_another_running(place: &ProfileDir) -> bool {
+    if !control::is_running(&place.dir) {
+        return false;
+    }
+    tokio::time::sleep(DYING).await;
+    control::is_running(&place.dir)
+}
+
 async fn take_leave(place: &ProfileDir, plan: &DialPlan) -> Result<(), DialError> {
     // Another `adit up` ends the session that is left, and its own must not be ended for it.
-    if control::is_running(&place.dir) {
+    if is_another_running(place).await {
         return Ok(());
     }
     let dialed = plan.dial().await?;

@@ -38,9 +38,9 @@ pub(crate) enum Word {
 /// How long the server is sought.
 const WITHIN: Duration = Duration::from_secs(30);
 /// Between two attempts.
+const PAUSE: Duration = Duration::from_secs(1);
 /// A process that was killed has closed all its files within this time.
 const DYING: Duration = Duration::from_millis(300);
-const PAUSE: Duration = Duration::from_secs(1);
 /// How long the server may take to hear that this is the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 

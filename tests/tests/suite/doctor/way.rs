@@ -103,7 +103,7 @@ async fn what_a_key_may_do_is_told_by_its_own_line() {
     if there_is_no_sshd() {
         return;
     }
-    let world = World::start(PROGRAM).await;
+    let world = World::start_with_relay(PROGRAM).await;
     let laptop = Laptop::new(&world).await;
     laptop.enrolled(&world, &[]).await;
     let port = world.status().await["relay"].to_string();

@@ -132,8 +132,8 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
                 up::run(ProfileDir::choose(&dir, flags.name.clone(), "up")?, flags).await
             }
             Command::Run(command) => {
-                let place = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
-                run::run(&dir, place, command).await
+                let profile_dir = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
+                run::run(&dir, profile_dir, command).await
             }
             Command::Env(env) => {
                 env::run(&ProfileDir::choose(&dir, env.name.clone(), "env")?, &env).await
@@ -146,8 +146,9 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
             }
             Command::Ls(command) => ls::run(&dir, command).await,
             Command::Warm(command) => {
-                let place = ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
-                warm::run(&dir, place, command).await
+                let profile_dir =
+                    ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
+                warm::run(&dir, profile_dir, command).await
             }
             Command::Watcher(_) => unreachable!("it has been run"),
         }

@@ -25,7 +25,7 @@ use crate::{
         route::{Carrier, Route},
     },
     profile::Profile,
-    ssh::SshWay,
+    ssh::SshTarget,
 };
 
 /// The next address is tried after the one before has been silent for this long (RFC 8305 section
@@ -51,7 +51,7 @@ pub struct Dialed {
     /// The connection. The server may not have judged it yet.
     pub connection: Connection,
     /// The route of its datagrams.
-    pub way: Route,
+    pub route: Route,
     /// The carrier of its datagrams.
     pub carrier: Carrier,
 }
@@ -142,7 +142,7 @@ impl DialError {
             ),
             Self::LeadsBack(_) => format!(
                 "choose another port: `adit up{} --listen localhost:11500`",
-                profile.place.argument()
+                profile.profile_dir.argument()
             ),
             other => return other.general_hint(),
         })
@@ -256,9 +256,9 @@ pub struct DialConfig {
 /// How to enroll this device again. `adit up` must be stopped first, because it would go on with
 /// the old identity. `first` is a command that has to be run on the server before.
 fn again(profile: &Profile, first: Option<String>) -> String {
-    let (device, name) = (&profile.enrolled.device, profile.place.flag());
+    let (device, name) = (&profile.enrolled.device, profile.profile_dir.flag());
     let (invite, server) = match &profile.ssh {
-        Some(way) => (None, format!(" --device {device} {way}")),
+        Some(route) => (None, format!(" --device {device} {route}")),
         None => (Some(format!("aditd invite {device}")), String::new()),
     };
     let there: Vec<_> =
@@ -289,16 +289,21 @@ pub fn config(crypto: impl Into<ClientTls>, key: &KnockKey, idle: Duration) -> D
 pub async fn dial(
     config: &DialConfig,
     addresses: &[String],
-    ssh: Option<&SshWay>,
+    ssh: Option<&SshTarget>,
 ) -> Result<Dialed, DialError> {
     let mut attempts = JoinSet::new();
     for (name, delay) in addresses.iter().zip(staggered()) {
         // Names are looked up in parallel: a resolver that hangs does not delay the others.
         attempts.spawn(reach(config.clone(), name.clone(), delay));
     }
-    if let Some(way) = ssh {
+    if let Some(route) = ssh {
         let delay = if addresses.is_empty() { Duration::ZERO } else { STAGGER };
-        attempts.spawn(attempt(config.clone(), Route::Ssh(way.clone()), way.to_string(), delay));
+        attempts.spawn(attempt(
+            config.clone(),
+            Route::Ssh(route.clone()),
+            route.to_string(),
+            delay,
+        ));
     }
     match first(attempts).await {
         Err(Some(DialError::NoAnswer(_)) | None) => {
@@ -309,7 +314,7 @@ pub async fn dial(
 }
 
 /// All addresses that are tried, for people.
-pub(crate) fn all_of(addresses: &[String], ssh: Option<&SshWay>) -> String {
+pub(crate) fn all_of(addresses: &[String], ssh: Option<&SshTarget>) -> String {
     addresses.iter().cloned().chain(ssh.map(ToString::to_string)).collect::<Vec<_>>().join(" or ")
 }
 
@@ -368,23 +373,23 @@ async fn resolve(name: &str) -> Result<Vec<SocketAddr>, DialError> {
 
 async fn attempt(
     config: DialConfig,
-    way: Route,
+    route: Route,
     name: String,
     delay: Duration,
 ) -> Result<Dialed, DialError> {
     tokio::time::sleep(delay).await;
-    let shown = match &way {
+    let shown = match &route {
         Route::Udp(address) if name != address.to_string() => format!("{name} ({address})"),
-        way => way.to_string(),
+        route => route.to_string(),
     };
     let unusable = |e| DialError::Socket(Arc::new(e));
-    let carrier = way.open().map_err(unusable)?;
+    let carrier = route.open().map_err(unusable)?;
     carrier.keep_short();
     carrier.ready().await.map_err(|e| {
-        let hint = if let Route::Ssh(way) = &way { e.hint(way) } else { String::new() };
+        let hint = if let Route::Ssh(route) = &route { e.hint(route) } else { String::new() };
         DialError::Ssh { why: e.to_string(), hint }
     })?;
-    let (runtime, longest) = (Arc::new(TokioRuntime), way.longest_datagram());
+    let (runtime, longest) = (Arc::new(TokioRuntime), route.longest_datagram());
     let mut quic = config.quic;
     quic.transport_config(transport::settings(0, config.idle, longest));
     let endpoint = Endpoint::new_with_abstract_socket(
@@ -398,7 +403,7 @@ async fn attempt(
         .connect_with(quic, carrier::REMOTE, SERVER_NAME)
         .map_err(|e| DialError::Other(e.to_string()))?;
     let refused = async {
-        match &way {
+        match &route {
             Route::Udp(address) => kernel_error::of(*address, &shown).await,
             Route::Ssh(_) => std::future::pending().await,
         }
@@ -409,7 +414,7 @@ async fn attempt(
         kernel_error = refused => return Err(DialError::Unreachable(kernel_error)),
     };
     match connected {
-        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, way, carrier }),
+        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, route, carrier }),
         Ok(Err(e)) => Err(match DialError::from_connection(&e, &shown).unproved() {
             DialError::Clock(_) => DialError::Clock(Clocks::certificate(config.seen.take())),
             other => other,

@@ -31,7 +31,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::key::SecretPem;
 use self::key::{stored_key, take_key, to_bytes};
-use crate::ssh::SshWay;
+use crate::ssh::SshTarget;
 
 /// The name of a server that was enrolled without a name.
 pub(crate) const DEFAULT_NAME: &str = "default";
@@ -78,11 +78,11 @@ impl SharedProfile {
 #[derive(Clone)]
 pub struct Profile {
     /// Where it is stored.
-    pub place: ProfileDir,
+    pub profile_dir: ProfileDir,
     /// What the server sent about itself and about this device.
     pub enrolled: Enrolled,
     /// How to reach the server over SSH, if the device enrolled over SSH.
-    pub ssh: Option<SshWay>,
+    pub ssh: Option<SshTarget>,
     /// Whether the server has said that it revoked this device. It is stored because the server
     /// does not answer packets of a revoked device. Only a new enrollment ends it.
     pub revoked: bool,
@@ -100,7 +100,7 @@ struct Stored {
     #[serde(flatten)]
     enrolled: Enrolled,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ssh: Option<SshWay>,
+    ssh: Option<SshTarget>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     revoked: bool,
     #[serde(with = "stored_key")]
@@ -176,9 +176,9 @@ impl ProfileDir {
 
     /// The key of this profile, if its device has the name `device` and reaches its server by
     /// `way`. Enrolled again with this key, it stays the same device.
-    pub fn key_of(&self, way: &SshWay, device: &Name) -> Option<Arc<SecretPem>> {
+    pub fn key_of(&self, target: &SshTarget, device: &Name) -> Option<Arc<SecretPem>> {
         let profile = self.read().ok()?;
-        let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(way));
+        let same = profile.ssh.as_ref().is_some_and(|known| known.leads_to_the_same(target));
         (same && profile.enrolled.device == *device).then_some(profile.key)
     }
 
@@ -208,7 +208,7 @@ impl ProfileDir {
         }
         let stored: Stored = serde_json::from_slice(&text).map_err(|e| damaged(&path, e))?;
         let profile = Profile {
-            place: self.clone(),
+            profile_dir: self.clone(),
             enrolled: stored.enrolled,
             ssh: stored.ssh,
             revoked: stored.revoked,
@@ -324,17 +324,17 @@ pub(crate) fn known(state_dir: &Path) -> Result<Vec<Name>, Failure> {
 
 impl Profile {
     pub fn new(
-        place: ProfileDir,
+        profile_dir: ProfileDir,
         enrolled: Enrolled,
-        ssh: Option<SshWay>,
+        ssh: Option<SshTarget>,
         key: Arc<SecretPem>,
     ) -> Self {
-        Self { place, enrolled, ssh, revoked: false, key }
+        Self { profile_dir, enrolled, ssh, revoked: false, key }
     }
 
     /// Stores the profile. If that fails, the old file is unchanged.
     pub fn save(&self) -> Result<(), FileError> {
-        let path = self.place.dir.join(IDENTITY);
+        let path = self.profile_dir.dir.join(IDENTITY);
         let stored = Stored {
             schema: SCHEMA,
             enrolled: self.enrolled.clone(),
@@ -343,9 +343,9 @@ impl Profile {
             private_key: self.key.clone(),
         };
         files::replace(&path, &to_bytes(&path, &stored)?)?;
-        match fs::remove_file(self.place.dir.join(PENDING)) {
+        match fs::remove_file(self.profile_dir.dir.join(PENDING)) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(FileError::io("remove", self.place.dir.join(PENDING))(e))
+                Err(FileError::io("remove", self.profile_dir.dir.join(PENDING))(e))
             }
             _ => Ok(()),
         }

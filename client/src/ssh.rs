@@ -45,7 +45,7 @@ const RELAY_PORT: &str = "ADITD_RELAY_PORT";
 
 /// An SSH destination: `[user@]host` and a port as the user gave them, and the client to use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SshWay {
+pub struct SshTarget {
     /// `user@host` or `host`, which may be an alias of the user's configuration.
     destination: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -92,7 +92,7 @@ pub(crate) enum SshClient {
     System,
 }
 
-impl FromStr for SshWay {
+impl FromStr for SshTarget {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -132,7 +132,7 @@ impl FromStr for SshWay {
 }
 
 /// In the form that `adit enroll` accepts.
-impl fmt::Display for SshWay {
+impl fmt::Display for SshTarget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (user, host) = match self.destination.rsplit_once('@') {
             Some((user, host)) => (format!("{user}@"), host),
@@ -147,7 +147,7 @@ impl fmt::Display for SshWay {
     }
 }
 
-impl SshWay {
+impl SshTarget {
     /// Enrolls this device under `name` with a signing request (DER in base64).
     ///
     /// # Errors
@@ -177,12 +177,12 @@ impl SshWay {
     pub(crate) fn open(&self) -> Result<(Arc<StreamCarrier>, SshCarrier), SshError> {
         let (ready, dead, failed) =
             (CancellationToken::new(), CancellationToken::new(), Arc::default());
-        let (way, state) =
+        let (target, state) =
             (self.clone(), Opening { ready: ready.clone(), failed: Arc::clone(&failed) });
         let opening = async move {
-            state.opened(match way.client() {
-                SshClient::Builtin => builtin::carry(&way).await,
-                SshClient::System => system::carry(&way).await,
+            state.opened(match target.client() {
+                SshClient::Builtin => builtin::carry(&target).await,
+                SshClient::System => system::carry(&target).await,
             })
         };
         let (carrier, moving) = StreamCarrier::after(opening);
@@ -332,11 +332,11 @@ mod tests {
             ("ssh://[fd00::1]", "ssh://[fd00::1]"),
             ("me@fd00::1", "ssh://me@[fd00::1]"),
         ] {
-            let way = text.parse::<SshWay>().expect(text);
-            assert_eq!(way.to_string(), shown);
-            assert_eq!(way.to_string().parse(), Ok(way), "adit takes what it shows");
+            let target = text.parse::<SshTarget>().expect(text);
+            assert_eq!(target.to_string(), shown);
+            assert_eq!(target.to_string().parse(), Ok(target), "adit takes what it shows");
         }
-        let by_hand = |text: &str| text.parse::<SshWay>().expect(text).by_hand();
+        let by_hand = |text: &str| text.parse::<SshTarget>().expect(text).by_hand();
         assert!(
             by_hand("me@gpu:2222").ends_with(" -p 2222 me@gpu")
                 && by_hand("ssh://gpu").ends_with("ssh gpu")
@@ -354,7 +354,7 @@ mod tests {
             "@gpu",
             "me@",
         ] {
-            assert!(bad.parse::<SshWay>().is_err(), "{bad}");
+            assert!(bad.parse::<SshTarget>().is_err(), "{bad}");
         }
     }
 }

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use self::running::RunningCharge;
 use crate::{
-    accounting::queue::{Full, Queue},
+    accounting::queue::{Queue, QueueFull},
     audit::{Audit, AuditSettings, Event},
     limits::{Exceeded, LimitTable, LimitedDevice, Limiter, UsageFile},
     metrics::{
@@ -27,8 +27,8 @@ use crate::{
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Account, Asker, BoxFuture, Held, Limited, NotNow, Observer, PermittedRequest,
-        RequestRecord, Throttle, Ticket, Turn,
+        Account, Asker, BoxFuture, HeldGuard, LimitReached, NotNow, Observer, PermittedRequest,
+        RequestRecord, Throttle, ThrottlePermit, TurnFuture,
         charge::{Charge, Speed},
     },
 };
@@ -88,7 +88,10 @@ impl Throttle for Accounting {
         self.limiter.body(asker, length).map_err(NotNow::from)
     }
 
-    fn admit<'a>(&'a self, asked: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>> {
+    fn admit<'a>(
+        &'a self,
+        asked: &'a PermittedRequest,
+    ) -> BoxFuture<'a, Result<ThrottlePermit, NotNow>> {
         Box::pin(self.enter(asked))
     }
 }
@@ -149,7 +152,7 @@ impl Accounting {
         }
     }
 
-    async fn enter(&self, asked: &PermittedRequest) -> Result<Ticket, NotNow> {
+    async fn enter(&self, asked: &PermittedRequest) -> Result<ThrottlePermit, NotNow> {
         let asker = LimitedDevice {
             id: asked.asker.id,
             name: &asked.asker.name,
@@ -167,8 +170,8 @@ impl Accounting {
             let (limiter, speed) = (self.limiter.clone(), self.speed.clone());
             RunningCharge::new(asked, limiter, speed, self.used_up.clone())
         });
-        Ok(Ticket {
-            limit: account.clone().map(|account| Box::pin(account.reached()) as Limited),
+        Ok(ThrottlePermit {
+            limit: account.clone().map(|account| Box::pin(account.reached()) as LimitReached),
             account: account.map(|account| account as Arc<dyn Account>),
             most_body,
             waits: turn.is_some() && self.queue.is_bounded(),
@@ -177,7 +180,7 @@ impl Accounting {
         })
     }
 
-    fn turn(&self, device: DeviceId) -> Turn {
+    fn turn(&self, device: DeviceId) -> TurnFuture {
         let queue = self.queue.clone();
         Box::pin(async move {
             let turn = match queue.enter(device) {
@@ -185,13 +188,13 @@ impl Accounting {
                 Err(full) => Err(full),
             };
             // The words of Ollama's own queue: clients may look for them.
-            let busy = |full: Full| NotNow {
+            let busy = |full: QueueFull| NotNow {
                 status: 503,
                 retry_after: Some(RETRY_SOON),
                 sentence: full.to_string(),
                 limit: "queue",
             };
-            turn.map(|turn| Box::new(turn) as Held).map_err(busy)
+            turn.map(|turn| Box::new(turn) as HeldGuard).map_err(busy)
         })
     }
 }
@@ -211,11 +214,11 @@ impl From<Exceeded> for NotNow {
 ///
 /// # Errors
 /// When the address is taken, or may not be used.
-pub(crate) async fn exporter(place: &MetricsAddr) -> Result<Exporter, Failure> {
-    Exporter::bind(place).await.map_err(|e| {
-        Failure::new(format!("cannot serve metrics at {place}"))
+pub(crate) async fn exporter(address: &MetricsAddr) -> Result<Exporter, Failure> {
+    Exporter::bind(address).await.map_err(|e| {
+        Failure::new(format!("cannot serve metrics at {address}"))
             .source(e)
-            .hint(format!("choose another address with `metrics` in the configuration, for example metrics = \"{}\"", place.another()))
+            .hint(format!("choose another address with `metrics` in the configuration, for example metrics = \"{}\"", address.another()))
             .exit(Exit::Usage)
     })
 }
@@ -228,7 +231,7 @@ mod tests {
     use crate::{
         audit::{AuditSettings, entry::tests::record},
         limits::{LimitTable, Usage},
-        record::{End, Seen},
+        record::{End, RequestProgress},
     };
 
     fn accounting(dir: &std::path::Path, limits: &str) -> Accounting {
@@ -282,8 +285,8 @@ mod tests {
         for _ in 0..3 {
             tickets.push(accounting.admit(&one).await.expect("in"));
         }
-        let seen = |pieces| Seen { prompt: 10, pieces, is_stream: None };
-        let write = |ticket: &Ticket, pieces| {
+        let seen = |pieces| RequestProgress { prompt: 10, pieces, is_stream: None };
+        let write = |ticket: &ThrottlePermit, pieces| {
             ticket.account.as_ref().expect("an account").so_far(seen(pieces));
         };
         for ticket in &tickets {
@@ -312,7 +315,7 @@ mod tests {
         let mut ticket = accounting.admit(&one).await.expect("in");
         let limit = ticket.limit.take().expect("a limit");
         let account = ticket.account.take().expect("an account");
-        account.so_far(Seen { prompt: 1, pieces: 0, is_stream: Some(false) });
+        account.so_far(RequestProgress { prompt: 1, pieces: 0, is_stream: Some(false) });
         assert_eq!(limit.await.limit, "tokens_per_day");
         assert!(account.charged() >= 5);
     }

@@ -66,7 +66,7 @@ enum Command {
     /// Make the running server read its configuration again, like SIGHUP; a bad file changes nothing
     Reload,
     /// Show the audit log: requests, sessions, and changes to devices
-    Audit(audit::Show),
+    Audit(audit::AuditQuery),
     /// Find out what is wrong on this machine, and what cures it
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorFlags),

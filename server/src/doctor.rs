@@ -14,8 +14,8 @@ use proto::{
     doctor::{
         Report,
         gpu_box::{
-            AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::Device, lines,
-            lines_for_device,
+            AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::DeviceFound,
+            lines, lines_for_device,
         },
     },
     identity::{DeviceId, Name},
@@ -134,7 +134,7 @@ fn devices(server: &Server) -> Devices {
     }
 }
 
-fn device(server: &Server, id: DeviceId) -> Option<Device> {
+fn device(server: &Server, id: DeviceId) -> Option<DeviceFound> {
     let (snapshot, rules) = (server.policy.snapshot(), server.policy.rules());
     let device = snapshot.devices().find(|device| device.id == id)?;
     let texts = |list: &[proto::ollama::model::ModelPattern]| {
@@ -144,7 +144,7 @@ fn device(server: &Server, id: DeviceId) -> Option<Device> {
     let models = lists.chain(device.models.as_deref()).map(texts).collect();
     let asker = LimitedDevice { id, name: &device.name, role: device.role.as_str() };
     let (limits, used, running) = server.accounting.limiter.standing(asker, unix_now());
-    Some(Device {
+    Some(DeviceFound {
         name: device.name.clone(),
         role: device.role.clone(),
         role_is_known: rules.knows(&device.role),

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use self::{
     budget::Budget,
     connection::{Conversation, Over},
-    running::Running,
+    running::RunningRequest,
 };
 use crate::{
     policy::{Policy, authorize::Authority},
@@ -127,12 +127,17 @@ impl Gate {
         &'a self,
         context: &StreamContext<'_>,
         head: Option<(&RequestHead, ApiRoute)>,
-    ) -> Running<'a> {
-        Running::new(&*self.observer, &context.asker, self.policy.role(context.certificate), head)
+    ) -> RunningRequest<'a> {
+        RunningRequest::new(
+            &*self.observer,
+            &context.asker,
+            self.policy.role(context.certificate),
+            head,
+        )
     }
 
     /// Begins the record of a request that could not be read.
-    fn begin_unread<'a>(&'a self, context: &StreamContext<'_>) -> Running<'a> {
+    fn begin_unread<'a>(&'a self, context: &StreamContext<'_>) -> RunningRequest<'a> {
         self.begin(context, None)
     }
 

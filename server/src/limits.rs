@@ -218,7 +218,7 @@ impl<C: Clock + Clone> Limiter<C> {
         device: LimitedDevice<'_>,
         body: Option<u64>,
         now: i64,
-    ) -> Result<Running<C>, Exceeded> {
+    ) -> Result<RunningCount<C>, Exceeded> {
         let mut inner = self.lock();
         let Inner { table, devices, tokens } = &mut *inner;
         let limits = table.limits(device.role, device.name.as_str());
@@ -239,7 +239,7 @@ impl<C: Clock + Clone> Limiter<C> {
             return exceeded(Limit::AtOnce(most), Some(SOON));
         }
         counter.at_once += 1;
-        Ok(Running { limiter: self.clone(), id: device.id })
+        Ok(RunningCount { limiter: self.clone(), id: device.id })
     }
 
     /// Changes the cost of a request from `before` to `tokens`. A request is charged while it runs,
@@ -316,18 +316,18 @@ fn rate<C: Clock + Clone>(limits: Limits, clock: &C) -> Option<Rate<C>> {
 }
 
 /// A request that counts as running.
-pub(crate) struct Running<C: Clock = DefaultClock> {
+pub(crate) struct RunningCount<C: Clock = DefaultClock> {
     limiter: Arc<Limiter<C>>,
     id: DeviceId,
 }
 
-impl<C: Clock> fmt::Debug for Running<C> {
+impl<C: Clock> fmt::Debug for RunningCount<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
-impl<C: Clock> Drop for Running<C> {
+impl<C: Clock> Drop for RunningCount<C> {
     fn drop(&mut self) {
         if let Some(counter) = self.limiter.lock().devices.get_mut(&self.id) {
             counter.at_once = counter.at_once.saturating_sub(1);

@@ -32,47 +32,47 @@ const WAIT: [f64; 11] = [0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 180.
 
 pub(crate) struct Metrics {
     registry: Registry,
-    requests: Family<Request, Counter>,
-    ended: Family<Ended, Counter>,
-    refused: Family<Why, Counter>,
-    tokens: Family<Tokens, Counter>,
-    bytes: Family<Direction, Counter>,
-    first_byte: Family<Route, Histogram>,
-    between: Family<Route, Histogram>,
-    waited: Family<Route, Histogram>,
+    requests: Family<RequestLabels, Counter>,
+    ended: Family<EndLabels, Counter>,
+    refused: Family<ReasonLabels, Counter>,
+    tokens: Family<TokenLabels, Counter>,
+    bytes: Family<DirectionLabels, Counter>,
+    first_byte: Family<RouteLabels, Histogram>,
+    between: Family<RouteLabels, Histogram>,
+    waited: Family<RouteLabels, Histogram>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Request {
+struct RequestLabels {
     role: String,
     route: &'static str,
     status: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Ended {
+struct EndLabels {
     route: &'static str,
     end: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Why {
+struct ReasonLabels {
     reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Tokens {
+struct TokenLabels {
     role: String,
     direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Direction {
+struct DirectionLabels {
     direction: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Route {
+struct RouteLabels {
     route: &'static str,
 }
 
@@ -137,34 +137,40 @@ impl Metrics {
 
     /// Counts a piece of an answer, which came `after` the piece before it.
     pub(crate) fn piece(&self, route: RouteClass, after: Duration) {
-        self.between.get_or_create(&Route { route: route.as_str() }).observe(after.as_secs_f64());
+        self.between
+            .get_or_create(&RouteLabels { route: route.as_str() })
+            .observe(after.as_secs_f64());
     }
 
     /// Counts a request that has ended.
     pub(crate) fn ended(&self, record: &RequestRecord, charge: &Charge) {
         let (role, route) = (record.role.as_str(), record.route.as_str());
         self.requests
-            .get_or_create(&Request { role: role.to_owned(), route, status: class(record.status) })
+            .get_or_create(&RequestLabels {
+                role: role.to_owned(),
+                route,
+                status: class(record.status),
+            })
             .inc();
-        self.ended.get_or_create(&Ended { route, end: record.end.as_str() }).inc();
+        self.ended.get_or_create(&EndLabels { route, end: record.end.as_str() }).inc();
         if let End::Refused(why) = record.end {
-            self.refused.get_or_create(&Why { reason: why.as_str() }).inc();
+            self.refused.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
         }
         for (direction, bytes, tokens) in
             [("in", record.bytes_in, charge.read), ("out", record.bytes_out, charge.written)]
         {
-            self.bytes.get_or_create(&Direction { direction }).inc_by(bytes);
+            self.bytes.get_or_create(&DirectionLabels { direction }).inc_by(bytes);
             if let Some(tokens) = tokens {
                 self.tokens
-                    .get_or_create(&Tokens { role: role.to_owned(), direction })
+                    .get_or_create(&TokenLabels { role: role.to_owned(), direction })
                     .inc_by(tokens);
             }
         }
         if let (Some(time), false) = (record.first_byte, matches!(record.end, End::Refused(_))) {
-            self.first_byte.get_or_create(&Route { route }).observe(time.as_secs_f64());
+            self.first_byte.get_or_create(&RouteLabels { route }).observe(time.as_secs_f64());
         }
         if matches!(record.route, RouteClass::Generate | RouteClass::Embed) {
-            self.waited.get_or_create(&Route { route }).observe(record.queued.as_secs_f64());
+            self.waited.get_or_create(&RouteLabels { route }).observe(record.queued.as_secs_f64());
         }
     }
 

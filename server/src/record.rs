@@ -26,12 +26,12 @@ pub struct Asker {
     pub uid: Option<u32>,
     /// The address that its datagrams come from.
     pub remote: SocketAddr,
-    pub carrier: Carrier,
+    pub carrier: CarrierKind,
 }
 
 /// How a device's datagrams reach the server, as far as the server can see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Carrier {
+pub enum CarrierKind {
     /// Over the network.
     Udp,
     /// Over SSH, through a relay on this machine.
@@ -40,7 +40,7 @@ pub enum Carrier {
     Local,
 }
 
-impl Carrier {
+impl CarrierKind {
     /// The carrier of datagrams from an address.
     pub fn of(remote: SocketAddr) -> Self {
         match remote.ip().to_canonical() {
@@ -72,17 +72,17 @@ pub(crate) struct PermittedRequest {
 
 /// Permission of the throttle to forward one request, held until the request has ended.
 #[derive(Default)]
-pub(crate) struct Ticket {
+pub(crate) struct ThrottlePermit {
     /// A longer body is refused (413), also if it only turns out to be longer.
     pub most_body: Option<u64>,
     /// The turn that the request must have before its last byte is forwarded.
-    pub turn: Option<Turn>,
+    pub turn: Option<TurnFuture>,
     /// Whether the wait for the turn may be long.
     pub waits: bool,
     /// Dropped when the request has ended.
-    pub held: Option<Held>,
+    pub held: Option<HeldGuard>,
     /// Ends when the request reaches a limit while its answer runs.
-    pub limit: Option<Limited>,
+    pub limit: Option<LimitReached>,
     /// The account that the request is charged to while it runs.
     pub account: Option<Arc<dyn Account>>,
 }
@@ -90,7 +90,7 @@ pub(crate) struct Ticket {
 /// Charges a request while it runs. None of its methods may block.
 pub(crate) trait Account: Send + Sync {
     /// The service works on the request; `seen` is what was seen so far.
-    fn so_far(&self, seen: Seen);
+    fn so_far(&self, seen: RequestProgress);
 
     /// How many tokens were charged so far.
     fn charged(&self) -> u64;
@@ -98,7 +98,7 @@ pub(crate) trait Account: Send + Sync {
 
 /// What can be seen of a running request.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct RequestProgress {
     /// About how many tokens the prompt has.
     pub prompt: u64,
     /// How many pieces of the answer have come.
@@ -108,16 +108,16 @@ pub(crate) struct Seen {
 }
 
 /// Ends when a limit is reached; the answer then ends with a line that says so.
-pub(crate) type Limited = BoxFuture<'static, NotNow>;
+pub(crate) type LimitReached = BoxFuture<'static, NotNow>;
 
 /// Something that a request holds while it runs; dropping it releases it.
-pub(crate) type Held = Box<dyn Send + Sync>;
+pub(crate) type HeldGuard = Box<dyn Send + Sync>;
 
 /// Waits for a request's turn at the service. The request joins the queue when this is first
 /// polled, so a request that is not whole takes no place. Dropping it leaves the queue at once.
-pub(crate) type Turn = BoxFuture<'static, Result<Held, NotNow>>;
+pub(crate) type TurnFuture = BoxFuture<'static, Result<HeldGuard, NotNow>>;
 
-impl fmt::Debug for Ticket {
+impl fmt::Debug for ThrottlePermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { most_body, waits, turn: _, held: _, limit: _, account: _ } = self;
         f.debug_struct("Ticket")
@@ -168,7 +168,10 @@ pub(crate) trait Throttle: Send + Sync {
 
     /// Whether the request may be forwarded now. Asked after the policy has allowed it. The future
     /// is dropped if the request is cancelled or cut.
-    fn admit<'a>(&'a self, asked: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>>;
+    fn admit<'a>(
+        &'a self,
+        asked: &'a PermittedRequest,
+    ) -> BoxFuture<'a, Result<ThrottlePermit, NotNow>>;
 }
 
 /// Informed of every request. No method may block: they are called where bytes are forwarded.
@@ -186,8 +189,11 @@ pub(crate) struct Nobody;
 
 #[cfg(test)]
 impl Throttle for Nobody {
-    fn admit<'a>(&'a self, _: &'a PermittedRequest) -> BoxFuture<'a, Result<Ticket, NotNow>> {
-        Box::pin(std::future::ready(Ok(Ticket::default())))
+    fn admit<'a>(
+        &'a self,
+        _: &'a PermittedRequest,
+    ) -> BoxFuture<'a, Result<ThrottlePermit, NotNow>> {
+        Box::pin(std::future::ready(Ok(ThrottlePermit::default())))
     }
 }
 

@@ -16,7 +16,7 @@ use common::{
     },
     transport::{
         self, LONGEST_DATAGRAM,
-        carrier::{RepeatingSocket, Repeats, SystemSocket},
+        carrier::{PacketRepeats, RepeatingSocket, SystemSocket},
         tls::{self, Admit},
     },
 };
@@ -32,7 +32,7 @@ use crate::{
     doctor,
     ingress::{
         admission::{
-            Admission, Handshake, HandshakeSlot, Knocker, Verdict, connection_ids::OwnIds,
+            Admission, AttemptVerdict, Handshake, HandshakeSlot, Knocker, connection_ids::OwnIds,
         },
         filter::FilteredSocket,
         relay::Relay,
@@ -65,10 +65,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
     let sockets = listen::bind(&config)?;
     let exporter = match &config.accounting.metrics {
-        Some(place) => Some(accounting::exporter(place).await.map_err(|failure| {
+        Some(address) => Some(accounting::exporter(address).await.map_err(|failure| {
             // The configuration may be correct: the port or the address is not available now.
             let failure = failure.exit(Exit::Failed);
-            place.cure().into_iter().fold(failure, Failure::hint)
+            address.cure().into_iter().fold(failure, Failure::hint)
         })?),
         None => None,
     };
@@ -93,7 +93,7 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
     let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
-    let repeats = Arc::<Repeats>::default();
+    let repeats = Arc::<PacketRepeats>::default();
     let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
     let sockets = sockets.into_iter().map(SystemSocket::new).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
@@ -304,16 +304,16 @@ impl Doors {
                 incoming.remote_address_validated(),
             );
             let slot = match self.admission.judge(&knock, remote, proved, unix_now()) {
-                Verdict::Ignore(reason) => {
+                AttemptVerdict::Ignore(reason) => {
                     debug!(%remote, "ignored: {reason:?}");
                     incoming.ignore();
                     continue;
                 }
-                Verdict::Retry => {
+                AttemptVerdict::Retry => {
                     let _ = incoming.retry();
                     continue;
                 }
-                Verdict::Accept(slot) => slot,
+                AttemptVerdict::Accept(slot) => slot,
             };
             let config = match slot.knocker() {
                 Knocker::Device(_) | Knocker::Shared => &self.tunnel,

@@ -90,7 +90,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     drop(slot);
     // Entered first, then checked: a revocation since the handshake either finds the session among
     // the live ones, or is noticed here.
-    let place = server.live.enter(id, &peer, &connection, unix_now());
+    let guard = server.live.enter(id, &peer, &connection, unix_now());
     let device = match server.policy.admit(&peer) {
         Ok(device) => device,
         Err(code) => return close(&connection, code),
@@ -100,7 +100,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let session = Arc::new(Session {
         server,
         connection,
-        place,
+        guard,
         peer,
         spki,
         device,
@@ -125,7 +125,7 @@ fn peer_certificate(connection: &Connection) -> Option<(Certificate, Vec<u8>)> {
 struct Session {
     server: Arc<Server>,
     connection: Connection,
-    place: SessionGuard,
+    guard: SessionGuard,
     peer: Certificate,
     spki: Vec<u8>,
     device: Admitted,
@@ -176,11 +176,11 @@ impl Session {
                 self.serve(&mut streams, notices).await;
             }
             Ok(Err(_)) if self.server.draining.is_cancelled() => {
-                self.place.traffic.close(&self.connection, Code::ShuttingDown);
+                self.guard.traffic.close(&self.connection, Code::ShuttingDown);
             }
             other => {
                 debug!("cannot greet: {other:?}");
-                self.place.traffic.close(&self.connection, Code::Protocol);
+                self.guard.traffic.close(&self.connection, Code::Protocol);
             }
         }
         let reason = self.connection.closed().await;
@@ -235,11 +235,11 @@ impl Session {
         // A device that reads no notices learns it when the connection closes.
         notices.draining_is_told().await;
         while streams.join_next().await.is_some() {}
-        self.place.traffic.close(&self.connection, Code::ShuttingDown);
+        self.guard.traffic.close(&self.connection, Code::ShuttingDown);
     }
 
     async fn serve_stream(&self, send: SendStream, recv: RecvStream) {
-        let _counted = Counted::new(&self.place.traffic.streams);
+        let _counted = Counted::new(&self.guard.traffic.streams);
         let mut send = Sending::within(send, &self.credit);
         let mut recv = Receiving::new(recv, &self.credit);
         let head = tokio::select! {
@@ -286,7 +286,7 @@ impl Session {
             service,
             slots: &self.slots,
             is_closed: &|| self.connection.close_reason().is_some(),
-            meter: &self.place.traffic.meter,
+            meter: &self.guard.traffic.meter,
             draining: &self.server.draining,
         };
         let end = self.server.gate.run(line, send, recv).await;
@@ -295,7 +295,7 @@ impl Session {
 
     /// Joins a stream to a `tcp` service, and notes it in the audit log.
     async fn forward_bytes(&self, service: &Name, send: Sending, recv: Receiving) {
-        let (began, counted) = (Instant::now(), self.place.traffic.stream());
+        let (began, counted) = (Instant::now(), self.guard.traffic.stream());
         let (meter, draining) = (&*counted.meter, &self.server.draining);
         let (end, why) = match self.reach(service).await {
             Ok((tcp, _slot)) => {

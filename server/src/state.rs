@@ -44,7 +44,7 @@ pub struct State {
 pub(crate) struct EndpointKeys {
     /// The knock key that all devices shared before each had a key of its own. It is accepted from
     /// devices that have no other yet.
-    pub door: SharedKey,
+    pub shared_knock: SharedKey,
     /// Makes stateless reset tokens (RFC 9000 section 10.3), by which a client learns within
     /// seconds that its connection is gone. No device ever has this key, so all other keys are
     /// derived from it.
@@ -59,7 +59,7 @@ impl EndpointKeys {
         let mut bytes = [0; 8];
         fill_random(&mut bytes);
         Self {
-            door: SharedKey::generate(),
+            shared_knock: SharedKey::generate(),
             reset: SharedKey::generate(),
             connection_ids: u64::from_be_bytes(bytes),
         }

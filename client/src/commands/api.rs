@@ -13,14 +13,14 @@ const MOST: u64 = 4 << 20;
 
 /// A complete answer.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Answer {
+pub(crate) struct ApiAnswer {
     /// The HTTP status, if the answer is HTTP.
     pub(crate) status: Option<u16>,
     /// The body; null if it is not JSON.
     pub(crate) body: Value,
 }
 
-impl Answer {
+impl ApiAnswer {
     /// The body, if the request succeeded.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ pub(crate) async fn request(
     path: &str,
     body: Option<&Value>,
     within: Duration,
-) -> Result<Answer, String> {
+) -> Result<ApiAnswer, String> {
     // With HTTP/1.0 the end of the connection is the end of the answer, which has no chunks.
     let request = match body {
         None => format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n"),
@@ -83,7 +83,7 @@ pub(crate) async fn request(
         Ok(Ok(answer)) if answer.is_empty() => {
             Err("the connection was closed without an answer".to_owned())
         }
-        Ok(Ok(answer)) => Ok(Answer::parse(&answer)),
+        Ok(Ok(answer)) => Ok(ApiAnswer::parse(&answer)),
         Ok(Err(e)) => Err(format!("the connection was lost: {e}")),
         Err(_) => Err(format!("no answer in {} s", within.as_secs())),
     }
@@ -106,7 +106,7 @@ mod tests {
             ("SSH-2.0 200 x\r\n", Err("the answer is not HTTP")),
             ("", Err("the answer is not HTTP")),
         ] {
-            let body = Answer::parse(answer.as_bytes()).success().map(|body| body["a"].as_i64());
+            let body = ApiAnswer::parse(answer.as_bytes()).success().map(|body| body["a"].as_i64());
             assert_eq!(body, is.map(Some).map_err(str::to_owned), "{answer}");
         }
     }

@@ -44,12 +44,12 @@ pub(crate) async fn run(
 ) -> Result<Option<Exit>, Failure> {
     let wanted = Wanted { json: flags.json, bundle: flags.bundle };
     wanted.check()?;
-    let place = ProfileDir::choose(state_dir, flags.name, "doctor")?;
+    let profile_dir = ProfileDir::choose(state_dir, flags.name, "doctor")?;
     let spinner = spinner();
-    let (found, status) = laptop::look(state_dir, &place).await;
+    let (found, status) = laptop::look(state_dir, &profile_dir).await;
     let mut lines = Vec::new();
     examine(Group::Laptop, &proto::doctor::laptop::CHECKS, &found, &mut lines);
-    let box_name = match place.read() {
+    let box_name = match profile_dir.read() {
         Ok(profile) => {
             let (argument, name) = (found.argument.clone(), box_name(&profile));
             let looked = way::look(profile, argument, &found.adit, status.as_ref()).await;
@@ -86,7 +86,7 @@ fn box_name(profile: &Profile) -> String {
         (None, Some(address)) => {
             address.rsplit_once(':').map_or(&**address, |(host, _)| host).to_owned()
         }
-        (None, None) => profile.place.name.to_string(),
+        (None, None) => profile.profile_dir.name.to_string(),
     }
 }
 

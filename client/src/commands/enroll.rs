@@ -31,7 +31,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use crate::{
     dial::{self, DialError, clocks::Clocks},
     profile::{Profile, ProfileDir, SecretPem},
-    ssh::{SshClient, SshError, SshWay},
+    ssh::{SshClient, SshError, SshTarget},
 };
 
 pub(crate) use flags::Enroll;
@@ -42,23 +42,26 @@ const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
 /// Enrolls this device.
 pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let server = enroll.server().await?;
-    let place = ProfileDir::new(state_dir, enroll.name.clone());
-    if place.is_enrolled()? && !enroll.replace {
-        return Err(Failure::new(format!("this device is enrolled already as `{}`", place.name))
-            .hint(format!(
-                "to use it: `adit up{}`; to enroll again: `adit enroll --replace{}`",
-                place.argument(),
-                place.flag()
-            ))
-            .hint("to enroll at a second server: `adit enroll --name NAME`"));
+    let profile_dir = ProfileDir::new(state_dir, enroll.name.clone());
+    if profile_dir.is_enrolled()? && !enroll.replace {
+        return Err(Failure::new(format!(
+            "this device is enrolled already as `{}`",
+            profile_dir.name
+        ))
+        .hint(format!(
+            "to use it: `adit up{}`; to enroll again: `adit enroll --replace{}`",
+            profile_dir.argument(),
+            profile_dir.flag()
+        ))
+        .hint("to enroll at a second server: `adit enroll --name NAME`"));
     }
     let profile = match server {
-        Some(mut way) => {
-            way.remote_command.clone_from(&enroll.remote_command);
-            way.client = enroll.ssh_client.unwrap_or_default();
-            by_ssh(place, way, enroll.device).await?
+        Some(mut target) => {
+            target.remote_command.clone_from(&enroll.remote_command);
+            target.client = enroll.ssh_client.unwrap_or_default();
+            by_ssh(profile_dir, target, enroll.device).await?
         }
-        None => by_code(place, &read_code(enroll.code_file.as_deref())?).await?,
+        None => by_code(profile_dir, &read_code(enroll.code_file.as_deref())?).await?,
     };
     let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
     let ways = addresses
@@ -69,21 +72,21 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
     say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
     say(typed(format!(
         "Now run `adit up{}`, and use http://localhost:11434.",
-        profile.place.argument()
+        profile.profile_dir.argument()
     )));
     Ok(())
 }
 
-async fn by_code(place: ProfileDir, code: &str) -> Result<Profile, Failure> {
+async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure> {
     let invitation: Invitation = code.parse().map_err(wrong_code)?;
     if invitation.expires <= unix_now() {
         return Err(expired(&invitation));
     }
     let token = invitation.secret.token();
-    place.prepare()?;
+    profile_dir.prepare()?;
     // A running `adit up` would go on with the old identity, and would store it again.
-    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
-    let key = place.pending_key(&token, make_key)?;
+    let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
+    let key = profile_dir.pending_key(&token, make_key)?;
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let spinner = spinner();
     let answer = ask(&invitation, &key).await;
@@ -92,15 +95,15 @@ async fn by_code(place: ProfileDir, code: &str) -> Result<Profile, Failure> {
         EnrollAnswer::Enrolled(enrolled) => *enrolled,
         EnrollAnswer::Refused(why) => return Err(refused(why)),
     };
-    let profile = Profile::new(place, enrolled, None, key);
+    let profile = Profile::new(profile_dir, enrolled, None, key);
     check(&profile, Some(invitation.ca))?;
     profile.save()?;
     Ok(profile)
 }
 
 async fn by_ssh(
-    place: ProfileDir,
-    mut way: SshWay,
+    profile_dir: ProfileDir,
+    mut target: SshTarget,
     device: Option<Name>,
 ) -> Result<Profile, Failure> {
     let device = device.or_else(own_name).ok_or_else(|| {
@@ -108,36 +111,36 @@ async fn by_ssh(
             .hint("choose a name with `--device NAME`")
             .exit(Exit::Usage)
     })?;
-    place.prepare()?;
-    let _lock = control::lock(&place.dir).map_err(|e| in_use(e, &place))?;
+    profile_dir.prepare()?;
+    let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
     // With the same key this is the same device to the server, if the answer was lost or if it
     // enrolls again; otherwise its name would be taken.
-    let key = match place.key_of(&way, &device) {
+    let key = match profile_dir.key_of(&target, &device) {
         Some(key) => key,
-        None => place.pending_key(format!("{way} {device}").as_bytes(), make_key)?,
+        None => profile_dir.pending_key(format!("{target} {device}").as_bytes(), make_key)?,
     };
     let csr = BASE64.encode(&csr(&key)?);
     let enrolled = tokio::select! {
-        enrolled = way.enroll(&device, csr) => enrolled,
-        () = interrupted(&way) => return Err(Failure::new("interrupted").hint("run the same command again: it continues with the same key")),
+        enrolled = target.enroll(&device, csr) => enrolled,
+        () = interrupted(&target) => return Err(Failure::new("interrupted").hint("run the same command again: it continues with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
-        let failure = Failure::new(format!("cannot enroll at {way}"));
+        let failure = Failure::new(format!("cannot enroll at {target}"));
         match e {
             // The causes, the cures and the exit code that the server sent.
             SshError::Refused { failure: why, .. } if !why.hints().is_empty() => {
                 failure.caused_by(why)
             }
             e => {
-                let hint = e.hint(&way);
+                let hint = e.hint(&target);
                 failure.source(e).hint(hint)
             }
         }
     })?;
-    way.relay_port = enrolled.relay_port;
+    target.relay_port = enrolled.relay_port;
     // A loopback address of the server would be this computer here.
     enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
-    let profile = Profile::new(place, enrolled, Some(way), key);
+    let profile = Profile::new(profile_dir, enrolled, Some(target), key);
     check(&profile, None)?;
     profile.save()?;
     Ok(profile)
@@ -145,8 +148,8 @@ async fn by_ssh(
 
 /// At our own prompt the terminal's echo is off, and only an orderly end turns it on again. The
 /// system's ssh does that itself.
-async fn interrupted(way: &SshWay) {
-    if way.client == SshClient::Builtin
+async fn interrupted(target: &SshTarget) {
+    if target.client == SshClient::Builtin
         && let Ok(mut stop) = StopSignals::listen()
     {
         return stop.asked().await;
@@ -194,10 +197,10 @@ fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(read)
 }
 
-fn in_use(error: ClaimError, place: &ProfileDir) -> Failure {
+fn in_use(error: ClaimError, profile_dir: &ProfileDir) -> Failure {
     match error {
         ClaimError::Taken { pid } => {
-            Failure::new(format!("the enrollment `{}` is in use", place.name))
+            Failure::new(format!("the enrollment `{}` is in use", profile_dir.name))
                 .source(format!("adit up {error}"))
                 .hint(format!("stop it ({}), then enroll", process::how_to_stop(pid)))
                 .hint("to enroll at a second server: `adit enroll --name NAME`")

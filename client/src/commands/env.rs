@@ -76,11 +76,11 @@ impl Shell {
 ///
 /// # Errors
 /// If none runs.
-pub(crate) async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
-    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+pub(crate) async fn run(profile_dir: &ProfileDir, env: &Env) -> Result<(), Failure> {
+    let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
     let Some(address) = status.and_then(|status| status.listening.into_iter().next()) else {
         return Err(Failure::new("no `adit up` is running, so there is no address to export")
-            .hint(format!("start it: `adit up{}`", place.argument()))
+            .hint(format!("start it: `adit up{}`", profile_dir.argument()))
             .hint("or give one program a tunnel of its own: `adit run -- COMMAND`"));
     };
     let shell = env.shell.unwrap_or_else(|| Shell::at(&std::env::var("SHELL").unwrap_or_default()));
@@ -88,15 +88,15 @@ pub(crate) async fn run(place: &ProfileDir, env: &Env) -> Result<(), Failure> {
     let around = environment::around_proxies(|name| std::env::var(name).ok());
     let exports = variables.iter().chain(&around);
     let mut lines: Vec<String> = exports.map(|(name, value)| shell.export(name, value)).collect();
-    lines.push(shell.how_to_use(&command(place, env)));
+    lines.push(shell.how_to_use(&command(profile_dir, env)));
     data(lines.join("\n"))
 }
 
 /// The same command again.
-fn command(place: &ProfileDir, env: &Env) -> String {
+fn command(profile_dir: &ProfileDir, env: &Env) -> String {
     let openai = if env.interfaces.openai { " --openai" } else { "" };
     let anthropic = if env.interfaces.anthropic { " --anthropic" } else { "" };
-    format!("adit env{}{openai}{anthropic}", place.argument())
+    format!("adit env{}{openai}{anthropic}", profile_dir.argument())
 }
 
 #[cfg(test)]

@@ -69,17 +69,18 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
         Some(name) => vec![name.clone()],
         None => profile::known(state_dir)?,
     };
-    let places: Vec<_> = names.into_iter().map(|name| ProfileDir::new(state_dir, name)).collect();
-    if places.is_empty() || ls.name.is_some() {
+    let profile_dirs: Vec<_> =
+        names.into_iter().map(|name| ProfileDir::new(state_dir, name)).collect();
+    if profile_dirs.is_empty() || ls.name.is_some() {
         // If this device is not enrolled, that is the better error.
-        let place = ProfileDir::choose(state_dir, ls.name, "ls")?;
-        if !place.is_enrolled()? {
-            place.read()?;
+        let profile_dir = ProfileDir::choose(state_dir, ls.name, "ls")?;
+        if !profile_dir.is_enrolled()? {
+            profile_dir.read()?;
         }
     }
     let mut listed = Vec::new();
-    for place in &places {
-        listed.push(look(place).await?);
+    for profile_dir in &profile_dirs {
+        listed.push(look(profile_dir).await?);
     }
     if ls.json {
         let document = serde_json::json!({"schema": 1, "servers": listed});
@@ -88,13 +89,13 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
     data(listed.iter().map(Listed::to_text).collect::<Vec<_>>().join("\n\n"))
 }
 
-async fn look(place: &ProfileDir) -> Result<Listed, Failure> {
+async fn look(profile_dir: &ProfileDir) -> Result<Listed, Failure> {
     let mut listed =
-        Listed { server: place.name.clone(), url: None, error: None, models: Vec::new() };
-    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+        Listed { server: profile_dir.name.clone(), url: None, error: None, models: Vec::new() };
+    let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
     match status {
         None => {
-            let start = format!("start it with `adit up{}`", place.argument());
+            let start = format!("start it with `adit up{}`", profile_dir.argument());
             listed.error = Some(format!("not running: {}", typed(start)));
         }
         Some(status) => match (&status.tunnel, address(&status)) {
@@ -122,7 +123,7 @@ async fn models(address: SocketAddr) -> Result<Vec<Model>, String> {
     let tags = api::request(address, "/api/tags", None, WITHIN).await?.success()?;
     // A role may list models without seeing which are loaded.
     let loaded = api::request(address, "/api/ps", None, WITHIN).await;
-    let loaded = loaded.and_then(api::Answer::success).unwrap_or_default();
+    let loaded = loaded.and_then(api::ApiAnswer::success).unwrap_or_default();
     Ok(joined(&tags, &loaded))
 }
 

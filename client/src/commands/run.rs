@@ -61,9 +61,13 @@ pub(crate) struct Run {
 ///
 /// # Errors
 /// If this device is not enrolled or not allowed, or if the program can't be started.
-pub(crate) async fn run(state_dir: &Path, place: ProfileDir, run: Run) -> Result<(), Failure> {
+pub(crate) async fn run(
+    state_dir: &Path,
+    profile_dir: ProfileDir,
+    run: Run,
+) -> Result<(), Failure> {
     refuse_other_rights()?;
-    let (address, lease) = lease(state_dir, &place).await?;
+    let (address, lease) = lease(state_dir, &profile_dir).await?;
     inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
     let [program, arguments @ ..] = run.command.as_slice() else {
         return Err(Failure::new("no program is named").exit(Exit::Usage));
@@ -95,11 +99,11 @@ fn refuse_other_rights() -> Result<(), Failure> {
 /// If this device is not enrolled or not allowed.
 pub(super) async fn lease(
     state_dir: &Path,
-    place: &ProfileDir,
+    profile_dir: &ProfileDir,
 ) -> Result<(SocketAddr, OwnedFd), Failure> {
     for _ in 0..ATTEMPTS {
-        let asked = control::ask_for_grant(&place.dir, &ControlRequest::Lease).await;
-        match asked.map_err(|e| Failure::from(e).hint(restart(place)))? {
+        let asked = control::ask_for_grant(&profile_dir.dir, &ControlRequest::Lease).await;
+        match asked.map_err(|e| Failure::from(e).hint(restart(profile_dir)))? {
             Some((LeaseAnswer::Lent { address, waits_for }, stream)) => {
                 if let Some(why) = waits_for {
                     say(format!(
@@ -113,30 +117,30 @@ pub(super) async fn lease(
                 return Ok((address, stream.map_err(Failure::from_error)?.into()));
             }
             Some((LeaseAnswer::Failed(failure), _)) => return Err(failure),
-            Some((LeaseAnswer::Stopping, stream)) => gone(stream, place).await?,
-            None => tunnel::start(state_dir, place).await?,
+            Some((LeaseAnswer::Stopping, stream)) => gone(stream, profile_dir).await?,
+            None => tunnel::start(state_dir, profile_dir).await?,
         }
     }
     Err(Failure::new("the tunnel is started and stopped by other commands all the time")
-        .hint(format!("to see which: `adit status{}`", place.argument())))
+        .hint(format!("to see which: `adit status{}`", profile_dir.argument())))
 }
 
 /// Waits until a tunnel that is stopping has ended.
-async fn gone(mut stream: UnixStream, place: &ProfileDir) -> Result<(), Failure> {
+async fn gone(mut stream: UnixStream, profile_dir: &ProfileDir) -> Result<(), Failure> {
     say("adit: waiting for the running adit, which is stopping");
     let mut rest = Vec::new();
     let closed = stream.read_to_end(&mut rest);
     match tokio::time::timeout(STOPPED_WITHIN, closed).await {
         Ok(_) => Ok(()),
         Err(_) => Err(Failure::new("the running adit is still stopping")
-            .hint(format!("to see what it waits for: `adit status{}`", place.argument()))),
+            .hint(format!("to see what it waits for: `adit status{}`", profile_dir.argument()))),
     }
 }
 
-fn restart(place: &ProfileDir) -> String {
+fn restart(profile_dir: &ProfileDir) -> String {
     format!(
         "if the running adit is an older version, stop it and start it again: `adit up{}`",
-        place.argument()
+        profile_dir.argument()
     )
 }
 

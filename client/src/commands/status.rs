@@ -186,17 +186,17 @@ pub(crate) struct Show {
 ///
 /// # Errors
 /// If none runs.
-pub(crate) async fn run(place: &ProfileDir, show: Show) -> Result<(), Failure> {
+pub(crate) async fn run(profile_dir: &ProfileDir, show: Show) -> Result<(), Failure> {
     let Show { json, ollama, watch, .. } = show;
     if watch {
-        return watch::run(place, json).await;
+        return watch::run(profile_dir, json).await;
     }
-    let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+    let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
     let Some(mut status) = status else {
         // If the device is not enrolled or its profile is damaged, that is the better error.
-        place.read()?;
+        profile_dir.read()?;
         return Err(Failure::new("adit is not running")
-            .hint(format!("start it with `adit up{}`", place.argument())));
+            .hint(format!("start it with `adit up{}`", profile_dir.argument())));
     };
     if (ollama || !json)
         && let (TunnelStatus::Up(_), Some(address)) = (&status.tunnel, status.listening.first())
@@ -237,7 +237,7 @@ impl Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             certificate_until: profile.certificate().map_or(0, |c| c.not_after),
-            server: profile.place.name,
+            server: profile.profile_dir.name,
             device: profile.enrolled.device,
             device_id: profile.enrolled.device_id,
             listening: listening.to_vec(),
@@ -316,9 +316,9 @@ impl UpStatus {
                 .since
                 .duration_since(SystemTime::UNIX_EPOCH)
                 .map_or(0, |d| d.as_secs() as i64),
-            carrier: carried.way.carrier().to_owned(),
+            carrier: carried.route.carrier().to_owned(),
             carrier_since: carried.since,
-            remote: carried.way.to_string(),
+            remote: carried.route.to_string(),
             why_not_other: carried.why_not_the_other(plan),
             idle_timeout: ours.min(theirs),
             idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),

@@ -83,14 +83,14 @@ pub(crate) struct UpFlags {
 
 /// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
 /// server refuses this device at the first attempt.
-pub(crate) async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
-    let plan = dial_plan(&place, &flags)?;
-    let control = Control::claim(&place.dir).map_err(|e| claimed(e, &place))?;
+pub(crate) async fn run(profile_dir: ProfileDir, flags: UpFlags) -> Result<(), Failure> {
+    let plan = dial_plan(&profile_dir, &flags)?;
+    let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
     let mut stop = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    let listeners = listener::bind(&flags.listen, &place.argument())?;
-    let owners = let_in(flags.any_user, &listeners, &place.argument())?;
-    let mut running = Running::start(plan, control, owners, listeners, &flags)?;
+    let listeners = listener::bind(&flags.listen, &profile_dir.argument())?;
+    let owners = let_in(flags.any_user, &listeners, &profile_dir.argument())?;
+    let mut running = RunningTunnel::start(plan, control, owners, listeners, &flags)?;
     info!("listening on http://{}", running.listening.join(" and http://"));
     info!("connecting to {}", running.tunnel.plan().sought());
 
@@ -114,8 +114,8 @@ pub(crate) async fn run(place: ProfileDir, flags: UpFlags) -> Result<(), Failure
 ///
 /// # Errors
 /// If this device is not enrolled at the server, or has no route to it.
-pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan, Failure> {
-    let mut profile = place.read()?;
+pub(super) fn dial_plan(profile_dir: &ProfileDir, flags: &UpFlags) -> Result<DialPlan, Failure> {
+    let mut profile = profile_dir.read()?;
     if let Some(way) = &mut profile.ssh {
         way.client_now = flags.ssh_client;
     }
@@ -132,7 +132,7 @@ pub(super) fn dial_plan(place: &ProfileDir, flags: &UpFlags) -> Result<DialPlan,
 }
 
 /// A tunnel and the tasks that serve it.
-pub(super) struct Running {
+pub(super) struct RunningTunnel {
     pub(super) tunnel: Tunnel,
     /// The ports that are lent to programs.
     pub(super) leases: Leases,
@@ -144,7 +144,7 @@ pub(super) struct Running {
     no_more: CancellationToken,
 }
 
-impl Running {
+impl RunningTunnel {
     /// Starts the tunnel, serves applications on `listeners`, and answers what other commands ask.
     ///
     /// # Errors
@@ -159,9 +159,9 @@ impl Running {
         let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
-        let place = plan.profile.get().place;
+        let profile_dir = plan.profile.get().profile_dir;
         let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
-        let watched = Watched::start(&place, flags.carrier, flags.ssh_client, tunnel.state());
+        let watched = Watched::start(&profile_dir, flags.carrier, flags.ssh_client, tunnel.state());
         let front = Front {
             owners: Arc::new(owners),
             tunnel: tunnel.clone(),
@@ -312,12 +312,12 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
     why.hint(profile).into_iter().fold(failure, Failure::hint)
 }
 
-pub(super) fn claimed(error: ClaimError, place: &ProfileDir) -> Failure {
+pub(super) fn claimed(error: ClaimError, profile_dir: &ProfileDir) -> Failure {
     match error {
         ClaimError::Taken { pid } => {
-            Failure::new(format!("cannot start the tunnel `{}`", place.name))
+            Failure::new(format!("cannot start the tunnel `{}`", profile_dir.name))
                 .source(format!("adit up {error}"))
-                .hint(format!("to see what it does: `adit status{}`", place.argument()))
+                .hint(format!("to see what it does: `adit status{}`", profile_dir.argument()))
                 .hint(format!("to stop it: {}", process::how_to_stop(pid)))
         }
         ClaimError::File(e) => e.into(),

@@ -40,8 +40,12 @@ pub(crate) struct Warm {
 ///
 /// # Errors
 /// If there is no tunnel, or Ollama does not load it.
-pub(crate) async fn run(state_dir: &Path, place: ProfileDir, warm: Warm) -> Result<(), Failure> {
-    let (address, _lease) = lease(state_dir, &place).await?;
+pub(crate) async fn run(
+    state_dir: &Path,
+    profile_dir: ProfileDir,
+    warm: Warm,
+) -> Result<(), Failure> {
+    let (address, _lease) = lease(state_dir, &profile_dir).await?;
     // A request without a prompt only loads the model.
     let mut body = json!({"model": warm.model, "stream": false});
     if let Some(keep) = warm.keep {
@@ -53,10 +57,10 @@ pub(crate) async fn run(state_dir: &Path, place: ProfileDir, warm: Warm) -> Resu
     let began = Instant::now();
     let answer = api::request(address, "/api/generate", Some(&body), WITHIN).await;
     progress.finish_and_clear();
-    match answer.and_then(api::Answer::success) {
+    match answer.and_then(api::ApiAnswer::success) {
         Ok(_) => data(format!("{} is loaded, after {}", warm.model, human::time(began.elapsed()))),
         Err(why) => Err(Failure::new(format!("cannot load `{}`", warm.model))
             .source(why)
-            .hint(format!("to see which models there are: `adit ls{}`", place.argument()))),
+            .hint(format!("to see which models there are: `adit ls{}`", profile_dir.argument()))),
     }
 }

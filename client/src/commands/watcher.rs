@@ -26,7 +26,7 @@ use crate::{
 /// What `adit up` says on the standard input of its watcher: one byte for each change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub(crate) enum Word {
+pub(crate) enum WatcherMessage {
     /// There is a session.
     Session = b'+',
     /// There is none.
@@ -68,18 +68,18 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
     report::start_log(verbose);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
-    let place = ProfileDir::new(state_dir, watcher.name.clone());
+    let profile_dir = ProfileDir::new(state_dir, watcher.name.clone());
     let mut last = None;
-    let told = tell(&place, &watcher, &mut last);
+    let told = tell(&profile_dir, &watcher, &mut last);
     let is_over = runtime.block_on(async { tokio::time::timeout(WITHIN, told).await });
     match (is_over, last) {
         (Ok(()), None) => {}
         (_, why) => warn!(
             "adit up{} has ended without a word, and the server cannot be told{}: it keeps running answers until the \
              next {}, or for its idle time-out (usually {})",
-            place.argument(),
+            profile_dir.argument(),
             why.map(|why| format!(" ({why})")).unwrap_or_default(),
-            report::typed(format!("`adit up{}`", place.argument())),
+            report::typed(format!("`adit up{}`", profile_dir.argument())),
             human::time(IDLE_TIMEOUT),
         ),
     }
@@ -89,11 +89,11 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
 
 /// Reads what `adit up` says until it has ended: whether it has left a session behind.
 fn is_session_left(mut words: impl Read) -> bool {
-    let (mut last, mut bytes) = (Word::NoSession as u8, [0; 64]);
+    let (mut last, mut bytes) = (WatcherMessage::NoSession as u8, [0; 64]);
     loop {
         match words.read(&mut bytes) {
-            Ok(0) => return last == Word::Session as u8,
-            Ok(n) if bytes[..n].contains(&(Word::Farewell as u8)) => return false,
+            Ok(0) => return last == WatcherMessage::Session as u8,
+            Ok(n) if bytes[..n].contains(&(WatcherMessage::Farewell as u8)) => return false,
             Ok(n) => last = bytes[n - 1],
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(_) => return false,
@@ -103,21 +103,21 @@ fn is_session_left(mut words: impl Read) -> bool {
 
 /// Takes the place of the session that is left, which ends its answers, and takes leave. `last` is
 /// why that has not worked yet.
-async fn tell(place: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError>) {
+async fn tell(profile_dir: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError>) {
     loop {
         // Read anew each time: it may be gone by now.
-        let Ok(mut profile) = place.read() else { return *last = None };
-        if let Some(way) = &mut profile.ssh {
-            way.client_now = watcher.ssh_client;
+        let Ok(mut profile) = profile_dir.read() else { return *last = None };
+        if let Some(target) = &mut profile.ssh {
+            target.client_now = watcher.ssh_client;
             // There is nobody to ask.
-            way.ask_no_more();
+            target.ask_no_more();
         }
         let plan = DialPlan {
             profile: SharedProfile::new(profile),
             choice: watcher.carrier,
             idle_timeout: IDLE_TIMEOUT,
         };
-        match take_leave(place, &plan).await {
+        match take_leave(profile_dir, &plan).await {
             Ok(()) => return *last = None,
             Err(why) => {
                 debug!("cannot tell the server: {why}");
@@ -134,25 +134,25 @@ async fn tell(place: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError
 
 /// Whether another `adit up` runs. The one that was killed may still seem to for a moment: the kernel
 /// closes its pipe before its control socket.
-async fn is_another_running(place: &ProfileDir) -> bool {
-    if !control::is_running(&place.dir) {
+async fn is_another_running(profile_dir: &ProfileDir) -> bool {
+    if !control::is_running(&profile_dir.dir) {
         return false;
     }
     tokio::time::sleep(DYING).await;
-    control::is_running(&place.dir)
+    control::is_running(&profile_dir.dir)
 }
 
-async fn take_leave(place: &ProfileDir, plan: &DialPlan) -> Result<(), DialError> {
+async fn take_leave(profile_dir: &ProfileDir, plan: &DialPlan) -> Result<(), DialError> {
     // Another `adit up` ends the session that is left, and its own must not be ended for it.
-    if is_another_running(place).await {
+    if is_another_running(profile_dir).await {
         return Ok(());
     }
     let dialed = plan.dial().await?;
-    if !control::is_running(&place.dir) {
+    if !control::is_running(&profile_dir.dir) {
         reconnect::greeted(&dialed.connection).await?;
         info!(
             "adit up{} has ended without a word: the server is told, and stops its running answers",
-            place.argument()
+            profile_dir.argument()
         );
     }
     reconnect::take_leave(&dialed.connection, &dialed.endpoint, FAREWELL).await;

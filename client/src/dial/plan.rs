@@ -7,7 +7,7 @@ use common::transport::tls;
 use crate::{
     dial::{self, DialError, Dialed, route::CarrierChoice},
     profile::SharedProfile,
-    ssh::SshWay,
+    ssh::SshTarget,
 };
 
 /// Everything that is needed to connect to the server. Clones share the profile.
@@ -59,7 +59,7 @@ impl DialPlan {
     }
 
     /// How to reach the server over SSH, if that is allowed.
-    pub(crate) fn ssh(&self) -> Option<SshWay> {
+    pub(crate) fn ssh(&self) -> Option<SshTarget> {
         if self.choice == CarrierChoice::Udp { None } else { self.profile.get().ssh }
     }
 
@@ -84,7 +84,8 @@ impl DialPlan {
         if !self.addresses().is_empty() || self.ssh().is_some() {
             return None;
         }
-        let anew = format!("`adit enroll --replace{} USER@HOST`", self.profile.get().place.flag());
+        let anew =
+            format!("`adit enroll --replace{} USER@HOST`", self.profile.get().profile_dir.flag());
         let (why, hint) = match self.choice {
             CarrierChoice::Udp => (
                 "the server advertises no address but its own loopback, and `--carrier udp` forbids SSH",

@@ -14,7 +14,7 @@ use common::transport::{
 };
 use quinn::AsyncUdpSocket;
 
-use crate::ssh::{SshCarrier, SshWay};
+use crate::ssh::{SshCarrier, SshTarget};
 
 /// Which carriers may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -34,7 +34,7 @@ pub enum Route {
     /// UDP to an address.
     Udp(SocketAddr),
     /// Over SSH, in frames.
-    Ssh(SshWay),
+    Ssh(SshTarget),
 }
 
 impl Route {
@@ -60,8 +60,8 @@ impl Route {
                 };
                 Ok(Carrier::Udp(UdpCarrier::new(socket, *remote, marks)?, buffers))
             }
-            Self::Ssh(way) => {
-                let (stream, ssh) = way.open().map_err(io::Error::other)?;
+            Self::Ssh(route) => {
+                let (stream, ssh) = route.open().map_err(io::Error::other)?;
                 Ok(Carrier::Ssh(stream, ssh))
             }
         }
@@ -119,7 +119,7 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Udp(remote) => remote.fmt(f),
-            Self::Ssh(way) => write!(f, "{way} (SSH)"),
+            Self::Ssh(route) => write!(f, "{route} (SSH)"),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::{
 
 use common::transport::{
     self, accept,
-    splice::{self, Facing, Kept, Outcome, Peer, SpliceEnd, StillOpen, splice},
+    splice::{self, Application, Facing, Kept, Outcome, SpliceEnd, StillOpen, splice},
 };
 use proto::{
     identity::Name,
@@ -141,7 +141,7 @@ impl Front {
         let times = again.as_ref().map_or(0, |again| again.times);
         let (session, facing) = (Arc::downgrade(&since.0), Facing::Application(kind));
         let give_up = self.tunnel.unheard(since, self.hold);
-        let peer = Peer { tcp, again: again.map(|again| again.request) };
+        let peer = Application { tcp, again: again.map(|again| again.request) };
         let counters = &self.tunnel.counters;
         let Outcome { end, still_open } =
             splice(peer, send, recv, facing, counters, &self.stop, give_up).await;
@@ -181,7 +181,7 @@ impl Front {
 
     /// The server's, behind a command.
     fn name(&self) -> String {
-        self.tunnel.profile().place.argument()
+        self.tunnel.profile().profile_dir.argument()
     }
 
     fn judge(&self, tcp: &TcpStream) -> Result<(), OwnerRefusal> {

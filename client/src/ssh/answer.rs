@@ -10,7 +10,7 @@ use proto::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::{SshError, SshWay};
+use super::{SshError, SshTarget};
 
 /// The most bytes that a login shell may print before the marker.
 const NOISE: usize = 64 * 1024;
@@ -29,8 +29,8 @@ pub(super) enum NotBegun {
 
 impl NotBegun {
     /// The error for people, if aditd has answered; otherwise how the command's output ended.
-    pub(super) fn told(self, way: &SshWay) -> Result<SshError, io::Error> {
-        let to = way.to_string();
+    pub(super) fn told(self, target: &SshTarget) -> Result<SshError, io::Error> {
+        let to = target.to_string();
         match self {
             Self::OnlyRelays => Ok(SshError::OnlyRelays(to)),
             Self::Refused(failure) => Ok(SshError::Refused { to, failure }),

@@ -15,7 +15,7 @@ use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOw
 
 use super::{
     ask,
-    pace::{Bounds, PaceState, PaceVerdict, Silence, Slowest, Step},
+    pace::{PaceState, PaceVerdict, Silence, SilenceBounds, Slowest, Step},
 };
 
 /// Who is told what adit waits for.
@@ -39,7 +39,7 @@ pub(crate) struct Patience {
 
 impl Patience {
     /// Begins to wait for `host`.
-    pub(crate) fn new(host: &str, bounds: Bounds, tell: Tell) -> Self {
+    pub(crate) fn new(host: &str, bounds: SilenceBounds, tell: Tell) -> Self {
         Self { state: watch::Sender::new(PaceState::new(Instant::now(), host, bounds)), tell }
     }
 
@@ -182,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn silence_is_borne_for_a_bounded_time_and_longer_while_a_person_is_asked() {
-        let patience = Patience::new("gpu", Bounds::default(), Tell::Nobody);
+        let patience = Patience::new("gpu", SilenceBounds::default(), Tell::Nobody);
         patience.step(Step::Login, "jump", Some(Duration::from_millis(50)));
         let silence = patience.bound(std::future::pending::<()>()).await.expect_err("silent");
         assert_eq!((silence.host.as_str(), silence.step), ("jump", Step::Login));

@@ -16,7 +16,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 use tracing::debug;
 
 use super::{
-    DOCTOR, Halves, Inspected, SshError, SshWay,
+    DOCTOR, Halves, Inspected, SshError, SshTarget,
     answer::{self, NotBegun},
     ask,
     bounds::{Patience, Tell},
@@ -59,14 +59,18 @@ struct Connector<'a> {
 }
 
 /// Enrolls. Asks the person for everything that the login needs.
-pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
-    let to = way.to_string();
+pub(super) async fn enroll(
+    target: &SshTarget,
+    name: &Name,
+    csr: String,
+) -> Result<Enrolled, SshError> {
+    let to = target.to_string();
     let there = ask::somebody_is_there();
-    let patience = patience(way, if there { Tell::Person } else { Tell::Nobody });
+    let patience = patience(target, if there { Tell::Person } else { Tell::Nobody });
     let exchange = async {
-        let Connected { session, under, .. } = connect(way, there, &patience).await?;
+        let Connected { session, under, .. } = connect(target, there, &patience).await?;
         let run = format!("enroll-device {name}");
-        let piped = session.exec(&way.command(&run), &to).await?;
+        let piped = session.exec(&target.command(&run), &to).await?;
         let mut piped = piped.over(under);
         piped.read.tells(&patience);
         let asked = async {
@@ -79,35 +83,35 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
             Ok(enrolled) => Ok(enrolled),
             Err(NotBegun::Ended(e)) => {
                 let why = NotBegun::Ended(unasked.unwrap_or(e));
-                Err(ended(way, &run, &mut piped.read, why).await)
+                Err(ended(target, &run, &mut piped.read, why).await)
             }
-            Err(why) => Err(ended(way, &run, &mut piped.read, why).await),
+            Err(why) => Err(ended(target, &run, &mut piped.read, why).await),
         }
     };
     let enrolled = patience.bound(exchange).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
-    way.pace.learn(patience.slowest());
+    target.pace.learn(patience.slowest());
     Ok(enrolled)
 }
 
 /// Opens a stream to the relay. Asks a person only at the first login of this process, and only at
 /// a terminal.
-pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
-    let first = way.keyring.may_ask();
+pub(super) async fn carry(target: &SshTarget) -> Result<Halves, SshError> {
+    let first = target.keyring.may_ask();
     let may_ask = first && ask::somebody_is_there();
-    let patience = patience(way, if first { Tell::Log } else { Tell::Nobody });
-    let connecting = patience.bound(connect(way, may_ask, &patience)).await;
+    let patience = patience(target, if first { Tell::Log } else { Tell::Nobody });
+    let connecting = patience.bound(connect(target, may_ask, &patience)).await;
     let Connected { session, mut under, round_trip, .. } =
         match connecting.unwrap_or_else(|e| Err(SshError::Silent(e))) {
             Err(e @ (SshError::Denied(_) | SshError::HostKey(_))) => {
                 // A person who has not answered is not asked again.
-                way.keyring.ask_no_more();
+                target.keyring.ask_no_more();
                 return Err(e);
             }
             other => other?,
         };
-    way.keyring.ask_no_more();
-    let piped = relay(way, &session, &patience).await?;
-    way.pace.learn(patience.slowest());
+    target.keyring.ask_no_more();
+    let piped = relay(target, &session, &patience).await?;
+    target.pace.learn(patience.slowest());
     under.push(session);
     let Piped { read, write } = piped.over(under);
     Ok(Halves { read: Box::new(read), write, round_trip })
@@ -125,47 +129,47 @@ struct Connected {
 }
 
 /// Logs in, asks aditd what is wrong there, and tries what else the login may do. Never asks a person.
-pub(super) async fn inspect(way: &SshWay) -> Result<Inspected, SshError> {
-    let patience = patience(way, Tell::Nobody);
-    let connecting = patience.bound(connect(way, false, &patience)).await;
+pub(super) async fn inspect(target: &SshTarget) -> Result<Inspected, SshError> {
+    let patience = patience(target, Tell::Nobody);
+    let connecting = patience.bound(connect(target, false, &patience)).await;
     let Connected { session, under, by, .. } =
         connecting.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
     let asked = async {
-        let to = way.to_string();
-        let mut piped = session.exec(&way.command(DOCTOR), &to).await?;
+        let to = target.to_string();
+        let mut piped = session.exec(&target.command(DOCTOR), &to).await?;
         piped.read.tells(&patience);
         match answer::report(&mut piped.read).await {
             Ok(report) => Ok(report),
-            Err(why) => Err(ended(way, DOCTOR, &mut piped.read, why).await),
+            Err(why) => Err(ended(target, DOCTOR, &mut piped.read, why).await),
         }
     };
     let report = patience.bound(asked).await.unwrap_or_else(|e| Err(SshError::Silent(e)));
-    let forwards = match way.relay_port {
-        Some(port) => Some(forwarded(way, &session, port).await.map(drop)),
+    let forwards = match target.relay_port {
+        Some(port) => Some(forwarded(target, &session, port).await.map(drop)),
         None => None,
     };
     drop(under);
     Ok(Inspected { by, report, forwards })
 }
 
-fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
-    Arc::new(Patience::new(&way.to_string(), way.pace.bounds(), tell))
+fn patience(target: &SshTarget, tell: Tell) -> Arc<Patience> {
+    Arc::new(Patience::new(&target.to_string(), target.pace.bounds(), tell))
 }
 
 /// Runs the command first: it finds the server on any port, it works with a forced command, and it
 /// does not need the right to forward. If it cannot be run or is slow, the relay's port on the
 /// server's loopback is tried; it sends the same first line.
 async fn relay(
-    way: &SshWay,
+    target: &SshTarget,
     session: &SshSession,
     patience: &Arc<Patience>,
 ) -> Result<Piped, SshError> {
-    let by_command = by_command(way, session, patience);
+    let by_command = by_command(target, session, patience);
     let beside = async {
         // Without `relay_port`, the default port may belong to another server.
-        let Some(port) = way.relay_port else { return std::future::pending().await };
+        let Some(port) = target.relay_port else { return std::future::pending().await };
         tokio::time::sleep(HEAD_START).await;
-        match forwarded(way, session, port).await {
+        match forwarded(target, session, port).await {
             Ok(piped) => piped,
             Err(e) => {
                 debug!("no relay by forwarding yet: {e}");
@@ -180,14 +184,14 @@ async fn relay(
         },
         piped = beside => return Ok(piped),
     };
-    let port = way.relay_port.unwrap_or(ADITD_PORT);
+    let port = target.relay_port.unwrap_or(ADITD_PORT);
     debug!("no relay by command ({failed}): trying port {port} of the server's loopback");
-    forwarded(way, session, port).await.map_err(|e| {
+    forwarded(target, session, port).await.map_err(|e| {
         debug!("no relay by forwarding: {e}");
         match (&failed, &e) {
             // The key may only forward, and the port is the server's: this error says more.
             (SshError::NoAnswer { .. }, SshError::NotRunning { .. })
-                if way.relay_port.is_some() =>
+                if target.relay_port.is_some() =>
             {
                 e
             }
@@ -197,18 +201,18 @@ async fn relay(
 }
 
 async fn by_command(
-    way: &SshWay,
+    target: &SshTarget,
     session: &SshSession,
     patience: &Arc<Patience>,
 ) -> Result<Piped, SshError> {
-    let to = way.to_string();
+    let to = target.to_string();
     patience.step(Step::Command, &to, None);
     let started = async {
-        let mut piped = session.exec(&way.command("relay"), &to).await?;
+        let mut piped = session.exec(&target.command("relay"), &to).await?;
         piped.read.tells(patience);
         match answer::relay(&mut piped.read).await {
             Ok(()) => Ok(piped),
-            Err(why) => Err(ended(way, "relay", &mut piped.read, why).await),
+            Err(why) => Err(ended(target, "relay", &mut piped.read, why).await),
         }
     };
     let mut piped = patience.bound(started).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
@@ -216,46 +220,46 @@ async fn by_command(
     Ok(piped)
 }
 
-async fn forwarded(way: &SshWay, session: &SshSession, port: u16) -> Result<Piped, SshError> {
-    let to = way.to_string();
+async fn forwarded(target: &SshTarget, session: &SshSession, port: u16) -> Result<Piped, SshError> {
+    let to = target.to_string();
     let broken = |why: String| SshError::Broken { to: to.clone(), why };
     let opened = async {
         let mut piped = session.direct(LOOPBACK, port, &to).await?;
         match answer::relay(&mut piped.read).await {
             Ok(()) => Ok(piped),
-            Err(why) => Err(why.told(way).unwrap_or_else(|e| broken(e.to_string()))),
+            Err(why) => Err(why.told(target).unwrap_or_else(|e| broken(e.to_string()))),
         }
     };
     let opened = tokio::time::timeout(FORWARD_WITHIN, opened).await;
     opened.unwrap_or_else(|_| Err(broken("its relay does not answer".to_owned())))
 }
 
-async fn ended(way: &SshWay, arguments: &str, read: &mut Reading, why: NotBegun) -> SshError {
-    let why = match why.told(way) {
+async fn ended(target: &SshTarget, arguments: &str, read: &mut Reading, why: NotBegun) -> SshError {
+    let why = match why.told(target) {
         Ok(told) => return told,
         Err(why) => why.to_string(),
     };
     match tokio::time::timeout(LAST_WORDS, read.end()).await {
-        Ok((code, said)) => SshError::of_command(way, arguments, code, &said),
-        Err(_) => SshError::Ended { to: way.to_string(), said: why },
+        Ok((code, said)) => SshError::of_command(target, arguments, code, &said),
+        Err(_) => SshError::Ended { to: target.to_string(), said: why },
     }
 }
 
 /// Logs in at the destination. Returns its session, the sessions of the jump hosts below it, and the
 /// round-trip time to it, if it is reached directly.
 async fn connect(
-    way: &SshWay,
+    target: &SshTarget,
     may_ask: bool,
     patience: &Arc<Patience>,
 ) -> Result<Connected, SshError> {
     let going = Connector {
-        keyring: &way.keyring,
+        keyring: &target.keyring,
         may_ask,
         patience: patience.clone(),
         round_trip: Mutex::default(),
     };
-    let (session, under, by) = going.to(&way.destination, way.port).await?;
-    patience.step(Step::Command, &way.to_string(), None);
+    let (session, under, by) = going.to(&target.destination, target.port).await?;
+    patience.step(Step::Command, &target.to_string(), None);
     let round_trip = *going.round_trip.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Connected { session, under, by, round_trip })
 }

@@ -4,7 +4,7 @@ use std::{io, sync::Arc};
 
 use common::machine::report::Failure;
 
-use super::{HostKeyError, LoginDenied, NOT_FOUND, SshWay, pace::Silence};
+use super::{HostKeyError, LoginDenied, NOT_FOUND, SshTarget, pace::Silence};
 
 /// Why an operation over SSH failed.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -95,14 +95,14 @@ pub(crate) enum SshError {
 
 impl SshError {
     /// How to cure it, for the connection `way`.
-    pub(crate) fn hint(&self, way: &SshWay) -> String {
+    pub(crate) fn hint(&self, target: &SshTarget) -> String {
         match self {
             Self::NoProgram { .. } => "install OpenSSH's client, or set ADIT_SSH to another program".to_owned(),
             Self::Config { .. } => "correct ~/.ssh/config, or set ADIT_SSH to another program".to_owned(),
             Self::NoAditd(_) => {
                 format!(
                     "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is in another place: `adit enroll {} --remote-command /path/to/aditd`",
-                    way
+                    target
                 )
             }
             Self::OnlyRelays(_) => {
@@ -111,7 +111,7 @@ impl SshError {
                     .to_owned()
             }
             Self::Refused { failure, .. } if failure.hints().is_empty() => {
-                format!("look at aditd there: `{} aditd status`", way.by_hand())
+                format!("look at aditd there: `{} aditd status`", target.by_hand())
             }
             Self::Refused { failure, .. } => failure.hints().join("; "),
             Self::NotRunning { .. } => {
@@ -125,7 +125,7 @@ impl SshError {
                 format!("check on the server whether `command=` in authorized_keys or the login shell runs something else; {needed}")
             }
             Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
-                format!("run the same connection by hand: `{}`", way.by_hand())
+                format!("run the same connection by hand: `{}`", target.by_hand())
             }
             Self::HostKey(e) => e.hint(),
             Self::Denied(denied) => denied.hint(),
@@ -139,8 +139,13 @@ impl SshError {
     }
 
     /// The error for a command that ended without an answer.
-    pub(super) fn of_command(way: &SshWay, arguments: &str, code: Option<u32>, said: &str) -> Self {
-        let to = way.to_string();
+    pub(super) fn of_command(
+        target: &SshTarget,
+        arguments: &str,
+        code: Option<u32>,
+        said: &str,
+    ) -> Self {
+        let to = target.to_string();
         if code == Some(NOT_FOUND) {
             return Self::NoAditd(to);
         }
@@ -151,7 +156,7 @@ impl SshError {
             Some((at, prefix)) => {
                 Self::Refused { to, failure: failure_in(&said[at + prefix.len()..]) }
             }
-            None => Self::NoAnswer { to, run: way.run(arguments), code, said: said.to_owned() },
+            None => Self::NoAnswer { to, run: target.run(arguments), code, said: said.to_owned() },
         }
     }
 }
@@ -184,19 +189,20 @@ mod tests {
 
     #[test]
     fn what_aditd_says_is_told_from_what_something_else_says() {
-        let way: SshWay = "me@gpu".parse().expect("a way");
+        let target: SshTarget = "me@gpu".parse().expect("a way");
         let said =
             "INFO error: none\nerror: no room\n  Caused by: a crowd\n\nhint: wait\n      or go";
-        let SshError::Refused { failure, .. } = SshError::of_command(&way, "relay", Some(1), said)
+        let SshError::Refused { failure, .. } =
+            SshError::of_command(&target, "relay", Some(1), said)
         else {
             panic!("it is aditd's")
         };
         assert_eq!(failure, Failure::new("no room").source("a crowd").hint("wait").hint("or go"));
         assert!(matches!(
-            SshError::of_command(&way, "relay", Some(NOT_FOUND), ""),
+            SshError::of_command(&target, "relay", Some(NOT_FOUND), ""),
             SshError::NoAditd(_)
         ));
-        let other = SshError::of_command(&way, "relay", Some(2), "terminal\nerror").to_string();
+        let other = SshError::of_command(&target, "relay", Some(2), "terminal\nerror").to_string();
         assert!(
             other.contains("`aditd relay`")
                 && other.contains("exit code 2")

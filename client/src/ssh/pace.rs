@@ -38,7 +38,7 @@ pub(crate) enum Step {
 
 /// How long a host may be silent in each step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Bounds {
+pub(crate) struct SilenceBounds {
     greeting: Duration,
     login: Duration,
     command: Duration,
@@ -72,7 +72,7 @@ pub(crate) enum PaceVerdict {
 #[derive(Debug, Clone)]
 pub(crate) struct PaceState {
     pub(crate) slowest: Slowest,
-    bounds: Bounds,
+    bounds: SilenceBounds,
     host: String,
     step: Step,
     within: Duration,
@@ -83,7 +83,7 @@ pub(crate) struct PaceState {
     told: bool,
 }
 
-impl Default for Bounds {
+impl Default for SilenceBounds {
     /// sshd ends a login itself after 120 s (`LoginGraceTime`).
     fn default() -> Self {
         let seconds = Duration::from_secs;
@@ -91,7 +91,7 @@ impl Default for Bounds {
     }
 }
 
-impl Bounds {
+impl SilenceBounds {
     /// The limits for a host that has been this slow before.
     pub(crate) fn after(slowest: Slowest) -> Self {
         let usual = Self::default();
@@ -120,7 +120,7 @@ impl Bounds {
 
 impl PaceState {
     /// Begins to wait for the greeting of `host` at `now`.
-    pub(crate) fn new(now: Instant, host: &str, bounds: Bounds) -> Self {
+    pub(crate) fn new(now: Instant, host: &str, bounds: SilenceBounds) -> Self {
         Self {
             slowest: Slowest::default(),
             bounds,
@@ -200,8 +200,8 @@ impl PaceState {
 
 impl Pace {
     /// The limits for this host.
-    pub(crate) fn bounds(&self) -> Bounds {
-        Bounds::after(self.known())
+    pub(crate) fn bounds(&self) -> SilenceBounds {
+        SilenceBounds::after(self.known())
     }
 
     /// Remembers how slow a successful login was.
@@ -213,7 +213,7 @@ impl Pace {
 
     /// Whether there is nothing to store.
     pub(crate) fn is_usual(&self) -> bool {
-        self.bounds() == Bounds::default()
+        self.bounds() == SilenceBounds::default()
     }
 
     fn known(&self) -> Slowest {
@@ -272,7 +272,7 @@ mod tests {
     #[test]
     fn each_step_has_its_own_bound_and_each_word_of_the_host_a_new_one() {
         let begun = Instant::now();
-        let mut state = PaceState::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", SilenceBounds::default());
         let over = |state: &PaceState, at: Duration| {
             matches!(state.judge(begun + at), PaceVerdict::Over(_))
         };
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn a_slow_host_is_told_once_a_step_and_not_while_a_person_is_asked() {
         let begun = Instant::now();
-        let mut state = PaceState::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", SilenceBounds::default());
         assert_eq!(state.judge(begun), PaceVerdict::WaitUntil(begun + TELL_AFTER));
         let told = state.judge(begun + TELL_AFTER);
         assert!(matches!(&told, PaceVerdict::Tell(what) if what.contains("gpu")), "{told:?}");
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn what_was_slow_once_has_longer_the_next_time_and_that_is_kept() {
         let begun = Instant::now();
-        let mut state = PaceState::new(begun, "gpu", Bounds::default());
+        let mut state = PaceState::new(begun, "gpu", SilenceBounds::default());
         state.begin(begun, Step::Login, "gpu", None);
         state.begin(begun + seconds(50), Step::Command, "gpu", None);
         state.heard(begun + seconds(62));
@@ -320,6 +320,6 @@ mod tests {
         let bounds = read.bounds();
         assert_eq!((bounds.login, bounds.command), (seconds(200), seconds(60)));
         let endless = Slowest { login: seconds(10_000), command: seconds(12) };
-        assert_eq!(Bounds::after(endless).login, LONGEST);
+        assert_eq!(SilenceBounds::after(endless).login, LONGEST);
     }
 }

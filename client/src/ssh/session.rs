@@ -120,7 +120,7 @@ impl SshSession {
         key: &PublicKey,
     ) -> Result<bool, SshError> {
         let hash = self.hash_for(&key.algorithm()).await;
-        let mut signer = Probe { wanted: false };
+        let mut signer = RefusingSigner { wanted: false };
         let _ = self.handle.authenticate_publickey_with(user, key.clone(), hash, &mut signer).await;
         self.alive().map(|()| signer.wanted)
     }
@@ -293,11 +293,11 @@ impl From<&MethodSet> for Methods {
 }
 
 /// A signer that notes that a signature was requested, and does not sign.
-struct Probe {
+struct RefusingSigner {
     wanted: bool,
 }
 
-impl russh::Signer for Probe {
+impl russh::Signer for RefusingSigner {
     type Error = russh::AgentAuthError;
 
     async fn auth_sign(

@@ -22,7 +22,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
-    DOCTOR, Halves, Inspected, SshError, SshWay,
+    DOCTOR, Halves, Inspected, SshError, SshTarget,
     answer::{self, NotBegun},
     ask,
     bounds::{Patience, Tell},
@@ -62,13 +62,17 @@ impl AsyncRead for Relayed {
 }
 
 /// Enrolls. ssh may ask questions.
-pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enrolled, SshError> {
+pub(super) async fn enroll(
+    target: &SshTarget,
+    name: &Name,
+    csr: String,
+) -> Result<Enrolled, SshError> {
     let run = format!("enroll-device {name}");
-    let mut child = start(way, &run, Prompts::Allowed)?;
-    let patience = patience(way, Tell::Nobody);
+    let mut child = start(target, &run, Prompts::Allowed)?;
+    let patience = patience(target, Tell::Nobody);
     let said = Said::listen(child.stderr.take(), &patience);
     let (Some(mut stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
-        return Err(SshError::Ended { to: way.to_string(), said: String::new() });
+        return Err(SshError::Ended { to: target.to_string(), said: String::new() });
     };
     let exchange = async {
         let asked = async {
@@ -89,19 +93,20 @@ pub(super) async fn enroll(way: &SshWay, name: &Name, csr: String) -> Result<Enr
     };
     match answer {
         Ok(Ok(enrolled)) => {
-            way.pace.learn(patience.slowest());
+            target.pace.learn(patience.slowest());
             Ok(enrolled)
         }
-        Ok(Err(e)) => Err(ended(way, &run, child, said, e).await),
+        Ok(Err(e)) => Err(ended(target, &run, child, said, e).await),
         Err(silence) => Err(SshError::Silent(silence)),
     }
 }
 
 /// Starts a relay, and waits until it runs.
-pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
-    let to = way.to_string();
-    let mut child = start(way, "relay", Prompts::Forbidden)?;
-    let patience = patience(way, if way.keyring.may_ask() { Tell::Log } else { Tell::Nobody });
+pub(super) async fn carry(target: &SshTarget) -> Result<Halves, SshError> {
+    let to = target.to_string();
+    let mut child = start(target, "relay", Prompts::Forbidden)?;
+    let patience =
+        patience(target, if target.keyring.may_ask() { Tell::Log } else { Tell::Nobody });
     let said = Said::listen(child.stderr.take(), &patience);
     let (Some(stdin), Some(mut stdout)) = (child.stdin.take(), child.stdout.take()) else {
         return Err(SshError::Ended { to, said: String::new() });
@@ -109,28 +114,28 @@ pub(super) async fn carry(way: &SshWay) -> Result<Halves, SshError> {
     match patience.bound(answer::relay(&mut stdout)).await {
         Ok(Ok(())) => {
             patience.again();
-            way.pace.learn(patience.slowest());
+            target.pace.learn(patience.slowest());
             let read = Box::new(Relayed { stdout, _child: child, _said: said });
             Ok(Halves { read, write: Box::new(stdin), round_trip: None })
         }
-        Ok(Err(e)) => Err(ended(way, "relay", child, said, e).await),
+        Ok(Err(e)) => Err(ended(target, "relay", child, said, e).await),
         Err(silence) => Err(SshError::Silent(silence)),
     }
 }
 
 /// Asks aditd what is wrong there. How ssh logs in is not visible, and this way forwards nothing.
-pub(super) async fn inspect(way: &SshWay) -> Result<Inspected, SshError> {
-    let mut child = start(way, DOCTOR, Prompts::Forbidden)?;
-    let patience = patience(way, Tell::Nobody);
+pub(super) async fn inspect(target: &SshTarget) -> Result<Inspected, SshError> {
+    let mut child = start(target, DOCTOR, Prompts::Forbidden)?;
+    let patience = patience(target, Tell::Nobody);
     let said = Said::listen(child.stderr.take(), &patience);
     // The command reads nothing.
     drop(child.stdin.take());
     let Some(mut stdout) = child.stdout.take() else {
-        return Err(SshError::Ended { to: way.to_string(), said: String::new() });
+        return Err(SshError::Ended { to: target.to_string(), said: String::new() });
     };
     let report = match patience.bound(answer::report(&mut stdout)).await {
         Ok(Ok(report)) => Ok(report),
-        Ok(Err(why)) => match ended(way, DOCTOR, child, said, why).await {
+        Ok(Err(why)) => match ended(target, DOCTOR, child, said, why).await {
             e @ SshError::Ended { .. } => return Err(e),
             e => Err(e),
         },
@@ -140,14 +145,14 @@ pub(super) async fn inspect(way: &SshWay) -> Result<Inspected, SshError> {
 }
 
 /// What ssh waits for is not visible, so the login and the command share one time limit.
-fn patience(way: &SshWay, tell: Tell) -> Arc<Patience> {
-    let (to, bounds) = (way.to_string(), way.pace.bounds());
+fn patience(target: &SshTarget, tell: Tell) -> Arc<Patience> {
+    let (to, bounds) = (target.to_string(), target.pace.bounds());
     let patience = Patience::new(&to, bounds, tell);
     patience.step(Step::Login, &to, Some(bounds.login_and_command()));
     Arc::new(patience)
 }
 
-fn start(way: &SshWay, arguments: &str, prompts: Prompts) -> Result<Child, SshError> {
+fn start(target: &SshTarget, arguments: &str, prompts: Prompts) -> Result<Child, SshError> {
     let program = program();
     let mut command = Command::new(&program);
     // No terminal on the server, no forwarding, and a dead connection ends within half a minute.
@@ -167,10 +172,10 @@ fn start(way: &SshWay, arguments: &str, prompts: Prompts) -> Result<Child, SshEr
         }
         Prompts::Allowed => command.args(["-o", "StrictHostKeyChecking=ask"]),
     };
-    if let Some(port) = way.port {
+    if let Some(port) = target.port {
         command.args(["-p", &port.to_string()]);
     }
-    command.arg("--").arg(&way.destination).arg(way.command(arguments));
+    command.arg("--").arg(&target.destination).arg(target.command(arguments));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if prompts == Prompts::Forbidden {
         // It reconnects in the background, so it cannot ask. And Ctrl-C at the terminal must only
@@ -181,13 +186,13 @@ fn start(way: &SshWay, arguments: &str, prompts: Prompts) -> Result<Child, SshEr
 }
 
 async fn ended(
-    way: &SshWay,
+    target: &SshTarget,
     arguments: &str,
     mut child: Child,
     said: Said,
     why: NotBegun,
 ) -> SshError {
-    let error = match why.told(way) {
+    let error = match why.told(target) {
         Ok(told) => return told,
         Err(error) => error,
     };
@@ -197,10 +202,10 @@ async fn ended(
     let said = said.text().await;
     match code {
         Some(code) if code != OWN_FAILURE => {
-            SshError::of_command(way, arguments, Some(code), &said)
+            SshError::of_command(target, arguments, Some(code), &said)
         }
         _ => SshError::Ended {
-            to: way.to_string(),
+            to: target.to_string(),
             said: if said.is_empty() { error.to_string() } else { said },
         },
     }

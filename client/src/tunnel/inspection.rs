@@ -13,7 +13,7 @@ use common::transport::{
 use proto::{
     doctor::{
         DoctorAnswer, DoctorRequest, Report,
-        way::{Probe, SessionFound},
+        way::{ProbeFound, SessionFound},
     },
     wire::{Code, StreamHead},
 };
@@ -39,7 +39,7 @@ pub(crate) struct Inspection {
 }
 
 /// Looks at a tunnel. Takes a few seconds. Cancellation safe.
-pub(crate) async fn inspect(up: &Up, directions: &DialPlan) -> Inspection {
+pub(crate) async fn inspect(up: &Up, plan: &DialPlan) -> Inspection {
     let bounded = |why: io::Error| needed(&why, up);
     let (probe, report) = tokio::join!(
         tokio::time::timeout(WITHIN, probe(up)),
@@ -50,10 +50,10 @@ pub(crate) async fn inspect(up: &Up, directions: &DialPlan) -> Inspection {
     let report = report.unwrap_or_else(|_| Err(late())).map_err(bounded);
     let carried = up.carried();
     let session = SessionFound {
-        carrier: carried.way.carrier().to_owned(),
-        remote: carried.way.to_string(),
+        carrier: carried.route.carrier().to_owned(),
+        remote: carried.route.to_string(),
         seconds: up.since.elapsed().unwrap_or_default().as_secs(),
-        why_not_other: carried.why_not_the_other(directions),
+        why_not_other: carried.why_not_the_other(plan),
         drops_ecn_marks: carried.carrier.is_unmarked(),
         server_version: up.hello.version.clone(),
         mtu: up.connection.stats().path.current_mtu,
@@ -84,12 +84,12 @@ fn needed(why: &io::Error, up: &Up) -> String {
 }
 
 /// A stream on which the box is asked.
-struct Asking {
+struct BoxStream {
     send: Sending,
     recv: Receiving,
 }
 
-impl Asking {
+impl BoxStream {
     async fn open(up: &Up) -> io::Result<Self> {
         let (send, recv) = up.connection.open_bi().await?;
         let mut send = Sending::within(send, &up.credit);
@@ -106,7 +106,7 @@ impl Asking {
 }
 
 async fn report(up: &Up) -> io::Result<Report> {
-    let mut asking = Asking::open(up).await?;
+    let mut asking = BoxStream::open(up).await?;
     let answer = asking.ask(DoctorRequest::Report).await?;
     asking.send.finish();
     match answer {
@@ -116,8 +116,8 @@ async fn report(up: &Up) -> io::Result<Report> {
 }
 
 /// Asks the time again and again.
-async fn probe(up: &Up) -> io::Result<Probe> {
-    let mut asking = Asking::open(up).await?;
+async fn probe(up: &Up) -> io::Result<ProbeFound> {
+    let mut asking = BoxStream::open(up).await?;
     let packets = || {
         let path = up.connection.stats().path;
         (path.sent_packets, path.lost_packets)
@@ -140,7 +140,7 @@ async fn probe(up: &Up) -> io::Result<Probe> {
     let (sent_by_now, lost_by_now) = packets();
     trips.sort_unstable();
     let milliseconds = |at: usize| trips[at].0.as_secs_f64() * 1e3;
-    Ok(Probe {
+    Ok(ProbeFound {
         shortest: milliseconds(0),
         middle: milliseconds(trips.len() / 2),
         longest: milliseconds(trips.len() - 1),

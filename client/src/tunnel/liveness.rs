@@ -33,7 +33,7 @@ const DOUBT: Duration = Duration::from_secs(6);
 
 /// The observations at one moment.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Seen {
+pub(crate) struct Observation {
     /// How many datagrams have arrived so far.
     pub(crate) heard: u64,
     /// Whether an answer is under way.
@@ -54,12 +54,12 @@ pub(crate) struct Orders {
     /// Take a new socket.
     pub(crate) rebind: bool,
     /// What has changed, if anything.
-    pub(crate) turn: Option<Turn>,
+    pub(crate) turn: Option<PathChange>,
 }
 
 /// A change of the path's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum PathChange {
     /// The computer was asleep.
     Slept,
     /// Its local address has changed.
@@ -102,18 +102,18 @@ impl Liveness {
     }
 
     /// Looks once.
-    pub(crate) fn look(&mut self, now: Instant, seen: Seen) -> Orders {
+    pub(crate) fn look(&mut self, now: Instant, seen: Observation) -> Orders {
         let mut turn = None;
         if seen.heard != self.heard {
             if self.silent {
-                turn = Some(Turn::Back(now - self.heard_at));
+                turn = Some(PathChange::Back(now - self.heard_at));
                 self.trouble = None;
                 self.urge_until = now + URGE.max(seen.rtt * 4);
             }
             (self.heard, self.heard_at, self.asked, self.silent) = (seen.heard, now, None, false);
         }
         if seen.slept || seen.source != self.source {
-            turn = Some(if seen.slept { Turn::Slept } else { Turn::NewNetwork });
+            turn = Some(if seen.slept { PathChange::Slept } else { PathChange::NewNetwork });
             self.source = seen.source;
             self.trouble = Some((now, 0));
             self.doubt_until = now + DOUBT;
@@ -122,7 +122,7 @@ impl Liveness {
         if !self.silent && self.is_overdue(now, eager, seen.rtt) {
             self.silent = true;
             self.trouble = Some((now, 0));
-            turn = Some(Turn::Silent(now - self.heard_at));
+            turn = Some(PathChange::Silent(now - self.heard_at));
         }
         Orders { probe: self.probes(now, eager), rebind: self.rebinds(now), turn }
     }
@@ -203,15 +203,20 @@ mod tests {
     struct Lab {
         watch: Liveness,
         now: Instant,
-        seen: Seen,
+        seen: Observation,
     }
 
     impl Lab {
         fn new(running: bool) -> Self {
             let now = Instant::now();
             let source = Some(IpAddr::from([10, 0, 0, 1]));
-            let seen =
-                Seen { heard: 0, running, rtt: Duration::from_millis(20), source, slept: false };
+            let seen = Observation {
+                heard: 0,
+                running,
+                rtt: Duration::from_millis(20),
+                source,
+                slept: false,
+            };
             Self { watch: Liveness::new(now, source), now, seen }
         }
 
@@ -234,7 +239,7 @@ mod tests {
         orders.iter().filter(|(_, o)| o.rebind).map(|(at, _)| *at).collect()
     }
 
-    fn turn(orders: &[(u32, Orders)]) -> Vec<(u32, Turn)> {
+    fn turn(orders: &[(u32, Orders)]) -> Vec<(u32, PathChange)> {
         orders.iter().filter_map(|(at, o)| o.turn.map(|turn| (*at, turn))).collect()
     }
 
@@ -253,12 +258,12 @@ mod tests {
         lab.pass(1.0, true);
         let orders = lab.pass(20.0, false);
         assert!(orders[0].1.probe && orders[0].0 == 5, "{orders:?}");
-        assert_eq!(turn(&orders), [(12, Turn::Silent(Duration::from_millis(1200)))]);
+        assert_eq!(turn(&orders), [(12, PathChange::Silent(Duration::from_millis(1200)))]);
         assert_eq!(rebinds(&orders), [12, 22, 42, 62, 112, 162]);
         let probes = orders.iter().filter(|(at, o)| o.probe && *at > 100).count();
         assert!(probes >= 99, "one every tenth of a second: {probes}");
         let back = lab.pass(0.1, true);
-        assert!(matches!(turn(&back)[..], [(1, Turn::Back(_))]));
+        assert!(matches!(turn(&back)[..], [(1, PathChange::Back(_))]));
         assert_eq!(rebinds(&lab.pass(10.0, true)), [0; 0]);
     }
 
@@ -282,7 +287,10 @@ mod tests {
         let mut lab = Lab::new(true);
         lab.seen.rtt = Duration::from_secs(1);
         lab.pass(1.0, true);
-        assert_eq!(turn(&lab.pass(10.0, false)), [(36, Turn::Silent(Duration::from_millis(3600)))]);
+        assert_eq!(
+            turn(&lab.pass(10.0, false)),
+            [(36, PathChange::Silent(Duration::from_millis(3600)))]
+        );
     }
 
     #[test]
@@ -290,7 +298,7 @@ mod tests {
         let mut lab = Lab::new(false);
         lab.pass(1.0, true);
         let orders = lab.pass(60.0, false);
-        assert_eq!(turn(&orders), [(126, Turn::Silent(Duration::from_millis(12_600)))]);
+        assert_eq!(turn(&orders), [(126, PathChange::Silent(Duration::from_millis(12_600)))]);
         assert!(orders.iter().filter(|(_, o)| o.probe).count() <= 11, "{orders:?}");
     }
 
@@ -300,14 +308,14 @@ mod tests {
         lab.pass(1.0, true);
         lab.seen.slept = true;
         let first = lab.pass(0.1, true);
-        assert!(turn(&first) == [(1, Turn::Slept)] && rebinds(&first) == [1], "{first:?}");
+        assert!(turn(&first) == [(1, PathChange::Slept)] && rebinds(&first) == [1], "{first:?}");
         lab.seen.slept = false;
         assert_eq!(rebinds(&lab.pass(30.0, true)), [10, 30, 50], "counted from the change");
         lab.seen.source = None;
-        assert_eq!(turn(&lab.pass(1.0, true)), [(1, Turn::NewNetwork)]);
+        assert_eq!(turn(&lab.pass(1.0, true)), [(1, PathChange::NewNetwork)]);
         let silent = lab.pass(2.0, false);
         assert!(
-            matches!(turn(&silent)[..], [(12, Turn::Silent(_))]),
+            matches!(turn(&silent)[..], [(12, PathChange::Silent(_))]),
             "doubt asks even if nothing runs: {silent:?}"
         );
     }

@@ -20,8 +20,8 @@ use crate::{
     },
     tunnel::{
         events::Events,
-        liveness::{Liveness, Seen, Turn},
-        path_probe::{Found, Need, PathProbe},
+        liveness::{Liveness, Observation, PathChange},
+        path_probe::{Need, PathProbe, ProbeOutcome},
         state::{TunnelState, Up},
     },
 };
@@ -82,12 +82,12 @@ impl<'a> Migration<'a> {
         publish: &'a watch::Sender<TunnelState>,
         journal: &'a Events,
         meter: &'a ByteCounters,
-        directions: DialPlan,
+        plan: DialPlan,
         probes: SendStream,
     ) -> Self {
         // Before all data: a probe must not wait behind an upload.
         let _ = probes.set_priority(i32::MAX);
-        let (now, source) = (Instant::now(), up.way().source());
+        let (now, source) = (Instant::now(), up.route().source());
         Self {
             up,
             publish,
@@ -95,7 +95,7 @@ impl<'a> Migration<'a> {
             meter,
             probes,
             watch: Liveness::new(now, source),
-            scout: PathProbe::new(directions),
+            scout: PathProbe::new(plan),
             trial: None,
             failed_trials: 0,
             looked: (now, SystemTime::now()),
@@ -138,10 +138,10 @@ impl<'a> Migration<'a> {
                 || self.looked.0.elapsed() > SLEPT;
         self.looked = (now, SystemTime::now());
         if slept || now - self.source.0 >= SOURCE_EVERY {
-            self.source = (now, self.up.way().source());
+            self.source = (now, self.up.route().source());
         }
         self.up.note_packets(now);
-        let seen = Seen {
+        let seen = Observation {
             heard: self.up.heard(),
             running: self.is_running(),
             rtt: self.up.connection.rtt(),
@@ -150,9 +150,9 @@ impl<'a> Migration<'a> {
         };
         let orders = self.watch.look(now, seen);
         match orders.turn {
-            Some(Turn::Slept) => self.note_change("this computer has slept"),
-            Some(Turn::NewNetwork) => self.note_change("this computer's network has changed"),
-            Some(Turn::Silent(time)) => {
+            Some(PathChange::Slept) => self.note_change("this computer has slept"),
+            Some(PathChange::NewNetwork) => self.note_change("this computer's network has changed"),
+            Some(PathChange::Silent(time)) => {
                 self.journal.note(format_args!(
                     "the server has been silent for {:.1} s: running answers are kept, new connections wait",
                     time.as_secs_f64()
@@ -162,7 +162,7 @@ impl<'a> Migration<'a> {
                     TunnelState::Silent(self.up.clone()),
                 );
             }
-            Some(Turn::Back(time)) => {
+            Some(PathChange::Back(time)) => {
                 self.failed_trials = 0;
                 self.told.cannot_send = false;
                 self.journal.note(format_args!(
@@ -216,7 +216,7 @@ impl<'a> Migration<'a> {
 
     /// After a move: another route may have another local address.
     fn note_source(&mut self) {
-        self.source = (Instant::now(), self.up.way().source());
+        self.source = (Instant::now(), self.up.route().source());
         self.watch.moved(self.source.1);
     }
 
@@ -237,9 +237,9 @@ impl<'a> Migration<'a> {
     /// Takes a new socket to the same address. A new login over SSH takes longer, so `PathProbe`
     /// does it.
     fn rebind(&self) {
-        let way = self.up.way();
-        if let Route::Udp(_) = way {
-            match way.open().and_then(|carrier| self.up.put_on(way, carrier)) {
+        let route = self.up.route();
+        if let Route::Udp(_) = route {
+            match route.open().and_then(|carrier| self.up.put_on(route, carrier)) {
                 Ok(_) => debug!("rebound"),
                 Err(e) => debug!("cannot rebind yet: {e}"),
             }
@@ -256,7 +256,7 @@ impl<'a> Migration<'a> {
 
     fn need(&self) -> Need {
         let carried = self.up.carried();
-        match (&carried.way, self.watch.is_silent() || carried.carrier.is_dead()) {
+        match (&carried.route, self.watch.is_silent() || carried.carrier.is_dead()) {
             _ if self.trial.is_some() => Need::Nothing,
             (_, true) => Need::Any,
             (Route::Udp(_), false) => Need::Nothing,
@@ -265,21 +265,21 @@ impl<'a> Migration<'a> {
     }
 
     /// Judges what `PathProbe` has found.
-    fn consider(&mut self, found: Found) -> Option<Dialed> {
+    fn consider(&mut self, found: ProbeOutcome) -> Option<Dialed> {
         let in_need = self.need();
         match found {
-            Found::Udp(Ok(dialed)) if in_need != Need::Nothing => {
-                self.try_out(dialed.way.clone(), None, Some(dialed))
+            ProbeOutcome::Udp(Ok(dialed)) if in_need != Need::Nothing => {
+                self.try_out(dialed.route.clone(), None, Some(dialed))
             }
-            Found::Ssh(Ok((way, carrier))) if in_need == Need::Any => {
-                self.try_out(way, Some(carrier), None)
+            ProbeOutcome::Ssh(Ok((route, carrier))) if in_need == Need::Any => {
+                self.try_out(route, Some(carrier), None)
             }
-            Found::Anew(Ok(dialed)) if in_need == Need::Any => return Some(dialed),
-            Found::Udp(Ok(dialed)) | Found::Anew(Ok(dialed)) => dismiss(Some(dialed)),
-            Found::Ssh(Ok(_)) => {}
-            Found::Udp(Err(e)) => self.failed("udp", &e.to_string()),
-            Found::Anew(Err(e)) => self.failed("ssh", &e.to_string()),
-            Found::Ssh(Err(e)) => self.failed("ssh", &e),
+            ProbeOutcome::Anew(Ok(dialed)) if in_need == Need::Any => return Some(dialed),
+            ProbeOutcome::Udp(Ok(dialed)) | ProbeOutcome::Anew(Ok(dialed)) => dismiss(Some(dialed)),
+            ProbeOutcome::Ssh(Ok(_)) => {}
+            ProbeOutcome::Udp(Err(e)) => self.failed("udp", &e.to_string()),
+            ProbeOutcome::Anew(Err(e)) => self.failed("ssh", &e.to_string()),
+            ProbeOutcome::Ssh(Err(e)) => self.failed("ssh", &e),
         }
         None
     }
@@ -287,24 +287,24 @@ impl<'a> Migration<'a> {
     fn failed(&self, carrier: &str, why: &str) {
         debug!("{carrier}: {why}");
         let mut carried = self.up.carried();
-        if carried.way.carrier() != carrier {
+        if carried.route.carrier() != carrier {
             carried.why_not_other = Some(why.to_owned());
         }
     }
 
     /// Moves the session to another route, on trial.
-    fn try_out(&mut self, way: Route, carrier: Option<Carrier>, dialed: Option<Dialed>) {
+    fn try_out(&mut self, route: Route, carrier: Option<Carrier>, dialed: Option<Dialed>) {
         let moved = match carrier {
             Some(carrier) => Ok(carrier),
-            None => way.open(),
+            None => route.open(),
         };
         let rtt = dialed.as_ref().map_or(Duration::ZERO, |dialed| dialed.connection.rtt());
-        match moved.and_then(|carrier| self.up.put_on(way, carrier)) {
-            Ok((way, carrier)) => {
+        match moved.and_then(|carrier| self.up.put_on(route, carrier)) {
+            Ok((route, carrier)) => {
                 self.note_source();
                 let heard = self.up.heard();
                 let works = !self.watch.is_silent() && !carrier.is_dead();
-                let before = works.then_some((way, carrier));
+                let before = works.then_some((route, carrier));
                 self.trial = Some(Trial {
                     until: Instant::now() + TRIAL.max(rtt * 6),
                     heard,
@@ -324,11 +324,11 @@ impl<'a> Migration<'a> {
     /// one.
     fn judge_trial(&mut self, now: Instant) -> Option<Dialed> {
         let Trial { until, heard, before, dialed } = self.trial.take()?;
-        let way = self.up.way();
+        let route = self.up.route();
         if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
             self.journal.note(format_args!(
-                "the session goes over {} now: {way}",
-                way.carrier().to_uppercase()
+                "the session goes over {} now: {route}",
+                route.carrier().to_uppercase()
             ));
             dismiss(dialed);
             return None;
@@ -339,8 +339,8 @@ impl<'a> Migration<'a> {
         }
         match before {
             Some((before, carrier)) => {
-                debug!("{way} brings nothing of the session: back to {before}");
-                let failed = way.carrier();
+                debug!("{route} brings nothing of the session: back to {before}");
+                let failed = route.carrier();
                 if self.up.put_on(before, carrier).is_ok() {
                     self.note_source();
                     self.failed(failed, "it was tried, and brought no packet of the session");

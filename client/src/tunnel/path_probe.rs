@@ -12,7 +12,7 @@ use crate::{
         plan::DialPlan,
         route::{Carrier, Route},
     },
-    ssh::SshWay,
+    ssh::SshTarget,
 };
 
 /// How much earlier UDP starts than SSH (RFC 8305 section 5).
@@ -40,7 +40,7 @@ pub(crate) enum Need {
 }
 
 /// The result of an attempt.
-pub(crate) enum Found {
+pub(crate) enum ProbeOutcome {
     /// A new connection over UDP, which shows that the path works in both directions.
     Udp(Result<Dialed, DialError>),
     /// A carrier over SSH, logged in.
@@ -51,9 +51,9 @@ pub(crate) enum Found {
 
 /// All attempts. Dropping it ends them.
 pub(crate) struct PathProbe {
-    directions: DialPlan,
+    plan: DialPlan,
     need: Need,
-    attempts: JoinSet<Found>,
+    attempts: JoinSet<ProbeOutcome>,
     udp: Attempts,
     ssh: Attempts,
     pause: Duration,
@@ -68,10 +68,10 @@ struct Attempts {
 }
 
 impl PathProbe {
-    pub(crate) fn new(directions: DialPlan) -> Self {
+    pub(crate) fn new(plan: DialPlan) -> Self {
         let line = Attempts { running: 0, next: Instant::now() };
         let (need, attempts) = (Need::Nothing, JoinSet::new());
-        Self { directions, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
+        Self { plan, need, attempts, udp: line, ssh: line, pause: FIRST_PAUSE, anew: false }
     }
 
     /// Begins the attempts that are due, and ends those that are not needed any more.
@@ -80,7 +80,7 @@ impl PathProbe {
             self.need = need;
             self.attempts = JoinSet::new();
             let head_start =
-                if self.directions.addresses().is_empty() { Duration::ZERO } else { STAGGER };
+                if self.plan.addresses().is_empty() { Duration::ZERO } else { STAGGER };
             (self.udp, self.ssh) = (
                 Attempts { running: 0, next: now },
                 Attempts { running: 0, next: now + head_start },
@@ -91,9 +91,9 @@ impl PathProbe {
             Need::Better => self.udp.running == 0,
             Need::Any => self.udp.running < AT_ONCE,
         };
-        if udp && now >= self.udp.next && !self.directions.addresses().is_empty() {
-            let directions = self.directions.clone();
-            self.attempts.spawn(async move { Found::Udp(directions.dial_udp().await) });
+        if udp && now >= self.udp.next && !self.plan.addresses().is_empty() {
+            let plan = self.plan.clone();
+            self.attempts.spawn(async move { ProbeOutcome::Udp(plan.dial_udp().await) });
             self.udp.running += 1;
             let pause = if need == Need::Better { self.pause } else { UDP_EVERY };
             self.udp.next = now + pause.mul_f64(0.75 + random_fraction() / 2.0);
@@ -101,9 +101,9 @@ impl PathProbe {
                 self.pause = (self.pause * 2).min(LONGEST_PAUSE);
             }
         }
-        if need == Need::Any && std::mem::take(&mut self.anew) && self.directions.ssh().is_some() {
-            let directions = self.directions.clone();
-            self.attempts.spawn(async move { Found::Anew(directions.dial_ssh().await) });
+        if need == Need::Any && std::mem::take(&mut self.anew) && self.plan.ssh().is_some() {
+            let plan = self.plan.clone();
+            self.attempts.spawn(async move { ProbeOutcome::Anew(plan.dial_ssh().await) });
             // A login for a carrier would be faster, and would only lead to another trial of a
             // forgotten session.
             self.ssh.next = now + ANEW_WITHIN;
@@ -111,9 +111,9 @@ impl PathProbe {
         if need == Need::Any
             && self.ssh.running < AT_ONCE
             && now >= self.ssh.next
-            && let Some(way) = self.directions.ssh()
+            && let Some(route) = self.plan.ssh()
         {
-            self.attempts.spawn(async move { Found::Ssh(log_in(way).await) });
+            self.attempts.spawn(async move { ProbeOutcome::Ssh(log_in(route).await) });
             self.ssh.running += 1;
             self.ssh.next = now + SSH_EVERY;
         }
@@ -130,14 +130,14 @@ impl PathProbe {
     }
 
     /// Waits for the end of an attempt; for ever if there is none. Cancellation safe.
-    pub(crate) async fn found(&mut self) -> Found {
+    pub(crate) async fn found(&mut self) -> ProbeOutcome {
         loop {
             match self.attempts.join_next().await {
                 Some(Ok(found)) => {
                     match &found {
-                        Found::Udp(_) => self.udp.running -= 1,
-                        Found::Ssh(_) => self.ssh.running -= 1,
-                        Found::Anew(_) => {}
+                        ProbeOutcome::Udp(_) => self.udp.running -= 1,
+                        ProbeOutcome::Ssh(_) => self.ssh.running -= 1,
+                        ProbeOutcome::Anew(_) => {}
                     }
                     return found;
                 }
@@ -148,12 +148,12 @@ impl PathProbe {
     }
 }
 
-async fn log_in(to: SshWay) -> Result<(Route, Carrier), String> {
-    let way = Route::Ssh(to.clone());
-    let carrier = way.open().map_err(|e| e.to_string())?;
+async fn log_in(to: SshTarget) -> Result<(Route, Carrier), String> {
+    let route = Route::Ssh(to.clone());
+    let carrier = route.open().map_err(|e| e.to_string())?;
     // `ready` limits how long the host may be silent.
     match carrier.ready().await {
-        Ok(()) => Ok((way, carrier)),
+        Ok(()) => Ok((route, carrier)),
         Err(e) => Err(format!("{e} ({})", e.hint(&to))),
     }
 }

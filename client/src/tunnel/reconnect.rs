@@ -179,8 +179,8 @@ impl Reconnect {
     /// Makes a connection the session of this device. The server ends the device's other session,
     /// if there is one.
     async fn enter(&self, dialed: Dialed) -> Result<Greeted, DialError> {
-        let Dialed { endpoint, connection, way, carrier } = dialed;
-        let to = way.to_string();
+        let Dialed { endpoint, connection, route, carrier } = dialed;
+        let to = route.to_string();
         let (hello, notices, probes) = begin_session(&connection, &to).await?;
         let expired_here =
             self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
@@ -191,7 +191,7 @@ impl Reconnect {
             return Err(DialError::Refused(Code::Expired));
         }
         // Before any bytes of an application are sent.
-        if let Some(port) = leads_back(&hello, &way, &self.listening) {
+        if let Some(port) = leads_back(&hello, &route, &self.listening) {
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::LeadsBack(port));
         }
@@ -201,12 +201,12 @@ impl Reconnect {
         if let Some(ssh) = &self.plan.profile.get().ssh {
             ssh.ask_no_more();
         }
-        Ok(Greeted { up: Up::new(endpoint, connection, hello, way, carrier), notices, probes })
+        Ok(Greeted { up: Up::new(endpoint, connection, hello, route, carrier), notices, probes })
     }
 
     /// Publishes a session and keeps it until it ends.
     async fn keep(&self, Greeted { up, mut notices, probes }: Greeted) -> SessionEnd {
-        let to = up.way().to_string();
+        let to = up.route().to_string();
         self.publish.send_replace(TunnelState::Up(up.clone()));
         let over = async {
             tokio::select! {
@@ -302,9 +302,9 @@ impl Reconnect {
 }
 
 /// The port of a service that is a port of this program, if the server runs on this computer.
-fn leads_back(hello: &Hello, way: &Route, listening: &[SocketAddr]) -> Option<u16> {
+fn leads_back(hello: &Hello, route: &Route, listening: &[SocketAddr]) -> Option<u16> {
     let same = hello.loopback.is_some() && hello.loopback == loopback_id();
-    let is_here = same || matches!(way, Route::Udp(remote) if remote.ip().is_loopback());
+    let is_here = same || matches!(route, Route::Udp(remote) if remote.ip().is_loopback());
     let mut ports = hello.services.iter().filter_map(|service| service.port);
     ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
 }

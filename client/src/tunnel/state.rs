@@ -66,7 +66,7 @@ pub(crate) struct Up {
     pub(crate) since: SystemTime,
     /// The credit of its streams.
     pub(crate) credit: Arc<Credit>,
-    carried: Mutex<Carried>,
+    carried: Mutex<CurrentRoute>,
     loss: Mutex<Loss>,
     redundancy: Mutex<Redundancy>,
 }
@@ -83,9 +83,9 @@ struct Redundancy {
 
 /// The route and carrier of a session.
 #[derive(Debug)]
-pub(crate) struct Carried {
+pub(crate) struct CurrentRoute {
     /// The route.
-    pub(crate) way: Route,
+    pub(crate) route: Route,
     pub(crate) carrier: Carrier,
     /// Since when this kind of carrier is in use, in Unix seconds.
     pub(crate) since: i64,
@@ -93,14 +93,14 @@ pub(crate) struct Carried {
     pub(crate) why_not_other: Option<String>,
 }
 
-impl Carried {
+impl CurrentRoute {
     /// Why the other carrier is not in use.
-    pub(crate) fn why_not_the_other(&self, directions: &DialPlan) -> String {
-        let (other, preferred) = match self.way {
+    pub(crate) fn why_not_the_other(&self, plan: &DialPlan) -> String {
+        let (other, preferred) = match self.route {
             Route::Udp(_) => ("ssh", "UDP is preferred"),
             Route::Ssh(_) => ("udp", "it has not answered yet"),
         };
-        match (directions.why_never(other), &self.why_not_other) {
+        match (plan.why_never(other), &self.why_not_other) {
             (Some(never), _) => never.to_owned(),
             (None, Some(why)) if other == "udp" => why.clone(),
             _ => preferred.to_owned(),
@@ -114,10 +114,10 @@ impl Up {
         endpoint: Endpoint,
         connection: Connection,
         hello: Hello,
-        way: Route,
+        route: Route,
         carrier: Carrier,
     ) -> Arc<Self> {
-        let carried = Carried { way, carrier, since: unix_now(), why_not_other: None };
+        let carried = CurrentRoute { route, carrier, since: unix_now(), why_not_other: None };
         Arc::new(Self {
             endpoint,
             connection,
@@ -131,13 +131,13 @@ impl Up {
     }
 
     /// Its route and carrier.
-    pub(crate) fn carried(&self) -> MutexGuard<'_, Carried> {
+    pub(crate) fn carried(&self) -> MutexGuard<'_, CurrentRoute> {
         self.carried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its route.
-    pub(crate) fn way(&self) -> Route {
-        self.carried().way.clone()
+    pub(crate) fn route(&self) -> Route {
+        self.carried().route.clone()
     }
 
     /// Moves the session to another carrier, and returns the one before. To the server this is a
@@ -145,18 +145,22 @@ impl Up {
     ///
     /// # Errors
     /// If the new carrier cannot be used. The session then stays on the old one.
-    pub(crate) fn put_on(&self, way: Route, carrier: Carrier) -> std::io::Result<(Route, Carrier)> {
+    pub(crate) fn put_on(
+        &self,
+        route: Route,
+        carrier: Carrier,
+    ) -> std::io::Result<(Route, Carrier)> {
         self.endpoint.rebind_abstract(carrier.socket())?;
         let mut carried = self.carried();
-        if carried.way != way {
+        if carried.route != route {
             path_changed(&self.connection);
         }
-        if carried.way.carrier() != way.carrier() {
+        if carried.route.carrier() != route.carrier() {
             carried.since = unix_now();
             carried.why_not_other = None;
         }
         let before = (
-            std::mem::replace(&mut carried.way, way),
+            std::mem::replace(&mut carried.route, route),
             std::mem::replace(&mut carried.carrier, carrier),
         );
         if before.1.drops_long() {
@@ -191,7 +195,7 @@ impl Up {
         let redundancy = self.redundancy();
         let mut repeated = redundancy.earlier;
         repeated += carried.carrier.repeated();
-        let protection = redundancy.protection.filter(|_| carried.way.carrier() == "udp");
+        let protection = redundancy.protection.filter(|_| carried.route.carrier() == "udp");
         (protection, repeated)
     }
 

@@ -12,10 +12,10 @@ pub use ollama::{named_models, patterns, usage};
 pub use peer::{certificate, failure, invitation, knock, wire};
 
 /// One check, for any bytes.
-pub type Check = fn(&[u8]);
+pub type BytesCheck = fn(&[u8]);
 
 /// Every check by its name: that of its fuzz target and of its folder in `fuzz/seeds`.
-pub const ALL: [(&str, Check); 12] = [
+pub const ALL: [(&str, BytesCheck); 12] = [
     ("body", body),
     ("certificate", certificate),
     ("exchanges", exchanges),

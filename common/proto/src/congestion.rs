@@ -19,7 +19,7 @@ mod windowed;
 
 use std::time::Duration;
 
-pub use self::state::State;
+pub use self::state::ControllerState;
 use self::{
     dips::{DIP_AFTER, DIP_LEAVES, Dip, WARY},
     losses::Losses,

@@ -81,7 +81,7 @@ pub struct Report {
 
 /// What a check makes of the findings.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Judged {
+pub struct Judgement {
     verdict: Verdict,
     found: String,
     cures: Vec<Cure>,
@@ -97,38 +97,38 @@ pub struct Check<F> {
     /// Checks of the same report without which this one says nothing, by id.
     pub needs: &'static [&'static str],
     /// The judgement; `None` if it does not apply here.
-    pub judge: fn(&F) -> Option<Judged>,
+    pub judge: fn(&F) -> Option<Judgement>,
 }
 
 /// It is as it should be.
-pub fn ok(found: impl Into<String>) -> Judged {
-    Judged { verdict: Verdict::Ok, found: found.into(), cures: Vec::new(), denied: false }
+pub fn ok(found: impl Into<String>) -> Judgement {
+    Judgement { verdict: Verdict::Ok, found: found.into(), cures: Vec::new(), denied: false }
 }
 
 /// It could be better.
-pub fn warn(found: impl Into<String>) -> Judged {
-    Judged { verdict: Verdict::Warn, ..ok(found) }
+pub fn warn(found: impl Into<String>) -> Judgement {
+    Judgement { verdict: Verdict::Warn, ..ok(found) }
 }
 
 /// It is broken.
-pub fn bad(found: impl Into<String>) -> Judged {
-    Judged { verdict: Verdict::Bad, ..ok(found) }
+pub fn bad(found: impl Into<String>) -> Judgement {
+    Judgement { verdict: Verdict::Bad, ..ok(found) }
 }
 
 /// It could not be looked at; `needs` is what that would take.
-pub fn not_checked(needs: impl std::fmt::Display) -> Judged {
-    Judged { verdict: Verdict::NotChecked, ..ok(format!("not checked: needs {needs}")) }
+pub fn not_checked(needs: impl std::fmt::Display) -> Judgement {
+    Judgement { verdict: Verdict::NotChecked, ..ok(format!("not checked: needs {needs}")) }
 }
 
 /// It is broken as a failure says, with its cures.
-pub fn failed(failure: &Failure) -> Judged {
+pub fn failed(failure: &Failure) -> Judgement {
     let causes = failure.causes().iter().map(String::as_str);
     let found: Vec<_> = std::iter::once(failure.what()).chain(causes).collect();
     let judged = bad(found.join(": ")).hints(failure.hints());
     if failure.exit_code() == Exit::NotAllowed { judged.denied() } else { judged }
 }
 
-impl Judged {
+impl Judgement {
     /// A command that cures it, run as it stands.
     pub fn cure(mut self, command: impl Into<String>) -> Self {
         self.cures.push(Cure { note: String::new(), command: Some(command.into()) });

@@ -144,7 +144,7 @@ async fn answer_one<Q: DeserializeOwned, A: Serialize, G, F: Future<Output = (A,
     mut stream: UnixStream,
     answer: impl Fn(Q) -> F,
 ) -> io::Result<()> {
-    let asker = Asker::of(&stream);
+    let asker = AskingProcess::of(&stream);
     let exchange = async {
         let request = frame::read(&mut stream).await?;
         let (answer, grant) = answer(request).await;
@@ -160,10 +160,10 @@ async fn answer_one<Q: DeserializeOwned, A: Serialize, G, F: Future<Output = (A,
 }
 
 /// The process that has asked.
-struct Asker(#[cfg(target_os = "linux")] Option<std::os::fd::OwnedFd>);
+struct AskingProcess(#[cfg(target_os = "linux")] Option<std::os::fd::OwnedFd>);
 
 #[cfg(target_os = "linux")]
-impl Asker {
+impl AskingProcess {
     fn of(stream: &UnixStream) -> Self {
         use rustix::process::{Pid, PidfdFlags, pidfd_open};
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
@@ -187,7 +187,7 @@ impl Asker {
 }
 
 #[cfg(not(target_os = "linux"))]
-impl Asker {
+impl AskingProcess {
     fn of(_: &UnixStream) -> Self {
         Self()
     }

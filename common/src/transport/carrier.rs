@@ -23,7 +23,7 @@ pub use self::{
     marks::{Marks, Unmarked},
     redundancy::{LossEstimate, PathCounts, Protection},
     relay::{RELAY_SOURCE, relay},
-    repeat::{Repeated, RepeatingSocket, Repeats},
+    repeat::{PacketRepeats, Repeated, RepeatingSocket},
     socket::SystemSocket,
     stream::{OpenStream, StreamCarrier},
     udp::UdpCarrier,

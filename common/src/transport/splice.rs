@@ -114,14 +114,14 @@ pub enum StillOpen {
 }
 
 /// A TCP connection, and what has been read of it and is to be sent before anything else.
-pub struct Peer {
+pub struct Application {
     /// The connection.
     pub tcp: TcpStream,
     /// A request that is sent again.
     pub again: Option<Kept>,
 }
 
-impl From<TcpStream> for Peer {
+impl From<TcpStream> for Application {
     fn from(tcp: TcpStream) -> Self {
         Self { tcp, again: None }
     }
@@ -131,7 +131,7 @@ impl From<TcpStream> for Peer {
 /// and no answer is under way, or `give_up` ends before anything has come back. Cancelling it cuts
 /// both.
 pub async fn splice(
-    peer: impl Into<Peer>,
+    peer: impl Into<Application>,
     mut send: Sending,
     mut recv: Receiving,
     facing: Facing,
@@ -248,7 +248,7 @@ struct Joined {
 }
 
 async fn join(
-    peer: &mut Peer,
+    peer: &mut Application,
     send: &mut Sending,
     recv: &mut Receiving,
     passed: &Passed<'_>,

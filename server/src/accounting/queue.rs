@@ -37,7 +37,7 @@ pub(crate) struct Turn {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("server busy, please try again.  maximum pending requests exceeded")]
-pub(crate) struct Full;
+pub(crate) struct QueueFull;
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -72,9 +72,9 @@ impl Queue {
     /// turn. Dropping the future leaves the queue at once.
     ///
     /// # Errors
-    /// [`Full`] if the queue is full. A waiting future also ends with [`Full`] if its device has
+    /// [`QueueFull`] if the queue is full. A waiting future also ends with [`QueueFull`] if its device has
     /// the most requests in a full queue and a request of another device arrives.
-    pub(crate) fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, Full> {
+    pub(crate) fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, QueueFull> {
         let mut inner = self.lock();
         let entered = inner.queue.enter(device);
         match entered {
@@ -88,7 +88,7 @@ impl Queue {
                 inner.waiting.insert(ticket, call);
                 Ok(Waiting(TurnState::InLine { queue: self.clone(), ticket, called }))
             }
-            Entered::Full => Err(Full),
+            Entered::Full => Err(QueueFull),
         }
     }
 
@@ -168,7 +168,7 @@ enum TurnState {
 }
 
 impl Future for Waiting {
-    type Output = Result<Turn, Full>;
+    type Output = Result<Turn, QueueFull>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
@@ -181,7 +181,7 @@ impl Future for Waiting {
                     self.0 = TurnState::Ready(None);
                     Poll::Ready(Ok(turn))
                 }
-                Poll::Ready(Err(_)) => Poll::Ready(Err(Full)),
+                Poll::Ready(Err(_)) => Poll::Ready(Err(QueueFull)),
                 Poll::Pending => Poll::Pending,
             },
         }

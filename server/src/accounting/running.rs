@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     limits::{LimitedDevice, Limiter},
-    record::{Account, NotNow, PermittedRequest, Seen, charge::Speed},
+    record::{Account, NotNow, PermittedRequest, RequestProgress, charge::Speed},
 };
 
 /// How often an answer that comes in one piece is charged by time.
@@ -40,7 +40,7 @@ pub(crate) struct RunningCharge {
 struct Charged {
     tokens: u64,
     /// When the service began, and what has been seen since.
-    seen: Option<(Instant, Seen)>,
+    seen: Option<(Instant, RequestProgress)>,
 }
 
 impl RunningCharge {
@@ -88,7 +88,7 @@ impl RunningCharge {
     }
 
     /// Charges what has been seen. Returns whether the request is charged by time, too.
-    fn charge(&self, seen: Option<Seen>) -> bool {
+    fn charge(&self, seen: Option<RequestProgress>) -> bool {
         let mut charged = self.charged.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seen) = seen {
             let since = charged.seen.map_or_else(Instant::now, |(since, _)| since);
@@ -114,7 +114,7 @@ impl RunningCharge {
 }
 
 impl Account for RunningCharge {
-    fn so_far(&self, seen: Seen) {
+    fn so_far(&self, seen: RequestProgress) {
         if self.charge(Some(seen)) {
             self.begun.notify_one();
         }

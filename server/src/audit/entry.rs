@@ -27,14 +27,14 @@ pub(crate) enum Event {
     Connect {
         /// Which.
         #[serde(flatten)]
-        who: Peer,
+        who: SessionPeer,
     },
     /// A second connection of the same device has ended the first: the device's `adit` was
     /// restarted, or its certificate is in use on two machines.
     TakenOver {
         /// The device, and the address of the second connection.
         #[serde(flatten)]
-        who: Peer,
+        who: SessionPeer,
         /// The address of the first connection.
         before: SocketAddr,
         /// Whether packets of the first connection had arrived until just before.
@@ -44,7 +44,7 @@ pub(crate) enum Event {
     Disconnect {
         /// The device, and the address of its last packets.
         #[serde(flatten)]
-        who: Peer,
+        who: SessionPeer,
         why: &'static str,
         /// Bytes from the device, on all streams.
         bytes_in: u64,
@@ -56,7 +56,7 @@ pub(crate) enum Event {
     /// A stream to a `tcp` service has ended.
     Stream {
         #[serde(flatten)]
-        who: Peer,
+        who: SessionPeer,
         service: Name,
         /// Bytes from the device.
         bytes_in: u64,
@@ -173,14 +173,14 @@ impl From<&Asker> for Subject {
 
 /// The other end of a session.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Peer {
+pub(crate) struct SessionPeer {
     #[serde(flatten)]
     device: Subject,
     carrier: &'static str,
     remote: SocketAddr,
 }
 
-impl From<&Asker> for Peer {
+impl From<&Asker> for SessionPeer {
     fn from(asker: &Asker) -> Self {
         Self { device: asker.into(), carrier: asker.carrier.as_str(), remote: asker.remote }
     }
@@ -301,7 +301,7 @@ pub(crate) mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::record::{Carrier, Refusal, TokenFacts};
+    use crate::record::{CarrierKind, Refusal, TokenFacts};
     use proto::ollama::route::RouteClass;
 
     pub(crate) fn record(end: End) -> RequestRecord {
@@ -311,7 +311,7 @@ pub(crate) mod tests {
                 name: "laptop".parse().expect("a name"),
                 uid: None,
                 remote: "10.0.0.7:4000".parse().expect("an address"),
-                carrier: Carrier::Udp,
+                carrier: CarrierKind::Udp,
             },
             role: "infer".parse().expect("a name"),
             method: "POST".into(),

@@ -27,7 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Flags of `audit`.
 #[derive(Debug, Args)]
-pub(crate) struct Show {
+pub(crate) struct AuditQuery {
     /// Show only this device (name or id)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
@@ -48,7 +48,7 @@ pub(crate) struct Show {
 /// # Errors
 /// When there is neither a log nor a server, when the log can't be read, or when standard output
 /// can't be written.
-pub(crate) fn run(dir: &Path, state_dir: &Path, show: &Show) -> Result<(), Failure> {
+pub(crate) fn run(dir: &Path, state_dir: &Path, show: &AuditQuery) -> Result<(), Failure> {
     let since = match show.since.map(|since| SystemTime::now().checked_sub(since)) {
         None => None,
         Some(Some(since)) => Some(since),
@@ -120,7 +120,7 @@ impl Matched {
     }
 
     /// The error for a device that is neither in the log nor in the register. Checked once.
-    fn unknown(&mut self, show: &Show, state_dir: &Path) -> Option<DeviceError> {
+    fn unknown(&mut self, show: &AuditQuery, state_dir: &Path) -> Option<DeviceError> {
         let text = show.device.clone().filter(|_| !self.seen && !self.checked)?;
         self.checked = true;
         // Without a register only the log says which devices there are.
@@ -138,7 +138,7 @@ impl Matched {
 fn print(
     out: &mut impl Write,
     line: &[u8],
-    show: &Show,
+    show: &AuditQuery,
     from: Option<&str>,
     matched: &mut Matched,
 ) -> io::Result<()> {
@@ -259,13 +259,13 @@ mod tests {
     use super::*;
     use crate::{
         audit::entry::{
-            self, Event, Peer,
+            self, Event, SessionPeer,
             tests::{event as event_of, record},
         },
         record::{End, Refusal, charge::Charge},
     };
 
-    fn show(event: &Event, show: &Show, from: Option<&str>) -> String {
+    fn show(event: &Event, show: &AuditQuery, from: Option<&str>) -> String {
         let line =
             entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
         let mut out = Vec::new();
@@ -274,8 +274,8 @@ mod tests {
         String::from_utf8(out).expect("text")
     }
 
-    fn all() -> Show {
-        Show { device: None, since: None, follow: false, json: false }
+    fn all() -> AuditQuery {
+        AuditQuery { device: None, since: None, follow: false, json: false }
     }
 
     #[test]
@@ -295,7 +295,7 @@ mod tests {
 
     #[test]
     fn sessions_and_tcp_streams_are_told_in_words() {
-        let who = || Peer::from(&record(End::Done).asker);
+        let who = || SessionPeer::from(&record(End::Done).asker);
         let rows = [
             (Event::Connect { who: who() }, "laptop connected from 10.0.0.7:4000 over udp"),
             (
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn only_the_requested_lines_are_shown() {
         let event = event_of(&record(End::Done));
-        let of = |device: &str| Show { device: Some(device.to_owned()), ..all() };
+        let of = |device: &str| AuditQuery { device: Some(device.to_owned()), ..all() };
         assert_ne!(show(&event, &of("laptop"), None), "");
         assert_eq!(show(&event, &of("lap"), None), "");
         assert_eq!(show(&event, &all(), Some("2027-01-15T08:00:00.124Z")), "");

@@ -31,7 +31,7 @@ const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 /// The content of the file.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct File {
+pub(super) struct ConfigFile {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) listen: Option<Vec<Listen>>,
     pub(super) allow_from: Option<Vec<IpNet>>,
@@ -62,7 +62,7 @@ pub(super) struct File {
 /// The content of the file, with its roles checked.
 #[derive(Default)]
 pub(super) struct Read {
-    pub(super) file: File,
+    pub(super) file: ConfigFile,
     pub(super) rules: Rules,
     pub(super) limits: LimitTable,
     /// The devices that the file names.
@@ -95,7 +95,7 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
         let line = line_at(&text, at);
         wrong(format!("line {line}: {why}"), correct(line))
     };
-    let mut file: File = toml::from_str(&text).map_err(|e| {
+    let mut file: ConfigFile = toml::from_str(&text).map_err(|e| {
         let (why, hint) = explained(&text, &e);
         wrong(why, hint)
     })?;
@@ -139,7 +139,7 @@ fn correct(line: usize) -> String {
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and
 /// why.
-fn asks_nobody(file: &File) -> Option<(usize, &'static str)> {
+fn asks_nobody(file: &ConfigFile) -> Option<(usize, &'static str)> {
     let at = file.authorize_at.as_ref()?;
     let why = match file.authorize {
         None => "`authorize_at` is set, but `authorize` is not",

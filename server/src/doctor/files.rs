@@ -26,7 +26,7 @@ const ENOUGH_FOR_MODELS: u64 = 8 << 30;
 
 /// What was found.
 #[derive(Default)]
-pub(super) struct Found {
+pub(super) struct FilesFound {
     /// What is wrong with the owners and modes of the state.
     pub(super) wrong: Vec<Failure>,
     /// The clock; or why it can't be right.
@@ -39,13 +39,13 @@ pub(super) struct Found {
 
 /// Looks at the files of a server with these settings, where a slow disk hurts nobody. `models` is where
 /// Ollama keeps its models, if that is known.
-pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> Found {
+pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> FilesFound {
     let (dir, audit) = (config.state_dir.clone(), config.accounting.audit.dir.clone());
     let look = move || {
         let now = unix_now();
         let own = certificate(&dir.join("server.crt"));
         let all = std::iter::once(dir.clone()).chain(FILES.iter().map(|name| dir.join(name)));
-        Found {
+        FilesFound {
             wrong: all.filter_map(|path| files::inspect(&path).err().map(Failure::from)).collect(),
             clock: Some(clock_at(&dir, now)),
             certificate: own.map(|own| (own.not_after, now)),

@@ -17,7 +17,7 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use proto::{
-    doctor::gpu_box::ollama::{Answer, Ollama, Pages, Parallel},
+    doctor::gpu_box::ollama::{Ollama, Pages, Parallel, VersionAnswer},
     wire::ServiceKind,
 };
 use serde_json::Value;
@@ -36,13 +36,13 @@ const OTHER_SITE: &str = "http://adit-doctor.example";
 const EXTENSION: &str = "chrome-extension://aditdoctoraditdoctoraditdoctorad";
 
 /// Ollama, and where it keeps its models if its environment says so.
-pub(super) struct Looked {
+pub(super) struct OllamaOutcome {
     pub(super) found: Ollama,
     pub(super) models_dir: Option<PathBuf>,
 }
 
 /// Asks what is at `upstream`.
-pub(super) async fn look(upstream: Upstream) -> Looked {
+pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
     let address = upstream.address().get();
     let unit = systemd::show("ollama", &[]).await;
     let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|load| load == "loaded"));
@@ -54,7 +54,7 @@ pub(super) async fn look(upstream: Upstream) -> Looked {
     // It reads what all processes have open.
     let environment = tokio::task::spawn_blocking(move || environment(unit.as_ref(), address));
     let environment = environment.await.ok().flatten();
-    let is_ollama = matches!(answer, Answer::Version(_));
+    let is_ollama = matches!(answer, VersionAnswer::Version(_));
     let mut found = Ollama {
         address: address.to_string(),
         answer,
@@ -74,30 +74,32 @@ pub(super) async fn look(upstream: Upstream) -> Looked {
     }
     let models_dir =
         environment.and_then(|environment| environment.get("OLLAMA_MODELS").map(PathBuf::from));
-    Looked { found, models_dir }
+    OllamaOutcome { found, models_dir }
 }
 
-async fn version(address: SocketAddr) -> Answer {
+async fn version(address: SocketAddr) -> VersionAnswer {
     match get(address, "/api/version", None).await {
         Ok((StatusCode::OK, body)) => {
             let said: Value = serde_json::from_slice(&body).unwrap_or_default();
             match said["version"].as_str() {
-                Some(version) => Answer::Version(version.chars().take(40).collect()),
-                None => Answer::Other { status: 200, is_empty: body.is_empty() },
+                Some(version) => VersionAnswer::Version(version.chars().take(40).collect()),
+                None => VersionAnswer::Other { status: 200, is_empty: body.is_empty() },
             }
         }
-        Ok((status, body)) => Answer::Other { status: status.as_u16(), is_empty: body.is_empty() },
-        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
-        Err(e) => Answer::Silent(e.to_string()),
+        Ok((status, body)) => {
+            VersionAnswer::Other { status: status.as_u16(), is_empty: body.is_empty() }
+        }
+        Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => VersionAnswer::Refused,
+        Err(e) => VersionAnswer::Silent(e.to_string()),
     }
 }
 
-async fn connected(address: SocketAddr) -> Answer {
+async fn connected(address: SocketAddr) -> VersionAnswer {
     match tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(address)).await {
-        Ok(Ok(_)) => Answer::Connected,
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => Answer::Refused,
-        Ok(Err(e)) => Answer::Silent(e.to_string()),
-        Err(_) => Answer::Silent(silent().to_string()),
+        Ok(Ok(_)) => VersionAnswer::Connected,
+        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => VersionAnswer::Refused,
+        Ok(Err(e)) => VersionAnswer::Silent(e.to_string()),
+        Err(_) => VersionAnswer::Silent(silent().to_string()),
     }
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Budget {
 
 /// No more is available for this device now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Full;
+pub(super) struct BudgetExhausted;
 
 /// One connection's share of the budget; given back when dropped.
 #[derive(Debug)]
@@ -89,8 +89,8 @@ impl Share<'_> {
     /// Grows the share to `amount` at once, if it is smaller.
     ///
     /// # Errors
-    /// [`Full`]; the share is unchanged.
-    pub(super) fn try_grow(&mut self, amount: usize) -> Result<(), Full> {
+    /// [`BudgetExhausted`]; the share is unchanged.
+    pub(super) fn try_grow(&mut self, amount: usize) -> Result<(), BudgetExhausted> {
         let more = amount.saturating_sub(self.amount);
         if more > 0 {
             self.budget.lock().take(self.device, more, self.budget.most())?;
@@ -102,25 +102,25 @@ impl Share<'_> {
     /// Grows the share to `amount`, if it is smaller; waits for it.
     ///
     /// # Errors
-    /// [`Full`] if the wait timed out; the share is unchanged.
+    /// [`BudgetExhausted`] if the wait timed out; the share is unchanged.
     ///
     /// # Cancel safety
     /// The share is unchanged.
-    pub(super) async fn grow(&mut self, amount: usize) -> Result<(), Full> {
+    pub(super) async fn grow(&mut self, amount: usize) -> Result<(), BudgetExhausted> {
         if self.try_grow(amount).is_ok() {
             return Ok(());
         }
         let more = amount - self.amount;
         let (waits, granted) = self.budget.lock().wait(self.device, more, self.budget.most())?;
         self.budget.short.notify_waiters();
-        let mut place = WaitingPlace { budget: self.budget, waits, device: self.device, more };
+        let mut waiting = WaitingPlace { budget: self.budget, waits, device: self.device, more };
         match tokio::time::timeout(self.budget.wait, granted).await {
             Ok(Ok(())) => {
-                place.more = 0;
+                waiting.more = 0;
                 self.amount = amount;
                 Ok(())
             }
-            _ => Err(Full),
+            _ => Err(BudgetExhausted),
         }
     }
 
@@ -200,9 +200,9 @@ impl Ledger {
     }
 
     /// Takes units at once, unless others of the same device wait.
-    fn take(&mut self, device: DeviceId, more: usize, most: usize) -> Result<(), Full> {
+    fn take(&mut self, device: DeviceId, more: usize, most: usize) -> Result<(), BudgetExhausted> {
         if self.waits(device) || !self.fits(device, more, most) {
-            return Err(Full);
+            return Err(BudgetExhausted);
         }
         self.add(device, more);
         Ok(())
@@ -218,9 +218,9 @@ impl Ledger {
         device: DeviceId,
         more: usize,
         most: usize,
-    ) -> Result<(u64, oneshot::Receiver<()>), Full> {
+    ) -> Result<(u64, oneshot::Receiver<()>), BudgetExhausted> {
         if self.waiting.len() >= MOST_WAITING {
-            return Err(Full);
+            return Err(BudgetExhausted);
         }
         let (granted, receiver) = oneshot::channel();
         self.next += 1;
@@ -290,7 +290,7 @@ mod tests {
         assert_eq!(half, 30);
         assert_eq!(
             budget.share(first.device).try_grow(1),
-            Err(Full),
+            Err(BudgetExhausted),
             "its share does not depend on the number of its requests"
         );
         let (mut second, third) = all_of_it();
@@ -336,7 +336,7 @@ mod tests {
         let mut has = budget.share(device);
         has.try_grow(30).expect("half");
         let mut late = budget.share(device);
-        assert_eq!(late.grow(1).await, Err(Full));
+        assert_eq!(late.grow(1).await, Err(BudgetExhausted));
         let mut leaves = Box::pin(late.grow(1));
         assert!(poll(leaves.as_mut()).is_pending());
         has.shrink(0);

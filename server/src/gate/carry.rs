@@ -18,11 +18,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     budget::Share,
-    exchange::{Actions, BATCH, Device, Ending, Event, Exchange, Queue},
+    exchange::{Actions, BATCH, DeviceRead, Ending, Exchange, ExchangeEvent, QueueChange},
     refused::Refused,
     running::Outgoing,
 };
-use crate::record::{Held, Limited, NotNow, Turn};
+use crate::record::{HeldGuard, LimitReached, NotNow, TurnFuture};
 
 /// Both sides of a connection.
 pub(super) struct Sides<'a> {
@@ -41,13 +41,13 @@ pub(super) struct Sides<'a> {
 #[derive(Default)]
 pub(super) struct Hold {
     /// Its turn, while it waits for that.
-    pub(super) turn: Option<Turn>,
+    pub(super) turn: Option<TurnFuture>,
     /// Its turn, while the service works on it.
-    pub(super) held: Option<Held>,
+    pub(super) held: Option<HeldGuard>,
     /// Held until the request has ended.
-    pub(super) _ticket: Option<Held>,
+    pub(super) _ticket: Option<HeldGuard>,
     /// Ends when a limit is reached.
-    pub(super) limit: Option<Limited>,
+    pub(super) limit: Option<LimitReached>,
 }
 
 /// How an exchange ended, and the loss of the connection if that ended it.
@@ -70,7 +70,7 @@ pub(super) async fn carry(
     line: &[u8],
 ) -> Carried {
     let Sides { send, recv, service, meter, draining } = sides;
-    let (mut down, mut up) = (Down::default(), Up::default());
+    let (mut down, mut up) = (Down::default(), ToDevice::default());
     let mut chunks = Vec::with_capacity(BATCH);
     let (mut drained, mut is_full, mut lost) = (false, false, None);
     let mut joined = Instant::now();
@@ -78,8 +78,8 @@ pub(super) async fn carry(
     tokio::pin!(stopped, overruled);
     loop {
         match actions.queue {
-            Some(Queue::Join) => joined = Instant::now(),
-            Some(Queue::Leave) => hold.turn = None,
+            Some(QueueChange::Join) => joined = Instant::now(),
+            Some(QueueChange::Leave) => hold.turn = None,
             None => {}
         }
         if actions.release {
@@ -89,13 +89,13 @@ pub(super) async fn carry(
             let bytes = up.deliver(deliver.held, deliver.from);
             outgoing.piece(bytes, exchange.status());
         } else if up.is_empty() {
-            up = Up::default();
+            up = ToDevice::default();
         }
         if actions.finish_device {
             send.finish();
         }
         if actions.finish_service && service.shutdown().await.is_err() {
-            actions = exchange.on(Event::ServiceRefused);
+            actions = exchange.on(ExchangeEvent::ServiceRefused);
             continue;
         }
         if let Some(ending) = actions.end {
@@ -119,8 +119,8 @@ pub(super) async fn carry(
             outgoing.service_works(exchange.seen());
         }
         let mut wants = exchange.wants();
-        if is_full && matches!(wants.device, Device::Ahead(_)) {
-            wants.device = Device::Loss;
+        if is_full && matches!(wants.device, DeviceRead::Ahead(_)) {
+            wants.device = DeviceRead::Loss;
         }
         let event = tokio::select! {
             biased;
@@ -131,39 +131,39 @@ pub(super) async fn carry(
                         actions = Actions::default();
                         continue;
                     }
-                    Event::Delivered
+                    ExchangeEvent::Delivered
                 }
                 Err(error) => {
-                    up = Up::default();
+                    up = ToDevice::default();
                     answer_failed(error, &mut lost)
                 }
             },
             ready = service.readable(), if wants.service => match ready.and_then(|()| up.read(service)) {
-                Ok(0) => Event::ServiceEnded,
-                Ok(n) => Event::Service(up.bytes(n)),
+                Ok(0) => ExchangeEvent::ServiceEnded,
+                Ok(n) => ExchangeEvent::Service(up.bytes(n)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     actions = Actions::default();
                     continue;
                 }
-                Err(_) => Event::ServiceReset,
+                Err(_) => ExchangeEvent::ServiceReset,
             },
             stop = &mut stopped, if wants.device_takes && up.is_empty() => match stop {
                 Err(StoppedError::ConnectionLost(e)) => {
                     lost = Some(e);
-                    Event::AnswerLost
+                    ExchangeEvent::AnswerLost
                 }
-                _ => Event::AnswerRefused,
+                _ => ExchangeEvent::AnswerRefused,
             },
             // Before more of the request is forwarded.
-            refused = &mut overruled => Event::Overruled(refused),
-            (line, refused) = limited(&mut hold.limit, line) => Event::Limit { line, refused },
+            refused = &mut overruled => ExchangeEvent::Overruled(refused),
+            (line, refused) = limited(&mut hold.limit, line) => ExchangeEvent::Limit { line, refused },
             turn = its_turn(&mut hold.turn), if wants.turn => {
                 outgoing.queued = joined.elapsed();
                 hold.turn = None;
-                Event::Turn(turn.map(|turn| hold.held = Some(turn)))
+                ExchangeEvent::Turn(turn.map(|turn| hold.held = Some(turn)))
             }
             ready = service.writable(), if !down.is_empty() => {
-                match ready.map_or(Some(Event::ServiceRefused), |()| down.write(service, meter)) {
+                match ready.map_or(Some(ExchangeEvent::ServiceRefused), |()| down.write(service, meter)) {
                     Some(event) => {
                         memory.shrink(exchange.ahead());
                         event
@@ -178,25 +178,25 @@ pub(super) async fn carry(
                 FromDevice::Bytes => {
                     let more = chunks.iter().map(Bytes::len).sum::<usize>();
                     // Bytes that are forwarded at once are not kept, and take no memory.
-                    if wants.device != Device::Read {
+                    if wants.device != DeviceRead::Read {
                         is_full = memory.try_grow(memory.amount() + more).is_err();
                     }
-                    Event::Device(&mut chunks)
+                    ExchangeEvent::Device(&mut chunks)
                 }
-                FromDevice::Ended => Event::DeviceEnded,
-                FromDevice::Reset(code) => Event::DeviceReset(code),
+                FromDevice::Ended => ExchangeEvent::DeviceEnded,
+                FromDevice::Reset(code) => ExchangeEvent::DeviceReset(code),
                 FromDevice::Lost(e) => {
                     lost = Some(e);
-                    Event::DeviceLost
+                    ExchangeEvent::DeviceLost
                 }
-                FromDevice::Gone => Event::ServiceRefused,
+                FromDevice::Gone => ExchangeEvent::ServiceRefused,
             },
             // While nothing is read from the service, its reset is watched for. The reset must not
             // wait behind bytes that flow control holds back.
-            _ = service.ready(Interest::ERROR), if !wants.service => Event::ServiceReset,
+            _ = service.ready(Interest::ERROR), if !wants.service => ExchangeEvent::ServiceReset,
             () = draining.cancelled(), if !drained && !wants.device_takes => {
                 drained = true;
-                Event::Draining
+                ExchangeEvent::Draining
             }
         };
         actions = exchange.on(event);
@@ -217,7 +217,7 @@ impl Down {
     }
 
     /// Writes as much as the service accepts now. `None` if some bytes are left.
-    fn write(&mut self, to: &TcpStream, meter: &ByteCounters) -> Option<Event<'static>> {
+    fn write(&mut self, to: &TcpStream, meter: &ByteCounters) -> Option<ExchangeEvent<'static>> {
         while !self.is_empty() {
             let mut slices = [IoSlice::new(&[]); BATCH];
             for (slice, chunk) in slices.iter_mut().zip(&self.chunks[self.next..]) {
@@ -230,11 +230,11 @@ impl Down {
                     self.wrote(n);
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(_) => return Some(Event::ServiceRefused),
+                Err(_) => return Some(ExchangeEvent::ServiceRefused),
             }
         }
         *self = Self::default();
-        Some(Event::Forwarded)
+        Some(ExchangeEvent::Forwarded)
     }
 
     fn wrote(&mut self, mut n: usize) {
@@ -251,14 +251,14 @@ impl Down {
 
 /// Bytes on their way to the device. The buffer is allocated only while it is needed.
 #[derive(Default)]
-struct Up {
+struct ToDevice {
     held: &'static [u8],
     buffer: Option<Buffer>,
     from: usize,
     to: usize,
 }
 
-impl Up {
+impl ToDevice {
     fn is_empty(&self) -> bool {
         self.held.is_empty() && self.from == self.to
     }
@@ -302,17 +302,17 @@ impl Up {
     }
 }
 
-fn answer_failed(error: WriteError, lost: &mut Option<ConnectionError>) -> Event<'static> {
+fn answer_failed(error: WriteError, lost: &mut Option<ConnectionError>) -> ExchangeEvent<'static> {
     match error {
         WriteError::ConnectionLost(e) => {
             *lost = Some(e);
-            Event::AnswerLost
+            ExchangeEvent::AnswerLost
         }
-        _ => Event::AnswerRefused,
+        _ => ExchangeEvent::AnswerRefused,
     }
 }
 
-async fn its_turn(turn: &mut Option<Turn>) -> Result<Held, NotNow> {
+async fn its_turn(turn: &mut Option<TurnFuture>) -> Result<HeldGuard, NotNow> {
     match turn {
         Some(turn) => turn.await,
         None => std::future::pending().await,
@@ -321,7 +321,7 @@ async fn its_turn(turn: &mut Option<Turn>) -> Result<Held, NotNow> {
 
 /// Ends when a limit is reached. Returns the last line for an answer that has begun (to the request
 /// that begins with `line`), and the refusal for one that has not.
-async fn limited(limit: &mut Option<Limited>, line: &[u8]) -> (Vec<u8>, Refused) {
+async fn limited(limit: &mut Option<LimitReached>, line: &[u8]) -> (Vec<u8>, Refused) {
     let Some(reached) = limit else { return std::future::pending().await };
     let refused = Refused::from(reached.await);
     *limit = None;
@@ -352,10 +352,14 @@ impl From<ReadError> for FromDevice {
 ///
 /// # Cancel safety
 /// Cancel safe.
-async fn read_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>) -> FromDevice {
+async fn read_device(
+    recv: &mut Receiving,
+    want: DeviceRead,
+    chunks: &mut Vec<Bytes>,
+) -> FromDevice {
     match want {
-        Device::Nothing => std::future::pending().await,
-        Device::Read => {
+        DeviceRead::Nothing => std::future::pending().await,
+        DeviceRead::Read => {
             let mut batch: [Bytes; BATCH] = std::array::from_fn(|_| Bytes::new());
             match recv.read_chunks(&mut batch).await {
                 Ok(Some(n)) => {
@@ -366,7 +370,7 @@ async fn read_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>
                 Err(e) => e.into(),
             }
         }
-        Device::Ahead(most) => match recv.read_chunk(most).await {
+        DeviceRead::Ahead(most) => match recv.read_chunk(most).await {
             Ok(Some(chunk)) => {
                 chunks.push(chunk.bytes);
                 FromDevice::Bytes
@@ -374,9 +378,9 @@ async fn read_device(recv: &mut Receiving, want: Device, chunks: &mut Vec<Bytes>
             Ok(None) => FromDevice::Ended,
             Err(e) => e.into(),
         },
-        Device::Reset | Device::Loss => match recv.received_reset().await {
+        DeviceRead::Reset | DeviceRead::Loss => match recv.received_reset().await {
             Ok(Some(code)) => FromDevice::Reset(code.into_inner()),
-            Err(ResetError::ConnectionLost(e)) if want == Device::Loss => FromDevice::Lost(e),
+            Err(ResetError::ConnectionLost(e)) if want == DeviceRead::Loss => FromDevice::Lost(e),
             // Everything was received, or nothing more will come. The received bytes are still to
             // be delivered; the next read reports the end.
             Ok(None) | Err(_) => std::future::pending().await,

@@ -15,8 +15,8 @@ use super::{
     Gate, StreamContext,
     device_stream::{DeviceStream, Head},
     refused::Refused,
-    running::Running,
-    service::{Left, Service},
+    running::RunningRequest,
+    service::{Left, ServiceConnection},
 };
 use crate::record;
 
@@ -57,7 +57,7 @@ pub(super) struct Conversation<'a> {
     pub(super) gate: &'a Gate,
     pub(super) context: &'a StreamContext<'a>,
     /// The connection to the service, from the first request on.
-    pub(super) service: Option<Service<'a>>,
+    pub(super) service: Option<ServiceConnection<'a>>,
     pub(super) send: &'a mut Sending,
     pub(super) device: DeviceStream<'a>,
     pub(super) changes: watch::Receiver<()>,
@@ -89,7 +89,7 @@ impl<'a> Conversation<'a> {
             let head = tokio::select! {
                 biased;
                 head = self.device.head(&mut reader) => head?,
-                left = Service::left(self.service.as_mut()) => match left {
+                left = ServiceConnection::left(self.service.as_mut()) => match left {
                     // The request that has begun is sent on a new connection.
                     _ if is_asked => {
                         self.service = None;
@@ -129,7 +129,7 @@ impl<'a> Conversation<'a> {
     /// of its request.
     pub(super) async fn refuse(
         &mut self,
-        mut running: Running<'_>,
+        mut running: RunningRequest<'_>,
         line: &[u8],
         refused: Refused,
     ) -> Over {

@@ -12,8 +12,8 @@ use super::{
     exchange::{Ending, Exchange, How},
     judge::Judgement,
     refused::Refused,
-    running::Running,
-    service::Service,
+    running::RunningRequest,
+    service::ServiceConnection,
 };
 use crate::record;
 
@@ -36,7 +36,7 @@ impl Over {
 impl<'a> Conversation<'a> {
     /// Runs until no more requests can come. Also returns the connection to the service, the
     /// device's stream, and whether all of that stream was received.
-    pub(super) async fn run(mut self) -> (Over, Option<Service<'a>>, Receiving, bool) {
+    pub(super) async fn run(mut self) -> (Over, Option<ServiceConnection<'a>>, Receiving, bool) {
         let over = loop {
             if let Err(over) = self.next().await {
                 break over;
@@ -66,7 +66,7 @@ impl<'a> Conversation<'a> {
         let Self { send, device, changes, gate, context, service, .. } = self;
         let Some(service) = service else { return Err(SpliceEnd::Aborted.into()) };
         let DeviceStream { recv, ahead, memory } = device;
-        let Running { incoming, outgoing, answer, .. } = &mut running;
+        let RunningRequest { incoming, outgoing, answer, .. } = &mut running;
         let exchange = Exchange::start(request, incoming, answer, ahead);
         let sides = Sides {
             send,
@@ -84,7 +84,7 @@ impl<'a> Conversation<'a> {
     async fn conclude(
         &mut self,
         carried: Carried,
-        mut running: Running<'a>,
+        mut running: RunningRequest<'a>,
         line: &[u8],
     ) -> Result<(), Over> {
         let Carried { ending, service_left, lost } = carried;

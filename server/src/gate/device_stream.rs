@@ -8,7 +8,7 @@ use common::transport::splice::{DownEnd, Receiving};
 use proto::http1::head::{Fault, HeadReader};
 
 use super::{
-    budget::{Full, Share},
+    budget::{BudgetExhausted, Share},
     exchange::BATCH,
     read_ahead::ReadAhead,
 };
@@ -69,7 +69,7 @@ impl<'a> DeviceStream<'a> {
     /// Cancel safe if `reader` is kept.
     pub(super) async fn head(&mut self, reader: &mut HeadReader) -> Result<Head, DownEnd> {
         // Memory for the bytes that are there must be granted before more is read.
-        if self.memory.grow(reader.len() + self.ahead.len()).await == Err(Full) {
+        if self.memory.grow(reader.len() + self.ahead.len()).await == Err(BudgetExhausted) {
             return Ok(Head::Full);
         }
         let mut chunks = self.next().await?;

@@ -14,16 +14,17 @@ use bytes::Bytes;
 use proto::http1::{framing::Body, response::Tracker};
 
 pub(super) use self::ending::too_long;
-use self::kept::Kept;
+use self::kept::HeldBack;
 pub(super) use self::terms::{
-    Actions, BATCH, Deliver, Device, Ending, Event, How, Queue, Request, Turn, Wants,
+    Actions, BATCH, Deliver, DeviceRead, Ending, ExchangeEvent, ForwardedRequest, How, QueueChange,
+    TurnPoint, Wants,
 };
 use super::{
     read_ahead::{BEHIND, ReadAhead, WAITING},
     refused::Refused,
     running::Incoming,
 };
-use crate::record::Seen;
+use crate::record::RequestProgress;
 
 /// The state of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +63,9 @@ pub(super) struct Exchange<'r> {
     begun: Vec<Bytes>,
     body: Body,
     most_body: u64,
-    turn: Turn,
+    turn: TurnPoint,
     ends_with_device: bool,
-    kept: Kept,
+    kept: HeldBack,
     asking: Asking,
     answering: Answering,
     /// Bytes to forward, or to deliver, have not been written yet.
@@ -83,12 +84,12 @@ pub(super) struct Exchange<'r> {
 impl<'r> Exchange<'r> {
     /// The machine for one request, and its first actions.
     pub(super) fn start(
-        request: Request,
+        request: ForwardedRequest,
         incoming: &'r mut Incoming,
         answer: &'r mut Tracker,
         ahead: &'r mut ReadAhead,
     ) -> (Self, Actions) {
-        let Request { begun, body, most_body, turn, ends_with_device } = request;
+        let ForwardedRequest { begun, body, most_body, turn, ends_with_device } = request;
         let mut exchange = Self {
             incoming,
             answer,
@@ -98,7 +99,7 @@ impl<'r> Exchange<'r> {
             most_body: most_body.unwrap_or(u64::MAX),
             turn,
             ends_with_device,
-            kept: Kept::default(),
+            kept: HeldBack::default(),
             asking: Asking::Body,
             answering: Answering::Open,
             forwarding: false,
@@ -110,7 +111,7 @@ impl<'r> Exchange<'r> {
             limit: None,
         };
         let mut actions = Actions::default();
-        if turn == Turn::First {
+        if turn == TurnPoint::First {
             exchange.step(Asking::Queued, &mut actions);
         } else {
             exchange.pump(&mut actions);
@@ -120,38 +121,40 @@ impl<'r> Exchange<'r> {
     }
 
     /// The actions that follow from an event.
-    pub(super) fn on(&mut self, event: Event<'_>) -> Actions {
+    pub(super) fn on(&mut self, event: ExchangeEvent<'_>) -> Actions {
         let mut actions = Actions::default();
         let now = &mut actions;
         match event {
-            Event::Device(chunks) if self.asking == Asking::Body => {
+            ExchangeEvent::Device(chunks) if self.asking == Asking::Body => {
                 let batch = std::mem::take(chunks);
                 self.take(batch, 0, now);
                 self.pump(now);
             }
-            Event::Device(chunks) => chunks.drain(..).for_each(|chunk| self.ahead.push(chunk)),
-            Event::DeviceEnded => self.device_ended(now),
-            Event::DeviceReset(code) => self.close(How::Reset(code), now),
-            Event::DeviceLost => self.close(How::Lost, now),
-            Event::AnswerRefused => self.answering = Answering::Stopped,
-            Event::AnswerLost => self.answering = Answering::Lost,
-            Event::Forwarded => {
+            ExchangeEvent::Device(chunks) => {
+                chunks.drain(..).for_each(|chunk| self.ahead.push(chunk))
+            }
+            ExchangeEvent::DeviceEnded => self.device_ended(now),
+            ExchangeEvent::DeviceReset(code) => self.close(How::Reset(code), now),
+            ExchangeEvent::DeviceLost => self.close(How::Lost, now),
+            ExchangeEvent::AnswerRefused => self.answering = Answering::Stopped,
+            ExchangeEvent::AnswerLost => self.answering = Answering::Lost,
+            ExchangeEvent::Forwarded => {
                 self.forwarding = false;
                 self.pump(now);
             }
-            Event::Delivered => self.delivered(now),
-            Event::Service(bytes) => self.service(bytes, now),
-            Event::ServiceEnded => self.service_ended(now),
-            Event::ServiceReset => self.service_reset(now),
-            Event::ServiceRefused => self.close(How::Aborted, now),
-            Event::Turn(Ok(())) => self.go_on(now),
-            Event::Turn(Err(not_now)) => self.refuse(not_now.into(), now),
-            Event::Overruled(refused) => self.refuse(refused, now),
-            Event::Limit { line, refused } => {
+            ExchangeEvent::Delivered => self.delivered(now),
+            ExchangeEvent::Service(bytes) => self.service(bytes, now),
+            ExchangeEvent::ServiceEnded => self.service_ended(now),
+            ExchangeEvent::ServiceReset => self.service_reset(now),
+            ExchangeEvent::ServiceRefused => self.close(How::Aborted, now),
+            ExchangeEvent::Turn(Ok(())) => self.go_on(now),
+            ExchangeEvent::Turn(Err(not_now)) => self.refuse(not_now.into(), now),
+            ExchangeEvent::Overruled(refused) => self.refuse(refused, now),
+            ExchangeEvent::Limit { line, refused } => {
                 self.limit = Some((line, refused));
                 self.end_at_limit(now);
             }
-            Event::Draining => self.draining = true,
+            ExchangeEvent::Draining => self.draining = true,
         }
         self.conclude(now);
         actions
@@ -175,14 +178,14 @@ impl<'r> Exchange<'r> {
 
     /// Whether the service has all that it needs to begin.
     pub(super) fn is_at_work(&self) -> bool {
-        let waits = self.forwarding || self.turn != Turn::None || !self.begun.is_empty();
+        let waits = self.forwarding || self.turn != TurnPoint::None || !self.begun.is_empty();
         !waits && (self.body.is_over() || self.incoming.is_whole())
     }
 
     /// What was seen of the prompt and of the answer.
-    pub(super) fn seen(&self) -> Seen {
+    pub(super) fn seen(&self) -> RequestProgress {
         let (prompt, is_stream) = self.incoming.prompt();
-        Seen { prompt, pieces: self.answer.pieces(), is_stream }
+        RequestProgress { prompt, pieces: self.answer.pieces(), is_stream }
     }
 
     /// How many bytes were read ahead.
@@ -195,20 +198,20 @@ impl<'r> Exchange<'r> {
         self.service_left
     }
 
-    fn wants_of_device(&self) -> Device {
+    fn wants_of_device(&self) -> DeviceRead {
         let most = match self.asking {
-            Asking::Ended { .. } => return Device::Nothing,
-            _ if self.forwarding => return Device::Reset,
-            Asking::Body => return Device::Read,
-            _ if self.end_heard => return Device::Nothing,
+            Asking::Ended { .. } => return DeviceRead::Nothing,
+            _ if self.forwarding => return DeviceRead::Reset,
+            Asking::Body => return DeviceRead::Read,
+            _ if self.end_heard => return DeviceRead::Nothing,
             Asking::Queued | Asking::Held => WAITING,
             Asking::Sent => BEHIND,
         };
         match most.checked_sub(self.ahead.len()) {
             // The FIN after these bytes is still to be read.
-            _ if self.ahead.finished => Device::Read,
-            Some(more @ 1..) => Device::Ahead(more),
-            _ => Device::Loss,
+            _ if self.ahead.finished => DeviceRead::Read,
+            Some(more @ 1..) => DeviceRead::Ahead(more),
+            _ => DeviceRead::Loss,
         }
     }
 
@@ -216,7 +219,7 @@ impl<'r> Exchange<'r> {
         self.asking = to;
         self.end_heard = false;
         if matches!(to, Asking::Queued | Asking::Held) {
-            actions.queue = Some(Queue::Join);
+            actions.queue = Some(QueueChange::Join);
         }
     }
 
@@ -264,7 +267,7 @@ impl<'r> Exchange<'r> {
         }
         self.incoming.bytes += batch.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
         let is_over = self.body.is_over();
-        if self.turn == Turn::Whole && (is_over || self.incoming.is_whole()) {
+        if self.turn == TurnPoint::Whole && (is_over || self.incoming.is_whole()) {
             if let Err(fault) = self.kept.add(batch) {
                 return self.refuse(fault.into(), actions);
             }
@@ -286,7 +289,7 @@ impl<'r> Exchange<'r> {
         if !matches!(self.asking, Asking::Queued | Asking::Held) {
             return;
         }
-        self.turn = Turn::None;
+        self.turn = TurnPoint::None;
         self.step(Asking::Body, actions);
         let kept = std::mem::take(&mut self.kept).take();
         self.forward(kept, actions);
@@ -338,7 +341,7 @@ impl<'r> Exchange<'r> {
             self.answering = Answering::Whole;
             if matches!(self.asking, Asking::Queued | Asking::Held) {
                 // The answer is complete: nothing that is left of the request starts anything.
-                actions.queue = Some(Queue::Leave);
+                actions.queue = Some(QueueChange::Leave);
                 self.go_on(actions);
             }
         }

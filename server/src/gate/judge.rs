@@ -21,11 +21,11 @@ use super::{
     Gate, StreamContext,
     carry::Hold,
     connection::{Conversation, Over},
-    exchange::{Request, Turn},
+    exchange::{ForwardedRequest, TurnPoint},
     read_ahead::WAITING,
     refused::Refused,
-    running::Running,
-    service::Service,
+    running::RunningRequest,
+    service::ServiceConnection,
     this_machine::ThisMachine,
 };
 use crate::{
@@ -34,7 +34,7 @@ use crate::{
         authorize::{At, Authority, Question},
         roles::RequestedRoute,
     },
-    record::{End, PermittedRequest, Refusal, Ticket},
+    record::{End, PermittedRequest, Refusal, ThrottlePermit},
 };
 
 /// A request that may pass, and what that depends on.
@@ -49,10 +49,10 @@ pub(super) struct Judged {
 
 /// A request that may pass, with everything that carries it.
 pub(super) struct Judgement<'a> {
-    pub(super) request: Request,
+    pub(super) request: ForwardedRequest,
     pub(super) judged: Judged,
     pub(super) hold: Hold,
-    pub(super) running: Running<'a>,
+    pub(super) running: RunningRequest<'a>,
 }
 
 enum Stop {
@@ -204,21 +204,21 @@ impl<'a> Conversation<'a> {
         match self.admit(head, route, &mut content, &mut running).await {
             Ok((judged, ticket)) => {
                 let begun = [bytes, content.raw.into()];
-                let request = Request {
+                let request = ForwardedRequest {
                     begun: begun.into_iter().filter(|bytes| !bytes.is_empty()).collect(),
                     body: content.body,
                     most_body: ticket.most_body,
                     turn: match &ticket.turn {
-                        None => Turn::None,
-                        Some(_) if ticket.waits => Turn::Whole,
-                        Some(_) => Turn::First,
+                        None => TurnPoint::None,
+                        Some(_) if ticket.waits => TurnPoint::Whole,
+                        Some(_) => TurnPoint::First,
                     },
                     ends_with_device: matches!(
                         route.class,
                         RouteClass::Generate | RouteClass::Embed | RouteClass::Models
                     ),
                 };
-                let Ticket { turn, limit, held, account, .. } = ticket;
+                let ThrottlePermit { turn, limit, held, account, .. } = ticket;
                 running.outgoing.account = account;
                 let hold = Hold { turn, held: None, _ticket: held, limit };
                 Ok(Judgement { request, judged, hold, running })
@@ -243,8 +243,8 @@ impl<'a> Conversation<'a> {
         head: RequestHead,
         route: ApiRoute,
         content: &mut Content,
-        running: &mut Running<'_>,
-    ) -> Result<(Judged, Ticket), Stop> {
+        running: &mut RunningRequest<'_>,
+    ) -> Result<(Judged, ThrottlePermit), Stop> {
         self.take_memory(content.head, route.class).await?;
         let route_permit = self.gate.route_permit(self.context, &head, route)?;
         content.most =
@@ -309,7 +309,7 @@ impl<'a> Conversation<'a> {
 
     /// Reuses the connection to the service if it is still good, or opens one.
     async fn reach(&mut self, content: &Content, class: RouteClass) -> Result<(), Stop> {
-        if self.service.as_mut().is_some_and(Service::has_left) {
+        if self.service.as_mut().is_some_and(ServiceConnection::has_left) {
             self.service = None;
         }
         if self.service.is_none() {

@@ -72,11 +72,11 @@ impl From<Denied> for Refused {
     }
 }
 
-impl From<authorize::Refusal> for Refused {
-    fn from(refusal: authorize::Refusal) -> Self {
+impl From<authorize::AuthorizeError> for Refused {
+    fn from(refusal: authorize::AuthorizeError) -> Self {
         let (status, why) = match &refusal {
-            authorize::Refusal::No => (403, Refusal::Authorize),
-            authorize::Refusal::Failed(_) => (503, Refusal::AuthorizeFailed),
+            authorize::AuthorizeError::No => (403, Refusal::Authorize),
+            authorize::AuthorizeError::Failed(_) => (503, Refusal::AuthorizeFailed),
         };
         let answer = ErrorAnswer::new(status, format!("adit: {refusal}"))
             .retry_after((status == 503).then_some(RETRY_SOON));
@@ -109,13 +109,13 @@ mod tests {
 
     #[test]
     fn a_failed_authority_invites_a_retry_and_a_refusal_does_not() {
-        let failed = authorize::Refusal::Failed(std::io::ErrorKind::TimedOut.into());
+        let failed = authorize::AuthorizeError::Failed(std::io::ErrorKind::TimedOut.into());
         let told = |refusal| {
             let Refused { answer, .. } = Refused::from(refusal);
             (answer.status, answer.retry_after)
         };
         assert_eq!(told(failed), (503, Some(RETRY_SOON)));
-        assert_eq!(told(authorize::Refusal::No), (403, None));
+        assert_eq!(told(authorize::AuthorizeError::No), (403, None));
     }
 
     #[test]

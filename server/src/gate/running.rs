@@ -17,13 +17,15 @@ use proto::{
 };
 
 use super::refused::Refused;
-use crate::record::{Account, Asker, End, Observer, Refusal, RequestRecord, Seen, TokenFacts};
+use crate::record::{
+    Account, Asker, End, Observer, Refusal, RequestProgress, RequestRecord, TokenFacts,
+};
 
 /// The longest path that is recorded, in bytes.
 const MOST_PATH: usize = 1024;
 
 /// A request that has begun. If it is dropped before its end, it is recorded as cut.
-pub(super) struct Running<'a> {
+pub(super) struct RunningRequest<'a> {
     record: RequestRecord,
     /// The bytes from the device.
     pub(super) incoming: Incoming,
@@ -60,10 +62,10 @@ pub(super) struct Outgoing<'a> {
     pub(super) bytes: u64,
     /// The account that it is charged to.
     pub(super) account: Option<Arc<dyn Account>>,
-    seen: Seen,
+    seen: RequestProgress,
 }
 
-impl<'a> Running<'a> {
+impl<'a> RunningRequest<'a> {
     /// Begins with a head; with `None` if the head could not be read.
     pub(super) fn new(
         observer: &'a dyn Observer,
@@ -106,7 +108,7 @@ impl<'a> Running<'a> {
             at_work: None,
             bytes: 0,
             account: None,
-            seen: Seen::default(),
+            seen: RequestProgress::default(),
         };
         Self {
             record,
@@ -167,7 +169,7 @@ impl<'a> Running<'a> {
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningRequest<'_> {
     fn drop(&mut self) {
         if !self.is_recorded {
             self.tell();
@@ -233,7 +235,7 @@ fn unreadable(why: Unreadable) -> Refused {
 
 impl Outgoing<'_> {
     /// Notes that the service can begin, and what was seen so far.
-    pub(super) fn service_works(&mut self, seen: Seen) {
+    pub(super) fn service_works(&mut self, seen: RequestProgress) {
         let is_new = self.at_work.is_none() || seen != self.seen;
         self.at_work.get_or_insert_with(Instant::now);
         if let Some(account) = self.account.as_ref().filter(|_| is_new) {

@@ -9,7 +9,7 @@ use tokio::{net::TcpStream, sync::SemaphorePermit};
 
 use super::{
     Gate, PLACE_WITHIN, StreamContext,
-    budget::{Full, Share},
+    budget::{BudgetExhausted, Share},
 };
 use crate::policy::upstream;
 
@@ -17,9 +17,9 @@ use crate::policy::upstream;
 const OTHER_DESCRIPTORS: usize = 128;
 
 /// A connection to the service, and its share of the budget of connections.
-pub(super) struct Service<'a> {
+pub(super) struct ServiceConnection<'a> {
     pub(super) tcp: TcpStream,
-    _place: Share<'a>,
+    _share: Share<'a>,
     _stream: SemaphorePermit<'a>,
 }
 
@@ -32,7 +32,7 @@ pub(super) enum Left {
     Broken,
 }
 
-impl Service<'_> {
+impl ServiceConnection<'_> {
     /// Ends when the service closes an idle connection.
     ///
     /// # Cancel safety
@@ -70,16 +70,16 @@ impl Gate {
     pub(super) async fn dial<'a>(
         &'a self,
         context: &'a StreamContext<'_>,
-    ) -> Result<Service<'a>, Code> {
+    ) -> Result<ServiceConnection<'a>, Code> {
         let stream = tokio::time::timeout(PLACE_WITHIN, context.slots.acquire()).await;
         let stream = stream.ok().and_then(Result::ok).ok_or(Code::TooManyStreams)?;
         self.connections.resize(places());
-        let mut place = self.connections.share(context.asker.id);
-        place.grow(1).await.map_err(|Full| Code::TooManyStreams)?;
+        let mut share = self.connections.share(context.asker.id);
+        share.grow(1).await.map_err(|BudgetExhausted| Code::TooManyStreams)?;
         let permit = self.policy.permit(context.certificate, context.service)?;
         let tcp = upstream::dial(&permit).await.inspect_err(|code| {
             tracing::warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
         })?;
-        Ok(Service { tcp, _place: place, _stream: stream })
+        Ok(ServiceConnection { tcp, _share: share, _stream: stream })
     }
 }

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::slots::Knocker;
 use self::{
-    replay::{Group, Heard, Hearing, Issued},
+    replay::{Heard, Hearing, IssuedIds, KeyGroup},
     slots::Slots,
 };
 use crate::{policy::Policy, state::EndpointKeys};
@@ -44,7 +44,7 @@ const REMEMBERED: usize = 10_000;
 
 /// What is done with an attempt.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum AttemptVerdict {
     /// Send no answer.
     Ignore(Reason),
     /// Ask for a proof of the address (RFC 9000 section 8.1.2).
@@ -149,7 +149,7 @@ impl Drop for HandshakeSlot {
 
 /// The keys by which attempts are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Limited {
+enum RateKey {
     Address(IpAddr),
     Device(DeviceId),
 }
@@ -161,9 +161,9 @@ pub(crate) struct Admission {
     policy: Arc<Policy>,
     began: Instant,
     heard: Mutex<Heard>,
-    issued: Mutex<Issued>,
+    issued: Mutex<IssuedIds>,
     slots: Arc<Mutex<Slots<CancellationToken>>>,
-    attempts: DefaultKeyedRateLimiter<Limited>,
+    attempts: DefaultKeyedRateLimiter<RateKey>,
     closed: AtomicBool,
     ignored: HashMap<Reason, AtomicU64>,
     handshaken: [AtomicU64; Handshake::ALL.len()],
@@ -177,7 +177,7 @@ impl Admission {
         let ignored = Reason::ALL.map(|reason| (reason, AtomicU64::new(0)));
         Self {
             knocks: keys.device_knocks(),
-            shared: keys.door.checker(),
+            shared: keys.shared_knock.checker(),
             policy,
             began: Instant::now(),
             heard: Mutex::default(),
@@ -208,11 +208,11 @@ impl Admission {
         // Other keys may be used by many clients: devices without a key of their own share one, and
         // a code may have been given to many.
         let group = match knocker {
-            Knocker::Device(_) => Group::Devices,
-            Knocker::Shared | Knocker::Invited(_) => Group::Crowds,
+            Knocker::Device(_) => KeyGroup::Devices,
+            Knocker::Shared | Knocker::Invited(_) => KeyGroup::Crowds,
         };
         let may_try = || match knocker {
-            Knocker::Device(id) => self.may_try(Limited::Device(id)),
+            Knocker::Device(id) => self.may_try(RateKey::Device(id)),
             Knocker::Shared | Knocker::Invited(_) => true,
         };
         match lock(&self.heard).hear(&knock, group, from, self.uptime(), may_try) {
@@ -235,7 +235,7 @@ impl Admission {
         remote: SocketAddr,
         proved: bool,
         now: i64,
-    ) -> Verdict {
+    ) -> AttemptVerdict {
         // Checked again: the device may have been revoked since.
         let knock: Result<Knock, _> = knock.try_into();
         let Some((knock, knocker)) = knock.ok().and_then(|k| Some((k, self.knocker(&k, now)?)))
@@ -248,9 +248,9 @@ impl Admission {
         if !local {
             if !proved {
                 let may = lock(&self.heard).retry(&knock);
-                return if may { Verdict::Retry } else { self.ignore(Reason::Replayed) };
+                return if may { AttemptVerdict::Retry } else { self.ignore(Reason::Replayed) };
             }
-            if !self.may_try(Limited::Address(network(remote.ip()))) {
+            if !self.may_try(RateKey::Address(network(remote.ip()))) {
                 return self.ignore(Reason::TooOften);
             }
         }
@@ -261,7 +261,7 @@ impl Admission {
         match self.slot(knocker, (!local).then(|| network(remote.ip()))) {
             Some(slot) => {
                 heard.take(&knock);
-                Verdict::Accept(slot)
+                AttemptVerdict::Accept(slot)
             }
             // The client repeats its first packet after a second.
             None => self.ignore(Reason::Full),
@@ -290,7 +290,7 @@ impl Admission {
         Some(HandshakeSlot { number, knocker, displaced, slots: self.slots.clone() })
     }
 
-    fn may_try(&self, who: Limited) -> bool {
+    fn may_try(&self, who: RateKey) -> bool {
         if self.attempts.len() > REMEMBERED {
             self.attempts.retain_recent();
         }
@@ -338,9 +338,9 @@ impl Admission {
         false
     }
 
-    fn ignore(&self, reason: Reason) -> Verdict {
+    fn ignore(&self, reason: Reason) -> AttemptVerdict {
         self.count(reason);
-        Verdict::Ignore(reason)
+        AttemptVerdict::Ignore(reason)
     }
 }
 

@@ -26,7 +26,7 @@ impl Bench {
         LimitedDevice { id: self.id, name: &self.name, role: "infer" }
     }
 
-    fn enter(&self) -> Result<Running<FakeRelativeClock>, Exceeded> {
+    fn enter(&self) -> Result<RunningCount<FakeRelativeClock>, Exceeded> {
         self.limiter.arrive(self.device())?;
         self.limiter.enter(self.device(), None, NOON)
     }

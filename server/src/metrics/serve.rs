@@ -43,10 +43,10 @@ const OPENMETRICS: HeaderValue =
 /// Where the metrics are served: `127.0.0.1:9464` or `unix:/run/adit/metrics.sock`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
-pub(crate) struct MetricsAddr(Location);
+pub(crate) struct MetricsAddr(ScrapeAddr);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Location {
+enum ScrapeAddr {
     Loopback(SocketAddr),
     Unix(PathBuf),
 }
@@ -55,13 +55,13 @@ impl MetricsAddr {
     /// Another address to try, which is never the same one.
     pub(crate) fn another(&self) -> Self {
         let mut address = match &self.0 {
-            Location::Loopback(address) => *address,
-            Location::Unix(_) => {
-                return Self(Location::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))));
+            ScrapeAddr::Loopback(address) => *address,
+            ScrapeAddr::Unix(_) => {
+                return Self(ScrapeAddr::Loopback(SocketAddr::from((Ipv4Addr::LOCALHOST, 9464))));
             }
         };
         address.set_port(address.port().checked_add(1).unwrap_or(9464));
-        Self(Location::Loopback(address))
+        Self(ScrapeAddr::Loopback(address))
     }
 
     /// How to correct the error if it can't be opened, besides choosing another address.
@@ -79,7 +79,7 @@ impl MetricsAddr {
 
     /// The directory of a socket, if it does not exist.
     fn missing_directory(&self) -> Option<&Path> {
-        let Location::Unix(path) = &self.0 else { return None };
+        let ScrapeAddr::Unix(path) = &self.0 else { return None };
         path.parent().filter(|dir| !dir.exists())
     }
 }
@@ -91,7 +91,7 @@ impl FromStr for MetricsAddr {
         if let Some(path) = text.strip_prefix("unix:") {
             let path = Path::new(path);
             return if path.is_absolute() {
-                Ok(Self(Location::Unix(path.to_owned())))
+                Ok(Self(ScrapeAddr::Unix(path.to_owned())))
             } else {
                 Err(format!(
                     "`{text}` is not an address for metrics: the path of a socket begins with `/`"
@@ -100,7 +100,7 @@ impl FromStr for MetricsAddr {
         }
         match text.parse::<SocketAddr>() {
             Ok(address) if address.ip().to_canonical().is_loopback() => {
-                Ok(Self(Location::Loopback(address)))
+                Ok(Self(ScrapeAddr::Loopback(address)))
             }
             Ok(_) => Err(format!(
                 "`{text}` is not a loopback address: metrics are for this machine only (127.0.0.0/8 or [::1])"
@@ -123,8 +123,8 @@ impl TryFrom<String> for MetricsAddr {
 impl fmt::Display for MetricsAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.0 {
-            Location::Loopback(address) => write!(f, "{address}"),
-            Location::Unix(path) => write!(f, "unix:{}", path.display()),
+            ScrapeAddr::Loopback(address) => write!(f, "{address}"),
+            ScrapeAddr::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
 }
@@ -144,19 +144,19 @@ impl Exporter {
     ///
     /// # Errors
     /// When the address is taken or may not be used.
-    pub(crate) async fn bind(place: &MetricsAddr) -> io::Result<Self> {
-        let listener = match &place.0 {
-            Location::Loopback(address) => {
+    pub(crate) async fn bind(address: &MetricsAddr) -> io::Result<Self> {
+        let listener = match &address.0 {
+            ScrapeAddr::Loopback(address) => {
                 Listener::Tcp(TcpListener::bind(address).await.map_err(|e| taken(e, *address))?)
             }
-            Location::Unix(path) => {
+            ScrapeAddr::Unix(path) => {
                 // Without a directory of its own, the mode below could be given to another file.
                 if let Some(dir) = path.parent().filter(|dir| dir.exists()) {
                     files::refuse_shared_dir(dir).map_err(io::Error::other)?;
                 }
                 remove_stale(path)?;
                 let listener =
-                    UnixListener::bind(path).map_err(|e| match place.missing_directory() {
+                    UnixListener::bind(path).map_err(|e| match address.missing_directory() {
                         Some(dir) => io::Error::new(
                             e.kind(),
                             format!("there is no directory `{}`", dir.display()),
@@ -299,14 +299,14 @@ mod tests {
 
     #[test]
     fn the_address_to_try_instead_is_never_the_same_one() {
-        for (place, another) in [
+        for (address, another) in [
             ("127.0.0.1:9464", "127.0.0.1:9465"),
             ("[::1]:9000", "[::1]:9001"),
             ("127.0.0.1:65535", "127.0.0.1:9464"),
             ("unix:/run/adit/metrics.sock", "127.0.0.1:9464"),
         ] {
             assert_eq!(
-                place.parse::<MetricsAddr>().expect("a place").another().to_string(),
+                address.parse::<MetricsAddr>().expect("a place").another().to_string(),
                 another
             );
         }
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn a_missing_directory_is_made_by_hand_or_by_the_unit() {
-        let cure = |place: &str| place.parse::<MetricsAddr>().expect("a place").cure();
+        let cure = |address: &str| address.parse::<MetricsAddr>().expect("a place").cure();
         let cured = cure("unix:/run/no-such-adit/metrics.sock").expect("a cure");
         assert!(
             cured.contains("`mkdir -p '/run/no-such-adit'`")
@@ -343,11 +343,11 @@ mod tests {
     async fn a_socket_is_served_replaced_when_stale_and_never_taken_from_another() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let path = tmp.path().join("metrics.sock");
-        let place: MetricsAddr = format!("unix:{}", path.display()).parse().expect("a place");
+        let address: MetricsAddr = format!("unix:{}", path.display()).parse().expect("a place");
         // A killed server leaves its socket file behind like this.
         drop(std::os::unix::net::UnixListener::bind(&path).expect("bound"));
-        let exporter = Exporter::bind(&place).await.expect("replaced");
-        assert!(Exporter::bind(&place).await.is_err());
+        let exporter = Exporter::bind(&address).await.expect("replaced");
+        assert!(Exporter::bind(&address).await.is_err());
         let asked = async {
             let answer = ask(&path, "GET /metrics").await;
             assert!(
@@ -361,7 +361,7 @@ mod tests {
         tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned()) => {} }
         assert!(!path.exists(), "it is removed with its listener");
         std::fs::write(&path, "mine").expect("written");
-        assert!(Exporter::bind(&place).await.is_err());
+        assert!(Exporter::bind(&address).await.is_err());
         assert_eq!(std::fs::read_to_string(&path).expect("it is still there"), "mine");
     }
 }

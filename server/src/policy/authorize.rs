@@ -41,12 +41,12 @@ const LONGEST: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Address {
-    place: Location,
+    location: AuthorityAddr,
     path: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Location {
+enum AuthorityAddr {
     Tcp(LoopbackAddr),
     Unix(PathBuf),
 }
@@ -60,34 +60,34 @@ impl FromStr for Address {
                 "`{text}` is not an address for `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check"
             )
         };
-        let (place, path) = if let Some(rest) = text.strip_prefix("unix:") {
+        let (location, path) = if let Some(rest) = text.strip_prefix("unix:") {
             let (socket, path) = rest.rsplit_once(":/").unwrap_or((rest, ""));
             if !socket.starts_with('/') {
                 return Err(wrong());
             }
-            (Location::Unix(socket.into()), path)
+            (AuthorityAddr::Unix(socket.into()), path)
         } else {
             let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             let upstream: Upstream =
                 format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
-            (Location::Tcp(upstream.address()), path)
+            (AuthorityAddr::Tcp(upstream.address()), path)
         };
         if !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
             return Err(wrong());
         }
-        Ok(Self { place, path: format!("/{path}") })
+        Ok(Self { location, path: format!("/{path}") })
     }
 }
 
 impl Address {
     /// A command that asks there.
     pub(crate) fn by_hand(&self) -> String {
-        match &self.place {
-            Location::Tcp(address) => {
+        match &self.location {
+            AuthorityAddr::Tcp(address) => {
                 format!("curl -i -d '{{}}' 'http://{}{}'", address.get(), self.path)
             }
-            Location::Unix(socket) => {
+            AuthorityAddr::Unix(socket) => {
                 format!(
                     "curl -i -d '{{}}' --unix-socket '{}' 'http://localhost{}'",
                     socket.display(),
@@ -108,9 +108,9 @@ impl TryFrom<String> for Address {
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.place {
-            Location::Tcp(address) => write!(f, "http://{}{}", address.get(), self.path),
-            Location::Unix(socket) => write!(f, "unix:{}:{}", socket.display(), self.path),
+        match &self.location {
+            AuthorityAddr::Tcp(address) => write!(f, "http://{}{}", address.get(), self.path),
+            AuthorityAddr::Unix(socket) => write!(f, "unix:{}:{}", socket.display(), self.path),
         }
     }
 }
@@ -174,7 +174,7 @@ impl Question {
 
 /// Why the service did not allow it.
 #[derive(Debug, thiserror::Error)]
-pub enum Refusal {
+pub enum AuthorizeError {
     /// It answered 401 or 403.
     #[error("the server's own rules (`authorize`) do not allow this")]
     No,
@@ -214,7 +214,7 @@ impl Authority {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn ask(&self, question: Question) -> Result<(), Refusal> {
+    pub async fn ask(&self, question: Question) -> Result<(), AuthorizeError> {
         if !self.is_asked(question.at) {
             return Ok(());
         }
@@ -224,13 +224,13 @@ impl Authority {
                 let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(&question)).await;
                 let (verdict, good_for) = asked.unwrap_or_else(|_| Err(silent())).map_err(|e| {
                     tracing::warn!("cannot ask {}: {e}", self.address);
-                    Refusal::Failed(e)
+                    AuthorizeError::Failed(e)
                 })?;
                 self.remember(question, verdict, good_for);
                 verdict
             }
         };
-        if verdict { Ok(()) } else { Err(Refusal::No) }
+        if verdict { Ok(()) } else { Err(AuthorizeError::No) }
     }
 
     /// Where it is asked.
@@ -251,11 +251,11 @@ impl Authority {
 
     async fn ask_now(&self, question: &Question) -> io::Result<(bool, Duration)> {
         let json = serde_json::to_vec(question)?;
-        match &self.address.place {
-            Location::Tcp(address) => {
+        match &self.address.location {
+            AuthorityAddr::Tcp(address) => {
                 exchange(TcpStream::connect(address.get()).await?, &self.address.path, json).await
             }
-            Location::Unix(socket) => {
+            AuthorityAddr::Unix(socket) => {
                 exchange(UnixStream::connect(socket).await?, &self.address.path, json).await
             }
         }
@@ -344,8 +344,8 @@ fn max_age(value: &str) -> Duration {
     age.min(LONGEST)
 }
 
-impl From<Refusal> for Failure {
-    fn from(refusal: Refusal) -> Self {
+impl From<AuthorizeError> for Failure {
+    fn from(refusal: AuthorizeError) -> Self {
         Self::from_error(refusal).hint("see `authorize` in the server's configuration")
     }
 }

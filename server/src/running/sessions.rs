@@ -13,7 +13,7 @@ use std::{
 use common::{
     machine::process::unix_now,
     transport::{
-        carrier::{LossEstimate, PathCounts, Protection, Repeats},
+        carrier::{LossEstimate, PacketRepeats, PathCounts, Protection},
         splice::ByteCounters,
     },
 };
@@ -27,10 +27,10 @@ use crate::policy::Policy;
 
 #[derive(Default)]
 pub(crate) struct Sessions {
-    sessions: Mutex<HashMap<DeviceId, Session>>,
+    sessions: Mutex<HashMap<DeviceId, ConnectedDevice>>,
 }
 
-struct Session {
+struct ConnectedDevice {
     connection: quinn::Connection,
     certificate: Certificate,
     since: i64,
@@ -160,7 +160,7 @@ impl Sessions {
         now: i64,
     ) -> SessionGuard {
         let traffic = Arc::new(Traffic::default());
-        let session = Session {
+        let session = ConnectedDevice {
             connection: connection.clone(),
             certificate: certificate.clone(),
             since: now,
@@ -189,7 +189,7 @@ impl Sessions {
     }
 
     /// Notes for ever which devices are away, and which links lose packets.
-    pub(crate) async fn watch(self: Arc<Self>, repeats: Arc<Repeats>) {
+    pub(crate) async fn watch(self: Arc<Self>, repeats: Arc<PacketRepeats>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -203,7 +203,7 @@ impl Sessions {
     /// All sessions, as the commands print them.
     pub(crate) fn status(&self) -> Vec<SessionStatus> {
         let now = unix_now();
-        let shown = |(id, session): (&DeviceId, &Session)| {
+        let shown = |(id, session): (&DeviceId, &ConnectedDevice)| {
             let (sent, received) = session.traffic.bytes();
             SessionStatus {
                 device_id: *id,
@@ -219,19 +219,19 @@ impl Sessions {
         self.lock().iter().map(shown).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, Session>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<DeviceId, ConnectedDevice>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Session {
+impl ConnectedDevice {
     fn close(&self, code: Code) {
         self.traffic.close(&self.connection, code);
     }
 
     /// Notes whether it is heard. Returns its address if its small packets are to be sent twice,
     /// and how.
-    fn look(&mut self, repeats: &Repeats) -> Option<(SocketAddr, Protection)> {
+    fn look(&mut self, repeats: &PacketRepeats) -> Option<(SocketAddr, Protection)> {
         let stats = self.connection.stats();
         if stats.udp_rx.datagrams != self.heard.0 {
             self.heard = (stats.udp_rx.datagrams, unix_now());

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use common::{machine::process::unix_now, transport::carrier::Repeats};
+use common::{machine::process::unix_now, transport::carrier::PacketRepeats};
 
 use crate::{
     ingress::admission::{Admission, Handshake, Reason},
     metrics::standing::Standing,
-    record::Carrier,
+    record::CarrierKind,
     running::Server,
     serve::certificate::ServerCertificate,
 };
@@ -19,7 +19,7 @@ pub(crate) struct Look {
     pub admission: Arc<Admission>,
     pub certificate: Arc<ServerCertificate>,
     /// What is sent twice.
-    pub repeats: Arc<Repeats>,
+    pub repeats: Arc<PacketRepeats>,
 }
 
 impl Look {
@@ -32,11 +32,11 @@ impl Look {
     pub(crate) fn standing(&self) -> Standing {
         let Server { live, policy, accounting, .. } = &*self.server;
         let sessions = live.status();
-        let of = |carrier: Carrier| {
+        let of = |carrier: CarrierKind| {
             let remotes = sessions.iter().filter_map(|session| session.remote.parse().ok());
             (
                 carrier.as_str(),
-                remotes.filter(|remote| Carrier::of(*remote) == carrier).count() as u64,
+                remotes.filter(|remote| CarrierKind::of(*remote) == carrier).count() as u64,
             )
         };
         let (now, snapshot) = (unix_now(), policy.snapshot());
@@ -61,7 +61,7 @@ impl Look {
                 ("away", (enrolled().count() - up) as u64),
                 ("revoked", (snapshot.devices().count() - enrolled().count()) as u64),
             ],
-            sessions: vec![of(Carrier::Udp), of(Carrier::Ssh), of(Carrier::Local)],
+            sessions: vec![of(CarrierKind::Udp), of(CarrierKind::Ssh), of(CarrierKind::Local)],
             streams: sessions.iter().map(|session| session.streams as u64).sum(),
             handshakes: Handshake::ALL
                 .map(|how| (how.as_str(), self.admission.handshakes(how)))

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{Event, entry::EnrolledBy},
-    policy::authorize::{Question, Refusal},
+    policy::authorize::{AuthorizeError, Question},
     running::Server,
     state::{
         ca::{ClockError, CsrError, DeviceKey, Issued},
@@ -58,7 +58,7 @@ pub enum NotEnrolled {
     Invitation(EnrollRefusal),
     /// `authorize` refused it, or could not be asked.
     #[error(transparent)]
-    Authorize(#[from] Refusal),
+    Authorize(#[from] AuthorizeError),
     /// The name is not available, or the register can't be written.
     #[error(transparent)]
     Register(#[from] DeviceError),
@@ -184,8 +184,8 @@ impl NotEnrolled {
             Self::Request(_) => EnrollRefusal::BadRequest,
             Self::Clock(ClockError { now, .. }) => EnrollRefusal::Clock { shows: *now },
             Self::Invitation(why) => *why,
-            Self::Authorize(Refusal::No) => EnrollRefusal::NotAllowed,
-            Self::Authorize(Refusal::Failed(_)) => EnrollRefusal::NotAsked,
+            Self::Authorize(AuthorizeError::No) => EnrollRefusal::NotAllowed,
+            Self::Authorize(AuthorizeError::Failed(_)) => EnrollRefusal::NotAsked,
             Self::Register(_) | Self::Sign(_) => EnrollRefusal::ServerFailed,
         }
     }

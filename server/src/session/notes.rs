@@ -10,9 +10,9 @@ use super::Session;
 use crate::{
     audit::{
         Event,
-        entry::{Peer, ms},
+        entry::{SessionPeer, ms},
     },
-    record::{Asker, Carrier},
+    record::{Asker, CarrierKind},
     running::sessions::Earlier,
 };
 
@@ -32,7 +32,7 @@ impl Session {
     fn why_ended(&self, reason: &ConnectionError) -> &'static str {
         match reason {
             ConnectionError::LocallyClosed => {
-                self.place.traffic.ended().unwrap_or(Code::ShuttingDown).as_str()
+                self.guard.traffic.ended().unwrap_or(Code::ShuttingDown).as_str()
             }
             ConnectionError::ApplicationClosed(close) => {
                 Code::from_number(close.error_code.into_inner()).map_or("unknown", Code::as_str)
@@ -51,14 +51,14 @@ impl Session {
             name: self.device.name.clone(),
             uid: self.device.uid,
             remote,
-            carrier: Carrier::of(remote),
+            carrier: CarrierKind::of(remote),
         }
     }
 
     /// Notes that the session has begun.
     pub(super) fn note_begin(&self) {
-        let who = Peer::from(&self.asker());
-        if let Some(Earlier { remote, was_alive }) = self.place.earlier {
+        let who = SessionPeer::from(&self.asker());
+        if let Some(Earlier { remote, was_alive }) = self.guard.earlier {
             self.note(Event::TakenOver { who: who.clone(), before: remote, was_alive });
         }
         self.note(Event::Connect { who });
@@ -66,9 +66,9 @@ impl Session {
 
     /// Notes that the session has ended.
     pub(super) fn note_end(&self, reason: &ConnectionError, lasted: Duration) {
-        let (sent, received) = self.place.traffic.bytes();
+        let (sent, received) = self.guard.traffic.bytes();
         self.note(Event::Disconnect {
-            who: Peer::from(&self.asker()),
+            who: SessionPeer::from(&self.asker()),
             why: self.why_ended(reason),
             bytes_in: received,
             bytes_out: sent,
@@ -85,7 +85,7 @@ impl Session {
         (end, why): (&'static str, Option<&'static str>),
     ) {
         self.note(Event::Stream {
-            who: Peer::from(&self.asker()),
+            who: SessionPeer::from(&self.asker()),
             service: service.clone(),
             bytes_in: meter.received.load(Relaxed),
             bytes_out: meter.sent.load(Relaxed),

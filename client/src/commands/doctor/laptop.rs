@@ -33,17 +33,20 @@ use crate::{
 };
 
 /// What is found, and what the running `adit up` says of itself.
-pub(super) async fn look(state_dir: &Path, place: &ProfileDir) -> (LaptopFound, Option<Status>) {
-    let asked = control::ask::<_, Status>(&place.dir, &ControlRequest::Status).await;
-    let adit = adit(&asked, place);
-    let ports = ports(&adit, &others(state_dir, place).await).await;
+pub(super) async fn look(
+    state_dir: &Path,
+    profile_dir: &ProfileDir,
+) -> (LaptopFound, Option<Status>) {
+    let asked = control::ask::<_, Status>(&profile_dir.dir, &ControlRequest::Status).await;
+    let adit = adit(&asked, profile_dir);
+    let ports = ports(&adit, &others(state_dir, profile_dir).await).await;
     let found = LaptopFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: unix_now(),
-        argument: place.argument(),
-        flag: place.flag(),
-        profile: profile(place),
-        state: state(state_dir, place),
+        argument: profile_dir.argument(),
+        flag: profile_dir.flag(),
+        profile: profile(profile_dir),
+        state: state(state_dir, profile_dir),
         state_dir: state_dir.display().to_string(),
         adit,
         ports,
@@ -53,7 +56,7 @@ pub(super) async fn look(state_dir: &Path, place: &ProfileDir) -> (LaptopFound, 
     (found, asked.ok().flatten())
 }
 
-fn adit(asked: &Result<Option<Status>, FileError>, place: &ProfileDir) -> AditFound {
+fn adit(asked: &Result<Option<Status>, FileError>, profile_dir: &ProfileDir) -> AditFound {
     match asked {
         Ok(None) => AditFound::NotRunning,
         Ok(Some(status)) => AditFound::Running {
@@ -67,7 +70,7 @@ fn adit(asked: &Result<Option<Status>, FileError>, place: &ProfileDir) -> AditFo
                 .source(std::error::Error::source(e).map_or_else(String::new, ToString::to_string))
                 .hint(format!(
                     "is it another version? Stop it, then `adit up{}`",
-                    place.argument()
+                    profile_dir.argument()
                 )),
         ),
     }
@@ -78,14 +81,14 @@ fn addresses(status: &Status) -> Vec<SocketAddr> {
 }
 
 /// Who this device is.
-fn profile(place: &ProfileDir) -> Result<ProfileFound, Failure> {
-    let profile = place.read()?;
+fn profile(profile_dir: &ProfileDir) -> Result<ProfileFound, Failure> {
+    let profile = profile_dir.read()?;
     let certificate = profile
         .certificate()
         .map_err(|e| Failure::new("this device's certificate can't be read").source(e))?;
     let enrolled = &profile.enrolled;
     Ok(ProfileFound {
-        server: place.name.clone(),
+        server: profile_dir.name.clone(),
         device: format!("{} {}", enrolled.device, enrolled.device_id),
         valid: (certificate.not_before, certificate.not_after),
         recovers_for: RECOVER_WITHIN,
@@ -94,17 +97,17 @@ fn profile(place: &ProfileDir) -> Result<ProfileFound, Failure> {
 }
 
 /// What is wrong with the owners and modes of the files.
-fn state(state_dir: &Path, place: &ProfileDir) -> Vec<Failure> {
-    let (servers, identity) = (state_dir.join("servers"), place.dir.join(profile::IDENTITY));
-    let all = [state_dir, &servers, &place.dir, &identity];
+fn state(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<Failure> {
+    let (servers, identity) = (state_dir.join("servers"), profile_dir.dir.join(profile::IDENTITY));
+    let all = [state_dir, &servers, &profile_dir.dir, &identity];
     all.into_iter().filter_map(|path| files::inspect(path).err().map(Failure::from)).collect()
 }
 
 /// The other `adit up` of this user: where they listen, and who they are.
-async fn others(state_dir: &Path, place: &ProfileDir) -> Vec<(SocketAddr, String)> {
+async fn others(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<(SocketAddr, String)> {
     let mut found = Vec::new();
     for name in profile::known(state_dir).unwrap_or_default() {
-        if name == place.name {
+        if name == profile_dir.name {
             continue;
         }
         let other = ProfileDir::new(state_dir, name);

@@ -15,7 +15,7 @@ use proto::{
     doctor::{
         Report,
         laptop::AditFound,
-        way::{Login, RequestFound, Ssh, SshCommand, Udp, WayFound},
+        way::{LoginFound, RequestFound, Ssh, SshCommand, Udp, WayFound},
     },
     wire::{Code, IDLE_TIMEOUT},
 };
@@ -24,7 +24,7 @@ use crate::{
     commands::status::{self, ControlRequest, OllamaStatus, Status},
     dial::{DialError, Dialed, plan::DialPlan, route::CarrierChoice},
     profile::{Profile, ProfileDir, SharedProfile},
-    ssh::{Inspected, SshError, SshWay},
+    ssh::{Inspected, SshError, SshTarget},
     tunnel::{
         inspection::{self, Inspection},
         reconnect,
@@ -42,7 +42,7 @@ const KEY_RUNS: &str =
 const FAREWELL: Duration = Duration::from_millis(500);
 
 /// The way, and what the box says of itself over the tunnel and over SSH, each if there is one.
-pub(super) struct Looked {
+pub(super) struct WayOutcome {
     pub(super) found: WayFound,
     pub(super) over_tunnel: Result<Report, String>,
     pub(super) over_ssh: Option<Report>,
@@ -54,7 +54,7 @@ pub(super) async fn look(
     argument: String,
     adit: &AditFound,
     status: Option<&Status>,
-) -> Looked {
+) -> WayOutcome {
     let plan = DialPlan {
         profile: SharedProfile::new(profile.clone()),
         choice: CarrierChoice::Auto,
@@ -65,11 +65,13 @@ pub(super) async fn look(
     let addresses = plan.addresses();
     let (names, running, ssh) = tokio::join!(
         names(&addresses),
-        async { if runs { Some(ask_running(&profile.place).await) } else { None } },
+        async { if runs { Some(ask_running(&profile.profile_dir).await) } else { None } },
         look_by_ssh(plan.ssh()),
     );
     let by_udp = match &running {
-        Some(Ok(Inspection { session, .. })) if session.carrier == "udp" => Found::known(session),
+        Some(Ok(Inspection { session, .. })) if session.carrier == "udp" => {
+            UdpOutcome::known(session)
+        }
         _ => look_by_udp(&plan, &profile).await,
     };
     let (ssh, over_ssh) = ssh.map_or((None, None), |(ssh, report)| (Some(ssh), report));
@@ -100,7 +102,7 @@ pub(super) async fn look(
         session,
         request,
     };
-    Looked { found, over_tunnel, over_ssh }
+    WayOutcome { found, over_tunnel, over_ssh }
 }
 
 /// The names among the addresses, and what they stand for.
@@ -124,12 +126,12 @@ async fn names(addresses: &[String]) -> Vec<(String, Result<Vec<IpAddr>, String>
 }
 
 /// What became of UDP, and the connection that it led to.
-struct Found {
+struct UdpOutcome {
     found: Option<Udp>,
     dialed: Option<Dialed>,
 }
 
-impl Found {
+impl UdpOutcome {
     /// The tunnel itself shows it.
     fn known(session: &proto::doctor::way::SessionFound) -> Self {
         let rtt = session.probe.as_ref().map_or(0.0, |probe| probe.shortest);
@@ -152,24 +154,24 @@ async fn close(dialed: &Dialed) {
 }
 
 /// A handshake by UDP, and no session: one that runs is not disturbed.
-async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> Found {
+async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> UdpOutcome {
     if plan.addresses().is_empty() {
-        return Found { found: None, dialed: None };
+        return UdpOutcome { found: None, dialed: None };
     }
     match tokio::time::timeout(UDP_WITHIN, plan.dial_udp()).await {
         Ok(Ok(dialed)) => {
-            let (remote, rtt) = (dialed.way.to_string(), dialed.connection.rtt());
-            Found { found: Some(Udp::Answers { remote, rtt }), dialed: Some(dialed) }
+            let (remote, rtt) = (dialed.route.to_string(), dialed.connection.rtt());
+            UdpOutcome { found: Some(Udp::Answers { remote, rtt }), dialed: Some(dialed) }
         }
         Err(_) | Ok(Err(DialError::NoAnswer(_))) => {
-            Found { found: Some(Udp::Silent(plan.addresses())), dialed: None }
+            UdpOutcome { found: Some(Udp::Silent(plan.addresses())), dialed: None }
         }
-        Ok(Err(e)) => Found { found: Some(Udp::Failed(e.failure(profile))), dialed: None },
+        Ok(Err(e)) => UdpOutcome { found: Some(Udp::Failed(e.failure(profile))), dialed: None },
     }
 }
 
 /// Logs in by SSH, asks nobody anything, and asks the box.
-async fn look_by_ssh(way: Option<SshWay>) -> Option<(Ssh, Option<Report>)> {
+async fn look_by_ssh(way: Option<SshTarget>) -> Option<(Ssh, Option<Report>)> {
     let way = way?;
     let to = way.to_string();
     let failure = |e: SshError| {
@@ -189,24 +191,25 @@ async fn look_by_ssh(way: Option<SshWay>) -> Option<(Ssh, Option<Report>)> {
                 Err(e) => (SshCommand::Nothing(failure(e)), None),
             };
             let forwards = forwards.map(|forwards| forwards.map_err(|e| e.to_string()));
-            (Ssh { to, login: Ok(Login { by, command, forwards }) }, report)
+            (Ssh { to, login: Ok(LoginFound { by, command, forwards }) }, report)
         }
     })
 }
 
 /// What the running `adit up` says of its tunnel.
-async fn ask_running(place: &ProfileDir) -> Result<Inspection, Failure> {
+async fn ask_running(profile_dir: &ProfileDir) -> Result<Inspection, Failure> {
     let asked =
-        control::ask::<_, Result<Inspection, Failure>>(&place.dir, &ControlRequest::Doctor).await;
+        control::ask::<_, Result<Inspection, Failure>>(&profile_dir.dir, &ControlRequest::Doctor)
+            .await;
     match asked {
         Ok(Some(inspected)) => inspected,
         Ok(None) => Err(Failure::new("`adit up` has ended meanwhile")
-            .hint(format!("start it with `adit up{}`", place.argument()))),
+            .hint(format!("start it with `adit up{}`", profile_dir.argument()))),
         Err(e) => Err(Failure::new("the running `adit up` does not tell about its tunnel")
             .source(e)
             .hint(format!(
                 "if it is an older version, stop it, and start `adit up{}`",
-                place.argument()
+                profile_dir.argument()
             ))),
     }
 }
@@ -223,9 +226,9 @@ async fn open(
     }
     // An `adit up` that starts now would take the session away, and be told that somebody has its
     // certificate.
-    let _lock = control::lock(&profile.place.dir).map_err(|e| match e {
+    let _lock = control::lock(&profile.profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Failure::new("an `adit up` has just started")
-            .hint(format!("once more: `adit doctor{}`", profile.place.argument())),
+            .hint(format!("once more: `adit doctor{}`", profile.profile_dir.argument())),
         ClaimError::File(e) => e.into(),
     })?;
     let dialed = match dialed {
@@ -235,7 +238,7 @@ async fn open(
         }
         None => return Err(DialError::NoAnswer(plan.sought()).failure(profile)),
     };
-    let to = dialed.way.to_string();
+    let to = dialed.route.to_string();
     let greeted = reconnect::begin_session(&dialed.connection, &to);
     let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeted).await;
     let greeted = greeted.unwrap_or_else(|_| Err(DialError::NoAnswer(to)));
@@ -250,8 +253,8 @@ async fn open(
             return Err(e.failure(profile));
         }
     };
-    let Dialed { endpoint, connection, way, carrier } = dialed;
-    let up: Arc<Up> = Up::new(endpoint, connection, hello, way, carrier);
+    let Dialed { endpoint, connection, route, carrier } = dialed;
+    let up: Arc<Up> = Up::new(endpoint, connection, hello, route, carrier);
     let inspection = inspection::inspect(&up, plan).await;
     up.connection.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;

@@ -8,7 +8,7 @@ use proto::{identity::Name, invitation::PREFIX};
 
 use crate::{
     profile::DEFAULT_NAME,
-    ssh::{SshClient, SshWay},
+    ssh::{SshClient, SshTarget},
 };
 
 /// The longest word that may be a host's alias. A longer word may be part of a secret.
@@ -19,10 +19,10 @@ const SHORTEST_SECRET: usize = 24;
 pub(crate) struct Enroll {
     /// Enroll over SSH, without a code: USER@HOST, a host of ~/.ssh/config, or ssh://[USER@]HOST[:PORT]
     #[arg(value_name = "USER@HOST")]
-    server: Option<Word>,
+    server: Option<PossibleCode>,
     /// More words, taken so that clap does not print them: a code that was split into words
     #[arg(hide = true, requires = "server")]
-    more: Vec<Word>,
+    more: Vec<PossibleCode>,
     /// Read the code from FILE instead of the terminal or standard input
     #[arg(long, value_name = "FILE", conflicts_with = "server")]
     pub(super) code_file: Option<PathBuf>,
@@ -62,15 +62,15 @@ fn remote_command(text: &str) -> Result<String, &'static str> {
 
 /// A word of the command line that may be a code by mistake, so it is never shown.
 #[derive(Clone)]
-struct Word(String);
+struct PossibleCode(String);
 
-impl From<String> for Word {
+impl From<String> for PossibleCode {
     fn from(word: String) -> Self {
         Self(word)
     }
 }
 
-impl fmt::Debug for Word {
+impl fmt::Debug for PossibleCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Word(…)")
     }
@@ -79,8 +79,8 @@ impl fmt::Debug for Word {
 impl Enroll {
     /// The server that is named, if one is. Otherwise the device enrolls by a code, and flags for
     /// SSH are refused.
-    pub(super) async fn server(&self) -> Result<Option<SshWay>, Failure> {
-        let Some(Word(word)) = &self.server else {
+    pub(super) async fn server(&self) -> Result<Option<SshTarget>, Failure> {
+        let Some(PossibleCode(word)) = &self.server else {
             return match self.flag_of_ssh() {
                 Some((flag, hint)) => {
                     let what = format!(
@@ -94,19 +94,19 @@ impl Enroll {
         if looks_like_a_code(word) {
             return Err(code_on_the_command_line());
         }
-        match word.parse::<SshWay>() {
-            Ok(way) if self.more.is_empty() => {
+        match word.parse::<SshTarget>() {
+            Ok(target) if self.more.is_empty() => {
                 // A single word may be part of a secret or a misspelt command. It is not sent to a
                 // resolver unless it looks like a host name.
                 let alone = !word.contains(['@', ':', '.']);
-                if alone && (word.len() > SHORTEST_SECRET || !way.is_known().await) {
+                if alone && (word.len() > SHORTEST_SECRET || !target.is_known().await) {
                     return Err(Failure::new("this is not a host for enrolling over SSH")
                         .source("neither the SSH configuration of this computer nor the network knows it")
                         .hint("write USER@HOST, or the name of a `Host` in ~/.ssh/config")
                         .hint("to enroll by code: run `adit enroll` alone, and paste the code when it asks")
                         .exit(Exit::Usage));
                 }
-                Ok(Some(way))
+                Ok(Some(target))
             }
             Ok(_) => Err(Failure::new("more than one server is named")
                 .hint("name one server: `adit enroll USER@HOST`")

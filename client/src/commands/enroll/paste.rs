@@ -19,7 +19,7 @@ const LIMIT: usize = MAX_CODE_LEN + 1024;
 
 /// What to do after the text so far.
 #[derive(Debug, PartialEq, Eq)]
-enum Next {
+enum PasteStep {
     /// The code is complete.
     Take,
     /// The text is the beginning of a code.
@@ -28,11 +28,11 @@ enum Next {
     WaitForTheEnd,
 }
 
-fn after(text: &[u8]) -> Next {
+fn after(text: &[u8]) -> PasteStep {
     match String::from_utf8_lossy(text).parse::<Invitation>() {
-        Ok(_) | Err(CodeError::Version(_)) => Next::Take,
-        Err(CodeError::Incomplete) if text.len() < LIMIT => Next::WaitForTheRest,
-        Err(_) => Next::WaitForTheEnd,
+        Ok(_) | Err(CodeError::Version(_)) => PasteStep::Take,
+        Err(CodeError::Incomplete) if text.len() < LIMIT => PasteStep::WaitForTheRest,
+        Err(_) => PasteStep::WaitForTheEnd,
     }
 }
 
@@ -43,15 +43,15 @@ fn after(text: &[u8]) -> Next {
 /// If the terminal cannot be read.
 pub(super) fn read() -> io::Result<Vec<u8>> {
     let (mut text, mut line) = (Vec::new(), [0; 4096]);
-    let (mut next, mut asked) = (Next::WaitForTheEnd, false);
+    let (mut next, mut asked) = (PasteStep::WaitForTheEnd, false);
     loop {
         let wait = match next {
             _ if text.is_empty() => None,
-            Next::WaitForTheRest if asked => Some(PERSON),
+            PasteStep::WaitForTheRest if asked => Some(PERSON),
             _ => Some(SAME_PASTE),
         };
         if !is_readable(wait)? {
-            if next == Next::WaitForTheRest && !asked {
+            if next == PasteStep::WaitForTheRest && !asked {
                 say("The code is not complete: paste the rest, and press Enter.");
                 asked = true;
                 continue;
@@ -69,7 +69,7 @@ pub(super) fn read() -> io::Result<Vec<u8>> {
         }
         text.extend_from_slice(&line[..line.len().min(LIMIT - text.len())]);
         next = after(&text);
-        if next == Next::Take {
+        if next == PasteStep::Take {
             return Ok(text);
         }
     }
@@ -107,13 +107,13 @@ mod tests {
         .code();
         let (first, rest) = code.split_at(40);
         let quoted = format!("> \"{first}\r\n> ");
-        assert_eq!(after(quoted.as_bytes()), Next::WaitForTheRest);
-        assert_eq!(after(format!("{quoted}{rest}\"\r\n").as_bytes()), Next::Take);
-        assert_eq!(after(format!("'{code}'\n").as_bytes()), Next::Take);
-        assert_eq!(after(b"hello\n"), Next::WaitForTheEnd);
+        assert_eq!(after(quoted.as_bytes()), PasteStep::WaitForTheRest);
+        assert_eq!(after(format!("{quoted}{rest}\"\r\n").as_bytes()), PasteStep::Take);
+        assert_eq!(after(format!("'{code}'\n").as_bytes()), PasteStep::Take);
+        assert_eq!(after(b"hello\n"), PasteStep::WaitForTheEnd);
         // The error is in the CA's hash. In a length it could look like a missing end.
         let mut wrong = code.into_bytes();
         wrong[20] = if wrong[20] == b'a' { b'b' } else { b'a' };
-        assert_eq!(after(&wrong), Next::WaitForTheEnd, "a typing error has no rest");
+        assert_eq!(after(&wrong), PasteStep::WaitForTheEnd, "a typing error has no rest");
     }
 }

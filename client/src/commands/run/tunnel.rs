@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
 use crate::{
-    commands::up::{Running, UpFlags, claimed, dial_plan, let_in},
+    commands::up::{RunningTunnel, UpFlags, claimed, dial_plan, let_in},
     dial::plan::DialPlan,
     local::listener::{self, ListenAddr},
     profile::ProfileDir,
@@ -52,13 +52,13 @@ pub(crate) struct HoldTunnel {
 ///
 /// # Errors
 /// Why it cannot start, as it has reported.
-pub(super) async fn start(state_dir: &Path, place: &ProfileDir) -> Result<(), Failure> {
+pub(super) async fn start(state_dir: &Path, profile_dir: &ProfileDir) -> Result<(), Failure> {
     let failed = |e| Failure::new("cannot start the tunnel").source(e);
     let (reads, writes) = std::io::pipe().map_err(failed)?;
     let state_dir = std::path::absolute(state_dir).map_err(failed)?;
     let mut first = this_program().map_err(failed)?;
-    first.arg("--state-dir").arg(state_dir).args([COMMAND, DETACH, place.name.as_str()]);
-    first.stdin(Stdio::null()).stdout(writes).stderr(log(place)?);
+    first.arg("--state-dir").arg(state_dir).args([COMMAND, DETACH, profile_dir.name.as_str()]);
+    first.stdin(Stdio::null()).stdout(writes).stderr(log(profile_dir)?);
     let ended = tokio::task::spawn_blocking(move || first.status()).await;
     ended.map_err(Failure::from_error)?.map_err(failed)?;
     let mut reads = pipe::Receiver::from_owned_fd(reads.into()).map_err(failed)?;
@@ -84,12 +84,12 @@ enum Begun {
 
 /// The file for the process's log. It does not use the program's standard error: a reader of that
 /// would wait until a tunnel ends that others use.
-fn log(place: &ProfileDir) -> Result<File, Failure> {
-    if !place.is_enrolled()? {
+fn log(profile_dir: &ProfileDir) -> Result<File, Failure> {
+    if !profile_dir.is_enrolled()? {
         // If the profile cannot be read, that is the better error.
-        place.read()?;
+        profile_dir.read()?;
     }
-    let path = place.dir.join(LOG);
+    let path = profile_dir.dir.join(LOG);
     let file = files::open_append(&path)?;
     file.set_len(0).map_err(FileError::io("write", path))?;
     Ok(file)
@@ -107,11 +107,11 @@ fn this_program() -> std::io::Result<Command> {
 ///
 /// # Errors
 /// If a part of the tunnel ends by itself.
-pub(crate) async fn run(place: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
+pub(crate) async fn run(profile_dir: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
     if flags.detach {
         return detach();
     }
-    let (mut running, mut stop) = match begin(&place, &flags.up) {
+    let (mut running, mut stop) = match begin(&profile_dir, &flags.up) {
         Ok(begun) => begun,
         Err(why) => return tell(&why).await,
     };
@@ -142,26 +142,26 @@ fn detach() -> Result<(), Failure> {
     Ok(())
 }
 
-fn begin(place: &ProfileDir, flags: &UpFlags) -> Result<(Running, StopSignals), Begun> {
-    let plan = dial_plan(place, flags).map_err(Begun::Failed)?;
-    let control = Control::claim(&place.dir).map_err(|e| match e {
+fn begin(profile_dir: &ProfileDir, flags: &UpFlags) -> Result<(RunningTunnel, StopSignals), Begun> {
+    let plan = dial_plan(profile_dir, flags).map_err(Begun::Failed)?;
+    let control = Control::claim(&profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Begun::Taken,
-        e => Begun::Failed(claimed(e, place)),
+        e => Begun::Failed(claimed(e, profile_dir)),
     })?;
-    start_running(place, plan, control, flags).map_err(Begun::Failed)
+    start_running(profile_dir, plan, control, flags).map_err(Begun::Failed)
 }
 
 fn start_running(
-    place: &ProfileDir,
+    profile_dir: &ProfileDir,
     plan: DialPlan,
     control: Control,
     flags: &UpFlags,
-) -> Result<(Running, StopSignals), Failure> {
+) -> Result<(RunningTunnel, StopSignals), Failure> {
     let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     // Only to check that the kernel tells who makes a connection.
     let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
-    let tried = listener::bind(&any, &place.argument())?;
-    let owners = let_in(false, &tried, &place.argument())?;
-    Ok((Running::start(plan, control, owners, Vec::new(), flags)?, stop))
+    let tried = listener::bind(&any, &profile_dir.argument())?;
+    let owners = let_in(false, &tried, &profile_dir.argument())?;
+    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), flags)?, stop))
 }

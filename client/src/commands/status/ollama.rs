@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::commands::api::{self, Answer};
+use crate::commands::api::{self, ApiAnswer};
 
 const WITHIN: Duration = Duration::from_secs(3);
 
@@ -56,8 +56,8 @@ pub(in crate::commands) async fn ask(address: &str) -> OllamaStatus {
     }
 }
 
-fn told(answer: &Answer) -> OllamaStatus {
-    let Answer { status, body } = answer;
+fn told(answer: &ApiAnswer) -> OllamaStatus {
+    let ApiAnswer { status, body } = answer;
     match (*status, body["version"].as_str(), body["error"].as_str()) {
         (Some(200), Some(version), _) => OllamaStatus::Answers { version: version.to_owned() },
         (Some(status), _, Some(error)) => OllamaStatus::Fails { status, error: error.to_owned() },
@@ -80,14 +80,14 @@ mod tests {
             ),
             ("nonsense", "the answer is not HTTP"),
         ] {
-            assert_eq!(told(&Answer::parse(answer.as_bytes())).to_string(), says);
+            assert_eq!(told(&ApiAnswer::parse(answer.as_bytes())).to_string(), says);
         }
     }
 
     #[test]
     fn programs_are_told_its_state_in_a_word() {
         let told = |answer: &str| {
-            serde_json::to_value(told(&Answer::parse(answer.as_bytes()))).expect("JSON")
+            serde_json::to_value(told(&ApiAnswer::parse(answer.as_bytes()))).expect("JSON")
         };
         let version = told("HTTP/1.0 200 OK\r\n\r\n{\"version\":\"1\"}");
         assert_eq!(version, serde_json::json!({"state": "answers", "version": "1"}));

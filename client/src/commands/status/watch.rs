@@ -26,10 +26,10 @@ const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 ///
 /// # Errors
 /// If this device is not enrolled there, or standard output can't be written.
-pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
+pub(super) async fn run(profile_dir: &ProfileDir, json: bool) -> Result<(), Failure> {
     // If this device is not enrolled, that is the better error.
-    if !place.is_enrolled()? {
-        place.read()?;
+    if !profile_dir.is_enrolled()? {
+        profile_dir.read()?;
     }
     let mut out = std::io::stdout();
     let redraw = out.is_terminal() && !json;
@@ -41,14 +41,15 @@ pub(super) async fn run(place: &ProfileDir, json: bool) -> Result<(), Failure> {
             _ = tick.tick() => {}
             _ = tokio::signal::ctrl_c() => return Ok(()),
         }
-        let status: Option<Status> = control::ask(&place.dir, &ControlRequest::Status).await?;
+        let status: Option<Status> =
+            control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
         let text = match (&status, json) {
             (Some(status), true) => serde_json::to_string(status)
                 .map_err(|e| Failure::new("cannot write JSON").source(e))?,
             (None, true) => "null".to_owned(),
             (None, false) => typed(format!(
                 "adit is not running; this goes on when it is (start it: `adit up{}`)",
-                place.argument()
+                profile_dir.argument()
             )),
             (Some(status), false) => {
                 history.add(sample(status, began.elapsed()));

@@ -13,8 +13,8 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{debug, warn};
 
 use crate::{
-    commands::watcher::Word, dial::route::CarrierChoice, profile::ProfileDir, ssh::SshClient,
-    tunnel::state::TunnelState,
+    commands::watcher::WatcherMessage, dial::route::CarrierChoice, profile::ProfileDir,
+    ssh::SshClient, tunnel::state::TunnelState,
 };
 
 /// How long the watcher may take to end when it is told to.
@@ -30,14 +30,15 @@ pub(super) struct Watched {
 impl Watched {
     /// Starts the watcher. If that cannot be, there is none, and a warning says what is missing.
     pub(super) fn start(
-        place: &ProfileDir,
+        profile_dir: &ProfileDir,
         carrier: CarrierChoice,
         ssh_client: Option<SshClient>,
         state: watch::Receiver<TunnelState>,
     ) -> Self {
         let is_over = CancellationToken::new();
         let ends = is_over.clone();
-        let started = command(place, carrier, ssh_client).and_then(|mut command| command.spawn());
+        let started =
+            command(profile_dir, carrier, ssh_client).and_then(|mut command| command.spawn());
         let task = tokio::spawn(async move {
             match started {
                 Ok(child) => follow(child, state, ends).await,
@@ -58,15 +59,15 @@ impl Watched {
 }
 
 fn command(
-    place: &ProfileDir,
+    profile_dir: &ProfileDir,
     carrier: CarrierChoice,
     ssh_client: Option<SshClient>,
 ) -> std::io::Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
     // The name that this process was called by, wherever its file is.
     command.arg0(std::env::args_os().next().unwrap_or_else(|| OsString::from("adit")));
-    command.args(["watcher", place.name.as_str()]);
-    command.arg("--state-dir").arg(std::path::absolute(place.state_dir())?);
+    command.args(["watcher", profile_dir.name.as_str()]);
+    command.arg("--state-dir").arg(std::path::absolute(profile_dir.state_dir())?);
     for (flag, value) in [
         ("--carrier", carrier.to_possible_value()),
         ("--ssh-client", ssh_client.and_then(|client| client.to_possible_value())),
@@ -92,8 +93,8 @@ async fn follow(
     let mut said = None;
     loop {
         let now = match &*state.borrow_and_update() {
-            TunnelState::Up(_) | TunnelState::Silent(_) => Word::Session,
-            TunnelState::Down(_) | TunnelState::Refused(_) => Word::NoSession,
+            TunnelState::Up(_) | TunnelState::Silent(_) => WatcherMessage::Session,
+            TunnelState::Down(_) | TunnelState::Refused(_) => WatcherMessage::NoSession,
         };
         if said != Some(now) && say(&mut to, now).await {
             said = Some(now);
@@ -105,11 +106,11 @@ async fn follow(
         }
     }
     over.cancelled().await;
-    say(&mut to, Word::Farewell).await;
+    say(&mut to, WatcherMessage::Farewell).await;
     drop(to);
     let _ = tokio::time::timeout(WITHIN, child.wait()).await;
 }
 
-async fn say(to: &mut ChildStdin, word: Word) -> bool {
+async fn say(to: &mut ChildStdin, word: WatcherMessage) -> bool {
     to.write_all(&[word as u8]).await.is_ok()
 }

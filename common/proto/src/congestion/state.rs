@@ -6,7 +6,7 @@ use super::{Phase, Shallow, rivals::Rivals};
 
 /// The state of a controller, for a trace.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct State {
+pub struct ControllerState {
     /// Its phase.
     pub phase: &'static str,
     /// Bytes that may be in flight.
@@ -29,8 +29,8 @@ pub struct State {
 
 impl Shallow {
     /// Its state.
-    pub fn state(&self) -> State {
-        State {
+    pub fn state(&self) -> ControllerState {
+        ControllerState {
             phase: match (self.phase, &self.rivals) {
                 (Phase::SlowStart, _) => "slow start",
                 (Phase::Dip(_), _) => "dip",

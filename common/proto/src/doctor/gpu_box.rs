@@ -14,7 +14,7 @@ use self::{
     device::device,
     ollama::{exposed, models, ollama, pages, parallel},
 };
-use super::{Check, Group, Judged, Line, bad, examine, failed, laptop, not_checked, ok, warn};
+use super::{Check, Group, Judgement, Line, bad, examine, failed, laptop, not_checked, ok, warn};
 use crate::{clock, human};
 
 /// An answer of `authorize` that takes longer is felt in each request.
@@ -67,7 +67,7 @@ pub fn lines_for_device(found: &BoxFound) -> Vec<Line> {
     lines
 }
 
-fn server(found: &BoxFound) -> Option<Judged> {
+fn server(found: &BoxFound) -> Option<Judgement> {
     let has_unit = found.unit.as_ref().and_then(|unit| unit.state.as_ref());
     Some(match &found.server {
         ServerFound::Unasked(failure) => failed(failure),
@@ -101,7 +101,7 @@ fn server(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn config(found: &BoxFound) -> Option<Judged> {
+fn config(found: &BoxFound) -> Option<Judgement> {
     Some(match found.config.as_ref()? {
         Ok(Some(path)) => ok(format!("`{path}` can be read")),
         Ok(None) => ok("no file: the defaults hold"),
@@ -109,7 +109,7 @@ fn config(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn state(found: &BoxFound) -> Option<Judged> {
+fn state(found: &BoxFound) -> Option<Judgement> {
     let (dir, problems) = found.state.as_ref()?;
     Some(match problems.split_first() {
         None => ok(format!("nobody but its owner can read `{dir}`")),
@@ -119,14 +119,14 @@ fn state(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn clock_there(found: &BoxFound) -> Option<Judged> {
+fn clock_there(found: &BoxFound) -> Option<Judgement> {
     Some(match found.clock.as_ref()? {
         Ok(now) => ok(clock::shown(*now)),
         Err(failure) => failed(failure),
     })
 }
 
-fn certificate(found: &BoxFound) -> Option<Judged> {
+fn certificate(found: &BoxFound) -> Option<Judgement> {
     let (end, now) = found.certificate?;
     let until = clock::shown(end);
     Some(if end - now > SOON {
@@ -141,7 +141,7 @@ fn certificate(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn listening(found: &BoxFound) -> Option<Judged> {
+fn listening(found: &BoxFound) -> Option<Judgement> {
     let ServerFound::Running { listening, addresses, networks, .. } = &found.server else {
         return None;
     };
@@ -162,7 +162,7 @@ fn listening(found: &BoxFound) -> Option<Judged> {
     Some(ok(format!("{all} (UDP); devices are told {told}; from {networks}")))
 }
 
-fn unit(found: &BoxFound) -> Option<Judged> {
+fn unit(found: &BoxFound) -> Option<Judgement> {
     let unit = found.unit.as_ref()?;
     let Some(state) = &unit.state else {
         let judged = warn("systemd has no unit for aditd: it does not come back after a boot");
@@ -190,7 +190,7 @@ fn unit(found: &BoxFound) -> Option<Judged> {
     Some(ok(format!("the unit is enabled and {}", state.active)))
 }
 
-fn disks(found: &BoxFound) -> Option<Judged> {
+fn disks(found: &BoxFound) -> Option<Judgement> {
     let shown = |disk: &Disk| {
         format!("{} free for the {} (`{}`)", human::size(disk.free), disk.what, disk.path)
     };
@@ -217,7 +217,7 @@ fn disks(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn authorize(found: &BoxFound) -> Option<Judged> {
+fn authorize(found: &BoxFound) -> Option<Judgement> {
     let Authorize { address, by_hand, answered } = found.authorize.as_ref()?;
     Some(match answered {
         Err(why) => bad(format!("{address} gives no answer ({why}), so what it decides is refused with 503"))
@@ -231,9 +231,9 @@ fn authorize(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn audit(found: &BoxFound) -> Option<Judged> {
+fn audit(found: &BoxFound) -> Option<Judgement> {
     let AuditLog { dir, required, failing, lost } = found.audit.as_ref()?;
-    let cured = |judged: Judged| {
+    let cured = |judged: Judgement| {
         judged
             .cure_by("is the disk full?", format!("df -h '{dir}'"))
             .cure_by("whose is it?", format!("ls -ld '{dir}'"))
@@ -252,7 +252,7 @@ fn audit(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-fn devices(found: &BoxFound) -> Option<Judged> {
+fn devices(found: &BoxFound) -> Option<Judgement> {
     let Devices { enrolled, connected, without_role } = found.devices.as_ref()?;
     if let Some(first) = without_role.first() {
         let judged = warn(format!(
@@ -268,7 +268,7 @@ fn devices(found: &BoxFound) -> Option<Judged> {
     Some(ok(format!("{enrolled} enrolled, {connected} connected")))
 }
 
-fn sockets(found: &BoxFound) -> Option<Judged> {
+fn sockets(found: &BoxFound) -> Option<Judgement> {
     if let ServerFound::Running { batches_refused: 1.., .. } = found.server {
         return Some(batches(""));
     }
@@ -276,7 +276,7 @@ fn sockets(found: &BoxFound) -> Option<Judged> {
 }
 
 /// The network card does not take batches of datagrams. `where_to` is an address in quotes, or empty.
-pub(super) fn batches(where_to: &str) -> Judged {
+pub(super) fn batches(where_to: &str) -> Judgement {
     let to = if where_to.is_empty() { "1.1.1.1" } else { where_to };
     warn("a network card refuses batches of datagrams (GSO), so each one is sent alone, which is slow on fast links")
         .cure(format!("sudo ethtool -K \"$(ip -o route get {to} | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off"))

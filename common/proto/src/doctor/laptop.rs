@@ -11,7 +11,7 @@ use self::{
     environment::{Environment, ollama_host, proxies},
     ports::{Port, port},
 };
-use super::{Check, Judged, bad, failed, ok, warn};
+use super::{Check, Judgement, bad, failed, ok, warn};
 use crate::{clock, failure::Failure, human, identity::Name, wire::OLLAMA_PORT};
 
 /// What was found on the laptop. Times are Unix seconds.
@@ -127,7 +127,7 @@ pub const CHECKS: [Check<LaptopFound>; 9] = [
     },
 ];
 
-fn state(found: &LaptopFound) -> Option<Judged> {
+fn state(found: &LaptopFound) -> Option<Judgement> {
     let Some(first) = found.state.first() else {
         return Some(ok(format!("`{}` can be read by nobody else", found.state_dir)));
     };
@@ -136,7 +136,7 @@ fn state(found: &LaptopFound) -> Option<Judged> {
     Some(judged)
 }
 
-fn identity(found: &LaptopFound) -> Option<Judged> {
+fn identity(found: &LaptopFound) -> Option<Judgement> {
     let profile = match &found.profile {
         Ok(profile) => profile,
         Err(failure) => return Some(failed(failure)),
@@ -156,7 +156,7 @@ fn identity(found: &LaptopFound) -> Option<Judged> {
     Some(judged)
 }
 
-fn clock_here(found: &LaptopFound) -> Option<Judged> {
+fn clock_here(found: &LaptopFound) -> Option<Judgement> {
     let shows = clock::shown(found.now);
     if found.now < clock::RELEASED {
         let judged =
@@ -166,7 +166,7 @@ fn clock_here(found: &LaptopFound) -> Option<Judged> {
     Some(ok(shows))
 }
 
-fn certificate(found: &LaptopFound) -> Option<Judged> {
+fn certificate(found: &LaptopFound) -> Option<Judgement> {
     let profile = found.profile.as_ref().ok()?;
     let (begin, end) = profile.valid;
     let up = format!("adit up{}", found.argument);
@@ -199,7 +199,7 @@ fn certificate(found: &LaptopFound) -> Option<Judged> {
     )
 }
 
-fn adit(found: &LaptopFound) -> Option<Judged> {
+fn adit(found: &LaptopFound) -> Option<Judgement> {
     let up = format!("adit up{}", found.argument);
     Some(match &found.adit {
         AditFound::NotRunning => {
@@ -226,7 +226,7 @@ fn adit(found: &LaptopFound) -> Option<Judged> {
 }
 
 /// How the kernel's largest socket buffers do. Also for the box.
-pub(super) fn buffers(found: Option<Buffers>) -> Option<Judged> {
+pub(super) fn buffers(found: Option<Buffers>) -> Option<Judgement> {
     let Buffers { wanted, rmem_max, wmem_max } = found?;
     let sizes =
         format!("{} for receiving, {} for sending", human::size(rmem_max), human::size(wmem_max));

@@ -120,20 +120,20 @@ fn plain(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Judged, bad, examine, ok, warn};
+    use super::super::{Judgement, bad, examine, ok, warn};
     use super::*;
     use crate::doctor::{Check, not_checked};
 
     fn report() -> Report {
         let long = "taken on 127.0.0.1 and [::1] by `ollama` (pid 812), the Ollama of this laptop, so that `adit up` can't listen there";
-        let check = |id, title, judge: fn(&Judged) -> Option<Judged>| Check {
+        let check = |id, title, judge: fn(&Judgement) -> Option<Judgement>| Check {
             id,
             title,
             needs: &[],
             judge,
         };
         let mut lines = Vec::new();
-        let given = |judged: &Judged| Some(judged.clone());
+        let given = |judged: &Judgement| Some(judged.clone());
         examine(Group::Laptop, &[check("state", "state", given)], &ok("for you alone"), &mut lines);
         let port = bad(long).cure_by(
             "keep the local Ollama; tools then need OLLAMA_HOST=localhost:11500, and this goes on",

@@ -4,8 +4,10 @@ mod found;
 
 use std::time::Duration;
 
-pub use self::found::{Login, Probe, RequestFound, SessionFound, Ssh, SshCommand, Udp, WayFound};
-use super::{Check, Judged, bad, failed, gpu_box, not_checked, ok, warn};
+pub use self::found::{
+    LoginFound, ProbeFound, RequestFound, SessionFound, Ssh, SshCommand, Udp, WayFound,
+};
+use super::{Check, Judgement, bad, failed, gpu_box, not_checked, ok, warn};
 use crate::{
     clock::{self, WrongClock},
     failure::Exit,
@@ -44,7 +46,7 @@ impl WayFound {
     }
 
     fn ssh_works(&self) -> bool {
-        let is_usable = |login: &Login| match login.command {
+        let is_usable = |login: &LoginFound| match login.command {
             SshCommand::Any | SshCommand::Relay | SshCommand::Older => true,
             SshCommand::Nothing(_) => matches!(login.forwards, Some(Ok(()))),
         };
@@ -53,11 +55,11 @@ impl WayFound {
 }
 
 /// A carrier that fails is bad only if the other one does not work either.
-fn less_bad(judged: Judged, other_works: bool) -> Judged {
+fn less_bad(judged: Judgement, other_works: bool) -> Judgement {
     if other_works { judged.softened() } else { judged }
 }
 
-fn names(found: &WayFound) -> Option<Judged> {
+fn names(found: &WayFound) -> Option<Judgement> {
     if found.names.is_empty() {
         return Some(ok("the server's addresses are numbers: there is nothing to look up"));
     }
@@ -75,7 +77,7 @@ fn names(found: &WayFound) -> Option<Judged> {
     Some(less_bad(judged, found.udp_works() || found.ssh_works()))
 }
 
-fn udp(found: &WayFound) -> Option<Judged> {
+fn udp(found: &WayFound) -> Option<Judgement> {
     Some(match &found.udp {
         None => ok("not used: the server advertises no address but its own loopback"),
         Some(Udp::Answers { remote, rtt }) => {
@@ -102,11 +104,11 @@ fn udp(found: &WayFound) -> Option<Judged> {
     })
 }
 
-fn ssh(found: &WayFound) -> Option<Judged> {
+fn ssh(found: &WayFound) -> Option<Judgement> {
     let Some(Ssh { to, login }) = &found.ssh else {
         return Some(ok("not used: this device enrolled by a code"));
     };
-    let Login { by, command, forwards } = match login {
+    let LoginFound { by, command, forwards } = match login {
         Ok(login) => login,
         Err(failure) => return Some(less_bad(failed(failure), found.udp_works())),
     };
@@ -127,7 +129,7 @@ fn ssh(found: &WayFound) -> Option<Judged> {
     Some(ok(format!("{to} lets this laptop in by {by}, {may}")))
 }
 
-fn session(found: &WayFound) -> Option<Judged> {
+fn session(found: &WayFound) -> Option<Judgement> {
     Some(match &found.session {
         Err(failure) if failure.exit_code() == Exit::NotAllowed => failed(failure),
         Err(_) if found.expired => not_checked("a certificate that has not ended")
@@ -144,7 +146,7 @@ fn session(found: &WayFound) -> Option<Judged> {
     })
 }
 
-fn carrier(found: &WayFound) -> Option<Judged> {
+fn carrier(found: &WayFound) -> Option<Judgement> {
     let session = found.session.as_ref().ok()?;
     let (this, other) = if session.carrier == "udp" { ("UDP", "SSH") } else { ("SSH", "UDP") };
     let marks =
@@ -152,7 +154,7 @@ fn carrier(found: &WayFound) -> Option<Judged> {
     Some(ok(format!("{this}, not {other}: {}{marks}", session.why_not_other)))
 }
 
-fn version(found: &WayFound) -> Option<Judged> {
+fn version(found: &WayFound) -> Option<Judgement> {
     let session = found.session.as_ref().ok()?;
     let both =
         format!("protocol adit/1; adit {} and aditd {}", found.version, session.server_version);
@@ -169,7 +171,7 @@ fn version(found: &WayFound) -> Option<Judged> {
     )
 }
 
-fn probe(found: &WayFound) -> Option<Judged> {
+fn probe(found: &WayFound) -> Option<Judgement> {
     let session = found.session.as_ref().ok()?;
     let probe = match &session.probe {
         Ok(probe) => probe,
@@ -205,7 +207,7 @@ fn probe(found: &WayFound) -> Option<Judged> {
     Some(ok(text))
 }
 
-fn skew(found: &WayFound) -> Option<Judged> {
+fn skew(found: &WayFound) -> Option<Judgement> {
     let probe = found.session.as_ref().ok()?.probe.as_ref().ok()?;
     let there = probe.now.saturating_add(probe.ahead / 1000);
     let apart = human::time(Duration::from_millis(probe.ahead.unsigned_abs()));
@@ -225,7 +227,7 @@ fn skew(found: &WayFound) -> Option<Judged> {
     })
 }
 
-fn mtu(found: &WayFound) -> Option<Judged> {
+fn mtu(found: &WayFound) -> Option<Judgement> {
     let session = found.session.as_ref().ok()?;
     let SessionFound { mtu, batches_refused, seconds, .. } = session;
     if *batches_refused > 0 {
@@ -249,7 +251,7 @@ fn mtu(found: &WayFound) -> Option<Judged> {
     Some(ok(format!("{size}{searched}{batches}")))
 }
 
-fn request(found: &WayFound) -> Option<Judged> {
+fn request(found: &WayFound) -> Option<Judgement> {
     let by_hand = format!("curl -i http://{}/api/version", found.address);
     Some(match found.request.as_ref()? {
         RequestFound::Answered(version) => {

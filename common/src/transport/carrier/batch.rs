@@ -15,7 +15,7 @@ const FULL: usize = 10;
 
 /// What becomes of a batch.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Next {
+pub(super) enum BatchStep {
     /// It has to be sent now, alone: nothing is held.
     SendIt,
     /// It is held, with all that was held before.
@@ -45,7 +45,7 @@ struct Destination {
 
 impl Batch {
     /// What to do with `transmit`; if it is to be held, it is.
-    pub(super) fn add(&mut self, transmit: &Transmit<'_>, most_segments: usize) -> Next {
+    pub(super) fn add(&mut self, transmit: &Transmit<'_>, most_segments: usize) -> BatchStep {
         let len = transmit.contents.len();
         let segment = transmit.segment_size.unwrap_or(len);
         let to = Destination {
@@ -60,22 +60,22 @@ impl Batch {
             None if is_full && 2 * len <= most(segment) => {
                 self.to = Some(to);
                 self.hold(transmit.contents);
-                Next::Hold
+                BatchStep::Hold
             }
-            None => Next::SendIt,
+            None => BatchStep::SendIt,
             Some(held) => {
                 // The last datagram may be shorter than the others.
                 let fits = Destination { segment: held.segment, ..to } == held
                     && (segment == held.segment || (len == segment && len < held.segment))
                     && self.contents.len() + len <= most(held.segment);
                 if !fits {
-                    return Next::SendHeldFirst;
+                    return BatchStep::SendHeldFirst;
                 }
                 self.hold(transmit.contents);
                 if is_full && self.contents.len() + len <= most(held.segment) {
-                    Next::Hold
+                    BatchStep::Hold
                 } else {
-                    Next::SendHeld
+                    BatchStep::SendHeld
                 }
             }
         }
@@ -126,7 +126,7 @@ mod tests {
         let full = transmit(1, &bytes, Some(MTU));
         let short = transmit(1, &bytes[..3 * MTU + 5], Some(MTU));
         let last = transmit(1, &bytes[..99], None);
-        use Next::{Hold, SendHeld, SendHeldFirst, SendIt};
+        use BatchStep::{Hold, SendHeld, SendHeldFirst, SendIt};
         for (given, expected) in [
             (vec![&full, &full, &full, &full], vec![Hold, Hold, Hold, SendHeld]),
             (vec![&full, &short], vec![Hold, SendHeld]),
@@ -139,7 +139,7 @@ mod tests {
             (vec![&full, &transmit(1, &bytes[..MTU + 1], None)], vec![Hold, SendHeldFirst]),
         ] {
             let mut batch = Batch::default();
-            let next: Vec<Next> = given.iter().map(|t| batch.add(t, 64)).collect();
+            let next: Vec<BatchStep> = given.iter().map(|t| batch.add(t, 64)).collect();
             assert_eq!(next, expected, "{given:?}");
         }
     }
@@ -148,8 +148,8 @@ mod tests {
     fn what_is_held_is_what_was_given() {
         let (first, last) = ([1; FULL * MTU], [2; 40]);
         let mut batch = Batch::default();
-        assert_eq!(batch.add(&transmit(1, &first, Some(MTU)), 64), Next::Hold);
-        assert_eq!(batch.add(&transmit(1, &last, None), 64), Next::SendHeld);
+        assert_eq!(batch.add(&transmit(1, &first, Some(MTU)), 64), BatchStep::Hold);
+        assert_eq!(batch.add(&transmit(1, &last, None), 64), BatchStep::SendHeld);
         let held = batch.held().expect("something");
         assert_eq!(held.contents, [&first[..], &last].concat());
         assert_eq!((held.segment_size, held.destination.port()), (Some(MTU), 1));
@@ -161,13 +161,13 @@ mod tests {
     fn nothing_is_held_that_could_not_be_joined() {
         // Datagrams so long that a second batch would not fit, and a system that takes no batches.
         let long = [0; FULL * 6500];
-        assert_eq!(Batch::default().add(&transmit(1, &long, Some(6500)), 64), Next::SendIt);
+        assert_eq!(Batch::default().add(&transmit(1, &long, Some(6500)), 64), BatchStep::SendIt);
         let full = [0; FULL * MTU];
-        assert_eq!(Batch::default().add(&transmit(1, &full, Some(MTU)), 1), Next::SendIt);
+        assert_eq!(Batch::default().add(&transmit(1, &full, Some(MTU)), 1), BatchStep::SendIt);
         for ports in [[1, 1, 1, 1], [1, 2, 1, 2]] {
             let mut batch = Batch::default();
             for port in ports {
-                if batch.add(&transmit(port, &full, Some(MTU)), 64) != Next::Hold {
+                if batch.add(&transmit(port, &full, Some(MTU)), 64) != BatchStep::Hold {
                     batch.clear();
                 }
                 let held = batch.held().map_or(0, |held| held.contents.len());

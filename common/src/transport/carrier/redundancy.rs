@@ -38,10 +38,10 @@ const REMEMBERED: f64 = 4_000.0;
 /// Losses that are remembered at the most: an outage is no lossy link.
 const REMEMBERED_LOSSES: f64 = 40.0;
 /// Redundancy begins when several packets were lost, and ends when hardly any are lost any more.
-const BEGINS: Bounds = Bounds { lost: 1.5, rate: 0.003 };
-const ENDS: Bounds = Bounds { lost: 0.5, rate: 0.001 };
+const BEGINS: Threshold = Threshold { lost: 1.5, rate: 0.003 };
+const ENDS: Threshold = Threshold { lost: 0.5, rate: 0.001 };
 
-struct Bounds {
+struct Threshold {
     lost: f64,
     rate: f64,
 }

@@ -64,7 +64,7 @@ fn beside(server: SocketAddr) -> io::Result<UdpSocket> {
 
 /// From the stream to the server.
 async fn inward(mut read: impl AsyncRead + Unpin, socket: Arc<UdpCarrier>) -> io::Error {
-    let (mut bytes, mut batch) = (BytesMut::with_capacity(1 << 17), Batch::new(socket));
+    let (mut bytes, mut batch) = (BytesMut::with_capacity(1 << 17), RelayBatch::new(socket));
     loop {
         while let Some(datagram) = next_datagram(&mut bytes) {
             batch.add(datagram).await;
@@ -81,14 +81,14 @@ async fn inward(mut read: impl AsyncRead + Unpin, socket: Arc<UdpCarrier>) -> io
 }
 
 /// Datagrams of one size (the last may be shorter) that go to the kernel at once.
-struct Batch {
+struct RelayBatch {
     socket: Arc<UdpCarrier>,
     bytes: BytesMut,
     size: usize,
     count: usize,
 }
 
-impl Batch {
+impl RelayBatch {
     fn new(socket: Arc<UdpCarrier>) -> Self {
         Self { socket, bytes: BytesMut::new(), size: 0, count: 0 }
     }

@@ -66,7 +66,7 @@ impl std::ops::SubAssign for Repeated {
 
 /// The paths on which small datagrams are sent twice, and how many have been.
 #[derive(Debug, Default)]
-pub struct Repeats {
+pub struct PacketRepeats {
     /// There is a path.
     some: AtomicBool,
     paths: Mutex<HashMap<SocketAddr, PathRepeats>>,
@@ -74,7 +74,7 @@ pub struct Repeats {
     bytes: AtomicU64,
 }
 
-impl Repeats {
+impl PacketRepeats {
     /// Protects these paths from now on, and no others.
     pub fn protect(&self, now: Instant, protected: &[(SocketAddr, Protection)]) {
         if protected.is_empty() && !self.some.load(Relaxed) {
@@ -140,14 +140,14 @@ impl Repeats {
 /// needed.
 pub struct RepeatingSocket {
     inner: Arc<SystemSocket>,
-    repeats: Arc<Repeats>,
+    repeats: Arc<PacketRepeats>,
     /// Copies wait.
     some: AtomicBool,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingCopies>,
 }
 
 #[derive(Default)]
-struct Waiting {
+struct PendingCopies {
     /// In the order of the times at which they are sent.
     copies: VecDeque<Copy>,
     timer: Option<Pin<Box<Sleep>>>,
@@ -166,7 +166,7 @@ struct Copy {
 
 impl RepeatingSocket {
     /// Sends by `inner`, and twice what `repeats` says.
-    pub fn new(inner: Arc<SystemSocket>, repeats: Arc<Repeats>) -> Self {
+    pub fn new(inner: Arc<SystemSocket>, repeats: Arc<PacketRepeats>) -> Self {
         Self { inner, repeats, some: AtomicBool::new(false), waiting: Mutex::default() }
     }
 
@@ -176,11 +176,11 @@ impl RepeatingSocket {
     }
 
     /// What is sent twice.
-    pub(super) fn repeats(&self) -> &Repeats {
+    pub(super) fn repeats(&self) -> &PacketRepeats {
         &self.repeats
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, PendingCopies> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -315,7 +315,7 @@ mod tests {
     }
 
     /// What comes at a socket for each datagram of `sent`, in the order in which it comes.
-    async fn arrived(repeats: &Arc<Repeats>, protect: bool, sent: &[&[u8]]) -> Vec<Vec<u8>> {
+    async fn arrived(repeats: &Arc<PacketRepeats>, protect: bool, sent: &[&[u8]]) -> Vec<Vec<u8>> {
         let peer = tokio::net::UdpSocket::from_std(socket()).expect("a socket");
         let to = peer.local_addr().expect("an address");
         let system = SystemSocket::new(socket()).expect("a socket");
@@ -370,7 +370,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_small_datagram_comes_twice_and_no_other_does() {
-        let repeats = Arc::<Repeats>::default();
+        let repeats = Arc::<PacketRepeats>::default();
         let (token, full, handshake) = ([1; 100], [2; 1400], [0xc3; 100]);
         let batch = [[3; 100], [4; 100]].concat();
         let sent = [&full[..], &token, &batch, &handshake];
@@ -384,7 +384,7 @@ mod tests {
 
     #[tokio::test]
     async fn on_a_clean_link_nothing_comes_twice() {
-        let repeats = Arc::<Repeats>::default();
+        let repeats = Arc::<PacketRepeats>::default();
         let token = [1; 100];
         assert_eq!(arrived(&repeats, false, &[&token, &token]).await, [&token[..], &token]);
         assert_eq!(repeats.repeated(), Repeated::default());

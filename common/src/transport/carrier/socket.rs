@@ -21,7 +21,7 @@ use quinn::{
 use rustix::io::Errno;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::batch::{Batch, Next};
+use super::batch::{Batch, BatchStep};
 
 /// A full buffer is looked at again after this time if it can't be waited for.
 const FULL_FOR: Duration = Duration::from_millis(1);
@@ -209,16 +209,16 @@ impl AsyncUdpSocket for SystemSocket {
         let mut outgoing = self.outgoing();
         loop {
             match outgoing.batch.add(transmit, self.state.max_gso_segments()) {
-                Next::SendIt => return self.send_batch(transmit),
-                Next::SendHeldFirst => self.send_held(&mut outgoing)?,
-                Next::SendHeld => {
+                BatchStep::SendIt => return self.send_batch(transmit),
+                BatchStep::SendHeldFirst => self.send_held(&mut outgoing)?,
+                BatchStep::SendHeld => {
                     // It has been taken: QUIC must not be told to send it again.
                     return match self.send_held(&mut outgoing) {
                         Ok(()) => Ok(()),
                         Err(_) => self.wake_reader(&mut outgoing),
                     };
                 }
-                Next::Hold => return self.wake_reader(&mut outgoing),
+                BatchStep::Hold => return self.wake_reader(&mut outgoing),
             }
         }
     }
@@ -277,12 +277,12 @@ impl SystemSocket {
     }
 }
 
-type Waiting = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+type WritableFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
 /// Waits for room in the socket's buffer.
 struct Writable {
     socket: Arc<SystemSocket>,
-    waiting: Option<Waiting>,
+    waiting: Option<WritableFuture>,
 }
 
 impl fmt::Debug for Writable {

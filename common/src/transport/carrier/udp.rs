@@ -19,7 +19,7 @@ use quinn::{
 };
 
 use super::{
-    LOCAL, Marks, Protection, RECEIVE_SEGMENTS, REMOTE, Repeated, RepeatingSocket, Repeats,
+    LOCAL, Marks, PacketRepeats, Protection, RECEIVE_SEGMENTS, REMOTE, Repeated, RepeatingSocket,
     SystemSocket,
 };
 
@@ -83,7 +83,7 @@ impl UdpCarrier {
         self.repeats().repeated()
     }
 
-    fn repeats(&self) -> &Repeats {
+    fn repeats(&self) -> &PacketRepeats {
         self.inner.repeats()
     }
 

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proto::identity::DeviceId;
 
 use super::{
-    Full, Queue, Turn, Waiting,
+    Queue, QueueFull, Turn, Waiting,
     fair_queue::{Entered, FairQueue, Ticket},
 };
 
@@ -99,7 +99,7 @@ fn ready(waiting: &mut Waiting) -> Option<Turn> {
     }
 }
 
-fn look(waiting: &mut Waiting) -> Poll<Result<Turn, Full>> {
+fn look(waiting: &mut Waiting) -> Poll<Result<Turn, QueueFull>> {
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     Future::poll(std::pin::Pin::new(waiting), &mut context)
 }
@@ -110,10 +110,10 @@ fn a_device_that_fills_the_queue_loses_its_newest_request_to_others() {
     let (script, person) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
     let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in the queue")).collect();
-    assert_eq!(queue.enter(script).err(), Some(Full));
+    assert_eq!(queue.enter(script).err(), Some(QueueFull));
     let mut persons = queue.enter(person).expect("there is room for somebody else");
     assert!(
-        matches!(look(&mut waiting[7]), Poll::Ready(Err(Full))),
+        matches!(look(&mut waiting[7]), Poll::Ready(Err(QueueFull))),
         "the newest request of the device with the most"
     );
     assert_eq!(queue.waiting(), 8);
@@ -129,7 +129,7 @@ fn a_request_that_stops_waiting_frees_its_place_at_once() {
     let (one, two) = (DeviceId::generate(), DeviceId::generate());
     let turn = ready(&mut queue.enter(one).expect("in")).expect("now");
     let waiting = queue.enter(one).expect("in the queue");
-    assert_eq!(queue.enter(two).err(), Some(Full));
+    assert_eq!(queue.enter(two).err(), Some(QueueFull));
     drop(waiting);
     assert_eq!(queue.waiting(), 0);
     let mut waiting = queue.enter(two).expect("there is room again");

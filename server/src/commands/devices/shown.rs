@@ -20,7 +20,7 @@ use crate::{
         status::{self, plain},
     },
     policy::roles::either,
-    record::Carrier,
+    record::CarrierKind,
     running::{TokensToday, sessions::SessionStatus},
     state::register::Device,
 };
@@ -140,8 +140,8 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
 /// Where a session comes from. The address of a relay on this machine says nothing about the
 /// device's network.
 fn from(remote: &str) -> String {
-    match remote.parse().map(Carrier::of) {
-        Ok(Carrier::Ssh) => format!("SSH, relayed at {remote},"),
+    match remote.parse().map(CarrierKind::of) {
+        Ok(CarrierKind::Ssh) => format!("SSH, relayed at {remote},"),
         _ => remote.to_owned(),
     }
 }

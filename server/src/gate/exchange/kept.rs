@@ -9,13 +9,13 @@ use crate::gate::read_ahead::BEHIND;
 /// begins at the end of the JSON object, and a request that is never finished must not take a turn.
 /// So the end of the object waits for the end of the request, and that waits for the turn.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct HeldBack {
     chunks: Vec<Bytes>,
     /// Bytes that came later, copied into one buffer: chunks may be as small as a byte.
     behind: Vec<u8>,
 }
 
-impl Kept {
+impl HeldBack {
     /// Adds chunks.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn what_waits_is_kept_in_order_and_is_not_endless() {
-        let mut kept = Kept::default();
+        let mut kept = HeldBack::default();
         let long = Bytes::from(vec![b'x'; 2 * BEHIND]);
         kept.add(vec![long.clone()]).expect("it came at once");
         for _ in 0..BEHIND {

@@ -13,7 +13,7 @@ pub(in crate::gate) const BATCH: usize = 16;
 
 /// What has happened.
 #[derive(Debug)]
-pub(in crate::gate) enum Event<'a> {
+pub(in crate::gate) enum ExchangeEvent<'a> {
     /// The device has sent these bytes. The machine takes all of them.
     Device(&'a mut Vec<Bytes>),
     /// The device has ended its direction (FIN).
@@ -53,14 +53,14 @@ pub(in crate::gate) enum Event<'a> {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(in crate::gate) struct Actions {
     /// The request joins the queue, or leaves it.
-    pub(in crate::gate) queue: Option<Queue>,
+    pub(in crate::gate) queue: Option<QueueChange>,
     /// The service has finished with this request: its turn is over.
     pub(in crate::gate) release: bool,
-    /// Sends these bytes to the service. [`Event::Forwarded`] follows.
+    /// Sends these bytes to the service. [`ExchangeEvent::Forwarded`] follows.
     pub(in crate::gate) forward: Vec<Bytes>,
     /// Ends the direction to the service (FIN).
     pub(in crate::gate) finish_service: bool,
-    /// Sends bytes to the device. [`Event::Delivered`] follows.
+    /// Sends bytes to the device. [`ExchangeEvent::Delivered`] follows.
     pub(in crate::gate) deliver: Option<Deliver>,
     /// Ends the direction to the device (FIN).
     pub(in crate::gate) finish_device: bool,
@@ -69,7 +69,7 @@ pub(in crate::gate) struct Actions {
 
 /// Whether the request waits in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::gate) enum Queue {
+pub(in crate::gate) enum QueueChange {
     Join,
     Leave,
 }
@@ -119,13 +119,13 @@ pub(in crate::gate) struct Wants {
     /// The device's STOP_SENDING (it does not accept the answer).
     pub(in crate::gate) device_takes: bool,
     /// Bytes from the device.
-    pub(in crate::gate) device: Device,
+    pub(in crate::gate) device: DeviceRead,
     pub(in crate::gate) turn: bool,
 }
 
 /// What is to be read from the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::gate) enum Device {
+pub(in crate::gate) enum DeviceRead {
     /// Nothing: it has ended.
     Nothing,
     Read,
@@ -138,7 +138,7 @@ pub(in crate::gate) enum Device {
 }
 
 /// A request that may pass.
-pub(in crate::gate) struct Request {
+pub(in crate::gate) struct ForwardedRequest {
     /// The head, and as much of the body as had to be read.
     pub(in crate::gate) begun: Vec<Bytes>,
     /// The rest of its body.
@@ -146,14 +146,14 @@ pub(in crate::gate) struct Request {
     /// The most bytes that its body may have.
     pub(in crate::gate) most_body: Option<u64>,
     /// Whether it needs a turn at the service, and at which point it waits for it.
-    pub(in crate::gate) turn: Turn,
+    pub(in crate::gate) turn: TurnPoint,
     /// Whether an application that sends FIN gives the answer up.
     pub(in crate::gate) ends_with_device: bool,
 }
 
 /// At which point a request waits for its turn at the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::gate) enum Turn {
+pub(in crate::gate) enum TurnPoint {
     /// It needs no turn.
     None,
     /// Before any of it is forwarded. The wait is short: nothing is kept back.

@@ -11,7 +11,7 @@ const REST: &[u8] = b"1\r\nb\r\n0\r\n\r\n";
 #[derive(Debug, Clone, Copy)]
 struct State {
     name: &'static str,
-    turn: Turn,
+    turn: TurnPoint,
     length: BodyLength,
     events: &'static [Step],
 }
@@ -65,23 +65,23 @@ const NONE: BodyLength = BodyLength::Known(0);
 
 #[rustfmt::skip]
 const STATES: &[State] = &[
-    State { name: "queued", turn: Turn::First, length: TEN, events: &[] },
-    State { name: "body", turn: Turn::None, length: TEN, events: &[Forwarded] },
-    State { name: "forwarding", turn: Turn::None, length: TEN, events: &[] },
-    State { name: "held", turn: Turn::Whole, length: TEN, events: &[Forwarded, Device("0123456789")] },
-    State { name: "sent", turn: Turn::None, length: NONE, events: &[Forwarded] },
-    State { name: "sent, answering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered] },
-    State { name: "sent, delivering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN)] },
-    State { name: "sent, more behind", turn: Turn::None, length: NONE, events: &[Forwarded, Device("next"), DeviceEnded] },
-    State { name: "sent, closed", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
-    State { name: "body, answering", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered] },
-    State { name: "body, whole", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered] },
-    State { name: "body, closed", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
-    State { name: "body, stopped", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerRefused] },
-    State { name: "body, lost", turn: Turn::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerLost] },
-    State { name: "ended", turn: Turn::None, length: NONE, events: &[Forwarded, DeviceEnded] },
-    State { name: "ended, answering", turn: Turn::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, DeviceEnded] },
-    State { name: "ended within", turn: Turn::None, length: TEN, events: &[Forwarded, DeviceEnded] },
+    State { name: "queued", turn: TurnPoint::First, length: TEN, events: &[] },
+    State { name: "body", turn: TurnPoint::None, length: TEN, events: &[Forwarded] },
+    State { name: "forwarding", turn: TurnPoint::None, length: TEN, events: &[] },
+    State { name: "held", turn: TurnPoint::Whole, length: TEN, events: &[Forwarded, Device("0123456789")] },
+    State { name: "sent", turn: TurnPoint::None, length: NONE, events: &[Forwarded] },
+    State { name: "sent, answering", turn: TurnPoint::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered] },
+    State { name: "sent, delivering", turn: TurnPoint::None, length: NONE, events: &[Forwarded, Service(BEGUN)] },
+    State { name: "sent, more behind", turn: TurnPoint::None, length: NONE, events: &[Forwarded, Device("next"), DeviceEnded] },
+    State { name: "sent, closed", turn: TurnPoint::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
+    State { name: "body, answering", turn: TurnPoint::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered] },
+    State { name: "body, whole", turn: TurnPoint::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered] },
+    State { name: "body, closed", turn: TurnPoint::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, ServiceEnded] },
+    State { name: "body, stopped", turn: TurnPoint::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerRefused] },
+    State { name: "body, lost", turn: TurnPoint::None, length: TEN, events: &[Forwarded, Service(BEGUN), Delivered, AnswerLost] },
+    State { name: "ended", turn: TurnPoint::None, length: NONE, events: &[Forwarded, DeviceEnded] },
+    State { name: "ended, answering", turn: TurnPoint::None, length: NONE, events: &[Forwarded, Service(BEGUN), Delivered, DeviceEnded] },
+    State { name: "ended within", turn: TurnPoint::None, length: TEN, events: &[Forwarded, DeviceEnded] },
 ];
 
 fn refused() -> Refused {
@@ -99,24 +99,24 @@ fn step(exchange: &mut Exchange<'_>, step: Step) -> String {
     said(&exchange.on(match step {
         Device(text) => {
             chunks.push(Bytes::from_static(text.as_bytes()));
-            Event::Device(&mut chunks)
+            ExchangeEvent::Device(&mut chunks)
         }
-        DeviceEnded => Event::DeviceEnded,
-        DeviceReset => Event::DeviceReset(Code::Aborted as u64),
-        DeviceLost => Event::DeviceLost,
-        AnswerRefused => Event::AnswerRefused,
-        AnswerLost => Event::AnswerLost,
-        Forwarded => Event::Forwarded,
-        Delivered => Event::Delivered,
-        Service(bytes) => Event::Service(bytes),
-        ServiceEnded => Event::ServiceEnded,
-        ServiceReset => Event::ServiceReset,
-        ServiceRefused => Event::ServiceRefused,
-        Granted => Event::Turn(Ok(())),
-        NoTurn => Event::Turn(Err(not_now())),
-        Overruled => Event::Overruled(refused()),
-        Limit => Event::Limit { line: b"{}\n".to_vec(), refused: limit() },
-        Draining => Event::Draining,
+        DeviceEnded => ExchangeEvent::DeviceEnded,
+        DeviceReset => ExchangeEvent::DeviceReset(Code::Aborted as u64),
+        DeviceLost => ExchangeEvent::DeviceLost,
+        AnswerRefused => ExchangeEvent::AnswerRefused,
+        AnswerLost => ExchangeEvent::AnswerLost,
+        Forwarded => ExchangeEvent::Forwarded,
+        Delivered => ExchangeEvent::Delivered,
+        Service(bytes) => ExchangeEvent::Service(bytes),
+        ServiceEnded => ExchangeEvent::ServiceEnded,
+        ServiceReset => ExchangeEvent::ServiceReset,
+        ServiceRefused => ExchangeEvent::ServiceRefused,
+        Granted => ExchangeEvent::Turn(Ok(())),
+        NoTurn => ExchangeEvent::Turn(Err(not_now())),
+        Overruled => ExchangeEvent::Overruled(refused()),
+        Limit => ExchangeEvent::Limit { line: b"{}\n".to_vec(), refused: limit() },
+        Draining => ExchangeEvent::Draining,
     }))
 }
 
@@ -148,7 +148,7 @@ fn said(actions: &Actions) -> String {
 fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
     let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
     let mut ahead = ReadAhead::default();
-    let request = Request {
+    let request = ForwardedRequest {
         begun: vec![Bytes::from_static(b"HEAD")],
         body: Body::new(state.length),
         most_body: None,
@@ -166,9 +166,11 @@ fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
 fn can_happen(exchange: &Exchange<'_>, event: Step) -> bool {
     let Wants { service, device_takes, device, turn } = exchange.wants();
     match event {
-        Device(_) | DeviceEnded => matches!(device, super::Device::Read | super::Device::Ahead(_)),
-        DeviceReset => device != super::Device::Nothing,
-        DeviceLost => !matches!(device, super::Device::Nothing | super::Device::Reset),
+        Device(_) | DeviceEnded => {
+            matches!(device, super::DeviceRead::Read | super::DeviceRead::Ahead(_))
+        }
+        DeviceReset => device != super::DeviceRead::Nothing,
+        DeviceLost => !matches!(device, super::DeviceRead::Nothing | super::DeviceRead::Reset),
         AnswerRefused | AnswerLost => device_takes,
         Forwarded | ServiceRefused => exchange.forwarding,
         Delivered => exchange.delivering,
@@ -201,7 +203,7 @@ fn every_event_in_every_state() {
 }
 
 /// All actions of the machine during these events, as text.
-fn actions_of(turn: Turn, length: BodyLength, events: &[Step]) -> Vec<String> {
+fn actions_of(turn: TurnPoint, length: BodyLength, events: &[Step]) -> Vec<String> {
     let state = State { name: "", turn, length, events: &[] };
     at(&state, |exchange| events.iter().map(|event| step(exchange, *event)).collect())
 }
@@ -212,19 +214,19 @@ const DONE: &[u8] = b"f\r\n{\"done\":true}\r\n\r\n0\r\n\r\n";
 fn an_answer_that_the_service_completed_after_a_cancellation_is_recorded_as_cancelled() {
     let answered = |last| {
         let events = [Forwarded, Service(BEGUN), Delivered, DeviceEnded, Service(last), Delivered];
-        actions_of(Turn::None, NONE, &events).pop().expect("an end")
+        actions_of(TurnPoint::None, NONE, &events).pop().expect("an end")
     };
     assert_eq!(answered(REST), "next: cancelled");
     assert_eq!(answered(DONE), "next: done", "it was complete before the device ended");
     let whole = [Forwarded, Service(BEGUN), Delivered, Service(REST), Delivered];
-    assert_eq!(actions_of(Turn::None, NONE, &whole).pop().expect("an end"), "next: done");
+    assert_eq!(actions_of(TurnPoint::None, NONE, &whole).pop().expect("an end"), "next: done");
 }
 
 #[test]
 fn a_limit_ends_an_answer_with_a_line_if_one_can_be_added() {
     let at_limit = |before: &'static [Step], after: &'static [Step]| {
         let events = [&[Forwarded], before, &[Limit], after].concat();
-        actions_of(Turn::None, NONE, &events).pop().expect("an end")
+        actions_of(TurnPoint::None, NONE, &events).pop().expect("an end")
     };
     let last = "last \"3\\r\\n{}\\n\\r\\n0\\r\\n\\r\\n\": refused";
     assert_eq!(at_limit(&[], &[]), "tell 429");
@@ -252,13 +254,13 @@ fn what_would_let_the_service_begin_waits_for_its_turn_and_nothing_else_does() {
         Forwarded,
     ];
     assert_eq!(
-        actions_of(Turn::Whole, LENGTH, &events),
+        actions_of(TurnPoint::Whole, LENGTH, &events),
         ["", "forward \"{\\\"a\\\":\"", "", "", "join", "forward \"1} \"", ""]
     );
     // A device that sends FIN after a pipelined request still waits.
     let events = [Forwarded, Device("{\"a\":1} next"), DeviceEnded, Granted];
     assert_eq!(
-        actions_of(Turn::Whole, LENGTH, &events),
+        actions_of(TurnPoint::Whole, LENGTH, &events),
         ["", "join", "", "forward \"{\\\"a\\\":1} \""]
     );
 }
@@ -266,7 +268,7 @@ fn what_would_let_the_service_begin_waits_for_its_turn_and_nothing_else_does() {
 #[test]
 fn nothing_after_a_malformed_chunk_is_forwarded() {
     let events = [Forwarded, Device("3\r\nabc\r\n+3\r\nabc\r\n")];
-    assert_eq!(actions_of(Turn::None, BodyLength::Chunked, &events), ["", "tell 400"]);
+    assert_eq!(actions_of(TurnPoint::None, BodyLength::Chunked, &events), ["", "tell 400"]);
 }
 
 #[test]
@@ -274,7 +276,7 @@ fn an_answer_that_comes_before_its_turn_ends_the_wait() {
     let events =
         [Forwarded, Device("0123456789"), Service(BEGUN), Delivered, Service(REST), Delivered];
     assert_eq!(
-        actions_of(Turn::Whole, TEN, &events)[4..],
+        actions_of(TurnPoint::Whole, TEN, &events)[4..],
         ["release, deliver from 0", "leave, forward \"0123456789\""]
     );
 }

@@ -9,7 +9,10 @@ use proto::{
 
 use super::{Content, Stop};
 use crate::{
-    gate::{budget::Full, connection::Conversation, exchange, refused::Refused, running::Running},
+    gate::{
+        budget::BudgetExhausted, connection::Conversation, exchange, refused::Refused,
+        running::RunningRequest,
+    },
     policy::RoutePermit,
     record::Refusal,
 };
@@ -29,7 +32,7 @@ impl Conversation<'_> {
         head: &RequestHead,
         route: ApiRoute,
         content: &mut Content,
-        running: &mut Running<'_>,
+        running: &mut RunningRequest<'_>,
     ) -> Result<Option<Vec<String>>, Stop> {
         let keys = match route.models {
             Models::None => return Ok(None),
@@ -70,7 +73,7 @@ impl Conversation<'_> {
         head: &RequestHead,
         class: RouteClass,
         content: &mut Content,
-        running: &mut Running<'_>,
+        running: &mut RunningRequest<'_>,
     ) -> Result<(), Stop> {
         if head.expects_continue && content.raw.is_empty() {
             running.answer.continued();
@@ -122,7 +125,7 @@ impl Conversation<'_> {
         let mut wait = self.gate.memory.share(self.context.asker.id);
         let more = all - self.device.memory.amount();
         let grown = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
-        if grown == Err(Full) {
+        if grown == Err(BudgetExhausted) {
             return Err(Refused::no_memory().into());
         }
         self.device.memory.join(wait);

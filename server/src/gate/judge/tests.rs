@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     policy::{Policy, roles::Rules, upstream::Upstream},
-    record::{Asker, Carrier, Nobody},
+    record::{Asker, CarrierKind, Nobody},
     state::register::Register,
 };
 
@@ -76,7 +76,7 @@ impl Bench {
                 id: self.certificate.device.expect("a device"),
                 name: self.name.clone(),
                 remote: ([127, 0, 0, 1], 1).into(),
-                carrier: Carrier::Local,
+                carrier: CarrierKind::Local,
                 uid: None,
             },
             service: &self.name,

@@ -40,7 +40,7 @@ pub(super) enum Hearing {
 
 /// Groups of keys whose knocks are remembered together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Group {
+pub(super) enum KeyGroup {
     /// Devices, each with a key of its own.
     Devices,
     /// Keys that many clients may have: their attempts are not counted.
@@ -85,7 +85,7 @@ impl Heard {
     pub(super) fn hear(
         &mut self,
         knock: &Knock,
-        group: Group,
+        group: KeyGroup,
         from: SocketAddr,
         now: Duration,
         may_try: impl FnOnce() -> bool,
@@ -95,8 +95,8 @@ impl Heard {
             let is_counted = may_try.take().is_some_and(|may_try| may_try());
             let memory = match group {
                 _ if !is_counted => &mut self.too_many,
-                Group::Devices => &mut self.devices,
-                Group::Crowds => &mut self.crowds,
+                KeyGroup::Devices => &mut self.devices,
+                KeyGroup::Crowds => &mut self.crowds,
             };
             memory.put(*knock, Attempt { is_counted, ..Attempt::begun(from, now) });
         }
@@ -139,15 +139,15 @@ impl Heard {
 
 /// The connection IDs that this server has chosen in handshakes, and for which clients.
 #[derive(Debug)]
-pub(super) struct Issued(Recent<Vec<u8>, (SocketAddr, Duration)>);
+pub(super) struct IssuedIds(Recent<Vec<u8>, (SocketAddr, Duration)>);
 
-impl Default for Issued {
+impl Default for IssuedIds {
     fn default() -> Self {
         Self(Recent::new(ISSUED))
     }
 }
 
-impl Issued {
+impl IssuedIds {
     /// Notes the connection ID in a datagram that the server sends in a handshake. `now` is a time
     /// since any fixed moment.
     pub(super) fn sent(&mut self, datagram: &[u8], to: SocketAddr, now: Duration) {
@@ -206,10 +206,14 @@ mod tests {
             ("when its handshake must be over", at(1, 1), ms(10_005), Replayed),
             ("a day later", at(1, 1), ms(86_400_000), Replayed),
         ] {
-            assert_eq!(heard.hear(&KNOCK, Group::Devices, from, now, || true), hearing, "{what}");
+            assert_eq!(
+                heard.hear(&KNOCK, KeyGroup::Devices, from, now, || true),
+                hearing,
+                "{what}"
+            );
         }
         assert_eq!(
-            heard.hear(&[8; KNOCK_LEN], Group::Devices, at(2, 1), ms(0), || true),
+            heard.hear(&[8; KNOCK_LEN], KeyGroup::Devices, at(2, 1), ms(0), || true),
             Genuine,
             "another knock"
         );
@@ -219,7 +223,7 @@ mod tests {
     fn one_knock_has_a_bounded_number_of_datagrams_and_retries_and_one_handshake() {
         let mut heard = Heard::default();
         let hear = |_: &u32| {
-            heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || true)
+            heard.hear(&KNOCK, KeyGroup::Devices, at(1, 1), Duration::ZERO, || true)
                 != Hearing::Replayed
         };
         let listened = (0..1000).filter(hear).count();
@@ -230,7 +234,7 @@ mod tests {
         assert!(!heard.may_take(&KNOCK));
 
         let next = [8; KNOCK_LEN];
-        heard.hear(&next, Group::Devices, at(1, 1), Duration::ZERO, || true);
+        heard.hear(&next, KeyGroup::Devices, at(1, 1), Duration::ZERO, || true);
         heard.take(&next);
         assert!(!heard.retry(&next), "a copy of what has led to a handshake");
         assert!(!heard.retry(&[9; KNOCK_LEN]) && !heard.may_take(&[9; KNOCK_LEN]), "never heard");
@@ -239,7 +243,8 @@ mod tests {
     #[test]
     fn an_attempt_is_counted_once_and_one_over_the_limit_can_be_repeated_later() {
         let mut heard = Heard::default();
-        let mut hear = |may| heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || may);
+        let mut hear =
+            |may| heard.hear(&KNOCK, KeyGroup::Devices, at(1, 1), Duration::ZERO, || may);
         assert_eq!(hear(false), Hearing::TooOften);
         assert_eq!(hear(false), Hearing::TooOften, "sending it twice does not help");
         assert_eq!(hear(true), Hearing::Genuine);
@@ -249,20 +254,20 @@ mod tests {
     #[test]
     fn a_flood_does_not_push_out_the_knocks_of_others() {
         let mut heard = Heard::default();
-        let group_of = |nth: u32| [Group::Devices, Group::Crowds][nth as usize % 2];
+        let group_of = |nth: u32| [KeyGroup::Devices, KeyGroup::Crowds][nth as usize % 2];
         assert_eq!(
-            heard.hear(&KNOCK, Group::Devices, at(1, 1), Duration::ZERO, || true),
+            heard.hear(&KNOCK, KeyGroup::Devices, at(1, 1), Duration::ZERO, || true),
             Hearing::Genuine
         );
         for nth in 0..5 * KNOCKS as u32 {
             let mut knock = [9; KNOCK_LEN];
             knock[..4].copy_from_slice(&nth.to_be_bytes());
             // Attempts of devices are over the limit each time; those of crowds are not counted.
-            let may_try = group_of(nth) == Group::Crowds;
+            let may_try = group_of(nth) == KeyGroup::Crowds;
             heard.hear(&knock, group_of(nth), at(3, 1), Duration::ZERO, || may_try);
         }
         assert_eq!(
-            heard.hear(&KNOCK, Group::Devices, at(2, 1), Duration::ZERO, || true),
+            heard.hear(&KNOCK, KeyGroup::Devices, at(2, 1), Duration::ZERO, || true),
             Hearing::Replayed
         );
     }
@@ -277,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_chosen_connection_id_is_accepted_from_its_client_and_for_a_short_time() {
-        let mut issued = Issued::default();
+        let mut issued = IssuedIds::default();
         let (id, now) = ([5; 8], Duration::from_secs(100));
         assert!(!issued.knows(&id, at(1, 1), now));
         issued.sent(&long(0xf0, &[1, 2, 3, 4], &id), at(1, 1), now);

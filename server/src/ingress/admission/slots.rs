@@ -39,12 +39,12 @@ impl Knocker {
 #[derive(Debug)]
 pub(super) struct Slots<T> {
     /// In the order in which they began.
-    held: BTreeMap<u64, Held<T>>,
+    held: BTreeMap<u64, HeldSlot<T>>,
     next: u64,
 }
 
 #[derive(Debug)]
-struct Held<T> {
+struct HeldSlot<T> {
     knocker: Knocker,
     address: Option<IpAddr>,
     since: Duration,
@@ -83,7 +83,7 @@ impl<T> Slots<T> {
         let ended = displaced.and_then(|number| self.held.remove(&number)).map(|held| held.end);
         let number = self.next;
         self.next += 1;
-        self.held.insert(number, Held { knocker, address, since: now, end });
+        self.held.insert(number, HeldSlot { knocker, address, since: now, end });
         Some((number, ended))
     }
 
@@ -93,12 +93,12 @@ impl<T> Slots<T> {
     }
 
     fn to_displace(&self, knocker: Knocker, address: Option<IpAddr>) -> Option<u64> {
-        let oldest_of = |is: &dyn Fn(&Held<T>) -> bool| {
+        let oldest_of = |is: &dyn Fn(&HeldSlot<T>) -> bool| {
             let mut theirs = self.held.iter().filter(|(_, held)| is(held));
             let oldest = theirs.next().map(|(number, _)| *number);
             (oldest, 1 + theirs.count())
         };
-        let of_owner = |owner| oldest_of(&move |held: &Held<T>| held.knocker == owner);
+        let of_owner = |owner| oldest_of(&move |held: &HeldSlot<T>| held.knocker == owner);
         let (oldest, count) = of_owner(knocker);
         if count >= knocker.most_slots() {
             return oldest;

@@ -47,12 +47,12 @@ impl World {
     }
 
     /// Makes a new knock, which is heard and judged.
-    fn attempt(&self, key: &KnockKey, from: SocketAddr, proved: bool) -> Verdict {
+    fn attempt(&self, key: &KnockKey, from: SocketAddr, proved: bool) -> AttemptVerdict {
         let knock = key.knock();
         if self.admission.hear(&knock, from, NOW) {
             self.admission.judge(&knock, from, proved, NOW)
         } else {
-            Verdict::Ignore(Reason::Stranger)
+            AttemptVerdict::Ignore(Reason::Stranger)
         }
     }
 }
@@ -65,19 +65,19 @@ fn local(port: u16) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], port))
 }
 
-fn is_accepted(verdict: &Verdict) -> bool {
-    matches!(verdict, Verdict::Accept(_))
+fn is_accepted(verdict: &AttemptVerdict) -> bool {
+    matches!(verdict, AttemptVerdict::Accept(_))
 }
 
 #[test]
 fn packets_without_a_knock_are_not_answered() {
     let mut world = World::new();
     world.device();
-    let (other, shared) = (SharedKey::generate(), world.keys.door.clone());
+    let (other, shared) = (SharedKey::generate(), world.keys.shared_knock.clone());
     for knock in [&[][..], &[0; 8], &[0; 20], &other.knock(), &shared.knock()] {
         assert!(!world.admission.hear(knock, host(7), NOW), "{knock:?}");
         let verdict = world.admission.judge(knock, host(7), true, NOW);
-        assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{knock:?}");
+        assert!(matches!(verdict, AttemptVerdict::Ignore(Reason::Stranger)), "{knock:?}");
     }
     assert_eq!(world.admission.ignored(Reason::Stranger), 10);
 }
@@ -86,8 +86,8 @@ fn packets_without_a_knock_are_not_answered() {
 fn a_remote_address_is_proved_before_a_handshake() {
     let mut world = World::new();
     let (id, key) = world.device();
-    assert!(matches!(world.attempt(&key, host(7), false), Verdict::Retry));
-    let Verdict::Accept(slot) = world.attempt(&key, host(7), true) else { panic!("proved") };
+    assert!(matches!(world.attempt(&key, host(7), false), AttemptVerdict::Retry));
+    let AttemptVerdict::Accept(slot) = world.attempt(&key, host(7), true) else { panic!("proved") };
     assert_eq!(slot.knocker(), Knocker::Device(id));
     assert!(is_accepted(&world.attempt(&key, local(1), false)));
 }
@@ -102,7 +102,7 @@ fn the_knock_of_a_revoked_device_is_not_answered() {
     world.register.revoke(id, NOW).expect("revoked");
     world.refresh();
     let verdict = world.admission.judge(&knock, local(1), false, NOW);
-    assert!(matches!(verdict, Verdict::Ignore(Reason::Stranger)), "{verdict:?}");
+    assert!(matches!(verdict, AttemptVerdict::Ignore(Reason::Stranger)), "{verdict:?}");
     assert!(!world.admission.hear(&key.knock(), local(1), NOW));
     world.register.forget(id).expect("forgotten");
     world.refresh();
@@ -118,7 +118,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
     world.register.invite(&name, &default_role(), &secret, NOW + 1, NOW).expect("invited");
     world.refresh();
     let key = secret.knock_key().into();
-    let Verdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
+    let AttemptVerdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };
     assert!(matches!(slot.knocker(), Knocker::Invited(_)));
     assert!(!world.admission.hear(&key.knock(), local(1), NOW + 1));
 }
@@ -130,13 +130,13 @@ fn a_copied_knock_is_not_answered() {
     let knock = key.knock();
     assert!(world.admission.hear(&knock, host(1), NOW));
     assert!(!world.admission.hear(&knock, host(2), NOW), "from elsewhere");
-    assert!(matches!(world.admission.judge(&knock, host(1), false, NOW), Verdict::Retry));
+    assert!(matches!(world.admission.judge(&knock, host(1), false, NOW), AttemptVerdict::Retry));
     let verdict = world.admission.judge(&knock, host(1), true, NOW);
     assert!(is_accepted(&verdict));
     drop(verdict);
     for proved in [false, true] {
         let again = world.admission.judge(&knock, host(1), proved, NOW);
-        assert!(matches!(again, Verdict::Ignore(Reason::Replayed)), "{again:?}");
+        assert!(matches!(again, AttemptVerdict::Ignore(Reason::Replayed)), "{again:?}");
     }
 }
 

@@ -4,14 +4,14 @@ use serde::{Deserialize, Serialize};
 
 use super::BoxFound;
 use crate::{
-    doctor::{Judged, bad, ok, warn},
+    doctor::{Judgement, bad, ok, warn},
     human,
     identity::Name,
 };
 
 /// The device that asks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Device {
+pub struct DeviceFound {
     /// What the server calls it.
     pub name: Name,
     /// Its role.
@@ -30,9 +30,9 @@ pub struct Device {
     pub body: Option<u64>,
 }
 
-pub(super) fn device(found: &BoxFound) -> Option<Judged> {
+pub(super) fn device(found: &BoxFound) -> Option<Judgement> {
     let device = found.device.as_ref()?;
-    let Device { name, role, .. } = device;
+    let DeviceFound { name, role, .. } = device;
     if !device.role_is_known {
         let judged = bad(format!(
             "{name} has the role `{role}`, which is not in the configuration: it may do nothing"
@@ -57,7 +57,7 @@ pub(super) fn device(found: &BoxFound) -> Option<Judged> {
     })
 }
 
-impl Device {
+impl DeviceFound {
     /// Its models and limits, as people read them.
     fn rights(&self) -> Vec<String> {
         let models = match self.models.is_empty() {

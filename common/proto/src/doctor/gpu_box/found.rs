@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{device::Device, ollama::Ollama};
+use super::{device::DeviceFound, ollama::Ollama};
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
 /// What was found on the box. What nobody looked for is `None`, and has no line. Times are Unix
@@ -40,7 +40,7 @@ pub struct BoxFound {
     /// Who is enrolled.
     pub devices: Option<Devices>,
     /// The device that asks.
-    pub device: Option<Device>,
+    pub device: Option<DeviceFound>,
     /// How large the kernel lets socket buffers be.
     pub buffers: Option<Buffers>,
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BoxFound, InFlight};
 use crate::{
-    doctor::{Judged, bad, ok, warn},
+    doctor::{Judgement, bad, ok, warn},
     human,
 };
 
@@ -14,7 +14,7 @@ pub struct Ollama {
     /// Where it is asked: `127.0.0.1:11434`.
     pub address: String,
     /// What it said.
-    pub answer: Answer,
+    pub answer: VersionAnswer,
     /// Other addresses of this machine at which it answers, too.
     pub exposed: Vec<String>,
     /// systemd has a unit `ollama`.
@@ -29,7 +29,7 @@ pub struct Ollama {
 
 /// What Ollama said to `GET /api/version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Answer {
+pub enum VersionAnswer {
     /// Its version.
     Version(String),
     /// Something else is behind the address (`tcp://`), and it takes connections.
@@ -72,7 +72,7 @@ const EXTENSIONS: &str = "chrome-extension://*,moz-extension://*,safari-web-exte
 
 impl Ollama {
     /// A command that sets one of its variables, and starts it again.
-    fn set(&self, judged: Judged, name: &str, value: &str) -> Judged {
+    fn set(&self, judged: Judgement, name: &str, value: &str) -> Judgement {
         if !self.has_unit {
             return judged.cure_by("stop Ollama, then", format!("{name}='{value}' ollama serve"));
         }
@@ -88,30 +88,30 @@ impl Ollama {
     }
 }
 
-pub(super) fn ollama(found: &BoxFound) -> Option<Judged> {
+pub(super) fn ollama(found: &BoxFound) -> Option<Judgement> {
     let Ollama { address, answer, has_unit, .. } = &found.ollama;
     let by_hand = format!("curl -i http://{address}/api/version");
     let who = format!("sudo ss -ltnp 'sport = :{}'", address.rsplit(':').next().unwrap_or("11434"));
     Some(match answer {
-        Answer::Version(version) => ok(format!("version {version} at {address}")),
-        Answer::Connected => ok(format!("{address} takes connections (`tcp://`: what is behind it is not looked at)")),
-        Answer::Refused => bad(format!("nothing listens at {address}"))
+        VersionAnswer::Version(version) => ok(format!("version {version} at {address}")),
+        VersionAnswer::Connected => ok(format!("{address} takes connections (`tcp://`: what is behind it is not looked at)")),
+        VersionAnswer::Refused => bad(format!("nothing listens at {address}"))
             .cure(found.ollama.start())
             .cure_by("if it listens elsewhere", format!("aditd serve{} --upstream http://127.0.0.1:PORT", found.argument)),
-        Answer::Silent(why) => {
+        VersionAnswer::Silent(why) => {
             let restart = if *has_unit { "sudo systemctl restart ollama" } else { &by_hand };
             bad(format!("{address} does not answer: {why}")).cure(restart)
         }
-        Answer::Other { status: 403, is_empty: true } => bad(format!(
+        VersionAnswer::Other { status: 403, is_empty: true } => bad(format!(
             "{address} answers 403 without a body, as Ollama does to a `Host` or an `Origin` that it does not know; it should know `localhost`"
         ))
         .cure_by("see who answers there", who),
-        Answer::Other { status, .. } => bad(format!("{address} answers {status}: that is not Ollama"))
+        VersionAnswer::Other { status, .. } => bad(format!("{address} answers {status}: that is not Ollama"))
             .cure_by("see who answers there", who),
     })
 }
 
-pub(super) fn exposed(found: &BoxFound) -> Option<Judged> {
+pub(super) fn exposed(found: &BoxFound) -> Option<Judgement> {
     let Ollama { address, exposed, .. } = &found.ollama;
     if exposed.is_empty() {
         return Some(ok("loopback alone, so adit can't be bypassed"));
@@ -124,7 +124,7 @@ pub(super) fn exposed(found: &BoxFound) -> Option<Judged> {
     Some(found.ollama.set(judged, "OLLAMA_HOST", &format!("127.0.0.1:{port}")))
 }
 
-pub(super) fn pages(found: &BoxFound) -> Option<Judged> {
+pub(super) fn pages(found: &BoxFound) -> Option<Judgement> {
     let Pages { other_site, extension } = found.ollama.pages?;
     if other_site != 403 {
         let judged = warn(
@@ -142,7 +142,7 @@ pub(super) fn pages(found: &BoxFound) -> Option<Judged> {
     ))
 }
 
-pub(super) fn parallel(found: &BoxFound) -> Option<Judged> {
+pub(super) fn parallel(found: &BoxFound) -> Option<Judgement> {
     let InFlight::Most(most) = found.max_in_flight? else {
         return Some(ok(
             "max_in_flight is not set: requests wait in Ollama's own queue, where devices do not take turns",
@@ -174,7 +174,7 @@ pub(super) fn parallel(found: &BoxFound) -> Option<Judged> {
     Some(ok(format!("{requests} (max_in_flight), of the {runs} that Ollama runs ({whence})")))
 }
 
-pub(super) fn models(found: &BoxFound) -> Option<Judged> {
+pub(super) fn models(found: &BoxFound) -> Option<Judgement> {
     let (models, loaded) = found.ollama.models.as_ref()?;
     if *models == 0 {
         return Some(warn("Ollama has none").cure("ollama pull llama3.2"));

@@ -1,8 +1,8 @@
 //! Findings of a box, and the line and cure that each is told.
 
 use super::{
-    device::Device,
-    ollama::{Answer, Ollama, Pages, Parallel},
+    device::DeviceFound,
+    ollama::{Ollama, Pages, Parallel, VersionAnswer},
     *,
 };
 use crate::{
@@ -38,7 +38,7 @@ fn well() -> BoxFound {
         }),
         ollama: Ollama {
             address: "127.0.0.1:11434".to_owned(),
-            answer: Answer::Version("0.33.0".to_owned()),
+            answer: VersionAnswer::Version("0.33.0".to_owned()),
             exposed: Vec::new(),
             has_unit: true,
             pages: Some(Pages { other_site: 403, extension: 200 }),
@@ -64,7 +64,7 @@ fn well() -> BoxFound {
             lost: 0,
         }),
         devices: Some(Devices { enrolled: 2, connected: 1, without_role: Vec::new() }),
-        device: Some(Device {
+        device: Some(DeviceFound {
             name: name("laptop"),
             role: name("infer"),
             role_is_known: true,
@@ -110,7 +110,7 @@ fn unit_of(found: &mut BoxFound) -> &mut Unit {
     found.unit.as_mut().expect("a unit")
 }
 
-fn device_of(found: &mut BoxFound) -> &mut Device {
+fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
     found.device.as_mut().expect("a device")
 }
 
@@ -245,35 +245,35 @@ const BREAKAGES: [Breakage; 33] = [
         "journalctl -u aditd -n 20",
     ),
     (
-        |found| found.ollama.answer = Answer::Refused,
+        |found| found.ollama.answer = VersionAnswer::Refused,
         "ollama",
         Verdict::Bad,
         "nothing listens at 127.0.0.1:11434",
         "sudo systemctl start ollama",
     ),
     (
-        |found| (found.ollama.answer, found.ollama.has_unit) = (Answer::Refused, false),
+        |found| (found.ollama.answer, found.ollama.has_unit) = (VersionAnswer::Refused, false),
         "ollama",
         Verdict::Bad,
         "nothing listens",
         "ollama serve",
     ),
     (
-        |found| found.ollama.answer = Answer::Silent("no answer within 2 s".to_owned()),
+        |found| found.ollama.answer = VersionAnswer::Silent("no answer within 2 s".to_owned()),
         "ollama",
         Verdict::Bad,
         "does not answer: no answer within 2 s",
         "sudo systemctl restart ollama",
     ),
     (
-        |found| found.ollama.answer = Answer::Other { status: 403, is_empty: true },
+        |found| found.ollama.answer = VersionAnswer::Other { status: 403, is_empty: true },
         "ollama",
         Verdict::Bad,
         "403 without a body, as Ollama does to a `Host` or an `Origin`",
         "sudo ss -ltnp 'sport = :11434'",
     ),
     (
-        |found| found.ollama.answer = Answer::Other { status: 200, is_empty: false },
+        |found| found.ollama.answer = VersionAnswer::Other { status: 200, is_empty: false },
         "ollama",
         Verdict::Bad,
         "that is not Ollama",
@@ -431,7 +431,7 @@ fn how_near_a_limit_is_decides_its_verdict() {
 #[test]
 fn without_ollama_nothing_is_said_of_what_it_does() {
     let mut found = well();
-    found.ollama.answer = Answer::Refused;
+    found.ollama.answer = VersionAnswer::Refused;
     let report = Report::new("1", lines(&found));
     assert_eq!((report.count(Verdict::Bad), report.count(Verdict::NotChecked)), (1, 4));
     assert!(unasked("a tunnel").found.ends_with("needs a tunnel"));

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::LaptopFound;
 use crate::{
-    doctor::{Judged, bundle::without_password, ok, warn},
+    doctor::{Judgement, bundle::without_password, ok, warn},
     wire::OLLAMA_PORT,
 };
 
@@ -22,7 +22,7 @@ pub struct Environment {
 /// What a tool may call this computer.
 const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
 
-pub(super) fn proxies(found: &LaptopFound) -> Option<Judged> {
+pub(super) fn proxies(found: &LaptopFound) -> Option<Judgement> {
     let Some((name, value)) = &found.environment.proxy else {
         return Some(ok("no proxy for HTTP in the environment"));
     };
@@ -80,7 +80,7 @@ fn is_here(host: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_near)
 }
 
-pub(super) fn ollama_host(found: &LaptopFound) -> Option<Judged> {
+pub(super) fn ollama_host(found: &LaptopFound) -> Option<Judgement> {
     let port = found.adit.port();
     let right = if port == OLLAMA_PORT {
         "unset OLLAMA_HOST".to_owned()

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use super::LaptopFound;
-use crate::doctor::{Judged, bad, ok, warn};
+use crate::doctor::{Judgement, bad, ok, warn};
 
 /// One address that tools use, and who has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,7 +54,7 @@ impl Holder {
     }
 }
 
-pub(super) fn port(found: &LaptopFound) -> Option<Judged> {
+pub(super) fn port(found: &LaptopFound) -> Option<Judgement> {
     let number = found.adit.port();
     let ports: Vec<_> = found.ports.iter().filter(|p| p.address.port() == number).collect();
     let taken: Vec<_> = ports.iter().filter(|p| p.holder.stranger().is_some()).collect();
@@ -88,7 +88,7 @@ pub(super) fn port(found: &LaptopFound) -> Option<Judged> {
 }
 
 /// Somebody else has an address.
-fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judged {
+fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judgement {
     let number = taken[0].address.port();
     let addresses = all(&taken.iter().map(|p| p.address).collect::<Vec<_>>());
     let mut who: Vec<_> = taken.iter().filter_map(|p| p.holder.stranger()).collect();

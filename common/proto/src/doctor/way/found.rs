@@ -51,12 +51,12 @@ pub struct Ssh {
     /// Where, as `adit enroll` takes it.
     pub to: String,
     /// Logged in; or why not.
-    pub login: Result<Login, Failure>,
+    pub login: Result<LoginFound, Failure>,
 }
 
 /// A login by SSH.
 #[derive(Debug, Clone)]
-pub struct Login {
+pub struct LoginFound {
     /// By what: a key, an agent's key …
     pub by: String,
     /// Which command of aditd could be run.
@@ -99,12 +99,12 @@ pub struct SessionFound {
     /// Batches of datagrams that the system refused.
     pub batches_refused: u64,
     /// What was measured on it; or why nothing was.
-    pub probe: Result<Probe, String>,
+    pub probe: Result<ProbeFound, String>,
 }
 
 /// What two seconds of small questions and answers have shown.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Probe {
+pub struct ProbeFound {
     /// Round trips in milliseconds: the shortest, the one in the middle, the longest.
     pub shortest: f64,
     /// See there.

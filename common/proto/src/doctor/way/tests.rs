@@ -21,7 +21,7 @@ fn well() -> WayFound {
         }),
         ssh: Some(Ssh {
             to: "me@gpu".to_owned(),
-            login: Ok(Login {
+            login: Ok(LoginFound {
                 by: "the key `/home/me/.ssh/id_ed25519`".to_owned(),
                 command: SshCommand::Any,
                 forwards: Some(Ok(())),
@@ -37,7 +37,7 @@ fn well() -> WayFound {
             server_version: "1.0.0".to_owned(),
             mtu: 1452,
             batches_refused: 0,
-            probe: Ok(Probe {
+            probe: Ok(ProbeFound {
                 shortest: 17.0,
                 middle: 18.0,
                 longest: 25.0,
@@ -61,11 +61,11 @@ fn up(found: &mut WayFound) -> &mut SessionFound {
     found.session.as_mut().expect("a session")
 }
 
-fn probed(found: &mut WayFound) -> &mut Probe {
+fn probed(found: &mut WayFound) -> &mut ProbeFound {
     up(found).probe.as_mut().expect("a probe")
 }
 
-fn login(found: &mut WayFound) -> &mut Login {
+fn login(found: &mut WayFound) -> &mut LoginFound {
     found.ssh.as_mut().expect("SSH").login.as_mut().expect("a login")
 }
 

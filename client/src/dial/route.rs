@@ -191,10 +191,11 @@ impl Carrier {
         }
     }
 
-    /// How many datagrams it has sent twice since it is protected.
-    pub(crate) fn repeated_lately(&self) -> u64 {
+    /// How many datagrams it has sent twice since it is protected, so that QUIC does not notice the
+    /// loss of one copy.
+    pub(crate) fn hidden(&self) -> u64 {
         match self {
-            Self::Udp(socket, _) => socket.repeated_lately(),
+            Self::Udp(socket, _) => socket.hidden(),
             Self::Ssh(..) => 0,
         }
     }

@@ -183,7 +183,7 @@ impl Up {
         let counts = PathCounts::from(&self.connection.stats());
         let carried = self.carried();
         let mut redundancy = self.redundancy();
-        let protection = redundancy.estimate.note(now, counts, carried.carrier.repeated_lately());
+        let protection = redundancy.estimate.note(now, counts, carried.carrier.hidden());
         redundancy.protection = protection;
         carried.carrier.protect(protection);
     }

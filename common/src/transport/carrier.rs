@@ -7,6 +7,7 @@
 
 mod batch;
 mod framing;
+mod loss;
 mod marks;
 mod portion;
 mod redundancy;
@@ -20,8 +21,9 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use self::framing::{frame_datagram, next_datagram};
 pub use self::{
+    loss::{LossEstimate, PathCounts},
     marks::{Marks, Unmarked},
-    redundancy::{LossEstimate, PathCounts, Protection},
+    redundancy::Protection,
     relay::{RELAY_SOURCE, relay},
     repeat::{PacketRepeats, Repeated, RepeatingSocket},
     socket::SystemSocket,

@@ -237,8 +237,8 @@ impl ConnectedDevice {
             self.heard = (stats.udp_rx.datagrams, unix_now());
         }
         let remote = self.connection.remote_address();
-        let repeated = repeats.repeated_to(remote);
-        let protection = self.loss.note(Instant::now(), PathCounts::from(&stats), repeated);
+        let hidden = repeats.hidden_to(remote);
+        let protection = self.loss.note(Instant::now(), PathCounts::from(&stats), hidden);
         // What comes by SSH is lost by nobody on the way, and nothing is on this machine.
         protection.filter(|_| !remote.ip().is_loopback()).map(|protection| (remote, protection))
     }

@@ -23,7 +23,8 @@ use tokio::time::Sleep;
 
 use super::{
     SystemSocket,
-    redundancy::{PathCounts, PathRepeats, Protection},
+    loss::PathCounts,
+    redundancy::{Again, PathRepeats, Protection, is_small},
 };
 
 /// The most copies that wait: a second of the largest budget would be more.
@@ -95,12 +96,13 @@ impl PacketRepeats {
         self.some.store(!paths.is_empty(), Relaxed);
     }
 
-    /// How many datagrams to this address have been sent twice since it is protected.
-    pub fn repeated_to(&self, to: SocketAddr) -> u64 {
+    /// How many datagrams to this address have been sent twice since it is protected, so that QUIC
+    /// does not notice the loss of one copy.
+    pub fn hidden_to(&self, to: SocketAddr) -> u64 {
         if !self.some.load(Relaxed) {
             return 0;
         }
-        self.paths().get(&to).map_or(0, |path| path.repeated)
+        self.paths().get(&to).map_or(0, |path| path.hidden)
     }
 
     /// All copies so far.
@@ -113,20 +115,30 @@ impl PacketRepeats {
         self.paths().len()
     }
 
-    fn again_at(&self, transmit: &Transmit<'_>) -> Option<Instant> {
+    /// `transmit` has been sent. Returns the datagrams of it that are sent again. A batch is bulk
+    /// data, unless all datagrams in it are small.
+    fn sent<'a>(&self, transmit: &Transmit<'a>) -> Vec<(Again, &'a [u8])> {
+        let mut paths = self.paths();
+        let Some(path) = paths.get_mut(&transmit.destination) else { return Vec::new() };
         let len = transmit.contents.len();
-        let is_batch = transmit.segment_size.is_some_and(|size| size < len);
+        let segment = transmit.segment_size.unwrap_or(len).clamp(1, len.max(1));
         // A long header is a handshake's (RFC 9000 section 17.2).
         let is_long = transmit.contents.first().is_none_or(|first| first & 0x80 != 0);
-        if is_batch || is_long {
-            return None;
+        if is_long || !is_small(segment) {
+            path.sent_long(len.div_ceil(segment) as u64);
+            return Vec::new();
         }
-        self.paths().get_mut(&transmit.destination)?.again_at(Instant::now(), len)
+        let now = Instant::now();
+        let datagrams = transmit.contents.chunks(segment);
+        datagrams.filter_map(|one| Some((path.sent(now, one.len())?, one))).collect()
     }
 
-    fn count(&self, copy: &Copy) {
+    fn sent_again(&self, copy: &Copy) {
         self.datagrams.fetch_add(1, Relaxed);
         self.bytes.fetch_add(copy.contents.len() as u64, Relaxed);
+        if let Some(path) = self.paths().get_mut(&copy.to) {
+            path.sent_again(copy.again);
+        }
     }
 
     fn paths(&self) -> MutexGuard<'_, HashMap<SocketAddr, PathRepeats>> {
@@ -157,7 +169,7 @@ struct PendingCopies {
 
 /// A datagram that is sent again.
 struct Copy {
-    at: Instant,
+    again: Again,
     to: SocketAddr,
     ecn: Option<EcnCodepoint>,
     from: Option<std::net::IpAddr>,
@@ -184,19 +196,19 @@ impl RepeatingSocket {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn keep(&self, at: Instant, transmit: &Transmit<'_>) {
+    fn keep(&self, again: Again, transmit: &Transmit<'_>, datagram: &[u8]) {
         let mut waiting = self.waiting();
         if waiting.copies.len() >= MOST_WAITING {
             return;
         }
         let copy = Copy {
-            at,
+            again,
             to: transmit.destination,
             ecn: transmit.ecn,
             from: transmit.src_ip,
-            contents: transmit.contents.into(),
+            contents: datagram.into(),
         };
-        let place = waiting.copies.partition_point(|other| other.at <= at);
+        let place = waiting.copies.partition_point(|other| other.again.at <= again.at);
         waiting.copies.insert(place, copy);
         self.some.store(true, Relaxed);
         // The reader has to wait until another time.
@@ -211,7 +223,7 @@ impl RepeatingSocket {
     fn send_copies(&self, cx: &mut Context<'_>) {
         let mut waiting = self.waiting();
         let now = Instant::now();
-        while let Some(copy) = waiting.copies.pop_front_if(|copy| copy.at <= now) {
+        while let Some(copy) = waiting.copies.pop_front_if(|copy| copy.again.at <= now) {
             let again = Transmit {
                 destination: copy.to,
                 ecn: copy.ecn,
@@ -221,10 +233,10 @@ impl RepeatingSocket {
             };
             // If the socket has no room, there is a queue, and a copy would only make it longer.
             if self.inner.try_send(&again).is_ok() {
-                self.repeats.count(&copy);
+                self.repeats.sent_again(&copy);
             }
         }
-        let Some(next) = waiting.copies.front().map(|copy| copy.at) else {
+        let Some(next) = waiting.copies.front().map(|copy| copy.again.at) else {
             self.some.store(false, Relaxed);
             waiting.timer = None;
             waiting.reader = Some(cx.waker().clone());
@@ -253,10 +265,10 @@ impl AsyncUdpSocket for RepeatingSocket {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         self.inner.try_send(transmit)?;
-        if self.repeats.some.load(Relaxed)
-            && let Some(at) = self.repeats.again_at(transmit)
-        {
-            self.keep(at, transmit);
+        if self.repeats.some.load(Relaxed) {
+            for (again, datagram) in self.repeats.sent(transmit) {
+                self.keep(again, transmit, datagram);
+            }
         }
         Ok(())
     }
@@ -321,7 +333,8 @@ mod tests {
         let system = SystemSocket::new(socket()).expect("a socket");
         let repeating = RepeatingSocket::new(system, repeats.clone());
         let after = Duration::from_millis(3);
-        let protection = Protection { after, budget: 1_000_000, loss: 0.01 };
+        let round_trip = 10 * after;
+        let protection = Protection { after, round_trip, budget: 1_000_000, loss: 0.01 };
         repeats.protect(Instant::now(), [(to, protection)].get(..protect.into()).expect("one"));
         let (mut arrived, mut buffer) = (Vec::new(), [0; 2048]);
         let here = repeating.local_addr().expect("an address");
@@ -372,13 +385,14 @@ mod tests {
     async fn a_small_datagram_comes_twice_and_no_other_does() {
         let repeats = Arc::<PacketRepeats>::default();
         let (token, full, handshake) = ([1; 100], [2; 1400], [0xc3; 100]);
-        let batch = [[3; 100], [4; 100]].concat();
-        let sent = [&full[..], &token, &batch, &handshake];
+        let (batch, tokens) = ([[3; 1400], [4; 1400]].concat(), [[5; 100], [6; 100]].concat());
+        let sent = [&full[..], &token, &batch, &handshake, &tokens];
         let mut came = arrived(&repeats, true, &sent).await;
-        assert_eq!(came.pop().as_deref(), Some(&token[..]), "a little later");
-        let once = [&full[..], &token, &[3; 100], &[4; 100], &handshake];
+        let later = came.split_off(came.len() - 3);
+        assert_eq!(later, [&token[..], &[5; 100], &[6; 100]], "a little later");
+        let once = [&full[..], &token, &[3; 1400], &[4; 1400], &handshake, &[5; 100], &[6; 100]];
         assert_eq!(came, once);
-        assert_eq!(repeats.repeated(), Repeated { datagrams: 1, bytes: 100 });
+        assert_eq!(repeats.repeated(), Repeated { datagrams: 3, bytes: 300 });
         assert_eq!(repeats.protected(), 1);
     }
 

@@ -73,9 +73,10 @@ impl UdpCarrier {
         self.repeats().protect(Instant::now(), path.as_slice());
     }
 
-    /// How many datagrams have been sent twice since it is protected.
-    pub fn repeated_lately(&self) -> u64 {
-        self.repeats().repeated_to(self.real)
+    /// How many datagrams have been sent twice since it is protected, so that QUIC does not notice
+    /// the loss of one copy.
+    pub fn hidden(&self) -> u64 {
+        self.repeats().hidden_to(self.real)
     }
 
     /// What it has sent twice so far.

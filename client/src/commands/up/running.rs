@@ -1,0 +1,313 @@
+//! A running tunnel: the tasks that serve it, what other commands ask it, and its end.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use common::machine::{
+    control::Control,
+    process::StopSignals,
+    report::{Exit, Failure},
+};
+use proto::{human, wire::DEFAULT_SERVICE};
+use serde::Serialize;
+use tokio::{
+    net::TcpListener,
+    task::{JoinError, JoinSet},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{info, warn};
+
+use super::{UpFlags, watched::Watched};
+use crate::{
+    commands::status::{ControlRequest, Status},
+    dial::{DialError, plan::DialPlan},
+    local::{
+        front::{self, Front},
+        lease::{Lease, LeaseAnswer, Leases},
+        owner::Owners,
+    },
+    profile::Profile,
+    tunnel::{
+        Tunnel,
+        inspection::Inspection,
+        state::{ServerRefusal, TunnelState},
+    },
+};
+
+/// How long to wait until the server has received the close.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How long a program that asks for a port waits for the tunnel. After that it starts without one,
+/// and its requests wait.
+const UP_WITHIN: Duration = Duration::from_secs(8);
+
+/// A tunnel and the tasks that serve it.
+pub(in crate::commands) struct RunningTunnel {
+    pub(in crate::commands) tunnel: Tunnel,
+    /// The ports that are lent to programs.
+    pub(in crate::commands) leases: Leases,
+    /// The tasks without which there is no tunnel.
+    pub(in crate::commands) parts: Parts,
+    pub(super) listening: Vec<String>,
+    watched: Watched,
+    connections: TaskTracker,
+    no_more: CancellationToken,
+}
+
+impl RunningTunnel {
+    /// Starts the tunnel, serves applications on `listeners`, and answers what other commands ask.
+    ///
+    /// # Errors
+    /// None that a person can cause.
+    pub(in crate::commands) fn start(
+        plan: DialPlan,
+        control: Control,
+        owners: Owners,
+        listeners: Vec<TcpListener>,
+        flags: &UpFlags,
+    ) -> Result<Self, Failure> {
+        let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
+        let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+        let profile_dir = plan.profile.get().profile_dir;
+        let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
+        let watched = Watched::start(&profile_dir, flags.carrier, flags.ssh_client, tunnel.state());
+        let front = Front {
+            owners: Arc::new(owners),
+            tunnel: tunnel.clone(),
+            service: DEFAULT_SERVICE.parse().map_err(Failure::new)?,
+            hold: flags.hold,
+            stop: no_more.clone(),
+        };
+        let leases = Leases::new(front.clone(), connections.clone());
+        let mut parts = Parts::default();
+        parts.services.spawn(keep_up);
+        let shown = StatusSource {
+            tunnel: tunnel.clone(),
+            listening: listening.clone(),
+            leases: leases.clone(),
+            connections: connections.clone(),
+            stop: no_more.clone(),
+        };
+        parts.services.spawn(answer_control(control, shown));
+        for listener in listeners {
+            let accepting = front::accept(listener, front.clone(), connections.clone());
+            parts.accepting.spawn(accepting);
+        }
+        Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more })
+    }
+
+    /// Accepts no more connections, lets running ones go on for `drain`, and closes the connection
+    /// to the server.
+    ///
+    /// # Errors
+    /// If a part of the tunnel has ended by itself.
+    pub(in crate::commands) async fn stop(
+        mut self,
+        stop: &mut StopSignals,
+        drain: Duration,
+    ) -> Result<(), Failure> {
+        self.no_more.cancel();
+        // The message below says that adit is stopping, so no connection may be accepted after it.
+        self.parts.accept_no_more().await?;
+        if self.leases.count() > 0 {
+            let programs = human::count(self.leases.count() as u64, "program");
+            warn!("{programs} of `adit run` can make no more requests");
+        }
+        self.connections.close();
+        if !self.connections.is_empty() {
+            info!(
+                "stopping: {} with {} to end (press Ctrl-C again to end them now)",
+                human::count(self.connections.len() as u64, "running connection"),
+                human::time(drain)
+            );
+            tokio::select! {
+                () = self.connections.wait() => {}
+                () = tokio::time::sleep(drain) => warn!("aborting the answers that still run"),
+                () = stop.asked() => {}
+                ended = self.parts.ended() => return Err(ended),
+            }
+        }
+        self.tunnel.close(FAREWELL).await;
+        self.watched.dismiss().await;
+        // Each connection sees the end of its stream, and aborts its application.
+        let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
+        self.parts.services.shutdown().await;
+        Ok(())
+    }
+}
+
+/// The tasks without which there is no tunnel. If one ends by itself, the program ends.
+#[derive(Default)]
+pub(in crate::commands) struct Parts {
+    /// None of these ends by itself.
+    services: JoinSet<()>,
+    /// Each of these ends when no more connections are accepted.
+    accepting: JoinSet<()>,
+}
+
+impl Parts {
+    /// Waits until a task has ended by itself. Cancellation safe.
+    pub(in crate::commands) async fn ended(&mut self) -> Failure {
+        let ended = tokio::select! {
+            Some(ended) = self.services.join_next() => ended,
+            Some(ended) = self.accepting.join_next() => ended,
+            else => std::future::pending().await,
+        };
+        ended_by_itself(ended)
+    }
+
+    /// Waits until all tasks that accept connections have ended.
+    async fn accept_no_more(&mut self) -> Result<(), Failure> {
+        while let Some(ended) = self.accepting.join_next().await {
+            if ended.is_err() {
+                return Err(ended_by_itself(ended));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn ended_by_itself(ended: Result<(), JoinError>) -> Failure {
+    let how = ended.map_or_else(|e| e.to_string(), |()| "it returned".to_owned());
+    Failure::new("a part of adit stopped unexpectedly").source(how).hint("the log above says why")
+}
+
+/// Waits until the server has accepted this device. Cancellation safe.
+///
+/// # Errors
+/// If the server refuses it.
+pub(in crate::commands) async fn first_word(tunnel: &Tunnel) -> Result<(), Failure> {
+    let mut state = tunnel.state();
+    loop {
+        match &*state.borrow_and_update() {
+            TunnelState::Up(_) => return Ok(()),
+            TunnelState::Refused(ServerRefusal { why, .. }) => {
+                return Err(refused(why, &tunnel.profile()));
+            }
+            TunnelState::Down(_) | TunnelState::Silent(_) => {}
+        }
+        if state.changed().await.is_err() {
+            // The task that kept the tunnel up has ended; `Parts::ended` reports that.
+            return std::future::pending().await;
+        }
+    }
+}
+
+/// Why the server refused this device, and how it is let in again.
+fn refused(why: &DialError, profile: &Profile) -> Failure {
+    let failure = match why {
+        DialError::Refused(code) => Failure::new("the server does not let this device in")
+            .exit(Exit::NotAllowed)
+            .source(code.what()),
+        // Not a refusal of the server.
+        why => Failure::from_error(why.clone()),
+    };
+    why.hint(profile).into_iter().fold(failure, Failure::hint)
+}
+
+/// The parts that `adit status` shows.
+struct StatusSource {
+    tunnel: Tunnel,
+    listening: Vec<String>,
+    leases: Leases,
+    connections: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl StatusSource {
+    fn status(&self) -> Status {
+        let stopping = self.stop.is_cancelled();
+        let listening = if stopping { &[][..] } else { &self.listening };
+        Status {
+            programs: self.leases.count(),
+            ..Status::of(&self.tunnel, listening, self.connections.len(), stopping)
+        }
+    }
+
+    /// Lends a port as soon as the tunnel is up, or after a while without one.
+    async fn lend(&self) -> (LeaseAnswer, Option<Lease>) {
+        if self.stop.is_cancelled() {
+            return (LeaseAnswer::Stopping, None);
+        }
+        let waits_for = match tokio::time::timeout(UP_WITHIN, first_word(&self.tunnel)).await {
+            Ok(Ok(())) => None,
+            Ok(Err(refused)) => return (LeaseAnswer::Failed(refused), None),
+            Err(_) => match &*self.tunnel.state().borrow() {
+                TunnelState::Down(down) => Some(down.why.to_string()),
+                _ => Some("the server is silent".to_owned()),
+            },
+        };
+        match self.leases.lend().await {
+            Ok(lease) => (LeaseAnswer::Lent { address: lease.address, waits_for }, Some(lease)),
+            Err(e) => {
+                let failure = Failure::new("cannot listen on a free port of 127.0.0.1").source(e);
+                (LeaseAnswer::Failed(failure), None)
+            }
+        }
+    }
+}
+
+/// An answer over the control socket. The request tells which it is.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum ControlAnswer {
+    Status(Box<Status>),
+    Doctor(Box<Result<Inspection, Failure>>),
+    Lease(LeaseAnswer),
+}
+
+async fn answer_control(control: Control, shown: StatusSource) {
+    let shown = Arc::new(shown);
+    let answer = move |request| {
+        let shown = shown.clone();
+        async move {
+            match request {
+                ControlRequest::Status => (ControlAnswer::Status(Box::new(shown.status())), None),
+                ControlRequest::Doctor => {
+                    let inspected = shown.tunnel.inspect().await;
+                    let profile = shown.tunnel.profile();
+                    let inspected = inspected.map_err(|why| why.failure(&profile));
+                    (ControlAnswer::Doctor(Box::new(inspected)), None)
+                }
+                ControlRequest::Lease => {
+                    let (answer, lease) = shown.lend().await;
+                    (ControlAnswer::Lease(answer), lease)
+                }
+            }
+        }
+    };
+    match control.serve_granting(answer).await {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parts() -> Parts {
+        let mut parts = Parts::default();
+        parts.services.spawn(std::future::pending());
+        parts.accepting.spawn(std::future::pending());
+        parts
+    }
+
+    #[tokio::test]
+    async fn a_part_that_ends_or_dies_is_a_failure_whichever_it_is() {
+        let (mut returns, mut dies, mut deaf) = (parts(), parts(), parts());
+        returns.services.spawn(async {});
+        dies.services.spawn(async { panic!("a defect") });
+        deaf.accepting.spawn(async { panic!("a defect") });
+        for parts in [&mut returns, &mut dies, &mut deaf] {
+            let failure = parts.ended().await;
+            assert_eq!(failure.what(), "a part of adit stopped unexpectedly");
+            assert_eq!(failure.exit_code(), Exit::Failed);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_stops_listening_as_told_is_no_failure_and_what_dies_of_it_is() {
+        let mut parts = Parts::default();
+        parts.accepting.spawn(async {});
+        assert!(parts.accept_no_more().await.is_ok());
+        parts.accepting.spawn(async { panic!("a defect") });
+        assert!(parts.accept_no_more().await.is_err());
+    }
+}

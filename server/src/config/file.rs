@@ -1,20 +1,17 @@
-//! The configuration file: its path, its content, and the line of an error in it.
+//! The configuration file: its path and its content.
 
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-use common::machine::report::Failure;
+use common::machine::{config_text::ConfigText, report::Failure};
 use ipnet::IpNet;
 use proto::identity::Name;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{
-    usage,
-    values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole},
-};
+use super::values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole};
 use crate::{
     audit::Age,
     limits::{LimitSettings, LimitTable, Size},
@@ -83,24 +80,10 @@ pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
 
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Read, Failure> {
-    let text = std::fs::read_to_string(path).map_err(|e| {
-        usage(format!("cannot read the configuration `{}`", path.display()))
-            .source(e)
-            .hint("name another file with --config")
-    })?;
-    let wrong = |why: String, hint: String| {
-        usage(format!("the configuration `{}` is wrong", path.display())).source(why).hint(hint)
-    };
-    let wrong_at = |at: usize, why: &dyn std::fmt::Display| {
-        let line = line_at(&text, at);
-        wrong(format!("line {line}: {why}"), correct(line))
-    };
-    let mut file: ConfigFile = toml::from_str(&text).map_err(|e| {
-        let (why, hint) = explained(&text, &e);
-        wrong(why, hint)
-    })?;
+    let text = ConfigText::read(path)?;
+    let mut file: ConfigFile = text.parse()?;
     if let Some((at, why)) = asks_nobody(&file) {
-        return Err(wrong_at(at, &why));
+        return Err(text.wrong_at(at, why));
     }
     let limits = LimitTable {
         default: file.limits,
@@ -113,28 +96,8 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     };
     let devices = file.devices.keys().cloned().collect();
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
-    let rules = rules.map_err(|e| wrong_at(place_of(&text, &e), &e))?;
+    let rules = rules.map_err(|e| text.wrong_at(place_of(text.as_str(), &e), &e))?;
     Ok(Read { file, rules, limits, devices })
-}
-
-/// What is wrong, with its line, and how to correct it. For an unknown setting: the settings of its
-/// table.
-fn explained(text: &str, error: &toml::de::Error) -> (String, String) {
-    let (full, message) = (error.to_string(), error.message());
-    let full = full.trim_end();
-    match message.split_once(", expected ").filter(|_| message.starts_with("unknown field ")) {
-        Some((unknown, known)) => (
-            full.replace(message, unknown),
-            format!("the settings here are {}", known.strip_prefix("one of ").unwrap_or(known)),
-        ),
-        None => {
-            (full.to_owned(), correct(line_at(text, error.span().map_or(0, |span| span.start))))
-        }
-    }
-}
-
-fn correct(line: usize) -> String {
-    format!("correct line {line}, then run the same command again")
 }
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and
@@ -156,8 +119,4 @@ fn place_of(text: &str, bad: &BadRole) -> usize {
         BadRole::BuiltIn(_, at) => *at,
         BadRole::NoRoutes(name) => text.find(&format!("roles.{name}")).unwrap_or_default(),
     }
-}
-
-fn line_at(text: &str, at: usize) -> usize {
-    text.get(..at).unwrap_or(text).matches('\n').count() + 1
 }

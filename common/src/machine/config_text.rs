@@ -1,0 +1,184 @@
+//! A configuration file (TOML): how it is read, and where in it something is wrong.
+
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::machine::report::{Exit, Failure};
+
+/// The longest file, in bytes. A device or a pipe may have no end.
+const LONGEST: u64 = 1 << 20;
+/// How many typing errors, in characters, a name may have and still be recognized.
+const TYPING_ERRORS: usize = 3;
+
+/// The text of a configuration file.
+#[derive(Debug)]
+pub struct ConfigText {
+    path: PathBuf,
+    text: String,
+}
+
+impl ConfigText {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// Exit code 2 if it cannot be read, or is longer than 1 MiB.
+    pub fn read(path: &Path) -> Result<Self, Failure> {
+        text(path).map(|text| Self::new(path, text)).map_err(|e| unreadable(path, e))
+    }
+
+    /// Like [`ConfigText::read`]; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn read_if_there(path: &Path) -> Result<Option<Self>, Failure> {
+        match text(path) {
+            Ok(text) => Ok(Some(Self::new(path, text))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(unreadable(path, e)),
+        }
+    }
+
+    /// A file with this text.
+    pub fn new(path: &Path, text: String) -> Self {
+        Self { path: path.to_owned(), text }
+    }
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The content.
+    ///
+    /// # Errors
+    /// Exit code 2 if it is not what `T` may be, with the line. For a setting that does not exist,
+    /// also with the nearest name and all settings of its table.
+    pub fn parse<T: DeserializeOwned>(&self) -> Result<T, Failure> {
+        toml::from_str(&self.text).map_err(|e| self.explained(&e))
+    }
+
+    /// The failure that what stands at this byte of the text is wrong.
+    pub fn wrong_at(&self, at: usize, why: impl fmt::Display) -> Failure {
+        let line = line_at(&self.text, at);
+        self.wrong(format!("line {line}: {why}")).hint(correct(line))
+    }
+
+    fn wrong(&self, why: String) -> Failure {
+        usage(format!("the configuration `{}` is wrong", self.path.display())).source(why)
+    }
+
+    fn explained(&self, error: &toml::de::Error) -> Failure {
+        let (full, message) = (error.to_string(), error.message());
+        let full = full.trim_end();
+        let unknown =
+            message.split_once(", expected ").filter(|_| message.starts_with("unknown field "));
+        let Some((unknown, known)) = unknown else {
+            let at = error.span().map_or(0, |span| span.start);
+            return self.wrong(full.to_owned()).hint(correct(line_at(&self.text, at)));
+        };
+        let failure = self.wrong(full.replace(message, unknown));
+        let name = unknown.split('`').nth(1).unwrap_or_default();
+        let failure = match nearest(name, known.split('`').skip(1).step_by(2)) {
+            Some(meant) => failure.hint(format!("did you mean `{meant}`?")),
+            None => failure,
+        };
+        let known = known.strip_prefix("one of ").unwrap_or(known);
+        failure.hint(format!("the settings here are {known}"))
+    }
+}
+
+fn text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LONGEST {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB"));
+    }
+    Ok(text)
+}
+
+fn unreadable(path: &Path, error: io::Error) -> Failure {
+    usage(format!("cannot read the configuration `{}`", path.display()))
+        .source(error)
+        .hint("name another file with --config")
+}
+
+fn usage(what: String) -> Failure {
+    Failure::new(what).exit(Exit::Usage)
+}
+
+fn correct(line: usize) -> String {
+    format!("correct line {line}, then run the same command again")
+}
+
+fn line_at(text: &str, at: usize) -> usize {
+    text.get(..at).unwrap_or(text).matches('\n').count() + 1
+}
+
+/// The known name that `name` was most likely meant to be, if there is one.
+pub fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let distance = |other: &str| strsim::osa_distance(name, other);
+    known.min_by_key(|other| distance(other)).filter(|other| {
+        let longer = other.chars().count().max(name.chars().count());
+        distance(other) <= TYPING_ERRORS.min(longer / 2)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code)]
+    struct Written {
+        hold: Option<String>,
+        idle_timeout: Option<u8>,
+    }
+
+    fn told(text: &str) -> String {
+        let file = ConfigText::new(Path::new("/etc/x.toml"), text.to_owned());
+        file.parse::<Written>().expect_err(text).to_string()
+    }
+
+    #[test]
+    fn an_unknown_setting_is_told_with_its_line_and_the_nearest_name() {
+        for (text, line, meant) in [
+            ("hol = ''", 1, Some("hold")),
+            ("\n\nidletimeout = 1", 3, Some("idle_timeout")),
+            ("hold = ''\nidle-timeout = 1", 2, Some("idle_timeout")),
+            ("a = 1", 1, None),
+            ("listen = 1", 1, None),
+        ] {
+            let told = told(text);
+            assert!(told.contains("`/etc/x.toml` is wrong"), "{told}");
+            assert!(told.contains(&format!("line {line}, column 1")), "{told}");
+            assert!(told.contains("the settings here are `hold` or `idle_timeout`"), "{told}");
+            match meant {
+                Some(meant) => {
+                    assert!(told.contains(&format!("did you mean `{meant}`?")), "{told}")
+                }
+                None => assert!(!told.contains("did you mean"), "{told}"),
+            }
+        }
+        let value = told("hold = ''\nidle_timeout = 1000");
+        assert!(value.contains("correct line 2"), "{value}");
+        assert!(!value.contains("the settings here"), "{value}");
+    }
+
+    #[test]
+    fn a_file_that_has_no_end_is_an_error_and_one_that_is_not_there_may_be_none() {
+        let endless = ConfigText::read(Path::new("/dev/zero")).expect_err("it has no end");
+        assert!(endless.to_string().contains("longer than 1 MiB"), "{endless}");
+        assert!(ConfigText::read_if_there(Path::new("/no/where")).expect("no error").is_none());
+        let missing = ConfigText::read(Path::new("/no/where")).expect_err("it is not there");
+        assert_eq!(missing.exit_code(), Exit::Usage);
+    }
+}

@@ -5,33 +5,34 @@ use std::net::{IpAddr, SocketAddr};
 
 use quinn::udp::{EcnCodepoint, Transmit};
 
-/// What one call can take, in bytes: the longest UDP payload in an IPv6 packet (RFC 8200 section 3).
+/// What one call can take, in bytes: the longest UDP payload in an IPv6 packet (RFC 8200 section
+/// 3).
 const MOST_BYTES: usize = 65_487;
 /// Datagrams that Linux takes in one call (`UDP_MAX_SEGMENTS`).
 const MOST_SEGMENTS: usize = 64;
-/// Datagrams in a batch of QUIC's that is as long as it can be. A shorter one says that nothing more
-/// waits to be sent.
+/// Datagrams in a full batch of quinn. A batch with fewer is the last one: quinn has nothing more
+/// to send for the moment.
 const FULL: usize = 10;
 
-/// What becomes of a batch.
+/// What the socket has to do with a batch that it was given.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum BatchStep {
-    /// It has to be sent now, alone: nothing is held.
+    /// Send the given batch now. Nothing is held.
     SendIt,
-    /// It is held, with all that was held before.
+    /// The given batch was added to what is held. Send nothing yet.
     Hold,
-    /// It is held, and everything that is held has to be sent now.
+    /// The given batch was added to what is held. Send everything that is held now.
     SendHeld,
-    /// What is held has to be sent, and then this is to be asked again.
+    /// Send what is held, then call [`Batch::add`] with the same batch again.
     SendHeldFirst,
 }
 
-/// Batches that wait for the next one. All go to one address, in datagrams of one length.
+/// Held batches, which wait for the next one. All go to one address, in datagrams of one length.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     contents: Vec<u8>,
     to: Option<Destination>,
-    /// Counts what has been added.
+    /// How many batches have been added since this was made.
     added: u64,
 }
 
@@ -44,7 +45,7 @@ struct Destination {
 }
 
 impl Batch {
-    /// What to do with `transmit`; if it is to be held, it is.
+    /// Decides what to do with `transmit`, and keeps a copy if it is to be held.
     pub(super) fn add(&mut self, transmit: &Transmit<'_>, most_segments: usize) -> BatchStep {
         let len = transmit.contents.len();
         let segment = transmit.segment_size.unwrap_or(len);
@@ -64,7 +65,7 @@ impl Batch {
             }
             None => BatchStep::SendIt,
             Some(held) => {
-                // The last datagram may be shorter than the others.
+                // Only the last datagram of a batch may be shorter than the others.
                 let fits = Destination { segment: held.segment, ..to } == held
                     && (segment == held.segment || (len == segment && len < held.segment))
                     && self.contents.len() + len <= most(held.segment);
@@ -86,7 +87,7 @@ impl Batch {
         self.added += 1;
     }
 
-    /// Everything that is held, if anything is.
+    /// Everything that is held, as one batch; `None` if nothing is held.
     pub(super) fn held(&self) -> Option<Transmit<'_>> {
         self.to.map(|to| Transmit {
             destination: to.address,
@@ -97,13 +98,14 @@ impl Batch {
         })
     }
 
-    /// Nothing is held any more.
+    /// Forgets what is held: it was sent.
     pub(super) fn clear(&mut self) {
         self.contents.clear();
         self.to = None;
     }
 
-    /// How much has been added since the beginning: whether something was added since a look.
+    /// How many batches have been added so far. Two equal values mean that nothing was added
+    /// between.
     pub(super) fn added(&self) -> u64 {
         self.added
     }
@@ -133,7 +135,7 @@ mod tests {
             (vec![&full, &last], vec![Hold, SendHeld]),
             (vec![&short], vec![SendIt]),
             (vec![&last], vec![SendIt]),
-            // One that goes elsewhere, or in other lengths, does not belong to it.
+            // A batch to another address, or with datagrams of another length, is not joined.
             (vec![&full, &transmit(2, &bytes, Some(MTU))], vec![Hold, SendHeldFirst]),
             (vec![&full, &transmit(1, &bytes[..12_000], Some(1200))], vec![Hold, SendHeldFirst]),
             (vec![&full, &transmit(1, &bytes[..MTU + 1], None)], vec![Hold, SendHeldFirst]),
@@ -159,7 +161,7 @@ mod tests {
 
     #[test]
     fn nothing_is_held_that_could_not_be_joined() {
-        // Datagrams so long that a second batch would not fit, and a system that takes no batches.
+        // Datagrams so long that a second batch does not fit; a system that takes no batches.
         let long = [0; FULL * 6500];
         assert_eq!(Batch::default().add(&transmit(1, &long, Some(6500)), 64), BatchStep::SendIt);
         let full = [0; FULL * MTU];

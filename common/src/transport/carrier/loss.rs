@@ -1,13 +1,13 @@
-//! How much a path loses, measured by the sender, and what follows for redundancy. It names no clock
-//! and no socket: it takes times and counts.
+//! How much a path loses, measured by the sender, and what follows for redundancy. It names no
+//! clock and no socket: it takes times and counts.
 
 use std::time::{Duration, Instant};
 
 use super::redundancy::{LEFT_ALONE, Protection};
 
-/// When a copy follows: a tenth of a round trip later, within these bounds. Losses come in bursts,
-/// and a copy right behind its first would be lost with it. After an eighth, QUIC believes the first
-/// lost (RFC 9002 section 6.1.2).
+/// A copy follows after a tenth of a round trip, within these bounds. Losses come in bursts: a copy
+/// that follows at once is often lost together with the first datagram. After an eighth of a round
+/// trip, QUIC declares the first datagram lost (RFC 9002 section 6.1.2).
 const AFTER_ROUND_TRIP: u32 = 10;
 const SOONEST: Duration = Duration::from_millis(1);
 const LATEST: Duration = Duration::from_millis(8);
@@ -15,18 +15,20 @@ const LATEST: Duration = Duration::from_millis(8);
 const LEAST_BUDGET: u64 = 8_000;
 /// The bandwidth that copies never exceed: 16 Mbit/s.
 const MOST_BUDGET: u64 = 2_000_000;
-/// The part of a full link that copies may use: one of so many.
+/// On a full link, copies may use one part in so many of its bandwidth.
 const SHARE: u64 = 10;
 
-/// How often counts are looked at.
+/// The shortest time between two looks at the counts.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
-/// After this time a packet counts half.
+/// After this time, a packet counts half in the estimate.
 const HALF_LIFE: Duration = Duration::from_secs(60);
-/// The loss is estimated from about this many last packets.
+/// The loss is estimated from about so many of the last packets.
 const REMEMBERED: f64 = 4_000.0;
-/// Losses that count at the most for whether the link is lossy: an outage is no lossy link.
+/// At most so many losses count for whether the link is lossy: the many losses of an outage do not
+/// mean a lossy link.
 const COUNTED_LOSSES: f64 = 40.0;
-/// Redundancy begins when several packets were lost, and ends when hardly any are lost any more.
+/// Redundancy begins when several packets were lost, and ends when hardly any packet is lost any
+/// more. `lost` is a number of packets, `rate` the part of the packets that is lost.
 const BEGINS: Threshold = Threshold { lost: 1.5, rate: 0.003 };
 const ENDS: Threshold = Threshold { lost: 0.5, rate: 0.001 };
 
@@ -40,21 +42,22 @@ struct Threshold {
 pub struct PathCounts {
     /// Packets sent.
     pub sent: u64,
-    /// Of those, found lost.
+    /// Those of the sent packets that were declared lost.
     pub lost: u64,
     /// Bytes sent.
     pub bytes: u64,
-    /// Bytes that may be under way now.
+    /// The congestion window, in bytes.
     pub window: u64,
     /// The round-trip time.
     pub round_trip: Duration,
 }
 
-/// How much a path loses, measured by the sender.
+/// The sender's estimate of how many packets a path loses.
 #[derive(Debug, Clone, Default)]
 pub struct LossEstimate {
     seen: Option<Seen>,
-    /// Packets whose loss would be noticed, and those that would have to be lost twice for that.
+    /// Packets that were sent once, and packets that were sent twice. The loss of the latter shows
+    /// only if both copies are lost.
     alone: f64,
     twice: f64,
     lost: f64,
@@ -82,7 +85,7 @@ impl LossEstimate {
         };
         let time = now.saturating_duration_since(before.at);
         if counts.sent < before.counts.sent || counts.lost < before.counts.lost {
-            // The counts have started again, on a new path.
+            // The counts are smaller than before: they began anew, on a new path.
             *self = Self { seen: Some(seen), ..Self::default() };
             return None;
         }
@@ -103,7 +106,7 @@ impl LossEstimate {
     fn add(&mut self, time: Duration, before: Seen, now: Seen) {
         let sent = now.counts.sent - before.counts.sent;
         let lost = now.counts.lost - before.counts.lost;
-        // After a change of path less is known of than has been sent.
+        // After a change of path, the counts have fewer packets than were sent twice.
         let twice = now.hidden.saturating_sub(before.hidden).min(sent - sent / LEFT_ALONE);
         let fresh = 0.5_f64.powf(time.as_secs_f64() / HALF_LIFE.as_secs_f64());
         self.alone = self.alone * fresh + (sent - twice) as f64;
@@ -133,8 +136,8 @@ fn loss(alone: f64, twice: f64, lost: f64) -> f64 {
     (2.0 * lost / (alone + root)).min(1.0)
 }
 
-/// The bandwidth that the congestion controller allows and nothing uses, and a part of the rest: on
-/// a full link copies take only little from others.
+/// The bandwidth for copies, in bytes per second: what the congestion controller allows and nothing
+/// uses, but at least one part in `SHARE` of what it allows.
 fn budget(counts: &PathCounts, bytes: u64, time: Duration) -> u64 {
     let per_second = |bytes: u64, time: Duration| {
         (bytes as f64 / time.as_secs_f64().max(0.000_1)).min(u32::MAX.into()) as u64
@@ -150,7 +153,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// A path of 100 Mbit/s and 50 ms, of which little is used.
+    /// The counts of a path with 100 Mbit/s and a round trip of 50 ms, hardly used.
     fn counts(sent: u64, lost: u64) -> PathCounts {
         PathCounts {
             sent,
@@ -161,8 +164,8 @@ mod tests {
         }
     }
 
-    /// So many seconds with so many packets and losses in each, of which the protected ones are
-    /// sent twice but for every eighth.
+    /// A path that is looked at once a second. While it is protected, seven of eight packets are
+    /// sent twice.
     struct Path {
         now: Instant,
         estimate: LossEstimate,
@@ -193,17 +196,18 @@ mod tests {
     #[test]
     fn it_begins_where_the_link_loses_and_nowhere_else() {
         for (sent, every, lost, begins) in [
-            // packets a second, and the losses of each second that this divides
+            // Packets per second; every so many seconds, so many of them are lost; whether it
+            // begins.
             (1000, 1, 0, false),
             (1000, 1, 1, false),
             (1000, 1, 10, true),
             (1000, 1, 30, true),
             (20, 5, 1, true),
             (20, 20, 1, true),
-            // One loss is an accident.
+            // A single loss is not enough.
             (20, 1000, 1, false),
             (0, 1, 0, false),
-            // A burst in much that is not lost: a queue was full.
+            // A burst of losses among many packets: a queue was full.
             (8600, 30, 12, false),
         ] {
             let mut path = Path::new();
@@ -216,7 +220,7 @@ mod tests {
     #[test]
     fn it_goes_on_while_the_link_loses_though_copies_hide_that() {
         let mut path = Path::new();
-        // One in a hundred is lost; of those that are sent twice, one in ten thousand.
+        // The link loses one packet in a hundred; both copies of a packet, one in ten thousand.
         let lost = |second: u64, protected: bool| match protected {
             false => 10,
             true => u64::from(second % 10 < 8) + u64::from(second.is_multiple_of(10)),

@@ -1,32 +1,33 @@
 //! Redundancy: decides which small datagrams are sent a second time on a link that loses packets.
-//! [`super::loss`] decides whether the link does. It names no clock and no socket: it takes times and
-//! counts.
+//! [`super::loss`] decides whether the link does. It names no clock and no socket: it takes times
+//! and counts.
 //!
 //! A lost packet costs a round trip or more. A token is small, so a second copy costs little, and
 //! the receiver drops it by its packet number (RFC 9000 section 12.3).
 
 use std::time::{Duration, Instant};
 
-/// Datagrams that may be sent twice, in bytes of UDP payload. What is shorter is most likely an
-/// acknowledgement, which the next one makes up for; what is longer is no longer small.
+/// Datagrams of this length may be sent twice, in bytes of UDP payload. A shorter one is most
+/// likely an acknowledgement, and the next acknowledgement replaces a lost one.
 const SMALLEST: usize = 56;
 const LARGEST: usize = 1000;
-/// One datagram of this many is not sent again, so that the loss of the link can still be measured.
+/// One small datagram in so many is not sent twice, so that the loss of the link can be measured.
 pub(super) const LEFT_ALONE: u64 = 8;
 /// The headers of IP and UDP, in bytes.
 const HEADERS: usize = 28;
-/// A datagram is believed lost when so many later ones have arrived (RFC 9002 section 6.1.1), or one,
-/// and the time that is an eighth of a round trip longer than that has passed.
+/// QUIC declares a datagram lost when three later ones have arrived (RFC 9002 section 6.1.1), or
+/// when one later one has arrived and 9/8 of a round trip have passed (section 6.1.2).
 const LATER_DATAGRAMS: u64 = 3;
 const LATER_TIME: u32 = 8;
-/// The budget that can be saved up is that of so long a time, and never less than some copies.
+/// Budget that is not used can be saved up for this time. At least `LEAST_SAVED` bytes can be
+/// saved, so that a few copies are always possible.
 const SAVED: Duration = Duration::from_millis(250);
 const LEAST_SAVED: u64 = 2_000;
 
-/// Small datagrams on a path are sent twice.
+/// How small datagrams on a lossy path are sent twice.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Protection {
-    /// How long after the first the copy is sent.
+    /// How long after the datagram its copy is sent.
     pub after: Duration,
     /// The round-trip time.
     pub round_trip: Duration,
@@ -37,21 +38,21 @@ pub struct Protection {
     pub loss: f64,
 }
 
-/// The datagrams of one protected path.
+/// Decides for each datagram of one protected path.
 #[derive(Debug)]
 pub(super) struct PathRepeats {
     protection: Protection,
-    /// Bytes that copies may take now, and since when.
+    /// Bytes that copies may use, as of `at`.
     saved: u64,
     at: Instant,
-    /// Datagrams so far, and small ones among them.
+    /// Datagrams that were sent so far, and the small ones among them.
     sent: u64,
     small: u64,
-    /// Copies so far that were sent so soon that the loss of the first is not noticed.
+    /// Copies that were sent so soon that QUIC did not notice the loss of the first datagram.
     pub(super) hidden: u64,
 }
 
-/// A datagram is sent again.
+/// A datagram that is to be sent again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Again {
     pub(super) at: Instant,
@@ -65,14 +66,14 @@ impl PathRepeats {
         Self { protection, saved, at: now, sent: 0, small: 0, hidden: 0 }
     }
 
-    /// Protects as this says from now on.
+    /// Replaces the protection from `now` on.
     pub(super) fn set(&mut self, now: Instant, protection: Protection) {
         self.save(now);
         self.protection = protection;
         self.saved = self.saved.min(most_saved(protection.budget));
     }
 
-    /// A datagram of `len` bytes is sent now: when it is sent again, if it is.
+    /// A datagram of `len` bytes is sent now. Returns when it is to be sent again; `None` if never.
     pub(super) fn sent(&mut self, now: Instant, len: usize) -> Option<Again> {
         self.sent += 1;
         if !is_small(len) {
@@ -87,7 +88,7 @@ impl PathRepeats {
         Some(Again { at: now + self.protection.after, number: self.sent })
     }
 
-    /// So many datagrams are sent now that are not small.
+    /// Counts datagrams that are sent now and are not small.
     pub(super) fn sent_long(&mut self, datagrams: u64) {
         self.sent += datagrams;
     }

@@ -26,8 +26,8 @@ const MOST_BYTES: usize = 60_000;
 /// The buffer size for datagrams that the kernel has joined.
 const RECEIVED: usize = u16::MAX as usize + 1;
 
-/// The server's end of a [`crate::transport::carrier::StreamCarrier`]: copies its datagrams to and from the UDP address
-/// of a server on this machine, until the stream ends.
+/// The server's end of a [`crate::transport::carrier::StreamCarrier`]: copies its datagrams to and
+/// from the UDP address of a server on this machine, until the stream ends.
 pub async fn relay<R, W>(read: R, write: W, server: SocketAddr) -> io::Error
 where
     R: AsyncRead + Unpin,

@@ -27,7 +27,7 @@ use super::{
     redundancy::{Again, PathRepeats, Protection, is_small},
 };
 
-/// The most copies that wait: a second of the largest budget would be more.
+/// The most copies that may wait; further copies are not made.
 const MOST_WAITING: usize = 1024;
 
 impl From<&ConnectionStats> for PathCounts {
@@ -42,10 +42,10 @@ impl From<&ConnectionStats> for PathCounts {
     }
 }
 
-/// How much has been sent a second time.
+/// What has been sent a second time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Repeated {
-    /// Datagrams.
+    /// Number of datagrams.
     pub datagrams: u64,
     /// Their bytes, without the headers of IP and UDP.
     pub bytes: u64,
@@ -65,10 +65,10 @@ impl std::ops::SubAssign for Repeated {
     }
 }
 
-/// The paths on which small datagrams are sent twice, and how many have been.
+/// The paths on which small datagrams are sent twice, and how many copies have been sent.
 #[derive(Debug, Default)]
 pub struct PacketRepeats {
-    /// There is a path.
+    /// Whether any path is protected. It spares unprotected sockets the lock on `paths`.
     some: AtomicBool,
     paths: Mutex<HashMap<SocketAddr, PathRepeats>>,
     datagrams: AtomicU64,
@@ -76,7 +76,7 @@ pub struct PacketRepeats {
 }
 
 impl PacketRepeats {
-    /// Protects these paths from now on, and no others.
+    /// From now on, small datagrams are sent twice on the paths in `protected` and on no others.
     pub fn protect(&self, now: Instant, protected: &[(SocketAddr, Protection)]) {
         if protected.is_empty() && !self.some.load(Relaxed) {
             return;
@@ -105,7 +105,7 @@ impl PacketRepeats {
         self.paths().get(&to).map_or(0, |path| path.hidden)
     }
 
-    /// All copies so far.
+    /// All copies that have been sent, on all paths.
     pub fn repeated(&self) -> Repeated {
         Repeated { datagrams: self.datagrams.load(Relaxed), bytes: self.bytes.load(Relaxed) }
     }
@@ -122,7 +122,7 @@ impl PacketRepeats {
         let Some(path) = paths.get_mut(&transmit.destination) else { return Vec::new() };
         let len = transmit.contents.len();
         let segment = transmit.segment_size.unwrap_or(len).clamp(1, len.max(1));
-        // A long header is a handshake's (RFC 9000 section 17.2).
+        // Packets with a long header belong to the handshake (RFC 9000 section 17.2).
         let is_long = transmit.contents.first().is_none_or(|first| first & 0x80 != 0);
         if is_long || !is_small(segment) {
             path.sent_long(len.div_ceil(segment) as u64);
@@ -146,28 +146,28 @@ impl PacketRepeats {
     }
 }
 
-/// A socket of the system that sends small datagrams twice on the paths that are protected.
+/// A UDP socket that sends small datagrams twice on protected paths.
 ///
-/// Copies are sent while QUIC polls the socket for datagrams, which it always does, so no task is
-/// needed.
+/// Copies are sent from `poll_recv`. QUIC always polls the socket for datagrams, so no task of our
+/// own is needed.
 pub struct RepeatingSocket {
     inner: Arc<SystemSocket>,
     repeats: Arc<PacketRepeats>,
-    /// Copies wait.
+    /// Whether copies wait. It spares `poll_recv` the lock on `waiting`.
     some: AtomicBool,
     waiting: Mutex<PendingCopies>,
 }
 
 #[derive(Default)]
 struct PendingCopies {
-    /// In the order of the times at which they are sent.
+    /// Sorted by the time at which they are to be sent.
     copies: VecDeque<Copy>,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Who polls the socket.
+    /// The task that polls the socket.
     reader: Option<Waker>,
 }
 
-/// A datagram that is sent again.
+/// A datagram that is to be sent again.
 struct Copy {
     again: Again,
     to: SocketAddr,
@@ -177,17 +177,17 @@ struct Copy {
 }
 
 impl RepeatingSocket {
-    /// Sends by `inner`, and twice what `repeats` says.
+    /// Sends through `inner`; `repeats` decides which datagrams are sent twice.
     pub fn new(inner: Arc<SystemSocket>, repeats: Arc<PacketRepeats>) -> Self {
         Self { inner, repeats, some: AtomicBool::new(false), waiting: Mutex::default() }
     }
 
-    /// The socket of the system.
+    /// The socket below this one.
     pub(super) fn system(&self) -> &Arc<SystemSocket> {
         &self.inner
     }
 
-    /// What is sent twice.
+    /// The protected paths and the number of copies.
     pub(super) fn repeats(&self) -> &PacketRepeats {
         &self.repeats
     }
@@ -211,7 +211,7 @@ impl RepeatingSocket {
         let place = waiting.copies.partition_point(|other| other.again.at <= again.at);
         waiting.copies.insert(place, copy);
         self.some.store(true, Relaxed);
-        // The reader has to wait until another time.
+        // This copy is due first: the reading task has to set its timer anew.
         if place == 0
             && let Some(reader) = waiting.reader.take()
         {
@@ -219,7 +219,7 @@ impl RepeatingSocket {
         }
     }
 
-    /// Sends the copies that are due, and arranges that this is called again in time.
+    /// Sends the copies that are due, and wakes this task when the next one is.
     fn send_copies(&self, cx: &mut Context<'_>) {
         let mut waiting = self.waiting();
         let now = Instant::now();
@@ -231,7 +231,7 @@ impl RepeatingSocket {
                 segment_size: None,
                 src_ip: copy.from,
             };
-            // If the socket has no room, there is a queue, and a copy would only make it longer.
+            // A full send buffer means that a queue has formed: a copy would only make it longer.
             if self.inner.try_send(&again).is_ok() {
                 self.repeats.sent_again(&copy);
             }
@@ -314,7 +314,7 @@ mod tests {
         socket
     }
 
-    /// Polls the socket, as QUIC does, until a datagram of one byte comes.
+    /// Polls the socket, as QUIC does, until a datagram of one byte arrives.
     async fn poll(socket: &RepeatingSocket) {
         loop {
             let (mut buffer, mut meta) = ([0; 2048], [RecvMeta::default()]);
@@ -326,7 +326,7 @@ mod tests {
         }
     }
 
-    /// What comes at a socket for each datagram of `sent`, in the order in which it comes.
+    /// Sends the datagrams of `sent`, and returns what arrives, in the order of arrival.
     async fn arrived(repeats: &Arc<PacketRepeats>, protect: bool, sent: &[&[u8]]) -> Vec<Vec<u8>> {
         let peer = tokio::net::UdpSocket::from_std(socket()).expect("a socket");
         let to = peer.local_addr().expect("an address");
@@ -340,7 +340,7 @@ mod tests {
         let here = repeating.local_addr().expect("an address");
         let exchange = async {
             for datagram in sent {
-                // A batch of two if it is not the same all over.
+                // Contents that are not all the same byte are sent as a batch of two datagrams.
                 let half = datagram.len() / 2;
                 let is_batch = datagram[..half] != datagram[datagram.len() - half..];
                 let transmit = Transmit {
@@ -354,7 +354,7 @@ mod tests {
                 poll_fn(|cx| room.as_mut().poll_writable(cx)).await.expect("room");
                 repeating.try_send(&transmit).expect("sent");
             }
-            // Whatever is sent again comes before this.
+            // Copies of earlier datagrams arrive before this one.
             while repeating.some.load(Relaxed) {
                 tokio::task::yield_now().await;
             }

@@ -1,5 +1,5 @@
-//! The system's UDP socket, for QUIC. An error never ends a connection, and is remembered instead
-//! of logged.
+//! The system's UDP socket, for QUIC. An error of the system never ends a connection. The last one
+//! is remembered, not logged.
 
 use std::{
     fmt,
@@ -23,35 +23,35 @@ use tokio::io::{Interest, unix::AsyncFd};
 
 use super::batch::{Batch, BatchStep};
 
-/// A full buffer is looked at again after this time if it can't be waited for.
+/// How long to wait for room in the send buffer when the system can't report when there is room.
 const FULL_FOR: Duration = Duration::from_millis(1);
 
 /// A UDP socket of the system.
 ///
 /// quinn's own socket logs every error of the system, endlessly while the network is down, and
-/// treats a refused batch as sent. It is woken again for each datagram that was sent, and makes one
-/// more system call after each that was received.
+/// treats a refused batch as sent. quinn's own socket also wakes its task for each datagram that
+/// the system has sent, and makes one more system call after each datagram that it received.
 pub struct SystemSocket {
-    /// Only readability is watched: writability would wake this task for each datagram that the
-    /// system has sent.
+    /// Registered for readability only: registered for writability, it would wake the task for each
+    /// datagram that the system has sent.
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
-    /// The buffer for sending was full.
+    /// The send buffer was full at the last attempt.
     is_full: AtomicBool,
-    /// Why the last datagram could not be sent; 0 if it could.
+    /// `errno` of the last attempt to send; 0 if it succeeded.
     error: AtomicI32,
-    /// Batches that the system refused.
+    /// How many batches the system refused.
     refused: AtomicU64,
     outgoing: Mutex<Outgoing>,
 }
 
-/// Datagrams that wait for the next batch.
+/// Datagrams that are held back until the next batch comes.
 #[derive(Default)]
 struct Outgoing {
     batch: Batch,
-    /// The task that reads from the socket. It sends a batch to which nothing more is added.
+    /// The task that reads from the socket. It sends what is held when nothing more is added.
     reader: Option<Waker>,
-    /// [`Batch::added`] when the reader looked last.
+    /// What [`Batch::added`] returned when the reading task looked last.
     looked: u64,
 }
 
@@ -72,7 +72,7 @@ impl SystemSocket {
         }))
     }
 
-    /// Why the system cannot send at the moment, if so.
+    /// The error of the last attempt to send; `None` if it succeeded.
     pub fn send_error(&self) -> Option<io::Error> {
         match self.error.load(Relaxed) {
             0 => None,
@@ -80,7 +80,8 @@ impl SystemSocket {
         }
     }
 
-    /// How many batches of datagrams (GSO) the system refused: they went one by one.
+    /// How many batches of datagrams (GSO) the system refused. Their datagrams were sent one by
+    /// one.
     pub fn batches_refused(&self) -> u64 {
         self.refused.load(Relaxed)
     }
@@ -109,15 +110,15 @@ impl SystemSocket {
         Ok(())
     }
 
-    /// Sends a batch; only a full buffer is an error.
+    /// Sends a batch. The only error is `WouldBlock`, for a full send buffer.
     fn send_batch(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent = match (self.send(transmit), transmit.segment_size) {
             (Err(e), Some(size))
                 if matches!(Errno::from_io_error(&e), Some(Errno::IO | Errno::INVAL)) =>
             {
                 match self.send_each(transmit, size) {
-                    // The rest of the batch is lost: sending all of it again would repeat the first
-                    // part.
+                    // The rest of the batch counts as lost: to send the whole batch again would
+                    // repeat its first datagrams.
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
                     sent => sent,
                 }
@@ -127,7 +128,7 @@ impl SystemSocket {
         self.note(sent)
     }
 
-    /// Turns errors into lost datagrams, except a full buffer, which is reported.
+    /// Remembers an error and treats the datagram as lost. Only a full send buffer is returned.
     fn note(&self, sent: io::Result<()>) -> io::Result<()> {
         let code = match &sent {
             Ok(()) => 0,
@@ -135,8 +136,8 @@ impl SystemSocket {
                 self.is_full.store(true, Relaxed);
                 return sent;
             }
-            // QUIC searches for the longest datagram (RFC 8899), so one that is too long is not an
-            // error.
+            // QUIC searches for the longest datagram that fits (RFC 8899): one that is too long is
+            // part of the search.
             Err(e) if Errno::from_io_error(e) == Some(Errno::MSGSIZE) => return Ok(()),
             Err(e) => e.raw_os_error().unwrap_or(Errno::IO.raw_os_error()),
         };
@@ -144,7 +145,7 @@ impl SystemSocket {
         Ok(())
     }
 
-    /// Sends what is held, if anything is.
+    /// Sends everything that is held. On a full send buffer it stays held.
     fn send_held(&self, outgoing: &mut Outgoing) -> io::Result<()> {
         if let Some(held) = outgoing.batch.held() {
             self.send_batch(&held)?;
@@ -153,7 +154,8 @@ impl SystemSocket {
         Ok(())
     }
 
-    /// Sends what is held if nothing was added since the last look; otherwise looks again soon.
+    /// Sends what is held if nothing was added since the last call. Otherwise it wakes this task,
+    /// so that it is called again soon.
     fn look_at_held(&self, cx: &Context<'_>) {
         let mut outgoing = self.outgoing();
         if outgoing.reader.as_ref().is_none_or(|reader| !reader.will_wake(cx.waker())) {
@@ -164,7 +166,7 @@ impl SystemSocket {
         }
         let added = outgoing.batch.added();
         if added == outgoing.looked {
-            // If the buffer is full, whoever sends next sends this first.
+            // If the send buffer is full, the next call of `try_send` sends this first.
             let _ = self.send_held(&mut outgoing);
         } else {
             outgoing.looked = added;
@@ -172,20 +174,20 @@ impl SystemSocket {
         }
     }
 
-    /// Ends when the buffer for sending has room.
+    /// Ends when the send buffer has room.
     async fn room(self: Arc<Self>) {
         let watched =
             self.io.get_ref().try_clone().and_then(|socket| watch(socket, Interest::WRITABLE));
         match &watched {
             Ok(socket) => drop(socket.writable().await),
-            // There are no more descriptors.
+            // The process has no descriptor left for a second handle.
             Err(_) => tokio::time::sleep(FULL_FOR).await,
         }
         self.is_full.store(false, Relaxed);
     }
 }
 
-/// Watches one side of a socket.
+/// Registers a socket with the runtime for readability or writability.
 #[expect(
     deprecated,
     reason = "it is sound for a socket that is owned, and what replaces it is unsafe"
@@ -212,7 +214,8 @@ impl AsyncUdpSocket for SystemSocket {
                 BatchStep::SendIt => return self.send_batch(transmit),
                 BatchStep::SendHeldFirst => self.send_held(&mut outgoing)?,
                 BatchStep::SendHeld => {
-                    // It has been taken: QUIC must not be told to send it again.
+                    // The batch was copied to what is held: an error here would make QUIC send it
+                    // again.
                     return match self.send_held(&mut outgoing) {
                         Ok(()) => Ok(()),
                         Err(_) => self.wake_reader(&mut outgoing),
@@ -234,15 +237,16 @@ impl AsyncUdpSocket for SystemSocket {
             let mut ready = std::task::ready!(self.io.poll_read_ready(cx))?;
             match self.state.recv(self.io.get_ref().into(), bufs, meta) {
                 Ok(received) => {
-                    // Fewer than it could have been: the socket is empty. Only Linux takes several.
+                    // Fewer datagrams than there was room for: the socket is empty. Only Linux
+                    // returns several at once.
                     if received < BATCH_SIZE.min(bufs.len()) {
                         ready.clear_ready();
                     }
                     return Poll::Ready(Ok(received));
                 }
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
-                // An error of something that was sent (ICMP), which is taken out of the socket by
-                // this: the next datagram may do better.
+                // An ICMP error about a datagram that was sent. This call took it out of the
+                // socket, so the next call may return a datagram.
                 Err(_) => {}
             }
         }
@@ -266,11 +270,11 @@ impl AsyncUdpSocket for SystemSocket {
 }
 
 impl SystemSocket {
-    /// Something is held: the reader sends it if nobody else does.
+    /// Wakes the reading task, which sends what is held if nothing more is added.
     fn wake_reader(&self, outgoing: &mut Outgoing) -> io::Result<()> {
         match &outgoing.reader {
             Some(reader) => reader.wake_by_ref(),
-            // Nobody reads yet.
+            // No task reads from this socket yet.
             None => drop(self.send_held(outgoing)),
         }
         Ok(())
@@ -279,7 +283,7 @@ impl SystemSocket {
 
 type WritableFuture = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
 
-/// Waits for room in the socket's buffer.
+/// Waits for room in the socket's send buffer.
 struct Writable {
     socket: Arc<SystemSocket>,
     waiting: Option<WritableFuture>,

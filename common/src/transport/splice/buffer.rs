@@ -9,7 +9,7 @@ pub(super) const BUFFER: usize = 64 * 1024;
 /// The most buffers in the pool.
 const POOLED: usize = 32;
 
-/// A buffer. Dropping it returns it to the pool.
+/// A buffer of 64 KiB. Dropping it returns it to the pool.
 pub struct Buffer(pub(super) Vec<u8>);
 
 static POOL: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
@@ -20,13 +20,14 @@ impl Buffer {
         Self(POOL.lock().ok().and_then(|mut pool| pool.pop()).unwrap_or_else(|| vec![0; BUFFER]))
     }
 
-    /// Reads into it what has come, if anything has; how much, and 0 at the end.
+    /// Reads what `tcp` has received, without waiting. Returns the number of bytes; 0 after the
+    /// FIN.
     ///
-    /// Less than it could have been is all that there was: asking once more would say only that, so
-    /// `tcp` does not count as readable then until more comes.
+    /// A read that does not fill the buffer has emptied the socket. `tcp` then counts as not
+    /// readable until more arrives, which saves one system call.
     ///
     /// # Errors
-    /// `WouldBlock` if nothing has come; or what has become of the connection.
+    /// `WouldBlock` if nothing was received; otherwise the error of the connection.
     pub fn read(&mut self, tcp: &TcpStream) -> io::Result<usize> {
         let mut read = None;
         let done = tcp.try_io(Interest::READABLE, || {
@@ -40,7 +41,7 @@ impl Buffer {
         read.map_or_else(|| done.map(|()| 0), Ok)
     }
 
-    /// Its bytes.
+    /// The whole buffer, 64 KiB; a read says how many bytes at its beginning are valid.
     pub fn bytes(&mut self) -> &mut [u8] {
         &mut self.0
     }
@@ -72,7 +73,7 @@ mod tests {
         (near.expect("connected"), far.expect("accepted").0)
     }
 
-    /// Reads what has come, once something has.
+    /// Waits until something was received, and reads it.
     async fn read(tcp: &TcpStream) -> usize {
         loop {
             tcp.readable().await.expect("readable");
@@ -99,7 +100,7 @@ mod tests {
             let again = Buffer::take().read(&near).expect_err("nothing more");
             assert_eq!(again.kind(), io::ErrorKind::WouldBlock);
         }
-        // The last bytes and the end at once.
+        // The last bytes and the FIN arrive together.
         far.write_all(b"end").await.expect("written");
         drop(far);
         assert_eq!((read(&near).await, read(&near).await), (3, 0));

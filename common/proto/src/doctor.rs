@@ -2,11 +2,12 @@
 //! table: what it is called, which other checks it needs, and how it judges what was found. Whoever
 //! finds things out stands elsewhere; here no clock and no socket is named.
 
+#[cfg(test)]
+mod breakage;
 pub mod bundle;
 pub mod cure;
 pub mod gpu_box;
 pub mod laptop;
-
 pub mod text;
 pub mod way;
 

@@ -6,7 +6,10 @@ use super::{
     *,
 };
 use crate::{
-    doctor::{Report, Verdict},
+    doctor::{
+        Report, Verdict,
+        breakage::{Breakage, assert_each_is_named},
+    },
     failure::Failure,
 };
 
@@ -115,9 +118,7 @@ fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-type Breakage = (fn(&mut BoxFound), &'static str, Verdict, &'static str, &'static str);
-
-const BREAKAGES: [Breakage; 33] = [
+const BREAKAGES: [Breakage<BoxFound>; 33] = [
     (
         |found| found.server = ServerFound::OfAnother,
         "aditd",
@@ -395,18 +396,7 @@ const BREAKAGES: [Breakage; 33] = [
 
 #[test]
 fn each_breakage_is_named_with_its_cure() {
-    for (breaks, id, verdict, says, cure) in BREAKAGES {
-        let mut found = well();
-        breaks(&mut found);
-        let lines = lines(&found);
-        let line = lines.iter().find(|line| line.id == id).expect(id);
-        assert_eq!(line.verdict, verdict, "{line:#?}");
-        let words: Vec<_> = line.cures.iter().map(|cure| cure.note.clone()).collect();
-        let words = format!("{} {}", line.found, words.join(" "));
-        assert!(words.contains(says), "no `{says}` in {line:#?}");
-        let command = line.cures.first().and_then(|cure| cure.command.as_deref());
-        assert_eq!(command, Some(cure), "{line:#?}");
-    }
+    assert_each_is_named(&BREAKAGES, well, lines);
 }
 
 #[test]

@@ -2,7 +2,11 @@
 
 use super::*;
 use crate::{
-    doctor::{Group, Line, Report, Verdict, examine},
+    doctor::{
+        Group, Line, Report, Verdict,
+        breakage::{Breakage, assert_each_is_named},
+        examine,
+    },
     failure::{Exit, Failure},
 };
 
@@ -85,9 +89,7 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-type Breakage = (fn(&mut WayFound), &'static str, Verdict, &'static str, &'static str);
-
-const BREAKAGES: [Breakage; 21] = [
+const BREAKAGES: [Breakage<WayFound>; 21] = [
     (
         |found| (found.expired, found.session) = (true, Err(Failure::new("x"))),
         "session",
@@ -272,16 +274,7 @@ const BREAKAGES: [Breakage; 21] = [
 
 #[test]
 fn each_breakage_is_named_with_its_cure() {
-    for (breaks, id, verdict, says, cure) in BREAKAGES {
-        let mut found = well();
-        breaks(&mut found);
-        let lines = lines(&found);
-        let line = lines.iter().find(|line| line.id == id).expect(id);
-        assert_eq!(line.verdict, verdict, "{line:#?}");
-        assert!(line.found.contains(says), "no `{says}` in {line:#?}");
-        let command = line.cures.first().and_then(|cure| cure.command.as_deref());
-        assert_eq!(command, Some(cure), "{line:#?}");
-    }
+    assert_each_is_named(&BREAKAGES, well, lines);
 }
 
 #[test]

@@ -23,6 +23,8 @@ pub mod sshd;
 pub mod state_files;
 pub mod stats;
 pub mod stranger;
+#[cfg(target_os = "linux")]
+pub mod systemd;
 pub mod terminal;
 pub mod timing;
 pub mod udp_or_ssh;

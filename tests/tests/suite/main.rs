@@ -12,6 +12,8 @@ mod gate;
 mod house;
 #[cfg(target_os = "linux")]
 mod lab;
+#[cfg(target_os = "linux")]
+mod packaging;
 mod readme;
 mod ssh;
 mod tunnel;

@@ -168,7 +168,7 @@ fn unit(found: &BoxFound) -> Option<Judgement> {
         let judged = warn("systemd has no unit for aditd: it does not come back after a boot");
         return Some(judged.cure_by(
             "in a clone of the repository",
-            "sudo install -m 644 server/dist/aditd.service /etc/systemd/system/ && sudo systemctl enable --now aditd",
+            "sudo install -D -m 644 server/packaging/sysusers.conf /etc/sysusers.d/aditd.conf && sudo install -m 644 server/packaging/aditd.service /etc/systemd/system/ && sudo systemd-sysusers && sudo systemctl enable --now aditd",
         ));
     };
     let systemctl = if state.is_users { "systemctl --user" } else { "sudo systemctl" };

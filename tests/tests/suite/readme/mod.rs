@@ -1,12 +1,12 @@
-//! What the README tells people to copy works, and the systemd unit is valid.
+//! What the README tells people to copy works.
 
-use std::{os::unix::fs::symlink, path::Path, process::Command};
+use std::{os::unix::fs::symlink, path::Path};
 
 use server::{Config, Flags, ServeFlags};
 use tests::{
     laptop::{Laptop, remote_aditd},
     ollama::Options,
-    raw, skip,
+    raw,
     world::World,
 };
 
@@ -16,7 +16,6 @@ mod reference;
 use crate::PROGRAM;
 
 const README: &str = include_str!("../../../../README.md");
-const UNIT: &str = include_str!("../../../../server/dist/aditd.service");
 
 /// The README's code blocks in this language.
 fn blocks(language: &str) -> Vec<&'static str> {
@@ -116,27 +115,4 @@ async fn a_key_restricted_as_the_readme_says_carries_the_tunnel() {
         assert!(answer.ends_with("Ollama is running"), "{options}: {answer}");
         up.end().await;
     }
-}
-
-#[test]
-fn the_systemd_unit_is_valid_and_exposes_little() {
-    let tool = "systemd-analyze";
-    let is_there = Command::new(tool).arg("--version").output().is_ok_and(|o| o.status.success());
-    if !is_there && skip::skip_test("there is no systemd-analyze") {
-        return;
-    }
-    let tmp = tempfile::tempdir().expect("a directory");
-    let unit = tmp.path().join("aditd.service");
-    // It checks that the program exists, too.
-    std::fs::write(&unit, UNIT.replace("/usr/local/bin/aditd", PROGRAM)).expect("written");
-    let run = |args: &[&str], unit: &Path| {
-        let out = Command::new(tool).args(args).arg(unit).output().expect("it runs");
-        let text = [out.stdout, out.stderr].concat();
-        (out.status.success(), String::from_utf8_lossy(&text).into_owned())
-    };
-    let (sound, says) = run(&["verify"], &unit);
-    assert!(sound && says.is_empty(), "{says}");
-    // It reports tenths.
-    let (safe, says) = run(&["security", "--offline=yes", "--threshold=20"], &unit);
-    assert!(safe, "{says}");
 }

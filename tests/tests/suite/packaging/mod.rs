@@ -1,0 +1,3 @@
+//! What the packages install.
+
+mod units;

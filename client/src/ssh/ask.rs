@@ -1,4 +1,7 @@
 //! Asks the person at the terminal. Without a terminal no question is asked.
+//!
+//! `rpassword` is not used: its prompt has no time limit, and it does not turn the echo on again when
+//! the program ends at a prompt.
 
 use std::{
     io::{BufRead, IsTerminal, Write},

@@ -1,4 +1,7 @@
 //! Small messages on a stream: a length of four bytes, big-endian, then that many bytes of JSON.
+//!
+//! `LengthDelimitedCodec` of tokio-util is not used: it reads ahead, and behind the last message of a
+//! stream come bytes that belong to somebody else.
 
 use std::io;
 

@@ -29,7 +29,8 @@ use crate::policy::upstream::{LoopbackAddr, Upstream};
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How many answers are remembered, of one device and of all, and for how long at most.
+/// How many answers are remembered, of one device and of all, and for how long at most. The crates
+/// for caches have no bound for each device, so that one device could push out the answers of all.
 const MOST_OF_ONE: usize = 256;
 const MOST_REMEMBERED: usize = 4096;
 /// The longest question whose answer is remembered, counted in bytes that the application has
@@ -329,7 +330,8 @@ async fn exchange(
     }
 }
 
-/// RFC 9111 section 5.2.2. Zero if any directive forbids storing.
+/// RFC 9111 section 5.2.2. Zero if any directive forbids storing. The crate `headers` compares the
+/// names of directives with regard to case, which section 5.2 forbids.
 fn max_age(value: &str) -> Duration {
     let mut age = Duration::ZERO;
     for directive in value.split(',').map(|directive| directive.trim().to_ascii_lowercase()) {

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
     owner::become_owner_of,
     process,
@@ -11,6 +11,7 @@ use common::machine::{
 
 use crate::{
     commands::{
+        config::{self, Config, Places},
         doctor::{self, DoctorFlags},
         enroll::{self, Enroll},
         env::{self, Env},
@@ -25,6 +26,7 @@ use crate::{
         watcher::{self, Watcher},
     },
     profile::{self, ProfileDir},
+    settings::{self, Named, Settings, SettingsFile, Source},
 };
 
 /// The heading of the options that every command has.
@@ -37,6 +39,10 @@ struct Cli {
     /// Keep this device's keys in DIR [default: the user's data directory]
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true, help_heading = GLOBAL)]
     state_dir: Option<PathBuf>,
+    /// Read settings from FILE (TOML) [default: adit.toml in the user's configuration directory, if
+    /// it exists]
+    #[arg(long, value_name = "FILE", env = "ADIT_CONFIG", global = true, help_heading = GLOBAL)]
+    config: Option<PathBuf>,
     /// Log more; -vv also logs messages of libraries
     #[arg(short, long, action = ArgAction::Count, global = true, help_heading = GLOBAL)]
     verbose: u8,
@@ -69,6 +75,8 @@ enum Command {
     Ls(Ls),
     /// Load a model before it is needed
     Warm(Warm),
+    /// Show every setting, its value, and where it comes from
+    Config(Config),
     /// Tell the server when `adit up`, which starts this, ends without a word
     #[command(hide = true)]
     Watcher(Watcher),
@@ -76,7 +84,7 @@ enum Command {
 
 /// The command line, for its reference.
 pub fn command() -> clap::Command {
-    <Cli as clap::CommandFactory>::command()
+    Cli::command()
 }
 
 /// How `doctor` ends, for scripts.
@@ -85,16 +93,18 @@ const DOCTOR_HELP: &str =
 
 /// Runs `adit` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(args) {
-        Ok(cli) => cli,
+    let (cli, named) = match parse(args) {
+        Ok(parsed) => parsed,
         Err(e) => {
             let _ = e.print();
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
-    if let Some(dir) = &cli.state_dir {
-        report::commands_need("adit", &[("--state-dir", dir, profile::default_dir().ok())]);
-    }
+    let places = [
+        cli.state_dir.as_deref().map(|dir| ("--state-dir", dir, profile::default_dir().ok())),
+        cli.config.as_deref().map(|file| ("--config", file, settings::default_path())),
+    ];
+    report::commands_need("adit", &places.into_iter().flatten().collect::<Vec<_>>());
     report::log_panics();
     let is_watcher = matches!(cli.command, Command::Watcher(_));
     if !is_watcher {
@@ -107,16 +117,30 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     if !matches!(cli.command, Command::Run(_) | Command::Watcher(_)) {
         process::raise_descriptor_limit();
     }
-    report::finish_with(dispatch(cli))
+    report::finish_with(dispatch(cli, &named))
 }
 
-fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
-    let set = std::env::var_os("ADIT_STATE_DIR");
-    let is_named = cli.state_dir.as_ref().is_some_and(|dir| set.is_none_or(|set| set != **dir));
-    let dir = match cli.state_dir {
-        Some(dir) => dir,
-        None => profile::default_dir()?,
+/// What was typed, and which settings it and the environment set.
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Named), clap::Error> {
+    let matches = Cli::command().try_get_matches_from(args)?;
+    let named = Named::of(&matches);
+    let cli = Cli::from_arg_matches(&matches).map_err(|e| e.format(&mut Cli::command()))?;
+    Ok((cli, named))
+}
+
+fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
+    let file = match cli.command {
+        // It is told all that it needs, and a file that has become wrong must not keep it from its
+        // work.
+        Command::Watcher(_) => SettingsFile::default(),
+        _ => SettingsFile::read(cli.config.as_deref())?,
     };
+    let of_file = || file.state_dir.clone().map(|dir| (dir, Source::File));
+    let (dir, from) = match cli.state_dir.zip(named.source("state_dir")).or_else(of_file) {
+        Some(set) => set,
+        None => (profile::default_dir()?, Source::Default),
+    };
+    let is_named = from == Source::Flag;
     become_owner_of(&dir)?;
     if let Command::Watcher(watcher) = cli.command {
         return watcher::run(&dir, watcher, cli.verbose).map(|()| None);
@@ -129,17 +153,20 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
             Command::Doctor(flags) => return doctor::run(&dir, is_named, flags).await,
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => {
-                up::run(ProfileDir::choose(&dir, flags.name.clone(), "up")?, flags).await
+                let profile_dir = ProfileDir::choose(&dir, flags.name, "up")?;
+                let settings = Settings::settle(&flags.settings, named, &file, &profile_dir.name);
+                up::run(profile_dir, &settings).await
             }
             Command::Run(command) => {
                 let profile_dir = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
-                run::run(&dir, profile_dir, command).await
+                run::run(&dir, cli.config.as_deref(), profile_dir, command).await
             }
             Command::Env(env) => {
                 env::run(&ProfileDir::choose(&dir, env.name.clone(), "env")?, &env).await
             }
             Command::HoldTunnel(hold) => {
-                tunnel::run(ProfileDir::choose(&dir, hold.up.name.clone(), "up")?, hold).await
+                let settings = Settings::settle(&hold.settings, named, &file, &hold.name);
+                tunnel::run(ProfileDir::new(&dir, hold.name), hold.detach, &settings).await
             }
             Command::Status(show) => {
                 status::run(&ProfileDir::choose(&dir, show.name.clone(), "status")?, show).await
@@ -148,7 +175,11 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
             Command::Warm(command) => {
                 let profile_dir =
                     ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
-                warm::run(&dir, profile_dir, command).await
+                warm::run(&dir, cli.config.as_deref(), profile_dir, command).await
+            }
+            Command::Config(config) => {
+                let places = Places { state_dir: (dir, from), file: cli.config };
+                config::run(&places, &config, named, &file)
             }
             Command::Watcher(_) => unreachable!("it has been run"),
         }
@@ -161,10 +192,10 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn the_command_line_is_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
     }
 }

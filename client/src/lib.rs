@@ -9,6 +9,7 @@ mod commands;
 pub mod dial;
 mod local;
 pub mod profile;
+mod settings;
 mod ssh;
 mod tunnel;
 

@@ -4,6 +4,7 @@ pub mod config_text;
 pub mod control;
 pub mod diagnosis;
 pub mod files;
+pub mod format;
 mod log;
 pub mod memory;
 pub mod owner;

@@ -52,6 +52,8 @@ impl Programs {
         {
             command.env_remove(name);
         }
+        // Not the settings of whoever runs the tests.
+        command.env("XDG_CONFIG_HOME", self.dir.join("config"));
         command.env("NO_COLOR", "1").env_remove("JOURNAL_STREAM").env_remove("NOTIFY_SOCKET");
         command
     }

@@ -63,11 +63,12 @@ pub(crate) struct Run {
 /// If this device is not enrolled or not allowed, or if the program can't be started.
 pub(crate) async fn run(
     state_dir: &Path,
+    config: Option<&Path>,
     profile_dir: ProfileDir,
     run: Run,
 ) -> Result<(), Failure> {
     refuse_other_rights()?;
-    let (address, lease) = lease(state_dir, &profile_dir).await?;
+    let (address, lease) = lease(state_dir, config, &profile_dir).await?;
     inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
     let [program, arguments @ ..] = run.command.as_slice() else {
         return Err(Failure::new("no program is named").exit(Exit::Usage));
@@ -99,6 +100,7 @@ fn refuse_other_rights() -> Result<(), Failure> {
 /// If this device is not enrolled or not allowed.
 pub(super) async fn lease(
     state_dir: &Path,
+    config: Option<&Path>,
     profile_dir: &ProfileDir,
 ) -> Result<(SocketAddr, OwnedFd), Failure> {
     for _ in 0..ATTEMPTS {
@@ -118,7 +120,7 @@ pub(super) async fn lease(
             }
             Some((LeaseAnswer::Failed(failure), _)) => return Err(failure),
             Some((LeaseAnswer::Stopping, stream)) => gone(stream, profile_dir).await?,
-            None => tunnel::start(state_dir, profile_dir).await?,
+            None => tunnel::start(state_dir, config, profile_dir).await?,
         }
     }
     Err(Failure::new("the tunnel is started and stopped by other commands all the time")

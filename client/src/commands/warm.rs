@@ -42,10 +42,11 @@ pub(crate) struct Warm {
 /// If there is no tunnel, or Ollama does not load it.
 pub(crate) async fn run(
     state_dir: &Path,
+    config: Option<&Path>,
     profile_dir: ProfileDir,
     warm: Warm,
 ) -> Result<(), Failure> {
-    let (address, _lease) = lease(state_dir, &profile_dir).await?;
+    let (address, _lease) = lease(state_dir, config, &profile_dir).await?;
     // A request without a prompt only loads the model.
     let mut body = json!({"model": warm.model, "stream": false});
     if let Some(keep) = warm.keep {

@@ -13,11 +13,13 @@ use common::transport::{
     carrier::{Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
+use serde::Deserialize;
 
 use crate::ssh::{SshCarrier, SshTarget};
 
 /// Which carriers may be used.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum CarrierChoice {
     /// UDP if it reaches the server, else SSH
     #[default]

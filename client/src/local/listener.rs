@@ -1,12 +1,13 @@
 //! Listens where Ollama would listen.
 
 use std::{
-    io,
+    fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use common::machine::report::{Exit, Failure};
 use proto::wire::OLLAMA_PORT;
+use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket};
 use tracing::debug;
 
@@ -15,7 +16,8 @@ use crate::local::holder;
 const BACKLOG: u32 = 1024;
 
 /// The value of `--listen`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
 pub(crate) enum ListenAddr {
     /// `localhost:PORT`: this port of 127.0.0.1 and of ::1.
     Localhost(u16),
@@ -41,6 +43,23 @@ impl std::str::FromStr for ListenAddr {
             );
         }
         Ok(Self::Address(address))
+    }
+}
+
+impl TryFrom<String> for ListenAddr {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map_err(|why| format!("`{text}` is not an address to listen on: {why}"))
+    }
+}
+
+impl fmt::Display for ListenAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Localhost(port) => write!(f, "localhost:{port}"),
+            Self::Address(address) => address.fmt(f),
+        }
     }
 }
 

@@ -27,6 +27,11 @@ pub fn time(length: Duration) -> String {
     humantime::format_duration(Duration::from_secs(coarse)).to_string()
 }
 
+/// A length of time as it is, in a form that can be read again: `1m 30s 500ms`.
+pub fn exact_time(length: Duration) -> String {
+    humantime::format_duration(length).to_string()
+}
+
 /// A number of things: `1 request`, `2 requests`.
 pub fn count(number: impl Into<u64>, thing: &str) -> String {
     let number = number.into();

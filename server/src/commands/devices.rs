@@ -7,6 +7,7 @@ use std::path::Path;
 use clap::Subcommand;
 use common::machine::{
     control,
+    format::to_json,
     process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
@@ -15,7 +16,7 @@ use proto::{identity::Name, ollama::model::ModelPattern};
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
     audit::{self, AuditSettings, Event},
-    commands::{beside::Beside, invite, status::to_json},
+    commands::{beside::Beside, invite},
     running::{Answer, Request},
     state::{
         State,

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use clap::Args;
-use comfy_table::Table;
 use common::machine::{
     control,
+    format::{self, to_json},
     owner::become_owner_of,
     process::{self, unix_now},
     report::{Exit, Failure, data, say, typed},
@@ -20,10 +20,7 @@ use time::{OffsetDateTime, macros::format_description};
 
 use crate::{
     audit::{self, Event},
-    commands::{
-        beside::Beside,
-        status::{plain, to_json},
-    },
+    commands::beside::Beside,
     config::{AdvertiseFlags, Flags},
     policy::roles,
     running::{Answer, NOWHERE, Request},
@@ -147,17 +144,15 @@ fn list(state: &State, json: bool) -> Result<(), Failure> {
 
 /// The table of invitations for people.
 pub(crate) fn table(invitations: &[Invited]) -> String {
-    let mut table = Table::new();
-    table.set_header(["NAME", "ROLE", "UNTIL (UTC)"]);
-    for Invited { name, role, expires } in invitations {
+    let rows = invitations.iter().map(|Invited { name, role, expires }| {
         let until =
             OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let until = until
             .format(format_description!("[year]-[month]-[day] [hour]:[minute]"))
             .unwrap_or_default();
-        table.add_row([name.to_string(), role.to_string(), until]);
-    }
-    plain(table)
+        [name.to_string(), role.to_string(), until]
+    });
+    format::table(["NAME", "ROLE", "UNTIL (UTC)"], rows)
 }
 
 fn qr(code: &str) -> Result<String, Failure> {

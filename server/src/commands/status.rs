@@ -1,10 +1,10 @@
-//! `aditd status`: prints the running server's state; and how commands print tables and JSON.
+//! `aditd status`: prints the running server's state.
 
 use std::path::Path;
 
-use comfy_table::{Table, presets};
 use common::machine::{
     control,
+    format::to_json,
     report::{Failure, data},
 };
 use proto::human::{self, count};
@@ -80,20 +80,4 @@ pub(crate) async fn ask(dir: &Path) -> Result<Option<ServerStatus>, Failure> {
         Some(_) => Err(running::of_another_version()),
         None => Ok(None),
     }
-}
-
-/// A table as text, without lines around it.
-pub(crate) fn plain(mut table: Table) -> String {
-    table.load_style(presets::NOTHING);
-    let text = table.to_string();
-    text.lines()
-        .map(str::trim_end)
-        .map(|line| line.strip_prefix(' ').unwrap_or(line))
-        .collect::<Vec<_>>()
-        .join("\n")
-}
-
-/// Indented JSON.
-pub(crate) fn to_json(value: &impl Serialize) -> Result<String, Failure> {
-    serde_json::to_string_pretty(value).map_err(|e| Failure::new("cannot write JSON").source(e))
 }

@@ -15,6 +15,7 @@ mod lab;
 #[cfg(target_os = "linux")]
 mod packaging;
 mod readme;
+mod servers;
 mod ssh;
 mod tunnel;
 

@@ -17,14 +17,16 @@ use common::{
     },
     transport::frame,
 };
+use proto::identity::Name;
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
 use crate::{
-    commands::up::{RunningTunnel, UpFlags, claimed, dial_plan, let_in},
+    commands::up::{RunningTunnel, claimed, dial_plan, let_in},
     dial::plan::DialPlan,
     local::listener::{self, ListenAddr},
     profile::ProfileDir,
+    settings::{SettingFlags, Settings},
 };
 
 /// The hidden command of this process.
@@ -40,9 +42,11 @@ pub(crate) struct HoldTunnel {
     /// Start another process that does it
     #[arg(long = "detach")]
     pub(crate) detach: bool,
+    /// The server
+    pub(crate) name: Name,
     /// As for `up`
     #[command(flatten)]
-    pub(crate) up: UpFlags,
+    pub(crate) settings: SettingFlags,
 }
 
 /// Starts the process. When this returns, its control socket can be asked.
@@ -52,12 +56,19 @@ pub(crate) struct HoldTunnel {
 ///
 /// # Errors
 /// Why it cannot start, as it has reported.
-pub(super) async fn start(state_dir: &Path, profile_dir: &ProfileDir) -> Result<(), Failure> {
+pub(super) async fn start(
+    state_dir: &Path,
+    config: Option<&Path>,
+    profile_dir: &ProfileDir,
+) -> Result<(), Failure> {
     let failed = |e| Failure::new("cannot start the tunnel").source(e);
     let (reads, writes) = std::io::pipe().map_err(failed)?;
     let state_dir = std::path::absolute(state_dir).map_err(failed)?;
     let mut first = this_program().map_err(failed)?;
     first.arg("--state-dir").arg(state_dir).args([COMMAND, DETACH, profile_dir.name.as_str()]);
+    if let Some(config) = config {
+        first.arg("--config").arg(std::path::absolute(config).map_err(failed)?);
+    }
     first.stdin(Stdio::null()).stdout(writes).stderr(log(profile_dir)?);
     let ended = tokio::task::spawn_blocking(move || first.status()).await;
     ended.map_err(Failure::from_error)?.map_err(failed)?;
@@ -107,11 +118,15 @@ fn this_program() -> std::io::Result<Command> {
 ///
 /// # Errors
 /// If a part of the tunnel ends by itself.
-pub(crate) async fn run(profile_dir: ProfileDir, flags: HoldTunnel) -> Result<(), Failure> {
-    if flags.detach {
+pub(crate) async fn run(
+    profile_dir: ProfileDir,
+    detaches: bool,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    if detaches {
         return detach();
     }
-    let (mut running, mut stop) = match begin(&profile_dir, &flags.up) {
+    let (mut running, mut stop) = match begin(&profile_dir, settings) {
         Ok(begun) => begun,
         Err(why) => return tell(&why).await,
     };
@@ -122,7 +137,7 @@ pub(crate) async fn run(profile_dir: ProfileDir, flags: HoldTunnel) -> Result<()
         () = stop.asked() => {}
         ended = running.parts.ended() => return Err(ended),
     }
-    running.stop(&mut stop, flags.up.drain).await
+    running.stop(&mut stop, settings.drain.value).await
 }
 
 async fn tell(begun: &Begun) -> Result<(), Failure> {
@@ -142,20 +157,23 @@ fn detach() -> Result<(), Failure> {
     Ok(())
 }
 
-fn begin(profile_dir: &ProfileDir, flags: &UpFlags) -> Result<(RunningTunnel, StopSignals), Begun> {
-    let plan = dial_plan(profile_dir, flags).map_err(Begun::Failed)?;
+fn begin(
+    profile_dir: &ProfileDir,
+    settings: &Settings,
+) -> Result<(RunningTunnel, StopSignals), Begun> {
+    let plan = dial_plan(profile_dir, settings).map_err(Begun::Failed)?;
     let control = Control::claim(&profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Begun::Taken,
         e => Begun::Failed(claimed(e, profile_dir)),
     })?;
-    start_running(profile_dir, plan, control, flags).map_err(Begun::Failed)
+    start_running(profile_dir, plan, control, settings).map_err(Begun::Failed)
 }
 
 fn start_running(
     profile_dir: &ProfileDir,
     plan: DialPlan,
     control: Control,
-    flags: &UpFlags,
+    settings: &Settings,
 ) -> Result<(RunningTunnel, StopSignals), Failure> {
     let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
@@ -163,5 +181,5 @@ fn start_running(
     let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
     let tried = listener::bind(&any, &profile_dir.argument())?;
     let owners = let_in(false, &tried, &profile_dir.argument())?;
-    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), flags)?, stop))
+    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), settings)?, stop))
 }

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{info, warn};
 
-use super::{UpFlags, watched::Watched};
+use super::watched::Watched;
 use crate::{
     commands::status::{ControlRequest, Status},
     dial::{DialError, plan::DialPlan},
@@ -26,6 +26,7 @@ use crate::{
         owner::Owners,
     },
     profile::Profile,
+    settings::Settings,
     tunnel::{
         Tunnel,
         inspection::Inspection,
@@ -62,19 +63,24 @@ impl RunningTunnel {
         control: Control,
         owners: Owners,
         listeners: Vec<TcpListener>,
-        flags: &UpFlags,
+        settings: &Settings,
     ) -> Result<Self, Failure> {
         let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
         let profile_dir = plan.profile.get().profile_dir;
         let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
-        let watched = Watched::start(&profile_dir, flags.carrier, flags.ssh_client, tunnel.state());
+        let watched = Watched::start(
+            &profile_dir,
+            settings.carrier.value,
+            settings.ssh_client.value,
+            tunnel.state(),
+        );
         let front = Front {
             owners: Arc::new(owners),
             tunnel: tunnel.clone(),
             service: DEFAULT_SERVICE.parse().map_err(Failure::new)?,
-            hold: flags.hold,
+            hold: settings.hold.value,
             stop: no_more.clone(),
         };
         let leases = Leases::new(front.clone(), connections.clone());

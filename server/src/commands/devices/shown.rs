@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use comfy_table::Table;
 use common::machine::{
+    format,
     process::{day, unix_now},
     report::{Failure, data, say, typed},
 };
@@ -15,10 +15,7 @@ use proto::{
 use serde::Serialize;
 
 use crate::{
-    commands::{
-        beside::Beside,
-        status::{self, plain},
-    },
+    commands::{beside::Beside, status},
     policy::roles::either,
     record::CarrierKind,
     running::{TokensToday, sessions::SessionStatus},
@@ -88,18 +85,16 @@ pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
         say(typed("No devices yet: invite one with `aditd invite NAME`."));
         return Ok(());
     }
-    let mut table = Table::new();
-    table.set_header(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"]);
-    for device in devices {
-        table.add_row([
+    let rows = devices.iter().map(|device| {
+        [
             device.name.clone(),
             device.id.to_string(),
             marked(device),
             seen(device),
             certificate(device),
-        ]);
-    }
-    data(plain(table))
+        ]
+    });
+    data(format::table(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"], rows))
 }
 
 pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {

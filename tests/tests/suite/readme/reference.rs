@@ -1,10 +1,12 @@
 //! `docs/reference.md` is made of the command lines themselves, and `docs/configuration.md` has
-//! every setting of the file and no other.
+//! every setting of both files and no other.
 
-use std::{collections::BTreeSet, fmt::Write, path::PathBuf};
+use std::{collections::BTreeSet, fmt::Write, os::unix::process::CommandExt, path::PathBuf};
 
 use clap::{Arg, Command};
 use server::{Config, Flags, ServeFlags};
+
+use crate::PROGRAM;
 
 /// Set to anything, it makes the test write the reference instead of comparing it.
 const UPDATE: &str = "ADIT_UPDATE_REFERENCE";
@@ -120,26 +122,50 @@ fn the_reference_is_what_the_programs_say_of_themselves() {
     );
 }
 
-/// The settings of a table of the file, as the error for an unknown one names them.
+/// What `adit` says of a file of settings with this content, and whether it takes it.
+pub(super) fn adit_says(content: &str) -> (bool, String) {
+    let tmp = tempfile::tempdir().expect("a directory");
+    let path = tmp.path().join("adit.toml");
+    std::fs::write(&path, content).expect("written");
+    let mut adit = std::process::Command::new(PROGRAM);
+    adit.arg0("adit").arg("config").arg("--config").arg(&path);
+    let out = adit.arg("--state-dir").arg(tmp.path().join("state")).output().expect("it runs");
+    (out.status.success(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+/// The settings that the error for an unknown one names.
+fn named(error: &str) -> BTreeSet<String> {
+    let (_, known) = error.split_once("the settings here are ").expect("it names them");
+    known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The settings of a table of the laptop's file.
+fn settings_of_adit(table: &str) -> BTreeSet<String> {
+    let (taken, error) = adit_says(&format!("{table}\nno_such_setting = 1\n"));
+    assert!(!taken, "an unknown setting");
+    named(&error)
+}
+
+/// The settings of a table of the box's file.
 fn settings(table: &str) -> BTreeSet<String> {
     let tmp = tempfile::tempdir().expect("a directory");
     let path = tmp.path().join("aditd.toml");
     std::fs::write(&path, format!("{table}\nno_such_setting = 1\n")).expect("written");
     let flags = Flags { state_dir: Some(tmp.path().join("state")), config: Some(path) };
     let error = Config::resolve(&flags, &ServeFlags::default()).expect_err("an unknown setting");
-    let error = error.to_string();
-    let (_, known) = error.split_once("the settings here are ").expect("it names them");
-    known.split('`').skip(1).step_by(2).map(str::to_owned).collect()
+    named(&error.to_string())
 }
 
 #[test]
 fn the_page_on_the_configuration_has_each_setting_and_no_other() {
     let page = std::fs::read_to_string(docs("configuration.md")).expect("the page");
-    for (heading, table) in [
-        ("## Settings", ""),
-        ("## `[limits]`", "[limits]"),
-        ("## `[roles.NAME]`", "[roles.tagger]\nallow = [\"GET /\"]"),
-        ("## `[devices.NAME]`", "[devices.laptop]"),
+    for (heading, settings) in [
+        ("## Settings", settings("")),
+        ("## `[limits]`", settings("[limits]")),
+        ("## `[roles.NAME]`", settings("[roles.tagger]\nallow = [\"GET /\"]")),
+        ("## `[devices.NAME]`", settings("[devices.laptop]")),
+        ("## The laptop: `adit.toml`", settings_of_adit("")),
+        ("## `[servers.NAME]`", settings_of_adit("[servers.lab]")),
     ] {
         let (_, part) = page.split_once(heading).unwrap_or_else(|| panic!("no {heading}"));
         let part = part.split("\n## ").next().unwrap_or_default();
@@ -149,6 +175,6 @@ fn the_page_on_the_configuration_has_each_setting_and_no_other() {
             .filter_map(|line| line.split('`').next())
             .map(str::to_owned)
             .collect();
-        assert_eq!(told, settings(table), "{heading}");
+        assert_eq!(told, settings, "{heading}");
     }
 }

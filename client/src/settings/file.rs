@@ -1,0 +1,195 @@
+//! The file of the settings: where it is, and what it may contain.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use common::machine::{
+    config_text::{ConfigText, nearest},
+    process::{parse_idle_timeout, parse_time},
+    report::Failure,
+};
+use proto::identity::Name;
+use serde::{Deserialize, Deserializer, de};
+
+use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
+
+/// The content of the file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SettingsFile {
+    /// The state directory.
+    pub(crate) state_dir: Option<PathBuf>,
+    /// The settings of all servers.
+    pub(super) of_all: Table,
+    /// Those of single servers, which come before.
+    pub(super) servers: BTreeMap<Name, Table>,
+}
+
+/// The settings of a tunnel in one table.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Table {
+    pub(super) listen: Option<Vec<ListenAddr>>,
+    pub(super) any_user: Option<bool>,
+    #[serde(default, deserialize_with = "time")]
+    pub(super) hold: Option<Duration>,
+    #[serde(default, deserialize_with = "time")]
+    pub(super) drain: Option<Duration>,
+    pub(super) carrier: Option<CarrierChoice>,
+    #[serde(default, deserialize_with = "idle_timeout")]
+    pub(super) idle_timeout: Option<Duration>,
+    pub(super) ssh_client: Option<SshClient>,
+}
+
+/// The file as it is written. It repeats [`Table`], because serde cannot both flatten a table and
+/// refuse unknown settings.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    #[serde(default, deserialize_with = "state_dir")]
+    state_dir: Option<PathBuf>,
+    listen: Option<Vec<ListenAddr>>,
+    any_user: Option<bool>,
+    #[serde(default, deserialize_with = "time")]
+    hold: Option<Duration>,
+    #[serde(default, deserialize_with = "time")]
+    drain: Option<Duration>,
+    carrier: Option<CarrierChoice>,
+    #[serde(default, deserialize_with = "idle_timeout")]
+    idle_timeout: Option<Duration>,
+    ssh_client: Option<SshClient>,
+    #[serde(default)]
+    servers: BTreeMap<Name, Table>,
+}
+
+impl SettingsFile {
+    /// Reads the file `named`, or else the usual one, which need not exist.
+    ///
+    /// # Errors
+    /// Exit code 2 if it cannot be read, or its content is wrong.
+    pub(crate) fn read(named: Option<&Path>) -> Result<Self, Failure> {
+        let usual = default_path();
+        let from = match (named, &usual) {
+            (Some(path), _) => Some(ConfigText::read(path)?),
+            (None, Some(path)) => ConfigText::read_if_there(path)?,
+            (None, None) => None,
+        };
+        let beside = named.or(usual.as_deref()).and_then(Path::parent).unwrap_or(Path::new("/"));
+        from.map_or_else(|| Ok(Self::default()), |from| Self::of(&from, beside))
+    }
+
+    /// The content of `from`; a relative path in it begins at the directory `beside`.
+    ///
+    /// # Errors
+    /// Exit code 2 if it is wrong.
+    pub(super) fn of(from: &ConfigText, beside: &Path) -> Result<Self, Failure> {
+        let Written {
+            state_dir,
+            listen,
+            any_user,
+            hold,
+            drain,
+            carrier,
+            idle_timeout,
+            ssh_client,
+            servers,
+        } = from.parse()?;
+        let of_all = Table { listen, any_user, hold, drain, carrier, idle_timeout, ssh_client };
+        Ok(Self { state_dir: state_dir.map(|dir| beside.join(dir)), of_all, servers })
+    }
+
+    /// The servers that have a table but are not `known`, each with the known name that was most
+    /// likely meant.
+    pub(crate) fn unknown<'a>(&'a self, known: &'a [Name]) -> Vec<(&'a Name, Option<&'a str>)> {
+        let unknown = self.servers.keys().filter(|name| !known.contains(name));
+        unknown.map(|name| (name, nearest(name.as_str(), known.iter().map(Name::as_str)))).collect()
+    }
+}
+
+/// The usual path of the file: `~/.config/adit/adit.toml` on Linux.
+pub(crate) fn default_path() -> Option<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", "adit")?;
+    Some(dirs.config_dir().join("adit.toml"))
+}
+
+fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    value(from, "a length of time", parse_time)
+}
+
+fn idle_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
+    value(from, "a valid idle time-out", parse_idle_timeout)
+}
+
+fn state_dir<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
+    value(from, "a directory", |text| match text {
+        "" => Err("write its path".to_owned()),
+        _ if text.starts_with('~') => Err("write its whole path, without `~`".to_owned()),
+        _ => Ok(text.into()),
+    })
+}
+
+fn value<'de, D: Deserializer<'de>, T>(
+    from: D,
+    what: &str,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<Option<T>, D::Error> {
+    let text = String::deserialize(from)?;
+    parse(&text)
+        .map(Some)
+        .map_err(|why| de::Error::custom(format!("`{text}` is not {what}: {why}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(text: &str) -> Result<SettingsFile, Failure> {
+        let from = ConfigText::new(Path::new("/home/me/adit.toml"), text.to_owned());
+        SettingsFile::of(&from, Path::new("/home/me"))
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_its_line() {
+        for (text, line, why) in [
+            ("hol = \"1s\"", 1, "did you mean `hold`?"),
+            ("\n\nlissten = []", 3, "did you mean `listen`?"),
+            ("[servers.lab]\nidletimeout = \"1h\"", 2, "did you mean `idle_timeout`?"),
+            ("[server.lab]\nhold = \"1s\"", 1, "did you mean `servers`?"),
+            ("[servers.lab]\nstate_dir = \"/\"", 2, "the settings here are `listen`, "),
+            ("hold = \"soon\"", 1, "`soon` is not a length of time: write a length of time"),
+            ("\nhold = 30", 2, "expected a string"),
+            ("idle_timeout = \"1s\"", 1, "not a valid idle time-out: choose between"),
+            ("carrier = \"pigeon\"", 1, "pigeon"),
+            ("listen = [\"0.0.0.0:1\"]", 1, "loopback only"),
+            ("listen = \"localhost:1\"", 1, "sequence"),
+            ("any_user = \"yes\"", 1, "boolean"),
+            ("hold = \"1s\"\nhold = \"2s\"", 2, "duplicate"),
+            ("[servers.\"a b\"]\nhold = \"1s\"", 1, ""),
+            ("hold = ", 1, ""),
+            ("state_dir = \"~/keys\"", 1, "without `~`"),
+        ] {
+            let told = parsed(text).expect_err(text).to_string();
+            assert!(told.contains(&format!("line {line}")), "{text}: {told}");
+            assert!(told.contains(why), "{text}: {told}");
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_not_known_is_told_with_the_nearest() {
+        let file = parsed("[servers.lba]\n[servers.home]\n[servers.elsewhere]").expect("read");
+        let known: Vec<Name> = ["lab", "home"].map(|name| name.parse().expect("a name")).into();
+        let unknown: Vec<_> =
+            file.unknown(&known).into_iter().map(|(name, near)| (name.as_str(), near)).collect();
+        assert_eq!(unknown, [("elsewhere", None), ("lba", Some("lab"))]);
+    }
+
+    #[test]
+    fn a_relative_state_directory_begins_at_the_file() {
+        for (written, is) in [("keys", "/home/me/keys"), ("/keys", "/keys")] {
+            let file = parsed(&format!("state_dir = \"{written}\"")).expect("read");
+            assert_eq!(file.state_dir, Some(PathBuf::from(is)));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! What `adit` does with the servers that a device knows, and with its settings.
+
+mod settings;

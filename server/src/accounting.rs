@@ -4,7 +4,15 @@
 pub(crate) mod queue;
 pub(crate) mod running;
 
-use std::{num::NonZeroUsize, path::Path, sync::Arc, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use common::machine::{
     process::unix_now,
@@ -27,7 +35,7 @@ use crate::{
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Account, Asker, BoxFuture, HeldGuard, LimitReached, NotNow, Observer, PermittedRequest,
+        Account, Asker, BoxFuture, GrantedTurn, LimitReached, NotNow, Observer, PermittedRequest,
         RequestRecord, Throttle, ThrottlePermit, TurnFuture,
         charge::{Charge, Speed},
     },
@@ -44,6 +52,8 @@ pub(crate) struct AccountingSettings {
     pub max_in_flight: Option<NonZeroUsize>,
     /// How many requests may wait in the queue.
     pub max_queue: usize,
+    /// Whether answers say how their requests have waited in the queue.
+    pub queue_header: bool,
     pub audit: AuditSettings,
     /// The address at which metrics are served, if any.
     pub metrics: Option<MetricsAddr>,
@@ -54,6 +64,7 @@ pub(crate) struct AccountingSettings {
 pub(crate) struct Accounting {
     pub limiter: Arc<Limiter>,
     pub queue: Arc<Queue>,
+    queue_header: Arc<AtomicBool>,
     pub audit: Arc<Audit>,
     pub metrics: Arc<Metrics>,
     usage: Arc<UsageFile>,
@@ -120,6 +131,7 @@ impl Accounting {
         Ok(Self {
             limiter: Limiter::new(settings.limits.clone(), usage.load()),
             queue: Queue::new(settings.max_in_flight, settings.max_queue),
+            queue_header: Arc::new(AtomicBool::new(settings.queue_header)),
             audit: Audit::start(settings.audit.clone())
                 .map_err(|e| e.named_by("`audit_dir` in the configuration"))?,
             metrics: Arc::default(),
@@ -135,6 +147,7 @@ impl Accounting {
         self.limiter.update(settings.limits.clone());
         self.used_up.notify_waiters();
         self.queue.resize(settings.max_in_flight, settings.max_queue);
+        self.queue_header.store(settings.queue_header, Relaxed);
     }
 
     /// Saves the usage regularly, for as long as it is polled.
@@ -175,6 +188,7 @@ impl Accounting {
             account: account.map(|account| account as Arc<dyn Account>),
             most_body,
             waits: turn.is_some() && self.queue.is_bounded(),
+            tells_queue: self.queue_header.load(Relaxed),
             turn,
             held: Some(Box::new(running)),
         })
@@ -184,7 +198,10 @@ impl Accounting {
         let queue = self.queue.clone();
         Box::pin(async move {
             let turn = match queue.enter(device) {
-                Ok(waiting) => waiting.await,
+                Ok(waiting) => {
+                    let position = waiting.position();
+                    waiting.await.map(|turn| GrantedTurn { held: Box::new(turn), position })
+                }
                 Err(full) => Err(full),
             };
             // The words of Ollama's own queue: clients may look for them.
@@ -194,7 +211,7 @@ impl Accounting {
                 sentence: full.to_string(),
                 limit: "queue",
             };
-            turn.map(|turn| Box::new(turn) as HeldGuard).map_err(busy)
+            turn.map_err(busy)
         })
     }
 }
@@ -240,6 +257,7 @@ mod tests {
         Accounting {
             limiter: Limiter::new(table, Usage::default()),
             queue: Queue::new(NonZeroUsize::new(1), 1),
+            queue_header: Arc::default(),
             audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
             metrics: Arc::default(),
             usage: Arc::new(UsageFile::new(dir)),

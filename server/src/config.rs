@@ -223,6 +223,7 @@ impl Config {
             limits,
             max_in_flight: file.max_in_flight.map(|AboveZero(most)| most),
             max_queue: file.max_queue.map_or(queue::MAX_WAITING, |Whole(most)| most),
+            queue_header: file.queue_header.unwrap_or(false),
             audit: AuditSettings {
                 required: file.audit_required.unwrap_or(false),
                 size: file.audit_size.map_or(audit.size, |Size(bytes)| bytes),

@@ -79,6 +79,8 @@ pub(crate) struct ThrottlePermit {
     pub turn: Option<TurnFuture>,
     /// Whether the wait for the turn may be long.
     pub waits: bool,
+    /// Whether the answer says how the request has waited.
+    pub tells_queue: bool,
     /// Dropped when the request has ended.
     pub held: Option<HeldGuard>,
     /// Ends when the request reaches a limit while its answer runs.
@@ -115,11 +117,29 @@ pub(crate) type HeldGuard = Box<dyn Send + Sync>;
 
 /// Waits for a request's turn at the service. The request joins the queue when this is first
 /// polled, so a request that is not whole takes no place. Dropping it leaves the queue at once.
-pub(crate) type TurnFuture = BoxFuture<'static, Result<HeldGuard, NotNow>>;
+pub(crate) type TurnFuture = BoxFuture<'static, Result<GrantedTurn, NotNow>>;
+
+/// How a request has waited in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct QueueWait {
+    /// As [`GrantedTurn::position`].
+    pub position: usize,
+    pub waited: Duration,
+}
+
+/// A request's turn at the service.
+pub(crate) struct GrantedTurn {
+    /// Dropped when the service has finished with the request.
+    pub held: HeldGuard,
+    /// The request's place in the queue when it arrived: 1 if it got the next turn, 0 if it did not
+    /// wait.
+    pub position: usize,
+}
 
 impl fmt::Debug for ThrottlePermit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { most_body, waits, turn: _, held: _, limit: _, account: _ } = self;
+        let Self { most_body, waits, tells_queue: _, turn: _, held: _, limit: _, account: _ } =
+            self;
         f.debug_struct("Ticket")
             .field("most_body", most_body)
             .field("waits", waits)
@@ -221,7 +241,7 @@ pub(crate) struct RequestRecord {
     pub bytes_in: u64,
     /// Bytes to the device, the head included.
     pub bytes_out: u64,
-    /// How long it waited to be admitted.
+    /// How long it waited in the queue, also if it never had a turn.
     pub queued: Duration,
     /// From the end of its head to the first byte of the final answer.
     pub first_byte: Option<Duration>,

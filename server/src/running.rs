@@ -3,7 +3,7 @@
 pub(crate) mod sessions;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -191,8 +191,35 @@ pub struct ServerStatus {
     pub audit: AuditStatus,
     /// How many requests wait for their turn.
     pub waiting: usize,
+    #[serde(default)]
+    pub queue: QueueStatus,
     /// How many tasks the runtime has, to find leaks.
     pub tasks: usize,
+}
+
+/// The queue in front of the service.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// How many requests have a turn.
+    pub running: usize,
+    /// How many requests may have a turn at once; `None` if all may.
+    pub max_in_flight: Option<usize>,
+    /// How many requests may wait.
+    pub max_queue: usize,
+    /// The waiting requests in the order of their turns.
+    pub waiting: Vec<QueuedRequest>,
+}
+
+/// A request that waits for its turn.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct QueuedRequest {
+    /// The device that has sent it; `None` if it was forgotten meanwhile.
+    pub device: Option<Name>,
+    pub device_id: DeviceId,
+    /// 1 for the request that gets the next turn.
+    pub position: usize,
+    /// How many seconds it has waited.
+    pub seconds: f64,
 }
 
 /// How many of the day's tokens a device has used.
@@ -353,7 +380,26 @@ impl Server {
             sessions: self.live.status(),
             audit: self.accounting.audit.status(),
             waiting: self.accounting.queue.waiting(),
+            queue: self.queue(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+        }
+    }
+
+    /// The queue now.
+    fn queue(&self) -> QueueStatus {
+        let (queue, register) = (&self.accounting.queue, self.policy.snapshot());
+        let names: HashMap<_, _> =
+            register.devices().map(|device| (device.id, &device.name)).collect();
+        let waiting = queue.in_order().into_iter().zip(1..).map(|(queued, position)| {
+            let device = names.get(&queued.device).map(|name| (*name).clone());
+            let seconds = queued.waited.as_secs_f64();
+            QueuedRequest { device, device_id: queued.device, position, seconds }
+        });
+        QueueStatus {
+            running: queue.running(),
+            max_in_flight: queue.most(),
+            max_queue: queue.max_waiting(),
+            waiting: waiting.collect(),
         }
     }
 

@@ -9,6 +9,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use proto::identity::DeviceId;
@@ -26,7 +27,20 @@ pub(crate) struct Queue {
 
 struct Inner {
     queue: FairQueue<DeviceId>,
-    waiting: HashMap<Ticket, oneshot::Sender<Turn>>,
+    waiting: HashMap<Ticket, Waiter>,
+}
+
+struct Waiter {
+    since: Instant,
+    call: oneshot::Sender<Turn>,
+}
+
+/// A request that waits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Queued {
+    pub device: DeviceId,
+    /// How long it has waited.
+    pub waited: Duration,
 }
 
 /// A request's turn at the service; given back when dropped.
@@ -78,15 +92,20 @@ impl Queue {
         let mut inner = self.lock();
         let entered = inner.queue.enter(device);
         match entered {
-            Entered::Now => Ok(Waiting(TurnState::Ready(Some(Turn { queue: Some(self.clone()) })))),
+            Entered::Now => {
+                let turn = TurnState::Ready(Some(Turn { queue: Some(self.clone()) }));
+                Ok(Waiting { turn, position: 0 })
+            }
             Entered::Waits(ticket) | Entered::WaitsInsteadOf(ticket, _) => {
                 if let Entered::WaitsInsteadOf(_, evicted) = entered {
                     // Dropping the sender tells its future.
                     inner.waiting.remove(&evicted);
                 }
                 let (call, called) = oneshot::channel();
-                inner.waiting.insert(ticket, call);
-                Ok(Waiting(TurnState::InLine { queue: self.clone(), ticket, called }))
+                inner.waiting.insert(ticket, Waiter { since: Instant::now(), call });
+                let position = inner.queue.before_newest_of(device) + 1;
+                let turn = TurnState::InLine { queue: self.clone(), ticket, called };
+                Ok(Waiting { turn, position })
             }
             Entered::Full => Err(QueueFull),
         }
@@ -95,6 +114,21 @@ impl Queue {
     /// Requests that may run at once; `None` if all may.
     pub(crate) fn most(&self) -> Option<usize> {
         self.lock().queue.most().map(NonZeroUsize::get)
+    }
+
+    /// How many requests may wait.
+    pub(crate) fn max_waiting(&self) -> usize {
+        self.lock().queue.max_waiting()
+    }
+
+    /// The waiting requests in the order of their turns, if none comes or goes.
+    pub(crate) fn in_order(&self) -> Vec<Queued> {
+        let inner = self.lock();
+        let queued = |(device, ticket)| {
+            let waited = inner.waiting.get(&ticket).map(|waiter| waiter.since.elapsed());
+            Queued { device, waited: waited.unwrap_or_default() }
+        };
+        inner.queue.in_order().into_iter().map(queued).collect()
     }
 
     /// Whether any request may have to wait.
@@ -118,7 +152,7 @@ impl Queue {
             let called = {
                 let mut inner = self.lock();
                 let Some(ticket) = inner.queue.next() else { return };
-                inner.waiting.remove(&ticket)
+                inner.waiting.remove(&ticket).map(|waiter| waiter.call)
             };
             let turn = Turn { queue: Some(self.clone()) };
             match called {
@@ -159,7 +193,10 @@ impl Drop for Turn {
 /// A place in the queue; a future of its turn.
 #[derive(Debug)]
 #[must_use = "dropping it leaves the queue"]
-pub(crate) struct Waiting(TurnState);
+pub(crate) struct Waiting {
+    turn: TurnState,
+    position: usize,
+}
 
 #[derive(Debug)]
 enum TurnState {
@@ -167,18 +204,25 @@ enum TurnState {
     InLine { queue: Arc<Queue>, ticket: Ticket, called: oneshot::Receiver<Turn> },
 }
 
+impl Waiting {
+    /// Its place when it arrived: 1 if it gets the next turn, 0 if it does not wait.
+    pub(crate) fn position(&self) -> usize {
+        self.position
+    }
+}
+
 impl Future for Waiting {
     type Output = Result<Turn, QueueFull>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
+        match &mut self.turn {
             // Polled again after it is ready, it stays pending and does not panic.
             TurnState::Ready(turn) => {
                 turn.take().map_or(Poll::Pending, |turn| Poll::Ready(Ok(turn)))
             }
             TurnState::InLine { called, .. } => match Pin::new(called).poll(context) {
                 Poll::Ready(Ok(turn)) => {
-                    self.0 = TurnState::Ready(None);
+                    self.turn = TurnState::Ready(None);
                     Poll::Ready(Ok(turn))
                 }
                 Poll::Ready(Err(_)) => Poll::Ready(Err(QueueFull)),
@@ -190,7 +234,7 @@ impl Future for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if let TurnState::InLine { queue, ticket, .. } = &self.0 {
+        if let TurnState::InLine { queue, ticket, .. } = &self.turn {
             let mut inner = queue.lock();
             inner.waiting.remove(ticket);
             // Otherwise the turn is in the channel, and is given back when that is dropped.

@@ -24,6 +24,8 @@ use crate::{
 const MOST_NAMED: usize = 64;
 /// How often `--follow` looks for new lines.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// The shortest time in the queue that is shown, in milliseconds.
+const LEAST_QUEUED: f64 = 1.0;
 
 /// Flags of `audit`.
 #[derive(Debug, Args)]
@@ -161,15 +163,14 @@ fn print(
     }
 }
 
-const HEADER: &str =
-    "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT";
+const HEADER: &str = "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS    QUEUED       TIME  WHAT";
 
 fn row(entry: &Value) -> String {
     let text = |name: &str| entry[name].as_str().unwrap_or("");
     let at = text("time").replacen('T', " ", 1);
     let at = at.get(..19).unwrap_or(&at);
     let device = if text("device").is_empty() { "-" } else { text("device") };
-    let (mut status, mut tokens) = (String::new(), String::new());
+    let (mut status, mut tokens, mut queued) = (String::new(), String::new(), String::new());
     let ended = if text("why").is_empty() { text("end") } else { text("why") };
     let time = entry["total_ms"].as_f64().map_or(String::new(), duration);
     let size = |name: &str| human::size(entry[name].as_u64().unwrap_or(0));
@@ -179,6 +180,10 @@ fn row(entry: &Value) -> String {
         "request" => {
             status = entry["status"].as_u64().map_or("-".to_owned(), |status| status.to_string());
             tokens = counted(entry);
+            queued = entry["queued_ms"]
+                .as_f64()
+                .filter(|ms| *ms >= LEAST_QUEUED)
+                .map_or(String::new(), duration);
             [text("method"), text("path"), text("model")]
                 .into_iter()
                 .filter(|part| !part.is_empty())
@@ -192,11 +197,11 @@ fn row(entry: &Value) -> String {
         }
         "disconnect" => format!("disconnected from {}, {}", peer(), bytes()),
         "stream" => format!("tcp stream to `{}`, {}", text("service"), bytes()),
-        _ => return row_of(at, device, ["", "", "", ""], &event(entry)),
+        _ => return row_of(at, device, ["", "", "", "", ""], &event(entry)),
     };
     // The log has only our own lines, but the file may have been edited.
     what.retain(|c| !human::misleads(c));
-    row_of(at, device, [&status, ended, &tokens, &time], &what)
+    row_of(at, device, [&status, ended, &tokens, &queued, &time], &what)
 }
 
 /// The tokens of a request: those of the prompt and of the answer together.
@@ -210,10 +215,11 @@ fn counted(entry: &Value) -> String {
     format!("{about}{}", counted.iter().sum::<u64>())
 }
 
-fn row_of(at: &str, device: &str, columns: [&str; 4], what: &str) -> String {
-    let [status, ended, tokens, time] = columns;
-    let row =
-        format!("{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {time:>9}  {what}");
+fn row_of(at: &str, device: &str, columns: [&str; 5], what: &str) -> String {
+    let [status, ended, tokens, queued, time] = columns;
+    let row = format!(
+        "{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {queued:>8}  {time:>9}  {what}"
+    );
     row.trim_end().to_owned()
 }
 
@@ -283,14 +289,18 @@ mod tests {
         let row = show(&event_of(&record(End::Done)), &all(), None);
         assert_eq!(
             format!("{HEADER}\n{row}"),
-            "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS       TIME  WHAT\n\
-             2027-01-15 08:00:00  laptop           200     done                 49    20.0 ms  POST /api/chat llama3\n"
+            "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS    QUEUED       TIME  WHAT\n\
+             2027-01-15 08:00:00  laptop           200     done                 49              20.0 ms  POST /api/chat llama3\n"
         );
         let charge = Charge { read: Some(9), written: Some(0), is_estimated: true };
         let row = show(&Event::request(&record(End::Cancelled), &charge), &all(), None);
         assert!(row.contains(" ~9 "), "{row}");
         let row = show(&event_of(&record(End::Refused(Refusal::Role))), &all(), None);
         assert!(row.contains(" role "), "{row}");
+        let mut waited = record(End::Cancelled);
+        waited.queued = Duration::from_millis(4200);
+        let row = show(&event_of(&waited), &all(), None);
+        assert!(row.contains(" cancelled            49     4.2 s    20.0 ms "), "{row}");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `aditd status`: prints the running server's state.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use common::machine::{
     control,
@@ -11,9 +11,12 @@ use proto::human::{self, count};
 use serde::Serialize;
 
 use crate::{
-    running::{self, Answer, Request, ServerStatus},
+    running::{self, Answer, QueueStatus, Request, ServerStatus},
     state,
 };
+
+/// How many waiting requests are listed.
+const QUEUED_SHOWN: usize = 5;
 
 /// Prints the running server's state.
 pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
@@ -60,8 +63,8 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
         status.sessions.len(),
         count(status.sessions.iter().map(|s| s.streams as u64).sum::<u64>(), "stream")
     );
-    if status.waiting > 0 {
-        text += &format!("\nQueue        {} waiting", count(status.waiting as u64, "request"));
+    for (i, line) in queue(&status.queue).into_iter().enumerate() {
+        text += &format!("\n{:<13}{line}", if i == 0 { "Queue" } else { "" });
     }
     if let Some(why) = &status.audit.failing {
         text += &format!("\nAudit        can't be written: {why}");
@@ -71,6 +74,29 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
             &format!("\nAudit        {} lost since the start", count(status.audit.lost, "line"));
     }
     data(text)
+}
+
+/// The queue in lines; none if no request ever waits.
+fn queue(queue: &QueueStatus) -> Vec<String> {
+    let Some(most) = queue.max_in_flight.or((!queue.waiting.is_empty()).then_some(queue.running))
+    else {
+        return Vec::new();
+    };
+    let waiting = match queue.waiting.len() {
+        0 => "none waiting".to_owned(),
+        n => format!("{n} waiting"),
+    };
+    let mut lines = vec![format!("{} of {most} running, {waiting}", queue.running)];
+    lines.extend(queue.waiting.iter().take(QUEUED_SHOWN).map(|queued| {
+        let device = queued.device.as_ref().map_or("a forgotten device", |name| name.as_str());
+        let waited = human::time(Duration::from_secs_f64(queued.seconds.clamp(0.0, 1e9)));
+        format!("{}. {device}, for {waited}", queued.position)
+    }));
+    match queue.waiting.len().saturating_sub(QUEUED_SHOWN) {
+        0 => {}
+        more => lines.push(format!("and {more} more")),
+    }
+    lines
 }
 
 /// The state of the running server; `None` if it does not run.

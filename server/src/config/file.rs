@@ -45,6 +45,7 @@ pub(super) struct ConfigFile {
     pub(super) limits: LimitSettings,
     pub(super) max_in_flight: Option<AboveZero>,
     pub(super) max_queue: Option<Whole>,
+    pub(super) queue_header: Option<bool>,
     pub(super) audit_dir: Option<PathBuf>,
     pub(super) audit_required: Option<bool>,
     pub(super) audit_size: Option<Size>,

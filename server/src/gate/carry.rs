@@ -4,7 +4,6 @@
 use std::{
     io::{self, IoSlice},
     sync::atomic::Ordering::Relaxed,
-    time::Instant,
 };
 
 use bytes::{Buf, Bytes};
@@ -22,7 +21,7 @@ use super::{
     refused::Refused,
     running::Outgoing,
 };
-use crate::record::{HeldGuard, LimitReached, NotNow, TurnFuture};
+use crate::record::{GrantedTurn, HeldGuard, LimitReached, NotNow, QueueWait, TurnFuture};
 
 /// Both sides of a connection.
 pub(super) struct Sides<'a> {
@@ -73,13 +72,15 @@ pub(super) async fn carry(
     let (mut down, mut up) = (Down::default(), ToDevice::default());
     let mut chunks = Vec::with_capacity(BATCH);
     let (mut drained, mut is_full, mut lost) = (false, false, None);
-    let mut joined = Instant::now();
     let stopped = send.stopped();
     tokio::pin!(stopped, overruled);
     loop {
         match actions.queue {
-            Some(QueueChange::Join) => joined = Instant::now(),
-            Some(QueueChange::Leave) => hold.turn = None,
+            Some(QueueChange::Join) => outgoing.joins_queue(),
+            Some(QueueChange::Leave) => {
+                hold.turn = None;
+                outgoing.leaves_queue();
+            }
             None => {}
         }
         if actions.release {
@@ -158,9 +159,12 @@ pub(super) async fn carry(
             refused = &mut overruled => ExchangeEvent::Overruled(refused),
             (line, refused) = limited(&mut hold.limit, line) => ExchangeEvent::Limit { line, refused },
             turn = its_turn(&mut hold.turn), if wants.turn => {
-                outgoing.queued = joined.elapsed();
+                let waited = outgoing.leaves_queue();
                 hold.turn = None;
-                ExchangeEvent::Turn(turn.map(|turn| hold.held = Some(turn)))
+                ExchangeEvent::Turn(turn.map(|GrantedTurn { held, position }| {
+                    hold.held = Some(held);
+                    QueueWait { position, waited }
+                }))
             }
             ready = service.writable(), if !down.is_empty() => {
                 match ready.map_or(Some(ExchangeEvent::ServiceRefused), |()| down.write(service, meter)) {
@@ -252,7 +256,7 @@ impl Down {
 /// Bytes on their way to the device. The buffer is allocated only while it is needed.
 #[derive(Default)]
 struct ToDevice {
-    held: &'static [u8],
+    held: Bytes,
     buffer: Option<Buffer>,
     from: usize,
     to: usize,
@@ -278,16 +282,16 @@ impl ToDevice {
     }
 
     /// Sets the bytes to deliver; returns their number.
-    fn deliver(&mut self, held: &'static [u8], from: usize) -> usize {
+    fn deliver(&mut self, held: Bytes, from: usize) -> usize {
         (self.held, self.from) = (held, from);
-        held.len() + self.to - from
+        self.held.len() + self.to - from
     }
 
     /// The bytes to write next.
     fn rest(&mut self) -> &[u8] {
         match &mut self.buffer {
             Some(buffer) if self.held.is_empty() => &buffer.bytes()[self.from..self.to],
-            _ => self.held,
+            _ => &self.held,
         }
     }
 
@@ -296,7 +300,7 @@ impl ToDevice {
         if self.held.is_empty() {
             self.from += n;
         } else {
-            self.held = &self.held[n..];
+            self.held.advance(n);
         }
         self.is_empty()
     }
@@ -312,7 +316,7 @@ fn answer_failed(error: WriteError, lost: &mut Option<ConnectionError>) -> Excha
     }
 }
 
-async fn its_turn(turn: &mut Option<TurnFuture>) -> Result<HeldGuard, NotNow> {
+async fn its_turn(turn: &mut Option<TurnFuture>) -> Result<GrantedTurn, NotNow> {
     match turn {
         Some(turn) => turn.await,
         None => std::future::pending().await,

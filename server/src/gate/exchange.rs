@@ -11,7 +11,10 @@ mod kept;
 mod terms;
 
 use bytes::Bytes;
-use proto::http1::{framing::Body, response::Tracker};
+use proto::http1::{
+    framing::Body,
+    response::{AddedField, Tracker},
+};
 
 pub(super) use self::ending::too_long;
 use self::kept::HeldBack;
@@ -24,7 +27,7 @@ use super::{
     refused::Refused,
     running::Incoming,
 };
-use crate::record::RequestProgress;
+use crate::record::{QueueWait, RequestProgress};
 
 /// The state of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,8 @@ enum Answering {
 pub(super) struct Exchange<'r> {
     incoming: &'r mut Incoming,
     answer: &'r mut Tracker,
+    /// A field that is added to the answer.
+    added: Option<AddedField>,
     ahead: &'r mut ReadAhead,
     begun: Vec<Bytes>,
     body: Body,
@@ -89,10 +94,12 @@ impl<'r> Exchange<'r> {
         answer: &'r mut Tracker,
         ahead: &'r mut ReadAhead,
     ) -> (Self, Actions) {
-        let ForwardedRequest { begun, body, most_body, turn, ends_with_device } = request;
+        let ForwardedRequest { begun, body, most_body, turn, tells_queue, ends_with_device } =
+            request;
         let mut exchange = Self {
             incoming,
             answer,
+            added: (tells_queue && turn != TurnPoint::None).then(AddedField::default),
             ahead,
             begun,
             body,
@@ -147,7 +154,10 @@ impl<'r> Exchange<'r> {
             ExchangeEvent::ServiceEnded => self.service_ended(now),
             ExchangeEvent::ServiceReset => self.service_reset(now),
             ExchangeEvent::ServiceRefused => self.close(How::Aborted, now),
-            ExchangeEvent::Turn(Ok(())) => self.go_on(now),
+            ExchangeEvent::Turn(Ok(wait)) => {
+                self.tell(wait);
+                self.go_on(now);
+            }
             ExchangeEvent::Turn(Err(not_now)) => self.refuse(not_now.into(), now),
             ExchangeEvent::Overruled(refused) => self.refuse(refused, now),
             ExchangeEvent::Limit { line, refused } => {
@@ -296,6 +306,14 @@ impl<'r> Exchange<'r> {
         self.pump(actions);
     }
 
+    /// Says in the head of the answer how the request has waited.
+    fn tell(&mut self, QueueWait { position, waited }: QueueWait) {
+        if let Some(added) = &mut self.added {
+            let waited = waited.as_secs_f64();
+            added.set("X-Adit-Queue", &format!("position={position}, waited={waited:.1}"));
+        }
+    }
+
     fn device_ended(&mut self, actions: &mut Actions) {
         self.ahead.finished = true;
         match self.asking {
@@ -323,12 +341,21 @@ impl<'r> Exchange<'r> {
             return self.service_reset(actions);
         }
         let (held, rest) = self.answer.pass(bytes);
-        let from = bytes.len() - rest.len();
-        self.answer.follow(held);
-        self.answer.follow(rest);
-        if !(held.is_empty() && rest.is_empty()) {
+        let deliver = match self.added.as_mut().filter(|added| !added.is_over()) {
+            Some(added) => {
+                let mut passed = added.pass(self.answer, held);
+                passed.extend(added.pass(self.answer, rest));
+                Deliver { held: passed.into(), from: bytes.len() }
+            }
+            None => {
+                self.answer.follow(held);
+                self.answer.follow(rest);
+                Deliver { held: Bytes::from_static(held), from: bytes.len() - rest.len() }
+            }
+        };
+        if !(deliver.held.is_empty() && deliver.from == bytes.len()) {
             self.delivering = true;
-            actions.deliver = Some(Deliver { held, from });
+            actions.deliver = Some(deliver);
         }
         // Release the queue slot once the service has finished, even if the device reads the tail
         // slowly.
@@ -349,6 +376,12 @@ impl<'r> Exchange<'r> {
     }
 
     fn service_ended(&mut self, actions: &mut Actions) {
+        // This event comes again when the byte is delivered.
+        if self.added.as_mut().is_some_and(|added| added.take_kept().is_some()) {
+            self.delivering = true;
+            actions.deliver = Some(Deliver { held: Bytes::from_static(b"\r"), from: 0 });
+            return;
+        }
         self.answering = Answering::Closed;
         // The service also closes if the application has gone.
         self.service_left = !matches!(self.asking, Asking::Ended { .. });

@@ -208,6 +208,7 @@ impl<'a> Conversation<'a> {
                     begun: begun.into_iter().filter(|bytes| !bytes.is_empty()).collect(),
                     body: content.body,
                     most_body: ticket.most_body,
+                    tells_queue: ticket.tells_queue,
                     turn: match &ticket.turn {
                         None => TurnPoint::None,
                         Some(_) if ticket.waits => TurnPoint::Whole,

@@ -54,8 +54,8 @@ pub(super) struct Outgoing<'a> {
     first: Option<Duration>,
     last: Option<Instant>,
     status: Option<u16>,
-    /// How long the request has waited for its turn.
-    pub(super) queued: Duration,
+    /// How long the request has waited in the queue, and since when it waits there now.
+    queued: (Duration, Option<Instant>),
     /// Since when the service has all that it needs to begin.
     at_work: Option<Instant>,
     /// All bytes.
@@ -104,7 +104,7 @@ impl<'a> RunningRequest<'a> {
             first: None,
             last: None,
             status: None,
-            queued: Duration::ZERO,
+            queued: (Duration::ZERO, None),
             at_work: None,
             bytes: 0,
             account: None,
@@ -140,11 +140,11 @@ impl<'a> RunningRequest<'a> {
 
     fn tell(&mut self) {
         self.is_recorded = true;
+        self.record.queued = self.outgoing.leaves_queue();
         self.record.model = self.model();
         let out = &self.outgoing;
         self.record.total = out.began.elapsed();
         (self.record.bytes_in, self.record.bytes_out) = (self.incoming.bytes, out.bytes);
-        self.record.queued = out.queued;
         (self.record.first_byte, self.record.status) = (out.first, out.status);
         self.record.tokens = self.tokens();
         self.outgoing.observer.ended(&self.record);
@@ -234,6 +234,20 @@ fn unreadable(why: Unreadable) -> Refused {
 }
 
 impl Outgoing<'_> {
+    /// Notes that the request waits in the queue from now on.
+    pub(super) fn joins_queue(&mut self) {
+        self.queued.1.get_or_insert_with(Instant::now);
+    }
+
+    /// Notes that the request does not wait in the queue any more. Returns how long it has waited
+    /// there.
+    pub(super) fn leaves_queue(&mut self) -> Duration {
+        if let Some(since) = self.queued.1.take() {
+            self.queued.0 += since.elapsed();
+        }
+        self.queued.0
+    }
+
     /// Notes that the service can begin, and what was seen so far.
     pub(super) fn service_works(&mut self, seen: RequestProgress) {
         let is_new = self.at_work.is_none() || seen != self.seen;

@@ -299,6 +299,11 @@ impl HeadReader {
         }
     }
 
+    /// Whether the last byte is a CR that may end the head, together with an LF.
+    pub(crate) fn may_end(&self) -> bool {
+        self.line == LineState::Cr { empty: true }
+    }
+
     /// Whether no byte has arrived yet.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()

@@ -1,12 +1,15 @@
 //! Follows the answers of a service as their bytes pass: where each ends, its status and its token
 //! counts.
 
+mod added_field;
+
 use super::{
     framing::Body,
     head::{AnswerHead, HeadReader},
 };
 use crate::{http1::BodyLength, ollama::usage::AnswerUsage};
 
+pub use self::added_field::AddedField;
 pub use super::framing::Insert;
 
 /// What Go sends when a handler begins to read a body that was announced with `Expect`.
@@ -106,6 +109,16 @@ impl Tracker {
                     })
                 }
             };
+        }
+        at
+    }
+
+    /// Takes the part of `bytes` that belongs to its heads, and returns its length: less than all if
+    /// the last head ends there.
+    fn take_heads(&mut self, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        while at < bytes.len() && self.body.is_none() {
+            at += self.follow_head(&bytes[at..]);
         }
         at
     }

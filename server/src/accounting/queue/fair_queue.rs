@@ -85,6 +85,38 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         evicted.map_or(Entered::Waits(ticket), |evicted| Entered::WaitsInsteadOf(ticket, evicted))
     }
 
+    /// How many requests get a turn before the newest one of `device`, if none comes or goes.
+    pub(super) fn before_newest_of(&self, device: D) -> usize {
+        let Some(rank) = self.waiting.get(&device).and_then(|mine| mine.len().checked_sub(1))
+        else {
+            return 0;
+        };
+        let mut is_behind = false;
+        let before = |other: &D| {
+            // In each round one request of each device; those behind `device` have one less.
+            is_behind |= *other == device;
+            let rounds = if is_behind { rank } else { rank + 1 };
+            self.waiting.get(other).map_or(0, |theirs| theirs.len().min(rounds))
+        };
+        self.turns.iter().map(before).sum()
+    }
+
+    /// All waiting requests in the order of their turns, if none comes or goes.
+    pub(super) fn in_order(&self) -> Vec<(D, Ticket)> {
+        let mut order = Vec::with_capacity(self.owners.len());
+        let mut devices: Vec<_> = self
+            .turns
+            .iter()
+            .filter_map(|device| Some((*device, self.waiting.get(device)?.iter())))
+            .collect();
+        while !devices.is_empty() {
+            devices.retain_mut(|(device, tickets)| {
+                tickets.next().map(|ticket| order.push((*device, *ticket))).is_some()
+            });
+        }
+        order
+    }
+
     /// The newest request of the device that has the most in the queue, if it has more than
     /// `device` would have after joining.
     fn newest_of_the_longest(&self, device: D) -> Option<Ticket> {
@@ -133,6 +165,10 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
 
     pub(super) fn waiting(&self) -> usize {
         self.owners.len()
+    }
+
+    pub(super) fn max_waiting(&self) -> usize {
+        self.max_waiting
     }
 
     pub(super) fn is_bounded(&self) -> bool {

@@ -69,6 +69,30 @@ fn many_devices_are_served_in_turn() {
 }
 
 #[test]
+fn a_request_knows_its_place_when_it_arrives() {
+    let mut fair = fair_queue(1, 512);
+    assert_eq!(fair.enter(b'a'), Entered::Now);
+    assert_eq!(fair.before_newest_of(b'a'), 0);
+    let mut place = |device| {
+        let ticket = waits(fair.enter(device));
+        let before = fair.before_newest_of(device);
+        let order = fair.in_order();
+        assert_eq!(order[before], (device, ticket));
+        (before, order.iter().map(|(device, _)| *device as char).collect::<String>())
+    };
+    for (device, before, order) in [
+        (b'a', 0, "a"),
+        (b'a', 1, "aa"),
+        (b'b', 1, "aba"),
+        (b'a', 3, "abaa"),
+        (b'b', 3, "ababa"),
+        (b'c', 2, "abcaba"),
+    ] {
+        assert_eq!(place(device), (before, order.to_owned()));
+    }
+}
+
+#[test]
 fn no_request_overtakes_the_waiting_ones() {
     let mut fair = fair_queue(1, 512);
     assert_eq!(fair.enter(1), Entered::Now);

@@ -5,7 +5,7 @@ use proto::{http1::framing::Body, wire::Code};
 
 use crate::{
     gate::refused::Refused,
-    record::{self, NotNow},
+    record::{self, NotNow, QueueWait},
 };
 
 /// The most chunks that are forwarded in one write.
@@ -38,8 +38,8 @@ pub(in crate::gate) enum ExchangeEvent<'a> {
     ServiceReset,
     /// The service does not accept more.
     ServiceRefused,
-    /// The request has its turn, or gets none.
-    Turn(Result<(), NotNow>),
+    /// The request has its turn after this wait, or gets none.
+    Turn(Result<QueueWait, NotNow>),
     /// The policy has changed, and the request may not pass any more.
     Overruled(Refused),
     /// A limit was reached while the answer runs. `line` is the last line for an answer that has
@@ -75,9 +75,9 @@ pub(in crate::gate) enum QueueChange {
 }
 
 /// Bytes for the device: `held`, and then the bytes of the event from `from` on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub(in crate::gate) struct Deliver {
-    pub(in crate::gate) held: &'static [u8],
+    pub(in crate::gate) held: Bytes,
     pub(in crate::gate) from: usize,
 }
 
@@ -147,6 +147,8 @@ pub(in crate::gate) struct ForwardedRequest {
     pub(in crate::gate) most_body: Option<u64>,
     /// Whether it needs a turn at the service, and at which point it waits for it.
     pub(in crate::gate) turn: TurnPoint,
+    /// Whether its answer says how it has waited in the queue.
+    pub(in crate::gate) tells_queue: bool,
     /// Whether an application that sends FIN gives the answer up.
     pub(in crate::gate) ends_with_device: bool,
 }

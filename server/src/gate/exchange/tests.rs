@@ -1,7 +1,9 @@
 //! Every event in every state.
 
+use std::time::Duration;
+
 use super::*;
-use crate::record::{NotNow, Refusal};
+use crate::record::{NotNow, QueueWait, Refusal};
 use proto::{http1::BodyLength, wire::Code};
 
 const BEGUN: &[u8] = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
@@ -112,7 +114,9 @@ fn step(exchange: &mut Exchange<'_>, step: Step) -> String {
         ServiceEnded => ExchangeEvent::ServiceEnded,
         ServiceReset => ExchangeEvent::ServiceReset,
         ServiceRefused => ExchangeEvent::ServiceRefused,
-        Granted => ExchangeEvent::Turn(Ok(())),
+        Granted => {
+            ExchangeEvent::Turn(Ok(QueueWait { position: 2, waited: Duration::from_millis(4240) }))
+        }
         NoTurn => ExchangeEvent::Turn(Err(not_now())),
         Overruled => ExchangeEvent::Overruled(refused()),
         Limit => ExchangeEvent::Limit { line: b"{}\n".to_vec(), refused: limit() },
@@ -129,7 +133,10 @@ fn said(actions: &Actions) -> String {
         said.push(format!("forward {:?}", String::from_utf8_lossy(&forward.concat())));
     }
     said.extend(finish_service.then(|| "end service".to_owned()));
-    said.extend(deliver.map(|deliver| format!("deliver from {}", deliver.from)));
+    said.extend(deliver.as_ref().map(|deliver| match &*deliver.held {
+        b"" => format!("deliver from {}", deliver.from),
+        held => format!("deliver {:?} and from {}", String::from_utf8_lossy(held), deliver.from),
+    }));
     said.extend(finish_device.then(|| "end device".to_owned()));
     said.extend(end.as_ref().map(|end| match end {
         Ending::Next(end) => format!("next: {}", end.as_str()),
@@ -153,6 +160,7 @@ fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
         body: Body::new(state.length),
         most_body: None,
         turn: state.turn,
+        tells_queue: false,
         ends_with_device: true,
     };
     let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
@@ -278,5 +286,48 @@ fn an_answer_that_comes_before_its_turn_ends_the_wait() {
     assert_eq!(
         actions_of(TurnPoint::Whole, TEN, &events)[4..],
         ["release, deliver from 0", "leave, forward \"0123456789\""]
+    );
+}
+
+#[test]
+fn an_answer_says_how_its_request_has_waited_in_its_final_head_only() {
+    let told = |tells_queue, events: &[Step]| -> String {
+        let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
+        let mut ahead = ReadAhead::default();
+        let request = ForwardedRequest {
+            begun: vec![Bytes::from_static(b"HEAD")],
+            body: Body::new(NONE),
+            most_body: None,
+            turn: TurnPoint::First,
+            tells_queue,
+            ends_with_device: true,
+        };
+        let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
+        events.iter().map(|event| step(&mut exchange, *event) + "; ").collect()
+    };
+    const EARLY: &[u8] = b"HTTP/1.1 103 Early Hints\r\n\r\n";
+    const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\na";
+    let events = [Granted, Forwarded, Service(EARLY), Delivered, Service(OK), Delivered];
+    assert_eq!(
+        told(true, &events),
+        "forward \"HEAD\"; ; deliver \"HTTP/1.1 103 Early Hints\\r\\n\\r\\n\" and from 28; ; \
+         release, deliver \"HTTP/1.1 200 OK\\r\\nContent-Length: 1\\r\\n\
+         X-Adit-Queue: position=2, waited=4.2\\r\\n\\r\\na\" and from 39; next: done; "
+    );
+    assert_eq!(
+        told(false, &events),
+        "forward \"HEAD\"; ; deliver from 0; ; release, deliver from 0; next: done; "
+    );
+    // An answer that came before its turn.
+    let early = [Service(OK), Delivered];
+    assert!(!told(true, &early).contains("X-Adit-Queue"), "{}", told(true, &early));
+    // The answer breaks off in its head: each of its bytes is delivered.
+    const BROKEN: &[u8] = b"HTTP/1.1 200 OK\r\n\r";
+    let events =
+        [Granted, Forwarded, Service(BROKEN), Delivered, ServiceEnded, Delivered, ServiceEnded];
+    assert_eq!(
+        told(true, &events),
+        "forward \"HEAD\"; ; deliver \"HTTP/1.1 200 OK\\r\\n\" and from 18; ; \
+         deliver \"\\r\" and from 0; ; release, end device; "
     );
 }

@@ -27,7 +27,7 @@ pub(super) async fn up(world: &World, name: &str) -> Up {
 }
 
 /// A request whose answer has begun and does not end.
-async fn endless(world: &World, to: SocketAddr) -> TcpStream {
+pub(super) async fn endless(world: &World, to: SocketAddr) -> TcpStream {
     let running = world.ollama.counters().running;
     let mut tcp = raw::connect(to).await;
     tcp.write_all(raw::generate(ENDLESS, 1).as_bytes()).await.expect("sent");
@@ -36,7 +36,7 @@ async fn endless(world: &World, to: SocketAddr) -> TcpStream {
 }
 
 /// Waits until this many requests are in the queue.
-async fn line_has(world: &World, waiting: u64) {
+pub(super) async fn line_has(world: &World, waiting: u64) {
     let wait = async {
         while world.status().await["waiting"] != waiting {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -9,6 +9,7 @@ mod dialling;
 mod limits;
 mod memory;
 mod metrics;
+mod queue;
 mod roles;
 mod same;
 mod sessions;

@@ -15,7 +15,10 @@ use crate::{
         doctor::{self, DoctorFlags},
         enroll::{self, Enroll},
         env::{self, Env},
+        forget::{self, Forget},
+        list::{self, List},
         ls::{self, Ls},
+        rename::{self, Rename},
         run::{
             self, Run,
             tunnel::{self, HoldTunnel},
@@ -75,6 +78,12 @@ enum Command {
     Ls(Ls),
     /// Load a model before it is needed
     Warm(Warm),
+    /// List the servers that this device is enrolled at
+    List(List),
+    /// Give a server another name on this device
+    Rename(Rename),
+    /// Forget a server: delete this device's key for it
+    Forget(Forget),
     /// Show every setting, its value, and where it comes from
     Config(Config),
     /// Tell the server when `adit up`, which starts this, ends without a word
@@ -177,6 +186,9 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                     ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
                 warm::run(&dir, cli.config.as_deref(), profile_dir, command).await
             }
+            Command::List(flags) => list::run(&dir, &flags).await,
+            Command::Rename(flags) => rename::run(&dir, &flags, &file),
+            Command::Forget(flags) => forget::run(&dir, flags, &file).await,
             Command::Config(config) => {
                 let places = Places { state_dir: (dir, from), file: cli.config };
                 config::run(&places, &config, named, &file)

@@ -2,7 +2,7 @@
 //! system's ssh.
 
 mod answer;
-mod ask;
+pub(crate) mod ask;
 mod bounds;
 mod builtin;
 mod config;

@@ -106,6 +106,11 @@ impl SettingsFile {
         let unknown = self.servers.keys().filter(|name| !known.contains(name));
         unknown.map(|name| (name, nearest(name.as_str(), known.iter().map(Name::as_str)))).collect()
     }
+
+    /// Whether a server has a table of its own.
+    pub(crate) fn has_table(&self, server: &Name) -> bool {
+        self.servers.contains_key(server)
+    }
 }
 
 /// The usual path of the file: `~/.config/adit/adit.toml` on Linux.

@@ -35,15 +35,23 @@ pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::On).await
 }
 
-/// Asks up to four times for `yes` or `no`. The text `also` counts as yes, as a fingerprint does in
-/// OpenSSH.
-pub(crate) async fn yes(prompt: &str, also: &str) -> bool {
+/// Asks up to four times for `yes` or `no`. The text `fingerprint` counts as yes, as in OpenSSH.
+pub(super) async fn yes_or_fingerprint(prompt: &str, fingerprint: &str) -> bool {
+    yes_or(prompt, Some(fingerprint), "Please type 'yes', 'no' or the fingerprint: ").await
+}
+
+/// Asks up to four times for `yes` or `no`.
+pub(crate) async fn yes(prompt: &str) -> bool {
+    yes_or(prompt, None, "Please type 'yes' or 'no': ").await
+}
+
+async fn yes_or(prompt: &str, also: Option<&str>, again: &str) -> bool {
     let mut answer = line(prompt).await;
     for _ in 0..3 {
         match answer.as_deref().map(|answer| answer.trim()) {
-            Some(said) if said.eq_ignore_ascii_case("yes") || said == also => return true,
+            Some(said) if said.eq_ignore_ascii_case("yes") || Some(said) == also => return true,
             Some(said) if said.eq_ignore_ascii_case("no") => return false,
-            Some(_) => answer = line("Please type 'yes', 'no' or the fingerprint: ").await,
+            Some(_) => answer = line(again).await,
             None => return false,
         }
     }

@@ -176,7 +176,7 @@ impl KnownHost {
             say("(StrictHostKeyChecking would accept the key without a question, but adit asks.)");
         }
         say(format!("Its {} key has the fingerprint {}.", kind.as_str(), offered.fingerprint()));
-        if !ask::yes(
+        if !ask::yes_or_fingerprint(
             "Are you sure that you want to continue connecting (yes/no/[fingerprint])? ",
             &offered.fingerprint(),
         )

@@ -1,3 +1,4 @@
 //! What `adit` does with the servers that a device knows, and with its settings.
 
+mod profiles;
 mod settings;

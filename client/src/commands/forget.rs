@@ -1,0 +1,104 @@
+//! `adit forget`: deletes the profile of a server.
+
+use std::{fs, io, path::Path};
+
+use clap::Args;
+use common::machine::{
+    control::{self, ClaimError},
+    files::FileError,
+    process,
+    report::{Exit, Failure, say},
+};
+use proto::identity::Name;
+
+use crate::{
+    profile::{IDENTITY, ProfileDir},
+    settings::SettingsFile,
+    ssh::ask,
+};
+
+/// Flags of `forget`.
+#[derive(Debug, Args)]
+pub(crate) struct Forget {
+    /// The server to forget
+    name: Name,
+    /// Do not ask
+    #[arg(short, long)]
+    yes: bool,
+}
+
+/// Deletes what is stored for a server, with this device's key for it.
+///
+/// # Errors
+/// If there is no such server, if it is in use, or if nobody says yes.
+pub(crate) async fn run(
+    state_dir: &Path,
+    flags: Forget,
+    file: &SettingsFile,
+) -> Result<(), Failure> {
+    let profile_dir = ProfileDir::new(state_dir, flags.name);
+    let profile = match profile_dir.read() {
+        // A damaged profile can be forgotten, too.
+        Err(_) if profile_dir.is_enrolled()? => None,
+        read => Some(read?),
+    };
+    let lock = control::lock(&profile_dir.dir)
+        .map_err(|e| in_use(e, &profile_dir, "cannot forget the server"))?;
+    if !flags.yes {
+        ask_first(&profile_dir.name).await?;
+    }
+    remove(&profile_dir.dir)?;
+    drop(lock);
+    say(format!("Forgot the server `{}`: this device's key for it is deleted.", profile_dir.name));
+    say(match profile {
+        Some(profile) => format!(
+            "The server still knows this device. To end that, run there: `aditd device revoke {}`",
+            profile.enrolled.device
+        ),
+        None => "The server may still know this device: run there `aditd device list`".to_owned(),
+    });
+    if file.has_table(&profile_dir.name) {
+        say(format!("The settings file still has a table [servers.{}].", profile_dir.name));
+    }
+    Ok(())
+}
+
+/// Asks the person at the terminal.
+async fn ask_first(name: &Name) -> Result<(), Failure> {
+    if !ask::somebody_is_there() {
+        return Err(Failure::new(format!("the server `{name}` is not forgotten"))
+            .source("there is no terminal at which to ask whether that is meant")
+            .hint(format!("to forget it without a question: `adit forget {name} --yes`"))
+            .exit(Exit::Usage));
+    }
+    let question = format!(
+        "Forget the server `{name}`? This device's key for it is deleted; you can only enroll again (yes/no): "
+    );
+    match ask::yes(&question).await {
+        true => Ok(()),
+        false => Err(Failure::new(format!("the server `{name}` is not forgotten"))
+            .source("the answer was not yes")),
+    }
+}
+
+/// Removes the directory of a profile: the key first, in case the rest cannot be removed.
+fn remove(dir: &Path) -> Result<(), FileError> {
+    let identity = dir.join(IDENTITY);
+    match fs::remove_file(&identity) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return Err(FileError::io("remove", identity)(e));
+        }
+        _ => {}
+    }
+    fs::remove_dir_all(dir).map_err(FileError::io("remove", dir))
+}
+
+/// The failure that a running process keeps a command from a profile; `what` it cannot do.
+pub(super) fn in_use(error: ClaimError, profile_dir: &ProfileDir, what: &str) -> Failure {
+    match error {
+        ClaimError::Taken { pid } => Failure::new(format!("{what} `{}` now", profile_dir.name))
+            .source(format!("adit up {error}"))
+            .hint(format!("stop it first: {}", process::how_to_stop(pid))),
+        ClaimError::File(e) => e.into(),
+    }
+}

@@ -28,22 +28,22 @@ pub const FIRST_STREAMS: u32 = 256;
 /// The most streams of one device that are served at the same time. Further streams wait.
 pub const MOST_STREAMS: u32 = 4096;
 
-/// The flow-control window of a stream, in bytes: small enough that little data waits before a
-/// token, and large enough to fill an ordinary path.
-const STREAM_WINDOW: u32 = 2 << 20;
+/// The flow-control window of a stream, in bytes: half of what all streams share. A sender of ours
+/// uses as much of it as the path holds: see [`credit`].
+const STREAM_WINDOW: u32 = POOL / 2;
 /// The bytes that all streams share beyond their floors.
-const POOL: u32 = 32 << 20;
+pub(crate) const POOL: u32 = 32 << 20;
 /// The bytes for the streams of greeting and hello, which have their own credit: see [`settings`].
-const TALK: u32 = 2 * STREAM_WINDOW;
+const TALK: u32 = 4 << 20;
 /// The flow-control window of a connection: 68 MiB. It limits how many unread bytes one peer can
 /// make the other keep, on all streams together, and has room for the floor of every stream that
 /// can be open.
 const CONNECTION_WINDOW: u32 = SHARED_WINDOW + TALK;
 /// The part of the window that streams to services share, in bytes.
 pub(crate) const SHARED_WINDOW: u32 = POOL + credit::FLOOR as u32 * MOST_STREAMS;
-/// How many bytes a sender keeps until they are acknowledged. While the laptop sleeps, the server
-/// can still read this much from Ollama.
-const SEND_WINDOW: u64 = 8 << 20;
+/// How many bytes a sender keeps until they are acknowledged, at first; more where the path holds
+/// more: see [`credit`]. While the laptop sleeps, the server can still read this much from Ollama.
+pub(crate) const SEND_WINDOW: u64 = 8 << 20;
 const SOCKET_BUFFER: usize = 4 << 20;
 /// How many bytes the kernel keeps for the reader of a local connection; Linux reserves twice as
 /// many.

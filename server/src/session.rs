@@ -99,6 +99,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let not_after = AtomicI64::new(peer.not_after);
     let session = Arc::new(Session {
         server,
+        credit: Credit::new(&connection),
         connection,
         guard,
         peer,
@@ -107,7 +108,6 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         not_after,
         renewed: AtomicI64::new(0),
         slots: Semaphore::new(MOST_STREAMS as usize),
-        credit: Credit::new(),
     });
     session.run(probes, has_own_knock).instrument(span).await;
 }
@@ -163,7 +163,7 @@ impl Session {
         ));
         let session = self.clone();
         let _credit = AbortOnDropHandle::new(tokio::spawn(
-            async move { session.credit.exchange(&session.connection).await }.in_current_span(),
+            async move { session.credit.exchange().await }.in_current_span(),
         ));
         let mut streams = JoinSet::new();
         let greeted = tokio::select! {

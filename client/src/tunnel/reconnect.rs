@@ -233,7 +233,7 @@ impl Reconnect {
             self.plan.clone(),
             probes,
         );
-        let credit = up.credit.exchange(&up.connection);
+        let credit = up.credit.exchange();
         tokio::pin!(over, renewing, credit);
         loop {
             let dialed = tokio::select! {

@@ -120,10 +120,10 @@ impl Up {
         let carried = CurrentRoute { route, carrier, since: unix_now(), why_not_other: None };
         Arc::new(Self {
             endpoint,
+            credit: Credit::new(&connection),
             connection,
             hello,
             since: SystemTime::now(),
-            credit: Credit::new(),
             carried: Mutex::new(carried),
             loss: Mutex::default(),
             redundancy: Mutex::default(),

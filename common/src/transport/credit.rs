@@ -13,9 +13,13 @@ mod ledger;
 mod tally;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    pin::pin,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     task::Poll,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -27,7 +31,7 @@ use self::{
     ledger::SendLedger,
     tally::{Tally, Urgency},
 };
-use crate::transport::SHARED_WINDOW;
+use crate::transport::{POOL, SEND_WINDOW, SHARED_WINDOW};
 
 pub(crate) use self::ledger::FLOOR;
 
@@ -36,14 +40,22 @@ pub(crate) use self::ledger::FLOOR;
 const SOON: Duration = Duration::from_millis(5);
 /// How long the report of a stream's end waits: it returns little credit.
 const LATE: Duration = Duration::from_millis(100);
+/// How often it is looked how many bytes the path holds.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// A sender keeps so many windows of the path.
+const PATHS: u64 = 2;
+/// What interactive streams may write when bulk data has filled the send window, in bytes.
+const AHEAD: u64 = 2 << 20;
 /// The bytes of a report: an id and an offset.
 const RECORD: usize = 16;
 /// The most bytes that are read at once.
 const CHUNK: usize = 64 * 1024;
 
 /// The credit of one connection, in both directions.
-#[derive(Default)]
 pub struct Credit {
+    connection: Connection,
+    /// How many unacknowledged bytes bulk data may have, in bytes.
+    send_window: AtomicU64,
     ledger: Mutex<SendLedger>,
     tally: Mutex<Tally>,
     /// Notified when a report became more urgent.
@@ -58,24 +70,30 @@ impl std::fmt::Debug for Credit {
 
 impl Credit {
     /// The credit of a new connection.
-    pub fn new() -> Arc<Self> {
-        Arc::default()
+    pub fn new(connection: &Connection) -> Arc<Self> {
+        Arc::new(Self {
+            connection: connection.clone(),
+            send_window: SEND_WINDOW.into(),
+            ledger: Mutex::default(),
+            tally: Mutex::default(),
+            due: Notify::new(),
+        })
     }
 
     /// Reports to the peer what is read here, and receives its reports, until the connection ends.
     /// Never returns. Cancelling it stops both.
     ///
     /// Each end has opened one unidirectional stream before, and the other has accepted it.
-    pub async fn exchange(&self, connection: &Connection) {
+    pub async fn exchange(&self) {
         let tell = async {
-            let told = match connection.open_uni().await {
+            let told = match self.connection.open_uni().await {
                 Ok(stream) => self.tell(stream).await,
                 Err(e) => Err(e.into()),
             };
             debug!("no more credit is told: {:?}", told.err());
         };
         let hear = async {
-            let heard = match connection.accept_uni().await {
+            let heard = match self.connection.accept_uni().await {
                 Ok(stream) => self.hear(stream).await,
                 Err(e) => Err(e.into()),
             };
@@ -123,7 +141,7 @@ impl Credit {
         let mut window = [0; 8];
         stream.read_exact(&mut window).await.map_err(std::io::Error::other)?;
         self.ledger().set_window(u64::from_be_bytes(window));
-        let mut records = BytesMut::new();
+        let (mut records, mut looked) = (BytesMut::new(), Instant::now());
         while let Some(chunk) = stream.read_chunk(CHUNK, true).await? {
             records.extend_from_slice(&chunk.bytes);
             while records.len() >= RECORD {
@@ -133,8 +151,38 @@ impl Credit {
                     waiting.wake();
                 }
             }
+            if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                self.fit(self.connection.stats().path.cwnd);
+            }
         }
         Ok(())
+    }
+
+    /// Lets streams have as many bytes under way as the path holds.
+    fn fit(&self, path: u64) {
+        self.ledger().set_path(path);
+        let window = path.saturating_mul(PATHS).clamp(SEND_WINDOW, POOL.into());
+        if self.send_window.swap(window, Relaxed) != window {
+            self.connection.set_send_window(window);
+        }
+    }
+
+    /// Writes to an interactive stream. If bulk data has filled the send window, there is more room
+    /// for this write alone.
+    pub(crate) async fn ahead<T>(&self, write: impl Future<Output = T>) -> T {
+        let mut write = pin!(write);
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(written) = write.as_mut().poll(cx) {
+                return Poll::Ready(written);
+            }
+            let window = self.send_window.load(Relaxed);
+            self.connection.set_send_window(window + AHEAD);
+            let written = write.as_mut().poll(cx);
+            self.connection.set_send_window(window);
+            written
+        })
+        .await
     }
 
     /// This end begins to send on a stream.
@@ -142,9 +190,9 @@ impl Credit {
         self.ledger().begin(number(id));
     }
 
-    /// Waits until a stream may send, and takes its share of credit: at most `most` bytes.
-    /// Cancellation safe.
-    pub(crate) async fn take(&self, id: StreamId, most: usize) -> usize {
+    /// Waits until a stream may send, and takes its share of credit: at most `most` bytes. Returns
+    /// also whether the stream carries bulk data. Cancellation safe.
+    pub(crate) async fn take(&self, id: StreamId, most: usize) -> (usize, bool) {
         let most = u64::try_from(most).unwrap_or(u64::MAX);
         let taken = std::future::poll_fn(|cx| {
             let mut ledger = self.ledger();
@@ -153,10 +201,11 @@ impl Credit {
                     ledger.wait(number(id), cx.waker());
                     Poll::Pending
                 }
-                taken => Poll::Ready(taken),
+                taken => Poll::Ready((taken, ledger.is_bulk(number(id)))),
             }
         });
-        usize::try_from(taken.await).unwrap_or(usize::MAX)
+        let (taken, bulk) = taken.await;
+        (usize::try_from(taken).unwrap_or(usize::MAX), bulk)
     }
 
     /// This end sends nothing more on a stream.

@@ -12,6 +12,15 @@ use crate::transport::MOST_STREAMS;
 pub(crate) const FLOOR: u64 = 8 << 10;
 /// Beyond its floor, a stream may use this part (one eighth) of the free pool.
 const SHARES: u64 = 8;
+/// A stream that the peer reads may use more of the free pool, one half, if the path holds as much.
+const SHARES_TO_FILL_THE_PATH: u64 = 2;
+/// What a stream needs to fill its path: as much again as the path holds, as reports of what has been
+/// read come later than acknowledgements.
+const PATHS: u64 = 2;
+/// What a stream may use on every path.
+const ORDINARY: u64 = 2 << 20;
+/// A stream with so many unread bytes carries bulk data: more than a prompt or tokens.
+const BULK: u64 = 32 << 10;
 /// The most streams that are remembered after their end because the peer has not read all of them.
 /// Beyond that, the oldest count as read: a peer that does not report only delays itself.
 const ENDED: usize = 8192;
@@ -19,8 +28,9 @@ const ENDED: usize = 8192;
 /// Keeps the unread bytes of each stream below its share.
 ///
 /// Every stream has a floor of its own. The rest of the window is a pool: a stream may use an
-/// eighth of what is free in it. So one stream alone can fill a fast path. Many unread streams get
-/// smaller and smaller shares, but never use up the pool.
+/// eighth of what is free in it, and a half if it has been read so far and the path holds as much. So
+/// one stream alone can fill a fast and long path. Many unread streams get smaller and smaller
+/// shares, but never use up the pool.
 #[derive(Default)]
 pub(super) struct SendLedger {
     /// The peer's window without all floors, in bytes. `None` while it is unknown: then there is no
@@ -28,6 +38,8 @@ pub(super) struct SendLedger {
     pool: Option<u64>,
     /// How many bytes of the pool are used.
     used: u64,
+    /// How many bytes the path holds: the congestion window.
+    path: u64,
     streams: HashMap<u64, SentStream>,
     ended: VecDeque<u64>,
 }
@@ -37,6 +49,7 @@ struct SentStream {
     sent: u64,
     read: u64,
     ended: bool,
+    bulk: bool,
     waiting: Option<Waker>,
 }
 
@@ -56,6 +69,11 @@ impl SendLedger {
         self.pool = Some(window.saturating_sub(FLOOR * u64::from(MOST_STREAMS)));
     }
 
+    /// How many bytes the path holds now.
+    pub(super) fn set_path(&mut self, window: u64) {
+        self.path = window;
+    }
+
     pub(super) fn begin(&mut self, id: u64) {
         self.streams.insert(id, SentStream::default());
     }
@@ -64,7 +82,12 @@ impl SendLedger {
     pub(super) fn take(&mut self, id: u64, most: u64) -> u64 {
         let Some(stream) = self.streams.get_mut(&id) else { return most };
         let share = match self.pool {
-            Some(pool) => FLOOR + pool.saturating_sub(self.used) / SHARES,
+            Some(pool) => {
+                let free = pool.saturating_sub(self.used);
+                let fills_path = self.path.saturating_mul(PATHS);
+                let of_free = fills_path.min(stream.read).min(free / SHARES_TO_FILL_THE_PATH);
+                FLOOR + of_free.max(free / SHARES).min(fills_path.max(ORDINARY))
+            }
             None => u64::MAX,
         };
         let taken = most.min(share.saturating_sub(stream.unread()));
@@ -72,6 +95,15 @@ impl SendLedger {
         stream.sent += taken;
         self.used += stream.beyond_floor() - before;
         taken
+    }
+
+    /// Whether a stream carries bulk data: by what has been sent of it and not read, however old it
+    /// is. It does until most of that has been read.
+    pub(super) fn is_bulk(&mut self, id: u64) -> bool {
+        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        let least = if stream.bulk { BULK / 2 } else { BULK };
+        stream.bulk = stream.unread() >= least;
+        stream.bulk
     }
 
     /// The stream's waker, which [`SendLedger::read`] returns when the peer has read more of the
@@ -167,6 +199,68 @@ mod tests {
         assert!(sent[0] >= 2 << 20, "{sent:?}");
         assert!(sent.is_sorted_by(|before, after| before >= after), "{sent:?}");
         assert!(sent[15] >= 256 << 10 && sent[63] < 64 << 10, "{sent:?}");
+    }
+
+    #[test]
+    fn a_stream_is_bulk_while_much_of_it_is_unread() {
+        let mut ledger = ledger(1);
+        let (mut sent, mut read) = (0, 0);
+        for (sends, reads, bulk) in [
+            // bytes that are sent, bytes that are read, and what the stream is then
+            (300, 0, false),
+            (FLOOR, 0, false),
+            (20_000, 0, false),
+            (5000, 0, true),
+            (0, 4000, true),
+            (0, 12_000, true),
+            (0, 2000, false),
+            // Half of the bound is not enough to begin.
+            (4000, 0, false),
+            (14_000, 0, true),
+            (0, 33_000, false),
+        ] {
+            assert_eq!(ledger.take(0, sends), sends);
+            (sent, read) = (sent + sends, read + reads);
+            assert!(ledger.read(0, read).is_none());
+            assert_eq!(ledger.is_bulk(0), bulk, "{read} of {sent} bytes read");
+        }
+        assert!(!ledger.is_bulk(99), "a stream that is not there");
+    }
+
+    #[test]
+    fn tokens_are_never_bulk_however_many_they_are() {
+        let mut ledger = ledger(1);
+        for token in 1..100_000 {
+            assert_eq!(ledger.take(0, 300), 300);
+            assert!(!ledger.is_bulk(0));
+            // The peer reports half of the floor at once.
+            let _ = ledger.read(0, (token * 300) / FLOOR * FLOOR);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_is_read_fills_a_fast_and_long_path_and_one_that_is_not_does_not() {
+        const MIB: u64 = 1 << 20;
+        for (path, read, least, most) in [
+            // what the path holds, what the peer has read, what one stream may have unread
+            (0, 0, 2 * MIB, 3 * MIB),
+            (100_000, 100 * MIB, 2 * MIB, 3 * MIB),
+            (6 * MIB, 0, 3 * MIB, 5 * MIB),
+            (6 * MIB, 100 * MIB, 10 * MIB, 12 * MIB),
+            (100 * MIB, 100 * MIB, 10 * MIB, 16 * MIB),
+            (u64::MAX, u64::MAX, 10 * MIB, 16 * MIB),
+        ] {
+            let mut ledger = ledger(2);
+            ledger.set_path(path);
+            let mut sent = 0;
+            while sent < read.min(200 * MIB) {
+                sent += ledger.take(0, 64 << 10);
+                let _ = ledger.read(0, sent);
+            }
+            let unread = fill(&mut ledger, 0);
+            assert!((least..=most).contains(&unread), "{path}, {read}: {unread}");
+            assert!(fill(&mut ledger, 1) >= 2 * MIB - FLOOR, "another stream still has much");
+        }
     }
 
     #[test]

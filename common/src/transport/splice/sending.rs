@@ -7,6 +7,11 @@ use quinn::{SendStream, StoppedError, VarInt, WriteError};
 
 use crate::transport::credit::Credit;
 
+/// QUIC sends the data of the streams with the highest priority first. Prompts and tokens go before
+/// what fills the path. Credit and probes, which keep the tunnel running, go before both.
+const INTERACTIVE: i32 = 1;
+const BULK: i32 = 0;
+
 /// A stream's sending half. If it is dropped before its end, it resets the stream; quinn's own type
 /// would finish it, so that a part would look complete.
 pub struct Sending {
@@ -15,34 +20,44 @@ pub struct Sending {
     credit: Option<Arc<Credit>>,
     /// The credit that it has taken and not yet used, in bytes.
     share: usize,
+    /// Its priority is that of bulk data.
+    bulk: bool,
 }
 
 impl Sending {
     /// Wraps `stream`.
     pub fn new(stream: SendStream) -> Self {
-        Self { stream, finished: false, credit: None, share: 0 }
+        Self { stream, finished: false, credit: None, share: 0, bulk: true }
     }
 
     /// Wraps `stream`, and sends no more than its share of `credit`.
     pub fn within(stream: SendStream, credit: &Arc<Credit>) -> Self {
         credit.begin(stream.id());
-        Self { stream, finished: false, credit: Some(credit.clone()), share: 0 }
+        // The only error is a stream that has ended.
+        let _ = stream.set_priority(INTERACTIVE);
+        Self { stream, finished: false, credit: Some(credit.clone()), share: 0, bulk: false }
+    }
+
+    /// Gives the stream the priority of what it carries now.
+    fn rank(&mut self, bulk: bool) {
+        if bulk != self.bulk {
+            self.bulk = bulk;
+            let _ = self.stream.set_priority(if bulk { BULK } else { INTERACTIVE });
+        }
     }
 
     /// Writes all of `bytes`. Not cancellation safe: a part may have been written.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
-        let Some(credit) = &self.credit else { return self.stream.write_all(bytes).await };
         let mut rest = bytes;
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.may_send(credit, rest.len()).await?);
-            self.stream.write_all(now).await?;
-            rest = later;
+            let n = self.write(rest).await?;
+            rest = &rest[n..];
         }
         Ok(())
     }
 
     /// Waits for a share of the credit, or until the peer takes no more bytes or is lost.
-    async fn may_send(&self, credit: &Credit, most: usize) -> Result<usize, WriteError> {
+    async fn may_send(&self, credit: &Credit, most: usize) -> Result<(usize, bool), WriteError> {
         let share = credit.take(self.stream.id(), most);
         tokio::select! {
             biased;
@@ -61,16 +76,14 @@ impl Sending {
     /// # Cancel safety
     /// Cancellation safe: if it is cancelled, nothing has been written.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
-        let most = match &self.credit {
-            None => bytes.len(),
-            Some(credit) => {
-                if self.share == 0 {
-                    self.share = self.may_send(credit, bytes.len()).await?;
-                }
-                self.share.min(bytes.len())
-            }
-        };
-        let n = self.stream.write(&bytes[..most]).await?;
+        let Some(credit) = self.credit.clone() else { return self.stream.write(bytes).await };
+        if self.share == 0 {
+            let (share, bulk) = self.may_send(&credit, bytes.len()).await?;
+            self.share = share;
+            self.rank(bulk);
+        }
+        let write = self.stream.write(&bytes[..self.share.min(bytes.len())]);
+        let n = if self.bulk { write.await? } else { credit.ahead(write).await? };
         self.share = self.share.saturating_sub(n);
         Ok(n)
     }

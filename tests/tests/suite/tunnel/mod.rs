@@ -6,6 +6,7 @@ mod cutting;
 mod daily;
 mod forwarding;
 mod holding;
+mod interactive;
 mod keeping;
 mod killed;
 mod knocks;

@@ -262,7 +262,7 @@ impl Session {
                 within.unwrap_or(Err(Code::Protocol))
             }
             Ok(Ok(StreamHead::Doctor)) => {
-                let answered = self.answer_doctor(&mut send, &mut recv);
+                let answered = Box::pin(self.answer_doctor(&mut send, &mut recv));
                 let within = tokio::time::timeout(DOCTOR_WITHIN, answered).await;
                 within.unwrap_or(Err(Code::Busy))
             }
@@ -301,7 +301,8 @@ impl Session {
             Ok((tcp, _slot)) => {
                 let never = std::future::pending();
                 let splice = splice(tcp, send, recv, Facing::Upstream, meter, draining, never);
-                self.end_of(splice.await.end)
+                // In memory of its own, as it is large: the other streams do not need it.
+                self.end_of(Box::pin(splice).await.end)
             }
             Err(code) => {
                 refuse(send, recv, code);

@@ -53,10 +53,11 @@ impl<'a> Conversation<'a> {
         };
         let head = match RequestHead::parse(&bytes) {
             Ok(head) => head,
-            Err(fault) => return Err(self.malformed(fault, &bytes).await),
+            Err(fault) => return Err(Box::pin(self.malformed(fault, &bytes)).await),
         };
-        let judgement = self.judge(head, bytes.into()).await?;
-        self.exchange(judgement).await
+        // In memory of their own, as both are large: thousands of streams may wait for a head.
+        let judgement = Box::pin(self.judge(head, bytes.into())).await?;
+        Box::pin(self.exchange(judgement)).await
     }
 
     /// Carries a request and its answer. An error ends the connection.

@@ -44,6 +44,8 @@ async fn incomplete_heads_take_at_most_the_devices_share_of_memory_and_give_it_b
     const SHARE: u64 = 96 * MIB;
     /// 180 MB together.
     const ALL: usize = 3000;
+    /// What a stream needs itself, before a byte of its request is kept.
+    const STREAMS: u64 = ALL as u64 * 8;
     /// How close to its former size the memory must return.
     const RETURNED: u64 = 12 * MIB;
     common::machine::process::raise_descriptor_limit();
@@ -60,7 +62,7 @@ async fn incomplete_heads_take_at_most_the_devices_share_of_memory_and_give_it_b
     assert!(raw::exchange(person.address, raw::ROOT).await.starts_with("HTTP/1.1 200 OK"));
     let during = during.max(world.aditd.rss());
     // Bytes that were not read are in the tunnel's window of 32 MiB.
-    assert!(during < before + SHARE + 64 * MIB, "{during} KiB, {before} before");
+    assert!(during < before + SHARE + STREAMS + 64 * MIB, "{during} KiB, {before} before");
     drop(half);
     let over = async {
         let is_busy = |status: serde_json::Value| {
@@ -81,5 +83,5 @@ async fn incomplete_heads_take_at_most_the_devices_share_of_memory_and_give_it_b
     assert!(raw::exchange(person.address, raw::ROOT).await.starts_with("HTTP/1.1 200 OK"));
     let second = world.aditd.rss();
     println!("KiB: {before} before, {during} during, {after} after, {second} the second time");
-    assert!(second < before + SHARE + 64 * MIB, "{second} KiB, {before} before");
+    assert!(second < before + SHARE + STREAMS + 64 * MIB, "{second} KiB, {before} before");
 }

@@ -17,7 +17,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     budget::Share,
-    exchange::{Actions, BATCH, DeviceRead, Ending, Exchange, ExchangeEvent, QueueChange},
+    exchange::{
+        Actions, BATCH, DeviceRead, Ending, Exchange, ExchangeEvent, ForwardedRequest, QueueChange,
+    },
     refused::Refused,
     running::Outgoing,
 };
@@ -57,6 +59,13 @@ pub(super) struct Carried {
     pub(super) lost: Option<ConnectionError>,
 }
 
+/// How carrying a request ended.
+pub(super) enum Outcome {
+    Ended(Carried),
+    /// The request, with what it holds: it is to be sent on another connection.
+    Again(ForwardedRequest, Hold),
+}
+
 /// Carries a request and its answer; each byte is forwarded as soon as it arrives. `overruled` ends
 /// when the request may not pass any more; `line` is the beginning of the request.
 pub(super) async fn carry(
@@ -67,7 +76,7 @@ pub(super) async fn carry(
     outgoing: &mut Outgoing<'_>,
     overruled: impl Future<Output = Refused>,
     line: &[u8],
-) -> Carried {
+) -> Outcome {
     let Sides { send, recv, service, meter, draining } = sides;
     let (mut down, mut up) = (Down::default(), ToDevice::default());
     let mut chunks = Vec::with_capacity(BATCH);
@@ -82,6 +91,9 @@ pub(super) async fn carry(
                 outgoing.leaves_queue();
             }
             None => {}
+        }
+        if actions.again {
+            return Outcome::Again(exchange.again(), hold);
         }
         if actions.release {
             hold.held = None;
@@ -100,14 +112,18 @@ pub(super) async fn carry(
             continue;
         }
         if let Some(ending) = actions.end {
-            return Carried { ending, lost, service_left: exchange.service_left() };
+            let service_left = exchange.service_left();
+            return Outcome::Ended(Carried { ending, lost, service_left });
         }
         if !actions.forward.is_empty() {
+            if memory.try_grow(exchange.held()).is_err() {
+                exchange.forget_sent();
+            }
             down = Down { chunks: actions.forward, next: 0 };
             // Tried at once, without waiting until the socket is writable.
             match down.write(service, meter) {
                 Some(event) => {
-                    memory.shrink(exchange.ahead());
+                    memory.shrink(exchange.held());
                     actions = exchange.on(event);
                     continue;
                 }
@@ -169,7 +185,7 @@ pub(super) async fn carry(
             ready = service.writable(), if !down.is_empty() => {
                 match ready.map_or(Some(ExchangeEvent::ServiceRefused), |()| down.write(service, meter)) {
                     Some(event) => {
-                        memory.shrink(exchange.ahead());
+                        memory.shrink(exchange.held());
                         event
                     }
                     None => {

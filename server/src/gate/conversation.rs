@@ -1,12 +1,13 @@
 //! One connection through the gate: its requests, one after the other.
 
+use bytes::Bytes;
 use common::transport::splice::{Receiving, SpliceEnd};
 use proto::{http1::head::RequestHead, wire::Code};
 use quinn::{ConnectionError, VarInt};
 use tokio::io::AsyncWriteExt;
 
 use super::{
-    carry::{Carried, Sides, carry},
+    carry::{Carried, Outcome, Sides, carry},
     connection::{Conversation, Over},
     device_stream::DeviceStream,
     exchange::{Ending, Exchange, How},
@@ -62,24 +63,33 @@ impl<'a> Conversation<'a> {
 
     /// Carries a request and its answer. An error ends the connection.
     async fn exchange(&mut self, judgement: Judgement<'a>) -> Result<(), Over> {
-        let Judgement { request, mut judged, hold, mut running } = judgement;
+        let Judgement { mut request, mut judged, mut hold, mut running } = judgement;
         let line = request.begun.first().cloned().unwrap_or_default();
-        let Self { send, device, changes, gate, context, service, .. } = self;
-        let Some(service) = service else { return Err(SpliceEnd::Aborted.into()) };
-        let DeviceStream { recv, ahead, memory } = device;
-        let RunningRequest { incoming, outgoing, answer, .. } = &mut running;
-        let exchange = Exchange::start(request, incoming, answer, ahead);
-        let sides = Sides {
-            send,
-            recv,
-            service: &mut service.tcp,
-            meter: context.meter,
-            draining: context.draining,
-        };
-        let overruled = judged.overruled(gate, context, changes.clone());
-        let carried = carry(sides, exchange, hold, memory, outgoing, overruled, &line).await;
-        memory.shrink(ahead.len());
-        self.conclude(carried, running, &line).await
+        loop {
+            let Self { send, device, changes, gate, context, service, .. } = self;
+            let Some(service) = service else { return Err(SpliceEnd::Aborted.into()) };
+            let DeviceStream { recv, ahead, memory } = device;
+            let RunningRequest { incoming, outgoing, answer, .. } = &mut running;
+            let exchange = Exchange::start(request, incoming, answer, ahead);
+            let sides = Sides {
+                send,
+                recv,
+                service: &mut service.tcp,
+                meter: context.meter,
+                draining: context.draining,
+            };
+            let overruled = judged.overruled(gate, context, changes.clone());
+            match carry(sides, exchange, hold, memory, outgoing, overruled, &line).await {
+                Outcome::Ended(carried) => {
+                    memory.shrink(ahead.len());
+                    return self.conclude(carried, running, &line).await;
+                }
+                // At most once: the next connection is a new one.
+                Outcome::Again(sent_again, held) => (request, hold) = (sent_again, held),
+            }
+            let held = request.begun.iter().map(Bytes::len).sum();
+            running = self.reach_again(&mut judged, running, &line, held).await?;
+        }
     }
 
     async fn conclude(
@@ -92,6 +102,9 @@ impl<'a> Conversation<'a> {
         match ending {
             Ending::Next(end) => {
                 running.ended(end, None);
+                if let Some(service) = &mut self.service {
+                    service.has_answered = true;
+                }
                 Ok(())
             }
             Ending::Tell(refused) => {

@@ -6,6 +6,7 @@
 //! ([`Asking::Held`]), it has been forwarded whole ([`Asking::Sent`]). Its answer is delivered at
 //! the same time, and may come early.
 
+mod again;
 mod ending;
 mod kept;
 mod terms;
@@ -17,11 +18,11 @@ use proto::http1::{
 };
 
 pub(super) use self::ending::too_long;
-use self::kept::HeldBack;
 pub(super) use self::terms::{
     Actions, BATCH, Deliver, DeviceRead, Ending, ExchangeEvent, ForwardedRequest, How, QueueChange,
     TurnPoint, Wants,
 };
+use self::{again::Sent, kept::HeldBack};
 use super::{
     read_ahead::{BEHIND, ReadAhead, WAITING},
     refused::Refused,
@@ -71,6 +72,7 @@ pub(super) struct Exchange<'r> {
     turn: TurnPoint,
     ends_with_device: bool,
     kept: HeldBack,
+    sent: Sent,
     asking: Asking,
     answering: Answering,
     /// Bytes to forward, or to deliver, have not been written yet.
@@ -94,12 +96,12 @@ impl<'r> Exchange<'r> {
         answer: &'r mut Tracker,
         ahead: &'r mut ReadAhead,
     ) -> (Self, Actions) {
-        let ForwardedRequest { begun, body, most_body, turn, tells_queue, ends_with_device } =
+        let ForwardedRequest { begun, body, most_body, turn, added, ends_with_device, may_repeat } =
             request;
         let mut exchange = Self {
             incoming,
             answer,
-            added: (tells_queue && turn != TurnPoint::None).then(AddedField::default),
+            added,
             ahead,
             begun,
             body,
@@ -107,6 +109,7 @@ impl<'r> Exchange<'r> {
             turn,
             ends_with_device,
             kept: HeldBack::default(),
+            sent: Sent::new(may_repeat),
             asking: Asking::Body,
             answering: Answering::Open,
             forwarding: false,
@@ -153,6 +156,7 @@ impl<'r> Exchange<'r> {
             ExchangeEvent::Service(bytes) => self.service(bytes, now),
             ExchangeEvent::ServiceEnded => self.service_ended(now),
             ExchangeEvent::ServiceReset => self.service_reset(now),
+            ExchangeEvent::ServiceRefused if self.is_sent_again() => now.again = true,
             ExchangeEvent::ServiceRefused => self.close(How::Aborted, now),
             ExchangeEvent::Turn(Ok(wait)) => {
                 self.tell(wait);
@@ -198,9 +202,9 @@ impl<'r> Exchange<'r> {
         RequestProgress { prompt, pieces: self.answer.pieces(), is_stream }
     }
 
-    /// How many bytes were read ahead.
-    pub(super) fn ahead(&self) -> usize {
-        self.ahead.len()
+    /// How many bytes are in memory: they were read ahead, or may have to be sent again.
+    pub(super) fn held(&self) -> usize {
+        self.ahead.len() + self.sent.len()
     }
 
     /// Whether the service closed the connection before the device did.
@@ -291,6 +295,7 @@ impl<'r> Exchange<'r> {
 
     fn forward(&mut self, batch: Vec<Bytes>, actions: &mut Actions) {
         self.forwarding = !batch.is_empty();
+        self.sent.add(&batch);
         actions.forward = batch;
     }
 
@@ -331,11 +336,13 @@ impl<'r> Exchange<'r> {
 
     fn end_service(&mut self, whole: bool, actions: &mut Actions) {
         self.given_up = !self.answer.is_complete();
+        self.sent.forget();
         self.step(Asking::Ended { whole }, actions);
         actions.finish_service = true;
     }
 
     fn service(&mut self, bytes: &[u8], actions: &mut Actions) {
+        self.sent.forget();
         if self.answering == Answering::Whole {
             // The service sent more than an answer.
             return self.service_reset(actions);
@@ -382,6 +389,10 @@ impl<'r> Exchange<'r> {
             actions.deliver = Some(Deliver { held: Bytes::from_static(b"\r"), from: 0 });
             return;
         }
+        if self.is_sent_again() {
+            actions.again = true;
+            return;
+        }
         self.answering = Answering::Closed;
         // The service also closes if the application has gone.
         self.service_left = !matches!(self.asking, Asking::Ended { .. });
@@ -390,6 +401,10 @@ impl<'r> Exchange<'r> {
     }
 
     fn service_reset(&mut self, actions: &mut Actions) {
+        if self.is_sent_again() {
+            actions.again = true;
+            return;
+        }
         if matches!(self.answering, Answering::Open | Answering::Whole) {
             self.service_left = !matches!(self.asking, Asking::Ended { .. });
         }
@@ -398,7 +413,7 @@ impl<'r> Exchange<'r> {
 
     /// Ends the exchange if both directions have ended, or if nobody reads the answer.
     fn conclude(&mut self, actions: &mut Actions) {
-        if actions.end.is_some() {
+        if actions.again || actions.end.is_some() {
             return;
         }
         let waits = matches!(self.asking, Asking::Queued | Asking::Held);

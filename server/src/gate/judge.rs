@@ -8,10 +8,10 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use bytes::Bytes;
 use common::{machine::process::unix_now, transport::splice::DownEnd};
 use proto::{
-    http1::{framing::Body, head::RequestHead},
+    http1::{framing::Body, head::RequestHead, response::AddedField},
     ollama::{
         host,
-        route::{ApiRoute, Models, RouteClass, Target, route},
+        route::{ApiRoute, Models, RouteClass, Target, is_repeatable, route},
     },
     wire::Code,
 };
@@ -208,7 +208,7 @@ impl<'a> Conversation<'a> {
                     begun: begun.into_iter().filter(|bytes| !bytes.is_empty()).collect(),
                     body: content.body,
                     most_body: ticket.most_body,
-                    tells_queue: ticket.tells_queue,
+                    added: (ticket.tells_queue && ticket.turn.is_some()).then(AddedField::default),
                     turn: match &ticket.turn {
                         None => TurnPoint::None,
                         Some(_) if ticket.waits => TurnPoint::Whole,
@@ -218,25 +218,61 @@ impl<'a> Conversation<'a> {
                         route.class,
                         RouteClass::Generate | RouteClass::Embed | RouteClass::Models
                     ),
+                    may_repeat: self.service.as_ref().is_some_and(|service| service.has_answered)
+                        && is_repeatable(&judged.head.method, &judged.head.target),
                 };
                 let ThrottlePermit { turn, limit, held, account, .. } = ticket;
                 running.outgoing.account = account;
                 let hold = Hold { turn, held: None, _ticket: held, limit };
                 Ok(Judgement { request, judged, hold, running })
             }
-            Err(Stop::Refused(refused)) => {
+            Err(stop) => {
                 running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
-                Err(self.refuse(running, &bytes, refused).await)
-            }
-            Err(Stop::Over(over)) => {
-                running.incoming.bytes = (bytes.len() + content.raw.len()) as u64;
-                running.ended(
-                    if self.device.ahead.finished { End::Cancelled } else { End::of(&over) },
-                    None,
-                );
-                Err(over)
+                Err(self.stop(stop, running, &bytes).await)
             }
         }
+    }
+
+    /// Records a request that does not pass; the application is told why. `line` is its beginning.
+    async fn stop(&mut self, stop: Stop, running: RunningRequest<'a>, line: &[u8]) -> Over {
+        match stop {
+            Stop::Refused(refused) => self.refuse(running, line, refused).await,
+            Stop::Over(over) => {
+                let end = if self.device.ahead.finished { End::Cancelled } else { End::of(&over) };
+                running.ended(end, None);
+                over
+            }
+        }
+    }
+
+    /// Opens another connection to the service, for a request that is sent again. It has `held`
+    /// bytes, the first of them in `line`. The request is given back if it may still pass.
+    pub(super) async fn reach_again(
+        &mut self,
+        judged: &mut Judged,
+        running: RunningRequest<'a>,
+        line: &[u8],
+        held: usize,
+    ) -> Result<RunningRequest<'a>, Over> {
+        tracing::debug!("the service had closed the connection: the request is sent on a new one");
+        self.service = None;
+        match self.pass(judged, held).await {
+            Ok(()) => Ok(running),
+            Err(stop) => Err(self.stop(stop, running, line).await),
+        }
+    }
+
+    /// Reaches the service, and makes sure that the request may still pass then. It has `held` bytes.
+    async fn pass(&mut self, judged: &mut Judged, held: usize) -> Result<(), Stop> {
+        self.again(judged, held).await?;
+        self.reach(held, judged.route.class).await?;
+        // The rules may have changed while the connection was awaited.
+        self.again(judged, held).await?;
+        self.context.is_in_time()?;
+        if (self.context.is_closed)() {
+            return Err(Stop::Over(common::transport::splice::SpliceEnd::Aborted.into()));
+        }
+        Ok(())
     }
 
     async fn admit(
@@ -266,7 +302,7 @@ impl<'a> Conversation<'a> {
         let request_permit = route_permit.with_models(models.as_deref().unwrap_or_default())?;
         if let Some(authority) = &authority {
             let question = question(&head, self.context, &request_permit, models.clone());
-            self.meanwhile(content, route.class, authority.ask(question)).await??;
+            self.meanwhile(content.len(), route.class, authority.ask(question)).await??;
         }
         let asked = PermittedRequest {
             asker: self.context.asker.clone(),
@@ -276,7 +312,8 @@ impl<'a> Conversation<'a> {
             body: head.body,
         };
         let gate = self.gate;
-        let ticket = self.meanwhile(content, route.class, gate.throttle.admit(&asked)).await??;
+        let ticket =
+            self.meanwhile(content.len(), route.class, gate.throttle.admit(&asked)).await??;
         // A request that may have to wait must be known to be whole; most bodies are followed while
         // they are forwarded.
         let is_followed = matches!(route.models, Models::Json(_)) && !head.encoded;
@@ -287,35 +324,29 @@ impl<'a> Conversation<'a> {
         }
         self.device.memory.shrink(content.len() + self.device.ahead.len());
         let mut judged = Judged { head, route, models, request_permit, authority };
-        // The rules may have changed while the body or the connection was awaited.
-        self.again(&mut judged, content).await?;
-        self.reach(content, route.class).await?;
-        self.again(&mut judged, content).await?;
-        self.context.is_in_time()?;
-        if (self.context.is_closed)() {
-            return Err(Stop::Over(common::transport::splice::SpliceEnd::Aborted.into()));
-        }
+        // The rules may have changed while the body was awaited.
+        self.pass(&mut judged, content.len()).await?;
         Ok((judged, ticket))
     }
 
     /// Checks a request again if the rules have changed in the meantime.
-    async fn again(&mut self, judged: &mut Judged, content: &Content) -> Result<(), Stop> {
+    async fn again(&mut self, judged: &mut Judged, held: usize) -> Result<(), Stop> {
         let (gate, context, class) = (self.gate, self.context, judged.route.class);
         while self.changes.has_changed().unwrap_or(false) {
             self.changes.mark_unchanged();
-            self.meanwhile(content, class, judged.again(gate, context)).await??;
+            self.meanwhile(held, class, judged.again(gate, context)).await??;
         }
         Ok(())
     }
 
     /// Reuses the connection to the service if it is still good, or opens one.
-    async fn reach(&mut self, content: &Content, class: RouteClass) -> Result<(), Stop> {
-        if self.service.as_mut().is_some_and(ServiceConnection::has_left) {
+    async fn reach(&mut self, held: usize, class: RouteClass) -> Result<(), Stop> {
+        if self.service.as_ref().is_some_and(ServiceConnection::has_left) {
             self.service = None;
         }
         if self.service.is_none() {
             let (gate, context) = (self.gate, self.context);
-            self.service = Some(self.meanwhile(content, class, gate.dial(context)).await??);
+            self.service = Some(self.meanwhile(held, class, gate.dial(context)).await??);
         }
         Ok(())
     }
@@ -323,15 +354,6 @@ impl<'a> Conversation<'a> {
     /// Waits for `work` while the application may go away. An application that sends FIN gives up a
     /// request that would take long, as with Ollama directly.
     async fn meanwhile<T>(
-        &mut self,
-        content: &Content,
-        class: RouteClass,
-        work: impl Future<Output = T>,
-    ) -> Result<T, Stop> {
-        self.meanwhile_of(content.len(), class, work).await
-    }
-
-    async fn meanwhile_of<T>(
         &mut self,
         held: usize,
         class: RouteClass,

@@ -1,7 +1,10 @@
 //! The events and actions of an exchange.
 
 use bytes::Bytes;
-use proto::{http1::framing::Body, wire::Code};
+use proto::{
+    http1::{framing::Body, response::AddedField},
+    wire::Code,
+};
 
 use crate::{
     gate::refused::Refused,
@@ -64,6 +67,9 @@ pub(in crate::gate) struct Actions {
     pub(in crate::gate) deliver: Option<Deliver>,
     /// Ends the direction to the device (FIN).
     pub(in crate::gate) finish_device: bool,
+    /// The exchange is over: the service had most likely ended the connection before the request
+    /// came, and the request is sent on another one.
+    pub(in crate::gate) again: bool,
     pub(in crate::gate) end: Option<Ending>,
 }
 
@@ -147,10 +153,13 @@ pub(in crate::gate) struct ForwardedRequest {
     pub(in crate::gate) most_body: Option<u64>,
     /// Whether it needs a turn at the service, and at which point it waits for it.
     pub(in crate::gate) turn: TurnPoint,
-    /// Whether its answer says how it has waited in the queue.
-    pub(in crate::gate) tells_queue: bool,
+    /// The field that is added to its answer, if that says how it has waited in the queue.
+    pub(in crate::gate) added: Option<AddedField>,
     /// Whether an application that sends FIN gives the answer up.
     pub(in crate::gate) ends_with_device: bool,
+    /// Whether it is sent again if the connection ends before a byte of the answer: an earlier
+    /// request was answered on it, and repeating this one is safe.
+    pub(in crate::gate) may_repeat: bool,
 }
 
 /// At which point a request waits for its turn at the service.

@@ -125,7 +125,8 @@ fn step(exchange: &mut Exchange<'_>, step: Step) -> String {
 }
 
 fn said(actions: &Actions) -> String {
-    let Actions { queue, release, forward, finish_service, deliver, finish_device, end } = actions;
+    let Actions { queue, release, forward, finish_service, deliver, finish_device, again, end } =
+        actions;
     let mut said = Vec::new();
     said.extend(queue.map(|queue| format!("{queue:?}").to_lowercase()));
     said.extend(release.then(|| "release".to_owned()));
@@ -138,6 +139,7 @@ fn said(actions: &Actions) -> String {
         held => format!("deliver {:?} and from {}", String::from_utf8_lossy(held), deliver.from),
     }));
     said.extend(finish_device.then(|| "end device".to_owned()));
+    said.extend(again.then(|| "again".to_owned()));
     said.extend(end.as_ref().map(|end| match end {
         Ending::Next(end) => format!("next: {}", end.as_str()),
         Ending::Tell(refused) => format!("tell {}", refused.answer.status),
@@ -160,8 +162,9 @@ fn at<R>(state: &State, then: impl FnOnce(&mut Exchange<'_>) -> R) -> R {
         body: Body::new(state.length),
         most_body: None,
         turn: state.turn,
-        tells_queue: false,
+        added: None,
         ends_with_device: true,
+        may_repeat: false,
     };
     let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
     for event in state.events {
@@ -291,7 +294,7 @@ fn an_answer_that_comes_before_its_turn_ends_the_wait() {
 
 #[test]
 fn an_answer_says_how_its_request_has_waited_in_its_final_head_only() {
-    let told = |tells_queue, events: &[Step]| -> String {
+    let told = |tells_queue: bool, events: &[Step]| -> String {
         let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
         let mut ahead = ReadAhead::default();
         let request = ForwardedRequest {
@@ -299,8 +302,9 @@ fn an_answer_says_how_its_request_has_waited_in_its_final_head_only() {
             body: Body::new(NONE),
             most_body: None,
             turn: TurnPoint::First,
-            tells_queue,
+            added: tells_queue.then(AddedField::default),
             ends_with_device: true,
+            may_repeat: false,
         };
         let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
         events.iter().map(|event| step(&mut exchange, *event) + "; ").collect()
@@ -330,4 +334,79 @@ fn an_answer_says_how_its_request_has_waited_in_its_final_head_only() {
         "forward \"HEAD\"; ; deliver \"HTTP/1.1 200 OK\\r\\n\" and from 18; ; \
          deliver \"\\r\" and from 0; ; release, end device; "
     );
+}
+
+/// The request that is sent again after these events on a connection that had answered another one,
+/// and what the next connection gets of it at once.
+fn sent_again(
+    turn: TurnPoint,
+    length: BodyLength,
+    events: &[Step],
+) -> Option<(String, TurnPoint, String)> {
+    let (mut incoming, mut answer) = (Incoming::new(true), Tracker::new(false, true));
+    let mut ahead = ReadAhead::default();
+    let request = ForwardedRequest {
+        begun: vec![Bytes::from_static(b"HEAD")],
+        body: Body::new(length),
+        most_body: None,
+        turn,
+        added: None,
+        ends_with_device: true,
+        may_repeat: true,
+    };
+    let (mut exchange, _) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
+    let said = events.iter().map(|event| step(&mut exchange, *event)).last();
+    if said.as_deref() != Some("again") {
+        return None;
+    }
+    let request = exchange.again();
+    let (all, turn) = (request.begun.concat(), request.turn);
+    assert!(!request.may_repeat);
+    let (_, actions) = Exchange::start(request, &mut incoming, &mut answer, &mut ahead);
+    let forwarded = actions.forward.concat();
+    assert!(incoming.bytes == 0 || incoming.bytes == all.len() as u64, "{}", incoming.bytes);
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    Some((text(all), turn, text(forwarded)))
+}
+
+#[test]
+fn a_request_on_a_kept_connection_that_ends_without_an_answer_is_sent_again_whole() {
+    let (whole, half) = (Device("0123456789"), Device("01234"));
+    for ended in [ServiceEnded, ServiceReset] {
+        for (turn, length, events, all, then, forwarded) in [
+            (TurnPoint::None, NONE, &[Forwarded][..], "HEAD", TurnPoint::None, "HEAD"),
+            (TurnPoint::None, TEN, &[], "HEAD", TurnPoint::None, "HEAD"),
+            (TurnPoint::None, TEN, &[Forwarded, half], "HEAD01234", TurnPoint::None, "HEAD01234"),
+            (TurnPoint::First, TEN, &[], "HEAD", TurnPoint::First, ""),
+            (TurnPoint::First, TEN, &[Granted], "HEAD", TurnPoint::None, "HEAD"),
+            (TurnPoint::Whole, TEN, &[Forwarded, half], "HEAD01234", TurnPoint::Whole, "HEAD01234"),
+            (TurnPoint::Whole, TEN, &[Forwarded, whole], "HEAD0123456789", TurnPoint::Whole, ""),
+            (
+                TurnPoint::Whole,
+                TEN,
+                &[Forwarded, whole, Granted],
+                "HEAD0123456789",
+                TurnPoint::None,
+                "HEAD0123456789",
+            ),
+        ] {
+            let events = [events, &[ended]].concat();
+            let expected = Some((all.to_owned(), then, forwarded.to_owned()));
+            assert_eq!(sent_again(turn, length, &events), expected, "{turn:?} {events:?}");
+        }
+    }
+    assert!(sent_again(TurnPoint::None, NONE, &[ServiceRefused]).is_some());
+}
+
+#[test]
+fn a_request_is_not_sent_again_after_a_byte_of_its_answer_or_when_nobody_waits_for_it() {
+    for events in [
+        &[Forwarded, Service(b"H"), Delivered, ServiceEnded][..],
+        &[Forwarded, Service(b"HTTP/1.1 100 Continue\r\n\r\n"), Delivered, ServiceReset],
+        &[Forwarded, DeviceEnded, ServiceEnded],
+        &[AnswerRefused, ServiceEnded],
+        &[AnswerLost, ServiceReset],
+    ] {
+        assert_eq!(sent_again(TurnPoint::None, NONE, events), None, "{events:?}");
+    }
 }

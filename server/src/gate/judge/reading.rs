@@ -124,7 +124,7 @@ impl Conversation<'_> {
         }
         let mut wait = self.gate.memory.share(self.context.asker.id);
         let more = all - self.device.memory.amount();
-        let grown = self.meanwhile_of(bytes, class, wait.grow(more)).await?;
+        let grown = self.meanwhile(bytes, class, wait.grow(more)).await?;
         if grown == Err(BudgetExhausted) {
             return Err(Refused::no_memory().into());
         }

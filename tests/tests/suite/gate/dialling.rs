@@ -93,6 +93,74 @@ async fn a_service_that_closes_between_requests_closes_the_stream_and_within_a_h
     }
 }
 
+/// A world whose device has an answered request behind it, and the connection on which it was
+/// answered: at the application, and at the service.
+async fn answered(upstream: &Upstream) -> (World, tests::world::Up, TcpStream, TcpStream) {
+    let world = World::in_front_of(PROGRAM, &upstream.flag("http")).await;
+    let up = world.up("laptop").await;
+    let mut app = raw::connect(up.address).await;
+    ask(&mut app).await;
+    let mut service = upstream.accept().await;
+    serve(&mut service).await;
+    assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+    (world, up, app, service)
+}
+
+/// The service did not answer; `adit` may have said so.
+async fn is_not_answered(app: &mut TcpStream) {
+    let (answer, _) = raw::read_to_end(app).await;
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+}
+
+const CHAT: &str = "POST /api/chat HTTP/1.1\r\nHost: localhost\r\nContent-Length: 27\r\n\r\n{\"model\":\"stand-in:latest\"}";
+
+#[tokio::test]
+async fn a_request_that_meets_the_end_of_a_kept_connection_is_sent_once_more() {
+    for (request, resets) in [(GET, false), (GET, true), (CHAT, false), (CHAT, true)] {
+        let upstream = Upstream::start().await;
+        let (_world, _up, mut app, mut service) = answered(&upstream).await;
+        app.write_all(request.as_bytes()).await.expect("sent");
+        // It was on its way when the service closed the connection.
+        assert_eq!(raw::read_exactly(&mut service, request.len()).await, request.as_bytes());
+        if resets {
+            service.set_zero_linger().expect("set");
+        }
+        drop(service);
+        let mut second = upstream.accept().await;
+        assert_eq!(raw::read_exactly(&mut second, request.len()).await, request.as_bytes());
+        second.write_all(OK).await.expect("answered");
+        assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+        // And the next one uses the same connection.
+        ask(&mut app).await;
+        serve(&mut second).await;
+        assert_eq!(raw::read_exactly(&mut app, OK.len()).await, OK);
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_changes_something_or_met_a_new_connection_is_not_sent_again() {
+    const CREATE: &str = "POST /api/create HTTP/1.1\r\nHost: localhost\r\nContent-Length: 13\r\n\r\n{\"model\":\"x\"}";
+    let upstream = Upstream::start().await;
+    let (_world, up, mut app, mut service) = answered(&upstream).await;
+    app.write_all(CREATE.as_bytes()).await.expect("sent");
+    assert_eq!(raw::read_exactly(&mut service, CREATE.len()).await, CREATE.as_bytes());
+    drop(service);
+    is_not_answered(&mut app).await;
+    // A new connection that ends is the service's answer to this request.
+    let mut app = raw::connect(up.address).await;
+    ask(&mut app).await;
+    let mut service = upstream.accept().await;
+    assert_eq!(raw::read_exactly(&mut service, GET.len()).await, GET.as_bytes());
+    service.set_zero_linger().expect("set");
+    drop(service);
+    is_not_answered(&mut app).await;
+    // Neither request has been sent again: the next connection brings another one.
+    let mut app = raw::connect(up.address).await;
+    app.write_all(CHAT.as_bytes()).await.expect("sent");
+    let mut next = upstream.accept().await;
+    assert_eq!(raw::read_exactly(&mut next, CHAT.len()).await, CHAT.as_bytes());
+}
+
 #[tokio::test]
 async fn one_device_cannot_take_all_connections_to_the_service() {
     /// 128 of them are for other purposes, and one device gets half of the rest.

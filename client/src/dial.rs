@@ -4,6 +4,7 @@ pub(crate) mod clocks;
 pub(crate) mod kernel_error;
 pub(crate) mod plan;
 pub(crate) mod route;
+pub(crate) mod unmarked;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 

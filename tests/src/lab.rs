@@ -31,7 +31,7 @@ use std::{
     process::Command,
     sync::{
         Arc,
-        atomic::{AtomicU8, Ordering::Relaxed},
+        atomic::{AtomicU8, AtomicU64, Ordering::Relaxed},
     },
     thread::JoinHandle,
 };
@@ -55,6 +55,7 @@ pub struct Lab {
     conditions: Option<watch::Sender<Conditions>>,
     emulator: Option<JoinHandle<()>>,
     network: AtomicU8,
+    marked: Arc<AtomicU64>,
     seed: u64,
 }
 
@@ -94,7 +95,13 @@ impl Lab {
             forgotten: 0,
         };
         let (conditions, seen) = watch::channel(now);
-        let ends = Ends { client: client.clone(), server: server.clone(), server_address: SERVER };
+        let marked = Arc::new(AtomicU64::new(0));
+        let ends = Ends {
+            client: client.clone(),
+            server: server.clone(),
+            server_address: SERVER,
+            marked: marked.clone(),
+        };
         let emulator = emulator::start(ends, seed, seen).expect("packets are carried");
         Self {
             client,
@@ -102,6 +109,7 @@ impl Lab {
             conditions: Some(conditions),
             emulator: Some(emulator),
             network: AtomicU8::new(0),
+            marked,
             seed,
         }
     }
@@ -130,6 +138,11 @@ impl Lab {
     /// Silently drops packets with ECN marks, in both directions, or carries them again.
     pub fn lose_marked(&self, lost: bool) {
         self.change(|now| now.unmarked_only = lost);
+    }
+
+    /// How many UDP packets with an ECN mark the laptop has sent on this path.
+    pub fn marked_by_laptop(&self) -> u64 {
+        self.marked.load(Relaxed)
     }
 
     /// Drops only UDP, or carries it again: both networks silently drop incoming UDP, as a firewall

@@ -16,7 +16,7 @@ use tracing::info;
 pub(super) use self::running::RunningTunnel;
 use self::running::first_word;
 use crate::{
-    dial::plan::DialPlan,
+    dial::{plan::DialPlan, unmarked},
     local::{listener, owner::Owners},
     profile::{ProfileDir, SharedProfile},
     settings::{SettingFlags, Settings},
@@ -37,6 +37,7 @@ pub(crate) struct UpFlags {
 pub(crate) async fn run(profile_dir: ProfileDir, settings: &Settings) -> Result<(), Failure> {
     let plan = dial_plan(&profile_dir, settings)?;
     let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
+    unmarked::keep_in(&profile_dir.dir);
     let mut stop = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let listeners = listener::bind(&settings.listen.value, &profile_dir.argument())?;

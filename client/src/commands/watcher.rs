@@ -17,7 +17,7 @@ use proto::{human, identity::Name, wire::IDLE_TIMEOUT};
 use tracing::{debug, info, warn};
 
 use crate::{
-    dial::{DialError, plan::DialPlan, route::CarrierChoice},
+    dial::{DialError, plan::DialPlan, route::CarrierChoice, unmarked},
     profile::{ProfileDir, SharedProfile},
     ssh::SshClient,
     tunnel::reconnect,
@@ -69,6 +69,7 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
     let profile_dir = ProfileDir::new(state_dir, watcher.name.clone());
+    unmarked::keep_in(&profile_dir.dir);
     let mut last = None;
     let told = tell(&profile_dir, &watcher, &mut last);
     let is_over = runtime.block_on(async { tokio::time::timeout(WITHIN, told).await });

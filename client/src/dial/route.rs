@@ -3,8 +3,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    sync::Arc,
 };
 
 use clap::ValueEnum;
@@ -15,7 +14,10 @@ use common::transport::{
 use quinn::AsyncUdpSocket;
 use serde::Deserialize;
 
-use crate::ssh::{SshCarrier, SshTarget};
+use crate::{
+    dial::unmarked,
+    ssh::{SshCarrier, SshTarget},
+};
 
 /// Which carriers may be used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -55,7 +57,7 @@ impl Route {
             Self::Udp(remote) => {
                 let socket = transport::any_socket(*remote)?;
                 let buffers = transport::buffer_sizes(&socket).ok();
-                let marks = if self.source().is_some_and(drops_marks) {
+                let marks = if self.source().is_some_and(unmarked::drops_marks) {
                     Marks::Without
                 } else {
                     Marks::NEW
@@ -91,30 +93,6 @@ impl Route {
         socket.connect(remote).ok()?;
         Some(socket.local_addr().ok()?.ip())
     }
-}
-
-/// For this long no ECN marks are tried on a network that dropped packets with them.
-const WITHOUT_MARKS: Duration = Duration::from_secs(3600);
-/// The most networks that are remembered.
-const NETWORKS: usize = 16;
-
-/// Networks that dropped packets with ECN marks, by this device's address there, and when that was
-/// noticed. All connections of this program share it.
-static DROPPING: Mutex<Vec<(IpAddr, Instant)>> = Mutex::new(Vec::new());
-
-fn drops_marks(source: IpAddr) -> bool {
-    let known = DROPPING.lock().unwrap_or_else(PoisonError::into_inner);
-    known.iter().any(|(other, at)| *other == source && at.elapsed() < WITHOUT_MARKS)
-}
-
-/// Remembers that packets with ECN marks are dropped on the network where this device has the
-/// address `source`.
-pub(crate) fn remember_dropping(source: IpAddr) {
-    let mut known = DROPPING.lock().unwrap_or_else(PoisonError::into_inner);
-    known.retain(|(other, _)| *other != source);
-    known.push((source, Instant::now()));
-    let forgotten = known.len().saturating_sub(NETWORKS);
-    known.drain(..forgotten);
 }
 
 impl fmt::Display for Route {

@@ -16,7 +16,8 @@ use crate::{
     dial::{
         Dialed,
         plan::DialPlan,
-        route::{Carrier, Route, remember_dropping},
+        route::{Carrier, Route},
+        unmarked,
     },
     tunnel::{
         events::Events,
@@ -187,7 +188,7 @@ impl<'a> Migration<'a> {
 
     /// Logs each problem of the carrier once.
     fn note_carrier(&mut self) {
-        let (dead, unmarked, send_error) = {
+        let (dead, is_unmarked, send_error) = {
             let carrier = &self.up.carried().carrier;
             (carrier.is_dead(), carrier.is_unmarked(), carrier.send_error())
         };
@@ -195,15 +196,15 @@ impl<'a> Migration<'a> {
             self.journal.note("ssh has ended: starting it again");
         }
         self.told.dead = dead;
-        if unmarked && !self.told.unmarked {
+        // Another session, or an earlier one, may have found it out.
+        let is_new =
+            is_unmarked && !self.told.unmarked && self.source.1.is_none_or(unmarked::remember);
+        if is_new {
             self.journal.note(
                 "packets with ECN marks were not answered on this network: going without them",
             );
-            if let Some(source) = self.source.1 {
-                remember_dropping(source);
-            }
         }
-        self.told.unmarked = unmarked;
+        self.told.unmarked = is_unmarked;
         // An error that comes back with each new socket is still the same problem. It is over when
         // the server answers.
         if let Some(e) = send_error

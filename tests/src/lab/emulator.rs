@@ -3,7 +3,11 @@
 use std::{
     io,
     net::Ipv4Addr,
-    sync::{Arc, mpsc},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     thread::JoinHandle,
     time::Instant,
 };
@@ -49,6 +53,8 @@ pub(super) struct Ends {
     pub(super) client: Arc<Namespace>,
     pub(super) server: Arc<Namespace>,
     pub(super) server_address: Ipv4Addr,
+    /// Counts the UDP packets with an ECN mark that the laptop has sent.
+    pub(super) marked: Arc<AtomicU64>,
 }
 
 /// Starts the thread; it ends when `conditions` can't change any more.
@@ -86,6 +92,7 @@ struct Emulator {
     timer: Timer,
     /// How often the NAT has forgotten its flows.
     forgotten: u32,
+    marked: Arc<AtomicU64>,
 }
 
 impl Emulator {
@@ -115,6 +122,7 @@ impl Emulator {
             conditions,
             timer: Timer::new()?,
             forgotten: 0,
+            marked: ends.marked.clone(),
         })
     }
 
@@ -176,6 +184,9 @@ impl Emulator {
 
     fn upward(&mut self, mut packet: Vec<u8>) {
         let (conditions, now) = (self.conditions(), Instant::now());
+        if packet::protocol(&packet) == Some(packet::UDP) && packet::is_marked(&packet) {
+            self.marked.fetch_add(1, Relaxed);
+        }
         // Translated even if it is lost afterwards: the NAT has seen it.
         let passes = !conditions.nat || self.nat.outward(&mut packet, now);
         if passes && conditions.let_through(&packet) {

@@ -128,6 +128,14 @@ impl Far {
         self.lab.server.within(self.world.restart_server()).await;
     }
 
+    /// Kills the laptop's `adit up` and starts another one, without the setting's flags.
+    pub async fn restart_adit(&mut self) {
+        self.up.adit.kill().await;
+        let command = ["up", "-v", "--listen", "127.0.0.1:0", "--hold", "10m"];
+        let command = adit(&self.world, &self.device, self.sshd.as_ref(), &command);
+        self.up = up(&self.lab, command).await;
+    }
+
     /// Sends this request from an application on the laptop.
     pub async fn request(&self, request: Vec<u8>) -> Asked {
         Asked::on(self.lab.client.within(raw::connect(self.up.address)).await, request)

@@ -23,7 +23,7 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
 use crate::{
     commands::up::{RunningTunnel, claimed, dial_plan, let_in},
-    dial::plan::DialPlan,
+    dial::{plan::DialPlan, unmarked},
     local::listener::{self, ListenAddr},
     profile::ProfileDir,
     settings::{SettingFlags, Settings},
@@ -166,6 +166,7 @@ fn begin(
         ClaimError::Taken { .. } => Begun::Taken,
         e => Begun::Failed(claimed(e, profile_dir)),
     })?;
+    unmarked::keep_in(&profile_dir.dir);
     start_running(profile_dir, plan, control, settings).map_err(Begun::Failed)
 }
 

@@ -43,6 +43,41 @@ async fn a_path_that_drops_ecn_marked_packets_carries_a_tunnel_without_marks() {
 }
 
 #[tokio::test]
+async fn a_network_that_drops_ecn_marked_packets_is_remembered_and_another_is_tried() {
+    if Lab::is_missing() {
+        return;
+    }
+    let lab = Lab::new(LOOPBACK, seed(503));
+    lab.lose_marked(true);
+    let setting = Setting { link: rung("dsl"), ..Setting::default() };
+    let mut far = Far::start_in(lab, PROGRAM, setting, &[]).await;
+    far.ask_both(20, 1).await.are_equal(WITHIN).await;
+    assert_eq!(marks(&far).await, (Some(false), Some(true)));
+    let tried = far.lab.marked_by_laptop();
+    assert!(tried > 0, "that is how it was found out");
+    // The next session begins without marks, and says nothing new.
+    far.world.kill_server().await;
+    far.restart_server().await;
+    far.ask_both(20, 2).await.are_equal(WITHIN).await;
+    assert_eq!(far.up.adit.log().matches("connected to").count(), 2, "another session");
+    assert_eq!(marks(&far).await, (Some(false), Some(true)));
+    assert_eq!(happened(&far, "ECN").await, 1);
+    // So does the first session of another `adit up`.
+    far.restart_adit().await;
+    far.ask_both(20, 3).await.are_equal(WITHIN).await;
+    assert_eq!(marks(&far).await, (Some(false), Some(true)));
+    assert_eq!(happened(&far, "ECN").await, 0);
+    assert_eq!(far.lab.marked_by_laptop(), tried, "no packet of these sessions had a mark");
+    // On another network marks are tried.
+    far.lab.lose_marked(false);
+    far.lab.change_address();
+    far.restart_adit().await;
+    far.ask_both(20, 4).await.are_equal(WITHIN).await;
+    assert_eq!(marks(&far).await, (Some(true), Some(false)));
+    assert!(far.lab.marked_by_laptop() > tried);
+}
+
+#[tokio::test]
 async fn a_path_that_begins_to_drop_ecn_marked_packets_loses_no_token() {
     if Lab::is_missing() {
         return;

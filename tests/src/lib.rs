@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod demo;
 pub mod disk;
 pub mod doctor;
+pub mod fake_clock;
 #[cfg(target_os = "linux")]
 pub mod lab;
 pub mod laptop;

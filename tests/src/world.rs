@@ -11,6 +11,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
+    fake_clock::FakeClock,
     ollama::{Ollama, Options},
     process::{Ended, Process, Programs},
 };
@@ -78,7 +79,7 @@ impl World {
         if !flags.contains(&"--listen") {
             serve_flags.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
         }
-        let aditd = serve(&programs, dir.path(), &serve_flags).await;
+        let aditd = serve(&programs, dir.path(), &serve_flags, None).await;
         let mut world = Self { ollama, aditd, programs, serve_flags, dir };
         world.keep_port().await;
         world
@@ -218,7 +219,13 @@ impl World {
 
     /// Restarts the server on the same port with the same flags.
     pub async fn restart_server(&mut self) {
-        self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags).await;
+        self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags, None).await;
+    }
+
+    /// Like [`World::restart_server`], by this clock.
+    pub async fn restart_server_by(&mut self, clock: &FakeClock) {
+        let (programs, flags) = (&self.programs, &self.serve_flags);
+        self.aditd = serve(programs, self.dir.path(), flags, Some(clock)).await;
     }
 
     /// From the second start on the port is that of the first.
@@ -234,7 +241,12 @@ fn config_file(dir: &Path) -> PathBuf {
     dir.join("world.toml")
 }
 
-async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {
+async fn serve(
+    programs: &Programs,
+    dir: &Path,
+    flags: &[String],
+    clock: Option<&FakeClock>,
+) -> Process {
     let state = dir.join("server");
     let config = config_file(dir);
     let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
@@ -242,7 +254,11 @@ async fn serve(programs: &Programs, dir: &Path, flags: &[String]) -> Process {
         args.extend(["--config", config.to_str().expect("a path")]);
     }
     args.extend(flags.iter().map(String::as_str));
-    let mut aditd = programs.start("aditd", &args).expect("aditd starts");
+    let mut command = programs.command("aditd", &args);
+    if let Some(clock) = clock {
+        clock.give(&mut command);
+    }
+    let mut aditd = Process::spawn(command, "aditd").expect("aditd starts");
     aditd.ready().await.expect("aditd is ready");
     aditd
 }

@@ -3,6 +3,7 @@
 mod bad_certificates;
 mod bad_clock;
 mod beside;
+mod clock_set;
 mod devices;
 mod enrolling;
 mod every_way;

@@ -3,6 +3,7 @@
 mod carrier;
 mod enrolling;
 mod hosts;
+mod killed;
 mod login;
 mod not_running;
 mod slow;

@@ -4,13 +4,16 @@ use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
+    completions::{self, Completions},
     owner::become_owner_of,
     process,
     report::{self, Exit, Failure},
+    version::version,
 };
 
 use crate::{
     commands::{
+        completions::completed,
         config::{self, Config, Places},
         doctor::{self, DoctorFlags},
         enroll::{self, Enroll},
@@ -37,7 +40,7 @@ const GLOBAL: &str = "Global options";
 
 /// Use the Ollama of another machine on localhost:11434
 #[derive(Debug, Parser)]
-#[command(name = "adit", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "adit", version = version(), propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     /// Keep this device's keys in DIR [default: the user's data directory]
     #[arg(long, value_name = "DIR", env = "ADIT_STATE_DIR", global = true, help_heading = GLOBAL)]
@@ -86,6 +89,9 @@ enum Command {
     Forget(Forget),
     /// Show every setting, its value, and where it comes from
     Config(Config),
+    /// Print the script that teaches a shell to complete commands, servers and models
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(Completions),
     /// Tell the server when `adit up`, which starts this, ends without a word
     #[command(hide = true)]
     Watcher(Watcher),
@@ -100,8 +106,19 @@ pub fn command() -> clap::Command {
 const DOCTOR_HELP: &str =
     "Exit code: 0 nothing is bad, 1 something is bad, 4 this device is not (or no longer) allowed";
 
+/// Where the script belongs.
+const COMPLETIONS_HELP: &str = "\
+In bash, for this shell: source <(adit completions bash)
+For ever: adit completions bash >~/.local/share/bash-completion/completions/adit
+In fish: adit completions fish >~/.config/fish/completions/adit.fish
+In zsh: adit completions zsh >DIR/_adit, where DIR is one of $fpath";
+
 /// Runs `adit` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(code) = completions::answer(|| completed(command()), &args) {
+        return code;
+    }
     let (cli, named) = match parse(args) {
         Ok(parsed) => parsed,
         Err(e) => {
@@ -138,6 +155,9 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<(Cli, Named), clap:
 }
 
 fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
+    if let Command::Completions(completions) = &cli.command {
+        return completions.print("adit").map(|()| None);
+    }
     let file = match cli.command {
         // It is told all that it needs, and a file that has become wrong must not keep it from its
         // work.
@@ -193,7 +213,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                 let places = Places { state_dir: (dir, from), file: cli.config };
                 config::run(&places, &config, named, &file)
             }
-            Command::Watcher(_) => unreachable!("it has been run"),
+            Command::Watcher(_) | Command::Completions(_) => unreachable!("it has been run"),
         }
         .map(|()| None)
     });

@@ -1,6 +1,7 @@
 //! The commands of `adit`.
 
 mod api;
+pub(crate) mod completions;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod enroll;

@@ -1,5 +1,6 @@
 //! Access to the machine: files, processes, the terminal.
 
+pub mod completions;
 pub mod config_text;
 pub mod control;
 pub mod diagnosis;
@@ -10,3 +11,4 @@ pub mod memory;
 pub mod owner;
 pub mod process;
 pub mod report;
+pub mod version;

@@ -4,15 +4,18 @@ use std::{ffi::OsString, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
+    completions::{self, Completions},
     owner::become_owner_of,
     process,
     report::{self, Exit, Failure, say},
+    version::version,
 };
 
 use crate::{
     commands::{
         audit,
         beside::{self, Beside},
+        completions::completed,
         devices,
         doctor::{self, DoctorFlags},
         invite::{self, Invite},
@@ -25,7 +28,7 @@ use crate::{
 
 /// Let only enrolled devices use the Ollama of this machine
 #[derive(Debug, Parser)]
-#[command(name = "aditd", version, propagate_version = true, arg_required_else_help = true)]
+#[command(name = "aditd", version = version(), propagate_version = true, arg_required_else_help = true)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
@@ -70,6 +73,9 @@ enum Command {
     /// Find out what is wrong on this machine, and what cures it
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorFlags),
+    /// Print the script that teaches a shell to complete commands, devices, roles and models
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(Completions),
     /// Show the running server
     Status {
         /// Print JSON
@@ -86,8 +92,19 @@ pub fn command() -> clap::Command {
 /// How `doctor` ends, for scripts.
 const DOCTOR_HELP: &str = "Exit code: 0 nothing is bad, 1 something is bad";
 
+/// Where the script belongs.
+const COMPLETIONS_HELP: &str = "\
+In bash, for this shell: source <(aditd completions bash)
+For ever: aditd completions bash >~/.local/share/bash-completion/completions/aditd
+In fish: aditd completions fish >~/.config/fish/completions/aditd.fish
+In zsh: aditd completions zsh >DIR/_aditd, where DIR is one of $fpath";
+
 /// Runs `aditd` with these arguments, the program's name first.
 pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<OsString> = args.into_iter().collect();
+    if let Some(code) = completions::answer(|| completed(command()), &args) {
+        return code;
+    }
     let cli = match parse(args) {
         Ok(cli) => cli,
         Err(e) => {
@@ -139,6 +156,9 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
         runtime.shutdown_background();
         return result;
     }
+    if let Command::Completions(completions) = &cli.command {
+        return completions.print("aditd").map(|()| None);
+    }
     run_command(cli).map(|()| None)
 }
 
@@ -187,7 +207,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             become_owner_of(&audit)?;
             audit::run(&audit, &state, &show)
         }
-        Command::Doctor(_) => Ok(()),
+        Command::Doctor(_) | Command::Completions(_) => Ok(()),
         Command::Status { json } => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;

@@ -4,6 +4,8 @@ mod files;
 mod ollama;
 mod systemd;
 
+pub(crate) use self::ollama::model_names;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},

@@ -51,6 +51,11 @@ impl Beside {
         &self.in_force.audit
     }
 
+    /// The names of all roles.
+    pub(crate) fn roles(&self) -> &[Name] {
+        &self.in_force.roles
+    }
+
     pub(crate) fn knows(&self, role: &Name) -> bool {
         self.in_force.roles.contains(role)
     }

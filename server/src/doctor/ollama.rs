@@ -112,6 +112,14 @@ async fn pages(address: SocketAddr) -> Option<Pages> {
     Some(Pages { other_site: other.ok()?.0.as_u16(), extension: extension.ok()?.0.as_u16() })
 }
 
+/// The names of the models that Ollama has.
+pub(crate) async fn model_names(upstream: Upstream) -> Option<Vec<String>> {
+    let answer = get(upstream.address().get(), "/api/tags", None).await.ok()?;
+    let said: Value = serde_json::from_slice(&answer.1).ok()?;
+    let names = said["models"].as_array()?.iter().filter_map(|model| model["name"].as_str());
+    Some(names.map(str::to_owned).collect())
+}
+
 /// How many models there are, and which are loaded.
 async fn models(address: SocketAddr) -> Option<(u64, Vec<(String, u64)>)> {
     let list = |answer: io::Result<(StatusCode, Bytes)>| -> Option<Vec<Value>> {

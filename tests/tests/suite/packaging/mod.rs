@@ -1,3 +1,4 @@
 //! What the packages install.
 
+mod completions;
 mod units;

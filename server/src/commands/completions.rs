@@ -1,0 +1,78 @@
+//! What a shell completes: the names of devices, roles and models.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::Command;
+use common::machine::{completions, owner::become_owner_of};
+
+use crate::{
+    commands::beside::Beside,
+    config::{Config, Flags, ServeFlags},
+    doctor,
+    state::{self, register::Register},
+};
+
+/// Somebody waits for it at a prompt.
+const WITHIN: Duration = Duration::from_secs(1);
+
+/// Makes each command complete what it takes.
+#[must_use]
+pub(crate) fn completed(command: Command) -> Command {
+    command.mut_subcommands(|command| match command.get_name() {
+        "device" => command.mut_subcommands(|command| {
+            let command = completions::complete(command, "device", devices);
+            let command = completions::complete(command, "role", roles);
+            completions::complete(command, "models", models)
+        }),
+        "audit" => completions::complete(command, "device", devices),
+        // Its device is a new one.
+        "invite" => completions::complete(command, "role", roles),
+        _ => command,
+    })
+}
+
+/// The places that the command line or the environment names.
+fn flags() -> Flags {
+    let of = |flag: &str, variable: &str| {
+        let set = || std::env::var_os(variable).filter(|value| !value.is_empty());
+        completions::named_dir(flag).or_else(|| set().map(PathBuf::from))
+    };
+    Flags {
+        state_dir: of("--state-dir", "ADITD_STATE_DIR"),
+        config: of("--config", "ADITD_CONFIG"),
+    }
+}
+
+fn devices() -> Vec<String> {
+    let Ok(dir) = flags().state_dir() else { return Vec::new() };
+    // A look must not make a state where there is none.
+    if become_owner_of(&dir).is_err() || state::must_exist(&dir).is_err() {
+        return Vec::new();
+    }
+    let register = Register::open(&dir.join(Register::FILE)).ok();
+    let devices = register.and_then(|register| register.devices().ok()).unwrap_or_default();
+    devices.into_iter().map(|device| device.name.to_string()).collect()
+}
+
+fn roles() -> Vec<String> {
+    let beside = soon(async { Beside::resolve(&flags()).await.ok() }).flatten();
+    let roles = beside.iter().flat_map(Beside::roles);
+    roles.map(ToString::to_string).collect()
+}
+
+/// The models that Ollama has here.
+fn models() -> Vec<String> {
+    let Ok(config) = Config::resolve(&flags(), &ServeFlags::default()) else { return Vec::new() };
+    if become_owner_of(&config.state_dir).is_err() {
+        return Vec::new();
+    }
+    soon(doctor::model_names(config.upstream)).flatten().unwrap_or_default()
+}
+
+/// What comes of it within a second.
+fn soon<T>(work: impl Future<Output = T>) -> Option<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+    let result = runtime.block_on(async { tokio::time::timeout(WITHIN, work).await.ok() });
+    runtime.shutdown_background();
+    result
+}

@@ -29,8 +29,8 @@ pub fn with_flags(text: &str, program: &str, flags: &[Flag]) -> String {
     parts.collect::<Vec<_>>().join("`")
 }
 
-/// A word as a POSIX shell takes it.
-fn quoted(word: &str) -> String {
+/// A word as a POSIX shell takes it: in quotes, where it needs them.
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "_./:@%+=,-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

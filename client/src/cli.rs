@@ -21,13 +21,14 @@ use crate::{
         forget::{self, Forget},
         list::{self, List},
         ls::{self, Ls},
+        remove::{self, Remove},
         rename::{self, Rename},
         run::{
             self, Run,
             tunnel::{self, HoldTunnel},
         },
         status,
-        up::{self, UpFlags},
+        up::{self, UpFlags, bootstrap},
         warm::{self, Warm},
         watcher::{self, Watcher},
     },
@@ -81,6 +82,8 @@ enum Command {
     Ls(Ls),
     /// Load a model before it is needed
     Warm(Warm),
+    /// Undo what `adit up USER@HOST` has done: remove aditd from the box, and forget its server here
+    Remove(Remove),
     /// List the servers that this device is enrolled at
     List(List),
     /// Give a server another name on this device
@@ -182,9 +185,11 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
             Command::Doctor(flags) => return doctor::run(&dir, is_named, flags).await,
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => {
-                let profile_dir = ProfileDir::choose(&dir, flags.name, "up")?;
-                let settings = Settings::settle(&flags.settings, named, &file, &profile_dir.name);
-                up::run(profile_dir, &settings).await
+                let UpFlags { target, on_box, settings } = flags;
+                let prepared = bootstrap::prepare(&dir, target, &on_box, settings.ssh_client);
+                let Some((profile_dir, login)) = prepared.await? else { return Ok(None) };
+                let settings = Settings::settle(&settings, named, &file, &profile_dir.name);
+                up::run(profile_dir, login, &settings).await
             }
             Command::Run(command) => {
                 let profile_dir = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
@@ -206,6 +211,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                     ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
                 warm::run(&dir, cli.config.as_deref(), profile_dir, command).await
             }
+            Command::Remove(flags) => remove::run(&dir, flags).await,
             Command::List(flags) => list::run(&dir, &flags).await,
             Command::Rename(flags) => rename::run(&dir, &flags, &file),
             Command::Forget(flags) => forget::run(&dir, flags, &file).await,

@@ -12,6 +12,7 @@ mod keys;
 mod known_hosts;
 mod login;
 mod pace;
+mod remote;
 mod session;
 mod system;
 
@@ -33,10 +34,10 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 pub(crate) use error::SshError;
 pub(crate) use hosts::HostKeyError;
 pub(crate) use login::LoginDenied;
+pub(crate) use remote::Remote;
 
 /// Where `aditd` is searched on the server, in this order.
-const PLACES: &str =
-    r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd"#;
+const PLACES: &str = r#"aditd "$HOME/.local/bin/aditd" "$HOME/.cargo/bin/aditd" /usr/local/bin/aditd "$HOME/.local/share/adit/aditd" /usr/local/lib/adit/aditd"#;
 const NOT_FOUND: u32 = 127;
 /// What `adit doctor` runs on the server.
 const DOCTOR: &str = "doctor --over-ssh";
@@ -154,7 +155,7 @@ impl SshTarget {
     /// The error of ssh or of the server.
     pub(crate) async fn enroll(&self, name: &Name, csr: String) -> Result<Enrolled, SshError> {
         match self.client() {
-            SshClient::Builtin => builtin::enroll(self, name, csr).await,
+            SshClient::Builtin => Remote::open(self).await?.enroll(self, name, csr).await,
             SshClient::System => system::enroll(self, name, csr).await,
         }
     }
@@ -222,6 +223,24 @@ impl SshTarget {
             || !host.jumps.is_empty()
             || host.beyond.is_some();
         configured || tokio::net::lookup_host((&*host.host_name, host.port)).await.is_ok()
+    }
+
+    /// The host's name as the user gave it, up to its first dot.
+    pub(crate) fn host_label(&self) -> String {
+        let host = self.destination.rsplit_once('@').map_or(&*self.destination, |(_, host)| host);
+        let is_address = host.parse::<std::net::IpAddr>().is_ok();
+        let label = host.split('.').next().filter(|_| !is_address);
+        label.unwrap_or(host).replace([':', '%'], "-")
+    }
+
+    /// Uses the keys and passwords that were unlocked for another login of this process.
+    pub(crate) fn unlocked_by(&mut self, other: &Self) {
+        self.keyring = other.keyring.clone();
+    }
+
+    /// The command with which a person connects to the same destination, and runs a command there.
+    pub(crate) fn by_hand_with(&self, command: &str) -> String {
+        format!("{} {command}", self.by_hand())
     }
 
     /// The command with which a person connects to the same destination.

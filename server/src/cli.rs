@@ -56,6 +56,9 @@ enum Command {
         /// Name the device
         device: String,
     },
+    /// Print the SHA-256 of this program: run by `adit up USER@HOST` where no other tool can
+    #[command(hide = true)]
+    Digest,
     /// Carry a tunnel over SSH; `adit up` runs this here, also as a key's forced command
     Relay {
         /// Relay to this UDP address [default: where the running server listens]
@@ -194,6 +197,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }
+        Command::Digest => over_ssh::digest(),
         Command::Relay { to, known_port } => {
             let runtime = on_one_thread()?;
             let result = runtime.block_on(over_ssh::relay(settled(), to, known_port));

@@ -9,7 +9,7 @@ mod chance;
 mod emulator;
 mod far;
 mod link;
-mod namespace;
+pub mod namespace;
 mod nat;
 mod packet;
 mod pipe;

@@ -4,6 +4,8 @@
 #![allow(missing_docs, reason = "the crate is not published")]
 
 #[cfg(target_os = "linux")]
+pub mod bare_box;
+#[cfg(target_os = "linux")]
 pub mod bench;
 pub mod cli_assert;
 pub mod credentials;

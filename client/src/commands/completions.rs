@@ -17,7 +17,8 @@ use crate::{
 
 /// Somebody waits for it at a prompt.
 const WITHIN: Duration = Duration::from_secs(1);
-/// The commands that take the name of a server, which is `name` or `server`.
+/// The commands that take the name of a server, which is `name`, `server` or
+/// `target`.
 const NOT_A_SERVER: [&str; 1] = ["enroll"];
 
 /// Makes each command complete what it takes.
@@ -29,6 +30,7 @@ pub(crate) fn completed(command: Command) -> Command {
         }
         let command = completions::complete(command, "name", servers);
         let command = completions::complete(command, "server", servers);
+        let command = completions::complete(command, "target", servers);
         completions::complete(command, "model", models)
     })
 }

@@ -31,7 +31,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA25
 use crate::{
     dial::{self, DialError, clocks::Clocks},
     profile::{Profile, ProfileDir, SecretPem},
-    ssh::{SshClient, SshError, SshTarget},
+    ssh::{Remote, SshClient, SshError, SshTarget},
 };
 
 pub(crate) use flags::Enroll;
@@ -59,7 +59,10 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
         Some(mut target) => {
             target.remote_command.clone_from(&enroll.remote_command);
             target.client = enroll.ssh_client.unwrap_or_default();
-            by_ssh(profile_dir, target, enroll.device).await?
+            {
+                let device = device_name(enroll.device)?;
+                by_ssh(profile_dir, target, device, None).await?
+            }
         }
         None => by_code(profile_dir, &read_code(enroll.code_file.as_deref())?).await?,
     };
@@ -101,16 +104,25 @@ async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure
     Ok(profile)
 }
 
-async fn by_ssh(
-    profile_dir: ProfileDir,
-    mut target: SshTarget,
-    device: Option<Name>,
-) -> Result<Profile, Failure> {
-    let device = device.or_else(own_name).ok_or_else(|| {
+/// The name of this device on a server: the one that was chosen, or this computer's.
+///
+/// # Errors
+/// If this computer's name is none.
+pub(in crate::commands) fn device_name(chosen: Option<Name>) -> Result<Name, Failure> {
+    chosen.or_else(own_name).ok_or_else(|| {
         Failure::new("this computer's name cannot be used as a device name")
             .hint("choose a name with `--device NAME`")
             .exit(Exit::Usage)
-    })?;
+    })
+}
+
+/// Enrolls over SSH, in a login that is there already, or in one of its own.
+pub(in crate::commands) async fn by_ssh(
+    profile_dir: ProfileDir,
+    mut target: SshTarget,
+    device: Name,
+    login: Option<&Remote>,
+) -> Result<Profile, Failure> {
     profile_dir.prepare()?;
     let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
     // With the same key this is the same device to the server, if the answer was lost or if it
@@ -120,8 +132,14 @@ async fn by_ssh(
         None => profile_dir.pending_key(format!("{target} {device}").as_bytes(), make_key)?,
     };
     let csr = BASE64.encode(&csr(&key)?);
+    let enrolling = async {
+        match login {
+            Some(login) => login.enroll(&target, &device, csr).await,
+            None => target.enroll(&device, csr).await,
+        }
+    };
     let enrolled = tokio::select! {
-        enrolled = target.enroll(&device, csr) => enrolled,
+        enrolled = enrolling => enrolled,
         () = interrupted(&target) => return Err(Failure::new("interrupted").hint("run the same command again: it continues with the same key")),
     };
     let mut enrolled = enrolled.map_err(|e| {
@@ -148,7 +166,7 @@ async fn by_ssh(
 
 /// At our own prompt the terminal's echo is off, and only an orderly end turns it on again. The
 /// system's ssh does that itself.
-async fn interrupted(target: &SshTarget) {
+pub(in crate::commands) async fn interrupted(target: &SshTarget) {
     if target.client == SshClient::Builtin
         && let Ok(mut stop) = StopSignals::listen()
     {

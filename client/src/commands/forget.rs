@@ -82,7 +82,7 @@ async fn ask_first(name: &Name) -> Result<(), Failure> {
 }
 
 /// Removes the directory of a profile: the key first, in case the rest cannot be removed.
-fn remove(dir: &Path) -> Result<(), FileError> {
+pub(super) fn remove(dir: &Path) -> Result<(), FileError> {
     let identity = dir.join(IDENTITY);
     match fs::remove_file(&identity) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => {

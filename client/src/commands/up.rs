@@ -1,5 +1,6 @@
 //! `adit up`: starts all parts, says when the tunnel is ready, and drains when it is stopped.
 
+pub(crate) mod bootstrap;
 mod running;
 mod watched;
 
@@ -9,33 +10,45 @@ use common::machine::{
     process::{self, StopSignals},
     report::{Exit, Failure},
 };
-use proto::identity::Name;
 use tokio::net::TcpListener;
 use tracing::info;
 
 pub(super) use self::running::RunningTunnel;
-use self::running::first_word;
+use self::{
+    bootstrap::{BoxFlags, Target},
+    running::first_word,
+};
 use crate::{
     dial::{plan::DialPlan, unmarked},
     local::{listener, owner::Owners},
     profile::{ProfileDir, SharedProfile},
     settings::{SettingFlags, Settings},
+    ssh::SshTarget,
 };
 
 /// Flags of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct UpFlags {
-    /// Use the server with this name [default: the only server, or the one called `default`]
-    pub(crate) name: Option<Name>,
+    /// Use the server with this name [default: the only server, or the one called `default`]; or log
+    /// in at USER@HOST, put aditd there if none runs, enroll, and use that server
+    #[arg(value_name = "NAME|USER@HOST")]
+    pub(crate) target: Option<Target>,
+    /// What is done with a login.
+    #[command(flatten)]
+    pub(crate) on_box: BoxFlags,
     /// How.
     #[command(flatten)]
     pub(crate) settings: SettingFlags,
 }
 
 /// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
-/// server refuses this device at the first attempt.
-pub(crate) async fn run(profile_dir: ProfileDir, settings: &Settings) -> Result<(), Failure> {
-    let plan = dial_plan(&profile_dir, settings)?;
+/// server refuses this device at the first attempt. `login` is one of this process at the same box.
+pub(crate) async fn run(
+    profile_dir: ProfileDir,
+    login: Option<SshTarget>,
+    settings: &Settings,
+) -> Result<(), Failure> {
+    let plan = dial_plan(&profile_dir, settings, login.as_ref())?;
     let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
     unmarked::keep_in(&profile_dir.dir);
     let mut stop = StopSignals::listen_at_terminal()
@@ -62,17 +75,21 @@ pub(crate) async fn run(profile_dir: ProfileDir, settings: &Settings) -> Result<
     running.stop(&mut stop, settings.drain.value).await
 }
 
-/// The addresses and carriers to try.
+/// The addresses and carriers to try. What was unlocked for `login` is used again.
 ///
 /// # Errors
 /// If this device is not enrolled at the server, or has no route to it.
 pub(super) fn dial_plan(
     profile_dir: &ProfileDir,
     settings: &Settings,
+    login: Option<&SshTarget>,
 ) -> Result<DialPlan, Failure> {
     let mut profile = profile_dir.read()?;
     if let Some(way) = &mut profile.ssh {
         way.client_now = settings.ssh_client.value;
+        if let Some(login) = login {
+            way.unlocked_by(login);
+        }
     }
     let plan = DialPlan {
         profile: SharedProfile::new(profile),

@@ -40,7 +40,7 @@ pub(crate) struct SettingFlags {
         env = "ADIT_SSH_CLIENT",
         hide_possible_values = true
     )]
-    pub(super) ssh_client: Option<SshClient>,
+    pub(crate) ssh_client: Option<SshClient>,
 }
 
 /// Which settings the command line and the environment set.

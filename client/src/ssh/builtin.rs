@@ -7,12 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::transport::frame;
-use proto::{
-    identity::Name,
-    wire::{ADITD_PORT, EnrollDevice, Enrolled},
-};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use proto::wire::ADITD_PORT;
+use tokio::net::TcpStream;
 use tracing::debug;
 
 use super::{
@@ -58,41 +54,6 @@ struct Connector<'a> {
     round_trip: Mutex<Option<Duration>>,
 }
 
-/// Enrolls. Asks the person for everything that the login needs.
-pub(super) async fn enroll(
-    target: &SshTarget,
-    name: &Name,
-    csr: String,
-) -> Result<Enrolled, SshError> {
-    let to = target.to_string();
-    let there = ask::somebody_is_there();
-    let patience = patience(target, if there { Tell::Person } else { Tell::Nobody });
-    let exchange = async {
-        let Connected { session, under, .. } = connect(target, there, &patience).await?;
-        let run = format!("enroll-device {name}");
-        let piped = session.exec(&target.command(&run), &to).await?;
-        let mut piped = piped.over(under);
-        piped.read.tells(&patience);
-        let asked = async {
-            frame::write(&mut piped.write, &EnrollDevice { csr, own_knock: true }).await?;
-            piped.write.flush().await
-        };
-        // The command may have answered without reading everything.
-        let unasked = asked.await.err();
-        match answer::certificate(&mut piped.read).await {
-            Ok(enrolled) => Ok(enrolled),
-            Err(NotBegun::Ended(e)) => {
-                let why = NotBegun::Ended(unasked.unwrap_or(e));
-                Err(ended(target, &run, &mut piped.read, why).await)
-            }
-            Err(why) => Err(ended(target, &run, &mut piped.read, why).await),
-        }
-    };
-    let enrolled = patience.bound(exchange).await.unwrap_or_else(|e| Err(SshError::Silent(e)))?;
-    target.pace.learn(patience.slowest());
-    Ok(enrolled)
-}
-
 /// Opens a stream to the relay. Asks a person only at the first login of this process, and only at
 /// a terminal.
 pub(super) async fn carry(target: &SshTarget) -> Result<Halves, SshError> {
@@ -118,8 +79,8 @@ pub(super) async fn carry(target: &SshTarget) -> Result<Halves, SshError> {
 }
 
 /// A login at the host that is meant.
-struct Connected {
-    session: SshSession,
+pub(super) struct Connected {
+    pub(super) session: SshSession,
     /// The sessions through which it goes.
     under: Vec<SshSession>,
     /// How the host accepted the login, for people.
@@ -152,7 +113,7 @@ pub(super) async fn inspect(target: &SshTarget) -> Result<Inspected, SshError> {
     Ok(Inspected { by, report, forwards })
 }
 
-fn patience(target: &SshTarget, tell: Tell) -> Arc<Patience> {
+pub(super) fn patience(target: &SshTarget, tell: Tell) -> Arc<Patience> {
     Arc::new(Patience::new(&target.to_string(), target.pace.bounds(), tell))
 }
 
@@ -234,7 +195,12 @@ async fn forwarded(target: &SshTarget, session: &SshSession, port: u16) -> Resul
     opened.unwrap_or_else(|_| Err(broken("its relay does not answer".to_owned())))
 }
 
-async fn ended(target: &SshTarget, arguments: &str, read: &mut Reading, why: NotBegun) -> SshError {
+pub(super) async fn ended(
+    target: &SshTarget,
+    arguments: &str,
+    read: &mut Reading,
+    why: NotBegun,
+) -> SshError {
     let why = match why.told(target) {
         Ok(told) => return told,
         Err(why) => why.to_string(),
@@ -247,7 +213,7 @@ async fn ended(target: &SshTarget, arguments: &str, read: &mut Reading, why: Not
 
 /// Logs in at the destination. Returns its session, the sessions of the jump hosts below it, and the
 /// round-trip time to it, if it is reached directly.
-async fn connect(
+pub(super) async fn connect(
     target: &SshTarget,
     may_ask: bool,
     patience: &Arc<Patience>,

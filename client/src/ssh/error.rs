@@ -63,6 +63,20 @@ pub(crate) enum SshError {
         /// What it said.
         said: String,
     },
+    /// The login has run no shell.
+    #[error(
+        "the login at {to} runs no shell: `sh -s` ended without an answer{}; it printed {}",
+        code.map_or_else(String::new, |code| format!(" (exit code {code})")),
+        if said.is_empty() { "nothing".to_owned() } else { indented(said) }
+    )]
+    NoShell {
+        /// Where.
+        to: String,
+        /// The exit code.
+        code: Option<u32>,
+        /// What it printed.
+        said: String,
+    },
     /// ssh itself ended.
     #[error("ssh to {to} ended{}", if .said.is_empty() { String::new() } else { format!(": {}", indented(said)) })]
     Ended {
@@ -101,8 +115,7 @@ impl SshError {
             Self::Config { .. } => "correct ~/.ssh/config, or set ADIT_SSH to another program".to_owned(),
             Self::NoAditd(_) => {
                 format!(
-                    "install it there (`cargo install --locked --path server`) and start it with `aditd serve`; if it is in another place: `adit enroll {} --remote-command /path/to/aditd`",
-                    target
+                    "put it there from here: `adit up {target}` (after `adit remove {target}`, if this device is enrolled there already); if it is in another place: `adit enroll {target} --remote-command /path/to/aditd`"
                 )
             }
             Self::OnlyRelays(_) => {
@@ -124,6 +137,9 @@ impl SshError {
                 };
                 format!("check on the server whether `command=` in authorized_keys or the login shell runs something else; {needed}")
             }
+            Self::NoShell { to, .. } => format!(
+                "use a login with a shell (`command=` in authorized_keys may run something else); or, if aditd runs there, enroll alone: `adit enroll {to}`"
+            ),
             Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
                 format!("run the same connection by hand: `{}`", target.by_hand())
             }

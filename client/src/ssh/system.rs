@@ -17,7 +17,7 @@ use proto::{
 };
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader, ReadBuf},
-    process::{Child, ChildStderr, ChildStdout, Command},
+    process::{Child, ChildStderr, ChildStdin, ChildStdout, Command},
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -33,7 +33,9 @@ use super::{
 /// How many of ssh's last lines are kept to say why it failed.
 const KEPT_LINES: usize = 12;
 /// The exit code of ssh when ssh itself has failed, not the command.
-const OWN_FAILURE: u32 = 255;
+pub(super) const OWN_FAILURE: u32 = 255;
+/// How long to wait for the end of an ssh whose output has ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 /// Whether ssh may ask for a passphrase, a password, or about an unknown host key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,6 +155,11 @@ fn patience(target: &SshTarget, tell: Tell) -> Arc<Patience> {
 }
 
 fn start(target: &SshTarget, arguments: &str, prompts: Prompts) -> Result<Child, SshError> {
+    spawn(target, &target.command(arguments), prompts)
+}
+
+/// Starts ssh with a command of the login shell.
+fn spawn(target: &SshTarget, command_line: &str, prompts: Prompts) -> Result<Child, SshError> {
     let program = program();
     let mut command = Command::new(&program);
     // No terminal on the server, no forwarding, and a dead connection ends within half a minute.
@@ -175,7 +182,7 @@ fn start(target: &SshTarget, arguments: &str, prompts: Prompts) -> Result<Child,
     if let Some(port) = target.port {
         command.args(["-p", &port.to_string()]);
     }
-    command.arg("--").arg(&target.destination).arg(target.command(arguments));
+    command.arg("--").arg(&target.destination).arg(command_line);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
     if prompts == Prompts::Forbidden {
         // It reconnects in the background, so it cannot ask. And Ctrl-C at the terminal must only
@@ -196,8 +203,7 @@ async fn ended(
         Ok(told) => return told,
         Err(error) => error,
     };
-    let status =
-        tokio::time::timeout(Duration::from_secs(5), child.wait()).await.ok().and_then(Result::ok);
+    let status = tokio::time::timeout(LAST_WORDS, child.wait()).await.ok().and_then(Result::ok);
     let code = status.and_then(|status| status.code()).and_then(|code| u32::try_from(code).ok());
     let said = said.text().await;
     match code {
@@ -208,6 +214,41 @@ async fn ended(
             to: target.to_string(),
             said: if said.is_empty() { error.to_string() } else { said },
         },
+    }
+}
+
+/// A command of the login shell in an ssh of its own, which may ask the person.
+pub(super) struct Running {
+    child: Child,
+    said: Said,
+}
+
+impl Running {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// If there is no ssh.
+    pub(super) fn start(target: &SshTarget, command: &str) -> Result<Self, SshError> {
+        let mut child = spawn(target, command, Prompts::Allowed)?;
+        let said = Said::listen(child.stderr.take(), &patience(target, Tell::Nobody));
+        Ok(Self { child, said })
+    }
+
+    /// Its standard output, the first time.
+    pub(super) fn stdout(&mut self) -> Option<ChildStdout> {
+        self.child.stdout.take()
+    }
+
+    /// Its standard input, the first time.
+    pub(super) fn stdin(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
+    }
+
+    /// Its exit code, and the last lines that it and ssh have printed.
+    pub(super) async fn end(mut self) -> (Option<u32>, String) {
+        let ended = tokio::time::timeout(LAST_WORDS, self.child.wait()).await;
+        let code = ended.ok().and_then(Result::ok).and_then(|status| status.code());
+        (code.and_then(|code| u32::try_from(code).ok()), self.said.text().await)
     }
 }
 

@@ -99,6 +99,9 @@ fn install(found: &Found, wish: &Wish<'_>) -> Result<Install, Obstacle> {
         Err(why) => return Err(Obstacle::NoBinary { machine: machine(), why: why.clone() }),
     };
     let dir = || found.dir.clone();
+    if !is_plain_path(&found.dir) {
+        return Err(Obstacle::OddName { dir: dir() });
+    }
     if let Err(says) = &found.writable {
         return Err(Obstacle::NotWritable { dir: dir(), says: says.clone() });
     }
@@ -178,6 +181,12 @@ fn free_port(taken: Option<&[u16]>) -> Option<u16> {
     let taken = taken.unwrap_or_default();
     let free = (ADITD_PORT..ADITD_PORT + MORE_PORTS).find(|port| !taken.contains(port));
     free.filter(|port| *port != ADITD_PORT)
+}
+
+/// Whether every shell reads a path as it is, without quotes.
+pub fn is_plain_path(path: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-');
+    path.starts_with('/') && path.chars().all(plain)
 }
 
 /// Whether programs of these two versions work together: those of one minor version before 1.0, of

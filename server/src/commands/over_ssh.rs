@@ -14,12 +14,13 @@ use common::{
         control,
         owner::become_owner_of,
         process,
-        report::{Exit, Failure},
+        report::{Exit, Failure, data},
     },
     transport::{carrier, frame},
 };
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use proto::{
+    crypto::sha256,
     doctor::Report,
     identity::Name,
     wire::{EnrollDevice, Enrolled, SSH_FAILED, SSH_MARKER, SSH_RELAY, SshFailed},
@@ -63,6 +64,16 @@ pub(crate) async fn enroll_device(
 ) -> Result<(), Failure> {
     let enrolled = reporting_failure(async { enroll(&config?, name).await }).await?;
     answer(&enrolled).await.map_err(|e| Failure::new("cannot send the certificate").source(e))
+}
+
+/// Prints the SHA-256 of this program.
+///
+/// # Errors
+/// When its file cannot be read.
+pub(crate) fn digest() -> Result<(), Failure> {
+    let program = std::env::current_exe().and_then(std::fs::read);
+    let program = program.map_err(|e| Failure::new("cannot read this program").source(e))?;
+    data(HEXLOWER.encode(&sha256(&program)))
 }
 
 /// Writes a report to standard output, for the client.

@@ -11,6 +11,8 @@ mod failures;
 mod gate;
 mod house;
 #[cfg(target_os = "linux")]
+mod install;
+#[cfg(target_os = "linux")]
 mod lab;
 #[cfg(target_os = "linux")]
 mod packaging;

@@ -161,7 +161,7 @@ fn begin(
     profile_dir: &ProfileDir,
     settings: &Settings,
 ) -> Result<(RunningTunnel, StopSignals), Begun> {
-    let plan = dial_plan(profile_dir, settings).map_err(Begun::Failed)?;
+    let plan = dial_plan(profile_dir, settings, None).map_err(Begun::Failed)?;
     let control = Control::claim(&profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Begun::Taken,
         e => Begun::Failed(claimed(e, profile_dir)),

@@ -29,6 +29,11 @@ pub enum Obstacle {
         /// Why not, and what was tried.
         why: String,
     },
+    /// The directory's name cannot be a part of a command for every shell.
+    OddName {
+        /// The directory.
+        dir: String,
+    },
     /// The directory can't be written.
     NotWritable {
         /// Which.
@@ -93,6 +98,9 @@ impl Obstacle {
                 .hint(format!("name an aditd for Linux on {machine}: `{again} --server-binary FILE`"))
                 .hint(enroll)
                 .exit(Exit::Usage),
+            Self::OddName { dir } => failure
+                .source(format!("the name of `{dir}` has characters that shells read in different ways"))
+                .hint(format!("name a directory with letters, digits, `.`, `_` and `-`: `{again} --remote-dir /var/tmp/adit`")),
             Self::NotWritable { dir, says } => failure
                 .source(format!("the login can write no file for `{dir}`: {says}"))
                 .hint(format!("name a directory that it can write: `{again} --remote-dir DIR`")),

@@ -2,10 +2,11 @@
 
 use crate::typed::quoted;
 
-/// The unit of the package, for a login that is root.
-const PACKAGED: &str = include_str!("../../../../server/dist/aditd.service");
-/// The path of the program in that unit.
-const PACKAGED_PROGRAM: &str = "/usr/local/bin/aditd";
+/// The units of the packages.
+const OF_SYSTEM: &str = include_str!("../../../../server/packaging/aditd.service");
+const OF_USER: &str = include_str!("../../../../server/packaging/user/aditd.service");
+/// The user of the system's unit, for systemd-sysusers.
+const SYSUSERS: &str = include_str!("../../../../server/packaging/sysusers.conf");
 /// The line in each unit that adit makes.
 pub(super) const MADE: &str = "# Made by `adit up`; `adit remove` deletes it.";
 
@@ -67,27 +68,30 @@ impl Install {
         }
     }
 
-    /// The text of the unit; empty for a process.
+    /// The text of the unit: that of the packages, for this program. Empty for a process.
     pub fn unit(&self) -> String {
-        let serve = format!("{} {}", in_unit(&self.link()), self.serve(in_unit));
-        let reload = format!("{} reload", in_unit(&self.link()));
-        match self.service {
-            Service::System => {
-                let settings = PACKAGED.split_once("\n[Unit]").map_or(PACKAGED, |(_, unit)| unit);
-                let settings = settings
-                    .replace(&format!("{PACKAGED_PROGRAM} serve"), &serve)
-                    .replace(&format!("{PACKAGED_PROGRAM} reload"), &reload);
-                format!("{MADE}\n\n[Unit]{settings}")
+        let (packaged, settings) = match self.service {
+            Service::System => (OF_SYSTEM, String::new()),
+            Service::User { .. } => {
+                let state = in_unit(&format!("ADITD_STATE_DIR={}", self.state));
+                (OF_USER, format!("\nEnvironment={state}"))
             }
-            Service::User { .. } => format!(
-                "{MADE}\n\n[Unit]\nDescription=Adit server: the tunnel's end beside Ollama\n\n[Service]\nType=notify\n\
-                 ExecStart={serve}\nExecReload={reload}\nEnvironment={}\n\
-                 Restart=on-failure\n# Longer than running answers may take to end.\nTimeoutStopSec=45s\n\
-                 LimitCORE=0\nNoNewPrivileges=yes\nUMask=0077\n\n[Install]\nWantedBy=default.target\n",
-                in_unit(&format!("ADITD_STATE_DIR={}", self.state))
-            ),
-            Service::Process => String::new(),
-        }
+            Service::Process => return String::new(),
+        };
+        // The comments at its head say how it is installed by hand.
+        let sections = packaged.split_once("\n[Unit]").map_or(packaged, |(_, sections)| sections);
+        let link = in_unit(&self.link());
+        let start = format!("ExecStart={link} {}{settings}", self.serve(in_unit));
+        let sections = sections
+            .replace("# systemd looks in /usr/local/bin, then in /usr/bin.\n", "")
+            .replace("ExecStart=aditd serve", &start)
+            .replace("ExecReload=aditd reload", &format!("ExecReload={link} reload"));
+        format!("{MADE}\n\n[Unit]{sections}")
+    }
+
+    /// The users that the unit needs, for systemd-sysusers; empty if it needs none.
+    pub fn sysusers(&self) -> &'static str {
+        if self.service == Service::System { SYSUSERS } else { "" }
     }
 
     /// A script that starts it as a process that outlives the login, and prints its id.

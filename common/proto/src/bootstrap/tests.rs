@@ -49,12 +49,12 @@ fn a_bare_box_gets_everything() {
         (Some(10 << 20), Service::Process, None, "http://127.0.0.1:11434")
     );
     assert_eq!(
-        Plan::Install(install).text("me@gpu", "thinkpad", "http://localhost:11434"),
+        Plan::Install(install).text("me@gpu", "thinkpad"),
         "On me@gpu, adit will\n  \
          1. upload aditd 0.1.0 (10 MiB) to /home/me/.local/share/adit/bin/abababababab…/aditd\n  \
          2. start it: it listens on loopback only (port 11435), and forwards to Ollama at http://127.0.0.1:11434. It outlives the login, and a reboot ends it\n  \
          3. enroll this computer as `thinkpad`\n\
-         and then open the tunnel: Ollama on http://localhost:11434.\n\
+         and then open the tunnel on this computer.\n\
          Nothing is downloaded there, and nothing else is changed. `adit remove me@gpu` undoes it."
     );
 }
@@ -136,13 +136,13 @@ fn a_compatible_aditd_is_kept_and_another_is_told() {
     let none = Wish { binary: Err("none".to_owned()), ..wish(machine(X86)) };
     let plan = Plan::new(&found(&all), &none).expect("kept");
     assert_eq!(
-        plan.text("me@gpu", "thinkpad", "http://localhost:11434"),
+        plan.text("me@gpu", "thinkpad"),
         "On me@gpu, adit will\n  1. keep aditd 0.1.0, which runs there and forwards to http://127.0.0.1:1\n  \
-         2. enroll this computer as `thinkpad`\nand then open the tunnel: Ollama on http://localhost:11434."
+         2. enroll this computer as `thinkpad`\nand then open the tunnel on this computer."
     );
     assert_eq!(planned("enroll_group=yes"), Ok(Plan::Keep { running: None }));
     // One that does not answer this login is left alone.
-    let text = planned("other=7\nother=9").expect("a plan").text("me@gpu", "x", "y");
+    let text = planned("other=7\nother=9").expect("a plan").text("me@gpu", "x");
     assert!(text.contains("Another aditd runs there (pid 7, 9)"), "{text}");
 }
 
@@ -212,27 +212,25 @@ fn each_obstacle_is_named_with_its_cure() {
 
 #[test]
 fn what_the_box_is_told_is_what_its_shell_and_its_systemd_read() {
-    let odd = "dir=/home/o'brien 50%/adit\nstate=/s s\nsystemd=yes\nlinger=yes\nudp=- 0100007F:2CAB\nollama=:7000\ntcp=- 0100007F:1B58";
+    let odd = "state=/s s/o'brien 50%\nsystemd=yes\nlinger=yes\nudp=- 0100007F:2CAB\nollama=:7000\ntcp=- 0100007F:1B58";
     let install = installed(odd);
     let unit = install.unit();
     for line in [
-        "ExecStart=\"/home/o'brien 50%%/adit/aditd\" serve --upstream http://127.0.0.1:7000 --listen 127.0.0.1:11436",
-        "ExecReload=\"/home/o'brien 50%%/adit/aditd\" reload",
-        "Environment=\"ADITD_STATE_DIR=/s s\"",
+        "ExecStart=/home/me/.local/share/adit/aditd serve --upstream http://127.0.0.1:7000 --listen 127.0.0.1:11436",
+        "ExecReload=/home/me/.local/share/adit/aditd reload",
+        "Environment=\"ADITD_STATE_DIR=/s s/o'brien 50%%\"",
     ] {
         assert!(unit.lines().any(|is| is == line), "no {line} in {unit}");
     }
     let script = install.start_script();
-    assert!(
-        script.contains(r"$keep '/home/o'\''brien 50%/adit/aditd' serve --upstream"),
-        "{script}"
-    );
+    assert!(script.contains(r"export ADITD_STATE_DIR='/s s/o'\''brien 50%'"), "{script}");
     let system = installed("uid=0\nsystemd=yes\ndir=/usr/local/lib/adit").unit();
     assert!(
         system.starts_with(service::MADE)
             && system.contains("\nExecStart=/usr/local/lib/adit/aditd serve\n")
             && system.contains("\nExecReload=/usr/local/lib/adit/aditd reload\n")
-            && system.contains("\nDynamicUser=yes\n"),
+            && system.contains("\nUser=aditd\n")
+            && install.sysusers().is_empty(),
         "{system}"
     );
     assert_eq!(

@@ -6,9 +6,8 @@ use super::{Install, Plan, Running, Service};
 use crate::{human::size, wire::ADITD_PORT};
 
 impl Plan {
-    /// The plan as text. `device` is the name of this computer, `local` where Ollama is found on it
-    /// afterwards.
-    pub fn text(&self, to: &str, device: &str, local: &str) -> String {
+    /// The plan as text. `device` is the name of this computer.
+    pub fn text(&self, to: &str, device: &str) -> String {
         let mut steps = Vec::new();
         let mut notes = Vec::new();
         match self {
@@ -42,7 +41,7 @@ impl Plan {
         for (number, step) in steps.iter().enumerate() {
             text += &format!("\n  {}. {step}", number + 1);
         }
-        text += &format!("\nand then open the tunnel: Ollama on {local}.");
+        text += "\nand then open the tunnel on this computer.";
         for note in notes {
             text += &format!("\n{note}");
         }

@@ -1,0 +1,134 @@
+//! `adit remove`: undoes what `adit up USER@HOST` has done on a box, and forgets its server here.
+
+use std::path::Path;
+
+use clap::Args;
+use common::machine::{
+    control,
+    report::{Exit, Failure, say},
+};
+
+use crate::{
+    commands::{
+        enroll::interrupted,
+        forget::{self, in_use},
+        up::bootstrap::{
+            Target, enrolled_at,
+            on_box::{self, no_login},
+        },
+    },
+    profile::{Profile, ProfileDir},
+    ssh::{Remote, SshClient, SshTarget, ask},
+};
+
+/// Flags of `remove`.
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// The server with this name, or the login at its box
+    #[arg(value_name = "NAME|USER@HOST")]
+    target: Option<Target>,
+    /// Do it without asking
+    #[arg(short, long)]
+    yes: bool,
+    /// Use this SSH client: builtin or system [default: the one used for enrolling]
+    #[arg(
+        long,
+        value_name = "CLIENT",
+        value_enum,
+        env = "ADIT_SSH_CLIENT",
+        hide_possible_values = true
+    )]
+    ssh_client: Option<SshClient>,
+}
+
+/// Removes aditd from a box, and this device's enrollment there.
+///
+/// # Errors
+/// If there is no login, or a tunnel to the server is open here.
+pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> {
+    let (profile_dir, mut login) = chosen(state_dir, &flags)?;
+    if let Some(client) = flags.ssh_client {
+        login.client_now = Some(client);
+    }
+    // A running tunnel would go on with a server that is gone.
+    let lock = profile_dir.as_ref().map(|dir| {
+        let why = "cannot remove the server";
+        control::lock(&dir.dir).map_err(|e| in_use(e, dir, why))
+    });
+    let _lock = lock.transpose()?;
+    agree(&login, profile_dir.as_ref(), flags.yes).await?;
+    tokio::select! {
+        done = on_the_box(&login) => done?,
+        () = interrupted(&login) => {
+            return Err(Failure::new("interrupted").hint("run the same command again"));
+        }
+    }
+    if let Some(dir) = profile_dir {
+        forget::remove(&dir.dir)?;
+        say(format!("The server `{}` is forgotten on this computer.", dir.name));
+    }
+    Ok(())
+}
+
+/// The server that is named, if this device is enrolled there, and the login at its box.
+fn chosen(state_dir: &Path, flags: &Remove) -> Result<(Option<ProfileDir>, SshTarget), Failure> {
+    let name = match &flags.target {
+        Some(Target::Login(login)) => {
+            let known = enrolled_at(state_dir, login)?;
+            let stored = known.as_ref().and_then(|dir| dir.read().ok()?.ssh);
+            return Ok((known, stored.unwrap_or_else(|| login.clone())));
+        }
+        Some(Target::Server(name)) => Some(name.clone()),
+        None => None,
+    };
+    let dir = ProfileDir::choose(state_dir, name, "remove")?;
+    let Profile { ssh, .. } = dir.read()?;
+    let login = ssh.ok_or_else(|| {
+        Failure::new(format!("this device has not enrolled at `{}` over SSH", dir.name))
+            .source("so it knows no login at its box")
+            .hint("name the login: `adit remove USER@HOST`")
+            .exit(Exit::Usage)
+    })?;
+    Ok((Some(dir), login))
+}
+
+async fn agree(
+    login: &SshTarget,
+    profile_dir: Option<&ProfileDir>,
+    yes: bool,
+) -> Result<(), Failure> {
+    if yes {
+        return Ok(());
+    }
+    let here = profile_dir.map_or_else(String::new, |dir| {
+        format!(" The server `{}` is forgotten on this computer.", dir.name)
+    });
+    say(format!(
+        "On {login}, adit will stop the aditd that it has put there, and remove it with its state: its keys, \
+         its audit log, and the enrollment of every device. Answers that run there are cut after 3 s.{here}"
+    ));
+    if !ask::somebody_is_there() {
+        return Err(Failure::new("nobody is at a terminal who could agree to that")
+            .hint(format!("to do it without being asked: `adit remove {login} --yes`"))
+            .exit(Exit::Usage));
+    }
+    match ask::yes("Do that? (yes/no): ").await {
+        true => Ok(()),
+        false => Err(Failure::new("nothing was done on the box").exit(Exit::Usage)),
+    }
+}
+
+async fn on_the_box(login: &SshTarget) -> Result<(), Failure> {
+    let remote = Remote::open(login).await.map_err(|e| no_login(login, e))?;
+    // Where `adit up` has put it: the stored command is the link in that directory.
+    let named = login.remote_command.as_deref().and_then(|command| command.strip_suffix("/aditd"));
+    let Some(left) = on_box::remove(&remote, login, named).await? else {
+        say(format!("adit has not installed the aditd on {login}: it is left as it is."));
+        return Ok(());
+    };
+    say(format!("aditd and its state are removed from {login}."));
+    for left in left {
+        say(format!("Left there: {left}."));
+    }
+    Ok(())
+}

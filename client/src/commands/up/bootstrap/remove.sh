@@ -1,0 +1,69 @@
+# Undoes what adit has installed. Needs $wanted: its directory, or nothing.
+say() { printf '%s=%s\n' "$1" "$(printf %s "$2" | tr '\n\r' '  ')"; }
+dir=$wanted
+for at in "$HOME/.local/share/adit" /usr/local/lib/adit; do
+    [ -z "$dir" ] && [ -f "$at/installed" ] && [ -w "$at/installed" ] && dir=$at
+done
+if [ ! -f "$dir/installed" ]; then
+    say installed no
+    exit 0
+fi
+service= state= unit_file=
+while IFS='=' read -r key value; do
+    case $key in
+        service) service=$value ;;
+        state) state=$value ;;
+        unit_file) unit_file=$value ;;
+    esac
+done <"$dir/installed"
+uid=$(id -u)
+export XDG_RUNTIME_DIR="${XDG_RUNTIME_DIR:-/run/user/$uid}"
+export DBUS_SESSION_BUS_ADDRESS="unix:path=$XDG_RUNTIME_DIR/bus"
+control() {
+    if [ "$service" = user ]; then systemctl --user "$@"; else systemctl "$@"; fi
+}
+case $service in
+    user | system)
+        words=$(control disable --now aditd 2>&1) || say left "the unit aditd: $words"
+        rm -f "$unit_file"
+        control daemon-reload >/dev/null 2>&1
+        ;;
+esac
+# The process that serves the state, however it was started.
+pid=$(cat "$state/lock" 2>/dev/null)
+runs() {
+    name=
+    { read -r name <"/proc/$pid/comm"; } 2>/dev/null
+    [ "$name" = aditd ]
+}
+tries=0
+while [ -n "$pid" ] && runs; do
+    # The first order lets answers end, the second cuts them.
+    case $tries in
+        0 | 30) kill "$pid" 2>/dev/null ;;
+        80) kill -9 "$pid" 2>/dev/null ;;
+        120) break ;;
+    esac
+    tries=$((tries + 1))
+    sleep 0.1 2>/dev/null || sleep 1
+done
+[ -n "$pid" ] && runs && say left "the process $pid, which does not end"
+if crontab -l 2>/dev/null | grep -qF "$dir/start"; then
+    crontab -l 2>/dev/null | grep -vF "$dir/start" | crontab -
+fi
+if [ -e "$dir/linger" ] && ! loginctl disable-linger 2>/dev/null; then
+    say left "linger of $(id -un) (\`loginctl disable-linger\`)"
+fi
+words=$({ rm -rf "$state" "$dir/bin" "$dir/aditd" "$dir/start" "$dir/aditd.log" "$dir/linger"; } 2>&1) ||
+    say left "$words"
+if [ "$service" = system ]; then
+    rm -f /etc/sysusers.d/aditd.conf
+    say left "the system user aditd (\`userdel aditd\`)"
+fi
+rm -f "$dir/installed"
+# Directories that have become empty.
+for at in "$dir" "$HOME/.config/systemd/user/default.target.wants" "$HOME/.config/systemd/user" \
+    "$HOME/.config/systemd" "$HOME/.config" "$HOME/.local/share" "$HOME/.local"; do
+    rmdir "$at" 2>/dev/null
+done
+say installed yes

@@ -1,0 +1,212 @@
+//! One command brings a bare box to the first token, whatever its login shell is.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tests::{
+    bare_box::{BareBox, Kind},
+    terminal::Terminal,
+    world::SOON,
+};
+
+use crate::PROGRAM;
+
+/// Installs, uses, installs again and removes on a box of this kind.
+async fn from_nothing_to_nothing(kind: Kind) {
+    let Some(gpu) = BareBox::start(PROGRAM, kind).await else { return };
+    let before = gpu.everything();
+    let up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    gpu.has_tokens(&up).await;
+    let log = up.adit.log();
+    assert!(log.contains("will\n  1. upload aditd"), "the plan is told: {log}");
+    assert!(log.contains("crontab"), "and what makes it last: {log}");
+    up.end().await;
+    // Nobody is logged in any more.
+    let servers = gpu.servers();
+    assert_eq!(servers.len(), 1, "{servers:?}");
+    let installed = gpu.everything();
+    // A second time it is only the tunnel: nobody is asked, and no program is needed.
+    let up = gpu.up(&["up", &gpu.url, "--listen", "127.0.0.1:0", "-v"]).await;
+    gpu.has_tokens(&up).await;
+    up.end().await;
+    assert_eq!(gpu.servers(), servers);
+    let programs = |all: &BTreeMap<PathBuf, (u64, u64)>| {
+        let mut all = all.clone();
+        all.retain(|path, _| path.ends_with("aditd") && path.is_file());
+        all
+    };
+    assert_eq!(programs(&gpu.everything()), programs(&installed));
+    let removed = gpu.adit(&["remove", &gpu.url, "--yes"]).await;
+    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    assert_eq!(gpu.servers(), Vec::<String>::new());
+    let mut left = gpu.everything();
+    left.retain(|path, _| !before.contains_key(path));
+    left.retain(|path, _| !is_of_fish(path));
+    assert_eq!(left.into_keys().collect::<Vec<_>>(), Vec::<PathBuf>::new());
+    let again = gpu.adit(&["up", "--listen", "127.0.0.1:0"]).await;
+    assert!(again.stderr.contains("this device is not enrolled"), "{}", again.stderr);
+}
+
+/// Whether fish has made this: it keeps files of its own below `~/.local/share`.
+fn is_of_fish(path: &Path) -> bool {
+    let is_above = |below: &str| path.join(below).exists();
+    path.iter().any(|part| part == "fish") || is_above("share/fish") || is_above("fish")
+}
+
+#[tokio::test]
+async fn one_command_brings_a_bare_box_to_the_first_token_and_one_takes_it_back() {
+    from_nothing_to_nothing(Kind::default()).await;
+}
+
+#[tokio::test]
+async fn a_bash_that_talks_at_each_login_does_no_harm() {
+    let talk = "echo 'Welcome to the box!'\nprintf 'installed=no\\nfailed=run\\n'\necho oops >&2\n";
+    let files: &[_] = Box::leak(Box::new([(".bashrc", talk), (".profile", talk)]));
+    from_nothing_to_nothing(Kind { shell: "/bin/bash", files, ..Kind::default() }).await;
+}
+
+#[tokio::test]
+async fn a_login_shell_may_be_fish() {
+    let files =
+        &[(".config/fish/config.fish", "echo Welcome to fish\nset -x OLLAMA_HOST 0.0.0.0\n")];
+    from_nothing_to_nothing(Kind { shell: "/usr/bin/fish", files, ..Kind::default() }).await;
+}
+
+#[tokio::test]
+async fn a_login_shell_may_be_csh() {
+    let files = &[(".cshrc", "echo Welcome to csh\nset noclobber\nalias rm 'rm -i'\n")];
+    from_nothing_to_nothing(Kind { shell: "/bin/tcsh", files, ..Kind::default() }).await;
+}
+
+#[tokio::test]
+async fn a_box_without_a_tool_for_digests_checks_the_program_by_itself() {
+    let without = &["sha256sum", "shasum", "openssl", "setsid"];
+    let Some(gpu) = BareBox::start(PROGRAM, Kind { without, ..Kind::default() }).await else {
+        return;
+    };
+    // Without `setsid` there is no session in which the test's aditd may outlive its parent, so this
+    // only looks at what is said before the start.
+    let up = gpu.adit(&gpu.up_args(&["--dry-run"])).await;
+    assert_eq!(up.code, Some(0), "{}", up.stderr);
+    let digest = gpu.on_the_box(&format!("{} digest", gpu.binary.display()));
+    let program = std::fs::read(&gpu.binary).expect("read");
+    let sha = proto::crypto::sha256(&program);
+    assert_eq!(digest.trim(), data_encoding::HEXLOWER.encode(&sha));
+}
+
+#[tokio::test]
+async fn a_dry_run_prints_the_plan_and_changes_nothing() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let before = gpu.everything();
+    let dry = gpu.adit(&gpu.up_args(&["--dry-run"])).await;
+    assert_eq!(dry.code, Some(0), "{}", dry.stderr);
+    assert!(
+        dry.stdout.starts_with(&format!("On {}, adit will\n  1. upload aditd", gpu.url))
+            && dry.stdout.contains("forwards to Ollama at http://127.0.0.1:11434"),
+        "{}",
+        dry.stdout
+    );
+    assert_eq!(gpu.everything(), before);
+    assert!(gpu.servers().is_empty() && !gpu.scratch("state/servers").exists());
+}
+
+#[tokio::test]
+async fn a_person_is_asked_once_and_a_no_changes_nothing() {
+    if Terminal::is_missing() {
+        return;
+    }
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let before = gpu.everything();
+    let mut terminal = gpu.at_a_terminal(&gpu.up_args(&[]));
+    terminal.shows("Do that? (yes/no):").await;
+    terminal.types("no").await;
+    assert_eq!(terminal.ended().await, Some(2));
+    assert_eq!(gpu.everything(), before);
+    let mut terminal = gpu.at_a_terminal(&gpu.up_args(&[]));
+    terminal.shows("Do that? (yes/no):").await;
+    terminal.types("yes").await;
+    terminal.shows("ready: Ollama on http://").await;
+    assert_eq!(terminal.screen().matches("(yes/no)").count(), 1);
+    assert_eq!(gpu.servers().len(), 1);
+}
+
+#[tokio::test]
+async fn without_a_person_it_does_nothing_unless_it_was_told_to() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let before = gpu.everything();
+    let refused = gpu.adit(&gpu.up_args(&[])).await;
+    assert_eq!(refused.code, Some(2), "{}", refused.stderr);
+    assert_eq!(gpu.everything(), before);
+    // The cure works as it stands.
+    let cure = refused.stderr.split("without being asked: `adit ").nth(1).expect("a cure");
+    let cure = cure.split('`').next().expect("its end");
+    let words: Vec<&str> = cure.split(' ').collect();
+    let at = words.iter().position(|word| *word == "--state-dir").expect("the state is named");
+    let words = [&words[..at], &["--listen", "127.0.0.1:0", "-v"]].concat();
+    let up = gpu.up(&words).await;
+    gpu.has_tokens(&up).await;
+}
+
+#[tokio::test]
+async fn an_aditd_that_runs_is_kept_for_the_next_laptop() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    gpu.up(&gpu.up_args(&["--yes"])).await.end().await;
+    let (servers, before) = (gpu.servers(), gpu.everything());
+    // Another laptop, which has no aditd for the box and need not ask.
+    std::fs::rename(gpu.scratch("state"), gpu.scratch("first")).expect("renamed");
+    let args = ["up", &gpu.url, "--device", "second", "--listen", "127.0.0.1:0", "-v"];
+    let up = gpu.up(&args).await;
+    gpu.has_tokens(&up).await;
+    assert_eq!(gpu.servers(), servers);
+    assert!(before.into_keys().all(|path| path.exists()));
+}
+
+#[tokio::test]
+async fn what_an_upload_has_left_is_cleared_and_a_damaged_program_is_replaced() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let sha = data_encoding::HEXLOWER
+        .encode(&proto::crypto::sha256(&std::fs::read(&gpu.binary).expect("read")));
+    gpu.on_the_box(&format!(
+        "mkdir -p ~/.local/share/adit/bin/old.part ~/.local/share/adit/bin/new.part ~/.local/share/adit/bin/{sha}
+         echo half >~/.local/share/adit/bin/old.part/aditd
+         echo damaged >~/.local/share/adit/bin/{sha}/aditd
+         touch -d '2 hours ago' ~/.local/share/adit/bin/old.part"
+    ));
+    let up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    gpu.has_tokens(&up).await;
+    let left: Vec<_> = gpu
+        .everything()
+        .into_keys()
+        .filter(|path| path.extension().is_some_and(|end| end == "part"))
+        .collect();
+    // The other one may be the upload of another laptop.
+    assert!(left.len() == 1 && left[0].ends_with("new.part"), "{left:?}");
+}
+
+#[tokio::test]
+async fn a_process_is_started_again_by_the_line_that_was_told() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let mut up = gpu.up(&gpu.up_args(&["--yes"])).await;
+    let first = gpu.servers();
+    // As after a reboot: it is gone, and cron runs the line.
+    gpu.on_the_box(&format!("kill -9 {}", first.join(" ")));
+    let log = up.adit.log();
+    let line =
+        log.split("@reboot ").nth(1).and_then(|rest| rest.split('\'').next()).expect("a line");
+    gpu.on_the_box(line);
+    let again = async {
+        loop {
+            let servers = gpu.servers();
+            if servers.len() == 1 && servers != first {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(SOON, again).await.expect("it runs again");
+    gpu.has_tokens(&up).await;
+    up.adit.stop().await;
+}

@@ -1,0 +1,4 @@
+//! `adit up USER@HOST` on a box with sshd and Ollama and nothing else.
+
+mod bare;
+mod obstacles;

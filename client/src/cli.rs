@@ -16,6 +16,7 @@ use crate::{
         completions::completed,
         config::{self, Config, Places},
         doctor::{self, DoctorFlags},
+        down::{self, Down},
         enroll::{self, Enroll},
         env::{self, Env},
         forget::{self, Forget},
@@ -27,6 +28,7 @@ use crate::{
             self, Run,
             tunnel::{self, HoldTunnel},
         },
+        service::{self, ServiceFlags},
         status,
         up::{self, UpFlags, bootstrap},
         warm::{self, Warm},
@@ -63,6 +65,8 @@ enum Command {
     Enroll(Enroll),
     /// Open the tunnel and serve Ollama on localhost
     Up(UpFlags),
+    /// End a running tunnel; running answers come to their end first
+    Down(Down),
     /// Run one program through the tunnel, on a port of its own
     ///
     /// The program finds Ollama by the variable OLLAMA_HOST. Port 11434 of this computer stays as it
@@ -92,6 +96,8 @@ enum Command {
     Forget(Forget),
     /// Show every setting, its value, and where it comes from
     Config(Config),
+    /// Let the tunnel start at boot, without a terminal
+    Service(ServiceFlags),
     /// Print the script that teaches a shell to complete commands, servers and models
     #[command(after_help = COMPLETIONS_HELP)]
     Completions(Completions),
@@ -177,6 +183,14 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
     if let Command::Watcher(watcher) = cli.command {
         return watcher::run(&dir, watcher, cli.verbose).map(|()| None);
     }
+    let service_places = service::Places {
+        state_dir: (from != Source::Default).then(|| dir.clone()),
+        config: cli.config.clone(),
+    };
+    if let Command::Service(flags) = &cli.command {
+        let profile_dir = ProfileDir::choose(&dir, flags.server.clone(), "service --server")?;
+        return service::run(&profile_dir, flags, &service_places);
+    }
     // One thread moves more bytes with less CPU time than several threads.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
@@ -194,6 +208,10 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
             Command::Run(command) => {
                 let profile_dir = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
                 run::run(&dir, cli.config.as_deref(), profile_dir, command).await
+            }
+            Command::Down(down) => {
+                let profile_dir = ProfileDir::choose(&dir, down.name.clone(), "down")?;
+                down::run(&profile_dir, &down, &service_places).await
             }
             Command::Env(env) => {
                 env::run(&ProfileDir::choose(&dir, env.name.clone(), "env")?, &env).await
@@ -219,7 +237,9 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                 let places = Places { state_dir: (dir, from), file: cli.config };
                 config::run(&places, &config, named, &file)
             }
-            Command::Watcher(_) | Command::Completions(_) => unreachable!("it has been run"),
+            Command::Watcher(_) | Command::Completions(_) | Command::Service(_) => {
+                unreachable!("it has been run")
+            }
         }
         .map(|()| None)
     });

@@ -11,4 +11,5 @@ pub mod memory;
 pub mod owner;
 pub mod process;
 pub mod report;
+pub mod service;
 pub mod version;

@@ -19,7 +19,9 @@ use crate::{
         devices,
         doctor::{self, DoctorFlags},
         invite::{self, Invite},
-        over_ssh, status,
+        over_ssh,
+        service::{self, ServiceFlags},
+        status,
     },
     config::{self, Config, Flags, GLOBAL, ServeFlags, Settings},
     serve::{self, reload},
@@ -76,6 +78,8 @@ enum Command {
     /// Find out what is wrong on this machine, and what cures it
     #[command(after_help = DOCTOR_HELP)]
     Doctor(DoctorFlags),
+    /// Let the server start at boot: for the system if root says so, else for this user
+    Service(ServiceFlags),
     /// Print the script that teaches a shell to complete commands, devices, roles and models
     #[command(after_help = COMPLETIONS_HELP)]
     Completions(Completions),
@@ -162,6 +166,9 @@ fn dispatch(cli: Cli) -> Result<Option<Exit>, Failure> {
     if let Command::Completions(completions) = &cli.command {
         return completions.print("aditd").map(|()| None);
     }
+    if let Command::Service(flags) = &cli.command {
+        return service::run(&cli.flags, flags);
+    }
     run_command(cli).map(|()| None)
 }
 
@@ -211,7 +218,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             become_owner_of(&audit)?;
             audit::run(&audit, &state, &show)
         }
-        Command::Doctor(_) | Command::Completions(_) => Ok(()),
+        Command::Doctor(_) | Command::Completions(_) | Command::Service(_) => Ok(()),
         Command::Status { json } => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;

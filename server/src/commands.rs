@@ -7,5 +7,6 @@ pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod invite;
 pub(crate) mod over_ssh;
+pub(crate) mod service;
 pub(crate) mod status;
 mod stdio;

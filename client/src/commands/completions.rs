@@ -25,6 +25,7 @@ const NOT_A_SERVER: [&str; 1] = ["enroll"];
 #[must_use]
 pub(crate) fn completed(command: Command) -> Command {
     command.mut_subcommands(|command| {
+        let command = completed(command);
         if NOT_A_SERVER.contains(&command.get_name()) {
             return command;
         }

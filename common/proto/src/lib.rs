@@ -18,5 +18,6 @@ pub mod invitation;
 pub mod knock;
 pub mod ollama;
 pub mod repeats;
+pub mod service;
 pub mod typed;
 pub mod wire;

@@ -166,10 +166,11 @@ fn unit(found: &BoxFound) -> Option<Judgement> {
     let unit = found.unit.as_ref()?;
     let Some(state) = &unit.state else {
         let judged = warn("systemd has no unit for aditd: it does not come back after a boot");
-        return Some(judged.cure_by(
-            "in a clone of the repository",
-            "sudo install -D -m 644 server/packaging/sysusers.conf /etc/sysusers.d/aditd.conf && sudo install -m 644 server/packaging/aditd.service /etc/systemd/system/ && sudo systemd-sysusers && sudo systemctl enable --now aditd",
-        ));
+        return Some(judged.cure(match unit.user.as_str() {
+            // The service of the system has its state in its own place.
+            "root" => "sudo aditd service install".to_owned(),
+            _ => format!("aditd service install{}", found.argument),
+        }));
     };
     let systemctl = if state.is_users { "systemctl --user" } else { "sudo systemctl" };
     if !state.enabled {

@@ -230,7 +230,7 @@ async fn a_unit_that_does_not_come_back_after_a_boot_is_told_with_its_command() 
         "unit",
         "warn",
         "systemd has no unit for aditd",
-        "server/packaging/aditd.service",
+        "aditd service install",
     );
     // A user's own unit ends with the user's last login.
     machine.program(

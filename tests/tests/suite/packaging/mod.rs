@@ -1,4 +1,5 @@
 //! What the packages install.
 
 mod completions;
+mod service;
 mod units;

@@ -219,7 +219,7 @@ const BREAKAGES: [Breakage<BoxFound>; 33] = [
         "unit",
         Verdict::Warn,
         "does not come back after a boot",
-        "sudo install -D -m 644 server/packaging/sysusers.conf /etc/sysusers.d/aditd.conf && sudo install -m 644 server/packaging/aditd.service /etc/systemd/system/ && sudo systemd-sysusers && sudo systemctl enable --now aditd",
+        "sudo aditd service install",
     ),
     (
         |found| unit_of(found).state.as_mut().expect("a state").enabled = false,

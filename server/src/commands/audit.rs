@@ -197,6 +197,10 @@ fn row(entry: &Value) -> String {
         }
         "disconnect" => format!("disconnected from {}, {}", peer(), bytes()),
         "stream" => format!("tcp stream to `{}`, {}", text("service"), bytes()),
+        "lost" => {
+            let lines = human::count(entry["lines"].as_u64().unwrap_or(0), "line");
+            format!("{lines} before this one could not be written: what they said is lost")
+        }
         _ => return row_of(at, device, ["", "", "", "", ""], &event(entry)),
     };
     // The log has only our own lines, but the file may have been edited.
@@ -351,6 +355,13 @@ mod tests {
         let row = show(&Event::Stop { pid: 7 }, &all(), None);
         assert!(
             row.starts_with("2027-01-15 08:00:00  -") && row.ends_with("stop pid=7\n"),
+            "{row}"
+        );
+        let row = show(&Event::Lost { lines: 3 }, &all(), None);
+        assert!(
+            row.ends_with(
+                " 3 lines before this one could not be written: what they said is lost\n"
+            ),
             "{row}"
         );
         let event: Value =

@@ -48,12 +48,13 @@ pub(crate) enum Command {
         /// The role
         role: Name,
     },
-    /// Let a device use only these models; the limits of its role still apply
+    /// Let a device use only these models; without any, show which it may use. The limits of its
+    /// role still apply
     Models {
         /// The device's name or id
         device: String,
         /// Models, for example `llama3.2:1b` or `llama3*`
-        #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "MODEL")]
+        #[arg(conflicts_with = "all", value_name = "MODEL")]
         models: Vec<ModelPattern>,
         /// Let the device use all models that its role allows
         #[arg(long)]
@@ -98,6 +99,15 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             in_force(&state).await?;
             say(format!("{} {} has the role `{role}` now.", device.name, device.id));
             Ok(())
+        }
+        Command::Models { device, models, all: false } if models.is_empty() => {
+            let device = state.register.find(&device)?;
+            data(match &device.models {
+                Some(models) => {
+                    models.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+                }
+                None => format!("all models that its role `{}` allows", device.role),
+            })
         }
         Command::Models { device, models, all } => {
             let device = enrolled(&state, &device)?;

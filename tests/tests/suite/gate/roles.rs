@@ -213,6 +213,10 @@ async fn a_restriction_to_some_models_holds_for_every_form_of_request() {
     let (_device, up) = device(&world, &path, "laptop", "admin").await;
     let (_desk, desk) = device(&world, &path, "desk", "infer").await;
     assert_eq!(
+        world.aditd(&["device", "models", "laptop"]).await.stdout,
+        "all models that its role `admin` allows\n"
+    );
+    assert_eq!(
         world.aditd(&["device", "models", "laptop", "stand-in", "llama3*"]).await.code,
         Some(0)
     );

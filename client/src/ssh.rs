@@ -249,7 +249,7 @@ impl SshTarget {
         format!("{}{port} {}", program(), self.destination)
     }
 
-    fn client(&self) -> SshClient {
+    pub(crate) fn client(&self) -> SshClient {
         self.client_now.unwrap_or(self.client)
     }
 

@@ -7,6 +7,7 @@ mod liveness;
 mod loss;
 mod migration;
 mod path_probe;
+mod queue;
 pub(crate) mod reconnect;
 mod renewal;
 pub(crate) mod state;
@@ -24,7 +25,7 @@ use common::{
 use proto::{
     identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
-    wire::{Code, ServiceKind, StreamHead},
+    wire::{Code, QueueAnswer, ServiceKind, StreamHead},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -114,6 +115,16 @@ impl Tunnel {
             TunnelState::Refused(ServerRefusal { why, .. }) => return Err(why.clone()),
         };
         Ok(inspection::inspect(&up, &self.plan).await)
+    }
+
+    /// Where this device's requests are in the server's queue; `None` if the server does not say it
+    /// within a second.
+    pub(crate) async fn queue(&self) -> Option<QueueAnswer> {
+        let up = match &*self.state.borrow() {
+            TunnelState::Up(up) => up.clone(),
+            _ => return None,
+        };
+        queue::ask(&up).await
     }
 
     /// The profile of this device.

@@ -10,6 +10,7 @@ mod log;
 pub mod memory;
 pub mod owner;
 pub mod process;
+pub mod progress;
 pub mod report;
 pub mod service;
 pub mod version;

@@ -6,6 +6,7 @@ pub(crate) mod enroll_socket;
 pub(crate) mod enrollment;
 mod notes;
 mod notices;
+mod queue;
 
 use std::{
     sync::{
@@ -264,6 +265,11 @@ impl Session {
             Ok(Ok(StreamHead::Doctor)) => {
                 let answered = Box::pin(self.answer_doctor(&mut send, &mut recv));
                 let within = tokio::time::timeout(DOCTOR_WITHIN, answered).await;
+                within.unwrap_or(Err(Code::Busy))
+            }
+            Ok(Ok(StreamHead::Queue)) => {
+                let answered = self.answer_queue(&mut send);
+                let within = tokio::time::timeout(HANDSHAKE_WITHIN, answered).await;
                 within.unwrap_or(Err(Code::Busy))
             }
             Ok(Err(code)) => Err(code),

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use common::machine::{
     diagnosis::Wanted,
+    progress::Progress,
     report::{Exit, Failure},
 };
-use indicatif::ProgressBar;
 use proto::{
     doctor::{Group, Line, Report, examine, gpu_box, way::WayFound},
     identity::Name,
@@ -45,7 +45,7 @@ pub(crate) async fn run(
     let wanted = Wanted { json: flags.json, bundle: flags.bundle };
     wanted.check()?;
     let profile_dir = ProfileDir::choose(state_dir, flags.name, "doctor")?;
-    let spinner = spinner();
+    let progress = Progress::show("looking …");
     let (found, status) = laptop::look(state_dir, &profile_dir).await;
     let mut lines = Vec::new();
     examine(Group::Laptop, &proto::doctor::laptop::CHECKS, &found, &mut lines);
@@ -65,7 +65,7 @@ pub(crate) async fn run(
             None
         }
     };
-    spinner.finish_and_clear();
+    drop(progress);
     if is_named {
         let flags = format!(" --state-dir '{}'", state_dir.display());
         let ours = lines.iter_mut().filter(|line| line.group != Group::Box);
@@ -113,11 +113,4 @@ fn box_lines(over_tunnel: Result<Report, String>, over_ssh: Option<Report>) -> V
         gpu_box::CHECKS.iter().position(|check| check.id == line.id).unwrap_or(usize::MAX)
     });
     lines
-}
-
-/// Shown at a terminal only, and for seconds at the most.
-fn spinner() -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message("looking …");
-    spinner.enable_steady_tick(std::time::Duration::from_millis(100));
-    spinner
 }

@@ -14,12 +14,12 @@ use common::{
     machine::{
         control::{self, ClaimError},
         process::{self, StopSignals, unix_now},
+        progress::Progress,
         report::{Exit, Failure, say, typed},
     },
     transport::{frame, tls},
 };
 use data_encoding::BASE64;
-use indicatif::ProgressBar;
 use proto::{
     clock::shown,
     identity::{Certificate, Name},
@@ -91,9 +91,9 @@ async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure
     let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
     let key = profile_dir.pending_key(&token, make_key)?;
     say(format!("Asking {} …", invitation.addresses.join(", ")));
-    let spinner = spinner();
+    let progress = Progress::show("waiting for an answer");
     let answer = ask(&invitation, &key).await;
-    spinner.finish_and_clear();
+    drop(progress);
     let enrolled = match answer? {
         EnrollAnswer::Enrolled(enrolled) => *enrolled,
         EnrollAnswer::Refused(why) => return Err(refused(why)),
@@ -358,11 +358,4 @@ fn check(profile: &Profile, pinned: Option<[u8; 32]>) -> Result<(), Failure> {
             .hint("then run the same command again, with the same code"));
     }
     Ok(())
-}
-
-/// Shown only on a terminal, and only if the answer takes longer than 120 ms.
-fn spinner() -> ProgressBar {
-    let spinner = ProgressBar::new_spinner().with_message("waiting for an answer");
-    spinner.enable_steady_tick(Duration::from_millis(120));
-    spinner
 }

@@ -13,19 +13,20 @@ use clap::Args;
 use common::machine::{
     control,
     process::{day, unix_now},
-    report::{Failure, data, typed},
+    report::{Failure, data, style, typed},
 };
 use proto::{
     human,
     identity::{DeviceId, Name},
+    wire::QueueAnswer,
 };
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::ollama::OllamaStatus;
-pub(super) use self::ollama::ask as ask_ollama;
+pub(super) use self::ollama::{ask as ask_ollama, ask_version};
 use crate::{
     dial::plan::DialPlan,
-    profile::ProfileDir,
+    profile::{DEFAULT_NAME, ProfileDir},
     tunnel::{
         Tunnel,
         events::TunnelEvent,
@@ -34,8 +35,6 @@ use crate::{
 };
 
 const EVENTS_SHOWN: usize = 6;
-/// The longest line of the text, in characters, unless one word is longer.
-const WIDTH: usize = 100;
 /// The column where values begin.
 const INDENT: usize = 13;
 
@@ -86,6 +85,12 @@ pub(crate) struct Status {
     /// It is stopping: it accepts no more connections, and waits for running answers.
     #[serde(default)]
     pub(crate) stopping: bool,
+    /// For how many seconds running answers may still go on, while it is stopping.
+    #[serde(default)]
+    pub(crate) stopping_seconds_left: Option<u64>,
+    /// The requests of this device that wait in the server's queue; none if the server does not tell.
+    #[serde(default)]
+    pub(crate) queue: QueueAnswer,
     /// The answer of Ollama, if it was asked. The running `adit up` does not ask by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ollama: Option<OllamaStatus>,
@@ -208,7 +213,7 @@ pub(crate) async fn run(profile_dir: &ProfileDir, show: Show) -> Result<(), Fail
             .map_err(|e| Failure::new("cannot write JSON").source(e))?;
         return data(text);
     }
-    data(status.to_text())
+    data(status.to_text(style().width))
 }
 
 impl Status {
@@ -249,12 +254,15 @@ impl Status {
             events: tunnel.events.latest(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             stopping,
+            stopping_seconds_left: None,
+            queue: QueueAnswer::default(),
             ollama: None,
         }
     }
 
-    /// The status as text for people.
-    fn to_text(&self) -> String {
+    /// The status as text for people, in lines of at most `width` characters unless one word is
+    /// longer.
+    fn to_text(&self, width: usize) -> String {
         let mut lines = vec![("Tunnel", self.tunnel.to_text())];
         if let TunnelStatus::Up(up) | TunnelStatus::Silent(up) = &self.tunnel {
             lines.extend([
@@ -263,7 +271,7 @@ impl Status {
                 ("Time-out", up.time_out_text()),
             ]);
         }
-        lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.to_string())));
+        lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.text(self.host()))));
         lines.extend([
             ("Listening", self.listening_text()),
             (
@@ -275,6 +283,9 @@ impl Status {
                     human::size(self.sent)
                 ),
             ),
+        ]);
+        lines.extend(self.queue_text().map(|text| ("Queue", text)));
+        lines.extend([
             ("Device", format!("{} {}", self.device, self.device_id)),
             ("Certificate", format!("valid until {}", day(self.certificate_until))),
         ]);
@@ -284,14 +295,46 @@ impl Status {
         });
         let lines = lines.into_iter().chain(events);
         let row = |(name, value): (&str, String)| {
-            format!("{name:<INDENT$}{}", human::wrapped(&value, INDENT, WIDTH))
+            format!("{name:<INDENT$}{}", human::wrapped(&value, INDENT, width))
         };
         lines.map(row).collect::<Vec<_>>().join("\n")
     }
 
+    /// What the server is called here: its name, or its address if it has only the name that every
+    /// first server gets.
+    pub(in crate::commands) fn host(&self) -> &str {
+        match &self.tunnel {
+            TunnelStatus::Up(up) | TunnelStatus::Silent(up)
+                if self.server.as_str() == DEFAULT_NAME =>
+            {
+                up.remote.rsplit_once(':').map_or(&*up.remote, |(host, _)| host)
+            }
+            _ => self.server.as_str(),
+        }
+    }
+
+    /// Where the requests of this device are in the queue, if any waits.
+    fn queue_text(&self) -> Option<String> {
+        const SHOWN: usize = 4;
+        let QueueAnswer { waiting, places } = &self.queue;
+        let first = places.first()?;
+        let longest = human::time(Duration::from_millis(first.waited_ms));
+        let positions: Vec<_> =
+            places.iter().take(SHOWN).map(|place| place.position.to_string()).collect();
+        Some(match waiting {
+            1 => format!("1 request waits, position {}, for {longest}", first.position),
+            _ => format!(
+                "{waiting} requests wait, positions {}{}, the first for {longest}",
+                positions.join(", "),
+                if positions.len() as u64 == *waiting { "" } else { " …" }
+            ),
+        })
+    }
+
     fn listening_text(&self) -> String {
         if self.stopping {
-            return "no longer: adit is stopping and waits for running answers".to_owned();
+            let left = self.stopping_seconds_left.map(Duration::from_secs);
+            return format!("no longer: adit is {}", stopping(self.connections, left));
         }
         let mut at: Vec<String> = self.listening.iter().map(|a| format!("http://{a}")).collect();
         if self.programs > 0 {
@@ -404,6 +447,15 @@ impl TunnelStatus {
             }
             Self::Refused { why, hint } => format!("refused: {why}{}", bracketed(hint)),
         }
+    }
+}
+
+/// How far an `adit` that stops has come. `left` is the time that running answers still have.
+pub(in crate::commands) fn stopping(answers: usize, left: Option<Duration>) -> String {
+    let answers = human::count(answers as u64, "answer");
+    match left {
+        Some(left) => format!("stopping, {answers}, {} left", human::time(left)),
+        None => format!("stopping, {answers}"),
     }
 }
 

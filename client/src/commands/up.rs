@@ -4,10 +4,13 @@ pub(crate) mod bootstrap;
 mod running;
 mod watched;
 
+use std::io::IsTerminal;
+
 use clap::Args;
 use common::machine::{
     control::{ClaimError, Control},
     process::{self, StopSignals},
+    progress::Progress,
     report::{Exit, Failure},
 };
 use tokio::net::TcpListener;
@@ -16,7 +19,7 @@ use tracing::info;
 pub(super) use self::running::RunningTunnel;
 use self::{
     bootstrap::{BoxFlags, Target},
-    running::first_word,
+    running::{first_word, tell_of_ollama},
 };
 use crate::{
     dial::{plan::DialPlan, unmarked},
@@ -60,10 +63,18 @@ pub(crate) async fn run(
     info!("connecting to {}", running.tunnel.plan().sought());
 
     let serving = async {
+        // The system's `ssh` asks its questions itself, and they must stay readable.
+        let progress = (!running.tunnel.plan().asks_by_itself())
+            .then(|| Progress::show(&format!("connecting to {}", running.tunnel.plan().sought())));
         first_word(&running.tunnel).await?;
+        drop(progress);
         let first = running.listening.first().map_or("localhost", String::as_str);
         info!("ready: Ollama on http://{first}");
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+        // Only where a person reads it: the requests count against this device's limits.
+        if std::io::stderr().is_terminal() {
+            tell_of_ollama(&running.tunnel, &running.listening).await;
+        }
         std::future::pending().await
     };
     tokio::select! {

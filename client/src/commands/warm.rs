@@ -8,9 +8,9 @@ use std::{
 use clap::Args;
 use common::machine::{
     process::parse_time,
+    progress::Progress,
     report::{Failure, data},
 };
-use indicatif::ProgressBar;
 use proto::{human, identity::Name};
 use serde_json::json;
 
@@ -21,7 +21,6 @@ use crate::{
 
 /// How long loading may take: a large model from a slow disk takes minutes.
 const WITHIN: Duration = Duration::from_secs(30 * 60);
-const TICK: Duration = Duration::from_millis(100);
 
 /// Flags of `warm`.
 #[derive(Debug, Args)]
@@ -52,12 +51,10 @@ pub(crate) async fn run(
     if let Some(keep) = warm.keep {
         body["keep_alive"] = format!("{}s", keep.as_secs()).into();
     }
-    // Shown only on a terminal.
-    let progress = ProgressBar::new_spinner().with_message(format!("loading {}", warm.model));
-    progress.enable_steady_tick(TICK);
+    let progress = Progress::show(&format!("loading {}", warm.model));
     let began = Instant::now();
     let answer = api::request(address, "/api/generate", Some(&body), WITHIN).await;
-    progress.finish_and_clear();
+    drop(progress);
     match answer.and_then(api::ApiAnswer::success) {
         Ok(_) => data(format!("{} is loaded, after {}", warm.model, human::time(began.elapsed()))),
         Err(why) => Err(Failure::new(format!("cannot load `{}`", warm.model))

@@ -7,7 +7,7 @@ use common::transport::tls;
 use crate::{
     dial::{self, DialError, Dialed, route::CarrierChoice},
     profile::SharedProfile,
-    ssh::SshTarget,
+    ssh::{SshClient, SshTarget},
 };
 
 /// Everything that is needed to connect to the server. Clones share the profile.
@@ -101,6 +101,11 @@ impl DialPlan {
             ),
         };
         Some(DialError::NoWay { why, hint })
+    }
+
+    /// Whether the system's `ssh` may ask the person at the terminal by itself.
+    pub(crate) fn asks_by_itself(&self) -> bool {
+        self.ssh().is_some_and(|target| target.client() == SshClient::System)
     }
 
     /// All addresses that are tried, for people.

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use common::machine::report;
+use common::machine::{progress::NoProgress, report};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
@@ -71,6 +71,7 @@ async fn answer(prompt: &str, echo: Echo) -> Option<Zeroizing<String>> {
     if !somebody_is_there() {
         return None;
     }
+    let _nothing_else = NoProgress::begin();
     // Before the prompt, so that text typed early is not shown either.
     let _as_it_was = match echo {
         Echo::On => None,

@@ -30,11 +30,21 @@ impl Events {
     pub(crate) fn note(&self, what: impl fmt::Display) {
         let what = what.to_string();
         info!("{what}");
+        self.keep(what);
+    }
+
+    /// Notes an event that is logged elsewhere.
+    pub(crate) fn keep(&self, what: String) {
         let mut events = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if events.len() == KEPT {
             events.pop_front();
         }
         events.push_back(TunnelEvent { at: unix_now(), what });
+    }
+
+    /// Whether nothing has happened yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
     /// The last events, oldest first.

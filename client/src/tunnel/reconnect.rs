@@ -14,7 +14,7 @@ use common::{
     transport::{HANDSHAKE_WITHIN, frame, splice::ByteCounters},
 };
 use proto::{
-    invitation,
+    human, invitation,
     knock::random_fraction,
     wire::{Code, Greeting, Hello, Notice},
 };
@@ -101,6 +101,9 @@ impl Reconnect {
                 self.remember_revocation();
             }
             let pause = backoff.after(backoff::AttemptEnd { session, refused: why.is_final() });
+            if session.is_some() {
+                self.events.keep(format!("the tunnel is down: {}", told(&why)));
+            }
             self.publish_end(why, pause, been_up);
             self.wait(pause).await;
         }
@@ -195,7 +198,16 @@ impl Reconnect {
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::LeadsBack(port));
         }
-        self.events.note(format_args!("connected to {to} as {} {}", hello.device, hello.device_id));
+        let outage = match &*self.publish.borrow() {
+            TunnelState::Down(down) if !self.events.is_empty() => Some(down.since.elapsed()),
+            _ => None,
+        };
+        self.events.note(format_args!(
+            "connected to {to} as {} {}{}",
+            hello.device,
+            hello.device_id,
+            outage.map(|time| format!(", after {}", human::time(time))).unwrap_or_default()
+        ));
         self.follow(&hello);
         // After the first session, all logins run in the background.
         if let Some(ssh) = &self.plan.profile.get().ssh {
@@ -353,6 +365,14 @@ async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, S
     let mut notices = connection.accept_uni().await?;
     let hello = frame::read(&mut notices).await?;
     Ok((hello, notices, send))
+}
+
+/// Why a session ended, when that is told later.
+fn told(why: &DialError) -> String {
+    match why {
+        DialError::Refused(Code::ShuttingDown) => "the server stopped".to_owned(),
+        why => why.to_string(),
+    }
 }
 
 /// Ends when the server says that it drains. An error of the stream is ignored, because the

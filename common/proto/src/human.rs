@@ -49,7 +49,7 @@ pub fn wrapped(text: &str, indent: usize, width: usize) -> String {
         c == ' ' && !is_command
     });
     for (i, word) in words.enumerate() {
-        let length = word.chars().count();
+        let length = columns(word);
         if i > 0 && column + 1 + length > width {
             rows.push_str(&format!("\n{:indent$}", ""));
             column = indent;
@@ -61,6 +61,18 @@ pub fn wrapped(text: &str, indent: usize, width: usize) -> String {
         column += length;
     }
     rows
+}
+
+/// How many columns a text takes at a terminal, without its colours (`ESC [ … m`). Each character
+/// counts as one.
+fn columns(text: &str) -> usize {
+    let mut in_colour = false;
+    let shown = text.chars().filter(|c| {
+        let is_shown = !in_colour && *c != '\u{1b}';
+        in_colour = (in_colour && *c != 'm') || *c == '\u{1b}';
+        is_shown
+    });
+    shown.count()
 }
 
 /// Whether a character could change what a terminal does, or how it shows the text around: control

@@ -48,6 +48,8 @@ pub enum StreamHead {
     Renew,
     /// What is wrong with the box, and how is the way: see the module `doctor` for what follows.
     Doctor,
+    /// Asks where this device's requests are in the queue. The answer is a [`QueueAnswer`].
+    Queue,
 }
 
 impl StreamHead {
@@ -56,6 +58,7 @@ impl StreamHead {
     const FORWARD: u8 = 1;
     const RENEW: u8 = 2;
     const DOCTOR: u8 = 3;
+    const QUEUE: u8 = 4;
 
     /// The head as bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -63,6 +66,7 @@ impl StreamHead {
             Self::Forward(name) => (Self::FORWARD, name.as_str()),
             Self::Renew => (Self::RENEW, ""),
             Self::Doctor => (Self::DOCTOR, ""),
+            Self::Queue => (Self::QUEUE, ""),
         };
         let mut bytes = vec![kind, name.len() as u8];
         bytes.extend_from_slice(name.as_bytes());
@@ -74,7 +78,11 @@ impl StreamHead {
     /// `Ok(None)` while it is incomplete; otherwise the head and how many bytes it took.
     pub fn decode(bytes: &[u8]) -> Result<Option<(Self, usize)>, BadHead> {
         let [kind, len, rest @ ..] = bytes else { return Ok(None) };
-        if !matches!((*kind, *len), (Self::FORWARD, 1..=63) | (Self::RENEW | Self::DOCTOR, 0)) {
+        let is_known = matches!(
+            (*kind, *len),
+            (Self::FORWARD, 1..=63) | (Self::RENEW | Self::DOCTOR | Self::QUEUE, 0)
+        );
+        if !is_known {
             return Err(BadHead);
         }
         let Some(name) = rest.get(..usize::from(*len)) else {
@@ -83,6 +91,7 @@ impl StreamHead {
         let head = match *kind {
             Self::RENEW => Self::Renew,
             Self::DOCTOR => Self::Doctor,
+            Self::QUEUE => Self::Queue,
             _ => Self::Forward(
                 std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(BadHead)?,
             ),
@@ -296,6 +305,29 @@ pub enum Notice {
     Draining,
 }
 
+/// The answer to [`StreamHead::Queue`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueAnswer {
+    /// How many requests of this device wait.
+    pub waiting: u64,
+    /// The first of them, at most [`QueueAnswer::MOST_PLACES`], in the order of their turns.
+    pub places: Vec<QueuePlace>,
+}
+
+impl QueueAnswer {
+    /// How many places are told.
+    pub const MOST_PLACES: usize = 64;
+}
+
+/// The place of a request in the queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueuePlace {
+    /// 1 for the request that gets the next turn, whichever device has sent it.
+    pub position: u64,
+    /// How long it has waited, in milliseconds.
+    pub waited_ms: u64,
+}
+
 /// The answer to [`StreamHead::Renew`].
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RenewAnswer {
@@ -310,7 +342,7 @@ mod tests {
     #[test]
     fn a_head_is_read_as_it_is_written_and_any_part_of_it_is_incomplete() {
         let forward = StreamHead::Forward("ollama".parse().expect("a name"));
-        for head in [forward, StreamHead::Renew, StreamHead::Doctor] {
+        for head in [forward, StreamHead::Renew, StreamHead::Doctor, StreamHead::Queue] {
             let mut bytes = head.encode();
             let len = bytes.len();
             for cut in 0..len {
@@ -330,7 +362,8 @@ mod tests {
             b"\x01\x40",
             b"\x02\x01x",
             b"\x03\x01x",
-            b"\x04\x00",
+            b"\x04\x01x",
+            b"\x05\x00",
             b"\x01\x02a/",
             b"\xff\xff",
         ] {

@@ -16,7 +16,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::machine::log;
+use crate::machine::{log, progress};
 
 pub use proto::failure::{Exit, Failure};
 use proto::{
@@ -108,7 +108,7 @@ pub fn harmless(text: impl fmt::Display) -> String {
 
 /// Prints a message to standard error. A closed standard error is ignored.
 pub fn say(text: impl fmt::Display) {
-    let _ = writeln!(std::io::stderr(), "{}", Harmless(text));
+    progress::write_lines(&format!("{}\n", Harmless(text)));
 }
 
 /// Prints data to standard output.
@@ -155,7 +155,7 @@ pub fn start_log(verbose: u8) {
     let terminal = std::io::stderr().is_terminal();
     let colour = terminal && std::env::var_os("NO_COLOR").is_none();
     let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
+        .with_writer(|| LogLines)
         .with_ansi(colour)
         .with_target(verbose > 0);
     let lines = if terminal {
@@ -168,6 +168,20 @@ pub fn start_log(verbose: u8) {
     };
     let lines = lines.with_filter(filter.and(log::Bounded::default()));
     let _ = tracing_subscriber::registry().with(lines).try_init();
+}
+
+/// Writes the lines of the log.
+struct LogLines;
+
+impl Write for LogLines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        progress::write_lines(&String::from_utf8_lossy(bytes));
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
 }
 
 /// The local time of day.

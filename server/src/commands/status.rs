@@ -5,7 +5,7 @@ use std::{path::Path, time::Duration};
 use common::machine::{
     control,
     format::to_json,
-    report::{Failure, data},
+    report::{Failure, data, style},
 };
 use proto::human::{self, count};
 use serde::Serialize;
@@ -15,6 +15,8 @@ use crate::{
     state,
 };
 
+/// The column where values begin.
+const INDENT: usize = 13;
 /// How many waiting requests are listed.
 const QUEUED_SHOWN: usize = 5;
 
@@ -64,7 +66,7 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
         count(status.sessions.iter().map(|s| s.streams as u64).sum::<u64>(), "stream")
     );
     for (i, line) in queue(&status.queue).into_iter().enumerate() {
-        text += &format!("\n{:<13}{line}", if i == 0 { "Queue" } else { "" });
+        text += &format!("\n{:<INDENT$}{line}", if i == 0 { "Queue" } else { "" });
     }
     if let Some(why) = &status.audit.failing {
         text += &format!("\nAudit        can't be written: {why}");
@@ -73,7 +75,15 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
         text +=
             &format!("\nAudit        {} lost since the start", count(status.audit.lost, "line"));
     }
-    data(text)
+    data(text.lines().map(fitted).collect::<Vec<_>>().join("\n"))
+}
+
+/// A line of a name and a value that fits the terminal.
+fn fitted(line: &str) -> String {
+    match line.split_at_checked(INDENT) {
+        Some((name, value)) => format!("{name}{}", human::wrapped(value, INDENT, style().width)),
+        None => line.to_owned(),
+    }
 }
 
 /// The queue in lines; none if no request ever waits.

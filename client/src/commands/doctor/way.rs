@@ -83,7 +83,7 @@ pub(super) async fn look(
         None => open(by_udp.dialed, &plan, &profile, ssh.as_ref()).await,
     };
     let request = match status.and_then(|status| status.listening.first()) {
-        Some(address) if runs => Some(told(status::ask_ollama(address).await)),
+        Some(address) if runs => Some(told(status::ask_version(address).await)),
         _ => None,
     };
     let address = status.and_then(|status| status.listening.first().cloned());
@@ -268,7 +268,7 @@ fn has_ended(profile: &Profile) -> bool {
 
 fn told(ollama: OllamaStatus) -> RequestFound {
     match ollama {
-        OllamaStatus::Answers { version } => RequestFound::Answered(version),
+        OllamaStatus::Answers { version, .. } => RequestFound::Answered(version),
         OllamaStatus::Fails { status, error } => RequestFound::Failed(status, error),
         OllamaStatus::Unknown { status } => RequestFound::Unknown(status),
         OllamaStatus::Silent { why } => RequestFound::Silent(why),

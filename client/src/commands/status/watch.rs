@@ -7,7 +7,7 @@ use std::{
 
 use common::machine::{
     control,
-    report::{Failure, data, typed},
+    report::{Failure, data, style, typed},
 };
 use proto::human;
 
@@ -53,7 +53,8 @@ pub(super) async fn run(profile_dir: &ProfileDir, json: bool) -> Result<(), Fail
             )),
             (Some(status), false) => {
                 history.add(sample(status, began.elapsed()));
-                format!("{}\n{}", status.to_text(), drawn(&history))
+                let width = style().width;
+                format!("{}\n{}", status.to_text(width), drawn(&history, width))
             }
         };
         if redraw {
@@ -73,7 +74,11 @@ fn sample(status: &Status, at: Duration) -> Sample {
     Sample { at, rtt_ms, received: status.received, sent: status.sent }
 }
 
-fn drawn(history: &History) -> String {
+/// Rows of at most `width` columns.
+fn drawn(history: &History, width: usize) -> String {
+    const NUMBER: usize = 12;
+    let room = width.saturating_sub(INDENT + NUMBER + 1);
+    let latest = |values: &[f64]| bars(&values[values.len().saturating_sub(room)..]);
     let rate = |values: &[f64]| {
         format!("{}/s", human::size(values.last().copied().unwrap_or_default() as u64))
     };
@@ -84,7 +89,7 @@ fn drawn(history: &History) -> String {
         ("Sent", &sent, rate(&sent)),
     ];
     let row = |(name, values, last): (&str, &Vec<f64>, String)| {
-        format!("{name:<INDENT$}{last:>12} {}", bars(values))
+        format!("{name:<INDENT$}{last:>NUMBER$} {}", latest(values))
     };
     rows.map(row).join("\n")
 }

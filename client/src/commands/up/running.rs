@@ -1,10 +1,15 @@
 //! A running tunnel: the tasks that serve it, what other commands ask it, and its end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use common::machine::{
     control::Control,
     process::StopSignals,
+    progress::Progress,
     report::{Exit, Failure},
 };
 use proto::{human, wire::DEFAULT_SERVICE};
@@ -18,7 +23,7 @@ use tracing::{info, warn};
 
 use super::watched::Watched;
 use crate::{
-    commands::status::{ControlRequest, Status},
+    commands::status::{ControlRequest, OllamaStatus, Status, ask_ollama, stopping},
     dial::{DialError, plan::DialPlan},
     local::{
         front::{self, Front},
@@ -51,6 +56,8 @@ pub(in crate::commands) struct RunningTunnel {
     watched: Watched,
     connections: TaskTracker,
     no_more: CancellationToken,
+    /// When running answers are aborted, once it is stopping.
+    end: Arc<OnceLock<Instant>>,
 }
 
 impl RunningTunnel {
@@ -68,6 +75,7 @@ impl RunningTunnel {
         let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+        let end = Arc::<OnceLock<Instant>>::default();
         let profile_dir = plan.profile.get().profile_dir;
         let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
         let watched = Watched::start(
@@ -92,13 +100,14 @@ impl RunningTunnel {
             leases: leases.clone(),
             connections: connections.clone(),
             stop: no_more.clone(),
+            end: end.clone(),
         };
         parts.services.spawn(answer_control(control, shown));
         for listener in listeners {
             let accepting = front::accept(listener, front.clone(), connections.clone());
             parts.accepting.spawn(accepting);
         }
-        Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more })
+        Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more, end })
     }
 
     /// Accepts no more connections, lets running ones go on for `drain`, and closes the connection
@@ -111,6 +120,7 @@ impl RunningTunnel {
         stop: &mut StopSignals,
         drain: Duration,
     ) -> Result<(), Failure> {
+        let _ = self.end.set(Instant::now() + drain);
         self.no_more.cancel();
         // The message below says that adit is stopping, so no connection may be accepted after it.
         self.parts.accept_no_more().await?;
@@ -121,12 +131,12 @@ impl RunningTunnel {
         self.connections.close();
         if !self.connections.is_empty() {
             info!(
-                "stopping: {} with {} to end (press Ctrl-C again to end them now)",
-                human::count(self.connections.len() as u64, "running connection"),
-                human::time(drain)
+                "{} (press Ctrl-C again to end them now)",
+                stopping(self.connections.len(), Some(drain))
             );
             tokio::select! {
                 () = self.connections.wait() => {}
+                () = count_down(&self.connections, drain) => {}
                 () = tokio::time::sleep(drain) => warn!("aborting the answers that still run"),
                 () = stop.asked() => {}
                 ended = self.parts.ended() => return Err(ended),
@@ -138,6 +148,33 @@ impl RunningTunnel {
         let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
         self.parts.services.shutdown().await;
         Ok(())
+    }
+}
+
+/// Logs which Ollama answers at the first address on which the tunnel listens. Takes at most six
+/// seconds.
+pub(super) async fn tell_of_ollama(tunnel: &Tunnel, listening: &[String]) {
+    let Some(address) = listening.first() else { return };
+    let said = ask_ollama(address).await;
+    let status = Status::of(tunnel, &[], 0, false);
+    let text = said.text(status.host());
+    match said {
+        OllamaStatus::Answers { .. } => info!("Ollama {text}"),
+        _ => warn!("Ollama does not answer: {text}"),
+    }
+}
+
+/// Shows at a terminal, for ever, how many answers run and how long they may still run.
+async fn count_down(connections: &TaskTracker, drain: Duration) {
+    let (began, progress) =
+        (Instant::now(), Progress::show(&stopping(connections.len(), Some(drain))));
+    let mut ticks = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticks.tick().await;
+        let left = drain.saturating_sub(began.elapsed());
+        // Rounded up: it begins with the whole time.
+        let left = Duration::from_secs(left.as_secs() + u64::from(left.subsec_nanos() > 0));
+        progress.set(&stopping(connections.len(), Some(left)));
     }
 }
 
@@ -217,14 +254,25 @@ struct StatusSource {
     leases: Leases,
     connections: TaskTracker,
     stop: CancellationToken,
+    end: Arc<OnceLock<Instant>>,
 }
 
 impl StatusSource {
-    fn status(&self) -> Status {
+    async fn status(&self) -> Status {
         let stopping = self.stop.is_cancelled();
         let listening = if stopping { &[][..] } else { &self.listening };
+        // Without a connection no request of this device can wait.
+        let queue = match self.connections.is_empty() {
+            true => None,
+            false => self.tunnel.queue().await,
+        };
         Status {
             programs: self.leases.count(),
+            queue: queue.unwrap_or_default(),
+            stopping_seconds_left: self
+                .end
+                .get()
+                .map(|end| end.saturating_duration_since(Instant::now()).as_secs()),
             ..Status::of(&self.tunnel, listening, self.connections.len(), stopping)
         }
     }
@@ -267,7 +315,9 @@ async fn answer_control(control: Control, shown: StatusSource) {
         let shown = shown.clone();
         async move {
             match request {
-                ControlRequest::Status => (ControlAnswer::Status(Box::new(shown.status())), None),
+                ControlRequest::Status => {
+                    (ControlAnswer::Status(Box::new(shown.status().await)), None)
+                }
                 ControlRequest::Doctor => {
                     let inspected = shown.tunnel.inspect().await;
                     let profile = shown.tunnel.profile();

@@ -17,6 +17,14 @@ async fn long_answer(up: &Up, tokens: i64) -> tokio::net::TcpStream {
     app
 }
 
+/// How many models the stand-in lists, in words.
+async fn asked_models(up: &Up) -> String {
+    let answer = raw::exchange(up.address, "GET /api/tags HTTP/1.0\r\n\r\n").await;
+    let (_, body) = answer.split_once("\r\n\r\n").expect("a body");
+    let body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+    proto::human::count(body["models"].as_array().expect("a list").len() as u64, "model")
+}
+
 async fn status_until(device: &Device, is_it: impl Fn(&serde_json::Value) -> bool) {
     let wait = async { while !is_it(&device.status().await) {} };
     tokio::time::timeout(SOON, wait).await.expect("in time");
@@ -31,7 +39,9 @@ async fn while_draining_status_says_so_and_shows_no_listener() {
     assert_eq!(status["stopping"], false);
     assert_eq!(status["listening"], serde_json::json!([up.address.to_string()]));
     let text = device.adit(&["status"], "").await.stdout;
-    assert!(text.contains("\nOllama       answers, version "), "{text}");
+    let models = asked_models(&up).await;
+    let line = text.lines().find_map(|line| line.strip_prefix("Ollama       ")).expect("a line");
+    assert!(line.ends_with(&format!(" on 127.0.0.1, {models}")), "{text}");
     assert_eq!(status.get("ollama"), None, "programs ask often: it is not asked by itself");
     let asked = device.adit(&["status", "--json", "--ollama"], "").await;
     let asked: serde_json::Value = serde_json::from_str(&asked.stdout).expect("JSON");
@@ -42,8 +52,13 @@ async fn while_draining_status_says_so_and_shows_no_listener() {
     status_until(&device, |status| status["stopping"] == true).await;
     assert_eq!(device.status().await["listening"], serde_json::json!([]));
     let text = device.adit(&["status"], "").await.stdout;
-    assert!(text.contains("adit is stopping") && !text.contains("http://"), "{text}");
-    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
+    assert!(
+        text.contains("adit is stopping, 1 answer, 59m ") && !text.contains("http://"),
+        "{text}"
+    );
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let left = device.status().await["stopping_seconds_left"].as_u64();
+    assert!((3000..3600).contains(&left.expect("seconds")), "{left:?}");
     drop(app);
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
 }

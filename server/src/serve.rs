@@ -192,7 +192,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         }
         tokio::select! {
             () = sessions.wait() => {}
-            () = tokio::time::sleep(DRAIN_WITHIN) => warn!("cutting what still runs"),
+            () = tokio::time::sleep(DRAIN_WITHIN) => {
+                let within = DRAIN_WITHIN.as_secs();
+                warn!("{within} s are over: ending the requests that still run: {}", open_streams(&server));
+            }
             () = stop.asked() => {}
         }
     }
@@ -215,6 +218,21 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     server.accounting.close().await;
     info!("stopped");
     Ok(())
+}
+
+/// The devices with requests that run, each with how many: "laptop (2 streams), ci (1 stream)".
+fn open_streams(server: &Server) -> String {
+    let register = server.policy.snapshot();
+    let name = |id| register.devices().find(|device| device.id == id).map(|device| &device.name);
+    let sessions = server.live.status().into_iter().filter(|session| session.streams > 0);
+    let shown = sessions.map(|session| {
+        let streams = human::count(session.streams as u64, "stream");
+        match name(session.device_id) {
+            Some(name) => format!("{name} ({streams})"),
+            None => format!("{} ({streams})", session.device_id),
+        }
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 fn claimed(error: ClaimError, config: &Config) -> Failure {

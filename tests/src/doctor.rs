@@ -1,6 +1,6 @@
 //! What a `doctor` has said, and an upstream that answers as a test wants it to.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tokio::{
@@ -103,6 +103,18 @@ impl Upstream {
         address: &str,
         answer: impl Fn(&Asked) -> Option<(u16, &'static str)> + Send + Sync + 'static,
     ) -> Self {
+        Self::slow(address, Duration::ZERO, answer).await
+    }
+
+    /// Like [`Upstream::start`]; each answer takes this long.
+    ///
+    /// # Panics
+    /// If it can't listen.
+    pub async fn slow(
+        address: &str,
+        takes: Duration,
+        answer: impl Fn(&Asked) -> Option<(u16, &'static str)> + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(address).await.expect("a port");
         let address = listener.local_addr().expect("an address");
         let (answer, mut tasks) = (Arc::new(answer), JoinSet::new());
@@ -110,7 +122,7 @@ impl Upstream {
             let mut connections = JoinSet::new();
             while let Ok((tcp, _)) = listener.accept().await {
                 let answer = answer.clone();
-                connections.spawn(async move { serve(tcp, &*answer).await });
+                connections.spawn(async move { serve(tcp, takes, &*answer).await });
             }
         });
         Self { address, _tasks: tasks }
@@ -140,6 +152,7 @@ fn as_ollama(asked: &Asked) -> (u16, &'static str) {
 
 async fn serve(
     mut tcp: tokio::net::TcpStream,
+    takes: Duration,
     answer: &(impl Fn(&Asked) -> Option<(u16, &'static str)> + ?Sized),
 ) {
     let mut head = Vec::new();
@@ -158,6 +171,7 @@ async fn serve(
     let Some((status, body)) = answer(&Asked { path, origin }) else {
         return std::future::pending().await;
     };
+    tokio::time::sleep(takes).await;
     let answer = format!(
         "HTTP/1.1 {status} Said\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
         body.len()

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -28,13 +28,20 @@ struct PathState {
     cut: AtomicBool,
     /// Longer datagrams are dropped, in bytes.
     limit: AtomicUsize,
+    /// So many of a hundred datagrams are dropped.
+    loss: AtomicU64,
+    /// Datagrams that have come, in both directions.
+    came: AtomicU64,
     /// The longest datagram that was carried to the server, and to the client.
     longest: [AtomicUsize; 2],
 }
 
 impl PathState {
     fn carries(&self, direction: usize, len: usize) -> bool {
-        let carries = !self.cut.load(Relaxed) && len <= self.limit.load(Relaxed);
+        // The numbers of the datagrams, mixed: each of a hundred outcomes is as likely as any other.
+        let number = self.came.fetch_add(1, Relaxed).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let is_lost = (number >> 33) % 100 < self.loss.load(Relaxed);
+        let carries = !self.cut.load(Relaxed) && !is_lost && len <= self.limit.load(Relaxed);
         if carries {
             self.longest[direction].fetch_max(len, Relaxed);
         }
@@ -61,6 +68,8 @@ impl Path {
         let state = Arc::new(PathState {
             cut: AtomicBool::new(false),
             limit: AtomicUsize::new(usize::MAX),
+            loss: AtomicU64::new(0),
+            came: AtomicU64::new(0),
             longest: Default::default(),
         });
         let recorded = Arc::<Mutex<Vec<Vec<u8>>>>::default();
@@ -93,6 +102,11 @@ impl Path {
     /// Drops every datagram of more than `bytes` from now on, in both directions.
     pub fn limit(&self, bytes: usize) {
         self.state.limit.store(bytes, Relaxed);
+    }
+
+    /// Drops so many of a hundred datagrams from now on, in both directions.
+    pub fn lose(&self, percent: u64) {
+        self.state.loss.store(percent, Relaxed);
     }
 
     /// The length of the longest datagram that was carried to the server, and to the client.

@@ -48,6 +48,8 @@ pub(crate) async fn inspect(up: &Up, plan: &DialPlan) -> Inspection {
     let late = || io::ErrorKind::TimedOut.into();
     let probe = probe.unwrap_or_else(|_| Err(late())).map_err(bounded);
     let report = report.unwrap_or_else(|_| Err(late())).map_err(bounded);
+    // Before `carried` is locked: this locks it, too.
+    let (protection, _) = up.redundancy_now();
     let carried = up.carried();
     let session = SessionFound {
         carrier: carried.route.carrier().to_owned(),
@@ -58,6 +60,7 @@ pub(crate) async fn inspect(up: &Up, plan: &DialPlan) -> Inspection {
         server_version: up.hello.version.clone(),
         mtu: up.connection.stats().path.current_mtu,
         batches_refused: carried.carrier.batches_refused(),
+        redundancy_for_loss: protection.map(|protection| protection.loss),
         probe,
     };
     Inspection { session, report }

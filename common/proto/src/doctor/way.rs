@@ -192,6 +192,13 @@ fn probe(found: &WayFound) -> Option<Judgement> {
         "udp" => format!("ping -c 20 {host}"),
         _ => format!("adit status{}", found.argument),
     };
+    if let Some(loss) = session.redundancy_for_loss.filter(|loss| loss * 100.0 > MUCH_LOSS) {
+        let judged = warn(format!(
+            "{text}; the link loses {:.1} % of the packets, so small ones are sent twice, and downloads are slow",
+            loss * 100.0
+        ));
+        return Some(judged.cure_by("does the network lose them without adit, too?", ping));
+    }
     if probe.sent >= FEW && probe.lost as f64 * 100.0 / probe.sent as f64 > MUCH_LOSS {
         let judged = warn(format!("{text}: tokens come late when packets are lost"));
         return Some(judged.cure_by("does the network lose them without adit, too?", ping));

@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use tests::{
@@ -13,7 +14,7 @@ use tests::{
     process::Programs,
     raw,
     state_files::{chmod, text},
-    world::World,
+    world::{SOON, World},
 };
 
 use crate::PROGRAM;
@@ -269,6 +270,11 @@ async fn rules_of_the_owner_that_do_not_answer_or_take_long_are_told() {
     let said = of(good.address).await;
     assert_eq!(said.verdict("authorize"), "ok", "{said:?}");
     assert!(machine.doctor("").await.line("authorize").is_none());
+    let slow = Duration::from_millis(400);
+    let slow = Upstream::slow("127.0.0.1:0", slow, |_| Some((200, "{}"))).await;
+    let said = of(slow.address).await;
+    let by_hand = format!("curl -i -d '{{}}' 'http://{}/check'", slow.address);
+    said.names("authorize", "warn", "ms to answer, and each request waits for it", &by_hand);
 }
 
 #[tokio::test]
@@ -296,4 +302,34 @@ async fn a_disk_that_is_nearly_full_is_told() {
         machine.programs.run("aditd", &["doctor", "--json", "--state-dir", text(&state)], "").await;
     let said = Diagnosis::of(said.expect("it runs"));
     said.names("disk", "bad", "free for the state", &format!("df -h '{}'", state.display()));
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_under_the_audit_log_is_told_with_what_it_costs() {
+    let Some(disk) = SmallDisk::mount("256k") else { return };
+    let dir = disk.path("log");
+    for (required, then) in
+        [(false, "so nobody will know what was asked"), (true, "so every request gets 503")]
+    {
+        disk.free();
+        let config = format!("audit_dir = '{}'\naudit_required = {required}\n", dir.display());
+        let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
+        let up = world.up("laptop").await;
+        disk.fill_but(0);
+        // The server notices when it writes.
+        let said = async {
+            loop {
+                raw::exchange(up.address, raw::ROOT).await;
+                let said = Diagnosis::of(world.aditd(&["doctor", "--json"]).await);
+                if said.verdict("audit") == "bad" {
+                    return said;
+                }
+            }
+        };
+        let said = tokio::time::timeout(SOON, said).await.expect("it is noticed");
+        let df = format!("df -h '{}'", dir.display());
+        said.names("audit", "bad", then, &df);
+        said.names("disk", "bad", "free for the audit log", &dir.display().to_string());
+        assert_eq!(said.ended.code, Some(1));
+    }
 }

@@ -1,15 +1,17 @@
 //! What `adit doctor` says of the laptop itself.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use tests::{
     cli_assert::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told},
     doctor::{Diagnosis, Upstream},
     ollama::Options,
     process::Ended,
+    raw,
     state_files::{chmod, identity_file},
     world::{Device, SOON, World},
 };
+use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
@@ -158,6 +160,43 @@ async fn a_device_with_limits_is_told_how_near_they_are_and_nothing_of_others() 
     for hidden in ["secretly-enrolled", world.state().to_str().expect("a path")] {
         assert!(!said.contains(hidden), "{said}");
     }
+}
+
+#[tokio::test]
+async fn limits_that_are_nearly_and_that_are_wholly_used_up_are_told() {
+    let config = "[limits]\ntokens_per_day = 1000\nat_once = 1\n";
+    let options = Options { token_interval: Duration::from_millis(5), ..Options::default() };
+    let world = World::start_configured(PROGRAM, options, &[], config).await;
+    let device = world.device_as("laptop", "infer").await;
+    let up = device.up(&[]).await;
+    let raise = "sudoedit /etc/adit/aditd.toml && sudo aditd reload";
+
+    // An answer without an end takes the only place.
+    let mut endless = raw::connect(up.address).await;
+    endless.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
+    world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
+    doctor(&device).await.names("device", "warn", "the next one gets 429", raise);
+    drop(endless);
+    world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("it has ended");
+
+    for (until, verdict, says) in
+        [(800, "warn", " of 1000 tokens today"), (1000, "bad", "The day's tokens are used up")]
+    {
+        let used = async {
+            while used(&world).await < until {
+                raw::exchange(up.address, &raw::generate(30, 1)).await;
+            }
+        };
+        tokio::time::timeout(2 * SOON, used).await.expect("they are used");
+        doctor(&device).await.names("device", verdict, says, raise);
+    }
+}
+
+/// The tokens that the device has used today.
+async fn used(world: &World) -> u64 {
+    let shown = world.aditd(&["device", "show", "laptop", "--json"]).await;
+    let shown: serde_json::Value = serde_json::from_str(&shown.stdout).expect("JSON");
+    shown["tokens_today"]["used"].as_u64().unwrap_or_else(|| panic!("{shown:#}"))
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 mod aditd;
 mod bundle;
 mod laptop;
+mod measured;
 #[cfg(target_os = "linux")]
 mod ports;
 mod way;

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 mod documents;
 mod imports;
+mod map;
 
 /// The root of the workspace.
 fn root() -> PathBuf {

@@ -98,6 +98,10 @@ pub struct SessionFound {
     pub mtu: u16,
     /// Batches of datagrams that the system refused.
     pub batches_refused: u64,
+    /// The part of single packets that the link loses, from 0 to 1, if small packets are sent twice
+    /// because of it. The copies hide losses from [`ProbeFound::lost`].
+    #[serde(default)]
+    pub redundancy_for_loss: Option<f64>,
     /// What was measured on it; or why nothing was.
     pub probe: Result<ProbeFound, String>,
 }

@@ -41,6 +41,7 @@ fn well() -> WayFound {
             server_version: "1.0.0".to_owned(),
             mtu: 1452,
             batches_refused: 0,
+            redundancy_for_loss: None,
             probe: Ok(ProbeFound {
                 shortest: 17.0,
                 middle: 18.0,
@@ -238,6 +239,13 @@ const BREAKAGES: [Breakage<WayFound>; 21] = [
         Verdict::Warn,
         "up to 1200 bytes arrive, and no longer ones",
         "tracepath 192.0.2.7",
+    ),
+    (
+        |found| up(found).redundancy_for_loss = Some(0.08),
+        "probe",
+        Verdict::Warn,
+        "loses 8.0 % of the packets, so small ones are sent twice",
+        "ping -c 20 192.0.2.7",
     ),
     (
         |found| up(found).batches_refused = 3,

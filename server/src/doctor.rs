@@ -1,4 +1,4 @@
-//! What `doctor` finds out on this machine. What it makes of that stands in `proto::doctor`.
+//! Collects what `aditd doctor` examines on this machine. The judgements are in `proto::doctor`.
 
 mod files;
 mod ollama;
@@ -30,13 +30,13 @@ use crate::{
     running::Server,
 };
 
-/// Nobody can make this machine look at itself more often.
+/// The shortest time between two examinations, however often devices ask for one.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// Who asks `authorize` how fast it is.
+/// The name of the device in the question that measures `authorize`.
 const ASKER: &str = "aditd-doctor";
 
-/// What can be found out of a machine whose server has these settings, whether it runs or not.
-/// `authority` is whoever is asked besides the roles. Cancellation safe.
+/// Examines a machine whose server has these settings, whether that server runs or not. `authority`
+/// is the owner's own service (`authorize`), if one is set. Cancellation safe.
 pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority>>) -> BoxFound {
     let look = async {
         let ollama = ollama::look(config.upstream).await;
@@ -64,9 +64,9 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
     }
 }
 
-/// What the running server finds. It looks again after two seconds, however often it is asked.
+/// What the running server finds. A report that is younger than two seconds is used again.
 pub(crate) async fn of_running(server: &Server) -> BoxFound {
-    // One at a time: the others get what this one finds.
+    // One examination at a time: those who wait get the result of the first one.
     let mut last = server.looked.lock().await;
     if let Some((at, found)) = &*last
         && at.elapsed() < AGAIN_AFTER
@@ -85,7 +85,7 @@ pub(crate) async fn of_running(server: &Server) -> BoxFound {
     found
 }
 
-/// What a device is told: all of it if its role may do everything, else what concerns it.
+/// The report for a device: all lines if its role may do everything, else those that concern it.
 pub(crate) async fn for_device(server: &Server, id: DeviceId) -> Report {
     let found = BoxFound { device: device(server, id), ..of_running(server).await };
     let is_admin = found
@@ -158,7 +158,7 @@ fn device(server: &Server, id: DeviceId) -> Option<DeviceFound> {
     })
 }
 
-/// How long the owner's own rules take to answer.
+/// How long `authorize` takes to answer.
 async fn ask(authority: &Authority) -> Option<Authorize> {
     let name: Name = ASKER.parse().ok()?;
     let question = Question {

@@ -1,4 +1,5 @@
-//! `adit doctor`: what is wrong between a tool on this laptop and Ollama on the box, and what cures it.
+//! `adit doctor`: finds what is wrong between a tool on this laptop and Ollama on the box, and names the
+//! command that cures it.
 
 mod laptop;
 mod way;
@@ -32,8 +33,8 @@ pub(crate) struct DoctorFlags {
     bundle: Option<PathBuf>,
 }
 
-/// Looks, and shows what was found. `is_named` says whether the state directory was named on the
-/// command line. Returns the exit code.
+/// Examines everything and shows the report. `is_named` says whether the state directory was named
+/// on the command line. Returns the exit code.
 ///
 /// # Errors
 /// When the report can't be shown or written, or it is not clear which server is meant.
@@ -57,7 +58,7 @@ pub(crate) async fn run(
             lines.extend(box_lines(looked.over_tunnel, looked.over_ssh));
             Some(name)
         }
-        // The line `device` says why.
+        // The line `device` already says why the profile can't be read.
         Err(_) => {
             let unseen = WayFound::unseen(&found.version);
             examine(Group::Way, &proto::doctor::way::CHECKS, &unseen, &mut lines);
@@ -79,7 +80,7 @@ pub(crate) async fn run(
     })
 }
 
-/// What people call the box.
+/// The name of the box in the heading of its lines.
 fn box_name(profile: &Profile) -> String {
     match (&profile.ssh, profile.enrolled.addresses.first()) {
         (Some(way), _) => way.to_string(),
@@ -90,8 +91,8 @@ fn box_name(profile: &Profile) -> String {
     }
 }
 
-/// What the box says of itself, over the tunnel and over SSH. A user who may log in there may know
-/// more than the device.
+/// The lines of the box: what it answered over the tunnel, and what `aditd doctor` printed over
+/// SSH. A user who may log in there may see more than the device.
 fn box_lines(over_tunnel: Result<Report, String>, over_ssh: Option<Report>) -> Vec<Line> {
     let mut lines = Vec::new();
     match (over_tunnel, &over_ssh) {
@@ -108,7 +109,7 @@ fn box_lines(over_tunnel: Result<Report, String>, over_ssh: Option<Report>) -> V
             lines.push(line);
         }
     }
-    // What a newer box has besides comes last.
+    // Checks of a newer aditd that this version does not know come last.
     lines.sort_by_key(|line| {
         gpu_box::CHECKS.iter().position(|check| check.id == line.id).unwrap_or(usize::MAX)
     });

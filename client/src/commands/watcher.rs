@@ -23,28 +23,28 @@ use crate::{
     tunnel::reconnect,
 };
 
-/// What `adit up` says on the standard input of its watcher: one byte for each change.
+/// What `adit up` writes to the standard input of its watcher: one byte for each change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum WatcherMessage {
-    /// There is a session.
+    /// A session has begun.
     Session = b'+',
-    /// There is none.
+    /// No session is left.
     NoSession = b'-',
-    /// This is the end, and the server has been told.
+    /// `adit up` ends, and has told the server.
     Farewell = b'.',
 }
 
-/// How long the server is sought.
+/// How long the watcher tries to reach the server.
 const WITHIN: Duration = Duration::from_secs(30);
-/// Between two attempts.
+/// The pause between two attempts.
 const PAUSE: Duration = Duration::from_secs(1);
-/// A process that was killed has closed all its files within this time.
+/// Within this time, the kernel has closed all files of a process that was killed.
 const DYING: Duration = Duration::from_millis(300);
-/// How long the server may take to hear that this is the end.
+/// How long to wait until the server has received the end of the session.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Which tunnel is watched, and how its server is reached.
+/// The tunnel that is watched, and how to reach its server.
 #[derive(Debug, Args)]
 pub(crate) struct Watcher {
     name: Name,
@@ -54,13 +54,14 @@ pub(crate) struct Watcher {
     ssh_client: Option<SshClient>,
 }
 
-/// Waits for the end of `adit up`, whose standard output this process's standard input is, and tells
-/// the server what it has not been told. Without a runtime, and without a log, until then.
+/// Waits until `adit up` has ended; the standard input of this process is a pipe from it. Then
+/// tells the server, if `adit up` has not. Starts a runtime and a log only then.
 ///
 /// # Errors
-/// If the log cannot be told.
+/// If the log cannot be opened.
 pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(), Failure> {
-    // They are meant for `adit up`, and reach both where a service manager stops all of a service.
+    // These signals are meant for `adit up`. A service manager that stops a service sends them to
+    // both processes.
     hold_off_orders();
     if !is_session_left(io::stdin().lock()) {
         return Ok(());
@@ -88,7 +89,7 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
     Ok(())
 }
 
-/// Reads what `adit up` says until it has ended: whether it has left a session behind.
+/// Reads from `adit up` until it has ended. Returns whether it left a session behind.
 fn is_session_left(mut words: impl Read) -> bool {
     let (mut last, mut bytes) = (WatcherMessage::NoSession as u8, [0; 64]);
     loop {
@@ -102,15 +103,15 @@ fn is_session_left(mut words: impl Read) -> bool {
     }
 }
 
-/// Takes the place of the session that is left, which ends its answers, and takes leave. `last` is
-/// why that has not worked yet.
+/// Opens a session, which ends the one that was left and its running answers, and closes it. `last`
+/// is the error of the last attempt.
 async fn tell(profile_dir: &ProfileDir, watcher: &Watcher, last: &mut Option<DialError>) {
     loop {
-        // Read anew each time: it may be gone by now.
+        // Read the profile each time: it may have been removed.
         let Ok(mut profile) = profile_dir.read() else { return *last = None };
         if let Some(target) = &mut profile.ssh {
             target.client_now = watcher.ssh_client;
-            // There is nobody to ask.
+            // No person is there who could answer a question.
             target.ask_no_more();
         }
         let plan = DialPlan {
@@ -133,7 +134,7 @@ async fn tell(profile_dir: &ProfileDir, watcher: &Watcher, last: &mut Option<Dia
     }
 }
 
-/// Whether another `adit up` runs. The one that was killed may still seem to for a moment: the kernel
+/// Whether another `adit up` runs. The killed one may still seem to run for a moment: the kernel
 /// closes its pipe before its control socket.
 async fn is_another_running(profile_dir: &ProfileDir) -> bool {
     if !control::is_running(&profile_dir.dir) {
@@ -144,7 +145,7 @@ async fn is_another_running(profile_dir: &ProfileDir) -> bool {
 }
 
 async fn take_leave(profile_dir: &ProfileDir, plan: &DialPlan) -> Result<(), DialError> {
-    // Another `adit up` ends the session that is left, and its own must not be ended for it.
+    // Another `adit up` has ended the session that was left. Its own session must not be ended.
     if is_another_running(profile_dir).await {
         return Ok(());
     }

@@ -1,6 +1,6 @@
-//! What `adit doctor` and `aditd doctor` look at, and what they make of it. A check is a line of a
-//! table: what it is called, which other checks it needs, and how it judges what was found. Whoever
-//! finds things out stands elsewhere; here no clock and no socket is named.
+//! The checks of `adit doctor` and `aditd doctor`. A check is a row of a table: its name, the other
+//! checks that it needs, and the function that judges what was found. The two programs collect the
+//! findings. Here no clock and no socket is named.
 
 #[cfg(test)]
 mod breakage;
@@ -16,60 +16,58 @@ use serde::{Deserialize, Serialize};
 pub use self::cure::Cure;
 use crate::failure::{Exit, Failure};
 
-/// The version of a report as JSON. A later one may have more fields.
+/// The version of a report as JSON. A report of a later version may have more fields.
 pub const SCHEMA: u32 = 1;
-/// Lines of the other program that are shown, and bytes of text in one of them.
+/// At most so many lines of the other program are shown, with at most so many bytes in each text.
 const MOST_LINES: usize = 64;
 const MOST_TEXT: usize = 2048;
 
-/// Where something was found.
+/// The part of the report to which a check belongs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Group {
-    /// On the computer that runs `adit`.
+    /// The computer that runs `adit`.
     Laptop,
-    /// Between both.
+    /// What is between the two machines.
     Way,
-    /// On the machine that runs `aditd`.
+    /// The machine that runs `aditd`.
     Box,
 }
 
-/// How something was found.
+/// The outcome of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// As it should be.
+    /// All is well.
     Ok,
-    /// It works, and could be better, or will not work for long.
+    /// It works, but could work better, or will soon stop working.
     Warn,
     /// Something does not work, or is open to others.
     Bad,
-    /// What it needs is broken or could not be asked.
+    /// A check that this one needs failed, or could not be made.
     NotChecked,
 }
 
 /// One check and its outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Line {
-    /// For programs: `port`, `certificate` …
+    /// The name of the check for scripts, for example `port`. It stays the same in later versions.
     pub id: String,
-    /// Where.
     pub group: Group,
-    /// For people.
+    /// The name of the check for people.
     pub title: String,
-    /// How it came out.
     pub verdict: Verdict,
     /// What was found, in words.
     pub found: String,
-    /// What cures it, the likeliest first.
+    /// What cures it; the likeliest cure comes first.
     #[serde(default)]
     pub cures: Vec<Cure>,
-    /// This device is not, or no longer, allowed.
+    /// The server does not, or no longer, let this device in.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub denied: bool,
 }
 
-/// All that was found.
+/// A whole report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// The version of this document: [`SCHEMA`].
@@ -80,7 +78,7 @@ pub struct Report {
     pub lines: Vec<Line>,
 }
 
-/// What a check makes of the findings.
+/// The outcome of a check, without the check's names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
     verdict: Verdict,
@@ -89,39 +87,39 @@ pub struct Judgement {
     denied: bool,
 }
 
-/// A check of findings of the type `F`.
+/// A check. It judges findings of the type `F`.
 pub struct Check<F> {
-    /// For programs.
+    /// The name for scripts.
     pub id: &'static str,
-    /// For people.
+    /// The name for people.
     pub title: &'static str,
-    /// Checks of the same report without which this one says nothing, by id.
+    /// The ids of checks of the same report. If one of them failed, this check is not made.
     pub needs: &'static [&'static str],
-    /// The judgement; `None` if it does not apply here.
+    /// Judges the findings; `None` if the check does not apply here.
     pub judge: fn(&F) -> Option<Judgement>,
 }
 
-/// It is as it should be.
+/// A judgement: all is well.
 pub fn ok(found: impl Into<String>) -> Judgement {
     Judgement { verdict: Verdict::Ok, found: found.into(), cures: Vec::new(), denied: false }
 }
 
-/// It could be better.
+/// A judgement: it works, but could work better.
 pub fn warn(found: impl Into<String>) -> Judgement {
     Judgement { verdict: Verdict::Warn, ..ok(found) }
 }
 
-/// It is broken.
+/// A judgement: it is broken.
 pub fn bad(found: impl Into<String>) -> Judgement {
     Judgement { verdict: Verdict::Bad, ..ok(found) }
 }
 
-/// It could not be looked at; `needs` is what that would take.
+/// A judgement: it could not be checked. `needs` says what the check needs.
 pub fn not_checked(needs: impl std::fmt::Display) -> Judgement {
     Judgement { verdict: Verdict::NotChecked, ..ok(format!("not checked: needs {needs}")) }
 }
 
-/// It is broken as a failure says, with its cures.
+/// A judgement: it is broken. Text and cures are those of the failure.
 pub fn failed(failure: &Failure) -> Judgement {
     let causes = failure.causes().iter().map(String::as_str);
     let found: Vec<_> = std::iter::once(failure.what()).chain(causes).collect();
@@ -130,31 +128,31 @@ pub fn failed(failure: &Failure) -> Judgement {
 }
 
 impl Judgement {
-    /// A command that cures it, run as it stands.
+    /// Adds a command that cures it when it is typed as it stands.
     pub fn cure(mut self, command: impl Into<String>) -> Self {
         self.cures.push(Cure { note: String::new(), command: Some(command.into()) });
         self
     }
 
-    /// A command that cures it, and what it is for or where it is run.
+    /// Adds a command that cures it, and a note: what it does, or on which machine to run it.
     pub fn cure_by(mut self, note: impl Into<String>, command: impl Into<String>) -> Self {
         self.cures.push(Cure { note: note.into(), command: Some(command.into()) });
         self
     }
 
-    /// Cures in the words of a failure's hints.
+    /// Adds the cures that the hints of a failure contain.
     pub fn hints<T: AsRef<str>>(mut self, hints: &[T]) -> Self {
         self.cures.extend(hints.iter().flat_map(|hint| cure::of_hint(hint.as_ref())));
         self
     }
 
-    /// This device is not, or no longer, allowed.
+    /// Marks that the server does not, or no longer, let this device in.
     pub fn denied(mut self) -> Self {
         self.denied = true;
         self
     }
 
-    /// The same, where something else does its work.
+    /// Turns "bad" into "warn", because something else does the same work.
     pub fn softened(mut self) -> Self {
         if self.verdict == Verdict::Bad {
             self.verdict = Verdict::Warn;
@@ -163,13 +161,14 @@ impl Judgement {
         self
     }
 
-    /// How it came out.
+    /// The verdict.
     pub fn verdict(&self) -> Verdict {
         self.verdict
     }
 }
 
-/// Makes the lines of `checks` and adds them to `lines`, where what they need may stand already.
+/// Makes `checks` and adds their lines to `lines`. Checks that they need may already have lines
+/// there.
 pub fn examine<F>(group: Group, checks: &[Check<F>], found: &F, lines: &mut Vec<Line>) {
     for check in checks {
         let is_broken = |line: &&Line| {
@@ -198,8 +197,8 @@ impl Report {
         Self { schema: SCHEMA, version: version.into(), lines }
     }
 
-    /// The lines of the other program, whatever it says of their group, and not too many: a peer may
-    /// send anything.
+    /// The lines of this report, which the other program sent, as lines of the box. They are
+    /// shortened where they are too long, because a peer may send anything.
     pub fn lines_of_box(mut self) -> Vec<Line> {
         self.lines.truncate(MOST_LINES);
         for line in &mut self.lines {
@@ -221,7 +220,7 @@ impl Report {
         self.lines.iter().filter(|line| line.verdict == verdict).count()
     }
 
-    /// How the command ends: `None` if nothing is bad.
+    /// The exit code of the command; `None` if nothing is bad.
     pub fn exit(&self) -> Option<Exit> {
         if self.lines.iter().any(|line| line.denied) {
             return Some(Exit::NotAllowed);
@@ -230,17 +229,17 @@ impl Report {
     }
 }
 
-/// What is asked on a stream of [`StreamHead::Doctor`](crate::wire::StreamHead::Doctor).
+/// A question on a stream of [`StreamHead::Doctor`](crate::wire::StreamHead::Doctor).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DoctorRequest {
-    /// What does the server's clock show? The time of the answer is the round trip.
+    /// What does the server's clock show? The time until the answer is a round trip.
     Clock,
-    /// What is wrong with the box, as far as this device may know it?
+    /// What does the box report? The answer has only what this device may know.
     Report,
 }
 
-/// What is answered there.
+/// The answer to a [`DoctorRequest`].
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DoctorAnswer {

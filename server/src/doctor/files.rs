@@ -1,4 +1,4 @@
-//! What is found of the files of this machine: whose they are, and how full their disks.
+//! Examines the files of the server: owners, modes, the certificate, and free disk space.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 
 use crate::{config::Config, state::ca};
 
-/// The files that a server has for itself alone.
+/// The files that only the server's user may read.
 const FILES: [&str; 8] = [
     "ca.key",
     "ca.crt",
@@ -19,26 +19,26 @@ const FILES: [&str; 8] = [
     "usage.json",
     "audit.jsonl",
 ];
-/// With less the state can't be written soon, in bytes.
+/// The free space that the state and the audit log need, in bytes.
 const ENOUGH_FOR_STATE: u64 = 1 << 30;
-/// With less the next model does not fit, in bytes.
+/// The free space that another model needs, in bytes.
 const ENOUGH_FOR_MODELS: u64 = 8 << 30;
 
 /// What was found.
 #[derive(Default)]
 pub(super) struct FilesFound {
-    /// What is wrong with the owners and modes of the state.
+    /// Files of the state whose owner or mode is wrong.
     pub(super) wrong: Vec<Failure>,
-    /// The clock; or why it can't be right.
+    /// The time in Unix seconds; or why the clock can't be right.
     pub(super) clock: Option<Result<i64, Failure>>,
-    /// The last second of the server's certificate, and the clock.
+    /// The last second of the server's certificate, and the present time, in Unix seconds.
     pub(super) certificate: Option<(i64, i64)>,
-    /// The file systems that must not be full.
+    /// The file systems that must have free space.
     pub(super) disks: Vec<Disk>,
 }
 
-/// Looks at the files of a server with these settings, where a slow disk hurts nobody. `models` is where
-/// Ollama keeps its models, if that is known.
+/// Examines the files of a server with these settings, on a thread where a slow disk delays no request.
+/// `models` is the directory of Ollama's models, if it is known.
 pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> FilesFound {
     let (dir, audit) = (config.state_dir.clone(), config.accounting.audit.dir.clone());
     let look = move || {
@@ -55,7 +55,7 @@ pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> FilesFound
     tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
-/// The clock, beside what it has been when the authority was made.
+/// The time in Unix seconds; an error if it is earlier than the making of the CA.
 fn clock_at(dir: &Path, now: i64) -> Result<i64, Failure> {
     let ca = certificate(&dir.join("ca.crt"));
     let earliest = ca.map_or(clock::RELEASED, |ca| ca.not_before.max(clock::RELEASED));
@@ -77,7 +77,7 @@ fn disks(state: PathBuf, audit: PathBuf, models: Option<PathBuf>) -> Vec<Disk> {
     let models = models.into_iter().chain(models_dirs()).find(|path| path.is_dir());
     all.extend(models.map(|path| ("models", path, ENOUGH_FOR_MODELS)));
     let found = all.into_iter().filter_map(|(what, path, enough)| {
-        // One that is not there yet will be made.
+        // A directory that does not exist yet will be made on the disk of its parent.
         let path = path.ancestors().find(|path| path.exists())?.to_owned();
         let free = files::free_space(&path).ok()?;
         Some(Disk { what: what.to_owned(), path: path.display().to_string(), free, enough })
@@ -85,7 +85,8 @@ fn disks(state: PathBuf, audit: PathBuf, models: Option<PathBuf>) -> Vec<Disk> {
     found.collect()
 }
 
-/// Where Ollama keeps its models if nobody says otherwise: as a service, and as a user's program.
+/// The default directories of Ollama's models: of the service, and of a program that the user
+/// starts.
 fn models_dirs() -> impl Iterator<Item = PathBuf> {
     let home = directories::BaseDirs::new().map(|dirs| dirs.home_dir().join(".ollama/models"));
     std::iter::once(PathBuf::from("/usr/share/ollama/.ollama/models")).chain(home)

@@ -1,4 +1,5 @@
-//! What is found of Ollama: asked as a tool would ask it, and at the other addresses of this machine.
+//! Examines Ollama: asks it as a tool would, at its own address and at the other addresses of this
+//! machine.
 
 use std::{
     collections::HashMap,
@@ -27,21 +28,21 @@ use super::systemd;
 use crate::policy::upstream::Upstream;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// A connection from this machine to itself.
+/// How long a connection from this machine to itself may take.
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 /// The longest answer that is read, in bytes.
 const MOST: usize = 4 << 20;
-/// What a page of another site, and a browser extension, say of themselves.
+/// The header `Origin` of a page of another site, and of a browser extension.
 const OTHER_SITE: &str = "http://adit-doctor.example";
 const EXTENSION: &str = "chrome-extension://aditdoctoraditdoctoraditdoctorad";
 
-/// Ollama, and where it keeps its models if its environment says so.
+/// What was found, and the directory of its models if its environment names one.
 pub(super) struct OllamaOutcome {
     pub(super) found: Ollama,
     pub(super) models_dir: Option<PathBuf>,
 }
 
-/// Asks what is at `upstream`.
+/// Examines what listens at `upstream`.
 pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
     let address = upstream.address().get();
     let unit = systemd::show("ollama", &[]).await;
@@ -51,7 +52,7 @@ pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
         ServiceKind::Tcp => connected(address).await,
     };
     let has_unit = unit.is_some();
-    // It reads what all processes have open.
+    // On its own thread, because it looks through the open files of all processes.
     let environment = tokio::task::spawn_blocking(move || environment(unit.as_ref(), address));
     let environment = environment.await.ok().flatten();
     let is_ollama = matches!(answer, VersionAnswer::Version(_));
@@ -63,7 +64,7 @@ pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
         pages: None,
         parallel: environment.as_ref().map(|environment| {
             let set = environment.get("OLLAMA_NUM_PARALLEL").and_then(|n| n.parse().ok());
-            // Zero leaves it to Ollama.
+            // 0 means that Ollama chooses.
             set.filter(|n| *n > 0).map_or(Parallel::NotSet, Parallel::Set)
         }),
         models: None,
@@ -103,7 +104,7 @@ async fn connected(address: SocketAddr) -> VersionAnswer {
     }
 }
 
-/// What it answers to web pages.
+/// The statuses that a page of another site and a browser extension get.
 async fn pages(address: SocketAddr) -> Option<Pages> {
     let (other, extension) = tokio::join!(
         get(address, "/api/version", Some(OTHER_SITE)),
@@ -140,7 +141,7 @@ async fn exposed(port: u16) -> Vec<String> {
     let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let is_reached = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => !v4.is_loopback(),
-        // Without its interface a link-local address means nothing.
+        // A link-local address is useless without the name of its interface.
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     };
     let mut asked = JoinSet::new();
@@ -148,7 +149,7 @@ async fn exposed(port: u16) -> Vec<String> {
         asked.spawn(async move {
             let address = SocketAddr::new(ip, port);
             let (status, body) = get(address, "/", None).await.ok()?;
-            // One that checks `Host` refuses this address, and is there all the same.
+            // An Ollama that checks `Host` answers 403 here: it can be reached all the same.
             let is_ollama = body.starts_with(b"Ollama") || status == StatusCode::FORBIDDEN;
             is_ollama.then(|| address.to_string())
         });
@@ -158,7 +159,7 @@ async fn exposed(port: u16) -> Vec<String> {
     found
 }
 
-/// The environment of Ollama, if this user may know it: that of the process, or what its unit sets.
+/// The environment of Ollama, if this user may read it: that of the process, or what its unit sets.
 fn environment(
     unit: Option<&systemd::Properties>,
     address: SocketAddr,
@@ -175,11 +176,11 @@ fn environment(
         return Some(text.split('\0').filter_map(pair).collect());
     }
     let of_unit = unit?.get("Environment")?;
-    // A value with spaces stands in quotes, and none of those that matter has any.
+    // systemd quotes a value with spaces. None of the variables that are read here has any.
     Some(of_unit.split(' ').filter_map(|text| pair(text.trim_matches('"'))).collect())
 }
 
-/// One request, as a tool makes it.
+/// Makes a GET request as a tool makes it. Returns the status and the body.
 async fn get(
     address: SocketAddr,
     path: &str,

@@ -1,4 +1,4 @@
-//! What systemd knows of a unit, where there is systemd.
+//! Asks systemd about a unit.
 
 use std::{collections::HashMap, process::Stdio, time::Duration};
 
@@ -8,11 +8,11 @@ use tokio::process::Command;
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// Properties of a unit, by name.
+/// The properties of a unit, by name.
 pub(super) type Properties = HashMap<String, String>;
 
-/// What systemd knows of aditd's unit: the system's, or else that of the user who runs this. `None`
-/// where there is no systemd.
+/// aditd's unit: that of the system, or else that of the user who runs this command. `None` if
+/// systemd does not answer.
 pub(super) async fn unit() -> Option<Unit> {
     let system = show("aditd", &[]).await?;
     let mut state = loaded(&system, false);
@@ -27,7 +27,7 @@ pub(super) async fn unit() -> Option<Unit> {
     Some(Unit { state, user, lingers })
 }
 
-/// A unit's properties; `None` if systemd gives no answer.
+/// The properties of a unit; `None` if systemd does not answer.
 pub(super) async fn show(unit: &str, flags: &[&str]) -> Option<Properties> {
     const WANTED: &str = "--property=LoadState,UnitFileState,ActiveState,MainPID,Environment";
     let said = run("systemctl", &[flags, &["show", unit, WANTED]].concat()).await?;
@@ -36,7 +36,7 @@ pub(super) async fn show(unit: &str, flags: &[&str]) -> Option<Properties> {
     properties.contains_key("LoadState").then_some(properties)
 }
 
-/// The unit, if there is one.
+/// The state of a unit; `None` if systemd has not loaded it.
 fn loaded(properties: &Properties, is_users: bool) -> Option<UnitState> {
     let of = |name: &str| properties.get(name).map_or("", String::as_str);
     (of("LoadState") == "loaded").then(|| UnitState {

@@ -1,4 +1,4 @@
-//! What is found on this laptop.
+//! Collects what is to be examined on this laptop.
 
 use std::{
     collections::BTreeSet,
@@ -32,7 +32,7 @@ use crate::{
     profile::{self, ProfileDir},
 };
 
-/// What is found, and what the running `adit up` says of itself.
+/// Examines this laptop. Also returns the status of the running `adit up`, if one runs.
 pub(super) async fn look(
     state_dir: &Path,
     profile_dir: &ProfileDir,
@@ -80,7 +80,7 @@ fn addresses(status: &Status) -> Vec<SocketAddr> {
     status.listening.iter().filter_map(|address| address.parse().ok()).collect()
 }
 
-/// Who this device is.
+/// The identity of this device.
 fn profile(profile_dir: &ProfileDir) -> Result<ProfileFound, Failure> {
     let profile = profile_dir.read()?;
     let certificate = profile
@@ -96,14 +96,14 @@ fn profile(profile_dir: &ProfileDir) -> Result<ProfileFound, Failure> {
     })
 }
 
-/// What is wrong with the owners and modes of the files.
+/// Files whose owner or mode is wrong, each with its cure.
 fn state(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<Failure> {
     let (servers, identity) = (state_dir.join("servers"), profile_dir.dir.join(profile::IDENTITY));
     let all = [state_dir, &servers, &profile_dir.dir, &identity];
     all.into_iter().filter_map(|path| files::inspect(path).err().map(Failure::from)).collect()
 }
 
-/// The other `adit up` of this user: where they listen, and who they are.
+/// Each other `adit up` of this user: an address on which it listens, and how people call it.
 async fn others(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<(SocketAddr, String)> {
     let mut found = Vec::new();
     for name in profile::known(state_dir).unwrap_or_default() {
@@ -121,7 +121,8 @@ async fn others(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<(SocketAddr, 
     found
 }
 
-/// Who has the addresses that tools use: both families of Ollama's port, and of ours.
+/// Which program holds the addresses that tools use: IPv4 and IPv6 loopback, with Ollama's port and
+/// with the port of this `adit up`.
 async fn ports(adit: &AditFound, others: &[(SocketAddr, String)]) -> Vec<Port> {
     let numbers: BTreeSet<u16> =
         adit.listening().iter().map(SocketAddr::port).chain([OLLAMA_PORT]).collect();

@@ -1,5 +1,5 @@
-//! What is found on the way to the box. A running `adit up` is asked about its tunnel; without one, a
-//! tunnel is opened for some seconds.
+//! Collects what is to be examined between this laptop and the box. A running `adit up` is asked
+//! about its tunnel. If none runs, a tunnel is opened for some seconds.
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
@@ -32,23 +32,23 @@ use crate::{
     },
 };
 
-/// A server that answers does so at the first, second or third packet (after 0, 1 and 3 s).
+/// Long enough for three first packets, which are sent after 0, 1 and 3 s.
 const UDP_WITHIN: Duration = Duration::from_secs(4);
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
-/// What shows why a login runs something else than aditd.
+/// The hint for a login that runs another command than `aditd`.
 const KEY_RUNS: &str =
     "on the box, what is the key limited to? `grep -n 'command=' ~/.ssh/authorized_keys`";
-/// How long the server may take to hear that a tunnel ends.
+/// How long to wait until the server has received the end of a tunnel.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// The way, and what the box says of itself over the tunnel and over SSH, each if there is one.
+/// What was found, and the reports of the box over the tunnel and over SSH.
 pub(super) struct WayOutcome {
     pub(super) found: WayFound,
     pub(super) over_tunnel: Result<Report, String>,
     pub(super) over_ssh: Option<Report>,
 }
 
-/// Looks at the way of a device that is enrolled.
+/// Examines the way of a device that is enrolled.
 pub(super) async fn look(
     profile: Profile,
     argument: String,
@@ -105,7 +105,7 @@ pub(super) async fn look(
     WayOutcome { found, over_tunnel, over_ssh }
 }
 
-/// The names among the addresses, and what they stand for.
+/// Looks up each name among the addresses.
 async fn names(addresses: &[String]) -> Vec<(String, Result<Vec<IpAddr>, String>)> {
     let mut found: Vec<(String, _)> = Vec::new();
     for address in addresses {
@@ -125,14 +125,14 @@ async fn names(addresses: &[String]) -> Vec<(String, Result<Vec<IpAddr>, String>
     found
 }
 
-/// What became of UDP, and the connection that it led to.
+/// What was found about UDP, and the connection that was made for it.
 struct UdpOutcome {
     found: Option<Udp>,
     dialed: Option<Dialed>,
 }
 
 impl UdpOutcome {
-    /// The tunnel itself shows it.
+    /// UDP works, because the running tunnel uses it.
     fn known(session: &proto::doctor::way::SessionFound) -> Self {
         let rtt = session.probe.as_ref().map_or(0.0, |probe| probe.shortest);
         let rtt = Duration::from_secs_f64(rtt.max(0.0) / 1e3);
@@ -140,7 +140,7 @@ impl UdpOutcome {
         Self { found: Some(found), dialed: None }
     }
 
-    /// Ends a connection that nobody needs: without a greeting it never became a session.
+    /// Ends a connection that is not needed. Without a greeting it never became a session.
     async fn close(&self) {
         if let Some(dialed) = &self.dialed {
             close(dialed).await;
@@ -153,7 +153,7 @@ async fn close(dialed: &Dialed) {
     let _ = tokio::time::timeout(FAREWELL, dialed.endpoint.wait_idle()).await;
 }
 
-/// A handshake by UDP, and no session: one that runs is not disturbed.
+/// Makes a handshake over UDP without a session, so that a running session is not ended.
 async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> UdpOutcome {
     if plan.addresses().is_empty() {
         return UdpOutcome { found: None, dialed: None };
@@ -170,7 +170,7 @@ async fn look_by_udp(plan: &DialPlan, profile: &Profile) -> UdpOutcome {
     }
 }
 
-/// Logs in by SSH, asks nobody anything, and asks the box.
+/// Logs in over SSH without a question at the terminal, and runs `aditd doctor` there.
 async fn look_by_ssh(way: Option<SshTarget>) -> Option<(Ssh, Option<Report>)> {
     let way = way?;
     let to = way.to_string();
@@ -196,7 +196,7 @@ async fn look_by_ssh(way: Option<SshTarget>) -> Option<(Ssh, Option<Report>)> {
     })
 }
 
-/// What the running `adit up` says of its tunnel.
+/// Asks the running `adit up` about its tunnel.
 async fn ask_running(profile_dir: &ProfileDir) -> Result<Inspection, Failure> {
     let asked =
         control::ask::<_, Result<Inspection, Failure>>(&profile_dir.dir, &ControlRequest::Doctor)
@@ -214,7 +214,7 @@ async fn ask_running(profile_dir: &ProfileDir) -> Result<Inspection, Failure> {
     }
 }
 
-/// Opens a tunnel for this alone, by what works.
+/// Opens a tunnel for this report alone, over UDP or else over SSH.
 async fn open(
     dialed: Option<Dialed>,
     plan: &DialPlan,
@@ -224,8 +224,8 @@ async fn open(
     if profile.revoked {
         return Err(DialError::Refused(Code::Revoked).failure(profile));
     }
-    // An `adit up` that starts now would take the session away, and be told that somebody has its
-    // certificate.
+    // An `adit up` that starts now would end this session, and would report that another machine
+    // uses its certificate.
     let _lock = control::lock(&profile.profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Failure::new("an `adit up` has just started")
             .hint(format!("once more: `adit doctor{}`", profile.profile_dir.argument())),
@@ -261,7 +261,7 @@ async fn open(
     Ok(inspection)
 }
 
-/// Whether the device's certificate has ended by this computer's clock.
+/// Whether the device's certificate has expired, by this computer's clock.
 fn has_ended(profile: &Profile) -> bool {
     profile.certificate().is_ok_and(|own| own.not_after <= unix_now())
 }
@@ -276,7 +276,7 @@ fn told(ollama: OllamaStatus) -> RequestFound {
 }
 
 impl DialError {
-    /// The error with its cures, for people.
+    /// This error as a failure with its cures.
     pub(crate) fn failure(&self, profile: &Profile) -> Failure {
         let hint = self.hint(profile);
         let failure = match self {

@@ -1,11 +1,11 @@
-//! What goes into the file for a bug report, and what is taken out of it before.
+//! The file for a bug report. Secrets are removed from it.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// What stands in place of a secret.
+/// Written in place of a secret.
 const REMOVED: &str = "(removed)";
-/// An invitation's code, or base64, as long as the shortest secret that we have: a 32-byte key.
+/// Base64 of this length may be a secret: the shortest secret that Adit has is a key of 32 bytes.
 const SHORTEST_SECRET: usize = 40;
 
 /// The file for a bug report: named parts, each with a sentence about it.
@@ -15,13 +15,13 @@ pub struct Bundle {
 }
 
 impl Bundle {
-    /// Adds a part; what looks like a secret is taken out of it.
+    /// Adds a part, without what looks like a secret.
     pub fn add(&mut self, name: &'static str, about: impl Into<String>, part: &impl Serialize) {
         let part = serde_json::to_value(part).unwrap_or_default();
         self.parts.push((name, about.into(), cleaned(part)));
     }
 
-    /// The file.
+    /// The contents of the file.
     pub fn to_json(&self) -> String {
         let mut all = Map::new();
         all.insert("schema".to_owned(), super::SCHEMA.into());
@@ -60,7 +60,7 @@ fn cleaned(value: Value) -> Value {
     }
 }
 
-/// Whether what has this name is a secret, whatever it looks like.
+/// Whether a value with this name is a secret, whatever the value looks like.
 fn names_a_secret(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     ["private_key", "door_key", "knock_key", "password", "passphrase", "secret", "api_key", "csr"]
@@ -93,7 +93,7 @@ pub fn without_secrets(text: &str) -> String {
 }
 
 fn clean_word(word: &str) -> String {
-    // NAME=VALUE: the name stays.
+    // In NAME=VALUE, the name is kept.
     if let Some((name, value)) = word.split_once('=')
         && !value.trim_matches('=').is_empty()
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
@@ -123,7 +123,7 @@ pub fn without_password(url: &str) -> String {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     let Some((user, host)) = authority.rsplit_once('@') else { return url.to_owned() };
-    // A user alone is no secret: ssh://me@gpu.
+    // A user name without a password is not a secret: ssh://me@gpu.
     let user = if user.contains(':') { String::new() } else { format!("{user}@") };
     format!("{scheme}{user}{host}{path}")
 }

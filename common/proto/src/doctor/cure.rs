@@ -1,20 +1,20 @@
-//! A cure: a command as it is typed, and a few words about it.
+//! A cure: a command as it is typed, and a note about it.
 
 use serde::{Deserialize, Serialize};
 
 /// What cures something.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cure {
-    /// What it is for, or where it is run; may be empty.
+    /// What the command does, or on which machine to run it; may be empty.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub note: String,
-    /// The command, if one cures it.
+    /// The command; `None` if the note alone is the cure.
     pub command: Option<String>,
 }
 
 impl Cure {
-    /// Adds `flags` to each command of `program` in it, as far as the shell's `;` and `&&` tell them
-    /// apart, so that it means the same place.
+    /// Adds `flags` to each command of `program` in it, so that the command works on the same state
+    /// directory. Commands are separated by the shell's `;` and `&&`.
     pub fn add_flags(&mut self, program: &str, flags: &str) {
         let Some(command) = &mut self.command else { return };
         let mut all = String::new();
@@ -42,7 +42,7 @@ pub(super) fn of_hint(hint: &str) -> Vec<Cure> {
             cures.push(Cure { note: tidy(note), command: Some(command.to_owned()) });
             rest = after;
         } else {
-            // A name or a setting: it belongs to the words around it.
+            // A name or a setting, not a command: it stays in the note.
             let whole = format!("{note}\u{0}{command}\u{0}{after}");
             return finish(cures, &whole);
         }
@@ -50,7 +50,7 @@ pub(super) fn of_hint(hint: &str) -> Vec<Cure> {
     finish(cures, rest)
 }
 
-/// What is left has no command of its own, and says something only if no command came before it.
+/// Adds the text after the last command. It is a note of its own only if no command came before it.
 fn finish(mut cures: Vec<Cure>, rest: &str) -> Vec<Cure> {
     let rest = rest.replace('\u{0}', "`");
     match cures.last_mut() {
@@ -62,7 +62,7 @@ fn finish(mut cures: Vec<Cure>, rest: &str) -> Vec<Cure> {
     cures
 }
 
-/// Whether it is typed into a shell: it begins with a program's name that our hints use.
+/// Whether this is a command of a shell: it begins with one of the programs that our hints name.
 fn is_command(text: &str) -> bool {
     const PROGRAMS: [&str; 23] = [
         "adit",
@@ -94,7 +94,7 @@ fn is_command(text: &str) -> bool {
     PROGRAMS.contains(&program)
 }
 
-/// Words without the punctuation that joined them to a command.
+/// A note without the punctuation that joined it to a command.
 fn tidy(words: &str) -> String {
     let joins = |c: char| c.is_whitespace() || matches!(c, ',' | ';' | ':' | '(' | ')' | '.');
     let words = words.trim_matches(joins);

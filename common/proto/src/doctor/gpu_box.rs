@@ -1,5 +1,5 @@
-//! The checks of the box: `aditd` itself, and what it depends on. An enrolled device is told a part of
-//! them: Ollama, and what concerns the device.
+//! The checks of the box: `aditd` itself, and what it depends on. An enrolled device gets only the
+//! lines about Ollama and about itself.
 
 pub mod device;
 mod found;
@@ -17,9 +17,9 @@ use self::{
 use super::{Check, Group, Judgement, Line, bad, examine, failed, laptop, not_checked, ok, warn};
 use crate::{clock, human};
 
-/// An answer of `authorize` that takes longer is felt in each request.
+/// If `authorize` takes longer, people notice it in each request.
 const SLOW_ANSWER: Duration = Duration::from_millis(250);
-/// A server certificate is renewed long before this.
+/// So many seconds before its end, the server's certificate should have been renewed long ago.
 const SOON: i64 = 30 * 86_400;
 
 /// All checks of the box, in the order in which they are shown.
@@ -49,18 +49,18 @@ pub const CHECKS: [Check<BoxFound>; 18] = [
     Check { id: "box_buffers", title: "socket buffers", needs: &[], judge: sockets },
 ];
 
-/// What an enrolled device may know that is not an administrator: nothing of other devices, of the
-/// machine's files, or of who holds its ports.
+/// The checks whose lines a device gets that is not an administrator: none about other devices, the
+/// files of the machine, or the programs that hold its ports.
 const FOR_DEVICES: [&str; 4] = ["ollama", "exposed", "origins", "device"];
 
-/// The lines of the box for somebody who may know all of it.
+/// The lines of the box for an administrator.
 pub fn lines(found: &BoxFound) -> Vec<Line> {
     let mut lines = Vec::new();
     examine(Group::Box, &CHECKS, found, &mut lines);
     lines
 }
 
-/// The lines of the box for an enrolled device.
+/// The lines of the box for an enrolled device that is not an administrator.
 pub fn lines_for_device(found: &BoxFound) -> Vec<Line> {
     let mut lines = lines(found);
     lines.retain(|line| FOR_DEVICES.contains(&&*line.id));
@@ -276,14 +276,15 @@ fn sockets(found: &BoxFound) -> Option<Judgement> {
     laptop::buffers(found.buffers)
 }
 
-/// The network card does not take batches of datagrams. `where_to` is an address in quotes, or empty.
+/// The judgement for a network card that refuses batches of datagrams. `where_to` is an address
+/// that is reached through that card, or empty.
 pub(super) fn batches(where_to: &str) -> Judgement {
     let to = if where_to.is_empty() { "1.1.1.1" } else { where_to };
     warn("a network card refuses batches of datagrams (GSO), so each one is sent alone, which is slow on fast links")
         .cure(format!("sudo ethtool -K \"$(ip -o route get {to} | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off"))
 }
 
-/// Nobody could ask the box; `why` says what that would take.
+/// The line for a box that could not be asked. `why` says what is needed to ask it.
 pub fn unasked(why: &str) -> Line {
     let mut lines = Vec::new();
     let check = Check {

@@ -1,4 +1,4 @@
-//! The checks of the laptop: what stands between a tool and `adit up`, before any packet leaves.
+//! The checks of the laptop: what can be wrong between a tool and `adit up`.
 
 pub mod environment;
 pub mod ports;
@@ -19,38 +19,38 @@ use crate::{clock, failure::Failure, human, identity::Name, wire::OLLAMA_PORT};
 pub struct LaptopFound {
     /// Version of this `adit`.
     pub version: String,
-    /// The clock.
+    /// The time.
     pub now: i64,
-    /// What stands behind `adit up` so that it means this profile.
+    /// The argument with which `adit up` means this profile; empty or with a leading space.
     pub argument: String,
-    /// The same for `adit enroll`.
+    /// The flag with which `adit enroll` means this profile; empty or with a leading space.
     pub flag: String,
-    /// Who this device is; or why that can't be read.
+    /// The identity of this device; or why it can't be read.
     pub profile: Result<ProfileFound, Failure>,
-    /// What is wrong with the modes and owners of its files.
+    /// Files whose owner or mode is wrong.
     pub state: Vec<Failure>,
-    /// Where they are.
+    /// The state directory.
     pub state_dir: String,
     /// Whether `adit up` runs.
     pub adit: AditFound,
-    /// Who has the ports that tools use.
+    /// Which programs hold the ports that tools use.
     pub ports: Vec<Port>,
-    /// What the environment tells tools.
+    /// The environment variables that tools read.
     pub environment: Environment,
-    /// How large the kernel lets socket buffers be; `None` where that is not known.
+    /// The kernel's limits for socket buffers; `None` where they are not known.
     pub buffers: Option<Buffers>,
 }
 
-/// Who this device is.
+/// The identity of this device.
 #[derive(Debug, Clone)]
 pub struct ProfileFound {
     /// The server's name on this device.
     pub server: Name,
-    /// What the server calls this device, and its id.
+    /// The name of this device on the server, and its id.
     pub device: String,
     /// The certificate's first and last second.
     pub valid: (i64, i64),
-    /// How long after its end it may still renew itself, in seconds.
+    /// How long after its end the certificate may still renew itself, in seconds.
     pub recovers_for: i64,
     /// The server has revoked it.
     pub revoked: bool,
@@ -59,17 +59,13 @@ pub struct ProfileFound {
 /// Whether `adit up` runs.
 #[derive(Debug, Clone)]
 pub enum AditFound {
-    /// No.
     NotRunning,
-    /// Yes.
     Running {
-        /// Its process id.
         pid: u32,
-        /// Its version.
         version: String,
-        /// Where applications connect.
+        /// The addresses for applications.
         listening: Vec<SocketAddr>,
-        /// It was told to stop.
+        /// It is stopping.
         stopping: bool,
     },
     /// It could not be asked.
@@ -79,7 +75,7 @@ pub enum AditFound {
 /// The largest buffers that the kernel grants a socket, in bytes, and what we ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Buffers {
-    /// What is asked for.
+    /// The size that Adit asks for.
     pub wanted: u64,
     /// `net.core.rmem_max`.
     pub rmem_max: u64,
@@ -225,7 +221,7 @@ fn adit(found: &LaptopFound) -> Option<Judgement> {
     })
 }
 
-/// How the kernel's largest socket buffers do. Also for the box.
+/// Judges the kernel's limits for socket buffers, of the laptop and of the box.
 pub(super) fn buffers(found: Option<Buffers>) -> Option<Judgement> {
     let Buffers { wanted, rmem_max, wmem_max } = found?;
     let sizes =

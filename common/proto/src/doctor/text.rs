@@ -1,30 +1,30 @@
-//! A report for people: a line for each check, and its cure indented below it. A cure is copied as it
-//! stands, so it is never broken; words about it are a comment of the shell.
+//! A report for people: a line for each check, with its cures indented below it. People copy a
+//! command as it stands, so it is never wrapped. A note is written as a comment of the shell.
 
 use super::{Cure, Group, Line, Report, Verdict};
 use crate::human::{count, misleads, wrapped};
 
-/// How a terminal shows it.
+/// How a report is shown.
 #[derive(Debug, Clone, Copy)]
 pub struct Style {
     /// Whether it shows colours.
     pub colour: bool,
-    /// Columns. No line is longer unless a command or a single word is.
+    /// Columns. Only a command or a single word may be longer.
     pub width: usize,
 }
 
 impl Style {
-    /// What fits everywhere.
+    /// 80 columns without colours.
     pub const PLAIN: Self = Self { colour: false, width: 80 };
 }
 
-/// Where a finding begins.
+/// The column at which a finding begins.
 const FOUND: usize = 8;
-/// Where a cure begins.
+/// The column at which a cure begins.
 const CURE: usize = 10;
 
 impl Report {
-    /// The report for people. `box_name` is what the box is called here, if it is another machine.
+    /// The report for people. `box_name` is the name of the box, if it is another machine.
     pub fn to_text(&self, style: Style, box_name: Option<&str>) -> String {
         let mut text = String::new();
         for group in [Group::Laptop, Group::Way, Group::Box] {
@@ -35,7 +35,7 @@ impl Report {
             text += &heading(group, box_name);
             text.push('\n');
             while let Some(line) = lines.next() {
-                // All that needs the same is one line.
+                // Checks that need the same one share a line.
                 let mut titles = vec![plain(&line.title)];
                 let is_same = |other: &&Line| {
                     line.verdict == Verdict::NotChecked
@@ -108,7 +108,7 @@ fn shown_cure(Cure { note, command }: &Cure, style: Style) -> String {
     text
 }
 
-/// What others have said, in one row, without anything that a terminal would obey.
+/// A text of another program on one line, without characters that would control the terminal.
 fn plain(text: &str) -> String {
     let shown = |c: char| match c {
         '\n' | '\t' => " ".to_owned(),

@@ -1,4 +1,4 @@
-//! The checks of the way: names, UDP, SSH, and the tunnel that goes by one of them.
+//! The checks of the way: names, UDP, SSH, and the tunnel over one of them.
 
 mod found;
 
@@ -14,16 +14,17 @@ use crate::{
     human,
 };
 
-/// QUIC tries datagrams up to this length, in bytes of UDP payload.
+/// The longest datagram that QUIC tries between two machines, in bytes of UDP payload.
 const MOST_MTU: u16 = 1452;
-/// It begins with this length, which always arrives (RFC 9000 section 14).
+/// The length with which QUIC begins, in bytes: every path must carry it (RFC 9000 section 14).
 const LEAST_MTU: u16 = 1200;
-/// How long the search for a longer one may take.
+/// How long the search for the longest datagram may take, in seconds.
 const SEARCHED: u64 = 30;
-/// Loss that is felt, of a hundred packets; and so few packets say nothing.
+/// People notice it when more than so many of a hundred packets are lost. Fewer packets than `FEW`
+/// say nothing.
 const MUCH_LOSS: f64 = 3.0;
 const FEW: u64 = 20;
-/// A queue that is felt with each token, in milliseconds.
+/// People notice a queue of this length with each token, in milliseconds.
 const LONG_QUEUE: f64 = 150.0;
 
 /// All checks of the way, in the order in which they are shown.
@@ -54,7 +55,7 @@ impl WayFound {
     }
 }
 
-/// A carrier that fails is bad only if the other one does not work either.
+/// Softens the judgement about a carrier if the other carrier works.
 fn less_bad(judged: Judgement, other_works: bool) -> Judgement {
     if other_works { judged.softened() } else { judged }
 }

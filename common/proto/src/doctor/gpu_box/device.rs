@@ -1,4 +1,4 @@
-//! The device that asks: what it may do, and how near it is to its limits.
+//! The check of the device that asks: what it may do, and how near it is to its limits.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,19 +14,18 @@ use crate::{
 pub struct DeviceFound {
     /// What the server calls it.
     pub name: Name,
-    /// Its role.
     pub role: Name,
-    /// The configuration has such a role.
+    /// Whether the configuration has such a role.
     pub role_is_known: bool,
-    /// The only models that it may use; each list has to have a model.
+    /// The only models that it may use. A model has to be in each of these lists.
     pub models: Vec<Vec<String>>,
-    /// Tokens used today, and how many it may use.
+    /// Tokens that it has used today (UTC), and the limit, if there is one.
     pub tokens: (u64, Option<u64>),
-    /// Its requests that run now, and how many may.
+    /// How many of its requests run now, and the limit, if there is one.
     pub at_once: (u64, Option<u64>),
-    /// Requests that it may make per minute.
+    /// The limit of requests per minute.
     pub per_minute: Option<u64>,
-    /// Bytes that the body of a request may have.
+    /// The limit for the body of a request, in bytes.
     pub body: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! What is found on the box.
+//! What is examined on the box.
 
 use std::time::Duration;
 
@@ -7,39 +7,36 @@ use serde::{Deserialize, Serialize};
 use super::{device::DeviceFound, ollama::Ollama};
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
-/// What was found on the box. What nobody looked for is `None`, and has no line. Times are Unix
+/// What was found on the box. What was not examined is `None` and has no line. Times are Unix
 /// seconds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BoxFound {
     /// Version of this `aditd`.
     pub version: String,
-    /// What stands behind an `aditd` command so that it means this server.
+    /// Flags that an `aditd` command needs to mean this server; empty or with a leading space.
     pub argument: String,
     /// Whether it runs.
     pub server: ServerFound,
-    /// The configuration's path, if there is one; or what is wrong with it.
+    /// The path of the configuration file, if there is one; or what is wrong with it.
     pub config: Option<Result<Option<String>, Failure>>,
-    /// Where the state is, and what is wrong with it.
+    /// The state directory, and what is wrong with its files.
     pub state: Option<(String, Vec<Failure>)>,
-    /// The clock; or why it can't be right.
+    /// The time; or why the clock can't be right.
     pub clock: Option<Result<i64, Failure>>,
-    /// The last second of the server's certificate, and the clock.
+    /// The last second of the server's certificate, and the present time.
     pub certificate: Option<(i64, i64)>,
-    /// What systemd knows of it, where there is systemd.
+    /// The unit of `aditd`; `None` where there is no systemd.
     pub unit: Option<Unit>,
-    /// Ollama.
     pub ollama: Ollama,
     /// Requests that are forwarded at once.
     pub max_in_flight: Option<InFlight>,
-    /// File systems that must not be full.
+    /// File systems that must have free space.
     pub disks: Vec<Disk>,
-    /// The owner's own rules, if there are any.
+    /// The owner's own service (`authorize`), if one is set.
     pub authorize: Option<Authorize>,
-    /// The audit log.
     pub audit: Option<AuditLog>,
-    /// Who is enrolled.
     pub devices: Option<Devices>,
-    /// The device that asks.
+    /// The device that asks; `None` for `aditd doctor`.
     pub device: Option<DeviceFound>,
     /// How large the kernel lets socket buffers be.
     pub buffers: Option<Buffers>,
@@ -50,36 +47,34 @@ pub struct BoxFound {
 pub enum ServerFound {
     /// No.
     NotRunning {
-        /// The state that nobody serves.
+        /// The state directory.
         state_dir: String,
     },
     /// Yes.
     Running {
-        /// Its process id.
         pid: u32,
-        /// Its version.
         version: String,
         /// UDP addresses that it listens on.
         listening: Vec<std::net::SocketAddr>,
-        /// What devices are told.
+        /// The addresses to which devices are told to connect.
         addresses: Vec<String>,
-        /// Networks that may speak to it.
+        /// The networks that may reach it (`allow_from`).
         networks: Vec<String>,
         /// Batches of datagrams that a network card refused.
         batches_refused: u64,
     },
-    /// One runs here, on the state of another user.
+    /// A server runs here, on the state of another user.
     OfAnother,
     /// It could not be asked.
     Unasked(Failure),
 }
 
-/// What systemd knows of `aditd`.
+/// What systemd reports about `aditd`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Unit {
     /// Its unit, if there is one.
     pub state: Option<UnitState>,
-    /// The user who runs this.
+    /// The user who runs this command.
     pub user: String,
     /// Whether that user's services run without a login.
     pub lingers: bool,
@@ -88,7 +83,7 @@ pub struct Unit {
 /// A unit.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct UnitState {
-    /// It is that user's own.
+    /// It is a unit of that user, not of the system.
     pub is_users: bool,
     /// It starts at boot.
     pub enabled: bool,
@@ -99,31 +94,30 @@ pub struct UnitState {
 /// How many requests are forwarded at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum InFlight {
-    /// As many as come.
+    /// No limit.
     All,
-    /// So many; the others wait.
+    /// At most so many; the others wait in the queue.
     Most(u64),
 }
 
-/// A file system that something of ours is on.
+/// The file system of a directory that needs free space.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Disk {
-    /// What is there: `state`, `models`.
+    /// What is in the directory: `state`, `audit log` or `models`.
     pub what: String,
-    /// Where.
     pub path: String,
-    /// Bytes that may still be written.
+    /// Free space in bytes.
     pub free: u64,
-    /// With less it will be full soon, in bytes.
+    /// The free space that it needs, in bytes.
     pub enough: u64,
 }
 
-/// The owner's own rules.
+/// The owner's own service (`authorize`).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Authorize {
-    /// Where they are asked.
+    /// Its address.
     pub address: String,
-    /// A command that asks there by hand.
+    /// A command that asks it by hand.
     pub by_hand: String,
     /// How long the answer took; or why there was none.
     pub answered: Result<Duration, String>,
@@ -132,22 +126,21 @@ pub struct Authorize {
 /// The audit log of the running server.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AuditLog {
-    /// Where it is.
     pub dir: String,
-    /// Requests are refused while it can't be written.
+    /// Requests get 503 while the log can't be written (`audit_required`).
     pub required: bool,
-    /// Why it can't be written.
+    /// Why it can't be written now; `None` if it can.
     pub failing: Option<String>,
     /// Lines that were lost since the start.
     pub lost: u64,
 }
 
-/// Who is enrolled.
+/// The devices of this server.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Devices {
-    /// How many, and how many of them are connected.
+    /// How many are enrolled.
     pub enrolled: u64,
-    /// See there.
+    /// How many of them are connected.
     pub connected: u64,
     /// Devices with a role that the configuration does not have.
     pub without_role: Vec<String>,

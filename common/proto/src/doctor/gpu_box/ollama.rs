@@ -1,4 +1,5 @@
-//! The checks of Ollama: whether it answers, who else reaches it, and how much it does at once.
+//! The checks of Ollama: whether it answers, who else can reach it, and how many requests it runs
+//! at once.
 
 use serde::{Deserialize, Serialize};
 
@@ -11,15 +12,15 @@ use crate::{
 /// What was found of Ollama.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Ollama {
-    /// Where it is asked: `127.0.0.1:11434`.
+    /// The address at which it was asked, for example `127.0.0.1:11434`.
     pub address: String,
-    /// What it said.
+    /// Its answer.
     pub answer: VersionAnswer,
     /// Other addresses of this machine at which it answers, too.
     pub exposed: Vec<String>,
     /// systemd has a unit `ollama`.
     pub has_unit: bool,
-    /// What it answers to web pages, by status.
+    /// The statuses that web pages get.
     pub pages: Option<Pages>,
     /// What `OLLAMA_NUM_PARALLEL` is, where its environment can be read.
     pub parallel: Option<Parallel>,
@@ -27,27 +28,26 @@ pub struct Ollama {
     pub models: Option<(u64, Vec<(String, u64)>)>,
 }
 
-/// What Ollama said to `GET /api/version`.
+/// The answer to `GET /api/version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VersionAnswer {
     /// Its version.
     Version(String),
-    /// Something else is behind the address (`tcp://`), and it takes connections.
+    /// The upstream is another service (`tcp://`), and it accepts connections.
     Connected,
-    /// Nobody listens there.
+    /// No program listens there.
     Refused,
-    /// Nothing in time; or the connection was cut.
+    /// No answer in time, or the connection was cut.
     Silent(String),
     /// An answer that is not Ollama's.
     Other {
-        /// Its status.
         status: u16,
-        /// It has no body.
+        /// The answer has no body.
         is_empty: bool,
     },
 }
 
-/// What Ollama answers to a request of a page of another site, and to one of a browser extension.
+/// The statuses that Ollama answers to web pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pages {
     /// The status for a page of another site.
@@ -56,22 +56,22 @@ pub struct Pages {
     pub extension: u16,
 }
 
-/// What `OLLAMA_NUM_PARALLEL` is.
+/// The value of `OLLAMA_NUM_PARALLEL`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Parallel {
     /// Not set: Ollama's own default.
     NotSet,
-    /// Set.
+    /// Set to this number.
     Set(u64),
 }
 
-/// What Ollama does if nobody says otherwise.
+/// Ollama's own default.
 const DEFAULT_PARALLEL: u64 = 1;
-/// The browser extensions that Ollama should let in.
+/// The value of `OLLAMA_ORIGINS` that lets browser extensions in.
 const EXTENSIONS: &str = "chrome-extension://*,moz-extension://*,safari-web-extension://*";
 
 impl Ollama {
-    /// A command that sets one of its variables, and starts it again.
+    /// A command that sets one of its environment variables and restarts it.
     fn set(&self, judged: Judgement, name: &str, value: &str) -> Judgement {
         if !self.has_unit {
             return judged.cure_by("stop Ollama, then", format!("{name}='{value}' ollama serve"));

@@ -1,4 +1,5 @@
-//! What the environment tells tools: a proxy between them and this very computer, or another Ollama.
+//! The checks of the environment: a proxy for connections to this computer itself, or the address
+//! of another Ollama.
 
 use std::net::IpAddr;
 
@@ -8,18 +9,18 @@ use crate::{
     wire::OLLAMA_PORT,
 };
 
-/// The variables that tools obey.
+/// The environment variables that tools read.
 #[derive(Debug, Clone, Default)]
 pub struct Environment {
     /// A proxy for HTTP: the variable and its value.
     pub proxy: Option<(String, String)>,
-    /// Where no proxy is asked.
+    /// The hosts for which no proxy is used (`NO_PROXY`).
     pub no_proxy: Option<String>,
-    /// Where `ollama` goes.
+    /// The address that `ollama` uses (`OLLAMA_HOST`).
     pub ollama_host: Option<String>,
 }
 
-/// What a tool may call this computer.
+/// The names by which a tool may call this computer.
 const HERE: [&str; 2] = ["localhost", "127.0.0.1"];
 
 pub(super) fn proxies(found: &LaptopFound) -> Option<Judgement> {
@@ -53,7 +54,8 @@ pub(super) fn proxies(found: &LaptopFound) -> Option<Judgement> {
     ))
 }
 
-/// Where `ollama` and other tools go by a value of `OLLAMA_HOST`, as Ollama reads it: host and port.
+/// Where `ollama` and other tools go by a value of `OLLAMA_HOST`, as Ollama reads it: host and
+/// port.
 fn target(value: &str) -> (String, u16) {
     let value = value.trim().trim_matches(['"', '\'']);
     let (scheme, rest) = value.split_once("://").unwrap_or(("", value));
@@ -74,7 +76,7 @@ fn target(value: &str) -> (String, u16) {
     (if host.is_empty() { "127.0.0.1" } else { host }.to_owned(), port)
 }
 
-/// Whether a client that is told this host comes to this computer's loopback.
+/// Whether a client that connects to this host reaches this computer's loopback.
 fn is_here(host: &str) -> bool {
     let is_near = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
     host.eq_ignore_ascii_case("localhost") || host.parse().is_ok_and(is_near)

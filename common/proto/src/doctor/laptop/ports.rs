@@ -1,29 +1,27 @@
-//! Who has the ports where tools look for Ollama. A tool that is told `localhost` may try either
-//! family first: both have to lead to `adit`.
+//! The check of the ports where tools look for Ollama. A tool that connects to `localhost` may try
+//! IPv4 or IPv6 first, so `adit` must listen on both.
 
 use std::net::SocketAddr;
 
 use super::LaptopFound;
 use crate::doctor::{Judgement, bad, ok, warn};
 
-/// One address that tools use, and who has it.
+/// An address that tools use, and the program that holds it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Port {
-    /// The address.
     pub address: SocketAddr,
-    /// Who has it.
     pub holder: Holder,
 }
 
-/// Who has an address. The text is what is known of the process, as `` `ollama` (pid 812) ``; empty
-/// if nothing is.
+/// The program that holds an address. The text describes the process, for example
+/// `` `ollama` (pid 812) ``; it is empty if nothing is known.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Holder {
-    /// Nobody.
+    /// No program.
     Nobody,
     /// This computer has no such address.
     Absent,
-    /// The `adit up` that this is about.
+    /// The `adit up` of this profile.
     This,
     /// Another `adit`.
     Adit(String),
@@ -34,7 +32,7 @@ pub enum Holder {
 }
 
 impl Holder {
-    /// For people, if it is somebody else.
+    /// The holder in words, if it is another program.
     fn stranger(&self) -> Option<String> {
         let named = |kind: &str, who: &str| {
             Some(if who.is_empty() { kind.to_owned() } else { format!("{kind}, {who}") })
@@ -47,7 +45,7 @@ impl Holder {
         }
     }
 
-    /// Its process, where it is known.
+    /// The text about its process; empty if nothing is known.
     fn pid(&self) -> Option<u32> {
         let (Self::Adit(who) | Self::Ollama(who) | Self::Other(who)) = self else { return None };
         who.split_once("(pid ")?.1.split(')').next()?.parse().ok()
@@ -87,7 +85,7 @@ pub(super) fn port(found: &LaptopFound) -> Option<Judgement> {
     }
 }
 
-/// Somebody else has an address.
+/// The judgement for an address that another program holds.
 fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judgement {
     let number = taken[0].address.port();
     let addresses = all(&taken.iter().map(|p| p.address).collect::<Vec<_>>());

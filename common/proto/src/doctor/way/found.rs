@@ -1,4 +1,4 @@
-//! What is found on the way.
+//! What is examined on the way.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -11,69 +11,69 @@ use crate::failure::Failure;
 pub struct WayFound {
     /// Version of this `adit`.
     pub version: String,
-    /// What stands behind `adit up` so that it means this profile.
+    /// The argument with which `adit up` means this profile; empty or with a leading space.
     pub argument: String,
-    /// Where applications connect, for commands that people type.
+    /// The address for applications, for commands that people type.
     pub address: String,
-    /// The names among the server's addresses, and what they stand for.
+    /// The names among the server's addresses, and the addresses to which they resolve.
     pub names: Vec<(String, Result<Vec<IpAddr>, String>)>,
-    /// What became of UDP; `None` if the device knows no address.
+    /// Whether UDP works; `None` if the device knows no address.
     pub udp: Option<Udp>,
-    /// What became of SSH; `None` if the device enrolled by a code.
+    /// Whether SSH works; `None` if the device enrolled by a code.
     pub ssh: Option<Ssh>,
-    /// The device's certificate has ended, so that a tunnel does nothing but renew it.
+    /// The device's certificate has expired: a tunnel can only renew it.
     pub expired: bool,
     /// The tunnel; or why there is none.
     pub session: Result<SessionFound, Failure>,
-    /// The running tunnel's own connection to Ollama; `None` if `adit up` does not run.
+    /// The answer to a request through the running tunnel; `None` if `adit up` does not run.
     pub request: Option<RequestFound>,
 }
 
-/// What became of UDP.
+/// Whether UDP works.
 #[derive(Debug, Clone)]
 pub enum Udp {
     /// The server answers.
     Answers {
-        /// Where.
+        /// Its address.
         remote: String,
-        /// The round trip.
+        /// The round-trip time.
         rtt: Duration,
     },
-    /// Nobody answers at these addresses (`host:port`).
+    /// No answer from these addresses (`host:port`).
     Silent(Vec<String>),
-    /// Something else.
+    /// It failed for another reason.
     Failed(Failure),
 }
 
-/// What became of SSH.
+/// Whether SSH works.
 #[derive(Debug, Clone)]
 pub struct Ssh {
-    /// Where, as `adit enroll` takes it.
+    /// The destination, as `adit enroll` takes it.
     pub to: String,
-    /// Logged in; or why not.
+    /// The login; or why there is none.
     pub login: Result<LoginFound, Failure>,
 }
 
 /// A login by SSH.
 #[derive(Debug, Clone)]
 pub struct LoginFound {
-    /// By what: a key, an agent's key …
+    /// The credential in words, for example a key of the agent.
     pub by: String,
-    /// Which command of aditd could be run.
+    /// Which commands of `aditd` the login may run.
     pub command: SshCommand,
-    /// Whether the port of the server's relay can be reached by forwarding; `None` if no port is known
-    /// or the client does not forward.
+    /// Whether the port of the server's relay can be reached by forwarding; `None` if no port is
+    /// known or the client does not forward.
     pub forwards: Option<Result<(), String>>,
 }
 
-/// What a login may run.
+/// Which commands of `aditd` a login may run.
 #[derive(Debug, Clone)]
 pub enum SshCommand {
-    /// Any command of aditd.
+    /// All.
     Any,
-    /// `aditd relay`, whatever is asked for: the key has a forced command.
+    /// Only `aditd relay`: the key has a forced command.
     Relay,
-    /// aditd answered, and an older one has no `doctor`.
+    /// An older `aditd` answered, which has no `doctor`.
     Older,
     /// None.
     Nothing(Failure),
@@ -84,9 +84,9 @@ pub enum SshCommand {
 pub struct SessionFound {
     /// `udp` or `ssh`.
     pub carrier: String,
-    /// Where it goes.
+    /// The address of the server, or its SSH destination.
     pub remote: String,
-    /// For how many seconds it has been up.
+    /// How long it has been up, in seconds.
     pub seconds: u64,
     /// Why the other carrier is not in use.
     pub why_not_other: String,
@@ -102,20 +102,20 @@ pub struct SessionFound {
     /// because of it. The copies hide losses from [`ProbeFound::lost`].
     #[serde(default)]
     pub redundancy_for_loss: Option<f64>,
-    /// What was measured on it; or why nothing was.
+    /// What was measured; or why nothing was.
     pub probe: Result<ProbeFound, String>,
 }
 
-/// What two seconds of small questions and answers have shown.
+/// What was measured by small questions and answers within two seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ProbeFound {
-    /// Round trips in milliseconds: the shortest, the one in the middle, the longest.
+    /// The shortest round trip, in milliseconds.
     pub shortest: f64,
-    /// See there.
+    /// The median of the round trips, in milliseconds.
     pub middle: f64,
-    /// See there.
+    /// The longest round trip, in milliseconds.
     pub longest: f64,
-    /// Packets sent in that time.
+    /// Packets that this end sent meanwhile.
     pub sent: u64,
     /// Those of them that were lost.
     pub lost: u64,
@@ -125,12 +125,12 @@ pub struct ProbeFound {
     pub now: i64,
 }
 
-/// What a request through the running `adit up` was answered.
+/// The answer to a request through the running `adit up`.
 #[derive(Debug, Clone)]
 pub enum RequestFound {
     /// Ollama's version.
     Answered(String),
-    /// An error, by its status and text.
+    /// An error: its status and text.
     Failed(u16, String),
     /// An answer without a body, or one that is not Ollama's.
     Unknown(Option<u16>),
@@ -139,7 +139,7 @@ pub enum RequestFound {
 }
 
 impl WayFound {
-    /// The way of a device that is not enrolled: nobody has looked.
+    /// The findings for a device that is not enrolled: nothing was examined.
     pub fn unseen(version: &str) -> Self {
         Self {
             version: version.to_owned(),

@@ -90,7 +90,7 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<WayFound>; 21] = [
+const BREAKAGES: [Breakage<WayFound>; 22] = [
     (
         |found| (found.expired, found.session) = (true, Err(Failure::new("x"))),
         "session",

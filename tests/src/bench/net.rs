@@ -22,7 +22,7 @@ pub enum Net {
 
 impl Net {
     /// Makes those of a scene. A link does nothing to packets before [`Net::begin`]: what is measured
-    /// is not how a contestant is set up.
+    /// is not how a contestant is enrolled.
     ///
     /// # Errors
     /// What the kernel says.

@@ -73,7 +73,7 @@ impl Stage {
             Kind::Adit { program, carrier, service: kind } => {
                 let program = programs.get(program).ok_or(io::ErrorKind::NotFound)?;
                 let upstream = format!("{}://{}", kind.scheme(), service.cubic);
-                adit::open(&net, program, carrier, &upstream).await?
+                adit::open(&net, scene, program, carrier, &upstream).await?
             }
             Kind::Peer(peer) => peers::open(&net, peer, service.cubic).await?,
         };

@@ -4,7 +4,7 @@ use std::{io, net::SocketAddr, path::Path};
 
 use super::Running;
 use crate::{
-    bench::{contestant::Carrier, net::Net, processes::Processes},
+    bench::{contestant::Carrier, net::Net, processes::Processes, row::Scene},
     lab::PORT,
     laptop::{address_in, remote_aditd},
     ollama::Options,
@@ -15,9 +15,11 @@ use crate::{
 
 const DEVICE: &str = "laptop";
 
-/// Starts both with the programs in the file `program`, to `upstream`.
+/// Starts both with the programs in the file `program`, to `upstream`. The session begins on the
+/// link of `scene`, because it learns from its first packets what its path is like.
 pub(super) async fn open(
     net: &Net,
+    scene: Scene,
     program: &Path,
     carrier: Carrier,
     upstream: &str,
@@ -30,19 +32,20 @@ pub(super) async fn open(
     let flags = ["--listen", &listen, "--allow-from", "0.0.0.0/0", "--upstream", upstream];
     let world = net.at_server(World::start_with(program, Options::default(), &flags)).await;
     match carrier {
-        Carrier::Udp => over_udp(net, world).await,
-        Carrier::Ssh => over_ssh(net, world).await,
+        Carrier::Udp => over_udp(net, scene, world).await,
+        Carrier::Ssh => over_ssh(net, scene, world).await,
     }
 }
 
-async fn over_udp(net: &Net, world: World) -> io::Result<Running> {
+async fn over_udp(net: &Net, scene: Scene, world: World) -> io::Result<Running> {
     let device = net.at_client(world.device(DEVICE)).await;
+    net.begin(scene);
     let up = net.at_client(device.up(&["--carrier", "udp", "--hold", "10m"])).await;
     let processes = Processes { roots: vec![world.aditd.pid(), up.adit.pid()], hosts: vec![] };
     Ok(Running { address: up.address, processes, keep: Box::new((up, device, world)) })
 }
 
-async fn over_ssh(net: &Net, world: World) -> io::Result<Running> {
+async fn over_ssh(net: &Net, scene: Scene, world: World) -> io::Result<Running> {
     let (dir, path) = (world.scratch("sshd"), remote_aditd(&world));
     let sshd = net.at_server(Sshd::start_at(net.server_ip().into(), &dir, &path)).await;
     let device = world.stranger(DEVICE);
@@ -53,6 +56,7 @@ async fn over_ssh(net: &Net, world: World) -> io::Result<Running> {
     }
     // What roles keep from a device is not what is measured.
     world.aditd(&["device", "role", DEVICE, "admin"]).await;
+    net.begin(scene);
     let up = ["up", "-v", "--listen", "127.0.0.1:0", "--carrier", "ssh", "--hold", "10m"];
     let up = command(&world, &device, &sshd, &up);
     let mut adit = net.at_client(async { Process::spawn(up, "adit") }).await?;

@@ -28,8 +28,9 @@ const WINDOW_KIB: u64 = 68 << 10;
 /// Additional memory per stream, on either side, in KiB: buffers, and the rest of the packets that
 /// held the unread bytes.
 const STREAM_KIB: u64 = 256;
-/// How close to its former size the memory must return, in KiB.
-const RETURNED_KIB: u64 = 12 << 10;
+/// How close to its former size the memory must return, in KiB: some pages still hold something
+/// else.
+const RETURNED_KIB: u64 = 16 << 10;
 /// Small socket buffers, so that unread bytes wait in the tunnel.
 const KERNEL_BUFFER: u32 = 4096;
 

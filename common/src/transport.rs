@@ -49,9 +49,12 @@ const SOCKET_BUFFER: usize = 4 << 20;
 /// many.
 const LOCAL_BUFFER: usize = 256 << 10;
 
-/// The longest datagram that is ever sent, in bytes of UDP payload. The system takes ten of them in
-/// one call.
-pub const LONGEST_DATAGRAM: u16 = 6500;
+/// The longest datagram that is ever sent, in bytes of UDP payload: over a short stream, where the work
+/// for each datagram limits the speed.
+pub const LONGEST_DATAGRAM: u16 = 16_384;
+/// The longest datagram on one machine, in bytes of UDP payload. The system takes ten of them in one
+/// call.
+pub const LOCAL_DATAGRAM: u16 = 6500;
 /// The longest datagram to try on a network that is not known, in bytes of UDP payload.
 pub const USUAL_DATAGRAM: u16 = 1452;
 

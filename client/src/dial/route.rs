@@ -8,7 +8,7 @@ use std::{
 
 use clap::ValueEnum;
 use common::transport::{
-    self, LONGEST_DATAGRAM, USUAL_DATAGRAM,
+    self, LOCAL_DATAGRAM, LONGEST_DATAGRAM, USUAL_DATAGRAM,
     carrier::{Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
@@ -72,12 +72,13 @@ impl Route {
     }
 
     /// The longest datagram to try on this route, in bytes of UDP payload. It is more than usual on
-    /// this machine, where no network in between has a smaller limit, and over SSH, where there is
-    /// none. A session that moves from there to UDP notices that its long datagrams are lost.
+    /// this machine, where no network in between has a smaller limit, and most over SSH, where there
+    /// is none. A session that moves from there to UDP notices that its long datagrams are lost.
     pub fn longest_datagram(&self) -> u16 {
         match self {
-            Self::Udp(remote) if !remote.ip().is_loopback() => USUAL_DATAGRAM,
-            _ => LONGEST_DATAGRAM,
+            Self::Udp(remote) if remote.ip().is_loopback() => LOCAL_DATAGRAM,
+            Self::Udp(_) => USUAL_DATAGRAM,
+            Self::Ssh(_) => LONGEST_DATAGRAM,
         }
     }
 

@@ -7,7 +7,7 @@ use quinn::udp::{EcnCodepoint, Transmit};
 
 /// What one call can take, in bytes: the longest UDP payload in an IPv6 packet (RFC 8200 section
 /// 3).
-const MOST_BYTES: usize = 65_487;
+pub(super) const MOST_BYTES: usize = 65_487;
 /// Datagrams that Linux takes in one call (`UDP_MAX_SEGMENTS`).
 const MOST_SEGMENTS: usize = 64;
 /// Datagrams in a full batch of quinn. A batch with fewer is the last one: quinn has nothing more

@@ -21,7 +21,7 @@ use quinn::{
 use rustix::io::Errno;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::batch::{Batch, BatchStep};
+use super::batch::{Batch, BatchStep, MOST_BYTES};
 
 /// How long to wait for room in the send buffer when the system can't report when there is room.
 const FULL_FOR: Duration = Duration::from_millis(1);
@@ -110,8 +110,24 @@ impl SystemSocket {
         Ok(())
     }
 
-    /// Sends a batch. The only error is `WouldBlock`, for a full send buffer.
+    /// Sends a batch, in several calls if one does not take it; only a full buffer is an error.
     fn send_batch(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+        if transmit.contents.len() <= MOST_BYTES || size > MOST_BYTES {
+            return self.send_at_once(transmit);
+        }
+        let mut parts = transmit.contents.chunks(MOST_BYTES / size * size).map(|contents| {
+            let segment_size = transmit.segment_size;
+            self.send_at_once(&Transmit { contents, segment_size, ..*transmit })
+        });
+        parts.next().unwrap_or(Ok(()))?;
+        // If there is no room for another part, the rest is lost, as in `send_at_once`.
+        let _ = parts.all(|sent| sent.is_ok());
+        Ok(())
+    }
+
+    /// Sends a batch in one call; only a full buffer is an error.
+    fn send_at_once(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let sent = match (self.send(transmit), transmit.segment_size) {
             (Err(e), Some(size))
                 if matches!(Errno::from_io_error(&e), Some(Errno::IO | Errno::INVAL)) =>

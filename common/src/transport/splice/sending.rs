@@ -38,14 +38,6 @@ impl Sending {
         Self { stream, finished: false, credit: Some(credit.clone()), share: 0, bulk: false }
     }
 
-    /// Gives the stream the priority of what it carries now.
-    fn rank(&mut self, bulk: bool) {
-        if bulk != self.bulk {
-            self.bulk = bulk;
-            let _ = self.stream.set_priority(if bulk { BULK } else { INTERACTIVE });
-        }
-    }
-
     /// Writes all of `bytes`. Not cancellation safe: a part may have been written.
     pub async fn write_all(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
         let mut rest = bytes;
@@ -76,11 +68,14 @@ impl Sending {
     /// # Cancel safety
     /// Cancellation safe: if it is cancelled, nothing has been written.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
-        let Some(credit) = self.credit.clone() else { return self.stream.write(bytes).await };
+        let Some(credit) = &self.credit else { return self.stream.write(bytes).await };
         if self.share == 0 {
-            let (share, bulk) = self.may_send(&credit, bytes.len()).await?;
+            let (share, bulk) = self.may_send(credit, bytes.len()).await?;
             self.share = share;
-            self.rank(bulk);
+            if bulk != self.bulk {
+                self.bulk = bulk;
+                let _ = self.stream.set_priority(if bulk { BULK } else { INTERACTIVE });
+            }
         }
         let write = self.stream.write(&bytes[..self.share.min(bytes.len())]);
         let n = if self.bulk { write.await? } else { credit.ahead(write).await? };

@@ -52,6 +52,24 @@ async fn the_datagrams_of_a_refused_batch_go_one_by_one() {
     }
 }
 
+#[tokio::test]
+async fn a_batch_that_is_too_much_for_one_call_goes_in_several() {
+    let (system, peer) = (system().await, socket());
+    let to = peer.local_addr().expect("an address");
+    for (size, len) in [(16_384, 5 * 16_384), (16_384, 4 * 16_384 + 1), (30_000, 70_000)] {
+        let contents: Vec<u8> = (0..len).map(|i| (i / size) as u8).collect();
+        system
+            .try_send(&Transmit { segment_size: Some(size), ..transmit(to, &contents) })
+            .expect("sent");
+        let mut datagram = vec![0; 1 << 16];
+        for expected in contents.chunks(size) {
+            let (n, _) = peer.recv_from(&mut datagram).expect("received");
+            assert!(datagram[..n] == *expected, "{n} bytes, {} expected", expected.len());
+        }
+    }
+    assert_eq!(system.batches_refused(), 0);
+}
+
 /// Reads until `count` datagrams have come, as QUIC does.
 async fn receive(system: &SystemSocket, mut count: usize) {
     while count > 0 {

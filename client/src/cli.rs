@@ -30,7 +30,7 @@ use crate::{
         },
         service::{self, ServiceFlags},
         status,
-        up::{self, UpFlags, bootstrap},
+        up::{self, UpFlags},
         warm::{self, Warm},
         watcher::{self, Watcher},
     },
@@ -198,13 +198,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
         match cli.command {
             Command::Doctor(flags) => return doctor::run(&dir, is_named, flags).await,
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
-            Command::Up(flags) => {
-                let UpFlags { target, on_box, settings } = flags;
-                let prepared = bootstrap::prepare(&dir, target, &on_box, settings.ssh_client);
-                let Some((profile_dir, login)) = prepared.await? else { return Ok(None) };
-                let settings = Settings::settle(&settings, named, &file, &profile_dir.name);
-                up::run(profile_dir, login, &settings).await
-            }
+            Command::Up(flags) => up::run(&dir, flags, named, &file).await,
             Command::Run(command) => {
                 let profile_dir = ProfileDir::choose(&dir, command.server.clone(), "run --server")?;
                 run::run(&dir, cli.config.as_deref(), profile_dir, command).await
@@ -220,9 +214,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                 let settings = Settings::settle(&hold.settings, named, &file, &hold.name);
                 tunnel::run(ProfileDir::new(&dir, hold.name), hold.detach, &settings).await
             }
-            Command::Status(show) => {
-                status::run(&ProfileDir::choose(&dir, show.name.clone(), "status")?, show).await
-            }
+            Command::Status(show) => status::several::run(&dir, show).await,
             Command::Ls(command) => ls::run(&dir, command).await,
             Command::Warm(command) => {
                 let profile_dir =

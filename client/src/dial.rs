@@ -18,6 +18,7 @@ use proto::{
 };
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::{
     dial::{
@@ -295,16 +296,12 @@ pub async fn dial(
     let mut attempts = JoinSet::new();
     for (name, delay) in addresses.iter().zip(staggered()) {
         // Names are looked up in parallel: a resolver that hangs does not delay the others.
-        attempts.spawn(reach(config.clone(), name.clone(), delay));
+        attempts.spawn(reach(config.clone(), name.clone(), delay).in_current_span());
     }
     if let Some(route) = ssh {
         let delay = if addresses.is_empty() { Duration::ZERO } else { STAGGER };
-        attempts.spawn(attempt(
-            config.clone(),
-            Route::Ssh(route.clone()),
-            route.to_string(),
-            delay,
-        ));
+        let by_ssh = attempt(config.clone(), Route::Ssh(route.clone()), route.to_string(), delay);
+        attempts.spawn(by_ssh.in_current_span());
     }
     match first(attempts).await {
         Err(Some(DialError::NoAnswer(_)) | None) => {
@@ -324,7 +321,8 @@ async fn reach(config: DialConfig, name: String, delay: Duration) -> Result<Dial
     tokio::time::sleep(delay).await;
     let mut attempts = JoinSet::new();
     for (address, delay) in found.into_iter().zip(staggered()) {
-        attempts.spawn(attempt(config.clone(), Route::Udp(address), name.clone(), delay));
+        let by_udp = attempt(config.clone(), Route::Udp(address), name.clone(), delay);
+        attempts.spawn(by_udp.in_current_span());
     }
     first(attempts).await.map_err(|why| why.unwrap_or(DialError::NoAnswer(name)))
 }

@@ -12,6 +12,7 @@ use std::{
 use common::{
     machine::{
         files::{self, FileError},
+        process::unix_now,
         report::{Exit, Failure},
     },
     transport::tls,
@@ -86,6 +87,10 @@ pub struct Profile {
     /// Whether the server has said that it revoked this device. It is stored because the server
     /// does not answer packets of a revoked device. Only a new enrollment ends it.
     pub revoked: bool,
+    /// The local port beside another server, if it has got one.
+    pub port: Option<u16>,
+    /// When this device enrolled first, Unix seconds. Profiles of older versions do not have it.
+    pub enrolled_at: Option<i64>,
     key: Arc<SecretPem>,
 }
 
@@ -103,6 +108,10 @@ struct Stored {
     ssh: Option<SshTarget>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     revoked: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    enrolled_at: Option<i64>,
     #[serde(with = "stored_key")]
     private_key: Arc<SecretPem>,
 }
@@ -150,6 +159,10 @@ impl ProfileDir {
                 Err(Failure::new(format!("this device is enrolled at several servers: {names}"))
                     .hint(format!("choose one: `adit {command} {}`", several[0]))
                     .exit(Exit::Usage))
+                .map_err(|failure| match command {
+                    "up" => failure.hint("or use all of them: `adit up --all`"),
+                    _ => failure,
+                })
             }
             _ => Ok(default),
         }
@@ -212,6 +225,8 @@ impl ProfileDir {
             enrolled: stored.enrolled,
             ssh: stored.ssh,
             revoked: stored.revoked,
+            port: stored.port,
+            enrolled_at: stored.enrolled_at,
             key: key.map_or(stored.private_key, Arc::new),
         };
         profile.certified_key().map_err(|e| damaged(&path, plain(&e)))?;
@@ -329,7 +344,16 @@ impl Profile {
         ssh: Option<SshTarget>,
         key: Arc<SecretPem>,
     ) -> Self {
-        Self { profile_dir, enrolled, ssh, revoked: false, key }
+        let (port, enrolled_at) = (None, Some(unix_now()));
+        Self { profile_dir, enrolled, ssh, revoked: false, port, enrolled_at, key }
+    }
+
+    /// The same with what this device keeps when it enrolls again.
+    pub(crate) fn in_place_of(self, old: Option<Self>) -> Self {
+        match old {
+            Some(old) => Self { port: old.port, enrolled_at: old.enrolled_at, ..self },
+            None => self,
+        }
     }
 
     /// Stores the profile. If that fails, the old file is unchanged.
@@ -340,6 +364,8 @@ impl Profile {
             enrolled: self.enrolled.clone(),
             ssh: self.ssh.clone(),
             revoked: self.revoked,
+            port: self.port,
+            enrolled_at: self.enrolled_at,
             private_key: self.key.clone(),
         };
         files::replace(&path, &to_bytes(&path, &stored)?)?;

@@ -30,6 +30,7 @@ use proto::{doctor::Report, identity::Name, wire::Enrolled};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::Instrument;
 
 pub(crate) use error::SshError;
 pub(crate) use hosts::HostKeyError;
@@ -188,11 +189,12 @@ impl SshTarget {
         };
         let (carrier, moving) = StreamCarrier::after(opening);
         let ended = dead.clone();
-        let task = tokio::spawn(async move {
+        let carrying = async move {
             let _end = ended.drop_guard();
             let why = moving.await;
             tracing::debug!("the SSH carrier ended: {why}");
-        });
+        };
+        let task = tokio::spawn(carrying.in_current_span());
         Ok((
             carrier,
             SshCarrier {

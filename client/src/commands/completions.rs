@@ -17,8 +17,8 @@ use crate::{
 
 /// Somebody waits for it at a prompt.
 const WITHIN: Duration = Duration::from_secs(1);
-/// The commands that take the name of a server, which is `name`, `server` or
-/// `target`.
+/// The commands whose `name` is not that of a server. That of the others is `name`, `server`,
+/// `old`, `target` or `targets`.
 const NOT_A_SERVER: [&str; 1] = ["enroll"];
 
 /// Makes each command complete what it takes.
@@ -29,9 +29,9 @@ pub(crate) fn completed(command: Command) -> Command {
         if NOT_A_SERVER.contains(&command.get_name()) {
             return command;
         }
-        let command = completions::complete(command, "name", servers);
-        let command = completions::complete(command, "server", servers);
-        let command = completions::complete(command, "target", servers);
+        let command = ["name", "server", "old", "target", "targets"]
+            .into_iter()
+            .fold(command, |command, id| completions::complete(command, id, servers));
         completions::complete(command, "model", models)
     })
 }

@@ -98,7 +98,8 @@ async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure
         EnrollAnswer::Enrolled(enrolled) => *enrolled,
         EnrollAnswer::Refused(why) => return Err(refused(why)),
     };
-    let profile = Profile::new(profile_dir, enrolled, None, key);
+    let old = profile_dir.read().ok();
+    let profile = Profile::new(profile_dir, enrolled, None, key).in_place_of(old);
     check(&profile, Some(invitation.ca))?;
     profile.save()?;
     Ok(profile)
@@ -158,7 +159,8 @@ pub(in crate::commands) async fn by_ssh(
     target.relay_port = enrolled.relay_port;
     // A loopback address of the server would be this computer here.
     enrolled.addresses.retain(|address| is_address(address) && !is_loopback(address));
-    let profile = Profile::new(profile_dir, enrolled, Some(target), key);
+    let old = profile_dir.read().ok();
+    let profile = Profile::new(profile_dir, enrolled, Some(target), key).in_place_of(old);
     check(&profile, None)?;
     profile.save()?;
     Ok(profile)

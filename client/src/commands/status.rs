@@ -2,6 +2,7 @@
 
 mod history;
 mod ollama;
+pub(crate) mod several;
 mod watch;
 
 use std::{
@@ -171,8 +172,7 @@ pub(crate) struct UpStatus {
 /// Flags of `status`.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// Show the tunnel to the server with this name [default: the only server, or the one called
-    /// `default`]
+    /// Show the tunnel to the server with this name [default: each that runs]
     pub(crate) name: Option<Name>,
     /// Print JSON
     #[arg(long)]

@@ -1,89 +1,261 @@
 //! `adit up`: starts all parts, says when the tunnel is ready, and drains when it is stopped.
 
 pub(crate) mod bootstrap;
+mod ports;
 mod running;
+mod tunnels;
 mod watched;
 
-use std::io::IsTerminal;
+use std::{collections::HashSet, io::IsTerminal, path::Path};
 
 use clap::Args;
 use common::machine::{
     control::{ClaimError, Control},
     process::{self, StopSignals},
     progress::Progress,
-    report::{Exit, Failure},
+    report::{Exit, Failure, typed},
 };
-use tokio::net::TcpListener;
-use tracing::info;
+use proto::identity::Name;
+use tokio::{net::TcpListener, task::JoinSet};
+use tracing::{Instrument, Span, info, info_span, warn};
 
-pub(super) use self::running::RunningTunnel;
 use self::{
     bootstrap::{BoxFlags, Target},
+    ports::Place,
     running::{first_word, tell_of_ollama},
 };
+pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
     dial::{plan::DialPlan, unmarked},
-    local::{listener, owner::Owners},
-    profile::{ProfileDir, SharedProfile},
-    settings::{SettingFlags, Settings},
+    local::owner::Owners,
+    profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
+    settings::{Named, SettingFlags, Settings, SettingsFile},
     ssh::SshTarget,
+    tunnel::Tunnel,
 };
 
 /// Flags of `up`.
 #[derive(Debug, Args)]
 pub(crate) struct UpFlags {
-    /// Use the server with this name [default: the only server, or the one called `default`]; or log
-    /// in at USER@HOST, put aditd there if none runs, enroll, and use that server
-    #[arg(value_name = "NAME|USER@HOST")]
-    pub(crate) target: Option<Target>,
+    /// Use the servers with these names, side by side. The first is on localhost:11434, and each
+    /// other one on a port of its own, which stays the same [default: the only server, or the one
+    /// called `default`]; or log in at USER@HOST, put aditd there if none runs, enroll, and use that
+    /// server
+    #[arg(value_name = "NAME|USER@HOST", conflicts_with = "all")]
+    targets: Vec<Target>,
+    /// Use all servers that this device is enrolled at; one that cannot start is left out
+    #[arg(long)]
+    all: bool,
     /// What is done with a login.
     #[command(flatten)]
-    pub(crate) on_box: BoxFlags,
+    on_box: BoxFlags,
     /// How.
     #[command(flatten)]
-    pub(crate) settings: SettingFlags,
+    settings: SettingFlags,
+}
+
+/// A server whose tunnel is about to start.
+struct Prepared {
+    settings: Settings,
+    plan: DialPlan,
+    control: Control,
+    place: Place,
 }
 
 /// Runs until it is stopped (SIGINT, SIGTERM, or SIGHUP from a closed terminal), or until the
-/// server refuses this device at the first attempt. `login` is one of this process at the same box.
+/// server refuses this device at the first attempt; of several servers, until all have.
+///
+/// # Errors
+/// If a server that was named cannot start, or none can; or if the last one has refused this device.
 pub(crate) async fn run(
-    profile_dir: ProfileDir,
-    login: Option<SshTarget>,
-    settings: &Settings,
+    state_dir: &Path,
+    flags: UpFlags,
+    named: &Named,
+    file: &SettingsFile,
 ) -> Result<(), Failure> {
-    let plan = dial_plan(&profile_dir, settings, login.as_ref())?;
-    let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
-    unmarked::keep_in(&profile_dir.dir);
-    let mut stop = StopSignals::listen_at_terminal()
+    warn_of_unknown_tables(state_dir, file)?;
+    let chosen = chosen(state_dir, &flags).await?;
+    if chosen.is_empty() {
+        return Ok(());
+    }
+    let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
+    let prepared = prepare(chosen, &flags, named, file)?;
+    // It is about this laptop's networks, whichever server is reached through them.
+    if let Some(first) = prepared.first() {
+        unmarked::keep_in(&first.place.profile.get().profile_dir.dir);
+    }
+    let mut signals = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    let listeners = listener::bind(&settings.listen.value, &profile_dir.argument())?;
-    let owners = let_in(settings.any_user.value, &listeners, &profile_dir.argument())?;
-    let mut running = RunningTunnel::start(plan, control, owners, listeners, settings)?;
-    info!("listening on http://{}", running.listening.join(" and http://"));
-    info!("connecting to {}", running.tunnel.plan().sought());
-
-    let serving = async {
-        // The system's `ssh` asks its questions itself, and they must stay readable.
-        let progress = (!running.tunnel.plan().asks_by_itself())
-            .then(|| Progress::show(&format!("connecting to {}", running.tunnel.plan().sought())));
-        first_word(&running.tunnel).await?;
-        drop(progress);
-        let first = running.listening.first().map_or("localhost", String::as_str);
-        info!("ready: Ollama on http://{first}");
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-        // Only where a person reads it: the requests count against this device's limits.
-        if std::io::stderr().is_terminal() {
-            tell_of_ollama(&running.tunnel, &running.listening).await;
-        }
-        std::future::pending().await
-    };
+    let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), &arguments)?;
+    let mut tunnels = Tunnels::default();
+    let mut first_words = JoinSet::new();
+    for (server, listeners) in prepared.into_iter().zip(all_listeners) {
+        let Prepared { settings, plan, control, place } = server;
+        // Of a single server, each line of the log is about that one.
+        let span = match has_several {
+            true => info_span!("server", message = %place.name),
+            false => Span::none(),
+        };
+        let _in_span = span.enter();
+        let owners = let_in(settings.any_user.value, &listeners, &arguments)?;
+        let running = RunningTunnel::start(plan, control, owners, listeners, &settings)?;
+        info!("listening on http://{}", running.listening.join(" and http://"));
+        info!("connecting to {}", running.tunnel.plan().sought());
+        let (tunnel, listening) = (running.tunnel.clone(), running.listening.clone());
+        let first_word = serve(tunnel, listening, !has_several);
+        first_words.spawn(first_word.in_current_span());
+        tunnels.add(running, settings.drain.value);
+    }
     tokio::select! {
-        () = stop.asked() => {}
-        refused = serving => return refused,
-        ended = running.parts.ended() => return Err(ended),
+        () = signals.asked() => {}
+        refused = all_refused(first_words) => return Err(refused),
+        ended = tunnels.ended() => return Err(ended),
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    running.stop(&mut stop, settings.drain.value).await
+    tunnels.stop(&mut signals).await
+}
+
+/// Waits until the server has accepted this device, and says so. `alone`: also meanwhile that it
+/// waits.
+///
+/// # Errors
+/// If the server refuses this device.
+async fn serve(tunnel: Tunnel, listening: Vec<String>, alone: bool) -> Result<(), Failure> {
+    // The system's `ssh` asks its questions itself, and they must stay readable.
+    let progress = (alone && !tunnel.plan().asks_by_itself())
+        .then(|| Progress::show(&format!("connecting to {}", tunnel.plan().sought())));
+    first_word(&tunnel).await?;
+    drop(progress);
+    info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    // Only where a person reads it: the requests count against this device's limits.
+    if std::io::stderr().is_terminal() {
+        tell_of_ollama(&tunnel, &listening).await;
+    }
+    Ok(())
+}
+
+/// A table for a server that does not exist is most likely a misspelt name.
+fn warn_of_unknown_tables(state_dir: &Path, file: &SettingsFile) -> Result<(), Failure> {
+    for (name, near) in file.unknown(&profile::known(state_dir)?) {
+        let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        warn!("the settings file has a table [servers.{name}], but there is no such server{near}");
+    }
+    Ok(())
+}
+
+/// A server that is meant, and the login of this process at its box, if there is one.
+struct Chosen {
+    profile_dir: ProfileDir,
+    login: Option<SshTarget>,
+}
+
+/// The servers that are meant, each once. The first is to be on Ollama's own port. None if there is
+/// no more to do.
+async fn chosen(state_dir: &Path, flags: &UpFlags) -> Result<Vec<Chosen>, Failure> {
+    let targets: Vec<Option<Target>> = match flags.all {
+        true => in_order(state_dir)?.into_iter().map(|name| Some(Target::Server(name))).collect(),
+        false => flags.targets.iter().cloned().map(Some).collect(),
+    };
+    let targets = if targets.is_empty() { vec![None] } else { targets };
+    let (mut chosen, mut seen) = (Vec::new(), HashSet::new());
+    for target in targets {
+        let client = flags.settings.ssh_client;
+        let prepared = bootstrap::prepare(state_dir, target, &flags.on_box, client).await?;
+        if let Some((profile_dir, login)) = prepared
+            && seen.insert(profile_dir.name.clone())
+        {
+            chosen.push(Chosen { profile_dir, login });
+        }
+    }
+    Ok(chosen)
+}
+
+/// All servers: `default` first, then the oldest enrollment, so that a new one does not move the
+/// others to another port.
+fn in_order(state_dir: &Path) -> Result<Vec<Name>, Failure> {
+    let mut names = profile::known(state_dir)?;
+    names.sort_by_cached_key(|name| {
+        let profile = ProfileDir::new(state_dir, name.clone()).read().ok();
+        (name.as_str() != DEFAULT_NAME, profile.and_then(|profile| profile.enrolled_at))
+    });
+    Ok(names)
+}
+
+/// What stands behind `adit up` for the same servers.
+fn arguments(flags: &UpFlags, chosen: &[Chosen]) -> String {
+    match chosen {
+        _ if flags.all => " --all".to_owned(),
+        [only] => only.profile_dir.argument(),
+        several => several.iter().map(|server| format!(" {}", server.profile_dir.name)).collect(),
+    }
+}
+
+/// Takes possession of the servers, before the first tunnel starts.
+fn prepare(
+    chosen: Vec<Chosen>,
+    flags: &UpFlags,
+    named: &Named,
+    file: &SettingsFile,
+) -> Result<Vec<Prepared>, Failure> {
+    let (mut prepared, mut failed) = (Vec::new(), None);
+    for (i, Chosen { profile_dir, login }) in chosen.into_iter().enumerate() {
+        let settings = Settings::settle(&flags.settings, named, file, &profile_dir.name);
+        // The top of the file, flags and environment are about the first.
+        let listen = match i {
+            0 => Some(settings.listen.value.clone()),
+            _ => file.listen(&profile_dir.name),
+        };
+        let server = dial_plan(&profile_dir, &settings, login.as_ref()).and_then(|plan| {
+            let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
+            let place =
+                Place { name: profile_dir.name.clone(), listen, profile: plan.profile.clone() };
+            Ok(Prepared { settings, plan, control, place })
+        });
+        match server {
+            Ok(server) => prepared.push(server),
+            Err(why) if flags.all => {
+                warn!("`{}` is left out: {}", profile_dir.name, in_one_line(&why));
+                failed = failed.or(Some(why));
+            }
+            Err(why) => return Err(why),
+        }
+    }
+    match failed {
+        Some(why) if prepared.is_empty() => Err(why),
+        _ => Ok(prepared),
+    }
+}
+
+/// Waits for the first word of each server, and ends when all have refused this device.
+async fn all_refused(mut first_words: JoinSet<Result<(), Failure>>) -> Failure {
+    let several = first_words.len() > 1;
+    let (mut is_ready, mut refused) = (false, None);
+    while let Some(word) = first_words.join_next().await {
+        match word {
+            Ok(Ok(())) => is_ready = true,
+            Ok(Err(why)) => {
+                if several {
+                    warn!("{}", in_one_line(&why));
+                }
+                refused = refused.or(Some(why));
+            }
+            // A defect, which the log has told.
+            Err(_) => {}
+        }
+    }
+    match refused {
+        Some(why) if !is_ready => why,
+        _ => std::future::pending().await,
+    }
+}
+
+/// A failure as a line of the log.
+fn in_one_line(failure: &Failure) -> String {
+    let causes: String = failure.causes().iter().map(|cause| format!(": {cause}")).collect();
+    let hints = typed(failure.hints().join("; "));
+    let hints = if hints.is_empty() { hints } else { format!(" ({hints})") };
+    format!("{}{causes}{hints}", failure.what())
 }
 
 /// The addresses and carriers to try. What was unlocked for `login` is used again.

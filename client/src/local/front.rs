@@ -21,7 +21,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::debug;
+use tracing::{Instrument, debug};
 
 use crate::{
     dial::DialError,
@@ -45,7 +45,7 @@ pub(crate) async fn accept(listener: TcpListener, front: Front, connections: Tas
             () = front.stop.cancelled() => return,
         };
         let front = front.clone();
-        connections.spawn(async move { front.carry(tcp).await });
+        connections.spawn(async move { front.carry(tcp).await }.in_current_span());
     }
 }
 

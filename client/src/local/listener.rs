@@ -76,18 +76,27 @@ pub(crate) fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>
         match *listen {
             ListenAddr::Address(address) => bind_once(&mut listeners, address)
                 .map_err(|e| cannot_listen(address, &address.to_string(), name, e))?,
-            ListenAddr::Localhost(port) => bind_localhost(&mut listeners, port, name)?,
+            ListenAddr::Localhost(port) => bind_localhost(&mut listeners, port)
+                .map_err(|(at, e)| cannot_listen(at, &format!("localhost:{port}"), name, e))?,
         }
     }
     Ok(listeners)
 }
 
+/// Binds a port of both families, if it is free.
+pub(crate) fn bind_free(port: u16) -> Option<Vec<TcpListener>> {
+    let mut listeners = Vec::new();
+    bind_localhost(&mut listeners, port).is_ok().then_some(listeners)
+}
+
 /// Binds a port of both families, or only of IPv4 if there is no IPv6. With port 0 both families
 /// get the same port.
-fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16, name: &str) -> Result<(), Failure> {
-    let shown = format!("localhost:{port}");
+fn bind_localhost(
+    listeners: &mut Vec<TcpListener>,
+    port: u16,
+) -> Result<(), (SocketAddr, io::Error)> {
     let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    bind_once(listeners, v4).map_err(|e| cannot_listen(v4, &shown, name, e))?;
+    bind_once(listeners, v4).map_err(|e| (v4, e))?;
     let given = listeners.last().and_then(|last| last.local_addr().ok());
     let port = if port == 0 { given.map_or(0, |given| given.port()) } else { port };
     let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
@@ -98,7 +107,7 @@ fn bind_localhost(listeners: &mut Vec<TcpListener>, port: u16, name: &str) -> Re
             debug!("no IPv6 here: {e}");
             Ok(())
         }
-        bound => bound.map_err(|e| cannot_listen(v6, &shown, name, e)),
+        bound => bound.map_err(|e| (v6, e)),
     }
 }
 

@@ -107,6 +107,11 @@ impl SettingsFile {
         unknown.map(|name| (name, nearest(name.as_str(), known.iter().map(Name::as_str)))).collect()
     }
 
+    /// The addresses in a server's own table.
+    pub(crate) fn listen(&self, server: &Name) -> Option<Vec<ListenAddr>> {
+        self.servers.get(server)?.listen.clone()
+    }
+
     /// Whether a server has a table of its own.
     pub(crate) fn has_table(&self, server: &Name) -> bool {
         self.servers.contains_key(server)

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use proto::knock::random_fraction;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::{
     dial::{
@@ -93,7 +94,8 @@ impl PathProbe {
         };
         if udp && now >= self.udp.next && !self.plan.addresses().is_empty() {
             let plan = self.plan.clone();
-            self.attempts.spawn(async move { ProbeOutcome::Udp(plan.dial_udp().await) });
+            let attempt = async move { ProbeOutcome::Udp(plan.dial_udp().await) };
+            self.attempts.spawn(attempt.in_current_span());
             self.udp.running += 1;
             let pause = if need == Need::Better { self.pause } else { UDP_EVERY };
             self.udp.next = now + pause.mul_f64(0.75 + random_fraction() / 2.0);
@@ -103,7 +105,8 @@ impl PathProbe {
         }
         if need == Need::Any && std::mem::take(&mut self.anew) && self.plan.ssh().is_some() {
             let plan = self.plan.clone();
-            self.attempts.spawn(async move { ProbeOutcome::Anew(plan.dial_ssh().await) });
+            let attempt = async move { ProbeOutcome::Anew(plan.dial_ssh().await) };
+            self.attempts.spawn(attempt.in_current_span());
             // A login for a carrier would be faster, and would only lead to another trial of a
             // forgotten session.
             self.ssh.next = now + ANEW_WITHIN;
@@ -113,7 +116,8 @@ impl PathProbe {
             && now >= self.ssh.next
             && let Some(route) = self.plan.ssh()
         {
-            self.attempts.spawn(async move { ProbeOutcome::Ssh(log_in(route).await) });
+            let attempt = async move { ProbeOutcome::Ssh(log_in(route).await) };
+            self.attempts.spawn(attempt.in_current_span());
             self.ssh.running += 1;
             self.ssh.next = now + SSH_EVERY;
         }

@@ -32,7 +32,8 @@ impl ConfigText {
         text(path).map(|text| Self::new(path, text)).map_err(|e| unreadable(path, e))
     }
 
-    /// Like [`ConfigText::read`]; `None` if there is no such file.
+    /// Like [`ConfigText::read`]; `None` if there is no such file, or it is in a directory of
+    /// another user that this user cannot look into.
     ///
     /// # Errors
     /// Likewise.
@@ -40,6 +41,7 @@ impl ConfigText {
         match text(path) {
             Ok(text) => Ok(Some(Self::new(path, text))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied && is_hidden(path) => Ok(None),
             Err(e) => Err(unreadable(path, e)),
         }
     }
@@ -100,6 +102,11 @@ fn text(path: &Path) -> io::Result<String> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB"));
     }
     Ok(text)
+}
+
+/// Whether this user cannot even see if the file exists.
+fn is_hidden(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::PermissionDenied)
 }
 
 fn unreadable(path: &Path, error: io::Error) -> Failure {

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
 use crate::{
-    commands::up::{RunningTunnel, claimed, dial_plan, let_in},
+    commands::up::{RunningTunnel, Tunnels, claimed, dial_plan, let_in},
     dial::{plan::DialPlan, unmarked},
     local::listener::{self, ListenAddr},
     profile::ProfileDir,
@@ -137,7 +137,9 @@ pub(crate) async fn run(
         () = stop.asked() => {}
         ended = running.parts.ended() => return Err(ended),
     }
-    running.stop(&mut stop, settings.drain.value).await
+    let mut tunnels = Tunnels::default();
+    tunnels.add(running, settings.drain.value);
+    tunnels.stop(&mut stop).await
 }
 
 async fn tell(begun: &Begun) -> Result<(), Failure> {

@@ -8,7 +8,6 @@ use std::{
 
 use common::machine::{
     control::Control,
-    process::StopSignals,
     progress::Progress,
     report::{Exit, Failure},
 };
@@ -19,7 +18,7 @@ use tokio::{
     task::{JoinError, JoinSet},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{Instrument, info, warn};
 
 use super::watched::Watched;
 use crate::{
@@ -93,7 +92,7 @@ impl RunningTunnel {
         };
         let leases = Leases::new(front.clone(), connections.clone());
         let mut parts = Parts::default();
-        parts.services.spawn(keep_up);
+        parts.services.spawn(keep_up.in_current_span());
         let shown = StatusSource {
             tunnel: tunnel.clone(),
             listening: listening.clone(),
@@ -102,22 +101,22 @@ impl RunningTunnel {
             stop: no_more.clone(),
             end: end.clone(),
         };
-        parts.services.spawn(answer_control(control, shown));
+        parts.services.spawn(answer_control(control, shown).in_current_span());
         for listener in listeners {
             let accepting = front::accept(listener, front.clone(), connections.clone());
-            parts.accepting.spawn(accepting);
+            parts.accepting.spawn(accepting.in_current_span());
         }
         Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more, end })
     }
 
-    /// Accepts no more connections, lets running ones go on for `drain`, and closes the connection
-    /// to the server.
+    /// Accepts no more connections, lets running ones go on for `drain` or until `end_now`, and
+    /// closes the connection to the server.
     ///
     /// # Errors
     /// If a part of the tunnel has ended by itself.
     pub(in crate::commands) async fn stop(
         mut self,
-        stop: &mut StopSignals,
+        end_now: CancellationToken,
         drain: Duration,
     ) -> Result<(), Failure> {
         let _ = self.end.set(Instant::now() + drain);
@@ -138,7 +137,7 @@ impl RunningTunnel {
                 () = self.connections.wait() => {}
                 () = count_down(&self.connections, drain) => {}
                 () = tokio::time::sleep(drain) => warn!("aborting the answers that still run"),
-                () = stop.asked() => {}
+                () = end_now.cancelled() => {}
                 ended = self.parts.ended() => return Err(ended),
             }
         }

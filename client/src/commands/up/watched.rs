@@ -10,7 +10,7 @@ use tokio::{
     sync::watch,
 };
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, warn};
 
 use crate::{
     commands::watcher::WatcherMessage, dial::route::CarrierChoice, profile::ProfileDir,
@@ -39,7 +39,7 @@ impl Watched {
         let ends = is_over.clone();
         let started =
             command(profile_dir, carrier, ssh_client).and_then(|mut command| command.spawn());
-        let task = tokio::spawn(async move {
+        let following = async move {
             match started {
                 Ok(child) => follow(child, state, ends).await,
                 Err(e) => warn!(
@@ -47,7 +47,8 @@ impl Watched {
                      go on until the next start)"
                 ),
             }
-        });
+        };
+        let task = tokio::spawn(following.in_current_span());
         Self { is_over, task: AbortOnDropHandle::new(task) }
     }
 

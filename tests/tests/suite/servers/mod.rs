@@ -2,3 +2,4 @@
 
 mod profiles;
 mod settings;
+mod several;

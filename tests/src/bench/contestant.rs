@@ -1,49 +1,49 @@
-//! Who is measured.
+//! The contestants: no tunnel, `ssh -L`, Adit, and other tunnels.
 
 use super::row::{Direction, Row, Scene, Work};
 
-/// Somebody who carries connections from the laptop to the service.
+/// A way to carry connections from the laptop to the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Contestant {
     /// Its name on the command line and in the report.
     pub name: String,
-    /// What it is.
+    /// The kind of contestant.
     pub kind: Kind,
 }
 
-/// What a contestant is.
+/// The kinds of contestants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// No tunnel: TCP, with this congestion control.
     Direct(Congestion),
     /// `ssh -L`, with the cipher that it chooses, or with AES-128-GCM.
     Ssh {
-        /// Whether it is AES-128-GCM.
+        /// Whether the cipher is AES-128-GCM.
         gcm: bool,
     },
     /// Adit.
     Adit {
-        /// Which of the programs that are compared; the first is this one.
+        /// The index of the build among those that are compared; 0 is this build.
         program: usize,
-        /// What brings the tunnel's packets to the server.
+        /// What carries the tunnel's packets to the server.
         carrier: Carrier,
-        /// What `aditd` takes the service for.
+        /// The kind of the service (`--upstream http://` or `tcp://`).
         service: Service,
     },
-    /// Another tunnel that is installed here.
+    /// Another tunnel that is installed on this machine.
     Peer(Peer),
 }
 
 /// TCP's congestion control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Congestion {
-    /// What ordinary systems have.
+    /// Cubic, the default of most systems.
     Cubic,
-    /// What some have.
+    /// BBR, the default of some systems.
     Bbr,
 }
 
-/// What brings Adit's packets to the server.
+/// What carries Adit's packets to the server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carrier {
     /// UDP.
@@ -52,12 +52,12 @@ pub enum Carrier {
     Ssh,
 }
 
-/// What `aditd` takes the service for.
+/// The kind of the service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Service {
-    /// Bytes that nobody reads.
+    /// `tcp://`: bytes are forwarded without being read.
     Tcp,
-    /// HTTP: the gate reads each request.
+    /// `http://`: the gate reads each request.
     Http,
 }
 
@@ -77,7 +77,7 @@ pub enum Peer {
 }
 
 impl Congestion {
-    /// As the kernel calls it.
+    /// Its name in the kernel.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cubic => "cubic",
@@ -87,7 +87,7 @@ impl Congestion {
 }
 
 impl Service {
-    /// As `--upstream` calls it.
+    /// Its scheme in `--upstream`.
     pub fn scheme(self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
@@ -125,7 +125,7 @@ impl Peer {
 }
 
 impl Contestant {
-    /// Everybody, in the order of the table. `also` names other builds of Adit.
+    /// All contestants, in the order of the table. `also` names other builds of Adit.
     pub fn all(also: &[String]) -> Vec<Self> {
         let of = |name: &str, kind| Self { name: name.to_owned(), kind };
         let mut all = vec![
@@ -147,17 +147,17 @@ impl Contestant {
         all
     }
 
-    /// Whether it has something to show in this row. `--quick` leaves out what differs little from
-    /// others.
+    /// Whether this contestant is measured in this row. `--quick` leaves out contestants that
+    /// differ little from others.
     pub fn takes_part(&self, row: &Row, quick: bool) -> bool {
         let clean = row.scene.link().is_none();
         let bulk = matches!(row.work, Work::Bulk { .. });
         let disturbed = matches!(row.work, Work::Disturbance(_));
         match self.kind {
-            // There is no process of its own to weigh.
+            // Without a tunnel there is no process whose memory could be measured.
             Kind::Direct(_) if matches!(row.work, Work::Memory { .. }) => false,
             Kind::Direct(congestion) => congestion == Congestion::Cubic || !(clean || disturbed),
-            // A cipher is a matter of processors, not of links.
+            // The cipher matters only where the processors are the limit.
             Kind::Ssh { gcm: true } => clean && (bulk || !quick),
             Kind::Ssh { gcm: false } => true,
             Kind::Adit { service: Service::Http, carrier, .. } if quick => {
@@ -165,11 +165,11 @@ impl Contestant {
             }
             Kind::Adit { service: Service::Http, .. } => !disturbed,
             Kind::Adit { .. } => true,
-            // Those who want to see them every day name them.
+            // With `--quick`, other tunnels are measured only if they are named.
             Kind::Peer(_) if quick => false,
-            // It is an interface of its own, which needs a network of its own.
+            // WireGuard is a network interface and needs a network namespace.
             Kind::Peer(Peer::Boringtun) => row.scene != Scene::Loopback,
-            // It is the box that connects to the laptop, whose address nobody there can know.
+            // In a reverse tunnel the box connects to the laptop, and the laptop's address changes.
             Kind::Peer(Peer::Rathole) => !disturbed,
             Kind::Peer(_) => true,
         }

@@ -17,7 +17,7 @@ use self::{
 };
 use crate::{ollama::Options, world::World};
 
-/// Each count is the median of so many.
+/// Each count is the median of so many runs.
 const REPEATS: usize = 3;
 
 /// Counts, and compares with the counts in `file`, or writes them there.
@@ -42,7 +42,7 @@ pub(super) async fn run(file: &Path, accept: bool) -> Result<(), Failure> {
     comparison.verdict(file)
 }
 
-/// Where nothing may be skipped, a machine without valgrind fails.
+/// Where no test may be skipped, a machine without valgrind is an error.
 fn missing() -> Result<(), Failure> {
     let why = "valgrind is not installed";
     if std::env::var_os("ADIT_REQUIRE_ALL").is_some() {

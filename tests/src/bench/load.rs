@@ -1,6 +1,6 @@
-//! Load: a service that speaks HTTP as Ollama does, and applications that measure the way to it. The
-//! same bytes go every way, so that a tunnel that reads requests can be compared with one that does
-//! not.
+//! Load: a service that speaks HTTP as Ollama does, and applications that measure the way to it.
+//! The same bytes go every way, so that a tunnel that reads requests can be compared with one that
+//! does not.
 
 mod apps;
 mod seat;
@@ -12,7 +12,7 @@ pub use service::Service;
 
 use std::{sync::OnceLock, time::Instant};
 
-/// From one token to the next.
+/// The time from one token to the next.
 pub const TOKEN_PERIOD_US: u64 = 20_000;
 /// A small request.
 pub(super) const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nUser-Agent: adit-bench\r\nAccept: */*\r\n\r\n";
@@ -20,7 +20,7 @@ pub(super) const GET: &[u8] = b"GET /api/version HTTP/1.1\r\nHost: localhost\r\n
 const ANSWER: usize = 256;
 /// The length of a chunk with one token, its framing included.
 pub(super) const CHUNK: usize = 128;
-/// Where in a chunk is the time at which it was made.
+/// The offset in a chunk of the time at which it was made.
 const MADE_AT: std::ops::Range<usize> = 35..51;
 
 /// Nanoseconds since this process began: the service and the applications share it.

@@ -1,4 +1,4 @@
-//! What this machine has, and how quiet it is.
+//! The equipment of this machine, and how quiet it is.
 
 use std::{fs, path::Path, time::Instant};
 
@@ -19,7 +19,7 @@ use crate::{
 const WORK: usize = 4 << 20;
 
 impl Machine {
-    /// Looks.
+    /// Examines this machine.
     pub fn look() -> Self {
         let ssh = (!Sshd::is_there()).then(|| {
             "there is no OpenSSH server and client: `apt install openssh-server`".to_owned()
@@ -47,7 +47,7 @@ fn has_congestion_control(which: Congestion) -> bool {
     socket.and_then(|socket| socket.set_tcp_congestion(which.name().as_bytes())).is_ok()
 }
 
-/// Watches how quiet the machine is while the benchmark runs.
+/// Measures how quiet the machine is while the benchmark runs.
 pub struct Watch {
     load: f64,
     stolen: Option<(u64, u64)>,
@@ -61,25 +61,25 @@ pub struct Quiet {
     pub processors: usize,
     /// The kernel's release.
     pub kernel: String,
-    /// Processes that wanted to run before the benchmark began, on average of a minute.
+    /// The load average of the minute before the benchmark began.
     pub load_before: f64,
-    /// The part of the processors' time that the hypervisor gave to others meanwhile.
+    /// The part of the processors' time that the hypervisor gave to other machines, from 0 to 1.
     pub stolen: Option<f64>,
     /// How long the same piece of work took between measurements, in ms: the median.
     pub work_ms: f64,
-    /// The same, the slowest of ten.
+    /// The same: the slowest tenth took at least this long, in ms.
     pub work_p90_ms: f64,
 }
 
 impl Watch {
-    /// Begins.
+    /// Begins to measure.
     pub fn new() -> Self {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         let load = load.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(0.0);
         Self { load, stolen: stolen(), work: Vec::new() }
     }
 
-    /// Does the same piece of work as always, and keeps how long it took.
+    /// Does a fixed piece of work and records how long it took.
     pub fn work(&mut self) {
         let bytes = vec![7; WORK];
         let began = Instant::now();
@@ -87,7 +87,7 @@ impl Watch {
         self.work.push(began.elapsed().as_secs_f64() * 1e3);
     }
 
-    /// Ends.
+    /// Ends the measurement and returns its result.
     pub fn quiet(mut self) -> Quiet {
         let stolen = self
             .stolen

@@ -10,19 +10,19 @@ use std::{
 use super::row::Scene;
 use crate::lab::{DEVICE, LOOPBACK, Lab, Namespace, SERVER, Wire};
 
-/// Both ends' networks.
+/// The networks of the laptop and of the server.
 pub enum Net {
-    /// The machine's own, for both.
+    /// The machine's own network, for both.
     Loopback,
-    /// Joined by a cable.
+    /// Two namespaces, joined by a virtual cable.
     Wire(Wire),
-    /// Joined by a link.
+    /// Two namespaces, joined by an emulated link.
     Lab(Lab),
 }
 
 impl Net {
-    /// Makes those of a scene. A link does nothing to packets before [`Net::begin`]: what is measured
-    /// is not how a contestant is enrolled.
+    /// Makes the networks of a scene. Before [`Net::begin`], an emulated link neither delays nor
+    /// drops packets: the enrollment of a contestant is not measured.
     ///
     /// # Errors
     /// What the kernel says.
@@ -46,8 +46,8 @@ impl Net {
         Ok(net)
     }
 
-    /// Commands that give TCP the congestion control that ordinary systems have, whatever this one
-    /// has. A namespace may not choose any for itself, but for each of its routes.
+    /// Commands that give TCP the default congestion control of most systems, whatever this system
+    /// uses. It is set for each route, because a namespace may not set it for itself.
     fn ordinary_tcp(&self, own: Ipv4Addr) -> String {
         let loopback = ["127.0.0.0/8", "127.0.0.1"].map(|to| {
             format!("route replace local {to} dev lo table local proto kernel scope host src 127.0.0.1 congctl cubic\n")
@@ -59,14 +59,14 @@ impl Net {
         format!("{}route replace {out} dev {DEVICE} congctl cubic", loopback.concat())
     }
 
-    /// Lets the link be that of the scene.
+    /// From now on, the link delays and drops packets as the scene says.
     pub fn begin(&self, scene: Scene) {
         if let (Self::Lab(lab), Some(link)) = (self, scene.link()) {
             lab.set_link(link);
         }
     }
 
-    /// The laptop's network, unless it is the machine's.
+    /// The laptop's network; `None` if it is the machine's own.
     pub fn client(&self) -> Option<&Arc<Namespace>> {
         match self {
             Self::Loopback => None,
@@ -75,7 +75,7 @@ impl Net {
         }
     }
 
-    /// The server's network, unless it is the machine's.
+    /// The server's network; `None` if it is the machine's own.
     pub fn server(&self) -> Option<&Arc<Namespace>> {
         match self {
             Self::Loopback => None,
@@ -97,7 +97,7 @@ impl Net {
         if self.server().is_some() { SERVER } else { Ipv4Addr::LOCALHOST }
     }
 
-    /// The laptop's address, as the server sees it where no address translator is between.
+    /// The laptop's address, as the server sees it if there is no NAT.
     pub fn client_ip(&self) -> Ipv4Addr {
         match self {
             Self::Loopback => Ipv4Addr::LOCALHOST,
@@ -106,7 +106,8 @@ impl Net {
         }
     }
 
-    /// Runs `future` in the laptop's network; what it spawns as a task of its own is outside.
+    /// Runs `future` in the laptop's network. Tasks that it spawns run in the machine's own
+    /// network.
     pub async fn at_client<F: Future>(&self, future: F) -> F::Output {
         match self.client() {
             Some(network) => network.within(future).await,
@@ -122,8 +123,8 @@ impl Net {
         }
     }
 
-    /// A free TCP port of the laptop's loopback. It is given up again: whoever gets it has to be
-    /// quick, which only matters on a machine's own loopback.
+    /// A TCP port of the laptop's loopback that is free now. On the machine's own loopback, another
+    /// program may take it before it is used.
     ///
     /// # Errors
     /// What the system says.

@@ -16,29 +16,29 @@ use super::{
     row::Scene,
 };
 
-/// Until a contestant's own port answers.
+/// How long to wait until a contestant's port answers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
 
-/// A contestant that is up. Dropping it ends it.
+/// A contestant that was set up. Dropping it ends its processes.
 pub(super) struct Stage {
     /// Where applications connect.
     pub(super) target: Target,
-    /// What works for it.
+    /// Its processes.
     pub(super) processes: Processes,
     /// Where applications run.
     pub(super) apps: Seat,
-    /// What they ask.
+    /// The service that they ask.
     pub(super) service: Service,
-    // In this order: the processes end before the networks that they are in.
+    // Fields are dropped in this order: the processes end before their networks.
     _running: Keep,
-    /// Both ends' networks.
+    /// The networks of both ends.
     pub(super) net: Net,
 }
 
-/// Whatever has to be kept for as long as a contestant runs.
+/// A value that has to be kept for as long as a contestant runs.
 type Keep = Box<dyn Send + Sync>;
 
-/// A contestant's own part of a stage.
+/// The parts of a stage that differ between contestants.
 struct Running {
     address: SocketAddr,
     processes: Processes,
@@ -50,10 +50,10 @@ impl Stage {
     /// compared.
     ///
     /// # Errors
-    /// What kept it from coming up.
+    /// If it could not be set up: why.
     ///
     /// # Panics
-    /// If a process of Adit's does not come up, with its log.
+    /// If a process of Adit does not become ready, with its log.
     pub(super) async fn open(
         contestant: &Contestant,
         scene: Scene,
@@ -100,7 +100,7 @@ fn direct(net: &Net, service: &Service, congestion: Congestion) -> io::Result<Ru
     Ok(Running { address, processes: Processes::default(), keep: Box::new(()) })
 }
 
-/// Waits until somebody listens there.
+/// Waits until a program listens there.
 async fn answers(net: &Net, address: SocketAddr) -> io::Result<()> {
     let connects = async {
         while TcpStream::connect(address).await.is_err() {

@@ -7,16 +7,16 @@ use super::{
     row::{ROWS, Row, Scene},
 };
 
-/// To set a contestant up, once in each scene.
+/// The time to set a contestant up, once in each scene.
 const SETUP_SECONDS: f64 = 3.0;
-/// Between two measurements.
+/// The pause between two measurements.
 const PAUSE_SECONDS: f64 = 0.2;
 const ROUNDS: usize = 3;
 
-/// What is asked for.
+/// What the command line asks for.
 #[derive(Debug, Clone, Default)]
 pub struct Wishes {
-    /// The rows and the time that every day has.
+    /// `--quick`: fewer rows, and less time for each.
     pub quick: bool,
     /// Names of rows, or parts of them; none means all.
     pub rows: Vec<String>,
@@ -31,9 +31,9 @@ pub struct Wishes {
 /// What this machine has.
 #[derive(Debug, Clone, Default)]
 pub struct Machine {
-    /// Why there can be no network lab.
+    /// Why no network lab can be made; `None` if one can.
     pub no_lab: Option<String>,
-    /// Why there can be no SSH.
+    /// Why SSH can't be measured; `None` if it can.
     pub no_ssh: Option<String>,
     /// Whether the kernel has BBR.
     pub bbr: bool,
@@ -46,7 +46,7 @@ pub struct Machine {
 pub struct Plan {
     /// In order.
     pub entries: Vec<Entry>,
-    /// Everybody who takes part in one of them, in the order of the table.
+    /// All contestants of these rows, in the order of the table.
     pub contestants: Vec<Contestant>,
     /// What was left out.
     pub left_out: Vec<LeftOut>,
@@ -57,20 +57,20 @@ pub struct Plan {
 pub struct Entry {
     /// The row.
     pub row: &'static Row,
-    /// In turn, or side by side.
+    /// Its contestants, which are measured in turn or side by side.
     pub contestants: Vec<Contestant>,
     /// How long each measurement takes, in seconds.
     pub seconds: f64,
-    /// How often.
+    /// How often it is measured.
     pub rounds: usize,
 }
 
-/// Something that is not measured.
+/// Rows or a contestant that are left out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct LeftOut {
     /// Rows, or a contestant.
     pub what: String,
-    /// And what would change that.
+    /// Why, and what would change that.
     pub why: String,
 }
 
@@ -78,7 +78,7 @@ impl Plan {
     /// Decides.
     ///
     /// # Errors
-    /// If a name in the wishes means nothing, or nothing is left to measure.
+    /// If a name on the command line is unknown, or nothing is left to measure.
     pub fn new(wishes: &Wishes, machine: &Machine) -> Result<Self, Failure> {
         let rows = chosen_rows(wishes)?;
         let everybody = chosen_contestants(wishes)?;
@@ -101,7 +101,7 @@ impl Plan {
             scenes.dedup();
             left_out.push(LeftOut { what: format!("the rows of {}", scenes.join(", ")), why });
         }
-        // Without a lab, loopback is all that there is, also every day.
+        // Without a lab only loopback can be measured, also with `--quick`.
         let quick_rows = machine.no_lab.is_none();
         let entries =
             rows.into_iter().filter_map(|row| entry(row, &contestants, wishes, quick_rows));
@@ -138,7 +138,8 @@ fn entry(
     let seconds = match (wishes.quick, row.quick) {
         (false, _) => row.seconds,
         (true, Some(quick)) => quick,
-        // A row that is named, or the only one of its kind, is measured all the same.
+        // With `--quick`, a row that is named, or that is the only one of its kind, is measured
+        // too.
         (true, None) if !wishes.rows.is_empty() || !quick_rows => row.seconds / 2.0,
         (true, None) => return None,
     };
@@ -255,7 +256,7 @@ mod tests {
             ["w1/upload", "fat/download"]
         );
         assert!(Plan::new(&rows(&["w9"]), &bare()).is_err());
-        // One that is named is measured quickly, too.
+        // A contestant that is named is measured with `--quick`, too.
         let quick = Wishes { quick: true, ..rows(&["fat"]) };
         assert_eq!(planned(&quick, &bare()).entries[0].seconds, 5.0);
     }

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, fs};
 /// The processes of both ends, with all that they have started.
 #[derive(Debug, Clone, Default)]
 pub struct Processes {
-    /// Counted with all that they have started.
+    /// Processes that are counted, with all processes that they have started.
     pub roots: Vec<u32>,
-    /// Not counted themselves, as they run anyway: only what they have started is.
+    /// Processes that would run anyway: only the processes that they have started are counted.
     pub hosts: Vec<u32>,
 }
 

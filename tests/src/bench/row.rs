@@ -139,7 +139,7 @@ pub enum Bound {
 }
 
 impl Scene {
-    /// In the order in which they are measured.
+    /// All scenes, in the order in which they are measured.
     pub const ALL: [Self; 7] =
         [Self::Veth, Self::Loopback, Self::W1, Self::W2, Self::W3, Self::Fat, Self::Roaming];
 
@@ -193,8 +193,8 @@ impl Scene {
         if self.link().is_some() { (1000.0, "ms") } else { (1.0, "µs") }
     }
 
-    /// Whether everybody may be measured at the same time, each on a link of its own: what runs here
-    /// waits for the link, and leaves the processors free.
+    /// Whether all contestants may be measured at the same time, each on a link of its own. That is
+    /// so where the link is the limit and the processors are mostly idle.
     pub fn is_side_by_side(self, work: Work) -> bool {
         match work {
             Work::Disturbance(_) => true,
@@ -247,8 +247,8 @@ impl Work {
         }
     }
 
-    /// Whether one measurement says as much as several: it leaves its mark on who was measured, or
-    /// takes so long that noise does not count.
+    /// Whether one measurement is enough: a second one would not start from the same state, or each
+    /// takes so long that noise does not matter.
     pub fn is_once(self) -> bool {
         matches!(self, Self::Memory { .. } | Self::Disturbance(_))
     }
@@ -308,8 +308,8 @@ use Bound::{AtLeast, AtMost};
 use Figure::{Cpu, Gap, P50, P99, Rate, RssIdle, RssStart};
 use Scene::{Fat, Loopback, Roaming, Veth, W1, W2, W3};
 
-/// All of them, in the order in which they are measured. Memory comes first in its scene: what was
-/// carried before would count.
+/// All rows, in the order in which they are measured. Memory is measured first in its scene,
+/// because earlier transfers would count.
 #[rustfmt::skip]
 pub const ROWS: [Row; 34] = [
     row("veth/memory", Veth, Work::Memory { idle: 1000 }, 1.0, Some(1.0), &[

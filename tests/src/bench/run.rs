@@ -1,4 +1,4 @@
-//! Runs a plan: scene by scene, row by row, round by round, everybody in turn.
+//! Runs a plan: scene by scene, row by row, round by round, one contestant after another.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -27,7 +27,7 @@ struct Run {
     left_out: Vec<LeftOut>,
 }
 
-/// A contestant of a scene; it is down after a failure.
+/// A contestant of a scene. After a failure it has no stage.
 struct Place {
     contestant: Contestant,
     stage: Option<Stage>,
@@ -74,7 +74,7 @@ impl Run {
         }
     }
 
-    /// Sets everybody up at the same time; whoever does not come up is left out of the scene.
+    /// Sets all contestants up at the same time. A contestant that fails is left out of the scene.
     async fn set_up(&mut self, scene: Scene, who: Vec<Contestant>) -> Vec<Place> {
         let mut coming = JoinSet::new();
         for (order, contestant) in who.into_iter().enumerate() {
@@ -109,7 +109,7 @@ impl Run {
         measured: &mut Measured,
     ) {
         let mut turns: Vec<_> = (0..at.len()).collect();
-        // Nobody is always the first.
+        // In each round another contestant is first.
         turns.rotate_left(round % at.len().max(1));
         let together = entry.row.scene.is_side_by_side(entry.row.work);
         let groups: Vec<Vec<usize>> =
@@ -141,7 +141,8 @@ impl Run {
     }
 }
 
-/// Measures one contestant, which is set up again if it was down; whoever failed goes down.
+/// Measures one contestant. It is set up first if an earlier failure has ended it; a failure ends
+/// it.
 async fn one(
     stage: Option<Stage>,
     contestant: &Contestant,
@@ -162,7 +163,8 @@ async fn one(
     }
 }
 
-/// Sets one up. A process that does not come up is a panic with its log: here it is only a reason.
+/// Sets a contestant up. A process that does not become ready panics with its log; here the panic
+/// becomes an error.
 async fn open(
     contestant: &Contestant,
     scene: Scene,

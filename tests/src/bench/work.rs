@@ -20,21 +20,22 @@ use super::{
     row::{Direction, Disturbance, Figure, Work},
 };
 
-/// A download begins so long after the token streams that it runs beside.
+/// How long after the token streams the download beside them begins.
 const HEAD_START: Duration = Duration::from_millis(500);
-/// Tokens that are not there so long after the last one was made are counted as late as they are then.
+/// How long to wait for tokens after the last one was made. A token that is missing then counts as
+/// late as it is then.
 const GRACE: Duration = Duration::from_secs(10);
-/// The part of a transfer that is not counted: it finds its speed.
+/// The part of a transfer at its beginning that is not counted, while its speed still grows.
 const WARM_UP: f64 = 0.3;
-/// Until freed memory has gone back to the system.
+/// How long to wait until freed memory has gone back to the system.
 const SETTLE: Duration = Duration::from_millis(1_500);
 const DISTURBED_STREAMS: usize = 4;
-/// Before and after a disturbance tokens have to come as always.
+/// How long tokens are watched before and after a disturbance.
 const AROUND: Duration = Duration::from_secs(1);
-/// A NAT or an address has changed: what was on its way does not count.
+/// After a NAT or an address has changed, packets that were on their way do not count for this time.
 const ON_ITS_WAY: Duration = Duration::from_millis(300);
 
-/// What one measurement gave.
+/// The result of one measurement.
 #[derive(Debug, Clone, Default)]
 pub struct Outcome {
     /// Its numbers.
@@ -69,7 +70,7 @@ fn times(mut samples: Vec<f64>) -> io::Result<Outcome> {
     Ok(Outcome { figures: figures.into(), samples })
 }
 
-/// Token streams that run.
+/// Running token streams.
 struct Streams {
     arrived: Vec<Arc<Mutex<Vec<Token>>>>,
     /// When the first could have been made, in ns.
@@ -85,7 +86,7 @@ impl Streams {
         let mut tasks = JoinSet::new();
         for (number, arrived) in arrived.iter().enumerate() {
             let (to, arrived) = (stage.target, arrived.clone());
-            // Not all at the same moment.
+            // The streams do not begin at the same moment.
             let after = Duration::from_micros(TOKEN_PERIOD_US * number as u64 / streams as u64);
             let one = async move {
                 tokio::time::sleep(after).await;
@@ -114,8 +115,8 @@ impl Streams {
         tokio::time::timeout(within, all).await.unwrap_or(Ok(()))
     }
 
-    /// How late each token came that was made from `since` on, in µs. What has not come is as late
-    /// as it is now, at least.
+    /// How late each token came that was made from `since` on, in µs. A token that has not come
+    /// counts as late as it is now.
     fn lateness(&self, since: u64) -> Vec<f64> {
         let now = load::now();
         let mut late = Vec::new();
@@ -211,7 +212,7 @@ fn start_flows(stage: &Stage, direction: Direction, flows: usize) -> (Flows, Arc
     (tasks, counter)
 }
 
-/// A flow has no end of its own: one that ended was cut.
+/// A transfer has no end of its own: if it ended, it was cut.
 fn still_run(flows: &mut Flows) -> io::Result<()> {
     match flows.try_join_next() {
         Some(ended) => {
@@ -221,7 +222,7 @@ fn still_run(flows: &mut Flows) -> io::Result<()> {
     }
 }
 
-/// Waits, and says what was carried in the steady part, and the processor time that it took.
+/// Waits, and returns what was carried in the steady part and the processor time that it took.
 async fn steady(stage: &Stage, counter: &AtomicU64, during: Duration) -> (Carried, f64) {
     let now = || (counter.load(Relaxed), stage.processes.cpu_seconds(), Instant::now());
     tokio::time::sleep(during.mul_f64(WARM_UP)).await;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stats::median;
 
-/// A count may be so much larger than the accepted one, as a part of it.
+/// How much larger than the accepted count a count may be, as a part of it.
 const BAND: f64 = 0.10;
 const ACCEPT: &str = "cargo run -p adit-tests --bin adit-bench -- instructions --accept";
 
@@ -40,14 +40,14 @@ impl Work {
     }
 }
 
-/// What was counted, again and again: by work, and by end.
+/// All counts: by work, and by end.
 type Rounds = BTreeMap<Work, BTreeMap<String, Vec<f64>>>;
 
 /// Instructions for each unit of work, by end.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Counts {
     schema: u32,
-    /// The compiler: another one makes other instructions.
+    /// The compiler that built the programs: another one makes other instructions.
     rustc: String,
     #[serde(serialize_with = "medians", deserialize_with = "singles")]
     counts: Rounds,
@@ -124,7 +124,7 @@ impl fmt::Display for Counts {
     }
 }
 
-/// What was accepted, and what is.
+/// The accepted counts beside the present ones.
 #[derive(Debug)]
 pub(super) struct Comparison {
     accepted: Counts,

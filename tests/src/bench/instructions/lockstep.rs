@@ -16,12 +16,12 @@ const REQUESTS: usize = 200;
 const BLOCK: usize = 50_000;
 /// 2 MB.
 const BLOCKS: usize = 40;
-/// Before anything is counted.
+/// Units of work before anything is counted.
 const WARM_UP: usize = 20;
-/// Under valgrind everything takes long.
+/// Programs run slowly under valgrind.
 const WITHIN: Duration = Duration::from_secs(120);
 
-/// A service, whose requests come from here as well.
+/// A service; this process is also the application that asks it.
 pub(super) struct LockStep {
     listener: TcpListener,
     address: SocketAddr,

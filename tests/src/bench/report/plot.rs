@@ -11,7 +11,8 @@ const PANEL: (f64, f64) = (460.0, 300.0);
 const COLUMNS: usize = 2;
 /// Around the plot in a panel: left, top, right, bottom.
 const MARGIN: (f64, f64, f64, f64) = (56.0, 34.0, 14.0, 36.0);
-/// Each halving of what is above is as wide as the one before; the last ones are one sample in 8,192.
+/// Each halving of what is above is as wide as the one before; the last ones are one sample in
+/// 8,192.
 const HALVINGS: f64 = 13.0;
 const LEGEND: f64 = 40.0;
 /// They can be told apart also by people who see few colours (Okabe and Ito).

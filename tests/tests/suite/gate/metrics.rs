@@ -223,3 +223,31 @@ async fn metrics_are_served_on_a_loopback_port_too() {
         "{answer}"
     );
 }
+
+#[tokio::test]
+async fn the_queue_is_counted_who_waits_now_and_how_long_requests_have_waited() {
+    let world = start(&format!("{CONFIG}\nmax_in_flight = 1")).await;
+    let up = up(&world, "laptop").await;
+    let running = super::limits::endless(&world, up.address).await;
+    let waiting =
+        tokio::spawn(async move { raw::exchange(up.address, &raw::generate(1, 1)).await });
+    super::limits::line_has(&world, 1).await;
+    let Some(text) = scrape(&world).await else { return };
+    assert_eq!(value(&text, "adit_queue_waiting"), 1.0, "{text}");
+    assert_eq!(value(&text, "adit_queue_running"), 1.0, "{text}");
+    let longer = async {
+        while world.status().await["queue"]["waiting"][0]["seconds"].as_f64() < Some(0.15) {}
+    };
+    tokio::time::timeout(SOON, longer).await.expect("it waits");
+    drop(running);
+    let answer = waiting.await.expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    let waited = r#"adit_queue_wait_seconds_count{route="generate"}"#;
+    let text = scrape_until(&world, waited, 2.0).await.expect("metrics");
+    assert_eq!(value(&text, "adit_queue_waiting"), 0.0, "{text}");
+    let sum = value(&text, r#"adit_queue_wait_seconds_sum{route="generate"}"#);
+    assert!((0.15..SOON.as_secs_f64()).contains(&sum), "{text}");
+    // One of the two has waited longer than a tenth of a second.
+    let short = value(&text, r#"adit_queue_wait_seconds_bucket{le="0.1",route="generate"}"#);
+    assert!(short <= 1.0, "{text}");
+}

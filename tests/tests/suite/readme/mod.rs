@@ -12,6 +12,7 @@ use tests::{
 
 mod errors;
 mod reference;
+mod status_json;
 
 use crate::PROGRAM;
 

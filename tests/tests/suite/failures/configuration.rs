@@ -189,7 +189,7 @@ async fn an_invalid_command_line_is_refused_with_the_correct_form() {
         (&["up", "../x"], "a name has 1 to 63"),
         (&["enroll", "--name", "a/b"], "a name has 1 to 63"),
         (&["enroll", "--force"], "'--force'"),
-        (&["down"], "'down'"),
+        (&["dwon"], "'dwon'"),
     ] {
         assert_usage(&run("adit", args).await, &[says]);
     }

@@ -2,3 +2,4 @@
 
 mod bare;
 mod obstacles;
+mod systemd;

@@ -21,6 +21,7 @@ use crate::{
         env::{self, Env},
         forget::{self, Forget},
         list::{self, List},
+        logs::{self, Logs},
         ls::{self, Ls},
         remove::{self, Remove},
         rename::{self, Rename},
@@ -94,6 +95,8 @@ enum Command {
     Rename(Rename),
     /// Forget a server: delete this device's key for it
     Forget(Forget),
+    /// Show the log of the running `adit up`, or of the last one
+    Logs(Logs),
     /// Show every setting, its value, and where it comes from
     Config(Config),
     /// Let the tunnel start at boot, without a terminal
@@ -225,6 +228,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
             Command::List(flags) => list::run(&dir, &flags).await,
             Command::Rename(flags) => rename::run(&dir, &flags, &file),
             Command::Forget(flags) => forget::run(&dir, flags, &file).await,
+            Command::Logs(flags) => logs::run(&dir, &flags).await,
             Command::Config(config) => {
                 let places = Places { state_dir: (dir, from), file: cli.config };
                 config::run(&places, &config, named, &file)

@@ -9,6 +9,7 @@ pub(crate) mod enroll;
 pub(crate) mod env;
 pub(crate) mod forget;
 pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod ls;
 pub(crate) mod remove;
 pub(crate) mod rename;

@@ -7,6 +7,7 @@ pub mod diagnosis;
 pub mod files;
 pub mod format;
 mod log;
+pub mod log_file;
 pub mod memory;
 pub mod owner;
 pub mod process;

@@ -11,6 +11,7 @@ use std::{collections::HashSet, io::IsTerminal, path::Path};
 use clap::Args;
 use common::machine::{
     control::{ClaimError, Control},
+    log_file,
     process::{self, StopSignals},
     progress::Progress,
     report::{Exit, Failure, typed},
@@ -26,6 +27,7 @@ use self::{
 };
 pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
+    commands::logs,
     dial::{plan::DialPlan, unmarked},
     local::owner::Owners,
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
@@ -80,13 +82,28 @@ pub(crate) async fn run(
     }
     let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
     let prepared = prepare(chosen, &flags, named, file)?;
+    for server in &prepared {
+        let profile_dir = server.place.profile.get().profile_dir;
+        if let Err(e) = logs::keep(&profile_dir, &format!("adit up{arguments}")) {
+            warn!("`adit logs` will not show this log: {e}");
+        }
+    }
+    let result = open(prepared, has_several, &arguments).await;
+    if let Err(why) = &result {
+        log_file::note(&why.to_string());
+    }
+    result
+}
+
+/// Opens the tunnels, until all of them have ended.
+async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Result<(), Failure> {
     // It is about this laptop's networks, whichever server is reached through them.
     if let Some(first) = prepared.first() {
         unmarked::keep_in(&first.place.profile.get().profile_dir.dir);
     }
     let mut signals = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), &arguments)?;
+    let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), arguments)?;
     let mut tunnels = Tunnels::default();
     let mut first_words = JoinSet::new();
     for (server, listeners) in prepared.into_iter().zip(all_listeners) {
@@ -97,7 +114,7 @@ pub(crate) async fn run(
             false => Span::none(),
         };
         let _in_span = span.enter();
-        let owners = let_in(settings.any_user.value, &listeners, &arguments)?;
+        let owners = let_in(settings.any_user.value, &listeners, arguments)?;
         let running = RunningTunnel::start(plan, control, owners, listeners, &settings)?;
         info!("listening on http://{}", running.listening.join(" and http://"));
         info!("connecting to {}", running.tunnel.plan().sought());

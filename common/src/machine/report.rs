@@ -16,7 +16,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::machine::{log, progress};
+use crate::machine::{log, log_file::ToFiles, progress};
 
 pub use proto::failure::{Exit, Failure};
 use proto::{
@@ -145,7 +145,7 @@ pub fn style() -> Style {
 }
 
 /// Sends the log to standard error: on a terminal with the local time of day, otherwise with date
-/// and time in UTC. `verbose` is the number of `-v`; the environment variable `ADIT_LOG` replaces
+/// and time in UTC; and to the files of [`log_file`](crate::machine::log_file). `verbose` is the number of `-v`; the environment variable `ADIT_LOG` replaces
 /// it.
 pub fn start_log(verbose: u8) {
     let filter = std::env::var("ADIT_LOG")
@@ -166,8 +166,13 @@ pub fn start_log(verbose: u8) {
     } else {
         lines.boxed()
     };
+    let files = tracing_subscriber::fmt::layer()
+        .with_writer(|| ToFiles)
+        .with_ansi(false)
+        .with_target(verbose > 0)
+        .with_filter(filter.clone().and(log::Bounded::default()));
     let lines = lines.with_filter(filter.and(log::Bounded::default()));
-    let _ = tracing_subscriber::registry().with(lines).try_init();
+    let _ = tracing_subscriber::registry().with(lines).with(files).try_init();
 }
 
 /// Writes the lines of the log.

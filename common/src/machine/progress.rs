@@ -1,47 +1,57 @@
-//! A line at the terminal that says what is waited for. Elsewhere nothing is shown.
+//! Lines at the terminal that say what is waited for. Elsewhere nothing is shown.
 
 use std::{
     io::Write,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use proto::human;
 
 const TICK: Duration = Duration::from_millis(120);
 /// The columns of the sign before the text.
 const SIGN: usize = 2;
 
-/// What is shown now.
-static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
+/// What is shown now, one below the other, each with a number of its own.
+static SHOWN: Mutex<Vec<(u64, ProgressBar)>> = Mutex::new(Vec::new());
+static NEXT: AtomicU64 = AtomicU64::new(0);
+static LINES: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// Shows what is waited for, until it is dropped.
-pub struct Progress(ProgressBar);
+pub struct Progress {
+    number: u64,
+    bar: ProgressBar,
+}
 
 impl Progress {
     /// Shows a text, if standard error is a terminal, and if it takes longer than a blink.
     pub fn show(text: &str) -> Self {
-        let bar = ProgressBar::new_spinner().with_message(fitted(text));
+        let bar = LINES.add(ProgressBar::new_spinner().with_message(fitted(text)));
         // Without colours, also where `NO_COLOR` is not set.
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
         }
         bar.enable_steady_tick(TICK);
-        *shown() = Some(bar.clone());
-        Self(bar)
+        let number = NEXT.fetch_add(1, Relaxed);
+        shown().push((number, bar.clone()));
+        Self { number, bar }
     }
 
     /// Shows another text in its place.
     pub fn set(&self, text: &str) {
-        self.0.set_message(fitted(text));
+        self.bar.set_message(fitted(text));
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        shown().take();
-        self.0.finish_and_clear();
+        shown().retain(|(number, _)| *number != self.number);
+        self.bar.finish_and_clear();
+        LINES.remove(&self.bar);
     }
 }
 
@@ -51,16 +61,14 @@ pub struct NoProgress(());
 impl NoProgress {
     /// Takes away what is shown.
     pub fn begin() -> Self {
-        if let Some(bar) = &*shown() {
-            bar.finish_and_clear();
-        }
+        shown().iter().for_each(|(_, bar)| bar.finish_and_clear());
         Self(())
     }
 }
 
 impl Drop for NoProgress {
     fn drop(&mut self) {
-        if let Some(bar) = &*shown() {
+        for (_, bar) in &*shown() {
             bar.reset();
             bar.enable_steady_tick(TICK);
         }
@@ -77,11 +85,8 @@ pub(crate) fn write_lines(text: &str) {
     let write = || {
         let _ = std::io::stderr().write_all(text.as_bytes());
     };
-    let bar = shown().clone();
-    match bar {
-        Some(bar) => bar.suspend(write),
-        None => write(),
-    }
+    let is_alone = shown().is_empty();
+    if is_alone { write() } else { LINES.suspend(write) }
 }
 
 /// A text beside the sign, broken between words at a narrow terminal.
@@ -105,7 +110,7 @@ fn folded(text: &str, width: usize) -> String {
     text.split('\n').map(fold).collect::<Vec<_>>().join("\n")
 }
 
-fn shown() -> MutexGuard<'static, Option<ProgressBar>> {
+fn shown() -> MutexGuard<'static, Vec<(u64, ProgressBar)>> {
     SHOWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -8,6 +8,7 @@ mod flags;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use ipnet::IpNet;
 use proto::{human, identity::Name, wire};
 use serde::Serialize;
 
@@ -58,6 +59,8 @@ impl<T> Setting<T> {
 pub(crate) struct Settings {
     /// The addresses for applications.
     pub(crate) listen: Setting<Vec<ListenAddr>>,
+    /// The networks that may use addresses that are not loopback.
+    pub(crate) allow_from: Setting<Vec<IpNet>>,
     /// Whether all users of this computer may use the tunnel.
     pub(crate) any_user: Setting<bool>,
     /// How long a connection waits for the tunnel.
@@ -99,6 +102,12 @@ impl Settings {
                 all.listen,
                 vec![ListenAddr::Localhost(wire::OLLAMA_PORT)],
             ),
+            allow_from: Setting::first(
+                said("allow_from").map(|source| (flags.allow_from.clone(), source)),
+                own.allow_from,
+                all.allow_from,
+                Vec::new(),
+            ),
             any_user: Setting::first(
                 said("any_user").map(|source| (flags.any_user, source)),
                 own.any_user,
@@ -131,6 +140,7 @@ impl Settings {
     /// All of them as text, each value as the file would have it.
     pub(crate) fn rows(&self) -> Vec<Row> {
         let listen = self.listen.value.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let networks = self.allow_from.value.iter().map(ToString::to_string).collect::<Vec<_>>();
         let client = self.ssh_client.value.map(|client| value_name(&client));
         let row = |key, value, source| Row { key, value, source };
         let time = |key, setting: &Setting<Duration>| Row {
@@ -140,6 +150,7 @@ impl Settings {
         };
         vec![
             row("listen", listen.join(", "), self.listen.source),
+            row("allow_from", networks.join(", "), self.allow_from.source),
             row("any_user", self.any_user.value.to_string(), self.any_user.source),
             time("hold", &self.hold),
             time("drain", &self.drain),
@@ -213,6 +224,7 @@ mod tests {
     fn each_setting_can_be_set_in_the_file_and_is_shown_as_it_is_written_there() {
         let written = [
             ("listen", r#"["localhost:11500", "127.0.0.1:7"]"#, "localhost:11500, 127.0.0.1:7"),
+            ("allow_from", r#"["172.17.0.0/16"]"#, "172.17.0.0/16"),
             ("any_user", "true", "true"),
             ("hold", "\"1m 30s\"", "1m 30s"),
             ("drain", "\"2m\"", "2m"),

@@ -115,6 +115,7 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
         };
         let _in_span = span.enter();
         let owners = let_in(settings.any_user.value, &listeners, arguments)?;
+        let owners = owners.and_networks(&settings.allow_from.value);
         let running = RunningTunnel::start(plan, control, owners, listeners, &settings)?;
         info!("listening on http://{}", running.listening.join(" and http://"));
         info!("connecting to {}", running.tunnel.plan().sought());
@@ -225,8 +226,9 @@ fn prepare(
         };
         let server = dial_plan(&profile_dir, &settings, login.as_ref()).and_then(|plan| {
             let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
-            let place =
-                Place { name: profile_dir.name.clone(), listen, profile: plan.profile.clone() };
+            let networks = settings.allow_from.value.clone();
+            let (name, profile) = (profile_dir.name.clone(), plan.profile.clone());
+            let place = Place { name, listen, networks, profile };
             Ok(Prepared { settings, plan, control, place })
         });
         match server {

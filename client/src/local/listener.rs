@@ -1,4 +1,5 @@
-//! Listens where Ollama would listen.
+//! Listens where Ollama would listen, and where containers find it. An address that is not loopback
+//! needs the networks that may use it.
 
 use std::{
     fmt, io,
@@ -6,6 +7,8 @@ use std::{
 };
 
 use common::machine::report::{Exit, Failure};
+use if_addrs::IfAddr;
+use ipnet::IpNet;
 use proto::wire::OLLAMA_PORT;
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket};
@@ -23,13 +26,22 @@ pub(crate) enum ListenAddr {
     Localhost(u16),
     /// One address.
     Address(SocketAddr),
+    /// `docker`, `docker:PORT`: this port of the address that the bridge of Docker has here.
+    Docker(u16),
 }
 
 impl std::str::FromStr for ListenAddr {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WHY: &str = "write it as localhost:PORT, 127.0.0.1:PORT or [::1]:PORT";
+        const WHY: &str =
+            "write it as localhost:PORT, 127.0.0.1:PORT, [::1]:PORT, ADDRESS:PORT or docker";
+        if text == "docker" {
+            return Ok(Self::Docker(OLLAMA_PORT));
+        }
+        if let Some(port) = text.strip_prefix("docker:") {
+            return Ok(Self::Docker(port.parse().map_err(|_| WHY)?));
+        }
         if let Some(port) = text.strip_prefix("localhost:") {
             return Ok(Self::Localhost(port.parse().map_err(|_| WHY)?));
         }
@@ -37,11 +49,6 @@ impl std::str::FromStr for ListenAddr {
             Ok(address) => address,
             Err(_) => SocketAddr::new(text.parse::<IpAddr>().map_err(|_| WHY)?, OLLAMA_PORT),
         };
-        if !address.ip().to_canonical().is_loopback() {
-            return Err(
-                "adit listens on loopback only: on another address, others could use the tunnel without a certificate",
-            );
-        }
         Ok(Self::Address(address))
     }
 }
@@ -59,23 +66,39 @@ impl fmt::Display for ListenAddr {
         match self {
             Self::Localhost(port) => write!(f, "localhost:{port}"),
             Self::Address(address) => address.fmt(f),
+            Self::Docker(OLLAMA_PORT) => f.write_str("docker"),
+            Self::Docker(port) => write!(f, "docker:{port}"),
         }
     }
 }
 
-/// Binds every address; if there is none, Ollama's own port of both families. `name` is the
-/// server's name as an argument of a command.
+/// The bridge that Docker makes.
+const BRIDGE: &str = "docker0";
+
+/// Binds every address; if there is none, Ollama's own port of both families. `networks` may use those
+/// that are not loopback. `name` is the server's name as an argument of a command.
 ///
 /// # Errors
-/// If a port is taken; the failure names the process that holds it, if that can be known.
-pub(crate) fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>, Failure> {
+/// If an address is not loopback and there are no `networks`: without a certificate others could use
+/// the tunnel. If a port is taken; the failure names the process that holds it, if that can be known.
+pub(crate) fn bind(
+    listen: &[ListenAddr],
+    networks: &[IpNet],
+    name: &str,
+) -> Result<Vec<TcpListener>, Failure> {
     let default = [ListenAddr::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
+    refuse_open(wanted, networks, name)?;
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
             ListenAddr::Address(address) => bind_once(&mut listeners, address)
                 .map_err(|e| cannot_listen(address, &address.to_string(), name, e))?,
+            ListenAddr::Docker(port) => {
+                let address = SocketAddr::new(bridge()?.addr(), port);
+                bind_once(&mut listeners, address)
+                    .map_err(|e| cannot_listen(address, &listen.to_string(), name, e))?;
+            }
             ListenAddr::Localhost(port) => bind_localhost(&mut listeners, port)
                 .map_err(|(at, e)| cannot_listen(at, &format!("localhost:{port}"), name, e))?,
         }
@@ -87,6 +110,54 @@ pub(crate) fn bind(listen: &[ListenAddr], name: &str) -> Result<Vec<TcpListener>
 pub(crate) fn bind_free(port: u16) -> Option<Vec<TcpListener>> {
     let mut listeners = Vec::new();
     bind_localhost(&mut listeners, port).is_ok().then_some(listeners)
+}
+
+/// Checks that each address is loopback, or that the networks are named which may use the others. `name`
+/// is the server's name as an argument of a command.
+///
+/// # Errors
+/// Exit code 2 if not.
+fn refuse_open(listen: &[ListenAddr], networks: &[IpNet], name: &str) -> Result<(), Failure> {
+    let is_open = |listen: &&ListenAddr| match listen {
+        ListenAddr::Localhost(_) => false,
+        ListenAddr::Address(address) => !address.ip().to_canonical().is_loopback(),
+        ListenAddr::Docker(_) => true,
+    };
+    let Some(open) = listen.iter().find(is_open).filter(|_| networks.is_empty()) else {
+        return Ok(());
+    };
+    let network = match open {
+        ListenAddr::Docker(_) => bridge()?.trunc().to_string(),
+        _ => "192.168.1.0/24".to_owned(),
+    };
+    Err(open_to_all(open, &network, name))
+}
+
+fn open_to_all(listen: &ListenAddr, network: &str, name: &str) -> Failure {
+    Failure::new(format!("refusing to listen on {listen}"))
+        .source("it is not loopback, and no --allow-from is set: others could use the tunnel without a certificate")
+        .hint(format!(
+            "name the networks, for example `adit up{name} --listen {listen} --allow-from {network}`"
+        ))
+        .exit(Exit::Usage)
+}
+
+/// The address of Docker's bridge, with its network.
+fn bridge() -> Result<IpNet, Failure> {
+    let failed = |why: String| {
+        Failure::new("cannot listen where containers find it")
+            .source(why)
+            .hint("start Docker: `sudo systemctl start docker`")
+            .hint("for another bridge, name its address: `ip -4 address` shows it")
+    };
+    let all = if_addrs::get_if_addrs().map_err(|e| failed(e.to_string()))?;
+    let of_bridge = all.into_iter().filter(|interface| interface.name == BRIDGE);
+    let mut v4 = of_bridge.filter_map(|interface| match interface.addr {
+        IfAddr::V4(v4) => IpNet::with_netmask(v4.ip.into(), v4.netmask.into()).ok(),
+        IfAddr::V6(_) => None,
+    });
+    v4.next()
+        .ok_or_else(|| failed(format!("there is no interface `{BRIDGE}` with an IPv4 address")))
 }
 
 /// Binds a port of both families, or only of IPv4 if there is no IPv6. With port 0 both families
@@ -163,12 +234,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_can_be_listened_on() {
-        for bad in
-            ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "gpu.lan:1", "nonsense", "localhost"]
-        {
+    fn only_loopback_can_be_listened_on_unless_the_networks_are_named() {
+        for bad in ["gpu.lan:1", "nonsense", "localhost", "docker:", "docker:x", "docker0", ""] {
             assert!(bad.parse::<ListenAddr>().is_err(), "{bad}");
         }
+        for open in ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "[::ffff:192.168.1.7]:1"] {
+            let listen = open.parse::<ListenAddr>().expect("an address");
+            let error = bind(&[listen], &[], " lab").expect_err("refused");
+            assert_eq!(error.exit_code(), Exit::Usage, "{open}");
+            let cure = format!("`adit up lab --listen {open} --allow-from 192.168.1.0/24`");
+            assert!(error.to_string().contains(&cure), "{error}");
+        }
+        assert_eq!("docker".parse(), Ok(ListenAddr::Docker(OLLAMA_PORT)));
+        assert_eq!("docker:7".parse(), Ok(ListenAddr::Docker(7)));
         assert_eq!("localhost:7".parse(), Ok(ListenAddr::Localhost(7)));
         assert_eq!("[::1]:7".parse(), Ok(ListenAddr::Address("[::1]:7".parse().expect("address"))));
         assert_eq!(
@@ -179,9 +257,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_taken_port_is_refused_with_a_way_out() {
-        let first = bind(&[ListenAddr::Localhost(0)], "").expect("bound");
+        let first = bind(&[ListenAddr::Localhost(0)], &[], "").expect("bound");
         let port = first[0].local_addr().expect("address").port();
-        let error = bind(&[ListenAddr::Localhost(port)], " lab").expect_err("taken").to_string();
+        let error =
+            bind(&[ListenAddr::Localhost(port)], &[], " lab").expect_err("taken").to_string();
         assert!(error.contains("in use by"), "{error}");
         let own = format!("pid {}", std::process::id());
         assert!(!error.contains(&own), "this process itself is no news: {error}");

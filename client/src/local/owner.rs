@@ -7,9 +7,14 @@
 #[cfg(target_os = "linux")]
 mod linux;
 
-use std::{fmt, io, net::SocketAddr, time::Duration};
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use common::machine::report::typed;
+use ipnet::IpNet;
 use proto::ollama::answer::ErrorAnswer;
 
 /// How long a look-up of a user's name may take: the user database may be on a server.
@@ -49,6 +54,8 @@ pub(crate) enum OwnerRefusal {
     UnknownUser,
     /// The application has closed it already, and nobody waits for an answer.
     Closed,
+    /// It comes from a network that may not use the tunnel.
+    OtherNetwork(IpAddr),
     /// The kernel did not report its owner.
     NotTold,
 }
@@ -67,9 +74,11 @@ impl Allowed {
     }
 }
 
-/// Lets in the user who runs this program and root, or every user.
+/// Lets in the user who runs this program and root, or every user; and the networks that were named.
 #[derive(Debug)]
 pub(crate) struct Owners {
+    /// They may use addresses that are not loopback.
+    networks: Vec<IpNet>,
     #[cfg(target_os = "linux")]
     checked: Option<(Allowed, linux::Sockets)>,
 }
@@ -78,6 +87,7 @@ impl Owners {
     /// Lets in every user of this computer.
     pub(crate) fn any() -> Self {
         Self {
+            networks: Vec::new(),
             #[cfg(target_os = "linux")]
             checked: None,
         }
@@ -93,7 +103,10 @@ impl Owners {
     pub(crate) fn own(listening: SocketAddr) -> io::Result<Self> {
         let allowed =
             Allowed { uid: rustix::process::geteuid().as_raw(), overflow: linux::overflow_uid() };
-        Ok(Self { checked: Some((allowed, linux::Sockets::open(listening)?)) })
+        Ok(Self {
+            networks: Vec::new(),
+            checked: Some((allowed, linux::Sockets::open(listening)?)),
+        })
     }
 
     /// Lets in every user of this computer: this system does not tell who owns a connection.
@@ -105,11 +118,20 @@ impl Owners {
         Ok(Self::any())
     }
 
+    /// Lets in these networks, too, at addresses that are not loopback.
+    pub(crate) fn and_networks(self, networks: &[IpNet]) -> Self {
+        Self { networks: networks.to_vec(), ..self }
+    }
+
     /// Judges a connection between `peer` and `local`, an address of this program.
     ///
     /// # Errors
     /// Why it is refused.
     pub(crate) fn judge(&self, peer: SocketAddr, local: SocketAddr) -> Result<(), OwnerRefusal> {
+        let [from, to] = [peer, local].map(|address| address.ip().to_canonical());
+        if !to.is_loopback() && !is_here(from) {
+            return of_network(from, &self.networks);
+        }
         #[cfg(target_os = "linux")]
         if let Some((allowed, sockets)) = &self.checked {
             return allowed.judge(sockets.find(peer, local));
@@ -119,12 +141,30 @@ impl Owners {
     }
 }
 
+/// Whether this is an address of this computer: then the connection has an owner here, whatever it
+/// connects to.
+fn is_here(address: IpAddr) -> bool {
+    // If the kernel does not tell, nobody comes in as a network.
+    address.is_loopback()
+        || if_addrs::get_if_addrs()
+            .map_or(true, |all| all.iter().any(|interface| interface.ip() == address))
+}
+
+/// Judges a connection of another computer, or of a container with a network of its own.
+fn of_network(from: IpAddr, networks: &[IpNet]) -> Result<(), OwnerRefusal> {
+    match networks.iter().any(|network| network.contains(&from)) {
+        true => Ok(()),
+        false => Err(OwnerRefusal::OtherNetwork(from)),
+    }
+}
+
 impl OwnerRefusal {
     /// The answer to the application, unless it has closed the connection. `name` is the server's,
     /// behind a command.
     pub(crate) async fn answer(self, name: &str) -> Option<ErrorAnswer> {
         let who = match self {
-            Self::Closed => return None,
+            // A stranger learns nothing.
+            Self::Closed | Self::OtherNetwork(_) => return None,
             Self::OtherUser { uid, allowed } => {
                 let (user, allowed) = (NamedUser::find(uid).await, NamedUser::find(allowed).await);
                 format!("the user {user} may not use the adit of {allowed}")
@@ -213,6 +253,42 @@ mod tests {
         }
         let own = Allowed { uid: 65534, overflow: None };
         assert_eq!(own.judge(Ok(Some(Socket { uid: 65534, ..OPEN }))), Ok(()), "it is `nobody`");
+    }
+
+    #[test]
+    fn a_network_that_was_named_is_let_in_and_no_other() {
+        let networks: Vec<IpNet> =
+            ["172.17.0.0/16", "fd00::/64"].map(|text| text.parse().expect("a network")).into();
+        for (from, is_in) in [
+            ("172.17.0.2", true),
+            ("172.18.0.2", false),
+            ("10.0.0.1", false),
+            ("fd00::7", true),
+            ("fe80::1", false),
+        ] {
+            let from: IpAddr = from.parse().expect("an address");
+            assert_eq!(of_network(from, &networks).is_ok(), is_in, "{from}");
+            assert_eq!(of_network(from, &[]), Err(OwnerRefusal::OtherNetwork(from)));
+        }
+    }
+
+    #[test]
+    fn at_any_address_a_connection_of_this_computer_is_judged_by_its_owner() {
+        // With the network of loopback named, the address of the other end would let it in.
+        let everything = ["0.0.0.0/0".parse().expect("a network")];
+        let local = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let local = local.local_addr().expect("an address");
+        let bridge = SocketAddr::new([172, 17, 0, 1].into(), 11434);
+        let owners = Owners::own(local).expect("the kernel tells").and_networks(&everything);
+        let here = SocketAddr::new([127, 0, 0, 1].into(), 1);
+        let elsewhere = SocketAddr::new([192, 0, 2, 1].into(), 1);
+        assert_eq!(owners.judge(elsewhere, bridge), Ok(()));
+        // No process has this socket.
+        #[cfg(target_os = "linux")]
+        assert_eq!(owners.judge(here, bridge), Err(OwnerRefusal::Closed));
+        // Nobody from elsewhere connects to loopback.
+        #[cfg(target_os = "linux")]
+        assert_eq!(owners.judge(elsewhere, local), Err(OwnerRefusal::Closed));
     }
 
     #[tokio::test]

@@ -14,6 +14,8 @@ use common::machine::{
 use proto::identity::Name;
 use serde::{Deserialize, Deserializer, de};
 
+use ipnet::IpNet;
+
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
 
 /// The content of the file.
@@ -32,6 +34,7 @@ pub(crate) struct SettingsFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct Table {
     pub(super) listen: Option<Vec<ListenAddr>>,
+    pub(super) allow_from: Option<Vec<IpNet>>,
     pub(super) any_user: Option<bool>,
     #[serde(default, deserialize_with = "time")]
     pub(super) hold: Option<Duration>,
@@ -51,6 +54,7 @@ struct Written {
     #[serde(default, deserialize_with = "state_dir")]
     state_dir: Option<PathBuf>,
     listen: Option<Vec<ListenAddr>>,
+    allow_from: Option<Vec<IpNet>>,
     any_user: Option<bool>,
     #[serde(default, deserialize_with = "time")]
     hold: Option<Duration>,
@@ -88,6 +92,7 @@ impl SettingsFile {
         let Written {
             state_dir,
             listen,
+            allow_from,
             any_user,
             hold,
             drain,
@@ -96,7 +101,8 @@ impl SettingsFile {
             ssh_client,
             servers,
         } = from.parse()?;
-        let of_all = Table { listen, any_user, hold, drain, carrier, idle_timeout, ssh_client };
+        let of_all =
+            Table { listen, allow_from, any_user, hold, drain, carrier, idle_timeout, ssh_client };
         Ok(Self { state_dir: state_dir.map(|dir| beside.join(dir)), of_all, servers })
     }
 
@@ -172,7 +178,8 @@ mod tests {
             ("\nhold = 30", 2, "expected a string"),
             ("idle_timeout = \"1s\"", 1, "not a valid idle time-out: choose between"),
             ("carrier = \"pigeon\"", 1, "pigeon"),
-            ("listen = [\"0.0.0.0:1\"]", 1, "loopback only"),
+            ("listen = [\"gpu.lan:1\"]", 1, "localhost:PORT"),
+            ("allow_from = [\"10.0.0.0/99\"]", 1, "allow_from"),
             ("listen = \"localhost:1\"", 1, "sequence"),
             ("any_user = \"yes\"", 1, "boolean"),
             ("hold = \"1s\"\nhold = \"2s\"", 2, "duplicate"),

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use clap::{ArgMatches, Args, builder::FalseyValueParser, parser::ValueSource};
 use common::machine::process::{parse_idle_timeout, parse_time};
+use ipnet::IpNet;
 
 use super::Source;
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
@@ -11,10 +12,15 @@ use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshCli
 /// Flags of the commands that open a tunnel. None has a default here: it would hide the file.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct SettingFlags {
-    /// Listen on this loopback address; may be given more than once [default: localhost:11434, IPv4
-    /// and IPv6]
+    /// Listen on this address; may be given more than once. `docker` is the address at which
+    /// containers of this computer find it. One that is not loopback needs --allow-from [default:
+    /// localhost:11434, IPv4 and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     pub(super) listen: Vec<ListenAddr>,
+    /// Let this network use the tunnel at addresses that are not loopback, without a certificate; may
+    /// be given more than once [default: no network]
+    #[arg(long, value_name = "CIDR", env = "ADIT_ALLOW_FROM", value_delimiter = ',')]
+    pub(super) allow_from: Vec<IpNet>,
     /// Let every user of this computer use the tunnel, not only root and the user who runs adit. On
     /// systems other than Linux, every user can use it anyway
     #[arg(long, env = "ADIT_ANY_USER", value_parser = FalseyValueParser::new())]
@@ -84,8 +90,16 @@ impl FromIterator<(&'static str, Source)> for Named {
 mod tests {
     use super::*;
 
-    const ALL: [&str; 7] =
-        ["listen", "any_user", "hold", "drain", "carrier", "idle_timeout", "ssh_client"];
+    const ALL: [&str; 8] = [
+        "listen",
+        "allow_from",
+        "any_user",
+        "hold",
+        "drain",
+        "carrier",
+        "idle_timeout",
+        "ssh_client",
+    ];
 
     /// A flag that is not given must not hide the file.
     #[test]
@@ -97,10 +111,11 @@ mod tests {
             let named = Named::of(&command.get_matches_from(args));
             ALL.map(|id| named.source(id))
         };
-        assert_eq!(named(&["up"]), [None; 7]);
+        assert_eq!(named(&["up"]), [None; 8]);
         let all = named(&[
             "up",
             "--listen=[::1]:1",
+            "--allow-from=10.0.0.0/8",
             "--any-user",
             "--hold=1s",
             "--drain=1s",
@@ -108,6 +123,6 @@ mod tests {
             "--idle-timeout=1h",
             "--ssh-client=system",
         ]);
-        assert_eq!(all, [Some(Source::Flag); 7]);
+        assert_eq!(all, [Some(Source::Flag); 8]);
     }
 }

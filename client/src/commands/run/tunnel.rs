@@ -182,7 +182,7 @@ fn start_running(
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     // Only to check that the kernel tells who makes a connection.
     let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
-    let tried = listener::bind(&any, &profile_dir.argument())?;
+    let tried = listener::bind(&any, &[], &profile_dir.argument())?;
     let owners = let_in(false, &tried, &profile_dir.argument())?;
     Ok((RunningTunnel::start(plan, control, owners, Vec::new(), settings)?, stop))
 }

@@ -4,6 +4,7 @@
 use std::{net::SocketAddr, ops::RangeInclusive};
 
 use common::machine::report::{Exit, Failure};
+use ipnet::IpNet;
 use proto::identity::Name;
 use tokio::net::TcpListener;
 use tracing::warn;
@@ -21,6 +22,8 @@ pub(super) struct Place {
     pub(super) name: Name,
     /// The addresses that the user chose; `None`: a port of its own.
     pub(super) listen: Option<Vec<ListenAddr>>,
+    /// The networks that may use those that are not loopback.
+    pub(super) networks: Vec<IpNet>,
     pub(super) profile: SharedProfile,
 }
 
@@ -53,7 +56,7 @@ fn bind_chosen(
     arguments: &str,
     others: &[(&Name, Option<Vec<TcpListener>>)],
 ) -> Result<Vec<TcpListener>, Failure> {
-    listener::bind(listen, arguments).map_err(|why| {
+    listener::bind(listen, &place.networks, arguments).map_err(|why| {
         let has_same = |(_, listeners): &&(&Name, Option<Vec<TcpListener>>)| {
             let bound = listeners.iter().flatten().filter_map(|l| l.local_addr().ok());
             bound.into_iter().any(|bound| listen.iter().any(|wanted| covers(wanted, bound)))
@@ -68,7 +71,7 @@ fn bind_chosen(
 
 fn covers(wanted: &ListenAddr, bound: SocketAddr) -> bool {
     match wanted {
-        ListenAddr::Localhost(port) => *port == bound.port(),
+        ListenAddr::Localhost(port) | ListenAddr::Docker(port) => *port == bound.port(),
         ListenAddr::Address(address) => *address == bound,
     }
 }

@@ -1,5 +1,6 @@
 //! What the packages install.
 
 mod completions;
+mod containers;
 mod service;
 mod units;

@@ -177,12 +177,12 @@ impl Remote {
     async fn exchange(
         &self,
         read: &mut (impl AsyncRead + Unpin),
-        mut write: impl AsyncWrite + Unpin,
+        write: impl AsyncWrite + Unpin,
         input: &[u8],
         passed: impl Fn(usize),
     ) -> Result<Vec<u8>, SshError> {
         let writing = async {
-            let mut written = 0;
+            let (mut write, mut written) = (write, 0);
             for chunk in input.chunks(CHUNK) {
                 if write.write_all(chunk).await.is_err() {
                     break;
@@ -192,6 +192,8 @@ impl Remote {
                 self.patience.again();
             }
             let _ = write.shutdown().await;
+            // The pipe of a child is closed only so.
+            drop(write);
             // What the command has printed tells how it went.
             std::future::pending::<()>().await
         };

@@ -210,3 +210,14 @@ async fn a_process_is_started_again_by_the_line_that_was_told() {
     gpu.has_tokens(&up).await;
     up.adit.stop().await;
 }
+
+#[tokio::test]
+async fn the_systems_ssh_does_it_too() {
+    let Some(gpu) = BareBox::start(PROGRAM, Kind::default()).await else { return };
+    let up = gpu.up(&gpu.up_args(&["--yes", "--ssh-client", "system"])).await;
+    gpu.has_tokens(&up).await;
+    up.end().await;
+    let removed = gpu.adit(&["remove", "--yes"]).await;
+    assert_eq!(removed.code, Some(0), "{}", removed.stderr);
+    assert!(gpu.servers().is_empty() && !gpu.home().join(".local").exists());
+}

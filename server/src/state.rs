@@ -44,6 +44,7 @@ pub struct State {
 pub(crate) struct EndpointKeys {
     /// The knock key that all devices shared before each had a key of its own. It is accepted from
     /// devices that have no other yet.
+    #[serde(rename = "door")]
     pub shared_knock: SharedKey,
     /// Makes stateless reset tokens (RFC 9000 section 10.3), by which a client learns within
     /// seconds that its connection is gone. No device ever has this key, so all other keys are

@@ -290,7 +290,7 @@ async fn commands_without_a_server_or_an_enrollment_say_how_to_begin() {
     assert_told(
         &device.adit(&["status"], "").await,
         FAILED,
-        &["adit is not running", "start it with `adit up`"],
+        &["adit is not running", "start it with `adit up default`", "`adit up --all`"],
     );
     world.kill_server().await;
     assert_told(

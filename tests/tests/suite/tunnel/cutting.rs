@@ -230,7 +230,7 @@ async fn a_stopped_client_ends_its_answers_after_the_drain_and_a_second_signal_a
     app.write_all(raw::generate(40, 9).as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 300).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connection with").await;
+    up.adit.says("stopping, 1 answer").await;
     assert!(TcpStream::connect(up.address).await.is_err(), "no new connections");
     let (rest, ending) = raw::read_to_end(&mut app).await;
     assert_eq!(ending, Ending::Closed);
@@ -241,7 +241,7 @@ async fn a_stopped_client_ends_its_answers_after_the_drain_and_a_second_signal_a
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = endless_answer(&up).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connection with").await;
+    up.adit.says("stopping, 1 answer").await;
     up.adit.signal("INT");
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
     assert_eq!(up.adit.ended().await.expect("ended").code(), Some(0));
@@ -269,7 +269,7 @@ async fn a_stopping_client_neither_warns_nor_reconnects() {
     let mut up = device.up(&["--drain", "1h"]).await;
     let mut app = endless_answer(&up).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connection with").await;
+    up.adit.says("stopping, 1 answer").await;
     world.kill_server().await;
     world.restart_server().await;
     assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
@@ -349,7 +349,7 @@ async fn a_pause_between_two_tokens_is_not_taken_for_the_end_while_stopping() {
     service.write_all(b"HTTP/1.0 200 OK\r\n\r\nfirst").await.expect("sent");
     raw::read_exactly(&mut app, 24).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connection with").await;
+    up.adit.says("stopping, 1 answer").await;
     // Longer than any time-out that could be mistaken for an end.
     let pause = tokio::time::timeout(Duration::from_secs(8), app.read(&mut [0; 16])).await;
     assert!(pause.is_err(), "it was ended in the pause");

@@ -108,7 +108,7 @@ async fn a_token_with_the_text_of_a_last_chunk_is_not_taken_for_the_end() {
     let token = b"5\r\n0\r\n\r\n";
     delivered(&mut service, &mut app, &[CHUNKED, token]).await;
     up.adit.signal("INT");
-    up.adit.says("1 running connection with").await;
+    up.adit.says("stopping, 1 answer").await;
     delivered(&mut service, &mut app, &[b"\r\n", b"1\r\nx\r\n", b"0\r\n\r\n"]).await;
     assert_eq!(raw::read_to_end(&mut app).await, (vec![], Ending::Closed));
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));

@@ -46,9 +46,9 @@ async fn incomplete_heads_take_at_most_the_devices_share_of_memory_and_give_it_b
     const ALL: usize = 3000;
     /// What the streams need themselves, with what the allocator rounds up: 12 KiB each.
     const STREAMS: u64 = ALL as u64 * 12;
-    /// How close to its former size the memory must return: each end keeps a twentieth of its peak, in
-    /// pages that still hold something else.
-    const RETURNED: u64 = 20 * MIB;
+    /// How close to its former size the memory must return, of some 190 MiB that it has grown: pages in
+    /// which something else lives are kept, and on a loaded machine there are more of them.
+    const RETURNED: u64 = 40 * MIB;
     common::machine::process::raise_descriptor_limit();
     let world = World::start(PROGRAM).await;
     let (script, person) = (world.up("script").await, world.up("person").await);

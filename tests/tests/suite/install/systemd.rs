@@ -4,7 +4,7 @@ use tests::{sshd::Sshd, systemd};
 
 use crate::PROGRAM;
 
-/// Starts sshd and lets root log in as root and as `joe`, with what pam_systemd does at a login.
+/// Starts sshd and lets root log in as `$who`, with what pam_systemd does at a login if `$pam` is yes.
 const SSHD: &str = r#"
 export HOME=/root
 rm -rf /root/.ssh
@@ -19,7 +19,7 @@ useradd --create-home --shell /bin/bash joe
 install -d -o joe -m 700 /home/joe/.ssh
 install -o joe -m 600 /root/.ssh/id_ed25519.pub /home/joe/.ssh/authorized_keys
 cp /root/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
-printf '%s\n' 'ListenAddress 127.0.0.1:2222' 'HostKey /etc/ssh/test_key' 'UsePAM yes' 'PidFile none' \
+printf '%s\n' 'ListenAddress 127.0.0.1:2222' 'HostKey /etc/ssh/test_key' "UsePAM $pam" 'PidFile none' \
     'PermitRootLogin yes' >/etc/ssh/test_config
 systemd-run --quiet --unit=test-sshd /usr/sbin/sshd -D -f /etc/ssh/test_config
 # wait_for COMMAND...
@@ -31,7 +31,7 @@ wait_for() {
         sleep 0.1
     done
 }
-wait_for ssh joe@127.0.0.1 -p 2222 true
+wait_for ssh "$who@127.0.0.1" -p 2222 true
 export ADIT_STATE_DIR=/var/laptop
 # up WHO: the whole command, until the tunnel is up.
 up() {
@@ -43,11 +43,13 @@ up() {
 }
 "#;
 
-fn ends_saying(script: &str, lines: &[&str]) {
+fn ends_saying(who: &str, pam: &str, script: &str, lines: &[&str]) {
     if Sshd::is_missing() {
         return;
     }
-    let Some((said, ended)) = systemd::run(PROGRAM, &[], &format!("{SSHD}{script}")) else {
+    let Some((said, ended)) =
+        systemd::run(PROGRAM, &[], &format!("who={who} pam={pam}{SSHD}{script}"))
+    else {
         return;
     };
     assert!(ended, "{said}");
@@ -59,6 +61,8 @@ fn ends_saying(script: &str, lines: &[&str]) {
 #[test]
 fn a_login_that_is_not_root_gets_a_unit_of_its_own_that_runs_without_a_login() {
     ends_saying(
+        "joe",
+        "yes",
         r#"
 up joe
 grep -c 'and starts at boot' /up.log
@@ -93,10 +97,12 @@ echo "linger $(loginctl show-user joe --property=Linger --value 2>/dev/null || e
 
 #[test]
 fn a_login_that_is_root_gets_the_systems_unit_with_a_user_of_its_own() {
+    // Root needs no manager of its own, and with pam_systemd each login would wait for the end of the
+    // manager that the last one has left.
     ends_saying(
+        "root",
+        "no",
         r#"
-# The next login would wait for the end of the manager that the last one has left.
-loginctl enable-linger root
 up root
 grep -c 'and starts at boot' /up.log
 echo "enabled $(systemctl is-enabled aditd)"

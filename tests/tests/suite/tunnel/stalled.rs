@@ -30,7 +30,7 @@ const WINDOW_KIB: u64 = 68 << 10;
 const STREAM_KIB: u64 = 256;
 /// How close to its former size the memory must return, in KiB: some pages still hold something
 /// else.
-const RETURNED_KIB: u64 = 16 << 10;
+const RETURNED_KIB: u64 = 24 << 10;
 /// Small socket buffers, so that unread bytes wait in the tunnel.
 const KERNEL_BUFFER: u32 = 4096;
 

@@ -17,8 +17,12 @@ use self::{
 };
 use crate::{ollama::Options, world::World};
 
-/// Each count is the median of so many runs.
+/// Each count is the median of so many runs in one tunnel.
 const REPEATS: usize = 3;
+/// How datagrams fall into batches differs from tunnel to tunnel and with the load of the machine (a
+/// quiet one needs more instructions), and a megabyte costs up to an eighth more or less by that. What
+/// grew beyond the band has to do so in each of so many tunnels.
+const TUNNELS: usize = 5;
 
 /// Counts, and compares with the counts in `file`, or writes them there.
 ///
@@ -28,18 +32,31 @@ pub(super) async fn run(file: &Path, accept: bool) -> Result<(), Failure> {
     if !valgrind::is_there() {
         return missing();
     }
-    let dir = tempfile::tempdir()
-        .map_err(|e| Failure::new("cannot make a temporary directory").source(e))?;
-    let counts =
-        count(dir.path()).await.map_err(|e| Failure::new("cannot count instructions").source(e))?;
     if accept {
+        let mut counts = Counts::here();
+        for _ in 0..TUNNELS {
+            counts.extend(in_one_tunnel().await?);
+        }
         counts.write(file)?;
         shown::say(format_args!("the counts are in {} now", file.display()));
         return shown::data(counts);
     }
-    let comparison = Comparison::new(Counts::read(file)?, counts);
+    let accepted = Counts::read(file)?;
+    let mut comparison = Comparison::new(accepted, in_one_tunnel().await?);
+    for _ in 1..TUNNELS {
+        if comparison.verdict(file).is_ok() {
+            break;
+        }
+        comparison = comparison.with_fewer_of(in_one_tunnel().await?);
+    }
     shown::data(&comparison)?;
     comparison.verdict(file)
+}
+
+async fn in_one_tunnel() -> Result<Counts, Failure> {
+    let dir = tempfile::tempdir()
+        .map_err(|e| Failure::new("cannot make a temporary directory").source(e))?;
+    count(dir.path()).await.map_err(|e| Failure::new("cannot count instructions").source(e))
 }
 
 /// Where no test may be skipped, a machine without valgrind is an error.

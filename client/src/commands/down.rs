@@ -19,7 +19,7 @@ use crate::{
         service::{self, Places},
         status::{ControlRequest, Status},
     },
-    profile::ProfileDir,
+    profile::{self, ProfileDir},
 };
 
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -55,6 +55,7 @@ pub(crate) async fn run(
         return Ok(());
     };
     let pid = status.pid;
+    let others = served_with(profile_dir, pid).await?;
     if down.now {
         // A manager would only send what is sent here, and wait.
         signal(pid)?;
@@ -81,8 +82,26 @@ pub(crate) async fn run(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    say(format!("The tunnel `{}` is down.", profile_dir.name));
+    let with = if others.is_empty() {
+        String::new()
+    } else {
+        format!(", and with it {}: one `adit up` served them", others.join(", "))
+    };
+    say(format!("The tunnel `{}` is down{with}.", profile_dir.name));
     Ok(())
+}
+
+/// The other servers to which the process `pid` holds a tunnel, for people.
+async fn served_with(profile_dir: &ProfileDir, pid: u32) -> Result<Vec<String>, Failure> {
+    let mut others = Vec::new();
+    for name in profile::known(profile_dir.state_dir())? {
+        let other = ProfileDir::new(profile_dir.state_dir(), name);
+        let is_other = other.name != profile_dir.name;
+        if is_other && ask(&other).await?.is_some_and(|status| status.pid == pid) {
+            others.push(format!("`{}`", other.name));
+        }
+    }
+    Ok(others)
 }
 
 async fn ask(profile_dir: &ProfileDir) -> Result<Option<Status>, Failure> {

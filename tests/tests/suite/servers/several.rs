@@ -79,7 +79,10 @@ async fn each_server_has_a_port_of_its_own_and_status_shows_all() {
     // Only the one that is not the first has a port to remember.
     assert_eq!(read(&lab_file(&device))["port"], lab.port());
     assert_eq!(read(&identity_file(&device)).get("port"), None);
-    up.adit.signal("TERM");
+    let down = device.adit(&["down", "lab"], "").await;
+    assert_ok(&down);
+    let says = "The tunnel `lab` is down, and with it `default`: one `adit up` served them.";
+    assert!(format!("{}{}", down.stdout, down.stderr).contains(says), "{down:?}");
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
     let none = device.adit(&["status"], "").await;
     assert_told(&none, FAILED, &["adit is not running", "`adit up default`", "`adit up --all`"]);

@@ -157,7 +157,11 @@ impl ProfileDir {
             several if several.len() > 1 && !several.contains(&default.name) => {
                 let names = several.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
                 Err(Failure::new(format!("this device is enrolled at several servers: {names}"))
-                    .hint(format!("choose one: `adit {command} {}`", several[0]))
+                    .hint(match command.strip_suffix("--server") {
+                        // What else this command needs is the person's to say.
+                        Some(_) => format!("choose one with `--server {}`", several[0]),
+                        None => format!("choose one: `adit {command} {}`", several[0]),
+                    })
                     .exit(Exit::Usage))
                 .map_err(|failure| match command {
                     "up" => failure.hint("or use all of them: `adit up --all`"),

@@ -26,13 +26,13 @@ use common::machine::{
 };
 use proto::identity::Name;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
-use tokio::{io::AsyncReadExt, net::UnixStream};
 
 use self::environment::Interfaces;
 use crate::{commands::status::ControlRequest, local::lease::LeaseAnswer, profile::ProfileDir};
 
 /// How long to wait for a tunnel that is stopping and lets its answers end.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often to try: another command may start or stop the tunnel between two attempts.
 const ATTEMPTS: usize = 5;
 /// A file descriptor that programs do not use: they use the lowest numbers, and shells some from 10
@@ -119,7 +119,7 @@ pub(super) async fn lease(
                 return Ok((address, stream.map_err(Failure::from_error)?.into()));
             }
             Some((LeaseAnswer::Failed(failure), _)) => return Err(failure),
-            Some((LeaseAnswer::Stopping, stream)) => gone(stream, profile_dir).await?,
+            Some((LeaseAnswer::Stopping, _)) => gone(profile_dir).await?,
             None => tunnel::start(state_dir, config, profile_dir).await?,
         }
     }
@@ -127,16 +127,18 @@ pub(super) async fn lease(
         .hint(format!("to see which: `adit status{}`", profile_dir.argument())))
 }
 
-/// Waits until a tunnel that is stopping has ended.
-async fn gone(mut stream: UnixStream, profile_dir: &ProfileDir) -> Result<(), Failure> {
+/// Waits until the process of a tunnel that is stopping has ended.
+async fn gone(profile_dir: &ProfileDir) -> Result<(), Failure> {
     say("adit: waiting for the running adit, which is stopping");
-    let mut rest = Vec::new();
-    let closed = stream.read_to_end(&mut rest);
-    match tokio::time::timeout(STOPPED_WITHIN, closed).await {
-        Ok(_) => Ok(()),
-        Err(_) => Err(Failure::new("the running adit is still stopping")
-            .hint(format!("to see what it waits for: `adit status{}`", profile_dir.argument()))),
-    }
+    let ended = async {
+        while control::is_running(&profile_dir.dir) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(STOPPED_WITHIN, ended).await.map_err(|_| {
+        Failure::new("the running adit is still stopping")
+            .hint(format!("to see what it waits for: `adit status{}`", profile_dir.argument()))
+    })
 }
 
 fn restart(profile_dir: &ProfileDir) -> String {

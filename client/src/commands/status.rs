@@ -426,6 +426,8 @@ impl UpStatus {
     fn to_text(&self) -> String {
         let lost =
             self.recently_lost_packets as f64 * 100.0 / self.recently_sent_packets.max(1) as f64;
+        // Packets that were sent before may be found lost within the minute.
+        let lost = lost.min(100.0);
         format!(
             "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost in the last minute",
             since(self.since),

@@ -55,6 +55,9 @@ pub(crate) struct Migration<'a> {
     source: (Instant, Option<std::net::IpAddr>),
     /// Which problems of the carrier have been logged.
     told: Told,
+    /// Whether the carrier that the session began on sends no ECN marks, because packets with marks
+    /// were not answered. A later one may have found the same only because the path was dead.
+    began_unmarked: bool,
 }
 
 /// Which problems of the carrier have been logged, so that each is logged once.
@@ -89,6 +92,7 @@ impl<'a> Migration<'a> {
         // Before all data: a probe must not wait behind an upload.
         let _ = probes.set_priority(i32::MAX);
         let (now, source) = (Instant::now(), up.route().source());
+        let began_unmarked = up.carried().carrier.is_unmarked();
         Self {
             up,
             publish,
@@ -102,6 +106,7 @@ impl<'a> Migration<'a> {
             looked: (now, SystemTime::now()),
             source: (now, source),
             told: Told::default(),
+            began_unmarked,
         }
     }
 
@@ -197,8 +202,10 @@ impl<'a> Migration<'a> {
         }
         self.told.dead = dead;
         // Another session, or an earlier one, may have found it out.
-        let is_new =
-            is_unmarked && !self.told.unmarked && self.source.1.is_none_or(unmarked::remember);
+        let is_new = is_unmarked
+            && self.began_unmarked
+            && !self.told.unmarked
+            && self.source.1.is_none_or(unmarked::remember);
         if is_new {
             self.journal.note(
                 "packets with ECN marks were not answered on this network: going without them",

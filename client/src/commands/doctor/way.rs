@@ -132,11 +132,15 @@ struct UdpOutcome {
 }
 
 impl UdpOutcome {
-    /// UDP works, because the running tunnel uses it.
+    /// UDP works if the running tunnel, which uses it, is answered.
     fn known(session: &proto::doctor::way::SessionFound) -> Self {
-        let rtt = session.probe.as_ref().map_or(0.0, |probe| probe.shortest);
-        let rtt = Duration::from_secs_f64(rtt.max(0.0) / 1e3);
-        let found = Udp::Answers { remote: session.remote.clone(), rtt };
+        let found = match &session.probe {
+            Ok(probe) => {
+                let rtt = Duration::from_secs_f64(probe.shortest.max(0.0) / 1e3);
+                Udp::Answers { remote: session.remote.clone(), rtt }
+            }
+            Err(_) => Udp::Silent(vec![session.remote.clone()]),
+        };
         Self { found: Some(found), dialed: None }
     }
 

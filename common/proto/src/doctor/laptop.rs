@@ -148,7 +148,14 @@ fn identity(found: &LaptopFound) -> Option<Judgement> {
             "to let it in again, on the box",
             format!("aditd device forget {name} && aditd invite {name}"),
         )
-        .cure_by("then here", format!("adit enroll --replace{}", found.flag));
+        .cure_by("then here", {
+            // The enrollment cannot be replaced while a tunnel uses it.
+            let down = match found.adit {
+                AditFound::NotRunning => String::new(),
+                _ => format!("adit down{} && ", found.argument),
+            };
+            format!("{down}adit enroll --replace{}", found.flag)
+        });
     Some(judged)
 }
 

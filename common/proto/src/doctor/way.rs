@@ -184,7 +184,8 @@ fn probe(found: &WayFound) -> Option<Judgement> {
         milliseconds(probe.middle),
         milliseconds(probe.shortest),
         milliseconds(queue),
-        probe.lost,
+        // Packets that were sent before may be found lost in that time.
+        probe.lost.min(probe.sent),
         human::count(probe.sent, "packet"),
     );
     let host = session.remote.rsplit_once(':').map_or(&*session.remote, |(host, _)| host);

@@ -14,6 +14,9 @@ const UNANSWERED: Duration = Duration::from_millis(900);
 /// A packet that arrives within this time after one was sent without a mark may be the answer to
 /// it.
 const ANSWERED: Duration = Duration::from_millis(700);
+/// If the answer to a packet without a mark comes later than this after the first packet, the path may
+/// have been dead until then, and the marks are not to blame.
+const CERTAIN: Duration = Duration::from_secs(2);
 /// The most addresses that are remembered.
 const REMEMBERED: usize = 4096;
 
@@ -30,8 +33,10 @@ pub enum Marks {
     },
     /// With marks.
     With,
-    /// Without them.
+    /// Without them: packets with marks were not answered.
     Without,
+    /// Without them: nothing was answered for a while, and then a packet without a mark was.
+    Unsure,
 }
 
 impl Marks {
@@ -51,15 +56,20 @@ impl Marks {
                 marked
             }
             Self::With => wanted,
-            Self::Without => false,
+            Self::Without | Self::Unsure => false,
         }
     }
 
     /// A packet has arrived.
     pub(super) fn heard(&mut self, now: Instant) {
-        if let Self::Untried { unmarked, .. } = self {
+        if let Self::Untried { first, unmarked } = self {
             let answered = unmarked.is_some_and(|sent| now - sent < ANSWERED);
-            *self = if answered { Self::Without } else { Self::With };
+            let certain = first.is_some_and(|first| now - first < CERTAIN);
+            *self = match (answered, certain) {
+                (false, _) => Self::With,
+                (true, true) => Self::Without,
+                (true, false) => Self::Unsure,
+            };
         }
     }
 }
@@ -129,6 +139,18 @@ mod tests {
             }
             marks.heard(at(heard));
             assert_eq!(marks.send(at(9_999), true), stays, "{sent:?}, heard at {heard} ms");
+        }
+    }
+
+    #[test]
+    fn marks_are_not_blamed_for_a_path_that_was_dead() {
+        let began = Instant::now();
+        for (unmarked, certain) in [(1_000, Marks::Without), (3_000, Marks::Unsure)] {
+            let mut marks = Marks::NEW;
+            marks.send(began, true);
+            assert!(!marks.send(began + Duration::from_millis(unmarked), true));
+            marks.heard(began + Duration::from_millis(unmarked + 20));
+            assert_eq!(marks, certain);
         }
     }
 

@@ -5,6 +5,7 @@ use std::{
     fs,
     io::Read,
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -13,6 +14,8 @@ use crate::skip;
 /// A loaded machine boots slowly.
 const WITHIN: Duration = Duration::from_secs(120);
 const BOOT: &str = include_str!("systemd/boot.sh");
+/// One at a time: all have the same root of control groups, and each believes that it is its own.
+static ONE: Mutex<()> = Mutex::new(());
 
 /// Boots a systemd and runs `script` there with `sh -eu`, as root. In there `adit` and `aditd` are the
 /// programs in the file `program`, and `/given` has `files` (name and text). Returns what the script has
@@ -35,6 +38,7 @@ pub fn run(program: &str, files: &[(&str, &str)], script: &str) -> Option<(Strin
         skip::skip_test("a systemd in namespaces needs root and the package systemd");
         return None;
     }
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut child = Command::new("unshare")
         .args(["--mount", "--pid", "--fork", "--kill-child", "--uts", "--ipc", "--net", "--cgroup"])
         .args(["--propagation", "private", "sh", "-c", BOOT, "boot"])

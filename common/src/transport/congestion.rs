@@ -3,7 +3,7 @@
 //! While nothing is acknowledged, quinn sends no more than its window allows, keep-alives and
 //! probes of a new path included. And its probe time-out (RFC 9002 section 6.2) doubles without a
 //! useful limit, so after a long outage a running answer would go on minutes late. Therefore the
-//! window grows a little during silence, until something is acknowledged that was sent during it.
+//! window grows a little during silence, until the first acknowledgement.
 
 mod shallow;
 
@@ -65,22 +65,9 @@ pub struct StallProof {
 }
 
 impl StallProof {
-    /// How long the silence has lasted beyond what is usual, if it has.
-    fn stalled(&self, now: Instant) -> Option<Duration> {
-        now.saturating_duration_since(self.acknowledged).checked_sub(STALLED_AFTER)
-    }
-
-    /// A packet that was sent at `sent` has been acknowledged. After an outage the first
-    /// acknowledgements are of packets that had arrived before it: they do not show that ours arrive
-    /// again, and the window is still full of those that were lost.
-    fn note_ack(&mut self, now: Instant, sent: Instant) {
-        if self.stalled(now).is_none() || sent >= self.acknowledged + STALLED_AFTER {
-            self.acknowledged = now;
-        }
-    }
-
     fn window_at(&self, now: Instant) -> u64 {
-        let extra = match self.stalled(now) {
+        let silent = now.saturating_duration_since(self.acknowledged);
+        let extra = match silent.checked_sub(STALLED_AFTER) {
             Some(stalled) => (stalled.as_millis() / PACKET_EVERY.as_millis() + 1) as u64 * self.mtu,
             None => 0,
         };
@@ -101,7 +88,7 @@ impl Controller for StallProof {
         app_limited: bool,
         _rtt: &RttEstimator,
     ) {
-        self.note_ack(now, sent);
+        self.acknowledged = now;
         self.inner.on_ack(now, sent, bytes, app_limited);
     }
 
@@ -112,6 +99,7 @@ impl Controller for StallProof {
         app_limited: bool,
         _largest_packet_num_acked: Option<u64>,
     ) {
+        self.acknowledged = now;
         self.inner.on_acks_done(now, in_flight, app_limited);
     }
 
@@ -184,26 +172,8 @@ mod tests {
         assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal + 1200);
         assert_eq!(proof.window_at(began + Duration::from_secs(61)), normal + 1201 * 1200);
         let later = began + Duration::from_secs(63);
-        proof.note_ack(later, later - Duration::from_millis(50));
+        proof.on_end_acks(later, 0, false, None);
         assert_eq!(proof.window_at(later), proof.inner.window());
-    }
-
-    #[test]
-    fn an_acknowledgement_of_what_arrived_before_an_outage_does_not_end_it() {
-        let began = Instant::now();
-        let at = |ms| began + Duration::from_millis(ms);
-        let extra = |proof: &StallProof, ms| proof.window_at(at(ms)) - proof.inner.window();
-        let mut proof = controller(began);
-        proof.note_ack(at(900), at(0));
-        assert_eq!(extra(&proof, 1_899), 0, "the first second after the last acknowledgement");
-        assert_eq!(extra(&proof, 2_900), 21 * 1200);
-        // Sent before the silence, and in its first second.
-        for sent in [880, 900, 1_500] {
-            proof.note_ack(at(2_900), at(sent));
-        }
-        assert_eq!(extra(&proof, 2_900), 21 * 1200);
-        proof.note_ack(at(2_950), at(2_900));
-        assert_eq!(extra(&proof, 2_950), 0);
     }
 
     #[test]

@@ -28,6 +28,14 @@ pub struct Sshd {
     child: Child,
 }
 
+/// A port that no other test of this process gets, below those that the system hands out by itself.
+fn free_port(ip: IpAddr) -> Option<SocketAddr> {
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    let first = 20_000 + (std::process::id() % 50) as u16 * 200;
+    let next = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed) % 200;
+    std::net::TcpListener::bind((ip, first + next)).and_then(|l| l.local_addr()).ok()
+}
+
 impl Sshd {
     /// Whether a test must be skipped because this machine has no OpenSSH; says so.
     pub fn is_missing() -> bool {
@@ -53,8 +61,7 @@ impl Sshd {
         keygen(&dir.join("user"), &["-t", "ed25519", "-N", ""]);
         // The port is freed just before sshd binds it, because sshd can't report which free port it
         // took.
-        let address =
-            std::net::TcpListener::bind((ip, 0)).and_then(|l| l.local_addr()).expect("a port");
+        let address = (0..100).find_map(|_| free_port(ip)).expect("a port");
         let d = dir.display();
         let config = format!(
             "ListenAddress {address}\nHostKey {d}/host\nAuthorizedKeysFile {d}/authorized_keys\nPidFile none\nUsePAM no\n\

@@ -86,8 +86,9 @@ pub fn run_as_named() {
     // waits for the end of its parent.
     let is_shared = std::env::args_os().nth(3).is_some_and(|command| command == "hold-tunnel");
     let is_watcher = std::env::args_os().nth(1).is_some_and(|first| first == "watcher");
-    // Started to outlive the login that has started it.
-    let is_own_session = rustix::process::getsid(None).ok() == Some(rustix::process::getpid());
+    // Started to outlive the login that has started it. In a PID namespace whose session's leader is
+    // outside, the number of the session is 0: `rustix::process::getsid` panics there.
+    let is_own_session = nix::unistd::getsid(None).ok() == Some(nix::unistd::getpid());
     if matches!(name, Some("adit" | "aditd")) && !is_shared && !is_watcher && !is_own_session {
         end_with_parent();
     }

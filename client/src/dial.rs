@@ -14,7 +14,7 @@ use common::transport::{
 };
 use proto::{
     knock::KnockKey,
-    wire::{Code, SERVER_NAME},
+    wire::{Code, Reason, SERVER_NAME},
 };
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::task::JoinSet;
@@ -102,6 +102,9 @@ pub enum DialError {
         "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here endlessly"
     )]
     LeadsBack(u16),
+    /// The server has revoked this device; the owner's reason, if there is one.
+    #[error("{}{}", Code::Revoked.what(), .0.as_ref().map(|why| format!(" ({why})")).unwrap_or_default())]
+    Revoked(Option<Reason>),
     /// The server closed the connection with a code.
     #[error("{}", .0.what())]
     Refused(Code),
@@ -132,9 +135,14 @@ impl DialError {
     pub(crate) fn hint(&self, profile: &Profile) -> Option<String> {
         let again = again(profile, None);
         Some(match self {
-            Self::Refused(Code::Revoked) => {
-                let forget = format!("aditd device forget {}", profile.enrolled.device);
-                format!("to let it in again: {}", self::again(profile, Some(forget)))
+            Self::Revoked(_) => {
+                let device = &profile.enrolled.device;
+                let forget = format!("aditd device forget {device}");
+                format!(
+                    "to let it in again: run `aditd device restore {device}` on the server, then `adit up{}` here; or, as a new device: {}",
+                    profile.profile_dir.argument(),
+                    self::again(profile, Some(forget))
+                )
             }
             Self::WrongServer(_) => {
                 format!("if the server was reinstalled: {again}; if not, do not trust that address")
@@ -165,6 +173,7 @@ impl DialError {
             Self::Version => "install the same version of adit and aditd",
             Self::Ssh { hint, .. } => hint,
             Self::Refused(code) => return code.cure().map(ToOwned::to_owned),
+            Self::Revoked(_) => return Code::Revoked.cure().map(ToOwned::to_owned),
             Self::WrongServer(_)
             | Self::OutOfTime
             | Self::LeadsBack(_)
@@ -185,14 +194,14 @@ impl DialError {
 
     /// Whether it is useless to try again soon: the server has refused, or must not be used.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Refused(Code::Revoked | Code::Superseded) | Self::LeadsBack(_))
+        matches!(self, Self::Revoked(_) | Self::Refused(Code::Superseded) | Self::LeadsBack(_))
     }
 
     /// Before the handshake is complete, anybody on the path can forge an error, so a refusal is
     /// not believed.
     fn unproved(self) -> Self {
         match self {
-            Self::Refused(_) | Self::OutOfTime => Self::Other(
+            Self::Refused(_) | Self::Revoked(_) | Self::OutOfTime => Self::Other(
                 "the handshake was broken off, by the server or by somebody in between".to_owned(),
             ),
             other => other,
@@ -202,7 +211,7 @@ impl DialError {
     /// The meaning of a connection's error. `to` is the server's address.
     pub(crate) fn from_connection(error: &ConnectionError, to: &str) -> Self {
         let alert = |code: u64| match code.checked_sub(0x100) {
-            Some(CERTIFICATE_REVOKED) => Self::Refused(Code::Revoked),
+            Some(CERTIFICATE_REVOKED) => Self::Revoked(None),
             Some(NO_APPLICATION_PROTOCOL) => Self::Version,
             _ => Self::Other(error.to_string()),
         };
@@ -215,6 +224,7 @@ impl DialError {
                         let shows = std::str::from_utf8(&close.reason).ok();
                         Self::Clock(Clocks::admitted(shows.and_then(|at| at.parse().ok())))
                     }
+                    Some(Code::Revoked) => Self::Revoked(Reason::from_phrase(&close.reason)),
                     Some(code) => Self::Refused(code),
                     None => Self::Other(error.to_string()),
                 }

@@ -21,7 +21,7 @@ use data_encoding::BASE64;
 use proto::{
     crypto::{private_key_from_pem, sha256},
     identity::{Certificate, Name},
-    wire::Enrolled,
+    wire::{Enrolled, Reason},
 };
 use rustls::{
     crypto::aws_lc_rs::sign::any_ecdsa_type,
@@ -85,8 +85,10 @@ pub struct Profile {
     /// How to reach the server over SSH, if the device enrolled over SSH.
     pub ssh: Option<SshTarget>,
     /// Whether the server has said that it revoked this device. It is stored because the server
-    /// does not answer packets of a revoked device. Only a new enrollment ends it.
+    /// does not answer packets of a revoked device. A new enrollment ends it, and a session.
     pub revoked: bool,
+    /// The owner's reason for that.
+    pub revoked_reason: Option<Reason>,
     /// The local port beside another server, if it has got one.
     pub port: Option<u16>,
     /// When this device enrolled first, Unix seconds. Profiles of older versions do not have it.
@@ -108,6 +110,8 @@ struct Stored {
     ssh: Option<SshTarget>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     revoked: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked_reason: Option<Reason>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -229,6 +233,7 @@ impl ProfileDir {
             enrolled: stored.enrolled,
             ssh: stored.ssh,
             revoked: stored.revoked,
+            revoked_reason: stored.revoked_reason,
             port: stored.port,
             enrolled_at: stored.enrolled_at,
             key: key.map_or(stored.private_key, Arc::new),
@@ -348,8 +353,16 @@ impl Profile {
         ssh: Option<SshTarget>,
         key: Arc<SecretPem>,
     ) -> Self {
-        let (port, enrolled_at) = (None, Some(unix_now()));
-        Self { profile_dir, enrolled, ssh, revoked: false, port, enrolled_at, key }
+        Self {
+            profile_dir,
+            enrolled,
+            ssh,
+            revoked: false,
+            revoked_reason: None,
+            port: None,
+            enrolled_at: Some(unix_now()),
+            key,
+        }
     }
 
     /// The same with what this device keeps when it enrolls again.
@@ -368,6 +381,7 @@ impl Profile {
             enrolled: self.enrolled.clone(),
             ssh: self.ssh.clone(),
             revoked: self.revoked,
+            revoked_reason: self.revoked_reason.clone(),
             port: self.port,
             enrolled_at: self.enrolled_at,
             private_key: self.key.clone(),

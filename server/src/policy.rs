@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use proto::{
     identity::{Certificate, DeviceId, Name},
     ollama::{model::ModelPattern, route::RouteClass},
-    wire::{Code, DEFAULT_SERVICE, Service, ServiceKind},
+    wire::{Code, DEFAULT_SERVICE, Reason, Service, ServiceKind},
 };
 
 use crate::{
@@ -72,6 +72,9 @@ pub(crate) enum Denied {
     /// It is not enrolled, or no longer.
     #[error("adit: {}", .0.sentence())]
     Device(Code),
+    /// Its owner has revoked it, for this reason.
+    #[error("adit: {}", Code::Revoked.sentence_with(Some(.0)))]
+    Revoked(Reason),
     /// Its role has no such route.
     #[error("adit: device `{device}` has the role `{role}`, which may not {request}; {cure}")]
     Role {
@@ -238,6 +241,11 @@ impl Policy {
         Ok(Admitted { id, name: device.name.clone(), uid: device.uid })
     }
 
+    /// Why the holder of this certificate was revoked, if the owner gave a reason.
+    pub(crate) fn why_revoked(&self, certificate: &Certificate) -> Option<Reason> {
+        self.snapshot().why_revoked(certificate.device?, certificate.key).cloned()
+    }
+
     /// Permission for one stream of a device to one service. Checked again for every stream.
     ///
     /// # Errors
@@ -261,7 +269,7 @@ impl Policy {
     /// the rules change.
     ///
     /// # Errors
-    /// [`Denied::Device`] or [`Denied::Role`].
+    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Role`].
     pub(crate) fn route(
         &self,
         certificate: &Certificate,
@@ -269,7 +277,12 @@ impl Policy {
     ) -> Result<RoutePermit, Denied> {
         let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
         let (snapshot, rules) = (self.snapshot(), self.rules());
-        let device = snapshot.admits(id, certificate.key).ok_or(Denied::Device(Code::Revoked))?;
+        let device = snapshot.admits(id, certificate.key).ok_or_else(|| {
+            match snapshot.why_revoked(id, certificate.key) {
+                Some(reason) => Denied::Revoked(reason.clone()),
+                None => Denied::Device(Code::Revoked),
+            }
+        })?;
         if !rules.may(&device.role, requested) {
             return Err(role_denied(&rules, &device.name, &device.role, requested));
         }

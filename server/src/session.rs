@@ -48,7 +48,7 @@ use crate::{
     policy::{Admitted, Permit, upstream},
     running::{
         Server,
-        sessions::{SessionGuard, close},
+        sessions::{self, SessionGuard, close},
     },
     state::ca::DeviceKey,
 };
@@ -94,7 +94,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let guard = server.live.enter(id, &peer, &connection, unix_now());
     let device = match server.policy.admit(&peer) {
         Ok(device) => device,
-        Err(code) => return close(&connection, code),
+        Err(code) => return sessions::refuse(&connection, &server.policy, &peer, code),
     };
     let span = tracing::info_span!("session", device = %device.name, id = %device.id);
     let not_after = AtomicI64::new(peer.not_after);

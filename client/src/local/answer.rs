@@ -3,7 +3,7 @@
 use common::{machine::report::typed, transport::splice};
 use proto::{
     ollama::answer::{self, ErrorAnswer},
-    wire::Code,
+    wire::{Code, Reason},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -17,6 +17,12 @@ pub(crate) fn stopping(name: &str) -> ErrorAnswer {
 /// The answer to a request whose stream was reset with `code`.
 pub(crate) fn for_code(code: Option<Code>) -> ErrorAnswer {
     code.unwrap_or(Code::Cut).into()
+}
+
+/// The answer to a request whose session ended because this device was revoked.
+pub(crate) fn revoked(reason: Option<&Reason>) -> ErrorAnswer {
+    let sentence = format!("adit: {}", Code::Revoked.sentence_with(reason));
+    ErrorAnswer { sentence, ..Code::Revoked.into() }
 }
 
 /// Answers the request that begins with `head`, and closes the connection. If it is not HTTP, the

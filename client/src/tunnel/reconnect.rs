@@ -16,7 +16,7 @@ use common::{
 use proto::{
     human, invitation,
     knock::random_fraction,
-    wire::{Code, Greeting, Hello, Notice},
+    wire::{Code, Greeting, Hello, Notice, Reason},
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::sync::watch;
@@ -51,6 +51,9 @@ pub(crate) struct Reconnect {
     /// Cancelled when the program stops: the session runs to its end, and no new one follows.
     pub(crate) stop: CancellationToken,
 }
+
+/// How long a device that was revoked waits for an answer over UDP.
+const RESTORED_WITHIN: Duration = Duration::from_secs(4);
 
 /// A session, the stream of the server's notices, and the stream for probes.
 struct Greeted {
@@ -97,8 +100,8 @@ impl Reconnect {
             if self.stop.is_cancelled() {
                 return self.rest(Some(why)).await;
             }
-            if matches!(why, DialError::Refused(Code::Revoked)) {
-                self.remember_revocation();
+            if let DialError::Revoked(reason) = &why {
+                self.remember_revocation(reason.as_ref());
             }
             let pause = backoff.after(backoff::AttemptEnd { session, refused: why.is_final() });
             if session.is_some() {
@@ -146,10 +149,34 @@ impl Reconnect {
 
     async fn begin(&self) -> Result<Greeted, DialError> {
         if self.plan.profile.get().revoked {
-            return Err(DialError::Refused(Code::Revoked));
+            return self.begin_after_revocation().await;
         }
         let dialed = self.plan.dial().await?;
         self.enter(dialed).await
+    }
+
+    /// Looks whether the server lets this device in again. A server does not answer a device that
+    /// is still revoked, so any failure to reach it means that.
+    async fn begin_after_revocation(&self) -> Result<Greeted, DialError> {
+        let dialed = async {
+            if self.plan.addresses().is_empty() {
+                self.plan.dial().await
+            } else {
+                tokio::time::timeout(RESTORED_WITHIN, self.plan.dial_udp())
+                    .await
+                    .unwrap_or_else(|_| Err(DialError::NoAnswer(self.plan.sought())))
+            }
+        };
+        let Ok(dialed) = dialed.await else {
+            return Err(DialError::Revoked(self.plan.profile.get().revoked_reason));
+        };
+        let entered = self.enter(dialed).await;
+        if matches!(entered, Ok(_) | Err(DialError::Refused(Code::Expired))) {
+            let mut profile = self.plan.profile.get();
+            (profile.revoked, profile.revoked_reason) = (false, None);
+            self.plan.profile.store(profile);
+        }
+        entered
     }
 
     /// Ends after `stop`: publishes the end without logging it, and makes no more attempts.
@@ -276,15 +303,16 @@ impl Reconnect {
 
     /// The server said this in a session, so it is authentic. Later the server does not answer this
     /// device at all.
-    fn remember_revocation(&self) {
+    fn remember_revocation(&self, reason: Option<&Reason>) {
         let mut profile = self.plan.profile.get();
         if !profile.revoked {
             profile.revoked = true;
+            profile.revoked_reason = reason.cloned();
             self.plan.profile.store(profile);
         }
     }
 
-    /// Stores the server's addresses, services and knock key for the next start.
+    /// Stores the server's name for this device, its addresses, services and knock key for the next start.
     fn follow(&self, hello: &Hello) {
         let mut profile = self.plan.profile.get();
         let by_ssh = profile.ssh.is_some();
@@ -300,12 +328,14 @@ impl Reconnect {
         addresses.truncate(invitation::MAX_ADDRESSES);
         let known_key = profile.enrolled.knock_key.clone();
         let knock_key = hello.knock_key.clone().unwrap_or_else(|| known_key.clone());
-        if profile.enrolled.addresses == addresses
+        if profile.enrolled.device == hello.device
+            && profile.enrolled.addresses == addresses
             && profile.enrolled.services == hello.services
             && knock_key == known_key
         {
             return;
         }
+        profile.enrolled.device.clone_from(&hello.device);
         profile.enrolled.addresses = addresses;
         profile.enrolled.services.clone_from(&hello.services);
         profile.enrolled.knock_key = knock_key;

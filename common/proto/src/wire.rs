@@ -5,6 +5,7 @@
 //! new name.
 
 mod code;
+mod reason;
 
 use std::time::Duration;
 
@@ -17,6 +18,7 @@ use crate::{
 };
 
 pub use code::Code;
+pub use reason::{BadReason, Reason};
 
 /// The longest message that either end accepts, in bytes.
 pub const MAX_LEN: usize = 64 * 1024;

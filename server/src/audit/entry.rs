@@ -8,6 +8,7 @@ use std::{
 use proto::{
     human,
     identity::{DeviceId, Name},
+    wire::Reason,
 };
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
@@ -111,7 +112,27 @@ pub(crate) enum Event {
     Revoke {
         #[serde(flatten)]
         device: Subject,
+        /// The owner's words.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
         /// The user of this machine who revoked it.
+        uid: u32,
+    },
+    /// A revoked device is let in again.
+    Restore {
+        #[serde(flatten)]
+        device: Subject,
+        /// The user of this machine who let it in.
+        uid: u32,
+    },
+    /// A device has another name.
+    Rename {
+        /// The device, with its new name.
+        #[serde(flatten)]
+        device: Subject,
+        /// The old name.
+        before: Name,
+        /// The user of this machine who renamed it.
         uid: u32,
     },
     /// A revoked device was removed from the register.

@@ -1,5 +1,6 @@
 //! `aditd device …`: lists devices, changes what they may do, and ends their access.
 
+mod changes;
 mod shown;
 
 use std::path::Path;
@@ -11,7 +12,7 @@ use common::machine::{
     process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
-use proto::{identity::Name, ollama::model::ModelPattern};
+use proto::{identity::Name, ollama::model::ModelPattern, wire::Reason};
 
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
@@ -64,6 +65,21 @@ pub(crate) enum Command {
     Revoke {
         /// The device's name or id
         device: String,
+        /// Tell the device's user why, in at most 200 characters
+        #[arg(long, value_name = "TEXT")]
+        reason: Option<Reason>,
+    },
+    /// Let a revoked device in again, with the key that it had
+    Restore {
+        /// The device's name or id
+        device: String,
+    },
+    /// Give a device another name
+    Rename {
+        /// The device's name or id
+        device: String,
+        /// The new name
+        name: Name,
     },
     /// Remove a revoked device; over SSH, only the user who enrolled it can use its name again
     Forget {
@@ -153,7 +169,9 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
                 show(&device, tokens_today)
             }
         }
-        Command::Revoke { device } => revoke(&state, audit, &device).await,
+        Command::Revoke { device, reason } => revoke(&state, audit, &device, reason).await,
+        Command::Restore { device } => changes::restore(&state, audit, &device).await,
+        Command::Rename { device, name } => changes::rename(&state, audit, &device, &name).await,
         Command::Forget { device, free_name } => forget(&state, audit, &device, free_name),
     }
 }
@@ -175,7 +193,12 @@ async fn in_force(state: &State) -> Result<(), Failure> {
     })
 }
 
-async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), Failure> {
+async fn revoke(
+    state: &State,
+    audit: &AuditSettings,
+    name: &str,
+    reason: Option<Reason>,
+) -> Result<(), Failure> {
     let device = match state.register.find(name) {
         Err(DeviceError::Unknown { .. })
             if state.register.withdraw(name, unix_now()).map_err(not_cut)? =>
@@ -194,8 +217,8 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
     if device.revoked.is_some() {
         return Err(DeviceError::AlreadyRevoked(device.name).into());
     }
-    state.register.revoke(device.id, unix_now()).map_err(not_cut)?;
-    let event = Event::Revoke { device: device.subject(), uid: process::uid() };
+    state.register.revoke(device.id, reason.as_ref(), unix_now()).map_err(not_cut)?;
+    let event = Event::Revoke { device: device.subject(), reason, uid: process::uid() };
     audit::note_or_say(audit, &event);
     let cut = refresh(&state.dir).await.map_err(|why| {
         let what =

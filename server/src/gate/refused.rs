@@ -65,6 +65,8 @@ impl From<Denied> for Refused {
     fn from(denied: Denied) -> Self {
         let (status, why) = match &denied {
             Denied::Device(code) => return (*code).into(),
+            // As [`Code::Revoked`], in other words.
+            Denied::Revoked(_) => (503, Refusal::Certificate),
             Denied::Role { .. } => (403, Refusal::Role),
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
         };

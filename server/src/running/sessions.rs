@@ -185,7 +185,7 @@ impl Sessions {
         let denied = sessions
             .values()
             .filter_map(|s| policy.admit(&s.certificate).err().map(|code| (s, code)));
-        denied.map(|(session, code)| session.close(code)).count()
+        denied.map(|(session, code)| session.end(policy, code)).count()
     }
 
     /// Notes for ever which devices are away, and which links lose packets.
@@ -229,6 +229,12 @@ impl ConnectedDevice {
         self.traffic.close(&self.connection, code);
     }
 
+    /// Ends it because the policy does not admit it any more.
+    fn end(&self, policy: &Policy, code: Code) {
+        let _ = self.traffic.ended.set(code);
+        refuse(&self.connection, policy, &self.certificate, code);
+    }
+
     /// Notes whether it is heard. Returns its address if its small packets are to be sent twice,
     /// and how.
     fn look(&mut self, repeats: &PacketRepeats) -> Option<(SocketAddr, Protection)> {
@@ -258,6 +264,20 @@ impl Drop for SessionGuard {
         {
             sessions.remove(&self.id);
         }
+    }
+}
+
+/// Closes the connection of a device that the policy does not admit. The reason phrase of
+/// [`Code::Revoked`] is the owner's reason, if there is one.
+pub(crate) fn refuse(
+    connection: &quinn::Connection,
+    policy: &Policy,
+    certificate: &Certificate,
+    code: Code,
+) {
+    match policy.why_revoked(certificate).filter(|_| code == Code::Revoked) {
+        Some(reason) => connection.close((code as u32).into(), reason.phrase().as_bytes()),
+        None => close(connection, code),
     }
 }
 

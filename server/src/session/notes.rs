@@ -48,7 +48,12 @@ impl Session {
         let remote = self.connection.remote_address();
         Asker {
             id: self.device.id,
-            name: self.device.name.clone(),
+            // It may have been renamed since.
+            name: self
+                .server
+                .policy
+                .admit(&self.peer)
+                .map_or_else(|_| self.device.name.clone(), |now| now.name),
             uid: self.device.uid,
             remote,
             carrier: CarrierKind::of(remote),

@@ -25,6 +25,7 @@ use common::machine::files::{self, FileError};
 use proto::{
     identity::{DeviceId, KeyHash},
     knock::{Checker, SharedKey},
+    wire::Reason,
 };
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -32,7 +33,7 @@ use rusqlite::{
 
 use self::{devices::all_devices, errors::classify, shared_knock::SharedKnock};
 
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -63,6 +64,8 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
 ",
     names::CHANGE,
     shared_knock::CHANGE,
+    // Why a device was revoked, in the owner's words.
+    "ALTER TABLE device ADD COLUMN reason TEXT;",
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -96,6 +99,11 @@ impl Snapshot {
 
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
         self.devices.values()
+    }
+
+    /// Why the device with this id and this key was revoked, if its owner gave a reason.
+    pub fn why_revoked(&self, id: DeviceId, key: KeyHash) -> Option<&Reason> {
+        self.devices.get(&id).filter(|device| device.key == key)?.reason.as_ref()
     }
 
     /// The key with which this device has enrolled, unless it was revoked.

@@ -225,8 +225,9 @@ async fn open(
     profile: &Profile,
     ssh: Option<&Ssh>,
 ) -> Result<Inspection, Failure> {
-    if profile.revoked {
-        return Err(DialError::Refused(Code::Revoked).failure(profile));
+    // The server answers only a device that it lets in again.
+    if profile.revoked && dialed.is_none() {
+        return Err(DialError::Revoked(profile.revoked_reason.clone()).failure(profile));
     }
     // An `adit up` that starts now would end this session, and would report that another machine
     // uses its certificate.
@@ -284,9 +285,7 @@ impl DialError {
     pub(crate) fn failure(&self, profile: &Profile) -> Failure {
         let hint = self.hint(profile);
         let failure = match self {
-            Self::Refused(Code::Revoked) => {
-                Failure::from_error(self.clone()).exit(Exit::NotAllowed)
-            }
+            Self::Revoked(_) => Failure::from_error(self.clone()).exit(Exit::NotAllowed),
             other => Failure::from_error(other.clone()),
         };
         hint.into_iter().fold(failure, Failure::hint)

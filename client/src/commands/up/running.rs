@@ -237,9 +237,11 @@ pub(in crate::commands) async fn first_word(tunnel: &Tunnel) -> Result<(), Failu
 /// Why the server refused this device, and how it is let in again.
 fn refused(why: &DialError, profile: &Profile) -> Failure {
     let failure = match why {
-        DialError::Refused(code) => Failure::new("the server does not let this device in")
-            .exit(Exit::NotAllowed)
-            .source(code.what()),
+        DialError::Refused(_) | DialError::Revoked(_) => {
+            Failure::new("the server does not let this device in")
+                .exit(Exit::NotAllowed)
+                .source(why.to_string())
+        }
         // Not a refusal of the server.
         why => Failure::from_error(why.clone()),
     };

@@ -12,7 +12,13 @@ use self::{
     ports::{Port, port},
 };
 use super::{Check, Judgement, bad, failed, ok, warn};
-use crate::{clock, failure::Failure, human, identity::Name, wire::OLLAMA_PORT};
+use crate::{
+    clock,
+    failure::Failure,
+    human,
+    identity::Name,
+    wire::{OLLAMA_PORT, Reason},
+};
 
 /// What was found on the laptop. Times are Unix seconds.
 #[derive(Debug, Clone)]
@@ -54,6 +60,8 @@ pub struct ProfileFound {
     pub recovers_for: i64,
     /// The server has revoked it.
     pub revoked: bool,
+    /// The owner's reason for that.
+    pub revoked_reason: Option<Reason>,
 }
 
 /// Whether `adit up` runs.
@@ -142,10 +150,12 @@ fn identity(found: &LaptopFound) -> Option<Judgement> {
         return Some(ok(who));
     }
     let name = profile.device.split(' ').next().unwrap_or_default();
-    let judged = bad(format!("{who}, which has revoked it"))
+    let why = profile.revoked_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let judged = bad(format!("{who}, which has revoked it{why}"))
         .denied()
+        .cure_by("to let it in again, on the box", format!("aditd device restore {name}"))
         .cure_by(
-            "to let it in again, on the box",
+            "or as a new device, on the box",
             format!("aditd device forget {name} && aditd invite {name}"),
         )
         .cure_by("then here", {

@@ -1,5 +1,7 @@
 //! Why a stream or a connection was ended: a number on the wire, a sentence for people.
 
+use super::Reason;
+
 /// Why a stream or a connection was ended: the application error codes of RFC 9000 section 20.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -90,6 +92,14 @@ impl Code {
         }
     }
 
+    /// [`Code::sentence`], with the owner's reason for a revocation.
+    pub fn sentence_with(self, reason: Option<&Reason>) -> String {
+        match (self.cure(), reason) {
+            (Some(cure), Some(reason)) => format!("{} ({reason}): {cure}", self.what()),
+            _ => self.sentence(),
+        }
+    }
+
     /// What happened.
     pub fn what(self) -> &'static str {
         self.what_and_cure().0
@@ -105,10 +115,7 @@ impl Code {
             Self::Done => ("the server ended the connection", None),
             Self::Revoked => (
                 "this device was revoked",
-                Some(
-                    "to let it in again: run `aditd device forget NAME` and `aditd invite NAME` on the server; then stop `adit up` here \
-                     and run `adit enroll --replace`",
-                ),
+                Some("to let it in again: run `aditd device restore NAME` on the server"),
             ),
             Self::Superseded => (
                 "another `adit up` connected with this device's certificate",

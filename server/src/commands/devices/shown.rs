@@ -11,6 +11,7 @@ use proto::{
     human,
     identity::{DeviceId, Name},
     ollama::model::ModelPattern,
+    wire::Reason,
 };
 use serde::Serialize;
 
@@ -53,6 +54,8 @@ pub(super) struct Shown {
     seen: Option<i64>,
     certificate_until: i64,
     revoked: Option<i64>,
+    /// Why it was revoked, in the owner's words, or null.
+    reason: Option<Reason>,
     session: Option<SessionStatus>,
     #[serde(skip)]
     role_is_known: bool,
@@ -76,6 +79,7 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
         seen: d.seen,
         certificate_until: d.not_after,
         revoked: d.revoked,
+        reason: d.reason,
     };
     devices.into_iter().map(one).collect()
 }
@@ -108,6 +112,9 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
         seen(device)
     );
     text += &format!("Certificate  {}", certificate(device));
+    if let Some(reason) = &device.reason {
+        text += &format!("\nReason       {reason}");
+    }
     if let Some(session) = &device.session {
         let from = from(&session.remote);
         text += &format!(

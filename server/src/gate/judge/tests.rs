@@ -159,7 +159,7 @@ async fn a_request_that_runs_is_refused_when_a_change_forbids_it_and_not_before(
     bench.update();
     let refused = chat.again(&bench.gate, &context).await.expect_err("another model");
     assert_eq!((refused.answer.status, refused.why), (403, Refusal::Model));
-    bench.register.revoke(id, 1).expect("revoked");
+    bench.register.revoke(id, None, 1).expect("revoked");
     bench.update();
     let refused = list.again(&bench.gate, &context).await.expect_err("revoked");
     assert_eq!((refused.answer.status, refused.why), (503, Refusal::Certificate));

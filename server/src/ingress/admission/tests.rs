@@ -99,7 +99,7 @@ fn the_knock_of_a_revoked_device_is_not_answered() {
     let (_, good) = world.device();
     let knock = key.knock();
     assert!(world.admission.hear(&knock, local(1), NOW));
-    world.register.revoke(id, NOW).expect("revoked");
+    world.register.revoke(id, None, NOW).expect("revoked");
     world.refresh();
     let verdict = world.admission.judge(&knock, local(1), false, NOW);
     assert!(matches!(verdict, AttemptVerdict::Ignore(Reason::Stranger)), "{verdict:?}");

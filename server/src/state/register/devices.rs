@@ -3,6 +3,7 @@
 use proto::{
     identity::{DeviceId, KeyHash, Name},
     ollama::model::ModelPattern,
+    wire::Reason,
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
@@ -26,6 +27,8 @@ pub struct Device {
     /// When its newest certificate expires.
     pub not_after: i64,
     pub revoked: Option<i64>,
+    /// Why it was revoked, in the owner's words.
+    pub reason: Option<Reason>,
     /// When its last session ended, or when the current one began.
     pub seen: Option<i64>,
     pub role: Name,
@@ -106,16 +109,58 @@ impl Register {
 
     /// Ends a device's access, and everything else that it knows and that could still get an
     /// answer: its invitation, and the knock key that it shares with others.
-    pub(crate) fn revoke(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
+    pub(crate) fn revoke(
+        &self,
+        id: DeviceId,
+        reason: Option<&Reason>,
+        now: i64,
+    ) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute("DELETE FROM invitation WHERE device = ?1", params![id.to_string()])?;
             shared_knock::revoked(t, id)?;
             t.execute(
-                "UPDATE device SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
-                params![id.to_string(), now],
+                "UPDATE device SET revoked = ?2, reason = ?3 WHERE id = ?1 AND revoked IS NULL",
+                params![id.to_string(), now, reason.map(ToString::to_string)],
             )
         })
         .map(drop)
+    }
+
+    /// Lets a revoked device in again, with the key that it had. What else ended with the revocation
+    /// (its invitation, the knock key that it shared with others) does not come back.
+    pub(crate) fn restore(&self, id: DeviceId) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET revoked = NULL, reason = NULL WHERE id = ?1",
+                params![id.to_string()],
+            )
+        })
+        .map(drop)
+    }
+
+    /// Gives a device another name. The old one is reserved for the device's user, as that of a
+    /// forgotten device.
+    ///
+    /// # Errors
+    /// The name is not available.
+    pub(crate) fn rename(&self, id: DeviceId, to: &Name, now: i64) -> Result<(), DeviceError> {
+        self.change(|t| {
+            let devices = all_devices(t)?;
+            let Some(device) = devices.iter().find(|device| device.id == id) else {
+                return Ok(Ok(()));
+            };
+            let has = devices.iter().find(|other| other.name == *to);
+            if let Err(why) = names::check_new(t, to, has, now)? {
+                return Ok(Err(why));
+            }
+            names::forgotten(t, &device.name, device.uid)?;
+            names::taken(t, to)?;
+            t.execute(
+                "UPDATE device SET name = ?2 WHERE id = ?1",
+                params![id.to_string(), to.as_str()],
+            )?;
+            Ok(Ok(()))
+        })?
     }
 
     /// Removes a revoked device. Its name is reserved for the user who enrolled it; see
@@ -181,7 +226,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid FROM device ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason FROM device ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -194,6 +239,7 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
             role: parsed(row.get(7)?)?,
             models: row.get::<_, Option<String>>(8)?.map(models).transpose()?,
             uid: row.get(9)?,
+            reason: row.get::<_, Option<String>>(10)?.map(parsed).transpose()?,
         })
     })?;
     rows.collect()
@@ -229,6 +275,7 @@ pub(super) fn insert_device(
         enrolled: now,
         not_after,
         revoked: None,
+        reason: None,
         seen: None,
         role,
         models: None,

@@ -105,6 +105,9 @@ pub enum DeviceError {
     LooksLikeId(Name),
     #[error("device `{0}` is revoked already")]
     AlreadyRevoked(Name),
+    /// Only a revoked device can be let in again.
+    #[error("device `{0}` is not revoked")]
+    NotRevoked(Name),
     /// Only a revoked device can be forgotten.
     #[error("device `{0}` is still enrolled")]
     StillEnrolled(Name),
@@ -155,7 +158,12 @@ impl From<DeviceError> for Failure {
                     .to_owned()
             }
             DeviceError::AlreadyRevoked(name) | DeviceError::NameOfRevoked(name) => {
-                format!("to free its name: `aditd device forget {name}`")
+                format!(
+                    "to let it in again: `aditd device restore {name}`; to free its name: `aditd device forget {name}`"
+                )
+            }
+            DeviceError::NotRevoked(name) => {
+                format!("to see how it is: `aditd device show {name}`")
             }
             DeviceError::StillEnrolled(name) => {
                 format!("end its access first: `aditd device revoke {name}`")

@@ -86,6 +86,28 @@ fn judge(
     }
 }
 
+/// Whether the owner of the server may give a device this name; `device` is the one that has it.
+/// The owner may take a reserved name, and no name that a code was made for.
+pub(super) fn check_new(
+    t: &Transaction<'_>,
+    name: &Name,
+    device: Option<&Device>,
+    now: i64,
+) -> rusqlite::Result<Result<(), DeviceError>> {
+    Ok(if name.looks_like_id() {
+        Err(DeviceError::LooksLikeId(name.clone()))
+    } else if let Some(device) = device {
+        Err(match device.revoked {
+            Some(_) => DeviceError::NameOfRevoked(name.clone()),
+            None => DeviceError::NameTaken(name.clone()),
+        })
+    } else if invited(t, name, now)? {
+        Err(DeviceError::NameInvited(name.clone()))
+    } else {
+        Ok(())
+    })
+}
+
 /// A device was forgotten: its name is reserved for its user.
 pub(super) fn forgotten(
     t: &Transaction<'_>,
@@ -133,6 +155,7 @@ mod tests {
             enrolled: 1,
             not_after: 2,
             revoked,
+            reason: None,
             seen: None,
             role: crate::state::register::default_role(),
             models: None,

@@ -134,7 +134,7 @@ fn the_name_of_a_forgotten_device_is_reserved_for_its_user_until_the_owner_frees
     let name = name("alice-laptop");
     let enroll = |user, key| register.enroll(&name, user, KeyHash([key; 32]), 200, 1);
     let forget = |device: Device| {
-        register.revoke(device.id, 2).expect("revoked");
+        register.revoke(device.id, None, 2).expect("revoked");
         register.forget(device.id).expect("forgotten");
     };
     let first = enroll(ALICE, 1).expect("enrolled");
@@ -199,12 +199,12 @@ fn the_shared_knock_is_accepted_until_all_devices_have_their_own_or_a_revoked_on
             },
             false,
         ),
-        ("one is revoked", |r, a, _| r.revoke(a, 9).expect("revoked"), false),
+        ("one is revoked", |r, a, _| r.revoke(a, None, 9).expect("revoked"), false),
         (
             "one with its own is revoked",
             |r, a, _| {
                 r.has_own_knock(a).expect("noted");
-                r.revoke(a, 9).expect("revoked");
+                r.revoke(a, None, 9).expect("revoked");
             },
             false,
         ),
@@ -213,7 +213,7 @@ fn the_shared_knock_is_accepted_until_all_devices_have_their_own_or_a_revoked_on
             |r, _, _| {
                 let name = "new".parse().expect("a name");
                 let new = r.enroll(&name, ALICE, KeyHash([1; 32]), 9, 9).expect("enrolled");
-                r.revoke(new.id, 9).expect("revoked");
+                r.revoke(new.id, None, 9).expect("revoked");
             },
             true,
         ),
@@ -255,6 +255,6 @@ fn the_invitation_of_a_revoked_device_can_not_be_used() {
         .expect("redeemed");
     let knock = secret.knock_key().knock();
     assert!(register.snapshot().expect("read").invites(&knock, 1).is_some());
-    register.revoke(device.id, 2).expect("revoked");
+    register.revoke(device.id, None, 2).expect("revoked");
     assert!(register.snapshot().expect("read").invites(&knock, 2).is_none());
 }

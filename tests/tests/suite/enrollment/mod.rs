@@ -5,6 +5,7 @@ mod bad_clock;
 mod beside;
 mod clock_set;
 mod devices;
+mod devices_changed;
 mod enrolling;
 mod every_way;
 mod key_memory;

@@ -27,6 +27,7 @@ fn well() -> LaptopFound {
             valid: (NOW - 100, NOW + 86_400 * 20),
             recovers_for: 90 * 86_400,
             revoked: false,
+            revoked_reason: None,
         }),
         state: Vec::new(),
         state_dir: "/home/me/.local/share/adit".to_owned(),
@@ -111,7 +112,7 @@ const BREAKAGES: [Breakage<LaptopFound>; 22] = [
         "identity",
         Verdict::Bad,
         "which has revoked it",
-        "aditd device forget laptop && aditd invite laptop",
+        "aditd device restore laptop",
     ),
     (
         |found| found.now = 7,

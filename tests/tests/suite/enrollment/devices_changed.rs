@@ -1,0 +1,110 @@
+//! Devices whose owner changes his mind: revoked with a reason, let in again, renamed.
+
+use serde_json::Value;
+use tests::{
+    cli_assert::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, up_to_its_end},
+    raw::{self, ROOT},
+    state_files::{device_names, profile},
+    world::World,
+};
+
+use crate::PROGRAM;
+
+#[tokio::test]
+async fn the_reason_of_a_revocation_reaches_every_tool_and_the_next_start() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&[]).await;
+    for (bad, why) in
+        [(" ", "can't be empty"), ("two\nlines", "control characters"), (&"x".repeat(201), "200")]
+    {
+        let refused = world.aditd(&["device", "revoke", "laptop", "--reason", bad]).await;
+        assert_eq!(refused.code, Some(USAGE));
+        assert!(refused.stderr.contains(why), "{}", refused.stderr);
+    }
+
+    let reason = "verloren im Zug, 3. März";
+    assert_ok(&world.aditd(&["device", "revoke", "laptop", "--reason", reason]).await);
+    up.adit.says("no tunnel: this device was revoked").await;
+    let answer = raw::exchange(up.address, ROOT).await;
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains(reason), "{answer}");
+    assert!(answer.contains("aditd device restore laptop"), "{answer}");
+    let status = device.status().await;
+    assert_eq!(status["tunnel"]["state"], "refused");
+    assert!(status["tunnel"]["why"].as_str().is_some_and(|why| why.contains(reason)), "{status}");
+    up.adit.kill().await;
+
+    let shut_out = up_to_its_end(&device).await;
+    assert_told(&shut_out, NOT_ALLOWED, &[reason, "aditd device restore laptop"]);
+    let doctor = device.adit(&["doctor", "--json"], "").await;
+    assert!(doctor.stdout.contains(reason), "{}", doctor.stdout);
+    let shown = world.aditd(&["device", "show", "laptop"]).await.stdout;
+    assert!(shown.ends_with(&format!("\nReason       {reason}\n")), "{shown}");
+    let shown: Value =
+        serde_json::from_str(&world.aditd(&["device", "show", "laptop", "--json"]).await.stdout)
+            .expect("JSON");
+    assert_eq!(shown["reason"], reason);
+    let audited = world.audit_has(1, |line| line["event"] == "revoke").await;
+    assert_eq!(audited[0]["reason"], reason);
+}
+
+#[tokio::test]
+async fn a_restored_device_is_let_in_with_the_key_and_certificate_that_it_had() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let (id, certificate) =
+        (profile(&device).enrolled.device_id, profile(&device).enrolled.certificate);
+    let mut running = device.up(&[]).await;
+    assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    running.adit.says("no tunnel: this device was revoked").await;
+    assert!(profile(&device).revoked);
+
+    assert_ok(&world.aditd(&["device", "restore", "laptop"]).await);
+    // The request makes the running `adit up` try again.
+    let asked = async {
+        while !raw::exchange(running.address, ROOT).await.ends_with("Ollama is running") {}
+    };
+    tokio::time::timeout(tests::world::SOON, asked).await.expect("it comes back by itself");
+    let now = profile(&device);
+    assert!(!now.revoked && now.enrolled.device_id == id);
+    assert_eq!(now.enrolled.certificate, certificate);
+    running.works().await;
+
+    let again = world.aditd(&["device", "restore", "laptop"]).await;
+    assert_told(&again, FAILED, &["`laptop` is not revoked"]);
+    let unknown = world.aditd(&["device", "restore", "nobody"]).await;
+    assert_told(&unknown, FAILED, &["there is no device `nobody`"]);
+    world.audit_has(1, |line| line["event"] == "restore").await;
+}
+
+#[tokio::test]
+async fn a_renamed_device_stays_connected_and_is_logged_by_its_new_name() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    world.device("desk").await;
+    world.invite("phone").await;
+    let up = device.up(&[]).await;
+
+    for (new, why) in [
+        ("desk", "there is a device `desk` already"),
+        ("phone", "an invitation for `phone` is open"),
+        ("d7c4-91ae", "looks like a device's id"),
+    ] {
+        let refused = world.aditd(&["device", "rename", "laptop", new]).await;
+        assert_told(&refused, FAILED, &[why]);
+    }
+    assert_ok(&world.aditd(&["device", "rename", "laptop", "thinkpad"]).await);
+    assert_eq!(device_names(&world).await, ["desk", "thinkpad"]);
+    assert!(raw::exchange(up.address, ROOT).await.ends_with("Ollama is running"));
+    let lines = world.audit_has(1, |line| line["event"] == "request").await;
+    let last = lines.last().expect("a line");
+    assert_eq!(last["device"], "thinkpad", "{last}");
+    up.end().await;
+    device.up(&[]).await.works().await;
+    assert_eq!(profile(&device).enrolled.device.as_str(), "thinkpad");
+    let renamed = world.audit_has(1, |line| line["event"] == "rename").await;
+    assert_eq!(
+        (&renamed[0]["before"], &renamed[0]["device"]),
+        (&"laptop".into(), &"thinkpad".into())
+    );
+}

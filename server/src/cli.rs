@@ -19,7 +19,7 @@ use crate::{
         devices,
         doctor::{self, DoctorFlags},
         invite::{self, Invite},
-        over_ssh,
+        keys, over_ssh,
         service::{self, ServiceFlags},
         status,
     },
@@ -52,6 +52,9 @@ enum Command {
     /// Manage devices
     #[command(subcommand)]
     Device(devices::Command),
+    /// Manage keys, for applications that cannot run `adit`
+    #[command(subcommand)]
+    Key(keys::Command),
     /// Enroll a device over SSH: run by `adit enroll USER@HOST`
     #[command(hide = true)]
     EnrollDevice {
@@ -201,6 +204,8 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?
             .block_on(async { devices::run(&Beside::resolve(flags).await?, command).await }),
+        Command::Key(command) => on_one_thread()?
+            .block_on(async { keys::run(&Beside::resolve(flags).await?, command).await }),
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }

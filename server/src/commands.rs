@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod invite;
+pub(crate) mod keys;
 pub(crate) mod over_ssh;
 pub(crate) mod service;
 pub(crate) mod status;

@@ -13,20 +13,41 @@ use std::{
 use common::transport::carrier::RELAY_SOURCE;
 use proto::{
     http1::BodyLength,
-    identity::{DeviceId, Name},
+    identity::{DeviceId, Name, UserName},
     ollama::route::RouteClass,
 };
 
-/// The device and the connection that a request comes from.
+/// The device or key, and the connection, that a request comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asker {
     pub id: DeviceId,
     pub name: Name,
     /// The user of this machine who enrolled it over SSH.
     pub uid: Option<u32>,
-    /// The address that its datagrams come from.
+    pub kind: CallerKind,
+    /// The person to whom a key belongs, if that was said.
+    pub user: Option<UserName>,
+    /// The address that its packets come from.
     pub remote: SocketAddr,
     pub carrier: CarrierKind,
+}
+
+/// What a request's caller is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CallerKind {
+    /// A device, by its certificate.
+    Device,
+    /// An application, by its key.
+    Key,
+}
+
+impl fmt::Display for CallerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Device => "device",
+            Self::Key => "key",
+        })
+    }
 }
 
 /// How a device's datagrams reach the server, as far as the server can see.

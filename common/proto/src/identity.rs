@@ -101,6 +101,57 @@ impl Name {
     }
 }
 
+/// The name of a person, as the owner or a sign-in gives it: 1 to 128 of letters, digits, `.`, `_`,
+/// `-`, `+` and `@`, beginning with a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct UserName(String);
+
+impl UserName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for UserName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl FromStr for UserName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "._-+@".contains(c);
+        if text.len() <= 128
+            && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && text.chars().all(plain)
+        {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(
+                "a user's name has 1 to 128 letters, digits, `.`, `_`, `-`, `+` or `@` and begins with a letter or a digit",
+            )
+        }
+    }
+}
+
+impl From<UserName> for String {
+    fn from(name: UserName) -> Self {
+        name.0
+    }
+}
+
+impl TryFrom<String> for UserName {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)

@@ -1,6 +1,7 @@
 //! The protocol and the decisions of Adit, without IO: no runtime, no QUIC, no socket and no clock.
 //! Its functions take bytes and times, and return verdicts and bytes.
 
+pub mod api_key;
 pub mod bootstrap;
 #[cfg(any(test, feature = "testing"))]
 #[doc(hidden)]

@@ -7,13 +7,13 @@ use std::{
 
 use proto::{
     human,
-    identity::{DeviceId, Name},
+    identity::{DeviceId, Name, UserName},
     wire::Reason,
 };
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
 
-use crate::record::{Asker, End, RequestRecord, charge::Charge};
+use crate::record::{Asker, CallerKind, End, RequestRecord, charge::Charge};
 
 /// The longest path or model that is written whole, in characters. An application may send a longer
 /// one.
@@ -108,7 +108,7 @@ pub(crate) enum Event {
         /// The user of this machine who freed it.
         uid: u32,
     },
-    /// A device's access was revoked.
+    /// The access of a device or a key was revoked.
     Revoke {
         #[serde(flatten)]
         device: Subject,
@@ -142,7 +142,7 @@ pub(crate) enum Event {
         /// The user of this machine who removed it.
         uid: u32,
     },
-    /// A device's role was changed.
+    /// The role of a device or a key was changed.
     Role {
         #[serde(flatten)]
         device: Subject,
@@ -153,13 +153,38 @@ pub(crate) enum Event {
         /// The user of this machine who changed it.
         uid: u32,
     },
-    /// A device's list of models was changed.
+    /// The list of models of a device or a key was changed.
     Models {
         #[serde(flatten)]
         device: Subject,
         /// The models that it may use now; `None` if its role decides.
         models: Option<Vec<String>>,
         /// The user of this machine who changed it.
+        uid: u32,
+    },
+    /// A key was made.
+    KeyCreate {
+        #[serde(flatten)]
+        key: Subject,
+        role: Name,
+        /// The beginning of its secret, by which lists name it.
+        prefix: String,
+        /// When it ends, in Unix time; `None` for never.
+        expires: Option<i64>,
+        /// The user of this machine who made it.
+        uid: u32,
+    },
+    /// A key was given a new secret.
+    KeyRotate {
+        #[serde(flatten)]
+        key: Subject,
+        /// The beginning of the new secret.
+        prefix: String,
+        /// When the new secret ends, in Unix time; `None` for never.
+        expires: Option<i64>,
+        /// How long the old secret is still valid, in seconds.
+        overlap: u64,
+        /// The user of this machine who did it.
         uid: u32,
     },
     /// The configuration was read again.
@@ -176,7 +201,7 @@ pub(crate) enum Event {
     Lost { lines: u64 },
 }
 
-/// A device, as each line about it names it.
+/// A device or a key, as each line about it names it.
 #[derive(Debug, Clone, Serialize)]
 pub struct Subject {
     pub device: Name,
@@ -184,11 +209,23 @@ pub struct Subject {
     /// The user of this machine who enrolled it over SSH.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device_uid: Option<u32>,
+    /// It is a key, not a device.
+    #[serde(rename = "key", skip_serializing_if = "std::ops::Not::not")]
+    pub is_key: bool,
+    /// The person to whom it belongs, if that was said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
 }
 
 impl From<&Asker> for Subject {
     fn from(asker: &Asker) -> Self {
-        Self { device: asker.name.clone(), device_id: asker.id, device_uid: asker.uid }
+        Self {
+            device: asker.name.clone(),
+            device_id: asker.id,
+            device_uid: asker.uid,
+            is_key: asker.kind == CallerKind::Key,
+            user: asker.user.clone(),
+        }
     }
 }
 
@@ -331,6 +368,8 @@ pub(crate) mod tests {
                 id: DeviceId::generate(),
                 name: "laptop".parse().expect("a name"),
                 uid: None,
+                kind: CallerKind::Device,
+                user: None,
                 remote: "10.0.0.7:4000".parse().expect("an address"),
                 carrier: CarrierKind::Udp,
             },

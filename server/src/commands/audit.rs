@@ -30,7 +30,7 @@ const LEAST_QUEUED: f64 = 1.0;
 /// Flags of `audit`.
 #[derive(Debug, Args)]
 pub(crate) struct AuditQuery {
-    /// Show only this device (name or id)
+    /// Show only this device or key (name or id)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
     /// Begin this long ago, for example 2h [default: the oldest line]
@@ -126,7 +126,12 @@ impl Matched {
         let text = show.device.clone().filter(|_| !self.seen && !self.checked)?;
         self.checked = true;
         // Without a register only the log says which devices there are.
-        let in_register = match State::open(state_dir).map(|state| state.register.find(&text)) {
+        let state = State::open(state_dir);
+        let is_key = state.as_ref().is_ok_and(|state| state.register.find_key(&text).is_ok());
+        if is_key {
+            return None;
+        }
+        let in_register = match state.map(|state| state.register.find(&text)) {
             Ok(Err(DeviceError::Unknown { known, .. })) => known,
             Ok(_) => return None,
             Err(_) => Vec::new(),

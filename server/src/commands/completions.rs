@@ -1,4 +1,4 @@
-//! What a shell completes: the names of devices, roles and models.
+//! What a shell completes: the names of devices, keys, roles and models.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -24,6 +24,11 @@ pub(crate) fn completed(command: Command) -> Command {
             let command = completions::complete(command, "role", roles);
             completions::complete(command, "models", models)
         }),
+        "key" => command.mut_subcommands(|command| {
+            let command = completions::complete(command, "key", keys);
+            let command = completions::complete(command, "role", roles);
+            completions::complete(command, "models", models)
+        }),
         "audit" => completions::complete(command, "device", devices),
         // Its device is a new one.
         "invite" => completions::complete(command, "role", roles),
@@ -44,14 +49,22 @@ fn flags() -> Flags {
 }
 
 fn devices() -> Vec<String> {
-    let Ok(dir) = flags().state_dir() else { return Vec::new() };
+    let devices = register().and_then(|register| register.devices().ok()).unwrap_or_default();
+    devices.into_iter().map(|device| device.name.to_string()).collect()
+}
+
+fn keys() -> Vec<String> {
+    let keys = register().and_then(|register| register.keys().ok()).unwrap_or_default();
+    keys.into_iter().map(|key| key.name.to_string()).collect()
+}
+
+fn register() -> Option<Register> {
+    let dir = flags().state_dir().ok()?;
     // A look must not make a state where there is none.
     if become_owner_of(&dir).is_err() || state::must_exist(&dir).is_err() {
-        return Vec::new();
+        return None;
     }
-    let register = Register::open(&dir.join(Register::FILE)).ok();
-    let devices = register.and_then(|register| register.devices().ok()).unwrap_or_default();
-    devices.into_iter().map(|device| device.name.to_string()).collect()
+    Register::open(&dir.join(Register::FILE)).ok()
 }
 
 fn roles() -> Vec<String> {

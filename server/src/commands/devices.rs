@@ -187,7 +187,7 @@ fn enrolled(state: &State, name: &str) -> Result<Device, DeviceError> {
 }
 
 /// Makes the running server apply the register now: access that was removed ends at once.
-async fn in_force(state: &State) -> Result<(), Failure> {
+pub(crate) async fn in_force(state: &State) -> Result<(), Failure> {
     refresh(&state.dir).await.map(drop).map_err(|why| {
         not_told("the register is changed, but the running server could not be told", why)
     })
@@ -263,11 +263,11 @@ fn forget(
     Ok(())
 }
 
-/// How to cut every device off when the register cannot be read or written. A restart would not do
+/// How to cut everybody off when the register cannot be read or written. A restart would not do
 /// it: a server that cannot read its register continues with what it knows, or does not start.
 const STOP: &str = "to cut every device off now: `systemctl stop aditd`";
 
-fn not_cut(error: impl Into<Failure>) -> Failure {
+pub(crate) fn not_cut(error: impl Into<Failure>) -> Failure {
     error.into().hint(STOP)
 }
 

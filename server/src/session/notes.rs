@@ -12,7 +12,7 @@ use crate::{
         Event,
         entry::{SessionPeer, ms},
     },
-    record::{Asker, CarrierKind},
+    record::{Asker, CallerKind, CarrierKind},
     running::sessions::Earlier,
 };
 
@@ -55,6 +55,8 @@ impl Session {
                 .admit(&self.peer)
                 .map_or_else(|_| self.device.name.clone(), |now| now.name),
             uid: self.device.uid,
+            kind: CallerKind::Device,
+            user: None,
             remote,
             carrier: CarrierKind::of(remote),
         }

@@ -1,15 +1,19 @@
-//! The register: devices, invitations and revocations, in SQLite. Every change is one transaction,
+//! The register: devices, keys, invitations and revocations, in SQLite. Every change is one transaction,
 //! and is on the disk before it takes effect.
 
 mod devices;
 mod errors;
 mod invitations;
+mod key_errors;
+mod keys;
 mod names;
 mod shared_knock;
 
 pub(crate) use devices::{Device, default_role};
 pub(crate) use errors::{DeviceError, RegisterError};
 pub(crate) use invitations::{Invited, MOST_INVITATIONS};
+pub(crate) use key_errors::KeyError;
+pub(crate) use keys::{Key, KeySecret, NewKey};
 pub(crate) use names::User;
 
 use std::{
@@ -23,6 +27,7 @@ use std::{
 
 use common::machine::files::{self, FileError};
 use proto::{
+    api_key::{ApiKey, KeyPrefix},
     identity::{DeviceId, KeyHash},
     knock::{Checker, SharedKey},
     wire::Reason,
@@ -31,9 +36,9 @@ use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use self::{devices::all_devices, errors::classify, shared_knock::SharedKnock};
+use self::{devices::all_devices, errors::classify, keys::Keys, shared_knock::SharedKnock};
 
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -66,6 +71,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     shared_knock::CHANGE,
     // Why a device was revoked, in the owner's words.
     "ALTER TABLE device ADD COLUMN reason TEXT;",
+    keys::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -80,6 +86,7 @@ pub struct Snapshot {
     devices: HashMap<DeviceId, Device>,
     invitations: Vec<OpenInvitation>,
     shared_knock: SharedKnock,
+    keys: Keys,
 }
 
 /// What is needed to check the knocks of one invitation.
@@ -109,6 +116,21 @@ impl Snapshot {
     /// The key with which this device has enrolled, unless it was revoked.
     pub fn key(&self, id: DeviceId) -> Option<KeyHash> {
         self.devices.get(&id).filter(|device| device.revoked.is_none()).map(|device| device.key)
+    }
+
+    /// The key with this secret, and that secret, if it is valid at `now`, in Unix time.
+    pub fn key_of(&self, sent: &ApiKey, now: i64) -> Option<(&Key, &KeySecret)> {
+        self.keys.find(sent, now)
+    }
+
+    /// The key with this id, if its secret with this prefix was neither revoked nor replaced.
+    pub fn admits_key(&self, id: DeviceId, prefix: &KeyPrefix) -> Option<&Key> {
+        self.keys.admits(id, prefix)
+    }
+
+    /// All keys, the revoked ones too.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.all()
     }
 
     /// The number of the invitation with whose key `knock` was made, if it is open at `now`.
@@ -195,7 +217,12 @@ impl Register {
                     })
                 })?
                 .collect::<Result<_, _>>()?;
-            Ok(Snapshot { devices, invitations, shared_knock: shared_knock::read(t)? })
+            Ok(Snapshot {
+                devices,
+                invitations,
+                shared_knock: shared_knock::read(t)?,
+                keys: keys::read(t)?,
+            })
         })
     }
 

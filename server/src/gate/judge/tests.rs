@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 use crate::{
     policy::{Policy, roles::Rules, upstream::Upstream},
-    record::{Asker, CarrierKind, Nobody},
+    record::{Asker, CallerKind, CarrierKind, Nobody},
     state::register::Register,
 };
 
@@ -78,6 +78,8 @@ impl Bench {
                 remote: ([127, 0, 0, 1], 1).into(),
                 carrier: CarrierKind::Local,
                 uid: None,
+                kind: CallerKind::Device,
+                user: None,
             },
             service: &self.name,
             slots: &self.slots,

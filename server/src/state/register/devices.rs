@@ -42,7 +42,13 @@ pub struct Device {
 impl Device {
     /// The device, as the audit log names it.
     pub fn subject(&self) -> Subject {
-        Subject { device: self.name.clone(), device_id: self.id, device_uid: self.uid }
+        Subject {
+            device: self.name.clone(),
+            device_id: self.id,
+            device_uid: self.uid,
+            is_key: false,
+            user: None,
+        }
     }
 }
 
@@ -98,6 +104,9 @@ impl Register {
             if let Some(device) = all_devices(t)?.into_iter().find(is_same) {
                 return Ok(Ok(device));
             }
+            if names::is_of_key(t, name)? {
+                return Ok(Err(DeviceError::NameOfKey(name.clone())));
+            }
             let has = all_devices(t)?.into_iter().find(|device| device.name == *name);
             if let Err(why) = names::check(t, name, user, has.as_ref(), now)? {
                 return Ok(Err(why));
@@ -149,6 +158,9 @@ impl Register {
             let Some(device) = devices.iter().find(|device| device.id == id) else {
                 return Ok(Ok(()));
             };
+            if names::is_of_key(t, to)? {
+                return Ok(Err(DeviceError::NameOfKey(to.clone())));
+            }
             let has = devices.iter().find(|other| other.name == *to);
             if let Err(why) = names::check_new(t, to, has, now)? {
                 return Ok(Err(why));
@@ -259,7 +271,7 @@ pub(super) fn insert_device(
             .optional()
     };
     let mut id = DeviceId::generate();
-    while unused(&id)?.is_some() {
+    while unused(&id)?.is_some() || names::is_id_of_key(t, id)? {
         id = DeviceId::generate();
     }
     t.execute(
@@ -284,6 +296,6 @@ pub(super) fn insert_device(
 }
 
 /// Separated by spaces: no model's name has one.
-fn models(text: String) -> rusqlite::Result<Vec<ModelPattern>> {
+pub(super) fn models(text: String) -> rusqlite::Result<Vec<ModelPattern>> {
     text.split(' ').filter(|name| !name.is_empty()).map(|name| parsed(name.to_owned())).collect()
 }

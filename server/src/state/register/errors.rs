@@ -114,6 +114,9 @@ pub enum DeviceError {
     /// The name of a new device is another's.
     #[error("there is a device `{0}` already")]
     NameTaken(Name),
+    /// The name of a new device is that of a key.
+    #[error("there is a key `{0}`, and a device can't have the name of a key")]
+    NameOfKey(Name),
     /// The name of a new device is that of a revoked one.
     #[error("the name `{0}` belongs to a revoked device")]
     NameOfRevoked(Name),
@@ -177,6 +180,9 @@ impl From<DeviceError> for Failure {
                 format!(
                     "choose another name, or let any user have this name: `aditd device forget {name} --free-name`"
                 )
+            }
+            DeviceError::NameOfKey(name) => {
+                format!("choose another name, or end that key: `aditd key revoke {name}`")
             }
             DeviceError::NameInvited(name) => {
                 format!("use its code, or withdraw it: `aditd device revoke {name}`")

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{
     Device, DeviceError, Register, RegisterError,
     devices::{all_devices, insert_device, refuse_like_id},
-    parsed,
+    names, parsed,
 };
 
 /// How many invitations may be open at once. As many used ones are kept until they expire, so that
@@ -48,6 +48,9 @@ impl Register {
                 return Err(DeviceError::NameOfRevoked(device.name));
             }
             Some(device) => return Err(DeviceError::NameTaken(device.name)),
+            None if self.read(|t| names::is_of_key(t, name))? => {
+                return Err(DeviceError::NameOfKey(name.clone()));
+            }
             None => {}
         }
         let withdrew = self.change(|t| {
@@ -163,7 +166,7 @@ impl Register {
                 // The invitation was made by an older version.
                 return Ok(Err(EnrollRefusal::Closed));
             }
-            if all_devices(t)?.iter().any(|device| device.name == name) {
+            if all_devices(t)?.iter().any(|device| device.name == name) || names::is_of_key(t, &name)? {
                 return Ok(Err(EnrollRefusal::Closed));
             }
             let device = insert_device(t, &name, &parsed(role)?, None, key, not_after, now)?;

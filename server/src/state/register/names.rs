@@ -1,7 +1,7 @@
 //! Who may use a device's name. A name stands for a person in `authorize` and in the audit log, so
 //! the name of a forgotten device does not pass to another user by itself.
 
-use proto::identity::Name;
+use proto::identity::{DeviceId, Name};
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{Device, DeviceError, Register, RegisterError};
@@ -123,6 +123,17 @@ pub(super) fn taken(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<()> {
     t.execute("DELETE FROM freed_name WHERE name = ?1", params![name.as_str()]).map(drop)
 }
 
+/// Whether a key that was not revoked has this name.
+pub(super) fn is_of_key(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<bool> {
+    t.prepare_cached("SELECT 1 FROM api_key WHERE name = ?1 AND revoked IS NULL")?
+        .exists([name.as_str()])
+}
+
+/// Whether a key has or had this id.
+pub(super) fn is_id_of_key(t: &Transaction<'_>, id: DeviceId) -> rusqlite::Result<bool> {
+    t.prepare_cached("SELECT 1 FROM api_key WHERE id = ?1")?.exists([id.to_string()])
+}
+
 fn freed(t: &Transaction<'_>, name: &Name) -> rusqlite::Result<Option<FreedName>> {
     let mut query = t.prepare_cached("SELECT uid FROM freed_name WHERE name = ?1")?;
     query.query_row([name.as_str()], |row| Ok(FreedName { uid: row.get(0)? })).optional()
@@ -137,7 +148,7 @@ fn invited(t: &Transaction<'_>, name: &Name, now: i64) -> rusqlite::Result<bool>
 
 #[cfg(test)]
 mod tests {
-    use proto::identity::{DeviceId, KeyHash};
+    use proto::identity::KeyHash;
 
     use super::*;
 

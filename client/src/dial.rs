@@ -13,6 +13,7 @@ use common::transport::{
     tls::{ClientTls, SeenTime},
 };
 use proto::{
+    clock::shown,
     knock::KnockKey,
     wire::{Code, Reason, SERVER_NAME},
 };
@@ -22,7 +23,7 @@ use tracing::Instrument;
 
 use crate::{
     dial::{
-        clocks::Clocks,
+        clocks::{BothTimes, Clocks},
         kernel_error::KernelError,
         route::{Carrier, Route},
     },
@@ -95,8 +96,8 @@ pub enum DialError {
     Clock(Clocks),
     /// By the server's clock this device's certificate is not valid, and it expired too long ago to
     /// be renewed.
-    #[error("the server does not accept the time of this device's certificate")]
-    OutOfTime,
+    #[error("{}: {}", Code::OutOfTime.what(), .0)]
+    OutOfTime(BothTimes),
     /// The server is this same computer, and its upstream is the port of this program.
     #[error(
         "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here endlessly"
@@ -147,9 +148,21 @@ impl DialError {
             Self::WrongServer(_) => {
                 format!("if the server was reinstalled: {again}; if not, do not trust that address")
             }
-            Self::OutOfTime => format!(
-                "check both clocks; if both are right, the certificate expired too long ago: {again}"
-            ),
+            Self::OutOfTime(_) => {
+                let valid = profile.certificate().map_or_else(
+                    |_| String::new(),
+                    |own| {
+                        format!(
+                            " (it is valid from {} until {})",
+                            shown(own.not_before),
+                            shown(own.not_after)
+                        )
+                    },
+                );
+                format!(
+                    "check both clocks{valid}; if both are right, the certificate expired too long ago: {again}"
+                )
+            }
             Self::LeadsBack(_) => format!(
                 "choose another port: `adit up{} --listen localhost:11500`",
                 profile.profile_dir.argument()
@@ -175,7 +188,7 @@ impl DialError {
             Self::Refused(code) => return code.cure().map(ToOwned::to_owned),
             Self::Revoked(_) => return Code::Revoked.cure().map(ToOwned::to_owned),
             Self::WrongServer(_)
-            | Self::OutOfTime
+            | Self::OutOfTime(_)
             | Self::LeadsBack(_)
             | Self::Restarted
             | Self::Other(_)
@@ -187,7 +200,7 @@ impl DialError {
     /// Whether both say the same to a person. Times in them may differ.
     pub(crate) fn is_same_news(&self, other: &Self) -> bool {
         match (self, other) {
-            (Self::Clock(_), Self::Clock(_)) => true,
+            (Self::Clock(_), Self::Clock(_)) | (Self::OutOfTime(_), Self::OutOfTime(_)) => true,
             _ => self.to_string() == other.to_string(),
         }
     }
@@ -201,7 +214,7 @@ impl DialError {
     /// not believed.
     fn unproved(self) -> Self {
         match self {
-            Self::Refused(_) | Self::Revoked(_) | Self::OutOfTime => Self::Other(
+            Self::Refused(_) | Self::Revoked(_) | Self::OutOfTime(_) => Self::Other(
                 "the handshake was broken off, by the server or by somebody in between".to_owned(),
             ),
             other => other,
@@ -221,8 +234,10 @@ impl DialError {
             ConnectionError::ApplicationClosed(close) => {
                 match Code::from_number(close.error_code.into_inner()) {
                     Some(Code::ServerClock) => {
-                        let shows = std::str::from_utf8(&close.reason).ok();
-                        Self::Clock(Clocks::admitted(shows.and_then(|at| at.parse().ok())))
+                        Self::Clock(Clocks::admitted(time_in(&close.reason)))
+                    }
+                    Some(Code::OutOfTime) => {
+                        Self::OutOfTime(BothTimes::now(time_in(&close.reason)))
                     }
                     Some(Code::Revoked) => Self::Revoked(Reason::from_phrase(&close.reason)),
                     Some(code) => Self::Refused(code),
@@ -232,7 +247,8 @@ impl DialError {
             // The server has judged our certificate.
             ConnectionError::ConnectionClosed(close) => {
                 match u64::from(close.error_code).checked_sub(0x100) {
-                    Some(CERTIFICATE_EXPIRED) => Self::OutOfTime,
+                    // A server before that code.
+                    Some(CERTIFICATE_EXPIRED) => Self::OutOfTime(BothTimes::now(None)),
                     Some(
                         UNKNOWN_CA | BAD_CERTIFICATE | CERTIFICATE_UNKNOWN | DECRYPT_ERROR
                         | CERTIFICATE_REQUIRED,
@@ -254,6 +270,11 @@ impl DialError {
             }
         }
     }
+}
+
+/// The time in the reason phrase of a close.
+fn time_in(phrase: &[u8]) -> Option<i64> {
+    std::str::from_utf8(phrase).ok()?.parse().ok()
 }
 
 /// How to connect.

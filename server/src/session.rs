@@ -13,11 +13,11 @@ use std::{
         Arc,
         atomic::{AtomicI64, AtomicUsize, Ordering::Relaxed},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use common::{
-    machine::process::{loopback_id, unix_now},
+    machine::process::{loopback_id, unix_millis, unix_now},
     transport::{
         FIRST_STREAMS, HANDSHAKE_WITHIN, MOST_STREAMS,
         credit::Credit,
@@ -71,6 +71,10 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     if let Err(wrong) = server.state.ca.check_clock(unix_now()) {
         let shows = wrong.now.to_string();
         return connection.close((Code::ServerClock as u32).into(), shows.as_bytes());
+    }
+    let now = unix_now();
+    if peer.is_out_of_time(now) {
+        return connection.close((Code::OutOfTime as u32).into(), now.to_string().as_bytes());
     }
     let greeting = async {
         let mut stream = connection.accept_uni().await?;
@@ -208,6 +212,7 @@ impl Session {
             knock_key: Some(
                 self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),
             ),
+            clock: Some(unix_millis()),
         };
         frame::write(&mut stream, &hello).await?;
         Ok(stream)
@@ -441,10 +446,6 @@ async fn next_question(recv: &mut Receiving) -> Result<Option<DoctorRequest>, Co
             None => Err(Code::Protocol),
         },
     }
-}
-
-fn unix_millis() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }
 
 /// Counts a stream while it is open.

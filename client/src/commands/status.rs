@@ -17,7 +17,7 @@ use common::machine::{
     report::{Failure, data, style, typed},
 };
 use proto::{
-    human,
+    clock, human,
     identity::{DeviceId, Name},
     wire::QueueAnswer,
 };
@@ -165,6 +165,10 @@ pub(crate) struct UpStatus {
     /// Their bytes.
     #[serde(default)]
     pub(crate) repeated_bytes: u64,
+    /// How far the server's clock was ahead of this computer's when the session began, in
+    /// milliseconds; null if the server does not say.
+    #[serde(default)]
+    pub(crate) server_clock_ahead_ms: Option<i64>,
     /// Version of aditd.
     pub(crate) server_version: String,
 }
@@ -270,6 +274,7 @@ impl Status {
                 ("Redundancy", up.redundancy_text()),
                 ("Time-out", up.time_out_text()),
             ]);
+            lines.extend(up.clock_text().map(|text| ("Clock", text)));
         }
         lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.text(self.host()))));
         lines.extend([
@@ -376,6 +381,7 @@ impl UpStatus {
             redundancy_for_loss: protection.map(|protection| protection.loss),
             repeated_packets: repeated.datagrams,
             repeated_bytes: repeated.bytes,
+            server_clock_ahead_ms: up.ahead,
             server_version: up.hello.version.clone(),
         }
     }
@@ -415,6 +421,12 @@ impl UpStatus {
                 format!("{now}; {packets} so far ({})", human::size(self.repeated_bytes))
             }
         }
+    }
+
+    /// How the clocks differ, if that is worth telling.
+    fn clock_text(&self) -> Option<String> {
+        let skew = clock::skew_text(self.server_clock_ahead_ms?)?;
+        Some(format!("{skew}, or was when the session began"))
     }
 
     fn time_out_text(&self) -> String {

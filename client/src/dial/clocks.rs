@@ -77,6 +77,30 @@ impl Clocks {
     }
 }
 
+/// What this computer's clock and the server's show, in Unix seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BothTimes {
+    here: i64,
+    there: Option<i64>,
+}
+
+impl BothTimes {
+    /// The time of this computer now, and what the server has just said, if it has.
+    pub(crate) fn now(there: Option<i64>) -> Self {
+        Self { here: unix_now(), there }
+    }
+}
+
+impl fmt::Display for BothTimes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "this computer's clock shows {}", shown(self.here))?;
+        match self.there {
+            Some(there) => write!(f, ", the server's {}", shown(there)),
+            None => Ok(()),
+        }
+    }
+}
+
 impl std::error::Error for Clocks {}
 
 impl fmt::Display for Clocks {

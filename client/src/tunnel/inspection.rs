@@ -3,9 +3,10 @@
 
 use std::{
     io,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
+use common::machine::process::unix_millis;
 use common::transport::{
     frame,
     splice::{Receiving, Sending},
@@ -154,8 +155,4 @@ async fn probe(up: &Up) -> io::Result<ProbeFound> {
         ahead: trips[0].1,
         now: unix_millis() / 1000,
     })
-}
-
-fn unix_millis() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64)
 }

@@ -8,13 +8,13 @@ use std::{
 
 use common::{
     machine::{
-        process::{loopback_id, unix_now},
+        process::{self, loopback_id},
         report::typed,
     },
     transport::{HANDSHAKE_WITHIN, frame, splice::ByteCounters},
 };
 use proto::{
-    human, invitation,
+    clock, human, invitation,
     knock::random_fraction,
     wire::{Code, Greeting, Hello, Notice, Reason},
 };
@@ -212,11 +212,14 @@ impl Reconnect {
         let Dialed { endpoint, connection, route, carrier } = dialed;
         let to = route.to_string();
         let (hello, notices, probes) = begin_session(&connection, &to).await?;
-        let expired_here =
-            self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= unix_now());
-        if hello.certificate_expired || expired_here {
+        let ahead = hello
+            .clock
+            .map(|theirs| clock::ahead(theirs, process::unix_millis(), connection.rtt()));
+        let now = renewal::server_now(ahead);
+        let has_ended = self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= now);
+        if hello.certificate_expired || has_ended {
             // An expired certificate may only renew itself.
-            renewal::renew(&self.plan.profile, &connection).await?;
+            renewal::renew(&self.plan.profile, &connection, ahead).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
@@ -240,7 +243,11 @@ impl Reconnect {
         if let Some(ssh) = &self.plan.profile.get().ssh {
             ssh.ask_no_more();
         }
-        Ok(Greeted { up: Up::new(endpoint, connection, hello, route, carrier), notices, probes })
+        Ok(Greeted {
+            up: Up::new(endpoint, connection, hello, ahead, route, carrier),
+            notices,
+            probes,
+        })
     }
 
     /// Publishes a session and keeps it until it ends.
@@ -263,7 +270,7 @@ impl Reconnect {
                 }
             }
         };
-        let renewing = renewal::keep(&self.plan.profile, &up.connection);
+        let renewing = renewal::keep(&self.plan.profile, &up.connection, up.ahead);
         let mut path = Migration::new(
             up.clone(),
             &self.publish,

@@ -28,8 +28,15 @@ const ENDED: Duration = Duration::from_secs(10);
 /// The same failure is logged again after this time.
 const LOG_AGAIN: Duration = Duration::from_secs(3600);
 
-/// Renews each certificate in the last third of its lifetime. Never ends.
-pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
+/// The time by the server's clock, in Unix seconds: the server judges this device's certificate.
+/// `ahead` is by how many milliseconds its clock is ahead of this computer's, if it said so.
+pub(crate) fn server_now(ahead: Option<i64>) -> i64 {
+    unix_now().saturating_add(ahead.unwrap_or(0) / 1000)
+}
+
+/// Renews each certificate in the last third of its lifetime, by the server's clock. Never ends.
+/// `ahead` is as for [`server_now`].
+pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection, ahead: Option<i64>) {
     let (jitter, began) = (random_fraction(), Instant::now());
     let mut failures = Repeats::new(LOG_AGAIN);
     let mut log = |failure: String| {
@@ -41,25 +48,25 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection) {
         let Ok(certificate) = profile.get().certificate() else {
             return std::future::pending().await;
         };
-        let left = u64::try_from(certificate.renew_at(jitter) - unix_now()).unwrap_or(0);
+        let left = u64::try_from(certificate.renew_at(jitter) - server_now(ahead)).unwrap_or(0);
         if left > 0 {
             // In short steps, because this clock stops while the machine sleeps, and the wall clock
             // does not.
             tokio::time::sleep(CHECK.min(Duration::from_secs(left))).await;
             continue;
         }
-        match renew(profile, connection).await {
+        match renew(profile, connection, ahead).await {
             Ok(())
                 if profile
                     .get()
                     .certificate()
-                    .is_ok_and(|new| new.renew_at(jitter) > unix_now()) => {}
+                    .is_ok_and(|new| new.renew_at(jitter) > server_now(ahead)) => {}
             Ok(()) => {
                 log("by this computer's clock the new certificate has already expired: check the clock".to_owned());
                 tokio::time::sleep(CHECK).await;
             }
             Err(e) => {
-                let pause = if certificate.not_after < unix_now() { ENDED } else { CHECK };
+                let pause = if certificate.not_after < server_now(ahead) { ENDED } else { CHECK };
                 log(format!("{e}: trying again every {} s", pause.as_secs()));
                 tokio::time::sleep(pause).await;
             }
@@ -76,10 +83,11 @@ fn reason(error: &std::io::Error) -> String {
     reset.map_or_else(|| error.to_string(), |code| code.sentence().to_owned())
 }
 
-/// Renews once, and stores the new certificate.
+/// Renews once, and stores the new certificate. `ahead` is as for [`server_now`].
 pub(crate) async fn renew(
     profile: &SharedProfile,
     connection: &Connection,
+    ahead: Option<i64>,
 ) -> Result<(), DialError> {
     let failed = |e: String| DialError::Other(format!("cannot renew the certificate: {e}"));
     let exchange = async {
@@ -101,7 +109,7 @@ pub(crate) async fn renew(
     if certificate.device != Some(renewed.enrolled.device_id) {
         return Err(failed("the server sent a certificate for another device".to_owned()));
     }
-    if !(certificate.not_before..=certificate.not_after).contains(&unix_now()) {
+    if !(certificate.not_before..=certificate.not_after).contains(&server_now(ahead)) {
         return Err(DialError::Clock(Clocks::issued(certificate.not_before)));
     }
     profile.store(renewed);

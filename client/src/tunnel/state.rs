@@ -62,6 +62,9 @@ pub(crate) struct Up {
     pub(crate) connection: Connection,
     /// The server's hello.
     pub(crate) hello: Hello,
+    /// How far the server's clock was ahead of this computer's at the hello, in milliseconds; `None`
+    /// if the server is too old to say.
+    pub(crate) ahead: Option<i64>,
     /// Since when.
     pub(crate) since: SystemTime,
     /// The credit of its streams.
@@ -114,6 +117,7 @@ impl Up {
         endpoint: Endpoint,
         connection: Connection,
         hello: Hello,
+        ahead: Option<i64>,
         route: Route,
         carrier: Carrier,
     ) -> Arc<Self> {
@@ -123,6 +127,7 @@ impl Up {
             credit: Credit::new(&connection),
             connection,
             hello,
+            ahead,
             since: SystemTime::now(),
             carried: Mutex::new(carried),
             loss: Mutex::default(),

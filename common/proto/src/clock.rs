@@ -31,6 +31,29 @@ pub fn compare(here: i64, there: i64) -> Option<WrongClock> {
     }
 }
 
+/// The least difference of two clocks that a person is told, in seconds. Smaller ones are of no
+/// consequence here, and the measurement itself may be off by the time that a packet takes.
+const WORTH_TELLING: i64 = 5;
+
+/// How far a peer's clock is ahead of this computer's, in milliseconds (negative: behind). `theirs`
+/// is what it showed in a message that arrived at `here`, both in Unix milliseconds; `round_trip` is
+/// that of the connection.
+pub fn ahead(theirs: i64, here: i64, round_trip: Duration) -> i64 {
+    let on_the_way = i64::try_from(round_trip.as_millis() / 2).unwrap_or(0);
+    theirs.saturating_add(on_the_way).saturating_sub(here)
+}
+
+/// What a person is told of a server's clock that is `ahead` of this computer's by so many
+/// milliseconds; `None` if that is too little to matter.
+pub fn skew_text(ahead: i64) -> Option<String> {
+    let seconds = ahead.unsigned_abs() / 1000;
+    let direction = if ahead > 0 { "ahead of" } else { "behind" };
+    (seconds >= WORTH_TELLING.unsigned_abs()).then(|| {
+        let by = crate::human::time(Duration::from_secs(seconds));
+        format!("the server's is {by} {direction} this computer's")
+    })
+}
+
 /// A Unix time as text for people (RFC 3339).
 pub fn shown(at: i64) -> String {
     let at = Duration::from_secs(u64::try_from(at).unwrap_or(0));
@@ -82,6 +105,31 @@ mod tests {
         }
         assert_eq!(shown(RELEASED), "2026-11-01T00:00:00Z");
         assert_eq!(shown(-5), "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn a_skew_is_measured_at_the_middle_of_the_round_trip_and_told_if_it_matters() {
+        let s = 1000;
+        for (theirs, here, round_trip, ahead_by, text) in [
+            (100 * s, 100 * s, 0, 0, None),
+            (100 * s, 100 * s + 20, 40, 0, None),
+            (104 * s, 100 * s, 0, 4 * s, None),
+            (107 * s, 100 * s, 0, 7 * s, Some("the server's is 7s ahead of this computer's")),
+            (
+                100 * s,
+                100 * s + 7_200_000,
+                0,
+                -7_200_000,
+                Some("the server's is 2h behind this computer's"),
+            ),
+            (i64::MAX, -1, 40, i64::MAX, None),
+        ] {
+            let measured = ahead(theirs, here, Duration::from_millis(round_trip));
+            assert_eq!(measured, ahead_by);
+            if text.is_some() || ahead_by < 5 * s {
+                assert_eq!(skew_text(measured).as_deref(), text, "{measured}");
+            }
+        }
     }
 
     #[test]

@@ -223,6 +223,12 @@ impl Certificate {
         issued + ((self.not_after - issued) as f64 * (2.0 / 3.0 + jitter / 12.0)) as i64
     }
 
+    /// Whether at `now`, Unix time, it cannot even renew itself: it is not valid yet, or it ended
+    /// more than [`RECOVER_WITHIN`] ago.
+    pub fn is_out_of_time(&self, now: i64) -> bool {
+        now < self.not_before || now > self.not_after.saturating_add(RECOVER_WITHIN)
+    }
+
     /// Reads a DER-encoded certificate.
     pub fn from_der(der: &[u8]) -> Result<Self, NotACertificate> {
         let (rest, parsed) = X509Certificate::from_der(der).map_err(|_| NotACertificate)?;

@@ -167,6 +167,9 @@ pub struct Hello {
     /// The key for this device's knocks from now on; absent if all devices share one key.
     #[serde(default, rename = "door_key", skip_serializing_if = "Option::is_none")]
     pub knock_key: Option<KnockKey>,
+    /// What the server's clock shows, in Unix milliseconds; absent from an older server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<i64>,
 }
 
 fn default_idle_timeout() -> u64 {

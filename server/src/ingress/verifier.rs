@@ -1,10 +1,10 @@
-//! The check inside the TLS handshake: the certificate was signed by this CA, for a device, has not
-//! expired, and the register admits the device.
+//! The check inside the TLS handshake: the certificate was signed by this CA, for a device, and the
+//! register admits the device. Whether it is valid now is the session's question.
 
 use std::{fmt, sync::Arc};
 
 use common::transport::tls;
-use proto::identity::{Certificate, RECOVER_WITHIN};
+use proto::identity::Certificate;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::HandshakeSignatureValid,
@@ -21,7 +21,6 @@ use crate::{policy::Policy, state::ca::Ca};
 pub(crate) struct DeviceVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     policy: Arc<Policy>,
-    earliest: i64,
 }
 
 impl DeviceVerifier {
@@ -31,7 +30,7 @@ impl DeviceVerifier {
         let webpki = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
-        Ok(Self { webpki, policy, earliest: ca.earliest() })
+        Ok(Self { webpki, policy })
     }
 }
 
@@ -55,22 +54,15 @@ impl ClientCertVerifier for DeviceVerifier {
     ) -> Result<ClientCertVerified, Error> {
         let certificate = Certificate::from_der(end_entity)
             .map_err(|_| Error::InvalidCertificate(CertificateError::BadEncoding))?;
-        // A device whose certificate has expired may connect to renew it; the policy allows it
-        // nothing else.
-        let at = |seconds| {
-            let seconds = u64::try_from(seconds).unwrap_or(0);
-            UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds))
-        };
-        let late = now.as_secs() as i64 - certificate.not_after;
-        let judged_at = if (1..=RECOVER_WITHIN).contains(&late) {
-            at(certificate.not_after)
-        } else if (now.as_secs() as i64) < self.earliest {
-            // A clock that is certainly wrong must not decide about times. The session is ended at
-            // once and says whose clock is wrong.
-            at(certificate.not_before)
-        } else {
-            now
-        };
+        // The session judges the time: a TLS alert could not say what this clock shows. A device
+        // whose certificate has expired may connect to renew it, and the policy allows it nothing
+        // else; any other that is not valid now, and any while this clock is certainly wrong, is
+        // told both times and ended at once.
+        let now = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        let judged_at = now.min(certificate.not_after).max(certificate.not_before);
+        let judged_at = UnixTime::since_unix_epoch(std::time::Duration::from_secs(
+            u64::try_from(judged_at).unwrap_or(0),
+        ));
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, judged_at)?;
         self.policy
             .admit(&certificate)

@@ -259,7 +259,7 @@ async fn open(
         }
     };
     let Dialed { endpoint, connection, route, carrier } = dialed;
-    let up: Arc<Up> = Up::new(endpoint, connection, hello, route, carrier);
+    let up: Arc<Up> = Up::new(endpoint, connection, hello, None, route, carrier);
     let inspection = inspection::inspect(&up, plan).await;
     up.connection.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;

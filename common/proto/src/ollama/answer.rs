@@ -85,6 +85,7 @@ impl From<Code> for ErrorAnswer {
             Code::Revoked
             | Code::Expired
             | Code::ServerClock
+            | Code::OutOfTime
             | Code::ShuttingDown
             | Code::Busy
             | Code::Superseded
@@ -93,8 +94,11 @@ impl From<Code> for ErrorAnswer {
             _ => 502,
         };
         // A retry does not help if the server's owner has to do something first.
-        let passes_by_itself =
-            status == 503 && !matches!(code, Code::Revoked | Code::Superseded | Code::ServerClock);
+        let passes_by_itself = status == 503
+            && !matches!(
+                code,
+                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime
+            );
         Self::new(status, format!("adit: {}", code.sentence()))
             .retry_after(passes_by_itself.then_some(RETRY_SOON))
     }
@@ -180,8 +184,10 @@ mod tests {
     fn a_503_that_passes_by_itself_says_when_to_ask_again() {
         for code in (0..=u8::MAX).filter_map(|number| Code::from_number(number.into())) {
             let answer = ErrorAnswer::from(code);
-            let needs_a_person =
-                matches!(code, Code::Revoked | Code::Superseded | Code::ServerClock);
+            let needs_a_person = matches!(
+                code,
+                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime
+            );
             let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
             assert_eq!(answer.retry_after, retry, "{code:?}");
         }

@@ -21,6 +21,9 @@ pub enum Code {
     /// The server's clock cannot be right, so it can judge no certificate. The reason phrase of the
     /// close is the time that the clock shows, in Unix seconds as decimal digits.
     ServerClock = 0x06,
+    /// The certificate is not valid by the server's clock, and it expired too long ago to renew
+    /// itself, or is not valid yet. The reason phrase is as that of [`Code::ServerClock`].
+    OutOfTime = 0x07,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
     /// Nothing listens at the service's address.
@@ -40,7 +43,7 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 15] = [
+    const ALL: [Self; 16] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -48,6 +51,7 @@ impl Code {
         Self::Protocol,
         Self::Expired,
         Self::ServerClock,
+        Self::OutOfTime,
         Self::Aborted,
         Self::UpstreamRefused,
         Self::UpstreamSilent,
@@ -73,6 +77,7 @@ impl Code {
             Self::Protocol => "protocol",
             Self::Expired => "expired",
             Self::ServerClock => "server_clock",
+            Self::OutOfTime => "out_of_time",
             Self::Aborted => "aborted",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamSilent => "upstream_silent",
@@ -132,6 +137,10 @@ impl Code {
             Self::ServerClock => (
                 "the server's clock is wrong",
                 Some("set it on the server: `sudo timedatectl set-ntp true`"),
+            ),
+            Self::OutOfTime => (
+                "this device's certificate is not valid by the server's clock",
+                Some("run `timedatectl` on both computers"),
             ),
             Self::Aborted => ("the service on the server aborted the connection", None),
             Self::UpstreamRefused => (

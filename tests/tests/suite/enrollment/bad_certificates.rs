@@ -25,7 +25,7 @@ use crate::PROGRAM;
 // The alerts of RFC 8446 section 6, as QUIC carries them (RFC 9001 section 4.8).
 const UNSUPPORTED_CERTIFICATE: u64 = 0x100 + 43;
 const CERTIFICATE_REVOKED: u64 = 0x100 + 44;
-const CERTIFICATE_EXPIRED: u64 = 0x100 + 45;
+const OUT_OF_TIME: u64 = Code::OutOfTime as u64;
 const UNKNOWN_CA: u64 = 0x100 + 48;
 const DECRYPT_ERROR: u64 = 0x100 + 51;
 
@@ -80,7 +80,7 @@ async fn a_certificate_that_expired_long_ago_or_is_not_yet_valid_is_refused() {
         let identity = gate.issued(gate.id(), &key, now + time::Duration::days(days));
         assert_eq!(
             gate.attempt(Some(identity)).await.code(),
-            CERTIFICATE_EXPIRED,
+            OUT_OF_TIME,
             "issued {days} days from now"
         );
     }

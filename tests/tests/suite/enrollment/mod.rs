@@ -4,6 +4,7 @@ mod bad_certificates;
 mod bad_clock;
 mod beside;
 mod clock_set;
+mod clock_skew;
 mod devices;
 mod devices_changed;
 mod enrolling;

@@ -6,6 +6,7 @@ pub(crate) mod inspection;
 mod liveness;
 mod loss;
 mod migration;
+mod news;
 mod path_probe;
 mod queue;
 pub(crate) mod reconnect;
@@ -25,7 +26,7 @@ use common::{
 use proto::{
     identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
-    wire::{Code, QueueAnswer, ServiceKind, StreamHead},
+    wire::{Code, KEEP_ALIVE, QueueAnswer, ServiceKind, StreamHead},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -121,7 +122,7 @@ impl Tunnel {
     /// within a second.
     pub(crate) async fn queue(&self) -> Option<QueueAnswer> {
         let up = match &*self.state.borrow() {
-            TunnelState::Up(up) => up.clone(),
+            TunnelState::Up(up) if up.quiet_for() < KEEP_ALIVE * 2 => up.clone(),
             _ => return None,
         };
         queue::ask(&up).await

@@ -36,6 +36,10 @@ use crate::{
 };
 
 const EVENTS_SHOWN: usize = 6;
+/// How often the tunnel is asked whether it still carries, while Ollama is asked.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// Even if no request runs, something arrives from the server at least every five seconds.
+const QUIET: u64 = 6;
 /// The column where values begin.
 const INDENT: usize = 13;
 
@@ -145,6 +149,9 @@ pub(crate) struct UpStatus {
     /// Whether packets carry no ECN marks because packets with marks were not answered on this
     /// network.
     pub(crate) drops_ecn_marks: bool,
+    /// For how many seconds nothing has arrived from the server.
+    #[serde(default)]
+    pub(crate) quiet_seconds: u64,
     /// Round-trip time in milliseconds.
     pub(crate) rtt_ms: f64,
     pub(crate) sent_packets: u64,
@@ -207,10 +214,8 @@ pub(crate) async fn run(profile_dir: &ProfileDir, show: Show) -> Result<(), Fail
         return Err(Failure::new("adit is not running")
             .hint(format!("start it with `adit up{}`", profile_dir.argument())));
     };
-    if (ollama || !json)
-        && let (TunnelStatus::Up(_), Some(address)) = (&status.tunnel, status.listening.first())
-    {
-        status.ollama = Some(ask_ollama(address).await);
+    if ollama || !json {
+        status = with_ollama(profile_dir, status).await;
     }
     if json {
         let text = serde_json::to_string_pretty(&status)
@@ -218,6 +223,32 @@ pub(crate) async fn run(profile_dir: &ProfileDir, show: Show) -> Result<(), Fail
         return data(text);
     }
     data(status.to_text(style().width))
+}
+
+/// Adds what Ollama answers, if the tunnel carries. While it is asked the tunnel may find out that
+/// its server is silent: then that is the status.
+async fn with_ollama(profile_dir: &ProfileDir, mut status: Status) -> Status {
+    let (true, Some(address)) = (status.tunnel.carries(), status.listening.first().cloned()) else {
+        return status;
+    };
+    let silent = async {
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let asked = control::ask::<_, Status>(&profile_dir.dir, &ControlRequest::Status).await;
+            if let Ok(Some(status)) = asked
+                && !status.tunnel.carries()
+            {
+                return status;
+            }
+        }
+    };
+    tokio::select! {
+        answer = ask_ollama(&address) => {
+            status.ollama = Some(answer);
+            status
+        }
+        status = silent => status,
+    }
 }
 
 impl Status {
@@ -373,6 +404,7 @@ impl UpStatus {
             socket_buffers: carried.carrier.buffers(),
             ecn_marks: carried.carrier.has_marks(),
             drops_ecn_marks: carried.carrier.is_unmarked(),
+            quiet_seconds: up.quiet_for().as_secs(),
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
@@ -441,20 +473,36 @@ impl UpStatus {
         // Packets that were sent before may be found lost within the minute.
         let lost = lost.min(100.0);
         format!(
-            "{}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost in the last minute",
+            "up for {}, QUIC over {} to {}, {:.1} ms, {lost:.1} % lost in the last minute",
             since(self.since),
             self.carrier.to_uppercase(),
             self.remote,
             self.rtt_ms
         )
     }
+
+    /// The state of a tunnel whose server is silent: what was measured before says nothing now.
+    fn silent_text(&self) -> String {
+        format!(
+            "no answer for {} from {} (QUIC over {}); the session of {} is kept, and its running answers",
+            human::time(Duration::from_secs(self.quiet_seconds)),
+            self.remote,
+            self.carrier.to_uppercase(),
+            since(self.since),
+        )
+    }
 }
 
 impl TunnelStatus {
+    /// Whether the server answers, as far as is known.
+    fn carries(&self) -> bool {
+        matches!(self, Self::Up(up) if up.quiet_seconds < QUIET)
+    }
+
     fn to_text(&self) -> String {
         match self {
-            Self::Up(up) => format!("up for {}", up.to_text()),
-            Self::Silent(up) => format!("the server is silent; up for {}", up.to_text()),
+            Self::Up(up) if self.carries() => up.to_text(),
+            Self::Up(up) | Self::Silent(up) => up.silent_text(),
             Self::Down { seconds, why, hint } => {
                 let time = human::time(Duration::from_secs(*seconds));
                 format!("down for {time}: {why}{}", bracketed(hint))

@@ -126,6 +126,8 @@ async fn probe(up: &Up) -> io::Result<ProbeFound> {
         let path = up.connection.stats().path;
         (path.sent_packets, path.lost_packets)
     };
+    // The first answer may come behind an outage, and with the losses of that time.
+    asking.ask(DoctorRequest::Clock).await?;
     let (began, (sent, lost)) = (Instant::now(), packets());
     let mut ticks = tokio::time::interval(EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

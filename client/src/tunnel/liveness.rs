@@ -28,6 +28,8 @@ const REBIND_AT: [Duration; 4] =
 const REBIND_EVERY: Duration = Duration::from_secs(5);
 /// How long to probe quickly after a silence, or four round trips if that is longer.
 const URGE: Duration = Duration::from_secs(1);
+/// Even if no request runs, something arrives more often than this: a longer silence was an outage.
+const OUTAGE: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 3 / 2);
 /// How long a path is doubtful after a change, even if no request runs.
 const DOUBT: Duration = Duration::from_secs(6);
 
@@ -84,6 +86,8 @@ pub(crate) struct Liveness {
     doubt_until: Instant,
     /// Until when to probe quickly: packets that were lost in a silence may be lost again.
     urge_until: Instant,
+    /// Until when packets may be found lost that were sent in an outage.
+    settled_at: Instant,
 }
 
 impl Liveness {
@@ -98,6 +102,7 @@ impl Liveness {
             trouble: None,
             doubt_until: now,
             urge_until: now,
+            settled_at: now,
         }
     }
 
@@ -105,6 +110,9 @@ impl Liveness {
     pub(crate) fn look(&mut self, now: Instant, seen: Observation) -> Orders {
         let mut turn = None;
         if seen.heard != self.heard {
+            if self.silent || now - self.heard_at > OUTAGE {
+                self.settled_at = now + URGE.max(seen.rtt * 4);
+            }
             if self.silent {
                 turn = Some(PathChange::Back(now - self.heard_at));
                 self.trouble = None;
@@ -147,6 +155,11 @@ impl Liveness {
     /// Whether the path counts as dead.
     pub(crate) fn is_silent(&self) -> bool {
         self.silent
+    }
+
+    /// Whether what is found lost now was lost because the path was down.
+    pub(crate) fn is_down(&self, now: Instant) -> bool {
+        self.silent || now < self.settled_at
     }
 
     /// How long nothing has arrived.
@@ -300,6 +313,24 @@ mod tests {
         let orders = lab.pass(60.0, false);
         assert_eq!(turn(&orders), [(126, PathChange::Silent(Duration::from_millis(12_600)))]);
         assert!(orders.iter().filter(|(_, o)| o.probe).count() <= 11, "{orders:?}");
+    }
+
+    #[test]
+    fn losses_are_those_of_an_outage_until_a_second_after_it_noticed_or_not() {
+        let mut lab = Lab::new(false);
+        lab.pass(1.0, true);
+        let is_down = |lab: &Lab| lab.watch.is_down(lab.now);
+        for (outage, is_noticed) in [(4.0, false), (8.0, true), (20.0, true)] {
+            lab.pass(outage, false);
+            lab.pass(0.1, true);
+            assert_eq!(is_down(&lab), is_noticed, "{outage} s");
+            lab.pass(0.8, true);
+            assert_eq!(is_down(&lab), is_noticed, "{outage} s");
+            lab.pass(0.3, true);
+            assert!(!is_down(&lab), "{outage} s");
+        }
+        lab.pass(13.0, false);
+        assert!(is_down(&lab), "during an outage");
     }
 
     #[test]

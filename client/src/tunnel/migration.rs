@@ -55,6 +55,8 @@ pub(crate) struct Migration<'a> {
     source: (Instant, Option<std::net::IpAddr>),
     /// Which problems of the carrier have been logged.
     told: Told,
+    /// The route that people were told last.
+    told_route: Route,
     /// Whether the carrier that the session began on sends no ECN marks, because packets with marks
     /// were not answered. A later one may have found the same only because the path was dead.
     began_unmarked: bool,
@@ -91,7 +93,8 @@ impl<'a> Migration<'a> {
     ) -> Self {
         // Before all data: a probe must not wait behind an upload.
         let _ = probes.set_priority(i32::MAX);
-        let (now, source) = (Instant::now(), up.route().source());
+        let (now, told_route) = (Instant::now(), up.route());
+        let source = told_route.source();
         let began_unmarked = up.carried().carrier.is_unmarked();
         Self {
             up,
@@ -106,6 +109,7 @@ impl<'a> Migration<'a> {
             looked: (now, SystemTime::now()),
             source: (now, source),
             told: Told::default(),
+            told_route,
             began_unmarked,
         }
     }
@@ -146,7 +150,6 @@ impl<'a> Migration<'a> {
         if slept || now - self.source.0 >= SOURCE_EVERY {
             self.source = (now, self.up.route().source());
         }
-        self.up.note_packets(now);
         let seen = Observation {
             heard: self.up.heard(),
             running: self.is_running(),
@@ -155,6 +158,7 @@ impl<'a> Migration<'a> {
             slept,
         };
         let orders = self.watch.look(now, seen);
+        self.up.note_packets(now, self.watch.is_down(now));
         match orders.turn {
             Some(PathChange::Slept) => self.note_change("this computer has slept"),
             Some(PathChange::NewNetwork) => self.note_change("this computer's network has changed"),
@@ -175,6 +179,9 @@ impl<'a> Migration<'a> {
                     "the server answers again, after {:.1} s",
                     time.as_secs_f64()
                 ));
+                if self.trial.is_none() {
+                    self.note_route();
+                }
                 self.publish_if(
                     |link| matches!(link, TunnelState::Silent(_)),
                     TunnelState::Up(self.up.clone()),
@@ -219,6 +226,18 @@ impl<'a> Migration<'a> {
         {
             self.journal
                 .note(format_args!("this computer cannot send to the server now: {}", words(&e)));
+        }
+    }
+
+    /// Says which route the session is on, if that is another one than before.
+    fn note_route(&mut self) {
+        let route = self.up.route();
+        if route != self.told_route {
+            self.journal.note(format_args!(
+                "the session goes over {} now: {route}",
+                route.carrier().to_uppercase()
+            ));
+            self.told_route = route;
         }
     }
 
@@ -334,10 +353,7 @@ impl<'a> Migration<'a> {
         let Trial { until, heard, before, dialed } = self.trial.take()?;
         let route = self.up.route();
         if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
-            self.journal.note(format_args!(
-                "the session goes over {} now: {route}",
-                route.carrier().to_uppercase()
-            ));
+            self.note_route();
             dismiss(dialed);
             return None;
         }

@@ -10,8 +10,10 @@ use proto::wire::{QueueAnswer, StreamHead};
 
 use super::state::Up;
 
-/// How long the answer is waited for: `adit status` does not wait longer.
-const WITHIN: Duration = Duration::from_secs(1);
+/// How long the answer is waited for at least and at most, and in between so many round trips:
+/// `adit status` waits for it.
+const WITHIN: (Duration, Duration) = (Duration::from_millis(300), Duration::from_secs(1));
+const ROUND_TRIPS: u32 = 3;
 
 /// Where this device's requests are in the queue. `None` if the server does not answer soon; a
 /// server of an earlier version has no answer.
@@ -29,5 +31,6 @@ pub(crate) async fn ask(up: &Up) -> Option<QueueAnswer> {
         answer.places.truncate(QueueAnswer::MOST_PLACES);
         Some(answer)
     };
-    tokio::time::timeout(WITHIN, asked).await.ok()?
+    let within = (up.connection.rtt() * ROUND_TRIPS).clamp(WITHIN.0, WITHIN.1);
+    tokio::time::timeout(within, asked).await.ok()?
 }

@@ -29,6 +29,7 @@ use crate::{
         backoff::{self, Backoff, Pause},
         events::Events,
         migration::Migration,
+        news::News,
         renewal,
         state::{NoTunnel, ServerRefusal, TunnelState, Up},
     },
@@ -72,7 +73,7 @@ enum SessionEnd {
 impl Reconnect {
     /// Keeps the tunnel up as long as it is polled.
     pub(crate) async fn run(mut self) {
-        let mut backoff = Backoff::new();
+        let (mut backoff, mut news) = (Backoff::new(), News::default());
         let (mut next, mut been_up) = (None, false);
         loop {
             let session = match next.take() {
@@ -86,9 +87,16 @@ impl Reconnect {
             let (why, session) = match session {
                 Ok(session) => {
                     been_up = true;
+                    news.forget();
                     let begun = Instant::now();
                     match self.keep(session).await {
-                        SessionEnd::Over(why) => (why, Some(begun.elapsed())),
+                        SessionEnd::Over(why) => {
+                            if let TunnelState::Down(known) = &*self.publish.borrow() {
+                                // `keep` has told that the server is stopping.
+                                news.is_news(&known.why);
+                            }
+                            (why, Some(begun.elapsed()))
+                        }
                         SessionEnd::Replaced(session) => {
                             next = Some(session);
                             continue;
@@ -107,28 +115,28 @@ impl Reconnect {
             if session.is_some() {
                 self.events.keep(format!("the tunnel is down: {}", told(&why)));
             }
-            self.publish_end(why, pause, been_up);
+            self.publish_end(why, pause, been_up, &mut news);
             self.wait(pause).await;
         }
     }
 
     /// Publishes why there is no tunnel now.
-    fn publish_end(&self, why: DialError, pause: Pause, been_up: bool) {
+    fn publish_end(&self, why: DialError, pause: Pause, been_up: bool, news: &mut News) {
         if !why.is_final() {
             let since = match &*self.publish.borrow() {
                 TunnelState::Down(down) => down.since,
                 _ => Instant::now(),
             };
-            return self.publish_and_tell(TunnelState::Down(NoTunnel { since, why }));
+            self.tell(&why, news);
+            self.publish.send_replace(TunnelState::Down(NoTunnel { since, why }));
+            return;
         }
-        let refused =
-            TunnelState::Refused(ServerRefusal { why, wake_at: Instant::now() + pause.wanted });
         // Before the first session, `adit up` ends with this error and reports it itself.
         if been_up {
-            self.publish_and_tell(refused);
-        } else {
-            self.publish.send_replace(refused);
+            self.tell(&why, news);
         }
+        let wake_at = Instant::now() + pause.wanted;
+        self.publish.send_replace(TunnelState::Refused(ServerRefusal { why, wake_at }));
     }
 
     /// Waits before the next attempt.
@@ -187,23 +195,15 @@ impl Reconnect {
         std::future::pending().await
     }
 
-    /// Publishes a state, and logs its reason if that is new.
-    fn publish_and_tell(&self, state: TunnelState) {
-        let why_of = |state: &TunnelState| match state {
-            TunnelState::Down(NoTunnel { why, .. })
-            | TunnelState::Refused(ServerRefusal { why, .. }) => Some(why.clone()),
-            _ => None,
-        };
-        if let Some(why) = why_of(&state)
-            && why_of(&self.publish.borrow()).is_none_or(|told| !told.is_same_news(&why))
-        {
+    /// Logs why there is no tunnel, if that is news.
+    fn tell(&self, why: &DialError, news: &mut News) {
+        if news.is_news(why) {
             let hint = why.hint(&self.plan.profile.get());
             warn!(
                 "no tunnel: {why}{}",
                 hint.map(|h| format!(" ({})", typed(h))).unwrap_or_default()
             );
         }
-        self.publish.send_replace(state);
     }
 
     /// Makes a connection the session of this device. The server ends the device's other session,

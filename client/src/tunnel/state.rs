@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Instant, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use common::{
@@ -71,6 +71,8 @@ pub(crate) struct Up {
     pub(crate) credit: Arc<Credit>,
     carried: Mutex<CurrentRoute>,
     loss: Mutex<Loss>,
+    /// How many datagrams had arrived when that was last looked at, and when the last had.
+    last_heard: Mutex<(u64, Instant)>,
     redundancy: Mutex<Redundancy>,
 }
 
@@ -131,6 +133,7 @@ impl Up {
             since: SystemTime::now(),
             carried: Mutex::new(carried),
             loss: Mutex::default(),
+            last_heard: Mutex::new((0, Instant::now())),
             redundancy: Mutex::default(),
         })
     }
@@ -180,17 +183,38 @@ impl Up {
     }
 
     /// Notes how many packets have been sent and lost so far, and has small ones sent twice from
-    /// now on if the link loses.
-    pub(crate) fn note_packets(&self, now: Instant) {
+    /// now on if the link loses. What is lost while the path `is_down` says nothing about the link.
+    pub(crate) fn note_packets(&self, now: Instant, is_down: bool) {
+        let heard = self.heard();
+        let mut last_heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_heard.0 != heard {
+            *last_heard = (heard, now);
+        }
+        drop(last_heard);
+        let path = self.connection.stats().path;
+        let packets = Packets { sent: path.sent_packets, lost: path.lost_packets };
         let mut loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.note(now, self.packets());
+        loss.note(now, packets, is_down);
         drop(loss);
         let counts = PathCounts::from(&self.connection.stats());
         let carried = self.carried();
         let mut redundancy = self.redundancy();
-        let protection = redundancy.estimate.note(now, counts, carried.carrier.hidden());
+        let hidden = carried.carrier.hidden();
+        let protection = match is_down {
+            true => redundancy.estimate.pass_over(now, counts, hidden),
+            false => redundancy.estimate.note(now, counts, hidden),
+        };
         redundancy.protection = protection;
         carried.carrier.protect(protection);
+    }
+
+    /// How long nothing has arrived from the server, to within a second.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        let last_heard = self.last_heard.lock().unwrap_or_else(PoisonError::into_inner);
+        match *last_heard {
+            (heard, at) if heard == self.heard() => at.elapsed(),
+            _ => Duration::ZERO,
+        }
     }
 
     /// How small packets are protected now, if they are, and what has been sent twice in this
@@ -208,15 +232,9 @@ impl Up {
         self.redundancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many packets were sent and lost in the last minute.
+    /// How many packets were sent and lost in the last minute while the path carried.
     pub(crate) fn recent_packets(&self) -> Packets {
-        let loss = self.loss.lock().unwrap_or_else(PoisonError::into_inner);
-        loss.recent(self.packets())
-    }
-
-    fn packets(&self) -> Packets {
-        let path = self.connection.stats().path;
-        Packets { sent: path.sent_packets, lost: path.lost_packets }
+        self.loss.lock().unwrap_or_else(PoisonError::into_inner).recent()
     }
 
     /// How many datagrams have arrived from the server.

@@ -8,7 +8,7 @@ use common::machine::{
 };
 use serde_json::Value;
 
-use super::{ControlRequest, Show, Status, TunnelStatus, ask_ollama};
+use super::{ControlRequest, Show, Status, with_ollama};
 use crate::profile::{self, DEFAULT_NAME, ProfileDir};
 
 /// Shows the named tunnel, or each one that runs.
@@ -51,7 +51,7 @@ async fn print_text(running: &[ProfileDir]) -> Result<(), Failure> {
 
 /// Prints the first as if it were the only one, with the `others` in it: what a program knows about
 /// one tunnel stays true when another is added.
-async fn print_json(running: &[ProfileDir], with_ollama: bool) -> Result<(), Failure> {
+async fn print_json(running: &[ProfileDir], ollama: bool) -> Result<(), Failure> {
     let mut documents = Vec::new();
     for profile_dir in running {
         let Some(mut status) =
@@ -59,10 +59,8 @@ async fn print_json(running: &[ProfileDir], with_ollama: bool) -> Result<(), Fai
         else {
             continue;
         };
-        if let (true, TunnelStatus::Up(_), Some(address)) =
-            (with_ollama, &status.tunnel, status.listening.first())
-        {
-            status.ollama = Some(ask_ollama(address).await);
+        if ollama {
+            status = with_ollama(profile_dir, status).await;
         }
         documents.push(serde_json::to_value(&status).map_err(Failure::from_error)?);
     }

@@ -68,8 +68,8 @@ pub(super) async fn run(profile_dir: &ProfileDir, json: bool) -> Result<(), Fail
 
 fn sample(status: &Status, at: Duration) -> Sample {
     let rtt_ms = match &status.tunnel {
-        TunnelStatus::Up(up) | TunnelStatus::Silent(up) => Some(up.rtt_ms),
-        TunnelStatus::Down { .. } | TunnelStatus::Refused { .. } => None,
+        TunnelStatus::Up(up) if status.tunnel.carries() => Some(up.rtt_ms),
+        _ => None,
     };
     Sample { at, rtt_ms, received: status.received, sent: status.sent }
 }

@@ -179,15 +179,15 @@ fn probe(found: &WayFound) -> Option<Judgement> {
         Err(why) => return Some(not_checked(why)),
     };
     let queue = (probe.longest - probe.shortest).max(0.0);
-    let text = format!(
-        "{} (shortest {}, queue at most {}), {} of {} lost in two seconds",
+    let trips = format!(
+        "{} (shortest {}, queue at most {})",
         milliseconds(probe.middle),
         milliseconds(probe.shortest),
         milliseconds(queue),
-        // Packets that were sent before may be found lost in that time.
-        probe.lost.min(probe.sent),
-        human::count(probe.sent, "packet"),
     );
+    // Packets that were sent before may be found lost in that time.
+    let (lost, sent) = (probe.lost.min(probe.sent), human::count(probe.sent, "packet"));
+    let text = format!("{trips}, {lost} of {sent} lost in two seconds");
     let host = session.remote.rsplit_once(':').map_or(&*session.remote, |(host, _)| host);
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let ping = match session.carrier.as_str() {
@@ -195,8 +195,9 @@ fn probe(found: &WayFound) -> Option<Judgement> {
         _ => format!("adit status{}", found.argument),
     };
     if let Some(loss) = session.redundancy_for_loss.filter(|loss| loss * 100.0 > MUCH_LOSS) {
+        // What was lost in two seconds would seem to contradict it: the copies hide losses.
         let judged = warn(format!(
-            "{text}; the link loses {:.1} % of the packets, so small ones are sent twice, and downloads are slow",
+            "{trips}; lately the link loses {:.1} % of the packets, so small ones are sent twice, and downloads are slow",
             loss * 100.0
         ));
         return Some(judged.cure_by("does the network lose them without adit, too?", ping));

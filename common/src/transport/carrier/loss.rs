@@ -103,6 +103,20 @@ impl LossEstimate {
         self.protection
     }
 
+    /// Takes the counts like [`LossEstimate::note`], but what has been lost since the last ones says
+    /// nothing about the link, because the path was down.
+    pub fn pass_over(
+        &mut self,
+        now: Instant,
+        counts: PathCounts,
+        hidden: u64,
+    ) -> Option<Protection> {
+        if self.seen.is_some() {
+            self.seen = Some(Seen { at: now, counts, hidden });
+        }
+        self.protection
+    }
+
     fn add(&mut self, time: Duration, before: Seen, now: Seen) {
         let sent = now.counts.sent - before.counts.sent;
         let lost = now.counts.lost - before.counts.lost;
@@ -262,6 +276,16 @@ mod tests {
         path.after(60, 100, |_, _| 0);
         path.after(30, 10, |_, _| 10);
         assert!(!path.after(420, 20, |_, _| 0));
+    }
+
+    #[test]
+    fn what_is_lost_while_the_path_is_down_does_not_mean_a_lossy_link() {
+        let mut path = Path::new();
+        path.after(60, 20, |_, _| 0);
+        path.now += 20 * SECOND;
+        path.counts = counts(path.counts.sent + 300, path.counts.lost + 300);
+        path.estimate.pass_over(path.now, path.counts, path.hidden);
+        assert!(!path.after(60, 20, |_, _| 0));
     }
 
     #[test]

@@ -93,6 +93,54 @@ async fn an_outage_loses_no_token_and_the_next_one_comes_at_once() {
 }
 
 #[tokio::test]
+async fn an_outage_is_told_at_once_and_is_neither_a_loss_of_the_link_nor_a_move() {
+    let (_world, path, device) = world_behind_a_path().await;
+    let up = device.up(&[]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(TOKENS, 4).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 1000).await;
+    path.cut();
+    let told = async {
+        loop {
+            let status = device.adit(&["status"], "").await;
+            if status.stdout.contains("no answer for ") {
+                return status.stdout;
+            }
+        }
+    };
+    let told = tokio::time::timeout(SOON, told).await.expect("it is told");
+    assert!(!told.contains("lost in the last minute"), "nothing old: {told}");
+    let state = |wanted: &'static str, lasts: u64| {
+        let device = &device;
+        let reached = async move {
+            loop {
+                let status = device.status().await;
+                let tunnel = &status["tunnel"];
+                if tunnel["state"] == wanted && tunnel["quiet_seconds"].as_u64() >= Some(lasts) {
+                    return status;
+                }
+            }
+        };
+        tokio::time::timeout(2 * SOON, reached)
+    };
+    // Long enough for more lost packets than a link could lose by chance.
+    state("silent", 6).await.expect("it is silent");
+    path.mend();
+    let mut status = state("up", 0).await.expect("it is back");
+    // Half of the answer after it: a while for losses to be found.
+    raw::read_exactly(&mut app, 2000).await;
+    for _ in 0..20 {
+        status = device.status().await;
+        let tunnel = &status["tunnel"];
+        assert_eq!(tunnel["redundancy_for_loss"], serde_json::Value::Null, "{tunnel}");
+    }
+    let lost = |field: &str| status["tunnel"][field].as_u64().expect("a number");
+    assert!(lost("lost_packets") > 10, "{status}");
+    assert!(lost("recently_lost_packets") <= lost("lost_packets") / 5, "{status}");
+    assert!(!status["events"].to_string().contains("the session goes over"), "{status}");
+}
+
+#[tokio::test]
 async fn a_request_lost_on_a_dead_path_gets_an_error() {
     let (_world, path, device) = world_behind_a_path().await;
     let up = device.up(&["--hold", "1s"]).await;

@@ -226,7 +226,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
             }
             Command::Remove(flags) => remove::run(&dir, flags).await,
             Command::List(flags) => list::run(&dir, &flags).await,
-            Command::Rename(flags) => rename::run(&dir, &flags, &file),
+            Command::Rename(flags) => rename::run(&dir, &flags, &file).await,
             Command::Forget(flags) => forget::run(&dir, flags, &file).await,
             Command::Logs(flags) => logs::run(&dir, &flags).await,
             Command::Config(config) => {

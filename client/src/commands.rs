@@ -8,6 +8,7 @@ pub(crate) mod down;
 pub(crate) mod enroll;
 pub(crate) mod env;
 pub(crate) mod forget;
+mod in_use;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod ls;

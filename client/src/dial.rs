@@ -123,6 +123,9 @@ pub enum DialError {
         /// What cures it.
         hint: String,
     },
+    /// This process has ended the session.
+    #[error("adit is stopping")]
+    Stopping,
     /// Another error of QUIC or TLS.
     #[error("the connection failed: {0}")]
     Other(String),
@@ -179,7 +182,7 @@ impl DialError {
                  this network, that no firewall blocks UDP, and that this device is still enrolled (`aditd device list`)"
             }
             Self::NoWay { hint, .. } => hint,
-            Self::Unreachable(kernel_error) => kernel_error.hint(),
+            Self::Unreachable(kernel_error) => return Some(kernel_error.hint()),
             Self::NoAnswerYet(_) => "check that this computer is online and the server is up",
             Self::Resolve { .. } => "check the name and this computer's network",
             Self::Clock(clocks) => clocks.hint(),
@@ -191,6 +194,7 @@ impl DialError {
             | Self::OutOfTime(_)
             | Self::LeadsBack(_)
             | Self::Restarted
+            | Self::Stopping
             | Self::Other(_)
             | Self::Socket(_) => return None,
         };
@@ -265,9 +269,8 @@ impl DialError {
                 _ => alert(e.code.into()),
             },
             ConnectionError::Reset => Self::Restarted,
-            ConnectionError::LocallyClosed | ConnectionError::CidsExhausted => {
-                Self::Other(error.to_string())
-            }
+            ConnectionError::LocallyClosed => Self::Stopping,
+            ConnectionError::CidsExhausted => Self::Other(error.to_string()),
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod format;
 mod log;
 pub mod log_file;
 pub mod memory;
+pub mod network;
 pub mod owner;
 pub mod process;
 pub mod progress;

@@ -15,6 +15,7 @@ use std::{
 
 use clap::Args;
 use common::machine::{
+    network::own_network_or_example,
     process::{parse_idle_timeout, parse_time},
     report::{Exit, Failure},
 };
@@ -214,7 +215,8 @@ impl Config {
                 "refusing to listen on {open}: it is not loopback, and no --allow-from is set"
             ))
             .hint(format!(
-                "name the networks, for example `--listen {open} --allow-from 192.168.1.0/24`"
+                "name the networks, for example `--listen {open} --allow-from {}`",
+                own_network_or_example()
             )));
         }
         also_ipv4(&mut listen, &networks);
@@ -369,7 +371,8 @@ mod tests {
             )
         };
         let error = open(vec![]).expect_err("refused").to_string();
-        assert!(error.contains("--allow-from 192.168.1.0/24"), "{error}");
+        let named = format!("--allow-from {}", own_network_or_example());
+        assert!(error.contains(&named), "{error}");
         open(vec!["10.0.0.0/8".parse().expect("net")]).expect("allowed");
         let file =
             resolve(ServeFlags::default(), "listen = ['[::]:1']").expect_err("refused").to_string();

@@ -5,6 +5,7 @@ mod flags;
 mod paste;
 
 use std::{
+    fs::File,
     io::{IsTerminal, Read},
     path::Path,
     time::Duration,
@@ -12,8 +13,8 @@ use std::{
 
 use common::{
     machine::{
-        control::{self, ClaimError},
-        process::{self, StopSignals, unix_now},
+        control,
+        process::{StopSignals, unix_now},
         progress::Progress,
         report::{Exit, Failure, say, typed},
     },
@@ -24,11 +25,12 @@ use proto::{
     clock::shown,
     identity::{Certificate, Name},
     invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
-    wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled},
+    wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled, OLLAMA_PORT},
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::{
+    commands::in_use::{self, OtherAdit},
     dial::{self, DialError, clocks::Clocks},
     profile::{Profile, ProfileDir, SecretPem},
     ssh::{Remote, SshClient, SshError, SshTarget},
@@ -73,11 +75,23 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
         .chain(profile.ssh.as_ref().map(ToString::to_string))
         .collect::<Vec<_>>();
     say(format!("Enrolled as {device} {device_id} at {}.", ways.join(", ")));
-    say(typed(format!(
-        "Now run `adit up{}`, and use http://localhost:11434.",
-        profile.profile_dir.argument()
-    )));
+    say(typed(next(state_dir, &profile.profile_dir).await));
     Ok(())
+}
+
+/// What to do after an enrollment.
+async fn next(state_dir: &Path, profile_dir: &ProfileDir) -> String {
+    let argument = profile_dir.argument();
+    let others = in_use::others(state_dir, &profile_dir.name).await;
+    let holds = |adit: &OtherAdit| adit.listening.iter().any(|at| at.port() == OLLAMA_PORT);
+    match others.into_iter().find(holds) {
+        None => format!("Now run `adit up{argument}`, and use http://localhost:{OLLAMA_PORT}."),
+        Some(adit) => format!(
+            "Another server is on http://localhost:{OLLAMA_PORT} now. To use this one, too: `adit up{argument} --listen \
+             localhost:11500`, and http://localhost:11500. Or both in one program: {}",
+            adit.together(&argument)
+        ),
+    }
 }
 
 async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure> {
@@ -87,8 +101,7 @@ async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure
     }
     let token = invitation.secret.token();
     profile_dir.prepare()?;
-    // A running `adit up` would go on with the old identity, and would store it again.
-    let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
+    let _lock = take(&profile_dir).await?;
     let key = profile_dir.pending_key(&token, make_key)?;
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let progress = Progress::show("waiting for an answer");
@@ -125,7 +138,7 @@ pub(in crate::commands) async fn by_ssh(
     login: Option<&Remote>,
 ) -> Result<Profile, Failure> {
     profile_dir.prepare()?;
-    let _lock = control::lock(&profile_dir.dir).map_err(|e| in_use(e, &profile_dir))?;
+    let _lock = take(&profile_dir).await?;
     // With the same key this is the same device to the server, if the answer was lost or if it
     // enrolls again; otherwise its name would be taken.
     let key = match profile_dir.key_of(&target, &device) {
@@ -217,16 +230,11 @@ fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
     Ok(read)
 }
 
-fn in_use(error: ClaimError, profile_dir: &ProfileDir) -> Failure {
-    match error {
-        ClaimError::Taken { pid } => {
-            Failure::new(format!("the enrollment `{}` is in use", profile_dir.name))
-                .source(format!("adit up {error}"))
-                .hint(format!("stop it ({}), then enroll", process::how_to_stop(pid)))
-                .hint("to enroll at a second server: `adit enroll --name NAME`")
-        }
-        ClaimError::File(e) => e.into(),
-    }
+/// Takes possession of the enrollment, which a running `adit up` would go on with, and store again.
+async fn take(profile_dir: &ProfileDir) -> Result<File, Failure> {
+    let what = format!("the enrollment `{}` is in use", profile_dir.name);
+    let taken = in_use::take(profile_dir, &what, control::lock).await;
+    taken.map_err(|why| why.hint("to enroll at a second server: `adit enroll --name NAME`"))
 }
 
 fn wrong_code(error: CodeError) -> Failure {

@@ -4,14 +4,14 @@ use std::{fs, io, path::Path};
 
 use clap::Args;
 use common::machine::{
-    control::{self, ClaimError},
+    control,
     files::FileError,
-    process,
     report::{Exit, Failure, say},
 };
 use proto::identity::Name;
 
 use crate::{
+    commands::in_use,
     profile::{IDENTITY, ProfileDir},
     settings::SettingsFile,
     ssh::ask,
@@ -42,8 +42,8 @@ pub(crate) async fn run(
         Err(_) if profile_dir.is_enrolled()? => None,
         read => Some(read?),
     };
-    let lock = control::lock(&profile_dir.dir)
-        .map_err(|e| in_use(e, &profile_dir, "cannot forget the server"))?;
+    let what = format!("cannot forget the server `{}` now", profile_dir.name);
+    let lock = in_use::take(&profile_dir, &what, control::lock).await?;
     if !flags.yes {
         ask_first(&profile_dir.name).await?;
     }
@@ -91,14 +91,4 @@ pub(super) fn remove(dir: &Path) -> Result<(), FileError> {
         _ => {}
     }
     fs::remove_dir_all(dir).map_err(FileError::io("remove", dir))
-}
-
-/// The failure that a running process keeps a command from a profile; `what` it cannot do.
-pub(super) fn in_use(error: ClaimError, profile_dir: &ProfileDir, what: &str) -> Failure {
-    match error {
-        ClaimError::Taken { pid } => Failure::new(format!("{what} `{}` now", profile_dir.name))
-            .source(format!("adit up {error}"))
-            .hint(format!("stop it first: {}", process::how_to_stop(pid))),
-        ClaimError::File(e) => e.into(),
-    }
 }

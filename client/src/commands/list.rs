@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use common::machine::{
-    control, format,
+    format,
     process::{day, unix_now},
     report::{Failure, data, say, typed},
 };
@@ -12,7 +12,7 @@ use proto::identity::{DeviceId, Name};
 use serde::Serialize;
 
 use crate::{
-    commands::status::{ControlRequest, Status, TunnelStatus},
+    commands::status::{self, Status, TunnelStatus},
     profile::{self, ProfileDir},
 };
 
@@ -97,7 +97,7 @@ pub(crate) async fn run(state_dir: &Path, flags: &List) -> Result<(), Failure> {
 }
 
 async fn look(profile_dir: ProfileDir) -> ListedServer {
-    let asked = control::ask(&profile_dir.dir, &ControlRequest::Status).await;
+    let asked = status::ask(&profile_dir).await;
     let has_answered = asked.is_ok();
     let running: Option<Status> = asked.ok().flatten();
     // `adit up` and `adit status` tell what is wrong with it.

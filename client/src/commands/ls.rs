@@ -3,10 +3,7 @@
 use std::{net::SocketAddr, path::Path, time::Duration};
 
 use clap::Args;
-use common::machine::{
-    control,
-    report::{Failure, data, typed},
-};
+use common::machine::report::{Failure, data, typed};
 use proto::{human, identity::Name};
 use serde::Serialize;
 use serde_json::Value;
@@ -14,7 +11,7 @@ use serde_json::Value;
 use crate::{
     commands::{
         api,
-        status::{ControlRequest, Status, TunnelStatus},
+        status::{self, Status, TunnelStatus},
     },
     profile::{self, ProfileDir},
 };
@@ -92,7 +89,7 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
 async fn look(profile_dir: &ProfileDir) -> Result<Listed, Failure> {
     let mut listed =
         Listed { server: profile_dir.name.clone(), url: None, error: None, models: Vec::new() };
-    let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
+    let status = status::ask(profile_dir).await?;
     match status {
         None => {
             let start = format!("start it with `adit up{}`", profile_dir.argument());

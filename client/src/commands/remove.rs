@@ -11,7 +11,7 @@ use common::machine::{
 use crate::{
     commands::{
         enroll::interrupted,
-        forget::{self, in_use},
+        forget, in_use,
         up::bootstrap::{
             Target, enrolled_at,
             on_box::{self, no_login},
@@ -51,11 +51,13 @@ pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> 
         login.client_now = Some(client);
     }
     // A running tunnel would go on with a server that is gone.
-    let lock = profile_dir.as_ref().map(|dir| {
-        let why = "cannot remove the server";
-        control::lock(&dir.dir).map_err(|e| in_use(e, dir, why))
-    });
-    let _lock = lock.transpose()?;
+    let _lock = match &profile_dir {
+        Some(dir) => {
+            let what = format!("cannot remove the server `{}` now", dir.name);
+            Some(in_use::take(dir, &what, control::lock).await?)
+        }
+        None => None,
+    };
     agree(&login, profile_dir.as_ref(), flags.yes).await?;
     tokio::select! {
         done = on_the_box(&login) => done?,

@@ -10,7 +10,7 @@ use common::machine::{
 };
 use proto::identity::Name;
 
-use crate::{commands::forget::in_use, profile::ProfileDir, settings::SettingsFile};
+use crate::{commands::in_use, profile::ProfileDir, settings::SettingsFile};
 
 /// Flags of `rename`.
 #[derive(Debug, Args)]
@@ -25,7 +25,11 @@ pub(crate) struct Rename {
 ///
 /// # Errors
 /// If there is no such server, if it is in use, or if the new name is taken.
-pub(crate) fn run(state_dir: &Path, flags: &Rename, file: &SettingsFile) -> Result<(), Failure> {
+pub(crate) async fn run(
+    state_dir: &Path,
+    flags: &Rename,
+    file: &SettingsFile,
+) -> Result<(), Failure> {
     let from = ProfileDir::new(state_dir, flags.old.clone());
     let to = ProfileDir::new(state_dir, flags.new.clone());
     if !from.is_enrolled()? {
@@ -33,8 +37,8 @@ pub(crate) fn run(state_dir: &Path, flags: &Rename, file: &SettingsFile) -> Resu
         from.read()?;
     }
     refuse_taken(&from, &to)?;
-    let _lock =
-        control::lock(&from.dir).map_err(|e| in_use(e, &from, "cannot rename the server"))?;
+    let what = format!("cannot rename the server `{}` now", from.name);
+    let _lock = in_use::take(&from, &what, control::lock).await?;
     fs::rename(&from.dir, &to.dir).map_err(FileError::io("rename", &from.dir))?;
     let (old, new) = (&from.name, &to.name);
     say(typed(format!("The server `{old}` is now called `{new}`: `adit up{}`", to.argument())));

@@ -13,6 +13,7 @@ use std::{
 use clap::Args;
 use common::machine::{
     control,
+    files::FileError,
     process::{day, unix_now},
     report::{Failure, data, style, typed},
 };
@@ -38,6 +39,9 @@ use crate::{
 const EVENTS_SHOWN: usize = 6;
 /// How often the tunnel is asked whether it still carries, while Ollama is asked.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long to wait for an adit that is ending.
+const ENDED_WITHIN: Duration = Duration::from_secs(3);
+const ENDS_EVERY: Duration = Duration::from_millis(20);
 /// Even if no request runs, something arrives from the server at least every five seconds.
 const QUIET: u64 = 6;
 /// The column where values begin.
@@ -196,6 +200,24 @@ pub(crate) struct Show {
     watch: bool,
 }
 
+/// Asks the running adit of a profile for its status. One whose end is only a moment away is waited
+/// for: it serves nobody any more.
+///
+/// # Errors
+/// If one runs and does not answer.
+pub(super) async fn ask(profile_dir: &ProfileDir) -> Result<Option<Status>, FileError> {
+    let began = tokio::time::Instant::now();
+    loop {
+        let status: Option<Status> =
+            control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
+        let is_ending = status.as_ref().is_some_and(Status::is_ending);
+        if !is_ending || began.elapsed() > ENDED_WITHIN {
+            return Ok(status);
+        }
+        tokio::time::sleep(ENDS_EVERY).await;
+    }
+}
+
 /// Asks the running `adit up` of a profile for its status and prints it. With `--json`, Ollama is
 /// asked only with `--ollama`: programs ask often, and each request to Ollama counts against this
 /// device's limits and is written to the audit log.
@@ -207,8 +229,7 @@ pub(crate) async fn run(profile_dir: &ProfileDir, show: Show) -> Result<(), Fail
     if watch {
         return watch::run(profile_dir, json).await;
     }
-    let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
-    let Some(mut status) = status else {
+    let Some(mut status) = ask(profile_dir).await? else {
         // If the device is not enrolled or its profile is damaged, that is the better error.
         profile_dir.read()?;
         return Err(Failure::new("adit is not running")
@@ -293,6 +314,13 @@ impl Status {
             queue: QueueAnswer::default(),
             ollama: None,
         }
+    }
+
+    /// Whether nothing uses it any more, so that it ends in a moment: it is stopping, or it is the
+    /// tunnel of an `adit run` whose programs have ended.
+    pub(super) fn is_ending(&self) -> bool {
+        let is_done = self.listening.is_empty() && self.programs == 0;
+        self.connections == 0 && (self.stopping || is_done)
     }
 
     /// The status as text for people, in lines of at most `width` characters unless one word is

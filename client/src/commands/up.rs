@@ -10,9 +10,9 @@ use std::{collections::HashSet, io::IsTerminal, path::Path};
 
 use clap::Args;
 use common::machine::{
-    control::{ClaimError, Control},
+    control::Control,
     log_file,
-    process::{self, StopSignals},
+    process::StopSignals,
     progress::Progress,
     report::{Exit, Failure, typed},
 };
@@ -27,7 +27,7 @@ use self::{
 };
 pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
-    commands::logs,
+    commands::{in_use, logs},
     dial::{plan::DialPlan, unmarked},
     local::owner::Owners,
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
@@ -81,7 +81,7 @@ pub(crate) async fn run(
         return Ok(());
     }
     let (has_several, arguments) = (chosen.len() > 1, arguments(&flags, &chosen));
-    let prepared = prepare(chosen, &flags, named, file)?;
+    let prepared = prepare(chosen, &flags, named, file).await?;
     for server in &prepared {
         let profile_dir = server.place.profile.get().profile_dir;
         if let Err(e) = logs::keep(&profile_dir, &format!("adit up{arguments}")) {
@@ -103,7 +103,7 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
     }
     let mut signals = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), arguments)?;
+    let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), arguments).await?;
     let mut tunnels = Tunnels::default();
     let mut first_words = JoinSet::new();
     for (server, listeners) in prepared.into_iter().zip(all_listeners) {
@@ -210,7 +210,7 @@ fn arguments(flags: &UpFlags, chosen: &[Chosen]) -> String {
 }
 
 /// Takes possession of the servers, before the first tunnel starts.
-fn prepare(
+async fn prepare(
     chosen: Vec<Chosen>,
     flags: &UpFlags,
     named: &Named,
@@ -224,13 +224,16 @@ fn prepare(
             0 => Some(settings.listen.value.clone()),
             _ => file.listen(&profile_dir.name),
         };
-        let server = dial_plan(&profile_dir, &settings, login.as_ref()).and_then(|plan| {
-            let control = Control::claim(&profile_dir.dir).map_err(|e| claimed(e, &profile_dir))?;
+        let server = async {
+            let plan = dial_plan(&profile_dir, &settings, login.as_ref())?;
+            let what = format!("cannot start the tunnel `{}`", profile_dir.name);
+            let control = in_use::take(&profile_dir, &what, Control::claim).await?;
             let networks = settings.allow_from.value.clone();
             let (name, profile) = (profile_dir.name.clone(), plan.profile.clone());
             let place = Place { name, listen, networks, profile };
             Ok(Prepared { settings, plan, control, place })
-        });
+        };
+        let server: Result<Prepared, Failure> = server.await;
         match server {
             Ok(server) => prepared.push(server),
             Err(why) if flags.all => {
@@ -319,16 +322,4 @@ pub(super) fn let_in(
             .source(format!("the kernel does not tell who makes a connection: {e}"))
             .hint(format!("to let every user of this computer in: `adit up{name} --any-user`"))
     })
-}
-
-pub(super) fn claimed(error: ClaimError, profile_dir: &ProfileDir) -> Failure {
-    match error {
-        ClaimError::Taken { pid } => {
-            Failure::new(format!("cannot start the tunnel `{}`", profile_dir.name))
-                .source(format!("adit up {error}"))
-                .hint(format!("to see what it does: `adit status{}`", profile_dir.argument()))
-                .hint(format!("to stop it: {}", process::how_to_stop(pid)))
-        }
-        ClaimError::File(e) => e.into(),
-    }
 }

@@ -19,7 +19,9 @@ const MOST: u64 = 4096;
 pub(crate) fn of(address: SocketAddr) -> String {
     port_holder(address, Protocol::TCP).unwrap_or_else(|| {
         match by_answer(&ask(address)) {
-            Holder::Ollama(_) => "another Ollama",
+            Holder::Ollama(_) => {
+                "a program that answers like Ollama (an Ollama here, or another `adit`)"
+            }
             Holder::Adit(_) => "another `adit`",
             _ => "another program",
         }

@@ -6,7 +6,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use common::machine::report::{Exit, Failure};
+use common::machine::{
+    network::own_network_or_example,
+    report::{Exit, Failure},
+};
 use if_addrs::IfAddr;
 use ipnet::IpNet;
 use proto::wire::OLLAMA_PORT;
@@ -75,17 +78,40 @@ impl fmt::Display for ListenAddr {
 /// The bridge that Docker makes.
 const BRIDGE: &str = "docker0";
 
+/// Why it is impossible to listen.
+#[derive(Debug)]
+pub(crate) enum ListenError {
+    /// Another program holds the address.
+    Taken(TakenAddress),
+    /// Another reason.
+    Failed(Failure),
+}
+
+/// An address that another program holds.
+#[derive(Debug)]
+pub(crate) struct TakenAddress {
+    pub(crate) address: SocketAddr,
+    /// As the user named it.
+    shown: String,
+}
+
+impl From<Failure> for ListenError {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
 /// Binds every address; if there is none, Ollama's own port of both families. `networks` may use those
 /// that are not loopback. `name` is the server's name as an argument of a command.
 ///
 /// # Errors
 /// If an address is not loopback and there are no `networks`: without a certificate others could use
-/// the tunnel. If a port is taken; the failure names the process that holds it, if that can be known.
+/// the tunnel. If a port is taken.
 pub(crate) fn bind(
     listen: &[ListenAddr],
     networks: &[IpNet],
     name: &str,
-) -> Result<Vec<TcpListener>, Failure> {
+) -> Result<Vec<TcpListener>, ListenError> {
     let default = [ListenAddr::Localhost(OLLAMA_PORT)];
     let wanted = if listen.is_empty() { &default[..] } else { listen };
     refuse_open(wanted, networks, name)?;
@@ -93,14 +119,14 @@ pub(crate) fn bind(
     for listen in wanted {
         match *listen {
             ListenAddr::Address(address) => bind_once(&mut listeners, address)
-                .map_err(|e| cannot_listen(address, &address.to_string(), name, e))?,
+                .map_err(|e| cannot_listen(address, &address.to_string(), e))?,
             ListenAddr::Docker(port) => {
                 let address = SocketAddr::new(bridge()?.addr(), port);
                 bind_once(&mut listeners, address)
-                    .map_err(|e| cannot_listen(address, &listen.to_string(), name, e))?;
+                    .map_err(|e| cannot_listen(address, &listen.to_string(), e))?;
             }
             ListenAddr::Localhost(port) => bind_localhost(&mut listeners, port)
-                .map_err(|(at, e)| cannot_listen(at, &format!("localhost:{port}"), name, e))?,
+                .map_err(|(at, e)| cannot_listen(at, &format!("localhost:{port}"), e))?,
         }
     }
     Ok(listeners)
@@ -128,7 +154,7 @@ fn refuse_open(listen: &[ListenAddr], networks: &[IpNet], name: &str) -> Result<
     };
     let network = match open {
         ListenAddr::Docker(_) => bridge()?.trunc().to_string(),
-        _ => "192.168.1.0/24".to_owned(),
+        _ => own_network_or_example(),
     };
     Err(open_to_all(open, &network, name))
 }
@@ -199,24 +225,11 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error) -> Failure {
+fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> ListenError {
     let failure = Failure::new(format!("cannot listen on {shown}"));
-    match error.kind() {
+    let failure = match error.kind() {
         io::ErrorKind::AddrInUse => {
-            let other = if address.port() == 11500 { 11501 } else { 11500 };
-            let run = format!("`adit up{name} --listen localhost:{other}`");
-            let holder = holder::of(address);
-            let failure = failure
-                .source(format!("address already in use by {holder}"))
-                .hint(format!("choose another port: {run}"))
-                .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
-            if holder.contains("(pid ") {
-                return failure;
-            }
-            failure.hint(format!(
-                "to see which program it is: `sudo ss -ltnp 'sport = :{}'`",
-                address.port()
-            ))
+            return ListenError::Taken(TakenAddress { address, shown: shown.to_owned() });
         }
         io::ErrorKind::PermissionDenied => failure
             .source(error)
@@ -226,6 +239,28 @@ fn cannot_listen(address: SocketAddr, shown: &str, name: &str, error: io::Error)
             failure.source(error).hint("this machine has no such address")
         }
         _ => failure.source(error),
+    };
+    ListenError::Failed(failure)
+}
+
+impl TakenAddress {
+    /// The failure, with the program that holds the address: `known`, or what can be found out.
+    /// `name` is the server's name as an argument of a command. Blocks, for at most some seconds.
+    pub(crate) fn failure(&self, name: &str, known: Option<String>) -> Failure {
+        let other = if self.address.port() == 11500 { 11501 } else { 11500 };
+        let run = format!("`adit up{name} --listen localhost:{other}`");
+        let holder = known.unwrap_or_else(|| holder::of(self.address));
+        let failure = Failure::new(format!("cannot listen on {}", self.shown))
+            .source(format!("address already in use by {holder}"))
+            .hint(format!("choose another port: {run}"))
+            .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
+        if holder.contains("(pid ") {
+            return failure;
+        }
+        failure.hint(format!(
+            "to see which program it is: `sudo ss -ltnp 'sport = :{}'`",
+            self.address.port()
+        ))
     }
 }
 
@@ -241,8 +276,10 @@ mod tests {
         for open in ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "[::ffff:192.168.1.7]:1"] {
             let listen = open.parse::<ListenAddr>().expect("an address");
             let error = bind(&[listen], &[], " lab").expect_err("refused");
+            let ListenError::Failed(error) = error else { panic!("{error:?}") };
             assert_eq!(error.exit_code(), Exit::Usage, "{open}");
-            let cure = format!("`adit up lab --listen {open} --allow-from 192.168.1.0/24`");
+            let network = own_network_or_example();
+            let cure = format!("`adit up lab --listen {open} --allow-from {network}`");
             assert!(error.to_string().contains(&cure), "{error}");
         }
         assert_eq!("docker".parse(), Ok(ListenAddr::Docker(OLLAMA_PORT)));
@@ -259,8 +296,9 @@ mod tests {
     async fn a_taken_port_is_refused_with_a_way_out() {
         let first = bind(&[ListenAddr::Localhost(0)], &[], "").expect("bound");
         let port = first[0].local_addr().expect("address").port();
-        let error =
-            bind(&[ListenAddr::Localhost(port)], &[], " lab").expect_err("taken").to_string();
+        let error = bind(&[ListenAddr::Localhost(port)], &[], " lab").expect_err("taken");
+        let ListenError::Taken(taken) = error else { panic!("{error:?}") };
+        let error = taken.failure(" lab", None).to_string();
         assert!(error.contains("in use by"), "{error}");
         let own = format!("pid {}", std::process::id());
         assert!(!error.contains(&own), "this process itself is no news: {error}");

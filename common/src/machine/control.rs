@@ -22,8 +22,9 @@ use crate::{
 };
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
-/// How often to check whether a process that has closed its connection has ended too.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often to check whether a process that has closed its connection has ended too: at first, and
+/// at the rarest.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(1), Duration::from_secs(1));
 /// The longest answer, in bytes: it may list thousands of sessions.
 const MAX_ANSWER: usize = 16 << 20;
 /// The longest path that `sockaddr_un` holds on macOS, where it is shortest, without the final NUL.
@@ -166,13 +167,15 @@ struct AskingProcess(#[cfg(target_os = "linux")] Option<std::os::fd::OwnedFd>);
 impl AskingProcess {
     fn of(stream: &UnixStream) -> Self {
         use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
         let pid = stream.peer_cred().ok().and_then(|peer| peer.pid()).and_then(Pid::from_raw);
         Self(pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()))
     }
 
-    /// Waits until the process has ended; returns at once if that cannot be known. It has nearly
-    /// always ended already: only a program that closes the files it inherited lives on.
-    async fn ended(&self) {
+    /// Waits until the process has ended; returns at once if that cannot be known. A process that ends
+    /// closes its connection a moment before; only a program that closes the files it inherited
+    /// lives on.
+    async fn ended(self) {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let Some(pidfd) = &self.0 else { return };
         // A pidfd is readable when its process has ended (pidfd_open(2)).
@@ -180,8 +183,10 @@ impl AskingProcess {
             let mut looked = [PollFd::new(pidfd, PollFlags::IN)];
             poll(&mut looked, Some(&Timespec::default())) == Ok(0)
         };
+        let mut pause = LOOK_AGAIN.0;
         while runs() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOK_AGAIN.1);
         }
     }
 }
@@ -192,7 +197,7 @@ impl AskingProcess {
         Self()
     }
 
-    async fn ended(&self) {}
+    async fn ended(self) {}
 }
 
 /// Asks the process that runs on `dir`. `Ok(None)` if no process runs on it.
@@ -231,9 +236,16 @@ pub async fn ask_for_grant<Q: Serialize, A: DeserializeOwned>(
         frame::read_long(&mut stream, MAX_ANSWER).await
     };
     match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
+        // It has ended meanwhile.
+        Ok(Err(e)) if is_cut(&e) && !is_running(dir) => Ok(None),
         Ok(answer) => Ok(Some((answer.map_err(failed)?, stream))),
         Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
     }
+}
+
+fn is_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
 }
 
 /// Whether a process runs on `dir`, as far as can be told at once.

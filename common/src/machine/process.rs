@@ -188,14 +188,6 @@ pub fn descriptor_limit() -> usize {
     limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(1 << 20)
 }
 
-/// How a person stops a process that runs in a terminal, for messages.
-pub fn how_to_stop(pid: Option<u32>) -> String {
-    match pid {
-        Some(pid) => format!("Ctrl-C in its terminal, or `kill {pid}`"),
-        None => "Ctrl-C in its terminal".to_owned(),
-    }
-}
-
 /// Which other process holds an address of this machine, as `` `ollama` (pid 812) ``. `None` if
 /// that cannot be known: only root sees the processes of other users.
 pub fn port_holder(address: SocketAddr, protocol: Protocol) -> Option<String> {

@@ -6,6 +6,7 @@ use clap::Args;
 use common::machine::{
     control,
     format::{self, to_json},
+    network::own_network_or_example,
     owner::become_owner_of,
     process::{self, unix_now},
     report::{Exit, Failure, data, say, typed},
@@ -112,9 +113,12 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     if invitation.addresses.iter().all(|address| is_loopback(address)) {
         say(typed(format!(
-            "Note: the server is on loopback only ({}), so this code works on this machine alone.\n      \
-             For other machines: `aditd serve --listen 0.0.0.0:11435 --allow-from 192.168.1.0/24`",
-            invitation.addresses.join(", ")
+            "Note: the server has no address that other machines reach (only {}), so this code works\n      \
+             on this machine alone. For other machines of this network, start it again:\n      \
+             `aditd serve --listen 0.0.0.0:11435 --allow-from {}`,\n      \
+             and make a new code.",
+            invitation.addresses.join(", "),
+            own_network_or_example()
         )));
     }
     if matches!(running, Ok(None)) {

@@ -8,7 +8,6 @@ use std::{
 
 use common::{
     machine::{
-        control,
         files::{self, FileError},
         process::unix_now,
         report::Failure,
@@ -27,7 +26,10 @@ use proto::{
 use tokio::task::JoinSet;
 
 use crate::{
-    commands::status::{ControlRequest, Status},
+    commands::{
+        in_use::{self, OtherAdit},
+        status::{self, Status},
+    },
     local::holder,
     profile::{self, ProfileDir},
 };
@@ -37,9 +39,10 @@ pub(super) async fn look(
     state_dir: &Path,
     profile_dir: &ProfileDir,
 ) -> (LaptopFound, Option<Status>) {
-    let asked = control::ask::<_, Status>(&profile_dir.dir, &ControlRequest::Status).await;
+    let asked = status::ask(profile_dir).await;
     let adit = adit(&asked, profile_dir);
-    let ports = ports(&adit, &others(state_dir, profile_dir).await).await;
+    let others = in_use::others(state_dir, &profile_dir.name).await;
+    let ports = ports(&adit, &others).await;
     let found = LaptopFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         now: unix_now(),
@@ -104,27 +107,9 @@ fn state(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<Failure> {
     all.into_iter().filter_map(|path| files::inspect(path).err().map(Failure::from)).collect()
 }
 
-/// Each other `adit up` of this user: an address on which it listens, and how people call it.
-async fn others(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<(SocketAddr, String)> {
-    let mut found = Vec::new();
-    for name in profile::known(state_dir).unwrap_or_default() {
-        if name == profile_dir.name {
-            continue;
-        }
-        let other = ProfileDir::new(state_dir, name);
-        if let Ok(Some(status)) =
-            control::ask::<_, Status>(&other.dir, &ControlRequest::Status).await
-        {
-            let who = format!("`adit up{}` (pid {})", other.argument(), status.pid);
-            found.extend(addresses(&status).into_iter().map(|address| (address, who.clone())));
-        }
-    }
-    found
-}
-
 /// Which program holds the addresses that tools use: IPv4 and IPv6 loopback, with Ollama's port and
 /// with the port of this `adit up`.
-async fn ports(adit: &AditFound, others: &[(SocketAddr, String)]) -> Vec<Port> {
+async fn ports(adit: &AditFound, others: &[OtherAdit]) -> Vec<Port> {
     let numbers: BTreeSet<u16> =
         adit.listening().iter().map(SocketAddr::port).chain([OLLAMA_PORT]).collect();
     let mut asked = JoinSet::new();
@@ -134,8 +119,8 @@ async fn ports(adit: &AditFound, others: &[(SocketAddr, String)]) -> Vec<Port> {
             let known = if adit.listening().contains(&address) {
                 Some(Holder::This)
             } else {
-                let other = others.iter().find(|(theirs, _)| *theirs == address);
-                other.map(|(_, who)| Holder::Adit(who.clone()))
+                let other = others.iter().find(|other| other.listening.contains(&address));
+                other.map(|other| Holder::Adit(other.text()))
             };
             asked.spawn_blocking(move || Port {
                 address,

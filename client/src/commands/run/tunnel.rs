@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncWriteExt, net::unix::pipe};
 
 use crate::{
-    commands::up::{RunningTunnel, Tunnels, claimed, dial_plan, let_in},
+    commands::up::{RunningTunnel, Tunnels, dial_plan, let_in},
     dial::{plan::DialPlan, unmarked},
-    local::listener::{self, ListenAddr},
+    local::listener::{self, ListenAddr, ListenError},
     profile::ProfileDir,
     settings::{SettingFlags, Settings},
 };
@@ -166,7 +166,7 @@ fn begin(
     let plan = dial_plan(profile_dir, settings, None).map_err(Begun::Failed)?;
     let control = Control::claim(&profile_dir.dir).map_err(|e| match e {
         ClaimError::Taken { .. } => Begun::Taken,
-        e => Begun::Failed(claimed(e, profile_dir)),
+        ClaimError::File(e) => Begun::Failed(e.into()),
     })?;
     unmarked::keep_in(&profile_dir.dir);
     start_running(profile_dir, plan, control, settings).map_err(Begun::Failed)
@@ -182,7 +182,11 @@ fn start_running(
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     // Only to check that the kernel tells who makes a connection.
     let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
-    let tried = listener::bind(&any, &[], &profile_dir.argument())?;
+    let argument = profile_dir.argument();
+    let tried = listener::bind(&any, &[], &argument).map_err(|why| match why {
+        ListenError::Taken(taken) => taken.failure(&argument, None),
+        ListenError::Failed(why) => why,
+    })?;
     let owners = let_in(false, &tried, &profile_dir.argument())?;
     Ok((RunningTunnel::start(plan, control, owners, Vec::new(), settings)?, stop))
 }

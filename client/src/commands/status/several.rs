@@ -8,7 +8,7 @@ use common::machine::{
 };
 use serde_json::Value;
 
-use super::{ControlRequest, Show, Status, with_ollama};
+use super::{Show, with_ollama};
 use crate::profile::{self, DEFAULT_NAME, ProfileDir};
 
 /// Shows the named tunnel, or each one that runs.
@@ -54,11 +54,7 @@ async fn print_text(running: &[ProfileDir]) -> Result<(), Failure> {
 async fn print_json(running: &[ProfileDir], ollama: bool) -> Result<(), Failure> {
     let mut documents = Vec::new();
     for profile_dir in running {
-        let Some(mut status) =
-            control::ask::<_, Status>(&profile_dir.dir, &ControlRequest::Status).await?
-        else {
-            continue;
-        };
+        let Some(mut status) = super::ask(profile_dir).await? else { continue };
         if ollama {
             status = with_ollama(profile_dir, status).await;
         }

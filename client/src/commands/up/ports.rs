@@ -10,7 +10,8 @@ use tokio::net::TcpListener;
 use tracing::warn;
 
 use crate::{
-    local::listener::{self, ListenAddr},
+    commands::in_use::{self, OtherAdit},
+    local::listener::{self, ListenAddr, ListenError},
     profile::{self, ProfileDir, SharedProfile},
 };
 
@@ -31,7 +32,7 @@ pub(super) struct Place {
 ///
 /// # Errors
 /// If a chosen address is taken, or no port is free.
-pub(super) fn bind<'a>(
+pub(super) async fn bind<'a>(
     places: impl Iterator<Item = &'a Place> + Clone,
     arguments: &str,
 ) -> Result<Vec<Vec<TcpListener>>, Failure> {
@@ -40,7 +41,7 @@ pub(super) fn bind<'a>(
     for place in places.clone() {
         let listeners = match &place.listen {
             None => None,
-            Some(listen) => Some(bind_chosen(place, listen, arguments, &chosen)?),
+            Some(listen) => Some(bind_chosen(place, listen, arguments, &chosen).await?),
         };
         chosen.push((&place.name, listeners));
     }
@@ -50,22 +51,36 @@ pub(super) fn bind<'a>(
         .collect()
 }
 
-fn bind_chosen(
+async fn bind_chosen(
     place: &Place,
     listen: &[ListenAddr],
     arguments: &str,
     others: &[(&Name, Option<Vec<TcpListener>>)],
 ) -> Result<Vec<TcpListener>, Failure> {
-    listener::bind(listen, &place.networks, arguments).map_err(|why| {
-        let has_same = |(_, listeners): &&(&Name, Option<Vec<TcpListener>>)| {
-            let bound = listeners.iter().flatten().filter_map(|l| l.local_addr().ok());
-            bound.into_iter().any(|bound| listen.iter().any(|wanted| covers(wanted, bound)))
-        };
-        let Some((other, _)) = others.iter().find(has_same) else { return why };
-        Failure::new(format!("`{other}` and `{}` cannot listen on the same address", place.name))
-            .source(format!("the settings file gives `{}` an address that is in use", place.name))
-            .hint(format!("choose another `listen` in its table [servers.{}]", place.name))
-            .exit(Exit::Usage)
+    let taken = match listener::bind(listen, &place.networks, arguments) {
+        Ok(listeners) => return Ok(listeners),
+        Err(ListenError::Failed(why)) => return Err(why),
+        Err(ListenError::Taken(taken)) => taken,
+    };
+    let has_same = |(_, listeners): &&(&Name, Option<Vec<TcpListener>>)| {
+        let bound = listeners.iter().flatten().filter_map(|l| l.local_addr().ok());
+        bound.into_iter().any(|bound| listen.iter().any(|wanted| covers(wanted, bound)))
+    };
+    if let Some((other, _)) = others.iter().find(has_same) {
+        return Err(Failure::new(format!(
+            "`{other}` and `{}` cannot listen on the same address",
+            place.name
+        ))
+        .source(format!("the settings file gives `{}` an address that is in use", place.name))
+        .hint(format!("choose another `listen` in its table [servers.{}]", place.name))
+        .exit(Exit::Usage));
+    }
+    let running = in_use::others(place.profile.get().profile_dir.state_dir(), &place.name).await;
+    let holder = running.into_iter().find(|adit| adit.listening.contains(&taken.address));
+    let failure = taken.failure(arguments, holder.as_ref().map(OtherAdit::text));
+    Err(match holder {
+        Some(adit) => failure.hint(format!("to use both at once: {}", adit.together(arguments))),
+        None => failure,
     })
 }
 

@@ -44,6 +44,9 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// and its requests wait.
 const UP_WITHIN: Duration = Duration::from_secs(8);
 
+/// After this time, what has happened before is seen.
+const SEEN_WITHIN: Duration = Duration::from_millis(20);
+
 /// A tunnel and the tasks that serve it.
 pub(in crate::commands) struct RunningTunnel {
     pub(in crate::commands) tunnel: Tunnel,
@@ -260,6 +263,10 @@ struct StatusSource {
 
 impl StatusSource {
     async fn status(&self) -> Status {
+        if self.listening.is_empty() && self.leases.count() > 0 {
+            // A program that has just ended: its port is given back when that has been seen.
+            tokio::time::sleep(SEEN_WITHIN).await;
+        }
         let stopping = self.stop.is_cancelled();
         let listening = if stopping { &[][..] } else { &self.listening };
         // Without a connection no request of this device can wait.

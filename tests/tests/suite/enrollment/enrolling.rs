@@ -8,7 +8,7 @@ use std::{
 };
 
 use client::profile::{ProfileDir, SecretPem};
-use common::machine::process::unix_now;
+use common::machine::{network::own_network_or_example, process::unix_now};
 use data_encoding::BASE64;
 use proto::{
     identity::Certificate,
@@ -165,6 +165,22 @@ async fn a_used_code_is_refused_and_the_device_that_used_it_stays_enrolled() {
     assert!(!identity_file(&second).exists());
     assert_eq!(devices(&world).await.len(), 1);
     first.up(&[]).await;
+}
+
+#[tokio::test]
+async fn a_code_with_loopback_addresses_only_says_that_no_other_machine_reaches_them() {
+    let mut world = World::start(PROGRAM).await;
+    let invited = world.aditd(&["invite", "laptop"]).await;
+    let listen = format!("--listen 0.0.0.0:11435 --allow-from {}", own_network_or_example());
+    for says in ["no address that other machines reach", &listen] {
+        assert!(invited.stderr.contains(says), "{}", invited.stderr);
+    }
+    // To another machine, that address is its own.
+    world.kill_server().await;
+    let told = world.stranger("laptop").enroll(&invited.stdout, &[]).await;
+    let address = parse(invited.stdout.trim()).addresses[0].clone();
+    let own = format!("{address} is an address of this computer itself");
+    assert_told(&told, FAILED, &[&own, &listen, "`aditd invite NAME`"]);
 }
 
 #[tokio::test]

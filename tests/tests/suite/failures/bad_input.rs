@@ -143,7 +143,7 @@ async fn an_unreachable_server_is_reported_and_the_code_stays_valid() {
         FAILED,
         &[
             &format!("error: cannot enroll\n  Caused by: cannot reach {address}: "),
-            "check on the server that aditd runs",
+            "If aditd runs here, start it: `aditd serve`",
         ],
     );
     assert!(!identity_file(&device).exists());
@@ -247,11 +247,10 @@ async fn a_second_process_for_one_state_is_refused_with_the_pid_of_the_first() {
     let device = world.device("laptop").await;
     let first = device.up(&[]).await;
     let pid = format!("is running already (pid {})", first.adit.pid());
-    let kill = format!("`kill {}`", first.adit.pid());
     assert_told(
         &up_to_its_end(&device).await,
         FAILED,
-        &["cannot start the tunnel `default`", &pid, "adit status", &kill],
+        &["cannot start the tunnel `default`", &pid, "adit status", "`adit down`"],
     );
     assert!(
         raw::exchange(first.address, ROOT).await.ends_with("Ollama is running"),

@@ -79,12 +79,8 @@ async fn a_server_is_forgotten_only_if_somebody_says_so_and_nothing_uses_it() {
     assert_told(&unasked, USAGE, &["`lab` is not forgotten", "`adit forget lab --yes`"]);
     let up = device.up(&["lab"]).await;
     let running = device.adit(&["forget", "lab", "--yes"], "").await;
-    let kill = format!("kill {}", up.adit.pid());
-    assert_told(
-        &running,
-        FAILED,
-        &["cannot forget the server `lab` now", "running already", &kill],
-    );
+    let pid = format!("running already (pid {})", up.adit.pid());
+    assert_told(&running, FAILED, &["cannot forget the server `lab` now", &pid, "`adit down lab`"]);
     up.end().await;
     let forgotten = device.adit(&["forget", "lab", "--yes"], "").await;
     assert_ok(&forgotten);
@@ -148,7 +144,7 @@ async fn a_renamed_server_is_used_by_its_new_name_and_takes_the_name_of_no_other
     assert_told(&left, USAGE, &["the name `begun` is taken", "an enrollment", "rm -r "]);
     let up = device.up(&["lab"]).await;
     let running = device.adit(&["rename", "lab", "gpu"], "").await;
-    assert_told(&running, FAILED, &["cannot rename the server `lab` now", "stop it first"]);
+    assert_told(&running, FAILED, &["cannot rename the server `lab` now", "`adit down lab`"]);
     up.end().await;
     assert_ok(&device.adit(&["rename", "lab", "gpu"], "").await);
     let up = device.up(&["gpu"]).await;

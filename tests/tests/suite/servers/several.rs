@@ -51,6 +51,20 @@ fn free_port() -> u16 {
 }
 
 #[tokio::test]
+async fn a_port_that_ones_own_adit_holds_is_told_as_its() {
+    let (_home, _lab, device) = two_boxes().await;
+    let first = device.up(&[]).await;
+    let taken = first.address.to_string();
+    let told = device.adit(&["up", "lab", "--listen", &taken], "").await;
+    let who = format!("in use by `adit up default` (pid {})", first.adit.pid());
+    assert_told(
+        &told,
+        FAILED,
+        &[&who, "`adit up lab --listen localhost:", "`adit down default && adit up default lab`"],
+    );
+}
+
+#[tokio::test]
 async fn each_server_has_a_port_of_its_own_and_status_shows_all() {
     let (_home, _lab, device) = two_boxes().await;
     let mut up = device.up(&["default", "lab"]).await;

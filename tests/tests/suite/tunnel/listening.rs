@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use common::machine::network::own_network_or_example;
 use proto::{invitation::Invitation, knock::SharedKey, wire::ALPN_TUNNEL};
 use tests::{
     cli_assert::{FAILED, assert_ok, assert_told},
@@ -134,7 +135,9 @@ async fn a_hidden_holder_of_a_port_is_recognized_by_its_answer() {
     let home = ordinary.device(&identity_file(&world.device("laptop").await));
     let other = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let other = other.local_addr().expect("an address");
-    for (taken, by) in [(world.ollama.addr(), "another Ollama"), (other, "another program")] {
+    for (taken, by) in
+        [(world.ollama.addr(), "a program that answers like Ollama"), (other, "another program")]
+    {
         let args = ["up", "--listen", &taken.to_string(), "--state-dir", text(&home)];
         let mut adit = tokio::process::Command::from(ordinary.command("adit", &args));
         let told = adit.output().await.expect("adit runs").into();
@@ -276,14 +279,14 @@ async fn listening_on_a_public_address_needs_allow_from() {
     for address in ["0.0.0.0:0", "[::]:0", "192.0.2.1:0", "[::ffff:192.0.2.1]:0"] {
         let refused = try_to_serve(&world, &["--listen", "127.0.0.1:0", "--listen", address]).await;
         assert_eq!(refused.code, Some(2), "{refused:?}");
+        let cure = format!("--allow-from {}", own_network_or_example());
         assert!(
             refused.stderr.contains(&format!("refusing to listen on {address}")),
             "{}",
             refused.stderr
         );
         assert!(
-            refused.stderr.contains("hint: ")
-                && refused.stderr.contains("--allow-from 192.168.1.0/24"),
+            refused.stderr.contains("hint: ") && refused.stderr.contains(&cure),
             "{}",
             refused.stderr
         );

@@ -47,6 +47,40 @@ async fn beside_a_running_tunnel_it_has_a_port_of_its_own_and_leaves_the_tunnel_
 }
 
 #[tokio::test]
+async fn other_commands_do_not_see_the_last_second_of_its_tunnel() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let run = async || assert_ok(&device.run(&["--", "true"]).await);
+    run().await;
+    assert_told(&device.adit(&["status"], "").await, FAILED, &["adit is not running"]);
+    run().await;
+    let listed = device.adit(&["list"], "").await;
+    assert!(listed.stdout.contains("not running"), "{listed:?}");
+    run().await;
+    assert_ok(&device.adit(&["rename", "default", "home"], "").await);
+    run().await;
+    assert_ok(&device.enroll(&world.invite("again").await, &["--replace", "--name", "home"]).await);
+    run().await;
+    device.up(&["home"]).await.works().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_that_its_programs_hold_is_told_as_theirs() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut command =
+        device.command(&["run", "--", "bash", "-c", "echo begun; read -r line; true"]);
+    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().expect("it starts");
+    let mut said = BufReader::new(child.stdout.take().expect("its output")).lines();
+    tokio::time::timeout(SOON, said.next_line()).await.expect("in time").expect("a line");
+    let told = device.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
+    assert_told(&told, FAILED, &["`adit run` holds the tunnel", "for 1 program", "`adit down`"]);
+    drop(child.stdin.take());
+    assert!(child.wait().await.expect("ended").success());
+}
+
+#[tokio::test]
 async fn two_programs_share_a_tunnel_and_the_first_to_end_leaves_it_to_the_other() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;

@@ -40,6 +40,10 @@ impl Holder {
         match self {
             Self::Nobody | Self::Absent | Self::This => None,
             Self::Adit(who) => named("another adit", who),
+            // An `adit` with another state directory answers as its Ollama does.
+            Self::Ollama(who) if who.is_empty() => {
+                Some("an Ollama of this laptop (or another adit)".to_owned())
+            }
             Self::Ollama(who) => named("an Ollama of this laptop", who),
             Self::Other(who) => named("another program", who),
         }
@@ -106,17 +110,21 @@ fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judgement {
         .cure_by("leave it there, and take another port", listen)
         .cure_by("for the tools", format!("export OLLAMA_HOST=localhost:{other}"));
     let stop = "or stop it";
+    let who = ("see who it is", format!("sudo ss -ltnp 'sport = :{number}'"));
     match &taken[0].holder {
-        Holder::Ollama(_) => judged.cure_by(
-            format!("{stop} (a service comes back at the next boot)"),
+        Holder::Ollama(_) => {
+            let stop = format!("{stop} (a service comes back at the next boot)");
             match taken[0].holder.pid() {
-                Some(pid) => format!("sudo systemctl disable --now ollama || kill {pid}"),
-                None => "sudo systemctl disable --now ollama".to_owned(),
-            },
-        ),
+                Some(pid) => judged
+                    .cure_by(stop, format!("sudo systemctl disable --now ollama || kill {pid}")),
+                None => judged
+                    .cure_by(who.0, who.1)
+                    .cure_by(stop, "sudo systemctl disable --now ollama"),
+            }
+        }
         holder => match holder.pid() {
             Some(pid) => judged.cure_by(stop, format!("kill {pid}")),
-            None => judged.cure_by("see who it is", format!("sudo ss -ltnp 'sport = :{number}'")),
+            None => judged.cure_by(who.0, who.1),
         },
     }
 }

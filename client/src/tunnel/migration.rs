@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use common::transport::{congestion::path_changed, splice::ByteCounters};
+use common::transport::{
+    congestion::{hold_back, path_changed},
+    splice::ByteCounters,
+};
 use proto::wire::Code;
 use quinn::SendStream;
 use tokio::sync::watch;
@@ -339,6 +342,8 @@ impl<'a> Migration<'a> {
                     dialed,
                 });
                 self.probe();
+                // The path may have stopped to carry long packets.
+                hold_back(&self.up.connection, self.failed_trials > 0);
             }
             Err(e) => {
                 debug!("cannot move: {e}");
@@ -352,7 +357,11 @@ impl<'a> Migration<'a> {
     fn judge_trial(&mut self, now: Instant) -> Option<Dialed> {
         let Trial { until, heard, before, dialed } = self.trial.take()?;
         let route = self.up.route();
-        if self.up.carried().carrier.has_heard() && self.up.heard() > heard {
+        let works = self.up.carried().carrier.has_heard() && self.up.heard() > heard;
+        if works || now >= until {
+            hold_back(&self.up.connection, false);
+        }
+        if works {
             self.note_route();
             dismiss(dialed);
             return None;

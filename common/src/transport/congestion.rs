@@ -3,15 +3,16 @@
 //! While nothing is acknowledged, quinn sends no more than its window allows, keep-alives and
 //! probes of a new path included. And its probe time-out (RFC 9002 section 6.2) doubles without a
 //! useful limit, so after a long outage a running answer would go on minutes late. Therefore the
-//! window grows a little during silence, until the first acknowledgement.
+//! window grows a little during silence, until something that was sent during it is acknowledged.
 
 mod shallow;
+mod silence;
 
 use std::{
     any::Any,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -21,11 +22,9 @@ use quinn_proto::{
     congestion::{Controller, ControllerFactory, ControllerMetrics},
 };
 
-use self::shallow::ShallowController;
+use self::{shallow::ShallowController, silence::Silence};
 
-/// Silence of this length counts as an outage: nearly every round trip is shorter.
-const STALLED_AFTER: Duration = Duration::from_secs(1);
-/// Then the window has room for one more packet each time: so that a client's probes leave, however
+/// In an outage the window has room for one more packet each time, so that a client's probes leave, however
 /// full it is of an upload that was lost, as often as they are made. With packets of an ordinary size
 /// that is 230 kbit/s, so a path which only seems dead is not flooded.
 const PACKET_EVERY: Duration = Duration::from_millis(50);
@@ -37,11 +36,7 @@ pub struct Controllers(());
 
 impl ControllerFactory for Controllers {
     fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
-        Box::new(StallProof {
-            inner: ShallowController::new(now, mtu),
-            acknowledged: now,
-            mtu: mtu.into(),
-        })
+        Box::new(StallProof::new(now, mtu))
     }
 }
 
@@ -56,27 +51,52 @@ pub fn path_changed(connection: &quinn::Connection) {
     }
 }
 
+/// Holds back what the window grows by during silence, or no longer.
+///
+/// Packets that leave in a silence are as long as the path once carried, and each postpones the
+/// probe time-out, whose packets are short. A path that no longer carries long packets would stay
+/// silent for ever. So where something else shows that short packets arrive, these have to get
+/// their turn.
+pub fn hold_back(connection: &quinn::Connection, held: bool) {
+    if let Ok(controller) = connection.congestion_state().into_any().downcast::<StallProof>() {
+        controller.held.store(held, Relaxed);
+    }
+}
+
 /// A controller whose window grows while nothing is acknowledged.
 #[derive(Clone)]
 pub struct StallProof {
     inner: ShallowController,
-    acknowledged: Instant,
+    silence: Silence,
     mtu: u64,
+    /// See [`hold_back`]. All copies share it.
+    held: Arc<AtomicBool>,
 }
 
 impl StallProof {
+    fn new(now: Instant, mtu: u16) -> Self {
+        Self {
+            inner: ShallowController::new(now, mtu),
+            silence: Silence::new(now),
+            mtu: mtu.into(),
+            held: Arc::default(),
+        }
+    }
+
     fn window_at(&self, now: Instant) -> u64 {
-        let silent = now.saturating_duration_since(self.acknowledged);
-        let extra = match silent.checked_sub(STALLED_AFTER) {
-            Some(stalled) => (stalled.as_millis() / PACKET_EVERY.as_millis() + 1) as u64 * self.mtu,
-            None => 0,
+        let packets = match self.silence.stalled(now) {
+            Some(stalled) if !self.held.load(Relaxed) => {
+                stalled.as_millis() / PACKET_EVERY.as_millis() + 1
+            }
+            _ => 0,
         };
-        self.inner.window() + extra
+        self.inner.window() + packets as u64 * self.mtu
     }
 }
 
 impl Controller for StallProof {
     fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
+        self.silence.on_sent(now, bytes);
         self.inner.on_sent(now, bytes);
     }
 
@@ -88,7 +108,7 @@ impl Controller for StallProof {
         app_limited: bool,
         _rtt: &RttEstimator,
     ) {
-        self.acknowledged = now;
+        self.silence.on_ack(now, sent);
         self.inner.on_ack(now, sent, bytes, app_limited);
     }
 
@@ -99,7 +119,6 @@ impl Controller for StallProof {
         app_limited: bool,
         _largest_packet_num_acked: Option<u64>,
     ) {
-        self.acknowledged = now;
         self.inner.on_acks_done(now, in_flight, app_limited);
     }
 
@@ -160,7 +179,7 @@ mod tests {
     use super::*;
 
     fn controller(now: Instant) -> StallProof {
-        StallProof { inner: ShallowController::new(now, 1200), acknowledged: now, mtu: 1200 }
+        StallProof::new(now, 1200)
     }
 
     #[test]
@@ -172,7 +191,7 @@ mod tests {
         assert_eq!(proof.window_at(began + Duration::from_secs(1)), normal + 1200);
         assert_eq!(proof.window_at(began + Duration::from_secs(61)), normal + 1201 * 1200);
         let later = began + Duration::from_secs(63);
-        proof.on_end_acks(later, 0, false, None);
+        proof.silence.on_ack(later, later - Duration::from_millis(50));
         assert_eq!(proof.window_at(later), proof.inner.window());
     }
 

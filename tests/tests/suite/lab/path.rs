@@ -6,7 +6,7 @@ use std::time::Duration;
 use aws_lc_rs::digest::{SHA256, digest};
 use data_encoding::HEXLOWER;
 use tests::{
-    lab::{Far, Lab, NAT_FORGETS_UDP, Setting, rung, seed},
+    lab::{Asked, Far, Lab, NAT_FORGETS_UDP, Setting, rung, seed},
     ollama::seeded_bytes,
 };
 
@@ -100,14 +100,63 @@ async fn a_path_that_drops_packets_above_1280_bytes_carries_answers_and_uploads(
     tokio::time::sleep(Duration::from_secs(2)).await;
     far.lab.set_longest_packet(1280);
     answer.are_equal(WITHIN).await;
-    let mut upload = vec![0; 2 << 20];
+    uploads(&far, 2 << 20).await.is_whole().await;
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn an_upload_after_a_pause_in_which_the_path_stopped_to_carry_long_packets_arrives() {
+    if Lab::is_missing() {
+        return;
+    }
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(17), ..Setting::default() })
+            .await;
+    far.ask_both(40, 5).await.are_equal(WITHIN).await;
+    // The last acknowledgement is old when the upload begins.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    far.lab.set_longest_packet(1280);
+    uploads(&far, 1 << 20).await.is_whole().await;
+    far.is_one_session();
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_after_an_outage_behind_which_only_short_packets_pass() {
+    if Lab::is_missing() {
+        return;
+    }
+    let far =
+        Far::start(PROGRAM, Setting { link: rung("dsl"), seed: seed(16), ..Setting::default() })
+            .await;
+    let upload = uploads(&far, 8 << 20).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    far.lab.cut();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    far.lab.set_longest_packet(1280);
+    far.lab.mend();
+    upload.is_whole().await;
+    far.is_one_session();
+}
+
+/// An upload through the tunnel, and its hash.
+struct Upload {
+    answer: Asked,
+    digest: String,
+}
+
+async fn uploads(far: &Far, bytes: usize) -> Upload {
+    let mut upload = vec![0; bytes];
     seeded_bytes(6).fill(&mut upload);
     let digest = HEXLOWER.encode(digest(&SHA256, &upload).as_ref());
     let head = format!(
-        "POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-        upload.len()
+        "POST /test/sha256 HTTP/1.1\r\nHost: localhost\r\nContent-Length: {bytes}\r\nConnection: close\r\n\r\n"
     );
-    let uploaded = far.request([head.into_bytes(), upload].concat()).await.ended(WITHIN).await;
-    assert!(uploaded.text.contains(&digest), "{}", uploaded.text);
-    far.is_one_session();
+    Upload { answer: far.request([head.into_bytes(), upload].concat()).await, digest }
+}
+
+impl Upload {
+    async fn is_whole(self) {
+        let ended = self.answer.ended(WITHIN).await;
+        assert!(ended.text.contains(&self.digest), "{}", ended.text);
+    }
 }

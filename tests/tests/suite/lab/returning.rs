@@ -42,14 +42,17 @@ async fn beside_an_upload_the_next_token_comes_soon_after_an_outage() {
         rate: Some(100_000_000),
         ..LOOPBACK
     };
-    let (slow, fast) = tokio::join!(returns(rung("dsl"), seed(600)), returns(fast, seed(601)));
-    println!("from the path's return to the next token: dsl {slow:?}, fast {fast:?}");
-    // 50 ms to the next probe and two round trips: at most 180 and 200 ms on a quiet machine, but
-    // for an outage that finds the upload in its slow start: that one may take more than a second.
+    let (slow, fast, lte) = tokio::join!(
+        returns(rung("dsl"), seed(600)),
+        returns(fast, seed(601)),
+        returns(rung("lte"), seed(602))
+    );
+    println!("from the path's return to the next token: dsl {slow:?}, fast {fast:?}, lte {lte:?}");
+    // 50 ms to the next probe and two round trips: at most 170, 200 and 270 ms on a quiet machine.
     // This machine may be busy.
-    for mut after in [slow, fast] {
+    for (mut after, half) in [(slow, 300), (fast, 300), (lte, 400)] {
         after.sort();
-        assert!(after[after.len() / 2] < Duration::from_millis(300), "{after:?}");
-        assert!(after.iter().all(|after| *after < Duration::from_secs(5)), "{after:?}");
+        assert!(after[after.len() / 2] < Duration::from_millis(half), "{after:?}");
+        assert!(after.iter().all(|after| *after < Duration::from_secs(1)), "{after:?}");
     }
 }

@@ -4,4 +4,5 @@
 pub(crate) mod admission;
 pub(crate) mod filter;
 pub(crate) mod relay;
+pub(crate) mod sockets;
 pub(crate) mod verifier;

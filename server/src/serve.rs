@@ -21,7 +21,7 @@ use common::{
     },
 };
 use proto::{human, wire::Code};
-use quinn::{Connecting, Connection, Endpoint, ServerConfig, TokioRuntime};
+use quinn::{AsyncUdpSocket, Connecting, Connection, Endpoint, ServerConfig, TokioRuntime};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
@@ -36,6 +36,7 @@ use crate::{
         },
         filter::FilteredSocket,
         relay::Relay,
+        sockets::Sockets,
         verifier::DeviceVerifier,
     },
     policy::Policy,
@@ -97,15 +98,15 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
     let sockets = sockets.into_iter().map(SystemSocket::new).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
-    let endpoints = sockets
-        .iter()
-        .map(|socket| {
-            let socket = RepeatingSocket::new(socket.clone(), repeats.clone());
-            endpoint(socket, &config, &state, tunnel.clone(), admission.clone())
-        })
-        .collect::<Result<Vec<_>, _>>()
+    let filtered = sockets.iter().map(|socket| {
+        let socket = Arc::new(RepeatingSocket::new(socket.clone(), repeats.clone()));
+        let filtered = FilteredSocket::new(socket, config.audience.clone(), admission.clone());
+        Arc::new(filtered) as Arc<dyn AsyncUdpSocket>
+    });
+    let endpoint = Sockets::new(filtered.collect())
+        .and_then(|sockets| endpoint(sockets, &state, tunnel.clone()))
         .map_err(unusable)?;
-    let listening = endpoints.iter().filter_map(|e| e.local_addr().ok()).collect::<Vec<_>>();
+    let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
     // `aditd invite` may run before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     state.register.set_addresses(&addresses)?;
@@ -133,15 +134,8 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let draining = server.draining.clone();
     let sessions = TaskTracker::new();
     let mut services = tokio::task::JoinSet::new();
-    for endpoint in &endpoints {
-        let doors = Doors {
-            admission: admission.clone(),
-            tunnel: tunnel.clone(),
-            enrollment: enrollment.clone(),
-            server: server.clone(),
-        };
-        services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
-    }
+    let doors = Doors { admission: admission.clone(), tunnel, enrollment, server: server.clone() };
+    services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     if let Some(group) = group {
         services.spawn(group.serve(server.clone()));
     }
@@ -202,14 +196,9 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     services.shutdown().await;
     // A closed QUIC endpoint would answer new clients with a refusal.
     admission.close();
-    for endpoint in &endpoints {
-        endpoint
-            .close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
-    }
+    endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
     let farewell = async {
-        for endpoint in &endpoints {
-            endpoint.wait_idle().await;
-        }
+        endpoint.wait_idle().await;
         sessions.wait().await;
     };
     // A client that is away does not get the close; it will notice the restart by a stateless
@@ -273,16 +262,8 @@ fn tls_configs(
     ))
 }
 
-/// The QUIC endpoint on a socket of [`listen::bind`].
-fn endpoint(
-    socket: RepeatingSocket,
-    config: &Config,
-    state: &State,
-    tunnel: Arc<ServerConfig>,
-    admission: Arc<Admission>,
-) -> io::Result<Endpoint> {
-    let silent =
-        Arc::new(FilteredSocket::new(Arc::new(socket), config.audience.clone(), admission));
+/// The one QUIC endpoint on all sockets: a packet of a session may come to any of them.
+fn endpoint(sockets: Sockets, state: &State, tunnel: Arc<ServerConfig>) -> io::Result<Endpoint> {
     // Every client says how long the datagrams are that it accepts; usually they are shorter.
     let mut endpoint = transport::endpoint(LONGEST_DATAGRAM);
     let (key, resets) = (state.keys.reset.clone(), Arc::default());
@@ -295,7 +276,7 @@ fn endpoint(
     Endpoint::new_with_abstract_socket(
         endpoint,
         Some((*tunnel).clone()),
-        silent,
+        Arc::new(sockets),
         Arc::new(TokioRuntime),
     )
 }
@@ -308,7 +289,7 @@ struct Doors {
 }
 
 impl Doors {
-    /// Judges every attempt on one endpoint, and begins the admitted handshakes.
+    /// Judges every attempt, and begins the admitted handshakes.
     async fn attend(self, endpoint: Endpoint, sessions: TaskTracker) {
         loop {
             let incoming = tokio::select! {

@@ -1,5 +1,6 @@
 //! What passes through the tunnel, and who may open one.
 
+mod addresses;
 mod again;
 mod clients;
 mod cutting;

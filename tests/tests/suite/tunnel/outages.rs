@@ -24,7 +24,7 @@ use crate::PROGRAM;
 const TOKENS: i64 = 400;
 
 /// A device that knows only these addresses of the server, the best first.
-async fn device_by(world: &World, addresses: &[String]) -> Device {
+pub(super) async fn device_by(world: &World, addresses: &[String]) -> Device {
     let device = world.stranger("laptop");
     let args: Vec<&str> =
         addresses.iter().flat_map(|address| ["--advertise", address.as_str()]).collect();

@@ -8,4 +8,5 @@ mod cures;
 mod demo;
 mod full_disk;
 mod links;
+mod memory;
 mod nonsense;

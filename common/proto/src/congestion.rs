@@ -15,6 +15,7 @@ mod simulation;
 mod state;
 #[cfg(test)]
 mod tests;
+mod trains;
 mod windowed;
 
 use std::time::Duration;
@@ -26,6 +27,7 @@ use self::{
     path::Path,
     rate::DeliveryRate,
     rivals::Rivals,
+    trains::Trains,
 };
 
 /// The first window, in packets (RFC 9002 section 7.2).
@@ -48,13 +50,19 @@ const FASTEST_DOWN: f64 = 0.25;
 const MOST_SPEED: f64 = 64.0;
 /// The window is at most this many times what the rate and the round trip need.
 const HEADROOM: f64 = 1.25;
+/// From this part of what the bottleneck holds on, by its own speed, slow start grows slower: news of
+/// a queue comes a round trip late.
+const NEARLY: f64 = 0.9;
+/// In one round trip by this part.
+const SLOWER: f64 = 0.4;
+/// On a path with a shorter round trip, in seconds, it does not.
+const SHORT: f64 = 0.03;
 /// Slow start ends when the rate has not grown by a quarter for this many rounds.
 const FLAT_ROUNDS: u32 = 3;
 /// A loss in a round that exceeds the path's own loss by more than this is congestion.
 const EXCESS: f64 = 0.02;
 /// Beside flows that fill the queue, the excess has to be larger.
 const EXCESS_BESIDE: f64 = 0.15;
-/// After congestion the window grows no faster than this in each round.
 /// What we expect of the queue is not more than for a flow with this part of the best rate: a flow
 /// that others have pushed back far would expect them.
 const MOST_BACK: f64 = 4.0;
@@ -63,7 +71,9 @@ const PEAK_FADES: f64 = 0.9995;
 /// Delays that vary from round to round: so many times what they vary may be in flight beside our
 /// share.
 const VARIATIONS: f64 = 4.0;
+/// After congestion the window grows no faster than this in each round,
 const CAREFUL: f64 = 1.03;
+/// from so many rounds after it on.
 const CAREFUL_AFTER: u32 = 4;
 /// The part of the window that is kept when the network has marked a packet (RFC 8511 section 3).
 const MARKED: f64 = 0.85;
@@ -87,6 +97,7 @@ pub struct Shallow {
     phase: Phase,
     path: Path,
     rate: DeliveryRate,
+    trains: Trains,
     losses: Losses,
     rivals: Option<Rivals>,
     /// What was sent before belongs to another path.
@@ -131,6 +142,7 @@ impl Shallow {
             phase: Phase::SlowStart,
             path: Path::default(),
             rate: DeliveryRate::default(),
+            trains: Trains::default(),
             losses: Losses::default(),
             rivals: None,
             since: now,
@@ -190,6 +202,7 @@ impl Shallow {
         self.losses.on_ack(bytes);
         self.newest = self.newest.max(Some(sent));
         self.rate.on_ack(now, sent, bytes, limited);
+        self.trains.on_ack(now, sent, bytes, self.mtu);
     }
 
     /// Packets were lost, the newest of which was sent at `sent`. `outage`: all were lost, for a
@@ -275,12 +288,19 @@ impl Shallow {
     }
 
     fn start(&mut self, acked: f64) {
-        self.window += acked;
+        self.window += if self.is_nearly_full() { SLOWER * acked } else { acked };
         let most = (1.5 * self.target() + self.slack() / self.own_rate())
             .max((self.path.base() / 8.0).min(0.03));
         if self.rate.round() > 2 && self.path.queue() > most {
             self.end_slow_start();
         }
+    }
+
+    /// Whether the path holds little more than the window, by the speed of its bottleneck. On a short
+    /// path the queue of a round trip is short, and delays say little about the speed.
+    fn is_nearly_full(&self) -> bool {
+        let base = self.path.base();
+        base > SHORT && self.trains.rate().is_some_and(|rate| self.window > NEARLY * rate * base)
     }
 
     fn end_slow_start(&mut self) {

@@ -243,3 +243,27 @@ fn a_mark_costs_a_part_of_the_window_once_a_round() {
     let marked = controller.window();
     assert!(marked < before && marked > before / 3, "{marked} of {before}");
 }
+
+#[test]
+fn slow_start_sees_the_speed_of_the_bottleneck_before_it_fills_the_queue() {
+    // How long a packet waits in the first two seconds at the most, in milliseconds, and megabits
+    // per second in the next two.
+    let table = [
+        ("100 Mbit/s", Link::new(100, 25), 40.0, 98.0),
+        ("1 % lost", Link { loss: 0.01, ..Link::new(100, 25) }, 40.0, 98.0),
+        ("20 Mbit/s", Link::new(20, 25), 45.0, 19.0),
+        ("3 % lost", Link { loss: 0.03, ..Link::new(20, 60) }, 90.0, 18.0),
+        ("a deep buffer", Link { queue: s(2), jitter: ms(1), ..Link::new(20, 25) }, 45.0, 19.0),
+    ];
+    for (name, link, most, least) in table {
+        for seed in 1..=3 {
+            let mut world = World::new(link, seed);
+            let flow = world.add(ours(), Source::Bulk, s(0));
+            world.run(s(4));
+            let (waited, megabits) =
+                (world.wait(0.995, s(0)..s(2)), world.megabits(flow, s(2)..s(4)));
+            let found = format!("{name}, seed {seed}: {waited:.0} ms, {megabits:.1} Mbit/s");
+            assert!(waited <= most && megabits >= least, "{found}");
+        }
+    }
+}

@@ -1,7 +1,8 @@
 //! A byte stream as a carrier.
 
+mod queues;
+
 use std::{
-    collections::VecDeque,
     fmt,
     io::{self, IoSliceMut},
     net::SocketAddr,
@@ -14,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -24,14 +25,13 @@ use tokio::{
     sync::Notify,
 };
 
+use self::queues::Queues;
 use super::{
     LOCAL, ORDINARY, RECEIVE_SEGMENTS, REMOTE, frame_datagram, next_datagram, portion::Portion,
 };
 
 /// The most datagrams that wait for QUIC.
 const IN_LIMIT: usize = 1024;
-/// Bytes that are handed to QUIC as one, in datagrams of one size.
-const GATHERED: usize = 60_000;
 /// A stream with a shorter round trip is short.
 const NEAR: Duration = Duration::from_millis(8);
 
@@ -55,20 +55,6 @@ pub struct StreamCarrier {
     strict: AtomicBool,
 }
 
-struct Queues {
-    out: BytesMut,
-    /// Bytes that are being written, and how many may wait with them: few, as this is a queue in
-    /// front of every token.
-    writing: usize,
-    limit: usize,
-    /// When the first was written.
-    first: Option<Instant>,
-    /// The tasks that wait for room in `out`.
-    writers: Vec<Waker>,
-    arrived: VecDeque<Bytes>,
-    reader: Option<Waker>,
-}
-
 /// Both halves of a stream that has been opened.
 pub struct OpenStream<R, W> {
     /// What comes.
@@ -77,60 +63,6 @@ pub struct OpenStream<R, W> {
     pub write: W,
     /// The round-trip time to its other end, if that is known.
     pub round_trip: Option<Duration>,
-}
-
-impl Default for Queues {
-    fn default() -> Self {
-        Self {
-            out: BytesMut::new(),
-            writing: 0,
-            limit: Portion::default().waiting(),
-            first: None,
-            writers: Vec::new(),
-            arrived: VecDeque::new(),
-            reader: None,
-        }
-    }
-}
-
-impl Queues {
-    fn is_full(&self) -> bool {
-        self.out.len() + self.writing >= self.limit
-    }
-
-    /// Takes what has to be written, and who waits for room.
-    fn take(&mut self, batch: &mut BytesMut) -> Vec<Waker> {
-        std::mem::swap(&mut self.out, batch);
-        self.writing = batch.len();
-        if !batch.is_empty() {
-            self.first.get_or_insert_with(Instant::now);
-        }
-        self.writers_with_room()
-    }
-
-    fn writers_with_room(&mut self) -> Vec<Waker> {
-        if self.is_full() { Vec::new() } else { std::mem::take(&mut self.writers) }
-    }
-
-    /// Puts as many datagrams into `buf` as go there as one: all of one size, but for the last.
-    fn gather(&mut self, buf: &mut [u8]) -> Option<(usize, usize)> {
-        let first = self.arrived.pop_front()?;
-        // One that is longer than any of ours is not ours: it is shortened here and fails QUIC's
-        // authentication.
-        let stride = first.len().min(buf.len());
-        buf[..stride].copy_from_slice(&first[..stride]);
-        let (mut len, most) = (stride, buf.len().min(GATHERED));
-        while let Some(next) = self.arrived.pop_front_if(|next| {
-            !next.is_empty() && next.len() <= stride && len + next.len() <= most
-        }) {
-            buf[len..len + next.len()].copy_from_slice(&next);
-            len += next.len();
-            if next.len() < stride {
-                break;
-            }
-        }
-        Some((len, stride.max(1)))
-    }
 }
 
 impl StreamCarrier {

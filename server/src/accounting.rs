@@ -86,12 +86,22 @@ impl Throttle for Accounting {
             });
         }
         self.limiter
-            .arrive(LimitedDevice { id: asker.id, name: &asker.name, role: role.as_str() })
+            .arrive(LimitedDevice {
+                kind: asker.kind,
+                id: asker.id,
+                name: &asker.name,
+                role: role.as_str(),
+            })
             .map_err(NotNow::from)
     }
 
     fn body(&self, asker: &Asker, role: &Name, length: BodyLength) -> Result<Option<u64>, NotNow> {
-        let asker = LimitedDevice { id: asker.id, name: &asker.name, role: role.as_str() };
+        let asker = LimitedDevice {
+            kind: asker.kind,
+            id: asker.id,
+            name: &asker.name,
+            role: role.as_str(),
+        };
         let length = match length {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
@@ -167,6 +177,7 @@ impl Accounting {
 
     async fn enter(&self, asked: &PermittedRequest) -> Result<ThrottlePermit, NotNow> {
         let asker = LimitedDevice {
+            kind: asked.asker.kind,
             id: asked.asker.id,
             name: &asked.asker.name,
             role: asked.role.as_str(),

@@ -15,6 +15,7 @@ use crate::{
     commands::{
         audit,
         beside::{self, Beside},
+        ca,
         completions::completed,
         devices,
         doctor::{self, DoctorFlags},
@@ -52,6 +53,9 @@ enum Command {
     /// Manage devices
     #[command(subcommand)]
     Device(devices::Command),
+    /// Show the server's own certificate authority
+    #[command(subcommand)]
+    Ca(ca::Command),
     /// Manage keys, for applications that cannot run `adit`
     #[command(subcommand)]
     Key(keys::Command),
@@ -204,6 +208,11 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?
             .block_on(async { devices::run(&Beside::resolve(flags).await?, command).await }),
+        Command::Ca(ca::Command::Show) => {
+            let dir = flags.state_dir()?;
+            become_owner_of(&dir)?;
+            ca::show(&State::open(&dir)?)
+        }
         Command::Key(command) => on_one_thread()?
             .block_on(async { keys::run(&Beside::resolve(flags).await?, command).await }),
         Command::EnrollDevice { device } => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod beside;
+pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod devices;
 pub(crate) mod doctor;

@@ -2,6 +2,7 @@
 //! defaults. They are checked once.
 
 mod file;
+mod https;
 mod reach;
 mod values;
 
@@ -23,6 +24,7 @@ use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
+pub use self::https::HttpsFlags;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
@@ -31,6 +33,7 @@ pub(crate) use self::{file::of_system, reach::addresses};
 use crate::{
     accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},
+    https::HttpsSettings,
     ingress::filter::Audience,
     limits::Size,
     policy::{
@@ -88,6 +91,9 @@ pub struct ServeFlags {
     /// [default: nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
+    /// The HTTPS listener.
+    #[command(flatten)]
+    pub https: HttpsFlags,
     /// Addresses that devices are told.
     #[command(flatten)]
     pub advertise: AdvertiseFlags,
@@ -137,6 +143,8 @@ pub struct Config {
     pub(crate) enroll_group: Option<String>,
     /// The socket at which they do it.
     pub(crate) enroll_socket: PathBuf,
+    /// The HTTPS listener; `None` if it is off.
+    pub(crate) https: Option<HttpsSettings>,
     /// What roles and devices may do. In force at once when the file is read again.
     pub(crate) rules: Arc<Rules>,
     /// The devices that the file names.
@@ -238,12 +246,13 @@ impl Config {
         let Advertised(advertise) =
             if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
+        let upstream = serve.upstream.or(file.upstream).unwrap_or_default();
         Ok(Self {
             file: path,
             state_dir,
             listen,
             audience: Audience::new(networks),
-            upstream: serve.upstream.or(file.upstream).unwrap_or_default(),
+            upstream,
             device_life: life.map_or(DEVICE_LIFE, |Life(life)| life),
             idle_timeout: serve
                 .idle_timeout
@@ -251,6 +260,7 @@ impl Config {
                 .unwrap_or(proto::wire::IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
+            https: https::settle(&serve.https, file.https, upstream)?,
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             rules: Arc::new(rules),
@@ -277,6 +287,7 @@ impl Config {
             ("upstream", self.upstream == other.upstream),
             ("device_life", self.device_life == other.device_life),
             ("idle_timeout", self.idle_timeout == other.idle_timeout),
+            ("https", self.https == other.https),
             ("tcp_relay", self.tcp_relay == other.tcp_relay),
             ("enroll_group", self.enroll_group == other.enroll_group),
             ("enroll_socket", self.enroll_socket == other.enroll_socket),

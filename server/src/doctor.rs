@@ -27,6 +27,7 @@ use crate::{
     config::Config,
     limits::LimitedDevice,
     policy::authorize::{At, Authority, Question},
+    record::CallerKind,
     running::Server,
 };
 
@@ -144,7 +145,12 @@ fn device(server: &Server, id: DeviceId) -> Option<DeviceFound> {
     };
     let lists = rules.lists(&device.name, &device.role).map(|(_, list)| list);
     let models = lists.chain(device.models.as_deref()).map(texts).collect();
-    let asker = LimitedDevice { id, name: &device.name, role: device.role.as_str() };
+    let asker = LimitedDevice {
+        kind: CallerKind::Device,
+        id,
+        name: &device.name,
+        role: device.role.as_str(),
+    };
     let (limits, used, running) = server.accounting.limiter.standing(asker, unix_now());
     Some(DeviceFound {
         name: device.name.clone(),

@@ -24,13 +24,13 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use common::transport::splice::{self, ByteCounters, Receiving, Sending, SpliceEnd};
-use proto::{
-    http1::head::RequestHead,
-    identity::{Certificate, Name},
-    ollama::route::ApiRoute,
+use proto::{http1::head::RequestHead, identity::Name, ollama::route::ApiRoute};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, watch},
 };
-use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use self::{
@@ -39,7 +39,7 @@ use self::{
     running::RunningRequest,
 };
 use crate::{
-    policy::{Policy, authorize::Authority},
+    policy::{Caller, Policy, authorize::Authority},
     record::{Asker, Observer, Throttle},
 };
 
@@ -65,9 +65,9 @@ const PLACE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The context of one stream through the gate.
 pub(crate) struct StreamContext<'a> {
-    /// The device's certificate, which the handshake has verified.
-    pub certificate: &'a Certificate,
-    /// When its newest certificate expires, in Unix time.
+    /// Who makes the requests.
+    pub caller: Caller<'a>,
+    /// When its newest certificate, or its key, expires, in Unix time.
     pub not_after: &'a AtomicI64,
     pub asker: Asker,
     /// The service that the stream names.
@@ -80,6 +80,16 @@ pub(crate) struct StreamContext<'a> {
     pub meter: &'a ByteCounters,
     /// Cancelled when the server is to stop.
     pub draining: &'a CancellationToken,
+    /// Fields that are added to each answer.
+    pub added: &'a [(&'static str, String)],
+}
+
+/// A connection on which another request may follow.
+pub(crate) struct OpenConnection {
+    pub(crate) send: Sending,
+    pub(crate) recv: Receiving,
+    /// What came after the request.
+    pub(crate) ahead: Vec<Bytes>,
 }
 
 impl Gate {
@@ -128,12 +138,7 @@ impl Gate {
         context: &StreamContext<'_>,
         head: Option<(&RequestHead, ApiRoute)>,
     ) -> RunningRequest<'a> {
-        RunningRequest::new(
-            &*self.observer,
-            &context.asker,
-            self.policy.role(context.certificate),
-            head,
-        )
+        RunningRequest::new(&*self.observer, &context.asker, self.policy.role(context.caller), head)
     }
 
     /// Begins the record of a request that could not be read.
@@ -150,22 +155,64 @@ impl Gate {
     ) -> SpliceEnd {
         let (over, service, recv, received_all) =
             Conversation::new(self, &context, &mut send, recv).run().await;
-        let tcp = service.map(|service| service.tcp);
-        let (end, stopped) = match over {
-            Over::Ended { end, stopped } => (end, stopped),
-            Over::Refused => {
-                // The service must not take the bytes that it has for a whole request.
-                if let Some(tcp) = &tcp {
-                    let _ = tcp.set_zero_linger();
-                }
-                (SpliceEnd::Drained, false)
-            }
-            Over::Cut(code) => {
-                send.reset(code);
-                (SpliceEnd::Aborted, true)
-            }
-        };
-        splice::close(tcp, send, recv, &end, stopped, received_all).await;
-        end
+        end(over, service.map(|service| service.tcp), send, recv, received_all).await
     }
+
+    /// Carries one request, whose head was read already, and its answer. `begun` begins with the
+    /// head. Returns the connection if another request may follow on it. Cancelling it cuts both
+    /// sides.
+    pub(crate) async fn run_one(
+        &self,
+        context: StreamContext<'_>,
+        mut send: Sending,
+        recv: Receiving,
+        begun: Vec<Bytes>,
+    ) -> Option<OpenConnection> {
+        let (next, service, device) = {
+            let mut conversation = Conversation::new(self, &context, &mut send, recv);
+            for bytes in begun {
+                conversation.device.ahead.push(bytes);
+            }
+            let next = conversation.next().await;
+            let Conversation { service, device, .. } = conversation;
+            (next, service.map(|service| service.tcp), device)
+        };
+        match next {
+            Ok(()) => {
+                let (recv, ahead) = device.into_parts();
+                Some(OpenConnection { send, recv, ahead })
+            }
+            Err(over) => {
+                let (recv, received_all) = device.into_stream();
+                end(over, service, send, recv, received_all).await;
+                None
+            }
+        }
+    }
+}
+
+/// Ends both sides of a connection.
+async fn end(
+    over: Over,
+    tcp: Option<TcpStream>,
+    mut send: Sending,
+    recv: Receiving,
+    received_all: bool,
+) -> SpliceEnd {
+    let (end, stopped) = match over {
+        Over::Ended { end, stopped } => (end, stopped),
+        Over::Refused => {
+            // The service must not take the bytes that it has for a whole request.
+            if let Some(tcp) = &tcp {
+                let _ = tcp.set_zero_linger();
+            }
+            (SpliceEnd::Drained, false)
+        }
+        Over::Cut(code) => {
+            send.reset(code);
+            (SpliceEnd::Aborted, true)
+        }
+    };
+    splice::close(tcp, send, recv, &end, stopped, received_all).await;
+    end
 }

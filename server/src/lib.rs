@@ -9,6 +9,7 @@ mod commands;
 mod config;
 mod doctor;
 mod gate;
+mod https;
 mod ingress;
 mod limits;
 mod metrics;
@@ -20,7 +21,7 @@ mod session;
 mod state;
 
 pub use cli::{command, run};
-pub use config::{Config, Flags, ServeFlags};
+pub use config::{Config, Flags, HttpsFlags, ServeFlags};
 pub use policy::upstream::Upstream;
 pub use running::{Answer, Request};
 pub use serve::certificate::ServerCertificate;

@@ -31,6 +31,8 @@ use proto::{
     identity::{DeviceId, Name},
 };
 
+use crate::record::CallerKind;
+
 /// The `Retry-After` when nobody knows how long a running request takes.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -55,9 +57,10 @@ struct Counter<C: Clock> {
     at_once: u32,
 }
 
-/// The device of a request.
+/// The device or key of a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LimitedDevice<'a> {
+    pub kind: CallerKind,
     /// Usage is counted by the device's id, so that a new name gives no new allowance.
     pub id: DeviceId,
     pub name: &'a Name,
@@ -68,6 +71,7 @@ pub(crate) struct LimitedDevice<'a> {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) struct Exceeded {
     pub limit: Limit,
+    pub kind: CallerKind,
     pub device: Name,
     /// When trying again may help; `None` if never.
     pub retry_after: Option<Duration>,
@@ -115,23 +119,23 @@ impl Exceeded {
 
 impl fmt::Display for Exceeded {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let device = &self.device;
+        let Self { kind, device, .. } = self;
         match self.limit {
             Limit::Rate(most) => {
                 let requests = count(most.get(), "request");
-                write!(f, "device `{device}` may make {requests} per minute")?
+                write!(f, "{kind} `{device}` may make {requests} per minute")?
             }
             Limit::AtOnce(most) => {
                 let requests = count(most.get(), "request");
-                write!(f, "device `{device}` may have {requests} running at once")?
+                write!(f, "{kind} `{device}` may have {requests} running at once")?
             }
             Limit::Body(most) => {
                 let most = human::size(most);
-                write!(f, "device `{device}` may send {most} with a request (limit `body`)")?
+                write!(f, "{kind} `{device}` may send {most} with a request (limit `body`)")?
             }
             Limit::Tokens(most) => {
                 let tokens = count(most, "token");
-                write!(f, "device `{device}` may use {tokens} per day (UTC), and has used them")?
+                write!(f, "{kind} `{device}` may use {tokens} per day (UTC), and has used them")?
             }
         }
         match (self.limit, self.retry_after_secs()) {
@@ -182,6 +186,7 @@ impl<C: Clock + Clone> Limiter<C> {
         match most.filter(|most| length.is_some_and(|length| length > *most)) {
             Some(most) => Err(Exceeded {
                 limit: Limit::Body(most),
+                kind: device.kind,
                 device: device.name.clone(),
                 retry_after: None,
             }),
@@ -204,7 +209,12 @@ impl<C: Clock + Clone> Limiter<C> {
         };
         rate.check().map_err(|until| {
             let retry_after = Some(until.wait_time_from(self.clock.now()));
-            Exceeded { limit: Limit::Rate(most), device: device.name.clone(), retry_after }
+            Exceeded {
+                limit: Limit::Rate(most),
+                kind: device.kind,
+                device: device.name.clone(),
+                retry_after,
+            }
         })
     }
 
@@ -222,8 +232,9 @@ impl<C: Clock + Clone> Limiter<C> {
         let mut inner = self.lock();
         let Inner { table, devices, tokens } = &mut *inner;
         let limits = table.limits(device.role, device.name.as_str());
-        let exceeded =
-            |limit, retry_after| Err(Exceeded { limit, device: device.name.clone(), retry_after });
+        let exceeded = |limit, retry_after| {
+            Err(Exceeded { limit, kind: device.kind, device: device.name.clone(), retry_after })
+        };
         if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
             return exceeded(Limit::Body(most), None);
         }
@@ -259,7 +270,12 @@ impl<C: Clock + Clone> Limiter<C> {
         let (used, most) = self.tokens(device, now);
         let Some(most) = most.filter(|most| used > *most) else { return Ok(()) };
         let retry_after = Some(Day::of(now).left(now));
-        Err(Exceeded { limit: Limit::Tokens(most), device: device.name.clone(), retry_after })
+        Err(Exceeded {
+            limit: Limit::Tokens(most),
+            kind: device.kind,
+            device: device.name.clone(),
+            retry_after,
+        })
     }
 
     /// How many tokens a device has used on the UTC day of `now`, and its limit. `now` is Unix

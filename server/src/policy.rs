@@ -1,23 +1,27 @@
 //! Who may do what. Only this module makes permits; every action that needs permission takes one.
 
 pub(crate) mod authorize;
+mod caller;
 pub(crate) mod roles;
 pub(crate) mod upstream;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use proto::{
-    identity::{Certificate, DeviceId, Name},
+    identity::{Certificate, DeviceId, Name, UserName},
     ollama::{model::ModelPattern, route::RouteClass},
     wire::{Code, DEFAULT_SERVICE, Reason, Service, ServiceKind},
 };
 
+pub(crate) use self::caller::Caller;
+use self::caller::Registered;
 use crate::{
     policy::{
         roles::{RequestedRoute, Rules, Whose, either},
         upstream::Upstream,
     },
-    state::register::{Snapshot, default_role},
+    record::CallerKind,
+    state::register::Snapshot,
 };
 
 /// The rules in force: the current register, and the services.
@@ -28,13 +32,16 @@ pub(crate) struct Policy {
     upstream: Upstream,
 }
 
-/// A device whose certificate is valid and that is enrolled.
+/// A device that is enrolled, or a key that is valid.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Admitted {
+    pub kind: CallerKind,
     pub id: DeviceId,
     pub name: Name,
-    /// The user of this machine who enrolled it over SSH.
+    /// The user of this machine who enrolled a device over SSH.
     pub uid: Option<u32>,
+    /// The person to whom a key belongs, if that was said.
+    pub user: Option<UserName>,
 }
 
 /// Permission to reach one service, for one stream. Only [`Policy::permit`] makes one.
@@ -54,6 +61,7 @@ impl Permit {
 /// separately. Only [`Policy::route`] makes one.
 #[derive(Debug)]
 pub(crate) struct RoutePermit {
+    kind: CallerKind,
     device: Name,
     role: Name,
     lists: Vec<(Whose, Vec<ModelPattern>)>,
@@ -66,6 +74,10 @@ pub(crate) struct RequestPermit {
     pub role: Name,
 }
 
+/// What an application is told whose key is not, or no longer, valid.
+pub(crate) const INVALID_KEY: &str =
+    "this key is not valid: it may have ended, or it was revoked or replaced";
+
 /// Why a device may not make a request, in words for the person who made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
@@ -75,9 +87,13 @@ pub(crate) enum Denied {
     /// Its owner has revoked it, for this reason.
     #[error("adit: {}", Code::Revoked.sentence_with(Some(.0)))]
     Revoked(Reason),
+    /// Its key has ended, or was revoked or replaced.
+    #[error("adit: {INVALID_KEY}")]
+    Key,
     /// Its role has no such route.
-    #[error("adit: device `{device}` has the role `{role}`, which may not {request}; {cure}")]
+    #[error("adit: {kind} `{device}` has the role `{role}`, which may not {request}; {cure}")]
     Role {
+        kind: CallerKind,
         device: Name,
         role: Name,
         /// The method and path.
@@ -87,10 +103,11 @@ pub(crate) enum Denied {
     },
     /// It may not use the model.
     #[error(
-        "adit: device `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
+        "adit: {kind} `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
          that: {cure}"
     )]
     Model {
+        kind: CallerKind,
         device: Name,
         role: Name,
         model: String,
@@ -101,10 +118,11 @@ pub(crate) enum Denied {
     },
     /// It may use only some models, and the request's model is unknown.
     #[error(
-        "adit: device `{device}` (role `{role}`) may use only {models}, and this request {why}; the owner of the server can change \
+        "adit: {kind} `{device}` (role `{role}`) may use only {models}, and this request {why}; the owner of the server can change \
          that: {cure}"
     )]
     NoModel {
+        kind: CallerKind,
         device: Name,
         role: Name,
         /// The models that it may use.
@@ -144,6 +162,7 @@ impl RoutePermit {
                 let (cure, models) = (self.cure(&without, "MODEL…"), self.models());
                 let model = model.chars().take(100).collect();
                 return Err(Denied::Model {
+                    kind: self.kind,
                     device: self.device,
                     role: self.role,
                     model,
@@ -160,6 +179,7 @@ impl RoutePermit {
         let all: Vec<_> = self.lists.iter().map(|(whose, _)| *whose).collect();
         let cure = self.cure(&all, "--all");
         Denied::NoModel {
+            kind: self.kind,
             device: self.device.clone(),
             role: self.role.clone(),
             models: self.models(),
@@ -170,11 +190,11 @@ impl RoutePermit {
 
     /// The settings that have to change: each of these lists.
     fn cure(&self, lists: &[Whose], models: &str) -> String {
-        let Self { device, role, .. } = self;
+        let Self { kind, device, role, .. } = self;
         let one = |whose: &Whose| match whose {
             Whose::Role => format!("`models` of `[roles.{role}]` in the configuration"),
             Whose::Device => format!("`models` of `[devices.{device}]` in the configuration"),
-            Whose::Register => format!("`aditd device models {device} {models}`"),
+            Whose::Register => format!("`aditd {kind} models {device} {models}`"),
         };
         lists.iter().map(one).collect::<Vec<_>>().join(", and ")
     }
@@ -235,10 +255,17 @@ impl Policy {
     /// # Errors
     /// [`Code::Revoked`] for a device that was revoked or is not in the register.
     pub(crate) fn admit(&self, certificate: &Certificate) -> Result<Admitted, Code> {
-        let id = certificate.device.ok_or(Code::Revoked)?;
+        self.admit_caller(Caller::Device(certificate)).map_err(|_| Code::Revoked)
+    }
+
+    /// Checks that a caller is enrolled, or that its key is valid.
+    ///
+    /// # Errors
+    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Key`].
+    pub(crate) fn admit_caller(&self, caller: Caller<'_>) -> Result<Admitted, Denied> {
         let snapshot = self.snapshot();
-        let device = snapshot.admits(id, certificate.key).ok_or(Code::Revoked)?;
-        Ok(Admitted { id, name: device.name.clone(), uid: device.uid })
+        let Registered { kind, id, name, uid, user, .. } = caller.registered(&snapshot)?;
+        Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned() })
     }
 
     /// Why the holder of this certificate was revoked, if the owner gave a reason.
@@ -246,57 +273,51 @@ impl Policy {
         self.snapshot().why_revoked(certificate.device?, certificate.key).cloned()
     }
 
-    /// Permission for one stream of a device to one service. Checked again for every stream.
+    /// Permission for one stream to one service. Checked again for every stream.
     ///
     /// # Errors
     /// [`Code::Revoked`] or [`Code::UnknownService`].
-    pub(crate) fn permit(&self, certificate: &Certificate, service: &Name) -> Result<Permit, Code> {
-        self.admit(certificate)?;
+    pub(crate) fn permit(&self, caller: Caller<'_>, service: &Name) -> Result<Permit, Code> {
+        self.admit_caller(caller).map_err(|_| Code::Revoked)?;
         if *service != self.service {
             return Err(Code::UnknownService);
         }
         Ok(Permit { upstream: self.upstream })
     }
 
-    /// The role of the certificate's holder; the default role if it is no longer enrolled.
-    pub(crate) fn role(&self, certificate: &Certificate) -> Name {
-        let snapshot = self.snapshot();
-        let device = certificate.device.and_then(|id| snapshot.admits(id, certificate.key));
-        device.map_or_else(default_role, |device| device.role.clone())
+    /// The role of a caller; the default role if it may do nothing any more.
+    pub(crate) fn role(&self, caller: Caller<'_>) -> Name {
+        caller.role(&self.snapshot())
     }
 
     /// Permission to use the route of one request. Checked for every request, and again whenever
     /// the rules change.
     ///
     /// # Errors
-    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Role`].
+    /// As [`Policy::admit_caller`], or [`Denied::Role`].
     pub(crate) fn route(
         &self,
-        certificate: &Certificate,
+        caller: Caller<'_>,
         requested: RequestedRoute<'_>,
     ) -> Result<RoutePermit, Denied> {
-        let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
         let (snapshot, rules) = (self.snapshot(), self.rules());
-        let device = snapshot.admits(id, certificate.key).ok_or_else(|| {
-            match snapshot.why_revoked(id, certificate.key) {
-                Some(reason) => Denied::Revoked(reason.clone()),
-                None => Denied::Device(Code::Revoked),
-            }
-        })?;
-        if !rules.may(&device.role, requested) {
-            return Err(role_denied(&rules, &device.name, &device.role, requested));
+        let caller = caller.registered(&snapshot)?;
+        if !rules.may(caller.role, requested) {
+            return Err(role_denied(&rules, &caller, requested));
         }
-        let own = device.models.as_deref().map(|list| (Whose::Register, list));
+        let own = caller.models.map(|list| (Whose::Register, list));
         let lists = rules
-            .lists(&device.name, &device.role)
+            .lists(caller.name, caller.role)
             .chain(own)
             .map(|(whose, list)| (whose, list.to_vec()))
             .collect();
-        Ok(RoutePermit { device: device.name.clone(), role: device.role.clone(), lists })
+        let (device, role) = (caller.name.clone(), caller.role.clone());
+        Ok(RoutePermit { kind: caller.kind, device, role, lists })
     }
 }
 
-fn role_denied(rules: &Rules, device: &Name, role: &Name, requested: RequestedRoute<'_>) -> Denied {
+fn role_denied(rules: &Rules, caller: &Registered<'_>, requested: RequestedRoute<'_>) -> Denied {
+    let Registered { kind, name: device, role, .. } = *caller;
     let path: String = requested.target.path.chars().take(100).collect();
     let those = rules.that_may(requested);
     // For an unknown path, the role with all rights is no solution: the path is probably wrong.
@@ -304,7 +325,7 @@ fn role_denied(rules: &Rules, device: &Name, role: &Name, requested: RequestedRo
     let doubt = if is_unknown { ", for no other has this route (is the path right?)" } else { "" };
     let needed = match those.first() {
         Some(first) => format!(
-            "that needs the role {}{doubt}: the owner of the server can run `aditd device role {device} {first}`",
+            "that needs the role {}{doubt}: the owner of the server can run `aditd {kind} role {device} {first}`",
             either(&those)
         ),
         None => "no role may".to_owned(),
@@ -315,6 +336,7 @@ fn role_denied(rules: &Rules, device: &Name, role: &Name, requested: RequestedRo
         format!("that role is not in the server's configuration; {needed}")
     };
     Denied::Role {
+        kind,
         device: device.clone(),
         role: role.clone(),
         request: format!("{} {path}", requested.method),

@@ -59,6 +59,8 @@ pub enum CarrierKind {
     Ssh,
     /// From this machine, without a relay.
     Local,
+    /// Over HTTPS, without a tunnel.
+    Https,
 }
 
 impl CarrierKind {
@@ -76,6 +78,7 @@ impl CarrierKind {
             Self::Udp => "udp",
             Self::Ssh => "ssh",
             Self::Local => "local",
+            Self::Https => "https",
         }
     }
 }
@@ -325,6 +328,8 @@ pub(crate) enum Refusal {
     Host,
     /// The device's certificate has expired, or the device is no longer enrolled.
     Certificate,
+    /// The key has ended, or was revoked or replaced.
+    Key,
     /// The device's role does not allow the route.
     Role,
     /// The device may not use the model.
@@ -345,6 +350,7 @@ impl Refusal {
             Self::Malformed => "malformed",
             Self::Host => "host",
             Self::Certificate => "certificate",
+            Self::Key => "key",
             Self::Role => "role",
             Self::Model => "model",
             Self::Authorize => "authorize",

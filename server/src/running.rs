@@ -32,8 +32,10 @@ use crate::{
     audit::{AuditSettings, AuditStatus},
     config::{self, Settings},
     gate::Gate,
+    https::{Https, HttpsStatus},
     limits::LimitedDevice,
     policy::Policy,
+    record::CallerKind,
     running::sessions::{SessionStatus, Sessions},
     state::{
         State,
@@ -45,6 +47,8 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// How often this machine's addresses are looked up without a request for them.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
+/// How often it is noted which keys were used.
+const KEYS_EVERY: Duration = Duration::from_secs(5);
 /// How long the same failure of the register is not logged again.
 const SAY_AGAIN: Duration = Duration::from_secs(600);
 /// Logged if no device can reach the server.
@@ -151,6 +155,9 @@ pub struct InForce {
     /// The names of all roles.
     pub roles: Vec<Name>,
     pub audit: AuditSettings,
+    /// The addresses of the HTTPS listener.
+    #[serde(default)]
+    pub https: Vec<String>,
     /// The addresses at which devices are told to find the server.
     pub addresses: Vec<String>,
 }
@@ -189,6 +196,9 @@ pub struct ServerStatus {
     pub socket_buffers: Option<(usize, usize)>,
     pub sessions: Vec<SessionStatus>,
     pub audit: AuditStatus,
+    /// The HTTPS listener, if it is on.
+    #[serde(default)]
+    pub https: Option<HttpsStatus>,
     /// How many requests wait for their turn.
     pub waiting: usize,
     #[serde(default)]
@@ -240,6 +250,8 @@ pub(crate) struct Open {
     /// bytes.
     pub(crate) socket_buffers: Option<(usize, usize)>,
     pub(crate) relay: Option<u16>,
+    /// The HTTPS listener, if it is on.
+    pub(crate) https: Option<Arc<Https>>,
     /// The UDP sockets.
     pub(crate) sockets: Vec<Arc<SystemSocket>>,
 }
@@ -337,10 +349,28 @@ impl Server {
         let snapshot = self.in_register(Register::snapshot).await?;
         self.policy.update(snapshot);
         self.gate.judge_again();
-        let devices: HashSet<_> =
-            self.policy.snapshot().devices().map(|device| device.id).collect();
+        let snapshot = self.policy.snapshot();
+        let keys = snapshot.keys().filter(|key| key.revoked.is_none()).map(|key| key.id);
+        let devices: HashSet<_> = snapshot.devices().map(|device| device.id).chain(keys).collect();
         self.accounting.limiter.retain(|id| devices.contains(&id));
         Ok(self.live.enforce(&self.policy))
+    }
+
+    /// Notes for ever which keys are used.
+    pub(crate) async fn note_keys(self: Arc<Self>, https: Arc<Https>) {
+        loop {
+            tokio::time::sleep(KEYS_EVERY).await;
+            self.note_keys_now(&https).await;
+        }
+    }
+
+    /// Notes in the register which keys were used since the last time.
+    pub(crate) async fn note_keys_now(&self, https: &Https) {
+        let seen = https.keys_to_note();
+        if !seen.is_empty() {
+            // A failure was logged; a key is not refused for it.
+            let _ = self.in_register(move |register| register.keys_seen(&seen)).await;
+        }
     }
 
     /// Puts changes by other processes in force, also those without a request.
@@ -379,6 +409,7 @@ impl Server {
             socket_buffers: self.open.socket_buffers,
             sessions: self.live.status(),
             audit: self.accounting.audit.status(),
+            https: self.open.https.as_ref().map(|https| https.status()),
             waiting: self.accounting.queue.waiting(),
             queue: self.queue(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
@@ -388,8 +419,11 @@ impl Server {
     /// The queue now.
     fn queue(&self) -> QueueStatus {
         let (queue, register) = (&self.accounting.queue, self.policy.snapshot());
-        let names: HashMap<_, _> =
-            register.devices().map(|device| (device.id, &device.name)).collect();
+        let names: HashMap<_, _> = register
+            .devices()
+            .map(|device| (device.id, &device.name))
+            .chain(register.keys().map(|key| (key.id, &key.name)))
+            .collect();
         let waiting = queue.in_order().into_iter().zip(1..).map(|(queued, position)| {
             let device = names.get(&queued.device).map(|name| (*name).clone());
             let seconds = queued.waited.as_secs_f64();
@@ -408,6 +442,13 @@ impl Server {
         InForce {
             roles: self.policy.rules().names().cloned().collect(),
             audit: self.settings.config.accounting.audit.clone(),
+            https: self
+                .open
+                .https
+                .iter()
+                .flat_map(|https| https.listening())
+                .map(ToString::to_string)
+                .collect(),
             addresses: self.addresses(),
         }
     }
@@ -416,7 +457,12 @@ impl Server {
     pub(crate) fn tokens_today(&self, id: DeviceId) -> Option<TokensToday> {
         let register = self.policy.snapshot();
         let device = register.devices().find(|device| device.id == id)?;
-        let limited = LimitedDevice { id, name: &device.name, role: device.role.as_str() };
+        let limited = LimitedDevice {
+            kind: CallerKind::Device,
+            id,
+            name: &device.name,
+            role: device.role.as_str(),
+        };
         let (used, limit) = self.accounting.limiter.tokens(limited, unix_now());
         (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
     }

@@ -2,6 +2,7 @@
 //! stopped.
 
 pub(crate) mod certificate;
+mod https;
 mod listen;
 pub(crate) mod look;
 pub(crate) mod reload;
@@ -65,6 +66,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let claim = || Control::claim(&config.state_dir).map_err(|e| claimed(e, &config));
     let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
     let sockets = listen::bind(&config)?;
+    let https = match config.https.clone() {
+        Some(settings) => Some((crate::https::bind(&settings.listen)?, settings)),
+        None => None,
+    };
     let exporter = match &config.accounting.metrics {
         Some(address) => Some(accounting::exporter(address).await.map_err(|failure| {
             // The configuration may be correct: the port or the address is not available now.
@@ -122,13 +127,20 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     }
     let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
     let relay = relays.first().map(Relay::port);
+    let (https, bound) = match https {
+        Some((bound, settings)) => {
+            let (https, bound) = https::open(bound, settings, &state, policy.clone())?;
+            (Some(https), bound)
+        }
+        None => (None, Vec::new()),
+    };
     let server = Server::new(
         state,
         policy,
         accounting,
         version,
         settings,
-        Open { listening, socket_buffers, relay, sockets },
+        Open { listening, socket_buffers, relay, https: https.clone(), sockets },
     );
     server.gate.set_authority(config.authority());
     let draining = server.draining.clone();
@@ -138,6 +150,9 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
     if let Some(group) = group {
         services.spawn(group.serve(server.clone()));
+    }
+    if let Some(https) = https.clone() {
+        services.spawn(https::serve(server.clone(), https, bound, sessions.clone()));
     }
     for relay in relays {
         services.spawn(relay.serve());
@@ -204,6 +219,9 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     // A client that is away does not get the close; it will notice the restart by a stateless
     // reset.
     let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
+    if let Some(https) = &https {
+        server.note_keys_now(https).await;
+    }
     server.accounting.close().await;
     info!("stopped");
     Ok(())

@@ -45,7 +45,7 @@ use crate::{
     doctor,
     gate::StreamContext,
     ingress::admission::{HandshakeSlot, Knocker},
-    policy::{Admitted, Permit, upstream},
+    policy::{Admitted, Caller, Permit, upstream},
     running::{
         Server,
         sessions::{self, SessionGuard, close},
@@ -291,7 +291,7 @@ impl Session {
             return self.forward_bytes(service, send, recv).await;
         }
         let line = StreamContext {
-            certificate: &self.peer,
+            caller: Caller::Device(&self.peer),
             not_after: &self.not_after,
             asker: self.asker(),
             service,
@@ -299,6 +299,7 @@ impl Session {
             is_closed: &|| self.connection.close_reason().is_some(),
             meter: &self.guard.traffic.meter,
             draining: &self.server.draining,
+            added: &[],
         };
         let end = self.server.gate.run(line, send, recv).await;
         debug!("stream ended: {end:?}");
@@ -346,7 +347,7 @@ impl Session {
         if self.is_expired() {
             return Err(Code::Expired);
         }
-        self.server.policy.permit(&self.peer, service)
+        self.server.policy.permit(Caller::Device(&self.peer), service)
     }
 
     /// Sends a new certificate for the key that the handshake has verified.

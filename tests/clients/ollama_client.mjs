@@ -13,6 +13,8 @@ const { Ollama } = createRequire(modules ? join(modules, 'x.js') : import.meta.u
 
 const TUNNEL = process.env.ADIT_URL
 const DIRECT = process.env.ADIT_DIRECT
+// For a listener that wants a key.
+const headers = process.env.ADIT_KEY ? { Authorization: `Bearer ${process.env.ADIT_KEY}` } : {}
 const TOKENS = 8
 const SEED = 20260101
 const SOON = 5000
@@ -31,7 +33,7 @@ const options = { seed: SEED, num_predict: TOKENS }
 // Without end for any purpose; an aborted request must not be over before it is aborted.
 const forever = { seed: SEED, num_predict: 1_000_000_000 }
 
-const through = new Ollama({ host: TUNNEL })
+const through = new Ollama({ host: TUNNEL, headers })
 const given = await answers(through)
 const wanted = await answers(new Ollama({ host: DIRECT }))
 for (const what of Object.keys(wanted)) {
@@ -51,7 +53,7 @@ await cancels('generate, aborted in the middle', async () => {
 await cancels('chat, aborted before its answer', async (before) => {
   const controller = new AbortController()
   const fetchUntil = (url, init) => fetch(url, { ...init, signal: controller.signal })
-  const request = new Ollama({ host: TUNNEL, fetch: fetchUntil }).chat({ model, messages, options: forever })
+  const request = new Ollama({ host: TUNNEL, headers, fetch: fetchUntil }).chat({ model, messages, options: forever })
   const rejected = assert.rejects(request, { name: 'AbortError' })
   await waitFor('the request reaches the stand-in', (now) => now.started > before.started)
   controller.abort()

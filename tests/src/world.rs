@@ -230,8 +230,9 @@ impl World {
 
     /// From the second start on the port is that of the first.
     async fn keep_port(&mut self) {
-        if let Some(at) = self.serve_flags.iter().position(|f| f == "127.0.0.1:0") {
-            self.serve_flags[at] = self.address().await.to_string();
+        let listens = |pair: &[String]| pair[0] == "--listen" && pair[1] == "127.0.0.1:0";
+        if let Some(at) = self.serve_flags.windows(2).position(listens) {
+            self.serve_flags[at + 1] = self.address().await.to_string();
         }
     }
 }

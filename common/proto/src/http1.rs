@@ -1,7 +1,9 @@
 //! HTTP/1.1 (RFC 9112): heads, the framing of bodies, and where answers end. Nothing here is
 //! specific to Adit.
 
+pub mod credentials;
 pub mod exchanges;
+pub mod fields;
 pub mod framing;
 pub mod head;
 pub mod response;

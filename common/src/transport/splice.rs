@@ -9,6 +9,7 @@ mod buffer;
 mod down;
 mod kept;
 mod passed;
+pub mod pipe;
 mod receiving;
 mod sending;
 mod up;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::{
     limits::{LimitedDevice, Limiter},
-    record::{Account, NotNow, PermittedRequest, RequestProgress, charge::Speed},
+    record::{Account, CallerKind, NotNow, PermittedRequest, RequestProgress, charge::Speed},
 };
 
 /// How often an answer that comes in one piece is charged by time.
@@ -24,6 +24,7 @@ pub(crate) struct RunningCharge {
     speed: Arc<Speed>,
     /// Notified when any device has used up its tokens, or when limits have changed.
     used_up: Arc<Notify>,
+    kind: CallerKind,
     id: DeviceId,
     name: Name,
     role: Name,
@@ -55,6 +56,7 @@ impl RunningCharge {
             limiter,
             speed,
             used_up,
+            kind: asked.asker.kind,
             id: asked.asker.id,
             name: asked.asker.name.clone(),
             role: asked.role.clone(),
@@ -109,7 +111,7 @@ impl RunningCharge {
     }
 
     fn device(&self) -> LimitedDevice<'_> {
-        LimitedDevice { id: self.id, name: &self.name, role: self.role.as_str() }
+        LimitedDevice { kind: self.kind, id: self.id, name: &self.name, role: self.role.as_str() }
     }
 }
 

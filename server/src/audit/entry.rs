@@ -187,6 +187,13 @@ pub(crate) enum Event {
         /// The user of this machine who did it.
         uid: u32,
     },
+    /// A request over HTTPS brought a key that is not valid.
+    KeyRefused {
+        /// The beginning of the key, if it looked like one.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        prefix: Option<String>,
+        remote: SocketAddr,
+    },
     /// The configuration was read again.
     Reload {
         /// Why it was refused, if it was.

@@ -42,6 +42,12 @@ impl Beside {
         let in_force = InForce {
             roles: config.rules.names().cloned().collect(),
             audit: config.accounting.audit.clone(),
+            https: config
+                .https
+                .iter()
+                .flat_map(|https| &https.listen)
+                .map(ToString::to_string)
+                .collect(),
             addresses: config::addresses(&config.advertise, &config.listen, &config.audience),
         };
         Ok(Self { dir, in_force, config: Some(config) })
@@ -49,6 +55,13 @@ impl Beside {
 
     pub(crate) fn audit(&self) -> &AuditSettings {
         &self.in_force.audit
+    }
+
+    /// What to say to whoever has made a key while nothing listens for keys.
+    pub(crate) fn https_note(&self) -> Option<&'static str> {
+        self.in_force.https.is_empty().then_some(
+            "Note: keys are for HTTPS, which is off: `aditd serve --https 192.168.1.7:8443 --https-allow-from 192.168.1.0/24`, with an address of this machine",
+        )
     }
 
     /// The names of all roles.

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use common::machine::{
     format::to_json,
     process::{self, parse_time, unix_now},
-    report::{Exit, Failure, data, say},
+    report::{Exit, Failure, data, say, typed},
 };
 use proto::{
     api_key::ApiKey,
@@ -109,7 +109,11 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             beside.must_know(&role)?;
             let expires = ends_at(expires)?;
             let new = NewKey { name, role, models, user, expires };
-            create(&state, audit, &new).await
+            create(&state, audit, &new).await?;
+            if let Some(note) = beside.https_note() {
+                say(typed(note));
+            }
+            Ok(())
         }
         Command::List { json } => {
             let keys = shown(state.register.keys()?, beside);

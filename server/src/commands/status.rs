@@ -5,12 +5,14 @@ use std::{path::Path, time::Duration};
 use common::machine::{
     control,
     format::to_json,
+    process,
     report::{Failure, data, style},
 };
 use proto::human::{self, count};
 use serde::Serialize;
 
 use crate::{
+    https::CertificateStatus,
     running::{self, Answer, QueueStatus, Request, ServerStatus},
     state,
 };
@@ -48,6 +50,27 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     text += &format!("Config file  {config}\n");
     let networks: String = status.allow_from.iter().map(|network| format!(", {network}")).collect();
     text += &format!("Allow from   this machine{networks}\n");
+    if let Some(https) = &status.https {
+        let networks: String =
+            https.allow_from.iter().map(|network| format!(", {network}")).collect();
+        text += &format!(
+            "HTTPS        {} (TCP), from this machine{networks}\n",
+            https.listening.join(", ")
+        );
+        text += &format!("Certificate  {}\n", certificate(&https.certificate));
+        let running: usize = https.callers.iter().map(|caller| caller.running).sum();
+        text += &format!(
+            "Keys         {} open, {} running\n",
+            count(https.connections as u64, "connection"),
+            count(running as u64, "request")
+        );
+        for caller in https.callers.iter().filter(|caller| caller.running > 0).take(QUEUED_SHOWN) {
+            text += &format!(
+                "             {} {}, {} running, from {}\n",
+                caller.kind, caller.name, caller.running, caller.remote
+            );
+        }
+    }
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.display());
     if let Some((receive, send)) = status.socket_buffers {
@@ -76,6 +99,18 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
             &format!("\nAudit        {} lost since the start", count(status.audit.lost, "line"));
     }
     data(text.lines().map(fitted).collect::<Vec<_>>().join("\n"))
+}
+
+/// The certificate of the HTTPS listener, in words.
+fn certificate(certificate: &CertificateStatus) -> String {
+    let until = certificate.until.map(process::day).unwrap_or_default();
+    let of = match &certificate.file {
+        Some(file) => file.clone(),
+        None => format!("of its own CA, for {}", certificate.names.join(", ")),
+    };
+    let failing =
+        certificate.failing.as_ref().map(|why| format!("; the newest files can't be used: {why}"));
+    format!("{of}, until {until}{}", failing.unwrap_or_default())
 }
 
 /// A line of a name and a value that fits the terminal.

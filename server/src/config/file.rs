@@ -11,6 +11,7 @@ use proto::identity::Name;
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::https::HttpsFile;
 use super::values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole};
 use crate::{
     audit::Age,
@@ -51,6 +52,8 @@ pub(super) struct ConfigFile {
     pub(super) audit_size: Option<Size>,
     pub(super) audit_keep: Option<Age>,
     pub(super) metrics: Option<MetricsAddr>,
+    #[serde(default)]
+    pub(super) https: HttpsFile,
     #[serde(default)]
     pub(super) roles: BTreeMap<Name, RoleFile>,
     #[serde(default)]

@@ -392,7 +392,7 @@ async fn read_device(
         }
         DeviceRead::Ahead(most) => match recv.read_chunk(most).await {
             Ok(Some(chunk)) => {
-                chunks.push(chunk.bytes);
+                chunks.push(chunk);
                 FromDevice::Bytes
             }
             Ok(None) => FromDevice::Ended,

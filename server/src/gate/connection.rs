@@ -135,7 +135,7 @@ impl<'a> Conversation<'a> {
     ) -> Over {
         let Refused { answer, why } = refused;
         tracing::debug!("refused ({}): {}", answer.status, answer.sentence);
-        let bytes = answer.render(line, SystemTime::now());
+        let bytes = answer.render_with(line, SystemTime::now(), self.context.added);
         let taken = Refused::write(self.send, &bytes).await;
         running.outgoing.bytes += bytes.len() as u64;
         running.ended(record::End::Refused(why), Some(answer.status));

@@ -47,7 +47,8 @@ impl<'a> Conversation<'a> {
         (over, self.service, recv, received_all)
     }
 
-    async fn next(&mut self) -> Result<(), Over> {
+    /// Carries the next request and its answer. An error ends the connection.
+    pub(super) async fn next(&mut self) -> Result<(), Over> {
         let Some(bytes) = self.head().await? else {
             self.send.finish();
             return Err(SpliceEnd::Done.into());

@@ -44,6 +44,12 @@ impl<'a> DeviceStream<'a> {
         (self.recv, self.ahead.finished)
     }
 
+    /// The stream itself, and the bytes that were read ahead.
+    pub(super) fn into_parts(mut self) -> (Receiving, Vec<Bytes>) {
+        let ahead = std::iter::from_fn(|| self.ahead.pop()).collect();
+        (self.recv, ahead)
+    }
+
     /// The next bytes; empty if the application has ended the stream.
     ///
     /// # Cancel safety
@@ -110,7 +116,7 @@ impl<'a> DeviceStream<'a> {
             && self.memory.try_grow(held + self.ahead.len()).is_ok()
         {
             match self.recv.read_chunk(most - self.ahead.len()).await {
-                Ok(Some(chunk)) => self.ahead.push(chunk.bytes),
+                Ok(Some(chunk)) => self.ahead.push(chunk),
                 Ok(None) => self.ahead.finished = true,
                 Err(e) => return e.into(),
             }

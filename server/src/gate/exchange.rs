@@ -14,7 +14,7 @@ mod terms;
 use bytes::Bytes;
 use proto::http1::{
     framing::Body,
-    response::{AddedField, Tracker},
+    response::{AddedFields, Tracker},
 };
 
 pub(super) use self::ending::too_long;
@@ -64,7 +64,7 @@ pub(super) struct Exchange<'r> {
     incoming: &'r mut Incoming,
     answer: &'r mut Tracker,
     /// A field that is added to the answer.
-    added: Option<AddedField>,
+    added: Option<AddedFields>,
     ahead: &'r mut ReadAhead,
     begun: Vec<Bytes>,
     body: Body,
@@ -315,7 +315,7 @@ impl<'r> Exchange<'r> {
     fn tell(&mut self, QueueWait { position, waited }: QueueWait) {
         if let Some(added) = &mut self.added {
             let waited = waited.as_secs_f64();
-            added.set("X-Adit-Queue", &format!("position={position}, waited={waited:.1}"));
+            added.add("X-Adit-Queue", &format!("position={position}, waited={waited:.1}"));
         }
     }
 

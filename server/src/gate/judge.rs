@@ -1,4 +1,4 @@
-//! Decides whether a request may pass. Checks in this order: certificate, Host, route, model,
+//! Decides whether a request may pass. Checks in this order: certificate or key, Host, route, model,
 //! `authorize`, limits. Checks again when the rules change.
 
 mod reading;
@@ -8,7 +8,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use bytes::Bytes;
 use common::{machine::process::unix_now, transport::splice::DownEnd};
 use proto::{
-    http1::{framing::Body, head::RequestHead, response::AddedField},
+    http1::{framing::Body, head::RequestHead, response::AddedFields},
     ollama::{
         host,
         route::{ApiRoute, Models, RouteClass, Target, is_repeatable, route},
@@ -89,7 +89,7 @@ impl Judged {
     async fn again(&mut self, gate: &Gate, context: &StreamContext<'_>) -> Result<(), Refused> {
         const BEFORE: &str = "began before this rule was in force";
         let route_permit =
-            gate.policy.route(context.certificate, requested_route(&self.head, self.route))?;
+            gate.policy.route(context.caller, requested_route(&self.head, self.route))?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
         if is_unknown && route_permit.needs_model() {
             return Err(route_permit.no_model(BEFORE).into());
@@ -176,7 +176,7 @@ impl Gate {
         route: ApiRoute,
     ) -> Result<RoutePermit, Refused> {
         context.is_in_time()?;
-        self.throttle.arrive(&context.asker, &self.policy.role(context.certificate))?;
+        self.throttle.arrive(&context.asker, &self.policy.role(context.caller))?;
         if !host::allows(&head.host, &ThisMachine) {
             let sentence = format!(
                 "adit: this is not `{}`: Ollama answers to localhost, to private addresses and to the server's own name",
@@ -184,7 +184,7 @@ impl Gate {
             );
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
-        Ok(self.policy.route(context.certificate, requested_route(head, route))?)
+        Ok(self.policy.route(context.caller, requested_route(head, route))?)
     }
 }
 
@@ -208,7 +208,7 @@ impl<'a> Conversation<'a> {
                     begun: begun.into_iter().filter(|bytes| !bytes.is_empty()).collect(),
                     body: content.body,
                     most_body: ticket.most_body,
-                    added: (ticket.tells_queue && ticket.turn.is_some()).then(AddedField::default),
+                    added: self.added(ticket.tells_queue && ticket.turn.is_some()),
                     turn: match &ticket.turn {
                         None => TurnPoint::None,
                         Some(_) if ticket.waits => TurnPoint::Whole,
@@ -231,6 +231,15 @@ impl<'a> Conversation<'a> {
                 Err(self.stop(stop, running, &bytes).await)
             }
         }
+    }
+
+    /// The fields that are added to the answer, if there are any.
+    fn added(&self, tells_queue: bool) -> Option<AddedFields> {
+        let mut added = AddedFields::default();
+        for (name, value) in self.context.added {
+            added.add(name, value);
+        }
+        (tells_queue || !self.context.added.is_empty()).then_some(added)
     }
 
     /// Records a request that does not pass; the application is told why. `line` is its beginning.

@@ -84,7 +84,7 @@ impl Gate {
         self.connections.resize(places());
         let mut share = self.connections.share(context.asker.id);
         share.grow(1).await.map_err(|BudgetExhausted| Code::TooManyStreams)?;
-        let permit = self.policy.permit(context.certificate, context.service)?;
+        let permit = self.policy.permit(context.caller, context.service)?;
         let tcp = upstream::dial(&permit).await.inspect_err(|code| {
             tracing::warn!("cannot reach {}: {}", permit.upstream(), code.sentence());
         })?;

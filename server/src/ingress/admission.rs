@@ -6,7 +6,7 @@
 //! earlier packet. [`Admission::judge`] judges the connection attempt that QUIC makes of it.
 
 pub(crate) mod connection_ids;
-mod recent;
+pub(crate) mod recent;
 pub(crate) mod replay;
 mod slots;
 

@@ -23,7 +23,7 @@ impl Bench {
     }
 
     fn device(&self) -> LimitedDevice<'_> {
-        LimitedDevice { id: self.id, name: &self.name, role: "infer" }
+        LimitedDevice { kind: CallerKind::Device, id: self.id, name: &self.name, role: "infer" }
     }
 
     fn enter(&self) -> Result<RunningCount<FakeRelativeClock>, Exceeded> {

@@ -17,6 +17,12 @@ pub(crate) struct Standing {
     pub queue_running: u64,
     /// Devices by state: `up`, `away`, `revoked`.
     pub devices: Vec<(&'static str, u64)>,
+    /// Keys by state: `valid`, `revoked`.
+    pub keys: Vec<(&'static str, u64)>,
+    /// Open connections of the HTTPS listener.
+    pub https_connections: u64,
+    /// Connections and requests over HTTPS that did not reach the gate, by reason, since the start.
+    pub https_turned_away: Vec<(&'static str, u64)>,
     /// Sessions by carrier.
     pub sessions: Vec<(&'static str, u64)>,
     /// Open streams.
@@ -29,8 +35,8 @@ pub(crate) struct Standing {
     pub handshakes: Vec<(&'static str, u64)>,
     /// Connection attempts and packets that were not answered, by reason, since the start.
     pub ignored: Vec<(&'static str, u64)>,
-    /// When certificates expire, in Unix time: the server's own, and the first of the enrolled
-    /// devices'.
+    /// When certificates expire, in Unix time: the server's own, that of HTTPS, and the first of the
+    /// enrolled devices'.
     pub certificates: Vec<(&'static str, i64)>,
     /// Enrolled devices whose certificate has expired.
     pub expired: u64,
@@ -68,6 +74,13 @@ impl Collector for Standing {
         gauge("queue_waiting", "Requests that wait for their turn", None, &one(now.queue_waiting))?;
         gauge("queue_running", "Requests that have a turn", None, &one(now.queue_running))?;
         gauge("devices", "Devices by state", Some("state"), &many(&now.devices))?;
+        gauge("keys", "Keys by state", Some("state"), &many(&now.keys))?;
+        gauge(
+            "https_connections",
+            "Open connections of the HTTPS listener",
+            None,
+            &one(now.https_connections),
+        )?;
         gauge("sessions", "Sessions by carrier", Some("carrier"), &many(&now.sessions))?;
         gauge("streams", "Open streams", None, &one(now.streams))?;
         gauge(
@@ -111,6 +124,12 @@ impl Collector for Standing {
             "Connection attempts and packets that were not answered, by reason",
             Some("reason"),
             &now.ignored,
+        )?;
+        counter(
+            "https_turned_away",
+            "Connections and requests over HTTPS that did not reach the gate, by reason",
+            Some("reason"),
+            &now.https_turned_away,
         )?;
         counter(
             "repeated_packets",

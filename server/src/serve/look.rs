@@ -48,7 +48,9 @@ impl Look {
                     .any(|session| session.device_id == device.id && session.away_since.is_none())
             })
             .count();
+        let https = self.server.open.https.as_deref();
         let ends = [
+            ("https", https.and_then(|https| https.status().certificate.until)),
             ("server", self.certificate.end()),
             ("first_device", enrolled().map(|device| device.not_after).min()),
         ];
@@ -70,6 +72,12 @@ impl Look {
                 .map(|reason| (reason.as_str(), self.admission.ignored(reason)))
                 .into(),
             certificates: ends.into_iter().filter_map(|(of, end)| Some((of, end?))).collect(),
+            keys: vec![
+                ("valid", snapshot.keys().filter(|key| key.revoked.is_none()).count() as u64),
+                ("revoked", snapshot.keys().filter(|key| key.revoked.is_some()).count() as u64),
+            ],
+            https_connections: https.map_or(0, |https| https.status().connections as u64),
+            https_turned_away: https.map(|https| https.turned()).unwrap_or_default(),
             expired: enrolled().filter(|device| device.not_after < now).count() as u64,
             protected: self.repeats.protected() as u64,
             repeated: self.repeats.repeated(),

@@ -43,15 +43,25 @@ impl Config {
         {
             lost.entry(&device.role).or_default().push(format!("`{}`", device.name));
         }
+        for key in
+            register.keys().filter(|key| key.revoked.is_none() && !self.rules.knows(&key.role))
+        {
+            lost.entry(&key.role).or_default().push(format!("`{}`", key.name));
+        }
         let roles = lost.into_iter().map(|(role, mut devices)| {
             devices.sort();
-            format!("the role `{role}` is not in the configuration, so these devices may do nothing: {}", devices.join(", "))
+            format!("the role `{role}` is not in the configuration, so these devices or keys may do nothing: {}", devices.join(", "))
         });
-        let is_there = |name: &Name| register.devices().any(|device| device.name == *name);
+        let is_there = |name: &Name| {
+            register.devices().any(|device| device.name == *name)
+                || register.keys().any(|key| key.name == *name)
+        };
         let devices = self.devices.iter().filter(|name| !is_there(name));
         roles
             .chain(devices.map(|name| {
-                format!("`[devices.{name}]` is in the configuration, but there is no such device")
+                format!(
+                    "`[devices.{name}]` is in the configuration, but there is no such device or key"
+                )
             }))
             .collect()
     }

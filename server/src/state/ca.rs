@@ -16,8 +16,8 @@ use proto::{
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
-    PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    PKCS_ECDSA_P256_SHA256, PublicKeyData, SanType, SerialNumber, SubjectPublicKeyInfo,
 };
 use rustls::{
     client::{WebPkiServerVerifier, danger::ServerCertVerifier},
@@ -189,6 +189,40 @@ impl Ca {
         let not_after = params.not_after.unix_timestamp();
         let certificate = params.signed_by(&key.spki, &self.issuer)?.der().clone();
         Ok(Issued { certificate, not_after })
+    }
+
+    /// Signs a certificate for HTTPS with these names and addresses, for a key that is made here and
+    /// kept in memory alone. Its time begins when the clock is certainly right.
+    pub fn issue_https(
+        &self,
+        names: &[String],
+        now: OffsetDateTime,
+        life: std::time::Duration,
+    ) -> Result<Arc<CertifiedKey>, rcgen::Error> {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let der = PrivatePkcs8KeyDer::from(pair.serialized_der());
+        let key =
+            any_ecdsa_type(&PrivateKeyDer::Pkcs8(der)).map_err(|_| rcgen::Error::RemoteKeyError)?;
+        let now = at_least(now, self.earliest);
+        let mut params = leaf_params(now, Duration::seconds(life.as_secs() as i64));
+        for name in names {
+            params.subject_alt_names.push(match name.parse() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
+        }
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let made = params.signed_by(&pair, &self.issuer)?;
+        let chain = vec![made.der().clone(), self.certificate.clone()];
+        Ok(Arc::new(CertifiedKey::new(chain, key)))
+    }
+
+    /// The CA's own certificate in PEM, for those who are to trust it.
+    pub fn pem(&self) -> String {
+        let body = data_encoding::BASE64.encode(&self.certificate);
+        let lines: Vec<&str> =
+            body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
+        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
     }
 
     /// The server's certificate and key in `dir`: kept while at least a third of its lifetime is

@@ -10,6 +10,7 @@ mod enrollment;
 mod failures;
 mod gate;
 mod house;
+mod https;
 #[cfg(target_os = "linux")]
 mod install;
 #[cfg(target_os = "linux")]

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{http1::BodyLength, ollama::usage::AnswerUsage};
 
-pub use self::added_field::AddedField;
+pub use self::added_field::AddedFields;
 pub use super::framing::Insert;
 
 /// What Go sends when a handler begins to read a body that was announced with `Expect`.

@@ -11,7 +11,7 @@ pub const RETRY_SOON: u64 = 5;
 /// An answer that is an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorAnswer {
-    /// The HTTP status: 400, 403, 413, 429, 431, 502, 503 or 504.
+    /// The HTTP status: 400, 401, 403, 408, 413, 429, 431, 502, 503 or 504.
     pub status: u16,
     /// For `Retry-After`, in seconds.
     pub retry_after: Option<u64>,
@@ -33,6 +33,18 @@ impl ErrorAnswer {
     /// The answer as bytes. `line` is the first line of the request, as far as it has arrived;
     /// `now` becomes the `Date`. The connection closes after the answer.
     pub fn render(&self, line: &[u8], now: SystemTime) -> Vec<u8> {
+        self.render_with(line, now, &[])
+    }
+
+    /// [`ErrorAnswer::render`], with these fields in the head, which must be valid there.
+    pub fn render_with(
+        &self,
+        line: &[u8],
+        now: SystemTime,
+        fields: &[(&'static str, String)],
+    ) -> Vec<u8> {
+        let added: String =
+            fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         let body = self.body(line);
         let line = RequestLine::of(line);
         let date = httpdate::fmt_http_date(now);
@@ -41,7 +53,7 @@ impl ErrorAnswer {
             .map(|seconds| format!("Retry-After: {seconds}\r\n"))
             .unwrap_or_default();
         let mut answer = format!(
-            "{} {} {}\r\nContent-Type: application/json; charset=utf-8\r\nDate: {date}\r\n{retry}Content-Length: {}\r\nConnection: close\r\n\r\n",
+            "{} {} {}\r\nContent-Type: application/json; charset=utf-8\r\nDate: {date}\r\n{retry}{added}Content-Length: {}\r\nConnection: close\r\n\r\n",
             if line.version == Some(b"HTTP/1.0") { "HTTP/1.0" } else { "HTTP/1.1" },
             self.status,
             reason(self.status),
@@ -70,6 +82,7 @@ impl ErrorAnswer {
 
     fn kind(&self) -> &'static str {
         match self.status {
+            401 => "authentication_error",
             403 => "permission_error",
             429 => "rate_limit_error",
             400..500 => "invalid_request_error",
@@ -108,7 +121,9 @@ impl From<Code> for ErrorAnswer {
 fn reason(status: u16) -> &'static str {
     match status {
         400 => "Bad Request",
+        401 => "Unauthorized",
         403 => "Forbidden",
+        408 => "Request Timeout",
         413 => "Content Too Large",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",

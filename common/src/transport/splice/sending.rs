@@ -5,6 +5,7 @@ use std::sync::Arc;
 use proto::wire::Code;
 use quinn::{SendStream, StoppedError, VarInt, WriteError};
 
+use super::pipe::PipeSending;
 use crate::transport::credit::Credit;
 
 /// QUIC sends the data of the streams with the highest priority first. Prompts and tokens go before
@@ -15,8 +16,17 @@ const BULK: i32 = 0;
 /// A stream's sending half. If it is dropped before its end, it resets the stream; quinn's own type
 /// would finish it, so that a part would look complete.
 pub struct Sending {
-    stream: SendStream,
+    way: Way,
     finished: bool,
+}
+
+enum Way {
+    Quic(QuicSending),
+    Pipe(PipeSending),
+}
+
+struct QuicSending {
+    stream: SendStream,
     credit: Option<Arc<Credit>>,
     /// The credit that it has taken and not yet used, in bytes.
     share: usize,
@@ -24,10 +34,16 @@ pub struct Sending {
     bulk: bool,
 }
 
+impl From<PipeSending> for Sending {
+    fn from(pipe: PipeSending) -> Self {
+        Self { way: Way::Pipe(pipe), finished: false }
+    }
+}
+
 impl Sending {
     /// Wraps `stream`.
     pub fn new(stream: SendStream) -> Self {
-        Self { stream, finished: false, credit: None, share: 0, bulk: true }
+        Self::quic(QuicSending { stream, credit: None, share: 0, bulk: true })
     }
 
     /// Wraps `stream`, and sends no more than its share of `credit`.
@@ -35,7 +51,11 @@ impl Sending {
         credit.begin(stream.id());
         // The only error is a stream that has ended.
         let _ = stream.set_priority(INTERACTIVE);
-        Self { stream, finished: false, credit: Some(credit.clone()), share: 0, bulk: false }
+        Self::quic(QuicSending { stream, credit: Some(credit.clone()), share: 0, bulk: false })
+    }
+
+    fn quic(stream: QuicSending) -> Self {
+        Self { way: Way::Quic(stream), finished: false }
     }
 
     /// Writes all of `bytes`. Not cancellation safe: a part may have been written.
@@ -48,6 +68,68 @@ impl Sending {
         Ok(())
     }
 
+    /// Writes as much of `bytes` as flow control allows, and returns how much.
+    ///
+    /// # Cancel safety
+    /// Cancellation safe: if it is cancelled, nothing has been written.
+    pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
+        match &mut self.way {
+            Way::Quic(stream) => stream.write(bytes).await,
+            Way::Pipe(pipe) => pipe.write(bytes).await,
+        }
+    }
+
+    /// Ends this direction.
+    pub fn finish(&mut self) {
+        match &mut self.way {
+            // An error only means that the stream has been reset or stopped already.
+            Way::Quic(quic) => drop(quic.stream.finish()),
+            Way::Pipe(pipe) => pipe.finish(),
+        }
+        self.finished = true;
+    }
+
+    /// Ends when the peer takes no more of this direction, or has received all of it. Cancellation
+    /// safe.
+    pub fn stopped(
+        &self,
+    ) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
+        enum Stopped<Q, P> {
+            Quic(Q),
+            Pipe(P),
+        }
+        let stopped = match &self.way {
+            Way::Quic(quic) => Stopped::Quic(quic.stream.stopped()),
+            Way::Pipe(pipe) => Stopped::Pipe(pipe.stopped()),
+        };
+        async move {
+            match stopped {
+                Stopped::Quic(stopped) => stopped.await,
+                Stopped::Pipe(stopped) => stopped.await,
+            }
+        }
+    }
+
+    /// Waits until the peer has received all of a finished direction. If the connection were closed
+    /// before that, the last bytes could be lost.
+    pub async fn acknowledged(&self) {
+        let _ = self.stopped().await;
+    }
+
+    /// Ends this direction with a code, unless it is finished.
+    pub fn reset(&mut self, code: Code) {
+        if self.finished {
+            return;
+        }
+        match &mut self.way {
+            Way::Quic(quic) => drop(quic.stream.reset((code as u32).into())),
+            Way::Pipe(pipe) => pipe.reset(),
+        }
+        self.finished = true;
+    }
+}
+
+impl QuicSending {
     /// Waits for a share of the credit, or until the peer takes no more bytes or is lost.
     async fn may_send(&self, credit: &Credit, most: usize) -> Result<(usize, bool), WriteError> {
         let share = credit.take(self.stream.id(), most);
@@ -63,11 +145,7 @@ impl Sending {
         }
     }
 
-    /// Writes as much of `bytes` as flow control allows, and returns how much.
-    ///
-    /// # Cancel safety
-    /// Cancellation safe: if it is cancelled, nothing has been written.
-    pub async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
+    async fn write(&mut self, bytes: &[u8]) -> Result<usize, WriteError> {
         let Some(credit) = &self.credit else { return self.stream.write(bytes).await };
         if self.share == 0 {
             let (share, bulk) = self.may_send(credit, bytes.len()).await?;
@@ -82,42 +160,13 @@ impl Sending {
         self.share = self.share.saturating_sub(n);
         Ok(n)
     }
-
-    /// Ends this direction.
-    pub fn finish(&mut self) {
-        // An error only means that the stream has been reset or stopped already.
-        let _ = self.stream.finish();
-        self.finished = true;
-    }
-
-    /// Ends when the peer takes no more of this direction, or has received all of it. Cancellation
-    /// safe.
-    pub fn stopped(
-        &self,
-    ) -> impl Future<Output = Result<Option<VarInt>, StoppedError>> + Send + 'static {
-        self.stream.stopped()
-    }
-
-    /// Waits until the peer has received all of a finished direction. If the connection were closed
-    /// before that, the last bytes could be lost.
-    pub async fn acknowledged(&self) {
-        let _ = self.stream.stopped().await;
-    }
-
-    /// Ends this direction with a code, unless it is finished.
-    pub fn reset(&mut self, code: Code) {
-        if !self.finished {
-            let _ = self.stream.reset((code as u32).into());
-            self.finished = true;
-        }
-    }
 }
 
 impl Drop for Sending {
     fn drop(&mut self) {
         self.reset(Code::Cut);
-        if let Some(credit) = &self.credit {
-            credit.end(self.stream.id());
+        if let Way::Quic(QuicSending { stream, credit: Some(credit), .. }) = &self.way {
+            credit.end(stream.id());
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use proto::{
-    http1::{framing::Body, response::AddedField},
+    http1::{framing::Body, response::AddedFields},
     wire::Code,
 };
 
@@ -154,7 +154,7 @@ pub(in crate::gate) struct ForwardedRequest {
     /// Whether it needs a turn at the service, and at which point it waits for it.
     pub(in crate::gate) turn: TurnPoint,
     /// The field that is added to its answer, if that says how it has waited in the queue.
-    pub(in crate::gate) added: Option<AddedField>,
+    pub(in crate::gate) added: Option<AddedFields>,
     /// Whether an application that sends FIN gives the answer up.
     pub(in crate::gate) ends_with_device: bool,
     /// Whether it is sent again if the connection ends before a byte of the answer: an earlier

@@ -302,7 +302,7 @@ fn an_answer_says_how_its_request_has_waited_in_its_final_head_only() {
             body: Body::new(NONE),
             most_body: None,
             turn: TurnPoint::First,
-            added: tells_queue.then(AddedField::default),
+            added: tells_queue.then(AddedFields::default),
             ends_with_device: true,
             may_repeat: false,
         };

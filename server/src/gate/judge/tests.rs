@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    policy::{Policy, roles::Rules, upstream::Upstream},
+    policy::{Caller, Policy, roles::Rules, upstream::Upstream},
     record::{Asker, CallerKind, CarrierKind, Nobody},
     state::register::Register,
 };
@@ -70,7 +70,7 @@ impl Bench {
 
     fn context(&self) -> StreamContext<'_> {
         StreamContext {
-            certificate: &self.certificate,
+            caller: Caller::Device(&self.certificate),
             not_after: &self.not_after,
             asker: Asker {
                 id: self.certificate.device.expect("a device"),
@@ -86,6 +86,7 @@ impl Bench {
             is_closed: &|| false,
             meter: &self.meter,
             draining: &self.draining,
+            added: &[],
         }
     }
 

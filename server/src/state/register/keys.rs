@@ -246,6 +246,19 @@ impl Register {
         })
         .map(drop)
     }
+
+    /// Notes that keys were used, each at a time in Unix seconds.
+    pub(crate) fn keys_seen(&self, seen: &[(DeviceId, i64)]) -> Result<(), RegisterError> {
+        self.change(|t| {
+            for (id, at) in seen {
+                t.execute(
+                    "UPDATE api_key SET seen = ?2 WHERE id = ?1",
+                    params![id.to_string(), at],
+                )?;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// Everything about keys that decides who may do what.

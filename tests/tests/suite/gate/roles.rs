@@ -377,9 +377,8 @@ async fn a_reloaded_configuration_is_in_force_at_once_and_an_invalid_one_changes
     std::fs::write(&path, "devices.ghost.limits.at_once = 1").expect("written");
     let reload = world.aditd(&["reload"]).await;
     assert_eq!(reload.code, Some(0), "{}", reload.stderr);
-    let lost =
-        "the role `mine` is not in the configuration, so these devices may do nothing: `laptop`";
-    let ghost = "`[devices.ghost]` is in the configuration, but there is no such device";
+    let lost = "the role `mine` is not in the configuration, so these devices or keys may do nothing: `laptop`";
+    let ghost = "`[devices.ghost]` is in the configuration, but there is no such device or key";
     assert!(reload.stderr.contains(lost) && reload.stderr.contains(ghost), "{}", reload.stderr);
     world.aditd.says(ghost).await;
     for command in [&["device", "list"][..], &["device", "show", "laptop"]] {

@@ -113,7 +113,7 @@ async fn a_prompt_does_not_wait_behind_bulk_data_that_fills_the_send_window() {
             let counted = counted.clone();
             readers.spawn(async move {
                 while let Ok(Some(chunk)) = arriving.read_chunk(1 << 16).await {
-                    counted.fetch_add(chunk.bytes.len(), Relaxed);
+                    counted.fetch_add(chunk.len(), Relaxed);
                 }
             });
         }

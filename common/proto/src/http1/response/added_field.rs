@@ -1,25 +1,25 @@
-//! Adds a field to the head of an answer while its bytes pass.
+//! Adds fields to the head of an answer while its bytes pass.
 
 use super::Tracker;
 
-/// A field that is added at the end of the final head of one answer. Interim heads (1xx), a switch of
+/// Fields that are added at the end of the final head of one answer. Interim heads (1xx), a switch of
 /// the protocol (101), and what is not HTTP/1 pass unchanged.
 #[derive(Debug, Default)]
-pub struct AddedField {
-    line: Vec<u8>,
+pub struct AddedFields {
+    lines: Vec<u8>,
     /// The CR of a line that may be the empty one is kept until the next byte has come.
     keeps_cr: bool,
     is_over: bool,
 }
 
-impl AddedField {
-    /// Sets the field; without it, nothing is added. `name` and `value` must be valid in a head (RFC
+impl AddedFields {
+    /// Adds a field; without one, nothing is added. `name` and `value` must be valid in a head (RFC
     /// 9110 section 5): otherwise nothing is added.
-    pub fn set(&mut self, name: &str, value: &str) {
+    pub fn add(&mut self, name: &str, value: &str) {
         let is_name =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if is_name && value.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
-            self.line = format!("{name}: {value}\r\n").into_bytes();
+            self.lines.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
         }
     }
 
@@ -30,7 +30,7 @@ impl AddedField {
 
     /// Has `answer` follow `bytes`, and returns what the application gets for them.
     pub fn pass(&mut self, answer: &mut Tracker, bytes: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(bytes.len() + self.line.len() + 1);
+        let mut out = Vec::with_capacity(bytes.len() + self.lines.len() + 1);
         out.extend(self.take_kept());
         let heads = if self.is_over { 0 } else { answer.take_heads(bytes) };
         out.extend_from_slice(&bytes[..heads]);
@@ -38,7 +38,7 @@ impl AddedField {
             // The empty line ends with LF, with or without CR: all of it is in `out`.
             let empty_line = if out.ends_with(b"\r\n") { 2 } else { 1 };
             let at = out.len() - empty_line;
-            out.splice(at..at, self.line.drain(..));
+            out.splice(at..at, self.lines.drain(..));
         }
         self.is_over = answer.body.is_some();
         if !self.is_over && answer.head.may_end() {
@@ -61,15 +61,15 @@ mod tests {
 
     const ADDED: &str = "X-Adit-Queue: position=1, waited=0.5\r\n";
 
-    fn field() -> AddedField {
-        let mut field = AddedField::default();
-        field.set("X-Adit-Queue", "position=1, waited=0.5");
+    fn field() -> AddedFields {
+        let mut field = AddedFields::default();
+        field.add("X-Adit-Queue", "position=1, waited=0.5");
         field
     }
 
     /// What the application gets for an answer that comes in these parts, and what is kept back at
     /// its end; the tracker must follow as if nothing was added.
-    fn passed(mut field: AddedField, parts: &[&[u8]]) -> String {
+    fn passed(mut field: AddedFields, parts: &[&[u8]]) -> String {
         let (mut answer, mut plain) = (Tracker::new(false, false), Tracker::new(false, false));
         let mut out = Vec::new();
         for part in parts {
@@ -97,7 +97,7 @@ mod tests {
         }
         let single: Vec<_> = bytes.chunks(1).collect();
         assert_eq!(passed(field(), &single), expected, "byte by byte");
-        assert_eq!(passed(AddedField::default(), &single), answer, "without a field");
+        assert_eq!(passed(AddedFields::default(), &single), answer, "without a field");
     }
 
     #[test]
@@ -142,8 +142,8 @@ mod tests {
         for (name, value) in
             [("", "x"), ("a b", "x"), ("A", "x\r\nB: y"), ("A:", "x"), ("A", "\u{e4}")]
         {
-            let mut field = AddedField::default();
-            field.set(name, value);
+            let mut field = AddedFields::default();
+            field.add(name, value);
             assert_eq!(passed(field, &[answer.as_bytes()]), answer, "{name}: {value}");
         }
     }

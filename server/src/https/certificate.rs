@@ -1,0 +1,197 @@
+//! The certificate of the HTTPS listener: from files, which are read again when they change, or from
+//! our own CA, for this machine's names and addresses.
+
+mod files;
+mod names;
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use common::machine::{process::unix_now, report::Failure};
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tracing::{error, info};
+
+pub(crate) use self::names::CertificateName;
+use self::{files::Files, names::names};
+use super::HttpsSettings;
+use crate::state::ca::Ca;
+
+/// How often files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a certificate of our own CA is valid. Apple's systems accept 825 days at the most.
+const LIFE: Duration = Duration::from_secs(90 * 86_400);
+/// It is made anew when less than this is left.
+const RENEWED_WITHIN: i64 = 30 * 86_400;
+/// How often this machine's names and addresses are looked up, in looks.
+const NAMES_EVERY: u32 = 30;
+
+/// The certificate of the listener.
+pub(crate) struct HttpsCertificate {
+    source: Source,
+    current: RwLock<Current>,
+}
+
+struct Current {
+    key: Arc<CertifiedKey>,
+    /// The names of a certificate of our own CA.
+    names: Vec<String>,
+    /// Why the newest files are not in use.
+    failing: Option<String>,
+}
+
+enum Source {
+    Files(Files),
+    Own,
+}
+
+/// The certificate, as `aditd status` prints it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The file, or `null` for a certificate of our own CA.
+    pub file: Option<String>,
+    /// For which names and addresses our own CA has issued it.
+    pub names: Vec<String>,
+    /// Its last valid second, in Unix time.
+    pub until: Option<i64>,
+    /// Why the newest files are not in use, if they are not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing: Option<String>,
+}
+
+impl std::fmt::Debug for HttpsCertificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("HttpsCertificate")
+    }
+}
+
+impl HttpsCertificate {
+    /// Reads the files that the settings name, or issues a certificate.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub(super) fn open(settings: &HttpsSettings, ca: &Ca) -> Result<Arc<Self>, Failure> {
+        let (source, key, names) = match &settings.files {
+            Some((cert, key)) => {
+                let files = Files { cert: cert.clone(), key: key.clone() };
+                let read = files.read()?;
+                (Source::Files(files), read, Vec::new())
+            }
+            None => {
+                let names = names(settings);
+                let made = issue(ca, &names)?;
+                (Source::Own, made, names)
+            }
+        };
+        let current = RwLock::new(Current { key, names, failing: None });
+        Ok(Arc::new(Self { source, current }))
+    }
+
+    /// Follows the files, or this machine's names, for as long as it is polled.
+    pub(crate) async fn follow(&self, settings: &HttpsSettings, ca: &Ca) {
+        match &self.source {
+            Source::Files(files) => self.follow_files(files).await,
+            Source::Own => loop {
+                tokio::time::sleep(LOOK_EVERY * NAMES_EVERY).await;
+                self.look_again(settings, ca);
+            },
+        }
+    }
+
+    async fn follow_files(&self, files: &Files) {
+        let mut in_use = files.stamp();
+        let mut before = in_use;
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let now = files.stamp();
+            // Both files are replaced one after the other: they are read when they have come to rest.
+            let is_at_rest = now == before;
+            before = now;
+            if now == in_use || !is_at_rest {
+                continue;
+            }
+            in_use = now;
+            self.read_again(files);
+        }
+    }
+
+    fn read_again(&self, files: &Files) {
+        let read = files.read();
+        let mut current = self.write();
+        match read {
+            Ok(key) => {
+                (current.key, current.failing) = (key, None);
+                info!("`{}` was read again and is in use", files.cert.display());
+            }
+            Err(failure) => {
+                let why = failure.to_string().replace('\n', " ");
+                error!("the certificate in use stays: {why}");
+                current.failing = Some(why);
+            }
+        }
+    }
+
+    fn look_again(&self, settings: &HttpsSettings, ca: &Ca) {
+        let names = names(settings);
+        let (is_same, end) = {
+            let current = self.read();
+            (current.names == names, end(&current.key))
+        };
+        if is_same && end.is_some_and(|end| end - unix_now() > RENEWED_WITHIN) {
+            return;
+        }
+        match issue(ca, &names) {
+            Ok(key) => {
+                info!("the certificate for HTTPS is issued anew, for {}", names.join(", "));
+                let mut current = self.write();
+                (current.key, current.names) = (key, names);
+            }
+            Err(e) => error!("cannot issue a certificate for HTTPS: {e}"),
+        }
+    }
+
+    /// The certificate now.
+    pub(super) fn status(&self) -> CertificateStatus {
+        let current = self.read();
+        CertificateStatus {
+            file: match &self.source {
+                Source::Files(files) => Some(files.cert.display().to_string()),
+                Source::Own => None,
+            },
+            names: current.names.clone(),
+            until: end(&current.key),
+            failing: current.failing.clone(),
+        }
+    }
+
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, Current> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Current> {
+        self.current.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ResolvesServerCert for HttpsCertificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.read().key.clone())
+    }
+}
+
+fn issue(ca: &Ca, names: &[String]) -> Result<Arc<CertifiedKey>, Failure> {
+    ca.issue_https(names, OffsetDateTime::now_utc(), LIFE)
+        .map_err(|e| Failure::new("cannot issue a certificate for HTTPS").source(e))
+}
+
+/// The last valid second of a certificate, in Unix time.
+fn end(key: &CertifiedKey) -> Option<i64> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(key.cert.first()?).ok()?;
+    Some(parsed.validity().not_after.timestamp())
+}

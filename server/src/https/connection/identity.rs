@@ -1,0 +1,142 @@
+//! Who makes a request: the holder of a key, or the device whose certificate the handshake has
+//! verified. A key counts before a certificate.
+
+use common::machine::process::unix_now;
+use proto::{
+    api_key::{ApiKey, KeyPrefix},
+    http1::credentials::{Credentials, credentials},
+    identity::{Certificate, DeviceId},
+    wire::Code,
+};
+
+use super::{
+    super::{Turned, places::Origin},
+    Visit,
+};
+use crate::{
+    audit::Event,
+    gate::refused::Refused,
+    policy::{Admitted, Caller, INVALID_KEY},
+    record::{Asker, CarrierKind, Refusal},
+};
+
+/// What an application is told that brings no key.
+const NO_KEY: &str = "this needs a key: send it as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`; the owner of the server makes one with `aditd key create NAME`";
+
+/// A caller, and until when its proof is good, in Unix time.
+pub(super) struct Identity {
+    pub(super) asker: Asker,
+    pub(super) proof: Proof,
+    pub(super) not_after: i64,
+}
+
+/// By what a caller is known.
+pub(super) enum Proof {
+    Device(Certificate),
+    Key { id: DeviceId, prefix: KeyPrefix },
+}
+
+impl Proof {
+    pub(super) fn caller(&self) -> Caller<'_> {
+        match self {
+            Self::Device(certificate) => Caller::Device(certificate),
+            Self::Key { id, prefix } => Caller::Key { id: *id, prefix },
+        }
+    }
+}
+
+type Fields = Vec<(&'static str, String)>;
+
+impl Visit<'_> {
+    /// Finds out who makes the request with this head.
+    ///
+    /// # Errors
+    /// The answer for a stranger, and its fields.
+    pub(super) fn identify(&self, head: &[u8]) -> Result<Identity, (Refused, Fields)> {
+        match credentials(head) {
+            Credentials::Key(key) => self.holder(&key),
+            Credentials::None => match &self.device {
+                Some(certificate) => self.device(certificate),
+                None => {
+                    self.https.count(Turned::NoKey);
+                    Err(unauthorized(NO_KEY))
+                }
+            },
+            Credentials::Wrong => {
+                self.may_guess()?;
+                Err(self.wrong(None))
+            }
+        }
+    }
+
+    /// The holder of a key.
+    fn holder(&self, key: &ApiKey) -> Result<Identity, (Refused, Fields)> {
+        let (now, from) = (unix_now(), Origin::from(self.remote.ip()));
+        let snapshot = self.service.policy.snapshot();
+        let found = snapshot.key_of(key, now);
+        let is_known = found.is_some_and(|(key, _)| self.https.guesses().knows(from, key.id));
+        if !is_known {
+            // While an address guesses, not even the right key gets another answer.
+            self.may_guess()?;
+        }
+        let Some((key, secret)) = found else { return Err(self.wrong(Some(key.prefix()))) };
+        self.https.guesses().right(from, key.id, self.https.begun.elapsed());
+        let proof = Proof::Key { id: key.id, prefix: secret.prefix.clone() };
+        self.identity(proof, secret.expires.unwrap_or(i64::MAX))
+    }
+
+    fn device(&self, certificate: &Certificate) -> Result<Identity, (Refused, Fields)> {
+        if certificate.not_after < unix_now() {
+            return Err((Code::Expired.into(), Fields::new()));
+        }
+        self.identity(Proof::Device(certificate.clone()), certificate.not_after)
+    }
+
+    fn identity(&self, proof: Proof, not_after: i64) -> Result<Identity, (Refused, Fields)> {
+        let admitted = self.service.policy.admit_caller(proof.caller());
+        let Admitted { kind, id, name, uid, user } =
+            admitted.map_err(|denied| (Refused::from(denied), Fields::new()))?;
+        let (remote, carrier) = (self.remote, CarrierKind::Https);
+        Ok(Identity {
+            asker: Asker { id, name, uid, kind, user, remote, carrier },
+            proof,
+            not_after,
+        })
+    }
+
+    /// Whether another key of this address is looked at now.
+    fn may_guess(&self) -> Result<(), (Refused, Fields)> {
+        let from = Origin::from(self.remote.ip());
+        let Some(wait) = self.https.guesses().wait(from, self.https.begun.elapsed()) else {
+            return Ok(());
+        };
+        self.https.count(Turned::Guesses);
+        let seconds = wait.as_secs() + 1;
+        let sentence =
+            format!("adit: too many wrong keys came from this address; try again in {seconds} s");
+        let mut refused = Refused::new(429, Refusal::Limit("guesses"), sentence);
+        refused.answer.retry_after = Some(seconds);
+        Err((refused, Fields::new()))
+    }
+
+    /// Counts a wrong key, and notes it in the audit log. Their number is limited by
+    /// [`Visit::may_guess`].
+    fn wrong(&self, prefix: Option<KeyPrefix>) -> (Refused, Fields) {
+        self.https.count(Turned::WrongKey);
+        let from = Origin::from(self.remote.ip());
+        self.https.guesses().wrong(from, self.https.begun.elapsed());
+        let prefix = prefix.map(|prefix| prefix.to_string());
+        self.service.audit.note(Event::KeyRefused { prefix, remote: self.remote });
+        unauthorized(INVALID_KEY)
+    }
+}
+
+/// RFC 9110 section 11.6.1; RFC 6750 section 3; RFC 7617 section 2.
+fn unauthorized(why: &str) -> (Refused, Fields) {
+    let challenge = |scheme: &str| ("WWW-Authenticate", scheme.to_owned());
+    let fields = vec![
+        challenge("Bearer realm=\"adit\""),
+        challenge("Basic realm=\"adit\", charset=\"UTF-8\""),
+    ];
+    (Refused::new(401, Refusal::Key, format!("adit: {why}")), fields)
+}

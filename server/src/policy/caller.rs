@@ -1,0 +1,84 @@
+//! Who makes a request: a device by its certificate, or an application by its key.
+
+use proto::{
+    api_key::KeyPrefix,
+    identity::{Certificate, DeviceId, Name, UserName},
+    ollama::model::ModelPattern,
+    wire::Code,
+};
+
+use super::Denied;
+use crate::{
+    record::CallerKind,
+    state::register::{Snapshot, default_role},
+};
+
+/// Who makes a request, as it has proved it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Caller<'a> {
+    /// The holder of this certificate, which TLS has verified.
+    Device(&'a Certificate),
+    /// The holder of this secret of a key, whose hash was compared.
+    Key {
+        id: DeviceId,
+        /// The beginning of the secret.
+        prefix: &'a KeyPrefix,
+    },
+}
+
+/// What the register says of a caller.
+pub(super) struct Registered<'s> {
+    pub(super) kind: CallerKind,
+    pub(super) id: DeviceId,
+    pub(super) name: &'s Name,
+    pub(super) role: &'s Name,
+    pub(super) models: Option<&'s [ModelPattern]>,
+    pub(super) uid: Option<u32>,
+    pub(super) user: Option<&'s UserName>,
+}
+
+impl Caller<'_> {
+    /// What the register says of it.
+    ///
+    /// # Errors
+    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Key`] if it may do nothing any more.
+    pub(super) fn registered<'s>(&self, snapshot: &'s Snapshot) -> Result<Registered<'s>, Denied> {
+        match self {
+            Self::Device(certificate) => {
+                let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
+                let device = snapshot.admits(id, certificate.key).ok_or_else(|| match snapshot
+                    .why_revoked(id, certificate.key)
+                {
+                    Some(reason) => Denied::Revoked(reason.clone()),
+                    None => Denied::Device(Code::Revoked),
+                })?;
+                Ok(Registered {
+                    kind: CallerKind::Device,
+                    id,
+                    name: &device.name,
+                    role: &device.role,
+                    models: device.models.as_deref(),
+                    uid: device.uid,
+                    user: None,
+                })
+            }
+            Self::Key { id, prefix } => {
+                let key = snapshot.admits_key(*id, prefix).ok_or(Denied::Key)?;
+                Ok(Registered {
+                    kind: CallerKind::Key,
+                    id: *id,
+                    name: &key.name,
+                    role: &key.role,
+                    models: key.models.as_deref(),
+                    uid: None,
+                    user: key.user.as_ref(),
+                })
+            }
+        }
+    }
+
+    /// Its role; the default role if it may do nothing any more.
+    pub(super) fn role(&self, snapshot: &Snapshot) -> Name {
+        self.registered(snapshot).map_or_else(|_| default_role(), |caller| caller.role.clone())
+    }
+}

@@ -1,0 +1,83 @@
+//! Takes the connections of the HTTPS listener.
+
+use std::sync::Arc;
+
+use common::{machine::report::Failure, transport::accept::accept};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::{
+    https::{Bound, Https, HttpsSettings, Service},
+    ingress::verifier::DeviceVerifier,
+    policy::Policy,
+    running::Server,
+    state::State,
+};
+
+/// Makes the listener of sockets that are bound.
+///
+/// # Errors
+/// What is wrong with its certificate.
+pub(super) fn open(
+    bound: Bound,
+    settings: HttpsSettings,
+    state: &State,
+    policy: Arc<Policy>,
+) -> Result<(Arc<Https>, Vec<TcpListener>), Failure> {
+    let unusable = |e: std::io::Error| Failure::new("cannot use a TCP socket").source(e);
+    let sockets = bound.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
+    let sockets = sockets.map_err(unusable)?;
+    let listening = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
+    let verifier = DeviceVerifier::new(&state.ca, policy)
+        .map_err(|e| Failure::new("cannot use the server's certificate").source(e))?;
+    Ok((Https::new(listening, settings, &state.ca, verifier)?, sockets))
+}
+
+/// Serves connections for as long as it is polled; each one is a task of `connections`. While the
+/// server drains, no new ones.
+pub(super) async fn serve(
+    server: Arc<Server>,
+    https: Arc<Https>,
+    sockets: Vec<TcpListener>,
+    connections: TaskTracker,
+) {
+    let Some(service) = server.policy.services().into_iter().next() else { return };
+    for address in https.listening() {
+        info!("listening on {address} (HTTPS)");
+    }
+    let mut parts = JoinSet::new();
+    parts.spawn(server.clone().note_keys(https.clone()));
+    let (following, listener) = (server.clone(), https.clone());
+    parts.spawn(async move { listener.follow_certificate(&following.state.ca).await });
+    for socket in sockets {
+        let (server, https) = (server.clone(), https.clone());
+        let (connections, name) = (connections.clone(), service.name.clone());
+        parts.spawn(async move {
+            loop {
+                let (tcp, remote) = accept("HTTPS", || socket.accept()).await;
+                if !https.admits(remote.ip()) || server.draining.is_cancelled() {
+                    continue;
+                }
+                let (server, https, name) = (server.clone(), https.clone(), name.clone());
+                connections.spawn(async move {
+                    let service = Service {
+                        gate: &server.gate,
+                        policy: &server.policy,
+                        audit: &server.accounting.audit,
+                        name,
+                        draining: &server.draining,
+                    };
+                    https.serve(service, tcp, remote).await;
+                });
+            }
+        });
+    }
+    // None of them ends by itself.
+    while let Some(ended) = parts.join_next().await {
+        if let Err(e) = ended {
+            warn!("a part of the HTTPS listener has ended: {e}");
+            return;
+        }
+    }
+}

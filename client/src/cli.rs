@@ -7,7 +7,7 @@ use common::machine::{
     completions::{self, Completions},
     owner::become_owner_of,
     process,
-    report::{self, Exit, Failure},
+    report::{self, Exit, Failure, say, typed},
     version::version,
 };
 
@@ -109,6 +109,16 @@ enum Command {
     Watcher(Watcher),
 }
 
+impl Command {
+    /// Whether it needs the settings of a tunnel, from the file too.
+    fn opens_tunnel(&self) -> bool {
+        matches!(
+            self,
+            Self::Up(_) | Self::Run(_) | Self::HoldTunnel(_) | Self::Warm(_) | Self::Config(_)
+        )
+    }
+}
+
 /// The command line, for its reference.
 pub fn command() -> clap::Command {
     Cli::command()
@@ -170,12 +180,19 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
     if let Command::Completions(completions) = &cli.command {
         return completions.print("adit").map(|()| None);
     }
-    let file = match cli.command {
+    let (file, wrong_file) = match &cli.command {
         // It is told all that it needs, and a file that has become wrong must not keep it from its
         // work.
-        Command::Watcher(_) => SettingsFile::default(),
-        _ => SettingsFile::read(cli.config.as_deref())?,
+        Command::Watcher(_) => (SettingsFile::default(), None),
+        command if command.opens_tunnel() => (SettingsFile::read(cli.config.as_deref())?, None),
+        _ => SettingsFile::read_state_dir(cli.config.as_deref())?,
     };
+    if let (Some(wrong), false) = (&wrong_file, matches!(cli.command, Command::Doctor(_))) {
+        say(typed(format!(
+            "Note: {}, which this command does not need: `adit doctor` says where",
+            wrong.what()
+        )));
+    }
     let of_file = || file.state_dir.clone().map(|dir| (dir, Source::File));
     let (dir, from) = match cli.state_dir.zip(named.source("state_dir")).or_else(of_file) {
         Some(set) => set,
@@ -199,7 +216,12 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Doctor(flags) => return doctor::run(&dir, is_named, flags).await,
+            Command::Doctor(flags) => {
+                let file = cli.config.or_else(settings::default_path);
+                let settings =
+                    wrong_file.map_or_else(|| Ok(file.filter(|path| path.exists())), Err);
+                return doctor::run(&dir, is_named, settings, flags).await;
+            }
             Command::Enroll(enroll) => enroll::run(&dir, enroll).await,
             Command::Up(flags) => up::run(&dir, flags, named, &file).await,
             Command::Run(command) => {
@@ -231,7 +253,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
             Command::Logs(flags) => logs::run(&dir, &flags).await,
             Command::Config(config) => {
                 let places = Places { state_dir: (dir, from), file: cli.config };
-                config::run(&places, &config, named, &file)
+                config::run(&places, &config, named, &file).await
             }
             Command::Watcher(_) | Command::Completions(_) | Command::Service(_) => {
                 unreachable!("it has been run")

@@ -182,7 +182,7 @@ impl DialError {
                  this network, that no firewall blocks UDP, and that this device is still enrolled (`aditd device list`)"
             }
             Self::NoWay { hint, .. } => hint,
-            Self::Unreachable(kernel_error) => return Some(kernel_error.hint()),
+            Self::Unreachable(kernel_error) => kernel_error.hint(),
             Self::NoAnswerYet(_) => "check that this computer is online and the server is up",
             Self::Resolve { .. } => "check the name and this computer's network",
             Self::Clock(clocks) => clocks.hint(),

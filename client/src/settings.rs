@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub(crate) use self::{
     file::{SettingsFile, default_path},
-    flags::{Named, SettingFlags},
+    flags::{Named, SettingFlags, SshFlag},
 };
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
 
@@ -35,6 +35,8 @@ pub(crate) enum Source {
     File,
     /// None of them sets it.
     Default,
+    /// What the running `adit up` uses.
+    Running,
 }
 
 /// A value, and where it comes from.
@@ -129,7 +131,7 @@ impl Settings {
                 wire::IDLE_TIMEOUT,
             ),
             ssh_client: Setting::first(
-                flags.ssh_client.zip(said("ssh_client")).map(|(client, s)| (Some(client), s)),
+                flags.ssh.ssh_client.zip(said("ssh_client")).map(|(client, s)| (Some(client), s)),
                 own.ssh_client.map(Some),
                 all.ssh_client.map(Some),
                 None,

@@ -100,11 +100,12 @@ pub fn grant(streams: u32) -> u32 {
     streams + streams.div_ceil(7)
 }
 
-/// The sizes of a socket's receive buffer and send buffer, in bytes. Linux reports twice what can
-/// be used for data.
+/// The sizes of a socket's receive buffer and send buffer, in bytes, as they were asked for.
 pub fn buffer_sizes(socket: &std::net::UdpSocket) -> io::Result<(usize, usize)> {
     let socket = socket2::SockRef::from(socket);
-    Ok((socket.recv_buffer_size()?, socket.send_buffer_size()?))
+    // Linux doubles what is asked for, for its own bookkeeping (socket(7)).
+    let times = if cfg!(target_os = "linux") { 2 } else { 1 };
+    Ok((socket.recv_buffer_size()? / times, socket.send_buffer_size()? / times))
 }
 
 /// The largest buffers that the kernel grants a socket, beside those that [`socket`] asks for. `None`

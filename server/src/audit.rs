@@ -17,7 +17,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use common::machine::{files::FileError, report::say};
+use common::machine::{config_text::WithUnit, files::FileError, report::say};
 use serde::{Deserialize, Serialize};
 
 use self::log::Log;
@@ -60,13 +60,13 @@ impl AuditSettings {
 
 /// A length of time as the configuration file writes it: `"30d"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "WithUnit<'d'>")]
 pub(crate) struct Age(pub Duration);
 
-impl TryFrom<String> for Age {
+impl TryFrom<WithUnit<'d'>> for Age {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(WithUnit(text): WithUnit<'d'>) -> Result<Self, String> {
         match humantime::parse_duration(&text) {
             Ok(age) if !age.is_zero() => Ok(Self(age)),
             _ => Err(format!("`{text}` is not a length of time: write it like \"30d\" or \"12h\"")),

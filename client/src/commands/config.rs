@@ -1,6 +1,9 @@
 //! `adit config`: every setting, its value, and where it comes from.
 
-use std::path::{Path, PathBuf};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
 
 use clap::Args;
 use common::machine::{
@@ -11,7 +14,8 @@ use proto::identity::Name;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    profile::{self, DEFAULT_NAME},
+    commands::status::{self, Status},
+    profile::{self, DEFAULT_NAME, ProfileDir},
     settings::{Named, Row, SettingFlags, Settings, SettingsFile, Source, default_path},
 };
 
@@ -35,11 +39,12 @@ pub(crate) struct Places {
     pub(crate) file: Option<PathBuf>,
 }
 
-/// Prints the settings that `adit up` would use with the same flags.
+/// Prints the settings that `adit up` would use with the same flags, but the addresses in use where
+/// one runs.
 ///
 /// # Errors
 /// If the state directory cannot be read.
-pub(crate) fn run(
+pub(crate) async fn run(
     places: &Places,
     config: &Config,
     named: &Named,
@@ -52,15 +57,37 @@ pub(crate) fn run(
         None if known.is_empty() => vec![DEFAULT_NAME.parse().map_err(Failure::new)?],
         None => known.clone(),
     };
-    let settle = |name: Name| {
-        let rows = Settings::settle(&config.flags, named, file, &name).rows();
-        (name, rows)
-    };
-    let servers: Vec<(Name, Vec<Row>)> = names.into_iter().map(settle).collect();
+    let mut servers: Vec<(Name, Vec<Row>)> = Vec::new();
+    for name in names {
+        let mut rows = Settings::settle(&config.flags, named, file, &name).rows();
+        let profile_dir = ProfileDir::new(&places.state_dir.0, name.clone());
+        let status = status::ask(&profile_dir).await.ok().flatten();
+        // A second server of one `adit up` has a port of its own.
+        if let Some(in_use) = status.and_then(|status| listening(&status))
+            && let Some(row) = rows.iter_mut().find(|row| row.key == "listen")
+            && row.source != Source::Flag
+            && row.value != in_use
+        {
+            (row.value, row.source) = (in_use, Source::Running);
+        }
+        servers.push((name, rows));
+    }
     let path = places.file.clone().or_else(default_path);
     data(match config.json {
         true => as_json(places, path.as_deref(), &servers)?,
         false => as_text(places, path.as_deref(), &servers, &file.unknown(&known)),
+    })
+}
+
+/// Where a running adit listens, as the file would have it.
+fn listening(status: &Status) -> Option<String> {
+    let addresses: Vec<SocketAddr> =
+        status.listening.iter().filter_map(|address| address.parse().ok()).collect();
+    let port = addresses.first()?.port();
+    let both = [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
+    Some(match addresses == both {
+        true => format!("localhost:{port}"),
+        false => status.listening.join(", "),
     })
 }
 
@@ -127,6 +154,7 @@ fn told(key: &str, source: Source, server: &str) -> String {
         Source::Environment => format!("environment, ADIT_{}", key.to_uppercase()),
         Source::ServerTable => format!("file, [servers.{server}]"),
         Source::File => "file".to_owned(),
+        Source::Running => "the running `adit up`".to_owned(),
         Source::Default => "default".to_owned(),
     }
 }

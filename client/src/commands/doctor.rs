@@ -34,20 +34,21 @@ pub(crate) struct DoctorFlags {
 }
 
 /// Examines everything and shows the report. `is_named` says whether the state directory was named
-/// on the command line. Returns the exit code.
+/// on the command line; `settings` is the settings file, if there is one. Returns the exit code.
 ///
 /// # Errors
 /// When the report can't be shown or written, or it is not clear which server is meant.
 pub(crate) async fn run(
     state_dir: &Path,
     is_named: bool,
+    settings: Result<Option<PathBuf>, Failure>,
     flags: DoctorFlags,
 ) -> Result<Option<Exit>, Failure> {
     let wanted = Wanted { json: flags.json, bundle: flags.bundle };
     wanted.check()?;
     let profile_dir = ProfileDir::choose(state_dir, flags.name, "doctor")?;
     let progress = Progress::show("looking …");
-    let (found, status) = laptop::look(state_dir, &profile_dir).await;
+    let (found, status) = laptop::look(state_dir, &profile_dir, settings).await;
     let mut lines = Vec::new();
     examine(Group::Laptop, &proto::doctor::laptop::CHECKS, &found, &mut lines);
     let box_name = match profile_dir.read() {

@@ -31,8 +31,8 @@ const NOW_WITHIN: Duration = Duration::from_secs(15);
 /// Flags of `down`.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// End the tunnel to the server with this name [default: the only server, or the one called
-    /// `default`]
+    /// End the `adit up` that serves the server with this name, with its tunnels to other servers
+    /// [default: the only server, or the one called `default`]
     pub(crate) name: Option<Name>,
     /// Do not wait for running answers
     #[arg(long)]

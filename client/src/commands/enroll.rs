@@ -14,6 +14,7 @@ use std::{
 use common::{
     machine::{
         control,
+        network::own_network_or_example,
         process::{StopSignals, unix_now},
         progress::Progress,
         report::{Exit, Failure, say, typed},
@@ -25,7 +26,7 @@ use proto::{
     clock::shown,
     identity::{Certificate, Name},
     invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
-    wire::{EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled, OLLAMA_PORT},
+    wire::{ADITD_PORT, EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled, OLLAMA_PORT},
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
@@ -60,7 +61,7 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
     let profile = match server {
         Some(mut target) => {
             target.remote_command.clone_from(&enroll.remote_command);
-            target.client = enroll.ssh_client.unwrap_or_default();
+            target.client = enroll.ssh.ssh_client.unwrap_or_default();
             {
                 let device = device_name(enroll.device)?;
                 by_ssh(profile_dir, target, device, None).await?
@@ -261,7 +262,8 @@ async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, F
     let crypto = tls::enroll_client(invitation.ca)
         .map_err(|e| Failure::new("cannot set up TLS").source(e))?;
     let config = dial::config(crypto, &invitation.secret.knock_key().into(), EXCHANGE_WITHIN);
-    let dialed = dial::dial(&config, &invitation.addresses, None).await.map_err(not_reached)?;
+    let dialed = dial::dial(&config, &invitation.addresses, None).await;
+    let dialed = dialed.map_err(|why| not_reached(why, invitation))?;
     let request = EnrollRequest {
         token: BASE64.encode(&invitation.secret.token()),
         csr: BASE64.encode(&csr(key)?),
@@ -295,7 +297,7 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
     Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())
 }
 
-fn not_reached(error: DialError) -> Failure {
+fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
     let failure = Failure::new("cannot enroll").source(error.clone());
     if let DialError::WrongServer(_) = error {
         let why = "the server at that address did not make this code: its certificate comes from another CA";
@@ -304,6 +306,20 @@ fn not_reached(error: DialError) -> Failure {
             .hint("get a new code on the server; if this happens again, somebody may be intercepting the connection");
     }
     match error {
+        DialError::NoAnswer(_) | DialError::Unreachable(_)
+            if invitation.addresses.iter().all(|address| is_loopback(address)) =>
+        {
+            failure
+                .source(format!(
+                    "{error}; the code names no address that other machines reach, because its server listens on loopback only"
+                ))
+                .hint(format!(
+                    "if aditd runs on another machine, let it listen there for this network: `aditd serve --listen \
+                     0.0.0.0:{ADITD_PORT} --allow-from {}`, and make a new code: `aditd invite NAME`",
+                    own_network_or_example()
+                ))
+                .hint("if it is on this computer, start it: `aditd serve`")
+        }
         DialError::NoAnswer(_) => failure
             .hint(
                 "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from \

@@ -61,6 +61,16 @@ pub(super) fn keep(profile_dir: &ProfileDir, what: &str) -> Result<(), FileError
     Ok(())
 }
 
+/// Adds the log of this process, which goes on for an `adit up` that has ended, to that one's. Without
+/// that file it is in standard error alone.
+pub(super) fn keep_beside(profile_dir: &ProfileDir) {
+    let log = profile_dir.dir.join(LOG);
+    if log.exists() && !profile_dir.dir.join(JOURNAL).exists() {
+        // The server is told even if the log cannot be written.
+        let _ = log_file::also_log_to(&log);
+    }
+}
+
 /// Shows the log.
 ///
 /// # Errors

@@ -18,7 +18,8 @@ use crate::{
         },
     },
     profile::{Profile, ProfileDir},
-    ssh::{Remote, SshClient, SshTarget, ask},
+    settings::SshFlag,
+    ssh::{Remote, SshTarget, ask},
 };
 
 /// Flags of `remove`.
@@ -30,15 +31,8 @@ pub(crate) struct Remove {
     /// Do it without asking
     #[arg(short, long)]
     yes: bool,
-    /// Use this SSH client: builtin or system [default: the one used for enrolling]
-    #[arg(
-        long,
-        value_name = "CLIENT",
-        value_enum,
-        env = "ADIT_SSH_CLIENT",
-        hide_possible_values = true
-    )]
-    ssh_client: Option<SshClient>,
+    #[command(flatten)]
+    ssh: SshFlag,
 }
 
 /// Removes aditd from a box, and this device's enrollment there.
@@ -47,7 +41,7 @@ pub(crate) struct Remove {
 /// If there is no login, or a tunnel to the server is open here.
 pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> {
     let (profile_dir, mut login) = chosen(state_dir, &flags)?;
-    if let Some(client) = flags.ssh_client {
+    if let Some(client) = flags.ssh.ssh_client {
         login.client_now = Some(client);
     }
     // A running tunnel would go on with a server that is gone.

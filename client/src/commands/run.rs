@@ -68,7 +68,8 @@ pub(crate) async fn run(
     run: Run,
 ) -> Result<(), Failure> {
     refuse_other_rights()?;
-    let (address, lease) = lease(state_dir, config, &profile_dir).await?;
+    let waits = "The program starts now; its requests wait for the tunnel";
+    let (address, lease) = lease(state_dir, config, &profile_dir, waits).await?;
     inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
     let [program, arguments @ ..] = run.command.as_slice() else {
         return Err(Failure::new("no program is named").exit(Exit::Usage));
@@ -94,7 +95,7 @@ fn refuse_other_rights() -> Result<(), Failure> {
 }
 
 /// Gets a port in the running tunnel, or starts a tunnel first. The port belongs to this process
-/// until the returned connection is closed.
+/// until the returned connection is closed. `waits` says what happens where there is no tunnel yet.
 ///
 /// # Errors
 /// If this device is not enrolled or not allowed.
@@ -102,15 +103,14 @@ pub(super) async fn lease(
     state_dir: &Path,
     config: Option<&Path>,
     profile_dir: &ProfileDir,
+    waits: &str,
 ) -> Result<(SocketAddr, OwnedFd), Failure> {
     for _ in 0..ATTEMPTS {
         let asked = control::ask_for_grant(&profile_dir.dir, &ControlRequest::Lease).await;
         match asked.map_err(|e| Failure::from(e).hint(restart(profile_dir)))? {
             Some((LeaseAnswer::Lent { address, waits_for }, stream)) => {
                 if let Some(why) = waits_for {
-                    say(format!(
-                        "adit: there is no tunnel yet: {why}\nThe program starts now; its requests wait for the tunnel"
-                    ));
+                    say(format!("adit: there is no tunnel yet: {why}\n{waits}"));
                 }
                 let stream = stream.into_std().and_then(|stream| {
                     stream.set_nonblocking(false)?;

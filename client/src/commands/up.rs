@@ -178,7 +178,7 @@ async fn chosen(state_dir: &Path, flags: &UpFlags) -> Result<Vec<Chosen>, Failur
     let targets = if targets.is_empty() { vec![None] } else { targets };
     let (mut chosen, mut seen) = (Vec::new(), HashSet::new());
     for target in targets {
-        let client = flags.settings.ssh_client;
+        let client = flags.settings.ssh.ssh_client;
         let prepared = bootstrap::prepare(state_dir, target, &flags.on_box, client).await?;
         if let Some((profile_dir, login)) = prepared
             && seen.insert(profile_dir.name.clone())

@@ -45,7 +45,8 @@ pub(crate) async fn run(
     profile_dir: ProfileDir,
     warm: Warm,
 ) -> Result<(), Failure> {
-    let (address, _lease) = lease(state_dir, config, &profile_dir).await?;
+    let waits = "Loading begins when there is one";
+    let (address, _lease) = lease(state_dir, config, &profile_dir, waits).await?;
     // A request without a prompt only loads the model.
     let mut body = json!({"model": warm.model, "stream": false});
     if let Some(keep) = warm.keep {
@@ -55,10 +56,32 @@ pub(crate) async fn run(
     let began = Instant::now();
     let answer = api::request(address, "/api/generate", Some(&body), WITHIN).await;
     drop(progress);
+    let status = answer.as_ref().ok().and_then(|answer| answer.status);
     match answer.and_then(api::ApiAnswer::success) {
         Ok(_) => data(format!("{} is loaded, after {}", warm.model, human::time(began.elapsed()))),
-        Err(why) => Err(Failure::new(format!("cannot load `{}`", warm.model))
-            .source(why)
-            .hint(format!("to see which models there are: `adit ls{}`", profile_dir.argument()))),
+        Err(why) => Err(not_loaded(&warm.model, status, why, &profile_dir)),
+    }
+}
+
+fn not_loaded(model: &str, status: Option<u16>, why: String, profile_dir: &ProfileDir) -> Failure {
+    let failure = Failure::new(format!("cannot load `{model}`"));
+    let list = format!("to see which models there are: `adit ls{}`", profile_dir.argument());
+    match status {
+        Some(403) => {
+            let device = profile_dir.read().map(|profile| profile.enrolled.device.to_string());
+            let device = device.unwrap_or_else(|_| "NAME".to_owned());
+            failure
+                .source(why.trim_start_matches("403: adit: "))
+                .hint(format!(
+                    "the owner of the box can allow it: `aditd device models {device} {model}`, or by another role: \
+                     `aditd device role {device} ROLE`"
+                ))
+                .hint(list)
+        }
+        Some(404) => failure
+            .source(format!("Ollama on the box has no such model ({why})"))
+            .hint(list)
+            .hint(format!("to get it, on the box: `ollama pull {model}`")),
+        _ => failure.source(why).hint(list),
     }
 }

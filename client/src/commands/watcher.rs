@@ -17,6 +17,7 @@ use proto::{human, identity::Name, wire::IDLE_TIMEOUT};
 use tracing::{debug, info, warn};
 
 use crate::{
+    commands::logs,
     dial::{DialError, plan::DialPlan, route::CarrierChoice, unmarked},
     profile::{ProfileDir, SharedProfile},
     ssh::SshClient,
@@ -67,9 +68,10 @@ pub(crate) fn run(state_dir: &Path, watcher: Watcher, verbose: u8) -> Result<(),
         return Ok(());
     }
     report::start_log(verbose);
+    let profile_dir = ProfileDir::new(state_dir, watcher.name.clone());
+    logs::keep_beside(&profile_dir);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| Failure::new("cannot start").source(e))?;
-    let profile_dir = ProfileDir::new(state_dir, watcher.name.clone());
     unmarked::keep_in(&profile_dir.dir);
     let mut last = None;
     let told = tell(&profile_dir, &watcher, &mut last);

@@ -3,7 +3,7 @@
 
 use std::{fmt, io, net::SocketAddr, sync::Arc};
 
-use common::{machine::network::own_network_or_example, transport::any_address};
+use common::transport::any_address;
 use tokio::net::UdpSocket;
 
 /// The kernel's error for an address.
@@ -11,8 +11,6 @@ use tokio::net::UdpSocket;
 pub struct KernelError {
     /// The address, for people.
     to: String,
-    /// Whether it is one of this computer's own loopback.
-    is_loopback: bool,
     error: Arc<io::Error>,
 }
 
@@ -20,11 +18,7 @@ pub struct KernelError {
 /// a server drops. Cancellation safe.
 pub(super) async fn of(address: SocketAddr, to: &str) -> KernelError {
     match ask(address).await {
-        Err(error) => KernelError {
-            to: to.to_owned(),
-            is_loopback: address.ip().to_canonical().is_loopback(),
-            error: Arc::new(error),
-        },
+        Err(error) => KernelError { to: to.to_owned(), error: Arc::new(error) },
         Ok(never) => match never {},
     }
 }
@@ -46,23 +40,17 @@ impl KernelError {
     }
 
     /// How to cure it.
-    pub(super) fn hint(&self) -> String {
+    pub(super) fn hint(&self) -> &'static str {
         match self.error.kind() {
-            io::ErrorKind::ConnectionRefused if self.is_loopback => format!(
-                "{} is an address of this computer itself, and no other machine's. If aditd runs here, start it: `aditd serve`. \
-                 If it runs on another machine, let it listen there for this network: \
-                 `aditd serve --listen 0.0.0.0:11435 --allow-from {}`, and make a new code: `aditd invite NAME`",
-                self.to,
-                own_network_or_example()
-            ),
             io::ErrorKind::ConnectionRefused => {
-                "nothing listens on that UDP port of the server: check there that aditd runs and listens on that address (`aditd status`)".to_owned()
+                "nothing listens on that UDP port there: check on the server that aditd runs and listens on that address (`aditd status`)"
             }
             io::ErrorKind::PermissionDenied => {
-                "a firewall of this computer forbids it: allow UDP to that address".to_owned()
+                "a firewall of this computer forbids it: allow UDP to that address"
             }
-            _ => "check that this computer is online, and that the VPN is up if the server needs one"
-                .to_owned(),
+            _ => {
+                "check that this computer is online, and that the VPN is up if the server needs one"
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use common::machine::{
-    config_text::{ConfigText, nearest},
+    config_text::{ConfigText, WithUnit, nearest},
     process::{parse_idle_timeout, parse_time},
     report::Failure,
 };
@@ -84,6 +84,25 @@ impl SettingsFile {
         from.map_or_else(|| Ok(Self::default()), |from| Self::of(&from, beside))
     }
 
+    /// Like [`SettingsFile::read`], for commands that need the state directory alone: if the file is
+    /// wrong, that is taken from it, and the failure is returned beside it.
+    ///
+    /// # Errors
+    /// Exit code 2 if the file cannot be read.
+    pub(crate) fn read_state_dir(named: Option<&Path>) -> Result<(Self, Option<Failure>), Failure> {
+        let wrong = match Self::read(named) {
+            Ok(file) => return Ok((file, None)),
+            Err(wrong) => wrong,
+        };
+        let Some(path) = named.map(Path::to_path_buf).or_else(default_path) else {
+            return Err(wrong);
+        };
+        let written = ConfigText::read(&path)?.text_at("state_dir");
+        let beside = path.parent().unwrap_or(Path::new("/"));
+        let state_dir = written.map(|written| beside.join(written));
+        Ok((Self { state_dir, ..Self::default() }, Some(wrong)))
+    }
+
     /// The content of `from`; a relative path in it begins at the directory `beside`.
     ///
     /// # Errors
@@ -131,30 +150,27 @@ pub(crate) fn default_path() -> Option<PathBuf> {
 }
 
 fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    value(from, "a length of time", parse_time)
+    value(WithUnit::<'s'>::deserialize(from)?.0, "a length of time", parse_time)
 }
 
 fn idle_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
-    value(from, "a valid idle time-out", parse_idle_timeout)
+    value(WithUnit::<'s'>::deserialize(from)?.0, "a valid idle time-out", parse_idle_timeout)
 }
 
 fn state_dir<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
-    value(from, "a directory", |text| match text {
+    value(String::deserialize(from)?, "a directory", |text| match text {
         "" => Err("write its path".to_owned()),
         _ if text.starts_with('~') => Err("write its whole path, without `~`".to_owned()),
         _ => Ok(text.into()),
     })
 }
 
-fn value<'de, D: Deserializer<'de>, T>(
-    from: D,
+fn value<T, E: de::Error>(
+    text: String,
     what: &str,
     parse: impl FnOnce(&str) -> Result<T, String>,
-) -> Result<Option<T>, D::Error> {
-    let text = String::deserialize(from)?;
-    parse(&text)
-        .map(Some)
-        .map_err(|why| de::Error::custom(format!("`{text}` is not {what}: {why}")))
+) -> Result<Option<T>, E> {
+    parse(&text).map(Some).map_err(|why| E::custom(format!("`{text}` is not {what}: {why}")))
 }
 
 #[cfg(test)]
@@ -175,7 +191,7 @@ mod tests {
             ("[server.lab]\nhold = \"1s\"", 1, "did you mean `servers`?"),
             ("[servers.lab]\nstate_dir = \"/\"", 2, "the settings here are `listen`, "),
             ("hold = \"soon\"", 1, "`soon` is not a length of time: write a length of time"),
-            ("\nhold = 30", 2, "expected a string"),
+            ("\nhold = 30", 2, "write line 2 as `hold = \"30s\"`"),
             ("idle_timeout = \"1s\"", 1, "not a valid idle time-out: choose between"),
             ("carrier = \"pigeon\"", 1, "pigeon"),
             ("listen = [\"gpu.lan:1\"]", 1, "localhost:PORT"),

@@ -38,7 +38,15 @@ pub(crate) struct SettingFlags {
     /// allow less) [default: 30m]
     #[arg(long, value_name = "TIME", env = "ADIT_IDLE_TIMEOUT", value_parser = parse_idle_timeout)]
     pub(super) idle_timeout: Option<Duration>,
-    /// Use this SSH client: builtin or system [default: the one used for enrolling]
+    /// Which SSH client is used.
+    #[command(flatten)]
+    pub(crate) ssh: SshFlag,
+}
+
+/// Which SSH client is used.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct SshFlag {
+    /// Use this SSH client: builtin or system [default: the one used for enrolling, or else builtin]
     #[arg(
         long,
         value_name = "CLIENT",

@@ -35,25 +35,30 @@ pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::On).await
 }
 
-/// Asks up to four times for `yes` or `no`. The text `fingerprint` counts as yes, as in OpenSSH.
+/// Asks up to four times for `yes` or `no`. The text `fingerprint` counts as yes, as in OpenSSH; a
+/// `y` does not.
 pub(super) async fn yes_or_fingerprint(prompt: &str, fingerprint: &str) -> bool {
-    yes_or(prompt, Some(fingerprint), "Please type 'yes', 'no' or the fingerprint: ").await
+    let again = "Please type 'yes', 'no' or the fingerprint: ";
+    yes_or(prompt, again, |said| said == fingerprint).await
 }
 
-/// Asks up to four times for `yes` or `no`.
+/// Asks up to four times for `yes` or `no`, or their first letters.
 pub(crate) async fn yes(prompt: &str) -> bool {
-    yes_or(prompt, None, "Please type 'yes' or 'no': ").await
+    let again = "Please type 'yes' or 'no': ";
+    yes_or(prompt, again, |said| said.eq_ignore_ascii_case("y")).await
 }
 
-async fn yes_or(prompt: &str, also: Option<&str>, again: &str) -> bool {
+async fn yes_or(prompt: &str, again: &str, is_yes: impl Fn(&str) -> bool) -> bool {
     let mut answer = line(prompt).await;
     for _ in 0..3 {
-        match answer.as_deref().map(|answer| answer.trim()) {
-            Some(said) if said.eq_ignore_ascii_case("yes") || Some(said) == also => return true,
-            Some(said) if said.eq_ignore_ascii_case("no") => return false,
-            Some(_) => answer = line(again).await,
-            None => return false,
+        let Some(said) = answer.as_deref().map(|answer| answer.trim()) else { return false };
+        if said.eq_ignore_ascii_case("yes") || is_yes(said) {
+            return true;
         }
+        if said.eq_ignore_ascii_case("no") || said.eq_ignore_ascii_case("n") {
+            return false;
+        }
+        answer = line(again).await;
     }
     false
 }

@@ -16,15 +16,20 @@ pub fn size(bytes: u64) -> String {
     format!("{} {}", text.strip_suffix(".0").unwrap_or(&text), UNITS[unit])
 }
 
-/// A length of time in its two largest units, no finer than a second: `3h 12m`.
+/// A length of time in its two largest units, no finer than a second: `29d 23h`, `3h 12m`.
 pub fn time(length: Duration) -> String {
-    let seconds = length.as_secs();
-    let coarse = match seconds {
-        s if s >= 86_400 => s - s % 3600,
-        s if s >= 3600 => s - s % 60,
-        s => s,
-    };
-    humantime::format_duration(Duration::from_secs(coarse)).to_string()
+    const UNITS: [(u64, &str); 4] = [(86_400, "d"), (3600, "h"), (60, "m"), (1, "s")];
+    let mut left = length.as_secs();
+    let largest = UNITS.iter().position(|(unit, _)| left >= *unit);
+    let Some(largest) = largest else { return "0s".to_owned() };
+    let mut parts = Vec::new();
+    for (unit, name) in UNITS.iter().skip(largest).take(2) {
+        if left >= *unit {
+            parts.push(format!("{}{name}", left / unit));
+        }
+        left %= unit;
+    }
+    parts.join(" ")
 }
 
 /// A length of time as it is, in a form that can be read again: `1m 30s 500ms`.
@@ -105,9 +110,16 @@ mod tests {
 
     #[test]
     fn a_length_of_time_has_two_units_at_the_most() {
-        for (seconds, text) in
-            [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3 * 3600 + 61, "3h 1m"), (90_061, "1day 1h")]
-        {
+        for (seconds, text) in [
+            (0, "0s"),
+            (59, "59s"),
+            (61, "1m 1s"),
+            (3 * 3600 + 61, "3h 1m"),
+            (90_061, "1d 1h"),
+            (2_588_400, "29d 23h"),
+            (86_401, "1d"),
+            (7200, "2h"),
+        ] {
             assert_eq!(time(Duration::from_secs(seconds)), text);
         }
     }

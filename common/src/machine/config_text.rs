@@ -7,7 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, DeserializeOwned, Visitor},
+};
 
 use crate::machine::report::{Exit, Failure};
 
@@ -51,6 +54,12 @@ impl ConfigText {
         Self { path: path.to_owned(), text }
     }
 
+    /// A text at the top of the file, even if other parts of the file are wrong.
+    pub fn text_at(&self, key: &str) -> Option<String> {
+        let (table, _) = toml::de::DeTable::parse_recoverable(&self.text);
+        Some(table.get_ref().get(key)?.get_ref().as_str()?.to_owned())
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -82,7 +91,12 @@ impl ConfigText {
             message.split_once(", expected ").filter(|_| message.starts_with("unknown field "));
         let Some((unknown, known)) = unknown else {
             let at = error.span().map_or(0, |span| span.start);
-            return self.wrong(full.to_owned()).hint(correct(line_at(&self.text, at)));
+            let line = line_at(&self.text, at);
+            let failure = self.wrong(full.to_owned());
+            return match self.with_unit(line, message) {
+                Some(written) => failure.hint(format!("write line {line} as `{written}`")),
+                None => failure.hint(correct(line)),
+            };
         };
         let failure = self.wrong(full.replace(message, unknown));
         let name = unknown.split('`').nth(1).unwrap_or_default();
@@ -92,6 +106,45 @@ impl ConfigText {
         };
         let known = known.strip_prefix("one of ").unwrap_or(known);
         failure.hint(format!("the settings here are {known}"))
+    }
+}
+
+impl ConfigText {
+    /// A line that has a number without a unit, as it was most likely meant.
+    fn with_unit(&self, line: usize, message: &str) -> Option<String> {
+        let (_, value) = message.split_once(NO_UNIT)?;
+        let (key, _) = self.text.lines().nth(line.checked_sub(1)?)?.split_once('=')?;
+        Some(format!("{} = {value}", key.trim()))
+    }
+}
+
+/// What stands between the number and the value as it was most likely meant.
+const NO_UNIT: &str = "` has no unit: write it in quotes with its unit, like ";
+
+/// A length of time as text, like "30s". For a number alone, the error says how to write it, with
+/// `UNIT` as the likeliest unit.
+#[derive(Debug, Clone)]
+pub struct WithUnit<const UNIT: char>(pub String);
+
+impl<'de, const UNIT: char> Deserialize<'de> for WithUnit<UNIT> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Written<const UNIT: char>;
+        impl<const UNIT: char> Visitor<'_> for Written<UNIT> {
+            type Value = WithUnit<UNIT>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, "a length of time in quotes, like \"30{UNIT}\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(WithUnit(text.to_owned()))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Self::Value, E> {
+                Err(E::custom(format!("`{number}{NO_UNIT}\"{number}{UNIT}\"")))
+            }
+        }
+        from.deserialize_any(Written)
     }
 }
 
@@ -144,15 +197,39 @@ mod tests {
 
     #[derive(Debug, Deserialize)]
     #[serde(deny_unknown_fields)]
-    #[allow(dead_code)]
     struct Written {
-        hold: Option<String>,
+        hold: Option<WithUnit<'s'>>,
         idle_timeout: Option<u8>,
     }
 
+    fn read(text: &str) -> Result<Written, Failure> {
+        ConfigText::new(Path::new("/etc/x.toml"), text.to_owned()).parse()
+    }
+
     fn told(text: &str) -> String {
-        let file = ConfigText::new(Path::new("/etc/x.toml"), text.to_owned());
-        file.parse::<Written>().expect_err(text).to_string()
+        read(text).expect_err(text).to_string()
+    }
+
+    #[test]
+    fn a_time_without_a_unit_is_told_as_it_should_be_written() {
+        let written = read("hold = '5s'\nidle_timeout = 7").expect("a file");
+        assert_eq!(written.hold.expect("set").0, "5s");
+        assert_eq!(written.idle_timeout, Some(7));
+        for text in ["hold = 5", "idle_timeout = 7\nhold=5 # seconds"] {
+            let line = text.lines().count();
+            let told = told(text);
+            assert!(told.contains("`5` has no unit"), "{told}");
+            assert!(told.contains(&format!("write line {line} as `hold = \"5s\"`")), "{told}");
+        }
+        assert!(told("hold = true").contains("a length of time in quotes"));
+    }
+
+    #[test]
+    fn one_setting_is_read_from_a_file_that_is_wrong_elsewhere() {
+        for text in ["a = 'x'\nhol = 1", "a = 'x'\nhold = \nb = [", "hold = 5\na = 'x'"] {
+            let file = ConfigText::new(Path::new("/etc/x.toml"), text.to_owned());
+            assert_eq!(file.text_at("a").as_deref(), Some("x"), "{text}");
+        }
     }
 
     #[test]

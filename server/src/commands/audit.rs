@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use common::machine::{
     process::{self, parse_time},
-    report::{Exit, Failure},
+    report::{Exit, Failure, style},
 };
 use proto::human;
 use serde_json::Value;
@@ -64,10 +64,13 @@ pub(crate) fn run(dir: &Path, state_dir: &Path, show: &AuditQuery) -> Result<(),
     let mut out = io::BufWriter::new(io::stdout().lock());
     let from = since.map(timestamp);
     let mut matched = Matched::default();
-    let mut printed = if show.json { Ok(()) } else { writeln!(out, "{HEADER}") };
+    let layout = Layout::of_stdout();
+    let mut printed = if show.json { Ok(()) } else { writeln!(out, "{}", layout.header()) };
     while printed.is_ok() {
         match lines.read_line()? {
-            Some(line) => printed = print(&mut out, &line, show, from.as_deref(), &mut matched),
+            Some(line) => {
+                printed = print(&mut out, &line, show, from.as_deref(), &mut matched, layout)
+            }
             None if let Some(unknown) = matched.unknown(show, state_dir) => {
                 // Drops the buffered header, too: nothing else was printed.
                 let _ = out.into_parts();
@@ -148,6 +151,7 @@ fn print(
     show: &AuditQuery,
     from: Option<&str>,
     matched: &mut Matched,
+    layout: Layout,
 ) -> io::Result<()> {
     // A line that a crash has torn is skipped.
     let Ok(entry) = serde_json::from_slice::<Value>(line) else { return Ok(()) };
@@ -164,13 +168,68 @@ fn print(
             out.write_all(line)?;
             out.write_all(b"\n")
         }
-        (true, false) => writeln!(out, "{}", row(&entry)),
+        (true, false) => writeln!(out, "{}", row(&entry, layout)),
     }
 }
 
 const HEADER: &str = "TIME (UTC)           DEVICE           STATUS  ENDED           TOKENS    QUEUED       TIME  WHAT";
 
-fn row(entry: &Value) -> String {
+const NARROW_HEADER: &str = "TIME (UTC)           DEVICE        STATUS  WHAT";
+/// A terminal with fewer columns gets the narrow rows.
+const WIDE: usize = 120;
+
+/// How rows are laid out.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// A row each, with a column for each figure.
+    Wide,
+    /// At most so many columns, with the figures in words.
+    Narrow(usize),
+}
+
+impl Layout {
+    fn of_stdout() -> Self {
+        // `style` takes at most the columns that a text is easy to read with.
+        let columns = rustix::termios::tcgetwinsize(io::stdout()).map_or(0, |size| size.ws_col);
+        match usize::from(columns) {
+            columns if columns == 0 || columns >= WIDE => Self::Wide,
+            _ => Self::Narrow(style().width),
+        }
+    }
+
+    fn header(self) -> &'static str {
+        if matches!(self, Self::Wide) { HEADER } else { NARROW_HEADER }
+    }
+
+    fn row(self, at: &str, device: &str, columns: [&str; 5], what: &str) -> String {
+        let [status, ended, tokens, queued, time] = columns;
+        let row = match self {
+            Self::Wide => format!(
+                "{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {queued:>8}  {time:>9}  {what}"
+            ),
+            Self::Narrow(width) => {
+                let named = |value: &str, before: &str, after: &str| match value {
+                    "" | "done" => None,
+                    value => Some(format!("{before}{value}{after}")),
+                };
+                let parts = [
+                    Some(what.to_owned()),
+                    named(ended, "", ""),
+                    named(tokens, "", " tokens"),
+                    named(queued, "queued ", ""),
+                    named(time, "", ""),
+                ];
+                let what = parts.into_iter().flatten().collect::<Vec<_>>().join(", ");
+                let begin = format!("{at:<19}  {device:<12}  {status:<6}  ");
+                let indent = begin.chars().count();
+                format!("{begin}{}", human::wrapped(&what, indent, width))
+            }
+        };
+        row.trim_end().to_owned()
+    }
+}
+
+fn row(entry: &Value, layout: Layout) -> String {
     let text = |name: &str| entry[name].as_str().unwrap_or("");
     let at = text("time").replacen('T', " ", 1);
     let at = at.get(..19).unwrap_or(&at);
@@ -206,11 +265,11 @@ fn row(entry: &Value) -> String {
             let lines = human::count(entry["lines"].as_u64().unwrap_or(0), "line");
             format!("{lines} before this one could not be written: what they said is lost")
         }
-        _ => return row_of(at, device, ["", "", "", "", ""], &event(entry)),
+        _ => return layout.row(at, device, ["", "", "", "", ""], &event(entry)),
     };
     // The log has only our own lines, but the file may have been edited.
     what.retain(|c| !human::misleads(c));
-    row_of(at, device, [&status, ended, &tokens, &queued, &time], &what)
+    layout.row(at, device, [&status, ended, &tokens, &queued, &time], &what)
 }
 
 /// The tokens of a request: those of the prompt and of the answer together.
@@ -222,14 +281,6 @@ fn counted(entry: &Value) -> String {
     }
     let about = if entry["tokens_estimated"] == true { "~" } else { "" };
     format!("{about}{}", counted.iter().sum::<u64>())
-}
-
-fn row_of(at: &str, device: &str, columns: [&str; 5], what: &str) -> String {
-    let [status, ended, tokens, queued, time] = columns;
-    let row = format!(
-        "{at:<19}  {device:<15}  {status:<6}  {ended:<14}  {tokens:>7}  {queued:>8}  {time:>9}  {what}"
-    );
-    row.trim_end().to_owned()
 }
 
 /// An event other than a request: its kind and its fields.
@@ -284,13 +335,22 @@ mod tests {
         let line =
             entry::line(SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123), event);
         let mut out = Vec::new();
-        print(&mut out, line.trim_ascii_end(), show, from, &mut Matched::default())
+        print(&mut out, line.trim_ascii_end(), show, from, &mut Matched::default(), Layout::Wide)
             .expect("printed");
         String::from_utf8(out).expect("text")
     }
 
     fn all() -> AuditQuery {
         AuditQuery { device: None, since: None, follow: false, json: false }
+    }
+
+    #[test]
+    fn a_narrow_terminal_has_no_row_that_is_longer() {
+        let line = entry::line(SystemTime::UNIX_EPOCH, &event_of(&record(End::Done)));
+        let entry: Value = serde_json::from_slice(line.trim_ascii_end()).expect("JSON");
+        let shown = row(&entry, Layout::Narrow(80));
+        assert!(shown.lines().all(|line| line.chars().count() <= 80), "{shown}");
+        assert!(NARROW_HEADER.len() <= 80 && shown.contains(" tokens"), "{shown}");
     }
 
     #[test]
@@ -384,7 +444,7 @@ mod tests {
         assert_eq!(show(&event, &all(), Some("2027-01-15T08:00:00.124Z")), "");
         assert_ne!(show(&event, &all(), Some("2027-01-15T08:00:00.123Z")), "");
         let mut out = Vec::new();
-        print(&mut out, b"{\"time\":\"2027", &all(), None, &mut Matched::default())
+        print(&mut out, b"{\"time\":\"2027", &all(), None, &mut Matched::default(), Layout::Wide)
             .expect("a torn line is passed over");
         assert!(out.is_empty());
     }

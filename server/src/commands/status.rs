@@ -72,7 +72,7 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
         }
     }
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
-    text += &format!("Audit log    {}\n", status.audit.dir.display());
+    text += &format!("Audit log    {}\n", status.audit.dir.join(crate::audit::log::FILE).display());
     if let Some((receive, send)) = status.socket_buffers {
         let (receive, send) = (human::size(receive as u64), human::size(send as u64));
         text += &format!(

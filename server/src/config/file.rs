@@ -77,9 +77,7 @@ pub(crate) fn of_system() -> Option<PathBuf> {
 
 /// The state directory that a file names, even if the rest of the file is wrong.
 pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let (table, _) = toml::de::DeTable::parse_recoverable(&text);
-    Some(table.get_ref().get("state_dir")?.get_ref().as_str()?.into())
+    Some(ConfigText::read(path).ok()?.text_at("state_dir")?.into())
 }
 
 /// Reads the file.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use common::machine::process::parse_idle_timeout;
+use common::machine::{config_text::WithUnit, process::parse_idle_timeout};
 use proto::{
     invitation::{self, MAX_ADDRESSES},
     wire::ADITD_PORT,
@@ -68,17 +68,17 @@ impl TryFrom<Vec<String>> for Advertised {
 
 /// How long a certificate is valid.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "WithUnit<'d'>")]
 pub(super) struct Life(pub(super) Duration);
 
 impl Life {
     const FORM: &str = "write it like 30d or 12h, from 1s to 3650d";
 }
 
-impl TryFrom<String> for Life {
+impl TryFrom<WithUnit<'d'>> for Life {
     type Error = Wrong;
 
-    fn try_from(text: String) -> Result<Self, Wrong> {
+    fn try_from(WithUnit(text): WithUnit<'d'>) -> Result<Self, Wrong> {
         let life = humantime::parse_duration(&text);
         life.map_err(|_| Wrong {
             what: format!("`{text}` is not a valid certificate lifetime"),
@@ -102,13 +102,13 @@ impl TryFrom<Duration> for Life {
 
 /// How long a silent session is kept.
 #[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "String")]
+#[serde(try_from = "WithUnit<'s'>")]
 pub(super) struct IdleTimeout(pub(super) Duration);
 
-impl TryFrom<String> for IdleTimeout {
+impl TryFrom<WithUnit<'s'>> for IdleTimeout {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, String> {
+    fn try_from(WithUnit(text): WithUnit<'s'>) -> Result<Self, String> {
         parse_idle_timeout(&text)
             .map(Self)
             .map_err(|why| format!("`{text}` is not a valid idle time-out: {why}"))

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeSet,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use common::{
@@ -38,6 +38,7 @@ use crate::{
 pub(super) async fn look(
     state_dir: &Path,
     profile_dir: &ProfileDir,
+    settings: Result<Option<PathBuf>, Failure>,
 ) -> (LaptopFound, Option<Status>) {
     let asked = status::ask(profile_dir).await;
     let adit = adit(&asked, profile_dir);
@@ -50,6 +51,7 @@ pub(super) async fn look(
         flag: profile_dir.flag(),
         profile: profile(profile_dir),
         state: state(state_dir, profile_dir),
+        settings: settings.map(|path| path.map(|path| path.display().to_string())),
         state_dir: state_dir.display().to_string(),
         adit,
         ports,

@@ -8,6 +8,7 @@ use proto::{identity::Name, invitation::PREFIX};
 
 use crate::{
     profile::DEFAULT_NAME,
+    settings::SshFlag,
     ssh::{SshClient, SshTarget},
 };
 
@@ -35,15 +36,9 @@ pub(crate) struct Enroll {
     /// Run this program as aditd on the server [default: the first one found]
     #[arg(long, value_name = "PATH", value_parser = remote_command)]
     pub(super) remote_command: Option<String>,
-    /// Use this SSH client, now and in `adit up`: builtin or system [default: builtin]
-    #[arg(
-        long,
-        value_name = "CLIENT",
-        value_enum,
-        env = "ADIT_SSH_CLIENT",
-        hide_possible_values = true
-    )]
-    pub(super) ssh_client: Option<SshClient>,
+    /// Which SSH client is used.
+    #[command(flatten)]
+    pub(super) ssh: SshFlag,
     /// Replace the enrollment with the same name; stop its `adit up` first
     #[arg(long)]
     pub(super) replace: bool,
@@ -131,7 +126,7 @@ impl Enroll {
             ))
         } else if self.remote_command.is_some() {
             Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
-        } else if self.ssh_client.is_some() && self.ssh_client != named {
+        } else if self.ssh.ssh_client.is_some() && self.ssh.ssh_client != named {
             Some(("--ssh-client", "leave it out, or name the server: `adit enroll USER@HOST`"))
         } else {
             None

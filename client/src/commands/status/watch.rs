@@ -19,6 +19,7 @@ use crate::profile::ProfileDir;
 
 const EVERY: Duration = Duration::from_secs(1);
 /// Moves the cursor to the upper left corner, and clears the screen from there.
+const ERASE_LINE: &str = "\r\u{1b}[K";
 const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 /// Shows the status until Ctrl-C: on a terminal in place, elsewhere one after the other; with
@@ -39,7 +40,13 @@ pub(super) async fn run(profile_dir: &ProfileDir, json: bool) -> Result<(), Fail
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            _ = tokio::signal::ctrl_c() => return Ok(()),
+            _ = tokio::signal::ctrl_c() => {
+                if redraw {
+                    // The terminal has shown the key as `^C`.
+                    let _ = out.write_all(ERASE_LINE.as_bytes()).and_then(|()| out.flush());
+                }
+                return Ok(());
+            }
         }
         let status: Option<Status> =
             control::ask(&profile_dir.dir, &ControlRequest::Status).await?;

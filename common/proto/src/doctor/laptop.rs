@@ -37,6 +37,8 @@ pub struct LaptopFound {
     pub state: Vec<Failure>,
     /// The state directory.
     pub state_dir: String,
+    /// The settings file, if there is one; or what is wrong with it.
+    pub settings: Result<Option<String>, Failure>,
     /// Whether `adit up` runs.
     pub adit: AditFound,
     /// Which programs hold the ports that tools use.
@@ -109,7 +111,8 @@ impl AditFound {
 }
 
 /// All checks of the laptop, in the order in which they are shown.
-pub const CHECKS: [Check<LaptopFound>; 9] = [
+pub const CHECKS: [Check<LaptopFound>; 10] = [
+    Check { id: "settings", title: "settings", needs: &[], judge: settings },
     Check { id: "state", title: "state", needs: &[], judge: state },
     Check { id: "identity", title: "device", needs: &["state"], judge: identity },
     Check { id: "clock", title: "clock", needs: &[], judge: clock_here },
@@ -130,6 +133,28 @@ pub const CHECKS: [Check<LaptopFound>; 9] = [
         judge: |found| buffers(found.buffers),
     },
 ];
+
+fn settings(found: &LaptopFound) -> Option<Judgement> {
+    Some(match &found.settings {
+        Ok(None) => ok("no file: the defaults hold"),
+        Ok(Some(path)) => ok(format!("`{path}` can be read")),
+        Err(wrong) => {
+            // The parser shows the place in several lines: what is wrong is in the last one.
+            let causes = wrong.causes().iter().map(|cause| {
+                let place = cause.lines().next().unwrap_or_default();
+                let place = place.trim_start_matches("TOML parse error at ");
+                match cause.lines().next_back() {
+                    Some(what) if cause.lines().count() > 1 => format!("{place}: {what}"),
+                    _ => cause.clone(),
+                }
+            });
+            let shown = std::iter::once(wrong.what().to_owned()).chain(causes);
+            let hints = wrong.hints().join("; ");
+            bad(shown.collect::<Vec<_>>().join(": "))
+                .cure_by(format!("{hints}. To look at it again"), "adit config")
+        }
+    })
+}
 
 fn state(found: &LaptopFound) -> Option<Judgement> {
     let Some(first) = found.state.first() else {

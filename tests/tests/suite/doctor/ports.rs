@@ -111,8 +111,9 @@ async fn an_adit_on_one_family_alone_and_another_adit_are_told() {
         let said = laptop.doctor(&["default"]).await;
         said.names("port", "warn", &format!("nobody on {lacks}"), "--listen localhost:11434");
         let said = laptop.doctor(&["second"]).await;
-        let holder = format!("{listen} belongs to another adit, `adit up` (pid {})", adit.pid());
-        said.names("port", "bad", &holder, &format!("kill {}", adit.pid()));
+        let holder =
+            format!("{listen} belongs to another adit, `adit up default` (pid {})", adit.pid());
+        said.names("port", "bad", &holder, "adit down default");
         adit.kill().await;
     }
 }

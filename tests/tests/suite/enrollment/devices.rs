@@ -119,7 +119,7 @@ async fn status_shows_the_settings_and_device_show_the_tokens_used_today() {
         format!("Config file  {}", world.config().display()),
         "Allow from   this machine, 203.0.113.0/24".to_owned(),
         "Metrics      none".to_owned(),
-        format!("Audit log    {}", world.state().display()),
+        format!("Audit log    {}", world.state().join("audit.jsonl").display()),
     ] {
         assert!(status.lines().any(|said| said == line), "no `{line}` in:\n{status}");
     }

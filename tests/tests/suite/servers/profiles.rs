@@ -115,7 +115,9 @@ async fn a_person_is_asked_before_a_server_is_forgotten() {
         return;
     }
     let (_home, _lab, device) = two_boxes().await;
-    for (answers, is_forgotten) in [(&["no"][..], false), (&["yep", "yes"], true)] {
+    for (answers, is_forgotten) in
+        [(&["no"][..], false), (&["n"], false), (&["yep", "N"], false), (&["yep", "y"], true)]
+    {
         let mut terminal = Terminal::run(&device.command(&["forget", "lab"]));
         terminal.shows("Forget the server `lab`?").await;
         for (i, answer) in answers.iter().enumerate() {

@@ -131,6 +131,42 @@ async fn the_table_for_people_says_where_each_value_comes_from() {
 }
 
 #[tokio::test]
+async fn a_mistake_in_the_file_stops_only_the_commands_that_need_a_setting_from_it() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let path = file(&world, &format!("state_dir = '{}'\nhold = 5\n", device.dir.display()));
+    let up = device.up(&[]).await;
+    let run = async |args: &[&str]| {
+        let args = [args, &["--config", text(&path)]].concat();
+        let ended: Ended =
+            world.programs.command("adit", &args).output().await.expect("it runs").into();
+        ended
+    };
+    for args in
+        [&["status"][..], &["list"], &["ls"], &["env"], &["logs"], &["rename", "default", "gpu"]]
+    {
+        let ended = run(args).await;
+        assert!(ended.stderr.contains("`adit doctor"), "{args:?}: {ended:?}");
+        let is_refused = args[0] == "rename";
+        assert_eq!(ended.code, Some(i32::from(is_refused)), "{args:?}: {ended:?}");
+    }
+    let doctor = run(&["doctor", "--json"]).await;
+    let report: Value = serde_json::from_str(&doctor.stdout).expect("JSON");
+    let line = &report["lines"][0];
+    assert_eq!((&line["id"], &line["verdict"]), (&"settings".into(), &"bad".into()), "{line}");
+    for says in [text(&path), "line 2", "hold = \\\"5s\\\"", "adit config"] {
+        assert!(line.to_string().contains(says), "{says} is not in {line}");
+    }
+    let down = run(&["down"]).await;
+    assert!(down.stderr.contains("The tunnel `default` is down"), "{down:?}");
+    drop(up);
+    for command in ["up", "config"] {
+        assert_told(&run(&[command]).await, USAGE, &["write line 2 as `hold = \"5s\"`"]);
+    }
+    assert_ok(&run(&["rename", "default", "gpu"]).await);
+}
+
+#[tokio::test]
 async fn adit_up_does_what_the_file_says() {
     let mut world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
@@ -153,7 +189,7 @@ async fn a_bad_file_is_refused_by_each_command_with_the_line_and_the_nearest_nam
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let path = file(&world, "carrier = 'udp'\nidletimeout = '1h'\n");
-    for command in [&["up", "--listen", "127.0.0.1:0"][..], &["config"], &["status"]] {
+    for command in [&["up", "--listen", "127.0.0.1:0"][..], &["config"], &["warm", "m"]] {
         let told = device.adit(&[command, &["--config", text(&path)]].concat(), "").await;
         let says = ["line 2", "unknown field `idletimeout`", "did you mean `idle_timeout`?"];
         assert_told(&told, USAGE, &says);
@@ -170,7 +206,7 @@ async fn a_bad_file_is_refused_by_each_command_with_the_line_and_the_nearest_nam
         let told = device.adit(&["config", "--config", text(&path)], "").await;
         assert_told(&told, USAGE, &["the configuration `", "is wrong", says]);
     }
-    let missing = device.adit(&["config", "--config", "/nowhere/adit.toml"], "").await;
+    let missing = device.adit(&["status", "--config", "/nowhere/adit.toml"], "").await;
     assert_told(
         &missing,
         USAGE,

@@ -70,6 +70,12 @@ async fn each_server_has_a_port_of_its_own_and_status_shows_all() {
     let mut up = device.up(&["default", "lab"]).await;
     let (home, lab) = (served(&device, "default", "up").await, served(&device, "lab", "up").await);
     assert_eq!(home, up.address);
+    let config = device.adit(&["config", "lab", "--json"], "").await;
+    let config: Value = serde_json::from_str(&config.stdout).expect("JSON");
+    let listen = &config["servers"][0]["settings"]["listen"];
+    assert_eq!(listen["source"], "running", "{listen}");
+    let shown = listen["value"].as_str().expect("a value");
+    assert!(shown.ends_with(&format!(":{}", lab.port())), "{listen}");
     for (address, model) in [(home, "home:1"), (lab, "lab:1")] {
         let tags = raw::exchange(address, TAGS).await;
         assert!(tags.contains(model), "{tags}");
@@ -163,13 +169,15 @@ async fn one_order_to_stop_lets_the_answers_of_all_servers_end() {
 
 #[tokio::test]
 async fn adit_up_ends_when_all_servers_have_refused_the_device_and_not_before() {
-    let (_home, _lab, device) = two_boxes().await;
+    let (home_box, lab_box, device) = two_boxes().await;
+    assert_ok(&lab_box.aditd(&["device", "revoke", "thinkpad"]).await);
     change(&lab_file(&device), "revoked", true.into());
     let up = device.up(&["lab", "default"]).await;
     let home = served(&device, "default", "up").await;
     assert!(raw::exchange(home, TAGS).await.contains("home:1"));
     served(&device, "lab", "refused").await;
     up.end().await;
+    assert_ok(&home_box.aditd(&["device", "revoke", "laptop"]).await);
     change(&identity_file(&device), "revoked", true.into());
     let ended = device.adit(&["up", "lab", "default", "--listen", "127.0.0.1:0"], "").await;
     assert_eq!(ended.code, Some(NOT_ALLOWED), "{ended:?}");

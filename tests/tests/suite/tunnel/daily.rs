@@ -71,6 +71,23 @@ async fn a_model_is_loaded_before_it_is_needed_with_a_tunnel_or_without() {
 }
 
 #[tokio::test]
+async fn a_model_that_may_not_be_used_or_is_not_there_is_told_with_the_cure() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let allowed = world.aditd(&["device", "models", "laptop", "other", "llama*"]).await;
+    assert_ok(&allowed);
+    let says = "Ollama here does not have `other`, `llama*`. It has stand-in:latest";
+    assert!(allowed.stderr.contains(says), "{}", allowed.stderr);
+    assert!(allowed.stderr.contains("`ollama pull other`"), "{}", allowed.stderr);
+    let warm = device.adit(&["warm", "stand-in"], "").await;
+    let cure = "`aditd device models laptop stand-in`";
+    assert_told(&warm, FAILED, &["cannot load `stand-in`", cure, "`adit ls`"]);
+    let known = world.aditd(&["device", "models", "laptop", "stand-in"]).await;
+    assert!(!known.stderr.contains("Note"), "{}", known.stderr);
+    assert_ok(&device.adit(&["warm", "stand-in"], "").await);
+}
+
+#[tokio::test]
 async fn who_watches_sees_the_status_again_and_again() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;

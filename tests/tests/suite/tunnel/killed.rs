@@ -92,6 +92,8 @@ async fn ollama_stops_when_adit_is_killed_and_nothing_is_left_that_keeps_the_nex
         .await
         .expect("the watcher has told the server");
     gone(watcher).await;
+    let logs = device.adit(&["logs"], "").await;
+    assert!(logs.stdout.contains("has ended without a word: the server is told"), "{logs:?}");
     let again = device.up(&[]).await;
     let answer = raw::exchange(again.address, raw::ROOT).await;
     assert!(answer.ends_with("Ollama is running"), "{answer}");

@@ -122,6 +122,12 @@ fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judgement {
                     .cure_by(stop, "sudo systemctl disable --now ollama"),
             }
         }
+        // Another one of this user, with the same state directory.
+        Holder::Adit(who) if who.starts_with("`adit up ") => {
+            let servers = who.trim_start_matches("`adit up ").split('`').next().unwrap_or_default();
+            let down: Vec<_> = servers.split(' ').map(|name| format!("adit down {name}")).collect();
+            judged.cure_by(stop, down.join(" && "))
+        }
         holder => match holder.pid() {
             Some(pid) => judged.cure_by(stop, format!("kill {pid}")),
             None => judged.cure_by(who.0, who.1),

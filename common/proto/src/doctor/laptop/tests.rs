@@ -30,6 +30,7 @@ fn well() -> LaptopFound {
             revoked_reason: None,
         }),
         state: Vec::new(),
+        settings: Ok(None),
         state_dir: "/home/me/.local/share/adit".to_owned(),
         adit: AditFound::Running {
             pid: 77,
@@ -69,7 +70,18 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<LaptopFound>; 22] = [
+const BREAKAGES: [Breakage<LaptopFound>; 23] = [
+    (
+        |found| {
+            found.settings = Err(Failure::new("the configuration `/x.toml` is wrong")
+                .source("TOML parse error at line 3, column 1\n  |\n3 | hol = 1\n  | ^^^\nunknown field `hol`")
+                .hint("did you mean `hold`?"))
+        },
+        "settings",
+        Verdict::Bad,
+        "the configuration `/x.toml` is wrong: line 3, column 1: unknown field `hol` did you mean `hold`?",
+        "adit config",
+    ),
     (
         |found| {
             *found = stopped(found.clone());

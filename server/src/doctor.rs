@@ -17,7 +17,7 @@ use proto::{
         Report,
         gpu_box::{
             AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::DeviceFound,
-            lines, lines_for_device,
+            https::HttpsFound, lines, lines_for_device,
         },
     },
     identity::{DeviceId, Name},
@@ -25,10 +25,12 @@ use proto::{
 
 use crate::{
     config::Config,
+    https::Https,
     limits::LimitedDevice,
     policy::authorize::{At, Authority, Question},
     record::CallerKind,
     running::Server,
+    state::register::Key,
 };
 
 /// The shortest time between two examinations, however often devices ask for one.
@@ -60,6 +62,7 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
         authorize,
         audit: None,
         devices: None,
+        https: None,
         device: None,
         buffers: transport::largest_buffers(),
     }
@@ -80,6 +83,7 @@ pub(crate) async fn of_running(server: &Server) -> BoxFound {
         max_in_flight: Some(in_flight(server.accounting.queue.most())),
         audit: Some(audit(server)),
         devices: Some(devices(server)),
+        https: server.open.https.as_deref().map(|found| https(server, found)),
         ..around
     };
     *last = Some((Instant::now(), found.clone()));
@@ -121,6 +125,21 @@ fn audit(server: &Server) -> AuditLog {
         required: settings.required,
         failing: status.failing,
         lost: status.lost,
+    }
+}
+
+fn https(server: &Server, https: &Https) -> HttpsFound {
+    let (status, snapshot) = (https.status(), server.policy.snapshot());
+    let newest = |key: &Key| Some((key.name.clone(), key.secrets.first()?.expires?));
+    let mut keys: Vec<_> = snapshot.keys().filter_map(newest).collect();
+    keys.sort();
+    HttpsFound {
+        listening: status.listening,
+        file: status.certificate.file,
+        until: status.certificate.until,
+        failing: status.certificate.failing,
+        now: unix_now(),
+        keys,
     }
 }
 

@@ -19,7 +19,7 @@ pub(crate) fn show(state: &State) -> Result<(), Failure> {
     let hash = sha256(state.ca.certificate());
     let hash: Vec<String> = hash.iter().map(|byte| format!("{byte:02X}")).collect();
     say(typed(format!(
-        "SHA-256 {}\nTo a program that is told to trust it: `curl --cacert FILE`, SSL_CERT_FILE, NODE_EXTRA_CA_CERTS.",
+        "SHA-256 fingerprint: {}\nSave it in a file, and name the file to the program that uses a key: `curl --cacert FILE`.",
         hash.join(":")
     )));
     Ok(())

@@ -34,7 +34,7 @@ use crate::{
         authorize::{At, Authority, Question},
         roles::RequestedRoute,
     },
-    record::{End, PermittedRequest, Refusal, ThrottlePermit},
+    record::{CallerKind, End, PermittedRequest, Refusal, ThrottlePermit},
 };
 
 /// A request that may pass, and what that depends on.
@@ -128,6 +128,8 @@ fn question(
         device: context.asker.name.clone(),
         device_id: Some(context.asker.id),
         device_uid: context.asker.uid,
+        key: context.asker.kind == CallerKind::Key,
+        user: context.asker.user.clone(),
         role: request_permit.role.clone(),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),

@@ -18,7 +18,7 @@ use hyper::{
     header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use proto::identity::{DeviceId, Name};
+use proto::identity::{DeviceId, Name, UserName};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -135,6 +135,10 @@ pub struct Question {
     pub device_id: Option<DeviceId>,
     /// The user of this machine who enrolls or has enrolled it over SSH.
     pub device_uid: Option<u32>,
+    /// Whether it is a key, over HTTPS, and no device.
+    pub key: bool,
+    /// The person to whom a key belongs, if that was said.
+    pub user: Option<UserName>,
     pub role: Name,
     pub method: Option<Box<str>>,
     /// The request's path, without its query.
@@ -153,6 +157,8 @@ impl Question {
             device,
             device_id: None,
             device_uid,
+            key: false,
+            user: None,
             role,
             method: None,
             path: None,
@@ -403,6 +409,8 @@ mod tests {
             device: "laptop".parse().expect("a name"),
             device_id: None,
             device_uid: None,
+            key: false,
+            user: None,
             role: "infer".parse().expect("a name"),
             method: Some("GET".into()),
             path: Some(path.into()),

@@ -3,6 +3,7 @@
 
 pub mod device;
 mod found;
+pub mod https;
 pub mod ollama;
 
 use std::time::Duration;
@@ -12,6 +13,7 @@ pub use self::found::{
 };
 use self::{
     device::device,
+    https::https,
     ollama::{exposed, models, ollama, pages, parallel},
 };
 use super::{Check, Group, Judgement, Line, bad, examine, failed, laptop, not_checked, ok, warn};
@@ -23,7 +25,7 @@ const SLOW_ANSWER: Duration = Duration::from_millis(250);
 const SOON: i64 = 30 * 86_400;
 
 /// All checks of the box, in the order in which they are shown.
-pub const CHECKS: [Check<BoxFound>; 18] = [
+pub const CHECKS: [Check<BoxFound>; 19] = [
     Check { id: "aditd", title: "aditd", needs: &[], judge: server },
     Check { id: "config", title: "configuration", needs: &[], judge: config },
     Check { id: "box_state", title: "state", needs: &[], judge: state },
@@ -35,6 +37,7 @@ pub const CHECKS: [Check<BoxFound>; 18] = [
         judge: certificate,
     },
     Check { id: "listening", title: "addresses", needs: &["aditd"], judge: listening },
+    Check { id: "https", title: "HTTPS", needs: &["aditd"], judge: https },
     Check { id: "unit", title: "service", needs: &[], judge: unit },
     Check { id: "ollama", title: "Ollama", needs: &[], judge: ollama },
     Check { id: "exposed", title: "Ollama's addresses", needs: &["ollama"], judge: exposed },

@@ -87,6 +87,8 @@ async fn a_key_has_its_role_its_models_and_its_limits_and_the_audit_log_names_it
     );
     let text = https.world.audit(&[]).await.iter().map(Value::to_string).collect::<String>();
     assert!(!text.contains(&key), "a key is in no line");
+    let doctor = https.world.aditd(&["doctor", "--json"]).await;
+    assert!(doctor.stdout.contains("for those who have a key"), "{}", doctor.stdout);
     let status = https.world.status().await;
     assert_eq!(status["https"]["callers"][0]["name"], "phone", "{status}");
 }

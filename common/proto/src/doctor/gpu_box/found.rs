@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{device::DeviceFound, ollama::Ollama};
+use super::{device::DeviceFound, https::HttpsFound, ollama::Ollama};
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
 /// What was found on the box. What was not examined is `None` and has no line. Times are Unix
@@ -36,6 +36,9 @@ pub struct BoxFound {
     pub authorize: Option<Authorize>,
     pub audit: Option<AuditLog>,
     pub devices: Option<Devices>,
+    /// The HTTPS listener, if it is on.
+    #[serde(default)]
+    pub https: Option<HttpsFound>,
     /// The device that asks; `None` for `aditd doctor`.
     pub device: Option<DeviceFound>,
     /// How large the kernel lets socket buffers be.

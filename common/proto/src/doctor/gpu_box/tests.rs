@@ -2,6 +2,7 @@
 
 use super::{
     device::DeviceFound,
+    https::HttpsFound,
     ollama::{Ollama, Pages, Parallel, VersionAnswer},
     *,
 };
@@ -67,6 +68,14 @@ fn well() -> BoxFound {
             lost: 0,
         }),
         devices: Some(Devices { enrolled: 2, connected: 1, without_role: Vec::new() }),
+        https: Some(HttpsFound {
+            listening: vec!["192.168.1.7:8443".to_owned()],
+            file: Some("/etc/adit/tls.crt".to_owned()),
+            until: Some(NOW + 86_400 * 60),
+            failing: None,
+            now: NOW,
+            keys: vec![(name("phone"), NOW + 86_400 * 30)],
+        }),
         device: Some(DeviceFound {
             name: name("laptop"),
             role: name("infer"),
@@ -117,8 +126,12 @@ fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
     found.device.as_mut().expect("a device")
 }
 
+fn https_of(found: &mut BoxFound) -> &mut HttpsFound {
+    found.https.as_mut().expect("it is on")
+}
+
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 33] = [
+const BREAKAGES: [Breakage<BoxFound>; 37] = [
     (
         |found| found.server = ServerFound::OfAnother,
         "aditd",
@@ -377,6 +390,34 @@ const BREAKAGES: [Breakage<BoxFound>; 33] = [
         Verdict::Warn,
         "may do nothing: laptop",
         "aditd device role laptop infer",
+    ),
+    (
+        |found| https_of(found).failing = Some("it is not in PEM".to_owned()),
+        "https",
+        Verdict::Bad,
+        "because of `/etc/adit/tls.crt`: it is not in PEM",
+        "openssl x509 -noout -text -in '/etc/adit/tls.crt'",
+    ),
+    (
+        |found| https_of(found).until = Some(NOW + 86_400),
+        "https",
+        Verdict::Warn,
+        "read again",
+        "openssl x509 -noout -enddate -in '/etc/adit/tls.crt'",
+    ),
+    (
+        |found| (https_of(found).until, https_of(found).file) = (Some(NOW - 1), None),
+        "https",
+        Verdict::Bad,
+        "issued anew at the start",
+        "sudo systemctl restart aditd",
+    ),
+    (
+        |found| https_of(found).keys[0].1 = NOW + 86_400,
+        "https",
+        Verdict::Warn,
+        "the key `phone` ends",
+        "aditd key rotate phone",
     ),
     (
         |found| device_of(found).tokens = (1000, Some(1000)),

@@ -137,6 +137,14 @@ mod tests {
     }
 
     #[test]
+    fn several_fields_are_added_in_their_order() {
+        let mut fields = field();
+        fields.add("Vary", "Origin");
+        let out = passed(fields, &[b"HTTP/1.1 204 No Content\r\n\r\n"]);
+        assert_eq!(out, format!("HTTP/1.1 204 No Content\r\n{ADDED}Vary: Origin\r\n\r\n"));
+    }
+
+    #[test]
     fn what_could_be_read_as_more_than_a_field_is_not_added() {
         let answer = "HTTP/1.1 200 OK\r\n\r\n";
         for (name, value) in

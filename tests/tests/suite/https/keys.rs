@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tests::{ollama::Options, raw, world::SOON};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{Https, assert_done};
 
@@ -28,12 +28,9 @@ async fn a_key_opens_as_bearer_as_x_api_key_and_as_a_password_and_the_service_se
             while !head.ends_with(b"\r\n\r\n") {
                 head.push(tcp.read_u8().await.expect("a byte"));
             }
-            tokio::io::AsyncWriteExt::write_all(
-                &mut tcp,
-                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-            )
-            .await
-            .expect("sent");
+            AsyncWriteExt::write_all(&mut tcp, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+                .await
+                .expect("sent");
             String::from_utf8(head).expect("text")
         };
         let (got, head) = tokio::join!(asked, answered);
@@ -228,4 +225,52 @@ async fn a_restart_keeps_keys_and_what_was_seen_of_them() {
     https.world.restart_server().await;
     https.address = super::address(&https.world).await;
     assert_eq!(https.with_key(&key, "/api/tags", &[]).await.status, 200);
+}
+
+#[tokio::test]
+async fn authorize_is_told_of_the_key_and_the_metrics_count_who_was_turned_away() {
+    let checker = raw::Upstream::start().await;
+    let config = format!(
+        "authorize = 'http://{}/check'\nmetrics = 'unix:{{dir}}/metrics.sock'\n",
+        checker.address()
+    );
+    let https = Https::start(Options::default(), &config).await;
+    let key = https.key("phone", &["--user", "alice"]).await;
+    let asked = async {
+        let mut tcp = checker.accept().await;
+        let mut bytes = Vec::new();
+        let question = loop {
+            assert!(tcp.read_buf(&mut bytes).await.expect("read") > 0, "no question");
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            let body = text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned());
+            if let Some(Ok(question)) = body.map(|body| serde_json::from_str::<Value>(&body)) {
+                break question;
+            }
+        };
+        tcp.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await.expect("sent");
+        question
+    };
+    let (denied, question) = tokio::join!(https.with_key(&key, "/api/tags", &[]), asked);
+    assert_eq!(denied.status, 403, "{denied:?}");
+    assert_eq!(
+        (&question["device"], &question["key"], &question["user"]),
+        (&"phone".into(), &true.into(), &"alice".into())
+    );
+    assert_eq!(https.curl("/api/tags", &[]).await.status, 401);
+    let socket = https.world.scratch("metrics.sock");
+    let scraped = tokio::process::Command::new("curl")
+        .args(["-sS", "--fail", "--max-time", "30", "--unix-socket"])
+        .arg(socket)
+        .arg("http://localhost/metrics")
+        .output();
+    let scraped = scraped.await.expect("curl runs");
+    let text = String::from_utf8(scraped.stdout).expect("text");
+    for line in [
+        r#"adit_keys{state="valid"} 1"#,
+        r#"adit_https_turned_away_total{reason="no_key"} 1"#,
+        r#"adit_https_turned_away_total{reason="wrong_key"} 0"#,
+    ] {
+        assert!(text.lines().any(|own| own == line), "no `{line}` in {text}");
+    }
+    assert!(text.contains(r#"adit_certificate_end_timestamp_seconds{of="https"}"#), "{text}");
 }

@@ -4,7 +4,8 @@ use tests::ollama::Options;
 
 use super::Https;
 
-const CONFIG: &str = "[https]\norigins = [\"https://chat.example.com\"]\n";
+const CONFIG: &str =
+    "max_in_flight = 1\nqueue_header = true\n[https]\norigins = [\"https://chat.example.com\"]\n";
 const LISTED: &str = "Origin: https://chat.example.com";
 const OTHER: &str = "Origin: https://evil.example.com";
 
@@ -63,6 +64,10 @@ async fn a_listed_page_may_read_answers_and_refusals_and_another_gets_neither() 
     // Even with the key: a browser may send a password that it remembers, for any page.
     let other = https.with_key(&key, "/api/generate", &["--header", OTHER, "--data", "{}"]).await;
     assert_eq!(other.status, 403, "{other:?}");
+    let body = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":2}}"#;
+    let made = https.with_key(&key, "/api/generate", &["--header", LISTED, "--data", body]).await;
+    assert!(made.status == 200 && allows(&made.headers), "{made:?}");
+    assert!(made.headers.to_ascii_lowercase().contains("x-adit-queue: position="), "{made:?}");
     let own = format!("Origin: {}", https.url("").trim_end_matches('/'));
     assert_eq!(https.with_key(&key, "/api/tags", &["--header", &own]).await.status, 200);
 }

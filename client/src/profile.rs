@@ -89,6 +89,8 @@ pub struct Profile {
     pub revoked: bool,
     /// The owner's reason for that.
     pub revoked_reason: Option<Reason>,
+    /// What the server gave this device to remember: the epoch of its register.
+    pub epoch: Option<String>,
     /// The local port beside another server, if it has got one.
     pub port: Option<u16>,
     /// When this device enrolled first, Unix seconds. Profiles of older versions do not have it.
@@ -112,6 +114,8 @@ struct Stored {
     revoked: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revoked_reason: Option<Reason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    epoch: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,6 +238,7 @@ impl ProfileDir {
             ssh: stored.ssh,
             revoked: stored.revoked,
             revoked_reason: stored.revoked_reason,
+            epoch: stored.epoch,
             port: stored.port,
             enrolled_at: stored.enrolled_at,
             key: key.map_or(stored.private_key, Arc::new),
@@ -359,6 +364,7 @@ impl Profile {
             ssh,
             revoked: false,
             revoked_reason: None,
+            epoch: None,
             port: None,
             enrolled_at: Some(unix_now()),
             key,
@@ -382,6 +388,7 @@ impl Profile {
             ssh: self.ssh.clone(),
             revoked: self.revoked,
             revoked_reason: self.revoked_reason.clone(),
+            epoch: self.epoch.clone(),
             port: self.port,
             enrolled_at: self.enrolled_at,
             private_key: self.key.clone(),

@@ -2,7 +2,7 @@
 //! system's ssh.
 
 mod answer;
-pub(crate) mod ask;
+pub(crate) use common::machine::ask;
 mod bounds;
 mod builtin;
 mod config;

@@ -1,5 +1,6 @@
 //! Access to the machine: files, processes, the terminal.
 
+pub mod ask;
 pub mod completions;
 pub mod config_text;
 pub mod control;

@@ -13,7 +13,7 @@ use common::machine::{
 
 use crate::{
     commands::{
-        audit,
+        audit, backup,
         beside::{self, Beside},
         ca,
         completions::completed,
@@ -59,6 +59,10 @@ enum Command {
     /// Manage keys, for applications that cannot run `adit`
     #[command(subcommand)]
     Key(keys::Command),
+    /// Write a backup of the register, and of the keys if you say so; the server may run meanwhile
+    Backup(backup::BackupFlags),
+    /// Put a backup back; devices are held back until you confirm them
+    Restore(backup::RestoreFlags),
     /// Enroll a device over SSH: run by `adit enroll USER@HOST`
     #[command(hide = true)]
     EnrollDevice {
@@ -215,6 +219,8 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         }
         Command::Key(command) => on_one_thread()?
             .block_on(async { keys::run(&Beside::resolve(flags).await?, command).await }),
+        Command::Backup(backup) => on_one_thread()?.block_on(backup::make(flags, backup)),
+        Command::Restore(restore) => on_one_thread()?.block_on(backup::restore(flags, restore)),
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
         }

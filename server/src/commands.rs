@@ -1,6 +1,7 @@
 //! The commands of `aditd` that run beside a running server.
 
 pub(crate) mod audit;
+pub(crate) mod backup;
 pub(crate) mod beside;
 pub(crate) mod ca;
 pub(crate) mod completions;

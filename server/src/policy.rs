@@ -253,9 +253,13 @@ impl Policy {
     /// Checks that the holder of this certificate, which TLS has verified, is enrolled.
     ///
     /// # Errors
-    /// [`Code::Revoked`] for a device that was revoked or is not in the register.
+    /// [`Code::Revoked`] for a device that was revoked or is not in the register; [`Code::Held`] for
+    /// one that the owner has to confirm.
     pub(crate) fn admit(&self, certificate: &Certificate) -> Result<Admitted, Code> {
-        self.admit_caller(Caller::Device(certificate)).map_err(|_| Code::Revoked)
+        self.admit_caller(Caller::Device(certificate)).map_err(|denied| match denied {
+            Denied::Device(code) => code,
+            _ => Code::Revoked,
+        })
     }
 
     /// Checks that a caller is enrolled, or that its key is valid.

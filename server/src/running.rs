@@ -19,6 +19,7 @@ use common::{
 };
 use proto::{
     doctor::gpu_box::BoxFound,
+    epoch::Standing,
     identity::{DeviceId, Name},
     repeats::Repeats,
     wire::Enrolled,
@@ -29,7 +30,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     accounting::Accounting,
-    audit::{AuditSettings, AuditStatus},
+    audit::{AuditSettings, AuditStatus, Event},
     config::{self, Settings},
     gate::Gate,
     https::{Https, HttpsStatus},
@@ -39,7 +40,7 @@ use crate::{
     running::sessions::{SessionStatus, Sessions},
     state::{
         State,
-        register::{Register, RegisterError},
+        register::{Register, RegisterError, epoch::Proof},
     },
 };
 
@@ -189,6 +190,12 @@ pub struct ServerStatus {
     pub metrics: Option<String>,
     /// The names of all roles.
     pub roles: Vec<Name>,
+    /// How many devices are held back until they are confirmed.
+    #[serde(default)]
+    pub to_confirm: usize,
+    /// How many revocations are known to be lost by a restore.
+    #[serde(default)]
+    pub lost_revocations: u64,
     /// How many seconds a silent session is kept; a device may ask for less.
     pub idle_timeout: u64,
     /// The buffers that the system granted the first UDP socket for receiving and sending, in
@@ -373,6 +380,26 @@ impl Server {
         }
     }
 
+    /// Hears what a device remembers of the register's epoch. If it proves that the register was put
+    /// back to an older state, every device is held back.
+    pub(crate) async fn hear_epoch(&self, id: DeviceId, remembered: &str) {
+        let Some(remembered) = self.state.keys.epochs().open(remembered, id) else { return };
+        let Some(proof) = self.policy.snapshot().history().hear(remembered) else { return };
+        warn!(
+            "a device proves that revocations are lost ({proof:?}): see `aditd device list` for devices to confirm"
+        );
+        self.accounting.audit.note(Event::RevocationsLost { lost: proof.lost() });
+        let done = self
+            .in_register(move |register| match proof {
+                Proof::PutBack { lost } => register.hold_all(lost),
+                Proof::LostBefore { lost } => register.note_lost(lost),
+            })
+            .await;
+        if done.is_ok() {
+            let _ = self.refresh().await;
+        }
+    }
+
     /// Puts changes by other processes in force, also those without a request.
     pub(crate) async fn follow_register(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(LOOK_EVERY);
@@ -405,6 +432,13 @@ impl Server {
             allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
             metrics: config.accounting.metrics.as_ref().map(ToString::to_string),
             roles: self.policy.rules().names().cloned().collect(),
+            to_confirm: self
+                .policy
+                .snapshot()
+                .devices()
+                .filter(|device| device.standing() == Standing::Held)
+                .count(),
+            lost_revocations: self.policy.snapshot().history().lost,
             idle_timeout: self.idle_timeout.as_secs(),
             socket_buffers: self.open.socket_buffers,
             sessions: self.live.status(),

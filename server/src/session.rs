@@ -81,11 +81,11 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         let greeting = frame::read::<Greeting>(&mut stream).await?;
         std::io::Result::Ok((greeting, stream))
     };
-    let probes = tokio::select! {
+    let (epoch, probes) = tokio::select! {
         greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeting) => match greeted {
             Ok(Ok((greeting, probes))) => {
                 debug!(version = greeting.version, "greeted");
-                probes
+                (greeting.epoch, probes)
             }
             _ => return close(&connection, Code::Protocol),
         },
@@ -93,6 +93,9 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         () = server.draining.cancelled() => return close(&connection, Code::ShuttingDown),
     };
     drop(slot);
+    if let Some(remembered) = epoch {
+        server.hear_epoch(id, &remembered).await;
+    }
     // Entered first, then checked: a revocation since the handshake either finds the session among
     // the live ones, or is noticed here.
     let guard = server.live.enter(id, &peer, &connection, unix_now());
@@ -213,6 +216,7 @@ impl Session {
                 self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),
             ),
             clock: Some(unix_millis()),
+            epoch: Some(self.sealed_epoch()),
         };
         frame::write(&mut stream, &hello).await?;
         Ok(stream)
@@ -339,6 +343,12 @@ impl Session {
         Ok((tcp, slot))
     }
 
+    /// What the device is given to remember.
+    fn sealed_epoch(&self) -> String {
+        let epoch = self.server.policy.snapshot().history().epoch;
+        self.server.state.keys.epochs().seal(epoch, self.device.id)
+    }
+
     fn is_expired(&self) -> bool {
         self.not_after.load(Relaxed) < unix_now()
     }
@@ -377,7 +387,10 @@ impl Session {
             .in_register(move |register| register.renewed(device.id, not_after))
             .await
             .map_err(|_| Code::Busy)?;
-        let answer = RenewAnswer { certificate: data_encoding::BASE64.encode(&issued.certificate) };
+        let answer = RenewAnswer {
+            certificate: data_encoding::BASE64.encode(&issued.certificate),
+            epoch: Some(self.sealed_epoch()),
+        };
         let mut framed = Vec::new();
         frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;

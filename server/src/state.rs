@@ -1,5 +1,6 @@
 //! The state directory of `aditd`: its identity, and the keys that must survive a restart.
 
+pub(crate) mod backup;
 pub(crate) mod ca;
 pub(crate) mod register;
 
@@ -14,6 +15,7 @@ use common::machine::{
 };
 use proto::{
     crypto::fill_random,
+    epoch::EpochKey,
     knock::{DeviceKnocks, SharedKey},
 };
 use serde::{Deserialize, Serialize};
@@ -69,6 +71,11 @@ impl EndpointKeys {
     /// Makes the knock key of each device, and finds the device of a knock.
     pub(crate) fn device_knocks(&self) -> DeviceKnocks {
         DeviceKnocks::new(&self.reset.derive(b"adit/1 knocks of all devices"))
+    }
+
+    /// Seals the epochs that devices remember.
+    pub(crate) fn epochs(&self) -> EpochKey {
+        EpochKey::new(&self.reset)
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {

@@ -211,7 +211,8 @@ impl Reconnect {
     async fn enter(&self, dialed: Dialed) -> Result<Greeted, DialError> {
         let Dialed { endpoint, connection, route, carrier } = dialed;
         let to = route.to_string();
-        let (hello, notices, probes) = begin_session(&connection, &to).await?;
+        let (hello, notices, probes) =
+            begin_session(&connection, &to, self.plan.profile.get().epoch).await?;
         let ahead = hello
             .clock
             .map(|theirs| clock::ahead(theirs, process::unix_millis(), connection.rtt()));
@@ -335,13 +336,16 @@ impl Reconnect {
         addresses.truncate(invitation::MAX_ADDRESSES);
         let known_key = profile.enrolled.knock_key.clone();
         let knock_key = hello.knock_key.clone().unwrap_or_else(|| known_key.clone());
+        let epoch = hello.epoch.clone().or_else(|| profile.epoch.clone());
         if profile.enrolled.device == hello.device
+            && profile.epoch == epoch
             && profile.enrolled.addresses == addresses
             && profile.enrolled.services == hello.services
             && knock_key == known_key
         {
             return;
         }
+        profile.epoch = epoch;
         profile.enrolled.device.clone_from(&hello.device);
         profile.enrolled.addresses = addresses;
         profile.enrolled.services.clone_from(&hello.services);
@@ -360,7 +364,7 @@ fn leads_back(hello: &Hello, route: &Route, listening: &[SocketAddr]) -> Option<
 
 /// Makes a session of a connection for those who want nothing but to end the one before.
 pub(crate) async fn greeted(connection: &Connection) -> Result<(), DialError> {
-    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection)).await {
+    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection, None)).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(e)) => Err(DialError::Other(e.to_string())),
         Err(_) => Err(DialError::NoAnswer("the server".to_owned())),
@@ -374,15 +378,17 @@ pub(crate) async fn take_leave(connection: &Connection, endpoint: &Endpoint, wit
     let _ = tokio::time::timeout(within, endpoint.wait_idle()).await;
 }
 
-/// Sends the greeting and reads the hello: from then on there is a session. `to` is where it goes.
+/// Sends the greeting and reads the hello: from then on there is a session. `to` is where it goes,
+/// `epoch` what the server gave this device to remember.
 ///
 /// # Errors
 /// Why the server has said no, or nothing.
 pub(crate) async fn begin_session(
     connection: &Connection,
     to: &str,
+    epoch: Option<String>,
 ) -> Result<(Hello, RecvStream, SendStream), DialError> {
-    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection)).await {
+    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection, epoch)).await {
         Ok(Ok(greeted)) => Ok(greeted),
         // The server judges the device after the client's handshake is done: the close tells why.
         Ok(Err(e)) => {
@@ -396,9 +402,13 @@ pub(crate) async fn begin_session(
     }
 }
 
-async fn greet(connection: &Connection) -> std::io::Result<(Hello, RecvStream, SendStream)> {
+async fn greet(
+    connection: &Connection,
+    epoch: Option<String>,
+) -> std::io::Result<(Hello, RecvStream, SendStream)> {
     let mut send = connection.open_uni().await?;
-    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned() }).await?;
+    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned(), epoch })
+        .await?;
     let mut notices = connection.accept_uni().await?;
     let hello = frame::read(&mut notices).await?;
     Ok((hello, notices, send))

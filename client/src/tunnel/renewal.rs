@@ -103,6 +103,9 @@ pub(crate) async fn renew(
         .map_err(|e| failed(reason(&e)))?;
     let mut renewed = profile.get();
     renewed.enrolled.certificate = answer.certificate;
+    if answer.epoch.is_some() {
+        renewed.epoch = answer.epoch;
+    }
     // The new certificate is checked before it replaces the old one.
     renewed.certified_key().map_err(|e| failed(e.to_string()))?;
     let certificate = renewed.certificate().map_err(|e| failed(e.to_string()))?;

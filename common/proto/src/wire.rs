@@ -138,6 +138,9 @@ pub struct Service {
 pub struct Greeting {
     /// Version of `adit`.
     pub version: String,
+    /// What the server last gave this device to remember ([`Hello::epoch`]); absent before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
 }
 
 /// The server's first message on every tunnel, after it has accepted the client's certificate.
@@ -170,6 +173,10 @@ pub struct Hello {
     /// What the server's clock shows, in Unix milliseconds; absent from an older server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<i64>,
+    /// The epoch of the server's register, sealed for this device, which gives it back in its next
+    /// greeting; absent from an older server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
 }
 
 fn default_idle_timeout() -> u64 {
@@ -338,6 +345,9 @@ pub struct QueuePlace {
 pub struct RenewAnswer {
     /// The new certificate, DER in base64.
     pub certificate: String,
+    /// As [`Hello::epoch`], as of now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<String>,
 }
 
 #[cfg(test)]

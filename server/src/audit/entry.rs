@@ -125,6 +125,18 @@ pub(crate) enum Event {
         /// The user of this machine who let it in.
         uid: u32,
     },
+    /// A device has proved that revocations are lost: the register was put back to an older state.
+    RevocationsLost {
+        /// How many at least.
+        lost: u64,
+    },
+    /// A device that was held back after a restore is let in.
+    Confirm {
+        #[serde(flatten)]
+        device: Subject,
+        /// The user of this machine who confirmed it.
+        uid: u32,
+    },
     /// A device has another name.
     Rename {
         /// The device, with its new name.

@@ -76,6 +76,15 @@ pub(crate) enum Command {
         /// The device's name or id
         device: String,
     },
+    /// Let a device in that is held back since the register was restored
+    Confirm {
+        /// The device's name or id
+        #[arg(required_unless_present = "all", conflicts_with = "all")]
+        device: Option<String>,
+        /// Let all of them in: only if none of them should stay out
+        #[arg(long)]
+        all: bool,
+    },
     /// Give a device another name
     Rename {
         /// The device's name or id
@@ -155,6 +164,10 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
                 return data(to_json(&Listing { schema: 1, devices })?);
             }
             list(&devices)?;
+            let lost = state.register.history()?.lost;
+            if devices.iter().any(|device| device.to_confirm.is_some()) {
+                say(shown::to_confirm(lost));
+            }
             // Programs that read the table expect only devices in it.
             let open = state.register.invitations(unix_now())?;
             if !open.is_empty() {
@@ -177,6 +190,9 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
         }
         Command::Revoke { device, reason } => revoke(&state, audit, &device, reason).await,
         Command::Restore { device } => changes::restore(&state, audit, &device).await,
+        Command::Confirm { device, all: _ } => {
+            changes::confirm(&state, audit, device.as_deref()).await
+        }
         Command::Rename { device, name } => changes::rename(&state, audit, &device, &name).await,
         Command::Forget { device, free_name } => forget(&state, audit, &device, free_name),
     }

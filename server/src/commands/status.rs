@@ -88,6 +88,12 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
         status.sessions.len(),
         count(status.sessions.iter().map(|s| s.streams as u64).sum::<u64>(), "stream")
     );
+    if status.to_confirm > 0 {
+        text += &format!(
+            "\nTo confirm   {}, held back since the register was restored: `aditd device list`",
+            count(status.to_confirm as u64, "device")
+        );
+    }
     for (i, line) in queue(&status.queue).into_iter().enumerate() {
         text += &format!("\n{:<INDENT$}{line}", if i == 0 { "Queue" } else { "" });
     }

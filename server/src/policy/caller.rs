@@ -46,11 +46,11 @@ impl Caller<'_> {
         match self {
             Self::Device(certificate) => {
                 let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
-                let device = snapshot.admits(id, certificate.key).ok_or_else(|| match snapshot
+                let device = snapshot.judge(id, certificate.key).map_err(|code| match snapshot
                     .why_revoked(id, certificate.key)
                 {
                     Some(reason) => Denied::Revoked(reason.clone()),
-                    None => Denied::Device(Code::Revoked),
+                    None => Denied::Device(code),
                 })?;
                 Ok(Registered {
                     kind: CallerKind::Device,

@@ -2,11 +2,13 @@
 //! and is on the disk before it takes effect.
 
 mod devices;
+pub(crate) mod epoch;
 mod errors;
 mod invitations;
 mod key_errors;
 mod keys;
 mod names;
+pub(crate) mod restored;
 mod shared_knock;
 
 pub(crate) use devices::{Device, default_role};
@@ -28,17 +30,20 @@ use std::{
 use common::machine::files::{self, FileError};
 use proto::{
     api_key::{ApiKey, KeyPrefix},
+    epoch::Standing,
     identity::{DeviceId, KeyHash},
     knock::{Checker, SharedKey},
-    wire::Reason,
+    wire::{Code, Reason},
 };
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
 };
 
-use self::{devices::all_devices, errors::classify, keys::Keys, shared_knock::SharedKnock};
+use self::{
+    devices::all_devices, epoch::History, errors::classify, keys::Keys, shared_knock::SharedKnock,
+};
 
-const SCHEMA_VERSION: i64 = 6;
+const SCHEMA_VERSION: i64 = 7;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -72,6 +77,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     // Why a device was revoked, in the owner's words.
     "ALTER TABLE device ADD COLUMN reason TEXT;",
     keys::CHANGE,
+    epoch::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -87,6 +93,7 @@ pub struct Snapshot {
     invitations: Vec<OpenInvitation>,
     shared_knock: SharedKnock,
     keys: Keys,
+    history: History,
 }
 
 /// What is needed to check the knocks of one invitation.
@@ -99,9 +106,27 @@ struct OpenInvitation {
 }
 
 impl Snapshot {
-    /// The device with this id and this key, if it is enrolled and not revoked.
+    /// The device with this id and this key, if it is enrolled, not revoked and not held back.
     pub fn admits(&self, id: DeviceId, key: KeyHash) -> Option<&Device> {
-        self.devices.get(&id).filter(|device| device.key == key && device.revoked.is_none())
+        self.judge(id, key).ok()
+    }
+
+    /// The device with this id and this key, if it may connect.
+    ///
+    /// # Errors
+    /// [`Code::Revoked`], also for an unknown device; [`Code::Held`].
+    pub fn judge(&self, id: DeviceId, key: KeyHash) -> Result<&Device, Code> {
+        let device = self.devices.get(&id).filter(|device| device.key == key);
+        match device.map(|device| (device.standing(), device)) {
+            Some((Standing::Admitted, device)) => Ok(device),
+            Some((Standing::Held, _)) => Err(Code::Held),
+            Some((Standing::Revoked, _)) | None => Err(Code::Revoked),
+        }
+    }
+
+    /// The register's place in its history.
+    pub fn history(&self) -> History {
+        self.history
     }
 
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
@@ -192,8 +217,11 @@ impl Register {
                 return Err(RegisterError::Newer { path: path.to_owned(), found });
             }
         }
+        epoch::begin(&transaction).map_err(error)?;
         transaction.commit().map_err(error)?;
-        Ok(Self { db: Mutex::new(db), path: path.to_owned() })
+        let register = Self { db: Mutex::new(db), path: path.to_owned() };
+        register.check_memory()?;
+        Ok(register)
     }
 
     /// A number that changes whenever another process has changed the register.
@@ -201,6 +229,21 @@ impl Register {
         self.lock()
             .query_row("PRAGMA data_version", [], |row| row.get(0))
             .map_err(|e| classify(&self.path, e))
+    }
+
+    /// Writes a copy of the register, as it is at one moment, into the new file `path`.
+    pub(crate) fn copy_to(&self, path: &Path) -> Result<(), RegisterError> {
+        // SQLite keeps the mode of an empty file that is there.
+        files::create(path, b"")?;
+        let to = path.to_str().unwrap_or_default();
+        self.lock().execute("VACUUM INTO ?1", params![to]).map(drop).map_err(|e| classify(path, e))
+    }
+
+    /// Closes the register, so that all of it is in its one file.
+    pub(crate) fn close(self) -> Result<(), RegisterError> {
+        let db = self.db.into_inner().unwrap_or_else(PoisonError::into_inner);
+        db.pragma_update(None, "journal_mode", "DELETE").map_err(|e| classify(&self.path, e))?;
+        db.close().map_err(|(_, e)| classify(&self.path, e))
     }
 
     /// Reads everything that decides who may do what.
@@ -222,6 +265,7 @@ impl Register {
                 invitations,
                 shared_knock: shared_knock::read(t)?,
                 keys: keys::read(t)?,
+                history: epoch::read(t)?,
             })
         })
     }

@@ -244,7 +244,7 @@ async fn open(
         None => return Err(DialError::NoAnswer(plan.sought()).failure(profile)),
     };
     let to = dialed.route.to_string();
-    let greeted = reconnect::begin_session(&dialed.connection, &to);
+    let greeted = reconnect::begin_session(&dialed.connection, &to, profile.epoch.clone());
     let greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeted).await;
     let greeted = greeted.unwrap_or_else(|_| Err(DialError::NoAnswer(to)));
     let (hello, _notices, _probes) = match greeted {

@@ -99,6 +99,7 @@ impl From<Code> for ErrorAnswer {
             | Code::Expired
             | Code::ServerClock
             | Code::OutOfTime
+            | Code::Held
             | Code::ShuttingDown
             | Code::Busy
             | Code::Superseded
@@ -110,7 +111,7 @@ impl From<Code> for ErrorAnswer {
         let passes_by_itself = status == 503
             && !matches!(
                 code,
-                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime
+                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime | Code::Held
             );
         Self::new(status, format!("adit: {}", code.sentence()))
             .retry_after(passes_by_itself.then_some(RETRY_SOON))
@@ -201,7 +202,7 @@ mod tests {
             let answer = ErrorAnswer::from(code);
             let needs_a_person = matches!(
                 code,
-                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime
+                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime | Code::Held
             );
             let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
             assert_eq!(answer.retry_after, retry, "{code:?}");

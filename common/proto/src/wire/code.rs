@@ -24,6 +24,8 @@ pub enum Code {
     /// The certificate is not valid by the server's clock, and it expired too long ago to renew
     /// itself, or is not valid yet. The reason phrase is as that of [`Code::ServerClock`].
     OutOfTime = 0x07,
+    /// The register was restored, and the owner of the server has not confirmed this device yet.
+    Held = 0x08,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
     /// Nothing listens at the service's address.
@@ -43,7 +45,7 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 16] = [
+    const ALL: [Self; 17] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -52,6 +54,7 @@ impl Code {
         Self::Expired,
         Self::ServerClock,
         Self::OutOfTime,
+        Self::Held,
         Self::Aborted,
         Self::UpstreamRefused,
         Self::UpstreamSilent,
@@ -78,6 +81,7 @@ impl Code {
             Self::Expired => "expired",
             Self::ServerClock => "server_clock",
             Self::OutOfTime => "out_of_time",
+            Self::Held => "held",
             Self::Aborted => "aborted",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamSilent => "upstream_silent",
@@ -141,6 +145,10 @@ impl Code {
             Self::OutOfTime => (
                 "this device's certificate is not valid by the server's clock",
                 Some("run `timedatectl` on both computers"),
+            ),
+            Self::Held => (
+                "the server's register was restored from a backup, and this device is not confirmed yet",
+                Some("run `aditd device confirm NAME` on the server; adit connects then by itself"),
             ),
             Self::Aborted => ("the service on the server aborted the connection", None),
             Self::UpstreamRefused => (

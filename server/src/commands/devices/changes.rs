@@ -1,10 +1,13 @@
-//! `aditd device restore` and `aditd device rename`.
+//! `aditd device restore`, `confirm` and `rename`.
 
 use common::machine::{
     process::{self, unix_now},
     report::{Failure, say},
 };
-use proto::identity::{Name, RECOVER_WITHIN};
+use proto::{
+    epoch::Standing,
+    identity::{Name, RECOVER_WITHIN},
+};
 
 use super::in_force;
 use crate::{
@@ -42,6 +45,37 @@ pub(super) async fn restore(
         "{} {} may connect again. Its `adit up` tries when a request needs it, at the latest after an hour.",
         device.name, device.id
     ));
+    Ok(())
+}
+
+/// Lets a device in that was held back after a restore; `None` for all of them.
+pub(super) async fn confirm(
+    state: &State,
+    audit: &AuditSettings,
+    name: Option<&str>,
+) -> Result<(), Failure> {
+    let held = match name {
+        Some(name) => vec![state.register.find(name)?],
+        None => state.register.devices()?,
+    };
+    let held: Vec<Device> =
+        held.into_iter().filter(|device| device.standing() == Standing::Held).collect();
+    if held.is_empty() {
+        say(match name {
+            Some(name) => format!("`{name}` is not held back: nothing is to be confirmed."),
+            None => "No device is held back: nothing is to be confirmed.".to_owned(),
+        });
+        return Ok(());
+    }
+    for device in &held {
+        state.register.confirm(device.id)?;
+        let event = Event::Confirm { device: device.subject(), uid: process::uid() };
+        audit::note_or_say(audit, &event);
+    }
+    in_force(state).await?;
+    for device in held {
+        say(format!("{} {} may connect again.", device.name, device.id));
+    }
     Ok(())
 }
 

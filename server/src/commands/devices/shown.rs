@@ -54,6 +54,8 @@ pub(super) struct Shown {
     seen: Option<i64>,
     certificate_until: i64,
     revoked: Option<i64>,
+    /// Since when it is held back until it is confirmed, or null.
+    pub(super) to_confirm: Option<i64>,
     /// Why it was revoked, in the owner's words, or null.
     reason: Option<Reason>,
     session: Option<SessionStatus>,
@@ -80,6 +82,7 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
         certificate_until: d.not_after,
         revoked: d.revoked,
         reason: d.reason,
+        to_confirm: d.held,
     };
     devices.into_iter().map(one).collect()
 }
@@ -189,10 +192,26 @@ fn seen(device: &Shown) -> String {
 }
 
 fn certificate(device: &Shown) -> String {
-    match device.revoked {
-        Some(at) => format!("revoked {}", day(at)),
-        None => format!("until {}", day(device.certificate_until)),
+    match (device.revoked, device.to_confirm) {
+        (Some(at), _) => format!("revoked {}", day(at)),
+        (None, Some(_)) => "to confirm".to_owned(),
+        (None, None) => format!("until {}", day(device.certificate_until)),
     }
+}
+
+/// What to do about devices that are held back. `lost` is how many revocations are known to be lost.
+pub(super) fn to_confirm(lost: u64) -> String {
+    let lost = match lost {
+        0 => "Revocations since the backup are not in the register".to_owned(),
+        lost => format!(
+            "{} since the backup {} lost, or more",
+            human::count(lost, "revocation"),
+            if lost == 1 { "is" } else { "are" }
+        ),
+    };
+    typed(format!(
+        "{lost}. Let each device in that should be: `aditd device confirm NAME`; end the others: `aditd device revoke NAME`."
+    ))
 }
 
 /// How long ago a time was, as text.

@@ -1,13 +1,14 @@
 //! The devices in the register: found, added, changed, revoked and forgotten.
 
 use proto::{
+    epoch::Standing,
     identity::{DeviceId, KeyHash, Name},
     ollama::model::ModelPattern,
     wire::Reason,
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{DeviceError, Register, RegisterError, User, names, parsed, shared_knock};
+use super::{DeviceError, Register, RegisterError, User, epoch, names, parsed, shared_knock};
 use crate::audit::entry::Subject;
 
 /// The role of a device for which none was chosen.
@@ -32,6 +33,8 @@ pub struct Device {
     /// When its last session ended, or when the current one began.
     pub seen: Option<i64>,
     pub role: Name,
+    /// Since when it is held back until the owner confirms it.
+    pub held: Option<i64>,
     /// The only models that it may use, in addition to its role's restrictions; `None` for no such
     /// list.
     pub models: Option<Vec<ModelPattern>>,
@@ -48,6 +51,17 @@ impl Device {
             device_uid: self.uid,
             is_key: false,
             user: None,
+        }
+    }
+}
+
+impl Device {
+    /// Whether it may connect.
+    pub(crate) fn standing(&self) -> Standing {
+        match (self.revoked, self.held) {
+            (Some(_), _) => Standing::Revoked,
+            (None, Some(_)) => Standing::Held,
+            (None, None) => Standing::Admitted,
         }
     }
 }
@@ -127,12 +141,15 @@ impl Register {
         self.change(|t| {
             t.execute("DELETE FROM invitation WHERE device = ?1", params![id.to_string()])?;
             shared_knock::revoked(t, id)?;
+            epoch::advance(t)?;
             t.execute(
-                "UPDATE device SET revoked = ?2, reason = ?3 WHERE id = ?1 AND revoked IS NULL",
+                "UPDATE device SET revoked = ?2, reason = ?3, held = NULL WHERE id = ?1 AND revoked IS NULL",
                 params![id.to_string(), now, reason.map(ToString::to_string)],
             )
         })
-        .map(drop)
+        .map(drop)?;
+        self.remember();
+        Ok(())
     }
 
     /// Lets a revoked device in again, with the key that it had. What else ended with the revocation
@@ -238,7 +255,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason FROM device ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held FROM device ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -252,6 +269,7 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
             models: row.get::<_, Option<String>>(8)?.map(models).transpose()?,
             uid: row.get(9)?,
             reason: row.get::<_, Option<String>>(10)?.map(parsed).transpose()?,
+            held: row.get(11)?,
         })
     })?;
     rows.collect()
@@ -288,6 +306,7 @@ pub(super) fn insert_device(
         not_after,
         revoked: None,
         reason: None,
+        held: None,
         seen: None,
         role,
         models: None,

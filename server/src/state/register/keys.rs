@@ -13,10 +13,28 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::{
     Register, RegisterError,
     devices::{all_devices, models, refuse_like_id},
+    epoch,
     key_errors::KeyError,
     names, parsed,
 };
 use crate::audit::entry::Subject;
+
+/// Ends every key, except for the secrets with these prefixes.
+pub(super) fn end_all_but(t: &Transaction<'_>, kept: &[String], now: i64) -> rusqlite::Result<()> {
+    let all: Vec<String> = t
+        .prepare("SELECT prefix FROM api_secret")?
+        .query_map([], |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for prefix in all.iter().filter(|prefix| !kept.contains(prefix)) {
+        t.execute("DELETE FROM api_secret WHERE prefix = ?1", [prefix])?;
+    }
+    t.execute(
+        "UPDATE api_key SET revoked = ?1 WHERE revoked IS NULL
+         AND id NOT IN (SELECT key FROM api_secret)",
+        [now],
+    )
+    .map(drop)
+}
 
 /// The change to format 6.
 pub(super) const CHANGE: &str = "
@@ -215,12 +233,15 @@ impl Register {
     pub(crate) fn revoke_key(&self, id: DeviceId, now: i64) -> Result<(), RegisterError> {
         self.change(|t| {
             t.execute("DELETE FROM api_secret WHERE key = ?1", [id.to_string()])?;
+            epoch::advance(t)?;
             t.execute(
                 "UPDATE api_key SET revoked = ?2 WHERE id = ?1 AND revoked IS NULL",
                 params![id.to_string(), now],
             )
         })
-        .map(drop)
+        .map(drop)?;
+        self.remember();
+        Ok(())
     }
 
     /// Changes the role of a key.

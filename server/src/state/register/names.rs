@@ -167,6 +167,7 @@ mod tests {
             not_after: 2,
             revoked,
             reason: None,
+            held: None,
             seen: None,
             role: crate::state::register::default_role(),
             models: None,

@@ -1,5 +1,6 @@
 //! How a device gets, keeps and loses its certificate.
 
+mod backup;
 mod bad_certificates;
 mod bad_clock;
 mod beside;

@@ -8,42 +8,42 @@ use std::{
     time::Duration,
 };
 
-use common::machine::{progress::NoProgress, report};
+use crate::machine::{progress::NoProgress, report};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use tokio::sync::Mutex;
 use zeroize::Zeroizing;
 
 /// How long a person may take to answer, for example to look for a passphrase.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 /// The longest answer, in bytes.
 const LONGEST: u64 = 4096;
 /// One question at a time.
 static TURN: Mutex<()> = Mutex::const_new(());
 
 /// Whether there is a person at a terminal.
-pub(crate) fn somebody_is_there() -> bool {
+pub fn somebody_is_there() -> bool {
     std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
 }
 
 /// Asks for a secret, which is not shown while it is typed. `None` without an answer.
-pub(crate) async fn secret(prompt: &str) -> Option<Zeroizing<String>> {
+pub async fn secret(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::Off).await
 }
 
 /// Asks for a line. `None` without an answer.
-pub(crate) async fn line(prompt: &str) -> Option<Zeroizing<String>> {
+pub async fn line(prompt: &str) -> Option<Zeroizing<String>> {
     answer(prompt, Echo::On).await
 }
 
 /// Asks up to four times for `yes` or `no`. The text `fingerprint` counts as yes, as in OpenSSH; a
 /// `y` does not.
-pub(super) async fn yes_or_fingerprint(prompt: &str, fingerprint: &str) -> bool {
+pub async fn yes_or_fingerprint(prompt: &str, fingerprint: &str) -> bool {
     let again = "Please type 'yes', 'no' or the fingerprint: ";
     yes_or(prompt, again, |said| said == fingerprint).await
 }
 
 /// Asks up to four times for `yes` or `no`, or their first letters.
-pub(crate) async fn yes(prompt: &str) -> bool {
+pub async fn yes(prompt: &str) -> bool {
     let again = "Please type 'yes' or 'no': ";
     yes_or(prompt, again, |said| said.eq_ignore_ascii_case("y")).await
 }

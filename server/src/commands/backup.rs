@@ -1,0 +1,172 @@
+//! `aditd backup` and `aditd restore`.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{Read, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+};
+
+use age::secrecy::SecretString;
+use clap::Args;
+use common::machine::{
+    ask,
+    files::{self, FileError},
+    owner::become_owner_of,
+    process::day,
+    report::{Exit, Failure, say},
+};
+use proto::human;
+
+use crate::{
+    config::Flags,
+    state::{
+        self,
+        backup::{Backup, LONGEST},
+    },
+};
+
+/// Flags of `backup`.
+#[derive(Debug, Args)]
+pub(crate) struct BackupFlags {
+    /// The new file
+    file: PathBuf,
+    /// Put the server's keys into it too, encrypted with a passphrase: with them, and the
+    /// passphrase, anybody can be this server
+    #[arg(long)]
+    with_ca_key: bool,
+    /// Read the passphrase from this file [default: ask at the terminal]
+    #[arg(long, value_name = "FILE", requires = "with_ca_key")]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Flags of `restore`.
+#[derive(Debug, Args)]
+pub(crate) struct RestoreFlags {
+    /// A file that `aditd backup` has made
+    file: PathBuf,
+    /// Replace the state that is there; revocations that its register knows are kept
+    #[arg(long)]
+    replace: bool,
+    /// Read the passphrase from this file [default: ask at the terminal]
+    #[arg(long, value_name = "FILE")]
+    passphrase_file: Option<PathBuf>,
+}
+
+/// Makes a backup.
+pub(crate) async fn make(flags: &Flags, backup: BackupFlags) -> Result<(), Failure> {
+    let dir = flags.state_dir()?;
+    state::must_exist(&dir)?;
+    let passphrase = match backup.with_ca_key {
+        true => Some(new_passphrase(backup.passphrase_file.as_deref()).await?),
+        false => None,
+    };
+    // Opened with the rights of the person, who may be root; the state is read with its owner's.
+    let path = &backup.file;
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(
+        |e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Failure::new(format!("there is a file `{}` already", path.display()))
+                    .hint("choose another name: a backup replaces no file")
+                    .exit(Exit::Usage)
+            }
+            _ => FileError::io("create", path)(e).into(),
+        },
+    )?;
+    let made = become_owner_of(&dir)
+        .map_err(Failure::from)
+        .and_then(|()| Backup::make(&dir, passphrase.as_ref()))
+        .and_then(|made| made.to_bytes())
+        .and_then(|bytes| write(&mut file, path, &bytes));
+    if made.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    made?;
+    say(format!(
+        "The backup is in `{}`{}.",
+        path.display(),
+        if backup.with_ca_key {
+            ", with the server's keys: without the passphrase they can't be read"
+        } else {
+            ". It has no keys: it can be restored where this server's keys are"
+        }
+    ));
+    Ok(())
+}
+
+/// Puts a backup back.
+pub(crate) async fn restore(flags: &Flags, restore: RestoreFlags) -> Result<(), Failure> {
+    let dir = flags.state_dir()?;
+    let backup = Backup::from_bytes(&read(&restore.file)?)?;
+    let passphrase = match (backup.has_keys(), &restore.passphrase_file) {
+        (false, _) => None,
+        (true, Some(file)) => Some(from_file(file)?),
+        (true, None) => Some(asked("Passphrase of the backup: ").await?),
+    };
+    if dir.exists() {
+        become_owner_of(&dir)?;
+    }
+    let restored = backup.restore(&dir, passphrase.as_ref(), restore.replace)?;
+    say(format!(
+        "Restored {} from the backup of {}.",
+        human::count(restored.devices as u64, "device"),
+        day(backup.made)
+    ));
+    if restored.held > 0 {
+        say(common::machine::report::typed(format!(
+            "{} held back, because nobody knows what was revoked since: look at `aditd device list`, then `aditd device confirm NAME` for each that should be let in, or `aditd device confirm --all`. Keys for programs have ended: make new ones.",
+            match restored.held {
+                1 => "1 device is".to_owned(),
+                held => format!("{held} devices are"),
+            }
+        )));
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(LONGEST).read_to_end(&mut bytes))
+        .map_err(FileError::io("read", path))?;
+    Ok(bytes)
+}
+
+fn write(file: &mut File, path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(|e| FileError::io("write", path)(e).into())
+}
+
+async fn new_passphrase(file: Option<&Path>) -> Result<SecretString, Failure> {
+    if let Some(file) = file {
+        return from_file(file);
+    }
+    use age::secrecy::ExposeSecret;
+    let first = asked("New passphrase for the backup: ").await?;
+    let again = asked("The same passphrase again: ").await?;
+    if first.expose_secret() == again.expose_secret() {
+        Ok(first)
+    } else {
+        Err(Failure::new("the two passphrases differ: nothing was written"))
+    }
+}
+
+async fn asked(prompt: &str) -> Result<SecretString, Failure> {
+    let answer = ask::secret(prompt).await.filter(|answer| !answer.is_empty());
+    answer.map(|answer| SecretString::from(answer.as_str().to_owned())).ok_or_else(|| {
+        Failure::new("the backup needs a passphrase, and none was typed")
+            .hint("run it at a terminal, or name a file that only you can read: `--passphrase-file FILE`")
+            .exit(Exit::Usage)
+    })
+}
+
+fn from_file(path: &Path) -> Result<SecretString, Failure> {
+    let mut text = files::read_to_string(path)?;
+    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    if text.is_empty() {
+        return Err(Failure::new(format!("there is no passphrase in `{}`", path.display()))
+            .exit(Exit::Usage));
+    }
+    Ok(SecretString::from(text))
+}

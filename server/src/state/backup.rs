@@ -1,0 +1,334 @@
+//! Backups of the state: made while a server runs, and put back.
+//!
+//! A backup is JSON. Without keys it holds no secret: it is the register, without invitations. The
+//! keys (the CA's and the endpoint's) are in it encrypted with a passphrase (age, with scrypt), so
+//! that nobody who steals a backup can make a certificate or a knock.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::{Path, PathBuf},
+};
+
+use age::secrecy::SecretString;
+use common::machine::{
+    control::{self, ClaimError},
+    files::{self, FileError},
+    process::unix_now,
+    report::{Exit, Failure},
+};
+use data_encoding::{BASE64, HEXLOWER};
+use proto::{crypto::sha256, epoch::Standing};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::state::{
+    State,
+    ca::Ca,
+    register::{Register, restored::Replaced},
+};
+
+const SCHEMA: u32 = 1;
+/// The longest backup that is read, in bytes.
+pub(crate) const LONGEST: u64 = 256 << 20;
+/// The cost of scrypt (RFC 7914), as a power of two: about a second and 128 MiB.
+const WORK_FACTOR: u8 = 17;
+/// The files of keys, in the order in which they are written.
+const KEY_FILES: [&str; 3] = ["endpoint.json", "ca.key", "ca.crt"];
+
+/// A backup, as its file has it.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Backup {
+    /// Version of this format.
+    adit_backup: u32,
+    /// Version of aditd.
+    version: String,
+    /// When it was made, in Unix time. For people: nothing is decided by it.
+    pub(crate) made: i64,
+    /// The hash of the CA's key, in hexadecimal digits.
+    ca: String,
+    /// The register, an SQLite database, in base64.
+    register: String,
+    /// The keys, encrypted by age, in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    keys: Option<String>,
+}
+
+/// The keys of a state: the content of each of [`KEY_FILES`].
+#[derive(Serialize, Deserialize)]
+struct Keys(Vec<String>);
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+/// What a restore has done.
+pub(crate) struct Restored {
+    /// All devices that are not revoked.
+    pub(crate) devices: usize,
+    /// Those of them that are held back.
+    pub(crate) held: usize,
+}
+
+impl Backup {
+    /// Makes a backup of the state in `dir`, with the keys if there is a passphrase. A server may run
+    /// there, and commands may change the register meanwhile.
+    ///
+    /// # Errors
+    /// The state cannot be read, or its disk has no room for a copy of the register.
+    pub(crate) fn make(dir: &Path, passphrase: Option<&SecretString>) -> Result<Self, Failure> {
+        let state = State::open(dir)?;
+        let staging = Staging::begin(dir, "backup")?;
+        let copy = staging.0.join(Register::FILE);
+        state.register.copy_to(&copy)?;
+        without_invitations(&copy)?;
+        let register = BASE64.encode(&files::read(&copy)?);
+        let keys = passphrase.map(|passphrase| Keys::read(dir)?.encrypt(passphrase)).transpose()?;
+        Ok(Self {
+            adit_backup: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            made: unix_now(),
+            ca: HEXLOWER.encode(&state.ca.key_hash()),
+            register,
+            keys,
+        })
+    }
+
+    /// The backup as text.
+    pub(crate) fn to_bytes(&self) -> Result<Vec<u8>, Failure> {
+        serde_json::to_vec_pretty(self).map_err(|e| Failure::new("cannot write JSON").source(e))
+    }
+
+    /// Reads a backup.
+    ///
+    /// # Errors
+    /// It is none, or one of a newer version.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, Failure> {
+        #[derive(Deserialize)]
+        struct Version {
+            adit_backup: u32,
+        }
+        let not_one = |e: serde_json::Error| {
+            Failure::new("that is not a backup of aditd")
+                .source(e)
+                .hint("name a file that `aditd backup FILE` has made")
+        };
+        let Version { adit_backup } = serde_json::from_slice(bytes).map_err(not_one)?;
+        if adit_backup > SCHEMA {
+            return Err(Failure::new("a newer version of aditd has made that backup")
+                .hint("use the newer aditd"));
+        }
+        serde_json::from_slice(bytes).map_err(not_one)
+    }
+
+    /// Whether it has the keys.
+    pub(crate) fn has_keys(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Puts the backup into `dir`. With `replace`, a state that is there is replaced; what its
+    /// register knows of revocations is kept.
+    ///
+    /// # Errors
+    /// A server runs there; there is a state and `replace` is not set; the backup is damaged, has no
+    /// keys where none are, or is of another server. Nothing was changed then.
+    pub(crate) fn restore(
+        &self,
+        dir: &Path,
+        passphrase: Option<&SecretString>,
+        replace: bool,
+    ) -> Result<Restored, Failure> {
+        files::create_dir(dir)?;
+        let _lock = control::lock(dir).map_err(|e| match e {
+            ClaimError::Taken { .. } => {
+                Failure::new(format!("aditd runs on the state in `{}`", dir.display()))
+                    .hint("stop it first: `systemctl stop aditd` if it is a service, else Ctrl-C in its terminal")
+            }
+            ClaimError::File(e) => e.into(),
+        })?;
+        let path = dir.join(Register::FILE);
+        let there = path.exists() || (self.has_keys() && dir.join("ca.key").exists());
+        if there && !replace {
+            return Err(Failure::new(format!("there is a state in `{}` already", dir.display()))
+                .hint("to replace it: add `--replace`")
+                .exit(Exit::Usage));
+        }
+        let keys = self.keys(passphrase)?;
+        if keys.is_none() {
+            self.must_fit(dir)?;
+        }
+        let damaged = |why: &str| Failure::new(format!("the backup is damaged: {why}"));
+        let bytes = BASE64
+            .decode(self.register.as_bytes())
+            .map_err(|_| damaged("its register is not base64"))?;
+        let staging = Staging::begin(dir, "restore")?;
+        let staged = staging.0.join(Register::FILE);
+        files::create(&staged, &bytes)?;
+        if let Some(keys) = &keys {
+            keys.write(&staging.0)?;
+            let ca = Ca::open(&staging.0)?;
+            if HEXLOWER.encode(&ca.key_hash()) != self.ca {
+                return Err(damaged("its keys are those of another server"));
+            }
+        }
+        let register = Register::open(&staged)?;
+        // A damaged register knows nothing. It is closed again before its file is replaced.
+        let replaced = match path.exists().then(|| Register::open(&path)) {
+            Some(Ok(replaced)) => Some(Replaced::of(&replaced)?),
+            Some(Err(_)) | None => None,
+        };
+        register.succeed(replaced.as_ref())?;
+        let all = register.devices()?;
+        let held = all.iter().filter(|device| device.standing() == Standing::Held).count();
+        let admitted = all.iter().filter(|device| device.standing() == Standing::Admitted).count();
+        register.close()?;
+        if let Some(keys) = &keys {
+            if Ca::open(dir).map_or(true, |there| HEXLOWER.encode(&there.key_hash()) != self.ca) {
+                // It is made anew for the CA.
+                remove(&dir.join("server.crt"))?;
+            }
+            keys.write(dir)?;
+        }
+        // SQLite would read the log of the old register into the new one.
+        for side in ["-wal", "-shm"] {
+            remove(&dir.join(format!("{}{side}", Register::FILE)))?;
+        }
+        // If this ends here, the file names another line of epochs, and all devices are held back.
+        files::replace(
+            &dir.join(Register::EPOCH_FILE),
+            &files::read(&staging.0.join(Register::EPOCH_FILE))?,
+        )?;
+        files::replace(&path, &files::read(&staged)?)?;
+        Ok(Restored { devices: admitted + held, held })
+    }
+
+    /// The keys of the backup.
+    fn keys(&self, passphrase: Option<&SecretString>) -> Result<Option<Keys>, Failure> {
+        let (Some(keys), Some(passphrase)) = (&self.keys, passphrase) else { return Ok(None) };
+        let damaged = || Failure::new("the backup is damaged: its keys can't be read");
+        let encrypted = BASE64.decode(keys.as_bytes()).map_err(|_| damaged())?;
+        Keys::decrypt(&encrypted, passphrase)
+            .map_err(|e| Failure::new("the passphrase does not open the backup").source(e))?
+            .ok_or_else(damaged)
+            .map(Some)
+    }
+
+    /// Whether the keys in `dir` are those of the backup's server.
+    fn must_fit(&self, dir: &Path) -> Result<(), Failure> {
+        let missing = KEY_FILES.into_iter().find(|name| !dir.join(name).exists());
+        if let Some(name) = missing {
+            return Err(Failure::new("the backup has no keys of the server")
+                .source(format!("there is no `{}`", dir.join(name).display()))
+                .hint("restore a backup that was made with `--with-ca-key` first, then this one with `--replace`"));
+        }
+        if HEXLOWER.encode(&Ca::open(dir)?.key_hash()) == self.ca {
+            return Ok(());
+        }
+        Err(Failure::new(format!(
+            "the backup is of another server than the keys in `{}`",
+            dir.display()
+        ))
+        .hint("use a backup of this server, or one that was made with `--with-ca-key`"))
+    }
+}
+
+impl Keys {
+    fn read(dir: &Path) -> Result<Self, Failure> {
+        let mut keys = Self(Vec::with_capacity(KEY_FILES.len()));
+        for name in KEY_FILES {
+            keys.0.push(files::read_to_string(&dir.join(name))?);
+        }
+        Ok(keys)
+    }
+
+    fn write(&self, dir: &Path) -> Result<(), FileError> {
+        for (name, text) in KEY_FILES.iter().zip(&self.0) {
+            let path = dir.join(name);
+            if files::read_to_string(&path).is_ok_and(|there| there == *text) {
+                continue;
+            }
+            files::replace(&path, text.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn encrypt(&self, passphrase: &SecretString) -> Result<String, Failure> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Failure::new("cannot encrypt the keys").source(e.to_string())
+        };
+        let plain = Zeroizing::new(serde_json::to_vec(self).map_err(|e| failed(&e))?);
+        let mut recipient = age::scrypt::Recipient::new(passphrase.clone());
+        recipient.set_work_factor(WORK_FACTOR);
+        let recipients = std::iter::once(&recipient as &dyn age::Recipient);
+        let encryptor = age::Encryptor::with_recipients(recipients).map_err(|e| failed(&e))?;
+        let mut encrypted = Vec::new();
+        let mut writer = encryptor.wrap_output(&mut encrypted).map_err(|e| failed(&e))?;
+        writer.write_all(&plain).map_err(|e| failed(&e))?;
+        writer.finish().map_err(|e| failed(&e))?;
+        Ok(BASE64.encode(&encrypted))
+    }
+
+    /// `None` if what was encrypted are not keys.
+    fn decrypt(
+        encrypted: &[u8],
+        passphrase: &SecretString,
+    ) -> Result<Option<Self>, age::DecryptError> {
+        let mut identity = age::scrypt::Identity::new(passphrase.clone());
+        identity.set_max_work_factor(WORK_FACTOR);
+        let decryptor = age::Decryptor::new(encrypted)?;
+        let mut reader = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))?;
+        let mut plain = Zeroizing::new(Vec::new());
+        reader.by_ref().take(1 << 20).read_to_end(&mut plain)?;
+        let keys = serde_json::from_slice::<Self>(&plain).ok();
+        Ok(keys.filter(|keys| keys.0.len() == KEY_FILES.len()))
+    }
+}
+
+/// A directory for copies, removed when it is dropped.
+struct Staging(PathBuf);
+
+impl Staging {
+    fn begin(dir: &Path, name: &str) -> Result<Self, FileError> {
+        let random = HEXLOWER.encode(&sha256(&rand_bytes())[..4]);
+        let path = dir.join(format!("{name}-{random}"));
+        files::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn rand_bytes() -> [u8; 8] {
+    let mut bytes = [0; 8];
+    proto::crypto::fill_random(&mut bytes);
+    bytes
+}
+
+fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::io("remove", path)(e)),
+        _ => Ok(()),
+    }
+}
+
+/// An invitation has the key of its knock: a backup holds no secret.
+fn without_invitations(register: &Path) -> Result<(), Failure> {
+    let work = || -> rusqlite::Result<()> {
+        let db = Connection::open(register)?;
+        db.pragma_update(None, "journal_mode", "DELETE")?;
+        db.pragma_update(None, "secure_delete", true)?;
+        db.execute_batch("DELETE FROM invitation; VACUUM;")?;
+        db.close().map_err(|(_, e)| e)
+    };
+    work().map_err(|e| Failure::new("cannot copy the register").source(e))
+}
+
+#[cfg(test)]
+mod tests;

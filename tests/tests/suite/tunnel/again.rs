@@ -116,6 +116,31 @@ async fn what_changes_something_or_is_too_long_to_be_kept_is_told_and_not_sent_a
 }
 
 #[tokio::test]
+async fn an_answer_is_cut_when_a_server_that_was_killed_is_back_and_not_before() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let mut up = device.up(&[]).await;
+    let mut app = raw::connect(up.address).await;
+    app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 300).await;
+    world.kill_server().await;
+    // The laptop can't tell this from a lost network.
+    up.adit.says("the server has been silent").await;
+    let mut rest = [0; 65_536];
+    let ended = loop {
+        match app.try_read(&mut rest) {
+            Ok(0) => break true,
+            Ok(_) => {}
+            Err(e) => break e.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    };
+    assert!(!ended, "as in an outage");
+    world.restart_server().await;
+    assert_eq!(raw::read_to_end(&mut app).await.1, Ending::Reset);
+    up.works().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_has_begun_is_cut_and_its_request_is_not_sent_again() {
     let (mut world, upstream, up) = start().await;
     let mut app = raw::connect(up.address).await;

@@ -418,7 +418,7 @@ mod tests {
             ("listen = ['nonsense']", "IP:PORT"),
             ("device_life = 'a while'", "30d or 12h"),
             ("device_life = '0s'", "30d or 12h"),
-            ("idle_timeout = '5s'", "between 20s and 7days"),
+            ("idle_timeout = '5s'", "between 20s and 7d"),
             ("advertise = ['no port']", "HOST:PORT"),
             ("[limits]\nat_once = 0", "line 2"),
             ("[roles.infer.limits]\nbody = 'much'", "line 2"),

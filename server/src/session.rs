@@ -194,7 +194,7 @@ impl Session {
         let reason = self.connection.closed().await;
         // Each task ends by itself now, because its stream has failed.
         while streams.join_next().await.is_some() {}
-        info!("disconnected: {reason}");
+        info!("disconnected: {}", self.why_ended(&reason));
         self.note_end(&reason, began.elapsed());
         let _ = seen.await;
         self.note_seen().await;

@@ -34,7 +34,13 @@ pub fn time(length: Duration) -> String {
 
 /// A length of time as it is, in a form that can be read again: `1m 30s 500ms`.
 pub fn exact_time(length: Duration) -> String {
-    humantime::format_duration(length).to_string()
+    let days = length.as_secs() / 86_400;
+    let rest = length - Duration::from_secs(days * 86_400);
+    match (days, rest.is_zero()) {
+        (0, _) => humantime::format_duration(rest).to_string(),
+        (_, true) => format!("{days}d"),
+        (_, false) => format!("{days}d {}", humantime::format_duration(rest)),
+    }
 }
 
 /// A number of things: `1 request`, `2 requests`.
@@ -121,6 +127,20 @@ mod tests {
             (7200, "2h"),
         ] {
             assert_eq!(time(Duration::from_secs(seconds)), text);
+        }
+    }
+
+    #[test]
+    fn an_exact_length_of_time_can_be_read_again() {
+        for (ms, text) in [
+            (0, "0s"),
+            (90_500, "1m 30s 500ms"),
+            (30 * 86_400_000, "30d"),
+            (100 * 86_400_000 + 3_600_000, "100d 1h"),
+        ] {
+            let length = Duration::from_millis(ms);
+            assert_eq!(exact_time(length), text);
+            assert_eq!(humantime::parse_duration(text), Ok(length));
         }
     }
 

@@ -63,7 +63,7 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
 pub fn parse_idle_timeout(text: &str) -> Result<Duration, String> {
     let time = parse_time(text)?;
     let allowed = proto::wire::KEEP_ALIVE * 4..=Duration::from_secs(7 * 24 * 3600);
-    if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7days".to_owned()) }
+    if allowed.contains(&time) { Ok(time) } else { Err("choose between 20s and 7d".to_owned()) }
 }
 
 /// The user who started this process, even if it has given up that user's rights since then (see

@@ -6,7 +6,7 @@
 use std::io;
 
 use crate::transport::splice::Receiving;
-use proto::wire::MAX_LEN;
+use proto::{human::size, wire::MAX_LEN};
 use quinn::ReadExactError;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -44,7 +44,7 @@ pub(crate) async fn read_long<T: DeserializeOwned>(
     if len > most {
         return Err(io::Error::new(
             io::ErrorKind::InvalidData,
-            format!("a message of {len} bytes, at most {most} are allowed"),
+            format!("a message of {}, at most {} are allowed", size(len as u64), size(most as u64)),
         ));
     }
     let mut body = vec![0; len];

@@ -29,7 +29,7 @@ impl Session {
     }
 
     /// Why the session has ended, in one word.
-    fn why_ended(&self, reason: &ConnectionError) -> &'static str {
+    pub(super) fn why_ended(&self, reason: &ConnectionError) -> &'static str {
         match reason {
             ConnectionError::LocallyClosed => {
                 self.guard.traffic.ended().unwrap_or(Code::ShuttingDown).as_str()

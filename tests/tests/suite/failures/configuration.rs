@@ -67,7 +67,7 @@ async fn an_invalid_configuration_is_refused_with_the_line_in_the_file() {
         ("advertise = ['nowhere']", "`nowhere` can't be advertised"),
         ("device_life = 'a while'", "`a while` is not a valid certificate lifetime"),
         ("device_life = '0s'", "is not a valid certificate lifetime"),
-        ("idle_timeout = '1s'", "`1s` is not a valid idle time-out: choose between 20s and 7days"),
+        ("idle_timeout = '1s'", "`1s` is not a valid idle time-out: choose between 20s and 7d"),
     ] {
         fs::write(&file, what).expect("written");
         let told = serve().await;

@@ -197,7 +197,7 @@ async fn a_bad_file_is_refused_by_each_command_with_the_line_and_the_nearest_nam
     for (content, says) in [
         ("[servers.lab]\nstate_dir = '/'", "the settings here are `listen`, `allow_from`, "),
         ("hold = 'soon'", "`soon` is not a length of time: write a length of time: 30s"),
-        ("idle_timeout = '1s'", "`1s` is not a valid idle time-out: choose between 20s and 7days"),
+        ("idle_timeout = '1s'", "`1s` is not a valid idle time-out: choose between 20s and 7d"),
         ("listen = ['gpu.lan:1']", "`gpu.lan:1` is not an address to listen on"),
         ("[servers.'no name']", "line 1"),
         ("hold = ", "correct line 1"),

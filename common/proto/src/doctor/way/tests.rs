@@ -216,7 +216,7 @@ const BREAKAGES: [Breakage<WayFound>; 22] = [
         |found| probed(found).ahead = 86_400_000,
         "skew",
         Verdict::Warn,
-        "the box's is 1day ahead of this laptop's",
+        "the box's is 1d ahead of this laptop's",
         "timedatectl",
     ),
     (

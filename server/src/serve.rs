@@ -6,6 +6,7 @@ mod https;
 mod listen;
 pub(crate) mod look;
 pub(crate) mod reload;
+pub(crate) mod started;
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -42,7 +43,7 @@ use crate::{
     },
     policy::Policy,
     running::{Answer, Open, Request, Server},
-    serve::{certificate::ServerCertificate, look::Look, reload::Reloaded},
+    serve::{certificate::ServerCertificate, look::Look, reload::Reloaded, started::Started},
     session::{
         self, enroll,
         enroll_socket::GroupSocket,
@@ -84,6 +85,10 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;
     let control = claimed_before.map_or_else(claim, Ok)?;
+    // Only hints need it.
+    if let Err(e) = Started::now(&settings.flags, &settings.serve).note(&state.dir) {
+        debug!("cannot note how this server was started: {e}");
+    }
     let accounting = Accounting::open(&config.accounting, &state.dir)?;
     // Read before the snapshot: a change between the two is then noticed.
     let version = state.register.version()?;

@@ -27,6 +27,18 @@ pub enum Action {
     Logs(Logs),
 }
 
+impl Action {
+    /// Its name on the command line.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Install => "install",
+            Self::Uninstall => "uninstall",
+            Self::Status => "status",
+            Self::Logs(_) => "logs",
+        }
+    }
+}
+
 /// Flags of `service logs`.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Logs {

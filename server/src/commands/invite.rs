@@ -25,6 +25,7 @@ use crate::{
     config::{AdvertiseFlags, Flags},
     policy::roles,
     running::{Answer, NOWHERE, Request},
+    serve::started,
     state::{State, register::Invited},
 };
 
@@ -122,9 +123,10 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         )));
     }
     if matches!(running, Ok(None)) {
-        say(typed(
-            "Note: aditd is not running here; the code works when it is: start it with `aditd serve`.",
-        ));
+        say(typed(format!(
+            "Note: aditd is not running here; the code works when it is: start it with `{}`.",
+            started::command(&state.dir)
+        )));
     }
     Ok(())
 }

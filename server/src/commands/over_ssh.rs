@@ -146,10 +146,10 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
                 );
                 Failure::new(what).hint(WHO)
             }
-            None => nearby::not_running(&format!(
-                "no process serves its state in `{}`",
-                config.state_dir.display()
-            )),
+            None => nearby::not_running(
+                &config.state_dir,
+                &format!("no process serves its state in `{}`", config.state_dir.display()),
+            ),
         },
     })
 }

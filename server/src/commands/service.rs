@@ -28,10 +28,10 @@ pub(crate) struct ServiceFlags {
 /// # Errors
 /// As [`service::run`]; exit code 2 if the service of the system would have its state elsewhere.
 pub(crate) fn run(flags: &Flags, service: &ServiceFlags) -> Result<Option<Exit>, Failure> {
-    service::run(&of(flags)?, service.action)
+    service::run(&of(flags, &service.action)?, service.action)
 }
 
-fn of(flags: &Flags) -> Result<Service, Failure> {
+fn of(flags: &Flags, action: &Action) -> Result<Service, Failure> {
     let manager = service::manager();
     let (home, user) = service::user()?;
     let of_system = manager == Manager::System;
@@ -40,7 +40,10 @@ fn of(flags: &Flags) -> Result<Service, Failure> {
     if let Some(dir) = named.filter(|_| of_system) {
         return Err(Failure::new("the service of the system keeps its state in `/var/lib/adit`")
             .source(format!("--state-dir or ADITD_STATE_DIR names `{}`", dir.display()))
-            .hint("leave it out: `sudo env -u ADITD_STATE_DIR aditd service install`")
+            .hint(format!(
+                "leave it out: `sudo env -u ADITD_STATE_DIR aditd service {}`",
+                action.name()
+            ))
             .exit(Exit::Usage));
     }
     let mut args = vec!["serve".to_owned()];

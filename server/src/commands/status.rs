@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::{
     https::CertificateStatus,
     running::{self, Answer, QueueStatus, Request, ServerStatus},
+    serve::started,
     state,
 };
 
@@ -29,7 +30,7 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
             "aditd is not running on the state in `{}`",
             dir.display()
         ))
-        .hint("start it with `aditd serve`")
+        .hint(format!("start it with `{}`", started::command(dir)))
         .hint(state::ELSEWHERE));
     };
     if json {

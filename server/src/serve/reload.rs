@@ -169,7 +169,7 @@ pub(crate) async fn run(flags: &Flags) -> Result<(), Failure> {
         Some(_) => Err(running::of_another_version()),
         None => {
             Err(Failure::new(format!("aditd is not running on the state in `{}`", dir.display()))
-                .hint("start it with `aditd serve`")
+                .hint(format!("start it with `{}`", super::started::command(&dir)))
                 .hint(state::ELSEWHERE))
         }
     }

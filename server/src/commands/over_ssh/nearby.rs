@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
@@ -12,6 +13,7 @@ use tokio::net::UdpSocket;
 use crate::{
     config::Config,
     running::{Answer, Request},
+    serve::started,
 };
 
 /// How long to wait for the kernel's error. It reports at once that nobody listens on a port of
@@ -33,15 +35,21 @@ pub(super) async fn server(config: &Config, known: Option<u16>) -> Result<Socket
     let candidates = candidates(config, known);
     first_listening(&candidates).await.ok_or_else(|| {
         let ports = candidates.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        not_running(&format!("nothing listens on UDP {ports}"))
+        not_running(&config.state_dir, &format!("nothing listens on UDP {ports}"))
     })
 }
 
 /// The error when no server runs, with how to start it.
-pub(super) fn not_running(why: &str) -> Failure {
-    Failure::new(format!("aditd is not running on {}", host()))
-        .source(why)
-        .hint("start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service")
+pub(super) fn not_running(state_dir: &Path, why: &str) -> Failure {
+    Failure::new(format!("aditd is not running on {}", host())).source(why).hint(
+        match started::command(state_dir) {
+            command if command == "aditd serve" => {
+                "start it there: `aditd serve`, or `sudo systemctl start aditd` if it is a service"
+                    .to_owned()
+            }
+            command => format!("start it there: `{command}`"),
+        },
+    )
 }
 
 /// The host name of this machine.

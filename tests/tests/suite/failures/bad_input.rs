@@ -295,7 +295,7 @@ async fn commands_without_a_server_or_an_enrollment_say_how_to_begin() {
     assert_told(
         &world.aditd(&["status"]).await,
         FAILED,
-        &["aditd is not running on", "start it with `aditd serve`"],
+        &["aditd is not running on", "start it with `aditd serve --listen 127.0.0.1:"],
     );
     fs::remove_dir_all(world.state()).expect("removed");
     for command in [

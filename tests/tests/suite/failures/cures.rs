@@ -7,6 +7,7 @@ use proto::invitation::Invitation;
 use tests::{
     cli_assert::{FAILED, USAGE, assert_ok, assert_told, without_places},
     laptop::Laptop,
+    ollama::Options,
     process::{Ended, Process},
     sshd::user_name,
     state_files::device_names,
@@ -36,6 +37,47 @@ async fn a_bad_place_of_the_enroll_socket_is_told_by_its_own_setting() {
     let flags = ["serve", "--listen", "127.0.0.1:0", "--config", config, "--state-dir", state];
     let told = world.programs.run("aditd", &flags, "").await.expect("aditd runs");
     assert_told(&told, FAILED, &["/dev/null", "`enroll_socket` in the configuration"]);
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_run_is_started_again_as_it_was_by_the_hint() {
+    let mut world = World::start_with(PROGRAM, Options::default(), &["--device-life", "36h"]).await;
+    // From the second start on it has a port of its own.
+    world.kill_server().await;
+    world.restart_server().await;
+    let before = world.status().await;
+    world.kill_server().await;
+    let hinted = |told: &Ended| {
+        let command = told.stderr.split('`').find(|part| part.starts_with("aditd serve"));
+        command.unwrap_or_else(|| panic!("no command: {told:?}")).to_owned()
+    };
+    let [status, reload, invited] = [
+        world.aditd(&["status"]).await,
+        world.aditd(&["reload"]).await,
+        world.aditd(&["invite", "desk", "--advertise", "gpu.lan:11435"]).await,
+    ];
+    assert_ok(&invited);
+    let command = hinted(&status);
+    assert_eq!([hinted(&reload), hinted(&invited)], [command.clone(), command.clone()]);
+    assert!(command.contains("--device-life '1d 12h'"), "{command}");
+    // As a shell takes it.
+    let typed = world.programs.command("aditd", &[]);
+    let aditd = world.scratch("aditd");
+    let mut shell = tokio::process::Command::new("sh");
+    for (name, value) in typed.as_std().get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let line = command.replacen("aditd", aditd.to_str().expect("a path"), 1);
+    shell.args(["-c", &format!("exec {line}")]).kill_on_drop(true);
+    let mut again = Process::spawn(shell, "aditd").expect("it starts");
+    again.ready().await.expect("it is ready");
+    let after = world.status().await;
+    for setting in ["listening", "upstream", "config"] {
+        assert_eq!(before[setting], after[setting], "{setting}");
+    }
 }
 
 /// What the kernel says counts, and nobody waits for an answer that cannot come.

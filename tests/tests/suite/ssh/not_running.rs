@@ -11,7 +11,7 @@ use tests::{
 
 use crate::PROGRAM;
 
-const START: &str = "start it there: `aditd serve`";
+const START: &str = "start it there: `aditd serve";
 
 /// Why `adit up` has no tunnel, and the cure, once `adit status --json` shows them.
 async fn why_down(laptop: &Laptop, world: &World) -> (String, String) {

@@ -42,8 +42,6 @@ impl News {
 
 #[cfg(test)]
 mod tests {
-    use proto::wire::Code;
-
     use super::*;
 
     fn silent() -> DialError {
@@ -77,7 +75,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_at_once_and_everything_after_a_session() {
-        let refused = DialError::Refused(Code::Revoked);
+        let refused = DialError::Revoked(None);
         assert_eq!(told(&[silent(), refused.clone(), refused]), [0, 1]);
         let mut news = News::default();
         assert!(news.is_news(&silent()) && !news.is_news(&silent()));

@@ -128,3 +128,24 @@ fn a_damaged_key_is_named_and_never_replaced() {
     assert!(error.to_string().contains("ca.key"), "{error}");
     assert_eq!(*files::read(&tmp.path().join("ca.key")).expect("read"), b"garbage");
 }
+
+#[test]
+fn over_thirty_years_the_servers_certificate_is_always_valid_and_vouched_for_even_past_its_cas_end()
+{
+    let dir = tempfile::tempdir().expect("a directory");
+    let begun = OffsetDateTime::now_utc();
+    let ca = Ca::open_at(dir.path(), begun).expect("an authority");
+    let mut certificates = std::collections::HashSet::new();
+    for month in 0..360 {
+        let now = begun + Duration::days(30 * month);
+        let identity = ca.server_identity(dir.path(), now).expect("a certificate");
+        let own = proto::identity::Certificate::from_der(&identity.cert[0]).expect("a certificate");
+        let at = now.unix_timestamp();
+        assert!(own.not_before <= at && at < own.not_after, "month {month}");
+        // A device trusts the authority's key, whose certificate has no end for a trust anchor
+        // (RFC 5280 section 6.1.1).
+        assert!(ca.vouches_for(&identity.cert[0], at), "month {month}");
+        certificates.insert(identity.cert[0].to_vec());
+    }
+    assert!((4..=6).contains(&certificates.len()), "{} certificates", certificates.len());
+}

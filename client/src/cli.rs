@@ -32,6 +32,7 @@ use crate::{
         service::{self, ServiceFlags},
         status,
         up::{self, UpFlags},
+        upgrade::{self, UpgradeFlags},
         warm::{self, Warm},
         watcher::{self, Watcher},
     },
@@ -87,6 +88,9 @@ enum Command {
     Ls(Ls),
     /// Load a model before it is needed
     Warm(Warm),
+    /// Replace the aditd that `adit up USER@HOST` has put on a box by this version; running answers
+    /// go on to their end
+    Upgrade(UpgradeFlags),
     /// Undo what `adit up USER@HOST` has done: remove aditd from the box, and forget its server here
     Remove(Remove),
     /// List the servers that this device is enrolled at
@@ -246,6 +250,7 @@ fn dispatch(cli: Cli, named: &Named) -> Result<Option<Exit>, Failure> {
                     ProfileDir::choose(&dir, command.server.clone(), "warm --server")?;
                 warm::run(&dir, cli.config.as_deref(), profile_dir, command).await
             }
+            Command::Upgrade(flags) => upgrade::run(&dir, flags).await,
             Command::Remove(flags) => remove::run(&dir, flags).await,
             Command::List(flags) => list::run(&dir, &flags).await,
             Command::Rename(flags) => rename::run(&dir, &flags, &file).await,

@@ -18,5 +18,6 @@ pub(crate) mod run;
 pub(crate) mod service;
 pub(crate) mod status;
 pub(crate) mod up;
+pub(crate) mod upgrade;
 pub(crate) mod warm;
 pub(crate) mod watcher;

@@ -17,8 +17,8 @@ use proto::{
     knock::KnockKey,
     wire::{Code, Reason, SERVER_NAME},
 };
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
-use tokio::task::JoinSet;
+use quinn::{ClientConfig, Connecting, Connection, ConnectionError, Endpoint, TokioRuntime};
+use tokio::{task::JoinSet, time::error::Elapsed};
 use tracing::Instrument;
 
 use crate::{
@@ -423,8 +423,6 @@ async fn attempt(
         DialError::Ssh { why: e.to_string(), hint }
     })?;
     let (runtime, longest) = (Arc::new(TokioRuntime), route.longest_datagram());
-    let mut quic = config.quic;
-    quic.transport_config(transport::settings(0, config.idle, longest));
     let endpoint = Endpoint::new_with_abstract_socket(
         transport::endpoint(longest),
         None,
@@ -432,9 +430,7 @@ async fn attempt(
         runtime,
     )
     .map_err(unusable)?;
-    let connecting = endpoint
-        .connect_with(quic, carrier::REMOTE, SERVER_NAME)
-        .map_err(|e| DialError::Other(e.to_string()))?;
+    let connecting = begin(&config, &endpoint, &route)?;
     let refused = async {
         match &route {
             Route::Udp(address) => kernel_error::of(*address, &shown).await,
@@ -446,8 +442,39 @@ async fn attempt(
         connected = tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting) => connected,
         kernel_error = refused => return Err(DialError::Unreachable(kernel_error)),
     };
+    let connection = judged(connected, &config, shown)?;
+    Ok(Dialed { endpoint, connection, route, carrier })
+}
+
+/// Makes another connection over the carrier of one that this endpoint has on `route`.
+///
+/// # Errors
+/// Why there is none. The other connection goes on.
+pub(crate) async fn beside(
+    config: &DialConfig,
+    endpoint: &Endpoint,
+    route: &Route,
+) -> Result<Connection, DialError> {
+    let connecting = begin(config, endpoint, route)?;
+    let connected = tokio::time::timeout(transport::HANDSHAKE_WITHIN, connecting).await;
+    judged(connected, config, route.to_string())
+}
+
+fn begin(config: &DialConfig, endpoint: &Endpoint, route: &Route) -> Result<Connecting, DialError> {
+    let mut quic = config.quic.clone();
+    quic.transport_config(transport::settings(0, config.idle, route.longest_datagram()));
+    let begun = endpoint.connect_with(quic, carrier::REMOTE, SERVER_NAME);
+    begun.map_err(|e| DialError::Other(e.to_string()))
+}
+
+/// The connection, or what its error means. `shown` is where it goes, for people.
+fn judged(
+    connected: Result<Result<Connection, ConnectionError>, Elapsed>,
+    config: &DialConfig,
+    shown: String,
+) -> Result<Connection, DialError> {
     match connected {
-        Ok(Ok(connection)) => Ok(Dialed { endpoint, connection, route, carrier }),
+        Ok(Ok(connection)) => Ok(connection),
         Ok(Err(e)) => Err(match DialError::from_connection(&e, &shown).unproved() {
             DialError::Clock(_) => DialError::Clock(Clocks::certificate(config.seen.take())),
             other => other,

@@ -4,6 +4,7 @@ pub mod ask;
 pub mod completions;
 pub mod config_text;
 pub mod control;
+pub mod descriptors;
 pub mod diagnosis;
 pub mod files;
 pub mod format;

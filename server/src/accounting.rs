@@ -5,6 +5,7 @@ pub(crate) mod queue;
 pub(crate) mod running;
 
 use std::{
+    collections::HashMap,
     num::NonZeroUsize,
     path::Path,
     sync::{
@@ -158,6 +159,12 @@ impl Accounting {
         self.used_up.notify_waiters();
         self.queue.resize(settings.max_in_flight, settings.max_queue);
         self.queue_header.store(settings.queue_header, Relaxed);
+    }
+
+    /// Counts what an older process of this server has charged.
+    pub(crate) fn add(&self, changes: &HashMap<DeviceId, i64>) {
+        self.limiter.add(changes, unix_now());
+        self.used_up.notify_waiters();
     }
 
     /// Saves the usage regularly, for as long as it is polled.

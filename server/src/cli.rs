@@ -20,7 +20,7 @@ use crate::{
         devices,
         doctor::{self, DoctorFlags},
         invite::{self, Invite},
-        keys, over_ssh,
+        keys, over_ssh, replace,
         service::{self, ServiceFlags},
         status,
     },
@@ -82,6 +82,9 @@ enum Command {
         #[arg(long, value_name = "PORT", env = "ADITD_RELAY_PORT", hide = true)]
         known_port: Option<u16>,
     },
+    /// Replace the running server with this program, for example after an upgrade: running answers
+    /// go on to their end
+    Replace,
     /// Make the running server read its configuration again, like SIGHUP; a bad file changes nothing
     Reload,
     /// Show the audit log: requests, sessions, and changes to devices
@@ -197,11 +200,16 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
     };
     match cli.command {
         Command::Serve(serve) => {
-            let config = Config::resolve(flags, &serve)?;
-            become_owner_of(&config.state_dir)?;
-            // This file is read again on reload, even if another would be found by then.
-            let flags = Flags { config: config.file.clone(), ..flags.clone() };
-            on_one_thread()?.block_on(serve::run(Settings { flags, serve, config }))
+            let take_over = serve.take_over;
+            let settle = || {
+                let config = Config::resolve(flags, &serve)?;
+                become_owner_of(&config.state_dir)?;
+                // This file is read again on reload, even if another would be found by then.
+                let flags = Flags { config: config.file.clone(), ..flags.clone() };
+                Ok(Settings { flags, serve, config })
+            };
+            let settings = settle();
+            on_one_thread()?.block_on(serve::start(take_over, settings))
         }
         Command::Init => {
             let state = State::open_or_create(&settled()?.state_dir)?;
@@ -231,6 +239,11 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             // The thread that reads standard input may never return.
             runtime.shutdown_background();
             result
+        }
+        Command::Replace => {
+            let dir = flags.state_dir()?;
+            become_owner_of(&dir)?;
+            on_one_thread()?.block_on(replace::run(&dir))
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
         Command::Audit(show) => {

@@ -10,6 +10,7 @@ pub(crate) mod doctor;
 pub(crate) mod invite;
 pub(crate) mod keys;
 pub(crate) mod over_ssh;
+pub(crate) mod replace;
 pub(crate) mod service;
 pub(crate) mod status;
 mod stdio;

@@ -91,6 +91,10 @@ pub struct ServeFlags {
     /// [default: nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
+    /// Take the sockets over from the running server, which has started this process: see
+    /// `aditd replace`
+    #[arg(long, hide = true)]
+    pub take_over: bool,
     /// The HTTPS listener.
     #[command(flatten)]
     pub https: HttpsFlags,

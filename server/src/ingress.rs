@@ -3,6 +3,7 @@
 
 pub(crate) mod admission;
 pub(crate) mod filter;
+pub(crate) mod older;
 pub(crate) mod relay;
 pub(crate) mod sockets;
 pub(crate) mod verifier;

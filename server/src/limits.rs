@@ -297,7 +297,29 @@ impl<C: Clock + Clone> Limiter<C> {
         (inner.table.limits(asker.role, asker.name.as_str()), used, running)
     }
 
-    /// The usage, to be saved; `None` if it has not changed since the last call.
+    /// The usage, for the process that replaces this one. From now on that one keeps it, and is told
+    /// of changes here: [`Limiter::untold`].
+    pub(crate) fn give(&self) -> Usage {
+        self.lock().tokens.give()
+    }
+
+    /// Takes the usage of the process that this one has replaced.
+    pub(crate) fn take(&self, given: Usage) {
+        self.lock().tokens.take(given);
+    }
+
+    /// What has been charged here since the last call, if another process keeps the usage.
+    pub(crate) fn untold(&self) -> Option<HashMap<DeviceId, i64>> {
+        self.lock().tokens.untold()
+    }
+
+    /// Counts what an older process has charged. `now` is Unix time.
+    pub(crate) fn add(&self, changes: &HashMap<DeviceId, i64>, now: i64) {
+        self.lock().tokens.add(changes, Day::of(now));
+    }
+
+    /// The usage, to be saved; `None` if it has not changed since the last call, or another process
+    /// keeps it.
     pub(crate) fn unsaved(&self) -> Option<Usage> {
         self.lock().tokens.unsaved()
     }

@@ -1,5 +1,6 @@
 //! The running server, as its parts and the other commands see it.
 
+pub(crate) mod replacement;
 pub(crate) mod sessions;
 
 use std::{
@@ -37,7 +38,10 @@ use crate::{
     limits::LimitedDevice,
     policy::Policy,
     record::CallerKind,
-    running::sessions::{SessionStatus, Sessions},
+    running::{
+        replacement::{Replacement, Replacements},
+        sessions::{SessionStatus, Sessions},
+    },
     state::{
         State,
         register::{Register, RegisterError, epoch::Proof},
@@ -72,6 +76,11 @@ pub(crate) struct Server {
     pub(crate) accounting: Accounting,
     /// Cancelled when the server accepts no more streams.
     pub(crate) draining: CancellationToken,
+    /// Cancelled when another process has replaced this one: it has the sockets, and devices begin
+    /// their sessions there.
+    pub(crate) replaced: CancellationToken,
+    /// Orders to replace this process, and the older processes that it has replaced itself.
+    pub(crate) replacements: Replacements,
     /// The settings that the server was started with.
     pub(crate) settings: Settings,
     /// The register's version when it was last put in force.
@@ -111,6 +120,18 @@ pub enum Request {
         /// The user.
         uid: u32,
     },
+    /// Starts this program, which replaces the running process.
+    Replace {
+        /// Its path.
+        program: PathBuf,
+    },
+    /// Asks how that stands.
+    Replacement,
+    /// A process that this one has replaced has charged tokens.
+    Charged {
+        /// By how many tokens the usage of each device has changed.
+        tokens: HashMap<DeviceId, i64>,
+    },
     /// The configuration was changed: read it again.
     Reload {
         /// The changed file, if the command names one.
@@ -146,6 +167,10 @@ pub enum Answer {
         /// Settings that are probably mistakes.
         remarks: Vec<String>,
     },
+    /// The answer to [`Request::Replace`] and [`Request::Replacement`].
+    Replacement(Replacement),
+    /// The answer to [`Request::Charged`].
+    Charged,
     /// The request failed: why, and how to correct it.
     Failed(Failure),
 }
@@ -210,6 +235,9 @@ pub struct ServerStatus {
     pub waiting: usize,
     #[serde(default)]
     pub queue: QueueStatus,
+    /// The ids of older processes of this server in which answers still run.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<u32>,
     /// How many tasks the runtime has, to find leaks.
     pub tasks: usize,
 }
@@ -272,6 +300,7 @@ impl Server {
         version: i64,
         settings: Settings,
         open: Open,
+        replacements: Replacements,
     ) -> Arc<Self> {
         let hooks = Arc::new(accounting.clone());
         Arc::new(Self {
@@ -284,6 +313,8 @@ impl Server {
             device_life: settings.config.device_life,
             idle_timeout: settings.config.idle_timeout,
             draining: CancellationToken::new(),
+            replaced: CancellationToken::new(),
+            replacements,
             settings,
             version: AtomicI64::new(version),
             refreshing: tokio::sync::Mutex::default(),
@@ -446,6 +477,7 @@ impl Server {
             https: self.open.https.as_ref().map(|https| https.status()),
             waiting: self.accounting.queue.waiting(),
             queue: self.queue(),
+            older: self.replacements.older().pids(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }

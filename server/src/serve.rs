@@ -1,19 +1,23 @@
 //! `aditd serve`: opens the sockets, creates the parts of the server, and drains when it is
-//! stopped.
+//! stopped or another process replaces it.
 
+mod answers;
 pub(crate) mod certificate;
+mod doors;
+mod drain;
 mod https;
 mod listen;
 pub(crate) mod look;
 pub(crate) mod reload;
 pub(crate) mod started;
+mod succession;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
 
 use common::{
     machine::{
         control::{ClaimError, Control},
-        process::{StopSignals, unix_now},
+        process::StopSignals,
         report::{Exit, Failure},
     },
     transport::{
@@ -22,71 +26,105 @@ use common::{
         tls::{self, Admit},
     },
 };
-use proto::{human, wire::Code};
-use quinn::{AsyncUdpSocket, Connecting, Connection, Endpoint, ServerConfig, TokioRuntime};
+use proto::human;
+use quinn::{AsyncUdpSocket, ServerConfig};
+use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
+use self::{
+    answers::answer_control,
+    certificate::ServerCertificate,
+    doors::{Doors, endpoint},
+    look::Look,
+    started::Started,
+    succession::{Estate, Taken},
+};
 use crate::{
     accounting::{self, Accounting},
     audit::Event,
     config::{self, Config, Settings},
-    doctor,
     ingress::{
         admission::{
-            Admission, AttemptVerdict, Handshake, HandshakeSlot, Knocker, connection_ids::OwnIds,
+            Admission,
+            connection_ids::{IdKey, first_generation},
         },
         filter::FilteredSocket,
+        older::Older,
         relay::Relay,
         sockets::Sockets,
         verifier::DeviceVerifier,
     },
+    metrics::serve::Exporter,
     policy::Policy,
-    running::{Answer, Open, Request, Server},
-    serve::{certificate::ServerCertificate, look::Look, reload::Reloaded, started::Started},
-    session::{
-        self, enroll,
-        enroll_socket::GroupSocket,
-        enrollment::{self, Claim},
-    },
-    state::{State, register::User},
+    running::{Open, Server, replacement::Replacements},
+    session::enroll_socket::GroupSocket,
+    state::State,
 };
 
-/// How long running answers may take after the order to stop.
-const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How many attempts may wait to be judged.
 const INCOMING: usize = 256;
 const INCOMING_BUFFER: u64 = 64 << 10;
 const INCOMING_BUFFERS: u64 = 4 << 20;
 
-/// Runs the server until it is stopped (SIGINT, SIGTERM).
-pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
+/// Runs the server until it is stopped (SIGINT, SIGTERM), or until another process has replaced it and
+/// the answers that run here have ended. With `take_over` it replaces a running process itself.
+///
+/// # Errors
+/// Those of the settings, and why it cannot serve.
+pub(crate) async fn start(
+    take_over: bool,
+    settings: Result<Settings, Failure>,
+) -> Result<(), Failure> {
+    if !take_over {
+        return run(settings?, None).await;
+    }
+    let taken = Taken::receive().await?;
+    let teller = taken.teller();
+    let result = match settings {
+        Ok(settings) => run(settings, Some(taken)).await,
+        Err(e) => Err(e),
+    };
+    if let (Err(why), Ok(teller)) = (&result, teller) {
+        teller.tell(why).await;
+    }
+    result
+}
+
+async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure> {
     let config = settings.config.clone();
     // Steps that can fail for want of a port or a group come first: a first start that fails must
     // not leave a state in which devices then enroll.
     let claim = || Control::claim(&config.state_dir).map_err(|e| claimed(e, &config));
-    let claimed_before = config.state_dir.is_dir().then(claim).transpose()?;
-    let sockets = listen::bind(&config)?;
+    let claimed_before = match &mut taken {
+        Some(taken) => {
+            taken.check(&config)?;
+            Some(taken.control(&config.state_dir)?)
+        }
+        None => config.state_dir.is_dir().then(claim).transpose()?,
+    };
+    let sockets = match &mut taken {
+        Some(taken) => std::mem::take(&mut taken.sockets),
+        None => listen::bind(&config)?,
+    };
     let https = match config.https.clone() {
-        Some(settings) => Some((crate::https::bind(&settings.listen)?, settings)),
+        Some(settings) => {
+            let given = taken.as_mut().and_then(|taken| taken.https(&settings.listen));
+            Some((given.map_or_else(|| crate::https::bind(&settings.listen), Ok)?, settings))
+        }
         None => None,
     };
-    let exporter = match &config.accounting.metrics {
-        Some(address) => Some(accounting::exporter(address).await.map_err(|failure| {
-            // The configuration may be correct: the port or the address is not available now.
-            let failure = failure.exit(Exit::Failed);
-            address.cure().into_iter().fold(failure, Failure::hint)
-        })?),
-        None => None,
-    };
+    let exporter = exporter(&config, taken.as_mut()).await?;
     let mut stop =
         StopSignals::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let group = config.enroll_group.as_ref();
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;
-    let control = claimed_before.map_or_else(claim, Ok)?;
-    // Only hints need it.
-    if let Err(e) = Started::now(&settings.flags, &settings.serve).note(&state.dir) {
+    let control = Arc::new(claimed_before.map_or_else(claim, Ok)?);
+    // Only hints need it. One that replaces another process was started as that one was.
+    if taken.is_none()
+        && let Err(e) = Started::now(&settings.flags, &settings.serve).note(&state.dir)
+    {
         debug!("cannot note how this server was started: {e}");
     }
     let accounting = Accounting::open(&config.accounting, &state.dir)?;
@@ -104,19 +142,11 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
     let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
+    let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
     let repeats = Arc::<PacketRepeats>::default();
     let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
     let sockets = sockets.into_iter().map(SystemSocket::new).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
-    let filtered = sockets.iter().map(|socket| {
-        let socket = Arc::new(RepeatingSocket::new(socket.clone(), repeats.clone()));
-        let filtered = FilteredSocket::new(socket, config.audience.clone(), admission.clone());
-        Arc::new(filtered) as Arc<dyn AsyncUdpSocket>
-    });
-    let endpoint = Sockets::new(filtered.collect())
-        .and_then(|sockets| endpoint(sockets, &state, tunnel.clone()))
-        .map_err(unusable)?;
-    let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
     // `aditd invite` may run before this server is up.
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     state.register.set_addresses(&addresses)?;
@@ -130,8 +160,16 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
             human::size(send as u64)
         );
     }
-    let relays = if config.tcp_relay { Relay::beside(&listening).await } else { Vec::new() };
+    let relays = relays(&config, &listening, taken.as_mut()).await.map_err(unusable)?;
     let relay = relays.first().map(Relay::port);
+    let key = IdKey::new(&state.keys.reset);
+    let mut ways = taken.as_mut().map(|t| std::mem::take(&mut t.ways)).unwrap_or_default();
+    ways.resize_with(sockets.len(), Vec::new);
+    let older_on: Vec<_> =
+        ways.into_iter().map(|ways| Arc::new(Older::new(key.clone(), ways))).collect();
+    let generation = taken.as_ref().map_or_else(first_generation, Taken::generation);
+    let older = taken.as_mut().map(Taken::older).unwrap_or_default();
+    let (replacements, mut orders) = Replacements::new(older.clone());
     let (https, bound) = match https {
         Some((bound, settings)) => {
             let (https, bound) = https::open(bound, settings, &state, policy.clone())?;
@@ -139,112 +177,155 @@ pub(crate) async fn run(settings: Settings) -> Result<(), Failure> {
         }
         None => (None, Vec::new()),
     };
-    let server = Server::new(
-        state,
-        policy,
-        accounting,
-        version,
-        settings,
-        Open { listening, socket_buffers, relay, https: https.clone(), sockets },
-    );
+    let open =
+        Open { listening, socket_buffers, relay, https: https.clone(), sockets: sockets.clone() };
+    let server = Server::new(state, policy, accounting, version, settings, open, replacements);
     server.gate.set_authority(config.authority());
-    let draining = server.draining.clone();
-    let sessions = TaskTracker::new();
-    let mut services = tokio::task::JoinSet::new();
+    let giver = taken.as_ref().map(Taken::giver);
+    let successor = match taken {
+        Some(taken) => {
+            let (usage, successor) = taken.ready().await?;
+            server.accounting.limiter.take(usage);
+            Some(successor)
+        }
+        None => None,
+    };
+    control.own();
     let doors = Doors { admission: admission.clone(), tunnel, enrollment, server: server.clone() };
+    let sessions = TaskTracker::new();
+    // What goes on when another process has replaced this one, and what that one does then.
+    let (mut services, mut given) = (JoinSet::new(), JoinSet::new());
+    let filtered = sockets.iter().zip(&older_on).map(|(socket, older)| {
+        let socket = Arc::new(RepeatingSocket::new(socket.clone(), repeats.clone()));
+        let (audience, older) = (config.audience.clone(), older.clone());
+        let filtered = FilteredSocket::new(socket, audience, admission.clone(), older);
+        Arc::new(filtered) as Arc<dyn AsyncUdpSocket>
+    });
+    let endpoint = Sockets::new(filtered.collect())
+        .and_then(|sockets| endpoint(sockets, generation, &server.state, &doors))
+        .map_err(unusable)?;
     services.spawn(doors.attend(endpoint.clone(), sessions.clone()));
+    let mut estate = Estate {
+        generation,
+        config: &config,
+        control: &control,
+        sockets: sockets.iter().cloned().zip(older_on).collect(),
+        relays: relays.iter().filter_map(|relay| relay.listener().ok()).collect(),
+        https: bound.iter().filter_map(|socket| socket.as_fd().try_clone_to_owned().ok()).collect(),
+        metrics: exporter.as_ref().and_then(|exporter| exporter.listener().ok()),
+        older: older.clone(),
+    };
     if let Some(group) = group {
-        services.spawn(group.serve(server.clone()));
+        given.spawn(group.serve(server.clone()));
     }
     if let Some(https) = https.clone() {
         services.spawn(https::serve(server.clone(), https, bound, sessions.clone()));
     }
     for relay in relays {
-        services.spawn(relay.serve());
+        services.spawn(relay.serve(server.replaced.clone()));
     }
     services.spawn(server.clone().follow_register());
-    services.spawn(server.clone().follow_addresses());
+    given.spawn(server.clone().follow_addresses());
     let (held, following) = (certificate.clone(), server.clone());
     services.spawn(async move { held.follow(&following.state).await });
     services.spawn(server.live.clone().watch(repeats.clone()));
-    services.spawn(server.accounting.clone().keep());
+    given.spawn(server.accounting.clone().keep());
     if let Some(exporter) = exporter {
         info!("metrics at {}", exporter.address());
         let look =
             Look { server: server.clone(), admission: admission.clone(), certificate, repeats };
-        services.spawn(exporter.serve(move || look.text()));
+        services.spawn(exporter.serve(move || look.text(), server.replaced.clone()));
     }
     server
         .accounting
         .audit
         .note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
     services.spawn(reload::on_hangup(server.clone()));
-    services.spawn(answer_control(control, server.clone()));
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    services.spawn(older.follow());
+    services.spawn(answer_control(control.clone(), server.clone()));
+    match (successor, giver) {
+        // The older process tells systemd which one is the main process now.
+        (Some(successor), giver) => {
+            successor.serves().await;
+            info!("took over from {}", giver.unwrap_or_default());
+        }
+        _ => drop(sd_notify::notify(&[sd_notify::NotifyState::Ready])),
+    }
 
-    let failed = tokio::select! {
-        () = stop.asked() => None,
-        // None of the services ends by itself. If one does, the server must not look healthy.
-        ended = services.join_next() => Some(ended),
-    };
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-    draining.cancel();
-    if let Some(ended) = failed {
-        return Err(Failure::new("a part of the server stopped unexpectedly")
-            .source(format!("{ended:?}"))
-            .hint("the log above says why"));
-    }
-    sessions.close();
-    if !sessions.is_empty() {
-        let streams: usize = server.live.status().iter().map(|session| session.streams).sum();
-        if streams > 0 {
-            info!(
-                "stopping: {} running, with {} s to end (Ctrl-C again ends them now)",
-                human::count(streams as u64, "stream"),
-                DRAIN_WITHIN.as_secs()
-            );
-        }
+    let mut parts = drain::Parts { server, admission, endpoint, https, sessions, services };
+    loop {
         tokio::select! {
-            () = sessions.wait() => {}
-            () = tokio::time::sleep(DRAIN_WITHIN) => {
-                let within = DRAIN_WITHIN.as_secs();
-                warn!("{within} s are over: ending the requests that still run: {}", open_streams(&server));
+            () = stop.asked() => return parts.stop(&mut stop).await,
+            // None of the services ends by itself. If one does, the server must not look healthy.
+            ended = parts.services.join_next() => return Err(parts.failed(ended)),
+            ended = given.join_next(), if !given.is_empty() => return Err(parts.failed(ended)),
+            Some(program) = orders.recv() => {
+                let heir = tokio::select! {
+                    heir = estate.offer(&program) => heir,
+                    () = stop.asked() => return parts.stop(&mut stop).await,
+                };
+                let heir = match heir {
+                    Ok(heir) => heir,
+                    Err(why) => {
+                        warn!("not replaced: {}", why.to_string().replace('\n', " "));
+                        parts.server.replacements.fail(why);
+                        continue;
+                    }
+                };
+                given.shutdown().await;
+                let link = hand_over(&mut estate, heir, &parts).await?;
+                return parts.end_replaced(&mut stop, link).await;
             }
-            () = stop.asked() => {}
         }
     }
-    services.shutdown().await;
-    // A closed QUIC endpoint would answer new clients with a refusal.
-    admission.close();
-    endpoint.close((Code::ShuttingDown as u32).into(), Code::ShuttingDown.sentence().as_bytes());
-    let farewell = async {
-        endpoint.wait_idle().await;
-        sessions.wait().await;
-    };
-    // A client that is away does not get the close; it will notice the restart by a stateless
-    // reset.
-    let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
-    if let Some(https) = &https {
-        server.note_keys_now(https).await;
-    }
-    server.accounting.close().await;
-    info!("stopped");
-    Ok(())
 }
 
-/// The devices with requests that run, each with how many: "laptop (2 streams), ci (1 stream)".
-fn open_streams(server: &Server) -> String {
-    let register = server.policy.snapshot();
-    let name = |id| register.devices().find(|device| device.id == id).map(|device| &device.name);
-    let sessions = server.live.status().into_iter().filter(|session| session.streams > 0);
-    let shown = sessions.map(|session| {
-        let streams = human::count(session.streams as u64, "stream");
-        match name(session.device_id) {
-            Some(name) => format!("{name} ({streams})"),
-            None => format!("{} ({streams})", session.device_id),
-        }
+/// Lets the new process serve. Returns the link to it.
+async fn hand_over(
+    estate: &mut Estate<'_>,
+    mut heir: succession::Heir,
+    parts: &drain::Parts,
+) -> Result<std::os::unix::net::UnixStream, Failure> {
+    let server = &parts.server;
+    for ((socket, _), inbox) in estate.sockets.iter().zip(heir.inboxes.drain(..)) {
+        socket.read_from(inbox);
+    }
+    estate.control.give_up();
+    let pid = heir.pid();
+    let link = heir.go(server.accounting.limiter.give()).await?;
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(pid)]);
+    server.replaced.cancel();
+    info!("replaced by a new aditd (pid {pid}): answers that run here go on to their end");
+    Ok(link)
+}
+
+/// Opens the listener of the metrics, or takes it over.
+async fn exporter(config: &Config, taken: Option<&mut Taken>) -> Result<Option<Exporter>, Failure> {
+    let Some(address) = &config.accounting.metrics else { return Ok(None) };
+    if let Some(listener) = taken.and_then(|taken| taken.metrics(&address.to_string())) {
+        let unusable = |e| Failure::new("cannot take over the socket of the metrics").source(e);
+        return Ok(Some(Exporter::take_over(address, listener).map_err(unusable)?));
+    }
+    let opened = accounting::exporter(address).await.map_err(|failure| {
+        // The configuration may be correct: the port or the address is not available now.
+        let failure = failure.exit(Exit::Failed);
+        address.cure().into_iter().fold(failure, Failure::hint)
     });
-    shown.collect::<Vec<_>>().join(", ")
+    opened.map(Some)
+}
+
+/// Opens the relays, or takes them over.
+async fn relays(
+    config: &Config,
+    listening: &[SocketAddr],
+    taken: Option<&mut Taken>,
+) -> io::Result<Vec<Relay>> {
+    let given = taken.map(|taken| std::mem::take(&mut taken.relays)).unwrap_or_default();
+    match (config.tcp_relay, given.is_empty()) {
+        (false, _) => Ok(Vec::new()),
+        (true, true) => Ok(Relay::beside(listening).await),
+        (true, false) => given.into_iter().map(|(to, file)| Relay::take_over(to, file)).collect(),
+    }
 }
 
 fn claimed(error: ClaimError, config: &Config) -> Failure {
@@ -283,142 +364,4 @@ fn tls_configs(
         build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?,
         build(Admit::Anybody, 1)?,
     ))
-}
-
-/// The one QUIC endpoint on all sockets: a packet of a session may come to any of them.
-fn endpoint(sockets: Sockets, state: &State, tunnel: Arc<ServerConfig>) -> io::Result<Endpoint> {
-    // Every client says how long the datagrams are that it accepts; usually they are shorter.
-    let mut endpoint = transport::endpoint(LONGEST_DATAGRAM);
-    let (key, resets) = (state.keys.reset.clone(), Arc::default());
-    endpoint
-        .reset_key(Arc::new(aws_lc_rs::hmac::Key::new(
-            aws_lc_rs::hmac::HMAC_SHA256,
-            state.keys.reset.as_bytes(),
-        )))
-        .cid_generator(move || Box::new(OwnIds::new(&key, Arc::clone(&resets))));
-    Endpoint::new_with_abstract_socket(
-        endpoint,
-        Some((*tunnel).clone()),
-        Arc::new(sockets),
-        Arc::new(TokioRuntime),
-    )
-}
-
-struct Doors {
-    admission: Arc<Admission>,
-    tunnel: Arc<ServerConfig>,
-    enrollment: Arc<ServerConfig>,
-    server: Arc<Server>,
-}
-
-impl Doors {
-    /// Judges every attempt, and begins the admitted handshakes.
-    async fn attend(self, endpoint: Endpoint, sessions: TaskTracker) {
-        loop {
-            let incoming = tokio::select! {
-                incoming = endpoint.accept() => incoming,
-                () = self.server.draining.cancelled() => return,
-            };
-            let Some(incoming) = incoming else { return };
-            let (knock, remote, proved) = (
-                incoming.orig_dst_cid(),
-                incoming.remote_address(),
-                incoming.remote_address_validated(),
-            );
-            let slot = match self.admission.judge(&knock, remote, proved, unix_now()) {
-                AttemptVerdict::Ignore(reason) => {
-                    debug!(%remote, "ignored: {reason:?}");
-                    incoming.ignore();
-                    continue;
-                }
-                AttemptVerdict::Retry => {
-                    let _ = incoming.retry();
-                    continue;
-                }
-                AttemptVerdict::Accept(slot) => slot,
-            };
-            let config = match slot.knocker() {
-                Knocker::Device(_) | Knocker::Shared => &self.tunnel,
-                Knocker::Invited(_) => &self.enrollment,
-            };
-            let Ok(connecting) = incoming.accept_with(config.clone()) else {
-                continue;
-            };
-            let (server, admission) = (self.server.clone(), self.admission.clone());
-            sessions.spawn(async move {
-                let Some(connection) = shake(&server, &admission, &slot, connecting).await else {
-                    return;
-                };
-                match slot.knocker() {
-                    Knocker::Invited(_) => enroll::run(server, connection, slot).await,
-                    _ => session::run(server, connection, slot).await,
-                }
-            });
-        }
-    }
-}
-
-/// Runs a handshake to its end, if it is an honest one.
-async fn shake(
-    server: &Server,
-    admission: &Admission,
-    slot: &HandshakeSlot,
-    connecting: Connecting,
-) -> Option<Connection> {
-    let remote = connecting.remote_address();
-    let (how, why) = tokio::select! {
-        done = connecting => match done {
-            Ok(connection) => {
-                let is_enrollment = matches!(slot.knocker(), Knocker::Invited(_));
-                admission.count_handshake(if is_enrollment { Handshake::Enrollment } else { Handshake::Tunnel });
-                return Some(connection);
-            }
-            Err(e) => (Handshake::Failed, format!("refused a connection: {e}")),
-        },
-        () = tokio::time::sleep(transport::HANDSHAKE_WITHIN) => {
-            (Handshake::Late, "gave up a handshake that took too long".to_owned())
-        }
-        () = slot.displaced() => {
-            (Handshake::Displaced, "gave up the oldest handshake for another".to_owned())
-        }
-        // An unfinished handshake does not delay a server that stops.
-        () = server.draining.cancelled() => return None,
-    };
-    admission.count_handshake(how);
-    info!(%remote, "{why}");
-    None
-}
-
-async fn answer_control(control: Control, server: Arc<Server>) {
-    let answer = move |request| {
-        let server = server.clone();
-        async move {
-            match request {
-                Request::Status => Answer::Status(Box::new(server.status())),
-                Request::Tokens { device } => Answer::Tokens(server.tokens_today(device)),
-                Request::Reload { named } => match server.reload(named.as_deref()).await {
-                    Ok(Reloaded { file, later, remarks }) => Answer::Reloaded {
-                        file,
-                        later: later.into_iter().map(str::to_owned).collect(),
-                        remarks,
-                    },
-                    Err(failure) => Answer::Failed(failure),
-                },
-                Request::Enroll { name, csr, uid } => {
-                    let claim = Claim::User { user: User { uid, is_owner: true }, name };
-                    match enrollment::enroll(&server, claim, &csr).await {
-                        Ok(enrolled) => Answer::Enrolled(Box::new(enrolled)),
-                        Err(why) => Answer::Failed(why.into()),
-                    }
-                }
-                Request::Doctor => Answer::Doctor(Box::new(doctor::of_running(&server).await)),
-                Request::InForce => Answer::InForce(server.in_force()),
-                Request::Refresh => match server.refresh().await {
-                    Ok(cut) => Answer::Refreshed { cut },
-                    Err(e) => Answer::Failed(e.into()),
-                },
-            }
-        }
-    };
-    match control.serve(answer).await {}
 }

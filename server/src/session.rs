@@ -37,7 +37,7 @@ use tokio::{
     sync::{Semaphore, SemaphorePermit},
     task::JoinSet,
 };
-use tokio_util::task::AbortOnDropHandle;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, info, warn};
 
 use self::notices::Notices;
@@ -91,6 +91,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         },
         () = slot.displaced() => return close(&connection, Code::Busy),
         () = server.draining.cancelled() => return close(&connection, Code::ShuttingDown),
+        () = server.replaced.cancelled() => return close(&connection, Code::ShuttingDown),
     };
     drop(slot);
     if let Some(remembered) = epoch {
@@ -106,6 +107,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let span = tracing::info_span!("session", device = %device.name, id = %device.id);
     let not_after = AtomicI64::new(peer.not_after);
     let session = Arc::new(Session {
+        draining: server.draining.child_token(),
         server,
         credit: Credit::new(&connection),
         connection,
@@ -145,7 +147,16 @@ struct Session {
     slots: Semaphore,
     /// How much its streams may send.
     credit: Arc<Credit>,
+    /// Cancelled when the session accepts no more streams.
+    draining: CancellationToken,
 }
+
+/// How long a device may take to begin a session in the process that has replaced this one. One that
+/// is away or an older version gets no more streams here then; its running answers go on.
+const MOVE_WITHIN: Duration = Duration::from_secs(10);
+/// How long the streams that a device opened before it moved may take to arrive: their packets may
+/// have been lost and come again.
+const LATE_WITHIN: Duration = Duration::from_secs(1);
 
 /// How long a stream of `adit doctor` may last, and how many questions it may have.
 const DOCTOR_WITHIN: Duration = Duration::from_secs(15);
@@ -180,7 +191,12 @@ impl Session {
         };
         match greeted {
             Ok(Ok(stream)) => {
-                let notices = Notices::start(stream, probes, self.server.draining.clone());
+                let notices = Notices::start(
+                    stream,
+                    probes,
+                    self.server.replaced.clone(),
+                    self.draining.clone(),
+                );
                 self.serve(&mut streams, notices).await;
             }
             Ok(Err(_)) if self.server.draining.is_cancelled() => {
@@ -225,6 +241,8 @@ impl Session {
     /// Serves streams until the connection ends; while the server drains, no new ones.
     async fn serve(self: &Arc<Self>, streams: &mut JoinSet<()>, notices: Notices) {
         let mut limit = FIRST_STREAMS;
+        let last = self.last_stream(&notices);
+        tokio::pin!(last);
         loop {
             tokio::select! {
                 opened = self.connection.accept_bi() => {
@@ -239,13 +257,46 @@ impl Session {
                     streams.spawn(async move { session.serve_stream(send, recv).await }.in_current_span());
                 }
                 Some(_) = streams.join_next() => {}
-                () = self.server.draining.cancelled() => break,
+                () = &mut last => break,
             }
         }
+        self.draining.cancel();
         // A device that reads no notices learns it when the connection closes.
-        notices.draining_is_told().await;
-        while streams.join_next().await.is_some() {}
+        let told = notices.draining_is_told();
+        let ended = async { while streams.join_next().await.is_some() {} };
+        let done = async { tokio::join!(told, ended) };
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                _ = &mut done => break,
+                // Nothing of it has been read, so the device can send its request to another
+                // process; it would wait for the other streams otherwise.
+                opened = self.connection.accept_bi() => {
+                    let Ok((send, recv)) = opened else { break };
+                    let refused = (Sending::within(send, &self.credit), Receiving::new(recv, &self.credit));
+                    refuse(refused.0, refused.1, Code::ShuttingDown);
+                }
+            }
+        }
         self.guard.traffic.close(&self.connection, Code::ShuttingDown);
+    }
+
+    /// Returns when the session accepts no more streams: the server stops, or another process has
+    /// replaced this one and the device has had time to move there.
+    async fn last_stream(&self, notices: &Notices) {
+        tokio::select! {
+            () = self.server.draining.cancelled() => return,
+            () = self.server.replaced.cancelled() => {}
+        }
+        let moved = async {
+            notices.device_moved().await;
+            tokio::time::sleep(LATE_WITHIN).await;
+        };
+        tokio::select! {
+            () = self.server.draining.cancelled() => {}
+            () = moved => {}
+            () = tokio::time::sleep(MOVE_WITHIN) => {}
+        }
     }
 
     async fn serve_stream(&self, send: SendStream, recv: RecvStream) {
@@ -256,7 +307,7 @@ impl Session {
             biased;
             head = tokio::time::timeout(HANDSHAKE_WITHIN, read_head(&mut recv)) => head,
             // Nothing was requested yet.
-            () = self.server.draining.cancelled() => return refuse(send, recv, Code::ShuttingDown),
+            () = self.draining.cancelled() => return refuse(send, recv, Code::ShuttingDown),
         };
         let end = match head {
             Ok(Ok(StreamHead::Forward(service))) => {
@@ -302,7 +353,7 @@ impl Session {
             slots: &self.slots,
             is_closed: &|| self.connection.close_reason().is_some(),
             meter: &self.guard.traffic.meter,
-            draining: &self.server.draining,
+            draining: &self.draining,
             added: &[],
         };
         let end = self.server.gate.run(line, send, recv).await;
@@ -312,7 +363,7 @@ impl Session {
     /// Joins a stream to a `tcp` service, and notes it in the audit log.
     async fn forward_bytes(&self, service: &Name, send: Sending, recv: Receiving) {
         let (began, counted) = (Instant::now(), self.guard.traffic.stream());
-        let (meter, draining) = (&*counted.meter, &self.server.draining);
+        let (meter, draining) = (&*counted.meter, &self.draining);
         let (end, why) = match self.reach(service).await {
             Ok((tcp, _slot)) => {
                 let never = std::future::pending();

@@ -89,7 +89,10 @@ pub fn run_as_named() {
     // Started to outlive the login that has started it. In a PID namespace whose session's leader is
     // outside, the number of the session is 0: `rustix::process::getsid` panics there.
     let is_own_session = nix::unistd::getsid(None).ok() == Some(nix::unistd::getpid());
-    if matches!(name, Some("adit" | "aditd")) && !is_shared && !is_watcher && !is_own_session {
+    // One that replaces its parent outlives it.
+    let takes_over = std::env::args_os().any(|arg| arg == "--take-over");
+    let outlives = is_shared || is_watcher || is_own_session || takes_over;
+    if matches!(name, Some("adit" | "aditd")) && !outlives {
         end_with_parent();
     }
     let code = match name {

@@ -42,6 +42,18 @@ pub struct Up {
     pub address: SocketAddr,
 }
 
+/// A server process that has replaced another one. Dropping it kills it.
+pub struct Successor {
+    pub pid: i32,
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_raw(self.pid).expect("a process id");
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
 impl World {
     /// Starts everything with the programs in the file `this`; see [`Programs::link`].
     pub async fn start(this: &str) -> Self {
@@ -226,6 +238,17 @@ impl World {
     pub async fn restart_server_by(&mut self, clock: &FakeClock) {
         let (programs, flags) = (&self.programs, &self.serve_flags);
         self.aditd = serve(programs, self.dir.path(), flags, Some(clock)).await;
+    }
+
+    /// Replaces the server with a new process of the same program, while answers run.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub async fn replace_server(&self) -> Successor {
+        let replaced = self.aditd(&["replace"]).await;
+        assert_eq!(replaced.code, Some(0), "{}\n{}", replaced.stderr, self.aditd.log());
+        let pid = self.status().await["pid"].as_i64().expect("a number");
+        Successor { pid: i32::try_from(pid).expect("a process id") }
     }
 
     /// From the second start on the port is that of the first.

@@ -40,7 +40,7 @@ pub(crate) struct Remove {
 /// # Errors
 /// If there is no login, or a tunnel to the server is open here.
 pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> {
-    let (profile_dir, mut login) = chosen(state_dir, &flags)?;
+    let (profile_dir, mut login) = chosen(state_dir, flags.target.as_ref(), "remove")?;
     if let Some(client) = flags.ssh.ssh_client {
         login.client_now = Some(client);
     }
@@ -66,9 +66,14 @@ pub(crate) async fn run(state_dir: &Path, flags: Remove) -> Result<(), Failure> 
     Ok(())
 }
 
-/// The server that is named, if this device is enrolled there, and the login at its box.
-fn chosen(state_dir: &Path, flags: &Remove) -> Result<(Option<ProfileDir>, SshTarget), Failure> {
-    let name = match &flags.target {
+/// The server that is named for the command `verb`, if this device is enrolled there, and the login at
+/// its box.
+pub(super) fn chosen(
+    state_dir: &Path,
+    target: Option<&Target>,
+    verb: &str,
+) -> Result<(Option<ProfileDir>, SshTarget), Failure> {
+    let name = match target {
         Some(Target::Login(login)) => {
             let known = enrolled_at(state_dir, login)?;
             let stored = known.as_ref().and_then(|dir| dir.read().ok()?.ssh);
@@ -77,12 +82,12 @@ fn chosen(state_dir: &Path, flags: &Remove) -> Result<(Option<ProfileDir>, SshTa
         Some(Target::Server(name)) => Some(name.clone()),
         None => None,
     };
-    let dir = ProfileDir::choose(state_dir, name, "remove")?;
+    let dir = ProfileDir::choose(state_dir, name, verb)?;
     let Profile { ssh, .. } = dir.read()?;
     let login = ssh.ok_or_else(|| {
         Failure::new(format!("this device has not enrolled at `{}` over SSH", dir.name))
             .source("so it knows no login at its box")
-            .hint("name the login: `adit remove USER@HOST`")
+            .hint(format!("name the login: `adit {verb} USER@HOST`"))
             .exit(Exit::Usage)
     })?;
     Ok((Some(dir), login))

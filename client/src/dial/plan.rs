@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use common::transport::tls;
+use quinn::{Connection, Endpoint};
 
 use crate::{
-    dial::{self, DialError, Dialed, route::CarrierChoice},
+    dial::{
+        self, DialError, Dialed,
+        route::{CarrierChoice, Route},
+    },
     profile::SharedProfile,
     ssh::{SshClient, SshTarget},
 };
@@ -31,6 +35,18 @@ impl DialPlan {
             return Err(none);
         }
         dial::dial(&self.config()?, &self.addresses(), self.ssh().as_ref()).await
+    }
+
+    /// Makes another connection over the carrier of one that this endpoint has. Cancellation safe.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn dial_beside(
+        &self,
+        endpoint: &Endpoint,
+        route: &Route,
+    ) -> Result<Connection, DialError> {
+        dial::beside(&self.config()?, endpoint, route).await
     }
 
     /// Connects by UDP. Cancellation safe.

@@ -140,14 +140,17 @@ impl Front {
         };
         let times = again.as_ref().map_or(0, |again| again.times);
         let (session, facing) = (Arc::downgrade(&since.0), Facing::Application(kind));
+        let retired = since.0.retired.clone();
         let give_up = self.tunnel.unheard(since, self.hold);
         let peer = Application { tcp, again: again.map(|again| again.request) };
         let counters = &self.tunnel.counters;
         let Outcome { end, still_open } =
-            splice(peer, send, recv, facing, counters, &self.stop, give_up).await;
+            splice(peer, send, recv, facing, counters, &retired, give_up).await;
         debug!("a stream ended: {end:?}");
         match still_open {
             StillOpen::Nothing => None,
+            // It takes no other request.
+            StillOpen::Idle(_) if self.stop.is_cancelled() => None,
             StillOpen::Idle(tcp) => Some((tcp, None)),
             StillOpen::Unanswered { tcp, line, kept } => {
                 let request =

@@ -69,6 +69,18 @@ impl Remote {
         Ok(Self { target: target.clone(), session, patience })
     }
 
+    /// Logs in without a question, in at most `within`. `None` if that cannot be: the tunnel's own
+    /// login says why.
+    pub(crate) async fn open_quietly(target: &SshTarget, within: Duration) -> Option<Self> {
+        if target.client() != SshClient::Builtin {
+            return None;
+        }
+        let patience = builtin::patience(target, Tell::Nobody);
+        let connecting = builtin::connect(target, false, &patience);
+        let session = tokio::time::timeout(within, connecting).await.ok()?.ok()?;
+        Some(Self { target: target.clone(), session: Some(session), patience })
+    }
+
     /// Runs a script with `sh`, whatever the login shell is and whatever it prints. The script begins
     /// only when all of it has arrived, and reads nothing. Returns what it has printed.
     ///

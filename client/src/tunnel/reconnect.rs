@@ -19,9 +19,9 @@ use proto::{
     wire::{Code, Greeting, Hello, Notice, Reason},
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tracing::{Instrument, debug, warn};
 
 use crate::{
     dial::{DialError, Dialed, plan::DialPlan, route::Route},
@@ -34,6 +34,10 @@ use crate::{
         state::{NoTunnel, ServerRefusal, TunnelState, Up},
     },
 };
+
+/// The pauses between attempts to begin a session beside one that goes on for a while.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Connects again and again, and publishes the tunnel's state.
 pub(crate) struct Reconnect {
@@ -66,8 +70,16 @@ struct Greeted {
 /// How a session ended.
 enum SessionEnd {
     Over(DialError),
-    /// The server no longer knows the session, and there is a new one.
-    Replaced(Greeted),
+    /// There is a new one. The server may no longer know this one.
+    Next(Greeted),
+}
+
+/// What the server says of its end.
+enum Leave {
+    /// It stops.
+    Draining,
+    /// Another process serves new sessions.
+    Replaced,
 }
 
 impl Reconnect {
@@ -75,6 +87,8 @@ impl Reconnect {
     pub(crate) async fn run(mut self) {
         let (mut backoff, mut news) = (Backoff::new(), News::default());
         let (mut next, mut been_up) = (None, false);
+        // Sessions with running answers whose place another one has taken.
+        let mut retired = JoinSet::new();
         loop {
             let session = match next.take() {
                 Some(session) => Ok(session),
@@ -89,7 +103,7 @@ impl Reconnect {
                     been_up = true;
                     news.forget();
                     let begun = Instant::now();
-                    match self.keep(session).await {
+                    match self.keep(session, &mut retired).await {
                         SessionEnd::Over(why) => {
                             if let TunnelState::Down(known) = &*self.publish.borrow() {
                                 // `keep` has told that the server is stopping.
@@ -97,7 +111,7 @@ impl Reconnect {
                             }
                             (why, Some(begun.elapsed()))
                         }
-                        SessionEnd::Replaced(session) => {
+                        SessionEnd::Next(session) => {
                             next = Some(session);
                             continue;
                         }
@@ -209,10 +223,19 @@ impl Reconnect {
     /// Makes a connection the session of this device. The server ends the device's other session,
     /// if there is one.
     async fn enter(&self, dialed: Dialed) -> Result<Greeted, DialError> {
-        let Dialed { endpoint, connection, route, carrier } = dialed;
+        let (hello, ahead, notices, probes) = self.admit(&dialed.connection, &dialed.route).await?;
+        Ok(Greeted { up: Up::new(dialed, hello, ahead, &self.stop), notices, probes })
+    }
+
+    /// Makes a connection a session.
+    async fn admit(
+        &self,
+        connection: &Connection,
+        route: &Route,
+    ) -> Result<(Hello, Option<i64>, RecvStream, SendStream), DialError> {
         let to = route.to_string();
         let (hello, notices, probes) =
-            begin_session(&connection, &to, self.plan.profile.get().epoch).await?;
+            begin_session(connection, &to, self.plan.profile.get().epoch).await?;
         let ahead = hello
             .clock
             .map(|theirs| clock::ahead(theirs, process::unix_millis(), connection.rtt()));
@@ -220,12 +243,12 @@ impl Reconnect {
         let has_ended = self.plan.profile.get().certificate().is_ok_and(|c| c.not_after <= now);
         if hello.certificate_expired || has_ended {
             // An expired certificate may only renew itself.
-            renewal::renew(&self.plan.profile, &connection, ahead).await?;
+            renewal::renew(&self.plan.profile, connection, ahead).await?;
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::Refused(Code::Expired));
         }
         // Before any bytes of an application are sent.
-        if let Some(port) = leads_back(&hello, &route, &self.listening) {
+        if let Some(port) = leads_back(&hello, route, &self.listening) {
             connection.close((Code::Done as u32).into(), b"");
             return Err(DialError::LeadsBack(port));
         }
@@ -244,30 +267,68 @@ impl Reconnect {
         if let Some(ssh) = &self.plan.profile.get().ssh {
             ssh.ask_no_more();
         }
-        Ok(Greeted {
-            up: Up::new(endpoint, connection, hello, ahead, route, carrier),
-            notices,
-            probes,
-        })
+        Ok((hello, ahead, notices, probes))
     }
 
-    /// Publishes a session and keeps it until it ends.
-    async fn keep(&self, Greeted { up, mut notices, probes }: Greeted) -> SessionEnd {
+    /// Begins a session beside this one, on the same carrier, in the process of the server that
+    /// serves new ones. Tries until it has one.
+    async fn begin_beside(&self, up: &Up) -> Greeted {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let route = up.route();
+            let begun = async {
+                let connection = self.plan.dial_beside(&up.endpoint, &route).await?;
+                let (hello, ahead, notices, probes) = self.admit(&connection, &route).await?;
+                Ok::<_, DialError>(Greeted {
+                    up: up.next(connection, hello, ahead, &self.stop),
+                    notices,
+                    probes,
+                })
+            };
+            match begun.await {
+                Ok(session) => return session,
+                Err(why) => debug!("no session beside the one there is: {why}"),
+            }
+            tokio::time::sleep(jittered(pause)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Publishes a session and keeps it until it ends. If another one takes its place while its answers
+    /// run, they go on in `retired`.
+    async fn keep(
+        &self,
+        Greeted { up, mut notices, probes }: Greeted,
+        retired: &mut JoinSet<()>,
+    ) -> SessionEnd {
         let to = up.route().to_string();
         self.publish.send_replace(TunnelState::Up(up.clone()));
         let over = async {
-            tokio::select! {
-                why = up.connection.closed() => DialError::from_connection(&why, &to),
-                () = listen_to(&mut notices) => {
-                    self.events.note("the server is stopping: running answers go on, new connections wait");
+            let leave = tokio::select! {
+                why = up.connection.closed() => return SessionEnd::Over(DialError::from_connection(&why, &to)),
+                leave = listen_to(&mut notices) => leave,
+            };
+            // Keeps reading notices: if nobody read the stream, flow control would stop the answers to
+            // probes.
+            let closed = async {
+                tokio::select! {
+                    why = up.connection.closed() => DialError::from_connection(&why, &to),
+                    () = async { loop { listen_to(&mut notices).await; } } => unreachable!("it listens for ever"),
+                }
+            };
+            match leave {
+                Leave::Replaced => tokio::select! {
+                    why = closed => SessionEnd::Over(why),
+                    next = self.begin_beside(&up), if !self.stop.is_cancelled() => SessionEnd::Next(next),
+                },
+                Leave::Draining => {
+                    self.events.note(
+                        "the server is stopping: running answers go on, new connections wait",
+                    );
                     let why = DialError::Refused(Code::ShuttingDown);
-                    self.publish.send_replace(TunnelState::Down(NoTunnel { since: Instant::now(), why }));
-                    // Keeps reading notices: if nobody read the stream, flow control would stop the
-                    // answers to probes.
-                    tokio::select! {
-                        why = up.connection.closed() => DialError::from_connection(&why, &to),
-                        () = async { loop { listen_to(&mut notices).await } } => unreachable!("it listens for ever"),
-                    }
+                    self.publish
+                        .send_replace(TunnelState::Down(NoTunnel { since: Instant::now(), why }));
+                    SessionEnd::Over(closed.await)
                 }
             }
         };
@@ -280,14 +341,24 @@ impl Reconnect {
             self.plan.clone(),
             probes,
         );
-        let credit = up.credit.exchange();
-        tokio::pin!(over, renewing, credit);
+        let of = up.clone();
+        let credit = async move { of.credit.exchange().await };
+        let credit = AbortOnDropHandle::new(tokio::spawn(credit.in_current_span()));
+        tokio::pin!(over, renewing);
         loop {
             let dialed = tokio::select! {
-                why = &mut over => return SessionEnd::Over(why),
+                end = &mut over => {
+                    if let SessionEnd::Next(session) = &end {
+                        let version = &session.up.hello.version;
+                        self.events.note(format_args!(
+                            "the server is aditd {version} now: running answers go on, in the earlier one"
+                        ));
+                        retired.spawn(rest_of(up.clone(), credit).in_current_span());
+                    }
+                    return end;
+                }
                 dialed = path.keep() => dialed,
                 () = &mut renewing => unreachable!("it renews for ever"),
-                () = &mut credit => unreachable!("it waits for ever"),
             };
             if self.stop.is_cancelled() {
                 // The running answers are lost, and no new session is made while the program stops.
@@ -302,7 +373,7 @@ impl Reconnect {
                         "the server no longer knows the session: its running answers are lost",
                     );
                     up.connection.close((Code::Done as u32).into(), b"");
-                    return SessionEnd::Replaced(session);
+                    return SessionEnd::Next(session);
                 }
                 Err(why) => debug!("no new session: {why}"),
             }
@@ -371,10 +442,20 @@ pub(crate) async fn greeted(connection: &Connection) -> Result<(), DialError> {
     }
 }
 
+/// Keeps a session whose place another one has taken, until its running answers have ended: the
+/// server closes it then. The connections of applications go on, and their next requests begin in
+/// the other session.
+async fn rest_of(up: Arc<Up>, _credit: AbortOnDropHandle<()>) {
+    up.retired.cancel();
+    up.connection.closed().await;
+}
+
 /// Ends a connection in order. The process must not be gone before its last packet is: that may take
 /// this time.
 pub(crate) async fn take_leave(connection: &Connection, endpoint: &Endpoint, within: Duration) {
     connection.close((Code::Done as u32).into(), b"");
+    // And the sessions before it whose answers still run.
+    endpoint.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(within, endpoint.wait_idle()).await;
 }
 
@@ -422,13 +503,14 @@ fn told(why: &DialError) -> String {
     }
 }
 
-/// Ends when the server says that it drains. An error of the stream is ignored, because the
-/// connection's error says more.
-async fn listen_to(notices: &mut RecvStream) {
+/// Ends when the server says that it takes no more streams here. An error of the stream is ignored,
+/// because the connection's error says more.
+async fn listen_to(notices: &mut RecvStream) -> Leave {
     loop {
         match frame::read::<Notice>(notices).await {
             Ok(Notice::Here) => {}
-            Ok(Notice::Draining) => return,
+            Ok(Notice::Draining) => return Leave::Draining,
+            Ok(Notice::Replaced) => return Leave::Replaced,
             Err(e) => {
                 debug!("no more notices: {e}");
                 return std::future::pending().await;

@@ -15,10 +15,11 @@ use common::{
 };
 use proto::wire::Hello;
 use quinn::{Connection, Endpoint};
+use tokio_util::sync::CancellationToken;
 
 use super::loss::{Loss, Packets};
 use crate::dial::{
-    DialError,
+    DialError, Dialed,
     plan::DialPlan,
     route::{Carrier, Route},
 };
@@ -69,7 +70,11 @@ pub(crate) struct Up {
     pub(crate) since: SystemTime,
     /// The credit of its streams.
     pub(crate) credit: Arc<Credit>,
-    carried: Mutex<CurrentRoute>,
+    /// Cancelled when another session takes its place, or the program stops: its running answers go
+    /// on to their end, and the next requests do not begin here.
+    pub(crate) retired: CancellationToken,
+    /// Shared with the session whose place it has taken, if both are on one carrier.
+    carried: Arc<Mutex<CurrentRoute>>,
     loss: Mutex<Loss>,
     /// How many datagrams had arrived when that was last looked at, and when the last had.
     last_heard: Mutex<(u64, Instant)>,
@@ -114,16 +119,36 @@ impl CurrentRoute {
 }
 
 impl Up {
-    /// A session that begins now, on this carrier.
+    /// A session that begins now, on this carrier. It ends with `stop`.
     pub(crate) fn new(
-        endpoint: Endpoint,
+        dialed: Dialed,
+        hello: Hello,
+        ahead: Option<i64>,
+        stop: &CancellationToken,
+    ) -> Arc<Self> {
+        let Dialed { endpoint, connection, route, carrier } = dialed;
+        let carried = CurrentRoute { route, carrier, since: unix_now(), why_not_other: None };
+        Self::on(endpoint, connection, (hello, ahead), stop, Arc::new(Mutex::new(carried)))
+    }
+
+    /// A session that begins now on the carrier of this one, and takes its place.
+    pub(crate) fn next(
+        &self,
         connection: Connection,
         hello: Hello,
         ahead: Option<i64>,
-        route: Route,
-        carrier: Carrier,
+        stop: &CancellationToken,
     ) -> Arc<Self> {
-        let carried = CurrentRoute { route, carrier, since: unix_now(), why_not_other: None };
+        Self::on(self.endpoint.clone(), connection, (hello, ahead), stop, self.carried.clone())
+    }
+
+    fn on(
+        endpoint: Endpoint,
+        connection: Connection,
+        (hello, ahead): (Hello, Option<i64>),
+        stop: &CancellationToken,
+        carried: Arc<Mutex<CurrentRoute>>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             endpoint,
             credit: Credit::new(&connection),
@@ -131,7 +156,8 @@ impl Up {
             hello,
             ahead,
             since: SystemTime::now(),
-            carried: Mutex::new(carried),
+            retired: stop.child_token(),
+            carried,
             loss: Mutex::default(),
             last_heard: Mutex::new((0, Instant::now())),
             redundancy: Mutex::default(),

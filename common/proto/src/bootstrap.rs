@@ -8,11 +8,13 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod text;
+mod upgrade;
 
 pub use elf::Machine;
 pub use found::{Found, Lines, Missing, Running};
 pub use obstacle::Obstacle;
 pub use service::{Install, Service};
+pub use upgrade::{Replace, Upgrade, UpgradeObstacle};
 
 use crate::wire::ADITD_PORT;
 

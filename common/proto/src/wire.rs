@@ -315,6 +315,10 @@ pub enum Notice {
     Here,
     /// The server takes no new streams; open streams run to their end.
     Draining,
+    /// Another process serves the server's new sessions from now on. The client begins a session
+    /// there, at once and on the same path, and then ends the stream of its probes here; open
+    /// streams run to their end here.
+    Replaced,
 }
 
 /// The answer to [`StreamHead::Queue`].

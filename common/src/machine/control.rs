@@ -6,7 +6,9 @@ use std::{
     convert::Infallible,
     fs::{File, TryLockError},
     io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -15,6 +17,7 @@ use tokio::{
     io::AsyncReadExt,
     net::{UnixListener, UnixStream},
 };
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     machine::files::{self, FileError},
@@ -37,7 +40,9 @@ pub struct Control {
     path: PathBuf,
     // Held for its lock. The file is not removed: otherwise two processes could each lock a file of
     // that name.
-    _lock: File,
+    lock: File,
+    /// Another process has the right now.
+    is_given: AtomicBool,
 }
 
 /// Why a process cannot claim a directory.
@@ -68,7 +73,45 @@ impl Control {
         }
         // The directory is 0700: nobody else reaches the socket.
         let listener = UnixListener::bind(&path).map_err(FileError::io("listen on", &path))?;
-        Ok(Self { listener, path, _lock: lock })
+        Ok(Self { listener, path, lock, is_given: AtomicBool::new(false) })
+    }
+
+    /// What another process needs to take the right over: the socket and the lock, in the order of
+    /// [`Control::take_over`].
+    pub fn handles(&self) -> [BorrowedFd<'_>; 2] {
+        [self.listener.as_fd(), self.lock.as_fd()]
+    }
+
+    /// Takes the right over from another process, with its [`Control::handles`]. From
+    /// [`Control::own`] on this process is the one that the lock names. Must be called within a
+    /// runtime.
+    ///
+    /// # Errors
+    /// If they are not what that process had for `dir`.
+    pub fn take_over(dir: &Path, [listener, lock]: [OwnedFd; 2]) -> Result<Self, FileError> {
+        let path = socket_path(dir)?;
+        let failed = |e| FileError::io("take over", &path)(e);
+        let listener = std::os::unix::net::UnixListener::from(listener);
+        let there = listener.local_addr().map_err(failed)?;
+        if there.as_pathname() != Some(&path) {
+            return Err(failed(io::Error::other("it is another socket")));
+        }
+        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        // Until the other process gives the right up, the file stays where it is.
+        Ok(Self { listener, path, lock: File::from(lock), is_given: AtomicBool::new(true) })
+    }
+
+    /// The process that had the right has given it up to this one.
+    pub fn own(&self) {
+        self.is_given.store(false, Relaxed);
+        note_pid(&self.lock);
+    }
+
+    /// Gives the right to another process, which has the handles: dropping this leaves the socket
+    /// where it is.
+    pub fn give_up(&self) {
+        self.is_given.store(true, Relaxed);
     }
 
     /// Answers requests as long as it is polled. A malformed or slow request does not affect
@@ -89,6 +132,30 @@ impl Control {
         self.serve_granting(answer).await
     }
 
+    /// Like [`serve`](Self::serve), until `retired` is cancelled: then it takes no more requests, and
+    /// ends when it has answered those that it has.
+    pub async fn serve_until<Q, A, F>(
+        &self,
+        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+        retired: &CancellationToken,
+    ) where
+        Q: DeserializeOwned + Send + 'static,
+        A: Serialize + Send + Sync + 'static,
+        F: Future<Output = A> + Send,
+    {
+        let answer = move |request| {
+            let answer = answer(request);
+            async move { (answer.await, None::<()>) }
+        };
+        let mut asked = tokio::task::JoinSet::new();
+        tokio::select! {
+            biased;
+            () = retired.cancelled() => {}
+            never = self.accept_all(answer, &mut asked) => match never {},
+        }
+        while asked.join_next().await.is_some() {}
+    }
+
     /// Like [`serve`](Self::serve), but `answer` may also return a grant. The grant is dropped when
     /// all copies of the asker's connection are closed and, on Linux, its process has ended. A
     /// process that runs another program with exec(2) is still the same process.
@@ -102,7 +169,20 @@ impl Control {
         G: Send + 'static,
         F: Future<Output = (A, Option<G>)> + Send,
     {
-        let mut asked = tokio::task::JoinSet::new();
+        self.accept_all(answer, &mut tokio::task::JoinSet::new()).await
+    }
+
+    async fn accept_all<Q, A, G, F>(
+        &self,
+        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+        asked: &mut tokio::task::JoinSet<io::Result<()>>,
+    ) -> Infallible
+    where
+        Q: DeserializeOwned + Send + 'static,
+        A: Serialize + Send + Sync + 'static,
+        G: Send + 'static,
+        F: Future<Output = (A, Option<G>)> + Send,
+    {
         loop {
             tokio::select! {
                 (stream, _) = accept("the control socket", || self.listener.accept()) => {
@@ -117,7 +197,9 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if !self.is_given.load(Relaxed) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -134,11 +216,16 @@ pub fn lock(dir: &Path) -> Result<File, ClaimError> {
         }
         Err(TryLockError::Error(e)) => return Err(FileError::io("lock", &lock_path)(e).into()),
     }
-    // The process id only helps people, so an error here (a full disk) is ignored.
-    let _ = lock.set_len(0).and_then(|()| {
-        io::Write::write_all(&mut &lock, format!("{}\n", std::process::id()).as_bytes())
-    });
+    note_pid(&lock);
     Ok(lock)
+}
+
+/// Writes this process's id into the lock. It only helps people, so an error (a full disk) is
+/// ignored.
+fn note_pid(mut lock: &File) {
+    let _ = lock.set_len(0).and_then(|()| {
+        io::Write::write_all(&mut lock, format!("{}\n", std::process::id()).as_bytes())
+    });
 }
 
 async fn answer_one<Q: DeserializeOwned, A: Serialize, G, F: Future<Output = (A, Option<G>)>>(
@@ -288,6 +375,36 @@ mod tests {
         drop(control);
         assert!(!is_running(dir));
         assert!(ask::<_, u32>(dir, &1).await.expect("no error").is_none());
+        Control::claim(dir).expect("claimed again");
+    }
+
+    #[tokio::test]
+    async fn the_right_goes_over_without_a_moment_in_which_nobody_has_it() {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let dir = &tmp.path().join("own");
+        files::create_dir(dir).expect("made");
+        let old = Control::claim(dir).expect("claimed");
+        let copies = old.handles().map(|handle| handle.try_clone_to_owned().expect("a copy"));
+        let new = Control::take_over(dir, copies).expect("taken over");
+        let retired = CancellationToken::new();
+        let answering = async {
+            let ask_last = async {
+                let answer = ask::<u32, u32>(dir, &1).await.expect("no error");
+                retired.cancel();
+                answer
+            };
+            tokio::join!(ask_last, old.serve_until(|q: u32| async move { q + 1 }, &retired)).0
+        };
+        assert_eq!(answering.await, Some(2), "what was asked before is answered");
+        old.give_up();
+        new.own();
+        drop(old);
+        assert!(matches!(Control::claim(dir), Err(ClaimError::Taken { .. })));
+        let asked = async { ask::<u32, u32>(dir, &20).await };
+        let answer = tokio::select! { answer = asked => answer, never = new.serve(|q: u32| async move { q + 2 }) => match never {} };
+        assert_eq!(answer.expect("no error"), Some(22));
+        drop(new);
+        assert!(!is_running(dir));
         Control::claim(dir).expect("claimed again");
     }
 

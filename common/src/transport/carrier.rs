@@ -7,6 +7,7 @@
 
 mod batch;
 mod framing;
+mod handed_on;
 mod loss;
 mod marks;
 mod portion;
@@ -21,6 +22,7 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use self::framing::{frame_datagram, next_datagram};
 pub use self::{
+    handed_on::{HandOn, Inbox, handed_on},
     loss::{LossEstimate, PathCounts},
     marks::{Marks, Unmarked},
     redundancy::Protection,

@@ -36,7 +36,7 @@ pub async fn read<T: DeserializeOwned>(from: &mut (impl AsyncRead + Unpin)) -> i
 ///
 /// # Errors
 /// Likewise.
-pub(crate) async fn read_long<T: DeserializeOwned>(
+pub async fn read_long<T: DeserializeOwned>(
     from: &mut (impl AsyncRead + Unpin),
     most: usize,
 ) -> io::Result<T> {

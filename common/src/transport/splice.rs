@@ -70,7 +70,7 @@ pub struct ByteCounters {
 pub enum SpliceEnd {
     /// Both directions have ended by themselves.
     Done,
-    /// The program is stopping and no request was under way: both directions were finished.
+    /// It was to end, and no request was under way: both directions were finished.
     Drained,
     /// The TCP peer aborted the connection, and the stream was reset.
     Aborted,
@@ -153,6 +153,13 @@ pub async fn splice(
     if is_left && let Some((line, kept)) = passed.unanswered() {
         leave(&mut send, &mut recv, untold);
         return Outcome { end, still_open: StillOpen::Unanswered { tcp, line, kept } };
+    }
+    if matches!(end, SpliceEnd::Drained) && passed.may_go_on() {
+        if !received_all {
+            recv.stop((Code::Done as u32).into());
+        }
+        send.finish();
+        return Outcome { end, still_open: StillOpen::Idle(tcp) };
     }
     match end {
         SpliceEnd::Done if stopped && matches!(facing, Facing::Application(_)) => drain(tcp).await,

@@ -98,6 +98,11 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     for (i, line) in queue(&status.queue).into_iter().enumerate() {
         text += &format!("\n{:<INDENT$}{line}", if i == 0 { "Queue" } else { "" });
     }
+    if !status.older.is_empty() {
+        let pids: Vec<_> = status.older.iter().map(ToString::to_string).collect();
+        text +=
+            &format!("\nOlder        answers that began earlier run in pid {}", pids.join(", "));
+    }
     if let Some(why) = &status.audit.failing {
         text += &format!("\nAudit        can't be written: {why}");
     }

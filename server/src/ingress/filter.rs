@@ -24,7 +24,10 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::ingress::admission::{Admission, Reason, connection_ids, replay::destination_id};
+use crate::ingress::{
+    admission::{Admission, Reason, connection_ids, replay::destination_id},
+    older::Older,
+};
 
 /// Types of packets with a long header (RFC 9000 section 17.2).
 const INITIAL: u8 = 0x00;
@@ -59,6 +62,7 @@ pub(crate) struct FilteredSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     audience: Audience,
     admission: Arc<Admission>,
+    older: Arc<Older>,
     /// Addresses where packets with ECN marks do not arrive.
     unmarked: Mutex<Unmarked>,
 }
@@ -74,13 +78,14 @@ impl fmt::Debug for FilteredSocket {
 
 impl FilteredSocket {
     /// Wraps `inner`: accepts datagrams from `audience`, and from new clients if `admission` hears
-    /// them. `admission` counts the dropped ones.
+    /// them. `admission` counts the dropped ones. Those of `older` processes are handed on.
     pub(crate) fn new(
         inner: Arc<dyn AsyncUdpSocket>,
         audience: Audience,
         admission: Arc<Admission>,
+        older: Arc<Older>,
     ) -> Self {
-        Self { inner, audience, admission, unmarked: Mutex::default() }
+        Self { inner, audience, admission, older, unmarked: Mutex::default() }
     }
 
     fn unmarked(&self) -> MutexGuard<'_, Unmarked> {
@@ -130,9 +135,10 @@ impl AsyncUdpSocket for FilteredSocket {
     ) -> Poll<io::Result<usize>> {
         let received = std::task::ready!(self.inner.poll_recv(cx, bufs, meta))?;
         for (buf, meta) in bufs.iter_mut().zip(&mut *meta).take(received) {
+            let said = *meta;
             meta.len = if self.audience.includes(meta.addr.ip()) {
                 keep(&mut buf[..meta.len], meta.stride, |datagram| {
-                    self.may_pass(datagram, meta.addr)
+                    !self.older.takes(datagram, &said) && self.may_pass(datagram, said.addr)
                 })
             } else {
                 self.admission.count(Reason::Network);

@@ -6,6 +6,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsFd, OwnedFd},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -22,6 +23,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::{AbortHandle, Id, JoinSet},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 /// How many connections may be open. A device needs one, and for a moment a second.
@@ -71,13 +73,34 @@ impl Relay {
         self.to.port()
     }
 
-    /// Relays for as long as it is polled.
-    pub(crate) async fn serve(self) {
+    /// A copy of the listener, and where it relays to, for another process.
+    ///
+    /// # Errors
+    /// If this process has no descriptor left.
+    pub(crate) fn listener(&self) -> io::Result<(SocketAddr, OwnedFd)> {
+        Ok((self.to, self.listener.as_fd().try_clone_to_owned()?))
+    }
+
+    /// Takes the listener of [`Relay::listener`] over. Must be called within a runtime.
+    ///
+    /// # Errors
+    /// If it is no listener.
+    pub(crate) fn take_over(to: SocketAddr, listener: OwnedFd) -> io::Result<Self> {
+        let listener = std::net::TcpListener::from(listener);
+        listener.local_addr()?;
+        Ok(Self { listener: TcpListener::from_std(listener)?, to })
+    }
+
+    /// Relays for as long as it is polled. When another process has the listener (`replaced`), only
+    /// for the connections that are open.
+    pub(crate) async fn serve(self, replaced: CancellationToken) {
         info!("relaying for SSH on {} (TCP)", self.to);
         let (mut connections, mut open) = (JoinSet::new(), HashMap::<Id, Connection>::new());
+        let mut accepts = true;
         loop {
             tokio::select! {
-                (tcp, from) = accept("the relay for SSH", || self.listener.accept()) => {
+                () = replaced.cancelled(), if accepts => accepts = false,
+                (tcp, from) = accept("the relay for SSH", || self.listener.accept()), if accepts => {
                     if open.len() >= MOST {
                         let silences = open.iter().map(|(id, open)| (*id, open.answered.silence()));
                         let Some(oldest) = to_displace(silences).and_then(|id| open.remove(&id)) else {
@@ -98,6 +121,7 @@ impl Relay {
                     let id = ended.map_or_else(|e| e.id(), |(id, ())| id);
                     open.remove(&id);
                 }
+                else => return std::future::pending().await,
             }
         }
     }
@@ -204,7 +228,7 @@ mod tests {
         let Some(relay) = Relay::bind(to).await else { return };
         assert_eq!(relay.port(), to.port());
         assert!(Relay::bind(to).await.is_none(), "a taken port is no failure");
-        let serving = tokio::spawn(relay.serve());
+        let serving = tokio::spawn(relay.serve(CancellationToken::new()));
         let mut tcp = TcpStream::connect(to).await.expect("connected");
         tcp.write_all(&[0, 3, b'a', b'b', b'c']).await.expect("sent");
         let mut datagram = [0; 16];

@@ -4,7 +4,10 @@ use std::{
     convert::Infallible,
     fmt, io,
     net::{Ipv4Addr, SocketAddr},
-    os::unix::fs::{FileTypeExt, PermissionsExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::{FileTypeExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
     str::FromStr,
     time::Duration,
@@ -32,6 +35,7 @@ use tokio::{
     net::{TcpListener, UnixListener},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 
 /// How many connections may be open; Prometheus needs one.
 const CONNECTIONS: usize = 16;
@@ -132,6 +136,8 @@ impl fmt::Display for MetricsAddr {
 /// An open listener that serves metrics.
 pub(crate) struct Exporter {
     listener: Listener,
+    /// Another process serves there: the socket's file is not removed here.
+    is_given: bool,
 }
 
 enum Listener {
@@ -168,7 +174,39 @@ impl Exporter {
                 Listener::Unix(listener, path.clone())
             }
         };
-        Ok(Self { listener })
+        Ok(Self { listener, is_given: false })
+    }
+
+    /// Takes the listener over from another process that has opened it for the same address. Must be
+    /// called within a runtime.
+    ///
+    /// # Errors
+    /// If it is no listener of that kind.
+    pub(crate) fn take_over(address: &MetricsAddr, listener: OwnedFd) -> io::Result<Self> {
+        let listener = match &address.0 {
+            ScrapeAddr::Loopback(_) => {
+                let listener = std::net::TcpListener::from(listener);
+                listener.local_addr()?;
+                Listener::Tcp(TcpListener::from_std(listener)?)
+            }
+            ScrapeAddr::Unix(path) => {
+                let listener = std::os::unix::net::UnixListener::from(listener);
+                listener.local_addr()?;
+                Listener::Unix(UnixListener::from_std(listener)?, path.clone())
+            }
+        };
+        Ok(Self { listener, is_given: true })
+    }
+
+    /// A copy of the listener, for another process.
+    ///
+    /// # Errors
+    /// If this process has no descriptor left.
+    pub(crate) fn listener(&self) -> io::Result<OwnedFd> {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.as_fd().try_clone_to_owned(),
+            Listener::Unix(listener, _) => listener.as_fd().try_clone_to_owned(),
+        }
     }
 
     /// The address, for the log.
@@ -181,11 +219,21 @@ impl Exporter {
         }
     }
 
-    /// Serves the metrics for as long as it is polled.
-    pub(crate) async fn serve(self, text: impl Fn() -> String + Clone + Send + 'static) {
+    /// Serves the metrics for as long as it is polled; no more when another process serves them
+    /// (`replaced`).
+    pub(crate) async fn serve(
+        mut self,
+        text: impl Fn() -> String + Clone + Send + 'static,
+        replaced: CancellationToken,
+    ) {
+        self.is_given = false;
         let mut connections = JoinSet::new();
         loop {
             let connection = tokio::select! {
+                () = replaced.cancelled() => {
+                    self.is_given = true;
+                    return std::future::pending().await;
+                }
                 taken = accept("metrics", || self.listener.accept()), if connections.len() < CONNECTIONS => taken,
                 Some(_) = connections.join_next() => continue,
             };
@@ -196,7 +244,9 @@ impl Exporter {
 
 impl Drop for Exporter {
     fn drop(&mut self) {
-        if let Listener::Unix(_, path) = &self.listener {
+        if let Listener::Unix(_, path) = &self.listener
+            && !self.is_given
+        {
             let _ = std::fs::remove_file(path);
         }
     }
@@ -358,7 +408,7 @@ mod tests {
             assert!(ask(&path, "GET /").await.starts_with("HTTP/1.1 404 "));
             assert!(!ask(&path, "HEAD /metrics").await.contains("EOF"));
         };
-        tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned()) => {} }
+        tokio::select! { () = asked => {}, () = exporter.serve(|| "# EOF\n".to_owned(), CancellationToken::new()) => {} }
         assert!(!path.exists(), "it is removed with its listener");
         std::fs::write(&path, "mine").expect("written");
         assert!(Exporter::bind(&address).await.is_err());

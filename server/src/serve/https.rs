@@ -46,27 +46,41 @@ pub(super) async fn serve(
     for address in https.listening() {
         info!("listening on {address} (HTTPS)");
     }
+    // Applications have no session that could move: their connections end after the answer that runs.
+    let draining = server.draining.child_token();
     let mut parts = JoinSet::new();
+    let (replaced, ends) = (server.replaced.clone(), draining.clone());
+    parts.spawn(async move {
+        replaced.cancelled().await;
+        ends.cancel();
+        std::future::pending().await
+    });
     parts.spawn(server.clone().note_keys(https.clone()));
     let (following, listener) = (server.clone(), https.clone());
     parts.spawn(async move { listener.follow_certificate(&following.state.ca).await });
     for socket in sockets {
         let (server, https) = (server.clone(), https.clone());
         let (connections, name) = (connections.clone(), service.name.clone());
+        let draining = draining.clone();
         parts.spawn(async move {
             loop {
-                let (tcp, remote) = accept("HTTPS", || socket.accept()).await;
+                let (tcp, remote) = tokio::select! {
+                    taken = accept("HTTPS", || socket.accept()) => taken,
+                    // Another process accepts them.
+                    () = server.replaced.cancelled() => return std::future::pending().await,
+                };
                 if !https.admits(remote.ip()) || server.draining.is_cancelled() {
                     continue;
                 }
                 let (server, https, name) = (server.clone(), https.clone(), name.clone());
+                let draining = draining.clone();
                 connections.spawn(async move {
                     let service = Service {
                         gate: &server.gate,
                         policy: &server.policy,
                         audit: &server.accounting.audit,
                         name,
-                        draining: &server.draining,
+                        draining: &draining,
                     };
                     https.serve(service, tcp, remote).await;
                 });

@@ -96,6 +96,7 @@ fn words(serve: &ServeFlags, [config, state_dir]: [Option<&Path>; 2]) -> Vec<Str
         enroll_group,
         https,
         advertise,
+        take_over: _,
     } = serve;
     let HttpsFlags { https, https_allow_from, https_name, tls_cert, tls_key } = https;
     let mut words = Vec::new();

@@ -4,7 +4,7 @@
 
 use std::{
     fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, chown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -51,6 +51,8 @@ struct SocketRequest {
 pub(crate) struct GroupSocket {
     listener: UnixListener,
     path: PathBuf,
+    /// The socket's file: device and inode.
+    file: Option<(u64, u64)>,
 }
 
 impl GroupSocket {
@@ -91,7 +93,7 @@ impl GroupSocket {
             .map_err(FileError::io("set the mode of", path))
             .map_err(named)?;
         fs::rename(&made, path).map_err(FileError::io("make", path)).map_err(named)?;
-        let socket = Self { listener, path: path.to_owned() };
+        let socket = Self { listener, file: file_at(path), path: path.to_owned() };
         info!("members of the group {group} may enroll devices, at {}", path.display());
         Ok(socket)
     }
@@ -136,8 +138,15 @@ impl Drop for Hall {
 
 impl Drop for GroupSocket {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        // A process that has replaced this one has its own socket there.
+        if file_at(&self.path) == self.file {
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|file| (file.dev(), file.ino()))
 }
 
 async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {

@@ -20,6 +20,8 @@ use proto::{
     wire::{Code, IDLE_TIMEOUT},
 };
 
+use tokio_util::sync::CancellationToken;
+
 use crate::{
     commands::status::{self, ControlRequest, OllamaStatus, Status},
     dial::{DialError, Dialed, plan::DialPlan, route::CarrierChoice},
@@ -258,8 +260,7 @@ async fn open(
             return Err(e.failure(profile));
         }
     };
-    let Dialed { endpoint, connection, route, carrier } = dialed;
-    let up: Arc<Up> = Up::new(endpoint, connection, hello, None, route, carrier);
+    let up: Arc<Up> = Up::new(dialed, hello, None, &CancellationToken::new());
     let inspection = inspection::inspect(&up, plan).await;
     up.connection.close((Code::Done as u32).into(), b"");
     let _ = tokio::time::timeout(FAREWELL, up.endpoint.wait_idle()).await;

@@ -2,11 +2,12 @@
 //! login; afterwards the tunnel opens as always.
 
 pub(in crate::commands) mod on_box;
-mod program;
+pub(in crate::commands) mod program;
 
 use std::{
     path::{Path, PathBuf},
     str::FromStr,
+    time::Duration,
 };
 
 use clap::Args;
@@ -23,6 +24,9 @@ use crate::{
     profile::{self, DEFAULT_NAME, ProfileDir},
     ssh::{Remote, SshClient, SshTarget, ask},
 };
+
+/// How long it may take to see whether the aditd of a known server runs.
+const LOOK_WITHIN: Duration = Duration::from_secs(5);
 
 /// What a command is about: a server of this device, or a login.
 #[derive(Debug, Clone)]
@@ -142,7 +146,10 @@ pub(crate) async fn prepare(
             ))?;
             return Ok(None);
         }
-        return Ok(Some((known, None)));
+        if let Some(client) = client {
+            target.client_now = Some(client);
+        }
+        return again(known, &target, flags).await.map(Some);
     }
     if let Some(client) = client {
         target.client = client;
@@ -154,6 +161,43 @@ pub(crate) async fn prepare(
         () = interrupted(&target) => Err(Failure::new("interrupted")
             .hint("run the same command again: it continues where this one has stopped")),
     }
+}
+
+/// Installs the aditd of a server that this device knows again, if adit has installed it and it does not
+/// run: it is started, or was deleted. Nothing of that is tried where the login needs a person.
+async fn again(
+    known: ProfileDir,
+    target: &SshTarget,
+    flags: &BoxFlags,
+) -> Result<(ProfileDir, Option<SshTarget>), Failure> {
+    let mut login = known.read()?.ssh.unwrap_or_else(|| target.clone());
+    login.client_now = target.client_now.or(login.client_now);
+    let Some(remote) = Remote::open_quietly(&login, LOOK_WITHIN).await else {
+        return Ok((known, None));
+    };
+    let program = Program::find(flags.server_binary.as_deref())?;
+    let sha = program.as_ref().map(|program| &*program.binary.sha256).unwrap_or_default();
+    // Where `adit up` has put it: the stored command is the link in that directory.
+    let stored = login.remote_command.as_deref().and_then(|path| path.strip_suffix("/aditd"));
+    let Ok(found) =
+        on_box::look(&remote, &login, flags.remote_dir.as_deref().or(stored), sha).await
+    else {
+        return Ok((known, None));
+    };
+    if found.running.is_some() || found.installed.is_none() {
+        return Ok((known, None));
+    }
+    let to = login.to_string();
+    say(format!("No aditd runs on {to}, where adit has installed one."));
+    let device = known.read()?.enrolled.device;
+    let job = Job { target: &login, flags, device, profile_dir: known };
+    let Plan::Install(install) = job.plan(&found, &program)? else {
+        return Ok((job.profile_dir, None));
+    };
+    say(Plan::Install(install.clone()).text(&to, None));
+    job.agree().await?;
+    job.install(&remote, &install, &program).await?;
+    Ok((job.profile_dir, None))
 }
 
 /// The server that this device reaches by this login.
@@ -207,7 +251,7 @@ impl Job<'_> {
         let found =
             on_box::look(&remote, self.target, self.flags.remote_dir.as_deref(), sha).await?;
         let plan = self.plan(&found, &program)?;
-        let text = plan.text(&to, self.device.as_str());
+        let text = plan.text(&to, Some(self.device.as_str()));
         if self.flags.dry_run {
             data(text)?;
             return Ok(None);
@@ -224,17 +268,28 @@ impl Job<'_> {
             Plan::Install(install) => {
                 say(&text);
                 self.agree().await?;
-                if let (Some(_), Ok(program)) = (install.upload, &program) {
-                    on_box::upload(&remote, &target, install, program).await?;
-                }
-                let started = on_box::install(&remote, &target, install).await?;
-                say(told(install, &to, &started));
+                self.install(&remote, install, &program).await?;
                 target.remote_command = Some(install.link());
             }
         }
         let profile = by_ssh(self.profile_dir, target, self.device, Some(&remote)).await?;
         say(format!("Enrolled as {} {}.", profile.enrolled.device, profile.enrolled.device_id));
         Ok(Some((profile.profile_dir, profile.ssh)))
+    }
+
+    /// Uploads what is missing, installs it, and says how it was started.
+    async fn install(
+        &self,
+        remote: &Remote,
+        install: &Install,
+        program: &Result<Program, String>,
+    ) -> Result<(), Failure> {
+        if let (Some(_), Ok(program)) = (install.upload, program) {
+            on_box::upload(remote, self.target, &install.dir, program).await?;
+        }
+        let started = on_box::install(remote, self.target, install).await?;
+        say(told(install, &self.target.to_string(), &started));
+        Ok(())
     }
 
     fn plan(&self, found: &Found, program: &Result<Program, String>) -> Result<Plan, Failure> {

@@ -30,6 +30,10 @@ pub struct Found {
     pub free: Option<u64>,
     /// Whether the program that would be uploaded is there already.
     pub present: bool,
+    /// How adit has installed an aditd in `dir`, if it has: `system`, `user` or `process`.
+    pub installed: Option<String>,
+    /// Whether that one is the program that would be uploaded.
+    pub linked: bool,
     /// Whether systemd manages the machine.
     pub systemd: bool,
     /// Whether a systemd manager of this user answers.
@@ -99,6 +103,8 @@ impl Found {
                 .first("free_kib")
                 .and_then(|kib| kib.parse::<u64>().ok()?.checked_mul(1024)),
             present: lines.is("present"),
+            installed: lines.first("installed").map(ToOwned::to_owned),
+            linked: lines.is("linked"),
             systemd: lines.is("systemd"),
             user_manager: lines.is("user_manager"),
             linger: lines.is("linger"),

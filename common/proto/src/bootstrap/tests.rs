@@ -6,9 +6,9 @@ const BARE: &str = "system=Linux\nmachine=x86_64\nuid=1000\nuser=me\nhome=/home/
     state=/home/me/.local/share/aditd\nwritable=yes\nruns=yes\nfree_kib=1000000\nudp=- 0100007F:0035\n\
     tcp=- 0100007F:2CAA 0A00000A:0016\nollama=127.0.0.1:11434\n";
 /// `e_machine` of x86_64.
-const X86: u8 = 62;
+pub(super) const X86: u8 = 62;
 
-fn machine(number: u8) -> Machine {
+pub(super) fn machine(number: u8) -> Machine {
     let mut header = *b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x03\0\0\0";
     header[18] = number;
     Machine::of_program(&header).expect("a program")
@@ -26,7 +26,7 @@ fn planned(lines: &str) -> Result<Plan, Obstacle> {
     Plan::new(&found(lines), &wish(machine(X86)))
 }
 
-fn found(lines: &str) -> Found {
+pub(super) fn found(lines: &str) -> Found {
     let key = |line: &str| line.split('=').next().unwrap_or_default().to_owned();
     let changed: Vec<_> = lines.lines().map(key).collect();
     let kept = BARE.lines().filter(|line| !changed.contains(&key(line)));
@@ -49,7 +49,7 @@ fn a_bare_box_gets_everything() {
         (Some(10 << 20), Service::Process, None, "http://127.0.0.1:11434")
     );
     assert_eq!(
-        Plan::Install(install).text("me@gpu", "thinkpad"),
+        Plan::Install(install).text("me@gpu", Some("thinkpad")),
         "On me@gpu, adit will\n  \
          1. upload aditd 0.1.0 (10 MiB) to /home/me/.local/share/adit/bin/abababababab…/aditd\n  \
          2. start it: it listens on loopback only (port 11435), and forwards to Ollama at http://127.0.0.1:11434. It outlives the login, and a reboot ends it\n  \
@@ -136,75 +136,49 @@ fn a_compatible_aditd_is_kept_and_another_is_told() {
     let none = Wish { binary: Err("none".to_owned()), ..wish(machine(X86)) };
     let plan = Plan::new(&found(&all), &none).expect("kept");
     assert_eq!(
-        plan.text("me@gpu", "thinkpad"),
+        plan.text("me@gpu", Some("thinkpad")),
         "On me@gpu, adit will\n  1. keep aditd 0.1.0, which runs there and forwards to http://127.0.0.1:1\n  \
          2. enroll this computer as `thinkpad`\nand then open the tunnel on this computer."
     );
     assert_eq!(planned("enroll_group=yes"), Ok(Plan::Keep { running: None }));
     // One that does not answer this login is left alone.
-    let text = planned("other=7\nother=9").expect("a plan").text("me@gpu", "x");
+    let text = planned("other=7\nother=9").expect("a plan").text("me@gpu", Some("x"));
     assert!(text.contains("Another aditd runs there (pid 7, 9)"), "{text}");
+}
+
+/// Asserts that nothing is installed where these lines are found, and that the failure says why and
+/// what cures it.
+fn is_refused(lines: &str, wish: &Wish<'_>, cause: &str, cure: &str) {
+    let obstacle = Plan::new(&found(lines), wish).expect_err(cause);
+    let failure = obstacle.failure("me@gpu", "adit up me@gpu");
+    assert_eq!(failure.what(), "cannot install aditd on me@gpu");
+    let text = failure.to_string();
+    assert!(
+        text.contains(cause) && failure.hints().iter().any(|hint| hint.contains(cure)),
+        "{text}"
+    );
+    assert!(matches!(failure.exit_code(), Exit::Failed | Exit::Usage));
 }
 
 #[test]
 fn each_obstacle_is_named_with_its_cure() {
-    let arm = wish(machine(183));
     let none =
         Wish { binary: Err("there is no `aditd` beside adit".to_owned()), ..wish(machine(X86)) };
-    for (lines, wish, cause, cure) in [
-        ("system=Darwin", wish(machine(X86)), "it runs Darwin", "`adit enroll me@gpu`"),
-        (
-            "",
-            arm,
-            "of the kind x86_64, and `/usr/bin/aditd` is a program for aarch64",
-            "`adit up me@gpu --server-binary FILE`",
-        ),
-        (
-            "",
-            none,
-            "there is no `aditd` beside adit",
-            "for Linux on x86_64: `adit up me@gpu --server-binary FILE`",
-        ),
-        (
-            "writable=Read-only file system",
-            wish(machine(X86)),
-            "Read-only file system",
-            "`adit up me@gpu --remote-dir DIR`",
-        ),
-        (
-            "runs=Permission denied",
-            wish(machine(X86)),
-            "`noexec`: Permission denied",
-            "`adit up me@gpu --remote-dir /var/tmp/adit`",
-        ),
-        (
-            "free_kib=1024",
-            wish(machine(X86)),
-            "has 1 MiB left, and aditd needs 18 MiB",
-            "`adit up me@gpu --remote-dir DIR`",
-        ),
-        (
-            "tcp=-\nollama=127.0.0.1:7",
-            wish(machine(X86)),
-            "nothing listens on 127.0.0.1:7 or 127.0.0.1:11434",
-            "`adit up me@gpu --upstream http://127.0.0.1:PORT`",
-        ),
-        (
-            "foreign_unit=/x/aditd.service",
-            wish(machine(X86)),
-            "`/x/aditd.service`",
-            "`systemctl --user start aditd`",
-        ),
+    let (arm, other) = (wish(machine(183)), "`/usr/bin/aditd` is a program for aarch64");
+    is_refused("", &arm, other, "`adit up me@gpu --server-binary FILE`");
+    let cure = "for Linux on x86_64: `adit up me@gpu --server-binary FILE`";
+    is_refused("", &none, "there is no `aditd` beside adit", cure);
+    const FULL: &str = "has 1 MiB left, and aditd needs 18 MiB";
+    const SILENT: &str = "nothing listens on 127.0.0.1:7 or 127.0.0.1:11434";
+    for (lines, cause, cure) in [
+        ("system=Darwin", "it runs Darwin", "`adit enroll me@gpu`"),
+        ("writable=Read-only", "Read-only", "`adit up me@gpu --remote-dir DIR`"),
+        ("runs=Denied", "`noexec`: Denied", "`adit up me@gpu --remote-dir /var/tmp/adit`"),
+        ("free_kib=1024", FULL, "`adit up me@gpu --remote-dir DIR`"),
+        ("tcp=-\nollama=127.0.0.1:7", SILENT, "--upstream http://127.0.0.1:PORT`"),
+        ("foreign_unit=/x/a.service", "`/x/a.service`", "`systemctl --user start aditd`"),
     ] {
-        let obstacle = Plan::new(&found(lines), &wish).expect_err(cause);
-        let failure = obstacle.failure("me@gpu", "adit up me@gpu");
-        assert_eq!(failure.what(), "cannot install aditd on me@gpu");
-        let text = failure.to_string();
-        assert!(
-            text.contains(cause) && failure.hints().iter().any(|hint| hint.contains(cure)),
-            "{text}"
-        );
-        assert!(matches!(failure.exit_code(), Exit::Failed | Exit::Usage));
+        is_refused(lines, &wish(machine(X86)), cause, cure);
     }
     // It is there already, and needs no space again.
     assert_eq!(installed("free_kib=9000\npresent=yes").upload, None);

@@ -1,13 +1,11 @@
 //! A plan as people read it, before they are asked.
 
-use std::fmt;
-
 use super::{Install, Plan, Running, Service};
 use crate::{human::size, wire::ADITD_PORT};
 
 impl Plan {
-    /// The plan as text. `device` is the name of this computer.
-    pub fn text(&self, to: &str, device: &str) -> String {
+    /// The plan as text. `device` is the name that this computer gets, unless it is enrolled already.
+    pub fn text(&self, to: &str, device: Option<&str>) -> String {
         let mut steps = Vec::new();
         let mut notes = Vec::new();
         match self {
@@ -36,7 +34,7 @@ impl Plan {
                 ));
             }
         }
-        steps.push(format!("enroll this computer as `{device}`"));
+        steps.extend(device.map(|device| format!("enroll this computer as `{device}`")));
         let mut text = format!("On {to}, adit will");
         for (number, step) in steps.iter().enumerate() {
             text += &format!("\n  {}. {step}", number + 1);
@@ -51,7 +49,7 @@ impl Plan {
 
 impl Install {
     fn upload_step(&self) -> Option<String> {
-        let program = Short(self);
+        let program = short(&self.dir, &self.sha256);
         Some(match self.upload {
             Some(len) => format!("upload aditd {} ({}) to {program}", self.version, size(len)),
             None => format!("use the aditd {} in {program}, which is there already", self.version),
@@ -89,11 +87,6 @@ impl Install {
 }
 
 /// The path of the program, with a part of its hash.
-struct Short<'a>(&'a Install);
-
-impl fmt::Display for Short<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Install { dir, sha256, .. } = self.0;
-        write!(f, "{dir}/bin/{}…/aditd", sha256.get(..12).unwrap_or(sha256))
-    }
+pub(super) fn short(dir: &str, sha256: &str) -> String {
+    format!("{dir}/bin/{}…/aditd", sha256.get(..12).unwrap_or(sha256))
 }

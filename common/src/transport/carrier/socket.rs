@@ -5,9 +5,10 @@ use std::{
     fmt,
     io::{self, IoSliceMut},
     net::{SocketAddr, UdpSocket},
+    os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -21,7 +22,10 @@ use quinn::{
 use rustix::io::Errno;
 use tokio::io::{Interest, unix::AsyncFd};
 
-use super::batch::{Batch, BatchStep, MOST_BYTES};
+use super::{
+    batch::{Batch, BatchStep, MOST_BYTES},
+    handed_on::Inbox,
+};
 
 /// How long to wait for room in the send buffer when the system can't report when there is room.
 const FULL_FOR: Duration = Duration::from_millis(1);
@@ -43,6 +47,8 @@ pub struct SystemSocket {
     /// How many batches the system refused.
     refused: AtomicU64,
     outgoing: Mutex<Outgoing>,
+    /// Where datagrams come from, once another process reads the socket.
+    inbox: OnceLock<Inbox>,
 }
 
 /// Datagrams that are held back until the next batch comes.
@@ -69,7 +75,17 @@ impl SystemSocket {
             error: AtomicI32::new(0),
             refused: AtomicU64::new(0),
             outgoing: Mutex::default(),
+            inbox: OnceLock::new(),
         }))
+    }
+
+    /// From now on another process reads the socket, and the datagrams for this one come from
+    /// `inbox`. This process still sends by the socket. Only the first call counts.
+    pub fn read_from(&self, inbox: Inbox) {
+        let _ = self.inbox.set(inbox);
+        if let Some(reader) = &self.outgoing().reader {
+            reader.wake_by_ref();
+        }
     }
 
     /// The error of the last attempt to send; `None` if it succeeded.
@@ -212,6 +228,12 @@ fn watch(socket: UdpSocket, side: Interest) -> io::Result<AsyncFd<UdpSocket>> {
     AsyncFd::with_interest(socket, side)
 }
 
+impl AsFd for SystemSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.io.get_ref().as_fd()
+    }
+}
+
 impl fmt::Debug for SystemSocket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SystemSocket({:?})", self.local_addr())
@@ -249,6 +271,9 @@ impl AsyncUdpSocket for SystemSocket {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         self.look_at_held(cx);
+        if let Some(inbox) = self.inbox.get() {
+            return inbox.poll_recv(cx, bufs, meta);
+        }
         loop {
             let mut ready = std::task::ready!(self.io.poll_read_ready(cx))?;
             match self.state.recv(self.io.get_ref().into(), bufs, meta) {

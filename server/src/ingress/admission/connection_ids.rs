@@ -6,6 +6,9 @@
 //! recorded such a packet could ask for a reset. So a connection ID that this server never chose
 //! gets none, and each that it did choose gets a few, at growing intervals. A client whose resets
 //! are all lost learns it by a new handshake.
+//!
+//! Each process of this server has a generation of its own, which its IDs carry. So a process that
+//! has replaced another one knows which datagrams are for that one.
 
 use std::{
     fmt,
@@ -21,6 +24,7 @@ use super::recent::Recent;
 
 /// The length of the connection IDs, in bytes.
 pub(crate) const LEN: usize = NONCE_LEN + MAC_LEN;
+/// A masked generation, and two random bytes.
 const NONCE_LEN: usize = 3;
 const MAC_LEN: usize = 5;
 /// How many forgotten connection IDs are remembered.
@@ -30,24 +34,63 @@ const FORGOTTEN: usize = 1 << 12;
 const RESETS: u32 = 8;
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Makes connection IDs that this server can recognize: 3 random bytes ‖ 5 bytes of a MAC.
+/// The generation of a process of this server: a new one has the next number, and after 255 comes 0.
+pub(crate) type Generation = u8;
+
+/// A generation for a process that has replaced no other one. It is random, so that the IDs of a
+/// process that was killed are most likely not chosen again.
+pub(crate) fn first_generation() -> Generation {
+    let mut one = [0];
+    fill_random(&mut one);
+    one[0]
+}
+
+/// Makes and reads the connection IDs of this server: the generation, masked ‖ 2 random bytes ‖ 5
+/// bytes of a MAC.
+#[derive(Clone)]
+pub(crate) struct IdKey(hmac::Key);
+
+impl IdKey {
+    /// IDs made with `key` are recognized after a restart, too.
+    pub(crate) fn new(key: &SharedKey) -> Self {
+        let key = key.derive(b"adit/1 connection ids");
+        Self(hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes()))
+    }
+
+    fn id(&self, generation: Generation, random: [u8; 2]) -> [u8; LEN] {
+        let mut id = [0; LEN];
+        id[0] = generation ^ self.mask(random);
+        id[1..NONCE_LEN].copy_from_slice(&random);
+        let tag = hmac::sign(&self.0, &id[..NONCE_LEN]);
+        id[NONCE_LEN..].copy_from_slice(&tag.as_ref()[..MAC_LEN]);
+        id
+    }
+
+    /// The generation of the process that has chosen `id`; `None` if this server did not choose it.
+    pub(crate) fn generation(&self, id: &[u8]) -> Option<Generation> {
+        let [masked, one, two, ..] = *id else { return None };
+        let generation = masked ^ self.mask([one, two]);
+        (self.id(generation, [one, two]) == *id).then_some(generation)
+    }
+
+    /// Without it, everybody could see which IDs are of one generation.
+    fn mask(&self, random: [u8; 2]) -> u8 {
+        hmac::sign(&self.0, &random).as_ref()[0]
+    }
+}
+
+/// Chooses the connection IDs of one process.
 pub(crate) struct OwnIds {
-    key: hmac::Key,
+    key: IdKey,
+    generation: Generation,
     resets: Arc<Mutex<Resets>>,
     began: Instant,
 }
 
 impl OwnIds {
-    /// Makes connection IDs with `key`: they are recognized after a restart, too.
-    pub(crate) fn new(key: &SharedKey, resets: Arc<Mutex<Resets>>) -> Self {
-        let key = key.derive(b"adit/1 connection ids");
-        let key = hmac::Key::new(hmac::HMAC_SHA256, key.as_bytes());
-        Self { key, resets, began: Instant::now() }
-    }
-
-    fn is_ours(&self, id: &[u8]) -> bool {
-        let Some((nonce, mac)) = id.split_at_checked(NONCE_LEN) else { return false };
-        hmac::sign(&self.key, nonce).as_ref()[..MAC_LEN] == *mac
+    /// Chooses IDs of this generation.
+    pub(crate) fn new(key: IdKey, generation: Generation, resets: Arc<Mutex<Resets>>) -> Self {
+        Self { key, generation, resets, began: Instant::now() }
     }
 }
 
@@ -59,17 +102,15 @@ impl fmt::Debug for OwnIds {
 
 impl ConnectionIdGenerator for OwnIds {
     fn generate_cid(&mut self) -> ConnectionId {
-        let mut id = [0; LEN];
-        fill_random(&mut id[..NONCE_LEN]);
-        let tag = hmac::sign(&self.key, &id[..NONCE_LEN]);
-        id[NONCE_LEN..].copy_from_slice(&tag.as_ref()[..MAC_LEN]);
-        ConnectionId::new(&id)
+        let mut random = [0; 2];
+        fill_random(&mut random);
+        ConnectionId::new(&self.key.id(self.generation, random))
     }
 
     /// QUIC calls this for an unknown connection ID, right before it sends a stateless reset.
     fn validate(&self, id: &ConnectionId) -> Result<(), InvalidCid> {
         let mut resets = self.resets.lock().unwrap_or_else(PoisonError::into_inner);
-        let may = self.is_ours(id) && resets.may_send(id, self.began.elapsed());
+        let may = self.key.generation(id).is_some() && resets.may_send(id, self.began.elapsed());
         may.then_some(()).ok_or(InvalidCid)
     }
 
@@ -119,7 +160,24 @@ mod tests {
     use super::*;
 
     fn ids(key: u8) -> OwnIds {
-        OwnIds::new(&SharedKey::from_bytes([key; 32]), Arc::default())
+        OwnIds::new(IdKey::new(&SharedKey::from_bytes([key; 32])), 7, Arc::default())
+    }
+
+    #[test]
+    fn the_generation_of_an_id_is_read_by_its_server_alone() {
+        let key = |key| IdKey::new(&SharedKey::from_bytes([key; 32]));
+        let mut firsts = std::collections::HashSet::new();
+        for generation in 0..=255 {
+            let id = OwnIds::new(key(1), generation, Arc::default()).generate_cid();
+            assert_eq!(key(1).generation(&id), Some(generation));
+            assert_eq!(key(2).generation(&id), None);
+            let id = ids(1).generate_cid();
+            firsts.insert(id[0]);
+            let mut forged = id.to_vec();
+            forged[0] ^= 1;
+            assert_eq!(key(1).generation(&forged), None);
+        }
+        assert!(firsts.len() > 64, "the generation is masked: {firsts:?}");
     }
 
     #[test]

@@ -3,3 +3,4 @@
 mod bare;
 mod obstacles;
 mod systemd;
+mod upgrade;

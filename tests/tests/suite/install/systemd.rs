@@ -41,6 +41,24 @@ up() {
     kill $up
     wait $up || true
 }
+# upgrade SHOW: another program takes the place of the one that runs as $pid. SHOW prints a property of
+# the unit.
+upgrade() {
+    cp "$(command -v aditd)" /newer
+    echo >>/newer
+    adit upgrade --yes --server-binary /newer 2>/upgrade.log || { cat /upgrade.log; exit 1; }
+    rm /newer
+    old=$pid
+    pid=$("$@" --property=MainPID)
+    [ "$pid" != "$old" ] && echo "another main process"
+    wait_for test ! -e /proc/$old
+    echo "the unit is $("$@" --property=ActiveState), $("$@" --property=NRestarts) restarts"
+    kill -9 $pid
+    restarted() { [ "$("$@" --property=NRestarts)" = 1 ]; }
+    wait_for restarted "$@"
+    wait_for aditd_answers
+    pid=$("$@" --property=MainPID)
+}
 "#;
 
 fn ends_saying(who: &str, pam: &str, script: &str, lines: &[&str]) {
@@ -75,6 +93,8 @@ echo "linger $(loginctl show-user joe --property=Linger --value)"
 echo "enabled $(joe systemctl --user is-enabled aditd)"
 pid=$(joe systemctl --user show --property=MainPID --value aditd)
 echo "runs as $(stat --format=%U /proc/$pid)"
+aditd_answers() { joe /home/joe/.local/share/adit/aditd status; }
+upgrade joe systemctl --user show --value aditd
 adit remove --yes 2>/remove.log || { cat /remove.log; exit 1; }
 cat /remove.log
 test -e /home/joe/.config/systemd/user/aditd.service || echo "no unit"
@@ -87,6 +107,8 @@ echo "linger $(loginctl show-user joe --property=Linger --value 2>/dev/null || e
             "linger yes",
             "enabled enabled",
             "runs as joe",
+            "another main process",
+            "the unit is active, 0 restarts",
             "no unit",
             "no files",
             "no process",
@@ -108,6 +130,8 @@ grep -c 'and starts at boot' /up.log
 echo "enabled $(systemctl is-enabled aditd)"
 pid=$(systemctl show --property=MainPID --value aditd)
 echo "runs as $(stat --format=%U /proc/$pid)"
+aditd_answers() { aditd status; }
+upgrade systemctl show --value aditd
 adit remove --yes 2>/remove.log || { cat /remove.log; exit 1; }
 cat /remove.log
 grep -c 'Left there: the system user aditd' /remove.log
@@ -116,6 +140,16 @@ test -e /usr/local/lib/adit || echo "no files"
 test -e /var/lib/adit || echo "no state"
 test -e /proc/$pid || echo "no process"
 "#,
-        &["1", "enabled enabled", "runs as aditd", "no unit", "no files", "no state", "no process"],
+        &[
+            "1",
+            "enabled enabled",
+            "runs as aditd",
+            "another main process",
+            "the unit is active, 0 restarts",
+            "no unit",
+            "no files",
+            "no state",
+            "no process",
+        ],
     );
 }

@@ -16,6 +16,7 @@ mod listening;
 mod moving;
 mod other_users;
 mod outages;
+mod replaced;
 mod running;
 mod stalled;
 mod stopping;

@@ -47,6 +47,12 @@ if [ -n "$sha" ] && [ -f "$program" ] && [ "$(digest "$program" 2>/dev/null)" = 
     say present yes
 fi
 
+# What adit has installed there.
+if [ -f "$dir/installed" ]; then
+    say installed "$(sed -n 's/^service=//p' "$dir/installed")"
+    [ "$(readlink "$dir/aditd" 2>/dev/null)" = "$program" ] && say linked yes
+fi
+
 # What keeps services running.
 runtime=${XDG_RUNTIME_DIR:-/run/user/$uid}
 if has systemctl && XDG_RUNTIME_DIR=$runtime DBUS_SESSION_BUS_ADDRESS=unix:path=$runtime/bus \

@@ -4,7 +4,7 @@ use common::machine::report::Failure;
 use data_encoding::HEXLOWER;
 use indicatif::{ProgressBar, ProgressStyle};
 use proto::{
-    bootstrap::{Found, Install, Lines, Service, series},
+    bootstrap::{Found, Install, Lines, Replace, Service, series},
     crypto::fill_random,
     typed::quoted,
 };
@@ -13,7 +13,8 @@ use super::program::Program;
 use crate::ssh::{Remote, SshError, SshTarget};
 
 const LOOK: &str = include_str!("look.sh");
-const INSTALL: &str = include_str!("install.sh");
+const INSTALL: &str = concat!(include_str!("receive.sh"), include_str!("install.sh"));
+const UPGRADE: &str = concat!(include_str!("receive.sh"), include_str!("upgrade.sh"));
 const REMOVE: &str = include_str!("remove.sh");
 
 /// How aditd was started.
@@ -27,7 +28,7 @@ pub(super) struct Started {
 ///
 /// # Errors
 /// If it runs no shell, or its answer is not understood.
-pub(super) async fn look(
+pub(in crate::commands) async fn look(
     remote: &Remote,
     target: &SshTarget,
     wanted: Option<&str>,
@@ -38,14 +39,14 @@ pub(super) async fn look(
     Found::read(&answer).map_err(|e| not_understood(target, e))
 }
 
-/// Uploads the program into a temporary directory beside its own.
+/// Uploads the program into a temporary directory in `dir`, beside its own.
 ///
 /// # Errors
 /// If the file cannot be written there, with the box's own words.
-pub(super) async fn upload(
+pub(in crate::commands) async fn upload(
     remote: &Remote,
     target: &SshTarget,
-    install: &Install,
+    dir: &str,
     program: &Program,
 ) -> Result<(), Failure> {
     let bar = ProgressBar::new(program.binary.len).with_message("Uploading aditd");
@@ -53,7 +54,7 @@ pub(super) async fn upload(
     {
         bar.set_style(style);
     }
-    let (dir, part) = (&install.dir, part(install));
+    let part = part(&program.binary.sha256);
     // The login shell reads this line, and it may be any shell: no character in it means something.
     let command =
         format!("sh -c 'umask 077; mkdir -p {dir}/bin/{part} && exec cat >{dir}/bin/{part}/aditd'");
@@ -89,7 +90,7 @@ pub(super) async fn install(
     install: &Install,
 ) -> Result<Started, Failure> {
     let len = install.upload.unwrap_or_default().to_string();
-    let uploaded = if install.upload.is_some() { part(install) } else { String::new() };
+    let uploaded = install.upload.map(|_| part(&install.sha256)).unwrap_or_default();
     let (kind, linger) = match install.service {
         Service::System => ("system", false),
         Service::User { enable_linger } => ("user", enable_linger),
@@ -127,6 +128,38 @@ pub(super) async fn install(
         None => return Err(not_understood(target, "it does not say how aditd was started")),
     };
     Ok(Started { service, why: lines.first("why").map(ToOwned::to_owned) })
+}
+
+/// Checks what was uploaded, and lets it replace the aditd that runs.
+///
+/// # Errors
+/// The step that failed, and the box's own words. The aditd that runs goes on then.
+pub(in crate::commands) async fn upgrade(
+    remote: &Remote,
+    target: &SshTarget,
+    replace: &Replace,
+) -> Result<(), Failure> {
+    let len = replace.upload.unwrap_or_default().to_string();
+    let uploaded = replace.upload.map(|_| part(&replace.sha256)).unwrap_or_default();
+    let variables: &[(&str, &str)] = &[
+        ("dir", &replace.dir),
+        ("state", &replace.state),
+        ("sha", &replace.sha256),
+        ("len", &len),
+        ("part", &uploaded),
+        ("series", series(&replace.version)),
+        ("kind", &replace.service),
+    ];
+    let answer = run(remote, target, "upgrade aditd on", variables, UPGRADE).await?;
+    let lines = Lines(&answer);
+    if let Some(step) = lines.first("failed") {
+        let words = lines.first("words").unwrap_or("the box does not say why");
+        return Err(failed(target, step, words));
+    }
+    match lines.first("replaced") {
+        Some(_) => Ok(()),
+        None => Err(not_understood(target, "it does not say whether aditd was replaced")),
+    }
 }
 
 /// Removes what was installed in `dir`, or in the usual directory. Returns what is left; `None` if adit has installed nothing there.
@@ -167,14 +200,14 @@ async fn run(
 }
 
 /// The name of the temporary directory. It is the same in both scripts, and no other run has it.
-fn part(install: &Install) -> String {
+fn part(sha256: &str) -> String {
     static RUN: std::sync::OnceLock<String> = std::sync::OnceLock::new();
     let run = RUN.get_or_init(|| {
         let mut random = [0; 8];
         fill_random(&mut random);
         HEXLOWER.encode(&random)
     });
-    format!("{}.{run}.part", install.sha256.get(..12).unwrap_or_default())
+    format!("{}.{run}.part", sha256.get(..12).unwrap_or_default())
 }
 
 fn failed(target: &SshTarget, step: &str, words: &str) -> Failure {
@@ -187,6 +220,10 @@ fn failed(target: &SshTarget, step: &str, words: &str) -> Failure {
         ),
         "version" => failure("the uploaded aditd is of another version than this adit")
             .hint("take the aditd that came with this adit: `--server-binary FILE`"),
+        "replace" => {
+            failure("the new aditd cannot replace the running one, which goes on as before")
+                .hint(format!("its words name the cure; then {again}"))
+        }
         "start" => failure("aditd does not start")
             .hint(format!("its words name the cure; then {again}"))
             .hint(format!("to undo what was done: `adit remove {target}`")),

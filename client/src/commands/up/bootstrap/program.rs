@@ -13,9 +13,9 @@ use proto::{
 const LONGEST: u64 = 512 << 20;
 
 /// A program for a box, in memory.
-pub(super) struct Program {
-    pub(super) binary: Binary,
-    pub(super) bytes: Vec<u8>,
+pub(in crate::commands) struct Program {
+    pub(in crate::commands) binary: Binary,
+    pub(in crate::commands) bytes: Vec<u8>,
 }
 
 impl Program {
@@ -24,7 +24,7 @@ impl Program {
     ///
     /// # Errors
     /// If the named one cannot be read, or is no program for Linux.
-    pub(super) fn find(named: Option<&Path>) -> Result<Result<Self, String>, Failure> {
+    pub(in crate::commands) fn find(named: Option<&Path>) -> Result<Result<Self, String>, Failure> {
         if let Some(file) = named {
             return Self::read(file).map(Ok).map_err(|why| {
                 Failure::new(format!("cannot upload `{}`", file.display()))

@@ -8,3 +8,4 @@ pub(crate) mod holder;
 pub(crate) mod lease;
 pub(crate) mod listener;
 pub(crate) mod owner;
+pub(crate) mod unix;

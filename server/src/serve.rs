@@ -242,6 +242,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
         .note(Event::Start { version: env!("CARGO_PKG_VERSION"), pid: std::process::id() });
     services.spawn(reload::on_hangup(server.clone()));
     services.spawn(older.follow());
+    services.spawn(drain::feed_watchdog(server.replaced.clone()));
     services.spawn(answer_control(control.clone(), server.clone()));
     match (successor, giver) {
         // The older process tells systemd which one is the main process now.

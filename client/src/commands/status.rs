@@ -77,6 +77,9 @@ pub(crate) struct Status {
     pub(crate) certificate_until: i64,
     /// The addresses on which it listens for applications.
     pub(crate) listening: Vec<String>,
+    /// The Unix sockets at which it listens, as `unix:/PATH`.
+    #[serde(default)]
+    pub(crate) sockets: Vec<String>,
     pub(crate) tunnel: TunnelStatus,
     /// Connections that are carried, or wait for the tunnel.
     pub(crate) connections: usize,
@@ -302,6 +305,7 @@ impl Status {
             device: profile.enrolled.device,
             device_id: profile.enrolled.device_id,
             listening: listening.to_vec(),
+            sockets: Vec::new(),
             tunnel: state,
             connections,
             programs: 0,
@@ -401,6 +405,7 @@ impl Status {
             return format!("no longer: adit is {}", stopping(self.connections, left));
         }
         let mut at: Vec<String> = self.listening.iter().map(|a| format!("http://{a}")).collect();
+        at.extend(self.sockets.iter().cloned());
         if self.programs > 0 {
             at.push(format!(
                 "a port of its own for each of {}",

@@ -29,7 +29,7 @@ pub(super) use self::{running::RunningTunnel, tunnels::Tunnels};
 use crate::{
     commands::{in_use, logs},
     dial::{plan::DialPlan, unmarked},
-    local::owner::Owners,
+    local::{owner::Owners, unix},
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
     settings::{Named, SettingFlags, Settings, SettingsFile},
     ssh::SshTarget,
@@ -114,13 +114,16 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
             false => Span::none(),
         };
         let _in_span = span.enter();
-        let owners = let_in(settings.any_user.value, &listeners, arguments)?;
+        let any_user = settings.any_user.value;
+        let owners = let_in(any_user, &listeners, arguments)?;
         let owners = owners.and_networks(&settings.allow_from.value);
-        let running = RunningTunnel::start(plan, control, owners, listeners, &settings)?;
-        info!("listening on http://{}", running.listening.join(" and http://"));
+        let entrances = unix::bind_all(place.listen.as_deref().unwrap_or_default(), any_user)?;
+        let running = RunningTunnel::start(plan, control, owners, listeners, entrances, &settings)?;
+        let places = places(&running.listening, &running.sockets);
+        info!("listening on {}", places.join(" and "));
         info!("connecting to {}", running.tunnel.plan().sought());
         let (tunnel, listening) = (running.tunnel.clone(), running.listening.clone());
-        let first_word = serve(tunnel, listening, !has_several);
+        let first_word = serve(tunnel, listening, places, !has_several);
         first_words.spawn(first_word.in_current_span());
         tunnels.add(running, settings.drain.value);
     }
@@ -133,18 +136,29 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
     tunnels.stop(&mut signals).await
 }
 
+/// Where applications connect, as people write it.
+fn places(listening: &[String], sockets: &[String]) -> Vec<String> {
+    let addresses = listening.iter().map(|address| format!("http://{address}"));
+    addresses.chain(sockets.iter().cloned()).collect()
+}
+
 /// Waits until the server has accepted this device, and says so. `alone`: also meanwhile that it
 /// waits.
 ///
 /// # Errors
 /// If the server refuses this device.
-async fn serve(tunnel: Tunnel, listening: Vec<String>, alone: bool) -> Result<(), Failure> {
+async fn serve(
+    tunnel: Tunnel,
+    listening: Vec<String>,
+    places: Vec<String>,
+    alone: bool,
+) -> Result<(), Failure> {
     // The system's `ssh` asks its questions itself, and they must stay readable.
     let progress = (alone && !tunnel.plan().asks_by_itself())
         .then(|| Progress::show(&format!("connecting to {}", tunnel.plan().sought())));
     first_word(&tunnel).await?;
     drop(progress);
-    info!("ready: Ollama on http://{}", listening.first().map_or("localhost", String::as_str));
+    info!("ready: Ollama on {}", places.first().map_or("localhost", String::as_str));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     // Only where a person reads it: the requests count against this device's limits.
     if std::io::stderr().is_terminal() {
@@ -315,9 +329,16 @@ pub(super) fn let_in(
     listeners: &[TcpListener],
     name: &str,
 ) -> Result<Owners, Failure> {
-    let listening = listeners.first().and_then(|listener| listener.local_addr().ok());
-    let Some(listening) = listening.filter(|_| !any_user) else { return Ok(Owners::any()) };
-    Owners::own(listening).map_err(|e| {
+    if any_user {
+        return Ok(Owners::any());
+    }
+    // Without a listener of its own, one for the question.
+    let asked = || std::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0));
+    let own = match listeners.first() {
+        Some(listener) => listener.local_addr().and_then(Owners::own),
+        None => asked().and_then(|asked| Owners::own(asked.local_addr()?)),
+    };
+    own.map_err(|e| {
         Failure::new("cannot keep other users of this computer out of the tunnel")
             .source(format!("the kernel does not tell who makes a connection: {e}"))
             .hint(format!("to let every user of this computer in: `adit up{name} --any-user`"))

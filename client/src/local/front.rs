@@ -84,7 +84,7 @@ impl Again {
 
 impl Front {
     /// Carries one connection to its end.
-    async fn carry(&self, tcp: TcpStream) {
+    pub(super) async fn carry(&self, tcp: TcpStream) {
         if transport::prepare_local(&tcp).is_err() {
             return;
         }

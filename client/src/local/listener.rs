@@ -4,6 +4,7 @@
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
 };
 
 use common::machine::{
@@ -12,7 +13,7 @@ use common::machine::{
 };
 use if_addrs::IfAddr;
 use ipnet::IpNet;
-use proto::wire::OLLAMA_PORT;
+use proto::{identity::Name, wire::OLLAMA_PORT};
 use serde::Deserialize;
 use tokio::net::{TcpListener, TcpSocket};
 use tracing::debug;
@@ -31,14 +32,28 @@ pub(crate) enum ListenAddr {
     Address(SocketAddr),
     /// `docker`, `docker:PORT`: this port of the address that the bridge of Docker has here.
     Docker(u16),
+    /// `unix:/PATH`, `unix:/PATH:GROUP`: a Unix socket.
+    Unix {
+        /// Its file.
+        path: PathBuf,
+        /// The group that may use it, besides the user who runs adit.
+        group: Option<Name>,
+    },
 }
 
 impl std::str::FromStr for ListenAddr {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const WHY: &str =
-            "write it as localhost:PORT, 127.0.0.1:PORT, [::1]:PORT, ADDRESS:PORT or docker";
+        const WHY: &str = "write it as localhost:PORT, 127.0.0.1:PORT, [::1]:PORT, ADDRESS:PORT, docker, unix:/PATH or unix:/PATH:GROUP";
+        if let Some(socket) = text.strip_prefix("unix:") {
+            let (path, group) = match socket.split_once(':') {
+                Some((path, group)) => (path, Some(group.parse().map_err(|_| WHY)?)),
+                None => (socket, None),
+            };
+            let is_file = path.starts_with('/') && !path.ends_with('/');
+            return is_file.then(|| Self::Unix { path: path.into(), group }).ok_or(WHY);
+        }
         if text == "docker" {
             return Ok(Self::Docker(OLLAMA_PORT));
         }
@@ -71,6 +86,8 @@ impl fmt::Display for ListenAddr {
             Self::Address(address) => address.fmt(f),
             Self::Docker(OLLAMA_PORT) => f.write_str("docker"),
             Self::Docker(port) => write!(f, "docker:{port}"),
+            Self::Unix { path, group: None } => write!(f, "unix:{}", path.display()),
+            Self::Unix { path, group: Some(group) } => write!(f, "unix:{}:{group}", path.display()),
         }
     }
 }
@@ -101,7 +118,8 @@ impl From<Failure> for ListenError {
     }
 }
 
-/// Binds every address; if there is none, Ollama's own port of both families. `networks` may use those
+/// Binds every address that has a port; if there is no address at all, Ollama's own port of both
+/// families. `networks` may use those
 /// that are not loopback. `name` is the server's name as an argument of a command.
 ///
 /// # Errors
@@ -118,6 +136,7 @@ pub(crate) fn bind(
     let mut listeners = Vec::new();
     for listen in wanted {
         match *listen {
+            ListenAddr::Unix { .. } => {}
             ListenAddr::Address(address) => bind_once(&mut listeners, address)
                 .map_err(|e| cannot_listen(address, &address.to_string(), e))?,
             ListenAddr::Docker(port) => {
@@ -145,7 +164,7 @@ pub(crate) fn bind_free(port: u16) -> Option<Vec<TcpListener>> {
 /// Exit code 2 if not.
 fn refuse_open(listen: &[ListenAddr], networks: &[IpNet], name: &str) -> Result<(), Failure> {
     let is_open = |listen: &&ListenAddr| match listen {
-        ListenAddr::Localhost(_) => false,
+        ListenAddr::Localhost(_) | ListenAddr::Unix { .. } => false,
         ListenAddr::Address(address) => !address.ip().to_canonical().is_loopback(),
         ListenAddr::Docker(_) => true,
     };
@@ -270,7 +289,20 @@ mod tests {
 
     #[test]
     fn only_loopback_can_be_listened_on_unless_the_networks_are_named() {
-        for bad in ["gpu.lan:1", "nonsense", "localhost", "docker:", "docker:x", "docker0", ""] {
+        for bad in [
+            "gpu.lan:1",
+            "nonsense",
+            "localhost",
+            "docker:",
+            "docker:x",
+            "docker0",
+            "unix:",
+            "unix:x",
+            "unix:/x/",
+            "unix:/x:",
+            "unix:/x:a b",
+            "",
+        ] {
             assert!(bad.parse::<ListenAddr>().is_err(), "{bad}");
         }
         for open in ["0.0.0.0:11434", "[::]:1", "192.168.1.7:1", "[::ffff:192.168.1.7]:1"] {
@@ -284,6 +316,11 @@ mod tests {
         }
         assert_eq!("docker".parse(), Ok(ListenAddr::Docker(OLLAMA_PORT)));
         assert_eq!("docker:7".parse(), Ok(ListenAddr::Docker(7)));
+        for socket in ["unix:/run/adit.sock", "unix:/run/adit.sock:docker"] {
+            let listen = socket.parse::<ListenAddr>().expect("a socket");
+            assert_eq!(listen.to_string(), socket);
+            assert!(bind(&[listen], &[], "").expect("no port").is_empty());
+        }
         assert_eq!("localhost:7".parse(), Ok(ListenAddr::Localhost(7)));
         assert_eq!("[::1]:7".parse(), Ok(ListenAddr::Address("[::1]:7".parse().expect("address"))));
         assert_eq!(

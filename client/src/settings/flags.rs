@@ -13,7 +13,8 @@ use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshCli
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct SettingFlags {
     /// Listen on this address; may be given more than once. `docker` is the address at which
-    /// containers of this computer find it. One that is not loopback needs --allow-from [default:
+    /// containers of this computer find it. One that is not loopback needs --allow-from.
+    /// `unix:/PATH` is a Unix socket for this user, `unix:/PATH:GROUP` for a group, too [default:
     /// localhost:11434, IPv4 and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     pub(super) listen: Vec<ListenAddr>,

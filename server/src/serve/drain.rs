@@ -6,7 +6,10 @@ use common::machine::{control, process::StopSignals, report::Failure};
 use proto::{human, wire::Code};
 use quinn::Endpoint;
 use tokio::task::{JoinError, JoinSet};
-use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -127,6 +130,20 @@ impl Parts {
         }
         self.server.accounting.close().await;
         info!("stopped");
+    }
+}
+
+/// Tells systemd that the runtime still runs its tasks, if the unit has a `WatchdogSec=`: systemd
+/// restarts a server that does not. Another process does so when it has replaced this one.
+pub(super) async fn feed_watchdog(replaced: CancellationToken) {
+    let Some(within) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
+    let mut ticks = tokio::time::interval(within / 3);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = ticks.tick() => drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog])),
+            () = replaced.cancelled() => return std::future::pending().await,
+        }
     }
 }
 

@@ -24,7 +24,6 @@ use tokio::{io::AsyncWriteExt, net::unix::pipe};
 use crate::{
     commands::up::{RunningTunnel, Tunnels, dial_plan, let_in},
     dial::{plan::DialPlan, unmarked},
-    local::listener::{self, ListenAddr, ListenError},
     profile::ProfileDir,
     settings::{SettingFlags, Settings},
 };
@@ -180,13 +179,6 @@ fn start_running(
 ) -> Result<(RunningTunnel, StopSignals), Failure> {
     let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
-    // Only to check that the kernel tells who makes a connection.
-    let any = [ListenAddr::Address((std::net::Ipv4Addr::LOCALHOST, 0).into())];
-    let argument = profile_dir.argument();
-    let tried = listener::bind(&any, &[], &argument).map_err(|why| match why {
-        ListenError::Taken(taken) => taken.failure(&argument, None),
-        ListenError::Failed(why) => why,
-    })?;
-    let owners = let_in(false, &tried, &profile_dir.argument())?;
-    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), settings)?, stop))
+    let owners = let_in(false, &[], &profile_dir.argument())?;
+    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), Vec::new(), settings)?, stop))
 }

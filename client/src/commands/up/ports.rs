@@ -88,6 +88,7 @@ fn covers(wanted: &ListenAddr, bound: SocketAddr) -> bool {
     match wanted {
         ListenAddr::Localhost(port) | ListenAddr::Docker(port) => *port == bound.port(),
         ListenAddr::Address(address) => *address == bound,
+        ListenAddr::Unix { .. } => false,
     }
 }
 

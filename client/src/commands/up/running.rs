@@ -28,6 +28,7 @@ use crate::{
         front::{self, Front},
         lease::{Lease, LeaseAnswer, Leases},
         owner::Owners,
+        unix::UnixEntrance,
     },
     profile::Profile,
     settings::Settings,
@@ -55,6 +56,8 @@ pub(in crate::commands) struct RunningTunnel {
     /// The tasks without which there is no tunnel.
     pub(in crate::commands) parts: Parts,
     pub(super) listening: Vec<String>,
+    /// The Unix sockets, as `unix:/PATH`.
+    pub(super) sockets: Vec<String>,
     watched: Watched,
     connections: TaskTracker,
     no_more: CancellationToken,
@@ -63,7 +66,7 @@ pub(in crate::commands) struct RunningTunnel {
 }
 
 impl RunningTunnel {
-    /// Starts the tunnel, serves applications on `listeners`, and answers what other commands ask.
+    /// Starts the tunnel, serves applications on `listeners` and at `entrances`, and answers what other commands ask.
     ///
     /// # Errors
     /// None that a person can cause.
@@ -72,10 +75,12 @@ impl RunningTunnel {
         control: Control,
         owners: Owners,
         listeners: Vec<TcpListener>,
+        entrances: Vec<UnixEntrance>,
         settings: &Settings,
     ) -> Result<Self, Failure> {
         let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
+        let sockets: Vec<String> = entrances.iter().map(UnixEntrance::shown).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
         let end = Arc::<OnceLock<Instant>>::default();
         let profile_dir = plan.profile.get().profile_dir;
@@ -99,6 +104,7 @@ impl RunningTunnel {
         let shown = StatusSource {
             tunnel: tunnel.clone(),
             listening: listening.clone(),
+            sockets: sockets.clone(),
             leases: leases.clone(),
             connections: connections.clone(),
             stop: no_more.clone(),
@@ -109,7 +115,11 @@ impl RunningTunnel {
             let accepting = front::accept(listener, front.clone(), connections.clone());
             parts.accepting.spawn(accepting.in_current_span());
         }
-        Ok(Self { tunnel, leases, parts, listening, watched, connections, no_more, end })
+        for entrance in entrances {
+            let accepting = entrance.accept(front.clone(), connections.clone());
+            parts.accepting.spawn(accepting.in_current_span());
+        }
+        Ok(Self { tunnel, leases, parts, listening, sockets, watched, connections, no_more, end })
     }
 
     /// Accepts no more connections, lets running ones go on for `drain` or until `end_now`, and
@@ -255,6 +265,7 @@ fn refused(why: &DialError, profile: &Profile) -> Failure {
 struct StatusSource {
     tunnel: Tunnel,
     listening: Vec<String>,
+    sockets: Vec<String>,
     leases: Leases,
     connections: TaskTracker,
     stop: CancellationToken,
@@ -275,6 +286,7 @@ impl StatusSource {
             false => self.tunnel.queue().await,
         };
         Status {
+            sockets: if stopping { Vec::new() } else { self.sockets.clone() },
             programs: self.leases.count(),
             queue: queue.unwrap_or_default(),
             stopping_seconds_left: self

@@ -21,3 +21,4 @@ mod running;
 mod stalled;
 mod stopping;
 mod strangers;
+mod unix_socket;

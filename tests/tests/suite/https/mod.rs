@@ -4,6 +4,7 @@ mod certificates;
 mod clients;
 mod keys;
 mod pages;
+mod replaced;
 mod strangers;
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};

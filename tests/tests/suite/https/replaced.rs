@@ -1,0 +1,27 @@
+//! A server process that another one replaces while an application has a running answer.
+
+use tests::{ollama::Options, world::SOON};
+
+use super::Https;
+
+#[tokio::test]
+async fn a_running_answer_goes_on_and_the_next_request_is_answered_by_the_new_process() {
+    let mut https = Https::start(Options::default(), "").await;
+    let key = https.key("app", &[]).await;
+    let header = format!("Authorization: Bearer {key}");
+    let json = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":200}}"#;
+    let args = ["--header", &header, "--data", json];
+    let running = https.curl_command("/api/generate", &args).spawn().expect("curl starts");
+    https.world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
+    let old = https.world.aditd.pid();
+    let _new = https.world.replace_server().await;
+    let next = https.with_key(&key, "/api/tags", &[]).await;
+    assert_eq!(next.status, 200, "{next:?}");
+    assert_eq!(https.world.status().await["older"], serde_json::json!([old]));
+    let out = tokio::time::timeout(4 * SOON, running.wait_with_output()).await;
+    let out = out.expect("in time").expect("it ends");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("\"done\":true"), "{out:?}");
+    let ended = https.world.aditd.ended().await.expect("the old process ends");
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(https.world.ollama.counters().cancelled, 0);
+}

@@ -100,7 +100,7 @@ async fn a_path_that_drops_packets_above_1280_bytes_carries_answers_and_uploads(
     tokio::time::sleep(Duration::from_secs(2)).await;
     far.lab.set_longest_packet(1280);
     answer.are_equal(WITHIN).await;
-    uploads(&far, 2 << 20).await.is_whole().await;
+    uploads(&far, 2 << 20).await.arrives().await;
     far.is_one_session();
 }
 
@@ -116,7 +116,7 @@ async fn an_upload_after_a_pause_in_which_the_path_stopped_to_carry_long_packets
     // The last acknowledgement is old when the upload begins.
     tokio::time::sleep(Duration::from_secs(4)).await;
     far.lab.set_longest_packet(1280);
-    uploads(&far, 1 << 20).await.is_whole().await;
+    uploads(&far, 1 << 20).await.arrives().await;
     far.is_one_session();
 }
 
@@ -134,7 +134,7 @@ async fn an_upload_goes_on_after_an_outage_behind_which_only_short_packets_pass(
     tokio::time::sleep(Duration::from_secs(4)).await;
     far.lab.set_longest_packet(1280);
     far.lab.mend();
-    upload.is_whole().await;
+    upload.arrives().await;
     far.is_one_session();
 }
 
@@ -155,7 +155,7 @@ async fn uploads(far: &Far, bytes: usize) -> Upload {
 }
 
 impl Upload {
-    async fn is_whole(self) {
+    async fn arrives(self) {
         let ended = self.answer.ended(WITHIN).await;
         assert!(ended.text.contains(&self.digest), "{}", ended.text);
     }

@@ -293,6 +293,7 @@ pub struct DialConfig {
 /// the old identity. `first` is a command that has to be run on the server before.
 fn again(profile: &Profile, first: Option<String>) -> String {
     let (device, name) = (&profile.enrolled.device, profile.profile_dir.flag());
+    let argument = profile.profile_dir.argument();
     let (invite, server) = match &profile.ssh {
         Some(route) => (None, format!(" --device {device} {route}")),
         None => (Some(format!("aditd invite {device}")), String::new()),
@@ -303,7 +304,7 @@ fn again(profile: &Profile, first: Option<String>) -> String {
         none if none.is_empty() => none,
         commands => format!("run {commands} on the server; then "),
     };
-    format!("{there}stop `adit up` here and run `adit enroll --replace{name}{server}`")
+    format!("{there}run `adit down{argument}` and `adit enroll --replace{name}{server}` here")
 }
 
 /// A client configuration. Its first packets carry a knock of `key`, and `idle` is the idle

@@ -306,7 +306,8 @@ fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
             .hint("get a new code on the server; if this happens again, somebody may be intercepting the connection");
     }
     match error {
-        DialError::NoAnswer(_) | DialError::Unreachable(_)
+        // Silence on loopback comes from a server here, which does not know the code.
+        DialError::Unreachable(_)
             if invitation.addresses.iter().all(|address| is_loopback(address)) =>
         {
             failure
@@ -318,7 +319,7 @@ fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
                      0.0.0.0:{ADITD_PORT} --allow-from {}`, and make a new code: `aditd invite NAME`",
                     own_network_or_example()
                 ))
-                .hint("if it is on this computer, start it: `aditd serve`")
+                .hint("if it is on this computer, nothing listens on that UDP port: start it with `aditd serve`")
         }
         DialError::NoAnswer(_) => failure
             .hint(

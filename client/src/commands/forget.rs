@@ -71,9 +71,8 @@ async fn ask_first(name: &Name) -> Result<(), Failure> {
             .hint(format!("to forget it without a question: `adit forget {name} --yes`"))
             .exit(Exit::Usage));
     }
-    let question = format!(
-        "Forget the server `{name}`? This device's key for it is deleted; you can only enroll again (yes/no): "
-    );
+    let question =
+        format!("Forget the server `{name}`? Its key is deleted on this device (yes/no): ");
     match ask::yes(&question).await {
         true => Ok(()),
         false => Err(Failure::new(format!("the server `{name}` is not forgotten"))

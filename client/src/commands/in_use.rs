@@ -43,8 +43,8 @@ pub(super) async fn take<T>(
         let status = asked.ok().flatten();
         let within = match &status {
             Some(status) if status.stopping => STOPPED_WITHIN,
-            Some(status) if !status.is_ending() => Duration::ZERO,
-            _ => DUMB_FOR,
+            Some(_) => Duration::ZERO,
+            None => DUMB_FOR,
         };
         if began.elapsed() >= within {
             return Err(in_use(profile_dir, what, taken, status.as_ref()));

@@ -320,11 +320,9 @@ impl Status {
         }
     }
 
-    /// Whether nothing uses it any more, so that it ends in a moment: it is stopping, or it is the
-    /// tunnel of an `adit run` whose programs have ended.
+    /// Whether it is stopping and nothing uses it any more, so that it ends in a moment.
     pub(super) fn is_ending(&self) -> bool {
-        let is_done = self.listening.is_empty() && self.programs == 0;
-        self.connections == 0 && (self.stopping || is_done)
+        self.stopping && self.connections == 0
     }
 
     /// The status as text for people, in lines of at most `width` characters unless one word is
@@ -466,7 +464,11 @@ impl UpStatus {
             since(self.carrier_since),
             self.why_not_other,
             kept.unwrap_or_default(),
-            if self.drops_ecn_marks { "; without ECN marks, which this network drops" } else { "" }
+            if self.drops_ecn_marks {
+                "; without ECN marks: packets with marks got no answer"
+            } else {
+                ""
+            }
         )
     }
 

@@ -73,8 +73,7 @@ fn not_loaded(model: &str, status: Option<u16>, why: String, profile_dir: &Profi
             failure
                 .source(why.trim_start_matches("403: adit: "))
                 .hint(format!(
-                    "the owner of the box can allow it: `aditd device models {device} {model}`, or by another role: \
-                     `aditd device role {device} ROLE`"
+                    "to see what this device may use, on the box: `aditd device show {device}`"
                 ))
                 .hint(list)
         }

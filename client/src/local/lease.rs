@@ -41,7 +41,9 @@ pub(crate) enum LeaseAnswer {
 pub(crate) struct Leases {
     front: Front,
     connections: TaskTracker,
-    lent: watch::Sender<usize>,
+    /// How many ports are lent; `None` before the first one. The value stays known if a program ends
+    /// before anybody has looked.
+    lent: watch::Sender<Option<usize>>,
 }
 
 /// A port that is lent. When it is dropped, nothing is accepted there any more, and connections
@@ -55,30 +57,35 @@ pub(crate) struct Lease {
 }
 
 /// Counts one lease until it is dropped.
-struct Lent(watch::Sender<usize>);
+struct Lent(watch::Sender<Option<usize>>);
 
 impl Lent {
-    fn count(lent: watch::Sender<usize>) -> Self {
-        lent.send_modify(|count| *count += 1);
+    fn count(lent: watch::Sender<Option<usize>>) -> Self {
+        lent.send_modify(|count| *count = Some(count.unwrap_or(0) + 1));
         Self(lent)
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
+        self.0.send_modify(|count| *count = count.map(|count| count - 1));
     }
 }
 
 impl Leases {
     /// Connections to lent ports are carried by `front`, as tasks in `connections`.
     pub(crate) fn new(front: Front, connections: TaskTracker) -> Self {
-        Self { front, connections, lent: watch::Sender::new(0) }
+        Self { front, connections, lent: watch::Sender::new(None) }
     }
 
     /// How many ports are lent now.
     pub(crate) fn count(&self) -> usize {
-        *self.lent.borrow()
+        self.lent.borrow().unwrap_or(0)
+    }
+
+    /// Whether ports were lent, and none is any more.
+    pub(crate) fn are_over(&self) -> bool {
+        *self.lent.borrow() == Some(0)
     }
 
     /// Lends a port that is free.
@@ -103,9 +110,9 @@ impl Leases {
     /// Cancellation safe.
     pub(crate) async fn none_left(&self) {
         let mut lent = self.lent.subscribe();
-        let first = lent.wait_for(|count| *count > 0);
+        let first = lent.wait_for(Option::is_some);
         if tokio::time::timeout(FIRST_WITHIN, first).await.is_ok() {
-            let _ = lent.wait_for(|count| *count == 0).await;
+            let _ = lent.wait_for(|count| *count == Some(0)).await;
         }
     }
 }

@@ -56,6 +56,7 @@ pub(crate) async fn inspect(up: &Up, plan: &DialPlan) -> Inspection {
         carrier: carried.route.carrier().to_owned(),
         remote: carried.route.to_string(),
         seconds: up.since.elapsed().unwrap_or_default().as_secs(),
+        quiet_seconds: up.quiet_for().as_secs(),
         why_not_other: carried.why_not_the_other(plan),
         drops_ecn_marks: carried.carrier.is_unmarked(),
         server_version: up.hello.version.clone(),

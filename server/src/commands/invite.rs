@@ -114,8 +114,9 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     if invitation.addresses.iter().all(|address| is_loopback(address)) {
         say(typed(format!(
-            "Note: the server has no address that other machines reach (only {}), so this code works\n      \
-             on this machine alone. For other machines of this network, start it again:\n      \
+            "Note: the server has no address that other machines reach, only\n      \
+             {}: this code works on this machine alone.\n      \
+             For other machines of this network, start it again:\n      \
              `aditd serve --listen 0.0.0.0:11435 --allow-from {}`,\n      \
              and make a new code.",
             invitation.addresses.join(", "),

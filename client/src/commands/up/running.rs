@@ -278,7 +278,8 @@ impl StatusSource {
             // A program that has just ended: its port is given back when that has been seen.
             tokio::time::sleep(SEEN_WITHIN).await;
         }
-        let stopping = self.stop.is_cancelled();
+        let is_over = self.listening.is_empty() && self.leases.are_over();
+        let stopping = self.stop.is_cancelled() || is_over;
         let listening = if stopping { &[][..] } else { &self.listening };
         // Without a connection no request of this device can wait.
         let queue = match self.connections.is_empty() {

@@ -149,9 +149,11 @@ fn settings(found: &LaptopFound) -> Option<Judgement> {
                 }
             });
             let shown = std::iter::once(wrong.what().to_owned()).chain(causes);
-            let hints = wrong.hints().join("; ");
+            // The likeliest cure is the first.
+            let hint = wrong.hints().first().map_or("correct it", String::as_str);
+            let stop = if hint.ends_with('?') { "" } else { "." };
             bad(shown.collect::<Vec<_>>().join(": "))
-                .cure_by(format!("{hints}. To look at it again"), "adit config")
+                .cure_by(format!("{hint}{stop} To check the file"), "adit config")
         }
     })
 }
@@ -255,7 +257,7 @@ fn adit(found: &LaptopFound) -> Option<Judgement> {
             "`adit up` (pid {pid}) is version {version}, and this is {}",
             found.version
         ))
-        .cure_by("start it again", format!("kill {pid}; {up}")),
+        .cure_by("start it again", format!("adit down{} && {up}", found.argument)),
         AditFound::Running { pid, version, .. } => {
             ok(format!("`adit up` runs (pid {pid}), version {version}"))
         }

@@ -20,6 +20,8 @@ const MOST_MTU: u16 = 1452;
 const LEAST_MTU: u16 = 1200;
 /// How long the search for the longest datagram may take, in seconds.
 const SEARCHED: u64 = 30;
+/// Even if no request runs, something arrives from the server more often, in seconds.
+const QUIET: u64 = 6;
 /// People notice it when more than so many of a hundred packets are lost. Fewer packets than `FEW`
 /// say nothing.
 const MUCH_LOSS: f64 = 3.0;
@@ -137,6 +139,12 @@ fn session(found: &WayFound) -> Option<Judgement> {
             .cure_by("this renews it", format!("adit up{}", found.argument)),
         Err(_) if !found.udp_works() && !found.ssh_works() => not_checked("UDP or SSH"),
         Err(failure) => failed(failure),
+        Ok(session) if session.quiet_seconds > QUIET => bad(format!(
+            "no answer for {}; the session of {} is kept, and goes on when the way is back",
+            human::time(Duration::from_secs(session.quiet_seconds)),
+            human::time(Duration::from_secs(session.seconds))
+        ))
+        .cure_by("to see when it is back", format!("adit status{} --watch", found.argument)),
         Ok(session) => {
             let up = human::time(Duration::from_secs(session.seconds));
             match found.request {
@@ -150,8 +158,11 @@ fn session(found: &WayFound) -> Option<Judgement> {
 fn carrier(found: &WayFound) -> Option<Judgement> {
     let session = found.session.as_ref().ok()?;
     let (this, other) = if session.carrier == "udp" { ("UDP", "SSH") } else { ("SSH", "UDP") };
-    let marks =
-        if session.drops_ecn_marks { "; without ECN marks, which this network drops" } else { "" };
+    let marks = if session.drops_ecn_marks {
+        "; without ECN marks: packets with marks got no answer"
+    } else {
+        ""
+    };
     Some(ok(format!("{this}, not {other}: {}{marks}", session.why_not_other)))
 }
 

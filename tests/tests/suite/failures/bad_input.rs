@@ -143,7 +143,7 @@ async fn an_unreachable_server_is_reported_and_the_code_stays_valid() {
         FAILED,
         &[
             &format!("error: cannot enroll\n  Caused by: cannot reach {address}: "),
-            "if it is on this computer, start it: `aditd serve`",
+            "start it with `aditd serve`",
         ],
     );
     assert!(!identity_file(&device).exists());

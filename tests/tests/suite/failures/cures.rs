@@ -119,9 +119,11 @@ async fn a_device_that_was_revoked_while_connected_can_enroll_again_by_the_hints
     let hint = without_places(&hint);
     let commands: Vec<&str> = hint.split('`').skip(1).step_by(2).collect();
     let steps = [
+        "aditd device restore laptop",
+        "adit up lab",
         "aditd device forget laptop",
         "aditd invite laptop",
-        "adit up",
+        "adit down lab",
         "adit enroll --replace --name lab",
     ];
     assert_eq!(commands, steps, "{hint}");

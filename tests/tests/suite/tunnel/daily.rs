@@ -80,7 +80,7 @@ async fn a_model_that_may_not_be_used_or_is_not_there_is_told_with_the_cure() {
     assert!(allowed.stderr.contains(says), "{}", allowed.stderr);
     assert!(allowed.stderr.contains("`ollama pull other`"), "{}", allowed.stderr);
     let warm = device.adit(&["warm", "stand-in"], "").await;
-    let cure = "`aditd device models laptop stand-in`";
+    let cure = "`aditd device show laptop`";
     assert_told(&warm, FAILED, &["cannot load `stand-in`", cure, "`adit ls`"]);
     let known = world.aditd(&["device", "models", "laptop", "stand-in"]).await;
     assert!(!known.stderr.contains("Note"), "{}", known.stderr);

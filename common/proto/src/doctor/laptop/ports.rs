@@ -83,7 +83,10 @@ pub(super) fn port(found: &LaptopFound) -> Option<Judgement> {
                 free.address
             ));
             Some(
-                judged.cure_by("stop `adit up`, then", format!("{up} --listen localhost:{number}")),
+                judged.cure(format!(
+                    "adit down{} && {up} --listen localhost:{number}",
+                    found.argument
+                )),
             )
         }
     }

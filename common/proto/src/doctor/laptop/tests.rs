@@ -166,7 +166,7 @@ const BREAKAGES: [Breakage<LaptopFound>; 23] = [
         "adit",
         Verdict::Warn,
         "is version 1.0.0, and this is 2.0.0",
-        "kill 77; adit up lab",
+        "adit down lab && adit up lab",
     ),
     (
         |found| {
@@ -203,14 +203,14 @@ const BREAKAGES: [Breakage<LaptopFound>; 23] = [
         "port",
         Verdict::Warn,
         "adit listens on 127.0.0.1:11434 alone, and nobody on [::1]:11434",
-        "adit up lab --listen localhost:11434",
+        "adit down lab && adit up lab --listen localhost:11434",
     ),
     (
         |found| found.ports[0].holder = Holder::Nobody,
         "port",
         Verdict::Warn,
         "adit listens on [::1]:11434 alone, and nobody on 127.0.0.1:11434",
-        "adit up lab --listen localhost:11434",
+        "adit down lab && adit up lab --listen localhost:11434",
     ),
     (
         |found| found.environment.ollama_host = Some("gpu.lan".to_owned()),

@@ -88,6 +88,9 @@ pub struct SessionFound {
     pub remote: String,
     /// How long it has been up, in seconds.
     pub seconds: u64,
+    /// For how many seconds nothing has arrived from the server.
+    #[serde(default)]
+    pub quiet_seconds: u64,
     /// Why the other carrier is not in use.
     pub why_not_other: String,
     /// This network drops packets with ECN marks.

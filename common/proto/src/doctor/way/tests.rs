@@ -33,6 +33,7 @@ fn well() -> WayFound {
         }),
         expired: false,
         session: Ok(SessionFound {
+            quiet_seconds: 0,
             carrier: "udp".to_owned(),
             remote: "192.0.2.7:11435".to_owned(),
             seconds: 3600,
@@ -90,7 +91,14 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<WayFound>; 22] = [
+const BREAKAGES: [Breakage<WayFound>; 23] = [
+    (
+        |found| up(found).quiet_seconds = 21,
+        "session",
+        Verdict::Bad,
+        "no answer for 21s; the session of 1h is kept",
+        "adit status --watch",
+    ),
     (
         |found| (found.expired, found.session) = (true, Err(Failure::new("x"))),
         "session",

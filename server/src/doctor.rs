@@ -50,6 +50,7 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
     BoxFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         argument: String::new(),
+        start: "aditd serve".to_owned(),
         server: ServerFound::NotRunning { state_dir: config.state_dir.display().to_string() },
         config: Some(Ok(config.file.as_ref().map(|file| file.display().to_string()))),
         state: Some((config.state_dir.display().to_string(), files.wrong)),

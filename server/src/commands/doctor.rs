@@ -19,6 +19,7 @@ use crate::{
     config::{Config, Flags, ServeFlags},
     doctor,
     running::{self, Answer, Request},
+    serve::started,
 };
 
 /// Where a device over SSH says which port it was told.
@@ -102,7 +103,9 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
         }
     };
     let config = settled.map(|config| config.file.map(|file| file.display().to_string()));
-    let found = BoxFound { config: Some(config), argument: argument(flags), ..found };
+    let argument = argument(flags);
+    let start = started::noted(&dir).unwrap_or_else(|| format!("aditd serve{argument}"));
+    let found = BoxFound { config: Some(config), argument, start, ..found };
     Ok(Report::new(env!("CARGO_PKG_VERSION"), lines(&found)))
 }
 

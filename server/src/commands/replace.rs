@@ -13,6 +13,7 @@ use common::machine::{
 
 use crate::{
     running::{self, Answer, Request, replacement::Replacement},
+    serve::started,
     state,
 };
 
@@ -56,7 +57,7 @@ async fn ask(dir: &Path, request: &Request) -> Result<Replacement, Failure> {
         Ok(Some(_)) => Err(running::of_another_version()),
         Ok(None) => {
             Err(Failure::new(format!("aditd is not running on the state in `{}`", dir.display()))
-                .hint("start it with `aditd serve`")
+                .hint(format!("start it with `{}`", started::command(dir)))
                 .hint(state::ELSEWHERE))
         }
         Err(e) => Err(Failure::from(e)

@@ -71,11 +71,14 @@ impl Started {
 
 /// The command that starts the server again on the state in `dir`.
 pub(crate) fn command(dir: &Path) -> String {
-    let started = files::read(&dir.join(FILE)).ok();
-    let started = started.and_then(|bytes| serde_json::from_slice::<Started>(&bytes).ok());
-    started
-        .filter(Started::is_plain)
-        .map_or_else(|| "aditd serve".to_owned(), |started| started.command())
+    noted(dir).unwrap_or_else(|| "aditd serve".to_owned())
+}
+
+/// The same; `None` if the state does not say how the server was started last.
+pub(crate) fn noted(dir: &Path) -> Option<String> {
+    let bytes = files::read(&dir.join(FILE)).ok()?;
+    let started = serde_json::from_slice::<Started>(&bytes).ok()?;
+    started.is_plain().then(|| started.command())
 }
 
 /// The unit of a process, from `/proc/PID/cgroup` (cgroups(7)).

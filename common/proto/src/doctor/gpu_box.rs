@@ -86,7 +86,7 @@ fn server(found: &BoxFound) -> Option<Judgement> {
                 Some(_) => judged
                     .cure("sudo systemctl start aditd")
                     .cure_by("why it ended", "journalctl -u aditd -n 20"),
-                None => judged.cure(format!("aditd serve{}", found.argument)),
+                None => judged.cure(found.start.clone()),
             }
         }
         ServerFound::Running { pid, version, .. } if *version != found.version => warn(format!(
@@ -96,7 +96,7 @@ fn server(found: &BoxFound) -> Option<Judgement> {
         .cure(match has_unit {
             Some(unit) if unit.is_users => "systemctl --user restart aditd".to_owned(),
             Some(_) => "sudo systemctl restart aditd".to_owned(),
-            None => format!("kill {pid}; aditd serve{}", found.argument),
+            None => format!("kill {pid}; {}", found.start),
         }),
         ServerFound::Running { pid, version, .. } => {
             ok(format!("version {version} runs (pid {pid})"))

@@ -51,14 +51,17 @@ async fn a_server_that_does_not_run_is_started_again_as_it_was_by_the_hint() {
         let command = told.stderr.split('`').find(|part| part.starts_with("aditd serve"));
         command.unwrap_or_else(|| panic!("no command: {told:?}")).to_owned()
     };
-    let [status, reload, invited] = [
+    let [status, reload, replace, invited] = [
         world.aditd(&["status"]).await,
         world.aditd(&["reload"]).await,
+        world.aditd(&["replace"]).await,
         world.aditd(&["invite", "desk", "--advertise", "gpu.lan:11435"]).await,
     ];
     assert_ok(&invited);
     let command = hinted(&status);
-    assert_eq!([hinted(&reload), hinted(&invited)], [command.clone(), command.clone()]);
+    assert_eq!([&reload, &replace, &invited].map(hinted), [(); 3].map(|()| command.clone()));
+    let doctor = world.aditd(&["doctor"]).await;
+    assert!(doctor.stdout.contains(&command), "{command}\n{}", doctor.stdout);
     assert!(command.contains("--device-life '1d 12h'"), "{command}");
     // As a shell takes it.
     let typed = world.programs.command("aditd", &[]);

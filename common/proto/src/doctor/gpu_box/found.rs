@@ -15,6 +15,9 @@ pub struct BoxFound {
     pub version: String,
     /// Flags that an `aditd` command needs to mean this server; empty or with a leading space.
     pub argument: String,
+    /// The command that starts the server again as it was started last.
+    #[serde(default)]
+    pub start: String,
     /// Whether it runs.
     pub server: ServerFound,
     /// The path of the configuration file, if there is one; or what is wrong with it.

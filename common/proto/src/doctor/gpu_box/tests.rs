@@ -23,6 +23,7 @@ fn well() -> BoxFound {
     BoxFound {
         version: "1.0.0".to_owned(),
         argument: String::new(),
+        start: "aditd serve".to_owned(),
         server: ServerFound::Running {
             pid: 7,
             version: "1.0.0".to_owned(),
@@ -152,13 +153,13 @@ const BREAKAGES: [Breakage<BoxFound>; 37] = [
     (
         |found| {
             found.unit = None;
-            found.argument = " --state-dir '/x'".to_owned();
+            found.start = "aditd serve --listen '[::]:11435' --allow-from fd00::/8".to_owned();
             found.server = ServerFound::NotRunning { state_dir: "/x".to_owned() };
         },
         "aditd",
         Verdict::Bad,
         "it does not run",
-        "aditd serve --state-dir '/x'",
+        "aditd serve --listen '[::]:11435' --allow-from fd00::/8",
     ),
     (
         |found| *running(found).0 = "0.9.0".to_owned(),

@@ -20,6 +20,8 @@ mount -t tmpfs tmpfs "$root/run"
 mount -t tmpfs tmpfs "$root/tmp"
 ip link set lo up
 
+# What this machine has of its own is not the test's.
+rm -rf "$root/var/lib/adit" "$root/etc/adit" "$root/usr/local/lib/adit"
 for name in adit aditd; do
     rm -f "$root/usr/bin/$name"
     touch "$root/usr/local/bin/$name"

@@ -152,7 +152,9 @@ async fn take_leave(profile_dir: &ProfileDir, plan: &DialPlan) -> Result<(), Dia
         return Ok(());
     }
     let dialed = plan.dial().await?;
-    if !control::is_running(&profile_dir.dir) {
+    // A server that was renamed meanwhile may have another `adit up`, which is not seen from here.
+    let is_gone = profile_dir.read().is_err();
+    if !is_gone && !control::is_running(&profile_dir.dir) {
         reconnect::greeted(&dialed.connection).await?;
         info!(
             "adit up{} has ended without a word: the server is told, and stops its running answers",

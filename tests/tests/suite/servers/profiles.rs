@@ -144,12 +144,11 @@ async fn a_renamed_server_is_used_by_its_new_name_and_takes_the_name_of_no_other
     std::fs::create_dir(&begun).expect("made");
     let left = device.adit(&["rename", "lab", "begun"], "").await;
     assert_told(&left, USAGE, &["the name `begun` is taken", "an enrollment", "rm -r "]);
-    let mut up = device.up(&["lab"]).await;
+    let up = device.up(&["lab"]).await;
     let running = device.adit(&["rename", "lab", "gpu"], "").await;
     assert_told(&running, FAILED, &["cannot rename the server `lab` now", "`adit down lab`"]);
-    // In order: the watcher of one that was killed connects once more.
-    up.adit.stop().await;
-    drop(up);
+    // Killed: its watcher must not push out the next one, which has another name.
+    up.end().await;
     assert_ok(&device.adit(&["rename", "lab", "gpu"], "").await);
     let up = device.up(&["gpu"]).await;
     let tags = raw::exchange(up.address, TAGS).await;

@@ -9,6 +9,7 @@ pub(crate) mod devices;
 pub(crate) mod doctor;
 pub(crate) mod invite;
 pub(crate) mod keys;
+mod models;
 pub(crate) mod over_ssh;
 pub(crate) mod replace;
 pub(crate) mod service;

@@ -44,10 +44,7 @@ use self::{
     places::{Bounds, Places},
 };
 use crate::{
-    ingress::{
-        filter::Audience,
-        verifier::{DeviceVerifier, OptionalVerifier},
-    },
+    ingress::{filter::Audience, verifier::DeviceVerifier},
     state::ca::Ca,
 };
 
@@ -169,7 +166,7 @@ impl Https {
             .with_protocol_versions(&[&rustls::version::TLS13]);
         let builder = builder.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;
         let mut config = builder
-            .with_client_cert_verifier(Arc::new(OptionalVerifier(verifier)))
+            .with_client_cert_verifier(Arc::new(verifier.optional()))
             .with_cert_resolver(certificate.clone());
         // Who asks for HTTP/1.0 names it here, too.
         config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];

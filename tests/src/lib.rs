@@ -8,6 +8,7 @@ pub mod bare_box;
 #[cfg(target_os = "linux")]
 pub mod bench;
 pub mod cli_assert;
+pub mod clients;
 pub mod credentials;
 pub mod demo;
 pub mod disk;

@@ -114,26 +114,8 @@ impl Control {
         self.is_given.store(true, Relaxed);
     }
 
-    /// Answers requests as long as it is polled. A malformed or slow request does not affect
-    /// others.
-    pub async fn serve<Q, A, F>(
-        &self,
-        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
-    ) -> Infallible
-    where
-        Q: DeserializeOwned + Send + 'static,
-        A: Serialize + Send + Sync + 'static,
-        F: Future<Output = A> + Send,
-    {
-        let answer = move |request| {
-            let answer = answer(request);
-            async move { (answer.await, None::<()>) }
-        };
-        self.serve_granting(answer).await
-    }
-
-    /// Like [`serve`](Self::serve), until `retired` is cancelled: then it takes no more requests, and
-    /// ends when it has answered those that it has.
+    /// Answers requests until `retired` is cancelled: then it takes no more, and ends when it has
+    /// answered those that it has. A malformed or slow request does not affect others.
     pub async fn serve_until<Q, A, F>(
         &self,
         answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
@@ -156,7 +138,7 @@ impl Control {
         while asked.join_next().await.is_some() {}
     }
 
-    /// Like [`serve`](Self::serve), but `answer` may also return a grant. The grant is dropped when
+    /// Answers requests as long as it is polled; `answer` may also return a grant. The grant is dropped when
     /// all copies of the asker's connection are closed and, on Linux, its process has ended. A
     /// process that runs another program with exec(2) is still the same process.
     pub async fn serve_granting<Q, A, G, F>(
@@ -358,6 +340,20 @@ fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
 mod tests {
     use super::*;
 
+    /// What `asked` gets from `control`, which answers with `answer`.
+    async fn answered<T>(
+        control: &Control,
+        asked: impl Future<Output = T>,
+        answer: fn(u32) -> u32,
+    ) -> T {
+        let serving =
+            control.serve_granting(move |request| async move { (answer(request), None::<()>) });
+        tokio::select! {
+            answer = asked => answer,
+            never = serving => match never {},
+        }
+    }
+
     #[tokio::test]
     async fn one_process_claims_a_directory_and_answers_for_it() {
         let tmp = tempfile::tempdir().expect("tempdir");
@@ -369,7 +365,7 @@ mod tests {
             matches!(Control::claim(dir), Err(ClaimError::Taken { pid: Some(pid) }) if pid == std::process::id())
         );
         let asked = async { ask::<u32, u32>(dir, &20).await };
-        let answer = tokio::select! { answer = asked => answer, never = control.serve(|q: u32| async move { q + 1 }) => match never {} };
+        let answer = answered(&control, asked, |q| q + 1).await;
         assert_eq!(answer.expect("no error"), Some(21));
         assert!(is_running(dir));
         drop(control);
@@ -401,7 +397,7 @@ mod tests {
         drop(old);
         assert!(matches!(Control::claim(dir), Err(ClaimError::Taken { .. })));
         let asked = async { ask::<u32, u32>(dir, &20).await };
-        let answer = tokio::select! { answer = asked => answer, never = new.serve(|q: u32| async move { q + 2 }) => match never {} };
+        let answer = answered(&new, asked, |q| q + 2).await;
         assert_eq!(answer.expect("no error"), Some(22));
         drop(new);
         assert!(!is_running(dir));

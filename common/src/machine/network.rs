@@ -1,4 +1,4 @@
-//! The network of this computer, for commands that people are told to type.
+//! The network and the addresses of this computer.
 
 use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
@@ -15,6 +15,20 @@ pub fn own_network() -> Option<IpNet> {
 /// Like [`own_network`]; an example if this computer is in no network.
 pub fn own_network_or_example() -> String {
     own_network().map_or_else(|| "192.168.1.0/24".to_owned(), |network| network.to_string())
+}
+
+/// The addresses of all interfaces of this computer; none if they cannot be told.
+pub fn own_addresses() -> Vec<IpAddr> {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    interfaces.iter().map(Interface::ip).collect()
+}
+
+/// Whether an address is of use only with the interface of whoever sends to it.
+pub fn is_link_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
 }
 
 /// The address from which the kernel would send into the internet. Sends nothing.

@@ -17,9 +17,7 @@ use proto::{identity::Name, ollama::model::ModelPattern, wire::Reason};
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
     audit::{self, AuditSettings, Event},
-    commands::{beside::Beside, invite},
-    doctor::model_names,
-    policy::upstream::Upstream,
+    commands::{beside::Beside, invite, models},
     running::{Answer, Request},
     state::{
         State,
@@ -129,12 +127,7 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
         }
         Command::Models { device, models, all: false } if models.is_empty() => {
             let device = state.register.find(&device)?;
-            data(match &device.models {
-                Some(models) => {
-                    models.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-                }
-                None => format!("all models that its role `{}` allows", device.role),
-            })
+            data(models::listed(device.models.as_deref(), &device.role))
         }
         Command::Models { device, models, all } => {
             let device = enrolled(&state, &device)?;
@@ -145,15 +138,13 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
                 &Event::Models { device: device.subject(), models: named, uid: process::uid() },
             );
             in_force(&state).await?;
-            let patterns = models;
-            let models = patterns.iter().map(|model| format!("`{model}`")).collect::<Vec<_>>();
-            let what = if all {
-                "use all models that its role allows".to_owned()
-            } else {
-                format!("use only: {}", models.join(", "))
-            };
-            say(format!("{} {} may now {what}.", device.name, device.id));
-            if let Some(note) = missing(dir, &patterns).await {
+            say(format!(
+                "{} {} may now {}.",
+                device.name,
+                device.id,
+                models::allowed(&models, all)
+            ));
+            if let Some(note) = models::missing(dir, &models).await {
                 say(note);
             }
             Ok(())
@@ -309,27 +300,4 @@ fn not_told(what: &str, why: Failure) -> Failure {
     let hint = "the server also reads the register by itself, four times a second, if it can";
     // The hints of the server are for its own log; this command has done its part.
     Failure::new(what).caused_by(why.without_hints()).hint(hint).hint(STOP).exit(Exit::Failed)
-}
-
-/// A note about those of `models` that Ollama does not have, as far as a running server knows where it
-/// is.
-async fn missing(dir: &Path, models: &[ModelPattern]) -> Option<String> {
-    let asked = control::ask::<_, Answer>(dir, &Request::Status).await;
-    let Ok(Some(Answer::Status(status))) = asked else { return None };
-    let upstream: Upstream = status.upstream.parse().ok()?;
-    let known = model_names(upstream).await?;
-    let lacks = |model: &&ModelPattern| !known.iter().any(|name| model.means(name));
-    let missing: Vec<_> = models.iter().filter(lacks).map(ToString::to_string).collect();
-    let first = missing.first()?;
-    let known = if known.is_empty() { "no model".to_owned() } else { known.join(", ") };
-    let get = if first.contains('*') {
-        String::new()
-    } else {
-        format!("; to get it: `ollama pull {first}`")
-    };
-    Some(format!("Note: Ollama here does not have {}. It has {known}{get}", quoted(&missing)))
-}
-
-fn quoted(names: &[String]) -> String {
-    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }

@@ -23,8 +23,9 @@ use crate::{
     commands::{
         beside::Beside,
         devices::{in_force, not_cut},
+        models,
     },
-    policy::roles::{self, either},
+    policy::roles,
     state::{
         State,
         register::{Key, KeyError, NewKey},
@@ -138,12 +139,7 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
         }
         Command::Models { key, models, all: false } if models.is_empty() => {
             let key = state.register.find_key(&key)?;
-            data(match &key.models {
-                Some(models) => {
-                    models.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-                }
-                None => format!("all models that its role `{}` allows", key.role),
-            })
+            data(models::listed(key.models.as_deref(), &key.role))
         }
         Command::Models { key, models, all } => {
             let key = valid(&state, &key)?;
@@ -152,12 +148,10 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             let event = Event::Models { device: key.subject(), models: named, uid: process::uid() };
             audit::note_or_say(audit, &event);
             in_force(&state).await?;
-            let what = if all {
-                "use all models that its role allows".to_owned()
-            } else {
-                format!("use only {}", either(&models))
-            };
-            say(format!("Key {} {} may now {what}.", key.name, key.id));
+            say(format!("Key {} {} may now {}.", key.name, key.id, models::allowed(&models, all)));
+            if let Some(note) = models::missing(dir, &models).await {
+                say(note);
+            }
             Ok(())
         }
         Command::Rotate { key, overlap, expires } => {

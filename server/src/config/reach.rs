@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use common::machine::network::{is_link_local, own_addresses};
 use proto::invitation::MAX_ADDRESSES;
 
 use crate::ingress::filter::Audience;
@@ -16,9 +17,7 @@ pub(crate) fn addresses(
     if !advertise.is_empty() {
         return advertise.to_vec();
     }
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let own: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).collect();
-    of_interfaces(&own, bound, audience)
+    of_interfaces(&own_addresses(), bound, audience)
 }
 
 /// The same, if the machine's interfaces have the addresses `own`.
@@ -48,14 +47,6 @@ fn of_family(own: &[IpAddr], address: SocketAddr, audience: &Audience) -> Vec<So
         of_family.iter().filter(|ip| audience.includes(**ip)).copied().collect();
     let likely = if named.is_empty() { of_family } else { named };
     likely.into_iter().map(|ip| SocketAddr::new(ip, address.port())).collect()
-}
-
-/// A link-local IPv6 address is useless without the interface of the client.
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

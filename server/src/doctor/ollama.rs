@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use common::machine::process::{Protocol, port_holder_pid};
+use common::machine::{
+    network::own_addresses,
+    process::{Protocol, port_holder_pid},
+};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::{
     Request, StatusCode,
@@ -138,14 +141,13 @@ async fn models(address: SocketAddr) -> Option<(u64, Vec<(String, u64)>)> {
 
 /// The addresses of this machine besides loopback where an Ollama answers on this port.
 async fn exposed(port: u16) -> Vec<String> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
     let is_reached = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => !v4.is_loopback(),
         // A link-local address is useless without the name of its interface.
         IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
     };
     let mut asked = JoinSet::new();
-    for ip in interfaces.iter().map(if_addrs::Interface::ip).filter(is_reached) {
+    for ip in own_addresses().into_iter().filter(is_reached) {
         asked.spawn(async move {
             let address = SocketAddr::new(ip, port);
             let (status, body) = get(address, "/", None).await.ok()?;

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use common::machine::network::own_addresses;
 use proto::ollama::host::Own;
 
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +14,6 @@ impl Own for ThisMachine {
     }
 
     fn is_address(&self, address: IpAddr) -> bool {
-        if_addrs::get_if_addrs()
-            .is_ok_and(|all| all.iter().any(|interface| interface.ip() == address))
+        own_addresses().contains(&address)
     }
 }

@@ -19,7 +19,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-/// The most clients that each of the two halves of [`Ways`] remembers.
+/// The most clients that each of the two halves of [`LastHeard`] remembers.
 const REMEMBERED: usize = 4096;
 
 /// Several UDP sockets as one.
@@ -29,14 +29,14 @@ const REMEMBERED: usize = 4096;
 pub(crate) struct Sockets {
     sockets: Vec<Arc<dyn AsyncUdpSocket>>,
     addresses: Vec<SocketAddr>,
-    ways: Mutex<Ways>,
+    last_heard: Mutex<LastHeard>,
     /// The socket that is asked first the next time.
     turn: AtomicUsize,
 }
 
 /// Where a client was heard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Way {
+struct Heard {
     socket: usize,
     /// The address of this machine that the client sends to, where the system says it.
     ip: Option<IpAddr>,
@@ -44,20 +44,20 @@ struct Way {
 
 /// Where clients were heard last. Those that have been silent for long are forgotten.
 #[derive(Debug, Default)]
-struct Ways {
-    young: HashMap<SocketAddr, Way>,
-    old: HashMap<SocketAddr, Way>,
+struct LastHeard {
+    young: HashMap<SocketAddr, Heard>,
+    old: HashMap<SocketAddr, Heard>,
 }
 
-impl Ways {
-    fn heard(&mut self, client: SocketAddr, way: Way) {
-        self.young.insert(client, way);
+impl LastHeard {
+    fn heard(&mut self, client: SocketAddr, heard: Heard) {
+        self.young.insert(client, heard);
         if self.young.len() >= REMEMBERED {
             self.old = std::mem::take(&mut self.young);
         }
     }
 
-    fn to(&self, client: SocketAddr) -> Option<Way> {
+    fn to(&self, client: SocketAddr) -> Option<Heard> {
         self.young.get(&client).or_else(|| self.old.get(&client)).copied()
     }
 }
@@ -73,18 +73,18 @@ impl Sockets {
         if addresses.is_empty() {
             return Err(io::ErrorKind::AddrNotAvailable.into());
         }
-        Ok(Self { sockets, addresses, ways: Mutex::default(), turn: AtomicUsize::new(0) })
+        Ok(Self { sockets, addresses, last_heard: Mutex::default(), turn: AtomicUsize::new(0) })
     }
 
-    fn ways(&self) -> MutexGuard<'_, Ways> {
-        self.ways.lock().unwrap_or_else(PoisonError::into_inner)
+    fn last_heard(&self) -> MutexGuard<'_, LastHeard> {
+        self.last_heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How to send to `client` from `from`, the address that QUIC wants.
-    fn way(&self, client: SocketAddr, from: Option<IpAddr>) -> Way {
-        self.ways()
+    fn answer_by(&self, client: SocketAddr, from: Option<IpAddr>) -> Heard {
+        self.last_heard()
             .to(client)
-            .unwrap_or_else(|| Way { socket: first(&self.addresses, client, from), ip: from })
+            .unwrap_or_else(|| Heard { socket: first(&self.addresses, client, from), ip: from })
     }
 }
 
@@ -109,13 +109,13 @@ impl AsyncUdpSocket for Sockets {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let way = self.way(transmit.destination, transmit.src_ip);
-        self.sockets[way.socket].try_send(&Transmit {
+        let by = self.answer_by(transmit.destination, transmit.src_ip);
+        self.sockets[by.socket].try_send(&Transmit {
             destination: transmit.destination,
             ecn: transmit.ecn,
             contents: transmit.contents,
             segment_size: transmit.segment_size,
-            src_ip: way.ip,
+            src_ip: by.ip,
         })
     }
 
@@ -133,10 +133,10 @@ impl AsyncUdpSocket for Sockets {
             // The others come first then, so that a busy one does not keep them from being heard.
             self.turn.store((socket + 1) % count, Relaxed);
             if let Ok(received) = received {
-                let mut ways = self.ways();
+                let mut last_heard = self.last_heard();
                 // Those that were dropped have no length.
                 for meta in meta[..received].iter().filter(|meta| meta.len > 0) {
-                    ways.heard(meta.addr, Way { socket, ip: meta.dst_ip });
+                    last_heard.heard(meta.addr, Heard { socket, ip: meta.dst_ip });
                 }
             }
             return Poll::Ready(received);
@@ -294,13 +294,13 @@ mod tests {
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut ways = Ways::default();
-        let way = Way { socket: 1, ip: None };
+        let mut last_heard = LastHeard::default();
+        let heard = Heard { socket: 1, ip: None };
         for port in 1..=u16::MAX {
             let from = SocketAddr::from(([192, 0, 2, 1], port));
-            ways.heard(from, way);
-            assert_eq!(ways.to(from), Some(way));
+            last_heard.heard(from, heard);
+            assert_eq!(last_heard.to(from), Some(heard));
         }
-        assert!(ways.young.len() + ways.old.len() <= 2 * REMEMBERED);
+        assert!(last_heard.young.len() + last_heard.old.len() <= 2 * REMEMBERED);
     }
 }

@@ -21,6 +21,7 @@ use crate::{policy::Policy, state::ca::Ca};
 pub(crate) struct DeviceVerifier {
     webpki: Arc<dyn ClientCertVerifier>,
     policy: Arc<Policy>,
+    is_optional: bool,
 }
 
 impl DeviceVerifier {
@@ -30,13 +31,14 @@ impl DeviceVerifier {
         let webpki = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
-        Ok(Self { webpki, policy })
+        Ok(Self { webpki, policy, is_optional: false })
+    }
+
+    /// The same for HTTPS, where a key may take the place of a certificate.
+    pub(crate) fn optional(self) -> Self {
+        Self { is_optional: true, ..self }
     }
 }
-
-/// The same for HTTPS, where a key may take the place of a certificate.
-#[derive(Debug)]
-pub(crate) struct OptionalVerifier(pub(crate) DeviceVerifier);
 
 impl fmt::Debug for DeviceVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,9 +47,18 @@ impl fmt::Debug for DeviceVerifier {
 }
 
 impl ClientCertVerifier for DeviceVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.is_optional
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // The CA's name is not sent: it would identify the server.
-        &[]
+        if self.is_optional {
+            // A browser asks its user for none of the certificates that are not for this server.
+            self.webpki.root_hint_subjects()
+        } else {
+            // The CA's name is not sent: it would identify the server.
+            &[]
+        }
     }
 
     fn verify_client_cert(
@@ -95,47 +106,5 @@ impl ClientCertVerifier for DeviceVerifier {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.webpki.supported_verify_schemes()
-    }
-}
-
-impl ClientCertVerifier for OptionalVerifier {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        // A browser asks its user for none of the certificates that are not for this server.
-        self.0.webpki.root_hint_subjects()
-    }
-
-    fn verify_client_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        self.0.verify_client_cert(end_entity, intermediates, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
     }
 }

@@ -5,6 +5,7 @@ use std::{
     str::FromStr,
 };
 
+use common::machine::network::{is_link_local, own_addresses};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
@@ -39,11 +40,9 @@ impl TryFrom<String> for CertificateName {
 /// The names now: those of the settings, else this machine's own, and the addresses at which the
 /// listener can be reached.
 pub(super) fn names(settings: &HttpsSettings) -> Vec<String> {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    let own: Vec<IpAddr> = interfaces.iter().map(if_addrs::Interface::ip).collect();
     let system = rustix::system::uname();
     let host = system.nodename().to_str().unwrap_or_default();
-    of(&settings.names, &settings.listen, host, &own)
+    of(&settings.names, &settings.listen, host, &own_addresses())
 }
 
 fn of(named: &[CertificateName], listen: &[SocketAddr], host: &str, own: &[IpAddr]) -> Vec<String> {
@@ -61,13 +60,6 @@ fn of(named: &[CertificateName], listen: &[SocketAddr], host: &str, own: &[IpAdd
     let mut known = std::collections::HashSet::new();
     all.retain(|name| known.insert(name.clone()));
     all
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
 }
 
 #[cfg(test)]

@@ -88,6 +88,10 @@ async fn a_key_has_its_role_its_models_and_its_limits_and_the_audit_log_names_it
     assert!(doctor.stdout.contains("for those who have a key"), "{}", doctor.stdout);
     let status = https.world.status().await;
     assert_eq!(status["https"]["callers"][0]["name"], "phone", "{status}");
+    let listed = https.world.aditd(&["key", "models", "phone", "other"]).await;
+    assert_done(&listed);
+    let note = "Ollama here does not have `other`";
+    assert!(listed.stderr.contains(note), "a mistake in a name is told: {}", listed.stderr);
 }
 
 #[tokio::test]

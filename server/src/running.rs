@@ -2,6 +2,7 @@
 
 pub(crate) mod replacement;
 pub(crate) mod sessions;
+mod status;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -14,13 +15,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use common::{
-    machine::{process::unix_now, report::Failure},
-    transport::carrier::SystemSocket,
-};
+use common::{machine::report::Failure, transport::carrier::SystemSocket};
 use proto::{
     doctor::gpu_box::BoxFound,
-    epoch::Standing,
     identity::{DeviceId, Name},
     repeats::Repeats,
     wire::Enrolled,
@@ -29,18 +26,17 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub(crate) use self::status::{QueueStatus, ServerStatus, TokensToday};
 use crate::{
     accounting::Accounting,
-    audit::{AuditSettings, AuditStatus, Event},
+    audit::{AuditSettings, Event},
     config::{self, Settings},
     gate::Gate,
-    https::{Https, HttpsStatus},
-    limits::LimitedDevice,
+    https::Https,
     policy::Policy,
-    record::CallerKind,
     running::{
         replacement::{Replacement, Replacements},
-        sessions::{SessionStatus, Sessions},
+        sessions::Sessions,
     },
     state::{
         State,
@@ -192,88 +188,6 @@ pub struct InForce {
 pub(crate) fn of_another_version() -> Failure {
     Failure::new("the running aditd gave an unexpected answer")
         .hint("restart aditd: the running one may be another version")
-}
-
-/// A running server, as `aditd status` prints it.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ServerStatus {
-    pub version: String,
-    pub pid: u32,
-    /// The UDP addresses that it listens on.
-    pub listening: Vec<String>,
-    /// The port of the relay on loopback, for SSH keys that may only forward ports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub relay: Option<u16>,
-    /// The addresses that devices are told.
-    pub addresses: Vec<String>,
-    pub config: Option<PathBuf>,
-    /// The service that it forwards to.
-    pub upstream: String,
-    /// The networks that may reach it, besides this machine.
-    pub allow_from: Vec<String>,
-    /// The address of the metrics, if set.
-    pub metrics: Option<String>,
-    /// The names of all roles.
-    pub roles: Vec<Name>,
-    /// How many devices are held back until they are confirmed.
-    #[serde(default)]
-    pub to_confirm: usize,
-    /// How many revocations are known to be lost by a restore.
-    #[serde(default)]
-    pub lost_revocations: u64,
-    /// How many seconds a silent session is kept; a device may ask for less.
-    pub idle_timeout: u64,
-    /// The buffers that the system granted the first UDP socket for receiving and sending, in
-    /// bytes.
-    pub socket_buffers: Option<(usize, usize)>,
-    pub sessions: Vec<SessionStatus>,
-    pub audit: AuditStatus,
-    /// The HTTPS listener, if it is on.
-    #[serde(default)]
-    pub https: Option<HttpsStatus>,
-    /// How many requests wait for their turn.
-    pub waiting: usize,
-    #[serde(default)]
-    pub queue: QueueStatus,
-    /// The ids of older processes of this server in which answers still run.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub older: Vec<u32>,
-    /// How many tasks the runtime has, to find leaks.
-    pub tasks: usize,
-}
-
-/// The queue in front of the service.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub struct QueueStatus {
-    /// How many requests have a turn.
-    pub running: usize,
-    /// How many requests may have a turn at once; `None` if all may.
-    pub max_in_flight: Option<usize>,
-    /// How many requests may wait.
-    pub max_queue: usize,
-    /// The waiting requests in the order of their turns.
-    pub waiting: Vec<QueuedRequest>,
-}
-
-/// A request that waits for its turn.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct QueuedRequest {
-    /// The device that has sent it; `None` if it was forgotten meanwhile.
-    pub device: Option<Name>,
-    pub device_id: DeviceId,
-    /// 1 for the request that gets the next turn.
-    pub position: usize,
-    /// How many seconds it has waited.
-    pub seconds: f64,
-}
-
-/// How many of the day's tokens a device has used.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub struct TokensToday {
-    /// Tokens of prompts and answers together.
-    pub used: u64,
-    /// How many tokens the device may use, if limited.
-    pub limit: Option<u64>,
 }
 
 /// The addresses and ports of a running server.
@@ -449,60 +363,6 @@ impl Server {
         }
     }
 
-    /// The server's current status.
-    pub(crate) fn status(&self) -> ServerStatus {
-        let config = &self.settings.config;
-        ServerStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            listening: self.open.listening.iter().map(ToString::to_string).collect(),
-            relay: self.open.relay,
-            addresses: self.addresses(),
-            config: config.file.clone(),
-            upstream: config.upstream.to_string(),
-            allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
-            metrics: config.accounting.metrics.as_ref().map(ToString::to_string),
-            roles: self.policy.rules().names().cloned().collect(),
-            to_confirm: self
-                .policy
-                .snapshot()
-                .devices()
-                .filter(|device| device.standing() == Standing::Held)
-                .count(),
-            lost_revocations: self.policy.snapshot().history().lost,
-            idle_timeout: self.idle_timeout.as_secs(),
-            socket_buffers: self.open.socket_buffers,
-            sessions: self.live.status(),
-            audit: self.accounting.audit.status(),
-            https: self.open.https.as_ref().map(|https| https.status()),
-            waiting: self.accounting.queue.waiting(),
-            queue: self.queue(),
-            older: self.replacements.older().pids(),
-            tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-        }
-    }
-
-    /// The queue now.
-    fn queue(&self) -> QueueStatus {
-        let (queue, register) = (&self.accounting.queue, self.policy.snapshot());
-        let names: HashMap<_, _> = register
-            .devices()
-            .map(|device| (device.id, &device.name))
-            .chain(register.keys().map(|key| (key.id, &key.name)))
-            .collect();
-        let waiting = queue.in_order().into_iter().zip(1..).map(|(queued, position)| {
-            let device = names.get(&queued.device).map(|name| (*name).clone());
-            let seconds = queued.waited.as_secs_f64();
-            QueuedRequest { device, device_id: queued.device, position, seconds }
-        });
-        QueueStatus {
-            running: queue.running(),
-            max_in_flight: queue.most(),
-            max_queue: queue.max_waiting(),
-            waiting: waiting.collect(),
-        }
-    }
-
     /// The settings that other commands need.
     pub(crate) fn in_force(&self) -> InForce {
         InForce {
@@ -517,19 +377,5 @@ impl Server {
                 .collect(),
             addresses: self.addresses(),
         }
-    }
-
-    /// How many of the day's tokens a device has used; `None` if none and no limit is set.
-    pub(crate) fn tokens_today(&self, id: DeviceId) -> Option<TokensToday> {
-        let register = self.policy.snapshot();
-        let device = register.devices().find(|device| device.id == id)?;
-        let limited = LimitedDevice {
-            kind: CallerKind::Device,
-            id,
-            name: &device.name,
-            role: device.role.as_str(),
-        };
-        let (used, limit) = self.accounting.limiter.tokens(limited, unix_now());
-        (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
     }
 }

@@ -1,5 +1,7 @@
 //! Keeps the tunnel up: connects, waits until the session ends, and connects again.
 
+mod greeting;
+
 use std::{
     net::SocketAddr,
     sync::Arc,
@@ -11,18 +13,20 @@ use common::{
         process::{self, loopback_id},
         report::typed,
     },
-    transport::{HANDSHAKE_WITHIN, frame, splice::ByteCounters},
+    transport::splice::ByteCounters,
 };
 use proto::{
     clock, human, invitation,
     knock::random_fraction,
-    wire::{Code, Greeting, Hello, Notice, Reason},
+    wire::{Code, Hello, Reason},
 };
-use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use quinn::{Connection, RecvStream, SendStream};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, warn};
 
+use self::greeting::{Leave, listen_to};
+pub(crate) use self::greeting::{begin_session, greeted, take_leave};
 use crate::{
     dial::{DialError, Dialed, plan::DialPlan, route::Route},
     tunnel::{
@@ -72,14 +76,6 @@ enum SessionEnd {
     Over(DialError),
     /// There is a new one. The server may no longer know this one.
     Next(Greeted),
-}
-
-/// What the server says of its end.
-enum Leave {
-    /// It stops.
-    Draining,
-    /// Another process serves new sessions.
-    Replaced,
 }
 
 impl Reconnect {
@@ -433,15 +429,6 @@ fn leads_back(hello: &Hello, route: &Route, listening: &[SocketAddr]) -> Option<
     ports.find(|port| is_here && listening.iter().any(|address| address.port() == *port))
 }
 
-/// Makes a session of a connection for those who want nothing but to end the one before.
-pub(crate) async fn greeted(connection: &Connection) -> Result<(), DialError> {
-    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection, None)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(e)) => Err(DialError::Other(e.to_string())),
-        Err(_) => Err(DialError::NoAnswer("the server".to_owned())),
-    }
-}
-
 /// Keeps a session whose place another one has taken, until its running answers have ended: the
 /// server closes it then. The connections of applications go on, and their next requests begin in
 /// the other session.
@@ -450,72 +437,11 @@ async fn rest_of(up: Arc<Up>, _credit: AbortOnDropHandle<()>) {
     up.connection.closed().await;
 }
 
-/// Ends a connection in order. The process must not be gone before its last packet is: that may take
-/// this time.
-pub(crate) async fn take_leave(connection: &Connection, endpoint: &Endpoint, within: Duration) {
-    connection.close((Code::Done as u32).into(), b"");
-    // And the sessions before it whose answers still run.
-    endpoint.close((Code::Done as u32).into(), b"");
-    let _ = tokio::time::timeout(within, endpoint.wait_idle()).await;
-}
-
-/// Sends the greeting and reads the hello: from then on there is a session. `to` is where it goes,
-/// `epoch` what the server gave this device to remember.
-///
-/// # Errors
-/// Why the server has said no, or nothing.
-pub(crate) async fn begin_session(
-    connection: &Connection,
-    to: &str,
-    epoch: Option<String>,
-) -> Result<(Hello, RecvStream, SendStream), DialError> {
-    match tokio::time::timeout(HANDSHAKE_WITHIN, greet(connection, epoch)).await {
-        Ok(Ok(greeted)) => Ok(greeted),
-        // The server judges the device after the client's handshake is done: the close tells why.
-        Ok(Err(e)) => {
-            let closed = tokio::time::timeout(Duration::from_secs(1), connection.closed()).await;
-            Err(closed.map_or_else(
-                |_| DialError::Other(e.to_string()),
-                |e| DialError::from_connection(&e, to),
-            ))
-        }
-        Err(_) => Err(DialError::NoAnswer(to.to_owned())),
-    }
-}
-
-async fn greet(
-    connection: &Connection,
-    epoch: Option<String>,
-) -> std::io::Result<(Hello, RecvStream, SendStream)> {
-    let mut send = connection.open_uni().await?;
-    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned(), epoch })
-        .await?;
-    let mut notices = connection.accept_uni().await?;
-    let hello = frame::read(&mut notices).await?;
-    Ok((hello, notices, send))
-}
-
 /// Why a session ended, when that is told later.
 fn told(why: &DialError) -> String {
     match why {
         DialError::Refused(Code::ShuttingDown) => "the server stopped".to_owned(),
         why => why.to_string(),
-    }
-}
-
-/// Ends when the server says that it takes no more streams here. An error of the stream is ignored,
-/// because the connection's error says more.
-async fn listen_to(notices: &mut RecvStream) -> Leave {
-    loop {
-        match frame::read::<Notice>(notices).await {
-            Ok(Notice::Here) => {}
-            Ok(Notice::Draining) => return Leave::Draining,
-            Ok(Notice::Replaced) => return Leave::Replaced,
-            Err(e) => {
-                debug!("no more notices: {e}");
-                return std::future::pending().await;
-            }
-        }
     }
 }
 

@@ -12,14 +12,16 @@ use common::machine::{
 use proto::human;
 
 use super::{
-    ControlRequest, INDENT, Status, TunnelStatus,
+    ControlRequest, Status, TunnelStatus,
     history::{History, Sample, bars},
+    text::INDENT,
 };
 use crate::profile::ProfileDir;
 
 const EVERY: Duration = Duration::from_secs(1);
-/// Moves the cursor to the upper left corner, and clears the screen from there.
+/// Clears the line in which the cursor is.
 const ERASE_LINE: &str = "\r\u{1b}[K";
+/// Moves the cursor to the upper left corner, and clears the screen from there.
 const REDRAW: &str = "\u{1b}[H\u{1b}[J";
 
 /// Shows the status until Ctrl-C: on a terminal in place, elsewhere one after the other; with

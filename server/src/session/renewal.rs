@@ -1,0 +1,62 @@
+//! Renews a device's certificate within its session.
+
+use std::{sync::atomic::Ordering::Relaxed, time::Duration};
+
+use common::{
+    machine::process::unix_now,
+    transport::{frame, splice::Sending},
+};
+use proto::wire::{Code, RenewAnswer};
+use tracing::{info, warn};
+
+use super::Session;
+use crate::state::ca::DeviceKey;
+
+/// The least time between two renewals in one session; or a tenth of a certificate's lifetime, if
+/// that is less.
+const RENEW_PAUSE: Duration = Duration::from_secs(60);
+
+impl Session {
+    /// Sends a new certificate for the key that the handshake has verified.
+    pub(super) async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
+        let device = self.server.policy.admit(&self.peer)?;
+        self.server.state.ca.check_clock(unix_now()).map_err(|_| Code::ServerClock)?;
+        // Each renewal costs a signature and a write to the disk; none is needed in the first tenth
+        // of a certificate's lifetime.
+        let now = unix_now();
+        let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
+        let is_due = |last| (last <= now - pause).then_some(now);
+        if self.renewed.fetch_update(Relaxed, Relaxed, is_due).is_err() {
+            return Err(Code::Busy);
+        }
+        let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;
+        let issued = self
+            .server
+            .state
+            .ca
+            .issue_device(device.id, &key, time::OffsetDateTime::now_utc(), self.server.device_life)
+            .map_err(|e| {
+                warn!("cannot renew a certificate: {e}");
+                Code::Busy
+            })?;
+        let not_after = issued.not_after;
+        self.server
+            .in_register(move |register| register.renewed(device.id, not_after))
+            .await
+            .map_err(|_| Code::Busy)?;
+        let answer = RenewAnswer {
+            certificate: data_encoding::BASE64.encode(&issued.certificate),
+            epoch: Some(self.sealed_epoch()),
+        };
+        let mut framed = Vec::new();
+        frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
+        send.write_all(&framed).await.map_err(|_| Code::Cut)?;
+        send.finish();
+        self.not_after.store(not_after, Relaxed);
+        // The policy in memory still has the old expiry. A failure was logged, and the new
+        // certificate is valid all the same.
+        let _ = self.server.refresh().await;
+        info!("certificate renewed");
+        Ok(())
+    }
+}

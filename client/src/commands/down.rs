@@ -1,4 +1,5 @@
-//! `adit down`: ends a running tunnel as Ctrl-C in its terminal does.
+//! `adit down`: ends a running tunnel as Ctrl-C in its terminal does. The other tunnels of the same
+//! `adit up` go on.
 
 use std::time::{Duration, Instant};
 
@@ -31,7 +32,7 @@ const NOW_WITHIN: Duration = Duration::from_secs(15);
 /// Flags of `down`.
 #[derive(Debug, Args)]
 pub(crate) struct Down {
-    /// End the `adit up` that serves the server with this name, with its tunnels to other servers
+    /// End the tunnel to the server with this name; its `adit up` goes on with other servers
     /// [default: the only server, or the one called `default`]
     pub(crate) name: Option<Name>,
     /// Do not wait for running answers
@@ -56,7 +57,10 @@ pub(crate) async fn run(
     };
     let pid = status.pid;
     let others = served_with(profile_dir, pid).await?;
-    if down.now {
+    if !others.is_empty() {
+        let request = ControlRequest::End { now: down.now };
+        let _: Option<Status> = control::ask(&profile_dir.dir, &request).await?;
+    } else if down.now {
         // A manager would only send what is sent here, and wait.
         signal(pid)?;
         while ask(profile_dir).await?.is_some_and(|status| status.pid == pid && !status.stopping) {
@@ -82,12 +86,12 @@ pub(crate) async fn run(
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let with = if others.is_empty() {
+    let rest = if others.is_empty() {
         String::new()
     } else {
-        format!(", and with it {}: one `adit up` served them", others.join(", "))
+        format!("; its `adit up` goes on with {}", others.join(" and "))
     };
-    say(format!("The tunnel `{}` is down{with}.", profile_dir.name));
+    say(format!("The tunnel `{}` is down{rest}.", profile_dir.name));
     Ok(())
 }
 

@@ -54,6 +54,12 @@ pub(crate) enum ControlRequest {
     Doctor,
     /// Asks for a port for the asking process alone, as long as that process runs.
     Lease,
+    /// Asks that the tunnel ends, and the process goes on with its tunnels to other servers. The
+    /// answer is its status.
+    End {
+        /// Whether running answers are aborted.
+        now: bool,
+    },
 }
 
 /// A running `adit up`. Times are Unix seconds.

@@ -95,7 +95,7 @@ pub(crate) async fn run(
     result
 }
 
-/// Opens the tunnels, until all of them have ended.
+/// Opens the tunnels, and serves them until all have ended.
 async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Result<(), Failure> {
     // It is about this laptop's networks, whichever server is reached through them.
     if let Some(first) = prepared.first() {
@@ -130,7 +130,7 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
     tokio::select! {
         () = signals.asked() => {}
         refused = all_refused(first_words) => return Err(refused),
-        ended = tunnels.ended() => return Err(ended),
+        ended = tunnels.serve() => ended?,
     }
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     tunnels.stop(&mut signals).await

@@ -272,7 +272,7 @@ impl TakenAddress {
         let failure = Failure::new(format!("cannot listen on {}", self.shown))
             .source(format!("address already in use by {holder}"))
             .hint(format!("choose another port: {run}"))
-            .hint(format!("tools then need OLLAMA_HOST=localhost:{other}"));
+            .hint(format!("tools then need OLLAMA_HOST=http://localhost:{other}"));
         if holder.contains("(pid ") {
             return failure;
         }

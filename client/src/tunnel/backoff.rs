@@ -5,14 +5,32 @@ use std::time::Duration;
 
 const FIRST: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(15);
-/// The pause after the first refusal; further pauses are longer. If two machines have the same
-/// certificate, each ends the other's session, so they must not reconnect quickly.
-const FIRST_REFUSAL: Duration = Duration::from_secs(60);
-const LONGEST_REFUSAL: Duration = Duration::from_secs(3600);
-/// The pause after a refusal if a request waits. The longest is shorter than the default of
-/// `--hold`.
-const FIRST_WAKE: Duration = Duration::from_secs(5);
-const LONGEST_WAKE: Duration = Duration::from_secs(20);
+/// The pauses after a refusal: the first, how each is longer than the one before, and the longest.
+struct Growing {
+    first: Duration,
+    times: u32,
+    longest: Duration,
+}
+
+/// If two machines have the same certificate, each ends the other's session, so they must not
+/// reconnect quickly.
+const CONFLICT: Growing =
+    Growing { first: Duration::from_secs(60), times: 2, longest: Duration::from_secs(3600) };
+/// A device that was revoked by mistake is restored soon after, and its user waits for it. The
+/// server drops the packets of one that is still revoked.
+const REVOCATION: Growing =
+    Growing { first: Duration::from_secs(5), times: 3, longest: Duration::from_secs(60) };
+/// After either, if a request waits. The longest is shorter than the default of `--hold`.
+const WAKE: Growing =
+    Growing { first: Duration::from_secs(5), times: 2, longest: Duration::from_secs(20) };
+
+impl Growing {
+    /// The pause after so many others.
+    fn pause(&self, earlier: u32) -> Duration {
+        self.first.saturating_mul(self.times.saturating_pow(earlier)).min(self.longest)
+    }
+}
+
 /// After a session of this length, earlier refusals are forgotten.
 const LASTED: Duration = Duration::from_secs(60);
 
@@ -21,8 +39,17 @@ const LASTED: Duration = Duration::from_secs(60);
 pub(crate) struct AttemptEnd {
     /// How long the session lasted, if there was one.
     pub(crate) session: Option<Duration>,
-    /// Whether the server has refused.
-    pub(crate) refused: bool,
+    /// Whether the server has refused, and how.
+    pub(crate) refused: Option<Refusal>,
+}
+
+/// Why it is useless to try again at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// The device is revoked, until its owner restores it.
+    Revoked,
+    /// Another machine uses its certificate, or the tunnel leads back to this one.
+    Conflict,
 }
 
 /// How long to wait before the next attempt.
@@ -38,13 +65,13 @@ pub(crate) struct Pause {
 #[derive(Debug)]
 pub(crate) struct Backoff {
     pause: Duration,
-    refusal: Duration,
-    wake: Duration,
+    /// How many refusals there were.
+    refusals: u32,
 }
 
 impl Backoff {
     pub(crate) fn new() -> Self {
-        Self { pause: FIRST, refusal: FIRST_REFUSAL, wake: FIRST_WAKE }
+        Self { pause: FIRST, refusals: 0 }
     }
 
     /// The pause after this end.
@@ -53,13 +80,16 @@ impl Backoff {
             self.pause = FIRST;
         }
         if ended.session.is_some_and(|time| time >= LASTED) {
-            (self.refusal, self.wake) = (FIRST_REFUSAL, FIRST_WAKE);
+            self.refusals = 0;
         }
-        if ended.refused {
-            let pause = Pause { wanted: self.wake, unwanted: self.refusal };
-            self.refusal = (self.refusal * 2).min(LONGEST_REFUSAL);
-            self.wake = (self.wake * 2).min(LONGEST_WAKE);
-            pause
+        if let Some(refusal) = ended.refused {
+            let growing = match refusal {
+                Refusal::Revoked => REVOCATION,
+                Refusal::Conflict => CONFLICT,
+            };
+            let earlier = self.refusals;
+            self.refusals = earlier.saturating_add(1);
+            Pause { wanted: WAKE.pause(earlier), unwanted: growing.pause(earlier) }
         } else {
             let pause = Pause { wanted: FIRST, unwanted: FIRST + self.pause };
             self.pause = (self.pause * 2).min(LONGEST);
@@ -75,11 +105,14 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn refused(session: Option<u32>) -> AttemptEnd {
-        AttemptEnd { session: session.map(|seconds| SECOND * seconds), refused: true }
+        AttemptEnd {
+            session: session.map(|seconds| SECOND * seconds),
+            refused: Some(Refusal::Conflict),
+        }
     }
 
     fn lost(session: Option<u32>) -> AttemptEnd {
-        AttemptEnd { refused: false, ..refused(session) }
+        AttemptEnd { refused: None, ..refused(session) }
     }
 
     /// The pauses after these ends, in seconds, as (a request waits, no request waits).
@@ -96,6 +129,14 @@ mod tests {
         assert_eq!(wanted, [5.0, 10.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0, 20.0]);
         let unwanted: Vec<_> = pauses.iter().map(|pause| pause.1).collect();
         assert_eq!(unwanted, [60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 3600.0, 3600.0, 3600.0]);
+    }
+
+    #[test]
+    fn a_revoked_device_tries_again_after_seconds_and_then_every_minute() {
+        let revoked = AttemptEnd { session: None, refused: Some(Refusal::Revoked) };
+        let pauses = pauses(&[revoked; 40]);
+        assert_eq!(pauses[..4], [(5.0, 5.0), (10.0, 15.0), (20.0, 45.0), (20.0, 60.0)]);
+        assert!(pauses[4..].iter().all(|pause| *pause == (20.0, 60.0)));
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(crate) use self::greeting::{begin_session, greeted, take_leave};
 use crate::{
     dial::{DialError, Dialed, plan::DialPlan, route::Route},
     tunnel::{
-        backoff::{self, Backoff, Pause},
+        backoff::{self, Backoff, Pause, Refusal},
         events::Events,
         migration::Migration,
         news::News,
@@ -121,7 +121,7 @@ impl Reconnect {
             if let DialError::Revoked(reason) = &why {
                 self.remember_revocation(reason.as_ref());
             }
-            let pause = backoff.after(backoff::AttemptEnd { session, refused: why.is_final() });
+            let pause = backoff.after(backoff::AttemptEnd { session, refused: refusal(&why) });
             if session.is_some() {
                 self.events.keep(format!("the tunnel is down: {}", told(&why)));
             }
@@ -435,6 +435,14 @@ fn leads_back(hello: &Hello, route: &Route, listening: &[SocketAddr]) -> Option<
 async fn rest_of(up: Arc<Up>, _credit: AbortOnDropHandle<()>) {
     up.retired.cancel();
     up.connection.closed().await;
+}
+
+/// How the server has refused, if it has.
+fn refusal(why: &DialError) -> Option<Refusal> {
+    match why {
+        DialError::Revoked(_) => Some(Refusal::Revoked),
+        why => why.is_final().then_some(Refusal::Conflict),
+    }
 }
 
 /// Why a session ended, when that is told later.

@@ -55,6 +55,10 @@ pub(in crate::commands) struct RunningTunnel {
     pub(in crate::commands) leases: Leases,
     /// The tasks without which there is no tunnel.
     pub(in crate::commands) parts: Parts,
+    /// Cancelled when another command asks that this tunnel ends, and not the others of this process.
+    pub(super) asked_to_end: CancellationToken,
+    /// Cancelled when such a command does not wait for running answers.
+    asked_to_end_now: CancellationToken,
     pub(super) listening: Vec<String>,
     /// The Unix sockets, as `unix:/PATH`.
     pub(super) sockets: Vec<String>,
@@ -82,6 +86,7 @@ impl RunningTunnel {
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
         let sockets: Vec<String> = entrances.iter().map(UnixEntrance::shown).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
+        let (asked_to_end, asked_to_end_now) = <(CancellationToken, CancellationToken)>::default();
         let end = Arc::<OnceLock<Instant>>::default();
         let profile_dir = plan.profile.get().profile_dir;
         let (tunnel, keep_up) = Tunnel::new(plan, bound, no_more.clone());
@@ -109,6 +114,8 @@ impl RunningTunnel {
             connections: connections.clone(),
             stop: no_more.clone(),
             end: end.clone(),
+            asked_to_end: asked_to_end.clone(),
+            asked_to_end_now: asked_to_end_now.clone(),
         };
         parts.services.spawn(answer_control(control, shown).in_current_span());
         for listener in listeners {
@@ -119,7 +126,19 @@ impl RunningTunnel {
             let accepting = entrance.accept(front.clone(), connections.clone());
             parts.accepting.spawn(accepting.in_current_span());
         }
-        Ok(Self { tunnel, leases, parts, listening, sockets, watched, connections, no_more, end })
+        Ok(Self {
+            tunnel,
+            leases,
+            parts,
+            asked_to_end,
+            asked_to_end_now,
+            listening,
+            sockets,
+            watched,
+            connections,
+            no_more,
+            end,
+        })
     }
 
     /// Accepts no more connections, lets running ones go on for `drain` or until `end_now`, and
@@ -151,6 +170,7 @@ impl RunningTunnel {
                 () = count_down(&self.connections, drain) => {}
                 () = tokio::time::sleep(drain) => warn!("aborting the answers that still run"),
                 () = end_now.cancelled() => {}
+                () = self.asked_to_end_now.cancelled() => {}
                 ended = self.parts.ended() => return Err(ended),
             }
         }
@@ -270,6 +290,8 @@ struct StatusSource {
     connections: TaskTracker,
     stop: CancellationToken,
     end: Arc<OnceLock<Instant>>,
+    asked_to_end: CancellationToken,
+    asked_to_end_now: CancellationToken,
 }
 
 impl StatusSource {
@@ -337,6 +359,13 @@ async fn answer_control(control: Control, shown: StatusSource) {
         async move {
             match request {
                 ControlRequest::Status => {
+                    (ControlAnswer::Status(Box::new(shown.status().await)), None)
+                }
+                ControlRequest::End { now } => {
+                    shown.asked_to_end.cancel();
+                    if now {
+                        shown.asked_to_end_now.cancel();
+                    }
                     (ControlAnswer::Status(Box::new(shown.status().await)), None)
                 }
                 ControlRequest::Doctor => {

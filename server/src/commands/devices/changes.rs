@@ -42,7 +42,7 @@ pub(super) async fn restore(
     audit::note_or_say(audit, &event);
     in_force(state).await?;
     say(format!(
-        "{} {} may connect again. Its `adit up` tries when a request needs it, at the latest after an hour.",
+        "{} {} may connect again. A running `adit up` tries within a minute; one that has ended has to be started again.",
         device.name, device.id
     ));
     Ok(())

@@ -127,7 +127,7 @@ async fn with_adit_up_all_of_the_way_is_ok_and_the_box_tells_its_administrator_a
         assert_eq!(diagnosis.verdict(id), "ok", "{:#?}", diagnosis.line(id));
     }
     // Tools have to be told where it listens.
-    let cure = format!("export OLLAMA_HOST=localhost:{}", up.address.port());
+    let cure = format!("export OLLAMA_HOST=http://localhost:{}", up.address.port());
     diagnosis.names("ollama_host", "warn", "adit listens on port", &cure);
     // It is the running tunnel that was looked at.
     assert_eq!(world.status().await["sessions"].as_array().map(Vec::len), Some(1));

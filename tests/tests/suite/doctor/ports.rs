@@ -83,7 +83,7 @@ async fn whoever_has_the_port_is_named_with_its_family_and_the_cures() {
         "127.0.0.1:11434 belongs to an Ollama of this laptop",
         "--listen localhost:11500",
     );
-    said.names("port", "bad", "", "export OLLAMA_HOST=localhost:11500");
+    said.names("port", "bad", "", "export OLLAMA_HOST=http://localhost:11500");
     said.names("port", "bad", "", "sudo systemctl disable --now ollama");
 
     let laptop = alone();

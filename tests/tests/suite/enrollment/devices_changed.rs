@@ -68,6 +68,13 @@ async fn a_restored_device_is_let_in_with_the_key_and_certificate_that_it_had() 
     let now = profile(&device);
     assert!(!now.revoked && now.enrolled.device_id == id);
     assert_eq!(now.enrolled.certificate, certificate);
+
+    // Without a request it tries again, too, after seconds.
+    assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    running.adit.says("no tunnel: this device was revoked").await;
+    assert_ok(&world.aditd(&["device", "restore", "laptop"]).await);
+    let is_back = async { while device.status().await["tunnel"]["state"] != "up" {} };
+    tokio::time::timeout(tests::world::SOON, is_back).await.expect("it comes back by itself");
     running.works().await;
 
     let again = world.aditd(&["device", "restore", "laptop"]).await;

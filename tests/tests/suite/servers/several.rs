@@ -99,13 +99,44 @@ async fn each_server_has_a_port_of_its_own_and_status_shows_all() {
     // Only the one that is not the first has a port to remember.
     assert_eq!(read(&lab_file(&device))["port"], lab.port());
     assert_eq!(read(&identity_file(&device)).get("port"), None);
-    let down = device.adit(&["down", "lab"], "").await;
-    assert_ok(&down);
-    let says = "The tunnel `lab` is down, and with it `default`: one `adit up` served them.";
-    assert!(format!("{}{}", down.stdout, down.stderr).contains(says), "{down:?}");
+    assert_ok(&device.adit(&["down", "--now"], "").await);
+    assert_ok(&device.adit(&["down", "lab"], "").await);
     assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
     let none = device.adit(&["status"], "").await;
     assert_told(&none, FAILED, &["adit is not running", "`adit up default`", "`adit up --all`"]);
+}
+
+#[tokio::test]
+async fn down_ends_one_tunnel_after_its_answers_and_the_others_go_on() {
+    let (_home, lab, device) = two_boxes().await;
+    let mut up = device.up(&["default", "lab", "--drain", "1h"]).await;
+    let mut app = raw::connect(served(&device, "lab", "up").await).await;
+    let json = r#"{"model":"lab:1","prompt":"x","options":{"num_predict":40,"seed":9}}"#;
+    app.write_all(raw::post("/api/generate", json).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 300).await;
+    let down = device.adit(&["down", "lab"], "").await;
+    assert_ok(&down);
+    let says = "The tunnel `lab` is down; its `adit up` goes on with `default`.";
+    assert!(format!("{}{}", down.stdout, down.stderr).contains(says), "{down:?}");
+    let (rest, ending) = raw::read_to_end(&mut app).await;
+    assert!(String::from_utf8_lossy(&rest).contains("\"done\":true"), "{ending:?}");
+    assert_eq!(lab.ollama.counters().cancelled, 0);
+    let tags = raw::exchange(up.address, TAGS).await;
+    assert!(tags.contains("home:1"), "{tags}");
+    let state = |servers: Vec<Value>| {
+        let lab = servers.into_iter().find(|server| server["name"] == "lab").expect("listed");
+        lab["state"].clone()
+    };
+    assert_eq!(state(list(&device).await), "not_running");
+    // Nobody holds it: another process may serve it.
+    let mut other = device.up(&["lab"]).await;
+    let tags = raw::exchange(other.address, TAGS).await;
+    assert!(tags.contains("lab:1"), "{tags}");
+    assert_ok(&device.adit(&["down", "lab"], "").await);
+    assert_eq!(other.adit.ended().await.expect("it ends").code(), Some(0));
+    let down = device.adit(&["down"], "").await;
+    assert_ok(&down);
+    assert_eq!(up.adit.ended().await.expect("it ends").code(), Some(0));
 }
 
 #[tokio::test]

@@ -87,7 +87,7 @@ pub(super) fn ollama_host(found: &LaptopFound) -> Option<Judgement> {
     let right = if port == OLLAMA_PORT {
         "unset OLLAMA_HOST".to_owned()
     } else {
-        format!("export OLLAMA_HOST=localhost:{port}")
+        format!("export OLLAMA_HOST=http://localhost:{port}")
     };
     let Some(value) =
         found.environment.ollama_host.as_deref().filter(|value| !value.trim().is_empty())

@@ -111,7 +111,7 @@ fn taken_by(found: &LaptopFound, taken: &[&Port], runs: bool) -> Judgement {
     let listen = format!("adit up{} --listen localhost:{other}", found.argument);
     let judged = judged
         .cure_by("leave it there, and take another port", listen)
-        .cure_by("for the tools", format!("export OLLAMA_HOST=localhost:{other}"));
+        .cure_by("for the tools", format!("export OLLAMA_HOST=http://localhost:{other}"));
     let stop = "or stop it";
     let who = ("see who it is", format!("sudo ss -ltnp 'sport = :{number}'"));
     match &taken[0].holder {

@@ -235,7 +235,7 @@ const BREAKAGES: [Breakage<LaptopFound>; 23] = [
         "ollama_host",
         Verdict::Warn,
         "tools go to localhost:11434, and adit listens on port 11500",
-        "export OLLAMA_HOST=localhost:11500",
+        "export OLLAMA_HOST=http://localhost:11500",
     ),
     (
         |found| {

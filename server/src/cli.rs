@@ -22,7 +22,7 @@ use crate::{
         invite::{self, Invite},
         keys, over_ssh, replace,
         service::{self, ServiceFlags},
-        status,
+        status, users,
     },
     config::{self, Config, Flags, GLOBAL, ServeFlags, Settings},
     serve::{self, reload},
@@ -53,6 +53,9 @@ enum Command {
     /// Manage devices
     #[command(subcommand)]
     Device(devices::Command),
+    /// Manage users: the people to whom devices and keys belong
+    #[command(subcommand)]
+    User(users::Command),
     /// Show the server's own certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
@@ -220,6 +223,8 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Invite(invite) => on_one_thread()?.block_on(invite::run(flags, invite)),
         Command::Device(command) => on_one_thread()?
             .block_on(async { devices::run(&Beside::resolve(flags).await?, command).await }),
+        Command::User(command) => on_one_thread()?
+            .block_on(async { users::run(&Beside::resolve(flags).await?, command).await }),
         Command::Ca(ca::Command::Show) => {
             let dir = flags.state_dir()?;
             become_owner_of(&dir)?;

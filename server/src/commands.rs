@@ -15,3 +15,4 @@ pub(crate) mod replace;
 pub(crate) mod service;
 pub(crate) mod status;
 mod stdio;
+pub(crate) mod users;

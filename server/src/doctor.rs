@@ -191,7 +191,7 @@ async fn ask(authority: &Authority) -> Option<Authorize> {
         at: At::Request,
         method: Some("GET".into()),
         path: Some("/api/version".into()),
-        ..Question::enrolling(name.clone(), None, name)
+        ..Question::enrolling(name.clone(), None, None, name)
     };
     Some(Authorize {
         address: authority.address().to_string(),

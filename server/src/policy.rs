@@ -40,7 +40,7 @@ pub(crate) struct Admitted {
     pub name: Name,
     /// The user of this machine who enrolled a device over SSH.
     pub uid: Option<u32>,
-    /// The person to whom a key belongs, if that was said.
+    /// The person to whom it belongs, if that is known.
     pub user: Option<UserName>,
 }
 
@@ -78,6 +78,9 @@ pub(crate) struct RequestPermit {
 pub(crate) const INVALID_KEY: &str =
     "this key is not valid: it may have ended, or it was revoked or replaced";
 
+/// What an application is told whose key belongs to a revoked user.
+const USER_REVOKED: &str = "the owner of the server has revoked this key's user";
+
 /// Why a device may not make a request, in words for the person who made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Denied {
@@ -90,6 +93,9 @@ pub(crate) enum Denied {
     /// Its key has ended, or was revoked or replaced.
     #[error("adit: {INVALID_KEY}")]
     Key,
+    /// The owner has revoked the user to whom its key belongs.
+    #[error("adit: {USER_REVOKED}{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
+    User(Option<Reason>),
     /// Its role has no such route.
     #[error("adit: {kind} `{device}` has the role `{role}`, which may not {request}; {cure}")]
     Role {
@@ -265,7 +271,7 @@ impl Policy {
     /// Checks that a caller is enrolled, or that its key is valid.
     ///
     /// # Errors
-    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Key`].
+    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`] or [`Denied::Key`].
     pub(crate) fn admit_caller(&self, caller: Caller<'_>) -> Result<Admitted, Denied> {
         let snapshot = self.snapshot();
         let Registered { kind, id, name, uid, user, .. } = caller.registered(&snapshot)?;

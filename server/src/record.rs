@@ -25,7 +25,7 @@ pub struct Asker {
     /// The user of this machine who enrolled it over SSH.
     pub uid: Option<u32>,
     pub kind: CallerKind,
-    /// The person to whom a key belongs, if that was said.
+    /// The person to whom it belongs, if that is known.
     pub user: Option<UserName>,
     /// The address that its packets come from.
     pub remote: SocketAddr,

@@ -74,6 +74,9 @@ pub(crate) enum Event {
     Invite {
         device: Name,
         role: Name,
+        /// The person to whom the device will belong.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<UserName>,
         /// When the invitation expires, in Unix time.
         expires: i64,
         /// The user of this machine who invited it.
@@ -174,6 +177,41 @@ pub(crate) enum Event {
         /// The user of this machine who changed it.
         uid: u32,
     },
+    /// A device or a key belongs to another user.
+    Assign {
+        /// With its new user, if it has one.
+        #[serde(flatten)]
+        device: Subject,
+        /// The user before.
+        before: Option<UserName>,
+        /// The user of this machine who changed it.
+        uid: u32,
+    },
+    /// The access of a user, with all devices and keys, was revoked.
+    UserRevoke {
+        user: UserName,
+        /// The owner's words.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<Reason>,
+        /// The user of this machine who revoked it.
+        uid: u32,
+    },
+    /// A revoked user is let in again.
+    UserRestore {
+        user: UserName,
+        /// The user of this machine who let it in.
+        uid: u32,
+    },
+    /// All devices and keys of a user have another role.
+    UserRole {
+        user: UserName,
+        /// The new role.
+        role: Name,
+        /// The role that was given to the user before, if one was.
+        before: Option<Name>,
+        /// The user of this machine who changed it.
+        uid: u32,
+    },
     /// A key was made.
     KeyCreate {
         #[serde(flatten)]
@@ -231,7 +269,7 @@ pub struct Subject {
     /// It is a key, not a device.
     #[serde(rename = "key", skip_serializing_if = "std::ops::Not::not")]
     pub is_key: bool,
-    /// The person to whom it belongs, if that was said.
+    /// The person to whom it belongs, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
 }

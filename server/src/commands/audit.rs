@@ -17,7 +17,10 @@ use serde_json::Value;
 
 use crate::{
     audit::{entry::timestamp, read::Lines},
-    state::{self, State, register::DeviceError},
+    state::{
+        self, State,
+        register::{DeviceError, UserError},
+    },
 };
 
 /// How many device names of the log are remembered, to list them in an error.
@@ -33,6 +36,9 @@ pub(crate) struct AuditQuery {
     /// Show only this device or key (name or id)
     #[arg(long, value_name = "DEVICE")]
     device: Option<String>,
+    /// Show only the devices and keys of this user
+    #[arg(long, value_name = "USER")]
+    user: Option<String>,
     /// Begin this long ago, for example 2h [default: the oldest line]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     since: Option<Duration>,
@@ -76,6 +82,10 @@ pub(crate) fn run(dir: &Path, state_dir: &Path, show: &AuditQuery) -> Result<(),
                 let _ = out.into_parts();
                 return Err(unknown.into());
             }
+            None if let Some(unknown) = matched.unknown_user(show, state_dir) => {
+                let _ = out.into_parts();
+                return Err(unknown.into());
+            }
             None if show.follow => printed = out.flush().and_then(|()| pause()),
             None => break,
         }
@@ -113,6 +123,9 @@ struct Matched {
     seen: bool,
     known: BTreeSet<String>,
     checked: bool,
+    /// Whether the requested user was seen.
+    user_seen: bool,
+    user_checked: bool,
 }
 
 impl Matched {
@@ -122,6 +135,14 @@ impl Matched {
         if !name.is_empty() && self.known.len() < MOST_NAMED && !self.known.contains(name) {
             self.known.insert(name.to_owned());
         }
+    }
+
+    /// The error for a user who is neither in the log nor in the register. Checked once.
+    fn unknown_user(&mut self, show: &AuditQuery, state_dir: &Path) -> Option<UserError> {
+        let name = show.user.as_deref().filter(|_| !self.user_seen && !self.user_checked)?;
+        self.user_checked = true;
+        let found = State::open(state_dir).ok()?.register.find_user(name, process::unix_now());
+        found.err().filter(|why| matches!(why, UserError::Unknown { .. }))
     }
 
     /// The error for a device that is neither in the log nor in the register. Checked once.
@@ -161,7 +182,9 @@ fn print(
         .as_ref()
         .is_none_or(|device| [text("device"), text("device_id")].contains(&device.as_str()));
     matched.device(text("device"), is_asked_for);
-    let is_wanted = is_asked_for && from.is_none_or(|from| text("time") >= from);
+    let is_of_user = show.user.as_ref().is_none_or(|user| text("user") == user.as_str());
+    matched.user_seen |= show.user.is_some() && is_of_user;
+    let is_wanted = is_asked_for && is_of_user && from.is_none_or(|from| text("time") >= from);
     match (is_wanted, show.json) {
         (false, _) => Ok(()),
         (true, true) => {
@@ -341,7 +364,7 @@ mod tests {
     }
 
     fn all() -> AuditQuery {
-        AuditQuery { device: None, since: None, follow: false, json: false }
+        AuditQuery { device: None, user: None, since: None, follow: false, json: false }
     }
 
     #[test]

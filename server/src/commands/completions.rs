@@ -1,9 +1,9 @@
-//! What a shell completes: the names of devices, keys, roles and models.
+//! What a shell completes: the names of devices, keys, users, roles and models.
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::Command;
-use common::machine::{completions, owner::become_owner_of};
+use common::machine::{completions, owner::become_owner_of, process::unix_now};
 
 use crate::{
     commands::beside::Beside,
@@ -22,16 +22,28 @@ pub(crate) fn completed(command: Command) -> Command {
         "device" => command.mut_subcommands(|command| {
             let command = completions::complete(command, "device", devices);
             let command = completions::complete(command, "role", roles);
+            let command = completions::complete(command, "user", users);
             completions::complete(command, "models", models)
         }),
         "key" => command.mut_subcommands(|command| {
             let command = completions::complete(command, "key", keys);
             let command = completions::complete(command, "role", roles);
+            let command = completions::complete(command, "user", users);
             completions::complete(command, "models", models)
         }),
-        "audit" => completions::complete(command, "device", devices),
+        "user" => command.mut_subcommands(|command| {
+            let command = completions::complete(command, "user", users);
+            completions::complete(command, "role", roles)
+        }),
+        "audit" => {
+            let command = completions::complete(command, "device", devices);
+            completions::complete(command, "user", users)
+        }
         // Its device is a new one.
-        "invite" => completions::complete(command, "role", roles),
+        "invite" => {
+            let command = completions::complete(command, "role", roles);
+            completions::complete(command, "user", users)
+        }
         _ => command,
     })
 }
@@ -56,6 +68,11 @@ fn devices() -> Vec<String> {
 fn keys() -> Vec<String> {
     let keys = register().and_then(|register| register.keys().ok()).unwrap_or_default();
     keys.into_iter().map(|key| key.name.to_string()).collect()
+}
+
+fn users() -> Vec<String> {
+    let users = register().and_then(|register| register.users(unix_now()).ok());
+    users.unwrap_or_default().into_iter().map(|user| user.name.to_string()).collect()
 }
 
 fn register() -> Option<Register> {

@@ -12,7 +12,11 @@ use common::machine::{
     process::{self, unix_now},
     report::{Exit, Failure, data, say},
 };
-use proto::{identity::Name, ollama::model::ModelPattern, wire::Reason};
+use proto::{
+    identity::{Name, UserName},
+    ollama::model::ModelPattern,
+    wire::Reason,
+};
 
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
@@ -60,6 +64,17 @@ pub(crate) enum Command {
         /// Let the device use all models that its role allows
         #[arg(long)]
         all: bool,
+    },
+    /// Say whose a device is: what one user's devices and keys ask for is counted together
+    User {
+        /// The device's name or id
+        device: String,
+        /// The user's name, for example `alice`
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        user: Option<UserName>,
+        /// Let it count as a user of its own
+        #[arg(long)]
+        none: bool,
     },
     /// End a device's access and its running answers, at once; or withdraw an unused invitation
     Revoke {
@@ -149,6 +164,9 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             }
             Ok(())
         }
+        Command::User { device, user, none: _ } => {
+            changes::user(&state, audit, &device, user.as_ref()).await
+        }
         Command::List { json } => {
             let devices = shown(state.register.devices()?, beside).await;
             if json {
@@ -233,11 +251,7 @@ async fn revoke(
     state.register.revoke(device.id, reason.as_ref(), unix_now()).map_err(not_cut)?;
     let event = Event::Revoke { device: device.subject(), reason, uid: process::uid() };
     audit::note_or_say(audit, &event);
-    let cut = refresh(&state.dir).await.map_err(|why| {
-        let what =
-            "the device is revoked in the register, but the running server could not be told";
-        not_told(what, why)
-    })?;
+    let cut = refresh_after_revoking(&state.dir, "device").await?;
     let and_cut = if cut > 0 { "; it was connected and has been cut" } else { "" };
     say(format!("Revoked {} {}{and_cut}.", device.name, device.id));
     Ok(())
@@ -282,6 +296,16 @@ const STOP: &str = "to cut every device off now: `systemctl stop aditd`";
 
 pub(crate) fn not_cut(error: impl Into<Failure>) -> Failure {
     error.into().hint(STOP)
+}
+
+/// As [`refresh`], after this `kind` of thing was revoked.
+pub(super) async fn refresh_after_revoking(dir: &Path, kind: &str) -> Result<usize, Failure> {
+    refresh(dir).await.map_err(|why| {
+        let what = format!(
+            "the {kind} is revoked in the register, but the running server could not be told"
+        );
+        not_told(&what, why)
+    })
 }
 
 /// Makes the running server apply the register now. Returns how many sessions it has cut; 0 if no

@@ -13,7 +13,7 @@ use common::machine::{
 };
 use proto::{
     human,
-    identity::Name,
+    identity::{Name, UserName},
     invitation::{Invitation, Secret, is_loopback},
 };
 use serde::Serialize;
@@ -38,7 +38,7 @@ pub(crate) struct Invite {
     #[arg(required_unless_present = "list")]
     device: Option<Name>,
     /// List the open invitations; `aditd device revoke DEVICE` withdraws one
-    #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "advertise"])]
+    #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "user", "advertise"])]
     list: bool,
     /// Print JSON
     #[arg(long, requires = "list")]
@@ -52,6 +52,9 @@ pub(crate) struct Invite {
     /// Give the device this role: infer, models, admin, or a role of your configuration
     #[arg(long, value_name = "ROLE", default_value = roles::DEFAULT)]
     role: Name,
+    /// Say whose the device is: what one user's devices and keys ask for is counted together
+    #[arg(long, value_name = "USER")]
+    user: Option<UserName>,
     #[command(flatten)]
     advertise: AdvertiseFlags,
 }
@@ -88,10 +91,21 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
     let invitation =
         Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
-    let withdrew =
-        state.register.invite(&device, &invite.role, &invitation.secret, expires, unix_now())?;
-    let event =
-        Event::Invite { device: device.clone(), role: invite.role, expires, uid: process::uid() };
+    let withdrew = state.register.invite(
+        &device,
+        &invite.role,
+        invite.user.as_ref(),
+        &invitation.secret,
+        expires,
+        unix_now(),
+    )?;
+    let event = Event::Invite {
+        device: device.clone(),
+        role: invite.role,
+        user: invite.user,
+        expires,
+        uid: process::uid(),
+    };
     audit::note_or_say(&audit, &event);
     // The server also notices by itself within a moment; this is faster.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
@@ -151,15 +165,16 @@ fn list(state: &State, json: bool) -> Result<(), Failure> {
 
 /// The table of invitations for people.
 pub(crate) fn table(invitations: &[Invited]) -> String {
-    let rows = invitations.iter().map(|Invited { name, role, expires }| {
+    let rows = invitations.iter().map(|Invited { name, role, user, expires }| {
         let until =
             OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let until = until
             .format(format_description!("[year]-[month]-[day] [hour]:[minute]"))
             .unwrap_or_default();
-        [name.to_string(), role.to_string(), until]
+        let user = user.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
+        [name.to_string(), role.to_string(), user, until]
     });
-    format::table(["NAME", "ROLE", "UNTIL (UTC)"], rows)
+    format::table(["NAME", "ROLE", "USER", "UNTIL (UTC)"], rows)
 }
 
 fn qr(code: &str) -> Result<String, Failure> {

@@ -51,7 +51,7 @@ pub(crate) enum Command {
         /// Let it end after this time, for example 90d [default: never]
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         expires: Option<Duration>,
-        /// Note the person to whom it belongs, for lists and the audit log
+        /// Say whose it is: what one user's devices and keys ask for is counted together
         #[arg(long, value_name = "USER")]
         user: Option<UserName>,
     },
@@ -79,6 +79,17 @@ pub(crate) enum Command {
         /// Let the key use all models that its role allows
         #[arg(long)]
         all: bool,
+    },
+    /// Say whose a key is
+    User {
+        /// The key's name or id
+        key: String,
+        /// The user's name, for example `alice`
+        #[arg(required_unless_present = "none", conflicts_with = "none")]
+        user: Option<UserName>,
+        /// Let it count as a user of its own
+        #[arg(long)]
+        none: bool,
     },
     /// Print a new secret for a key; the old one still works for a while
     Rotate {
@@ -154,6 +165,7 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             }
             Ok(())
         }
+        Command::User { key, user, none: _ } => assign(&state, audit, &key, user.as_ref()).await,
         Command::Rotate { key, overlap, expires } => {
             rotate(&state, audit, &key, overlap, expires).await
         }
@@ -175,6 +187,29 @@ fn ends_at(life: Option<Duration>) -> Result<Option<i64>, Failure> {
             .exit(Exit::Usage));
     }
     Ok(Some(unix_now().saturating_add(life.as_secs().max(1) as i64)))
+}
+
+/// Says whose a key is; `None` for a user of its own.
+async fn assign(
+    state: &State,
+    audit: &AuditSettings,
+    name: &str,
+    user: Option<&UserName>,
+) -> Result<(), Failure> {
+    let key = valid(state, name)?;
+    if let Some(user) = user {
+        state.register.must_not_be_revoked(user)?;
+    }
+    state.register.set_key_user(key.id, user)?;
+    let now = Key { user: user.cloned(), ..key.clone() };
+    let event = Event::Assign { device: now.subject(), before: key.user, uid: process::uid() };
+    audit::note_or_say(audit, &event);
+    in_force(state).await?;
+    say(match user {
+        Some(user) => format!("The key {} {} belongs to the user `{user}` now.", now.name, now.id),
+        None => format!("The key {} {} counts as a user of its own now.", now.name, now.id),
+    });
+    Ok(())
 }
 
 async fn create(state: &State, audit: &AuditSettings, new: &NewKey) -> Result<(), Failure> {

@@ -67,7 +67,7 @@ impl From<Denied> for Refused {
             Denied::Device(code) => return (*code).into(),
             // As [`Code::Revoked`], in other words.
             Denied::Revoked(_) => (503, Refusal::Certificate),
-            Denied::Key => (401, Refusal::Key),
+            Denied::Key | Denied::User(_) => (401, Refusal::Key),
             Denied::Role { .. } => (403, Refusal::Role),
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
         };

@@ -137,7 +137,7 @@ pub struct Question {
     pub device_uid: Option<u32>,
     /// Whether it is a key, over HTTPS, and no device.
     pub key: bool,
-    /// The person to whom a key belongs, if that was said.
+    /// The person to whom the device or key belongs, if that is known.
     pub user: Option<UserName>,
     pub role: Name,
     pub method: Option<Box<str>>,
@@ -151,14 +151,19 @@ pub struct Question {
 
 impl Question {
     /// The question whether a device may enroll.
-    pub fn enrolling(device: Name, device_uid: Option<u32>, role: Name) -> Self {
+    pub fn enrolling(
+        device: Name,
+        device_uid: Option<u32>,
+        user: Option<UserName>,
+        role: Name,
+    ) -> Self {
         Self {
             at: At::Enroll,
             device,
             device_id: None,
             device_uid,
             key: false,
-            user: None,
+            user,
             role,
             method: None,
             path: None,

@@ -41,7 +41,7 @@ impl Caller<'_> {
     /// What the register says of it.
     ///
     /// # Errors
-    /// [`Denied::Device`], [`Denied::Revoked`] or [`Denied::Key`] if it may do nothing any more.
+    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`] or [`Denied::Key`] if it may do nothing any more.
     pub(super) fn registered<'s>(&self, snapshot: &'s Snapshot) -> Result<Registered<'s>, Denied> {
         match self {
             Self::Device(certificate) => {
@@ -59,11 +59,14 @@ impl Caller<'_> {
                     role: &device.role,
                     models: device.models.as_deref(),
                     uid: device.uid,
-                    user: None,
+                    user: device.user.as_ref(),
                 })
             }
             Self::Key { id, prefix } => {
                 let key = snapshot.admits_key(*id, prefix).ok_or(Denied::Key)?;
+                if let Some(revoked) = snapshot.revoked_user(key.user.as_ref()) {
+                    return Err(Denied::User(revoked.reason.clone()));
+                }
                 Ok(Registered {
                     kind: CallerKind::Key,
                     id: *id,

@@ -10,7 +10,7 @@ use common::machine::{
 };
 use data_encoding::BASE64;
 use proto::{
-    identity::Name,
+    identity::{Name, UserName},
     wire::{EnrollRefusal, Enrolled},
 };
 use time::OffsetDateTime;
@@ -22,7 +22,7 @@ use crate::{
     running::Server,
     state::{
         ca::{ClockError, CsrError, DeviceKey, Issued},
-        register::{Device, DeviceError, User, default_role},
+        register::{Device, DeviceError, Invited, User, default_role},
     },
 };
 
@@ -140,17 +140,20 @@ impl Claim {
     /// The question to `authorize`.
     async fn question(&self, server: &Server) -> Result<Question, NotEnrolled> {
         match self {
-            Self::User { user, name } => {
-                Ok(Question::enrolling(name.clone(), Some(user.uid), default_role()))
-            }
+            Self::User { user, name } => Ok(Question::enrolling(
+                name.clone(),
+                Some(user.uid),
+                Some(user_of_login(user.uid)),
+                default_role(),
+            )),
             Self::Invitation { token, .. } => {
                 let token = token.clone();
                 let invited =
                     server.in_register(move |register| register.invited(&token, unix_now())).await;
-                let (name, role) = invited
+                let Invited { name, role, user, .. } = invited
                     .map_err(DeviceError::Register)?
                     .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?;
-                Ok(Question::enrolling(name, None, role))
+                Ok(Question::enrolling(name, None, user, role))
             }
         }
     }
@@ -168,7 +171,8 @@ impl Claim {
                 .map_err(DeviceError::Register)?
                 .map_err(NotEnrolled::Invitation)?,
             Self::User { user, name } => {
-                register.enroll(&name, user, key.hash, not_after, now_unix)?
+                let person = user_of_login(user.uid);
+                register.enroll(&name, user, Some(&person), key.hash, not_after, now_unix)?
             }
         };
         server.accounting.audit.note(Event::Enroll { device: device.subject(), by });
@@ -189,6 +193,14 @@ impl NotEnrolled {
             Self::Register(_) | Self::Sign(_) => EnrollRefusal::ServerFailed,
         }
     }
+}
+
+/// The person who logs in as this user of this machine: by the login's name, or by its number if that
+/// name is unknown or can't be a user's name.
+fn user_of_login(uid: u32) -> UserName {
+    let login = nix::unistd::User::from_uid(uid.into()).ok().flatten();
+    let named = login.and_then(|login| login.name.parse().ok());
+    named.unwrap_or_else(|| format!("uid-{uid}").parse().expect("a user's name"))
 }
 
 fn with_sources(error: &NotEnrolled) -> String {

@@ -46,17 +46,14 @@ impl Session {
     /// The device, and the address that its packets come from now.
     pub(super) fn asker(&self) -> Asker {
         let remote = self.connection.remote_address();
+        // It may have another name or user since.
+        let now = self.server.policy.admit(&self.peer).unwrap_or_else(|_| self.device.clone());
         Asker {
-            id: self.device.id,
-            // It may have been renamed since.
-            name: self
-                .server
-                .policy
-                .admit(&self.peer)
-                .map_or_else(|_| self.device.name.clone(), |now| now.name),
-            uid: self.device.uid,
+            id: now.id,
+            name: now.name,
+            uid: now.uid,
             kind: CallerKind::Device,
-            user: None,
+            user: now.user,
             remote,
             carrier: CarrierKind::of(remote),
         }

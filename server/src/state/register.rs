@@ -1,6 +1,7 @@
 //! The register: devices, keys, invitations and revocations, in SQLite. Every change is one transaction,
 //! and is on the disk before it takes effect.
 
+mod belongings;
 mod devices;
 pub(crate) mod epoch;
 mod errors;
@@ -10,13 +11,18 @@ mod keys;
 mod names;
 pub(crate) mod restored;
 mod shared_knock;
+mod user_errors;
+mod users;
 
+pub(crate) use belongings::KnownUser;
 pub(crate) use devices::{Device, default_role};
 pub(crate) use errors::{DeviceError, RegisterError};
 pub(crate) use invitations::{Invited, MOST_INVITATIONS};
 pub(crate) use key_errors::KeyError;
 pub(crate) use keys::{Key, KeySecret, NewKey};
 pub(crate) use names::User;
+pub(crate) use user_errors::UserError;
+pub(crate) use users::RevokedUser;
 
 use std::{
     collections::HashMap,
@@ -31,7 +37,7 @@ use common::machine::files::{self, FileError};
 use proto::{
     api_key::{ApiKey, KeyPrefix},
     epoch::Standing,
-    identity::{DeviceId, KeyHash},
+    identity::{DeviceId, KeyHash, UserName},
     knock::{Checker, SharedKey},
     wire::{Code, Reason},
 };
@@ -41,9 +47,10 @@ use rusqlite::{
 
 use self::{
     devices::all_devices, epoch::History, errors::classify, keys::Keys, shared_knock::SharedKnock,
+    users::RevokedUsers,
 };
 
-const SCHEMA_VERSION: i64 = 7;
+const SCHEMA_VERSION: i64 = 8;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -78,6 +85,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     "ALTER TABLE device ADD COLUMN reason TEXT;",
     keys::CHANGE,
     epoch::CHANGE,
+    users::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -93,6 +101,7 @@ pub struct Snapshot {
     invitations: Vec<OpenInvitation>,
     shared_knock: SharedKnock,
     keys: Keys,
+    users: RevokedUsers,
     history: History,
 }
 
@@ -118,7 +127,10 @@ impl Snapshot {
     pub fn judge(&self, id: DeviceId, key: KeyHash) -> Result<&Device, Code> {
         let device = self.devices.get(&id).filter(|device| device.key == key);
         match device.map(|device| (device.standing(), device)) {
-            Some((Standing::Admitted, device)) => Ok(device),
+            Some((Standing::Admitted, device)) => match self.users.of(device.user.as_ref()) {
+                None => Ok(device),
+                Some(_) => Err(Code::Revoked),
+            },
             Some((Standing::Held, _)) => Err(Code::Held),
             Some((Standing::Revoked, _)) | None => Err(Code::Revoked),
         }
@@ -133,24 +145,34 @@ impl Snapshot {
         self.devices.values()
     }
 
-    /// Why the device with this id and this key was revoked, if its owner gave a reason.
+    /// Why the device with this id and this key, or its user, was revoked, if the owner gave a reason.
     pub fn why_revoked(&self, id: DeviceId, key: KeyHash) -> Option<&Reason> {
-        self.devices.get(&id).filter(|device| device.key == key)?.reason.as_ref()
+        let device = self.devices.get(&id).filter(|device| device.key == key)?;
+        let of_user = || self.users.of(device.user.as_ref())?.reason.as_ref();
+        device.reason.as_ref().or_else(of_user)
     }
 
-    /// The key with which this device has enrolled, unless it was revoked.
+    /// The key with which this device has enrolled, unless it or its user was revoked.
     pub fn key(&self, id: DeviceId) -> Option<KeyHash> {
-        self.devices.get(&id).filter(|device| device.revoked.is_none()).map(|device| device.key)
+        let device = self.devices.get(&id).filter(|device| device.revoked.is_none())?;
+        self.users.of(device.user.as_ref()).is_none().then_some(device.key)
     }
 
-    /// The key with this secret, and that secret, if it is valid at `now`, in Unix time.
+    /// The key with this secret, and that secret, if it is valid at `now`, in Unix time. Its user may
+    /// be revoked: [`Snapshot::revoked_user`].
     pub fn key_of(&self, sent: &ApiKey, now: i64) -> Option<(&Key, &KeySecret)> {
         self.keys.find(sent, now)
     }
 
-    /// The key with this id, if its secret with this prefix was neither revoked nor replaced.
+    /// The key with this id, if its secret with this prefix was neither revoked nor replaced. Its user
+    /// may be revoked: [`Snapshot::revoked_user`].
     pub fn admits_key(&self, id: DeviceId, prefix: &KeyPrefix) -> Option<&Key> {
         self.keys.admits(id, prefix)
+    }
+
+    /// The revocation of this user, if there is one.
+    pub(crate) fn revoked_user(&self, user: Option<&UserName>) -> Option<&RevokedUser> {
+        self.users.of(user)
     }
 
     /// All keys, the revoked ones too.
@@ -265,6 +287,7 @@ impl Register {
                 invitations,
                 shared_knock: shared_knock::read(t)?,
                 keys: keys::read(t)?,
+                users: users::revoked(t)?,
                 history: epoch::read(t)?,
             })
         })

@@ -1,4 +1,4 @@
-//! `aditd device restore`, `confirm` and `rename`.
+//! `aditd device restore`, `confirm`, `user` and `rename`.
 
 use common::machine::{
     process::{self, unix_now},
@@ -6,7 +6,7 @@ use common::machine::{
 };
 use proto::{
     epoch::Standing,
-    identity::{Name, RECOVER_WITHIN},
+    identity::{Name, RECOVER_WITHIN, UserName},
 };
 
 use super::in_force;
@@ -76,6 +76,29 @@ pub(super) async fn confirm(
     for device in held {
         say(format!("{} {} may connect again.", device.name, device.id));
     }
+    Ok(())
+}
+
+/// Says whose a device is; `None` for a user of its own.
+pub(super) async fn user(
+    state: &State,
+    audit: &AuditSettings,
+    name: &str,
+    user: Option<&UserName>,
+) -> Result<(), Failure> {
+    let device = state.register.find(name)?;
+    if let Some(user) = user {
+        state.register.must_not_be_revoked(user)?;
+    }
+    state.register.set_user(device.id, user)?;
+    let now = Device { user: user.cloned(), ..device.clone() };
+    let event = Event::Assign { device: now.subject(), before: device.user, uid: process::uid() };
+    audit::note_or_say(audit, &event);
+    in_force(state).await?;
+    say(match user {
+        Some(user) => format!("{} {} belongs to the user `{user}` now.", now.name, now.id),
+        None => format!("{} {} counts as a user of its own now.", now.name, now.id),
+    });
     Ok(())
 }
 

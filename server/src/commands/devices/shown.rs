@@ -9,7 +9,7 @@ use common::machine::{
 };
 use proto::{
     human,
-    identity::{DeviceId, Name},
+    identity::{DeviceId, Name, UserName},
     ollama::model::ModelPattern,
     wire::Reason,
 };
@@ -50,7 +50,9 @@ pub(super) struct Shown {
     /// The user of this machine who enrolled it over SSH, or null.
     uid: Option<u32>,
     /// The name of that user, if this machine knows it.
-    user: Option<String>,
+    login: Option<String>,
+    /// The person to whom it belongs; null if it counts as a user of its own.
+    user: Option<UserName>,
     seen: Option<i64>,
     certificate_until: i64,
     revoked: Option<i64>,
@@ -77,7 +79,8 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
         models: d.models,
         enrolled: d.enrolled,
         uid: d.uid,
-        user: d.uid.and_then(user_name),
+        login: d.uid.and_then(user_name),
+        user: d.user,
         seen: d.seen,
         certificate_until: d.not_after,
         revoked: d.revoked,
@@ -97,11 +100,12 @@ pub(super) fn list(devices: &[Shown]) -> Result<(), Failure> {
             device.name.clone(),
             device.id.to_string(),
             marked(device),
+            device.user.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
             seen(device),
             certificate(device),
         ]
     });
-    data(format::table(["NAME", "ID", "ROLE", "SEEN", "CERTIFICATE"], rows))
+    data(format::table(["NAME", "ID", "ROLE", "USER", "SEEN", "CERTIFICATE"], rows))
 }
 
 pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Failure> {
@@ -114,6 +118,9 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
         by_user(device),
         seen(device)
     );
+    if let Some(user) = &device.user {
+        text += &format!("User         {user}\n");
+    }
     text += &format!("Certificate  {}", certificate(device));
     if let Some(reason) = &device.reason {
         text += &format!("\nReason       {reason}");
@@ -153,7 +160,7 @@ fn from(remote: &str) -> String {
 
 /// The user who enrolled the device, as text.
 fn by_user(device: &Shown) -> String {
-    match (device.uid, &device.user) {
+    match (device.uid, &device.login) {
         (Some(uid), Some(user)) => format!(" by {user} (uid {uid})"),
         (Some(uid), None) => format!(" by uid {uid}"),
         (None, _) => String::new(),

@@ -38,7 +38,7 @@ impl Bench {
         let register = Register::open(&dir.path().join(Register::FILE)).expect("opened");
         let (name, role) = ("laptop".parse().expect("a name"), "infer".parse().expect("a name"));
         let secret = Secret::generate();
-        register.invite(&name, &role, &secret, 100, 1).expect("invited");
+        register.invite(&name, &role, None, &secret, 100, 1).expect("invited");
         let key = KeyHash([1; 32]);
         let device =
             register.redeem(&secret.token(), key, 200, 1).expect("read").expect("redeemed");

@@ -37,7 +37,7 @@ impl World {
         self.next += 1;
         let (name, key) = (format!("d{}", self.next), KeyHash([self.next; 32]));
         let name = name.parse().expect("a name");
-        let device = self.register.enroll(&name, OWNER, key, 9999, NOW).expect("enrolled");
+        let device = self.register.enroll(&name, OWNER, None, key, 9999, NOW).expect("enrolled");
         self.refresh();
         (device.id, self.keys.device_knocks().of(device.id, key))
     }
@@ -115,7 +115,7 @@ fn an_invitations_knock_leads_to_enrollment_until_the_invitation_ends() {
     let world = World::new();
     let secret = Secret::generate();
     let name = "new".parse().expect("a name");
-    world.register.invite(&name, &default_role(), &secret, NOW + 1, NOW).expect("invited");
+    world.register.invite(&name, &default_role(), None, &secret, NOW + 1, NOW).expect("invited");
     world.refresh();
     let key = secret.knock_key().into();
     let AttemptVerdict::Accept(slot) = world.attempt(&key, local(1), false) else { panic!("open") };

@@ -140,8 +140,10 @@ impl World {
                 let number = self.devices.len() as u8;
                 let name = format!("device-{number}").parse().expect("a name");
                 let (user, key) = (User { uid: 0, is_owner: true }, KeyHash([number; 32]));
-                let made =
-                    self.register().enroll(&name, user, key, i64::MAX / 2, 1).expect("enrolled");
+                let made = self
+                    .register()
+                    .enroll(&name, user, None, key, i64::MAX / 2, 1)
+                    .expect("enrolled");
                 self.devices.push(Known { id: made.id, key, is_revoked: false, remembers: None });
             }
             Step::Revoke(i) => {

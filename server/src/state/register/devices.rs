@@ -2,13 +2,15 @@
 
 use proto::{
     epoch::Standing,
-    identity::{DeviceId, KeyHash, Name},
+    identity::{DeviceId, KeyHash, Name, UserName},
     ollama::model::ModelPattern,
     wire::Reason,
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::{DeviceError, Register, RegisterError, User, epoch, names, parsed, shared_knock};
+use super::{
+    DeviceError, Register, RegisterError, User, epoch, names, parsed, shared_knock, users,
+};
 use crate::audit::entry::Subject;
 
 /// The role of a device for which none was chosen.
@@ -40,6 +42,8 @@ pub struct Device {
     pub models: Option<Vec<ModelPattern>>,
     /// The user of this machine who enrolled it over SSH; `None` if it used an invitation.
     pub uid: Option<u32>,
+    /// The person to whom it belongs; `None` if it counts as a user of its own.
+    pub user: Option<UserName>,
 }
 
 impl Device {
@@ -50,7 +54,7 @@ impl Device {
             device_id: self.id,
             device_uid: self.uid,
             is_key: false,
-            user: None,
+            user: self.user.clone(),
         }
     }
 }
@@ -95,25 +99,29 @@ impl Register {
         }
     }
 
-    /// Enrolls a device without an invitation: sshd has authenticated the user. The same key of the
-    /// same user with the same name is the same device.
+    /// Enrolls a device without an invitation: sshd has authenticated the `login`, which is that of
+    /// the person `user`. The same key of the same login with the same name is the same device.
     ///
     /// # Errors
-    /// The name is not available to this user.
+    /// The name is not available to this login, or the user is revoked.
     pub(crate) fn enroll(
         &self,
         name: &Name,
-        user: User,
+        login: User,
+        user: Option<&UserName>,
         key: KeyHash,
         not_after: i64,
         now: i64,
     ) -> Result<Device, DeviceError> {
         self.change(|t| {
+            if let Some(revoked) = users::refuses(t, user, Some(login))? {
+                return Ok(Err(DeviceError::UserRevoked(revoked)));
+            }
             let is_same = |device: &Device| {
                 device.name == *name
                     && device.key == key
                     && device.revoked.is_none()
-                    && device.uid.is_none_or(|uid| uid == user.uid)
+                    && device.uid.is_none_or(|uid| uid == login.uid)
             };
             if let Some(device) = all_devices(t)?.into_iter().find(is_same) {
                 return Ok(Ok(device));
@@ -122,11 +130,12 @@ impl Register {
                 return Ok(Err(DeviceError::NameOfKey(name.clone())));
             }
             let has = all_devices(t)?.into_iter().find(|device| device.name == *name);
-            if let Err(why) = names::check(t, name, user, has.as_ref(), now)? {
+            if let Err(why) = names::check(t, name, login, has.as_ref(), now)? {
                 return Ok(Err(why));
             }
-            let role = default_role();
-            insert_device(t, name, &role, Some(user.uid), key, not_after, now).map(Ok)
+            let role = users::role(t, user)?.unwrap_or_else(default_role);
+            let new = NewDevice { name, role: &role, uid: Some(login.uid), user };
+            insert_device(t, new, key, not_after, now).map(Ok)
         })?
     }
 
@@ -203,6 +212,21 @@ impl Register {
         })
     }
 
+    /// Says to which person a device belongs; `None` makes it a user of its own.
+    pub(crate) fn set_user(
+        &self,
+        id: DeviceId,
+        user: Option<&UserName>,
+    ) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE device SET user = ?2 WHERE id = ?1",
+                params![id.to_string(), user.map(UserName::as_str)],
+            )
+        })
+        .map(drop)
+    }
+
     /// Changes the role of a device.
     pub(crate) fn set_role(&self, id: DeviceId, role: &Name) -> Result<(), RegisterError> {
         self.change(|t| {
@@ -255,7 +279,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held FROM device ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user FROM device ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -270,20 +294,30 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
             uid: row.get(9)?,
             reason: row.get::<_, Option<String>>(10)?.map(parsed).transpose()?,
             held: row.get(11)?,
+            user: row.get::<_, Option<String>>(12)?.map(parsed).transpose()?,
         })
     })?;
     rows.collect()
 }
 
+/// A device that is added to the register.
+pub(super) struct NewDevice<'a> {
+    pub(super) name: &'a Name,
+    pub(super) role: &'a Name,
+    /// The user of this machine who enrolls it over SSH.
+    pub(super) uid: Option<u32>,
+    /// The person to whom it belongs.
+    pub(super) user: Option<&'a UserName>,
+}
+
 pub(super) fn insert_device(
     t: &Transaction<'_>,
-    name: &Name,
-    role: &Name,
-    uid: Option<u32>,
+    new: NewDevice<'_>,
     key: KeyHash,
     not_after: i64,
     now: i64,
 ) -> rusqlite::Result<Device> {
+    let NewDevice { name, role, uid, user } = new;
     let unused = |id: &DeviceId| {
         t.query_row("SELECT 1 FROM device WHERE id = ?1", params![id.to_string()], |_| Ok(()))
             .optional()
@@ -293,8 +327,8 @@ pub(super) fn insert_device(
         id = DeviceId::generate();
     }
     t.execute(
-        "INSERT INTO device (id, name, key, enrolled, not_after, role, uid) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str(), uid],
+        "INSERT INTO device (id, name, key, enrolled, not_after, role, uid, user) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str(), uid, user.map(UserName::as_str)],
     )?;
     names::taken(t, name)?;
     let role = role.clone();
@@ -311,6 +345,7 @@ pub(super) fn insert_device(
         role,
         models: None,
         uid,
+        user: user.cloned(),
     })
 }
 

@@ -6,7 +6,7 @@ use common::machine::{files::FileError, report::Failure};
 use proto::identity::{DeviceId, Name};
 use rusqlite::ErrorCode;
 
-use super::MOST_INVITATIONS;
+use super::{MOST_INVITATIONS, UserError};
 
 /// How many of the existing devices an error lists.
 const FEW: usize = 10;
@@ -133,6 +133,9 @@ pub enum DeviceError {
     /// The name of a new device is that of an open invitation.
     #[error("an invitation for `{0}` is open")]
     NameInvited(Name),
+    /// A new device would belong to a user who is revoked.
+    #[error(transparent)]
+    UserRevoked(UserError),
     /// Limited because every packet of a stranger is checked against every open invitation.
     #[error("{MOST_INVITATIONS} invitations are open already")]
     TooManyInvitations,
@@ -190,10 +193,11 @@ impl From<DeviceError> for Failure {
             DeviceError::TooManyInvitations => {
                 "wait until some have expired or been used".to_owned()
             }
-            DeviceError::Register(_) => String::new(),
+            DeviceError::UserRevoked(_) | DeviceError::Register(_) => String::new(),
         };
         match error {
             DeviceError::Register(e) => e.into(),
+            DeviceError::UserRevoked(e) => e.into(),
             other => Self::from_error(other).hint(hint),
         }
     }

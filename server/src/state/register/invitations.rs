@@ -2,17 +2,17 @@
 
 use proto::{
     crypto::sha256,
-    identity::{KeyHash, Name},
+    identity::{KeyHash, Name, UserName},
     invitation::Secret,
     wire::EnrollRefusal,
 };
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::Serialize;
 
 use super::{
     Device, DeviceError, Register, RegisterError,
-    devices::{all_devices, insert_device, refuse_like_id},
-    names, parsed,
+    devices::{NewDevice, all_devices, insert_device, refuse_like_id},
+    names, parsed, users,
 };
 
 /// How many invitations may be open at once. As many used ones are kept until they expire, so that
@@ -26,6 +26,8 @@ pub(crate) struct Invited {
     pub name: Name,
     /// The role of the device.
     pub role: Name,
+    /// The person to whom the device will belong, or null.
+    pub user: Option<UserName>,
     /// When it expires, in Unix time.
     pub expires: i64,
 }
@@ -33,10 +35,14 @@ pub(crate) struct Invited {
 impl Register {
     /// Makes an invitation for a device of this name, valid until `expires`. An older one for the
     /// same name is withdrawn; returns whether there was one.
+    ///
+    /// # Errors
+    /// The name is taken, the person `user` is revoked, or too many invitations are open.
     pub(crate) fn invite(
         &self,
         name: &Name,
         role: &Name,
+        user: Option<&UserName>,
         secret: &Secret,
         expires: i64,
         now: i64,
@@ -54,6 +60,9 @@ impl Register {
             None => {}
         }
         let withdrew = self.change(|t| {
+            if let Some(revoked) = users::refuses(t, user, None)? {
+                return Ok(Err(DeviceError::UserRevoked(revoked)));
+            }
             t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
             let withdrawn =
                 t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL", params![name.as_str()])?;
@@ -63,7 +72,7 @@ impl Register {
                 |row| row.get(0),
             )?;
             if open >= MOST_INVITATIONS {
-                return Ok(None);
+                return Ok(Err(DeviceError::TooManyInvitations));
             }
             // First packets are checked against these, too: the oldest are deleted.
             t.execute(
@@ -72,25 +81,17 @@ impl Register {
                 params![MOST_INVITATIONS],
             )?;
             t.execute(
-                "INSERT INTO invitation (token, door_key, device_name, expires, role) VALUES (?1, ?2, ?3, ?4, ?5)",
-                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str()],
+                "INSERT INTO invitation (token, door_key, device_name, expires, role, user) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str)],
             )?;
-            Ok(Some(withdrawn > 0))
+            Ok(Ok(withdrawn > 0))
         })?;
-        withdrew.ok_or(DeviceError::TooManyInvitations)
+        withdrew
     }
 
     /// The open invitations, by name.
     pub(crate) fn invitations(&self, now: i64) -> Result<Vec<Invited>, RegisterError> {
-        self.read(|t| {
-            let mut query = t.prepare_cached(
-                "SELECT device_name, role, expires FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
-            )?;
-            let rows = query.query_map([now], |row| {
-                Ok(Invited { name: parsed(row.get(0)?)?, role: parsed(row.get(1)?)?, expires: row.get(2)? })
-            })?;
-            rows.collect()
-        })
+        self.read(|t| open_invitations(t, now))
     }
 
     /// Withdraws the open invitation for a device of this name; returns whether there was one.
@@ -104,20 +105,14 @@ impl Register {
         Ok(withdrawn > 0)
     }
 
-    /// The device's name and role of an open invitation.
-    pub(crate) fn invited(
-        &self,
-        token: &[u8],
-        now: i64,
-    ) -> Result<Option<(Name, Name)>, RegisterError> {
+    /// An invitation that is not expired, by its token.
+    pub(crate) fn invited(&self, token: &[u8], now: i64) -> Result<Option<Invited>, RegisterError> {
         self.read(|t| {
             let mut query = t.prepare_cached(
-                "SELECT device_name, role FROM invitation WHERE token = ?1 AND expires > ?2",
+                "SELECT device_name, role, expires, user FROM invitation WHERE token = ?1 AND expires > ?2",
             )?;
             query
-                .query_row(params![sha256(token), now], |row| {
-                    Ok((parsed(row.get(0)?)?, parsed(row.get(1)?)?))
-                })
+                .query_row(params![sha256(token), now], invited)
                 .optional()
         })
     }
@@ -137,7 +132,7 @@ impl Register {
             let token = sha256(token);
             let found = t
                 .query_row(
-                    "SELECT device_name, role, device, key FROM invitation WHERE token = ?1 AND expires > ?2",
+                    "SELECT device_name, role, device, key, user FROM invitation WHERE token = ?1 AND expires > ?2",
                     params![token, now],
                     |row| {
                         Ok((
@@ -145,11 +140,12 @@ impl Register {
                             row.get::<_, String>(1)?,
                             row.get::<_, Option<String>>(2)?,
                             row.get::<_, Option<[u8; 32]>>(3)?,
+                            row.get::<_, Option<String>>(4)?,
                         ))
                     },
                 )
                 .optional()?;
-            let Some((name, role, device, used_by)) = found else {
+            let Some((name, role, device, used_by, user)) = found else {
                 return Ok(Err(EnrollRefusal::Closed));
             };
             if let Some(device) = device {
@@ -169,7 +165,13 @@ impl Register {
             if all_devices(t)?.iter().any(|device| device.name == name) || names::is_of_key(t, &name)? {
                 return Ok(Err(EnrollRefusal::Closed));
             }
-            let device = insert_device(t, &name, &parsed(role)?, None, key, not_after, now)?;
+            let user: Option<UserName> = user.map(parsed).transpose()?;
+            if users::refuses(t, user.as_ref(), None)?.is_some() {
+                return Ok(Err(EnrollRefusal::Closed));
+            }
+            let new =
+                NewDevice { name: &name, role: &parsed(role)?, uid: None, user: user.as_ref() };
+            let device = insert_device(t, new, key, not_after, now)?;
             t.execute(
                 "UPDATE invitation SET device = ?2, key = ?3 WHERE token = ?1",
                 params![token, device.id.to_string(), key.0],
@@ -177,4 +179,20 @@ impl Register {
             Ok(Ok(device))
         })
     }
+}
+
+pub(super) fn open_invitations(t: &Transaction<'_>, now: i64) -> rusqlite::Result<Vec<Invited>> {
+    let mut query = t.prepare_cached(
+        "SELECT device_name, role, expires, user FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
+    )?;
+    query.query_map([now], invited)?.collect()
+}
+
+fn invited(row: &Row<'_>) -> rusqlite::Result<Invited> {
+    Ok(Invited {
+        name: parsed(row.get(0)?)?,
+        role: parsed(row.get(1)?)?,
+        expires: row.get(2)?,
+        user: row.get::<_, Option<String>>(3)?.map(parsed).transpose()?,
+    })
 }

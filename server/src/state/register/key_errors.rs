@@ -3,7 +3,7 @@
 use common::machine::report::Failure;
 use proto::identity::Name;
 
-use super::RegisterError;
+use super::{RegisterError, UserError};
 
 /// How many of the existing keys an error lists.
 const FEW: usize = 10;
@@ -28,6 +28,9 @@ pub enum KeyError {
     NameInvited(Name),
     #[error("key `{0}` is revoked already")]
     AlreadyRevoked(Name),
+    /// The key would belong to a user who is revoked.
+    #[error(transparent)]
+    UserRevoked(UserError),
     /// It was revoked or removed by another command, just now.
     #[error("another command has removed the key")]
     Gone,
@@ -63,10 +66,11 @@ impl From<KeyError> for Failure {
                 format!("make a new one: `aditd key create {name}`")
             }
             KeyError::Gone => "see the keys that there are: `aditd key list`".to_owned(),
-            KeyError::Register(_) => String::new(),
+            KeyError::UserRevoked(_) | KeyError::Register(_) => String::new(),
         };
         match error {
             KeyError::Register(e) => e.into(),
+            KeyError::UserRevoked(e) => e.into(),
             other => Self::from_error(other).hint(hint),
         }
     }

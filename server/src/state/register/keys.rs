@@ -15,7 +15,7 @@ use super::{
     devices::{all_devices, models, refuse_like_id},
     epoch,
     key_errors::KeyError,
-    names, parsed,
+    names, parsed, users,
 };
 use crate::audit::entry::Subject;
 
@@ -174,7 +174,7 @@ impl Register {
     /// Adds a key with this secret. It takes the place of a revoked key of the same name.
     ///
     /// # Errors
-    /// The name is that of a device, of another key, or of an open invitation.
+    /// The name is that of a device, of another key, or of an open invitation; or its user is revoked.
     pub(crate) fn create_key(
         &self,
         new: &NewKey,
@@ -183,6 +183,9 @@ impl Register {
     ) -> Result<Key, KeyError> {
         refuse_like_id(&new.name).map_err(|_| KeyError::LooksLikeId(new.name.clone()))?;
         self.change(|t| {
+            if let Some(revoked) = users::refuses(t, new.user.as_ref(), None)? {
+                return Ok(Err(KeyError::UserRevoked(revoked)));
+            }
             if let Some(why) = taken(t, &new.name, now)? {
                 return Ok(Err(why));
             }
@@ -242,6 +245,21 @@ impl Register {
         .map(drop)?;
         self.remember();
         Ok(())
+    }
+
+    /// Says to which person a key belongs; `None` makes it a user of its own.
+    pub(crate) fn set_key_user(
+        &self,
+        id: DeviceId,
+        user: Option<&UserName>,
+    ) -> Result<(), RegisterError> {
+        self.change(|t| {
+            t.execute(
+                "UPDATE api_key SET user = ?2 WHERE id = ?1",
+                params![id.to_string(), user.map(UserName::as_str)],
+            )
+        })
+        .map(drop)
     }
 
     /// Changes the role of a key.
@@ -334,7 +352,7 @@ fn insert_secret(
     .map(drop)
 }
 
-fn all_keys(t: &Transaction<'_>) -> rusqlite::Result<Vec<Key>> {
+pub(super) fn all_keys(t: &Transaction<'_>) -> rusqlite::Result<Vec<Key>> {
     let mut secrets: HashMap<DeviceId, Vec<KeySecret>> = HashMap::new();
     let mut query = t.prepare_cached(
         "SELECT key, prefix, hash, created, expires FROM api_secret ORDER BY created DESC, rowid DESC",
@@ -447,20 +465,20 @@ mod tests {
         let (_tmp, register) = register();
         let user = User { uid: 1000, is_owner: true };
         let laptop = "laptop".parse().expect("a name");
-        register.enroll(&laptop, user, KeyHash([1; 32]), 200, 1).expect("enrolled");
+        register.enroll(&laptop, user, None, KeyHash([1; 32]), 200, 1).expect("enrolled");
         let made = register.create_key(&new("laptop", None), &ApiKey::generate(), 1);
         assert!(matches!(made, Err(KeyError::NameOfDevice(_))), "{made:?}");
         register.create_key(&new("ci", None), &ApiKey::generate(), 1).expect("made");
         let again = register.create_key(&new("ci", None), &ApiKey::generate(), 1);
         assert!(matches!(again, Err(KeyError::NameTaken(_))), "{again:?}");
         let ci: Name = "ci".parse().expect("a name");
-        let enrolled = register.enroll(&ci, user, KeyHash([2; 32]), 200, 1);
+        let enrolled = register.enroll(&ci, user, None, KeyHash([2; 32]), 200, 1);
         assert!(matches!(enrolled, Err(DeviceError::NameOfKey(_))), "{enrolled:?}");
         let secret = proto::invitation::Secret::generate();
-        let invited = register.invite(&ci, &default_role(), &secret, 100, 1);
+        let invited = register.invite(&ci, &default_role(), None, &secret, 100, 1);
         assert!(matches!(invited, Err(DeviceError::NameOfKey(_))), "{invited:?}");
         register
-            .invite(&"desk".parse().expect("a name"), &default_role(), &secret, 100, 1)
+            .invite(&"desk".parse().expect("a name"), &default_role(), None, &secret, 100, 1)
             .expect("invited");
         let made = register.create_key(&new("desk", None), &ApiKey::generate(), 1);
         assert!(matches!(made, Err(KeyError::NameInvited(_))), "{made:?}");

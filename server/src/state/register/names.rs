@@ -172,6 +172,7 @@ mod tests {
             role: crate::state::register::default_role(),
             models: None,
             uid: Some(ALICE.uid),
+            user: None,
         };
         let (enrolled, revoked) = (device(None), device(Some(1)));
         let of = |uid| Some(FreedName { uid });

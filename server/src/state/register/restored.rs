@@ -4,7 +4,7 @@
 use common::machine::{files, process::unix_now};
 use proto::{
     epoch::{Epoch, Memory, Standing},
-    identity::DeviceId,
+    identity::{DeviceId, UserName},
 };
 use rusqlite::params;
 use tracing::warn;
@@ -13,7 +13,7 @@ use super::{
     Device, Register, RegisterError,
     devices::all_devices,
     epoch::{self, EPOCH, LOST, RESTORED_FROM, set},
-    keys,
+    keys, users,
 };
 
 /// A register that is there while another is restored over it.
@@ -22,6 +22,7 @@ pub(crate) struct Replaced {
     devices: Vec<Device>,
     /// The prefixes of the secrets of its keys.
     secrets: Vec<String>,
+    users: Vec<users::UserRow>,
 }
 
 impl Replaced {
@@ -31,6 +32,7 @@ impl Replaced {
         Ok(Self {
             epoch: register.history()?.epoch,
             devices: register.devices()?,
+            users: register.user_rows()?,
             secrets: secrets.map(|secret| secret.prefix.to_string()).collect(),
         })
     }
@@ -91,6 +93,7 @@ impl Register {
                     device.standing(),
                     known.map(|known| known.map(Device::standing)),
                 );
+                let user = known.flatten().map_or(&device.user, |known| &known.user);
                 let revoked = known.flatten().and_then(|known| known.revoked).or(device.revoked);
                 let reason = known.flatten().and_then(|known| known.reason.clone());
                 let reason = reason.or_else(|| device.reason.clone()).map(|why| why.to_string());
@@ -100,15 +103,17 @@ impl Register {
                     Standing::Revoked => (Some(revoked.unwrap_or(now)), None),
                 };
                 t.execute(
-                    "UPDATE device SET revoked = ?2, held = ?3, reason = ?4 WHERE id = ?1",
+                    "UPDATE device SET revoked = ?2, held = ?3, reason = ?4, user = ?5 WHERE id = ?1",
                     params![
                         device.id.to_string(),
                         revoked,
                         held,
-                        reason.filter(|_| revoked.is_some())
+                        reason.filter(|_| revoked.is_some()),
+                        user.as_ref().map(UserName::as_str)
                     ],
                 )?;
             }
+            users::keep(t, successor.map(|replaced| &*replaced.users).unwrap_or_default())?;
             t.execute("DELETE FROM invitation", [])?;
             let kept = successor.map(|replaced| &*replaced.secrets).unwrap_or_default();
             keys::end_all_but(t, kept, now)?;

@@ -34,8 +34,11 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
     let (name, role) = ("laptop".parse().expect("a name"), "models".parse().expect("a name"));
     let secret = Secret::generate();
-    register.invite(&name, &role, &secret, 100, 1).expect("invited");
-    assert_eq!(register.invited(&secret.token(), 1).expect("read"), Some((name, role.clone())));
+    register.invite(&name, &role, None, &secret, 100, 1).expect("invited");
+    assert_eq!(
+        register.invited(&secret.token(), 1).expect("read"),
+        Some(Invited { name, role: role.clone(), user: None, expires: 100 })
+    );
     assert_eq!(register.invited(&secret.token(), 100).expect("read"), None);
     let device = register
         .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
@@ -74,12 +77,12 @@ fn name(text: &str) -> Name {
 fn a_name_that_looks_like_an_id_is_given_to_no_device() {
     let (_tmp, register) = register();
     let laptop =
-        register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
+        register.enroll(&name("laptop"), ALICE, None, KeyHash([1; 32]), 200, 1).expect("enrolled");
     let decoy = name(&laptop.id.to_string());
     let secret = Secret::generate();
-    let invited = register.invite(&decoy, &default_role(), &secret, 100, 1);
+    let invited = register.invite(&decoy, &default_role(), None, &secret, 100, 1);
     assert!(matches!(invited, Err(DeviceError::LooksLikeId(_))), "{invited:?}");
-    let enrolled = register.enroll(&decoy, ALICE, KeyHash([2; 32]), 200, 1);
+    let enrolled = register.enroll(&decoy, ALICE, None, KeyHash([2; 32]), 200, 1);
     assert!(matches!(enrolled, Err(DeviceError::LooksLikeId(_))), "{enrolled:?}");
     assert_eq!(register.find(decoy.as_str()).expect("found").name, laptop.name);
 }
@@ -88,8 +91,9 @@ fn a_name_that_looks_like_an_id_is_given_to_no_device() {
 fn what_is_the_id_of_one_device_and_the_name_of_another_is_refused() {
     let (_tmp, register) = register();
     let laptop =
-        register.enroll(&name("laptop"), ALICE, KeyHash([1; 32]), 200, 1).expect("enrolled");
-    let other = register.enroll(&name("desk"), ALICE, KeyHash([2; 32]), 200, 1).expect("enrolled");
+        register.enroll(&name("laptop"), ALICE, None, KeyHash([1; 32]), 200, 1).expect("enrolled");
+    let other =
+        register.enroll(&name("desk"), ALICE, None, KeyHash([2; 32]), 200, 1).expect("enrolled");
     // An older version allowed such a name.
     let rename = "UPDATE device SET name = ?1 WHERE id = ?2";
     let (id, decoy) = (laptop.id.to_string(), other.id.to_string());
@@ -108,7 +112,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
     let (_tmp, register) = register();
     let invite = |i: i64| {
         let (secret, name) = (Secret::generate(), name(&format!("device-{i}")));
-        register.invite(&name, &default_role(), &secret, 100, 1).map(|_| secret)
+        register.invite(&name, &default_role(), None, &secret, 100, 1).map(|_| secret)
     };
     let redeem =
         |secret: &Secret| register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
@@ -132,7 +136,7 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
 fn the_name_of_a_forgotten_device_is_reserved_for_its_user_until_the_owner_frees_it() {
     let (_tmp, register) = register();
     let name = name("alice-laptop");
-    let enroll = |user, key| register.enroll(&name, user, KeyHash([key; 32]), 200, 1);
+    let enroll = |user, key| register.enroll(&name, user, None, KeyHash([key; 32]), 200, 1);
     let forget = |device: Device| {
         register.revoke(device.id, None, 2).expect("revoked");
         register.forget(device.id).expect("forgotten");
@@ -158,8 +162,8 @@ fn the_name_of_a_forgotten_device_is_reserved_for_its_user_until_the_owner_frees
 fn an_invited_name_can_only_be_used_with_its_code() {
     let (_tmp, register) = register();
     let (name, secret) = (name("alice-laptop"), Secret::generate());
-    register.invite(&name, &default_role(), &secret, 100, 1).expect("invited");
-    let refused = register.enroll(&name, BOB, KeyHash([2; 32]), 200, 1);
+    register.invite(&name, &default_role(), None, &secret, 100, 1).expect("invited");
+    let refused = register.enroll(&name, BOB, None, KeyHash([2; 32]), 200, 1);
     assert!(matches!(refused, Err(DeviceError::NameInvited(_))), "{refused:?}");
     let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
     assert_eq!(device.expect("redeemed").uid, None);
@@ -212,7 +216,7 @@ fn the_shared_knock_is_accepted_until_all_devices_have_their_own_or_a_revoked_on
             "one is revoked that never had the shared one",
             |r, _, _| {
                 let name = "new".parse().expect("a name");
-                let new = r.enroll(&name, ALICE, KeyHash([1; 32]), 9, 9).expect("enrolled");
+                let new = r.enroll(&name, ALICE, None, KeyHash([1; 32]), 9, 9).expect("enrolled");
                 r.revoke(new.id, None, 9).expect("revoked");
             },
             true,
@@ -236,7 +240,9 @@ fn the_shared_knock_is_accepted_until_all_devices_have_their_own_or_a_revoked_on
 fn a_register_in_which_nobody_needs_the_shared_knock_does_not_accept_it() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let fresh = Register::open(&tmp.path().join("fresh")).expect("opened");
-    fresh.enroll(&"new".parse().expect("a name"), ALICE, KeyHash([1; 32]), 9, 9).expect("enrolled");
+    fresh
+        .enroll(&"new".parse().expect("a name"), ALICE, None, KeyHash([1; 32]), 9, 9)
+        .expect("enrolled");
     assert!(!fresh.snapshot().expect("read").accepts_shared_knock(0));
     let all_revoked = before_own_knocks(&tmp.path().join("old"), &[("0000-000a", "7")]);
     assert!(!all_revoked.snapshot().expect("read").accepts_shared_knock(0));
@@ -248,7 +254,7 @@ fn the_invitation_of_a_revoked_device_can_not_be_used() {
     let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
     let secret = Secret::generate();
     let name = "laptop".parse().expect("a name");
-    register.invite(&name, &default_role(), &secret, 100, 1).expect("invited");
+    register.invite(&name, &default_role(), None, &secret, 100, 1).expect("invited");
     let device = register
         .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
         .expect("read")

@@ -94,7 +94,8 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     }
     // Entered first, then checked: a revocation since the handshake either finds the session among
     // the live ones, or is noticed here.
-    let guard = server.live.enter(id, &peer, &connection, unix_now());
+    let credit = Credit::new(&connection);
+    let guard = server.live.enter(id, &peer, &connection, credit.interactive(), unix_now());
     let device = match server.policy.admit(&peer) {
         Ok(device) => device,
         Err(code) => return sessions::refuse(&connection, &server.policy, &peer, code),
@@ -104,7 +105,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
     let session = Arc::new(Session {
         draining: server.draining.child_token(),
         server,
-        credit: Credit::new(&connection),
+        credit,
         connection,
         guard,
         peer,

@@ -9,7 +9,7 @@ use std::{
 use clap::ValueEnum;
 use common::transport::{
     self, LOCAL_DATAGRAM, LONGEST_DATAGRAM, USUAL_DATAGRAM,
-    carrier::{Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
+    carrier::{InteractiveBytes, Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
 use serde::Deserialize;
@@ -166,9 +166,13 @@ impl Carrier {
 
     /// Whether small datagrams are sent twice from now on. Over SSH this does nothing, because TCP
     /// sends lost data again.
-    pub(crate) fn protect(&self, protection: Option<Protection>) {
+    pub(crate) fn protect(
+        &self,
+        protection: Option<Protection>,
+        interactive: &Arc<InteractiveBytes>,
+    ) {
         if let Self::Udp(socket, _) = self {
-            socket.protect(protection);
+            socket.protect(protection, interactive);
         }
     }
 

@@ -1,6 +1,8 @@
 //! Decides when a path counts as dead, and what to do then. It names no clock and no socket: it
 //! takes times and observations, and returns orders.
 
+mod rhythm;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},
@@ -8,13 +10,19 @@ use std::{
 
 use proto::wire::KEEP_ALIVE;
 
+use self::rhythm::Rhythm;
+
 /// If no request runs: a silence of two and a half keep-alives.
 const SILENT_AFTER: Duration = Duration::from_millis(KEEP_ALIVE.as_millis() as u64 * 5 / 2);
-/// While a request runs, the server is probed after this silence.
+/// While a request runs, the server is probed once after a silence that does not belong to the rhythm
+/// in which datagrams arrived, and again after this silence. Behind an address translator that has
+/// forgotten the session, the server sends to the old port until it hears something from the new one.
 const ASK_AFTER: Duration = Duration::from_millis(500);
 /// A probe is answered within this time, or within three round trips if that is longer.
 const ANSWER_WITHIN: Duration = Duration::from_millis(600);
-/// While a request runs, this is often enough to see a silence.
+/// While a request runs, this is often enough to see a silence: while datagrams arrive, and when none
+/// has arrived for a while.
+const LOOK_SOON: Duration = Duration::from_millis(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// While a request waits on a dead path, every packet may be the first that gets through: a path
 /// that is back is noticed so late at the most.
@@ -78,6 +86,7 @@ pub(crate) struct Liveness {
     heard: u64,
     heard_at: Instant,
     source: Option<IpAddr>,
+    rhythm: Rhythm,
     /// When the server was probed first and last since its last datagram.
     asked: Option<(Instant, Instant)>,
     silent: bool,
@@ -97,6 +106,7 @@ impl Liveness {
             heard: 0,
             heard_at: now,
             source,
+            rhythm: Rhythm::default(),
             asked: None,
             silent: false,
             trouble: None,
@@ -118,6 +128,9 @@ impl Liveness {
                 self.trouble = None;
                 self.urge_until = now + URGE.max(seen.rtt * 4);
             }
+            if seen.running {
+                self.rhythm.arrived(now - self.heard_at);
+            }
             (self.heard, self.heard_at, self.asked, self.silent) = (seen.heard, now, None, false);
         }
         if seen.slept || seen.source != self.source {
@@ -132,7 +145,11 @@ impl Liveness {
             self.trouble = Some((now, 0));
             turn = Some(PathChange::Silent(now - self.heard_at));
         }
-        Orders { probe: self.probes(now, eager), rebind: self.rebinds(now), turn }
+        if !seen.running {
+            self.rhythm = Rhythm::default();
+        }
+        let misses = seen.running && !self.silent && self.rhythm.misses(now - self.heard_at);
+        Orders { probe: self.probes(now, eager) || misses, rebind: self.rebinds(now), turn }
     }
 
     /// The session has moved to another path with this local address. That is not a change of the
@@ -145,6 +162,8 @@ impl Liveness {
     pub(crate) fn pace(&self, now: Instant, running: bool) -> Duration {
         if self.silent || now < self.urge_until {
             PROBE_EVERY
+        } else if running && now - self.heard_at < ASK_AFTER {
+            LOOK_SOON
         } else if running || self.trouble.is_some() {
             LOOK_EVERY
         } else {
@@ -268,9 +287,10 @@ mod tests {
     #[test]
     fn under_a_running_answer_silence_is_asked_about_and_believed_within_a_second_and_a_bit() {
         let mut lab = Lab::new(true);
-        lab.pass(1.0, true);
+        lab.pass(2.0, true);
         let orders = lab.pass(20.0, false);
-        assert!(orders[0].1.probe && orders[0].0 == 5, "{orders:?}");
+        let first: Vec<_> = orders.iter().take(4).map(|(at, o)| (*at, o.probe)).collect();
+        assert_eq!(first, [(2, true), (5, true), (10, true), (12, true)], "the first is early");
         assert_eq!(turn(&orders), [(12, PathChange::Silent(Duration::from_millis(1200)))]);
         assert_eq!(rebinds(&orders), [12, 22, 42, 62, 112, 162]);
         let probes = orders.iter().filter(|(at, o)| o.probe && *at > 100).count();
@@ -284,7 +304,9 @@ mod tests {
     fn a_path_is_looked_at_as_often_as_it_is_probed() {
         let mut lab = Lab::new(true);
         let pace = |lab: &Lab, running| lab.watch.pace(lab.now, running).as_millis();
-        assert_eq!((pace(&lab, true), pace(&lab, false)), (100, 1000));
+        assert_eq!((pace(&lab, true), pace(&lab, false)), (30, 1000));
+        lab.pass(0.6, false);
+        assert_eq!(pace(&lab, true), 100);
         lab.pass(3.0, false);
         assert!(lab.watch.is_silent());
         assert_eq!(pace(&lab, true), 50);
@@ -292,7 +314,7 @@ mod tests {
         lab.pass(0.1, true);
         assert_eq!(pace(&lab, true), 50);
         lab.pass(1.1, true);
-        assert_eq!(pace(&lab, true), 100);
+        assert_eq!(pace(&lab, true), 30);
     }
 
     #[test]

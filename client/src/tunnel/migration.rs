@@ -136,6 +136,8 @@ impl<'a> Migration<'a> {
                     // After a sleep, missed looks are not made up for.
                     next = next.max(tokio::time::Instant::now());
                 }
+                // Its path is watched from now on, not from the next look of an idle tunnel.
+                () = self.meter.begun.notified() => next = tokio::time::Instant::now(),
                 found = self.scout.found() => if let Some(dialed) = self.consider(found) {
                     return dialed;
                 },

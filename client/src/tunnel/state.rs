@@ -204,7 +204,7 @@ impl Up {
         redundancy.earlier += before.1.repeated();
         // It may have been in use before.
         redundancy.earlier -= carried.carrier.repeated();
-        carried.carrier.protect(redundancy.protection);
+        carried.carrier.protect(redundancy.protection, self.credit.interactive());
         Ok(before)
     }
 
@@ -231,7 +231,7 @@ impl Up {
             false => redundancy.estimate.note(now, counts, hidden),
         };
         redundancy.protection = protection;
-        carried.carrier.protect(protection);
+        carried.carrier.protect(protection, self.credit.interactive());
     }
 
     /// How long nothing has arrived from the server, to within a second.

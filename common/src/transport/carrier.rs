@@ -25,7 +25,7 @@ pub use self::{
     handed_on::{HandOn, Inbox, handed_on},
     loss::{LossEstimate, PathCounts},
     marks::{Marks, Unmarked},
-    redundancy::Protection,
+    redundancy::{InteractiveBytes, ProtectedPath, Protection},
     relay::{RELAY_SOURCE, relay},
     repeat::{PacketRepeats, Repeated, RepeatingSocket},
     socket::SystemSocket,

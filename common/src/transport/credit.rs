@@ -23,7 +23,7 @@ use std::{
 };
 
 use bytes::{Buf, BufMut, BytesMut};
-use quinn::{Connection, RecvStream, SendStream, StreamId, VarInt};
+use quinn::{Connection, RecvStream, SendStream, StreamId, VarInt, WriteError};
 use tokio::sync::Notify;
 use tracing::debug;
 
@@ -31,7 +31,7 @@ use self::{
     ledger::SendLedger,
     tally::{Tally, Urgency},
 };
-use crate::transport::{POOL, SEND_WINDOW, SHARED_WINDOW};
+use crate::transport::{POOL, SEND_WINDOW, SHARED_WINDOW, carrier::InteractiveBytes};
 
 pub(crate) use self::ledger::FLOOR;
 
@@ -60,6 +60,7 @@ pub struct Credit {
     tally: Mutex<Tally>,
     /// Notified when a report became more urgent.
     due: Notify,
+    interactive: Arc<InteractiveBytes>,
 }
 
 impl std::fmt::Debug for Credit {
@@ -77,7 +78,13 @@ impl Credit {
             ledger: Mutex::default(),
             tally: Mutex::default(),
             due: Notify::new(),
+            interactive: Arc::default(),
         })
+    }
+
+    /// What has been written to interactive streams and not yet sent.
+    pub fn interactive(&self) -> &Arc<InteractiveBytes> {
+        &self.interactive
     }
 
     /// Reports to the peer what is read here, and receives its reports, until the connection ends.
@@ -168,18 +175,29 @@ impl Credit {
         }
     }
 
-    /// Writes to an interactive stream. If bulk data has filled the send window, there is more room
-    /// for this write alone.
-    pub(crate) async fn ahead<T>(&self, write: impl Future<Output = T>) -> T {
+    /// Writes at most `most` bytes to an interactive stream. If bulk data has filled the send window,
+    /// there is more room for this write alone.
+    pub(crate) async fn ahead(
+        &self,
+        most: usize,
+        write: impl Future<Output = Result<usize, WriteError>>,
+    ) -> Result<usize, WriteError> {
         let mut write = pin!(write);
         std::future::poll_fn(|cx| {
-            if let Poll::Ready(written) = write.as_mut().poll(cx) {
-                return Poll::Ready(written);
+            // Before the write: its bytes may be sent before it returns.
+            self.interactive.add(most);
+            let mut written = write.as_mut().poll(cx);
+            if written.is_pending() {
+                let window = self.send_window.load(Relaxed);
+                self.connection.set_send_window(window + AHEAD);
+                written = write.as_mut().poll(cx);
+                self.connection.set_send_window(window);
             }
-            let window = self.send_window.load(Relaxed);
-            self.connection.set_send_window(window + AHEAD);
-            let written = write.as_mut().poll(cx);
-            self.connection.set_send_window(window);
+            let done = match written {
+                Poll::Ready(Ok(done)) => done,
+                _ => 0,
+            };
+            self.interactive.remove(most - done.min(most));
             written
         })
         .await

@@ -63,6 +63,8 @@ pub struct ByteCounters {
     pub received: AtomicU64,
     /// Connections on which an answer is under way.
     pub underway: AtomicUsize,
+    /// Notified when one is under way after none was.
+    pub begun: tokio::sync::Notify,
 }
 
 /// How a splice ended.

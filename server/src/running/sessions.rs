@@ -13,7 +13,7 @@ use std::{
 use common::{
     machine::process::unix_now,
     transport::{
-        carrier::{LossEstimate, PacketRepeats, PathCounts, Protection},
+        carrier::{InteractiveBytes, LossEstimate, PacketRepeats, PathCounts, ProtectedPath},
         splice::ByteCounters,
     },
 };
@@ -38,6 +38,7 @@ struct ConnectedDevice {
     /// How many datagrams had arrived at the last check, and when the last new one was noticed.
     heard: (u64, i64),
     loss: LossEstimate,
+    interactive: Arc<InteractiveBytes>,
 }
 
 /// How often sessions are checked for silence.
@@ -157,6 +158,7 @@ impl Sessions {
         id: DeviceId,
         certificate: &Certificate,
         connection: &quinn::Connection,
+        interactive: &Arc<InteractiveBytes>,
         now: i64,
     ) -> SessionGuard {
         let traffic = Arc::new(Traffic::default());
@@ -167,6 +169,7 @@ impl Sessions {
             traffic: traffic.clone(),
             heard: (0, now),
             loss: LossEstimate::default(),
+            interactive: interactive.clone(),
         };
         let earlier = self.lock().insert(id, session).map(|earlier| {
             let is_open = earlier.connection.close_reason().is_none();
@@ -237,7 +240,7 @@ impl ConnectedDevice {
 
     /// Notes whether it is heard. Returns its address if its small packets are to be sent twice,
     /// and how.
-    fn look(&mut self, repeats: &PacketRepeats) -> Option<(SocketAddr, Protection)> {
+    fn look(&mut self, repeats: &PacketRepeats) -> Option<ProtectedPath> {
         let stats = self.connection.stats();
         if stats.udp_rx.datagrams != self.heard.0 {
             self.heard = (stats.udp_rx.datagrams, unix_now());
@@ -246,7 +249,8 @@ impl ConnectedDevice {
         let hidden = repeats.hidden_to(remote);
         let protection = self.loss.note(Instant::now(), PathCounts::from(&stats), hidden);
         // What comes by SSH is lost by nobody on the way, and nothing is on this machine.
-        protection.filter(|_| !remote.ip().is_loopback()).map(|protection| (remote, protection))
+        let protection = protection.filter(|_| !remote.ip().is_loopback())?;
+        Some(ProtectedPath { to: remote, protection, interactive: self.interactive.clone() })
     }
 
     fn is_away(&self, now: i64) -> bool {

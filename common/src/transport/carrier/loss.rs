@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::redundancy::{LEFT_ALONE, Protection};
+use super::redundancy::Protection;
 
 /// A copy follows after a tenth of a round trip, within these bounds. Losses come in bursts: a copy
 /// that follows at once is often lost together with the first datagram. After an eighth of a round
@@ -121,7 +121,7 @@ impl LossEstimate {
         let sent = now.counts.sent - before.counts.sent;
         let lost = now.counts.lost - before.counts.lost;
         // After a change of path, the counts have fewer packets than were sent twice.
-        let twice = now.hidden.saturating_sub(before.hidden).min(sent - sent / LEFT_ALONE);
+        let twice = now.hidden.saturating_sub(before.hidden).min(sent);
         let fresh = 0.5_f64.powf(time.as_secs_f64() / HALF_LIFE.as_secs_f64());
         self.alone = self.alone * fresh + (sent - twice) as f64;
         self.twice = self.twice * fresh + twice as f64;

@@ -24,7 +24,7 @@ use tokio::time::Sleep;
 use super::{
     SystemSocket,
     loss::PathCounts,
-    redundancy::{Again, PathRepeats, Protection, is_small},
+    redundancy::{Again, PathRepeats, ProtectedPath},
 };
 
 /// The most copies that may wait; further copies are not made.
@@ -77,19 +77,19 @@ pub struct PacketRepeats {
 
 impl PacketRepeats {
     /// From now on, small datagrams are sent twice on the paths in `protected` and on no others.
-    pub fn protect(&self, now: Instant, protected: &[(SocketAddr, Protection)]) {
+    pub fn protect(&self, now: Instant, protected: &[ProtectedPath]) {
         if protected.is_empty() && !self.some.load(Relaxed) {
             return;
         }
         let mut paths = self.paths();
         let mut before = std::mem::take(&mut *paths);
-        for (to, protection) in protected {
+        for ProtectedPath { to, protection, interactive } in protected {
             let path = match before.remove(to) {
                 Some(mut path) => {
                     path.set(now, *protection);
                     path
                 }
-                None => PathRepeats::new(now, *protection),
+                None => PathRepeats::new(now, *protection, interactive.clone()),
             };
             paths.insert(*to, path);
         }
@@ -115,22 +115,20 @@ impl PacketRepeats {
         self.paths().len()
     }
 
-    /// `transmit` has been sent. Returns the datagrams of it that are sent again. A batch is bulk
-    /// data, unless all datagrams in it are small.
+    /// `transmit` has been sent. Returns the datagrams of it that are sent again.
     fn sent<'a>(&self, transmit: &Transmit<'a>) -> Vec<(Again, &'a [u8])> {
         let mut paths = self.paths();
         let Some(path) = paths.get_mut(&transmit.destination) else { return Vec::new() };
         let len = transmit.contents.len();
         let segment = transmit.segment_size.unwrap_or(len).clamp(1, len.max(1));
         // Packets with a long header belong to the handshake (RFC 9000 section 17.2).
-        let is_long = transmit.contents.first().is_none_or(|first| first & 0x80 != 0);
-        if is_long || !is_small(segment) {
-            path.sent_long(len.div_ceil(segment) as u64);
+        if transmit.contents.first().is_none_or(|first| first & 0x80 != 0) {
+            path.sent_in_handshake(len.div_ceil(segment));
             return Vec::new();
         }
-        let now = Instant::now();
-        let datagrams = transmit.contents.chunks(segment);
-        datagrams.filter_map(|one| Some((path.sent(now, one.len())?, one))).collect()
+        let again = path.sent(Instant::now(), len, segment);
+        let datagrams = again.into_iter().zip(transmit.contents.chunks(segment));
+        datagrams.filter_map(|(again, datagram)| Some((again?, datagram))).collect()
     }
 
     fn sent_again(&self, copy: &Copy) {
@@ -306,7 +304,7 @@ impl AsyncUdpSocket for RepeatingSocket {
 mod tests {
     use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
 
-    use super::*;
+    use super::{super::redundancy::Protection, *};
 
     fn socket() -> std::net::UdpSocket {
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
@@ -335,7 +333,8 @@ mod tests {
         let after = Duration::from_millis(3);
         let round_trip = 10 * after;
         let protection = Protection { after, round_trip, budget: 1_000_000, loss: 0.01 };
-        repeats.protect(Instant::now(), [(to, protection)].get(..protect.into()).expect("one"));
+        let path = ProtectedPath { to, protection, interactive: Arc::default() };
+        repeats.protect(Instant::now(), [path].get(..protect.into()).expect("one"));
         let (mut arrived, mut buffer) = (Vec::new(), [0; 2048]);
         let here = repeating.local_addr().expect("an address");
         let exchange = async {

@@ -19,8 +19,8 @@ use quinn::{
 };
 
 use super::{
-    LOCAL, Marks, PacketRepeats, Protection, RECEIVE_SEGMENTS, REMOTE, Repeated, RepeatingSocket,
-    SystemSocket,
+    InteractiveBytes, LOCAL, Marks, PacketRepeats, ProtectedPath, Protection, RECEIVE_SEGMENTS,
+    REMOTE, Repeated, RepeatingSocket, SystemSocket,
 };
 
 /// A UDP socket to one address.
@@ -67,9 +67,11 @@ impl UdpCarrier {
         self.inner.system().send_error()
     }
 
-    /// Sends small datagrams twice from now on, or no longer.
-    pub fn protect(&self, protection: Option<Protection>) {
-        let path = protection.map(|protection| (self.real, protection));
+    /// Sends small datagrams twice from now on, or no longer, and larger ones that carry what the
+    /// connection has written to `interactive` streams.
+    pub fn protect(&self, protection: Option<Protection>, interactive: &Arc<InteractiveBytes>) {
+        let (to, interactive) = (self.real, interactive.clone());
+        let path = protection.map(|protection| ProtectedPath { to, protection, interactive });
         self.repeats().protect(Instant::now(), path.as_slice());
     }
 

@@ -118,8 +118,12 @@ impl<'a> Passed<'a> {
         if is_underway != state.is_counted {
             state.is_counted = is_underway;
             match is_underway {
-                true => self.counters.underway.fetch_add(1, Relaxed),
-                false => self.counters.underway.fetch_sub(1, Relaxed),
+                true => {
+                    if self.counters.underway.fetch_add(1, Relaxed) == 0 {
+                        self.counters.begun.notify_one();
+                    }
+                }
+                false => _ = self.counters.underway.fetch_sub(1, Relaxed),
             };
         }
     }

@@ -155,8 +155,9 @@ impl QuicSending {
                 let _ = self.stream.set_priority(if bulk { BULK } else { INTERACTIVE });
             }
         }
-        let write = self.stream.write(&bytes[..self.share.min(bytes.len())]);
-        let n = if self.bulk { write.await? } else { credit.ahead(write).await? };
+        let most = self.share.min(bytes.len());
+        let write = self.stream.write(&bytes[..most]);
+        let n = if self.bulk { write.await? } else { credit.ahead(most, write).await? };
         self.share = self.share.saturating_sub(n);
         Ok(n)
     }

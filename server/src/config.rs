@@ -37,7 +37,7 @@ use crate::{
     ingress::filter::Audience,
     limits::Size,
     policy::{
-        authorize::{Address, At, Authority},
+        authorize::{At, Authority, AuthorizeSettings},
         roles::Rules,
         upstream::Upstream,
     },
@@ -153,7 +153,7 @@ pub struct Config {
     pub(crate) rules: Arc<Rules>,
     /// The devices that the file names.
     pub(crate) devices: Vec<Name>,
-    authorize: Option<(Address, Vec<At>)>,
+    authorize: Option<AuthorizeSettings>,
     /// Limits, queue, audit log and metrics.
     pub(crate) accounting: AccountingSettings,
 }
@@ -269,8 +269,14 @@ impl Config {
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             rules: Arc::new(rules),
             devices,
-            authorize: file.authorize.map(|address| {
-                (address, file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner))
+            authorize: file.authorize.map(|address| AuthorizeSettings {
+                address,
+                at: file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner),
+                headers: file
+                    .authorize_headers
+                    .map(|names| names.into_inner().into_iter().map(|name| name.0).collect())
+                    .unwrap_or_default(),
+                recheck: file.authorize_recheck.map(|time| time.into_inner().0),
             }),
             accounting,
         })
@@ -278,7 +284,7 @@ impl Config {
 
     /// The service that is asked besides the roles.
     pub fn authority(&self) -> Option<Arc<Authority>> {
-        self.authorize.clone().map(|(address, at)| Arc::new(Authority::new(address, at)))
+        self.authorize.clone().map(|settings| Arc::new(Authority::new(settings)))
     }
 
     /// The names of the settings that differ, without those that are in force at once.

@@ -27,7 +27,7 @@ use crate::{
     config::Config,
     https::Https,
     limits::LimitedDevice,
-    policy::authorize::{At, Authority, Question},
+    policy::authorize::{At, Authority, How, Question},
     record::CallerKind,
     running::Server,
     state::register::Key,
@@ -191,7 +191,8 @@ async fn ask(authority: &Authority) -> Option<Authorize> {
         at: At::Request,
         method: Some("GET".into()),
         path: Some("/api/version".into()),
-        ..Question::enrolling(name.clone(), None, None, name)
+        uri: Some("/api/version".into()),
+        ..Question::enrolling(name.clone(), How::Code, None, None, name)
     };
     Some(Authorize {
         address: authority.address().to_string(),

@@ -17,6 +17,7 @@ pub(crate) use self::caller::Caller;
 use self::caller::Registered;
 use crate::{
     policy::{
+        authorize::Grant,
         roles::{RequestedRoute, Rules, Whose, either},
         upstream::Upstream,
     },
@@ -107,6 +108,11 @@ pub(crate) enum Denied {
         /// What the owner can do.
         cure: String,
     },
+    /// `authorize` has granted a role that does not exist.
+    #[error(
+        "adit: the server's own rules (`authorize`) grant the role `{role}`, which is not in the server's configuration"
+    )]
+    Granted { role: Name },
     /// It may not use the model.
     #[error(
         "adit: {kind} `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
@@ -144,10 +150,6 @@ impl RoutePermit {
     /// Whether permission depends on the model.
     pub(crate) fn needs_model(&self) -> bool {
         !self.lists.is_empty()
-    }
-
-    pub(crate) fn role(&self) -> &Name {
-        &self.role
     }
 
     /// Permission for a request that names exactly these models.
@@ -201,6 +203,7 @@ impl RoutePermit {
             Whose::Role => format!("`models` of `[roles.{role}]` in the configuration"),
             Whose::Device => format!("`models` of `[devices.{device}]` in the configuration"),
             Whose::Register => format!("`aditd {kind} models {device} {models}`"),
+            Whose::Authorize => "what `authorize` answers".to_owned(),
         };
         lists.iter().map(one).collect::<Vec<_>>().join(", and ")
     }
@@ -301,24 +304,34 @@ impl Policy {
     }
 
     /// Permission to use the route of one request. Checked for every request, and again whenever
-    /// the rules change.
+    /// the rules change. A role that `authorize` has granted counts in place of the caller's own;
+    /// its list of models counts beside the others.
     ///
     /// # Errors
-    /// As [`Policy::admit_caller`], or [`Denied::Role`].
+    /// As [`Policy::admit_caller`], or [`Denied::Role`] or [`Denied::Granted`].
     pub(crate) fn route(
         &self,
         caller: Caller<'_>,
         requested: RequestedRoute<'_>,
+        grant: &Grant,
     ) -> Result<RoutePermit, Denied> {
         let (snapshot, rules) = (self.snapshot(), self.rules());
-        let caller = caller.registered(&snapshot)?;
+        let mut caller = caller.registered(&snapshot)?;
+        if let Some(role) = &grant.role {
+            if !rules.knows(role) {
+                return Err(Denied::Granted { role: role.clone() });
+            }
+            caller.role = role;
+        }
         if !rules.may(caller.role, requested) {
             return Err(role_denied(&rules, &caller, requested));
         }
         let own = caller.models.map(|list| (Whose::Register, list));
+        let granted = grant.models.as_deref().map(|list| (Whose::Authorize, list));
         let lists = rules
             .lists(caller.name, caller.role)
             .chain(own)
+            .chain(granted)
             .map(|(whose, list)| (whose, list.to_vec()))
             .collect();
         let (device, role) = (caller.name.clone(), caller.role.clone());

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::https::HttpsFile;
-use super::values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole};
+use super::values::{AboveZero, Advertised, FieldName, IdleTimeout, Life, Listen, Recheck, Whole};
 use crate::{
     audit::Age,
     limits::{LimitSettings, LimitTable, Size},
@@ -42,6 +42,8 @@ pub(super) struct ConfigFile {
     pub(super) enroll_socket: Option<PathBuf>,
     pub(super) authorize: Option<Address>,
     pub(super) authorize_at: Option<Spanned<Vec<At>>>,
+    pub(super) authorize_headers: Option<Spanned<Vec<FieldName>>>,
+    pub(super) authorize_recheck: Option<Spanned<Recheck>>,
     #[serde(default)]
     pub(super) limits: LimitSettings,
     pub(super) max_in_flight: Option<AboveZero>,
@@ -105,15 +107,23 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and
 /// why.
 fn asks_nobody(file: &ConfigFile) -> Option<(usize, &'static str)> {
-    let at = file.authorize_at.as_ref()?;
-    let why = match file.authorize {
-        None => "`authorize_at` is set, but `authorize` is not",
-        Some(_) if at.get_ref().is_empty() => {
-            "`authorize_at` is empty: name \"enroll\", \"request\" or both, or leave out `authorize` too"
-        }
-        Some(_) => return None,
-    };
-    Some((at.span().start, why))
+    if file.authorize.is_none() {
+        let alone = [
+            file.authorize_at
+                .as_ref()
+                .map(|at| (at.span().start, "`authorize_at` is set, but `authorize` is not")),
+            file.authorize_headers
+                .as_ref()
+                .map(|at| (at.span().start, "`authorize_headers` is set, but `authorize` is not")),
+            file.authorize_recheck
+                .as_ref()
+                .map(|at| (at.span().start, "`authorize_recheck` is set, but `authorize` is not")),
+        ];
+        return alone.into_iter().flatten().next();
+    }
+    let empty = file.authorize_at.as_ref().filter(|at| at.get_ref().is_empty())?;
+    let why = "`authorize_at` is empty: name \"enroll\", \"request\" or both, or leave out `authorize` too";
+    Some((empty.span().start, why))
 }
 
 fn place_of(text: &str, bad: &BadRole) -> usize {

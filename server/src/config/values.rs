@@ -8,12 +8,15 @@ use std::{
 };
 
 use common::machine::{config_text::WithUnit, process::parse_idle_timeout};
+use hyper::header::HeaderName;
 use proto::{
     invitation::{self, MAX_ADDRESSES},
     wire::ADITD_PORT,
 };
 use serde::{Deserialize, Deserializer, de};
 
+const LEAST_RECHECK: Duration = Duration::from_secs(1);
+const LONGEST_RECHECK: Duration = Duration::from_secs(86_400);
 const LONGEST_LIFE: Duration = Duration::from_secs(3650 * 86_400);
 
 /// What is wrong with a value, and how to write it.
@@ -63,6 +66,57 @@ impl TryFrom<Vec<String>> for Advertised {
             return Err(Wrong { what, form: "name those that devices need" });
         }
         Ok(Self(addresses))
+    }
+}
+
+/// The name of a header field.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(super) struct FieldName(pub(super) HeaderName);
+
+impl TryFrom<String> for FieldName {
+    type Error = Wrong;
+
+    fn try_from(text: String) -> Result<Self, Wrong> {
+        // These belong to the question itself (RFC 9110 sections 6.4, 7.2 and 7.6.1).
+        const OWN: [&str; 9] = [
+            "host",
+            "content-length",
+            "content-type",
+            "transfer-encoding",
+            "connection",
+            "te",
+            "trailer",
+            "upgrade",
+            "expect",
+        ];
+        let name: Option<HeaderName> = text.parse().ok();
+        let name = name.filter(|name| {
+            let name = name.as_str();
+            !OWN.contains(&name) && !name.starts_with("x-original-") && !name.starts_with("x-adit-")
+        });
+        name.map(Self).ok_or_else(|| Wrong {
+            what: format!("`{text}` is not a header field that `authorize` can be sent"),
+            form: "name fields of requests, for example \"Authorization\" or \"Cookie\"",
+        })
+    }
+}
+
+/// How often `authorize` is asked again.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "WithUnit<'s'>")]
+pub(super) struct Recheck(pub(super) Duration);
+
+impl TryFrom<WithUnit<'s'>> for Recheck {
+    type Error = Wrong;
+
+    fn try_from(WithUnit(text): WithUnit<'s'>) -> Result<Self, Wrong> {
+        let time = humantime::parse_duration(&text).ok();
+        let time = time.filter(|time| (LEAST_RECHECK..=LONGEST_RECHECK).contains(time));
+        time.map(Self).ok_or_else(|| Wrong {
+            what: format!("`{text}` is not a time after which `authorize` is asked again"),
+            form: "write it like \"30s\" or \"5m\", from 1s to 1d",
+        })
     }
 }
 

@@ -1,6 +1,7 @@
 //! Decides whether a request may pass. Checks in this order: certificate or key, Host, route, model,
 //! `authorize`, limits. Checks again when the rules change.
 
+mod again;
 mod reading;
 
 use std::sync::{Arc, atomic::Ordering::Relaxed};
@@ -9,14 +10,15 @@ use bytes::Bytes;
 use common::{machine::process::unix_now, transport::splice::DownEnd};
 use proto::{
     http1::{framing::Body, head::RequestHead, response::AddedFields},
+    identity::Name,
     ollama::{
         host,
         route::{ApiRoute, Models, RouteClass, Target, is_repeatable, route},
     },
     wire::Code,
 };
-use tokio::sync::watch;
 
+use self::reading::UNREAD;
 use super::{
     Gate, StreamContext,
     carry::Hold,
@@ -31,7 +33,7 @@ use super::{
 use crate::{
     policy::{
         Denied, RequestPermit, RoutePermit,
-        authorize::{At, Authority, Question},
+        authorize::{At, Authority, AuthorizeError, Fields, Grant, How, Question},
         roles::RequestedRoute,
     },
     record::{CallerKind, End, PermittedRequest, Refusal, ThrottlePermit},
@@ -43,8 +45,13 @@ pub(super) struct Judged {
     route: ApiRoute,
     models: Option<Vec<String>>,
     request_permit: RequestPermit,
-    /// The service that has allowed it, too.
+    /// The head as it was sent.
+    raw_head: Bytes,
+    /// The caller's own role when `authority` was asked.
+    own_role: Name,
+    /// The service that has allowed it, too, and what it has granted.
     authority: Option<Arc<Authority>>,
+    grant: Arc<Grant>,
 }
 
 /// A request that may pass, with everything that carries it.
@@ -66,61 +73,12 @@ impl<T: Into<Refused>> From<T> for Stop {
     }
 }
 
-impl Judged {
-    /// Ends when the rules have changed and the request may not pass any more.
-    ///
-    /// # Cancel safety
-    /// Cancel safe.
-    pub(super) async fn overruled(
-        &mut self,
-        gate: &Gate,
-        context: &StreamContext<'_>,
-        mut changes: watch::Receiver<()>,
-    ) -> Refused {
-        while changes.changed().await.is_ok() {
-            if let Err(refused) = self.again(gate, context).await {
-                return refused;
-            }
-        }
-        // The gate was dropped: nothing can change any more.
-        std::future::pending().await
-    }
-
-    async fn again(&mut self, gate: &Gate, context: &StreamContext<'_>) -> Result<(), Refused> {
-        const BEFORE: &str = "began before this rule was in force";
-        let route_permit =
-            gate.policy.route(context.caller, requested_route(&self.head, self.route))?;
-        let is_unknown = self.models.is_none() && self.route.models != Models::None;
-        if is_unknown && route_permit.needs_model() {
-            return Err(route_permit.no_model(BEFORE).into());
-        }
-        let request_permit =
-            route_permit.with_models(self.models.as_deref().unwrap_or_default())?;
-        let authority = gate.authority().filter(|authority| authority.is_asked(At::Request));
-        let Some(authority) = authority else { return Ok(()) };
-        // An unchanged question is not asked again: its answer was about the whole request.
-        if self.request_permit == request_permit
-            && self.authority.as_ref().is_some_and(|asked| Arc::ptr_eq(asked, &authority))
-        {
-            return Ok(());
-        }
-        if is_unknown {
-            let sentence = format!(
-                "adit: this request {BEFORE}: `authorize` can't be asked without its model"
-            );
-            return Err(Refused::new(403, Refusal::Authorize, sentence));
-        }
-        authority.ask(question(&self.head, context, &request_permit, self.models.clone())).await?;
-        (self.request_permit, self.authority) = (request_permit, Some(authority));
-        Ok(())
-    }
-}
-
 fn question(
     head: &RequestHead,
     context: &StreamContext<'_>,
-    request_permit: &RequestPermit,
+    own_role: &Name,
     models: Option<Vec<String>>,
+    fields: Fields,
 ) -> Question {
     let models = models.unwrap_or_default();
     Question {
@@ -128,13 +86,16 @@ fn question(
         device: context.asker.name.clone(),
         device_id: Some(context.asker.id),
         device_uid: context.asker.uid,
+        enrolled: How::of(&context.asker),
         key: context.asker.kind == CallerKind::Key,
         user: context.asker.user.clone(),
-        role: request_permit.role.clone(),
+        role: own_role.clone(),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),
+        uri: Some(head.target.clone()),
         model: models.first().cloned(),
         models,
+        fields,
     }
 }
 
@@ -170,13 +131,14 @@ impl StreamContext<'_> {
 }
 
 impl Gate {
-    /// The checks that need only the head.
+    /// The checks that need only the head. The inner error is a lack of the caller's own role:
+    /// `authorize` may grant another.
     pub(super) fn route_permit(
         &self,
         context: &StreamContext<'_>,
         head: &RequestHead,
         route: ApiRoute,
-    ) -> Result<RoutePermit, Refused> {
+    ) -> Result<Result<RoutePermit, Denied>, Refused> {
         context.is_in_time()?;
         self.throttle.arrive(&context.asker, &self.policy.role(context.caller))?;
         if !host::allows(&head.host, &ThisMachine) {
@@ -186,7 +148,11 @@ impl Gate {
             );
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
-        Ok(self.policy.route(context.caller, requested_route(head, route))?)
+        let requested = requested_route(head, route);
+        match self.policy.route(context.caller, requested, &Grant::default()) {
+            Err(denied) if !matches!(denied, Denied::Role { .. }) => Err(denied.into()),
+            judged => Ok(judged),
+        }
     }
 }
 
@@ -203,7 +169,7 @@ impl<'a> Conversation<'a> {
         let mut running = self.gate.begin(self.context, Some((&head, route)));
         let mut content =
             Content { head: bytes.len(), raw: Vec::new(), body: Body::new(head.body), most: None };
-        match self.admit(head, route, &mut content, &mut running).await {
+        match self.admit((head, bytes.clone()), route, &mut content, &mut running).await {
             Ok((judged, ticket)) => {
                 let begun = [bytes, content.raw.into()];
                 let request = ForwardedRequest {
@@ -288,19 +254,25 @@ impl<'a> Conversation<'a> {
 
     async fn admit(
         &mut self,
-        head: RequestHead,
+        (head, raw_head): (RequestHead, Bytes),
         route: ApiRoute,
         content: &mut Content,
         running: &mut RunningRequest<'_>,
     ) -> Result<(Judged, ThrottlePermit), Stop> {
         self.take_memory(content.head, route.class).await?;
-        let route_permit = self.gate.route_permit(self.context, &head, route)?;
-        content.most =
-            self.gate.throttle.body(&self.context.asker, route_permit.role(), head.body)?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
-        let is_read = route_permit.needs_model() || authority.is_some();
+        let own = self.gate.route_permit(self.context, &head, route)?;
+        if authority.is_none()
+            && let Err(denied) = own
+        {
+            return Err(denied.into());
+        }
+        let own_role = self.gate.policy.role(self.context.caller);
+        content.most = self.gate.throttle.body(&self.context.asker, &own_role, head.body)?;
+        let own_permit = own.as_ref().ok();
+        let is_read = authority.is_some() || own_permit.is_some_and(RoutePermit::needs_model);
         let models = if is_read {
-            self.models(&route_permit, &head, route, content, running).await?
+            self.models(own_permit, &head, route, content, running).await?
         } else {
             None
         };
@@ -310,13 +282,42 @@ impl<'a> Conversation<'a> {
                 .filter(|models| !models.is_empty())
                 .map(|models| models.join(", ").into()),
         );
-        let request_permit = route_permit.with_models(models.as_deref().unwrap_or_default())?;
+        let mut grant = Arc::<Grant>::default();
         if let Some(authority) = &authority {
-            let question = question(&head, self.context, &request_permit, models.clone());
-            self.meanwhile(content.len(), route.class, authority.ask(question)).await??;
+            let fields = authority.fields(&raw_head);
+            let question = question(&head, self.context, &own_role, models.clone(), fields);
+            let asked = self.meanwhile(content.len(), route.class, authority.ask(question)).await?;
+            grant = match (asked, &own) {
+                // Without an answer, no other role is granted.
+                (Err(AuthorizeError::Failed(_)), Err(denied)) => return Err(denied.clone().into()),
+                (asked, _) => asked?,
+            };
         }
+        let requested = requested_route(&head, route);
+        let route_permit = self.gate.policy.route(self.context.caller, requested, &grant);
+        if let Err(Denied::Granted { role }) = &route_permit {
+            tracing::warn!(
+                "`authorize` grants the role `{role}`, which the configuration does not have: requests are refused"
+            );
+        }
+        let route_permit = route_permit?;
+        if route_permit.needs_model() && route.models != Models::None {
+            match &models {
+                None => return Err(route_permit.no_model(UNREAD).into()),
+                Some(models) if models.is_empty() => {
+                    return Err(route_permit.no_model("names none").into());
+                }
+                Some(_) => {}
+            }
+        }
+        let request_permit = route_permit.with_models(models.as_deref().unwrap_or_default())?;
+        let mut asker = self.context.asker.clone();
+        if let Some(user) = &grant.user {
+            asker.user = Some(user.clone());
+        }
+        running.set_caller(asker.user.clone(), request_permit.role.clone());
         let asked = PermittedRequest {
-            asker: self.context.asker.clone(),
+            asker,
             role: request_permit.role.clone(),
             path: Target::new(&head.target).path.into(),
             route: route.class,
@@ -334,7 +335,8 @@ impl<'a> Conversation<'a> {
             }
         }
         self.device.memory.shrink(content.len() + self.device.ahead.len());
-        let mut judged = Judged { head, route, models, request_permit, authority };
+        let mut judged =
+            Judged { head, route, models, request_permit, raw_head, own_role, authority, grant };
         // The rules may have changed while the body was awaited.
         self.pass(&mut judged, content.len()).await?;
         Ok((judged, ticket))
@@ -345,7 +347,7 @@ impl<'a> Conversation<'a> {
         let (gate, context, class) = (self.gate, self.context, judged.route.class);
         while self.changes.has_changed().unwrap_or(false) {
             self.changes.mark_unchanged();
-            self.meanwhile(held, class, judged.again(gate, context)).await??;
+            self.meanwhile(held, class, judged.again(gate, context, false)).await??;
         }
         Ok(())
     }

@@ -70,6 +70,7 @@ impl From<Denied> for Refused {
             Denied::Key | Denied::User(_) => (401, Refusal::Key),
             Denied::Role { .. } => (403, Refusal::Role),
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
+            Denied::Granted { .. } => (403, Refusal::Authorize),
         };
         Self::new(status, why, denied.to_string())
     }
@@ -77,20 +78,26 @@ impl From<Denied> for Refused {
 
 impl From<authorize::AuthorizeError> for Refused {
     fn from(refusal: authorize::AuthorizeError) -> Self {
-        let (status, why) = match &refusal {
-            authorize::AuthorizeError::No => (403, Refusal::Authorize),
-            authorize::AuthorizeError::Failed(_) => (503, Refusal::AuthorizeFailed),
-        };
-        let answer = ErrorAnswer::new(status, format!("adit: {refusal}"))
-            .retry_after((status == 503).then_some(RETRY_SOON));
-        Self { answer, why }
+        let sentence = format!("adit: {refusal}");
+        match refusal {
+            authorize::AuthorizeError::No(no) => {
+                let answer = ErrorAnswer::new(no.status, sentence);
+                let instead = Some(no.answer.clone());
+                Self { answer: ErrorAnswer { instead, ..answer }, why: Refusal::Authorize }
+            }
+            authorize::AuthorizeError::Failed(_) => Self {
+                answer: ErrorAnswer::new(503, sentence).retry_after(RETRY_SOON),
+                why: Refusal::AuthorizeFailed,
+            },
+        }
     }
 }
 
 impl From<NotNow> for Refused {
     fn from(not_now: NotNow) -> Self {
         let NotNow { status, retry_after, sentence, limit } = not_now;
-        Self { answer: ErrorAnswer { status, retry_after, sentence }, why: Refusal::Limit(limit) }
+        let answer = ErrorAnswer::new(status, sentence).retry_after(retry_after);
+        Self { answer, why: Refusal::Limit(limit) }
     }
 }
 
@@ -108,6 +115,8 @@ impl From<Code> for Refused {
 
 #[cfg(test)]
 mod tests {
+    use proto::ollama::answer::ServiceAnswer;
+
     use super::*;
 
     #[test]
@@ -118,7 +127,13 @@ mod tests {
             (answer.status, answer.retry_after)
         };
         assert_eq!(told(failed), (503, Some(RETRY_SOON)));
-        assert_eq!(told(authorize::AuthorizeError::No), (403, None));
+        let answer = ServiceAnswer {
+            content_type: "text/plain".into(),
+            challenges: Vec::new(),
+            body: Vec::new(),
+        };
+        let no = authorize::Refusal { status: 403, answer: answer.into() };
+        assert_eq!(told(authorize::AuthorizeError::No(no.into())), (403, None));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use proto::{
     http1::{head::RequestHead, response::Tracker},
-    identity::Name,
+    identity::{Name, UserName},
     ollama::{
         json_scan::JsonScan,
         model::Unreadable,
@@ -127,6 +127,11 @@ impl<'a> RunningRequest<'a> {
     /// Sets the model that the checks have found.
     pub(super) fn set_model(&mut self, model: Option<Box<str>>) {
         self.record.model = model;
+    }
+
+    /// Sets the person who makes it and its role, which `authorize` may have chosen.
+    pub(super) fn set_caller(&mut self, user: Option<UserName>, role: Name) {
+        (self.record.asker.user, self.record.role) = (user, role);
     }
 
     /// Records the end. `status` is set if the answer was the gate's own.

@@ -1,31 +1,39 @@
 //! `authorize`: a service of the owner's own, on this machine, that is asked over HTTP who may do
 //! what.
 
+mod address;
+mod answer;
+mod question;
+
 use std::{
     collections::HashMap,
-    fmt, io,
-    path::PathBuf,
-    str::FromStr,
-    sync::{Mutex, PoisonError},
+    io,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use common::machine::report::Failure;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Request, StatusCode,
+    Request,
     body::Bytes,
-    header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
+    header::{CONNECTION, CONTENT_TYPE, HOST, HeaderName, HeaderValue},
 };
 use hyper_util::rt::TokioIo;
-use proto::identity::{DeviceId, Name, UserName};
-use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
 
-use crate::policy::upstream::{LoopbackAddr, Upstream};
+pub(crate) use self::{
+    address::Address,
+    answer::{Grant, Refusal},
+    question::{At, Fields, How, Question},
+};
+use self::{
+    address::AuthorityAddr,
+    answer::{MOST_BODY, Verdict},
+};
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -36,152 +44,22 @@ const MOST_REMEMBERED: usize = 4096;
 /// The longest question whose answer is remembered, counted in bytes that the application has
 /// written.
 const MOST_QUESTION: usize = 1024;
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// The longest list of models that is remembered.
+const MOST_MODELS: usize = 64;
+/// The longest refusal that is remembered, in bytes of its body.
+const MOST_REFUSAL: usize = 1024;
 
-/// The address of the service: `http://127.0.0.1:9000/check` or `unix:/run/check.sock:/check`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Address {
-    location: AuthorityAddr,
-    path: String,
-}
-
+/// What the configuration says of the service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum AuthorityAddr {
-    Tcp(LoopbackAddr),
-    Unix(PathBuf),
-}
-
-impl FromStr for Address {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || {
-            format!(
-                "`{text}` is not an address for `authorize`: write it like http://127.0.0.1:9000/check or unix:/run/check.sock:/check"
-            )
-        };
-        let (location, path) = if let Some(rest) = text.strip_prefix("unix:") {
-            let (socket, path) = rest.rsplit_once(":/").unwrap_or((rest, ""));
-            if !socket.starts_with('/') {
-                return Err(wrong());
-            }
-            (AuthorityAddr::Unix(socket.into()), path)
-        } else {
-            let rest = text.strip_prefix("http://").ok_or_else(wrong)?;
-            let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
-            let upstream: Upstream =
-                format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
-            (AuthorityAddr::Tcp(upstream.address()), path)
-        };
-        if !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
-            return Err(wrong());
-        }
-        Ok(Self { location, path: format!("/{path}") })
-    }
-}
-
-impl Address {
-    /// A command that asks there.
-    pub(crate) fn by_hand(&self) -> String {
-        match &self.location {
-            AuthorityAddr::Tcp(address) => {
-                format!("curl -i -d '{{}}' 'http://{}{}'", address.get(), self.path)
-            }
-            AuthorityAddr::Unix(socket) => {
-                format!(
-                    "curl -i -d '{{}}' --unix-socket '{}' 'http://localhost{}'",
-                    socket.display(),
-                    self.path
-                )
-            }
-        }
-    }
-}
-
-impl TryFrom<String> for Address {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        text.parse()
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.location {
-            AuthorityAddr::Tcp(address) => write!(f, "http://{}{}", address.get(), self.path),
-            AuthorityAddr::Unix(socket) => write!(f, "unix:{}:{}", socket.display(), self.path),
-        }
-    }
-}
-
-/// When the service is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum At {
-    /// When a device enrolls.
-    Enroll,
-    /// Before each request.
-    Request,
-}
-
-/// The question, in JSON.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize)]
-pub struct Question {
-    pub at: At,
-    pub device: Name,
-    /// The device's id, if it has one already.
-    pub device_id: Option<DeviceId>,
-    /// The user of this machine who enrolls or has enrolled it over SSH.
-    pub device_uid: Option<u32>,
-    /// Whether it is a key, over HTTPS, and no device.
-    pub key: bool,
-    /// The person to whom the device or key belongs, if that is known.
-    pub user: Option<UserName>,
-    pub role: Name,
-    pub method: Option<Box<str>>,
-    /// The request's path, without its query.
-    pub path: Option<Box<str>>,
-    /// The model that the request names.
-    pub model: Option<String>,
-    /// All models, if the request names several.
-    pub models: Vec<String>,
-}
-
-impl Question {
-    /// The question whether a device may enroll.
-    pub fn enrolling(
-        device: Name,
-        device_uid: Option<u32>,
-        user: Option<UserName>,
-        role: Name,
-    ) -> Self {
-        Self {
-            at: At::Enroll,
-            device,
-            device_id: None,
-            device_uid,
-            key: false,
-            user,
-            role,
-            method: None,
-            path: None,
-            model: None,
-            models: Vec::new(),
-        }
-    }
-
-    /// How many bytes of the question the application has written.
-    fn written(&self) -> usize {
-        let texts = [self.method.as_deref(), self.path.as_deref(), self.model.as_deref()];
-        texts
-            .into_iter()
-            .flatten()
-            .chain(self.models.iter().map(String::as_str))
-            .map(str::len)
-            .sum()
-    }
+pub struct AuthorizeSettings {
+    /// Where it is.
+    pub address: Address,
+    /// When it is asked.
+    pub at: Vec<At>,
+    /// The header fields of a request that it gets.
+    pub headers: Vec<HeaderName>,
+    /// How often it is asked again about a request that runs; `None` for never.
+    pub recheck: Option<Duration>,
 }
 
 /// Why the service did not allow it.
@@ -189,7 +67,7 @@ impl Question {
 pub enum AuthorizeError {
     /// It answered 401 or 403.
     #[error("the server's own rules (`authorize`) do not allow this")]
-    No,
+    No(Arc<Refusal>),
     /// Any other answer, or none.
     #[error("the server could not ask its own rules (`authorize`)")]
     Failed(#[source] io::Error),
@@ -198,25 +76,34 @@ pub enum AuthorizeError {
 /// A service that can be asked.
 #[derive(Debug)]
 pub struct Authority {
-    address: Address,
-    at: Vec<At>,
-    remembered: Mutex<HashMap<Question, (bool, Instant)>>,
+    settings: AuthorizeSettings,
+    remembered: Mutex<HashMap<Question, (Verdict, Instant)>>,
 }
 
 impl Authority {
-    /// Asks at this address, on these occasions.
-    pub fn new(address: Address, at: Vec<At>) -> Self {
-        Self { address, at, remembered: Mutex::default() }
+    /// Asks as these settings say.
+    pub fn new(settings: AuthorizeSettings) -> Self {
+        Self { settings, remembered: Mutex::default() }
     }
 
-    /// Whether both have the same address and occasions.
+    /// Whether both have the same settings.
     pub fn is_same(&self, other: &Self) -> bool {
-        (&self.address, &self.at) == (&other.address, &other.at)
+        self.settings == other.settings
+    }
+
+    /// How often it is asked again about a request that runs; `None` for never.
+    pub fn recheck(&self) -> Option<Duration> {
+        self.settings.recheck
+    }
+
+    /// The fields of a request that it gets, from the request's head.
+    pub fn fields(&self, head: &[u8]) -> Fields {
+        Fields::of(head, &self.settings.headers)
     }
 
     /// Whether it is asked on this occasion.
     pub fn is_asked(&self, at: At) -> bool {
-        self.at.contains(&at)
+        self.settings.at.contains(&at)
     }
 
     /// Asks, unless this occasion is not asked about or the same question was answered lately.
@@ -226,28 +113,28 @@ impl Authority {
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn ask(&self, question: Question) -> Result<(), AuthorizeError> {
+    pub async fn ask(&self, question: Question) -> Result<Arc<Grant>, AuthorizeError> {
         if !self.is_asked(question.at) {
-            return Ok(());
+            return Ok(Arc::default());
         }
         let verdict = match self.remembered(&question) {
             Some(verdict) => verdict,
             None => {
                 let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(&question)).await;
                 let (verdict, good_for) = asked.unwrap_or_else(|_| Err(silent())).map_err(|e| {
-                    tracing::warn!("cannot ask {}: {e}", self.address);
+                    tracing::warn!("cannot ask {}: {e}", self.settings.address);
                     AuthorizeError::Failed(e)
                 })?;
-                self.remember(question, verdict, good_for);
+                self.remember(question, verdict.clone(), good_for);
                 verdict
             }
         };
-        if verdict { Ok(()) } else { Err(AuthorizeError::No) }
+        verdict.map_err(AuthorizeError::No)
     }
 
     /// Where it is asked.
     pub(crate) fn address(&self) -> &Address {
-        &self.address
+        &self.settings.address
     }
 
     /// How long it takes to answer, whatever the answer is. Cancellation safe.
@@ -257,34 +144,38 @@ impl Authority {
     pub(crate) async fn time(&self, question: &Question) -> io::Result<Duration> {
         let began = Instant::now();
         let asked = tokio::time::timeout(ANSWER_WITHIN, self.ask_now(question)).await;
-        asked.unwrap_or_else(|_| Err(silent()))?;
+        drop(asked.unwrap_or_else(|_| Err(silent()))?);
         Ok(began.elapsed())
     }
 
-    async fn ask_now(&self, question: &Question) -> io::Result<(bool, Duration)> {
-        let json = serde_json::to_vec(question)?;
-        match &self.address.location {
+    async fn ask_now(&self, question: &Question) -> io::Result<(Verdict, Duration)> {
+        let Address { location, path } = &self.settings.address;
+        match location {
             AuthorityAddr::Tcp(address) => {
-                exchange(TcpStream::connect(address.get()).await?, &self.address.path, json).await
+                exchange(TcpStream::connect(address.get()).await?, path, question).await
             }
             AuthorityAddr::Unix(socket) => {
-                exchange(UnixStream::connect(socket).await?, &self.address.path, json).await
+                exchange(UnixStream::connect(socket).await?, path, question).await
             }
         }
     }
 
-    fn remembered(&self, question: &Question) -> Option<bool> {
+    fn remembered(&self, question: &Question) -> Option<Verdict> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        let (verdict, until) = *remembered.get(question)?;
-        if until > Instant::now() {
-            return Some(verdict);
+        let (verdict, until) = remembered.get(question)?;
+        if *until > Instant::now() {
+            return Some(verdict.clone());
         }
         remembered.remove(question);
         None
     }
 
-    fn remember(&self, question: Question, verdict: bool, good_for: Duration) {
-        if good_for.is_zero() || question.written() > MOST_QUESTION {
+    fn remember(&self, question: Question, verdict: Verdict, good_for: Duration) {
+        let is_long = match &verdict {
+            Ok(grant) => grant.models.as_ref().is_some_and(|models| models.len() > MOST_MODELS),
+            Err(refusal) => refusal.answer.body.len() > MOST_REFUSAL,
+        };
+        if good_for.is_zero() || is_long || question.written() > MOST_QUESTION {
             return;
         }
         let (mut remembered, now) =
@@ -311,50 +202,54 @@ fn silent() -> io::Error {
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     path: &str,
-    json: Vec<u8>,
-) -> io::Result<(bool, Duration)> {
+    question: &Question,
+) -> io::Result<(Verdict, Duration)> {
     let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
-    let request = Request::post(path)
-        .header(HOST, HeaderValue::from_static("localhost"))
-        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
-        .header(CONNECTION, HeaderValue::from_static("close"))
-        .body(Full::new(Bytes::from(json)))
-        .map_err(io::Error::other)?;
-    let answer = requests.send_request(request);
-    tokio::pin!(answer, connection);
-    let answer = tokio::select! {
-        answer = &mut answer => answer,
-        _ = &mut connection => answer.await,
+    let request = request(path, question)?;
+    let answered = async {
+        let (head, body) =
+            requests.send_request(request).await.map_err(io::Error::other)?.into_parts();
+        let body = if answer::has_body(head.status, &head.headers) {
+            let whole = Limited::new(body, MOST_BODY).collect().await;
+            match whole {
+                Ok(whole) => Some(whole.to_bytes()),
+                Err(e) if e.is::<http_body_util::LengthLimitError>() => None,
+                Err(e) => return Err(io::Error::other(e)),
+            }
+        } else {
+            Some(Bytes::new())
+        };
+        let verdict = answer::read(head.status, &head.headers, body.as_deref());
+        Ok((verdict.map_err(io::Error::other)?, answer::good_for(&head.headers)))
     };
-    let answer = answer.map_err(io::Error::other)?;
-    let good_for = answer
-        .headers()
-        .get(CACHE_CONTROL)
-        .and_then(|value| value.to_str().ok())
-        .map_or(Duration::ZERO, max_age);
-    match answer.status() {
-        status if status.is_success() => Ok((true, good_for)),
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Ok((false, good_for)),
-        status => Err(io::Error::other(format!("it answered {status}"))),
+    tokio::pin!(answered, connection);
+    tokio::select! {
+        answer = &mut answered => answer,
+        _ = &mut connection => answered.await,
     }
 }
 
-/// RFC 9111 section 5.2.2. Zero if any directive forbids storing. The crate `headers` compares the
-/// names of directives with regard to case, which section 5.2 forbids.
-fn max_age(value: &str) -> Duration {
-    let mut age = Duration::ZERO;
-    for directive in value.split(',').map(|directive| directive.trim().to_ascii_lowercase()) {
-        match directive.split_once('=') {
-            Some(("max-age", seconds)) => {
-                age = seconds.parse().map_or(Duration::ZERO, Duration::from_secs)
-            }
-            _ if directive == "no-store" || directive == "no-cache" => return Duration::ZERO,
-            _ => {}
+/// The question as a request: with the fields that services for nginx's `auth_request` read.
+fn request(path: &str, question: &Question) -> io::Result<Request<Full<Bytes>>> {
+    let json = serde_json::to_vec(question)?;
+    let mut request = Request::post(path)
+        .header(HOST, HeaderValue::from_static("localhost"))
+        .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
+        .header(CONNECTION, HeaderValue::from_static("close"));
+    for (name, value) in
+        [("X-Original-Method", &question.method), ("X-Original-URI", &question.uri)]
+    {
+        // Both are visible ASCII: the head was parsed.
+        if let Some(value) = value.as_deref().and_then(|value| HeaderValue::from_str(value).ok()) {
+            request = request.header(name, value);
         }
     }
-    age.min(LONGEST)
+    for (name, value) in question.fields.iter() {
+        request = request.header(name, value);
+    }
+    request.body(Full::new(Bytes::from(json))).map_err(io::Error::other)
 }
 
 impl From<AuthorizeError> for Failure {
@@ -365,84 +260,63 @@ impl From<AuthorizeError> for Failure {
 
 #[cfg(test)]
 mod tests {
+    use proto::identity::DeviceId;
+
     use super::*;
 
     #[test]
-    fn only_addresses_of_this_machine_are_accepted() {
-        for (text, shown) in [
-            ("http://127.0.0.1:9000/check", "http://127.0.0.1:9000/check"),
-            ("http://localhost:9000", "http://127.0.0.1:9000/"),
-            ("http://[::1]:9/a/b?c=d", "http://[::1]:9/a/b?c=d"),
-            ("unix:/run/check.sock:/check", "unix:/run/check.sock:/check"),
-            ("unix:/run/check.sock", "unix:/run/check.sock:/"),
-        ] {
-            assert_eq!(text.parse::<Address>().map(|a| a.to_string()).as_deref(), Ok(shown));
-        }
-        for bad in [
-            "http://10.0.0.1:1/x",
-            "http://gpu.lan:1/x",
-            "https://127.0.0.1/x",
-            "unix:run.sock",
-            "127.0.0.1:9000",
-            "http://127.0.0.1:1/a b",
-        ] {
-            assert!(bad.parse::<Address>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn an_answer_is_valid_for_its_max_age() {
-        for (value, seconds) in [
-            ("max-age=60", 60),
-            ("private, MAX-AGE=5", 5),
-            ("no-store, max-age=60", 0),
-            ("max-age=60, no-cache", 0),
-            ("max-age=soon", 0),
-            ("max-age=-1", 0),
-            ("", 0),
-            ("max-age=99999999", 86_400),
-        ] {
-            assert_eq!(max_age(value), Duration::from_secs(seconds), "{value}");
-        }
-    }
-
-    #[test]
     fn remembered_answers_are_bounded_and_expire() {
-        let authority = Authority::new("unix:/x".parse().expect("an address"), vec![At::Request]);
+        let authority = Authority::new(AuthorizeSettings {
+            address: "unix:/x".parse().expect("an address"),
+            at: vec![At::Request],
+            headers: Vec::new(),
+            recheck: None,
+        });
+        let (yes, other) = (
+            || Ok(Arc::<Grant>::default()),
+            || Ok(Arc::new(Grant { role: "models".parse().ok(), ..Grant::default() })),
+        );
         let question = |path: String| Question {
             at: At::Request,
             device: "laptop".parse().expect("a name"),
             device_id: None,
             device_uid: None,
+            enrolled: How::Code,
             key: false,
             user: None,
             role: "infer".parse().expect("a name"),
             method: Some("GET".into()),
             path: Some(path.into()),
+            uri: None,
             model: None,
             models: vec![],
+            fields: Fields::default(),
         };
-        authority.remember(question("/old".into()), true, Duration::from_nanos(1));
+        authority.remember(question("/old".into()), yes(), Duration::from_nanos(1));
         assert_eq!(authority.remembered(&question("/old".into())), None);
         let long = format!("/{}", "x".repeat(MOST_QUESTION));
-        authority.remember(question(long.clone()), true, Duration::from_secs(60));
+        authority.remember(question(long.clone()), yes(), Duration::from_secs(60));
         assert_eq!(authority.remembered(&question(long)), None);
         for i in 0..2 * MOST_OF_ONE {
-            authority.remember(question(format!("/{i}")), i == 0, Duration::from_secs(60));
+            authority.remember(
+                question(format!("/{i}")),
+                if i == 0 { other() } else { yes() },
+                Duration::from_secs(60),
+            );
         }
         assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_OF_ONE);
-        assert_eq!(authority.remembered(&question("/0".into())), Some(true));
+        assert_eq!(authority.remembered(&question("/0".into())), Some(other()));
         for _ in 0..2 * MOST_REMEMBERED / MOST_OF_ONE {
             let device_id = Some(DeviceId::generate());
             for i in 0..MOST_OF_ONE {
                 authority.remember(
                     Question { device_id, ..question(format!("/{i}")) },
-                    true,
+                    yes(),
                     Duration::from_secs(60),
                 );
             }
         }
         assert_eq!(authority.remembered.lock().expect("lock").len(), MOST_REMEMBERED);
-        assert_eq!(authority.remembered(&question("/1".into())), Some(false));
+        assert_eq!(authority.remembered(&question("/1".into())), Some(yes()));
     }
 }

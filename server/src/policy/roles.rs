@@ -87,6 +87,8 @@ pub(crate) enum Whose {
     Device,
     /// The device's list in the register, by `aditd device models`.
     Register,
+    /// The answer of `authorize`.
+    Authorize,
 }
 
 /// The route that a request asks for, before its body is read.

@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use crate::{
     audit::{Event, entry::EnrolledBy},
-    policy::authorize::{AuthorizeError, Question},
+    policy::authorize::{AuthorizeError, How, Question},
     running::Server,
     state::{
         ca::{ClockError, CsrError, DeviceKey, Issued},
@@ -142,6 +142,7 @@ impl Claim {
         match self {
             Self::User { user, name } => Ok(Question::enrolling(
                 name.clone(),
+                How::Ssh,
                 Some(user.uid),
                 Some(user_of_login(user.uid)),
                 default_role(),
@@ -153,7 +154,7 @@ impl Claim {
                 let Invited { name, role, user, .. } = invited
                     .map_err(DeviceError::Register)?
                     .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?;
-                Ok(Question::enrolling(name, None, user, role))
+                Ok(Question::enrolling(name, How::Code, None, user, role))
             }
         }
     }
@@ -188,7 +189,7 @@ impl NotEnrolled {
             Self::Request(_) => EnrollRefusal::BadRequest,
             Self::Clock(ClockError { now, .. }) => EnrollRefusal::Clock { shows: *now },
             Self::Invitation(why) => *why,
-            Self::Authorize(AuthorizeError::No) => EnrollRefusal::NotAllowed,
+            Self::Authorize(AuthorizeError::No(_)) => EnrollRefusal::NotAllowed,
             Self::Authorize(AuthorizeError::Failed(_)) => EnrollRefusal::NotAsked,
             Self::Register(_) | Self::Sign(_) => EnrollRefusal::ServerFailed,
         }

@@ -1,7 +1,7 @@
 //! Errors that we answer to an application instead of the service. They have the form of Ollama's
 //! own errors, so that every tool shows them.
 
-use std::time::SystemTime;
+use std::{sync::Arc, time::SystemTime};
 
 use crate::wire::Code;
 
@@ -17,12 +17,25 @@ pub struct ErrorAnswer {
     pub retry_after: Option<u64>,
     /// Why, and what to do.
     pub sentence: String,
+    /// What another service answered, if the application gets that in place of the sentence.
+    pub instead: Option<Arc<ServiceAnswer>>,
+}
+
+/// The refusal of another service, as it is passed on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceAnswer {
+    /// Its `Content-Type`: visible ASCII and spaces.
+    pub content_type: String,
+    /// Its `WWW-Authenticate` fields (RFC 9110 section 11.6.1): visible ASCII and spaces.
+    pub challenges: Vec<String>,
+    /// Its body. If it is empty, the application gets our sentence.
+    pub body: Vec<u8>,
 }
 
 impl ErrorAnswer {
     /// An answer without `Retry-After`.
     pub fn new(status: u16, sentence: impl Into<String>) -> Self {
-        Self { status, retry_after: None, sentence: sentence.into() }
+        Self { status, retry_after: None, sentence: sentence.into(), instead: None }
     }
 
     /// The answer with `Retry-After`, in seconds.
@@ -43,26 +56,36 @@ impl ErrorAnswer {
         now: SystemTime,
         fields: &[(&'static str, String)],
     ) -> Vec<u8> {
-        let added: String =
+        let own = self.body(line);
+        let (kind, body) = match self.instead.as_deref() {
+            Some(instead) if !instead.body.is_empty() => {
+                (instead.content_type.as_str(), instead.body.as_slice())
+            }
+            _ => ("application/json; charset=utf-8", own.as_bytes()),
+        };
+        let mut added: String =
             fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-        let body = self.body(line);
+        for challenge in self.instead.iter().flat_map(|instead| &instead.challenges) {
+            added.push_str(&format!("WWW-Authenticate: {challenge}\r\n"));
+        }
         let line = RequestLine::of(line);
         let date = httpdate::fmt_http_date(now);
         let retry = self
             .retry_after
             .map(|seconds| format!("Retry-After: {seconds}\r\n"))
             .unwrap_or_default();
-        let mut answer = format!(
-            "{} {} {}\r\nContent-Type: application/json; charset=utf-8\r\nDate: {date}\r\n{retry}{added}Content-Length: {}\r\nConnection: close\r\n\r\n",
+        let head = format!(
+            "{} {} {}\r\nContent-Type: {kind}\r\nDate: {date}\r\n{retry}{added}Content-Length: {}\r\nConnection: close\r\n\r\n",
             if line.version == Some(b"HTTP/1.0") { "HTTP/1.0" } else { "HTTP/1.1" },
             self.status,
             reason(self.status),
             body.len()
         );
+        let mut answer = head.into_bytes();
         if line.method != b"HEAD" {
-            answer.push_str(&body);
+            answer.extend_from_slice(body);
         }
-        answer.into_bytes()
+        answer
     }
 
     /// The JSON body, for the request that begins with `line`.
@@ -194,6 +217,28 @@ mod tests {
             v1.contains(r#"{"error":{"message":"adit: no \"tunnel\"","type":"api_error""#),
             "{v1}"
         );
+    }
+
+    #[test]
+    fn the_refusal_of_another_service_is_passed_on_with_its_type_and_challenges() {
+        let instead = ServiceAnswer {
+            content_type: "text/html".into(),
+            challenges: vec!["Bearer realm=\"x\"".into()],
+            body: b"<p>no".to_vec(),
+        };
+        let answer = ErrorAnswer {
+            instead: Some(Arc::new(instead.clone())),
+            ..ErrorAnswer::new(401, "adit: no")
+        };
+        let told = text(&answer, "GET / HTTP/1.1\r\n");
+        assert!(told.starts_with("HTTP/1.1 401 ") && told.ends_with("\r\n\r\n<p>no"), "{told}");
+        assert!(told.contains("Content-Type: text/html\r\n"), "{told}");
+        assert!(told.contains("WWW-Authenticate: Bearer realm=\"x\"\r\n"), "{told}");
+        assert!(told.contains("Content-Length: 5\r\n"), "{told}");
+        let empty = ServiceAnswer { body: Vec::new(), ..instead };
+        let answer = ErrorAnswer { instead: Some(Arc::new(empty)), ..answer };
+        let told = text(&answer, "GET / HTTP/1.1\r\n");
+        assert!(told.ends_with("{\"error\":\"adit: no\"}") && told.contains("Bearer"), "{told}");
     }
 
     #[test]

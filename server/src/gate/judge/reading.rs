@@ -17,6 +17,8 @@ use crate::{
     record::Refusal,
 };
 
+/// Why the models of a request are not known.
+pub(super) const UNREAD: &str = "names no model that aditd can check";
 /// The most bytes of a body that are read before it is forwarded, if the model is not known
 /// earlier.
 const MOST_BODY: usize = 48 << 20;
@@ -28,19 +30,20 @@ impl Conversation<'_> {
     /// The models that a request names, read as Ollama will; `None` if its route takes none.
     pub(super) async fn models(
         &mut self,
-        route_permit: &RoutePermit,
+        route_permit: Option<&RoutePermit>,
         head: &RequestHead,
         route: ApiRoute,
         content: &mut Content,
         running: &mut RunningRequest<'_>,
     ) -> Result<Option<Vec<String>>, Stop> {
+        let needing = route_permit.filter(|permit| permit.needs_model());
         let keys = match route.models {
             Models::None => return Ok(None),
             Models::Path => return Ok(Some(vec![Target::new(&head.target).last_segment()])),
-            Models::Unread if !route_permit.needs_model() => return Ok(None),
-            Models::Unread => {
-                return Err(route_permit.no_model("names no model that aditd can check").into());
-            }
+            Models::Unread => match needing {
+                None => return Ok(None),
+                Some(permit) => return Err(permit.no_model(UNREAD).into()),
+            },
             Models::Json(_) if head.encoded => {
                 let sentence = "adit: the model in a compressed body can't be checked: send the body uncompressed";
                 return Err(Refused::new(400, Refusal::Malformed, sentence).into());
@@ -61,8 +64,8 @@ impl Conversation<'_> {
                 return Err(refused.into());
             }
         };
-        if models.is_empty() && route_permit.needs_model() {
-            return Err(route_permit.no_model("names none").into());
+        if let Some(permit) = needing.filter(|_| models.is_empty()) {
+            return Err(permit.no_model("names none").into());
         }
         Ok(Some(models))
     }

@@ -100,6 +100,7 @@ impl Bench {
         let (head, route) = parsed(request);
         let route_permit =
             self.with_context(|context| self.gate.route_permit(context, &head, route));
+        let route_permit = route_permit.and_then(|own| own.map_err(Refused::from));
         route_permit.map_err(|refused| (refused.answer.status, refused.why))
     }
 
@@ -108,7 +109,16 @@ impl Bench {
         let route_permit = self.route_permit(request).expect("it may");
         let request_permit =
             route_permit.with_models(models.as_deref().unwrap_or_default()).expect("it may");
-        Judged { head, route, models, request_permit, authority: None }
+        Judged {
+            head,
+            route,
+            models,
+            request_permit,
+            raw_head: Bytes::new(),
+            own_role: "infer".parse().expect("a name"),
+            authority: None,
+            grant: Arc::default(),
+        }
     }
 }
 
@@ -154,16 +164,17 @@ async fn a_request_that_runs_is_refused_when_a_change_forbids_it_and_not_before(
     // A change that forbids nothing.
     bench.register.set_models(id, Some(&["a".parse().expect("a pattern")])).expect("set");
     bench.update();
-    assert!(chat.again(&bench.gate, &context).await.is_ok());
-    assert!(list.again(&bench.gate, &context).await.is_ok());
-    let refused = unread.again(&bench.gate, &context).await.expect_err("nobody knows its model");
+    assert!(chat.again(&bench.gate, &context, false).await.is_ok());
+    assert!(list.again(&bench.gate, &context, false).await.is_ok());
+    let refused =
+        unread.again(&bench.gate, &context, false).await.expect_err("nobody knows its model");
     assert_eq!(refused.why, Refusal::Model);
     bench.register.set_models(id, Some(&["b".parse().expect("a pattern")])).expect("set");
     bench.update();
-    let refused = chat.again(&bench.gate, &context).await.expect_err("another model");
+    let refused = chat.again(&bench.gate, &context, false).await.expect_err("another model");
     assert_eq!((refused.answer.status, refused.why), (403, Refusal::Model));
     bench.register.revoke(id, None, 1).expect("revoked");
     bench.update();
-    let refused = list.again(&bench.gate, &context).await.expect_err("revoked");
+    let refused = list.again(&bench.gate, &context, false).await.expect_err("revoked");
     assert_eq!((refused.answer.status, refused.why), (503, Refusal::Certificate));
 }

@@ -1,6 +1,12 @@
 //! `authorize`: a service of the owner's is asked, and its answer decides.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering::Relaxed},
+    },
+};
 
 use serde_json::Value;
 use tests::{
@@ -20,8 +26,10 @@ use tokio::{
 use crate::PROGRAM;
 
 /// Keeps each question, and answers by the path at which it was asked.
-struct Checker {
+pub(super) struct Checker {
     asked: watch::Receiver<Vec<(String, Value)>>,
+    /// The status of its answers at `/say`.
+    pub(super) say: Arc<AtomicU16>,
     _tasks: JoinSet<()>,
 }
 
@@ -29,20 +37,33 @@ impl Checker {
     fn of(upstream: Arc<Upstream>) -> Self {
         let (keep, asked) = watch::channel(Vec::new());
         let mut tasks = JoinSet::new();
+        let say = Arc::new(AtomicU16::new(200));
+        let told = say.clone();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok(tcp) = upstream.try_accept().await {
-                connections.spawn(answer(tcp, keep.clone()));
+                connections.spawn(answer(tcp, keep.clone(), told.clone()));
             }
         });
-        Self { asked, _tasks: tasks }
+        Self { asked, say, _tasks: tasks }
     }
 
-    fn count(&self) -> usize {
+    /// Waits until it was asked so often.
+    pub(super) async fn wait_for(&mut self, count: usize) {
+        let asked = self.asked.wait_for(|asked| asked.len() >= count);
+        tokio::time::timeout(SOON, asked).await.expect("it is asked").expect("it runs");
+    }
+
+    /// The head of the last question.
+    pub(super) fn last_head(&self) -> String {
+        self.asked.borrow().last().expect("a question").0.clone()
+    }
+
+    pub(super) fn count(&self) -> usize {
         self.asked.borrow().len()
     }
 
-    fn last(&self) -> Value {
+    pub(super) fn last(&self) -> Value {
         self.asked.borrow().last().expect("a question").1.clone()
     }
 }
@@ -50,19 +71,21 @@ impl Checker {
 async fn answer(
     mut tcp: impl AsyncReadExt + AsyncWriteExt + Unpin,
     keep: watch::Sender<Vec<(String, Value)>>,
+    say: Arc<AtomicU16>,
 ) {
     let mut bytes = Vec::new();
-    let (path, question) = loop {
+    let (path, head, question) = loop {
         if tcp.read_buf(&mut bytes).await.is_ok_and(|n| n > 0)
             && let Some((head, body)) = String::from_utf8_lossy(&bytes).split_once("\r\n\r\n")
             && let Ok(question) = serde_json::from_str::<Value>(body)
         {
-            break (head.split(' ').nth(1).expect("a path").to_owned(), question);
+            let path = head.split(' ').nth(1).expect("a path").to_owned();
+            break (path, head.to_owned(), question);
         }
         assert!(bytes.len() < 10_000, "no question");
     };
     let model = question["model"].as_str().unwrap_or_default().to_owned();
-    keep.send_modify(|all| all.push((path.clone(), question)));
+    keep.send_modify(|all| all.push((head, question)));
     let (status, field) = match path.as_str() {
         "/yes" => ("204 No Content", ""),
         "/cached" => ("200 OK", "Cache-Control: private, max-age=600\r\n"),
@@ -70,21 +93,44 @@ async fn answer(
         "/model" if model == "stand-in" => ("200 OK", ""),
         "/model" => ("401 Unauthorized", ""),
         "/silent" => return std::future::pending().await,
+        "/say" => match say.load(Relaxed) {
+            200 => ("200 OK", ""),
+            403 => ("403 Forbidden", ""),
+            _ => ("500 Internal Server Error", ""),
+        },
+        "/grants" => ("200 OK", "Content-Type: application/json\r\n"),
+        "/unknown-role" => ("200 OK", "X-Adit-Role: nobody-made-it\r\n"),
+        "/models" => ("200 OK", "X-Adit-Models: other*\r\n"),
+        "/page" => (
+            "401 Unauthorized",
+            "Content-Type: text/html\r\nWWW-Authenticate: Bearer realm=\"team\"\r\n",
+        ),
+        "/long" => ("403 Forbidden", "Content-Type: text/html\r\n"),
         _ => ("500 Internal Server Error", ""),
     };
-    let length = if status.starts_with("204") { "" } else { "Content-Length: 0\r\n" };
-    let _ = tcp.write_all(format!("HTTP/1.1 {status}\r\n{field}{length}\r\n").as_bytes()).await;
+    let body = match path.as_str() {
+        "/grants" => r#"{"role":"models","user":"ada","other":1}"#.to_owned(),
+        "/page" => "<p>Ask Ada.".to_owned(),
+        "/long" => "x".repeat(40_000),
+        _ => String::new(),
+    };
+    let length = match status {
+        "204 No Content" => String::new(),
+        _ => format!("Content-Length: {}\r\n", body.len()),
+    };
+    let _ =
+        tcp.write_all(format!("HTTP/1.1 {status}\r\n{field}{length}\r\n{body}").as_bytes()).await;
 }
 
-struct Guarded {
-    world: World,
-    checker: Checker,
+pub(super) struct Guarded {
+    pub(super) world: World,
+    pub(super) checker: Checker,
     address: String,
     config: PathBuf,
 }
 
 impl Guarded {
-    async fn start(path: &str, at: &str) -> Self {
+    pub(super) async fn start(path: &str, at: &str) -> Self {
         let upstream = Arc::new(Upstream::start().await);
         let address = upstream.flag("http");
         let config = format!("authorize = '{address}/{path}'\nauthorize_at = {at}");
@@ -92,18 +138,23 @@ impl Guarded {
         Self { checker: Checker::of(upstream), address, config: world.config(), world }
     }
 
-    async fn ask_at(&self, path: &str) {
-        std::fs::write(&self.config, format!("authorize = '{}/{path}'", self.address))
+    pub(super) async fn ask_at(&self, path: &str) {
+        self.ask_with(path, "").await;
+    }
+
+    /// With more lines of the configuration.
+    pub(super) async fn ask_with(&self, path: &str, more: &str) {
+        std::fs::write(&self.config, format!("authorize = '{}/{path}'\n{more}", self.address))
             .expect("written");
         let reload = self.world.aditd(&["reload"]).await;
         assert_eq!(reload.code, Some(0), "{}", reload.stderr);
     }
 }
 
-const TAGS: &str =
+pub(super) const TAGS: &str =
     "GET /api/tags?secret=1 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 
-async fn status(up: &tests::world::Up, request: &str) -> u16 {
+pub(super) async fn status(up: &tests::world::Up, request: &str) -> u16 {
     let answer = raw::exchange(up.address, request).await;
     answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
 }
@@ -128,7 +179,7 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     let generate = r#"{"model":"stand-in","prompt":"x","options":{"num_predict":1}}"#;
     assert_eq!(status(&up, &raw::post("/api/generate", generate)).await, 200);
     assert_eq!(guarded.checker.last()["model"], "stand-in");
-    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"secret"}"#)).await, 403);
+    assert_eq!(status(&up, &raw::post("/api/chat", r#"{"model":"secret"}"#)).await, 401);
     assert_eq!(
         status(&up, &raw::post("/api/chat", r#"{"model":"stand-in","Model":"secret"}"#)).await,
         400,

@@ -3,6 +3,7 @@
 mod ambiguous;
 mod audit;
 mod authorize;
+mod authorize_answers;
 mod bodies;
 mod cancel;
 mod dialling;

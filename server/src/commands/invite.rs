@@ -120,7 +120,7 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     if let Some(uid) = freed.and_then(|freed| freed.uid) {
         say(format!(
-            "Note: `{device}` was the name of a device of another user (uid {uid}); whoever uses this code gets it."
+            "Note: `{device}` was the name of a device of another user (uid {uid}); the device that enrolls with this code gets the name."
         ));
     }
     if invite.qr {

@@ -297,6 +297,6 @@ async fn revoke(state: &State, audit: &AuditSettings, name: &str) -> Result<(), 
     let event = Event::Revoke { device: key.subject(), reason: None, uid: process::uid() };
     audit::note_or_say(audit, &event);
     in_force(state).await?;
-    say(format!("Revoked the key {} {}; what it ran is cut.", key.name, key.id));
+    say(format!("Revoked the key {} {}; its running answers were cut.", key.name, key.id));
     Ok(())
 }

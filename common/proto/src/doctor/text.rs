@@ -111,11 +111,13 @@ fn shown_cure(Cure { note, command }: &Cure, style: Style) -> String {
 /// A text of another program on one line, without characters that would control the terminal.
 fn plain(text: &str) -> String {
     let shown = |c: char| match c {
-        '\n' | '\t' => " ".to_owned(),
+        '\t' => " ".to_owned(),
         c if misleads(c) => c.escape_default().to_string(),
         c => c.to_string(),
     };
-    text.chars().map(shown).collect()
+    // The rows may be indented.
+    let rows: Vec<_> = text.split('\n').map(|row| row.trim_matches(' ')).collect();
+    rows.join(" ").chars().map(shown).collect()
 }
 
 #[cfg(test)]
@@ -159,7 +161,7 @@ This laptop
           adit up --listen localhost:11500 --state-dir '/home/somebody/with/a/very/long/path/for/this'
 
 The box (gpu): run its commands there
-  warn  box: \\u{1b}[2Jx   ok    all is well
+  warn  box: \\u{1b}[2Jx ok    all is well
   --    models, at once: not checked: needs `Ollama`
 
 5 checks: 1 bad, 1 warn, 1 ok, 2 not checked";

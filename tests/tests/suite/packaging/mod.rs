@@ -2,5 +2,6 @@
 
 mod completions;
 mod containers;
+mod packages;
 mod service;
 mod units;

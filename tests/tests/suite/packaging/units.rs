@@ -6,10 +6,10 @@ use tests::{skip, systemd};
 
 use crate::PROGRAM;
 
-const SERVER: &str = include_str!("../../../../server/packaging/aditd.service");
+pub(super) const SERVER: &str = include_str!("../../../../server/packaging/aditd.service");
 const SERVER_OF_USER: &str = include_str!("../../../../server/packaging/user/aditd.service");
 const CLIENT: &str = include_str!("../../../../client/packaging/adit.service");
-const SYSUSERS: &str = include_str!("../../../../server/packaging/sysusers.conf");
+pub(super) const SYSUSERS: &str = include_str!("../../../../server/packaging/sysusers.conf");
 
 /// Runs `systemd-analyze`. `None` if it is not there.
 fn analyze(args: &[&str], unit: &Path) -> Option<(bool, String)> {

@@ -1,6 +1,7 @@
 //! What stands behind the gate's two hooks: limits and the queue before a request, the audit log
 //! and the metrics after it.
 
+mod live;
 pub(crate) mod queue;
 pub(crate) mod running;
 
@@ -12,7 +13,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use common::machine::{
@@ -24,9 +25,13 @@ use proto::{
     identity::{DeviceId, Name},
     ollama::{answer::RETRY_SOON, route::RouteClass},
 };
+use serde::Serialize;
 use tokio::sync::Notify;
 
-use self::running::RunningCharge;
+use self::{
+    live::{LiveRequest, LiveRequests},
+    running::RunningCharge,
+};
 use crate::{
     accounting::queue::{Queue, QueueFull},
     audit::{Audit, AuditSettings, Event},
@@ -67,6 +72,8 @@ pub(crate) struct Accounting {
     pub queue: Arc<Queue>,
     queue_header: Arc<AtomicBool>,
     pub audit: Arc<Audit>,
+    /// The requests that run.
+    pub live: Arc<LiveRequests>,
     pub metrics: Arc<Metrics>,
     usage: Arc<UsageFile>,
     speed: Arc<Speed>,
@@ -123,7 +130,23 @@ impl Observer for Accounting {
         self.metrics.piece(route, after);
     }
 
+    fn began(&self, record: &RequestRecord) -> Option<u64> {
+        #[derive(Serialize)]
+        struct Began<'a> {
+            event: &'static str,
+            #[serde(flatten)]
+            request: &'a LiveRequest,
+        }
+        let request = self.live.begin(record);
+        let began = Began { event: "request_began", request: &request };
+        self.audit.events().send(SystemTime::now(), &began);
+        Some(request.request)
+    }
+
     fn ended(&self, record: &RequestRecord) {
+        if let Some(number) = record.number {
+            self.live.end(number);
+        }
         let charge = Charge::of(record, self.speed.get());
         self.speed.learn(record);
         self.limiter.settle(record.asker.id, record.tokens.charged, charge.sum(), unix_now());
@@ -145,6 +168,7 @@ impl Accounting {
             queue_header: Arc::new(AtomicBool::new(settings.queue_header)),
             audit: Audit::start(settings.audit.clone())
                 .map_err(|e| e.named_by("`audit_dir` in the configuration"))?,
+            live: Arc::default(),
             metrics: Arc::default(),
             usage,
             speed: Arc::default(),
@@ -277,6 +301,7 @@ mod tests {
             queue: Queue::new(NonZeroUsize::new(1), 1),
             queue_header: Arc::default(),
             audit: Audit::start(AuditSettings::in_dir(&dir.join("log"))).expect("started"),
+            live: Arc::default(),
             metrics: Arc::default(),
             usage: Arc::new(UsageFile::new(dir)),
             speed: Arc::default(),

@@ -5,11 +5,13 @@
 //! the requests, [`crate::commands::audit`] is `aditd audit`.
 
 pub(crate) mod entry;
+mod events;
 pub(crate) mod log;
 pub(crate) mod read;
 mod writer;
 
 pub(crate) use entry::Event;
+pub(crate) use events::Events;
 pub(crate) use writer::{Audit, AuditStatus};
 
 use std::{

@@ -13,7 +13,7 @@ use common::machine::{
 
 use crate::{
     commands::{
-        audit, backup,
+        api, audit, backup,
         beside::{self, Beside},
         ca,
         completions::completed,
@@ -90,6 +90,13 @@ enum Command {
     Replace,
     /// Make the running server read its configuration again, like SIGHUP; a bad file changes nothing
     Reload,
+    /// Print where this server's API is: HTTP with JSON at a Unix socket
+    #[command(after_help = API_HELP)]
+    Api {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Show the audit log: requests, sessions, and changes to devices
     Audit(audit::AuditQuery),
     /// Find out what is wrong on this machine, and what cures it
@@ -112,6 +119,11 @@ enum Command {
 pub fn command() -> clap::Command {
     Cli::command()
 }
+
+/// How the API is used.
+const API_HELP: &str = "\
+To list its calls: curl --unix-socket \"$(aditd api)\" http://localhost/v1
+Events as they happen: curl -N --unix-socket \"$(aditd api)\" http://localhost/v1/events";
 
 /// How `doctor` ends, for scripts.
 const DOCTOR_HELP: &str = "Exit code: 0 nothing is bad, 1 something is bad";
@@ -251,6 +263,11 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             on_one_thread()?.block_on(replace::run(&dir))
         }
         Command::Reload => on_one_thread()?.block_on(reload::run(flags)),
+        Command::Api { json } => {
+            let dir = flags.state_dir()?;
+            become_owner_of(&dir)?;
+            api::run(&dir, json)
+        }
         Command::Audit(show) => {
             let (audit, state) = on_one_thread()?.block_on(beside::audit_dir(flags))?;
             become_owner_of(&audit)?;

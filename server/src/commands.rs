@@ -1,5 +1,6 @@
 //! The commands of `aditd` that run beside a running server.
 
+pub(crate) mod api;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod beside;

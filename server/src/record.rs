@@ -223,6 +223,11 @@ pub(crate) trait Observer: Send + Sync {
     /// A piece of an answer has come, `after` the one before it.
     fn piece(&self, _route: RouteClass, _after: Duration) {}
 
+    /// A request is let pass; returns its number.
+    fn began(&self, _record: &RequestRecord) -> Option<u64> {
+        None
+    }
+
     fn ended(&self, record: &RequestRecord);
 }
 
@@ -250,6 +255,8 @@ impl Observer for Nobody {
 #[derive(Debug, Clone)]
 pub(crate) struct RequestRecord {
     pub asker: Asker,
+    /// Its number among the requests of this process that were let pass; `None` if it was not.
+    pub number: Option<u64>,
     /// The device's role when it was checked.
     pub role: Name,
     /// The method; empty if it could not be read.

@@ -1,5 +1,6 @@
 //! The running server, as its parts and the other commands see it.
 
+mod changes;
 pub(crate) mod replacement;
 pub(crate) mod sessions;
 mod status;
@@ -12,7 +13,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use common::{machine::report::Failure, transport::carrier::SystemSocket};
@@ -299,9 +300,16 @@ impl Server {
         // One at a time: an older state must not replace a newer one.
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
+        let before = self.policy.snapshot();
         self.policy.update(snapshot);
         self.gate.judge_again();
         let snapshot = self.policy.snapshot();
+        let events = self.accounting.audit.events();
+        if events.are_read() {
+            for change in changes::changes(&before, &snapshot) {
+                events.send(SystemTime::now(), &change);
+            }
+        }
         let keys = snapshot.keys().filter(|key| key.revoked.is_none()).map(|key| key.id);
         let devices: HashSet<_> = snapshot.devices().map(|device| device.id).chain(keys).collect();
         self.accounting.limiter.retain(|id| devices.contains(&id));

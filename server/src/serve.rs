@@ -2,6 +2,7 @@
 //! stopped or another process replaces it.
 
 mod answers;
+mod api;
 pub(crate) mod certificate;
 mod doors;
 mod drain;

@@ -1,6 +1,6 @@
 //! The control socket: a command on the same machine sends the running process one request, and
 //! gets one answer, in JSON. An answer may grant something that lasts as long as the process that
-//! asked.
+//! asked. A program that speaks HTTP there is answered by somebody else.
 
 use std::{
     convert::Infallible,
@@ -115,25 +115,40 @@ impl Control {
     }
 
     /// Answers requests until `retired` is cancelled: then it takes no more, and ends when it has
-    /// answered those that it has. A malformed or slow request does not affect others.
-    pub async fn serve_until<Q, A, F>(
+    /// answered those that it has. A malformed or slow request does not affect others. Connections
+    /// on which HTTP is spoken go to `http`, with all of their bytes.
+    pub async fn serve_until<Q, A, F, H>(
         &self,
         answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+        http: impl Fn(UnixStream) -> H + Clone + Send + Sync + 'static,
         retired: &CancellationToken,
     ) where
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + Sync + 'static,
-        F: Future<Output = A> + Send,
+        F: Future<Output = A> + Send + 'static,
+        H: Future<Output = ()> + Send + 'static,
     {
-        let answer = move |request| {
-            let answer = answer(request);
-            async move { (answer.await, None::<()>) }
+        let serve = move |stream: UnixStream| {
+            let (answer, http) = (answer.clone(), http.clone());
+            async move {
+                let first = tokio::time::timeout(ANSWER_WITHIN, first_byte(&stream)).await;
+                // The length of a request is far less than 2^24 bytes.
+                if first??.is_ascii_alphabetic() {
+                    http(stream).await;
+                    return Ok(());
+                }
+                let answer = |request| {
+                    let answer = answer(request);
+                    async move { (answer.await, None::<()>) }
+                };
+                answer_one(stream, answer).await
+            }
         };
         let mut asked = tokio::task::JoinSet::new();
         tokio::select! {
             biased;
             () = retired.cancelled() => {}
-            never = self.accept_all(answer, &mut asked) => match never {},
+            never = self.accept_all(serve, &mut asked) => match never {},
         }
         while asked.join_next().await.is_some() {}
     }
@@ -149,27 +164,24 @@ impl Control {
         Q: DeserializeOwned + Send + 'static,
         A: Serialize + Send + Sync + 'static,
         G: Send + 'static,
-        F: Future<Output = (A, Option<G>)> + Send,
+        F: Future<Output = (A, Option<G>)> + Send + 'static,
     {
-        self.accept_all(answer, &mut tokio::task::JoinSet::new()).await
+        let serve = move |stream| answer_one(stream, answer.clone());
+        self.accept_all(serve, &mut tokio::task::JoinSet::new()).await
     }
 
-    async fn accept_all<Q, A, G, F>(
+    async fn accept_all<F>(
         &self,
-        answer: impl Fn(Q) -> F + Clone + Send + Sync + 'static,
+        serve: impl Fn(UnixStream) -> F,
         asked: &mut tokio::task::JoinSet<io::Result<()>>,
     ) -> Infallible
     where
-        Q: DeserializeOwned + Send + 'static,
-        A: Serialize + Send + Sync + 'static,
-        G: Send + 'static,
-        F: Future<Output = (A, Option<G>)> + Send,
+        F: Future<Output = io::Result<()>> + Send + 'static,
     {
         loop {
             tokio::select! {
                 (stream, _) = accept("the control socket", || self.listener.accept()) => {
-                    let answer = answer.clone();
-                    asked.spawn(async move { answer_one(stream, answer).await });
+                    asked.spawn(serve(stream));
                 }
                 Some(_) = asked.join_next() => {}
             }
@@ -208,6 +220,19 @@ fn note_pid(mut lock: &File) {
     let _ = lock.set_len(0).and_then(|()| {
         io::Write::write_all(&mut lock, format!("{}\n", std::process::id()).as_bytes())
     });
+}
+
+/// The first byte that the other end sends; it is not taken from the stream.
+async fn first_byte(stream: &UnixStream) -> io::Result<u8> {
+    let mut byte = [0];
+    let peek = || {
+        let (taken, _) = rustix::net::recv(stream, &mut byte, rustix::net::RecvFlags::PEEK)?;
+        Ok(taken)
+    };
+    match stream.async_io(tokio::io::Interest::READABLE, peek).await? {
+        0 => Err(io::ErrorKind::UnexpectedEof.into()),
+        _ => Ok(byte[0]),
+    }
 }
 
 async fn answer_one<Q: DeserializeOwned, A: Serialize, G, F: Future<Output = (A, Option<G>)>>(
@@ -322,7 +347,11 @@ pub fn is_running(dir: &Path) -> bool {
     socket_path(dir).is_ok_and(|path| std::os::unix::net::UnixStream::connect(path).is_ok())
 }
 
-fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
+/// The path of the control socket of a directory.
+///
+/// # Errors
+/// If it is too long for a socket.
+pub fn socket_path(dir: &Path) -> Result<PathBuf, FileError> {
     let path = dir.join("control.sock");
     if path.as_os_str().len() > MAX_SOCKET_PATH {
         let why = format!(
@@ -389,7 +418,11 @@ mod tests {
                 retired.cancel();
                 answer
             };
-            tokio::join!(ask_last, old.serve_until(|q: u32| async move { q + 1 }, &retired)).0
+            tokio::join!(
+                ask_last,
+                old.serve_until(|q: u32| async move { q + 1 }, |_| async {}, &retired)
+            )
+            .0
         };
         assert_eq!(answering.await, Some(2), "what was asked before is answered");
         old.give_up();

@@ -316,6 +316,9 @@ pub(crate) enum EnrolledBy {
 pub(crate) struct RequestEntry {
     #[serde(flatten)]
     device: Subject,
+    /// Its number among the requests of its process that were let pass.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request: Option<u64>,
     role: Name,
     carrier: &'static str,
     remote: SocketAddr,
@@ -341,10 +344,32 @@ pub(crate) struct RequestEntry {
 }
 
 impl Event {
+    /// Whether it is a change of the register. The running server notices those by itself, whoever
+    /// makes them.
+    pub(super) fn is_of_register(&self) -> bool {
+        matches!(
+            self,
+            Self::Enroll { .. }
+                | Self::Revoke { .. }
+                | Self::Restore { .. }
+                | Self::Confirm { .. }
+                | Self::Rename { .. }
+                | Self::Forget { .. }
+                | Self::Role { .. }
+                | Self::Models { .. }
+                | Self::KeyCreate { .. }
+                | Self::KeyRotate { .. }
+                | Self::Assign { .. }
+                | Self::UserRevoke { .. }
+                | Self::UserRestore { .. }
+        )
+    }
+
     /// The line of a request that has ended, and of what it was charged.
     pub(crate) fn request(record: &RequestRecord, charge: &Charge) -> Self {
         Self::Request(Box::new(RequestEntry {
             device: (&record.asker).into(),
+            request: record.number,
             role: record.role.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
@@ -375,13 +400,13 @@ pub(crate) fn ms(time: Duration) -> f64 {
 }
 
 /// The line of an event, with its newline.
-pub(crate) fn line(at: SystemTime, event: &Event) -> Vec<u8> {
+pub(crate) fn line<E: Serialize>(at: SystemTime, event: &E) -> Vec<u8> {
     #[derive(Serialize)]
-    struct AuditLine<'a> {
+    struct AuditLine<'a, E> {
         // First, so that the first bytes of a file tell its age.
         time: String,
         #[serde(flatten)]
-        event: &'a Event,
+        event: &'a E,
     }
     let mut bytes =
         serde_json::to_vec(&AuditLine { time: timestamp(at), event }).unwrap_or_default();
@@ -399,7 +424,7 @@ pub(crate) fn timestamp(at: SystemTime) -> String {
 
 /// Text from an application: control characters that a terminal would obey are escaped, and the
 /// length is bounded.
-fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(LONGEST));
     for (i, c) in text.chars().enumerate() {
         if i == LONGEST {
@@ -430,6 +455,7 @@ pub(crate) mod tests {
                 remote: "10.0.0.7:4000".parse().expect("an address"),
                 carrier: CarrierKind::Udp,
             },
+            number: None,
             role: "infer".parse().expect("a name"),
             method: "POST".into(),
             path: "/api/chat".into(),

@@ -18,7 +18,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::{
-    AuditSettings,
+    AuditSettings, Events,
     entry::{self, Event},
     log::Log,
 };
@@ -40,6 +40,7 @@ pub(crate) struct Audit {
     required: bool,
     dir: PathBuf,
     to_writer: SyncSender<Message>,
+    events: Arc<Events>,
     state: Arc<WriterState>,
 }
 
@@ -92,12 +93,22 @@ impl Audit {
         let thread =
             std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&events));
         thread.map_err(FileError::io("write", &settings.dir))?;
-        Ok(Arc::new(Self { required: settings.required, dir: settings.dir, to_writer, state }))
+        Ok(Arc::new(Self {
+            required: settings.required,
+            dir: settings.dir,
+            to_writer,
+            events: Arc::default(),
+            state,
+        }))
     }
 
     /// Notes an event that has just happened.
     pub(crate) fn note(&self, event: Event) {
-        match self.to_writer.try_send(Message::Event(SystemTime::now(), event)) {
+        let now = SystemTime::now();
+        if !event.is_of_register() {
+            self.events.send(now, &event);
+        }
+        match self.to_writer.try_send(Message::Event(now, event)) {
             Ok(()) => {}
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                 self.state.lost(1);
@@ -106,6 +117,11 @@ impl Audit {
                 }
             }
         }
+    }
+
+    /// Those who read events as they happen.
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
     }
 
     /// Whether requests must be refused because they can't be logged.

@@ -18,6 +18,8 @@ use proto::{
     wire::Reason,
 };
 
+use serde_json::json;
+
 use self::shown::{Listing, Single, list, show, shown};
 use crate::{
     audit::{self, AuditSettings, Event},
@@ -64,6 +66,9 @@ pub(crate) enum Command {
         /// Let the device use all models that its role allows
         #[arg(long)]
         all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Say whose a device is: what one user's devices and keys ask for is counted together
     User {
@@ -140,11 +145,15 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             say(format!("{} {} has the role `{role}` now.", device.name, device.id));
             Ok(())
         }
-        Command::Models { device, models, all: false } if models.is_empty() => {
+        Command::Models { device, models, all: false, json } if models.is_empty() => {
             let device = state.register.find(&device)?;
+            if json {
+                let models = device.models;
+                return data(to_json(&json!({"schema": 1, "models": models}))?);
+            }
             data(models::listed(device.models.as_deref(), &device.role))
         }
-        Command::Models { device, models, all } => {
+        Command::Models { device, models, all, json: _ } => {
             let device = enrolled(&state, &device)?;
             state.register.set_models(device.id, (!all).then_some(models.as_slice()))?;
             let named = (!all).then(|| models.iter().map(ToString::to_string).collect());

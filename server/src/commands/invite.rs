@@ -41,7 +41,7 @@ pub(crate) struct Invite {
     #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "user", "advertise"])]
     list: bool,
     /// Print JSON
-    #[arg(long, requires = "list")]
+    #[arg(long)]
     json: bool,
     /// Let the code expire after this time, at most 7d
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = process::parse_time)]
@@ -110,7 +110,20 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     // The server also notices by itself within a moment; this is faster.
     let running = control::ask::<_, Answer>(&state.dir, &Request::Refresh).await;
     let code = invitation.code();
-    data(&code)?;
+    if invite.json {
+        #[derive(Serialize)]
+        struct Made<'a> {
+            schema: u32,
+            device: &'a Name,
+            code: &'a str,
+            expires: i64,
+            addresses: &'a [String],
+        }
+        let addresses = &invitation.addresses;
+        data(to_json(&Made { schema: 1, device: &device, code: &code, expires, addresses })?)?;
+    } else {
+        data(&code)?;
+    }
     let ttl = human::time(invite.ttl);
     say(format!(
         "This code works once and expires in {ttl}. On the device run `adit enroll` and paste the code."

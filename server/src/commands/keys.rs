@@ -17,6 +17,8 @@ use proto::{
     ollama::model::ModelPattern,
 };
 
+use serde_json::json;
+
 use self::shown::{Listing, list, shown, until};
 use crate::{
     audit::{self, AuditSettings, Event},
@@ -54,6 +56,9 @@ pub(crate) enum Command {
         /// Say whose it is: what one user's devices and keys ask for is counted together
         #[arg(long, value_name = "USER")]
         user: Option<UserName>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// List all keys
     List {
@@ -79,6 +84,9 @@ pub(crate) enum Command {
         /// Let the key use all models that its role allows
         #[arg(long)]
         all: bool,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Say whose a key is
     User {
@@ -101,6 +109,9 @@ pub(crate) enum Command {
         /// Let the new secret end after this time [default: as long as the old one]
         #[arg(long, value_name = "TIME", value_parser = parse_time)]
         expires: Option<Duration>,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// End a key and its running answers, at once
     Revoke {
@@ -117,11 +128,11 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
         (state, _) => state?,
     };
     match command {
-        Command::Create { name, role, models, expires, user } => {
+        Command::Create { name, role, models, expires, user, json } => {
             beside.must_know(&role)?;
             let expires = ends_at(expires)?;
             let new = NewKey { name, role, models, user, expires };
-            create(&state, audit, &new).await?;
+            create(&state, audit, &new, json).await?;
             if let Some(note) = beside.https_note() {
                 say(typed(note));
             }
@@ -148,11 +159,15 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             say(format!("Key {} {} has the role `{role}` now.", key.name, key.id));
             Ok(())
         }
-        Command::Models { key, models, all: false } if models.is_empty() => {
+        Command::Models { key, models, all: false, json } if models.is_empty() => {
             let key = state.register.find_key(&key)?;
+            if json {
+                let models = key.models;
+                return data(to_json(&json!({"schema": 1, "models": models}))?);
+            }
             data(models::listed(key.models.as_deref(), &key.role))
         }
-        Command::Models { key, models, all } => {
+        Command::Models { key, models, all, json: _ } => {
             let key = valid(&state, &key)?;
             state.register.set_key_models(key.id, (!all).then_some(models.as_slice()))?;
             let named = (!all).then(|| models.iter().map(ToString::to_string).collect());
@@ -166,8 +181,8 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             Ok(())
         }
         Command::User { key, user, none: _ } => assign(&state, audit, &key, user.as_ref()).await,
-        Command::Rotate { key, overlap, expires } => {
-            rotate(&state, audit, &key, overlap, expires).await
+        Command::Rotate { key, overlap, expires, json } => {
+            rotate(&state, audit, &key, overlap, expires, json).await
         }
         Command::Revoke { key } => revoke(&state, audit, &key).await,
     }
@@ -212,7 +227,31 @@ async fn assign(
     Ok(())
 }
 
-async fn create(state: &State, audit: &AuditSettings, new: &NewKey) -> Result<(), Failure> {
+/// Prints a secret, the only time that it is shown.
+fn print_secret(
+    key: &Key,
+    secret: &ApiKey,
+    expires: Option<i64>,
+    as_json: bool,
+) -> Result<(), Failure> {
+    if !as_json {
+        return data(secret.reveal());
+    }
+    data(to_json(&json!({
+        "schema": 1,
+        "name": key.name,
+        "id": key.id,
+        "secret": secret.reveal(),
+        "expires": expires,
+    }))?)
+}
+
+async fn create(
+    state: &State,
+    audit: &AuditSettings,
+    new: &NewKey,
+    as_json: bool,
+) -> Result<(), Failure> {
     state.ca.check_clock(unix_now())?;
     let secret = ApiKey::generate();
     let key = state.register.create_key(new, &secret, unix_now())?;
@@ -227,7 +266,7 @@ async fn create(state: &State, audit: &AuditSettings, new: &NewKey) -> Result<()
         },
     );
     in_force(state).await?;
-    data(secret.reveal())?;
+    print_secret(&key, &secret, new.expires, as_json)?;
     say(format!(
         "This is the key `{}` (role `{}`, {}). It is not shown again.",
         key.name,
@@ -243,6 +282,7 @@ async fn rotate(
     name: &str,
     overlap: Duration,
     expires: Option<Duration>,
+    as_json: bool,
 ) -> Result<(), Failure> {
     if overlap > LONGEST {
         return Err(Failure::new("the old secret works for ten years at the most")
@@ -272,7 +312,7 @@ async fn rotate(
         },
     );
     in_force(state).await?;
-    data(secret.reveal())?;
+    print_secret(&key, &secret, expires, as_json)?;
     let old = match overlap.as_secs() {
         0 => "The old secret has ended.".to_owned(),
         _ => format!("The old secret works for {} more.", human::time(overlap)),

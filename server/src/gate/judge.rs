@@ -191,6 +191,7 @@ impl<'a> Conversation<'a> {
                 };
                 let ThrottlePermit { turn, limit, held, account, .. } = ticket;
                 running.outgoing.account = account;
+                running.let_pass();
                 let hold = Hold { turn, held: None, _ticket: held, limit };
                 Ok(Judgement { request, judged, hold, running })
             }

@@ -79,6 +79,7 @@ impl<'a> RunningRequest<'a> {
         let route = head.map_or(RouteClass::Other, |(_, route)| route.class);
         let record = RequestRecord {
             asker: asker.clone(),
+            number: None,
             role,
             method: head.map(|(head, _)| head.method.clone()).unwrap_or_default(),
             path: head.map(|(head, _)| path(head)).unwrap_or_default(),
@@ -132,6 +133,11 @@ impl<'a> RunningRequest<'a> {
     /// Sets the person who makes it and its role, which `authorize` may have chosen.
     pub(super) fn set_caller(&mut self, user: Option<UserName>, role: Name) {
         (self.record.asker.user, self.record.role) = (user, role);
+    }
+
+    /// The request is let pass.
+    pub(super) fn let_pass(&mut self) {
+        self.record.number = self.outgoing.observer.began(&self.record);
     }
 
     /// Records the end. `status` is set if the answer was the gate's own.

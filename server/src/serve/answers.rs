@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::machine::control::Control;
 
+use super::api::Api;
 use crate::{
     doctor,
     running::{Answer, Request, Server},
@@ -15,6 +16,7 @@ use crate::{
 /// Answers commands on this machine, until another process does.
 pub(super) async fn answer_control(control: Arc<Control>, server: Arc<Server>) {
     let replaced = server.replaced.clone();
+    let api = Arc::new(Api::new(server.clone()));
     let answer = move |request| {
         let server = server.clone();
         async move {
@@ -53,7 +55,11 @@ pub(super) async fn answer_control(control: Arc<Control>, server: Arc<Server>) {
             }
         }
     };
-    control.serve_until(answer, &replaced).await;
+    let api = move |stream| {
+        let api = api.clone();
+        async move { api.serve(stream).await }
+    };
+    control.serve_until(answer, api, &replaced).await;
     // None of the parts of the server ends by itself.
     std::future::pending().await
 }

@@ -115,6 +115,11 @@ struct OpenInvitation {
 }
 
 impl Snapshot {
+    /// The users who are revoked, and why.
+    pub(crate) fn revoked_users(&self) -> impl Iterator<Item = (&UserName, Option<&Reason>)> {
+        self.users.all().map(|(user, revoked)| (user, revoked.reason.as_ref()))
+    }
+
     /// The device with this id and this key, if it is enrolled, not revoked and not held back.
     pub fn admits(&self, id: DeviceId, key: KeyHash) -> Option<&Device> {
         self.judge(id, key).ok()

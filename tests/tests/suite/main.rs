@@ -3,6 +3,7 @@
 
 #![allow(missing_docs)]
 
+mod api;
 #[cfg(target_os = "linux")]
 mod bench;
 mod doctor;

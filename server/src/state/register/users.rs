@@ -34,6 +34,11 @@ pub(crate) struct RevokedUser {
 pub(super) struct RevokedUsers(HashMap<UserName, RevokedUser>);
 
 impl RevokedUsers {
+    /// All of them.
+    pub(super) fn all(&self) -> impl Iterator<Item = (&UserName, &RevokedUser)> {
+        self.0.iter()
+    }
+
     /// The revocation of this user, if there is one.
     pub(super) fn of(&self, user: Option<&UserName>) -> Option<&RevokedUser> {
         self.0.get(user?)

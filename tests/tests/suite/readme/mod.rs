@@ -11,6 +11,7 @@ use tests::{
 };
 
 mod errors;
+mod json;
 mod reference;
 mod status_json;
 

@@ -37,7 +37,7 @@ use crate::{
     ingress::filter::Audience,
     limits::Size,
     policy::{
-        authorize::{At, Authority, AuthorizeSettings},
+        authorize::{Address, At, Authority, AuthorizeSettings, Trust},
         roles::Rules,
         upstream::Upstream,
     },
@@ -249,6 +249,10 @@ impl Config {
         let named = serve.advertise.named()?;
         let Advertised(advertise) =
             if named.is_empty() { file.advertise.unwrap_or_default() } else { Advertised(named) };
+        let authorize = file.authorize.map(Spanned::into_inner);
+        let is_https = authorize.as_ref().is_some_and(Address::is_https);
+        let ca = file.authorize_ca.map(Spanned::into_inner);
+        let trust = is_https.then(|| Trust::new(ca.as_deref())).transpose()?;
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
         let upstream = serve.upstream.or(file.upstream).unwrap_or_default();
         Ok(Self {
@@ -269,7 +273,8 @@ impl Config {
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             rules: Arc::new(rules),
             devices,
-            authorize: file.authorize.map(|address| AuthorizeSettings {
+            authorize: authorize.map(|address| AuthorizeSettings {
+                trust,
                 address,
                 at: file.authorize_at.map_or_else(|| vec![At::Request], Spanned::into_inner),
                 headers: file

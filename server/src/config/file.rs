@@ -40,9 +40,11 @@ pub(super) struct ConfigFile {
     pub(super) tcp_relay: Option<bool>,
     pub(super) enroll_group: Option<String>,
     pub(super) enroll_socket: Option<PathBuf>,
-    pub(super) authorize: Option<Address>,
+    pub(super) authorize: Option<Spanned<Address>>,
     pub(super) authorize_at: Option<Spanned<Vec<At>>>,
     pub(super) authorize_headers: Option<Spanned<Vec<FieldName>>>,
+    pub(super) authorize_allow: Option<Spanned<Vec<String>>>,
+    pub(super) authorize_ca: Option<Spanned<PathBuf>>,
     pub(super) authorize_recheck: Option<Spanned<Recheck>>,
     #[serde(default)]
     pub(super) limits: LimitSettings,
@@ -86,7 +88,7 @@ pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
 pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let text = ConfigText::read(path)?;
     let mut file: ConfigFile = text.parse()?;
-    if let Some((at, why)) = asks_nobody(&file) {
+    if let Some((at, why)) = asks_nobody(&file).or_else(|| asks_elsewhere(&file)) {
         return Err(text.wrong_at(at, why));
     }
     let limits = LimitTable {
@@ -106,7 +108,7 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and
 /// why.
-fn asks_nobody(file: &ConfigFile) -> Option<(usize, &'static str)> {
+fn asks_nobody(file: &ConfigFile) -> Option<(usize, String)> {
     if file.authorize.is_none() {
         let alone = [
             file.authorize_at
@@ -115,15 +117,35 @@ fn asks_nobody(file: &ConfigFile) -> Option<(usize, &'static str)> {
             file.authorize_headers
                 .as_ref()
                 .map(|at| (at.span().start, "`authorize_headers` is set, but `authorize` is not")),
+            file.authorize_allow
+                .as_ref()
+                .map(|at| (at.span().start, "`authorize_allow` is set, but `authorize` is not")),
+            file.authorize_ca
+                .as_ref()
+                .map(|at| (at.span().start, "`authorize_ca` is set, but `authorize` is not")),
             file.authorize_recheck
                 .as_ref()
                 .map(|at| (at.span().start, "`authorize_recheck` is set, but `authorize` is not")),
         ];
-        return alone.into_iter().flatten().next();
+        return alone.into_iter().flatten().next().map(|(at, why)| (at, why.to_owned()));
     }
     let empty = file.authorize_at.as_ref().filter(|at| at.get_ref().is_empty())?;
     let why = "`authorize_at` is empty: name \"enroll\", \"request\" or both, or leave out `authorize` too";
-    Some((empty.span().start, why))
+    Some((empty.span().start, why.to_owned()))
+}
+
+/// `authorize` on another machine that `authorize_allow` does not name: its position, and why.
+fn asks_elsewhere(file: &ConfigFile) -> Option<(usize, String)> {
+    let authorize = file.authorize.as_ref()?;
+    let server = authorize.get_ref().elsewhere()?;
+    let allowed = file.authorize_allow.as_ref().map(Spanned::get_ref);
+    if allowed.is_some_and(|allowed| allowed.contains(&server)) {
+        return None;
+    }
+    let why = format!(
+        "`authorize` is on another machine: allow its exact address with authorize_allow = [\"{server}\"]"
+    );
+    Some((authorize.span().start, why))
 }
 
 fn place_of(text: &str, bad: &BadRole) -> usize {

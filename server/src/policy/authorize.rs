@@ -1,9 +1,10 @@
-//! `authorize`: a service of the owner's own, on this machine, that is asked over HTTP who may do
-//! what.
+//! `authorize`: a service of the owner's own that is asked over HTTP who may do what: on this
+//! machine, or over HTTPS on another one that its owner has named.
 
 mod address;
 mod answer;
 mod question;
+mod trust;
 
 use std::{
     collections::HashMap,
@@ -24,11 +25,13 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpStream, UnixStream},
 };
+use tokio_rustls::TlsConnector;
 
 pub(crate) use self::{
     address::Address,
     answer::{Grant, Refusal},
     question::{At, Fields, How, Question},
+    trust::Trust,
 };
 use self::{
     address::AuthorityAddr,
@@ -60,6 +63,8 @@ pub struct AuthorizeSettings {
     pub headers: Vec<HeaderName>,
     /// How often it is asked again about a request that runs; `None` for never.
     pub recheck: Option<Duration>,
+    /// Whose certificates are believed, if it is reached by HTTPS.
+    pub trust: Option<Trust>,
 }
 
 /// Why the service did not allow it.
@@ -149,13 +154,21 @@ impl Authority {
     }
 
     async fn ask_now(&self, question: &Question) -> io::Result<(Verdict, Duration)> {
-        let Address { location, path } = &self.settings.address;
+        let AuthorizeSettings { address, trust, .. } = &self.settings;
+        let (Address { location, path }, host) = (address, address.host());
         match location {
             AuthorityAddr::Tcp(address) => {
-                exchange(TcpStream::connect(address.get()).await?, path, question).await
+                exchange(TcpStream::connect(address.get()).await?, &host, path, question).await
             }
             AuthorityAddr::Unix(socket) => {
-                exchange(UnixStream::connect(socket).await?, path, question).await
+                exchange(UnixStream::connect(socket).await?, &host, path, question).await
+            }
+            AuthorityAddr::Https(server) => {
+                let trust = trust.as_ref().ok_or_else(|| io::Error::other("no CA is trusted"))?;
+                let name = server.name.to_str().into_owned();
+                let tcp = TcpStream::connect((name, server.port)).await?;
+                let tls = TlsConnector::from(trust.tls.clone()).connect(server.name.clone(), tcp);
+                exchange(tls.await?, &host, path, question).await
             }
         }
     }
@@ -201,13 +214,14 @@ fn silent() -> io::Error {
 
 async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    host: &str,
     path: &str,
     question: &Question,
 ) -> io::Result<(Verdict, Duration)> {
     let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
         .await
         .map_err(io::Error::other)?;
-    let request = request(path, question)?;
+    let request = request(host, path, question)?;
     let answered = async {
         let (head, body) =
             requests.send_request(request).await.map_err(io::Error::other)?.into_parts();
@@ -232,10 +246,10 @@ async fn exchange(
 }
 
 /// The question as a request: with the fields that services for nginx's `auth_request` read.
-fn request(path: &str, question: &Question) -> io::Result<Request<Full<Bytes>>> {
+fn request(host: &str, path: &str, question: &Question) -> io::Result<Request<Full<Bytes>>> {
     let json = serde_json::to_vec(question)?;
     let mut request = Request::post(path)
-        .header(HOST, HeaderValue::from_static("localhost"))
+        .header(HOST, host)
         .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
         .header(CONNECTION, HeaderValue::from_static("close"));
     for (name, value) in
@@ -271,6 +285,7 @@ mod tests {
             at: vec![At::Request],
             headers: Vec::new(),
             recheck: None,
+            trust: None,
         });
         let (yes, other) = (
             || Ok(Arc::<Grant>::default()),

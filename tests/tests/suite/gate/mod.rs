@@ -4,6 +4,7 @@ mod ambiguous;
 mod audit;
 mod authorize;
 mod authorize_answers;
+mod authorize_https;
 mod bodies;
 mod cancel;
 mod dialling;

@@ -45,6 +45,7 @@ use crate::{
         RequestRecord, Throttle, ThrottlePermit, TurnFuture,
         charge::{Charge, Speed},
     },
+    state::register::Snapshot,
 };
 
 /// How long the audit log may take to write its last lines when the server stops.
@@ -185,6 +186,14 @@ impl Accounting {
         self.queue_header.store(settings.queue_header, Relaxed);
     }
 
+    /// Takes over to whom the devices and keys of the register belong.
+    pub(crate) fn know(&self, register: &Snapshot) {
+        let devices = register.devices().map(|one| (one.id, &one.name, one.user.as_ref()));
+        let keys = register.keys().filter(|key| key.revoked.is_none());
+        let keys = keys.map(|one| (one.id, &one.name, one.user.as_ref()));
+        self.limiter.know(devices.chain(keys));
+    }
+
     /// Counts what an older process of this server has charged.
     pub(crate) fn add(&self, changes: &HashMap<DeviceId, i64>) {
         self.limiter.add(changes, unix_now());
@@ -237,9 +246,9 @@ impl Accounting {
     }
 
     fn turn(&self, device: DeviceId) -> TurnFuture {
-        let queue = self.queue.clone();
+        let (queue, account) = (self.queue.clone(), self.limiter.account(device));
         Box::pin(async move {
-            let turn = match queue.enter(device) {
+            let turn = match queue.enter(account, device) {
                 Ok(waiting) => {
                     let position = waiting.position();
                     waiting.await.map(|turn| GrantedTurn { held: Box::new(turn), position })

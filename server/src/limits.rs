@@ -1,19 +1,23 @@
-//! How much a device may ask for: requests per minute and at once, the size of a body, tokens per
+//! How much a user may ask for: requests per minute and at once, the size of a body, tokens per
 //! day.
 //!
-//! The limits come from three layers of settings (`settings`); this module counts the usage of each
-//! device. The clock and the time of day are passed in.
+//! The limits come from layers of settings (`settings`); this module counts the usage of each user
+//! and device. A device without a user counts as one. The clock and the time of day are passed in.
 
+mod account;
 mod day;
+mod exceeded;
 mod settings;
 mod store;
 
+pub(crate) use account::Account;
 pub(crate) use day::{Day, Usage};
+pub(crate) use exceeded::{Exceeded, Limit, Whose};
 pub(crate) use settings::{LimitSettings, LimitTable, Limits, Size};
 pub(crate) use store::UsageFile;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fmt,
     num::NonZeroU32,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -26,17 +30,15 @@ use governor::{
     middleware::NoOpMiddleware,
     state::{InMemoryState, NotKeyed},
 };
-use proto::{
-    human::{self, count},
-    identity::{DeviceId, Name},
-};
+use proto::identity::{DeviceId, Name, UserName};
 
+use self::account::Members;
 use crate::record::CallerKind;
 
 /// The `Retry-After` when nobody knows how long a running request takes.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Counts the usage of every device, and refuses requests above a limit. Without settings nothing
+/// Counts the usage of every user and device, and refuses requests above a limit. Without settings nothing
 /// is limited.
 pub(crate) struct Limiter<C: Clock = DefaultClock> {
     clock: C,
@@ -45,16 +47,30 @@ pub(crate) struct Limiter<C: Clock = DefaultClock> {
 
 struct Inner<C: Clock> {
     table: Arc<LimitTable>,
-    devices: HashMap<DeviceId, Counter<C>>,
+    counters: HashMap<Account, Counter<C>>,
+    members: Members,
+    /// Of each device and key; that of a user is their sum.
     tokens: Usage,
 }
 
 type Rate<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
+/// The most rates of one user that are remembered: one for each role of its devices.
+const MOST_RATES: usize = 8;
+
 struct Counter<C: Clock> {
-    limits: Limits,
-    rate: Option<Rate<C>>,
+    /// By requests per minute and burst: devices of one user may have different roles.
+    rates: HashMap<(NonZeroU32, Option<NonZeroU32>), Rate<C>>,
     at_once: u32,
+}
+
+/// An account on which a request counts, and the limits there.
+struct Counted {
+    account: Account,
+    limits: Limits,
+    whose: Whose,
+    /// Whether the request counts as running there.
+    counts_at_once: bool,
 }
 
 /// The device or key of a request.
@@ -67,87 +83,6 @@ pub(crate) struct LimitedDevice<'a> {
     pub role: &'a str,
 }
 
-/// A limit that was exceeded. Its text is a sentence for people.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) struct Exceeded {
-    pub limit: Limit,
-    pub kind: CallerKind,
-    pub device: Name,
-    /// When trying again may help; `None` if never.
-    pub retry_after: Option<Duration>,
-}
-
-/// A limit and its value.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit {
-    /// Requests per minute.
-    Rate(NonZeroU32),
-    /// Requests at once.
-    AtOnce(NonZeroU32),
-    /// Bytes of a request's body.
-    Body(u64),
-    /// Tokens per UTC day.
-    Tokens(u64),
-}
-
-impl Limit {
-    /// The name in metrics and in the audit log.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Rate(_) => "requests_per_minute",
-            Self::AtOnce(_) => "at_once",
-            Self::Body(_) => "body",
-            Self::Tokens(_) => "tokens_per_day",
-        }
-    }
-}
-
-impl Exceeded {
-    /// The HTTP status of the refusal.
-    pub(crate) fn status(&self) -> u16 {
-        if matches!(self.limit, Limit::Body(_)) { 413 } else { 429 }
-    }
-
-    /// The value of `Retry-After` in whole seconds, rounded up: a client that comes back too early
-    /// is refused again.
-    pub(crate) fn retry_after_secs(&self) -> Option<u64> {
-        self.retry_after
-            .map(|wait| wait.as_secs() + u64::from(wait.subsec_nanos() > 0))
-            .map(|secs| secs.max(1))
-    }
-}
-
-impl fmt::Display for Exceeded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { kind, device, .. } = self;
-        match self.limit {
-            Limit::Rate(most) => {
-                let requests = count(most.get(), "request");
-                write!(f, "{kind} `{device}` may make {requests} per minute")?
-            }
-            Limit::AtOnce(most) => {
-                let requests = count(most.get(), "request");
-                write!(f, "{kind} `{device}` may have {requests} running at once")?
-            }
-            Limit::Body(most) => {
-                let most = human::size(most);
-                write!(f, "{kind} `{device}` may send {most} with a request (limit `body`)")?
-            }
-            Limit::Tokens(most) => {
-                let tokens = count(most, "token");
-                write!(f, "{kind} `{device}` may use {tokens} per day (UTC), and has used them")?
-            }
-        }
-        match (self.limit, self.retry_after_secs()) {
-            (Limit::AtOnce(_), _) => f.write_str("; try again when one has ended"),
-            (_, Some(secs)) => {
-                write!(f, "; try again in {}", human::time(Duration::from_secs(secs)))
-            }
-            (_, None) => Ok(()),
-        }
-    }
-}
-
 impl Limiter {
     /// Applies `table`, and continues to count tokens from `tokens`.
     pub(crate) fn new(table: LimitTable, tokens: Usage) -> Arc<Self> {
@@ -157,7 +92,12 @@ impl Limiter {
 
 impl<C: Clock + Clone> Limiter<C> {
     fn with_clock(table: LimitTable, tokens: Usage, clock: C) -> Arc<Self> {
-        let inner = Inner { table: Arc::new(table), devices: HashMap::new(), tokens };
+        let inner = Inner {
+            table: Arc::new(table),
+            counters: HashMap::new(),
+            members: Members::default(),
+            tokens,
+        };
         Arc::new(Self { clock, inner: Mutex::new(inner) })
     }
 
@@ -166,11 +106,35 @@ impl<C: Clock + Clone> Limiter<C> {
         self.lock().table = Arc::new(table);
     }
 
-    /// Forgets devices that are no longer enrolled.
-    pub(crate) fn retain(&self, is_enrolled: impl Fn(DeviceId) -> bool) {
+    /// Takes over which devices and keys there are, each with its name and its user, and forgets the
+    /// others.
+    pub(crate) fn know<'r>(
+        &self,
+        all: impl IntoIterator<Item = (DeviceId, &'r Name, Option<&'r UserName>)>,
+    ) {
+        let (mut members, mut known) = (Members::default(), HashSet::new());
+        for (id, name, user) in all {
+            known.insert(id);
+            if let Some(user) = user {
+                members.add(id, name, user);
+            }
+        }
         let mut inner = self.lock();
-        inner.devices.retain(|id, counter| counter.at_once > 0 || is_enrolled(*id));
-        inner.tokens.retain(is_enrolled);
+        inner.counters.retain(|account, counter| {
+            let is_known = match account {
+                Account::Device(id) => known.contains(id),
+                Account::User(user) => members.has(user),
+            };
+            counter.at_once > 0 || is_known
+        });
+        inner.tokens.retain(|id| known.contains(&id));
+        inner.members = members;
+    }
+
+    /// On whose account a device or key takes turns.
+    pub(crate) fn account(&self, id: DeviceId) -> Account {
+        let user = self.lock().members.user(id).cloned();
+        user.map_or(Account::Device(id), Account::User)
     }
 
     /// How many bytes a body may have. The caller counts a body of unknown length.
@@ -182,40 +146,30 @@ impl<C: Clock + Clone> Limiter<C> {
         device: LimitedDevice<'_>,
         length: Option<u64>,
     ) -> Result<Option<u64>, Exceeded> {
-        let most = self.lock().table.limits(device.role, device.name.as_str()).body;
-        match most.filter(|most| length.is_some_and(|length| length > *most)) {
-            Some(most) => Err(Exceeded {
-                limit: Limit::Body(most),
-                kind: device.kind,
-                device: device.name.clone(),
-                retry_after: None,
-            }),
-            None => Ok(most),
+        let counted = self.lock().counted(device);
+        let lowest = counted.into_iter().filter_map(|one| Some((one.limits.body?, one.whose)));
+        let Some((most, whose)) = lowest.min_by_key(|(most, _)| *most) else { return Ok(None) };
+        match length.is_some_and(|length| length > most) {
+            true => Err(Exceeded { limit: Limit::Body(most), whose, retry_after: None }),
+            false => Ok(Some(most)),
         }
     }
 
     /// Counts a request that has arrived, whatever becomes of it.
     ///
     /// # Errors
-    /// If the device sends too many; then this one is not counted.
+    /// If the device or its user sends too many; then this one is not counted there.
     pub(crate) fn arrive(&self, device: LimitedDevice<'_>) -> Result<(), Exceeded> {
         let mut inner = self.lock();
-        let Inner { table, devices, .. } = &mut *inner;
-        let limits = table.limits(device.role, device.name.as_str());
-        let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
-        counter.apply(limits, &self.clock);
-        let (Some(most), Some(rate)) = (limits.requests_per_minute, &counter.rate) else {
-            return Ok(());
-        };
-        rate.check().map_err(|until| {
-            let retry_after = Some(until.wait_time_from(self.clock.now()));
-            Exceeded {
-                limit: Limit::Rate(most),
-                kind: device.kind,
-                device: device.name.clone(),
-                retry_after,
-            }
-        })
+        for Counted { account, limits, whose, .. } in inner.counted(device) {
+            let Some(most) = limits.requests_per_minute else { continue };
+            let counter = inner.counters.entry(account).or_insert_with(Counter::new);
+            counter.rate(most, limits.burst, &self.clock).check().map_err(|until| {
+                let retry_after = Some(until.wait_time_from(self.clock.now()));
+                Exceeded { limit: Limit::Rate(most), whose, retry_after }
+            })?;
+        }
+        Ok(())
     }
 
     /// Counts one request, whose body has `body` bytes if that is known. It counts as running until
@@ -230,27 +184,28 @@ impl<C: Clock + Clone> Limiter<C> {
         now: i64,
     ) -> Result<RunningCount<C>, Exceeded> {
         let mut inner = self.lock();
-        let Inner { table, devices, tokens } = &mut *inner;
-        let limits = table.limits(device.role, device.name.as_str());
-        let exceeded = |limit, retry_after| {
-            Err(Exceeded { limit, kind: device.kind, device: device.name.clone(), retry_after })
-        };
-        if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
-            return exceeded(Limit::Body(most), None);
+        let (counted, today) = (inner.counted(device), Day::of(now));
+        for Counted { account, limits, whose, .. } in &counted {
+            let exceeded =
+                |limit, retry_after| Err(Exceeded { limit, whose: whose.clone(), retry_after });
+            if let Some(most) = limits.body.filter(|most| body.is_some_and(|body| body > *most)) {
+                return exceeded(Limit::Body(most), None);
+            }
+            let used = || inner.used(account, today);
+            if let Some(most) = limits.tokens_per_day.filter(|most| used() >= *most) {
+                return exceeded(Limit::Tokens(most), Some(today.left(now)));
+            }
+            let running = inner.running(account);
+            if let Some(most) = limits.at_once.filter(|most| running >= most.get()) {
+                return exceeded(Limit::AtOnce(most), Some(SOON));
+            }
         }
-        let today = Day::of(now);
-        if let Some(most) =
-            limits.tokens_per_day.filter(|most| tokens.used(device.id, today) >= *most)
-        {
-            return exceeded(Limit::Tokens(most), Some(today.left(now)));
+        let mut accounts = Vec::with_capacity(counted.len());
+        for Counted { account, .. } in counted.into_iter().filter(|one| one.counts_at_once) {
+            inner.counters.entry(account.clone()).or_insert_with(Counter::new).at_once += 1;
+            accounts.push(account);
         }
-        let counter = devices.entry(device.id).or_insert_with(|| Counter::new(limits, &self.clock));
-        counter.apply(limits, &self.clock);
-        if let Some(most) = limits.at_once.filter(|most| counter.at_once >= most.get()) {
-            return exceeded(Limit::AtOnce(most), Some(SOON));
-        }
-        counter.at_once += 1;
-        Ok(RunningCount { limiter: self.clone(), id: device.id })
+        Ok(RunningCount { limiter: self.clone(), accounts })
     }
 
     /// Changes the cost of a request from `before` to `tokens`. A request is charged while it runs,
@@ -264,37 +219,53 @@ impl<C: Clock + Clone> Limiter<C> {
     /// Whether the running requests of a device may continue.
     ///
     /// # Errors
-    /// If the device has used more tokens than its limit. At exactly the limit, running requests
-    /// may finish.
+    /// If the device or its user has used more tokens than its limit. At exactly the limit, running
+    /// requests may finish.
     pub(crate) fn within(&self, device: LimitedDevice<'_>, now: i64) -> Result<(), Exceeded> {
-        let (used, most) = self.tokens(device, now);
-        let Some(most) = most.filter(|most| used > *most) else { return Ok(()) };
-        let retry_after = Some(Day::of(now).left(now));
-        Err(Exceeded {
-            limit: Limit::Tokens(most),
-            kind: device.kind,
-            device: device.name.clone(),
-            retry_after,
-        })
+        let (inner, today) = (self.lock(), Day::of(now));
+        for Counted { account, limits, whose, .. } in inner.counted(device) {
+            let Some(most) = limits.tokens_per_day else { continue };
+            if inner.used(&account, today) > most {
+                let retry_after = Some(today.left(now));
+                return Err(Exceeded { limit: Limit::Tokens(most), whose, retry_after });
+            }
+        }
+        Ok(())
     }
 
-    /// How many tokens a device has used on the UTC day of `now`, and its limit. `now` is Unix
-    /// time.
-    pub(crate) fn tokens(&self, device: LimitedDevice<'_>, now: i64) -> (u64, Option<u64>) {
-        let inner = self.lock();
-        (
-            inner.tokens.used(device.id, Day::of(now)),
-            inner.table.limits(device.role, device.name.as_str()).tokens_per_day,
-        )
+    /// How many tokens a device and its user have used on the UTC day of `now`, each with its limit:
+    /// first the device alone, then its user. A device without a user has no second entry. `now` is
+    /// Unix time.
+    pub(crate) fn tokens(&self, device: LimitedDevice<'_>, now: i64) -> Vec<(u64, Option<u64>)> {
+        let (inner, today) = (self.lock(), Day::of(now));
+        let one = |one: Counted| (inner.used(&one.account, today), one.limits.tokens_per_day);
+        inner.counted(device).into_iter().map(one).collect()
     }
 
-    /// The limits of a device, the tokens that it has used on the day of `now` in UTC, and how many of
-    /// its requests run. `now` is Unix time.
+    /// The limits of a device, the tokens that count for it on the day of `now` in UTC, and how many
+    /// requests run that count for it: its own where it has a limit of its own, else its user's. `now`
+    /// is Unix time.
     pub(crate) fn standing(&self, asker: LimitedDevice<'_>, now: i64) -> (Limits, u64, u32) {
-        let inner = self.lock();
-        let running = inner.devices.get(&asker.id).map_or(0, |counter| counter.at_once);
-        let used = inner.tokens.used(asker.id, Day::of(now));
-        (inner.table.limits(asker.role, asker.name.as_str()), used, running)
+        let (inner, today) = (self.lock(), Day::of(now));
+        let limits = inner.table.limits(asker.role, asker.name.as_str());
+        let counted = inner.counted(asker);
+        let by = |has: fn(&Limits) -> bool| counted.iter().find(|one| has(&one.limits));
+        let tokens = by(|limits| limits.tokens_per_day.is_some());
+        let at_once = by(|limits| limits.at_once.is_some());
+        let rate = by(|limits| limits.requests_per_minute.is_some());
+        let own = Account::Device(asker.id);
+        let limits = Limits {
+            requests_per_minute: rate.and_then(|one| one.limits.requests_per_minute),
+            at_once: at_once.and_then(|one| one.limits.at_once),
+            tokens_per_day: tokens.and_then(|one| one.limits.tokens_per_day),
+            body: counted.iter().filter_map(|one| one.limits.body).min(),
+            ..limits
+        };
+        (
+            limits,
+            inner.used(tokens.map_or(&own, |one| &one.account), today),
+            inner.running(at_once.map_or(&own, |one| &one.account)),
+        )
     }
 
     /// The usage, for the process that replaces this one. From now on that one keeps it, and is told
@@ -331,44 +302,84 @@ impl<C: Clock> Limiter<C> {
     }
 }
 
-impl<C: Clock + Clone> Counter<C> {
-    fn new(limits: Limits, clock: &C) -> Self {
-        Self { limits, rate: rate(limits, clock), at_once: 0 }
+impl<C: Clock> Inner<C> {
+    /// The accounts on which a request of this device counts. A device without a user has one, with
+    /// all of its limits; else there are the device's own limits, and then those of its user.
+    fn counted(&self, device: LimitedDevice<'_>) -> Vec<Counted> {
+        let LimitedDevice { kind, id, name, role } = device;
+        let caller = Whose::Caller { kind, name: name.clone() };
+        let own = |limits| Counted {
+            account: Account::Device(id),
+            limits,
+            whose: caller,
+            counts_at_once: true,
+        };
+        let device = name.as_str();
+        let Some(user) = self.members.user(id) else {
+            return vec![own(self.table.limits(role, device))];
+        };
+        let of_user = Counted {
+            account: Account::User(user.clone()),
+            limits: self.table.of_user(user.as_str(), role, device),
+            whose: Whose::User(user.clone()),
+            counts_at_once: !self.table.runs_alone(user.as_str(), device),
+        };
+        vec![own(self.table.of_device(role, device)), of_user]
     }
 
-    /// A changed rate starts anew; an unchanged one keeps its state.
-    fn apply(&mut self, limits: Limits, clock: &C) {
-        let changed = (self.limits.requests_per_minute, self.limits.burst)
-            != (limits.requests_per_minute, limits.burst);
-        if changed {
-            self.rate = rate(limits, clock);
+    fn used(&self, account: &Account, today: Day) -> u64 {
+        match account {
+            Account::Device(id) => self.tokens.used(*id, today),
+            Account::User(user) => {
+                let all = self.members.of(user);
+                all.filter(|(_, name)| !self.table.pays_alone(user.as_str(), name.as_str()))
+                    .fold(0, |sum: u64, (id, _)| sum.saturating_add(self.tokens.used(id, today)))
+            }
         }
-        self.limits = limits;
+    }
+
+    fn running(&self, account: &Account) -> u32 {
+        self.counters.get(account).map_or(0, |counter| counter.at_once)
     }
 }
 
-fn rate<C: Clock + Clone>(limits: Limits, clock: &C) -> Option<Rate<C>> {
-    let per_minute = limits.requests_per_minute?;
-    let quota = Quota::per_minute(per_minute).allow_burst(limits.burst.unwrap_or(per_minute));
-    Some(RateLimiter::direct_with_clock(quota, clock.clone()))
+impl<C: Clock + Clone> Counter<C> {
+    fn new() -> Self {
+        Self { rates: HashMap::new(), at_once: 0 }
+    }
+
+    /// The rate of these settings. A changed rate starts anew; an unchanged one keeps its state.
+    fn rate(&mut self, most: NonZeroU32, burst: Option<NonZeroU32>, clock: &C) -> &Rate<C> {
+        if self.rates.len() >= MOST_RATES && !self.rates.contains_key(&(most, burst)) {
+            self.rates.clear();
+        }
+        self.rates.entry((most, burst)).or_insert_with(|| {
+            let quota = Quota::per_minute(most).allow_burst(burst.unwrap_or(most));
+            RateLimiter::direct_with_clock(quota, clock.clone())
+        })
+    }
 }
 
 /// A request that counts as running.
 pub(crate) struct RunningCount<C: Clock = DefaultClock> {
     limiter: Arc<Limiter<C>>,
-    id: DeviceId,
+    /// At most two: the device's and its user's.
+    accounts: Vec<Account>,
 }
 
 impl<C: Clock> fmt::Debug for RunningCount<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Running").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Running").field("accounts", &self.accounts).finish_non_exhaustive()
     }
 }
 
 impl<C: Clock> Drop for RunningCount<C> {
     fn drop(&mut self) {
-        if let Some(counter) = self.limiter.lock().devices.get_mut(&self.id) {
-            counter.at_once = counter.at_once.saturating_sub(1);
+        let mut inner = self.limiter.lock();
+        for account in &self.accounts {
+            if let Some(counter) = inner.counters.get_mut(account) {
+                counter.at_once = counter.at_once.saturating_sub(1);
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ pub(crate) mod sessions;
 mod status;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::SocketAddr,
     path::PathBuf,
     sync::{
@@ -310,9 +310,7 @@ impl Server {
                 events.send(SystemTime::now(), &change);
             }
         }
-        let keys = snapshot.keys().filter(|key| key.revoked.is_none()).map(|key| key.id);
-        let devices: HashSet<_> = snapshot.devices().map(|device| device.id).chain(keys).collect();
-        self.accounting.limiter.retain(|id| devices.contains(&id));
+        self.accounting.know(&snapshot);
         Ok(self.live.enforce(&self.policy))
     }
 

@@ -135,6 +135,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     for remark in config.remarks(&snapshot) {
         warn!("{remark}");
     }
+    accounting.know(&snapshot);
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
     let certificate = ServerCertificate::new(
         state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?,

@@ -1,5 +1,5 @@
 //! The queue in front of a service: a bounded number of requests run at once, a bounded number
-//! wait, and the devices are served in turn.
+//! wait, and the users are served in turn. A device without a user counts as one.
 //!
 //! [`fair_queue`] decides; this file lets tasks wait for its decisions.
 
@@ -16,6 +16,7 @@ use proto::identity::DeviceId;
 use tokio::sync::oneshot;
 
 use self::fair_queue::{Entered, FairQueue, Ticket};
+use crate::limits::Account;
 
 /// As many as Ollama's own queue holds.
 pub(crate) const MAX_WAITING: usize = 512;
@@ -26,11 +27,12 @@ pub(crate) struct Queue {
 }
 
 struct Inner {
-    queue: FairQueue<DeviceId>,
+    queue: FairQueue<Account>,
     waiting: HashMap<Ticket, Waiter>,
 }
 
 struct Waiter {
+    device: DeviceId,
     since: Instant,
     call: oneshot::Sender<Turn>,
 }
@@ -83,14 +85,18 @@ impl Queue {
     }
 
     /// Takes a turn, or joins the queue: the returned future is ready when the request has its
-    /// turn. Dropping the future leaves the queue at once.
+    /// turn. Dropping the future leaves the queue at once. Accounts have their turns one after another.
     ///
     /// # Errors
-    /// [`QueueFull`] if the queue is full. A waiting future also ends with [`QueueFull`] if its device has
-    /// the most requests in a full queue and a request of another device arrives.
-    pub(crate) fn enter(self: &Arc<Self>, device: DeviceId) -> Result<Waiting, QueueFull> {
+    /// [`QueueFull`] if the queue is full. A waiting future also ends with [`QueueFull`] if its account has
+    /// the most requests in a full queue and a request of another one arrives.
+    pub(crate) fn enter(
+        self: &Arc<Self>,
+        account: Account,
+        device: DeviceId,
+    ) -> Result<Waiting, QueueFull> {
         let mut inner = self.lock();
-        let entered = inner.queue.enter(device);
+        let entered = inner.queue.enter(account.clone());
         match entered {
             Entered::Now => {
                 let turn = TurnState::Ready(Some(Turn { queue: Some(self.clone()) }));
@@ -102,8 +108,8 @@ impl Queue {
                     inner.waiting.remove(&evicted);
                 }
                 let (call, called) = oneshot::channel();
-                inner.waiting.insert(ticket, Waiter { since: Instant::now(), call });
-                let position = inner.queue.before_newest_of(device) + 1;
+                inner.waiting.insert(ticket, Waiter { device, since: Instant::now(), call });
+                let position = inner.queue.before_newest_of(account) + 1;
                 let turn = TurnState::InLine { queue: self.clone(), ticket, called };
                 Ok(Waiting { turn, position })
             }
@@ -124,11 +130,11 @@ impl Queue {
     /// The waiting requests in the order of their turns, if none comes or goes.
     pub(crate) fn in_order(&self) -> Vec<Queued> {
         let inner = self.lock();
-        let queued = |(device, ticket)| {
-            let waited = inner.waiting.get(&ticket).map(|waiter| waiter.since.elapsed());
-            Queued { device, waited: waited.unwrap_or_default() }
+        let queued = |(_, ticket)| {
+            let waiter = inner.waiting.get(&ticket)?;
+            Some(Queued { device: waiter.device, waited: waiter.since.elapsed() })
         };
-        inner.queue.in_order().into_iter().map(queued).collect()
+        inner.queue.in_order().into_iter().filter_map(queued).collect()
     }
 
     /// Whether any request may have to wait.

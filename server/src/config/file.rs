@@ -7,7 +7,7 @@ use std::{
 
 use common::machine::{config_text::ConfigText, report::Failure};
 use ipnet::IpNet;
-use proto::identity::Name;
+use proto::identity::{Name, UserName};
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -62,6 +62,8 @@ pub(super) struct ConfigFile {
     pub(super) roles: BTreeMap<Name, RoleFile>,
     #[serde(default)]
     pub(super) devices: BTreeMap<Name, DeviceFile>,
+    #[serde(default)]
+    pub(super) users: BTreeMap<UserName, UserFile>,
 }
 
 /// The content of the file, with its roles checked.
@@ -84,6 +86,15 @@ pub(super) fn state_dir(path: &Path) -> Option<PathBuf> {
     Some(ConfigText::read(path).ok()?.text_at("state_dir")?.into())
 }
 
+/// A user in the configuration.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct UserFile {
+    /// The limits of all devices and keys of this user together.
+    #[serde(default)]
+    limits: LimitSettings,
+}
+
 /// Reads the file.
 pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let text = ConfigText::read(path)?;
@@ -99,6 +110,7 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
             .iter()
             .map(|(name, device)| (name.to_string(), device.limits))
             .collect(),
+        users: file.users.iter().map(|(name, user)| (name.to_string(), user.limits)).collect(),
     };
     let devices = file.devices.keys().cloned().collect();
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));

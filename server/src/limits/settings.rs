@@ -1,21 +1,22 @@
-//! Limits in the configuration: for all devices, for a role, for a device. The most specific
-//! setting applies, for each limit separately.
+//! Limits in the configuration: for all users, for a role, for a user, for a device. The most specific
+//! setting applies, for each limit separately; that of a device counts it alone, and one of a user's
+//! own holds in addition.
 
 use std::{collections::HashMap, num::NonZeroU32, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
-/// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]` or
+/// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]`, `[users.NAME.limits]` or
 /// `[devices.NAME.limits]`. A limit that is not set comes from the less specific table; `"none"`
 /// removes it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitSettings {
-    /// Requests that a device may make per minute, on average.
+    /// Requests that a user may make per minute, on average.
     pub requests_per_minute: Setting<NonZeroU32>,
     /// Requests that it may make without a pause; the default is as many as per minute.
     pub burst: Setting<NonZeroU32>,
-    /// Requests of the device that may run at once.
+    /// Requests of the user that may run at once.
     pub at_once: Setting<NonZeroU32>,
     /// Bytes of one request's body: a number, or text such as `"64MiB"`.
     pub body: Setting<Size>,
@@ -51,6 +52,8 @@ pub(crate) struct LimitTable {
     pub roles: HashMap<String, LimitSettings>,
     /// `[devices.NAME.limits]`.
     pub devices: HashMap<String, LimitSettings>,
+    /// `[users.NAME.limits]`.
+    pub users: HashMap<String, LimitSettings>,
 }
 
 /// The limits that apply to one device. `None` is no limit.
@@ -64,21 +67,68 @@ pub(crate) struct Limits {
 }
 
 impl LimitTable {
-    /// The limits of a device with this role and name.
+    /// The limits of a device without a user, with this role and name.
     pub(crate) fn limits(&self, role: &str, device: &str) -> Limits {
-        let layers = [self.devices.get(device), self.roles.get(role), Some(&self.default)];
-        let resolve = |layers: &[Option<&LimitSettings>]| {
-            let layers = || layers.iter().flatten();
-            Limits {
-                requests_per_minute: nearest(layers().map(|l| l.requests_per_minute)),
-                burst: nearest(layers().map(|l| l.burst)),
-                at_once: nearest(layers().map(|l| l.at_once)),
-                body: nearest(layers().map(|l| l.body)).map(|Size(bytes)| bytes),
-                tokens_per_day: nearest(layers().map(|l| l.tokens_per_day))
-                    .map(|Positive(tokens)| tokens),
-            }
-        };
-        resolve(&layers)
+        resolved(&[self.devices.get(device), self.roles.get(role), Some(&self.default)])
+    }
+
+    /// The limits that a device of a user has for itself alone.
+    pub(crate) fn of_device(&self, role: &str, device: &str) -> Limits {
+        let burst = self.limits(role, device).burst;
+        Limits { burst, ..resolved(&[self.devices.get(device)]) }
+    }
+
+    /// The limits of a device's user, for all of the user's devices and keys together. Where the
+    /// device has a limit of its own, only what is set for the user itself holds in addition.
+    pub(crate) fn of_user(&self, user: &str, role: &str, device: &str) -> Limits {
+        let (user, device) = (self.user(user), self.device(device));
+        let all = resolved(&[Some(&user), self.roles.get(role), Some(&self.default)]);
+        Limits {
+            requests_per_minute: all
+                .requests_per_minute
+                .filter(|_| !is_alone(user.requests_per_minute, device.requests_per_minute)),
+            burst: all.burst,
+            at_once: all.at_once.filter(|_| !is_alone(user.at_once, device.at_once)),
+            body: all.body.filter(|_| !is_alone(user.body, device.body)),
+            tokens_per_day: all
+                .tokens_per_day
+                .filter(|_| !is_alone(user.tokens_per_day, device.tokens_per_day)),
+        }
+    }
+
+    /// Whether what a device runs does not count as its user's.
+    pub(crate) fn runs_alone(&self, user: &str, device: &str) -> bool {
+        is_alone(self.user(user).at_once, self.device(device).at_once)
+    }
+
+    /// Whether the tokens of a device do not count as its user's.
+    pub(crate) fn pays_alone(&self, user: &str, device: &str) -> bool {
+        is_alone(self.user(user).tokens_per_day, self.device(device).tokens_per_day)
+    }
+
+    fn user(&self, user: &str) -> LimitSettings {
+        self.users.get(user).copied().unwrap_or_default()
+    }
+
+    fn device(&self, device: &str) -> LimitSettings {
+        self.devices.get(device).copied().unwrap_or_default()
+    }
+}
+
+/// Whether a device's own limit stands in the place of its user's: only the device has one.
+fn is_alone<T: Copy>(user: Setting<T>, device: Setting<T>) -> bool {
+    matches!(user, Setting::Nothing) && !matches!(device, Setting::Nothing)
+}
+
+/// The most specific settings, which come first.
+fn resolved(layers: &[Option<&LimitSettings>]) -> Limits {
+    let layers = || layers.iter().flatten();
+    Limits {
+        requests_per_minute: nearest(layers().map(|l| l.requests_per_minute)),
+        burst: nearest(layers().map(|l| l.burst)),
+        at_once: nearest(layers().map(|l| l.at_once)),
+        body: nearest(layers().map(|l| l.body)).map(|Size(bytes)| bytes),
+        tokens_per_day: nearest(layers().map(|l| l.tokens_per_day)).map(|Positive(tokens)| tokens),
     }
 }
 
@@ -189,6 +239,7 @@ mod tests {
             roles: [("infer".to_owned(), settings("at_once = 2\ntokens_per_day = 1000"))].into(),
             devices: [("ci".to_owned(), settings("requests_per_minute = 600\nbody = 'none'"))]
                 .into(),
+            users: HashMap::new(),
         };
         let of = |role, device| table.limits(role, device);
         assert_eq!(of("admin", "laptop").at_once.map(NonZeroU32::get), Some(4));

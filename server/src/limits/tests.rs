@@ -126,7 +126,7 @@ fn running_requests_of_a_device_are_counted_together_and_end_above_its_limit() {
     // An estimate that was too high is given back.
     settle(60, 10);
     bench.limiter.within(bench.device(), NOON).expect("50 are left");
-    assert_eq!(bench.limiter.tokens(bench.device(), NOON), (51, Some(100)));
+    assert_eq!(bench.limiter.tokens(bench.device(), NOON), [(51, Some(100))]);
 }
 
 #[test]
@@ -156,8 +156,123 @@ fn new_settings_apply_at_once_and_running_requests_still_count() {
     };
     bench.limiter.update(table);
     bench.refused();
-    bench.limiter.retain(|_| false);
+    bench.limiter.know([]);
     assert_eq!(bench.refused().limit.as_str(), "at_once", "what runs is not forgotten");
     drop(running);
     bench.enter().expect("in");
+}
+
+/// Limits of this configuration, Alice's laptop (`infer`), her phone (`infer`) and key `ci` (`models`),
+/// and a device of nobody.
+struct People {
+    limiter: Arc<Limiter<FakeRelativeClock>>,
+    devices: Vec<(DeviceId, Name, &'static str)>,
+}
+
+impl People {
+    fn new(config: &str) -> Self {
+        #[derive(serde::Deserialize)]
+        #[serde(default)]
+        #[derive(Default)]
+        struct Tables {
+            limits: LimitSettings,
+            roles: HashMap<String, LimitSettings>,
+            users: HashMap<String, LimitSettings>,
+            devices: HashMap<String, LimitSettings>,
+        }
+        let Tables { limits: default, roles, users, devices } =
+            toml::from_str(config).expect(config);
+        let table = LimitTable { default, roles, users, devices };
+        let limiter = Limiter::with_clock(table, Usage::default(), FakeRelativeClock::default());
+        let device = |(name, role): (&str, &'static str)| {
+            (DeviceId::generate(), name.parse().expect("a name"), role)
+        };
+        let all = [("laptop", "infer"), ("phone", "infer"), ("ci", "models"), ("desk", "infer")];
+        let people = Self { limiter, devices: all.into_iter().map(device).collect() };
+        let alice: UserName = "alice".parse().expect("a user");
+        people.limiter.know(
+            people
+                .devices
+                .iter()
+                .map(|(id, name, _)| (*id, name, (name.as_str() != "desk").then_some(&alice))),
+        );
+        people
+    }
+
+    fn device(&self, name: &str) -> LimitedDevice<'_> {
+        let found = self.devices.iter().find(|(_, other, _)| other.as_str() == name);
+        let (id, name, role) = found.expect("a device");
+        LimitedDevice { kind: CallerKind::Device, id: *id, name, role }
+    }
+
+    fn enter(&self, name: &str) -> Result<RunningCount<FakeRelativeClock>, String> {
+        let device = self.device(name);
+        self.limiter.arrive(device).map_err(|e| e.to_string())?;
+        self.limiter.enter(device, None, NOON).map_err(|e| e.to_string())
+    }
+
+    fn use_tokens(&self, name: &str, tokens: u64) {
+        self.limiter.settle(self.device(name).id, 0, tokens, NOON);
+    }
+}
+
+#[test]
+fn the_devices_and_keys_of_a_user_have_one_share_together() {
+    let people = People::new("limits = { at_once = 2, tokens_per_day = 100 }");
+    let first = people.enter("laptop").expect("one");
+    let _second = people.enter("phone").expect("two");
+    let refused = people.enter("ci").expect_err("three");
+    assert!(refused.starts_with("user `alice` may have 2 requests running at once"), "{refused}");
+    let _other = people.enter("desk").expect("a device of nobody has its own share");
+    drop(first);
+    drop(people.enter("ci").expect("one has ended"));
+    people.use_tokens("laptop", 60);
+    people.use_tokens("phone", 41);
+    let over = people.limiter.within(people.device("ci"), NOON).expect_err("over");
+    assert!(over.to_string().starts_with("user `alice` may use 100 tokens per day"), "{over}");
+    people.limiter.within(people.device("desk"), NOON).expect("not the desk's");
+    let tokens = people.limiter.tokens(people.device("phone"), NOON);
+    assert_eq!(tokens, [(41, None), (101, Some(100))]);
+}
+
+#[test]
+fn requests_per_minute_count_per_user_also_if_its_devices_have_different_roles() {
+    let people = People::new(
+        "limits = { requests_per_minute = 2 }\nroles = { models = { requests_per_minute = 3 } }",
+    );
+    for (name, passes) in [
+        ("laptop", true),
+        ("ci", true),
+        ("phone", true),
+        ("laptop", false),
+        ("ci", true),
+        ("phone", false),
+        ("ci", true),
+        ("ci", false),
+        ("desk", true),
+    ] {
+        assert_eq!(people.enter(name).is_ok(), passes, "{name}");
+    }
+}
+
+#[test]
+fn a_device_with_a_limit_of_its_own_is_counted_alone_and_a_limit_of_the_user_holds_too() {
+    let own = "limits = { at_once = 1, tokens_per_day = 10 }
+               devices = { ci = { at_once = 2, tokens_per_day = 50 } }";
+    let people = People::new(own);
+    let _one = people.enter("ci").expect("one");
+    let _two = people.enter("ci").expect("two of its own");
+    let refused = people.enter("ci").expect_err("three");
+    assert!(refused.starts_with("device `ci` may have 2"), "{refused}");
+    people.use_tokens("ci", 40);
+    let _laptop = people.enter("laptop").expect("what ci has is not counted here");
+    people.limiter.within(people.device("ci"), NOON).expect("40 of 50");
+    // The user's own limit counts everything.
+    let both = People::new(&format!("{own}\nusers = {{ alice = {{ tokens_per_day = 45 }} }}"));
+    both.use_tokens("ci", 40);
+    both.use_tokens("laptop", 6);
+    for name in ["ci", "laptop"] {
+        let over = both.limiter.within(both.device(name), NOON).expect_err("46 of 45");
+        assert!(over.to_string().starts_with("user `alice` may use 45"), "{over}");
+    }
 }

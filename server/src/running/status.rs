@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::PathBuf};
 use common::machine::process::unix_now;
 use proto::{
     epoch::Standing,
-    identity::{DeviceId, Name},
+    identity::{DeviceId, Name, UserName},
 };
 use serde::{Deserialize, Serialize};
 
@@ -79,6 +79,9 @@ pub struct QueuedRequest {
     /// The device that has sent it; `None` if it was forgotten meanwhile.
     pub device: Option<Name>,
     pub device_id: DeviceId,
+    /// The person to whom it belongs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<UserName>,
     /// 1 for the request that gets the next turn.
     pub position: usize,
     /// How many seconds it has waited.
@@ -91,6 +94,17 @@ pub struct TokensToday {
     /// Tokens of prompts and answers together.
     pub used: u64,
     /// How many tokens the device may use, if limited.
+    pub limit: Option<u64>,
+    /// What its user has used and may use with all devices and keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<TokensOfUser>,
+}
+
+/// How many of the day's tokens a user has used.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct TokensOfUser {
+    pub used: u64,
+    /// How many tokens the user may use, if limited.
     pub limit: Option<u64>,
 }
 
@@ -133,13 +147,16 @@ impl Server {
         let (queue, register) = (&self.accounting.queue, self.policy.snapshot());
         let names: HashMap<_, _> = register
             .devices()
-            .map(|device| (device.id, &device.name))
-            .chain(register.keys().map(|key| (key.id, &key.name)))
+            .map(|device| (device.id, (&device.name, &device.user)))
+            .chain(register.keys().map(|key| (key.id, (&key.name, &key.user))))
             .collect();
         let waiting = queue.in_order().into_iter().zip(1..).map(|(queued, position)| {
-            let device = names.get(&queued.device).map(|name| (*name).clone());
+            let (device, user) = match names.get(&queued.device) {
+                Some((name, user)) => (Some((*name).clone()), (*user).clone()),
+                None => (None, None),
+            };
             let seconds = queued.waited.as_secs_f64();
-            QueuedRequest { device, device_id: queued.device, position, seconds }
+            QueuedRequest { device, device_id: queued.device, user, position, seconds }
         });
         QueueStatus {
             running: queue.running(),
@@ -159,7 +176,11 @@ impl Server {
             name: &device.name,
             role: device.role.as_str(),
         };
-        let (used, limit) = self.accounting.limiter.tokens(limited, unix_now());
-        (used > 0 || limit.is_some()).then_some(TokensToday { used, limit })
+        let mut tokens = self.accounting.limiter.tokens(limited, unix_now()).into_iter();
+        let (used, limit) = tokens.next()?;
+        let user = tokens.next().map(|(used, limit)| TokensOfUser { used, limit });
+        let user = user.filter(|user| user.used > 0 || user.limit.is_some());
+        let is_told = used > 0 || limit.is_some() || user.is_some();
+        is_told.then_some(TokensToday { used, limit, user })
     }
 }

@@ -36,7 +36,7 @@ pub(super) struct FairQueue<D> {
     owners: HashMap<Ticket, D>,
 }
 
-impl<D: Copy + Eq + Hash> FairQueue<D> {
+impl<D: Clone + Eq + Hash> FairQueue<D> {
     pub(super) fn new(most: Option<NonZeroUsize>, max_waiting: usize) -> Self {
         Self {
             most,
@@ -66,7 +66,7 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         }
         let mut evicted = None;
         if self.owners.len() >= self.max_waiting {
-            match self.newest_of_the_longest(device) {
+            match self.newest_of_the_longest(&device) {
                 Some(ticket) => evicted = Some(ticket),
                 None => return Entered::Full,
             }
@@ -76,9 +76,9 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         }
         let ticket = Ticket(self.next);
         self.next += 1;
-        let mine = self.waiting.entry(device).or_default();
+        let mine = self.waiting.entry(device.clone()).or_default();
         if mine.is_empty() {
-            self.turns.push_back(device);
+            self.turns.push_back(device.clone());
         }
         mine.push_back(ticket);
         self.owners.insert(ticket, device);
@@ -107,11 +107,11 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
         let mut devices: Vec<_> = self
             .turns
             .iter()
-            .filter_map(|device| Some((*device, self.waiting.get(device)?.iter())))
+            .filter_map(|device| Some((device, self.waiting.get(device)?.iter())))
             .collect();
         while !devices.is_empty() {
             devices.retain_mut(|(device, tickets)| {
-                tickets.next().map(|ticket| order.push((*device, *ticket))).is_some()
+                tickets.next().map(|ticket| order.push(((*device).clone(), *ticket))).is_some()
             });
         }
         order
@@ -119,8 +119,8 @@ impl<D: Copy + Eq + Hash> FairQueue<D> {
 
     /// The newest request of the device that has the most in the queue, if it has more than
     /// `device` would have after joining.
-    fn newest_of_the_longest(&self, device: D) -> Option<Ticket> {
-        let mine = self.waiting.get(&device).map_or(0, VecDeque::len);
+    fn newest_of_the_longest(&self, device: &D) -> Option<Ticket> {
+        let mine = self.waiting.get(device).map_or(0, VecDeque::len);
         let longest = self.waiting.values().max_by_key(|theirs| theirs.len())?;
         if longest.len() > mine + 1 { longest.back().copied() } else { None }
     }

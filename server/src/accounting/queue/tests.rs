@@ -9,6 +9,7 @@ use super::{
     Queue, QueueFull, Turn, Waiting,
     fair_queue::{Entered, FairQueue, Ticket},
 };
+use crate::limits::Account;
 
 fn most(n: usize) -> Option<NonZeroUsize> {
     NonZeroUsize::new(n)
@@ -132,10 +133,13 @@ fn look(waiting: &mut Waiting) -> Poll<Result<Turn, QueueFull>> {
 fn a_device_that_fills_the_queue_loses_its_newest_request_to_others() {
     let queue = Queue::new(most(1), 8);
     let (script, person) = (DeviceId::generate(), DeviceId::generate());
-    let turn = ready(&mut queue.enter(script).expect("in")).expect("now");
-    let mut waiting: Vec<_> = (0..8).map(|_| queue.enter(script).expect("in the queue")).collect();
-    assert_eq!(queue.enter(script).err(), Some(QueueFull));
-    let mut persons = queue.enter(person).expect("there is room for somebody else");
+    let turn = ready(&mut queue.enter(Account::Device(script), script).expect("in")).expect("now");
+    let mut waiting: Vec<_> = (0..8)
+        .map(|_| queue.enter(Account::Device(script), script).expect("in the queue"))
+        .collect();
+    assert_eq!(queue.enter(Account::Device(script), script).err(), Some(QueueFull));
+    let mut persons =
+        queue.enter(Account::Device(person), person).expect("there is room for somebody else");
     assert!(
         matches!(look(&mut waiting[7]), Poll::Ready(Err(QueueFull))),
         "the newest request of the device with the most"
@@ -151,12 +155,12 @@ fn a_device_that_fills_the_queue_loses_its_newest_request_to_others() {
 fn a_request_that_stops_waiting_frees_its_place_at_once() {
     let queue = Queue::new(most(1), 1);
     let (one, two) = (DeviceId::generate(), DeviceId::generate());
-    let turn = ready(&mut queue.enter(one).expect("in")).expect("now");
-    let waiting = queue.enter(one).expect("in the queue");
-    assert_eq!(queue.enter(two).err(), Some(QueueFull));
+    let turn = ready(&mut queue.enter(Account::Device(one), one).expect("in")).expect("now");
+    let waiting = queue.enter(Account::Device(one), one).expect("in the queue");
+    assert_eq!(queue.enter(Account::Device(two), two).err(), Some(QueueFull));
     drop(waiting);
     assert_eq!(queue.waiting(), 0);
-    let mut waiting = queue.enter(two).expect("there is room again");
+    let mut waiting = queue.enter(Account::Device(two), two).expect("there is room again");
     assert!(ready(&mut waiting).is_none());
     drop(turn);
     assert!(ready(&mut waiting).is_some());
@@ -167,9 +171,9 @@ fn a_request_that_stops_waiting_frees_its_place_at_once() {
 fn a_turn_that_was_given_to_a_dropped_future_goes_to_the_next() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
-    let turn = ready(&mut queue.enter(id).expect("in")).expect("now");
-    let called = queue.enter(id).expect("in the queue");
-    let mut next = queue.enter(id).expect("in the queue");
+    let turn = ready(&mut queue.enter(Account::Device(id), id).expect("in")).expect("now");
+    let called = queue.enter(Account::Device(id), id).expect("in the queue");
+    let mut next = queue.enter(Account::Device(id), id).expect("in the queue");
     drop(turn);
     assert!(ready(&mut next).is_none(), "the first has been called, and has not looked yet");
     drop(called);
@@ -180,8 +184,9 @@ fn a_turn_that_was_given_to_a_dropped_future_goes_to_the_next() {
 fn more_room_calls_waiting_requests() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
-    let _turn = ready(&mut queue.enter(id).expect("in")).expect("now");
-    let mut waiting: Vec<_> = (0..3).map(|_| queue.enter(id).expect("in the queue")).collect();
+    let _turn = ready(&mut queue.enter(Account::Device(id), id).expect("in")).expect("now");
+    let mut waiting: Vec<_> =
+        (0..3).map(|_| queue.enter(Account::Device(id), id).expect("in the queue")).collect();
     queue.resize(most(3), 8);
     let turns: Vec<_> = waiting.iter_mut().filter_map(ready).collect();
     assert_eq!((turns.len(), queue.running()), (2, 3));
@@ -193,8 +198,8 @@ fn more_room_calls_waiting_requests() {
 async fn a_waiting_task_is_woken() {
     let queue = Queue::new(most(1), 8);
     let id = DeviceId::generate();
-    let turn = queue.enter(id).expect("in").await.expect("a turn");
-    let waiting = queue.enter(id).expect("in the queue");
+    let turn = queue.enter(Account::Device(id), id).expect("in").await.expect("a turn");
+    let waiting = queue.enter(Account::Device(id), id).expect("in the queue");
     let (turn, ()) = tokio::join!(waiting, async move {
         tokio::task::yield_now().await;
         drop(turn);
@@ -232,7 +237,7 @@ proptest! {
         let mut bound = at_once;
         for step in steps {
             match step {
-                Step::Enter(device) => waiting.extend(queue.enter(devices[device])),
+                Step::Enter(device) => waiting.extend(queue.enter(Account::Device(devices[device]), devices[device])),
                 Step::Poll(at) if !waiting.is_empty() => {
                     let at = at % waiting.len();
                     if let Poll::Ready(turn) = look(&mut waiting[at]) {

@@ -145,6 +145,10 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
     if let Some(today) = tokens {
         text += &format!("\nTokens       {} used today (UTC)", today.used);
         text += &today.limit.map(|limit| format!(" of {limit}")).unwrap_or_default();
+        if let Some(all) = today.user {
+            text += &format!("; its user {} with all devices and keys", all.used);
+            text += &all.limit.map(|limit| format!(", of {limit}")).unwrap_or_default();
+        }
     }
     data(text)
 }

@@ -164,6 +164,7 @@ fn the_page_on_the_configuration_has_each_setting_and_no_other() {
         ("## `[limits]`", settings("[limits]")),
         ("## `[roles.NAME]`", settings("[roles.tagger]\nallow = [\"GET /\"]")),
         ("## `[devices.NAME]`", settings("[devices.laptop]")),
+        ("## `[users.NAME]`", settings("[users.alice]")),
         ("## The laptop: `adit.toml`", settings_of_adit("")),
         ("## `[servers.NAME]`", settings_of_adit("[servers.lab]")),
     ] {

@@ -4,6 +4,7 @@
 
 mod file;
 mod flags;
+mod services;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 pub(crate) use self::{
     file::{SettingsFile, default_path},
     flags::{Named, SettingFlags, SshFlag},
+    services::ServiceListen,
 };
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
 
@@ -75,6 +77,8 @@ pub(crate) struct Settings {
     pub(crate) idle_timeout: Setting<Duration>,
     /// Which SSH client is used; `None` is the one that enrolled.
     pub(crate) ssh_client: Setting<Option<SshClient>>,
+    /// The services besides Ollama, and their addresses for applications.
+    pub(crate) services: Setting<Vec<ServiceListen>>,
 }
 
 /// A setting as text.
@@ -136,6 +140,12 @@ impl Settings {
                 all.ssh_client.map(Some),
                 None,
             ),
+            services: Setting::first(
+                said("services").map(|source| (flags.services.clone(), source)),
+                own.services.map(ServiceListen::of_table),
+                all.services.map(ServiceListen::of_table),
+                Vec::new(),
+            ),
         }
     }
 
@@ -143,6 +153,7 @@ impl Settings {
     pub(crate) fn rows(&self) -> Vec<Row> {
         let listen = self.listen.value.iter().map(ToString::to_string).collect::<Vec<_>>();
         let networks = self.allow_from.value.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let services = self.services.value.iter().map(ToString::to_string).collect::<Vec<_>>();
         let client = self.ssh_client.value.map(|client| value_name(&client));
         let row = |key, value, source| Row { key, value, source };
         let time = |key, setting: &Setting<Duration>| Row {
@@ -163,6 +174,7 @@ impl Settings {
                 client.unwrap_or("the one used for enrolling".to_owned()),
                 self.ssh_client.source,
             ),
+            row("services", services.join(", "), self.services.source),
         ]
     }
 }
@@ -233,6 +245,7 @@ mod tests {
             ("carrier", "\"ssh\"", "ssh"),
             ("idle_timeout", "\"1h\"", "1h"),
             ("ssh_client", "\"system\"", "system"),
+            ("services", r#"{ vllm = "localhost:8000" }"#, "vllm=localhost:8000"),
         ];
         let text: String = written.map(|(key, value, _)| format!("{key} = {value}\n")).concat();
         for (text, source) in

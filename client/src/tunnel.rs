@@ -20,13 +20,13 @@ use std::{
 };
 
 use common::{
-    machine::report,
+    machine::report::{self, Failure},
     transport::splice::{ByteCounters, Receiving, Sending},
 };
 use proto::{
     identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
-    wire::{Code, KEEP_ALIVE, QueueAnswer, ServiceKind, StreamHead},
+    wire::{Code, Hello, KEEP_ALIVE, QueueAnswer, Service, ServiceKind, StreamHead},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +145,23 @@ impl Tunnel {
         now.or_else(|| of(&self.profile().enrolled.services)).unwrap_or(ServiceKind::Http)
     }
 
+    /// The services that the server offers, as it last said.
+    pub(crate) fn services(&self) -> Vec<Service> {
+        match &*self.state.borrow() {
+            TunnelState::Up(up) | TunnelState::Silent(up) => up.hello.services.clone(),
+            _ => self.profile().enrolled.services,
+        }
+    }
+
+    /// What is told of a service that the server does not offer; `None` if it does, or if there is no
+    /// session that would tell.
+    pub(crate) fn lacks(&self, service: &Name) -> Option<LackingService> {
+        match &*self.state.borrow() {
+            TunnelState::Up(up) => LackingService::of(&up.hello, service),
+            _ => None,
+        }
+    }
+
     /// Opens a stream to a service. Waits at most `hold` for a tunnel or for a free stream. A session
     /// that is `over` is not used. Cancellation safe.
     ///
@@ -171,6 +188,9 @@ impl Tunnel {
                     _ => None,
                 };
                 match up {
+                    Some(up) if let Some(lacks) = LackingService::of(&up.hello, service) => {
+                        return Err(ErrorAnswer::new(502, format!("adit: {lacks}")));
+                    }
                     Some(up) => match self.open_on(&up, service).await {
                         Ok(opened) => return Ok(opened),
                         // The session has just ended, so this waits for the next one. `Reconnect`
@@ -258,6 +278,32 @@ impl Tunnel {
                 unavailable(&format!("{waited} for a tunnel: {why}"), hint.as_deref())
             }
         }
+    }
+}
+
+/// A service that the server does not offer to this device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the server has no service `{service}` for this device; it has: {offered}")]
+pub(crate) struct LackingService {
+    pub(crate) service: Name,
+    /// Those that it offers.
+    offered: String,
+}
+
+impl LackingService {
+    fn of(hello: &Hello, service: &Name) -> Option<Self> {
+        // An older server, or a role that may use none: the answer is the server's.
+        if hello.services.is_empty() || hello.services.iter().any(|it| it.name == *service) {
+            return None;
+        }
+        let offered: Vec<_> = hello.services.iter().map(|it| format!("`{}`", it.name)).collect();
+        Some(Self { service: service.clone(), offered: offered.join(", ") })
+    }
+
+    /// The failure of a command.
+    pub(crate) fn failure(&self) -> Failure {
+        Failure::new(format!("the server has no service `{}` for this device", self.service))
+            .source(format!("it has: {}", self.offered))
     }
 }
 

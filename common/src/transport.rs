@@ -7,6 +7,7 @@ pub mod credit;
 pub mod frame;
 pub mod splice;
 pub mod tls;
+pub mod unix;
 
 use std::{
     io,

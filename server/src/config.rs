@@ -4,6 +4,7 @@
 mod file;
 mod https;
 mod reach;
+mod services;
 mod values;
 
 use std::{
@@ -39,7 +40,8 @@ use crate::{
     policy::{
         authorize::{Address, At, Authority, AuthorizeSettings, Trust},
         roles::Rules,
-        upstream::Upstream,
+        services::Services,
+        upstream::{Upstream, WrittenUpstream},
     },
     state,
 };
@@ -73,9 +75,10 @@ pub struct ServeFlags {
     /// once [default: no network]
     #[arg(long, value_name = "CIDR", env = "ADITD_ALLOW_FROM", value_delimiter = ',')]
     pub allow_from: Vec<IpNet>,
-    /// Forward to this service on loopback [default: http://127.0.0.1:11434]
-    #[arg(long, value_name = "[http://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
-    pub upstream: Option<Upstream>,
+    /// Forward to this service on loopback, or at a Unix socket (unix:/PATH); openai:// is vLLM,
+    /// llama.cpp or LM Studio [default: http://127.0.0.1:11434]
+    #[arg(long, value_name = "[http://|openai://|tcp://]ADDR", env = "ADITD_UPSTREAM")]
+    pub upstream: Option<WrittenUpstream>,
     /// Issue certificates that are valid for this long; they renew themselves after two thirds
     /// [default: 30d]
     #[arg(long, value_name = "TIME", env = "ADITD_DEVICE_LIFE", value_parser = parse_time)]
@@ -134,7 +137,7 @@ pub struct Config {
     /// The networks that may reach addresses other than loopback.
     pub(crate) audience: Audience,
     /// Where streams are forwarded.
-    pub(crate) upstream: Upstream,
+    pub(crate) services: Services,
     /// How long a device's certificate is valid.
     pub(crate) device_life: Duration,
     /// How long a silent device keeps its session.
@@ -196,7 +199,7 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits, devices } =
+        let Read { file, rules, limits, services, devices } =
             path.as_deref().map(file::read).transpose()?.unwrap_or_default();
         let state_dir = flags
             .state_dir
@@ -254,13 +257,19 @@ impl Config {
         let ca = file.authorize_ca.map(Spanned::into_inner);
         let trust = is_https.then(|| Trust::new(ca.as_deref())).transpose()?;
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
-        let upstream = serve.upstream.or(file.upstream).unwrap_or_default();
+        let named = serve.upstream.clone().map(|written| {
+            services
+                .allow
+                .admit(written)
+                .map_err(|e| e.cure().into_iter().fold(usage(&e), Failure::hint))
+        });
+        let upstream = named.transpose()?.or(services.default).unwrap_or_default();
         Ok(Self {
             file: path,
             state_dir,
             listen,
             audience: Audience::new(networks),
-            upstream,
+            services: Services::new(upstream.clone(), services.others),
             device_life: life.map_or(DEVICE_LIFE, |Life(life)| life),
             idle_timeout: serve
                 .idle_timeout
@@ -268,7 +277,7 @@ impl Config {
                 .unwrap_or(proto::wire::IDLE_TIMEOUT),
             advertise,
             tcp_relay: serve.tcp_relay.or(file.tcp_relay).unwrap_or(true),
-            https: https::settle(&serve.https, file.https, upstream)?,
+            https: https::settle(&serve.https, file.https, &upstream)?,
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             rules: Arc::new(rules),
@@ -287,6 +296,17 @@ impl Config {
         })
     }
 
+    /// Every place to which requests of devices are forwarded, by its service, `ollama` first. The
+    /// rights of the process are derived from these.
+    pub(crate) fn upstreams(&self) -> impl Iterator<Item = (&Name, &Upstream)> {
+        self.services.iter()
+    }
+
+    /// The place of the service `ollama`.
+    pub(crate) fn upstream(&self) -> &Upstream {
+        self.services.default_one()
+    }
+
     /// The service that is asked besides the roles.
     pub fn authority(&self) -> Option<Arc<Authority>> {
         self.authorize.clone().map(|settings| Arc::new(Authority::new(settings)))
@@ -299,7 +319,8 @@ impl Config {
             ("state_dir", self.state_dir == other.state_dir),
             ("listen", self.listen == other.listen),
             ("allow_from", self.audience == other.audience),
-            ("upstream", self.upstream == other.upstream),
+            ("upstream", self.upstream() == other.upstream()),
+            ("services", self.services == other.services),
             ("device_life", self.device_life == other.device_life),
             ("idle_timeout", self.idle_timeout == other.idle_timeout),
             ("https", self.https == other.https),
@@ -369,7 +390,7 @@ mod tests {
             config.listen.iter().map(|a| a.to_string()).collect::<Vec<_>>(),
             ["127.0.0.1:11435", "[::1]:11435"]
         );
-        assert_eq!(config.upstream.to_string(), "http://127.0.0.1:11434");
+        assert_eq!(config.upstream().to_string(), "http://127.0.0.1:11434");
     }
 
     #[test]
@@ -380,7 +401,7 @@ mod tests {
             resolve(ServeFlags { listen: vec!["127.0.0.1:9".into()], ..Default::default() }, file)
                 .expect("settled");
         assert_eq!(config.listen[0].port(), 9);
-        assert_eq!(config.upstream.to_string(), "tcp://127.0.0.1:2");
+        assert_eq!(config.upstream().to_string(), "tcp://127.0.0.1:2");
         assert_eq!(config.advertise, ["gpu.lan:3"]);
     }
 

@@ -17,7 +17,7 @@ use proto::{
         Report,
         gpu_box::{
             AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::DeviceFound,
-            https::HttpsFound, lines, lines_for_device,
+            https::HttpsFound, lines, lines_for_device, services::ServiceFound,
         },
     },
     identity::{DeviceId, Name},
@@ -42,11 +42,12 @@ const ASKER: &str = "aditd-doctor";
 /// is the owner's own service (`authorize`), if one is set. Cancellation safe.
 pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority>>) -> BoxFound {
     let look = async {
-        let ollama = ollama::look(config.upstream).await;
+        let ollama = ollama::look(config.upstream()).await;
         (files::look(config, ollama.models_dir).await, ollama.found)
     };
     let asked = async { ask(authority.as_deref()?).await };
-    let ((files, ollama), authorize, unit) = tokio::join!(look, asked, systemd::unit());
+    let ((files, ollama), services, authorize, unit) =
+        tokio::join!(look, services(config), asked, systemd::unit());
     BoxFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         argument: String::new(),
@@ -58,6 +59,7 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
         certificate: files.certificate,
         unit,
         ollama,
+        services,
         max_in_flight: Some(in_flight(config.accounting.max_in_flight.map(|most| most.get()))),
         disks: files.disks,
         authorize,
@@ -67,6 +69,22 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
         device: None,
         buffers: transport::largest_buffers(),
     }
+}
+
+/// The services besides Ollama, each asked for a connection, and Ollama if it is elsewhere.
+async fn services(config: &Config) -> Vec<ServiceFound> {
+    let mut found = Vec::new();
+    for (i, (name, upstream)) in config.upstreams().enumerate() {
+        if i > 0 || upstream.is_elsewhere() {
+            found.push(ServiceFound {
+                name: name.to_string(),
+                upstream: upstream.to_string(),
+                answer: ollama::connected(upstream).await,
+                unencrypted: upstream.is_elsewhere().then(|| upstream.unencrypted(name)),
+            });
+        }
+    }
+    found
 }
 
 /// What the running server finds. A report that is younger than two seconds is used again.

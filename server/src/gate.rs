@@ -127,6 +127,11 @@ impl Gate {
         *now = authority;
     }
 
+    /// Tells each time that the policy has changed.
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     /// The policy has changed: running requests are judged again.
     pub(crate) fn judge_again(&self) {
         self.changes.send_replace(());

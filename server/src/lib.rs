@@ -22,7 +22,7 @@ mod state;
 
 pub use cli::{command, run};
 pub use config::{Config, Flags, HttpsFlags, ServeFlags};
-pub use policy::upstream::Upstream;
+pub use policy::upstream::{Kind, Upstream, UpstreamError, WrittenUpstream};
 pub use running::{Answer, Request};
 pub use serve::certificate::ServerCertificate;
 pub use state::{

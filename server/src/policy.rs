@@ -3,14 +3,18 @@
 pub(crate) mod authorize;
 mod caller;
 pub(crate) mod roles;
+pub(crate) mod services;
 pub(crate) mod upstream;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use proto::{
     identity::{Certificate, DeviceId, Name, UserName},
-    ollama::{model::ModelPattern, route::RouteClass},
-    wire::{Code, DEFAULT_SERVICE, Reason, Service, ServiceKind},
+    ollama::{
+        model::ModelPattern,
+        route::{Api, RouteClass},
+    },
+    wire::{Code, Reason, Service},
 };
 
 pub(crate) use self::caller::Caller;
@@ -19,7 +23,8 @@ use crate::{
     policy::{
         authorize::Grant,
         roles::{RequestedRoute, Rules, Whose, either},
-        upstream::Upstream,
+        services::Services,
+        upstream::{UnixJoins, Upstream},
     },
     record::CallerKind,
     state::register::Snapshot,
@@ -29,8 +34,8 @@ use crate::{
 pub(crate) struct Policy {
     snapshot: RwLock<Arc<Snapshot>>,
     rules: RwLock<Arc<Rules>>,
-    service: Name,
-    upstream: Upstream,
+    services: Services,
+    joins: Arc<UnixJoins>,
 }
 
 /// A device that is enrolled, or a key that is valid.
@@ -49,12 +54,18 @@ pub(crate) struct Admitted {
 #[derive(Debug)]
 pub(crate) struct Permit {
     upstream: Upstream,
+    joins: Arc<UnixJoins>,
 }
 
 impl Permit {
     /// The service that may be reached.
     pub(crate) fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// Whose the tasks are that its connection may need.
+    fn joins(&self) -> &UnixJoins {
+        &self.joins
     }
 }
 
@@ -113,6 +124,19 @@ pub(crate) enum Denied {
         "adit: the server's own rules (`authorize`) grant the role `{role}`, which is not in the server's configuration"
     )]
     Granted { role: Name },
+    /// Its role may not use the service.
+    #[error(
+        "adit: {kind} `{device}` has the role `{role}`, which may not use the service `{service}`, only {services}; the owner of the server \
+         can change that: `services` of `[roles.{role}]` in the configuration"
+    )]
+    Service {
+        kind: CallerKind,
+        device: Name,
+        role: Name,
+        service: Name,
+        /// The services that it may use.
+        services: String,
+    },
     /// It may not use the model.
     #[error(
         "adit: {kind} `{device}` (role `{role}`) may not use the model `{model}`, only {models}; the owner of the server can change \
@@ -219,14 +243,13 @@ impl RoutePermit {
 }
 
 impl Policy {
-    /// The rules for one service.
-    pub(crate) fn new(snapshot: Snapshot, rules: Arc<Rules>, upstream: Upstream) -> Self {
-        let service = DEFAULT_SERVICE.parse().expect("the default service's name is a name");
+    /// The rules for these services.
+    pub(crate) fn new(snapshot: Snapshot, rules: Arc<Rules>, services: Services) -> Self {
         Self {
             snapshot: RwLock::new(Arc::new(snapshot)),
             rules: RwLock::new(rules),
-            service,
-            upstream,
+            services,
+            joins: Arc::default(),
         }
     }
 
@@ -249,14 +272,21 @@ impl Policy {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
-    /// The services that devices may use.
-    pub(crate) fn services(&self) -> Vec<Service> {
-        vec![self.upstream.as_service(self.service.clone())]
+    /// The services that a device with this role may use.
+    pub(crate) fn services_of(&self, role: &Name) -> Vec<Service> {
+        let rules = self.rules();
+        let may_use = self.services.iter().filter(|(name, _)| rules.may_use(role, name));
+        may_use.map(|(name, upstream)| upstream.as_service(name.clone())).collect()
     }
 
-    /// The kind of a service, if there is one with this name.
-    pub(crate) fn kind(&self, service: &Name) -> Option<ServiceKind> {
-        (*service == self.service).then_some(self.upstream.kind)
+    /// Whether there is a service with this name that speaks HTTP.
+    pub(crate) fn is_http(&self, service: &Name) -> bool {
+        self.services.get(service).is_some_and(|upstream| upstream.kind.is_http())
+    }
+
+    /// Whose routes a service has.
+    pub(crate) fn api(&self, service: &Name) -> Api {
+        self.services.get(service).map_or_else(Api::default, |upstream| upstream.kind.api())
     }
 
     /// Checks that the holder of this certificate, which TLS has verified, is enrolled.
@@ -291,11 +321,22 @@ impl Policy {
     /// # Errors
     /// [`Code::Revoked`] or [`Code::UnknownService`].
     pub(crate) fn permit(&self, caller: Caller<'_>, service: &Name) -> Result<Permit, Code> {
-        self.admit_caller(caller).map_err(|_| Code::Revoked)?;
-        if *service != self.service {
-            return Err(Code::UnknownService);
+        caller.registered(&self.snapshot()).map_err(|_| Code::Revoked)?;
+        let upstream = self.services.get(service).ok_or(Code::UnknownService)?;
+        Ok(Permit { upstream: upstream.clone(), joins: self.joins.clone() })
+    }
+
+    /// [`Policy::permit`] for a stream whose requests are not judged one by one: the role of the
+    /// caller must allow the service.
+    ///
+    /// # Errors
+    /// Also [`Code::Denied`].
+    pub(crate) fn permit_unread(&self, caller: Caller<'_>, service: &Name) -> Result<Permit, Code> {
+        let permit = self.permit(caller, service)?;
+        match self.rules().may_use(&self.role(caller), service) {
+            true => Ok(permit),
+            false => Err(Code::Denied),
         }
-        Ok(Permit { upstream: self.upstream })
     }
 
     /// The role of a caller; the default role if it may do nothing any more.
@@ -322,6 +363,17 @@ impl Policy {
                 return Err(Denied::Granted { role: role.clone() });
             }
             caller.role = role;
+        }
+        if rules.knows(caller.role) && !rules.may_use(caller.role, requested.service) {
+            let may_use = self.services.iter().filter(|(name, _)| rules.may_use(caller.role, name));
+            let names: Vec<_> = may_use.map(|(name, _)| name).collect();
+            return Err(Denied::Service {
+                kind: caller.kind,
+                device: caller.name.clone(),
+                role: caller.role.clone(),
+                service: requested.service.clone(),
+                services: if names.is_empty() { "none".to_owned() } else { either(&names) },
+            });
         }
         if !rules.may(caller.role, requested) {
             return Err(role_denied(&rules, &caller, requested));

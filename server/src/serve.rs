@@ -57,7 +57,7 @@ use crate::{
         verifier::DeviceVerifier,
     },
     metrics::serve::Exporter,
-    policy::Policy,
+    policy::{Policy, roles::default_service},
     running::{Open, Server, replacement::Replacements},
     session::enroll_socket::GroupSocket,
     state::State,
@@ -136,7 +136,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
         warn!("{remark}");
     }
     accounting.know(&snapshot);
-    let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.upstream));
+    let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.services.clone()));
     let certificate = ServerCertificate::new(
         state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?,
     );
@@ -153,7 +153,15 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     let addresses = config::addresses(&config.advertise, &listening, &config.audience);
     state.register.set_addresses(&addresses)?;
     for address in &listening {
-        info!("listening on {address} (UDP), forwarding to {}", config.upstream);
+        info!("listening on {address} (UDP), forwarding to {}", config.upstream());
+    }
+    for (name, upstream) in config.upstreams() {
+        if name != &default_service() {
+            info!("the service `{name}` is at {upstream}");
+        }
+        if upstream.is_elsewhere() {
+            warn!("{}", upstream.unencrypted(name));
+        }
     }
     if let Some((receive, send)) = socket_buffers {
         debug!(

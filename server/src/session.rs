@@ -41,7 +41,7 @@ use tracing::{Instrument, debug, info};
 use self::{notices::Notices, streams::refuse};
 use crate::{
     ingress::admission::{HandshakeSlot, Knocker},
-    policy::Admitted,
+    policy::{Admitted, Caller},
     running::{
         Server,
         sessions::{self, SessionGuard, close},
@@ -212,7 +212,10 @@ impl Session {
             device_id: self.device.id,
             certificate_expired: self.is_expired(),
             idle_timeout: self.server.idle_timeout.as_secs(),
-            services: self.server.policy.services(),
+            services: self
+                .server
+                .policy
+                .services_of(&self.server.policy.role(Caller::Device(&self.peer))),
             addresses: self.server.addresses(),
             loopback: loopback_id(),
             knock_key: Some(

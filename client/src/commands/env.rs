@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use common::machine::{
     control,
-    report::{Failure, data},
+    report::{Exit, Failure, data},
 };
 use proto::identity::Name;
 
@@ -20,6 +20,9 @@ use crate::{
 pub(crate) struct Env {
     /// Use the server with this name [default: the only server, or the one called `default`]
     pub(crate) name: Option<Name>,
+    /// Use this service of the server instead of Ollama
+    #[arg(long, value_name = "SERVICE")]
+    service: Option<Name>,
     #[command(flatten)]
     interfaces: Interfaces,
     /// Write it for this shell [default: the one that SHELL names]
@@ -78,13 +81,20 @@ impl Shell {
 /// If none runs.
 pub(crate) async fn run(profile_dir: &ProfileDir, env: &Env) -> Result<(), Failure> {
     let status: Option<Status> = control::ask(&profile_dir.dir, &ControlRequest::Status).await?;
-    let Some(address) = status.and_then(|status| status.listening.into_iter().next()) else {
+    let (address, speaks) = match (&env.service, status) {
+        (Some(wanted), Some(status)) => {
+            let (address, speaks) = of_service(status, wanted, profile_dir)?;
+            (Some(address), Some(speaks))
+        }
+        (_, status) => (status.and_then(|status| status.listening.into_iter().next()), None),
+    };
+    let Some(address) = address else {
         return Err(Failure::new("no `adit up` is running, so there is no address to export")
             .hint(format!("start it: `adit up{}`", profile_dir.argument()))
             .hint("or give one program a tunnel of its own: `adit run -- COMMAND`"));
     };
     let shell = env.shell.unwrap_or_else(|| Shell::at(&std::env::var("SHELL").unwrap_or_default()));
-    let variables = env.interfaces.variables(&format!("http://{address}"));
+    let variables = env.interfaces.variables(&address, speaks.as_deref());
     let around = environment::around_proxies(|name| std::env::var(name).ok());
     let exports = variables.iter().chain(&around);
     let mut lines: Vec<String> = exports.map(|(name, value)| shell.export(name, value)).collect();
@@ -92,11 +102,39 @@ pub(crate) async fn run(profile_dir: &ProfileDir, env: &Env) -> Result<(), Failu
     data(lines.join("\n"))
 }
 
+/// The address of a service besides Ollama, and what it speaks.
+fn of_service(
+    status: Status,
+    wanted: &Name,
+    profile_dir: &ProfileDir,
+) -> Result<(String, String), Failure> {
+    let names: Vec<_> = status.services.iter().map(|it| format!("`{}`", it.name)).collect();
+    let found = status.services.into_iter().find(|it| it.name == *wanted);
+    let Some((kind, listening)) = found.and_then(|it| Some((it.kind?, it.listening))) else {
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(Failure::new(format!("the server has no service `{wanted}` for this device"))
+            .source(format!("besides Ollama it has: {names}"))
+            .exit(Exit::Usage));
+    };
+    let address = listening.into_iter().find(|address| !address.starts_with("unix:"));
+    let address = address.ok_or_else(|| {
+        Failure::new(format!("the running `adit up` does not serve `{wanted}`"))
+            .hint(format!(
+                "start it so: `adit up{} --service {wanted}=localhost:8000`",
+                profile_dir.argument()
+            ))
+            .hint(format!("or give one program a port: `adit run --service {wanted} -- COMMAND`"))
+    })?;
+    Ok((address, kind))
+}
+
 /// The same command again.
 fn command(profile_dir: &ProfileDir, env: &Env) -> String {
     let openai = if env.interfaces.openai { " --openai" } else { "" };
     let anthropic = if env.interfaces.anthropic { " --anthropic" } else { "" };
-    format!("adit env{}{openai}{anthropic}", profile_dir.argument())
+    let service =
+        env.service.as_ref().map(|service| format!(" --service {service}")).unwrap_or_default();
+    format!("adit env{}{service}{openai}{anthropic}", profile_dir.argument())
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use proto::identity::{DeviceId, Name};
 use serde::Serialize;
 
 use crate::{
-    commands::status::{self, Status, TunnelStatus},
+    commands::status::{self, ServiceStatus, Status, TunnelStatus},
     profile::{self, ProfileDir},
 };
 
@@ -50,6 +50,8 @@ struct ListedServer {
     carrier: Option<String>,
     /// Where applications are served now.
     listening: Vec<String>,
+    /// The services besides Ollama.
+    services: Vec<ServiceStatus>,
 }
 
 /// Whether a server can be used now.
@@ -119,6 +121,7 @@ async fn look(profile_dir: ProfileDir) -> ListedServer {
         name: profile_dir.name,
         state,
         carrier,
+        services: running.as_ref().map(|status| status.services.clone()).unwrap_or_default(),
         listening: running.map(|status| status.listening).unwrap_or_default(),
         certificate_until: certificate.map(|certificate| certificate.not_after),
         ssh: ssh.map(ToString::to_string),
@@ -164,11 +167,21 @@ impl ListedServer {
         [
             self.name.to_string(),
             self.state.words().to_owned(),
-            or_dash(self.listening.first().cloned()),
+            or_dash(self.served_at()),
             or_dash(self.reached_at()),
             or_dash(self.device.as_ref().map(ToString::to_string)),
             or_dash(certificate),
         ]
+    }
+
+    /// Its first local address, and those of its services.
+    fn served_at(&self) -> Option<String> {
+        let of_services = self
+            .services
+            .iter()
+            .filter_map(|service| Some(format!("{}={}", service.name, service.listening.first()?)));
+        let all: Vec<_> = self.listening.first().cloned().into_iter().chain(of_services).collect();
+        (!all.is_empty()).then(|| all.join(", "))
     }
 
     /// Its first address, and how many others there are.
@@ -198,6 +211,7 @@ mod tests {
             certificate_until: Some(86_400),
             carrier: None,
             listening: Vec::new(),
+            services: Vec::new(),
         }
     }
 

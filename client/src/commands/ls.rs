@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     commands::{
         api,
-        status::{self, Status, TunnelStatus},
+        status::{self, ServiceStatus, Status, TunnelStatus},
     },
     profile::{self, ProfileDir},
 };
@@ -37,6 +37,22 @@ struct Listed {
     /// Why it cannot be used.
     error: Option<String>,
     models: Vec<Model>,
+    /// The services besides Ollama.
+    services: Vec<ListedService>,
+}
+
+/// A service besides Ollama.
+#[derive(Debug, Serialize)]
+struct ListedService {
+    name: Name,
+    /// What it speaks.
+    kind: Option<String>,
+    /// The address for applications, if it is served here.
+    url: Option<String>,
+    /// Why it cannot be used.
+    error: Option<String>,
+    /// The models that it lists, if it speaks OpenAI's API.
+    models: Vec<String>,
 }
 
 /// A model that Ollama lists.
@@ -87,8 +103,13 @@ pub(crate) async fn run(state_dir: &Path, ls: Ls) -> Result<(), Failure> {
 }
 
 async fn look(profile_dir: &ProfileDir) -> Result<Listed, Failure> {
-    let mut listed =
-        Listed { server: profile_dir.name.clone(), url: None, error: None, models: Vec::new() };
+    let mut listed = Listed {
+        server: profile_dir.name.clone(),
+        url: None,
+        error: None,
+        models: Vec::new(),
+        services: Vec::new(),
+    };
     let status = status::ask(profile_dir).await?;
     match status {
         None => {
@@ -102,6 +123,9 @@ async fn look(profile_dir: &ProfileDir) -> Result<Listed, Failure> {
             (_, None) => listed.error = Some("it serves only programs of `adit run`".to_owned()),
             (_, Some(address)) => {
                 listed.url = Some(format!("http://{address}"));
+                for service in &status.services {
+                    listed.services.push(ListedService::look(service).await);
+                }
                 match models(address).await {
                     Ok(models) => listed.models = models,
                     Err(why) => listed.error = Some(why),
@@ -122,6 +146,53 @@ async fn models(address: SocketAddr) -> Result<Vec<Model>, String> {
     let loaded = api::request(address, "/api/ps", None, WITHIN).await;
     let loaded = loaded.and_then(api::ApiAnswer::success).unwrap_or_default();
     Ok(joined(&tags, &loaded))
+}
+
+impl ListedService {
+    async fn look(service: &ServiceStatus) -> Self {
+        let mut listed = Self {
+            name: service.name.clone(),
+            kind: service.kind.clone(),
+            url: service.url(),
+            error: None,
+            models: Vec::new(),
+        };
+        let address = service.listening.first().and_then(|address| address.parse().ok());
+        match (service.kind.as_deref(), address) {
+            (None, _) => {
+                listed.error = Some("the server does not have it for this device".to_owned());
+            }
+            (_, None) if listed.url.is_none() => {
+                listed.error = Some(format!(
+                    "not served here: `adit up --service {}=localhost:PORT`",
+                    service.name
+                ));
+            }
+            (Some("openai"), Some(address)) => {
+                let answer = api::request(address, "/v1/models", None, WITHIN).await;
+                match answer.and_then(api::ApiAnswer::success) {
+                    Ok(said) => listed.models = ids(&said),
+                    Err(why) => listed.error = Some(why),
+                }
+            }
+            _ => {}
+        }
+        listed
+    }
+
+    fn to_text(&self, server: &Name) -> String {
+        let said = self.error.as_ref().or(self.url.as_ref());
+        let mut lines =
+            vec![format!("{server}, {}: {}", self.name, said.map_or("", String::as_str))];
+        lines.extend(self.models.iter().map(|model| format!("  {model}")));
+        lines.join("\n")
+    }
+}
+
+/// The names in an answer to `/v1/models`.
+fn ids(answer: &Value) -> Vec<String> {
+    let all = answer["data"].as_array().cloned().unwrap_or_default();
+    all.iter().filter_map(|model| Some(model["id"].as_str()?.to_owned())).collect()
 }
 
 /// The models of `/api/tags`, with what `/api/ps` reports about them.
@@ -156,6 +227,7 @@ impl Listed {
         }
         let width = self.models.iter().map(|model| model.name.chars().count()).max().unwrap_or(0);
         lines.extend(self.models.iter().map(|model| model.to_text(width)));
+        lines.extend(self.services.iter().map(|service| service.to_text(&self.server)));
         lines.join("\n")
     }
 }

@@ -24,7 +24,7 @@ use common::machine::{
     control, process,
     report::{Exit, Failure, say},
 };
-use proto::identity::Name;
+use proto::{identity::Name, wire::Service};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use self::environment::Interfaces;
@@ -45,6 +45,9 @@ pub(crate) struct Run {
     /// Use the server with this name [default: the only server, or the one called `default`]
     #[arg(long, value_name = "NAME")]
     pub(crate) server: Option<Name>,
+    /// Use this service of the server instead of Ollama
+    #[arg(long, value_name = "NAME")]
+    service: Option<Name>,
     #[command(flatten)]
     interfaces: Interfaces,
     /// The program and its arguments, best after `--`
@@ -69,14 +72,17 @@ pub(crate) async fn run(
 ) -> Result<(), Failure> {
     refuse_other_rights()?;
     let waits = "The program starts now; its requests wait for the tunnel";
-    let (address, lease) = lease(state_dir, config, &profile_dir, waits).await?;
+    let wanted = run.service.as_ref();
+    let Lent { address, stream: lease, service } =
+        lease(state_dir, config, &profile_dir, wanted, waits).await?;
     inherit(lease).map_err(|e| Failure::new("cannot keep the tunnel for the program").source(e))?;
     let [program, arguments @ ..] = run.command.as_slice() else {
         return Err(Failure::new("no program is named").exit(Exit::Usage));
     };
     let mut command = std::process::Command::new(program);
     command.args(arguments);
-    command.envs(run.interfaces.variables(&format!("http://{address}")));
+    let speaks = wanted.map(|_| service.as_ref().map_or("http", Service::speaks));
+    command.envs(run.interfaces.variables(&address.to_string(), speaks));
     command.envs(environment::around_proxies(|name| std::env::var(name).ok()));
     let error = command.exec();
     Err(not_started(program, &error))
@@ -94,6 +100,15 @@ fn refuse_other_rights() -> Result<(), Failure> {
         .exit(Exit::Usage))
 }
 
+/// A port in the tunnel.
+pub(in crate::commands) struct Lent {
+    pub(in crate::commands) address: SocketAddr,
+    /// The port belongs to this process until this is closed.
+    pub(in crate::commands) stream: OwnedFd,
+    /// The service, as the server describes it.
+    service: Option<Service>,
+}
+
 /// Gets a port in the running tunnel, or starts a tunnel first. The port belongs to this process
 /// until the returned connection is closed. `waits` says what happens where there is no tunnel yet.
 ///
@@ -103,12 +118,14 @@ pub(super) async fn lease(
     state_dir: &Path,
     config: Option<&Path>,
     profile_dir: &ProfileDir,
+    service: Option<&Name>,
     waits: &str,
-) -> Result<(SocketAddr, OwnedFd), Failure> {
+) -> Result<Lent, Failure> {
+    let request = service.cloned().map_or(ControlRequest::Lease, ControlRequest::LeaseOf);
     for _ in 0..ATTEMPTS {
-        let asked = control::ask_for_grant(&profile_dir.dir, &ControlRequest::Lease).await;
+        let asked = control::ask_for_grant(&profile_dir.dir, &request).await;
         match asked.map_err(|e| Failure::from(e).hint(restart(profile_dir)))? {
-            Some((LeaseAnswer::Lent { address, waits_for }, stream)) => {
+            Some((LeaseAnswer::Lent { address, waits_for, service }, stream)) => {
                 if let Some(why) = waits_for {
                     say(format!("adit: there is no tunnel yet: {why}\n{waits}"));
                 }
@@ -116,7 +133,8 @@ pub(super) async fn lease(
                     stream.set_nonblocking(false)?;
                     Ok(stream)
                 });
-                return Ok((address, stream.map_err(Failure::from_error)?.into()));
+                let stream = stream.map_err(Failure::from_error)?.into();
+                return Ok(Lent { address, stream, service });
             }
             Some((LeaseAnswer::Failed(failure), _)) => return Err(failure),
             Some((LeaseAnswer::Stopping, _)) => gone(profile_dir).await?,

@@ -19,7 +19,7 @@ use common::machine::{
 };
 use proto::{
     identity::{DeviceId, Name},
-    wire::QueueAnswer,
+    wire::{DEFAULT_SERVICE, QueueAnswer},
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +60,8 @@ pub(crate) enum ControlRequest {
         /// Whether running answers are aborted.
         now: bool,
     },
+    /// The same for a service besides Ollama.
+    LeaseOf(Name),
 }
 
 /// A running `adit up`. Times are Unix seconds.
@@ -83,6 +85,9 @@ pub(crate) struct Status {
     /// The Unix sockets at which it listens, as `unix:/PATH`.
     #[serde(default)]
     pub(crate) sockets: Vec<String>,
+    /// The services besides Ollama: those that the server offers, and those that are served here.
+    #[serde(default)]
+    pub(crate) services: Vec<ServiceStatus>,
     pub(crate) tunnel: TunnelStatus,
     /// Connections that are carried, or wait for the tunnel.
     pub(crate) connections: usize,
@@ -109,6 +114,52 @@ pub(crate) struct Status {
     /// The answer of Ollama, if it was asked. The running `adit up` does not ask by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) ollama: Option<OllamaStatus>,
+}
+
+/// A service besides Ollama.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ServiceStatus {
+    pub(crate) name: Name,
+    /// What it speaks: `http`, `openai` or `tcp`; `None` if the server does not offer it.
+    pub(crate) kind: Option<String>,
+    /// Its addresses for applications; none if it was not asked for.
+    pub(crate) listening: Vec<String>,
+}
+
+impl ServiceStatus {
+    /// What the server offers besides Ollama, and what is `served` here.
+    pub(crate) fn all(tunnel: &Tunnel, served: &[(Name, Vec<String>)]) -> Vec<Self> {
+        let offered = tunnel.services();
+        let mut all: Vec<_> = offered
+            .iter()
+            .filter(|service| service.name.as_str() != DEFAULT_SERVICE)
+            .map(|service| Self {
+                name: service.name.clone(),
+                kind: Some(service.speaks().to_owned()),
+                listening: Vec::new(),
+            })
+            .collect();
+        for (name, listening) in served {
+            match all.iter_mut().find(|service| service.name == *name) {
+                Some(service) => service.listening.extend(listening.iter().cloned()),
+                None => {
+                    all.push(Self { name: name.clone(), kind: None, listening: listening.clone() })
+                }
+            }
+        }
+        all
+    }
+
+    /// Its first address, with the scheme that its kind has.
+    pub(crate) fn url(&self) -> Option<String> {
+        let address = self.listening.first()?;
+        let scheme = match self.kind.as_deref() {
+            _ if address.starts_with("unix:") => "",
+            Some("tcp") => "tcp://",
+            _ => "http://",
+        };
+        Some(format!("{scheme}{address}"))
+    }
 }
 
 /// The state of the tunnel.
@@ -309,6 +360,7 @@ impl Status {
             device_id: profile.enrolled.device_id,
             listening: listening.to_vec(),
             sockets: Vec::new(),
+            services: Vec::new(),
             tunnel: state,
             connections,
             programs: 0,

@@ -3,6 +3,7 @@
 pub(crate) mod bootstrap;
 mod ports;
 mod running;
+mod services;
 mod tunnels;
 mod watched;
 
@@ -31,7 +32,7 @@ use crate::{
     dial::{plan::DialPlan, unmarked},
     local::{owner::Owners, unix},
     profile::{self, DEFAULT_NAME, ProfileDir, SharedProfile},
-    settings::{Named, SettingFlags, Settings, SettingsFile},
+    settings::{Named, SettingFlags, Settings, SettingsFile, Source},
     ssh::SshTarget,
     tunnel::Tunnel,
 };
@@ -104,9 +105,13 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
     let mut signals = StopSignals::listen_at_terminal()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let all_listeners = ports::bind(prepared.iter().map(|server| &server.place), arguments).await?;
+    let all_services = prepared
+        .iter()
+        .map(|server| services::bind(&server.settings, arguments))
+        .collect::<Result<Vec<_>, _>>()?;
     let mut tunnels = Tunnels::default();
     let mut first_words = JoinSet::new();
-    for (server, listeners) in prepared.into_iter().zip(all_listeners) {
+    for ((server, listeners), served) in prepared.into_iter().zip(all_listeners).zip(all_services) {
         let Prepared { settings, plan, control, place } = server;
         // Of a single server, each line of the log is about that one.
         let span = match has_several {
@@ -118,12 +123,20 @@ async fn open(prepared: Vec<Prepared>, has_several: bool, arguments: &str) -> Re
         let owners = let_in(any_user, &listeners, arguments)?;
         let owners = owners.and_networks(&settings.allow_from.value);
         let entrances = unix::bind_all(place.listen.as_deref().unwrap_or_default(), any_user)?;
-        let running = RunningTunnel::start(plan, control, owners, listeners, entrances, &settings)?;
+        let of_services: Vec<_> = served
+            .iter()
+            .map(|service| format!("{}: {}", service.name, service.listening().join(" and ")))
+            .collect();
+        let parts = (listeners, entrances, served);
+        let running = RunningTunnel::start(plan, control, owners, parts, &settings)?;
         let places = places(&running.listening, &running.sockets);
         info!("listening on {}", places.join(" and "));
+        for line in of_services {
+            info!("listening for {line}");
+        }
         info!("connecting to {}", running.tunnel.plan().sought());
         let (tunnel, listening) = (running.tunnel.clone(), running.listening.clone());
-        let first_word = serve(tunnel, listening, places, !has_several);
+        let first_word = serve(tunnel, settings.clone(), listening, places, !has_several);
         first_words.spawn(first_word.in_current_span());
         tunnels.add(running, settings.drain.value);
     }
@@ -146,9 +159,10 @@ fn places(listening: &[String], sockets: &[String]) -> Vec<String> {
 /// waits.
 ///
 /// # Errors
-/// If the server refuses this device.
+/// If the server refuses this device, or has not a service that was asked for.
 async fn serve(
     tunnel: Tunnel,
+    settings: Settings,
     listening: Vec<String>,
     places: Vec<String>,
     alone: bool,
@@ -158,6 +172,7 @@ async fn serve(
         .then(|| Progress::show(&format!("connecting to {}", tunnel.plan().sought())));
     first_word(&tunnel).await?;
     drop(progress);
+    services::check(&tunnel, &settings)?;
     info!("ready: Ollama on {}", places.first().map_or("localhost", String::as_str));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     // Only where a person reads it: the requests count against this device's limits.
@@ -232,11 +247,15 @@ async fn prepare(
 ) -> Result<Vec<Prepared>, Failure> {
     let (mut prepared, mut failed) = (Vec::new(), None);
     for (i, Chosen { profile_dir, login }) in chosen.into_iter().enumerate() {
-        let settings = Settings::settle(&flags.settings, named, file, &profile_dir.name);
+        let mut settings = Settings::settle(&flags.settings, named, file, &profile_dir.name);
         // The top of the file, flags and environment are about the first.
         let listen = match i {
             0 => Some(settings.listen.value.clone()),
-            _ => file.listen(&profile_dir.name),
+            _ => {
+                settings.services.value = file.services(&profile_dir.name);
+                settings.services.source = Source::ServerTable;
+                file.listen(&profile_dir.name)
+            }
         };
         let server = async {
             let plan = dial_plan(&profile_dir, &settings, login.as_ref())?;

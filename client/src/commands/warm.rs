@@ -15,7 +15,10 @@ use proto::{human, identity::Name};
 use serde_json::json;
 
 use crate::{
-    commands::{api, run::lease},
+    commands::{
+        api,
+        run::{Lent, lease},
+    },
     profile::ProfileDir,
 };
 
@@ -46,7 +49,8 @@ pub(crate) async fn run(
     warm: Warm,
 ) -> Result<(), Failure> {
     let waits = "Loading begins when there is one";
-    let (address, _lease) = lease(state_dir, config, &profile_dir, waits).await?;
+    let Lent { address, stream: _lease, .. } =
+        lease(state_dir, config, &profile_dir, None, waits).await?;
     // A request without a prompt only loads the model.
     let mut body = json!({"model": warm.model, "stream": false});
     if let Some(keep) = warm.keep {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use common::machine::report::Failure;
+use proto::{identity::Name, wire::Service};
 use serde::{Deserialize, Serialize};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::{
@@ -29,6 +30,9 @@ pub(crate) enum LeaseAnswer {
         address: SocketAddr,
         /// Why there is no tunnel yet, if there is none.
         waits_for: Option<String>,
+        /// The service, as the server describes it; `None` if it has not said.
+        #[serde(default)]
+        service: Option<Service>,
     },
     /// The tunnel is stopping. Another one can be started when it has ended.
     Stopping,
@@ -88,15 +92,20 @@ impl Leases {
         *self.lent.borrow() == Some(0)
     }
 
-    /// Lends a port that is free.
+    /// The service of those who name none.
+    pub(crate) fn service(&self) -> &Name {
+        &self.front.service
+    }
+
+    /// Lends a port that is free, for a service.
     ///
     /// # Errors
     /// If there is none.
-    pub(crate) async fn lend(&self) -> io::Result<Lease> {
+    pub(crate) async fn lend(&self, service: &Name) -> io::Result<Lease> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let address = listener.local_addr()?;
         let stop = self.front.stop.child_token();
-        let front = Front { stop: stop.clone(), ..self.front.clone() };
+        let front = Front { stop: stop.clone(), service: service.clone(), ..self.front.clone() };
         let accepting = front::accept(listener, front, self.connections.clone());
         Ok(Lease {
             address,

@@ -263,6 +263,17 @@ fn cannot_listen(address: SocketAddr, shown: &str, error: io::Error) -> ListenEr
 }
 
 impl TakenAddress {
+    /// The failure for a service besides Ollama. `name` is the server's name as an argument of a
+    /// command. Blocks, for at most some seconds.
+    pub(crate) fn service_failure(&self, name: &str, service: &Name) -> Failure {
+        let other = self.address.port().checked_add(1).unwrap_or(8000);
+        Failure::new(format!("cannot listen on {} for the service `{service}`", self.shown))
+            .source(format!("address already in use by {}", holder::of(self.address)))
+            .hint(format!(
+                "choose another port: `adit up{name} --service {service}=localhost:{other}`"
+            ))
+    }
+
     /// The failure, with the program that holds the address: `known`, or what can be found out.
     /// `name` is the server's name as an argument of a command. Blocks, for at most some seconds.
     pub(crate) fn failure(&self, name: &str, known: Option<String>) -> Failure {

@@ -8,29 +8,21 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
     os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use common::{
     machine::report::{Exit, Failure},
-    transport::{accept, splice},
+    transport::{accept, unix},
 };
 use nix::unistd::Group;
 use proto::identity::Name;
-use tokio::{
-    io::AsyncWriteExt,
-    net::{TcpListener, TcpStream, UnixListener, UnixStream},
-};
+use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug};
 
 use super::{front::Front, listener::ListenAddr};
-
-/// How long a connection of this program to itself may take.
-const PAIR_WITHIN: Duration = Duration::from_secs(5);
 
 /// An open socket. Dropping it removes its file.
 #[derive(Debug)]
@@ -101,60 +93,22 @@ impl UnixEntrance {
     /// Accepts connections until `front.stop` is cancelled. Each is a task in `connections`.
     pub(crate) async fn accept(self, front: Front, connections: TaskTracker) {
         loop {
-            let (unix, _) = tokio::select! {
+            let (stream, _) = tokio::select! {
                 taken = accept::accept("applications", || self.listener.accept()) => taken,
                 () = front.stop.cancelled() => return,
             };
             let front = front.clone();
-            connections.spawn(async move { carry(unix, &front).await }.in_current_span());
+            connections.spawn(async move { carry(stream, &front).await }.in_current_span());
         }
     }
 }
 
-async fn carry(unix: UnixStream, front: &Front) {
-    let (near, far) = match tokio::time::timeout(PAIR_WITHIN, pair()).await {
-        Ok(Ok(pair)) => pair,
-        Ok(Err(e)) => return debug!("no connection of this program to itself: {e}"),
-        Err(_) => return debug!("no connection of this program to itself in time"),
+async fn carry(stream: UnixStream, front: &Front) {
+    let (near, far) = match unix::pair().await {
+        Ok(pair) => pair,
+        Err(e) => return debug!("no connection of this program to itself: {e}"),
     };
-    tokio::join!(front.carry(far), join(unix, near));
-}
-
-/// Moves bytes both ways until the answers have ended. What breaks off one side cuts the other.
-async fn join(mut unix: UnixStream, mut tcp: TcpStream) {
-    let (mut from_app, mut to_app) = unix.split();
-    let (mut answers, mut requests) = tcp.split();
-    let up = async {
-        tokio::io::copy(&mut from_app, &mut requests).await?;
-        requests.shutdown().await?;
-        std::future::pending::<io::Result<()>>().await
-    };
-    let down = async {
-        tokio::io::copy(&mut answers, &mut to_app).await?;
-        to_app.shutdown().await
-    };
-    let end = tokio::select! {
-        end = up => end,
-        end = down => end,
-    };
-    if let Err(e) = end {
-        debug!("a Unix connection broke off: {e}");
-        splice::abort(tcp);
-    }
-}
-
-/// Two ends of one TCP connection. A connection of somebody else to the same port is dropped.
-async fn pair() -> io::Result<(TcpStream, TcpStream)> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-    let near = TcpStream::connect(listener.local_addr()?).await?;
-    near.set_nodelay(true)?;
-    let own = near.local_addr()?;
-    loop {
-        let (far, from) = listener.accept().await?;
-        if from == own {
-            return Ok((near, far));
-        }
-    }
+    tokio::join!(front.carry(far), unix::join_to_application(stream, near));
 }
 
 /// Checks that a socket may be made there: nothing is there, or a socket that nobody listens on.

@@ -11,11 +11,12 @@ use common::machine::{
     process::{parse_idle_timeout, parse_time},
     report::Failure,
 };
-use proto::identity::Name;
+use proto::{identity::Name, wire::DEFAULT_SERVICE};
 use serde::{Deserialize, Deserializer, de};
 
 use ipnet::IpNet;
 
+use super::ServiceListen;
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
 
 /// The content of the file.
@@ -44,6 +45,8 @@ pub(super) struct Table {
     #[serde(default, deserialize_with = "idle_timeout")]
     pub(super) idle_timeout: Option<Duration>,
     pub(super) ssh_client: Option<SshClient>,
+    #[serde(default, deserialize_with = "services")]
+    pub(super) services: Option<BTreeMap<Name, ListenAddr>>,
 }
 
 /// The file as it is written. It repeats [`Table`], because serde cannot both flatten a table and
@@ -64,6 +67,8 @@ struct Written {
     #[serde(default, deserialize_with = "idle_timeout")]
     idle_timeout: Option<Duration>,
     ssh_client: Option<SshClient>,
+    #[serde(default, deserialize_with = "services")]
+    services: Option<BTreeMap<Name, ListenAddr>>,
     #[serde(default)]
     servers: BTreeMap<Name, Table>,
 }
@@ -118,10 +123,20 @@ impl SettingsFile {
             carrier,
             idle_timeout,
             ssh_client,
+            services,
             servers,
         } = from.parse()?;
-        let of_all =
-            Table { listen, allow_from, any_user, hold, drain, carrier, idle_timeout, ssh_client };
+        let of_all = Table {
+            listen,
+            allow_from,
+            any_user,
+            hold,
+            drain,
+            carrier,
+            idle_timeout,
+            ssh_client,
+            services,
+        };
         Ok(Self { state_dir: state_dir.map(|dir| beside.join(dir)), of_all, servers })
     }
 
@@ -135,6 +150,12 @@ impl SettingsFile {
     /// The addresses in a server's own table.
     pub(crate) fn listen(&self, server: &Name) -> Option<Vec<ListenAddr>> {
         self.servers.get(server)?.listen.clone()
+    }
+
+    /// The services in a server's own table.
+    pub(crate) fn services(&self, server: &Name) -> Vec<ServiceListen> {
+        let own = self.servers.get(server).and_then(|table| table.services.clone());
+        own.map(ServiceListen::of_table).unwrap_or_default()
     }
 
     /// Whether a server has a table of its own.
@@ -155,6 +176,19 @@ fn time<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error
 
 fn idle_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     value(WithUnit::<'s'>::deserialize(from)?.0, "a valid idle time-out", parse_idle_timeout)
+}
+
+/// `ollama` is always served, at `listen`.
+fn services<'de, D: Deserializer<'de>>(
+    from: D,
+) -> Result<Option<BTreeMap<Name, ListenAddr>>, D::Error> {
+    let table = BTreeMap::<Name, ListenAddr>::deserialize(from)?;
+    match table.keys().find(|name| name.as_str() == DEFAULT_SERVICE) {
+        Some(name) => Err(de::Error::custom(format!(
+            "`{name}` is always served: choose its address with `listen`"
+        ))),
+        None => Ok(Some(table)),
+    }
 }
 
 fn state_dir<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PathBuf>, D::Error> {
@@ -199,6 +233,8 @@ mod tests {
             ("listen = \"localhost:1\"", 1, "sequence"),
             ("any_user = \"yes\"", 1, "boolean"),
             ("hold = \"1s\"\nhold = \"2s\"", 2, "duplicate"),
+            ("[services]\nvllm = 8000", 2, ""),
+            ("services = { ollama = \"localhost:1\" }", 1, "with `listen`"),
             ("[servers.\"a b\"]\nhold = \"1s\"", 1, ""),
             ("hold = ", 1, ""),
             ("state_dir = \"~/keys\"", 1, "without `~`"),

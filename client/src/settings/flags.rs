@@ -6,7 +6,7 @@ use clap::{ArgMatches, Args, builder::FalseyValueParser, parser::ValueSource};
 use common::machine::process::{parse_idle_timeout, parse_time};
 use ipnet::IpNet;
 
-use super::Source;
+use super::{ServiceListen, Source};
 use crate::{dial::route::CarrierChoice, local::listener::ListenAddr, ssh::SshClient};
 
 /// Flags of the commands that open a tunnel. None has a default here: it would hide the file.
@@ -18,6 +18,10 @@ pub(crate) struct SettingFlags {
     /// localhost:11434, IPv4 and IPv6]
     #[arg(long, value_name = "ADDR", env = "ADIT_LISTEN", value_delimiter = ',')]
     pub(super) listen: Vec<ListenAddr>,
+    /// Serve another service of the server at this address, for example vllm=localhost:8000; may be
+    /// given more than once
+    #[arg(long = "service", value_name = "NAME=ADDR", env = "ADIT_SERVICE", value_delimiter = ',')]
+    pub(super) services: Vec<ServiceListen>,
     /// Let this network use the tunnel at addresses that are not loopback, without a certificate; may
     /// be given more than once [default: no network]
     #[arg(long, value_name = "CIDR", env = "ADIT_ALLOW_FROM", value_delimiter = ',')]
@@ -99,7 +103,7 @@ impl FromIterator<(&'static str, Source)> for Named {
 mod tests {
     use super::*;
 
-    const ALL: [&str; 8] = [
+    const ALL: [&str; 9] = [
         "listen",
         "allow_from",
         "any_user",
@@ -108,6 +112,7 @@ mod tests {
         "carrier",
         "idle_timeout",
         "ssh_client",
+        "services",
     ];
 
     /// A flag that is not given must not hide the file.
@@ -120,7 +125,7 @@ mod tests {
             let named = Named::of(&command.get_matches_from(args));
             ALL.map(|id| named.source(id))
         };
-        assert_eq!(named(&["up"]), [None; 8]);
+        assert_eq!(named(&["up"]), [None; 9]);
         let all = named(&[
             "up",
             "--listen=[::1]:1",
@@ -131,7 +136,8 @@ mod tests {
             "--carrier=udp",
             "--idle-timeout=1h",
             "--ssh-client=system",
+            "--service=vllm=localhost:8000",
         ]);
-        assert_eq!(all, [Some(Source::Flag); 8]);
+        assert_eq!(all, [Some(Source::Flag); 9]);
     }
 }

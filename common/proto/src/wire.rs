@@ -4,6 +4,7 @@
 //! The ALPN name (RFC 7301) is the version: a change that an older peer cannot understand needs a
 //! new name.
 
+mod api;
 mod code;
 mod reason;
 
@@ -17,6 +18,7 @@ use crate::{
     knock::KnockKey,
 };
 
+pub use api::Api;
 pub use code::Code;
 pub use reason::{BadReason, Reason};
 
@@ -128,6 +130,20 @@ pub struct Service {
     /// this port, or it would connect to itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Whose routes it has, if it speaks HTTP.
+    #[serde(default, skip_serializing_if = "Api::is_ollama")]
+    pub api: Api,
+}
+
+impl Service {
+    /// What it speaks, in one word: `http` (the API of Ollama), `openai` or `tcp`.
+    pub fn speaks(&self) -> &'static str {
+        match (self.kind, self.api) {
+            (ServiceKind::Tcp, _) => "tcp",
+            (ServiceKind::Http, Api::OpenAi) => "openai",
+            (ServiceKind::Http, Api::Ollama) => "http",
+        }
+    }
 }
 
 /// The client's first message, sent with the end of the handshake on the connection that it has

@@ -96,7 +96,7 @@ fn models() -> Vec<String> {
     if become_owner_of(&config.state_dir).is_err() {
         return Vec::new();
     }
-    soon(doctor::model_names(config.upstream)).flatten().unwrap_or_default()
+    soon(doctor::model_names(config.upstream())).flatten().unwrap_or_default()
 }
 
 /// What comes of it within a second.

@@ -35,7 +35,7 @@ pub(super) async fn missing(dir: &Path, models: &[ModelPattern]) -> Option<Strin
     let asked = control::ask::<_, Answer>(dir, &Request::Status).await;
     let Ok(Some(Answer::Status(status))) = asked else { return None };
     let upstream: Upstream = status.upstream.parse().ok()?;
-    let known = model_names(upstream).await?;
+    let known = model_names(&upstream).await?;
     let lacks = |model: &&ModelPattern| !known.iter().any(|name| model.means(name));
     let missing: Vec<_> = models.iter().filter(lacks).map(ToString::to_string).collect();
     let first = missing.first()?;

@@ -46,6 +46,14 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     text += &format!("Listening    {} (UDP)\n", status.listening.join(", "));
     text += &format!("Advertised   {}\n", status.addresses.join(", "));
     text += &format!("Upstream     {}\n", status.upstream);
+    for (i, service) in status.services.iter().skip(1).enumerate() {
+        let name = if i == 0 { "Services" } else { "" };
+        text += &format!("{name:<INDENT$}{} at {}\n", service.name, service.upstream);
+    }
+    let unencrypted = status.services.iter().filter_map(|service| service.unencrypted.as_ref());
+    for (i, what) in unencrypted.enumerate() {
+        text += &format!("{:<INDENT$}{what}\n", if i == 0 { "Warning" } else { "" });
+    }
     let config =
         status.config.as_ref().map_or("none".to_owned(), |file| file.display().to_string());
     text += &format!("Config file  {config}\n");

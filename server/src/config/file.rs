@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
 };
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::https::HttpsFile;
+use super::services::{self, FileServices, ServiceFile, WrittenServices};
 use super::values::{AboveZero, Advertised, FieldName, IdleTimeout, Life, Listen, Recheck, Whole};
 use crate::{
     audit::Age,
@@ -20,7 +22,7 @@ use crate::{
     policy::{
         authorize::{Address, At},
         roles::{BadRole, DeviceFile, RoleFile, Rules},
-        upstream::Upstream,
+        upstream::WrittenUpstream,
     },
 };
 
@@ -33,7 +35,8 @@ pub(super) struct ConfigFile {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) listen: Option<Vec<Listen>>,
     pub(super) allow_from: Option<Vec<IpNet>>,
-    pub(super) upstream: Option<Upstream>,
+    pub(super) upstream: Option<Spanned<WrittenUpstream>>,
+    pub(super) upstream_allow: Option<Vec<SocketAddr>>,
     pub(super) device_life: Option<Life>,
     pub(super) idle_timeout: Option<IdleTimeout>,
     pub(super) advertise: Option<Advertised>,
@@ -59,6 +62,8 @@ pub(super) struct ConfigFile {
     #[serde(default)]
     pub(super) https: HttpsFile,
     #[serde(default)]
+    pub(super) services: BTreeMap<Name, ServiceFile>,
+    #[serde(default)]
     pub(super) roles: BTreeMap<Name, RoleFile>,
     #[serde(default)]
     pub(super) devices: BTreeMap<Name, DeviceFile>,
@@ -72,6 +77,7 @@ pub(super) struct Read {
     pub(super) file: ConfigFile,
     pub(super) rules: Rules,
     pub(super) limits: LimitTable,
+    pub(super) services: FileServices,
     /// The devices that the file names.
     pub(super) devices: Vec<Name>,
 }
@@ -113,9 +119,19 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
         users: file.users.iter().map(|(name, user)| (name.to_string(), user.limits)).collect(),
     };
     let devices = file.devices.keys().cloned().collect();
+    let written = WrittenServices {
+        upstream: file.upstream.take(),
+        allow: file.upstream_allow.take().unwrap_or_default(),
+        tables: std::mem::take(&mut file.services),
+        roles: &file.roles,
+    };
+    let services = services::settle(written).map_err(|wrong| {
+        let failure = text.wrong_at(wrong.at, &wrong.why);
+        wrong.cure.into_iter().fold(failure, Failure::hint)
+    })?;
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
     let rules = rules.map_err(|e| text.wrong_at(place_of(text.as_str(), &e), &e))?;
-    Ok(Read { file, rules, limits, devices })
+    Ok(Read { file, rules, limits, services, devices })
 }
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and

@@ -13,9 +13,8 @@ use serde::Deserialize;
 use super::{first_of, usage, values::Wrong};
 use crate::{
     https::{CertificateName, HttpsSettings, PageOrigin},
-    policy::upstream::Upstream,
+    policy::upstream::{Kind, Upstream},
 };
-use proto::wire::ServiceKind;
 
 /// Flags of the HTTPS listener.
 #[derive(Debug, Clone, Default, Args)]
@@ -77,7 +76,7 @@ impl TryFrom<String> for HttpsListen {
 pub(super) fn settle(
     flags: &HttpsFlags,
     file: HttpsFile,
-    upstream: Upstream,
+    upstream: &Upstream,
 ) -> Result<Option<HttpsSettings>, Failure> {
     let named = flags.https.iter().cloned().map(HttpsListen::try_from);
     let named = named.collect::<Result<Vec<_>, _>>()?;
@@ -98,11 +97,11 @@ pub(super) fn settle(
     if listen.is_empty() {
         return Ok(None);
     }
-    if upstream.kind != ServiceKind::Http {
+    if !upstream.kind.is_http() {
         return Err(usage(
             "HTTPS needs an upstream that speaks HTTP, because each request is read",
         )
-        .hint(format!("name it so: `--upstream http://{}`", upstream.address().get())));
+        .hint(format!("name it so: `--upstream {}`", upstream.clone().of_kind(Kind::Http))));
     }
     let allow_from = first_of(&flags.https_allow_from, file.allow_from);
     let open = listen.iter().find(|address| !address.ip().to_canonical().is_loopback());

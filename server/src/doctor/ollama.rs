@@ -20,15 +20,12 @@ use hyper::{
     header::{CONNECTION, HOST, ORIGIN},
 };
 use hyper_util::rt::TokioIo;
-use proto::{
-    doctor::gpu_box::ollama::{Ollama, Pages, Parallel, VersionAnswer},
-    wire::ServiceKind,
-};
+use proto::doctor::gpu_box::ollama::{Ollama, Pages, Parallel, VersionAnswer};
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet};
 
 use super::systemd;
-use crate::policy::upstream::Upstream;
+use crate::policy::upstream::{Kind, UnixJoins, Upstream, connect};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a connection from this machine to itself may take.
@@ -45,14 +42,21 @@ pub(super) struct OllamaOutcome {
     pub(super) models_dir: Option<PathBuf>,
 }
 
+/// Where something is asked.
+#[derive(Clone, Copy)]
+enum At<'a> {
+    Upstream(&'a Upstream),
+    Address(SocketAddr),
+}
+
 /// Examines what listens at `upstream`.
-pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
-    let address = upstream.address().get();
+pub(super) async fn look(upstream: &Upstream) -> OllamaOutcome {
+    let (address, at) = (upstream.address(), At::Upstream(upstream));
     let unit = systemd::show("ollama", &[]).await;
     let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|load| load == "loaded"));
     let answer = match upstream.kind {
-        ServiceKind::Http => version(address).await,
-        ServiceKind::Tcp => connected(address).await,
+        Kind::Http => version(at).await,
+        Kind::Tcp | Kind::OpenAi => connected(upstream).await,
     };
     let has_unit = unit.is_some();
     // On its own thread, because it looks through the open files of all processes.
@@ -60,7 +64,7 @@ pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
     let environment = environment.await.ok().flatten();
     let is_ollama = matches!(answer, VersionAnswer::Version(_));
     let mut found = Ollama {
-        address: address.to_string(),
+        address: address.map_or_else(|| upstream.to_string(), |address| address.to_string()),
         answer,
         exposed: Vec::new(),
         has_unit,
@@ -74,15 +78,15 @@ pub(super) async fn look(upstream: Upstream) -> OllamaOutcome {
     };
     if is_ollama {
         (found.exposed, found.pages, found.models) =
-            tokio::join!(exposed(address.port()), pages(address), models(address));
+            tokio::join!(exposed(address), pages(at), models(at));
     }
     let models_dir =
         environment.and_then(|environment| environment.get("OLLAMA_MODELS").map(PathBuf::from));
     OllamaOutcome { found, models_dir }
 }
 
-async fn version(address: SocketAddr) -> VersionAnswer {
-    match get(address, "/api/version", None).await {
+async fn version(at: At<'_>) -> VersionAnswer {
+    match get(at, "/api/version", None).await {
         Ok((StatusCode::OK, body)) => {
             let said: Value = serde_json::from_slice(&body).unwrap_or_default();
             match said["version"].as_str() {
@@ -98,8 +102,10 @@ async fn version(address: SocketAddr) -> VersionAnswer {
     }
 }
 
-async fn connected(address: SocketAddr) -> VersionAnswer {
-    match tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(address)).await {
+/// Whether something accepts connections there.
+pub(super) async fn connected(upstream: &Upstream) -> VersionAnswer {
+    let joins = UnixJoins::default();
+    match tokio::time::timeout(ANSWER_WITHIN, connect(upstream, &joins)).await {
         Ok(Ok(_)) => VersionAnswer::Connected,
         Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => VersionAnswer::Refused,
         Ok(Err(e)) => VersionAnswer::Silent(e.to_string()),
@@ -108,30 +114,29 @@ async fn connected(address: SocketAddr) -> VersionAnswer {
 }
 
 /// The statuses that a page of another site and a browser extension get.
-async fn pages(address: SocketAddr) -> Option<Pages> {
+async fn pages(at: At<'_>) -> Option<Pages> {
     let (other, extension) = tokio::join!(
-        get(address, "/api/version", Some(OTHER_SITE)),
-        get(address, "/api/version", Some(EXTENSION)),
+        get(at, "/api/version", Some(OTHER_SITE)),
+        get(at, "/api/version", Some(EXTENSION)),
     );
     Some(Pages { other_site: other.ok()?.0.as_u16(), extension: extension.ok()?.0.as_u16() })
 }
 
 /// The names of the models that Ollama has.
-pub(crate) async fn model_names(upstream: Upstream) -> Option<Vec<String>> {
-    let answer = get(upstream.address().get(), "/api/tags", None).await.ok()?;
+pub(crate) async fn model_names(upstream: &Upstream) -> Option<Vec<String>> {
+    let answer = get(At::Upstream(upstream), "/api/tags", None).await.ok()?;
     let said: Value = serde_json::from_slice(&answer.1).ok()?;
     let names = said["models"].as_array()?.iter().filter_map(|model| model["name"].as_str());
     Some(names.map(str::to_owned).collect())
 }
 
 /// How many models there are, and which are loaded.
-async fn models(address: SocketAddr) -> Option<(u64, Vec<(String, u64)>)> {
+async fn models(at: At<'_>) -> Option<(u64, Vec<(String, u64)>)> {
     let list = |answer: io::Result<(StatusCode, Bytes)>| -> Option<Vec<Value>> {
         let said: Value = serde_json::from_slice(&answer.ok()?.1).ok()?;
         said["models"].as_array().cloned()
     };
-    let (all, loaded) =
-        tokio::join!(get(address, "/api/tags", None), get(address, "/api/ps", None));
+    let (all, loaded) = tokio::join!(get(at, "/api/tags", None), get(at, "/api/ps", None));
     let loaded = list(loaded).unwrap_or_default().into_iter().map(|model| {
         let name = model["name"].as_str().unwrap_or("?").chars().take(80).collect();
         (name, model["size"].as_u64().unwrap_or(0))
@@ -139,8 +144,21 @@ async fn models(address: SocketAddr) -> Option<(u64, Vec<(String, u64)>)> {
     Some((list(all)?.len() as u64, loaded.take(16).collect()))
 }
 
-/// The addresses of this machine besides loopback where an Ollama answers on this port.
-async fn exposed(port: u16) -> Vec<String> {
+impl At<'_> {
+    fn address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Upstream(upstream) => upstream.address(),
+            Self::Address(address) => Some(*address),
+        }
+    }
+}
+
+/// The addresses of this machine besides loopback where an Ollama answers on the port of one that
+/// listens at `address`.
+async fn exposed(address: Option<SocketAddr>) -> Vec<String> {
+    let Some(port) = address.filter(|it| it.ip().is_loopback()).map(|it| it.port()) else {
+        return Vec::new();
+    };
     let is_reached = |ip: &IpAddr| match ip {
         IpAddr::V4(v4) => !v4.is_loopback(),
         // A link-local address is useless without the name of its interface.
@@ -150,7 +168,7 @@ async fn exposed(port: u16) -> Vec<String> {
     for ip in own_addresses().into_iter().filter(is_reached) {
         asked.spawn(async move {
             let address = SocketAddr::new(ip, port);
-            let (status, body) = get(address, "/", None).await.ok()?;
+            let (status, body) = get(At::Address(address), "/", None).await.ok()?;
             // An Ollama that checks `Host` answers 403 here: it can be reached all the same.
             let is_ollama = body.starts_with(b"Ollama") || status == StatusCode::FORBIDDEN;
             is_ollama.then(|| address.to_string())
@@ -164,11 +182,11 @@ async fn exposed(port: u16) -> Vec<String> {
 /// The environment of Ollama, if this user may read it: that of the process, or what its unit sets.
 fn environment(
     unit: Option<&systemd::Properties>,
-    address: SocketAddr,
+    address: Option<SocketAddr>,
 ) -> Option<HashMap<String, String>> {
     let pid = match unit {
         Some(unit) => unit.get("MainPID").and_then(|pid| pid.parse().ok()).filter(|pid| *pid > 0),
-        None => port_holder_pid(address, Protocol::TCP),
+        None => port_holder_pid(address?, Protocol::TCP),
     };
     let pair =
         |text: &str| text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -183,18 +201,24 @@ fn environment(
 }
 
 /// Makes a GET request as a tool makes it. Returns the status and the body.
-async fn get(
-    address: SocketAddr,
-    path: &str,
-    origin: Option<&str>,
-) -> io::Result<(StatusCode, Bytes)> {
+async fn get(at: At<'_>, path: &str, origin: Option<&str>) -> io::Result<(StatusCode, Bytes)> {
+    let (joins, address) = (UnixJoins::default(), at.address());
     let exchange = async {
-        let tcp = tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address));
+        let connected = async {
+            match at {
+                At::Upstream(upstream) => connect(upstream, &joins).await,
+                At::Address(address) => TcpStream::connect(address).await,
+            }
+        };
+        let tcp = tokio::time::timeout(CONNECT_WITHIN, connected);
         let tcp = tcp.await.map_err(|_| silent())??;
         let (mut requests, connection) = hyper::client::conn::http1::handshake(TokioIo::new(tcp))
             .await
             .map_err(io::Error::other)?;
-        let host = format!("localhost:{}", address.port());
+        let host = address.map_or_else(
+            || "localhost".to_owned(),
+            |address| format!("localhost:{}", address.port()),
+        );
         let mut request = Request::get(path).header(HOST, host).header(CONNECTION, "close");
         if let Some(origin) = origin {
             request = request.header(ORIGIN, origin);

@@ -99,12 +99,20 @@ fn question(
     }
 }
 
-fn requested_route(head: &RequestHead, route: ApiRoute) -> RequestedRoute<'_> {
+/// What a request asks for, of the service of its stream.
+fn requested_route<'a>(
+    gate: &Gate,
+    context: &'a StreamContext<'_>,
+    head: &'a RequestHead,
+    route: ApiRoute,
+) -> RequestedRoute<'a> {
     RequestedRoute {
         method: &head.method,
         preflight: head.preflight.as_deref(),
         target: Target::new(&head.target),
         route,
+        service: context.service,
+        api: gate.policy.api(context.service),
     }
 }
 
@@ -148,9 +156,11 @@ impl Gate {
             );
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
-        let requested = requested_route(head, route);
+        let requested = requested_route(self, context, head, route);
         match self.policy.route(context.caller, requested, &Grant::default()) {
-            Err(denied) if !matches!(denied, Denied::Role { .. }) => Err(denied.into()),
+            Err(denied) if !matches!(denied, Denied::Role { .. } | Denied::Service { .. }) => {
+                Err(denied.into())
+            }
             judged => Ok(judged),
         }
     }
@@ -165,7 +175,8 @@ impl<'a> Conversation<'a> {
     ) -> Result<Judgement<'a>, Over> {
         // Every later change of the rules concerns this request.
         self.changes.mark_unchanged();
-        let route = route(&head.method, Target::new(&head.target));
+        let api = self.gate.policy.api(self.context.service);
+        let route = route(api, &head.method, Target::new(&head.target));
         let mut running = self.gate.begin(self.context, Some((&head, route)));
         let mut content =
             Content { head: bytes.len(), raw: Vec::new(), body: Body::new(head.body), most: None };
@@ -294,7 +305,7 @@ impl<'a> Conversation<'a> {
                 (asked, _) => asked?,
             };
         }
-        let requested = requested_route(&head, route);
+        let requested = requested_route(self.gate, self.context, &head, route);
         let route_permit = self.gate.policy.route(self.context.caller, requested, &grant);
         if let Err(Denied::Granted { role }) = &route_permit {
             tracing::warn!(
@@ -360,7 +371,8 @@ impl<'a> Conversation<'a> {
         }
         if self.service.is_none() {
             let (gate, context) = (self.gate, self.context);
-            self.service = Some(self.meanwhile(held, class, gate.dial(context)).await??);
+            let dialled = self.meanwhile(held, class, gate.dial(context)).await?;
+            self.service = Some(dialled.map_err(|code| Refused::unreached(context.service, code))?);
         }
         Ok(())
     }

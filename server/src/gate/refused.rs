@@ -3,12 +3,13 @@
 use common::transport::splice::Sending;
 use proto::{
     http1::head::Fault,
+    identity::Name,
     ollama::answer::{ErrorAnswer, RETRY_SOON},
     wire::Code,
 };
 
 use crate::{
-    policy::{Denied, authorize},
+    policy::{Denied, authorize, roles::default_service},
     record::{NotNow, Refusal},
 };
 
@@ -36,6 +37,22 @@ impl Refused {
         let mut refused = Self::new(503, Refusal::Limit("room"), sentence);
         refused.answer.retry_after = Some(1);
         refused
+    }
+
+    /// The refusal when a service can't be reached.
+    pub(super) fn unreached(service: &Name, code: Code) -> Self {
+        let sentence = match code {
+            _ if *service == default_service() => return code.into(),
+            Code::UpstreamRefused => format!(
+                "adit: the service `{service}` is not running on the server: `aditd doctor` there shows where it is looked for"
+            ),
+            Code::UpstreamSilent => format!(
+                "adit: the service `{service}` on the server does not answer: `aditd doctor` there shows where it is looked for"
+            ),
+            _ => return code.into(),
+        };
+        let refused = Self::from(code);
+        Self { answer: ErrorAnswer { sentence, ..refused.answer }, ..refused }
     }
 
     /// Writes the last bytes to a device, within a time limit; returns whether that succeeded.
@@ -68,7 +85,7 @@ impl From<Denied> for Refused {
             // As [`Code::Revoked`], in other words.
             Denied::Revoked(_) => (503, Refusal::Certificate),
             Denied::Key | Denied::User(_) => (401, Refusal::Key),
-            Denied::Role { .. } => (403, Refusal::Role),
+            Denied::Role { .. } | Denied::Service { .. } => (403, Refusal::Role),
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
             Denied::Granted { .. } => (403, Refusal::Authorize),
         };

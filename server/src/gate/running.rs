@@ -169,11 +169,12 @@ impl<'a> RunningRequest<'a> {
             told_out,
             pieces: tracker.pieces(),
             prompt: scan.map_or(0, JsonScan::prompt_tokens),
-            // Ollama's own routes stream unless the request says otherwise; the OpenAI routes do
-            // not.
-            is_stream: scan
-                .and_then(JsonScan::stream)
-                .unwrap_or_else(|| self.record.path.starts_with("/api/")),
+            // Ollama's own routes stream unless the request says otherwise; those of OpenAI and of
+            // LM Studio do not.
+            is_stream: scan.and_then(JsonScan::stream).unwrap_or_else(|| {
+                let path = &self.record.path;
+                path.starts_with("/api/") && !path.starts_with("/api/v0/")
+            }),
             at_work: self.outgoing.at_work.map(|since| since.elapsed()),
             charged: self.outgoing.account.as_ref().map_or(0, |account| account.charged()),
         }

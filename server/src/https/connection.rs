@@ -202,6 +202,18 @@ impl Visit<'_> {
         };
         self.is_known = true;
         self.place.is_known();
+        let (service_name, begun) = match named_service(head, bytes) {
+            None => (self.service.name.clone(), bytes.to_vec()),
+            Some((name, bytes)) if self.service.policy.is_http(&name) => (name, bytes),
+            Some((name, _)) => {
+                let sentence = format!(
+                    "adit: this server has no service `{name}` that speaks HTTP: `aditd status` there shows its services"
+                );
+                let refused = Refused::new(400, Refusal::Malformed, sentence);
+                self.tell(send, recv, bytes, &refused, &added).await;
+                return Then::End;
+            }
+        };
         let Some(serving) = self.https.callers.enter(&identity.asker, unix_now()) else {
             let sentence = format!(
                 "adit: {} `{}` has too many connections",
@@ -215,7 +227,7 @@ impl Visit<'_> {
         // The service is on this machine, and judges the names in `Host` and `Origin` as such.
         let without: Vec<&str> =
             credentials::FIELDS.into_iter().chain(["origin", "cookie"]).collect();
-        let mut begun = vec![Bytes::from(forwarded(bytes, &without, "localhost"))];
+        let mut begun = vec![Bytes::from(forwarded(&begun, &without, "localhost"))];
         begun.extend(heads.take_rest());
         let Identity { asker, proof, not_after } = identity;
         let (not_after, slots) = (AtomicI64::new(not_after), Semaphore::new(1));
@@ -224,7 +236,7 @@ impl Visit<'_> {
             caller: proof.caller(),
             not_after: &not_after,
             asker,
-            service: &service.name,
+            service: &service_name,
             slots: &slots,
             is_closed: &|| mover.is_finished(),
             meter: &serving.0.meter,
@@ -260,6 +272,16 @@ impl Visit<'_> {
     }
 }
 
+/// The service besides Ollama that a request names by `/services/NAME/` before its path, and the head
+/// without that.
+fn named_service(head: &RequestHead, bytes: &[u8]) -> Option<(Name, Vec<u8>)> {
+    let (name, path) = head.target.strip_prefix("/services/")?.split_once('/')?;
+    let name = name.parse().ok()?;
+    let rest = bytes.strip_prefix(head.method.as_bytes())?.strip_prefix(b" ")?;
+    let rest = rest.strip_prefix(head.target.as_bytes())?;
+    Some((name, [head.method.as_bytes(), b" /", path.as_bytes(), rest].concat()))
+}
+
 async fn write(send: &mut Sending, bytes: &[u8]) -> bool {
     matches!(tokio::time::timeout(TOLD_WITHIN, send.write_all(bytes)).await, Ok(Ok(())))
 }
@@ -278,4 +300,31 @@ fn watch_for_death(tcp: &TcpStream) {
     let _ = socket.set_tcp_keepalive(&alive);
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_user_timeout(Some(TAKEN_WITHIN));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_names_a_service_and_the_service_gets_the_rest() {
+        let read = |text: &str| {
+            let head = RequestHead::parse(text.as_bytes()).expect("a head");
+            let (name, bytes) = named_service(&head, text.as_bytes())?;
+            Some((name.to_string(), String::from_utf8(bytes).expect("text")))
+        };
+        let rest = " HTTP/1.1\r\nHost: x\r\n\r\n";
+        for (target, wanted) in [
+            ("/services/vllm/v1/models?x=/services/", Some(("vllm", "/v1/models?x=/services/"))),
+            ("/services/vllm/", Some(("vllm", "/"))),
+            ("/services/vllm/services/db/x", Some(("vllm", "/services/db/x"))),
+            ("/services/vllm", None),
+            ("/services//x", None),
+            ("/v1/services/vllm/x", None),
+            ("/service/vllm/x", None),
+        ] {
+            let wanted = wanted.map(|(name, to)| (name.to_owned(), format!("GET {to}{rest}")));
+            assert_eq!(read(&format!("GET {target}{rest}")), wanted, "{target}");
+        }
+    }
 }

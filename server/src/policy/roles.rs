@@ -10,8 +10,9 @@ use proto::{
     identity::Name,
     ollama::{
         model::ModelPattern,
-        route::{ApiRoute, Pattern, RouteClass, Target, named},
+        route::{Api, ApiRoute, Pattern, RouteClass, Target, named},
     },
+    wire::DEFAULT_SERVICE,
 };
 use serde::Deserialize;
 use toml::Spanned;
@@ -30,6 +31,9 @@ pub(crate) struct RoleFile {
     pub allow: Option<Spanned<Vec<Pattern>>>,
     /// The only models that it allows.
     pub models: Option<Vec<ModelPattern>>,
+    /// The only services that it allows. Without it, a built-in role allows all, and another one the
+    /// service `ollama`.
+    pub services: Option<Spanned<Vec<Name>>>,
     /// The limits of devices with this role.
     #[serde(default)]
     pub limits: LimitSettings,
@@ -70,12 +74,25 @@ pub(crate) struct Rules {
 struct Role {
     allow: Allow,
     models: Option<Vec<ModelPattern>>,
+    services: Option<Vec<Name>>,
 }
 
 #[derive(Debug)]
 enum Allow {
     Everything,
+    /// The routes of some classes, in each API.
+    Classes {
+        ollama: Vec<Pattern>,
+        openai: Vec<Pattern>,
+    },
     Routes(Vec<Pattern>),
+}
+
+impl Allow {
+    fn classes(classes: &[RouteClass]) -> Self {
+        let [ollama, openai] = [Api::Ollama, Api::OpenAi].map(|api| named(api, classes));
+        Self::Classes { ollama, openai }
+    }
 }
 
 /// Where a list of models was set.
@@ -102,6 +119,9 @@ pub(crate) struct RequestedRoute<'a> {
     pub target: Target<'a>,
     /// The route of that method and path.
     pub route: ApiRoute,
+    /// The service, and whose routes it has.
+    pub service: &'a Name,
+    pub api: Api,
 }
 
 impl Default for Rules {
@@ -121,23 +141,27 @@ impl Rules {
     ) -> Result<Self, BadRole> {
         use RouteClass::{Embed, Generate, List, Models};
         let allows = [
-            Allow::Routes(named(&[List, Generate, Embed])),
-            Allow::Routes(named(&[List, Generate, Embed, Models])),
+            Allow::classes(&[List, Generate, Embed]),
+            Allow::classes(&[List, Generate, Embed, Models]),
             Allow::Everything,
         ];
         let name = |text: &str| text.parse().expect("a role's name is a name");
         let built_in = BUILT_IN
             .into_iter()
             .zip(allows)
-            .map(|(text, allow)| (name(text), Role { allow, models: None }));
+            .map(|(text, allow)| (name(text), Role { allow, models: None, services: None }));
         let mut all: BTreeMap<Name, Role> = built_in.collect();
-        for (name, RoleFile { allow, models, limits: _ }) in roles {
+        for (name, RoleFile { allow, models, services, limits: _ }) in roles {
+            let services = services.map(Spanned::into_inner);
             match (all.get_mut(&name), allow) {
                 (Some(_), Some(allow)) => return Err(BadRole::BuiltIn(name, allow.span().start)),
-                (Some(role), None) => role.models = models,
-                (None, Some(allow)) => drop(
-                    all.insert(name, Role { allow: Allow::Routes(allow.into_inner()), models }),
-                ),
+                (Some(role), None) => (role.models, role.services) = (models, services),
+                (None, Some(allow)) => {
+                    // Routes that the owner has chosen for Ollama may mean more elsewhere.
+                    let services = services.or_else(|| Some(vec![default_service()]));
+                    let allow = Allow::Routes(allow.into_inner());
+                    all.insert(name, Role { allow, models, services });
+                }
                 (None, None) => return Err(BadRole::NoRoutes(name)),
             }
         }
@@ -159,6 +183,11 @@ impl Rules {
     /// Whether a role may do everything.
     pub(crate) fn is_unlimited(&self, role: &Name) -> bool {
         self.roles.get(role).is_some_and(|role| matches!(role.allow, Allow::Everything))
+    }
+
+    /// Whether a role allows a service, whatever is asked of it.
+    pub(crate) fn may_use(&self, role: &Name, service: &Name) -> bool {
+        self.roles.get(role).is_some_and(|role| role.may_use(service))
     }
 
     /// Whether a role allows a route.
@@ -201,14 +230,25 @@ impl Rules {
 }
 
 impl Role {
-    fn may(&self, requested: RequestedRoute<'_>) -> bool {
-        match &self.allow {
-            Allow::Everything => true,
-            Allow::Routes(patterns) => patterns
-                .iter()
-                .any(|p| p.means(requested.method, requested.preflight, requested.target)),
-        }
+    fn may_use(&self, service: &Name) -> bool {
+        self.services.as_ref().is_none_or(|services| services.contains(service))
     }
+
+    fn may(&self, requested: RequestedRoute<'_>) -> bool {
+        let patterns = match (&self.allow, requested.api) {
+            _ if !self.may_use(requested.service) => return false,
+            (Allow::Everything, _) => return true,
+            (Allow::Classes { ollama, .. }, Api::Ollama) => ollama,
+            (Allow::Classes { openai, .. }, Api::OpenAi) => openai,
+            (Allow::Routes(patterns), _) => patterns,
+        };
+        patterns.iter().any(|p| p.means(requested.method, requested.preflight, requested.target))
+    }
+}
+
+/// The service of devices that name none.
+pub(crate) fn default_service() -> Name {
+    DEFAULT_SERVICE.parse().expect("the default service's name is a name")
 }
 
 /// A list for a sentence: `a`, `b` or `c`.
@@ -229,10 +269,20 @@ mod tests {
     use proto::ollama::route::route;
 
     fn that_may(rules: &Rules, method: &str, path: &str) -> String {
-        let target = Target::new(path);
-        let requested =
-            RequestedRoute { method, preflight: None, target, route: route(method, target) };
-        either(&rules.that_may(requested))
+        that_may_at(rules, ("ollama", Api::Ollama), method, path)
+    }
+
+    fn that_may_at(rules: &Rules, (service, api): (&str, Api), method: &str, path: &str) -> String {
+        let (target, service) = (Target::new(path), &service.parse().expect("a name"));
+        let route = route(api, method, target);
+        either(&rules.that_may(RequestedRoute {
+            method,
+            preflight: None,
+            target,
+            route,
+            service,
+            api,
+        }))
     }
 
     #[derive(Deserialize)]
@@ -290,6 +340,33 @@ mod tests {
             rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(),
             0
         );
+    }
+
+    #[test]
+    fn a_role_may_use_the_services_that_it_names() {
+        let rules = rules(
+            "roles.models.services = ['ollama']\nroles.both.allow = ['POST /v1/*']\nroles.both.services = ['ollama', 'vllm']\n\
+             roles.old.allow = ['POST /v1/*']",
+        )
+        .expect("good");
+        let of = |service, path| that_may_at(&rules, service, "POST", path);
+        let (ollama, vllm) = (("ollama", Api::Ollama), ("vllm", Api::OpenAi));
+        assert_eq!(of(ollama, "/v1/completions"), "`infer`, `models`, `both`, `old` or `admin`");
+        assert_eq!(of(vllm, "/v1/completions"), "`infer`, `both` or `admin`");
+        assert_eq!(of(vllm, "/rerank"), "`infer` or `admin`");
+        assert_eq!(of(ollama, "/rerank"), "`admin`");
+        assert_eq!(that_may_at(&rules, vllm, "GET", "/metrics"), "`admin`");
+        let name = |text: &str| text.parse::<Name>().expect("a name");
+        for (role, service, is_allowed) in [
+            ("infer", "db", true),
+            ("models", "db", false),
+            ("old", "vllm", false),
+            ("old", "ollama", true),
+            ("both", "vllm", true),
+            ("gone", "ollama", false),
+        ] {
+            assert_eq!(rules.may_use(&name(role), &name(service)), is_allowed, "{role} {service}");
+        }
     }
 
     #[test]

@@ -1,29 +1,72 @@
-//! Where bytes are forwarded: to services on this machine, and nowhere else, by type.
+//! Where bytes are forwarded. An [`Upstream`] is on this machine, or its exact address is in the
+//! owner's list: by type, for only [`UpstreamAllow::admit`] makes one of any other kind.
+
+mod dial;
+mod written;
 
 use std::{
-    fmt, io,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    str::FromStr,
-    time::Duration,
+    fmt,
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+    sync::Arc,
 };
 
-use common::transport;
 use proto::{
     identity::Name,
-    wire::{Code, OLLAMA_PORT, Service, ServiceKind},
+    ollama::route::Api,
+    wire::{OLLAMA_PORT, Service, ServiceKind},
 };
 use serde::Deserialize;
-use tokio::net::TcpStream;
 
-use crate::policy::Permit;
+pub(crate) use self::dial::{UnixJoins, connect, dial};
+use self::written::Place as WrittenPlace;
+pub use self::written::{UpstreamError, WrittenUpstream};
 
-/// How long a connection may take: longer than a busy machine needs to accept, shorter than a
-/// person waits.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+/// What a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// HTTP, with the routes of Ollama.
+    Http,
+    /// Anything over TCP. Its bytes are not read.
+    Tcp,
+    /// HTTP, with the routes of vLLM, the server of llama.cpp and LM Studio.
+    OpenAi,
+}
+
+impl Kind {
+    /// Whether it speaks HTTP, so that the gate reads its requests.
+    pub fn is_http(self) -> bool {
+        self.on_wire() == ServiceKind::Http
+    }
+
+    /// Whose routes it has.
+    pub fn api(self) -> Api {
+        match self {
+            Self::OpenAi => Api::OpenAi,
+            Self::Http | Self::Tcp => Api::Ollama,
+        }
+    }
+
+    fn on_wire(self) -> ServiceKind {
+        match self {
+            Self::Http | Self::OpenAi => ServiceKind::Http,
+            Self::Tcp => ServiceKind::Tcp,
+        }
+    }
+
+    fn scheme(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Tcp => "tcp",
+            Self::OpenAi => "openai",
+        }
+    }
+}
 
 /// A loopback TCP address. The type can hold no other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LoopbackAddr(SocketAddr);
+pub(crate) struct LoopbackAddr(SocketAddr);
 
 impl TryFrom<SocketAddr> for LoopbackAddr {
     type Error = UpstreamError;
@@ -37,161 +80,164 @@ impl TryFrom<SocketAddr> for LoopbackAddr {
 }
 
 impl LoopbackAddr {
-    pub fn get(self) -> SocketAddr {
+    pub(crate) fn get(self) -> SocketAddr {
         self.0
     }
 }
 
-/// A service and its address: `http://127.0.0.1:11434`, or `tcp://…` for services that do not speak
-/// HTTP.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-pub struct Upstream {
-    /// Whether it speaks HTTP.
-    pub kind: ServiceKind,
-    address: LoopbackAddr,
+/// A TCP address that is not loopback and that the owner has spelled out in `upstream_allow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct AllowedAddr(SocketAddr);
+
+/// A name. It is looked up each time, and every address that it has then must be in `upstream_allow`,
+/// or loopback.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct AllowedName {
+    host: String,
+    port: u16,
+    allow: UpstreamAllow,
 }
 
-/// Why a text is not an upstream.
-#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
-pub enum UpstreamError {
-    /// It is not an address.
-    #[error("`{0}` is not an upstream: write it as [http://|tcp://]127.0.0.1:PORT")]
-    Malformed(String),
-    /// It is an address of another machine, or of all interfaces.
-    #[error(
-        "`{0}` is not a loopback address: aditd speaks to services on its own machine only (127.0.0.0/8, [::1] or localhost)"
-    )]
-    NotLoopback(String),
+/// Where a service is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    Loopback(LoopbackAddr),
+    /// A Unix socket of this machine.
+    Unix(PathBuf),
+    Allowed(AllowedAddr),
+    Name(AllowedName),
+}
+
+/// A service that may be dialled: what it speaks, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// What it speaks.
+    pub kind: Kind,
+    place: Place,
 }
 
 impl Default for Upstream {
     fn default() -> Self {
-        Self {
-            kind: ServiceKind::Http,
-            address: LoopbackAddr(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT))),
-        }
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT));
+        Self { kind: Kind::Http, place: Place::Loopback(LoopbackAddr(address)) }
     }
 }
 
 impl Upstream {
-    /// Where the service listens.
-    pub fn address(&self) -> LoopbackAddr {
-        self.address
+    /// The TCP address that is dialled; `None` for a name and for a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        match &self.place {
+            Place::Loopback(address) => Some(address.get()),
+            Place::Allowed(address) => Some(address.0),
+            Place::Unix(_) | Place::Name(_) => None,
+        }
+    }
+
+    /// Its address, if that is loopback.
+    pub(crate) fn loopback(&self) -> Option<LoopbackAddr> {
+        match &self.place {
+            Place::Loopback(address) => Some(*address),
+            _ => None,
+        }
+    }
+
+    /// The path of its Unix socket, if it has one.
+    pub fn socket(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Unix(path) => Some(path),
+            _ => None,
+        }
+    }
+
+    /// Whether it is not on this machine's loopback interface and not a Unix socket: what is sent to
+    /// it leaves this machine, or goes to a container, and nothing encrypts it.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self.place, Place::Allowed(_) | Place::Name(_))
+    }
+
+    /// What travels unencrypted, in words, for one that is elsewhere.
+    pub(crate) fn unencrypted(&self, service: &Name) -> String {
+        let what = match self.kind {
+            Kind::Tcp => "all bytes of the service",
+            Kind::Http | Kind::OpenAi => "the prompts and answers of the service",
+        };
+        format!(
+            "{what} `{service}` travel unencrypted between this machine and {self}: who can read that network can read them"
+        )
     }
 
     /// The description that devices get.
-    pub fn as_service(&self, name: Name) -> Service {
-        Service { name, kind: self.kind, port: Some(self.address.0.port()) }
+    pub(crate) fn as_service(&self, name: Name) -> Service {
+        let port = match &self.place {
+            Place::Loopback(address) => Some(address.get().port()),
+            _ => None,
+        };
+        Service { name, kind: self.kind.on_wire(), port, api: self.kind.api() }
     }
-}
 
-impl FromStr for Upstream {
-    type Err = UpstreamError;
-
-    fn from_str(text: &str) -> Result<Self, UpstreamError> {
-        let (kind, rest) = match text.split_once("://") {
-            Some(("http", rest)) => (ServiceKind::Http, rest.strip_suffix('/').unwrap_or(rest)),
-            Some(("tcp", rest)) => (ServiceKind::Tcp, rest),
-            Some(_) => return Err(UpstreamError::Malformed(text.to_owned())),
-            None => (ServiceKind::Http, text),
-        };
-        let address = match rest.rsplit_once(':') {
-            Some(("localhost", port)) => {
-                port.parse().ok().map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-            }
-            None if rest == "localhost" => {
-                Some(SocketAddr::from((Ipv4Addr::LOCALHOST, OLLAMA_PORT)))
-            }
-            _ => rest.parse().ok().or_else(|| {
-                rest.parse::<IpAddr>().ok().map(|ip| SocketAddr::from((ip, OLLAMA_PORT)))
-            }),
-        };
-        let address = match address {
-            Some(address) => address,
-            // A host name would be looked up, and could lead to another machine.
-            None if rest
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
-            {
-                return Err(UpstreamError::NotLoopback(rest.to_owned()));
-            }
-            None => return Err(UpstreamError::Malformed(text.to_owned())),
-        };
-        Ok(Self { kind, address: address.try_into()? })
-    }
-}
-
-impl TryFrom<String> for Upstream {
-    type Error = UpstreamError;
-
-    fn try_from(text: String) -> Result<Self, UpstreamError> {
-        text.parse()
+    /// The same place, where something else speaks.
+    #[must_use]
+    pub(crate) fn of_kind(self, kind: Kind) -> Self {
+        Self { kind, ..self }
     }
 }
 
 impl fmt::Display for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.kind {
-            ServiceKind::Http => "http",
-            ServiceKind::Tcp => "tcp",
-        };
-        write!(f, "{scheme}://{}", self.address.0)
+        let scheme = self.kind.scheme();
+        match &self.place {
+            Place::Loopback(address) => write!(f, "{scheme}://{}", address.get()),
+            Place::Allowed(address) => write!(f, "{scheme}://{}", address.0),
+            Place::Name(name) => write!(f, "{scheme}://{}:{}", name.host, name.port),
+            Place::Unix(path) if self.kind == Kind::Http => write!(f, "unix:{}", path.display()),
+            Place::Unix(path) => write!(f, "{scheme}+unix:{}", path.display()),
+        }
     }
 }
 
-/// Connects to the service of the permit.
-///
-/// # Errors
-/// The code that the client gets.
-///
-/// # Cancel safety
-/// Cancel safe: nothing is left behind.
-pub(crate) async fn dial(permit: &Permit) -> Result<TcpStream, Code> {
-    let LoopbackAddr(address) = permit.upstream().address;
-    let tcp = match tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
-        Ok(Ok(tcp)) => tcp,
-        Ok(Err(e)) if e.kind() == io::ErrorKind::ConnectionRefused => {
-            return Err(Code::UpstreamRefused);
-        }
-        Ok(Err(e)) if common::transport::accept::is_shortage(&e) => return Err(Code::Busy),
-        Ok(Err(_)) | Err(_) => return Err(Code::UpstreamSilent),
-    };
-    transport::prepare_local(&tcp).map_err(|_| Code::Busy)?;
-    Ok(tcp)
+/// The addresses other than loopback to which `aditd` may connect: `upstream_allow`. Empty, it allows
+/// none.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct UpstreamAllow(Arc<[SocketAddr]>);
+
+impl UpstreamAllow {
+    /// The upstream that is written so, if it may be dialled.
+    ///
+    /// # Errors
+    /// [`UpstreamError::NotLoopback`] if it is not on this machine and not in the list.
+    pub(crate) fn admit(&self, written: WrittenUpstream) -> Result<Upstream, UpstreamError> {
+        let WrittenUpstream { kind, place } = written;
+        let place = match place {
+            WrittenPlace::Unix(path) => Place::Unix(path),
+            WrittenPlace::Address(address) => match LoopbackAddr::try_from(address) {
+                Ok(loopback) => Place::Loopback(loopback),
+                Err(_) if self.has(address) => Place::Allowed(AllowedAddr(address)),
+                Err(refused) => return Err(refused),
+            },
+            // Whether the name has only these addresses is seen when it is dialled.
+            WrittenPlace::Name(host, port) => {
+                if !self.0.iter().any(|allowed| allowed.port() == port) {
+                    return Err(UpstreamError::NameNotAllowed(host, port));
+                }
+                Place::Name(AllowedName { host, port, allow: self.clone() })
+            }
+        };
+        Ok(Upstream { kind, place })
+    }
+
+    fn has(&self, address: SocketAddr) -> bool {
+        let same = |a: &SocketAddr| {
+            a.port() == address.port() && a.ip().to_canonical() == address.ip().to_canonical()
+        };
+        address.port() != 0 && !address.ip().is_unspecified() && self.0.iter().any(same)
+    }
+}
+
+impl FromIterator<SocketAddr> for UpstreamAllow {
+    fn from_iter<I: IntoIterator<Item = SocketAddr>>(addresses: I) -> Self {
+        Self(addresses.into_iter().collect())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_upstream_that_is_not_loopback_is_refused() {
-        for bad in [
-            "192.168.1.7:11434",
-            "http://0.0.0.0:11434",
-            "tcp://[::]:1",
-            "gpu.lan:11434",
-            "http://example.com:80",
-            "[::ffff:10.0.0.1]:1",
-        ] {
-            assert!(matches!(bad.parse::<Upstream>(), Err(UpstreamError::NotLoopback(_))), "{bad}");
-        }
-        for bad in ["", "https://127.0.0.1:1", "127.0.0.1:99999", "unix:/x", "http://"] {
-            assert!(matches!(bad.parse::<Upstream>(), Err(UpstreamError::Malformed(_))), "{bad}");
-        }
-    }
-
-    #[test]
-    fn usual_ways_to_write_an_upstream_are_accepted() {
-        for (text, shown) in [
-            ("127.0.0.1:8080", "http://127.0.0.1:8080"),
-            ("http://localhost:11434/", "http://127.0.0.1:11434"),
-            ("localhost", "http://127.0.0.1:11434"),
-            ("127.0.0.1", "http://127.0.0.1:11434"),
-            ("tcp://[::1]:5432", "tcp://[::1]:5432"),
-        ] {
-            assert_eq!(text.parse::<Upstream>().expect(text).to_string(), shown);
-        }
-    }
-}
+mod tests;

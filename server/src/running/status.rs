@@ -27,6 +27,9 @@ pub struct ServerStatus {
     pub config: Option<PathBuf>,
     /// The service that it forwards to.
     pub upstream: String,
+    /// Every service that it has, `ollama` first.
+    #[serde(default)]
+    pub services: Vec<ServiceStatus>,
     /// The networks that may reach it, besides this machine.
     pub allow_from: Vec<String>,
     /// The address of the metrics, if set.
@@ -58,6 +61,17 @@ pub struct ServerStatus {
     pub older: Vec<u32>,
     /// How many tasks the runtime has, to find leaks.
     pub tasks: usize,
+}
+
+/// A service, and where it is.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    pub name: Name,
+    /// Where it is, and what it speaks, by its scheme.
+    pub upstream: String,
+    /// What travels unencrypted, if it is not on this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unencrypted: Option<String>,
 }
 
 /// The queue in front of the service.
@@ -119,7 +133,15 @@ impl Server {
             relay: self.open.relay,
             addresses: self.addresses(),
             config: config.file.clone(),
-            upstream: config.upstream.to_string(),
+            upstream: config.upstream().to_string(),
+            services: config
+                .upstreams()
+                .map(|(name, upstream)| ServiceStatus {
+                    name: name.clone(),
+                    upstream: upstream.to_string(),
+                    unencrypted: upstream.is_elsewhere().then(|| upstream.unencrypted(name)),
+                })
+                .collect(),
             allow_from: config.audience.networks().iter().map(ToString::to_string).collect(),
             metrics: config.accounting.metrics.as_ref().map(ToString::to_string),
             roles: self.policy.rules().names().cloned().collect(),

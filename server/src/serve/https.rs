@@ -10,7 +10,7 @@ use tracing::{info, warn};
 use crate::{
     https::{Bound, Https, HttpsSettings, Service},
     ingress::verifier::DeviceVerifier,
-    policy::Policy,
+    policy::{Policy, roles::default_service},
     running::Server,
     state::State,
 };
@@ -42,7 +42,6 @@ pub(super) async fn serve(
     sockets: Vec<TcpListener>,
     connections: TaskTracker,
 ) {
-    let Some(service) = server.policy.services().into_iter().next() else { return };
     for address in https.listening() {
         info!("listening on {address} (HTTPS)");
     }
@@ -60,7 +59,7 @@ pub(super) async fn serve(
     parts.spawn(async move { listener.follow_certificate(&following.state.ca).await });
     for socket in sockets {
         let (server, https) = (server.clone(), https.clone());
-        let (connections, name) = (connections.clone(), service.name.clone());
+        let (connections, name) = (connections.clone(), default_service());
         let draining = draining.clone();
         parts.spawn(async move {
             loop {

@@ -132,7 +132,7 @@ impl Claim {
             ca: BASE64.encode(server.state.ca.certificate()),
             knock_key: server.state.keys.device_knocks().of(device.id, device.key),
             addresses: server.addresses(),
-            services: server.policy.services(),
+            services: server.policy.services_of(&device.role),
             relay_port: server.open.relay,
         })
     }

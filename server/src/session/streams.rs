@@ -11,10 +11,13 @@ use common::transport::{
 };
 use proto::{
     identity::Name,
-    wire::{Code, ServiceKind, StreamHead},
+    wire::{Code, StreamHead},
 };
 use quinn::{RecvStream, SendStream};
-use tokio::{net::TcpStream, sync::SemaphorePermit};
+use tokio::{
+    net::TcpStream,
+    sync::{SemaphorePermit, watch},
+};
 use tracing::{debug, warn};
 
 use super::Session;
@@ -72,7 +75,7 @@ impl Session {
 
     /// Joins a stream to its service: through the gate, or byte by byte.
     async fn forward(&self, service: &Name, send: Sending, recv: Receiving) {
-        if self.server.policy.kind(service) != Some(ServiceKind::Http) {
+        if !self.server.policy.is_http(service) {
             return self.forward_bytes(service, send, recv).await;
         }
         let line = StreamContext {
@@ -94,12 +97,17 @@ impl Session {
     async fn forward_bytes(&self, service: &Name, send: Sending, recv: Receiving) {
         let (began, counted) = (Instant::now(), self.guard.traffic.stream());
         let (meter, draining) = (&*counted.meter, &self.draining);
+        let changes = self.server.gate.changes();
         let (end, why) = match self.reach(service).await {
             Ok((tcp, _slot)) => {
                 let never = std::future::pending();
                 let splice = splice(tcp, send, recv, Facing::Upstream, meter, draining, never);
                 // In memory of its own, as it is large: the other streams do not need it.
-                self.end_of(Box::pin(splice).await.end)
+                tokio::select! {
+                    outcome = Box::pin(splice) => self.end_of(outcome.end),
+                    // Dropping the splice cuts both sides.
+                    code = self.overruled(service, changes) => ("cut", Some(code.as_str())),
+                }
             }
             Err(code) => {
                 refuse(send, recv, code);
@@ -124,11 +132,21 @@ impl Session {
         Ok((tcp, slot))
     }
 
+    /// Ends when the rules have changed and the device may not use the service any more.
+    async fn overruled(&self, service: &Name, mut changes: watch::Receiver<()>) -> Code {
+        while changes.changed().await.is_ok() {
+            if let Err(code @ Code::Denied) = self.permit(service).map(drop) {
+                return code;
+            }
+        }
+        std::future::pending().await
+    }
+
     fn permit(&self, service: &Name) -> Result<Permit, Code> {
         if self.is_expired() {
             return Err(Code::Expired);
         }
-        self.server.policy.permit(Caller::Device(&self.peer), service)
+        self.server.policy.permit_unread(Caller::Device(&self.peer), service)
     }
 }
 

@@ -20,6 +20,7 @@ mod lab;
 mod packaging;
 mod readme;
 mod servers;
+mod services;
 mod ssh;
 mod tunnel;
 

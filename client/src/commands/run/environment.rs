@@ -21,15 +21,28 @@ pub(crate) struct Interfaces {
 }
 
 impl Interfaces {
-    /// The variables, with `url` as Ollama's.
-    pub(crate) fn variables(self, url: &str) -> Vec<(&'static str, String)> {
-        let mut variables = vec![("OLLAMA_HOST", url.to_owned())];
-        if self.openai {
+    /// The variables for what listens at `address`: Ollama, or another service that `speaks` this.
+    pub(crate) fn variables(
+        self,
+        address: &str,
+        speaks: Option<&str>,
+    ) -> Vec<(&'static str, String)> {
+        let url = format!("http://{address}");
+        let mut variables = match speaks {
+            None => vec![("OLLAMA_HOST", url.clone())],
+            Some(_) => vec![("ADIT_ADDRESS", address.to_owned())],
+        };
+        match speaks {
+            Some("tcp") => return variables,
+            Some("http") => variables.push(("OLLAMA_HOST", url.clone())),
+            _ => {}
+        }
+        if self.openai || speaks == Some("openai") {
             variables.push(("OPENAI_BASE_URL", format!("{url}/v1")));
             variables.push(("OPENAI_API_KEY", PLACEHOLDER.to_owned()));
         }
         if self.anthropic {
-            variables.push(("ANTHROPIC_BASE_URL", url.to_owned()));
+            variables.push(("ANTHROPIC_BASE_URL", url));
             variables.push(("ANTHROPIC_API_KEY", PLACEHOLDER.to_owned()));
             variables.push(("ANTHROPIC_AUTH_TOKEN", PLACEHOLDER.to_owned()));
         }
@@ -60,7 +73,7 @@ mod tests {
     #[test]
     fn each_interface_is_told_where_ollama_is_and_nobody_elses_key_goes_there() {
         let told = |interfaces: Interfaces| {
-            let variables = interfaces.variables("http://127.0.0.1:7");
+            let variables = interfaces.variables("127.0.0.1:7", None);
             variables.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
         };
         let (openai, anthropic) = (true, true);
@@ -78,6 +91,21 @@ mod tests {
             ]
         );
         assert_eq!(told(Interfaces { openai, anthropic }).len(), 6);
+    }
+
+    #[test]
+    fn another_service_has_the_variables_of_what_it_speaks() {
+        let names = |interfaces: Interfaces, speaks| -> Vec<&str> {
+            let variables = interfaces.variables("127.0.0.1:7", Some(speaks));
+            assert_eq!(variables[0], ("ADIT_ADDRESS", "127.0.0.1:7".to_owned()));
+            variables.into_iter().skip(1).map(|(name, _)| name).collect()
+        };
+        let none = Interfaces::default();
+        assert_eq!(names(none, "tcp"), [""; 0]);
+        assert_eq!(names(none, "http"), ["OLLAMA_HOST"]);
+        assert_eq!(names(none, "openai"), ["OPENAI_BASE_URL", "OPENAI_API_KEY"]);
+        let anthropic = Interfaces { anthropic: true, ..none };
+        assert_eq!(names(anthropic, "openai").len(), 5);
     }
 
     #[test]

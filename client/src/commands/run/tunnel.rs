@@ -180,5 +180,5 @@ fn start_running(
     let stop = StopSignals::listen_beside_another()
         .map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let owners = let_in(false, &[], &profile_dir.argument())?;
-    Ok((RunningTunnel::start(plan, control, owners, Vec::new(), Vec::new(), settings)?, stop))
+    Ok((RunningTunnel::start(plan, control, owners, Default::default(), settings)?, stop))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::machine::process::{day, unix_now};
 use proto::{clock, human, wire::QueueAnswer};
 
-use super::{Status, TunnelStatus, UpStatus};
+use super::{ServiceStatus, Status, TunnelStatus, UpStatus};
 
 const EVENTS_SHOWN: usize = 6;
 /// The column where values begin.
@@ -25,18 +25,22 @@ impl Status {
             lines.extend(up.clock_text().map(|text| ("Clock", text)));
         }
         lines.extend(self.ollama.as_ref().map(|said| ("Ollama", said.text(self.host()))));
-        lines.extend([
-            ("Listening", self.listening_text()),
-            (
-                "Streams",
-                format!(
-                    "{} open, {} received, {} sent",
-                    self.connections,
-                    human::size(self.received),
-                    human::size(self.sent)
-                ),
+        lines.push(("Listening", self.listening_text()));
+        lines.extend(
+            self.services
+                .iter()
+                .enumerate()
+                .map(|(i, service)| (if i == 0 { "Services" } else { "" }, service.text())),
+        );
+        lines.extend([(
+            "Streams",
+            format!(
+                "{} open, {} received, {} sent",
+                self.connections,
+                human::size(self.received),
+                human::size(self.sent)
             ),
-        ]);
+        )]);
         lines.extend(self.queue_text().map(|text| ("Queue", text)));
         lines.extend([
             ("Device", format!("{} {}", self.device, self.device_id)),
@@ -85,6 +89,19 @@ impl Status {
             ));
         }
         at.join(", ")
+    }
+}
+
+impl ServiceStatus {
+    fn text(&self) -> String {
+        let Self { name, kind, .. } = self;
+        match (kind, self.url()) {
+            (Some(kind), Some(url)) => format!("{name} ({kind}) at {url}"),
+            (Some(kind), None) => {
+                format!("{name} ({kind}), not served here: `--service {name}=localhost:PORT`")
+            }
+            (None, _) => format!("{name}: the server does not have it for this device"),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use common::machine::{
     progress::Progress,
     report::{Exit, Failure},
 };
-use proto::{human, wire::DEFAULT_SERVICE};
+use proto::{human, identity::Name, wire::DEFAULT_SERVICE};
 use serde::Serialize;
 use tokio::{
     net::TcpListener,
@@ -20,9 +20,9 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{Instrument, info, warn};
 
-use super::watched::Watched;
+use super::{services::ServedService, watched::Watched};
 use crate::{
-    commands::status::{ControlRequest, OllamaStatus, Status, ask_ollama, stopping},
+    commands::status::{ControlRequest, OllamaStatus, ServiceStatus, Status, ask_ollama, stopping},
     dial::{DialError, plan::DialPlan},
     local::{
         front::{self, Front},
@@ -70,7 +70,8 @@ pub(in crate::commands) struct RunningTunnel {
 }
 
 impl RunningTunnel {
-    /// Starts the tunnel, serves applications on `listeners` and at `entrances`, and answers what other commands ask.
+    /// Starts the tunnel, serves applications on `listeners` and at `entrances`, those of each other
+    /// service at its own, and answers what other commands ask.
     ///
     /// # Errors
     /// None that a person can cause.
@@ -78,12 +79,14 @@ impl RunningTunnel {
         plan: DialPlan,
         control: Control,
         owners: Owners,
-        listeners: Vec<TcpListener>,
-        entrances: Vec<UnixEntrance>,
+        (listeners, entrances, services): (Vec<TcpListener>, Vec<UnixEntrance>, Vec<ServedService>),
         settings: &Settings,
     ) -> Result<Self, Failure> {
-        let bound: Vec<SocketAddr> = listeners.iter().filter_map(|l| l.local_addr().ok()).collect();
+        let address = |listener: &TcpListener| listener.local_addr().ok();
+        let mut bound: Vec<SocketAddr> = listeners.iter().filter_map(address).collect();
         let listening: Vec<String> = bound.iter().map(ToString::to_string).collect();
+        bound.extend(services.iter().flat_map(|it| &it.listeners).filter_map(address));
+        let served: Vec<_> = services.iter().map(|it| (it.name.clone(), it.listening())).collect();
         let sockets: Vec<String> = entrances.iter().map(UnixEntrance::shown).collect();
         let (connections, no_more) = (TaskTracker::new(), CancellationToken::new());
         let (asked_to_end, asked_to_end_now) = <(CancellationToken, CancellationToken)>::default();
@@ -110,6 +113,7 @@ impl RunningTunnel {
             tunnel: tunnel.clone(),
             listening: listening.clone(),
             sockets: sockets.clone(),
+            served,
             leases: leases.clone(),
             connections: connections.clone(),
             stop: no_more.clone(),
@@ -125,6 +129,17 @@ impl RunningTunnel {
         for entrance in entrances {
             let accepting = entrance.accept(front.clone(), connections.clone());
             parts.accepting.spawn(accepting.in_current_span());
+        }
+        for ServedService { name, listeners, entrances } in services {
+            let front = Front { service: name, ..front.clone() };
+            for listener in listeners {
+                let accepting = front::accept(listener, front.clone(), connections.clone());
+                parts.accepting.spawn(accepting.in_current_span());
+            }
+            for entrance in entrances {
+                let accepting = entrance.accept(front.clone(), connections.clone());
+                parts.accepting.spawn(accepting.in_current_span());
+            }
         }
         Ok(Self {
             tunnel,
@@ -286,6 +301,8 @@ struct StatusSource {
     tunnel: Tunnel,
     listening: Vec<String>,
     sockets: Vec<String>,
+    /// The services besides Ollama, and their addresses.
+    served: Vec<(Name, Vec<String>)>,
     leases: Leases,
     connections: TaskTracker,
     stop: CancellationToken,
@@ -310,6 +327,10 @@ impl StatusSource {
         };
         Status {
             sockets: if stopping { Vec::new() } else { self.sockets.clone() },
+            services: match stopping {
+                true => Vec::new(),
+                false => ServiceStatus::all(&self.tunnel, &self.served),
+            },
             programs: self.leases.count(),
             queue: queue.unwrap_or_default(),
             stopping_seconds_left: self
@@ -320,8 +341,8 @@ impl StatusSource {
         }
     }
 
-    /// Lends a port as soon as the tunnel is up, or after a while without one.
-    async fn lend(&self) -> (LeaseAnswer, Option<Lease>) {
+    /// Lends a port to a service as soon as the tunnel is up, or after a while without one.
+    async fn lend(&self, service: &Name) -> (LeaseAnswer, Option<Lease>) {
         if self.stop.is_cancelled() {
             return (LeaseAnswer::Stopping, None);
         }
@@ -333,8 +354,15 @@ impl StatusSource {
                 _ => Some("the server is silent".to_owned()),
             },
         };
-        match self.leases.lend().await {
-            Ok(lease) => (LeaseAnswer::Lent { address: lease.address, waits_for }, Some(lease)),
+        if let Some(lacks) = self.tunnel.lacks(service) {
+            return (LeaseAnswer::Failed(lacks.failure().exit(Exit::Usage)), None);
+        }
+        let known = self.tunnel.services().into_iter().find(|it| it.name == *service);
+        match self.leases.lend(service).await {
+            Ok(lease) => {
+                let address = lease.address;
+                (LeaseAnswer::Lent { address, waits_for, service: known }, Some(lease))
+            }
             Err(e) => {
                 let failure = Failure::new("cannot listen on a free port of 127.0.0.1").source(e);
                 (LeaseAnswer::Failed(failure), None)
@@ -375,7 +403,11 @@ async fn answer_control(control: Control, shown: StatusSource) {
                     (ControlAnswer::Doctor(Box::new(inspected)), None)
                 }
                 ControlRequest::Lease => {
-                    let (answer, lease) = shown.lend().await;
+                    let (answer, lease) = shown.lend(&shown.leases.service().clone()).await;
+                    (ControlAnswer::Lease(answer), lease)
+                }
+                ControlRequest::LeaseOf(service) => {
+                    let (answer, lease) = shown.lend(&service).await;
                     (ControlAnswer::Lease(answer), lease)
                 }
             }

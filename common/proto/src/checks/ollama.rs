@@ -8,7 +8,7 @@ use crate::ollama::{
     json_scan::JsonScan,
     model::{self, ModelPattern, Unreadable},
     named_models::NamedModels,
-    route::{Models, Pattern, Target, route},
+    route::{Api, Models, Pattern, Target, route},
     usage::AnswerUsage,
 };
 
@@ -119,8 +119,10 @@ fn target(text: &str) {
     let target = Target::new(text);
     let _ = target.last_segment();
     for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS"] {
-        let route = route(method, target);
-        assert!(target.canonical || route.models == Models::Unread || route.models == Models::None);
+        for api in [Api::Ollama, Api::OpenAi] {
+            let models = route(api, method, target).models;
+            assert!(target.canonical || models == Models::Unread || models == Models::None);
+        }
     }
     if target.canonical {
         assert!(target.path.starts_with('/') && !target.path.contains("//"), "{text}");

@@ -5,6 +5,7 @@ pub mod device;
 mod found;
 pub mod https;
 pub mod ollama;
+pub mod services;
 
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use self::{
     device::device,
     https::https,
     ollama::{exposed, models, ollama, pages, parallel},
+    services::services,
 };
 use super::{Check, Group, Judgement, Line, bad, examine, failed, laptop, not_checked, ok, warn};
 use crate::{clock, human};
@@ -25,7 +27,7 @@ const SLOW_ANSWER: Duration = Duration::from_millis(250);
 const SOON: i64 = 30 * 86_400;
 
 /// All checks of the box, in the order in which they are shown.
-pub const CHECKS: [Check<BoxFound>; 19] = [
+pub const CHECKS: [Check<BoxFound>; 20] = [
     Check { id: "aditd", title: "aditd", needs: &[], judge: server },
     Check { id: "config", title: "configuration", needs: &[], judge: config },
     Check { id: "box_state", title: "state", needs: &[], judge: state },
@@ -44,6 +46,7 @@ pub const CHECKS: [Check<BoxFound>; 19] = [
     Check { id: "origins", title: "web pages", needs: &["ollama"], judge: pages },
     Check { id: "parallel", title: "at once", needs: &["ollama"], judge: parallel },
     Check { id: "models", title: "models", needs: &["ollama"], judge: models },
+    Check { id: "services", title: "services", needs: &[], judge: services },
     Check { id: "disk", title: "disk", needs: &[], judge: disks },
     Check { id: "authorize", title: "authorize", needs: &[], judge: authorize },
     Check { id: "audit", title: "audit log", needs: &["aditd"], judge: audit },
@@ -54,7 +57,7 @@ pub const CHECKS: [Check<BoxFound>; 19] = [
 
 /// The checks whose lines a device gets that is not an administrator: none about other devices, the
 /// files of the machine, or the programs that hold its ports.
-const FOR_DEVICES: [&str; 4] = ["ollama", "exposed", "origins", "device"];
+const FOR_DEVICES: [&str; 5] = ["ollama", "exposed", "origins", "services", "device"];
 
 /// The lines of the box for an administrator.
 pub fn lines(found: &BoxFound) -> Vec<Line> {

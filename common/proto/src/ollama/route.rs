@@ -1,4 +1,31 @@
-//! The routes of Ollama's API: whether a path is in canonical form, and what Ollama does for it.
+//! The routes of a service's API: whether a path is in canonical form, and what the service does for
+//! it. The table of Ollama's routes; `openai.rs` has that of services with OpenAI's API.
+
+mod openai;
+
+pub use crate::wire::Api;
+
+impl Api {
+    /// Every route that a role other than `admin` allows.
+    fn routes(self) -> &'static [Route] {
+        match self {
+            Self::Ollama => ROUTES,
+            Self::OpenAi => openai::ROUTES,
+        }
+    }
+
+    /// Routes that need the GPU, but that no role other than `admin` allows.
+    fn unnamed(self) -> &'static [Route] {
+        match self {
+            Self::Ollama => UNNAMED,
+            Self::OpenAi => openai::UNNAMED,
+        }
+    }
+}
+
+/// Method, path, class, models. A path that ends with `*` matches every path that is longer and
+/// begins like it.
+type Route = (&'static str, &'static str, RouteClass, Models);
 
 /// Classes of routes, for roles, logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -128,10 +155,9 @@ pub struct ApiRoute {
 const MODEL: Models = Models::Json(&[&["model"]]);
 const MODEL_OR_NAME: Models = Models::Json(&[&["model", "name"]]);
 
-/// Every route that a role other than `admin` allows: method, path, class, models. A path that ends
-/// with `*` matches every path that is longer and begins like it.
+/// Ollama's routes that a role other than `admin` allows.
 #[rustfmt::skip]
-const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
+const ROUTES: &[Route] = &[
     ("GET", "/", RouteClass::List, Models::None),
     ("GET", "/api/version", RouteClass::List, Models::None),
     ("GET", "/api/tags", RouteClass::List, Models::None),
@@ -168,24 +194,24 @@ const ROUTES: &[(&str, &str, RouteClass, Models)] = &[
     ("HEAD", "/api/blobs/*", RouteClass::Models, Models::None),
 ];
 
-/// Routes that need the GPU, but that no role other than `admin` allows.
-const UNNAMED: &[(&str, &str, RouteClass, Models)] =
-    &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
+/// Ollama's routes that need the GPU, but that no role other than `admin` allows.
+const UNNAMED: &[Route] = &[("POST", "/v1/images/*", RouteClass::Generate, Models::Unread)];
 
-/// The routes of these classes, as patterns.
-pub fn named(classes: &[RouteClass]) -> Vec<Pattern> {
-    let of = |(method, path, class, _): &(&str, &str, RouteClass, Models)| {
+/// The routes of these classes in an API, as patterns.
+pub fn named(api: Api, classes: &[RouteClass]) -> Vec<Pattern> {
+    let of = |(method, path, class, _): &Route| {
         classes
             .contains(class)
             .then(|| Pattern { method: Some((*method).into()), path: (*path).into() })
     };
-    ROUTES.iter().filter_map(of).collect()
+    api.routes().iter().filter_map(of).collect()
 }
 
 /// Finds the route of a request.
-pub fn route(method: &str, target: Target<'_>) -> ApiRoute {
+pub fn route(api: Api, method: &str, target: Target<'_>) -> ApiRoute {
     let is = |path: &str| {
-        ROUTES.iter().chain(UNNAMED).find(|(m, p, ..)| is_method(m, method) && matches(p, path))
+        let mut all = api.routes().iter().chain(api.unnamed());
+        all.find(|(m, p, ..)| is_method(m, method) && matches(p, path))
     };
     let known = if target.canonical { is(target.path) } else { is(&decoded(target.path)) };
     match known {
@@ -202,17 +228,19 @@ pub fn route(method: &str, target: Target<'_>) -> ApiRoute {
 
 /// Whether a request may be sent a second time when nobody knows whether the first was served: its
 /// method is idempotent (RFC 9110 section 9.2.2), or its route changes nothing on the server, though
-/// it is a POST.
+/// it is a POST. No API may have a route that changes something where another only reads.
 pub fn is_repeatable(method: &str, target: &str) -> bool {
     if matches!(method, "GET" | "HEAD" | "OPTIONS" | "TRACE" | "PUT" | "DELETE") {
         return true;
     }
     let target = Target::new(target);
-    let reads = matches!(
-        route(method, target).class,
-        RouteClass::Generate | RouteClass::Embed | RouteClass::List
-    );
-    method == "POST" && target.canonical && reads
+    let reads = |api: &Api| {
+        matches!(
+            route(*api, method, target).class,
+            RouteClass::Generate | RouteClass::Embed | RouteClass::List
+        )
+    };
+    method == "POST" && target.canonical && Api::ALL.iter().any(reads)
 }
 
 /// A route for GET is also one for HEAD.
@@ -378,7 +406,11 @@ mod tests {
             "/api/{chat}",
         ] {
             assert!(!Target::new(bad).canonical, "{bad}");
-            assert_eq!(route("POST", Target::new(bad)).models, Models::Unread, "{bad}");
+            assert_eq!(
+                route(Api::Ollama, "POST", Target::new(bad)).models,
+                Models::Unread,
+                "{bad}"
+            );
         }
         assert_eq!(
             Target::new("/api/chat?x=//../%2e"),
@@ -388,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_route_is_found_by_method_and_path() {
-        let class = |method, target| route(method, Target::new(target)).class;
+        let class = |method, target| route(Api::Ollama, method, Target::new(target)).class;
         assert_eq!(class("POST", "/api/chat"), RouteClass::Generate);
         assert_eq!(class("HEAD", "/"), RouteClass::List);
         assert_eq!(class("GET", "/api/chat"), RouteClass::Other);

@@ -78,6 +78,10 @@ fn is_piece(line: &[u8]) -> bool {
         let is_cut = line.len() == MOST_LINE;
         return has("\"done\":false") || (is_cut && !has("\"done\":true"));
     }
+    // The routes of llama.cpp's own.
+    if line.starts_with(b"data: {") && has("\"stop\":false") && has("\"content\":\"") {
+        return true;
+    }
     if let Some(event) = line.strip_prefix(b"event:") {
         // Anthropic's and the Responses API's names of events.
         let event = event.trim_ascii();
@@ -122,10 +126,16 @@ impl Tail {
         let last = |keys: [&str; 3]| {
             keys.iter().filter_map(|key| number_behind(self.last(), key)).max_by_key(|(at, _)| *at)
         };
+        // llama.cpp tells them in `timings` too, there without the tokens of the prompt that it
+        // still had. On its own routes nothing else is near the end.
+        let timing = |key: &str| number_behind(self.last(), key);
         (
             last(["\"prompt_eval_count\":", "\"prompt_tokens\":", "\"input_tokens\":"])
+                .or_else(|| timing("\"tokens_evaluated\":"))
+                .or_else(|| timing("\"prompt_n\":"))
                 .map(|(_, count)| count),
             last(["\"eval_count\":", "\"completion_tokens\":", "\"output_tokens\":"])
+                .or_else(|| timing("\"predicted_n\":"))
                 .map(|(_, count)| count),
         )
     }
@@ -135,8 +145,9 @@ impl Tail {
     /// Whether the answer contains the final message of one of Ollama's streaming APIs. A model's
     /// text cannot imitate it: inside a JSON string the quotes would be escaped.
     fn says_done(&self) -> bool {
-        const ENDS: [&str; 5] = [
+        const ENDS: [&str; 6] = [
             "\"done\":true",
+            "\"stop\":true",
             "data: [DONE]",
             "\"type\":\"message_stop\"",
             "\"type\":\"response.completed\"",
@@ -206,6 +217,11 @@ mod tests {
                 "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":9}}\n\n",
                 0,
             ),
+            // /completion of llama.cpp
+            (
+                "data: {\"index\":0,\"content\":\"a\",\"stop\":false}\n\ndata: {\"index\":0,\"content\":\"\",\"stop\":true}\n\n",
+                1,
+            ),
             // /v1/messages
             (
                 "event: message_start\ndata: {\"type\":\"message_start\"}\n\nevent: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"delta\":{\"type\":\"text_delta\",\"text\":\"a\"}}\n\nevent: message_delta\ndata: {\"delta\":{\"stop_reason\":\"end_turn\"}}\n\n",
@@ -236,6 +252,11 @@ mod tests {
         let anthropic = "data: {\"usage\":{\"input_tokens\":3,\"output_tokens\":1}}\ndata: {\"usage\":{\"output_tokens\":8}}\n";
         assert_eq!(tokens(anthropic), (Some(3), Some(8)));
         assert_eq!(tokens("{\"eval_count\":1}\n{\"completion_tokens\":2}"), (None, Some(2)));
+        let llama = r#"data: {"content":"","stop":true,"generation_settings":{},"prompt":"x","timings":{"prompt_n":5,"predicted_n":6}}"#;
+        assert_eq!(tokens(llama), (Some(5), Some(6)));
+        let cached = r#"{"usage":{"completion_tokens":6,"prompt_tokens":90},"timings":{"prompt_n":1,"predicted_n":6}}"#;
+        assert_eq!(tokens(cached), (Some(90), Some(6)));
+        assert_eq!(tokens(r#"{"results":[],"usage":{"prompt_tokens":33}}"#), (Some(33), None));
         assert_eq!(tokens(r#"{"response":"say \"eval_count\":99"}"#), (None, None));
         assert_eq!(tokens("{\"eval_count\":99999999999999999999}"), (None, None));
     }

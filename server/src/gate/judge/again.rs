@@ -80,7 +80,7 @@ impl Judged {
 
     /// Judges the request by the rules in force and what `authorize` has granted.
     fn permit(&mut self, gate: &Gate, context: &StreamContext<'_>) -> Result<(), Refused> {
-        let requested = requested_route(&self.head, self.route);
+        let requested = requested_route(gate, context, &self.head, self.route);
         let route_permit = gate.policy.route(context.caller, requested, &self.grant)?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
         if is_unknown && route_permit.needs_model() {

@@ -7,13 +7,14 @@ use common::transport::splice::ByteCounters;
 use proto::{
     identity::{Certificate, KeyHash, Name},
     invitation::Secret,
+    ollama::route::Api,
 };
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    policy::{Caller, Policy, roles::Rules, upstream::Upstream},
+    policy::{Caller, Policy, roles::Rules, services::Services},
     record::{Asker, CallerKind, CarrierKind, Nobody},
     state::register::Register,
 };
@@ -44,7 +45,7 @@ impl Bench {
             register.redeem(&secret.token(), key, 200, 1).expect("read").expect("redeemed");
         let rules = Arc::new(Rules::new(BTreeMap::new(), BTreeMap::new()).expect("rules"));
         let snapshot = register.snapshot().expect("read");
-        let policy = Arc::new(Policy::new(snapshot, rules, Upstream::default()));
+        let policy = Arc::new(Policy::new(snapshot, rules, Services::default()));
         Self {
             register,
             _dir: dir,
@@ -129,7 +130,7 @@ fn parsed(request: &str) -> (RequestHead, ApiRoute) {
         None => bytes,
     };
     let head = RequestHead::parse(bytes.as_bytes()).expect("a head");
-    let route = route(&head.method, Target::new(&head.target));
+    let route = route(Api::Ollama, &head.method, Target::new(&head.target));
     (head, route)
 }
 

@@ -8,7 +8,7 @@ use proto::{
 
 use super::*;
 use crate::{
-    policy::upstream::Upstream,
+    policy::services::Services,
     state::register::{Register, User, default_role},
 };
 
@@ -28,7 +28,7 @@ impl World {
         let dir = tempfile::tempdir().expect("a directory");
         let register = Register::open(&dir.path().join(Register::FILE)).expect("a register");
         let keys = EndpointKeys::generate();
-        let policy = Policy::new(Default::default(), Arc::default(), Upstream::default());
+        let policy = Policy::new(Default::default(), Arc::default(), Services::default());
         let admission = Admission::new(&keys, Arc::new(policy));
         Self { _dir: dir, register, keys, admission, next: 0 }
     }

@@ -71,7 +71,7 @@ impl FromStr for Address {
             let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
             let upstream: Upstream =
                 format!("http://{authority}").parse().map_err(|e| format!("{e}"))?;
-            (AuthorityAddr::Tcp(upstream.address()), path)
+            (AuthorityAddr::Tcp(upstream.loopback().ok_or_else(wrong)?), path)
         };
         if !path.bytes().all(|b| b.is_ascii_graphic() && b != b'#') {
             return Err(wrong());

@@ -278,3 +278,31 @@ async fn authorize_is_told_of_the_key_and_the_metrics_count_who_was_turned_away(
     }
     assert!(text.contains(r#"adit_certificate_end_timestamp_seconds{of="https"}"#), "{text}");
 }
+
+#[tokio::test]
+async fn a_key_reaches_a_service_besides_ollama_by_its_name_in_the_path() {
+    let service = raw::Upstream::start().await;
+    let config = format!("[services.vllm]\nupstream = '{}'\n", service.flag("openai"));
+    let https = Https::start(Options::default(), &config).await;
+    let key = https.key("phone", &[]).await;
+    let asked = https.with_key(&key, "/services/vllm/v1/models?x=1", &[]);
+    let answered = async {
+        let mut tcp = service.accept().await;
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(tcp.read_u8().await.expect("a byte"));
+        }
+        AsyncWriteExt::write_all(&mut tcp, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            .await
+            .expect("sent");
+        String::from_utf8(head).expect("text")
+    };
+    let (got, head) = tokio::join!(asked, answered);
+    assert_eq!((got.status, got.body.as_str()), (200, "{}"), "{got:?}");
+    assert!(head.starts_with("GET /v1/models?x=1 HTTP/1.1\r\n"), "{head}");
+    let denied = https.with_key(&key, "/services/vllm/metrics", &[]).await;
+    assert_eq!(denied.status, 403, "{denied:?}");
+    let unknown = https.with_key(&key, "/services/other/v1/models", &[]).await;
+    assert_eq!(unknown.status, 400, "{unknown:?}");
+    assert!(unknown.body.contains("no service `other`"), "{unknown:?}");
+}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{device::DeviceFound, https::HttpsFound, ollama::Ollama};
+use super::{device::DeviceFound, https::HttpsFound, ollama::Ollama, services::ServiceFound};
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
 /// What was found on the box. What was not examined is `None` and has no line. Times are Unix
@@ -31,6 +31,9 @@ pub struct BoxFound {
     /// The unit of `aditd`; `None` where there is no systemd.
     pub unit: Option<Unit>,
     pub ollama: Ollama,
+    /// The services besides Ollama, and Ollama if it is not on this machine.
+    #[serde(default)]
+    pub services: Vec<ServiceFound>,
     /// Requests that are forwarded at once.
     pub max_in_flight: Option<InFlight>,
     /// File systems that must have free space.

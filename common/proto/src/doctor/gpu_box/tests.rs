@@ -4,6 +4,7 @@ use super::{
     device::DeviceFound,
     https::HttpsFound,
     ollama::{Ollama, Pages, Parallel, VersionAnswer},
+    services::ServiceFound,
     *,
 };
 use crate::{
@@ -50,6 +51,12 @@ fn well() -> BoxFound {
             parallel: Some(Parallel::Set(2)),
             models: Some((3, vec![("llama3.2".to_owned(), 5 * GIB)])),
         },
+        services: vec![ServiceFound {
+            name: "vllm".to_owned(),
+            upstream: "openai://127.0.0.1:8000".to_owned(),
+            answer: VersionAnswer::Connected,
+            unencrypted: None,
+        }],
         max_in_flight: Some(InFlight::Most(2)),
         disks: vec![Disk {
             what: "state".to_owned(),
@@ -132,7 +139,31 @@ fn https_of(found: &mut BoxFound) -> &mut HttpsFound {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 37] = [
+const BREAKAGES: [Breakage<BoxFound>; 40] = [
+    (
+        |found| found.services[0].answer = VersionAnswer::Refused,
+        "services",
+        Verdict::Bad,
+        "`vllm` is not running at openai://127.0.0.1:8000",
+        "sudo ss -ltnp",
+    ),
+    (
+        |found| {
+            found.services[0].upstream = "openai+unix:/run/vllm.sock".to_owned();
+            found.services[0].answer = VersionAnswer::Silent("no answer".to_owned());
+        },
+        "services",
+        Verdict::Bad,
+        "`vllm` at openai+unix:/run/vllm.sock does not answer (no answer)",
+        "ls -l '/run/vllm.sock'",
+    ),
+    (
+        |found| found.services[0].unencrypted = Some("prompts travel".to_owned()),
+        "services",
+        Verdict::Warn,
+        "prompts travel",
+        "aditd status",
+    ),
     (
         |found| found.server = ServerFound::OfAnother,
         "aditd",

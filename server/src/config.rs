@@ -258,10 +258,10 @@ impl Config {
         let trust = is_https.then(|| Trust::new(ca.as_deref())).transpose()?;
         let life = serve.device_life.map(Life::try_from).transpose()?.or(file.device_life);
         let named = serve.upstream.clone().map(|written| {
-            services
-                .allow
-                .admit(written)
-                .map_err(|e| e.cure().into_iter().fold(usage(&e), Failure::hint))
+            services.allow.admit(written).map_err(|e| {
+                let failure = e.cure().into_iter().fold(usage(&e), Failure::hint);
+                failure.hint("to see how it is written: `aditd serve --help`")
+            })
         });
         let upstream = named.transpose()?.or(services.default).unwrap_or_default();
         Ok(Self {

@@ -163,7 +163,8 @@ impl PathRepeats {
 
     fn sent_one(&mut self, now: Instant, len: usize, is_interactive: bool) -> Option<Again> {
         self.sent += 1;
-        if !is_small(len) && !(is_interactive && (SMALLEST..=LARGEST_INTERACTIVE).contains(&len)) {
+        let largest = if is_interactive { LARGEST_INTERACTIVE } else { LARGEST };
+        if !(SMALLEST..=largest).contains(&len) {
             return None;
         }
         self.small += 1;

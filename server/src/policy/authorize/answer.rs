@@ -97,15 +97,15 @@ fn grant(fields: &HeaderMap, body: Option<&[u8]>) -> Result<Grant, String> {
     };
     let wrong = |name: &str, why: String| format!("its `{name}` is wrong: {why}");
     if let Some(role) = text("X-Adit-Role")? {
-        grant.role = Some(role.parse().map_err(|e| wrong("X-Adit-Role", format!("{e}")))?);
+        grant.role = Some(role.parse().map_err(|e: &str| wrong("X-Adit-Role", e.to_owned()))?);
     }
     if let Some(user) = text("X-Adit-User")? {
-        grant.user = Some(user.parse().map_err(|e| wrong("X-Adit-User", format!("{e}")))?);
+        grant.user = Some(user.parse().map_err(|e: &str| wrong("X-Adit-User", e.to_owned()))?);
     }
     if let Some(models) = text("X-Adit-Models")? {
         let named = models.split(',').map(str::trim).filter(|model| !model.is_empty());
         let models: Result<_, _> = named.map(str::parse).collect();
-        grant.models = Some(models.map_err(|e| wrong("X-Adit-Models", format!("{e}")))?);
+        grant.models = Some(models.map_err(|e| wrong("X-Adit-Models", e))?);
     }
     Ok(grant)
 }
@@ -167,10 +167,11 @@ mod tests {
                 .map(|verdict| verdict.expect("a yes").as_ref().clone())
         };
         let shown = |grant: Grant| {
-            let models = grant.models.map(|all| all.iter().map(ToString::to_string).collect());
+            let models =
+                grant.models.map(|all| all.iter().map(ToString::to_string).collect::<Vec<_>>());
             (
                 grant.role.map(|role| role.to_string()),
-                models.unwrap_or_else(Vec::<String>::new).join(" "),
+                models.unwrap_or_default().join(" "),
                 grant.user.map(|user| user.to_string()),
             )
         };

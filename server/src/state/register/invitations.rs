@@ -59,7 +59,7 @@ impl Register {
             }
             None => {}
         }
-        let withdrew = self.change(|t| {
+        self.change(|t| {
             if let Some(revoked) = users::refuses(t, user, None)? {
                 return Ok(Err(DeviceError::UserRevoked(revoked)));
             }
@@ -85,8 +85,7 @@ impl Register {
                 params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str)],
             )?;
             Ok(Ok(withdrawn > 0))
-        })?;
-        withdrew
+        })?
     }
 
     /// The open invitations, by name.

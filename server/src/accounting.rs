@@ -22,7 +22,7 @@ use common::machine::{
 };
 use proto::{
     http1::BodyLength,
-    identity::{DeviceId, Name},
+    identity::{DeviceId, Name, UserName},
     ollama::{answer::RETRY_SOON, route::RouteClass},
 };
 use serde::Serialize;
@@ -41,8 +41,8 @@ use crate::{
         serve::{Exporter, MetricsAddr},
     },
     record::{
-        Account, Asker, BoxFuture, GrantedTurn, LimitReached, NotNow, Observer, PermittedRequest,
-        RequestRecord, Throttle, ThrottlePermit, TurnFuture,
+        Account, Asker, BoxFuture, CallerKind, GrantedTurn, LimitReached, NotNow, Observer,
+        PermittedRequest, RequestRecord, Throttle, ThrottlePermit, TurnFuture,
         charge::{Charge, Speed},
     },
     state::register::Snapshot,
@@ -93,6 +93,10 @@ impl Throttle for Accounting {
                         .to_owned(),
                 limit: "audit",
             });
+        }
+        // The register does not say whose the token is.
+        if let (CallerKind::Token, Some(user)) = (asker.kind, &asker.user) {
+            self.limiter.know_tokens(asker.id, user);
         }
         self.limiter
             .arrive(LimitedDevice {
@@ -186,8 +190,19 @@ impl Accounting {
         self.queue_header.store(settings.queue_header, Relaxed);
     }
 
-    /// Takes over to whom the devices and keys of the register belong.
-    pub(crate) fn know(&self, register: &Snapshot) {
+    /// Takes over to whom the devices and keys of the register belong. `tokens_of` is by which id the
+    /// tokens of a user count.
+    pub(crate) fn know(
+        &self,
+        register: &Snapshot,
+        tokens_of: impl Fn(&UserName) -> Option<DeviceId>,
+    ) {
+        let users = register.devices().filter_map(|one| one.user.as_ref());
+        for user in users.chain(register.keys().filter_map(|one| one.user.as_ref())) {
+            if let Some(id) = tokens_of(user) {
+                self.limiter.know_tokens(id, user);
+            }
+        }
         let devices = register.devices().map(|one| (one.id, &one.name, one.user.as_ref()));
         let keys = register.keys().filter(|key| key.revoked.is_none());
         let keys = keys.map(|one| (one.id, &one.name, one.user.as_ref()));

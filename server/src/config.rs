@@ -3,6 +3,7 @@
 
 mod file;
 mod https;
+mod jwt;
 mod reach;
 mod services;
 mod values;
@@ -36,6 +37,7 @@ use crate::{
     audit::{Age, AuditSettings},
     https::HttpsSettings,
     ingress::filter::Audience,
+    jwt::JwtSettings,
     limits::Size,
     policy::{
         authorize::{Address, At, Authority, AuthorizeSettings, Trust},
@@ -152,6 +154,8 @@ pub struct Config {
     pub(crate) enroll_socket: PathBuf,
     /// The HTTPS listener; `None` if it is off.
     pub(crate) https: Option<HttpsSettings>,
+    /// The tokens that count. In force at once when the file is read again.
+    pub(crate) jwt: Option<JwtSettings>,
     /// What roles and devices may do. In force at once when the file is read again.
     pub(crate) rules: Arc<Rules>,
     /// The devices that the file names.
@@ -199,7 +203,7 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits, services, devices } =
+        let Read { file, rules, limits, services, jwt, devices } =
             path.as_deref().map(file::read).transpose()?.unwrap_or_default();
         let state_dir = flags
             .state_dir
@@ -280,6 +284,7 @@ impl Config {
             https: https::settle(&serve.https, file.https, &upstream)?,
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
+            jwt,
             rules: Arc::new(rules),
             devices,
             authorize: authorize.map(|address| AuthorizeSettings {

@@ -181,7 +181,7 @@ fn device(server: &Server, id: DeviceId) -> Option<DeviceFound> {
     let texts = |list: &[proto::ollama::model::ModelPattern]| {
         list.iter().map(ToString::to_string).collect()
     };
-    let lists = rules.lists(&device.name, &device.role).map(|(_, list)| list);
+    let lists = rules.lists(Some(&device.name), &device.role).map(|(_, list)| list);
     let models = lists.chain(device.models.as_deref()).map(texts).collect();
     let asker = LimitedDevice {
         kind: CallerKind::Device,

@@ -85,12 +85,14 @@ pub(crate) enum Turned {
     NoKey,
     /// Its key is not valid.
     WrongKey,
+    /// Its token does not count.
+    Token,
     /// Too many wrong keys came from its address.
     Guesses,
 }
 
 impl Turned {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Network,
         Self::Places,
         Self::Handshake,
@@ -98,6 +100,7 @@ impl Turned {
         Self::Origin,
         Self::NoKey,
         Self::WrongKey,
+        Self::Token,
         Self::Guesses,
     ];
 
@@ -110,6 +113,7 @@ impl Turned {
             Self::Origin => "origin",
             Self::NoKey => "no_key",
             Self::WrongKey => "wrong_key",
+            Self::Token => "token",
             Self::Guesses => "guesses",
         }
     }

@@ -11,6 +11,7 @@ mod doctor;
 mod gate;
 mod https;
 mod ingress;
+mod jwt;
 mod limits;
 mod metrics;
 mod policy;

@@ -49,7 +49,9 @@ struct Inner<C: Clock> {
     table: Arc<LimitTable>,
     counters: HashMap<Account, Counter<C>>,
     members: Members,
-    /// Of each device and key; that of a user is their sum.
+    /// The devices and keys of the register.
+    known: HashSet<DeviceId>,
+    /// Of each device, key and user with tokens; that of a user is their sum.
     tokens: Usage,
 }
 
@@ -83,6 +85,14 @@ pub(crate) struct LimitedDevice<'a> {
     pub role: &'a str,
 }
 
+impl LimitedDevice<'_> {
+    /// Its name in the configuration. A person with a token has none there: the name may be that of a
+    /// device by chance.
+    fn configured(&self) -> &str {
+        if self.kind == CallerKind::Token { "" } else { self.name.as_str() }
+    }
+}
+
 impl Limiter {
     /// Applies `table`, and continues to count tokens from `tokens`.
     pub(crate) fn new(table: LimitTable, tokens: Usage) -> Arc<Self> {
@@ -96,6 +106,7 @@ impl<C: Clock + Clone> Limiter<C> {
             table: Arc::new(table),
             counters: HashMap::new(),
             members: Members::default(),
+            known: HashSet::new(),
             tokens,
         };
         Arc::new(Self { clock, inner: Mutex::new(inner) })
@@ -106,8 +117,8 @@ impl<C: Clock + Clone> Limiter<C> {
         self.lock().table = Arc::new(table);
     }
 
-    /// Takes over which devices and keys there are, each with its name and its user, and forgets the
-    /// others.
+    /// Takes over which devices and keys there are, each with its name and its user, and forgets those
+    /// that are no longer there. Who has come with a token is remembered.
     pub(crate) fn know<'r>(
         &self,
         all: impl IntoIterator<Item = (DeviceId, &'r Name, Option<&'r UserName>)>,
@@ -120,15 +131,27 @@ impl<C: Clock + Clone> Limiter<C> {
             }
         }
         let mut inner = self.lock();
+        for (id, user) in inner.members.with_tokens() {
+            members.add_tokens(id, user);
+        }
+        let of_users = members.ids();
         inner.counters.retain(|account, counter| {
             let is_known = match account {
-                Account::Device(id) => known.contains(id),
+                Account::Device(id) => known.contains(id) || of_users.contains(id),
                 Account::User(user) => members.has(user),
             };
             counter.at_once > 0 || is_known
         });
-        inner.tokens.retain(|id| known.contains(&id));
+        // What was never in the register may be that of tokens, which come later.
+        let before = std::mem::replace(&mut inner.known, known);
+        let Inner { tokens, known, .. } = &mut *inner;
+        tokens.retain(|id| known.contains(&id) || of_users.contains(&id) || !before.contains(&id));
         inner.members = members;
+    }
+
+    /// Takes over that the tokens of a user count by this id.
+    pub(crate) fn know_tokens(&self, id: DeviceId, user: &UserName) {
+        self.lock().members.add_tokens(id, user);
     }
 
     /// On whose account a device or key takes turns.
@@ -247,7 +270,7 @@ impl<C: Clock + Clone> Limiter<C> {
     /// is Unix time.
     pub(crate) fn standing(&self, asker: LimitedDevice<'_>, now: i64) -> (Limits, u64, u32) {
         let (inner, today) = (self.lock(), Day::of(now));
-        let limits = inner.table.limits(asker.role, asker.name.as_str());
+        let limits = inner.table.limits(asker.role, asker.configured());
         let counted = inner.counted(asker);
         let by = |has: fn(&Limits) -> bool| counted.iter().find(|one| has(&one.limits));
         let tokens = by(|limits| limits.tokens_per_day.is_some());
@@ -314,7 +337,7 @@ impl<C: Clock> Inner<C> {
             whose: caller,
             counts_at_once: true,
         };
-        let device = name.as_str();
+        let device = device.configured();
         let Some(user) = self.members.user(id) else {
             return vec![own(self.table.limits(role, device))];
         };
@@ -332,7 +355,7 @@ impl<C: Clock> Inner<C> {
             Account::Device(id) => self.tokens.used(*id, today),
             Account::User(user) => {
                 let all = self.members.of(user);
-                all.filter(|(_, name)| !self.table.pays_alone(user.as_str(), name.as_str()))
+                all.filter(|(_, name)| !self.table.pays_alone(user.as_str(), name))
                     .fold(0, |sum: u64, (id, _)| sum.saturating_add(self.tokens.used(id, today)))
             }
         }

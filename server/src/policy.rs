@@ -8,6 +8,8 @@ pub(crate) mod upstream;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 use proto::{
     identity::{Certificate, DeviceId, Name, UserName},
     ollama::{
@@ -20,6 +22,7 @@ use proto::{
 pub(crate) use self::caller::Caller;
 use self::caller::Registered;
 use crate::{
+    jwt::{JwtSettings, TokenFault, TokenHolder, Tokens},
     policy::{
         authorize::Grant,
         roles::{RequestedRoute, Rules, Whose, either},
@@ -34,6 +37,8 @@ use crate::{
 pub(crate) struct Policy {
     snapshot: RwLock<Arc<Snapshot>>,
     rules: RwLock<Arc<Rules>>,
+    /// What judges tokens, if they count.
+    tokens: watch::Sender<Option<Arc<Tokens>>>,
     services: Services,
     joins: Arc<UnixJoins>,
 }
@@ -90,8 +95,8 @@ pub(crate) struct RequestPermit {
 pub(crate) const INVALID_KEY: &str =
     "this key is not valid: it may have ended, or it was revoked or replaced";
 
-/// What an application is told whose key belongs to a revoked user.
-const USER_REVOKED: &str = "the owner of the server has revoked this key's user";
+/// What an application is told whose key or token is that of a revoked user.
+const USER_REVOKED: &str = "the owner of the server has revoked this user";
 
 /// Why a device may not make a request, in words for the person who made it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -105,9 +110,24 @@ pub(crate) enum Denied {
     /// Its key has ended, or was revoked or replaced.
     #[error("adit: {INVALID_KEY}")]
     Key,
-    /// The owner has revoked the user to whom its key belongs.
+    /// The owner has revoked the user to whom its key belongs, or whose token it is.
     #[error("adit: {USER_REVOKED}{}", .0.as_ref().map(|why| format!(": {why}")).unwrap_or_default())]
     User(Option<Reason>),
+    /// The server does not accept tokens, or no longer.
+    #[error(
+        "adit: this server does not accept tokens: its owner can set `[jwt]` in the configuration"
+    )]
+    NoTokens,
+    /// Its token does not count.
+    #[error("adit: the token {0}")]
+    Token(#[from] TokenFault),
+    /// The token of a request in a tunnel does not allow what its device may.
+    #[error("adit: the token of this request has the role `{role}`, which may not {request}")]
+    Narrowed {
+        role: Name,
+        /// The method and path.
+        request: String,
+    },
     /// Its role has no such route.
     #[error("adit: {kind} `{device}` has the role `{role}`, which may not {request}; {cure}")]
     Role {
@@ -188,7 +208,7 @@ impl RoutePermit {
                 .lists
                 .iter()
                 .filter(|(_, list)| lacks(list, model))
-                .map(|(whose, _)| *whose)
+                .map(|(whose, _)| whose)
                 .collect();
             if !without.is_empty() {
                 let (cure, models) = (self.cure(&without, "MODEL…"), self.models());
@@ -208,7 +228,7 @@ impl RoutePermit {
 
     /// The refusal of a request whose model is unknown, for a device that may use only some models.
     pub(crate) fn no_model(&self, why: &'static str) -> Denied {
-        let all: Vec<_> = self.lists.iter().map(|(whose, _)| *whose).collect();
+        let all: Vec<_> = self.lists.iter().map(|(whose, _)| whose).collect();
         let cure = self.cure(&all, "--all");
         Denied::NoModel {
             kind: self.kind,
@@ -221,9 +241,10 @@ impl RoutePermit {
     }
 
     /// The settings that have to change: each of these lists.
-    fn cure(&self, lists: &[Whose], models: &str) -> String {
+    fn cure(&self, lists: &[&Whose], models: &str) -> String {
         let Self { kind, device, role, .. } = self;
-        let one = |whose: &Whose| match whose {
+        let one = |whose: &&Whose| match whose {
+            Whose::Token(role) => format!("`models` of `[roles.{role}]` in the configuration"),
             Whose::Role => format!("`models` of `[roles.{role}]` in the configuration"),
             Whose::Device => format!("`models` of `[devices.{device}]` in the configuration"),
             Whose::Register => format!("`aditd {kind} models {device} {models}`"),
@@ -248,6 +269,7 @@ impl Policy {
         Self {
             snapshot: RwLock::new(Arc::new(snapshot)),
             rules: RwLock::new(rules),
+            tokens: watch::Sender::default(),
             services,
             joins: Arc::default(),
         }
@@ -270,6 +292,38 @@ impl Policy {
     /// Puts other roles in force.
     pub(crate) fn set_rules(&self, rules: Arc<Rules>) {
         *self.rules.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    /// What judges tokens, if they count.
+    pub(crate) fn tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens.borrow().clone()
+    }
+
+    /// Puts other settings of tokens in force. Unchanged ones keep their keys.
+    pub(crate) fn set_tokens(&self, settings: Option<JwtSettings>) {
+        let now = self.tokens();
+        if now.as_ref().map(|now| now.settings()) != settings.as_ref() {
+            self.tokens.send_replace(settings.map(Tokens::new).map(Arc::new));
+        }
+    }
+
+    /// Keeps the keys of the provider fresh for as long as it is polled.
+    pub(crate) async fn follow_tokens(&self) {
+        let mut changes = self.tokens.subscribe();
+        loop {
+            let tokens = changes.borrow_and_update().clone();
+            let follow = async {
+                match &tokens {
+                    Some(tokens) => tokens.follow().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = follow => {}
+                // The sender lives as long as `self`.
+                _ = changes.changed() => {}
+            }
+        }
     }
 
     /// The services that a device with this role may use.
@@ -304,10 +358,12 @@ impl Policy {
     /// Checks that a caller is enrolled, or that its key is valid.
     ///
     /// # Errors
-    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`] or [`Denied::Key`].
+    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`], [`Denied::Key`], [`Denied::NoTokens`]
+    /// or [`Denied::Token`].
     pub(crate) fn admit_caller(&self, caller: Caller<'_>) -> Result<Admitted, Denied> {
-        let snapshot = self.snapshot();
-        let Registered { kind, id, name, uid, user, .. } = caller.registered(&snapshot)?;
+        let (snapshot, tokens) = (self.snapshot(), self.tokens());
+        let Registered { kind, id, name, uid, user, .. } =
+            caller.registered(&snapshot, tokens.as_deref())?;
         Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned() })
     }
 
@@ -321,7 +377,8 @@ impl Policy {
     /// # Errors
     /// [`Code::Revoked`] or [`Code::UnknownService`].
     pub(crate) fn permit(&self, caller: Caller<'_>, service: &Name) -> Result<Permit, Code> {
-        caller.registered(&self.snapshot()).map_err(|_| Code::Revoked)?;
+        let (snapshot, tokens) = (self.snapshot(), self.tokens());
+        caller.registered(&snapshot, tokens.as_deref()).map_err(|_| Code::Revoked)?;
         let upstream = self.services.get(service).ok_or(Code::UnknownService)?;
         Ok(Permit { upstream: upstream.clone(), joins: self.joins.clone() })
     }
@@ -341,23 +398,25 @@ impl Policy {
 
     /// The role of a caller; the default role if it may do nothing any more.
     pub(crate) fn role(&self, caller: Caller<'_>) -> Name {
-        caller.role(&self.snapshot())
+        caller.role(&self.snapshot(), self.tokens().as_deref())
     }
 
     /// Permission to use the route of one request. Checked for every request, and again whenever
     /// the rules change. A role that `authorize` has granted counts in place of the caller's own;
-    /// its list of models counts beside the others.
+    /// its list of models counts beside the others. `narrowed` is the token of a request in a tunnel:
+    /// what its role may not, the request may not either, whatever was granted.
     ///
     /// # Errors
-    /// As [`Policy::admit_caller`], or [`Denied::Role`] or [`Denied::Granted`].
+    /// As [`Policy::admit_caller`], or [`Denied::Role`], [`Denied::Granted`] or [`Denied::Narrowed`].
     pub(crate) fn route(
         &self,
         caller: Caller<'_>,
+        narrowed: Option<&TokenHolder>,
         requested: RequestedRoute<'_>,
         grant: &Grant,
     ) -> Result<RoutePermit, Denied> {
-        let (snapshot, rules) = (self.snapshot(), self.rules());
-        let mut caller = caller.registered(&snapshot)?;
+        let (snapshot, rules, tokens) = (self.snapshot(), self.rules(), self.tokens());
+        let mut caller = caller.registered(&snapshot, tokens.as_deref())?;
         if let Some(role) = &grant.role {
             if !rules.knows(role) {
                 return Err(Denied::Granted { role: role.clone() });
@@ -380,12 +439,26 @@ impl Policy {
         }
         let own = caller.models.map(|list| (Whose::Register, list));
         let granted = grant.models.as_deref().map(|list| (Whose::Authorize, list));
-        let lists = rules
-            .lists(caller.name, caller.role)
+        // A person's name may be that of a device by chance.
+        let name = (caller.kind != CallerKind::Token).then_some(caller.name);
+        let mut lists: Vec<_> = rules
+            .lists(name, caller.role)
             .chain(own)
             .chain(granted)
             .map(|(whose, list)| (whose, list.to_vec()))
             .collect();
+        // Where the settings do not have it so any more, a token narrows nothing.
+        if let Some(holder) = narrowed
+            && let Some(tokens) = tokens.as_deref().filter(|tokens| tokens.settings().tunnel)
+        {
+            let role = Caller::Token(holder).registered(&snapshot, Some(tokens))?.role;
+            if !rules.may(role, requested) {
+                let request = named(requested);
+                return Err(Denied::Narrowed { role: role.clone(), request });
+            }
+            let of_token = rules.lists(None, role);
+            lists.extend(of_token.map(|(_, list)| (Whose::Token(role.clone()), list.to_vec())));
+        }
         let (device, role) = (caller.name.clone(), caller.role.clone());
         Ok(RoutePermit { kind: caller.kind, device, role, lists })
     }
@@ -393,12 +466,15 @@ impl Policy {
 
 fn role_denied(rules: &Rules, caller: &Registered<'_>, requested: RequestedRoute<'_>) -> Denied {
     let Registered { kind, name: device, role, .. } = *caller;
-    let path: String = requested.target.path.chars().take(100).collect();
     let those = rules.that_may(requested);
     // For an unknown path, the role with all rights is no solution: the path is probably wrong.
     let is_unknown = those.len() == 1 && requested.route.class == RouteClass::Other;
     let doubt = if is_unknown { ", for no other has this route (is the path right?)" } else { "" };
     let needed = match those.first() {
+        Some(first) if kind == CallerKind::Token => format!(
+            "that needs the role {}{doubt}: the owner of the server can give `{first}` to a group of yours in `roles` below `[jwt]`",
+            either(&those)
+        ),
         Some(first) => format!(
             "that needs the role {}{doubt}: the owner of the server can run `aditd {kind} role {device} {first}`",
             either(&those)
@@ -414,7 +490,13 @@ fn role_denied(rules: &Rules, caller: &Registered<'_>, requested: RequestedRoute
         kind,
         device: device.clone(),
         role: role.clone(),
-        request: format!("{} {path}", requested.method),
+        request: named(requested),
         cure,
     }
+}
+
+/// A request in a sentence: its method and path.
+fn named(requested: RequestedRoute<'_>) -> String {
+    let path: String = requested.target.path.chars().take(100).collect();
+    format!("{} {path}", requested.method)
 }

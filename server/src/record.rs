@@ -39,6 +39,8 @@ pub enum CallerKind {
     Device,
     /// An application, by its key.
     Key,
+    /// A person, by a token of the provider.
+    Token,
 }
 
 impl fmt::Display for CallerKind {
@@ -46,6 +48,7 @@ impl fmt::Display for CallerKind {
         f.write_str(match self {
             Self::Device => "device",
             Self::Key => "key",
+            Self::Token => "token",
         })
     }
 }
@@ -337,6 +340,8 @@ pub(crate) enum Refusal {
     Certificate,
     /// The key has ended, or was revoked or replaced.
     Key,
+    /// The token does not count.
+    Token,
     /// The device's role does not allow the route.
     Role,
     /// The device may not use the model.
@@ -358,6 +363,7 @@ impl Refusal {
             Self::Host => "host",
             Self::Certificate => "certificate",
             Self::Key => "key",
+            Self::Token => "token",
             Self::Role => "role",
             Self::Model => "model",
             Self::Authorize => "authorize",

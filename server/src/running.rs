@@ -181,6 +181,9 @@ pub struct InForce {
     /// The addresses of the HTTPS listener.
     #[serde(default)]
     pub https: Vec<String>,
+    /// Whether tokens of a provider count.
+    #[serde(default)]
+    pub tokens: bool,
     /// The addresses at which devices are told to find the server.
     pub addresses: Vec<String>,
 }
@@ -310,7 +313,8 @@ impl Server {
                 events.send(SystemTime::now(), &change);
             }
         }
-        self.accounting.know(&snapshot);
+        self.accounting
+            .know(&snapshot, |user| Some(self.policy.tokens()?.settings().holder_id(user)));
         Ok(self.live.enforce(&self.policy))
     }
 
@@ -381,6 +385,7 @@ impl Server {
                 .flat_map(|https| https.listening())
                 .map(ToString::to_string)
                 .collect(),
+            tokens: self.policy.tokens().is_some(),
             addresses: self.addresses(),
         }
     }

@@ -135,8 +135,9 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     for remark in config.remarks(&snapshot) {
         warn!("{remark}");
     }
-    accounting.know(&snapshot);
+    accounting.know(&snapshot, |user| Some(config.jwt.as_ref()?.holder_id(user)));
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.services.clone()));
+    policy.set_tokens(config.jwt.clone());
     let certificate = ServerCertificate::new(
         state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?,
     );
@@ -189,7 +190,8 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     };
     let open =
         Open { listening, socket_buffers, relay, https: https.clone(), sockets: sockets.clone() };
-    let server = Server::new(state, policy, accounting, version, settings, open, replacements);
+    let server =
+        Server::new(state, policy.clone(), accounting, version, settings, open, replacements);
     server.gate.set_authority(config.authority());
     let giver = taken.as_ref().map(Taken::giver);
     let successor = match taken {
@@ -235,6 +237,8 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
         services.spawn(relay.serve(server.replaced.clone()));
     }
     services.spawn(server.clone().follow_register());
+    let following = policy.clone();
+    services.spawn(async move { following.follow_tokens().await });
     given.spawn(server.clone().follow_addresses());
     let (held, following) = (certificate.clone(), server.clone());
     services.spawn(async move { held.follow(&following.state).await });

@@ -21,6 +21,7 @@ pub mod ollama;
 pub mod over_ssh;
 pub mod path;
 pub mod process;
+pub mod provider;
 pub mod raw;
 pub mod skip;
 pub mod sshd;

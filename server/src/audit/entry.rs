@@ -244,6 +244,12 @@ pub(crate) enum Event {
         prefix: Option<String>,
         remote: SocketAddr,
     },
+    /// A token was not accepted.
+    TokenRefused {
+        /// Why: what completes a sentence that begins with "the token".
+        why: String,
+        remote: SocketAddr,
+    },
     /// The configuration was read again.
     Reload {
         /// Why it was refused, if it was.
@@ -269,7 +275,10 @@ pub struct Subject {
     /// It is a key, not a device.
     #[serde(rename = "key", skip_serializing_if = "std::ops::Not::not")]
     pub is_key: bool,
-    /// The person to whom it belongs, if that is known.
+    /// It is a person with a token, not a device.
+    #[serde(rename = "token", skip_serializing_if = "std::ops::Not::not")]
+    pub is_token: bool,
+    /// The person to whom it belongs, if that is known, or whose token it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
 }
@@ -281,6 +290,7 @@ impl From<&Asker> for Subject {
             device_id: asker.id,
             device_uid: asker.uid,
             is_key: asker.kind == CallerKind::Key,
+            is_token: asker.kind == CallerKind::Token,
             user: asker.user.clone(),
         }
     }

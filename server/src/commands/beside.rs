@@ -48,6 +48,7 @@ impl Beside {
                 .flat_map(|https| &https.listen)
                 .map(ToString::to_string)
                 .collect(),
+            tokens: config.jwt.is_some(),
             addresses: config::addresses(&config.advertise, &config.listen, &config.audience),
         };
         Ok(Self { dir, in_force, config: Some(config) })
@@ -62,6 +63,11 @@ impl Beside {
         self.in_force.https.is_empty().then_some(
             "Note: keys are for HTTPS, which is off: `aditd serve --https 192.168.1.7:8443 --https-allow-from 192.168.1.0/24`, with an address of this machine",
         )
+    }
+
+    /// Whether tokens of a provider count.
+    pub(crate) fn tokens(&self) -> bool {
+        self.in_force.tokens
     }
 
     /// The names of all roles.

@@ -80,6 +80,13 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
             );
         }
     }
+    if let Some(jwt) = &status.jwt {
+        let where_else = if jwt.tunnel { ", which narrow in tunnels too" } else { "" };
+        text += &format!("Tokens       of {}{where_else}\n", jwt.issuer);
+        if let Some(why) = &jwt.failing {
+            text += &format!("             its newest keys can't be fetched: {why}\n");
+        }
+    }
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.join(crate::audit::log::FILE).display());
     if let Some((receive, send)) = status.socket_buffers {

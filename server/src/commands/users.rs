@@ -91,7 +91,9 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             let user = shown(vec![user], beside).await.remove(0);
             if json { data(to_json(&Single { schema: 1, user })?) } else { show(&user) }
         }
-        Command::Revoke { user, reason } => revoke(&state, audit, &user, reason).await,
+        Command::Revoke { user, reason } => {
+            revoke(&state, audit, &user, reason, beside.tokens()).await
+        }
         Command::Restore { user } => restore(&state, audit, &user).await,
         Command::Role { user, role } => {
             beside.must_know(&role)?;
@@ -116,9 +118,15 @@ async fn revoke(
     audit: &AuditSettings,
     name: &str,
     reason: Option<Reason>,
+    tokens: bool,
 ) -> Result<(), Failure> {
     let user = match state.register.find_user(name, unix_now()) {
         Err(UserError::Register(e)) => return Err(not_cut(e)),
+        // The register does not know who comes with a token of the provider.
+        Err(UserError::Unknown { text, known }) if tokens => match text.parse() {
+            Ok(name) => KnownUser::new(name),
+            Err(_) => return Err(UserError::Unknown { text, known }.into()),
+        },
         found => found?,
     };
     if user.revoked.is_some() {
@@ -133,6 +141,9 @@ async fn revoke(
         cut => format!("; {} connected and cut", count(cut as u64, "device")),
     };
     say(format!("Revoked the user {} ({}){and_cut}.", user.name, belongings(&user)));
+    if tokens {
+        say("Tokens of the provider that name this user do not count any more.");
+    }
     if !user.invitations.is_empty() {
         let open = count(user.invitations.len() as u64, "open invitation");
         say(format!("Withdrew {open} of this user."));

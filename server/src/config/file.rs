@@ -13,10 +13,12 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::https::HttpsFile;
+use super::jwt::JwtFile;
 use super::services::{self, FileServices, ServiceFile, WrittenServices};
 use super::values::{AboveZero, Advertised, FieldName, IdleTimeout, Life, Listen, Recheck, Whole};
 use crate::{
     audit::Age,
+    jwt::JwtSettings,
     limits::{LimitSettings, LimitTable, Size},
     metrics::serve::MetricsAddr,
     policy::{
@@ -61,6 +63,7 @@ pub(super) struct ConfigFile {
     pub(super) metrics: Option<MetricsAddr>,
     #[serde(default)]
     pub(super) https: HttpsFile,
+    pub(super) jwt: Option<JwtFile>,
     #[serde(default)]
     pub(super) services: BTreeMap<Name, ServiceFile>,
     #[serde(default)]
@@ -78,6 +81,8 @@ pub(super) struct Read {
     pub(super) rules: Rules,
     pub(super) limits: LimitTable,
     pub(super) services: FileServices,
+    /// The tokens that count.
+    pub(super) jwt: Option<JwtSettings>,
     /// The devices that the file names.
     pub(super) devices: Vec<Name>,
 }
@@ -131,7 +136,9 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     })?;
     let rules = Rules::new(std::mem::take(&mut file.roles), std::mem::take(&mut file.devices));
     let rules = rules.map_err(|e| text.wrong_at(place_of(text.as_str(), &e), &e))?;
-    Ok(Read { file, rules, limits, services, devices })
+    let jwt = file.jwt.take().map(|jwt| jwt.settle(&rules)).transpose();
+    let jwt = jwt.map_err(|e| text.wrong_at(e.at, &e))?;
+    Ok(Read { file, rules, limits, services, jwt, devices })
 }
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and

@@ -9,7 +9,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 use bytes::Bytes;
 use common::{machine::process::unix_now, transport::splice::DownEnd};
 use proto::{
-    http1::{framing::Body, head::RequestHead, response::AddedFields},
+    http1::{credentials::bearer_token, framing::Body, head::RequestHead, response::AddedFields},
     identity::Name,
     ollama::{
         host,
@@ -31,8 +31,9 @@ use super::{
     this_machine::ThisMachine,
 };
 use crate::{
+    jwt::{TokenFault, TokenHolder},
     policy::{
-        Denied, RequestPermit, RoutePermit,
+        Caller, Denied, RequestPermit, RoutePermit,
         authorize::{At, Authority, AuthorizeError, Fields, Grant, How, Question},
         roles::RequestedRoute,
     },
@@ -52,6 +53,8 @@ pub(super) struct Judged {
     /// The service that has allowed it, too, and what it has granted.
     authority: Option<Arc<Authority>>,
     grant: Arc<Grant>,
+    /// The holder of the token that it brought in a tunnel.
+    narrowed: Option<TokenHolder>,
 }
 
 /// A request that may pass, with everything that carries it.
@@ -88,6 +91,7 @@ fn question(
         device_uid: context.asker.uid,
         enrolled: How::of(&context.asker),
         key: context.asker.kind == CallerKind::Key,
+        token: context.asker.kind == CallerKind::Token,
         user: context.asker.user.clone(),
         role: own_role.clone(),
         method: Some(head.method.clone()),
@@ -130,10 +134,12 @@ struct Content {
 
 impl StreamContext<'_> {
     fn is_in_time(&self) -> Result<(), Denied> {
-        if self.not_after.load(Relaxed) < unix_now() {
-            Err(Denied::Device(Code::Expired))
-        } else {
-            Ok(())
+        let late = unix_now() - self.not_after.load(Relaxed);
+        match self.caller {
+            _ if late <= 0 => Ok(()),
+            Caller::Device(_) => Err(Denied::Device(Code::Expired)),
+            Caller::Key { .. } => Err(Denied::Key),
+            Caller::Token(_) => Err(TokenFault::Expired(late).into()),
         }
     }
 }
@@ -144,6 +150,7 @@ impl Gate {
     pub(super) fn route_permit(
         &self,
         context: &StreamContext<'_>,
+        narrowed: Option<&TokenHolder>,
         head: &RequestHead,
         route: ApiRoute,
     ) -> Result<Result<RoutePermit, Denied>, Refused> {
@@ -157,7 +164,7 @@ impl Gate {
             return Err(Refused::new(403, Refusal::Host, sentence));
         }
         let requested = requested_route(self, context, head, route);
-        match self.policy.route(context.caller, requested, &Grant::default()) {
+        match self.policy.route(context.caller, narrowed, requested, &Grant::default()) {
             Err(denied) if !matches!(denied, Denied::Role { .. } | Denied::Service { .. }) => {
                 Err(denied.into())
             }
@@ -264,6 +271,18 @@ impl<'a> Conversation<'a> {
         Ok(())
     }
 
+    /// The holder of the token that a request brings in a tunnel, if tokens count there.
+    async fn narrowed(
+        &mut self,
+        bytes: &[u8],
+        class: RouteClass,
+    ) -> Result<Option<TokenHolder>, Stop> {
+        let tokens = self.gate.policy.tokens().filter(|tokens| tokens.settings().tunnel);
+        let Some((tokens, token)) = tokens.zip(bearer_token(bytes)) else { return Ok(None) };
+        let judged = self.meanwhile(bytes.len(), class, tokens.judge(token.reveal())).await?;
+        Ok(Some(judged.map_err(Denied::from)?))
+    }
+
     async fn admit(
         &mut self,
         (head, raw_head): (RequestHead, Bytes),
@@ -273,7 +292,8 @@ impl<'a> Conversation<'a> {
     ) -> Result<(Judged, ThrottlePermit), Stop> {
         self.take_memory(content.head, route.class).await?;
         let authority = self.gate.authority().filter(|authority| authority.is_asked(At::Request));
-        let own = self.gate.route_permit(self.context, &head, route)?;
+        let narrowed = self.narrowed(&raw_head, route.class).await?;
+        let own = self.gate.route_permit(self.context, narrowed.as_ref(), &head, route)?;
         if authority.is_none()
             && let Err(denied) = own
         {
@@ -306,7 +326,8 @@ impl<'a> Conversation<'a> {
             };
         }
         let requested = requested_route(self.gate, self.context, &head, route);
-        let route_permit = self.gate.policy.route(self.context.caller, requested, &grant);
+        let route_permit =
+            self.gate.policy.route(self.context.caller, narrowed.as_ref(), requested, &grant);
         if let Err(Denied::Granted { role }) = &route_permit {
             tracing::warn!(
                 "`authorize` grants the role `{role}`, which the configuration does not have: requests are refused"
@@ -347,8 +368,17 @@ impl<'a> Conversation<'a> {
             }
         }
         self.device.memory.shrink(content.len() + self.device.ahead.len());
-        let mut judged =
-            Judged { head, route, models, request_permit, raw_head, own_role, authority, grant };
+        let mut judged = Judged {
+            head,
+            route,
+            models,
+            request_permit,
+            raw_head,
+            own_role,
+            authority,
+            grant,
+            narrowed,
+        };
         // The rules may have changed while the body was awaited.
         self.pass(&mut judged, content.len()).await?;
         Ok((judged, ticket))

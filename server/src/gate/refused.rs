@@ -9,6 +9,7 @@ use proto::{
 };
 
 use crate::{
+    jwt::TokenFault,
     policy::{Denied, authorize, roles::default_service},
     record::{NotNow, Refusal},
 };
@@ -85,7 +86,16 @@ impl From<Denied> for Refused {
             // As [`Code::Revoked`], in other words.
             Denied::Revoked(_) => (503, Refusal::Certificate),
             Denied::Key | Denied::User(_) => (401, Refusal::Key),
-            Denied::Role { .. } | Denied::Service { .. } => (403, Refusal::Role),
+            Denied::Token(TokenFault::NoKeys) => {
+                let answer =
+                    ErrorAnswer::new(503, denied.to_string()).retry_after(Some(RETRY_SOON));
+                return Self { answer, why: Refusal::Token };
+            }
+            Denied::Token(TokenFault::Group(_)) => (403, Refusal::Token),
+            Denied::Token(_) | Denied::NoTokens => (401, Refusal::Token),
+            Denied::Role { .. } | Denied::Service { .. } | Denied::Narrowed { .. } => {
+                (403, Refusal::Role)
+            }
             Denied::Model { .. } | Denied::NoModel { .. } => (403, Refusal::Model),
             Denied::Granted { .. } => (403, Refusal::Authorize),
         };

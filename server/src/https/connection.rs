@@ -192,7 +192,7 @@ impl Visit<'_> {
                 return Then::End;
             }
         };
-        let identity = match self.identify(bytes) {
+        let identity = match self.identify(bytes).await {
             Ok(identity) => identity,
             Err((refused, mut fields)) => {
                 fields.extend(added);

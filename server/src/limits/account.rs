@@ -1,6 +1,6 @@
 //! On whose account a request is counted: that of its user, if it has one, and its own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proto::identity::{DeviceId, Name, UserName};
 
@@ -9,18 +9,19 @@ use proto::identity::{DeviceId, Name, UserName};
 pub(crate) enum Account {
     /// One device or key.
     Device(DeviceId),
-    /// All devices and keys of a user.
+    /// All devices, keys and tokens of a user.
     User(UserName),
 }
 
-/// A device or key that belongs to a user.
+/// A device, a key or the tokens of a user.
 #[derive(Debug)]
-pub(super) struct Member {
-    pub(super) name: Name,
-    pub(super) user: UserName,
+struct Member {
+    /// The name in the configuration; tokens have none there.
+    name: Option<Name>,
+    user: UserName,
 }
 
-/// The devices and keys that belong to users.
+/// The devices, keys and tokens that belong to users.
 #[derive(Debug, Default)]
 pub(super) struct Members {
     all: HashMap<DeviceId, Member>,
@@ -29,11 +30,33 @@ pub(super) struct Members {
 
 impl Members {
     pub(super) fn add(&mut self, id: DeviceId, name: &Name, user: &UserName) {
-        self.of.entry(user.clone()).or_default().push(id);
-        self.all.insert(id, Member { name: name.clone(), user: user.clone() });
+        self.insert(id, Member { name: Some(name.clone()), user: user.clone() });
     }
 
-    /// The user of a device or key.
+    /// The tokens of a user count by this id.
+    pub(super) fn add_tokens(&mut self, id: DeviceId, user: &UserName) {
+        self.insert(id, Member { name: None, user: user.clone() });
+    }
+
+    /// What is there already stays.
+    fn insert(&mut self, id: DeviceId, member: Member) {
+        if !self.all.contains_key(&id) {
+            self.of.entry(member.user.clone()).or_default().push(id);
+            self.all.insert(id, member);
+        }
+    }
+
+    /// Those who have come with a token. They are in no register.
+    pub(super) fn with_tokens(&self) -> impl Iterator<Item = (DeviceId, &UserName)> {
+        let tokens = self.all.iter().filter(|(_, member)| member.name.is_none());
+        tokens.map(|(id, member)| (*id, &member.user))
+    }
+
+    pub(super) fn ids(&self) -> HashSet<DeviceId> {
+        self.all.keys().copied().collect()
+    }
+
+    /// The user of a device, key or token.
     pub(super) fn user(&self, id: DeviceId) -> Option<&UserName> {
         self.all.get(&id).map(|member| &member.user)
     }
@@ -42,12 +65,15 @@ impl Members {
         self.of.contains_key(user)
     }
 
-    /// All that belongs to a user, with names.
+    /// All that belongs to a user, with the names in the configuration: `""` for tokens.
     pub(super) fn of<'m>(
         &'m self,
         user: &UserName,
-    ) -> impl Iterator<Item = (DeviceId, &'m Name)> + 'm {
+    ) -> impl Iterator<Item = (DeviceId, &'m str)> + 'm {
         let ids = self.of.get(user).into_iter().flatten();
-        ids.filter_map(|id| Some((*id, &self.all.get(id)?.name)))
+        ids.filter_map(|id| {
+            let name = self.all.get(id)?.name.as_ref();
+            Some((*id, name.map_or("", Name::as_str)))
+        })
     }
 }

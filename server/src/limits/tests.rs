@@ -276,3 +276,52 @@ fn a_device_with_a_limit_of_its_own_is_counted_alone_and_a_limit_of_the_user_hol
         assert!(over.to_string().starts_with("user `alice` may use 45"), "{over}");
     }
 }
+
+#[test]
+fn the_tokens_of_a_user_share_with_the_devices_and_keys_and_outlast_a_change_of_the_register() {
+    let people = People::new(
+        "limits = { at_once = 2, tokens_per_day = 100 }
+         devices = { alice = { at_once = 9, tokens_per_day = 900 } }",
+    );
+    let (alice, bob) = ("alice".parse().expect("a user"), "bob".parse().expect("a user"));
+    let (of_alice, of_bob) = (DeviceId::generate(), DeviceId::generate());
+    people.limiter.know_tokens(of_alice, &alice);
+    people.limiter.know_tokens(of_bob, &bob);
+    // A device of this name has limits of its own; the person has not.
+    let name: Name = "alice".parse().expect("a name");
+    let holder = |id| LimitedDevice { kind: CallerKind::Token, id, name: &name, role: "infer" };
+    assert_eq!(people.limiter.account(of_alice), Account::User(alice.clone()));
+    let first = people.limiter.enter(holder(of_alice), None, NOON).expect("one");
+    let _second = people.enter("laptop").expect("two");
+    let refused = people.limiter.enter(holder(of_alice), None, NOON).expect_err("three");
+    assert!(refused.to_string().starts_with("user `alice` may have 2"), "{refused}");
+    people.enter("ci").expect_err("three");
+    people.limiter.enter(holder(of_bob), None, NOON).expect("bob has a share of his own");
+    people.limiter.settle(of_alice, 0, 60, NOON);
+    people.use_tokens("laptop", 41);
+    for one in [holder(of_alice), people.device("ci")] {
+        let over = people.limiter.within(one, NOON).expect_err("101 of 100");
+        assert!(over.to_string().starts_with("user `alice` may use 100 tokens"), "{over}");
+    }
+    // All of Alice's devices and keys are gone, and what the laptop has used.
+    people.limiter.know([]);
+    people.limiter.enter(holder(of_alice), None, NOON).expect_err("what runs still counts");
+    drop(first);
+    people.limiter.enter(holder(of_alice), None, NOON).expect("60 of 100");
+    assert_eq!(people.limiter.tokens(holder(of_alice), NOON)[1], (60, Some(100)));
+}
+
+#[test]
+fn what_tokens_have_used_is_kept_until_their_holder_comes_after_a_start() {
+    let (id, alice) = (DeviceId::generate(), "alice".parse().expect("a user"));
+    let mut usage = Usage::default();
+    usage.change(id, 0, 70, Day::of(NOON));
+    let table = LimitTable::default();
+    let limiter = Limiter::with_clock(table, usage, FakeRelativeClock::default());
+    limiter.know([]);
+    limiter.know_tokens(id, &alice);
+    limiter.know([]);
+    let name = "alice".parse().expect("a name");
+    let holder = LimitedDevice { kind: CallerKind::Token, id, name: &name, role: "infer" };
+    assert_eq!(limiter.tokens(holder, NOON)[1].0, 70);
+}

@@ -298,6 +298,7 @@ mod tests {
             device_uid: None,
             enrolled: How::Code,
             key: false,
+            token: false,
             user: None,
             role: "infer".parse().expect("a name"),
             method: Some("GET".into()),

@@ -1,4 +1,5 @@
-//! Who makes a request: a device by its certificate, or an application by its key.
+//! Who makes a request: a device by its certificate, an application by its key, or a person by a
+//! token.
 
 use proto::{
     api_key::KeyPrefix,
@@ -9,6 +10,7 @@ use proto::{
 
 use super::Denied;
 use crate::{
+    jwt::{TokenHolder, Tokens},
     record::CallerKind,
     state::register::{Snapshot, default_role},
 };
@@ -24,6 +26,8 @@ pub(crate) enum Caller<'a> {
         /// The beginning of the secret.
         prefix: &'a KeyPrefix,
     },
+    /// The holder of a token that the provider has signed, which was verified.
+    Token(&'a TokenHolder),
 }
 
 /// What the register says of a caller.
@@ -37,12 +41,20 @@ pub(super) struct Registered<'s> {
     pub(super) user: Option<&'s UserName>,
 }
 
-impl Caller<'_> {
-    /// What the register says of it.
+impl<'a> Caller<'a> {
+    /// What the register and the settings of tokens say of it.
     ///
     /// # Errors
-    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`] or [`Denied::Key`] if it may do nothing any more.
-    pub(super) fn registered<'s>(&self, snapshot: &'s Snapshot) -> Result<Registered<'s>, Denied> {
+    /// [`Denied::Device`], [`Denied::Revoked`], [`Denied::User`], [`Denied::Key`] or [`Denied::Token`]
+    /// if it may do nothing any more.
+    pub(super) fn registered<'s>(
+        &self,
+        snapshot: &'s Snapshot,
+        tokens: Option<&'s Tokens>,
+    ) -> Result<Registered<'s>, Denied>
+    where
+        'a: 's,
+    {
         match self {
             Self::Device(certificate) => {
                 let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
@@ -77,11 +89,27 @@ impl Caller<'_> {
                     user: key.user.as_ref(),
                 })
             }
+            Self::Token(holder) => {
+                let role = tokens.ok_or(Denied::NoTokens)?.role(holder)?;
+                if let Some(revoked) = snapshot.revoked_user(Some(&holder.user)) {
+                    return Err(Denied::User(revoked.reason.clone()));
+                }
+                Ok(Registered {
+                    kind: CallerKind::Token,
+                    id: holder.id,
+                    name: &holder.name,
+                    role,
+                    models: None,
+                    uid: None,
+                    user: Some(&holder.user),
+                })
+            }
         }
     }
 
     /// Its role; the default role if it may do nothing any more.
-    pub(super) fn role(&self, snapshot: &Snapshot) -> Name {
-        self.registered(snapshot).map_or_else(|_| default_role(), |caller| caller.role.clone())
+    pub(super) fn role(&self, snapshot: &Snapshot, tokens: Option<&Tokens>) -> Name {
+        self.registered(snapshot, tokens)
+            .map_or_else(|_| default_role(), |caller| caller.role.clone())
     }
 }

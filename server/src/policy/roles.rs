@@ -96,7 +96,7 @@ impl Allow {
 }
 
 /// Where a list of models was set.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Whose {
     /// `[roles.NAME]` in the configuration.
     Role,
@@ -106,6 +106,8 @@ pub(crate) enum Whose {
     Register,
     /// The answer of `authorize`.
     Authorize,
+    /// `[roles.NAME]` in the configuration, of the token of a request in a tunnel.
+    Token(Name),
 }
 
 /// The route that a request asks for, before its body is read.
@@ -213,15 +215,15 @@ impl Rules {
         all
     }
 
-    /// The lists of models that restrict a device of this name and role, and where they were set. A
-    /// model must be in all of them.
+    /// The lists of models that restrict a role and the device of this name, and where they were set.
+    /// A model must be in all of them.
     pub(crate) fn lists<'a>(
         &'a self,
-        device: &Name,
+        device: Option<&Name>,
         role: &Name,
     ) -> impl Iterator<Item = (Whose, &'a [ModelPattern])> {
         let of_role = self.roles.get(role).and_then(|role| role.models.as_deref());
-        let of_device = self.devices.get(device).map(Vec::as_slice);
+        let of_device = device.and_then(|device| self.devices.get(device)).map(Vec::as_slice);
         of_role
             .map(|list| (Whose::Role, list))
             .into_iter()
@@ -332,12 +334,12 @@ mod tests {
         assert_eq!(that_may(&rules, "POST", "/v1/images/generations"), "`tags` or `admin`");
         assert_eq!(
             rules
-                .lists(&"x".parse().expect("name"), &crate::state::register::default_role())
+                .lists(Some(&"x".parse().expect("name")), &crate::state::register::default_role())
                 .count(),
             1
         );
         assert_eq!(
-            rules.lists(&"x".parse().expect("name"), &"tags".parse().expect("name")).count(),
+            rules.lists(Some(&"x".parse().expect("name")), &"tags".parse().expect("name")).count(),
             0
         );
     }

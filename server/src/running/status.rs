@@ -10,7 +10,10 @@ use proto::{
 use serde::{Deserialize, Serialize};
 
 use super::{Server, sessions::SessionStatus};
-use crate::{audit::AuditStatus, https::HttpsStatus, limits::LimitedDevice, record::CallerKind};
+use crate::{
+    audit::AuditStatus, https::HttpsStatus, jwt::TokensStatus, limits::LimitedDevice,
+    record::CallerKind,
+};
 
 /// A running server, as `aditd status` prints it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -52,6 +55,9 @@ pub struct ServerStatus {
     /// The HTTPS listener, if it is on.
     #[serde(default)]
     pub https: Option<HttpsStatus>,
+    /// Whose tokens count, if any do.
+    #[serde(default)]
+    pub jwt: Option<TokensStatus>,
     /// How many requests wait for their turn.
     pub waiting: usize,
     #[serde(default)]
@@ -157,6 +163,7 @@ impl Server {
             sessions: self.live.status(),
             audit: self.accounting.audit.status(),
             https: self.open.https.as_ref().map(|https| https.status()),
+            jwt: self.policy.tokens().map(|tokens| tokens.status()),
             waiting: self.accounting.queue.waiting(),
             queue: self.queue(),
             older: self.replacements.older().pids(),
@@ -167,10 +174,13 @@ impl Server {
     /// The queue now.
     fn queue(&self) -> QueueStatus {
         let (queue, register) = (&self.accounting.queue, self.policy.snapshot());
+        // Who comes with a token is not in the register.
+        let callers = self.open.https.as_ref().map(|https| https.status().callers);
         let names: HashMap<_, _> = register
             .devices()
             .map(|device| (device.id, (&device.name, &device.user)))
             .chain(register.keys().map(|key| (key.id, (&key.name, &key.user))))
+            .chain(callers.iter().flatten().map(|caller| (caller.id, (&caller.name, &caller.user))))
             .collect();
         let waiting = queue.in_order().into_iter().zip(1..).map(|(queued, position)| {
             let (device, user) = match names.get(&queued.device) {

@@ -48,6 +48,10 @@ impl Config {
         {
             lost.entry(&key.role).or_default().push(format!("`{}`", key.name));
         }
+        let is_unused = self.https.is_none() && self.jwt.as_ref().is_some_and(|jwt| !jwt.tunnel);
+        let unused = is_unused.then(|| {
+            "`[jwt]` is in the configuration, but nothing uses it: HTTPS is off, and `tunnel` is not true".to_owned()
+        });
         let roles = lost.into_iter().map(|(role, mut devices)| {
             devices.sort();
             format!("the role `{role}` is not in the configuration, so these devices or keys may do nothing: {}", devices.join(", "))
@@ -63,6 +67,7 @@ impl Config {
                     "`[devices.{name}]` is in the configuration, but there is no such device or key"
                 )
             }))
+            .chain(unused)
             .collect()
     }
 }
@@ -109,6 +114,7 @@ impl Server {
         let read = tokio::task::spawn_blocking(move || Config::resolve(&flags, &serve)).await;
         let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
         self.policy.set_rules(now.rules.clone());
+        self.policy.set_tokens(now.jwt.clone());
         self.accounting.update(&now.accounting);
         self.gate.set_authority(now.authority());
         self.gate.judge_again();

@@ -81,7 +81,8 @@ impl Judged {
     /// Judges the request by the rules in force and what `authorize` has granted.
     fn permit(&mut self, gate: &Gate, context: &StreamContext<'_>) -> Result<(), Refused> {
         let requested = requested_route(gate, context, &self.head, self.route);
-        let route_permit = gate.policy.route(context.caller, requested, &self.grant)?;
+        let route_permit =
+            gate.policy.route(context.caller, self.narrowed.as_ref(), requested, &self.grant)?;
         let is_unknown = self.models.is_none() && self.route.models != Models::None;
         if is_unknown && route_permit.needs_model() {
             return Err(route_permit.no_model(BEFORE).into());

@@ -100,7 +100,7 @@ impl Bench {
     fn route_permit(&self, request: &str) -> Result<RoutePermit, (u16, Refusal)> {
         let (head, route) = parsed(request);
         let route_permit =
-            self.with_context(|context| self.gate.route_permit(context, &head, route));
+            self.with_context(|context| self.gate.route_permit(context, None, &head, route));
         let route_permit = route_permit.and_then(|own| own.map_err(Refused::from));
         route_permit.map_err(|refused| (refused.answer.status, refused.why))
     }
@@ -119,6 +119,7 @@ impl Bench {
             own_role: "infer".parse().expect("a name"),
             authority: None,
             grant: Arc::default(),
+            narrowed: None,
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Who makes a request: the holder of a key, or the device whose certificate the handshake has
-//! verified. A key counts before a certificate.
+//! Who makes a request: the holder of a key or of a token, or the device whose certificate the
+//! handshake has verified. A key and a token count before a certificate.
 
 use common::machine::process::unix_now;
 use proto::{
     api_key::{ApiKey, KeyPrefix},
-    http1::credentials::{Credentials, credentials},
+    http1::credentials::{Credentials, Token, credentials},
     identity::{Certificate, DeviceId},
     wire::Code,
 };
@@ -16,7 +16,8 @@ use super::{
 use crate::{
     audit::Event,
     gate::refused::Refused,
-    policy::{Admitted, Caller, INVALID_KEY},
+    jwt::TokenHolder,
+    policy::{Admitted, Caller, Denied, INVALID_KEY},
     record::{Asker, CarrierKind, Refusal},
 };
 
@@ -34,6 +35,7 @@ pub(super) struct Identity {
 pub(super) enum Proof {
     Device(Certificate),
     Key { id: DeviceId, prefix: KeyPrefix },
+    Token(Box<TokenHolder>),
 }
 
 impl Proof {
@@ -41,6 +43,7 @@ impl Proof {
         match self {
             Self::Device(certificate) => Caller::Device(certificate),
             Self::Key { id, prefix } => Caller::Key { id: *id, prefix },
+            Self::Token(holder) => Caller::Token(holder),
         }
     }
 }
@@ -52,9 +55,12 @@ impl Visit<'_> {
     ///
     /// # Errors
     /// The answer for a stranger, and its fields.
-    pub(super) fn identify(&self, head: &[u8]) -> Result<Identity, (Refused, Fields)> {
+    pub(super) async fn identify(&self, head: &[u8]) -> Result<Identity, (Refused, Fields)> {
         match credentials(head) {
             Credentials::Key(key) => self.holder(&key),
+            Credentials::Token(token) if self.service.policy.tokens().is_some() => {
+                self.person(&token).await
+            }
             Credentials::None => match &self.device {
                 Some(certificate) => self.device(certificate),
                 None => {
@@ -62,7 +68,7 @@ impl Visit<'_> {
                     Err(unauthorized(NO_KEY))
                 }
             },
-            Credentials::Wrong => {
+            Credentials::Token(_) | Credentials::Wrong => {
                 self.may_guess()?;
                 Err(self.wrong(None))
             }
@@ -83,6 +89,52 @@ impl Visit<'_> {
         self.https.guesses().right(from, key.id, self.https.begun.elapsed());
         let proof = Proof::Key { id: key.id, prefix: secret.prefix.clone() };
         self.identity(proof, secret.expires.unwrap_or(i64::MAX))
+    }
+
+    /// The holder of a token.
+    async fn person(&self, token: &Token) -> Result<Identity, (Refused, Fields)> {
+        let from = Origin::from(self.remote.ip());
+        let policy = self.service.policy;
+        let holder = match policy.tokens() {
+            Some(tokens) => tokens.judge(token.reveal()).await.map_err(Denied::from),
+            None => Err(Denied::NoTokens),
+        };
+        // A guess is what nobody at the provider can have. An application whose token has ended keeps
+        // no other one of its address out.
+        let is_guess = match &holder {
+            Ok(holder) => !self.https.guesses().knows(from, holder.id),
+            Err(Denied::Token(fault)) => fault.is_forged(),
+            Err(_) => false,
+        };
+        if is_guess {
+            self.may_guess()?;
+        }
+        let holder = holder.map_err(|denied| self.no_token(denied, is_guess))?;
+        self.https.guesses().right(from, holder.id, self.https.begun.elapsed());
+        let not_after = holder.not_after;
+        self.identity(Proof::Token(Box::new(holder)), not_after)
+    }
+
+    /// Counts a token that was refused, and notes it in the audit log.
+    fn no_token(&self, denied: Denied, is_guess: bool) -> (Refused, Fields) {
+        self.https.count(Turned::Token);
+        if is_guess {
+            let from = Origin::from(self.remote.ip());
+            self.https.guesses().wrong(from, self.https.begun.elapsed());
+        }
+        if let Denied::Token(fault) = &denied {
+            self.service
+                .audit
+                .note(Event::TokenRefused { why: fault.to_string(), remote: self.remote });
+        }
+        let refused = Refused::from(denied);
+        let fields = if refused.answer.status == 401 {
+            // RFC 6750 section 3.1.
+            vec![("WWW-Authenticate", "Bearer realm=\"adit\", error=\"invalid_token\"".to_owned())]
+        } else {
+            Fields::new()
+        };
+        (refused, fields)
     }
 
     fn device(&self, certificate: &Certificate) -> Result<Identity, (Refused, Fields)> {

@@ -29,6 +29,8 @@ pub enum How {
     Ssh,
     /// It is a key, and no device.
     Key,
+    /// It is a person with a token, and no device.
+    Token,
 }
 
 impl How {
@@ -36,6 +38,7 @@ impl How {
     pub fn of(asker: &Asker) -> Self {
         match (asker.kind, asker.uid) {
             (CallerKind::Key, _) => Self::Key,
+            (CallerKind::Token, _) => Self::Token,
             (CallerKind::Device, Some(_)) => Self::Ssh,
             (CallerKind::Device, None) => Self::Code,
         }
@@ -83,6 +86,8 @@ pub struct Question {
     pub enrolled: How,
     /// Whether it is a key, over HTTPS, and no device.
     pub key: bool,
+    /// Whether it is a person with a token, over HTTPS, and no device.
+    pub token: bool,
     /// The person to whom it belongs, if that was said.
     pub user: Option<UserName>,
     pub role: Name,
@@ -117,6 +122,7 @@ impl Question {
             device_uid,
             enrolled,
             key: false,
+            token: false,
             user,
             role,
             method: None,

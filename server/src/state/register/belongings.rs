@@ -147,15 +147,22 @@ impl Register {
 }
 
 fn known<'u>(users: &'u mut BTreeMap<UserName, KnownUser>, name: &UserName) -> &'u mut KnownUser {
-    users.entry(name.clone()).or_insert_with(|| KnownUser {
-        name: name.clone(),
-        role: None,
-        revoked: None,
-        reason: None,
-        devices: Vec::new(),
-        keys: Vec::new(),
-        invitations: Vec::new(),
-    })
+    users.entry(name.clone()).or_insert_with(|| KnownUser::new(name.clone()))
+}
+
+impl KnownUser {
+    /// A user to whom nothing belongs.
+    pub(crate) fn new(name: UserName) -> Self {
+        Self {
+            name,
+            role: None,
+            revoked: None,
+            reason: None,
+            devices: Vec::new(),
+            keys: Vec::new(),
+            invitations: Vec::new(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ impl Device {
             device_id: self.id,
             device_uid: self.uid,
             is_key: false,
+            is_token: false,
             user: self.user.clone(),
         }
     }

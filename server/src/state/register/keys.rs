@@ -105,6 +105,7 @@ impl Key {
             device_id: self.id,
             device_uid: None,
             is_key: true,
+            is_token: false,
             user: self.user.clone(),
         }
     }

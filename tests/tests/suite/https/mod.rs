@@ -6,6 +6,7 @@ mod keys;
 mod pages;
 mod replaced;
 mod strangers;
+mod tokens;
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};
 

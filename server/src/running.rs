@@ -47,6 +47,8 @@ use crate::{
 
 /// How often the register is checked for changes by other processes.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// A command asks for its change this soon after it has written it.
+const JUST_NOW: Duration = Duration::from_secs(5);
 /// How often this machine's addresses are looked up without a request for them.
 const ADDRESSES_EVERY: Duration = Duration::from_secs(5);
 /// How often it is noted which keys were used.
@@ -82,6 +84,8 @@ pub(crate) struct Server {
     pub(crate) settings: Settings,
     /// The register's version when it was last put in force.
     version: AtomicI64,
+    /// When sessions were last cut, and how many, until a command is told.
+    cut_lately: Mutex<Option<(Instant, usize)>>,
     refreshing: tokio::sync::Mutex<()>,
     /// Held from before the configuration is read until it is in force.
     pub(crate) reloading: tokio::sync::Mutex<()>,
@@ -235,6 +239,7 @@ impl Server {
             replacements,
             settings,
             version: AtomicI64::new(version),
+            cut_lately: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
             reloading: tokio::sync::Mutex::default(),
             begun: Instant::now(),
@@ -315,7 +320,23 @@ impl Server {
         }
         self.accounting
             .know(&snapshot, |user| Some(self.policy.tokens()?.settings().holder_id(user)));
-        Ok(self.live.enforce(&self.policy))
+        let cut = self.live.enforce(&self.policy);
+        if cut > 0 {
+            *self.cut_lately() = Some((Instant::now(), cut));
+        }
+        Ok(cut)
+    }
+
+    /// Puts a change in force that a command has just made. Returns how many sessions it has cut, also
+    /// if they were cut before the command asked.
+    pub(crate) async fn refresh_for_command(&self) -> Result<usize, RegisterError> {
+        self.refresh().await?;
+        let lately = self.cut_lately().take().filter(|(at, _)| at.elapsed() < JUST_NOW);
+        Ok(lately.map_or(0, |(_, cut)| cut))
+    }
+
+    fn cut_lately(&self) -> MutexGuard<'_, Option<(Instant, usize)>> {
+        self.cut_lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes for ever which keys are used.

@@ -48,7 +48,7 @@ pub(super) async fn answer_control(control: Arc<Control>, server: Arc<Server>) {
                 }
                 Request::Doctor => Answer::Doctor(Box::new(doctor::of_running(&server).await)),
                 Request::InForce => Answer::InForce(server.in_force()),
-                Request::Refresh => match server.refresh().await {
+                Request::Refresh => match server.refresh_for_command().await {
                     Ok(cut) => Answer::Refreshed { cut },
                     Err(e) => Answer::Failed(e.into()),
                 },

@@ -254,7 +254,7 @@ async fn change<T: Send + 'static>(
 ) -> Result<(T, usize), Failed> {
     let at = server.clone();
     let done = blocking(move || work(&at)).await?;
-    let cut = server.refresh().await?;
+    let cut = server.refresh_for_command().await?;
     Ok((done, cut))
 }
 

@@ -22,7 +22,7 @@ const ASK_AFTER: Duration = Duration::from_millis(500);
 const ANSWER_WITHIN: Duration = Duration::from_millis(600);
 /// While a request runs, this is often enough to see a silence: while datagrams arrive, and when none
 /// has arrived for a while.
-const LOOK_SOON: Duration = Duration::from_millis(30);
+pub(super) const LOOK_SOON: Duration = Duration::from_millis(30);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// While a request waits on a dead path, every packet may be the first that gets through: a path
 /// that is back is noticed so late at the most.

@@ -24,7 +24,7 @@ use crate::{
     },
     tunnel::{
         events::Events,
-        liveness::{Liveness, Observation, PathChange},
+        liveness::{LOOK_SOON, Liveness, Observation, PathChange},
         path_probe::{Need, PathProbe, ProbeOutcome},
         state::{TunnelState, Up},
     },
@@ -137,7 +137,9 @@ impl<'a> Migration<'a> {
                     next = next.max(tokio::time::Instant::now());
                 }
                 // Its path is watched from now on, not from the next look of an idle tunnel.
-                () = self.meter.begun.notified() => next = tokio::time::Instant::now(),
+                () = self.meter.begun.notified() => {
+                    next = next.min((self.looked.0 + LOOK_SOON).max(Instant::now()).into());
+                }
                 found = self.scout.found() => if let Some(dialed) = self.consider(found) {
                     return dialed;
                 },

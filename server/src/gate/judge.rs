@@ -279,7 +279,8 @@ impl<'a> Conversation<'a> {
     ) -> Result<Option<TokenHolder>, Stop> {
         let tokens = self.gate.policy.tokens().filter(|tokens| tokens.settings().tunnel);
         let Some((tokens, token)) = tokens.zip(bearer_token(bytes)) else { return Ok(None) };
-        let judged = self.meanwhile(bytes.len(), class, tokens.judge(token.reveal())).await?;
+        let judged = Box::pin(tokens.judge(token.reveal()));
+        let judged = self.meanwhile(bytes.len(), class, judged).await?;
         Ok(Some(judged.map_err(Denied::from)?))
     }
 
@@ -318,7 +319,9 @@ impl<'a> Conversation<'a> {
         if let Some(authority) = &authority {
             let fields = authority.fields(&raw_head);
             let question = question(&head, self.context, &own_role, models.clone(), fields);
-            let asked = self.meanwhile(content.len(), route.class, authority.ask(question)).await?;
+            // In a box: a question over HTTPS has a large future, and few servers ask one.
+            let asked = Box::pin(authority.ask(question));
+            let asked = self.meanwhile(content.len(), route.class, asked).await?;
             grant = match (asked, &own) {
                 // Without an answer, no other role is granted.
                 (Err(AuthorizeError::Failed(_)), Err(denied)) => return Err(denied.clone().into()),
@@ -401,7 +404,7 @@ impl<'a> Conversation<'a> {
         }
         if self.service.is_none() {
             let (gate, context) = (self.gate, self.context);
-            let dialled = self.meanwhile(held, class, gate.dial(context)).await?;
+            let dialled = self.meanwhile(held, class, Box::pin(gate.dial(context))).await?;
             self.service = Some(dialled.map_err(|code| Refused::unreached(context.service, code))?);
         }
         Ok(())

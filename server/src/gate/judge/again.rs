@@ -71,7 +71,8 @@ impl Judged {
                 );
                 return Err(Refused::new(403, Refusal::Authorize, sentence));
             }
-            self.grant = authority.ask(self.question(context, authority, &own_role)).await?;
+            let question = self.question(context, authority, &own_role);
+            self.grant = Box::pin(authority.ask(question)).await?;
         }
         self.permit(gate, context)?;
         (self.own_role, self.authority) = (own_role, authority);

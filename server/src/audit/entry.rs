@@ -1,23 +1,23 @@
 //! The lines of the audit log. None of them has a field for a key, prompt, answer or query.
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, SystemTime},
-};
+mod line;
+mod request;
+mod subject;
+
+use std::net::SocketAddr;
 
 use proto::{
-    human,
-    identity::{DeviceId, Name, UserName},
+    identity::{Name, UserName},
     wire::Reason,
 };
 use serde::Serialize;
-use time::{OffsetDateTime, macros::format_description};
 
-use crate::record::{Asker, CallerKind, End, RequestRecord, charge::Charge};
-
-/// The longest path or model that is written whole, in characters. An application may send a longer
-/// one.
-const LONGEST: usize = 256;
+use self::request::RequestEntry;
+pub(crate) use self::{
+    line::{escaped, line, ms, timestamp},
+    subject::{SessionPeer, Subject},
+};
+use crate::record::{RequestRecord, charge::Charge};
 
 #[derive(Debug, Clone, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
@@ -264,53 +264,6 @@ pub(crate) enum Event {
     Lost { lines: u64 },
 }
 
-/// A device or a key, as each line about it names it.
-#[derive(Debug, Clone, Serialize)]
-pub struct Subject {
-    pub device: Name,
-    pub device_id: DeviceId,
-    /// The user of this machine who enrolled it over SSH.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub device_uid: Option<u32>,
-    /// It is a key, not a device.
-    #[serde(rename = "key", skip_serializing_if = "std::ops::Not::not")]
-    pub is_key: bool,
-    /// It is a person with a token, not a device.
-    #[serde(rename = "token", skip_serializing_if = "std::ops::Not::not")]
-    pub is_token: bool,
-    /// The person to whom it belongs, if that is known, or whose token it is.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub user: Option<UserName>,
-}
-
-impl From<&Asker> for Subject {
-    fn from(asker: &Asker) -> Self {
-        Self {
-            device: asker.name.clone(),
-            device_id: asker.id,
-            device_uid: asker.uid,
-            is_key: asker.kind == CallerKind::Key,
-            is_token: asker.kind == CallerKind::Token,
-            user: asker.user.clone(),
-        }
-    }
-}
-
-/// The other end of a session.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct SessionPeer {
-    #[serde(flatten)]
-    device: Subject,
-    carrier: &'static str,
-    remote: SocketAddr,
-}
-
-impl From<&Asker> for SessionPeer {
-    fn from(asker: &Asker) -> Self {
-        Self { device: asker.into(), carrier: asker.carrier.as_str(), remote: asker.remote }
-    }
-}
-
 /// How a device was enrolled.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -319,38 +272,6 @@ pub(crate) enum EnrolledBy {
     Invitation(SocketAddr),
     /// Over SSH, by this user of this machine.
     Ssh(u32),
-}
-
-/// A request, as the log writes it.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct RequestEntry {
-    #[serde(flatten)]
-    device: Subject,
-    /// Its number among the requests of its process that were let pass.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    request: Option<u64>,
-    role: Name,
-    carrier: &'static str,
-    remote: SocketAddr,
-    method: String,
-    path: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    model: Option<String>,
-    status: Option<u16>,
-    bytes_in: u64,
-    bytes_out: u64,
-    queued_ms: f64,
-    first_byte_ms: Option<f64>,
-    total_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_in: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tokens_out: Option<u64>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    tokens_estimated: bool,
-    end: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    why: Option<&'static str>,
 }
 
 impl Event {
@@ -377,82 +298,19 @@ impl Event {
 
     /// The line of a request that has ended, and of what it was charged.
     pub(crate) fn request(record: &RequestRecord, charge: &Charge) -> Self {
-        Self::Request(Box::new(RequestEntry {
-            device: (&record.asker).into(),
-            request: record.number,
-            role: record.role.clone(),
-            carrier: record.asker.carrier.as_str(),
-            remote: record.asker.remote,
-            method: escaped(&record.method),
-            path: escaped(&record.path),
-            model: record.model.as_deref().map(escaped),
-            status: record.status,
-            bytes_in: record.bytes_in,
-            bytes_out: record.bytes_out,
-            queued_ms: ms(record.queued),
-            first_byte_ms: record.first_byte.map(ms),
-            total_ms: ms(record.total),
-            tokens_in: charge.read,
-            tokens_out: charge.written,
-            tokens_estimated: charge.is_estimated,
-            end: record.end.as_str(),
-            why: match record.end {
-                End::Refused(why) => Some(why.as_str()),
-                _ => None,
-            },
-        }))
+        Self::Request(Box::new(RequestEntry::new(record, charge)))
     }
-}
-
-/// Milliseconds, with microsecond precision.
-pub(crate) fn ms(time: Duration) -> f64 {
-    (time.as_secs_f64() * 1e6).round() / 1e3
-}
-
-/// The line of an event, with its newline.
-pub(crate) fn line<E: Serialize>(at: SystemTime, event: &E) -> Vec<u8> {
-    #[derive(Serialize)]
-    struct AuditLine<'a, E> {
-        // First, so that the first bytes of a file tell its age.
-        time: String,
-        #[serde(flatten)]
-        event: &'a E,
-    }
-    let mut bytes =
-        serde_json::to_vec(&AuditLine { time: timestamp(at), event }).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
-}
-
-/// A time as RFC 3339 in UTC with milliseconds: all have the same length, so that they can be
-/// compared as text.
-pub(crate) fn timestamp(at: SystemTime) -> String {
-    let format =
-        format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
-    OffsetDateTime::from(at).format(format).unwrap_or_default()
-}
-
-/// Text from an application: control characters that a terminal would obey are escaped, and the
-/// length is bounded.
-pub(crate) fn escaped(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len().min(LONGEST));
-    for (i, c) in text.chars().enumerate() {
-        if i == LONGEST {
-            clean.push('…');
-            break;
-        }
-        if human::misleads(c) { clean.extend(c.escape_default()) } else { clean.push(c) }
-    }
-    clean
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use proto::{identity::DeviceId, ollama::route::RouteClass};
     use serde_json::Value;
 
     use super::*;
-    use crate::record::{CarrierKind, Refusal, TokenFacts};
-    use proto::ollama::route::RouteClass;
+    use crate::record::{Asker, CallerKind, CarrierKind, End, Refusal, TokenFacts};
 
     pub(crate) fn record(end: End) -> RequestRecord {
         RequestRecord {

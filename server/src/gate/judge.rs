@@ -328,9 +328,13 @@ impl<'a> Conversation<'a> {
                 (asked, _) => asked?,
             };
         }
-        let requested = requested_route(self.gate, self.context, &head, route);
-        let route_permit =
-            self.gate.policy.route(self.context.caller, narrowed.as_ref(), requested, &grant);
+        let route_permit = match own {
+            Ok(own) if authority.is_none() => Ok(own),
+            _ => {
+                let requested = requested_route(self.gate, self.context, &head, route);
+                self.gate.policy.route(self.context.caller, narrowed.as_ref(), requested, &grant)
+            }
+        };
         if let Err(Denied::Granted { role }) = &route_permit {
             tracing::warn!(
                 "`authorize` grants the role `{role}`, which the configuration does not have: requests are refused"

@@ -247,6 +247,13 @@ async fn blocking<T: Send + 'static>(
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
 }
 
+/// Refuses what would be dated by a clock that cannot be right.
+fn check_clock(server: &Server) -> Result<(), Failed> {
+    let status = StatusCode::INTERNAL_SERVER_ERROR;
+    let checked = server.state.ca.check_clock(process::unix_now());
+    checked.map_err(|e| Failed { status, why: e.into() })
+}
+
 /// A change of the register, which is in force when this returns.
 async fn change<T: Send + 'static>(
     server: &Arc<Server>,

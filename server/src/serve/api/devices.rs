@@ -14,7 +14,7 @@ use proto::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{blocking, change, failed::Failed, listed};
+use super::{blocking, change, check_clock, failed::Failed, listed};
 use crate::{
     audit::Event,
     running::{NOWHERE, Server},
@@ -84,11 +84,7 @@ pub(super) async fn invite(
     if !(1..=LONGEST).contains(&ttl) {
         return Err(Failed::bad(format!("`ttl_seconds` is a number from 1 to {LONGEST}")));
     }
-    server
-        .state
-        .ca
-        .check_clock(unix_now())
-        .map_err(|e| Failed { status: StatusCode::INTERNAL_SERVER_ERROR, why: e.into() })?;
+    check_clock(server)?;
     let addresses = server.addresses();
     if addresses.is_empty() {
         return Err(Failed::new(StatusCode::CONFLICT, NOWHERE));

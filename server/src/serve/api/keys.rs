@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use common::machine::process::unix_now;
-use hyper::StatusCode;
 use proto::{
     api_key::ApiKey,
     identity::{Name, UserName},
@@ -13,7 +12,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{
-    blocking, change,
+    blocking, change, check_clock,
     devices::{Models, Role, must_know},
     failed::Failed,
     listed,
@@ -64,11 +63,6 @@ fn ends_at(life: Option<u64>) -> Result<Option<i64>, Failed> {
         Some(life @ 1..=LONGEST) => Ok(Some(unix_now().saturating_add(life as i64))),
         Some(_) => Err(Failed::bad(format!("`expires_seconds` is a number from 1 to {LONGEST}"))),
     }
-}
-
-fn check_clock(server: &Server) -> Result<(), Failed> {
-    let status = StatusCode::INTERNAL_SERVER_ERROR;
-    server.state.ca.check_clock(unix_now()).map_err(|e| Failed { status, why: e.into() })
 }
 
 pub(super) async fn create(

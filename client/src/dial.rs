@@ -148,6 +148,9 @@ impl DialError {
                     self::again(profile, Some(forget))
                 )
             }
+            Self::Refused(Code::SignedOut) => {
+                format!("sign in again: `adit enroll --sso{}`", profile.profile_dir.flag())
+            }
             Self::WrongServer(_) => {
                 format!("if the server was reinstalled: {again}; if not, do not trust that address")
             }
@@ -211,7 +214,12 @@ impl DialError {
 
     /// Whether it is useless to try again soon: the server has refused, or must not be used.
     pub(crate) fn is_final(&self) -> bool {
-        matches!(self, Self::Revoked(_) | Self::Refused(Code::Superseded) | Self::LeadsBack(_))
+        matches!(
+            self,
+            Self::Revoked(_)
+                | Self::Refused(Code::Superseded | Code::SignedOut)
+                | Self::LeadsBack(_)
+        )
     }
 
     /// Before the handshake is complete, anybody on the path can forge an error, so a refusal is

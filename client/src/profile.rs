@@ -93,6 +93,9 @@ pub struct Profile {
     pub epoch: Option<String>,
     /// The local port beside another server, if it has got one.
     pub port: Option<u16>,
+    /// The code that opens sign-ins at this server, if this device has enrolled with one. It admits
+    /// nobody by itself.
+    pub sign_in_code: Option<String>,
     /// When this device enrolled first, Unix seconds. Profiles of older versions do not have it.
     pub enrolled_at: Option<i64>,
     key: Arc<SecretPem>,
@@ -118,6 +121,8 @@ struct Stored {
     epoch: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sign_in_code: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     enrolled_at: Option<i64>,
     #[serde(with = "stored_key")]
@@ -240,6 +245,7 @@ impl ProfileDir {
             revoked_reason: stored.revoked_reason,
             epoch: stored.epoch,
             port: stored.port,
+            sign_in_code: stored.sign_in_code,
             enrolled_at: stored.enrolled_at,
             key: key.map_or(stored.private_key, Arc::new),
         };
@@ -366,6 +372,7 @@ impl Profile {
             revoked_reason: None,
             epoch: None,
             port: None,
+            sign_in_code: None,
             enrolled_at: Some(unix_now()),
             key,
         }
@@ -379,6 +386,11 @@ impl Profile {
         }
     }
 
+    /// The device's private key.
+    pub(crate) fn key(&self) -> Arc<SecretPem> {
+        self.key.clone()
+    }
+
     /// Stores the profile. If that fails, the old file is unchanged.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.profile_dir.dir.join(IDENTITY);
@@ -390,6 +402,7 @@ impl Profile {
             revoked_reason: self.revoked_reason.clone(),
             epoch: self.epoch.clone(),
             port: self.port,
+            sign_in_code: self.sign_in_code.clone(),
             enrolled_at: self.enrolled_at,
             private_key: self.key.clone(),
         };

@@ -4,6 +4,8 @@
 mod file;
 mod https;
 mod jwt;
+mod oidc;
+mod outgoing;
 mod reach;
 mod services;
 mod values;
@@ -26,12 +28,12 @@ use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
-pub use self::https::HttpsFlags;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
 pub(crate) use self::{file::of_system, reach::addresses};
+pub use self::{https::HttpsFlags, outgoing::OutgoingPlace};
 use crate::{
     accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},
@@ -39,6 +41,7 @@ use crate::{
     ingress::filter::Audience,
     jwt::JwtSettings,
     limits::Size,
+    oidc::OidcSettings,
     policy::{
         authorize::{Address, At, Authority, AuthorizeSettings, Trust},
         roles::Rules,
@@ -156,6 +159,8 @@ pub struct Config {
     pub(crate) https: Option<HttpsSettings>,
     /// The tokens that count. In force at once when the file is read again.
     pub(crate) jwt: Option<JwtSettings>,
+    /// Where people sign in. In force at once when the file is read again.
+    pub(crate) oidc: Option<OidcSettings>,
     /// What roles and devices may do. In force at once when the file is read again.
     pub(crate) rules: Arc<Rules>,
     /// The devices that the file names.
@@ -203,7 +208,7 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits, services, jwt, devices } =
+        let Read { file, rules, limits, services, jwt, oidc, devices } =
             path.as_deref().map(file::read).transpose()?.unwrap_or_default();
         let state_dir = flags
             .state_dir
@@ -285,6 +290,7 @@ impl Config {
             enroll_group: serve.enroll_group.clone().or(file.enroll_group),
             enroll_socket: file.enroll_socket.unwrap_or_else(|| DEFAULT_ENROLL_SOCKET.into()),
             jwt,
+            oidc,
             rules: Arc::new(rules),
             devices,
             authorize: authorize.map(|address| AuthorizeSettings {

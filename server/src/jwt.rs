@@ -2,6 +2,7 @@
 //! RFC 7517).
 
 mod claims;
+mod discovery;
 mod fault;
 mod fetch;
 mod keys;
@@ -10,8 +11,11 @@ mod schedule;
 mod settings;
 
 pub(crate) use self::{
-    claims::TokenHolder,
+    claims::{SKEW, TokenHolder, TokenPerson, texts, time},
+    discovery::{Metadata, discover},
     fault::TokenFault,
+    fetch::{ProviderTrust, send},
+    keys::Claims,
     provider::ProviderKeys,
     settings::{GroupRoles, JwksSource, JwtSettings, ProviderUrl},
 };
@@ -49,7 +53,8 @@ impl Tokens {
     /// Judges tokens by these settings. The keys are fetched by [`Tokens::follow`], or when the first
     /// token comes.
     pub(crate) fn new(settings: JwtSettings) -> Self {
-        let keys = ProviderKeys::new(settings.issuer.clone(), settings.jwks.clone());
+        let JwtSettings { issuer, jwks, trust, .. } = &settings;
+        let keys = ProviderKeys::new(issuer.clone(), jwks.clone(), trust.clone());
         Self { settings, keys }
     }
 
@@ -81,9 +86,42 @@ impl Tokens {
     /// # Cancel safety
     /// Cancel safe.
     pub(crate) async fn judge(&self, token: &str) -> Result<TokenHolder, TokenFault> {
+        let claims = self.verify(token).await?;
+        claims::judge(&claims, &self.settings, unix_now())
+    }
+
+    /// The claims of an ID token (OpenID Connect Core 1.0, section 3.1.3.7): its signature, issuer,
+    /// audience and times are checked. Fetches the keys first if they are not fresh.
+    ///
+    /// # Errors
+    /// Why the token does not count.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) async fn judge_id_token(&self, token: &str) -> Result<Claims, TokenFault> {
+        self.keys.freshen().await;
+        let claims = self.verify(token).await?;
+        claims::check(&claims, &self.settings, unix_now())?;
+        Ok(claims)
+    }
+
+    /// Whose claims these are.
+    ///
+    /// # Errors
+    /// That they name no user.
+    pub(crate) fn person(&self, claims: &Claims) -> Result<TokenPerson, TokenFault> {
+        claims::person(claims, &self.settings)
+    }
+
+    /// Whether the claims say all that the settings ask of a person.
+    pub(crate) fn are_complete(&self, claims: &Claims) -> bool {
+        claims::are_complete(claims, &self.settings)
+    }
+
+    async fn verify(&self, token: &str) -> Result<Claims, TokenFault> {
         // Before anybody is asked for its sake.
         check_head(token)?;
-        let claims = match self.keys.current().verify(token) {
+        Ok(match self.keys.current().verify(token) {
             Err(NoClaims::UnknownKey) => {
                 let fetched = self.keys.fetch_for_a_token().await;
                 self.keys.current().verify(token).map_err(|e| match e {
@@ -92,8 +130,7 @@ impl Tokens {
                 })?
             }
             verified => verified?,
-        };
-        claims::judge(&claims, &self.settings, unix_now())
+        })
     }
 
     /// The role of the holder of a token by the settings that are in force.

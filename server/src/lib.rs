@@ -14,6 +14,7 @@ mod ingress;
 mod jwt;
 mod limits;
 mod metrics;
+mod oidc;
 mod policy;
 mod record;
 mod running;
@@ -22,7 +23,7 @@ mod session;
 mod state;
 
 pub use cli::{command, run};
-pub use config::{Config, Flags, HttpsFlags, ServeFlags};
+pub use config::{Config, Flags, HttpsFlags, OutgoingPlace, ServeFlags};
 pub use policy::upstream::{Kind, Upstream, UpstreamError, WrittenUpstream};
 pub use running::{Answer, Request};
 pub use serve::certificate::ServerCertificate;

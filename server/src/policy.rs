@@ -57,6 +57,8 @@ pub(crate) struct Admitted {
     pub uid: Option<u32>,
     /// The person to whom it belongs, if that is known.
     pub user: Option<UserName>,
+    /// Whether the person had to sign in at the provider to enroll a device.
+    pub has_signed_in: bool,
 }
 
 /// Permission to reach one service, for one stream. Only [`Policy::permit`] makes one.
@@ -267,9 +269,9 @@ impl Policy {
     /// or [`Denied::Token`].
     pub(crate) fn admit_caller(&self, caller: Caller<'_>) -> Result<Admitted, Denied> {
         let (snapshot, tokens) = (self.snapshot(), self.tokens());
-        let Registered { kind, id, name, uid, user, .. } =
+        let Registered { kind, id, name, uid, user, has_signed_in, .. } =
             caller.registered(&snapshot, tokens.as_deref())?;
-        Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned() })
+        Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned(), has_signed_in })
     }
 
     /// Why the holder of this certificate was revoked, if the owner gave a reason.

@@ -27,6 +27,8 @@ pub struct Asker {
     pub kind: CallerKind,
     /// The person to whom it belongs, if that is known.
     pub user: Option<UserName>,
+    /// Whether the person had to sign in at the provider to enroll it.
+    pub has_signed_in: bool,
     /// The address that its packets come from.
     pub remote: SocketAddr,
     pub carrier: CarrierKind,

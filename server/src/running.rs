@@ -24,7 +24,7 @@ use proto::{
     wire::Enrolled,
 };
 use serde::{Deserialize, Serialize};
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 pub(crate) use self::status::{QueueStatus, ServerStatus, TokensToday};
@@ -34,6 +34,7 @@ use crate::{
     config::{self, Settings},
     gate::Gate,
     https::Https,
+    oidc::{MAX_LIFE, SignIns},
     policy::Policy,
     running::{
         replacement::{Replacement, Replacements},
@@ -69,6 +70,10 @@ pub(crate) struct Server {
     pub(crate) open: Open,
     /// How long a device's certificate is valid.
     pub(crate) device_life: Duration,
+    /// The provider at which people sign in.
+    pub(crate) sign_ins: SignIns,
+    /// The questions to it that are under way.
+    pub(crate) asking: TaskTracker,
     /// How long a silent device keeps its session.
     pub(crate) idle_timeout: Duration,
     /// Limits, queue, audit log and metrics.
@@ -188,6 +193,9 @@ pub struct InForce {
     /// Whether tokens of a provider count.
     #[serde(default)]
     pub tokens: bool,
+    /// Whether people can sign in at a provider.
+    #[serde(default)]
+    pub sign_in: bool,
     /// The addresses at which devices are told to find the server.
     pub addresses: Vec<String>,
 }
@@ -233,6 +241,8 @@ impl Server {
             open,
             accounting,
             device_life: settings.config.device_life,
+            sign_ins: SignIns::new(settings.config.oidc.clone()),
+            asking: TaskTracker::new(),
             idle_timeout: settings.config.idle_timeout,
             draining: CancellationToken::new(),
             replaced: CancellationToken::new(),
@@ -246,6 +256,16 @@ impl Server {
             failures: Mutex::new(Repeats::new(SAY_AGAIN)),
             looked: tokio::sync::Mutex::default(),
         })
+    }
+
+    /// How long a certificate is valid. That of a device that has signed in is short: its renewal
+    /// asks the provider.
+    pub(crate) fn life_of(&self, has_signed_in: bool) -> Duration {
+        if !has_signed_in {
+            return self.device_life;
+        }
+        let longest = self.sign_ins.provider().map_or(MAX_LIFE, |it| it.settings().max_life);
+        self.device_life.min(longest)
     }
 
     /// Runs `work` on the register in a thread where it may block. A failure is logged here.
@@ -407,6 +427,7 @@ impl Server {
                 .map(ToString::to_string)
                 .collect(),
             tokens: self.policy.tokens().is_some(),
+            sign_in: self.sign_ins.provider().is_some(),
             addresses: self.addresses(),
         }
     }

@@ -4,11 +4,14 @@
 mod doctor;
 pub(crate) mod enroll;
 pub(crate) mod enroll_socket;
+mod enrolling;
 pub(crate) mod enrollment;
 mod notes;
 mod notices;
 mod queue;
 mod renewal;
+mod sign_in;
+mod sign_in_renewal;
 mod streams;
 
 use std::{

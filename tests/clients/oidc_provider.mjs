@@ -13,6 +13,9 @@ const { Provider } = await import(pathToFileURL(require.resolve('oidc-provider')
 // People by their name: { email, groups, disabled, ttl }.
 const people = {};
 let isDown = false;
+// What a test changes: whether there is a device grant, how long its codes and ID tokens are valid,
+// and whether claims are only at the userinfo endpoint.
+let settings = { deviceFlow: true, deviceTtl: 600, conform: false };
 let keyNumber = 0;
 let keys = [newKey()];
 let provider;
@@ -33,9 +36,12 @@ function start() {
     jwks: { keys },
     clients: [
       {
-        client_id: 'adit', client_secret: 'a-secret-of-the-box', redirect_uris: [],
-        response_types: [],
-        grant_types: ['urn:ietf:params:oauth:grant-type:device_code', 'refresh_token'],
+        client_id: 'adit', client_secret: 'a-secret-of-the-box', application_type: 'native',
+        redirect_uris: ['http://127.0.0.1/'], response_types: ['code'],
+        grant_types: [
+          ...(settings.deviceFlow ? ['urn:ietf:params:oauth:grant-type:device_code'] : []),
+          'authorization_code', 'refresh_token',
+        ],
         id_token_signed_response_alg: 'ES256',
       },
       // An application that gets a token for each person by itself.
@@ -46,17 +52,17 @@ function start() {
     ],
     cookies: { keys: ['a key of cookies'] },
     claims: { openid: ['sub'], email: ['email', 'email_verified'], groups: ['groups'] },
-    conformIdTokenClaims: false,
+    conformIdTokenClaims: settings.conform,
     scopes: ['openid', 'offline_access', 'email', 'groups'],
     findAccount: (_ctx, name) => (people[name] && !people[name].disabled ? {
       accountId: name,
       claims: async () => ({ sub: name, email_verified: true, ...claimsOf(name) }),
     } : undefined),
     extraTokenClaims: (_ctx, token) => claimsOf(token.clientId),
-    ttl: { ClientCredentials: (_ctx, token) => people[token.clientId]?.ttl ?? 600, RefreshToken: 86400, Grant: 86400, Session: 86400, Interaction: 600, AccessToken: 600, IdToken: 600, DeviceCode: 600 },
+    ttl: { ClientCredentials: (_ctx, token) => people[token.clientId]?.ttl ?? 600, RefreshToken: 86400, Grant: 86400, Session: 86400, Interaction: 600, AccessToken: 600, IdToken: 600, DeviceCode: settings.deviceTtl },
     features: {
       devInteractions: { enabled: true },
-      deviceFlow: { enabled: true },
+      deviceFlow: { enabled: settings.deviceFlow },
       clientCredentials: { enabled: true },
       resourceIndicators: {
         enabled: true,
@@ -92,8 +98,8 @@ class Memory {
   }
 }
 
-// A person at a browser who enters the code, signs in and consents.
-async function approve({ code, name }) {
+// A person's browser.
+function browser() {
   const jar = new Map();
   let url = new URL(`${issuer}/device`);
   const visit = async (to, form) => {
@@ -113,13 +119,31 @@ async function approve({ code, name }) {
     }
     throw new Error('too many redirects');
   };
+  return visit;
+}
+
+// A person who signs in and consents, or does not.
+async function consent(visit, page, { name, deny }) {
+  const action = (text) => text.match(/action="([^"]*)"/)?.[1];
+  if (deny) return visit(page.match(/href="([^"]*\/abort)"/)[1]);
+  const asked = await visit(action(page), { prompt: 'login', login: name, password: 'any' });
+  return visit(action(asked), { prompt: 'consent' });
+}
+
+// A person who opens the page of a browser's sign-in.
+async function browse({ url, ...person }) {
+  const visit = browser();
+  return consent(visit, await visit(url), person);
+}
+
+// A person who enters the code of a device.
+async function approve({ code, ...person }) {
+  const visit = browser();
   const hidden = (page, field) => page.match(new RegExp(`name="${field}" value="([^"]*)"`))?.[1];
-  const action = (page) => page.match(/action="([^"]*)"/)?.[1];
   let page = await visit('/device');
   page = await visit('/device', { xsrf: hidden(page, 'xsrf'), user_code: code });
   page = await visit('/device', { xsrf: hidden(page, 'xsrf'), user_code: code, confirm: 'yes' });
-  page = await visit(action(page), { prompt: 'login', login: name, password: 'any' });
-  return visit(action(page), { prompt: 'consent' });
+  return consent(visit, page, person);
 }
 
 async function told(command, body) {
@@ -129,6 +153,8 @@ async function told(command, body) {
     case 'down': isDown = body.is; return {};
     // New tokens are signed with another key; the old ones are withdrawn.
     case 'rotate': keys = [newKey()]; start(); return {};
+    case 'settings': settings = { ...settings, ...body }; start(); return {};
+    case 'browse': return { page: await browse(body) };
     case 'approve': return { page: await approve(body) };
     default: throw new Error(`no such command: ${command}`);
   }
@@ -154,5 +180,7 @@ server.listen(0, '127.0.0.1', () => {
   start();
   console.log(server.address().port);
 });
+// The package prints notices, which nobody reads after the port.
+process.stdout.on('error', () => {});
 // The test has ended.
 process.stdin.on('end', () => process.exit(0)).resume();

@@ -102,8 +102,12 @@ pub async fn at_enrollment(invitation: &Invitation) -> Connection {
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
     let connection = at_enrollment(invitation).await;
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
-    let request =
-        EnrollRequest { token: BASE64.encode(token), csr: BASE64.encode(&csr), own_knock: true };
+    let request = EnrollRequest {
+        token: BASE64.encode(token),
+        csr: BASE64.encode(&csr),
+        own_knock: true,
+        sign_in: None,
+    };
     frame::write(&mut send, &request).await.expect("sent");
     tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
 }

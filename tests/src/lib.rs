@@ -23,6 +23,7 @@ pub mod path;
 pub mod process;
 pub mod provider;
 pub mod raw;
+pub mod signing_in;
 pub mod skip;
 pub mod sshd;
 pub mod state_files;

@@ -5,7 +5,9 @@ use std::{
     process::Stdio,
 };
 
+use common::machine::files;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -19,6 +21,8 @@ pub const CLIENT_SECRET: &str = "a-secret-of-the-box";
 /// A running provider. Dropping it kills it.
 pub struct Provider {
     port: u16,
+    /// Where the secret of the client `adit` is.
+    dir: TempDir,
     _child: Child,
 }
 
@@ -47,7 +51,14 @@ impl Provider {
         let mut lines = BufReader::new(stdout).lines();
         let line = tokio::time::timeout(4 * SOON, lines.next_line()).await.expect("in time");
         let port = line.expect("read").and_then(|line| line.parse().ok()).expect("its port");
-        Some(Self { port, _child: child })
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        files::create(&dir.path().join("secret"), CLIENT_SECRET.as_bytes()).expect("written");
+        Some(Self { port, dir, _child: child })
+    }
+
+    /// A file with the secret of the client `adit`.
+    pub fn secret_file(&self) -> PathBuf {
+        self.dir.path().join("secret")
     }
 
     /// The issuer, which is its address too.

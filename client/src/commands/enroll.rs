@@ -1,38 +1,36 @@
 //! `adit enroll`: gets a certificate, with a code or over SSH. The private key is made here and
 //! never leaves this device.
 
+mod code;
 mod flags;
 mod paste;
+mod sign_in;
 
 use std::{
     fs::File,
     io::{IsTerminal, Read},
     path::Path,
-    time::Duration,
 };
 
 use common::{
     machine::{
         control,
-        network::own_network_or_example,
         process::{StopSignals, unix_now},
-        progress::Progress,
         report::{Exit, Failure, say, typed},
     },
-    transport::{frame, tls},
+    transport::tls,
 };
 use data_encoding::BASE64;
 use proto::{
-    clock::shown,
     identity::{Certificate, Name},
-    invitation::{CodeError, Invitation, MAX_CODE_LEN, is_address, is_loopback},
-    wire::{ADITD_PORT, EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled, OLLAMA_PORT},
+    invitation::{MAX_CODE_LEN, is_address, is_loopback},
+    wire::{Enrolled, OLLAMA_PORT},
 };
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PKCS_ECDSA_P256_SHA256};
 
 use crate::{
     commands::in_use::{self, OtherAdit},
-    dial::{self, DialError, clocks::Clocks},
+    dial::clocks::Clocks,
     profile::{Profile, ProfileDir, SecretPem},
     ssh::{Remote, SshClient, SshError, SshTarget},
 };
@@ -40,13 +38,12 @@ use crate::{
 pub(crate) use flags::Enroll;
 use flags::{code_on_the_command_line, looks_like_a_code};
 
-const EXCHANGE_WITHIN: Duration = Duration::from_secs(30);
-
 /// Enrolls this device.
 pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure> {
     let server = enroll.server().await?;
     let profile_dir = ProfileDir::new(state_dir, enroll.name.clone());
-    if profile_dir.is_enrolled()? && !enroll.replace {
+    let again = sign_in::again(&profile_dir, &enroll)?;
+    if profile_dir.is_enrolled()? && !enroll.replace && again.is_none() {
         return Err(Failure::new(format!(
             "this device is enrolled already as `{}`",
             profile_dir.name
@@ -67,7 +64,13 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
                 by_ssh(profile_dir, target, device, None).await?
             }
         }
-        None => by_code(profile_dir, &read_code(enroll.code_file.as_deref())?).await?,
+        None => {
+            let code = match sign_in::known_code(again.as_ref(), enroll.code_file.as_deref()) {
+                Some(code) => code,
+                None => read_code(enroll.code_file.as_deref())?,
+            };
+            code::by_code(profile_dir, &code, &enroll, again).await?
+        }
     };
     let Enrolled { device, device_id, addresses, .. } = &profile.enrolled;
     let ways = addresses
@@ -93,30 +96,6 @@ async fn next(state_dir: &Path, profile_dir: &ProfileDir) -> String {
             adit.together(&argument)
         ),
     }
-}
-
-async fn by_code(profile_dir: ProfileDir, code: &str) -> Result<Profile, Failure> {
-    let invitation: Invitation = code.parse().map_err(wrong_code)?;
-    if invitation.expires <= unix_now() {
-        return Err(expired(&invitation));
-    }
-    let token = invitation.secret.token();
-    profile_dir.prepare()?;
-    let _lock = take(&profile_dir).await?;
-    let key = profile_dir.pending_key(&token, make_key)?;
-    say(format!("Asking {} …", invitation.addresses.join(", ")));
-    let progress = Progress::show("waiting for an answer");
-    let answer = ask(&invitation, &key).await;
-    drop(progress);
-    let enrolled = match answer? {
-        EnrollAnswer::Enrolled(enrolled) => *enrolled,
-        EnrollAnswer::Refused(why) => return Err(refused(why)),
-    };
-    let old = profile_dir.read().ok();
-    let profile = Profile::new(profile_dir, enrolled, None, key).in_place_of(old);
-    check(&profile, Some(invitation.ca))?;
-    profile.save()?;
-    Ok(profile)
 }
 
 /// The name of this device on a server: the one that was chosen, or this computer's.
@@ -238,55 +217,10 @@ async fn take(profile_dir: &ProfileDir) -> Result<File, Failure> {
     taken.map_err(|why| why.hint("to enroll at a second server: `adit enroll --name NAME`"))
 }
 
-fn wrong_code(error: CodeError) -> Failure {
-    let hint = match error {
-        CodeError::Version(_) => "install the version of adit that the server's aditd has",
-        _ => "copy the whole line that `aditd invite` printed, and paste it again",
-    };
-    Failure::new("invalid code").source(error).hint(hint).exit(Exit::Usage)
-}
-
-fn expired(invitation: &Invitation) -> Failure {
-    Failure::new("the invitation has expired")
-        .source(format!("it was valid until {}, and this computer's clock shows {}", shown(invitation.expires), shown(unix_now())))
-        .hint("get a new one on the server: `aditd invite NAME`; if the time looks wrong, check both clocks")
-}
-
 fn make_key() -> Result<SecretPem, Failure> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)
         .map_err(|e| Failure::new("cannot make a private key").source(e))?;
     Ok(SecretPem::new(key.serialize_pem()))
-}
-
-async fn ask(invitation: &Invitation, key: &SecretPem) -> Result<EnrollAnswer, Failure> {
-    let crypto = tls::enroll_client(invitation.ca)
-        .map_err(|e| Failure::new("cannot set up TLS").source(e))?;
-    let config = dial::config(crypto, &invitation.secret.knock_key().into(), EXCHANGE_WITHIN);
-    let dialed = dial::dial(&config, &invitation.addresses, None).await;
-    let dialed = dialed.map_err(|why| not_reached(why, invitation))?;
-    let request = EnrollRequest {
-        token: BASE64.encode(&invitation.secret.token()),
-        csr: BASE64.encode(&csr(key)?),
-        own_knock: true,
-    };
-    let exchange = async {
-        let (mut send, mut recv) = dialed.connection.open_bi().await?;
-        frame::write(&mut send, &request).await?;
-        frame::read::<EnrollAnswer>(&mut recv).await
-    };
-    let interrupted = "run the same command again with the same code: on this device it works until it expires, even if the server has enrolled it already";
-    let answer =
-        match tokio::time::timeout(EXCHANGE_WITHIN, exchange).await {
-            Ok(answer) => answer.map_err(|e| {
-                Failure::new("the server did not finish the enrollment").source(e).hint(interrupted)
-            }),
-            Err(_) => Err(Failure::new("the server did not finish the enrollment within 30 s")
-                .hint(interrupted)),
-        };
-    dialed.connection.close((proto::wire::Code::Done as u32).into(), b"");
-    // So that the server receives the close now, and need not wait for the time-out.
-    let _ = tokio::time::timeout(Duration::from_secs(1), dialed.endpoint.wait_idle()).await;
-    answer
 }
 
 fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
@@ -295,66 +229,6 @@ fn csr(key: &SecretPem) -> Result<Vec<u8>, Failure> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     Ok(params.serialize_request(&key).map_err(unusable)?.der().to_vec())
-}
-
-fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
-    let failure = Failure::new("cannot enroll").source(error.clone());
-    if let DialError::WrongServer(_) = error {
-        let why = "the server at that address did not make this code: its certificate comes from another CA";
-        return Failure::new("cannot enroll")
-            .source(why)
-            .hint("get a new code on the server; if this happens again, somebody may be intercepting the connection");
-    }
-    match error {
-        // Silence on loopback comes from a server here, which does not know the code.
-        DialError::Unreachable(_)
-            if invitation.addresses.iter().all(|address| is_loopback(address)) =>
-        {
-            failure
-                .source(format!(
-                    "{error}; the code names no address that other machines reach, because its server listens on loopback only"
-                ))
-                .hint(format!(
-                    "if aditd runs on another machine, let it listen there for this network: `aditd serve --listen \
-                     0.0.0.0:{ADITD_PORT} --allow-from {}`, and make a new code: `aditd invite NAME`",
-                    own_network_or_example()
-                ))
-                .hint("if it is on this computer, nothing listens on that UDP port: start it with `aditd serve`")
-        }
-        DialError::NoAnswer(_) => failure
-            .hint(
-                "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from \
-                 includes this network, and that no firewall blocks UDP",
-            )
-            .hint("if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `aditd invite NAME`"),
-        other => other.general_hint().into_iter().fold(failure, Failure::hint),
-    }
-}
-
-fn refused(why: EnrollRefusal) -> Failure {
-    let hint = match why {
-        EnrollRefusal::Used | EnrollRefusal::Closed => {
-            "get a new one on the server: `aditd invite NAME`"
-        }
-        EnrollRefusal::BadRequest => "install the same version of adit and aditd",
-        EnrollRefusal::NotAllowed => "ask the owner of the server",
-        EnrollRefusal::Clock { shows } => {
-            let clocks = Clocks::admitted(Some(shows));
-            return Failure::new("the server refused to enroll this device")
-                .source(clocks)
-                .hint(clocks.hint())
-                .hint("then run the same command again, with the same code");
-        }
-        EnrollRefusal::ServerFailed | EnrollRefusal::NotAsked => {
-            "correct that on the server, then run the same command again, with the same code"
-        }
-    };
-    let exit = if matches!(why, EnrollRefusal::Used | EnrollRefusal::NotAllowed) {
-        Exit::NotAllowed
-    } else {
-        Exit::Failed
-    };
-    Failure::new("the server refused to enroll this device").source(why).hint(hint).exit(exit)
 }
 
 /// Checks an answer before it is stored: the certificate is for this device's key, from the CA that

@@ -1,5 +1,6 @@
 //! Answers of the client to an application when the server cannot answer.
 
+use crate::{dial::DialError, profile::Profile};
 use common::{machine::report::typed, transport::splice};
 use proto::{
     ollama::answer::{self, ErrorAnswer},
@@ -23,6 +24,13 @@ pub(crate) fn for_code(code: Option<Code>) -> ErrorAnswer {
 pub(crate) fn revoked(reason: Option<&Reason>) -> ErrorAnswer {
     let sentence = format!("adit: {}", Code::Revoked.sentence_with(reason));
     ErrorAnswer { sentence, ..Code::Revoked.into() }
+}
+
+/// The answer to a request whose session ended because this device's sign-in has ended.
+pub(crate) fn signed_out(profile: &Profile) -> ErrorAnswer {
+    let why = DialError::Refused(Code::SignedOut);
+    let cure = why.hint(profile).map(|cure| format!(": {}", typed(cure))).unwrap_or_default();
+    ErrorAnswer { sentence: format!("adit: {why}{cure}"), ..Code::SignedOut.into() }
 }
 
 /// Answers the request that begins with `head`, and closes the connection. If it is not HTTP, the

@@ -173,6 +173,7 @@ impl Front {
             SpliceEnd::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
             SpliceEnd::Lost(e) => match DialError::from_connection(&e, "the server") {
                 DialError::Revoked(reason) => answer::revoked(reason.as_ref()),
+                DialError::Refused(Code::SignedOut) => answer::signed_out(&self.tunnel.profile()),
                 DialError::Refused(code) => answer::for_code(Some(code)),
                 _ => answer::for_code(Some(Code::Cut)),
             },

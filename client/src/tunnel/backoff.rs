@@ -46,7 +46,8 @@ pub(crate) struct AttemptEnd {
 /// Why it is useless to try again at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refusal {
-    /// The device is revoked, until its owner restores it.
+    /// The device is revoked, until its owner restores it; or its sign-in has ended, until its person
+    /// signs in again.
     Revoked,
     /// Another machine uses its certificate, or the tunnel leads back to this one.
     Conflict,

@@ -440,7 +440,7 @@ async fn rest_of(up: Arc<Up>, _credit: AbortOnDropHandle<()>) {
 /// How the server has refused, if it has.
 fn refusal(why: &DialError) -> Option<Refusal> {
     match why {
-        DialError::Revoked(_) => Some(Refusal::Revoked),
+        DialError::Revoked(_) | DialError::Refused(Code::SignedOut) => Some(Refusal::Revoked),
         why => why.is_final().then_some(Refusal::Conflict),
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn server_now(ahead: Option<i64>) -> i64 {
 /// `ahead` is as for [`server_now`].
 pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection, ahead: Option<i64>) {
     let (jitter, began) = (random_fraction(), Instant::now());
+    let mut in_vain = 0_u32;
     let mut failures = Repeats::new(LOG_AGAIN);
     let mut log = |failure: String| {
         if failures.is_news(&failure, began.elapsed()) {
@@ -60,18 +61,32 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection, ahead
                 if profile
                     .get()
                     .certificate()
-                    .is_ok_and(|new| new.renew_at(jitter) > server_now(ahead)) => {}
+                    .is_ok_and(|new| new.renew_at(jitter) > server_now(ahead)) =>
+            {
+                in_vain = 0;
+            }
             Ok(()) => {
                 log("by this computer's clock the new certificate has already expired: check the clock".to_owned());
                 tokio::time::sleep(CHECK).await;
             }
             Err(e) => {
-                let pause = if certificate.not_after < server_now(ahead) { ENDED } else { CHECK };
+                let pause = match certificate.not_after - server_now(ahead) {
+                    ..0 => ENDED,
+                    left => {
+                        longer(in_vain).min(Duration::from_secs(left.unsigned_abs()).max(ENDED))
+                    }
+                };
+                in_vain = in_vain.saturating_add(1);
                 log(format!("{e}: trying again every {} s", pause.as_secs()));
                 tokio::time::sleep(pause).await;
             }
         }
     }
+}
+
+/// The pause after so many others, while the certificate is valid.
+fn longer(earlier: u32) -> Duration {
+    CHECK.saturating_mul(1 << earlier.min(3))
 }
 
 /// The reason of the server, if it has reset the stream.

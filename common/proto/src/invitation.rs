@@ -10,7 +10,10 @@ use crate::{
     knock::SharedKey,
 };
 
+/// The format of a code that enrolls one device, and of one that opens a sign-in: an older program
+/// refuses the second as that of a newer version.
 const VERSION: u8 = 1;
+const VERSION_SIGN_IN: u8 = 2;
 /// The beginning of every code.
 pub const PREFIX: &str = "adit";
 const CHECK_LEN: usize = 4;
@@ -32,8 +35,11 @@ pub struct Invitation {
     /// When the invitation expires, Unix time. The server does not answer a knock of an expired
     /// invitation, so only the code can tell the device why.
     pub expires: i64,
-    /// The one-time secret.
+    /// The one-time secret; that of a sign-in code is for many devices.
     pub secret: Secret,
+    /// Whether the code only opens a sign-in at the server's OpenID Provider, for any number of
+    /// devices. It enrolls nobody by itself.
+    pub sign_in: bool,
 }
 
 /// The one-time secret of an invitation. The knock key and the token are derived from it; the
@@ -82,7 +88,7 @@ impl fmt::Debug for Invitation {
 impl Invitation {
     /// The invitation as text.
     pub fn code(&self) -> String {
-        let mut bytes = vec![VERSION];
+        let mut bytes = vec![if self.sign_in { VERSION_SIGN_IN } else { VERSION }];
         bytes.extend_from_slice(&self.ca);
         bytes.extend_from_slice(&self.expires.to_be_bytes());
         bytes.extend_from_slice(&self.secret.0);
@@ -173,9 +179,11 @@ fn is_beginning(body: &[u8]) -> bool {
 
 fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
     let [version] = take::<1>(&mut rest)?;
-    if version != VERSION {
-        return Err(CodeError::Version(version));
-    }
+    let sign_in = match version {
+        VERSION => false,
+        VERSION_SIGN_IN => true,
+        newer => return Err(CodeError::Version(newer)),
+    };
     let ca = take::<32>(&mut rest)?;
     let expires = i64::from_be_bytes(take::<8>(&mut rest)?);
     let secret = Secret(take::<16>(&mut rest)?);
@@ -191,7 +199,7 @@ fn parse(mut rest: &[u8]) -> Result<Invitation, CodeError> {
     if addresses.is_empty() || addresses.len() > MAX_ADDRESSES || !sound || !rest.is_empty() {
         return Err(CodeError::Damaged);
     }
-    Ok(Invitation { addresses, ca, expires, secret })
+    Ok(Invitation { addresses, ca, expires, secret, sign_in })
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], CodeError> {
@@ -238,6 +246,7 @@ mod tests {
             ca: [0xa5; 32],
             expires: 1_800_000_000,
             secret: Secret::generate(),
+            sign_in: false,
         }
     }
 
@@ -249,7 +258,9 @@ mod tests {
         let folded = format!("  {}\n{} ", &code[..30].to_ascii_uppercase(), &code[30..]);
         assert_eq!(folded.parse::<Invitation>(), Ok(invitation.clone()));
         let quoted = format!("> '{}\\\r\n> {}'", &code[..30], &code[30..]);
-        assert_eq!(quoted.parse::<Invitation>(), Ok(invitation));
+        assert_eq!(quoted.parse::<Invitation>(), Ok(invitation.clone()));
+        let sign_in = Invitation { sign_in: true, ..invitation };
+        assert_eq!(sign_in.code().parse::<Invitation>(), Ok(sign_in));
     }
 
     #[test]

@@ -19,6 +19,7 @@ pub mod identity;
 pub mod invitation;
 pub mod knock;
 pub mod ollama;
+pub mod redirect;
 pub mod repeats;
 pub mod service;
 pub mod typed;

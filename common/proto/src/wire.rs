@@ -7,6 +7,7 @@
 mod api;
 mod code;
 mod reason;
+mod sign_in;
 
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::{
 pub use api::Api;
 pub use code::Code;
 pub use reason::{BadReason, Reason};
+pub use sign_in::{RedirectAnswer, SignInRequest, SignInStep};
 
 /// The longest message that either end accepts, in bytes.
 pub const MAX_LEN: usize = 64 * 1024;
@@ -210,6 +212,9 @@ pub struct EnrollRequest {
     /// Whether the client can use a knock key of its own. A client that cannot is refused.
     #[serde(default)]
     pub own_knock: bool,
+    /// What a code that opens a sign-in needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sign_in: Option<SignInRequest>,
 }
 
 /// The server's answer to an [`EnrollRequest`].
@@ -220,6 +225,10 @@ pub enum EnrollAnswer {
     Enrolled(Box<Enrolled>),
     /// The device is not enrolled, for this reason.
     Refused(EnrollRefusal),
+    /// The person has to sign in first. Another answer follows on the same stream.
+    SignIn(SignInStep),
+    /// The sign-in failed.
+    Failed(Box<Failure>),
 }
 
 /// What a device has to know about its server.
@@ -309,6 +318,9 @@ pub enum EnrollRefusal {
         "the server could not ask its own rules (`authorize`; its log says why); the invitation is still good"
     )]
     NotAsked,
+    /// The code only opens a sign-in, and none was asked for.
+    #[error("this code only opens a sign-in: it enrolls no device by itself")]
+    SignIn,
     /// The server's clock cannot be right.
     #[error("the server's clock is wrong; the invitation is still good")]
     Clock {

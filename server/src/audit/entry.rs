@@ -15,7 +15,7 @@ use serde::Serialize;
 use self::request::RequestEntry;
 pub(crate) use self::{
     line::{escaped, line, ms, timestamp},
-    subject::{SessionPeer, Subject},
+    subject::{EnrolledWith, SessionPeer, Subject},
 };
 use crate::record::{RequestRecord, charge::Charge};
 
@@ -70,9 +70,12 @@ pub(crate) enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         why: Option<&'static str>,
     },
-    /// A device was invited.
+    /// A device was invited, or a code was made that opens sign-ins.
     Invite {
         device: Name,
+        /// The code opens sign-ins, and has this name.
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        sso: bool,
         role: Name,
         /// The person to whom the device will belong.
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -101,6 +104,24 @@ pub(crate) enum Event {
         device: Option<Name>,
         by: EnrolledBy,
         why: String,
+    },
+    /// The provider has said that the sign-in of a device has ended, and why.
+    SignedOut {
+        #[serde(flatten)]
+        device: Subject,
+        why: String,
+    },
+    /// At a renewal, the provider has told another user's name or other groups.
+    SignedInAs {
+        #[serde(flatten)]
+        device: Subject,
+        /// The role that it has now.
+        role: Name,
+        /// The role before.
+        role_before: Name,
+        /// The user's name before.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_before: Option<UserName>,
     },
     /// The name of a forgotten device was freed: any user may use it.
     FreeName {
@@ -272,6 +293,8 @@ pub(crate) enum EnrolledBy {
     Invitation(SocketAddr),
     /// Over SSH, by this user of this machine.
     Ssh(u32),
+    /// With a sign-in at the provider, from this address.
+    Sso(SocketAddr),
 }
 
 impl Event {
@@ -315,6 +338,7 @@ pub(crate) mod tests {
     pub(crate) fn record(end: End) -> RequestRecord {
         RequestRecord {
             asker: Asker {
+                has_signed_in: false,
                 id: DeviceId::generate(),
                 name: "laptop".parse().expect("a name"),
                 uid: None,

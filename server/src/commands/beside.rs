@@ -49,9 +49,15 @@ impl Beside {
                 .map(ToString::to_string)
                 .collect(),
             tokens: config.jwt.is_some(),
+            sign_in: config.oidc.is_some(),
             addresses: config::addresses(&config.advertise, &config.listen, &config.audience),
         };
         Ok(Self { dir, in_force, config: Some(config) })
+    }
+
+    /// Whether people can sign in.
+    pub(crate) fn signs_in(&self) -> bool {
+        self.in_force.sign_in
     }
 
     pub(crate) fn audit(&self) -> &AuditSettings {

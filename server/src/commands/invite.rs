@@ -29,23 +29,34 @@ use crate::{
     state::{State, register::Invited},
 };
 
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+const TTL: Duration = Duration::from_secs(600);
+const LONGEST: Duration = DAY.saturating_mul(7);
+const SSO_TTL: Duration = DAY.saturating_mul(30);
+const SSO_LONGEST: Duration = DAY.saturating_mul(365);
+/// The name of a code that opens sign-ins, if none is chosen.
+const SSO: &str = "sso";
 
 /// Flags of `invite`.
 #[derive(Debug, Args)]
 pub(crate) struct Invite {
     /// Give the invited device this name
-    #[arg(required_unless_present = "list")]
+    #[arg(required_unless_present_any = ["list", "sso"])]
     device: Option<Name>,
+    /// Make a code with which people sign in at the provider of `[oidc]`, on any number of devices;
+    /// DEVICE is the code's own name then
+    #[arg(long, conflicts_with_all = ["role", "user"])]
+    sso: bool,
     /// List the open invitations; `aditd device revoke DEVICE` withdraws one
-    #[arg(long, conflicts_with_all = ["device", "ttl", "qr", "role", "user", "advertise"])]
+    #[arg(long, conflicts_with_all = ["device", "sso", "ttl", "qr", "role", "user", "advertise"])]
     list: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Let the code expire after this time, at most 7d
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = process::parse_time)]
-    ttl: Duration,
+    /// Let the code expire after this time, at most 7d; with --sso at most 365d [default: 10m; with
+    /// --sso 30d]
+    #[arg(long, value_name = "TIME", value_parser = process::parse_time)]
+    ttl: Option<Duration>,
     /// Also show the code as a QR code
     #[arg(long)]
     qr: bool,
@@ -61,19 +72,21 @@ pub(crate) struct Invite {
 
 /// Makes an invitation, or lists the open ones. Works with and without a running server.
 pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
-    let Some(device) = invite.device else {
+    let named_sso = || invite.sso.then(|| SSO.parse().expect("a name"));
+    let Some(device) = invite.device.clone().or_else(named_sso) else {
         let dir = flags.state_dir()?;
         become_owner_of(&dir)?;
         return list(&State::open(&dir)?, invite.json);
     };
-    if invite.ttl.is_zero() || invite.ttl > LONGEST {
-        return Err(Failure::new("an invitation lasts from one second to seven days")
-            .hint("for example `--ttl 1h`")
-            .exit(Exit::Usage));
-    }
+    let ttl = ttl(&invite)?;
     let named = invite.advertise.named()?;
     let beside = Beside::resolve(flags).await?;
     beside.must_know(&invite.role)?;
+    if invite.sso && !beside.signs_in() {
+        return Err(Failure::new("this server has no provider at which people sign in")
+            .hint("name one in its configuration, as `[oidc]`, and run `aditd reload`: see docs/sign-in.md")
+            .exit(Exit::Usage));
+    }
     let state = State::open(&beside.dir)?;
     state.ca.check_clock(unix_now())?;
     let audit = beside.audit().clone();
@@ -88,19 +101,24 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("or name an address: `--advertise HOST:11435`, here or with `aditd serve`"));
     }
     let freed = state.register.freed_name(&device)?;
-    let expires = unix_now().saturating_add(invite.ttl.as_secs().max(1) as i64);
-    let invitation =
-        Invitation { addresses, ca: state.ca.key_hash(), expires, secret: Secret::generate() };
-    let withdrew = state.register.invite(
-        &device,
-        &invite.role,
-        invite.user.as_ref(),
-        &invitation.secret,
+    let expires = unix_now().saturating_add(ttl.as_secs().max(1) as i64);
+    let invitation = Invitation {
+        addresses,
+        ca: state.ca.key_hash(),
         expires,
-        unix_now(),
-    )?;
+        secret: Secret::generate(),
+        sign_in: invite.sso,
+    };
+    let (register, secret) = (&state.register, &invitation.secret);
+    let withdrew = if invite.sso {
+        register.invite_sign_in(&device, secret, expires, unix_now())?
+    } else {
+        let user = invite.user.as_ref();
+        register.invite(&device, &invite.role, user, secret, expires, unix_now())?
+    };
     let event = Event::Invite {
         device: device.clone(),
+        sso: invite.sso,
         role: invite.role,
         user: invite.user,
         expires,
@@ -124,10 +142,17 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     } else {
         data(&code)?;
     }
-    let ttl = human::time(invite.ttl);
-    say(format!(
-        "This code works once and expires in {ttl}. On the device run `adit enroll` and paste the code."
-    ));
+    let ttl = human::time(ttl);
+    if invite.sso {
+        say(typed(format!(
+            "This code works on any number of devices and expires in {ttl}. It admits nobody by itself: people sign in. \
+             On each device run `adit enroll --sso` and paste the code. To end the code: `aditd device revoke {device}`."
+        )));
+    } else {
+        say(format!(
+            "This code works once and expires in {ttl}. On the device run `adit enroll` and paste the code."
+        ));
+    }
     if withdrew {
         say(format!("An older invitation for `{}` has been withdrawn.", device));
     }
@@ -159,6 +184,19 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     Ok(())
 }
 
+/// How long the code is valid.
+fn ttl(invite: &Invite) -> Result<Duration, Failure> {
+    let (default, longest, what) = match invite.sso {
+        true => (SSO_TTL, SSO_LONGEST, "a code for signing in lasts from one second to 365 days"),
+        false => (TTL, LONGEST, "an invitation lasts from one second to seven days"),
+    };
+    let ttl = invite.ttl.unwrap_or(default);
+    if ttl.is_zero() || ttl > longest {
+        return Err(Failure::new(what).hint("for example `--ttl 1h`").exit(Exit::Usage));
+    }
+    Ok(ttl)
+}
+
 fn list(state: &State, json: bool) -> Result<(), Failure> {
     #[derive(Serialize)]
     struct Listing {
@@ -178,14 +216,17 @@ fn list(state: &State, json: bool) -> Result<(), Failure> {
 
 /// The table of invitations for people.
 pub(crate) fn table(invitations: &[Invited]) -> String {
-    let rows = invitations.iter().map(|Invited { name, role, user, expires }| {
+    let rows = invitations.iter().map(|Invited { name, role, user, sso, expires }| {
         let until =
             OffsetDateTime::from_unix_timestamp(*expires).unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let until = until
             .format(format_description!("[year]-[month]-[day] [hour]:[minute]"))
             .unwrap_or_default();
         let user = user.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string);
-        [name.to_string(), role.to_string(), user, until]
+        match sso {
+            true => [name.to_string(), "by sign-in".to_owned(), "by sign-in".to_owned(), until],
+            false => [name.to_string(), role.to_string(), user, until],
+        }
     });
     format::table(["NAME", "ROLE", "USER", "UNTIL (UTC)"], rows)
 }

@@ -87,6 +87,13 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
             text += &format!("             its newest keys can't be fetched: {why}\n");
         }
     }
+    if let Some(oidc) = &status.oidc {
+        let life = human::time(std::time::Duration::from_secs(oidc.max_life));
+        text += &format!("Sign-in      at {}, certificates for at most {life}\n", oidc.issuer);
+        if let Some(why) = &oidc.failing {
+            text += &format!("             {why}\n");
+        }
+    }
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.join(crate::audit::log::FILE).display());
     if let Some((receive, send)) = status.socket_buffers {

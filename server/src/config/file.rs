@@ -14,6 +14,7 @@ use toml::Spanned;
 
 use super::https::HttpsFile;
 use super::jwt::JwtFile;
+use super::oidc::OidcFile;
 use super::services::{self, FileServices, ServiceFile, WrittenServices};
 use super::values::{AboveZero, Advertised, FieldName, IdleTimeout, Life, Listen, Recheck, Whole};
 use crate::{
@@ -21,6 +22,7 @@ use crate::{
     jwt::JwtSettings,
     limits::{LimitSettings, LimitTable, Size},
     metrics::serve::MetricsAddr,
+    oidc::OidcSettings,
     policy::{
         authorize::{Address, At},
         roles::{BadRole, DeviceFile, RoleFile, Rules},
@@ -64,6 +66,7 @@ pub(super) struct ConfigFile {
     #[serde(default)]
     pub(super) https: HttpsFile,
     pub(super) jwt: Option<JwtFile>,
+    pub(super) oidc: Option<OidcFile>,
     #[serde(default)]
     pub(super) services: BTreeMap<Name, ServiceFile>,
     #[serde(default)]
@@ -83,6 +86,8 @@ pub(super) struct Read {
     pub(super) services: FileServices,
     /// The tokens that count.
     pub(super) jwt: Option<JwtSettings>,
+    /// Where people sign in.
+    pub(super) oidc: Option<OidcSettings>,
     /// The devices that the file names.
     pub(super) devices: Vec<Name>,
 }
@@ -138,7 +143,9 @@ pub(super) fn read(path: &Path) -> Result<Read, Failure> {
     let rules = rules.map_err(|e| text.wrong_at(place_of(text.as_str(), &e), &e))?;
     let jwt = file.jwt.take().map(|jwt| jwt.settle(&rules)).transpose();
     let jwt = jwt.map_err(|e| text.wrong_at(e.at, &e))?;
-    Ok(Read { file, rules, limits, services, jwt, devices })
+    let oidc = file.oidc.take().map(|oidc| oidc.settle(&rules)).transpose();
+    let oidc = oidc.map_err(|e| text.wrong_at(e.at, &e))?;
+    Ok(Read { file, rules, limits, services, jwt, oidc, devices })
 }
 
 /// A part of `authorize` without the other part, so that nobody would be asked: its position, and

@@ -1,13 +1,13 @@
 //! The table `[jwt]` of the file: the tokens that count.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, path::PathBuf};
 
 use proto::identity::Name;
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::{
-    jwt::{GroupRoles, JwksSource, JwtSettings, ProviderUrl},
+    jwt::{GroupRoles, JwksSource, JwtSettings, ProviderTrust, ProviderUrl},
     policy::roles::Rules,
     state::register::default_role,
 };
@@ -27,6 +27,7 @@ pub(super) struct JwtFile {
     roles: Option<RolesFile>,
     #[serde(default)]
     tunnel: bool,
+    ca: Option<Spanned<PathBuf>>,
 }
 
 /// The roles of groups. Their order is that of the file, which the places tell.
@@ -62,7 +63,14 @@ impl TryFrom<OneOrMore> for Audience {
 /// The name of a claim.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(try_from = "String")]
-struct Claim(String);
+pub(super) struct Claim(String);
+
+impl Claim {
+    /// The name, or that of the claim in its place.
+    pub(super) fn or(claim: Option<Self>, default: &str) -> String {
+        claim.map_or_else(|| default.to_owned(), |Self(name)| name)
+    }
+}
 
 impl TryFrom<String> for Claim {
     type Error = &'static str;
@@ -76,31 +84,45 @@ impl TryFrom<String> for Claim {
     }
 }
 
-/// A role that the configuration does not have: its place, and what is wrong.
+/// What is wrong in a table of a provider, and its place.
 #[derive(Debug)]
-pub(super) struct NoSuchRole {
+pub(super) struct WrongProvider {
     pub(super) at: usize,
-    role: Name,
-    known: String,
+    pub(super) why: String,
 }
 
-impl fmt::Display for NoSuchRole {
+impl fmt::Display for WrongProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "there is no role `{}`: the roles are {}", self.role, self.known)
+        f.write_str(&self.why)
     }
+}
+
+/// Whose certificates a provider is believed with.
+///
+/// # Errors
+/// What is wrong with the file.
+pub(super) fn trust(ca: Option<Spanned<PathBuf>>) -> Result<ProviderTrust, WrongProvider> {
+    ca.map_or_else(
+        || Ok(ProviderTrust::default()),
+        |ca| {
+            let wrong = |why| WrongProvider { at: ca.span().start, why };
+            ProviderTrust::of_file(ca.get_ref()).map_err(wrong)
+        },
+    )
 }
 
 /// The roles of groups, in the order of the file.
 ///
 /// # Errors
 /// The first role that the configuration does not have.
-pub(super) fn group_roles(file: RolesFile, rules: &Rules) -> Result<GroupRoles, NoSuchRole> {
+pub(super) fn group_roles(file: RolesFile, rules: &Rules) -> Result<GroupRoles, WrongProvider> {
     let mut roles: Vec<_> = file.into_iter().collect();
     roles.sort_by_key(|(_, role)| role.span().start);
     if let Some((_, role)) = roles.iter().find(|(_, role)| !rules.knows(role.get_ref())) {
         let known: Vec<_> = rules.names().map(|name| format!("`{name}`")).collect();
-        let (at, role) = (role.span().start, role.get_ref().clone());
-        return Err(NoSuchRole { at, role, known: known.join(", ") });
+        let (at, role) = (role.span().start, role.get_ref());
+        let why = format!("there is no role `{role}`: the roles are {}", known.join(", "));
+        return Err(WrongProvider { at, why });
     }
     Ok(GroupRoles(roles.into_iter().map(|(group, role)| (group, role.into_inner())).collect()))
 }
@@ -109,21 +131,19 @@ impl JwtFile {
     /// The settings.
     ///
     /// # Errors
-    /// A role that the configuration does not have.
-    pub(super) fn settle(self, rules: &Rules) -> Result<JwtSettings, NoSuchRole> {
+    /// A role that the configuration does not have, or a file that cannot be used.
+    pub(super) fn settle(self, rules: &Rules) -> Result<JwtSettings, WrongProvider> {
         let Audience(audience) = self.audience;
-        let claim = |claim: Option<Claim>, default: &str| {
-            claim.map_or_else(|| default.to_owned(), |Claim(name)| name)
-        };
         Ok(JwtSettings {
             issuer: self.issuer,
             audience,
             jwks: self.jwks.unwrap_or(JwksSource::Discovery),
-            user_claim: claim(self.user_claim, "sub"),
-            groups_claim: claim(self.groups_claim, "groups"),
+            user_claim: Claim::or(self.user_claim, "sub"),
+            groups_claim: Claim::or(self.groups_claim, "groups"),
             roles: self.roles.map(|roles| group_roles(roles, rules)).transpose()?,
             default_role: default_role(),
             tunnel: self.tunnel,
+            trust: trust(self.ca)?,
         })
     }
 }
@@ -156,6 +176,7 @@ mod tests {
             ("issuer = 'https://a.example'\naudience = 'x'\nuser_claim = ''", "for example"),
             ("issuer = 'https://a.example'\naudience = 'x'\njwks = 'a.json'", "not a URL"),
             ("issuer = 'https://a.example'\naudience = 'x'\nroles = { a = 'x' }", "no role `x`"),
+            ("issuer = 'https://a.example'\naudience = 'x'\nca = '/nowhere/ca.pem'", "as `ca`"),
         ] {
             let why = settle(wrong).expect_err(wrong);
             assert!(why.contains(says), "{wrong}: {why}");

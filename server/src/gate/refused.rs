@@ -132,7 +132,7 @@ impl From<Code> for Refused {
     /// The refusal when the service can't be reached.
     fn from(code: Code) -> Self {
         let why = match code {
-            Code::Expired | Code::Revoked | Code::Held => Refusal::Certificate,
+            Code::Expired | Code::Revoked | Code::Held | Code::SignedOut => Refusal::Certificate,
             Code::Busy | Code::TooManyStreams => Refusal::Limit("streams"),
             _ => Refusal::Upstream,
         };

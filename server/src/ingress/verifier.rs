@@ -80,8 +80,8 @@ impl ClientCertVerifier for DeviceVerifier {
         ));
         let verified = self.webpki.verify_client_cert(end_entity, intermediates, judged_at)?;
         match self.policy.admit(&certificate) {
-            // The session tells it that it is held back, and hears what it remembers.
-            Ok(_) | Err(Code::Held) => Ok(verified),
+            // The session tells it that it is held back or signed out, and hears what it remembers.
+            Ok(_) | Err(Code::Held | Code::SignedOut) => Ok(verified),
             Err(_) => Err(Error::InvalidCertificate(CertificateError::Revoked)),
         }
     }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{fault::TokenFault, keys::Claims, settings::JwtSettings};
 
 /// How far the clocks of a provider and of this machine may differ, in seconds.
-const SKEW: i64 = 60;
+pub(crate) const SKEW: i64 = 60;
 /// The most groups of one user.
 const MOST_GROUPS: usize = 1000;
 
@@ -26,6 +26,54 @@ pub(crate) struct TokenHolder {
     pub(crate) not_after: i64,
 }
 
+/// Who somebody is, by the claims of a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TokenPerson {
+    pub(crate) user: UserName,
+    pub(crate) groups: Vec<String>,
+}
+
+/// Checks for whom a token was issued, by whom, and when it counts. Returns its last second, with
+/// what clocks may differ.
+///
+/// # Errors
+/// Why it does not count.
+pub(super) fn check(claims: &Claims, settings: &JwtSettings, now: i64) -> Result<i64, TokenFault> {
+    let not_after = time(claims, "exp").ok_or(TokenFault::Endless)?.saturating_add(SKEW);
+    is_for_us(issuer(claims), &texts(claims.get("aud")), settings)?;
+    if now > not_after {
+        return Err(TokenFault::Expired(now - (not_after - SKEW)));
+    }
+    if let Some(begins) = time(claims, "nbf").filter(|begins| now < begins.saturating_sub(SKEW)) {
+        return Err(TokenFault::Early(begins.saturating_sub(now)));
+    }
+    Ok(not_after)
+}
+
+/// Who somebody is, by claims that count.
+///
+/// # Errors
+/// That they name no user, or one whose address is not verified.
+pub(super) fn person(claims: &Claims, settings: &JwtSettings) -> Result<TokenPerson, TokenFault> {
+    let user = find(claims, &settings.user_claim).and_then(Value::as_str);
+    let user = user.and_then(|user| user.parse().ok());
+    let user = user.ok_or_else(|| TokenFault::User(settings.user_claim.clone()))?;
+    if settings.user_claim == "email" && claims.get("email_verified") == Some(&Value::Bool(false)) {
+        return Err(TokenFault::Unverified);
+    }
+    Ok(TokenPerson { user, groups: texts(find(claims, &settings.groups_claim)) })
+}
+
+/// Whether the claims have all that the settings ask of a person.
+pub(super) fn are_complete(claims: &Claims, settings: &JwtSettings) -> bool {
+    let has = |name| find(claims, name).is_some();
+    has(&settings.user_claim) && (settings.roles.is_none() || has(&settings.groups_claim))
+}
+
+fn issuer(claims: &Claims) -> &str {
+    claims.get("iss").and_then(Value::as_str).unwrap_or_default()
+}
+
 /// Judges claims whose signature was verified. `now` is Unix time.
 ///
 /// # Errors
@@ -35,32 +83,17 @@ pub(super) fn judge(
     settings: &JwtSettings,
     now: i64,
 ) -> Result<TokenHolder, TokenFault> {
-    let issuer = claims.get("iss").and_then(Value::as_str).unwrap_or_default();
-    let audience = texts(claims.get("aud"));
-    let not_after = time(claims, "exp").ok_or(TokenFault::Endless)?.saturating_add(SKEW);
-    let holder = |user: UserName| TokenHolder {
+    let not_after = check(claims, settings, now)?;
+    let TokenPerson { user, groups } = person(claims, settings)?;
+    let holder = TokenHolder {
         id: settings.holder_id(&user),
         name: name(&user),
         user,
-        groups: texts(find(claims, &settings.groups_claim)),
-        issuer: issuer.to_owned(),
-        audience: audience.clone(),
+        groups,
+        issuer: issuer(claims).to_owned(),
+        audience: texts(claims.get("aud")),
         not_after,
     };
-    is_for_us(issuer, &audience, settings)?;
-    if now > not_after {
-        return Err(TokenFault::Expired(now - (not_after - SKEW)));
-    }
-    if let Some(begins) = time(claims, "nbf").filter(|begins| now < begins.saturating_sub(SKEW)) {
-        return Err(TokenFault::Early(begins.saturating_sub(now)));
-    }
-    let user = find(claims, &settings.user_claim).and_then(Value::as_str);
-    let user = user.and_then(|user| user.parse().ok());
-    let user = user.ok_or_else(|| TokenFault::User(settings.user_claim.clone()))?;
-    if settings.user_claim == "email" && claims.get("email_verified") == Some(&Value::Bool(false)) {
-        return Err(TokenFault::Unverified);
-    }
-    let holder = holder(user);
     role(&holder, settings)?;
     Ok(holder)
 }
@@ -102,7 +135,7 @@ fn find<'c>(claims: &'c Claims, name: &str) -> Option<&'c Value> {
 }
 
 /// A text, or a list of texts.
-fn texts(value: Option<&Value>) -> Vec<String> {
+pub(crate) fn texts(value: Option<&Value>) -> Vec<String> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     match value {
         Some(Value::Array(values)) => values.iter().filter_map(text).take(MOST_GROUPS).collect(),
@@ -112,7 +145,7 @@ fn texts(value: Option<&Value>) -> Vec<String> {
 }
 
 /// A time in whole seconds. It may have a fraction (RFC 7519 section 2).
-fn time(claims: &Claims, name: &str) -> Option<i64> {
+pub(crate) fn time(claims: &Claims, name: &str) -> Option<i64> {
     let value = claims.get(name)?;
     value.as_i64().or_else(|| {
         let seconds = value.as_f64()?;
@@ -150,6 +183,7 @@ mod tests {
             ])),
             default_role: role("infer"),
             tunnel: false,
+            trust: Default::default(),
         }
     }
 

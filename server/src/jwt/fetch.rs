@@ -1,8 +1,14 @@
 //! Asks a provider over HTTPS: bounded in time and length, without following redirects.
 
-use std::{io, sync::OnceLock, time::Duration};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use reqwest::{Client, RequestBuilder, Response, Url, redirect};
+use proto::crypto::sha256;
+use reqwest::{Certificate, Client, RequestBuilder, Response, Url, redirect};
 use serde::de::DeserializeOwned;
 
 /// How long an answer may take.
@@ -11,45 +17,111 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes.
 const LONGEST: usize = 1 << 20;
 
-/// The client for requests to `url`. It trusts the CAs of the system, and uses the proxy that the
-/// environment names, but not for this machine itself.
-pub(crate) fn client(url: &Url) -> io::Result<&'static Client> {
-    static BESIDE: OnceLock<Result<Client, String>> = OnceLock::new();
-    static ELSEWHERE: OnceLock<Result<Client, String>> = OnceLock::new();
-    // The settings allow http on this machine only.
-    let is_here = url.scheme() == "http";
-    let made = if is_here { &BESIDE } else { &ELSEWHERE }.get_or_init(|| {
-        let builder = Client::builder()
-            .timeout(ANSWER_WITHIN)
-            .connect_timeout(CONNECT_WITHIN)
-            .redirect(redirect::Policy::none())
-            .user_agent(concat!("aditd/", env!("CARGO_PKG_VERSION")));
-        let builder = if is_here { builder.no_proxy() } else { builder };
-        builder.build().map_err(|e| chain(&e))
-    });
-    made.as_ref().map_err(|e| io::Error::other(e.clone()))
+/// Whose certificates a provider is believed with: the CAs of this system, or those of one file.
+/// Clones share their connections.
+#[derive(Clone)]
+pub(crate) struct ProviderTrust(Arc<Trusted>);
+
+struct Trusted {
+    /// The file, and its hash, to notice that it has changed.
+    file: Option<(PathBuf, [u8; 32])>,
+    certificates: Vec<Certificate>,
+    beside: OnceLock<Result<Client, String>>,
+    elsewhere: OnceLock<Result<Client, String>>,
 }
 
-/// The document at `url`.
-///
-/// # Errors
-/// Why there is none.
-pub(crate) async fn get(url: Url) -> io::Result<Vec<u8>> {
-    let (status, body) = send(client(&url)?.get(url.clone())).await?;
-    match status {
-        200 => Ok(body),
-        status => Err(io::Error::other(format!("`{url}` answered with the status {status}"))),
+impl PartialEq for ProviderTrust {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.file == other.0.file
     }
 }
 
-/// The JSON document at `url`.
-///
-/// # Errors
-/// Why there is none.
-pub(crate) async fn get_json<T: DeserializeOwned>(url: Url) -> io::Result<T> {
-    let body = get(url.clone()).await?;
-    serde_json::from_slice(&body)
-        .map_err(|e| io::Error::other(format!("the answer of `{url}` cannot be read: {e}")))
+impl Eq for ProviderTrust {}
+
+impl fmt::Debug for ProviderTrust {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("ProviderTrust").field(&self.file()).finish()
+    }
+}
+
+impl Default for ProviderTrust {
+    /// Trusts the CAs of this system.
+    fn default() -> Self {
+        static SYSTEM: OnceLock<ProviderTrust> = OnceLock::new();
+        SYSTEM.get_or_init(|| Self::of(None, Vec::new())).clone()
+    }
+}
+
+impl ProviderTrust {
+    fn of(file: Option<(PathBuf, [u8; 32])>, certificates: Vec<Certificate>) -> Self {
+        let (beside, elsewhere) = Default::default();
+        Self(Arc::new(Trusted { file, certificates, beside, elsewhere }))
+    }
+
+    /// Trusts only the CAs in `file` (PEM).
+    ///
+    /// # Errors
+    /// What is wrong with the file.
+    pub(crate) fn of_file(file: &Path) -> Result<Self, String> {
+        let wrong = |why: String| format!("cannot use `{}` as `ca`: {why}", file.display());
+        let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
+        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(chain(&e)))?;
+        if certificates.is_empty() {
+            let form = "it has no certificate, which begins with `-----BEGIN CERTIFICATE-----`";
+            return Err(wrong(form.to_owned()));
+        }
+        Ok(Self::of(Some((file.to_owned(), sha256(&pem))), certificates))
+    }
+
+    /// The file, if one was named.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.0.file.as_ref().map(|(path, _)| path.as_path())
+    }
+
+    /// The client for requests to `url`. It uses the proxy that the environment names, but not for
+    /// this machine itself.
+    pub(crate) fn client(&self, url: &Url) -> io::Result<&Client> {
+        // The settings allow http on this machine only.
+        let is_here = url.scheme() == "http";
+        let Trusted { file, certificates, beside, elsewhere } = &*self.0;
+        let made = if is_here { beside } else { elsewhere }.get_or_init(|| {
+            let mut builder = Client::builder()
+                .timeout(ANSWER_WITHIN)
+                .connect_timeout(CONNECT_WITHIN)
+                .redirect(redirect::Policy::none())
+                .user_agent(concat!("aditd/", env!("CARGO_PKG_VERSION")));
+            if is_here {
+                builder = builder.no_proxy();
+            }
+            if file.is_some() {
+                builder = builder.tls_certs_only(certificates.iter().cloned());
+            }
+            builder.build().map_err(|e| chain(&e))
+        });
+        made.as_ref().map_err(|e| io::Error::other(e.clone()))
+    }
+
+    /// The document at `url`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn get(&self, url: &Url) -> io::Result<Vec<u8>> {
+        let (status, body) = send(self.client(url)?.get(url.clone())).await?;
+        match status {
+            200 => Ok(body),
+            status => Err(io::Error::other(format!("`{url}` answered with the status {status}"))),
+        }
+    }
+
+    /// The JSON document at `url`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn get_json<T: DeserializeOwned>(&self, url: &Url) -> io::Result<T> {
+        let body = self.get(url).await?;
+        serde_json::from_slice(&body)
+            .map_err(|e| io::Error::other(format!("the answer of `{url}` cannot be read: {e}")))
+    }
 }
 
 /// The status and the body of an answer.

@@ -22,7 +22,7 @@ const MOST_KEYS: usize = 64;
 const ALGORITHMS: [Algorithm; 3] = [Algorithm::RS256, Algorithm::ES256, Algorithm::EdDSA];
 
 /// The claims of a token (RFC 7519 section 4).
-pub(super) type Claims = Map<String, Value>;
+pub(crate) type Claims = Map<String, Value>;
 
 /// The keys with which a provider signs tokens.
 #[derive(Debug, Default)]

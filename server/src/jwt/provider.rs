@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use serde::Deserialize;
 use tracing::{info, warn};
 
 use super::{
-    fetch,
+    discovery::discover,
+    fetch::ProviderTrust,
     keys::KeySet,
     schedule::Schedule,
     settings::{JwksSource, ProviderUrl},
@@ -27,6 +27,7 @@ const LONGEST_FILE: u64 = 1 << 20;
 pub(crate) struct ProviderKeys {
     issuer: ProviderUrl,
     source: JwksSource,
+    trust: ProviderTrust,
     current: RwLock<Arc<KeySet>>,
     /// Held while keys are fetched.
     schedule: tokio::sync::Mutex<Schedule>,
@@ -34,18 +35,12 @@ pub(crate) struct ProviderKeys {
     begun: Instant,
 }
 
-/// What a provider says of itself (OpenID Connect Discovery 1.0, section 3).
-#[derive(Debug, Deserialize)]
-struct Discovered {
-    issuer: String,
-    jwks_uri: String,
-}
-
 impl ProviderKeys {
-    pub(super) fn new(issuer: ProviderUrl, source: JwksSource) -> Self {
+    pub(super) fn new(issuer: ProviderUrl, source: JwksSource, trust: ProviderTrust) -> Self {
         Self {
             issuer,
             source,
+            trust,
             current: RwLock::default(),
             schedule: tokio::sync::Mutex::default(),
             failing: Mutex::default(),
@@ -96,6 +91,14 @@ impl ProviderKeys {
         schedule.is_good()
     }
 
+    /// Fetches the keys if they are older than they may get. Nobody has to follow them then.
+    pub(super) async fn freshen(&self) {
+        let mut schedule = self.schedule.lock().await;
+        if schedule.wait(self.begun.elapsed()).is_zero() {
+            self.fetch(&mut schedule).await;
+        }
+    }
+
     async fn fetch(&self, schedule: &mut Schedule) {
         schedule.tries(self.begun.elapsed());
         let result = self.read().await.and_then(|text| KeySet::parse(&text));
@@ -123,23 +126,14 @@ impl ProviderKeys {
     async fn read(&self) -> io::Result<Vec<u8>> {
         match &self.source {
             JwksSource::File(path) => read_file(path).await,
-            JwksSource::Url(at) => fetch::get(at.url().clone()).await,
-            JwksSource::Discovery => fetch::get(discover(&self.issuer).await?.url().clone()).await,
+            JwksSource::Url(at) => self.trust.get(at.url()).await,
+            JwksSource::Discovery => {
+                let found = discover(&self.issuer, &self.trust).await?;
+                let at = found.jwks_uri.parse::<ProviderUrl>().map_err(io::Error::other)?;
+                self.trust.get(at.url()).await
+            }
         }
     }
-}
-
-/// Where the keys of an issuer are.
-async fn discover(issuer: &ProviderUrl) -> io::Result<ProviderUrl> {
-    let at = format!("{}/.well-known/openid-configuration", issuer.as_str().trim_end_matches('/'));
-    let at = at.parse::<ProviderUrl>().map_err(io::Error::other)?;
-    let Discovered { issuer: told, jwks_uri } = fetch::get_json(at.url().clone()).await?;
-    if told != issuer.as_str() {
-        return Err(io::Error::other(format!(
-            "`{at}` says that its issuer is `{told}`: write `issuer` exactly so"
-        )));
-    }
-    jwks_uri.parse().map_err(io::Error::other)
 }
 
 async fn read_file(path: &Path) -> io::Result<Vec<u8>> {

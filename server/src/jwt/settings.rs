@@ -9,6 +9,8 @@ use proto::{
 use reqwest::Url;
 use serde::Deserialize;
 
+use super::fetch::ProviderTrust;
+
 /// The settings of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JwtSettings {
@@ -26,6 +28,8 @@ pub(crate) struct JwtSettings {
     pub(crate) default_role: Name,
     /// Whether a token narrows what a device may in its tunnel.
     pub(crate) tunnel: bool,
+    /// Whose certificates the provider is believed with.
+    pub(crate) trust: ProviderTrust,
 }
 
 impl JwtSettings {

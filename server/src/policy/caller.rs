@@ -39,6 +39,7 @@ pub(super) struct Registered<'s> {
     pub(super) models: Option<&'s [ModelPattern]>,
     pub(super) uid: Option<u32>,
     pub(super) user: Option<&'s UserName>,
+    pub(super) has_signed_in: bool,
 }
 
 impl<'a> Caller<'a> {
@@ -72,6 +73,7 @@ impl<'a> Caller<'a> {
                     models: device.models.as_deref(),
                     uid: device.uid,
                     user: device.user.as_ref(),
+                    has_signed_in: device.sign_in.is_some(),
                 })
             }
             Self::Key { id, prefix } => {
@@ -87,6 +89,7 @@ impl<'a> Caller<'a> {
                     models: key.models.as_deref(),
                     uid: None,
                     user: key.user.as_ref(),
+                    has_signed_in: false,
                 })
             }
             Self::Token(holder) => {
@@ -102,6 +105,7 @@ impl<'a> Caller<'a> {
                     models: None,
                     uid: None,
                     user: Some(&holder.user),
+                    has_signed_in: false,
                 })
             }
         }

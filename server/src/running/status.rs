@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Server, sessions::SessionStatus};
 use crate::{
     audit::AuditStatus, https::HttpsStatus, jwt::TokensStatus, limits::LimitedDevice,
-    record::CallerKind,
+    oidc::OidcStatus, record::CallerKind,
 };
 
 /// A running server, as `aditd status` prints it.
@@ -58,6 +58,9 @@ pub struct ServerStatus {
     /// Whose tokens count, if any do.
     #[serde(default)]
     pub jwt: Option<TokensStatus>,
+    /// Where people sign in, if a provider is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcStatus>,
     /// How many requests wait for their turn.
     pub waiting: usize,
     #[serde(default)]
@@ -163,6 +166,7 @@ impl Server {
             sessions: self.live.status(),
             audit: self.accounting.audit.status(),
             https: self.open.https.as_ref().map(|https| https.status()),
+            oidc: self.sign_ins.provider().map(|provider| provider.status()),
             jwt: self.policy.tokens().map(|tokens| tokens.status()),
             waiting: self.accounting.queue.waiting(),
             queue: self.queue(),

@@ -115,6 +115,7 @@ impl Server {
         let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
         self.policy.set_rules(now.rules.clone());
         self.policy.set_tokens(now.jwt.clone());
+        self.sign_ins.set(now.oidc.clone());
         self.accounting.update(&now.accounting);
         self.gate.set_authority(now.authority());
         self.gate.judge_again();

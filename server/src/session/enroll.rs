@@ -1,11 +1,14 @@
-//! The connection that enrolls a device: one request, one answer. Nothing else can be reached
-//! through it.
+//! The connection that enrolls a device: one request, one answer; between them a person signs in, if
+//! the code only opens a sign-in. Nothing else can be reached through it.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use common::transport::{frame, splice::Sending};
+use common::{
+    machine::report::Failure,
+    transport::{frame, splice::Sending},
+};
 use data_encoding::BASE64;
-use proto::wire::{Code, EnrollAnswer, EnrollRefusal, EnrollRequest, Enrolled};
+use proto::wire::{Code, EnrollAnswer, EnrollRefusal, EnrollRequest};
 use quinn::Connection;
 use tokio::time::error::Elapsed;
 use tracing::warn;
@@ -13,7 +16,11 @@ use tracing::warn;
 use crate::{
     ingress::admission::HandshakeSlot,
     running::{Server, sessions::close},
-    session::enrollment::{self, Claim},
+    session::{
+        enrolling::Enrolling,
+        enrollment::{self, Claim, NotEnrolled},
+        sign_in,
+    },
 };
 
 /// How long the request may take, and then how long its answer may take to be read.
@@ -36,7 +43,8 @@ async fn exchange(
 ) -> Result<(), Elapsed> {
     let asked = async {
         let (send, mut recv) = connection.accept_bi().await?;
-        std::io::Result::Ok((Sending::new(send), frame::read::<EnrollRequest>(&mut recv).await))
+        let request = frame::read::<EnrollRequest>(&mut recv).await;
+        std::io::Result::Ok((Sending::new(send), recv, request))
     };
     let asked = tokio::select! {
         asked = tokio::time::timeout(WITHIN, asked) => asked?,
@@ -44,37 +52,59 @@ async fn exchange(
         () = server.draining.cancelled() => return Ok(()),
     };
     drop(slot);
-    let Ok((mut send, request)) = asked else { return Ok(()) };
+    let Ok((send, recv, request)) = asked else { return Ok(()) };
+    let mut device = Enrolling { send, recv, from: connection.remote_address() };
     let answer = match request {
-        Ok(request) => match enroll(server, request, connection.remote_address()).await {
-            Ok(enrolled) => EnrollAnswer::Enrolled(Box::new(enrolled)),
-            Err(why) => EnrollAnswer::Refused(why),
-        },
+        Ok(request) => device.enroll(server, request).await,
         Err(_) => EnrollAnswer::Refused(EnrollRefusal::BadRequest),
     };
-    let mut framed = Vec::new();
     let told = async {
-        if frame::write(&mut framed, &answer).await.is_ok() && send.write_all(&framed).await.is_ok()
-        {
-            send.finish();
-            send.acknowledged().await;
+        if device.tell(&answer).await.is_ok() {
+            device.send.finish();
+            device.send.acknowledged().await;
         }
     };
     tokio::time::timeout(WITHIN, told).await
 }
 
-async fn enroll(
-    server: &Arc<Server>,
-    request: EnrollRequest,
-    from: SocketAddr,
-) -> Result<Enrolled, EnrollRefusal> {
-    if !request.own_knock {
-        warn!(%from, "refused to enroll an older adit, which could not connect afterwards");
-        return Err(EnrollRefusal::BadRequest);
+impl Enrolling {
+    async fn enroll(&mut self, server: &Arc<Server>, request: EnrollRequest) -> EnrollAnswer {
+        match self.claim(server, request).await {
+            Ok((claim, csr)) => {
+                let is_sign_in = matches!(claim, Claim::SignIn { .. });
+                match enrollment::enroll(server, claim, &csr).await {
+                    Ok(enrolled) => EnrollAnswer::Enrolled(Box::new(enrolled)),
+                    // The person can choose another name, so the whole reason is told.
+                    Err(why @ NotEnrolled::Register(_)) if is_sign_in => {
+                        EnrollAnswer::Failed(Box::new(Failure::from(why)))
+                    }
+                    Err(why) => EnrollAnswer::Refused(why.refusal()),
+                }
+            }
+            Err(answer) => answer,
+        }
     }
-    let decoded =
-        |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| EnrollRefusal::BadRequest);
-    let (token, csr) = (decoded(&request.token)?, decoded(&request.csr)?);
-    let claim = Claim::Invitation { token, from };
-    enrollment::enroll(server, claim, &csr).await.map_err(|why| why.refusal())
+
+    /// The right by which the device is enrolled, and its signing request.
+    ///
+    /// # Errors
+    /// The answer, if it has none.
+    async fn claim(
+        &mut self,
+        server: &Arc<Server>,
+        request: EnrollRequest,
+    ) -> Result<(Claim, Vec<u8>), EnrollAnswer> {
+        let from = self.from;
+        let bad = || EnrollAnswer::Refused(EnrollRefusal::BadRequest);
+        if !request.own_knock {
+            warn!(%from, "refused to enroll an older adit, which could not connect afterwards");
+            return Err(bad());
+        }
+        let decoded = |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| bad());
+        let (token, csr) = (decoded(&request.token)?, decoded(&request.csr)?);
+        match request.sign_in {
+            None => Ok((Claim::Invitation { token, from }, csr)),
+            Some(wanted) => Ok((sign_in::run(server, self, token, wanted).await?, csr)),
+        }
+    }
 }

@@ -1,5 +1,5 @@
 //! How a device is enrolled, in every case: authorize, register, note in the audit log, sign,
-//! refresh. The three cases (an invitation, the owner over SSH, a member of the enroll group over
+//! refresh. The cases (an invitation, a sign-in, the owner over SSH, a member of the enroll group over
 //! SSH) differ only in their [`Claim`].
 
 use std::{net::SocketAddr, sync::Arc};
@@ -22,12 +22,12 @@ use crate::{
     running::Server,
     state::{
         ca::{ClockError, CsrError, DeviceKey, Issued},
-        register::{Device, DeviceError, Invited, User, default_role},
+        register::{Device, DeviceError, Invited, SignedIn, User, default_role},
     },
 };
 
 /// The right by which a device is enrolled.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) enum Claim {
     /// The device has the token of an invitation.
     Invitation {
@@ -35,6 +35,16 @@ pub(crate) enum Claim {
         token: Vec<u8>,
         /// The address of the device.
         from: SocketAddr,
+    },
+    /// A person has signed in at the provider, and the code opens sign-ins.
+    SignIn {
+        /// The token of the code.
+        token: Vec<u8>,
+        /// The address of the device.
+        from: SocketAddr,
+        /// The name that the person has chosen.
+        name: Name,
+        person: Box<SignedIn>,
     },
     /// A user of this machine enrolls it, authenticated by sshd.
     User {
@@ -97,6 +107,7 @@ impl Claim {
     fn by(&self) -> EnrolledBy {
         match self {
             Self::Invitation { from, .. } => EnrolledBy::Invitation(*from),
+            Self::SignIn { from, .. } => EnrolledBy::Sso(*from),
             Self::User { user, .. } => EnrolledBy::Ssh(user.uid),
         }
     }
@@ -147,13 +158,23 @@ impl Claim {
                 Some(user_of_login(user.uid)),
                 default_role(),
             )),
+            Self::SignIn { name, person, .. } => Ok(Question::enrolling(
+                name.clone(),
+                How::Sso,
+                None,
+                Some(person.user.clone()),
+                person.role.clone().unwrap_or_else(default_role),
+            )),
             Self::Invitation { token, .. } => {
                 let token = token.clone();
                 let invited =
                     server.in_register(move |register| register.invited(&token, unix_now())).await;
-                let Invited { name, role, user, .. } = invited
+                let Invited { name, role, user, sso, .. } = invited
                     .map_err(DeviceError::Register)?
                     .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?;
+                if sso {
+                    return Err(NotEnrolled::Invitation(EnrollRefusal::SignIn));
+                }
                 Ok(Question::enrolling(name, How::Code, None, user, role))
             }
         }
@@ -163,13 +184,17 @@ impl Claim {
     fn put_in(self, server: &Server, key: &DeviceKey) -> Result<(Device, Issued), NotEnrolled> {
         let by = self.by();
         let now = OffsetDateTime::now_utc();
-        let (now_unix, life) = (now.unix_timestamp(), server.device_life);
+        let life = server.life_of(matches!(self, Self::SignIn { .. }));
+        let now_unix = now.unix_timestamp();
         let not_after = (now + life).unix_timestamp();
         let register = &server.state.register;
         let device = match self {
             Self::Invitation { token, .. } => register
                 .redeem(&token, key.hash, not_after, now_unix)
                 .map_err(DeviceError::Register)?
+                .map_err(NotEnrolled::Invitation)?,
+            Self::SignIn { token, name, person, .. } => register
+                .enroll_signed_in(&token, &name, &person, key.hash, not_after, now_unix)?
                 .map_err(NotEnrolled::Invitation)?,
             Self::User { user, name } => {
                 let person = user_of_login(user.uid);

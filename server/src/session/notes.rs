@@ -54,6 +54,7 @@ impl Session {
             uid: now.uid,
             kind: CallerKind::Device,
             user: now.user,
+            has_signed_in: now.has_signed_in,
             remote,
             carrier: CarrierKind::of(remote),
         }

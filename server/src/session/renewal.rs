@@ -9,7 +9,7 @@ use common::{
 use proto::wire::{Code, RenewAnswer};
 use tracing::{info, warn};
 
-use super::Session;
+use super::{Session, sign_in_renewal};
 use crate::state::ca::DeviceKey;
 
 /// The least time between two renewals in one session; or a tenth of a certificate's lifetime, if
@@ -24,17 +24,21 @@ impl Session {
         // Each renewal costs a signature and a write to the disk; none is needed in the first tenth
         // of a certificate's lifetime.
         let now = unix_now();
-        let pause = (self.server.device_life / 10).min(RENEW_PAUSE).as_secs() as i64;
+        let life = self.server.life_of(device.has_signed_in);
+        let pause = (life / 10).min(RENEW_PAUSE).as_secs() as i64;
         let is_due = |last| (last <= now - pause).then_some(now);
         if self.renewed.fetch_update(Relaxed, Relaxed, is_due).is_err() {
             return Err(Code::Busy);
+        }
+        if device.has_signed_in {
+            sign_in_renewal::ask(&self.server, device.id).await?;
         }
         let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;
         let issued = self
             .server
             .state
             .ca
-            .issue_device(device.id, &key, time::OffsetDateTime::now_utc(), self.server.device_life)
+            .issue_device(device.id, &key, time::OffsetDateTime::now_utc(), life)
             .map_err(|e| {
                 warn!("cannot renew a certificate: {e}");
                 Code::Busy

@@ -1,6 +1,7 @@
 //! Backups of the state: made while a server runs, and put back.
 //!
-//! A backup is JSON. Without keys it holds no secret: it is the register, without invitations. The
+//! A backup is JSON. Without keys it holds no secret: it is the register, without invitations
+//! and refresh tokens. The
 //! keys (the CA's and the endpoint's) are in it encrypted with a passphrase (age, with scrypt), so
 //! that nobody who steals a backup can make a certificate or a knock.
 
@@ -84,7 +85,7 @@ impl Backup {
         let staging = Staging::begin(dir, "backup")?;
         let copy = staging.0.join(Register::FILE);
         state.register.copy_to(&copy)?;
-        without_invitations(&copy)?;
+        without_secrets(&copy)?;
         let register = BASE64.encode(&files::read(&copy)?);
         let keys = passphrase.map(|passphrase| Keys::read(dir)?.encrypt(passphrase)).transpose()?;
         Ok(Self {
@@ -318,13 +319,15 @@ fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
-/// An invitation has the key of its knock: a backup holds no secret.
-fn without_invitations(register: &Path) -> Result<(), Failure> {
+/// An invitation has the key of its knock, and a sign-in its refresh token: a backup holds no secret.
+fn without_secrets(register: &Path) -> Result<(), Failure> {
     let work = || -> rusqlite::Result<()> {
         let db = Connection::open(register)?;
         db.pragma_update(None, "journal_mode", "DELETE")?;
         db.pragma_update(None, "secure_delete", true)?;
-        db.execute_batch("DELETE FROM invitation; VACUUM;")?;
+        db.execute_batch(
+            "DELETE FROM invitation; UPDATE sign_in SET refresh_token = NULL; VACUUM;",
+        )?;
         db.close().map_err(|(_, e)| e)
     };
     work().map_err(|e| Failure::new("cannot copy the register").source(e))

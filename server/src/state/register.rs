@@ -11,6 +11,7 @@ mod keys;
 mod names;
 pub(crate) mod restored;
 mod shared_knock;
+mod sign_ins;
 mod user_errors;
 mod users;
 
@@ -21,6 +22,7 @@ pub(crate) use invitations::{Invited, MOST_INVITATIONS};
 pub(crate) use key_errors::KeyError;
 pub(crate) use keys::{Key, KeySecret, NewKey};
 pub(crate) use names::User;
+pub(crate) use sign_ins::{Renewed, SignedIn, StoredSignIn};
 pub(crate) use user_errors::UserError;
 pub(crate) use users::RevokedUser;
 
@@ -50,7 +52,7 @@ use self::{
     users::RevokedUsers,
 };
 
-const SCHEMA_VERSION: i64 = 8;
+const SCHEMA_VERSION: i64 = 9;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -86,6 +88,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     keys::CHANGE,
     epoch::CHANGE,
     users::CHANGE,
+    sign_ins::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -128,13 +131,14 @@ impl Snapshot {
     /// The device with this id and this key, if it may connect.
     ///
     /// # Errors
-    /// [`Code::Revoked`], also for an unknown device; [`Code::Held`].
+    /// [`Code::Revoked`], also for an unknown device; [`Code::Held`]; [`Code::SignedOut`].
     pub fn judge(&self, id: DeviceId, key: KeyHash) -> Result<&Device, Code> {
         let device = self.devices.get(&id).filter(|device| device.key == key);
         match device.map(|device| (device.standing(), device)) {
             Some((Standing::Admitted, device)) => match self.users.of(device.user.as_ref()) {
-                None => Ok(device),
                 Some(_) => Err(Code::Revoked),
+                None if device.has_signed_out() => Err(Code::SignedOut),
+                None => Ok(device),
             },
             Some((Standing::Held, _)) => Err(Code::Held),
             Some((Standing::Revoked, _)) | None => Err(Code::Revoked),

@@ -39,6 +39,13 @@ pub(crate) struct Enroll {
     /// Which SSH client is used.
     #[command(flatten)]
     pub(super) ssh: SshFlag,
+    /// Sign in at the company's provider: with a code from `aditd invite --sso`, or again on a device
+    /// that has signed in before
+    #[arg(long, conflicts_with = "server")]
+    pub(super) sso: bool,
+    /// Only show the page for signing in; do not open a browser
+    #[arg(long, conflicts_with = "server")]
+    pub(super) no_browser: bool,
     /// Replace the enrollment with the same name; stop its `adit up` first
     #[arg(long)]
     pub(super) replace: bool,
@@ -114,17 +121,23 @@ impl Enroll {
         }
     }
 
+    /// The failure that this device was given a name, if the code has one for it.
+    pub(super) fn refuse_device_name(&self) -> Result<(), Failure> {
+        if self.device.is_none() {
+            return Ok(());
+        }
+        let what = "`--device` is for signing in and for enrolling over SSH, but this code has a name for the device";
+        Err(Failure::new(what)
+            .hint("leave it out: a device that enrolls by such a code gets the name from `aditd invite NAME` on the server")
+            .exit(Exit::Usage))
+    }
+
     fn flag_of_ssh(&self) -> Option<(&'static str, &'static str)> {
         // The environment variable may be set for other commands.
         let named = std::env::var("ADIT_SSH_CLIENT")
             .ok()
             .and_then(|name| SshClient::from_str(&name, true).ok());
-        if self.device.is_some() {
-            Some((
-                "--device",
-                "leave it out: a device that enrolls by code gets the name from `aditd invite NAME` on the server",
-            ))
-        } else if self.remote_command.is_some() {
+        if self.remote_command.is_some() {
             Some(("--remote-command", "leave it out, or name the server: `adit enroll USER@HOST`"))
         } else if self.ssh.ssh_client.is_some() && self.ssh.ssh_client != named {
             Some(("--ssh-client", "leave it out, or name the server: `adit enroll USER@HOST`"))

@@ -103,6 +103,7 @@ mod tests {
             ca: [7; 32],
             expires: 1_800_000_000,
             secret: Secret::generate(),
+            sign_in: false,
         }
         .code();
         let (first, rest) = code.split_at(40);

@@ -136,6 +136,7 @@ mod tests {
     #[test]
     fn secrets_are_taken_out_and_what_is_needed_stays() {
         let code = Invitation {
+            sign_in: false,
             addresses: vec!["gpu.lan:11435".to_owned()],
             ca: [7; 32],
             expires: 1_800_000_000,

@@ -123,6 +123,8 @@ impl From<Code> for ErrorAnswer {
             | Code::ServerClock
             | Code::OutOfTime
             | Code::Held
+            | Code::SignedOut
+            | Code::ProviderDown
             | Code::ShuttingDown
             | Code::Busy
             | Code::Superseded
@@ -134,7 +136,12 @@ impl From<Code> for ErrorAnswer {
         let passes_by_itself = status == 503
             && !matches!(
                 code,
-                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime | Code::Held
+                Code::Revoked
+                    | Code::Superseded
+                    | Code::ServerClock
+                    | Code::OutOfTime
+                    | Code::Held
+                    | Code::SignedOut
             );
         Self::new(status, format!("adit: {}", code.sentence()))
             .retry_after(passes_by_itself.then_some(RETRY_SOON))
@@ -247,7 +254,12 @@ mod tests {
             let answer = ErrorAnswer::from(code);
             let needs_a_person = matches!(
                 code,
-                Code::Revoked | Code::Superseded | Code::ServerClock | Code::OutOfTime | Code::Held
+                Code::Revoked
+                    | Code::Superseded
+                    | Code::ServerClock
+                    | Code::OutOfTime
+                    | Code::Held
+                    | Code::SignedOut
             );
             let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
             assert_eq!(answer.retry_after, retry, "{code:?}");

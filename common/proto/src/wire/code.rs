@@ -26,6 +26,8 @@ pub enum Code {
     OutOfTime = 0x07,
     /// The register was restored, and the owner of the server has not confirmed this device yet.
     Held = 0x08,
+    /// The sign-in with which the device enrolled has ended at the provider.
+    SignedOut = 0x09,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
     /// Nothing listens at the service's address.
@@ -42,10 +44,12 @@ pub enum Code {
     TooManyStreams = 0x16,
     /// The device's role does not allow this any more.
     Denied = 0x17,
+    /// The provider of the sign-in cannot be asked now, so the certificate is not renewed.
+    ProviderDown = 0x18,
 }
 
 impl Code {
-    const ALL: [Self; 17] = [
+    const ALL: [Self; 19] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -55,6 +59,7 @@ impl Code {
         Self::ServerClock,
         Self::OutOfTime,
         Self::Held,
+        Self::SignedOut,
         Self::Aborted,
         Self::UpstreamRefused,
         Self::UpstreamSilent,
@@ -63,6 +68,7 @@ impl Code {
         Self::Cut,
         Self::TooManyStreams,
         Self::Denied,
+        Self::ProviderDown,
     ];
 
     /// The code that `number` stands for, if this version knows it.
@@ -82,6 +88,7 @@ impl Code {
             Self::ServerClock => "server_clock",
             Self::OutOfTime => "out_of_time",
             Self::Held => "held",
+            Self::SignedOut => "signed_out",
             Self::Aborted => "aborted",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamSilent => "upstream_silent",
@@ -90,6 +97,7 @@ impl Code {
             Self::Cut => "cut",
             Self::TooManyStreams => "too_many_streams",
             Self::Denied => "denied",
+            Self::ProviderDown => "provider_down",
         }
     }
 
@@ -150,6 +158,10 @@ impl Code {
                 "the server's register was restored from a backup, and this device is not confirmed yet",
                 Some("run `aditd device confirm NAME` on the server; adit connects then by itself"),
             ),
+            Self::SignedOut => (
+                "this device's sign-in has ended at the provider",
+                Some("sign in again: run `adit enroll --sso`"),
+            ),
             Self::Aborted => ("the service on the server aborted the connection", None),
             Self::UpstreamRefused => (
                 "Ollama is not running on the server",
@@ -172,6 +184,10 @@ impl Code {
             Self::Denied => (
                 "this device may not do that any more",
                 Some("ask the owner of the server for another role"),
+            ),
+            Self::ProviderDown => (
+                "the server cannot ask the provider of the sign-in whether this device may go on",
+                Some("adit tries again by itself; `aditd status` on the server says why"),
             ),
             Self::Cut => ("the connection to the server was lost in the middle", None),
         }

@@ -24,6 +24,17 @@ pub struct Subject {
     /// The person to whom it belongs, if that is known, or whose token it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<UserName>,
+    /// `sso` if the person had to sign in at the provider to enroll it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enrolled: Option<EnrolledWith>,
+}
+
+/// With what a device was enrolled, if lines about it say so.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EnrolledWith {
+    /// A sign-in at the provider.
+    Sso,
 }
 
 impl From<&Asker> for Subject {
@@ -35,6 +46,7 @@ impl From<&Asker> for Subject {
             is_key: asker.kind == CallerKind::Key,
             is_token: asker.kind == CallerKind::Token,
             user: asker.user.clone(),
+            enrolled: asker.has_signed_in.then_some(EnrolledWith::Sso),
         }
     }
 }

@@ -58,6 +58,10 @@ pub(super) struct Shown {
     revoked: Option<i64>,
     /// Since when it is held back until it is confirmed, or null.
     pub(super) to_confirm: Option<i64>,
+    /// Whether its person has signed in at the provider.
+    sso: bool,
+    /// Since when the provider says that the sign-in has ended, or null.
+    signed_out: Option<i64>,
     /// Why it was revoked, in the owner's words, or null.
     reason: Option<Reason>,
     session: Option<SessionStatus>,
@@ -86,6 +90,8 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
         revoked: d.revoked,
         reason: d.reason,
         to_confirm: d.held,
+        sso: d.sign_in.is_some(),
+        signed_out: d.sign_in.and_then(|sign_in| sign_in.ended),
     };
     devices.into_iter().map(one).collect()
 }
@@ -120,6 +126,14 @@ pub(super) fn show(device: &Shown, tokens: Option<TokensToday>) -> Result<(), Fa
     );
     if let Some(user) = &device.user {
         text += &format!("User         {user}\n");
+    }
+    if let Some(ended) = device.signed_out {
+        text += &format!(
+            "Sign-in      ended at the provider {} ago: the device can do nothing\n",
+            ago(ended)
+        );
+    } else if device.sso {
+        text += "Sign-in      at the provider\n";
     }
     text += &format!("Certificate  {}", certificate(device));
     if let Some(reason) = &device.reason {

@@ -74,6 +74,7 @@ impl Bench {
             caller: Caller::Device(&self.certificate),
             not_after: &self.not_after,
             asker: Asker {
+                has_signed_in: false,
                 id: self.certificate.device.expect("a device"),
                 name: self.name.clone(),
                 remote: ([127, 0, 0, 1], 1).into(),

@@ -146,11 +146,11 @@ impl Visit<'_> {
 
     fn identity(&self, proof: Proof, not_after: i64) -> Result<Identity, (Refused, Fields)> {
         let admitted = self.service.policy.admit_caller(proof.caller());
-        let Admitted { kind, id, name, uid, user } =
+        let Admitted { kind, id, name, uid, user, has_signed_in } =
             admitted.map_err(|denied| (Refused::from(denied), Fields::new()))?;
         let (remote, carrier) = (self.remote, CarrierKind::Https);
         Ok(Identity {
-            asker: Asker { id, name, uid, kind, user, remote, carrier },
+            asker: Asker { id, name, uid, kind, user, has_signed_in, remote, carrier },
             proof,
             not_after,
         })

@@ -27,6 +27,8 @@ pub enum How {
     Code,
     /// Over SSH, by a user of this machine.
     Ssh,
+    /// With a sign-in at the provider.
+    Sso,
     /// It is a key, and no device.
     Key,
     /// It is a person with a token, and no device.
@@ -39,6 +41,7 @@ impl How {
         match (asker.kind, asker.uid) {
             (CallerKind::Key, _) => Self::Key,
             (CallerKind::Token, _) => Self::Token,
+            (CallerKind::Device, _) if asker.has_signed_in => Self::Sso,
             (CallerKind::Device, Some(_)) => Self::Ssh,
             (CallerKind::Device, None) => Self::Code,
         }

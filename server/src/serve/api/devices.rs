@@ -95,6 +95,7 @@ pub(super) async fn invite(
         ca: server.state.ca.key_hash(),
         expires,
         secret: Secret::generate(),
+        sign_in: false,
     };
     let answer = json!({
         "schema": 1,
@@ -107,7 +108,14 @@ pub(super) async fn invite(
     change(server, move |server| {
         let register = &server.state.register;
         register.invite(&device, &role, user.as_ref(), &invitation.secret, expires, unix_now())?;
-        server.accounting.audit.note(Event::Invite { device, role, user, expires, uid });
+        server.accounting.audit.note(Event::Invite {
+            device,
+            sso: false,
+            role,
+            user,
+            expires,
+            uid,
+        });
         Ok(())
     })
     .await?;

@@ -23,6 +23,8 @@ pub(super) fn device(device: &Device, session: Option<&SessionStatus>) -> Value 
         "revoked": device.revoked,
         "reason": device.reason,
         "to_confirm": device.held,
+        "sso": device.sign_in.is_some(),
+        "signed_out": device.sign_in.and_then(|sign_in| sign_in.ended),
         "session": session,
     })
 }

@@ -11,7 +11,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::{
     DeviceError, Register, RegisterError, User, epoch, names, parsed, shared_knock, users,
 };
-use crate::audit::entry::Subject;
+use crate::audit::entry::{EnrolledWith, Subject};
 
 /// The role of a device for which none was chosen.
 pub(crate) fn default_role() -> Name {
@@ -44,6 +44,15 @@ pub struct Device {
     pub uid: Option<u32>,
     /// The person to whom it belongs; `None` if it counts as a user of its own.
     pub user: Option<UserName>,
+    /// The sign-in with which it enrolled, if it did so.
+    pub sign_in: Option<DeviceSignIn>,
+}
+
+/// The sign-in of a device, in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceSignIn {
+    /// When the provider said that it has ended, in Unix time.
+    pub ended: Option<i64>,
 }
 
 impl Device {
@@ -56,11 +65,15 @@ impl Device {
             is_key: false,
             is_token: false,
             user: self.user.clone(),
+            enrolled: self.sign_in.map(|_| EnrolledWith::Sso),
         }
     }
-}
 
-impl Device {
+    /// Whether the provider has said that its sign-in has ended.
+    pub(crate) fn has_signed_out(&self) -> bool {
+        self.sign_in.is_some_and(|sign_in| sign_in.ended.is_some())
+    }
+
     /// Whether it may connect.
     pub(crate) fn standing(&self) -> Standing {
         match (self.revoked, self.held) {
@@ -209,6 +222,7 @@ impl Register {
             let revoked = |device: &Device| device.id == id && device.revoked.is_some();
             let Some(device) = all_devices(t)?.into_iter().find(revoked) else { return Ok(()) };
             t.execute("DELETE FROM device WHERE id = ?1", params![id.to_string()])?;
+            t.execute("DELETE FROM sign_in WHERE device = ?1", params![id.to_string()])?;
             names::forgotten(t, &device.name, device.uid)
         })
     }
@@ -280,7 +294,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user FROM device ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user, sign_in.device IS NOT NULL, sign_in.ended FROM device LEFT JOIN sign_in ON sign_in.device = id ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -296,6 +310,10 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
             reason: row.get::<_, Option<String>>(10)?.map(parsed).transpose()?,
             held: row.get(11)?,
             user: row.get::<_, Option<String>>(12)?.map(parsed).transpose()?,
+            sign_in: match row.get(13)? {
+                true => Some(DeviceSignIn { ended: row.get(14)? }),
+                false => None,
+            },
         })
     })?;
     rows.collect()
@@ -347,6 +365,7 @@ pub(super) fn insert_device(
         models: None,
         uid,
         user: user.cloned(),
+        sign_in: None,
     })
 }
 

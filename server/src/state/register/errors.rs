@@ -130,6 +130,9 @@ pub enum DeviceError {
         /// Who enrolled that device over SSH; `None` if it used an invitation.
         uid: Option<u32>,
     },
+    /// Another person has signed in on a device.
+    #[error("device `{0}` belongs to another person")]
+    OfAnotherPerson(Name),
     /// The name of a new device is that of an open invitation.
     #[error("an invitation for `{0}` is open")]
     NameInvited(Name),
@@ -189,6 +192,10 @@ impl From<DeviceError> for Failure {
             }
             DeviceError::NameInvited(name) => {
                 format!("use its code, or withdraw it: `aditd device revoke {name}`")
+            }
+            DeviceError::OfAnotherPerson(_) => {
+                "sign in as that person, or enroll as a new device: `adit enroll --sso --replace --device NAME`"
+                    .to_owned()
             }
             DeviceError::TooManyInvitations => {
                 "wait until some have expired or been used".to_owned()

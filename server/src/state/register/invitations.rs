@@ -1,4 +1,4 @@
-//! The invitations in the register: each enrolls one device.
+//! The invitations in the register: each enrolls one device, or opens sign-ins for many.
 
 use proto::{
     crypto::sha256,
@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::{
     Device, DeviceError, Register, RegisterError,
-    devices::{NewDevice, all_devices, insert_device, refuse_like_id},
+    devices::{NewDevice, all_devices, default_role, insert_device, refuse_like_id},
     names, parsed, users,
 };
 
@@ -28,6 +28,9 @@ pub(crate) struct Invited {
     pub role: Name,
     /// The person to whom the device will belong, or null.
     pub user: Option<UserName>,
+    /// Whether its code opens sign-ins, for any number of devices. The name is the code's own then.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub sso: bool,
     /// When it expires, in Unix time.
     pub expires: i64,
 }
@@ -47,6 +50,42 @@ impl Register {
         expires: i64,
         now: i64,
     ) -> Result<bool, DeviceError> {
+        self.add_invitation(
+            &Invited {
+                name: name.clone(),
+                role: role.clone(),
+                user: user.cloned(),
+                sso: false,
+                expires,
+            },
+            secret,
+            now,
+        )
+    }
+
+    /// Makes a code that opens sign-ins, under a name of its own. Otherwise as [`Register::invite`].
+    ///
+    /// # Errors
+    /// The name is taken, or too many invitations are open.
+    pub(crate) fn invite_sign_in(
+        &self,
+        name: &Name,
+        secret: &Secret,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
+        let (name, role) = (name.clone(), default_role());
+        self.add_invitation(&Invited { name, role, user: None, sso: true, expires }, secret, now)
+    }
+
+    fn add_invitation(
+        &self,
+        invited: &Invited,
+        secret: &Secret,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
+        let Invited { name, role, user, sso, expires } = invited;
+        let user = user.as_ref();
         refuse_like_id(name)?;
         let taken = self.devices()?.into_iter().find(|device| device.name == *name);
         match taken {
@@ -81,8 +120,8 @@ impl Register {
                 params![MOST_INVITATIONS],
             )?;
             t.execute(
-                "INSERT INTO invitation (token, door_key, device_name, expires, role, user) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str)],
+                "INSERT INTO invitation (token, door_key, device_name, expires, role, user, sso) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str), sso],
             )?;
             Ok(Ok(withdrawn > 0))
         })?
@@ -108,7 +147,7 @@ impl Register {
     pub(crate) fn invited(&self, token: &[u8], now: i64) -> Result<Option<Invited>, RegisterError> {
         self.read(|t| {
             let mut query = t.prepare_cached(
-                "SELECT device_name, role, expires, user FROM invitation WHERE token = ?1 AND expires > ?2",
+                "SELECT device_name, role, expires, user, sso FROM invitation WHERE token = ?1 AND expires > ?2",
             )?;
             query
                 .query_row(params![sha256(token), now], invited)
@@ -131,7 +170,7 @@ impl Register {
             let token = sha256(token);
             let found = t
                 .query_row(
-                    "SELECT device_name, role, device, key, user FROM invitation WHERE token = ?1 AND expires > ?2",
+                    "SELECT device_name, role, device, key, user, sso FROM invitation WHERE token = ?1 AND expires > ?2",
                     params![token, now],
                     |row| {
                         Ok((
@@ -140,13 +179,17 @@ impl Register {
                             row.get::<_, Option<String>>(2)?,
                             row.get::<_, Option<[u8; 32]>>(3)?,
                             row.get::<_, Option<String>>(4)?,
+                            row.get::<_, bool>(5)?,
                         ))
                     },
                 )
                 .optional()?;
-            let Some((name, role, device, used_by, user)) = found else {
+            let Some((name, role, device, used_by, user, sso)) = found else {
                 return Ok(Err(EnrollRefusal::Closed));
             };
+            if sso {
+                return Ok(Err(EnrollRefusal::SignIn));
+            }
             if let Some(device) = device {
                 let same_key = used_by == Some(key.0);
                 let again = if same_key {
@@ -182,7 +225,7 @@ impl Register {
 
 pub(super) fn open_invitations(t: &Transaction<'_>, now: i64) -> rusqlite::Result<Vec<Invited>> {
     let mut query = t.prepare_cached(
-        "SELECT device_name, role, expires, user FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
+        "SELECT device_name, role, expires, user, sso FROM invitation WHERE device IS NULL AND expires > ?1 ORDER BY device_name",
     )?;
     query.query_map([now], invited)?.collect()
 }
@@ -193,5 +236,6 @@ fn invited(row: &Row<'_>) -> rusqlite::Result<Invited> {
         role: parsed(row.get(1)?)?,
         expires: row.get(2)?,
         user: row.get::<_, Option<String>>(3)?.map(parsed).transpose()?,
+        sso: row.get(4)?,
     })
 }

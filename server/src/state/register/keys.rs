@@ -107,6 +107,7 @@ impl Key {
             is_key: true,
             is_token: false,
             user: self.user.clone(),
+            enrolled: None,
         }
     }
 }

@@ -20,6 +20,11 @@ pub(crate) struct User {
     pub is_owner: bool,
 }
 
+impl User {
+    /// Somebody who is no user of this machine: the user id that none has (`(uid_t) -1`).
+    pub(crate) const NOBODY: Self = Self { uid: u32::MAX, is_owner: false };
+}
+
 /// The name of a forgotten device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FreedName {
@@ -173,6 +178,7 @@ mod tests {
             models: None,
             uid: Some(ALICE.uid),
             user: None,
+            sign_in: None,
         };
         let (enrolled, revoked) = (device(None), device(Some(1)));
         let of = |uid| Some(FreedName { uid });

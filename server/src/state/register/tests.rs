@@ -37,7 +37,7 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     register.invite(&name, &role, None, &secret, 100, 1).expect("invited");
     assert_eq!(
         register.invited(&secret.token(), 1).expect("read"),
-        Some(Invited { name, role: role.clone(), user: None, expires: 100 })
+        Some(Invited { name, role: role.clone(), user: None, sso: false, expires: 100 })
     );
     assert_eq!(register.invited(&secret.token(), 100).expect("read"), None);
     let device = register

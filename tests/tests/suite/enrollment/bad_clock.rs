@@ -44,6 +44,7 @@ async fn server_with_clock(
         .expect("an endpoint");
     let address = endpoint.local_addr().expect("an address").to_string();
     let invitation = Invitation {
+        sign_in: false,
         addresses: vec![address.clone()],
         ca: authority.ca.key_hash(),
         expires: unix_now() + 600,

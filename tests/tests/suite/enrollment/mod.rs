@@ -14,3 +14,5 @@ mod key_memory;
 mod pasting;
 mod renewing;
 mod secrets;
+mod sign_in;
+mod sign_in_renewal;

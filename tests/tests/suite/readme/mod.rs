@@ -46,7 +46,11 @@ fn whole() -> String {
 fn settled(file: &str) -> Config {
     let tmp = tempfile::tempdir().expect("a directory");
     let path = tmp.path().join("aditd.toml");
-    std::fs::write(&path, file).expect("written");
+    // A secret has to be there, and readable for its owner alone.
+    let secret = tmp.path().join("oidc-secret");
+    common::machine::files::create(&secret, b"secret").expect("written");
+    let file = file.replace("/etc/adit/oidc-secret", secret.to_str().expect("a path"));
+    std::fs::write(&path, &file).expect("written");
     let flags = Flags { state_dir: Some(tmp.path().join("state")), config: Some(path) };
     Config::resolve(&flags, &ServeFlags::default()).unwrap_or_else(|e| panic!("{e}\n{file}"))
 }

@@ -414,7 +414,7 @@ impl UpStatus {
             idle_timeout_by: if ours <= theirs { "device" } else { "server" }.to_owned(),
             socket_buffers: carried.carrier.buffers(),
             ecn_marks: carried.carrier.has_marks(),
-            drops_ecn_marks: carried.carrier.is_unmarked(),
+            drops_ecn_marks: carried.drops_ecn_marks(),
             quiet_seconds: up.quiet_for().as_secs(),
             rtt_ms: up.connection.rtt().as_secs_f64() * 1e3,
             sent_packets: stats.path.sent_packets,

@@ -142,7 +142,8 @@ impl Carrier {
         }
     }
 
-    /// Whether it sends no ECN marks because packets with them were not answered.
+    /// Whether it sends no ECN marks because packets with them were not answered: they may have been
+    /// lost for another reason.
     pub(crate) fn is_unmarked(&self) -> bool {
         matches!(self, Self::Udp(socket, _) if socket.is_unmarked())
     }

@@ -39,24 +39,42 @@ pub(crate) fn keep_in(dir: &Path) {
     }
 }
 
-/// Whether packets with ECN marks are dropped on the network where this device has the address
-/// `source`.
+/// Whether it is certain that packets with ECN marks are dropped on the network where this device has
+/// the address `source`.
 pub(crate) fn drops_marks(source: IpAddr) -> bool {
     lock().networks.contains(source, unix_now())
 }
 
-/// Remembers that packets with ECN marks are dropped on the network where this device has the
-/// address `source`. Returns whether that is new.
-pub(crate) fn remember(source: IpAddr) -> bool {
-    let mut known = lock();
-    let is_new = known.networks.add(source, unix_now());
-    if is_new
-        && let Some(path) = &known.file
-        && let Err(e) = write(path, &known.networks)
-    {
-        tracing::debug!("{e}");
+/// A dial from the address `source` had no answer to packets with ECN marks, and an answer to one
+/// without. Returns whether it is certain now that this network drops them, and was not before: one lost
+/// packet looks the same, so it takes several dials.
+pub(crate) fn suspect(source: IpAddr) -> bool {
+    let (mut known, now) = (lock(), unix_now());
+    if known.networks.contains(source, now) {
+        return false;
     }
-    is_new
+    known.networks.suspect(source, now);
+    known.keep();
+    known.networks.contains(source, now)
+}
+
+/// A packet with an ECN mark was answered on the network where this device has the address `source`.
+pub(crate) fn clear(source: IpAddr) {
+    let mut known = lock();
+    if known.networks.clear(source) {
+        known.keep();
+    }
+}
+
+impl Known {
+    /// Writes it, if there is a place for it.
+    fn keep(&self) {
+        if let Some(path) = &self.file
+            && let Err(e) = write(path, &self.networks)
+        {
+            tracing::debug!("{e}");
+        }
+    }
 }
 
 fn lock() -> MutexGuard<'static, Known> {
@@ -87,7 +105,9 @@ mod tests {
         let (here, there) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
         assert!(!read(&path).expect("none").contains(here, 10));
         let mut networks = Networks::NONE;
-        assert!(networks.add(here, 10));
+        for _ in 0..3 {
+            networks.suspect(here, 10);
+        }
         write(&path, &networks).expect("written");
         let again = read(&path).expect("read");
         assert!(again.contains(here, 10) && !again.contains(there, 10));

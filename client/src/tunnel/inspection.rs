@@ -58,7 +58,7 @@ pub(crate) async fn inspect(up: &Up, plan: &DialPlan) -> Inspection {
         seconds: up.since.elapsed().unwrap_or_default().as_secs(),
         quiet_seconds: up.quiet_for().as_secs(),
         why_not_other: carried.why_not_the_other(plan),
-        drops_ecn_marks: carried.carrier.is_unmarked(),
+        drops_ecn_marks: carried.drops_ecn_marks(),
         server_version: up.hello.version.clone(),
         mtu: up.connection.stats().path.current_mtu,
         batches_refused: carried.carrier.batches_refused(),

@@ -98,7 +98,13 @@ impl<'a> Migration<'a> {
         let _ = probes.set_priority(i32::MAX);
         let (now, told_route) = (Instant::now(), up.route());
         let source = told_route.source();
-        let began_unmarked = up.carried().carrier.is_unmarked();
+        let (began_unmarked, began_marked) = {
+            let carrier = &up.carried().carrier;
+            (carrier.is_unmarked(), carrier.has_marks())
+        };
+        if began_marked && let Some(source) = source {
+            unmarked::clear(source);
+        }
         Self {
             up,
             publish,
@@ -219,10 +225,10 @@ impl<'a> Migration<'a> {
         let is_new = is_unmarked
             && self.began_unmarked
             && !self.told.unmarked
-            && self.source.1.is_none_or(unmarked::remember);
+            && self.source.1.is_some_and(unmarked::suspect);
         if is_new {
             self.journal.note(
-                "packets with ECN marks were not answered on this network: going without them",
+                "packets with ECN marks are not answered on this network: going without them",
             );
         }
         self.told.unmarked = is_unmarked;

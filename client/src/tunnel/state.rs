@@ -22,6 +22,7 @@ use crate::dial::{
     DialError, Dialed,
     plan::DialPlan,
     route::{Carrier, Route},
+    unmarked,
 };
 
 /// The state of the tunnel.
@@ -115,6 +116,11 @@ impl CurrentRoute {
             (None, Some(why)) if other == "udp" => why.clone(),
             _ => preferred.to_owned(),
         }
+    }
+
+    /// Whether it sends no ECN marks, and it is certain that this network drops packets with them.
+    pub(crate) fn drops_ecn_marks(&self) -> bool {
+        self.carrier.is_unmarked() && self.route.source().is_some_and(unmarked::drops_marks)
     }
 }
 

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 const KEPT: i64 = 7 * 24 * 3600;
 /// The most networks that are remembered.
 const MOST: usize = 16;
+/// So many dials one after the other must have had no answer to packets with marks, and an answer to
+/// one without. A link that loses one packet in ten looks like that in one dial of five.
+const CERTAIN: u8 = 3;
 
 /// The networks, oldest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -22,8 +25,15 @@ pub(super) struct Networks {
 #[derive(Debug, Serialize, Deserialize)]
 struct Network {
     address: IpAddr,
-    /// In Unix time.
+    /// When it was found out last, in Unix time.
     found_at: i64,
+    /// How many dials have found it out, one after the other. Older versions were certain after one.
+    #[serde(default = "certain")]
+    dials: u8,
+}
+
+fn certain() -> u8 {
+    CERTAIN
 }
 
 impl Network {
@@ -37,22 +47,35 @@ impl Networks {
     /// No network.
     pub(super) const NONE: Self = Self { networks: Vec::new() };
 
-    /// Whether the network is known at `now`, in Unix time.
+    /// Whether it is certain at `now`, in Unix time, that the network drops marks.
     pub(super) fn contains(&self, address: IpAddr, now: i64) -> bool {
-        self.networks.iter().any(|known| known.address == address && known.is_recent(now))
+        let is_it = |known: &Network| {
+            known.address == address && known.dials >= CERTAIN && known.is_recent(now)
+        };
+        self.networks.iter().any(is_it)
     }
 
-    /// Adds a network, and forgets those that are too old or too many. Returns whether it was not
-    /// known yet. What is known does not become newer: marks are tried again when its time is over.
-    pub(super) fn add(&mut self, address: IpAddr, now: i64) -> bool {
+    /// A dial has had no answer to packets with marks, and an answer to one without. Forgets networks
+    /// that are too old or too many. What is certain does not become newer: marks are tried again when
+    /// its time is over.
+    pub(super) fn suspect(&mut self, address: IpAddr, now: i64) {
         if self.contains(address, now) {
-            return false;
+            return;
         }
-        self.networks.retain(|known| known.is_recent(now) && known.address != address);
-        self.networks.push(Network { address, found_at: now });
+        self.networks.retain(|known| known.is_recent(now));
+        let before = self.networks.iter().position(|known| known.address == address);
+        let before = before.map_or(0, |at| self.networks.remove(at).dials);
+        let dials = before.saturating_add(1);
+        self.networks.push(Network { address, found_at: now, dials });
         let too_many = self.networks.len().saturating_sub(MOST);
         self.networks.drain(..too_many);
-        true
+    }
+
+    /// A packet with a mark was answered there. Returns whether that ends a suspicion.
+    pub(super) fn clear(&mut self, address: IpAddr) -> bool {
+        let before = self.networks.len();
+        self.networks.retain(|known| known.address != address);
+        self.networks.len() < before
     }
 }
 
@@ -64,11 +87,17 @@ mod tests {
         IpAddr::from([192, 0, 2, number])
     }
 
+    fn suspect_often(networks: &mut Networks, address: IpAddr, now: i64) {
+        for _ in 0..CERTAIN {
+            networks.suspect(address, now);
+        }
+    }
+
     #[test]
     fn a_network_is_known_for_a_week_after_it_was_found_out() {
         let mut networks = Networks::NONE;
-        assert!(networks.add(network(1), 1_000));
-        assert!(!networks.add(network(1), 1_000 + KEPT / 2), "it is known");
+        suspect_often(&mut networks, network(1), 1_000);
+        suspect_often(&mut networks, network(1), 1_000 + KEPT / 2);
         for (now, is_known) in [
             (999, false),
             (1_000, true),
@@ -80,15 +109,41 @@ mod tests {
             assert_eq!(networks.contains(network(1), now), is_known, "{now}");
         }
         assert!(!networks.contains(network(2), 1_000));
-        assert!(networks.add(network(1), 1_000 + KEPT), "it is found out again");
-        assert!(networks.contains(network(1), 1_000 + KEPT));
+        suspect_often(&mut networks, network(1), 1_000 + KEPT);
+        assert!(networks.contains(network(1), 1_000 + KEPT), "it is found out again");
+    }
+
+    #[test]
+    fn a_packet_that_is_lost_at_a_dial_does_not_blame_the_marks() {
+        let mut networks = Networks::NONE;
+        for dial in 1..CERTAIN {
+            networks.suspect(network(1), 10);
+            assert!(!networks.contains(network(1), 10), "after {dial}");
+        }
+        networks.suspect(network(2), 10);
+        assert!(!networks.contains(network(1), 10), "that was another network");
+        assert!(networks.clear(network(1)), "a mark was answered");
+        assert!(!networks.clear(network(1)));
+        for _ in 1..CERTAIN {
+            networks.suspect(network(1), 10);
+        }
+        assert!(!networks.contains(network(1), 10), "it is counted anew");
+        networks.suspect(network(1), 10);
+        assert!(networks.contains(network(1), 10));
+    }
+
+    #[test]
+    fn a_list_of_an_older_version_is_certain() {
+        let kept = r#"{"networks":[{"address":"192.0.2.1","found_at":10}]}"#;
+        let networks: Networks = serde_json::from_str(kept).expect("read");
+        assert!(networks.contains(network(1), 20));
     }
 
     #[test]
     fn only_the_newest_networks_are_remembered() {
         let mut networks = Networks::NONE;
         for number in 0..=u8::MAX {
-            networks.add(network(number), i64::from(number));
+            suspect_often(&mut networks, network(number), i64::from(number));
         }
         assert_eq!(networks.networks.len(), MOST);
         assert!(networks.contains(network(u8::MAX), 300));

@@ -143,7 +143,7 @@ impl SshError {
             Self::Ended { .. } | Self::Silent(_) | Self::Broken { .. } => {
                 format!("run the same connection by hand: `{}`", target.by_hand())
             }
-            Self::HostKey(e) => e.hint(),
+            Self::HostKey(e) => e.hint(&target.by_hand()),
             Self::Denied(denied) => denied.hint(),
             Self::Beyond { .. } => "use the system's ssh: `--ssh-client system`".to_owned(),
         }

@@ -60,18 +60,24 @@ pub(crate) enum HostKeyError {
 }
 
 impl HostKeyError {
-    /// What cures it.
-    pub(crate) fn hint(&self) -> String {
+    /// What cures it. `by_hand` is the command that connects to the same host.
+    pub(crate) fn hint(&self, by_hand: &str) -> String {
         match self {
             Self::Changed { name, file, .. } => format!(
                 "ask the owner of the host for its fingerprint; if it is this one, remove the old key: `ssh-keygen -f '{}' -R '{name}'`",
                 file.display()
             ),
             Self::Revoked { .. } => "do not connect; ask the owner of the host".to_owned(),
-            Self::Unknown { .. } => {
-                "compare the fingerprint with the host's own (on the host: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`), and accept \
-                 it once at a terminal with `adit enroll` or plain `ssh`"
-                    .to_owned()
+            Self::Unknown { why, .. } => {
+                let ask = if why.contains("StrictHostKeyChecking") {
+                    " -o StrictHostKeyChecking=ask"
+                } else {
+                    ""
+                };
+                format!(
+                    "compare the fingerprint with the host's own, on the host: `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub`; if it is \
+                     the same, accept it once at a terminal: `{by_hand}{ask}`"
+                )
             }
         }
     }

@@ -27,6 +27,14 @@ async fn without_a_terminal_an_unknown_host_is_refused_whatever_the_configuratio
             "{strict}: {}",
             refused.stderr
         );
+        // Also for a device that is enrolled, which `adit enroll` would refuse.
+        let ask = if strict == "yes" { " -o StrictHostKeyChecking=ask`" } else { "127.0.0.1`" };
+        let cure = format!("accept it once at a terminal: `{}", laptop.sshd.dir.display());
+        assert!(
+            refused.stderr.contains(&cure) && refused.stderr.contains(ask),
+            "{strict}: {}",
+            refused.stderr
+        );
     }
     assert_eq!(known_hosts(&laptop), "", "nothing was learned");
 }

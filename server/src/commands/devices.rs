@@ -177,7 +177,7 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             changes::user(&state, audit, &device, user.as_ref()).await
         }
         Command::List { json } => {
-            let devices = shown(state.register.devices()?, beside).await;
+            let devices = shown(&state.register, state.register.devices()?, beside).await;
             if json {
                 return data(to_json(&Listing { schema: 1, devices })?);
             }
@@ -194,7 +194,8 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             Ok(())
         }
         Command::Show { device, json } => {
-            let device = shown(vec![state.register.find(&device)?], beside).await.remove(0);
+            let device =
+                shown(&state.register, vec![state.register.find(&device)?], beside).await.remove(0);
             let tokens_today = match control::ask(dir, &Request::Tokens { device: device.id }).await
             {
                 Ok(Some(Answer::Tokens(today))) => today,
@@ -301,7 +302,7 @@ fn forget(
 
 /// How to cut everybody off when the register cannot be read or written. A restart would not do
 /// it: a server that cannot read its register continues with what it knows, or does not start.
-const STOP: &str = "to cut every device off now: `systemctl stop aditd`";
+const STOP: &str = "to cut every device off now: `sudo systemctl stop aditd` if it is a service, else `pkill -x aditd`";
 
 pub(crate) fn not_cut(error: impl Into<Failure>) -> Failure {
     error.into().hint(STOP)

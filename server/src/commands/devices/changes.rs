@@ -25,7 +25,11 @@ pub(super) async fn restore(
     name: &str,
 ) -> Result<(), Failure> {
     let device = state.register.find(name)?;
+    // It is not let in while its user is revoked, whatever is done with the device.
+    let of_user =
+        device.user.as_ref().map_or(Ok(()), |user| state.register.must_not_be_revoked(user));
     if device.revoked.is_none() {
+        of_user?;
         return Err(DeviceError::NotRevoked(device.name).into());
     }
     if unix_now() > device.not_after + RECOVER_WITHIN {
@@ -41,6 +45,9 @@ pub(super) async fn restore(
     let event = Event::Restore { device: device.subject(), uid: process::uid() };
     audit::note_or_say(audit, &event);
     in_force(state).await?;
+    if let Err(why) = of_user {
+        return Err(Failure::from(why));
+    }
     say(format!(
         "{} {} may connect again. A running `adit up` tries within a minute; one that has ended has to be started again.",
         device.name, device.id

@@ -20,7 +20,7 @@ use crate::{
     policy::roles::either,
     record::CarrierKind,
     running::{TokensToday, sessions::SessionStatus},
-    state::register::Device,
+    state::register::{Device, Register, UserError},
 };
 
 #[derive(Serialize)]
@@ -53,6 +53,8 @@ pub(super) struct Shown {
     login: Option<String>,
     /// The person to whom it belongs; null if it counts as a user of its own.
     user: Option<UserName>,
+    /// Whether that user is revoked: then the device is not let in either.
+    user_revoked: bool,
     seen: Option<i64>,
     certificate_until: i64,
     revoked: Option<i64>,
@@ -69,11 +71,18 @@ pub(super) struct Shown {
     role_is_known: bool,
 }
 
-pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
+pub(super) async fn shown(
+    register: &Register,
+    devices: Vec<Device>,
+    beside: &Beside,
+) -> Vec<Shown> {
     // Sessions are known only to a running server. The rest is in the register.
     let status = status::ask(&beside.dir).await.ok().flatten();
     let sessions = status.map_or_else(Vec::new, |status| status.sessions);
     let mut sessions: HashMap<_, _> = sessions.into_iter().map(|s| (s.device_id, s)).collect();
+    let is_revoked = |user: &UserName| {
+        matches!(register.must_not_be_revoked(user), Err(UserError::Revoked { .. }))
+    };
     let one = |d: Device| Shown {
         session: sessions.remove(&d.id),
         name: d.name.to_string(),
@@ -84,6 +93,7 @@ pub(super) async fn shown(devices: Vec<Device>, beside: &Beside) -> Vec<Shown> {
         enrolled: d.enrolled,
         uid: d.uid,
         login: d.uid.and_then(user_name),
+        user_revoked: d.user.as_ref().is_some_and(is_revoked),
         user: d.user,
         seen: d.seen,
         certificate_until: d.not_after,
@@ -219,6 +229,7 @@ fn seen(device: &Shown) -> String {
 fn certificate(device: &Shown) -> String {
     match (device.revoked, device.to_confirm) {
         (Some(at), _) => format!("revoked {}", day(at)),
+        (None, _) if device.user_revoked => "user revoked".to_owned(),
         (None, Some(_)) => "to confirm".to_owned(),
         (None, None) => format!("until {}", day(device.certificate_until)),
     }

@@ -335,7 +335,8 @@ async fn a_revocation_that_fails_on_a_full_disk_says_how_to_cut_every_device() {
     assert_ok(&run(&["invite", "tmp"]).await);
     disk.fill_but(0);
     for name in ["laptop", "tmp"] {
-        let says = ["nothing was changed", "to cut every device off now: `systemctl stop aditd`"];
+        let says =
+            ["nothing was changed", "to cut every device off now: `sudo systemctl stop aditd`"];
         assert_told(&run(&["device", "revoke", name]).await, FAILED, &says);
     }
     disk.free();

@@ -115,3 +115,21 @@ async fn a_renamed_device_stays_connected_and_is_logged_by_its_new_name() {
         (&"laptop".into(), &"thinkpad".into())
     );
 }
+
+#[tokio::test]
+async fn a_device_of_a_revoked_user_is_shown_as_such_and_its_cure_is_to_restore_the_user() {
+    let world = World::start(PROGRAM).await;
+    world.device("laptop").await;
+    assert_ok(&world.aditd(&["device", "user", "laptop", "alice"]).await);
+    assert_ok(&world.aditd(&["user", "revoke", "alice"]).await);
+    let listed = world.aditd(&["device", "list"]).await;
+    assert!(listed.stdout.contains("user revoked"), "{}", listed.stdout);
+    let restore = ["device", "restore", "laptop"];
+    assert_told(&world.aditd(&restore).await, FAILED, &["alice", "`aditd user restore alice"]);
+    // It may be revoked by itself, too.
+    assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
+    assert_told(&world.aditd(&restore).await, FAILED, &["`aditd user restore alice"]);
+    assert_ok(&world.aditd(&["user", "restore", "alice"]).await);
+    let listed = world.aditd(&["device", "list"]).await;
+    assert!(!listed.stdout.contains("revoked"), "{}", listed.stdout);
+}

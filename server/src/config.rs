@@ -32,7 +32,10 @@ use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
 };
-pub(crate) use self::{file::of_system, reach::addresses};
+pub(crate) use self::{
+    file::{SYSTEM_FILE, of_system},
+    reach::addresses,
+};
 pub use self::{https::HttpsFlags, outgoing::OutgoingPlace};
 use crate::{
     accounting::{AccountingSettings, queue},

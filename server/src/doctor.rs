@@ -87,8 +87,16 @@ async fn services(config: &Config) -> Vec<ServiceFound> {
     found
 }
 
-/// What the running server finds. A report that is younger than two seconds is used again.
+/// What the running server finds now, for its owner: who has just cured something sees that.
 pub(crate) async fn of_running(server: &Server) -> BoxFound {
+    let mut last = server.looked.lock().await;
+    let found = examine(server).await;
+    *last = Some((Instant::now(), found.clone()));
+    found
+}
+
+/// The same for devices. A report that is younger than two seconds is used again.
+async fn of_running_lately(server: &Server) -> BoxFound {
     // One examination at a time: those who wait get the result of the first one.
     let mut last = server.looked.lock().await;
     if let Some((at, found)) = &*last
@@ -96,22 +104,26 @@ pub(crate) async fn of_running(server: &Server) -> BoxFound {
     {
         return found.clone();
     }
+    let found = examine(server).await;
+    *last = Some((Instant::now(), found.clone()));
+    found
+}
+
+async fn examine(server: &Server) -> BoxFound {
     let around = look_around(&server.settings.config, server.gate.authority()).await;
-    let found = BoxFound {
+    BoxFound {
         server: running(server),
         max_in_flight: Some(in_flight(server.accounting.queue.most())),
         audit: Some(audit(server)),
         devices: Some(devices(server)),
         https: server.open.https.as_deref().map(|found| https(server, found)),
         ..around
-    };
-    *last = Some((Instant::now(), found.clone()));
-    found
+    }
 }
 
 /// The report for a device: all lines if its role may do everything, else those that concern it.
 pub(crate) async fn for_device(server: &Server, id: DeviceId) -> Report {
-    let found = BoxFound { device: device(server, id), ..of_running(server).await };
+    let found = BoxFound { device: device(server, id), ..of_running_lately(server).await };
     let is_admin = found
         .device
         .as_ref()
@@ -129,6 +141,7 @@ fn running(server: &Server) -> ServerFound {
         addresses: status.addresses,
         networks: status.allow_from,
         batches_refused: server.open.sockets.iter().map(|socket| socket.batches_refused()).sum(),
+        refused_to: server.open.sockets.iter().find_map(|socket| socket.refused_to()),
     }
 }
 
@@ -143,6 +156,7 @@ fn audit(server: &Server) -> AuditLog {
         dir: status.dir.display().to_string(),
         required: settings.required,
         failing: status.failing,
+        cure: status.cure,
         lost: status.lost,
     }
 }

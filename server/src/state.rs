@@ -6,7 +6,7 @@ pub(crate) mod register;
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use common::machine::{
@@ -27,10 +27,15 @@ pub(crate) const ELSEWHERE: &str = "if the state is elsewhere, name it with --st
 
 /// The default of the state directory: `/var/lib/adit` for root, else the user's data directory.
 pub(crate) fn default_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
-        return Some(PathBuf::from("/var/lib/adit"));
-    }
-    directories::ProjectDirs::from("", "", "aditd").map(|dirs| dirs.data_local_dir().to_owned())
+    // A command of root soon gets the rights of the directory's owner. The default stays root's.
+    static DEFAULT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        if rustix::process::geteuid().is_root() {
+            return Some(PathBuf::from("/var/lib/adit"));
+        }
+        directories::ProjectDirs::from("", "", "aditd").map(|dirs| dirs.data_local_dir().to_owned())
+    };
+    DEFAULT.get_or_init(find).clone()
 }
 
 /// An opened state directory.

@@ -69,7 +69,10 @@ impl FileError {
     /// An error of the operating system while `doing` something to `path`.
     pub fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { doing, path, source }
+        move |source| match foreign_in_own_dir(&path, &source) {
+            Some(owner) => Self::Foreign { path, owner },
+            None => Self::Io { doing, path, source },
+        }
     }
 
     /// `path` is damaged, in the way that `why` says.
@@ -85,6 +88,14 @@ impl FileError {
     /// The cure, for a file in the state directory.
     pub fn hint(&self) -> String {
         self.hint_for("--state-dir")
+    }
+
+    /// The cure for a program that goes on and tries it again by itself.
+    pub fn hint_to_go_on(&self, setting: &str) -> String {
+        match self {
+            Self::Io { source, .. } if is_full(source) => "free some disk space".to_owned(),
+            _ => self.hint_for(setting),
+        }
     }
 
     /// The cure. `setting` is the name of the setting that says where the file is.
@@ -121,7 +132,7 @@ impl FileError {
                         path.display()
                     )
                 }
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                _ if is_full(source) => {
                     "free some disk space and run it again: nothing was changed".to_owned()
                 }
                 io::ErrorKind::ReadOnlyFilesystem => {
@@ -135,6 +146,22 @@ impl FileError {
             ),
         }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// The owner of a file that this user may not use, if another user's file is in this user's own
+/// directory: then it is the file that is wrong, and not the user who runs this.
+fn foreign_in_own_dir(path: &Path, error: &io::Error) -> Option<u32> {
+    if error.kind() != io::ErrorKind::PermissionDenied {
+        return None;
+    }
+    let owner = fs::symlink_metadata(path).ok()?.uid();
+    let of_dir = fs::metadata(path.parent()?).ok()?.uid();
+    let own = rustix::process::geteuid().as_raw();
+    (of_dir == own && owner != own).then_some(owner)
 }
 
 /// Makes the directory `path` (mode 0700) and its parents. If it exists, it must have that owner

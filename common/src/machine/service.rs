@@ -265,12 +265,14 @@ fn first_line(stderr: &[u8]) -> String {
 
 fn command(step: &Step) -> Command {
     let mut command = Command::new(step.program);
-    command.args(&step.args);
-    // A login that was changed by su(1) or sudo(8) does not know where its manager is.
-    let uid = rustix::process::geteuid().as_raw();
-    let runtime = format!("/run/user/{uid}");
-    if std::env::var_os("XDG_RUNTIME_DIR").is_none() && Path::new(&runtime).exists() {
-        command.env("XDG_RUNTIME_DIR", runtime);
-    }
+    command.args(&step.args).envs(user_manager());
     command
+}
+
+/// The variable that lets `systemctl --user` find the manager of this user, if it is missing: a login
+/// that was changed by su(1) or sudo(8) does not have it.
+pub fn user_manager() -> Option<(&'static str, String)> {
+    let runtime = format!("/run/user/{}", rustix::process::geteuid().as_raw());
+    let is_needed = std::env::var_os("XDG_RUNTIME_DIR").is_none() && Path::new(&runtime).exists();
+    is_needed.then_some(("XDG_RUNTIME_DIR", runtime))
 }

@@ -57,7 +57,8 @@ struct WriterState {
     untold: AtomicU64,
     /// Lost lines since the start.
     lost: AtomicU64,
-    why: Mutex<Option<String>>,
+    /// Why the log could not be written at the last attempt, and what cures that.
+    why: Mutex<Option<(String, String)>>,
 }
 
 /// The state of the audit log, for `aditd status`.
@@ -69,6 +70,9 @@ pub struct AuditStatus {
     pub lost: u64,
     /// Why the log can't be written now, if so.
     pub failing: Option<String>,
+    /// What cures that, if it is known.
+    #[serde(default)]
+    pub cure: Option<String>,
 }
 
 impl Audit {
@@ -132,10 +136,12 @@ impl Audit {
     pub(crate) fn status(&self) -> AuditStatus {
         let failing = self.state.failing.load(Relaxed);
         let why = self.state.why.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (why, cure) = why.filter(|_| failing).unzip();
         AuditStatus {
             dir: self.dir.clone(),
             lost: self.state.lost.load(Relaxed),
             failing: failing.then(|| why.unwrap_or_else(|| "the disk is too slow".to_owned())),
+            cure,
         }
     }
 
@@ -154,7 +160,7 @@ impl WriterState {
         self.untold.fetch_add(lines, Relaxed);
     }
 
-    /// Logs a failure once, until writing succeeds again.
+    /// Logs a failure once, until one comes that needs another cure, or writing succeeds again.
     fn fails(&self, error: &FileError) {
         let why = match std::error::Error::source(error) {
             Some(source) => format!("{error}: {source}"),
@@ -162,13 +168,11 @@ impl WriterState {
         };
         let mut said = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         self.failing.store(true, Relaxed);
-        if said.is_none() {
-            warn!(
-                "the audit log can't be written: {why}; {}",
-                error.hint_for("`audit_dir` in the configuration")
-            );
-            *said = Some(why);
+        let now = (why, error.hint_to_go_on("`audit_dir` in the configuration"));
+        if said.as_ref().is_none_or(|(_, cure)| *cure != now.1) {
+            warn!("the audit log can't be written: {}; {}", now.0, now.1);
         }
+        *said = Some(now);
     }
 
     fn recovers(&self, lost: u64) {
@@ -316,7 +320,10 @@ mod tests {
             (&lines[0]["event"], &lines[0]["lines"], &lines[1]["pid"]),
             (&"lost".into(), &2.into(), &4.into())
         );
-        assert_eq!(audit.status(), AuditStatus { dir: settings.dir, lost: 2, failing: None });
+        assert_eq!(
+            audit.status(),
+            AuditStatus { dir: settings.dir, lost: 2, failing: None, cure: None }
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `aditd invite`: prints one code on standard output, and everything else on standard error.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use clap::Args;
 use common::machine::{
@@ -22,7 +22,7 @@ use time::{OffsetDateTime, macros::format_description};
 use crate::{
     audit::{self, Event},
     commands::beside::Beside,
-    config::{AdvertiseFlags, Flags},
+    config::{AdvertiseFlags, Flags, SYSTEM_FILE},
     policy::roles,
     running::{Answer, NOWHERE, Request},
     serve::started,
@@ -168,11 +168,10 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         say(typed(format!(
             "Note: the server has no address that other machines reach, only\n      \
              {}: this code works on this machine alone.\n      \
-             For other machines of this network, start it again:\n      \
-             `aditd serve --listen 0.0.0.0:11435 --allow-from {}`,\n      \
+             {},\n      \
              and make a new code.",
             invitation.addresses.join(", "),
-            own_network_or_example()
+            to_be_reached(&state.dir)
         )));
     }
     if matches!(running, Ok(None)) {
@@ -195,6 +194,24 @@ fn ttl(invite: &Invite) -> Result<Duration, Failure> {
         return Err(Failure::new(what).hint("for example `--ttl 1h`").exit(Exit::Usage));
     }
     Ok(ttl)
+}
+
+/// How the server is started so that other machines of this network reach it.
+fn to_be_reached(dir: &Path) -> String {
+    let network = own_network_or_example();
+    match started::unit_restart(dir) {
+        Some(restart) => format!(
+            "For other machines of this network, put these lines into {}:\n      \
+             listen = [\"0.0.0.0:11435\"]\n      \
+             allow_from = [\"{network}\"]\n      \
+             then run `{restart}`",
+            SYSTEM_FILE
+        ),
+        None => format!(
+            "For other machines of this network, start it again:\n      \
+             `aditd serve --listen 0.0.0.0:11435 --allow-from {network}`"
+        ),
+    }
 }
 
 fn list(state: &State, json: bool) -> Result<(), Failure> {

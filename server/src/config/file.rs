@@ -30,7 +30,8 @@ use crate::{
     },
 };
 
-const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
+/// The configuration file that is read if none is named.
+pub(crate) const SYSTEM_FILE: &str = "/etc/adit/aditd.toml";
 
 /// The content of the file.
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, process::Stdio, time::Duration};
 
-use common::machine::process;
+use common::machine::{process, service};
 use proto::doctor::gpu_box::{Unit, UnitState};
 use tokio::process::Command;
 
@@ -48,7 +48,7 @@ fn loaded(properties: &Properties, is_users: bool) -> Option<UnitState> {
 
 async fn run(program: &str, args: &[&str]) -> Option<String> {
     let mut command = Command::new(program);
-    command.args(args).stdin(Stdio::null()).kill_on_drop(true);
+    command.envs(service::user_manager()).args(args).stdin(Stdio::null()).kill_on_drop(true);
     let out = tokio::time::timeout(ANSWER_WITHIN, command.output()).await.ok()?.ok()?;
     out.status.success().then(|| String::from_utf8_lossy(&out.stdout).into_owned())
 }

@@ -69,6 +69,15 @@ impl Started {
     }
 }
 
+/// The command that starts the server's unit again, so that it reads another configuration file; `None`
+/// if no unit of the system has started it.
+pub(crate) fn unit_restart(dir: &Path) -> Option<String> {
+    let bytes = files::read(&dir.join(FILE)).ok()?;
+    let started = serde_json::from_slice::<Started>(&bytes).ok()?;
+    let unit = started.unit.as_ref().filter(|unit| !unit.is_users && started.is_plain())?;
+    Some(format!("sudo systemctl restart {}", quoted(&unit.name)))
+}
+
 /// The command that starts the server again on the state in `dir`.
 pub(crate) fn command(dir: &Path) -> String {
     noted(dir).unwrap_or_else(|| "aditd serve".to_owned())

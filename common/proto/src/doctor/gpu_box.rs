@@ -78,7 +78,9 @@ fn server(found: &BoxFound) -> Option<Judgement> {
     Some(match &found.server {
         ServerFound::Unasked(failure) => failed(failure),
         ServerFound::OfAnother => {
-            not_checked("the rights of the user whose aditd runs here").cure("sudo aditd doctor")
+            not_checked("the rights of the user whose aditd runs here, or its `--state-dir`")
+                .cure("sudo aditd doctor")
+                .cure_by("whose it is, and with which flags", "ps -C aditd -o user,args")
         }
         ServerFound::NotRunning { state_dir } => {
             let judged = bad(format!("it does not run on the state in `{state_dir}`"));
@@ -96,15 +98,26 @@ fn server(found: &BoxFound) -> Option<Judgement> {
             "version {version} runs (pid {pid}), and version {} is installed",
             found.version
         ))
-        .cure(match has_unit {
-            Some(unit) if unit.is_users => "systemctl --user restart aditd".to_owned(),
-            Some(_) => "sudo systemctl restart aditd".to_owned(),
-            None => format!("kill {pid}; {}", found.start),
-        }),
+        .cure_by(
+            "running answers go on",
+            match has_unit {
+                Some(unit) if !unit.is_users => "sudo aditd replace".to_owned(),
+                _ => format!("aditd replace{}", found.argument),
+            },
+        ),
         ServerFound::Running { pid, version, .. } => {
             ok(format!("version {version} runs (pid {pid})"))
         }
     })
+}
+
+/// The command that starts the running server again.
+fn start_again(found: &BoxFound) -> String {
+    match found.unit.as_ref().and_then(|unit| unit.state.as_ref()) {
+        Some(unit) if unit.is_users => "systemctl --user restart aditd".to_owned(),
+        Some(_) => "sudo systemctl restart aditd".to_owned(),
+        None => format!("aditd replace{}", found.argument),
+    }
 }
 
 fn config(found: &BoxFound) -> Option<Judgement> {
@@ -143,7 +156,7 @@ fn certificate(found: &BoxFound) -> Option<Judgement> {
         } else {
             bad(format!("the server's ended at {until}"))
         };
-        judged.cure_by("a new one is made at the start", "sudo systemctl restart aditd")
+        judged.cure_by("a new one is made at the start", start_again(found))
     })
 }
 
@@ -179,6 +192,10 @@ fn unit(found: &BoxFound) -> Option<Judgement> {
         }));
     };
     let systemctl = if state.is_users { "systemctl --user" } else { "sudo systemctl" };
+    if state.active == "failed" {
+        let journalctl = if state.is_users { "journalctl --user" } else { "journalctl" };
+        return Some(bad("the unit has failed").cure(format!("{journalctl} -u aditd -n 20")));
+    }
     if !state.enabled {
         let judged = warn("the unit is not enabled: aditd does not come back after a boot");
         return Some(judged.cure(format!("{systemctl} enable aditd")));
@@ -189,10 +206,6 @@ fn unit(found: &BoxFound) -> Option<Judgement> {
             unit.user
         ));
         return Some(judged.cure(format!("loginctl enable-linger {}", unit.user)));
-    }
-    if state.active == "failed" {
-        let judged = bad("the unit has failed");
-        return Some(judged.cure("journalctl -u aditd -n 20"));
     }
     Some(ok(format!("the unit is enabled and {}", state.active)))
 }
@@ -233,13 +246,13 @@ fn authorize(found: &BoxFound) -> Option<Judgement> {
             "{address} took {} ms to answer, and each request waits for it; with `Cache-Control: max-age=60` in its answer it is asked less often",
             took.as_millis()
         ))
-        .cure_by("see how long it takes", by_hand.clone()),
+        .cure_by("see how long it takes", format!("time {by_hand}")),
         Ok(took) => ok(format!("{address} answers in {} ms", took.as_millis())),
     })
 }
 
 fn audit(found: &BoxFound) -> Option<Judgement> {
-    let AuditLog { dir, required, failing, lost } = found.audit.as_ref()?;
+    let AuditLog { dir, required, failing, cure, lost } = found.audit.as_ref()?;
     let cured = |judged: Judgement| {
         judged
             .cure_by("is the disk full?", format!("df -h '{dir}'"))
@@ -252,9 +265,16 @@ fn audit(found: &BoxFound) -> Option<Judgement> {
             } else {
                 "so nobody will know what was asked"
             };
-            cured(bad(format!("`{dir}` can't be written: {why}; {then}")))
+            let judged = bad(format!("`{dir}` can't be written: {why}; {then}"));
+            match cure {
+                Some(cure) if cure.contains('`') => judged.hints(&[cure]),
+                _ => cured(judged),
+            }
         }
-        (None, 1..) => cured(warn(format!("{} lost since the start", human::count(*lost, "line")))),
+        (None, 1..) => cured(warn(format!(
+            "{} lost since the start; it can be written now",
+            human::count(*lost, "line")
+        ))),
         (None, 0) => ok(format!("`{dir}` can be written")),
     })
 }
@@ -276,18 +296,22 @@ fn devices(found: &BoxFound) -> Option<Judgement> {
 }
 
 fn sockets(found: &BoxFound) -> Option<Judgement> {
-    if let ServerFound::Running { batches_refused: 1.., .. } = found.server {
-        return Some(batches(""));
+    if let ServerFound::Running { batches_refused: 1.., refused_to, .. } = found.server {
+        let to = refused_to.map(|ip| ip.to_canonical().to_string()).unwrap_or_default();
+        return Some(batches(&to, "aditd"));
     }
-    laptop::buffers(found.buffers)
+    laptop::buffers(found.buffers, "aditd")
 }
 
 /// The judgement for a network card that refuses batches of datagrams. `where_to` is an address
-/// that is reached through that card, or empty.
-pub(super) fn batches(where_to: &str) -> Judgement {
+/// that is reached through that card, or empty. `program` sends no batches until it is started again.
+pub(super) fn batches(where_to: &str, program: &str) -> Judgement {
     let to = if where_to.is_empty() { "1.1.1.1" } else { where_to };
     warn("a network card refuses batches of datagrams (GSO), so each one is sent alone, which is slow on fast links")
-        .cure(format!("sudo ethtool -K \"$(ip -o route get {to} | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off"))
+        .cure_by(
+            format!("until the next boot; then start {program} again"),
+            format!("sudo ethtool -K \"$(ip -o route get {to} | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off"),
+        )
 }
 
 /// The line for a box that could not be asked. `why` says what is needed to ask it.

@@ -130,7 +130,7 @@ pub const CHECKS: [Check<LaptopFound>; 10] = [
         id: "laptop_buffers",
         title: "socket buffers",
         needs: &[],
-        judge: |found| buffers(found.buffers),
+        judge: |found| buffers(found.buffers, "adit"),
     },
 ];
 
@@ -265,8 +265,9 @@ fn adit(found: &LaptopFound) -> Option<Judgement> {
     })
 }
 
-/// Judges the kernel's limits for socket buffers, of the laptop and of the box.
-pub(super) fn buffers(found: Option<Buffers>) -> Option<Judgement> {
+/// Judges the kernel's limits for socket buffers, of the laptop and of the box. `program` uses other
+/// limits once it is started again.
+pub(super) fn buffers(found: Option<Buffers>, program: &str) -> Option<Judgement> {
     let Buffers { wanted, rmem_max, wmem_max } = found?;
     let sizes =
         format!("{} for receiving, {} for sending", human::size(rmem_max), human::size(wmem_max));
@@ -279,12 +280,10 @@ pub(super) fn buffers(found: Option<Buffers>) -> Option<Judgement> {
         if now < wanted { format!(" net.core.{name}={wanted}") } else { String::new() }
     };
     let settings = setting("rmem_max", rmem_max) + &setting("wmem_max", wmem_max);
-    Some(
-        judged.cure_by(
-            "until the next boot; then start adit again",
-            format!("sudo sysctl -w{settings}"),
-        ),
-    )
+    Some(judged.cure_by(
+        format!("until the next boot (of a container: on its host); then start {program} again"),
+        format!("sudo sysctl -w{settings}"),
+    ))
 }
 
 #[cfg(test)]

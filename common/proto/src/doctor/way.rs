@@ -253,7 +253,7 @@ fn mtu(found: &WayFound) -> Option<Judgement> {
     let SessionFound { mtu, batches_refused, seconds, .. } = session;
     if *batches_refused > 0 {
         let host = session.remote.rsplit_once(':').map_or("", |(host, _)| host);
-        return Some(gpu_box::batches(host.trim_start_matches('[').trim_end_matches(']')));
+        return Some(gpu_box::batches(host.trim_start_matches('[').trim_end_matches(']'), "adit"));
     }
     let size = format!("up to {mtu} bytes arrive");
     if *mtu <= LEAST_MTU && *seconds > SEARCHED {

@@ -4,7 +4,7 @@
 use std::{
     fmt,
     io::{self, IoSliceMut},
-    net::{SocketAddr, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::{AsFd, BorrowedFd},
     pin::Pin,
     sync::{
@@ -46,6 +46,8 @@ pub struct SystemSocket {
     error: AtomicI32,
     /// How many batches the system refused.
     refused: AtomicU64,
+    /// Where to the last of them was.
+    refused_to: Mutex<Option<IpAddr>>,
     outgoing: Mutex<Outgoing>,
     /// Where datagrams come from, once another process reads the socket.
     inbox: OnceLock<Inbox>,
@@ -74,6 +76,7 @@ impl SystemSocket {
             is_full: AtomicBool::new(false),
             error: AtomicI32::new(0),
             refused: AtomicU64::new(0),
+            refused_to: Mutex::default(),
             outgoing: Mutex::default(),
             inbox: OnceLock::new(),
         }))
@@ -102,6 +105,11 @@ impl SystemSocket {
         self.refused.load(Relaxed)
     }
 
+    /// Where to the last batch was that the system refused.
+    pub fn refused_to(&self) -> Option<IpAddr> {
+        *self.refused_to.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
         self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -114,6 +122,8 @@ impl SystemSocket {
     /// report that only when they get one (EIO, EINVAL).
     fn send_each(&self, transmit: &Transmit<'_>, size: usize) -> io::Result<()> {
         self.refused.fetch_add(1, Relaxed);
+        let to = transmit.destination.ip();
+        *self.refused_to.lock().unwrap_or_else(PoisonError::into_inner) = Some(to);
         for contents in transmit.contents.chunks(size.max(1)) {
             self.send(&Transmit {
                 destination: transmit.destination,

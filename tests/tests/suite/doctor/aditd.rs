@@ -287,7 +287,7 @@ async fn an_audit_log_that_cannot_be_written_is_told() {
     )
     .await;
     let said = Diagnosis::of(world.aditd(&["doctor", "--json"]).await);
-    said.names("audit", "bad", "can't be written", "df -h ");
+    said.names("audit", "bad", "can't be written", "ls -ld ");
     assert_eq!(said.ended.code, Some(1));
 }
 

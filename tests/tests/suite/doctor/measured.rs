@@ -143,6 +143,5 @@ async fn versions_that_differ_are_told_on_the_way_and_on_the_box() {
     );
     assert_eq!((said.verdict("session"), said.ended.code), ("ok", Some(0)), "{said:#?}");
     let said = Diagnosis::of(world.aditd(&["doctor", "--json"]).await);
-    let restart = format!("kill {}; aditd serve", world.aditd.pid());
-    said.names("aditd", "warn", "version 0.0.9 runs", &restart);
+    said.names("aditd", "warn", "version 0.0.9 runs", "aditd replace --state-dir '");
 }

@@ -129,6 +129,14 @@ async fn an_unreadable_state_is_refused_with_its_owner_as_the_cure() {
     }
     assert_ok(&aditd(&["invite", "laptop"]));
 
+    if ordinary.as_root {
+        // A file of root's among this user's: the file is wrong, and not the user who runs this.
+        std::os::unix::fs::chown(state.join("ca.key"), Some(0), Some(0)).expect("root may");
+        let told = aditd(&["serve", "--listen", "127.0.0.1:0"]);
+        let cure = format!("sudo chown --no-dereference {} '", Ordinary::NOBODY);
+        assert_told(&told, FAILED, &["ca.key` belongs to another user (uid 0)", &cure]);
+    }
+
     // The same for a state that can't be written.
     let place = home.join("closed");
     fs::create_dir(&place).expect("a directory");
@@ -200,7 +208,7 @@ async fn a_register_that_becomes_unreadable_does_not_fill_the_log_and_stop_is_th
     change("UPDATE device SET id = 'x-' || id WHERE name = 'desk'");
     world.aditd.says("register.sqlite` is damaged").await;
     let told = world.aditd(&["device", "revoke", "laptop"]).await;
-    assert_told(&told, FAILED, &["is damaged", "`systemctl stop aditd`"]);
+    assert_told(&told, FAILED, &["is damaged", "`sudo systemctl stop aditd`"]);
     assert!(!told.stderr.contains("restart"), "{}", told.stderr);
     // The server reads the register four times a second: a log line per failure would show by then.
     tokio::time::sleep(Duration::from_secs(3)).await;

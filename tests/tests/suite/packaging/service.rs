@@ -202,7 +202,10 @@ systemctl is-active aditd && systemctl is-enabled aditd
 echo "user $(stat --format=%U "/proc/$(systemctl show --property=MainPID --value aditd)")"
 aditd service status >/dev/null && echo "the server is shown"
 aditd service logs -n 5 >/dev/null && echo "its log is shown"
-code=$(aditd invite laptop 2>/dev/null | grep ^adit)
+aditd invite laptop >/invited 2>&1
+code=$(grep ^adit /invited)
+echo "its note: $(grep -o 'then run `sudo systemctl restart aditd`' /invited)"
+echo "doctor: $(aditd doctor | grep -o 'can read `/var/lib/adit`')"
 
 useradd --create-home joe
 uid=$(id -u joe)
@@ -234,10 +237,17 @@ aditd service uninstall
 systemctl is-active aditd || true
 ls /etc/systemd/system/aditd.service 2>/dev/null || echo "its unit is gone"
 ls /var/lib/adit/ca.key
+joe aditd service install
+# A login by su(1) does not know where the manager of its units is.
+echo "by su: $(setpriv --reuid=joe --regid=joe --init-groups env -u XDG_RUNTIME_DIR HOME=/home/joe \
+    aditd doctor | grep -o 'the unit is enabled and active')"
 "#;
     let Some((said, ended)) = systemd::run(PROGRAM, &[], script) else { return };
     assert!(ended, "{said}");
     for line in [
+        "its note: then run `sudo systemctl restart aditd`",
+        "doctor: can read `/var/lib/adit`",
+        "by su: the unit is enabled and active",
         "active",
         "enabled",
         "user aditd",

@@ -71,6 +71,9 @@ pub enum ServerFound {
         networks: Vec<String>,
         /// Batches of datagrams that a network card refused.
         batches_refused: u64,
+        /// Where to the last one was.
+        #[serde(default)]
+        refused_to: Option<std::net::IpAddr>,
     },
     /// A server runs here, on the state of another user.
     OfAnother,
@@ -140,6 +143,9 @@ pub struct AuditLog {
     pub required: bool,
     /// Why it can't be written now; `None` if it can.
     pub failing: Option<String>,
+    /// What cures that, if it is known.
+    #[serde(default)]
+    pub cure: Option<String>,
     /// Lines that were lost since the start.
     pub lost: u64,
 }

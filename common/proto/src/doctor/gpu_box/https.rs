@@ -44,9 +44,7 @@ pub(super) fn https(found: &BoxFound) -> Option<Judgement> {
                 "replace the files; they are read again",
                 format!("openssl x509 -noout -enddate -in '{file}'"),
             ),
-            None => {
-                judged.cure_by("it is issued anew at the start", "sudo systemctl restart aditd")
-            }
+            None => judged.cure_by("it is issued anew at the start", super::start_again(found)),
         });
     }
     let ends = |(_, end): &&(Name, i64)| (https.now..https.now + SOON).contains(end);

@@ -1,5 +1,7 @@
 //! Findings of a box, and the line and cure that each is told.
 
+mod service;
+
 use super::{
     device::DeviceFound,
     https::HttpsFound,
@@ -32,6 +34,7 @@ fn well() -> BoxFound {
             addresses: vec!["192.168.1.7:11435".to_owned()],
             networks: vec!["192.168.1.0/24".to_owned()],
             batches_refused: 0,
+            refused_to: None,
         },
         config: Some(Ok(Some("/etc/adit/aditd.toml".to_owned()))),
         state: Some(("/var/lib/adit".to_owned(), Vec::new())),
@@ -73,6 +76,7 @@ fn well() -> BoxFound {
             dir: "/var/log/adit".to_owned(),
             required: false,
             failing: None,
+            cure: None,
             lost: 0,
         }),
         devices: Some(Devices { enrolled: 2, connected: 1, without_role: Vec::new() }),
@@ -126,10 +130,6 @@ fn running(
     }
 }
 
-fn unit_of(found: &mut BoxFound) -> &mut Unit {
-    found.unit.as_mut().expect("a unit")
-}
-
 fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
     found.device.as_mut().expect("a device")
 }
@@ -139,7 +139,7 @@ fn https_of(found: &mut BoxFound) -> &mut HttpsFound {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 40] = [
+const BREAKAGES: [Breakage<BoxFound>; 36] = [
     (
         |found| found.services[0].answer = VersionAnswer::Refused,
         "services",
@@ -173,7 +173,7 @@ const BREAKAGES: [Breakage<BoxFound>; 40] = [
     ),
     (
         |found| {
-            unit_of(found).state.as_mut().expect("a state").active = "failed".to_owned();
+            service::state_of(found).active = "failed".to_owned();
             found.server = ServerFound::NotRunning { state_dir: "/x".to_owned() };
         },
         "aditd",
@@ -197,7 +197,7 @@ const BREAKAGES: [Breakage<BoxFound>; 40] = [
         "aditd",
         Verdict::Warn,
         "version 0.9.0 runs (pid 7), and version 1.0.0 is installed",
-        "sudo systemctl restart aditd",
+        "sudo aditd replace",
     ),
     (
         |found| {
@@ -258,37 +258,6 @@ const BREAKAGES: [Breakage<BoxFound>; 40] = [
         Verdict::Warn,
         "has no address that devices could be told",
         "aditd serve --advertise HOST:PORT",
-    ),
-    (
-        |found| unit_of(found).state = None,
-        "unit",
-        Verdict::Warn,
-        "does not come back after a boot",
-        "sudo aditd service install",
-    ),
-    (
-        |found| unit_of(found).state.as_mut().expect("a state").enabled = false,
-        "unit",
-        Verdict::Warn,
-        "is not enabled",
-        "sudo systemctl enable aditd",
-    ),
-    (
-        |found| {
-            unit_of(found).state.as_mut().expect("a state").is_users = true;
-            unit_of(found).user = "me".to_owned();
-        },
-        "unit",
-        Verdict::Warn,
-        "ends when that user logs out",
-        "loginctl enable-linger me",
-    ),
-    (
-        |found| unit_of(found).state.as_mut().expect("a state").active = "failed".to_owned(),
-        "unit",
-        Verdict::Bad,
-        "has failed",
-        "journalctl -u aditd -n 20",
     ),
     (
         |found| found.ollama.answer = VersionAnswer::Refused,
@@ -407,7 +376,7 @@ const BREAKAGES: [Breakage<BoxFound>; 40] = [
         "authorize",
         Verdict::Warn,
         "took 900 ms",
-        "curl -i -X POST http://127.0.0.1:9000/check",
+        "time curl -i -X POST http://127.0.0.1:9000/check",
     ),
     (
         |found| found.audit.as_mut().expect("a log").failing = Some("no space left".to_owned()),

@@ -45,6 +45,7 @@ async fn the_datagrams_of_a_refused_batch_go_one_by_one() {
     };
     system.send_each(&batch, 2).expect("sent");
     assert_eq!(system.batches_refused(), 1);
+    assert_eq!(system.refused_to(), Some(batch.destination.ip()));
     let mut datagram = [0; 8];
     for expected in [&b"aa"[..], b"bb", b"c"] {
         let (n, _) = peer.recv_from(&mut datagram).expect("received");

@@ -1,0 +1,147 @@
+//! Findings about what starts and stops, and about what it writes: the unit, the audit log, the sockets.
+
+use super::*;
+
+fn unit_of(found: &mut BoxFound) -> &mut Unit {
+    found.unit.as_mut().expect("a unit")
+}
+
+pub(super) fn state_of(found: &mut BoxFound) -> &mut UnitState {
+    unit_of(found).state.as_mut().expect("a state")
+}
+
+fn refuse_batches(found: &mut BoxFound, to: &str) {
+    let ServerFound::Running { batches_refused, refused_to, .. } = &mut found.server else {
+        panic!("it runs");
+    };
+    (*batches_refused, *refused_to) = (1, Some(to.parse().expect("an address")));
+}
+
+const BREAKAGES: [Breakage<BoxFound>; 14] = [
+    (
+        |found| unit_of(found).state = None,
+        "unit",
+        Verdict::Warn,
+        "does not come back after a boot",
+        "sudo aditd service install",
+    ),
+    (
+        |found| state_of(found).enabled = false,
+        "unit",
+        Verdict::Warn,
+        "is not enabled",
+        "sudo systemctl enable aditd",
+    ),
+    (
+        |found| {
+            state_of(found).is_users = true;
+            unit_of(found).user = "me".to_owned();
+        },
+        "unit",
+        Verdict::Warn,
+        "ends when that user logs out",
+        "loginctl enable-linger me",
+    ),
+    (
+        |found| state_of(found).active = "failed".to_owned(),
+        "unit",
+        Verdict::Bad,
+        "has failed",
+        "journalctl -u aditd -n 20",
+    ),
+    (
+        |found| {
+            *state_of(found) =
+                UnitState { is_users: true, enabled: false, active: "failed".to_owned() };
+        },
+        "unit",
+        Verdict::Bad,
+        "has failed",
+        "journalctl --user -u aditd -n 20",
+    ),
+    (
+        |found| {
+            found.unit = None;
+            found.argument = " --state-dir '/x'".to_owned();
+            found.version = "2.0.0".to_owned();
+        },
+        "aditd",
+        Verdict::Warn,
+        "version 1.0.0 runs (pid 7), and version 2.0.0 is installed",
+        "aditd replace --state-dir '/x'",
+    ),
+    (
+        |found| {
+            state_of(found).is_users = true;
+            found.certificate = Some((NOW - 1, NOW));
+        },
+        "box_certificate",
+        Verdict::Bad,
+        "a new one is made at the start",
+        "systemctl --user restart aditd",
+    ),
+    (
+        |found| found.audit.as_mut().expect("a log").failing = Some("no space left".to_owned()),
+        "audit",
+        Verdict::Bad,
+        "`/var/log/adit` can't be written: no space left; so nobody will know",
+        "df -h '/var/log/adit'",
+    ),
+    (
+        |found| {
+            let audit = found.audit.as_mut().expect("a log");
+            audit.failing = Some("no space left".to_owned());
+            audit.cure = Some("free some disk space".to_owned());
+        },
+        "audit",
+        Verdict::Bad,
+        "is the disk full?",
+        "df -h '/var/log/adit'",
+    ),
+    (
+        |found| {
+            let audit = found.audit.as_mut().expect("a log");
+            audit.failing = Some("it belongs to another user (uid 0)".to_owned());
+            audit.cure = Some("if you know it: `sudo chown 7 '/var/log/adit'`".to_owned());
+        },
+        "audit",
+        Verdict::Bad,
+        "belongs to another user",
+        "sudo chown 7 '/var/log/adit'",
+    ),
+    (
+        |found| found.audit.as_mut().expect("a log").lost = 2,
+        "audit",
+        Verdict::Warn,
+        "2 lines lost since the start; it can be written now",
+        "df -h '/var/log/adit'",
+    ),
+    (
+        |found| refuse_batches(found, "::ffff:192.168.1.9"),
+        "box_buffers",
+        Verdict::Warn,
+        "until the next boot; then start aditd again",
+        "sudo ethtool -K \"$(ip -o route get 192.168.1.9 | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off",
+    ),
+    (
+        |found| refuse_batches(found, "fd00::9"),
+        "box_buffers",
+        Verdict::Warn,
+        "refuses batches of datagrams (GSO)",
+        "sudo ethtool -K \"$(ip -o route get fd00::9 | sed 's/.* dev \\([^ ]*\\).*/\\1/')\" tx-udp-segmentation off",
+    ),
+    (
+        |found| {
+            found.buffers = Some(laptop::Buffers { wanted: 8, rmem_max: 4, wmem_max: 8 });
+        },
+        "box_buffers",
+        Verdict::Warn,
+        "then start aditd again",
+        "sudo sysctl -w net.core.rmem_max=8",
+    ),
+];
+
+#[test]
+fn each_breakage_is_named_with_a_cure() {
+    assert_each_is_named(&BREAKAGES, well, lines);
+}

@@ -13,9 +13,9 @@ const { Provider } = await import(pathToFileURL(require.resolve('oidc-provider')
 // People by their name: { email, groups, disabled, ttl }.
 const people = {};
 let isDown = false;
-// What a test changes: whether there is a device grant, how long its codes and ID tokens are valid,
-// and whether claims are only at the userinfo endpoint.
-let settings = { deviceFlow: true, deviceTtl: 600, conform: false };
+// What a test changes: whether there is a device grant, how long its codes and refresh tokens are
+// valid, and whether claims are only at the userinfo endpoint.
+let settings = { deviceFlow: true, deviceTtl: 600, conform: false, refreshTtl: 86400 };
 let keyNumber = 0;
 let keys = [newKey()];
 let provider;
@@ -59,7 +59,7 @@ function start() {
       claims: async () => ({ sub: name, email_verified: true, ...claimsOf(name) }),
     } : undefined),
     extraTokenClaims: (_ctx, token) => claimsOf(token.clientId),
-    ttl: { ClientCredentials: (_ctx, token) => people[token.clientId]?.ttl ?? 600, RefreshToken: 86400, Grant: 86400, Session: 86400, Interaction: 600, AccessToken: 600, IdToken: 600, DeviceCode: settings.deviceTtl },
+    ttl: { ClientCredentials: (_ctx, token) => people[token.clientId]?.ttl ?? 600, RefreshToken: settings.refreshTtl, Grant: 86400, Session: 86400, Interaction: 600, AccessToken: 600, IdToken: 600, DeviceCode: settings.deviceTtl },
     features: {
       devInteractions: { enabled: true },
       deviceFlow: { enabled: settings.deviceFlow },

@@ -126,7 +126,7 @@ impl Enroll {
         if self.device.is_none() {
             return Ok(());
         }
-        let what = "`--device` is for signing in and for enrolling over SSH, but this code has a name for the device";
+        let what = "`--device` is for enrolling over SSH and for signing in, but this code has a name for the device";
         Err(Failure::new(what)
             .hint("leave it out: a device that enrolls by such a code gets the name from `aditd invite NAME` on the server")
             .exit(Exit::Usage))

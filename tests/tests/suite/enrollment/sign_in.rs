@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 use tests::{
     credentials,
+    fake_clock::FakeClock,
     provider::Provider,
     raw,
     signing_in::{self, SigningIn},
@@ -187,6 +188,30 @@ async fn keys_that_the_provider_changes_are_followed_and_a_provider_that_is_down
     provider.tell("down", json!({ "is": false })).await;
     signing_in::enroll(&world, &provider, &code, "third", "bob").await;
     assert!(world.status().await["oidc"]["failing"].is_null());
+}
+
+#[tokio::test]
+async fn the_clocks_of_the_provider_and_the_server_may_differ_by_a_minute() {
+    let Some((provider, mut world)) = start(&[]).await else { return };
+    let Some(clock) = FakeClock::new(&world.scratch("")) else { return };
+    world.aditd.stop().await;
+    world.restart_server_by(&clock).await;
+    let code = signing_in::code(&world).await;
+    let begin = |device: Device| {
+        let (world, code) = (&world, &code);
+        async move { SigningIn::begin(world, &device, Some(code), &["--device", "laptop"]).await }
+    };
+    // The provider's token is from the future, by this clock.
+    clock.set_ahead(-90);
+    let early = begin(world.stranger("early")).await;
+    let early = refused(early, &provider, json!({ "name": "alice" })).await;
+    assert!(early.contains("is from the future") && early.contains("clocks"), "{early}");
+    clock.set_ahead(1200);
+    let late = begin(world.stranger("late")).await;
+    let late = refused(late, &provider, json!({ "name": "alice" })).await;
+    assert!(late.contains("the provider's token ended"), "{late}");
+    clock.set_ahead(30);
+    signing_in::enroll(&world, &provider, &code, "laptop", "alice").await;
 }
 
 #[tokio::test]

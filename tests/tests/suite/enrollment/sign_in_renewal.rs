@@ -31,6 +31,30 @@ async fn asked(up: &Up) -> String {
     raw::exchange(up.address, "GET /api/version HTTP/1.0\r\n\r\n").await
 }
 
+/// Asserts that the refresh token is in the register, and in no log and no backup.
+async fn only_the_register_has_the_refresh_token(world: &World) {
+    let register =
+        rusqlite::Connection::open(world.state().join("register.sqlite")).expect("opened");
+    let token = |db: &rusqlite::Connection| {
+        let query = "SELECT refresh_token FROM sign_in";
+        db.query_row(query, [], |row| row.get::<_, Option<String>>(0)).expect("a sign-in")
+    };
+    let kept = token(&register).expect("a refresh token");
+    let backup = world.scratch("backup.json");
+    let made = world.aditd(&["backup", backup.to_str().expect("a path")]).await;
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let made = std::fs::read(&backup).expect("read");
+    let made: Value = serde_json::from_slice(&made).expect("JSON");
+    let copy = made["register"].as_str().expect("the register");
+    let copy = data_encoding::BASE64.decode(copy.as_bytes()).expect("base64");
+    assert!(!copy.windows(kept.len()).any(|part| part == kept.as_bytes()));
+    let file = world.scratch("copy.sqlite");
+    std::fs::write(&file, copy).expect("written");
+    assert_eq!(token(&rusqlite::Connection::open(&file).expect("opened")), None);
+    let audit = world.audit(&[]).await.iter().map(Value::to_string).collect::<String>();
+    assert!(!audit.contains(&kept) && !world.aditd.log().contains(&kept));
+}
+
 /// Waits until it is so.
 async fn until<F: Future<Output = bool>>(is_so: impl Fn() -> F) {
     let look = async {
@@ -81,6 +105,7 @@ async fn a_changed_group_changes_the_role_and_a_disabled_user_is_out_until_the_n
 async fn while_the_provider_is_down_what_runs_goes_on_until_the_certificate_ends() {
     let Some((provider, world, code)) = start("12s").await else { return };
     let laptop = signing_in::enroll(&world, &provider, &code, "laptop", "alice").await;
+    only_the_register_has_the_refresh_token(&world).await;
     let up = laptop.up(&[]).await;
     provider.tell("down", json!({ "is": true })).await;
     until(|| async { world.status().await["oidc"]["failing"].is_string() }).await;
@@ -92,6 +117,24 @@ async fn while_the_provider_is_down_what_runs_goes_on_until_the_certificate_ends
     provider.tell("down", json!({ "is": false })).await;
     until(|| async { asked(&up).await.contains("200 OK") }).await;
     assert_ne!(device(&world).await["certificate_until"], until_then);
+}
+
+#[tokio::test]
+async fn when_the_refresh_token_has_ended_every_tool_is_told_to_sign_in_again() {
+    let Some((provider, world, code)) = start("6s").await else { return };
+    provider.tell("settings", json!({ "refreshTtl": 1 })).await;
+    let laptop = signing_in::enroll(&world, &provider, &code, "laptop", "alice").await;
+    let up = laptop.up(&[]).await;
+    world.audit_has(1, |line| line["event"] == "signed_out").await;
+    until(|| async { asked(&up).await.contains("adit enroll --sso") }).await;
+    up.end().await;
+    // A new `adit up` says the same, and ends.
+    let refused = laptop.adit(&["up", "--listen", "127.0.0.1:0"], "").await;
+    assert_eq!(refused.code, Some(4), "{refused:?}");
+    assert!(refused.stderr.contains("sign in again: `adit enroll --sso"), "{refused:?}");
+    // Nothing of it is anywhere but in the register.
+    let log = world.aditd.log();
+    assert!(!log.contains("a-secret-of-the-box"), "{log}");
 }
 
 #[tokio::test]

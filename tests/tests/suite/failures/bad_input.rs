@@ -26,7 +26,7 @@ async fn an_invalid_code_is_refused_before_anything_is_sent_or_stored() {
     let world = World::start(PROGRAM).await;
     let code = world.invite("laptop").await.trim().to_owned();
     let swapped = if code.ends_with('a') { "b" } else { "a" };
-    let mut newer = vec![2];
+    let mut newer = vec![3];
     newer.extend_from_slice(&[0; 80]);
     let check = sha256(&newer);
     newer.extend_from_slice(&check[..4]);
@@ -52,7 +52,7 @@ async fn an_invalid_code_is_refused_before_anything_is_sent_or_stored() {
         ),
         ("twice", format!("{code}{code}"), ""),
         ("a book", "adit".repeat(50_000), "this is not an invitation code"),
-        ("a code of a newer server", newer, "a newer version of aditd (format 2)"),
+        ("a code of a newer server", newer, "a newer version of aditd (format 3)"),
     ] {
         let device = world.stranger("wrong");
         let told = device.enroll(&code, &[]).await;

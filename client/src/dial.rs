@@ -169,6 +169,9 @@ impl DialError {
                     "check both clocks{valid}; if both are right, the certificate expired too long ago: {again}"
                 )
             }
+            Self::Refused(Code::CaRetired) => {
+                format!("enroll it again, with the newest adit: {again}")
+            }
             Self::LeadsBack(_) => format!(
                 "choose another port: `adit up{} --listen localhost:11500`",
                 profile.profile_dir.argument()

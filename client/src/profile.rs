@@ -66,6 +66,16 @@ impl SharedProfile {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Stores the profile, and replaces this one only then.
+    ///
+    /// # Errors
+    /// It can't be written. Nothing has changed then.
+    pub(crate) fn store_first(&self, profile: Profile) -> Result<(), FileError> {
+        profile.save()?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = profile;
+        Ok(())
+    }
+
     /// Replaces the profile and stores it. If storing fails, the new profile is still used.
     pub(crate) fn store(&self, profile: Profile) {
         if let Err(e) = profile.save() {

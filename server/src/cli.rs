@@ -56,7 +56,7 @@ enum Command {
     /// Manage users: the people to whom devices and keys belong
     #[command(subcommand)]
     User(users::Command),
-    /// Show the server's own certificate authority
+    /// Show, replace and end the server's own certificate authority
     #[command(subcommand)]
     Ca(ca::Command),
     /// Manage keys, for applications that cannot run `adit`
@@ -228,7 +228,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         }
         Command::Init => {
             let state = State::open_or_create(&settled()?.state_dir)?;
-            state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
+            state.ca().server_identity(&state.dir, time::OffsetDateTime::now_utc())?;
             say(format!("The server's state is ready in `{}`.", state.dir.display()));
             Ok(())
         }
@@ -237,11 +237,8 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             .block_on(async { devices::run(&Beside::resolve(flags).await?, command).await }),
         Command::User(command) => on_one_thread()?
             .block_on(async { users::run(&Beside::resolve(flags).await?, command).await }),
-        Command::Ca(ca::Command::Show) => {
-            let dir = flags.state_dir()?;
-            become_owner_of(&dir)?;
-            ca::show(&State::open(&dir)?)
-        }
+        Command::Ca(command) => on_one_thread()?
+            .block_on(async { ca::run(&Beside::resolve(flags).await?, command).await }),
         Command::Key(command) => on_one_thread()?
             .block_on(async { keys::run(&Beside::resolve(flags).await?, command).await }),
         Command::Backup(backup) => on_one_thread()?.block_on(backup::make(flags, backup)),

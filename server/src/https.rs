@@ -21,7 +21,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Instant,
@@ -36,6 +36,7 @@ use proto::identity::DeviceId;
 use rustls::{ServerConfig, server::NoServerSessionStorage};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::TlsAcceptor;
+use tracing::error;
 
 use self::{
     callers::{CallerStatus, Callers},
@@ -45,7 +46,8 @@ use self::{
 };
 use crate::{
     ingress::{filter::Audience, verifier::DeviceVerifier},
-    state::ca::Ca,
+    policy::Policy,
+    state::authorities::{Authorities, SharedAuthorities},
 };
 
 /// The most connections of strangers, in all and of one address.
@@ -124,7 +126,9 @@ pub(crate) struct Https {
     listening: Vec<SocketAddr>,
     settings: HttpsSettings,
     audience: Audience,
-    acceptor: TlsAcceptor,
+    /// Another one when the CAs are others.
+    acceptor: RwLock<TlsAcceptor>,
+    policy: Arc<Policy>,
     pub(crate) certificate: Arc<HttpsCertificate>,
     places: Arc<Places>,
     guesses: Mutex<Guesses>,
@@ -154,30 +158,19 @@ impl std::fmt::Debug for Https {
 }
 
 impl Https {
-    /// A listener at these addresses. Devices that the verifier admits may show their certificates
-    /// in place of a key.
+    /// A listener at these addresses. Devices that are enrolled may show their certificates in place
+    /// of a key.
     ///
     /// # Errors
     /// What is wrong with the files of the certificate.
     pub(crate) fn new(
         listening: Vec<SocketAddr>,
         settings: HttpsSettings,
-        ca: &Ca,
-        verifier: DeviceVerifier,
+        authorities: &Authorities,
+        policy: Arc<Policy>,
     ) -> Result<Arc<Self>, Failure> {
-        let certificate = HttpsCertificate::open(&settings, ca)?;
-        let builder = ServerConfig::builder_with_provider(tls::provider())
-            .with_protocol_versions(&[&rustls::version::TLS13]);
-        let builder = builder.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;
-        let mut config = builder
-            .with_client_cert_verifier(Arc::new(verifier.optional()))
-            .with_cert_resolver(certificate.clone());
-        // Who asks for HTTP/1.0 names it here, too.
-        config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
-        // No resumption, which would carry an old judgement past a revocation.
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.max_early_data_size = 0;
+        let certificate = HttpsCertificate::open(&settings, authorities)?;
+        let acceptor = acceptor(&certificate, authorities, policy.clone())?;
         let bounds = Bounds {
             all: CONNECTIONS.min(descriptor_limit() / 8),
             strangers: STRANGERS,
@@ -187,7 +180,8 @@ impl Https {
             listening,
             audience: Audience::new(settings.allow_from.clone()),
             settings,
-            acceptor: TlsAcceptor::from(Arc::new(config)),
+            acceptor: RwLock::new(acceptor),
+            policy,
             certificate,
             places: Places::new(bounds),
             guesses: Mutex::default(),
@@ -210,9 +204,24 @@ impl Https {
         admits
     }
 
-    /// Follows the certificate for as long as it is polled.
-    pub(crate) async fn follow_certificate(&self, ca: &Ca) {
-        self.certificate.follow(&self.settings, ca).await;
+    /// Follows the certificate, and the CAs whose devices are let in, for as long as it is polled.
+    pub(crate) async fn follow_certificate(&self, authorities: &SharedAuthorities) {
+        let cas = async {
+            let mut changes = authorities.changes();
+            while changes.changed().await.is_ok() {
+                match acceptor(&self.certificate, &authorities.get(), self.policy.clone()) {
+                    Ok(acceptor) => {
+                        *self.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
+                    }
+                    Err(e) => error!("HTTPS: {e}"),
+                }
+            }
+        };
+        tokio::join!(self.certificate.follow(&self.settings, authorities), cas);
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        self.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The keys whose use is to be noted in the register, and when each was last used, in Unix time.
@@ -244,4 +253,28 @@ impl Https {
     fn guesses(&self) -> MutexGuard<'_, Guesses> {
         self.guesses.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What runs the handshakes. Certificates of devices count as long as their CA has not retired.
+fn acceptor(
+    certificate: &Arc<HttpsCertificate>,
+    authorities: &Authorities,
+    policy: Arc<Policy>,
+) -> Result<TlsAcceptor, Failure> {
+    let valid = authorities.valid().map(|(authority, _)| authority.certificate());
+    let verifier = DeviceVerifier::new(valid, policy)
+        .map_err(|e| Failure::new("cannot use the server's certificate").source(e))?;
+    let builder = ServerConfig::builder_with_provider(tls::provider())
+        .with_protocol_versions(&[&rustls::version::TLS13]);
+    let builder = builder.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;
+    let mut config = builder
+        .with_client_cert_verifier(Arc::new(verifier.optional()))
+        .with_cert_resolver(certificate.clone());
+    // Who asks for HTTP/1.0 names it here, too.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
+    // No resumption, which would carry an old judgement past a revocation.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -2,6 +2,7 @@
 
 mod changes;
 pub(crate) mod replacement;
+mod rotation;
 pub(crate) mod sessions;
 mod status;
 
@@ -329,6 +330,7 @@ impl Server {
         let _turn = self.refreshing.lock().await;
         let snapshot = self.in_register(Register::snapshot).await?;
         let before = self.policy.snapshot();
+        self.follow_cas(snapshot.cas()).await;
         self.policy.update(snapshot);
         self.gate.judge_again();
         let snapshot = self.policy.snapshot();

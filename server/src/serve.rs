@@ -6,6 +6,7 @@ mod api;
 pub(crate) mod certificate;
 mod doors;
 mod drain;
+pub(crate) mod entrances;
 mod https;
 mod listen;
 pub(crate) mod look;
@@ -13,7 +14,7 @@ pub(crate) mod reload;
 pub(crate) mod started;
 mod succession;
 
-use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use common::{
     machine::{
@@ -22,21 +23,20 @@ use common::{
         report::{Exit, Failure},
     },
     transport::{
-        self, LONGEST_DATAGRAM,
+        self,
         carrier::{PacketRepeats, RepeatingSocket, SystemSocket},
-        tls::{self, Admit},
     },
 };
 use proto::human;
-use quinn::{AsyncUdpSocket, ServerConfig};
+use quinn::AsyncUdpSocket;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
 use self::{
     answers::answer_control,
-    certificate::ServerCertificate,
     doors::{Doors, endpoint},
+    entrances::Entrances,
     look::Look,
     started::Started,
     succession::{Estate, Taken},
@@ -54,7 +54,6 @@ use crate::{
         older::Older,
         relay::Relay,
         sockets::Sockets,
-        verifier::DeviceVerifier,
     },
     metrics::serve::Exporter,
     policy::{Policy, roles::default_service},
@@ -62,11 +61,6 @@ use crate::{
     session::enroll_socket::GroupSocket,
     state::State,
 };
-
-/// How many attempts may wait to be judged.
-const INCOMING: usize = 256;
-const INCOMING_BUFFER: u64 = 64 << 10;
-const INCOMING_BUFFERS: u64 = 4 << 20;
 
 /// Runs the server until it is stopped (SIGINT, SIGTERM), or until another process has replaced it and
 /// the answers that run here have ended. With `take_over` it replaces a running process itself.
@@ -138,12 +132,9 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     accounting.know(&snapshot, |user| Some(config.jwt.as_ref()?.holder_id(user)));
     let policy = Arc::new(Policy::new(snapshot, config.rules.clone(), config.services.clone()));
     policy.set_tokens(config.jwt.clone());
-    let certificate = ServerCertificate::new(
-        state.ca.server_identity(&state.dir, time::OffsetDateTime::now_utc())?,
-    );
-    let (tunnel, enrollment) =
-        tls_configs(&state, &certificate, policy.clone(), config.idle_timeout)?;
-    let admission = Arc::new(Admission::new(&state.keys, policy.clone()));
+    let entrances = Entrances::open(&state, policy.clone(), config.idle_timeout)?;
+    let admission = Admission::new(&state.keys, state.authorities.clone(), policy.clone());
+    let admission = Arc::new(admission);
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
     let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
     let repeats = Arc::<PacketRepeats>::default();
@@ -203,7 +194,11 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
         None => None,
     };
     control.own();
-    let doors = Doors { admission: admission.clone(), tunnel, enrollment, server: server.clone() };
+    let doors = Doors {
+        admission: admission.clone(),
+        entrances: entrances.clone(),
+        server: server.clone(),
+    };
     let sessions = TaskTracker::new();
     // What goes on when another process has replaced this one, and what that one does then.
     let (mut services, mut given) = (JoinSet::new(), JoinSet::new());
@@ -240,14 +235,14 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     let following = policy.clone();
     services.spawn(async move { following.follow_tokens().await });
     given.spawn(server.clone().follow_addresses());
-    let (held, following) = (certificate.clone(), server.clone());
-    services.spawn(async move { held.follow(&following.state).await });
+    let (held, following) = (entrances.clone(), server.clone());
+    services.spawn(async move { held.follow(following).await });
     services.spawn(server.live.clone().watch(repeats.clone()));
     given.spawn(server.accounting.clone().keep());
     if let Some(exporter) = exporter {
         info!("metrics at {}", exporter.address());
         let look =
-            Look { server: server.clone(), admission: admission.clone(), certificate, repeats };
+            Look { server: server.clone(), admission: admission.clone(), entrances, repeats };
         services.spawn(exporter.serve(move || look.text(), server.replaced.clone()));
     }
     server
@@ -353,30 +348,4 @@ fn claimed(error: ClaimError, config: &Config) -> Failure {
             .hint("to stop it: `systemctl stop aditd` if it is a service, else Ctrl-C in its terminal"),
         ClaimError::File(e) => e.into(),
     }
-}
-
-fn tls_configs(
-    state: &State,
-    certificate: &Arc<ServerCertificate>,
-    policy: Arc<Policy>,
-    idle: Duration,
-) -> Result<(Arc<ServerConfig>, Arc<ServerConfig>), Failure> {
-    let wrong = |e: rustls::Error| Failure::new("cannot use the server's certificate").source(e);
-    let verifier = Arc::new(DeviceVerifier::new(&state.ca, policy).map_err(wrong)?);
-    let build = |admit, streams| -> Result<Arc<ServerConfig>, Failure> {
-        let crypto = tls::server(admit, certificate.clone()).map_err(wrong)?;
-        let mut config = ServerConfig::with_crypto(Arc::new(crypto));
-        config
-            .transport_config(transport::settings(streams, idle, LONGEST_DATAGRAM))
-            .max_incoming(INCOMING)
-            .incoming_buffer_size(INCOMING_BUFFER)
-            .incoming_buffer_size_total(INCOMING_BUFFERS);
-        // No address tokens for later connections; a client proves its address each time.
-        config.validation_token.sent(0);
-        Ok(Arc::new(config))
-    };
-    Ok((
-        build(Admit::Certified(verifier), transport::grant(transport::FIRST_STREAMS))?,
-        build(Admit::Anybody, 1)?,
-    ))
 }

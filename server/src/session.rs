@@ -8,6 +8,7 @@ mod enrolling;
 pub(crate) mod enrollment;
 mod notes;
 mod notices;
+mod own_ca;
 mod queue;
 mod renewal;
 mod sign_in;
@@ -37,11 +38,14 @@ use proto::{
 };
 use quinn::{Connection, RecvStream, SendStream};
 use rustls::pki_types::CertificateDer;
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{
+    sync::{Notify, Semaphore},
+    task::JoinSet,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, info};
 
-use self::{notices::Notices, streams::refuse};
+use self::{notices::Notices, own_ca::OwnCa, streams::refuse};
 use crate::{
     ingress::admission::{HandshakeSlot, Knocker},
     policy::{Admitted, Caller},
@@ -66,7 +70,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         // The knock was made with another device's key.
         _ => return close(&connection, Code::Protocol),
     };
-    if let Err(wrong) = server.state.ca.check_clock(unix_now()) {
+    if let Err(wrong) = server.state.authorities.get().check_clock(unix_now()) {
         let shows = wrong.now.to_string();
         return connection.close((Code::ServerClock as u32).into(), shows.as_bytes());
     }
@@ -79,11 +83,11 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         let greeting = frame::read::<Greeting>(&mut stream).await?;
         std::io::Result::Ok((greeting, stream))
     };
-    let (epoch, probes) = tokio::select! {
+    let (epoch, probes, follows_ca) = tokio::select! {
         greeted = tokio::time::timeout(HANDSHAKE_WITHIN, greeting) => match greeted {
             Ok(Ok((greeting, probes))) => {
                 debug!(version = greeting.version, "greeted");
-                (greeting.epoch, probes)
+                (greeting.epoch, probes, greeting.follows_ca)
             }
             _ => return close(&connection, Code::Protocol),
         },
@@ -91,6 +95,7 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         () = server.draining.cancelled() => return close(&connection, Code::ShuttingDown),
         () = server.replaced.cancelled() => return close(&connection, Code::ShuttingDown),
     };
+    let ca = OwnCa::new(slot.ca(), follows_ca);
     drop(slot);
     if let Some(remembered) = epoch {
         server.hear_epoch(id, &remembered).await;
@@ -103,8 +108,14 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         Ok(device) => device,
         Err(code) => return sessions::refuse(&connection, &server.policy, &peer, code),
     };
+    let authorities = server.state.authorities.get();
+    if let Err(code) = ca.check(&authorities, now) {
+        info!(device = %device.name, "refused: CA {}, which it has, has retired", ca.began);
+        return close(&connection, code);
+    }
+    let not_after = ca.ended(&authorities).unwrap_or(i64::MAX).min(peer.not_after);
     let span = tracing::info_span!("session", device = %device.name, id = %device.id);
-    let not_after = AtomicI64::new(peer.not_after);
+    let not_after = AtomicI64::new(not_after);
     let session = Arc::new(Session {
         draining: server.draining.child_token(),
         server,
@@ -115,6 +126,8 @@ pub(crate) async fn run(server: Arc<Server>, connection: Connection, slot: Hands
         spki,
         device,
         not_after,
+        ca,
+        renew: Notify::new().into(),
         renewed: AtomicI64::new(0),
         slots: Semaphore::new(MOST_STREAMS as usize),
     });
@@ -140,6 +153,9 @@ struct Session {
     device: Admitted,
     /// When the newest certificate expires: a renewal does not need a new connection.
     not_after: AtomicI64,
+    ca: OwnCa,
+    /// Woken when the device has to renew its certificate now.
+    renew: Arc<Notify>,
     /// When a renewal was last tried in this session.
     renewed: AtomicI64,
     /// A permit for each stream that is served.
@@ -165,6 +181,7 @@ impl Session {
         if has_own_knock && self.server.policy.snapshot().needs_shared_knock(self.device.id) {
             self.note_own_knock().await;
         }
+        self.note_ca(self.ca.began).await;
         // The disk may be slow, and nothing depends on the result.
         let session = self.clone();
         let seen = AbortOnDropHandle::new(tokio::spawn(
@@ -174,9 +191,13 @@ impl Session {
         let _credit = AbortOnDropHandle::new(tokio::spawn(
             async move { session.credit.exchange().await }.in_current_span(),
         ));
+        let session = self.clone();
+        let _cas = AbortOnDropHandle::new(tokio::spawn(
+            async move { session.follow_cas().await }.in_current_span(),
+        ));
         let mut streams = JoinSet::new();
         let greeted = tokio::select! {
-            greeted = tokio::time::timeout(HANDSHAKE_WITHIN, self.greet()) => greeted,
+            greeted = tokio::time::timeout(HANDSHAKE_WITHIN, self.greet(has_own_knock)) => greeted,
             () = self.server.draining.cancelled() => Ok(Err(std::io::ErrorKind::Interrupted.into())),
         };
         match greeted {
@@ -186,6 +207,7 @@ impl Session {
                     probes,
                     self.server.replaced.clone(),
                     self.draining.clone(),
+                    self.renew.clone(),
                 );
                 self.serve(&mut streams, notices).await;
             }
@@ -207,7 +229,7 @@ impl Session {
     }
 
     /// Sends the greeting, on a stream that stays open for notices.
-    async fn greet(&self) -> std::io::Result<SendStream> {
+    async fn greet(&self, has_own_knock: bool) -> std::io::Result<SendStream> {
         let mut stream = self.connection.open_uni().await?;
         let hello = Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -221,9 +243,17 @@ impl Session {
                 .services_of(&self.server.policy.role(Caller::Device(&self.peer))),
             addresses: self.server.addresses(),
             loopback: loopback_id(),
-            knock_key: Some(
-                self.server.state.keys.device_knocks().of(self.device.id, self.peer.key),
-            ),
+            // Another one comes together with the CA that it goes with.
+            knock_key: match has_own_knock {
+                true => None,
+                false => self
+                    .server
+                    .state
+                    .authorities
+                    .get()
+                    .get(self.ca.began)
+                    .map(|authority| authority.knock_key(self.device.id, self.peer.key)),
+            },
             clock: Some(unix_millis()),
             epoch: Some(self.sealed_epoch()),
         };

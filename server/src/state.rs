@@ -1,8 +1,10 @@
 //! The state directory of `aditd`: its identity, and the keys that must survive a restart.
 
+pub(crate) mod authorities;
 pub(crate) mod backup;
 pub(crate) mod ca;
 pub(crate) mod register;
+pub(crate) mod rotation;
 
 use std::{
     path::{Path, PathBuf},
@@ -11,16 +13,19 @@ use std::{
 
 use common::machine::{
     files::{self, FileError},
+    process::unix_now,
     report::Failure,
 };
-use proto::{
-    crypto::fill_random,
-    epoch::EpochKey,
-    knock::{DeviceKnocks, SharedKey},
-};
+use proto::{crypto::fill_random, epoch::EpochKey, knock::SharedKey};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tracing::warn;
 
-use crate::state::{ca::Ca, register::Register};
+use crate::state::{
+    authorities::{Authorities, SharedAuthorities},
+    ca::{Ca, files::found},
+    register::Register,
+};
 
 /// The hint if the state directory is not the server's.
 pub(crate) const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
@@ -41,7 +46,7 @@ pub(crate) fn default_dir() -> Option<PathBuf> {
 /// An opened state directory.
 pub struct State {
     pub(crate) dir: PathBuf,
-    pub(crate) ca: Ca,
+    pub(crate) authorities: Arc<SharedAuthorities>,
     pub(crate) keys: EndpointKeys,
     pub(crate) register: Arc<Register>,
 }
@@ -73,9 +78,9 @@ impl EndpointKeys {
         }
     }
 
-    /// Makes the knock key of each device, and finds the device of a knock.
-    pub(crate) fn device_knocks(&self) -> DeviceKnocks {
-        DeviceKnocks::new(&self.reset.derive(b"adit/1 knocks of all devices"))
+    /// The secret of the knocks that go with the first CA.
+    pub(crate) fn first_knocks(&self) -> SharedKey {
+        self.reset.derive(b"adit/1 knocks of all devices")
     }
 
     /// Seals the epochs that devices remember.
@@ -107,12 +112,26 @@ impl State {
                 Failure::from(lost).hint("without a backup, every device has to be enrolled again")
             );
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            ca: Ca::open(dir)?,
-            keys: EndpointKeys::read_or_create(&dir.join("endpoint.json"))?,
-            register: Arc::new(Register::open(&register)?),
-        })
+        let keys = EndpointKeys::read_or_create(&dir.join("endpoint.json"))?;
+        let register = Arc::new(Register::open(&register)?);
+        let mut records = register.cas()?;
+        let changes = records.missing(&found(dir));
+        if !changes.is_empty() {
+            warn!(
+                "the register is older than the last change of the certificate authorities: it is told of it"
+            );
+            register.change_cas(&changes, unix_now())?;
+            records = register.cas()?;
+        }
+        rotation::remove_retired_keys(dir, &records)?;
+        let authorities = Authorities::open(dir, records, &keys, OffsetDateTime::now_utc())?;
+        let authorities = SharedAuthorities::new(authorities);
+        Ok(Self { dir: dir.to_owned(), authorities, keys, register })
+    }
+
+    /// The certificate authority that signs now.
+    pub(crate) fn ca(&self) -> Arc<Ca> {
+        self.authorities.get().signing().clone()
     }
 
     /// Opens the state in `dir`, which must exist: for commands that need an initialized server.
@@ -129,6 +148,8 @@ impl State {
 pub(crate) fn must_exist(dir: &Path) -> Result<(), Failure> {
     match dir.join("ca.key").try_exists() {
         Ok(true) => Ok(()),
+        // The first CA may have retired.
+        Ok(false) if found(dir).iter().any(|ca| ca.has_key) => Ok(()),
         Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
             .hint("start the server with `aditd serve`, or create its state with `aditd init`")
             .hint(ELSEWHERE)),

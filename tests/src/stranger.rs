@@ -203,7 +203,9 @@ pub async fn attempt(
     let greeted = async {
         let mut send = connection.open_uni().await.ok()?;
         let version = "stranger".to_owned();
-        frame::write(&mut send, &Greeting { version, epoch: None }).await.ok()?;
+        frame::write(&mut send, &Greeting { version, epoch: None, follows_ca: false })
+            .await
+            .ok()?;
         let (mut ask, _answer) = connection.open_bi().await.ok()?;
         let head = StreamHead::Forward("ollama".parse().expect("a name")).encode();
         ask.write_all(&[&head[..], b"let me in"].concat()).await.ok()?;

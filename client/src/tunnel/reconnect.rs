@@ -17,11 +17,14 @@ use common::{
 };
 use proto::{
     clock, human, invitation,
-    knock::random_fraction,
+    knock::{KnockKey, random_fraction},
     wire::{Code, Hello, Reason},
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinSet,
+};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tracing::{Instrument, debug, warn};
 
@@ -298,18 +301,19 @@ impl Reconnect {
         retired: &mut JoinSet<()>,
     ) -> SessionEnd {
         let to = up.route().to_string();
+        let renew = Notify::new();
         self.publish.send_replace(TunnelState::Up(up.clone()));
         let over = async {
             let leave = tokio::select! {
                 why = up.connection.closed() => return SessionEnd::Over(DialError::from_connection(&why, &to)),
-                leave = listen_to(&mut notices) => leave,
+                leave = listen_to(&mut notices, &renew) => leave,
             };
             // Keeps reading notices: if nobody read the stream, flow control would stop the answers to
             // probes.
             let closed = async {
                 tokio::select! {
                     why = up.connection.closed() => DialError::from_connection(&why, &to),
-                    () = async { loop { listen_to(&mut notices).await; } } => unreachable!("it listens for ever"),
+                    () = async { loop { listen_to(&mut notices, &renew).await; } } => unreachable!("it listens for ever"),
                 }
             };
             match leave {
@@ -328,7 +332,7 @@ impl Reconnect {
                 }
             }
         };
-        let renewing = renewal::keep(&self.plan.profile, &up.connection, up.ahead);
+        let renewing = renewal::keep(&self.plan.profile, &up.connection, up.ahead, &renew);
         let mut path = Migration::new(
             up.clone(),
             &self.publish,
@@ -402,7 +406,10 @@ impl Reconnect {
         addresses.extend(known.cloned());
         addresses.truncate(invitation::MAX_ADDRESSES);
         let known_key = profile.enrolled.knock_key.clone();
-        let knock_key = hello.knock_key.clone().unwrap_or_else(|| known_key.clone());
+        // One of its own comes with a CA only.
+        let shared = || matches!(known_key, KnockKey::Shared(_));
+        let told = hello.knock_key.clone().filter(|_| shared());
+        let knock_key = told.unwrap_or_else(|| known_key.clone());
         let epoch = hello.epoch.clone().or_else(|| profile.epoch.clone());
         if profile.enrolled.device == hello.device
             && profile.epoch == epoch

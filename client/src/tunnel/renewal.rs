@@ -1,18 +1,21 @@
-//! Renews the device's certificate in the tunnel, for the same key and without an interruption.
+//! Renews the device's certificate in the tunnel, for the same key and without an interruption. With
+//! the certificate may come a new CA of the server, which takes the place of the one that this device
+//! trusts.
 
 use std::time::{Duration, Instant};
 
 use common::{
     machine::process::unix_now,
-    transport::{frame, splice::Sending},
+    transport::{frame, splice::Sending, tls},
 };
 use proto::{
     knock::random_fraction,
     repeats::Repeats,
-    wire::{Code, RenewAnswer, StreamHead},
+    wire::{Code, NewCa, RenewAnswer, StreamHead},
 };
 use quinn::{Connection, ReadError};
-use tracing::{info, warn};
+use tokio::sync::Notify;
+use tracing::{debug, info, warn};
 
 use crate::{
     dial::{DialError, clocks::Clocks},
@@ -23,6 +26,8 @@ use crate::{
 /// late by no more than this.
 const CHECK: Duration = Duration::from_secs(60);
 const WITHIN: Duration = Duration::from_secs(30);
+/// How long the server may take to hear that its new CA is stored.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 /// The pause between attempts when the certificate has expired: nothing works without a new one.
 const ENDED: Duration = Duration::from_secs(10);
 /// The same failure is logged again after this time.
@@ -34,9 +39,16 @@ pub(crate) fn server_now(ahead: Option<i64>) -> i64 {
     unix_now().saturating_add(ahead.unwrap_or(0) / 1000)
 }
 
-/// Renews each certificate in the last third of its lifetime, by the server's clock. Never ends.
-/// `ahead` is as for [`server_now`].
-pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection, ahead: Option<i64>) {
+/// Renews each certificate in the last third of its lifetime, by the server's clock, and at once when
+/// `asked` is woken: the server wants it. Never ends. `ahead` is as for [`server_now`].
+pub(crate) async fn keep(
+    profile: &SharedProfile,
+    connection: &Connection,
+    ahead: Option<i64>,
+    asked: &Notify,
+) {
+    // Until it is done: an attempt may fail.
+    let mut is_asked = false;
     let (jitter, began) = (random_fraction(), Instant::now());
     let mut in_vain = 0_u32;
     let mut failures = Repeats::new(LOG_AGAIN);
@@ -50,13 +62,16 @@ pub(crate) async fn keep(profile: &SharedProfile, connection: &Connection, ahead
             return std::future::pending().await;
         };
         let left = u64::try_from(certificate.renew_at(jitter) - server_now(ahead)).unwrap_or(0);
-        if left > 0 {
+        if left > 0 && !is_asked {
             // In short steps, because this clock stops while the machine sleeps, and the wall clock
             // does not.
-            tokio::time::sleep(CHECK.min(Duration::from_secs(left))).await;
+            let step = CHECK.min(Duration::from_secs(left));
+            is_asked = tokio::time::timeout(step, asked.notified()).await.is_ok();
             continue;
         }
-        match renew(profile, connection, ahead).await {
+        let renewed = renew(profile, connection, ahead).await;
+        is_asked &= renewed.is_err();
+        match renewed {
             Ok(())
                 if profile
                     .get()
@@ -121,6 +136,11 @@ pub(crate) async fn renew(
     if answer.epoch.is_some() {
         renewed.epoch = answer.epoch;
     }
+    let is_new_ca = answer.new_ca.as_ref().is_some_and(|new| new.ca != renewed.enrolled.ca);
+    if let Some(NewCa { ca, knock_key }) = answer.new_ca {
+        (renewed.enrolled.ca, renewed.enrolled.knock_key) = (ca, knock_key);
+        renewed.ca().and_then(tls::roots).map_err(|e| failed(e.to_string()))?;
+    }
     // The new certificate is checked before it replaces the old one.
     renewed.certified_key().map_err(|e| failed(e.to_string()))?;
     let certificate = renewed.certificate().map_err(|e| failed(e.to_string()))?;
@@ -130,7 +150,24 @@ pub(crate) async fn renew(
     if !(certificate.not_before..=certificate.not_after).contains(&server_now(ahead)) {
         return Err(DialError::Clock(Clocks::issued(certificate.not_before)));
     }
-    profile.store(renewed);
-    info!("certificate renewed");
+    if !is_new_ca {
+        profile.store(renewed);
+        info!("certificate renewed");
+        return Ok(());
+    }
+    // The server ends the old CA when every device has the new one. It must not count this one before
+    // it is on the disk.
+    profile.store_first(renewed).map_err(|e| failed(e.to_string()))?;
+    info!("certificate renewed, and the server's new certificate authority is stored");
+    let told = async {
+        let (mut send, mut recv) = connection.open_bi().await?;
+        send.write_all(&StreamHead::Stored.encode()).await?;
+        let _ = send.finish();
+        recv.read_to_end(0).await.map_err(std::io::Error::other)
+    };
+    // If it is lost, the next connection tells it: its first packet is made with the new key.
+    if !matches!(tokio::time::timeout(TOLD_WITHIN, told).await, Ok(Ok(_))) {
+        debug!("the server may not know yet that the new certificate authority is stored");
+    }
     Ok(())
 }

@@ -21,6 +21,7 @@ pub mod knock;
 pub mod ollama;
 pub mod redirect;
 pub mod repeats;
+pub mod rotation;
 pub mod service;
 pub mod typed;
 pub mod wire;

@@ -7,6 +7,7 @@
 mod api;
 mod code;
 mod reason;
+mod renewal;
 mod sign_in;
 
 use std::time::Duration;
@@ -22,6 +23,7 @@ use crate::{
 pub use api::Api;
 pub use code::Code;
 pub use reason::{BadReason, Reason};
+pub use renewal::{NewCa, RenewAnswer};
 pub use sign_in::{RedirectAnswer, SignInRequest, SignInStep};
 
 /// The longest message that either end accepts, in bytes.
@@ -56,6 +58,9 @@ pub enum StreamHead {
     Doctor,
     /// Asks where this device's requests are in the queue. The answer is a [`QueueAnswer`].
     Queue,
+    /// The device has stored the [`NewCa`] that it got last in this session. The answer is the end
+    /// of the stream.
+    Stored,
 }
 
 impl StreamHead {
@@ -65,6 +70,7 @@ impl StreamHead {
     const RENEW: u8 = 2;
     const DOCTOR: u8 = 3;
     const QUEUE: u8 = 4;
+    const STORED: u8 = 5;
 
     /// The head as bytes.
     pub fn encode(&self) -> Vec<u8> {
@@ -73,6 +79,7 @@ impl StreamHead {
             Self::Renew => (Self::RENEW, ""),
             Self::Doctor => (Self::DOCTOR, ""),
             Self::Queue => (Self::QUEUE, ""),
+            Self::Stored => (Self::STORED, ""),
         };
         let mut bytes = vec![kind, name.len() as u8];
         bytes.extend_from_slice(name.as_bytes());
@@ -86,7 +93,7 @@ impl StreamHead {
         let [kind, len, rest @ ..] = bytes else { return Ok(None) };
         let is_known = matches!(
             (*kind, *len),
-            (Self::FORWARD, 1..=63) | (Self::RENEW | Self::DOCTOR | Self::QUEUE, 0)
+            (Self::FORWARD, 1..=63) | (Self::RENEW | Self::DOCTOR | Self::QUEUE | Self::STORED, 0)
         );
         if !is_known {
             return Err(BadHead);
@@ -98,6 +105,7 @@ impl StreamHead {
             Self::RENEW => Self::Renew,
             Self::DOCTOR => Self::Doctor,
             Self::QUEUE => Self::Queue,
+            Self::STORED => Self::Stored,
             _ => Self::Forward(
                 std::str::from_utf8(name).ok().and_then(|n| n.parse().ok()).ok_or(BadHead)?,
             ),
@@ -159,6 +167,9 @@ pub struct Greeting {
     /// What the server last gave this device to remember ([`Hello::epoch`]); absent before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epoch: Option<String>,
+    /// Whether the client can take over a new CA of the server ([`NewCa`], [`Notice::Renew`]).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follows_ca: bool,
 }
 
 /// The server's first message on every tunnel, after it has accepted the client's certificate.
@@ -169,7 +180,8 @@ pub struct Hello {
     /// What the server calls this device.
     pub device: Name,
     pub device_id: DeviceId,
-    /// The certificate has expired by the server's clock: the device can only renew it.
+    /// The certificate has expired by the server's clock, or the CA that has signed it has retired:
+    /// the device can only renew it.
     #[serde(default)]
     pub certificate_expired: bool,
     /// How long the server keeps a session without a packet from the client, in seconds. The
@@ -185,7 +197,8 @@ pub struct Hello {
     /// machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loopback: Option<String>,
-    /// The key for this device's knocks from now on; absent if all devices share one key.
+    /// The key for this device's knocks from now on; absent if it has one of its own, or if all
+    /// devices share one key.
     #[serde(default, rename = "door_key", skip_serializing_if = "Option::is_none")]
     pub knock_key: Option<KnockKey>,
     /// What the server's clock shows, in Unix milliseconds; absent from an older server.
@@ -347,6 +360,9 @@ pub enum Notice {
     /// there, at once and on the same path, and then ends the stream of its probes here; open
     /// streams run to their end here.
     Replaced,
+    /// There is a newer CA than that of the device's certificate: the client renews it now. Sent only
+    /// to clients that can take over a new CA.
+    Renew,
 }
 
 /// The answer to [`StreamHead::Queue`].
@@ -372,16 +388,6 @@ pub struct QueuePlace {
     pub waited_ms: u64,
 }
 
-/// The answer to [`StreamHead::Renew`].
-#[derive(Debug, Serialize, Deserialize)]
-pub struct RenewAnswer {
-    /// The new certificate, DER in base64.
-    pub certificate: String,
-    /// As [`Hello::epoch`], as of now.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub epoch: Option<String>,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -389,7 +395,9 @@ mod tests {
     #[test]
     fn a_head_is_read_as_it_is_written_and_any_part_of_it_is_incomplete() {
         let forward = StreamHead::Forward("ollama".parse().expect("a name"));
-        for head in [forward, StreamHead::Renew, StreamHead::Doctor, StreamHead::Queue] {
+        for head in
+            [forward, StreamHead::Renew, StreamHead::Doctor, StreamHead::Queue, StreamHead::Stored]
+        {
             let mut bytes = head.encode();
             let len = bytes.len();
             for cut in 0..len {
@@ -410,7 +418,8 @@ mod tests {
             b"\x02\x01x",
             b"\x03\x01x",
             b"\x04\x01x",
-            b"\x05\x00",
+            b"\x05\x01x",
+            b"\x06\x00",
             b"\x01\x02a/",
             b"\xff\xff",
         ] {

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 
 use proto::{
     identity::{Name, UserName},
+    rotation::CaNumber,
     wire::Reason,
 };
 use serde::Serialize;
@@ -147,6 +148,22 @@ pub(crate) enum Event {
         #[serde(flatten)]
         device: Subject,
         /// The user of this machine who let it in.
+        uid: u32,
+    },
+    /// There is a new certificate authority.
+    CaRotate {
+        /// Its number.
+        ca: CaNumber,
+        /// The user of this machine who made it.
+        uid: u32,
+    },
+    /// A certificate authority that was replaced has ended.
+    CaRetire {
+        /// Its number.
+        ca: CaNumber,
+        /// How many devices had no newer one.
+        without: usize,
+        /// The user of this machine who ended it.
         uid: u32,
     },
     /// A device has proved that revocations are lost: the register was put back to an older state.

@@ -71,6 +71,11 @@ impl Beside {
         )
     }
 
+    /// Whether the HTTPS listener is on.
+    pub(crate) fn https_is_on(&self) -> bool {
+        !self.in_force.https.is_empty()
+    }
+
     /// Whether tokens of a provider count.
     pub(crate) fn tokens(&self) -> bool {
         self.in_force.tokens

@@ -88,7 +88,7 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .exit(Exit::Usage));
     }
     let state = State::open(&beside.dir)?;
-    state.ca.check_clock(unix_now())?;
+    state.authorities.get().check_clock(unix_now())?;
     let audit = beside.audit().clone();
     let addresses = match named {
         named if !named.is_empty() => named,
@@ -104,7 +104,7 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     let expires = unix_now().saturating_add(ttl.as_secs().max(1) as i64);
     let invitation = Invitation {
         addresses,
-        ca: state.ca.key_hash(),
+        ca: state.ca().key_hash(),
         expires,
         secret: Secret::generate(),
         sign_in: invite.sso,

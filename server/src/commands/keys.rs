@@ -252,7 +252,7 @@ async fn create(
     new: &NewKey,
     as_json: bool,
 ) -> Result<(), Failure> {
-    state.ca.check_clock(unix_now())?;
+    state.authorities.get().check_clock(unix_now())?;
     let secret = ApiKey::generate();
     let key = state.register.create_key(new, &secret, unix_now())?;
     audit::note_or_say(
@@ -289,7 +289,7 @@ async fn rotate(
             .hint("for example `--overlap 24h`")
             .exit(Exit::Usage));
     }
-    state.ca.check_clock(unix_now())?;
+    state.authorities.get().check_clock(unix_now())?;
     let key = valid(state, name)?;
     let now = unix_now();
     let before = key.secrets.first();

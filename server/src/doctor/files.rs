@@ -3,22 +3,18 @@
 use std::path::{Path, PathBuf};
 
 use common::machine::{files, process::unix_now};
-use proto::{clock, doctor::gpu_box::Disk, failure::Failure, identity::Certificate};
+use proto::{
+    clock, doctor::gpu_box::Disk, failure::Failure, identity::Certificate, rotation::FIRST_CA,
+};
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use crate::{config::Config, state::ca};
+use crate::{
+    config::Config,
+    state::ca::{self, CaFiles, files::found},
+};
 
-/// The files that only the server's user may read.
-const FILES: [&str; 8] = [
-    "ca.key",
-    "ca.crt",
-    "server.key",
-    "server.crt",
-    "endpoint.json",
-    "register.sqlite",
-    "usage.json",
-    "audit.jsonl",
-];
+/// The files that only the server's user may read, besides those of the CAs.
+const FILES: [&str; 4] = ["endpoint.json", "register.sqlite", "usage.json", "audit.jsonl"];
 /// The free space that the state and the audit log need, in bytes.
 const ENOUGH_FOR_STATE: u64 = 1 << 30;
 /// The free space that another model needs, in bytes.
@@ -43,10 +39,19 @@ pub(super) async fn look(config: &Config, models: Option<PathBuf>) -> FilesFound
     let (dir, audit) = (config.state_dir.clone(), config.accounting.audit.dir.clone());
     let look = move || {
         let now = unix_now();
-        let own = certificate(&dir.join("server.crt"));
-        let all = std::iter::once(dir.clone()).chain(FILES.iter().map(|name| dir.join(name)));
+        let cas: Vec<_> = found(&dir).iter().map(|ca| (CaFiles::of(ca.number), *ca)).collect();
+        let newest = cas.iter().rev().find(|(_, ca)| ca.was_in_force);
+        let own = newest.and_then(|(files, _)| certificate(&dir.join(&files.server_certificate)));
+        let first = CaFiles::of(FIRST_CA);
+        let later = cas.iter().filter(|(_, ca)| ca.number != FIRST_CA);
+        let of_cas = later.flat_map(|(files, _)| files.all()).chain(first.all());
+        let names = of_cas.chain(FILES).map(|name| dir.join(name));
+        let all: Vec<_> = std::iter::once(dir.clone()).chain(names).collect();
         FilesFound {
-            wrong: all.filter_map(|path| files::inspect(&path).err().map(Failure::from)).collect(),
+            wrong: all
+                .iter()
+                .filter_map(|path| files::inspect(path).err().map(Failure::from))
+                .collect(),
             clock: Some(clock_at(&dir, now)),
             certificate: own.map(|own| (own.not_after, now)),
             disks: disks(dir, audit, models),

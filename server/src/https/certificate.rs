@@ -10,6 +10,7 @@ use std::{
 };
 
 use common::machine::{process::unix_now, report::Failure};
+use proto::rotation::CaNumber;
 use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
@@ -21,7 +22,10 @@ use tracing::{error, info};
 pub(crate) use self::names::CertificateName;
 use self::{files::Files, names::names};
 use super::HttpsSettings;
-use crate::state::ca::Ca;
+use crate::state::{
+    authorities::{Authorities, SharedAuthorities},
+    ca::Ca,
+};
 
 /// How often files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -40,8 +44,9 @@ pub(crate) struct HttpsCertificate {
 
 struct Current {
     key: Arc<CertifiedKey>,
-    /// The names of a certificate of our own CA.
+    /// The names of a certificate of our own CA, and the number of that.
     names: Vec<String>,
+    ca: CaNumber,
     /// Why the newest files are not in use.
     failing: Option<String>,
 }
@@ -76,7 +81,11 @@ impl HttpsCertificate {
     ///
     /// # Errors
     /// What is wrong with the files.
-    pub(super) fn open(settings: &HttpsSettings, ca: &Ca) -> Result<Arc<Self>, Failure> {
+    pub(super) fn open(
+        settings: &HttpsSettings,
+        authorities: &Authorities,
+    ) -> Result<Arc<Self>, Failure> {
+        let (number, ca) = authorities.of_https();
         let (source, key, names) = match &settings.files {
             Some((cert, key)) => {
                 let files = Files { cert: cert.clone(), key: key.clone() };
@@ -89,18 +98,22 @@ impl HttpsCertificate {
                 (Source::Own, made, names)
             }
         };
-        let current = RwLock::new(Current { key, names, failing: None });
+        let current = RwLock::new(Current { key, names, ca: number, failing: None });
         Ok(Arc::new(Self { source, current }))
     }
 
-    /// Follows the files, or this machine's names, for as long as it is polled.
-    pub(crate) async fn follow(&self, settings: &HttpsSettings, ca: &Ca) {
+    /// Follows the files, or this machine's names and our own CA, for as long as it is polled.
+    pub(crate) async fn follow(&self, settings: &HttpsSettings, authorities: &SharedAuthorities) {
         match &self.source {
             Source::Files(files) => self.follow_files(files).await,
-            Source::Own => loop {
-                tokio::time::sleep(LOOK_EVERY * NAMES_EVERY).await;
-                self.look_again(settings, ca);
-            },
+            Source::Own => {
+                let mut changes = authorities.changes();
+                loop {
+                    // An error would mean that the server is gone.
+                    let _ = tokio::time::timeout(LOOK_EVERY * NAMES_EVERY, changes.changed()).await;
+                    self.look_again(settings, &authorities.get());
+                }
+            }
         }
     }
 
@@ -137,11 +150,12 @@ impl HttpsCertificate {
         }
     }
 
-    fn look_again(&self, settings: &HttpsSettings, ca: &Ca) {
+    fn look_again(&self, settings: &HttpsSettings, authorities: &Authorities) {
         let names = names(settings);
+        let (number, ca) = authorities.of_https();
         let (is_same, end) = {
             let current = self.read();
-            (current.names == names, end(&current.key))
+            (current.names == names && current.ca == number, end(&current.key))
         };
         if is_same && end.is_some_and(|end| end - unix_now() > RENEWED_WITHIN) {
             return;
@@ -150,7 +164,7 @@ impl HttpsCertificate {
             Ok(key) => {
                 info!("the certificate for HTTPS is issued anew, for {}", names.join(", "));
                 let mut current = self.write();
-                (current.key, current.names) = (key, names);
+                (current.key, current.names, current.ca) = (key, names, number);
             }
             Err(e) => error!("cannot issue a certificate for HTTPS: {e}"),
         }

@@ -97,7 +97,7 @@ impl Https {
         let _ = tcp.set_nodelay(true);
         watch_for_death(&tcp);
         let shaken = tokio::select! {
-            shaken = tokio::time::timeout(HANDSHAKE_WITHIN, self.acceptor.accept(tcp)) => shaken,
+            shaken = tokio::time::timeout(HANDSHAKE_WITHIN, self.acceptor().accept(tcp)) => shaken,
             () = service.draining.cancelled() => return,
         };
         let tls = match shaken {

@@ -24,7 +24,8 @@ use std::{
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use proto::{
     identity::DeviceId,
-    knock::{Checker, DeviceKnocks, Knock},
+    knock::{Checker, Knock},
+    rotation::{CaNumber, FIRST_CA},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,7 +34,10 @@ use self::{
     replay::{Heard, Hearing, IssuedIds, KeyGroup},
     slots::Slots,
 };
-use crate::{policy::Policy, state::EndpointKeys};
+use crate::{
+    policy::Policy,
+    state::{EndpointKeys, authorities::SharedAuthorities},
+};
 
 /// The limit of attempts of one address or device: per second, and in a burst.
 const ATTEMPTS_PER_SECOND: NonZeroU32 = NonZeroU32::new(10).expect("not zero");
@@ -122,6 +126,7 @@ impl Handshake {
 pub(crate) struct HandshakeSlot {
     number: u64,
     knocker: Knocker,
+    ca: CaNumber,
     displaced: CancellationToken,
     slots: Arc<Mutex<Slots<CancellationToken>>>,
 }
@@ -130,6 +135,11 @@ impl HandshakeSlot {
     /// The owner of the key with which the knock was made.
     pub(crate) fn knocker(&self) -> Knocker {
         self.knocker
+    }
+
+    /// The CA that the owner of that key knows.
+    pub(crate) fn ca(&self) -> CaNumber {
+        self.ca
     }
 
     /// Ends when the slot was given to another handshake.
@@ -156,7 +166,7 @@ enum RateKey {
 
 /// Decides about connection attempts, before a handshake costs anything.
 pub(crate) struct Admission {
-    knocks: DeviceKnocks,
+    authorities: Arc<SharedAuthorities>,
     shared: Checker,
     policy: Arc<Policy>,
     began: Instant,
@@ -170,13 +180,17 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
-    /// Uses the server's own keys. Devices and open invitations are read from the policy's snapshot
-    /// at each packet.
-    pub(crate) fn new(keys: &EndpointKeys, policy: Arc<Policy>) -> Self {
+    /// Uses the server's own keys, and those that go with its CAs. Devices and open invitations are
+    /// read from the policy's snapshot at each packet.
+    pub(crate) fn new(
+        keys: &EndpointKeys,
+        authorities: Arc<SharedAuthorities>,
+        policy: Arc<Policy>,
+    ) -> Self {
         let quota = Quota::per_second(ATTEMPTS_PER_SECOND).allow_burst(ATTEMPTS_AT_ONCE);
         let ignored = Reason::ALL.map(|reason| (reason, AtomicU64::new(0)));
         Self {
-            knocks: keys.device_knocks(),
+            authorities,
             shared: keys.shared_knock.checker(),
             policy,
             began: Instant::now(),
@@ -202,7 +216,7 @@ impl Admission {
             let knows = lock(&self.issued).knows(id, from, self.uptime());
             return knows || self.drop_for(Reason::Stranger);
         };
-        let Some(knocker) = self.knocker(&knock, now) else {
+        let Some((knocker, _)) = self.knocker(&knock, now) else {
             return self.drop_for(Reason::Stranger);
         };
         // Other keys may be used by many clients: devices without a key of their own share one, and
@@ -238,7 +252,8 @@ impl Admission {
     ) -> AttemptVerdict {
         // Checked again: the device may have been revoked since.
         let knock: Result<Knock, _> = knock.try_into();
-        let Some((knock, knocker)) = knock.ok().and_then(|k| Some((k, self.knocker(&k, now)?)))
+        let Some((knock, (knocker, ca))) =
+            knock.ok().and_then(|k| Some((k, self.knocker(&k, now)?)))
         else {
             return self.ignore(Reason::Stranger);
         };
@@ -258,7 +273,7 @@ impl Admission {
         if !heard.may_take(&knock) {
             return self.ignore(Reason::Replayed);
         }
-        match self.slot(knocker, (!local).then(|| network(remote.ip()))) {
+        match self.slot(knocker, ca, (!local).then(|| network(remote.ip()))) {
             Some(slot) => {
                 heard.take(&knock);
                 AttemptVerdict::Accept(slot)
@@ -268,26 +283,33 @@ impl Admission {
         }
     }
 
-    /// The owner of the key of this knock, if that owner may connect at `now`, in Unix time.
-    fn knocker(&self, knock: &Knock, now: i64) -> Option<Knocker> {
+    /// The owner of the key of this knock, and the CA that it knows, if that owner may connect at
+    /// `now`, in Unix time.
+    fn knocker(&self, knock: &Knock, now: i64) -> Option<(Knocker, CaNumber)> {
         let snapshot = self.policy.snapshot();
-        if let Some(id) = self.knocks.whose(knock, |id| snapshot.key(id)) {
-            return Some(Knocker::Device(id));
+        let known = |id| Some((snapshot.key(id)?, snapshot.ca_of(id)));
+        if let Some((id, ca)) = self.authorities.get().whose(knock, known) {
+            return Some((Knocker::Device(id), ca));
         }
         if snapshot.accepts_shared_knock(now) && self.shared.opens_for(knock) {
-            return Some(Knocker::Shared);
+            return Some((Knocker::Shared, FIRST_CA));
         }
-        snapshot.invites(knock, now).map(Knocker::Invited)
+        snapshot.invites(knock, now).map(|(number, ca)| (Knocker::Invited(number), ca))
     }
 
-    fn slot(&self, knocker: Knocker, address: Option<IpAddr>) -> Option<HandshakeSlot> {
+    fn slot(
+        &self,
+        knocker: Knocker,
+        ca: CaNumber,
+        address: Option<IpAddr>,
+    ) -> Option<HandshakeSlot> {
         let displaced = CancellationToken::new();
         let taken = lock(&self.slots).take(knocker, address, self.uptime(), displaced.clone());
         let (number, earlier) = taken?;
         if let Some(earlier) = earlier {
             earlier.cancel();
         }
-        Some(HandshakeSlot { number, knocker, displaced, slots: self.slots.clone() })
+        Some(HandshakeSlot { number, knocker, ca, displaced, slots: self.slots.clone() })
     }
 
     fn may_try(&self, who: RateKey) -> bool {

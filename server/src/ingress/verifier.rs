@@ -6,7 +6,8 @@ use std::{fmt, sync::Arc};
 use common::transport::tls;
 use proto::{identity::Certificate, wire::Code};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, RootCertStore,
+    SignatureScheme,
     client::danger::HandshakeSignatureValid,
     pki_types::{CertificateDer, UnixTime},
     server::{
@@ -15,7 +16,7 @@ use rustls::{
     },
 };
 
-use crate::{policy::Policy, state::ca::Ca};
+use crate::policy::Policy;
 
 /// Checks a certificate by webpki, then by the current register.
 pub(crate) struct DeviceVerifier {
@@ -25,10 +26,14 @@ pub(crate) struct DeviceVerifier {
 }
 
 impl DeviceVerifier {
-    /// A verifier for certificates of `ca`.
-    pub(crate) fn new(ca: &Ca, policy: Arc<Policy>) -> Result<Self, Error> {
-        let roots = tls::roots(ca.certificate().clone())?;
-        let webpki = WebPkiClientVerifier::builder_with_provider(roots, tls::provider())
+    /// A verifier for certificates of CAs with these certificates.
+    pub(crate) fn new<'a>(
+        cas: impl IntoIterator<Item = &'a CertificateDer<'static>>,
+        policy: Arc<Policy>,
+    ) -> Result<Self, Error> {
+        let mut roots = RootCertStore::empty();
+        cas.into_iter().try_for_each(|ca| roots.add(ca.clone()))?;
+        let webpki = WebPkiClientVerifier::builder_with_provider(roots.into(), tls::provider())
             .build()
             .map_err(|e| Error::General(e.to_string()))?;
         Ok(Self { webpki, policy, is_optional: false })

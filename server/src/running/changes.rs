@@ -3,6 +3,7 @@
 
 use proto::{
     identity::{DeviceId, Name, UserName},
+    rotation::CaRecord,
     wire::Reason,
 };
 use serde::Serialize;
@@ -38,6 +39,8 @@ pub(super) fn changes(before: &Snapshot, after: &Snapshot) -> Vec<Change> {
     for key in after.keys() {
         of_key(old.get(&key.id).copied(), key, &mut all);
     }
+    let cas = |snapshot: &Snapshot| snapshot.cas().all().to_vec();
+    of_cas(&cas(before), &cas(after), &mut all);
     let was = revoked(before);
     let is = revoked(after);
     let of_user = |event, more| Change { event, who: None, more };
@@ -48,6 +51,18 @@ pub(super) fn changes(before: &Snapshot, after: &Snapshot) -> Vec<Change> {
         all.push(of_user("user_restore", json!({"user": user})));
     }
     all
+}
+
+fn of_cas(old: &[CaRecord], new: &[CaRecord], all: &mut Vec<Change>) {
+    let of_ca = |event, ca: &CaRecord| Change { event, who: None, more: json!({"ca": ca.number}) };
+    for ca in new {
+        let before = old.iter().find(|before| before.number == ca.number);
+        match before.map(|before| before.retired) {
+            None => all.push(of_ca("ca_rotate", ca)),
+            Some(None) if ca.retired.is_some() => all.push(of_ca("ca_retire", ca)),
+            Some(_) => {}
+        }
+    }
 }
 
 fn revoked(snapshot: &Snapshot) -> HashMap<&UserName, Option<&Reason>> {
@@ -168,5 +183,10 @@ mod tests {
         assert_eq!(only(told(&register))["event"], "revoke");
         register.forget(device.id).expect("forgotten");
         assert_eq!(only(told(&register))["event"], "forget");
+        assert!(register.rotate_ca(1, &[], 8).expect("rotated"));
+        let rotated = told(&register);
+        assert_eq!(rotated, [json!({"event": "ca_rotate", "ca": 2})]);
+        register.retire_cas(&[1], 9).expect("retired");
+        assert_eq!(told(&register), [json!({"event": "ca_retire", "ca": 1})]);
     }
 }

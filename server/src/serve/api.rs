@@ -2,6 +2,7 @@
 
 mod bodies;
 mod calls;
+mod cas;
 mod devices;
 mod failed;
 mod keys;
@@ -136,9 +137,8 @@ impl Api {
         let (server, uid, name) = (&self.server, caller.uid, name.to_owned());
         match which {
             Call::Index => {
-                let calls = CALLS.map(|(method, path, _, does)| {
-                    json!({"method": method, "path": path.replace("{}", "NAME"), "does": does})
-                });
+                let of_one = |(method, path, _, does): &(&str, &str, Call, &str)| json!({"method": method, "path": path.replace("{}", "NAME"), "does": does});
+                let calls: Vec<_> = CALLS.iter().map(of_one).collect();
                 Ok(json!({"schema": 1, "aditd": env!("CARGO_PKG_VERSION"), "calls": calls}))
             }
             Call::Status => with_schema(&server.status()),
@@ -155,6 +155,9 @@ impl Api {
                     "remarks": reloaded.remarks,
                 }))
             }
+            Call::Ca => cas::status(server).await,
+            Call::CaRotate => cas::rotate(server, uid).await,
+            Call::CaRetire => cas::retire(server, uid, read(body)?).await,
             Call::Requests => Ok(json!({"schema": 1, "requests": server.accounting.live.list()})),
             Call::Audit => self.audit(query).await,
             Call::Invitations => devices::invitations(server).await,
@@ -250,7 +253,8 @@ async fn blocking<T: Send + 'static>(
 /// Refuses what would be dated by a clock that cannot be right.
 fn check_clock(server: &Server) -> Result<(), Failed> {
     let status = StatusCode::INTERNAL_SERVER_ERROR;
-    let checked = server.state.ca.check_clock(process::unix_now());
+    let authorities = server.state.authorities.get();
+    let checked = authorities.check_clock(process::unix_now());
     checked.map_err(|e| Failed { status, why: e.into() })
 }
 

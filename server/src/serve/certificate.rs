@@ -1,41 +1,40 @@
-//! The server's certificate while the server runs: checked each hour, and after the clock was set.
+//! The server's certificate for those who know one CA, while the server runs.
 
-use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
-};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use common::machine::process::unix_now;
 use proto::{
-    clock::{StepWatch, shown},
     identity::Certificate,
+    rotation::{CaNumber, FIRST_CA},
 };
 use rustls::{
     server::{ClientHello, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use time::OffsetDateTime;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::state::State;
 
-/// How often the wall clock is compared with the monotonic clock.
-const COMPARE_EVERY: Duration = Duration::from_secs(1);
-/// How often the certificate is checked even if the clock was not set.
-const LOOK_EVERY: Duration = Duration::from_secs(3600);
-
 /// The certificate that new connections get.
 #[derive(Debug)]
-pub struct ServerCertificate(RwLock<Arc<CertifiedKey>>);
+pub struct ServerCertificate {
+    ca: CaNumber,
+    current: RwLock<Arc<CertifiedKey>>,
+}
 
 impl ServerCertificate {
-    /// Holds this certificate until a newer one is loaded.
+    /// Holds this certificate of the first CA until a newer one is loaded.
     pub fn new(certificate: Arc<CertifiedKey>) -> Arc<Self> {
-        Arc::new(Self(RwLock::new(certificate)))
+        Self::of(FIRST_CA, certificate)
+    }
+
+    /// The same for another CA.
+    pub(crate) fn of(ca: CaNumber, certificate: Arc<CertifiedKey>) -> Arc<Self> {
+        Arc::new(Self { ca, current: RwLock::new(certificate) })
     }
 
     fn current(&self) -> Arc<CertifiedKey> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// When it expires, in Unix time.
@@ -48,10 +47,12 @@ impl ServerCertificate {
     /// Loads or renews the certificate that is valid at `now`. A failure is logged, and nothing
     /// changes. Blocks.
     pub fn look_again(&self, state: &State, now: OffsetDateTime) {
-        match state.ca.server_identity(&state.dir, now) {
+        let authorities = state.authorities.get();
+        let Some(authority) = authorities.get(self.ca) else { return };
+        match authority.server_identity(&state.dir, now) {
             Ok(certificate) => {
                 let changed = self.current().cert != certificate.cert;
-                *self.0.write().unwrap_or_else(PoisonError::into_inner) = certificate;
+                *self.current.write().unwrap_or_else(PoisonError::into_inner) = certificate;
                 if changed {
                     info!("the server's certificate was renewed");
                 }
@@ -59,38 +60,10 @@ impl ServerCertificate {
             Err(e) => error!("cannot check the server's certificate: {e}"),
         }
     }
-
-    /// Checks again for as long as it is polled.
-    pub async fn follow(&self, state: &State) {
-        let begun = Instant::now();
-        let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let mut watch = StepWatch::new(wall(), begun.elapsed());
-        let mut looked = begun;
-        warn_of_clock(state);
-        loop {
-            tokio::time::sleep(COMPARE_EVERY).await;
-            let stepped = watch.stepped(wall(), begun.elapsed());
-            if stepped {
-                info!("the clock was set, or this machine slept: it is {} now", shown(unix_now()));
-                warn_of_clock(state);
-            }
-            if stepped || looked.elapsed() >= LOOK_EVERY {
-                looked = Instant::now();
-                // Two small files, at most once a second.
-                self.look_again(state, OffsetDateTime::now_utc());
-            }
-        }
-    }
 }
 
 impl ResolvesServerCert for ServerCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.current())
-    }
-}
-
-fn warn_of_clock(state: &State) {
-    if let Err(wrong) = state.ca.check_clock(unix_now()) {
-        warn!("{wrong}: devices are let in when it is set (`timedatectl`)");
     }
 }

@@ -6,7 +6,7 @@ use common::{
     machine::process::unix_now,
     transport::{self, LONGEST_DATAGRAM},
 };
-use quinn::{Connecting, Connection, Endpoint, ServerConfig, TokioRuntime};
+use quinn::{Connecting, Connection, Endpoint, TokioRuntime};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info};
 
@@ -19,6 +19,7 @@ use crate::{
         sockets::Sockets,
     },
     running::Server,
+    serve::entrances::Entrances,
     session::{self, enroll},
     state::State,
 };
@@ -41,7 +42,8 @@ pub(super) fn endpoint(
         .cid_generator(move || Box::new(OwnIds::new(key.clone(), generation, Arc::clone(&resets))));
     Endpoint::new_with_abstract_socket(
         endpoint,
-        Some((*doors.tunnel).clone()),
+        // Each attempt gets a configuration of its own; this one is never used.
+        doors.entrances.current(state).map(|entrance| (*entrance.tunnel).clone()),
         Arc::new(sockets),
         Arc::new(TokioRuntime),
     )
@@ -51,8 +53,7 @@ pub(super) fn endpoint(
 #[derive(Clone)]
 pub(super) struct Doors {
     pub(super) admission: Arc<Admission>,
-    pub(super) tunnel: Arc<ServerConfig>,
-    pub(super) enrollment: Arc<ServerConfig>,
+    pub(super) entrances: Arc<Entrances>,
     pub(super) server: Arc<Server>,
 }
 
@@ -82,11 +83,15 @@ impl Doors {
                 }
                 AttemptVerdict::Accept(slot) => slot,
             };
-            let config = match slot.knocker() {
-                Knocker::Device(_) | Knocker::Shared => &self.tunnel,
-                Knocker::Invited(_) => &self.enrollment,
+            let Some(entrance) = self.entrances.of(&self.server.state, slot.ca()) else {
+                incoming.ignore();
+                continue;
             };
-            let Ok(connecting) = incoming.accept_with(config.clone()) else {
+            let config = match slot.knocker() {
+                Knocker::Device(_) | Knocker::Shared => entrance.tunnel,
+                Knocker::Invited(_) => entrance.enrollment,
+            };
+            let Ok(connecting) = incoming.accept_with(config) else {
                 continue;
             };
             let (server, admission) = (self.server.clone(), self.admission.clone());

@@ -9,7 +9,6 @@ use tracing::{info, warn};
 
 use crate::{
     https::{Bound, Https, HttpsSettings, Service},
-    ingress::verifier::DeviceVerifier,
     policy::{Policy, roles::default_service},
     running::Server,
     state::State,
@@ -29,9 +28,8 @@ pub(super) fn open(
     let sockets = bound.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
     let listening = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
-    let verifier = DeviceVerifier::new(&state.ca, policy)
-        .map_err(|e| Failure::new("cannot use the server's certificate").source(e))?;
-    Ok((Https::new(listening, settings, &state.ca, verifier)?, sockets))
+    let https = Https::new(listening, settings, &state.authorities.get(), policy)?;
+    Ok((https, sockets))
 }
 
 /// Serves connections for as long as it is polled; each one is a task of `connections`. While the
@@ -56,7 +54,7 @@ pub(super) async fn serve(
     });
     parts.spawn(server.clone().note_keys(https.clone()));
     let (following, listener) = (server.clone(), https.clone());
-    parts.spawn(async move { listener.follow_certificate(&following.state.ca).await });
+    parts.spawn(async move { listener.follow_certificate(&following.state.authorities).await });
     for socket in sockets {
         let (server, https) = (server.clone(), https.clone());
         let (connections, name) = (connections.clone(), default_service());

@@ -9,7 +9,7 @@ use crate::{
     metrics::standing::Standing,
     record::CarrierKind,
     running::Server,
-    serve::certificate::ServerCertificate,
+    serve::entrances::Entrances,
 };
 
 /// The parts of the server that metrics need.
@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct Look {
     pub server: Arc<Server>,
     pub admission: Arc<Admission>,
-    pub certificate: Arc<ServerCertificate>,
+    pub entrances: Arc<Entrances>,
     /// What is sent twice.
     pub repeats: Arc<PacketRepeats>,
 }
@@ -51,7 +51,7 @@ impl Look {
         let https = self.server.open.https.as_deref();
         let ends = [
             ("https", https.and_then(|https| https.status().certificate.until)),
-            ("server", self.certificate.end()),
+            ("server", self.entrances.end()),
             ("first_device", enrolled().map(|device| device.not_after).min()),
         ];
         let audit = accounting.audit.status();

@@ -51,9 +51,10 @@ async fn exchange(
         () = slot.displaced() => return Ok(()),
         () = server.draining.cancelled() => return Ok(()),
     };
+    let ca = slot.ca();
     drop(slot);
     let Ok((send, recv, request)) = asked else { return Ok(()) };
-    let mut device = Enrolling { send, recv, from: connection.remote_address() };
+    let mut device = Enrolling { send, recv, from: connection.remote_address(), ca };
     let answer = match request {
         Ok(request) => device.enroll(server, request).await,
         Err(_) => EnrollAnswer::Refused(EnrollRefusal::BadRequest),
@@ -103,7 +104,7 @@ impl Enrolling {
         let decoded = |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| bad());
         let (token, csr) = (decoded(&request.token)?, decoded(&request.csr)?);
         match request.sign_in {
-            None => Ok((Claim::Invitation { token, from }, csr)),
+            None => Ok((Claim::Invitation { token, from, ca: self.ca }, csr)),
             Some(wanted) => Ok((sign_in::run(server, self, token, wanted).await?, csr)),
         }
     }

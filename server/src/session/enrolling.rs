@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use common::transport::{frame, splice::Sending};
-use proto::wire::EnrollAnswer;
+use proto::{rotation::CaNumber, wire::EnrollAnswer};
 use quinn::RecvStream;
 
 /// A device that enrolls.
@@ -11,6 +11,8 @@ pub(super) struct Enrolling {
     pub(super) send: Sending,
     pub(super) recv: RecvStream,
     pub(super) from: SocketAddr,
+    /// The CA whose hash is in its code.
+    pub(super) ca: CaNumber,
 }
 
 impl Enrolling {

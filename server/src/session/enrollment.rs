@@ -11,6 +11,7 @@ use common::machine::{
 use data_encoding::BASE64;
 use proto::{
     identity::{Name, UserName},
+    rotation::CaNumber,
     wire::{EnrollRefusal, Enrolled},
 };
 use time::OffsetDateTime;
@@ -21,6 +22,7 @@ use crate::{
     policy::authorize::{AuthorizeError, How, Question},
     running::Server,
     state::{
+        authorities::Authority,
         ca::{ClockError, CsrError, DeviceKey, Issued},
         register::{Device, DeviceError, Invited, SignedIn, User, default_role},
     },
@@ -35,6 +37,8 @@ pub(crate) enum Claim {
         token: Vec<u8>,
         /// The address of the device.
         from: SocketAddr,
+        /// The CA whose hash is in the code. The device accepts no other now.
+        ca: CaNumber,
     },
     /// A person has signed in at the provider, and the code opens sign-ins.
     SignIn {
@@ -42,6 +46,8 @@ pub(crate) enum Claim {
         token: Vec<u8>,
         /// The address of the device.
         from: SocketAddr,
+        /// As above.
+        ca: CaNumber,
         /// The name that the person has chosen.
         name: Name,
         person: Box<SignedIn>,
@@ -120,7 +126,7 @@ impl Claim {
         name: &mut Option<Name>,
     ) -> Result<Enrolled, NotEnrolled> {
         let key = DeviceKey::from_csr(csr)?;
-        server.state.ca.check_clock(unix_now())?;
+        server.state.authorities.get().check_clock(unix_now())?;
         let question = self.question(server).await?;
         *name = Some(question.device.clone());
         if let Some(authority) = server.gate.authority() {
@@ -131,7 +137,7 @@ impl Claim {
         // has.
         let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key));
         let made = made.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let (device, issued) = made?;
+        let (device, issued, authority) = made?;
         // The device connects as soon as it has its certificate, and the policy must know it by
         // then. If the register can't be read now, that is logged, and the server reads it again
         // later.
@@ -140,8 +146,8 @@ impl Claim {
             device: device.name,
             device_id: device.id,
             certificate: BASE64.encode(&issued.certificate),
-            ca: BASE64.encode(server.state.ca.certificate()),
-            knock_key: server.state.keys.device_knocks().of(device.id, device.key),
+            ca: BASE64.encode(authority.certificate()),
+            knock_key: authority.knock_key(device.id, device.key),
             addresses: server.addresses(),
             services: server.policy.services_of(&device.role),
             relay_port: server.open.relay,
@@ -180,14 +186,27 @@ impl Claim {
         }
     }
 
-    /// Registers the device, notes it and signs its certificate. Blocks.
-    fn put_in(self, server: &Server, key: &DeviceKey) -> Result<(Device, Issued), NotEnrolled> {
+    /// Registers the device, notes it and signs its certificate, by the CA that is returned. Blocks.
+    fn put_in(
+        self,
+        server: &Server,
+        key: &DeviceKey,
+    ) -> Result<(Device, Issued, Arc<Authority>), NotEnrolled> {
         let by = self.by();
         let now = OffsetDateTime::now_utc();
         let life = server.life_of(matches!(self, Self::SignIn { .. }));
         let now_unix = now.unix_timestamp();
         let not_after = (now + life).unix_timestamp();
         let register = &server.state.register;
+        let authorities = server.state.authorities.get();
+        let current = (authorities.current(), authorities.signing());
+        let (authority, ca) = match &self {
+            Self::Invitation { ca, .. } | Self::SignIn { ca, .. } => authorities
+                .get(*ca)
+                .and_then(|authority| Some((authority, authority.ca()?)))
+                .ok_or(NotEnrolled::Invitation(EnrollRefusal::Closed))?,
+            Self::User { .. } => current,
+        };
         let device = match self {
             Self::Invitation { token, .. } => register
                 .redeem(&token, key.hash, not_after, now_unix)
@@ -202,8 +221,12 @@ impl Claim {
             }
         };
         server.accounting.audit.note(Event::Enroll { device: device.subject(), by });
-        let issued = server.state.ca.issue_device(device.id, key, now, life)?;
-        Ok((device, issued))
+        if device.ca != authority.number {
+            // Its code is older than a rotation, or the same device enrolls again.
+            register.has_ca(device.id, authority.number).map_err(DeviceError::Register)?;
+        }
+        let issued = ca.issue_device(device.id, key, now, life)?;
+        Ok((device, issued, authority.clone()))
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the server sends on the stream of its greeting: answers to probes, that it drains, and that
-//! another process has replaced this one.
+//! What the server sends on the stream of its greeting: answers to probes, that it drains, that
+//! another process has replaced this one, and that the device has to renew its certificate.
 //!
 //! One task owns the stream. A device that sends probes and does not read the answers fills its own
 //! flow-control window and blocks only that task.
@@ -26,19 +26,21 @@ pub(super) struct Notices {
 
 impl Notices {
     /// Answers the probes that arrive on `probes`, and sends a notice when `replaced` or `draining`
-    /// is cancelled.
+    /// is cancelled, and each time that `renew` is woken.
     pub(super) fn start(
         stream: SendStream,
         probes: RecvStream,
         replaced: CancellationToken,
         draining: CancellationToken,
+        renew: Arc<Notify>,
     ) -> Self {
         let (tell, told) = watch::channel(false);
         let (note, moved) = watch::channel(false);
         let probed = Arc::new(Notify::new());
         let answering = tokio::spawn(hear_probes(probes, probed.clone(), note));
         let writing = tokio::spawn(async move {
-            if let Err(e) = write_notices(stream, &probed, [replaced, draining], tell).await {
+            if let Err(e) = write_notices(stream, &probed, &renew, [replaced, draining], tell).await
+            {
                 debug!("no more notices: {e}");
             }
         });
@@ -83,6 +85,7 @@ async fn hear_probes(mut probes: RecvStream, probed: Arc<Notify>, moved: watch::
 async fn write_notices(
     mut stream: SendStream,
     probed: &Notify,
+    renew: &Notify,
     [replaced, draining]: [CancellationToken; 2],
     tell: watch::Sender<bool>,
 ) -> std::io::Result<()> {
@@ -98,6 +101,7 @@ async fn write_notices(
                 frame::write(&mut stream, &Notice::Draining).await?;
                 tell.send_replace(true);
             }
+            () = renew.notified() => frame::write(&mut stream, &Notice::Renew).await?,
             () = probed.notified() => frame::write(&mut stream, &Notice::Here).await?,
         }
     }

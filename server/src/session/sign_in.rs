@@ -35,7 +35,9 @@ pub(super) async fn run(
     match opens {
         Ok(Some(true)) => {}
         // An ordinary code needs no sign-in.
-        Ok(Some(false)) => return Ok(Claim::Invitation { token, from: device.from }),
+        Ok(Some(false)) => {
+            return Ok(Claim::Invitation { token, from: device.from, ca: device.ca });
+        }
         Ok(None) => return Err(EnrollAnswer::Refused(EnrollRefusal::Closed)),
         Err(_) => return Err(EnrollAnswer::Refused(EnrollRefusal::ServerFailed)),
     }
@@ -56,7 +58,8 @@ pub(super) async fn run(
         Ok(person) => {
             info!(from = %device.from, user = %person.user, "signed in");
             let person = signed_in_as(provider.issuer(), person);
-            Ok(Claim::SignIn { token, from: device.from, name, person: Box::new(person) })
+            let (from, ca) = (device.from, device.ca);
+            Ok(Claim::SignIn { token, from, ca, name, person: Box::new(person) })
         }
         Err(why) => Err(failed(server, device, &name, why)),
     }

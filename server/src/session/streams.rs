@@ -65,6 +65,12 @@ impl Session {
                 let within = tokio::time::timeout(HANDSHAKE_WITHIN, answered).await;
                 within.unwrap_or(Err(Code::Busy))
             }
+            Ok(Ok(StreamHead::Stored)) => {
+                self.note_ca(self.ca.sent()).await;
+                send.finish();
+                let told = tokio::time::timeout(HANDSHAKE_WITHIN, send.acknowledged()).await;
+                told.map(drop).map_err(|_| Code::Protocol)
+            }
             Ok(Err(code)) => Err(code),
             Err(_) => Err(Code::Protocol),
         };

@@ -5,9 +5,10 @@
 //! keys (the CA's and the endpoint's) are in it encrypted with a passphrase (age, with scrypt), so
 //! that nobody who steals a backup can make a certificate or a knock.
 
+mod keys;
+
 use std::{
     fs,
-    io::{Read, Write},
     path::{Path, PathBuf},
 };
 
@@ -19,24 +20,25 @@ use common::machine::{
     report::{Exit, Failure},
 };
 use data_encoding::{BASE64, HEXLOWER};
-use proto::{crypto::sha256, epoch::Standing};
+use proto::{crypto::sha256, epoch::Standing, rotation::CaFilesFound};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
-use zeroize::{Zeroize, Zeroizing};
+use time::OffsetDateTime;
 
+use self::keys::{FIRST_KEY_FILES, Keys};
 use crate::state::{
-    State,
-    ca::Ca,
+    self, State,
+    ca::{
+        self, Ca, CaFiles,
+        files::{found, remove},
+    },
     register::{Register, restored::Replaced},
 };
 
-const SCHEMA: u32 = 1;
+/// Since 2 the keys may be those of several CAs.
+const SCHEMA: u32 = 2;
 /// The longest backup that is read, in bytes.
 pub(crate) const LONGEST: u64 = 256 << 20;
-/// The cost of scrypt (RFC 7914), as a power of two: about a second and 128 MiB.
-const WORK_FACTOR: u8 = 17;
-/// The files of keys, in the order in which they are written.
-const KEY_FILES: [&str; 3] = ["endpoint.json", "ca.key", "ca.crt"];
 
 /// A backup, as its file has it.
 #[derive(Serialize, Deserialize)]
@@ -47,23 +49,13 @@ pub(crate) struct Backup {
     version: String,
     /// When it was made, in Unix time. For people: nothing is decided by it.
     pub(crate) made: i64,
-    /// The hash of the CA's key, in hexadecimal digits.
+    /// The hash of the key of the CA that signed then, in hexadecimal digits.
     ca: String,
     /// The register, an SQLite database, in base64.
     register: String,
     /// The keys, encrypted by age, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keys: Option<String>,
-}
-
-/// The keys of a state: the content of each of [`KEY_FILES`].
-#[derive(Serialize, Deserialize)]
-struct Keys(Vec<String>);
-
-impl Drop for Keys {
-    fn drop(&mut self) {
-        self.0.zeroize();
-    }
 }
 
 /// What a restore has done.
@@ -92,7 +84,7 @@ impl Backup {
             adit_backup: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             made: unix_now(),
-            ca: HEXLOWER.encode(&state.ca.key_hash()),
+            ca: HEXLOWER.encode(&state.ca().key_hash()),
             register,
             keys,
         })
@@ -151,7 +143,7 @@ impl Backup {
             ClaimError::File(e) => e.into(),
         })?;
         let path = dir.join(Register::FILE);
-        let there = path.exists() || (self.has_keys() && dir.join("ca.key").exists());
+        let there = path.exists() || (self.has_keys() && state::must_exist(dir).is_ok());
         if there && !replace {
             return Err(Failure::new(format!("there is a state in `{}` already", dir.display()))
                 .hint("to replace it: add `--replace`")
@@ -170,8 +162,11 @@ impl Backup {
         files::create(&staged, &bytes)?;
         if let Some(keys) = &keys {
             keys.write(&staging.0)?;
-            let ca = Ca::open(&staging.0)?;
-            if HEXLOWER.encode(&ca.key_hash()) != self.ca {
+            let now = OffsetDateTime::now_utc();
+            for ca in found(&staging.0).iter().filter(|ca| ca.has_key) {
+                Ca::open_number(&staging.0, ca.number, now)?;
+            }
+            if !self.is_of(&staging.0) {
                 return Err(damaged("its keys are those of another server"));
             }
         }
@@ -187,11 +182,16 @@ impl Backup {
         let admitted = all.iter().filter(|device| device.standing() == Standing::Admitted).count();
         register.close()?;
         if let Some(keys) = &keys {
-            if Ca::open(dir).map_or(true, |there| HEXLOWER.encode(&there.key_hash()) != self.ca) {
-                // It is made anew for the CA.
-                remove(&dir.join("server.crt"))?;
+            if self.is_of(dir) {
+                // CAs that were made since the backup stay, and those that have ended since do not come
+                // back.
+                keys.write_over(dir)?;
+            } else {
+                for ca in found(dir) {
+                    CaFiles::of(ca.number).remove(dir)?;
+                }
+                keys.write(dir)?;
             }
-            keys.write(dir)?;
         }
         // SQLite would read the log of the old register into the new one.
         for side in ["-wal", "-shm"] {
@@ -217,15 +217,29 @@ impl Backup {
             .map(Some)
     }
 
+    /// Whether the CA of the backup is one of those in `dir`.
+    fn is_of(&self, dir: &Path) -> bool {
+        let is_own = |ca: &CaFilesFound| {
+            let pem = files::read(&dir.join(CaFiles::of(ca.number).certificate)).ok();
+            let certificate = pem.and_then(|pem| ca::read_certificate(&pem));
+            let hash = certificate.and_then(|der| common::transport::tls::key_hash(&der).ok());
+            hash.is_some_and(|hash| HEXLOWER.encode(&hash.0) == self.ca)
+        };
+        found(dir).iter().any(is_own)
+    }
+
     /// Whether the keys in `dir` are those of the backup's server.
     fn must_fit(&self, dir: &Path) -> Result<(), Failure> {
-        let missing = KEY_FILES.into_iter().find(|name| !dir.join(name).exists());
+        let first = FIRST_KEY_FILES.into_iter().find(|name| !dir.join(name).exists());
+        // The first CA may have retired.
+        let signs = || found(dir).iter().any(|ca| ca.has_key);
+        let missing = first.filter(|name| *name == "endpoint.json" || !signs());
         if let Some(name) = missing {
             return Err(Failure::new("the backup has no keys of the server")
                 .source(format!("there is no `{}`", dir.join(name).display()))
                 .hint("restore a backup that was made with `--with-ca-key` first, then this one with `--replace`"));
         }
-        if HEXLOWER.encode(&Ca::open(dir)?.key_hash()) == self.ca {
+        if self.is_of(dir) {
             return Ok(());
         }
         Err(Failure::new(format!(
@@ -233,58 +247,6 @@ impl Backup {
             dir.display()
         ))
         .hint("use a backup of this server, or one that was made with `--with-ca-key`"))
-    }
-}
-
-impl Keys {
-    fn read(dir: &Path) -> Result<Self, Failure> {
-        let mut keys = Self(Vec::with_capacity(KEY_FILES.len()));
-        for name in KEY_FILES {
-            keys.0.push(files::read_to_string(&dir.join(name))?);
-        }
-        Ok(keys)
-    }
-
-    fn write(&self, dir: &Path) -> Result<(), FileError> {
-        for (name, text) in KEY_FILES.iter().zip(&self.0) {
-            let path = dir.join(name);
-            if files::read_to_string(&path).is_ok_and(|there| there == *text) {
-                continue;
-            }
-            files::replace(&path, text.as_bytes())?;
-        }
-        Ok(())
-    }
-
-    fn encrypt(&self, passphrase: &SecretString) -> Result<String, Failure> {
-        let failed = |e: &dyn std::fmt::Display| {
-            Failure::new("cannot encrypt the keys").source(e.to_string())
-        };
-        let plain = Zeroizing::new(serde_json::to_vec(self).map_err(|e| failed(&e))?);
-        let mut recipient = age::scrypt::Recipient::new(passphrase.clone());
-        recipient.set_work_factor(WORK_FACTOR);
-        let recipients = std::iter::once(&recipient as &dyn age::Recipient);
-        let encryptor = age::Encryptor::with_recipients(recipients).map_err(|e| failed(&e))?;
-        let mut encrypted = Vec::new();
-        let mut writer = encryptor.wrap_output(&mut encrypted).map_err(|e| failed(&e))?;
-        writer.write_all(&plain).map_err(|e| failed(&e))?;
-        writer.finish().map_err(|e| failed(&e))?;
-        Ok(BASE64.encode(&encrypted))
-    }
-
-    /// `None` if what was encrypted are not keys.
-    fn decrypt(
-        encrypted: &[u8],
-        passphrase: &SecretString,
-    ) -> Result<Option<Self>, age::DecryptError> {
-        let mut identity = age::scrypt::Identity::new(passphrase.clone());
-        identity.set_max_work_factor(WORK_FACTOR);
-        let decryptor = age::Decryptor::new(encrypted)?;
-        let mut reader = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))?;
-        let mut plain = Zeroizing::new(Vec::new());
-        reader.by_ref().take(1 << 20).read_to_end(&mut plain)?;
-        let keys = serde_json::from_slice::<Self>(&plain).ok();
-        Ok(keys.filter(|keys| keys.0.len() == KEY_FILES.len()))
     }
 }
 
@@ -310,13 +272,6 @@ fn rand_bytes() -> [u8; 8] {
     let mut bytes = [0; 8];
     proto::crypto::fill_random(&mut bytes);
     bytes
-}
-
-fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(FileError::io("remove", path)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// An invitation has the key of its knock, and a sign-in its refresh token: a backup holds no secret.

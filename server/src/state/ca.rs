@@ -1,17 +1,19 @@
 //! The certificate authority of one server. Its private key is read only here.
 
+pub(crate) mod files;
 mod key;
 
 use std::{path::Path, sync::Arc};
 
 use common::machine::{
-    files::{self, FileError},
+    files::{self as stored, FileError},
     report::Failure,
 };
 use proto::{
     clock::{self, shown},
     crypto::{fill_random, sha256},
     identity::{CLOCK_SLACK, DeviceId, KeyHash},
+    rotation::{CaNumber, FIRST_CA},
     wire::SERVER_NAME,
 };
 use rcgen::{
@@ -26,10 +28,11 @@ use rustls::{
         CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
         ServerName, UnixTime,
     },
-    sign::CertifiedKey,
+    sign::{CertifiedKey, SigningKey},
 };
 use time::{Duration, OffsetDateTime};
 
+pub(crate) use self::files::CaFiles;
 use self::key::CaKey;
 
 const SERVER_LIFE: Duration = Duration::days(3650);
@@ -38,6 +41,7 @@ const CA_LIFE: Duration = Duration::days(7300);
 /// The certificate authority: it decides what is in a device's or the server's certificate,
 /// whatever a request asks for.
 pub struct Ca {
+    files: CaFiles,
     issuer: Issuer<'static, CaKey>,
     certificate: CertificateDer<'static>,
     /// The earliest plausible time, in Unix time.
@@ -118,21 +122,31 @@ pub(crate) fn check_clock(earliest: i64, now: i64) -> Result<(), ClockError> {
 }
 
 impl Ca {
-    /// Opens the authority in `dir`, or creates it. Several processes that do so at once get the
+    /// Opens the first authority in `dir`, or creates it. Several processes that do so at once get the
     /// same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
         Self::open_at(dir, OffsetDateTime::now_utc())
     }
 
-    /// [`Ca::open`], by a clock that shows `now`.
     fn open_at(dir: &Path, now: OffsetDateTime) -> Result<Self, FileError> {
-        let (key_path, cert_path) = (dir.join("ca.key"), dir.join("ca.crt"));
+        Self::open_number(dir, FIRST_CA, now)
+    }
+
+    /// [`Ca::open`], for the authority with this number, by a clock that shows `now`.
+    pub(crate) fn open_number(
+        dir: &Path,
+        number: CaNumber,
+        now: OffsetDateTime,
+    ) -> Result<Self, FileError> {
+        let names = CaFiles::of(number);
+        let (key_path, cert_path) = (dir.join(&names.key), dir.join(&names.certificate));
         if !key_path.exists() && cert_path.exists() {
             // A new key would lock out every device, and prevent that a backup is restored.
-            return Err(FileError::damaged(key_path, "it is missing, and `ca.crt` is there"));
+            let why = format!("it is missing, and `{}` is there", names.certificate);
+            return Err(FileError::damaged(key_path, why));
         }
         let key = CaKey::read_or_create(&key_path)?;
-        let pem = files::read_or_create(&cert_path, || match self_signed(&key, now) {
+        let pem = stored::read_or_create(&cert_path, || match self_signed(number, &key, now) {
             Ok(certificate) => certificate.pem().into_bytes(),
             Err(_) => Vec::new(),
         })?;
@@ -141,14 +155,15 @@ impl Ca {
         let hash = common::transport::tls::key_hash(&certificate)
             .map_err(|e| FileError::damaged(&cert_path, e))?;
         if hash.0 != sha256(&key.subject_public_key_info()) {
-            return Err(FileError::damaged(&cert_path, "it belongs to another key than `ca.key`"));
+            let why = format!("it belongs to another key than `{}`", names.key);
+            return Err(FileError::damaged(&cert_path, why));
         }
         let not_before = proto::identity::Certificate::from_der(&certificate)
             .map_err(|e| FileError::damaged(&cert_path, e))?
             .not_before;
         let issuer = Issuer::from_ca_cert_der(&certificate, key)
             .map_err(|e| FileError::damaged(&cert_path, e))?;
-        Ok(Self { issuer, certificate, earliest: not_before.max(clock::RELEASED) })
+        Ok(Self { files: names, issuer, certificate, earliest: not_before.max(clock::RELEASED) })
     }
 
     /// The earliest time, in Unix seconds, that a correct clock can show.
@@ -217,14 +232,6 @@ impl Ca {
         Ok(Arc::new(CertifiedKey::new(chain, key)))
     }
 
-    /// The CA's own certificate in PEM, for those who are to trust it.
-    pub fn pem(&self) -> String {
-        let body = data_encoding::BASE64.encode(&self.certificate);
-        let lines: Vec<&str> =
-            body.as_bytes().chunks(64).filter_map(|line| std::str::from_utf8(line).ok()).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
-    }
-
     /// The server's certificate and key in `dir`: kept while at least a third of its lifetime is
     /// left, else made anew. While the clock is implausible, the existing certificate is kept.
     pub fn server_identity(
@@ -232,18 +239,10 @@ impl Ca {
         dir: &Path,
         now: OffsetDateTime,
     ) -> Result<Arc<CertifiedKey>, FileError> {
-        let key_path = dir.join("server.key");
-        let der = key::read_or_create(&key_path)?;
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
-        let key = any_ecdsa_type(&der).map_err(|e| FileError::damaged(&key_path, e))?;
-        let spki = key.public_key().map(|spki| SubjectPublicKeyInfo::from_der(&spki));
-        let spki = match spki {
-            Some(Ok(spki)) => spki,
-            _ => return Err(FileError::damaged(&key_path, "it has no public key")),
-        };
-        let path = dir.join("server.crt");
+        let (key, spki) = server_key(&dir.join(&self.files.server_key))?;
+        let path = dir.join(&self.files.server_certificate);
         let hash = sha256(&spki.subject_public_key_info());
-        let kept = match files::read(&path) {
+        let kept = match stored::read(&path) {
             Ok(pem) => read_certificate(&pem).filter(|der| self.keeps(der, hash, now)),
             Err(e) if e.is_not_found() => None,
             Err(e) => return Err(e),
@@ -253,7 +252,7 @@ impl Ca {
             None => {
                 let made =
                     self.issue_server(&spki, now).map_err(|e| FileError::damaged(&path, e))?;
-                files::replace(&path, made.pem().as_bytes())?;
+                stored::replace(&path, made.pem().as_bytes())?;
                 made.der().clone()
             }
         };
@@ -306,11 +305,47 @@ impl Ca {
     }
 }
 
-fn self_signed(key: &CaKey, now: OffsetDateTime) -> Result<rcgen::Certificate, rcgen::Error> {
+/// The server's certificate and key of an authority that has retired, whose own `certificate` this is:
+/// it signs nothing any more, so they are only read.
+pub(crate) fn retired_identity(
+    dir: &Path,
+    names: &CaFiles,
+    certificate: CertificateDer<'static>,
+) -> Result<Arc<CertifiedKey>, FileError> {
+    let path = dir.join(&names.server_certificate);
+    let own = read_certificate(&stored::read(&path)?)
+        .ok_or_else(|| FileError::damaged(&path, "it is not a certificate in PEM"))?;
+    let (key, _) = server_key(&dir.join(&names.server_key))?;
+    let identity = CertifiedKey::new(vec![own, certificate], key);
+    identity.keys_match().map_err(|e| FileError::damaged(&path, e))?;
+    Ok(Arc::new(identity))
+}
+
+/// The server's key in this file, which is created if it is missing.
+fn server_key(path: &Path) -> Result<(Arc<dyn SigningKey>, SubjectPublicKeyInfo), FileError> {
+    let der = key::read_or_create(path)?;
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
+    let key = any_ecdsa_type(&der).map_err(|e| FileError::damaged(path, e))?;
+    match key.public_key().map(|spki| SubjectPublicKeyInfo::from_der(&spki)) {
+        Some(Ok(spki)) => Ok((key, spki)),
+        _ => Err(FileError::damaged(path, "it has no public key")),
+    }
+}
+
+fn self_signed(
+    number: CaNumber,
+    key: &CaKey,
+    now: OffsetDateTime,
+) -> Result<rcgen::Certificate, rcgen::Error> {
     let now = at_least(now, clock::RELEASED);
     let mut params = leaf_params(now, CA_LIFE);
     params.use_authority_key_identifier_extension = false;
-    params.distinguished_name.push(DnType::CommonName, "Adit CA");
+    // Programs that are to trust two of them tell them apart.
+    let name = match number {
+        FIRST_CA => "Adit CA".to_owned(),
+        number => format!("Adit CA {number}"),
+    };
+    params.distinguished_name.push(DnType::CommonName, name);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.self_signed(key)
@@ -341,7 +376,8 @@ fn at_least(now: OffsetDateTime, earliest: i64) -> OffsetDateTime {
     OffsetDateTime::from_unix_timestamp(earliest).map_or(now, |earliest| now.max(earliest))
 }
 
-fn read_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {
+/// The certificate in this PEM.
+pub(crate) fn read_certificate(pem: &[u8]) -> Option<CertificateDer<'static>> {
     use rustls::pki_types::pem::PemObject;
     CertificateDer::from_pem_slice(pem).ok()
 }

@@ -2,6 +2,7 @@
 //! and is on the disk before it takes effect.
 
 mod belongings;
+mod cas;
 mod devices;
 pub(crate) mod epoch;
 mod errors;
@@ -41,6 +42,7 @@ use proto::{
     epoch::Standing,
     identity::{DeviceId, KeyHash, UserName},
     knock::{Checker, SharedKey},
+    rotation::{CaNumber, CaRecords},
     wire::{Code, Reason},
 };
 use rusqlite::{
@@ -52,7 +54,7 @@ use self::{
     users::RevokedUsers,
 };
 
-const SCHEMA_VERSION: i64 = 9;
+const SCHEMA_VERSION: i64 = 10;
 const SCHEMA: &str = "
     CREATE TABLE device (
         id          TEXT PRIMARY KEY,
@@ -89,6 +91,7 @@ const CHANGES: [&str; SCHEMA_VERSION as usize] = [
     epoch::CHANGE,
     users::CHANGE,
     sign_ins::CHANGE,
+    cas::CHANGE,
 ];
 
 /// The register of one server. Several processes may have it open at once.
@@ -106,6 +109,7 @@ pub struct Snapshot {
     keys: Keys,
     users: RevokedUsers,
     history: History,
+    cas: CaRecords,
 }
 
 /// What is needed to check the knocks of one invitation.
@@ -113,6 +117,8 @@ pub struct Snapshot {
 struct OpenInvitation {
     number: i64,
     knock: Checker,
+    /// The CA whose hash is in the code.
+    ca: CaNumber,
     /// In Unix time.
     expires: i64,
 }
@@ -189,10 +195,12 @@ impl Snapshot {
         self.keys.all()
     }
 
-    /// The number of the invitation with whose key `knock` was made, if it is open at `now`.
-    pub fn invites(&self, knock: &[u8], now: i64) -> Option<i64> {
+    /// The number of the invitation with whose key `knock` was made, and that of its CA, if it is open
+    /// at `now`.
+    pub fn invites(&self, knock: &[u8], now: i64) -> Option<(i64, CaNumber)> {
         let mut open = self.invitations.iter().filter(|invitation| invitation.expires > now);
-        open.find(|invitation| invitation.knock.opens_for(knock)).map(|found| found.number)
+        let found = open.find(|invitation| invitation.knock.opens_for(knock))?;
+        Some((found.number, found.ca))
     }
 
     /// Whether a knock with the old key of all devices is accepted at `now`, in Unix time.
@@ -281,13 +289,15 @@ impl Register {
     pub(crate) fn snapshot(&self) -> Result<Snapshot, RegisterError> {
         self.read(|t| {
             let devices = all_devices(t)?.into_iter().map(|device| (device.id, device)).collect();
-            let mut query = t.prepare_cached("SELECT rowid, door_key, expires FROM invitation")?;
+            let mut query =
+                t.prepare_cached("SELECT rowid, door_key, expires, ca FROM invitation")?;
             let invitations = query
                 .query_map([], |row| {
                     Ok(OpenInvitation {
                         number: row.get(0)?,
                         knock: SharedKey::from_bytes(row.get(1)?).checker(),
                         expires: row.get(2)?,
+                        ca: row.get(3)?,
                     })
                 })?
                 .collect::<Result<_, _>>()?;
@@ -298,6 +308,7 @@ impl Register {
                 keys: keys::read(t)?,
                 users: users::revoked(t)?,
                 history: epoch::read(t)?,
+                cas: cas::read(t)?,
             })
         })
     }

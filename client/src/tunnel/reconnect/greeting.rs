@@ -5,6 +5,7 @@ use std::time::Duration;
 use common::transport::{HANDSHAKE_WITHIN, frame};
 use proto::wire::{Code, Greeting, Hello, Notice};
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::sync::Notify;
 use tracing::debug;
 
 use crate::dial::DialError;
@@ -64,19 +65,21 @@ async fn greet(
     epoch: Option<String>,
 ) -> std::io::Result<(Hello, RecvStream, SendStream)> {
     let mut send = connection.open_uni().await?;
-    frame::write(&mut send, &Greeting { version: env!("CARGO_PKG_VERSION").to_owned(), epoch })
-        .await?;
+    let version = env!("CARGO_PKG_VERSION").to_owned();
+    frame::write(&mut send, &Greeting { version, epoch, follows_ca: true }).await?;
     let mut notices = connection.accept_uni().await?;
     let hello = frame::read(&mut notices).await?;
     Ok((hello, notices, send))
 }
 
-/// Ends when the server says that it takes no more streams here. An error of the stream is ignored,
+/// Ends when the server says that it takes no more streams here; wakes `renew` when it wants the
+/// certificate to be renewed. An error of the stream is ignored,
 /// because the connection's error says more.
-pub(super) async fn listen_to(notices: &mut RecvStream) -> Leave {
+pub(super) async fn listen_to(notices: &mut RecvStream, renew: &Notify) -> Leave {
     loop {
         match frame::read::<Notice>(notices).await {
             Ok(Notice::Here) => {}
+            Ok(Notice::Renew) => renew.notify_one(),
             Ok(Notice::Draining) => return Leave::Draining,
             Ok(Notice::Replaced) => return Leave::Replaced,
             Err(e) => {

@@ -125,6 +125,7 @@ impl From<Code> for ErrorAnswer {
             | Code::Held
             | Code::SignedOut
             | Code::ProviderDown
+            | Code::CaRetired
             | Code::ShuttingDown
             | Code::Busy
             | Code::Superseded
@@ -142,6 +143,7 @@ impl From<Code> for ErrorAnswer {
                     | Code::OutOfTime
                     | Code::Held
                     | Code::SignedOut
+                    | Code::CaRetired
             );
         Self::new(status, format!("adit: {}", code.sentence()))
             .retry_after(passes_by_itself.then_some(RETRY_SOON))
@@ -260,6 +262,7 @@ mod tests {
                     | Code::OutOfTime
                     | Code::Held
                     | Code::SignedOut
+                    | Code::CaRetired
             );
             let retry = (answer.status == 503 && !needs_a_person).then_some(RETRY_SOON);
             assert_eq!(answer.retry_after, retry, "{code:?}");

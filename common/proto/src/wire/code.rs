@@ -28,6 +28,9 @@ pub enum Code {
     Held = 0x08,
     /// The sign-in with which the device enrolled has ended at the provider.
     SignedOut = 0x09,
+    /// The CA that the device knows has retired, and it can get no new certificate any more: that was
+    /// too long ago, or it is a version that cannot take over a new CA.
+    CaRetired = 0x0a,
     /// The TCP connection behind this stream was aborted (RST).
     Aborted = 0x10,
     /// Nothing listens at the service's address.
@@ -49,7 +52,7 @@ pub enum Code {
 }
 
 impl Code {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Done,
         Self::Revoked,
         Self::Superseded,
@@ -60,6 +63,7 @@ impl Code {
         Self::OutOfTime,
         Self::Held,
         Self::SignedOut,
+        Self::CaRetired,
         Self::Aborted,
         Self::UpstreamRefused,
         Self::UpstreamSilent,
@@ -89,6 +93,7 @@ impl Code {
             Self::OutOfTime => "out_of_time",
             Self::Held => "held",
             Self::SignedOut => "signed_out",
+            Self::CaRetired => "ca_retired",
             Self::Aborted => "aborted",
             Self::UpstreamRefused => "upstream_refused",
             Self::UpstreamSilent => "upstream_silent",
@@ -161,6 +166,12 @@ impl Code {
             Self::SignedOut => (
                 "this device's sign-in has ended at the provider",
                 Some("sign in again: run `adit enroll --sso`"),
+            ),
+            Self::CaRetired => (
+                "the server has a new certificate authority, and this device missed the change for too long",
+                Some(
+                    "enroll it again, with the newest adit: `aditd invite NAME` on the server, then `adit enroll --replace` here",
+                ),
             ),
             Self::Aborted => ("the service on the server aborted the connection", None),
             Self::UpstreamRefused => (

@@ -9,7 +9,10 @@ use proto::{
 use super::*;
 use crate::{
     policy::services::Services,
-    state::register::{Register, User, default_role},
+    state::{
+        authorities::Authorities,
+        register::{Register, User, default_role},
+    },
 };
 
 struct World {
@@ -29,7 +32,8 @@ impl World {
         let register = Register::open(&dir.path().join(Register::FILE)).expect("a register");
         let keys = EndpointKeys::generate();
         let policy = Policy::new(Default::default(), Arc::default(), Services::default());
-        let admission = Admission::new(&keys, Arc::new(policy));
+        let authorities = SharedAuthorities::new(Authorities::first(dir.path(), &keys));
+        let admission = Admission::new(&keys, authorities, Arc::new(policy));
         Self { _dir: dir, register, keys, admission, next: 0 }
     }
 
@@ -39,7 +43,7 @@ impl World {
         let name = name.parse().expect("a name");
         let device = self.register.enroll(&name, OWNER, None, key, 9999, NOW).expect("enrolled");
         self.refresh();
-        (device.id, self.keys.device_knocks().of(device.id, key))
+        (device.id, self.admission.authorities.get().current().knock_key(device.id, key))
     }
 
     fn refresh(&self) {

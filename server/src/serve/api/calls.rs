@@ -9,6 +9,9 @@ pub(super) enum Call {
     Status,
     Roles,
     Reload,
+    Ca,
+    CaRotate,
+    CaRetire,
     Invitations,
     Invite,
     Withdraw,
@@ -39,11 +42,14 @@ pub(super) enum Call {
 }
 
 /// Every call: its method, its path (`{}` stands for a name or id), and what it does.
-pub(super) const CALLS: [(&str, &str, Call, &str); 31] = [
+pub(super) const CALLS: [(&str, &str, Call, &str); 34] = [
     ("GET", "/v1", Call::Index, "this list"),
     ("GET", "/v1/status", Call::Status, "the running server"),
     ("GET", "/v1/roles", Call::Roles, "the names of all roles"),
     ("POST", "/v1/reload", Call::Reload, "reads the configuration again"),
+    ("GET", "/v1/ca", Call::Ca, "the certificate authorities, and who lacks the newest"),
+    ("POST", "/v1/ca/rotate", Call::CaRotate, "makes a new certificate authority"),
+    ("POST", "/v1/ca/retire", Call::CaRetire, "ends the old ones"),
     ("GET", "/v1/invitations", Call::Invitations, "the open invitations"),
     ("POST", "/v1/invitations", Call::Invite, "invites a device"),
     ("DELETE", "/v1/invitations/{}", Call::Withdraw, "withdraws an invitation"),

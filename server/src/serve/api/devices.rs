@@ -92,7 +92,7 @@ pub(super) async fn invite(
     let expires = unix_now().saturating_add(ttl as i64);
     let invitation = Invitation {
         addresses,
-        ca: server.state.ca.key_hash(),
+        ca: server.state.ca().key_hash(),
         expires,
         secret: Secret::generate(),
         sign_in: false,

@@ -3,7 +3,10 @@
 use common::machine::report::{Exit, Failure};
 use hyper::StatusCode;
 
-use crate::state::register::{DeviceError, KeyError, RegisterError, UserError};
+use crate::state::{
+    register::{DeviceError, KeyError, RegisterError, UserError},
+    rotation::CaError,
+};
 
 /// A call that failed.
 #[derive(Debug)]
@@ -30,6 +33,15 @@ impl From<Failure> for Failed {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         Self { status, why }
+    }
+}
+
+impl From<CaError> for Failed {
+    fn from(error: CaError) -> Self {
+        match error {
+            CaError::Conflict(why) => Self { status: StatusCode::CONFLICT, why },
+            CaError::Failed(why) => why.into(),
+        }
     }
 }
 

@@ -77,7 +77,7 @@ fn an_implausible_clock_changes_nothing_and_issues_nothing() {
     params.subject_alt_names = vec![SanType::DnsName(SERVER_NAME.try_into().expect("a name"))];
     let old = params.signed_by(&spki, &ca.issuer).expect("signed");
     for at in [boot, now] {
-        files::replace(&tmp.path().join("server.crt"), old.pem().as_bytes()).expect("written");
+        stored::replace(&tmp.path().join("server.crt"), old.pem().as_bytes()).expect("written");
         assert_ne!(chain(at)[0], *old.der());
         let made = Certificate::from_der(&chain(at)[0]).expect("a certificate");
         assert!(made.not_before <= now.unix_timestamp() && made.not_after > now.unix_timestamp());
@@ -123,10 +123,10 @@ fn two_certificates_for_one_key_have_different_serials() {
 fn a_damaged_key_is_named_and_never_replaced() {
     let tmp = tempfile::tempdir().expect("tempdir");
     drop(Ca::open(tmp.path()).expect("ca"));
-    files::replace(&tmp.path().join("ca.key"), b"garbage").expect("written");
+    stored::replace(&tmp.path().join("ca.key"), b"garbage").expect("written");
     let Err(error) = Ca::open(tmp.path()) else { panic!("opened") };
     assert!(error.to_string().contains("ca.key"), "{error}");
-    assert_eq!(*files::read(&tmp.path().join("ca.key")).expect("read"), b"garbage");
+    assert_eq!(*stored::read(&tmp.path().join("ca.key")).expect("read"), b"garbage");
 }
 
 #[test]

@@ -4,12 +4,13 @@ use proto::{
     epoch::Standing,
     identity::{DeviceId, KeyHash, Name, UserName},
     ollama::model::ModelPattern,
+    rotation::CaNumber,
     wire::Reason,
 };
 use rusqlite::{OptionalExtension, Transaction, params};
 
 use super::{
-    DeviceError, Register, RegisterError, User, epoch, names, parsed, shared_knock, users,
+    DeviceError, Register, RegisterError, User, cas, epoch, names, parsed, shared_knock, users,
 };
 use crate::audit::entry::{EnrolledWith, Subject};
 
@@ -46,6 +47,8 @@ pub struct Device {
     pub user: Option<UserName>,
     /// The sign-in with which it enrolled, if it did so.
     pub sign_in: Option<DeviceSignIn>,
+    /// The newest CA that it is known to have stored.
+    pub ca: CaNumber,
 }
 
 /// The sign-in of a device, in memory.
@@ -294,7 +297,7 @@ pub(super) fn refuse_like_id(name: &Name) -> Result<(), DeviceError> {
 
 pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> {
     let mut query =
-        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user, sign_in.device IS NOT NULL, sign_in.ended FROM device LEFT JOIN sign_in ON sign_in.device = id ORDER BY name")?;
+        t.prepare_cached("SELECT id, name, key, enrolled, not_after, revoked, seen, role, models, uid, reason, held, user, sign_in.device IS NOT NULL, sign_in.ended, device.ca FROM device LEFT JOIN sign_in ON sign_in.device = id ORDER BY name")?;
     let rows = query.query_map([], |row| {
         Ok(Device {
             id: parsed(row.get(0)?)?,
@@ -314,6 +317,7 @@ pub(super) fn all_devices(t: &Transaction<'_>) -> rusqlite::Result<Vec<Device>> 
                 true => Some(DeviceSignIn { ended: row.get(14)? }),
                 false => None,
             },
+            ca: row.get(15)?,
         })
     })?;
     rows.collect()
@@ -345,9 +349,10 @@ pub(super) fn insert_device(
     while unused(&id)?.is_some() || names::is_id_of_key(t, id)? {
         id = DeviceId::generate();
     }
+    let ca = cas::read(t)?.current().number;
     t.execute(
-        "INSERT INTO device (id, name, key, enrolled, not_after, role, uid, user) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str(), uid, user.map(UserName::as_str)],
+        "INSERT INTO device (id, name, key, enrolled, not_after, role, uid, user, ca) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        params![id.to_string(), name.as_str(), key.0, now, not_after, role.as_str(), uid, user.map(UserName::as_str), ca],
     )?;
     names::taken(t, name)?;
     let role = role.clone();
@@ -366,6 +371,7 @@ pub(super) fn insert_device(
         uid,
         user: user.cloned(),
         sign_in: None,
+        ca,
     })
 }
 

@@ -165,6 +165,7 @@ mod tests {
     fn a_name_is_reserved_for_the_user_who_had_it() {
         let name: Name = "alice-laptop".parse().expect("a name");
         let device = |revoked| Device {
+            ca: 1,
             id: DeviceId::generate(),
             name: name.clone(),
             key: KeyHash([1; 32]),

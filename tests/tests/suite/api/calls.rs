@@ -202,3 +202,24 @@ async fn bad_input_gets_an_error_that_says_what_is_wrong() {
     }
     done(&world, "GET", "/v1/status", "").await;
 }
+
+#[tokio::test]
+async fn a_certificate_authority_is_rotated_and_ended() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    let (status, none) = call(&world, "POST", "/v1/ca/retire", "").await;
+    assert_eq!(status, 409, "{none}");
+    let first = done(&world, "GET", "/v1/ca", "").await;
+    assert_eq!((&first["cas"][0]["state"], &first["up_to_date"]), (&"current".into(), &1.into()));
+    let rotated = done(&world, "POST", "/v1/ca/rotate", "").await;
+    assert_eq!(rotated["ca"], 2);
+    let status = done(&world, "GET", "/v1/ca", "").await;
+    assert_eq!(status["cas"][1]["sha256"], rotated["sha256"]);
+    assert_eq!(status["behind"][0]["name"], "laptop");
+    let (code, refused) = call(&world, "POST", "/v1/ca/retire", "{}").await;
+    assert_eq!(code, 409, "{refused}");
+    let ended = done(&world, "POST", "/v1/ca/retire", r#"{"force":true}"#).await;
+    assert_eq!(ended["retired"], serde_json::json!([1]));
+    assert_eq!(ended["behind"][0]["name"], "laptop");
+    device.up(&[]).await.works().await;
+}

@@ -13,6 +13,7 @@ mod every_way;
 mod key_memory;
 mod pasting;
 mod renewing;
+mod rotation;
 mod secrets;
 mod sign_in;
 mod sign_in_renewal;

@@ -5,6 +5,7 @@ mod clients;
 mod keys;
 mod pages;
 mod replaced;
+mod rotation;
 mod strangers;
 mod tokens;
 

@@ -34,6 +34,8 @@ const OTHERS: [(&str, &[&str]); 5] = [
             "aditd restore",
             "aditd replace",
             "aditd reload",
+            "aditd ca rotate",
+            "aditd ca retire",
             "aditd service install",
             "aditd service uninstall",
         ],

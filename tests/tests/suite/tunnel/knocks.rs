@@ -338,9 +338,12 @@ async fn narrow_session(gate: &Gate) -> (Connection, SendStream, RecvStream) {
         endpoint.connect_with(config, gate.address, SERVER_NAME).expect("a connection begins");
     let connection = tokio::time::timeout(SOON, connecting).await.expect("in time").expect("in");
     let mut probes = connection.open_uni().await.expect("a stream");
-    frame::write(&mut probes, &Greeting { version: "flood".to_owned(), epoch: None })
-        .await
-        .expect("greeted");
+    frame::write(
+        &mut probes,
+        &Greeting { version: "flood".to_owned(), epoch: None, follows_ca: true },
+    )
+    .await
+    .expect("greeted");
     let notices = connection.accept_uni().await.expect("a hello");
     (connection, probes, notices)
 }

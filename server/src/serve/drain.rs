@@ -22,6 +22,8 @@ use crate::{
 const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 /// How long running answers may take after another process has replaced this one.
 const REPLACED_WITHIN: Duration = Duration::from_secs(3600);
+/// How long the provider may take to answer what it has been asked.
+const ASKED_WITHIN: Duration = Duration::from_secs(15);
 /// How often a process that has been replaced tells what its answers cost.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
@@ -128,6 +130,9 @@ impl Parts {
         if let Some(https) = &self.https {
             self.server.note_keys_now(https).await;
         }
+        // A refresh token that the provider has replaced has to be stored.
+        self.server.asking.close();
+        let _ = tokio::time::timeout(ASKED_WITHIN, self.server.asking.wait()).await;
         self.server.accounting.close().await;
         info!("stopped");
     }

@@ -150,6 +150,32 @@ impl Question {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::CarrierKind;
+
+    #[test]
+    fn it_is_told_how_a_caller_came_to_be_known() {
+        use CallerKind::{Device, Key, Token};
+        for (kind, uid, has_signed_in, how) in [
+            (Device, None, false, How::Code),
+            (Device, Some(1000), false, How::Ssh),
+            (Device, None, true, How::Sso),
+            (Key, None, false, How::Key),
+            (Token, None, false, How::Token),
+        ] {
+            let asker = Asker {
+                id: 1.into(),
+                name: "laptop".parse().expect("a name"),
+                uid,
+                kind,
+                user: None,
+                has_signed_in,
+                remote: ([127, 0, 0, 1], 1).into(),
+                carrier: CarrierKind::Udp,
+            };
+            assert_eq!(How::of(&asker), how);
+        }
+        assert_eq!(serde_json::to_value(How::Sso).expect("JSON"), "sso");
+    }
 
     #[test]
     fn only_the_named_fields_are_taken_and_their_values_are_never_shown() {

@@ -2,6 +2,7 @@
 //! in turn in the same run.
 
 pub mod contestant;
+mod floods;
 mod instructions;
 pub mod load;
 pub mod machine;
@@ -81,6 +82,28 @@ enum Command {
         #[arg(long, default_value_os_t = instructions::default_file())]
         file: PathBuf,
     },
+    /// Attack a server in every known way, and measure what a device notices of it meanwhile
+    ///
+    /// Each attack is made on processes and networks of its own, which needs root. The table goes to
+    /// standard output, and as Markdown and JSON to a directory.
+    Floods {
+        /// Only these attacks
+        #[arg(long, value_delimiter = ',', value_name = "NAME",
+            value_parser = clap::builder::PossibleValuesParser::new(floods::names()))]
+        attacks: Vec<String>,
+        /// How long the device is measured, before each attack and during it
+        #[arg(long, default_value = "3", value_parser = seconds)]
+        seconds: f64,
+        /// Where the table is written
+        #[arg(long, value_name = "DIR", default_value = "target/adit-bench")]
+        out: PathBuf,
+    },
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let wrong = || "write a number of seconds from 0.1 to 600".to_owned();
+    let seconds = text.parse().map_err(|_| wrong())?;
+    if (0.1..=600.0).contains(&seconds) { Ok(seconds) } else { Err(wrong()) }
 }
 
 fn build(text: &str) -> Result<(String, PathBuf), String> {
@@ -115,10 +138,17 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 Some(Command::Instructions { accept, file }) => {
                     instructions::run(file, *accept).await
                 }
+                Some(Command::Floods { attacks, seconds, out }) => {
+                    floods::run(&this()?, *seconds, attacks, out).await
+                }
                 None => measure(args).await,
             }
         })
     }))
+}
+
+fn this() -> Result<PathBuf, Failure> {
+    std::env::current_exe().map_err(|e| Failure::new("cannot find this program").source(e))
 }
 
 async fn measure(args: Args) -> Result<(), Failure> {
@@ -143,9 +173,7 @@ async fn measure(args: Args) -> Result<(), Failure> {
         shown::say("this is a debug build: its numbers say nothing about a release");
     }
     shown::say(format_args!("this takes about {:.0} minutes", (plan.seconds() / 60.0).ceil()));
-    let this =
-        std::env::current_exe().map_err(|e| Failure::new("cannot find this program").source(e))?;
-    let programs = [vec![this], others].concat();
+    let programs = [vec![this()?], others].concat();
     let mut stop =
         StopSignals::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
     let report = tokio::select! {

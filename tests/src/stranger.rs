@@ -290,6 +290,22 @@ pub async fn first_flight(crypto: QuicClientConfig, dst_cid: &[u8]) -> Vec<Vec<u
     flight
 }
 
+/// A first packet that is valid as far as a server can see before it decrypts it (RFC 9000 section
+/// 17.2.2).
+pub fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8]) -> Vec<u8> {
+    let mut packet = vec![first_byte];
+    packet.extend_from_slice(&version.to_be_bytes());
+    packet.push(dst_cid.len() as u8);
+    packet.extend_from_slice(dst_cid);
+    packet.extend_from_slice(&[8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    packet.extend_from_slice(&(0x4000 | token.len() as u16).to_be_bytes());
+    packet.extend_from_slice(token);
+    let left = 1200usize.saturating_sub(packet.len() + 2).max(64);
+    packet.extend_from_slice(&(0x4000 | left as u16).to_be_bytes());
+    packet.extend_from_slice(&rest[..left]);
+    packet
+}
+
 /// Bytes that depend only on `seed`.
 pub fn random(seed: u64, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];

@@ -4,8 +4,14 @@ mod adit;
 mod peers;
 mod ssh;
 
-use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
+use client::profile::Profile;
 use tokio::net::TcpStream;
 
 use super::{
@@ -15,6 +21,7 @@ use super::{
     processes::Processes,
     row::Scene,
 };
+use crate::lab::PORT;
 
 /// How long to wait until a contestant's port answers.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(30);
@@ -88,6 +95,42 @@ impl Stage {
             _running: running.keep,
             net,
         })
+    }
+}
+
+/// Adit over UDP on a cable, and a second device that nobody uses yet.
+pub(super) struct TwoDevices {
+    /// The first device's tunnel.
+    pub(super) stage: Stage,
+    /// The server alone.
+    pub(super) aditd: Processes,
+    /// Where it listens for tunnels.
+    pub(super) server: SocketAddr,
+    /// The second device.
+    pub(super) other: Profile,
+}
+
+impl TwoDevices {
+    /// Sets both up, with the programs in the file `program`.
+    ///
+    /// # Errors
+    /// If it could not be set up: why.
+    ///
+    /// # Panics
+    /// If a process of Adit does not become ready, with its log.
+    pub(super) async fn open(program: &Path) -> io::Result<Self> {
+        let net = Net::new(Scene::Veth, 1)?;
+        let service = Service::start(net.server().cloned()).await?;
+        let apps = Seat::new("apps", net.client().cloned())?;
+        let upstream = format!("http://{}", service.cubic);
+        let (running, other) = adit::open_with_another(&net, program, &upstream).await?;
+        answers(&net, running.address).await?;
+        let server = SocketAddr::from((net.server_ip(), PORT));
+        let aditd = Processes { roots: running.processes.roots[..1].to_vec(), hosts: vec![] };
+        let target = Target { address: running.address, congestion: None };
+        let (processes, _running) = (running.processes, running.keep);
+        let stage = Stage { target, processes, apps, service, _running, net };
+        Ok(Self { stage, aditd, server, other })
     }
 }
 

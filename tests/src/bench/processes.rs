@@ -21,8 +21,17 @@ impl Processes {
 
     /// Resident memory, in MB.
     pub fn rss_mb(&self) -> f64 {
+        self.memory_mb("VmRSS:")
+    }
+
+    /// The most resident memory that each had so far, in MB.
+    pub fn peak_mb(&self) -> f64 {
+        self.memory_mb("VmHWM:")
+    }
+
+    fn memory_mb(&self, which: &str) -> f64 {
         let kib: u64 =
-            self.all().into_iter().filter_map(|pid| rss_kib(&read(pid, "status")?)).sum();
+            self.all().into_iter().filter_map(|pid| kib(&read(pid, "status")?, which)).sum();
         kib as f64 * 1024.0 / 1e6
     }
 
@@ -62,8 +71,9 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
 }
 
-fn rss_kib(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// A line of `/proc/PID/status` (proc_pid_status(5)).
+fn kib(status: &str, which: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(which))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
 }
 
@@ -76,7 +86,7 @@ mod tests {
         let stat = "4242 (a) b (c) S 1 4242 4242 0 -1 4194560 520 0 0 0 17 25 0 0 20 0 1 0 5 6 7";
         assert_eq!(cpu_ticks(stat), Some(42));
         assert_eq!(cpu_ticks("4242 (x"), None);
-        assert_eq!(rss_kib("Name:\tx\nVmRSS:\t    1234 kB\n"), Some(1234));
+        assert_eq!(kib("Name:\tx\nVmRSS:\t    1234 kB\n", "VmRSS:"), Some(1234));
     }
 
     #[test]

@@ -49,3 +49,29 @@ fn a_row_becomes_a_table_and_json() {
         assert!(p50 > 0.0, "{contestant}");
     }
 }
+
+#[test]
+fn floods_become_a_table_and_what_must_not_be_answered_is_not() {
+    if tests::lab::Lab::is_missing() {
+        return;
+    }
+    let out = tempfile::tempdir().expect("a directory");
+    let dir = out.path().to_str().expect("a path");
+    let ran = adit_bench(&["floods", "--seconds", "0.2", "--out", dir]);
+    assert!(ran.status.success(), "{}", said(&ran));
+    let json = std::fs::read(out.path().join("floods.json")).expect("written");
+    let rows: Vec<Value> = serde_json::from_slice(&json).expect("json");
+    assert_eq!(rows.len(), 10, "{rows:?}");
+    for row in &rows {
+        let silent = row["must_be_unanswered"] == true;
+        assert!(!silent || row["answered"] == 0, "{row}");
+        assert_eq!(row["served_after"], true, "{row}");
+        // Answers that nobody reads have no rate: they fill windows.
+        let unread =
+            row["id"] == "unread" && row["memory_peak"].as_f64() > row["memory_before"].as_f64();
+        assert!(unread || row["per_second"].as_f64() > Some(1.0), "it was no attack: {row}");
+    }
+    let nonsense = adit_bench(&["floods", "--attacks", "nonsense"]);
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(said(&nonsense).contains("half-open"), "{}", said(&nonsense));
+}

@@ -1,6 +1,12 @@
 //! Real `aditd` and `adit` processes.
 
-use std::{io, net::SocketAddr, path::Path};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+};
+
+use client::profile::Profile;
 
 use super::Running;
 use crate::{
@@ -10,6 +16,7 @@ use crate::{
     ollama::Options,
     process::Process,
     sshd::Sshd,
+    state_files::profile,
     world::{Device, World},
 };
 
@@ -24,25 +31,44 @@ pub(super) async fn open(
     carrier: Carrier,
     upstream: &str,
 ) -> io::Result<Running> {
-    let program = program.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
-    // A port of its own, unless all of the networks are its own.
-    let port = if net.server().is_some() { PORT } else { 0 };
-    let ip = if carrier == Carrier::Udp { net.server_ip() } else { std::net::Ipv4Addr::LOCALHOST };
-    let listen = SocketAddr::from((ip, port)).to_string();
-    let flags = ["--listen", &listen, "--allow-from", "0.0.0.0/0", "--upstream", upstream];
-    let world = net.at_server(World::start_with(program, Options::default(), &flags)).await;
+    let ip = if carrier == Carrier::Udp { net.server_ip() } else { Ipv4Addr::LOCALHOST };
+    let world = world(net, program, ip, upstream).await?;
     match carrier {
-        Carrier::Udp => over_udp(net, scene, world).await,
+        Carrier::Udp => {
+            let device = net.at_client(world.device(DEVICE)).await;
+            net.begin(scene);
+            Ok(over_udp(net, world, device).await)
+        }
         Carrier::Ssh => over_ssh(net, scene, world).await,
     }
 }
 
-async fn over_udp(net: &Net, scene: Scene, world: World) -> io::Result<Running> {
+/// The same over UDP, with a second device that was enrolled and is not connected.
+pub(super) async fn open_with_another(
+    net: &Net,
+    program: &Path,
+    upstream: &str,
+) -> io::Result<(Running, Profile)> {
+    let world = world(net, program, net.server_ip(), upstream).await?;
     let device = net.at_client(world.device(DEVICE)).await;
-    net.begin(scene);
+    let other = profile(&net.at_client(world.device("another")).await);
+    Ok((over_udp(net, world, device).await, other))
+}
+
+/// A server that listens at `ip` and forwards to `upstream`.
+async fn world(net: &Net, program: &Path, ip: Ipv4Addr, upstream: &str) -> io::Result<World> {
+    let program = program.to_str().ok_or(io::ErrorKind::InvalidFilename)?;
+    // A port of its own, unless all of the networks are its own.
+    let port = if net.server().is_some() { PORT } else { 0 };
+    let listen = SocketAddr::from((ip, port)).to_string();
+    let flags = ["--listen", &listen, "--allow-from", "0.0.0.0/0", "--upstream", upstream];
+    Ok(net.at_server(World::start_with(program, Options::default(), &flags)).await)
+}
+
+async fn over_udp(net: &Net, world: World, device: Device) -> Running {
     let up = net.at_client(device.up(&["--carrier", "udp", "--hold", "10m"])).await;
     let processes = Processes { roots: vec![world.aditd.pid(), up.adit.pid()], hosts: vec![] };
-    Ok(Running { address: up.address, processes, keep: Box::new((up, device, world)) })
+    Running { address: up.address, processes, keep: Box::new((up, device, world)) }
 }
 
 async fn over_ssh(net: &Net, scene: Scene, world: World) -> io::Result<Running> {

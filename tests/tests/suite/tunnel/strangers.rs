@@ -15,7 +15,9 @@ use proto::{
 use quinn::{ConnectionError, Endpoint};
 use tests::{
     credentials::{has_ended, new_key, redeem},
-    stranger::{Gate, Outcome, Stranger, assert_served, attempt, crypto, first_flight, random},
+    stranger::{
+        Gate, Outcome, Stranger, assert_served, attempt, crypto, first_flight, random, sealed,
+    },
     world::{SOON, Up},
 };
 
@@ -24,22 +26,6 @@ use crate::PROGRAM;
 // The alerts of RFC 8446 section 6, as QUIC carries them (RFC 9001 section 4.8).
 const CERTIFICATE_REQUIRED: u64 = 0x100 + 116;
 const NO_APPLICATION_PROTOCOL: u64 = 0x100 + 120;
-
-/// A first packet that is valid as far as a server can see before it decrypts it (RFC 9000 section
-/// 17.2.2).
-fn sealed(first_byte: u8, version: u32, dst_cid: &[u8], token: &[u8], rest: &[u8]) -> Vec<u8> {
-    let mut packet = vec![first_byte];
-    packet.extend_from_slice(&version.to_be_bytes());
-    packet.push(dst_cid.len() as u8);
-    packet.extend_from_slice(dst_cid);
-    packet.extend_from_slice(&[8, 1, 2, 3, 4, 5, 6, 7, 8]);
-    packet.extend_from_slice(&(0x4000 | token.len() as u16).to_be_bytes());
-    packet.extend_from_slice(token);
-    let left = 1200usize.saturating_sub(packet.len() + 2).max(64);
-    packet.extend_from_slice(&(0x4000 | left as u16).to_be_bytes());
-    packet.extend_from_slice(&rest[..left]);
-    packet
-}
 
 /// Sends these packets, then proves by the honest device that the server has handled them, and
 /// waits for an answer that must not come.

@@ -98,23 +98,11 @@ impl Throttle for Accounting {
         if let (CallerKind::Token, Some(user)) = (asker.kind, &asker.user) {
             self.limiter.know_tokens(asker.id, user);
         }
-        self.limiter
-            .arrive(LimitedDevice {
-                kind: asker.kind,
-                id: asker.id,
-                name: &asker.name,
-                role: role.as_str(),
-            })
-            .map_err(NotNow::from)
+        self.limiter.arrive(LimitedDevice::of(asker, role)).map_err(NotNow::from)
     }
 
     fn body(&self, asker: &Asker, role: &Name, length: BodyLength) -> Result<Option<u64>, NotNow> {
-        let asker = LimitedDevice {
-            kind: asker.kind,
-            id: asker.id,
-            name: &asker.name,
-            role: role.as_str(),
-        };
+        let asker = LimitedDevice::of(asker, role);
         let length = match length {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
@@ -154,7 +142,8 @@ impl Observer for Accounting {
         }
         let charge = Charge::of(record, self.speed.get());
         self.speed.learn(record);
-        self.limiter.settle(record.asker.id, record.tokens.charged, charge.sum(), unix_now());
+        let payer = record.tokens.payer.unwrap_or(record.asker.id);
+        self.limiter.settle(payer, record.tokens.charged, charge.sum(), unix_now());
         self.metrics.ended(record, &charge);
         self.audit.note(Event::request(record, &charge));
     }
@@ -231,12 +220,7 @@ impl Accounting {
     }
 
     async fn enter(&self, asked: &PermittedRequest) -> Result<ThrottlePermit, NotNow> {
-        let asker = LimitedDevice {
-            kind: asked.asker.kind,
-            id: asked.asker.id,
-            name: &asked.asker.name,
-            role: asked.role.as_str(),
-        };
+        let asker = LimitedDevice::of(&asked.asker, &asked.role).with(asked.granted.as_deref());
         let body = match asked.body {
             BodyLength::Known(bytes) => Some(bytes),
             BodyLength::Chunked => None,
@@ -244,7 +228,7 @@ impl Accounting {
         let running = self.limiter.enter(asker, body, unix_now())?;
         let most_body = self.limiter.body(asker, body)?;
         // A request that needs no GPU does not wait for one.
-        let turn = asked.route.needs_gpu().then(|| self.turn(asked.asker.id));
+        let turn = asked.route.needs_gpu().then(|| self.turn(asker));
         let account = asked.route.needs_gpu().then(|| {
             let (limiter, speed) = (self.limiter.clone(), self.speed.clone());
             RunningCharge::new(asked, limiter, speed, self.used_up.clone())
@@ -260,8 +244,8 @@ impl Accounting {
         })
     }
 
-    fn turn(&self, device: DeviceId) -> TurnFuture {
-        let (queue, account) = (self.queue.clone(), self.limiter.account(device));
+    fn turn(&self, asker: LimitedDevice<'_>) -> TurnFuture {
+        let (queue, account, device) = (self.queue.clone(), self.limiter.account(asker), asker.id);
         Box::pin(async move {
             let turn = match queue.enter(account, device) {
                 Ok(waiting) => {
@@ -335,7 +319,7 @@ mod tests {
 
     fn asked(route: RouteClass, body: BodyLength) -> PermittedRequest {
         let RequestRecord { asker, role, path, .. } = record(End::Done);
-        PermittedRequest { asker, role, path, route, body }
+        PermittedRequest { asker, role, granted: None, path, route, body }
     }
 
     #[tokio::test]

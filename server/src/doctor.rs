@@ -202,6 +202,7 @@ fn device(server: &Server, id: DeviceId) -> Option<DeviceFound> {
         id,
         name: &device.name,
         role: device.role.as_str(),
+        granted: None,
     };
     let (limits, used, running) = server.accounting.limiter.standing(asker, unix_now());
     Some(DeviceFound {

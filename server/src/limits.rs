@@ -7,13 +7,14 @@
 mod account;
 mod day;
 mod exceeded;
+mod granted;
 mod settings;
 mod store;
 
 pub(crate) use account::Account;
 pub(crate) use day::{Day, Usage};
 pub(crate) use exceeded::{Exceeded, Limit, Whose};
-pub(crate) use settings::{LimitSettings, LimitTable, Limits, Size};
+pub(crate) use settings::{LimitSettings, LimitTable, Size};
 pub(crate) use store::UsageFile;
 
 use std::{
@@ -33,7 +34,7 @@ use governor::{
 use proto::identity::{DeviceId, Name, UserName};
 
 use self::account::Members;
-use crate::record::CallerKind;
+use crate::record::{Asker, CallerKind, Granted, Limits};
 
 /// The `Retry-After` when nobody knows how long a running request takes.
 const SOON: Duration = Duration::from_secs(1);
@@ -57,12 +58,18 @@ struct Inner<C: Clock> {
 
 type Rate<C> = RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
+/// By requests per minute and burst.
+type Rates<C> = HashMap<(NonZeroU32, Option<NonZeroU32>), Rate<C>>;
+
 /// The most rates of one user that are remembered: one for each role of its devices.
 const MOST_RATES: usize = 8;
 
 struct Counter<C: Clock> {
-    /// By requests per minute and burst: devices of one user may have different roles.
-    rates: HashMap<(NonZeroU32, Option<NonZeroU32>), Rate<C>>,
+    /// Devices of one user may have different roles.
+    rates: Rates<C>,
+    /// The same for rates that `authorize` has answered: they do not displace those of the
+    /// configuration.
+    granted: Rates<C>,
     at_once: u32,
 }
 
@@ -83,9 +90,22 @@ pub(crate) struct LimitedDevice<'a> {
     pub id: DeviceId,
     pub name: &'a Name,
     pub role: &'a str,
+    /// What `authorize` has said of this request, if it has.
+    pub granted: Option<&'a Granted>,
 }
 
-impl LimitedDevice<'_> {
+impl<'a> LimitedDevice<'a> {
+    /// The device or key of a request that has this role.
+    pub(crate) fn of(asker: &'a Asker, role: &'a Name) -> Self {
+        let Asker { kind, id, name, .. } = asker;
+        Self { kind: *kind, id: *id, name, role: role.as_str(), granted: None }
+    }
+
+    /// What `authorize` has said counts, too.
+    pub(crate) fn with(self, granted: Option<&'a Granted>) -> Self {
+        Self { granted, ..self }
+    }
+
     /// Its name in the configuration. A person with a token has none there: the name may be that of a
     /// device by chance.
     fn configured(&self) -> &str {
@@ -154,10 +174,16 @@ impl<C: Clock + Clone> Limiter<C> {
         self.lock().members.add_tokens(id, user);
     }
 
-    /// On whose account a device or key takes turns.
-    pub(crate) fn account(&self, id: DeviceId) -> Account {
-        let user = self.lock().members.user(id).cloned();
-        user.map_or(Account::Device(id), Account::User)
+    /// On whose account a request takes turns.
+    pub(crate) fn account(&self, device: LimitedDevice<'_>) -> Account {
+        let inner = self.lock();
+        let user = inner.user(&device).cloned();
+        user.map_or(Account::Device(device.id), Account::User)
+    }
+
+    /// By which id the tokens of a request are counted.
+    pub(crate) fn payer(&self, device: LimitedDevice<'_>) -> DeviceId {
+        self.lock().payer(device)
     }
 
     /// How many bytes a body may have. The caller counts a body of unknown length.
@@ -187,12 +213,17 @@ impl<C: Clock + Clone> Limiter<C> {
         for Counted { account, limits, whose, .. } in inner.counted(device) {
             let Some(most) = limits.requests_per_minute else { continue };
             let counter = inner.counters.entry(account).or_insert_with(Counter::new);
-            counter.rate(most, limits.burst, &self.clock).check().map_err(|until| {
-                let retry_after = Some(until.wait_time_from(self.clock.now()));
-                Exceeded { limit: Limit::Rate(most), whose, retry_after }
-            })?;
+            let rate = rate(&mut counter.rates, most, limits.burst, &self.clock);
+            self.check(rate, most, whose)?;
         }
         Ok(())
+    }
+
+    fn check(&self, rate: &Rate<C>, most: NonZeroU32, whose: Whose) -> Result<(), Exceeded> {
+        rate.check().map_err(|until| {
+            let retry_after = Some(until.wait_time_from(self.clock.now()));
+            Exceeded { limit: Limit::Rate(most), whose, retry_after }
+        })
     }
 
     /// Counts one request, whose body has `body` bytes if that is known. It counts as running until
@@ -208,6 +239,9 @@ impl<C: Clock + Clone> Limiter<C> {
     ) -> Result<RunningCount<C>, Exceeded> {
         let mut inner = self.lock();
         let (counted, today) = (inner.counted(device), Day::of(now));
+        if let Some(granted) = device.granted {
+            self.enter_granted(&mut inner, device, granted, &counted)?;
+        }
         for Counted { account, limits, whose, .. } in &counted {
             let exceeded =
                 |limit, retry_after| Err(Exceeded { limit, whose: whose.clone(), retry_after });
@@ -329,7 +363,7 @@ impl<C: Clock> Inner<C> {
     /// The accounts on which a request of this device counts. A device without a user has one, with
     /// all of its limits; else there are the device's own limits, and then those of its user.
     fn counted(&self, device: LimitedDevice<'_>) -> Vec<Counted> {
-        let LimitedDevice { kind, id, name, role } = device;
+        let LimitedDevice { kind, id, name, role, granted } = device;
         let caller = Whose::Caller { kind, name: name.clone() };
         let own = |limits| Counted {
             account: Account::Device(id),
@@ -337,17 +371,24 @@ impl<C: Clock> Inner<C> {
             whose: caller,
             counts_at_once: true,
         };
-        let device = device.configured();
-        let Some(user) = self.members.user(id) else {
-            return vec![own(self.table.limits(role, device))];
+        let (user, device) = (self.user(&device), device.configured());
+        let Some(user) = user else {
+            let mut all = own(self.table.limits(role, device));
+            all.limits.lower(granted);
+            return vec![all];
         };
-        let of_user = Counted {
+        let alone = self.table.alone(user.as_str(), device);
+        let mut of_user = Counted {
             account: Account::User(user.clone()),
             limits: self.table.of_user(user.as_str(), role, device),
             whose: Whose::User(user.clone()),
-            counts_at_once: !self.table.runs_alone(user.as_str(), device),
+            counts_at_once: !alone.at_once,
         };
-        vec![own(self.table.of_device(role, device)), of_user]
+        let mut own = own(self.table.of_device(role, device));
+        if granted.is_some() {
+            granted::lower(&mut own.limits, &mut of_user.limits, granted, alone);
+        }
+        vec![own, of_user]
     }
 
     fn used(&self, account: &Account, today: Day) -> u64 {
@@ -355,7 +396,7 @@ impl<C: Clock> Inner<C> {
             Account::Device(id) => self.tokens.used(*id, today),
             Account::User(user) => {
                 let all = self.members.of(user);
-                all.filter(|(_, name)| !self.table.pays_alone(user.as_str(), name))
+                all.filter(|(_, name)| !self.table.alone(user.as_str(), name).tokens_per_day)
                     .fold(0, |sum: u64, (id, _)| sum.saturating_add(self.tokens.used(id, today)))
             }
         }
@@ -368,19 +409,24 @@ impl<C: Clock> Inner<C> {
 
 impl<C: Clock + Clone> Counter<C> {
     fn new() -> Self {
-        Self { rates: HashMap::new(), at_once: 0 }
+        Self { rates: HashMap::new(), granted: HashMap::new(), at_once: 0 }
     }
+}
 
-    /// The rate of these settings. A changed rate starts anew; an unchanged one keeps its state.
-    fn rate(&mut self, most: NonZeroU32, burst: Option<NonZeroU32>, clock: &C) -> &Rate<C> {
-        if self.rates.len() >= MOST_RATES && !self.rates.contains_key(&(most, burst)) {
-            self.rates.clear();
-        }
-        self.rates.entry((most, burst)).or_insert_with(|| {
-            let quota = Quota::per_minute(most).allow_burst(burst.unwrap_or(most));
-            RateLimiter::direct_with_clock(quota, clock.clone())
-        })
+/// The rate of these settings. A changed rate starts anew; an unchanged one keeps its state.
+fn rate<'r, C: Clock + Clone>(
+    rates: &'r mut Rates<C>,
+    most: NonZeroU32,
+    burst: Option<NonZeroU32>,
+    clock: &C,
+) -> &'r Rate<C> {
+    if rates.len() >= MOST_RATES && !rates.contains_key(&(most, burst)) {
+        rates.clear();
     }
+    rates.entry((most, burst)).or_insert_with(|| {
+        let quota = Quota::per_minute(most).allow_burst(burst.unwrap_or(most));
+        RateLimiter::direct_with_clock(quota, clock.clone())
+    })
 }
 
 /// A request that counts as running.

@@ -2,6 +2,8 @@
 //! forwards one. Prompts, answers and queries are in neither.
 
 pub(crate) mod charge;
+mod granted;
+
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
@@ -16,6 +18,8 @@ use proto::{
     identity::{DeviceId, Name, UserName},
     ollama::route::RouteClass,
 };
+
+pub(crate) use self::granted::{Granted, Limits};
 
 /// The device or key, and the connection, that a request comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +97,8 @@ impl CarrierKind {
 pub(crate) struct PermittedRequest {
     pub asker: Asker,
     pub role: Name,
+    /// What `authorize` has said of its limits, if it has.
+    pub granted: Option<Arc<Granted>>,
     /// The path without its query.
     pub path: Box<str>,
     pub route: RouteClass,
@@ -125,6 +131,9 @@ pub(crate) trait Account: Send + Sync {
 
     /// How many tokens were charged so far.
     fn charged(&self) -> u64;
+
+    /// By which id they are counted.
+    fn payer(&self) -> DeviceId;
 }
 
 /// What can be seen of a running request.
@@ -304,6 +313,8 @@ pub(crate) struct TokenFacts {
     pub at_work: Option<Duration>,
     /// Tokens that were charged while it ran.
     pub charged: u64,
+    /// By which id they are counted; `None` for that of the device or key.
+    pub payer: Option<DeviceId>,
 }
 
 /// How a request ended.

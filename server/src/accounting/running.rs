@@ -12,7 +12,9 @@ use tokio::sync::Notify;
 
 use crate::{
     limits::{LimitedDevice, Limiter},
-    record::{Account, CallerKind, NotNow, PermittedRequest, RequestProgress, charge::Speed},
+    record::{
+        Account, CallerKind, Granted, NotNow, PermittedRequest, RequestProgress, charge::Speed,
+    },
 };
 
 /// How often an answer that comes in one piece is charged by time.
@@ -28,6 +30,9 @@ pub(crate) struct RunningCharge {
     id: DeviceId,
     name: Name,
     role: Name,
+    granted: Option<Arc<Granted>>,
+    /// By which id its tokens are counted.
+    payer: DeviceId,
     /// Whether its answer comes piece by piece, if the request does not say it.
     is_stream: bool,
     /// Whether the route generates text.
@@ -52,7 +57,10 @@ impl RunningCharge {
         speed: Arc<Speed>,
         used_up: Arc<Notify>,
     ) -> Arc<Self> {
+        let granted = asked.granted.clone();
+        let asker = LimitedDevice::of(&asked.asker, &asked.role).with(granted.as_deref());
         Arc::new(Self {
+            payer: limiter.payer(asker),
             limiter,
             speed,
             used_up,
@@ -60,6 +68,7 @@ impl RunningCharge {
             id: asked.asker.id,
             name: asked.asker.name.clone(),
             role: asked.role.clone(),
+            granted: asked.granted.clone(),
             is_stream: asked.path.starts_with("/api/"),
             writes: asked.route == proto::ollama::route::RouteClass::Generate,
             charged: Mutex::default(),
@@ -101,7 +110,7 @@ impl RunningCharge {
         let written = if by_time { self.speed.tokens_in(since.elapsed()) } else { 0 };
         let tokens = seen.prompt.saturating_add(written.max(seen.pieces));
         if tokens > charged.tokens {
-            self.limiter.settle(self.id, charged.tokens, tokens, unix_now());
+            self.limiter.settle(self.payer, charged.tokens, tokens, unix_now());
             charged.tokens = tokens;
             if self.limiter.within(self.device(), unix_now()).is_err() {
                 self.used_up.notify_waiters();
@@ -111,7 +120,13 @@ impl RunningCharge {
     }
 
     fn device(&self) -> LimitedDevice<'_> {
-        LimitedDevice { kind: self.kind, id: self.id, name: &self.name, role: self.role.as_str() }
+        LimitedDevice {
+            kind: self.kind,
+            id: self.id,
+            name: &self.name,
+            role: self.role.as_str(),
+            granted: self.granted.as_deref(),
+        }
     }
 }
 
@@ -124,5 +139,9 @@ impl Account for RunningCharge {
 
     fn charged(&self) -> u64 {
         self.charged.lock().unwrap_or_else(PoisonError::into_inner).tokens
+    }
+
+    fn payer(&self) -> DeviceId {
+        self.payer
     }
 }

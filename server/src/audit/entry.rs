@@ -384,6 +384,7 @@ pub(crate) mod tests {
                 is_stream: true,
                 at_work: Some(Duration::from_millis(19)),
                 charged: 0,
+                payer: None,
             },
             end,
         }

@@ -359,6 +359,7 @@ impl<'a> Conversation<'a> {
         let asked = PermittedRequest {
             asker,
             role: request_permit.role.clone(),
+            granted: grant.of_limits(),
             path: Target::new(&head.target).path.into(),
             route: route.class,
             body: head.body,
@@ -366,6 +367,7 @@ impl<'a> Conversation<'a> {
         let gate = self.gate;
         let ticket =
             self.meanwhile(content.len(), route.class, gate.throttle.admit(&asked)).await??;
+        content.most = ticket.most_body;
         // A request that may have to wait must be known to be whole; most bodies are followed while
         // they are forwarded.
         let is_followed = matches!(route.models, Models::Json(_)) && !head.encoded;

@@ -177,6 +177,7 @@ impl<'a> RunningRequest<'a> {
             }),
             at_work: self.outgoing.at_work.map(|since| since.elapsed()),
             charged: self.outgoing.account.as_ref().map_or(0, |account| account.charged()),
+            payer: self.outgoing.account.as_ref().map(|account| account.payer()),
         }
     }
 }

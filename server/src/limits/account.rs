@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use proto::identity::{DeviceId, Name, UserName};
+use proto::{
+    crypto::sha256,
+    identity::{DeviceId, Name, UserName},
+};
 
 /// Whose requests and tokens are counted together.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -11,6 +14,13 @@ pub(crate) enum Account {
     Device(DeviceId),
     /// All devices, keys and tokens of a user.
     User(UserName),
+}
+
+/// By which id the tokens of a person are counted whom `authorize` names, and who is not the user of
+/// the device or key.
+pub(super) fn granted_id(user: &UserName) -> DeviceId {
+    let hash = sha256(format!("authorize\n{user}").as_bytes());
+    u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]).into()
 }
 
 /// A device, a key or the tokens of a user.

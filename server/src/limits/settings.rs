@@ -6,6 +6,8 @@ use std::{collections::HashMap, num::NonZeroU32, str::FromStr};
 
 use serde::{Deserialize, Deserializer, de};
 
+use crate::record::Limits;
+
 /// The limits of one table in the file: `[limits]`, `[roles.NAME.limits]`, `[users.NAME.limits]` or
 /// `[devices.NAME.limits]`. A limit that is not set comes from the less specific table; `"none"`
 /// removes it.
@@ -56,14 +58,34 @@ pub(crate) struct LimitTable {
     pub users: HashMap<String, LimitSettings>,
 }
 
-/// The limits that apply to one device. `None` is no limit.
+/// Which limits a device has for itself alone, in place of its user's.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Limits {
-    pub requests_per_minute: Option<NonZeroU32>,
-    pub burst: Option<NonZeroU32>,
-    pub at_once: Option<NonZeroU32>,
-    pub body: Option<u64>,
-    pub tokens_per_day: Option<u64>,
+pub(crate) struct Alone {
+    pub requests_per_minute: bool,
+    pub at_once: bool,
+    pub tokens_per_day: bool,
+}
+
+impl LimitSettings {
+    /// As limits that hold besides others: they can lower those, and not remove them.
+    ///
+    /// # Errors
+    /// What cannot be said so.
+    pub(crate) fn besides_others(&self) -> Result<Limits, &'static str> {
+        let Self { requests_per_minute, burst, at_once, body, tokens_per_day } = *self;
+        if matches!(requests_per_minute, Setting::None)
+            || matches!(burst, Setting::None)
+            || matches!(at_once, Setting::None)
+            || matches!(body, Setting::None)
+            || matches!(tokens_per_day, Setting::None)
+        {
+            return Err("a limit can be lowered here, and not removed with `none`");
+        }
+        if matches!((requests_per_minute, burst), (Setting::Nothing, Setting::At(_))) {
+            return Err("`burst` needs `requests_per_minute` beside it");
+        }
+        Ok(resolved(&[Some(self)]))
+    }
 }
 
 impl LimitTable {
@@ -81,29 +103,26 @@ impl LimitTable {
     /// The limits of a device's user, for all of the user's devices and keys together. Where the
     /// device has a limit of its own, only what is set for the user itself holds in addition.
     pub(crate) fn of_user(&self, user: &str, role: &str, device: &str) -> Limits {
+        let alone = self.alone(user, device);
         let (user, device) = (self.user(user), self.device(device));
         let all = resolved(&[Some(&user), self.roles.get(role), Some(&self.default)]);
         Limits {
-            requests_per_minute: all
-                .requests_per_minute
-                .filter(|_| !is_alone(user.requests_per_minute, device.requests_per_minute)),
+            requests_per_minute: all.requests_per_minute.filter(|_| !alone.requests_per_minute),
             burst: all.burst,
-            at_once: all.at_once.filter(|_| !is_alone(user.at_once, device.at_once)),
+            at_once: all.at_once.filter(|_| !alone.at_once),
             body: all.body.filter(|_| !is_alone(user.body, device.body)),
-            tokens_per_day: all
-                .tokens_per_day
-                .filter(|_| !is_alone(user.tokens_per_day, device.tokens_per_day)),
+            tokens_per_day: all.tokens_per_day.filter(|_| !alone.tokens_per_day),
         }
     }
 
-    /// Whether what a device runs does not count as its user's.
-    pub(crate) fn runs_alone(&self, user: &str, device: &str) -> bool {
-        is_alone(self.user(user).at_once, self.device(device).at_once)
-    }
-
-    /// Whether the tokens of a device do not count as its user's.
-    pub(crate) fn pays_alone(&self, user: &str, device: &str) -> bool {
-        is_alone(self.user(user).tokens_per_day, self.device(device).tokens_per_day)
+    /// What a device does not count as its user's: the limits that only the device has.
+    pub(crate) fn alone(&self, user: &str, device: &str) -> Alone {
+        let (user, device) = (self.user(user), self.device(device));
+        Alone {
+            requests_per_minute: is_alone(user.requests_per_minute, device.requests_per_minute),
+            at_once: is_alone(user.at_once, device.at_once),
+            tokens_per_day: is_alone(user.tokens_per_day, device.tokens_per_day),
+        }
     }
 
     fn user(&self, user: &str) -> LimitSettings {

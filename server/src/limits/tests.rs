@@ -1,6 +1,7 @@
 //! Limits, with a clock that the test moves.
 
 use governor::clock::FakeRelativeClock;
+mod granted;
 
 use super::*;
 
@@ -23,7 +24,13 @@ impl Bench {
     }
 
     fn device(&self) -> LimitedDevice<'_> {
-        LimitedDevice { kind: CallerKind::Device, id: self.id, name: &self.name, role: "infer" }
+        LimitedDevice {
+            kind: CallerKind::Device,
+            id: self.id,
+            name: &self.name,
+            role: "infer",
+            granted: None,
+        }
     }
 
     fn enter(&self) -> Result<RunningCount<FakeRelativeClock>, Exceeded> {
@@ -202,7 +209,7 @@ impl People {
     fn device(&self, name: &str) -> LimitedDevice<'_> {
         let found = self.devices.iter().find(|(_, other, _)| other.as_str() == name);
         let (id, name, role) = found.expect("a device");
-        LimitedDevice { kind: CallerKind::Device, id: *id, name, role }
+        LimitedDevice { kind: CallerKind::Device, id: *id, name, role, granted: None }
     }
 
     fn enter(&self, name: &str) -> Result<RunningCount<FakeRelativeClock>, String> {
@@ -289,8 +296,14 @@ fn the_tokens_of_a_user_share_with_the_devices_and_keys_and_outlast_a_change_of_
     people.limiter.know_tokens(of_bob, &bob);
     // A device of this name has limits of its own; the person has not.
     let name: Name = "alice".parse().expect("a name");
-    let holder = |id| LimitedDevice { kind: CallerKind::Token, id, name: &name, role: "infer" };
-    assert_eq!(people.limiter.account(of_alice), Account::User(alice.clone()));
+    let holder = |id| LimitedDevice {
+        kind: CallerKind::Token,
+        id,
+        name: &name,
+        role: "infer",
+        granted: None,
+    };
+    assert_eq!(people.limiter.account(holder(of_alice)), Account::User(alice.clone()));
     let first = people.limiter.enter(holder(of_alice), None, NOON).expect("one");
     let _second = people.enter("laptop").expect("two");
     let refused = people.limiter.enter(holder(of_alice), None, NOON).expect_err("three");
@@ -322,6 +335,7 @@ fn what_tokens_have_used_is_kept_until_their_holder_comes_after_a_start() {
     limiter.know_tokens(id, &alice);
     limiter.know([]);
     let name = "alice".parse().expect("a name");
-    let holder = LimitedDevice { kind: CallerKind::Token, id, name: &name, role: "infer" };
+    let holder =
+        LimitedDevice { kind: CallerKind::Token, id, name: &name, role: "infer", granted: None };
     assert_eq!(limiter.tokens(holder, NOON)[1].0, 70);
 }

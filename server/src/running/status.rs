@@ -211,6 +211,7 @@ impl Server {
             id,
             name: &device.name,
             role: device.role.as_str(),
+            granted: None,
         };
         let mut tokens = self.accounting.limiter.tokens(limited, unix_now()).into_iter();
         let (used, limit) = tokens.next()?;

@@ -1,6 +1,6 @@
 //! What `authorize` has answered, without IO.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use hyper::{
     StatusCode,
@@ -10,7 +10,15 @@ use proto::{
     identity::{Name, UserName},
     ollama::{answer::ServiceAnswer, model::ModelPattern},
 };
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use crate::{
+    limits::LimitSettings,
+    record::{Granted, Limits},
+};
 
 /// The longest body that is read, in bytes.
 pub(super) const MOST_BODY: usize = 16 << 10;
@@ -25,6 +33,65 @@ pub struct Grant {
     pub models: Option<Vec<ModelPattern>>,
     /// The person who makes the request.
     pub user: Option<UserName>,
+    /// Limits of the person, or of the device or key, besides those of the configuration.
+    pub limits: Option<GrantedLimits>,
+}
+
+/// Limits in an answer. They can lower those of the configuration, and not remove them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GrantedLimits(Limits);
+
+impl<'de> Deserialize<'de> for GrantedLimits {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(LimitsVisitor)
+    }
+}
+
+/// Reads an object only: what is derived reads a list, too.
+struct LimitsVisitor;
+
+impl<'de> Visitor<'de> for LimitsVisitor {
+    type Value = GrantedLimits;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with limits")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<GrantedLimits, A::Error> {
+        let settings = LimitSettings::deserialize(MapAccessDeserializer::new(map))?;
+        settings.besides_others().map(GrantedLimits).map_err(de::Error::custom)
+    }
+}
+
+impl FromStr for GrantedLimits {
+    type Err = String;
+
+    /// `at_once=2, body=1MiB`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut all = serde_json::Map::new();
+        for limit in text.split(',').map(str::trim).filter(|limit| !limit.is_empty()) {
+            let (name, value) = limit
+                .split_once('=')
+                .ok_or_else(|| format!("`{limit}` is not written as `at_once=2`"))?;
+            let (name, value) = (name.trim(), value.trim());
+            let number = value.parse::<i64>().map(serde_json::Value::from);
+            let value = number.unwrap_or_else(|_| value.into());
+            if all.insert(name.to_owned(), value).is_some() {
+                return Err(format!("`{name}` is there twice"));
+            }
+        }
+        serde_json::from_value(all.into()).map_err(|e| e.to_string())
+    }
+}
+
+impl Grant {
+    /// What concerns limits; `None` if the answer says nothing of them.
+    pub(crate) fn of_limits(&self) -> Option<Arc<Granted>> {
+        let limits = self.limits.map(|GrantedLimits(limits)| limits);
+        (self.user.is_some() || limits.is_some()).then(|| {
+            Arc::new(Granted { user: self.user.clone(), limits: limits.unwrap_or_default() })
+        })
+    }
 }
 
 /// An answer that denies: 401 or 403.
@@ -84,8 +151,9 @@ fn grant(fields: &HeaderMap, body: Option<&[u8]>) -> Result<Grant, String> {
         _ if !is_json(fields) => Grant::default(),
         None => return Err(format!("its answer is longer than {MOST_BODY} bytes")),
         Some(body) if body.trim_ascii().is_empty() => Grant::default(),
-        Some(body) => serde_json::from_slice(body)
-            .map_err(|e| format!("its answer is no JSON with `role`, `models`, `user`: {e}"))?,
+        Some(body) => serde_json::from_slice(body).map_err(|e| {
+            format!("its answer is no JSON with `role`, `models`, `user`, `limits`: {e}")
+        })?,
     };
     let text = |name: &str| -> Result<Option<String>, String> {
         let mut all = Vec::new();
@@ -106,6 +174,9 @@ fn grant(fields: &HeaderMap, body: Option<&[u8]>) -> Result<Grant, String> {
         let named = models.split(',').map(str::trim).filter(|model| !model.is_empty());
         let models: Result<_, _> = named.map(str::parse).collect();
         grant.models = Some(models.map_err(|e| wrong("X-Adit-Models", e))?);
+    }
+    if let Some(limits) = text("X-Adit-Limits")? {
+        grant.limits = Some(limits.parse().map_err(|e| wrong("X-Adit-Limits", e))?);
     }
     Ok(grant)
 }
@@ -201,6 +272,64 @@ mod tests {
         }
         assert!(read(StatusCode::OK, &fields(&[json]), None).is_err());
         assert!(read(StatusCode::FOUND, &fields(&[]), Some(b"")).is_err());
+    }
+
+    #[test]
+    fn a_yes_may_lower_limits_and_what_cannot_be_read_allows_nothing() {
+        let json = ("content-type", "application/json");
+        let by_field = |limits: &'static str| {
+            read(StatusCode::OK, &fields(&[("x-adit-limits", limits)]), None)
+        };
+        let by_json = |limits: &str| {
+            let body = format!("{{\"limits\":{limits}}}");
+            read(StatusCode::OK, &fields(&[json]), Some(body.as_bytes()))
+        };
+        let limits = |verdict: Result<Verdict, String>| {
+            let grant = verdict.expect("read").expect("a yes");
+            grant.of_limits().map(|granted| granted.limits)
+        };
+        let all = Limits {
+            requests_per_minute: 30.try_into().ok(),
+            burst: 5.try_into().ok(),
+            at_once: 2.try_into().ok(),
+            body: Some(1 << 20),
+            tokens_per_day: Some(1000),
+        };
+        let text = "requests_per_minute=30, burst = 5, at_once=2,body=1MiB, tokens_per_day=1000";
+        assert_eq!(limits(by_field(text)), Some(all));
+        let text = r#"{"requests_per_minute":30,"burst":5,"at_once":2,"body":"1MiB","tokens_per_day":1000}"#;
+        assert_eq!(limits(by_json(text)), Some(all));
+        assert_eq!(limits(by_json("null")), None);
+        assert_eq!(limits(by_field("body=10")).and_then(|limits| limits.body), Some(10));
+        for bad in [
+            "at_once",
+            "at_once=0",
+            "at_once=-1",
+            "at_once=many",
+            "at_once=1, at_once=2",
+            "tokens_per_day=none",
+            "tokens_per_day=0",
+            "tokens_per_day=1.5",
+            "body=1 parsec",
+            "requests_per_second=1",
+            "burst=2",
+        ] {
+            let why = by_field(bad).expect_err(bad);
+            assert!(why.starts_with("its `X-Adit-Limits` is wrong: "), "{why}");
+        }
+        for bad in [
+            "7",
+            "[]",
+            r#"{"at_once":0}"#,
+            r#"{"at_once":"none"}"#,
+            r#"{"at_once":null}"#,
+            r#"{"burst":2}"#,
+            r#"{"at_once":1,"at_once":2}"#,
+            r#"{"more":1}"#,
+        ] {
+            let why = by_json(bad).expect_err(bad);
+            assert!(why.contains("no JSON with"), "{why}");
+        }
     }
 
     #[test]

@@ -100,6 +100,9 @@ async fn answer(
         },
         "/grants" => ("200 OK", "Content-Type: application/json\r\n"),
         "/unknown-role" => ("200 OK", "X-Adit-Role: nobody-made-it\r\n"),
+        "/one-at-once" => ("200 OK", "X-Adit-User: ada\r\nX-Adit-Limits: at_once=1\r\n"),
+        "/few-tokens" => ("200 OK", "Content-Type: application/json\r\n"),
+        "/bad-limits" => ("200 OK", "X-Adit-Limits: at_once=none\r\n"),
         "/models" => ("200 OK", "X-Adit-Models: other*\r\n"),
         "/page" => (
             "401 Unauthorized",
@@ -110,6 +113,7 @@ async fn answer(
     };
     let body = match path.as_str() {
         "/grants" => r#"{"role":"models","user":"ada","other":1}"#.to_owned(),
+        "/few-tokens" => r#"{"user":"bob","limits":{"tokens_per_day":9}}"#.to_owned(),
         "/page" => "<p>Ask Ada.".to_owned(),
         "/long" => "x".repeat(40_000),
         _ => String::new(),

@@ -101,6 +101,40 @@ async fn a_refusal_of_authorize_reaches_the_application_as_it_was_written() {
 }
 
 #[tokio::test]
+async fn authorize_may_lower_the_limits_of_the_person_whom_it_names() {
+    let guarded = Guarded::start("one-at-once", "['request']").await;
+    let (laptop, desk) = (guarded.world.up("laptop").await, guarded.world.up("desk").await);
+    let mut app = raw::connect(laptop.address).await;
+    app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
+    raw::read_exactly(&mut app, 500).await;
+    let refused = raw::exchange(desk.address, &raw::generate(1, 1)).await;
+    assert!(refused.starts_with("HTTP/1.1 429 "), "{refused}");
+    assert!(refused.contains("user `ada` may have 1 request running at once"), "{refused}");
+    drop(app);
+    guarded.world.ollama.wait_for(|now| now.running == 0, SOON).await.expect("it stops");
+
+    guarded.ask_at("few-tokens").await;
+    let before = guarded.world.ollama.counters().started;
+    let cut = raw::exchange(laptop.address, &raw::generate(-1, 1)).await;
+    // A fast service may use them up before the head of its answer is forwarded: a 429 then.
+    assert_eq!(guarded.world.ollama.counters().started, before + 1, "it was not refused: {cut}");
+    assert!(cut.contains("user `bob` may use 9 tokens per day"), "{cut}");
+    let refused = raw::exchange(desk.address, &raw::generate(1, 1)).await;
+    assert!(refused.starts_with("HTTP/1.1 429 ") && refused.contains("user `bob`"), "{refused}");
+    guarded.ask_at("yes").await;
+    assert_eq!(status(&desk, &raw::generate(1, 1)).await, 200, "nobody has used up anything");
+
+    guarded.ask_at("bad-limits").await;
+    let started = guarded.world.ollama.counters().started;
+    assert_eq!(
+        status(&desk, &raw::generate(1, 1)).await,
+        503,
+        "what cannot be read allows nothing"
+    );
+    assert_eq!(guarded.world.ollama.counters().started, started);
+}
+
+#[tokio::test]
 async fn what_runs_is_asked_about_again_a_no_cuts_it_and_an_outage_does_not() {
     let mut guarded = Guarded::start("say", "['request']").await;
     guarded.ask_with("say", "authorize_recheck = '1s'").await;

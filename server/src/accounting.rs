@@ -28,10 +28,8 @@ use proto::{
 use serde::Serialize;
 use tokio::sync::Notify;
 
-use self::{
-    live::{LiveRequest, LiveRequests},
-    running::RunningCharge,
-};
+pub(crate) use self::live::LiveRequest;
+use self::{live::LiveRequests, running::RunningCharge};
 use crate::{
     accounting::queue::{Queue, QueueFull},
     audit::{Audit, AuditSettings, Event},

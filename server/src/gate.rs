@@ -143,7 +143,8 @@ impl Gate {
         context: &StreamContext<'_>,
         head: Option<(&RequestHead, ApiRoute)>,
     ) -> RunningRequest<'a> {
-        RunningRequest::new(&*self.observer, &context.asker, self.policy.role(context.caller), head)
+        let role = self.policy.role(context.caller);
+        RunningRequest::new(&*self.observer, (&context.asker, context.service), role, head)
     }
 
     /// Begins the record of a request that could not be read.

@@ -9,12 +9,14 @@ mod day;
 mod exceeded;
 mod granted;
 mod settings;
+mod shares;
 mod store;
 
 pub(crate) use account::Account;
 pub(crate) use day::{Day, Usage};
 pub(crate) use exceeded::{Exceeded, Limit, Whose};
 pub(crate) use settings::{LimitSettings, LimitTable, Size};
+pub(crate) use shares::Share;
 pub(crate) use store::UsageFile;
 
 use std::{

@@ -1,10 +1,11 @@
 //! Metrics for Prometheus: requests as they end, and the state of the server when it is scraped.
 //!
-//! Labels have few values, whatever clients send: routes by their class, statuses by their hundred.
-//! Devices and paths are not labels.
+//! Labels have few values, whatever clients send: services and roles of the configuration, routes by
+//! their class, statuses by their hundred, a bounded number of users. Devices and paths are not labels.
 
 pub(crate) mod serve;
 pub(crate) mod standing;
+mod users;
 
 use std::{fmt, time::Duration};
 
@@ -15,7 +16,7 @@ use prometheus_client::{
 };
 use proto::ollama::route::RouteClass;
 
-use self::standing::Standing;
+use self::{standing::Standing, users::UserMetrics};
 use crate::record::{End, RequestRecord, charge::Charge};
 
 /// The prefix of every name.
@@ -37,13 +38,15 @@ pub(crate) struct Metrics {
     refused: Family<ReasonLabels, Counter>,
     tokens: Family<TokenLabels, Counter>,
     bytes: Family<DirectionLabels, Counter>,
-    first_byte: Family<RouteLabels, Histogram>,
+    first_byte: Family<ServiceLabels, Histogram>,
     between: Family<RouteLabels, Histogram>,
     waited: Family<RouteLabels, Histogram>,
+    users: UserMetrics,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
+    service: String,
     role: String,
     route: &'static str,
     status: &'static str,
@@ -51,6 +54,7 @@ struct RequestLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct EndLabels {
+    service: String,
     route: &'static str,
     end: &'static str,
 }
@@ -62,6 +66,7 @@ struct ReasonLabels {
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct TokenLabels {
+    service: String,
     role: String,
     direction: &'static str,
 }
@@ -69,6 +74,12 @@ struct TokenLabels {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabels {
     direction: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServiceLabels {
+    service: String,
+    route: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -101,9 +112,20 @@ impl Metrics {
             first_byte: Family::new_with_constructor(|| Histogram::new(FIRST_BYTE)),
             between: Family::new_with_constructor(|| Histogram::new(BETWEEN)),
             waited: Family::new_with_constructor(|| Histogram::new(WAIT)),
+            users: UserMetrics::default(),
         };
-        let Self { registry, requests, ended, refused, tokens, bytes, first_byte, between, waited } =
-            &mut metrics;
+        let Self {
+            registry,
+            requests,
+            ended,
+            refused,
+            tokens,
+            bytes,
+            first_byte,
+            between,
+            waited,
+            users,
+        } = &mut metrics;
         registry.register("requests", "Requests that have ended", requests.clone());
         registry.register("requests_ended", "Requests by how they ended", ended.clone());
         registry.register(
@@ -132,6 +154,7 @@ impl Metrics {
             "How long requests waited for their turn",
             waited.clone(),
         );
+        users.register(registry);
         metrics
     }
 
@@ -145,14 +168,18 @@ impl Metrics {
     /// Counts a request that has ended.
     pub(crate) fn ended(&self, record: &RequestRecord, charge: &Charge) {
         let (role, route) = (record.role.as_str(), record.route.as_str());
+        let service = || record.service.as_str().to_owned();
         self.requests
             .get_or_create(&RequestLabels {
+                service: service(),
                 role: role.to_owned(),
                 route,
                 status: class(record.status),
             })
             .inc();
-        self.ended.get_or_create(&EndLabels { route, end: record.end.as_str() }).inc();
+        self.ended
+            .get_or_create(&EndLabels { service: service(), route, end: record.end.as_str() })
+            .inc();
         if let End::Refused(why) = record.end {
             self.refused.get_or_create(&ReasonLabels { reason: why.as_str() }).inc();
         }
@@ -162,13 +189,20 @@ impl Metrics {
             self.bytes.get_or_create(&DirectionLabels { direction }).inc_by(bytes);
             if let Some(tokens) = tokens {
                 self.tokens
-                    .get_or_create(&TokenLabels { role: role.to_owned(), direction })
+                    .get_or_create(&TokenLabels {
+                        service: service(),
+                        role: role.to_owned(),
+                        direction,
+                    })
                     .inc_by(tokens);
             }
         }
         if let (Some(time), false) = (record.first_byte, matches!(record.end, End::Refused(_))) {
-            self.first_byte.get_or_create(&RouteLabels { route }).observe(time.as_secs_f64());
+            self.first_byte
+                .get_or_create(&ServiceLabels { service: service(), route })
+                .observe(time.as_secs_f64());
         }
+        self.users.ended(record, charge);
         if matches!(record.route, RouteClass::Generate | RouteClass::Embed) {
             self.waited.get_or_create(&RouteLabels { route }).observe(record.queued.as_secs_f64());
         }
@@ -222,12 +256,12 @@ mod tests {
         metrics.piece(RouteClass::Generate, Duration::from_millis(30));
         let text = metrics.text(Standing::default());
         for line in [
-            r#"adit_requests_total{role="infer",route="generate",status="2xx"} 2"#,
-            r#"adit_requests_ended_total{route="generate",end="done"} 1"#,
+            r#"adit_requests_total{service="ollama",role="infer",route="generate",status="2xx"} 2"#,
+            r#"adit_requests_ended_total{service="ollama",route="generate",end="done"} 1"#,
             r#"adit_requests_refused_total{reason="at_once"} 1"#,
-            r#"adit_tokens_total{role="infer",direction="out"} 84"#,
+            r#"adit_tokens_total{service="ollama",role="infer",direction="out"} 84"#,
             r#"adit_bytes_total{direction="in"} 240"#,
-            r#"adit_first_byte_seconds_count{route="generate"} 1"#,
+            r#"adit_first_byte_seconds_count{service="ollama",route="generate"} 1"#,
             r#"adit_between_pieces_seconds_bucket{le="0.04",route="generate"} 1"#,
             r#"adit_queue_wait_seconds_count{route="generate"} 2"#,
             "# EOF",
@@ -251,6 +285,30 @@ mod tests {
             ended(&metrics, &sent);
         }
         assert_eq!(metrics.text(Standing::default()).lines().count(), before);
+    }
+
+    #[test]
+    fn users_are_counted_by_name_up_to_a_bound_and_then_together() {
+        let metrics = Metrics::new();
+        let mut sent = record(End::Refused(Refusal::Role));
+        for i in 0..users::MOST_USERS + 3 {
+            sent.asker.user = format!("user{i}").parse().ok();
+            ended(&metrics, &sent);
+        }
+        sent.asker.user = "user0".parse().ok();
+        ended(&metrics, &sent);
+        let text = metrics.text(Standing::default());
+        for line in [
+            r#"adit_user_requests_total{user="user0"} 2"#,
+            r#"adit_user_requests_total{user="user199"} 1"#,
+            r#"adit_user_requests_total{user="(others)"} 3"#,
+            r#"adit_user_requests_refused_total{user="(others)"} 3"#,
+            r#"adit_user_tokens_total{user="user0",direction="out"} 84"#,
+        ] {
+            assert_says(&text, line);
+        }
+        let all = text.lines().filter(|l| l.starts_with("adit_user_requests_total{"));
+        assert_eq!(all.count(), users::MOST_USERS + 1);
     }
 
     #[test]

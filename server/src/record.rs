@@ -269,6 +269,8 @@ impl Observer for Nobody {
 #[derive(Debug, Clone)]
 pub(crate) struct RequestRecord {
     pub asker: Asker,
+    /// The service that it was for.
+    pub service: Name,
     /// Its number among the requests of this process that were let pass; `None` if it was not.
     pub number: Option<u64>,
     /// The device's role when it was checked.

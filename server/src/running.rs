@@ -5,6 +5,7 @@ pub(crate) mod replacement;
 mod rotation;
 pub(crate) mod sessions;
 mod status;
+mod users;
 
 use std::{
     collections::HashMap,
@@ -28,7 +29,10 @@ use serde::{Deserialize, Serialize};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
-pub(crate) use self::status::{QueueStatus, ServerStatus, TokensToday};
+pub(crate) use self::{
+    status::{QueueStatus, ServerStatus, TokensToday},
+    users::{UserRequest, UserStatus},
+};
 use crate::{
     accounting::Accounting,
     audit::{AuditSettings, Event},

@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use crate::{
     audit::entry::{Subject, escaped},
-    record::RequestRecord,
+    record::{CallerKind, RequestRecord},
 };
 
 /// A request that was let pass and has not ended.
@@ -24,16 +24,28 @@ pub(crate) struct LiveRequest {
     /// Its number among the requests of this process that were let pass.
     pub request: u64,
     #[serde(flatten)]
-    who: Subject,
-    role: Name,
+    pub who: Subject,
+    pub role: Name,
+    pub service: Name,
     carrier: &'static str,
     remote: SocketAddr,
-    method: String,
-    path: String,
+    pub method: String,
+    pub path: String,
     /// The model that it names, if that was read.
-    model: Option<String>,
+    pub model: Option<String>,
     /// When it was let pass, in Unix time.
-    since: i64,
+    pub since: i64,
+}
+
+impl LiveRequest {
+    /// What its caller is.
+    pub(crate) fn kind(&self) -> CallerKind {
+        match (self.who.is_key, self.who.is_token) {
+            (true, _) => CallerKind::Key,
+            (_, true) => CallerKind::Token,
+            _ => CallerKind::Device,
+        }
+    }
 }
 
 /// All of them.
@@ -51,6 +63,7 @@ impl LiveRequests {
             request: number,
             who: (&record.asker).into(),
             role: record.role.clone(),
+            service: record.service.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
             method: escaped(&record.method),

@@ -364,6 +364,7 @@ pub(crate) mod tests {
                 remote: "10.0.0.7:4000".parse().expect("an address"),
                 carrier: CarrierKind::Udp,
             },
+            service: "ollama".parse().expect("a name"),
             number: None,
             role: "infer".parse().expect("a name"),
             method: "POST".into(),

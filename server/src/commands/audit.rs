@@ -12,7 +12,7 @@ use common::machine::{
     process::{self, parse_time},
     report::{Exit, Failure, style},
 };
-use proto::human;
+use proto::{human, wire::DEFAULT_SERVICE};
 use serde_json::Value;
 
 use crate::{
@@ -271,7 +271,9 @@ fn row(entry: &Value, layout: Layout) -> String {
                 .as_f64()
                 .filter(|ms| *ms >= LEAST_QUEUED)
                 .map_or(String::new(), duration);
-            [text("method"), text("path"), text("model")]
+            // Most servers have the one service only.
+            let service = Some(text("service")).filter(|name| *name != DEFAULT_SERVICE);
+            [service.unwrap_or_default(), text("method"), text("path"), text("model")]
                 .into_iter()
                 .filter(|part| !part.is_empty())
                 .collect::<Vec<_>>()

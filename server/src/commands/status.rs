@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::{
     https::CertificateStatus,
-    running::{self, Answer, QueueStatus, Request, ServerStatus},
+    running::{self, Answer, QueueStatus, Request, ServerStatus, UserRequest, UserStatus},
     serve::started,
     state,
 };
@@ -22,6 +22,9 @@ use crate::{
 const INDENT: usize = 13;
 /// How many waiting requests are listed.
 const QUEUED_SHOWN: usize = 5;
+/// How many users are listed, and how many running requests of each.
+const USERS_SHOWN: usize = 10;
+const REQUESTS_SHOWN: usize = 3;
 
 /// Prints the running server's state.
 pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
@@ -120,6 +123,9 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     for (i, line) in queue(&status.queue).into_iter().enumerate() {
         text += &format!("\n{:<INDENT$}{line}", if i == 0 { "Queue" } else { "" });
     }
+    for (i, line) in users(&status.users, process::unix_now()).into_iter().enumerate() {
+        text += &format!("\n{:<INDENT$}{line}", if i == 0 { "Users" } else { "" });
+    }
     if !status.older.is_empty() {
         let pids: Vec<_> = status.older.iter().map(ToString::to_string).collect();
         text +=
@@ -174,6 +180,42 @@ fn queue(queue: &QueueStatus) -> Vec<String> {
     match queue.waiting.len().saturating_sub(QUEUED_SHOWN) {
         0 => {}
         more => lines.push(format!("and {more} more")),
+    }
+    lines
+}
+
+/// Who runs something now or has used tokens today, in lines. `now` is Unix time.
+fn users(users: &[UserStatus], now: i64) -> Vec<String> {
+    let mut lines = Vec::new();
+    for user in users.iter().take(USERS_SHOWN) {
+        let name = match (&user.user, &user.device) {
+            (Some(user), _) => user.to_string(),
+            (None, Some(device)) => format!("{device} (without a user)"),
+            (None, None) => continue,
+        };
+        let of = |limit: Option<u64>| limit.map_or(String::new(), |limit| format!(" of {limit}"));
+        lines.push(format!(
+            "{name}, {}{} running, {}{} tokens today",
+            user.running,
+            of(user.at_once.map(u64::from)),
+            user.tokens,
+            of(user.tokens_per_day),
+        ));
+        lines.extend(user.requests.iter().take(REQUESTS_SHOWN).map(|request| {
+            let UserRequest { kind, device, service, method, path, .. } = request;
+            let model = request.model.as_ref().map_or(String::new(), |model| format!(" {model}"));
+            let seconds = u64::try_from(now - request.since).unwrap_or(0);
+            let time = human::time(Duration::from_secs(seconds));
+            format!("  {kind} {device}: {service}, {method} {path}{model}, for {time}")
+        }));
+        match user.requests.len().saturating_sub(REQUESTS_SHOWN) {
+            0 => {}
+            more => lines.push(format!("  and {} more", count(more as u64, "request"))),
+        }
+    }
+    match users.len().saturating_sub(USERS_SHOWN) {
+        0 => {}
+        more => lines.push(format!("and {} more", count(more as u64, "user"))),
     }
     lines
 }

@@ -94,6 +94,7 @@ fn question(
         token: context.asker.kind == CallerKind::Token,
         user: context.asker.user.clone(),
         role: own_role.clone(),
+        service: Some(context.service.clone()),
         method: Some(head.method.clone()),
         path: Some(Target::new(&head.target).path.into()),
         uri: Some(head.target.clone()),

@@ -69,7 +69,7 @@ impl<'a> RunningRequest<'a> {
     /// Begins with a head; with `None` if the head could not be read.
     pub(super) fn new(
         observer: &'a dyn Observer,
-        asker: &Asker,
+        (asker, service): (&Asker, &Name),
         role: Name,
         head: Option<(&RequestHead, ApiRoute)>,
     ) -> Self {
@@ -79,6 +79,7 @@ impl<'a> RunningRequest<'a> {
         let route = head.map_or(RouteClass::Other, |(_, route)| route.class);
         let record = RequestRecord {
             asker: asker.clone(),
+            service: service.clone(),
             number: None,
             role,
             method: head.map(|(head, _)| head.method.clone()).unwrap_or_default(),

@@ -1,7 +1,7 @@
 //! Limits, with a clock that the test moves.
 
 use governor::clock::FakeRelativeClock;
-mod granted;
+mod lowered;
 
 use super::*;
 

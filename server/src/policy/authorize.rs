@@ -301,6 +301,7 @@ mod tests {
             token: false,
             user: None,
             role: "infer".parse().expect("a name"),
+            service: None,
             method: Some("GET".into()),
             path: Some(path.into()),
             uri: None,

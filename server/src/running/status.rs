@@ -9,7 +9,7 @@ use proto::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Server, sessions::SessionStatus};
+use super::{Server, sessions::SessionStatus, users::UserStatus};
 use crate::{
     audit::AuditStatus, https::HttpsStatus, jwt::TokensStatus, limits::LimitedDevice,
     oidc::OidcStatus, record::CallerKind,
@@ -65,6 +65,9 @@ pub struct ServerStatus {
     pub waiting: usize,
     #[serde(default)]
     pub queue: QueueStatus,
+    /// Who runs something now or has used tokens today.
+    #[serde(default)]
+    pub users: Vec<UserStatus>,
     /// The ids of older processes of this server in which answers still run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<u32>,
@@ -170,6 +173,7 @@ impl Server {
             jwt: self.policy.tokens().map(|tokens| tokens.status()),
             waiting: self.accounting.queue.waiting(),
             queue: self.queue(),
+            users: self.users(),
             older: self.replacements.older().pids(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }

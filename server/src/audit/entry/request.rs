@@ -20,6 +20,7 @@ pub(crate) struct RequestEntry {
     #[serde(skip_serializing_if = "Option::is_none")]
     request: Option<u64>,
     role: Name,
+    service: Name,
     carrier: &'static str,
     remote: SocketAddr,
     method: String,
@@ -50,6 +51,7 @@ impl RequestEntry {
             device: (&record.asker).into(),
             request: record.number,
             role: record.role.clone(),
+            service: record.service.clone(),
             carrier: record.asker.carrier.as_str(),
             remote: record.asker.remote,
             method: escaped(&record.method),

@@ -94,6 +94,8 @@ pub struct Question {
     /// The person to whom it belongs, if that was said.
     pub user: Option<UserName>,
     pub role: Name,
+    /// The service that the request is for.
+    pub service: Option<Name>,
     pub method: Option<Box<str>>,
     /// The request's path, without its query.
     pub path: Option<Box<str>>,
@@ -128,6 +130,7 @@ impl Question {
             token: false,
             user,
             role,
+            service: None,
             method: None,
             path: None,
             uri: None,

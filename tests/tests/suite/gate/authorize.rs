@@ -175,7 +175,7 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
         (&"request".into(), &"laptop".into(), &"admin".into())
     );
     assert_eq!((&question["method"], &question["path"]), (&"GET".into(), &"/api/tags".into()));
-    assert_eq!(question["model"], Value::Null);
+    assert_eq!((&question["model"], &question["service"]), (&Value::Null, &"ollama".into()));
     assert_eq!(status(&up, TAGS).await, 200);
     assert_eq!(guarded.checker.count(), 2, "nothing said that it may be remembered");
 

@@ -93,14 +93,17 @@ async fn requests_are_counted() {
     if scrape_until(&world, refused, 1.0).await.is_none() {
         return;
     }
-    let done = r#"adit_requests_ended_total{route="generate",end="done"}"#;
+    let done = r#"adit_requests_ended_total{service="ollama",route="generate",end="done"}"#;
     let text = scrape_until(&world, done, 3.0).await.expect("metrics");
     for (line, expected) in [
-        (r#"adit_requests_total{role="infer",route="generate",status="2xx"}"#, 3.0),
-        (r#"adit_requests_total{role="infer",route="models",status="4xx"}"#, 1.0),
+        (
+            r#"adit_requests_total{service="ollama",role="infer",route="generate",status="2xx"}"#,
+            3.0,
+        ),
+        (r#"adit_requests_total{service="ollama",role="infer",route="models",status="4xx"}"#, 1.0),
         (refused, 1.0),
-        (r#"adit_tokens_total{role="infer",direction="out"}"#, 15.0),
-        (r#"adit_first_byte_seconds_count{route="generate"}"#, 3.0),
+        (r#"adit_tokens_total{service="ollama",role="infer",direction="out"}"#, 15.0),
+        (r#"adit_first_byte_seconds_count{service="ollama",route="generate"}"#, 3.0),
         (r#"adit_devices{state="up"}"#, 1.0),
         (r#"adit_devices{state="away"}"#, 1.0),
         (r#"adit_sessions{carrier="local"}"#, 1.0),

@@ -8,6 +8,7 @@ mod replaced;
 mod rotation;
 mod strangers;
 mod tokens;
+mod users;
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};
 

@@ -71,6 +71,7 @@ async fn routes_models_and_tokens_hold_for_an_openai_service_as_for_ollama() {
     assert!(status(&streamed) == 200 && streamed.contains("[DONE]"), "{streamed}");
     let lines = world.audit_has(2, |line| line["path"] == CHAT && line["status"] == 200).await;
     for line in lines.iter().filter(|line| line["path"] == CHAT && line["status"] == 200) {
+        assert_eq!(line["service"], "vllm", "{line}");
         assert_eq!((&line["tokens_in"], &line["tokens_out"]), (&7.into(), &9.into()), "{line}");
     }
     let told = ask(post(CHAT, r#"{"model":"m1"}"#)).await;

@@ -16,9 +16,9 @@ use data_encoding::BASE64;
 use proto::{
     identity::DeviceId,
     invitation::Invitation,
-    wire::{EnrollAnswer, EnrollRequest},
+    wire::{Code, EnrollAnswer, EnrollRequest},
 };
-use quinn::Connection;
+use quinn::{Connection, ConnectionError};
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -98,18 +98,35 @@ pub async fn at_enrollment(invitation: &Invitation) -> Connection {
     dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
 }
 
+/// How often to come again when the server needs the place of a handshake for somebody else.
+const DISPLACED: usize = 20;
+
 /// Sends an enrollment request, as `adit enroll` does; stores nothing.
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
-    let connection = at_enrollment(invitation).await;
-    let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
     let request = EnrollRequest {
         token: BASE64.encode(token),
         csr: BASE64.encode(&csr),
         own_knock: true,
         sign_in: None,
     };
-    frame::write(&mut send, &request).await.expect("sent");
-    tokio::time::timeout(SOON, frame::read(&mut recv)).await.expect("in time").expect("an answer")
+    for _ in 0..DISPLACED {
+        let connection = at_enrollment(invitation).await;
+        let asked = async {
+            let (mut send, mut recv) = connection.open_bi().await.ok()?;
+            frame::write(&mut send, &request).await.ok()?;
+            frame::read(&mut recv).await.ok()
+        };
+        if let Some(answer) = tokio::time::timeout(SOON, asked).await.expect("in time") {
+            return answer;
+        }
+        // The server ends the oldest attempt when all places are taken, before it reads a request.
+        let done = u64::from(Code::Done as u32);
+        match connection.closed().await {
+            ConnectionError::ApplicationClosed(end) if end.error_code.into_inner() == done => {}
+            other => panic!("no answer: {other}"),
+        }
+    }
+    panic!("displaced {DISPLACED} times")
 }
 
 /// Redeems an invitation, as `adit enroll` does; stores nothing.

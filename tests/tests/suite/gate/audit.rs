@@ -93,7 +93,7 @@ async fn a_request_is_logged_with_its_ending_and_without_its_content() {
     // No other field may be in the line.
     let known: BTreeSet<_> =
         "time event device device_id role carrier remote method path model status bytes_in bytes_out queued_ms \
-                              first_byte_ms total_ms tokens_in tokens_out tokens_estimated end why user request"
+                              first_byte_ms total_ms tokens_in tokens_out tokens_estimated end why user request service"
             .split_whitespace()
             .collect();
     for line in world.audit(&[]).await.iter().filter(|line| line["event"] == "request") {

@@ -1,6 +1,7 @@
 //! The settings: flags override the environment, which overrides the file, which overrides
 //! defaults. They are checked once.
 
+mod acme;
 mod file;
 mod https;
 mod jwt;
@@ -40,7 +41,7 @@ pub use self::{https::HttpsFlags, outgoing::OutgoingPlace};
 use crate::{
     accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},
-    https::HttpsSettings,
+    https::{AcmeSettings, CertificateSource, HttpsSettings},
     ingress::filter::Audience,
     jwt::JwtSettings,
     limits::Size,
@@ -319,6 +320,16 @@ impl Config {
     /// The place of the service `ollama`.
     pub(crate) fn upstream(&self) -> &Upstream {
         self.services.default_one()
+    }
+
+    /// The certificate authority that is asked for the certificate of the HTTPS listener, if there
+    /// is one: by HTTPS, or by the proxy of the environment. It takes files to read, too
+    /// ([`AcmeSettings::files`]).
+    pub(crate) fn acme(&self) -> Option<&AcmeSettings> {
+        match &self.https.as_ref()?.source {
+            CertificateSource::Acme(acme) => Some(acme),
+            CertificateSource::Own | CertificateSource::Files(..) => None,
+        }
     }
 
     /// The service that is asked besides the roles.

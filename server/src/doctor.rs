@@ -16,8 +16,11 @@ use proto::{
     doctor::{
         Report,
         gpu_box::{
-            AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound, device::DeviceFound,
-            https::HttpsFound, lines, lines_for_device, services::ServiceFound,
+            AuditLog, Authorize, BoxFound, Devices, InFlight, ServerFound,
+            device::DeviceFound,
+            https::{AcmeFound, HttpsFound},
+            lines, lines_for_device,
+            services::ServiceFound,
         },
     },
     identity::{DeviceId, Name},
@@ -171,6 +174,12 @@ fn https(server: &Server, https: &Https) -> HttpsFound {
         file: status.certificate.file,
         until: status.certificate.until,
         failing: status.certificate.failing,
+        acme: status.certificate.acme.map(|acme| AcmeFound {
+            directory: acme.directory,
+            issued: acme.issued,
+            failing: acme.failing.zip(acme.cure).map(|(why, cure)| (why, cure.note, cure.command)),
+            next: acme.next,
+        }),
         now: unix_now(),
         keys,
     }

@@ -1,16 +1,19 @@
 //! The HTTPS listener, for applications that cannot run `adit`: off unless its address is set. It
 //! finds out who makes each request, and hands the request to the gate that tunnels use.
 
+mod acme;
 mod callers;
 mod certificate;
 mod connection;
 mod cors;
 mod guesses;
+mod handshake;
 mod listen;
 mod mover;
 mod places;
 
 pub(crate) use self::{
+    acme::{AcmeName, AcmeSettings, AcmeStatus, DirectoryUrl, ExternalAccount},
     certificate::{CertificateName, CertificateStatus},
     connection::Service,
     cors::PageOrigin,
@@ -36,18 +39,23 @@ use proto::identity::DeviceId;
 use rustls::{ServerConfig, server::NoServerSessionStorage};
 use serde::{Deserialize, Serialize};
 use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
 use self::{
     callers::{CallerStatus, Callers},
     certificate::HttpsCertificate,
     guesses::Guesses,
+    handshake::Checks,
     places::{Bounds, Places},
 };
 use crate::{
     ingress::{filter::Audience, verifier::DeviceVerifier},
     policy::Policy,
-    state::authorities::{Authorities, SharedAuthorities},
+    state::{
+        State,
+        authorities::{Authorities, SharedAuthorities},
+    },
 };
 
 /// The most connections of strangers, in all and of one address.
@@ -66,8 +74,19 @@ pub(crate) struct HttpsSettings {
     pub(crate) names: Vec<CertificateName>,
     /// The web pages that may read answers.
     pub(crate) origins: Vec<PageOrigin>,
-    /// The files of the certificate and of its key; `None` for a certificate of our own CA.
-    pub(crate) files: Option<(PathBuf, PathBuf)>,
+    pub(crate) source: CertificateSource,
+}
+
+/// Where the certificate comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) enum CertificateSource {
+    /// Our own CA issues it.
+    #[default]
+    Own,
+    /// The files of the certificate and of its key.
+    Files(PathBuf, PathBuf),
+    /// A certificate authority issues it, by ACME.
+    Acme(AcmeSettings),
 }
 
 /// Why a connection or a request was turned away before the gate.
@@ -129,6 +148,8 @@ pub(crate) struct Https {
     /// Another one when the CAs are others.
     acceptor: RwLock<TlsAcceptor>,
     policy: Arc<Policy>,
+    /// Handshakes of an authority that checks whether a name leads here.
+    checks: Option<Checks>,
     pub(crate) certificate: Arc<HttpsCertificate>,
     places: Arc<Places>,
     guesses: Mutex<Guesses>,
@@ -166,11 +187,14 @@ impl Https {
     pub(crate) fn new(
         listening: Vec<SocketAddr>,
         settings: HttpsSettings,
-        authorities: &Authorities,
+        state: &State,
         policy: Arc<Policy>,
     ) -> Result<Arc<Self>, Failure> {
-        let certificate = HttpsCertificate::open(&settings, authorities)?;
-        let acceptor = acceptor(&certificate, authorities, policy.clone())?;
+        let authorities = state.authorities.get();
+        let certificate = HttpsCertificate::open(&settings, &authorities, &state.dir)?;
+        let acceptor = acceptor(&certificate, &authorities, policy.clone())?;
+        let checks = certificate.challenges().map(Checks::new).transpose();
+        let checks = checks.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;
         let bounds = Bounds {
             all: CONNECTIONS.min(descriptor_limit() / 8),
             strangers: STRANGERS,
@@ -182,6 +206,7 @@ impl Https {
             settings,
             acceptor: RwLock::new(acceptor),
             policy,
+            checks,
             certificate,
             places: Places::new(bounds),
             guesses: Mutex::default(),
@@ -205,7 +230,12 @@ impl Https {
     }
 
     /// Follows the certificate, and the CAs whose devices are let in, for as long as it is polled.
-    pub(crate) async fn follow_certificate(&self, authorities: &SharedAuthorities) {
+    /// Once this process is `replaced`, no certificate is ordered.
+    pub(crate) async fn follow_certificate(
+        &self,
+        authorities: &SharedAuthorities,
+        replaced: &CancellationToken,
+    ) {
         let cas = async {
             let mut changes = authorities.changes();
             while changes.changed().await.is_ok() {
@@ -217,11 +247,17 @@ impl Https {
                 }
             }
         };
-        tokio::join!(self.certificate.follow(&self.settings, authorities), cas);
+        let certificate = self.certificate.follow(&self.settings, authorities, replaced);
+        tokio::join!(certificate, cas);
     }
 
     fn acceptor(&self) -> TlsAcceptor {
         self.acceptor.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Orders a certificate again as soon as that is allowed, if the last order has failed.
+    pub(crate) fn hurry_certificate(&self) {
+        self.certificate.hurry();
     }
 
     /// The keys whose use is to be noted in the register, and when each was last used, in Unix time.

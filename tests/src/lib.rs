@@ -20,6 +20,7 @@ pub mod laptop;
 pub mod ollama;
 pub mod over_ssh;
 pub mod path;
+pub mod pebble;
 pub mod process;
 pub mod provider;
 pub mod raw;

@@ -8,11 +8,14 @@ use common::machine::{
     process,
     report::{Failure, data, style},
 };
-use proto::human::{self, count};
+use proto::{
+    clock::shown,
+    human::{self, count},
+};
 use serde::Serialize;
 
 use crate::{
-    https::CertificateStatus,
+    https::{AcmeStatus, CertificateStatus},
     running::{self, Answer, QueueStatus, Request, ServerStatus, UserRequest, UserStatus},
     serve::started,
     state,
@@ -144,13 +147,32 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
 /// The certificate of the HTTPS listener, in words.
 fn certificate(certificate: &CertificateStatus) -> String {
     let until = certificate.until.map(process::day).unwrap_or_default();
-    let of = match &certificate.file {
-        Some(file) => file.clone(),
-        None => format!("of its own CA, for {}", certificate.names.join(", ")),
+    let names = certificate.names.join(", ");
+    let (of, failing) = match (&certificate.file, &certificate.acme) {
+        (Some(file), _) => {
+            let failing = certificate.failing.as_ref();
+            (file.clone(), failing.map(|why| format!("; the newest files can't be used: {why}")))
+        }
+        (None, Some(acme)) => {
+            let of = if acme.issued { acme.directory.as_str() } else { "its own CA" };
+            (format!("of {of}, for {names}"), Some(orders(acme)))
+        }
+        (None, None) => (format!("of its own CA, for {names}"), None),
     };
-    let failing =
-        certificate.failing.as_ref().map(|why| format!("; the newest files can't be used: {why}"));
     format!("{of}, until {until}{}", failing.unwrap_or_default())
+}
+
+/// What became of the last order of a certificate, and when the next one is made.
+fn orders(acme: &AcmeStatus) -> String {
+    let next = acme.next.map(shown).unwrap_or_default();
+    match (&acme.failing, &acme.cure) {
+        (Some(why), Some(cure)) => format!(
+            ". {} has issued none: {why}. Next order: {next}. {}: `{}`",
+            acme.directory, cure.note, cure.command
+        ),
+        _ if acme.issued => format!(", renewal at {next}"),
+        _ => format!(". It is being ordered from {}", acme.directory),
+    }
 }
 
 /// A line of a name and a value that fits the terminal.

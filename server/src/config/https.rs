@@ -10,9 +10,13 @@ use common::machine::report::Failure;
 use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::{first_of, usage, values::Wrong};
+use super::{
+    acme::{self, AcmeFile},
+    first_of, usage,
+    values::Wrong,
+};
 use crate::{
-    https::{CertificateName, HttpsSettings, PageOrigin},
+    https::{CertificateName, CertificateSource, HttpsSettings, PageOrigin},
     policy::upstream::{Kind, Upstream},
 };
 
@@ -49,6 +53,7 @@ pub(super) struct HttpsFile {
     origins: Option<Vec<PageOrigin>>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
+    acme: Option<AcmeFile>,
 }
 
 /// An address to listen on, with its port.
@@ -84,16 +89,23 @@ pub(super) fn settle(
         first_of(&named, file.listen).into_iter().map(|HttpsListen(address)| address).collect();
     let names = flags.https_name.iter().map(|name| name.parse::<CertificateName>());
     let names = names.collect::<Result<Vec<_>, _>>().map_err(usage)?;
-    let files =
-        match (flags.tls_cert.clone().or(file.tls_cert), flags.tls_key.clone().or(file.tls_key)) {
-            (Some(cert), Some(key)) => Some((cert, key)),
-            (None, None) => None,
-            (cert, _) => {
-                let lacks = if cert.is_some() { "tls_key" } else { "tls_cert" };
-                return Err(usage(format!("`{lacks}` is missing below `[https]`"))
-                    .hint("a certificate and its key belong together: name both, or none"));
-            }
-        };
+    let files = (flags.tls_cert.clone().or(file.tls_cert), flags.tls_key.clone().or(file.tls_key));
+    let source = match (files, file.acme) {
+        ((None, None), None) => CertificateSource::Own,
+        ((None, None), Some(acme)) => CertificateSource::Acme(acme::settle(acme)?),
+        ((Some(cert), Some(key)), None) => CertificateSource::Files(cert, key),
+        ((Some(_), Some(_)), Some(_)) => {
+            return Err(usage(
+                "the certificate for HTTPS is named twice: its files, and `[https.acme]`",
+            )
+            .hint("leave out `tls_cert` and `tls_key`, or `[https.acme]`"));
+        }
+        ((cert, _), _) => {
+            let lacks = if cert.is_some() { "tls_key" } else { "tls_cert" };
+            return Err(usage(format!("`{lacks}` is missing below `[https]`"))
+                .hint("a certificate and its key belong together: name both, or none"));
+        }
+    };
     if listen.is_empty() {
         return Ok(None);
     }
@@ -118,6 +130,6 @@ pub(super) fn settle(
         allow_from,
         names: first_of(&names, file.names),
         origins: file.origins.unwrap_or_default(),
-        files,
+        source,
     }))
 }

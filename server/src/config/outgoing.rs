@@ -4,7 +4,10 @@
 use std::path::Path;
 
 use super::Config;
-use crate::jwt::{JwksSource, JwtSettings, ProviderUrl};
+use crate::{
+    https::AcmeSettings,
+    jwt::{JwksSource, JwtSettings, ProviderUrl},
+};
 
 /// A place that is asked over HTTPS, or over HTTP on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +21,8 @@ pub struct OutgoingPlace {
 
 impl Config {
     /// The places that the configuration names. A provider may send the server to other hosts, for
-    /// its keys or its tokens: on the port 443, or on the issuer's own port. `HTTPS_PROXY` and
-    /// `authorize` are not among them.
+    /// its keys or its tokens: on the port 443, or on the issuer's own port. So may the directory of a
+    /// certificate authority, for its orders. `HTTPS_PROXY` and `authorize` are not among them.
     pub fn outgoing_https(&self) -> Vec<OutgoingPlace> {
         let place = |setting, at: &ProviderUrl| {
             let (host, port) = (at.url().host_str()?, at.url().port_or_known_default()?);
@@ -31,7 +34,12 @@ impl Config {
             JwksSource::File(_) => None,
         };
         let of_oidc = self.oidc.as_ref().and_then(|it| place("oidc.issuer", &it.tokens.issuer));
-        self.jwt.as_ref().and_then(of_jwt).into_iter().chain(of_oidc).collect()
+        let of_acme = self.acme().map(|acme| OutgoingPlace {
+            setting: "https.acme.directory",
+            host: acme.directory.host().to_owned(),
+            port: acme.directory.port(),
+        });
+        self.jwt.as_ref().and_then(of_jwt).into_iter().chain(of_oidc).chain(of_acme).collect()
     }
 
     /// The files that are read for those places, while the server runs and when the configuration is
@@ -46,7 +54,8 @@ impl Config {
             keys.into_iter().chain(tokens.trust.file())
         });
         let secret = self.oidc.as_ref().and_then(|it| it.secret_file.as_deref());
-        of_tokens.chain(secret).collect()
+        let of_acme = self.acme().into_iter().flat_map(AcmeSettings::files);
+        of_tokens.chain(secret).chain(of_acme).collect()
     }
 }
 
@@ -56,7 +65,7 @@ mod tests {
     use crate::config::{Flags, ServeFlags};
 
     #[test]
-    fn the_places_and_the_files_of_both_providers_are_listed() {
+    fn the_places_and_the_files_of_providers_and_authorities_are_listed() {
         let tmp = tempfile::tempdir().expect("tempdir");
         let file = tmp.path().join("aditd.toml");
         let text = "[jwt]\nissuer = 'https://a.example:8443/x'\naudience = 'adit'\n\
@@ -75,8 +84,20 @@ mod tests {
         let jwks =
             "[jwt]\nissuer = 'https://a.example'\naudience = 'adit'\njwks = '/etc/adit/jwks.json'";
         std::fs::write(&file, jwks).expect("written");
-        let config = read(file);
+        let config = read(file.clone());
         assert!(config.outgoing_https().is_empty());
         assert_eq!(config.provider_files(), [Path::new("/etc/adit/jwks.json")]);
+        let acme = "[https]\nlisten = ['127.0.0.1:8443']\n\
+                    [https.acme]\nnames = ['a.example']\nagree_to_terms = true\n\
+                    directory = 'https://ca.example:9000/dir'\ndirectory_ca = '/etc/adit/ca.pem'\n\
+                    external_account = { id = 'kid-1', key_file = '/etc/adit/eab.key' }";
+        std::fs::write(&file, acme).expect("written");
+        let config = read(file);
+        let places = config.outgoing_https();
+        let places: Vec<_> =
+            places.iter().map(|at| (at.setting, at.host.as_str(), at.port)).collect();
+        assert_eq!(places, [("https.acme.directory", "ca.example", 9000)]);
+        let files = [Path::new("/etc/adit/ca.pem"), Path::new("/etc/adit/eab.key")];
+        assert_eq!(config.provider_files(), files);
     }
 }

@@ -1,10 +1,11 @@
-//! The certificate of the HTTPS listener: from files, which are read again when they change, or from
-//! our own CA, for this machine's names and addresses.
+//! The certificate of the HTTPS listener: from files, which are read again when they change; from a
+//! certificate authority, by ACME; or from our own CA, for this machine's names and addresses.
 
 mod files;
 mod names;
 
 use std::{
+    path::Path,
     sync::{Arc, PoisonError, RwLock},
     time::Duration,
 };
@@ -17,11 +18,15 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 pub(crate) use self::names::CertificateName;
 use self::{files::Files, names::names};
-use super::HttpsSettings;
+use super::{
+    CertificateSource, HttpsSettings,
+    acme::{Acme, AcmeStatus, Challenges},
+};
 use crate::state::{
     authorities::{Authorities, SharedAuthorities},
     ca::Ca,
@@ -53,6 +58,8 @@ struct Current {
 
 enum Source {
     Files(Files),
+    /// Until the authority has issued one, it is of our own CA.
+    Acme(Box<Acme>),
     Own,
 }
 
@@ -61,13 +68,16 @@ enum Source {
 pub struct CertificateStatus {
     /// The file, or `null` for a certificate of our own CA.
     pub file: Option<String>,
-    /// For which names and addresses our own CA has issued it.
+    /// For which names and addresses it was issued; none for one of files.
     pub names: Vec<String>,
     /// Its last valid second, in Unix time.
     pub until: Option<i64>,
     /// Why the newest files are not in use, if they are not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failing: Option<String>,
+    /// The authority that issues it, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acme: Option<AcmeStatus>,
 }
 
 impl std::fmt::Debug for HttpsCertificate {
@@ -77,43 +87,88 @@ impl std::fmt::Debug for HttpsCertificate {
 }
 
 impl HttpsCertificate {
-    /// Reads the files that the settings name, or issues a certificate.
+    /// Reads the files that the settings name or what an authority has issued before, or issues a
+    /// certificate. `state`: the state directory.
     ///
     /// # Errors
     /// What is wrong with the files.
     pub(super) fn open(
         settings: &HttpsSettings,
         authorities: &Authorities,
+        state: &Path,
     ) -> Result<Arc<Self>, Failure> {
         let (number, ca) = authorities.of_https();
-        let (source, key, names) = match &settings.files {
-            Some((cert, key)) => {
+        let own = || {
+            let names = names(settings);
+            Ok::<_, Failure>((issue(ca, &names)?, names))
+        };
+        let (source, (key, names)) = match &settings.source {
+            CertificateSource::Files(cert, key) => {
                 let files = Files { cert: cert.clone(), key: key.clone() };
                 let read = files.read()?;
-                (Source::Files(files), read, Vec::new())
+                (Source::Files(files), (read, Vec::new()))
             }
-            None => {
-                let names = names(settings);
-                let made = issue(ca, &names)?;
-                (Source::Own, made, names)
+            CertificateSource::Acme(acme) => {
+                let acme = Acme::open(acme.clone(), state)?;
+                let current = acme.current().map_or_else(own, Ok)?;
+                (Source::Acme(Box::new(acme)), current)
             }
+            CertificateSource::Own => (Source::Own, own()?),
         };
         let current = RwLock::new(Current { key, names, ca: number, failing: None });
         Ok(Arc::new(Self { source, current }))
     }
 
-    /// Follows the files, or this machine's names and our own CA, for as long as it is polled.
-    pub(crate) async fn follow(&self, settings: &HttpsSettings, authorities: &SharedAuthorities) {
+    /// Follows the files, the authority, or this machine's names and our own CA, for as long as it is
+    /// polled. Once this process is `replaced`, nothing is ordered: the other process is the one that
+    /// an authority reaches.
+    pub(crate) async fn follow(
+        &self,
+        settings: &HttpsSettings,
+        authorities: &SharedAuthorities,
+        replaced: &CancellationToken,
+    ) {
         match &self.source {
             Source::Files(files) => self.follow_files(files).await,
-            Source::Own => {
-                let mut changes = authorities.changes();
-                loop {
-                    // An error would mean that the server is gone.
-                    let _ = tokio::time::timeout(LOOK_EVERY * NAMES_EVERY, changes.changed()).await;
-                    self.look_again(settings, &authorities.get());
-                }
+            Source::Acme(acme) => {
+                let tell = |key, names| {
+                    let mut current = self.write();
+                    (current.key, current.names) = (key, names);
+                };
+                let orders = replaced.run_until_cancelled(acme.keep(tell));
+                tokio::join!(orders, self.follow_names(settings, authorities));
             }
+            Source::Own => self.follow_names(settings, authorities).await,
+        }
+    }
+
+    async fn follow_names(&self, settings: &HttpsSettings, authorities: &SharedAuthorities) {
+        let mut changes = authorities.changes();
+        loop {
+            // An error would mean that the server is gone.
+            let _ = tokio::time::timeout(LOOK_EVERY * NAMES_EVERY, changes.changed()).await;
+            if self.acme().is_none_or(|acme| acme.current().is_none()) {
+                self.look_again(settings, &authorities.get());
+            }
+        }
+    }
+
+    fn acme(&self) -> Option<&Acme> {
+        match &self.source {
+            Source::Acme(acme) => Some(acme),
+            Source::Files(_) | Source::Own => None,
+        }
+    }
+
+    /// The challenges of the authority, if there is one.
+    pub(super) fn challenges(&self) -> Option<&Arc<Challenges>> {
+        self.acme().map(Acme::challenges)
+    }
+
+    /// Asks the authority again as soon as that is allowed, if its last order has failed.
+    pub(super) fn hurry(&self) {
+        if let Some(acme) = self.acme() {
+            acme.hurry();
         }
     }
 
@@ -176,11 +231,12 @@ impl HttpsCertificate {
         CertificateStatus {
             file: match &self.source {
                 Source::Files(files) => Some(files.cert.display().to_string()),
-                Source::Own => None,
+                Source::Acme(_) | Source::Own => None,
             },
             names: current.names.clone(),
             until: end(&current.key),
             failing: current.failing.clone(),
+            acme: self.acme().map(Acme::status),
         }
     }
 

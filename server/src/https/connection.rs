@@ -97,11 +97,13 @@ impl Https {
         let _ = tcp.set_nodelay(true);
         watch_for_death(&tcp);
         let shaken = tokio::select! {
-            shaken = tokio::time::timeout(HANDSHAKE_WITHIN, self.acceptor().accept(tcp)) => shaken,
+            shaken = tokio::time::timeout(HANDSHAKE_WITHIN, self.handshake(tcp)) => shaken,
             () = service.draining.cancelled() => return,
         };
         let tls = match shaken {
-            Ok(Ok(tls)) => tls,
+            Ok(Ok(Some(tls))) => tls,
+            // An authority has checked a name.
+            Ok(Ok(None)) => return,
             Ok(Err(e)) => {
                 debug!(%remote, "no TLS: {e}");
                 return self.count(Turned::Handshake);

@@ -28,7 +28,7 @@ pub(super) fn open(
     let sockets = bound.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
     let listening = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
-    let https = Https::new(listening, settings, &state.authorities.get(), policy)?;
+    let https = Https::new(listening, settings, state, policy)?;
     Ok((https, sockets))
 }
 
@@ -54,7 +54,9 @@ pub(super) async fn serve(
     });
     parts.spawn(server.clone().note_keys(https.clone()));
     let (following, listener) = (server.clone(), https.clone());
-    parts.spawn(async move { listener.follow_certificate(&following.state.authorities).await });
+    parts.spawn(async move {
+        listener.follow_certificate(&following.state.authorities, &following.replaced).await;
+    });
     for socket in sockets {
         let (server, https) = (server.clone(), https.clone());
         let (connections, name) = (connections.clone(), default_service());
@@ -66,7 +68,20 @@ pub(super) async fn serve(
                     // Another process accepts them.
                     () = server.replaced.cancelled() => return std::future::pending().await,
                 };
-                if !https.admits(remote.ip()) || server.draining.is_cancelled() {
+                if server.draining.is_cancelled() {
+                    continue;
+                }
+                if !https.admits(remote.ip()) {
+                    // A certificate authority checks names from addresses that nobody knows before.
+                    if let Some(answered) = https.answer_check(tcp, remote) {
+                        let draining = draining.clone();
+                        connections.spawn(async move {
+                            tokio::select! {
+                                () = answered => {}
+                                () = draining.cancelled() => {}
+                            }
+                        });
+                    }
                     continue;
                 }
                 let (server, https, name) = (server.clone(), https.clone(), name.clone());

@@ -52,6 +52,11 @@ impl Config {
         let unused = is_unused.then(|| {
             "`[jwt]` is in the configuration, but nothing uses it: HTTPS is off, and `tunnel` is not true".to_owned()
         });
+        let is_elsewhere = self.acme().is_some()
+            && self.https.iter().all(|it| it.listen.iter().all(|address| address.port() != 443));
+        let elsewhere = is_elsewhere.then(|| {
+            "a certificate authority checks the names of `[https.acme]` at port 443, where aditd does not listen: forward that port to the one of `listen`".to_owned()
+        });
         let roles = lost.into_iter().map(|(role, mut devices)| {
             devices.sort();
             format!("the role `{role}` is not in the configuration, so these devices or keys may do nothing: {}", devices.join(", "))
@@ -68,6 +73,7 @@ impl Config {
                 )
             }))
             .chain(unused)
+            .chain(elsewhere)
             .collect()
     }
 }
@@ -119,6 +125,9 @@ impl Server {
         self.accounting.update(&now.accounting);
         self.gate.set_authority(now.authority());
         self.gate.judge_again();
+        if let Some(https) = &self.open.https {
+            https.hurry_certificate();
+        }
         let later = config.differences(&now);
         info!("`{}` has been read again and is in force", file.display());
         if !later.is_empty() {

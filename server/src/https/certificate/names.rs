@@ -9,7 +9,7 @@ use common::machine::network::{is_link_local, own_addresses};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 
-use super::HttpsSettings;
+use super::{CertificateSource, HttpsSettings};
 
 /// A name or an address by which clients reach the listener.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -42,7 +42,12 @@ impl TryFrom<String> for CertificateName {
 pub(super) fn names(settings: &HttpsSettings) -> Vec<String> {
     let system = rustix::system::uname();
     let host = system.nodename().to_str().unwrap_or_default();
-    of(&settings.names, &settings.listen, host, &own_addresses())
+    let mut named = settings.names.clone();
+    if let CertificateSource::Acme(acme) = &settings.source {
+        // Until the authority has issued the first one.
+        named.extend(acme.names.iter().map(|name| CertificateName(name.to_string())));
+    }
+    of(&named, &settings.listen, host, &own_addresses())
 }
 
 fn of(named: &[CertificateName], listen: &[SocketAddr], host: &str, own: &[IpAddr]) -> Vec<String> {

@@ -1,5 +1,6 @@
 //! The HTTPS listener and its keys, with real clients.
 
+mod acme;
 mod certificates;
 mod clients;
 mod keys;

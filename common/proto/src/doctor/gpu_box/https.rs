@@ -22,9 +22,46 @@ pub struct HttpsFound {
     pub until: Option<i64>,
     /// Why the newest files of the certificate are not in use.
     pub failing: Option<String>,
+    /// The certificate authority that issues it, if there is one.
+    #[serde(default)]
+    pub acme: Option<AcmeFound>,
     pub now: i64,
     /// The end of each key that has one, and the keys' names.
     pub keys: Vec<(Name, i64)>,
+}
+
+/// What became of the orders at a certificate authority.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct AcmeFound {
+    /// The URL of the authority's directory.
+    pub directory: String,
+    /// Whether the certificate in use is from there.
+    pub issued: bool,
+    /// Why the last order has failed, if it has; what to do about it, and a command for that.
+    pub failing: Option<(String, String, String)>,
+    /// When the next order is made.
+    pub next: Option<i64>,
+}
+
+fn acme(acme: &AcmeFound, until: Option<i64>, now: i64) -> Option<Judgement> {
+    let Some((why, note, command)) = &acme.failing else {
+        let text = format!("the first certificate is being ordered from {}", acme.directory);
+        return (!acme.issued)
+            .then(|| warn(text).cure_by("see what becomes of it", "aditd status"));
+    };
+    let in_use = match until {
+        Some(until) if acme.issued => {
+            format!("the certificate in use is valid until {}", shown(until))
+        }
+        _ => "the certificate in use is of aditd's own CA, which browsers and phones do not trust"
+            .to_owned(),
+    };
+    let next = acme.next.map(|next| format!(", tried again at {}", shown(next)));
+    let next = next.unwrap_or_default();
+    let text = format!("{} has issued no certificate{next}: {why}; {in_use}", acme.directory);
+    let is_urgent = !acme.issued || until.is_none_or(|until| until - now < SOON);
+    let judged = if is_urgent { bad(text) } else { warn(text) };
+    Some(judged.cure_by(note, command))
 }
 
 pub(super) fn https(found: &BoxFound) -> Option<Judgement> {
@@ -35,7 +72,14 @@ pub(super) fn https(found: &BoxFound) -> Option<Judgement> {
             bad(format!("the certificate in use is an old one, because of `{file}`: {why}"));
         return Some(judged.cure(format!("openssl x509 -noout -text -in '{file}'")));
     }
-    if let Some(until) = https.until.filter(|until| until - https.now < SOON) {
+    if let Some(judged) = https.acme.as_ref().and_then(|it| acme(it, https.until, https.now)) {
+        return Some(judged);
+    }
+    // An authority issues short ones too, and says itself when one is renewed.
+    let is_followed = |until: i64| https.acme.is_some() && until > https.now;
+    if let Some(until) =
+        https.until.filter(|until| until - https.now < SOON && !is_followed(*until))
+    {
         let of = if file.is_empty() { "of aditd's own CA" } else { file };
         let text = format!("its certificate ({of}) is valid until {} only", shown(until));
         let judged = if until < https.now { bad(text) } else { warn(text) };

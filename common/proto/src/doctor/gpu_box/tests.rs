@@ -1,5 +1,6 @@
 //! Findings of a box, and the line and cure that each is told.
 
+mod listener;
 mod service;
 
 use super::{
@@ -85,6 +86,7 @@ fn well() -> BoxFound {
             file: Some("/etc/adit/tls.crt".to_owned()),
             until: Some(NOW + 86_400 * 60),
             failing: None,
+            acme: None,
             now: NOW,
             keys: vec![(name("phone"), NOW + 86_400 * 30)],
         }),
@@ -134,12 +136,8 @@ fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
     found.device.as_mut().expect("a device")
 }
 
-fn https_of(found: &mut BoxFound) -> &mut HttpsFound {
-    found.https.as_mut().expect("it is on")
-}
-
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 36] = [
+const BREAKAGES: [Breakage<BoxFound>; 32] = [
     (
         |found| found.services[0].answer = VersionAnswer::Refused,
         "services",
@@ -391,34 +389,6 @@ const BREAKAGES: [Breakage<BoxFound>; 36] = [
         Verdict::Warn,
         "may do nothing: laptop",
         "aditd device role laptop infer",
-    ),
-    (
-        |found| https_of(found).failing = Some("it is not in PEM".to_owned()),
-        "https",
-        Verdict::Bad,
-        "because of `/etc/adit/tls.crt`: it is not in PEM",
-        "openssl x509 -noout -text -in '/etc/adit/tls.crt'",
-    ),
-    (
-        |found| https_of(found).until = Some(NOW + 86_400),
-        "https",
-        Verdict::Warn,
-        "read again",
-        "openssl x509 -noout -enddate -in '/etc/adit/tls.crt'",
-    ),
-    (
-        |found| (https_of(found).until, https_of(found).file) = (Some(NOW - 1), None),
-        "https",
-        Verdict::Bad,
-        "issued anew at the start",
-        "sudo systemctl restart aditd",
-    ),
-    (
-        |found| https_of(found).keys[0].1 = NOW + 86_400,
-        "https",
-        Verdict::Warn,
-        "the key `phone` ends",
-        "aditd key rotate phone",
     ),
     (
         |found| device_of(found).tokens = (1000, Some(1000)),

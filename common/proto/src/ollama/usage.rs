@@ -73,13 +73,13 @@ impl Pieces {
 /// Whether a line of a stream carries text. A model's text cannot imitate these keys: inside a JSON
 /// string their quotes would be escaped.
 fn is_piece(line: &[u8]) -> bool {
-    let has = |text: &str| memchr::memmem::find(line, text.as_bytes()).is_some();
+    let is = |key: &'static str, value: &[u8]| values(line, key).any(|it| it.starts_with(value));
     if line.starts_with(b"{") {
         let is_cut = line.len() == MOST_LINE;
-        return has("\"done\":false") || (is_cut && !has("\"done\":true"));
+        return is("\"done\":", b"false") || (is_cut && !is("\"done\":", b"true"));
     }
     // The routes of llama.cpp's own.
-    if line.starts_with(b"data: {") && has("\"stop\":false") && has("\"content\":\"") {
+    if line.starts_with(b"data: {") && is("\"stop\":", b"false") && is("\"content\":", b"\"") {
         return true;
     }
     if let Some(event) = line.strip_prefix(b"event:") {
@@ -88,19 +88,28 @@ fn is_piece(line: &[u8]) -> bool {
         return event == b"content_block_delta"
             || (event.starts_with(b"response.") && event.ends_with(b".delta"));
     }
-    line.starts_with(b"data:") && has("\"choices\":") && brings_text(line)
+    line.starts_with(b"data:") && is("\"choices\":", b"") && brings_text(line)
+}
+
+/// What stands behind this key, each time that it occurs. Some services write a space before a value
+/// (RFC 8259 section 2).
+fn values<'a>(line: &'a [u8], key: &'static str) -> impl Iterator<Item = &'a [u8]> {
+    memchr::memmem::find_iter(line, key).map(|at| line[at + key.len()..].trim_ascii_start())
 }
 
 /// Whether a chunk of OpenAI's API carries text. The last chunk carries none, only the reason why
 /// the stream ends.
 fn brings_text(chunk: &[u8]) -> bool {
     const TEXTS: [&str; 4] =
-        ["\"content\":\"", "\"text\":\"", "\"reasoning\":\"", "\"reasoning_content\":\""];
-    let is_filled = |key: &str| {
-        memchr::memmem::find_iter(chunk, key.as_bytes())
-            .any(|at| chunk.get(at + key.len()).is_some_and(|next| *next != b'"'))
+        ["\"content\":", "\"text\":", "\"reasoning\":", "\"reasoning_content\":"];
+    let is_filled = |text: &[u8]| {
+        text.strip_prefix(b"\"").is_some_and(|text| text.first().is_some_and(|next| *next != b'"'))
     };
-    TEXTS.into_iter().any(is_filled) || memchr::memmem::find(chunk, b"\"tool_calls\":[{").is_some()
+    let calls = |list: &[u8]| {
+        list.strip_prefix(b"[").is_some_and(|list| list.trim_ascii_start().starts_with(b"{"))
+    };
+    TEXTS.into_iter().any(|key| values(chunk, key).any(is_filled))
+        || values(chunk, "\"tool_calls\":").any(calls)
 }
 
 /// The last [`TAIL`] bytes of an answer, and for a while some bytes before them.
@@ -195,6 +204,14 @@ mod tests {
                 2,
             ),
             ("{\"message\":{\"content\":\"\\\"done\\\":false\"},\"done\":true}\n", 0),
+            // As services in Python write it.
+            ("{\"response\": \"a\", \"done\": false}\n{\"response\": \"\", \"done\": true}\n", 1),
+            (
+                "data: {\"choices\": [{\"delta\": {\"content\": \"a\"}}]}\n\ndata: {\"choices\": [{\"delta\": {\"content\": \"\"}}]}\n\n",
+                1,
+            ),
+            ("data: {\"choices\": [{\"delta\": {\"tool_calls\": [ {\"id\": \"1\"}]}}]}\n\n", 1),
+            ("data: {\"index\": 0, \"content\": \"a\", \"stop\": false}\n\n", 1),
             ("{\"error\":\"no\"}\n{\"status\":\"pulling\"}\n", 0),
             (&format!("{{\"message\":{{\"content\":\"{long}\"}},\"done\":false}}\n"), 1),
             (&format!("{{\"response\":\"\",\"done\":true,\"context\":[{long}]}}\n"), 0),

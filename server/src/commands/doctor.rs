@@ -69,10 +69,12 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
             &ServeFlags::default(),
         )?,
     };
+    let shown = |config: Config| config.file.map(|file| file.display().to_string());
     let (asked, here) = tokio::join!(
         control::ask(&dir, &Request::Doctor),
         doctor::look_around(&config, config.authority())
     );
+    let here = BoxFound { config: Some(settled.map(shown)), ..here };
     let found = match asked {
         // The running server knows what is in force there; this command sees what starts it, and
         // what it would read at its next start.
@@ -80,7 +82,14 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
             version: here.version,
             state: here.state,
             unit: here.unit,
-            config: here.config,
+            config: match &there.config {
+                // The server was started with a file that this command was not told.
+                Some(Ok(Some(file))) if flags.config.is_none() => {
+                    let flags = Flags { state_dir: Some(dir.clone()), config: Some(file.into()) };
+                    Some(Config::resolve(&flags, &ServeFlags::default()).map(shown))
+                }
+                _ => here.config,
+            },
             ..*there
         },
         Ok(None) if of_another(&config, &here).await => BoxFound {
@@ -102,10 +111,9 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
             BoxFound { server: ServerFound::Unasked(failure), ..here }
         }
     };
-    let config = settled.map(|config| config.file.map(|file| file.display().to_string()));
     let argument = argument(flags);
     let start = started::noted(&dir).unwrap_or_else(|| format!("aditd serve{argument}"));
-    let found = BoxFound { config: Some(config), argument, start, ..found };
+    let found = BoxFound { argument, start, ..found };
     Ok(Report::new(env!("CARGO_PKG_VERSION"), lines(&found)))
 }
 

@@ -20,7 +20,7 @@ use hyper::{
     header::{CONNECTION, HOST, ORIGIN},
 };
 use hyper_util::rt::TokioIo;
-use proto::doctor::gpu_box::ollama::{Ollama, Pages, Parallel, VersionAnswer};
+use proto::doctor::gpu_box::ollama::{KEPT, Ollama, Pages, Parallel, VersionAnswer};
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet};
 
@@ -74,6 +74,7 @@ pub(super) async fn look(upstream: &Upstream) -> OllamaOutcome {
             // 0 means that Ollama chooses.
             set.filter(|n| *n > 0).map_or(Parallel::NotSet, Parallel::Set)
         }),
+        set: environment.as_ref().map(kept).unwrap_or_default(),
         models: None,
     };
     if is_ollama {
@@ -198,6 +199,12 @@ fn environment(
     let of_unit = unit?.get("Environment")?;
     // systemd quotes a value with spaces. None of the variables that are read here has any.
     Some(of_unit.split(' ').filter_map(|text| pair(text.trim_matches('"'))).collect())
+}
+
+/// The settings that a cure keeps, by name.
+fn kept(environment: &HashMap<String, String>) -> Vec<(String, String)> {
+    let one = |name: &&str| Some(((*name).to_owned(), environment.get(*name)?.clone()));
+    KEPT.iter().filter_map(one).collect()
 }
 
 /// Makes a GET request as a tool makes it. Returns the status and the body.

@@ -57,6 +57,7 @@ pub(super) async fn look(
         ports,
         environment: environment(),
         buffers: transport::largest_buffers(),
+        free: free_space(state_dir),
     };
     (found, asked.ok().flatten())
 }
@@ -107,6 +108,13 @@ fn state(state_dir: &Path, profile_dir: &ProfileDir) -> Vec<Failure> {
     let (servers, identity) = (state_dir.join("servers"), profile_dir.dir.join(profile::IDENTITY));
     let all = [state_dir, &servers, &profile_dir.dir, &identity];
     all.into_iter().filter_map(|path| files::inspect(path).err().map(Failure::from)).collect()
+}
+
+/// The free space for the state, in bytes. A directory that does not exist yet will be made on the disk
+/// of its parent.
+fn free_space(state_dir: &Path) -> Option<u64> {
+    let dir = state_dir.ancestors().find(|path| path.exists())?;
+    files::free_space(dir).ok()
 }
 
 /// Which program holds the addresses that tools use: IPv4 and IPv6 loopback, with Ollama's port and

@@ -17,8 +17,14 @@ use crate::{
     failure::Failure,
     human,
     identity::Name,
+    typed::quoted,
     wire::{OLLAMA_PORT, Reason},
 };
+
+/// The free space below which the laptop's disk is told to be nearly full, in bytes.
+const ENOUGH_FREE: u64 = 64 << 20;
+/// The free space below which the few small files of the state may not find room, in bytes.
+const LEAST_FREE: u64 = 1 << 20;
 
 /// What was found on the laptop. Times are Unix seconds.
 #[derive(Debug, Clone)]
@@ -47,6 +53,8 @@ pub struct LaptopFound {
     pub environment: Environment,
     /// The kernel's limits for socket buffers; `None` where they are not known.
     pub buffers: Option<Buffers>,
+    /// The bytes that are free for the state; `None` where that is not known.
+    pub free: Option<u64>,
 }
 
 /// The identity of this device.
@@ -111,9 +119,10 @@ impl AditFound {
 }
 
 /// All checks of the laptop, in the order in which they are shown.
-pub const CHECKS: [Check<LaptopFound>; 10] = [
+pub const CHECKS: [Check<LaptopFound>; 11] = [
     Check { id: "settings", title: "settings", needs: &[], judge: settings },
     Check { id: "state", title: "state", needs: &[], judge: state },
+    Check { id: "laptop_disk", title: "disk", needs: &[], judge: disk },
     Check { id: "identity", title: "device", needs: &["state"], judge: identity },
     Check { id: "clock", title: "clock", needs: &[], judge: clock_here },
     Check {
@@ -165,6 +174,21 @@ fn state(found: &LaptopFound) -> Option<Judgement> {
     let others = found.state.iter().skip(1);
     let judged = others.fold(failed(first), |judged, other| judged.hints(other.hints()));
     Some(judged)
+}
+
+fn disk(found: &LaptopFound) -> Option<Judgement> {
+    let free = found.free?;
+    let dir = &found.state_dir;
+    let shown = format!("{} free for the state (`{dir}`)", human::size(free));
+    let judged = match free {
+        ENOUGH_FREE.. => return Some(ok(shown)),
+        LEAST_FREE.. => warn(format!("only {shown}")),
+        _ => bad(format!(
+            "only {shown}: this device can't enroll, and its certificate can't renew itself"
+        )),
+    };
+    let df = format!("df -h {}", quoted(dir));
+    Some(judged.cure_by("see what is full, and delete there what nobody needs", df))
 }
 
 fn identity(found: &LaptopFound) -> Option<Judgement> {

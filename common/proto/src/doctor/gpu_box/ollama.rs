@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use super::{BoxFound, InFlight};
 use crate::{
     doctor::{Judgement, bad, ok, warn},
-    human,
+    human::{self, misleads},
+    typed::quoted,
 };
 
 /// What was found of Ollama.
@@ -24,6 +25,9 @@ pub struct Ollama {
     pub pages: Option<Pages>,
     /// What `OLLAMA_NUM_PARALLEL` is, where its environment can be read.
     pub parallel: Option<Parallel>,
+    /// The settings of [`KEPT`] in its environment, where that can be read: names and values.
+    #[serde(default)]
+    pub set: Vec<(String, String)>,
     /// How many models there are, and which are loaded, with their sizes in bytes.
     pub models: Option<(u64, Vec<(String, u64)>)>,
 }
@@ -70,11 +74,34 @@ const DEFAULT_PARALLEL: u64 = 1;
 /// The value of `OLLAMA_ORIGINS` that lets browser extensions in.
 const EXTENSIONS: &str = "chrome-extension://*,moz-extension://*,safari-web-extension://*";
 
+/// The settings of Ollama that a cure keeps which starts it anew. None of them is a secret.
+pub const KEPT: [&str; 12] = [
+    "OLLAMA_CONTEXT_LENGTH",
+    "OLLAMA_DEBUG",
+    "OLLAMA_FLASH_ATTENTION",
+    "OLLAMA_HOST",
+    "OLLAMA_KEEP_ALIVE",
+    "OLLAMA_KV_CACHE_TYPE",
+    "OLLAMA_LOAD_TIMEOUT",
+    "OLLAMA_MAX_LOADED_MODELS",
+    "OLLAMA_MAX_QUEUE",
+    "OLLAMA_MODELS",
+    "OLLAMA_NUM_PARALLEL",
+    "OLLAMA_ORIGINS",
+];
+
 impl Ollama {
-    /// A command that sets one of its environment variables and restarts it.
-    fn set(&self, judged: Judgement, name: &str, value: &str) -> Judgement {
+    /// A command that sets one of its environment variables and restarts it. What the others are set to
+    /// stays so.
+    fn with(&self, judged: Judgement, name: &str, value: &str) -> Judgement {
         if !self.has_unit {
-            return judged.cure_by("stop Ollama, then", format!("{name}='{value}' ollama serve"));
+            let kept = |(other, value): &(String, String)| {
+                let is_plain = KEPT.contains(&other.as_str()) && !value.contains(misleads);
+                (is_plain && other != name).then(|| format!("{other}={} ", quoted(value)))
+            };
+            let kept: String = self.set.iter().filter_map(kept).collect();
+            let serve = format!("{kept}{name}='{value}' ollama serve");
+            return judged.cure_by("stop Ollama, then", serve);
         }
         let file = name.to_ascii_lowercase().replace('_', "-");
         judged.cure(format!(
@@ -121,7 +148,7 @@ pub(super) fn exposed(found: &BoxFound) -> Option<Judgement> {
         exposed.join(", ")
     ));
     let port = address.rsplit(':').next().unwrap_or("11434");
-    Some(found.ollama.set(judged, "OLLAMA_HOST", &format!("127.0.0.1:{port}")))
+    Some(found.ollama.with(judged, "OLLAMA_HOST", &format!("127.0.0.1:{port}")))
 }
 
 pub(super) fn pages(found: &BoxFound) -> Option<Judgement> {
@@ -130,12 +157,12 @@ pub(super) fn pages(found: &BoxFound) -> Option<Judgement> {
         let judged = warn(
             "OLLAMA_ORIGINS lets every site in: any web page in a laptop's browser can use the GPU",
         );
-        return Some(found.ollama.set(judged, "OLLAMA_ORIGINS", EXTENSIONS));
+        return Some(found.ollama.with(judged, "OLLAMA_ORIGINS", EXTENSIONS));
     }
     if extension == 403 {
         let judged =
             warn("a browser extension gets 403 without a body: Ollama does not know its `Origin`");
-        return Some(found.ollama.set(judged, "OLLAMA_ORIGINS", EXTENSIONS));
+        return Some(found.ollama.with(judged, "OLLAMA_ORIGINS", EXTENSIONS));
     }
     Some(ok(
         "a page of another site gets 403 without a body (OLLAMA_ORIGINS lets more in), and an extension is let in",
@@ -162,11 +189,14 @@ pub(super) fn parallel(found: &BoxFound) -> Option<Judgement> {
         let judged = warn(format!(
             "{requests} (max_in_flight), and Ollama runs {runs} of one model ({whence}): the others wait in Ollama's own queue, where devices do not take turns"
         ));
-        let judged = found.ollama.set(judged, "OLLAMA_NUM_PARALLEL", &most.to_string());
+        let judged = found.ollama.with(judged, "OLLAMA_NUM_PARALLEL", &most.to_string());
+        let unit = found.unit.as_ref().and_then(|unit| unit.state.as_ref());
+        // Who runs a server without the system's unit owns its file.
+        let sudo = if unit.is_some_and(|unit| !unit.is_users) { "sudo " } else { "" };
         return Some(match &found.config {
             Some(Ok(Some(path))) => judged.cure_by(
                 "or let fewer through",
-                format!("sudo sed -i 's/^max_in_flight *=.*/max_in_flight = {runs}/' '{path}' && sudo aditd reload{}", found.argument),
+                format!("{sudo}sed -i 's/^max_in_flight *=.*/max_in_flight = {runs}/' '{path}' && {sudo}aditd reload{}", found.argument),
             ),
             _ => judged,
         });

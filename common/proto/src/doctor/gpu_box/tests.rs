@@ -53,6 +53,7 @@ fn well() -> BoxFound {
             has_unit: true,
             pages: Some(Pages { other_site: 403, extension: 200 }),
             parallel: Some(Parallel::Set(2)),
+            set: Vec::new(),
             models: Some((3, vec![("llama3.2".to_owned(), 5 * GIB)])),
         },
         services: vec![ServiceFound {
@@ -137,7 +138,7 @@ fn device_of(found: &mut BoxFound) -> &mut DeviceFound {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<BoxFound>; 32] = [
+const BREAKAGES: [Breakage<BoxFound>; 33] = [
     (
         |found| found.services[0].answer = VersionAnswer::Refused,
         "services",
@@ -338,6 +339,22 @@ const BREAKAGES: [Breakage<BoxFound>; 32] = [
         Verdict::Warn,
         "4 requests (max_in_flight), and Ollama runs 1 of one model (OLLAMA_NUM_PARALLEL is not set)",
         "OLLAMA_NUM_PARALLEL='4' ollama serve",
+    ),
+    (
+        |found| {
+            let set = [
+                ("OLLAMA_ORIGINS", "chrome-extension://*"),
+                ("OLLAMA_NUM_PARALLEL", "1"),
+                ("OLLAMA_API_KEY", "k"),
+            ];
+            found.ollama.set = set.map(|(n, v)| (n.to_owned(), v.to_owned())).to_vec();
+            (found.max_in_flight, found.ollama.parallel, found.ollama.has_unit) =
+                (Some(InFlight::Most(4)), Some(Parallel::Set(1)), false)
+        },
+        "parallel",
+        Verdict::Warn,
+        "and Ollama runs 1 of one model (OLLAMA_NUM_PARALLEL)",
+        "OLLAMA_ORIGINS='chrome-extension://*' OLLAMA_NUM_PARALLEL='4' ollama serve",
     ),
     (
         |found| found.ollama.models = Some((0, Vec::new())),

@@ -44,6 +44,7 @@ fn well() -> LaptopFound {
         ],
         environment: Environment::default(),
         buffers: Some(Buffers { wanted: WANTED, rmem_max: WANTED, wmem_max: WANTED }),
+        free: Some(1 << 40),
     }
 }
 
@@ -70,7 +71,7 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<LaptopFound>; 23] = [
+const BREAKAGES: [Breakage<LaptopFound>; 25] = [
     (
         |found| {
             found.settings = Err(Failure::new("the configuration `/x.toml` is wrong")
@@ -96,6 +97,20 @@ const BREAKAGES: [Breakage<LaptopFound>; 23] = [
         Verdict::Warn,
         "a tunnel of `adit run` is open (pid 5)",
         "adit up lab",
+    ),
+    (
+        |found| found.free = Some(20 << 20),
+        "laptop_disk",
+        Verdict::Warn,
+        "only 20 MiB free for the state (`/home/me/.local/share/adit`)",
+        "df -h /home/me/.local/share/adit",
+    ),
+    (
+        |found| found.free = Some(4096),
+        "laptop_disk",
+        Verdict::Bad,
+        "can't enroll, and its certificate can't renew itself",
+        "df -h /home/me/.local/share/adit",
     ),
     (
         |found| {

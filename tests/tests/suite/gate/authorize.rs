@@ -113,7 +113,7 @@ async fn answer(
     };
     let body = match path.as_str() {
         "/grants" => r#"{"role":"models","user":"ada","other":1}"#.to_owned(),
-        "/few-tokens" => r#"{"user":"bob","limits":{"tokens_per_day":9}}"#.to_owned(),
+        "/few-tokens" => r#"{"user":"bob","limits":{"tokens_per_day":60}}"#.to_owned(),
         "/page" => "<p>Ask Ada.".to_owned(),
         "/long" => "x".repeat(40_000),
         _ => String::new(),

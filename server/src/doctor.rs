@@ -92,18 +92,15 @@ async fn services(config: &Config) -> Vec<ServiceFound> {
 
 /// What the running server finds now, for its owner: who has just cured something sees that.
 pub(crate) async fn of_running(server: &Server) -> BoxFound {
-    let mut last = server.looked.lock().await;
-    let found = examine(server).await;
-    *last = Some((Instant::now(), found.clone()));
-    found
+    found_within(server, Duration::ZERO).await
 }
 
-/// The same for devices. A report that is younger than two seconds is used again.
-async fn of_running_lately(server: &Server) -> BoxFound {
+/// What the running server finds. A report that is younger than `at_most` is used again.
+async fn found_within(server: &Server, at_most: Duration) -> BoxFound {
     // One examination at a time: those who wait get the result of the first one.
     let mut last = server.looked.lock().await;
     if let Some((at, found)) = &*last
-        && at.elapsed() < AGAIN_AFTER
+        && at.elapsed() < at_most
     {
         return found.clone();
     }
@@ -126,7 +123,7 @@ async fn examine(server: &Server) -> BoxFound {
 
 /// The report for a device: all lines if its role may do everything, else those that concern it.
 pub(crate) async fn for_device(server: &Server, id: DeviceId) -> Report {
-    let found = BoxFound { device: device(server, id), ..of_running_lately(server).await };
+    let found = BoxFound { device: device(server, id), ..found_within(server, AGAIN_AFTER).await };
     let is_admin = found
         .device
         .as_ref()

@@ -185,6 +185,9 @@ impl<C: Clock + Clone> Limiter<C> {
 
     /// By which id the tokens of a request are counted.
     pub(crate) fn payer(&self, device: LimitedDevice<'_>) -> DeviceId {
+        if device.granted.is_none_or(|granted| granted.user.is_none()) {
+            return device.id;
+        }
         self.lock().payer(device)
     }
 
@@ -382,7 +385,7 @@ impl<C: Clock> Inner<C> {
         let alone = self.table.alone(user.as_str(), device);
         let mut of_user = Counted {
             account: Account::User(user.clone()),
-            limits: self.table.of_user(user.as_str(), role, device),
+            limits: self.table.of_user(user.as_str(), role, alone),
             whose: Whose::User(user.clone()),
             counts_at_once: !alone.at_once,
         };

@@ -57,8 +57,7 @@ impl RunningCharge {
         speed: Arc<Speed>,
         used_up: Arc<Notify>,
     ) -> Arc<Self> {
-        let granted = asked.granted.clone();
-        let asker = LimitedDevice::of(&asked.asker, &asked.role).with(granted.as_deref());
+        let asker = LimitedDevice::of(&asked.asker, &asked.role).with(asked.granted.as_deref());
         Arc::new(Self {
             payer: limiter.payer(asker),
             limiter,

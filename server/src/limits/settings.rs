@@ -63,6 +63,7 @@ pub(crate) struct LimitTable {
 pub(crate) struct Alone {
     pub requests_per_minute: bool,
     pub at_once: bool,
+    pub body: bool,
     pub tokens_per_day: bool,
 }
 
@@ -102,15 +103,14 @@ impl LimitTable {
 
     /// The limits of a device's user, for all of the user's devices and keys together. Where the
     /// device has a limit of its own, only what is set for the user itself holds in addition.
-    pub(crate) fn of_user(&self, user: &str, role: &str, device: &str) -> Limits {
-        let alone = self.alone(user, device);
-        let (user, device) = (self.user(user), self.device(device));
+    pub(crate) fn of_user(&self, user: &str, role: &str, alone: Alone) -> Limits {
+        let user = self.user(user);
         let all = resolved(&[Some(&user), self.roles.get(role), Some(&self.default)]);
         Limits {
             requests_per_minute: all.requests_per_minute.filter(|_| !alone.requests_per_minute),
             burst: all.burst,
             at_once: all.at_once.filter(|_| !alone.at_once),
-            body: all.body.filter(|_| !is_alone(user.body, device.body)),
+            body: all.body.filter(|_| !alone.body),
             tokens_per_day: all.tokens_per_day.filter(|_| !alone.tokens_per_day),
         }
     }
@@ -121,6 +121,7 @@ impl LimitTable {
         Alone {
             requests_per_minute: is_alone(user.requests_per_minute, device.requests_per_minute),
             at_once: is_alone(user.at_once, device.at_once),
+            body: is_alone(user.body, device.body),
             tokens_per_day: is_alone(user.tokens_per_day, device.tokens_per_day),
         }
     }

@@ -77,15 +77,18 @@ impl UserMetrics {
     }
 
     fn label(&self, user: &UserName) -> String {
-        let is_known = |known: &HashSet<_>| known.contains(user);
-        if is_known(&self.known.read().unwrap_or_else(PoisonError::into_inner)) {
-            return user.to_string();
-        }
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MOST_USERS && !is_known(&known) {
-            return OTHERS.to_owned();
-        }
-        known.insert(user.clone());
-        user.to_string()
+        // No user is ever forgotten: when the set is full, nobody has to wait to write to it.
+        let label = |known: &HashSet<UserName>| match known.contains(user) {
+            true => Some(user.to_string()),
+            false => (known.len() >= MOST_USERS).then(|| OTHERS.to_owned()),
+        };
+        let found = label(&self.known.read().unwrap_or_else(PoisonError::into_inner));
+        found.unwrap_or_else(|| {
+            let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+            label(&known).unwrap_or_else(|| {
+                known.insert(user.clone());
+                user.to_string()
+            })
+        })
     }
 }

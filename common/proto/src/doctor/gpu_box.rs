@@ -116,6 +116,7 @@ fn start_again(found: &BoxFound) -> String {
     match found.unit.as_ref().and_then(|unit| unit.state.as_ref()) {
         Some(unit) if unit.is_users => "systemctl --user restart aditd".to_owned(),
         Some(_) => "sudo systemctl restart aditd".to_owned(),
+        None if matches!(found.server, ServerFound::NotRunning { .. }) => found.start.clone(),
         None => format!("aditd replace{}", found.argument),
     }
 }

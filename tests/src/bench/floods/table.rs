@@ -39,10 +39,13 @@ pub(super) struct Row {
 pub(super) fn render(rows: &[Row]) -> String {
     let mut text = "| attack | per second | answered | tokens p50 / p99, µs: before | during | requests p50 / p99, µs: before | during | memory, MB: before | most | CPU, µs each | served after |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n".to_owned();
     for row in rows {
+        // What has no rate has no cost of each.
+        let cpu =
+            if row.per_second > 0.0 { format!("{:.1}", row.cpu_us) } else { "–".to_owned() };
         let Times { tokens_p50, tokens_p99, requests_p50, requests_p99 } = row.before;
         let during = row.during;
         text += &format!(
-            "| {} | {:.0} | {} | {tokens_p50:.0} / {tokens_p99:.0} | {:.0} / {:.0} | {requests_p50:.0} / {requests_p99:.0} | {:.0} / {:.0} | {:.1} | {:.1} | {:.1} | {} |\n",
+            "| {} | {:.0} | {} | {tokens_p50:.0} / {tokens_p99:.0} | {:.0} / {:.0} | {requests_p50:.0} / {requests_p99:.0} | {:.0} / {:.0} | {:.1} | {:.1} | {cpu} | {} |\n",
             row.title,
             row.per_second,
             row.answered,
@@ -52,7 +55,6 @@ pub(super) fn render(rows: &[Row]) -> String {
             during.requests_p99,
             row.memory_before,
             row.memory_peak,
-            row.cpu_us,
             if row.served_after { "yes" } else { "**no**" },
         );
     }

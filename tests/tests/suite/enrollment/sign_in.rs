@@ -166,8 +166,11 @@ async fn ctrl_c_ends_a_sign_in_at_both_ends() {
                 && line["why"].as_str().is_some_and(|why| why.contains("has left"))
         })
         .await;
+    // The server would notice this one while it asks for the next.
     provider.tell("approve", json!({ "code": typed, "name": "alice" })).await;
-    assert!(devices(&world).await.is_empty(), "nobody asks any more");
+    signing_in::enroll(&world, &provider, &code, "other", "alice").await;
+    let enrolled = devices(&world).await;
+    assert!(enrolled.len() == 1 && enrolled[0]["name"] == "other", "{enrolled:?}");
 }
 
 #[tokio::test]

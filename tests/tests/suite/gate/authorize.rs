@@ -102,6 +102,7 @@ async fn answer(
         "/unknown-role" => ("200 OK", "X-Adit-Role: nobody-made-it\r\n"),
         "/one-at-once" => ("200 OK", "X-Adit-User: ada\r\nX-Adit-Limits: at_once=1\r\n"),
         "/few-tokens" => ("200 OK", "Content-Type: application/json\r\n"),
+        "/small-body" => ("200 OK", "X-Adit-Limits: body=10\r\n"),
         "/bad-limits" => ("200 OK", "X-Adit-Limits: at_once=none\r\n"),
         "/models" => ("200 OK", "X-Adit-Models: other*\r\n"),
         "/page" => (

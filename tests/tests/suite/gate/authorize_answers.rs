@@ -125,6 +125,18 @@ async fn authorize_may_lower_the_limits_of_the_person_whom_it_names() {
     guarded.ask_at("yes").await;
     assert_eq!(status(&desk, &raw::generate(1, 1)).await, 200, "nobody has used up anything");
 
+    // A chunked body is there as a whole before `authorize` has answered.
+    guarded.ask_at("small-body").await;
+    let started = guarded.world.ollama.counters().started;
+    let json = r#"{"model":"stand-in","prompt":"x","options":{"num_predict":1}}"#;
+    let chunked = format!(
+        "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n{:x}\r\n{json}\r\n0\r\n\r\n",
+        json.len()
+    );
+    assert_eq!(status(&desk, &chunked).await, 413);
+    assert_eq!(status(&desk, &raw::post("/api/generate", json)).await, 413);
+    assert_eq!(guarded.world.ollama.counters().started, started);
+
     guarded.ask_at("bad-limits").await;
     let started = guarded.world.ollama.counters().started;
     assert_eq!(

@@ -13,7 +13,7 @@ mod mover;
 mod places;
 
 pub(crate) use self::{
-    acme::{AcmeName, AcmeSettings, AcmeStatus, DirectoryUrl, ExternalAccount},
+    acme::{AcmeCure, AcmeName, AcmeSettings, AcmeStatus, DirectoryUrl, ExternalAccount},
     certificate::{CertificateName, CertificateStatus},
     connection::Service,
     cors::PageOrigin,
@@ -180,7 +180,7 @@ impl std::fmt::Debug for Https {
 
 impl Https {
     /// A listener at these addresses. Devices that are enrolled may show their certificates in place
-    /// of a key.
+    /// of a key. `restart`: how the server is started again.
     ///
     /// # Errors
     /// What is wrong with the files of the certificate.
@@ -189,9 +189,10 @@ impl Https {
         settings: HttpsSettings,
         state: &State,
         policy: Arc<Policy>,
+        restart: AcmeCure,
     ) -> Result<Arc<Self>, Failure> {
         let authorities = state.authorities.get();
-        let certificate = HttpsCertificate::open(&settings, &authorities, &state.dir)?;
+        let certificate = HttpsCertificate::open(&settings, &authorities, &state.dir, restart)?;
         let acceptor = acceptor(&certificate, &authorities, policy.clone())?;
         let checks = certificate.challenges().map(Checks::new).transpose();
         let checks = checks.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;

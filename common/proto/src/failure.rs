@@ -157,6 +157,21 @@ impl Failure {
     }
 }
 
+/// An error and its causes in one line, with `: ` between them. A text that the line ends with already
+/// is not repeated.
+pub fn in_one_line(error: &(dyn Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let text = cause.to_string();
+        if !line.ends_with(&text) {
+            line = format!("{line}: {text}");
+        }
+        next = cause.source();
+    }
+    line
+}
+
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "error: {}", self.what)?;
@@ -306,6 +321,33 @@ mod tests {
         assert!(sent.len() < crate::wire::MAX_LEN, "{}", sent.len());
         let read: Failure = serde_json::from_slice(&sent).expect("a failure");
         assert!(read.hints.len() <= MOST_LINES && read.what.starts_with("\u{1b}ä"));
+    }
+
+    #[test]
+    fn an_error_in_one_line_says_each_cause_once() {
+        #[derive(Debug)]
+        struct Link(&'static str, Option<Box<Link>>);
+        impl fmt::Display for Link {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.0)
+            }
+        }
+        impl Error for Link {
+            fn source(&self) -> Option<&(dyn Error + 'static)> {
+                self.1.as_deref().map(|link| link as _)
+            }
+        }
+        for (texts, line) in [
+            (&["no room"][..], "no room"),
+            (&["cannot write", "no room", "disk 3"], "cannot write: no room: disk 3"),
+            (&["no room", "no room"], "no room"),
+            (&["cannot write: no room", "no room", "disk 3"], "cannot write: no room: disk 3"),
+            (&["no room", ""], "no room"),
+        ] {
+            let chained =
+                texts.iter().rev().fold(None, |next, text| Some(Box::new(Link(text, next))));
+            assert_eq!(in_one_line(&*chained.expect("an error")), line);
+        }
     }
 
     #[test]

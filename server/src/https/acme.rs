@@ -49,6 +49,8 @@ const ASKED_AFTER_FAILURE: i64 = 6 * 3600;
 /// Keeps one certificate.
 pub(super) struct Acme {
     settings: AcmeSettings,
+    /// How the server is started again.
+    restart: AcmeCure,
     store: Store,
     challenges: Arc<Challenges>,
     standing: Mutex<Standing>,
@@ -83,11 +85,16 @@ pub struct AcmeStatus {
 }
 
 impl Acme {
-    /// Reads what the last start has left in the state directory.
+    /// Reads what the last start has left in the state directory. `restart`: how the server is started
+    /// again.
     ///
     /// # Errors
     /// Others can read or replace these files, or a file that the settings name cannot be read.
-    pub(super) fn open(settings: AcmeSettings, state: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(
+        settings: AcmeSettings,
+        state: &Path,
+        restart: AcmeCure,
+    ) -> Result<Self, Failure> {
         for file in settings.files() {
             store::read_up_to(file, 1).map_err(|e| {
                 Failure::new(format!("cannot read `{}`", file.display()))
@@ -103,6 +110,7 @@ impl Acme {
         let standing = Standing { held, attempts, ..Standing::default() };
         Ok(Self {
             settings,
+            restart,
             store,
             challenges: Arc::default(),
             standing: Mutex::new(standing),
@@ -249,7 +257,7 @@ impl Acme {
         if fault.is_without_account() {
             self.store.forget_account();
         }
-        let cure = fault.cure(&self.settings);
+        let cure = fault.cure(&self.settings, &self.restart);
         let mut standing = self.lock();
         standing.attempts.fail(unix_now(), asked_until, chance());
         error!(

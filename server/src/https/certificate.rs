@@ -25,7 +25,7 @@ pub(crate) use self::names::CertificateName;
 use self::{files::Files, names::names};
 use super::{
     CertificateSource, HttpsSettings,
-    acme::{Acme, AcmeStatus, Challenges},
+    acme::{Acme, AcmeCure, AcmeStatus, Challenges},
 };
 use crate::state::{
     authorities::{Authorities, SharedAuthorities},
@@ -88,7 +88,7 @@ impl std::fmt::Debug for HttpsCertificate {
 
 impl HttpsCertificate {
     /// Reads the files that the settings name or what an authority has issued before, or issues a
-    /// certificate. `state`: the state directory.
+    /// certificate. `state`: the state directory. `restart`: how the server is started again.
     ///
     /// # Errors
     /// What is wrong with the files.
@@ -96,6 +96,7 @@ impl HttpsCertificate {
         settings: &HttpsSettings,
         authorities: &Authorities,
         state: &Path,
+        restart: AcmeCure,
     ) -> Result<Arc<Self>, Failure> {
         let (number, ca) = authorities.of_https();
         let own = || {
@@ -109,7 +110,7 @@ impl HttpsCertificate {
                 (Source::Files(files), (read, Vec::new()))
             }
             CertificateSource::Acme(acme) => {
-                let acme = Acme::open(acme.clone(), state)?;
+                let acme = Acme::open(acme.clone(), state, restart)?;
                 let current = acme.current().map_or_else(own, Ok)?;
                 (Source::Acme(Box::new(acme)), current)
             }

@@ -7,8 +7,9 @@ use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use super::started::restart;
 use crate::{
-    https::{Bound, Https, HttpsSettings, Service},
+    https::{AcmeCure, Bound, Https, HttpsSettings, Service},
     policy::{Policy, roles::default_service},
     running::Server,
     state::State,
@@ -28,7 +29,9 @@ pub(super) fn open(
     let sockets = bound.into_iter().map(TcpListener::from_std).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
     let listening = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
-    let https = Https::new(listening, settings, state, policy)?;
+    let (note, command) = restart(&state.dir);
+    let restart = AcmeCure { note: note.to_owned(), command };
+    let https = Https::new(listening, settings, state, policy, restart)?;
     Ok((https, sockets))
 }
 

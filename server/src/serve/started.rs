@@ -78,6 +78,14 @@ pub(crate) fn unit_restart(dir: &Path) -> Option<String> {
     Some(format!("sudo systemctl restart {}", quoted(&unit.name)))
 }
 
+/// How the running server is started again, so that it reads all settings: in words, and the command.
+pub(crate) fn restart(dir: &Path) -> (&'static str, String) {
+    match unit_restart(dir) {
+        Some(command) => ("start aditd again", command),
+        None => ("stop aditd and start it again", command(dir)),
+    }
+}
+
 /// The command that starts the server again on the state in `dir`.
 pub(crate) fn command(dir: &Path) -> String {
     noted(dir).unwrap_or_else(|| "aditd serve".to_owned())
@@ -208,6 +216,10 @@ mod tests {
     fn what_a_terminal_could_mistake_is_not_shown() {
         let dir = tempfile::tempdir().expect("a directory");
         assert_eq!(command(dir.path()), "aditd serve");
+        assert_eq!(restart(dir.path()).1, "aditd serve");
+        let unit = unit_of("0::/system.slice/aditd.service\n");
+        Started { unit, flags: vec![] }.note(dir.path()).expect("written");
+        assert_eq!(restart(dir.path()).1, "sudo systemctl restart aditd");
         for (value, shown) in [
             ("a:1", "aditd serve --listen a:1"),
             ("a\u{1b}[2J", "aditd serve"),

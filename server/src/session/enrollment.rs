@@ -10,6 +10,7 @@ use common::machine::{
 };
 use data_encoding::BASE64;
 use proto::{
+    failure::in_one_line,
     identity::{Name, UserName},
     rotation::CaNumber,
     wire::{EnrollRefusal, Enrolled},
@@ -101,7 +102,7 @@ pub(crate) async fn enroll(
     match &result {
         Ok(enrolled) => info!(device = %enrolled.device, id = %enrolled.device_id, ?by, "enrolled"),
         Err(why) => {
-            warn!(?by, "an enrollment was refused: {}", with_sources(why));
+            warn!(?by, "an enrollment was refused: {}", in_one_line(why));
             let why = why.to_string();
             server.accounting.audit.note(Event::EnrollRefused { device: name, by, why });
         }
@@ -250,16 +251,6 @@ fn user_of_login(uid: u32) -> UserName {
     let login = nix::unistd::User::from_uid(uid.into()).ok().flatten();
     let named = login.and_then(|login| login.name.parse().ok());
     named.unwrap_or_else(|| format!("uid-{uid}").parse().expect("a user's name"))
-}
-
-fn with_sources(error: &NotEnrolled) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text += &format!(": {error}");
-        source = error.source();
-    }
-    text
 }
 
 /// What a user of this machine is told. The reader is at the device, where names are chosen.

@@ -3,6 +3,7 @@
 use std::error::Error as StdError;
 
 use instant_acme::{Error, Problem};
+use proto::{failure::in_one_line, human::misleads};
 use serde::{Deserialize, Serialize};
 
 use super::settings::AcmeSettings;
@@ -31,7 +32,7 @@ pub struct AcmeCure {
 impl Fault {
     /// A failure of our own.
     pub(super) fn inside(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { what: shown(&chain(&*error.into())), kind: None, is_unreached: false }
+        Self { what: shown(&in_one_line(&*error.into())), kind: None, is_unreached: false }
     }
 
     pub(super) fn new(what: impl Into<String>) -> Self {
@@ -66,10 +67,9 @@ impl Fault {
         self.kind.as_deref() == Some("accountDoesNotExist")
     }
 
-    /// What to do about it.
-    pub(super) fn cure(&self, settings: &AcmeSettings) -> AcmeCure {
+    /// What to do about it. `restart`: how the server is started again, which takes up other settings.
+    pub(super) fn cure(&self, settings: &AcmeSettings, restart: &AcmeCure) -> AcmeCure {
         let name = settings.names.first().map(ToString::to_string).unwrap_or_default();
-        let config = "change `[https.acme]` in the configuration, then read it again";
         let (note, command) = match self.kind.as_deref() {
             Some("connection" | "tls" | "unauthorized" | "incorrectResponse") => (
                 format!(
@@ -92,8 +92,11 @@ impl Fault {
                 "aditd status".to_owned(),
             ),
             Some("externalAccountRequired") => (
-                "this authority wants an account that you have there: name it with `external_account` below `[https.acme]`, then read it again".to_owned(),
-                "aditd reload".to_owned(),
+                format!(
+                    "this authority wants an account that you have there: name it with `external_account` below `[https.acme]`, then {}",
+                    restart.note
+                ),
+                restart.command.clone(),
             ),
             Some("accountDoesNotExist") => (
                 "aditd makes a new account by itself".to_owned(),
@@ -101,7 +104,10 @@ impl Fault {
             ),
             Some("badCSR" | "invalidContact" | "rejectedIdentifier" | "unsupportedContact"
                 | "unsupportedIdentifier" | "userActionRequired" | "invalidProfile") => {
-                (config.to_owned(), "aditd reload".to_owned())
+                (
+                    format!("change `[https.acme]` in the configuration, then {}", restart.note),
+                    restart.command.clone(),
+                )
             }
             _ if self.is_unreached => {
                 let ca = settings.directory_ca.as_ref();
@@ -122,31 +128,20 @@ impl From<Error> for Fault {
         match error {
             Error::Api(problem) => Self::of_problem(&problem),
             Error::Other(e) => Self {
-                what: shown(&chain(&*e)),
+                what: shown(&in_one_line(&*e)),
                 kind: None,
                 is_unreached: e.downcast_ref::<reqwest::Error>().is_some(),
             },
             Error::Timeout(_) => Self::new("the authority has not come to a result in time"),
             Error::Json(e) => Self::new(format!("the authority's answer cannot be read: {e}")),
-            e => Self::new(shown(&chain(&e))),
+            e => Self::new(shown(&in_one_line(&e))),
         }
     }
 }
 
-/// An error and its causes in one line.
-fn chain(error: &(dyn StdError + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
-    }
-    text
-}
-
 /// A text of others in one line of a bounded length.
 fn shown(text: &str) -> String {
-    let line = text.chars().map(|char| if char.is_control() { ' ' } else { char });
+    let line = text.chars().map(|char| if misleads(char) { ' ' } else { char });
     line.take(LONGEST).collect()
 }
 
@@ -174,18 +169,25 @@ mod tests {
 
     #[test]
     fn each_problem_of_an_authority_has_a_cure() {
+        let restart = AcmeCure {
+            note: "start aditd again".to_owned(),
+            command: "sudo systemctl restart aditd".to_owned(),
+        };
         for (kind, command) in [
             ("connection", "sudo ss -ltnp"),
             ("unauthorized", "sudo ss -ltnp"),
             ("dns", "getent ahosts gpu.example.com"),
             ("caa", "dig CAA gpu.example.com"),
             ("rateLimited", "aditd status"),
-            ("invalidContact", "aditd reload"),
+            ("externalAccountRequired", "sudo systemctl restart aditd"),
+            ("invalidContact", "sudo systemctl restart aditd"),
             ("serverInternal", "aditd reload"),
         ] {
             let fault = Fault::of_name("gpu.example.com", &problem(kind));
             assert_eq!(fault.what(), format!("gpu.example.com: Connection refused ({kind})"));
-            assert_eq!(fault.cure(&settings()).command, command, "{kind}");
+            let cure = fault.cure(&settings(), &restart);
+            assert_eq!(cure.command, command, "{kind}");
+            assert_eq!(cure.note.ends_with(&restart.note), command == restart.command, "{kind}");
         }
         assert!(Fault::from(Error::Api(problem("accountDoesNotExist"))).is_without_account());
     }
@@ -195,5 +197,7 @@ mod tests {
         let problem = serde_json::from_str("{}").expect("a problem");
         let fault = Fault::from(Error::Api(problem));
         assert_eq!(fault.what(), "the authority does not say why");
+        let said = Fault::inside("a\u{1b}[2J\nb\u{202e}c");
+        assert_eq!(said.what(), "a [2J b c");
     }
 }

@@ -14,7 +14,7 @@ pub(crate) use self::{
     claims::{SKEW, TokenHolder, TokenPerson, texts, time},
     discovery::{Metadata, discover},
     fault::TokenFault,
-    fetch::{ProviderTrust, send},
+    fetch::{ProviderTrust, plain, send},
     keys::Claims,
     provider::ProviderKeys,
     settings::{GroupRoles, JwksSource, JwtSettings, ProviderUrl},
@@ -111,6 +111,14 @@ impl Tokens {
     /// That they name no user.
     pub(crate) fn person(&self, claims: &Claims) -> Result<TokenPerson, TokenFault> {
         claims::person(claims, &self.settings)
+    }
+
+    /// The role of somebody in these groups; `None` if groups decide nothing.
+    ///
+    /// # Errors
+    /// That none of them has a role.
+    pub(crate) fn role_of(&self, groups: &[String]) -> Result<Option<&Name>, TokenFault> {
+        claims::role_of(groups, &self.settings)
     }
 
     /// Whether the claims say all that the settings ask of a person.

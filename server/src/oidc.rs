@@ -21,7 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 pub(crate) use self::{
     error::OidcError,
     grant::{BrowserGrant, Grant},
-    provider::{OidcStatus, Person, Provider},
+    provider::{NotConfirmed, OidcStatus, Person, Provider},
     settings::{ClientSecret, Flow, MAX_LIFE, OidcSettings, max_life},
 };
 

@@ -58,7 +58,7 @@ pub(super) fn person(claims: &Claims, settings: &JwtSettings) -> Result<TokenPer
     let user = find(claims, &settings.user_claim).and_then(Value::as_str);
     let user = user.and_then(|user| user.parse().ok());
     let user = user.ok_or_else(|| TokenFault::User(settings.user_claim.clone()))?;
-    if settings.user_claim == "email" && claims.get("email_verified") == Some(&Value::Bool(false)) {
+    if settings.user_claim == "email" && !claims.get("email_verified").is_none_or(is_true) {
         return Err(TokenFault::Unverified);
     }
     Ok(TokenPerson { user, groups: texts(find(claims, &settings.groups_claim)) })
@@ -68,6 +68,11 @@ pub(super) fn person(claims: &Claims, settings: &JwtSettings) -> Result<TokenPer
 pub(super) fn are_complete(claims: &Claims, settings: &JwtSettings) -> bool {
     let has = |name| find(claims, name).is_some();
     has(&settings.user_claim) && (settings.roles.is_none() || has(&settings.groups_claim))
+}
+
+/// Some providers write a truth value as a text.
+fn is_true(value: &Value) -> bool {
+    value.as_bool() == Some(true) || value.as_str() == Some("true")
 }
 
 fn issuer(claims: &Claims) -> &str {
@@ -107,12 +112,20 @@ pub(super) fn role<'s>(
     settings: &'s JwtSettings,
 ) -> Result<&'s Name, TokenFault> {
     is_for_us(&holder.issuer, &holder.audience, settings)?;
-    match &settings.roles {
-        None => Ok(&settings.default_role),
-        Some(roles) => roles
-            .role(&holder.groups)
-            .ok_or_else(|| TokenFault::Group(settings.groups_claim.clone())),
-    }
+    Ok(role_of(&holder.groups, settings)?.unwrap_or(&settings.default_role))
+}
+
+/// The role of somebody in these groups; `None` if groups decide nothing.
+///
+/// # Errors
+/// That none of them has a role.
+pub(super) fn role_of<'s>(
+    groups: &[String],
+    settings: &'s JwtSettings,
+) -> Result<Option<&'s Name>, TokenFault> {
+    let Some(roles) = &settings.roles else { return Ok(None) };
+    let role = roles.role(groups);
+    role.map(Some).ok_or_else(|| TokenFault::Group(settings.groups_claim.clone()))
 }
 
 fn is_for_us(issuer: &str, audience: &[String], settings: &JwtSettings) -> Result<(), TokenFault> {
@@ -247,7 +260,12 @@ mod tests {
             (json!({ "email": "\u{430}lice@example.com" }), Some(user())),
             (json!({ "email": ["a@example.com"] }), Some(user())),
             (json!({ "email_verified": false }), Some(Unverified)),
+            (json!({ "email_verified": "false" }), Some(Unverified)),
+            (json!({ "email_verified": "True" }), Some(Unverified)),
+            (json!({ "email_verified": null }), Some(Unverified)),
+            (json!({ "email_verified": 1 }), Some(Unverified)),
             (json!({ "email_verified": true }), None),
+            (json!({ "email_verified": "true" }), None),
             (json!({ "groups": [] }), Some(group())),
             (json!({ "groups": null }), Some(group())),
             (json!({ "groups": ["Users", "use", "users2", 7] }), Some(group())),

@@ -4,7 +4,10 @@ use std::io;
 
 use serde::Deserialize;
 
-use super::{fetch::ProviderTrust, settings::ProviderUrl};
+use super::{
+    fetch::{ProviderTrust, plain},
+    settings::ProviderUrl,
+};
 
 /// What a provider says of itself. Only what is used is checked.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -36,7 +39,7 @@ pub(crate) async fn discover(issuer: &ProviderUrl, trust: &ProviderTrust) -> io:
     if found.issuer != issuer.as_str() {
         return Err(io::Error::other(format!(
             "`{at}` says that its issuer is `{}`: write `issuer` exactly so",
-            found.issuer
+            plain(&found.issuer)
         )));
     }
     Ok(found)

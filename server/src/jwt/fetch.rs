@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use proto::crypto::sha256;
+use proto::{crypto::sha256, failure::in_one_line, human::misleads};
 use reqwest::{Certificate, Client, RequestBuilder, Response, Url, redirect};
 use serde::de::DeserializeOwned;
 
@@ -16,6 +16,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// The longest answer, in bytes.
 const LONGEST: usize = 1 << 20;
+/// The longest text of a provider that is shown, in characters.
+const LONGEST_TEXT: usize = 200;
 
 /// Whose certificates a provider is believed with: the CAs of this system, or those of one file.
 /// Clones share their connections.
@@ -65,7 +67,8 @@ impl ProviderTrust {
     pub(crate) fn of_file(file: &Path) -> Result<Self, String> {
         let wrong = |why: String| format!("cannot use `{}` as `ca`: {why}", file.display());
         let pem = std::fs::read(file).map_err(|e| wrong(e.to_string()))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|e| wrong(chain(&e)))?;
+        let certificates =
+            Certificate::from_pem_bundle(&pem).map_err(|e| wrong(in_one_line(&e)))?;
         if certificates.is_empty() {
             let form = "it has no certificate, which begins with `-----BEGIN CERTIFICATE-----`";
             return Err(wrong(form.to_owned()));
@@ -96,7 +99,7 @@ impl ProviderTrust {
             if file.is_some() {
                 builder = builder.tls_certs_only(certificates.iter().cloned());
             }
-            builder.build().map_err(|e| chain(&e))
+            builder.build().map_err(|e| in_one_line(&e))
         });
         made.as_ref().map_err(|e| io::Error::other(e.clone()))
     }
@@ -120,6 +123,8 @@ impl ProviderTrust {
     pub(crate) async fn get_json<T: DeserializeOwned>(&self, url: &Url) -> io::Result<T> {
         let body = self.get(url).await?;
         serde_json::from_slice(&body)
+            // The error may quote the answer.
+            .map_err(|e| plain(&e.to_string()))
             .map_err(|e| io::Error::other(format!("the answer of `{url}` cannot be read: {e}")))
     }
 }
@@ -129,7 +134,7 @@ impl ProviderTrust {
 /// # Errors
 /// Why there is no answer.
 pub(crate) async fn send(request: RequestBuilder) -> io::Result<(u16, Vec<u8>)> {
-    let failed = |e: reqwest::Error| io::Error::other(chain(&e));
+    let failed = |e: reqwest::Error| io::Error::other(in_one_line(&e));
     let mut response: Response = request.send().await.map_err(failed)?;
     let mut body = Vec::new();
     while let Some(piece) = response.chunk().await.map_err(failed)? {
@@ -141,13 +146,22 @@ pub(crate) async fn send(request: RequestBuilder) -> io::Result<(u16, Vec<u8>)> 
     Ok((response.status().as_u16(), body))
 }
 
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text = format!("{text}: {cause}");
-        next = cause.source();
+/// What a provider says, as it is shown: bounded, and without what a terminal would obey.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().filter(|c| !misleads(*c)).take(LONGEST_TEXT).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_provider_says_is_bounded_and_changes_no_terminal() {
+        for (told, shown) in
+            [("disabled", "disabled"), ("a\u{1b}[2Jb\nc", "a[2Jbc"), ("a\u{202e}b\u{200b}", "ab")]
+        {
+            assert_eq!(plain(told), shown);
+        }
+        assert_eq!(plain(&"\u{e4}".repeat(1000)).chars().count(), LONGEST_TEXT);
     }
-    text
 }

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::{
     discovery::discover,
-    fetch::ProviderTrust,
+    fetch::{ProviderTrust, plain},
     keys::KeySet,
     schedule::Schedule,
     settings::{JwksSource, ProviderUrl},
@@ -101,7 +101,10 @@ impl ProviderKeys {
 
     async fn fetch(&self, schedule: &mut Schedule) {
         schedule.tries(self.begun.elapsed());
-        let result = self.read().await.and_then(|text| KeySet::parse(&text));
+        let result = self.read().await.and_then(|text| {
+            // The error may quote the document.
+            KeySet::parse(&text).map_err(|e| io::Error::other(plain(&e.to_string())))
+        });
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(keys) => {
@@ -129,7 +132,7 @@ impl ProviderKeys {
             JwksSource::Url(at) => self.trust.get(at.url()).await,
             JwksSource::Discovery => {
                 let found = discover(&self.issuer, &self.trust).await?;
-                let at = found.jwks_uri.parse::<ProviderUrl>().map_err(io::Error::other)?;
+                let at = self.issuer.named(&found.jwks_uri).map_err(io::Error::other)?;
                 self.trust.get(at.url()).await
             }
         }

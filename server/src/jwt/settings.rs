@@ -4,12 +4,16 @@ use std::{fmt, net::IpAddr, path::PathBuf, str::FromStr};
 
 use proto::{
     crypto::sha256,
+    human::misleads,
     identity::{DeviceId, Name, UserName},
 };
 use reqwest::Url;
 use serde::Deserialize;
 
-use super::fetch::ProviderTrust;
+use super::fetch::{ProviderTrust, plain};
+
+/// The longest URL of a provider, in bytes.
+const LONGEST_URL: usize = 2048;
 
 /// The settings of tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +83,19 @@ impl ProviderUrl {
     pub(crate) fn url(&self) -> &Url {
         &self.url
     }
+
+    /// An address that the provider here names. It is https if this one is, so that a provider that is
+    /// reached safely leads nowhere else.
+    ///
+    /// # Errors
+    /// What is wrong with the address.
+    pub(crate) fn named(&self, text: &str) -> Result<Self, String> {
+        let named = text.parse::<Self>()?;
+        if self.url.scheme() == "https" && named.url.scheme() != "https" {
+            return Err(format!("it names `{}`, which is not https as `{self}` is", plain(text)));
+        }
+        Ok(named)
+    }
 }
 
 impl fmt::Display for ProviderUrl {
@@ -92,13 +109,15 @@ impl FromStr for ProviderUrl {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let form = "write it like https://login.example.com (http:// only on this machine)";
-        let url = Url::parse(text).map_err(|e| format!("`{text}` is not a URL ({e}): {form}"))?;
+        let shown = plain(text);
+        let url = Url::parse(text).map_err(|e| format!("`{shown}` is not a URL ({e}): {form}"))?;
         let host = url.host_str().unwrap_or_default();
         let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         let is_here = host == "localhost" || ip.is_ok_and(|ip| ip.is_loopback());
         let is_safe = url.scheme() == "https" || (url.scheme() == "http" && is_here);
-        if !is_safe || !url.username().is_empty() || url.password().is_some() {
-            return Err(format!("`{text}` is not an address of a provider: {form}"));
+        let is_plain = text.len() <= LONGEST_URL && !text.chars().any(misleads);
+        if !is_safe || !is_plain || !url.username().is_empty() || url.password().is_some() {
+            return Err(format!("`{shown}` is not an address of a provider: {form}"));
         }
         Ok(Self { text: text.to_owned(), url })
     }
@@ -140,6 +159,8 @@ mod tests {
             ("https://user:word@login.example.com", false),
             ("file:///etc/passwd", false),
             ("login.example.com", false),
+            ("https://login.example.com/\u{1b}[2J", false),
+            ("https://login.example.com/\u{202e}", false),
             ("", false),
         ] {
             assert_eq!(text.parse::<ProviderUrl>().is_ok(), is_good, "{text}");
@@ -151,6 +172,28 @@ mod tests {
         );
         assert!(matches!(source("https://a.example/jwks"), Ok(JwksSource::Url(_))));
         assert!(source("jwks.json").is_err());
+        let long = format!("https://login.example.com/{}", "\u{1b}a".repeat(LONGEST_URL));
+        let refused = long.parse::<ProviderUrl>().expect_err("too long");
+        assert!(refused.len() < 400 && !refused.contains('\u{1b}'), "{refused}");
+    }
+
+    #[test]
+    fn a_provider_that_is_asked_over_https_names_nothing_else() {
+        let provider = |text: &str| text.parse::<ProviderUrl>().expect("a provider");
+        for (issuer, named, is_good) in [
+            ("https://a.example", "https://a.example/jwks", true),
+            ("https://a.example", "https://b.example/jwks", true),
+            ("https://a.example", "http://127.0.0.1/jwks", false),
+            ("https://a.example", "http://localhost/jwks", false),
+            ("https://127.0.0.1", "http://127.0.0.1/jwks", false),
+            ("http://127.0.0.1", "http://127.0.0.1/jwks", true),
+            ("http://127.0.0.1", "https://a.example/jwks", true),
+            ("http://127.0.0.1", "http://a.example/jwks", false),
+            ("https://a.example", "/jwks", false),
+        ] {
+            let named = provider(issuer).named(named);
+            assert_eq!(named.is_ok(), is_good, "{issuer}: {named:?}");
+        }
     }
 
     #[test]

@@ -5,10 +5,8 @@ use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
 use super::error::OidcError;
-use crate::jwt::ProviderUrl;
+use crate::jwt::{ProviderUrl, plain};
 
-/// The longest text of a provider that is shown, in characters.
-const LONGEST_TEXT: usize = 200;
 /// How long people get at most, in seconds, whatever the provider allows.
 pub(super) const LONGEST_WAIT: u64 = 15 * 60;
 
@@ -87,8 +85,12 @@ pub(super) fn token(status: u16, body: &[u8]) -> TokenAnswer {
     }
 }
 
-/// What the device authorization endpoint has answered.
-pub(super) fn device(status: u16, body: &[u8]) -> Result<DeviceAnswer, OidcError> {
+/// What the device authorization endpoint of this issuer has answered.
+pub(super) fn device(
+    issuer: &ProviderUrl,
+    status: u16,
+    body: &[u8],
+) -> Result<DeviceAnswer, OidcError> {
     #[derive(Deserialize)]
     struct Body {
         #[serde(deserialize_with = "secret")]
@@ -111,7 +113,7 @@ pub(super) fn device(status: u16, body: &[u8]) -> Result<DeviceAnswer, OidcError
     }
     let body: Body = serde_json::from_slice(body).map_err(|_| unreadable())?;
     // The device opens it in a browser.
-    let is_page = |url: &String| url.parse::<ProviderUrl>().is_ok() && !url.chars().any(misleads);
+    let is_page = |url: &String| issuer.named(url).is_ok();
     if !is_page(&body.verification_uri) || !is_code(&body.user_code) {
         return Err(unreadable());
     }
@@ -138,9 +140,6 @@ fn is_code(text: &str) -> bool {
 
 impl ErrorBody {
     fn meaning(self) -> OidcError {
-        let plain = |text: &str| -> String {
-            text.chars().filter(|c| !misleads(*c)).take(LONGEST_TEXT).collect()
-        };
         let description = self.error_description.as_deref().map(plain).unwrap_or_default();
         let behind = |text: &str| match text {
             "" => String::new(),
@@ -212,6 +211,7 @@ mod tests {
 
     #[test]
     fn a_page_that_is_opened_is_the_providers_and_times_are_bounded() {
+        let issuer = "https://login.example.com".parse().expect("an issuer");
         let answered = |change: serde_json::Value| {
             let mut body = json!({
                 "device_code": "d", "user_code": "ABCD-EFGH", "expires_in": 600,
@@ -220,7 +220,7 @@ mod tests {
             for (name, value) in change.as_object().expect("an object") {
                 body[name] = value.clone();
             }
-            device(200, body.to_string().as_bytes())
+            device(&issuer, 200, body.to_string().as_bytes())
         };
         let plain = answered(json!({})).expect("read");
         assert_eq!((plain.interval, plain.expires_in, plain.complete_url), (5, 600, None));
@@ -228,6 +228,8 @@ mod tests {
         assert_eq!((most.interval, most.expires_in), (1, LONGEST_WAIT));
         for wrong in [
             json!({ "verification_uri": "http://login.example.com/device" }),
+            json!({ "verification_uri": "http://127.0.0.1/device" }),
+            json!({ "verification_uri": "https://login.example.com/\u{1b}[2J" }),
             json!({ "verification_uri": "--version" }),
             json!({ "verification_uri": "file:///etc/passwd" }),
             json!({ "user_code": "\u{1b}[2J" }),
@@ -238,7 +240,7 @@ mod tests {
         }
         let odd = answered(json!({ "verification_uri_complete": "javascript:alert(1)" }));
         assert_eq!(odd.expect("read").complete_url, None);
-        let refused = device(400, br#"{"error":"unauthorized_client"}"#);
+        let refused = device(&issuer, 400, br#"{"error":"unauthorized_client"}"#);
         assert_eq!(refused, Err(OidcError::Misconfigured("unauthorized_client".into())));
     }
 }

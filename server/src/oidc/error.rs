@@ -56,6 +56,12 @@ impl OidcError {
         }
     }
 
+    /// Whether nobody can be signed in or renewed until the provider, or the owner of the server,
+    /// corrects something.
+    pub(crate) fn is_of_the_provider(&self) -> bool {
+        !self.ends_the_sign_in() && !matches!(self, Self::CodeExpired | Self::NoBrowser)
+    }
+
     /// What the person at the device is told.
     pub(crate) fn failure(&self) -> Failure {
         let failure = Failure::new("not signed in").source(self.clone());
@@ -83,21 +89,24 @@ mod tests {
 
     #[test]
     fn only_a_no_of_the_provider_ends_a_sign_in() {
-        for (error, ends) in [
-            (OidcError::Unavailable("x".into()), false),
-            (OidcError::Misconfigured("x".into()), false),
-            (OidcError::Denied, true),
-            (OidcError::Ended(String::new()), true),
-            (OidcError::Group("groups".into()), true),
-            (TokenFault::NoKeys.into(), false),
-            (TokenFault::Signature.into(), false),
-            (TokenFault::Expired(5).into(), false),
-            (TokenFault::Unverified.into(), true),
-            (TokenFault::User("email".into()).into(), true),
-            (IdTokenFault::Subject.into(), true),
-            (IdTokenFault::Nonce.into(), false),
+        for (error, ends, is_of_the_provider) in [
+            (OidcError::Unavailable("x".into()), false, true),
+            (OidcError::Misconfigured("x".into()), false, true),
+            (OidcError::Denied, true, false),
+            (OidcError::CodeExpired, false, false),
+            (OidcError::NoBrowser, false, false),
+            (OidcError::Ended(String::new()), true, false),
+            (OidcError::Group("groups".into()), true, false),
+            (TokenFault::NoKeys.into(), false, true),
+            (TokenFault::Signature.into(), false, true),
+            (TokenFault::Expired(5).into(), false, true),
+            (TokenFault::Unverified.into(), true, false),
+            (TokenFault::User("email".into()).into(), true, false),
+            (IdTokenFault::Subject.into(), true, false),
+            (IdTokenFault::Nonce.into(), false, true),
         ] {
             assert_eq!(error.ends_the_sign_in(), ends, "{error}");
+            assert_eq!(error.is_of_the_provider(), is_of_the_provider, "{error}");
             assert!(!error.failure().hints().is_empty(), "{error}");
         }
     }

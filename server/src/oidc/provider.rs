@@ -6,12 +6,10 @@ use std::{
 };
 
 use common::machine::process::unix_now;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use proto::{
     identity::{Name, UserName},
     wire::RedirectAnswer,
 };
-use reqwest::RequestBuilder;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tracing::{info, warn};
@@ -29,8 +27,6 @@ use crate::jwt::{Claims, Metadata, ProviderUrl, Tokens, discover, send};
 
 /// How long it is believed what a provider says of itself.
 const FRESH: Duration = Duration::from_secs(600);
-/// What is encoded in a client's name and secret (RFC 6749 section 2.3.1).
-const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// RFC 8628 section 3.4.
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
@@ -51,6 +47,20 @@ pub(crate) struct Person {
     pub(crate) role: Option<Name>,
     /// With what the provider is asked again; `None` if it has given nothing, or nothing new.
     pub(crate) refresh_token: Option<Zeroizing<String>>,
+}
+
+/// Why it is not known whether a sign-in still counts, or that it does not.
+pub(crate) struct NotConfirmed {
+    pub(crate) why: OidcError,
+    /// The provider has replaced the refresh token before that: only this one is good for another
+    /// question.
+    pub(crate) refresh_token: Option<Zeroizing<String>>,
+}
+
+impl From<OidcError> for NotConfirmed {
+    fn from(why: OidcError) -> Self {
+        Self { why, refresh_token: None }
+    }
 }
 
 /// The sign-in, as `aditd status` prints it.
@@ -96,7 +106,9 @@ impl Provider {
     /// Cancel safe: a code that nobody has seen ends by itself.
     pub(crate) async fn begin(&self, redirect_port: Option<u16>) -> Result<Grant, OidcError> {
         let begun = self.begin_grant(redirect_port).await;
-        self.note(begun.as_ref().err());
+        if let Err(why) = &begun {
+            self.note_failure(why);
+        }
         begun
     }
 
@@ -106,14 +118,17 @@ impl Provider {
         let device = metadata.device_authorization_endpoint.as_deref();
         if let Some(at) = device.filter(|_| *flow != Some(Flow::Browser)) {
             let form = [("scope", scopes.as_str())];
-            let (status, body) = self.ask(&metadata, at, &form).await?;
-            return answer::device(status, &body).map(DeviceGrant::new).map(Grant::Device);
+            let at = self.endpoint(Some(at), "device_authorization_endpoint")?;
+            let (status, body) = self.ask(&metadata, &at, &form).await?;
+            let issuer = &self.settings.tokens.issuer;
+            return answer::device(issuer, status, &body).map(DeviceGrant::new).map(Grant::Device);
         }
         if *flow == Some(Flow::Device) {
             let why = "it has no device grant, which `flow = \"device\"` needs";
             return Err(OidcError::Misconfigured(why.to_owned()));
         }
-        let at = endpoint(metadata.authorization_endpoint.as_deref(), "authorization_endpoint")?;
+        let at = metadata.authorization_endpoint.as_deref();
+        let at = self.endpoint(at, "authorization_endpoint")?;
         let binding = Binding::new(redirect_port.ok_or(OidcError::NoBrowser)?);
         let url = binding.url(at.url(), client_id, scopes);
         Ok(Grant::Browser(BrowserGrant::new(binding, url)))
@@ -188,7 +203,7 @@ impl Provider {
     /// (RFC 6749 section 6, OpenID Connect Core 1.0, section 12).
     ///
     /// # Errors
-    /// Why it does not, or why that is not known.
+    /// Why it does not, or why that is not known. A new refresh token is kept in either case.
     ///
     /// # Cancel safety
     /// Not cancel safe: the provider may have replaced the refresh token.
@@ -196,19 +211,38 @@ impl Provider {
         &self,
         subject: &str,
         refresh_token: &Zeroizing<String>,
-    ) -> Result<Person, OidcError> {
+    ) -> Result<Person, NotConfirmed> {
         let form = [("grant_type", "refresh_token"), ("refresh_token", refresh_token.as_str())];
         match self.token(&form).await {
-            TokenAnswer::Granted(tokens) => self.person(tokens, None, Some(subject)).await,
-            TokenAnswer::Refused(why) => Err(why),
+            TokenAnswer::Granted(tokens) => {
+                let refresh_token = tokens.refresh_token.clone();
+                let person = self.person(tokens, None, Some(subject)).await;
+                person.map_err(|why| NotConfirmed { why, refresh_token })
+            }
+            TokenAnswer::Refused(why) => Err(why.into()),
             TokenAnswer::Pending | TokenAnswer::SlowDown => {
-                Err(OidcError::Unavailable("its answer cannot be read".to_owned()))
+                Err(OidcError::Unavailable("its answer cannot be read".to_owned()).into())
             }
         }
     }
 
-    /// Whose tokens these are.
+    /// Whose tokens these are. That is the end of each question, so only here the provider is known to
+    /// be of use again.
     async fn person(
+        &self,
+        tokens: TokenSet,
+        nonce: Option<&str>,
+        subject: Option<&str>,
+    ) -> Result<Person, OidcError> {
+        let person = self.judge(tokens, nonce, subject).await;
+        match &person {
+            Ok(_) => self.note(None),
+            Err(why) => self.note_failure(why),
+        }
+        person
+    }
+
+    async fn judge(
         &self,
         tokens: TokenSet,
         nonce: Option<&str>,
@@ -237,15 +271,7 @@ impl Provider {
             }
         };
         let person = self.tokens.person(&claims)?;
-        let role = match &self.settings.tokens.roles {
-            None => None,
-            Some(roles) => Some(
-                roles
-                    .role(&person.groups)
-                    .cloned()
-                    .ok_or_else(|| OidcError::Group(self.settings.tokens.groups_claim.clone()))?,
-            ),
-        };
+        let role = self.tokens.role_of(&person.groups)?.cloned();
         Ok(Person { subject, user: person.user, role, refresh_token: tokens.refresh_token })
     }
 
@@ -258,7 +284,7 @@ impl Provider {
     ) -> Result<Option<Claims>, OidcError> {
         let metadata = self.metadata().await?;
         let Some(at) = metadata.userinfo_endpoint.as_deref() else { return Ok(None) };
-        let at = endpoint(Some(at), "userinfo_endpoint")?;
+        let at = self.endpoint(Some(at), "userinfo_endpoint")?;
         let client = self.settings.tokens.trust.client(at.url()).map_err(unavailable)?;
         let asked = client.get(at.url().clone()).bearer_auth(tokens.access_token.as_str());
         let (status, body) = send(asked).await.map_err(unavailable)?;
@@ -278,18 +304,16 @@ impl Provider {
     async fn token(&self, form: &[(&str, &str)]) -> TokenAnswer {
         let asked = async {
             let metadata = self.metadata().await?;
-            let at = metadata.token_endpoint.as_deref();
-            let at = at.ok_or_else(|| OidcError::Misconfigured(lacks("token_endpoint")))?;
-            self.ask(&metadata, at, form).await
+            let at = self.endpoint(metadata.token_endpoint.as_deref(), "token_endpoint")?;
+            self.ask(&metadata, &at, form).await
         };
         let answer = match asked.await {
             Ok((status, body)) => answer::token(status, &body),
             Err(why) => TokenAnswer::Refused(why),
         };
-        self.note(match &answer {
-            TokenAnswer::Refused(why) => Some(why),
-            _ => None,
-        });
+        if let TokenAnswer::Refused(why) = &answer {
+            self.note_failure(why);
+        }
         answer
     }
 
@@ -297,37 +321,20 @@ impl Provider {
     async fn ask(
         &self,
         metadata: &Metadata,
-        at: &str,
+        at: &ProviderUrl,
         form: &[(&str, &str)],
     ) -> Result<(u16, Zeroizing<Vec<u8>>), OidcError> {
-        let at = endpoint(Some(at), at)?;
         let client = self.settings.tokens.trust.client(at.url()).map_err(unavailable)?;
-        let asked = self.as_this_server(client.post(at.url().clone()), metadata, form);
+        let methods = metadata.token_endpoint_auth_methods_supported.as_deref();
+        let asked = self.settings.authenticated(client.post(at.url().clone()), methods, form);
         let (status, body) = send(asked).await.map_err(unavailable)?;
         Ok((status, body.into()))
     }
 
-    /// Proves who this server is (RFC 6749 section 2.3.1; OpenID Connect Core 1.0, section 9).
-    fn as_this_server(
-        &self,
-        request: RequestBuilder,
-        metadata: &Metadata,
-        form: &[(&str, &str)],
-    ) -> RequestBuilder {
-        let OidcSettings { client_id, secret, .. } = &self.settings;
-        let mut form = form.to_vec();
-        form.push(("client_id", client_id));
-        let Some(secret) = secret else { return request.form(&form) };
-        let methods = metadata.token_endpoint_auth_methods_supported.as_ref();
-        let is_basic =
-            methods.is_none_or(|all| all.iter().any(|method| method == "client_secret_basic"));
-        if is_basic {
-            let encoded = |text: &str| utf8_percent_encode(text, ENCODED).to_string();
-            let secret = Zeroizing::new(encoded(secret.expose()));
-            return request.basic_auth(encoded(client_id), Some(secret.as_str())).form(&form);
-        }
-        form.push(("client_secret", secret.expose()));
-        request.form(&form)
+    /// An endpoint that the provider names.
+    fn endpoint(&self, at: Option<&str>, name: &str) -> Result<ProviderUrl, OidcError> {
+        let at = at.ok_or_else(|| OidcError::Misconfigured(format!("it names no `{name}`")))?;
+        self.settings.tokens.issuer.named(at).map_err(OidcError::Misconfigured)
     }
 
     async fn metadata(&self) -> Result<Arc<Metadata>, OidcError> {
@@ -344,11 +351,14 @@ impl Provider {
         Ok(found)
     }
 
-    /// Notes whether the provider can be asked, and logs when that changes.
-    fn note(&self, error: Option<&OidcError>) {
-        let why = error
-            .filter(|e| matches!(e, OidcError::Unavailable(_) | OidcError::Misconfigured(_)))
-            .map(ToString::to_string);
+    fn note_failure(&self, error: &OidcError) {
+        if error.is_of_the_provider() {
+            self.note(Some(error.to_string()));
+        }
+    }
+
+    /// Notes why the provider cannot be asked, or that it can, and logs when that changes.
+    fn note(&self, why: Option<String>) {
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match &why {
             Some(why) if failing.as_ref() != Some(why) => warn!("{}: {why}", self.issuer()),
@@ -359,15 +369,9 @@ impl Provider {
     }
 }
 
-fn endpoint(at: Option<&str>, name: &str) -> Result<ProviderUrl, OidcError> {
-    let at = at.ok_or_else(|| OidcError::Misconfigured(lacks(name)))?;
-    at.parse().map_err(OidcError::Misconfigured)
-}
-
-fn lacks(endpoint: &str) -> String {
-    format!("it names no `{endpoint}`")
-}
-
 fn unavailable(e: std::io::Error) -> OidcError {
     OidcError::Unavailable(e.to_string())
 }
+
+#[cfg(test)]
+mod tests;

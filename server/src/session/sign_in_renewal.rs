@@ -4,15 +4,16 @@
 use std::sync::Arc;
 
 use common::machine::process::unix_now;
-use proto::{identity::DeviceId, wire::Code};
+use proto::{failure::in_one_line, identity::DeviceId, wire::Code};
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use super::sign_in::signed_in_as;
 use crate::{
     audit::Event,
-    oidc::{OidcError, Provider},
+    oidc::{NotConfirmed, OidcError, Person, Provider},
     running::Server,
-    state::register::{DeviceError, Renewed, StoredSignIn},
+    state::register::{DeviceError, Renewed, SignedIn, StoredSignIn},
 };
 
 /// Asks whether the sign-in of a device still counts, and puts in force what has changed.
@@ -42,41 +43,49 @@ async fn ask_now(server: &Arc<Server>, id: DeviceId) -> Result<(), Code> {
     let stored = taken.map_err(|_| Code::Busy)?.ok_or(Code::Busy)?;
     match answer(&provider, stored).await {
         Ok(person) => confirmed(server, id, signed_in_as(provider.issuer(), person)).await,
-        Err(why) if why.ends_the_sign_in() => ended(server, id, &why.to_string()).await,
-        Err(why) => {
+        Err(NotConfirmed { why, .. }) if why.ends_the_sign_in() => {
+            ended(server, id, &why.to_string()).await
+        }
+        Err(NotConfirmed { why, refresh_token }) => {
             warn!("a certificate is not renewed: {why}");
-            let _ = server.in_register(move |register| register.leave_sign_in(id)).await;
+            leave(server, id, refresh_token).await;
             Err(Code::ProviderDown)
         }
     }
 }
 
-async fn answer(
-    provider: &Provider,
-    stored: StoredSignIn,
-) -> Result<crate::oidc::Person, OidcError> {
+/// The provider may be asked again, with what it has given last.
+async fn leave(server: &Arc<Server>, id: DeviceId, refresh_token: Option<Zeroizing<String>>) {
+    let left =
+        server.in_register(move |register| register.leave_sign_in(id, refresh_token.as_ref()));
+    if let Err(why) = left.await {
+        warn!("the answer of the provider is not kept: {}", in_one_line(&why));
+    }
+}
+
+async fn answer(provider: &Provider, stored: StoredSignIn) -> Result<Person, NotConfirmed> {
     let StoredSignIn { issuer, subject, refresh_token } = stored;
     if issuer != provider.issuer() {
-        return Err(OidcError::Ended(format!(": it was at `{issuer}`")));
+        return Err(OidcError::Ended(format!(": it was at `{issuer}`")).into());
     }
     match refresh_token {
         Some(refresh_token) => provider.refresh(&subject, &refresh_token).await,
         None => Err(OidcError::Ended(
             ": it gave no refresh token (is the scope `offline_access` granted?)".to_owned(),
-        )),
+        )
+        .into()),
     }
 }
 
 /// The provider has said yes.
-async fn confirmed(
-    server: &Arc<Server>,
-    id: DeviceId,
-    person: crate::state::register::SignedIn,
-) -> Result<(), Code> {
-    let at = server.clone();
+async fn confirmed(server: &Arc<Server>, id: DeviceId, person: SignedIn) -> Result<(), Code> {
+    let (at, refresh_token) = (server.clone(), person.refresh_token.clone());
     let changed =
-        tokio::task::spawn_blocking(move || at.state.register.confirm_sign_in(id, &person));
-    match changed.await.map_err(|_| Code::Busy)? {
+        tokio::task::spawn_blocking(move || at.state.register.confirm_sign_in(id, &person)).await;
+    if !matches!(changed, Ok(Ok(_))) {
+        leave(server, id, refresh_token).await;
+    }
+    match changed.map_err(|_| Code::Busy)? {
         Ok(Some(Renewed { before, after })) => {
             if before.role != after.role || before.user != after.user {
                 info!(device = %after.name, "the provider has told another user or other groups: the role is {}", after.role);

@@ -149,10 +149,20 @@ impl Register {
         })
     }
 
-    /// The provider could not be asked: it may be asked again.
-    pub(crate) fn leave_sign_in(&self, id: DeviceId) -> Result<(), RegisterError> {
+    /// It is not known whether the sign-in counts: the provider may be asked again, with the refresh
+    /// token that it has given meanwhile, if it has. That changes nothing if the person has signed in
+    /// again since the question, or if the sign-in has ended.
+    pub(crate) fn leave_sign_in(
+        &self,
+        id: DeviceId,
+        refresh_token: Option<&Zeroizing<String>>,
+    ) -> Result<(), RegisterError> {
         self.change(|t| {
-            t.execute("UPDATE sign_in SET asked = NULL WHERE device = ?1", params![id.to_string()])
+            t.execute(
+                "UPDATE sign_in SET asked = NULL, refresh_token = coalesce(?2, refresh_token)
+                 WHERE device = ?1 AND asked IS NOT NULL AND ended IS NULL",
+                params![id.to_string(), refresh_token.map(|token| token.as_str())],
+            )
         })
         .map(drop)
     }
@@ -351,16 +361,25 @@ mod tests {
         };
         assert_eq!(take(NOW), Some(Some("first".into())));
         assert_eq!(take(NOW + 59), None, "another process asks");
-        register.leave_sign_in(device.id).expect("left");
+        let leave = |token: Option<&str>| {
+            let token = token.map(|token| Zeroizing::new(token.to_owned()));
+            register.leave_sign_in(device.id, token.as_ref()).expect("left");
+        };
+        leave(None);
         assert_eq!(take(NOW + 59), Some(Some("first".into())));
         assert_eq!(take(NOW + 119), Some(Some("first".into())), "the other process has ended");
+        leave(Some("rotated"));
+        assert_eq!(take(NOW + 119), Some(Some("rotated".into())), "the provider gave another");
+        leave(None);
+        assert_eq!(take(NOW + 119), Some(Some("rotated".into())), "it is kept");
         let confirm = |role, refresh| {
             let person = person("alice", Some(role), refresh);
             register.confirm_sign_in(device.id, &person).expect("confirmed").expect("there")
         };
         let Renewed { before, after } = confirm("admin", None);
         assert_eq!((before.role.as_str(), after.role.as_str()), ("infer", "admin"));
-        assert_eq!(take(NOW + 120), Some(Some("first".into())), "the provider gave no other");
+        leave(Some("of the question before"));
+        assert_eq!(take(NOW + 120), Some(Some("rotated".into())), "the provider gave no other");
         confirm("admin", Some("second"));
         assert_eq!(take(NOW + 120), Some(Some("second".into())));
         let judged = || register.snapshot().expect("read").judge(device.id, key).map(drop);
@@ -369,6 +388,8 @@ mod tests {
         assert!(!register.end_sign_in(device.id, NOW).expect("ended"), "that is not new");
         assert_eq!(judged(), Err(proto::wire::Code::SignedOut));
         assert_eq!(take(NOW + 300), Some(None));
+        leave(Some("late"));
+        assert_eq!(take(NOW + 360), Some(None), "what has ended gets no token");
         let again = register.enroll_signed_in(&token, &name("x"), &alice, key, 9, NOW);
         assert_eq!(again.expect("enrolled").expect("open").id, device.id);
         assert_eq!(judged(), Ok(()));

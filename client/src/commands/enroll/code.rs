@@ -119,12 +119,21 @@ fn wrong_code(error: CodeError) -> Failure {
     Failure::new("invalid code").source(error).hint(hint).exit(Exit::Usage)
 }
 
+/// What makes another code of this kind on the server.
+fn invite(invitation: &Invitation) -> &'static str {
+    if invitation.sign_in { "aditd invite --sso" } else { "aditd invite NAME" }
+}
+
 fn expired(invitation: &Invitation) -> Failure {
     Failure::new("the invitation has expired")
-        .source(format!("it was valid until {}, and this computer's clock shows {}", shown(invitation.expires), shown(unix_now())))
+        .source(format!(
+            "it was valid until {}, and this computer's clock shows {}",
+            shown(invitation.expires),
+            shown(unix_now())
+        ))
         .hint(format!(
-            "get a new one on the server: `aditd invite {}`; if the time looks wrong, check both clocks",
-            if invitation.sign_in { "--sso" } else { "NAME" }
+            "get a new one on the server: `{}`; if the time looks wrong, check both clocks",
+            invite(invitation)
         ))
 }
 
@@ -207,8 +216,9 @@ fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
                 ))
                 .hint(format!(
                     "if aditd runs on another machine, let it listen there for this network: `aditd serve --listen \
-                     0.0.0.0:{ADITD_PORT} --allow-from {}`, and make a new code: `aditd invite NAME`",
-                    own_network_or_example()
+                     0.0.0.0:{ADITD_PORT} --allow-from {}`, and make a new code: `{}`",
+                    own_network_or_example(),
+                    invite(invitation)
                 ))
                 .hint("if it is on this computer, nothing listens on that UDP port: start it with `aditd serve`")
         }
@@ -217,18 +227,18 @@ fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
                 "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from \
                  includes this network, and that no firewall blocks UDP",
             )
-            .hint("if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `aditd invite NAME`"),
+            .hint(format!(
+                "if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `{}`",
+                invite(invitation)
+            )),
         other => other.general_hint().into_iter().fold(failure, Failure::hint),
     }
 }
 
 fn refused(why: EnrollRefusal, invitation: &Invitation) -> Failure {
     let hint = match why {
-        EnrollRefusal::Used | EnrollRefusal::Closed if invitation.sign_in => {
-            "get a new one on the server: `aditd invite --sso`"
-        }
         EnrollRefusal::Used | EnrollRefusal::Closed => {
-            "get a new one on the server: `aditd invite NAME`"
+            &format!("get a new one on the server: `{}`", invite(invitation))
         }
         EnrollRefusal::SignIn => "sign in with it: `adit enroll --sso`",
         EnrollRefusal::BadRequest => "install the same version of adit and aditd",
@@ -250,4 +260,33 @@ fn refused(why: EnrollRefusal, invitation: &Invitation) -> Failure {
         Exit::Failed
     };
     Failure::new("the server refused to enroll this device").source(why).hint(hint).exit(exit)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::invitation::Secret;
+
+    use super::*;
+
+    #[test]
+    fn another_code_is_of_the_same_kind() {
+        for (sign_in, command) in [(false, "`aditd invite NAME`"), (true, "`aditd invite --sso`")] {
+            let invitation = Invitation {
+                addresses: vec!["192.0.2.1:11435".to_owned()],
+                ca: [0; 32],
+                expires: 0,
+                secret: Secret::generate(),
+                sign_in,
+            };
+            for told in [
+                not_reached(DialError::NoAnswer("192.0.2.1:11435".to_owned()), &invitation),
+                refused(EnrollRefusal::Closed, &invitation),
+                expired(&invitation),
+            ] {
+                let hints = told.hints().join(" ");
+                assert_eq!(hints.matches(command).count(), 1, "{hints}");
+                assert_eq!(hints.matches("aditd invite").count(), 1, "{hints}");
+            }
+        }
+    }
 }

@@ -134,7 +134,12 @@ async fn brought(listener: &TcpListener, state: &str) -> RedirectAnswer {
                     asked.ok().and_then(Result::ok).flatten()
                 });
             }
-            Some(Ok(Some(brought))) = connections.join_next() => return brought,
+            // A connection that brought nothing ends, too, and makes room for another.
+            Some(done) = connections.join_next(), if !connections.is_empty() => {
+                if let Ok(Some(brought)) = done {
+                    return brought;
+                }
+            }
         }
     }
 }
@@ -160,4 +165,37 @@ async fn request(mut tcp: TcpStream, state: &str) -> io::Result<Option<RedirectA
 /// A text of the provider without what a terminal would obey.
 fn plain(text: &str) -> String {
     text.chars().filter(|c| !misleads(*c)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_that_bring_nothing_hold_up_no_sign_in() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bound");
+        let at = listener.local_addr().expect("an address");
+        let connect = || async { TcpStream::connect(at).await.expect("connected") };
+        for others in [1, MOST_CONNECTIONS] {
+            let browser = async {
+                let mut open = vec![connect().await];
+                for _ in 1..others {
+                    open.push(connect().await);
+                }
+                let mut back = connect().await;
+                let mut icon = open.swap_remove(0);
+                icon.write_all(b"GET /favicon.ico HTTP/1.1\r\n\r\n").await.expect("sent");
+                let mut answer = String::new();
+                icon.read_to_string(&mut answer).await.expect("answered");
+                assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+                back.write_all(b"GET /?state=s&code=c HTTP/1.1\r\n\r\n").await.expect("sent");
+                (open, back)
+            };
+            let both = async { tokio::join!(brought(&listener, "s"), browser).0 };
+            // Sooner than a connection that says nothing is given up.
+            let brought = tokio::time::timeout(REQUEST_WITHIN / 2, both).await.expect("in time");
+            let is_the_code = matches!(brought, RedirectAnswer::Code { code, .. } if code == "c");
+            assert!(is_the_code, "{others}");
+        }
+    }
 }

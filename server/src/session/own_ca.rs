@@ -26,11 +26,13 @@ pub(super) struct OwnCa {
     pub(super) follows: bool,
     /// The newest one that was sent to the device.
     sent: AtomicU32,
+    /// The newest one by which a certificate was asked for.
+    tried: AtomicU32,
 }
 
 impl OwnCa {
     pub(super) fn new(began: CaNumber, follows: bool) -> Self {
-        Self { began, follows, sent: AtomicU32::new(began) }
+        Self { began, follows, sent: AtomicU32::new(began), tried: AtomicU32::new(began) }
     }
 
     /// The newest one that was sent to the device.
@@ -39,7 +41,14 @@ impl OwnCa {
     }
 
     pub(super) fn set_sent(&self, number: CaNumber) {
-        self.sent.store(number, Relaxed);
+        self.sent.fetch_max(number, Relaxed);
+    }
+
+    /// Notes that a certificate by this CA was asked for. Returns whether that is the first time, if
+    /// it is a newer one than the device began with: the device need not wait then. What it does with
+    /// the answer changes nothing.
+    pub(super) fn is_first_try(&self, number: CaNumber) -> bool {
+        self.tried.fetch_max(number, Relaxed) < number
     }
 
     /// The authority that signs the device's next certificate; `None` if that of a device which can
@@ -107,5 +116,26 @@ impl Session {
         if noted.is_ok() {
             let _ = self.server.refresh().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_waits_once_less_for_each_new_ca_even_if_it_reads_no_answer() {
+        let ca = OwnCa::new(2, true);
+        assert!(!ca.is_first_try(2), "it has this one");
+        assert!(ca.is_first_try(3));
+        // Nothing was sent.
+        assert_eq!(ca.sent(), 2);
+        assert!(!ca.is_first_try(3));
+        assert!(ca.is_first_try(5));
+        assert!(!ca.is_first_try(4), "an answer of before");
+        // Answers end in any order.
+        ca.set_sent(5);
+        ca.set_sent(3);
+        assert_eq!(ca.sent(), 5);
     }
 }

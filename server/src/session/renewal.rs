@@ -20,19 +20,14 @@ impl Session {
     /// Sends a new certificate for the key that the handshake has verified.
     pub(super) async fn renew(&self, send: &mut Sending) -> Result<(), Code> {
         let device = self.server.policy.admit(&self.peer)?;
-        self.server
-            .state
-            .authorities
-            .get()
-            .check_clock(unix_now())
-            .map_err(|_| Code::ServerClock)?;
+        let authorities = self.server.state.authorities.get();
+        authorities.check_clock(unix_now()).map_err(|_| Code::ServerClock)?;
         // Each renewal costs a signature and a write to the disk; none is needed in the first tenth
         // of a certificate's lifetime.
         let now = unix_now();
         let life = self.server.life_of(device.has_signed_in);
-        let authorities = self.server.state.authorities.get();
-        let (authority, ca) = self.ca.next(&authorities).ok_or(Code::CaRetired)?;
-        let is_new = authority.number != self.ca.sent();
+        let (next, _) = self.ca.next(&authorities).ok_or(Code::CaRetired)?;
+        let is_new = self.ca.is_first_try(next.number);
         let pause = (life / 10).min(RENEW_PAUSE).as_secs() as i64;
         let is_due = |last| (is_new || last <= now - pause).then_some(now);
         if self.renewed.fetch_update(Relaxed, Relaxed, is_due).is_err() {
@@ -41,6 +36,11 @@ impl Session {
         if device.has_signed_in {
             sign_in_renewal::ask(&self.server, device.id).await?;
         }
+        // A provider takes its time: a CA that has retired meanwhile signs nothing, and there may be a
+        // newer one.
+        let authorities = self.server.state.authorities.get();
+        let (authority, ca) = self.ca.next(&authorities).ok_or(Code::CaRetired)?;
+        self.ca.is_first_try(authority.number);
         let key = DeviceKey::from_spki(&self.spki).map_err(|_| Code::Protocol)?;
         let issued = ca
             .issue_device(device.id, &key, time::OffsetDateTime::now_utc(), life)
@@ -66,6 +66,7 @@ impl Session {
         frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;
         send.finish();
+        let is_new = authority.number > self.ca.sent();
         self.ca.set_sent(authority.number);
         self.not_after.store(not_after, Relaxed);
         // The policy in memory still has the old expiry. A failure was logged, and the new

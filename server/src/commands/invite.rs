@@ -26,7 +26,10 @@ use crate::{
     policy::roles,
     running::{Answer, NOWHERE, Request},
     serve::started,
-    state::{State, register::Invited},
+    state::{
+        State,
+        register::{Invited, default_role},
+    },
 };
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -102,20 +105,23 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     }
     let freed = state.register.freed_name(&device)?;
     let expires = unix_now().saturating_add(ttl.as_secs().max(1) as i64);
+    // Both are of the same moment: a code and its row name one CA.
+    let authorities = state.authorities.get();
+    let ca = authorities.current().number;
     let invitation = Invitation {
         addresses,
-        ca: state.ca().key_hash(),
+        ca: authorities.signing().key_hash(),
         expires,
         secret: Secret::generate(),
         sign_in: invite.sso,
     };
-    let (register, secret) = (&state.register, &invitation.secret);
-    let withdrew = if invite.sso {
-        register.invite_sign_in(&device, secret, expires, unix_now())?
-    } else {
-        let user = invite.user.as_ref();
-        register.invite(&device, &invite.role, user, secret, expires, unix_now())?
+    let (role, user) = match invite.sso {
+        // Whoever signs in has the role and the name that the provider tells.
+        true => (default_role(), None),
+        false => (invite.role.clone(), invite.user.clone()),
     };
+    let invited = Invited { name: device.clone(), role, user, sso: invite.sso, expires };
+    let withdrew = state.register.add_invitation(&invited, &invitation.secret, ca, unix_now())?;
     let event = Event::Invite {
         device: device.clone(),
         sso: invite.sso,

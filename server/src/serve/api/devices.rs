@@ -18,7 +18,7 @@ use super::{blocking, change, check_clock, failed::Failed, listed};
 use crate::{
     audit::Event,
     running::{NOWHERE, Server},
-    state::register::{Device, DeviceError, default_role},
+    state::register::{Device, DeviceError, Invited, default_role},
 };
 
 /// The longest life of an invitation, and its default, in seconds.
@@ -90,9 +90,12 @@ pub(super) async fn invite(
         return Err(Failed::new(StatusCode::CONFLICT, NOWHERE));
     }
     let expires = unix_now().saturating_add(ttl as i64);
+    // Both are of the same moment: a code and its row name one CA.
+    let authorities = server.state.authorities.get();
+    let ca = authorities.current().number;
     let invitation = Invitation {
         addresses,
-        ca: server.state.ca().key_hash(),
+        ca: authorities.signing().key_hash(),
         expires,
         secret: Secret::generate(),
         sign_in: false,
@@ -107,7 +110,9 @@ pub(super) async fn invite(
     });
     change(server, move |server| {
         let register = &server.state.register;
-        register.invite(&device, &role, user.as_ref(), &invitation.secret, expires, unix_now())?;
+        let invited = Invited { name: device, role, user, sso: false, expires };
+        register.add_invitation(&invited, &invitation.secret, ca, unix_now())?;
+        let Invited { name: device, role, user, .. } = invited;
         server.accounting.audit.note(Event::Invite {
             device,
             sso: false,

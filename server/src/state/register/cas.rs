@@ -87,13 +87,16 @@ impl Register {
     ) -> Result<usize, RegisterError> {
         let mut invitations = 0;
         self.change(|t| {
+            t.execute("DELETE FROM invitation WHERE expires <= ?1", [now])?;
             for number in numbers {
-                t.execute(
+                let ended = t.execute(
                     "UPDATE ca SET retired = ?2 WHERE number = ?1 AND retired IS NULL
                      AND number < (SELECT max(number) FROM ca)",
                     params![number, now],
                 )?;
-                t.execute("DELETE FROM invitation WHERE expires <= ?1", [now])?;
+                if ended == 0 {
+                    continue;
+                }
                 invitations +=
                     t.execute("DELETE FROM invitation WHERE ca = ?1 AND device IS NULL", [number])?;
             }

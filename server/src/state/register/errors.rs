@@ -142,6 +142,9 @@ pub enum DeviceError {
     /// Limited because every packet of a stranger is checked against every open invitation.
     #[error("{MOST_INVITATIONS} invitations are open already")]
     TooManyInvitations,
+    /// A code would name a CA that has just ended.
+    #[error("the certificate authority has just been changed")]
+    CaEnded,
     #[error(transparent)]
     Register(#[from] RegisterError),
 }
@@ -200,6 +203,7 @@ impl From<DeviceError> for Failure {
             DeviceError::TooManyInvitations => {
                 "wait until some have expired or been used".to_owned()
             }
+            DeviceError::CaEnded => "run it again".to_owned(),
             DeviceError::UserRevoked(_) | DeviceError::Register(_) => String::new(),
         };
         match error {

@@ -4,14 +4,15 @@ use proto::{
     crypto::sha256,
     identity::{KeyHash, Name, UserName},
     invitation::Secret,
+    rotation::{CaNumber, CaState},
     wire::EnrollRefusal,
 };
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::Serialize;
 
 use super::{
-    Device, DeviceError, Register, RegisterError,
-    devices::{NewDevice, all_devices, default_role, insert_device, refuse_like_id},
+    Device, DeviceError, Register, RegisterError, cas,
+    devices::{NewDevice, all_devices, insert_device, refuse_like_id},
     names, parsed, users,
 };
 
@@ -36,52 +37,18 @@ pub(crate) struct Invited {
 }
 
 impl Register {
-    /// Makes an invitation for a device of this name, valid until `expires`. An older one for the
-    /// same name is withdrawn; returns whether there was one.
+    /// Makes an invitation. An older one for the same name is withdrawn; returns whether there was
+    /// one. `ca` is the CA that the code names: another process may have put a newer one in force
+    /// since.
     ///
     /// # Errors
-    /// The name is taken, the person `user` is revoked, or too many invitations are open.
-    pub(crate) fn invite(
-        &self,
-        name: &Name,
-        role: &Name,
-        user: Option<&UserName>,
-        secret: &Secret,
-        expires: i64,
-        now: i64,
-    ) -> Result<bool, DeviceError> {
-        self.add_invitation(
-            &Invited {
-                name: name.clone(),
-                role: role.clone(),
-                user: user.cloned(),
-                sso: false,
-                expires,
-            },
-            secret,
-            now,
-        )
-    }
-
-    /// Makes a code that opens sign-ins, under a name of its own. Otherwise as [`Register::invite`].
-    ///
-    /// # Errors
-    /// The name is taken, or too many invitations are open.
-    pub(crate) fn invite_sign_in(
-        &self,
-        name: &Name,
-        secret: &Secret,
-        expires: i64,
-        now: i64,
-    ) -> Result<bool, DeviceError> {
-        let (name, role) = (name.clone(), default_role());
-        self.add_invitation(&Invited { name, role, user: None, sso: true, expires }, secret, now)
-    }
-
-    fn add_invitation(
+    /// The name is taken, the person is revoked, too many invitations are open, or that CA has
+    /// ended.
+    pub(crate) fn add_invitation(
         &self,
         invited: &Invited,
         secret: &Secret,
+        ca: CaNumber,
         now: i64,
     ) -> Result<bool, DeviceError> {
         let Invited { name, role, user, sso, expires } = invited;
@@ -102,6 +69,9 @@ impl Register {
             if let Some(revoked) = users::refuses(t, user, None)? {
                 return Ok(Err(DeviceError::UserRevoked(revoked)));
             }
+            if !matches!(cas::read(t)?.state(ca), Some(CaState::Current | CaState::Old)) {
+                return Ok(Err(DeviceError::CaEnded));
+            }
             t.execute("DELETE FROM invitation WHERE expires <= ?1", params![now])?;
             let withdrawn =
                 t.execute("DELETE FROM invitation WHERE device_name = ?1 AND device IS NULL", params![name.as_str()])?;
@@ -120,8 +90,8 @@ impl Register {
                 params![MOST_INVITATIONS],
             )?;
             t.execute(
-                "INSERT INTO invitation (token, door_key, device_name, expires, role, user, sso, ca) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, (SELECT max(number) FROM ca))",
-                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str), sso],
+                "INSERT INTO invitation (token, door_key, device_name, expires, role, user, sso, ca) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str), sso, ca],
             )?;
             Ok(Ok(withdrawn > 0))
         })?
@@ -238,4 +208,35 @@ fn invited(row: &Row<'_>) -> rusqlite::Result<Invited> {
         user: row.get::<_, Option<String>>(3)?.map(parsed).transpose()?,
         sso: row.get(4)?,
     })
+}
+
+#[cfg(test)]
+impl Register {
+    /// [`Register::add_invitation`] for a device, with a code of the newest CA.
+    pub(crate) fn invite(
+        &self,
+        name: &Name,
+        role: &Name,
+        user: Option<&UserName>,
+        secret: &Secret,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
+        let (name, role, user) = (name.clone(), role.clone(), user.cloned());
+        let invited = Invited { name, role, user, sso: false, expires };
+        self.add_invitation(&invited, secret, self.cas()?.current().number, now)
+    }
+
+    /// [`Register::add_invitation`] for a code that opens sign-ins.
+    pub(crate) fn invite_sign_in(
+        &self,
+        name: &Name,
+        secret: &Secret,
+        expires: i64,
+        now: i64,
+    ) -> Result<bool, DeviceError> {
+        let (name, role) = (name.clone(), super::default_role());
+        let invited = Invited { name, role, user: None, sso: true, expires };
+        self.add_invitation(&invited, secret, self.cas()?.current().number, now)
+    }
 }

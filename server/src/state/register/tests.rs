@@ -264,3 +264,30 @@ fn the_invitation_of_a_revoked_device_can_not_be_used() {
     register.revoke(device.id, None, 2).expect("revoked");
     assert!(register.snapshot().expect("read").invites(&knock, 2).is_none());
 }
+
+#[test]
+fn a_code_is_of_the_ca_that_it_names_and_ends_with_it_alone() {
+    let tmp = tempfile::tempdir().expect("tempdir");
+    let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");
+    assert!(register.rotate_ca(1, &[], 1).expect("rotated"));
+    let invite = |name: &str, ca| {
+        let name = name.parse().expect("a name");
+        let invited = Invited { name, role: default_role(), user: None, sso: false, expires: 100 };
+        register.add_invitation(&invited, &Secret::generate(), ca, 1)
+    };
+    // Its process had not heard of the second CA yet.
+    invite("old", 1).expect("invited");
+    invite("new", 2).expect("invited");
+    let codes = || {
+        let snapshot = register.snapshot().expect("read");
+        [1, 2].map(|number| snapshot.codes_of(number, 1))
+    };
+    assert_eq!(codes(), [1, 1]);
+    assert_eq!(register.retire_cas(&[2, 3], 2).expect("written"), 0, "2 is the newest one");
+    assert_eq!(codes(), [1, 1]);
+    assert_eq!(register.retire_cas(&[1], 2).expect("written"), 1);
+    assert_eq!(codes(), [0, 1]);
+    assert!(matches!(invite("late", 1), Err(DeviceError::CaEnded)));
+    assert!(matches!(invite("late", 3), Err(DeviceError::CaEnded)));
+    assert_eq!(codes(), [0, 1]);
+}

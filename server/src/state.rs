@@ -124,9 +124,11 @@ impl State {
             records = register.cas()?;
         }
         rotation::remove_retired_keys(dir, &records)?;
-        let authorities = Authorities::open(dir, records, &keys, OffsetDateTime::now_utc())?;
-        let authorities = SharedAuthorities::new(authorities);
-        Ok(Self { dir: dir.to_owned(), authorities, keys, register })
+        let now = OffsetDateTime::now_utc();
+        let authorities = SharedAuthorities::new(Authorities::open(dir, records, &keys, now)?);
+        let state = Self { dir: dir.to_owned(), authorities, keys, register };
+        state.make_identities(now)?;
+        Ok(state)
     }
 
     /// The certificate authority that signs now.

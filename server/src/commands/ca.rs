@@ -81,9 +81,11 @@ async fn rotate(state: &State, beside: &Beside) -> Result<(), Failure> {
     let ca = state.rotate_ca(OffsetDateTime::now_utc())?;
     audit::note_or_say(beside.audit(), &Event::CaRotate { ca, uid: process::uid() });
     in_force(state).await?;
-    let fingerprint = state.authorities.get().current().fingerprint();
+    // It was logged why it can't be read, if it can't.
+    let fingerprint = state.authorities.get().get(ca).map(|authority| authority.fingerprint());
+    let fingerprint = fingerprint.map(|sha256| format!(" (SHA-256 {sha256})")).unwrap_or_default();
     say(typed(format!(
-        "CA {ca} signs now (SHA-256 {fingerprint}).\nConnected devices get it at once, the others when they connect: \
+        "CA {ca} signs now{fingerprint}.\nConnected devices get it at once, the others when they connect: \
          `aditd ca status` lists those that do not have it.\nThe old one stays valid until all have it, at least \
          {} hours.\nMake a new backup of the keys: `aditd backup FILE --with-ca-key`",
         OVERLAP / 3600

@@ -66,7 +66,7 @@ enum Source {
 /// The certificate, as `aditd status` prints it.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct CertificateStatus {
-    /// The file, or `null` for a certificate of our own CA.
+    /// The file that the settings name; `null` for a certificate by ACME, or of our own CA.
     pub file: Option<String>,
     /// For which names and addresses it was issued; none for one of files.
     pub names: Vec<String>,
@@ -78,6 +78,13 @@ pub struct CertificateStatus {
     /// The authority that issues it, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub acme: Option<AcmeStatus>,
+}
+
+impl CertificateStatus {
+    /// Whether it is of our own CA: also while the authority of ACME has issued none.
+    pub(crate) fn is_of_own_ca(&self) -> bool {
+        self.file.is_none() && self.acme.as_ref().is_none_or(|acme| !acme.issued)
+    }
 }
 
 impl std::fmt::Debug for HttpsCertificate {
@@ -265,4 +272,22 @@ fn issue(ca: &Ca, names: &[String]) -> Result<Arc<CertifiedKey>, Failure> {
 fn end(key: &CertifiedKey) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(key.cert.first()?).ok()?;
     Some(parsed.validity().not_after.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_by_acme_is_of_our_own_ca_until_one_was_issued() {
+        let by_acme = |issued| {
+            let acme = Some(AcmeStatus { issued, ..AcmeStatus::default() });
+            CertificateStatus { acme, ..CertificateStatus::default() }
+        };
+        assert!(CertificateStatus::default().is_of_own_ca());
+        assert!(by_acme(false).is_of_own_ca());
+        assert!(!by_acme(true).is_of_own_ca());
+        let file = Some("/etc/adit/tls.crt".to_owned());
+        assert!(!CertificateStatus { file, ..CertificateStatus::default() }.is_of_own_ca());
+    }
 }

@@ -28,8 +28,9 @@ impl Server {
         });
         match opened.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
             Ok(authorities) => {
-                self.state.authorities.set(authorities);
-                info!("CA {number} signs: devices that are connected get it now");
+                if self.state.authorities.set(authorities) {
+                    info!("CA {number} signs: devices that are connected get it now");
+                }
             }
             Err(e) => error!("the certificate authorities stay as they were: {e}"),
         }
@@ -40,7 +41,7 @@ impl Server {
     /// own, only the owner ends a CA.
     pub(crate) async fn retire_unneeded(self: &Arc<Self>) {
         let now = unix_now();
-        let of_own = |https: &Arc<crate::https::Https>| https.status().certificate.file.is_none();
+        let of_own = |https: &Arc<crate::https::Https>| https.status().certificate.is_of_own_ca();
         let authorities = self.state.authorities.get();
         if authorities.records().old().next().is_none()
             || authorities.check_clock(now).is_err()

@@ -52,7 +52,9 @@ pub(super) struct Entrance {
 pub(crate) struct Entrances {
     policy: Arc<Policy>,
     idle: Duration,
-    all: RwLock<BTreeMap<CaNumber, Entrance>>,
+    /// `None`: it could not be made. It is tried again when everything is looked at again, and not
+    /// for each packet of its devices.
+    all: RwLock<BTreeMap<CaNumber, Option<Entrance>>>,
 }
 
 impl Entrances {
@@ -69,7 +71,7 @@ impl Entrances {
         let authorities = state.authorities.get();
         let current = authorities.current();
         let made = entrances.make(state, current, OffsetDateTime::now_utc())?;
-        entrances.write().insert(current.number, made);
+        entrances.write().insert(current.number, Some(made));
         entrances.look_again(state, OffsetDateTime::now_utc());
         Ok(Arc::new(entrances))
     }
@@ -79,20 +81,20 @@ impl Entrances {
         self.of(state, state.authorities.get().current().number)
     }
 
-    /// The handshakes of those who know this CA; made now if it is a new one.
+    /// The handshakes of those who know this CA; made now if it is a new one. `None` if that failed.
     pub(super) fn of(&self, state: &State, number: CaNumber) -> Option<Entrance> {
         let known = self.read().get(&number).cloned();
-        if known.is_some() {
+        if let Some(known) = known {
             return known;
         }
         // A few small files, once for each rotation.
         self.look_again(state, OffsetDateTime::now_utc());
-        self.read().get(&number).cloned()
+        self.read().get(&number).cloned().flatten()
     }
 
     /// When the server's certificate of the current CA expires, in Unix time.
     pub(super) fn end(&self) -> Option<i64> {
-        self.read().values().next_back()?.certificate.end()
+        self.read().values().next_back()?.as_ref()?.certificate.end()
     }
 
     /// Loads or renews the certificates that are valid at `now`, makes what is missing, and forgets
@@ -101,15 +103,15 @@ impl Entrances {
         let authorities = state.authorities.get();
         self.write().retain(|number, _| authorities.get(*number).is_some());
         for authority in authorities.all() {
-            let known = self.read().get(&authority.number).cloned();
+            let known = self.read().get(&authority.number).cloned().flatten();
             match known {
                 Some(entrance) => entrance.certificate.look_again(state, now),
-                None => match self.make(state, authority, now) {
-                    Ok(made) => drop(self.write().insert(authority.number, made)),
-                    Err(e) => {
+                None => {
+                    let made = self.make(state, authority, now).inspect_err(|e| {
                         error!("devices that have CA {} are not let in: {e}", authority.number)
-                    }
-                },
+                    });
+                    self.write().insert(authority.number, made.ok());
+                }
             }
         }
     }
@@ -145,14 +147,15 @@ impl Entrances {
         })
     }
 
-    /// Checks again for as long as it is polled: each hour, and after the clock was set. Ends CAs that
-    /// no device needs any more.
+    /// Checks again for as long as it is polled: each hour, after the clock was set, and when the CAs
+    /// have changed. Ends CAs that no device needs any more.
     pub(super) async fn follow(&self, server: Arc<Server>) {
         let state = &server.state;
         let begun = Instant::now();
         let wall = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut watch = StepWatch::new(wall(), begun.elapsed());
         let mut looked = begun;
+        let mut changes = state.authorities.changes();
         warn_of_clock(state);
         server.retire_unneeded().await;
         loop {
@@ -162,7 +165,12 @@ impl Entrances {
                 info!("the clock was set, or this machine slept: it is {} now", shown(unix_now()));
                 warn_of_clock(state);
             }
-            if stepped || looked.elapsed() >= LOOK_EVERY {
+            // An error would mean that the server is gone.
+            let changed = changes.has_changed().unwrap_or(false);
+            if changed {
+                changes.mark_unchanged();
+            }
+            if stepped || changed || looked.elapsed() >= LOOK_EVERY {
                 looked = Instant::now();
                 // A few small files, at most once a second.
                 self.look_again(state, OffsetDateTime::now_utc());
@@ -171,11 +179,11 @@ impl Entrances {
         }
     }
 
-    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<CaNumber, Entrance>> {
+    fn read(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<CaNumber, Option<Entrance>>> {
         self.all.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<CaNumber, Entrance>> {
+    fn write(&self) -> std::sync::RwLockWriteGuard<'_, BTreeMap<CaNumber, Option<Entrance>>> {
         self.all.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -183,5 +191,38 @@ impl Entrances {
 fn warn_of_clock(state: &State) {
     if let Err(wrong) = state.authorities.get().check_clock(unix_now()) {
         warn!("{wrong}: devices are let in when it is set (`timedatectl`)");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::policy::services::Services;
+
+    #[test]
+    fn an_entrance_that_failed_is_not_made_for_each_packet() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let dir = tmp.path().join("state");
+        let (state, now) =
+            (State::open_or_create(&dir).expect("a state"), OffsetDateTime::now_utc());
+        assert_eq!(state.rotate_ca(now).ok(), Some(2));
+        assert!(state.retire_cas(false, unix_now()).is_ok());
+        let certificate = fs::read(dir.join("server.crt")).expect("read");
+        fs::write(dir.join("server.crt"), "garbage").expect("written");
+        let policy = Policy::new(Default::default(), Arc::default(), Services::default());
+        let idle = Duration::from_secs(1);
+        let entrances = Entrances::open(&state, Arc::new(policy), idle).expect("opened");
+        assert!(entrances.of(&state, 1).is_none());
+        assert!(entrances.current(&state).is_some());
+        fs::write(dir.join("server.crt"), certificate).expect("written");
+        assert!(entrances.of(&state, 1).is_none(), "a packet tries nothing");
+        entrances.look_again(&state, now);
+        assert!(entrances.of(&state, 1).is_some());
+        // A new one is made when its first device comes.
+        assert_eq!(state.rotate_ca(now).ok(), Some(3));
+        assert!(entrances.of(&state, 3).is_some());
+        assert!(entrances.end().is_some());
     }
 }

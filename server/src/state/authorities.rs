@@ -52,15 +52,31 @@ impl SharedAuthorities {
         self.0.borrow().clone()
     }
 
-    /// Puts others in force.
-    pub(crate) fn set(&self, authorities: Authorities) {
-        self.0.send_replace(Arc::new(authorities));
+    /// Puts others in force, unless the register has known newer ones since they were read. Returns
+    /// whether they are in force.
+    pub(crate) fn set(&self, authorities: Authorities) -> bool {
+        self.0.send_if_modified(|known| {
+            let is_newer = !is_older(&authorities.records, &known.records);
+            if is_newer {
+                *known = Arc::new(authorities);
+            }
+            is_newer
+        })
     }
 
     /// Tells when others are put in force.
     pub(crate) fn changes(&self) -> watch::Receiver<Arc<Authorities>> {
         self.0.subscribe()
     }
+}
+
+/// Whether these were read before `known` was: there is a newer CA since, or one has ended.
+fn is_older(records: &CaRecords, known: &CaRecords) -> bool {
+    let is_back = |record: &CaRecord| {
+        let before = known.get(record.number);
+        record.retired.is_none() && before.is_some_and(|before| before.retired.is_some())
+    };
+    records.current().number < known.current().number || records.all().iter().any(is_back)
 }
 
 impl Authorities {
@@ -242,20 +258,35 @@ impl Authority {
     }
 }
 
-/// The secret of the knocks that go with a CA; it is created if it is missing.
-pub(super) fn knock_secret(
-    dir: &Path,
-    names: &CaFiles,
-    keys: &EndpointKeys,
-) -> Result<SharedKey, FileError> {
+/// The secret of the knocks that go with a CA. Devices have keys that are derived from it, so it is
+/// never made anew.
+///
+/// # Errors
+/// It can't be read, or is missing.
+fn knock_secret(dir: &Path, names: &CaFiles, keys: &EndpointKeys) -> Result<SharedKey, FileError> {
     let Some(name) = &names.knocks else {
         return Ok(keys.first_knocks());
     };
     let path = dir.join(name);
-    let bytes = files::read_or_create(&path, || {
-        serde_json::to_vec(&SharedKey::generate()).unwrap_or_default()
+    let bytes = files::read(&path).map_err(|e| match e.is_not_found() {
+        true => FileError::damaged(&path, "it is missing"),
+        false => e,
     })?;
     serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(&path, e))
+}
+
+/// Creates the secret of the knocks that go with a new CA, unless a rotation that did not end has done
+/// so.
+///
+/// # Errors
+/// It can't be written.
+pub(super) fn create_knock_secret(dir: &Path, names: &CaFiles) -> Result<(), FileError> {
+    if let Some(name) = &names.knocks {
+        files::read_or_create(&dir.join(name), || {
+            serde_json::to_vec(&SharedKey::generate()).unwrap_or_default()
+        })?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -264,5 +295,27 @@ impl Authorities {
     pub(crate) fn first(dir: &Path, keys: &EndpointKeys) -> Self {
         let now = OffsetDateTime::now_utc();
         Self::open(dir, CaRecords::default(), keys, now).unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_that_were_read_before_a_change_are_older() {
+        let records = |cas: &[(CaNumber, Option<i64>)]| {
+            let record = |&(number, retired)| CaRecord { number, since: 1, retired };
+            CaRecords::new(cas.iter().map(record).collect())
+        };
+        let (first, rotated) = (records(&[(1, None)]), records(&[(1, None), (2, None)]));
+        let ended = records(&[(1, Some(5)), (2, None)]);
+        let forgotten = records(&[(2, None), (3, None)]);
+        let in_order = [&first, &rotated, &ended, &forgotten];
+        for (i, known) in in_order.iter().enumerate() {
+            for (j, read) in in_order.iter().enumerate() {
+                assert_eq!(is_older(read, known), j < i, "{j} after {i}");
+            }
+        }
     }
 }

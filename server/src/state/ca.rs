@@ -125,11 +125,7 @@ impl Ca {
     /// Opens the first authority in `dir`, or creates it. Several processes that do so at once get the
     /// same one.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
-        Self::open_at(dir, OffsetDateTime::now_utc())
-    }
-
-    fn open_at(dir: &Path, now: OffsetDateTime) -> Result<Self, FileError> {
-        Self::open_number(dir, FIRST_CA, now)
+        Self::open_number(dir, FIRST_CA, OffsetDateTime::now_utc())
     }
 
     /// [`Ca::open`], for the authority with this number, by a clock that shows `now`.
@@ -315,7 +311,8 @@ pub(crate) fn retired_identity(
     let path = dir.join(&names.server_certificate);
     let own = read_certificate(&stored::read(&path)?)
         .ok_or_else(|| FileError::damaged(&path, "it is not a certificate in PEM"))?;
-    let (key, _) = server_key(&dir.join(&names.server_key))?;
+    let key_path = dir.join(&names.server_key);
+    let (key, _) = parsed_server_key(&key_path, &key::read(&key_path)?)?;
     let identity = CertifiedKey::new(vec![own, certificate], key);
     identity.keys_match().map_err(|e| FileError::damaged(&path, e))?;
     Ok(Arc::new(identity))
@@ -323,8 +320,14 @@ pub(crate) fn retired_identity(
 
 /// The server's key in this file, which is created if it is missing.
 fn server_key(path: &Path) -> Result<(Arc<dyn SigningKey>, SubjectPublicKeyInfo), FileError> {
-    let der = key::read_or_create(path)?;
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.as_slice()));
+    parsed_server_key(path, &key::read_or_create(path)?)
+}
+
+fn parsed_server_key(
+    path: &Path,
+    der: &[u8],
+) -> Result<(Arc<dyn SigningKey>, SubjectPublicKeyInfo), FileError> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der));
     let key = any_ecdsa_type(&der).map_err(|e| FileError::damaged(path, e))?;
     match key.public_key().map(|spki| SubjectPublicKeyInfo::from_der(&spki)) {
         Some(Ok(spki)) => Ok((key, spki)),

@@ -18,10 +18,11 @@ use proto::{
 };
 use serde::Serialize;
 use time::OffsetDateTime;
+use tracing::error;
 
 use super::{
     State,
-    authorities::{Authorities, knock_secret},
+    authorities::{Authorities, create_knock_secret},
     ca::{Ca, CaFiles, ClockError, files},
     register::{Device, RegisterError, Snapshot},
 };
@@ -118,9 +119,13 @@ impl State {
     /// Makes a new CA and puts it in force, in the register: a running server has to be told. Returns
     /// its number. Blocks.
     ///
+    /// What comes after the row in the register is tried, and logged if it fails: the CA is in force
+    /// then, and the next start makes what is missing.
+    ///
     /// # Errors
     /// The clock is wrong; too many CAs are in force; another process does the same; a file or the
-    /// register can't be written. The same call goes on then.
+    /// register can't be written. No new CA is in force then, and the same call uses the files that
+    /// were made.
     pub(crate) fn rotate_ca(&self, now: OffsetDateTime) -> Result<CaNumber, CaError> {
         self.authorities.get().check_clock(now.unix_timestamp())?;
         let records = self.register.cas()?;
@@ -134,18 +139,43 @@ impl State {
         let current = records.current().number;
         let next = current + 1;
         let names = CaFiles::of(next);
-        knock_secret(&self.dir, &names, &self.keys)?;
+        create_knock_secret(&self.dir, &names)?;
         let ca = Ca::open_number(&self.dir, next, now)?;
         if !self.register.rotate_ca(current, &forgotten, now.unix_timestamp())? {
             let raced = Failure::new("another command has just rotated the certificate authority");
             return Err(CaError::Conflict(raced.hint("look at `aditd ca status`")));
         }
-        ca.server_identity(&self.dir, now)?;
-        for number in forgotten {
-            CaFiles::of(number).remove(&self.dir)?;
+        if let Err(e) = ca.server_identity(&self.dir, now) {
+            error!("CA {next} is in force, but the server has no certificate of it yet: {e}");
         }
-        self.reload_authorities(self.register.cas()?)?;
+        for number in forgotten {
+            if let Err(e) = CaFiles::of(number).remove(&self.dir) {
+                error!("files of CA {number}, which is forgotten, are still there: {e}");
+            }
+        }
+        if let Err(e) = self.reload() {
+            error!("CA {next} is in force, but this process does not use it yet: {e}");
+        }
         Ok(next)
+    }
+
+    /// Puts the CAs of the register in force in this process.
+    fn reload(&self) -> Result<(), Box<dyn std::error::Error>> {
+        Ok(self.reload_authorities(self.register.cas()?)?)
+    }
+
+    /// Makes the server's certificates that are missing, of the CAs that sign: a rotation may have
+    /// ended before it did. Only a CA that has one is known to have been in force, and is in a backup.
+    ///
+    /// # Errors
+    /// A file can't be read or written.
+    pub(super) fn make_identities(&self, now: OffsetDateTime) -> Result<(), FileError> {
+        for (authority, ca) in self.authorities.get().valid() {
+            if !self.dir.join(CaFiles::of(authority.number).server_certificate).exists() {
+                ca.server_identity(&self.dir, now)?;
+            }
+        }
+        Ok(())
     }
 
     /// Ends all CAs that were replaced, in the register: a running server has to be told. Blocks.
@@ -229,7 +259,7 @@ impl State {
         Ok(CaStatus { schema: 1, cas: shown.collect(), behind, up_to_date })
     }
 
-    /// Puts the CAs of these records in force in this process.
+    /// Puts the CAs of these records in force in this process, unless it knows newer ones.
     ///
     /// # Errors
     /// A file can't be read. Nothing has changed then.

@@ -30,7 +30,8 @@ pub(super) async fn rotate(server: &Arc<Server>, uid: u32) -> Result<Value, Fail
         Ok(ca)
     })
     .await?;
-    let sha256 = server.state.authorities.get().current().fingerprint();
+    // `null` if this process can't use it yet: it was logged why.
+    let sha256 = server.state.authorities.get().get(ca).map(|authority| authority.fingerprint());
     Ok(json!({"schema": 1, "ca": ca, "sha256": sha256}))
 }
 

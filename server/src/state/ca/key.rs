@@ -50,8 +50,19 @@ impl SigningKey for CaKey {
 /// Also when the file has no such key.
 pub(super) fn read_or_create(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
     // If no key can be generated, an empty file is written, and reading it back fails.
-    let pem = files::read_or_create(path, || generate().unwrap_or_default())?;
-    let der = from_pem(&pem).ok_or_else(|| not_a_key(path))?;
+    from_file(path, &files::read_or_create(path, || generate().unwrap_or_default())?)
+}
+
+/// Reads the PKCS #8 DER of the ECDSA P-256 key at `path`.
+///
+/// # Errors
+/// Also when there is no such file.
+pub(super) fn read(path: &Path) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    from_file(path, &files::read(path)?)
+}
+
+fn from_file(path: &Path, pem: &[u8]) -> Result<Zeroizing<Vec<u8>>, FileError> {
+    let der = from_pem(pem).ok_or_else(|| not_a_key(path))?;
     parsed(&der).map(|_| der).ok_or_else(|| not_a_key(path))
 }
 

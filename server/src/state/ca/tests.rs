@@ -88,7 +88,7 @@ fn an_implausible_clock_changes_nothing_and_issues_nothing() {
 fn certificates_of_a_first_start_in_1970_are_valid_when_the_clock_is_set() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let (now, boot) = (OffsetDateTime::now_utc(), OffsetDateTime::UNIX_EPOCH);
-    let ca = Ca::open_at(tmp.path(), boot).expect("ca");
+    let ca = Ca::open_number(tmp.path(), FIRST_CA, boot).expect("ca");
     let first = ca.server_identity(tmp.path(), boot).expect("identity");
     let later = ca.server_identity(tmp.path(), now).expect("identity");
     assert_eq!(first.cert, later.cert);
@@ -134,7 +134,7 @@ fn over_thirty_years_the_servers_certificate_is_always_valid_and_vouched_for_eve
 {
     let dir = tempfile::tempdir().expect("a directory");
     let begun = OffsetDateTime::now_utc();
-    let ca = Ca::open_at(dir.path(), begun).expect("an authority");
+    let ca = Ca::open_number(dir.path(), FIRST_CA, begun).expect("an authority");
     let mut certificates = std::collections::HashSet::new();
     for month in 0..360 {
         let now = begun + Duration::days(30 * month);

@@ -82,6 +82,7 @@ fn a_rotation_goes_on_after_a_crash_between_any_two_steps() {
     let state = open(&dir.path());
     let authorities = state.authorities.get();
     assert_eq!(authorities.current().number, 2);
+    assert!(dir.path().join(&files.server_certificate).exists(), "a backup has this CA");
     let identity = authorities.current().server_identity(&dir.path(), OffsetDateTime::now_utc());
     assert_eq!(identity.expect("made").cert[1], *authorities.current().certificate());
 }
@@ -96,7 +97,7 @@ fn an_end_goes_on_after_a_crash_and_leaves_no_private_key() {
     assert!(names(&dir.path()).contains(&"ca.key".to_owned()));
     drop(state);
     let state = open(&dir.path());
-    let expected = [
+    let left = [
         "ca-2.crt",
         "ca-2.key",
         "ca.crt",
@@ -106,10 +107,7 @@ fn an_end_goes_on_after_a_crash_and_leaves_no_private_key() {
         "server.crt",
         "server.key",
     ];
-    // The server makes its certificate when it starts; this state had none.
-    let missing = ["server.crt", "server.key"];
-    let expected: Vec<_> = expected.into_iter().filter(|name| !missing.contains(name)).collect();
-    assert_eq!(names(&dir.path()), expected);
+    assert_eq!(names(&dir.path()), left);
     assert_eq!(state.ca_status(1).expect("read").cas.len(), 2);
 }
 
@@ -181,4 +179,64 @@ fn a_register_that_was_put_back_by_hand_learns_of_the_rotation_from_the_files() 
     fs::remove_file(dir.path().join("ca-2.crt")).expect("removed");
     fs::remove_file(dir.path().join("ca-2.key")).expect("removed");
     assert!(State::open_or_create(&dir.path()).is_err());
+}
+
+#[test]
+fn a_rotation_whose_last_steps_fail_has_happened_and_the_next_start_ends_it() {
+    let dir = Dir::new();
+    let state = open(&dir.path());
+    // No file can take the place of a directory.
+    let blocked = dir.path().join(CaFiles::of(2).server_certificate);
+    fs::create_dir(&blocked).expect("made");
+    assert_eq!(rotate(&state), 2, "it is in the audit log");
+    assert_eq!(state.authorities.get().current().number, 2);
+    fs::remove_dir(&blocked).expect("removed");
+    let state = open(&dir.path());
+    assert_eq!(state.authorities.get().current().number, 2);
+    assert!(blocked.is_file());
+}
+
+#[test]
+fn secrets_that_devices_depend_on_are_not_made_anew() {
+    let lost = |name: &str| {
+        let dir = Dir::new();
+        rotate(&open(&dir.path()));
+        let path = dir.path().join(name);
+        fs::remove_file(&path).expect("removed");
+        let why = State::open_or_create(&dir.path()).err().expect("refused").to_string();
+        assert!(why.contains(name) && why.contains("it is missing"), "{why}");
+        assert!(!path.exists());
+    };
+    lost("knocks-2.key");
+    lost("ca-2.crt");
+    // A retired CA only reads: its devices have to enroll again, and all others go on.
+    for name in ["knocks-2.key", "server-2.key"] {
+        let dir = Dir::new();
+        let state = open(&dir.path());
+        rotate(&state);
+        rotate(&state);
+        assert!(state.retire_cas(false, 1).is_ok());
+        drop(state);
+        let path = dir.path().join(name);
+        fs::remove_file(&path).expect("removed");
+        let state = open(&dir.path());
+        if let Some(second) = state.authorities.get().get(2) {
+            assert!(second.server_identity(&dir.path(), OffsetDateTime::now_utc()).is_err());
+        }
+        assert!(!path.exists(), "{name}");
+    }
+}
+
+#[test]
+fn an_older_state_of_the_register_does_not_replace_a_newer_one() {
+    let dir = Dir::new();
+    let state = open(&dir.path());
+    let first = state.register.cas().expect("read");
+    rotate(&state);
+    let now = OffsetDateTime::now_utc();
+    let opened = Authorities::open(&dir.path(), first, &state.keys, now).expect("opened");
+    let mut changes = state.authorities.changes();
+    assert!(!state.authorities.set(opened));
+    assert!(!changes.has_changed().expect("in use"));
+    assert_eq!(changes.borrow_and_update().current().number, 2);
 }

@@ -21,6 +21,7 @@ use crate::{
         enrollment::{self, Claim, NotEnrolled},
         sign_in,
     },
+    state::register::DeviceError,
 };
 
 /// How long the request may take, and then how long its answer may take to be read.
@@ -75,7 +76,11 @@ impl Enrolling {
                 let is_sign_in = matches!(claim, Claim::SignIn { .. });
                 match enrollment::enroll(server, claim, &csr).await {
                     Ok(enrolled) => EnrollAnswer::Enrolled(Box::new(enrolled)),
-                    // The person can choose another name, so the whole reason is told.
+                    // The person can choose another name, so the whole reason is told; not what the
+                    // register's file has.
+                    Err(why @ NotEnrolled::Register(DeviceError::Register(_))) => {
+                        EnrollAnswer::Refused(why.refusal())
+                    }
                     Err(why @ NotEnrolled::Register(_)) if is_sign_in => {
                         EnrollAnswer::Failed(Box::new(Failure::from(why)))
                     }

@@ -250,12 +250,14 @@ fn again(
     })))
 }
 
-/// Stores who has signed in. An answer without a refresh token leaves the one that is there.
+/// Stores who has signed in. An answer without a refresh token leaves the one that
+/// is there, but never one of another provider or person.
 fn store(t: &Transaction<'_>, id: DeviceId, person: &SignedIn) -> rusqlite::Result<()> {
     t.execute(
         "INSERT INTO sign_in (device, issuer, subject, refresh_token) VALUES (?1, ?2, ?3, ?4)
          ON CONFLICT (device) DO UPDATE SET issuer = ?2, subject = ?3, asked = NULL, ended = NULL,
-         refresh_token = coalesce(?4, refresh_token)",
+         refresh_token = CASE WHEN issuer = ?2 AND subject = ?3
+             THEN coalesce(?4, refresh_token) ELSE ?4 END",
         params![
             id.to_string(),
             person.issuer,
@@ -393,6 +395,11 @@ mod tests {
         let again = register.enroll_signed_in(&token, &name("x"), &alice, key, 9, NOW);
         assert_eq!(again.expect("enrolled").expect("open").id, device.id);
         assert_eq!(judged(), Ok(()));
+        let elsewhere =
+            SignedIn { issuer: "https://other".to_owned(), ..person("alice", Some("infer"), None) };
+        let moved = register.enroll_signed_in(&token, &name("x"), &elsewhere, key, 9, NOW);
+        assert_eq!(moved.expect("enrolled").expect("open").id, device.id);
+        assert_eq!(take(NOW + 380), Some(None), "no provider gets the token of another");
         register.revoke(device.id, None, NOW).expect("revoked");
         register.forget(device.id).expect("forgotten");
         assert_eq!(take(NOW + 400), None);

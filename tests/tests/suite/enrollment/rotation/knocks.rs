@@ -10,6 +10,18 @@ use tests::{
 use super::{all_have_it, rotate};
 use crate::PROGRAM;
 
+/// Whether the device's old profile is let in. A connection of the device's own that comes late
+/// supersedes an attempt, so it is tried again.
+async fn is_let_in(gate: &Gate) -> bool {
+    for _ in 0..10 {
+        let own = gate.profile.certified_key().expect("a certificate");
+        if matches!(gate.attempt(Some(own)).await, Outcome::In(_)) {
+            return true;
+        }
+    }
+    false
+}
+
 #[tokio::test]
 async fn the_old_knock_keys_are_a_strangers_when_their_ca_has_ended() {
     let gate = Gate::start(PROGRAM).await;
@@ -19,7 +31,7 @@ async fn the_old_knock_keys_are_a_strangers_when_their_ca_has_ended() {
     up.end().await;
     let own = || Some(gate.profile.certified_key().expect("a certificate"));
     // In the overlap the old profile is good: a laptop may have been put back from a backup.
-    assert!(matches!(gate.attempt(own()).await, Outcome::In(_)));
+    assert!(is_let_in(&gate).await);
     let up = gate.device.up(&[]).await;
     all_have_it(&gate.world).await;
     up.end().await;

@@ -116,6 +116,7 @@ async fn one(program: &Path, attack: Attack, seconds: f64) -> io::Result<Row> {
     Ok(Row {
         id: attack.id(),
         title: attack.title(),
+        sent: counts.sent.load(Relaxed),
         per_second: sent as f64 / took.as_secs_f64(),
         answered: counts.answered.load(Relaxed),
         must_be_unanswered: attack.is_unanswered(),

@@ -18,6 +18,8 @@ pub(super) struct Times {
 pub(super) struct Row {
     pub(super) id: &'static str,
     pub(super) title: &'static str,
+    /// What the attacker has sent from its begin to its end: the unit is that of `per_second`.
+    pub(super) sent: u64,
     /// Datagrams, handshakes, bytes of slow requests, or requests that were sent in one second.
     pub(super) per_second: f64,
     /// Datagrams that came back, or attempts that the server let in.

@@ -20,6 +20,7 @@ use proto::{crypto::fill_random, epoch::EpochKey, knock::SharedKey};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::state::{
     authorities::{Authorities, SharedAuthorities},
@@ -89,10 +90,18 @@ impl EndpointKeys {
     }
 
     fn read_or_create(path: &Path) -> Result<Self, FileError> {
-        let bytes = files::read_or_create(path, || {
-            serde_json::to_vec_pretty(&Self::generate()).unwrap_or_default()
-        })?;
+        let bytes = files::read_or_create(path, || secret_json(&Self::generate()))?;
         serde_json::from_slice(&bytes).map_err(|e| FileError::damaged(path, e))
+    }
+}
+
+/// A file with secrets in it, as JSON.
+fn secret_json(content: &impl Serialize) -> Zeroizing<Vec<u8>> {
+    // Allocated with more than its final size: a buffer that grows leaves copies in memory.
+    let mut text = Zeroizing::new(Vec::with_capacity(1024));
+    match serde_json::to_writer_pretty(&mut *text, content) {
+        Ok(()) => text,
+        Err(_) => Zeroizing::default(),
     }
 }
 

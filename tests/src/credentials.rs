@@ -104,7 +104,7 @@ const DISPLACED: usize = 20;
 /// Sends an enrollment request, as `adit enroll` does; stores nothing.
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
     let request = EnrollRequest {
-        token: BASE64.encode(token),
+        token: BASE64.encode(token).into(),
         csr: BASE64.encode(&csr),
         own_knock: true,
         sign_in: None,
@@ -131,7 +131,7 @@ pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> Enro
 
 /// Redeems an invitation, as `adit enroll` does; stores nothing.
 pub async fn redeem(invitation: &Invitation, key: &KeyPair) -> EnrollAnswer {
-    enroll(invitation, &invitation.secret.token(), csr(key)).await
+    enroll(invitation, &*invitation.secret.token(), csr(key)).await
 }
 
 /// Waits until an invitation has expired.

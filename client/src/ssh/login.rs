@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use ssh_key::PublicKey;
 use tracing::{debug, warn};
-use zeroize::Zeroizing;
 
 use super::{
     SshError, ask,
@@ -257,6 +256,7 @@ impl Login<'_> {
                     if password {
                         typed = Some(answer.clone());
                     }
+                    // The library takes a plain text and may leave it in memory.
                     answers.push(answer.to_string());
                 }
                 attempt = self.session.answer(answers).await?;
@@ -296,7 +296,7 @@ impl Login<'_> {
             match method_result(attempt) {
                 MethodResult::Failed => self.keyring.forget_password(who),
                 step => {
-                    self.keyring.keep_password(who, Zeroizing::new(password.to_string()));
+                    self.keyring.keep_password(who, password);
                     return Ok(step);
                 }
             }

@@ -4,6 +4,7 @@
 use std::{fmt, str::FromStr};
 
 use aws_lc_rs::hmac;
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     crypto::{fill_random, sha256},
@@ -16,6 +17,8 @@ const VERSION: u8 = 1;
 const VERSION_SIGN_IN: u8 = 2;
 /// The beginning of every code.
 pub const PREFIX: &str = "adit";
+/// The version, the hash of the CA, the end, the secret, and the number of addresses.
+const FIXED_LEN: usize = 1 + 32 + 8 + 16 + 1;
 const CHECK_LEN: usize = 4;
 /// The most addresses that a code can contain.
 pub const MAX_ADDRESSES: usize = 8;
@@ -47,27 +50,33 @@ pub struct Invitation {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret([u8; 16]);
 
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
 impl Secret {
     /// A fresh random secret.
     pub fn generate() -> Self {
-        let mut bytes = [0; 16];
-        fill_random(&mut bytes);
-        Self(bytes)
+        let mut secret = Self([0; 16]);
+        fill_random(&mut secret.0);
+        secret
     }
 
     /// The key for the knock of an enrollment. The server accepts it while the invitation is open.
     pub fn knock_key(&self) -> SharedKey {
-        SharedKey::from_bytes(self.derive(b"adit/1 invitation door"))
+        SharedKey::from_bytes(*self.derive(b"adit/1 invitation door"))
     }
 
     /// The token that the device sends to redeem the invitation. The server stores only its hash.
-    pub fn token(&self) -> [u8; 32] {
+    pub fn token(&self) -> Zeroizing<[u8; 32]> {
         self.derive(b"adit/1 invitation token")
     }
 
-    fn derive(&self, label: &[u8]) -> [u8; 32] {
+    fn derive(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
         let tag = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, &self.0), label);
-        let mut out = [0; 32];
+        let mut out = Zeroizing::new([0; 32]);
         out.copy_from_slice(tag.as_ref());
         out
     }
@@ -87,8 +96,12 @@ impl fmt::Debug for Invitation {
 
 impl Invitation {
     /// The invitation as text.
-    pub fn code(&self) -> String {
-        let mut bytes = vec![if self.sign_in { VERSION_SIGN_IN } else { VERSION }];
+    pub fn code(&self) -> Zeroizing<String> {
+        // Allocated with their final size: a buffer that grows leaves copies in memory.
+        let addresses: usize = self.addresses.iter().map(|address| 1 + address.len()).sum();
+        let len = FIXED_LEN + addresses + CHECK_LEN;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(len));
+        bytes.push(if self.sign_in { VERSION_SIGN_IN } else { VERSION });
         bytes.extend_from_slice(&self.ca);
         bytes.extend_from_slice(&self.expires.to_be_bytes());
         bytes.extend_from_slice(&self.secret.0);
@@ -99,7 +112,12 @@ impl Invitation {
         }
         let check = sha256(&bytes);
         bytes.extend_from_slice(&check[..CHECK_LEN]);
-        format!("{PREFIX}{}", data_encoding::BASE32_NOPAD.encode(&bytes).to_ascii_lowercase())
+        let body = Zeroizing::new(data_encoding::BASE32_NOPAD.encode(&bytes));
+        let mut code = Zeroizing::new(String::with_capacity(PREFIX.len() + body.len()));
+        code.push_str(PREFIX);
+        code.push_str(&body);
+        code.make_ascii_lowercase();
+        code
     }
 }
 
@@ -130,8 +148,10 @@ impl FromStr for Invitation {
 
     fn from_str(text: &str) -> Result<Self, CodeError> {
         // Mail and chat programs break long words and add quotation marks.
-        let text: String =
-            text.chars().filter(|c| !is_packaging(*c)).collect::<String>().to_ascii_lowercase();
+        let mut bare = Zeroizing::new(String::with_capacity(text.len()));
+        bare.extend(text.chars().filter(|c| !is_packaging(*c)));
+        bare.make_ascii_lowercase();
+        let text = bare;
         if text.is_empty() {
             return Err(CodeError::Empty);
         }
@@ -143,13 +163,18 @@ impl FromStr for Invitation {
         if !body.chars().all(alphabet) {
             return Err(CodeError::NotACode);
         }
-        let body = body.to_ascii_uppercase();
-        let sound = |bytes: &Vec<u8>| {
+        let body = Zeroizing::new(body.to_ascii_uppercase());
+        let sound = |bytes: &Zeroizing<Vec<u8>>| {
             bytes
                 .split_last_chunk::<CHECK_LEN>()
                 .is_some_and(|(payload, check)| sha256(payload).starts_with(check))
         };
-        match data_encoding::BASE32_NOPAD.decode(body.as_bytes()).ok().filter(sound) {
+        match data_encoding::BASE32_NOPAD
+            .decode(body.as_bytes())
+            .ok()
+            .map(Zeroizing::new)
+            .filter(sound)
+        {
             Some(bytes) => parse(&bytes[..bytes.len() - CHECK_LEN]),
             None if is_beginning(body.as_bytes()) => Err(CodeError::Incomplete),
             None => Err(CodeError::Damaged),
@@ -167,9 +192,9 @@ fn is_packaging(c: char) -> bool {
 fn is_beginning(body: &[u8]) -> bool {
     let whole_groups = body.len() - body.len() % 8;
     let Ok(bytes) = data_encoding::BASE32_NOPAD.decode(&body[..whole_groups]) else { return false };
-    let mut wanted = 1 + 32 + 8 + 16;
-    let count = bytes.get(wanted).copied();
-    wanted += 1;
+    let bytes = Zeroizing::new(bytes);
+    let mut wanted = FIXED_LEN;
+    let count = bytes.get(wanted - 1).copied();
     for _ in 0..count.unwrap_or(0) {
         let Some(len) = bytes.get(wanted) else { return true };
         wanted += 1 + usize::from(*len);
@@ -255,6 +280,7 @@ mod tests {
         let invitation = sample();
         let code = invitation.code();
         assert_eq!(code.parse::<Invitation>(), Ok(invitation.clone()));
+        assert_eq!(code.capacity(), code.len(), "it did not grow");
         let folded = format!("  {}\n{} ", &code[..30].to_ascii_uppercase(), &code[30..]);
         assert_eq!(folded.parse::<Invitation>(), Ok(invitation.clone()));
         let quoted = format!("> '{}\\\r\n> {}'", &code[..30], &code[30..]);
@@ -267,7 +293,7 @@ mod tests {
     fn a_typing_error_anywhere_is_found_before_anything_is_sent() {
         let code = sample().code();
         for at in PREFIX.len()..code.len() {
-            let mut bad: Vec<u8> = code.clone().into_bytes();
+            let mut bad: Vec<u8> = code.as_bytes().to_vec();
             bad[at] = if bad[at] == b'a' { b'b' } else { b'a' };
             let bad = String::from_utf8(bad).expect("ascii");
             assert!(bad.parse::<Invitation>().is_err(), "position {at}");

@@ -18,16 +18,17 @@
 //! recognise a device by its id. That is the cost of the look-up. Nobody can make a knock with the
 //! shared secret alone, so it does not change when a device is revoked.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use aws_lc_rs::hmac;
 use data_encoding::BASE64;
-use serde::{Deserialize, Serialize};
-use zeroize::Zeroize;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use zeroize::{Zeroize, Zeroizing};
 
 use crate::{
     crypto::fill_random,
     identity::{DeviceId, KeyHash},
+    secret,
 };
 
 /// The length of a knock in bytes: that of the longest connection ID of QUIC version 1 (RFC 9000
@@ -44,8 +45,7 @@ const MASKED_LEN: usize = 10;
 pub type Knock = [u8; KNOCK_LEN];
 
 /// A secret of 32 bytes that makes and checks knocks. Such a knock does not contain a device id.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SharedKey([u8; 32]);
 
 impl Drop for SharedKey {
@@ -203,8 +203,7 @@ fn is_tag(key: &hmac::Key, message: &[u8], start: &[u8]) -> bool {
 }
 
 /// The key with which a client makes its knocks. Its text form is base64.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, PartialEq, Eq)]
 pub enum KnockKey {
     /// A key that several devices may have: that of an invitation, or the one that all devices of a
     /// server shared before each device had its own.
@@ -235,35 +234,50 @@ impl fmt::Debug for KnockKey {
     }
 }
 
-impl From<KnockKey> for String {
-    fn from(key: KnockKey) -> Self {
-        match key {
-            KnockKey::Shared(key) => key.into(),
-            KnockKey::Device(DeviceKnock { id, mask, key }) => {
-                BASE64.encode(&[&u32::from(id).to_be_bytes()[..], &mask.0, &key.0].concat())
+impl KnockKey {
+    /// The key as text, which [`KnockKey::from_str`] reads.
+    pub fn text(&self) -> Zeroizing<String> {
+        match self {
+            Self::Shared(key) => key.text(),
+            Self::Device(DeviceKnock { id, mask, key }) => {
+                let mut bytes = Zeroizing::new([0; DeviceKnock::LEN]);
+                bytes[..4].copy_from_slice(&u32::from(*id).to_be_bytes());
+                bytes[4..36].copy_from_slice(&mask.0);
+                bytes[36..].copy_from_slice(&key.0);
+                Zeroizing::new(BASE64.encode(&*bytes))
             }
         }
     }
 }
 
-impl TryFrom<String> for KnockKey {
-    type Error = &'static str;
+impl FromStr for KnockKey {
+    type Err = &'static str;
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
         const WHY: &str = "a knock key is 32 or 68 bytes in base64";
-        let bytes = BASE64.decode(text.as_bytes()).map_err(|_| WHY)?;
+        let bytes = Zeroizing::new(BASE64.decode(text.as_bytes()).map_err(|_| WHY)?);
         if bytes.len() != DeviceKnock::LEN {
-            return Ok(Self::Shared(SharedKey(bytes.try_into().map_err(|_| WHY)?)));
+            return shared_key(&bytes).map(Self::Shared).ok_or(WHY);
         }
-        let mut rest = &bytes[..];
-        let mut take = |len| rest.split_off(..len).ok_or(WHY);
-        let (id, mask, key) = (take(4)?, take(32)?, take(32)?);
-        let key_of = |bytes: &[u8]| bytes.try_into().map(SharedKey).map_err(|_| WHY);
+        let (id, keys) = bytes.split_first_chunk().ok_or(WHY)?;
+        let (mask, key) = keys.split_at(keys.len() / 2);
         Ok(Self::Device(DeviceKnock {
-            id: u32::from_be_bytes(id.try_into().map_err(|_| WHY)?).into(),
-            mask: key_of(mask)?,
-            key: key_of(key)?,
+            id: u32::from_be_bytes(*id).into(),
+            mask: shared_key(mask).ok_or(WHY)?,
+            key: shared_key(key).ok_or(WHY)?,
         }))
+    }
+}
+
+impl Serialize for KnockKey {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        secret::serialize(&self.text(), to)
+    }
+}
+
+impl<'de> Deserialize<'de> for KnockKey {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        secret::parse(from)
     }
 }
 
@@ -273,19 +287,40 @@ impl fmt::Debug for SharedKey {
     }
 }
 
-impl From<SharedKey> for String {
-    fn from(key: SharedKey) -> Self {
-        BASE64.encode(&key.0)
+impl SharedKey {
+    fn text(&self) -> Zeroizing<String> {
+        Zeroizing::new(BASE64.encode(&self.0))
     }
 }
 
-impl TryFrom<String> for SharedKey {
-    type Error = &'static str;
+/// The key that has these bytes, if they are as many as one has.
+fn shared_key(bytes: &[u8]) -> Option<SharedKey> {
+    let mut key = SharedKey([0; 32]);
+    (bytes.len() == key.0.len()).then(|| {
+        key.0.copy_from_slice(bytes);
+        key
+    })
+}
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        let bytes =
-            BASE64.decode(text.as_bytes()).map_err(|_| "a knock key is 32 bytes in base64")?;
-        Ok(Self(bytes.try_into().map_err(|_| "a knock key is 32 bytes in base64")?))
+impl FromStr for SharedKey {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WHY: &str = "a knock key is 32 bytes in base64";
+        let bytes = Zeroizing::new(BASE64.decode(text.as_bytes()).map_err(|_| WHY)?);
+        shared_key(&bytes).ok_or(WHY)
+    }
+}
+
+impl Serialize for SharedKey {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        secret::serialize(&self.text(), to)
+    }
+}
+
+impl<'de> Deserialize<'de> for SharedKey {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        secret::parse(from)
     }
 }
 
@@ -389,7 +424,7 @@ mod tests {
         let before = serde_json::to_string(&SharedKey::from_bytes([7; 32])).expect("JSON");
         assert_eq!(serde_json::to_string(&shared).expect("JSON"), before, "as it always was");
         for bad in ["", "x", "AAAA", &BASE64.encode(&[0; 33]), &BASE64.encode(&[0; 69])] {
-            assert!(KnockKey::try_from(bad.to_owned()).is_err(), "{bad}");
+            assert!(bad.parse::<KnockKey>().is_err(), "{bad}");
         }
     }
 

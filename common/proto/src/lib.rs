@@ -22,6 +22,7 @@ pub mod ollama;
 pub mod redirect;
 pub mod repeats;
 pub mod rotation;
+pub mod secret;
 pub mod service;
 pub mod typed;
 pub mod wire;

@@ -13,6 +13,7 @@ mod sign_in;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use crate::{
     failure::Failure,
@@ -218,7 +219,8 @@ fn default_idle_timeout() -> u64 {
 #[derive(Serialize, Deserialize)]
 pub struct EnrollRequest {
     /// [`crate::invitation::Secret::token`], in base64.
-    pub token: String,
+    #[serde(with = "crate::secret")]
+    pub token: Zeroizing<String>,
     /// A PKCS #10 request (RFC 2986), DER in base64. Only its public key counts; nothing it asks
     /// for is granted.
     pub csr: String,

@@ -202,10 +202,15 @@ pub fn open_read(path: &Path) -> Result<File, FileError> {
 }
 
 /// Like [`read`], for text.
-pub fn read_to_string(path: &Path) -> Result<String, FileError> {
-    let bytes = read(path)?;
-    let text = std::str::from_utf8(&bytes);
-    text.map(str::to_owned).map_err(|_| FileError::damaged(path, "it is not text"))
+pub fn read_to_string(path: &Path) -> Result<Zeroizing<String>, FileError> {
+    let mut bytes = read(path)?;
+    match String::from_utf8(std::mem::take(&mut *bytes)) {
+        Ok(text) => Ok(Zeroizing::new(text)),
+        Err(e) => {
+            drop(Zeroizing::new(e.into_bytes()));
+            Err(FileError::damaged(path, "it is not text"))
+        }
+    }
 }
 
 /// Replaces `path` with a file of these bytes (mode 0600). Even after a crash it has either all of

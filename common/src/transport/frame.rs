@@ -10,16 +10,22 @@ use proto::{human::size, wire::MAX_LEN};
 use quinn::ReadExactError;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use zeroize::Zeroizing;
+
+/// In bytes. A longer message is not an error.
+const USUAL_LEN: usize = 8 << 10;
 
 /// Writes one message. Not cancellation safe: a part may have been written.
 pub async fn write<T: Serialize>(
     to: &mut (impl AsyncWrite + Unpin),
     message: &T,
 ) -> io::Result<()> {
-    let body = serde_json::to_vec(message)?;
-    let mut framed = Vec::with_capacity(4 + body.len());
-    framed.extend_from_slice(&(body.len() as u32).to_be_bytes());
-    framed.extend_from_slice(&body);
+    // Some messages have secrets in them. A buffer that grows leaves copies in memory.
+    let mut framed = Zeroizing::new(Vec::with_capacity(USUAL_LEN));
+    framed.extend_from_slice(&[0; 4]);
+    serde_json::to_writer(&mut *framed, message)?;
+    let len = framed.len() - 4;
+    framed[..4].copy_from_slice(&(len as u32).to_be_bytes());
     to.write_all(&framed).await
 }
 
@@ -47,7 +53,7 @@ pub async fn read_long<T: DeserializeOwned>(
             format!("a message of {}, at most {} are allowed", size(len as u64), size(most as u64)),
         ));
     }
-    let mut body = vec![0; len];
+    let mut body = Zeroizing::new(vec![0; len]);
     from.read_exact(&mut body).await?;
     serde_json::from_slice(&body).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
@@ -68,7 +74,7 @@ pub async fn receive<T: DeserializeOwned>(from: &mut Receiving) -> io::Result<T>
     if len > MAX_LEN {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
     }
-    let mut body = vec![0; len];
+    let mut body = Zeroizing::new(vec![0; len]);
     from.read_exact(&mut body).await.map_err(|e| match e {
         ReadExactError::FinishedEarly(_) => io::ErrorKind::UnexpectedEof.into(),
         e => io::Error::other(e),

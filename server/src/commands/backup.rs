@@ -163,10 +163,11 @@ async fn asked(prompt: &str) -> Result<SecretString, Failure> {
 
 fn from_file(path: &Path) -> Result<SecretString, Failure> {
     let mut text = files::read_to_string(path)?;
-    text.truncate(text.trim_end_matches(['\r', '\n']).len());
+    let len = text.trim_end_matches(['\r', '\n']).len();
+    text.truncate(len);
     if text.is_empty() {
         return Err(Failure::new(format!("there is no passphrase in `{}`", path.display()))
             .exit(Exit::Usage));
     }
-    Ok(SecretString::from(text))
+    Ok(SecretString::from(std::mem::take(&mut *text)))
 }

@@ -146,7 +146,7 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         let addresses = &invitation.addresses;
         data(to_json(&Made { schema: 1, device: &device, code: &code, expires, addresses })?)?;
     } else {
-        data(&code)?;
+        data(code.as_str())?;
     }
     let ttl = human::time(ttl);
     if invite.sso {

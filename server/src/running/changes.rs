@@ -151,7 +151,7 @@ mod tests {
         assert!(told(&register).is_empty(), "an invitation is no device");
         let key = KeyHash([1; 32]);
         let device =
-            register.redeem(&secret.token(), key, 200, 1).expect("read").expect("redeemed");
+            register.redeem(&*secret.token(), key, 200, 1).expect("read").expect("redeemed");
         let only = |events: Vec<Value>| {
             assert_eq!(events.len(), 1, "{events:?}");
             let event = events.into_iter().next().expect("one");

@@ -12,6 +12,7 @@ use proto::wire::{Code, EnrollAnswer, EnrollRefusal, EnrollRequest};
 use quinn::Connection;
 use tokio::time::error::Elapsed;
 use tracing::warn;
+use zeroize::Zeroizing;
 
 use crate::{
     ingress::admission::HandshakeSlot,
@@ -107,7 +108,8 @@ impl Enrolling {
             return Err(bad());
         }
         let decoded = |text: &str| BASE64.decode(text.as_bytes()).map_err(|_| bad());
-        let (token, csr) = (decoded(&request.token)?, decoded(&request.csr)?);
+        let token = Zeroizing::new(decoded(&request.token)?);
+        let csr = decoded(&request.csr)?;
         match request.sign_in {
             None => Ok((Claim::Invitation { token, from, ca: self.ca }, csr)),
             Some(wanted) => Ok((sign_in::run(server, self, token, wanted).await?, csr)),

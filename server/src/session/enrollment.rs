@@ -17,6 +17,7 @@ use proto::{
 };
 use time::OffsetDateTime;
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use crate::{
     audit::{Event, entry::EnrolledBy},
@@ -35,7 +36,7 @@ pub(crate) enum Claim {
     /// The device has the token of an invitation.
     Invitation {
         /// The token, which is derived from the invitation's secret.
-        token: Vec<u8>,
+        token: Zeroizing<Vec<u8>>,
         /// The address of the device.
         from: SocketAddr,
         /// The CA whose hash is in the code. The device accepts no other now.
@@ -44,7 +45,7 @@ pub(crate) enum Claim {
     /// A person has signed in at the provider, and the code opens sign-ins.
     SignIn {
         /// The token of the code.
-        token: Vec<u8>,
+        token: Zeroizing<Vec<u8>>,
         /// The address of the device.
         from: SocketAddr,
         /// As above.

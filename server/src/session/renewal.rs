@@ -8,6 +8,7 @@ use common::{
 };
 use proto::wire::{Code, NewCa, RenewAnswer};
 use tracing::{info, warn};
+use zeroize::Zeroizing;
 
 use super::{Session, sign_in_renewal};
 use crate::state::ca::DeviceKey;
@@ -62,8 +63,8 @@ impl Session {
                 knock_key: authority.knock_key(device.id, self.peer.key),
             }),
         };
-        let mut framed = Vec::new();
-        frame::write(&mut framed, &answer).await.map_err(|_| Code::Busy)?;
+        let mut framed = Zeroizing::new(Vec::new());
+        frame::write(&mut *framed, &answer).await.map_err(|_| Code::Busy)?;
         send.write_all(&framed).await.map_err(|_| Code::Cut)?;
         send.finish();
         let is_new = authority.number > self.ca.sent();

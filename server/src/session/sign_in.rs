@@ -8,6 +8,7 @@ use proto::{
     wire::{EnrollAnswer, EnrollRefusal, RedirectAnswer, SignInRequest},
 };
 use tracing::info;
+use zeroize::Zeroizing;
 
 use super::{enrolling::Enrolling, enrollment::Claim};
 use crate::{
@@ -27,7 +28,7 @@ use crate::{
 pub(super) async fn run(
     server: &Arc<Server>,
     device: &mut Enrolling,
-    token: Vec<u8>,
+    token: Zeroizing<Vec<u8>>,
     wanted: SignInRequest,
 ) -> Result<Claim, EnrollAnswer> {
     let (now, asked) = (common::machine::process::unix_now(), token.clone());

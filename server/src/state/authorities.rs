@@ -18,6 +18,7 @@ use tracing::error;
 use super::{
     EndpointKeys,
     ca::{self, Ca, CaFiles, ClockError, check_clock},
+    secret_json,
 };
 
 /// One CA, and what goes with it.
@@ -282,9 +283,7 @@ fn knock_secret(dir: &Path, names: &CaFiles, keys: &EndpointKeys) -> Result<Shar
 /// It can't be written.
 pub(super) fn create_knock_secret(dir: &Path, names: &CaFiles) -> Result<(), FileError> {
     if let Some(name) = &names.knocks {
-        files::read_or_create(&dir.join(name), || {
-            serde_json::to_vec(&SharedKey::generate()).unwrap_or_default()
-        })?;
+        files::read_or_create(&dir.join(name), || secret_json(&SharedKey::generate()))?;
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ pub(super) async fn by_code(
     };
     let key = match &again {
         Some(profile) => profile.key(),
-        None => profile_dir.pending_key(&token, make_key)?,
+        None => profile_dir.pending_key(&*token, make_key)?,
     };
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let answer = match wanted {
@@ -86,7 +86,7 @@ pub(super) async fn by_code(
     };
     let old = profile_dir.read().ok();
     let mut profile = Profile::new(profile_dir, enrolled, None, key).in_place_of(old);
-    profile.sign_in_code = invitation.sign_in.then(|| invitation.code());
+    profile.sign_in_code = invitation.sign_in.then(|| invitation.code().to_string());
     check(&profile, Some(invitation.ca))?;
     if lock.is_some() {
         profile.save()?;
@@ -153,7 +153,7 @@ async fn ask(
     };
     let dialed = dialed.map_err(|why| not_reached(why, invitation))?;
     let request = EnrollRequest {
-        token: BASE64.encode(&invitation.secret.token()),
+        token: BASE64.encode(&*invitation.secret.token()).into(),
         csr: BASE64.encode(&csr(key)?),
         own_knock: true,
         sign_in: sign_in.as_ref().map(|sign_in| sign_in.request()),

@@ -105,7 +105,8 @@ mod tests {
             secret: Secret::generate(),
             sign_in: false,
         }
-        .code();
+        .code()
+        .to_string();
         let (first, rest) = code.split_at(40);
         let quoted = format!("> \"{first}\r\n> ");
         assert_eq!(after(quoted.as_bytes()), PasteStep::WaitForTheRest);

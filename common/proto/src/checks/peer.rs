@@ -69,9 +69,8 @@ pub fn knock(bytes: &[u8]) {
         assert!(!is_good(&bytes[1..]) && !is_good(&[bytes, b"x"].concat()));
         assert_eq!(devices.whose(bytes, |_| Some(KeyHash([6; 32]))), None);
     }
-    if let Ok(key) = KnockKey::try_from(String::from_utf8_lossy(bytes).into_owned()) {
-        let text = String::from(key.clone());
-        assert!(KnockKey::try_from(text).as_ref() == Ok(&key));
+    if let Ok(key) = String::from_utf8_lossy(bytes).parse::<KnockKey>() {
+        assert!(key.text().parse().as_ref() == Ok(&key));
         let knock = key.knock();
         assert!(match &key {
             KnockKey::Shared(key) => key.opens_for(&knock),

@@ -142,7 +142,8 @@ mod tests {
             expires: 1_800_000_000,
             secret: Secret::generate(),
         }
-        .code();
+        .code()
+        .to_string();
         for (text, clean) in [
             (format!("the code `{code}`"), "the code `(removed)`"),
             (

@@ -42,7 +42,7 @@ impl Bench {
         register.invite(&name, &role, None, &secret, 100, 1).expect("invited");
         let key = KeyHash([1; 32]);
         let device =
-            register.redeem(&secret.token(), key, 200, 1).expect("read").expect("redeemed");
+            register.redeem(&*secret.token(), key, 200, 1).expect("read").expect("redeemed");
         let rules = Arc::new(Rules::new(BTreeMap::new(), BTreeMap::new()).expect("rules"));
         let snapshot = register.snapshot().expect("read");
         let policy = Arc::new(Policy::new(snapshot, rules, Services::default()));

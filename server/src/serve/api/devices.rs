@@ -104,7 +104,7 @@ pub(super) async fn invite(
         "schema": 1,
         "device": device,
         "role": role,
-        "code": invitation.code(),
+        "code": invitation.code().as_str(),
         "expires": expires,
         "addresses": invitation.addresses,
     });

@@ -13,13 +13,14 @@ use common::machine::{
 };
 use data_encoding::BASE64;
 use proto::rotation::FIRST_CA;
-use serde::Deserialize;
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::state::ca::{CaFiles, files::found};
 
 /// The cost of scrypt (RFC 7914), as a power of two: about a second and 128 MiB.
 const WORK_FACTOR: u8 = 17;
+/// The most that all keys are, in bytes.
+const LARGEST: usize = 1 << 20;
 /// The files of keys in a backup of the first version, in this order.
 pub(super) const FIRST_KEY_FILES: [&str; 3] = ["endpoint.json", "ca.key", "ca.crt"];
 
@@ -27,12 +28,21 @@ pub(super) const FIRST_KEY_FILES: [&str; 3] = ["endpoint.json", "ca.key", "ca.cr
 pub(super) struct Keys(pub(super) BTreeMap<String, String>);
 
 /// The keys, as they are in a backup.
-#[derive(Deserialize)]
-#[serde(untagged)]
 enum Stored {
     Named(BTreeMap<String, String>),
     /// The content of each of [`FIRST_KEY_FILES`].
     First(Vec<String>),
+}
+
+impl Stored {
+    /// Serde's untagged enums are not used: to try several forms, they keep copies of all texts.
+    fn from_json(text: &[u8]) -> Option<Self> {
+        let is_list = text.trim_ascii_start().starts_with(b"[");
+        match is_list {
+            true => serde_json::from_slice(text).ok().map(Self::First),
+            false => serde_json::from_slice(text).ok().map(Self::Named),
+        }
+    }
 }
 
 impl Drop for Keys {
@@ -67,8 +77,8 @@ impl Keys {
         }
         let mut keys = Self(BTreeMap::new());
         for name in names {
-            let text = files::read_to_string(&dir.join(&name))?;
-            keys.0.insert(name, text);
+            let mut text = files::read_to_string(&dir.join(&name))?;
+            keys.0.insert(name, std::mem::take(&mut *text));
         }
         Ok(keys)
     }
@@ -90,7 +100,7 @@ impl Keys {
     fn write_but(&self, dir: &Path, leaves: impl Fn(&str) -> bool) -> Result<(), FileError> {
         for (name, text) in self.0.iter().filter(|(name, _)| !leaves(name)) {
             let path = dir.join(name);
-            if files::read_to_string(&path).is_ok_and(|there| there == *text) {
+            if files::read_to_string(&path).is_ok_and(|there| *there == *text) {
                 continue;
             }
             files::replace(&path, text.as_bytes())?;
@@ -102,7 +112,10 @@ impl Keys {
         let failed = |e: &dyn std::fmt::Display| {
             Failure::new("cannot encrypt the keys").source(e.to_string())
         };
-        let plain = Zeroizing::new(serde_json::to_vec(&self.0).map_err(|e| failed(&e))?);
+        // Allocated with their final size: a buffer that grows leaves copies in memory. The same
+        // holds for the other direction.
+        let mut plain = Zeroizing::new(Vec::with_capacity(LARGEST));
+        serde_json::to_writer(&mut *plain, &self.0).map_err(|e| failed(&e))?;
         let mut recipient = age::scrypt::Recipient::new(passphrase.clone());
         recipient.set_work_factor(WORK_FACTOR);
         let recipients = std::iter::once(&recipient as &dyn age::Recipient);
@@ -123,9 +136,9 @@ impl Keys {
         identity.set_max_work_factor(WORK_FACTOR);
         let decryptor = age::Decryptor::new(encrypted)?;
         let mut reader = decryptor.decrypt(std::iter::once(&identity as &dyn age::Identity))?;
-        let mut plain = Zeroizing::new(Vec::new());
-        reader.by_ref().take(1 << 20).read_to_end(&mut plain)?;
-        Ok(serde_json::from_slice::<Stored>(&plain).ok().and_then(Self::from_stored))
+        let mut plain = Zeroizing::new(Vec::with_capacity(LARGEST));
+        reader.by_ref().take(LARGEST as u64).read_to_end(&mut plain)?;
+        Ok(Stored::from_json(&plain).and_then(Self::from_stored))
     }
 }
 

@@ -197,7 +197,7 @@ mod tests {
         register
             .invite(&name("phone"), &default_role(), Some(&alice), &secret, 100, 1)
             .expect("invited");
-        let phone = register.redeem(&secret.token(), KeyHash([2; 32]), 200, 1).expect("read");
+        let phone = register.redeem(&*secret.token(), KeyHash([2; 32]), 200, 1).expect("read");
         assert_eq!(phone.expect("redeemed").user, Some(alice.clone()));
         let key = ApiKey::generate();
         register.create_key(&new_key("ci", Some(alice)), &key, 1).expect("made");
@@ -246,7 +246,7 @@ mod tests {
         let (ci, _) = snapshot.key_of(&key, 5).expect("found");
         assert!(snapshot.revoked_user(ci.user.as_ref()).is_some());
         // Nothing new, by whatever way.
-        let redeemed = register.redeem(&secret.token(), KeyHash([4; 32]), 200, 5).expect("read");
+        let redeemed = register.redeem(&*secret.token(), KeyHash([4; 32]), 200, 5).expect("read");
         assert!(redeemed.is_err(), "{redeemed:?}");
         let invited = register.invite(&name("new"), &default_role(), Some(&alice), &secret, 100, 5);
         assert!(matches!(invited, Err(DeviceError::UserRevoked(_))), "{invited:?}");

@@ -74,7 +74,7 @@ impl Register {
     pub(super) fn remember(&self) {
         let Ok(History { epoch, .. }) = self.history() else { return };
         let (file, text) = (self.memory(), format!("{epoch}\n"));
-        if files::read_to_string(&file).is_ok_and(|before| before == text) {
+        if files::read_to_string(&file).is_ok_and(|before| *before == text) {
             return;
         }
         if let Err(e) = files::replace(&file, text.as_bytes()) {

@@ -91,7 +91,7 @@ impl Register {
             )?;
             t.execute(
                 "INSERT INTO invitation (token, door_key, device_name, expires, role, user, sso, ca) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-                params![sha256(&secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str), sso, ca],
+                params![sha256(&*secret.token()), secret.knock_key().as_bytes(), name.as_str(), expires, role.as_str(), user.map(UserName::as_str), sso, ca],
             )?;
             Ok(Ok(withdrawn > 0))
         })?

@@ -36,12 +36,12 @@ fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models()
     let secret = Secret::generate();
     register.invite(&name, &role, None, &secret, 100, 1).expect("invited");
     assert_eq!(
-        register.invited(&secret.token(), 1).expect("read"),
+        register.invited(&*secret.token(), 1).expect("read"),
         Some(Invited { name, role: role.clone(), user: None, sso: false, expires: 100 })
     );
-    assert_eq!(register.invited(&secret.token(), 100).expect("read"), None);
+    assert_eq!(register.invited(&*secret.token(), 100).expect("read"), None);
     let device = register
-        .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
+        .redeem(&*secret.token(), KeyHash([1; 32]), 200, 1)
         .expect("read")
         .expect("redeemed");
     assert_eq!((&device.role, &device.models), (&role, &None));
@@ -114,8 +114,9 @@ fn only_open_invitations_count_and_few_used_ones_are_kept() {
         let (secret, name) = (Secret::generate(), name(&format!("device-{i}")));
         register.invite(&name, &default_role(), None, &secret, 100, 1).map(|_| secret)
     };
-    let redeem =
-        |secret: &Secret| register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
+    let redeem = |secret: &Secret| {
+        register.redeem(&*secret.token(), KeyHash([1; 32]), 200, 1).expect("read")
+    };
     let mut used = Vec::new();
     for i in 0..3 * MOST_INVITATIONS {
         let secret = invite(i).expect("invited");
@@ -165,7 +166,7 @@ fn an_invited_name_can_only_be_used_with_its_code() {
     register.invite(&name, &default_role(), None, &secret, 100, 1).expect("invited");
     let refused = register.enroll(&name, BOB, None, KeyHash([2; 32]), 200, 1);
     assert!(matches!(refused, Err(DeviceError::NameInvited(_))), "{refused:?}");
-    let device = register.redeem(&secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
+    let device = register.redeem(&*secret.token(), KeyHash([1; 32]), 200, 1).expect("read");
     assert_eq!(device.expect("redeemed").uid, None);
 }
 
@@ -256,7 +257,7 @@ fn the_invitation_of_a_revoked_device_can_not_be_used() {
     let name = "laptop".parse().expect("a name");
     register.invite(&name, &default_role(), None, &secret, 100, 1).expect("invited");
     let device = register
-        .redeem(&secret.token(), KeyHash([1; 32]), 200, 1)
+        .redeem(&*secret.token(), KeyHash([1; 32]), 200, 1)
         .expect("read")
         .expect("redeemed");
     let knock = secret.knock_key().knock();

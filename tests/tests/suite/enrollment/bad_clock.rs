@@ -82,7 +82,7 @@ async fn server_with_clock(
             connection.closed().await;
         }
     });
-    (endpoint, invitation.code(), certificate)
+    (endpoint, invitation.code().to_string(), certificate)
 }
 
 #[tokio::test]

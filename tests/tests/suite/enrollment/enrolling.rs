@@ -294,7 +294,7 @@ async fn after_a_lost_answer_the_same_key_can_use_the_same_code_again() {
     let key = new_key();
     place.prepare().expect("a directory");
     let kept =
-        place.pending_key(&invitation.secret.token(), || Ok(SecretPem::new(key.serialize_pem())));
+        place.pending_key(&*invitation.secret.token(), || Ok(SecretPem::new(key.serialize_pem())));
     assert_eq!(kept.expect("stored").as_str(), key.serialize_pem());
     let EnrollAnswer::Enrolled(lost) = redeem(&invitation, &key).await else { panic!("refused") };
 

@@ -11,7 +11,7 @@ use rcgen::KeyPair;
 use tests::{
     process::Process,
     skip,
-    state_files::{identity_file, private_key, text},
+    state_files::{identity_file, private_key, stored, text},
     unprivileged::{Ordinary, as_user},
     world::{SOON, World},
 };
@@ -108,12 +108,19 @@ async fn each_private_key_is_in_memory_once() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
     let up = device.up(&[]).await;
+    let endpoint = fs::read(world.state().join("endpoint.json")).expect("secrets");
+    let endpoint: serde_json::Value = serde_json::from_slice(&endpoint).expect("JSON");
+    let texts = |all: &[&serde_json::Value]| -> Vec<String> {
+        all.iter().map(|text| text.as_str().expect("text").to_owned()).collect()
+    };
+    let of_server = texts(&[&endpoint["reset"], &endpoint["door"]]);
+    let of_device = texts(&[&stored(&device)["door_key"]]);
     let key_of = |name| fs::read_to_string(world.state().join(name)).expect("a key");
-    for (process, pem, in_pem) in [
-        (&world.aditd, key_of("ca.key"), 0),
-        (&world.aditd, key_of("server.key"), 0),
+    for (process, pem, in_pem, texts) in [
+        (&world.aditd, key_of("ca.key"), 0, &of_server),
+        (&world.aditd, key_of("server.key"), 0, &of_server),
         // The profile is written again at every change.
-        (&up.adit, private_key(&device), 1),
+        (&up.adit, private_key(&device), 1, &of_device),
     ] {
         let [number, value, line] = forms(&pem);
         let Some(regions) = memory(process.pid()) else {
@@ -125,5 +132,9 @@ async fn each_private_key_is_in_memory_once() {
         };
         let copies = (count(&number), count(&value), count(&line));
         assert_eq!(copies, (1, 0, in_pem), "{}", process.pid());
+        // Secrets for knocks are kept as bytes: their texts are wiped when they have been read.
+        for text in texts {
+            assert_eq!(count(text.as_bytes()), 0, "{}", process.pid());
+        }
     }
 }

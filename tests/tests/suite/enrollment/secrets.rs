@@ -128,7 +128,7 @@ async fn no_secret_is_logged_even_at_the_highest_log_level() {
 
     let invitation = parse(&code);
     let mut secrets = vec![code.clone(), code[4..].to_owned(), code[4..].to_uppercase()];
-    secrets.extend(spellings(&invitation.secret.token()));
+    secrets.extend(spellings(&*invitation.secret.token()));
     secrets.extend(spellings(invitation.secret.knock_key().as_bytes()));
     secrets.extend(spellings_of_pem(&key));
     for name in ["ca.key", "server.key"] {

@@ -36,7 +36,7 @@ async fn a_signing_request_for_a_ca_and_another_name_gets_a_plain_certificate() 
         vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::Any];
     let csr = params.serialize_request(&key).expect("a CSR").der().to_vec();
     let EnrollAnswer::Enrolled(enrolled) =
-        enroll(&invitation, &invitation.secret.token(), csr).await
+        enroll(&invitation, &*invitation.secret.token(), csr).await
     else {
         panic!("refused")
     };
@@ -72,7 +72,7 @@ async fn an_invalid_enrollment_is_refused_and_keeps_the_invitation() {
         ("another curve", csr(&p384)),
         ("a request cut short", csr(&key)[..60].to_vec()),
     ] {
-        let answer = enroll(&invitation, &token, csr).await;
+        let answer = enroll(&invitation, &*token, csr).await;
         assert!(
             matches!(answer, EnrollAnswer::Refused(EnrollRefusal::BadRequest)),
             "{what}: {answer:?}"
@@ -103,7 +103,7 @@ async fn an_invalid_enrollment_is_refused_and_keeps_the_invitation() {
         tokio::time::timeout(SOON, connection.closed()).await.expect("the end");
     }
     gate.assert_shut_and_still_working().await;
-    assert!(matches!(enroll(&invitation, &token, csr(&key)).await, EnrollAnswer::Enrolled(_)));
+    assert!(matches!(enroll(&invitation, &*token, csr(&key)).await, EnrollAnswer::Enrolled(_)));
     let listed = devices(&gate.world).await;
     assert_eq!(listed.len(), 2, "{listed:?}");
 }

@@ -300,7 +300,7 @@ async fn an_older_adit_that_could_not_connect_is_not_enrolled() {
     let connection = at_enrollment(&invitation).await;
     let (mut send, mut recv) = connection.open_bi().await.expect("a stream");
     let request = json!({
-        "token": BASE64.encode(&invitation.secret.token()),
+        "token": BASE64.encode(&*invitation.secret.token()),
         "csr": BASE64.encode(&csr(&new_key())),
     });
     frame::write(&mut send, &request).await.expect("sent");

@@ -42,7 +42,11 @@ cost NAME *ARGS:
 instructions *FLAGS:
     cargo run --package adit-tests --bin adit-bench -- instructions {{FLAGS}}
 
-# Fuzz one parser: a name in common/proto/fuzz/seeds. Needs a nightly compiler and cargo-fuzz
+# Cut, kill, cancel and load both programs for more than an hour (--short, --only kills, --help)
+endure *FLAGS:
+    cargo run --release --package adit-tests --bin adit-bench -- endure {{FLAGS}}
+
+# Fuzz one parser: a name in common/proto/fuzz/seeds. Needs cargo-fuzz
 fuzz TARGET SECONDS="120":
     bash .ci/fuzz {{SECONDS}} {{TARGET}}
 

@@ -2,6 +2,7 @@
 //! in turn in the same run.
 
 pub mod contestant;
+mod endure;
 mod floods;
 mod instructions;
 pub mod load;
@@ -98,6 +99,14 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = "target/adit-bench")]
         out: PathBuf,
     },
+    /// Cut, kill, cancel and load both programs for long, and check that nothing is lost
+    ///
+    /// 1,000 outages over both carriers, with answers compared byte by byte; SIGKILL of aditd, of its
+    /// commands and of adit at 1,000 moments; 10,000 cancelled answers; 10,000 devices that use one
+    /// code; an hour of mixed load, after which memory and descriptors have to be what they were.
+    /// The outages need root. The table goes to standard output, and as Markdown and JSON to a
+    /// directory. Exit code 1 if something was lost.
+    Endure(endure::Wishes),
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -141,6 +150,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 Some(Command::Floods { attacks, seconds, out }) => {
                     floods::run(&this()?, *seconds, attacks, out).await
                 }
+                Some(Command::Endure(wishes)) => endure::run(this()?, wishes).await,
                 None => measure(args).await,
             }
         })

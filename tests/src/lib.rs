@@ -13,6 +13,7 @@ pub mod credentials;
 pub mod demo;
 pub mod disk;
 pub mod doctor;
+pub mod endurance;
 pub mod fake_clock;
 #[cfg(target_os = "linux")]
 pub mod lab;

@@ -9,6 +9,7 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::process::Command;
 
 use crate::{
     fake_clock::FakeClock,
@@ -234,6 +235,15 @@ impl World {
         self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags, None).await;
     }
 
+    /// Starts the server that was killed, and kills it with SIGKILL after this time, whether it is
+    /// ready or not.
+    pub async fn start_and_kill_server(&mut self, after: Duration) {
+        let command = serve_command(&self.programs, self.dir.path(), &self.serve_flags);
+        self.aditd = Process::spawn(command, "aditd").expect("aditd starts");
+        tokio::time::sleep(after).await;
+        self.aditd.kill().await;
+    }
+
     /// Like [`World::restart_server`], by this clock.
     pub async fn restart_server_by(&mut self, clock: &FakeClock) {
         let (programs, flags) = (&self.programs, &self.serve_flags);
@@ -265,12 +275,7 @@ fn config_file(dir: &Path) -> PathBuf {
     dir.join("world.toml")
 }
 
-async fn serve(
-    programs: &Programs,
-    dir: &Path,
-    flags: &[String],
-    clock: Option<&FakeClock>,
-) -> Process {
+fn serve_command(programs: &Programs, dir: &Path, flags: &[String]) -> Command {
     let state = dir.join("server");
     let config = config_file(dir);
     let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
@@ -278,7 +283,16 @@ async fn serve(
         args.extend(["--config", config.to_str().expect("a path")]);
     }
     args.extend(flags.iter().map(String::as_str));
-    let mut command = programs.command("aditd", &args);
+    programs.command("aditd", &args)
+}
+
+async fn serve(
+    programs: &Programs,
+    dir: &Path,
+    flags: &[String],
+    clock: Option<&FakeClock>,
+) -> Process {
+    let mut command = serve_command(programs, dir, flags);
     if let Some(clock) = clock {
         clock.give(&mut command);
     }
@@ -295,7 +309,7 @@ impl Device {
     }
 
     /// A command of `adit` on this device; what it runs may have arguments of its own.
-    pub fn command(&self, args: &[&str]) -> tokio::process::Command {
+    pub fn command(&self, args: &[&str]) -> Command {
         self.programs.command("adit", &[&["--state-dir", self.dir()], args].concat())
     }
 

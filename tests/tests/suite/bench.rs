@@ -72,3 +72,22 @@ fn floods_become_a_table_and_what_must_not_be_answered_is_not() {
     assert_eq!(nonsense.status.code(), Some(2));
     assert!(said(&nonsense).contains("half-open"), "{}", said(&nonsense));
 }
+
+#[test]
+fn endurance_becomes_a_table_and_a_part_that_does_not_exist_is_told_with_those_that_do() {
+    let out = tempfile::tempdir().expect("a directory");
+    let dir = out.path().to_str().expect("a path");
+    let ran = adit_bench(&["endure", "--short", "--only", "redeemers", "--out", dir]);
+    assert!(ran.status.success(), "{}", said(&ran));
+    let table = String::from_utf8_lossy(&ran.stdout).into_owned();
+    assert!(
+        table.contains("| devices that use one code, one of them enrolled | 200 | 0 |"),
+        "{table}"
+    );
+    let json = std::fs::read(out.path().join("endure.json")).expect("written");
+    let rows: Vec<Value> = serde_json::from_slice(&json).expect("json");
+    assert_eq!((rows.len(), rows[0]["count"].as_u64()), (1, Some(200)), "{rows:?}");
+    let nonsense = adit_bench(&["endure", "--only", "nonsense"]);
+    assert_eq!(nonsense.status.code(), Some(2));
+    assert!(said(&nonsense).contains("redeemers"), "{}", said(&nonsense));
+}

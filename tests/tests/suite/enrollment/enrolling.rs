@@ -12,12 +12,13 @@ use common::machine::{network::own_network_or_example, process::unix_now};
 use data_encoding::BASE64;
 use proto::{
     identity::Certificate,
-    wire::{ALPN_ENROLL, EnrollAnswer, EnrollRefusal, Enrolled},
+    wire::{ALPN_ENROLL, EnrollAnswer, Enrolled},
 };
 use serde_json::Value;
 use tests::{
     cli_assert::{FAILED, NOT_ALLOWED, USAGE, assert_ok, assert_told, without_places},
     credentials::{has_ended, new_key, parse, redeem},
+    endurance::redeemers,
     raw::{self, ROOT},
     skip,
     state_files::{device_names, devices, identity_file, private_key, profile, shell_quoted},
@@ -129,24 +130,7 @@ async fn on_a_terminal_the_code_is_asked_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_one_of_a_hundred_devices_that_use_one_code_at_once_is_enrolled() {
     let world = World::start(PROGRAM).await;
-    let code = world.invite("laptop").await;
-    let mut redeemers = tokio::task::JoinSet::new();
-    for _ in 0..100 {
-        let invitation = parse(&code);
-        redeemers.spawn(async move { redeem(&invitation, &new_key()).await });
-    }
-    let (mut admitted, mut refused) = (Vec::new(), 0);
-    while let Some(answer) = redeemers.join_next().await {
-        match answer.expect("no panic") {
-            EnrollAnswer::Enrolled(enrolled) => admitted.push(enrolled.device_id),
-            EnrollAnswer::Refused(EnrollRefusal::Used) => refused += 1,
-            other => panic!("{other:?}"),
-        }
-    }
-    assert_eq!((admitted.len(), refused), (1, 99));
-    let listed = devices(&world).await;
-    assert_eq!(listed.len(), 1, "{listed:?}");
-    assert_eq!(listed[0]["id"], admitted[0].to_string());
+    redeemers::all(&world, 100).await;
 }
 
 #[tokio::test]

@@ -3,59 +3,23 @@
 use std::time::Duration;
 
 use tests::{
+    endurance::cancels,
     ollama::Options,
     raw,
     timing::usual_or_long,
     world::{SOON, World},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    task::JoinSet,
-};
+use tokio::io::AsyncWriteExt;
 
 use crate::PROGRAM;
 
-const AT_ONCE: usize = 40;
-
-/// A request for an endless answer, cancelled after the answer has begun.
-async fn cancelled(address: std::net::SocketAddr, way: u64) {
-    let mut app = raw::connect(address).await;
-    app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
-    raw::read_exactly(&mut app, 300).await;
-    match way % 3 {
-        0 => {}
-        1 => app.set_zero_linger().expect("linger"),
-        _ => {
-            app.shutdown().await.expect("half-closed");
-            let _ = tokio::time::timeout(SOON, app.read_to_end(&mut Vec::new()))
-                .await
-                .expect("it ends");
-        }
-    }
-}
-
 #[tokio::test]
-async fn each_cancelled_answer_is_cancelled_at_the_service() {
+async fn each_cancelled_answer_is_cancelled_at_the_service_and_no_other_one() {
     let options = Options { token_interval: Duration::from_millis(20), ..Options::default() };
     let world = World::start_with(PROGRAM, options, &[]).await;
     let up = world.up("laptop").await;
-    let mut running = JoinSet::new();
-    let count = usual_or_long(300, 1000);
-    for way in 0..count {
-        if running.len() >= AT_ONCE {
-            running.join_next().await.expect("one").expect("no panic");
-        }
-        running.spawn(cancelled(up.address, way));
-    }
-    while let Some(ended) = running.join_next().await {
-        ended.expect("no panic");
-    }
-    let all = world
-        .ollama
-        .wait_for(|c| c.cancelled + c.completed == count, SOON)
-        .await
-        .expect("all have ended");
-    assert_eq!((all.started, all.cancelled, all.running), (count, count, 0));
+    let whole = cancels::all(&world, up.address, usual_or_long(300, 1000), 1).await;
+    assert!(whole > 0);
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
-//! Random histories of a register: whatever is lost and put back, no revoked device is let in, and
-//! none that is not revoked is locked out without being listed.
+//! Random histories of a server: whatever is rotated, lost and put back, no revoked device is let in,
+//! and none that is not revoked is locked out without being listed.
 
 use std::collections::HashMap;
 
@@ -7,15 +7,27 @@ use proptest::prelude::*;
 use proto::{
     epoch::Epoch,
     identity::{DeviceId, KeyHash},
+    invitation::Secret,
+    knock::KnockKey,
+    rotation::{CaNumber, CaState},
 };
 
 use super::*;
-use crate::state::register::{User, epoch::Proof};
+use crate::state::{
+    authorities::create_knock_secret,
+    register::{User, epoch::Proof},
+    rotation::CaError,
+};
+
+const DAY: i64 = 24 * 3600;
 
 /// What happens to a server. Numbers choose a device or a backup.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Enroll,
+    /// Makes a code, of which a device may enroll later.
+    Invite,
+    Redeem(usize),
     Revoke(usize),
     /// The machine fails after the register is written and before the epoch's file is.
     RevokeAndCrash(usize),
@@ -31,6 +43,16 @@ enum Step {
     /// The owner goes through the list, and knows who should be let in.
     Confirm,
     Restart,
+    RestoreDevice(usize),
+    Rotate,
+    /// The machine fails after so many of the new CA's files are written.
+    RotateAndCrash(usize),
+    /// The owner ends the old CAs.
+    Retire,
+    /// The machine fails after the end is in the register.
+    RetireAndCrash,
+    /// So many days pass, and old CAs end by themselves.
+    Wait(i64),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -44,9 +66,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any.clone().prop_map(Step::RestoreAnew),
         1 => any.clone().prop_map(Step::PutBack),
         1 => any.clone().prop_map(Step::PutBackAll),
-        4 => any.prop_map(Step::Connect),
+        4 => any.clone().prop_map(Step::Connect),
         2 => Just(Step::Confirm),
         1 => Just(Step::Restart),
+        1 => Just(Step::Invite),
+        1 => any.clone().prop_map(Step::Redeem),
+        1 => any.clone().prop_map(Step::RestoreDevice),
+        2 => Just(Step::Rotate),
+        1 => (0..4_usize).prop_map(Step::RotateAndCrash),
+        1 => Just(Step::Retire),
+        1 => Just(Step::RetireAndCrash),
+        2 => (1..60_i64).prop_map(Step::Wait),
     ]
 }
 
@@ -55,12 +85,31 @@ struct Known {
     key: KeyHash,
     is_revoked: bool,
     remembers: Option<Epoch>,
+    /// The CA that it has, and the key for its knocks that goes with it.
+    ca: CaNumber,
+    knock: KnockKey,
+}
+
+/// Why a device is not let in.
+#[derive(Debug, PartialEq, Eq)]
+enum Shut {
+    /// The register says so.
+    Refused(proto::wire::Code),
+    /// Its CA has ended for too long, or is forgotten.
+    TooLate,
+    /// Its knock is nobody's.
+    Silent,
 }
 
 struct World {
     dir: tempfile::TempDir,
-    register: Option<Register>,
+    server: Option<State>,
     devices: Vec<Known>,
+    codes: Vec<Secret>,
+    /// How many devices there have ever been.
+    made: u8,
+    /// How far the clock is ahead of the machine's, in seconds.
+    ahead: i64,
     /// Each with the files as they were.
     backups: Vec<(Backup, Vec<u8>, Vec<u8>)>,
     /// All of the disk was put back, and nobody has noticed yet.
@@ -73,12 +122,14 @@ impl World {
         common::machine::files::create_dir(&dir.path().join("state")).expect("a directory");
         let mut world = Self {
             dir,
-            register: None,
+            server: None,
             devices: Vec::new(),
+            codes: Vec::new(),
+            made: 0,
+            ahead: 0,
             backups: Vec::new(),
             is_unnoticed: false,
         };
-        State::open_or_create(&world.state()).map(drop).unwrap_or_else(|e| panic!("{e:?}"));
         world.open();
         world
     }
@@ -92,17 +143,70 @@ impl World {
     }
 
     fn open(&mut self) {
-        self.register = None;
-        self.register = Some(Register::open(&self.file(Register::FILE)).expect("a register"));
+        self.server = None;
+        let opened = State::open_or_create(&self.state());
+        self.server = Some(opened.unwrap_or_else(|e| panic!("{e:?}")));
+    }
+
+    fn server(&self) -> &State {
+        self.server.as_ref().expect("it is open")
     }
 
     fn register(&self) -> &Register {
-        self.register.as_ref().expect("it is open")
+        &self.server().register
+    }
+
+    fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc() + time::Duration::seconds(self.ahead)
+    }
+
+    /// A device has enrolled, and has what it was given.
+    fn enrolled(&mut self, id: DeviceId, key: KeyHash) {
+        let current = self.server().authorities.get().current().clone();
+        self.register().has_ca(id, current.number).expect("noted");
+        let (ca, knock) = (current.number, current.knock_key(id, key));
+        self.devices.push(Known { id, key, is_revoked: false, remembers: None, ca, knock });
+    }
+
+    fn next_device(&mut self) -> (proto::identity::Name, KeyHash) {
+        self.made += 1;
+        let name = format!("device-{}", self.made).parse().expect("a name");
+        (name, KeyHash([self.made; 32]))
+    }
+
+    /// Whether the door and the register let a device in, as the server asks them: by its knock, and
+    /// by its certificate.
+    fn lets_in(&self, device: &Known) -> Result<(), Shut> {
+        let snapshot = self.register().snapshot().expect("a snapshot");
+        let known = |id| Some((snapshot.key(id)?, snapshot.ca_of(id)));
+        let authorities = self.server().authorities.get();
+        let found = authorities.whose(&device.knock.knock(), known);
+        let judged = snapshot.judge(device.id, device.key).map(drop);
+        let records = authorities.records();
+        let until = records.recovers_until(device.ca);
+        let has_ended = match records.state(device.ca) {
+            Some(CaState::Retired) => until.is_none_or(|until| until < self.now().unix_timestamp()),
+            Some(_) => false,
+            None => true,
+        };
+        match (found, judged) {
+            (_, Err(code)) => Err(Shut::Refused(code)),
+            _ if has_ended => Err(Shut::TooLate),
+            (Some(found), Ok(())) if found == (device.id, device.ca) => Ok(()),
+            _ => Err(Shut::Silent),
+        }
+    }
+
+    fn rotate(&mut self) {
+        match self.server().rotate_ca(self.now()) {
+            Ok(_) | Err(CaError::Conflict(_)) => {}
+            Err(CaError::Failed(e)) => panic!("{e:?}"),
+        }
     }
 
     /// Replaces files while the server is stopped.
     fn put(&mut self, files: &[(&str, &[u8])]) {
-        self.register = None;
+        self.server = None;
         for side in ["register.sqlite-wal", "register.sqlite-shm"] {
             let _ = fs::remove_file(self.file(side));
         }
@@ -127,7 +231,7 @@ impl World {
 
     fn restore(&mut self, i: usize) {
         let state = self.state();
-        self.register = None;
+        self.server = None;
         self.backups[i].0.restore(&state, None, true).map(drop).unwrap_or_else(|e| panic!("{e:?}"));
         self.is_unnoticed = false;
         self.open();
@@ -137,14 +241,69 @@ impl World {
         let pick = |i: usize, len: usize| (len > 0).then(|| i % len.max(1));
         match step {
             Step::Enroll => {
-                let number = self.devices.len() as u8;
-                let name = format!("device-{number}").parse().expect("a name");
-                let (user, key) = (User { uid: 0, is_owner: true }, KeyHash([number; 32]));
-                let made = self
-                    .register()
-                    .enroll(&name, user, None, key, i64::MAX / 2, 1)
-                    .expect("enrolled");
-                self.devices.push(Known { id: made.id, key, is_revoked: false, remembers: None });
+                let (name, key) = self.next_device();
+                let user = User { uid: 0, is_owner: true };
+                let made = self.register().enroll(&name, user, None, key, i64::MAX / 2, 1);
+                self.enrolled(made.expect("enrolled").id, key);
+            }
+            Step::Invite => {
+                let (name, _) = self.next_device();
+                let (role, secret) = ("chat".parse().expect("a name"), Secret::generate());
+                let invited = self.register().invite(&name, &role, None, &secret, i64::MAX / 2, 1);
+                invited.expect("invited");
+                self.codes.push(secret);
+            }
+            Step::Redeem(i) => {
+                let Some(i) = pick(i, self.codes.len()) else { return };
+                let (secret, (_, key)) = (self.codes.swap_remove(i), self.next_device());
+                let redeemed = self.register().redeem(&*secret.token(), key, i64::MAX / 2, 1);
+                // A restore and the end of its CA end a code.
+                if let Ok(device) = redeemed.expect("read") {
+                    self.enrolled(device.id, key);
+                }
+            }
+            Step::RestoreDevice(i) => {
+                let Some(i) = pick(i, self.devices.len()) else { return };
+                let device = &mut self.devices[i];
+                // A register that has been put back may not know of it.
+                if device.is_revoked
+                    && !self.is_unnoticed
+                    && self.server.as_ref().expect("open").register.restore(device.id).is_ok()
+                {
+                    device.is_revoked = false;
+                }
+            }
+            Step::Rotate => self.rotate(),
+            Step::RotateAndCrash(done) => {
+                let next = self.register().cas().expect("read").current().number + 1;
+                let names = CaFiles::of(next);
+                if done > 0 {
+                    create_knock_secret(&self.state(), &names).expect("written");
+                }
+                if done > 1 {
+                    Ca::open_number(&self.state(), next, self.now()).expect("made");
+                }
+                if done > 2 {
+                    self.rotate();
+                    let _ = fs::remove_file(self.file(&names.server_certificate));
+                }
+                self.open();
+            }
+            Step::Retire => match self.server().retire_cas(true, self.now().unix_timestamp()) {
+                Ok(_) | Err(CaError::Conflict(_)) => {}
+                Err(CaError::Failed(e)) => panic!("{e:?}"),
+            },
+            Step::RetireAndCrash => {
+                let old: Vec<_> =
+                    self.register().cas().expect("read").old().map(|ca| ca.number).collect();
+                let now = self.now().unix_timestamp();
+                self.register().retire_cas(&old, now).expect("written");
+                self.open();
+            }
+            Step::Wait(days) => {
+                self.ahead += days * DAY;
+                let due = self.server().retire_unneeded(self.now().unix_timestamp());
+                due.map(drop).map_err(Failure::from).unwrap_or_else(|e| panic!("{e:?}"));
             }
             Step::Revoke(i) => {
                 if let Some(i) = pick(i, self.devices.len()) {
@@ -173,7 +332,7 @@ impl World {
             }
             Step::RestoreAnew(i) => {
                 if let Some(i) = pick(i, self.backups.len()) {
-                    self.register = None;
+                    self.server = None;
                     for name in [Register::FILE, Register::EPOCH_FILE] {
                         let _ = fs::remove_file(self.file(name));
                     }
@@ -197,11 +356,12 @@ impl World {
             Step::Connect(i) => {
                 let Some(i) = pick(i, self.devices.len()) else { return };
                 let history = self.register().history().expect("a history");
-                let may = |world: &Self, i: usize| {
-                    let snapshot = world.register().snapshot().expect("a snapshot");
-                    snapshot.judge(world.devices[i].id, world.devices[i].key).map(drop)
-                };
-                if may(self, i) == Err(proto::wire::Code::Revoked) {
+                let judged = self.lets_in(&self.devices[i]);
+                let is_known = !matches!(
+                    judged,
+                    Err(Shut::Refused(proto::wire::Code::Revoked) | Shut::TooLate | Shut::Silent)
+                );
+                if !is_known {
                     return;
                 }
                 match self.devices[i].remembers.and_then(|remembered| history.hear(remembered)) {
@@ -214,9 +374,20 @@ impl World {
                     }
                     None => {}
                 }
-                if may(self, i).is_ok() {
+                if self.lets_in(&self.devices[i]).is_ok() {
                     let now = self.register().history().expect("a history").epoch;
-                    self.devices[i].remembers = Some(now);
+                    let current = self.server().authorities.get().current().clone();
+                    let device = &mut self.devices[i];
+                    device.remembers = Some(now);
+                    if device.ca == current.number {
+                        // It has knocked with the key of this one.
+                        let id = device.id;
+                        self.register().has_ca(id, current.number).expect("noted");
+                    } else {
+                        // The server learns of it when the device comes again.
+                        device.ca = current.number;
+                        device.knock = current.knock_key(device.id, device.key);
+                    }
                 }
             }
             Step::Confirm => {
@@ -239,12 +410,17 @@ impl World {
     fn check(&self) {
         let standings = self.standings();
         for device in &self.devices {
+            let shut = self.lets_in(device).err();
             match (device.is_revoked, standings.get(&device.id)) {
-                (true, Some(Standing::Admitted)) => {
+                (true, _) if shut.is_none() => {
                     assert!(self.is_unnoticed, "a revoked device is let in: {}", device.id);
                 }
                 (false, Some(Standing::Revoked)) => {
                     panic!("{} is locked out and not listed", device.id)
+                }
+                (false, Some(Standing::Admitted)) => {
+                    let is_fine = matches!(shut, None | Some(Shut::TooLate));
+                    assert!(is_fine, "{} with CA {} is locked out: {shut:?}", device.id, device.ca);
                 }
                 // A device that was enrolled after the backup is not known any more.
                 _ => {}
@@ -253,11 +429,16 @@ impl World {
     }
 }
 
+/// How many histories: many in the long form of tests.
+fn cases() -> u32 {
+    if std::env::var_os("ADIT_LONG_TESTS").is_some() { 1_000 } else { 24 }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), ..ProptestConfig::default() })]
     #[test]
     fn no_history_lets_a_revoked_device_in_or_locks_another_out_unlisted(
-        steps in prop::collection::vec(step(), 1..30)
+        steps in prop::collection::vec(step(), 1..40)
     ) {
         let mut world = World::new();
         for step in steps {

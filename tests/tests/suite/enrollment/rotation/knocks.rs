@@ -1,13 +1,16 @@
 //! The knock keys that go with a CA.
 
+use std::fs;
+
 use proto::wire::ALPN_TUNNEL;
 use tests::{
     cli_assert::assert_ok,
-    state_files::profile,
+    state_files::{devices, profile},
     stranger::{Gate, Outcome, Stranger, attempt, crypto, first_flight},
+    world::World,
 };
 
-use super::{all_have_it, rotate};
+use super::{all_have_it, gets_it, rotate};
 use crate::PROGRAM;
 
 /// Whether the device's old profile is let in. A connection of the device's own that comes late
@@ -48,4 +51,25 @@ async fn the_old_knock_keys_are_a_strangers_when_their_ca_has_ended() {
     let up = gate.device.up(&[]).await;
     stranger.assert_heard_nothing("a knock with a key of the old CA").await;
     up.end().await;
+}
+
+#[tokio::test]
+async fn after_the_end_of_the_first_ca_the_last_secret_can_be_made_anew() {
+    let mut world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    rotate(&world).await;
+    gets_it(&world, &device, "laptop").await;
+    assert_ok(&world.aditd(&["ca", "retire"]).await);
+    world.kill_server().await;
+    let file = world.state().join("endpoint.json");
+    let before = fs::read(&file).expect("secrets");
+    fs::remove_file(&file).expect("removed");
+    world.restart_server().await;
+    assert_ne!(fs::read(&file).expect("secrets"), before);
+    // It remembers an epoch that nobody can read any more, and then the one of now.
+    device.up(&[]).await.works().await;
+    assert_ok(&world.aditd(&["device", "role", "laptop", "infer"]).await);
+    device.up(&[]).await.works().await;
+    let held = &devices(&world).await[0]["to_confirm"];
+    assert!(held.is_null(), "{held}");
 }

@@ -15,7 +15,7 @@ use crate::{
     commands::{
         api, audit, backup,
         beside::{self, Beside},
-        ca,
+        broker, ca,
         completions::completed,
         devices,
         doctor::{self, DoctorFlags},
@@ -72,6 +72,9 @@ enum Command {
         /// Name the device
         device: String,
     },
+    /// Do for a running server what it may not do itself: `aditd serve` starts this
+    #[command(hide = true)]
+    Broker,
     /// Print the SHA-256 of this program: run by `adit up USER@HOST` where no other tool can
     #[command(hide = true)]
     Digest,
@@ -245,6 +248,13 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Restore(restore) => on_one_thread()?.block_on(backup::restore(flags, restore)),
         Command::EnrollDevice { device } => {
             on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
+        }
+        Command::Broker => {
+            let runtime = on_one_thread()?;
+            let result = runtime.block_on(broker::run());
+            // Does not wait for a look-up that hangs.
+            runtime.shutdown_background();
+            result
         }
         Command::Digest => over_ssh::digest(),
         Command::Relay { to, known_port } => {

@@ -4,6 +4,7 @@ pub(crate) mod api;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod beside;
+pub(crate) mod broker;
 pub(crate) mod ca;
 pub(crate) mod completions;
 pub(crate) mod devices;

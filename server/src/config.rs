@@ -29,6 +29,8 @@ use ipnet::IpNet;
 use proto::{identity::Name, wire::ADITD_PORT};
 use toml::Spanned;
 
+pub use self::https::HttpsFlags;
+pub(crate) use self::outgoing::OutgoingPlace;
 use self::{
     file::Read,
     values::{AboveZero, Advertised, IdleTimeout, Life, Listen, Whole, Wrong},
@@ -37,7 +39,6 @@ pub(crate) use self::{
     file::{SYSTEM_FILE, of_system},
     reach::addresses,
 };
-pub use self::{https::HttpsFlags, outgoing::OutgoingPlace};
 use crate::{
     accounting::{AccountingSettings, queue},
     audit::{Age, AuditSettings},
@@ -103,6 +104,9 @@ pub struct ServeFlags {
     /// [default: nobody]
     #[arg(long, value_name = "GROUP", env = "ADITD_ENROLL_GROUP")]
     pub enroll_group: Option<String>,
+    /// Do not give up rights after the start: see `sandbox` in the reference of the configuration
+    #[arg(long)]
+    pub no_sandbox: bool,
     /// Take the sockets over from the running server, which has started this process: see
     /// `aditd replace`
     #[arg(long, hide = true)]
@@ -170,6 +174,8 @@ pub struct Config {
     /// The devices that the file names.
     pub(crate) devices: Vec<Name>,
     authorize: Option<AuthorizeSettings>,
+    /// Whether the server gives up what it does not need after its start.
+    pub(crate) sandbox: bool,
     /// Limits, queue, audit log and metrics.
     pub(crate) accounting: AccountingSettings,
 }
@@ -296,6 +302,7 @@ impl Config {
             jwt,
             oidc,
             rules: Arc::new(rules),
+            sandbox: !serve.no_sandbox && file.sandbox.unwrap_or(true),
             devices,
             authorize: authorize.map(|address| AuthorizeSettings {
                 trust,
@@ -332,6 +339,11 @@ impl Config {
         }
     }
 
+    /// What is set of the service that is asked besides the roles.
+    pub(crate) fn authorize(&self) -> Option<&AuthorizeSettings> {
+        self.authorize.as_ref()
+    }
+
     /// The service that is asked besides the roles.
     pub fn authority(&self) -> Option<Arc<Authority>> {
         self.authorize.clone().map(|settings| Arc::new(Authority::new(settings)))
@@ -357,6 +369,7 @@ impl Config {
             ("audit_required", audit.required == other_audit.required),
             ("audit_size", audit.size == other_audit.size),
             ("audit_keep", audit.keep == other_audit.keep),
+            ("sandbox", self.sandbox == other.sandbox),
             ("metrics", self.accounting.metrics == other.accounting.metrics),
         ];
         all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()

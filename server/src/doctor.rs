@@ -4,7 +4,7 @@ mod files;
 mod ollama;
 mod systemd;
 
-pub(crate) use self::ollama::model_names;
+pub(crate) use self::ollama::{around, model_names};
 
 use std::{
     sync::Arc,
@@ -33,6 +33,7 @@ use crate::{
     policy::authorize::{At, Authority, How, Question},
     record::CallerKind,
     running::Server,
+    sandbox,
     state::register::Key,
 };
 
@@ -46,11 +47,10 @@ const ASKER: &str = "aditd-doctor";
 pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority>>) -> BoxFound {
     let look = async {
         let ollama = ollama::look(config.upstream()).await;
-        (files::look(config, ollama.models_dir).await, ollama.found)
+        (files::look(config, ollama.models_dir).await, ollama.found, ollama.unit)
     };
     let asked = async { ask(authority.as_deref()?).await };
-    let ((files, ollama), services, authorize, unit) =
-        tokio::join!(look, services(config), asked, systemd::unit());
+    let ((files, ollama, unit), services, authorize) = tokio::join!(look, services(config), asked);
     BoxFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         argument: String::new(),
@@ -70,6 +70,7 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
         devices: None,
         https: None,
         device: None,
+        sandbox: None,
         buffers: transport::largest_buffers(),
     }
 }
@@ -116,6 +117,7 @@ async fn examine(server: &Server) -> BoxFound {
         max_in_flight: Some(in_flight(server.accounting.queue.most())),
         audit: Some(audit(server)),
         devices: Some(devices(server)),
+        sandbox: Some(sandbox::in_force()),
         https: server.open.https.as_deref().map(|found| https(server, found)),
         ..around
     }

@@ -15,17 +15,20 @@ mod jwt;
 mod limits;
 mod metrics;
 mod oidc;
+mod outside;
 mod policy;
 mod record;
 mod running;
+mod sandbox;
 mod serve;
 mod session;
 mod state;
 
 pub use cli::{command, run};
-pub use config::{Config, Flags, HttpsFlags, OutgoingPlace, ServeFlags};
+pub use config::{Config, Flags, HttpsFlags, ServeFlags};
 pub use policy::upstream::{Kind, Upstream, UpstreamError, WrittenUpstream};
 pub use running::{Answer, Request};
+pub use sandbox::enter as enter_sandbox;
 pub use serve::certificate::ServerCertificate;
 pub use state::{
     State,

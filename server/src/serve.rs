@@ -10,15 +10,19 @@ pub(crate) mod entrances;
 mod https;
 mod listen;
 pub(crate) mod look;
+mod notify;
 pub(crate) mod reload;
 pub(crate) mod started;
 mod succession;
+
+pub(crate) use self::succession::TAKE_OVER;
 
 use std::{io, net::SocketAddr, os::fd::AsFd, sync::Arc};
 
 use common::{
     machine::{
         control::{ClaimError, Control},
+        files,
         process::StopSignals,
         report::{Exit, Failure},
     },
@@ -56,8 +60,10 @@ use crate::{
         sockets::Sockets,
     },
     metrics::serve::Exporter,
+    outside,
     policy::{Policy, roles::default_service},
     running::{Open, Server, replacement::Replacements},
+    sandbox,
     session::enroll_socket::GroupSocket,
     state::State,
 };
@@ -112,6 +118,9 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     let exporter = exporter(&config, taken.as_mut()).await?;
     let mut stop =
         StopSignals::listen().map_err(|e| Failure::new("cannot listen for signals").source(e))?;
+    let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
+    let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
+    let relays = relays(&config, &listening, taken.as_mut()).await.map_err(unusable)?;
     let group = config.enroll_group.as_ref();
     let group = group.map(|group| GroupSocket::bind(&config.enroll_socket, group)).transpose()?;
     let state = State::open_or_create(&config.state_dir)?;
@@ -122,6 +131,10 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     {
         debug!("cannot note how this server was started: {e}");
     }
+    // An audit log that cannot be made is reported when it is opened.
+    let _ = files::create_dir(&config.accounting.audit.dir);
+    notify::open();
+    sandbox::enter(&config).await;
     let accounting = Accounting::open(&config.accounting, &state.dir)?;
     // Read before the snapshot: a change between the two is then noticed.
     let version = state.register.version()?;
@@ -136,9 +149,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     let admission = Admission::new(&state.keys, state.authorities.clone(), policy.clone());
     let admission = Arc::new(admission);
     let socket_buffers = sockets.first().and_then(|socket| transport::buffer_sizes(socket).ok());
-    let listening = sockets.iter().filter_map(|s| s.local_addr().ok()).collect::<Vec<_>>();
     let repeats = Arc::<PacketRepeats>::default();
-    let unusable = |e: io::Error| Failure::new("cannot use a UDP socket").source(e);
     let sockets = sockets.into_iter().map(SystemSocket::new).collect::<Result<Vec<_>, _>>();
     let sockets = sockets.map_err(unusable)?;
     // `aditd invite` may run before this server is up.
@@ -162,7 +173,6 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
             human::size(send as u64)
         );
     }
-    let relays = relays(&config, &listening, taken.as_mut()).await.map_err(unusable)?;
     let relay = relays.first().map(Relay::port);
     let key = IdKey::new(&state.keys.reset);
     let mut ways = taken.as_mut().map(|t| std::mem::take(&mut t.ways)).unwrap_or_default();
@@ -252,6 +262,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
     services.spawn(reload::on_hangup(server.clone()));
     services.spawn(older.follow());
     services.spawn(drain::feed_watchdog(server.replaced.clone()));
+    services.spawn(outside::report_end());
     services.spawn(answer_control(control.clone(), server.clone()));
     match (successor, giver) {
         // The older process tells systemd which one is the main process now.
@@ -259,7 +270,7 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
             successor.serves().await;
             info!("took over from {}", giver.unwrap_or_default());
         }
-        _ => drop(sd_notify::notify(&[sd_notify::NotifyState::Ready])),
+        _ => notify::tell(&sd_notify::NotifyState::Ready),
     }
 
     let mut parts = drain::Parts { server, admission, endpoint, https, sessions, services };
@@ -303,7 +314,7 @@ async fn hand_over(
     estate.control.give_up();
     let pid = heir.pid();
     let link = heir.go(server.accounting.limiter.give()).await?;
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::MainPid(pid)]);
+    notify::tell(&sd_notify::NotifyState::MainPid(pid));
     server.replaced.cancel();
     info!("replaced by a new aditd (pid {pid}): answers that run here go on to their end");
     Ok(link)

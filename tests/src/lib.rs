@@ -35,6 +35,8 @@ pub mod stranger;
 pub mod systemd;
 pub mod terminal;
 pub mod timing;
+#[cfg(target_os = "linux")]
+mod tries;
 pub mod udp_or_ssh;
 pub mod unprivileged;
 pub mod world;

@@ -95,6 +95,10 @@ pub fn run_as_named() {
     if matches!(name, Some("adit" | "aditd")) && !outlives {
         end_with_parent();
     }
+    #[cfg(target_os = "linux")]
+    if name == Some("aditd") {
+        crate::tries::run_if_named();
+    }
     let code = match name {
         Some("adit") => client::run(std::env::args_os()),
         Some("aditd") => server::run(std::env::args_os()),

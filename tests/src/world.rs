@@ -92,7 +92,7 @@ impl World {
         if !flags.contains(&"--listen") {
             serve_flags.extend(["--listen".to_owned(), "127.0.0.1:0".to_owned()]);
         }
-        let aditd = serve(&programs, dir.path(), &serve_flags, None).await;
+        let aditd = serve(&programs, dir.path(), &serve_flags, &[], None).await;
         let mut world = Self { ollama, aditd, programs, serve_flags, dir };
         world.keep_port().await;
         world
@@ -232,13 +232,13 @@ impl World {
 
     /// Restarts the server on the same port with the same flags.
     pub async fn restart_server(&mut self) {
-        self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags, None).await;
+        self.aditd = serve(&self.programs, self.dir.path(), &self.serve_flags, &[], None).await;
     }
 
     /// Starts the server that was killed, and kills it with SIGKILL after this time, whether it is
     /// ready or not.
     pub async fn start_and_kill_server(&mut self, after: Duration) {
-        let command = serve_command(&self.programs, self.dir.path(), &self.serve_flags);
+        let command = serve_command(&self.programs, self.dir.path(), &self.serve_flags, &[]);
         self.aditd = Process::spawn(command, "aditd").expect("aditd starts");
         tokio::time::sleep(after).await;
         self.aditd.kill().await;
@@ -247,7 +247,15 @@ impl World {
     /// Like [`World::restart_server`], by this clock.
     pub async fn restart_server_by(&mut self, clock: &FakeClock) {
         let (programs, flags) = (&self.programs, &self.serve_flags);
-        self.aditd = serve(programs, self.dir.path(), flags, Some(clock)).await;
+        self.aditd = serve(programs, self.dir.path(), flags, &[], Some(clock)).await;
+    }
+
+    /// Like [`World::restart_server`], as on a kernel that has neither Landlock nor seccomp.
+    #[cfg(target_os = "linux")]
+    pub async fn restart_server_on_an_old_kernel(&mut self) {
+        let (programs, flags) = (&self.programs, &self.serve_flags);
+        let before = [crate::tries::OLD_KERNEL];
+        self.aditd = serve(programs, self.dir.path(), flags, &before, None).await;
     }
 
     /// Replaces the server with a new process of the same program, while answers run.
@@ -275,10 +283,11 @@ fn config_file(dir: &Path) -> PathBuf {
     dir.join("world.toml")
 }
 
-fn serve_command(programs: &Programs, dir: &Path, flags: &[String]) -> Command {
+fn serve_command(programs: &Programs, dir: &Path, flags: &[String], before: &[&str]) -> Command {
     let state = dir.join("server");
     let config = config_file(dir);
-    let mut args = vec!["serve", "--state-dir", state.to_str().expect("a path"), "-v"];
+    let mut args = before.to_vec();
+    args.extend(["serve", "--state-dir", state.to_str().expect("a path"), "-v"]);
     if !flags.iter().any(|flag| flag == "--config") {
         args.extend(["--config", config.to_str().expect("a path")]);
     }
@@ -290,9 +299,10 @@ async fn serve(
     programs: &Programs,
     dir: &Path,
     flags: &[String],
+    before: &[&str],
     clock: Option<&FakeClock>,
 ) -> Process {
-    let mut command = serve_command(programs, dir, flags);
+    let mut command = serve_command(programs, dir, flags, before);
     if let Some(clock) = clock {
         clock.give(&mut command);
     }

@@ -325,16 +325,37 @@ pub async fn ask_for_grant<Q: Serialize, A: DeserializeOwned>(
         }
         Err(e) => return Err(failed(e)),
     };
-    let exchange = async {
-        frame::write(&mut stream, request).await?;
-        frame::read_long(&mut stream, MAX_ANSWER).await
-    };
-    match tokio::time::timeout(ANSWER_WITHIN, exchange).await {
+    match exchange(&mut stream, request).await {
         // It has ended meanwhile.
-        Ok(Err(e)) if is_cut(&e) && !is_running(dir) => Ok(None),
-        Ok(answer) => Ok(Some((answer.map_err(failed)?, stream))),
-        Err(_) => Err(failed(io::ErrorKind::TimedOut.into())),
+        Err(e) if is_cut(&e) && !is_running(dir) => Ok(None),
+        answer => Ok(Some((answer.map_err(failed)?, stream))),
     }
+}
+
+/// Like [`ask`], on a connection to the socket at `path`.
+///
+/// # Errors
+/// Likewise, and when the process has ended.
+pub async fn ask_on<Q: Serialize, A: DeserializeOwned>(
+    mut stream: UnixStream,
+    path: &Path,
+    request: &Q,
+) -> Result<A, FileError> {
+    exchange(&mut stream, request)
+        .await
+        .map_err(|e| FileError::io("ask the running process at", path)(e))
+}
+
+async fn exchange<Q: Serialize, A: DeserializeOwned>(
+    stream: &mut UnixStream,
+    request: &Q,
+) -> io::Result<A> {
+    let exchange = async {
+        frame::write(stream, request).await?;
+        frame::read_long(stream, MAX_ANSWER).await
+    };
+    let answer = tokio::time::timeout(ANSWER_WITHIN, exchange).await;
+    answer.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 fn is_cut(error: &io::Error) -> bool {

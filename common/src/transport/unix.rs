@@ -1,11 +1,12 @@
 //! Unix sockets behind TCP connections of this process to itself, so that all other code knows one kind
 //! of connection.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{collections::VecDeque, io, net::Ipv4Addr, sync::OnceLock, time::Duration};
 
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpListener, TcpStream, UnixStream},
+    sync::Mutex,
 };
 use tracing::debug;
 
@@ -14,26 +15,63 @@ use super::splice;
 /// How long a connection of this program to itself may take.
 const PAIR_WITHIN: Duration = Duration::from_secs(5);
 
+/// The listener of every pair, if the process keeps one.
+static LISTENER: OnceLock<Mutex<TcpListener>> = OnceLock::new();
+/// How many connections of others may wait while a pair is made.
+const STRANGERS: usize = 64;
+
+/// From now on all pairs use one listener, for a process that will not be allowed to listen and to
+/// connect as it likes. Returns its port. Must be called within a runtime.
+///
+/// # Errors
+/// If this process is short of something.
+pub async fn keep_listener() -> io::Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let listener = LISTENER.get_or_init(|| Mutex::new(listener)).lock().await;
+    Ok(listener.local_addr()?.port())
+}
+
 /// Two ends of one TCP connection. A connection of somebody else to the same port is dropped.
 ///
 /// # Errors
 /// If this process is short of something, or the connection takes longer than five seconds.
 pub async fn pair() -> io::Result<(TcpStream, TcpStream)> {
     let connected = async {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let near = TcpStream::connect(listener.local_addr()?).await?;
-        near.set_nodelay(true)?;
-        let own = near.local_addr()?;
-        loop {
-            let (far, from) = listener.accept().await?;
-            if from == own {
-                far.set_nodelay(true)?;
-                return Ok((near, far));
-            }
+        match LISTENER.get() {
+            Some(kept) => pair_at(&*kept.lock().await).await,
+            None => pair_at(&TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?).await,
         }
     };
     let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection to itself in time");
     tokio::time::timeout(PAIR_WITHIN, connected).await.unwrap_or_else(|_| Err(late()))
+}
+
+async fn pair_at(listener: &TcpListener) -> io::Result<(TcpStream, TcpStream)> {
+    let near = TcpStream::connect(listener.local_addr()?);
+    tokio::pin!(near);
+    let mut came = VecDeque::new();
+    // Others must not fill the listener's queue meanwhile.
+    let near = loop {
+        tokio::select! {
+            near = &mut near => break near?,
+            far = listener.accept() => came.push_back(far?),
+        }
+        if came.len() > STRANGERS {
+            came.pop_front();
+        }
+    };
+    near.set_nodelay(true)?;
+    let own = near.local_addr()?;
+    loop {
+        let (far, from) = match came.pop_front() {
+            Some(far) => far,
+            None => listener.accept().await?,
+        };
+        if from == own {
+            far.set_nodelay(true)?;
+            return Ok((near, far));
+        }
+    }
 }
 
 /// Moves bytes between an application at a Unix socket and a TCP connection, until the answers have

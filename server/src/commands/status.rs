@@ -102,6 +102,7 @@ pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     }
     text += &format!("Metrics      {}\n", status.metrics.as_deref().unwrap_or("none"));
     text += &format!("Audit log    {}\n", status.audit.dir.join(crate::audit::log::FILE).display());
+    text += &format!("Sandbox      {}\n", status.sandbox.sentence());
     if let Some((receive, send)) = status.socket_buffers {
         let (receive, send) = (human::size(receive as u64), human::size(send as u64));
         text += &format!(

@@ -64,6 +64,7 @@ pub(super) struct ConfigFile {
     pub(super) audit_size: Option<Size>,
     pub(super) audit_keep: Option<Age>,
     pub(super) metrics: Option<MetricsAddr>,
+    pub(super) sandbox: Option<bool>,
     #[serde(default)]
     pub(super) https: HttpsFile,
     pub(super) jwt: Option<JwtFile>,

@@ -11,22 +11,19 @@ use crate::{
 
 /// A place that is asked over HTTPS, or over HTTP on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OutgoingPlace {
+pub(crate) struct OutgoingPlace {
     /// The setting that names it.
-    pub setting: &'static str,
-    /// A name or an address.
-    pub host: String,
-    pub port: u16,
+    pub(crate) setting: &'static str,
+    pub(crate) port: u16,
 }
 
 impl Config {
-    /// The places that the configuration names. A provider may send the server to other hosts, for
-    /// its keys or its tokens: on the port 443, or on the issuer's own port. So may the directory of a
-    /// certificate authority, for its orders. `HTTPS_PROXY` and `authorize` are not among them.
-    pub fn outgoing_https(&self) -> Vec<OutgoingPlace> {
+    /// Where people's sign-ins and tokens are checked. Other settings of these are in force as soon as
+    /// the file is read again. A provider may send the server to other hosts, for its keys or its
+    /// tokens: on the port 443, or on the issuer's own port.
+    pub(crate) fn provider_places(&self) -> Vec<OutgoingPlace> {
         let place = |setting, at: &ProviderUrl| {
-            let (host, port) = (at.url().host_str()?, at.url().port_or_known_default()?);
-            Some(OutgoingPlace { setting, host: host.to_owned(), port })
+            Some(OutgoingPlace { setting, port: at.url().port_or_known_default()? })
         };
         let of_jwt = |jwt: &JwtSettings| match &jwt.jwks {
             JwksSource::Discovery => place("jwt.issuer", &jwt.issuer),
@@ -34,17 +31,19 @@ impl Config {
             JwksSource::File(_) => None,
         };
         let of_oidc = self.oidc.as_ref().and_then(|it| place("oidc.issuer", &it.tokens.issuer));
-        let of_acme = self.acme().map(|acme| OutgoingPlace {
-            setting: "https.acme.directory",
-            host: acme.directory.host().to_owned(),
-            port: acme.directory.port(),
-        });
-        self.jwt.as_ref().and_then(of_jwt).into_iter().chain(of_oidc).chain(of_acme).collect()
+        self.jwt.as_ref().and_then(of_jwt).into_iter().chain(of_oidc).collect()
     }
 
-    /// The files that are read for those places, while the server runs and when the configuration is
-    /// read again.
-    pub fn provider_files(&self) -> Vec<&Path> {
+    /// Where a certificate is ordered, which begins with a start only. The directory of a certificate
+    /// authority may send the server to other hosts likewise.
+    pub(crate) fn acme_place(&self) -> Option<OutgoingPlace> {
+        let port = self.acme()?.directory.port();
+        Some(OutgoingPlace { setting: "https.acme.directory", port })
+    }
+
+    /// The files that are read for [`Config::provider_places`], while the server runs and when the
+    /// configuration is read again.
+    pub(crate) fn provider_files(&self) -> Vec<&Path> {
         let tokens = self.jwt.iter().chain(self.oidc.iter().map(|it| &it.tokens));
         let of_tokens = tokens.flat_map(|tokens| {
             let keys = match &tokens.jwks {
@@ -54,8 +53,12 @@ impl Config {
             keys.into_iter().chain(tokens.trust.file())
         });
         let secret = self.oidc.as_ref().and_then(|it| it.secret_file.as_deref());
-        let of_acme = self.acme().into_iter().flat_map(AcmeSettings::files);
-        of_tokens.chain(secret).chain(of_acme).collect()
+        of_tokens.chain(secret).collect()
+    }
+
+    /// The files that are read for [`Config::acme_place`], while the server runs.
+    pub(crate) fn acme_files(&self) -> impl Iterator<Item = &Path> {
+        self.acme().into_iter().flat_map(AcmeSettings::files)
     }
 }
 
@@ -76,16 +79,16 @@ mod tests {
             Config::resolve(&flags, &ServeFlags::default()).expect("settled")
         };
         let config = read(file.clone());
-        let places = config.outgoing_https();
-        let places: Vec<_> =
-            places.iter().map(|at| (at.setting, at.host.as_str(), at.port)).collect();
-        assert_eq!(places, [("jwt.issuer", "a.example", 8443), ("oidc.issuer", "b.example", 443)]);
+        let place = |setting, port| OutgoingPlace { setting, port };
+        let both = [place("jwt.issuer", 8443), place("oidc.issuer", 443)];
+        assert_eq!(config.provider_places(), both);
+        assert_eq!((config.acme_place(), config.acme_files().count()), (None, 0));
         assert!(config.provider_files().is_empty());
         let jwks =
             "[jwt]\nissuer = 'https://a.example'\naudience = 'adit'\njwks = '/etc/adit/jwks.json'";
         std::fs::write(&file, jwks).expect("written");
         let config = read(file.clone());
-        assert!(config.outgoing_https().is_empty());
+        assert!(config.provider_places().is_empty());
         assert_eq!(config.provider_files(), [Path::new("/etc/adit/jwks.json")]);
         let acme = "[https]\nlisten = ['127.0.0.1:8443']\n\
                     [https.acme]\nnames = ['a.example']\nagree_to_terms = true\n\
@@ -93,11 +96,9 @@ mod tests {
                     external_account = { id = 'kid-1', key_file = '/etc/adit/eab.key' }";
         std::fs::write(&file, acme).expect("written");
         let config = read(file);
-        let places = config.outgoing_https();
-        let places: Vec<_> =
-            places.iter().map(|at| (at.setting, at.host.as_str(), at.port)).collect();
-        assert_eq!(places, [("https.acme.directory", "ca.example", 9000)]);
+        assert_eq!(config.acme_place(), Some(place("https.acme.directory", 9000)));
+        assert!(config.provider_places().is_empty() && config.provider_files().is_empty());
         let files = [Path::new("/etc/adit/ca.pem"), Path::new("/etc/adit/eab.key")];
-        assert_eq!(config.provider_files(), files);
+        assert!(config.acme_files().eq(files));
     }
 }

@@ -20,12 +20,18 @@ use hyper::{
     header::{CONNECTION, HOST, ORIGIN},
 };
 use hyper_util::rt::TokioIo;
-use proto::doctor::gpu_box::ollama::{KEPT, Ollama, Pages, Parallel, VersionAnswer};
+use proto::doctor::gpu_box::{
+    Unit,
+    ollama::{KEPT, Ollama, Pages, Parallel, VersionAnswer},
+};
 use serde_json::Value;
 use tokio::{net::TcpStream, task::JoinSet};
 
 use super::systemd;
-use crate::policy::upstream::{Kind, UnixJoins, Upstream, connect};
+use crate::{
+    outside::{self, Around},
+    policy::upstream::{Kind, UnixJoins, Upstream, connect},
+};
 
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
 /// How long a connection from this machine to itself may take.
@@ -36,9 +42,10 @@ const MOST: usize = 4 << 20;
 const OTHER_SITE: &str = "http://adit-doctor.example";
 const EXTENSION: &str = "chrome-extension://aditdoctoraditdoctoraditdoctorad";
 
-/// What was found, and the directory of its models if its environment names one.
+/// What was found, the directory of its models if its environment names one, and the unit of aditd.
 pub(super) struct OllamaOutcome {
     pub(super) found: Ollama,
+    pub(super) unit: Option<Unit>,
     pub(super) models_dir: Option<PathBuf>,
 }
 
@@ -52,38 +59,55 @@ enum At<'a> {
 /// Examines what listens at `upstream`.
 pub(super) async fn look(upstream: &Upstream) -> OllamaOutcome {
     let (address, at) = (upstream.address(), At::Upstream(upstream));
-    let unit = systemd::show("ollama", &[]).await;
-    let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|load| load == "loaded"));
+    let looked = async {
+        match outside::around(address).await {
+            Some(around) => around,
+            None => around(address).await,
+        }
+    };
+    let around = looked.await;
     let answer = match upstream.kind {
         Kind::Http => version(at).await,
         Kind::Tcp | Kind::OpenAi => connected(upstream).await,
     };
-    let has_unit = unit.is_some();
-    // On its own thread, because it looks through the open files of all processes.
-    let environment = tokio::task::spawn_blocking(move || environment(unit.as_ref(), address));
-    let environment = environment.await.ok().flatten();
     let is_ollama = matches!(answer, VersionAnswer::Version(_));
     let mut found = Ollama {
         address: address.map_or_else(|| upstream.to_string(), |address| address.to_string()),
         answer,
         exposed: Vec::new(),
-        has_unit,
+        has_unit: around.ollama_has_unit,
         pages: None,
-        parallel: environment.as_ref().map(|environment| {
-            let set = environment.get("OLLAMA_NUM_PARALLEL").and_then(|n| n.parse().ok());
-            // 0 means that Ollama chooses.
-            set.filter(|n| *n > 0).map_or(Parallel::NotSet, Parallel::Set)
-        }),
-        set: environment.as_ref().map(kept).unwrap_or_default(),
+        parallel: around.parallel,
+        set: around.set,
         models: None,
     };
     if is_ollama {
         (found.exposed, found.pages, found.models) =
             tokio::join!(exposed(address), pages(at), models(at));
     }
-    let models_dir =
-        environment.and_then(|environment| environment.get("OLLAMA_MODELS").map(PathBuf::from));
-    OllamaOutcome { found, models_dir }
+    OllamaOutcome { found, models_dir: around.models, unit: around.unit }
+}
+
+/// What this process finds out about others: the units of aditd and of Ollama, and the environment
+/// of the Ollama that listens at `address`.
+pub(crate) async fn around(address: Option<SocketAddr>) -> Around {
+    let (own, unit) = tokio::join!(systemd::unit(), systemd::show("ollama", &[]));
+    let unit = unit.filter(|unit| unit.get("LoadState").is_some_and(|load| load == "loaded"));
+    let ollama_has_unit = unit.is_some();
+    // On its own thread, because it looks through the open files of all processes.
+    let environment = tokio::task::spawn_blocking(move || environment(unit.as_ref(), address));
+    let environment = environment.await.ok().flatten();
+    Around {
+        unit: own,
+        ollama_has_unit,
+        parallel: environment.as_ref().map(|environment| {
+            let set = environment.get("OLLAMA_NUM_PARALLEL").and_then(|n| n.parse().ok());
+            // 0 means that Ollama chooses.
+            set.filter(|n| *n > 0).map_or(Parallel::NotSet, Parallel::Set)
+        }),
+        set: environment.as_ref().map(kept).unwrap_or_default(),
+        models: environment.and_then(|found| found.get("OLLAMA_MODELS").map(PathBuf::from)),
+    }
 }
 
 async fn version(at: At<'_>) -> VersionAnswer {

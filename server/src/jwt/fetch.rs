@@ -11,6 +11,8 @@ use proto::{crypto::sha256, failure::in_one_line, human::misleads};
 use reqwest::{Certificate, Client, RequestBuilder, Response, Url, redirect};
 use serde::de::DeserializeOwned;
 
+use crate::outside::{Names, check_port};
+
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
@@ -86,12 +88,14 @@ impl ProviderTrust {
     pub(crate) fn client(&self, url: &Url) -> io::Result<&Client> {
         // The settings allow http on this machine only.
         let is_here = url.scheme() == "http";
+        check_port(url)?;
         let Trusted { file, certificates, beside, elsewhere } = &*self.0;
         let made = if is_here { beside } else { elsewhere }.get_or_init(|| {
             let mut builder = Client::builder()
                 .timeout(ANSWER_WITHIN)
                 .connect_timeout(CONNECT_WITHIN)
                 .redirect(redirect::Policy::none())
+                .dns_resolver(Arc::new(Names))
                 .user_agent(concat!("aditd/", env!("CARGO_PKG_VERSION")));
             if is_here {
                 builder = builder.no_proxy();

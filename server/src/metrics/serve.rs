@@ -56,6 +56,14 @@ enum ScrapeAddr {
 }
 
 impl MetricsAddr {
+    /// The path of the Unix socket, if it is one.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        match &self.0 {
+            ScrapeAddr::Unix(path) => Some(path),
+            ScrapeAddr::Loopback(_) => None,
+        }
+    }
+
     /// Another address to try, which is never the same one.
     pub(crate) fn another(&self) -> Self {
         let mut address = match &self.0 {

@@ -23,7 +23,7 @@ use hyper::{
 use hyper_util::rt::TokioIo;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpStream, UnixStream},
+    net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
 
@@ -37,6 +37,7 @@ use self::{
     address::AuthorityAddr,
     answer::{MOST_BODY, Verdict},
 };
+use crate::outside;
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
@@ -161,12 +162,13 @@ impl Authority {
                 exchange(TcpStream::connect(address.get()).await?, &host, path, question).await
             }
             AuthorityAddr::Unix(socket) => {
-                exchange(UnixStream::connect(socket).await?, &host, path, question).await
+                exchange(outside::connect(socket).await?, &host, path, question).await
             }
             AuthorityAddr::Https(server) => {
                 let trust = trust.as_ref().ok_or_else(|| io::Error::other("no CA is trusted"))?;
                 let name = server.name.to_str().into_owned();
-                let tcp = TcpStream::connect((name, server.port)).await?;
+                let all = outside::addresses(&name, server.port).await?;
+                let tcp = TcpStream::connect(&*all).await?;
                 let tls = TlsConnector::from(trust.tls.clone()).connect(server.name.clone(), tcp);
                 exchange(tls.await?, &host, path, question).await
             }

@@ -133,6 +133,14 @@ impl Upstream {
         }
     }
 
+    /// The TCP port that is dialled; `None` for a Unix socket.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match &self.place {
+            Place::Name(name) => Some(name.port),
+            _ => self.address().map(|address| address.port()),
+        }
+    }
+
     /// Its address, if that is loopback.
     pub(crate) fn loopback(&self) -> Option<LoopbackAddr> {
         match &self.place {

@@ -4,6 +4,7 @@ use std::{collections::HashMap, path::PathBuf};
 
 use common::machine::process::unix_now;
 use proto::{
+    doctor::gpu_box::Sandbox,
     epoch::Standing,
     identity::{DeviceId, Name, UserName},
 };
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::{Server, sessions::SessionStatus, users::UserStatus};
 use crate::{
     audit::AuditStatus, https::HttpsStatus, jwt::TokensStatus, limits::LimitedDevice,
-    oidc::OidcStatus, record::CallerKind,
+    oidc::OidcStatus, record::CallerKind, sandbox,
 };
 
 /// A running server, as `aditd status` prints it.
@@ -71,6 +72,9 @@ pub struct ServerStatus {
     /// The ids of older processes of this server in which answers still run.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<u32>,
+    /// What the process can still do on its machine.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// How many tasks the runtime has, to find leaks.
     pub tasks: usize,
 }
@@ -175,6 +179,7 @@ impl Server {
             queue: self.queue(),
             users: self.users(),
             older: self.replacements.older().pids(),
+            sandbox: sandbox::in_force(),
             tasks: tokio::runtime::Handle::current().metrics().num_alive_tasks(),
         }
     }

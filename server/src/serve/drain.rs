@@ -2,7 +2,7 @@
 
 use std::{os::unix::net::UnixStream, sync::Arc, time::Duration};
 
-use common::machine::{control, process::StopSignals, report::Failure};
+use common::machine::{control, files::FileError, process::StopSignals, report::Failure};
 use proto::{human, wire::Code};
 use quinn::Endpoint;
 use tokio::task::{JoinError, JoinSet};
@@ -12,9 +12,11 @@ use tokio_util::{
 };
 use tracing::{debug, info, warn};
 
+use super::notify;
 use crate::{
     https::Https,
     ingress::admission::Admission,
+    outside,
     running::{Answer, Request, Server, replacement::ended},
 };
 
@@ -40,7 +42,7 @@ pub(super) struct Parts {
 impl Parts {
     /// Stops: open streams get [`DRAIN_WITHIN`], or until the next order.
     pub(super) async fn stop(self, stop: &mut StopSignals) -> Result<(), Failure> {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notify::tell(&sd_notify::NotifyState::Stopping);
         self.drain(stop).await;
         self.end().await;
         Ok(())
@@ -48,7 +50,7 @@ impl Parts {
 
     /// The failure that a part has ended.
     pub(super) fn failed(&self, ended: Option<Result<(), JoinError>>) -> Failure {
-        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        notify::tell(&sd_notify::NotifyState::Stopping);
         self.server.draining.cancel();
         Failure::new("a part of the server stopped unexpectedly")
             .source(format!("{ended:?}"))
@@ -146,7 +148,7 @@ pub(super) async fn feed_watchdog(replaced: CancellationToken) {
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            _ = ticks.tick() => drop(sd_notify::notify(&[sd_notify::NotifyState::Watchdog])),
+            _ = ticks.tick() => notify::tell(&sd_notify::NotifyState::Watchdog),
             () = replaced.cancelled() => return std::future::pending().await,
         }
     }
@@ -163,8 +165,13 @@ async fn tell_charges(server: Arc<Server>) {
 async fn tell(server: &Server) {
     let Some(tokens) = server.accounting.limiter.untold() else { return };
     let asked = Request::Charged { tokens };
-    match control::ask(&server.state.dir, &asked).await {
-        Ok(Some(Answer::Charged)) => {}
+    let ask = async {
+        let path = control::socket_path(&server.state.dir)?;
+        let failed = FileError::io("ask the running process at", &path);
+        control::ask_on(outside::connect(&path).await.map_err(failed)?, &path, &asked).await
+    };
+    match ask.await {
+        Ok(Answer::Charged) => {}
         other => debug!("cannot tell what answers cost: {other:?}"),
     }
 }

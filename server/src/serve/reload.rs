@@ -21,6 +21,7 @@ use crate::{
     audit::Event,
     config::{Config, Flags, Settings},
     running::{self, Answer, Request, Server},
+    sandbox,
     state::{self, register::Snapshot},
 };
 
@@ -118,7 +119,9 @@ impl Server {
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
         let read = tokio::task::spawn_blocking(move || Config::resolve(&flags, &serve)).await;
-        let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))??;
+        let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))?;
+        let now = now.map_err(sandbox::explain)?;
+        sandbox::check(&now)?;
         self.policy.set_rules(now.rules.clone());
         self.policy.set_tokens(now.jwt.clone());
         self.sign_ins.set(now.oidc.clone());

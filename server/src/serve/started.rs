@@ -116,6 +116,7 @@ fn words(serve: &ServeFlags, [config, state_dir]: [Option<&Path>; 2]) -> Vec<Str
         enroll_group,
         https,
         advertise,
+        no_sandbox,
         take_over: _,
     } = serve;
     let HttpsFlags { https, https_allow_from, https_name, tls_cert, tls_key } = https;
@@ -161,6 +162,7 @@ fn words(serve: &ServeFlags, [config, state_dir]: [Option<&Path>; 2]) -> Vec<Str
             add(name, place.display().to_string());
         }
     }
+    words.extend(no_sandbox.then(|| "--no-sandbox".to_owned()));
     words
 }
 

@@ -23,6 +23,8 @@ pub(super) use self::{
 };
 use crate::{ingress::admission::connection_ids::Generation, limits::Usage};
 
+/// The flag by which the new process knows that it takes over.
+pub(crate) const TAKE_OVER: &str = "--take-over";
 /// The longest message between the two, in bytes: the usage of thousands of devices.
 const MAX_MESSAGE: usize = 16 << 20;
 

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 
 use crate::{
     audit::{Event, entry::EnrolledBy},
+    outside,
     policy::authorize::{AuthorizeError, How, Question},
     running::Server,
     state::{
@@ -131,13 +132,14 @@ impl Claim {
         server.state.authorities.get().check_clock(unix_now())?;
         let question = self.question(server).await?;
         *name = Some(question.device.clone());
+        let person = question.user.clone();
         if let Some(authority) = server.gate.authority() {
             authority.ask(question).await?;
         }
         let at = server.clone();
         // A blocking task always runs to its end, so the audit log has everything that the register
         // has.
-        let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key));
+        let made = tokio::task::spawn_blocking(move || self.put_in(&at, &key, person.as_ref()));
         let made = made.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         let (device, issued, authority) = made?;
         // The device connects as soon as it has its certificate, and the policy must know it by
@@ -163,7 +165,7 @@ impl Claim {
                 name.clone(),
                 How::Ssh,
                 Some(user.uid),
-                Some(user_of_login(user.uid)),
+                Some(user_of_login(user.uid).await),
                 default_role(),
             )),
             Self::SignIn { name, person, .. } => Ok(Question::enrolling(
@@ -188,11 +190,13 @@ impl Claim {
         }
     }
 
-    /// Registers the device, notes it and signs its certificate, by the CA that is returned. Blocks.
+    /// Registers the device, notes it and signs its certificate, by the CA that is returned. `person`
+    /// is who logs in. Blocks.
     fn put_in(
         self,
         server: &Server,
         key: &DeviceKey,
+        person: Option<&UserName>,
     ) -> Result<(Device, Issued, Arc<Authority>), NotEnrolled> {
         let by = self.by();
         let now = OffsetDateTime::now_utc();
@@ -218,8 +222,7 @@ impl Claim {
                 .enroll_signed_in(&token, &name, &person, key.hash, not_after, now_unix)?
                 .map_err(NotEnrolled::Invitation)?,
             Self::User { user, name } => {
-                let person = user_of_login(user.uid);
-                register.enroll(&name, user, Some(&person), key.hash, not_after, now_unix)?
+                register.enroll(&name, user, person, key.hash, not_after, now_unix)?
             }
         };
         server.accounting.audit.note(Event::Enroll { device: device.subject(), by });
@@ -248,9 +251,8 @@ impl NotEnrolled {
 
 /// The person who logs in as this user of this machine: by the login's name, or by its number if that
 /// name is unknown or can't be a user's name.
-fn user_of_login(uid: u32) -> UserName {
-    let login = nix::unistd::User::from_uid(uid.into()).ok().flatten();
-    let named = login.and_then(|login| login.name.parse().ok());
+async fn user_of_login(uid: u32) -> UserName {
+    let named = outside::login(uid).await.and_then(|name| name.parse().ok());
     named.unwrap_or_else(|| format!("uid-{uid}").parse().expect("a user's name"))
 }
 

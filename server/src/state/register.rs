@@ -237,6 +237,8 @@ impl Register {
         db.busy_timeout(Duration::from_secs(5)).map_err(error)?;
         db.pragma_update(None, "journal_mode", "WAL").map_err(error)?;
         db.pragma_update(None, "synchronous", "FULL").map_err(error)?;
+        // A server in its sandbox can write to no directory for temporary files.
+        db.pragma_update(None, "temp_store", "MEMORY").map_err(error)?;
         let verdict: String =
             db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(error)?;
         if verdict != "ok" {

@@ -5,6 +5,7 @@ pub mod device;
 mod found;
 pub mod https;
 pub mod ollama;
+mod sandbox;
 pub mod services;
 
 use std::time::Duration;
@@ -12,10 +13,12 @@ use std::time::Duration;
 pub use self::found::{
     AuditLog, Authorize, BoxFound, Devices, Disk, InFlight, ServerFound, Unit, UnitState,
 };
+pub use self::sandbox::Sandbox;
 use self::{
     device::device,
     https::https,
     ollama::{exposed, models, ollama, pages, parallel},
+    sandbox::sandbox,
     services::services,
 };
 use super::{Check, Group, Judgement, Line, bad, examine, failed, laptop, not_checked, ok, warn};
@@ -27,7 +30,7 @@ const SLOW_ANSWER: Duration = Duration::from_millis(250);
 const SOON: i64 = 30 * 86_400;
 
 /// All checks of the box, in the order in which they are shown.
-pub const CHECKS: [Check<BoxFound>; 20] = [
+pub const CHECKS: [Check<BoxFound>; 21] = [
     Check { id: "aditd", title: "aditd", needs: &[], judge: server },
     Check { id: "config", title: "configuration", needs: &[], judge: config },
     Check { id: "box_state", title: "state", needs: &[], judge: state },
@@ -40,6 +43,7 @@ pub const CHECKS: [Check<BoxFound>; 20] = [
     },
     Check { id: "listening", title: "addresses", needs: &["aditd"], judge: listening },
     Check { id: "https", title: "HTTPS", needs: &["aditd"], judge: https },
+    Check { id: "sandbox", title: "sandbox", needs: &["aditd"], judge: sandbox },
     Check { id: "unit", title: "service", needs: &[], judge: unit },
     Check { id: "ollama", title: "Ollama", needs: &[], judge: ollama },
     Check { id: "exposed", title: "Ollama's addresses", needs: &["ollama"], judge: exposed },

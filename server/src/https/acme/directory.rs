@@ -19,6 +19,7 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use reqwest::{Certificate, Client, StatusCode, header, redirect};
 
 use super::{fault::Fault, settings::AcmeSettings};
+use crate::outside::{Names, check_port};
 
 /// How long an answer may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -46,7 +47,8 @@ impl Directory {
             .https_only(true)
             .timeout(ANSWER_WITHIN)
             .connect_timeout(CONNECT_WITHIN)
-            .redirect(redirect::Policy::none());
+            .redirect(redirect::Policy::none())
+            .dns_resolver(Arc::new(Names));
         let builder = match &settings.directory_ca {
             None => builder,
             Some(file) => {
@@ -88,7 +90,9 @@ impl HttpClient for Directory {
             }
             let other = |e: reqwest::Error| Error::Other(Box::new(e));
             let request = reqwest::Request::try_from(Request::from_parts(parts, body));
-            let response = client.execute(request.map_err(other)?).await.map_err(other)?;
+            let request = request.map_err(other)?;
+            check_port(request.url()).map_err(|e| Error::Other(Box::new(e)))?;
+            let response = client.execute(request).await.map_err(other)?;
             let is_asked = matches!(
                 response.status(),
                 StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE

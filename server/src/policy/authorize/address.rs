@@ -3,7 +3,7 @@
 use std::{
     fmt,
     net::{IpAddr, Ipv6Addr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
 };
 
@@ -44,6 +44,25 @@ impl fmt::Display for Server {
         match name.contains(':') {
             true => write!(f, "[{name}]:{}", self.port),
             false => write!(f, "{name}:{}", self.port),
+        }
+    }
+}
+
+impl Address {
+    /// The TCP port that is dialled; `None` for a Unix socket.
+    pub(crate) fn port(&self) -> Option<u16> {
+        match &self.location {
+            AuthorityAddr::Tcp(address) => Some(address.get().port()),
+            AuthorityAddr::Https(server) => Some(server.port),
+            AuthorityAddr::Unix(_) => None,
+        }
+    }
+
+    /// The path of its Unix socket, if it has one.
+    pub(crate) fn socket(&self) -> Option<&Path> {
+        match &self.location {
+            AuthorityAddr::Unix(path) => Some(path),
+            _ => None,
         }
     }
 }

@@ -1,6 +1,12 @@
 //! Whose certificates `authorize` is believed with.
 
-use std::{fmt, fs::File, io::Read, path::Path, sync::Arc};
+use std::{
+    fmt,
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use common::{
     machine::report::{Exit, Failure},
@@ -19,8 +25,8 @@ const LONGEST: u64 = 1 << 20;
 #[derive(Clone)]
 pub struct Trust {
     pub(super) tls: Arc<ClientConfig>,
-    /// The hash of the file, to notice that it has changed.
-    file: Option<[u8; 32]>,
+    /// The file, and its hash, to notice that it has changed.
+    file: Option<(PathBuf, [u8; 32])>,
 }
 
 impl PartialEq for Trust {
@@ -38,6 +44,11 @@ impl fmt::Debug for Trust {
 }
 
 impl Trust {
+    /// The file with the CAs; `None` for those of the system.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        self.file.as_ref().map(|(path, _)| &**path)
+    }
+
     /// Trusts the CAs of this system, or only those in `file` (PEM).
     ///
     /// # Errors
@@ -67,7 +78,7 @@ impl Trust {
                     ))
                     .hint("it begins with `-----BEGIN CERTIFICATE-----`"));
                 }
-                Some(sha256(&pem))
+                Some((path.to_owned(), sha256(&pem)))
             }
         };
         let config = ClientConfig::builder_with_provider(tls::provider())

@@ -11,14 +11,11 @@ use std::{
 
 use common::transport::{self, accept::is_shortage, unix};
 use proto::wire::Code;
-use tokio::{
-    net::{TcpStream, UnixStream},
-    task::JoinSet,
-};
+use tokio::{net::TcpStream, task::JoinSet};
 use tracing::warn;
 
 use super::{AllowedName, LoopbackAddr, Place, Upstream};
-use crate::policy::Permit;
+use crate::{outside, policy::Permit};
 
 /// How long a connection may take: longer than a busy machine needs to accept, shorter than a
 /// person waits.
@@ -30,7 +27,7 @@ pub(crate) struct UnixJoins(Mutex<JoinSet<()>>);
 
 impl UnixJoins {
     async fn connect(&self, path: &Path) -> io::Result<TcpStream> {
-        let service = UnixStream::connect(path).await?;
+        let service = outside::connect(path).await?;
         let (near, far) = unix::pair().await?;
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
@@ -74,8 +71,7 @@ pub(crate) async fn connect(upstream: &Upstream, joins: &UnixJoins) -> io::Resul
             Place::Allowed(address) => TcpStream::connect(address.0).await,
             Place::Unix(path) => joins.connect(path).await,
             Place::Name(name) => {
-                let all: Vec<_> =
-                    tokio::net::lookup_host((name.host.as_str(), name.port)).await?.collect();
+                let all = outside::addresses(&name.host, name.port).await?;
                 TcpStream::connect(&*name.admit(all)?).await
             }
         }

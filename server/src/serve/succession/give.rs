@@ -1,12 +1,10 @@
 //! The side of the running process: starts the new one, and gives it what it has.
 
 use std::{
-    ffi::OsString,
     io,
     net::SocketAddr,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    process::{Child, Command},
     sync::Arc,
     time::Duration,
 };
@@ -21,11 +19,12 @@ use common::{
 };
 use tokio::net::UnixStream;
 
-use super::{Go, Offer, OlderOffer, Word, hear, say};
+use super::{Go, Offer, OlderOffer, TAKE_OVER, Word, hear, say};
 use crate::{
     config::Config,
     ingress::{admission::connection_ids::Generation, older::Older},
     limits::Usage,
+    outside::{self, Launched},
     running::replacement::OlderProcesses,
 };
 
@@ -33,8 +32,6 @@ use crate::{
 const READY_WITHIN: Duration = Duration::from_secs(60);
 /// How many older processes may still run answers when another one begins.
 const MOST_OLDER: usize = 8;
-/// The flag by which the new process knows that it takes over.
-const FLAG: &str = "--take-over";
 
 /// What a process gives the one that replaces it.
 pub(in crate::serve) struct Estate<'a> {
@@ -53,7 +50,7 @@ pub(in crate::serve) struct Estate<'a> {
 /// The new process, ready to serve. Dropping this ends it.
 pub(in crate::serve) struct Heir {
     link: UnixStream,
-    child: Option<Child>,
+    process: Launched,
     /// Where this process gets the datagrams of its connections from, for each UDP socket.
     pub(in crate::serve) inboxes: Vec<Inbox>,
 }
@@ -81,7 +78,7 @@ impl Estate<'_> {
                     .hint("wait until some of them have ended: `aditd status` lists them"),
             ));
         }
-        let mut heir = self.start(program)?;
+        let mut heir = self.start(program).await?;
         let talk = async {
             let ways = self.ways(&mut heir)?;
             self.give(&mut heir.link, &ways).await?;
@@ -96,7 +93,7 @@ impl Estate<'_> {
         }
     }
 
-    fn start(&self, program: &Path) -> Result<Heir, Failure> {
+    async fn start(&self, program: &Path) -> Result<Heir, Failure> {
         let failed = |e: io::Error| {
             Failure::new(format!("cannot start `{}`", program.display()))
                 .source(e)
@@ -105,16 +102,9 @@ impl Estate<'_> {
         };
         let (near, far) = std::os::unix::net::UnixStream::pair().map_err(failed)?;
         near.set_nonblocking(true).map_err(failed)?;
-        let own = std::env::args_os().skip(1).filter(|arg| arg != FLAG);
-        let child = Command::new(program)
-            .args(own.chain([OsString::from(FLAG)]))
-            .stdin(OwnedFd::from(far))
-            // systemd names the process that it expects to be alive; that is the new one soon.
-            .env_remove("WATCHDOG_PID")
-            .spawn()
-            .map_err(failed)?;
+        let process = outside::launch(program, TAKE_OVER, far.into()).await.map_err(failed)?;
         let link = UnixStream::from_std(near).map_err(failed)?;
-        Ok(Heir { link, child: Some(child), inboxes: Vec::new() })
+        Ok(Heir { link, process, inboxes: Vec::new() })
     }
 
     /// The other ends of the new inboxes.
@@ -195,7 +185,7 @@ impl Estate<'_> {
 impl Heir {
     /// The process id of the new process.
     pub(in crate::serve) fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, Child::id)
+        self.process.pid
     }
 
     /// Lets the new process serve; this one must not read the sockets any more. Returns the link,
@@ -220,16 +210,7 @@ impl Heir {
             Err(_) => return Err(lost().source(io::Error::from(io::ErrorKind::TimedOut))),
         }
         // From now on it lives on without this process.
-        self.child = None;
+        self.process.keep();
         self.link.as_fd().try_clone_to_owned().map(Into::into).map_err(|e| lost().source(e))
-    }
-}
-
-impl Drop for Heir {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }

@@ -33,9 +33,10 @@ pub(super) fn wrap(this: &Path, dir: &Path) -> io::Result<PathBuf> {
     for name in ["adit", "aditd"] {
         symlink(this, real.join(name))?;
     }
-    // Nothing is counted before it is asked for: starting would take long.
+    // Nothing is counted before it is asked for: starting would take long. Valgrind itself makes calls
+    // that a server in its sandbox may not make.
     let text = format!(
-        "#!/bin/sh\nname=$(basename \"$0\")\ncase \"$1\" in\n\
+        "#!/bin/sh\nname=$(basename \"$0\")\n[ \"$1\" = serve ] && set -- \"$@\" --no-sandbox\ncase \"$1\" in\n\
          serve|up) exec valgrind -q --tool=callgrind --instr-atstart=no --callgrind-out-file='{dir}'/\"$name\".out '{real}'/\"$name\" \"$@\" ;;\n\
          *) exec '{real}'/\"$name\" \"$@\" ;;\nesac\n",
         dir = dir.display(),

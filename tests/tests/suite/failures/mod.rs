@@ -10,3 +10,5 @@ mod full_disk;
 mod links;
 mod memory;
 mod nonsense;
+#[cfg(target_os = "linux")]
+mod sandbox;

@@ -208,7 +208,9 @@ async fn each_request_is_asked_about_and_the_answer_counts() {
     assert_eq!(status(&up, "GET / HTTP/1.0\r\n\r\n").await, 200);
     assert_eq!(guarded.checker.count(), before + 2, "another question");
 
-    std::fs::write(&guarded.config, "authorize = 'http://127.0.0.1:1/nobody'").expect("written");
+    // Nobody listens there. A server in its sandbox refuses settings with a port that is new to it.
+    let nobody = guarded.address.replace("127.0.0.1", "127.0.0.2");
+    std::fs::write(&guarded.config, format!("authorize = '{nobody}/nobody'")).expect("written");
     assert_eq!(guarded.world.aditd(&["reload"]).await.code, Some(0));
     assert_eq!(status(&up, TAGS).await, 503, "who can't be asked says no");
     assert_eq!(

@@ -55,7 +55,12 @@ async fn ask_at(world: &World, port: u16, ca: &std::path::Path) {
 
 #[tokio::test]
 async fn authorize_is_asked_by_https_only_if_its_certificate_is_one_of_the_named_ca() {
-    let world = World::start_configured(PROGRAM, Options::default(), &[], "max_queue = 9").await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let port = listener.local_addr().expect("an address").port();
+    // A server in its sandbox may connect only to the ports of the settings with which it started.
+    let config =
+        format!("authorize = 'https://localhost:{port}/check'\nauthorize_at = ['request']");
+    let world = World::start_configured(PROGRAM, Options::default(), &[], &config).await;
     let (made, ca) = certificate(&world, "auth.pem");
     let (_, other_ca) = certificate(&world, "other.pem");
     let config = ServerConfig::builder_with_provider(tls::provider())
@@ -67,8 +72,6 @@ async fn authorize_is_asked_by_https_only_if_its_certificate_is_one_of_the_named
             rustls::pki_types::PrivateKeyDer::Pkcs8(made.signing_key.serialize_der().into()),
         )
         .expect("a certificate and its key");
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-    let port = listener.local_addr().expect("an address").port();
     let mut serving = JoinSet::new();
     serving.spawn(allow_all(listener, TlsAcceptor::from(Arc::new(config))));
     let up: Up = world.up("laptop").await;

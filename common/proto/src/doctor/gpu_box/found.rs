@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{device::DeviceFound, https::HttpsFound, ollama::Ollama, services::ServiceFound};
+use super::{
+    Sandbox, device::DeviceFound, https::HttpsFound, ollama::Ollama, services::ServiceFound,
+};
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
 /// What was found on the box. What was not examined is `None` and has no line. Times are Unix
@@ -47,6 +49,9 @@ pub struct BoxFound {
     pub https: Option<HttpsFound>,
     /// The device that asks; `None` for `aditd doctor`.
     pub device: Option<DeviceFound>,
+    /// What the running server can still do on its machine.
+    #[serde(default)]
+    pub sandbox: Option<Sandbox>,
     /// How large the kernel lets socket buffers be.
     pub buffers: Option<Buffers>,
 }

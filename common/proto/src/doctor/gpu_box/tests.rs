@@ -101,6 +101,7 @@ fn well() -> BoxFound {
             per_minute: Some(60),
             body: Some(1 << 20),
         }),
+        sandbox: Some(Sandbox::of(7, true)),
         buffers: Some(laptop::Buffers { wanted: 4 << 20, rmem_max: 4 << 20, wmem_max: 4 << 20 }),
     }
 }

@@ -17,7 +17,7 @@ fn refuse_batches(found: &mut BoxFound, to: &str) {
     (*batches_refused, *refused_to) = (1, Some(to.parse().expect("an address")));
 }
 
-const BREAKAGES: [Breakage<BoxFound>; 14] = [
+const BREAKAGES: [Breakage<BoxFound>; 17] = [
     (
         |found| unit_of(found).state = None,
         "unit",
@@ -139,7 +139,39 @@ const BREAKAGES: [Breakage<BoxFound>; 14] = [
         "then start aditd again",
         "sudo sysctl -w net.core.rmem_max=8",
     ),
+    (
+        |found| found.sandbox = Some(Sandbox::default()),
+        "sandbox",
+        Verdict::Warn,
+        "off (`sandbox = false` or --no-sandbox)",
+        "sudo systemctl restart aditd",
+    ),
+    (
+        |found| found.sandbox = Some(Sandbox::of(0, true)),
+        "sandbox",
+        Verdict::Warn,
+        "this kernel cannot limit files, TCP ports, signals",
+        "sudo cat /sys/kernel/security/lsm",
+    ),
+    (
+        |found| {
+            let failed = vec!["seccomp failed: Operation not permitted".to_owned()];
+            found.sandbox = Some(Sandbox { failed, ..Sandbox::of(7, false) });
+        },
+        "sandbox",
+        Verdict::Warn,
+        "so nothing limits system calls",
+        "sudo systemctl restart aditd",
+    ),
 ];
+
+#[test]
+fn an_older_kernel_that_limits_files_and_system_calls_is_well() {
+    let found = BoxFound { sandbox: Some(Sandbox::of(1, true)), ..well() };
+    let line = lines(&found).into_iter().find(|line| line.id == "sandbox").expect("a line");
+    assert_eq!(line.verdict, Verdict::Ok);
+    assert!(line.found.contains("this kernel cannot limit TCP ports"), "{line:?}");
+}
 
 #[test]
 fn each_breakage_is_named_with_a_cure() {

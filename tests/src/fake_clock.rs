@@ -21,12 +21,7 @@ impl FakeClock {
     /// A clock that is right, with its file in `dir`; `None` if the test must be skipped, and says
     /// why.
     pub fn new(dir: &Path) -> Option<Self> {
-        // The program knows where its library is.
-        let shown = std::process::Command::new("faketime")
-            .args(["-m", "-f", "+0s", "sh", "-c", "printf %s \"$LD_PRELOAD\""])
-            .output();
-        let Some(library) = shown.ok().and_then(|shown| String::from_utf8(shown.stdout).ok())
-        else {
+        let Some(library) = library() else {
             skip::skip_test("there is no `faketime`");
             return None;
         };
@@ -57,4 +52,24 @@ impl FakeClock {
             .env("DONT_FAKE_MONOTONIC", "1")
             .env("NO_FAKE_STAT", "1");
     }
+}
+
+/// Where the library is; `None` if it is not installed.
+///
+/// # Panics
+/// If the program that knows it fails again and again.
+fn library() -> Option<String> {
+    for _ in 0..20 {
+        let shown = std::process::Command::new("faketime")
+            .args(["-m", "-f", "+0s", "sh", "-c", "printf %s \"$LD_PRELOAD\""])
+            .output()
+            .ok()?;
+        // Processes that were killed leave files in /dev/shm with their process ids in their names. One
+        // with the same id fails at them; the next one has another id.
+        match String::from_utf8(shown.stdout) {
+            Ok(library) if shown.status.success() && !library.is_empty() => return Some(library),
+            _ => {}
+        }
+    }
+    panic!("`faketime` does not say where its library is");
 }

@@ -161,6 +161,14 @@ impl CaRecords {
                 || self.get(found.number).is_some_and(|record| record.retired.is_none())
         });
         changes.extend(lost.map(|found| CaChange::Retire(found.number)).collect::<Vec<_>>());
+        // One is forgotten, with its files, only when there are as many others as can be known.
+        let has_files = |number| files.iter().any(|found| found.number == number);
+        let forgotten = self
+            .0
+            .iter()
+            .map(|record| record.number)
+            .filter(|number| files.len() >= MOST_CAS && *number < last && !has_files(*number));
+        changes.extend(forgotten.map(CaChange::Forget));
         changes
     }
 }
@@ -182,6 +190,8 @@ pub enum CaChange {
     Add(CaNumber),
     /// This one has retired.
     Retire(CaNumber),
+    /// This one was forgotten.
+    Forget(CaNumber),
 }
 
 #[cfg(test)]

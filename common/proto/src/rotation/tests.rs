@@ -121,6 +121,13 @@ fn a_register_that_was_put_back_learns_from_the_files() {
         // Older than the retirement.
         (&[None, None], vec![file(1, false, true), file(2, true, true)], vec![Retire(1)]),
         (&[Some(5), None], vec![file(1, false, true), file(2, true, true)], vec![]),
+        // Older than the retirement of one that was forgotten since; and one that was lost.
+        (
+            &[None],
+            (2..=9).map(|number| file(number, number == 9, true)).collect(),
+            (2..=9).map(Add).chain((2..=8).map(Retire)).chain([Forget(1)]).collect(),
+        ),
+        (&[None, None], vec![file(2, true, true)], vec![]),
         // A lost key of the newest one is an error elsewhere, and nothing retires for it.
         (&[None], vec![file(1, false, true)], vec![]),
         (&[None], vec![file(1, true, true), file(2, false, true)], vec![]),

@@ -117,6 +117,9 @@ impl Register {
                         "UPDATE ca SET retired = ?2 WHERE number = ?1 AND retired IS NULL",
                         params![number, now],
                     )?,
+                    CaChange::Forget(number) => {
+                        t.execute("DELETE FROM ca WHERE number = ?1", [number])?
+                    }
                 };
             }
             Ok(())

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use client::dial;
+use client::dial::{self, DialError};
 use common::{
     machine::process::unix_now,
     transport::{frame, tls},
@@ -19,6 +19,7 @@ use proto::{
     wire::{Code, EnrollAnswer, EnrollRequest},
 };
 use quinn::{Connection, ConnectionError};
+use quinn_proto::TransportErrorCode;
 use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256, PublicKeyData};
 use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -89,17 +90,24 @@ pub fn parse(code: &str) -> Invitation {
 }
 
 /// A connection to the enrollment side of the server.
+///
+/// # Panics
+/// If the server does not answer.
 pub async fn at_enrollment(invitation: &Invitation) -> Connection {
+    try_at_enrollment(invitation).await.expect("the enrollment door")
+}
+
+async fn try_at_enrollment(invitation: &Invitation) -> Result<Connection, DialError> {
     let config = dial::config(
         tls::enroll_client(invitation.ca).expect("TLS"),
         &invitation.secret.knock_key().into(),
         proto::wire::IDLE_TIMEOUT,
     );
-    dial::dial(&config, &invitation.addresses, None).await.expect("the enrollment door").connection
+    dial::dial(&config, &invitation.addresses, None).await.map(|dialed| dialed.connection)
 }
 
 /// How often to come again when the server needs the place of a handshake for somebody else.
-const DISPLACED: usize = 20;
+const DISPLACED: usize = 100;
 
 /// Sends an enrollment request, as `adit enroll` does; stores nothing.
 pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> EnrollAnswer {
@@ -110,7 +118,11 @@ pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> Enro
         sign_in: None,
     };
     for _ in 0..DISPLACED {
-        let connection = at_enrollment(invitation).await;
+        // Without a free place it gives no answer.
+        let connection = match try_at_enrollment(invitation).await {
+            Err(DialError::NoAnswer(_)) => continue,
+            connection => connection.expect("the enrollment door"),
+        };
         let asked = async {
             let (mut send, mut recv) = connection.open_bi().await.ok()?;
             frame::write(&mut send, &request).await.ok()?;
@@ -123,6 +135,9 @@ pub async fn enroll(invitation: &Invitation, token: &[u8], csr: Vec<u8>) -> Enro
         let done = u64::from(Code::Done as u32);
         match connection.closed().await {
             ConnectionError::ApplicationClosed(end) if end.error_code.into_inner() == done => {}
+            // The same, before the handshake was confirmed (RFC 9000 section 10.2.3).
+            ConnectionError::ConnectionClosed(end)
+                if end.error_code == TransportErrorCode::APPLICATION_ERROR => {}
             other => panic!("no answer: {other}"),
         }
     }

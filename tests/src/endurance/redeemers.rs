@@ -9,19 +9,16 @@ use crate::{
     world::World,
 };
 
-/// How many come at the same time. The server has fewer places for handshakes.
-const AT_ONCE: usize = 100;
-
-/// Lets `count` devices, each with a key of its own, redeem one code.
+/// Lets `count` devices, each with a key of its own, redeem one code, so many at the same time.
 ///
 /// # Panics
 /// If not exactly one of them is enrolled, and all others are told that the code was used.
-pub async fn all(world: &World, count: usize) {
+pub async fn all(world: &World, count: usize, at_once: usize) {
     let code = world.invite("laptop").await;
     let (mut redeemers, mut admitted, mut refused) = (JoinSet::new(), Vec::new(), 0);
     let mut left = count;
     loop {
-        while left > 0 && redeemers.len() < AT_ONCE {
+        while left > 0 && redeemers.len() < at_once {
             let invitation = parse(&code);
             redeemers.spawn(async move { redeem(&invitation, &new_key()).await });
             left -= 1;

@@ -130,7 +130,7 @@ async fn on_a_terminal_the_code_is_asked_for() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn exactly_one_of_a_hundred_devices_that_use_one_code_at_once_is_enrolled() {
     let world = World::start(PROGRAM).await;
-    redeemers::all(&world, 100).await;
+    redeemers::all(&world, 100, 100).await;
 }
 
 #[tokio::test]

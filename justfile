@@ -24,7 +24,7 @@ ci:
 
 # The demo: both programs on this machine
 demo:
-    cargo run --release --bin adit-demo
+    cargo run --profile demo --bin adit-demo
 
 # Write docs/reference.md anew from the programs' own help
 reference:

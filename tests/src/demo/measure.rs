@@ -58,6 +58,12 @@ pub(super) async fn run(
     small_requests([(&mut direct, source.address), (&mut through, tunnel)]).await?;
     screen.talk("");
     screen.talk(table(&mut direct, &mut through));
+    if built_quickly() {
+        screen.talk(
+            "This demo was built with little optimization, so that it is ready sooner. The programs that \
+             `cargo install` builds add less: see docs/performance.md.",
+        );
+    }
     compare(source, &direct, &through, screen)
 }
 
@@ -88,6 +94,12 @@ async fn small_requests(ways: [(&mut Way, SocketAddr); 2]) -> Result<(), Failure
         }
     }
     Ok(())
+}
+
+/// Whether this program is of the profile `demo`: cargo puts it into a folder of that name.
+fn built_quickly() -> bool {
+    std::env::current_exe()
+        .is_ok_and(|program| program.parent().is_some_and(|dir| dir.ends_with("demo")))
 }
 
 /// The stand-in must give the same bytes each time. A real model on a GPU may change a word, which

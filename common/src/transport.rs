@@ -3,6 +3,7 @@
 pub mod accept;
 pub mod carrier;
 pub mod congestion;
+pub(crate) mod copies;
 pub mod credit;
 pub mod frame;
 pub mod splice;
@@ -24,6 +25,8 @@ use self::congestion::Controllers;
 
 /// A handshake that takes longer counts as failed.
 pub const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How many bytes of copies in DATAGRAM frames may wait in QUIC, in each direction: see `copies.rs`.
+const COPIES_BUFFER: usize = 64 * 1024;
 /// How many streams a device may have open when it connects.
 pub const FIRST_STREAMS: u32 = 256;
 /// The most streams of one device that are served at the same time. Further streams wait.
@@ -86,7 +89,8 @@ pub fn settings(streams: u32, idle: Duration, longest: u16) -> Arc<TransportConf
         // One for the greeting or the hello and what follows it, one for credit.
         .max_concurrent_uni_streams(2u32.into())
         .mtu_discovery_config(Some(search))
-        .datagram_receive_buffer_size(None)
+        .datagram_receive_buffer_size(Some(COPIES_BUFFER))
+        .datagram_send_buffer_size(COPIES_BUFFER)
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(CONNECTION_WINDOW.into())
         .send_window(SEND_WINDOW)

@@ -9,7 +9,7 @@ use std::{
 use clap::ValueEnum;
 use common::transport::{
     self, LOCAL_DATAGRAM, LONGEST_DATAGRAM, USUAL_DATAGRAM,
-    carrier::{InteractiveBytes, Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
+    carrier::{InteractiveData, Marks, Protection, Repeated, StreamCarrier, UdpCarrier},
 };
 use quinn::AsyncUdpSocket;
 use serde::Deserialize;
@@ -170,10 +170,11 @@ impl Carrier {
     pub(crate) fn protect(
         &self,
         protection: Option<Protection>,
-        interactive: &Arc<InteractiveBytes>,
+        interactive: &Arc<InteractiveData>,
     ) {
-        if let Self::Udp(socket, _) = self {
-            socket.protect(protection, interactive);
+        match self {
+            Self::Udp(socket, _) => socket.protect(protection, interactive),
+            Self::Ssh(..) => interactive.unprotect(),
         }
     }
 

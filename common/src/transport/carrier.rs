@@ -8,6 +8,7 @@
 mod batch;
 mod framing;
 mod handed_on;
+mod interactive;
 mod loss;
 mod marks;
 mod portion;
@@ -23,9 +24,10 @@ use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use self::framing::{frame_datagram, next_datagram};
 pub use self::{
     handed_on::{HandOn, Inbox, handed_on},
+    interactive::{InteractiveData, NextCopy, Protection, StreamCopy},
     loss::{LossEstimate, PathCounts},
     marks::{Marks, Unmarked},
-    redundancy::{InteractiveBytes, ProtectedPath, Protection},
+    redundancy::ProtectedPath,
     relay::{RELAY_SOURCE, relay},
     repeat::{PacketRepeats, Repeated, RepeatingSocket},
     socket::SystemSocket,

@@ -31,7 +31,9 @@ use self::{
     ledger::SendLedger,
     tally::{Tally, Urgency},
 };
-use crate::transport::{POOL, SEND_WINDOW, SHARED_WINDOW, carrier::InteractiveBytes};
+use crate::transport::{
+    POOL, SEND_WINDOW, SHARED_WINDOW, carrier::InteractiveData, copies, copies::Arrivals,
+};
 
 pub(crate) use self::ledger::FLOOR;
 
@@ -60,7 +62,8 @@ pub struct Credit {
     tally: Mutex<Tally>,
     /// Notified when a report became more urgent.
     due: Notify,
-    interactive: Arc<InteractiveBytes>,
+    interactive: Arc<InteractiveData>,
+    arrivals: Arrivals,
 }
 
 impl std::fmt::Debug for Credit {
@@ -79,16 +82,27 @@ impl Credit {
             tally: Mutex::default(),
             due: Notify::new(),
             interactive: Arc::default(),
+            arrivals: Arrivals::default(),
         })
     }
 
-    /// What has been written to interactive streams and not yet sent.
-    pub fn interactive(&self) -> &Arc<InteractiveBytes> {
+    /// What is written to interactive streams.
+    pub fn interactive(&self) -> &Arc<InteractiveData> {
         &self.interactive
     }
 
-    /// Reports to the peer what is read here, and receives its reports, until the connection ends.
-    /// Never returns. Cancelling it stops both.
+    /// How many bytes copies have brought to readers before the streams did.
+    pub fn read_early(&self) -> u64 {
+        self.arrivals.read()
+    }
+
+    /// The copies of streams that have arrived.
+    pub(crate) fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// Reports to the peer what is read here, and receives its reports, until the connection ends;
+    /// sends and receives copies of interactive data. Never returns. Cancelling it stops all of it.
     ///
     /// Each end has opened one unidirectional stream before, and the other has accepted it.
     pub async fn exchange(&self) {
@@ -106,7 +120,9 @@ impl Credit {
             };
             debug!("no more credit is heard: {:?}", heard.err());
         };
-        tokio::join!(tell, hear);
+        let copied = copies::send(&self.connection, &self.interactive);
+        let copies = self.arrivals.receive(&self.connection);
+        tokio::join!(tell, hear, copied, copies);
         std::future::pending().await
     }
 
@@ -175,15 +191,19 @@ impl Credit {
         }
     }
 
-    /// Writes at most `most` bytes to an interactive stream. If bulk data has filled the send window,
-    /// there is more room for this write alone.
-    pub(crate) async fn ahead(
+    /// Writes `bytes`, or a part of them, to the interactive stream `id` by `write`; `offset` bytes of
+    /// the stream are before them. If bulk data has filled the send window, there is more room for
+    /// this write alone. Where the link loses, the bytes may be sent again.
+    pub(crate) async fn write_ahead(
         &self,
-        most: usize,
+        id: u64,
+        offset: u64,
+        bytes: &[u8],
         write: impl Future<Output = Result<usize, WriteError>>,
     ) -> Result<usize, WriteError> {
-        let mut write = pin!(write);
+        let (mut write, most) = (pin!(write), bytes.len());
         std::future::poll_fn(|cx| {
+            let began = self.interactive.begin_write();
             // Before the write: its bytes may be sent before it returns.
             self.interactive.add(most);
             let mut written = write.as_mut().poll(cx);
@@ -194,10 +214,15 @@ impl Credit {
                 self.connection.set_send_window(window);
             }
             let done = match written {
-                Poll::Ready(Ok(done)) => done,
+                Poll::Ready(Ok(done)) => done.min(most),
                 _ => 0,
             };
-            self.interactive.remove(most - done.min(most));
+            self.interactive.remove(most - done);
+            if let Some(began) = began
+                && done > 0
+            {
+                self.interactive.wrote(began, id, offset, &bytes[..done]);
+            }
             written
         })
         .await

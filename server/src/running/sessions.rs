@@ -13,7 +13,7 @@ use std::{
 use common::{
     machine::process::unix_now,
     transport::{
-        carrier::{InteractiveBytes, LossEstimate, PacketRepeats, PathCounts, ProtectedPath},
+        carrier::{InteractiveData, LossEstimate, PacketRepeats, PathCounts, ProtectedPath},
         splice::ByteCounters,
     },
 };
@@ -38,7 +38,7 @@ struct ConnectedDevice {
     /// How many datagrams had arrived at the last check, and when the last new one was noticed.
     heard: (u64, i64),
     loss: LossEstimate,
-    interactive: Arc<InteractiveBytes>,
+    interactive: Arc<InteractiveData>,
 }
 
 /// How often sessions are checked for silence.
@@ -158,7 +158,7 @@ impl Sessions {
         id: DeviceId,
         certificate: &Certificate,
         connection: &quinn::Connection,
-        interactive: &Arc<InteractiveBytes>,
+        interactive: &Arc<InteractiveData>,
         now: i64,
     ) -> SessionGuard {
         let traffic = Arc::new(Traffic::default());

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::redundancy::Protection;
+use super::interactive::Protection;
 
 /// A copy follows after a tenth of a round trip, within these bounds. Losses come in bursts: a copy
 /// that follows at once is often lost together with the first datagram. After an eighth of a round

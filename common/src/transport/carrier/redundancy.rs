@@ -6,12 +6,11 @@
 //! the receiver drops it by its packet number (RFC 9000 section 12.3).
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
+
+use super::interactive::{InteractiveData, Protection};
 
 /// Datagrams of this length may be sent twice, in bytes of UDP payload. A shorter one is most
 /// likely an acknowledgement, and the next acknowledgement replaces a lost one. A longer one is most
@@ -19,6 +18,8 @@ use std::{
 const SMALLEST: usize = 56;
 const LARGEST: usize = 1000;
 /// A datagram with interactive data may be sent twice up to this length: the longest on the internet.
+/// If the peer takes copies of the data alone, those are sent instead of one that is longer than
+/// `LARGEST`.
 const LARGEST_INTERACTIVE: usize = 1500;
 /// What a datagram has besides the data of streams, in bytes.
 const OVERHEAD: usize = 60;
@@ -32,43 +33,6 @@ const HEADERS: usize = 28;
 /// when one later one has arrived and 9/8 of a round trip have passed (section 6.1.2).
 const LATER_DATAGRAMS: u64 = 3;
 const LATER_TIME: u32 = 8;
-/// Budget that is not used can be saved up for this time. At least `LEAST_SAVED` bytes can be
-/// saved, so that a few copies are always possible.
-const SAVED: Duration = Duration::from_millis(250);
-const LEAST_SAVED: u64 = 2_000;
-
-/// How small datagrams on a lossy path are sent twice.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Protection {
-    /// How long after the datagram its copy is sent.
-    pub after: Duration,
-    /// The round-trip time.
-    pub round_trip: Duration,
-    /// The bandwidth that copies may use, in bytes per second, headers included.
-    pub budget: u64,
-    /// The part of single packets that the link loses, from 0 to 1, as far as losses of several
-    /// packets are independent.
-    pub loss: f64,
-}
-
-/// The bytes of a connection's interactive streams that have been written and not yet sent. QUIC puts
-/// them first into the next datagram, and fills that with what else there is.
-#[derive(Debug, Default)]
-pub struct InteractiveBytes(AtomicU64);
-
-impl InteractiveBytes {
-    /// `bytes` bytes are written now.
-    pub fn add(&self, bytes: usize) {
-        self.0.fetch_add(bytes as u64, Relaxed);
-    }
-
-    /// `bytes` of the bytes that were added have not been written after all.
-    pub fn remove(&self, bytes: usize) {
-        let less = |all: u64| Some(all.saturating_sub(bytes as u64));
-        // It always has a value.
-        let _ = self.0.fetch_update(Relaxed, Relaxed, less);
-    }
-}
 
 /// A path on which small datagrams are sent twice, and larger ones if they carry interactive data.
 #[derive(Debug, Clone)]
@@ -78,17 +42,14 @@ pub struct ProtectedPath {
     /// How they are protected.
     pub protection: Protection,
     /// What the connection on this path has written.
-    pub interactive: Arc<InteractiveBytes>,
+    pub interactive: Arc<InteractiveData>,
 }
 
 /// Decides for each datagram of one protected path.
 #[derive(Debug)]
 pub(super) struct PathRepeats {
     protection: Protection,
-    interactive: Arc<InteractiveBytes>,
-    /// Bytes that copies may use, as of `at`.
-    saved: u64,
-    at: Instant,
+    interactive: Arc<InteractiveData>,
     /// Datagrams that were sent so far, and those worth a copy since one of them was left alone.
     sent: u64,
     small: u64,
@@ -110,28 +71,28 @@ impl PathRepeats {
     pub(super) fn new(
         now: Instant,
         protection: Protection,
-        interactive: Arc<InteractiveBytes>,
+        interactive: Arc<InteractiveData>,
     ) -> Self {
-        let saved = most_saved(protection.budget);
         // What was written while the path was not protected has been sent.
-        interactive.0.store(0, Relaxed);
-        Self {
-            protection,
-            interactive,
-            saved,
-            at: now,
-            sent: 0,
-            small: 0,
-            left_alone: None,
-            hidden: 0,
-        }
+        interactive.take_unsent();
+        interactive.protect(now, protection);
+        Self { protection, interactive, sent: 0, small: 0, left_alone: None, hidden: 0 }
     }
 
     /// Replaces the protection from `now` on.
     pub(super) fn set(&mut self, now: Instant, protection: Protection) {
-        self.save(now);
+        self.interactive.protect(now, protection);
         self.protection = protection;
-        self.saved = self.saved.min(most_saved(protection.budget));
+    }
+
+    /// Whether it is the path of this connection.
+    pub(super) fn is_of(&self, connection: &Arc<InteractiveData>) -> bool {
+        Arc::ptr_eq(&self.interactive, connection)
+    }
+
+    /// It is not protected any more.
+    pub(super) fn unprotect(&self) {
+        self.interactive.unprotect();
     }
 
     /// Datagrams are sent now: `bytes` bytes, each datagram of `segment` bytes but the last, which may
@@ -144,7 +105,7 @@ impl PathRepeats {
         segment: usize,
     ) -> Vec<Option<Again>> {
         let datagrams = bytes.div_ceil(segment);
-        let mut interactive = self.interactive.0.swap(0, Relaxed);
+        let mut interactive = self.interactive.take_unsent();
         let mut again = Vec::new();
         for number in 0..datagrams {
             if !is_small(segment) && interactive == 0 {
@@ -157,7 +118,7 @@ impl PathRepeats {
                 interactive = interactive.saturating_sub((len - OVERHEAD.min(len)) as u64);
             }
         }
-        self.interactive.0.fetch_add(interactive, Relaxed);
+        self.interactive.still_unsent(interactive);
         again
     }
 
@@ -167,15 +128,18 @@ impl PathRepeats {
         if !(SMALLEST..=largest).contains(&len) {
             return None;
         }
+        // What bulk data has filled is long, and little of it is interactive.
+        if is_interactive && len > LARGEST && self.interactive.leaves_in_full(now) {
+            return None;
+        }
         self.small += 1;
         let rested = self.left_alone.is_none_or(|at| now - at >= LEFT_ALONE_EVERY);
         if self.small >= LEFT_ALONE && rested {
             (self.small, self.left_alone) = (0, Some(now));
             return None;
         }
-        self.save(now);
-        self.saved = self.saved.checked_sub((len + HEADERS) as u64)?;
-        Some(Again { at: now + self.protection.after, number: self.sent })
+        let is_paid = self.interactive.spend(now, (len + HEADERS) as u64);
+        is_paid.then_some(Again { at: now + self.protection.after, number: self.sent })
     }
 
     /// A datagram of the handshake is sent now.
@@ -192,24 +156,11 @@ impl PathRepeats {
         };
         self.hidden += u64::from(hides);
     }
-
-    fn save(&mut self, now: Instant) {
-        let time = now.saturating_duration_since(self.at);
-        let more = (self.protection.budget as f64 * time.as_secs_f64()) as u64;
-        if more > 0 {
-            self.at = now;
-            self.saved = (self.saved + more).min(most_saved(self.protection.budget));
-        }
-    }
 }
 
 /// Whether a datagram of so many bytes may be sent twice.
 fn is_small(len: usize) -> bool {
     (SMALLEST..=LARGEST).contains(&len)
-}
-
-fn most_saved(budget: u64) -> u64 {
-    ((budget as f64 * SAVED.as_secs_f64()) as u64).max(LEAST_SAVED)
 }
 
 #[cfg(test)]
@@ -242,7 +193,7 @@ mod tests {
             (0, 300, 2, vec![true, true]),
         ] {
             let now = Instant::now();
-            let written_bytes = Arc::new(InteractiveBytes::default());
+            let written_bytes = Arc::new(InteractiveData::default());
             let mut path = PathRepeats::new(now, protection(1_000_000), written_bytes.clone());
             written_bytes.add(written + 7);
             written_bytes.remove(7);

@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicBool, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
     time::Instant,
@@ -23,6 +23,7 @@ use tokio::time::Sleep;
 
 use super::{
     SystemSocket,
+    interactive::CopyCounters,
     loss::PathCounts,
     redundancy::{Again, PathRepeats, ProtectedPath},
 };
@@ -71,8 +72,7 @@ pub struct PacketRepeats {
     /// Whether any path is protected. It spares unprotected sockets the lock on `paths`.
     some: AtomicBool,
     paths: Mutex<HashMap<SocketAddr, PathRepeats>>,
-    datagrams: AtomicU64,
-    bytes: AtomicU64,
+    copies: Arc<CopyCounters>,
 }
 
 impl PacketRepeats {
@@ -83,7 +83,13 @@ impl PacketRepeats {
         }
         let mut paths = self.paths();
         let mut before = std::mem::take(&mut *paths);
+        for path in before.values() {
+            if !protected.iter().any(|it| path.is_of(&it.interactive)) {
+                path.unprotect();
+            }
+        }
         for ProtectedPath { to, protection, interactive } in protected {
+            interactive.count_in(&self.copies);
             let path = match before.remove(to) {
                 Some(mut path) => {
                     path.set(now, *protection);
@@ -107,7 +113,8 @@ impl PacketRepeats {
 
     /// All copies that have been sent, on all paths.
     pub fn repeated(&self) -> Repeated {
-        Repeated { datagrams: self.datagrams.load(Relaxed), bytes: self.bytes.load(Relaxed) }
+        let CopyCounters { datagrams, bytes } = &*self.copies;
+        Repeated { datagrams: datagrams.load(Relaxed), bytes: bytes.load(Relaxed) }
     }
 
     /// How many paths are protected.
@@ -132,8 +139,8 @@ impl PacketRepeats {
     }
 
     fn sent_again(&self, copy: &Copy) {
-        self.datagrams.fetch_add(1, Relaxed);
-        self.bytes.fetch_add(copy.contents.len() as u64, Relaxed);
+        self.copies.datagrams.fetch_add(1, Relaxed);
+        self.copies.bytes.fetch_add(copy.contents.len() as u64, Relaxed);
         if let Some(path) = self.paths().get_mut(&copy.to) {
             path.sent_again(copy.again);
         }
@@ -304,7 +311,7 @@ impl AsyncUdpSocket for RepeatingSocket {
 mod tests {
     use std::{future::poll_fn, net::Ipv4Addr, time::Duration};
 
-    use super::{super::redundancy::Protection, *};
+    use super::{super::interactive::Protection, *};
 
     fn socket() -> std::net::UdpSocket {
         let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");

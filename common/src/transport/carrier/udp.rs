@@ -19,7 +19,7 @@ use quinn::{
 };
 
 use super::{
-    InteractiveBytes, LOCAL, Marks, PacketRepeats, ProtectedPath, Protection, RECEIVE_SEGMENTS,
+    InteractiveData, LOCAL, Marks, PacketRepeats, ProtectedPath, Protection, RECEIVE_SEGMENTS,
     REMOTE, Repeated, RepeatingSocket, SystemSocket,
 };
 
@@ -69,7 +69,7 @@ impl UdpCarrier {
 
     /// Sends small datagrams twice from now on, or no longer, and larger ones that carry what the
     /// connection has written to `interactive` streams.
-    pub fn protect(&self, protection: Option<Protection>, interactive: &Arc<InteractiveBytes>) {
+    pub fn protect(&self, protection: Option<Protection>, interactive: &Arc<InteractiveData>) {
         let (to, interactive) = (self.real, interactive.clone());
         let path = protection.map(|protection| ProtectedPath { to, protection, interactive });
         self.repeats().protect(Instant::now(), path.as_slice());

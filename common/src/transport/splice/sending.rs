@@ -32,6 +32,8 @@ struct QuicSending {
     share: usize,
     /// Its priority is that of bulk data.
     bulk: bool,
+    /// How many bytes have been written.
+    written: u64,
 }
 
 impl From<PipeSending> for Sending {
@@ -43,15 +45,16 @@ impl From<PipeSending> for Sending {
 impl Sending {
     /// Wraps `stream`.
     pub fn new(stream: SendStream) -> Self {
-        Self::quic(QuicSending { stream, credit: None, share: 0, bulk: true })
+        Self::quic(QuicSending { stream, credit: None, share: 0, bulk: true, written: 0 })
     }
 
-    /// Wraps `stream`, and sends no more than its share of `credit`.
+    /// Wraps `stream`, of which nothing has been written, and sends no more than its share of `credit`.
     pub fn within(stream: SendStream, credit: &Arc<Credit>) -> Self {
         credit.begin(stream.id());
         // The only error is a stream that has ended.
         let _ = stream.set_priority(INTERACTIVE);
-        Self::quic(QuicSending { stream, credit: Some(credit.clone()), share: 0, bulk: false })
+        let credit = Some(credit.clone());
+        Self::quic(QuicSending { stream, credit, share: 0, bulk: false, written: 0 })
     }
 
     fn quic(stream: QuicSending) -> Self {
@@ -156,9 +159,15 @@ impl QuicSending {
             }
         }
         let most = self.share.min(bytes.len());
+        let id = VarInt::from(self.stream.id()).into_inner();
         let write = self.stream.write(&bytes[..most]);
-        let n = if self.bulk { write.await? } else { credit.ahead(most, write).await? };
+        let n = if self.bulk {
+            write.await?
+        } else {
+            credit.write_ahead(id, self.written, &bytes[..most], write).await?
+        };
         self.share = self.share.saturating_sub(n);
+        self.written += n as u64;
         Ok(n)
     }
 }

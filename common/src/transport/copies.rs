@@ -1,0 +1,243 @@
+//! Copies of interactive data in DATAGRAM frames (RFC 9221). They reach the reader of a stream before
+//! QUIC has noticed that a packet is lost, which takes more than a round trip.
+//!
+//! A frame holds the number of a stream (8 bytes), where in the stream the copy begins (8 bytes), both
+//! big-endian, and the bytes. It may be lost, late or of a stream that has ended: the stream itself
+//! still brings everything. The receiver gives each byte on once, whichever way it came first.
+
+mod ahead;
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicU64, AtomicUsize,
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
+        },
+    },
+    task::{Context, Poll, Waker},
+    time::Instant,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quinn::{Connection, SendDatagramError, StreamId, VarInt};
+
+use self::ahead::Ahead;
+use crate::transport::carrier::{InteractiveData, NextCopy, StreamCopy};
+
+/// The bytes before a copy: a stream's number and an offset.
+const HEAD: usize = 16;
+/// The most bytes of copies that one connection keeps for its readers.
+const MOST_HELD: usize = 256 * 1024;
+
+/// Sends the copies of a connection until it ends. Never returns before that. Cancelling it loses
+/// nothing but copies.
+pub(crate) async fn send(connection: &Connection, data: &InteractiveData) {
+    data.accept_copies(connection.max_datagram_size().is_some());
+    loop {
+        match data.next_copy(Instant::now()) {
+            NextCopy::Send(copy) => {
+                let sent = connection.send_datagram(encode(&copy));
+                // One that is too long for this path is left to the stream.
+                if let Err(SendDatagramError::ConnectionLost(_)) = sent {
+                    return;
+                }
+            }
+            NextCopy::Wait(at) => tokio::time::sleep_until(at.into()).await,
+            NextCopy::Nothing => data.copies_wait().await,
+        }
+    }
+}
+
+fn encode(copy: &StreamCopy) -> Bytes {
+    let mut frame = BytesMut::with_capacity(HEAD + copy.bytes.len());
+    frame.put_u64(copy.stream);
+    frame.put_u64(copy.offset);
+    frame.extend_from_slice(&copy.bytes);
+    frame.freeze()
+}
+
+/// `None` for what is no copy.
+fn decode(mut frame: Bytes) -> Option<StreamCopy> {
+    let stream = frame.try_get_u64().ok()?;
+    let offset = frame.try_get_u64().ok()?;
+    // An offset fits into 62 bits (RFC 9000 section 19.8), so that no sum overflows.
+    let is_copy = !frame.is_empty() && VarInt::from_u64(offset).is_ok();
+    is_copy.then_some(StreamCopy { stream, offset, bytes: frame })
+}
+
+/// The copies that have arrived on a connection for the streams that are read.
+#[derive(Default)]
+pub(crate) struct Arrivals {
+    streams: Mutex<HashMap<u64, Arc<Early>>>,
+    kept: Arc<Kept>,
+}
+
+/// What all streams of a connection keep and have read, in bytes.
+#[derive(Default)]
+struct Kept {
+    held: AtomicUsize,
+    read: AtomicU64,
+}
+
+impl Arrivals {
+    /// Receives copies until the connection ends. Cancelling it loses nothing but copies.
+    pub(crate) async fn receive(&self, connection: &Connection) {
+        while let Ok(frame) = connection.read_datagram().await {
+            if let Some(copy) = decode(frame) {
+                self.arrive(&copy);
+            }
+        }
+    }
+
+    /// How many bytes copies have brought to readers before the streams did.
+    pub(crate) fn read(&self) -> u64 {
+        self.kept.read.load(Relaxed)
+    }
+
+    /// A stream is read from its beginning.
+    pub(crate) fn begin(&self, id: StreamId) -> Arc<Early> {
+        let early = Arc::new(Early {
+            delivered: AtomicU64::new(0),
+            state: Mutex::default(),
+            kept: self.kept.clone(),
+        });
+        self.streams().insert(VarInt::from(id).into_inner(), early.clone());
+        early
+    }
+
+    /// A stream is read no more.
+    pub(crate) fn end(&self, id: StreamId) {
+        self.streams().remove(&VarInt::from(id).into_inner());
+    }
+
+    fn arrive(&self, copy: &StreamCopy) {
+        let early = self.streams().get(&copy.stream).cloned();
+        if let Some(early) = early {
+            early.arrive(copy.offset, &copy.bytes);
+        }
+    }
+
+    fn streams(&self) -> MutexGuard<'_, HashMap<u64, Arc<Early>>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What has arrived of one stream as copies and has not been read.
+pub(crate) struct Early {
+    /// How many bytes of the stream its reader has, whichever way they came.
+    delivered: AtomicU64,
+    state: Mutex<EarlyState>,
+    kept: Arc<Kept>,
+}
+
+#[derive(Default)]
+struct EarlyState {
+    ahead: Ahead,
+    reader: Option<Waker>,
+}
+
+impl Early {
+    /// The next bytes of the stream, at most `most`, once a copy brings them. Cancellation safe.
+    pub(crate) async fn next(&self, most: usize) -> Bytes {
+        std::future::poll_fn(|cx| self.poll_next(cx, most)).await
+    }
+
+    fn poll_next(&self, cx: &Context<'_>, most: usize) -> Poll<Bytes> {
+        let mut state = self.state();
+        match &mut state.reader {
+            Some(reader) => reader.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        let delivered = self.delivered.load(Acquire);
+        let next = self.counted(&mut state.ahead, |ahead| ahead.take(delivered, most));
+        let Some(bytes) = next else { return Poll::Pending };
+        self.delivered.store(delivered + bytes.len() as u64, Release);
+        self.kept.read.fetch_add(bytes.len() as u64, Relaxed);
+        Poll::Ready(bytes)
+    }
+
+    /// How many bytes the reader has.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Acquire)
+    }
+
+    /// The stream itself has brought the reader up to `delivered`.
+    pub(crate) fn deliver(&self, delivered: u64) {
+        self.delivered.store(delivered, Release);
+    }
+
+    fn arrive(&self, offset: u64, bytes: &[u8]) {
+        let delivered = self.delivered.load(Acquire);
+        let is_late = offset + bytes.len() as u64 <= delivered;
+        if is_late || self.kept.held.load(Relaxed) + bytes.len() > MOST_HELD {
+            return;
+        }
+        let mut state = self.state();
+        self.counted(&mut state.ahead, |ahead| ahead.put(delivered, offset, bytes));
+        if offset <= delivered
+            && let Some(reader) = state.reader.take()
+        {
+            reader.wake();
+        }
+    }
+
+    /// Keeps the number of bytes that are held.
+    fn counted<T>(&self, ahead: &mut Ahead, work: impl FnOnce(&mut Ahead) -> T) -> T {
+        let before = ahead.held();
+        let done = work(ahead);
+        match ahead.held().checked_sub(before) {
+            Some(more) => self.kept.held.fetch_add(more, AcqRel),
+            None => self.kept.held.fetch_sub(before - ahead.held(), AcqRel),
+        };
+        done
+    }
+
+    fn state(&self) -> MutexGuard<'_, EarlyState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Early {
+    fn drop(&mut self) {
+        let held = self.state().ahead.held();
+        self.kept.held.fetch_sub(held, AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_survives_its_frame_and_other_frames_are_none() {
+        let copy = StreamCopy { stream: 5, offset: 1 << 40, bytes: Bytes::from_static(b"token") };
+        let frame = encode(&copy);
+        assert_eq!(decode(frame.clone()), Some(copy));
+        for len in 0..=HEAD {
+            assert_eq!(decode(frame.slice(..len)), None, "{len} bytes");
+        }
+        let far = StreamCopy { stream: 5, offset: 1 << 62, bytes: Bytes::from_static(b"token") };
+        assert_eq!(decode(encode(&far)), None);
+    }
+
+    #[test]
+    fn a_connection_keeps_only_so_much_and_forgets_ended_streams() {
+        let arrivals = Arrivals::default();
+        let ids = [0_u32, 4, 8].map(|id| StreamId::from(VarInt::from_u32(id)));
+        let early = ids.map(|id| arrivals.begin(id));
+        let copy = |stream, offset| StreamCopy { stream, offset, bytes: vec![1; 1_000].into() };
+        for i in 1..=1_000 {
+            arrivals.arrive(&copy(4 * (i % 3), 1_000 * i));
+        }
+        let held = arrivals.kept.held.load(Relaxed);
+        assert!((1_000..=MOST_HELD).contains(&held), "{held} bytes");
+        ids.into_iter().for_each(|id| arrivals.end(id));
+        drop(early);
+        assert_eq!(arrivals.kept.held.load(Relaxed), 0);
+        // Nobody reads it.
+        arrivals.arrive(&copy(0, 0));
+        assert_eq!(arrivals.kept.held.load(Relaxed), 0);
+    }
+}

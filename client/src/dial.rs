@@ -15,7 +15,7 @@ use common::transport::{
 use proto::{
     clock::shown,
     knock::KnockKey,
-    wire::{Code, Reason, SERVER_NAME},
+    wire::{Code, Revocation, SERVER_NAME},
 };
 use quinn::{ClientConfig, Connecting, Connection, ConnectionError, Endpoint, TokioRuntime};
 use tokio::{task::JoinSet, time::error::Elapsed};
@@ -103,9 +103,9 @@ pub enum DialError {
         "the server is this same computer, and expects its Ollama on port {0}, where adit listens: every request would come back here endlessly"
     )]
     LeadsBack(u16),
-    /// The server has revoked this device; the owner's reason, if there is one.
-    #[error("{}{}", Code::Revoked.what(), .0.as_ref().map(|why| format!(" ({why})")).unwrap_or_default())]
-    Revoked(Option<Reason>),
+    /// The server has revoked this device, or its user.
+    #[error("{0}")]
+    Revoked(Revocation),
     /// The server closed the connection with a code.
     #[error("{}", .0.what())]
     Refused(Code),
@@ -139,14 +139,16 @@ impl DialError {
     pub(crate) fn hint(&self, profile: &Profile) -> Option<String> {
         let again = again(profile, None);
         Some(match self {
-            Self::Revoked(_) => {
+            Self::Revoked(revocation) => {
                 let device = &profile.enrolled.device;
+                let cure = revocation.cure(device.as_str());
+                let restored =
+                    format!("{cure}, then `adit up{}` here", profile.profile_dir.argument());
+                if revocation.user.is_some() {
+                    return Some(restored);
+                }
                 let forget = format!("aditd device forget {device}");
-                format!(
-                    "to let it in again: run `aditd device restore {device}` on the server, then `adit up{}` here; or, as a new device: {}",
-                    profile.profile_dir.argument(),
-                    self::again(profile, Some(forget))
-                )
+                format!("{restored}; or, as a new device: {}", self::again(profile, Some(forget)))
             }
             Self::Refused(Code::SignedOut) => {
                 format!("sign in again: `adit enroll --sso{}`", profile.profile_dir.flag())
@@ -195,7 +197,7 @@ impl DialError {
             Self::Version => "install the same version of adit and aditd",
             Self::Ssh { hint, .. } => hint,
             Self::Refused(code) => return code.cure().map(ToOwned::to_owned),
-            Self::Revoked(_) => return Code::Revoked.cure().map(ToOwned::to_owned),
+            Self::Revoked(revocation) => return Some(revocation.cure("NAME")),
             Self::WrongServer(_)
             | Self::OutOfTime(_)
             | Self::LeadsBack(_)
@@ -239,7 +241,7 @@ impl DialError {
     /// The meaning of a connection's error. `to` is the server's address.
     pub(crate) fn from_connection(error: &ConnectionError, to: &str) -> Self {
         let alert = |code: u64| match code.checked_sub(0x100) {
-            Some(CERTIFICATE_REVOKED) => Self::Revoked(None),
+            Some(CERTIFICATE_REVOKED) => Self::Revoked(Revocation::default()),
             Some(NO_APPLICATION_PROTOCOL) => Self::Version,
             _ => Self::Other(error.to_string()),
         };
@@ -254,7 +256,7 @@ impl DialError {
                     Some(Code::OutOfTime) => {
                         Self::OutOfTime(BothTimes::now(time_in(&close.reason)))
                     }
-                    Some(Code::Revoked) => Self::Revoked(Reason::from_phrase(&close.reason)),
+                    Some(Code::Revoked) => Self::Revoked(Revocation::from_phrase(&close.reason)),
                     Some(code) => Self::Refused(code),
                     None => Self::Other(error.to_string()),
                 }

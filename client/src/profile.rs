@@ -20,8 +20,8 @@ use common::{
 use data_encoding::BASE64;
 use proto::{
     crypto::{private_key_from_pem, sha256},
-    identity::{Certificate, Name},
-    wire::{Enrolled, Reason},
+    identity::{Certificate, Name, UserName},
+    wire::{Enrolled, Reason, Revocation},
 };
 use rustls::{
     crypto::aws_lc_rs::sign::any_ecdsa_type,
@@ -94,11 +94,9 @@ pub struct Profile {
     pub enrolled: Enrolled,
     /// How to reach the server over SSH, if the device enrolled over SSH.
     pub ssh: Option<SshTarget>,
-    /// Whether the server has said that it revoked this device. It is stored because the server
-    /// does not answer packets of a revoked device. A new enrollment ends it, and a session.
-    pub revoked: bool,
-    /// The owner's reason for that.
-    pub revoked_reason: Option<Reason>,
+    /// The server has said that it revoked this device. It is stored because the server does not
+    /// answer packets of a revoked device. A new enrollment ends it, and a session.
+    pub revoked: Option<Revocation>,
     /// What the server gave this device to remember: the epoch of its register.
     pub epoch: Option<String>,
     /// The local port beside another server, if it has got one.
@@ -127,6 +125,8 @@ struct Stored {
     revoked: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revoked_reason: Option<Reason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked_user: Option<UserName>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     epoch: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -251,8 +251,9 @@ impl ProfileDir {
             profile_dir: self.clone(),
             enrolled: stored.enrolled,
             ssh: stored.ssh,
-            revoked: stored.revoked,
-            revoked_reason: stored.revoked_reason,
+            revoked: stored
+                .revoked
+                .then_some(Revocation { user: stored.revoked_user, reason: stored.revoked_reason }),
             epoch: stored.epoch,
             port: stored.port,
             sign_in_code: stored.sign_in_code,
@@ -378,8 +379,7 @@ impl Profile {
             profile_dir,
             enrolled,
             ssh,
-            revoked: false,
-            revoked_reason: None,
+            revoked: None,
             epoch: None,
             port: None,
             sign_in_code: None,
@@ -404,12 +404,14 @@ impl Profile {
     /// Stores the profile. If that fails, the old file is unchanged.
     pub fn save(&self) -> Result<(), FileError> {
         let path = self.profile_dir.dir.join(IDENTITY);
+        let Revocation { user, reason } = self.revoked.clone().unwrap_or_default();
         let stored = Stored {
             schema: SCHEMA,
             enrolled: self.enrolled.clone(),
             ssh: self.ssh.clone(),
-            revoked: self.revoked,
-            revoked_reason: self.revoked_reason.clone(),
+            revoked: self.revoked.is_some(),
+            revoked_reason: reason,
+            revoked_user: user,
             epoch: self.epoch.clone(),
             port: self.port,
             sign_in_code: self.sign_in_code.clone(),

@@ -17,7 +17,7 @@ use proto::{
         model::ModelPattern,
         route::{Api, RouteClass},
     },
-    wire::{Code, Reason, Service},
+    wire::{Code, Revocation, Service},
 };
 
 use self::caller::Registered;
@@ -274,9 +274,9 @@ impl Policy {
         Ok(Admitted { kind, id, name: name.clone(), uid, user: user.cloned(), has_signed_in })
     }
 
-    /// Why the holder of this certificate was revoked, if the owner gave a reason.
-    pub(crate) fn why_revoked(&self, certificate: &Certificate) -> Option<Reason> {
-        self.snapshot().why_revoked(certificate.device?, certificate.key).cloned()
+    /// The revocation of the holder of this certificate, or of its user.
+    pub(crate) fn revocation(&self, certificate: &Certificate) -> Option<Revocation> {
+        self.snapshot().revocation(certificate.device?, certificate.key)
     }
 
     /// Permission for one stream to one service. Checked again for every stream.

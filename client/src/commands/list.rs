@@ -107,7 +107,7 @@ async fn look(profile_dir: ProfileDir) -> ListedServer {
     let state = match (&running, &profile) {
         (Some(status), _) => State::of(status),
         (None, _) if !has_answered => State::NoAnswer,
-        (None, Some(profile)) if profile.revoked => State::Refused,
+        (None, Some(profile)) if profile.revoked.is_some() => State::Refused,
         (None, Some(_)) => State::NotRunning,
         (None, None) => State::Damaged,
     };

@@ -4,7 +4,7 @@ use crate::{dial::DialError, profile::Profile};
 use common::{machine::report::typed, transport::splice};
 use proto::{
     ollama::answer::{self, ErrorAnswer},
-    wire::{Code, Reason},
+    wire::{Code, Revocation},
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -20,9 +20,9 @@ pub(crate) fn for_code(code: Option<Code>) -> ErrorAnswer {
     code.unwrap_or(Code::Cut).into()
 }
 
-/// The answer to a request whose session ended because this device was revoked.
-pub(crate) fn revoked(reason: Option<&Reason>) -> ErrorAnswer {
-    let sentence = format!("adit: {}", Code::Revoked.sentence_with(reason));
+/// The answer to a request whose session ended because this device or its user was revoked.
+pub(crate) fn revoked(revocation: &Revocation, profile: &Profile) -> ErrorAnswer {
+    let sentence = format!("adit: {}", revocation.sentence(profile.enrolled.device.as_str()));
     ErrorAnswer { sentence, ..Code::Revoked.into() }
 }
 

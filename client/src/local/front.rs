@@ -172,7 +172,9 @@ impl Front {
         Some(match end {
             SpliceEnd::Reset(code) => answer::for_code(Code::from_number(code.into_inner())),
             SpliceEnd::Lost(e) => match DialError::from_connection(&e, "the server") {
-                DialError::Revoked(reason) => answer::revoked(reason.as_ref()),
+                DialError::Revoked(revocation) => {
+                    answer::revoked(&revocation, &self.tunnel.profile())
+                }
                 DialError::Refused(Code::SignedOut) => answer::signed_out(&self.tunnel.profile()),
                 DialError::Refused(code) => answer::for_code(Some(code)),
                 _ => answer::for_code(Some(Code::Cut)),

@@ -42,6 +42,8 @@ impl News {
 
 #[cfg(test)]
 mod tests {
+    use proto::wire::Revocation;
+
     use super::*;
 
     fn silent() -> DialError {
@@ -75,7 +77,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_told_at_once_and_everything_after_a_session() {
-        let refused = DialError::Revoked(None);
+        let refused = DialError::Revoked(Revocation::default());
         assert_eq!(told(&[silent(), refused.clone(), refused]), [0, 1]);
         let mut news = News::default();
         assert!(news.is_news(&silent()) && !news.is_news(&silent()));

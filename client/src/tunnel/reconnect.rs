@@ -18,7 +18,7 @@ use common::{
 use proto::{
     clock, human, invitation,
     knock::{KnockKey, random_fraction},
-    wire::{Code, Hello, Reason},
+    wire::{Code, Hello, Revocation},
 };
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::{
@@ -121,8 +121,8 @@ impl Reconnect {
             if self.stop.is_cancelled() {
                 return self.rest(Some(why)).await;
             }
-            if let DialError::Revoked(reason) = &why {
-                self.remember_revocation(reason.as_ref());
+            if let DialError::Revoked(revocation) = &why {
+                self.remember_revocation(revocation);
             }
             let pause = backoff.after(backoff::AttemptEnd { session, refused: refusal(&why) });
             if session.is_some() {
@@ -169,7 +169,7 @@ impl Reconnect {
     }
 
     async fn begin(&self) -> Result<Greeted, DialError> {
-        if self.plan.profile.get().revoked {
+        if self.plan.profile.get().revoked.is_some() {
             return self.begin_after_revocation().await;
         }
         let dialed = self.plan.dial().await?;
@@ -189,12 +189,12 @@ impl Reconnect {
             }
         };
         let Ok(dialed) = dialed.await else {
-            return Err(DialError::Revoked(self.plan.profile.get().revoked_reason));
+            return Err(DialError::Revoked(self.plan.profile.get().revoked.unwrap_or_default()));
         };
         let entered = self.enter(dialed).await;
         if matches!(entered, Ok(_) | Err(DialError::Refused(Code::Expired))) {
             let mut profile = self.plan.profile.get();
-            (profile.revoked, profile.revoked_reason) = (false, None);
+            profile.revoked = None;
             self.plan.profile.store(profile);
         }
         entered
@@ -382,11 +382,10 @@ impl Reconnect {
 
     /// The server said this in a session, so it is authentic. Later the server does not answer this
     /// device at all.
-    fn remember_revocation(&self, reason: Option<&Reason>) {
+    fn remember_revocation(&self, revocation: &Revocation) {
         let mut profile = self.plan.profile.get();
-        if !profile.revoked {
-            profile.revoked = true;
-            profile.revoked_reason = reason.cloned();
+        if profile.revoked.is_none() {
+            profile.revoked = Some(revocation.clone());
             self.plan.profile.store(profile);
         }
     }

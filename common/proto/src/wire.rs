@@ -23,7 +23,7 @@ use crate::{
 
 pub use api::Api;
 pub use code::Code;
-pub use reason::{BadReason, Reason};
+pub use reason::{BadReason, Reason, Revocation};
 pub use renewal::{NewCa, RenewAnswer};
 pub use sign_in::{RedirectAnswer, SignInRequest, SignInStep};
 

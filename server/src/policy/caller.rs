@@ -59,11 +59,12 @@ impl<'a> Caller<'a> {
         match self {
             Self::Device(certificate) => {
                 let id = certificate.device.ok_or(Denied::Device(Code::Revoked))?;
-                let device = snapshot.judge(id, certificate.key).map_err(|code| match snapshot
-                    .why_revoked(id, certificate.key)
-                {
-                    Some(reason) => Denied::Revoked(reason.clone()),
-                    None => Denied::Device(code),
+                let device = snapshot.judge(id, certificate.key).map_err(|code| {
+                    let revocation = snapshot.revocation(id, certificate.key);
+                    match revocation.filter(|_| code == Code::Revoked) {
+                        Some(revocation) => Denied::Revoked(revocation),
+                        None => Denied::Device(code),
+                    }
                 })?;
                 Ok(Registered {
                     kind: CallerKind::Device,

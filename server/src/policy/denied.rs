@@ -2,7 +2,7 @@
 
 use proto::{
     identity::Name,
-    wire::{Code, Reason},
+    wire::{Code, Reason, Revocation},
 };
 
 use crate::{jwt::TokenFault, record::CallerKind};
@@ -20,9 +20,9 @@ pub(crate) enum Denied {
     /// It is not enrolled, or no longer.
     #[error("adit: {}", .0.sentence())]
     Device(Code),
-    /// Its owner has revoked it, for this reason.
-    #[error("adit: {}", Code::Revoked.sentence_with(Some(.0)))]
-    Revoked(Reason),
+    /// Its owner has revoked it, or its user.
+    #[error("adit: {}", .0.sentence("NAME"))]
+    Revoked(Revocation),
     /// Its key has ended, or was revoked or replaced.
     #[error("adit: {INVALID_KEY}")]
     Key,

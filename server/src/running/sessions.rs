@@ -272,15 +272,16 @@ impl Drop for SessionGuard {
 }
 
 /// Closes the connection of a device that the policy does not admit. The reason phrase of
-/// [`Code::Revoked`] is the owner's reason, if there is one.
+/// [`Code::Revoked`] has the revoked user and the owner's reason, if there are any.
 pub(crate) fn refuse(
     connection: &quinn::Connection,
     policy: &Policy,
     certificate: &Certificate,
     code: Code,
 ) {
-    match policy.why_revoked(certificate).filter(|_| code == Code::Revoked) {
-        Some(reason) => connection.close((code as u32).into(), reason.phrase().as_bytes()),
+    let revocation = policy.revocation(certificate).filter(|_| code == Code::Revoked);
+    match revocation.and_then(|revocation| revocation.phrase()) {
+        Some(phrase) => connection.close((code as u32).into(), phrase.as_bytes()),
         None => close(connection, code),
     }
 }

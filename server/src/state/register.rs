@@ -43,7 +43,7 @@ use proto::{
     identity::{DeviceId, KeyHash, UserName},
     knock::{Checker, SharedKey},
     rotation::{CaNumber, CaRecords},
-    wire::{Code, Reason},
+    wire::{Code, Reason, Revocation},
 };
 use rusqlite::{
     Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params,
@@ -160,11 +160,17 @@ impl Snapshot {
         self.devices.values()
     }
 
-    /// Why the device with this id and this key, or its user, was revoked, if the owner gave a reason.
-    pub fn why_revoked(&self, id: DeviceId, key: KeyHash) -> Option<&Reason> {
+    /// The revocation of the device with this id and this key: that of its user if there is one, which
+    /// has to be undone first.
+    pub fn revocation(&self, id: DeviceId, key: KeyHash) -> Option<Revocation> {
         let device = self.devices.get(&id).filter(|device| device.key == key)?;
-        let of_user = || self.users.of(device.user.as_ref())?.reason.as_ref();
-        device.reason.as_ref().or_else(of_user)
+        let own = device.reason.clone();
+        match self.users.of(device.user.as_ref()) {
+            Some(RevokedUser { reason }) => {
+                Some(Revocation { user: device.user.clone(), reason: reason.clone().or(own) })
+            }
+            None => device.revoked.map(|_| Revocation { user: None, reason: own }),
+        }
     }
 
     /// The key with which this device has enrolled, unless it or its user was revoked.

@@ -99,7 +99,6 @@ fn profile(profile_dir: &ProfileDir) -> Result<ProfileFound, Failure> {
         valid: (certificate.not_before, certificate.not_after),
         recovers_for: RECOVER_WITHIN,
         revoked: profile.revoked,
-        revoked_reason: profile.revoked_reason,
     })
 }
 

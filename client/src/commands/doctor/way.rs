@@ -228,8 +228,8 @@ async fn open(
     ssh: Option<&Ssh>,
 ) -> Result<Inspection, Failure> {
     // The server answers only a device that it lets in again.
-    if profile.revoked && dialed.is_none() {
-        return Err(DialError::Revoked(profile.revoked_reason.clone()).failure(profile));
+    if let Some(revocation) = profile.revoked.clone().filter(|_| dialed.is_none()) {
+        return Err(DialError::Revoked(revocation).failure(profile));
     }
     // An `adit up` that starts now would end this session, and would report that another machine
     // uses its certificate.

@@ -18,7 +18,7 @@ use crate::{
     human,
     identity::Name,
     typed::quoted,
-    wire::{OLLAMA_PORT, Reason},
+    wire::{OLLAMA_PORT, Revocation},
 };
 
 /// The free space below which the laptop's disk is told to be nearly full, in bytes.
@@ -68,10 +68,8 @@ pub struct ProfileFound {
     pub valid: (i64, i64),
     /// How long after its end the certificate may still renew itself, in seconds.
     pub recovers_for: i64,
-    /// The server has revoked it.
-    pub revoked: bool,
-    /// The owner's reason for that.
-    pub revoked_reason: Option<Reason>,
+    /// The server has revoked it, or its user.
+    pub revoked: Option<Revocation>,
 }
 
 /// Whether `adit up` runs.
@@ -197,11 +195,14 @@ fn identity(found: &LaptopFound) -> Option<Judgement> {
         Err(failure) => return Some(failed(failure)),
     };
     let who = format!("{}, enrolled at the server `{}`", profile.device, profile.server);
-    if !profile.revoked {
-        return Some(ok(who));
-    }
+    let Some(Revocation { user, reason }) = &profile.revoked else { return Some(ok(who)) };
     let name = profile.device.split(' ').next().unwrap_or_default();
-    let why = profile.revoked_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    let why = reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+    if let Some(user) = user {
+        let judged = bad(format!("{who}, which has revoked its user `{user}`{why}")).denied();
+        let restore = format!("aditd user restore {user}");
+        return Some(judged.cure_by("to let this user in again, on the box", restore));
+    }
     let judged = bad(format!("{who}, which has revoked it{why}"))
         .denied()
         .cure_by("to let it in again, on the box", format!("aditd device restore {name}"))

@@ -1,7 +1,5 @@
 //! Why a stream or a connection was ended: a number on the wire, a sentence for people.
 
-use super::Reason;
-
 /// Why a stream or a connection was ended: the application error codes of RFC 9000 section 20.2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
@@ -111,14 +109,6 @@ impl Code {
         match self.cure() {
             Some(cure) => format!("{}: {cure}", self.what()),
             None => self.what().to_owned(),
-        }
-    }
-
-    /// [`Code::sentence`], with the owner's reason for a revocation.
-    pub fn sentence_with(self, reason: Option<&Reason>) -> String {
-        match (self.cure(), reason) {
-            (Some(cure), Some(reason)) => format!("{} ({reason}): {cure}", self.what()),
-            _ => self.sentence(),
         }
     }
 

@@ -1,10 +1,10 @@
-//! Why the owner of the server revoked a device, in the owner's words.
+//! What the owner of the server revoked, and why, in the owner's words.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::human::misleads;
+use crate::{human::misleads, identity::UserName, wire::Code};
 
 /// The owner's reason for a revocation: 1 to [`Reason::LONGEST`] characters, none of which a
 /// terminal would obey or hide.
@@ -26,19 +26,68 @@ pub enum BadReason {
 impl Reason {
     /// The longest reason, in characters. As the reason phrase of a close it fits into one packet.
     pub const LONGEST: usize = 200;
-    /// What stands before it in the reason phrase of a close (RFC 9000 section 19.19). Without it
-    /// the phrase is a sentence of the program.
-    const MARK: &str = "reason: ";
+}
 
-    /// The reason phrase of a close with `Code::Revoked`.
-    pub fn phrase(&self) -> String {
-        format!("{}{}", Self::MARK, self.0)
+/// That a device may do nothing any more: by itself, or with all that belongs to its user.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Revocation {
+    /// The user who was revoked; `None` if the device was.
+    pub user: Option<UserName>,
+    /// Why, if the owner gave a reason.
+    pub reason: Option<Reason>,
+}
+
+impl Revocation {
+    /// What stands before the user and before the reason in the reason phrase of a close (RFC 9000
+    /// section 19.19). Without them the phrase is a sentence of the program.
+    const USER: &str = "user: ";
+    const REASON: &str = "reason: ";
+
+    /// The reason phrase of a close with [`Code::Revoked`]: a line for the user, and one for the
+    /// reason. `None` if there is neither.
+    pub fn phrase(&self) -> Option<String> {
+        let user = self.user.as_ref().map(|user| format!("{}{user}", Self::USER));
+        let reason = self.reason.as_ref().map(|reason| format!("{}{reason}", Self::REASON));
+        let lines: Vec<_> = user.into_iter().chain(reason).collect();
+        (!lines.is_empty()).then(|| lines.join("\n"))
     }
 
-    /// The reason in the reason phrase of a close; `None` if the owner gave none, or if it cannot
-    /// be shown.
-    pub fn from_phrase(phrase: &[u8]) -> Option<Self> {
-        std::str::from_utf8(phrase).ok()?.strip_prefix(Self::MARK)?.parse().ok()
+    /// What the reason phrase of a close says. What cannot be shown is left out.
+    pub fn from_phrase(phrase: &[u8]) -> Self {
+        let text = std::str::from_utf8(phrase).unwrap_or_default();
+        let line = |mark| text.split('\n').find_map(|line| line.strip_prefix(mark));
+        Self {
+            user: line(Self::USER).and_then(|user| user.parse().ok()),
+            reason: line(Self::REASON).and_then(|reason| reason.parse().ok()),
+        }
+    }
+
+    /// How the owner lets `device` in again.
+    pub fn cure(&self, device: &str) -> String {
+        match &self.user {
+            None => {
+                format!("to let it in again: run `aditd device restore {device}` on the server")
+            }
+            Some(user) => {
+                format!("to let this user in again: run `aditd user restore {user}` on the server")
+            }
+        }
+    }
+
+    /// What happened to `device` and what to do, in words for the person there.
+    pub fn sentence(&self, device: &str) -> String {
+        format!("{self}: {}", self.cure(device))
+    }
+}
+
+/// What happened.
+impl fmt::Display for Revocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.user {
+            None => f.write_str(Code::Revoked.what())?,
+            Some(user) => write!(f, "the user `{user}`, to whom this device belongs, was revoked")?,
+        }
+        self.reason.as_ref().map_or(Ok(()), |reason| write!(f, " ({reason})"))
     }
 }
 
@@ -100,17 +149,44 @@ mod tests {
     }
 
     #[test]
-    fn the_phrase_of_a_close_has_a_reason_or_the_programs_own_sentence() {
-        let reason: Reason = "lost in a train".parse().expect("a reason");
-        assert_eq!(Reason::from_phrase(reason.phrase().as_bytes()), Some(reason));
+    fn the_phrase_of_a_close_has_the_user_and_the_reason_or_the_programs_own_sentence() {
+        let reason: Option<Reason> = Some("lost in a train".parse().expect("a reason"));
+        let user: Option<UserName> = Some("alice@example.com".parse().expect("a name"));
+        for (user, reason, phrase) in [
+            (None, None, None),
+            (None, reason.clone(), Some("reason: lost in a train")),
+            (user.clone(), None, Some("user: alice@example.com")),
+            (user, reason, Some("user: alice@example.com\nreason: lost in a train")),
+        ] {
+            let revocation = Revocation { user, reason };
+            assert_eq!(revocation.phrase().as_deref(), phrase);
+            let read = Revocation::from_phrase(phrase.unwrap_or_default().as_bytes());
+            assert_eq!(read, revocation, "{phrase:?}");
+        }
         for phrase in [
-            &b""[..],
-            b"this device was revoked: to let it in again",
+            &b"this device was revoked: to let it in again"[..],
             b"reason: ",
             b"reason: \x1b[2J",
             b"reason: \xff",
+            b"user: ",
+            b"user: `reboot`",
+            b"user: alice\r",
         ] {
-            assert_eq!(Reason::from_phrase(phrase), None, "{phrase:?}");
+            assert_eq!(Revocation::from_phrase(phrase), Revocation::default(), "{phrase:?}");
         }
+    }
+
+    #[test]
+    fn the_cure_undoes_what_was_revoked() {
+        let mut revocation = Revocation::default();
+        let told = revocation.sentence("laptop");
+        assert!(told.contains("this device was revoked: "), "{told}");
+        assert!(told.contains("`aditd device restore laptop`"), "{told}");
+        revocation.user = Some("alice".parse().expect("a name"));
+        revocation.reason = Some("left".parse().expect("a reason"));
+        let told = revocation.sentence("laptop");
+        assert!(told.contains("`alice`") && told.contains("was revoked (left): "), "{told}");
+        assert!(told.contains("`aditd user restore alice`"), "{told}");
+        assert!(!told.contains("device restore"), "{told}");
     }
 }

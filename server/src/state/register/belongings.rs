@@ -167,7 +167,12 @@ impl KnownUser {
 
 #[cfg(test)]
 mod tests {
-    use proto::{api_key::ApiKey, identity::KeyHash, invitation::Secret, wire::Code};
+    use proto::{
+        api_key::ApiKey,
+        identity::KeyHash,
+        invitation::Secret,
+        wire::{Code, Revocation},
+    };
 
     use super::*;
     use crate::state::register::{DeviceError, KeyError, NewKey, User, default_role};
@@ -238,7 +243,8 @@ mod tests {
         assert_eq!(register.history().expect("read").epoch, before.next());
         for device in register.find_user("alice", 5).expect("known").devices {
             assert_eq!(snapshot.judge(device.id, device.key).err(), Some(Code::Revoked));
-            assert_eq!(snapshot.why_revoked(device.id, device.key), Some(&reason));
+            let revocation = Revocation { user: Some(alice.clone()), reason: Some(reason.clone()) };
+            assert_eq!(snapshot.revocation(device.id, device.key), Some(revocation));
             assert_eq!(snapshot.key(device.id), None, "its knocks are not answered");
         }
         let desk = register.find("desk").expect("there");

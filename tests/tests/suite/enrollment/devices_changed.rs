@@ -49,6 +49,28 @@ async fn the_reason_of_a_revocation_reaches_every_tool_and_the_next_start() {
 }
 
 #[tokio::test]
+async fn a_device_of_a_revoked_user_is_told_the_one_command_that_lets_it_in_again() {
+    let world = World::start(PROGRAM).await;
+    let device = world.device("laptop").await;
+    assert_ok(&world.aditd(&["device", "user", "laptop", "alice"]).await);
+    let mut up = device.up(&[]).await;
+    assert_ok(&world.aditd(&["user", "revoke", "alice", "--reason", "left the team"]).await);
+    up.adit.says("no tunnel: the user `alice`").await;
+    let answer = raw::exchange(up.address, ROOT).await;
+    up.adit.kill().await;
+    let shut_out = up_to_its_end(&device).await;
+    let cure = "aditd user restore alice";
+    assert_told(&shut_out, NOT_ALLOWED, &["left the team", cure]);
+    let doctor = device.adit(&["doctor", "--json"], "").await.stdout;
+    for told in [&answer, &shut_out.stderr, &doctor] {
+        assert!(told.contains("left the team") && told.contains(cure), "{told}");
+        assert!(!told.contains("aditd device"), "{told}");
+    }
+    assert_ok(&world.aditd(&["user", "restore", "alice"]).await);
+    device.up(&[]).await.works().await;
+}
+
+#[tokio::test]
 async fn a_restored_device_is_let_in_with_the_key_and_certificate_that_it_had() {
     let world = World::start(PROGRAM).await;
     let device = world.device("laptop").await;
@@ -57,7 +79,7 @@ async fn a_restored_device_is_let_in_with_the_key_and_certificate_that_it_had() 
     let mut running = device.up(&[]).await;
     assert_ok(&world.aditd(&["device", "revoke", "laptop"]).await);
     running.adit.says("no tunnel: this device was revoked").await;
-    assert!(profile(&device).revoked);
+    assert!(profile(&device).revoked.is_some());
 
     assert_ok(&world.aditd(&["device", "restore", "laptop"]).await);
     // The request makes the running `adit up` try again.
@@ -66,7 +88,7 @@ async fn a_restored_device_is_let_in_with_the_key_and_certificate_that_it_had() 
     };
     tokio::time::timeout(tests::world::SOON, asked).await.expect("it comes back by itself");
     let now = profile(&device);
-    assert!(!now.revoked && now.enrolled.device_id == id);
+    assert!(now.revoked.is_none() && now.enrolled.device_id == id);
     assert_eq!(now.enrolled.certificate, certificate);
 
     // Without a request it tries again, too, after seconds.

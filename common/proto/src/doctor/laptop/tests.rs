@@ -26,8 +26,7 @@ fn well() -> LaptopFound {
             device: "laptop 0e6f-5090".to_owned(),
             valid: (NOW - 100, NOW + 86_400 * 20),
             recovers_for: 90 * 86_400,
-            revoked: false,
-            revoked_reason: None,
+            revoked: None,
         }),
         state: Vec::new(),
         settings: Ok(None),
@@ -71,7 +70,7 @@ fn where_all_is_well_each_line_is_ok() {
 }
 
 /// What is changed, the check that says so, its verdict, a part of its line, and its first command.
-const BREAKAGES: [Breakage<LaptopFound>; 25] = [
+const BREAKAGES: [Breakage<LaptopFound>; 26] = [
     (
         |found| {
             found.settings = Err(Failure::new("the configuration `/x.toml` is wrong")
@@ -135,11 +134,24 @@ const BREAKAGES: [Breakage<LaptopFound>; 25] = [
         "aditd invite NAME",
     ),
     (
-        |found| found.profile.as_mut().expect("a profile").revoked = true,
+        |found| {
+            found.profile.as_mut().expect("a profile").revoked = Some(Revocation::default());
+        },
         "identity",
         Verdict::Bad,
         "which has revoked it",
         "aditd device restore laptop",
+    ),
+    (
+        |found| {
+            let user = Some("alice".parse().expect("a name"));
+            found.profile.as_mut().expect("a profile").revoked =
+                Some(Revocation { user, reason: None });
+        },
+        "identity",
+        Verdict::Bad,
+        "which has revoked its user `alice`",
+        "aditd user restore alice",
     ),
     (
         |found| found.now = 7,
@@ -317,7 +329,7 @@ fn what_is_set_right_is_no_breakage() {
 #[test]
 fn a_revoked_device_ends_with_its_own_exit_code_and_hides_what_depends_on_it() {
     let mut found = well();
-    found.profile.as_mut().expect("a profile").revoked = true;
+    found.profile.as_mut().expect("a profile").revoked = Some(Revocation::default());
     let report = Report::new("1", lines(&found));
     assert_eq!(report.exit(), Some(Exit::NotAllowed));
     let certificate = report.lines.iter().find(|line| line.id == "certificate").expect("a line");

@@ -294,8 +294,12 @@ async fn run(settings: Settings, mut taken: Option<Taken>) -> Result<(), Failure
                     }
                 };
                 given.shutdown().await;
-                let link = hand_over(&mut estate, heir, &parts).await?;
-                return parts.end_replaced(&mut stop, link).await;
+                let handed_over = hand_over(&mut estate, heir, &parts).await;
+                return match handed_over {
+                    Ok(link) => parts.end_replaced(&mut stop, link).await,
+                    Err(_) if drain::told_to_stop(&mut stop).await => parts.stop(&mut stop).await,
+                    Err(why) => Err(why),
+                };
             }
         }
     }

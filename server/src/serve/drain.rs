@@ -26,6 +26,9 @@ const DRAIN_WITHIN: Duration = Duration::from_secs(30);
 const REPLACED_WITHIN: Duration = Duration::from_secs(3600);
 /// How long the provider may take to answer what it has been asked.
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
+/// How long after the end of one process of the server the other one may get the order to stop that
+/// was meant for both.
+const BOTH_TOLD_WITHIN: Duration = Duration::from_millis(500);
 /// How often a process that has been replaced tells what its answers cost.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
@@ -70,8 +73,11 @@ impl Parts {
         self.sessions.close();
         let lost = tokio::select! {
             () = self.sessions.wait() => None,
-            () = ended(link) => Some(Failure::new("the aditd that has replaced this one has ended")
-                .hint("the answers that ran here are lost; the log above says why")),
+            () = ended(link) => match told_to_stop(stop).await {
+                true => None,
+                false => Some(Failure::new("the aditd that has replaced this one has ended")
+                    .hint("the answers that ran here are lost; the log above says why")),
+            },
             ended = self.services.join_next() => Some(self.failed(ended)),
             () = tokio::time::sleep(REPLACED_WITHIN) => {
                 let within = human::time(REPLACED_WITHIN);
@@ -138,6 +144,12 @@ impl Parts {
         self.server.accounting.close().await;
         info!("stopped");
     }
+}
+
+/// Whether this process is told to stop, too, when the one that replaces it has ended: a service
+/// manager orders all processes of a service at once, and they end in any order.
+pub(super) async fn told_to_stop(stop: &mut StopSignals) -> bool {
+    tokio::time::timeout(BOTH_TOLD_WITHIN, stop.asked()).await.is_ok()
 }
 
 /// Tells systemd that the runtime still runs its tasks, if the unit has a `WatchdogSec=`: systemd

@@ -14,6 +14,9 @@ const ANSWERS: u64 = 64;
 /// Tokens of an answer that is long enough for everything that happens meanwhile.
 const LONG: i64 = 240;
 
+/// How often a process is told again to stop.
+const LOOK_EVERY: std::time::Duration = std::time::Duration::from_millis(100);
+
 /// Running answers, a part of each of which has come.
 struct Running(Vec<(u64, TcpStream, Vec<u8>)>);
 
@@ -141,6 +144,34 @@ async fn a_revocation_ends_answers_in_the_old_process_too() {
     world.ollama.wait_for(|now| now.cancelled == 4, SOON).await.expect("the GPU is free");
     running.are_whole(&world).await;
     assert_eq!(world.aditd.ended().await.expect("it ends").code(), Some(0));
+}
+
+#[tokio::test]
+async fn both_processes_end_well_when_both_are_told_to_stop_in_any_order() {
+    // The old process sees the order and the end of the new one at the same moment: which one it
+    // takes first is a matter of chance.
+    for _ in 0..6 {
+        let mut world = World::start(PROGRAM).await;
+        let up = world.up("laptop").await;
+        // Without an answer that runs, the old process ends by itself.
+        let _running = Running::begin(&up, 0..1).await;
+        let new = world.replace_server().await;
+        world.aditd.signal("STOP");
+        drop(new);
+        world.aditd.signal("TERM");
+        world.aditd.signal("CONT");
+        // The second order ends the answer at once.
+        let told = async {
+            loop {
+                tokio::select! {
+                    ended = world.aditd.ended() => break ended.expect("it ends"),
+                    () = tokio::time::sleep(LOOK_EVERY) => world.aditd.signal("TERM"),
+                }
+            }
+        };
+        let ended = tokio::time::timeout(SOON, told).await.expect("it ends soon");
+        assert_eq!(ended.code(), Some(0), "{}", world.aditd.log());
+    }
 }
 
 #[tokio::test]

@@ -94,7 +94,7 @@ fn server(found: &BoxFound) -> Option<Judgement> {
                     .cure_by("why it ended", "journalctl --user -u aditd -n 20"),
                 Some(_) => judged
                     .cure("sudo systemctl start aditd")
-                    .cure_by("why it ended", "journalctl -u aditd -n 20"),
+                    .cure_by("why it ended", "sudo journalctl -u aditd -n 20"),
                 None => judged.cure(found.start.clone()),
             }
         }
@@ -198,7 +198,7 @@ fn unit(found: &BoxFound) -> Option<Judgement> {
     };
     let systemctl = if state.is_users { "systemctl --user" } else { "sudo systemctl" };
     if state.active == "failed" {
-        let journalctl = if state.is_users { "journalctl --user" } else { "journalctl" };
+        let journalctl = if state.is_users { "journalctl --user" } else { "sudo journalctl" };
         return Some(bad("the unit has failed").cure(format!("{journalctl} -u aditd -n 20")));
     }
     if !state.enabled {

@@ -179,7 +179,11 @@ fn version(found: &WayFound) -> Option<Judgement> {
                 "in a clone of the newer version, here",
                 "cargo install --locked --path client",
             )
-            .cure_by("and on the box", "cargo install --locked --path server"),
+            .cure_by("and on the box", "cargo install --locked --path server")
+            .cure_by(
+                "then there, so that the new one runs (with sudo if root runs it)",
+                "aditd replace",
+            ),
     )
 }
 
@@ -208,7 +212,7 @@ fn probe(found: &WayFound) -> Option<Judgement> {
     if let Some(loss) = session.redundancy_for_loss.filter(|loss| loss * 100.0 > MUCH_LOSS) {
         // What was lost in two seconds would seem to contradict it: the copies hide losses.
         let judged = warn(format!(
-            "{trips}; lately the link loses {:.1} % of the packets, so small ones are sent twice, and downloads are slow",
+            "{trips}; on average of about the last minute the link loses {:.1} % of the packets, so small ones are sent twice, and downloads are slow",
             loss * 100.0
         ));
         return Some(judged.cure_by("does the network lose them without adit, too?", ping));

@@ -141,6 +141,7 @@ async fn versions_that_differ_are_told_on_the_way_and_on_the_box() {
         "both should be the same",
         "cargo install --locked --path server",
     );
+    said.names("version", "warn", "both should be the same", "aditd replace");
     assert_eq!((said.verdict("session"), said.ended.code), ("ok", Some(0)), "{said:#?}");
     let said = Diagnosis::of(world.aditd(&["doctor", "--json"]).await);
     said.names("aditd", "warn", "version 0.0.9 runs", "aditd replace --state-dir '");

@@ -252,7 +252,7 @@ const BREAKAGES: [Breakage<WayFound>; 23] = [
         |found| up(found).redundancy_for_loss = Some(0.08),
         "probe",
         Verdict::Warn,
-        "loses 8.0 % of the packets, so small ones are sent twice",
+        "of about the last minute the link loses 8.0 % of the packets, so small ones are sent twice",
         "ping -c 20 192.0.2.7",
     ),
     (

@@ -47,7 +47,7 @@ const BREAKAGES: [Breakage<BoxFound>; 17] = [
         "unit",
         Verdict::Bad,
         "has failed",
-        "journalctl -u aditd -n 20",
+        "sudo journalctl -u aditd -n 20",
     ),
     (
         |found| {

@@ -16,7 +16,7 @@ use common::machine::{
     process::unix_now,
     report::Failure,
 };
-use proto::{crypto::fill_random, epoch::EpochKey, knock::SharedKey};
+use proto::{crypto::fill_random, epoch::EpochKey, knock::SharedKey, typed::quoted};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use tracing::warn;
@@ -28,8 +28,10 @@ use crate::state::{
     register::Register,
 };
 
+/// Where the state of a service is.
+const OF_ROOT: &str = "/var/lib/adit";
 /// The hint if the state directory is not the server's.
-pub(crate) const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
+const ELSEWHERE: &str = "if the state is elsewhere, name it with --state-dir or ADITD_STATE_DIR; if it belongs to root, use sudo";
 
 /// The default of the state directory: `/var/lib/adit` for root, else the user's data directory.
 pub(crate) fn default_dir() -> Option<PathBuf> {
@@ -37,7 +39,7 @@ pub(crate) fn default_dir() -> Option<PathBuf> {
     static DEFAULT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || {
         if rustix::process::geteuid().is_root() {
-            return Some(PathBuf::from("/var/lib/adit"));
+            return Some(PathBuf::from(OF_ROOT));
         }
         directories::ProjectDirs::from("", "", "aditd").map(|dirs| dirs.data_local_dir().to_owned())
     };
@@ -157,13 +159,35 @@ impl State {
 /// # Errors
 /// Says how to create one.
 pub(crate) fn must_exist(dir: &Path) -> Result<(), Failure> {
-    match dir.join("ca.key").try_exists() {
+    match is_there(dir) {
         Ok(true) => Ok(()),
-        // The first CA may have retired.
-        Ok(false) if found(dir).iter().any(|ca| ca.has_key) => Ok(()),
-        Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
-            .hint("start the server with `aditd serve`, or create its state with `aditd init`")
-            .hint(ELSEWHERE)),
-        Err(e) => Err(FileError::io("read", dir)(e).into()),
+        Ok(false) => Err(not_there(
+            format!("there is no server state in `{}`", dir.display()),
+            "start the server with `aditd serve`, or create its state with `aditd init`",
+            dir,
+        )),
+        Err(e) => Err(e.into()),
     }
+}
+
+/// Whether there is a state in `dir`.
+pub(crate) fn is_there(dir: &Path) -> Result<bool, FileError> {
+    let first = dir.join("ca.key").try_exists().map_err(FileError::io("read", dir))?;
+    // The first CA may have retired.
+    Ok(first || found(dir).iter().any(|ca| ca.has_key))
+}
+
+/// The failure that no state, or no server, is where this command looks for it. `start` says how to
+/// make one there.
+pub(crate) fn not_there(what: String, start: impl std::fmt::Display, dir: &Path) -> Failure {
+    let is_default = default_dir().is_some_and(|default| default == dir);
+    let is_user = is_default && !rustix::process::geteuid().is_root();
+    if is_user && !is_there(dir).unwrap_or(true) && Path::new(OF_ROOT).exists() {
+        let words = std::env::args_os().skip(1);
+        let words: String = words.map(|w| format!(" {}", quoted(&w.to_string_lossy()))).collect();
+        let cure =
+            format!("the aditd of this machine has its state in `{OF_ROOT}`: `sudo aditd{words}`");
+        return Failure::new(what).hint(cure);
+    }
+    Failure::new(what).hint(start).hint(ELSEWHERE)
 }

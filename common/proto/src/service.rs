@@ -155,6 +155,26 @@ impl Service {
         }
     }
 
+    /// The file in which a package puts the unit; `None` where there are no packages.
+    pub fn packaged(&self) -> Option<String> {
+        let kind = match self.manager {
+            Manager::System => "system",
+            Manager::User => "user",
+            Manager::LaunchdSystem | Manager::LaunchdUser => return None,
+        };
+        Some(format!("/usr/lib/systemd/{kind}/{}.service", self.name))
+    }
+
+    /// The same as a service of the system, if it is one of a user.
+    pub fn of_system(&self) -> Option<Self> {
+        let manager = match self.manager {
+            Manager::User => Manager::System,
+            Manager::LaunchdUser => Manager::LaunchdSystem,
+            Manager::System | Manager::LaunchdSystem => return None,
+        };
+        Some(Self { manager, ..self.clone() })
+    }
+
     /// A command that fails where no manager runs that could start the service.
     pub fn probe(&self) -> Step {
         if self.is_launchd() { launchd::probe(self) } else { systemd::probe(self) }

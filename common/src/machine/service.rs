@@ -110,12 +110,12 @@ pub fn run(service: &Service, action: Action) -> Result<Option<Exit>, Failure> {
         Action::Install => install(service).map(|()| None),
         Action::Uninstall => uninstall(service).map(|()| None),
         Action::Status => {
-            must_be_installed(service)?;
+            must_be_installed(service, "status")?;
             let ended = command(&service.status()).status().map_err(|e| unable(service, e))?;
             Ok((!ended.success()).then_some(Exit::Failed))
         }
         Action::Logs(Logs { lines, follow }) => {
-            must_be_installed(service)?;
+            must_be_installed(service, "logs")?;
             let step = service.logs(lines, follow);
             let ended = command(&step).status().map_err(|e| {
                 Failure::new("cannot show the log").source(format!("{}: {e}", step.program))
@@ -174,8 +174,13 @@ fn install(service: &Service) -> Result<(), Failure> {
 }
 
 fn uninstall(service: &Service) -> Result<(), Failure> {
-    must_be_installed(service)?;
+    must_be_installed(service, "uninstall")?;
     let path = service.file();
+    if let (false, Some(packaged)) = (Path::new(&path).exists(), service.packaged()) {
+        return Err(Failure::new(format!("`{packaged}` belongs to a package"))
+            .hint(format!("to remove it with its service: `sudo apt-get remove {0}`, or `sudo dnf remove {0}`", service.program))
+            .exit(Exit::Usage));
+    }
     refuse_foreign(Path::new(&path))?;
     must_run(service)?;
     for step in service.end() {
@@ -217,9 +222,20 @@ fn unable(service: &Service, error: io::Error) -> Failure {
         .hint(format!("to run it until the next boot: `{}`", service.without()))
 }
 
-fn must_be_installed(service: &Service) -> Result<(), Failure> {
-    if Path::new(&service.file()).exists() {
+fn must_be_installed(service: &Service, verb: &str) -> Result<(), Failure> {
+    let has_unit = |service: &Service| {
+        let packaged = service.packaged().is_some_and(|file| Path::new(&file).exists());
+        packaged || Path::new(&service.file()).exists()
+    };
+    let of_system = service.of_system().filter(has_unit);
+    if Path::new(&service.file()).exists() || (of_system.is_none() && has_unit(service)) {
         return Ok(());
+    }
+    if let Some(of_system) = of_system {
+        return Err(Failure::new(format!("this user has no service `{}`", service.name))
+            .source("it is a service of the system")
+            .hint(format!("the same for that one: `{}`", of_system.command(verb)))
+            .exit(Exit::Usage));
     }
     Err(Failure::new(format!("there is no service `{}`", service.name))
         .source(format!("there is no file `{}`", service.file()))

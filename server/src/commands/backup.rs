@@ -98,14 +98,18 @@ pub(crate) async fn make(flags: &Flags, backup: BackupFlags) -> Result<(), Failu
 pub(crate) async fn restore(flags: &Flags, restore: RestoreFlags) -> Result<(), Failure> {
     let dir = flags.state_dir()?;
     let backup = Backup::from_bytes(&read(&restore.file)?)?;
-    let passphrase = match (backup.has_keys(), &restore.passphrase_file) {
-        (false, _) => None,
-        (true, Some(file)) => Some(from_file(file)?),
-        (true, None) => Some(asked("Passphrase of the backup: ").await?),
-    };
+    let file = restore.passphrase_file.as_deref().filter(|_| backup.has_keys());
+    // Read with the rights of the user who named it.
+    let named = file.map(from_file).transpose()?;
     if dir.exists() {
         become_owner_of(&dir)?;
+        // Before a person types the passphrase.
+        backup.may_be_put(&dir, restore.replace)?;
     }
+    let passphrase = match named {
+        None if backup.has_keys() => Some(asked("Passphrase of the backup: ").await?),
+        named => named,
+    };
     let restored = backup.restore(&dir, passphrase.as_ref(), restore.replace)?;
     say(format!(
         "Restored {} from the backup of {}.",

@@ -56,9 +56,9 @@ async fn ask(dir: &Path, request: &Request) -> Result<Replacement, Failure> {
         Ok(Some(Answer::Failed(why))) => Err(why),
         Ok(Some(_)) => Err(running::of_another_version()),
         Ok(None) => {
-            Err(Failure::new(format!("aditd is not running on the state in `{}`", dir.display()))
-                .hint(format!("start it with `{}`", started::command(dir)))
-                .hint(state::ELSEWHERE))
+            let what = format!("aditd is not running on the state in `{}`", dir.display());
+            let start = format!("start it with `{}`", started::command(dir));
+            Err(state::not_there(what, start, dir))
         }
         Err(e) => Err(Failure::from(e)
             .hint("if the running aditd is older than this command: restart it, which ends running answers")),

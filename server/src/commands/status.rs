@@ -32,12 +32,9 @@ const REQUESTS_SHOWN: usize = 3;
 /// Prints the running server's state.
 pub(crate) async fn run(dir: &Path, json: bool) -> Result<(), Failure> {
     let Some(status) = ask(dir).await? else {
-        return Err(Failure::new(format!(
-            "aditd is not running on the state in `{}`",
-            dir.display()
-        ))
-        .hint(format!("start it with `{}`", started::command(dir)))
-        .hint(state::ELSEWHERE));
+        let what = format!("aditd is not running on the state in `{}`", dir.display());
+        let start = format!("start it with `{}`", started::command(dir));
+        return Err(state::not_there(what, start, dir));
     };
     if json {
         #[derive(Serialize)]

@@ -107,7 +107,8 @@ pub(crate) async fn run(beside: &Beside, command: Command) -> Result<(), Failure
             };
             audit::note_or_say(audit, &event);
             in_force(&state).await?;
-            say(format!("{}: {} now the role `{role}`.", user.name, have(&user)));
+            let all = belongings(&user);
+            say(format!("What belongs to {} ({all}) has the role `{role}` now.", user.name));
             Ok(())
         }
     }
@@ -161,7 +162,8 @@ async fn restore(state: &State, audit: &AuditSettings, name: &str) -> Result<(),
     audit::note_or_say(audit, &event);
     in_force(state).await?;
     say(format!(
-        "The user {} ({}) may connect again. What was revoked by itself stays revoked.",
+        "The user {} ({}) may connect again. A running `adit up` tries within a minute; one that has ended has to be started again. \
+         What was revoked by itself stays revoked.",
         user.name,
         belongings(&user)
     ));
@@ -175,9 +177,4 @@ fn belongings(user: &KnownUser) -> String {
         count(user.devices.len() as u64, "device"),
         count(user.keys.len() as u64, "key")
     )
-}
-
-fn have(user: &KnownUser) -> String {
-    let is_one = user.devices.len() + user.keys.len() == 1;
-    format!("{} {}", belongings(user), if is_one { "has" } else { "have" })
 }

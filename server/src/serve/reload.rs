@@ -187,9 +187,9 @@ pub(crate) async fn run(flags: &Flags) -> Result<(), Failure> {
         }
         Some(_) => Err(running::of_another_version()),
         None => {
-            Err(Failure::new(format!("aditd is not running on the state in `{}`", dir.display()))
-                .hint(format!("start it with `{}`", super::started::command(&dir)))
-                .hint(state::ELSEWHERE))
+            let what = format!("aditd is not running on the state in `{}`", dir.display());
+            let start = format!("start it with `{}`", super::started::command(&dir));
+            Err(state::not_there(what, start, &dir))
         }
     }
 }

@@ -122,6 +122,28 @@ impl Backup {
         self.keys.is_some()
     }
 
+    /// Whether the backup may be put into `dir`. The lock keeps a server from running there.
+    ///
+    /// # Errors
+    /// A server runs there; or there is a state and `replace` is not set.
+    pub(crate) fn may_be_put(&self, dir: &Path, replace: bool) -> Result<fs::File, Failure> {
+        let lock = control::lock(dir).map_err(|e| match e {
+            ClaimError::Taken { .. } => {
+                Failure::new(format!("aditd runs on the state in `{}`", dir.display()))
+                    .hint("stop it first: `sudo systemctl stop aditd` if it is a service, else Ctrl-C in its terminal")
+            }
+            ClaimError::File(e) => e.into(),
+        })?;
+        let has_register = dir.join(Register::FILE).exists();
+        let there = has_register || (self.has_keys() && state::is_there(dir).is_ok_and(|is| is));
+        if there && !replace {
+            return Err(Failure::new(format!("there is a state in `{}` already", dir.display()))
+                .hint("to replace it: add `--replace`")
+                .exit(Exit::Usage));
+        }
+        Ok(lock)
+    }
+
     /// Puts the backup into `dir`. With `replace`, a state that is there is replaced; what its
     /// register knows of revocations is kept.
     ///
@@ -135,20 +157,8 @@ impl Backup {
         replace: bool,
     ) -> Result<Restored, Failure> {
         files::create_dir(dir)?;
-        let _lock = control::lock(dir).map_err(|e| match e {
-            ClaimError::Taken { .. } => {
-                Failure::new(format!("aditd runs on the state in `{}`", dir.display()))
-                    .hint("stop it first: `systemctl stop aditd` if it is a service, else Ctrl-C in its terminal")
-            }
-            ClaimError::File(e) => e.into(),
-        })?;
+        let _lock = self.may_be_put(dir, replace)?;
         let path = dir.join(Register::FILE);
-        let there = path.exists() || (self.has_keys() && state::must_exist(dir).is_ok());
-        if there && !replace {
-            return Err(Failure::new(format!("there is a state in `{}` already", dir.display()))
-                .hint("to replace it: add `--replace`")
-                .exit(Exit::Usage));
-        }
         let keys = self.keys(passphrase)?;
         if keys.is_none() {
             self.must_fit(dir)?;
@@ -212,7 +222,7 @@ impl Backup {
         let damaged = || Failure::new("the backup is damaged: its keys can't be read");
         let encrypted = BASE64.decode(keys.as_bytes()).map_err(|_| damaged())?;
         Keys::decrypt(&encrypted, passphrase)
-            .map_err(|e| Failure::new("the passphrase does not open the backup").source(e))?
+            .map_err(|e| Failure::new("the passphrase does not open the backup").source(why(&e)))?
             .ok_or_else(damaged)
             .map(Some)
     }
@@ -286,6 +296,14 @@ fn without_secrets(register: &Path) -> Result<(), Failure> {
         db.close().map_err(|(_, e)| e)
     };
     work().map_err(|e| Failure::new("cannot copy the register").source(e))
+}
+
+/// age has its own words in files that only an optimized build brings with it.
+fn why(error: &age::DecryptError) -> String {
+    match error {
+        age::DecryptError::Io(e) => e.to_string(),
+        _ => "it is another passphrase, or the file is damaged".to_owned(),
+    }
 }
 
 #[cfg(test)]

@@ -68,11 +68,14 @@ async fn a_lost_state_is_restored_and_nobody_is_let_in_before_the_owner_confirms
         .aditd(&["restore", text(&file), "--replace", "--passphrase-file", text(&right)])
         .await;
     assert_told(&running, FAILED, &["aditd runs on the state", "stop it first"]);
+    let unasked = world.aditd(&["restore", text(&file), "--replace"]).await;
+    assert_told(&unasked, FAILED, &["aditd runs on the state"]);
     world.kill_server().await;
     fs::remove_dir_all(world.state()).expect("removed");
     let wrong = passphrase(&world, "wrong");
     let refused = world.aditd(&["restore", text(&file), "--passphrase-file", text(&wrong)]).await;
     assert_told_or_hint(&refused.stderr, "the passphrase does not open the backup");
+    assert_told_or_hint(&refused.stderr, "it is another passphrase, or the file is damaged");
     let restored = world.aditd(&["restore", text(&file), "--passphrase-file", text(&right)]).await;
     assert_ok(&restored);
     assert!(restored.stderr.contains("2 devices are held back"), "{}", restored.stderr);

@@ -220,6 +220,9 @@ until [ -S /run/user/$uid/systemd/private ]; do
     [ $tries -lt 300 ]
     sleep 0.1
 done
+echo "of root: $(joe aditd device list --json 2>&1 | grep -o 'sudo aditd device list --json')"
+echo "of root: $(joe aditd status 2>&1 | grep -o 'sudo aditd status')"
+echo "of the system: $(joe aditd service status 2>&1 | grep -o 'sudo aditd service status')"
 echo "$code" | joe adit enroll >/dev/null
 joe adit service install
 tries=0
@@ -247,6 +250,9 @@ echo "by su: $(setpriv --reuid=joe --regid=joe --init-groups env -u XDG_RUNTIME_
     for line in [
         "its note: then run `sudo systemctl restart aditd`",
         "doctor: can read `/var/lib/adit`",
+        "of root: sudo aditd device list --json",
+        "of root: sudo aditd status",
+        "of the system: sudo aditd service status",
         "by su: the unit is enabled and active",
         "active",
         "enabled",

@@ -1,6 +1,6 @@
 //! The command line of `aditd`.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{ffi::OsString, path::PathBuf, process::ExitCode};
 
 use clap::{ArgAction, CommandFactory, FromArgMatches, Parser, Subcommand};
 use common::machine::{
@@ -71,6 +71,9 @@ enum Command {
     EnrollDevice {
         /// Name the device
         device: String,
+        /// Ask the server that lets a group enroll at this Unix socket
+        #[arg(long, value_name = "PATH", env = over_ssh::SOCKET, hide = true)]
+        socket: Option<PathBuf>,
     },
     /// Do for a running server what it may not do itself: `aditd serve` starts this
     #[command(hide = true)]
@@ -216,6 +219,12 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         become_owner_of(&config.state_dir)?;
         Ok::<_, Failure>(config)
     };
+    // These commands run with the rights of other users, too.
+    let places = || {
+        let config = Config::resolve(flags, &ServeFlags { places: true, ..ServeFlags::default() })?;
+        become_owner_of(&config.state_dir)?;
+        Ok::<_, Failure>(config)
+    };
     match cli.command {
         Command::Serve(serve) => {
             let take_over = serve.take_over;
@@ -246,8 +255,8 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
             .block_on(async { keys::run(&Beside::resolve(flags).await?, command).await }),
         Command::Backup(backup) => on_one_thread()?.block_on(backup::make(flags, backup)),
         Command::Restore(restore) => on_one_thread()?.block_on(backup::restore(flags, restore)),
-        Command::EnrollDevice { device } => {
-            on_one_thread()?.block_on(over_ssh::enroll_device(settled(), &device))
+        Command::EnrollDevice { device, socket } => {
+            on_one_thread()?.block_on(over_ssh::enroll_device(places(), &device, socket))
         }
         Command::Broker => {
             let runtime = on_one_thread()?;
@@ -259,7 +268,7 @@ fn run_command(cli: Cli) -> Result<(), Failure> {
         Command::Digest => over_ssh::digest(),
         Command::Relay { to, known_port } => {
             let runtime = on_one_thread()?;
-            let result = runtime.block_on(over_ssh::relay(settled(), to, known_port));
+            let result = runtime.block_on(over_ssh::relay(places(), to, known_port));
             // The thread that reads standard input may never return.
             runtime.shutdown_background();
             result

@@ -111,6 +111,9 @@ pub struct ServeFlags {
     /// `aditd replace`
     #[arg(long, hide = true)]
     pub take_over: bool,
+    /// Read only where the server is and listens: other users of the machine may not read every file.
+    #[arg(skip)]
+    pub places: bool,
     /// The HTTPS listener.
     #[command(flatten)]
     pub https: HttpsFlags,
@@ -218,8 +221,11 @@ impl Config {
     /// Exit code 2, with the setting, what is wrong with it, and how to write it.
     pub fn resolve(flags: &Flags, serve: &ServeFlags) -> Result<Self, Failure> {
         let path = flags.file();
-        let Read { file, rules, limits, services, jwt, oidc, devices } =
-            path.as_deref().map(file::read).transpose()?.unwrap_or_default();
+        let Read { file, rules, limits, services, jwt, oidc, devices } = path
+            .as_deref()
+            .map(|path| file::read(path, serve.places))
+            .transpose()?
+            .unwrap_or_default();
         let state_dir = flags
             .state_dir
             .clone()

@@ -22,9 +22,12 @@ pub fn with_flags(text: &str, program: &str, flags: &[Flag]) -> String {
         let is_command = at % 2 == 1 && part.split(' ').next() == Some(program);
         let missing =
             flags.iter().filter(|flag| is_command && !part.split(' ').any(|w| w == flag.name));
-        missing.fold((*part).to_owned(), |command, Flag { name, value }| {
+        // What follows `--` belongs to another program.
+        let (own, others) = part.find(" -- ").map_or((*part, ""), |at| part.split_at(at));
+        let own = missing.fold(own.to_owned(), |command, Flag { name, value }| {
             format!("{command} {name} {}", quoted(value))
-        })
+        });
+        own + others
     });
     parts.collect::<Vec<_>>().join("`")
 }
@@ -55,6 +58,7 @@ mod tests {
             ("on the server `aditd invite NAME`", "on the server `aditd invite NAME`"),
             ("run adit up", "run adit up"),
             ("`ssh adit up`", "`ssh adit up`"),
+            ("`adit run -- env -0`", "`adit run --state-dir /srv/a -- env -0`"),
             ("`adit up --state-dir /b`", "`adit up --state-dir /b`"),
             ("an `adit up without an end", "an `adit up without an end"),
             ("", ""),

@@ -7,6 +7,7 @@ pub(in crate::commands) mod nearby;
 use std::{
     io::{IsTerminal, Write},
     net::SocketAddr,
+    path::{Path, PathBuf},
 };
 
 use common::{
@@ -32,9 +33,15 @@ use crate::{
     commands::stdio,
     config::Config,
     running::{self, Answer, Request},
-    session::enroll_socket,
+    session::enroll_socket::{
+        self,
+        elsewhere::{self, Elsewhere, ROOT},
+    },
     state,
 };
+
+/// The environment variable that names the Unix socket of a server.
+pub(crate) const SOCKET: &str = "ADITD_ENROLL_SOCKET";
 
 /// Runs the work of a command before it first writes to standard output. A failure is printed on
 /// standard error for people, and sent on standard output for the client.
@@ -57,12 +64,14 @@ async fn reporting_failure<T>(
 }
 
 /// Enrolls the device whose signing request is on standard input; prints its certificate on
-/// standard output.
+/// standard output. `socket` is where a server lets a group enroll, if it is not that of the
+/// configuration.
 pub(crate) async fn enroll_device(
     config: Result<Config, Failure>,
     name: &str,
+    socket: Option<PathBuf>,
 ) -> Result<(), Failure> {
-    let enrolled = reporting_failure(async { enroll(&config?, name).await }).await?;
+    let enrolled = reporting_failure(async { enroll(&config?, name, socket).await }).await?;
     answer(&enrolled).await.map_err(|e| Failure::new("cannot send the certificate").source(e))
 }
 
@@ -96,7 +105,7 @@ async fn answer(message: &impl Serialize) -> std::io::Result<()> {
     out.flush().await
 }
 
-async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
+async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<Enrolled, Failure> {
     let name: Name = name.parse().map_err(|why| {
         Failure::new(format!("`{name}` can't be a device's name"))
             .source(why)
@@ -126,17 +135,52 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
         Ok(Some(Answer::Enrolled(enrolled))) => return Ok(*enrolled),
         Ok(Some(Answer::Failed(failure))) => return Err(failure),
         Ok(Some(_)) => return Err(running::of_another_version()),
-        Ok(None) => state::must_exist(&config.state_dir).map(drop),
+        Ok(None) => no_state(&config.state_dir),
         Err(e) => Err(e.into()),
     };
     // The state belongs to another user, or no server runs on it. The server may still allow a
     // group that this user belongs to.
-    if let Some(answer) = enroll_socket::ask(&config.enroll_socket, &name, &csr).await {
+    let socket = socket.unwrap_or_else(|| config.enroll_socket.clone());
+    if let Some(answer) = enroll_socket::ask(&socket, &name, &csr).await {
         return answer;
     }
+    // Or it runs with another configuration. Root is trusted here anyway; any other user could have
+    // made a socket to enroll devices at a server of his own, so a person has to choose it.
+    let (trusted, others): (Vec<_>, Vec<_>) =
+        elsewhere::find(&socket).await.into_iter().partition(|found| found.uid == ROOT);
+    for found in trusted {
+        if let Some(answer) = enroll_socket::ask(&found.path, &name, &csr).await {
+            return answer;
+        }
+    }
+    let chosen = |failure: Failure| others.iter().fold(failure, |f, found| f.hint(choose(found)));
+    const BY_CODE: &str =
+        "or with a code: its owner runs `aditd invite NAME`; then `adit enroll` without USER@HOST";
     const WHO: &str = "these users may enroll devices: root, the owner of the server's state, and the members of the group in `aditd serve --enroll-group GROUP`";
+    let user = nix::unistd::User::from_uid(process::uid().into()).ok().flatten();
+    let user = user.map_or_else(|| format!("uid {}", process::uid()), |user| user.name);
+    if let Some(group) = enroll_socket::not_a_member(&socket).await {
+        let what = format!(
+            "the aditd that runs on {} enrolls members of the group `{group}`, and `{user}` is not one",
+            nearby::host()
+        );
+        return Err(Failure::new(what)
+            .hint(format!(
+                "its owner adds you: `sudo usermod -aG {group} {user}`; then the same command again"
+            ))
+            .hint(BY_CODE));
+    }
     Err(match unavailable {
-        Err(failure) => failure.hint(WHO),
+        Err(failure)
+            if nearby::first_listening(&nearby::candidates(config, None)).await.is_some() =>
+        {
+            let what = format!(
+                "`{user}` may not enroll devices at the aditd that runs on {}",
+                nearby::host()
+            );
+            chosen(Failure::new(what).source(failure.what().to_owned())).hint(WHO).hint(BY_CODE)
+        }
+        Err(failure) => chosen(failure).hint(WHO),
         Ok(()) => match nearby::first_listening(&nearby::candidates(config, None)).await {
             Some(_) => {
                 let what = format!(
@@ -144,7 +188,7 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
                     nearby::host(),
                     config.state_dir.display()
                 );
-                Failure::new(what).hint(WHO)
+                chosen(Failure::new(what)).hint(WHO)
             }
             None => nearby::not_running(
                 &config.state_dir,
@@ -152,6 +196,28 @@ async fn enroll(config: &Config, name: &str) -> Result<Enrolled, Failure> {
             ),
         },
     })
+}
+
+/// What `aditd init` cures; the reader is at another machine.
+fn no_state(dir: &Path) -> Result<(), Failure> {
+    match state::is_there(dir) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::new(format!("there is no server state in `{}`", dir.display()))
+            .hint("start the server there with `aditd serve`, as the user of this login")),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// How a member enrolls at a server of a user who is not root.
+fn choose(found: &Elsewhere) -> String {
+    let owner = nix::unistd::User::from_uid(found.uid.into()).ok().flatten();
+    let owner = owner.map_or_else(|| format!("uid {}", found.uid), |user| user.name);
+    let program = std::env::current_exe().unwrap_or_else(|_| "aditd".into());
+    format!(
+        "the aditd of another user, `{owner}`, lets you enroll. If that one is meant: add `--remote-command 'env {SOCKET}={} {}'` to `adit enroll`",
+        found.path.display(),
+        program.display()
+    )
 }
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.

@@ -113,10 +113,21 @@ pub(super) struct UserFile {
     limits: LimitSettings,
 }
 
-/// Reads the file.
-pub(super) fn read(path: &Path) -> Result<Read, Failure> {
+/// Reads the file; with `places` without what it says of other files, roles and limits.
+pub(super) fn read(path: &Path, places: bool) -> Result<Read, Failure> {
     let text = ConfigText::read(path)?;
     let mut file: ConfigFile = text.parse()?;
+    if places {
+        file = ConfigFile {
+            authorize: None,
+            authorize_ca: None,
+            https: HttpsFile::default(),
+            jwt: None,
+            oidc: None,
+            ..file
+        };
+        return Ok(Read { file, ..Read::default() });
+    }
     if let Some((at, why)) = asks_nobody(&file).or_else(|| asks_elsewhere(&file)) {
         return Err(text.wrong_at(at, why));
     }

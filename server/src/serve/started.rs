@@ -118,6 +118,7 @@ fn words(serve: &ServeFlags, [config, state_dir]: [Option<&Path>; 2]) -> Vec<Str
         advertise,
         no_sandbox,
         take_over: _,
+        places: _,
     } = serve;
     let HttpsFlags { https, https_allow_from, https_name, tls_cert, tls_key } = https;
     let mut words = Vec::new();

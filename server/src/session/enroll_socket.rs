@@ -2,6 +2,8 @@
 //! state. The running server does it for them. The kernel decides who is a member, by the socket's
 //! group and mode.
 
+pub(crate) mod elsewhere;
+
 use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown},
@@ -36,6 +38,8 @@ use crate::{
 const WITHIN: Duration = Duration::from_secs(10);
 /// How long a member waits for an answer: the register may be locked, and `authorize` may be slow.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How the directory is called in which a socket is made, before the number of the process.
+const HALL: &str = ".adit-";
 /// How many requests may be served at once.
 const MOST: usize = 16;
 
@@ -69,7 +73,7 @@ impl GroupSocket {
                 .mode(0o755)
                 .create(dir)
                 .map_err(FileError::io("create", dir))
-                .map_err(named)?;
+                .map_err(|e| named(e).hint(in_a_unit(path, group)))?;
         }
         if let Some(dir) = path.parent() {
             files::refuse_shared_dir(dir).map_err(named)?;
@@ -81,13 +85,14 @@ impl GroupSocket {
             _ => {}
         }
         let hall = Hall::beside(path).map_err(named)?;
-        let made = hall.0.join("s");
+        // The kernel lists the socket by the path at which it was bound: `elsewhere` finds it by that.
+        let made = hall.0.join(path.file_name().unwrap_or_default());
         let listener =
             UnixListener::bind(&made).map_err(FileError::io("listen on", path)).map_err(named)?;
         chown(&made, None, Some(found.gid.as_raw())).map_err(|e| {
-            Failure::from_error(FileError::io("give to the group", path)(e)).hint(format!(
-                "only root, or a member of it, can give a socket to `{group}`: for the service, `SupplementaryGroups={group}`"
-            ))
+            Failure::from_error(FileError::io("give to the group", path)(e))
+                .hint(format!("only root, or a member of it, can give a socket to `{group}`"))
+                .hint(in_a_unit(path, group))
         })?;
         fs::set_permissions(&made, fs::Permissions::from_mode(0o660))
             .map_err(FileError::io("set the mode of", path))
@@ -112,13 +117,25 @@ impl GroupSocket {
     }
 }
 
+/// What the unit needs if the server is a service of systemd: a directory that it may write, and the
+/// group.
+fn in_a_unit(path: &Path, group: &str) -> String {
+    let below_run = path.parent().and_then(|dir| dir.strip_prefix("/run").ok());
+    let dir = below_run.filter(|dir| !dir.as_os_str().is_empty());
+    let dir = dir.map(|dir| format!("RuntimeDirectory={}\\n", dir.display())).unwrap_or_default();
+    format!(
+        "if aditd is a service: `printf '[Service]\\n{dir}SupplementaryGroups={group}\\n' | sudo install -D -m 644 /dev/stdin \
+         /etc/systemd/system/aditd.service.d/enroll.conf && sudo systemctl daemon-reload && sudo systemctl restart aditd`"
+    )
+}
+
 /// A directory for this user only, in which a socket gets its group and mode before others can
 /// reach it.
 struct Hall(PathBuf);
 
 impl Hall {
     fn beside(path: &Path) -> Result<Self, FileError> {
-        let hall = Self(path.with_file_name(format!(".adit-{}", std::process::id())));
+        let hall = Self(path.with_file_name(format!("{HALL}{}", std::process::id())));
         // A process that was killed at this point has left its directory, and process ids are
         // reused.
         let _ = fs::remove_dir_all(&hall.0);
@@ -159,6 +176,13 @@ async fn answer(mut stream: UnixStream, server: Arc<Server>) -> io::Result<()> {
     let answer = enrollment::enroll(&server, Claim::User { user, name }, &csr).await;
     let answer = answer.map_err(Failure::from);
     tokio::time::timeout(WITHIN, frame::write(&mut stream, &answer)).await?
+}
+
+/// The group for which the socket at `path` is, if this user is not in it.
+pub(crate) async fn not_a_member(path: &Path) -> Option<String> {
+    let denied = UnixStream::connect(path).await.err()?.kind() == io::ErrorKind::PermissionDenied;
+    let gid = fs::metadata(path).ok().filter(|_| denied)?.gid();
+    Some(Group::from_gid(gid.into()).ok().flatten().map_or_else(|| gid.to_string(), |g| g.name))
 }
 
 /// Asks the server of this machine to enroll a device. `None` if there is no server that accepts
@@ -210,5 +234,20 @@ mod tests {
             .expect("refused")
             .to_string();
         assert!(refused.contains("groupadd --system no-such-group"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_unit_needs_is_one_command() {
+        for (path, needs) in [
+            (
+                "/run/adit/enroll.sock",
+                "'[Service]\\nRuntimeDirectory=adit\\nSupplementaryGroups=gpu\\n'",
+            ),
+            ("/run/enroll.sock", "'[Service]\\nSupplementaryGroups=gpu\\n'"),
+            ("/srv/enroll.sock", "'[Service]\\nSupplementaryGroups=gpu\\n'"),
+        ] {
+            let cure = in_a_unit(Path::new(path), "gpu");
+            assert!(cure.contains(needs), "{cure}");
+        }
     }
 }

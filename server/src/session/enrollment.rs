@@ -273,12 +273,12 @@ fn name_refused(error: DeviceError) -> Failure {
     let frees = match &error {
         DeviceError::NameTaken(name) => {
             format!(
-                "if this computer is to replace `{name}`, free the name on the server: `aditd device revoke {name}` and `aditd device forget {name}`"
+                "if this computer is to replace `{name}`, the owner of the server frees the name: `aditd device revoke {name}` and `aditd device forget {name}`"
             )
         }
         DeviceError::NameOfRevoked(name) => {
             format!(
-                "if this computer is to replace `{name}`, free the name on the server: `aditd device forget {name}`"
+                "if this computer is to replace `{name}`, the owner of the server frees the name: `aditd device forget {name}`"
             )
         }
         DeviceError::NameOfAnother { name, .. } => {

@@ -1,6 +1,7 @@
 //! Over a real sshd: enrollment and the carrier.
 
 mod carrier;
+mod enroll_group;
 mod enrolling;
 mod hosts;
 mod killed;

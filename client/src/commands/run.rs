@@ -24,11 +24,15 @@ use common::machine::{
     control, process,
     report::{Exit, Failure, say},
 };
-use proto::{identity::Name, wire::Service};
+use proto::{identity::Name, typed::quoted, wire::Service};
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
 
 use self::environment::Interfaces;
-use crate::{commands::status::ControlRequest, local::lease::LeaseAnswer, profile::ProfileDir};
+use crate::{
+    commands::status::ControlRequest,
+    local::lease::LeaseAnswer,
+    profile::{self, ProfileDir},
+};
 
 /// How long to wait for a tunnel that is stopping and lets its answers end.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
@@ -85,7 +89,20 @@ pub(crate) async fn run(
     command.envs(run.interfaces.variables(&address.to_string(), speaks));
     command.envs(environment::around_proxies(|name| std::env::var(name).ok()));
     let error = command.exec();
-    Err(not_started(program, &error))
+    let failure = not_started(program, &error);
+    let servers = profile::known(state_dir).unwrap_or_default();
+    Err(match servers.into_iter().find(|server| *server.as_str() == **program) {
+        Some(server) => failure.hint(with_the_server(&server, arguments)),
+        None => failure,
+    })
+}
+
+/// Other commands take the name of a server as a word: here such a word is a program.
+fn with_the_server(server: &Name, arguments: &[OsString]) -> String {
+    let words = arguments.iter().map(|word| word.to_string_lossy()).skip_while(|word| word == "--");
+    let words: Vec<_> = words.map(|word| quoted(&word)).collect();
+    let command = if words.is_empty() { "COMMAND".to_owned() } else { words.join(" ") };
+    format!("`{server}` is a server: `adit run --server {server} -- {command}`")
 }
 
 /// If root has taken the rights of the state directory's owner, the program would run with them

@@ -125,6 +125,10 @@ async fn exit_codes_and_signals_are_the_programs() {
     let lost = device.run(&["no-such-program"]).await;
     assert_eq!(lost.code, Some(127), "{lost:?}");
     assert!(lost.stderr.contains("cannot run `no-such-program`"), "{lost:?}");
+    let server = device.run(&["default", "--", "ollama", "list"]).await;
+    let cure =
+        format!("`adit run --server default --state-dir {} -- ollama list`", device.dir.display());
+    assert!(server.stderr.contains(&cure), "{cure}: {server:?}");
     assert_eq!(device.run(&["/etc/passwd"]).await.code, Some(126));
 }
 

@@ -21,10 +21,10 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
-/// The most bytes of one write that are sent again in one DATAGRAM frame, and the most frames of a
-/// write. A longer write is bulk data, or its reader waits for the rest anyway.
+/// The most bytes that are sent again in one DATAGRAM frame, and the most frames of one write: a
+/// stream with more than 32 KiB on the way is bulk.
 const LONGEST: usize = 1_000;
-const MOST_OF_A_WRITE: usize = 4;
+const MOST_OF_A_WRITE: usize = 33;
 /// What a frame has besides the data: its own head and that of the copy, in bytes.
 const FRAME: usize = 24;
 /// The most frames that may wait; the oldest are dropped.

@@ -47,9 +47,12 @@ impl Ahead {
             }
             piece.advance(known);
             let next = piece.split_to(most.min(piece.len()));
-            if !piece.is_empty() {
+            let after = delivered + next.len() as u64;
+            let is_known = self.pieces.get(&after).is_some_and(|other| other.len() >= piece.len());
+            if !piece.is_empty() && !is_known {
                 self.held += piece.len();
-                self.pieces.insert(delivered + next.len() as u64, piece);
+                let before = self.pieces.insert(after, piece);
+                self.held -= before.map_or(0, |piece| piece.len());
             }
             return Some(next);
         }
@@ -83,6 +86,8 @@ mod tests {
             (&[(0, 5), (2, 9)], 4, 9, Some("4"), 7),
             (&[(0, 5), (0, 5), (0, 3)], 0, 9, Some("01234"), 0),
             (&[(0, 3), (0, 5)], 0, 9, Some("01234"), 0),
+            (&[(0, 5), (2, 9)], 0, 2, Some("01"), 7),
+            (&[(0, 5), (2, 3)], 0, 2, Some("01"), 3),
             (&[], 0, 9, None, 0),
         ] {
             let mut ahead = Ahead::default();

@@ -112,6 +112,9 @@ impl Receiving {
 
 impl QuicReceiving {
     async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, ReadError> {
+        if chunks.is_empty() {
+            return Ok(Some(0));
+        }
         loop {
             tokio::select! {
                 biased;
@@ -122,7 +125,7 @@ impl QuicReceiving {
                         return Ok(Some(left));
                     }
                 }
-                early = self.early.next(usize::MAX), if !chunks.is_empty() => {
+                early = self.early.next(usize::MAX) => {
                     chunks[0] = early;
                     return Ok(Some(1));
                 }

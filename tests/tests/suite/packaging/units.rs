@@ -76,6 +76,17 @@ aditd device list --json | grep -c laptop || true
 systemctl reload aditd && echo reloaded
 systemctl restart aditd && echo restarted
 aditd status >/dev/null && echo asked again
+# One that has replaced another comes to its end, too. Its parent was not systemd.
+aditd replace 2>/dev/null
+tries=0
+until [ "$(ps -o ppid= -p "$(systemctl show --property=MainPID --value aditd)" | tr -d ' ')" = 1 ]; do
+    tries=$((tries + 1))
+    [ $tries -lt 300 ]
+    sleep 0.1
+done
+systemctl stop aditd
+echo "replaced, then stopped: $(systemctl show --property=Result --value aditd)"
+systemctl start aditd
 # One that hangs is started again.
 mkdir -p /etc/systemd/system/aditd.service.d
 printf '[Service]\nWatchdogSec=2s\n' >/etc/systemd/system/aditd.service.d/watchdog.conf
@@ -119,6 +130,7 @@ echo "state $(systemctl show --property=ActiveState --value aditd)"
         "reloaded",
         "restarted",
         "asked again",
+        "replaced, then stopped: success",
         "alive, restarts 0",
         "hung, restarts 1",
         "result success",

@@ -67,7 +67,7 @@ const PLACE_WITHIN: Duration = Duration::from_secs(10);
 pub(crate) struct StreamContext<'a> {
     /// Who makes the requests.
     pub caller: Caller<'a>,
-    /// When its newest certificate, or its key, expires, in Unix time.
+    /// When its newest certificate expires, in Unix time; far away if it has none.
     pub not_after: &'a AtomicI64,
     pub asker: Asker,
     /// The service that the stream names.

@@ -206,6 +206,11 @@ impl Policy {
         self.tokens.borrow().clone()
     }
 
+    /// [`Policy::tokens`], if they also narrow what devices may.
+    pub(crate) fn narrowing_tokens(&self) -> Option<Arc<Tokens>> {
+        self.tokens().filter(|tokens| tokens.settings().tunnel)
+    }
+
     /// Puts other settings of tokens in force. Unchanged ones keep their keys.
     pub(crate) fn set_tokens(&self, settings: Option<JwtSettings>) {
         let now = self.tokens();
@@ -356,7 +361,7 @@ impl Policy {
             .collect();
         // Where the settings do not have it so any more, a token narrows nothing.
         if let Some(holder) = narrowed
-            && let Some(tokens) = tokens.as_deref().filter(|tokens| tokens.settings().tunnel)
+            && let Some(tokens) = self.narrowing_tokens().as_deref()
         {
             let role = Caller::Token(holder).registered(&snapshot, Some(tokens))?.role;
             if !rules.may(role, requested) {

@@ -2,12 +2,13 @@
 //! `authorize`, limits. Checks again when the rules change.
 
 mod again;
+mod proof;
 mod reading;
 
-use std::sync::{Arc, atomic::Ordering::Relaxed};
+use std::sync::Arc;
 
 use bytes::Bytes;
-use common::{machine::process::unix_now, transport::splice::DownEnd};
+use common::transport::splice::DownEnd;
 use proto::{
     http1::{credentials::bearer_token, framing::Body, head::RequestHead, response::AddedFields},
     identity::Name,
@@ -15,7 +16,6 @@ use proto::{
         host,
         route::{ApiRoute, Models, RouteClass, Target, is_repeatable, route},
     },
-    wire::Code,
 };
 
 use self::reading::UNREAD;
@@ -31,9 +31,9 @@ use super::{
     this_machine::ThisMachine,
 };
 use crate::{
-    jwt::{TokenFault, TokenHolder},
+    jwt::TokenHolder,
     policy::{
-        Caller, Denied, RequestPermit, RoutePermit,
+        Denied, RequestPermit, RoutePermit,
         authorize::{At, Authority, AuthorizeError, Fields, Grant, How, Question},
         roles::RequestedRoute,
     },
@@ -133,18 +133,6 @@ struct Content {
     most: Option<u64>,
 }
 
-impl StreamContext<'_> {
-    fn is_in_time(&self) -> Result<(), Denied> {
-        let late = unix_now() - self.not_after.load(Relaxed);
-        match self.caller {
-            _ if late <= 0 => Ok(()),
-            Caller::Device(_) => Err(Denied::Device(Code::Expired)),
-            Caller::Key { .. } => Err(Denied::Key),
-            Caller::Token(_) => Err(TokenFault::Expired(late).into()),
-        }
-    }
-}
-
 impl Gate {
     /// The checks that need only the head. The inner error is a lack of the caller's own role:
     /// `authorize` may grant another.
@@ -155,7 +143,7 @@ impl Gate {
         head: &RequestHead,
         route: ApiRoute,
     ) -> Result<Result<RoutePermit, Denied>, Refused> {
-        context.is_in_time()?;
+        context.is_in_time(&self.policy, narrowed)?;
         self.throttle.arrive(&context.asker, &self.policy.role(context.caller))?;
         if !host::allows(&head.host, &ThisMachine) {
             let sentence = format!(
@@ -265,7 +253,7 @@ impl<'a> Conversation<'a> {
         self.reach(held, judged.route.class).await?;
         // The rules may have changed while the connection was awaited.
         self.again(judged, held).await?;
-        self.context.is_in_time()?;
+        self.context.is_in_time(&self.gate.policy, judged.narrowed.as_ref())?;
         if (self.context.is_closed)() {
             return Err(Stop::Over(common::transport::splice::SpliceEnd::Aborted.into()));
         }
@@ -278,7 +266,7 @@ impl<'a> Conversation<'a> {
         bytes: &[u8],
         class: RouteClass,
     ) -> Result<Option<TokenHolder>, Stop> {
-        let tokens = self.gate.policy.tokens().filter(|tokens| tokens.settings().tunnel);
+        let tokens = self.gate.policy.narrowing_tokens();
         let Some((tokens, token)) = tokens.zip(bearer_token(bytes)) else { return Ok(None) };
         let judged = Box::pin(tokens.judge(token.reveal()));
         let judged = self.meanwhile(bytes.len(), class, judged).await?;

@@ -231,8 +231,8 @@ impl Visit<'_> {
             credentials::FIELDS.into_iter().chain(["origin", "cookie"]).collect();
         let mut begun = vec![Bytes::from(forwarded(&begun, &without, "localhost"))];
         begun.extend(heads.take_rest());
-        let Identity { asker, proof, not_after } = identity;
-        let (not_after, slots) = (AtomicI64::new(not_after), Semaphore::new(1));
+        let Identity { asker, proof } = identity;
+        let (not_after, slots) = (AtomicI64::new(proof.certificate_end()), Semaphore::new(1));
         let (mover, service) = (&self.mover, &self.service);
         let context = StreamContext {
             caller: proof.caller(),

@@ -26,6 +26,13 @@ pub(crate) struct TokenHolder {
     pub(crate) not_after: i64,
 }
 
+impl TokenHolder {
+    /// The fault of the token at `now`, in Unix time, after its last second.
+    pub(crate) fn expired(&self, now: i64) -> TokenFault {
+        TokenFault::Expired(now - (self.not_after - SKEW))
+    }
+}
+
 /// Who somebody is, by the claims of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TokenPerson {

@@ -191,6 +191,12 @@ impl Snapshot {
         self.keys.admits(id, prefix)
     }
 
+    /// The last second, in Unix time, in which the secret with this prefix of a key is valid; `None`
+    /// if it has no end, or is none of that key.
+    pub(crate) fn last_second_of_key(&self, id: DeviceId, prefix: &KeyPrefix) -> Option<i64> {
+        self.admits_key(id, prefix)?.secret(prefix)?.expires.map(|end| end - 1)
+    }
+
     /// The revocation of this user, if there is one.
     pub(crate) fn revoked_user(&self, user: Option<&UserName>) -> Option<&RevokedUser> {
         self.users.of(user)

@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl Judged {
-    /// Ends when the request may not pass any more: the rules have changed, or `authorize` answers
-    /// no when it is asked again. While `authorize` cannot be asked, the request goes on.
+    /// Ends when the request may not pass any more: the rules have changed, its key or its token has
+    /// ended, or `authorize` answers no when it is asked again. While `authorize` cannot be asked, the request goes on.
     ///
     /// # Cancel safety
     /// Cancel safe.
@@ -26,6 +26,7 @@ impl Judged {
     ) -> Refused {
         loop {
             let recheck = gate.authority().and_then(|authority| authority.recheck());
+            let narrowed = self.narrowed.as_ref();
             let judged = tokio::select! {
                 changed = changes.changed() => match changed {
                     Ok(()) => self.again(gate, context, false).await,
@@ -33,6 +34,7 @@ impl Judged {
                     Err(_) => return std::future::pending().await,
                 },
                 () = after(recheck) => self.again(gate, context, true).await,
+                denied = context.out_of_time(&gate.policy, narrowed) => Err(denied.into()),
             };
             match judged {
                 Err(refused) if refused.why != Refusal::AuthorizeFailed => return refused,

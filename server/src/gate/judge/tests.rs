@@ -1,7 +1,10 @@
 //! Checks without a connection: what the head alone decides, and what a change of the rules does to
 //! a running request.
 
-use std::{collections::BTreeMap, sync::atomic::AtomicI64};
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+};
 
 use common::transport::splice::ByteCounters;
 use proto::{

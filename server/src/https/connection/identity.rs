@@ -24,11 +24,10 @@ use crate::{
 /// What an application is told that brings no key.
 const NO_KEY: &str = "this needs a key: send it as `Authorization: Bearer KEY` or as `X-Api-Key: KEY`; the owner of the server makes one with `aditd key create NAME`";
 
-/// A caller, and until when its proof is good, in Unix time.
+/// A caller.
 pub(super) struct Identity {
     pub(super) asker: Asker,
     pub(super) proof: Proof,
-    pub(super) not_after: i64,
 }
 
 /// By what a caller is known.
@@ -44,6 +43,14 @@ impl Proof {
             Self::Device(certificate) => Caller::Device(certificate),
             Self::Key { id, prefix } => Caller::Key { id: *id, prefix },
             Self::Token(holder) => Caller::Token(holder),
+        }
+    }
+
+    /// When its certificate expires, in Unix time; far away if it has none.
+    pub(super) fn certificate_end(&self) -> i64 {
+        match self {
+            Self::Device(certificate) => certificate.not_after,
+            Self::Key { .. } | Self::Token(_) => i64::MAX,
         }
     }
 }
@@ -88,7 +95,7 @@ impl Visit<'_> {
         let Some((key, secret)) = found else { return Err(self.wrong(Some(key.prefix()))) };
         self.https.guesses().right(from, key.id, self.https.begun.elapsed());
         let proof = Proof::Key { id: key.id, prefix: secret.prefix.clone() };
-        self.identity(proof, secret.expires.unwrap_or(i64::MAX))
+        self.identity(proof)
     }
 
     /// The holder of a token.
@@ -111,8 +118,7 @@ impl Visit<'_> {
         }
         let holder = holder.map_err(|denied| self.no_token(denied, is_guess))?;
         self.https.guesses().right(from, holder.id, self.https.begun.elapsed());
-        let not_after = holder.not_after;
-        self.identity(Proof::Token(Box::new(holder)), not_after)
+        self.identity(Proof::Token(Box::new(holder)))
     }
 
     /// Counts a token that was refused, and notes it in the audit log.
@@ -141,10 +147,10 @@ impl Visit<'_> {
         if certificate.not_after < unix_now() {
             return Err((Code::Expired.into(), Fields::new()));
         }
-        self.identity(Proof::Device(certificate.clone()), certificate.not_after)
+        self.identity(Proof::Device(certificate.clone()))
     }
 
-    fn identity(&self, proof: Proof, not_after: i64) -> Result<Identity, (Refused, Fields)> {
+    fn identity(&self, proof: Proof) -> Result<Identity, (Refused, Fields)> {
         let admitted = self.service.policy.admit_caller(proof.caller());
         let Admitted { kind, id, name, uid, user, has_signed_in } =
             admitted.map_err(|denied| (Refused::from(denied), Fields::new()))?;
@@ -152,7 +158,6 @@ impl Visit<'_> {
         Ok(Identity {
             asker: Asker { id, name, uid, kind, user, has_signed_in, remote, carrier },
             proof,
-            not_after,
         })
     }
 

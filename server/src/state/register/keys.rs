@@ -98,6 +98,11 @@ impl KeySecret {
 }
 
 impl Key {
+    /// Its secret with this prefix.
+    pub(super) fn secret(&self, prefix: &KeyPrefix) -> Option<&KeySecret> {
+        self.secrets.iter().find(|secret| secret.prefix == *prefix)
+    }
+
     /// The key, as the audit log names it.
     pub fn subject(&self) -> Subject {
         Subject {
@@ -138,14 +143,14 @@ impl Keys {
         // compared in constant time.
         let prefix = sent.prefix();
         let key = self.keys.get(self.prefixes.get(&prefix)?)?;
-        let secret = key.secrets.iter().find(|secret| secret.prefix == prefix)?;
+        let secret = key.secret(&prefix)?;
         (secret.hash == sent.hash() && secret.is_valid(now)).then_some((key, secret))
     }
 
     /// The key with this id, if its secret with this prefix was neither revoked nor replaced.
     pub(super) fn admits(&self, id: DeviceId, prefix: &KeyPrefix) -> Option<&Key> {
         let key = self.keys.get(&id).filter(|key| key.revoked.is_none())?;
-        key.secrets.iter().any(|secret| secret.prefix == *prefix).then_some(key)
+        key.secret(prefix).map(|_| key)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = &Key> {
@@ -444,6 +449,8 @@ mod tests {
         let snapshot = register.snapshot().expect("read");
         assert!(snapshot.key_of(&old, 49).is_some() && snapshot.key_of(&old, 50).is_none());
         assert!(snapshot.key_of(&now, 1000).is_some());
+        let last = |secret: &ApiKey| snapshot.last_second_of_key(key.id, &secret.prefix());
+        assert_eq!((last(&old), last(&now)), (Some(49), None));
         let last = ApiKey::generate();
         register.rotate_key(key.id, &last, None, 60, 60).expect("rotated without an overlap");
         let snapshot = register.snapshot().expect("read");

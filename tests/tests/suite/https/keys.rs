@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use serde_json::Value;
-use tests::{ollama::Options, raw, world::SOON};
+use tests::{fake_clock::FakeClock, ollama::Options, raw, world::SOON};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{Https, assert_done};
+use super::{Https, address, assert_done, endless::Endless};
 
 const GENERATE: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":4}}"#;
-const ENDLESS: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":-1}}"#;
 
 #[tokio::test]
 async fn a_key_opens_as_bearer_as_x_api_key_and_as_a_password_and_the_service_sees_none_of_them() {
@@ -99,26 +98,9 @@ async fn a_revoked_key_cuts_its_answer_in_the_middle_and_opens_nothing_more() {
     let options = Options { token_interval: Duration::from_millis(20), ..Options::default() };
     let https = Https::start(options, "").await;
     let (key, other) = (https.key("phone", &[]).await, https.key("desk", &[]).await);
-    let header = format!("X-Api-Key: {key}");
-    let mut running = https
-        .curl_command("/api/generate", &["--header", &header, "--data", ENDLESS])
-        .spawn()
-        .expect("curl runs");
-    let mut stdout = running.stdout.take().expect("its output");
-    let mut first = [0; 64];
-    tokio::time::timeout(SOON, stdout.read_exact(&mut first))
-        .await
-        .expect("in time")
-        .expect("a part");
+    let running = Endless::begun(&https, &key).await;
     assert_done(&https.world.aditd(&["key", "revoke", "phone"]).await);
-    let mut rest = Vec::new();
-    tokio::time::timeout(SOON, stdout.read_to_end(&mut rest))
-        .await
-        .expect("it is cut")
-        .expect("read");
-    let ended = tokio::time::timeout(SOON, running.wait()).await.expect("it ends").expect("ended");
-    // 56: the connection was reset. 18: it ended before the answer did.
-    assert!(matches!(ended.code(), Some(56 | 18)), "{ended:?}");
+    running.was_cut().await;
     https
         .world
         .ollama
@@ -165,6 +147,45 @@ async fn a_key_ends_when_it_was_said() {
     tokio::time::timeout(SOON, ends).await.expect("it ends");
     let wrong = https.world.aditd(&["key", "create", "x", "--expires", "0s"]).await;
     assert_eq!(wrong.code, Some(2), "{}", wrong.stderr);
+}
+
+#[tokio::test]
+async fn the_end_of_a_key_and_that_of_an_overlap_cut_what_runs_and_no_other_key() {
+    let options = Options { token_interval: Duration::from_millis(20), ..Options::default() };
+    let mut https = Https::start(options, "").await;
+    let Some(clock) = FakeClock::new(&https.world.scratch("")) else { return };
+    https.world.aditd.stop().await;
+    https.world.restart_server_by(&clock).await;
+    https.address = address(&https.world).await;
+    let rotated = https.key("rotated", &[]).await;
+    let ends = https.key("ends", &["--expires", "1h"]).await;
+    let stays = https.key("stays", &["--expires", "30d"]).await;
+    let mut of_rotated = Endless::begun(&https, &rotated).await;
+    let mut of_ends = Endless::begun(&https, &ends).await;
+    let mut of_stays = Endless::begun(&https, &stays).await;
+    // The key had no end when its answer began.
+    let new = https.world.aditd(&["key", "rotate", "rotated", "--overlap", "20m"]).await;
+    assert_done(&new);
+    of_rotated.goes_on().await;
+    clock.set_ahead(40 * 60);
+    of_rotated.was_cut().await;
+    let now = https.world.ollama.wait_for(|c| c.running == 2, SOON).await.expect("it stops");
+    assert_eq!(now.cancelled, 1);
+    of_ends.goes_on().await;
+    assert_eq!(https.with_key(&rotated, "/api/tags", &[]).await.status, 401);
+    assert_eq!(https.with_key(new.stdout.trim(), "/api/tags", &[]).await.status, 200);
+    assert_eq!(https.with_key(&ends, "/api/tags", &[]).await.status, 200);
+    clock.set_ahead(80 * 60);
+    of_ends.was_cut().await;
+    let now = https.world.ollama.wait_for(|c| c.running == 1, SOON).await.expect("it stops");
+    assert_eq!(now.cancelled, 2);
+    assert_eq!(https.with_key(&ends, "/api/tags", &[]).await.status, 401);
+    of_stays.goes_on().await;
+    assert_eq!(https.with_key(&stays, "/api/tags", &[]).await.status, 200);
+    let cut =
+        https.world.audit_has(2, |line| line["event"] == "request" && line["end"] == "cut").await;
+    let names: Vec<_> = cut.iter().map(|line| line["device"].as_str()).collect();
+    assert_eq!(names, [Some("rotated"), Some("ends")]);
 }
 
 #[tokio::test]
@@ -227,7 +248,7 @@ async fn a_restart_keeps_keys_and_what_was_seen_of_them() {
     tokio::time::timeout(SOON, is_seen).await.expect("it is noted");
     https.world.kill_server().await;
     https.world.restart_server().await;
-    https.address = super::address(&https.world).await;
+    https.address = address(&https.world).await;
     assert_eq!(https.with_key(&key, "/api/tags", &[]).await.status, 200);
 }
 

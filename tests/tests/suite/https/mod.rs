@@ -4,6 +4,7 @@ mod acme;
 mod certificates;
 mod clients;
 mod keys;
+mod endless;
 mod pages;
 mod replaced;
 mod rotation;

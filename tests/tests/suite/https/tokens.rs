@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tests::{fake_clock::FakeClock, ollama::Options, provider::Provider, world::SOON};
+
 use tokio::io::AsyncReadExt;
 
-use super::{Got, Https, address, assert_done};
+use super::{Got, Https, address, assert_done, endless::Endless};
 
-const ENDLESS: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":-1}}"#;
 const ROLES: &str = r#"roles = { admins = "admin", users = "infer" }"#;
 
 /// A provider with alice, who is in the group `users`, and a server that accepts its tokens.
@@ -124,7 +124,7 @@ async fn keys_that_the_provider_changes_are_followed_and_kept_while_it_is_down()
 }
 
 #[tokio::test]
-async fn a_token_that_ends_gets_no_new_answer_and_clocks_may_differ_by_a_minute() {
+async fn the_end_of_a_token_cuts_what_runs_and_clocks_may_differ_by_a_minute() {
     let Some((provider, mut https)) = start("").await else { return };
     let Some(clock) = FakeClock::new(&https.world.scratch("")) else { return };
     provider.tell("person", json!({ "name": "alice", "ttl": 60 })).await;
@@ -133,44 +133,24 @@ async fn a_token_that_ends_gets_no_new_answer_and_clocks_may_differ_by_a_minute(
     https.address = address(&https.world).await;
     let token = provider.token("alice", "adit").await;
     clock.set_ahead(90);
-    let header = format!("Authorization: Bearer {token}");
-    let mut running = https
-        .curl_command("/api/generate", &["--header", &header, "--data", ENDLESS])
-        .spawn()
-        .expect("curl runs");
-    let mut stdout = running.stdout.take().expect("its output");
-    let mut part = [0; 64];
-    let read = tokio::time::timeout(SOON, stdout.read_exact(&mut part)).await;
-    read.expect("in time").expect("within a minute after its end");
+    // Within a minute after its end.
+    let running = Endless::begun(&https, &token).await;
     clock.set_ahead(300);
+    running.was_cut().await;
     let late = https.with_key(&token, "/api/tags", &[]).await;
     assert_eq!(late.status, 401, "{late:?}");
     assert!(error(&late).contains("get a new one"), "{late:?}");
-    for _ in 0..20 {
-        let read = tokio::time::timeout(SOON, stdout.read_exact(&mut part)).await;
-        read.expect("in time").expect("an answer that began in time goes on");
-    }
 }
 
 #[tokio::test]
 async fn settings_that_are_read_again_hold_for_answers_that_run() {
     let Some((provider, https)) = start(ROLES).await else { return };
     let token = provider.token("alice", "adit").await;
-    let header = format!("Authorization: Bearer {token}");
-    let mut running = https
-        .curl_command("/api/generate", &["--header", &header, "--data", ENDLESS])
-        .spawn()
-        .expect("curl runs");
-    let mut stdout = running.stdout.take().expect("its output");
-    let mut part = [0; 64];
-    let read = tokio::time::timeout(SOON, stdout.read_exact(&mut part)).await;
-    read.expect("in time").expect("a part");
+    let running = Endless::begun(&https, &token).await;
     let roles = r#"roles = { admins = "admin" }"#;
     std::fs::write(https.world.config(), config(&provider, roles)).expect("written");
     assert_done(&https.world.aditd(&["reload"]).await);
-    let mut rest = Vec::new();
-    let read = tokio::time::timeout(SOON, stdout.read_to_end(&mut rest)).await;
-    read.expect("it is cut").expect("read");
+    running.was_cut().await;
     https
         .world
         .ollama
@@ -195,20 +175,10 @@ async fn settings_that_are_read_again_hold_for_answers_that_run() {
 async fn a_revoked_user_is_out_in_the_middle_of_an_answer_until_restored() {
     let Some((provider, https)) = start("").await else { return };
     let token = provider.token("alice", "adit").await;
-    let header = format!("Authorization: Bearer {token}");
-    let mut running = https
-        .curl_command("/api/generate", &["--header", &header, "--data", ENDLESS])
-        .spawn()
-        .expect("curl runs");
-    let mut stdout = running.stdout.take().expect("its output");
-    let mut part = [0; 64];
-    let read = tokio::time::timeout(SOON, stdout.read_exact(&mut part)).await;
-    read.expect("in time").expect("a part");
+    let running = Endless::begun(&https, &token).await;
     let revoke = ["user", "revoke", "alice@example.com", "--reason", "left the team"];
     assert_done(&https.world.aditd(&revoke).await);
-    let mut rest = Vec::new();
-    let read = tokio::time::timeout(SOON, stdout.read_to_end(&mut rest)).await;
-    read.expect("it is cut").expect("read");
+    running.was_cut().await;
     let newer = provider.token("alice", "adit").await;
     for token in [&token, &newer] {
         let refused = https.with_key(token, "/api/tags", &[]).await;

@@ -8,16 +8,11 @@ use tests::{
     raw,
     world::{SOON, Up},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    process::{Child, ChildStdout},
-};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::{Https, assert_done};
+use super::{Https, assert_done, endless::Endless};
 
 const GENERATE: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":4}}"#;
-const ENDLESS: &str = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":-1}}"#;
 const COPY: &str = r#"{"source":"stand-in","destination":"other"}"#;
 
 /// A device of this user, with its tunnel up.
@@ -35,23 +30,6 @@ async fn endless(up: &Up) -> TcpStream {
     app.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
     raw::read_exactly(&mut app, 300).await;
     app
-}
-
-/// Asks for an answer without an end, with a key.
-fn ask_endless(https: &Https, key: &str) -> (Child, ChildStdout) {
-    let header = format!("X-Api-Key: {key}");
-    let args = ["--header", &*header, "--data", ENDLESS];
-    let mut child = https.curl_command("/api/generate", &args).spawn().expect("curl runs");
-    let stdout = child.stdout.take().expect("its output");
-    (child, stdout)
-}
-
-/// [`ask_endless`]; some of the answer has come.
-async fn endless_with_key(https: &Https, key: &str) -> (Child, ChildStdout) {
-    let (child, mut stdout) = ask_endless(https, key);
-    let begun = stdout.read_exact(&mut [0; 64]).await;
-    begun.expect("a part of the answer");
-    (child, stdout)
 }
 
 /// The status, once it is as `is_so` says.
@@ -75,7 +53,7 @@ async fn devices_and_keys_of_a_user_share_a_limit_and_a_revoked_user_loses_all_o
     let phone = https.key("phone", &["--user", "alice"]).await;
     let desk = https.key("desk", &["--user", "bob"]).await;
     let mut app = endless(&laptop).await;
-    let (mut curl, mut answer) = endless_with_key(&https, &phone).await;
+    let answer = Endless::begun(&https, &phone).await;
     let refused = https.with_key(&phone, "/api/generate", &["--data", GENERATE]).await;
     assert_eq!(refused.status, 429, "{refused:?}");
     assert!(refused.body.contains("user `alice` may have 2 requests"), "{refused:?}");
@@ -99,11 +77,7 @@ async fn devices_and_keys_of_a_user_share_a_limit_and_a_revoked_user_loses_all_o
     assert_done(&https.world.aditd(&["user", "revoke", "alice", "--reason", "left"]).await);
     let (_, ending) = raw::read_to_end(&mut app).await;
     assert_eq!(ending, raw::Ending::Reset, "a cut never looks like an end");
-    let mut left = Vec::new();
-    let rest = tokio::time::timeout(SOON, answer.read_to_end(&mut left));
-    rest.await.expect("it is cut").expect("read");
-    let ended = tokio::time::timeout(SOON, curl.wait()).await.expect("it ends").expect("ended");
-    assert!(matches!(ended.code(), Some(56 | 18)), "{ended:?}");
+    answer.was_cut().await;
     let stopped = https.world.ollama.wait_for(|now| now.running == 0, SOON).await;
     stopped.expect("the service stops");
     let refused = https.with_key(&phone, "/api/tags", &[]).await;
@@ -142,9 +116,9 @@ async fn the_requests_of_a_user_wait_as_one_whatever_they_come_from() {
     let mut second = raw::connect(laptop.address).await;
     second.write_all(raw::generate(-1, 1).as_bytes()).await.expect("sent");
     status_when(&https, waits(1)).await;
-    let _third = ask_endless(&https, &phone);
+    let _third = Endless::ask(&https, &phone);
     status_when(&https, waits(2)).await;
-    let _of_bob = ask_endless(&https, &desk);
+    let _of_bob = Endless::ask(&https, &desk);
     let status = status_when(&https, waits(3)).await;
     let waiting = status["queue"]["waiting"].as_array().expect("a list");
     let of_bob = waiting.iter().position(|one| one["user"] == "bob").expect("bob waits");

@@ -4,38 +4,24 @@
 // the node_modules folder that has the package `ollama`.
 
 import assert from 'node:assert/strict'
-import { createRequire } from 'node:module'
-import { join } from 'node:path'
+import { cancels, direct, key, model, packageOf, parts, same, through as url, waitFor } from './standin.mjs'
 
-// Imports look beside this file only, and the package is elsewhere.
-const modules = process.env.ADIT_TEST_NODE_PATH
-const { Ollama } = createRequire(modules ? join(modules, 'x.js') : import.meta.url)('ollama')
+const { Ollama } = packageOf('ollama')
 
-const TUNNEL = process.env.ADIT_URL
-const DIRECT = process.env.ADIT_DIRECT
 // For a listener that wants a key.
-const headers = process.env.ADIT_KEY ? { Authorization: `Bearer ${process.env.ADIT_KEY}` } : {}
+const headers = key ? { Authorization: `Bearer ${key}` } : {}
 const TOKENS = 8
 const SEED = 20260101
-const SOON = 5000
 
-// A client that hangs is a failure to see.
-setTimeout(() => {
-  console.error('not done within 120 s')
-  process.exit(1)
-}, 120_000).unref()
-
-const { models } = await get('/api/tags')
-const model = models[0].name
 const prompt = 'Why is the sky blue?'
 const messages = [{ role: 'user', content: prompt }]
 const options = { seed: SEED, num_predict: TOKENS }
 // Without end for any purpose; an aborted request must not be over before it is aborted.
 const forever = { seed: SEED, num_predict: 1_000_000_000 }
 
-const through = new Ollama({ host: TUNNEL, headers })
+const through = new Ollama({ host: url, headers })
 const given = await answers(through)
-const wanted = await answers(new Ollama({ host: DIRECT }))
+const wanted = await answers(new Ollama({ host: direct }))
 for (const what of Object.keys(wanted)) {
   same(what, given[what], wanted[what])
 }
@@ -53,7 +39,7 @@ await cancels('generate, aborted in the middle', async () => {
 await cancels('chat, aborted before its answer', async (before) => {
   const controller = new AbortController()
   const fetchUntil = (url, init) => fetch(url, { ...init, signal: controller.signal })
-  const request = new Ollama({ host: TUNNEL, headers, fetch: fetchUntil }).chat({ model, messages, options: forever })
+  const request = new Ollama({ host: url, headers, fetch: fetchUntil }).chat({ model, messages, options: forever })
   const rejected = assert.rejects(request, { name: 'AbortError' })
   await waitFor('the request reaches the stand-in', (now) => now.started > before.started)
   controller.abort()
@@ -78,14 +64,6 @@ async function answers(client) {
   }
 }
 
-async function parts(stream) {
-  const all = []
-  for await (const part of await stream) {
-    all.push(part)
-  }
-  return all
-}
-
 async function readAndAbort(stream) {
   let count = 0
   for await (const _ of stream) {
@@ -94,39 +72,4 @@ async function readAndAbort(stream) {
       through.abort()
     }
   }
-}
-
-// Fails unless `act` leaves one more cancelled generation behind; gives it the counters from before.
-async function cancels(what, act) {
-  const before = await get('/test/counters')
-  await act(before)
-  const gone = before.cancelled + 1
-  const over = (now) => now.cancelled >= gone && now.running === before.running
-  const after = await waitFor(what, over)
-  same(what, [after.started, after.cancelled], [before.started + 1, gone])
-}
-
-async function waitFor(what, holds) {
-  const end = Date.now() + SOON
-  for (;;) {
-    const now = await get('/test/counters')
-    if (holds(now)) {
-      return now
-    }
-    if (Date.now() > end) {
-      throw new Error(`${what}: not within ${SOON} ms; the stand-in counts ${JSON.stringify(now)}`)
-    }
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}
-
-// What the stand-in answers, asked directly.
-async function get(path) {
-  const answer = await fetch(DIRECT + path)
-  return answer.json()
-}
-
-function same(what, got, want) {
-  assert.deepEqual(got, want, `${what}: differs\n   got ${JSON.stringify(got)}\n  want ${JSON.stringify(want)}`)
-  console.log(`ok  ${what}`)
 }

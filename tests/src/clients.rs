@@ -34,13 +34,14 @@ impl Client {
         Self::of(python, script, is_there, &lack)
     }
 
-    /// A script for the npm package `ollama`; `None`, with the test skipped, if it is not installed.
-    pub fn node(script: &'static str) -> Option<Self> {
+    /// A script for a npm package; `None`, with the test skipped, if the package is not installed.
+    pub fn node(script: &'static str, package: &str) -> Option<Self> {
         let is_there = std::env::var("ADIT_TEST_NODE_PATH")
-            .is_ok_and(|path| Path::new(&path).join("ollama").is_dir())
+            .is_ok_and(|path| Path::new(&path).join(package).is_dir())
             && has("node", &["--version"]);
-        let lack = "node or the npm package `ollama` is not installed (ADIT_TEST_NODE_PATH)";
-        Self::of("node".to_owned(), script, is_there, lack)
+        let lack =
+            format!("node or the npm package `{package}` is not installed (ADIT_TEST_NODE_PATH)");
+        Self::of("node".to_owned(), script, is_there, &lack)
     }
 
     fn of(program: String, script: &'static str, is_there: bool, lack: &str) -> Option<Self> {
@@ -48,12 +49,9 @@ impl Client {
         (!is_skipped).then_some(Self { program, script })
     }
 
-    /// Runs it against the Ollama at `url`. It reaches the stand-in itself at `direct`. `set` puts
-    /// more variables into its environment.
-    ///
-    /// # Panics
-    /// If it does not end well within five minutes.
-    pub async fn passes(&self, url: &str, direct: &str, set: impl FnOnce(&mut Command)) {
+    /// The command that runs it against the Ollama at `url`. It reaches the stand-in itself at
+    /// `direct`.
+    pub fn command(&self, url: &str, direct: &str) -> Command {
         let mut command = Command::new(&self.program);
         let script: PathBuf = [env!("CARGO_MANIFEST_DIR"), "clients", self.script].iter().collect();
         command.arg(script).env("ADIT_URL", url).env("ADIT_DIRECT", direct).kill_on_drop(true);
@@ -62,6 +60,15 @@ impl Client {
         {
             command.env_remove(proxy);
         }
+        command
+    }
+
+    /// Runs it to its end. `set` puts more variables into its environment.
+    ///
+    /// # Panics
+    /// If it does not end well within five minutes.
+    pub async fn passes(&self, url: &str, direct: &str, set: impl FnOnce(&mut Command)) {
+        let mut command = self.command(url, direct);
         set(&mut command);
         let out = tokio::time::timeout(WITHIN, command.output()).await;
         let out = out.expect("in time").expect("it runs");

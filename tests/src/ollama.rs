@@ -6,12 +6,14 @@
 //! depend only on the request (no clock, no chance), so that two ways to the same stand-in can be
 //! compared byte for byte.
 
+mod anthropic;
 mod blobs;
 mod bytes;
 mod counters;
 mod generation;
 mod native;
 mod openai;
+mod origins;
 mod reply;
 mod request;
 mod routes;

@@ -10,7 +10,8 @@ use hyper::{
 use serde_json::json;
 
 use super::{
-    App, bytes, native, openai,
+    App, anthropic, bytes, native, openai,
+    origins::{self, Page},
     reply::{self, Reply},
 };
 
@@ -35,6 +36,7 @@ enum Route<'a> {
     ChatCompletions,
     Completions,
     Embeddings,
+    Messages,
     TestBytes,
     TestDigest,
     TestCounters,
@@ -56,6 +58,7 @@ impl<'a> Route<'a> {
             "/v1/chat/completions" => (Self::ChatCompletions, POST),
             "/v1/completions" => (Self::Completions, POST),
             "/v1/embeddings" => (Self::Embeddings, POST),
+            "/v1/messages" => (Self::Messages, POST),
             "/test/bytes" => (Self::TestBytes, GET),
             "/test/sha256" => (Self::TestDigest, POST),
             "/test/counters" => (Self::TestCounters, GET),
@@ -70,6 +73,19 @@ pub(super) async fn answer(
     app: Arc<App>,
     request: Request<Incoming>,
 ) -> Result<Reply, hyper::Error> {
+    match Page::of(request.headers()) {
+        Page::Own => by_route(app, request).await,
+        Page::Refused => Ok(reply::empty(StatusCode::FORBIDDEN)),
+        Page::Allowed(origin) if request.method() == Method::OPTIONS => {
+            Ok(origins::preflight(origin))
+        }
+        Page::Allowed(origin) => {
+            by_route(app, request).await.map(|reply| origins::with_origin(reply, origin))
+        }
+    }
+}
+
+async fn by_route(app: Arc<App>, request: Request<Incoming>) -> Result<Reply, hyper::Error> {
     let (head, body) = request.into_parts();
     let Some((route, allowed)) = Route::find(head.uri.path()) else {
         return Ok(reply::text(StatusCode::NOT_FOUND, "text/plain", "404 page not found"));
@@ -94,6 +110,7 @@ pub(super) async fn answer(
         Route::ChatCompletions => openai::chat(&app, body).await?,
         Route::Completions => openai::completions(&app, body).await?,
         Route::Embeddings => openai::embeddings(&app, body).await?,
+        Route::Messages => anthropic::messages(&app, body).await?,
         Route::TestBytes => bytes::download(head.uri.query().unwrap_or_default()),
         Route::TestDigest => bytes::digest(body).await?,
         Route::TestCounters => reply::json(&json!(app.tally.now())),

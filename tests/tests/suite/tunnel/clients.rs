@@ -34,5 +34,5 @@ async fn the_python_package_openai_works_and_can_cancel() {
 
 #[tokio::test]
 async fn the_npm_package_ollama_works_and_can_cancel() {
-    passes(Client::node("ollama_client.mjs")).await;
+    passes(Client::node("ollama_client.mjs", "ollama")).await;
 }

@@ -7,6 +7,7 @@
 pub mod bare_box;
 #[cfg(target_os = "linux")]
 pub mod bench;
+pub mod browser;
 pub mod cli_assert;
 pub mod clients;
 pub mod credentials;

@@ -1,6 +1,7 @@
 //! The HTTPS listener and its keys, with real clients.
 
 mod acme;
+mod browser;
 mod certificates;
 mod clients;
 mod keys;

@@ -2,6 +2,7 @@
 
 mod addresses;
 mod again;
+mod browser;
 mod clients;
 mod cutting;
 mod daily;

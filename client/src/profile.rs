@@ -2,6 +2,7 @@
 //! server's addresses. One file for each server, which only its owner can read.
 
 mod key;
+mod sign_in;
 
 use std::{
     fs,
@@ -256,7 +257,8 @@ impl ProfileDir {
                 .then_some(Revocation { user: stored.revoked_user, reason: stored.revoked_reason }),
             epoch: stored.epoch,
             port: stored.port,
-            sign_in_code: stored.sign_in_code,
+            // Older versions kept it in the profile.
+            sign_in_code: self.kept_sign_in_code().or(stored.sign_in_code),
             enrolled_at: stored.enrolled_at,
             key: key.map_or(stored.private_key, Arc::new),
         };

@@ -65,7 +65,7 @@ pub(crate) async fn run(state_dir: &Path, enroll: Enroll) -> Result<(), Failure>
             }
         }
         None => {
-            let code = match sign_in::known_code(again.as_ref(), enroll.code_file.as_deref()) {
+            let code = match sign_in::known_code(again.as_ref(), &enroll) {
                 Some(code) => code,
                 None => read_code(enroll.code_file.as_deref())?,
             };
@@ -156,6 +156,7 @@ pub(in crate::commands) async fn by_ssh(
     let profile = Profile::new(profile_dir, enrolled, Some(target), key).in_place_of(old);
     check(&profile, None)?;
     profile.save()?;
+    profile.profile_dir.keep_sign_in_code(None)?;
     Ok(profile)
 }
 

@@ -66,20 +66,25 @@ pub(super) async fn by_code(
         Some(profile) => profile.key(),
         None => profile_dir.pending_key(&*token, make_key)?,
     };
+    // A code that was pasted just now has another cure than one that was kept.
+    let kept = again.as_ref().filter(|it| it.sign_in_code.as_deref() == Some(code.trim()));
     say(format!("Asking {} …", invitation.addresses.join(", ")));
     let answer = match wanted {
         None => {
             let _progress = Progress::show("waiting for an answer");
-            ask(&invitation, &key, None, &mut None).await
+            ask(&invitation, &key, None, kept, &mut None).await
         }
         Some(device) => {
             let mut sign_in = SignIn::new(device, !flags.no_browser).await;
             let mut stop = StopSignals::listen_at_terminal().ok();
-            ask(&invitation, &key, Some(&mut sign_in), &mut stop).await
+            ask(&invitation, &key, Some(&mut sign_in), kept, &mut stop).await
         }
     };
     let enrolled = match answer? {
         EnrollAnswer::Enrolled(enrolled) => *enrolled,
+        EnrollAnswer::Refused(EnrollRefusal::Closed) if kept.is_some() => {
+            return Err(kept_code_ended("the server has withdrawn it", &profile_dir));
+        }
         EnrollAnswer::Refused(why) => return Err(refused(why, &invitation)),
         EnrollAnswer::Failed(why) => return Err(*why),
         EnrollAnswer::SignIn(_) => return Err(unexpected()),
@@ -91,7 +96,28 @@ pub(super) async fn by_code(
     if lock.is_some() {
         profile.save()?;
     }
+    profile.profile_dir.keep_sign_in_code(profile.sign_in_code.as_deref())?;
     Ok(profile)
+}
+
+/// The failure that the code which this device has kept opens nothing any more.
+fn kept_code_ended(why: &str, profile_dir: &ProfileDir) -> Failure {
+    Failure::new("the code that this computer has kept for signing in does not work any more")
+        .source(why.to_owned())
+        .hint(format!(
+            "get a new one on the server: `aditd invite --sso`; then paste it here: `adit enroll --sso --new-code{}`",
+            profile_dir.flag()
+        ))
+}
+
+/// Why a kept code gets no answer, if this device knows: a newer CA than that of the code.
+fn silent(error: &DialError, invitation: &Invitation, kept: Option<&Profile>) -> Option<Failure> {
+    let profile = kept.filter(|_| matches!(error, DialError::NoAnswer(_)))?;
+    let newest = tls::key_hash(&profile.ca().ok()?).ok()?.0;
+    let why = format!(
+        "it is older than the server's certificate authority, and {error}: the one that it names has probably ended"
+    );
+    (newest != invitation.ca).then(|| kept_code_ended(&why, &profile.profile_dir))
 }
 
 /// Ends when the person or the system stops this program.
@@ -141,6 +167,7 @@ async fn ask(
     invitation: &Invitation,
     key: &SecretPem,
     sign_in: Option<&mut SignIn>,
+    kept: Option<&Profile>,
     stop: &mut Option<StopSignals>,
 ) -> Result<EnrollAnswer, Failure> {
     let crypto = tls::enroll_client(invitation.ca)
@@ -151,7 +178,9 @@ async fn ask(
         dialed = dial::dial(&config, &invitation.addresses, None) => dialed,
         () = stopped(stop) => return Err(interrupted()),
     };
-    let dialed = dialed.map_err(|why| not_reached(why, invitation))?;
+    let dialed = dialed.map_err(|why| {
+        silent(&why, invitation, kept).unwrap_or_else(|| not_reached(why, invitation, kept))
+    })?;
     let request = EnrollRequest {
         token: BASE64.encode(&*invitation.secret.token()).into(),
         csr: BASE64.encode(&csr(key)?),
@@ -197,7 +226,7 @@ async fn ask(
     answer
 }
 
-fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
+fn not_reached(error: DialError, invitation: &Invitation, kept: Option<&Profile>) -> Failure {
     let failure = Failure::new("cannot enroll").source(error.clone());
     if let DialError::WrongServer(_) = error {
         let why = "the server at that address did not make this code: its certificate comes from another CA";
@@ -227,10 +256,17 @@ fn not_reached(error: DialError, invitation: &Invitation) -> Failure {
                 "check on the server that aditd runs and listens on that address (`aditd status`), that its --allow-from \
                  includes this network, and that no firewall blocks UDP",
             )
-            .hint(format!(
-                "if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `{}`",
-                invite(invitation)
-            )),
+            .hint(match kept {
+                Some(profile) => format!(
+                    "if all of that is right, the code that this computer has kept may have ended: make a new one with `{}`, and paste it here: `adit enroll --sso --new-code{}`",
+                    invite(invitation),
+                    profile.profile_dir.flag()
+                ),
+                None => format!(
+                    "if all of that is right, the code may have expired or been replaced by a newer one: make a new one with `{}`",
+                    invite(invitation)
+                ),
+            }),
         other => other.general_hint().into_iter().fold(failure, Failure::hint),
     }
 }
@@ -279,7 +315,7 @@ mod tests {
                 sign_in,
             };
             for told in [
-                not_reached(DialError::NoAnswer("192.0.2.1:11435".to_owned()), &invitation),
+                not_reached(DialError::NoAnswer("192.0.2.1:11435".to_owned()), &invitation, None),
                 refused(EnrollRefusal::Closed, &invitation),
                 expired(&invitation),
             ] {

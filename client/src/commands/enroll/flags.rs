@@ -43,6 +43,9 @@ pub(crate) struct Enroll {
     /// that has signed in before
     #[arg(long, conflicts_with = "server")]
     pub(super) sso: bool,
+    /// Ask for a code, also if this device has kept one from an earlier sign-in
+    #[arg(long, requires = "sso", conflicts_with = "code_file")]
+    pub(super) new_code: bool,
     /// Only show the page for signing in; do not open a browser
     #[arg(long, conflicts_with = "server")]
     pub(super) no_browser: bool,

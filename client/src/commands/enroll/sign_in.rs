@@ -5,7 +5,6 @@ use std::{
     env,
     io::{self, IsTerminal},
     net::Ipv4Addr,
-    path::Path,
     time::Duration,
 };
 
@@ -47,8 +46,9 @@ pub(super) fn again(profile_dir: &ProfileDir, flags: &Enroll) -> Result<Option<P
 }
 
 /// The code with which this device has signed in before, if it is still valid and no other is given.
-pub(super) fn known_code(again: Option<&Profile>, file: Option<&Path>) -> Option<String> {
-    let code = again?.sign_in_code.clone().filter(|_| file.is_none())?;
+pub(super) fn known_code(again: Option<&Profile>, flags: &Enroll) -> Option<String> {
+    let asks = flags.new_code || flags.code_file.is_some();
+    let code = again?.sign_in_code.clone().filter(|_| !asks)?;
     let invitation: Invitation = code.parse().ok()?;
     (invitation.expires > unix_now()).then_some(code)
 }

@@ -6,6 +6,7 @@ mod clocks;
 mod crashes;
 mod knocks;
 mod restored;
+mod sign_in;
 
 use std::{future::Future, time::Duration};
 

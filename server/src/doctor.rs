@@ -2,6 +2,7 @@
 
 mod files;
 mod ollama;
+mod providers;
 mod systemd;
 
 pub(crate) use self::ollama::{around, model_names};
@@ -29,7 +30,9 @@ use proto::{
 use crate::{
     config::Config,
     https::Https,
+    jwt::JwtSettings,
     limits::LimitedDevice,
+    oidc::OidcSettings,
     policy::authorize::{At, Authority, How, Question},
     record::CallerKind,
     running::Server,
@@ -42,15 +45,35 @@ const AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// The name of the device in the question that measures `authorize`.
 const ASKER: &str = "aditd-doctor";
 
-/// Examines a machine whose server has these settings, whether that server runs or not. `authority`
-/// is the owner's own service (`authorize`), if one is set. Cancellation safe.
-pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority>>) -> BoxFound {
+/// Who is asked beside the services, by the settings that are in force.
+#[derive(Default)]
+pub(crate) struct Others {
+    /// The owner's own service (`authorize`).
+    authority: Option<Arc<Authority>>,
+    sign_in: Option<OidcSettings>,
+    tokens: Option<JwtSettings>,
+}
+
+impl Others {
+    /// Those that a configuration names.
+    pub(crate) fn of(config: &Config) -> Self {
+        let (sign_in, tokens) = (config.oidc.clone(), config.jwt.clone());
+        Self { authority: config.authority(), sign_in, tokens }
+    }
+}
+
+/// Examines a machine whose server has these settings, whether that server runs or not. Cancellation
+/// safe.
+pub(crate) async fn look_around(config: &Config, others: &Others) -> BoxFound {
     let look = async {
         let ollama = ollama::look(config.upstream()).await;
         (files::look(config, ollama.models_dir).await, ollama.found, ollama.unit)
     };
-    let asked = async { ask(authority.as_deref()?).await };
-    let ((files, ollama, unit), services, authorize) = tokio::join!(look, services(config), asked);
+    let asked = async { ask(others.authority.as_deref()?).await };
+    let sign_in = async { Some(providers::sign_in(others.sign_in.as_ref()?).await) };
+    let tokens = async { Some(providers::tokens(others.tokens.as_ref()?).await) };
+    let ((files, ollama, unit), services, authorize, sign_in, tokens) =
+        tokio::join!(look, services(config), asked, sign_in, tokens);
     BoxFound {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         argument: String::new(),
@@ -66,6 +89,8 @@ pub(crate) async fn look_around(config: &Config, authority: Option<Arc<Authority
         max_in_flight: Some(in_flight(config.accounting.max_in_flight.map(|most| most.get()))),
         disks: files.disks,
         authorize,
+        sign_in,
+        tokens,
         audit: None,
         devices: None,
         https: None,
@@ -111,7 +136,12 @@ async fn found_within(server: &Server, at_most: Duration) -> BoxFound {
 }
 
 async fn examine(server: &Server) -> BoxFound {
-    let around = look_around(&server.settings.config, server.gate.authority()).await;
+    let others = Others {
+        authority: server.gate.authority(),
+        sign_in: server.sign_ins.provider().map(|provider| provider.settings().clone()),
+        tokens: server.policy.tokens().map(|tokens| tokens.settings().clone()),
+    };
+    let around = look_around(&server.settings.config, &others).await;
     BoxFound {
         server: running(server),
         max_in_flight: Some(in_flight(server.accounting.queue.most())),

@@ -12,7 +12,7 @@ mod settings;
 
 pub(crate) use self::{
     claims::{SKEW, TokenHolder, TokenPerson, texts, time},
-    discovery::{Metadata, discover},
+    discovery::{Metadata, discover, document},
     fault::TokenFault,
     fetch::{ProviderTrust, plain, send},
     keys::Claims,
@@ -75,6 +75,14 @@ impl Tokens {
     /// Keeps the keys fresh for as long as it is polled.
     pub(crate) async fn follow(&self) {
         self.keys.follow().await;
+    }
+
+    /// How many keys the provider has now. What is in use stays.
+    ///
+    /// # Errors
+    /// Why they cannot be had.
+    pub(crate) async fn count_keys(&self) -> std::io::Result<usize> {
+        self.keys.look().await.map(|keys| keys.len())
     }
 
     /// Whose token it is. Waits for new keys if the provider seems to have changed them; how often

@@ -3,6 +3,7 @@
 pub(crate) mod authorities;
 pub(crate) mod backup;
 pub(crate) mod ca;
+pub(crate) mod codes;
 pub(crate) mod register;
 pub(crate) mod rotation;
 

@@ -70,10 +70,9 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
         )?,
     };
     let shown = |config: Config| config.file.map(|file| file.display().to_string());
-    let (asked, here) = tokio::join!(
-        control::ask(&dir, &Request::Doctor),
-        doctor::look_around(&config, config.authority())
-    );
+    let others = doctor::Others::of(&config);
+    let (asked, here) =
+        tokio::join!(control::ask(&dir, &Request::Doctor), doctor::look_around(&config, &others));
     let here = BoxFound { config: Some(settled.map(shown)), ..here };
     let found = match asked {
         // The running server knows what is in force there; this command sees what starts it, and
@@ -100,6 +99,8 @@ pub(crate) async fn report(flags: &Flags) -> Result<Report, Failure> {
             certificate: None,
             max_in_flight: None,
             authorize: None,
+            sign_in: None,
+            tokens: None,
             ..here
         },
         Ok(None) => here,

@@ -14,7 +14,7 @@ use common::machine::{
 use proto::{
     human,
     identity::{Name, UserName},
-    invitation::{Invitation, Secret, is_loopback},
+    invitation::is_loopback,
 };
 use serde::Serialize;
 use time::{OffsetDateTime, macros::format_description};
@@ -28,17 +28,10 @@ use crate::{
     serve::started,
     state::{
         State,
-        register::{Invited, default_role},
+        codes::{MadeCode, Opens, SIGN_IN},
+        register::Invited,
     },
 };
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
-const TTL: Duration = Duration::from_secs(600);
-const LONGEST: Duration = DAY.saturating_mul(7);
-const SSO_TTL: Duration = DAY.saturating_mul(30);
-const SSO_LONGEST: Duration = DAY.saturating_mul(365);
-/// The name of a code that opens sign-ins, if none is chosen.
-const SSO: &str = "sso";
 
 /// Flags of `invite`.
 #[derive(Debug, Args)]
@@ -75,13 +68,19 @@ pub(crate) struct Invite {
 
 /// Makes an invitation, or lists the open ones. Works with and without a running server.
 pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
-    let named_sso = || invite.sso.then(|| SSO.parse().expect("a name"));
+    let named_sso = || invite.sso.then(|| SIGN_IN.parse().expect("a name"));
     let Some(device) = invite.device.clone().or_else(named_sso) else {
         let dir = flags.state_dir()?;
         become_owner_of(&dir)?;
         return list(&State::open(&dir)?, invite.json);
     };
-    let ttl = ttl(&invite)?;
+    let opens = match invite.sso {
+        true => Opens::SignIn,
+        false => Opens::Enrollment { role: invite.role.clone(), user: invite.user.clone() },
+    };
+    let life = opens.life(invite.ttl);
+    let life =
+        life.map_err(|what| Failure::new(what).hint("for example `--ttl 1h`").exit(Exit::Usage))?;
     let named = invite.advertise.named()?;
     let beside = Beside::resolve(flags).await?;
     beside.must_know(&invite.role)?;
@@ -104,29 +103,14 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
             .hint("or name an address: `--advertise HOST:11435`, here or with `aditd serve`"));
     }
     let freed = state.register.freed_name(&device)?;
-    let expires = unix_now().saturating_add(ttl.as_secs().max(1) as i64);
-    // Both are of the same moment: a code and its row name one CA.
-    let authorities = state.authorities.get();
-    let ca = authorities.current().number;
-    let invitation = Invitation {
-        addresses,
-        ca: authorities.signing().key_hash(),
-        expires,
-        secret: Secret::generate(),
-        sign_in: invite.sso,
-    };
-    let (role, user) = match invite.sso {
-        // Whoever signs in has the role and the name that the provider tells.
-        true => (default_role(), None),
-        false => (invite.role.clone(), invite.user.clone()),
-    };
-    let invited = Invited { name: device.clone(), role, user, sso: invite.sso, expires };
-    let withdrew = state.register.add_invitation(&invited, &invitation.secret, ca, unix_now())?;
+    let made = state.make_code(device, opens, life, addresses, unix_now())?;
+    let MadeCode { invitation, invited, withdrew } = made;
+    let (device, expires) = (invited.name, invited.expires);
     let event = Event::Invite {
         device: device.clone(),
-        sso: invite.sso,
+        sso: invited.sso,
         role: invite.role,
-        user: invite.user,
+        user: invited.user,
         expires,
         uid: process::uid(),
     };
@@ -148,15 +132,15 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
     } else {
         data(code.as_str())?;
     }
-    let ttl = human::time(ttl);
+    let life = human::time(life);
     if invite.sso {
         say(typed(format!(
-            "This code works on any number of devices and expires in {ttl}. It admits nobody by itself: people sign in. \
+            "This code works on any number of devices and expires in {life}. It admits nobody by itself: people sign in. \
              On each device run `adit enroll --sso` and paste the code. To end the code: `aditd device revoke {device}`."
         )));
     } else {
         say(format!(
-            "This code works once and expires in {ttl}. On the device run `adit enroll` and paste the code."
+            "This code works once and expires in {life}. On the device run `adit enroll` and paste the code."
         ));
     }
     if withdrew {
@@ -187,19 +171,6 @@ pub(crate) async fn run(flags: &Flags, invite: Invite) -> Result<(), Failure> {
         )));
     }
     Ok(())
-}
-
-/// How long the code is valid.
-fn ttl(invite: &Invite) -> Result<Duration, Failure> {
-    let (default, longest, what) = match invite.sso {
-        true => (SSO_TTL, SSO_LONGEST, "a code for signing in lasts from one second to 365 days"),
-        false => (TTL, LONGEST, "an invitation lasts from one second to seven days"),
-    };
-    let ttl = invite.ttl.unwrap_or(default);
-    if ttl.is_zero() || ttl > longest {
-        return Err(Failure::new(what).hint("for example `--ttl 1h`").exit(Exit::Usage));
-    }
-    Ok(ttl)
 }
 
 /// How the server is started so that other machines of this network reach it.

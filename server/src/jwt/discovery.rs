@@ -28,12 +28,17 @@ pub(crate) struct Metadata {
     pub(crate) token_endpoint_auth_methods_supported: Option<Vec<String>>,
 }
 
+/// Where a provider says that (section 4).
+pub(crate) fn document(issuer: &ProviderUrl) -> String {
+    format!("{}/.well-known/openid-configuration", issuer.as_str().trim_end_matches('/'))
+}
+
 /// Asks a provider what it says of itself.
 ///
 /// # Errors
 /// Why there is no document, or that it is another issuer's (section 4.3).
 pub(crate) async fn discover(issuer: &ProviderUrl, trust: &ProviderTrust) -> io::Result<Metadata> {
-    let at = format!("{}/.well-known/openid-configuration", issuer.as_str().trim_end_matches('/'));
+    let at = document(issuer);
     let at = at.parse::<ProviderUrl>().map_err(io::Error::other)?;
     let found: Metadata = trust.get_json(at.url()).await?;
     if found.issuer != issuer.as_str() {

@@ -99,12 +99,19 @@ impl ProviderKeys {
         }
     }
 
+    /// The keys that the provider has now. They are not put in use.
+    ///
+    /// # Errors
+    /// Why there are none.
+    pub(super) async fn look(&self) -> io::Result<KeySet> {
+        let text = self.read().await?;
+        // The error may quote the document.
+        KeySet::parse(&text).map_err(|e| io::Error::other(plain(&e.to_string())))
+    }
+
     async fn fetch(&self, schedule: &mut Schedule) {
         schedule.tries(self.begun.elapsed());
-        let result = self.read().await.and_then(|text| {
-            // The error may quote the document.
-            KeySet::parse(&text).map_err(|e| io::Error::other(plain(&e.to_string())))
-        });
+        let result = self.look().await;
         let mut failing = self.failing.lock().unwrap_or_else(PoisonError::into_inner);
         match result {
             Ok(keys) => {

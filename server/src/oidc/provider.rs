@@ -27,6 +27,7 @@ use crate::jwt::{Claims, Metadata, ProviderUrl, Tokens, discover, send};
 
 /// How long it is believed what a provider says of itself.
 const FRESH: Duration = Duration::from_secs(600);
+const DEVICE_ENDPOINT: &str = "device_authorization_endpoint";
 /// RFC 8628 section 3.4.
 const DEVICE_GRANT: &str = "urn:ietf:params:oauth:grant-type:device_code";
 
@@ -76,7 +77,8 @@ pub struct OidcStatus {
 }
 
 impl Provider {
-    pub(super) fn new(settings: OidcSettings) -> Self {
+    /// The provider of these settings. Nothing is asked yet.
+    pub(crate) fn new(settings: OidcSettings) -> Self {
         let tokens = Tokens::new(settings.tokens.clone());
         Self { settings, tokens, metadata: Mutex::default(), failing: Mutex::default() }
     }
@@ -112,23 +114,48 @@ impl Provider {
         begun
     }
 
-    async fn begin_grant(&self, redirect_port: Option<u16>) -> Result<Grant, OidcError> {
-        let OidcSettings { client_id, scopes, flow, .. } = &self.settings;
-        let metadata = self.metadata().await?;
+    /// Asks the provider anew what it offers, and for its keys: whether people can sign in there with a
+    /// code for any browser, and how many keys it has. Nobody signs in for that.
+    ///
+    /// # Errors
+    /// Why nobody can sign in there.
+    pub(crate) async fn examine(&self) -> Result<(bool, usize), OidcError> {
+        let tokens = &self.settings.tokens;
+        let metadata = discover(&tokens.issuer, &tokens.trust).await.map_err(unavailable)?;
+        self.endpoint(metadata.token_endpoint.as_deref(), "token_endpoint")?;
+        let (at, name) = self.grant_endpoint(&metadata)?;
+        self.endpoint(at, name)?;
+        let keys = self.tokens.count_keys().await.map_err(unavailable)?;
+        Ok((name == DEVICE_ENDPOINT, keys))
+    }
+
+    /// Where a sign-in begins, as the provider says, and the name of that endpoint.
+    fn grant_endpoint<'m>(
+        &self,
+        metadata: &'m Metadata,
+    ) -> Result<(Option<&'m str>, &'static str), OidcError> {
         let device = metadata.device_authorization_endpoint.as_deref();
-        if let Some(at) = device.filter(|_| *flow != Some(Flow::Browser)) {
+        match (device, self.settings.flow) {
+            (Some(at), None | Some(Flow::Device)) => Ok((Some(at), DEVICE_ENDPOINT)),
+            (None, Some(Flow::Device)) => {
+                let why = "it has no device grant, which `flow = \"device\"` needs";
+                Err(OidcError::Misconfigured(why.to_owned()))
+            }
+            _ => Ok((metadata.authorization_endpoint.as_deref(), "authorization_endpoint")),
+        }
+    }
+
+    async fn begin_grant(&self, redirect_port: Option<u16>) -> Result<Grant, OidcError> {
+        let OidcSettings { client_id, scopes, .. } = &self.settings;
+        let metadata = self.metadata().await?;
+        let (at, name) = self.grant_endpoint(&metadata)?;
+        let at = self.endpoint(at, name)?;
+        if name == DEVICE_ENDPOINT {
             let form = [("scope", scopes.as_str())];
-            let at = self.endpoint(Some(at), "device_authorization_endpoint")?;
             let (status, body) = self.ask(&metadata, &at, &form).await?;
             let issuer = &self.settings.tokens.issuer;
             return answer::device(issuer, status, &body).map(DeviceGrant::new).map(Grant::Device);
         }
-        if *flow == Some(Flow::Device) {
-            let why = "it has no device grant, which `flow = \"device\"` needs";
-            return Err(OidcError::Misconfigured(why.to_owned()));
-        }
-        let at = metadata.authorization_endpoint.as_deref();
-        let at = self.endpoint(at, "authorization_endpoint")?;
         let binding = Binding::new(redirect_port.ok_or(OidcError::NoBrowser)?);
         let url = binding.url(at.url(), client_id, scopes);
         Ok(Grant::Browser(BrowserGrant::new(binding, url)))

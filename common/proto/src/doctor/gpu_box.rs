@@ -5,6 +5,7 @@ pub mod device;
 mod found;
 pub mod https;
 pub mod ollama;
+pub mod providers;
 mod sandbox;
 pub mod services;
 
@@ -18,6 +19,7 @@ use self::{
     device::device,
     https::https,
     ollama::{exposed, models, ollama, pages, parallel},
+    providers::{sign_in, tokens},
     sandbox::sandbox,
     services::services,
 };
@@ -30,7 +32,7 @@ const SLOW_ANSWER: Duration = Duration::from_millis(250);
 const SOON: i64 = 30 * 86_400;
 
 /// All checks of the box, in the order in which they are shown.
-pub const CHECKS: [Check<BoxFound>; 21] = [
+pub const CHECKS: [Check<BoxFound>; 23] = [
     Check { id: "aditd", title: "aditd", needs: &[], judge: server },
     Check { id: "config", title: "configuration", needs: &[], judge: config },
     Check { id: "box_state", title: "state", needs: &[], judge: state },
@@ -53,6 +55,8 @@ pub const CHECKS: [Check<BoxFound>; 21] = [
     Check { id: "services", title: "services", needs: &[], judge: services },
     Check { id: "disk", title: "disk", needs: &[], judge: disks },
     Check { id: "authorize", title: "authorize", needs: &[], judge: authorize },
+    Check { id: "oidc", title: "sign-in", needs: &[], judge: sign_in },
+    Check { id: "jwt", title: "tokens", needs: &[], judge: tokens },
     Check { id: "audit", title: "audit log", needs: &["aditd"], judge: audit },
     Check { id: "devices", title: "devices", needs: &["aditd"], judge: devices },
     Check { id: "device", title: "this device", needs: &[], judge: device },

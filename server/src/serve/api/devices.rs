@@ -1,13 +1,12 @@
 //! The calls about devices and invitations.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use common::machine::process::unix_now;
 use hyper::StatusCode;
 use proto::{
     epoch::Standing,
     identity::{Name, RECOVER_WITHIN, UserName},
-    invitation::{Invitation, Secret},
     ollama::model::ModelPattern,
     wire::Reason,
 };
@@ -18,21 +17,42 @@ use super::{blocking, change, check_clock, failed::Failed, listed};
 use crate::{
     audit::Event,
     running::{NOWHERE, Server},
-    state::register::{Device, DeviceError, Invited, default_role},
+    state::{
+        codes::{MadeCode, Opens, SIGN_IN},
+        register::{Device, DeviceError, Invited, default_role},
+    },
 };
-
-/// The longest life of an invitation, and its default, in seconds.
-const LONGEST: u64 = 7 * 86_400;
-const TTL: u64 = 600;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Invite {
-    device: Name,
-    #[serde(default = "default_role")]
-    role: Name,
+    device: Option<Name>,
+    /// Whether the code opens sign-ins; the name is its own then.
+    #[serde(default)]
+    sso: bool,
+    role: Option<Name>,
     user: Option<UserName>,
     ttl_seconds: Option<u64>,
+}
+
+impl Invite {
+    /// The name, and for what the code is made.
+    fn settle(self) -> Result<(Name, Opens), &'static str> {
+        match self {
+            Self { sso: true, role: None, user: None, device, .. } => Ok((
+                device.or_else(|| SIGN_IN.parse().ok()).ok_or("`device` is missing")?,
+                Opens::SignIn,
+            )),
+            Self { sso: true, .. } => {
+                Err("`role` and `user` are the provider's to say where `sso` is true")
+            }
+            Self { device: None, .. } => Err("the field `device` is missing"),
+            Self { device: Some(device), role, user, .. } => {
+                let role = role.unwrap_or_else(default_role);
+                Ok((device, Opens::Enrollment { role, user }))
+            }
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -77,51 +97,41 @@ pub(super) async fn invitations(server: &Arc<Server>) -> Result<Value, Failed> {
 pub(super) async fn invite(
     server: &Arc<Server>,
     uid: u32,
-    Invite { device, role, user, ttl_seconds }: Invite,
+    invite: Invite,
 ) -> Result<Value, Failed> {
-    must_know(server, &role)?;
-    let ttl = ttl_seconds.unwrap_or(TTL);
-    if !(1..=LONGEST).contains(&ttl) {
-        return Err(Failed::bad(format!("`ttl_seconds` is a number from 1 to {LONGEST}")));
+    let ttl = invite.ttl_seconds.map(Duration::from_secs);
+    let (device, opens) = invite.settle().map_err(Failed::bad)?;
+    match &opens {
+        Opens::Enrollment { role, .. } => must_know(server, role)?,
+        Opens::SignIn if server.sign_ins.provider().is_none() => {
+            let what = "this server has no provider at which people sign in: `[oidc]` names one";
+            return Err(Failed::new(StatusCode::CONFLICT, what));
+        }
+        Opens::SignIn => {}
     }
+    let life = opens.life(ttl).map_err(|range| Failed::bad(format!("`ttl_seconds`: {range}")))?;
     check_clock(server)?;
     let addresses = server.addresses();
     if addresses.is_empty() {
         return Err(Failed::new(StatusCode::CONFLICT, NOWHERE));
     }
-    let expires = unix_now().saturating_add(ttl as i64);
-    // Both are of the same moment: a code and its row name one CA.
-    let authorities = server.state.authorities.get();
-    let ca = authorities.current().number;
-    let invitation = Invitation {
-        addresses,
-        ca: authorities.signing().key_hash(),
-        expires,
-        secret: Secret::generate(),
-        sign_in: false,
-    };
-    let answer = json!({
-        "schema": 1,
-        "device": device,
-        "role": role,
-        "code": invitation.code().as_str(),
-        "expires": expires,
-        "addresses": invitation.addresses,
-    });
-    change(server, move |server| {
-        let register = &server.state.register;
-        let invited = Invited { name: device, role, user, sso: false, expires };
-        register.add_invitation(&invited, &invitation.secret, ca, unix_now())?;
-        let Invited { name: device, role, user, .. } = invited;
-        server.accounting.audit.note(Event::Invite {
-            device,
-            sso: false,
-            role,
-            user,
-            expires,
-            uid,
+    let (answer, _) = change(server, move |server| {
+        let made = server.state.make_code(device, opens, life, addresses, unix_now())?;
+        let MadeCode { invitation, invited, .. } = made;
+        let Invited { name: device, role, user, sso, expires } = invited;
+        let mut answer = json!({
+            "schema": 1,
+            "device": device,
+            "code": invitation.code().as_str(),
+            "expires": expires,
+            "addresses": invitation.addresses,
         });
-        Ok(())
+        match sso {
+            true => answer["sso"] = true.into(),
+            false => answer["role"] = role.as_str().into(),
+        }
+        server.accounting.audit.note(Event::Invite { device, sso, role, user, expires, uid });
+        Ok(answer)
     })
     .await?;
     Ok(answer)

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use tests::{
-    raw,
+    provider::Provider,
+    raw, signing_in,
     world::{SOON, World},
 };
 use tokio::io::AsyncWriteExt;
@@ -30,6 +31,28 @@ async fn the_page_of_the_api_has_each_call_and_no_other() {
     let rows = rows.filter(|row| methods.iter().any(|method| row.starts_with(method)));
     let rows: BTreeSet<String> = rows.map(str::to_owned).collect();
     assert_eq!(calls, rows);
+}
+
+#[tokio::test]
+async fn a_code_that_opens_sign_ins_is_made_listed_and_withdrawn() {
+    let Some(provider) = Provider::start().await else { return };
+    provider.person("alice", &["users"]).await;
+    let world = signing_in::start(PROGRAM, &provider, &[], "").await;
+    let (path, day) = ("/v1/invitations", r#"{"sso":true,"ttl_seconds":86400}"#);
+    let made = done(&world, "POST", path, day).await;
+    assert_eq!((&made["device"], &made["sso"]), (&"sso".into(), &true.into()), "{made}");
+    assert!(made["role"].is_null(), "the provider says that: {made}");
+    let code = made["code"].as_str().expect("a code");
+    let laptop = signing_in::enroll(&world, &provider, code, "laptop", "alice").await;
+    laptop.up(&[]).await.works().await;
+    let open = done(&world, "GET", path, "").await;
+    assert_eq!(open["invitations"][0]["sso"], true, "it is for many devices: {open}");
+    let years = r#"{"sso":true,"ttl_seconds":63072000}"#;
+    assert_eq!(call(&world, "POST", path, years).await.0, 400);
+    world.audit_has(1, |line| line["event"] == "invite" && line["sso"] == true).await;
+    assert_eq!(done(&world, "DELETE", "/v1/invitations/sso", "").await["withdrawn"], "sso");
+    let open = done(&world, "GET", path, "").await;
+    assert_eq!(open["invitations"], serde_json::json!([]));
 }
 
 #[tokio::test]
@@ -191,6 +214,8 @@ async fn bad_input_gets_an_error_that_says_what_is_wrong() {
         ("POST", "/v1/invitations", r#"{"device":"x","rolle":"infer"}"#, 400),
         ("POST", "/v1/invitations", r#"{"device":"x","role":"nobody"}"#, 400),
         ("POST", "/v1/invitations", r#"{"device":"x","ttl_seconds":0}"#, 400),
+        ("POST", "/v1/invitations", r#"{"sso":true}"#, 409),
+        ("POST", "/v1/invitations", r#"{"sso":true,"role":"infer"}"#, 400),
         ("POST", "/v1/invitations", &long, 413),
         ("POST", "/v1/keys", r#"{"name":"x","expires_seconds":0}"#, 400),
         ("POST", "/v1/keys/nobody/rotate", "", 404),

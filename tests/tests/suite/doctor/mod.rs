@@ -6,4 +6,5 @@ mod laptop;
 mod measured;
 #[cfg(target_os = "linux")]
 mod ports;
+mod providers;
 mod way;

@@ -5,7 +5,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Sandbox, device::DeviceFound, https::HttpsFound, ollama::Ollama, services::ServiceFound,
+    Sandbox,
+    device::DeviceFound,
+    https::HttpsFound,
+    ollama::Ollama,
+    providers::{ProviderFound, SignInFound},
+    services::ServiceFound,
 };
 use crate::{doctor::laptop::Buffers, failure::Failure};
 
@@ -42,6 +47,12 @@ pub struct BoxFound {
     pub disks: Vec<Disk>,
     /// The owner's own service (`authorize`), if one is set.
     pub authorize: Option<Authorize>,
+    /// The provider at which people sign in, if one is set.
+    #[serde(default)]
+    pub sign_in: Option<SignInFound>,
+    /// The provider whose tokens count, if one is set.
+    #[serde(default)]
+    pub tokens: Option<ProviderFound>,
     pub audit: Option<AuditLog>,
     pub devices: Option<Devices>,
     /// The HTTPS listener, if it is on.

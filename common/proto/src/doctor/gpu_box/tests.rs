@@ -1,12 +1,14 @@
 //! Findings of a box, and the line and cure that each is told.
 
 mod listener;
+mod providers;
 mod service;
 
 use super::{
     device::DeviceFound,
     https::HttpsFound,
     ollama::{Ollama, Pages, Parallel, VersionAnswer},
+    providers::{ProviderFound, SignInFound},
     services::ServiceFound,
     *,
 };
@@ -20,6 +22,14 @@ use crate::{
 
 const NOW: i64 = clock::RELEASED + 86_400;
 const GIB: u64 = 1 << 30;
+
+fn provider(issuer: &str) -> ProviderFound {
+    ProviderFound {
+        issuer: issuer.to_owned(),
+        answered: Ok(2),
+        by_hand: format!("curl -i '{issuer}/.well-known/openid-configuration'"),
+    }
+}
 
 /// A box where all is well.
 fn well() -> BoxFound {
@@ -74,6 +84,11 @@ fn well() -> BoxFound {
             by_hand: "curl -i -X POST http://127.0.0.1:9000/check".to_owned(),
             answered: Ok(Duration::from_millis(3)),
         }),
+        sign_in: Some(SignInFound {
+            provider: provider("https://login.example.com"),
+            has_codes: true,
+        }),
+        tokens: Some(provider("https://tokens.example.com")),
         audit: Some(AuditLog {
             dir: "/var/log/adit".to_owned(),
             required: false,

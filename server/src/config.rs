@@ -2,6 +2,7 @@
 //! defaults. They are checked once.
 
 mod acme;
+mod differences;
 mod file;
 mod https;
 mod jwt;
@@ -353,32 +354,6 @@ impl Config {
     /// The service that is asked besides the roles.
     pub fn authority(&self) -> Option<Arc<Authority>> {
         self.authorize.clone().map(|settings| Arc::new(Authority::new(settings)))
-    }
-
-    /// The names of the settings that differ, without those that are in force at once.
-    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
-        let (audit, other_audit) = (&self.accounting.audit, &other.accounting.audit);
-        let all = [
-            ("state_dir", self.state_dir == other.state_dir),
-            ("listen", self.listen == other.listen),
-            ("allow_from", self.audience == other.audience),
-            ("upstream", self.upstream() == other.upstream()),
-            ("services", self.services == other.services),
-            ("device_life", self.device_life == other.device_life),
-            ("idle_timeout", self.idle_timeout == other.idle_timeout),
-            ("https", self.https == other.https),
-            ("tcp_relay", self.tcp_relay == other.tcp_relay),
-            ("enroll_group", self.enroll_group == other.enroll_group),
-            ("enroll_socket", self.enroll_socket == other.enroll_socket),
-            ("advertise", self.advertise == other.advertise),
-            ("audit_dir", audit.dir == other_audit.dir),
-            ("audit_required", audit.required == other_audit.required),
-            ("audit_size", audit.size == other_audit.size),
-            ("audit_keep", audit.keep == other_audit.keep),
-            ("sandbox", self.sandbox == other.sandbox),
-            ("metrics", self.accounting.metrics == other.accounting.metrics),
-        ];
-        all.into_iter().filter(|(_, same)| !same).map(|(name, _)| name).collect()
     }
 }
 

@@ -8,6 +8,7 @@ mod connection;
 mod cors;
 mod guesses;
 mod handshake;
+mod in_force;
 mod listen;
 mod mover;
 mod places;
@@ -38,24 +39,21 @@ use ipnet::IpNet;
 use proto::identity::DeviceId;
 use rustls::{ServerConfig, server::NoServerSessionStorage};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
-use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use self::{
     callers::{CallerStatus, Callers},
     certificate::HttpsCertificate,
     guesses::Guesses,
     handshake::Checks,
+    in_force::InForce,
     places::{Bounds, Places},
 };
 use crate::{
-    ingress::{filter::Audience, verifier::DeviceVerifier},
+    ingress::verifier::DeviceVerifier,
     policy::Policy,
-    state::{
-        State,
-        authorities::{Authorities, SharedAuthorities},
-    },
+    state::{State, authorities::Authorities},
 };
 
 /// The most connections of strangers, in all and of one address.
@@ -143,14 +141,12 @@ impl Turned {
 /// The running listener.
 pub(crate) struct Https {
     listening: Vec<SocketAddr>,
-    settings: HttpsSettings,
-    audience: Audience,
-    /// Another one when the CAs are others.
+    in_force: watch::Sender<Arc<InForce>>,
+    /// Another one when the CAs are others, or the certificate is.
     acceptor: RwLock<TlsAcceptor>,
     policy: Arc<Policy>,
     /// Handshakes of an authority that checks whether a name leads here.
     checks: Option<Checks>,
-    pub(crate) certificate: Arc<HttpsCertificate>,
     places: Arc<Places>,
     guesses: Mutex<Guesses>,
     callers: Callers,
@@ -194,6 +190,7 @@ impl Https {
         let authorities = state.authorities.get();
         let certificate = HttpsCertificate::open(&settings, &authorities, &state.dir, restart)?;
         let acceptor = acceptor(&certificate, &authorities, policy.clone())?;
+        let in_force = InForce::new(settings, certificate.clone());
         let checks = certificate.challenges().map(Checks::new).transpose();
         let checks = checks.map_err(|e| Failure::new("cannot use TLS 1.3").source(e))?;
         let bounds = Bounds {
@@ -203,12 +200,10 @@ impl Https {
         };
         Ok(Arc::new(Self {
             listening,
-            audience: Audience::new(settings.allow_from.clone()),
-            settings,
+            in_force: watch::Sender::new(Arc::new(in_force)),
             acceptor: RwLock::new(acceptor),
             policy,
             checks,
-            certificate,
             places: Places::new(bounds),
             guesses: Mutex::default(),
             callers: Callers::default(),
@@ -223,33 +218,11 @@ impl Https {
 
     /// Whether an address may reach it; counts those that may not.
     pub(crate) fn admits(&self, from: IpAddr) -> bool {
-        let admits = self.audience.includes(from);
+        let admits = self.in_force().audience.includes(from);
         if !admits {
             self.count(Turned::Network);
         }
         admits
-    }
-
-    /// Follows the certificate, and the CAs whose devices are let in, for as long as it is polled.
-    /// Once this process is `replaced`, no certificate is ordered.
-    pub(crate) async fn follow_certificate(
-        &self,
-        authorities: &SharedAuthorities,
-        replaced: &CancellationToken,
-    ) {
-        let cas = async {
-            let mut changes = authorities.changes();
-            while changes.changed().await.is_ok() {
-                match acceptor(&self.certificate, &authorities.get(), self.policy.clone()) {
-                    Ok(acceptor) => {
-                        *self.acceptor.write().unwrap_or_else(PoisonError::into_inner) = acceptor;
-                    }
-                    Err(e) => error!("HTTPS: {e}"),
-                }
-            }
-        };
-        let certificate = self.certificate.follow(&self.settings, authorities, replaced);
-        tokio::join!(certificate, cas);
     }
 
     fn acceptor(&self) -> TlsAcceptor {
@@ -258,7 +231,7 @@ impl Https {
 
     /// Orders a certificate again as soon as that is allowed, if the last order has failed.
     pub(crate) fn hurry_certificate(&self) {
-        self.certificate.hurry();
+        self.in_force().certificate.hurry();
     }
 
     /// The keys whose use is to be noted in the register, and when each was last used, in Unix time.
@@ -268,10 +241,11 @@ impl Https {
 
     /// The listener now.
     pub(crate) fn status(&self) -> HttpsStatus {
+        let InForce { audience, certificate, .. } = &*self.in_force();
         HttpsStatus {
             listening: self.listening.iter().map(ToString::to_string).collect(),
-            allow_from: self.audience.networks().iter().map(ToString::to_string).collect(),
-            certificate: self.certificate.status(),
+            allow_from: audience.networks().iter().map(ToString::to_string).collect(),
+            certificate: certificate.status(),
             connections: self.places.taken(),
             callers: self.callers.status(),
         }

@@ -157,7 +157,10 @@ pub(super) fn read(path: &Path, places: bool) -> Result<Read, Failure> {
     let jwt = file.jwt.take().map(|jwt| jwt.settle(&rules)).transpose();
     let jwt = jwt.map_err(|e| text.wrong_at(e.at, &e))?;
     let oidc = file.oidc.take().map(|oidc| oidc.settle(&rules)).transpose();
-    let oidc = oidc.map_err(|e| text.wrong_at(e.at, &e))?;
+    let oidc = oidc.map_err(|e| {
+        let failure = text.wrong_at(e.at, &e);
+        e.cure.into_iter().fold(failure, Failure::hint)
+    })?;
     Ok(Read { file, rules, limits, services, jwt, oidc, devices })
 }
 

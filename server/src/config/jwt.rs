@@ -89,6 +89,8 @@ impl TryFrom<String> for Claim {
 pub(super) struct WrongProvider {
     pub(super) at: usize,
     pub(super) why: String,
+    /// What cures it besides a change of the file.
+    pub(super) cure: Option<String>,
 }
 
 impl fmt::Display for WrongProvider {
@@ -105,7 +107,7 @@ pub(super) fn trust(ca: Option<Spanned<PathBuf>>) -> Result<ProviderTrust, Wrong
     ca.map_or_else(
         || Ok(ProviderTrust::default()),
         |ca| {
-            let wrong = |why| WrongProvider { at: ca.span().start, why };
+            let wrong = |why| WrongProvider { at: ca.span().start, why, cure: None };
             ProviderTrust::of_file(ca.get_ref()).map_err(wrong)
         },
     )
@@ -122,7 +124,7 @@ pub(super) fn group_roles(file: RolesFile, rules: &Rules) -> Result<GroupRoles, 
         let known: Vec<_> = rules.names().map(|name| format!("`{name}`")).collect();
         let (at, role) = (role.span().start, role.get_ref());
         let why = format!("there is no role `{role}`: the roles are {}", known.join(", "));
-        return Err(WrongProvider { at, why });
+        return Err(WrongProvider { at, why, cure: None });
     }
     Ok(GroupRoles(roles.into_iter().map(|(group, role)| (group, role.into_inner())).collect()))
 }

@@ -120,15 +120,16 @@ impl OidcFile {
 
 /// Reads the secret, which only its owner may read.
 fn secret(path: &Spanned<PathBuf>) -> Result<ClientSecret, WrongProvider> {
-    let wrong = |why: String| WrongProvider { at: path.span().start, why };
+    let wrong = |why: String, cure| WrongProvider { at: path.span().start, why, cure };
     let text = files::read(path.get_ref())
-        .map_err(|e| wrong(format!("`client_secret_file`: {e}: {}", e.hint())))?;
+        .map_err(|e| wrong(format!("`client_secret_file`: {e}"), Some(e.hint())))?;
     let text = std::str::from_utf8(&text).map(str::trim).unwrap_or_default();
     if text.is_empty() || text.chars().any(char::is_control) {
-        return Err(wrong(format!(
+        let why = format!(
             "`client_secret_file`: `{}` has no secret: it is one line of text",
             path.get_ref().display()
-        )));
+        );
+        return Err(wrong(why, None));
     }
     Ok(ClientSecret::new(Zeroizing::new(text.to_owned())))
 }

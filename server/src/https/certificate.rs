@@ -105,26 +105,42 @@ impl HttpsCertificate {
         state: &Path,
         restart: AcmeCure,
     ) -> Result<Arc<Self>, Failure> {
-        let (number, ca) = authorities.of_https();
-        let own = || {
-            let names = names(settings);
-            Ok::<_, Failure>((issue(ca, &names)?, names))
+        let CertificateSource::Acme(acme) = &settings.source else {
+            return Self::without_acme(settings, authorities);
         };
-        let (source, (key, names)) = match &settings.source {
+        let acme = Acme::open(acme.clone(), state, restart)?;
+        let current = acme.current().map_or_else(|| own(settings, authorities), Ok)?;
+        Ok(Self::new(Source::Acme(Box::new(acme)), current, authorities))
+    }
+
+    /// Reads the files that the settings name, or issues a certificate: also where an authority is to
+    /// issue one.
+    ///
+    /// # Errors
+    /// What is wrong with the files.
+    pub(super) fn without_acme(
+        settings: &HttpsSettings,
+        authorities: &Authorities,
+    ) -> Result<Arc<Self>, Failure> {
+        let (source, current) = match &settings.source {
             CertificateSource::Files(cert, key) => {
                 let files = Files { cert: cert.clone(), key: key.clone() };
                 let read = files.read()?;
                 (Source::Files(files), (read, Vec::new()))
             }
-            CertificateSource::Acme(acme) => {
-                let acme = Acme::open(acme.clone(), state, restart)?;
-                let current = acme.current().map_or_else(own, Ok)?;
-                (Source::Acme(Box::new(acme)), current)
-            }
-            CertificateSource::Own => (Source::Own, own()?),
+            _ => (Source::Own, own(settings, authorities)?),
         };
-        let current = RwLock::new(Current { key, names, ca: number, failing: None });
-        Ok(Arc::new(Self { source, current }))
+        Ok(Self::new(source, current, authorities))
+    }
+
+    fn new(
+        source: Source,
+        (key, names): (Arc<CertifiedKey>, Vec<String>),
+        authorities: &Authorities,
+    ) -> Arc<Self> {
+        let (ca, _) = authorities.of_https();
+        let current = RwLock::new(Current { key, names, ca, failing: None });
+        Arc::new(Self { source, current })
     }
 
     /// Follows the files, the authority, or this machine's names and our own CA, for as long as it is
@@ -261,6 +277,15 @@ impl ResolvesServerCert for HttpsCertificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.read().key.clone())
     }
+}
+
+/// A certificate of our own CA, and its names.
+fn own(
+    settings: &HttpsSettings,
+    authorities: &Authorities,
+) -> Result<(Arc<CertifiedKey>, Vec<String>), Failure> {
+    let names = names(settings);
+    Ok((issue(authorities.of_https().1, &names)?, names))
 }
 
 fn issue(ca: &Ca, names: &[String]) -> Result<Arc<CertifiedKey>, Failure> {

@@ -115,7 +115,11 @@ impl Https {
         let mover = AbortOnDropHandle::new(tokio::spawn(mover::run(tls, outside)));
         let mut visit =
             Visit { https: self, service, remote, device, place, is_known: false, mover };
-        Box::pin(visit.run(send, recv)).await;
+        tokio::select! {
+            () = Box::pin(visit.run(send, recv)) => {}
+            // Dropping it cuts both sides.
+            () = self.shut_out(remote.ip()) => {}
+        }
         // A reset that was ordered is carried out there.
         let _ = tokio::time::timeout(TOLD_WITHIN, &mut visit.mover).await;
     }
@@ -168,7 +172,7 @@ impl Visit<'_> {
         head: &RequestHead,
         heads: &mut Heads,
     ) -> Then {
-        let added = match cors::page(&self.https.settings.origins, head, bytes) {
+        let added = match cors::page(&self.https.in_force().settings.origins, head, bytes) {
             Page::Own => Vec::new(),
             Page::Allowed(origin) if head.preflight.is_some() => {
                 // Before the key is looked at: a browser sends none with a preflight.

@@ -112,12 +112,6 @@ impl Rules {
                     .extend(upstream.port().map(|port| Need { right: Right::Connect(port), of })),
             }
         }
-        if let Some(CertificateSource::Files(cert, key)) =
-            config.https.as_ref().map(|https| &https.source)
-        {
-            rules.read_again(cert, "tls_cert", machine);
-            rules.read_again(key, "tls_key", machine);
-        }
         rules.ask(config.acme_place().as_slice(), machine);
         for file in config.acme_files() {
             rules.read_again(file, "the files of `[https.acme]`", machine);
@@ -162,6 +156,12 @@ impl Rules {
             if let Some(file) = authorize.trust.as_ref().and_then(|trust| trust.file()) {
                 rules.read_again(file, "authorize_ca", machine);
             }
+        }
+        if let Some(CertificateSource::Files(cert, key)) =
+            config.https.as_ref().map(|https| &https.source)
+        {
+            rules.read_again(cert, "tls_cert", machine);
+            rules.read_again(key, "tls_key", machine);
         }
         for file in config.provider_files() {
             rules.read_again(file, "the files of `[jwt]` and `[oidc]`", machine);

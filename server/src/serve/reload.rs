@@ -118,10 +118,16 @@ impl Server {
             .exit(Exit::Usage));
         }
         let (flags, serve) = (Flags { config: Some(file.clone()), ..flags.clone() }, serve.clone());
-        let read = tokio::task::spawn_blocking(move || Config::resolve(&flags, &serve)).await;
-        let now = read.map_err(|e| Failure::new("cannot read the configuration").source(e))?;
-        let now = now.map_err(sandbox::explain)?;
-        sandbox::check(&now)?;
+        let (https, authorities) = (self.open.https.clone(), self.state.authorities.get());
+        let read = tokio::task::spawn_blocking(move || {
+            let now = Config::resolve(&flags, &serve).map_err(sandbox::explain)?;
+            sandbox::check(&now)?;
+            let next = https.as_deref().zip(now.https.clone());
+            let next = next.map(|(https, settings)| https.prepare(settings, &authorities));
+            Ok::<_, Failure>((now, next.transpose()?))
+        });
+        let read = read.await.map_err(|e| Failure::new("cannot read the configuration").source(e));
+        let (now, next_https) = read??;
         self.policy.set_rules(now.rules.clone());
         self.policy.set_tokens(now.jwt.clone());
         self.sign_ins.set(now.oidc.clone());
@@ -129,6 +135,9 @@ impl Server {
         self.gate.set_authority(now.authority());
         self.gate.judge_again();
         if let Some(https) = &self.open.https {
+            if let Some(next) = next_https {
+                https.put(next);
+            }
             https.hurry_certificate();
         }
         let later = config.differences(&now);

@@ -19,23 +19,6 @@ use super::{
 };
 use crate::audit::entry::Subject;
 
-/// Ends every key, except for the secrets with these prefixes.
-pub(super) fn end_all_but(t: &Transaction<'_>, kept: &[String], now: i64) -> rusqlite::Result<()> {
-    let all: Vec<String> = t
-        .prepare("SELECT prefix FROM api_secret")?
-        .query_map([], |row| row.get(0))?
-        .collect::<Result<_, _>>()?;
-    for prefix in all.iter().filter(|prefix| !kept.contains(prefix)) {
-        t.execute("DELETE FROM api_secret WHERE prefix = ?1", [prefix])?;
-    }
-    t.execute(
-        "UPDATE api_key SET revoked = ?1 WHERE revoked IS NULL
-         AND id NOT IN (SELECT key FROM api_secret)",
-        [now],
-    )
-    .map(drop)
-}
-
 /// The change to format 6.
 pub(super) const CHANGE: &str = "
     CREATE TABLE api_key (
@@ -234,9 +217,12 @@ impl Register {
             )?;
             t.execute("DELETE FROM api_secret WHERE key = ?1 AND expires <= ?2", params![id.to_string(), now])?;
             insert_secret(t, id, secret, expires, now)?;
+            // The end of the older secrets is a revocation: an older register must not take it back.
+            epoch::advance(t)?;
             let found = all_keys(t)?.into_iter().find(|key| key.id == id && key.revoked.is_none());
             Ok(found.ok_or(KeyError::Gone))
         })?
+        .inspect(|_| self.remember())
     }
 
     /// Ends a key: all of its secrets are deleted.

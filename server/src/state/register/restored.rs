@@ -6,34 +6,33 @@ use proto::{
     epoch::{Epoch, Memory, Standing},
     identity::{DeviceId, UserName},
 };
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 use tracing::warn;
 
 use super::{
     Device, Register, RegisterError,
     devices::all_devices,
     epoch::{self, EPOCH, LOST, RESTORED_FROM, set},
-    keys, users,
+    keys::{Key, all_keys},
+    users,
 };
 
 /// A register that is there while another is restored over it.
 pub(crate) struct Replaced {
     epoch: Epoch,
     devices: Vec<Device>,
-    /// The prefixes of the secrets of its keys.
-    secrets: Vec<String>,
+    keys: Vec<Key>,
     users: Vec<users::UserRow>,
 }
 
 impl Replaced {
     /// What this register knows.
     pub(crate) fn of(register: &Register) -> Result<Self, RegisterError> {
-        let secrets = register.keys()?.into_iter().flat_map(|key| key.secrets);
         Ok(Self {
             epoch: register.history()?.epoch,
             devices: register.devices()?,
             users: register.user_rows()?,
-            secrets: secrets.map(|secret| secret.prefix.to_string()).collect(),
+            keys: register.keys()?,
         })
     }
 }
@@ -49,7 +48,7 @@ impl Register {
                 params![now],
             )?;
             t.execute("DELETE FROM invitation", [])?;
-            keys::end_all_but(t, &[], now)?;
+            end_keys(t, &[], now)?;
             let before = epoch::read(t)?;
             set(t, RESTORED_FROM, &before.epoch.to_string())?;
             set(t, LOST, &lost.to_string())?;
@@ -74,7 +73,8 @@ impl Register {
 
     /// Makes this register, which comes from a backup, the successor of the one that it replaces, or
     /// of an unknown one: each device stands as `proto::epoch::standing` says.
-    /// Keys for programs are secrets that cannot be held back: without a successor they end.
+    /// Keys for programs are secrets that cannot be held back: what the other register does not know
+    /// of them ends.
     pub(crate) fn succeed(&self, replaced: Option<&Replaced>) -> Result<(), RegisterError> {
         let own = self.history()?.epoch;
         let successor = replaced.filter(|replaced| {
@@ -115,8 +115,7 @@ impl Register {
             }
             users::keep(t, successor.map(|replaced| &*replaced.users).unwrap_or_default())?;
             t.execute("DELETE FROM invitation", [])?;
-            let kept = successor.map(|replaced| &*replaced.secrets).unwrap_or_default();
-            keys::end_all_but(t, kept, now)?;
+            end_keys(t, successor.map(|replaced| &*replaced.keys).unwrap_or_default(), now)?;
             match successor {
                 Some(replaced) => set(t, EPOCH, &replaced.epoch.to_string()),
                 None => {
@@ -156,5 +155,110 @@ impl Register {
         }
         self.remember();
         Ok(())
+    }
+}
+
+/// Ends the secrets of keys that are not among those of `known`. The others end when those end, and
+/// belong to whom those belong.
+fn end_keys(t: &Transaction<'_>, known: &[Key], now: i64) -> rusqlite::Result<()> {
+    for key in all_keys(t)? {
+        let known = known.iter().find(|other| other.id == key.id);
+        for secret in &key.secrets {
+            let prefix = secret.prefix.as_str();
+            match known.and_then(|known| known.secret(&secret.prefix)) {
+                Some(known) if known.hash == secret.hash => {
+                    let end = [known.expires, secret.expires].into_iter().flatten().min();
+                    t.execute(
+                        "UPDATE api_secret SET expires = ?2 WHERE prefix = ?1",
+                        params![prefix, end],
+                    )?;
+                }
+                _ => {
+                    t.execute("DELETE FROM api_secret WHERE prefix = ?1", [prefix])?;
+                }
+            }
+        }
+        let user = known.map_or(&key.user, |known| &known.user);
+        t.execute(
+            "UPDATE api_key SET user = ?2 WHERE id = ?1",
+            params![key.id.to_string(), user.as_ref().map(UserName::as_str)],
+        )?;
+    }
+    t.execute(
+        "UPDATE api_key SET revoked = ?1 WHERE revoked IS NULL
+         AND id NOT IN (SELECT key FROM api_secret)",
+        [now],
+    )
+    .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use proto::{api_key::ApiKey, identity::Name};
+
+    use super::*;
+    use crate::state::register::{default_role, keys::NewKey};
+
+    fn opened(dir: &std::path::Path, name: &str) -> Register {
+        let dir = dir.join(name);
+        files::create_dir(&dir).expect("made");
+        Register::open(&dir.join(Register::FILE)).expect("opened")
+    }
+
+    fn made(register: &Register, name: &str, user: &str) -> (DeviceId, ApiKey) {
+        let new = NewKey {
+            name: name.parse::<Name>().expect("a name"),
+            role: default_role(),
+            models: None,
+            user: Some(user.parse().expect("a user")),
+            expires: None,
+        };
+        let secret = ApiKey::generate();
+        (register.create_key(&new, &secret, 1).expect("made").id, secret)
+    }
+
+    #[test]
+    fn what_became_of_keys_and_users_after_a_backup_is_kept_when_it_is_restored_over_a_register() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let register = opened(tmp.path(), "now");
+        let (_, kept) = made(&register, "kept", "alice");
+        let (revoked, stolen) = made(&register, "stolen", "alice");
+        let (rotated, old) = made(&register, "rotated", "alice");
+        let (given, of_other) = made(&register, "given", "alice");
+        let (_, of_bob) = made(&register, "bobs", "bob");
+        let copy = tmp.path().join("then");
+        files::create_dir(&copy).expect("made");
+        register.copy_to(&copy.join(Register::FILE)).expect("copied");
+        register.revoke_key(revoked, 5).expect("revoked");
+        let new = ApiKey::generate();
+        register.rotate_key(rotated, &new, None, 50, 5).expect("rotated");
+        register.set_key_user(given, Some(&"carol".parse().expect("a user"))).expect("set");
+        for user in ["bob", "carol"] {
+            let user: UserName = user.parse().expect("a user");
+            register.revoke_user(&user, None, 5).expect("revoked");
+        }
+        let then = Register::open(&copy.join(Register::FILE)).expect("opened");
+        let replaced = Replaced::of(&register).expect("read");
+        then.succeed(Some(&replaced)).expect("put in its place");
+        let snapshot = then.snapshot().expect("read");
+        let works = |secret, now| {
+            let found = snapshot.key_of(secret, now);
+            found.is_some_and(|(key, _)| snapshot.revoked_user(key.user.as_ref()).is_none())
+        };
+        assert!(works(&kept, 1000));
+        assert!(works(&old, 49) && !works(&old, 50), "it ends with the overlap");
+        for ended in [&stolen, &new, &of_other, &of_bob] {
+            assert!(!works(ended, 6));
+        }
+        // Without a register that knows what has become of them, all keys end.
+        let (_, another) = made(&then, "another", "alice");
+        then.succeed(None).expect("of an unknown one");
+        let snapshot = then.snapshot().expect("read");
+        for secret in [&kept, &old, &another] {
+            assert!(snapshot.key_of(secret, 6).is_none());
+        }
+        let bob = "bob".parse().expect("a user");
+        assert!(snapshot.revoked_user(Some(&bob)).is_some(), "what the backup knows stays");
+        assert!(then.keys().expect("read").iter().all(|key| key.revoked.is_some()));
     }
 }

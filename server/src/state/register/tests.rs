@@ -29,6 +29,72 @@ fn devices_of_a_register_of_the_first_format_are_kept_with_the_role_infer() {
 }
 
 #[test]
+fn devices_keys_and_users_of_each_older_format_are_kept() {
+    let secret = ApiKey::generate();
+    for format in 1..SCHEMA_VERSION {
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join(Register::FILE);
+        drop(files::open_append(&path).expect("made"));
+        let db = Connection::open(&path).expect("opened");
+        for change in &CHANGES[..format as usize] {
+            db.execute_batch(change).expect("made");
+        }
+        db.execute_batch(
+            "INSERT INTO device (id, name, key, enrolled, not_after)
+             VALUES ('d7c4-91ae', 'laptop', zeroblob(32), 1, 2)",
+        )
+        .expect("filled");
+        let (has_keys, has_users) = (format >= 6, format >= 8);
+        if has_keys {
+            db.execute_batch(
+                "INSERT INTO api_key (id, name, role, user, created)
+                 VALUES ('1111-2222', 'ci', 'models', 'alice', 1)",
+            )
+            .expect("filled");
+            let (prefix, hash) = (secret.prefix(), secret.hash());
+            let values = params![prefix.as_str(), hash.as_bytes()];
+            let insert = "INSERT INTO api_secret VALUES (?1, ?2, '1111-2222', 1, 50)";
+            db.execute(insert, values).expect("filled");
+        }
+        if has_users {
+            db.execute_batch(
+                "UPDATE device SET user = 'alice';
+                 INSERT INTO user VALUES ('mallory', NULL, 7, 'left')",
+            )
+            .expect("filled");
+        }
+        db.pragma_update(None, "user_version", format).expect("filled");
+        drop(db);
+        let (alice, mallory): (UserName, UserName) =
+            ("alice".parse().expect("a user"), "mallory".parse().expect("a user"));
+        for _ in 0..2 {
+            let register = Register::open(&path).expect("opened");
+            let device = register.find("laptop").expect("there");
+            assert_eq!(device.standing(), Standing::Admitted, "format {format}");
+            assert_eq!(device.user, has_users.then(|| alice.clone()), "format {format}");
+            let snapshot = register.snapshot().expect("read");
+            let key = snapshot.key_of(&secret, 49).map(|(key, _)| (key.role.as_str(), &key.user));
+            let expected = has_keys.then(|| ("models", Some(alice.clone())));
+            assert_eq!(key, expected.as_ref().map(|(role, user)| (*role, user)), "format {format}");
+            assert!(snapshot.key_of(&secret, 50).is_none(), "it ends when it was said");
+            let revoked = snapshot.revoked_user(Some(&mallory)).is_some();
+            assert_eq!(revoked, has_users, "format {format}");
+        }
+        // Users work there, also for what is older than they are.
+        let register = Register::open(&path).expect("opened");
+        let device = register.find("laptop").expect("there");
+        register.set_user(device.id, Some(&alice)).expect("set");
+        register.revoke_user(&alice, None, 9).expect("revoked");
+        let snapshot = register.snapshot().expect("read");
+        assert_eq!(snapshot.judge(device.id, device.key).err(), Some(Code::Revoked));
+        if has_keys {
+            let (key, _) = snapshot.key_of(&secret, 49).expect("there");
+            assert!(snapshot.revoked_user(key.user.as_ref()).is_some(), "format {format}");
+        }
+    }
+}
+
+#[test]
 fn a_device_has_the_role_of_its_invitation_and_can_be_given_another_and_models() {
     let tmp = tempfile::tempdir().expect("tempdir");
     let register = Register::open(&tmp.path().join(Register::FILE)).expect("opened");

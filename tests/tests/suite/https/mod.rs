@@ -9,6 +9,7 @@ mod keys;
 mod pages;
 mod reload;
 mod replaced;
+mod restored;
 mod rotation;
 mod strangers;
 mod tokens;

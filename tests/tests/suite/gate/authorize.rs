@@ -59,6 +59,13 @@ impl Checker {
         self.asked.borrow().last().expect("a question").0.clone()
     }
 
+    /// Waits until so many questions have been asked.
+    pub(super) async fn asked(&self, count: usize) {
+        let mut asked = self.asked.clone();
+        let enough = asked.wait_for(|asked| asked.len() >= count);
+        tokio::time::timeout(SOON, enough).await.expect("asked in time").expect("it answers");
+    }
+
     pub(super) fn count(&self) -> usize {
         self.asked.borrow().len()
     }
@@ -237,6 +244,7 @@ async fn running_requests_are_asked_about_again_when_authorize_changes() {
     raw::read_exactly(&mut app, 1000).await;
     assert_eq!(guarded.checker.count(), 1);
     guarded.ask_at("yes").await;
+    guarded.checker.asked(2).await;
     raw::read_exactly(&mut app, 1000).await;
     let again = guarded.checker.last();
     assert_eq!((&again["path"], &again["model"]), (&"/api/generate".into(), &"stand-in".into()));

@@ -94,7 +94,7 @@ async fn files_of_a_certificate_that_the_sandbox_hides_are_refused_with_a_cure()
     let refused = https.reload(&make(dir.path())).await;
     if sandbox["files"] == true {
         assert_ne!(refused.code, Some(0), "{refused:?}");
-        for says in ["tls_cert", "`aditd replace`"] {
+        for says in ["tls_cert", "`aditd replace "] {
             assert!(refused.stderr.contains(says), "{refused:?}");
         }
     } else {

@@ -99,6 +99,6 @@ for (let parts = 0, text = ''; ; parts += 1) {{
     assert_eq!((&told["status"], &told["type"]), (&200.into(), &"cors".into()), "{told}");
     let lines = told["text"].as_str().unwrap_or_default().lines().count();
     assert_eq!(lines, 9, "{told}");
-    assert!(told["parts"].as_u64().is_some_and(|parts| parts > 3), "token by token: {told}");
+    assert!(told["parts"].as_u64().is_some_and(|parts| parts > 1), "not in one piece: {told}");
     assert_eq!(world.ollama.counters().completed, 1);
 }

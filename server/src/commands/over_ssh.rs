@@ -141,7 +141,7 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     // The state belongs to another user, or no server runs on it. The server may still allow a
     // group that this user belongs to.
     let socket = socket.unwrap_or_else(|| config.enroll_socket.clone());
-    if let Some(answer) = enroll_socket::ask(&socket, &name, &csr).await {
+    if let Some(answer) = enroll_socket::ask(&socket, None, &name, &csr).await {
         return answer;
     }
     // Or it runs with another configuration. Root is trusted here anyway; any other user could have
@@ -149,7 +149,7 @@ async fn enroll(config: &Config, name: &str, socket: Option<PathBuf>) -> Result<
     let (trusted, others): (Vec<_>, Vec<_>) =
         elsewhere::find(&socket).await.into_iter().partition(|found| found.uid == ROOT);
     for found in trusted {
-        if let Some(answer) = enroll_socket::ask(&found.path, &name, &csr).await {
+        if let Some(answer) = enroll_socket::ask(&found.path, Some(ROOT), &name, &csr).await {
             return answer;
         }
     }

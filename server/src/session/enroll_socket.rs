@@ -185,10 +185,20 @@ pub(crate) async fn not_a_member(path: &Path) -> Option<String> {
     Some(Group::from_gid(gid.into()).ok().flatten().map_or_else(|| gid.to_string(), |g| g.name))
 }
 
-/// Asks the server of this machine to enroll a device. `None` if there is no server that accepts
-/// this user.
-pub(crate) async fn ask(path: &Path, name: &Name, csr: &[u8]) -> Option<Result<Enrolled, Failure>> {
+/// Asks the server of this machine to enroll a device: one of the user `of`, if that is given. `None`
+/// if there is no such server that accepts this user.
+pub(crate) async fn ask(
+    path: &Path,
+    of: Option<u32>,
+    name: &Name,
+    csr: &[u8],
+) -> Option<Result<Enrolled, Failure>> {
     let mut stream = UnixStream::connect(path).await.ok()?;
+    // Of this connection: another one to the same path may reach another user's socket.
+    let is_of = |of| stream.peer_cred().is_ok_and(|peer| peer.uid() == of);
+    if !of.is_none_or(is_of) {
+        return None;
+    }
     let exchange = async {
         frame::write(&mut stream, &SocketRequest { name: name.clone(), csr: csr.to_owned() })
             .await?;
@@ -221,9 +231,27 @@ mod tests {
         let there = fs::metadata(&path).expect("there");
         assert_eq!((there.mode() & 0o777, there.gid()), (0o660, nix::unistd::getegid().as_raw()));
         drop(socket);
-        assert!(
-            !path.exists() && ask(&path, &"laptop".parse().expect("a name"), b"").await.is_none()
-        );
+        let name = "laptop".parse().expect("a name");
+        assert!(!path.exists() && ask(&path, None, &name, b"").await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_server_of_another_user_than_the_expected_one_gets_no_request() {
+        use tokio::io::AsyncReadExt;
+        let tmp = tempfile::tempdir().expect("tempdir");
+        let path = tmp.path().join("enroll.sock");
+        let listener = UnixListener::bind(&path).expect("bound");
+        let name: Name = "laptop".parse().expect("a name");
+        let own = nix::unistd::geteuid().as_raw();
+        for (of, is_asked) in [(Some(own), true), (Some(own + 1), false), (None, true)] {
+            let server = async {
+                let (mut stream, _) = listener.accept().await.expect("accepted");
+                stream.read(&mut [0]).await.expect("read") > 0
+            };
+            let (answer, was_asked) = tokio::join!(ask(&path, of, &name, b""), server);
+            // This server ends the connection without an answer.
+            assert_eq!((answer.is_some(), was_asked), (is_asked, is_asked), "{of:?}");
+        }
     }
 
     #[tokio::test]

@@ -19,7 +19,7 @@ const MOST: usize = 16;
 /// A socket to which this user may connect.
 pub(crate) struct Elsewhere {
     pub(crate) path: PathBuf,
-    /// The user who listens there, as the kernel says.
+    /// The user who listened there when it was looked at, as the kernel says. Another one may since.
     pub(crate) uid: u32,
 }
 

@@ -213,11 +213,25 @@ fn choose(found: &Elsewhere) -> String {
     let owner = nix::unistd::User::from_uid(found.uid.into()).ok().flatten();
     let owner = owner.map_or_else(|| format!("uid {}", found.uid), |user| user.name);
     let program = std::env::current_exe().unwrap_or_else(|_| "aditd".into());
-    format!(
-        "the aditd of another user, `{owner}`, lets you enroll. If that one is meant: add `--remote-command 'env {SOCKET}={} {}'` to `adit enroll`",
-        found.path.display(),
-        program.display()
-    )
+    choose_of(&owner, &found.path, &program)
+}
+
+fn choose_of(owner: &str, socket: &Path, program: &Path) -> String {
+    let lets = format!("the aditd of another user, `{owner}`, lets you enroll");
+    match (plain(socket), plain(program)) {
+        (Some(socket), Some(program)) => format!(
+            "{lets}. If that one is meant: add `--remote-command 'env {SOCKET}={socket} {program}'` to `adit enroll`"
+        ),
+        _ => format!(
+            "{lets}, but not over SSH: `--remote-command` cannot name its files. If that one is meant: its owner runs `aditd invite NAME`; then `adit enroll` without USER@HOST"
+        ),
+    }
+}
+
+/// A path that is one word in `--remote-command`, and no assignment for `env`.
+fn plain(path: &Path) -> Option<&str> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-' | '~');
+    path.to_str().filter(|path| path.chars().all(is_plain))
 }
 
 /// Relays between standard input and output and the server of this machine, until the stream ends.
@@ -240,4 +254,35 @@ pub(crate) async fn relay(
     out.flush().await.map_err(gone)?;
     let end = carrier::relay(stdio::input(), out, to).await;
     if end.kind() == std::io::ErrorKind::UnexpectedEof { Ok(()) } else { Err(gone(end)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_adit_refuses_is_not_proposed() {
+        let choose =
+            |socket: &str, program: &str| choose_of("ann", Path::new(socket), Path::new(program));
+        let typed = choose("/srv/ann_1/e-1.sock", "/usr/bin/aditd");
+        let command =
+            "`--remote-command 'env ADITD_ENROLL_SOCKET=/srv/ann_1/e-1.sock /usr/bin/aditd'`";
+        assert!(typed.contains(command), "{typed}");
+        let aditd = "/usr/bin/aditd";
+        for (socket, program) in [
+            ("/srv/of the team", aditd),
+            ("/srv/ann+1/e.sock", aditd),
+            ("/srv/ann's/e.sock", aditd),
+            ("/srv/$HOME/e.sock", aditd),
+            ("/srv/\u{e4}/e.sock", aditd),
+            ("/srv/e.sock", "/opt/a=b/aditd"),
+            ("/srv/e.sock", "/usr/bin/aditd (deleted)"),
+        ] {
+            let cure = choose(socket, program);
+            assert!(
+                !cure.contains("--remote-command '") && cure.contains("aditd invite"),
+                "{cure}"
+            );
+        }
+    }
 }

@@ -137,7 +137,9 @@ impl State {
         }
         rotation::remove_retired_keys(dir, &records)?;
         let now = OffsetDateTime::now_utc();
-        let authorities = SharedAuthorities::new(Authorities::open(dir, records, &keys, now)?);
+        let read = || register.cas().map_err(Failure::from);
+        let authorities = Authorities::open_newest(dir, read, &keys, now)?;
+        let authorities = SharedAuthorities::new(authorities);
         let state = Self { dir: dir.to_owned(), authorities, keys, register };
         state.make_identities(now)?;
         Ok(state)

@@ -81,6 +81,32 @@ fn is_older(records: &CaRecords, known: &CaRecords) -> bool {
 }
 
 impl Authorities {
+    /// [`Authorities::open`], with the records that `read` gives. Another process that ends a CA removes
+    /// its key after the row in the register: if a file can't be read, the records are read again, and
+    /// the error counts only if they have stayed the same.
+    ///
+    /// # Errors
+    /// As [`Authorities::open`]; or as `read`.
+    pub(crate) fn open_newest<E: From<FileError>>(
+        dir: &Path,
+        read: impl Fn() -> Result<CaRecords, E>,
+        keys: &EndpointKeys,
+        now: OffsetDateTime,
+    ) -> Result<Self, E> {
+        let mut records = read()?;
+        loop {
+            let failed = match Self::open(dir, records.clone(), keys, now) {
+                Ok(authorities) => return Ok(authorities),
+                Err(e) => e,
+            };
+            let newest = read()?;
+            if newest == records {
+                return Err(failed.into());
+            }
+            records = newest;
+        }
+    }
+
     /// Opens the CAs of the records in `dir`, and creates the first one if it is the only one.
     /// Several processes that do so at once get the same one.
     ///

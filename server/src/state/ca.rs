@@ -136,7 +136,8 @@ impl Ca {
     ) -> Result<Self, FileError> {
         let names = CaFiles::of(number);
         let (key_path, cert_path) = (dir.join(&names.key), dir.join(&names.certificate));
-        if !key_path.exists() && cert_path.exists() {
+        // The certificate is looked at first: another process makes it after the key.
+        if cert_path.exists() && !key_path.exists() {
             // A new key would lock out every device, and prevent that a backup is restored.
             let why = format!("it is missing, and `{}` is there", names.certificate);
             return Err(FileError::damaged(key_path, why));

@@ -159,9 +159,12 @@ impl State {
         Ok(next)
     }
 
-    /// Puts the CAs of the register in force in this process.
-    fn reload(&self) -> Result<(), Box<dyn std::error::Error>> {
-        Ok(self.reload_authorities(self.register.cas()?)?)
+    /// Puts the CAs of the register in force in this process, unless it knows newer ones.
+    fn reload(&self) -> Result<(), Failure> {
+        let now = OffsetDateTime::now_utc();
+        let read = || self.register.cas().map_err(Failure::from);
+        self.authorities.set(Authorities::open_newest(&self.dir, read, &self.keys, now)?);
+        Ok(())
     }
 
     /// Makes the server's certificates that are missing, of the CAs that sign: a rotation may have
@@ -263,16 +266,6 @@ impl State {
         let behind = behind(&snapshot);
         let up_to_date = snapshot.counted().count() - behind.len();
         Ok(CaStatus { schema: 1, cas: shown.collect(), behind, up_to_date })
-    }
-
-    /// Puts the CAs of these records in force in this process, unless it knows newer ones.
-    ///
-    /// # Errors
-    /// A file can't be read. Nothing has changed then.
-    pub(crate) fn reload_authorities(&self, records: CaRecords) -> Result<(), FileError> {
-        let now = OffsetDateTime::now_utc();
-        self.authorities.set(Authorities::open(&self.dir, records, &self.keys, now)?);
-        Ok(())
     }
 }
 

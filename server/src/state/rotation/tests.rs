@@ -228,6 +228,30 @@ fn secrets_that_devices_depend_on_are_not_made_anew() {
 }
 
 #[test]
+fn a_ca_that_another_process_ends_while_it_is_opened_is_not_taken_for_damaged() {
+    use std::cell::RefCell;
+    let dir = Dir::new();
+    let state = open(&dir.path());
+    rotate(&state);
+    let stale = state.register.cas().expect("read");
+    state.retire_cas(true, 1).map_err(Failure::from).expect("ended");
+    let now = OffsetDateTime::now_utc();
+    let open = |stale: Vec<CaRecords>| {
+        let stale = RefCell::new(stale);
+        let read = || match stale.borrow_mut().pop() {
+            Some(records) => Ok(records),
+            None => state.register.cas().map_err(Failure::from),
+        };
+        Authorities::open_newest(&dir.path(), read, &state.keys, now)
+    };
+    let opened = open(vec![stale.clone()]).unwrap_or_else(|e| panic!("{e:?}"));
+    let signing: Vec<_> = opened.valid().map(|(authority, _)| authority.number).collect();
+    assert_eq!((opened.all().len(), signing), (2, vec![2]));
+    let damaged = open(vec![stale.clone(), stale]).err().expect("its key is missing");
+    assert!(damaged.to_string().contains("damaged"), "{damaged}");
+}
+
+#[test]
 fn an_older_state_of_the_register_does_not_replace_a_newer_one() {
     let dir = Dir::new();
     let state = open(&dir.path());

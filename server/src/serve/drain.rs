@@ -28,7 +28,7 @@ const REPLACED_WITHIN: Duration = Duration::from_secs(3600);
 const ASKED_WITHIN: Duration = Duration::from_secs(15);
 /// How long after the end of one process of the server the other one may get the order to stop that
 /// was meant for both.
-const BOTH_TOLD_WITHIN: Duration = Duration::from_millis(500);
+const BOTH_TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// How often a process that has been replaced tells what its answers cost.
 const TELL_EVERY: Duration = Duration::from_millis(250);
 
@@ -74,7 +74,13 @@ impl Parts {
         let lost = tokio::select! {
             () = self.sessions.wait() => None,
             () = ended(link) => match told_to_stop(stop).await {
-                true => None,
+                true => {
+                    // Datagrams no longer arrive here, so the tunnels are lost; answers over HTTPS go
+                    // on.
+                    self.close_endpoint();
+                    self.drain(stop).await;
+                    None
+                }
                 false => Some(Failure::new("the aditd that has replaced this one has ended")
                     .hint("the answers that ran here are lost; the log above says why")),
             },
@@ -120,14 +126,19 @@ impl Parts {
         }
     }
 
-    async fn end(mut self) {
-        self.server.draining.cancel();
-        self.sessions.close();
-        self.services.shutdown().await;
+    /// Ends all tunnels.
+    fn close_endpoint(&self) {
         // A closed QUIC endpoint would answer new clients with a refusal.
         self.admission.close();
         let code = Code::ShuttingDown;
         self.endpoint.close((code as u32).into(), code.sentence().as_bytes());
+    }
+
+    async fn end(mut self) {
+        self.server.draining.cancel();
+        self.sessions.close();
+        self.services.shutdown().await;
+        self.close_endpoint();
         let farewell = async {
             self.endpoint.wait_idle().await;
             self.sessions.wait().await;

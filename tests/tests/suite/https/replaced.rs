@@ -25,3 +25,32 @@ async fn a_running_answer_goes_on_and_the_next_request_is_answered_by_the_new_pr
     assert_eq!(ended.code(), Some(0));
     assert_eq!(https.world.ollama.counters().cancelled, 0);
 }
+
+#[tokio::test]
+async fn a_running_answer_comes_to_its_end_when_the_new_process_ends_before_the_order_to_stop() {
+    let mut https = Https::start(Options::default(), "").await;
+    let key = https.key("app", &[]).await;
+    let header = format!("Authorization: Bearer {key}");
+    let json = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":100}}"#;
+    let args = ["--header", &header, "--data", json];
+    let running = https.curl_command("/api/generate", &args).spawn().expect("curl starts");
+    https.world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
+    let new = https.world.replace_server().await;
+    // A unit of systemd ends the newest process, and then tells the others.
+    let served = format!("/proc/{}/status", new.pid);
+    drop(new);
+    let ended = async {
+        while std::fs::read_to_string(&served).is_ok_and(|it| !it.contains("State:\tZ")) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, ended).await.expect("the new process ends");
+    https.world.aditd.signal("TERM");
+    assert_eq!(https.world.ollama.counters().running, 1, "the answer still runs");
+    let out = tokio::time::timeout(4 * SOON, running.wait_with_output()).await;
+    let out = out.expect("in time").expect("it ends");
+    assert!(String::from_utf8_lossy(&out.stdout).contains("\"done\":true"), "{out:?}");
+    let ended = https.world.aditd.ended().await.expect("the old process ends");
+    assert_eq!(ended.code(), Some(0));
+    assert_eq!(https.world.ollama.counters().cancelled, 0);
+}

@@ -143,15 +143,9 @@ impl HttpsCertificate {
         Arc::new(Self { source, current })
     }
 
-    /// Follows the files, the authority, or this machine's names and our own CA, for as long as it is
-    /// polled. Once this process is `replaced`, nothing is ordered: the other process is the one that
-    /// an authority reaches.
-    pub(crate) async fn follow(
-        &self,
-        settings: &HttpsSettings,
-        authorities: &SharedAuthorities,
-        replaced: &CancellationToken,
-    ) {
+    /// Follows the files or the authority, for as long as it is polled. Once this process is
+    /// `replaced`, nothing is ordered: the other process is the one that an authority reaches.
+    pub(super) async fn follow(&self, replaced: &CancellationToken) {
         match &self.source {
             Source::Files(files) => self.follow_files(files).await,
             Source::Acme(acme) => {
@@ -159,21 +153,29 @@ impl HttpsCertificate {
                     let mut current = self.write();
                     (current.key, current.names) = (key, names);
                 };
-                let orders = replaced.run_until_cancelled(acme.keep(tell));
-                tokio::join!(orders, self.follow_names(settings, authorities));
+                let _ = replaced.run_until_cancelled(acme.keep(tell)).await;
             }
-            Source::Own => self.follow_names(settings, authorities).await,
+            Source::Own => {}
         }
     }
 
-    async fn follow_names(&self, settings: &HttpsSettings, authorities: &SharedAuthorities) {
+    /// Follows this machine's names, those of the settings, and our own CA, for as long as it is polled
+    /// and the certificate may be of that. What has changed before is looked at first.
+    pub(super) async fn follow_names(
+        &self,
+        settings: &HttpsSettings,
+        authorities: &SharedAuthorities,
+    ) {
+        if matches!(self.source, Source::Files(_)) {
+            return;
+        }
         let mut changes = authorities.changes();
         loop {
-            // An error would mean that the server is gone.
-            let _ = tokio::time::timeout(LOOK_EVERY * NAMES_EVERY, changes.changed()).await;
             if self.acme().is_none_or(|acme| acme.current().is_none()) {
                 self.look_again(settings, &authorities.get());
             }
+            // An error would mean that the server is gone.
+            let _ = tokio::time::timeout(LOOK_EVERY * NAMES_EVERY, changes.changed()).await;
         }
     }
 

@@ -114,11 +114,32 @@ impl Https {
             let now = changes.borrow_and_update().clone();
             let is_other = |next: &Arc<InForce>| !Arc::ptr_eq(&next.certificate, &now.certificate);
             tokio::select! {
-                () = now.certificate.follow(&now.settings, authorities, replaced) => return,
+                () = self.follow_source(&now.certificate, authorities, replaced) => return,
                 () = self.follow_cas(&now.certificate, authorities) => return,
                 _ = changes.wait_for(is_other) => {}
             }
         }
+    }
+
+    /// Follows where a certificate is from. Other names do not end an order at an authority.
+    async fn follow_source(
+        &self,
+        certificate: &HttpsCertificate,
+        authorities: &SharedAuthorities,
+        replaced: &CancellationToken,
+    ) {
+        let names = async {
+            let mut changes = self.in_force.subscribe();
+            loop {
+                let now = changes.borrow_and_update().clone();
+                let is_other = |next: &Arc<InForce>| next.settings.names != now.settings.names;
+                tokio::select! {
+                    () = certificate.follow_names(&now.settings, authorities) => return,
+                    _ = changes.wait_for(is_other) => {}
+                }
+            }
+        };
+        tokio::join!(certificate.follow(replaced), names);
     }
 
     /// Lets the devices of other CAs in when those have changed.
@@ -147,11 +168,11 @@ impl Https {
 
 #[cfg(test)]
 mod tests {
-    use std::pin::pin;
+    use std::{pin::pin, time::Duration};
 
     use super::*;
     use crate::{
-        https::AcmeCure,
+        https::{AcmeCure, AcmeSettings},
         policy::{Policy, services::Services},
         state::State,
     };
@@ -208,5 +229,47 @@ mod tests {
         assert!(!is_out().await && https.admits(from));
         put(settings(one, CertificateSource::Own));
         assert!(is_out().await && !https.admits(from));
+    }
+
+    #[tokio::test]
+    async fn other_names_are_followed_until_an_authority_has_issued_a_certificate() {
+        let tmp = tempfile::tempdir().expect("a directory");
+        let state = State::open_or_create(&tmp.path().join("state")).expect("a state");
+        let policy = Policy::new(Default::default(), Arc::default(), Services::default());
+        let cure = AcmeCure { note: String::new(), command: String::new() };
+        let acme = AcmeSettings {
+            names: vec!["gpu.example".to_owned().try_into().expect("a name")],
+            contact: Vec::new(),
+            directory: "https://acme.example/directory".to_owned().try_into().expect("a URL"),
+            directory_ca: None,
+            profile: None,
+            external_account: None,
+        };
+        let named = |name: &str| HttpsSettings {
+            names: vec![name.parse().expect("a name")],
+            ..settings("127.0.0.1:1", CertificateSource::Acme(acme.clone()))
+        };
+        let https = Https::new(Vec::new(), named("a.example"), &state, Arc::new(policy), cure);
+        let https = https.expect("a listener");
+        // Nothing is ordered in this test.
+        let replaced = CancellationToken::new();
+        replaced.cancel();
+        let mut following = pin!(https.follow_certificate(&state.authorities, &replaced));
+        let mut has = async |name: &str| {
+            let has = async {
+                while !https.status().certificate.names.iter().any(|it| it == name) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                () = &mut following => false,
+                has = tokio::time::timeout(Duration::from_secs(10), has) => has.is_ok(),
+            }
+        };
+        assert!(has("a.example").await);
+        let next = named("b.example");
+        assert_eq!(https.in_force().settings.later(&next), [""; 0]);
+        https.put(https.prepare(next, &state.authorities.get()).expect("prepared"));
+        assert!(has("b.example").await);
     }
 }

@@ -212,6 +212,11 @@ fn what_a_reload_needs_and_was_given_up_is_named_with_its_setting() {
         ),
         // It counts with the next start only.
         ("", ACME, None),
+        (
+            "[https]\nlisten = ['127.0.0.1:8443']",
+            "[https]\nlisten = ['127.0.0.1:8443']\ntls_cert = '/srv/tls/a.crt'\ntls_key = '{dir}/conf/a.key'",
+            Some("tls_cert: read `/srv/tls`"),
+        ),
         // Beside the configuration it may read.
         (
             "",

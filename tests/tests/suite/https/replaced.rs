@@ -1,5 +1,7 @@
 //! A server process that another one replaces while an application has a running answer.
 
+use std::{collections::HashSet, path::PathBuf};
+
 use tests::{ollama::Options, world::SOON};
 
 use super::Https;
@@ -31,20 +33,21 @@ async fn a_running_answer_comes_to_its_end_when_the_new_process_ends_before_the_
     let mut https = Https::start(Options::default(), "").await;
     let key = https.key("app", &[]).await;
     let header = format!("Authorization: Bearer {key}");
-    let json = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":100}}"#;
+    let json = r#"{"model":"stand-in:latest","prompt":"x","options":{"num_predict":280}}"#;
     let args = ["--header", &header, "--data", json];
     let running = https.curl_command("/api/generate", &args).spawn().expect("curl starts");
     https.world.ollama.wait_for(|now| now.running == 1, SOON).await.expect("it runs");
     let new = https.world.replace_server().await;
-    // A unit of systemd ends the newest process, and then tells the others.
-    let served = format!("/proc/{}/status", new.pid);
+    // A unit of systemd ends the newest process, and then tells the others. This one has seen that end
+    // when it has closed its socket to that process.
+    let before = sockets(https.world.aditd.pid());
     drop(new);
-    let ended = async {
-        while std::fs::read_to_string(&served).is_ok_and(|it| !it.contains("State:\tZ")) {
+    let seen = async {
+        while sockets(https.world.aditd.pid()).is_superset(&before) {
             tokio::task::yield_now().await;
         }
     };
-    tokio::time::timeout(SOON, ended).await.expect("the new process ends");
+    tokio::time::timeout(SOON, seen).await.expect("the end is seen");
     https.world.aditd.signal("TERM");
     assert_eq!(https.world.ollama.counters().running, 1, "the answer still runs");
     let out = tokio::time::timeout(4 * SOON, running.wait_with_output()).await;
@@ -53,4 +56,11 @@ async fn a_running_answer_comes_to_its_end_when_the_new_process_ends_before_the_
     let ended = https.world.aditd.ended().await.expect("the old process ends");
     assert_eq!(ended.code(), Some(0));
     assert_eq!(https.world.ollama.counters().cancelled, 0);
+}
+
+/// The sockets that this process has open.
+fn sockets(pid: u32) -> HashSet<PathBuf> {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").flatten();
+    let targets = open.filter_map(|file| std::fs::read_link(file.path()).ok());
+    targets.filter(|target| target.to_string_lossy().starts_with("socket:")).collect()
 }
